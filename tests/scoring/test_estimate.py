@@ -160,9 +160,6 @@ def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-# A budget
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock of the experiment, on which a minute passes whenever it is looked at."""
@@ -247,8 +244,6 @@ def test_a_budget_in_processes() -> None:
     assert (scores["budget_minutes"], scores["measured_samples"]) == (9, 4)
     assert scores["sweep"] == here["scores"]["sweep"]
 
-
-# The command
 
 FEW = ("--samples", 4, "--seq-len", 12, "--threads", 1)
 
