@@ -23,6 +23,7 @@ from refimpl.pruning.inspection import Inspection, inspect
 from refimpl.pruning.prune import prune
 from refimpl.pruning.record import Pruning
 from refimpl.running.held_model import HeldModel
+from refimpl.running.settings import Settings
 from refimpl.scoring.estimate import Estimate, estimate
 from refimpl.scoring.score import score
 from refimpl.tokens.imatrix import Imatrix, read_imatrix
@@ -50,6 +51,7 @@ __all__ = [
     "RefimplError",
     "Request",
     "Scores",
+    "Settings",
     "__version__",
     "allocate",
     "estimate",

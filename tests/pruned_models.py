@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from msgspec.structs import asdict
 
-from refimpl import Model
+from refimpl import Model, PrunerOptions
+from refimpl.allocation.targets import Targets
 from refimpl.model.ops import Array
+from refimpl.pruning.pruned_blocks import BlockPruner, calibration
 from refimpl.pruning.pruned_files import PrunedFiles
-from refimpl.pruning.pruned_linears import PrunedLinear, stored_weight
+from refimpl.pruning.pruned_linears import PrunedLinear, pruned_weights, stored_weight
+from refimpl.running.settings import Resources
 
 
 @dataclass(frozen=True)
@@ -39,3 +43,17 @@ def write_pruned(model: Model, into: Path, decisions: Decisions) -> Any:
     blocks = sorted(decisions.items())
     counts = [files.write(i, pruned_linears(model, i, x)) for i, x in blocks]
     return SimpleNamespace(counts=counts, **asdict(files.record()))
+
+
+def pruned_blocks(
+    model: Model, targets: Targets, pruner: PrunerOptions, ids: Array | None, resources: Resources
+) -> Iterator[Any]:
+    """Prune a model block by block, as `prune` does: linears, weights, and what was read."""
+    blocks = BlockPruner(model, targets, pruner, calibration(model, pruner, ids), resources)
+    for i, names in enumerate(model.config.linears):
+        found = dict(blocks.linears(i, sums := blocks.sums(i)))
+        linears = {name: found[name] for name in names}
+        packed = {name: x.packed for name, x in linears.items()}
+        weights = pruned_weights(model, i, packed, resources.dtype)
+        blocks.advance(partial(dict, weights))
+        yield SimpleNamespace(index=i, linears=linears, weights=weights, sums=sums)

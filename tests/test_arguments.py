@@ -71,7 +71,7 @@ GOOD = [
     ("only", ("x",)),
     ("actual", {"no such option": 1.0}),
     ("bases", []),
-    ("bases", {}),
+    *(("bases", {}), ("scores", {"no such option": 1.0})),
     ("name", "no such word"),
     ("prompt", "no such word"),
 ]  # and not elsewhere
@@ -121,16 +121,16 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "score": {"finished": folder / "p"}, "evaluate": {"finished": folder / "p"},
         "explain": {}, "logits": {"sequences": (tokens.ids[0],)},
         "generate": {"models": (model,), "prompt": "a", "tokens": 2, "temperature": 0.5, "seed": 0},
-        "prune": {"out": folder / "out", "target": Pattern(2, 4)},
+        "prune": {"out": folder / "out", "target": Pattern(2, 4), "scores": {"format": 4}},
         "read_imatrix": {"path": "fixtures/text.txt"}, "read_model": {"path": "fixtures/llama"},
         "owl_outlier_percent": {"scores": (matrix,)}, "dlp_score": {"scores": (matrix,)},
         "dlp": {"score": vector}, "base_named": {"name": "owl"}, "pruner_named": {"name": "wanda"},
         "propagation": {"width": 0.15}, "corrected": {"hi": 1.0}, "total_count": {"total": 10},
         "apportion": {"total": 1}, "hessian": {"sequences": 1}, "sparsegpt": {"target": 5},
         "sparsegpt_peer": {"target": 0.5}, "computed_case": {"recipe": Recipe(only=("embed",))},
-        "read_case": {"folder": "fixtures/cases/gpt2"},
-        "Noise": vars(Noise(subset=1)),
+        "read_case": {"folder": "fixtures/cases/gpt2"}, "Noise": vars(Noise(subset=1)),
         "Probes": vars(Probes(subset=1, probe_delta=0.1, probe_samples=1)),
+        "Settings": {"dtype": "float32", "threads": 1, "progress": print, "finished": folder},
         "Pattern": {"pruned": 2, "group": 4}, "Request": vars(Request(correct="absorption")),
     }  # fmt: skip
     good = {}

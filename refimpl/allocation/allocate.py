@@ -21,7 +21,7 @@ from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import plain
 from refimpl.method.absorption import nan_mean
-from refimpl.method.correction import at_clip, centred_log, clipped_log, corrected
+from refimpl.method.correction import LOG_LIMIT, centred_log, clipped_log, corrected
 from refimpl.method.equal_marginals import Growth, equal_marginals, growth
 from refimpl.method.perturbation import Probes
 from refimpl.method.projection import project
@@ -224,7 +224,7 @@ def allocated(
             rows[i, : len(block)], columns[i, : len(block)] = zip(*block.values(), strict=True)
         pruned = rows * np.minimum((columns * per_linear).astype(np.int64), columns)
     base_sparsity, sparsity = (_of_blocks(x, share) for x in (projected, final))
-    clipped = np.zeros(num_blocks, np.bool_) if u is None else at_clip(u)
+    clipped = np.abs(np.zeros(num_blocks) if u is None else u) >= LOG_LIMIT
     total = int(sizes.sum())
     return Allocation(request, base_sparsity, sparsity, per_linear, pruned, clipped, total, grows)
 

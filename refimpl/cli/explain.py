@@ -58,8 +58,7 @@ def command(
     plan, wanted = checked_plan(context, perturbed, wanted)
     opened = where.read(model)
     tokens = model_tokens(opened, **vars(source), seed=plan.seed, default=(SAMPLES, SEQ_LEN))
-    chosen = {name: getattr(settings, name) for name in IN_PROCESS}
     block, step = shown.block, shown.step
     with progress_bar("explaining") as progress:
-        steps = explain(opened, tokens, block, step, plan, wanted, progress=progress, **chosen)
+        steps = explain(opened, tokens, block, step, plan, wanted, settings, progress=progress)
     to.deliver(explanation_document(steps, shown.source), explanation_text(steps, shown.source))

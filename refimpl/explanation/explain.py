@@ -1,10 +1,9 @@
 """The algorithm as it runs on one model, step by step, with the numbers of that run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.allocation.request import Request
 from refimpl.errors import RefimplError
@@ -16,7 +15,8 @@ from refimpl.method.perturbation import Perturbation, require_resolved
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.running.provenance import TokenFacts, token_facts
-from refimpl.running.threads import Progress, Workers
+from refimpl.running.settings import Settings
+from refimpl.running.threads import Workers
 from refimpl.tokens import Tokens
 
 SAMPLES, SEQ_LEN = 2, 32  # enough to see every step, and a standard error
@@ -59,11 +59,8 @@ def explain(
     step: str | None = None,
     plan: Perturbation | None = None,
     request: Request | None = None,
-    *,
-    dtype: npt.DTypeLike = np.float32,
-    threads: int | None = None,
-    memory: str | int | None = None,
-    progress: Progress = lambda done, total: None,
+    settings: Settings | None = None,
+    **changes: Any,
 ) -> Explanation:
     """Take one model through the algorithm and show each step.
 
@@ -74,10 +71,8 @@ def explain(
         step: The only step to show; all if None.
         plan: The perturbation, as for `score`.
         request: The allocation, as for `score` and `allocate`; if None, the paper's.
-        dtype: float32, or float64 to certify.
-        threads: Worker threads; one per core if None.
-        memory: Memory for residual states.
-        progress: Called with the work of the experiment done and in all.
+        settings: How it runs.
+        **changes: Fields of the settings to change, such as `dtype="float64"`.
 
     Returns:
         The steps with their values; only what they show is computed.
@@ -95,7 +90,8 @@ def explain(
     """
     request = request or Request(correct="absorption")
     plan = request.perturbation(plan)
-    require_resolved(plan, dtype)
+    settings = replace(settings or Settings(), **changes)
+    require_resolved(plan, settings.dtype)
     if plan.subset is not None:
         raise RefimplError(
             f"a subset of {plan.subset} blocks",
@@ -119,9 +115,12 @@ def explain(
         raise RefimplError(
             f"no step {step!r} in {model.name}", f"one of {', '.join(names)}", "change --step"
         )
-    values = Values(model, tokens, block, plan, request, dtype, threads, memory, progress)
-    model.check_finite(dtype)
-    with loud(dtype), Workers(threads):  # which keep BLAS to one thread, as in score
+    values = Values(model, tokens, block, plan, request, settings)
+    model.check_finite(settings.dtype)
+    with (
+        loud(settings.dtype),
+        Workers(settings.threads),
+    ):  # which keep BLAS to one thread, as in score
         shown = tuple(
             (place, one, tuple(one.figures(values)))
             for place, one in enumerate(steps, 1)
@@ -133,7 +132,7 @@ def explain(
         model.config.num_blocks,
         block,
         token_facts(tokens),
-        np.dtype(dtype).name,
+        np.dtype(settings.dtype).name,
         shown,
         len(steps),
     )

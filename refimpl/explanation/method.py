@@ -90,7 +90,7 @@ def _drift(v: Values) -> Iterator[Figure]:
 
 def _ratio(v: Values) -> Iterator[Figure]:
     states, _ = v.followed
-    ratios = np.array([[state.measures().ratio for state in draws] for draws in states])
+    ratios = np.array([[state.measures()["ratio"] for state in draws] for draws in states])
     r, stderr = absorption_coefficient(ratios)
     yield Figure("R_L / R_l", surviving_drift(states[0][0].last, states[0][0].first), "per token")
     yield Figure("mean", ratios, "[sequences, draws]")
@@ -133,7 +133,9 @@ def _correction(v: Values) -> Iterator[Figure]:
     yield Figure("u", u)
     yield Figure("Delta", delta)
     yield Figure("c", c, f"strength {strength:g}, at most {request.max_correction:g}")
-    yield Figure("at the clip", int(correction.at_clip(u).sum()), f"of {len(u)} blocks")
+    yield Figure(
+        "at the clip", int((np.abs(u) >= correction.LOG_LIMIT).sum()), f"of {len(u)} blocks"
+    )
 
 
 def _growth(v: Values) -> Iterator[Figure]:

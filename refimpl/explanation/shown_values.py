@@ -25,7 +25,8 @@ from refimpl.model.statistics import add_sums, second_moments, sum_of_squares
 from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.wanda import wanda_keep, wanda_score
-from refimpl.running.threads import Progress, Workers
+from refimpl.running.settings import Settings
+from refimpl.running.threads import Workers
 from refimpl.scoring.measurements import Address
 from refimpl.scoring.perturbed_state import Clean, PerturbedState, Stack, with_noise
 from refimpl.scoring.score import probed_blocks, score
@@ -44,10 +45,7 @@ class Values:
     index: int
     plan: Perturbation
     request: Request
-    dtype: npt.DTypeLike = np.float32
-    threads: int | None = None
-    memory: str | int | None = None
-    progress: Progress = lambda done, total: None
+    settings: Settings
 
     @property
     def config(self) -> Config:
@@ -77,12 +75,14 @@ class Values:
     @cached_property
     def weights(self) -> BlockWeights:
         """Weights of the block."""
-        return self.model.block(self.index, self.dtype)
+        return self.model.block(self.index, self.settings.dtype)
 
     @cached_property
     def embedded(self) -> list[Array]:
         """h_0 of every sequence, [1, S, D]."""
-        return list(Stream(self.model, dict(enumerate(self.ids)), self.dtype).states.values())
+        return list(
+            Stream(self.model, dict(enumerate(self.ids)), self.settings.dtype).states.values()
+        )
 
     @cached_property
     def entering(self) -> list[Array]:
@@ -142,22 +142,15 @@ class Values:
     def logits(self) -> Array:
         """Scores of what follows the first sequence, [V]; the head is read in pieces."""
         last, size = self.followed[1][:, -1:], self.config.vocab_size
-        pieces = (self.model.head(self.dtype, slice(i, i + ROWS)) for i in range(0, size, ROWS))
+        pieces = (
+            self.model.head(self.settings.dtype, slice(i, i + ROWS)) for i in range(0, size, ROWS)
+        )
         return np.concatenate([head(last, rows, self.config)[0, 0] for rows in pieces])
 
     @cached_property
     def scores(self) -> Scores:
         """The result of `score`."""
-        return score(
-            self.model,
-            self.tokens,
-            self.plan,
-            self.request,
-            dtype=self.dtype,
-            threads=self.threads,
-            memory=self.memory,
-            progress=self.progress,
-        )
+        return score(self.model, self.tokens, self.plan, self.request, self.settings)
 
     @cached_property
     def allocation(self) -> Allocation:
@@ -204,21 +197,21 @@ class Values:
         assert isinstance(plan, Probes)
         alone = replace(plan, probe_delta=None)
         prune = probed_blocks(self.config, at.linear_pruned, alone, moments)
-        with Workers(self.threads) as workers:
+        with Workers(self.settings.threads) as workers:
             if prune.needs_products:
                 ids, every = dict(enumerate(self.ids)), dict(enumerate(self.entering))
-                clean = Stream(self.model, ids, self.dtype, every, self.index)
+                clean = Stream(self.model, ids, self.settings.dtype, every, self.index)
                 prune = prune.summed(clean, self.weights, workers)
             return prune(self.index, 0, self.weights, workers)
 
     def _through(self, index: int) -> Callable[[Array], Array]:
         """One block of the model, as a function of the stream."""
-        weights = self.model.block(index, self.dtype)
+        weights = self.model.block(index, self.settings.dtype)
         return partial(self._stream(index).through, weights=weights)
 
     def _stream(self, index: int) -> Stream:
         """The sequences before one block; its states are handed in."""
-        return Stream(self.model, dict(enumerate(self.ids)), self.dtype, {}, index)
+        return Stream(self.model, dict(enumerate(self.ids)), self.settings.dtype, {}, index)
 
     def started(self, sequence: int, draw: int) -> Stack:
         """One state after the block, perturbed by the plan."""

@@ -76,25 +76,6 @@ def centred_log(error: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
 
 
 @checked
-def at_clip(u: npt.ArrayLike) -> Array:
-    """Return which blocks are at the clip, where the correction no longer tells them apart.
-
-    |u_l| = log 3
-
-    Args:
-        u: Clipped logarithms per block, [L].
-
-    Returns:
-        True where clipped, [L].
-
-    Example:
-        >>> at_clip(clipped_log([5.0, 1.0]))
-        array([ True, False])
-    """
-    return np.abs(finite_vector(u, "u")) >= LOG_LIMIT
-
-
-@checked
 def correction(
     u: npt.ArrayLike,
     strength: float = STRENGTH,

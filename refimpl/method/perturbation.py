@@ -44,19 +44,16 @@ class Perturbation(Checked):
     @property
     def etas(self) -> tuple[float | None, ...]:
         """The size of each result; None where the perturbation itself sets it."""
-        return (None,)
+        return self.eta if isinstance(self, Noise) else (None,)
 
     @property
     def on_sinks(self) -> bool:
-        """Whether noise is on sinks, so that states without it travel beside those that have some.
-
-        They do at the first eta.
-        """
-        return False
+        """Whether noise is on sinks: then, at the first eta, states travel without it, too."""
+        return isinstance(self, Noise) and self.sink == "include"
 
     def variants(self, linears: int) -> int:
         """Perturbed states per sequence and draw of a block with so many linears."""
-        raise NotImplementedError
+        return len(self.etas)
 
     def perturbed_samples(self, samples: int) -> int:
         """How many of so many samples are perturbed."""
@@ -116,20 +113,6 @@ class Noise(Perturbation):
         "N(0, eta^2 ||h||^2 / D).",
         of="variant",
     )
-
-    @property
-    def etas(self) -> tuple[float, ...]:
-        """The sizes of the noise."""
-        return self.eta
-
-    @property
-    def on_sinks(self) -> bool:
-        """Whether sinks are included."""
-        return self.sink == "include"
-
-    def variants(self, linears: int) -> int:
-        """One per eta."""
-        return len(self.eta)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -57,6 +57,16 @@ def number_in(value: float, name: str, low: float, high: float) -> float:
     return float(value)
 
 
+def check_count(count: int, available: int) -> None:
+    """Refuse a count that is negative or exceeds what there is."""
+    if not 0 <= count <= available:
+        raise RefimplError(
+            f"{count} weights to prune of {available}",
+            f"a count in [0, {available}]",
+            "lower the sparsity of this unit",
+        )
+
+
 def decimal(value: float) -> Fraction:
     """The decimal that a number was asked as, exactly: 7/10 for 0.7, not its nearest double."""
     return Fraction(repr(float(value)))

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Ints, decimal, finite_vector, number_in, unit_sizes
+from refimpl.pruners.checks import Ints, check_count, decimal, finite_vector, number_in, unit_sizes
 
 
 @checked
@@ -130,13 +130,3 @@ def counts(sparsity_per_unit: npt.ArrayLike, sizes: npt.ArrayLike, sparsity: flo
     for fraction in (fractions.min(), fractions.max()):
         number_in(fraction, "sparsity of a unit", 0, 1)
     return apportion(fractions * units, units, total_count(sparsity, int(units.sum())))
-
-
-def check_count(count: int, available: int) -> None:
-    """Refuse a count that is negative or exceeds what there is."""
-    if not 0 <= count <= available:
-        raise RefimplError(
-            f"{count} weights to prune of {available}",
-            f"a count in [0, {available}]",
-            "lower the sparsity of this unit",
-        )

@@ -5,8 +5,7 @@ import numpy.typing as npt
 
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Floats, not_negative, score_matrix
-from refimpl.pruners.counts import check_count
+from refimpl.pruners.checks import Bools, Floats, check_count, not_negative, score_matrix
 from refimpl.pruners.pruner import LinearInputs, Pruner
 
 

@@ -19,10 +19,10 @@ from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import Pattern
-from refimpl.pruners.pruner import Pruner, pruners
+from refimpl.pruners.pruner import Pruner
 from refimpl.pruners.wanda import WANDA
 from refimpl.pruning.copied_files import copies
-from refimpl.pruning.pruned_blocks import BlockPruner, calibration_ids
+from refimpl.pruning.pruned_blocks import BlockPruner, calibration
 from refimpl.pruning.pruned_files import Counts, PrunedFiles
 from refimpl.pruning.pruned_linears import pruned_weights, unpacked
 from refimpl.pruning.record import (
@@ -103,8 +103,7 @@ def prune(
             pass the blocks on the threads of this process. Finished units are kept beside `out`: an
             interrupted run of the same is continued after its last whole block.
         force: Whether an existing folder of models is replaced.
-        measure: Called with the new model before it is in place; it returns further fields of the
-            record.
+        measure: Called with the new model before it is in place; it returns more of the record.
         scores: The document of the scores that the target was made of, which is kept in the folder.
         **changes: Fields of the settings to change, such as `dtype="float64"`.
 
@@ -132,21 +131,16 @@ def prune(
     pruner = pruner if isinstance(pruner, PrunerOptions) else PrunerOptions(pruner)
     settings = replace(settings or Settings(), **changes)
     targets = targets_for(target, config.linears)
-    imatrix = _imatrix(tokens, pruner)
-    ids = None
-    if imatrix is None:
-        ids = calibration_ids(model, pruner, tokens.ids if isinstance(tokens, Tokens) else None)
-    facts = None if tokens is None or (ids is None and imatrix is None) else token_facts(tokens)
-    state_bytes = (
-        0 if ids is None else ids.size * config.hidden_size * np.dtype(settings.dtype).itemsize
-    )
-    check_prune(model, out, {}, force, pruner, 2 * state_bytes)
-    if ids is not None and 2 * state_bytes > (budget := parse_memory(settings.memory)):
+    inputs = calibration(model, pruner, tokens)
+    facts = None if inputs is None or tokens is None else token_facts(tokens)
+    size = 0 if inputs is None or isinstance(inputs, Imatrix) else inputs.size
+    need = 2 * size * config.hidden_size * np.dtype(settings.dtype).itemsize
+    check_prune(model, out, {}, force, pruner, need)
+    if need > (budget := parse_memory(settings.memory)):
         raise RefimplError(
             f"memory of {budget} bytes does not hold the calibration's residual states",
-            f"{2 * state_bytes} bytes: {len(ids)} x {ids.shape[1]} tokens, before and after a "
-            "block",
-            f"use --memory {2 * state_bytes} or more, or fewer --samples",
+            f"{need} bytes: {size} tokens in all, before and after a block",
+            f"use --memory {need} or more, or fewer --samples",
         )
     model.check_finite(settings.dtype)
     before, source = read_record(model), UnchangedFiles(model)
@@ -156,7 +150,6 @@ def prune(
         finished_units(folder.parent, identity, source.check) as finished,
         settings.open() as resources,
     ):
-        inputs = ids if imatrix is None else imatrix
         _prune_blocks(model, targets, pruner, inputs, resources, finished)
         folder.mkdir()
         files = PrunedFiles(model, folder)
@@ -262,7 +255,7 @@ def _prune_blocks(
 
     for i in range(first, last + 1):
         if i in left:
-            sums = block_pruner.dense(i)[1]
+            sums = block_pruner.sums(i)
             linears = {name: x.packed for name, x in block_pruner.linears(i, sums)}
             finished.write(BLOCK(i), linears)
             del sums, linears  # so that no more than one block is in memory
@@ -270,21 +263,6 @@ def _prune_blocks(
         if i < last and (states := block_pruner.advance(bound(pruned, i))):
             finished.write(STATES(i), list(states))
             finished.forget(STATES(i - 1))
-
-
-def _imatrix(tokens: Tokens | Imatrix | None, pruner: PrunerOptions) -> Imatrix | None:
-    """The importance matrix that a pruner uses, if it was passed one."""
-    needs = pruner.record.needs
-    if not isinstance(tokens, Imatrix) or needs is None:
-        return None
-    if needs != "squares":
-        of_squares = [x.name for x in pruners().values() if x.needs == "squares"]
-        raise RefimplError(
-            f"{pruner.record.name} with an importance matrix",
-            f"{' or '.join(of_squares)}, which needs the squares of the inputs and nothing else",
-            f"use {of_squares[0]}, or omit the importance matrix",
-        )
-    return tokens
 
 
 def _options(

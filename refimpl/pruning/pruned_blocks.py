@@ -3,7 +3,6 @@
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from refimpl.allocation.targets import Targets
 from refimpl.errors import RefimplError
 from refimpl.model.forward import Weights
-from refimpl.model.model import BlockWeights, Model
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import SUMS, input_of
 from refimpl.model.stream import Stream
@@ -25,20 +24,8 @@ from refimpl.running.settings import Resources
 from refimpl.running.work_units import results
 from refimpl.scoring.dense_statistics import sums_of_all
 from refimpl.storage.arrays import write_tree
+from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
-
-
-@dataclass(frozen=True)
-class PrunedBlock:
-    """One block after pruning: its linears by name, and all its weights by our names.
-
-    The sums are of what its linears read, by trace point; empty without calibration.
-    """
-
-    index: int
-    linears: Mapping[str, PrunedLinear]
-    weights: Weights
-    sums: Mapping[str, Array]
 
 
 class BlockPruner:
@@ -79,16 +66,16 @@ class BlockPruner:
             numbered = None if states is None else dict(enumerate(map(np.array, states)))
             self.stream = Stream(model, dict(enumerate(inputs)), resources.dtype, numbered, index)
 
-    def dense(self, index: int) -> tuple[BlockWeights, Mapping[str, Array]]:
-        """The weights of a dense block, and the sums of what its linears read, by trace point."""
+    def sums(self, index: int) -> Mapping[str, Array]:
+        """The sums of what the linears of a dense block read, by trace point."""
         workers, tick = self.resources.workers, self.resources.tick
-        weights = self.model.block(index, self.resources.dtype, workers.map)
         if self.imatrix is not None:
-            return weights, self.imatrix.squares[index]
+            return self.imatrix.squares[index]
         if self.stream is None:
-            return weights, {}
+            return {}
+        weights = self.model.block(index, self.resources.dtype, workers.map)
         statistic = SUMS[str(self.pruner.record.needs)]
-        return weights, sums_of_all(self.stream, weights, statistic, workers, tick)[1]
+        return sums_of_all(self.stream, weights, statistic, workers, tick)[1]
 
     def advance(self, pruned: Callable[[], Weights]) -> Sequence[Array]:
         """Pass the pruned block; returns the states [1, S, D] after it, none after the last one."""
@@ -147,31 +134,26 @@ class BlockPruner:
         return str(path.absolute())
 
 
-def calibration_ids(model: Model, pruner: PrunerOptions, ids: Array | None) -> Array | None:
-    """The checked calibration ids [N, S] of a pruner that needs some, or None."""
-    if pruner.record.needs is None:
+def calibration(
+    model: Model, pruner: PrunerOptions, tokens: Tokens | Imatrix | Array | None
+) -> Array | Imatrix | None:
+    """Checked ids [N, S], or an importance matrix, for a pruner that needs inputs; else None."""
+    record = pruner.record
+    if record.needs is None:
         return None
-    if ids is None:
-        weights_alone = [x.name for x in pruners().values() if x.needs is None]
+    named = {x.needs: x.name for x in reversed([*pruners().values()])}
+    if isinstance(tokens, Imatrix) and record.needs != "squares":
         raise RefimplError(
-            f"{pruner.record.name} without calibration tokens",
-            "token ids: the pruner looks at the inputs of linears",
-            f"pass tokens, or use {' or '.join(weights_alone)}",
+            f"{record.name} with an importance matrix",
+            f"{named['squares']}, which needs the squares of the inputs and nothing else",
+            f"use {named['squares']}, or omit the importance matrix",
         )
-    return checked_ids(ids, model.config)
-
-
-def pruned_blocks(
-    model: Model, targets: Targets, pruner: PrunerOptions, ids: Array | None, resources: Resources
-) -> Iterator[PrunedBlock]:
-    """Prune a model in memory, block by block; ids [N, S] may be None without calibration."""
-    ids = calibration_ids(model, pruner, ids)
-    block_pruner = BlockPruner(model, targets, pruner, ids, resources)
-    for i in range(model.config.num_blocks):
-        dense, sums = block_pruner.dense(i)
-        pruned = dict(block_pruner.linears(i, sums))
-        linears = {name: pruned[name] for name in model.config.linears[i]}
-        new = {f"{n}.weight": x.weight(dense[f"{n}.weight"]) for n, x in linears.items()}
-        block = PrunedBlock(i, linears, dense | new, sums)
-        block_pruner.advance(partial(dense.__or__, new))
-        yield block
+    if tokens is None:
+        raise RefimplError(
+            f"{record.name} without calibration tokens",
+            "token ids: the pruner looks at the inputs of linears",
+            f"pass tokens, or use {named[None]}",
+        )
+    if isinstance(tokens, Imatrix):
+        return tokens
+    return checked_ids(tokens.ids if isinstance(tokens, Tokens) else tokens, model.config)

@@ -43,12 +43,6 @@ class PrunedLinear:
         stored = self.stored if self.changed else None
         return {"keep": np.packbits(self.keep), "stored": stored, "method": self.method}
 
-    def weight(self, dense: Array) -> Array:
-        """The pruned weights, [out, in], in the dtype (and arithmetic) of the dense ones."""
-        if self.changed:
-            return self.stored.astype(dense.dtype, copy=False)
-        return zeroed(dense, self.keep)
-
 
 PackedLinear = Mapping[str, Any]
 """A pruned linear as a finished unit holds it: `keep` as bits, `stored` or None, `method`."""

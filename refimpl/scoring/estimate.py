@@ -102,7 +102,7 @@ def estimate(
     plan, before = request.perturbation(plan), peak_memory() or 0
     ids, config = checked_ids(tokens.ids, model.config), model.config
     base, keep = pruned_base(config, request).linear_pruned, settings.finished is not None
-    with replace(settings, finished=None).open() as resources:
+    with settings.open() as resources:
         divergence, probes = request.correct == "divergence", isinstance(plan, Probes)
         groups = work_list(config, ids, plan, resources, divergence=divergence, keep=keep)
         dense = dense_units(config, dict(enumerate(ids)), resources, keep) if probes else []

@@ -15,7 +15,6 @@ from refimpl.running.work_units import results
 from refimpl.scoring.dense_statistics import SummedSquares, sequences_together
 from refimpl.scoring.grouping import Addresses, stacks, state_groups
 from refimpl.scoring.measurements import Address, Measurements, PruneBlock, Squares, addresses
-from refimpl.scoring.perturbed_state import StateMeasures
 from refimpl.scoring.pruned_alone import needs_products
 from refimpl.scoring.state_group import StateGroup
 
@@ -66,17 +65,17 @@ def experiment(
                 squares.add(int(numbers[0]), tuple(value))
             if kind != "state":  # of another part of the run
                 continue
-            a, measures = Address(*map(int, numbers)), StateMeasures(*value)
-            measured.drift[a.index][a.block :] = measures.drift
-            measured.alignment[a.index][a.block :] = measures.alignment
-            measured.ratios[a.index] = measures.ratio
-            measured.left_out[a.variant, a.block] += measures.left_out
-            measured.sinks[a.block] += measures.sinks if a in counting else 0
+            a = Address(*map(int, numbers))
+            measured.drift[a.index][a.block :] = value["drift"]
+            measured.alignment[a.index][a.block :] = value["alignment"]
+            measured.ratios[a.index] = value["ratio"]
+            measured.left_out[a.variant, a.block] += value["left_out"]
+            measured.sinks[a.block] += value["sinks"] if a in counting else 0
             if a.variant == 0:
-                measured.quiet[a.index[1:]] = measures.quiet_ratio
-                measured.sink_share[a.sequence, a.block] = measures.sink_share
+                measured.quiet[a.index[1:]] = value["quiet_ratio"]
+                measured.sink_share[a.sequence, a.block] = value["sink_share"]
             if measured.divergence is not None:
-                measured.divergence[a.index] = measures.divergence
+                measured.divergence[a.index] = value["divergence"]
 
     units = work_list(
         config,

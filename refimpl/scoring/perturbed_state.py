@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import nan
+from typing import Any
 
 import numpy as np
 
@@ -23,31 +24,6 @@ from refimpl.scoring.measurements import Address
 
 Clean = Future[tuple[Array, dict[str, Array]]]
 """A clean state after a block, [1, S, D], and the squares of its linears' inputs, when computed."""
-
-
-@dataclass(frozen=True)
-class StateMeasures:
-    """What is measured of one perturbed state.
-
-    Args:
-        drift: Mean relative drift after the perturbed block and after every later one.
-        alignment: Mean alignment, after the same blocks.
-        ratio: Mean over tokens of the drift at the end over the drift at the perturbed block.
-        left_out: Tokens without such a ratio.
-        sinks: Tokens excluded as sinks.
-        divergence: Mean KL of the next-token distributions, if it was asked for.
-        quiet_ratio: The ratio of the same perturbation without noise on sinks; NaN without sinks.
-        sink_share: Share of the clean state's squared norm in sinks.
-    """
-
-    drift: list[float]
-    alignment: list[float]
-    ratio: float
-    left_out: int
-    sinks: int
-    divergence: float | None = None
-    quiet_ratio: float = nan
-    sink_share: float = 0.0
 
 
 class PerturbedState:
@@ -76,19 +52,25 @@ class PerturbedState:
         self.alignment.append(float(nan_mean(distance.alignment)))
         self.last = distance.drift
 
-    def measures(self, divergence: float | None = None) -> StateMeasures:
-        """What is measured of it, after the last block."""
+    def measures(self, divergence: float | None = None) -> dict[str, Any]:
+        """What is measured of it, after the last block.
+
+        Mean drift and alignment after the perturbed block and every later one; the mean over tokens
+        of the drift at the end over the drift at the perturbed block, tokens without such a ratio,
+        sinks, the mean KL of the next-token distributions, the ratio of the same perturbation
+        without noise on sinks (NaN without sinks), and the sinks' share of the squared norm.
+        """
         share = surviving_drift(self.last, self.first)
-        return StateMeasures(
-            self.drift,
-            self.alignment,
-            float(nan_mean(share)),
-            int(left_out(share, self.kept, self.norm)),
-            int(np.count_nonzero(~self.kept)),
-            divergence,
-            nan if self.quiet is None else self.quiet.measures().ratio,
-            self.sink_share,
-        )
+        return {
+            "drift": self.drift,
+            "alignment": self.alignment,
+            "ratio": float(nan_mean(share)),
+            "left_out": int(left_out(share, self.kept, self.norm)),
+            "sinks": int(np.count_nonzero(~self.kept)),
+            "divergence": divergence,
+            "quiet_ratio": nan if self.quiet is None else self.quiet.measures()["ratio"],
+            "sink_share": self.sink_share,
+        }
 
 
 class Stack:

@@ -40,11 +40,6 @@ from refimpl.scoring.signals import Chosen, before_squares, of_drifts, of_moment
 from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens
 
-# Fields of the request that no finished unit depends on: those of the allocation, which comes
-# after the experiment; and, if nothing is pruned, those of the projection of the base.
-ALLOCATING = ("correct", "strength", "max_correction", "correction_scale", "compat", "kappa")
-PROJECTING = ("sparsity", "lo", "hi")
-
 
 def score(
     model: Model,
@@ -174,18 +169,16 @@ def _options(
     tokens: Tokens, plan: Perturbation, request: Request, chosen: Chosen
 ) -> dict[str, Any]:
     """What finished units depend on, besides the model and the dtype."""
-    pruning = isinstance(plan, Probes)
-    free = ("base", *ALLOCATING, *(() if pruning else PROJECTING))
-    custom = request.file if pruning else None
+    base: list[Any] | None = None  # where blocks are pruned
+    if isinstance(plan, Probes):
+        at = request.pruned_at
+        custom = at.file and sha256(read_file(at.file)).hexdigest()
+        base = [at.record.name, dict(at.options), at.sparsity, at.lo, at.hi, custom]
     return {
         "command": "score",
         "tokens": tokens.sha256,
         "perturbation": vars(plan),
-        "base": [
-            request.record.name,
-            {x.name: getattr(request, x.name) for x in fields(request) if x.name not in free},
-            custom and sha256(read_file(custom)).hexdigest(),
-        ],
+        "base": base,
         "signals": {name: options for name, (_, options) in chosen.bases.items()},
         "divergence": request.correct == "divergence",
     }

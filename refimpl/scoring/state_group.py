@@ -5,7 +5,7 @@ is loaded once for all of them, and nothing before the perturbed block is comput
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -100,11 +100,8 @@ class StateGroup:
         divergences: Mapping[Address, float] = {}
         if self.divergence:
             divergences = self._divergences(model, stacks, clean.states, workers, tick)
-        measures = {
-            a.key: astuple(state.measures(divergences.get(a)))
-            for x in stacks
-            for a, state in x.items()
-        }
+        items = [(a, state) for x in stacks for a, state in x.items()]
+        measures = {a.key: state.measures(divergences.get(a)) for a, state in items}
         return measures | {f"squares {sequence}": sums for sequence, sums in squares.items()}
 
     def _pruned(

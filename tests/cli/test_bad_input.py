@@ -143,7 +143,7 @@ OPTIONS = {
     "--threads 0": "from 1 to 1,024",
     "--threads two": "--threads",
     "--memory nonsense": "a size such as 512M",
-    "--memory 100 --eta 0.1": "at least 3072 bytes",
+    "--memory 100 --eta 0.1": "at least 5120 bytes",
     "--samples 0": "at least 1 sample",
     "--seq-len 65": "--seq-len 64 or less",
     "--samples few": "--samples",

@@ -120,7 +120,6 @@ import signal, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 
-from refimpl.running.settings import Settings
 from refimpl.running.work_units import results
 
 @dataclass
@@ -142,8 +141,8 @@ def elsewhere(begun):
     time.sleep(0.5)
     signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
-def score(model, *_, executor, **__):
-    with Settings(executor=executor).open() as resources:
+def score(model, tokens, plan, request, settings, **_):
+    with settings.open() as resources:
         print("ready", flush=True)
         if how == "elsewhere":
             threading.Thread(target=elsewhere, args=(Path("a"),), daemon=True).start()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from candidates import Arrays
 from gates import case_of
+from pruned_models import pruned_blocks
 
 from refimpl.allocation.allocate import allocate
 from refimpl.allocation.targets import allocation_targets
@@ -15,7 +16,6 @@ from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, case_inputs
 from refimpl.oracle.steps import TABLE, every_array, steps
 from refimpl.pruners.decision import PrunerOptions
-from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
 from refimpl.tokens import Tokens

@@ -25,20 +25,15 @@ from candidates import (
 from gates import case_of, model_of
 from program import ran, run
 
-from refimpl.allocation.targets import pattern_targets
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, computed_case, stepwise_steps
 from refimpl.oracle.check import check
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.reference_errors import reference_run
-from refimpl.oracle.rounding import ARITHMETIC, Float32MinusEight, RoundedModel
+from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import steps
 from refimpl.pruners.counts import split_count
-from refimpl.pruners.decision import PrunerOptions
-from refimpl.pruners.pattern import Pattern
-from refimpl.pruning.pruned_blocks import pruned_blocks
-from refimpl.running.settings import Settings
 from refimpl.show.oracle import stage_of
 from refimpl.tokens import random_tokens
 
@@ -293,11 +288,3 @@ def test_the_command_says_which_way(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done = run("check", case.folder, path, "--stepwise")
     assert done.code == 1
     assert done.out.splitlines()[-1].endswith("--only 'blocks.1.q' --stepwise")
-
-
-def test_a_pruned_block_of_a_rounded_model_still_rounds() -> None:
-    model = RoundedModel.of(case_of("llama").model, Float32MinusEight)
-    targets = pattern_targets(Pattern(2, 4), model.config.linears, "exact")
-    with Settings().open() as resources:
-        block = next(pruned_blocks(model, targets, PrunerOptions("magnitude"), None, resources))
-    assert all(type(weight) is Float32MinusEight for weight in block.weights.values())

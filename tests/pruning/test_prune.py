@@ -16,6 +16,7 @@ from documents import facts, files, numbers
 from gates import CASES, model_of
 from peer_numbers import TINY
 from program import ran, refused
+from pruned_models import pruned_blocks
 from safetensors.numpy import load_file
 
 from refimpl import (
@@ -40,7 +41,6 @@ from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.pruner import Pruner
 from refimpl.pruners.wanda import wanda_keep, wanda_score
 from refimpl.pruning.prune import prune
-from refimpl.pruning.pruned_blocks import pruned_blocks
 from refimpl.running.settings import Settings
 from refimpl.tokens import Tokens, id_tokens, random_tokens
 

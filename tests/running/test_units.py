@@ -180,7 +180,7 @@ def test_workers_compute_all_that_units_do(
     def here(*given: Any, **options: Any) -> Any:
         raise AssertionError("computed in the client")
 
-    monkeypatch.setattr("refimpl.pruning.pruned_linears.decision", here)
+    monkeypatch.setattr("refimpl.scoring.pruned_alone.decision", here)
     options: dict[str, Any] = {"executor": processes}
     progress = {**options, "progress": lambda done, total: passes.append(done / total)}
     prune(model, tmp_path / "out", Pattern(2, 4), PrunerOptions("sparsegpt"), tokens, **progress)

@@ -75,7 +75,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.scoring.estimate.SECONDS", 0)
 
 
-@pytest.mark.parametrize("options", [{}, {"memory": "20K"}, {"threads": 3, "memory": "40K"}])
+@pytest.mark.parametrize("options", [{}, {"memory": "30K"}, {"threads": 3, "memory": "40K"}])
 @pytest.mark.parametrize("name", [name for name in RUNS if name not in ("lsa", "sparsegpt")])
 @pytest.mark.usefixtures("counting")
 def test_passes_and_reads_are_those_of_the_run(name: str, options: dict[str, Any]) -> None:
@@ -110,15 +110,6 @@ def test_what_is_kept_and_where_it_runs_is_counted_too(
     assert found.passes == seen["passes"]
 
 
-def test_the_formula_of_the_documentation() -> None:
-    model, sequences, blocks = model_of("llama"), 5, 4
-    for subset in (None, 2):
-        plan = Noise(eta=(0.1, 0.2), draws=4, subset=subset)
-        found = estimate(model, random_tokens(264, sequences, 32), plan)
-        each = (subset or blocks) * (blocks - 1) / 2
-        assert found.passes == sequences * (blocks + 2 * 4 * each)
-
-
 @pytest.mark.parametrize(
     ("path", "plan", "request_", "calls"),
     [  # how often a run calls each function at least, in turn
@@ -135,13 +126,13 @@ def test_what_takes_long_is_predicted_to_take_long(
     function = getattr(__import__(module, fromlist=[name]), name)
 
     def slow(*args: Any, **options: Any) -> Any:
-        sleep(0.01)
+        sleep(0.05)  # longer than other programs make a run
         return function(*args, **options)
 
     before = estimate(model_of("llama"), TOKENS, plan, request_, threads=1).seconds
     monkeypatch.setattr(f"refimpl.{path}", slow)
     after = estimate(model_of("llama"), TOKENS, plan, request_, threads=1).seconds
-    assert 0.8 * calls * 0.01 < after - before < 8 * calls * 0.01
+    assert 0.5 * calls * 0.05 < after - before < 8 * calls * 0.05
 
 
 def test_memory_is_states_and_two_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,9 +158,6 @@ def test_what_cannot_be_run_is_refused() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-# A budget
 
 
 @pytest.fixture
@@ -256,8 +244,6 @@ def test_a_budget_in_processes() -> None:
     assert (scores["budget_minutes"], scores["measured_samples"]) == (9, 4)
     assert scores["sweep"] == here["scores"]["sweep"]
 
-
-# The command
 
 FEW = ("--samples", 4, "--seq-len", 12, "--threads", 1)
 

@@ -46,7 +46,7 @@ OTHER: dict[type[Any], dict[str, Any]] = {  # another value of each field
     Settings: {"dtype": "float64"},
 }  # fmt: skip
 SCHEDULING = {"threads", "memory", "executor", "progress", "finished"}
-NO_RESULT = {*score.ALLOCATING}  # fields of the allocation, which is made after the experiment
+NO_RESULT = {"correct", "strength", "max_correction", "correction_scale", "compat", "kappa"}
 
 
 def test_every_field_is_covered() -> None:
@@ -75,7 +75,7 @@ def test_every_field_identifies_scores(plan: Noise | Probes) -> None:
     for name, value in OTHER[type(plan)].items():
         assert changed(plan=dataclasses.replace(plan, **{name: value})), name
     assert changed(plan=Probes() if isinstance(plan, Noise) else Noise())
-    free = NO_RESULT | ({*score.PROJECTING} if isinstance(plan, Noise) else set())
+    free = NO_RESULT | ({"base", "sparsity", "lo", "hi"} if isinstance(plan, Noise) else set())
     for name, value in OTHER[Request].items():
         new = Request(base="dlp") if name == "base" else Request(**{"base": "owl", name: value})
         assert changed(request=new) == (name not in free), name

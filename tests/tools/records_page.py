@@ -26,13 +26,15 @@ NEEDS = {
 BASES_HEAD = """# Base allocations
 
 What each says of itself: the page is written from its record in `refimpl/bases/`.
-[The method](../explanation/method.md#6-base-allocations) explains the formulas, and
+[The method](../explanation/method.md#6-base-allocations) explains the formulas,
+[the bibliography](../explanation/bibliography.md) names the works and their rivals, and
 [add a base](../how-to/add-a-base.md) says how to write one.
 """
 PRUNERS_HEAD = """# Pruners
 
 What each says of itself: the page is written from its record in `refimpl/pruners/`.
-[The method](../explanation/method.md#7-pruners) explains them, and
+[The method](../explanation/method.md#7-pruners) explains them,
+[the bibliography](../explanation/bibliography.md#which-weights-go) names the works, and
 [add a pruner](../how-to/add-a-pruner.md) says how to write one.
 """
 
@@ -75,9 +77,7 @@ def module_of(record: Base | Pruner) -> str:
 
 def members(records: Iterable[Base | Pruner]) -> str:
     """The library's page: what the modules of records hold."""
-    return "".join(
-        f".. automodule:: {module}\n   :members:\n" for module in map(module_of, records)
-    )
+    return "".join(f".. automodule:: {module_of(x)}\n   :members:\n" for x in records)
 
 
 def titles(records: Iterable[Base | Pruner]) -> str:
