@@ -263,7 +263,7 @@ def rope(**changes: Any) -> dict[str, Any]:
 
 # A fixture, changes of its config.json, and what the refusal says.
 WRONG: list[tuple[str, dict[str, Any], str]] = [
-    ("llama", {"model_type": "rwkv"}, 'unknown model family "rwkv"'),
+    ("llama", {"model_type": "other"}, 'unknown model family "other"'),
     ("llama", {"model_type": ["llama"]}, "unknown model family"),
     ("llama", {"model_type": ...}, "has no model_type"),
     ("llama", {"model_type": "gemma3", "text_config": {"a": 1}}, "multimodal"),
