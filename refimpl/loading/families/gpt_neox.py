@@ -108,7 +108,7 @@ PHI3 = LLAMA.like(
     keys=dict(
         norm_eps=1e-5, sliding_window=None, max_position_embeddings=4096,
         original_max_position_embeddings=4096, partial_rotary_factor=key(1.0),
-        attention_bias=only(False),
+        attention_bias=only(False), interpolate_factor=only(1), full_attn_mod=only(1),
     ),
     scalings={"su": "longrope", "yarn": "longrope"},
     windows="all",
