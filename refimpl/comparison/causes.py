@@ -65,7 +65,8 @@ CAUSES = {
         "the decay: exp(-exp(A_log) softplus(W_a x + dt_bias)), in float32 or more",
         "queries and keys that do not have length 1; queries not divided by the root of d",
         "the correction of v by what the state, already decayed, holds for the key",
-        "heads: a key head serves consecutive value heads",
+        "heads: a key head, or a group, serves consecutive heads",
+        "Mamba: a time step without its bias, softplus or limits; D x that was left out",
     ),
     "attn_out": (
         "token 0 is right, later ones are not: the scale of q k^T, a softmax over another axis, "

@@ -1,16 +1,17 @@
 """What mixes the tokens of each block: a mechanism by its word in `layer_types`, with its sizes."""
 
 from collections.abc import Callable
-from math import log
+from math import inf, log
 
-from refimpl.loading.config_keys import Keys
+from refimpl.loading.config_keys import Keys, shown
 from refimpl.model.mixers.sizes import (
     Attention,
     GatedDeltaRule,
     LatentAttention,
+    Mamba2,
     Mixer,
     ShortConvolution,
-)
+)  # fmt: skip
 
 
 def read_mixers(keys: Keys, num_blocks: int, attention: Attention) -> list[Mixer | None]:
@@ -82,7 +83,28 @@ def _latent_attention(keys: Keys) -> Mixer:
     return LatentAttention(heads, rank, keys.size("kv_lora_rank"), plain, rotary, value, scale)
 
 
+def _mamba2(keys: Keys) -> Mixer:
+    inner = keys.size("mamba_expand") * keys.size("hidden_size")
+    heads, groups = keys.size("mamba_n_heads"), keys.size("mamba_n_groups")
+    head_dim = keys.get("mamba_d_head")
+    head_dim = inner // heads if head_dim == "auto" else keys.whole("mamba_d_head", head_dim)
+    if heads * head_dim != inner or heads % groups:
+        keys.wrong(f"mamba_n_heads: {heads} of {head_dim} channels, in {groups} groups, of {inner}")
+        groups = heads
+    found = keys.get("time_step_limit")
+    limits = [0.0, inf] if found is None else found
+    if isinstance(limits, list):  # infinity as transformers writes it
+        limits = [inf if x == {"__float__": "Infinity"} else x for x in limits]
+    numbers = [x for x in limits if isinstance(x, int | float)] if isinstance(limits, list) else []
+    if len(numbers) != 2 or not 0 <= numbers[0] <= numbers[1]:
+        keys.wrong(f"time_step_limit: expected two numbers, the smaller first, got {shown(found)}")
+        numbers = [0.0, inf]
+    steps = float(numbers[0]), float(numbers[1])
+    taps = keys.size("mamba_d_conv")
+    return Mamba2(heads, head_dim, groups, keys.size("mamba_d_state"), taps, steps)
+
+
 BUILDERS: dict[str, Callable[[Keys], Mixer]] = {
     "short_convolution": _short_convolution, "gated_delta_rule": _gated_delta_rule,
-    "latent_attention": _latent_attention,
+    "latent_attention": _latent_attention, "mamba2": _mamba2,
 }  # fmt: skip

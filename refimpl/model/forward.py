@@ -21,6 +21,7 @@ from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.mixers import sizes
 from refimpl.model.mixers.gated_delta_rule import gated_delta_rule
 from refimpl.model.mixers.latent_attention import latent_attention
+from refimpl.model.mixers.mamba2 import mamba2
 from refimpl.model.mixers.projection import Place as Place
 from refimpl.model.mixers.projection import Weights as Weights
 from refimpl.model.mixers.projection import norm as norm
@@ -36,6 +37,7 @@ MIXERS: dict[type[sizes.Mixer], Callable[[Array, Weights, Place, Config], Array]
     sizes.ShortConvolution: short_convolution,
     sizes.GatedDeltaRule: gated_delta_rule,
     sizes.LatentAttention: latent_attention,
+    sizes.Mamba2: mamba2,
 }
 BEFORE, AFTER = ("resid_pre", "attn_norm"), ("attn_out", "resid_mid", "mlp_norm", "mlp_out")
 TRACE_POINTS = (*BEFORE, *sizes.Attention.points, *AFTER, "resid_post")

@@ -23,6 +23,7 @@ from refimpl.model.kernels import PLAIN
 from refimpl.model.mixers import (
     gated_delta_rule,
     latent_attention,
+    mamba2,
     short_convolution,
     softmax_attention,
 )
@@ -128,7 +129,7 @@ def renamed(**roles: str) -> Break:
     return broken
 
 
-MODULES = (ops, attention, position_tables, gated_delta_rule)
+MODULES = (ops, attention, position_tables, gated_delta_rule, mamba2)
 
 
 def op(name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Break:
@@ -314,17 +315,20 @@ def hidden_scale(config: Config) -> float:
 
 def delta(**changes: Callable[[Array], Array]) -> Break:
     """Change arguments of the delta rule."""
+    return arguments("delta_rule", ("q", "k", "v", "log_decay", "beta", "positions"), **changes)
+
+
+def arguments(function: str, names: tuple[str, ...], **changes: Callable[[Array], Array]) -> Break:
+    """Change arguments of a function."""
 
     def changed_rule(right: Callable[..., Array]) -> Callable[..., Array]:
-        names = ("q", "k", "v", "log_decay", "beta", "positions")
-
         def wrong(*arguments: Array) -> Array:
             pairs = zip(names, arguments, strict=True)
             return right(*(changes.get(name, lambda x: x)(x) for name, x in pairs))
 
         return wrong
 
-    return op("delta_rule", changed_rule)
+    return op(function, changed_rule)
 
 
 def mixers(**changes: Any) -> Break:
@@ -361,6 +365,7 @@ def eps_of_latents(eps: float) -> Break:
     return broken
 
 
+MAMBA, SPACE = "granite_hybrid bamba", ("x", "b", "c", "step", "rate", "positions")
 DELTA, MLA = "qwen3_5 qwen3_next", "deepseek_v3 deepseek_v2 minicpm3"
 VARIANTS: list[Row] = [
     # norms
@@ -463,6 +468,13 @@ VARIANTS: list[Row] = [
     ("pairs of neighbours, latent", rope(interleaved=True), "minicpm3 glm4_moe_lite"),
     ("groups by two experts", facts(experts=lambda c: replace(c.experts, group_by=2)),
      "deepseek_v2"),
+    ("no decay of the state", arguments("state_space", SPACE, rate=np.zeros_like), MAMBA),
+    ("b and c exchanged", op("state_space", lambda f: lambda x, b, c, *r: f(x, c, b, *r)), MAMBA),
+    ("no skip", kernel_weights("D", np.zeros_like), MAMBA),
+    ("steps without a limit", mixers(steps=(0.0, inf)), "granite_hybrid"),
+    ("one group", mixers(groups=1), "granite_hybrid"),
+    ("bias of the steps skipped", kernel_weights("dt_bias", np.zeros_like), MAMBA),
+    ("gate and values exchanged", swapped("in_proj_z", "in_proj_x"), MAMBA),
     # positions
     ("theta 10 % off", rope(theta=lambda r: 1.1 * r.theta), "llama gpt_neox"),
     ("slopes for more heads", alibi(slopes=other_slopes), "bloom mpt falcon_alibi"),

@@ -35,6 +35,10 @@ def mixer_points(
             row = (batch, length, sum(mixer.channels))
             read = (batch, length, mixer.channels[-1])
             return {"conv_in": row, "conv_out": row, "state_out": read}
+        case sizes.Mamba2(heads, head_dim):
+            inner = heads * head_dim
+            row = (batch, length, inner + 2 * mixer.groups * mixer.state)
+            return {"conv_in": row, "conv_out": row, "state_out": (batch, length, inner)}
         case sizes.LatentAttention(heads):
             one, value = mixer.plain_dim + mixer.rotary_dim, mixer.value_dim
             of_keys, values = ((batch, heads, length, n) for n in (one, value))

@@ -11,7 +11,18 @@ from refimpl.bases.base import bases
 from refimpl.pruners.pruner import pruners
 from refimpl.tokens import Tokens
 
-CASES = ("lfm2", "lfm2_moe", "afmoe", "laguna", "qwen3_5", "qwen3_next", "deepseek_v3", "minicpm3")
+CASES = (
+    "lfm2",
+    "lfm2_moe",
+    "afmoe",
+    "laguna",
+    "qwen3_5",
+    "qwen3_next",
+    "deepseek_v3",
+    "minicpm3",
+    "granite_hybrid",
+    "bamba",
+)
 IDS = Tokens(np.random.default_rng(3).integers(0, 61, (2, 9)), "random ids", "ids")
 
 

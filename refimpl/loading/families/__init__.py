@@ -47,8 +47,8 @@ REFUSED = {
             "use a model of a family in the table, such as deepseek_v3",
         ),
         (
-            "nemotron_h falcon_h1 bamba jamba zamba zamba2 mamba mamba2 falcon_mamba",
-            "blocks with a state space (Mamba)",
+            "nemotron_h falcon_h1 jamba zamba zamba2 mamba mamba2 falcon_mamba",
+            "blocks with Mamba 1, or with Mamba 2 beside attention or without an MLP",
             QWEN,
         ),
         (

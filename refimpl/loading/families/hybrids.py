@@ -1,4 +1,6 @@
-"""Families whose blocks mix tokens in several ways: Granite 4, LFM2, Qwen 3.5."""
+"""Families whose blocks mix tokens in several ways: Granite 4, LFM2, Qwen 3.5, Bamba."""
+
+from typing import Any
 
 from refimpl.loading.families.family import (
     Entries,
@@ -14,14 +16,17 @@ from refimpl.loading.families.granite import GRANITE_SHARED
 from refimpl.loading.families.llama import LLAMA, QWEN3
 from refimpl.loading.families.mixtures import EXPERTS, MLP, STACKS, linears
 
-ATTENTION = "attention in every block"
+MOST = 10_000  # blocks, and the factor of a width, of which a list or a product is made
 
 
 def _granite(family: Family, entries: Entries) -> tuple[Family, Entries]:
-    """Its rotation, and an MLP in the place of the shared expert if there are no experts."""
-    own, types = dict(entries), entries.get("layer_types")
-    if isinstance(types, list) and set(map(str, types)) <= {"attention", "full_attention"}:
-        own["layer_types"] = ATTENTION
+    """Its rotation, the words of its blocks, and an MLP if there are no experts."""
+    own: dict[str, Any] = dict(entries)
+    types, count = own.get("layer_types"), own.get("num_hidden_layers")
+    if types is None and type(count) is int and count <= MOST:
+        types = ["linear_attention"] * count
+    old = {"mamba": "linear_attention", "attention": "full_attention"}
+    own["layer_types"] = [old.get(str(x), x) for x in types] if isinstance(types, list) else types
     rotates = own.get("position_embedding_type") == "rope"
     family = family.like(family.model_type, unrotated="none" if rotates else "all")
     if own.get("num_local_experts", 8) != 0:
@@ -42,19 +47,31 @@ def _granite(family: Family, entries: Entries) -> tuple[Family, Entries]:
     ), {k: x for k, x in own.items() if k != "intermediate_size"}  # fmt: skip
 
 
+MAMBA = "layers.{}.mamba."
+MAMBA_INS = ("in_proj_z", "in_proj_x", "in_proj_bc", "in_proj_dt")
+MAMBA_NAMES = fused(f"{MAMBA}in_proj", *MAMBA_INS) | {
+    "conv.weight": f"{MAMBA}conv1d.weight", "conv.bias": f"{MAMBA}conv1d.bias",
+    "state_norm.weight": f"{MAMBA}norm.weight",
+    **{name: f"{MAMBA}{name}" for name in ("out_proj", "A_log", "D", "dt_bias")},
+}  # fmt: skip
+MAMBA_BIASES = dict.fromkeys((*MAMBA_INS, "out_proj"), "mamba_proj_bias")
+MAMBA_KEYS = dict(
+    mamba_n_heads=128, mamba_n_groups=1, mamba_d_state=256, mamba_d_head="auto", mamba_d_conv=4,
+    mamba_expand=2, mamba_conv_bias=True, mamba_proj_bias=False, time_step_limit=None,
+    **unread("mamba_chunk_size"),
+)  # fmt: skip
 GRANITE_HYBRID = GRANITE_SHARED.like(
     "granitemoehybrid",
+    names=MAMBA_NAMES,
+    biased=GRANITE_SHARED.biased | MAMBA_BIASES,
     keys=dict(
         shared_expert_intermediate_size=1024,
-        layer_types=Key(None, only=(ATTENTION,)),
+        layer_types=None,
         position_embedding_type=Key(None, only=(None, "rope", "nope")),
-        normalization_function=only("rmsnorm"),
-        **unread(
-            "mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_head", "mamba_d_conv",
-            "mamba_expand", "mamba_chunk_size", "mamba_conv_bias", "mamba_proj_bias",
-            "time_step_limit", "init_method",
-        ),
+        normalization_function=only("rmsnorm"), **unread("init_method"), **MAMBA_KEYS,
     ),
+    optional={"conv.bias": "mamba_conv_bias"},
+    mixers={"linear_attention": "mamba2"},
     variant=_granite,
 )  # fmt: skip
 
@@ -80,7 +97,6 @@ def _lfm2(family: Family, entries: Entries) -> tuple[Family, Entries]:
     return family, own | {"intermediate_size": width}
 
 
-MOST = 10_000  # blocks, and the factor of a width, of which a list or a product is made
 LFM2 = LLAMA.like(
     "lfm2",
     names=dict(
@@ -200,4 +216,32 @@ QWEN3_NEXT = QWEN3_5_MOE.like(
         intermediate_size=5632, num_experts=512, num_experts_per_tok=10, norm_topk_prob=True,
         decoder_sparse_step=1, mlp_only_layers=None,
     ),
+)  # fmt: skip
+
+
+def _bamba(family: Family, entries: Entries) -> tuple[Family, Entries]:
+    """The kinds of its blocks from the numbers of those with attention."""
+    own: dict[str, Any] = {k: x for k, x in entries.items() if k != "layers_block_type"}
+    attends, count = own.pop("attn_layer_indices", None) or [], own.get("num_hidden_layers")
+    if isinstance(attends, list) and type(count) is int and count <= MOST:
+        words = ("linear_attention", "full_attention")
+        own["layer_types"] = [words[i in attends] for i in range(count)]
+    return family, own
+
+
+BAMBA = LLAMA.like(
+    "bamba",
+    names=MAMBA_NAMES
+    | {"mlp_norm": "layers.{}.pre_ff_layernorm", "final_norm": "final_layernorm"}
+    | {name: f"layers.{{}}.feed_forward.{name}" for name in MLP},
+    biased=LLAMA.biased | MAMBA_BIASES,
+    without=("head_dim",),
+    keys=MAMBA_KEYS | dict(
+        num_key_value_heads=8, norm_eps=1e-5, max_position_embeddings=262144, layer_types=None,
+        partial_rotary_factor=only(0.5), activation=only("silu", "hidden_act"),
+        **unread("num_logits_to_keep", "z_loss_coefficient", "attn_rotary_emb"),
+    ),
+    optional={"conv.bias": "mamba_conv_bias"},
+    mixers={"linear_attention": "mamba2"},
+    variant=_bamba,
 )  # fmt: skip

@@ -209,3 +209,45 @@ class LatentAttention(Mixer):
         }
         gains: dict[str, tuple[int, ...]] = {"kv_a_norm.weight": (self.rank,)}
         return WeightShapes(linears, arrays=gains | ({"q_a_norm.weight": (rank,)} if rank else {}))
+
+
+@dataclass(frozen=True)
+class Mamba2(Mixer):
+    """A state space whose decay, input and output depend on the token.
+
+    Args:
+        heads: H.
+        head_dim: p, channels per head.
+        groups: Groups of heads that share what is put into a state and read from it.
+        state: n, numbers that each channel keeps.
+        taps: Tokens that the convolution before it sees.
+        steps: Smallest and largest time step.
+    """
+
+    heads: int
+    head_dim: int
+    groups: int
+    state: int
+    taps: int
+    steps: tuple[float, float]
+
+    name = "mamba2"
+    points = ("conv_in", "conv_out", "state_out")
+    reads: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("in_proj_z", "in_proj_x", "in_proj_bc"), "attn_norm"
+    ) | {"out_proj": "mixed"}
+    in_a_row = False
+
+    def shapes(self, width: int) -> WeightShapes:
+        """As of `Mixer`."""
+        inner, both = self.heads * self.head_dim, 2 * self.groups * self.state
+        linears = {
+            "in_proj_z": (inner, width), "in_proj_x": (inner, width), "in_proj_bc": (both, width),
+            "out_proj": (width, inner),
+        }  # fmt: skip
+        arrays: dict[str, tuple[int, ...]] = {
+            "conv.weight": (inner + both, 1, self.taps), "conv.bias": (inner + both,),
+            "state_norm.weight": (inner,),
+        }  # fmt: skip
+        arrays |= dict.fromkeys(("A_log", "D", "dt_bias"), (self.heads,))
+        return WeightShapes(linears, {"in_proj_dt": (self.heads, width)}, arrays=arrays)

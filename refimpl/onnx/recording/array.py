@@ -250,6 +250,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.take: lambda x, indices, axis: x.graph.add("Gather", x, indices, axis=axis),
     np.swapaxes: _swapaxes,
     np.roll: _roll,
+    np.cumsum: lambda x, axis: x.graph.add("CumSum", x, np.int64(axis % len(x.shape))),
     np.reshape: _reshape,
     np.where: _where,
 }
