@@ -180,7 +180,7 @@ def command(
     with ExitStack() as bar:  # which ends before the next one begins
         pruning = replace(settings, progress=bar.enter_context(progress_bar("pruning")))
         more: dict[str, Any] = {"settings": pruning, "force": how.force, "measure": measure}
-        more["scores"] = made and scores_document(made[0], made[1:])
+        more["scored"] = made and scores_document(made[0], made[1:])
         pruned = prune(opened, output, targets, pruner, tokens, **more)
     measured = made and blocks_table(*made, style())
     deliver(plain(pruned), pruning_table(pruned, output, measured), how.json)

@@ -48,11 +48,8 @@ class Perturbation(Checked):
 
     @property
     def on_sinks(self) -> bool:
-        """Whether noise is on sinks, so that states without it travel beside those that have some.
-
-        They do at the first eta.
-        """
-        return False
+        """Whether noise is on sinks: at the first eta, states without it travel beside these."""
+        return self.etas[0] is not None and self.sink == "include"
 
     def variants(self, linears: int) -> int:
         """Perturbed states per sequence and draw of a block with so many linears."""
@@ -121,11 +118,6 @@ class Noise(Perturbation):
     def etas(self) -> tuple[float, ...]:
         """The sizes of the noise."""
         return self.eta
-
-    @property
-    def on_sinks(self) -> bool:
-        """Whether sinks are included."""
-        return self.sink == "include"
 
     def variants(self, linears: int) -> int:
         """One per eta."""
