@@ -95,7 +95,7 @@ class PruneOptions(JsonOptions):
         "Measure the perplexity before and after, on a text that comes with refimpl and that no "
         "calibration reads.",
     )
-    estimate: bool = common_option(
+    estimate: bool = option(
         False, "Print how long the recommended allocation takes to measure, and exit."
     )
     output: Path = output_option(
