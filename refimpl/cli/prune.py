@@ -95,7 +95,7 @@ class PruneOptions(JsonOptions):
         "Measure the perplexity before and after, on a text that comes with refimpl and that no "
         "calibration reads.",
     )
-    estimate: bool = common_option(
+    estimate: bool = option(
         False, "Print how long the recommended allocation takes to measure, and exit."
     )
     output: Path = output_option(
@@ -180,7 +180,7 @@ def command(
     with ExitStack() as bar:  # which ends before the next one begins
         pruning = replace(settings, progress=bar.enter_context(progress_bar("pruning")))
         more: dict[str, Any] = {"settings": pruning, "force": how.force, "measure": measure}
-        more["scores"] = made and scores_document(made[0], made[1:])
+        more["scored"] = made and scores_document(made[0], made[1:])
         pruned = prune(opened, output, targets, pruner, tokens, **more)
     measured = made and blocks_table(*made, style())
     deliver(plain(pruned), pruning_table(pruned, output, measured), how.json)

@@ -85,7 +85,7 @@ def prune(
     settings: Settings | None = None,
     force: bool = False,
     measure: Callable[[Model], Mapping[str, Any]] = lambda model: {},
-    scores: Mapping[str, Any] | None = None,
+    scored: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Pruning:
     """Prune a model into a new folder, which appears whole or not at all.
@@ -103,8 +103,9 @@ def prune(
             pass the blocks on the threads of this process. Finished units are kept beside `out`: an
             interrupted run of the same is continued after its last whole block.
         force: Whether an existing folder of models is replaced.
-        measure: Called with the new model before it is in place; it returns more of the record.
-        scores: The document of the scores that the target was made of, which is kept in the folder.
+        measure: Called with the new model before it is in place; it returns further fields of the
+            record.
+        scored: The document of the scores that the target was made of, which is kept in the folder.
         **changes: Fields of the settings to change, such as `dtype="float64"`.
 
     Returns:
@@ -165,8 +166,8 @@ def prune(
         )
         source.check(whole=True)
         (folder / RECORD).write_text(json_text(plain(pruning)), "utf-8")
-        if scores is not None:
-            (folder / SCORES).write_text(json_text(scores), "utf-8")
+        if scored is not None:
+            (folder / SCORES).write_text(json_text(scored), "utf-8")
     return pruning
 
 

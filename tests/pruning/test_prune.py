@@ -253,6 +253,7 @@ def test_one_wish_in_two_spellings_gives_one_model(
     [
         ("--sparsity 0.5", "", ""),
         ("--sparsity 0.5 --correct divergence", "", ""),
+        ("--sparsity 0.5 --base owl", "", "--allocation owl"),
         ("--sparsity 0.5 --base owl --correct none", "", "--allocation owl"),
         ("--sparsity 0.55 --base dlp --correct none", "", "--allocation dlp"),
         ("--sparsity 0.5 --base alphapruning --correct none", "", "--allocation alphapruning"),

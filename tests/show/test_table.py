@@ -17,6 +17,7 @@ from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signal
 from refimpl.method.perturbation import Noise, Probes
 from refimpl.running.provenance import Run, TokenFacts
+from refimpl.show.findings import IN_STUDY
 from refimpl.show.header import LABEL, WIDTH, header
 from refimpl.show.table import Style, aligned, bar, table
 
@@ -480,3 +481,16 @@ def test_alphas_of_blocks_with_fewer_linears_than_others() -> None:
     text = table(uneven, (allocate(uneven, Request("alphapruning")),))
     heads, *each = (re.sub(r" ± ", "±", line).split() for line in rows(text))
     assert [row[heads.index("alpha")] for row in each] == ["2.500", "4.000"]
+
+
+def test_what_is_said_of_the_study_is_on_its_pages() -> None:
+    root = FIXTURES.parent
+    for said in IN_STUDY.values():
+        pages = re.findall(r"docs/\S+\.md", said)
+        assert len(pages) == 1
+        assert (root / pages[0]).exists()
+    page = " ".join((root / "docs/study/measured.md").read_text("utf-8").split())
+    assert (
+        "loses 21 / 20 % at 60 %, and makes the perplexity 2.5 / 2.0 times as high at 70 %" in page
+    )
+    assert "by 20 % at 60 % sparsity, and made it 2 to 2.5 times as high" in IN_STUDY["absorption"]
