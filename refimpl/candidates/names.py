@@ -12,7 +12,9 @@ from pathlib import Path
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.gguf.architectures import ARCHITECTURES
+from refimpl.model.config import Config
 from refimpl.model.layout import WHOLE, Layout
+from refimpl.model.mixers.sizes import Attention
 from refimpl.model.model import Model
 from refimpl.oracle.case import Case
 
@@ -74,6 +76,11 @@ def read_names(path: Path, case: Case) -> Sources:
     return sources
 
 
+def last_linear(config: Config, block: int) -> str:
+    """The linear whose output is what a block's mixer adds to the stream."""
+    return "o_proj" if config.mixer(block).attends else "out_proj"
+
+
 def transformers_sources(model: Model) -> Sources:
     """Where transformers' modules hold the steps; a module has the name of its tensors.
 
@@ -87,7 +94,7 @@ def transformers_sources(model: Model) -> Sources:
 
     whole = []  # the module of each block: that of a linear, up to the block's number
     for i in blocks:
-        start = re.match(rf"(?:.*?\.)?{i}(?=\.)", module(f"blocks.{i}.o_proj"))
+        start = re.match(rf"(?:.*?\.)?{i}(?=\.)", module(f"blocks.{i}.{last_linear(config, i)}"))
         whole.append(start[0] if start else "")
     sources: Sources = {}
 
@@ -104,14 +111,14 @@ def transformers_sources(model: Model) -> Sources:
         norm = {x: module(f"{of}{x}") for x in ("attn_norm", "mlp_norm")}
         add(f"{of}resid_pre", whole[i] + INPUT, whole[i - 1] if i else "")
         add(f"{of}attn_norm", norm["attn_norm"])
-        for x in "qkv":
+        for x in "qkv" if isinstance(config.mixer(i), Attention) else "":
             name, limited = f"{at}.{x}_proj", config.qkv_limit is not None
             if named := module(f"{of}{x}_norm") or (not limited and module(f"{of}{x}_width_norm")):
                 add(of + x, named)
             elif not limited:
                 add(of + x, module(name), layout=model.weights[f"{name}.weight"].layout)
         scaled = config.residual_scale != 1
-        for part, linear in (("attn", "o_proj"), ("mlp", "down_proj")):
+        for part, linear in (("attn", last_linear(config, i)), ("mlp", "down_proj")):
             after = module(f"{of}{part}_post_norm") or module(of + linear)
             if part == "mlp" and config.blocks[i].mixture and not after:
                 after = module(f"{of}router").rpartition(".")[0]
@@ -139,6 +146,8 @@ def mlx_sources(model: Model) -> Sources:
         for step, x in transformers_sources(model).items()
     }
     for i in range(model.config.num_blocks):
+        if not isinstance(model.config.mixer(i), Attention):
+            continue
         attention = model.weights[f"blocks.{i}.o_proj.weight"].stored.name.rsplit(".", 2)[0]
         for name, call in (("q_rope", ""), ("k_rope", AGAIN)):
             sources[f"blocks.{i}.{name}"] = ModuleOutput((f"{attention}.rope{call}",))

@@ -49,6 +49,25 @@ CAUSES = {
     "v": PROJECTION,
     "q_rope": ROTATION,
     "k_rope": ROTATION,
+    "latent": (
+        "the eps of its norm, which is 1e-6 whatever that of the others; a missing norm",
+        "the rotated part of the keys taken for channels of it, or vice versa",
+    ),
+    "conv_in": (
+        "the parts of in_proj in another order (b, c, v; q, k, v), or head by head",
+        "a gate before the convolution that was skipped",
+    ),
+    "conv_out": (
+        "the taps in reverse: the last one is of the token itself; a window that is not causal",
+        "tokens of the sequence before it in the batch; a missing bias, a missing activation",
+    ),
+    "state_out": (
+        "the decay: exp(-exp(A_log) softplus(W_a x + dt_bias)), in float32 or more",
+        "queries and keys that do not have length 1; queries not divided by the root of d",
+        "the correction of v by what the state, already decayed, holds for the key",
+        "heads: a key head, or a group, serves consecutive heads",
+        "Mamba: a time step without its bias, softplus or limits; D x that was left out",
+    ),
     "attn_out": (
         "token 0 is right, later ones are not: the scale of q k^T, a softmax over another axis, "
         "the causal mask (shifted by one, or absent), the soft cap of the scores, if there is one",

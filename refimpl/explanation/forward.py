@@ -10,6 +10,7 @@ from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
 from refimpl.model import attention, experts, forward, ops, position_tables
 from refimpl.model.config import Config
+from refimpl.model.mixers.sizes import Attention
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 
@@ -42,16 +43,23 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     attn_out = (forward.project, attention.merge_heads, *where("attn_post_norm"), *scaled)
     share = ops.sigmoid if facts is not None and facts.scoring == "sigmoid" else ops.softmax
     routing: Functions = (experts.route, experts.largest, share) if routed else ()
-    mixed = (forward.mixture,) if routed else ()
-    mlp_out = (*mixed, *mlp, *where("mlp_post_norm"), *scaled)
+    of_experts = (forward.mixture,) if routed else ()
+    mlp_out = (*of_experts, *mlp, *where("mlp_post_norm"), *scaled)
     head = (forward.head, *norm, *capped(config.final_soft_cap), ops.softmax)
-    steps: list[tuple[str, Functions, Callable[[Values], Any]]] = [
-        ("attn_norm", where("attn_norm"), partial(_norm, before="resid_pre", after="attn_norm")),
+    mixed: list[tuple[str, Functions, Callable[[Values], Any]]] = [
         ("qkv", (forward.project, ops.linear, *limited, attention.split_heads), _qkv),
         ("qk_norm", where("q_norm") or where("q_width_norm"), partial(_points, names="qk")),
         ("rope", () if kind.rope is None else rotation, _rope),
         ("attention", attend, _attention),
-        ("attn_out", attn_out, partial(_points, names=("attn_heads", "attn_out"))),
+    ]
+    if kind.mixer is not None and not isinstance(kind.mixer, Attention):
+        mix, points = forward.MIXERS[type(kind.mixer)], kind.mixer.points
+        mixed = [(kind.mixer.name, (mix,), partial(_points, names=points))]
+    heads = "attn_heads" if kind.mixer is None or kind.mixer.attends else "mixed"
+    steps: list[tuple[str, Functions, Callable[[Values], Any]]] = [
+        ("attn_norm", where("attn_norm"), partial(_norm, before="resid_pre", after="attn_norm")),
+        *mixed,
+        ("attn_out", attn_out, partial(_points, names=(heads, "attn_out"))),
         ("resid_mid", (forward.block,), partial(_sum, names=("resid_pre", "attn_out"))),
         ("mlp_norm", where("mlp_norm"), partial(_norm, before=read, after="mlp_norm")),
         ("routing", routing, _routing),
@@ -91,19 +99,27 @@ def _norm(v: Values, before: str, after: str) -> Iterator[Figure]:
     yield Figure("||y_t||", length(y), "after")
 
 
+def _sizes(v: Values) -> Attention:
+    """The sizes of the block's attention."""
+    mixer = v.config.mixer(v.index)
+    assert isinstance(mixer, Attention)  # only then these are steps
+    return mixer
+
+
 def _qkv(v: Values) -> Iterator[Figure]:
     x, config = v.points["attn_norm"], v.config
+    sizes = _sizes(v)
     for name in "qkv":
         y = ops.limited(forward.project(x, v.weights, f"{name}_proj"), config.qkv_limit)
-        yield Figure(name, attention.split_heads(y, config.head_dim))
-    if config.num_key_value_heads < config.num_attention_heads:
-        yield Figure("kv head of head", config.kv_head_of_head, "heads share keys and values")
+        yield Figure(name, attention.split_heads(y, sizes.head_dim))
+    if sizes.num_key_value_heads < sizes.num_attention_heads:
+        yield Figure("kv head of head", sizes.kv_head_of_head, "heads share keys and values")
 
 
 def _rope(v: Values) -> Iterator[Figure]:
     rope = v.config.blocks[v.index].rope
     assert rope is not None  # only then this is a step
-    angles = rope.inv_freq(len(v.place.bias))
+    angles = rope.inv_freq(len(v.place.positions))
     scaling = "" if rope.scaling == "default" else f", scaled as {rope.scaling}"
     note = f"radians, theta {rope.theta:g}{scaling}; fast channels first"
     yield Figure("angle per position", angles, note)
@@ -122,7 +138,7 @@ def _attention(v: Values) -> Iterator[Figure]:
         bias = bias + position_tables.alibi_bias(ramps[0], ramps[0], bias.dtype)
     scaled, sink = q[0] * v.place.query_scale, None if sinks is None else sinks[:1, None]
     share = attention.attend(
-        scaled, k[config.kv_head_of_head[0]], one, bias, config.attn_soft_cap, sink
+        scaled, k[_sizes(v).kv_head_of_head[0]], one, bias, config.attn_soft_cap, sink
     )
     yield Figure("scale", config.attention_scale)
     seen = "" if window is None else f", window {window}"

@@ -4,9 +4,11 @@ from dataclasses import replace
 from math import log, sqrt
 from typing import Any
 
+from refimpl.loading.block_mixers import magnitude, read_mixers
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.loading.mixtures import mixture_blocks
 from refimpl.model.config import BlockKind, Rope, Temperature
+from refimpl.model.mixers.sizes import Attention
 
 MOST_BLOCKS = 10_000  # so that a typing error in the file does not fill the memory
 
@@ -29,14 +31,14 @@ SLIDES = {"sliding_attention": True, "full_attention": False}
 CHUNKS = {"chunked_attention": True, "full_attention": False}
 
 
-def read_block_kinds(keys: Keys, head_dim: int) -> tuple[BlockKind, ...]:
-    """Window and rotary positions of every block, first block first; problems are noted in `keys`.
+def read_block_kinds(keys: Keys, attention: Attention) -> tuple[BlockKind, ...]:
+    """Window, positions and mixer of every block, first block first; problems are noted in `keys`.
 
     Which blocks slide, and where a file puts the rotary parameters, is as in transformers'
     configuration classes.
     """
     num_blocks = keys.size("num_hidden_layers", most=MOST_BLOCKS)
-    full, sliding = _ropes(keys, head_dim)
+    full, sliding = _ropes(keys, attention.head_dim)
     rotates = _rotating(keys, num_blocks)
     windows = _windows(keys, num_blocks, rotates)
     unrotated, windowed = keys.family.unrotated, keys.get("sliding_window") is not None
@@ -52,13 +54,16 @@ def read_block_kinds(keys: Keys, head_dim: int) -> tuple[BlockKind, ...]:
     ropes = _with_bases(keys, ropes)
     if any(rope and rope.scaling == "yarn" and rope.theta == 1 for rope in ropes):
         keys.wrong("yarn needs a rope_theta above 1")
-    chunked = keys.family.windows == "rotated"
+    chunked, mixers = keys.family.windows == "rotated", read_mixers(keys, num_blocks, attention)
+    kinds = zip(windows, ropes, mixtures, mixers, strict=True)
     return tuple(
         BlockKind(
             window, rope, mixture, None if rope and keys.has(TUNED) else warmth,
-            chunked and window is not None,
+            chunked and window is not None, mixer,
         )
-        for window, rope, mixture in zip(windows, ropes, mixtures, strict=True)
+        if mixer is None or mixer.attends
+        else BlockKind(None, None, mixture, mixer=mixer)
+        for window, rope, mixture, mixer in kinds
     )  # fmt: skip
 
 
@@ -104,7 +109,7 @@ def _rotating(keys: Keys, num_blocks: int) -> list[bool]:
 def _windows(keys: Keys, num_blocks: int, rotates: list[bool]) -> list[int | None]:
     """Tokens each block sees, or None: from `layer_types`, or by the family's older rule."""
     rule = keys.family.windows
-    if rule == "none":
+    if rule == "none" and not keys.family.mixers.keys() - {""}:
         return [None] * num_blocks
     if rule in ("above", "unrotated", "rotated"):
         keys.ignore("sliding_window", "max_window_layers")
@@ -114,9 +119,13 @@ def _windows(keys: Keys, num_blocks: int, rotates: list[bool]) -> list[int | Non
 
     types = keys.get("layer_types")
     if types is not None:
-        keys.ignore("sliding_window_pattern", "_sliding_window_pattern")
-        known = CHUNKS if rule == "rotated" else SLIDES
+        name = "sliding_window_pattern"
+        keys.ignore(name, f"_{name}", keys.spelling(name))
+        known = (CHUNKS if rule == "rotated" else SLIDES) | dict.fromkeys(keys.family.mixers, False)
         slides = keys.listed("layer_types", types, known, num_blocks)
+    elif rule == "none":
+        keys.wrong("layer_types: expected the kind of each block, it is missing")
+        slides = [False] * num_blocks
     elif rule == "even":
         slides = [i % 2 == 0 for i in range(num_blocks)]
     elif rule in ("pattern", "after first"):
@@ -243,14 +252,9 @@ def _complete(keys: Keys, name: str, values: dict[str, Any]) -> None:
     factor = values.setdefault("factor", keys.size("max_position_embeddings") / original)
     mscale, all_dim = values.pop("mscale", 0.0), values.pop("mscale_all_dim", 0.0)
     if name == "yarn" and mscale and all_dim:
-        magnitude = _magnitude(factor, mscale) / _magnitude(factor, all_dim)
+        raised = magnitude(factor, mscale) / magnitude(factor, all_dim)
     elif name == "yarn":
-        magnitude = _magnitude(factor, 1.0)
+        raised = magnitude(factor, 1.0)
     else:
-        magnitude = sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
-    values.setdefault("attention_factor", magnitude)
-
-
-def _magnitude(factor: float, mscale: float) -> float:
-    """How much yarn raises the scores of a context that is stretched by a factor."""
-    return 1.0 if factor <= 1 else 0.1 * mscale * log(factor) + 1.0
+        raised = sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
+    values.setdefault("attention_factor", raised)

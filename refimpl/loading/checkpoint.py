@@ -22,6 +22,7 @@ from refimpl.loading.files.weight_files import open_files
 from refimpl.loading.tensor_claims import claim
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor
+from refimpl.storage.file_system import open_file
 from refimpl.storage.target_checks import RECORD, SCORES
 
 _EXPECTED = "the model's config.json"
@@ -56,7 +57,7 @@ def read_model(
     """
     path, hub_id = local_files(path, download)
     option = None if config is None else Path(config)
-    if path.suffix == ".gguf" and path.exists() and not path.is_dir():
+    if _is_gguf(path):
         from refimpl.loading.gguf_model import read_gguf  # few models are
 
         return read_gguf(path, option, hub_id)
@@ -79,6 +80,17 @@ def read_model(
     return Model(
         path, hub.config, entries, weights, files, config_path, hub_id, companions, ignored
     )
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether a file is GGUF, by its name or its first bytes: Ollama's blobs have no suffix."""
+    with reading(path, _EXPECTED):
+        if not path.exists() or path.is_dir() or path.suffix in (".json", ".safetensors"):
+            return False
+        if path.suffix.lower() == ".gguf":
+            return True
+        with open_file(path) as file:
+            return file.read(4) == b"GGUF"
 
 
 def _config_file(

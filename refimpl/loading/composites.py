@@ -14,8 +14,12 @@ from refimpl.loading.files.refused_formats import refusal
 COMPOSITES = (
     "gemma3", "mistral3", "llava", "llava_next", "idefics3", "smolvlm", "internvl", "qwen2_vl",
     "qwen2_5_vl", "qwen3_vl", "llama4",
+    "qwen3_5", "qwen3_5_moe",
 )  # fmt: skip
-TEXT_FAMILIES = ("gemma3_text", "llama", "mistral", "ministral3", "qwen2", "qwen3", "llama4_text")
+TEXT_FAMILIES = (
+    "gemma3_text", "llama", "mistral", "ministral3", "qwen2", "qwen3", "llama4_text",
+    "qwen3_5_text", "qwen3_5_moe_text",
+)  # fmt: skip
 TEXT_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
 OTHERS = ("vision_config", "audio_config")
 # Sizes that published files omit: defaults of the configuration classes in transformers.

@@ -13,6 +13,7 @@ from refimpl.loading.families import FAMILIES, REFUSED, Family, Location
 from refimpl.loading.files.refused_formats import refusal
 from refimpl.loading.mixtures import read_experts
 from refimpl.model.config import Alibi, BlockKind, Config
+from refimpl.model.mixers.sizes import Attention
 
 ACTIVATION_NAMES = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh",
@@ -53,7 +54,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
     head_dim = _head_dim(keys, hidden, heads, kv_heads)
     inner = 4 * hidden if family.keys["intermediate_size"].default is None else None
     intermediate = keys.size("intermediate_size", otherwise=inner)
-    blocks = read_block_kinds(keys, head_dim)
+    blocks = read_block_kinds(keys, Attention(heads, kv_heads, head_dim))
     absent = {role for role, key in family.optional.items() if not keys.flag(key)}
     config = Config(
         family=family.model_type,

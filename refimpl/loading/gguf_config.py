@@ -15,6 +15,10 @@ from refimpl.model.config import Rope
 IRRELEVANT = ("general.", "tokenizer.", "split.", "quantize.")  # beginnings of keys
 CAUSAL, SCALING = "attention.causal", "rope.scaling."
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+YARN = {
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow",
+}  # fmt: skip
 TOKEN_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
 LARGEST = {46: "gemma2", 62: "gemma3"}  # blocks of the sizes whose attention scale is D / H
 ROPE_FACTORS, *LONG_AND_SHORT = (
@@ -141,7 +145,7 @@ def _scaling(
     rotation: tuple[Any, Any],
     problems: list[str],
 ) -> dict[str, Any] | None:
-    """`rope_scaling`: linear, longrope's of the file, or Llama 3's if its factors are the file's.
+    """`rope_scaling`: linear, yarn, longrope's of the file, or Llama 3's if those are its factors.
 
     Without a type the factor is linear, and 0 is no factor, as in llama.cpp. `rotation` holds the
     base and the channels of a head.
@@ -158,12 +162,15 @@ def _scaling(
         }
     if long or short:
         problems.append(f"{', '.join(LONG_AND_SHORT)}: both, and no other scaling, or none")
-    if scaling.get("attn_factor") == 1:
-        del scaling["attn_factor"]
+    for key, neutral in (("attn_factor", 1), ("yarn_attn_factor", 1), ("yarn_ext_factor", 1)):
+        if scaling.get(key) == neutral:
+            del scaling[key]
+    if kind == "yarn" and not (scaling.keys() - YARN.keys() or factors):
+        return {"rope_type": "yarn", "factor": factor} | {YARN[x]: scaling[x] for x in scaling}
     for key, value in scaling.items():
         problems.append(f"{SCALING}{key}: not understood (value {value})")
     if kind not in ("none", "linear"):
-        problems.append(f"{SCALING}type: expected none or linear, got {kind}")
+        problems.append(f"{SCALING}type: expected none, linear or yarn, got {kind}")
     if factors is None or problems:
         return linear
     stored, (theta, channels) = factors.array.astype(np.float64), rotation

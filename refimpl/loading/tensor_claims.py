@@ -10,7 +10,7 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import HubModel
 from refimpl.loading.files.refused_formats import refuse_formats
-from refimpl.model.config import LEARNED_ACTIVATION, NORMS, kind_of
+from refimpl.model.config import LEARNED_ACTIVATION, kind_of
 from refimpl.model.layout import WHOLE, Layout
 from refimpl.model.weight import DTYPES, StoredTensor, Weight
 
@@ -47,16 +47,18 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
         yield "pos_embed.weight", Role(table, (rows, width))
     if "embed_norm" in names:
         yield from norm("embed_norm", base + names["embed_norm"].name, width)
-    shapes = {"sinks": (config.num_attention_heads,), **LEARNED_ACTIVATION}
     for i in range(config.num_blocks):
+        of_mixer, norms = config.mixer(i).shapes(width), config.norm_sizes(i)
+        shapes = of_mixer.arrays | LEARNED_ACTIVATION
         for role, location in names.items():
             theirs = base + location.name.format(i, "")
-            if role in NORMS:
-                yield from norm(f"blocks.{i}.{role}", theirs, config.norm_sizes[role])
+            if role in norms:
+                yield from norm(f"blocks.{i}.{role}", theirs, norms[role])
             elif role in shapes:
                 yield f"blocks.{i}.{role}", Role(theirs, shapes[role])
-        for linear in config.linears[i]:
-            yield from _linear(hub, i, linear, base)
+        matrices = {**config.linears[i], **of_mixer.matrices}
+        for linear in matrices:
+            yield from _linear(hub, i, linear, matrices, base)
         if config.blocks[i].mixture:
             yield from _routing(hub, i, base)
     if "final_norm" in names:
@@ -67,15 +69,17 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
         yield "lm_head.bias", Role(f"{names['lm_head'].name}.bias", (config.vocab_size,))
 
 
-def _linear(hub: HubModel, block: int, linear: str, base: str) -> Iterator[tuple[str, Role]]:
+def _linear(
+    hub: HubModel, block: int, linear: str, shapes: Mapping[str, tuple[int, int]], base: str
+) -> Iterator[tuple[str, Role]]:
     """Weight of one linear, and its bias if the model has it."""
-    role, shapes = kind_of(linear), hub.config.linears[block]
+    role, mixer = kind_of(linear), hub.config.mixer(block)
     location, number = hub.names[role], int("0" + "".join(filter(str.isdigit, linear)))
     ours, theirs = f"blocks.{block}.{linear}", base + location.name.format(block, number)
     together = location.fused or (role,)
     of = "".join(linear.rpartition(".")[:2])  # such as experts.7.
     rows = tuple(shapes[of + other.rpartition(".")[2]][0] for other in together)
-    groups = hub.config.num_key_value_heads if location.grouped else 1
+    groups = mixer.runs(together) if location.grouped else 1
     groups = rows[0] if location.alternating else groups
     shape = (sum(rows), shapes[linear][1])
     stack = hub.config.experts.num_experts if location.stacked and hub.config.experts else 0
@@ -121,7 +125,9 @@ def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dic
     ):
         hub = replace(hub, names={**hub.names, **stacks})
     role_of = dict(roles(hub, base))
-    buffers = re.compile("|".join(re.escape(base) + b for b in hub.family.buffers) or "(?!)")
+    outside = (b.removeprefix("^") for b in hub.family.buffers if b.startswith("^"))
+    inside = (re.escape(base) + b for b in hub.family.buffers if not b.startswith("^"))
+    buffers = re.compile("|".join((*inside, *outside)) or "(?!)")
     head = f"{hub.names['lm_head'].name}.weight"
     claimed = {role.tensor for role in role_of.values()}
     unclaimed = [n for n in tensors if n not in claimed and not buffers.fullmatch(n)]

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from refimpl.model.mixers.sizes import Attention, Mixer
 from refimpl.model.ops import Array
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -163,8 +164,10 @@ class Experts:
         scoring: What the router makes of its logits, see `experts.route`.
         normalised: Whether the shares of a token's experts sum to 1, before scaling.
         least_sum: Smallest sum that shares are divided by.
+        sum_eps: Added to the sum that shares are divided by.
         scaling: Multiplies the shares.
         groups: Groups of experts, of equal size.
+        group_by: How many of a group's largest preferences it is ranked by, as a sum.
         groups_kept: Groups that a token may choose from.
         jitter: sparsemixer: half the relative distance of logits that count as near.
         of_inputs: Whether shares multiply what an expert reads, not what it computes.
@@ -178,9 +181,11 @@ class Experts:
     scoring: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
     normalised: bool = True
     least_sum: float = 0.0
+    sum_eps: float = 0.0
     scaling: float = 1.0
     groups: int = 1
     groups_kept: int = 1
+    group_by: int = 2
     jitter: float = 0.0
     of_inputs: bool = False
     averaged: bool = False
@@ -197,6 +202,7 @@ class BlockKind:
         temperature: How queries grow with their position; None if they do not.
         chunked: Whether a text is cut into chunks of `window` tokens, and a token sees its own
             chunk only.
+        mixer: What mixes the tokens; None: softmax attention with the sizes of the model.
     """
 
     window: int | None
@@ -204,6 +210,7 @@ class BlockKind:
     mixture: bool = False
     temperature: Temperature | None = None
     chunked: bool = False
+    mixer: Mixer | None = None
 
 
 @dataclass(frozen=True)
@@ -273,22 +280,23 @@ class Config:
         return len(self.blocks)
 
     @property
-    def kv_head_of_head(self) -> Array:
-        """Which key-value head each query head reads: [H]."""
-        return np.arange(self.num_attention_heads) // (
-            self.num_attention_heads // self.num_key_value_heads
-        )
+    def attention(self) -> Attention:
+        """Softmax attention with the sizes of the model."""
+        return Attention(self.num_attention_heads, self.num_key_value_heads, self.head_dim)
 
     @property
-    def norm_sizes(self) -> dict[str, int]:
+    def kv_head_of_head(self) -> Array:
+        """Which key-value head each query head reads: [H]."""
+        return self.attention.kv_head_of_head
+
+    def mixer(self, block: int) -> Mixer:
+        """What mixes the tokens of a block."""
+        return self.blocks[block].mixer or self.attention
+
+    def norm_sizes(self, block: int) -> dict[str, int]:
         """Width of what every norm of a block normalises together, by its role."""
-        h = self.head_dim
-        each_head = dict.fromkeys(("q_norm", "k_norm", "q_rope_norm", "k_rope_norm"), h)
-        all_heads = {
-            "q_width_norm": self.num_attention_heads * h,
-            "k_width_norm": self.num_key_value_heads * h,
-        }
-        return dict.fromkeys(NORMS, self.hidden_size) | each_head | all_heads
+        around = dict.fromkeys(NORMS[:4], self.hidden_size)
+        return around | self.mixer(block).shapes(self.hidden_size).norms
 
     @cached_property
     def linears(self) -> Linears:
@@ -297,20 +305,18 @@ class Config:
         An expert's are `experts.7.gate_proj` and so on; those of `shared_expert` follow.
         """
         d, e = self.hidden_size, self.experts
-        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        attention = dict(zip(LINEARS, ((q, d), (kv, d), (kv, d), (d, q)), strict=False))
 
         def mlp(size: int, of: str = "") -> dict[str, tuple[int, int]]:
             shapes = dict(zip(LINEARS[4:], ((size, d), (size, d), (d, size)), strict=True))
             return {of + name: x for name, x in shapes.items() if self.gated or name != "gate_proj"}
 
-        dense = attention | mlp(self.intermediate_size)
-        mixture = dict(attention)
+        dense, mixture = mlp(self.intermediate_size), dict[str, tuple[int, int]]()
         if e is not None:
             for i in range(e.num_experts):
                 mixture |= mlp(e.intermediate_size, f"experts.{i}.")
             mixture |= mlp(e.shared_size, "shared_expert.") if e.shared_size else {}
-        return tuple(mixture if kind.mixture else dense for kind in self.blocks)
+        mixers = {x: (x.mixer or self.attention).shapes(d).linears for x in set(self.blocks)}
+        return tuple(mixers[kind] | (mixture if kind.mixture else dense) for kind in self.blocks)
 
     @cached_property
     def linear_sizes(self) -> Array:

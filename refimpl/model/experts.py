@@ -50,7 +50,7 @@ def preferences(logits: Array, experts: Experts, correction: Array | None) -> tu
     if experts.groups > 1:
         shape = (*score.shape[:-1], experts.groups, experts.num_experts // experts.groups)
         grouped = np.reshape(preference, shape)
-        of_group = np.sum(np.where(largest(grouped, 2), grouped, 0.0), axis=-1)
+        of_group = np.sum(np.where(largest(grouped, experts.group_by), grouped, 0.0), axis=-1)
         kept = np.expand_dims(largest(of_group, experts.groups_kept), -1)
         preference = np.reshape(np.where(kept, grouped, -np.inf), score.shape)
     return preference, score
@@ -92,7 +92,7 @@ def route(
     share = np.where(chosen, score, 0.0)
     if experts.normalised:
         total = np.sum(share, axis=-1, keepdims=True)
-        share = share / np.maximum(total, experts.least_sum)
+        share = share / (np.maximum(total, experts.least_sum) + experts.sum_eps)
     return chosen, share * experts.scaling
 
 

@@ -1,57 +1,59 @@
 """The forward pass, from token ids to logits, for every family.
 
-Read from the bottom: `forward` calls `embed`, then `block` (`self_attention` and `mlp`) once per
-block, then `head`. What a family does differently is in its `Config`, or in which weights exist.
-Each step passes its result to an observer, which may record the array or return another one.
+Read from the bottom: `forward` calls `embed`, then `block` (a mixer, such as `self_attention`, and
+`mlp`) once per block, then `head`. What a family does differently is in its `Config`, or in which
+weights exist. Each step passes its result to an observer, which may record the array or return
+another one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.model import attention, ops, position_tables
+from refimpl.model import ops, position_tables
 from refimpl.model.config import LEARNED_ACTIVATION, BlockKind, Config
 from refimpl.model.experts import Observer, route, unobserved
 from refimpl.model.floating_point import loud
 from refimpl.model.kernels import PLAIN, Kernels
+from refimpl.model.mixers import sizes
+from refimpl.model.mixers.gated_delta_rule import gated_delta_rule
+from refimpl.model.mixers.latent_attention import latent_attention
+from refimpl.model.mixers.mamba2 import mamba2
+from refimpl.model.mixers.projection import Place as Place
+from refimpl.model.mixers.projection import Weights as Weights
+from refimpl.model.mixers.projection import norm as norm
+from refimpl.model.mixers.projection import project as project
+from refimpl.model.mixers.short_convolution import short_convolution
+from refimpl.model.mixers.softmax_attention import self_attention
 from refimpl.model.model import Model
-from refimpl.model.ops import Array, linear
+from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 
-Weights = Mapping[str, Array]
+MIXERS: dict[type[sizes.Mixer], Callable[[Array, Weights, Place, Config], Array]] = {
+    sizes.Attention: self_attention,
+    sizes.ShortConvolution: short_convolution,
+    sizes.GatedDeltaRule: gated_delta_rule,
+    sizes.LatentAttention: latent_attention,
+    sizes.Mamba2: mamba2,
+}
+BEFORE, AFTER = ("resid_pre", "attn_norm"), ("attn_out", "resid_mid", "mlp_norm", "mlp_out")
+TRACE_POINTS = (*BEFORE, *sizes.Attention.points, *AFTER, "resid_post")
+INSIDE = (
+    "attn_heads",
+    "q_latent",
+    "mixed",
+    "mlp_hidden",
+)  # observed, but not in a trace: inputs of linears
 
-TRACE_POINTS = (
-    "resid_pre", "attn_norm", "q", "k", "v", "q_rope", "k_rope", "attn_out",
-    "resid_mid", "mlp_norm", "mlp_out", "resid_post",
-)  # fmt: skip
-INSIDE = ("attn_heads", "mlp_hidden")  # observed, but not part of a trace: inputs of linears
 
-
-@dataclass(frozen=True)
-class Place:
-    """What a block needs besides its weights: token positions, kernels and an observer.
-
-    Args:
-        bias: Added to attention scores: 0 or -inf, [S, S].
-        rope: Cosines and sines, each [S, h_rot / 2]; None if the block does not rotate.
-        interleaved: As in `attention.rotate`.
-        ramps: From `alibi_ramps`, [H, S], or None.
-        query_scale: Multiplies queries; a number, or one for each position, [S, 1].
-        kernels: How the costly steps are evaluated; results differ in rounding only.
-        observe: Receives the name and value of every trace point; the block continues with the
-            array that it returns.
-    """
-
-    bias: Array
-    rope: tuple[Array, Array] | None
-    interleaved: bool = False
-    ramps: Array | None = None
-    query_scale: Array | float = 1.0
-    kernels: Kernels = PLAIN
-    observe: Observer = unobserved
+def block_points(kind: BlockKind) -> tuple[str, ...]:
+    """Trace points of a block, without a prefix; `q_rope` and `k_rope` only if it rotates."""
+    mixer = kind.mixer or sizes.Attention
+    points = (*BEFORE, *mixer.points, *AFTER, "resid_post")
+    return tuple(point for point in points if kind.rope or not point.endswith("_rope"))
 
 
 @dataclass(frozen=True)
@@ -78,30 +80,15 @@ def places(
     ramps = position_tables.alibi_ramps(positions, config.alibi) if config.alibi else None
 
     def place(kind: BlockKind) -> Place:
-        scale: Array | float = config.attention_scale
+        scale: Array | float = getattr(kind.mixer, "scale", config.attention_scale)
         if kind.temperature is not None:
             scale = (scale * position_tables.query_scale(positions, kind.temperature)).astype(dtype)
         bias = position_tables.causal_bias(positions, position_tables.reach(positions, kind), dtype)
         tables = position_tables.rotation(positions, kind.rope, dtype) if kind.rope else None
         interleaved = kind.rope is not None and kind.rope.interleaved
-        return Place(bias, tables, interleaved, ramps, scale, kernels)
+        return Place(positions, bias, tables, interleaved, ramps, scale, kind.mixer, kernels)
 
     return {kind: place(kind) for kind in dict.fromkeys(config.blocks)}
-
-
-def norm(x: Array, weights: Weights, role: str, config: Config, kernels: Kernels = PLAIN) -> Array:
-    """Normalise over the last axis; a norm that the model does not have is the identity."""
-    if f"{role}.weight" not in weights and role not in config.weightless_norms:
-        return x
-    gain = weights.get(f"{role}.weight", 1.0)
-    if config.norm == "rms":
-        return kernels.rms_norm(x, gain, config.norm_eps)
-    return ops.layer_norm(x, gain, weights.get(f"{role}.bias", 0.0), config.norm_eps)
-
-
-def project(x: Array, weights: Weights, name: str) -> Array:
-    """Apply one linear, with its bias if the model has one."""
-    return linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
 def embed(
@@ -125,48 +112,6 @@ def embed(
         row = positions + config.position_offset
         x = x + np.take(weights["pos_embed.weight"], row, axis=0).astype(dtype)
     return norm(x, weights, "embed_norm", config).astype(dtype)
-
-
-def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> Array:
-    """Attend: ``softmax(cap((scale q) k^T) + bias) v``, heads merged, then `o_proj`.
-
-    A learned score per head, `sinks` [H], may take a share of the softmax.
-
-    q and k may be normalised in three places: over all heads together (`q_width_norm`), per head
-    (`q_norm`), or per head after the rotation (`q_rope_norm`).
-
-    Observed: `q`, `k`, `v`, `q_rope`, `k_rope` [B, heads, S, h], and `attn_heads` [B, S, H h], the
-    input of `o_proj`.
-
-    Args:
-        x: Normalised input, [B, S, D].
-        weights: The block's weights by our names.
-        place: Bias, rotary tables, kernels and observer.
-        config: The model's facts.
-
-    Returns:
-        Attention's output, [B, S, D].
-    """
-    observe, kernels = place.observe, place.kernels
-
-    def heads_of(name: str) -> Array:
-        y = norm(
-            project(x, weights, f"{name}_proj"), weights, f"{name}_width_norm", config, kernels
-        )
-        y = ops.limited(y, config.qkv_limit)
-        y = attention.split_heads(y, config.head_dim)
-        return observe(name, norm(y, weights, f"{name}_norm", config, kernels))
-
-    q, k, v = map(heads_of, "qkv")
-    if place.rope is not None:
-        q, k = (kernels.rotate(x, *place.rope, place.interleaved) for x in (q, k))
-        q = observe("q_rope", norm(q, weights, "q_rope_norm", config, kernels))
-        k = observe("k_rope", norm(k, weights, "k_rope_norm", config, kernels))
-    k, v = (np.take(kv, config.kv_head_of_head, axis=1) for kv in (k, v))
-    q, cap = q * place.query_scale, config.attn_soft_cap
-    sink = np.reshape(weights["sinks"], (-1, 1, 1)) if "sinks" in weights else None
-    heads = kernels.attention(q, k, v, place.bias, cap, sink, place.ramps)
-    return project(observe("attn_heads", attention.merge_heads(heads)), weights, "o_proj")
 
 
 def activate(x: Array, weights: Weights, place: Place, config: Config) -> Array:
@@ -239,12 +184,17 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     return out
 
 
+def mixer_of(place: Place) -> Callable[[Array, Weights, Place, Config], Array]:
+    """What mixes the tokens of a block: softmax attention, if its kind names nothing else."""
+    return MIXERS[type(place.mixer)] if place.mixer else self_attention
+
+
 def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
-    """Run one decoder layer: attention and MLP, each added to the residual stream.
+    """Run one decoder layer: a mixer of tokens and an MLP, each added to the residual stream.
 
-    m = x + attention(norm(x));  h = m + mlp(norm(m)), or m + mlp(norm(x)) with parallel residuals
+    m = x + mixer(norm(x));  h = m + mlp(norm(m)), or m + mlp(norm(x)) with parallel residuals
 
-    Observed: all of `TRACE_POINTS`; `q_rope` and `k_rope` only if the block rotates.
+    Observed: all of `block_points`.
 
     Args:
         x: Residual stream before the block, h_{l-1}, [B, S, D].
@@ -258,7 +208,7 @@ def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     observe, kernels = place.observe, place.kernels
     x = observe("resid_pre", x)
     attn_in = observe("attn_norm", norm(x, weights, "attn_norm", config, kernels))
-    attn_out = self_attention(attn_in, weights, place, config)
+    attn_out = mixer_of(place)(attn_in, weights, place, config)
     attn_out = norm(attn_out, weights, "attn_post_norm", config, kernels)
     attn_out = observe("attn_out", ops.scaled(attn_out, config.residual_scale))
     mid = observe("resid_mid", x + attn_out)

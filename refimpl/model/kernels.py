@@ -85,7 +85,7 @@ def tiled_attention(
         >>> bool(np.allclose(tiled, plain))
         True
     """
-    mixed, length = np.empty_like(q), len(bias)
+    mixed, length = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype), len(bias)
     for start in range(0, length, QUERIES):
         tile = slice(start, min(start + QUERIES, length))
         visible = np.flatnonzero((bias[tile] == 0).any(axis=0))

@@ -6,13 +6,15 @@ from dataclasses import replace
 import numpy as np
 
 from refimpl.model.config import Config
-from refimpl.model.forward import Place, Weights, block
+from refimpl.model.forward import MIXERS, Place, Weights, block
 from refimpl.model.ops import Array
 
 INPUT_OF = {
     "q_proj": "attn_norm", "k_proj": "attn_norm", "v_proj": "attn_norm", "o_proj": "attn_heads",
     "gate_proj": "mlp_norm", "up_proj": "mlp_norm", "down_proj": "mlp_hidden",
 }  # fmt: skip
+for _mixer in MIXERS:
+    INPUT_OF |= _mixer.reads
 
 
 def input_of(linear: str) -> str:

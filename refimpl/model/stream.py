@@ -66,8 +66,11 @@ class Stream:
     def through(self, h: Array, weights: Weights) -> Array:
         """Residual streams of one length, [B, S, D], after block `index` with these weights.
 
-        They pass as one row of tokens, [1, B S, D], so that each linear is one product.
+        They pass as one row of tokens, [1, B S, D], if the mixer can do that: then each linear is
+        one product.
         """
+        if not self.config.mixer(self.index).in_a_row:
+            return block(h, weights, self.place(h.shape[1]), self.config)
         place = in_a_row(self.place(h.shape[1]), len(h))
         row = np.reshape(h, (1, -1, h.shape[2]))
         return np.reshape(block(row, weights, place, self.config), h.shape)
@@ -90,6 +93,7 @@ def in_a_row(place: Place, sequences: int) -> Place:
     rope, scale = place.rope, place.query_scale
     return replace(
         place,
+        positions=np.tile(place.positions, sequences),
         rope=None if rope is None else (repeated(rope[0], sequences), repeated(rope[1], sequences)),
         query_scale=repeated(scale, sequences) if isinstance(scale, np.ndarray) else scale,
     )

@@ -16,7 +16,7 @@ from program import run
 from refimpl import Noise, Probes, Request, allocate, read_model, score
 from refimpl.allocation.scores_json import document
 from refimpl.model.config import LINEARS, NORMS
-from refimpl.model.forward import TRACE_POINTS, forward
+from refimpl.model.forward import MIXERS, TRACE_POINTS, forward
 from refimpl.tokens import random_tokens
 
 REFERENCE = PAGE.parent
@@ -128,7 +128,10 @@ def test_the_page_of_a_document_is_complete_and_true(
     assert documented(before if name.endswith("before") else after) == found
 
 
-@pytest.mark.parametrize("names", [LINEARS, (*NORMS, "final_norm"), TRACE_POINTS])
+POINTS = (*TRACE_POINTS, *(point for mixer in MIXERS for point in mixer.points))
+
+
+@pytest.mark.parametrize("names", [LINEARS, (*NORMS, "final_norm"), POINTS])
 def test_the_page_of_names_has_them_all(names: tuple[str, ...]) -> None:
     words = re.findall(r"`([\w.]+)`", (REFERENCE / "names.md").read_text("utf-8"))
     assert set(names) <= set(words)
@@ -136,6 +139,7 @@ def test_the_page_of_names_has_them_all(names: tuple[str, ...]) -> None:
 
 def test_the_page_of_names_lists_trace_points_in_order() -> None:
     page = (REFERENCE / "names.md").read_text("utf-8").partition("## Trace points")[2]
+    page = page.partition("Blocks with another mixer")[0]
     rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
     listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     trace = forward(read_model(FIXTURES / "llama"), [[1, 2]], trace=True).trace

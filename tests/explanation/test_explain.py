@@ -22,12 +22,13 @@ from refimpl.explanation.step import described, full_name
 from refimpl.loading.families import FAMILIES
 from refimpl.method import perturbation
 from refimpl.model import ops
+from refimpl.model.mixers.sizes import Attention
 from refimpl.running.settings import Settings
 from refimpl.scoring.signals import signals
 from refimpl.show.explain import explanation_text
 from refimpl.tokens import Tokens, random_tokens
 
-MODELS = tuple("gemma3" if name == "gemma3_text" else name for name in FAMILIES)
+MODELS = tuple(name if name == "llama4_text" else name.removesuffix("_text") for name in FAMILIES)
 BLOCK = (
     "attn_norm", "qkv", "qk_norm", "rope", "attention", "attn_out", "resid_mid", "mlp_norm",
     "routing", "mlp_out", "resid_post",
@@ -182,6 +183,12 @@ def test_the_forward_is_the_forward(name: str) -> None:
         for point in ("attn_out", "resid_mid", "mlp_out", "resid_post"):
             expected = out.trace[f"blocks.{k}.{point}"]
             np.testing.assert_allclose(shown.figure(point, point), expected, 1e-9, 1e-12)
+        mixer = model.config.mixer(k)
+        if not isinstance(mixer, Attention):
+            for point in mixer.points:
+                expected = out.trace[f"blocks.{k}.{point}"]
+                near(shown.figure(mixer.name, point), expected)
+            continue
         for letter in "qkv":
             step = "qk_norm" if "qk_norm" in names and letter != "v" else "qkv"
             near(shown.figure(step, letter), out.trace[f"blocks.{k}.{letter}"])

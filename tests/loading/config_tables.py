@@ -205,6 +205,7 @@ MEANS: list[tuple[str, dict[str, Any], str, Any]] = [  # what a fact is
      (BlockKind(None, Rope(5e6, 4), mixture=True),) * 2),
     ("hunyuan_v1_moe", {"moe_topk": [3, 3]}, "experts",
      Experts(5, 3, 20, 20)),
+    ("phi3", {"full_attn_mod": 1, "interpolate_factor": 1}, "head_dim", 8),
     ("nemotron", {"rope_parameters": ...}, "blocks", (BlockKind(None, Rope(1e4, 6)),) * 2),
 ]  # fmt: skip
 OMITTED: list[Changed] = [  # compared with transformers alone
@@ -263,7 +264,7 @@ def rope(**changes: Any) -> dict[str, Any]:
 
 # A fixture, changes of its config.json, and what the refusal says.
 WRONG: list[tuple[str, dict[str, Any], str]] = [
-    ("llama", {"model_type": "rwkv"}, 'unknown model family "rwkv"'),
+    ("llama", {"model_type": "other"}, 'unknown model family "other"'),
     ("llama", {"model_type": ["llama"]}, "unknown model family"),
     ("llama", {"model_type": ...}, "has no model_type"),
     ("llama", {"model_type": "gemma3", "text_config": {"a": 1}}, "multimodal"),

@@ -115,6 +115,9 @@ def test_what_no_one_has_compared_is_refused() -> None:
 TINY_TEXT = {
     "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 101, "head_dim": 8, "max_position_embeddings": 64,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+    "linear_value_head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12, "shared_expert_intermediate_size": 12,
 }  # fmt: skip
 TINY_VISION = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -139,12 +142,14 @@ def test_transformers_computes_the_same_from_a_text(kind: str, tmp_path: Path) -
         if kind in ("qwen2_vl", "qwen2_5_vl") and hasattr(part, "rope_parameters"):
             part.rope_parameters = part.rope_parameters | {"mrope_section": [1, 1, 2]}
         if getattr(part, "layer_types", None):
-            part.layer_types = part.layer_types[: TINY_TEXT["num_hidden_layers"]]
+            count = TINY_TEXT["num_hidden_layers"]
+            last = kind.startswith("qwen3_5")  # the first blocks have no attention
+            part.layer_types = part.layer_types[-count:] if last else part.layer_types[:count]
     tokens = [name for name in config.to_dict() if name.endswith(("_token_id", "_token_index"))]
     for name in tokens:  # of no token that is asked for
         setattr(config, name, 100)
     torch.manual_seed(0)
-    eager = {"attn_implementation": "eager"}
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
     theirs = transformers.AutoModelForImageTextToText.from_config(config, **eager).double()
     with torch.no_grad():
         for name, weight in theirs.named_parameters():

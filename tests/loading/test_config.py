@@ -36,9 +36,11 @@ BY_KIND = ("full_attention", "sliding_attention")
 TWO = {"expected sliding_attention", "sliding_window_pattern"}  # mistakes that two keys show
 # What the fixtures' blocks are can be said in `layer_types` only
 NO_OLD_RULE = (
-    "ministral", "olmo3", "cohere2_moe", "exaone_moe", "granitemoehybrid",
+    "ministral", "olmo3", "cohere2_moe", "exaone_moe", "granitemoehybrid", "lfm2", "lfm2_moe",
+    "afmoe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next",
 )  # fmt: skip
-OLD_CASES = [case for case in CASES if case != "mellum"]  # newer than the old spelling
+NEWER = ("mellum", "laguna", "laguna_channels")  # than the old spelling
+OLD_CASES = [case for case in CASES if case not in NEWER]
 
 
 def config(case: str, changes: Mapping[str, Any]) -> Config:

@@ -13,6 +13,8 @@ from gates import GATES, worst_token
 from test_config import CASES, OLD_CASES, as_old_files_spell_it
 
 from refimpl import forward, read_model
+from refimpl.loading.composites import COMPOSITES
+from refimpl.loading.families import FAMILIES, REFUSED
 
 pytestmark = pytest.mark.torch
 IDS = np.arange(2, 26).reshape(2, 12)  # longer than the windows of the fixtures
@@ -96,3 +98,9 @@ def test_llama_4(changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
     entries = published("llama-4-scout") | changes
     config = small({key: x for key, x in entries.items() if x is not ...}, **FEW)
     check_logits(config, tmp_path, monkeypatch)
+
+
+def test_no_decoder_of_transformers_is_unknown() -> None:
+    auto = pytest.importorskip("transformers.models.auto.modeling_auto")
+    types = set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert types - FAMILIES.keys() - REFUSED.keys() - {*COMPOSITES} == set()

@@ -94,6 +94,14 @@ def test_transformers_reads_the_same_from_the_file(name: str, kind: Q, tmp_path:
     )  # of its float32 inside
 
 
+@pytest.mark.parametrize("name", ["model.GGUF", "sha256-0f1e", "blob.bin"])
+def test_a_file_is_known_by_its_first_bytes(name: str, tmp_path: Path) -> None:
+    path = gguf_file(tmp_path, "llama")
+    (tmp_path / "blobs").mkdir()
+    blob = path.rename(tmp_path / "blobs" / name)
+    assert_equal(read_model(blob), read_model(tmp_path / "hub"))
+
+
 def test_a_split_model(tmp_path: Path) -> None:
     first = gguf_file(tmp_path, "llama", shard_tensors=10)
     model = read_model(first)

@@ -1,6 +1,7 @@
 """What each key of a GGUF file's metadata means: as llama.cpp reads it, or refused by name."""
 
 from collections.abc import Callable
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,17 @@ MEANS: dict[str, tuple[str, Change, Callable[[Config], Any], Any]] = {
     "a factor by its old name": ("llama", numbers(rope__scale_linear=2), ropes, STRETCHED),
     "a factor by both names": (
         "llama", numbers(rope__scale_linear=3, rope__scaling__factor=2), ropes, STRETCHED),
+    "yarn": (
+        "qwen2",
+        both(
+            numbers(rope__scaling__factor=4, rope__scaling__attn_factor=1),
+            lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+            lambda w: w.add_rope_scaling_orig_ctx_len(16),
+            lambda w: w.add_rope_scaling_yarn_beta_slow(2.0),
+        ),
+        ropes,
+        {Rope(3000.0, 8, "yarn", 4.0, original_max_position_embeddings=16, beta_slow=2.0,
+              attention_factor=1 + 0.1 * log(4))}),
     "no base": ("smollm3", without("rope.freq_base"), ropes, {None, Rope(1e4, 8)}),
     "no base, of Gemma 3": (
         "gemma3", both(without("rope.freq_base")), ropes,
@@ -152,6 +164,11 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     "longrope of no known context": (
         "phi3", both(longrope("long", "short"), without("rope.scaling.original_context_length")),
         "rope.scaling.original_context_length: missing"),
+    "yarn with a factor of its logarithm": (
+        "qwen2",
+        both(numbers(rope__scaling__factor=4, rope__scaling__yarn_log_multiplier=0.1),
+             lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN)),
+        "yarn_log_multiplier: not understood"),
     "another magnitude": (
         "phi3", numbers(rope__scaling__attn_factor=1.5), "attn_factor: not understood"),
 }  # fmt: skip

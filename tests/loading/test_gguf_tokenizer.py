@@ -15,7 +15,7 @@ LETTERS = ["Ġ", "Ċ", *map(chr, range(33, 127))]
 TOKENS = ["<s>", *LETTERS, "ab", "abc"]
 WHOLE = [
     "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
-    "jina-v5-nano",
+    "jina-v5-nano", "tekken",
 ]  # fmt: skip
 """Pre-tokenizers for which llama.cpp sets `ignore_merges` and `add_bos` (src/llama-vocab.cpp)."""
 

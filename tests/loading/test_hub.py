@@ -249,6 +249,19 @@ def test_a_repository_of_several_gguf_models_lists_them(hub: Hub, tmp_path: Path
     refusal_of(read_model, f"{GGUF}:{split}", says="the cache lacks big/", remedy=split)
 
 
+def test_a_type_stands_for_the_file_with_it_in_its_name(hub: Hub, tmp_path: Path) -> None:
+    content = gguf_file(tmp_path, "llama").read_bytes()
+    names = ("tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf", "mmproj-tiny-Q8_0.gguf")
+    hub.add(GGUF, tmp_path / "here", **dict.fromkeys(names, content))
+    refusal_of(read_model, GGUF, download=True, says="holds 2 GGUF models", remedy="Q4_K_M.gguf")
+    refusal_of(
+        read_model, f"{GGUF}:Q5_0", download=True, says="0 GGUF models of type Q5_0", remedy="name"
+    )
+    for model in (read_model(f"{GGUF}:q8_0", download=True), read_model(f"{GGUF}:Q8_0")):
+        assert model.name == f"{GGUF}@{COMMITS['main']}:tiny-Q8_0.gguf"
+    assert hub.downloads == ["tiny-Q8_0.gguf"]
+
+
 def test_without_the_library(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refusal_of(read_model, NAME, says="no such file or folder", remedy="refimpl[hub]")

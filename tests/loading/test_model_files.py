@@ -173,7 +173,7 @@ FILES = {
 def test_other_formats_are_refused_with_a_way_to_convert_them(name: str, tmp_path: Path) -> None:
     files, problem, remedy = FOLDERS[name] if name in FOLDERS else ([name], *FILES[name])
     for file in files:
-        (tmp_path / file).write_bytes(b"GGUF")
+        (tmp_path / file).write_bytes(b"GGUF" if file.endswith(".gguf") else b"data")
     error = refusal(tmp_path if name in FOLDERS else tmp_path / name)
     assert problem in error.problem
     assert remedy in error.remedy

@@ -8,6 +8,7 @@ the cases it must be caught on; "caught" means more than ten times over the gate
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from math import inf, sqrt
 from typing import Any
 
@@ -17,9 +18,15 @@ from gates import GATES, expected_of, model_of, worst_point
 
 from refimpl import Model, forward
 from refimpl.model import attention, ops, position_tables
-from refimpl.model import forward as forward_module
 from refimpl.model.config import Alibi, BlockKind, Config, Rope, Temperature
 from refimpl.model.kernels import PLAIN
+from refimpl.model.mixers import (
+    gated_delta_rule,
+    latent_attention,
+    mamba2,
+    short_convolution,
+    softmax_attention,
+)
 from refimpl.model.ops import Array
 from refimpl.model.weight import Weight
 
@@ -122,11 +129,14 @@ def renamed(**roles: str) -> Break:
     return broken
 
 
+MODULES = (ops, attention, position_tables, gated_delta_rule, mamba2)
+
+
 def op(name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Break:
     """Put a broken operation in the place of the right one."""
 
     def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
-        module = next(m for m in (ops, attention, position_tables) if name in vars(m))
+        module = next(m for m in MODULES if name in vars(m))
         wrong = change(getattr(module, name))
         patch.setattr(module, name, wrong)
         if name in vars(PLAIN):  # how the forward finds it
@@ -240,7 +250,7 @@ def rms_for_layer(x: Array, weight: Array, bias: Array, eps: float) -> Array:
 
 def each_head_alone(model: Model, patch: pytest.MonkeyPatch) -> Model:
     """Normalise q and k head by head where they are normalised together."""
-    right, h = forward_module.norm, model.config.head_dim
+    right, h = softmax_attention.norm, model.config.head_dim
 
     def norm(x: Array, weights: Any, role: str, *rest: Any) -> Array:
         if not role.endswith("_width_norm") or f"{role}.weight" not in weights:
@@ -250,7 +260,7 @@ def each_head_alone(model: Model, patch: pytest.MonkeyPatch) -> Model:
         ones = {f"{role}.weight": np.ones(h, x.dtype)}
         return right(heads, ones, role, *rest).reshape(x.shape) * gain
 
-    patch.setattr(forward_module, "norm", norm)
+    patch.setattr(softmax_attention, "norm", norm)
     return model
 
 
@@ -271,10 +281,92 @@ def sinks(change: Callable[[Array], Array]) -> Break:
     )
 
 
+def gates(change: Callable[[Array], Array]) -> Break:
+    """Change the factors of the heads."""
+
+    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
+        for name, right in list(softmax_attention.GATES.items()):
+            wrong = partial(lambda x, right: change(right(x)), right=right)
+            patch.setitem(softmax_attention.GATES, name, wrong)
+        return model
+
+    return broken
+
+
+def convolved(change: Callable[[Array, Array], tuple[Array, Array]]) -> Break:
+    """Change the input or the kernel of the convolutions along the tokens."""
+
+    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
+        right = short_convolution.causal_convolution
+
+        def wrong(x: Array, weights: Any, positions: Array) -> Array:
+            x, kernel = change(x, weights["conv.weight"])
+            return right(x, {**weights, "conv.weight": kernel}, positions)
+
+        patch.setattr(short_convolution, "causal_convolution", wrong)
+        return model
+
+    return broken
+
+
 def hidden_scale(config: Config) -> float:
     return float((config.hidden_size / config.num_attention_heads) ** -0.5)
 
 
+def delta(**changes: Callable[[Array], Array]) -> Break:
+    """Change arguments of the delta rule."""
+    return arguments("delta_rule", ("q", "k", "v", "log_decay", "beta", "positions"), **changes)
+
+
+def arguments(function: str, names: tuple[str, ...], **changes: Callable[[Array], Array]) -> Break:
+    """Change arguments of a function."""
+
+    def changed_rule(right: Callable[..., Array]) -> Callable[..., Array]:
+        def wrong(*arguments: Array) -> Array:
+            pairs = zip(names, arguments, strict=True)
+            return right(*(changes.get(name, lambda x: x)(x) for name, x in pairs))
+
+        return wrong
+
+    return op(function, changed_rule)
+
+
+def mixers(**changes: Any) -> Break:
+    """Change facts of what mixes tokens."""
+    return kinds(lambda kind: replace(kind, mixer=kind.mixer and changed(kind.mixer, changes)))
+
+
+def latent(change: Callable[[Array], Array]) -> Break:
+    """Change the gains of the norms of latents."""
+    return kernel_weights("a_norm.weight", change)
+
+
+def kernel_weights(end: str, change: Callable[[Array], Array]) -> Break:
+    """Change weights after they are read, by the end of their names."""
+
+    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
+        read = Model.block
+
+        def block(model: Model, i: int, dtype: str) -> dict[str, Array]:
+            weights = {**read(model, i, dtype)}
+            return {n: change(w) if n.endswith(end) else w for n, w in weights.items()}
+
+        patch.setattr(Model, "block", block)
+        return model
+
+    return broken
+
+
+def eps_of_latents(eps: float) -> Break:
+    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
+        patch.setattr(latent_attention, "EPS", eps)
+        return model
+
+    return broken
+
+
+MAMBA, SPACE = "granite_hybrid bamba", ("x", "b", "c", "step", "rate", "positions")
+DELTA, MLA = "qwen3_5 qwen3_next", "deepseek_v3 deepseek_v2 minicpm3"
 VARIANTS: list[Row] = [
     # norms
     ("eps 1e-5 for 1e-3", facts(norm_eps=1e-5), "llama gemma3 gpt_neox gpt2"),
@@ -343,6 +435,46 @@ VARIANTS: list[Row] = [
     ("one sink for all heads", sinks(lambda sink: sink[:1]), "gpt_oss granite_swa"),
     ("sinks scaled as scores are", sinks(lambda sink: 0.4 * sink), "gpt_oss granite_swa"),
     ("a sink of zero", sinks(np.zeros_like), "gpt_oss granite_swa"),
+    # other mixers
+    ("gates of the heads skipped", gates(np.ones_like), "afmoe laguna laguna_channels"),
+    ("gates of another head", gates(lambda g: np.roll(g, 1, -1)), "afmoe laguna laguna_channels"),
+    ("sigmoid for softplus", kinds(lambda k: replace(k, mixer=replace(k.mixer, gate="sigmoid"))),
+     "laguna laguna_channels"),
+    ("softplus for sigmoid", kinds(lambda k: replace(k, mixer=replace(k.mixer, gate="softplus"))),
+     "afmoe"),
+    ("taps in reverse", convolved(lambda x, w: (x, w[..., ::-1])), "lfm2 lfm2_moe"),
+    ("a tap too few", convolved(lambda x, w: (x, w[..., 1:])), "lfm2"),
+    ("one token late", convolved(lambda x, w: (np.roll(x, 1, axis=1), w)), "lfm2"),
+    ("bias of the convolution skipped", without(r"conv\.bias"), "lfm2"),
+    ("no decay", delta(log_decay=np.zeros_like), DELTA),
+    ("a decay twice", delta(log_decay=lambda x: 2 * x), DELTA),
+    ("everything corrected", delta(beta=np.ones_like), DELTA),
+    ("no correction of what is held", delta(beta=lambda x: 1e-9 * x), DELTA),
+    ("queries not divided", delta(q=lambda x: x * 8**0.5), DELTA),
+    ("keys of another head", delta(k=lambda x: np.roll(x, 1, 1)), DELTA),
+    ("keys head by head in turn", delta(k=lambda x: x[:, [0, 2, 1, 3]]), DELTA),
+    ("keys of any length", op("unit", lambda _: lambda x: x), DELTA),
+    ("time step without its bias", kernel_weights("dt_bias", np.zeros_like), DELTA),
+    ("norms with 1 in the gate", matching("state_norm", lambda w: replace(w, offset=1.0)), DELTA),
+    ("gate and value exchanged", swapped("in_proj_v", "in_proj_z"), DELTA),
+    ("beta and decay exchanged", swapped("in_proj_b", "in_proj_a"), DELTA),
+    ("q and its gate in halves", layout(r"(q_proj|attn_gate)\.weight", groups=1), DELTA),
+    ("q, k, v, z one after another", layout(r"in_proj_[qkvz]", groups=1), "qwen3_next"),
+    ("latents not normalised", latent(lambda x: x * 2), MLA),
+    ("eps of the other norms", eps_of_latents(1e-3), MLA),
+    ("scores of the plain channels", mixers(scale=lambda m: m.plain_dim**-0.5), MLA),
+    ("a scale without yarn's", mixers(scale=lambda m: 10**-0.5), "deepseek_v3"),
+    ("pairs of halves, latent", rope(interleaved=False), "deepseek_v3 deepseek_v2"),
+    ("pairs of neighbours, latent", rope(interleaved=True), "minicpm3 glm4_moe_lite"),
+    ("groups by two experts", facts(experts=lambda c: replace(c.experts, group_by=2)),
+     "deepseek_v2"),
+    ("no decay of the state", arguments("state_space", SPACE, rate=np.zeros_like), MAMBA),
+    ("b and c exchanged", op("state_space", lambda f: lambda x, b, c, *r: f(x, c, b, *r)), MAMBA),
+    ("no skip", kernel_weights("D", np.zeros_like), MAMBA),
+    ("steps without a limit", mixers(steps=(0.0, inf)), "granite_hybrid"),
+    ("one group", mixers(groups=1), "granite_hybrid"),
+    ("bias of the steps skipped", kernel_weights("dt_bias", np.zeros_like), MAMBA),
+    ("gate and values exchanged", swapped("in_proj_z", "in_proj_x"), MAMBA),
     # positions
     ("theta 10 % off", rope(theta=lambda r: 1.1 * r.theta), "llama gpt_neox"),
     ("slopes for more heads", alibi(slopes=other_slopes), "bloom mpt falcon_alibi"),
@@ -430,6 +562,8 @@ CASTS: list[Row] = [
     ("soft cap", op("soft_cap", lambda f: lambda x, c: cast_down(f)(x, c)), "gemma2"),
     ("RoPE tables", op("rope_tables", float32_tables), "llama gemma3 gpt_neox"),
     ("erf", op("erf", cast_down), "gpt_neox"),
+    ("the sum of shares as it is",
+     facts(experts=lambda c: replace(c.experts, sum_eps=0.0)), "lfm2_moe"),
     ("embedding scale", facts(embed_scale=float(np.float32(sqrt(32)))), "gemma2"),
 ]  # fmt: skip
 

@@ -234,7 +234,7 @@ def weights_of(config: Config, seed: int, dtype: npt.DTypeLike) -> dict[str, Arr
     """Random weights for a block, the embedding and the head; nobody may write to them."""
     rng = np.random.default_rng(seed)
     roles = (role for role in NORMS if rng.random() < 0.5)
-    sizes = config.norm_sizes | {"final_norm": config.hidden_size}
+    sizes = config.norm_sizes(0) | {"final_norm": config.hidden_size}
     shapes: dict[str, tuple[int, ...]] = {
         f"{role}.weight": (sizes[role],) for role in ("final_norm", *roles)
     }

@@ -20,7 +20,7 @@ import pytest
 from block_picture import PICTURE, picture
 from checkpoints import arrays_of, save_tensors
 from conftest import FIXTURES
-from gates import CASES, GATES, model_of, worst_point
+from gates import GATES, GRAPH_CASES, UNRECORDED, model_of, worst_point
 from graph_models import FAMILIES, HALF, axes, prunable, pruned, reference_session
 from onnx import numpy_helper
 from processes import killed_before_step, printed_json
@@ -89,7 +89,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("case", "half", "dtype"),
-    [(c, False, "float64") for c in CASES]
+    [(c, False, "float64") for c in GRAPH_CASES]
     + [(c, half, "float32") for c in FAMILIES for half in (False, True)],
 )
 def test_a_graph_computes_the_same(case: str, half: bool, dtype: str, folder: Path) -> None:
@@ -180,6 +180,15 @@ def test_weights_enter_in_two_ways(stored: str, dtype: str, copy: Copy) -> None:
     assert {name: after[name] for name in before} == before
     new = {"external.onnx.data", *(f"{weights}.onnx" for weights in STORAGES)}
     assert after.keys() - before.keys() == new
+
+
+@pytest.mark.parametrize("case", UNRECORDED)
+def test_a_mixer_without_operators_is_refused(case: str, tmp_path: Path) -> None:
+    refusal_of(
+        export, model_of(case), tmp_path / "a.onnx",
+        says="gated delta rule cannot be part of a graph: ONNX has no operator", remedy="score",
+    )  # fmt: skip
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("opset", [18, 23, 25])

@@ -26,7 +26,7 @@ from program import refused as refused_by
 from refimpl import Noise, read_model
 from refimpl.comparison import agreement
 from refimpl.comparison.causes import CAUSES
-from refimpl.model.forward import TRACE_POINTS, forward
+from refimpl.model.forward import MIXERS, TRACE_POINTS, forward
 from refimpl.onnx.export import export
 from refimpl.onnx.recording.experiment_graph import AT
 from refimpl.onnx.recording.model_graph import trace_points
@@ -442,7 +442,8 @@ def test_a_graphs_tokens_may_be_of_32_bits(folder: Path) -> None:
 
 
 def test_every_point_has_usual_causes() -> None:
-    assert {"embed", *TRACE_POINTS, "final_norm", "logits"} <= CAUSES.keys()
+    of_mixers = {point for mixer in MIXERS for point in mixer.points}
+    assert {"embed", *TRACE_POINTS, *of_mixers, "final_norm", "logits"} <= CAUSES.keys()
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 99), st.floats(1e-9, 1.0))

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnxruntime
-from gates import CASES, GATES, expected_of, model_of, worst_point
+from gates import CASES, GATES, UNRECORDED, expected_of, model_of, worst_point
 from regions import fill
 
 from refimpl import Model, forward
 from refimpl.loading.composites import COMPOSITES, TEXT_FAMILIES
 from refimpl.loading.families import FAMILIES, REFUSED
 from refimpl.model.config import BlockKind, Config, Rope
+from refimpl.model.mixers.sizes import Attention
 from refimpl.onnx.export import export
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "families.md"
@@ -137,11 +138,25 @@ def others(model: Model, roles: set[str]) -> Iterator[str]:
         yield "linears stored [in, out]"
 
 
+def mixers(model: Model) -> Iterator[str]:
+    """What mixes tokens in other ways than plain attention."""
+    for mixer in dict.fromkeys(kind.mixer for kind in model.config.blocks if kind.mixer):
+        if isinstance(mixer, Attention):
+            per = "head" if mixer.gate_width == 1 else "channel"
+            yield f"gate per {per} ({mixer.gate})"
+        else:
+            every = all(kind.mixer == mixer for kind in model.config.blocks)
+            yield mixer.name.replace("_", " ") + ("" if every else " in some blocks")
+    shapes = (x.get("q_proj") for x in model.config.linears)
+    if len({shape for shape in shapes if shape}) > 1:
+        yield "heads of each block"
+
+
 def mechanisms(model: Model) -> list[str]:
     """What the forward does for this model, in words."""
     inside = (n.split(".", 2)[2] for n in model.weights if n.startswith("blocks."))
     roles = {n.removesuffix(".weight").replace(".bias", ":bias") for n in inside}
-    parts = norms(model, roles), positions(model), mlp(model), others(model, roles)
+    parts = norms(model, roles), positions(model), mixers(model), mlp(model), others(model, roles)
     return [words for part in parts for words in part]
 
 
@@ -154,6 +169,8 @@ def deviation(case: str, dtype: str) -> float:
 def runs_as_graph(case: str, folder: Path) -> bool:
     """Whether ONNX Runtime computes the same float32 logits from the exported graph."""
     (ids, _), model, path = expected_of(case), model_of(case), folder / f"{case}.onnx"
+    if case in UNRECORDED:
+        return False
     export(model, path, outputs="trace")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

@@ -52,7 +52,7 @@ def drawn(fixture: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         elif key in ("sliding_window", "conv_L_cache", "linear_conv_kernel_dim", "mamba_d_conv"):
             new[key] = int(rng.integers(2, 9)) if value else value
         elif key.endswith(("_multiplier", "_scaling", "_scale", "_scaling_factor", "softcapping")):
-            new[key] = float(rng.uniform(0.3, 3)) if isinstance(value, float) else value
+            new[key] = float(rng.uniform(0.3, 3)) if value and isinstance(value, float) else value
     new.pop("time_step_limit", None)  # its infinity is written in a way that only files have
     if "n_group" in new:
         new["n_group"] = new["topk_group"] = 1 if rng.random() < 0.5 else 2
@@ -63,8 +63,13 @@ def drawn(fixture: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         new["num_key_value_heads"] = int(rng.choice(divisors)) if rng.random() < 0.8 else heads
     if "mamba_d_head" in new:
         new["mamba_d_head"] = 2 * new["hidden_size"] // new["mamba_n_heads"]
-    if "head_dim" in new and isinstance(new["head_dim"], int):
-        new["head_dim"] = 2 * int(rng.integers(3, 9))
+    if "kv_lora_rank" in new:
+        new["num_key_value_heads"] = heads
+        new["q_lora_rank"] = None if rng.random() < 0.3 else int(rng.integers(3, 20))
+        for key in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim"):
+            new[key] = int(rng.integers(3, 20))
+    elif "head_dim" in new and isinstance(new["head_dim"], int):
+        new["head_dim"] = 4 * int(rng.integers(2, 5))
     for entry in (new.get("rope_parameters") or {}, *(new.get("rope_parameters") or {}).values()):
         if isinstance(entry, dict) and "rope_theta" in entry:
             entry["rope_theta"] = float(10 ** rng.uniform(1, 5))

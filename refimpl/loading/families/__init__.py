@@ -2,6 +2,7 @@
 
 from refimpl.loading.families import (
     cohere,
+    deepseek,
     falcon,
     gemma,
     glm,
@@ -12,7 +13,6 @@ from refimpl.loading.families import (
     llama,
     mixtures,
     olmo,
-    phi,
     ungated,
 )  # fmt: skip
 from refimpl.loading.families.family import BASE, Family, Location
@@ -20,8 +20,8 @@ from refimpl.loading.families.family import BASE, Family, Location
 __all__ = ["FAMILIES", "REFUSED", "Family", "Location"]
 
 LINEAGES = (
-    llama, gemma, phi, granite, olmo, glm, cohere, falcon, ungated, gpt_neox, learned_positions,
-    mixtures, hybrids,
+    llama, gemma, granite, olmo, glm, cohere, falcon, ungated, gpt_neox, learned_positions,
+    mixtures, deepseek, hybrids,
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -31,25 +31,67 @@ FAMILIES: dict[str, Family] = {
 }
 
 # What some compute that the forward does not, and the way out
+QWEN = "use a model of a family in the table, such as qwen3"
 REFUSED = {
     name: (reason, way_out)
     for names, reason, way_out in (
         (
-            "deepseek_v2 deepseek_v3 deepseek_v32 mistral4 minicpm3 longcat_flash",
-            "multi-head latent attention",
-            "use a model with plain attention, such as qwen3",
+            "deepseek_v32 deepseek_v4 glm_moe_dsa axk2 hy_v4 dots3_note dots3_note_text "
+            "minimax_m3_vl_text",
+            "attention to a few earlier tokens, which an index of its own chooses",
+            QWEN,
         ),
         (
-            "qwen3_next qwen3_5 qwen3_5_text qwen3_5_moe lfm2 lfm2_moe nemotron_h falcon_h1 "
-            "falcon_mamba jamba bamba zamba2 mamba mamba2 recurrent_gemma "
-            "kimi_linear",
-            "blocks with a state space, a convolution or linear attention in place of attention",
-            "use a model with attention in every block, such as qwen3",
+            "mistral4 longcat_flash axk1 youtu sarvam_mla",
+            "latent attention in a form of its own: twice in a block, or with other norms, scales",
+            "use a model of a family in the table, such as deepseek_v3",
         ),
         (
-            "gemma3n gemma3n_text gemma4 gemma4_text",
-            "an embedding of its own in every block, and keys and values that blocks share",
+            "nemotron_h falcon_h1 jamba zamba zamba2 mamba mamba2 falcon_mamba",
+            "blocks with Mamba 1, or with Mamba 2 beside attention or without an MLP",
+            QWEN,
+        ),
+        (
+            "recurrent_gemma rwkv xlstm minimax",
+            "blocks with a recurrent state that no mixer of refimpl computes",
+            QWEN,
+        ),
+        (
+            "kimi_linear olmo_hybrid bailing_hybrid lara_mini qwen4_exp qwen4_exp_text",
+            "a delta rule in a form of its own: a decay per channel, or other gates and norms",
+            "use a model of a family in the table, such as qwen3_5_text",
+        ),
+        ("lfm3 zaya", "a short convolution in a form of its own, or one inside attention", QWEN),
+        (
+            "gemma3n gemma3n_text gemma4 gemma4_text gemma4_assistant gemma4_unified "
+            "gemma4_unified_text gemma4_unified_assistant",
+            "sizes of heads by kind of block, keys and values that blocks share, or an embedding "
+            "of its own in every block",
             "use the family before it, gemma3_text",
+        ),
+        (
+            "bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small "
+            "camembert data2vec-text electra ernie git marian mbart megatron-bert mllama moshi "
+            "musicgen musicgen_melody mvp pegasus plbart prophetnet rembert roberta "
+            "roberta-prelayernorm roc_bert roformer trocr whisper xlm xlm-roberta xlm-roberta-xl "
+            "xlnet xmod",
+            "attention in both directions, or to what an encoder computes",
+            "use a decoder without an encoder, such as qwen3",
+        ),
+        ("reformer", "attention within buckets of hashed tokens", QWEN),
+        ("diffllama", "the difference of two softmaxes in place of one", QWEN),
+        ("jetmoe", "a mixture of experts inside attention", QWEN),
+        ("blt", "bytes that are put into patches by a model of their entropy", QWEN),
+        ("bitnet", "activations rounded to 8 bits", QWEN),
+        ("hrm_text", "blocks that are run several times", QWEN),
+        (
+            "apertus1p5_text aria_text beam biogpt codegen cohere_compass_text cpmant ctrl dbrx "
+            "doge dory emu3 flint fuyu got_ocr2 gpt-sw3 gpt_bigcode gpt_neo gpt_neox_japanese "
+            "granitemoe_swa inkling2_loop_text inkling2_text inkling_text iquestcoder kolibri1 "
+            "mimo_v2_flash modernbert-decoder moss_transcribe_diarize nanochat openai-gpt "
+            "persimmon phi4_multimodal sarvam_moe xglm",
+            "keys and tensors that no table of refimpl describes",
+            "add a table, as docs/how-to/add-a-family.md describes, or use qwen3",
         ),
     )
     for name in names.split()

@@ -80,13 +80,16 @@ class Family:
         unrotated: Which blocks have no rotary positions: "none", "all", those "listed" with a 0 in
             `no_rope_layers`, in a model with a window those that are "full", or in any model the
             "unwindowed" ones, or those of them with experts ("unwindowed mixtures").
+        mixers: Words of `layer_types` for blocks without attention, and what mixes their tokens.
+        gate: What the gate of the heads is turned into factors by; "" without a gate.
         scalings: Types of rotary scaling with a meaning of their own in this family.
         rope_extras: Keys beside the rotary parameters that are not about rotation.
         rounded_alibi: Whether ALiBi is rounded to bfloat16, and scaled as q k^T is.
         scaled_embedding: Whether embeddings are multiplied by sqrt(D).
         position_offset: First row in use of the learned positions; None for rotary positions.
         interleaved: Whether channels 2i and 2i + 1 of a head rotate together.
-        buffers: Patterns of tensors in old files that no computation needs.
+        buffers: Patterns of tensors that no computation needs: of old files, and of blocks that
+            only predict further tokens; one that starts with ^ is not behind a base prefix.
         variant: The family and the entries of one `config.json`, if keys decide on the roles.
         scoring: Of routers, as in `Experts`; None without experts.
         shares_of_inputs: Whether an expert's share multiplies what it reads.
@@ -110,6 +113,8 @@ class Family:
     unrotated: Literal["none", "all", "listed", "full", "unwindowed", "unwindowed mixtures"] = (
         "none"
     )
+    mixers: dict[str, str] = field(default_factory=dict)
+    gate: Literal["", "sigmoid", "softplus"] = ""
     scalings: dict[str, str] = field(default_factory=dict)
     rope_extras: tuple[str, ...] = ()
     rounded_alibi: bool = False

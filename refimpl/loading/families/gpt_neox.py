@@ -1,4 +1,4 @@
-"""GPT-NeoX: parallel residual, q, k and v interleaved head by head; GPT-J and StableLM."""
+"""Parallel residuals: GPT-NeoX (q, k, v head by head), GPT-J, StableLM, Phi; Phi-3 is as Llama."""
 
 from refimpl.loading.families.family import BASE, ROPE, Entries, Family, biased, fused, key, only
 from refimpl.loading.families.learned_positions import GPT2
@@ -76,4 +76,40 @@ STABLELM = LLAMA.like(
         qk_layernorm=only(False), attention_bias=only(False), mlp_bias=only(False),
     ),
     variant=_stablelm,
+)  # fmt: skip
+
+PHI = LLAMA.like(
+    "phi",
+    without=("gate_proj",),
+    names=dict(
+        mlp_norm="layers.{}.input_layernorm",
+        o_proj="layers.{}.self_attn.dense",
+        up_proj="layers.{}.mlp.fc1",
+        down_proj="layers.{}.mlp.fc2",
+        final_norm="final_layernorm",
+        q_norm="layers.{}.self_attn.q_layernorm",
+        k_norm="layers.{}.self_attn.k_layernorm",
+    ),
+    norm="layer",
+    biased=biased(True, "q", "k", "v", "o", "up", "down") | {"lm_head": True},
+    keys=dict(
+        norm_eps=key(1e-5, "layer_norm_eps"), activation="gelu_new",
+        partial_rotary_factor=key(0.5), qk_layernorm=False, use_parallel_residual=only(True),
+        attention_bias=only(False), mlp_bias=only(False),
+    ),
+    optional=dict.fromkeys(("q_norm", "k_norm"), "qk_layernorm"),
+)  # fmt: skip
+
+PHI3 = LLAMA.like(
+    "phi3",
+    names=fused("layers.{}.self_attn.qkv_proj", "q_proj", "k_proj", "v_proj")
+    | fused("layers.{}.mlp.gate_up_proj", "gate_proj", "up_proj"),
+    biased={},
+    keys=dict(
+        norm_eps=1e-5, sliding_window=None, max_position_embeddings=4096,
+        original_max_position_embeddings=4096, partial_rotary_factor=key(1.0),
+        attention_bias=only(False), interpolate_factor=only(1), full_attn_mod=only(1),
+    ),
+    scalings={"su": "longrope", "yarn": "longrope"},
+    windows="all",
 )  # fmt: skip

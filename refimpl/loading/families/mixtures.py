@@ -3,7 +3,6 @@
 from typing import Any
 
 from refimpl.loading.families.family import (
-    QK_NORM,
     Entries,
     Family,
     Location,
@@ -156,87 +155,6 @@ ERNIE_MOE = ERNIE.like(
     stacks=STACKS,
 )  # fmt: skip
 
-GLM4_MOE = LLAMA.like(
-    "glm4_moe",
-    names=QK_NORM | EXPERTS | linears("shared_expert.", "layers.{}.mlp.shared_experts")
-    | {"router.correction": "layers.{}.mlp.gate.e_score_correction_bias"},
-    biased=biased("attention_bias", "q", "k", "v"),
-    keys=dict(
-        num_experts=key(128, "n_routed_experts"), num_experts_per_tok=8,
-        moe_intermediate_size=1408, n_shared_experts=1, routed_scaling_factor=1.0, n_group=1,
-        topk_group=1, first_k_dense_replace=1, norm_topk_prob=True, use_qk_norm=False,
-        partial_rotary_factor=key(0.5), num_key_value_heads=8, norm_eps=1e-5,
-        max_position_embeddings=131072, **unread("num_nextn_predict_layers", "num_mtp_layers"),
-    ),
-    optional=dict.fromkeys(("q_norm", "k_norm"), "use_qk_norm"),
-    buffers=(r"layers\.(46|92)\..*",),  # blocks that only predict further tokens
-    scoring="sigmoid",
-    stacks=STACKS,
-)  # fmt: skip
-
-DOTS = GLM4_MOE.like(
-    "dots1",
-    biased=biased("attention_bias", "q", "k", "v", "o"),
-    without=("use_qk_norm",),
-    keys=dict(
-        num_experts=None, num_experts_per_tok=None, n_shared_experts=None, first_k_dense_replace=0,
-        norm_topk_prob=False, norm_eps=1e-6, num_key_value_heads=32,
-        partial_rotary_factor=only(1.0), max_position_embeddings=2048, use_sliding_window=True,
-        sliding_window=4096, max_window_layers=62, layer_types=None,
-    ),
-    optional={},
-    buffers=LLAMA.buffers,
-    windows="above",
-)  # fmt: skip
-
-SOLAR_OPEN = GLM4_MOE.like(
-    "solar_open",
-    without=("q_norm", "k_norm", "use_qk_norm", *MLP),
-    keys=dict(
-        intermediate_size=None, first_k_dense_replace=only(0), moe_intermediate_size=1280,
-        rope_theta=1000000.0, head_dim=128, partial_rotary_factor=only(1.0),
-    ),
-    optional={},
-    buffers=LLAMA.buffers,
-)  # fmt: skip
-
-EXAONE_MOE = GLM4_MOE.like(
-    "exaone_moe",
-    names={"router.correction": "layers.{}.mlp.e_score_correction_bias"},
-    biased={},
-    without=("attention_bias", "use_qk_norm", "num_nextn_predict_layers", "num_mtp_layers"),
-    keys=dict(
-        num_experts=key(64, "num_experts"), num_key_value_heads=32, moe_intermediate_size=1024,
-        n_shared_experts=key(1, "num_shared_experts"), routed_scaling_factor=2.5,
-        mlp_layer_types=None, partial_rotary_factor=only(1.0), max_position_embeddings=2048,
-        sliding_window=4096, sliding_window_pattern=4, layer_types=None,
-        scoring_func=only("sigmoid"), topk_method=only("noaux_tc"),
-    ),
-    optional={},
-    buffers=(r"mtp\..*", *LLAMA.buffers),
-    windows="pattern",
-    unrotated="full",
-)  # fmt: skip
-
-HY_V3 = GLM4_MOE.like(
-    "hy_v3",
-    names={
-        "router": "layers.{}.mlp.router.gate", "router.correction": "layers.{}.mlp.expert_bias",
-        **linears("shared_expert.", "layers.{}.mlp.shared_mlp"),
-    },
-    biased=LLAMA.biased | dict.fromkeys((f"shared_expert.{x}" for x in MLP), "mlp_bias"),
-    without=("n_group", "topk_group", "norm_topk_prob", "use_qk_norm"),
-    keys=dict(
-        num_experts=key(192, "num_experts"), moe_intermediate_size=1536,
-        n_shared_experts=key(1, "num_shared_experts"), mlp_layer_types=None, head_dim=128,
-        routed_scaling_factor=key(2.826, "router_scaling_factor"), rope_theta=11158840.0,
-        partial_rotary_factor=only(1.0), **unread("enable_moe_fp32_combine"),
-    ),
-    optional={},
-    buffers=(r"layers\.80\..*", *LLAMA.buffers),
-    stacks=STACKS | {"router": Location("layers.{}.mlp.gate")},
-)  # fmt: skip
-
 MELLUM = QWEN3_MOE.like(
     "mellum",
     without=("use_sliding_window", "max_window_layers", "decoder_sparse_step", "mlp_only_layers"),
@@ -248,7 +166,7 @@ MELLUM = QWEN3_MOE.like(
         **unread("num_nextn_predict_layers", "num_mtp_layers", "mtp_layer_types",
                  "mtp_mlp_layer_types"),
     ),
-    buffers=(r"mtp\..*", *LLAMA.buffers),
+    buffers=(r"^(model\.)?mtp\..*", *LLAMA.buffers),
     windows="pattern",
 )  # fmt: skip
 

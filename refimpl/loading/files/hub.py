@@ -25,11 +25,12 @@ WEIGHTS = ("model.safetensors", INDEX, "model-*.safetensors")
 DOWNLOADED = ("config.json", *WEIGHTS, *COMPANIONS)
 
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
-_REVISION, _FILE = r"[A-Za-z0-9][\w./-]*", r"(?:[\w.+-]+/)*[\w.+-]+\.gguf"
+_REVISION, _FILE = r"[A-Za-z0-9][\w./-]*", r"(?:[\w.+-]+/)*[\w.+-]+\.(?:gguf|GGUF)|[A-Za-z0-9_]+"
 _ID = re.compile(rf"({_NAME}/{_NAME})(?:@({_REVISION}))?(?::({_FILE}))?", re.ASCII)
 _CACHED = re.compile(r"models--[\w.-]+", re.ASCII)  # a repository's folder in the cache
 _EXPECTED = (
-    "a path that exists, or an id in the Hugging Face cache: ORG/NAME[@REVISION][:FILE.gguf]"
+    "a path that exists, or an id in the Hugging Face cache: "
+    "ORG/NAME[@REVISION][:FILE.gguf or :TYPE]"
 )
 
 
@@ -38,8 +39,9 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
 
     A path that exists is a path; one in the cache has an id, too. Anything else of the form
     `org/name[@revision][:file.gguf]` is looked up in the cache; without a file, it is the
-    repository's safetensors, or its only GGUF model if it has none. With `download`, the server is
-    asked first, as `hf download` asks it; offline mode and a server that cannot be reached leave
+    repository's safetensors, or its only GGUF model if it has none. A type in place of the file,
+    such as Q4_K_M, stands for the only GGUF model with it in its name. With `download`, the server
+    is asked first, as `hf download` asks it; offline mode and a server that cannot be reached leave
     what the cache holds.
     """
     path, match = Path(model), _ID.fullmatch(str(model))
@@ -117,6 +119,9 @@ def _whole(
     name = f"{repository}@{snapshot.name}"
     with reading(snapshot, _EXPECTED):
         entries = {entry.name: entry for entry in snapshot.iterdir()}
+        if file is not None and not file.lower().endswith(".gguf"):
+            inside = (x.relative_to(snapshot) for x in snapshot.rglob("*.gguf"))
+            file = only_gguf((x.as_posix() for x in inside), name, file)
         broken = [name for name, entry in entries.items() if not entry.exists()]
         if file is None and not any(x.endswith((".safetensors", INDEX)) for x in entries):
             file = only_gguf(entries, name)
@@ -140,17 +145,24 @@ def _whole(
     return (snapshot, name) if file is None else (snapshot / file, f"{name}:{file}")
 
 
-def only_gguf(names: Iterable[str], repository: str) -> str | None:
-    """The GGUF model among the files of a repository, of a split one the first; None without."""
+def only_gguf(names: Iterable[str], repository: str, kind: str = "") -> str | None:
+    """The GGUF model among the files of a repository, of a split one the first; None without.
+
+    Vision parts (mmproj) are no models. With a type, such as Q4_K_M, it is in the name.
+    """
     models = sorted(x for x in names if x.endswith(".gguf") and _shards(x)[0] == x)
-    if len(models) > 1:
+    models = [x for x in models if not x.rpartition("/")[2].startswith("mmproj")]
+    of_kind = re.compile(rf"(.*[-_./])?{kind}([-.].*)", re.IGNORECASE)
+    found = [x for x in models if of_kind.fullmatch(x)] if kind else models
+    if len(found) > 1 or (kind and not found):
+        of = f"{len(found)} GGUF models" + (f" of type {kind}" if kind else "")
         raise RefimplError(
-            f"{repository} holds {len(models)} GGUF models:",
+            f"{repository} holds {of}:" if found or models else f"{repository} holds no GGUF model",
             "one of them, with its name behind the id",
-            f"name it, for example {repository}:{models[0]}",
-            models,
+            f"name it, for example {repository}:{(found or models or ['FILE.gguf'])[0]}",
+            found or models,
         )
-    return models[0] if models else None
+    return found[0] if found else None
 
 
 def _shards(file: str) -> list[str]:
@@ -227,6 +239,8 @@ def _wanted(
     listed: dict[str, Any], name: str, file: str | None
 ) -> tuple[dict[str, Any], str | None]:
     """What we read of the files that a server lists, by name; and the GGUF model if it is one."""
+    if file and not file.lower().endswith(".gguf"):
+        file = only_gguf(listed, name, file)
     names = [] if file else [x for x in listed if any(fnmatchcase(x, y) for y in DOWNLOADED)]
     names = [x for x in names if "/" not in x]
     if file is None and not any(x.endswith(".safetensors") for x in names):
@@ -245,7 +259,7 @@ def _remedy(
     repository: str, revision: str, check: str, offline: bool, file: str | None = None
 ) -> str:
     """The next step towards a model that the cache does not hold."""
-    which = f" {' '.join(_shards(file)[:3])}" if file else ""
+    which = f" {' '.join(_shards(file)[:3])}" if file and "." in file else ""
     which += "" if revision == "main" else f" --revision {revision}"
     unset = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, and " if offline else ""
     return f"{check}, or {unset}add --download (or run hf download {repository}{which})"

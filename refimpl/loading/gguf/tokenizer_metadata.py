@@ -18,6 +18,14 @@ LLAMA3 = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_WORD = (  # capitals, then small letters, of which one or the other may lack
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+)
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN = "|".join((*_WORD, r"\p{N}")) + _REST
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+GPT4O = "|".join((*(word + _ENDING for word in _WORD), r"\p{N}{1,3}")) + _REST
 # What cuts a text before BPE, by tokenizer.ggml.pre: a pattern, digits one by one, NFC first (as in
 # the model's own tokenizer), and whether pieces that are tokens stay whole whatever the merges say
 # and BOS begins a text unless the file says otherwise.
@@ -32,6 +40,8 @@ CUTS = {
         ("llama-bpe llama3 llama-v3 falcon3 falcon-h1", LLAMA3, False, False, True),
         ("pixtral midm-2.0 lfm2 jina-v5-nano", LLAMA3, False, False, True),
         ("dbrx smaug-bpe", LLAMA3, False, False, False),
+        ("tekken", TEKKEN, False, False, True),
+        ("gpt-4o llama4", GPT4O, False, False, False),
         ("qwen2", QWEN2, False, True, False),
         ("deepseek-r1-qwen megrez kormo stablelm2", QWEN2, False, False, False),
         ("hunyuan solar-open grok-2", QWEN2, False, False, False),

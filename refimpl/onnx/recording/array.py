@@ -223,6 +223,14 @@ def _compress(condition: Any, x: Any, axis: int) -> Any:
     return x.graph.add("Compress", x, condition, axis=axis, axes=axes)
 
 
+def _roll(x: Any, shift: int, axis: int) -> Any:
+    """The last entries of an axis before the others, of which there may be none."""
+    add, last = x.graph.add, np.iinfo(np.int64).max
+    axes = [f"{x.name}.rolled" if i == axis else size for i, size in enumerate(x.axes)]
+    parts = [add("Slice", x, [a], [b], [axis], axes=axes) for a, b in ((-shift, last), (0, -shift))]
+    return add("Concat", *parts, axis=axis, axes=x.axes)
+
+
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.mean: partial(_reduced, "ReduceMean"),
     np.max: partial(_reduced, "ReduceMax"),
@@ -241,6 +249,8 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.transpose: lambda x, axes: x.graph.add("Transpose", x, perm=axes),
     np.take: lambda x, indices, axis: x.graph.add("Gather", x, indices, axis=axis),
     np.swapaxes: _swapaxes,
+    np.roll: _roll,
+    np.cumsum: lambda x, axis: x.graph.add("CumSum", x, np.int64(axis % len(x.shape))),
     np.reshape: _reshape,
     np.where: _where,
 }

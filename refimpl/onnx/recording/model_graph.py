@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise
 from refimpl.model.config import BlockKind, Config
 from refimpl.model.experts import Observer
-from refimpl.model.forward import TRACE_POINTS, Place, block, embed, head, places
+from refimpl.model.forward import Place, block, block_points, embed, head, places
 from refimpl.model.kernels import PLAIN
 from refimpl.model.model import EMBEDDING, Model
 from refimpl.onnx.recording.array import Recorded
@@ -32,11 +33,6 @@ BLOCK, UNROTATED = "block", "block_without_rotation"  # names of functions
 BLOCK_DOC = "One decoder block: attention and MLP, each added to the residual stream."
 MIXTURE = "mixture_"  # before the name, if the MLP is a mixture of experts
 PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "noise_norm", "norm", "sink")  # of a graph
-
-
-def block_points(kind: BlockKind) -> tuple[str, ...]:
-    """Trace points of a block, without a prefix; `q_rope` and `k_rope` only if it rotates."""
-    return tuple(point for point in TRACE_POINTS if kind.rope or not point.endswith("_rope"))
 
 
 def trace_points(config: Config) -> tuple[str, ...]:
@@ -56,6 +52,7 @@ class Recording:
         enter: Enter,
         opset: int = DEFAULT_OPSET,
     ) -> None:
+        _refuse_mixers(model.config)
         self.model, self.dtype, self.enter = model, np.dtype(dtype), enter
         self.graph = Graph(opset)
         self.ids = self.graph.input(TOKENS, np.int64, (BATCH, SEQUENCE))
@@ -98,10 +95,20 @@ class Recording:
             return outputs
 
         inputs = {"x": x, **_arrays(self.places[index]), **self.weights(prefix)}
-        rotates = config.blocks[index].rope or not any(kind.rope for kind in config.blocks)
-        function = BLOCK if rotates else UNROTATED
-        function = MIXTURE + function if config.blocks[index].mixture else function
+        function = self._function(config.blocks[index])
         return self.graph.call(function, body, inputs, prefix.rstrip("."), BLOCK_DOC)
+
+    def _function(self, kind: BlockKind) -> str:
+        """Name of a block's function, by what it does."""
+        kinds = self.model.config.blocks
+        mixers = [*dict.fromkeys(x.mixer for x in kinds if x.mixer)]
+        rotates = kind.rope or not any(x.rope for x in kinds if x.mixer == kind.mixer)
+        function = BLOCK if rotates else UNROTATED
+        if kind.mixer is not None and len({x.mixer for x in kinds}) > 1:
+            same = [x for x in mixers if x.name == kind.mixer.name]
+            number = f"_{same.index(kind.mixer) + 1}" if len(same) > 1 else ""
+            function += f"_with_{kind.mixer.name}{number}"
+        return MIXTURE + function if kind.mixture else function
 
     def head(self, x: Recorded, observe: Observer) -> Recorded:
         """Logits [batch, sequence, V] of the residual stream after the last block."""
@@ -130,10 +137,24 @@ class Recording:
         return [by_kind[kind] for kind in config.blocks]
 
 
+def _refuse_mixers(config: Config) -> None:
+    """Refuse a model with a mixer that ONNX cannot express."""
+    for kind in config.blocks:
+        if kind.mixer is not None and kind.mixer.not_recorded:
+            name = kind.mixer.name.replace("_", " ")
+            raise RefimplError(
+                f"blocks with a {name} cannot be part of a graph: {kind.mixer.not_recorded}",
+                "a model of a family with yes under ONNX in docs/reference/families.md",
+                "use the commands that need no graph: score, prune, eval",
+            )
+
+
 def _arrays(place: Place) -> dict[str, Any]:
     """The arrays of a place that depend on positions, by name."""
     cos, sin = place.rope or (None, None)
     arrays = {"bias": place.bias, "cos": cos, "sin": sin, "ramps": place.ramps}
+    if place.mixer and not place.mixer.attends:  # others' positions are in these arrays
+        arrays["positions"] = place.positions
     arrays["query_scale"] = cast(Any, place.query_scale)  # a number, or an array
     return {name: array for name, array in arrays.items() if isinstance(array, Recorded)}
 
@@ -143,7 +164,12 @@ def _with(place: Place, arrays: Mapping[str, Any]) -> Place:
     rope = (arrays["cos"], arrays["sin"]) if place.rope else None
     scale = arrays.get("query_scale", place.query_scale)
     return replace(
-        place, bias=arrays["bias"], rope=rope, ramps=arrays.get("ramps"), query_scale=scale
+        place,
+        positions=arrays.get("positions", place.positions),
+        bias=arrays.get("bias", place.bias),
+        rope=rope,
+        ramps=arrays.get("ramps"),
+        query_scale=scale,
     )
 
 

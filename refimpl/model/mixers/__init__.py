@@ -1,0 +1,1 @@
+"""What mixes the tokens of a block, one file per mechanism; `sizes` holds their facts."""

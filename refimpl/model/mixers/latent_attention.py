@@ -1,0 +1,60 @@
+"""Attention whose keys and values are made from one small vector per token."""
+
+import numpy as np
+
+from refimpl.model import attention
+from refimpl.model.config import Config
+from refimpl.model.mixers.projection import Place, Weights, project
+from refimpl.model.mixers.sizes import LatentAttention
+from refimpl.model.ops import Array
+
+EPS = 1e-6  # of the norms of both vectors, whatever the eps of the others
+
+
+def latent_attention(x: Array, weights: Weights, place: Place, config: Config) -> Array:
+    """Attend with q, k and v from low-rank vectors, and one rotated part of the keys for all heads.
+
+    q = W_qb rms_norm(W_qa x), or W_q x;  latent, r = split(W_kva x);
+    k, v = split(W_kvb rms_norm(latent));  W_o softmax([q, rot q_r] [k, rot r]^T + bias) v
+
+    Observed: `q` [B, H, S, plain and rotary channels]; `latent`, normalised, [B, S, rank]; `v`
+    [B, H, S, e]; `q_rope` and `k_rope`, as attention takes them; `q_latent`, the input of
+    `q_b_proj`, and `attn_heads` [B, S, H e], the input of `o_proj`.
+
+    Args:
+        x: Normalised input, [B, S, D].
+        weights: `q_proj`, or `q_a_proj` and `q_b_proj`; `kv_a_proj`, `kv_b_proj`, `o_proj`; norms.
+        place: Bias, rotary tables, kernels and observer.
+        config: The model's facts.
+
+    Returns:
+        [B, S, D].
+
+    Source: DeepSeek-V2, arXiv:2405.04434, section 2.1; transformers' `DeepseekV3Attention`.
+    """
+    sizes, observe, kernels = place.mixer, place.observe, place.kernels
+    assert isinstance(sizes, LatentAttention)
+    assert place.rope is not None
+    plain, rank, heads = sizes.plain_dim, sizes.rank, sizes.num_attention_heads
+    if sizes.query_rank is None:
+        q = project(x, weights, "q_proj")
+    else:
+        low = kernels.rms_norm(project(x, weights, "q_a_proj"), weights["q_a_norm.weight"], EPS)
+        q = project(observe("q_latent", low), weights, "q_b_proj")
+    q = observe("q", attention.split_heads(q, plain + sizes.rotary_dim))
+    both = project(x, weights, "kv_a_proj")
+    latent = kernels.rms_norm(both[..., :rank], weights["kv_a_norm.weight"], EPS)
+    kv = project(observe("latent", latent), weights, "kv_b_proj")
+    kv = attention.split_heads(kv, plain + sizes.value_dim)
+    v, turned = (
+        observe("v", kv[..., plain:]),
+        attention.split_heads(both[..., rank:], sizes.rotary_dim),
+    )
+    q_turned, turned = (
+        kernels.rotate(y, *place.rope, place.interleaved) for y in (q[..., plain:], turned)
+    )
+    shared = np.take(turned, np.zeros(heads, np.int64), axis=1)
+    q = observe("q_rope", np.concatenate((q[..., :plain], q_turned), axis=-1))
+    k = observe("k_rope", np.concatenate((kv[..., :plain], shared), axis=-1))
+    mixed = kernels.attention(q * place.query_scale, k, v, place.bias, None, None, None)
+    return project(observe("attn_heads", attention.merge_heads(mixed)), weights, "o_proj")

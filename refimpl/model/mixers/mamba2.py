@@ -1,0 +1,84 @@
+"""Mamba 2: a state space that is attention with decays in place of the softmax."""
+
+import numpy as np
+
+from refimpl.model import attention, ops
+from refimpl.model.config import Config
+from refimpl.model.mixers.decay import decays
+from refimpl.model.mixers.projection import Place, Weights, project
+from refimpl.model.mixers.short_convolution import causal_convolution
+from refimpl.model.mixers.sizes import Mamba2
+from refimpl.model.ops import Array
+
+
+def state_space(x: Array, b: Array, c: Array, step: Array, rate: Array, positions: Array) -> Array:
+    """Read a state after each token, into which each token has put its x.
+
+    S_t = exp(dt_t A) S_{t-1} + dt_t x_t b_t^T;  y_t = S_t c_t
+
+    All tokens at once, with the `decays` D: ``y = (D * c b^T) (dt x)``.
+
+    Args:
+        x: Inputs, [B, H, S, p].
+        b: How each token writes into the state, [B, H, S, n].
+        c: How it reads, [B, H, S, n].
+        step: dt, [B, H, S, 1].
+        rate: A, at most 0, [H, 1, 1].
+        positions: Of the tokens, [S].
+
+    Returns:
+        [B, H, S, p].
+
+    Source: Dao and Gu, arXiv:2405.21060, section 5 (quadratic mode).
+
+    Example:
+        >>> one = np.ones((1, 1, 2, 1))
+        >>> x, rate = np.array([[[[2.0], [5.0]]]]), np.log(np.array([[[0.5]]]))
+        >>> state_space(x, one, one, one, rate, np.arange(2)).ravel().tolist()
+        [2.0, 6.0]
+    """
+    left = decays(step * rate, positions)
+    return (left * (c @ np.swapaxes(b, -1, -2))) @ (step * x)
+
+
+def mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:
+    """Mix tokens by `state_space`, behind a convolution, and gate what it gives.
+
+    x, b, c = split(silu(conv(W_xbc x)));  dt = clip(softplus(W_dt x + dt_bias));  A = -exp(A_log);
+    W_out rms_norm((y + D x) silu(W_z x)), the norm by groups of heads
+
+    Observed: `conv_in` and `conv_out` [B, S, channels of x, b and c], before and after the
+    convolution and its activation; `state_out` [B, S, H p], y + D x; `mixed` [B, S, H p], the input
+    of `out_proj`.
+
+    Args:
+        x: Normalised input, [B, S, D].
+        weights: `in_proj_*`, `out_proj`, `conv`, `A_log`, `D`, `dt_bias` and `state_norm`.
+        place: Positions, kernels and observer.
+        config: The model's facts.
+
+    Returns:
+        [B, S, D].
+
+    Source: Dao and Gu, arXiv:2405.21060; transformers' `GraniteMoeHybridMambaLayer`.
+    """
+    sizes, observe = place.mixer, place.observe
+    assert isinstance(sizes, Mamba2)
+    inner, half = sizes.heads * sizes.head_dim, sizes.groups * sizes.state
+    xbc = np.concatenate([project(x, weights, f"in_proj_{name}") for name in ("x", "bc")], axis=-1)
+    xbc = ops.silu(causal_convolution(observe("conv_in", xbc), weights, place.positions))
+    xbc = observe("conv_out", xbc)
+    group_of = np.arange(sizes.heads) // (sizes.heads // sizes.groups)
+    b, c = (
+        np.take(attention.split_heads(y, sizes.state), group_of, axis=1)
+        for y in (xbc[..., inner : inner + half], xbc[..., inner + half :])
+    )
+    values = attention.split_heads(xbc[..., :inner], sizes.head_dim)
+    step = ops.softplus(project(x, weights, "in_proj_dt") + weights["dt_bias"])
+    step = attention.split_heads(np.minimum(np.maximum(step, sizes.steps[0]), sizes.steps[1]), 1)
+    rate, skip = (np.reshape(y, (-1, 1, 1)) for y in (-np.exp(weights["A_log"]), weights["D"]))
+    y = state_space(values, b, c, step, rate, place.positions) + skip * values
+    y = observe("state_out", attention.merge_heads(y)) * ops.silu(project(x, weights, "in_proj_z"))
+    y = attention.split_heads(y, inner // sizes.groups)
+    y = attention.merge_heads(place.kernels.rms_norm(y, 1.0, config.norm_eps))
+    return project(observe("mixed", y * weights["state_norm.weight"]), weights, "out_proj")
