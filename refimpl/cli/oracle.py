@@ -121,7 +121,7 @@ def list_command(
     """List cases: the model's family, the tokens, and the number of steps."""
     from refimpl.show.oracle import cases_document, cases_table  # not for --help
 
-    cases = core_cases() if folder is None else cases_below(folder)
+    cases = core_cases(True) if folder is None else cases_below(folder)
     deliver(cases_document(cases), cases_table(cases), to.json)
 
 
