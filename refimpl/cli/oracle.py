@@ -168,6 +168,12 @@ def show_command(
     """
     from refimpl.show.oracle import case_table  # not for --help
 
+    if to.names is not None and to.output is None:
+        raise RefimplError(
+            f"--names {to.names} without -o",
+            "-o FILE.npz, whose arrays it names",
+            "add -o FILE.npz",
+        )
     one = case_folder(case)
     only = patterns(to.only) or ("*",)
     facts = [x for x in one.facts.steps if any(fnmatchcase(x.name, p) for p in only)]
@@ -297,6 +303,8 @@ def check_command(
     from refimpl.show.oracle import report_markdown, report_table, report_xml
     from refimpl.tokens.ids import read_ids
 
+    if how.plant is not None:
+        refuse(context, ("baseline",), "--plant", "one of them: each has its own exit code")
     ids = None if how.ids is None else read_ids(how.ids)
     stated: Mapping[str, str] = {}
     computed: str | None
