@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from math import prod
 from pathlib import Path, PurePosixPath
 from typing import IO
 from zipfile import ZipFile
@@ -87,8 +86,6 @@ def _array(file: IO[bytes], size: int, name: str) -> Array:
         raise ValueError(f"{name}: Python objects, which only unpickling reads")
     if dtype.name not in NAMES and dtype != PAIR:
         raise ValueError(f"{name}: dtype {dtype}")
-    if start.tell() + prod(shape) * dtype.itemsize != size:
-        raise ValueError(f"{name}: {size:,} bytes, but shape {shape} of {dtype}")
     content = np.frombuffer(start.read() + file.read(), dtype)
     content = content.view(ml_dtypes.bfloat16) if dtype == PAIR else content
     return content.reshape(shape, order="F" if by_columns else "C")

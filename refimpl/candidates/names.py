@@ -155,25 +155,24 @@ def mlx_sources(model: Model) -> Sources:
 
 
 def transformer_lens_sources(model: Model) -> Sources:
-    """Where the cache of TransformerLens holds the steps, of a model without processed weights.
+    """Where the cache of a `TransformerBridge` of TransformerLens holds the steps.
 
-    RMS norms have their hook before the gain, and norms of heads behind the hook of q.
+    Norms of heads stand behind the hooks of q and k.
     """
-    hook = "blocks.{}.hook_"
-    patterns = {
-        "embed": ["blocks.0.hook_resid_pre"],
-        **{f"blocks.{{}}.{x}": [hook + x] for x in
-           ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")},
-        "blocks.{}.v": ["blocks.{}.attn.hook_v"],
-        **{f"blocks.{{}}.{x}_rope": [f"blocks.{{}}.attn.hook_rot_{x}"] for x in "qk"},
-        "logits": [LOGITS],
-    }  # fmt: skip
+    block = "blocks.{}."
+    hooks = {
+        **{x: f"hook_{x}" for x in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")},
+        "attn_norm": "ln1.hook_out",
+        "mlp_norm": "ln2.hook_out",
+        "v": "attn.hook_v",
+        "q_rope": "attn.hook_rot_q",
+        "k_rope": "attn.hook_rot_k",
+    }
     if not {"blocks.0.q_norm.weight", "blocks.0.q_width_norm.weight"} & {*model.weights}:
-        patterns |= {f"blocks.{{}}.{x}": [f"blocks.{{}}.attn.hook_{x}"] for x in "qk"}
-    if model.config.norm == "layer":
-        patterns |= {"blocks.{}.attn_norm": ["blocks.{}.ln1.hook_normalized"],
-                     "blocks.{}.mlp_norm": ["blocks.{}.ln2.hook_normalized"],
-                     "final_norm": ["ln_final.hook_normalized"]}  # fmt: skip
+        hooks |= {"q": "attn.hook_q", "k": "attn.hook_k"}
+    patterns = {block + step: [block + hook] for step, hook in hooks.items()}
+    patterns |= {"embed": ["blocks.0.hook_resid_pre"], "final_norm": ["ln_final.hook_out"]}
+    patterns["logits"] = [LOGITS, "unembed.hook_out"]
     names = expanded(patterns, model.config.num_blocks)
     return {step: ModuleOutput(x) for step, x in names.items()}
 

@@ -15,7 +15,12 @@ from refimpl.model.ops import Array
 from refimpl.oracle.judging.candidate_arrays import stored_arrays
 from refimpl.storage.file_system import open_file
 
-IDS = ("token_ids", "input_ids", "inp_tokens")  # names of token ids beside the arrays
+IDS = (
+    "token_ids",
+    "input_ids",
+    "inp_tokens",
+    "embed.hook_in",
+)  # names of token ids beside the arrays
 HEAD = 1 << 16  # bytes that tell what a file is
 
 

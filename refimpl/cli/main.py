@@ -96,10 +96,10 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
     "Interchange": {
         "check": (
             "oracle:check_command",
-            "Compare what another implementation computed with a case, and name the first wrong "
-            "step.",
+            "Compare what another implementation computed with a case or a model, and name the "
+            "first wrong step.",
             "refimpl check CASE actual.safetensors",
-            "refimpl check CASE actual.safetensors --junit-xml results.xml",
+            "refimpl check CASE trace.npz --only forward",
         ),
         "export": (
             "graphs:export_command",

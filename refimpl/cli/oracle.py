@@ -121,7 +121,7 @@ def list_command(
     """List cases: the model's family, the tokens, and the number of steps."""
     from refimpl.show.oracle import cases_document, cases_table  # not for --help
 
-    cases = core_cases() if folder is None else cases_below(folder)
+    cases = core_cases(True) if folder is None else cases_below(folder)
     deliver(cases_document(cases), cases_table(cases), to.json)
 
 
@@ -168,6 +168,12 @@ def show_command(
     """
     from refimpl.show.oracle import case_table  # not for --help
 
+    if to.names is not None and to.output is None:
+        raise RefimplError(
+            f"--names {to.names} without -o",
+            "-o FILE.npz, whose arrays it names",
+            "add -o FILE.npz",
+        )
     one = case_folder(case)
     only = patterns(to.only) or ("*",)
     facts = [x for x in one.facts.steps if any(fnmatchcase(x.name, p) for p in only)]
@@ -297,6 +303,8 @@ def check_command(
     from refimpl.show.oracle import report_markdown, report_table, report_xml
     from refimpl.tokens.ids import read_ids
 
+    if how.plant is not None:
+        refuse(context, ("baseline",), "--plant", "one of them: each has its own exit code")
     ids = None if how.ids is None else read_ids(how.ids)
     stated: Mapping[str, str] = {}
     computed: str | None

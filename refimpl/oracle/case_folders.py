@@ -14,6 +14,7 @@ NEXT = "make the case again with refimpl case make"
 EXPECTED = f"a case: a folder with {FACTS} and the files that refimpl case make wrote"
 CORE = ("llama", "opt", "phi3")  # the wheel holds them, with their models: see pyproject.toml
 FORWARD = ("embed", "blocks.*", "final_norm", "logits")  # patterns of its steps
+FORWARDS = ("bloom", "gpt_oss")  # forwards alone: ALiBi; a mixture of experts with sinks
 PACKAGE = Path(__file__).parent.parent
 SCHEMA: Literal[2] = 2  # of case.json
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -82,21 +83,26 @@ def case_folder(path: Path) -> CaseFolder:
     return CaseFolder(path.resolve(), case_facts(path))
 
 
-def core_cases() -> list[CaseFolder]:
-    """The cases that refimpl contains: in the wheel, or in a checkout's `fixtures/`."""
+def core_cases(forwards: bool = False) -> list[CaseFolder]:
+    """The cases that refimpl contains: in the wheel, or in a checkout's `fixtures/`.
+
+    With `forwards`, also those of the forward alone, of mechanisms that the others do not have.
+    """
     inside = PACKAGE / "fixtures"
     fixtures = inside if inside.is_dir() else PACKAGE.parent / "fixtures"
-    return [case_folder(fixtures / "cases" / name) for name in CORE]
+    folders = [fixtures / "cases" / name for name in CORE]
+    folders += [fixtures / "forwards" / name for name in FORWARDS if forwards]
+    return [*map(case_folder, folders)]
 
 
 def core_case(path: Path) -> Path:
     """The folder of a case: the path itself, or that of a core case that it names."""
-    if str(path) in CORE and not (path / FACTS).is_file():
-        return next(case.path for case in core_cases() if case.name == str(path))
+    if str(path) in (*CORE, *FORWARDS) and not (path / FACTS).is_file():
+        return next(case.path for case in core_cases(True) if case.name == str(path))
     if not path.exists():
         raise RefimplError(
             f"{path}: no such case",
-            f"a folder with {FACTS}, or a core case: {', '.join(CORE)}",
+            f"a folder with {FACTS}, or a core case: {', '.join((*CORE, *FORWARDS))}",
             "check the path, or see refimpl case list",
         )
     return path

@@ -141,8 +141,9 @@ def unittest_cases(
         RefimplError: A case that cannot be used, or a name that matches nothing.
     """
     added = [case for folder in folders for case in cases_below(Path(folder))]
+    core = core_cases(bool(families))
     selection = Selection(tuple(families), tuple(steps))
-    for selected in selected_cases(selection, distinct_cases([*core_cases(), *added])):
+    for selected in selected_cases(selection, distinct_cases([*core, *added])):
         yield CaseFixture(read_case(selected.case.path), selected, _new_folder)
 
 

@@ -56,7 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folders += config.getini("refimpl_cases")
     try:
         added = [case for folder in folders for case in cases_below(folder)]
-        distinct_cases([*core_cases(), *added] if added else [])
+        distinct_cases([*core_cases(True), *added] if added else [])
     except RefimplError as error:
         raise pytest.UsageError(f"{OPTION}: {error}") from error
     config.stash[ADDED_CASES] = added
@@ -69,7 +69,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("refimpl")
     try:
         selection = selection_of(marker.args if marker else (), marker.kwargs if marker else {})
-        cases = distinct_cases([*core_cases(), *metafunc.config.stash[ADDED_CASES]])
+        core = core_cases(bool(selection.families))  # forwards alone are asked for by family
+        cases = distinct_cases([*core, *metafunc.config.stash[ADDED_CASES]])
         selected = selected_cases(selection, cases)
     except RefimplError as error:
         text = f"{metafunc.definition.name}: {error}"

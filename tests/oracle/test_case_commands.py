@@ -7,16 +7,16 @@ import pytest
 from conftest import FIXTURES
 from program import ran, refused, run
 
-from refimpl.oracle.case_folders import CORE
+from refimpl.oracle.case_folders import CORE, FORWARDS
 
 CASES = FIXTURES / "cases"
 
 
 def test_the_core_cases_are_listed() -> None:
     listed = json.loads(ran("case", "list", "--json"))["cases"]
-    assert [case["name"] for case in listed] == [*CORE]
+    assert [case["name"] for case in listed] == [*CORE, *FORWARDS]
     table = ran("case", "list").splitlines()
-    assert [line.split()[0] for line in table[1:4]] == [*CORE]
+    assert [line.split()[0] for line in table[1:6]] == [*CORE, *FORWARDS]
     every = json.loads(ran("case", "list", CASES, "--json"))["cases"]
     assert [case["name"] for case in every] == sorted(p.name for p in CASES.iterdir())
 

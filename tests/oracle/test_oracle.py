@@ -220,6 +220,7 @@ def test_a_planted_mistake_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done = run(*words, "blocks.1.v", "--only", "blocks.0.*")
     assert (done.code, "is not found there" in done.out) == (1, True)
     assert "no such step" in refused(*words, "blocks.9.v")
+    assert "one of them" in refused(*words, "blocks.1.v", "--baseline", tmp_path / "x.json")
 
 
 def test_a_summary_that_blocks_is_refused_first(

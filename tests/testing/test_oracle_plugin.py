@@ -121,7 +121,7 @@ def test_the_wheel_carries_the_core_cases() -> None:
     for path in (ROOT / name for name in included if name.startswith("fixtures/")):
         carried |= {file.resolve() for file in (path.rglob("*") if path.is_dir() else [path])}
     needed: set[Path] = set()
-    for case in core_cases():
+    for case in core_cases(True):
         model = read_case(case.path).model
         needed |= {*case.path.iterdir(), model.path / "config.json", *(f.path for f in model.files)}
     assert carried == {file.resolve() for file in needed}
@@ -302,6 +302,19 @@ def test_unittest_has_cases(suite: Suite) -> None:
     done = run_module(suite.pytester.path, ("unittest", "test_unit"), {})
     assert "opt diverges, first at logits" in done.stderr
     assert "(failures=1)" in done.stderr.splitlines()[-1]
+
+
+def test_forwards_alone_are_asked_for_by_family(suite: Suite) -> None:
+    for case in core_cases(True)[-2:]:
+        suite.write(case.name, single(read_case(case.path)))
+    result = suite.run("families=['opt', 'bloom', 'gpt_oss'], steps=['embed', 'logits']", passed=3)
+    assert "test_ours[gpt_oss]" in result.stdout.str()
+
+
+def single(case: Case) -> Arrays:
+    """The steps of a case, those of floats in float32."""
+    kinds = {"f": np.float32}
+    return {k: x.astype(kinds.get(x.dtype.kind, x.dtype)) for k, x in case.expected.items()}
 
 
 def test_cases_are_found_below_a_folder() -> None:
