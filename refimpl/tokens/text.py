@@ -16,7 +16,7 @@ from refimpl.tokens.tokenizer import Encoding, TextTokenizer, bos_rule, read_tok
 TEXT = 64 * MIB  # bytes of a text
 PIECE, LONGEST = 1 << 18, 1 << 20  # characters that are tokenised at once: usually, and at most
 LETTER = r"[^\W\d_]"
-CUT = re.compile(rf"(?<={LETTER})(?= {LETTER})|(?<=\S\n)(?={LETTER})")  # where a new token begins
+CUT = re.compile(rf"(?<={LETTER})(?= {LETTER}|[\r\n])|(?<=\S\n)(?={LETTER})")  # a token begins
 
 
 def text_tokens(
@@ -67,8 +67,8 @@ def encoded_pieces(
     """Tokenise a text piece by piece, as if it were one.
 
     A tokenizer needs a few hundred bytes per character, so it gets pieces of `size` characters or a
-    little more. They are cut before a space between letters, or before a letter that begins a line:
-    a new token begins there in byte-level and in SentencePiece vocabularies.
+    little more. They are cut between a letter and a space or line break, or before a letter that
+    begins a line: a new token begins there in byte-level and in SentencePiece vocabularies.
     """
     start, size = 0, PIECE if size is None else size
     while start < len(text):
@@ -76,7 +76,7 @@ def encoded_pieces(
         end = found.start() if found else len(text)
         if end - start > LONGEST:
             raise RefimplError(
-                f"{name}: {end - start:,} characters, and no line or space between letters",
+                f"{name}: {end - start:,} characters, and no space or line break at a letter",
                 f"lines of at most {LONGEST - PIECE:,} characters",
                 "break the text into lines, or pass ids with --tokens",
             )

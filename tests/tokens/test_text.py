@@ -276,13 +276,13 @@ TEXTS = {
     "no space between letters": "to, be; or: not 12 times - " * 120,
     "one letter": "a" * 3000,
     "one word": "".join(chr(97 + i * i * 7 % 26) for i in range(3000)),
-    "lines of Chinese": "".join(CHINESE[i:] + "。\n" for i in range(20)) * 5,
+    "Chinese lines": "".join(CHINESE[i:] + ("。\n", "\n\n", "\r\n")[i % 3] for i in range(20)) * 5,
     "Chinese": "".join(CHINESE[i * i * 5 % len(CHINESE)] for i in range(3000)),
     "beyond the basic plane": "😀👍🏽é" * 700,
 }
 
 
-CUTTABLE = ("words", "lines of Chinese")  # at a space or a line break between letters
+CUTTABLE = ("words", "Chinese lines")  # at a space or a line break between letters
 
 
 def trained(prefix: str) -> Tokenizer:
@@ -315,8 +315,8 @@ def test_pieces_have_the_ids_of_the_whole_text(
     name: str, size: int, bpe: tuple[str, Tokenizer, TextTokenizer]
 ) -> None:
     text, (kind, tokenizer, ours) = TEXTS[name], bpe
-    if (name, kind) == ("words", "one piece"):
-        pytest.skip("a token may reach over a space between letters")
+    if name in CUTTABLE and kind == "one piece":
+        pytest.skip("a token may reach over a space or a line break")
     parts = list(encoded_pieces(text, ours, name, True, size))
     assert "".join(part.text for part in parts) == text
     if name in CUTTABLE:
@@ -336,8 +336,8 @@ def test_a_text_is_cut_between_letters(bpe: tuple[str, Tokenizer, TextTokenizer]
     parts = list(encoded_pieces(SENTENCE * 300, bpe[2], "x", size=50))
     assert len(parts) > 10
     for before, after in itertools.pairwise(parts):
-        assert (before.text[-1] == "\n") != (after.text[0] == " ")
         assert before.text[-1].isalpha() or after.text[0].isalpha()
+        assert before.text[-1] == "\n" or after.text[0] in " \n"
 
 
 def test_a_text_that_cannot_be_cut_is_refused(text: Path, save: Callable[..., Path]) -> None:
@@ -346,7 +346,7 @@ def test_a_text_that_cannot_be_cut_is_refused(text: Path, save: Callable[..., Pa
         text_tokens,
         text,
         save(),
-        says="text.txt: 1,048,578 characters, and no",
+        says="text.txt: 1,048,577 characters, and no",
         remedy="into lines",
     )
 
