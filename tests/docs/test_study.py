@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from conftest import FIXTURES
+from regions import regions
+
+from refimpl.bench.document import BenchDocument
+from refimpl.bench.summary import places
+from refimpl.bench.tables import markdown
+from refimpl.loading.files.documents import converted
 
 DOCS = FIXTURES.parent / "docs"
 STUDY, PAGE = DOCS / "study", (DOCS / "study.md").read_text("utf-8")
@@ -54,6 +60,18 @@ def test_the_page_says_how_many_rows_each_script_made() -> None:
         assert len(rows_of(name)) == count
         assert f"[`{name}`](study/{name}), {count} cells" in PAGE
     assert not [*STUDY.glob("*.py")]
+
+
+def test_the_table_and_the_floor_of_bench_are_those_of_its_rows() -> None:
+    folder = STUDY / "bench"
+    document = converted(json.loads((folder / "bench.json").read_text("utf-8")), BenchDocument)
+    assert regions(PAGE)["bench"].strip() == markdown(document).strip()
+    assert f"all {len(document.rows)} cells are on file: nothing to run" in PAGE
+    assert len({row.versions["code"] for row in document.rows if row.versions}) == 1
+    for place in places(document):
+        floor = " / ".join(f"{100 * x:.1f}" for x in place.floor)
+        for page in (PAGE, (DOCS / "explanation" / "numerics.md").read_text("utf-8")):
+            assert f"{floor} % at {100 * place.sparsity:.0f} %" in page
 
 
 def test_every_script_that_is_named_is_in_the_commit_that_is_named() -> None:
