@@ -74,6 +74,23 @@ def test_the_table_and_the_floor_of_bench_are_those_of_its_rows() -> None:
             assert f"{floor} % at {100 * place.sparsity:.0f} %" in page
 
 
+def test_another_kernel_changes_what_the_page_says() -> None:
+    found = {}
+    for name in ("bench", "prescott"):
+        rows = json.loads((STUDY / "bench" / f"{name}.json").read_text("utf-8"))["rows"]
+        for row in rows:
+            place = row.get("sparsity"), row.get("allocation"), row.get("jitter")
+            sums = [sum(x["nats"]) / sum(x["tokens"]) for x in row["texts"]]
+            found.setdefault(place, []).append((sums, row.get("pruned"), row.get("block_sparsity")))
+    twice = {place: rows for place, rows in found.items() if len(rows) == 2}
+    assert {name for _, name, _ in twice} == {None, "uniform", "owl"}
+    for (_, name, _), (first, again) in twice.items():
+        assert first[1:] == again[1:]
+        changes = [100 * (exp(b - a) - 1) for a, b in zip(first[0], again[0], strict=True)]
+        said = " / ".join(f"{x:.1f}" for x in changes)
+        assert max(map(abs, changes)) < 0.01 if name is None else f"by {said} %" in PAGE
+
+
 def test_every_script_that_is_named_is_in_the_commit_that_is_named() -> None:
     named = [re.findall(r"git show (\w+):(\S+?)`", x.read_text("utf-8")) for x in pages()]
     assert {commit for found in named for commit, _ in found} == {"0055ab1"}
