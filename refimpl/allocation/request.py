@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -204,6 +205,16 @@ def base_of(base: str | Base) -> Base:
 
 def _of_file(path: Path, asked: BaseInputs) -> Array:
     return read_custom(path, asked.linears)
+
+
+def own_budget(path: Path, linears: Linears) -> float | None:
+    """The sparsity of a file of one's own, its mean over the weights; None for another file."""
+    with suppress(ValueError, *TOO_MUCH):  # CSV, or a damaged file, which `read_custom` refuses
+        content = parsed_json(read_file(path).decode("utf-8"))
+        if isinstance(content, Mapping) and not any(x.startswith("blocks.") for x in content):
+            return None
+    sparsity, sizes = read_custom(path, linears), linear_sizes(linears)
+    return float(np.average(sparsity, weights=sizes if sparsity.ndim == 2 else sizes.sum(axis=1)))
 
 
 def read_custom(path: Path, linears: Linears) -> Array:

@@ -8,6 +8,7 @@ import numpy as np
 
 from refimpl.bench.document import BenchDocument, BenchRow, TextNats
 from refimpl.evaluation.perplexity import Perplexity
+from refimpl.method.uncertainty import t_quantile
 from refimpl.report.inputs import MeasuredValue
 from refimpl.report.runs import LARGEST, percent
 
@@ -20,11 +21,13 @@ class TextSummary:
         nats: Per token, the mean over seeds.
         dense: Nats of the dense model, NaN if unknown.
         change: Of the nats against the baseline, on the same windows, and its error.
+        count: Seeds, or windows, that the error is over.
     """
 
     nats: float
     dense: float
     change: MeasuredValue
+    count: int
 
     @property
     def perplexity(self) -> float:
@@ -43,8 +46,11 @@ class TextSummary:
 
     @property
     def is_finding(self) -> bool:
-        """Whether the change is at least two errors."""
-        return abs(self.change.value) >= 2 * self.change.error
+        """Whether the change is larger than Student's t times its error."""
+        return (
+            self.count > 1
+            and abs(self.change.value) > t_quantile(self.count - 1) * self.change.error
+        )
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,8 @@ def _summary(
             if seed in baseline and row is not baseline[seed]
         ]
         change = _mean_change(pairs, least if isfinite(least) else 0.0)
-        texts.append(TextSummary(float(np.mean(nats)), alone, change))
+        count = len(pairs) if len(pairs) > 1 else sum(len(pair.nats) for pair in pairs)
+        texts.append(TextSummary(float(np.mean(nats)), alone, change, count))
     passes = next((x.passes for x in seeds.values() if x.passes is not None), None)
     return AllocationSummary(name, len(seeds), passes, texts)
 

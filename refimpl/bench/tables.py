@@ -21,7 +21,7 @@ def terminal_table(document: BenchDocument) -> list[str]:
     lines = list[str]()
     for place in places(document):
         rows = [*_rows(document, place)]
-        heads = ("allocation", "seeds", *_heads(document))
+        heads = ("allocation", "seeds", *_heads(document, short=True))
         columns = {head: [row[i] for row in rows] for i, head in enumerate(heads)}
         names = columns.pop("allocation")
         width = max(map(len, names))
@@ -64,11 +64,12 @@ def _escaped(text: str) -> str:
     return re.sub("[" + re.escape("".join(LATEX)) + "]", lambda x: LATEX[x[0]], text)
 
 
-def _heads(document: BenchDocument) -> Iterable[str]:
-    """The headings of numbers."""
-    for text in document.settings.measured_on:
-        yield from (text.name, f"× dense, {text.name}", f"against {document.against}, {text.name}")
+def _heads(document: BenchDocument, short: bool = False) -> Iterable[str]:
+    """The headings of numbers; short ones differ in the spaces at their ends."""
     yield "block passes"
+    for i, text in enumerate(document.settings.measured_on):
+        end = " " * i if short else f", {text.name}"
+        yield from (text.name, f"× dense{end}", f"against {document.against}{end}")
 
 
 def _rows(document: BenchDocument, place: PlaceSummary) -> Iterable[list[str]]:
@@ -79,16 +80,16 @@ def _rows(document: BenchDocument, place: PlaceSummary) -> Iterable[list[str]]:
     if place.reruns:
         texts = [["", "", f"± {100 * floor:.2g} %"] for floor in place.floor]
         name = f"noise floor ({counted(place.reruns, 'rerun')})"
-        yield [name, "", *(x for text in texts for x in text), ""]
+        yield [name, "", "", *(x for text in texts for x in text)]
 
 
 def _cells(found: AllocationSummary, is_baseline: bool) -> Iterable[str]:
     """The numbers of an allocation."""
+    yield "" if found.passes is None else f"{found.passes:,.0f}"
     for text in found.texts:
         yield number(text.perplexity)
         yield number(text.multiple, ".3g")
         yield "" if is_baseline else _change(text)
-    yield "" if found.passes is None else f"{found.passes:,.0f}"
 
 
 def _change(text: TextSummary) -> str:
@@ -112,7 +113,7 @@ def notes(document: BenchDocument) -> list[str]:
         f"calibrated on {shared.text.name}, {samples}; perplexities: geometric means over seeds",
         f"against {document.against}: change of the perplexity on the same windows, with its "
         "standard error over seeds, or over windows if there is one seed",
-        f"{UNSURE}: a change below two standard errors, which is no finding",
+        f"{UNSURE}: a change that chance explains (within Student's t at 95 %), so no finding",
         f"noise floor: {floor}",
         "changes share models, texts and calibration, so they are not independent",
     ]

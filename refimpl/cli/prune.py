@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from refimpl.allocation.allocate import Allocation, allocate, base_only
-from refimpl.allocation.request import Fraction, Request
+from refimpl.allocation.request import Fraction, Request, own_budget
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document as scores_document
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets, read_targets
@@ -37,6 +37,7 @@ from refimpl.evaluation.document import evaluation_document
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.loading.files.documents import plain
 from refimpl.method.perturbation import Probes
+from refimpl.model.config import Linears
 from refimpl.model.model import Model
 from refimpl.model.statistics import SUMS
 from refimpl.pruners.checks import Compat
@@ -71,9 +72,10 @@ class PruneOptions(JsonOptions):
     sparsity: Fraction | None = same_option(Request, "sparsity", default=None)
     allocation: str | None = common_option(
         None,
-        "Instead of --sparsity, a file that refimpl score -o or allocate -o wrote. With "
-        "--sparsity, a base allocation without a correction: its name, or a JSON or CSV file with "
-        "a sparsity per block or per linear. Default: the recommended allocation.",
+        "Instead of --sparsity, a file that refimpl score -o or allocate -o wrote, or a JSON or "
+        "CSV file with a sparsity per block or per linear, which stand as they are. With "
+        "--sparsity, a base allocation without a correction: its name, or such a file, projected "
+        "on the budget. Default: the recommended allocation.",
         "FILE|BASE",
     )
     nm: str | None = common_option(
@@ -128,7 +130,7 @@ def command(
     lap, seconds = _stopwatch()
     opened, output = where.read(model), how.output
     check_prune(opened, output, {}, how.force)
-    request = _request(context, how)
+    request = _request(context, how, opened.config.linears)
     if "damping" not in pruner.options:
         damped = [f"--pruner {name}" for name, x in pruners().items() if "damping" in x.options]
         refuse(context, ("damping",), f"--pruner {pruner.record.name}", " or ".join(damped))
@@ -212,7 +214,7 @@ def inspect_command(model: ModelPath, *, where: Where, to: Outputs) -> None:
     to.deliver(inspection_document(inspection), inspection_table(inspection))
 
 
-def _request(context: typer.Context, how: PruneOptions) -> Request | None:
+def _request(context: typer.Context, how: PruneOptions, linears: Linears) -> Request | None:
     """What --sparsity asks for; None if a file or a pattern says how much every linear loses."""
     if how.nm is not None:
         sets = "no other target: the pattern sets every linear's sparsity (no mixed N:M as OWL's)"
@@ -226,6 +228,10 @@ def _request(context: typer.Context, how: PruneOptions) -> Request | None:
                 "--sparsity FRACTION, --allocation FILE or --nm N:M",
                 command_line("--sparsity", "0.5"),
             )
+        file = Path(how.allocation)
+        budget = own_budget(file, linears) if file.is_file() else None
+        if budget is not None:
+            return Request(how.allocation, sparsity=budget, correct=None, compat=how.compat)
         refuse(context, ("compat",), "--allocation", "that of the command that wrote the file")
         return None
     if how.allocation is not None:

@@ -241,16 +241,18 @@ def test_means_changes_errors_and_the_floor_are_those_by_hand() -> None:
         ("uniform", 1, 0): [21.0, 25.0],
         ("owl", 1, 0): [21.0, 21.0],
         ("lsa", 1, 0): [22.0, 24.0],
+        ("dlp", 1, 0): [11.0, 15.1],
     }
     (place,) = places(a_comparison(nats))
-    uniform, owl, lsa = place.allocations
+    uniform, owl, lsa, dlp = place.allocations
+    assert dlp.texts[0].is_finding  # -1 and -0.99 nats: 199 errors
     assert uniform.texts[0].perplexity == pytest.approx(exp((44 + 46) / 40))
     assert uniform.texts[0].multiple == pytest.approx(exp(2.25 - 1))
     assert np.isnan(uniform.texts[0].change.value)
     change = owl.texts[0].change  # -3 / 20 and -4 / 20 nats
     assert (change.value, change.error) == pytest.approx((-0.175, 0.025 * sqrt(2) / sqrt(2)))
     assert owl.texts[0].percent.value == pytest.approx(100 * (exp(-0.175) - 1))
-    assert owl.texts[0].is_finding
+    assert not owl.texts[0].is_finding  # of two seeds, t is 12.7
     assert lsa.seeds == 1
     alone = lsa.texts[0].change  # windows differ by 0.1 and -0.1 nats per token
     assert (alone.value, alone.error) == pytest.approx((0.0, 0.1))
@@ -276,13 +278,13 @@ def test_the_forms_of_the_table_hold_the_same_numbers() -> None:
     document = a_comparison(nats)
     head, uniform, owl = flat_rows(document)
     assert head[:5] == ["model", "pruner", "sparsity", "allocation", "seeds"]
-    assert head[5:] == ["a_text", "× dense, a_text", "against uniform, a_text", "block passes"]
-    assert uniform[5:] == ["9.025", "3.32", "", "12"]
-    assert owl[5:] == ["7.768", "2.86", "-13.9 ± 4.3 %", "12"]
+    assert head[5:] == ["block passes", "a_text", "× dense, a_text", "against uniform, a_text"]
+    assert uniform[5:] == ["12", "9.025", "3.32", ""]
+    assert owl[5:] == ["12", "7.768", "2.86", "~ -13.9 ± 4.3 %"]  # 2 windows: 12.7 errors
     lines = markdown(document).splitlines()
     assert lines[2] == f"| {' | '.join(uniform)} |"
     assert len({line.count("|") for line in lines[:4]}) == 1
-    assert r"owl \& 50\% & 1 & 7.768 & 2.86 & -13.9 $\pm$ 4.3 \% & 12 \\" in latex(document)
+    assert r"owl \& 50\% & 1 & 12 & 7.768 & 2.86 & $\sim$ -13.9 $\pm$ 4.3 \% \\" in latex(document)
     assert r"a\_text" in latex(document)
     assert lines[-1] == "- measured on a_text, which calibration has read, too"
     (figure,) = bench_figures(document)

@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from conftest import FIXTURES
+from regions import regions
+
+from refimpl.bench.document import BenchDocument
+from refimpl.bench.summary import places
+from refimpl.bench.tables import markdown
+from refimpl.loading.files.documents import converted
 
 DOCS = FIXTURES.parent / "docs"
 STUDY, PAGE = DOCS / "study", (DOCS / "study.md").read_text("utf-8")
@@ -54,6 +60,35 @@ def test_the_page_says_how_many_rows_each_script_made() -> None:
         assert len(rows_of(name)) == count
         assert f"[`{name}`](study/{name}), {count} cells" in PAGE
     assert not [*STUDY.glob("*.py")]
+
+
+def test_the_table_and_the_floor_of_bench_are_those_of_its_rows() -> None:
+    folder = STUDY / "bench"
+    document = converted(json.loads((folder / "bench.json").read_text("utf-8")), BenchDocument)
+    assert regions(PAGE)["bench"].strip() == markdown(document).strip()
+    assert f"all {len(document.rows)} cells are on file: nothing to run" in PAGE
+    assert len({row.versions["code"] for row in document.rows if row.versions}) == 1
+    for place in places(document):
+        floor = " / ".join(f"{100 * x:.1f}" for x in place.floor)
+        for page in (PAGE, (DOCS / "explanation" / "numerics.md").read_text("utf-8")):
+            assert f"{floor} % at {100 * place.sparsity:.0f} %" in page
+
+
+def test_another_kernel_changes_what_the_page_says() -> None:
+    found = {}
+    for name in ("bench", "prescott"):
+        rows = json.loads((STUDY / "bench" / f"{name}.json").read_text("utf-8"))["rows"]
+        for row in rows:
+            place = row.get("sparsity"), row.get("allocation"), row.get("jitter")
+            sums = [sum(x["nats"]) / sum(x["tokens"]) for x in row["texts"]]
+            found.setdefault(place, []).append((sums, row.get("pruned"), row.get("block_sparsity")))
+    twice = {place: rows for place, rows in found.items() if len(rows) == 2}
+    assert {name for _, name, _ in twice} == {None, "uniform", "owl"}
+    for (_, name, _), (first, again) in twice.items():
+        assert first[1:] == again[1:]
+        changes = [100 * (exp(b - a) - 1) for a, b in zip(first[0], again[0], strict=True)]
+        said = " / ".join(f"{x:.1f}" for x in changes)
+        assert max(map(abs, changes)) < 0.01 if name is None else f"by {said} %" in PAGE
 
 
 def test_every_script_that_is_named_is_in_the_commit_that_is_named() -> None:

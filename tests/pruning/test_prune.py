@@ -458,3 +458,28 @@ def test_from_python(tmp_path: Path) -> None:
             prune(model, tmp_path / "other", other)
     with pytest.raises(RefimplError, match="nonsense"):
         PrunerOptions("nonsense")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["mine.csv", "mine.json", "linears.json"])
+def test_a_file_of_ones_own_sets_the_budget(name: str, tmp_path: Path) -> None:
+    linears = read_model(LLAMA).config.linears
+    share = [[0.41, 0.6, 0.83, 0.79][i] for i in range(4)]
+    content: Any = {f"blocks.{i}": x for i, x in enumerate(share)}
+    if name == "linears.json":
+        content = [
+            [x + 0.01 * j for j in range(len(block))]
+            for x, block in zip(share, linears, strict=True)
+        ]
+    text = "\n".join(map(str, share)) if name.endswith("csv") else json.dumps(content)
+    (tmp_path / name).write_text(text)
+    ran("prune", LLAMA, "-o", tmp_path / "out", "--allocation", tmp_path / name,
+        "--pruner", "magnitude")  # fmt: skip
+    record = json.loads((tmp_path / "out" / "pruning.json").read_text())
+    for i, row in enumerate(record["blocks"]):
+        for j, linear in enumerate(row["linears"]):
+            wanted = share[i] + (0.01 * j if name == "linears.json" else 0)
+            assert linear["sparsity"] == pytest.approx(wanted, abs=1e-12)  # nothing is shifted
+            assert abs(linear["pruned"] - wanted * linear["weights"]) <= 2
+    (tmp_path / "bad.csv").write_text("0.5\n0.6\n")
+    error = refused("prune", LLAMA, "-o", tmp_path / "no", "--allocation", tmp_path / "bad.csv")
+    assert "2 numbers" in error

@@ -38,7 +38,7 @@ def score(model: str, samples: int, tokens: int, threads: int | None = None) -> 
     given = random_tokens(ready.config.vocab_size, samples, tokens)
     run = refimpl.score  # imported before the clock starts
     start, processor = clock(), time.process_time()
-    found = run(ready, given, threads=threads, bases=())
+    found = run(ready, given, refimpl.Noise(), threads=threads, bases=())
     seconds, processor = clock() - start, time.process_time() - processor
     r = found.sweep[0].coefficient.tolist()
     return {"seconds": seconds, "processor": processor, "r": r}
@@ -46,7 +46,8 @@ def score(model: str, samples: int, tokens: int, threads: int | None = None) -> 
 
 def score_command(model: str, samples: int, tokens: int) -> dict[str, Any]:
     """Seconds of `refimpl score` on random ids, the start of the interpreter included."""
-    words = f"-m refimpl score {model} --tokens random --samples {samples} --seq-len {tokens}"
+    words = f"-m refimpl score {model} --perturbation gaussian --tokens random --samples {samples}"
+    words += f" --seq-len {tokens}"
     start = time.perf_counter()
     subprocess.run([sys.executable, *words.split()], check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - start

@@ -121,11 +121,12 @@ def measure(model: str, samples: int, tokens: int, threads: int | None) -> dict[
 
     ready = refimpl.read_model(model)
     given = random_tokens(ready.config.vocab_size, samples, tokens)
-    refimpl.score(ready, random_tokens(ready.config.vocab_size, 1, 8), threads=threads)  # warm
+    noise, few = refimpl.Noise(), random_tokens(ready.config.vocab_size, 1, 8)
+    refimpl.score(ready, few, noise, threads=threads)  # warm
     timers = Timers(time.thread_time if threads == 1 else time.perf_counter)
     install(timers)
     start, processor = time.perf_counter(), time.process_time()
-    refimpl.score(ready, given, threads=threads, bases=())
+    refimpl.score(ready, given, noise, threads=threads, bases=())
     wall, processor = time.perf_counter() - start, time.process_time() - processor
     workers = Workers(threads).threads
     with threadpool_limits(1, user_api="blas"):
