@@ -104,9 +104,10 @@ def run_session(source: str, namespace: dict[str, Any], path: str, line: int) ->
     examples = DocTestParser().get_examples(source, path)
     start = line - 1 - examples[0].lineno
     out: list[str] = []
-    DocTestRunner(optionflags=ELLIPSIS, verbose=False).run(
-        DocTest(examples, namespace, "example", path, start, None), out=out.append
-    )
+    test = DocTest(examples, {}, "example", path, start, None)
+    test.globs = namespace  # not a copy: the next block may go on in it
+    runner = DocTestRunner(optionflags=ELLIPSIS, verbose=False)
+    runner.run(test, out=out.append, clear_globs=False)
     return "".join(out)
 
 

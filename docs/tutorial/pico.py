@@ -184,7 +184,7 @@ def continued(prompt, model, tokens=40):
         ids.append(int(forward(np.array([ids]), model)[0, -1].argmax()))
     return "".join(letter.get(i, "?") for i in ids)
 
-def main(folder, sparsity=0.6, prompt="She was "):
+def main(folder, sparsity=0.6, prompt="She had "):
     """Score, allocate, prune and compare: measured on one text, evaluated on another."""
     model = read(folder)
     seen, unseen = (samples(folder / f"{x}.txt", model) for x in ("calibration", "evaluation"))

@@ -15,7 +15,7 @@ from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 
 Functions = tuple[Callable[..., Any], ...]
-TOKEN, BLOCK = "1-one-token", "2-one-block"  # pages of the tutorial
+BLOCK = "1-one-block"  # of the tutorial
 TOP = 5  # candidates for the next token
 
 
@@ -67,10 +67,10 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
         ("resid_post", (forward.block,), partial(_sum, names=("resid_mid", "mlp_out"))),
     ]
     return [
-        Step("tokens", TOKEN, (checked_ids,), _tokens),
-        Step("embed", TOKEN, (forward.embed,), _embed),
+        Step("tokens", BLOCK, (checked_ids,), _tokens),
+        Step("embed", BLOCK, (forward.embed,), _embed),
         *(Step(name, BLOCK, functions, show) for name, functions, show in steps if functions),
-        Step("head", TOKEN, head, _head),
+        Step("head", BLOCK, head, _head),
     ]
 
 

@@ -26,8 +26,8 @@ from refimpl.scoring.score import score
 from refimpl.scoring.signals import Chosen
 
 # Pages of the tutorial.
-PERTURB, ABSORPTION, DIVERGENCE = "3-perturb-a-block", "4-absorption", "8-divergence"
-ALLOCATION, PRUNE = "5-allocation", "6-prune"
+PERTURB, ABSORPTION, DIVERGENCE = "2-drift", "3-coefficient", "7-divergence"
+BASES, ALLOCATION, PRUNE = "4-bases", "5-correction", "6-prune"
 
 
 def method_steps(plan: Perturbation, request: Request) -> list[Step]:
@@ -49,8 +49,8 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
         Step("drift", PERTURB, (perturbation.deviation, block), _drift),
         Step("ratio", ABSORPTION, ratio, _ratio),
         Step("coefficient", ABSORPTION, (absorption_coefficient, *divergence, score), _coefficient),
-        Step("signals", ALLOCATION, (wanda_score, *ranked), _signals),
-        Step("base", ALLOCATION, base, _base),
+        Step("signals", BASES, (wanda_score, *ranked), _signals),
+        Step("base", BASES, base, _base),
         Step("growth", DIVERGENCE, growth if request.measured else (), _growth),
         Step("correction", ALLOCATION, move if exact and fixed else (), _correction),
         Step("projection", ALLOCATION, (projection.project, correction.corrected), _projection),

@@ -223,3 +223,12 @@ def test_a_picture_that_a_page_draws_is_compared_and_refreshed(tmp_path: Path) -
     assert picture.read_text() == '<svg x="1.0" />\n'
     assert problems(page, blocks_to_run(page)) == ""
     assert sorted(x.name for x in tmp_path.iterdir()) == ["a.svg", "page.md"]
+
+
+def test_a_session_goes_on_in_the_names_of_the_one_before(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    first, second = "```python\n>>> x = 1\n```\n", "```python\n>>> x\n1\n```\n"
+    page.write_text(f"{first}<!-- goes on -->\n{second}")
+    assert problems(page, blocks_to_run(page)) == ""
+    page.write_text(first + second)
+    assert "NameError" in problems(page, blocks_to_run(page))

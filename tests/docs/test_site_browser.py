@@ -30,7 +30,7 @@ SIX = (
     "how-to/prune",
     "reference/commands/prune",
     "results/scoring",
-    "tutorial/3-perturb-a-block",
+    "tutorial/2-drift",
 )
 AXE = os.environ.get("REFIMPL_AXE")
 BOXES = "[...document.querySelectorAll('pre, .table-wrapper, .formula')]"

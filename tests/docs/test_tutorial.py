@@ -1,4 +1,4 @@
-"""The tutorial's pages keep their form, and the code on them is the library's."""
+"""The tutorial's pages keep their form, and the code on them is that of pico.py."""
 
 import ast
 import inspect
@@ -12,33 +12,37 @@ from examples import ROOT
 from regions import regions
 from tutorial_sources import PAGES, code, filled, named
 
-INDEX, *LESSONS = sorted(PAGES, key=lambda page: page.name != "index.md")
+LESSONS = [page for page in PAGES if page.name[0].isdigit()]
+SIDE = [page for page in PAGES if page not in LESSONS and page.name != "index.md"]
+INDEX = (ROOT / "docs" / "tutorial" / "index.md").read_text("utf-8")
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINES, WIDTH = 200, 120
+PICTURE = re.compile(r"^!\[.+\]\((\S+\.svg)\)$", re.MULTILINE)
+LINES, WIDTH, WORDS = 200, 120, 9_400
+WRITES = (">>> draw.", ">>> save_file(", ">>> np.save(")  # files, and prints nothing
 
 
 def title(page: Path) -> str:
     return page.stem
 
 
-def test_there_are_eight_pages_each_linked_to_the_next() -> None:
-    assert [page.name[0] for page in LESSONS] == list("12345678")
-    listed = re.findall(r"^\d\. \[.*?\]\((.*?)\)", INDEX.read_text("utf-8"), re.MULTILINE)
-    assert listed == [page.name for page in LESSONS]
+def test_the_pages_are_listed_and_each_is_linked_to_the_next() -> None:
+    assert [page.name[0] for page in LESSONS] == list("01234567")
+    listed = re.findall(r"^[-\d]\.? \[.*?\]\((.*?\.md)\)", INDEX, re.MULTILINE)
+    assert listed == [page.name for page in (*LESSONS, *SIDE)]
     for page, following in pairwise(LESSONS):
         last = page.read_text("utf-8").splitlines()[-1]
         assert re.fullmatch(rf"Next: \[.*\]\({re.escape(following.name)}\)", last)
 
 
-@pytest.mark.parametrize("page", LESSONS, ids=title)
-def test_the_code_is_the_librarys(page: Path) -> None:
+@pytest.mark.parametrize("page", [*LESSONS, *SIDE], ids=title)
+def test_the_code_is_not_typed(page: Path) -> None:
     text = page.read_text("utf-8")
     assert filled(text) == text, "run python tests/tools/tutorial_sources.py"
     shown_regions = regions(text)
-    assert shown_regions
     assert text.count("<!-- source ") == len(shown_regions) == text.count("<!-- end -->")
     for full_name, region in shown_regions.items():
         name = full_name.removeprefix("source ")
+        assert name.startswith("pico.") or page in SIDE, "a lesson's listings are lines of pico.py"
         ((language, shown),) = FENCED.findall(region)
         whole = textwrap.dedent(inspect.getsource(named(name)))
         assert language == "text"
@@ -47,9 +51,18 @@ def test_the_code_is_the_librarys(page: Path) -> None:
         (function,) = ast.parse(whole).body
         assert isinstance(function, ast.FunctionDef)
         function.decorator_list = []  # they check arguments
-        function.body = function.body[bool(ast.get_docstring(function)) :]
-        function.decorator_list = []
+        if not name.startswith("pico."):
+            function.body = function.body[bool(ast.get_docstring(function)) :]
         assert ast.dump(ast.parse(shown)) == ast.dump(ast.Module([function], [])), name
+
+
+def test_every_function_of_pico_is_on_a_page_or_is_its_frame() -> None:
+    shown = {name for page in LESSONS for name in regions(page.read_text("utf-8"))}
+    source = (ROOT / "docs" / "tutorial" / "pico.py").read_text("utf-8")
+    functions = {x.name for x in ast.parse(source).body if isinstance(x, ast.FunctionDef)}
+    assert functions - {name.rpartition(".")[2] for name in shown} == {
+        "read", "samples", "rotate", "ln_p", "continued", "main",
+    }  # fmt: skip
 
 
 def test_code_leaves_docstring_and_decorators_out_and_nothing_else() -> None:
@@ -59,6 +72,7 @@ def test_code_leaves_docstring_and_decorators_out_and_nothing_else() -> None:
     )
     assert code("refimpl.method.absorption.surviving_drift").endswith("return ratio(last, first)")
     assert "# compared, not subtracted" in code("refimpl.model.position_tables.causal_bias")
+    assert '"""R = ' in code("pico.drift")  # its formula
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
@@ -69,26 +83,38 @@ def test_pages_are_short_and_narrow(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", LESSONS, ids=title)
-def test_pages_open_and_close_alike(page: Path) -> None:
+def test_a_lesson_has_one_question_one_picture_that_it_draws_and_exercises(page: Path) -> None:
     text = page.read_text("utf-8")
-    opening, *steps, exercises = re.split(r"^## ", text, flags=re.MULTILINE)
+    opening, *_, exercises = re.split(r"^## ", text, flags=re.MULTILINE)
     assert opening.startswith(f"# {page.name[0]} ")
-    assert re.findall(r"^- \*\*You will( learn| need)?\*\* ", opening, re.MULTILINE) == [
-        "", " learn", " need"
-    ]  # fmt: skip
+    assert len(re.findall(r"^\*\*Question:\*\* .*\?", opening, re.MULTILINE)) == 1
+    assert len(re.findall(r"^\*\*(?:In numbers|Answer):\*\* ", text, re.MULTILINE)) == 1
+    (picture,) = PICTURE.findall(text)
+    assert (page.parent / picture).exists()
+    assert f'"{picture}"' in "".join(
+        x for language, x in FENCED.findall(text) if language == "python"
+    )
     assert exercises.startswith("Exercises\n")
     answers = re.findall(
         r"^\*\*\d\.\*\* .*?^<details>\n<summary>Answer</summary>\n\n(.*?)^</details>$",
         exercises,
         re.MULTILINE | re.DOTALL,
     )
-    assert 2 <= len(answers) <= 3
+    assert 1 <= len(answers) <= 3
     assert exercises.count("<details>") == len(answers)
-    for answer in answers:
-        assert [language for language, _ in FENCED.findall(answer)] in (["python"], ["console"])
-    ran = [step for step in steps if re.search(r"^```(python|console)$", step, re.MULTILINE)]
-    assert len(ran) >= len(steps) - 1  # one step of a page may be a reason only
-    assert 2 * sum("Formula" in step for step in steps) > len(steps)
+    if page not in (LESSONS[0], LESSONS[-1]):  # a case has no step for them
+        assert re.search(r"refimpl check (fixtures/toy|toy-case) mine.safetensors --only", exercises)
+
+
+def test_the_answer_on_the_first_page_is_what_the_last_one_prints() -> None:
+    first, last = (page.read_text("utf-8") for page in (LESSONS[0], LESSONS[-1]))
+    (table,) = (text for language, text in FENCED.findall(first) if language == "text")
+    assert table in "".join(text for _, text in FENCED.findall(last))
+
+
+def test_the_tutorial_does_not_grow() -> None:
+    """Words of all pages, code included."""
+    assert sum(len(page.read_text("utf-8").split()) for page in PAGES) <= WORDS
 
 
 @pytest.mark.parametrize("page", LESSONS, ids=title)
@@ -98,7 +124,8 @@ def test_every_session_shows_what_it_prints(page: Path) -> None:
     ]
     for session in sessions:
         assert session.startswith(">>> ")
-        assert not session.splitlines()[-1].startswith((">>> ", "... "))
+        last = session.splitlines()[-1]
+        assert last.startswith(WRITES) or not last.startswith((">>> ", "... "))
         assert "  def " not in session, "the library's functions are included, not typed"
 
 

@@ -1,11 +1,13 @@
 """The code on the tutorial's pages: `python tests/tools/tutorial_sources.py`.
 
-A region `<!-- source refimpl.model.ops.rms_norm -->` to `<!-- end -->` holds that function without
-its docstring. What stands in it is never typed.
+A region `<!-- source pico.rms_norm -->` to `<!-- end -->` holds that function of
+docs/tutorial/pico.py; one of the library, such as `refimpl.model.ops.layer_norm`, stands there
+without its docstring. What stands in it is never typed.
 """
 
 import ast
 import inspect
+import sys
 import textwrap
 from importlib import import_module
 from pathlib import Path
@@ -13,18 +15,22 @@ from typing import Any
 
 import regions
 
-PAGES = sorted((Path(__file__).parents[2] / "docs" / "tutorial").glob("*.md"))
+FOLDER = Path(__file__).parents[2] / "docs" / "tutorial"
+PAGES = sorted(FOLDER.glob("*.md"))
+sys.path += [str(FOLDER)]
 
 
 def named(name: str) -> Any:
-    """A function of the library, by its full name."""
+    """A function of the library, or of pico.py, by its full name."""
     module, _, function = name.rpartition(".")
     return getattr(import_module(module), function)
 
 
 def code(name: str) -> str:
-    """The source of a function as it stands in the library, without decorators and docstring."""
+    """The source of a function as it stands; of the library without decorators and docstring."""
     source = textwrap.dedent(inspect.getsource(named(name)))
+    if name.startswith("pico."):
+        return source.rstrip()
     (function,) = ast.parse(source).body
     assert isinstance(function, ast.FunctionDef)
     lines, first = source.splitlines(), function.body[0]
@@ -34,7 +40,7 @@ def code(name: str) -> str:
 
 
 def filled(page: str) -> str:
-    """A page with the code as the library has it now."""
+    """A page with the code as it is now."""
     names = {name: name.removeprefix("source ") for name in regions.regions(page)}
     return regions.filled(page, {x: f"\n```text\n{code(y)}\n```\n" for x, y in names.items()})
 
