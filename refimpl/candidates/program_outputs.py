@@ -61,6 +61,8 @@ def read_source(path: Path) -> ProgramOutputs:
         return _folder(path)
     with reading(path), open_file(path) as file:
         head = file.read(HEAD)
+    if head[4:9] == b"\0\0\0\0{":  # the length before it may look like the start of other formats
+        return ProgramOutputs(stored_arrays(path), stated=SafetensorsFile(path).metadata)
     if head.startswith(b"PK"):
         return ProgramOutputs(npz_arrays(path))
     if head.startswith(b"\x80"):

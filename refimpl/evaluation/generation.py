@@ -77,8 +77,9 @@ def generate(
         (8, 3)
     """
     if not models or tokens < 1:
-        problem = f"{tokens} tokens from {len(models)} models"
-        raise RefimplError(problem, "at least one of each", "ask for more")
+        raise RefimplError(
+            f"{tokens} tokens of {len(models)} models", "one or more", "ask for more"
+        )
     encoders = [encoder(model) for model in models]
     if len({read_file(model.tokenizer_json, TOKENIZER) for model in models}) > 1:
         raise RefimplError(
@@ -106,8 +107,7 @@ def _start(encode: Encoder, prompt: str, tokens: int) -> list[int]:
     """Ids of a prompt, which leaves room for so many tokens."""
     ids = encode.ids(prompt) if prompt else []
     if not ids:
-        problem = f"the prompt {prompt!r} has no tokens"
-        raise RefimplError(problem, "a text to continue", "change --prompt")
+        raise RefimplError(f"the prompt {prompt!r} has no tokens", "a text", "change --prompt")
     if (most := encode.longest + 1 - len(ids)) < tokens:  # the last token is never read
         raise RefimplError(
             f"a prompt of {len(ids):,} tokens and {tokens:,} more are too long for this model",

@@ -103,7 +103,9 @@ def test_a_lesson_has_one_question_one_picture_that_it_draws_and_exercises(page:
     assert 1 <= len(answers) <= 3
     assert exercises.count("<details>") == len(answers)
     if page not in (LESSONS[0], LESSONS[-1]):  # a case has no step for them
-        assert re.search(r"refimpl check (fixtures/toy|toy-case) mine.safetensors --only", exercises)
+        assert re.search(
+            r"refimpl check (fixtures/toy|toy-case) mine.safetensors --only", exercises
+        )
 
 
 def test_the_answer_on_the_first_page_is_what_the_last_one_prints() -> None:

@@ -451,3 +451,13 @@ def test_a_decode_step_is_judged(program: Any, count: int, tmp_path: Path) -> No
     assert "passes: 51 steps of the case's 398" in said
     assert "the rest counts as right" in said
     assert run("check", FIXTURES / "cases/llama", path, "--only", "forward").code == 1
+
+
+@pytest.mark.parametrize("length", [0x80, 0x4B50])
+def test_a_header_whose_length_begins_as_another_format_does(length: int, tmp_path: Path) -> None:
+    """The first bytes of a safetensors file are a number: 0x80 begins a pickle, 0x4B50 a zip."""
+    path, x = tmp_path / "mine.safetensors", np.arange(3.0)
+    header = json.dumps({"a": {"dtype": "F64", "shape": [3], "data_offsets": [0, 24]}})
+    start = length.to_bytes(8, "little")
+    path.write_bytes(start + header.ljust(length).encode() + x.tobytes())
+    np.testing.assert_array_equal(read_source(path).outputs["a"], x)
