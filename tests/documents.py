@@ -29,16 +29,16 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Files of a model's folder, `pruning.json` without what differs from run to run."""
-    return files(folder) | {"pruning.json": repr(numbers(folder / "pruning.json")).encode()}
+    """Files of a model's folder, documents of ours without what differs from run to run."""
+    ours = (path for path in folder.iterdir() if path.name in ("pruning.json", "scores.json"))
+    return files(folder) | {path.name: repr(numbers(path)).encode() for path in ours}
 
 
 def units(output: Path) -> list[str]:
     """What is in the finished units beside an output: keys of results, and names of blocks."""
     found = list[str]()
-    for path in (
-        x for run in runs(work_path(output)) for x in sorted(run.glob("[!.]*")) if is_tree(x)
-    ):
+    paths = (x for run in runs(work_path(output)) for x in sorted(run.glob("[!.]*")))
+    for path in filter(is_tree, paths):
         names = [path.name] if path.name.startswith(("block", "states")) else [*read_tree(path)]
         found += [name for name in names if not name.startswith("states")]
     return found
