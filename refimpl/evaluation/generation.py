@@ -77,9 +77,7 @@ def generate(
         (8, 3)
     """
     if not models or tokens < 1:
-        raise RefimplError(
-            f"{tokens} tokens of {len(models)} models", "one or more", "ask for more"
-        )
+        raise RefimplError(f"{tokens} tokens of {len(models)} models", "one or more", "add one")
     encoders = [encoder(model) for model in models]
     if len({read_file(model.tokenizer_json, TOKENIZER) for model in models}) > 1:
         raise RefimplError(
