@@ -210,4 +210,3 @@ if __name__ == "__main__":
         script = run_path(str(FIXTURES / "make_cases.py"))
         for crafted in sys.argv[1:] or CRAFTED:
             script["worst_of_kernels"](REVEALING / crafted, __file__)
-            print(crafted)
