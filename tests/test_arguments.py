@@ -51,15 +51,23 @@ RESULTS = {
         "Inspection",
     ),
     *("Model", "HeldModel", "Pruning", "Scores", "RefimplError", "Deviation", "PowerLaw"),
-    *("RunningDivergence", "Case", "Report", "Steps", "Place"),
+    *("RunningDivergence", "Case", "Report", "Place"),
 }
 # Formulas over arrays, which other kinds of arrays pass, too: those that an export records.
 OF_ARRAYS = ("refimpl.model.", "refimpl.method.absorption", "refimpl.method.perturbation",
              "refimpl.method.divergence")  # fmt: skip
 # Of a case that `check` has checked: it calls them, and nobody else.
 OF_STEPS = {"misses_budget", "unchanged", "coarse_step", "tolerance_of", "dtype_of", "steps"}
-OF_STEPS |= {"once_per_case", "signal_of", "signal_step", "decide_groups", "above_threshold"}
-OF_STEPS |= {"arithmetic_of", "every_array", "is_step", "case_inputs", "stepwise_steps"}
+OF_STEPS |= {"signal_of", "signal_step", "decide_groups", "above_threshold"}
+OF_STEPS |= {
+    "arithmetic_of",
+    "every_array",
+    "is_step",
+    "case_inputs",
+    "is_choice",
+    "entries",
+    "stepwise_steps",
+}
 OF_STEPS |= {"writing_error", "trivial_answer", "allocated", "sealed"}
 # Of a spectrum that `alphapruning_alpha` has checked.
 OF_SPECTRUM = {"finite_matrix", "positions", "heights", "peak", "candidates", "tails", "least_ks"}

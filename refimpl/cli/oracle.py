@@ -327,7 +327,8 @@ def check_command(
     if how.plant is not None:
         steps = replace(steps, arrays=with_mistake(steps.arrays, how.plant))
     only = patterns(how.only) or steps.asked or ("*",)
-    report = check(opened, steps.arrays, only, how.dtype or computed, how.stepwise)
+    asked = only, how.dtype or computed, how.stepwise, how.decode or bool(steps.covered)
+    report = check(opened, steps.arrays, *asked)
     options = {"names": how.names, "tokens": how.ids}
     report = replace(
         report,

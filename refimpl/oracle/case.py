@@ -5,12 +5,10 @@ import fnmatch
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import wraps
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,41 +35,22 @@ from refimpl.oracle.case_folders import (
 )
 from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.judging.candidate_arrays import stored_arrays
-from refimpl.oracle.judging.measures import measure_of
+from refimpl.oracle.judging.records import record_of
+from refimpl.oracle.judging.tolerance import EPS
 from refimpl.oracle.margins import steps_and_margins
 from refimpl.oracle.peer import peer_steps
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
 from refimpl.oracle.steps import every_array, steps
+from refimpl.running.threads import kernel
 from refimpl.storage.file_system import file_digest
 from refimpl.storage.files import whole
 from refimpl.tokens import Tokens
 from refimpl.version import SPEC, __version__
 
 INPUTS, EXPECTED = "inputs.safetensors", "expected.safetensors"
-PEER, MARGINS = "peer.safetensors", "margins.safetensors"
-OMITTED = {"noise_norm": "exact", "only": [], "sample_tokens": 0}  # by recipes of older versions
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class Steps(dict[str, Array]):
-    """Values by step, those of a file; one that is missing is an error of the file.
-
-    Example:
-        >>> Steps()["embed"]
-        Traceback (most recent call last):
-        refimpl.errors.RefimplError: the case has no step embed, which its recipe computes
-        ...
-    """
-
-    def __missing__(self, step: str) -> Array:
-        raise RefimplError(
-            f"the case has no step {step}, which its recipe computes",
-            f"every step of the recipe in {FACTS} and in {EXPECTED}",
-            NEXT,
-        )
+PEER, MARGINS, ERRORS = "peer.safetensors", "margins.safetensors", "errors.safetensors"
+FACTOR = "factor."  # with a block: of SparseGPT's factors up to there, among errors of steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +65,9 @@ class Case:
         expected: Every step in float64, in the order of execution.
         peer: The peers' numbers where they differ on purpose; the steps' names behind `peer.`.
         margins: How near each discrete choice is to turning, from `steps_and_margins`.
+        errors: refimpl's own errors by way and dtype (`reference_errors.way_of`), then by step; of
+            a case that is no folder yet those that were asked for.
+        kernels: The kernels of BLAS that the errors of a folder are the worst of.
     """
 
     folder: Path
@@ -96,36 +78,35 @@ class Case:
     expected: Mapping[str, Array]
     peer: Mapping[str, Array] = field(default_factory=dict)
     margins: Mapping[str, Array] = field(default_factory=dict)
+    errors: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    kernels: str = ""
 
-
-def once_per_case(
-    function: Callable[Concatenate[Case, P], T],
-) -> Callable[Concatenate[Case, P], T]:
-    """Keep what a function of a case returns, as long as the case lives.
-
-    What it returns must not refer to the case.
-    """
-    results: WeakKeyDictionary[Case, dict[Any, T]] = WeakKeyDictionary()
-
-    @wraps(function)
-    def remembered(case: Case, /, *arguments: P.args, **options: P.kwargs) -> T:
-        of_case, key = results.setdefault(case, {}), (arguments, *options.items())
-        if key not in of_case:
-            of_case[key] = function(case, *arguments, **options)
-        return of_case[key]
-
-    return remembered
+    @property
+    def with_errors(self) -> list[str]:
+        """What has an error: the steps, and SparseGPT's factors up to each block."""
+        blocks = range(0 if self.recipe.only else self.model.config.num_blocks)
+        return [*self.expected, *(f"{FACTOR}{i}" for i in blocks)]
 
 
 @checked
-def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) -> Case:
+def make_case(
+    model: Model,
+    tokens: Tokens,
+    recipe: Recipe,
+    folder: str | Path,
+    dtypes: Sequence[str] = tuple(EPS),
+) -> Case:
     """Compute every step in float64, and write a case; the folder appears whole or not at all.
+
+    refimpl's own errors, of which tolerances are made, are measured with this machine's kernel of
+    BLAS, and stored.
 
     Args:
         model: From `read_model`; the case refers to it by a relative path, or by its id.
         tokens: Token ids.
         recipe: The computation.
         folder: The case's folder, which must not exist.
+        dtypes: Dtypes of candidates that can be checked.
 
     Raises:
         RefimplError: A folder that exists or cannot be written; as `steps` raises it.
@@ -145,7 +126,7 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
             f"-o {folder} exists", "a folder that does not exist yet", "choose another folder"
         )
     case = computed_case(model, tokens, recipe, folder)
-    _write(case, tokens)
+    _write(case, tokens, dtypes)
     return case
 
 
@@ -187,20 +168,22 @@ def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = P
     return Case(folder, folder.name or model.name, model, recipe, inputs, expected, peer, margins)
 
 
-def _write(case: Case, tokens: Tokens) -> None:
+def _write(case: Case, tokens: Tokens, dtypes: Sequence[str]) -> None:
     """Write a case to its folder, which appears whole or not at all."""
+    from refimpl.oracle.reference_errors import errors_to_store  # which computes cases
+
     folder, model, inputs, expected = case.folder, case.model, case.inputs, case.expected
     facts = CaseFacts(
         schema=SCHEMA,
         spec=SPEC,
-        versions={"refimpl": __version__, "numpy": np.__version__},
+        versions={"refimpl": __version__, "numpy": np.__version__, "kernels": kernel()},
         model=model.hub_id or os.path.relpath(model.path, folder),
         family=model.config.family,
         tokens=filled(CaseTokens, tokens, shape=tokens.ids.shape),
         recipe=plain(case.recipe),
         sha256=_hashes(model, inputs),
         steps=[
-            filled(StepFacts, x, name=name, dtype=x.dtype.name, measure=measure_of(name, x.dtype))
+            filled(StepFacts, x, name=name, dtype=x.dtype.name, measure=record_of(name).measure)
             for name, x in expected.items()
         ],
     )
@@ -208,6 +191,7 @@ def _write(case: Case, tokens: Tokens) -> None:
         new.mkdir()
         for name, arrays in (
             (INPUTS, inputs), (EXPECTED, expected), (PEER, case.peer), (MARGINS, case.margins),
+            (ERRORS, errors_to_store(case, dtypes)),
         ):  # fmt: skip
             contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
             try:
@@ -240,14 +224,15 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
             f"use the refimpl that made the case, or {NEXT}",
         )
     with reading_document(folder / FACTS, ("the facts of a case", "a recipe", NEXT)):
-        recipe = converted(OMITTED | facts.recipe, Recipe, "recipe", exact=True)
-    inputs, arrays, peer, margins = (
-        stored_arrays(folder / name) for name in (INPUTS, EXPECTED, PEER, MARGINS)
+        recipe = converted(facts.recipe, Recipe, "recipe", exact=True)
+    inputs, arrays, peer, margins, errors = (
+        stored_arrays(folder / name) for name in (INPUTS, EXPECTED, PEER, MARGINS, ERRORS)
     )
     wrong = [
         step.name
         for step in facts.steps
-        if step.name not in arrays or not _described(arrays[step.name], step)
+        if (x := arrays.get(step.name)) is None
+        or (x.shape, x.dtype.name) != (step.shape, step.dtype)
     ]
     model_path = folder / facts.model
     is_id = "@" in facts.model and not model_path.exists()
@@ -263,10 +248,19 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
             "noise of every draw, [blocks, N, S, width] of float64",
             NEXT,
         )
-    expected = Steps({step.name: arrays[step.name] for step in facts.steps})
+    expected = {step.name: arrays[step.name] for step in facts.steps}
     checked_ids(inputs["token_ids"], model.config)
     hashes = _hashes(model, inputs)
     case = Case(folder, folder.resolve().name, model, recipe, inputs, expected, peer, margins)
+    names = case.with_errors
+    if not errors or any(x.shape != (len(names),) or np.isnan(x).any() for x in errors.values()):
+        raise RefimplError(
+            f"{folder / ERRORS} does not hold an error of each step", "that of the case", NEXT
+        )
+    known: dict[str, Mapping[str, float]] = {
+        way: dict(zip(names, x.tolist(), strict=True)) for way, x in errors.items()
+    }
+    case = replace(case, errors=known, kernels=facts.versions.get("kernels") or "unknown")
     if other := [name for name, value in hashes.items() if facts.sha256.get(name) != value]:
         raise RefimplError(
             f"{folder}: {', '.join(other)} changed since the case was made",
@@ -277,14 +271,28 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
 
 
 def case_inputs(
-    case: Case, dtype: npt.DTypeLike = np.float64, rounded: type[RoundedArray] | None = None
+    case: Case,
+    given: Mapping[str, Array] = {},
+    dtype: npt.DTypeLike = np.float64,
+    rounded: type[RoundedArray] | None = None,
 ) -> StepInputs:
-    """The values of a case, as a computation in some dtype reads them."""
+    """Given values, and those of a case, as a computation in some dtype reads them."""
     model = case.model if rounded is None else RoundedModel.of(case.model, rounded)
     dtype = dtype if rounded is None else rounded.held
-    choices = {x: value for x, value in case.expected.items() if x.endswith(ROUTER)}
-    ids, given = case.inputs["token_ids"], case.expected
-    return StepInputs(model, case.recipe, ids, dtype, given, case.inputs, rounded, choices)
+    return StepInputs(
+        model, case.recipe, case.inputs["token_ids"], dtype, given, case.inputs, rounded
+    )
+
+
+def is_choice(step: str) -> bool:
+    """Whether a step is discrete: a decision, counts, or the experts of tokens."""
+    return record_of(step).measure in ("bits", "counts")
+
+
+def entries(case: Case) -> dict[str, Array]:
+    """The case's values that a step-wise candidate is fed: none within a block, but the experts."""
+    inner = {x for x in case.expected if record_of(x).reads and not x.endswith("resid_post")}
+    return {k: x for k, x in case.expected.items() if k not in inner or k.endswith(ROUTER)}
 
 
 def stepwise_steps(
@@ -295,7 +303,7 @@ def stepwise_steps(
     Arrays are by name as of `steps`, with scores and products of all blocks; numbers are `rounded`
     in place of the dtype, if that is not None.
     """
-    arrays = every_array(case_inputs(case, dtype, rounded))
+    arrays = every_array(case_inputs(case, entries(case), dtype, rounded))
     return {name: np.asarray(value) for name, value in arrays.items()}
 
 
@@ -304,11 +312,6 @@ def _noises(recipe: Recipe, steps: Iterable[str]) -> list[str]:
     first = {step.split(".")[0] for step in steps}
     draws = max("perturbed" in first, recipe.draws * ("coarse" in first))
     return [f"noise.{draw}" if draw else "noise" for draw in range(draws)]
-
-
-def _described(array: Array, step: StepFacts) -> bool:
-    """Whether an array has the shape and dtype that `case.json` gives its step."""
-    return (array.shape, array.dtype.name) == (step.shape, step.dtype)
 
 
 def _text(facts: CaseFacts) -> str:

@@ -7,7 +7,13 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from refimpl.errors import RefimplError
-from refimpl.loading.files.documents import Document, Size, converted, read_document
+from refimpl.loading.files.documents import (
+    Document,
+    Size,
+    converted,
+    read_document,
+    reading_document,
+)
 
 FACTS = "case.json"
 NEXT = "make the case again with refimpl case make"
@@ -16,7 +22,7 @@ CORE = ("llama", "opt", "phi3")  # the wheel holds them, with their models: see 
 FORWARD = ("embed", "blocks.*", "final_norm", "logits")  # patterns of its steps
 FORWARDS = ("bloom", "gpt_oss")  # forwards alone: ALiBi; a mixture of experts with sinks
 PACKAGE = Path(__file__).parent.parent
-SCHEMA: Literal[2] = 2  # of case.json
+SCHEMA: Literal[3] = 3  # of case.json
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -29,12 +35,12 @@ class CaseTokens(Document, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class StepFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A step, and how a candidate's is compared: see `judging.measures`."""
+    """A step, and how a candidate's is compared: see `judging.records`."""
 
     name: Annotated[str, Meta(pattern="^[a-z0-9_.]+$")]
     shape: tuple[Size, ...]
     dtype: Literal["float64", "int64", "uint8"]
-    measure: Literal["rows", "numbers", "shares", "counts", "bits"]
+    measure: Literal["rows", "typical rows", "numbers", "lost", "shares", "counts", "bits"]
 
 
 class CaseFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,7 +50,7 @@ class CaseFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True)
     the recipe has the fields of `Recipe`, which needs NumPy.
     """
 
-    schema: Literal[2]
+    schema: Literal[3]
     spec: Size
     versions: dict[str, str]
     model: str
@@ -132,4 +138,12 @@ def cases_below(folder: Path) -> list[CaseFolder]:
 def case_facts(folder: Path) -> CaseFacts:
     """The facts of the case in a folder."""
     named = "the facts of a case", EXPECTED, NEXT
-    return read_document(folder / FACTS, named, None, lambda x: converted(x, CaseFacts))
+    content = read_document(folder / FACTS, named, None, dict)
+    if content.get("schema") in range(1, SCHEMA):
+        raise RefimplError(
+            f"{folder}: a case of an older refimpl, without refimpl's own errors",
+            f"schema {SCHEMA} of {FACTS}",
+            f"make it again: refimpl case make {folder / str(content.get('model'))} -o CASE",
+        )
+    with reading_document(folder / FACTS, named):
+        return converted(content, CaseFacts)

@@ -13,22 +13,15 @@ from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case
+from refimpl.oracle.case import Case, is_choice
 from refimpl.oracle.judging.candidate_arrays import arrays_of, stored_arrays
-from refimpl.oracle.judging.measures import FORWARD, StepResult, error_of, measure_of, step_result
-from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of, tolerance_of, writing_error
-from refimpl.oracle.near_ties import (
-    by_own_errors,
-    by_typical_row,
-    near_zero,
-    steps_after,
-    ties_of,
-    without_rounding,
-)
+from refimpl.oracle.judging.measures import StepResult, error_of, step_result
+from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of, tolerance_of
+from refimpl.oracle.near_ties import carries_nothing, ties_of, without_rounding
+from refimpl.oracle.own_inputs import Truth, truth_of
 from refimpl.oracle.peer import equals_peer
-from refimpl.oracle.reference_errors import reference_run, step_tolerances
-from refimpl.oracle.routing import follows_a_choice, on_own_choices
-from refimpl.oracle.steps import TABLE
+from refimpl.oracle.reference_errors import own_errors, step_tolerances
+from refimpl.oracle.routing import follows_a_choice
 
 Verdict = Literal["pass", "resolved", "divergent", "inconclusive"]
 RIGHT_SO_FAR = ("pass", "unresolved")
@@ -91,8 +84,9 @@ def check(
     only: tuple[str, ...] = ("*",),
     dtype: str | None = None,
     stepwise: bool = False,
+    chained: bool = False,
 ) -> Report:
-    """Check a candidate's arrays against a case.
+    """Check a candidate's arrays against a case, each step on what it wrote for earlier ones.
 
     Args:
         case: From `read_case`.
@@ -100,8 +94,8 @@ def check(
         only: Steps that are asked for, as shell patterns; every one that matches must be there.
         dtype: The candidate's dtype; the coarsest of its float arrays if None.
         stepwise: Whether the candidate was fed the case's own values at each step
-            (docs/how-to/check.md); if not, it ran from the tokens, and what follows a near tie is
-            not judged.
+            (docs/how-to/check.md); if not, it ran from the tokens.
+        chained: Whether to judge from the tokens, as a part of the arrays is not the candidate's.
 
     Raises:
         RefimplError: No step asked for, or a dtype that is not compared.
@@ -138,65 +132,47 @@ def check(
         for name, x in arrays_of(actual).items()
     }
     dtype = dtype_of(actual) if dtype is None else dtype
-    last = max(map(_experimental, wanted))
-    table = TABLE[: last + 1] if last < 2 else TABLE
-    reference = reference_run(case, dtype, stepwise, table)
-    tolerances = step_tolerances(case, dtype, stepwise, table)
-    if not stepwise:
-        case = replace(case, expected={**case.expected, **on_own_choices(case, actual)})
-    judged = without_rounding(case, actual, tolerances, stepwise)
+    truth = truth_of(case, actual, stepwise, chained)
+    tolerances = step_tolerances(truth, dtype, actual)
+    judged = without_rounding(truth, actual, dtype)
     results: list[StepResult] = []
-    unjudged: set[str] = set()  # prefixes of the steps after a choice that rounding turned
-    for name in tolerances:
-        truth = case.expected[name]
-        if name not in wanted and name not in actual:
-            continue  # a choice that was not asked for matters to later steps all the same
-        if name.startswith(tuple(unjudged)):
-            if name in wanted:
-                results.append(StepResult(name, "conditional", fault="after a near tie"))
-            continue
-        ties = partial(ties_of, case, reference, dtype, name, actual, tolerances)
-        errors = reference.errors[name], tolerances[name]
-        if name in actual:
-            written = writing_error(name, truth, actual[name], dtype, stepwise)
-            errors = errors[0], errors[1] + written
-        result = step_result(name, judged, truth, *errors, ties)
-        result = by_typical_row(result, actual, truth)
-        if not stepwise:
-            result = by_own_errors(case, result, actual)
-        if near_zero(case, result, actual):
-            result = StepResult(name, "unresolved", fault="should be zero, and nearly is")
-        elif result.status == "divergent" and equals_peer(name, actual, case.peer, errors[1]):
-            fault = "what the peers' code gives (docs/explanation/deviations.md)"
-            result = replace(result, fault=fault)
-        elif result.status in RIGHT_SO_FAR and misses_budget(case, name, actual[name]):
-            fault = "does not sum to the budget, within half a unit in the last place of each"
-            result = replace(result, status="divergent", fault=fault)
-        elif result.status in RIGHT_SO_FAR and (start := unchanged(case, name, actual, dtype)):
-            fault = f"every bit is that of {start}: nothing was added"
-            result = replace(result, status="divergent", fault=fault)
-        elif result.status == "pass" and (answer := trivial_answer(case, name, errors[1])):
-            fault = f"not resolvable in this dtype: {answer} would pass, too"
-            result = replace(result, status="unresolved", fault=fault)
-        elif (
-            result.status == "divergent"
-            and not result.fault
-            and follows_a_choice(case, name, actual, tolerances, dtype, stepwise)
-        ):
-            fault = "a token at a router's edge may have gone to another expert"
-            result = replace(result, status="conditional", fault=fault)
-        elif result.near_ties and not stepwise:
-            unjudged |= steps_after(case, name)
-        if name in wanted:
-            results.append(result)
+    for name in [x for x in case.expected if x in wanted]:
+        right, fed = truth.steps[name], not truth.is_chained(name)
+        own, tolerance = own_errors(case, dtype, fed)[name], tolerances[name]
+        ties = partial(ties_of, truth, dtype, name, actual.get(name, right), tolerances)
+        result = step_result(name, judged, right, own, tolerance, ties)
+        results.append(_explained(result, truth, actual, dtype))
     unknown = tuple(sorted(actual.keys() - case.expected.keys()))
     return Report(case, dtype, tuple(results), unknown, stepwise)
 
 
-def _experimental(step: str) -> int:
-    """0 for a step of the forward, 1 for one of the experiments by noise, 2 for any other."""
-    noise = step.startswith(("perturbed.", "coarse.", "absorption_coefficient"))
-    return 0 if step.split(".")[0] in FORWARD else 1 if noise else 2
+def _explained(
+    result: StepResult, truth: Truth, actual: Mapping[str, Array], dtype: str
+) -> StepResult:
+    """The result, or another one for a reason that the error of the step does not show."""
+    case, name, status, fault = truth.case, result.step, result.status, ""
+    if name not in actual:
+        return result
+    if status == "divergent" and equals_peer(name, actual, case.peer, result.tolerance):
+        fault = "what the peers' code gives (docs/explanation/deviations.md)"
+    elif status in RIGHT_SO_FAR and misses_budget(case, name, actual[name]):
+        status = "divergent"
+        fault = "does not sum to the budget, within half a unit in the last place of each"
+    elif status in RIGHT_SO_FAR and (start := unchanged(case, name, actual, dtype)):
+        status, fault = "divergent", f"every bit is that of {start}: nothing was added"
+    elif status == "pass" and (answer := trivial_answer(case, name, result.tolerance)):
+        status = "unresolved"
+        fault = f"not resolvable in this dtype: {answer} would pass, too"
+    elif status != "divergent" or result.fault:
+        return result
+    elif carries_nothing(truth, name, dtype):
+        status, fault = "conditional", "an input carries next to nothing, and was not written"
+    elif EPS[dtype] > EPS["float32"] and any(map(is_choice, truth.missing[name])):
+        status, fault = "conditional", "follows from choices that were not written"
+    elif follows_a_choice(truth, name, dtype):
+        status = "conditional"
+        fault = "a token at a router's edge may have gone to another expert"
+    return replace(result, status=status, fault=fault or result.fault)
 
 
 def misses_budget(case: Case, step: str, sparsity: Array) -> bool:
@@ -230,7 +206,7 @@ def trivial_answer(case: Case, step: str, tolerance: float) -> str:
     for end, (words, answer) in answers.items():
         if step.endswith(end) and answer is not None and np.shape(answer) in ((), truth.shape):
             answer = np.where(np.isnan(truth), truth, answer)
-            error = error_of(step, answer, truth, measure_of(step, truth.dtype))[0]
+            error = error_of(step, answer, truth)[0]
             return words if tolerance_of(step, truth, 0.0, "float64") < error <= tolerance else ""
     return ""
 

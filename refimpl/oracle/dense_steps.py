@@ -7,45 +7,59 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.allocate import Allocation, allocated, base_allocation, linear_counts
+from refimpl.allocation.allocate import (
+    Allocation,
+    allocated,
+    base_allocation,
+    linear_counts,
+    units_of,
+)
 from refimpl.method import perturbation
 from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.method.correction import clipped_log
+from refimpl.method.projection import project
 from refimpl.model.experts import ROUTER
 from refimpl.model.forward import INSIDE, Place, Weights, block, embed, head, places
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import inputs_of, sum_of_squares
 from refimpl.oracle.judging.pruner_scores import Keep, unpacked
-from refimpl.oracle.recipe import Recipe
+from refimpl.oracle.judging.records import record_of
+from refimpl.oracle.recipe import Recipe, signal_of
 from refimpl.oracle.rounding import RoundedArray
 from refimpl.running.settings import Settings
 from refimpl.scoring.dense_statistics import wanda_moments
 from refimpl.scoring.signals import Chosen, of_moments, of_weights
+
+RATIO = "absorption_coefficient"
 
 
 @dataclass(frozen=True, eq=False)
 class StepInputs:
     """The values that steps are computed from.
 
-    A chain reads what it has computed itself, `values`. Step by step, those of a case are read,
-    `given`: states are rounded once to the dtype, numbers that the method has in float64 are not.
-    Noises are the case's, or drawn by the recipe's seed; `choices` are steps of routers, with which
-    the forward goes on; `squares` are sums over what the dense linears of each block read.
+    Those that are `given`, and what was computed before, `values`, for the others. A chain is given
+    nothing; step by step, the case's values are given; on a candidate's own inputs, what it wrote.
+    States are rounded once to the dtype, numbers that the method has in float64 are not. Noises are
+    the case's, or drawn by the recipe's seed; experiments compare with `clean` states, or with
+    those that are given or computed; `squares` are sums over what the dense linears of each block
+    read; `missed` are steps that were read and not given, `missing` those of each step.
     """
 
     model: Model
     recipe: Recipe
     ids: npt.NDArray[np.int64]
     dtype: npt.DTypeLike = np.float64
-    given: Mapping[str, Array] | None = None
+    given: Mapping[str, Array] = field(default_factory=dict)
     noises: Mapping[str, Array] | None = None
     rounded: type[RoundedArray] | None = None
-    choices: Mapping[str, Array] = field(default_factory=dict)
+    clean: Mapping[str, Array] = field(default_factory=dict)
     values: dict[str, Array] = field(default_factory=dict)
     squares: list[dict[str, Array]] = field(default_factory=list)
     perplexities: dict[str, Array] = field(default_factory=dict)
+    missed: set[str] = field(default_factory=set)
+    missing: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @cached_property
     def places(self) -> list[Place]:
@@ -60,37 +74,50 @@ class StepInputs:
         positions, config = np.arange(self.ids.shape[1]), self.model.config
         return embed(self.ids, positions, self.model.embedding(), config, self.dtype)
 
-    def entering(self, block: int) -> Array:
-        """The states before a block, [N, S, D]."""
-        if self.given is not None:
-            return self.state(f"blocks.{block}.resid_pre")
-        return self.leaving(block - 1) if block else self.values["embed"]
-
-    def leaving(self, block: int) -> Array:
-        """The states after a block, [N, S, D]; of the last one, if -1."""
-        return self.state(f"blocks.{block % self.model.config.num_blocks}.resid_post")
+    def state_at(self, block: int, point: str) -> Array:
+        """The clean states of an experiment, [N, S, D], before or after a block (the last, -1)."""
+        name = f"blocks.{block % self.model.config.num_blocks}.{point}"
+        return self.clean[name] if name in self.clean else self.state(name)
 
     def logits(self, x: Array) -> Array:
         """The logits [N, S, V] of the states after the last block."""
         return head(x, self.model.head(self.dtype), self.model.config)
 
+    @property
+    def known(self) -> set[str]:
+        """Steps that have a value."""
+        return self.given.keys() | self.values.keys()
+
     def value(self, step: str) -> Array:
         """A value as it is."""
-        return self.values[step] if self.given is None else self.given[step]
+        if step in self.given:
+            return self.given[step]
+        self.missed.add(step)
+        return self.values[step]
 
     def state(self, step: str) -> Array:
         """A value that the model computes with."""
         value = self.value(step)
-        if self.given is None:
+        if step not in self.given:
             return value
         return value.astype(self.dtype) if self.rounded is None else self.rounded.of(value)
 
     def number(self, step: str) -> Array:
         """A value that the method has in float64 in every dtype; only float64 itself is rounded."""
         value = self.value(step)
-        if self.given is None or self.rounded is None or self.rounded.held != np.float64:
-            return value
-        return np.asarray(self.rounded.of(value))
+        if step in self.given and self.rounded is not None and self.rounded.held == np.float64:
+            return np.asarray(self.rounded.of(value))
+        return value.astype(np.float64) if value.dtype.kind == "f" else value
+
+    def of(self, step: str, *reads: str) -> str:
+        """A step that is computed from these, and from nothing that was read before."""
+        self.missing[step] = frozenset(reads) - self.given.keys()
+        return step
+
+    def read_forward(self) -> None:
+        """Note that what follows is computed from all trace points."""
+        every = [x for x in self.values if x.split(".")[0] in ("embed", "blocks")]
+        self.missed.update(x for x in every if x not in self.given)
 
     def keep(self, step: str, shape: tuple[int, ...]) -> Keep:
         """A decision, [out, in], or the choice of a router, [N, S, experts]."""
@@ -103,16 +130,13 @@ class StepInputs:
         shape = self.ids.shape[1], self.model.config.hidden_size
         return perturbation.noise(self.recipe.seed, sequence, block, draw, shape)
 
-    @cached_property
-    def signals(self) -> dict[str, Array]:
-        """The signals by step."""
-        every = self.values if self.given is None else self.given
-        return {x: self.number(x) for x in every if x.endswith(".signal")}
-
     def base(self, name: str, others: Mapping[str, Array]) -> Array:
         """A base [L] or [L, linears] of the signals, or others, before it is projected."""
-        every, request = self.recipe.signals(self.signals | dict(others), name), self.recipe.request
-        return base_allocation(every, request(name), self.model.config.linears)
+        step = signal_of(name)
+        if step in self.known and step not in others:
+            others = {step: self.number(step)}
+        every, request = self.recipe.signals(others, name), self.recipe.request(name)
+        return base_allocation(every, request, self.model.config.linears)
 
     def allocated(self, name: str, base: Array, u: Array | None = None) -> Allocation:
         """A base, [L] or [L, linears], on the budget, and corrected by logarithms u [L]."""
@@ -122,6 +146,15 @@ class StepInputs:
         """The corrected allocation alone, of the shape of the base."""
         made = self.allocated(name, base, u)
         return made.linear_sparsity if base.ndim == 2 else made.corrected_sparsity
+
+    def counts(self, sparsity: Array) -> Array:
+        """Counts of sparsities, which are given in few bits if they do not sum to the budget."""
+        sizes, target = self.model.config.linear_sizes, self.recipe.sparsity
+        units, exists = units_of(sparsity, sizes)
+        if abs(sparsity[exists] @ units - target * units.sum()) > 0.5:
+            sparsity = sparsity.copy()
+            sparsity[exists] = project(sparsity[exists], units, target)
+        return linear_counts(sparsity, sizes, target)
 
     def errors(self, correct: str) -> Array:
         """The errors that a correction by arrival or divergence is made from, [L]."""
@@ -137,32 +170,39 @@ NamedArrays = Iterator[tuple[str, Array]]
 def forward(inputs: StepInputs) -> NamedArrays:
     """The trace points: one pass through each block, and the head."""
     model, config, dtype = inputs.model, inputs.model.config, inputs.dtype
-    yield "embed", inputs.embedded
-    trace: dict[str, Array] = {}
+    x, trace, prefix = inputs.embedded, dict[str, Array](), ""
+    read = dict[str, Array]()  # by what follows
 
     def observe(name: str, value: Array) -> Array:
         trace[name] = np.packbits(value, axis=-1) if name == ROUTER else value
-        choice = inputs.choices.get(f"blocks.{i}.{name}")
-        return value if choice is None else unpacked(choice, value.shape[-1])
+        if (step := prefix + name) in inputs.given:
+            value = inputs.keep(step, value.shape) if name == ROUTER else inputs.state(step)
+        read[name] = value
+        return value
 
+    yield "embed", x
+    x, before = observe("embed", x), "embed"
     for i, place in enumerate(inputs.places):
         trace.clear()
-        block(inputs.entering(i), model.block(i, dtype), replace(place, observe=observe), config)
-        read = inputs_of(config.linears[i]) if not inputs.recipe.only else ()
-        inputs.squares.append({x: sum_of_squares(trace[x]) for x in read if x in trace})
+        read.clear()
+        prefix = f"blocks.{i}."
+        x = block(x, model.block(i, dtype), replace(place, observe=observe), config)
+        points = inputs_of(config.linears[i]) if not inputs.recipe.only else ()
+        inputs.squares.append(
+            {point: sum_of_squares(read[point]) for point in points if point in read}
+        )
         for name, value in trace.items():
             if name == ROUTER or (name not in INSIDE and "." not in name):
-                yield f"blocks.{i}.{name}", value
+                reads = [f"{prefix}{x}" for x in record_of(prefix + name).reads if x in trace]
+                yield inputs.of(prefix + name, *(reads or [before])), value
+        before = f"{prefix}resid_post"
     if not inputs.recipe.asks("final_norm", "logits"):
         return  # the head of a real model is large
-    trace = {}
-
-    def read_again(name: str, value: Array) -> Array:
-        trace[name] = value
-        return value if inputs.given is None else inputs.state(name)
-
-    head(inputs.leaving(-1), model.head(dtype), config, read_again)
-    yield from trace.items()
+    trace.clear()
+    prefix = ""
+    head(x, model.head(dtype), config, observe)
+    yield inputs.of("final_norm", before), trace["final_norm"]
+    yield inputs.of("logits", "final_norm"), trace["logits"]
 
 
 def by_noise(inputs: StepInputs) -> NamedArrays:
@@ -172,7 +212,7 @@ def by_noise(inputs: StepInputs) -> NamedArrays:
         if not recipe.perturbs(prefix, inputs.model.config.num_blocks):
             continue
         plan = recipe.coarse_perturbation if prefix else recipe.perturbation
-        if inputs.given is None:
+        if not inputs.given:
             experiment.require_resolved(plan, inputs.dtype)
 
         def start(i: int, _: Weights, clean: Array, plan: experiment.Noise = plan) -> Starts:
@@ -206,7 +246,7 @@ def followed(inputs: StepInputs, start: Callable[[int, Weights, Array], Starts])
     """
     config, recipe, states = inputs.model.config, inputs.recipe, list[Followed]()
     for k, place in enumerate(inputs.places):
-        weights, clean = inputs.model.block(k, inputs.dtype), inputs.leaving(k)
+        weights, clean = inputs.model.block(k, inputs.dtype), inputs.state_at(k, "resid_post")
         for x in states:
             x.state = block(x.state[None], weights, place, config)[0]
         for n, h in start(k, weights, clean):
@@ -240,6 +280,7 @@ def measured(inputs: StepInputs, name: str, states: Sequence[Followed]) -> Named
 def signals(inputs: StepInputs) -> NamedArrays:
     """The signals of the bases, from the weights and what the linears read."""
     recipe, model = inputs.recipe, inputs.model
+    inputs.read_forward()
     moments = wanda_moments(inputs.squares, len(inputs.ids), model.config)
     used = {"owl", "dlp", *recipe.bases}
     used |= {"alphapruning"} if "alphapruning_linear" in used else set()
@@ -249,16 +290,19 @@ def signals(inputs: StepInputs) -> NamedArrays:
                 chosen = Chosen.of(recipe.request(base), ())
                 found = of_weights(model, chosen, resources)
                 (signal,) = (found or of_moments(model, chosen, moments, resources)).values()
-                yield f"{base}.signal", signal.main
+                step = f"{base}.signal"
+                yield step if found is None else inputs.of(step), signal.main
 
 
 def allocations(inputs: StepInputs) -> NamedArrays:
     """Bases from signals, corrections from these and coefficients, counts from corrections."""
-    recipe, u = inputs.recipe, clipped_log(inputs.number("absorption_coefficient"))
-    for name in recipe.bases:
-        base = inputs.base(name, {})
-        yield f"{name}.base", inputs.allocated(name, base).base_sparsity
-        yield f"{name}.corrected", inputs.corrected(name, base, u)
-        final = inputs.number(f"{name}.corrected")
-        counts = linear_counts(final, inputs.model.config.linear_sizes, recipe.sparsity)
-        yield f"{name}.counts", counts
+    for name in inputs.recipe.bases:
+        base, signal = (
+            inputs.base(name, {}),
+            (signal_of(name),) if signal_of(name) in inputs.known else (),
+        )
+        yield inputs.of(f"{name}.base", *signal), inputs.allocated(name, base).base_sparsity
+        u = clipped_log(inputs.number(RATIO))
+        yield inputs.of(f"{name}.corrected", RATIO, *signal), inputs.corrected(name, base, u)
+        final = f"{name}.corrected"
+        yield inputs.of(f"{name}.counts", final), inputs.counts(inputs.number(final))

@@ -11,15 +11,18 @@ from refimpl.model.experts import ROUTER, preferences
 from refimpl.model.forward import project
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import input_of
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.judging.pruner_scores import Keep, dense_scores, sparsegpt_scores, unpacked
+from refimpl.oracle.judging.pruner_scores import (
+    Keep,
+    dense_scores,
+    scores_of,
+    sums_behind,
+    unpacked,
+)
+from refimpl.oracle.judging.ties import together
 from refimpl.oracle.pruned_steps import METHODS
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import every_array, is_step
-from refimpl.pruners.pattern import parse_pattern
-from refimpl.pruners.sparsegpt import WIDTH
-from refimpl.pruners.wanda import wanda_score
 from refimpl.running.settings import Settings
 from refimpl.scoring.signals import Chosen, of_weights
 
@@ -39,7 +42,10 @@ def steps_and_margins(
     if recipe.sink == "exclude":
         margins["sinks"] = np.array([_sinks(arrays, i) for i in blocks])
     m = float(recipe.request("owl").options["m"])
-    lines = [np.abs(score / (m * score.mean()) - 1).min() for score in dense_scores(model, ids)]
+    lines = [
+        np.abs(score / (m * score.mean()) - 1).min()
+        for score in dense_scores(model, arrays, len(ids))
+    ]
     margins["owl.signal"] = np.array(lines)
     if "alphapruning" in recipe.bases:
         with Settings(np.float64).open() as resources:
@@ -81,25 +87,15 @@ def _of_rows(
 
     Of n:m the smallest of a row's groups; of SparseGPT by 128 columns; of magnitude one.
     """
+    how = recipe.pattern, recipe.damping
 
     def margins_of(prefix: str, name: str, weight: Array) -> Array:
-        keep, width = unpacked(arrays[f"{prefix}.{name}.keep"], weight.shape[1]), weight.shape[1]
-        group = parse_pattern(recipe.pattern).group if pruner.endswith("pattern") else width
-        if pruner == "magnitude":
-            return row_margins(keep.reshape(1, -1), np.abs(weight).reshape(1, -1))
-        if pruner.startswith("sparsegpt"):
-            total = arrays[f"{prefix}.{input_of(name)}.products"]
-            step = WIDTH if pruner == "sparsegpt" else group
-            score, _ = sparsegpt_scores(weight, total, sequences, keep, recipe.damping, step)
-        else:
-            total = arrays[f"{prefix}.{input_of(name)}.squares"]
-            score = wanda_score(weight, total / sequences)
-        if pruner == "sparsegpt":
-            pieces = [slice(start, start + WIDTH) for start in range(0, width, WIDTH)]
-            together = [(keep[:, x].reshape(1, -1), score[:, x].reshape(1, -1)) for x in pieces]
-            return np.array([row_margins(*pair)[0] for pair in together])
-        margins = row_margins(keep.reshape(-1, group), score.reshape(-1, group))
-        return margins.reshape(len(score), -1).min(axis=1)
+        step = f"{prefix}.{name}.keep"
+        total = None if pruner == "magnitude" else arrays[sums_behind(step)]
+        score, group = scores_of(step, weight, arrays[step], total, sequences, how)
+        keep = unpacked(arrays[step], weight.shape[1])
+        margins = np.concatenate([row_margins(*x) for x in together(group, keep, score)])
+        return margins.reshape(len(score), -1).min(axis=1) if group >= 0 else margins
 
     dense = [model.block(i, np.float64) for i in range(model.config.num_blocks)]
     return [

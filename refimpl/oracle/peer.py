@@ -11,7 +11,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
-from refimpl.oracle.judging.measures import error_of, measure_of
+from refimpl.oracle.judging.measures import error_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.pruners.decision import PrunerOptions, decision
 
@@ -39,7 +39,7 @@ def equals_peer(
     theirs = peer.get(f"peer.{step}")
     if theirs is None:
         return False
-    error, _, fault = error_of(step, actual[step], theirs, measure_of(step, theirs.dtype))
+    error, _, fault = error_of(step, actual[step], theirs)
     return not fault and error <= tolerance
 
 

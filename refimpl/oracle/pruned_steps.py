@@ -5,7 +5,6 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.allocate import linear_counts
 from refimpl.errors import RefimplError
 from refimpl.evaluation.likelihood import RunningSoftmax
 from refimpl.method import perturbation as experiment
@@ -33,21 +32,23 @@ def by_pruning(inputs: StepInputs) -> NamedArrays:
     """Each block pruned alone by Wanda, what that does, and the corrections by it."""
     model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
     first = recipe.bases[0]
+    inputs.read_forward()
     base = inputs.base(first, {})
     by_linear = inputs.allocated(first, base).linear_sparsity
     shares = by_linear if base.ndim == 2 else inputs.number(f"{first}.base")
-    yield "pruned.counts", linear_counts(shares, config.linear_sizes, recipe.sparsity)
+    yield inputs.of("pruned.counts", f"{first}.base"), inputs.counts(shares)
     goals = inputs.value("pruned.counts").tolist()
     for i, sums in enumerate(inputs.squares):
         prefix, exact = f"pruned.blocks.{i}", model.block(i, np.float64)
         yield from ((f"{prefix}.{point}.squares", total) for point, total in sums.items())
         for linear, goal in zip(config.linears[i], goals[i], strict=False):
             _require_tokens(linear, sums)
-            total = inputs.number(f"{prefix}.{input_of(linear)}.squares")
+            sums_of, step = f"{prefix}.{input_of(linear)}.squares", f"{prefix}.{linear}.keep"
+            total = inputs.number(sums_of)
             keep, _ = decision(
                 exact[f"{linear}.weight"], total, len(inputs.ids), goal, PrunerOptions("wanda")
             )
-            yield f"{prefix}.{linear}.keep", np.packbits(keep, axis=1)
+            yield inputs.of(step, sums_of, "pruned.counts"), np.packbits(keep, axis=1)
 
     def start(i: int, dense: Weights, clean: Array) -> Starts:
         changed = dict(dense)
@@ -55,14 +56,14 @@ def by_pruning(inputs: StepInputs) -> NamedArrays:
             weight = changed[f"{linear}.weight"]
             keep = inputs.keep(f"pruned.blocks.{i}.{linear}.keep", weight.shape)
             changed[f"{linear}.weight"] = zeroed(weight, keep)
-        for n, before in enumerate(inputs.entering(i)):
+        for n, before in enumerate(inputs.state_at(i, "resid_pre")):
             h = block(before[None], changed, inputs.places[i], config)[0]
             kept = experiment.kept_tokens(clean[n], recipe.sink)
             yield n, np.where(kept[:, None], h, clean[n])
 
     states = followed(inputs, start)
     logits = partial(head, weights=model.head(inputs.dtype), config=config)
-    right = [logits(x[None])[0] for x in inputs.leaving(-1)]
+    right = [logits(x[None])[0] for x in inputs.state_at(-1, "resid_post")]
     ends = []
     for x in states:
         z, other = right[x.sequence], logits(x.state[None])[0]
@@ -70,6 +71,8 @@ def by_pruning(inputs: StepInputs) -> NamedArrays:
     yield from measured(inputs, "pruned.", states)
     yield "pruned.divergence", nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1)
     for correct in ("arrival", "divergence"):
+        inputs.missed.clear()
+        base = inputs.base(first, {})
         u = centred_log(inputs.errors(correct))
         yield f"{correct}.corrected", inputs.allocated(first, base, u).corrected_sparsity
 
@@ -87,10 +90,11 @@ def _pruned(inputs: StepInputs, name: str) -> NamedArrays:
     Of all blocks and pruners, so also what is no step: the cases have those that are shown.
     """
     model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
-    method, sequences, given = METHODS[name], len(inputs.ids), inputs.given or {}
+    method, sequences, given = METHODS[name], len(inputs.ids), inputs.given
     kind = "products" if method == "sparsegpt" else "squares"
     pruner, x = PrunerOptions(method, recipe.damping), inputs.embedded
     pattern = parse_pattern(recipe.pattern) if name.endswith("pattern") else None
+    inputs.missed.clear()
     counts = inputs.value(f"{recipe.bases[0]}.counts").tolist()
     for i, place in enumerate(inputs.places):
         prefix, weights = f"{name}.blocks.{i}", model.block(i, inputs.dtype)
@@ -103,29 +107,32 @@ def _pruned(inputs: StepInputs, name: str) -> NamedArrays:
         for linear, count in zip(config.linears[i], counts[i], strict=False):
             step, point = f"{prefix}.{linear}", f"{prefix}.{input_of(linear)}.{kind}"
             dense, total = weights[f"{linear}.weight"], sums.get(input_of(linear))
-            if point in given:
-                total = inputs.number(point)
-            elif method != "magnitude":
+            if method != "magnitude":
                 _require_tokens(linear, sums)
+                total = inputs.number(point)
             if method == "wanda" and total is not None:
-                yield f"{step}.score", wanda_score(dense, total / sequences)
+                yield inputs.of(f"{step}.score", point), wanda_score(dense, total / sequences)
             # by magnitude of what the file holds, in every dtype
             keep, new = decision(
                 exact[f"{linear}.weight"], total, sequences, pattern or count, pruner
             )
-            yield f"{step}.keep", np.packbits(keep, axis=1)
+            read = [] if method == "magnitude" else [point]
+            read += [] if pattern else [f"{recipe.bases[0]}.counts"]
+            yield inputs.of(f"{step}.keep", *read), np.packbits(keep, axis=1)
             right = inputs.keep(f"{step}.keep", dense.shape)
             if new is None or total is None:
                 new = zeroed(dense, right)
             else:
-                if inputs.given is not None:
+                if f"{step}.keep" in given:
                     _, new = sparsegpt_scores(dense, total, sequences, right, recipe.damping)
                 new = stored_weight(model, i, linear, right, new).astype(dense.dtype)
-            yield f"{step}.weight", new
+            read = [f"{step}.keep"] + [point] * (method == "sparsegpt")
+            yield inputs.of(f"{step}.weight", *read), new
             shown = method == "sparsegpt" and f"{step}.weight" in given
             carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
         x = block(x, carried, place, config)
-    inputs.perplexities[f"{name}.perplexity"] = perplexity(inputs.ids, inputs.logits(x))
+    step = inputs.of(f"{name}.perplexity", *inputs.missed)
+    inputs.perplexities[step] = perplexity(inputs.ids, inputs.logits(x))
 
 
 def _require_tokens(linear: str, sums: dict[str, Array]) -> None:
@@ -140,9 +147,7 @@ def _require_tokens(linear: str, sums: dict[str, Array]) -> None:
 
 def perplexities(inputs: StepInputs) -> NamedArrays:
     """Of the dense model, and of what each pruner left."""
-    chain = inputs.given is None
-    logits = inputs.value("logits") if chain else inputs.logits(inputs.leaving(-1))
-    yield "dense.perplexity", perplexity(inputs.ids, logits)
+    yield inputs.of("dense.perplexity", "logits"), perplexity(inputs.ids, inputs.state("logits"))
     yield from inputs.perplexities.items()
 
 

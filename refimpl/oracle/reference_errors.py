@@ -4,35 +4,37 @@ A base is a steep function of signals that lie close together, and a corrected a
 coefficients. A candidate whose signals are within their tolerance must not fail for that.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
 from math import inf, isfinite
 
 import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.method.correction import centred_log, clipped_log
-from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, case_inputs, once_per_case
+from refimpl.oracle.case import FACTOR, Case, case_inputs, is_choice
 from refimpl.oracle.case_folders import NEXT
-from refimpl.oracle.dense_steps import StepInputs
+from refimpl.oracle.dense_steps import RATIO, StepInputs
 from refimpl.oracle.judging.measures import (
-    ALIGNMENT,
     RESOLVABLE,
     UNCHANGED,
     error_of,
     lost,
-    measure_of,
 )
-from refimpl.oracle.judging.pruner_scores import unpacked
+from refimpl.oracle.judging.pruner_scores import sparsegpt_error
+from refimpl.oracle.judging.records import record_of
 from refimpl.oracle.judging.tolerance import (
     EPS,
     FLOOR_16,
     SPARSEGPT_FACTOR,
     arithmetic_of,
     tolerance_of,
+    writing_error,
 )
+from refimpl.oracle.own_inputs import EXPERIMENTS, Truth
 from refimpl.oracle.recipe import signal_of
 from refimpl.oracle.rounding import (
     ARITHMETIC,
@@ -42,45 +44,61 @@ from refimpl.oracle.rounding import (
     Float64MinusEight,
     RoundedArray,
 )
-from refimpl.oracle.steps import DECIDING, TABLE, StepTable, every_array
+from refimpl.oracle.steps import every_array
 
-EXPERIMENTS = ("perturbed.", "coarse.", "pruned.")
+SAMPLES = (None, Float32MinusEight, Float32MinusSeven)  # in units of float32 with so many bits
 
 
-@dataclass(frozen=True)
-class ReferenceRun:
-    """refimpl's own computation of a case in a dtype.
+def own_errors(case: Case, dtype: str, stepwise: bool = False) -> Mapping[str, float]:
+    """Refimpl's own error in a dtype by step: those of the case's folder, or measured once.
 
-    Args:
-        steps: Every step, those of all blocks among them.
-        errors: Errors of the case's steps; of bits and counts, how many differ.
+    Of bits and counts, how many differ.
     """
+    if dtype not in EPS:
+        raise RefimplError(
+            f"dtype {dtype} is not supported", " or ".join(EPS), "choose one of these"
+        )
+    key = way_of(dtype, stepwise)
+    if key not in case.errors:
+        if case.kernels:
+            raise RefimplError(
+                f"{case.folder}: refimpl could not compute this case in {dtype}",
+                "a case whose numbers are within the range of the dtype",
+                "compare in another dtype",
+            )
+        case.errors[key] = _measured(case, dtype, stepwise)
+    return case.errors[key]
 
-    steps: Mapping[str, Array]
-    errors: Mapping[str, float]
+
+def errors_to_store(case: Case, dtypes: Sequence[str]) -> dict[str, Array]:
+    """Refimpl's own errors in some dtypes by way, in the order of `Case.with_errors`.
+
+    A dtype in which the case cannot be computed, such as float16 with large states, has none.
+    """
+    found = {}
+    for stepwise in (False,) if case.recipe.sample_tokens else (False, True):
+        for dtype in dtypes:
+            with suppress(RefimplError):
+                errors = own_errors(case, dtype, stepwise)
+                found[way_of(dtype, stepwise)] = np.array([errors[x] for x in case.with_errors])
+    return found
 
 
-@once_per_case
-def reference_run(
-    case: Case, dtype: str, stepwise: bool = False, table: StepTable = TABLE
-) -> ReferenceRun:
-    """Compute a case in a dtype, from the tokens or each step from the case's own values.
+def way_of(dtype: str, stepwise: bool) -> str:
+    """The name of a candidate's dtype and way among the errors of a case."""
+    return f"{'stepwise' if stepwise else 'chained'}.{dtype}"
 
-    A part of the table computes its first steps, whose errors do not depend on what follows.
+
+def _measured(case: Case, dtype: str, stepwise: bool) -> Mapping[str, float]:
+    """Compute a case in a dtype, on its choices, or each step from all of the case's own values.
 
     An error is the largest of several samples: computed in the dtype; and in float32, and in
     float32 with eight and with seven bits fewer, in their units. A step that ends in few numbers is
     a sum of errors of either sign, which may be near zero by chance; and where errors grow along
     one direction, as in a sharp softmax, one number stands for all of them.
     """
-    if dtype not in EPS:
-        raise RefimplError(
-            f"dtype {dtype} is not supported", " or ".join(EPS), "choose one of these"
-        )
-    kind = ARITHMETIC.get(dtype)
-    arrays = _computed(case, dtype, stepwise, kind, table)
-    expected = {step: x for step, x in case.expected.items() if table == TABLE or step in arrays}
-    if unknown := [step for step in expected if step not in arrays]:
+    arrays = _computed(case, dtype, stepwise, ARITHMETIC.get(dtype))
+    if unknown := [step for step in case.expected if step not in arrays]:
         raise RefimplError(
             f"{case.folder}: its recipe does not compute the step {unknown[0]}",
             "the steps of the recipe in case.json",
@@ -89,25 +107,44 @@ def reference_run(
     scale = 2.0**-Float64MinusEight.fewer if dtype == "float64" else 1.0
     errors = {
         name: x * scale if arithmetic_of(name, dtype, stepwise) == dtype else 0.0
-        for name, x in pooled_errors(expected, arrays).items()
+        for name, x in pooled_errors(case.expected, arrays).items()
     }
-    for sample in (None, Float32MinusEight, Float32MinusSeven):
-        if dtype == "float32" and sample is None:
-            continue  # these are the errors already
-        for name, x in _sample(case, stepwise, sample, table).items():
+    for sample in SAMPLES:
+        for name, x in _sample(case, stepwise, sample).items():
             errors[name] = max(errors[name], x * EPS[arithmetic_of(name, dtype, stepwise)])
     for experiment in EXPERIMENTS:
         difference = _difference_error(case, errors, stepwise, experiment)
         for name in errors:
             if is_drift(name, experiment) or name == coefficient_of(experiment):
                 errors[name] = max(errors[name], difference)
-            elif name.startswith(experiment) and name.endswith(ALIGNMENT):
+            elif name.startswith(experiment) and record_of(name).measure == "lost":
                 errors[name] = max(errors[name], 2 * difference)  # half the square of one
             elif name == f"{experiment}divergence":  # the square of a difference, of logits
                 errors[name] = max(
                     errors[name], 2 * difference, _divergence_error(case, name, errors["logits"])
                 )
-    return ReferenceRun(arrays, errors)
+    return errors | _factor_errors(case, arrays)
+
+
+def _factor_errors(case: Case, arrays: Mapping[str, Array]) -> dict[str, float]:
+    """The largest error of SparseGPT's factors up to each block, as errors grow with depth."""
+    if case.recipe.only:
+        return {}
+    sequences, damping, worst = len(case.inputs["token_ids"]), case.recipe.damping, 0.0
+    errors = {}
+    for block in range(case.model.config.num_blocks):
+        for name, truth in _products(case).items():
+            if f".blocks.{block}." in name:
+                worst = max(worst, sparsegpt_error(arrays[name], truth, sequences, damping))
+        errors[f"{FACTOR}{block}"] = worst
+    return errors
+
+
+@lru_cache(maxsize=1)
+def _products(case: Case) -> Mapping[str, Array]:
+    """SparseGPT's products in float64, of the blocks that are not shown too."""
+    every = every_array(case_inputs(case, case.expected))
+    return {name: x for name, x in every.items() if name.endswith(".products")}
 
 
 def is_drift(name: str, experiment: str) -> bool:
@@ -150,47 +187,28 @@ def _divergence_error(case: Case, step: str, logits: float) -> float:
     return max(by_logits, EPS["float64"] * float(np.abs(truth).max()) / largest)
 
 
-@once_per_case
-def _sample(
-    case: Case, stepwise: bool, kind: type[FewerBits] | None, table: StepTable
-) -> dict[str, float]:
-    """Errors in units of the dtype, of float32 or of float32 with fewer bits.
-
-    From the tokens only up to the pruners, whose choices turn; of counts and decisions none.
-    """
-    unit = EPS["float32"] * (2.0**kind.fewer if kind else 1.0)
-    table = table if stepwise else tuple(x for x in table if x not in DECIDING)
-    arrays = _computed(case, "float32", stepwise, kind, table)
-    errors = pooled_errors({k: x for k, x in case.expected.items() if k in arrays}, arrays)
-    return {
-        name: x / unit
-        for name, x in errors.items()
-        if measure_of(name, case.expected[name].dtype) in RESOLVABLE and isfinite(x)
-    }
-
-
-def router_choices(case: Case, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Choices of routers among some arrays, as many experts for each token as the case's."""
-    experts, known = case.model.config.experts, case.expected
-    found = {x: arrays[x] for x in known if x.endswith(ROUTER) and x in arrays}
-    return {
-        name: x
-        for name, x in found.items()
-        if x.shape == known[name].shape
-        and x.dtype == np.uint8
-        and experts is not None
-        and (unpacked(x, experts.num_experts).sum(-1) == experts.top_k).all()
-    }
+def _sample(case: Case, stepwise: bool, kind: type[FewerBits] | None) -> Mapping[str, float]:
+    """Errors in units of the dtype, of float32 or of float32 with fewer bits; of counts none."""
+    key = f"{way_of('float32', stepwise)}.{kind.fewer if kind else 0}"
+    if key not in case.errors:
+        unit = EPS["float32"] * (2.0**kind.fewer if kind else 1.0)
+        errors = pooled_errors(case.expected, _computed(case, "float32", stepwise, kind))
+        case.errors[key] = {
+            name: x / unit
+            for name, x in errors.items()
+            if record_of(name).measure in RESOLVABLE and isfinite(x)
+        }
+    return case.errors[key]
 
 
 def _computed(
-    case: Case, dtype: str, stepwise: bool, kind: type[RoundedArray] | None, table: StepTable
+    case: Case, dtype: str, stepwise: bool, kind: type[RoundedArray] | None
 ) -> Mapping[str, Array]:
-    """What a table computes in a dtype that NumPy has, or rounded further."""
+    """Every step in a dtype that NumPy has, or rounded further."""
+    given = {k: x for k, x in case.expected.items() if stepwise or is_choice(k)}
     try:
-        inputs = case_inputs(case, dtype, kind)
-        inputs = inputs if stepwise else replace(inputs, given=None)
-        return {name: np.asarray(x) for name, x in every_array(inputs, table).items()}
+        arrays = every_array(case_inputs(case, given, dtype, kind))
+        return {name: np.asarray(x) for name, x in arrays.items()}
     except RefimplError as error:
         raise RefimplError(
             f"{case.folder}: refimpl cannot compute this case in {dtype} ({error.problem})",
@@ -212,18 +230,14 @@ def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> 
         if step.endswith((".drift", "absorption_coefficient")):
             undefined = value == 0 if step.endswith(".drift") else np.isnan(value)
             found = np.where(undefined, value, found)
-        elif step.endswith(ALIGNMENT):
+        elif record_of(step).measure == "lost":
             found = np.where(lost(value) <= UNCHANGED, value, found)
-        errors[step] = error_of(step, found, value, measure_of(step, value.dtype))[0]
+        errors[step] = error_of(step, found, value)[0]
     kinds = [(x, y) for x in EXPERIMENTS for y in (".drift", ".alignment")]
-    for start, end in (*kinds, ("", ".corrected")):
+    for start, end in (*kinds, ("", ".corrected"), ("", ".perplexity")):
         alike = [x for x in errors if x.startswith(start) and x.endswith(end)]
         alike = [x for x in alike if isfinite(errors[x])]
         errors |= dict.fromkeys(alike, max((errors[x] for x in alike), default=0.0))
-    turned = {x.split(".")[0] for x in errors if x.endswith(".keep") and errors[x]}
-    perplexities = [x for x in errors if x.endswith(".perplexity") and isfinite(errors[x])]
-    least = [errors[x] for x in perplexities if x.split(".")[0] not in turned]
-    errors |= {x: max(errors[x], *least) for x in perplexities}
     for experiment in EXPERIMENTS:
         ratio = coefficient_of(experiment)
         if ratio in errors:
@@ -231,58 +245,60 @@ def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> 
     return errors
 
 
-@once_per_case
-def step_tolerances(
-    case: Case, dtype: str, stepwise: bool = False, table: StepTable = TABLE
-) -> Mapping[str, float]:
+def step_tolerances(truth: Truth, dtype: str, actual: Mapping[str, Array]) -> Mapping[str, float]:
     """The largest error of every step by name; 0 for counts and bits.
 
-    ``max(8 own + 64 eps, moved + 64 eps)``: `moved` is how far a base moves when the signals
-    behind it do, and a corrected allocation when its base and the coefficients do, by as much as
-    they may be off. Step by step nothing moves: each is fed the case's numbers.
+    ``8 own + 64 eps``, and of a base how far it moves when the signals behind it do, of a corrected
+    allocation also when the coefficients do: by half a unit of what they are written in, or by
+    their tolerance where they are not written.
     """
-    tolerances = {
-        name: tolerance_of(name, case.expected[name], error, dtype, stepwise)
-        for name, error in reference_run(case, dtype, stepwise, table).errors.items()
-    }
-    if not stepwise:
-        inputs = case_inputs(case)
-        for step in [x for x in tolerances if x.endswith((".base", ".corrected"))]:
-            floor = tolerance_of(step, case.expected[step], 0.0, dtype)
-            tolerances[step] = max(tolerances[step], _moved(inputs, step, tolerances) + floor)
+    case, tolerances = truth.case, dict[str, float]()
+    units = {name: EPS.get(x.dtype.name, 0.0) / 2 for name, x in actual.items()}
+    inputs = replace(case_inputs(case, truth.given), values=dict(truth.steps))
+    for name, right in case.expected.items():
+        fed = not truth.is_chained(name)
+        own = own_errors(case, dtype, fed)[name]
+        tolerances[name] = tolerance_of(name, right, own, dtype, fed)
+        if name.endswith((".base", ".corrected")) and not truth.stepwise:
+            off = {x: units[x] if x in truth.given else tolerances[x] for x in tolerances}
+            floor = tolerance_of(name, right, 0.0, dtype, fed)
+            tolerances[name] = max(tolerances[name], _moved(inputs, name, off) + floor)
+        if name in actual:
+            tolerances[name] += writing_error(name, right, actual[name], dtype, fed)
     if "coarse.stderr" in tolerances:  # a difference of coefficients: off by as much as these
         ratio, stderr = (case.expected[f"coarse.{x}"] for x in ("absorption_coefficient", "stderr"))
-        off = tolerances["coarse.absorption_coefficient"] * ratio.max()
-        tolerances["coarse.stderr"] += off / (stderr.max() or 1.0)
+        off_by = tolerances["coarse.absorption_coefficient"] * ratio.max()
+        tolerances["coarse.stderr"] += off_by / (stderr.max() or 1.0)
     return {
         name: x + moved_by_rounding(case, name, dtype) if x else x for name, x in tolerances.items()
     }
 
 
-def _moved(inputs: StepInputs, step: str, tolerances: Mapping[str, float]) -> float:
-    """How far a base moves with its signals; a corrected one with its base and what corrects it."""
+def _moved(inputs: StepInputs, step: str, off: Mapping[str, float]) -> float:
+    """How far a base moves with its signals; a corrected one also with what corrects it."""
     name, _, last = step.partition(".")
-    if last == "base":
-        signal = signal_of(name)
-        if signal not in inputs.signals:
-            return 0.0
-        return moved_by(
-            lambda x: inputs.allocated(name, inputs.base(name, {signal: x})).base_sparsity,
-            inputs.signals[signal],
-            tolerances[signal],
-        )
     by_noise = name in inputs.recipe.bases
     base, log = (name, clipped_log) if by_noise else (inputs.recipe.bases[0], centred_log)
+    signal, moved = signal_of(base), 0.0
     sources = {"arrival": "pruned.0.drift", "divergence": "pruned.divergence"}
-    source = sources.get(name, "absorption_coefficient")
-    dense = inputs.base(base, {})
+    source = sources.get(name, RATIO)
     errors = inputs.number(source) if by_noise else inputs.errors(name)
-    by_base = moved_by(
-        lambda x: inputs.corrected(base, x, log(errors)), dense, tolerances[f"{base}.base"]
-    )
-    return by_base + moved_by(
-        lambda x: inputs.corrected(base, dense, log(x)), errors, tolerances[source]
-    )
+
+    def allocation(dense: Array, by: Array) -> Array:
+        if last == "base":
+            return inputs.allocated(name, dense).base_sparsity
+        return inputs.corrected(base, dense, log(by))
+
+    if signal in inputs.known:
+        moved = moved_by(
+            lambda x: allocation(inputs.base(base, {signal: x}), errors),
+            inputs.number(signal),
+            off[signal],
+        )
+    if last == "base":
+        return moved
+    dense = inputs.base(base, {})
+    return moved + moved_by(lambda x: allocation(dense, x), errors, off[source])
 
 
 def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> float:

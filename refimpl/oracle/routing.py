@@ -1,39 +1,19 @@
-"""Which experts a candidate's tokens go to: its own choice near the router's edge, and its effects.
-
-A token that lies between two experts may go to either, and everything after it follows from that.
-"""
-
-from collections.abc import Mapping
-from dataclasses import replace
+"""Which experts a candidate's tokens go to: between two near the router's edge, either is right."""
 
 import numpy as np
 
 from refimpl.model.experts import ROUTER, route
 from refimpl.model.forward import project
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case
 from refimpl.oracle.judging.measures import FORWARD, Positions
 from refimpl.oracle.judging.pruner_scores import Keep, unpacked
 from refimpl.oracle.judging.ties import positions
-from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, FLOOR_16
-from refimpl.oracle.reference_errors import router_choices
-from refimpl.oracle.steps import steps
+from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, FLOOR_16, tolerance_of
+from refimpl.oracle.own_inputs import Truth
+from refimpl.oracle.reference_errors import own_errors
 
-GIVEN = (".score", ".base", ".corrected", ".counts", ".signal")  # step by step by the case's
+GIVEN = (".score", ".base", ".corrected", ".counts", ".signal")  # computed from written numbers
 NEAR = 0.25  # of the tolerance: twice refimpl's own error
-
-
-def on_own_choices(case: Case, actual: Mapping[str, Array]) -> Mapping[str, Array]:
-    """The trace points in float64 where the tokens go to the candidate's experts, not the case's.
-
-    None where the choices are the same.
-    """
-    choices = router_choices(case, actual)
-    if all(np.array_equal(x, case.expected[name]) for name, x in choices.items()):
-        return {}
-    patterns = tuple(x for x in case.expected if x.split(".")[0] in FORWARD)
-    recipe, ids = replace(case.recipe, only=patterns), case.inputs["token_ids"]
-    return steps(case.model, ids, recipe, choices=choices)
 
 
 class _Router:
@@ -43,17 +23,18 @@ class _Router:
     D numbers with errors of either sign, the part along w is one in sqrt(D).
     """
 
-    def __init__(self, case: Case, step: str, tolerances: Mapping[str, float], dtype: str) -> None:
+    def __init__(self, truth: Truth, step: str, dtype: str, chained: bool) -> None:
         norm, index = step.replace(ROUTER, "mlp_norm"), int(step.split(".")[1])
-        assert case.model.config.experts is not None
-        self.experts, self.weights = case.model.config.experts, case.model.block(index, np.float64)
-        x = case.expected[norm]
+        assert truth.case.model.config.experts is not None
+        self.experts = truth.case.model.config.experts
+        self.weights = truth.case.model.block(index, np.float64)
+        x, own = truth.value(norm), own_errors(truth.case, dtype)[norm] if chained else 0.0
         self.logits, width = project(x, self.weights, "router"), x.shape[-1]
         w = np.linalg.norm(self.weights["router.weight"], axis=1)
         sizes = w * np.linalg.norm(x, axis=-1, keepdims=True)
         rounding = FLOOR_16 * EPS[dtype] * np.abs(self.logits)
-        self.slack = tolerances[norm] / width**0.5 * sizes + rounding
-        self.truth = unpacked(case.expected[step], self.experts.num_experts)
+        self.slack = tolerance_of(norm, x, own, dtype) / width**0.5 * sizes + rounding
+        self.truth = unpacked(truth.steps[step], self.experts.num_experts)
 
     def chosen(self, change: Array) -> Keep:
         """The experts that are chosen if the logits change by so much."""
@@ -74,44 +55,35 @@ class _Router:
         return turns
 
 
-def router_ties(
-    case: Case, step: str, bits: Array, own: float, tolerances: Mapping[str, float], dtype: str
-) -> Positions:
+def router_ties(truth: Truth, step: str, bits: Array, dtype: str) -> Positions:
     """Tokens that go to other experts, if the router's rounding explains each of them.
 
     As many as refimpl turns itself, or as lie within a quarter of the tolerance, and two more.
     """
-    router = _Router(case, step, tolerances, dtype)
+    router = _Router(truth, step, dtype, truth.is_chained(step))
     mine = unpacked(bits, router.experts.num_experts)
     turned = (mine != router.truth).any(axis=-1)
     explained = router.chosen(np.where(mine, 1, -1) * router.slack) == mine
+    own = own_errors(truth.case, dtype, not truth.is_chained(step))[step]
     most = 2 + max(ERROR_FACTOR * own / 2, int(router.near().sum()))
     right = explained[turned].all() and turned.sum() <= most
     return positions(np.argwhere(turned)) if right else ()
 
 
-def follows_a_choice(
-    case: Case,
-    step: str,
-    actual: Mapping[str, Array],
-    tolerances: Mapping[str, float],
-    dtype: str,
-    stepwise: bool,
-) -> bool:
+def follows_a_choice(truth: Truth, step: str, dtype: str) -> bool:
     """Whether a step follows from choices that the candidate did not write, and rounding may turn.
 
     These are the ones for perturbed states and pruned models, those of a forward without
     `router.keep`, and which experts a sparsemixer counts against each other.
     """
-    names, experts = list(case.expected), case.model.config.experts
+    names, experts = list(truth.case.expected), truth.case.model.config.experts
     routers = {name for name in names if name.endswith(ROUTER)}
     if experts is None or EPS[dtype] <= EPS["float32"]:
         return False
     if step.split(".")[0] in FORWARD:
-        unwritten = set() if stepwise else routers - router_choices(case, actual).keys()
-        unwritten = routers if experts.scoring == "sparsemixer" else unwritten
+        unwritten = routers if experts.scoring == "sparsemixer" else routers - truth.given.keys()
         if not unwritten.intersection(names[: names.index(step)]):
             return False
-    elif stepwise and (step.endswith(GIVEN) or step.startswith("pruned.blocks.")):
+    elif step.endswith(GIVEN) or (truth.stepwise and step.startswith("pruned.blocks.")):
         return False
-    return any(_Router(case, name, tolerances, dtype).near().any() for name in routers)
+    return any(_Router(truth, name, dtype, True).near().any() for name in routers)

@@ -23,9 +23,8 @@ from refimpl.oracle.dense_steps import (
 from refimpl.oracle.pruned_steps import by_pruners, by_pruning, perplexities
 from refimpl.oracle.recipe import Recipe
 
-DECIDING = (by_pruning, by_pruners)  # what follows from decisions
 StepTable = tuple[Callable[[StepInputs], NamedArrays], ...]
-TABLE: StepTable = (forward, by_noise, signals, allocations, *DECIDING, perplexities)
+TABLE: StepTable = (forward, by_noise, signals, allocations, by_pruning, by_pruners, perplexities)
 # Of what pruners compute in every block, by its last word: the pruners where it is a step, if the
 # block is shown. Outer products are large, and other weights follow from the decisions.
 SHOWN = {
@@ -86,7 +85,7 @@ def steps(
         >>> list(arrays)[:2], arrays["perturbed.1.drift"].shape, len(arrays)
         (['embed', 'blocks.0.resid_pre'], (3,), 366)
     """
-    every = every_array(StepInputs(model, recipe, ids, dtype, choices=choices))
+    every = every_array(StepInputs(model, recipe, ids, dtype, choices))
     return {name: x for name, x in every.items() if is_step(name, recipe)}
 
 
@@ -106,6 +105,7 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
                 state = name == "embed" or name.endswith(".resid_post")
                 if not recipe.only or state:  # what later steps read
                     inputs.values[name] = value
+                inputs.missing.setdefault(name, frozenset(inputs.missed))
                 measured = function is by_noise or (perturbs and name.endswith(".resid_post"))
                 if measured or recipe.asks(name):
                     if function is forward and value.dtype.kind == "f":

@@ -54,6 +54,12 @@ class _ProcessSettings:
                     GLIBC.malloc_trim(0)
 
 
+def kernel() -> str:
+    """The kernel of BLAS of this process, such as "Haswell", as OpenBLAS names it."""
+    names = (x.get("architecture") for x in ThreadpoolController().info())
+    return next(filter(None, names), "unknown")
+
+
 def glibc() -> Any:
     """The C library of this process, or None if it is not glibc."""
     try:

@@ -211,7 +211,7 @@ def _unjudged(report: Report, checked: bool) -> Iterator[str]:
     covered = [step for step in unresolved if coarse_step(step) in passed]
     open_steps = {
         "missing": steps["missing"],
-        "not judged, after a near tie": steps["conditional"],
+        "not judged": steps["conditional"],
         f"not resolved by {report.dtype}, and covered by coarse.*, which passes": covered,
         f"not resolved by {report.dtype}": [x for x in unresolved if x not in covered],
     }
@@ -227,8 +227,6 @@ def _unjudged(report: Report, checked: bool) -> Iterator[str]:
         return
     if report.verdict == "resolved":
         yield "exit code 3; with --resolvable 0"
-    elif steps["conditional"] and not report.stepwise:
-        yield "a step-wise check judges what follows a near tie (--stepwise)"
     else:
         yield "--only PATTERN checks a part of the steps"
 

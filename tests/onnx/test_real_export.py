@@ -15,7 +15,6 @@ import pytest
 from graph_models import REAL, real_model
 from transformers_forward import transformers_forward
 
-from refimpl.comparison.agreement import worst_token
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.evaluation.perplexity import Perplexity
 from refimpl.model.ops import Array
@@ -23,6 +22,7 @@ from refimpl.onnx.export import export
 from refimpl.onnx.session import open_session
 from refimpl.onnx.target import MESSAGE_LIMIT
 from refimpl.onnx.validate import Validation, validate
+from refimpl.oracle.judging.measures import worst_token
 from refimpl.tokens import text_tokens, text_windows
 
 pytestmark = pytest.mark.real

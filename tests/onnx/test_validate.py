@@ -24,14 +24,14 @@ from program import Result, run
 from program import refused as refused_by
 
 from refimpl import Noise, read_model
-from refimpl.comparison import agreement
-from refimpl.comparison.causes import CAUSES
 from refimpl.model.forward import MIXERS, TRACE_POINTS, forward
 from refimpl.onnx.export import export
 from refimpl.onnx.recording.experiment_graph import AT
 from refimpl.onnx.recording.model_graph import trace_points
 from refimpl.onnx.validate import Validation, validate
 from refimpl.oracle.check import Report
+from refimpl.oracle.judging import measures
+from refimpl.oracle.judging.records import record_of
 from refimpl.show.validation import validation_table
 from refimpl.tokens import Tokens
 
@@ -442,8 +442,9 @@ def test_a_graphs_tokens_may_be_of_32_bits(folder: Path) -> None:
 
 
 def test_every_point_has_usual_causes() -> None:
-    of_mixers = {point for mixer in MIXERS for point in mixer.points}
-    assert {"embed", *TRACE_POINTS, *of_mixers, "final_norm", "logits"} <= CAUSES.keys()
+    mixed = [point for mixer in MIXERS for point in mixer.points]
+    points = [f"blocks.0.{point}" for point in (*TRACE_POINTS, *mixed)]
+    assert all(record_of(point).causes for point in ("embed", *points, "final_norm", "logits"))
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 99), st.floats(1e-9, 1.0))
@@ -452,16 +453,16 @@ def test_the_measure_is_that_of_the_gates(rows: int, width: int, seed: int, size
     right = rng.normal(size=(2, rows, width)) * 10.0 ** rng.integers(-3, 4, (2, rows, 1))
     wrong = right + size * rng.normal(size=right.shape)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agreement, "COMPARED_AT_ONCE", 7)
-        error, token = agreement.worst_token(wrong, right)
+        patch.setattr(measures, "COMPARED_AT_ONCE", 7)
+        error, token = measures.worst_token(wrong, right)
     assert error == pytest.approx(worst_token(wrong, right))
     assert error == pytest.approx(worst_token(wrong[token], right[token]))
-    assert agreement.agreement("x", wrong, right).error == agreement.worst_token(wrong, right)[0]
+    assert measures.error_of("embed", wrong, right)[0] == error
 
 
 def test_a_token_that_should_be_0_must_be_0() -> None:
     right, wrong = np.array([[0.0, 0.0], [1.0, 0.0]]), np.array([[0.0, 1e-30], [1.0, 0.0]])
-    assert agreement.worst_token(wrong, right) == (np.inf, (0,))
-    assert agreement.worst_token(right, right)[0] == 0
+    assert measures.worst_token(wrong, right) == (np.inf, (0,))
+    assert measures.worst_token(right, right)[0] == 0
     nothing = np.zeros((2, 2))
-    assert agreement.agreement("x", nothing, nothing).fault == ""
+    assert measures.error_of("embed", nothing, nothing) == (0, (0,), "")

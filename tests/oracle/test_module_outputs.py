@@ -21,7 +21,7 @@ from refimpl.candidates.steps import module_steps
 from refimpl.model.attention import merge_heads
 from refimpl.oracle.case import Case, make_case
 from refimpl.oracle.check import check, read_candidate
-from refimpl.oracle.judging.measures import error_of, measure_of
+from refimpl.oracle.judging.measures import error_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.tokens import Tokens
 
@@ -230,7 +230,7 @@ def test_transformers_dump_and_hooks_agree_with_every_case(name: str, tmp_path: 
         assert {x for x in every if x.split(".")[-1] not in left_out} <= arrays.keys()
         for step, value in arrays.items():
             truth = case.expected[step]
-            error, _, fault = error_of(step, value, truth, measure_of(step, truth.dtype))
+            error, _, fault = error_of(step, value, truth)
             assert (error < 1e-5, fault) == (True, ""), step
 
 

@@ -32,11 +32,11 @@ from program import ran, refused, run
 from safetensors.numpy import load_file
 
 from refimpl import RefimplError
-from refimpl.comparison.causes import usual_causes
 from refimpl.model.ops import Array
 from refimpl.oracle.case import make_case, read_case, stepwise_steps
 from refimpl.oracle.check import check
-from refimpl.oracle.judging.measures import error_of, measure_of, step_result
+from refimpl.oracle.judging.measures import error_of, step_result
+from refimpl.oracle.judging.records import record_of, usual_causes
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC, Float16, RoundedModel
 from refimpl.oracle.steps import steps
@@ -132,10 +132,12 @@ def test_a_fault_has_a_name(name: str) -> None:
 
 
 def test_each_kind_of_step_has_its_measure() -> None:
-    assert measure_of("blocks.0.q", np.dtype(np.float64)) == "rows"
-    assert measure_of("wanda.blocks.0.q_proj.keep", np.dtype(np.uint8)) == "bits"
+    assert record_of("blocks.0.q").measure == "rows"
+    assert record_of("wanda.blocks.0.q_proj.keep").measure == "bits"
+    with pytest.raises(RefimplError, match="of no known kind"):
+        record_of("blocks.0.qkv")
     pair = np.array([1.0, 2.5]), np.array([1.0, 2.0])
-    assert error_of("dlp.signal", *pair, "numbers") == (0.25, (1,), "")
+    assert error_of("dlp.signal", *pair) == (0.25, (1,), "")
 
 
 def test_a_missing_step_never_passes() -> None:

@@ -1,11 +1,8 @@
 """Cases of some steps and tokens, as they are made of real models."""
 
-import gc
 import json
-import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +15,7 @@ from refusals import refusal_of
 from refimpl.model.forward import forward
 from refimpl.oracle.case import Case, make_case, read_case
 from refimpl.oracle.check import check
-from refimpl.oracle.reference_errors import ReferenceRun, reference_run
+from refimpl.oracle.reference_errors import own_errors
 from refimpl.oracle.steps import steps
 from refimpl.tokens import Tokens
 
@@ -49,33 +46,22 @@ def test_it_has_the_tokens_and_steps_that_are_asked_for(sampled: Case) -> None:
     facts = json.loads((sampled.folder / "case.json").read_text())
     assert (facts["recipe"]["only"], facts["recipe"]["sample_tokens"]) == (list(FORWARD), 5)
     assert {x.name for x in sampled.folder.iterdir() if x.stat().st_size > 20} == {
-        "case.json", "inputs.safetensors", "expected.safetensors",
+        "case.json", "inputs.safetensors", "expected.safetensors", "errors.safetensors",
     }  # fmt: skip
 
 
-def test_a_check_computes_no_later_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    case, computed = case_of("llama"), list[str]()
-
-    def run_of(part: Case, *options: Any) -> ReferenceRun:
-        reference = reference_run(part, *options)
-        computed.extend(reference.steps)
-        return reference
-
-    monkeypatch.setattr("refimpl.oracle.check.reference_run", run_of)
-    assert check(case, case.expected, ("blocks.0.q",), "float32").verdict == "pass"
-    assert computed[-1] == "logits"
-
-
-@pytest.mark.parametrize("stepwise", [True, False])
-def test_errors_are_computed_once_and_go_with_the_case(stepwise: bool) -> None:
-    case = replace(case_of("opt"))
-    reference = reference_run(case, "float32", stepwise)
-    assert reference_run(case, "float32", stepwise) is reference
-    assert check(case, reference.steps, ("logits",), "float32", stepwise).verdict == "pass"
-    gone = weakref.ref(case)
-    del case
-    gc.collect()
-    assert gone() is None
+def test_a_check_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The errors of a folder are stored; those of a case in memory are measured once."""
+    case = case_of("llama")
+    small = replace(case_of("opt"), errors={}, kernels="")
+    own = own_errors(small, "float32")
+    monkeypatch.setattr("refimpl.oracle.reference_errors.every_array", None)
+    for stepwise in (True, False):
+        assert check(case, case.expected, dtype="float32", stepwise=stepwise).verdict == "pass"
+    assert own_errors(small, "float32") is own
+    refusal_of(check, case, case.expected, dtype="float8", says="dtype float8 is not supported")
+    absent = replace(case, errors={})
+    refusal_of(check, absent, case.expected, says="could not compute this case in float64")
 
 
 @pytest.mark.parametrize("whole", [True, False])

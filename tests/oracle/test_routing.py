@@ -59,7 +59,7 @@ def test_a_token_at_the_edge_may_go_to_another_expert(fixture: str) -> None:
     report = check(case, actual)
     assert report.first is None
     (turned,) = (x for x in report.steps if x.step == STEP)
-    assert len(turned.near_ties) == 1
+    assert len(turned.near_ties) <= 1  # none if its own states lead to that expert
     status = {x.step: x.status for x in report.steps}
     judged = {status[x] for x in ("blocks.0.mlp_out", "blocks.1.attn_norm", "final_norm")}
     assert judged <= {"pass", "unresolved"}  # in bfloat16 phimoe's later blocks are not resolved
@@ -95,7 +95,7 @@ def test_other_right_arithmetic_in_16_bits_does_not_diverge() -> None:
     report = check(case, actual, dtype="bfloat16")
     assert report.first is None
     status = {x.step: x.status for x in report.steps}
-    assert status["owl.signal"] == status["coarse.0.drift"] == "conditional"
+    assert {status["owl.signal"], status["coarse.0.drift"]} <= {"pass", "conditional"}
     rounded = replace(case, model=StoredModel.of(case.model, Bfloat16))
     fed = written(case, stepwise_steps(rounded, "float32"), "bfloat16")
     assert check(case, fed, dtype="bfloat16", stepwise=True).first is None
@@ -120,17 +120,23 @@ def test_without_its_choice_a_candidate_is_inconclusive() -> None:
     assert status["blocks.0.mlp_out"] == "conditional"
 
 
-def test_an_activation_in_a_mixture_is_resolved_in_float16() -> None:
-    """gpt-oss multiplies by the sigmoid of 1.702 x; here by that of x, at block 1."""
-    case = mixture("gpt_oss")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_an_activation_in_a_mixture_is_resolved_in_16_bits(dtype: str) -> None:
+    """gpt-oss multiplies by the sigmoid of 1.702 x; here by that of x.
+
+    Without what the MLP read, bfloat16 does not resolve it, and it never passes.
+    """
+    case, step = mixture("gpt_oss"), "blocks.0.mlp_out"
     choices = {k: x for k, x in case.expected.items() if k.endswith("router.keep")}
     config = replace(case.model.config, activation="silu")
     arrays = steps(replace(case.model, config=config), case.inputs["token_ids"], FORWARD, "float32",
                    choices=choices)  # fmt: skip
-    wrong = {"blocks.1.mlp_out": arrays["blocks.1.mlp_out"].astype("f2"), **choices}
-    first = check(case, wrong, ("blocks.1.mlp_out",)).first
+    wrong = written(case, arrays, dtype) | choices
+    first = check(case, wrong).first
     assert first is not None
-    assert first.error > 2 * first.tolerance
+    assert (first.step, first.error > 1.5 * first.tolerance) == (step, True)
+    (alone,) = check(case, {step: wrong[step], **choices}, (step,)).steps
+    assert alone.status == ("divergent" if dtype == "float16" else "unresolved")
 
 
 def test_the_margin_is_that_of_the_token_at_the_edge() -> None:

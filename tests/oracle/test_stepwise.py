@@ -29,8 +29,9 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, computed_case, stepwise_steps
 from refimpl.oracle.check import check
+from refimpl.oracle.judging.measures import FORWARD, worst_token
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.reference_errors import reference_run
+from refimpl.oracle.reference_errors import own_errors
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import steps
 from refimpl.pruners.counts import split_count
@@ -82,8 +83,9 @@ def test_other_right_arithmetic_in_16_bits_passes(name: str, dtype: str) -> None
     actual = written(case, stepwise_steps(stored, np.float32), dtype)
     report = check(case, actual, stepwise=True)
     assert report.verdict in ("pass", "resolved")
-    unresolved = [step.step for step in report.steps if step.status != "pass"]
-    assert not [step for step in unresolved if stage_of(step) in ("forward", "allocation")]
+    unresolved = [step for step in report.steps if step.status != "pass"]
+    assert not [step for step in unresolved if stage_of(step.step) == "allocation"]
+    assert all(x.tolerance > 0.25 for x in unresolved if stage_of(x.step) == "forward")
     assert all(step.step.endswith(CHOICES) for step in report.steps if step.near_ties)
 
 
@@ -110,46 +112,44 @@ def wrong_in_block(case: Case, index: int, change: Callable[[Arrays], Arrays]) -
 
 
 def test_a_mistake_stays_in_its_block() -> None:
-    """Step by step, blocks 0 and 2 are right; chained, everything from block 1 on is wrong."""
+    """Of a candidate that ran from the tokens, too: the step that is wrong, and no other."""
     case = case_of("llama")
     wrong = wrong_in_block(
         case, 1, lambda w: w | {"v_proj.weight": np.roll(w["v_proj.weight"], 1, axis=0)}
     )
     actual = written(case, stepwise_steps(wrong, np.float32), "float32")
-    forward = [step for step in divergent(case, actual) if step.startswith("blocks.")]
-    assert forward == [f"blocks.1.{x}" for x in (
-        "v", "attn_out", "resid_mid", "mlp_norm", "mlp_out", "resid_post",
-    )]  # fmt: skip
     arrays = steps(wrong.model, case.inputs["token_ids"], case.recipe, np.float32)
-    chained = divergent(case, written(case, arrays, "float32"), stepwise=False)
-    assert chained[0] == "blocks.1.v"
-    assert {"blocks.2.q", "blocks.3.resid_post", "logits"} <= set(chained)
+    chained = written(case, arrays, "float32")
+    for candidate, stepwise in ((actual, True), (chained, False)):
+        found = divergent(case, candidate, stepwise)
+        assert [step for step in found if step.split(".")[0] in FORWARD] == ["blocks.1.v"]
+    assert worst_token(chained["logits"], case.expected["logits"])[0] > 0.1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_number_that_is_off_is_the_only_step_named(dtype: str) -> None:
-    actual, step = computed("llama", dtype, stepwise=True), "blocks.1.attn_out"
+    actual, step = computed("llama", dtype, stepwise=True), "blocks.1.resid_post"
     wrong = actual | {step: actual[step] * np.float32(1.01)}
     assert divergent(case_of("llama"), wrong) == [step]
 
 
 def test_nothing_is_conditional_after_a_near_tie() -> None:
-    """The same decision within rounding: chained, the rest is open; step by step, it is judged."""
+    """The same decision within rounding: what follows is judged on the candidate's choice."""
     case = case_of("llama")
     rounded = stepwise_steps(case, rounded=ARITHMETIC["bfloat16"])
     turned = written(case, rounded, "bfloat16")
     truth = {k: v.astype(ml_dtypes.bfloat16) if v.dtype.kind == "f" else v
              for k, v in case.expected.items()}  # fmt: skip
-    step = next(x for x in turned if "wanda" in x and x.endswith("keep")
+    step = next(x for x in turned if "sparsegpt" in x and x.endswith("keep")
                 and not np.array_equal(turned[x], truth[x]))  # fmt: skip
     actual = truth | {step: turned[step]}
-    assert {x.status for x in check(case, actual).steps} == {"pass", "conditional", "unresolved"}
     report = check(case, actual, stepwise=True)
     assert report.first is None
     assert not open_steps(report)
     assert [x.step for x in report.steps if x.near_ties] == [step]
     far = np.packbits(~np.unpackbits(truth[step], axis=1).astype(bool), axis=1)
     assert divergent(case, actual | {step: far}) == [step]
+    assert not open_steps(check(case, written(case, rounded, "bfloat16")))
 
 
 def test_weights_follow_the_decisions_of_the_case() -> None:
@@ -170,20 +170,22 @@ def test_weights_follow_the_decisions_of_the_case() -> None:
 # of which must match something. This is the table of docs/how-to/check.md.
 READ_BY: dict[str, str] = {
     "blocks.1.resid_pre": (
-        "blocks.1.* owl.signal dlp.signal dlp_median.signal pruned.1.* pruned.blocks.1.* "
-        "pruned.absorption_coefficient pruned.divergence"
+        "blocks.1.[!r]* blocks.1.resid_mid blocks.1.resid_post owl.signal dlp.signal "
+        "dlp_median.signal pruned.1.* pruned.blocks.1.* pruned.absorption_coefficient "
+        "pruned.divergence"
     ),
     "blocks.1.resid_post": (
-        "perturbed.[01].* coarse.[01].* pruned.[01].* *absorption_coefficient coarse.stderr"
+        "blocks.2.resid_pre perturbed.[01].* coarse.[01].* pruned.[01].* *absorption_coefficient "
+        "coarse.stderr"
     ),
     "blocks.3.resid_post": (
         "perturbed.* coarse.[0-3].* pruned.[0-3].* *absorption_coefficient coarse.stderr "
-        "pruned.divergence final_norm dense.perplexity"
+        "pruned.divergence final_norm"
     ),
     "final_norm": "logits",
     "blocks.1.q": "",
     "perturbed.1.drift": "",
-    "logits": "",
+    "logits": "dense.perplexity",
     "alphapruning.signal": (
         "alphapruning.base alphapruning.corrected alphapruning_linear.base "
         "alphapruning_linear.corrected"
@@ -230,7 +232,7 @@ def test_a_step_is_computed_from_what_the_page_says(step: str) -> None:
 
 def test_all_perturbations_are_one_sample() -> None:
     """In float16 qwen2's first perturbation ends a thousandth off by chance; the next one, 1 %."""
-    errors = reference_run(case_of("qwen2"), "float16", True).errors
+    errors = own_errors(case_of("qwen2"), "float16", True)
     for experiment in ("perturbed", "coarse", "pruned"):
         for kind in ("drift", "alignment"):
             found = {x for name, x in errors.items() if fnmatchcase(name, f"{experiment}.*.{kind}")}
@@ -243,9 +245,7 @@ def test_16_bits_are_judged_more_closely_than_chained() -> None:
     Steps of many numbers show it; a perplexity is one, whose error may be near 0 by chance.
     """
     for name in ("llama", "qwen3"):
-        own, chained = (
-            reference_run(case_of(name), "bfloat16", way).errors for way in (True, False)
-        )
+        own, chained = (own_errors(case_of(name), "bfloat16", way) for way in (True, False))
         last = f"wanda.blocks.{case_of(name).model.config.num_blocks - 1}.up_proj.score"
         for step in ("logits", "dlp.corrected", last):
             assert own[step] < chained[step] / 2, step

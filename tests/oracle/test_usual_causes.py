@@ -3,7 +3,7 @@
 import pytest
 from mistakes import MISTAKES, Mistake
 
-from refimpl.comparison.causes import usual_causes
+from refimpl.oracle.judging.records import usual_causes
 
 # Words of the cause of each mistake, as the list of its step should have them; "" where it does not
 CAUSE = {

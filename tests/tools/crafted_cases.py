@@ -3,11 +3,12 @@
 `PYTHONPATH=tests python tests/tools/crafted_cases.py` makes them again.
 """
 
-import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import numpy as np
@@ -163,8 +164,8 @@ def oracle_case(name: str) -> Case:
     return read_case(REVEALING / name if name in CRAFTED else FIXTURES / "cases" / name)
 
 
-def make_revealing(name: str, parent: Path) -> Case:
-    """Make a case of `CRAFTED` in a folder, its model beside it."""
+def make_revealing(name: str, parent: Path, folder: Path | None = None) -> Case:
+    """Make a case of `CRAFTED` in a folder (of its name in `parent`), its model beside that."""
     facts, config = CRAFTED[name], dict(CRAFTED[name].config)
     tensors = copied_tensors(facts.model)
     if facts.blocks is not None:
@@ -183,9 +184,8 @@ def make_revealing(name: str, parent: Path) -> Case:
     models = parent.parent / f"{parent.name}_models"
     models.mkdir(parents=True, exist_ok=True)
     model = read_model(write(models / name, tensors, config_of(facts.model, **config)))
-    return make_case(
-        model, Tokens(ids, "drawn uniformly with seed 4", "ids"), facts.recipe, parent / name
-    )
+    tokens = Tokens(ids, "drawn uniformly with seed 4", "ids")
+    return make_case(model, tokens, facts.recipe, folder or parent / name)
 
 
 def copied_tensors(fixture: str) -> Arrays:
@@ -199,12 +199,14 @@ def changed_case(
     """A case of a fixture with other weights and some other entries of its config.json."""
     folder.mkdir(exist_ok=True)
     model = read_model(write(folder / "model", tensors, config_of(fixture, **config)))
-    return make_case(model, Tokens(ids, "drawn uniformly", "ids"), recipe, folder / "case")
+    how = recipe, folder / "case", ("float32", "float16", "bfloat16")
+    return make_case(model, Tokens(ids, "drawn uniformly", "ids"), *how)
 
 
 if __name__ == "__main__":
-    shutil.rmtree(REVEALING, ignore_errors=True)
-    REVEALING.mkdir()
-    for crafted in CRAFTED:
-        make_revealing(crafted, REVEALING)
-        print(crafted)
+    if sys.argv[1:2] == ["--to"]:
+        make_revealing(sys.argv[3], REVEALING, Path(sys.argv[2]))
+    else:
+        script = run_path(str(FIXTURES / "make_cases.py"))
+        for crafted in sys.argv[1:] or CRAFTED:
+            script["worst_of_kernels"](REVEALING / crafted, __file__)

@@ -8,29 +8,22 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
-from refimpl.comparison.agreement import agreement
-from refimpl.comparison.causes import usual_causes
 from refimpl.model.ops import Array
+from refimpl.oracle.judging.records import record_of, usual_causes
 
 UNRESOLVED = "refimpl itself is not near it in this dtype"
 # Errors that are a share of the truth, and the tolerance from which on a step is not resolved:
-# a row of zeros is off by 1, and a number that is half as large, or another coefficient, by 0.5.
-RESOLVABLE: Mapping[str, float] = {"rows": 1.0, "numbers": 0.5, "shares": 0.5}
-# What a step can be, by the end of its name; rounding may leave an end by some units.
-DOMAINS: Mapping[str, tuple[float, float]] = {
-    **dict.fromkeys(
-        (".drift", "coefficient", ".stderr", ".squares", ".score", ".signal"), (0, inf)
-    ),
-    **dict.fromkeys((".base", ".corrected"), (0, 1)),
-    ".alignment": (-1, 1),
-    ".perplexity": (1, inf),
-}
-ALIGNMENT = ".alignment"
+# of sixteen parts of equal size and any direction, a missing one changes a row by a quarter; a
+# number or sum that is half as large, or another coefficient, is off by 0.5, an alignment of 1
+# by 1.
+RESOLVABLE: Mapping[str, float] = {
+    "rows": 0.25, "typical rows": 0.5, "numbers": 0.5, "shares": 0.5, "lost": 1.0,
+}  # fmt: skip
 UNCHANGED = 2.0**-49  # what rounding in float64 leaves of ``1 - A`` where nothing was lost
 FORWARD = ("embed", "blocks", "final_norm", "logits")  # first words of the trace points
-BY_ROW = (".weight", ".products", ".squares", ".score")  # last words of steps measured row by row
 
-StepMeasure = Literal["rows", "numbers", "shares", "counts", "bits"]
+COMPARED_AT_ONCE = 1 << 20  # numbers
+
 Status = Literal["pass", "divergent", "missing", "conditional", "unresolved"]
 Positions = tuple[tuple[int, ...], ...]
 """Indices into a step's array."""
@@ -64,25 +57,9 @@ class StepResult:
         return usual_causes(self.step, dtype, self.error, self.fault)
 
 
-def measure_of(step: str, kind: np.dtype[np.generic]) -> StepMeasure:
-    """How a step is measured, by its name and the dtype of its truth.
-
-    "rows" and "numbers" take the relative error of the worst row or number; "shares" the worst
-    error as a share of the largest number, as one may be 0; "counts" and "bits" count the
-    differences. Squares are one row: a channel that hardly carries anything has few digits. Of an
-    alignment A the error is that of ``1 - A``: small perturbations leave all of them near 1.
-    """
-    if kind.kind != "f":
-        return "bits" if step.endswith(".keep") else "counts"
-    if step.endswith((".base", ".corrected", ".stderr", ".divergence")):
-        return "shares"
-    return "rows" if step.split(".")[0] in FORWARD or step.endswith(BY_ROW) else "numbers"
-
-
-def error_of(
-    step: str, actual: Array, truth: Array, measure: StepMeasure
-) -> tuple[float, tuple[int, ...], str]:
+def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, ...], str]:
     """The error of an array, the index of its worst place, and a fault (always divergent) or ""."""
+    measure, (low, high) = record_of(step).measure, record_of(step).domain
     if actual.shape != truth.shape:
         return inf, (), f"shape {list(actual.shape)}, expected {list(truth.shape)}"
     if measure in ("counts", "bits"):
@@ -98,7 +75,6 @@ def error_of(
         return inf, (), f"dtype {actual.dtype}, expected a float"
     with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
         exact = actual.astype(np.float64)
-        low, high = next((x for end, x in DOMAINS.items() if step.endswith(end)), (-inf, inf))
         slack = 4 * float(ml_dtypes.finfo(actual.dtype).eps)  # type: ignore[no-untyped-call]
         outside = (exact < low - slack * abs(low)) | (exact > high * (1 + slack))
         if outside.any():
@@ -110,26 +86,52 @@ def error_of(
             if not np.isnan(exact[unknown]).all():
                 return inf, (), "NaN expected, and the candidate has a number"
             exact, truth = (np.where(unknown, 0.0, x) for x in (exact, truth))
-        if measure == "numbers":
+        for name, bad in (("NaN", np.isnan(exact)), ("Inf", np.isinf(exact))):
+            if bad.any():
+                first = tuple(np.argwhere(bad)[0].tolist())[
+                    : None if measure in ("numbers", "lost") else -1
+                ]
+                return inf, first, f"{bad.sum():,} {name} among {actual.size:,} numbers"
+        if measure in ("numbers", "lost"):
             exact, truth = exact[..., None], truth[..., None]
-        compared = agreement(step, exact, truth)
-        if (measure == "shares" or step.endswith(ALIGNMENT)) and compared.error < inf:
+        fault = f"all {actual.size:,} numbers are 0" if truth.any() and not exact.any() else ""
+        typical = float(np.sqrt(np.mean(np.square(truth)) * truth.shape[-1]))
+        error, where = worst_token(exact, truth, typical if measure == "typical rows" else 0.0)
+        if measure in ("shares", "lost"):
             missed = np.abs(exact - truth)
-            size = lost(truth) if step.endswith(ALIGNMENT) else truth.max() or 1.0
-            error = np.where(missed > 0, missed / size, 0.0)
-            worst = np.unravel_index(int(error.argmax()), truth.shape)[: actual.ndim]
-            return float(error.max()), tuple(map(int, worst)), compared.fault
-    return compared.error, compared.token, compared.fault
+            size = lost(truth) if measure == "lost" else truth.max() or 1.0
+            errors = np.where(missed > 0, missed / size, 0.0)
+            worst = np.unravel_index(int(errors.argmax()), truth.shape)[: actual.ndim]
+            return float(errors.max()), tuple(map(int, worst)), fault
+    return error, where, fault
+
+
+def worst_token(
+    actual: Array, expected: Array, least: float = 0.0
+) -> tuple[float, tuple[int, ...]]:
+    """Error and place of the worst row: ``max_t ||actual_t - expected_t|| / ||expected_t||``.
+
+    A mean would hide that row, and an angle does not depend on scale. Both arrays are [..., D] and
+    finite; the error is infinite if a row should be 0 and is not. No row counts as smaller than
+    `least`.
+    """
+    rows, expected_rows = (x.reshape(-1, x.shape[-1]) for x in (actual, expected))
+    step, worst, at = max(1, COMPARED_AT_ONCE // rows.shape[-1]), -1.0, 0
+    for start in range(0, len(rows), step):
+        a, b = (x[start : start + step].astype(np.float64) for x in (rows, expected_rows))
+        error, size = (np.linalg.norm(x, axis=-1) for x in (a - b, b))
+        size = np.maximum(size, least)
+        zero = size == 0
+        error = np.where(zero & (error > 0), inf, error / np.where(zero, 1, size))
+        if error.max() > worst:
+            worst, at = float(error.max()), start + int(error.argmax())
+    token = np.unravel_index(at, expected.shape[:-1]) if expected.ndim > 1 else ()
+    return worst, tuple(int(i) for i in token)
 
 
 def lost(alignment: Array) -> Array:
     """``1 - A`` of alignments A, 0 where rounding leaves it below."""
     return np.maximum(1 - alignment, 0.0)
-
-
-def resolvable(step: str, measure: StepMeasure) -> float:
-    """The tolerance from which on a step is not resolved; an alignment of 1 is off by 1, too."""
-    return 1.0 if step.endswith(ALIGNMENT) else RESOLVABLE.get(measure, inf)
 
 
 def step_result(
@@ -145,14 +147,14 @@ def step_result(
         return StepResult(step, "missing", inf, tolerance, own, fault="missing")
     if not isfinite(own):
         return StepResult(step, "unresolved", fault=UNRESOLVED)
-    measure = measure_of(step, truth.dtype)
-    error, where, fault = error_of(step, actual[step], truth, measure)
+    measure = record_of(step).measure
+    error, where, fault = error_of(step, actual[step], truth)
     # An error of 1 is that of zeros: the dtype does not resolve such a perturbation or sum.
     unresolved = own >= 1 and measure in RESOLVABLE
     if error <= tolerance and tolerance >= 1:
         fault = ""
     if not fault and error <= tolerance:
-        if tolerance < resolvable(step, measure):
+        if tolerance < RESOLVABLE.get(measure, inf):
             return StepResult(step, "pass", error, tolerance, own, where)
         share = f"{error / tolerance:.2g} of a tolerance of {tolerance:.2g}"
         words = f"not resolvable in this dtype: {share}"

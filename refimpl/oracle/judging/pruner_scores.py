@@ -1,18 +1,17 @@
 """The scores that decisions and outliers compare."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import second_moments
+from refimpl.model.statistics import input_of
 from refimpl.pruners.compensation import compensated, inverse_factor
+from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH, hessian
 from refimpl.pruners.wanda import wanda_score
-from refimpl.running.settings import Settings
-from refimpl.scoring.experiment import dense_squares
 
 Keep = npt.NDArray[np.bool_]
 """Decisions on weights, True = stays."""
@@ -23,14 +22,13 @@ def unpacked(bits: Array, width: int) -> Keep:
     return np.unpackbits(bits.astype(np.uint8), axis=-1, count=width).astype(np.bool_)
 
 
-def dense_scores(model: Model, ids: npt.NDArray[np.int64]) -> Iterator[Array]:
-    """Wanda's scores of each block of the dense model in float64, all linears in one row."""
-    with Settings(np.float64).open() as resources:
-        squares = dense_squares(model, ids, resources)
-    for i, sums in enumerate(squares):
+def dense_scores(model: Model, steps: Mapping[str, Array], sequences: int) -> Iterator[Array]:
+    """Wanda's scores of each block of the dense model, all linears in one row, from its sums."""
+    for i, linears in enumerate(model.config.linears):
         weights = model.block(i, np.float64)
-        moments = second_moments(sums, len(ids), model.config.linears[i])
-        scores = [wanda_score(weights[f"{name}.weight"], x) for name, x in moments.items()]
+        sums = [steps[f"pruned.blocks.{i}.{input_of(name)}.squares"] for name in linears]
+        pairs = zip(linears, sums, strict=True)
+        scores = [wanda_score(weights[f"{name}.weight"], x / sequences) for name, x in pairs]
         yield np.concatenate([score.ravel() for score in scores])
 
 
@@ -59,3 +57,35 @@ def sparsegpt_error(products: Array, truth: Array, sequences: int, damping: floa
         for x in (products, truth)
     )
     return float(np.max(np.abs(scale / right - 1)))
+
+
+def linear_of(step: str) -> tuple[str, int, str]:
+    """The pruner, block and linear of a step such as `wanda.blocks.1.experts.3.down_proj.keep`."""
+    pruner, _, block, rest = step.split(".", 3)
+    return pruner, int(block), rest.rpartition(".")[0]
+
+
+def sums_behind(step: str) -> str:
+    """The step with the sums that a decision, not by magnitude, is made of."""
+    pruner, block, linear = linear_of(step)
+    kind = "products" if pruner.startswith("sparsegpt") else "squares"
+    return f"{pruner}.blocks.{block}.{input_of(linear)}.{kind}"
+
+
+def scores_of(
+    step: str, weight: Array, bits: Array, total: Array | None, count: int, how: tuple[str, float]
+) -> tuple[Array, int]:
+    """The scores [out, in] that a decision compares, and their group (`ties.together`).
+
+    Of a weight, decisions as bits, the sums over so many sequences, of magnitude None, and
+    `how`: the recipe's pattern and damping.
+    """
+    pruner = linear_of(step)[0]
+    group = parse_pattern(how[0]).group if pruner.endswith("pattern") else 0
+    if total is None:
+        return np.abs(weight), -weight.shape[1]
+    if not pruner.startswith("sparsegpt"):
+        return wanda_score(weight, total / count), group
+    right = unpacked(bits, weight.shape[1])
+    score, _ = sparsegpt_scores(weight, total, count, right, how[1], group or WIDTH)
+    return score, group or -WIDTH

@@ -48,32 +48,39 @@ def reach(score: Array, relative: float | Array) -> tuple[Array, Array]:
     return score * half, most
 
 
+def together(group: int, *arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Parts of arrays [out, in], decided on one after the other, in rows that are compared.
+
+    `group` is how many consecutive inputs are compared with each other: a row if 0, and if negative
+    those of all rows, as in SparseGPT.
+    """
+    width, shape = arrays[0].shape[1], (1, -1) if group < 0 else (-1, group or arrays[0].shape[1])
+    for start in range(0, width, -group) if group < 0 else (0,):
+        columns = slice(start, start - group if group < 0 else width)
+        yield tuple(x[:, columns].reshape(shape) for x in arrays)
+
+
 def keep_ties(
     keep: Array, truth: Array, score: Array, group: int, relative: float | Array
 ) -> Positions:
     """Where two decisions differ, if all of these positions are near ties.
 
     In SparseGPT decisions on later columns follow from earlier ones, and are not looked at from the
-    first near tie on.
-
-    Decisions are bits, [out, in / 8], scores [out, in]. `group` is how many consecutive inputs are
-    compared with each other: a row if 0, and if negative those of all rows, as in SparseGPT.
+    first near tie on. Decisions are bits, [out, in / 8], scores [out, in]; groups are those of
+    `together`.
     """
-    out, width = score.shape
-    bits, right_bits = (np.unpackbits(x.astype(np.uint8), axis=1) for x in (keep, truth))
-    if (bits[:, width:] != right_bits[:, width:]).any():  # what fills a byte up
+    decided, right = (unpacked(x, score.shape[1]) for x in (keep, truth))
+    if not np.array_equal(np.packbits(decided, axis=1), keep):  # what fills a byte up
         return ()
-    decided, right = (x[:, :width].astype(np.bool_) for x in (bits, right_bits))
-    differ, slack = decided != right, np.broadcast_to(np.asarray(relative), score.shape)
-    every = (decided, right, score, slack)
-    if group >= 0:
-        tied = near_ties(*(x.reshape(-1, group or width) for x in every)).reshape(out, width)
-        return positions(np.argwhere(tied)) if (tied == differ).all() else ()
-    start = int(np.argmax(differ.any(axis=0))) // -group * -group
-    columns = slice(start, start - group)
-    tied = near_ties(*(x[:, columns].reshape(1, -1) for x in every)).reshape(out, -1)
-    places = np.argwhere(tied) + np.array([0, start])
-    return positions(places) if (tied == differ[:, columns]).all() else ()
+    slack = np.broadcast_to(np.asarray(relative), score.shape)
+    places = np.arange(score.size).reshape(score.shape)
+    for *every, at in together(group, decided, right, score, slack, places):
+        tied = near_ties(*every)
+        if (tied != (every[0] != every[1])).any():
+            return ()
+        if tied.any():
+            return positions(np.transpose(np.unravel_index(np.sort(at[tied]), score.shape)))
+    return ()
 
 
 def sequential_ties(
@@ -98,15 +105,9 @@ def sequential_ties(
 
 def turnable(truth: Array, score: Array, group: int, relative: Array) -> int:
     """How many decisions, not of equal scores, a relative error may turn (as `keep_ties`)."""
-    width = score.shape[1]
-    every = (unpacked(truth, width), score, *reach(score, relative))
-    if group >= 0:
-        pieces = [[x.reshape(-1, group or width) for x in every]]
-    else:
-        starts = range(0, width, -group)
-        pieces = [[x[:, i : i - group].reshape(1, -1) for x in every] for i in starts]
+    every = (unpacked(truth, score.shape[1]), score, *reach(score, relative))
     count = 0
-    for stays, by, low, high in pieces:
+    for stays, by, low, high in together(group, *every):
         lowest = np.min(np.where(stays, low, inf), axis=1, keepdims=True)
         highest = np.max(np.where(stays, 0.0, high), axis=1, keepdims=True)
         last = np.min(np.where(stays, by, inf), axis=1, keepdims=True)

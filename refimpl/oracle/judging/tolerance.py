@@ -10,7 +10,8 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.oracle.judging.measures import ALIGNMENT, UNCHANGED, lost, measure_of
+from refimpl.oracle.judging.measures import UNCHANGED, lost
+from refimpl.oracle.judging.records import record_of
 
 ERROR_FACTOR = 8.0  # of refimpl's own error
 FLOOR = 64.0  # units in the last place, where that error happens to be small
@@ -50,9 +51,10 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str, stepwise: bool
         1.6e-05
         3.9e-02
     """
-    if measure_of(step, truth.dtype) in ("counts", "bits"):
+    measure = record_of(step).measure
+    if measure in ("counts", "bits"):
         return 0.0
-    if step.endswith(ALIGNMENT):
+    if measure == "lost":
         units = FLOOR if dtype == "float64" else COSINE
         return ERROR_FACTOR * own + units * min(EPS[dtype], EPS["float32"]) / _least_lost(truth)
     eps = EPS[arithmetic_of(step, dtype, stepwise)]
@@ -64,15 +66,15 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str, stepwise: bool
 
 def arithmetic_of(step: str, dtype: str, stepwise: bool) -> str:
     """The dtype of a step: step by step float32 at least, if no state of the model is behind it."""
-    alpha = step.startswith("alphapruning") and step.endswith(".signal")
-    given = stepwise and (alpha or step.endswith((".base", ".corrected")))
-    return "float32" if given and EPS[dtype] > EPS["float32"] else dtype
+    return (
+        "float32" if stepwise and record_of(step).exact and EPS[dtype] > EPS["float32"] else dtype
+    )
 
 
 def writing_error(step: str, truth: Array, array: Array, dtype: str, stepwise: bool) -> float:
     """What a step is off by where it is written in fewer bits than it is computed in."""
     unit = EPS.get(array.dtype.name, 0.0) / 2
-    if step.endswith(ALIGNMENT):
+    if record_of(step).measure == "lost":
         return unit / _least_lost(truth) if unit > EPS["float32"] else 0.0
     return unit if arithmetic_of(step, dtype, stepwise) != dtype else 0.0
 

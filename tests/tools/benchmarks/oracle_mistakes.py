@@ -26,10 +26,11 @@ import refimpl.oracle.near_ties as tying
 from refimpl.oracle.case import Case
 from refimpl.oracle.case_folders import CORE
 from refimpl.oracle.check import check
-from refimpl.oracle.judging.measures import error_of, measure_of
+from refimpl.oracle.judging.measures import error_of
 from refimpl.oracle.judging.tolerance import tolerance_of
+from refimpl.oracle.own_inputs import truth_of
 from refimpl.oracle.recipe import BASES
-from refimpl.oracle.reference_errors import reference_run, step_tolerances
+from refimpl.oracle.reference_errors import own_errors, step_tolerances
 
 COUNTS = 2.0  # multiple of the tolerance from which on a mistake has to be caught in 16 bits
 PRUNERS = ("magnitude", "wanda", "sparsegpt", "pattern", "sparsegpt_pattern")
@@ -76,15 +77,15 @@ def kind_of(step: str) -> str:
 
 def ratio_of(case: Case, way: str, dtype: str, step: str, actual: Arrays) -> float | None:
     """The error of a step as a multiple of its tolerance; None if it has none."""
-    stepwise, truth = way == "stepwise", case.expected[step]
     if step not in actual:
         return inf
-    error, _, fault = error_of(step, actual[step], truth, measure_of(step, truth.dtype))
+    truth = truth_of(case, actual, way == "stepwise")
+    error, _, fault = error_of(step, actual[step], truth.steps[step])
     if error == 0 or (fault and error == inf):
         return inf if fault else 0.0
-    if reference_run(case, dtype, stepwise).errors[step] == inf:
+    if own_errors(case, dtype, not truth.is_chained(step))[step] == inf:
         return 0.0  # refimpl itself is not near it, so that nothing is too far off
-    tolerance = step_tolerances(case, dtype, stepwise)[step]
+    tolerance = step_tolerances(truth, dtype, actual)[step]
     return error / tolerance if tolerance else None
 
 
@@ -159,11 +160,8 @@ def effect_of(case: Case, way: str, dtype: str, step: str, effect: Arrays) -> Li
     ratios = {x: ratio_of(case, way, dtype, x, effect) for x in of}
     known = [x for x in ratios.values() if x is not None]
     truth = case.expected
-    differ = [
-        error_of(x, effect[x], truth[x], measure_of(x, truth[x].dtype))[0]
-        for x, ratio in ratios.items()
-        if ratio is None and x in effect
-    ]
+    counted = [x for x, ratio in ratios.items() if ratio is None and x in effect]
+    differ = [error_of(x, effect[x], truth[x])[0] for x in counted]
     return {
         "ratio": max(known, default=0.0),
         "differ": max(differ, default=0.0),
