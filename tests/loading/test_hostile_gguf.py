@@ -147,7 +147,13 @@ CHANGES: dict[str, tuple[Callable[[gguf.GGUFWriter], object], str]] = {
             w.add_expert_count(1), w.add_expert_used_count(1),
             w.add_tensor("odd", np.zeros((2, 2, 2), np.float32))),
         "no role claims it"),
-    "yarn": (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "got yarn"),
+    "half of yarn": (
+        lambda w: (
+            w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+            w.add_rope_scaling_yarn_ext_factor(0.5)),
+        "yarn_ext_factor: not understood"),
+    "no factors of longrope": (
+        lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), "got longrope"),
     "other heads": (lambda w: w.add_uint32("llama.attention.value_length", 4), "length: differs"),
     "partial rotation": (lambda w: w.add_rope_dimension_count(4), "expected 8, got 4"),
     "not causal": (lambda w: w.add_causal_attention(False), "attention.causal: only true"),
