@@ -71,16 +71,14 @@ def own_errors(case: Case, dtype: str, stepwise: bool = False) -> Mapping[str, f
 
 
 def errors_to_store(case: Case, dtypes: Sequence[str]) -> dict[str, Array]:
-    """Refimpl's own errors in some dtypes by way, in the order of `Case.with_errors`.
-
-    A dtype in which the case cannot be computed, such as float16 with large states, has none.
-    """
+    """Errors by way and dtype, as `Case.with_errors` orders them; none of a dtype out of range."""
     found = {}
     for stepwise in (False,) if case.recipe.sample_tokens else (False, True):
         for dtype in dtypes:
             with suppress(RefimplError):
                 errors = own_errors(case, dtype, stepwise)
-                found[way_of(dtype, stepwise)] = np.array([errors[x] for x in case.with_errors])
+                stored = np.array([errors[x] for x in case.with_errors], np.float32)
+                found[way_of(dtype, stepwise)] = stored
     return found
 
 

@@ -427,7 +427,7 @@ def test_activations_whose_squares_float16_lacks_are_resolved(tmp_path: Path) ->
 
 
 def test_a_case_beyond_the_range_of_float16_is_refused() -> None:
-    case = case_of("llama")
+    case = replace(case_of("llama"), errors={}, kernels="")  # they are measured
     actual = {"logits": case.expected["logits"].astype(np.float16)}
     recipe = replace(case.recipe, eta=1e6)
     expected = steps(case.model, case.inputs["token_ids"], recipe)
