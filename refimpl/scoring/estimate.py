@@ -92,9 +92,10 @@ def estimate(
         RefimplError: What `score` refuses of tokens, memory and plan.
 
     Example:
-        >>> from refimpl import read_model
+        >>> from refimpl import Noise, read_model
         >>> from refimpl.tokens import random_tokens
-        >>> result = estimate(read_model("fixtures/llama"), random_tokens(264, 2, 16), threads=1)
+        >>> tokens = random_tokens(264, 2, 16)
+        >>> result = estimate(read_model("fixtures/llama"), tokens, Noise(), threads=1)
         >>> result.passes, result.seconds > 0
         (20.0, True)
     """

@@ -4,11 +4,13 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import altered
 from cli_page import PAGE, commands, page_of, pages
 from conftest import FIXTURES
 from program import run
@@ -64,14 +66,23 @@ def documented(text: str) -> set[str]:
     return set(names)
 
 
-def test_the_page_of_fields_is_complete_and_true() -> None:
+def longer(arrays: dict[str, Any]) -> None:
+    """Token 1 becomes a sink: its state is much longer than those of the others."""
+    row = (np.arange(264) == 1)[:, None]
+    arrays["model.embed_tokens.weight"] = arrays["model.embed_tokens.weight"] * np.where(
+        row, np.float32(3000), np.float32(1)
+    )
+
+
+def test_the_page_of_fields_is_complete_and_true(tmp_path: Path) -> None:
     page = (REFERENCE / "scores-json.md").read_text("utf-8")
-    model, found = read_model(FIXTURES / "llama"), set()
+    model, found = read_model(altered(tmp_path, "llama", longer)), set()
     for samples, plan, request in (
         (2, Noise(eta=(0.01, 0.1)), Request("lsa")),
         (1, Probes(), Request("alphapruning", correct="divergence")),
     ):
-        scores = score(model, random_tokens(264, samples, 12), plan, request)
+        tokens = random_tokens(264, samples, 12)
+        scores = score(model, replace(tokens, ids=np.insert(tokens.ids, 5, 1, 1)), plan, request)
         made = tuple(allocate(scores, request, i) for i in range(len(scores.sweep)))
         content = document(scores, made)
         found |= set(fields(content))

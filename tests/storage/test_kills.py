@@ -124,7 +124,7 @@ def test_a_command_that_is_stopped_at_a_few_steps() -> None:
     assert [sum(counts[how].values()) for how in crashes.HOWS] == [3, 3, 3]
 
 
-@pytest.mark.parametrize(("name", "writes"), [("allocate", 1), ("score", 3)])
+@pytest.mark.parametrize(("name", "writes"), [("allocate", 1), ("score", 4)])
 def test_a_command_that_is_stopped_in_a_write(name: str, writes: int) -> None:
     counts = printed_json(crashes.__file__, f"stops({name!r}, writes=True)", writes=True)
     assert counts == {how: {"old": writes} for how in crashes.HOWS}
