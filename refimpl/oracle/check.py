@@ -13,8 +13,10 @@ import numpy as np
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.loading.files.safetensors_file import SafetensorsFile
+from refimpl.method.correction import centred_log, clipped_log
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, is_choice
+from refimpl.oracle.case import Case, case_inputs, is_choice
+from refimpl.oracle.dense_steps import RATIO
 from refimpl.oracle.judging.candidate_arrays import arrays_of, stored_arrays
 from refimpl.oracle.judging.measures import StepResult, error_of, step_result
 from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of, tolerance_of
@@ -195,7 +197,8 @@ def trivial_answer(truth: Truth, step: str, tolerance: float) -> str:
     """What would pass for a step with nothing of it computed, or "".
 
     An answer that is right is none, such as a base without a correction where the strength is 0. It
-    must be right for the case: of trivial inputs, as of coefficients of 1, it is made by anybody.
+    must be right for the case, or for inputs that are not trivial themselves: of coefficients of 1
+    it is made by anybody, and not of others, all clipped by the projection.
     """
     case, name = truth.case, step.partition(".")[0]
     right, (first, *_) = case.expected[step], case.recipe.bases
@@ -215,9 +218,20 @@ def trivial_answer(truth: Truth, step: str, tolerance: float) -> str:
 
     for end, (words, answer) in answers.items():
         if step.endswith(end) and (answer in truth.steps or not isinstance(answer, str)):
-            known = error(case.expected, answer) <= tolerance_of(step, right, 0.0, "float64")
-            return "" if known or error(truth.steps, answer) > tolerance else words
+            own, exact = error(truth.steps, answer), tolerance_of(step, right, 0.0, "float64")
+            known = error(case.expected, answer) <= exact or (
+                end == ".corrected" and own <= exact and correction_spread(truth, name) > tolerance
+            )
+            return "" if known or own > tolerance else words
     return ""
+
+
+def correction_spread(truth: Truth, name: str) -> float:
+    """How far the logarithms lie apart that an allocation is corrected by, over the blocks."""
+    inputs = replace(case_inputs(truth.case, truth.given), values=dict(truth.steps))
+    by_noise = name in truth.case.recipe.bases
+    errors = inputs.number(RATIO) if by_noise else inputs.errors(name)
+    return float(np.ptp((clipped_log if by_noise else centred_log)(errors)))
 
 
 def unchanged(case: Case, step: str, actual: Mapping[str, Array], dtype: str) -> str:
