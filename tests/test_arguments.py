@@ -68,7 +68,14 @@ OF_STEPS |= {
     "entries",
     "stepwise_steps",
 }
-OF_STEPS |= {"writing_error", "trivial_answer", "allocated", "sealed"}
+OF_STEPS |= {
+    "writing_error",
+    "trivial_answer",
+    "correction_spread",
+    "require_steps",
+    "allocated",
+    "sealed",
+}
 # Of a spectrum that `alphapruning_alpha` has checked.
 OF_SPECTRUM = {"finite_matrix", "positions", "heights", "peak", "candidates", "tails", "least_ks"}
 # What a package that adds a base or a pruner writes, and what its functions are called with.

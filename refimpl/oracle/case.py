@@ -41,7 +41,7 @@ from refimpl.oracle.margins import steps_and_margins
 from refimpl.oracle.peer import peer_steps
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
-from refimpl.oracle.steps import every_array, steps
+from refimpl.oracle.steps import every_array, is_step, steps
 from refimpl.running.threads import kernel
 from refimpl.storage.file_system import file_digest
 from refimpl.storage.files import whole
@@ -254,6 +254,7 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
     case = Case(folder, folder.resolve().name, model, recipe, inputs, expected, peer, margins)
     names = case.with_errors
     if not errors or any(x.shape != (len(names),) or np.isnan(x).any() for x in errors.values()):
+        require_steps(case, steps(model, inputs["token_ids"], recipe))
         raise RefimplError(
             f"{folder / ERRORS} does not hold an error of each step", "that of the case", NEXT
         )
@@ -268,6 +269,21 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
             f"restore them, or {NEXT}",
         )
     return case
+
+
+def require_steps(case: Case, computed: Iterable[str]) -> None:
+    """Refuse a case whose steps are not those that its recipe computes."""
+    found = dict.fromkeys(x for x in computed if is_step(x, case.recipe))
+    unknown = [x for x in case.expected if x not in found]
+    absent = [x for x in found if x not in case.expected and not x.endswith(".stderr")]  # if finite
+    if unknown or absent:
+        raise RefimplError(
+            f"{case.folder}: its recipe does not compute the step {unknown[0]}"
+            if unknown
+            else f"{case.folder} has no step {absent[0]}, which its recipe computes",
+            f"every step of the recipe in {FACTS} and in {EXPECTED}, and no other",
+            NEXT,
+        )
 
 
 def case_inputs(

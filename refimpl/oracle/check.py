@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,10 @@ import numpy as np
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.loading.files.safetensors_file import SafetensorsFile
+from refimpl.method.correction import centred_log, clipped_log
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, is_choice
+from refimpl.oracle.case import Case, case_inputs, is_choice
+from refimpl.oracle.dense_steps import RATIO
 from refimpl.oracle.judging.candidate_arrays import arrays_of, stored_arrays
 from refimpl.oracle.judging.measures import StepResult, error_of, step_result
 from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of, tolerance_of
@@ -160,7 +163,7 @@ def _explained(
         fault = "does not sum to the budget, within half a unit in the last place of each"
     elif status in RIGHT_SO_FAR and (start := unchanged(case, name, actual, dtype)):
         status, fault = "divergent", f"every bit is that of {start}: nothing was added"
-    elif status == "pass" and (answer := trivial_answer(case, name, result.tolerance)):
+    elif status == "pass" and (answer := trivial_answer(truth, name, result.tolerance)):
         status = "unresolved"
         fault = f"not resolvable in this dtype: {answer} would pass, too"
     elif status != "divergent" or result.fault:
@@ -190,25 +193,45 @@ def misses_budget(case: Case, step: str, sparsity: Array) -> bool:
     return not abs(share - asked) <= rounding * asked
 
 
-def trivial_answer(case: Case, step: str, tolerance: float) -> str:
+def trivial_answer(truth: Truth, step: str, tolerance: float) -> str:
     """What would pass for a step with nothing of it computed, or "".
 
-    An answer that is right is none, such as a base without a correction where the strength is 0.
+    An answer that is right is none, such as a base without a correction where the strength is 0. It
+    must be right for the case, or for inputs that are not trivial themselves: of coefficients of 1
+    it is made by anybody, and not of others, all clipped by the projection.
     """
-    truth, (first, *_), name = case.expected[step], case.recipe.bases, step.partition(".")[0]
+    case, name = truth.case, step.partition(".")[0]
+    right, (first, *_) = case.expected[step], case.recipe.bases
     base = f"{name if name in case.recipe.bases else first}.base"
-    answers: dict[str, tuple[str, Array | float | None]] = {
+    answers: dict[str, tuple[str, str | float]] = {
         "absorption_coefficient": ("a coefficient of 1", 1.0),
         ".base": ("the same sparsity everywhere", case.recipe.sparsity),
-        ".corrected": ("the base without a correction", case.expected.get(base)),
-        ".perplexity": ("the dense perplexity", case.expected.get("dense.perplexity")),
+        ".corrected": ("the base without a correction", base),
+        ".perplexity": ("the dense perplexity", "dense.perplexity"),
     }
+
+    def error(steps: Mapping[str, Array], answer: str | float) -> float:
+        x, known = steps[answer] if isinstance(answer, str) else answer, steps[step]
+        if np.shape(x) not in ((), known.shape):
+            return inf  # of one number by block, where the step has one by linear
+        return error_of(step, np.where(np.isnan(known), known, x), known)[0]
+
     for end, (words, answer) in answers.items():
-        if step.endswith(end) and answer is not None and np.shape(answer) in ((), truth.shape):
-            answer = np.where(np.isnan(truth), truth, answer)
-            error = error_of(step, answer, truth)[0]
-            return words if tolerance_of(step, truth, 0.0, "float64") < error <= tolerance else ""
+        if step.endswith(end) and (answer in truth.steps or not isinstance(answer, str)):
+            own, exact = error(truth.steps, answer), tolerance_of(step, right, 0.0, "float64")
+            known = error(case.expected, answer) <= exact or (
+                end == ".corrected" and own <= exact and correction_spread(truth, name) > tolerance
+            )
+            return "" if known or own > tolerance else words
     return ""
+
+
+def correction_spread(truth: Truth, name: str) -> float:
+    """How far the logarithms lie apart that an allocation is corrected by, over the blocks."""
+    inputs = replace(case_inputs(truth.case, truth.given), values=dict(truth.steps))
+    by_noise = name in truth.case.recipe.bases
+    errors = inputs.number(RATIO) if by_noise else inputs.errors(name)
+    return float(np.ptp((clipped_log if by_noise else centred_log)(errors)))
 
 
 def unchanged(case: Case, step: str, actual: Mapping[str, Array], dtype: str) -> str:

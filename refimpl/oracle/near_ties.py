@@ -94,12 +94,12 @@ def without_rounding(truth: Truth, actual: Mapping[str, Array], dtype: str) -> M
     """The arrays, with 0 for a drift that should be 0 and nearly is, and NaN for its coefficient.
 
     Alignments alike. Where the clean pass had another batch, the drift of a block that lost nothing
-    is that of two right states: the tolerances of both at most, step by step those of all blocks.
+    is that of two right states, which went through the blocks: the tolerances of both at most.
     """
-    own, expected = own_errors(truth.case, dtype, truth.stepwise), truth.case.expected
+    own, expected = own_errors(truth.case, dtype), truth.case.expected
     states = [k for k in expected if k.endswith(".resid_post")]
     off = [tolerance_of(k, expected[k], own[k], dtype) for k in states]
-    floor = 2 * (sum(off) if truth.stepwise else max(off, default=0.0))
+    floor = 2 * max(off, default=0.0)
     steps, ratio = truth.steps, coefficient_of("pruned.")
     arrays = {k: x for k, x in actual.items() if k in expected and x.shape == expected[k].shape}
     arrays = {k: x for k, x in arrays.items() if x.dtype.name in EPS}

@@ -8,7 +8,7 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, case_inputs, entries, is_choice
+from refimpl.oracle.case import Case, case_inputs, entries, is_choice, require_steps
 from refimpl.oracle.dense_steps import RATIO, by_noise
 from refimpl.oracle.judging.measures import error_of
 from refimpl.oracle.judging.pruner_scores import unpacked
@@ -83,7 +83,8 @@ def truth_of(
         if not actual:
             raise
         return truth_of(case, {}, stepwise)
-    kept = {x: y for x, y in case.expected.items() if x not in arrays}
+    kept = {x: y for x, y in case.expected.items() if x not in arrays and is_experiment(x)}
+    require_steps(case, kept | arrays)
     missing = dict.fromkeys(kept, frozenset[str]()) | inputs.missing
     return Truth(case, kept | arrays, given, missing, stepwise)
 

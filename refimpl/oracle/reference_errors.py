@@ -15,8 +15,7 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.method.correction import centred_log, clipped_log
 from refimpl.model.ops import Array
-from refimpl.oracle.case import FACTOR, Case, case_inputs, is_choice
-from refimpl.oracle.case_folders import NEXT
+from refimpl.oracle.case import FACTOR, Case, case_inputs, is_choice, require_steps
 from refimpl.oracle.dense_steps import RATIO, StepInputs
 from refimpl.oracle.judging.measures import (
     RESOLVABLE,
@@ -96,12 +95,7 @@ def _measured(case: Case, dtype: str, stepwise: bool) -> Mapping[str, float]:
     one direction, as in a sharp softmax, one number stands for all of them.
     """
     arrays = _computed(case, dtype, stepwise, ARITHMETIC.get(dtype))
-    if unknown := [step for step in case.expected if step not in arrays]:
-        raise RefimplError(
-            f"{case.folder}: its recipe does not compute the step {unknown[0]}",
-            "the steps of the recipe in case.json",
-            NEXT,
-        )
+    require_steps(case, arrays)
     scale = 2.0**-Float64MinusEight.fewer if dtype == "float64" else 1.0
     errors = {
         name: x * scale if arithmetic_of(name, dtype, stepwise) == dtype else 0.0
@@ -110,8 +104,9 @@ def _measured(case: Case, dtype: str, stepwise: bool) -> Mapping[str, float]:
     for sample in SAMPLES:
         for name, x in _sample(case, stepwise, sample).items():
             errors[name] = max(errors[name], x * EPS[arithmetic_of(name, dtype, stepwise)])
+    states = own_errors(case, dtype) if stepwise else errors
     for experiment in EXPERIMENTS:
-        difference = _difference_error(case, errors, stepwise, experiment)
+        difference = _difference_error(case, states, experiment)
         for name in errors:
             if is_drift(name, experiment) or name == coefficient_of(experiment):
                 errors[name] = max(errors[name], difference)
@@ -155,17 +150,15 @@ def coefficient_of(experiment: str) -> str:
     return experiment.replace("perturbed.", "") + "absorption_coefficient"
 
 
-def _difference_error(
-    case: Case, errors: Mapping[str, float], stepwise: bool, experiment: str
-) -> float:
+def _difference_error(case: Case, errors: Mapping[str, float], experiment: str) -> float:
     """The error of the difference of two rounded states: ``sqrt(2) rho / (d sqrt(n))``.
 
     Each is off by rho of itself, in a direction of its own, and they lie d apart. Of n numbers with
-    errors of either sign, the part along the difference is one in sqrt(n). Step by step rho is the
-    sum over all blocks, as each is fed its state; d is the experiment's smallest drift above 0.
+    errors of either sign, the part along the difference is one in sqrt(n). Rho is the largest of
+    the chained errors of states, step by step, too, as perturbed ones go through all later blocks;
+    d is the experiment's smallest drift above 0.
     """
-    states = [x for name, x in errors.items() if name.endswith(".resid_post")]
-    rho = sum(states) if stepwise else max(states, default=0.0)
+    rho = max((x for name, x in errors.items() if name.endswith(".resid_post")), default=0.0)
     drifts = [x for name, x in case.expected.items() if is_drift(name, experiment)]
     least = min((float(x) for every in drifts for x in every if x > 0), default=inf)
     n = case.inputs["token_ids"].size * case.model.config.hidden_size

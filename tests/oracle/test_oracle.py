@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -178,7 +179,11 @@ def test_the_command_reports_the_verdict(tmp_path: Path, monkeypatch: pytest.Mon
     assert done.code == 1
     document = json.loads(done.out)
     assert (document["verdict"], document["first"]["step"]) == ("divergent", "blocks.1.k_rope")
-    assert ElementTree.parse(xml).getroot().get("failures") == "1"
+    # and what reads these keys, as it is judged on them and was computed from the right ones
+    wrong = [x["step"] for x in document["steps"] if x["status"] == "divergent"]
+    heads = "pruned.blocks.1.attn_heads.squares"
+    assert wrong == ["blocks.1.k_rope", "blocks.1.attn_out", "dlp.signal", heads]
+    assert ElementTree.parse(xml).getroot().get("failures") == "4"
     done = run("check", case, path)
     assert "divergent, first at blocks.1.k_rope" in done.out
     assert done.out.splitlines()[-1].startswith("again: refimpl check ")
@@ -203,7 +208,9 @@ def test_a_report_is_the_baseline_of_a_later_one(
     assert f"no step is worse than in {report}\n" in ran(*again)
     candidate(tmp_path, **{"blocks.1.v": v * 2, "blocks.1.k": k * 2})
     done = run(*again)
-    assert (done.code, f"1 step worse than in {report}: blocks.1.k\n" in done.out) == (1, True)
+    # k_rope was computed from the right keys, and is judged on the written ones
+    worse = f"2 steps worse than in {report}: blocks.1.k, blocks.1.k_rope\n"
+    assert (done.code, worse in done.out) == (1, True)
     candidate(tmp_path)
     assert f"no step is worse than in {report}; write it again" in ran(*again)
     done = run(*words[:3], "--only", "blocks.0.*", "--baseline", report)
@@ -328,12 +335,14 @@ def test_steps_that_do_not_belong_to_the_recipe_are_refused(
     else:
         facts["recipe"] |= change
     (folder / "case.json").write_text(json.dumps(facts))
-    case, actual = read_case(folder), computed("llama")
-    if problem and (stepwise or not isinstance(change, str)):
-        with pytest.raises(RefimplError, match=problem):
-            check(case, actual, stepwise=stepwise)
-    else:  # what is left is compared
-        check(case, actual, stepwise=stepwise)
+    if not problem:
+        check(read_case(folder), computed("llama"), stepwise=stepwise)
+        return
+    with pytest.raises(RefimplError, match=problem):  # the first when it is read: it has no errors
+        check(read_case(folder), computed("llama"), stepwise=stepwise)
+    path = write_arrays(tmp_path / "actual.safetensors", computed("llama"))
+    done = refused("check", folder, path, *["--stepwise"] * stepwise)
+    assert re.search(problem, done)
 
 
 def test_a_case_of_any_model(tmp_path: Path) -> None:
@@ -476,9 +485,12 @@ def test_a_tolerance_of_half_a_number_passes_nothing() -> None:
         "not resolvable in this dtype: 0.25 of a tolerance of 0.8",
     )
     assert judged([-0.01, 0.02], 0.1)[0] == "divergent"
-    row = {"blocks.0.q": np.array([[0.9, 0.0]])}
-    assert step_result("blocks.0.q", row, np.array([[1.0, 0.0]]), 0.1, 0.8).status == "pass"
-    assert step_result("blocks.0.q", row, np.array([[1.0, 0.0]]), 0.2, 1.6).status == "unresolved"
+    row, truth = np.array([[0.9, 0.0]]), np.array([[1.0, 0.0]])
+    for step, limit in (("blocks.0.q", 0.25), ("wanda.blocks.0.attn_norm.squares", 0.5)):
+        for share, status in ((0.99, "pass"), (1.0, "unresolved"), (6.0, "unresolved")):
+            tolerance = share * limit
+            result = step_result(step, {step: row}, truth, tolerance / 8, tolerance)
+            assert result.status == status, (step, share)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
