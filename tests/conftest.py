@@ -63,6 +63,8 @@ NOT_NUMERICAL = {
     # Files of numerical folders
     "explanation/test_explain.py": "words, and numbers that scoring/ and method/ test",
     "oracle/test_case_commands.py": "options, messages and exit codes",
+    "oracle/test_family_cases.py": "a case of each family, whose numbers model/ and pruning/ test",
+    "oracle/test_oracle.py": "verdicts, which test_verdicts.py compares under three kernels",
     "oracle/test_oracle_corrupt.py": "refusals",
     "oracle/test_oracle_graphs.py": "products of onnxruntime",
     "oracle/test_sample_project.py": "edits of a file",
