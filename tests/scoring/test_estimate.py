@@ -83,10 +83,7 @@ def test_passes_and_reads_are_those_of_the_run(name: str, options: dict[str, Any
     found = estimate(model, tokens, plan, request, **options)
     seen.clear()
     score(model, tokens, plan, request, **options)
-    if plan.on_sinks:  # states without noise on sinks come on top, where a clean state has some
-        assert found.passes <= seen["passes"] < 2 * found.passes
-    else:
-        assert found.passes == seen["passes"]
+    assert found.passes == seen["passes"]  # no token here is a sink
 
 
 @pytest.mark.parametrize("where", ["kept", "elsewhere"])
