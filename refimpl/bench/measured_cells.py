@@ -43,7 +43,7 @@ from refimpl.scoring.signals import signals
 from refimpl.storage.file_system import ResumableError, file_digest, remove, writing
 from refimpl.storage.files import write_json
 from refimpl.storage.finished_units import FinishedUnits, discard, finished_units, runs
-from refimpl.storage.target_checks import real_path
+from refimpl.storage.target_checks import check_parent, real_path
 from refimpl.storage.work_folder import work_folder, work_path
 from refimpl.tokens import Tokens, Windows
 from refimpl.tokens.model_tokens import model_tokens, model_windows
@@ -198,7 +198,7 @@ def jittered(made: Allocation, model: Model, seed: int) -> Targets:
 
 @cache
 def program_sha256() -> str:
-    """Of the sources of refimpl, so that rows of other programs are told apart."""
+    """Of the sources of refimpl, which a row states: another version may give other numbers."""
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     return sha256("".join(map(file_digest, files)).encode()).hexdigest()
 
@@ -233,12 +233,7 @@ def measured_cells(
             `prune` and `evaluate` refuse. Cells that were finished before stay on file.
     """
     for folder in filter(None, (out, models_folder)):
-        if not folder.parent.is_dir():
-            raise RefimplError(
-                f"-o {folder}: {folder.parent} is no folder",
-                "a path in a folder that exists",
-                "create the folder, or choose another path",
-            )
+        check_parent(folder)
     names = [model.name for model in models]
     if len({*names}) < len(names):
         raise RefimplError(

@@ -7,10 +7,10 @@ from math import exp, hypot, inf, isfinite, nan, sqrt
 import numpy as np
 
 from refimpl.bench.document import BenchDocument, BenchRow, TextNats
-from refimpl.evaluation.perplexity import Perplexity
+from refimpl.evaluation.perplexity import LOG_MOST, Perplexity
 from refimpl.method.uncertainty import t_quantile
 from refimpl.report.inputs import MeasuredValue
-from refimpl.report.runs import LARGEST, percent
+from refimpl.report.runs import percent
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class TextSummary:
     @property
     def perplexity(self) -> float:
         """The geometric mean over seeds."""
-        return exp(self.nats) if self.nats < LARGEST else inf
+        return exp(self.nats) if self.nats < LOG_MOST else inf
 
     @property
     def multiple(self) -> float:
         """Perplexity as a multiple of the dense model's."""
-        return exp(min(self.nats - self.dense, LARGEST))
+        return exp(min(self.nats - self.dense, LOG_MOST))
 
     @property
     def percent(self) -> MeasuredValue:
@@ -133,7 +133,7 @@ def _summary(
         nats = [perplexity_of(row.texts[i]).mean_nats for row in seeds.values()]
         alone = nan if dense is None else perplexity_of(dense.texts[i]).mean_nats
         pairs = [
-            _paired(row.texts[i], baseline[seed].texts[i])
+            perplexity_of(row.texts[i]).minus(perplexity_of(baseline[seed].texts[i]))
             for seed, row in seeds.items()
             if seed in baseline and row is not baseline[seed]
         ]
@@ -142,11 +142,6 @@ def _summary(
         texts.append(TextSummary(float(np.mean(nats)), alone, change, count))
     passes = next((x.passes for x in seeds.values() if x.passes is not None), None)
     return AllocationSummary(name, len(seeds), passes, texts)
-
-
-def _paired(row: TextNats, other: TextNats) -> Perplexity:
-    """The difference of two rows, window by window."""
-    return Perplexity(np.array(row.nats) - np.array(other.nats), np.array(row.tokens))
 
 
 def _mean_change(pairs: Sequence[Perplexity], floor: float) -> MeasuredValue:

@@ -37,6 +37,10 @@ class Perplexity:
         """Mean nats per predicted token, m."""
         return float(self.nats.sum() / self.tokens.sum())
 
+    def minus(self, other: "Perplexity") -> "Perplexity":
+        """The nats that it takes more than another on the same windows: a paired change."""
+        return Perplexity(self.nats - other.nats, self.tokens)
+
     @property
     def value(self) -> float:
         """``exp(m)``; Inf beyond float64, where the mean nats still have a meaning."""

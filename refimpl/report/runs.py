@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import RefimplError, printable
-from refimpl.evaluation.perplexity import Perplexity
+from refimpl.evaluation.perplexity import LOG_MOST, Perplexity
 from refimpl.report.inputs import (
     EvaluationInput,
     MeasuredValue,
@@ -23,7 +23,6 @@ from refimpl.report.standalone import csv_text
 from refimpl.show.header import joined, terminal_width
 from refimpl.show.numbers import measured, number
 
-LARGEST = 700.0  # nats, whose exponential float64 holds
 CHANGE = "change against "
 GLUE = "\N{NO-BREAK SPACE}"
 Row = dict[str, str | float]
@@ -58,8 +57,7 @@ def run_rows(inputs: ReportInputs, against: str | None = None) -> list[Row]:
         base = _baseline(rows, against)
         for row, texts in zip(rows, measured, strict=True):
             for text in texts.keys() & measured[base].keys() if row is not rows[base] else ():
-                one, other = texts[text], measured[base][text]
-                pair = Perplexity(one.nats - other.nats, one.tokens)
+                pair = texts[text].minus(measured[base][text])
                 change = percent(pair.mean_nats, pair.nats_stderr)
                 label = f"{CHANGE}{rows[base]['run']} on {text}"
                 row |= {label: change.value, f"{label} stderr": change.error}
@@ -69,7 +67,7 @@ def run_rows(inputs: ReportInputs, against: str | None = None) -> list[Row]:
 
 def percent(nats: float, error: float) -> MeasuredValue:
     """A change of the nats per token and its error, as those of the perplexity in percent."""
-    most = min(nats, LARGEST)
+    most = min(nats, LOG_MOST)
     return MeasuredValue(100 * expm1(most), 100 * exp(most) * error)
 
 

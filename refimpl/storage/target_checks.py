@@ -47,6 +47,17 @@ def check_file(path: Path, inputs: Mapping[str, Path | None], force: bool) -> No
         )
 
 
+def check_parent(target: Path) -> None:
+    """Refuse an output whose folder does not exist, or may not be written."""
+    parent = target.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise RefimplError(
+            f"-o {target}: {parent} is missing, or may not be written",
+            "a path in a folder that exists and may be written",
+            "create the folder, or choose another -o",
+        )
+
+
 def check_folder(
     target: Path, inputs: Mapping[str, Path | None], force: bool, needed_bytes: int
 ) -> None:
@@ -56,12 +67,7 @@ def check_folder(
     """
     target = real_path(target)
     parent, work = target.parent, work_path(target)
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise RefimplError(
-            f"-o {target}: {parent} is missing, or may not be written",
-            "a path in a folder that exists and may be written",
-            "create the folder, or choose another -o",
-        )
+    check_parent(target)
     with writing(target):
         _check(target, inputs)
         refuse_existing(target, force)

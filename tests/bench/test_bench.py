@@ -172,7 +172,7 @@ def test_an_existing_output_is_never_damaged(tmp_path: Path) -> None:
     for force in ((), ("--force",)):
         assert "holds no bench.json" in refused(*SHORT, *grid, *force, "-o", foreign)
     assert [(x.name, x.read_text()) for x in foreign.iterdir()] == [("table.md", "mine")]
-    assert f"{tmp_path / 'missing'} is no folder" in refused(
+    assert f"{tmp_path / 'missing'} is missing" in refused(
         *SHORT, *grid, "-o", tmp_path / "missing" / "x"
     )
     model = tmp_path / "llama"
