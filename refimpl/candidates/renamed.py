@@ -36,6 +36,6 @@ def renamed_steps(case: Case, names: Path | None) -> dict[str, tuple[str, Array]
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write arrays as `.npz`, whole or not at all; an existing file is replaced."""
     content = BytesIO()
-    np.savez(content, allow_pickle=False, **arrays)
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # its stubs name a keyword of newer versions
     with whole(path) as new:
         new.write_bytes(content.getbuffer())
