@@ -1,8 +1,11 @@
-"""transformers' own forward of a model: the arrays that it returns, by our names of the steps."""
+"""transformers' own forward: of a model, by our names of the steps, and of random weights."""
 
+import json
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,3 +42,28 @@ def transformers_forward(model: Model, dtype: str) -> Callable[[Array], dict[str
         return {name: array.numpy() for name, array in zip(names, arrays, strict=True)}
 
     return run
+
+
+def random_model(config: dict[str, Any], token_ids: Array, folder: Path) -> tuple[Any, Array]:
+    """Write a model with a configuration and random weights; its configuration, and its logits.
+
+    The logits [B, S, V] are float64, with transformers' casts to float32 lifted.
+    """
+    torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
+    sys.path.append(str(FIXTURES))
+    from transformers_trace import casts_lifted, lifted
+
+    attention = "sdpa" if config.get("alibi") else "eager"  # see fixtures/make_fixtures.py
+    how = {"attn_implementation": attention, "experts_implementation": "eager"}
+    # Its infinity is an object in files, which transformers reads from files alone
+    config = {key: value for key, value in config.items() if key != "time_step_limit"}
+    with casts_lifted():
+        made = transformers.AutoConfig.for_model(**json.loads(json.dumps(config)))
+        theirs = lifted(transformers.AutoModelForCausalLM.from_config(made, **how))
+        with torch.no_grad():
+            for name, weight in theirs.named_parameters():
+                weight.copy_(torch.randn_like(weight) * 0.2 + ("norm" in name))
+            logits = theirs(torch.tensor(token_ids)).logits.numpy()
+    theirs.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    return made, logits

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from checkpoints import config_of
 from config_tables import LLAMA_4, MEANS, OMITTED, ROTATING, WELL_KNOWN, WINDOWS, published
-from conftest import FIXTURES
 from gates import GATES, worst_token
 from test_config import CASES, OLD_CASES, as_old_files_spell_it
+from transformers_forward import random_model
 
 from refimpl import forward, read_model
 from refimpl.loading.composites import COMPOSITES
@@ -30,26 +30,10 @@ FEW = {"num_hidden_layers": 4}  # blocks of Llama 4: the last has no positions
 CHANGED = [(case, changes) for case, changes, *_ in (*WINDOWS, *ROTATING, *MEANS, *OMITTED)]
 
 
-def check_logits(config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_logits(config: dict[str, Any], folder: Path) -> None:
     """Write a model of transformers with this configuration, and compare what both compute."""
-    torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
-    monkeypatch.syspath_prepend(FIXTURES)
-    from transformers_trace import casts_lifted, lifted
-
-    torch.manual_seed(0)
-    attention = "sdpa" if config.get("alibi") else "eager"  # see fixtures/make_fixtures.py
-    how = {"attn_implementation": attention, "experts_implementation": "eager"}
-    # Its infinity is an object in files, which transformers reads from files alone
-    config = {key: value for key, value in config.items() if key != "time_step_limit"}
-    with casts_lifted():
-        made = transformers.AutoConfig.for_model(**json.loads(json.dumps(config)))
-        theirs = lifted(transformers.AutoModelForCausalLM.from_config(made, **how))
-        with torch.no_grad():
-            for name, weight in theirs.named_parameters():
-                weight.copy_(torch.randn_like(weight) * 0.2 + ("norm" in name))
-            logits = theirs(torch.tensor(IDS)).logits.numpy()
-    theirs.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    pytest.importorskip("torch").manual_seed(0)
+    made, logits = random_model(config, IDS, folder)
     model, limit = read_model(folder), getattr(made, "max_position_embeddings", None)
     assert worst_token(forward(model, IDS, dtype="f8").logits, logits) < GATES["float64"]
     stretched = "dynamic" in json.dumps(config)
@@ -70,34 +54,30 @@ def small(entries: dict[str, Any], **sizes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", WELL_KNOWN)
-def test_well_known_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_logits(small(published(name)), tmp_path, monkeypatch)
+def test_well_known_models(name: str, tmp_path: Path) -> None:
+    check_logits(small(published(name)), tmp_path)
 
 
 @pytest.mark.parametrize("type_key", ["type", "rope_type"])
 @pytest.mark.parametrize("case", OLD_CASES)
-def test_old_spellings(
-    case: str, type_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_spellings(case: str, type_key: str, tmp_path: Path) -> None:
     if case in ("gemma3", "olmo3") and type_key == "type":
         pytest.skip("transformers 5.24 sets rope_type beside the type, which it then ignores")
-    check_logits(as_old_files_spell_it(config_of(case), type_key), tmp_path, monkeypatch)
+    check_logits(as_old_files_spell_it(config_of(case), type_key), tmp_path)
 
 
 @pytest.mark.parametrize(("case", "changes"), CHANGED)
-def test_changed_and_omitted_keys(
-    case: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_and_omitted_keys(case: str, changes: dict[str, Any], tmp_path: Path) -> None:
     if case in ("gemma2", "ministral") and changes.get("sliding_window", 0) is None:
         pytest.skip("transformers does not run these without a window")
-    check_logits(config_of(case, **changes), tmp_path, monkeypatch)
+    check_logits(config_of(case, **changes), tmp_path)
 
 
 @pytest.mark.parametrize("changes", LLAMA_4)
-def test_llama_4(changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_llama_4(changes: dict[str, Any], tmp_path: Path) -> None:
     entries = published("llama-4-scout") | changes
     config = small({key: x for key, x in entries.items() if x is not ...}, **FEW)
-    check_logits(config, tmp_path, monkeypatch)
+    check_logits(config, tmp_path)
 
 
 def test_no_decoder_of_transformers_is_unknown() -> None:
