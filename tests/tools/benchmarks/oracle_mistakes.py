@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -75,23 +75,28 @@ def kind_of(step: str) -> str:
     return re.sub(r"\.\d+\.", ".*.", every_base)
 
 
-def ratio_of(case: Case, way: str, dtype: str, step: str, actual: Arrays) -> float | None:
-    """The error of a step as a multiple of its tolerance; None if it has none."""
-    if step not in actual:
-        return inf
+def ratios_of(
+    case: Case, way: str, dtype: str, steps: Iterable[str], actual: Arrays
+) -> dict[str, float | None]:
+    """The errors of steps as multiples of their tolerances; None for one that has none."""
     truth = truth_of(case, actual, way == "stepwise")
-    error, _, fault = error_of(step, actual[step], truth.steps[step])
-    if error == 0 or (fault and error == inf):
-        return inf if fault else 0.0
-    if own_errors(case, dtype, not truth.is_chained(step))[step] == inf:
-        return 0.0  # refimpl itself is not near it, so that nothing is too far off
-    tolerance = step_tolerances(truth, dtype, actual)[step]
-    return error / tolerance if tolerance else None
+    tolerances = step_tolerances(truth, dtype, actual)
+
+    def ratio(step: str) -> float | None:
+        if step not in actual:
+            return inf
+        error, _, fault = error_of(step, actual[step], truth.steps[step])
+        if error == 0 or (fault and error == inf):
+            return inf if fault else 0.0
+        if own_errors(case, dtype, not truth.is_chained(step))[step] == inf:
+            return 0.0  # refimpl itself is not near it, so that nothing is too far off
+        return error / tolerances[step] if tolerances[step] else None
+
+    return {step: ratio(step) for step in steps}
 
 
-def large(case: Case, way: str, dtype: str, step: str, actual: Arrays) -> bool:
+def large(case: Case, way: str, dtype: str, step: str, actual: Arrays, ratio: float | None) -> bool:
     """Whether a step is off by more than twice what is allowed."""
-    ratio = ratio_of(case, way, dtype, step, actual)
     tied = step == "owl.signal" or step.startswith("sparsegpt")  # may be ties beyond the tolerance
     if ratio is not None and (ratio < COUNTS or not tied):
         return ratio >= COUNTS
@@ -157,7 +162,7 @@ def effect_of(case: Case, way: str, dtype: str, step: str, effect: Arrays) -> Li
     In 16 bits of a mistake without rounding, in the block where it is largest.
     """
     of = [step] if dtype in ALL[:2] else [x for x in case.expected if kind_of(x) == kind_of(step)]
-    ratios = {x: ratio_of(case, way, dtype, x, effect) for x in of}
+    ratios = ratios_of(case, way, dtype, of, effect)
     known = [x for x in ratios.values() if x is not None]
     truth = case.expected
     counted = [x for x, ratio in ratios.items() if ratio is None and x in effect]
@@ -165,7 +170,7 @@ def effect_of(case: Case, way: str, dtype: str, step: str, effect: Arrays) -> Li
     return {
         "ratio": max(known, default=0.0),
         "differ": max(differ, default=0.0),
-        "wide": [x for x in of if x in effect and large(case, way, dtype, x, effect)],
+        "wide": [x for x in of if x in effect and large(case, way, dtype, x, effect, ratios[x])],
     }
 
 
