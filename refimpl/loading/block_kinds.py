@@ -32,11 +32,7 @@ CHUNKS = {"chunked_attention": True, "full_attention": False}
 
 
 def read_block_kinds(keys: Keys, attention: Attention) -> tuple[BlockKind, ...]:
-    """Window, positions and mixer of every block, first block first; problems are noted in `keys`.
-
-    Which blocks slide, and where a file puts the rotary parameters, is as in transformers'
-    configuration classes.
-    """
+    """Window, positions and mixer of every block, as in transformers' configuration classes."""
     num_blocks = keys.size("num_hidden_layers", most=MOST_BLOCKS)
     full, sliding = _ropes(keys, attention.head_dim)
     rotates = _rotating(keys, num_blocks)

@@ -17,8 +17,7 @@ from refimpl.loading.files.quantised_checkpoints import (
     read_quantisation,
     without_quantisation,
 )
-from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.loading.files.weight_files import open_files
+from refimpl.loading.files.safetensors_file import SafetensorsFile, open_files
 from refimpl.loading.tensor_claims import claim
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor

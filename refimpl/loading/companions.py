@@ -17,10 +17,7 @@ WEIGHTS = {".safetensors", *CONVERSIONS, ".ot", ".npz", ".pkl", ".tflite", ".onn
 
 
 def companion_files(path: Path, others: Iterable[str]) -> dict[str, Path]:
-    """Files beside the weights, by name: of a folder, every file of no known format of weights.
-
-    Of a MODEL that is a file: those in `COMPANIONS`. Never `config.json`, nor the `others`.
-    """
+    """Files by name: of a folder all but weights and `others`; of a file those in `COMPANIONS`."""
     folder, skipped = path if path.is_dir() else path.parent, {"config.json", *others}
 
     def belongs(name: str) -> bool:
@@ -34,13 +31,7 @@ def companion_files(path: Path, others: Iterable[str]) -> dict[str, Path]:
 
 
 class Companions:
-    """The companions of weights that become other files: `config.json` and others are made.
-
-    Args:
-        config: What `config.json` says.
-        beside: Companions that exist.
-        write: Writes others into a folder.
-    """
+    """The companions of weights that become other files: some exist, others are made."""
 
     def __init__(
         self,

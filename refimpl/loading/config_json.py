@@ -23,25 +23,18 @@ ACTIVATION_NAMES = {
 
 @dataclass(frozen=True)
 class HubModel:
-    """A `config.json`: facts and family, whether the head is the embedding, linears with a bias.
-
-    `names` are those of the family's roles that the model has; `composite` tells whether the
-    checkpoint has other parts than this text model.
-    """
+    """What a `config.json` says of a model and of its tensors."""
 
     config: Config
     family: Family
-    tied: bool
+    tied: bool  # whether the head is the embedding
     biased: frozenset[str]
-    names: Mapping[str, Location]
-    composite: bool = False
+    names: Mapping[str, Location]  # of those of the family's roles that the model has
+    composite: bool  # whether the checkpoint has other parts than this text model
 
 
 def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubModel:
-    """Turn a parsed `config.json` into a `Config`, its family, and which optional tensors exist.
-
-    Unlike transformers, it refuses unknown keys, and two spellings of a key that disagree.
-    """
+    """Read a parsed `config.json`; refuse unknown keys, and spellings of a key that disagree."""
     _refuse_family(entries.get("model_type"), source)
     text = text_entries(entries, source)
     entries = entries if text is None else text
@@ -163,11 +156,7 @@ def _longest(keys: Keys, blocks: tuple[BlockKind, ...]) -> int:
 
 
 def _alibi(keys: Keys, heads: int, head_dim: int) -> Alibi | None:
-    """ALiBi's slopes, a geometric series if the number of heads is a power of 2.
-
-    For another number: the series for the next smaller power, and every other slope of that for the
-    next larger one.
-    """
+    """ALiBi's slopes: for the next smaller power of 2, then every other of the next larger one."""
     if not (keys.has("alibi") and keys.flag("alibi")):
         return None
     power = 1 << (heads.bit_length() - 1)

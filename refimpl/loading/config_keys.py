@@ -57,10 +57,9 @@ def _same(value: Any, other: Any) -> bool:
 
 
 class Keys:
-    """The keys of one `config.json`: remembers which were read, and collects problems.
+    """The keys of one `config.json`, as a family spells them: which were read, and problems.
 
-    A wrong value is noted and read as a harmless one, so that one reading finds every problem;
-    `refuse` raises them all. The family says how the file spells our keys, and their defaults.
+    A wrong value is noted and read as a harmless one, so that one reading finds every problem.
     """
 
     def __init__(self, entries: Mapping[str, Any], family: Family) -> None:
@@ -85,11 +84,7 @@ class Keys:
         self._read.update(keys)
 
     def get(self, key: str, inner: Any = None) -> Any:
-        """Value of a key: `inner` (from a nested object), else the file's, else the default.
-
-        It is a problem if a second spelling of the key has another value, or if the family does not
-        support the value. If the family does not have the key, it is None and stays unread.
-        """
+        """Value of a key: `inner` (of a nested object), the file's or the default; None without."""
         if not self.has(key):
             return None
         facts = self.family.keys[key]

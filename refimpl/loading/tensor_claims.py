@@ -26,10 +26,7 @@ class Role:
 
 
 def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
-    """Every tensor of a model: our name, such as `blocks.0.q_proj.weight`, and its `Role`.
-
-    The file's names, with prefix `base`, are those that transformers' `save_pretrained` writes.
-    """
+    """Our name of every tensor of a model, and its `Role` as `save_pretrained` names it."""
     config, names, gain = hub.config, hub.names, hub.family.norm_offset
     width, rows = config.hidden_size, config.max_position_embeddings + config.position_offset
     suffixes = {"weight": gain, "bias": 0.0}
@@ -111,10 +108,7 @@ def _routing(hub: HubModel, block: int, base: str) -> Iterator[tuple[str, Role]]
 
 
 def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dict[str, Weight]:
-    """Match the file's tensors with the roles of the model; the error lists all problems.
-
-    Unlike transformers, it neither draws missing tensors at random nor skips unknown ones.
-    """
+    """Match the file's tensors with the roles of the model; the error lists all problems."""
     embed = f"{hub.names['embed'].name}.weight"
     base = next((b for b in hub.family.bases if b + embed in tensors), hub.family.bases[0])
     stacks = hub.family.stacks

@@ -23,9 +23,8 @@ Progress = Callable[[float, float], None]
 class _ProcessSettings:
     """While this process has any open `Workers`: BLAS on one thread, and a heap that keeps memory.
 
-    By default, large arrays that are freed go back to the system, which clears their pages again
-    for the next ones: a tenth of the time of a model of 1B. Where the C library is not glibc, the
-    heap stays as it is.
+    By default, freed arrays go back to the system, which clears their pages for the next ones: a
+    tenth of the time of a model of 1B.
     """
 
     def __init__(self) -> None:
@@ -95,10 +94,9 @@ def thread_count(threads: int | None) -> int:
 
 
 class Workers:
-    """Threads that each run NumPy on one core: one per core if `threads` is None.
+    """Threads that each run NumPy on one core; one worker if BLAS cannot be limited to a thread.
 
-    The states of an experiment are independent, so one state per thread is faster than one matrix
-    product on all threads. Where BLAS cannot be limited to one thread, there is one worker.
+    States of an experiment are independent: one per thread is faster than products on all threads.
     """
 
     def __init__(self, threads: int | None = None) -> None:
@@ -122,10 +120,7 @@ class Workers:
     def run(
         self, tasks: Iterable[Callable[[], T]], done: Callable[[], None] | None = None
     ) -> list[T]:
-        """The results of tasks, in order; `done` is called after each, in order.
-
-        One worker is the caller itself, who has nothing else to do.
-        """
+        """The results of tasks, in order; `done` is called after each; one worker is the caller."""
         results, alone = [], self.threads == 1
         for task in tasks if alone else [self.submit(task).result for task in tasks]:
             results.append(copy_context().run(task) if alone else task())

@@ -1,8 +1,6 @@
-"""Work units: pieces of a long computation that do not depend on one another.
+"""Work units: independent pieces of a computation, whose results are the same wherever they run.
 
-A unit carries paths, indices, options and token ids, never weights. It runs on the threads of this
-process, or on an executor's workers, which open the model by its path. Its result does not depend
-on where it runs, nor on how many units run at once; sums over units are made in numerical order.
+A unit carries paths, indices, options and token ids, never weights: workers open the model.
 """
 
 import os
@@ -66,10 +64,7 @@ class LostWorkerError(ResumableError):
 
 
 def results(units: Iterable[WorkUnit[T]], model: Model, resources: Resources) -> Iterator[T]:
-    """Run units on the executor, or here on the threads, and yield the result of each as it ends.
-
-    On an executor they end in any order. Few units are generated before they are needed.
-    """
+    """Run units on the executor, or here on the threads, and yield each result as its unit ends."""
     executor = resources.executor
     if executor is None:
         for unit in units:

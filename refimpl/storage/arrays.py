@@ -1,7 +1,4 @@
-"""Files of numbers, texts and arrays, each whole or absent: finished units, and sums for workers.
-
-A file is a line with our mark and two sizes, JSON, the arrays, and a checksum of all that.
-"""
+"""Files of our mark and two sizes, JSON, arrays, and a checksum; each is whole or absent."""
 
 import json
 from math import prod
@@ -54,10 +51,7 @@ def write_tree(path: Path, tree: Any, synced: bool = False) -> None:
 
 
 def read_tree(path: Path, mapped: bool = False, checked: bool = False) -> Any:
-    """What `write_tree` wrote; on request, arrays are read when they are used, or all is checked.
-
-    A damaged file raises one of `DAMAGES`.
-    """
+    """What `write_tree` wrote, or one of `DAMAGES`; mapped arrays are read when they are used."""
     with open_file(path) as file:
         content = mmap(file.fileno(), 0, access=ACCESS_READ)
     length, size = (int(x, 16) for x in content[len(MARK) : LINE].split())

@@ -1,17 +1,4 @@
-"""Files and folders that appear whole or not at all.
-
-All work happens in one hidden folder beside the target, `.NAME.part` (`work_folder.py`). A run may
-be killed between any two of these steps, or within one:
-
-1. undo what a killed run left (`undo`);
-2. let the caller make `.NAME.part/new`, and bring it to the disk;
-3. move an old folder aside, to `.NAME.part/old`; an old file stays;
-4. rename `.NAME.part/new` to the target;
-5. rename the old folder to `.NAME.part/deleted`, and delete it;
-6. remove the finished units of this and other runs, and `.NAME.part`.
-
-Between 3 and 4 no folder has the target's name; the next run puts the old one back.
-"""
+"""Files and folders that appear whole or not at all, at whatever step a run is killed."""
 
 import json
 import os
@@ -43,16 +30,14 @@ SENT = "sent"  # a folder in the hidden one, for arrays that the workers of a ru
 def whole(target: Path, force: bool = False) -> Iterator[Path]:
     """Yield a path for a new file or folder, renamed to `target` when it is whole.
 
-    It replaces an existing file, and with `force` a folder of models, whose rights stay; after any
-    error they are as they were. Files in a folder get the rights that the umask leaves, which the
-    folder shows: some libraries make theirs private.
+    It replaces a file, or with `force` a model's folder, whose rights stay; an error restores both.
     """
     with writing(target), work_folder(work_path(target)) as work:
         undo(work, target)
         new = work / NEW
         try:
             yield new
-            if new.is_dir():
+            if new.is_dir():  # some libraries make their files private, whatever the umask says
                 rights = new.stat().st_mode & 0o666
                 for path in new.rglob("*"):
                     if path.is_file():
@@ -61,7 +46,7 @@ def whole(target: Path, force: bool = False) -> Iterator[Path]:
             tree_to_disk(new)
             if new.is_dir() and os.path.lexists(target):
                 refuse_existing(target, force)  # it may have appeared during the work
-                _rename(target, work / OLD)
+                _rename(target, work / OLD)  # until the next rename none has its name: see `undo`
             _rename(new, target)
             undo(work, target)
         except BaseException:

@@ -1,8 +1,4 @@
-"""The results of a run so far, a file for each work unit, so that a killed run can be resumed.
-
-They are in the hidden folder beside the output, in a folder that is named by all that they depend
-on. So a run finds its own results and no others, and a result is there as a whole or not at all.
-"""
+"""The results of a run so far, a file for each work unit, in a folder named by what they need."""
 
 import json
 import os
@@ -22,11 +18,7 @@ RUN, UNFINISHED = re.compile("[0-9a-f]{32}"), re.compile(r"\.[0-9a-f]{32}")  # n
 
 
 class FinishedUnits:
-    """The finished units of one run, each under a name.
-
-    Each is on the disk before `write` returns. One that is damaged counts as not there. `check`
-    raises an error if what the results depend on has changed since: then nothing is written.
-    """
+    """The finished units of one run by their names; `check` is called before one is written."""
 
     def __init__(self, folder: Path, check: Callable[[], None] = lambda: None) -> None:
         self.folder, self._check = folder, check
@@ -47,7 +39,7 @@ class FinishedUnits:
         self.write(next(iter(results)), results)
 
     def read(self, name: str, mapped: bool = False) -> Any:
-        """A unit, or None; arrays of a mapped one are read when they are used."""
+        """A unit, or None if it is absent or damaged; mapped arrays are read when used."""
         path = self.folder / name
         with suppress(*DAMAGES):
             return read_tree(path, mapped, checked=True) if is_own(path) else None
@@ -74,17 +66,13 @@ def finished_units(
     identity: Mapping[str, Any],
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[FinishedUnits]:
-    """The finished units of a run in the hidden folder, which is locked.
-
-    `identity` is all that they depend on, as JSON. If the run refuses its input, which it would do
-    again, they are removed.
-    """
+    """The finished units of a run, whose `identity` is all that they depend on, as JSON."""
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     units = FinishedUnits(work / digest[:32], check)
     try:
         yield units
     except (RefimplError, ArithmeticError) as error:  # the latter: a number left its range
-        if not isinstance(error, ResumableError):
+        if not isinstance(error, ResumableError):  # it would come again
             with suppress(OSError):
                 discard(units.folder)
         raise

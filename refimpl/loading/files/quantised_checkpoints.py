@@ -1,13 +1,17 @@
-"""What `quantization_config` says, and which tensors of a checkpoint are FP8 or MXFP4 weights."""
+"""FP8 and MXFP4 weights: what `quantization_config` says of them, and how they are read."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+import ml_dtypes
+import numpy as np
+
 from refimpl.errors import RefimplError
-from refimpl.loading.files.quantised_tensors import BlockScaled, Packed
 from refimpl.loading.files.refused_formats import refusal
+from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES, StoredTensor
 
 CONFIG = "quantization_config"
@@ -31,27 +35,97 @@ _METHODS: dict[str, tuple[dict[str, str], str]] = {
 _SCALES = ("_scale_inv", "_scale")
 _OF_ACTIVATIONS = (".input_scale", ".activation_scale")
 
+PIECE = 1 << 20  # weights that are de-quantised at once
+E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # E2M1 without the sign, its highest bit
+NIBBLES = np.array([*FP4, *(-x for x in FP4)], np.float32)
+PAIRS = np.stack([np.tile(NIBBLES, 16), np.repeat(NIBBLES, 16)], axis=1)  # of a byte, low first
+POWERS = np.append(np.ldexp(np.float32(1), np.arange(-127, 128)), np.float32(np.nan))  # E8M0
+
+
+def stored_bytes(tensor: StoredTensor, rows: slice | Array) -> Array:
+    """Some rows of a tensor whose elements have one byte, as bytes."""
+    count, *inner = tensor.shape
+    stored = tensor.file.rows(tensor.offset, prod(inner), count, rows)
+    return stored.reshape(len(stored), *inner)
+
+
+@dataclass(frozen=True)
+class BlockScaled(StoredTensor):
+    """FP8 weights (E4M3) [out, in] times a factor per block in float32, rounded to `dtype`.
+
+    Source: DeepSeek-V3, arXiv:2412.19437, section 3.3; E4M3: arXiv:2209.05433.
+    """
+
+    quantised: StoredTensor
+    factors: StoredTensor
+    block: Block
+    kind: str = "FP8"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights in the file."""
+        return prod(self.shape)
+
+    def rows(self, rows: slice | Array) -> Array:
+        """Some rows, in `dtype`."""
+        (count, width), (height, across) = self.shape, self.block
+        stored = stored_bytes(self.quantised, rows)
+        grid = self.factors.array.reshape(-(-count // height), -(-width // across))
+        factors = grid[np.arange(count)[rows] // height].astype(np.float32)
+        values = np.empty(stored.shape, self.numpy_dtype)
+        step = max(1, PIECE // max(1, width))
+        with np.errstate(all="ignore"):  # whoever reads counts infinities
+            for start in range(0, len(stored), step):
+                piece = slice(start, start + step)
+                wide = np.repeat(factors[piece], across, axis=1)[:, :width]
+                values[piece] = E4M3[stored[piece]] * wide
+        return values
+
+
+@dataclass(frozen=True)
+class Packed(StoredTensor):
+    """MXFP4 weights of experts [E, in, out]: numbers of 4 bits (E2M1) with a power of 2 for 32.
+
+    Source: OCP Microscaling Formats (MX) Specification 1.0, sections 5.3 and 5.4.
+    """
+
+    blocks: StoredTensor  # [E, out, in / 32, 16], two numbers a byte
+    powers: StoredTensor  # [E, out, in / 32], E8M0
+    kind: str = "MXFP4"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the numbers in the file."""
+        return prod(self.blocks.shape)
+
+    def rows(self, rows: slice | Array) -> Array:
+        """Some experts, bfloat16, which holds each such number exactly."""
+        _, width, count = self.shape
+        numbers, powers = (stored_bytes(x, rows) for x in (self.blocks, self.powers))
+        values = np.empty((len(numbers), count, width), DTYPES["BF16"])
+        step = max(1, PIECE // max(1, width))
+        with np.errstate(all="ignore"):
+            for expert in range(len(numbers)):
+                for start in range(0, count, step):
+                    at = expert, slice(start, start + step)
+                    runs = np.take(PAIRS, numbers[at], axis=0).reshape(*powers[at].shape, 32)
+                    runs *= np.take(POWERS, powers[at])[..., None]
+                    values[at] = runs.reshape(-1, width)
+        return values.transpose(0, 2, 1)
+
 
 @dataclass(frozen=True)
 class Quantisation:
-    """How a checkpoint's weights are quantised.
-
-    Args:
-        kind: Their type.
-        blocks: The shapes that blocks of FP8 may have.
-        rounded: Whether FP8's products are rounded to the dtype of the factors.
-    """
+    """How a checkpoint's weights are quantised."""
 
     kind: Literal["FP8", "MXFP4"]
-    blocks: tuple[Block, ...] = ()
-    rounded: bool = False
+    blocks: tuple[Block, ...] = ()  # shapes that blocks of FP8 may have
+    rounded: bool = False  # whether FP8's products are rounded to the dtype of the factors
 
 
 def read_quantisation(entries: Mapping[str, Any], source: str) -> Quantisation | None:
-    """What a `config.json` says about its weights; None if they are not quantised.
-
-    The method must be one of those that are read; of `compressed-tensors`, FP8 alone.
-    """
+    """What a `config.json` says about its weights; None if they are not quantised."""
     value = entries.get(CONFIG)
     if not value:
         return None
@@ -126,7 +200,7 @@ def dequantised(
     tensors: Mapping[str, StoredTensor], how: Quantisation, path: Path
 ) -> dict[str, StoredTensor]:
     """The tensors under the names that they have unquantised; what belongs to them is left out."""
-    problems: list[str] = []
+    problems = list[str]()
     made = (_packed if how.kind == "MXFP4" else _scaled)(tensors, how, problems)
     found = {name: tensor for name, (tensor, _) in made.items()}
     used = {name for _, names in made.values() for name in names}
@@ -164,10 +238,11 @@ def _scaled(tensors: Mapping[str, StoredTensor], how: Quantisation, problems: li
             dtype = scale.dtype if how.rounded else "F32"
             place = weight.file, base, dtype, weight.shape, weight.offset
             made[base] = BlockScaled(*place, weight, scale, fits[scale.shape]), names
-    missing = [n for n, x in tensors.items() if x.dtype == "F8_E4M3" and n not in made]
-    for name in missing:
-        if not any(f"{name}{suffix}" in tensors for suffix in _SCALES):
-            problems.append(f"{name}: F8_E4M3 without {name}{_SCALES[0]}")
+    problems += [
+        f"{name}: F8_E4M3 without {name}{_SCALES[0]}"
+        for name, x in tensors.items()
+        if x.dtype == "F8_E4M3" and not any(f"{name}{suffix}" in tensors for suffix in _SCALES)
+    ]
     return made
 
 
@@ -205,10 +280,8 @@ def _packed(tensors: Mapping[str, StoredTensor], how: Quantisation, problems: li
             problems.append(f"{names[1]}: {wanted}")
         else:
             read = shape[0], 32 * shape[2], shape[1]
-            made[base] = (
-                Packed(blocks.file, base, "BF16", read, blocks.offset, blocks, powers),
-                names,
-            )
+            packed = Packed(blocks.file, base, "BF16", read, blocks.offset, blocks, powers)
+            made[base] = packed, names
     return made
 
 

@@ -63,10 +63,7 @@ def damaged(path: Path, problem: str) -> RefimplError:
 
 
 def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], list[TensorEntry]]:
-    """The metadata and the tensors; no count is believed before there are bytes for it.
-
-    Arrays of numbers in the metadata are NumPy's, those of strings are tuples.
-    """
+    """The metadata (arrays, tuples of strings) and the tensors; no count is believed unchecked."""
     reader = _Reader(path, file)
     if not reader.size:
         raise damaged(path, "it is empty")
