@@ -1,6 +1,5 @@
 """A library in a process of its own: whatever bent input does to that process, ours goes on."""
 
-import contextlib
 import os
 import sys
 from threading import Thread
@@ -80,7 +79,8 @@ class ChildProcess:
             case []:
                 raise self.unusable(f"took longer than {round(limit, 1):g} s")
             case [OSError() | EOFError()]:
-                raise self.unusable(f"ended its process ({_exit_code(self._process)})")
+                self._end()
+                raise self.unusable(f"ended its process ({self._process.returncode})")
             case _:
                 raise self.unusable()
 
@@ -94,18 +94,7 @@ def _text(part: bytes) -> str:
     return part[:_LONGEST].decode("utf-8", "replace")
 
 
-def _exit_code(process: "subprocess.Popen[bytes]") -> int | None:
-    """The exit code of a process that closed its pipe; None if it runs on."""
-    with contextlib.suppress(Exception):  # TimeoutExpired, of a module that is not imported here
-        return process.wait(1.0)
-    return None
-
-
 def _ended(process: "subprocess.Popen[bytes]") -> None:
     """End a child and close its pipes."""
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
+    with process:
+        process.kill()

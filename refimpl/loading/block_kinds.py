@@ -4,9 +4,8 @@ from dataclasses import replace
 from math import log, sqrt
 from typing import Any
 
-from refimpl.loading.block_mixers import magnitude, read_mixers
+from refimpl.loading.block_mixers import magnitude, mixture_blocks, read_mixers
 from refimpl.loading.config_keys import Keys, shown
-from refimpl.loading.mixtures import mixture_blocks
 from refimpl.model.config import BlockKind, Rope, Temperature
 from refimpl.model.mixers.sizes import Attention
 

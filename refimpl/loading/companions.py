@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from shutil import rmtree
@@ -30,24 +31,21 @@ def companion_files(path: Path, others: Iterable[str]) -> dict[str, Path]:
     return {entry.name: entry for entry in entries if belongs(entry.name)}
 
 
+@dataclass(eq=False)
 class Companions:
     """The companions of weights that become other files: some exist, others are made."""
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        beside: Mapping[str, Path],
-        write: Callable[[Path], None] = lambda _: None,
-    ) -> None:
-        self._config, self._beside, self._write = config, beside, write
-        self._folder: Path | None = None
+    config: Mapping[str, Any]
+    beside: Mapping[str, Path]
+    write: Callable[[Path], None] = lambda _: None
+    _folder: Path | None = None
 
     def __call__(self) -> dict[str, Path]:
         """The files by their names; those that are made are in a folder of this process."""
         if self._folder is None:
             folder = Path(mkdtemp(prefix="refimpl-"))
             finalize(self, rmtree, folder, ignore_errors=True)
-            (folder / "config.json").write_text(json.dumps(self._config, indent=1), "utf-8")
-            self._write(folder)
+            (folder / "config.json").write_text(json.dumps(self.config, indent=1), "utf-8")
+            self.write(folder)
             self._folder = folder
-        return {**self._beside, **{path.name: path for path in sorted(self._folder.iterdir())}}
+        return {**self.beside, **{path.name: path for path in sorted(self._folder.iterdir())}}

@@ -7,11 +7,11 @@ from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.loading.block_kinds import read_block_kinds
+from refimpl.loading.block_mixers import read_experts
 from refimpl.loading.composites import text_entries
 from refimpl.loading.config_keys import LARGEST, Keys, shown
 from refimpl.loading.families import FAMILIES, REFUSED, Family, Location
 from refimpl.loading.files.refused_formats import refusal
-from refimpl.loading.mixtures import read_experts
 from refimpl.model.config import Alibi, BlockKind, Config
 from refimpl.model.mixers.sizes import Attention
 
@@ -121,16 +121,10 @@ def _family(entries: Mapping[str, Any], source: str) -> Family:
         raise refusal("quantised", f"{source} describes a quantised checkpoint")
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
-    families = f"one of {', '.join(FAMILIES)}"
-    if "model_type" not in entries:
-        raise RefimplError(
-            f"{source} has no model_type",
-            families,
-            "add model_type to config.json; refimpl never guesses it from tensor names",
-        )
+    absent = "model_type" not in entries
     raise RefimplError(
-        f"unknown model family {shown(model_type)}",
-        families,
+        f"{source} has no model_type" if absent else f"unknown model family {shown(model_type)}",
+        f"one of {', '.join(FAMILIES)}",
         "use a model of one of these families, or add a file to refimpl/loading/families",
     )
 

@@ -51,11 +51,6 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _same(value: Any, other: Any) -> bool:
-    """Whether two values of JSON are equal; 1 is not true."""
-    return value == other and isinstance(value, bool) == isinstance(other, bool)
-
-
 class Keys:
     """The keys of one `config.json`, as a family spells them: which were read, and problems.
 
@@ -97,7 +92,10 @@ class Keys:
             self._read.add(other)
             if self.entries.get(other) not in (None, value):
                 self.wrong(f"{other}: {shown(self.entries[other])} contradicts {shown(value)}")
-        if facts.only and not any(_same(value, x) for x in facts.only):
+        same = [
+            x for x in facts.only if x == value and isinstance(x, bool) == isinstance(value, bool)
+        ]
+        if facts.only and not same:  # 1 is not true
             known = " or ".join(map(shown, facts.only))
             self.wrong(f"{spellings[0]}: only {known} is supported, got {shown(value)}")
         return value

@@ -40,27 +40,12 @@ class WorkUnit(Protocol[T_co]):
     @property
     def dtype(self) -> npt.DTypeLike:
         """Dtype of the computation."""
-        ...
 
     def cost(self, config: Config) -> float:
         """Its cost, in the unit of the progress."""
-        ...
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> T_co:
         """Its result; `tick` gets the cost of each piece that is done."""
-        ...
-
-
-class LostWorkerError(ResumableError):
-    """A worker died and no other could run its work unit; the results of the others are kept."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(
-            f"a worker was lost ({type(error).__name__}: {error or 'no reason given'})",
-            "workers that live until their work is done (most die of too little memory), and work "
-            "that can be sent to them",
-            "use a smaller --memory or fewer --threads, and repeat the command",
-        )
 
 
 def results(units: Iterable[WorkUnit[T]], model: Model, resources: Resources) -> Iterator[T]:
@@ -109,7 +94,12 @@ def _lost_workers() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise LostWorkerError(error) from error
+        raise ResumableError(
+            f"a worker was lost ({type(error).__name__}: {error or 'no reason given'})",
+            "workers that live until their work is done (most die of too little memory), and work "
+            "that can be sent to them",
+            "use a smaller --memory or fewer --threads, and repeat the command",
+        ) from error
 
 
 def _run(

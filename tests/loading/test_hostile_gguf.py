@@ -69,7 +69,7 @@ def array(kind: int, count: int, content: bytes = b"") -> bytes:
 
 nested = array(ARRAY, 1, array(ARRAY, 1, array(UINT32, 1, b"\0" * 4)))
 HOSTILE: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "it is empty"),
+    "empty": (b"", "it ends in its header, at byte 0"),
     "another format": (b"PK\3\4" + b"\0" * 100, "does not begin with GGUF"),
     "only the magic": (b"GGUF", "ends in its header"),
     "version 1": (file(version=1), "version is 1"),

@@ -43,12 +43,13 @@ from refimpl.running.executors import open_executor
 from refimpl.running.provenance import stamps
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers, cores
-from refimpl.running.work_units import LostWorkerError, results
+from refimpl.running.work_units import results
 from refimpl.scoring.dense_statistics import SummedSquares
 from refimpl.scoring.experiment import dense_squares, experiment
 from refimpl.scoring.grouping import balanced, stacks
 from refimpl.scoring.measurements import addresses
 from refimpl.scoring.signals import signals
+from refimpl.storage.file_system import ResumableError
 from refimpl.tokens import random_tokens, text_windows
 
 LLAMA = FIXTURES / "llama"
@@ -282,7 +283,7 @@ def test_a_dead_worker_is_an_error_that_says_what_to_do() -> None:
     units = [Asking(0), Asking(1, dies=True), *(Asking(n) for n in range(2, 9))]
     with (
         open_executor("processes", 2) as pool,
-        pytest.raises(LostWorkerError, match="repeat the command") as lost,
+        pytest.raises(ResumableError, match="repeat the command") as lost,
     ):
         asked(units, pool)
     assert "a worker was lost (BrokenProcessPool" in lost.value.problem
@@ -313,7 +314,7 @@ def test_a_lost_result_is_computed_again_once() -> None:
     with Losing(1, 4, 5) as pool:
         found = asked([Asking(n) for n in range(6)], pool)
     assert (len(found), pool.left) == (6, [])
-    with Losing(0, 0, 0) as pool, pytest.raises(LostWorkerError, match="cannot unpack"):
+    with Losing(0, 0, 0) as pool, pytest.raises(ResumableError, match="cannot unpack"):
         asked([Asking(0)], pool)
     assert pool.left == [0]
 
@@ -337,7 +338,7 @@ def test_work_that_cannot_be_sent_is_an_error(processes: Executor) -> None:
     class Local(Asking):
         """A class that no other process finds."""
 
-    with pytest.raises(LostWorkerError, match="work that can be sent"):
+    with pytest.raises(ResumableError, match="work that can be sent"):
         asked([Local(0)], processes)
 
 

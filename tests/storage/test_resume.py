@@ -15,10 +15,9 @@ from gates import bits
 from program import ran, refused, run
 
 from refimpl import RefimplError
-from refimpl.running.work_units import LostWorkerError
 from refimpl.storage import work_folder
-from refimpl.storage.arrays import write_tree
-from refimpl.storage.finished_units import are_left, discard, finished_units
+from refimpl.storage.file_system import ResumableError
+from refimpl.storage.finished_units import are_left, discard, finished_units, write_tree
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)
@@ -151,7 +150,7 @@ def test_a_full_disk_leaves_finished_units(
 
 def test_a_lost_worker_leaves_finished_units(tmp_path: Path, whole: Any) -> None:
     def lost() -> None:
-        raise LostWorkerError(OSError("killed"))
+        raise ResumableError("a worker was lost", "a worker", "repeat the command")
 
     expected, output = whole("wanda"), tmp_path / "out"
     with before_unit(3, lost):

@@ -131,16 +131,10 @@ def _open_shards(index: Path) -> tuple[SafetensorsFile, ...]:
             "download the missing shards",
         )
     files = tuple(SafetensorsFile(index.parent / shard) for shard in shards)
-    tensors = {file.path.name: file.tensors for file in files}
+    stored = {(name, file.path.name) for file in files for name in file.tensors}
     problems = [
-        f"{name}: in the index under {shard}, not in that file"
-        for name, shard in shard_of.items()
-        if name not in tensors[shard]
-    ] + [
-        f"{name}: in {shard}, in the index under {shard_of.get(name, 'nothing')}"
-        for shard, names in tensors.items()
-        for name in names
-        if shard_of.get(name) != shard
+        f"{name}: only {'the file' if (name, shard) in stored else 'the index'} has it in {shard}"
+        for name, shard in sorted(stored ^ shard_of.items())
     ]
     if problems:
         raise RefimplError(

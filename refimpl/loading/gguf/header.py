@@ -65,8 +65,6 @@ def damaged(path: Path, problem: str) -> RefimplError:
 def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], list[TensorEntry]]:
     """The metadata (arrays, tuples of strings) and the tensors; no count is believed unchecked."""
     reader = _Reader(path, file)
-    if not reader.size:
-        raise damaged(path, "it is empty")
     if reader.take(4) != b"GGUF":
         raise damaged(path, "it does not begin with GGUF")
     if (version := reader.number("I")) not in VERSIONS:
