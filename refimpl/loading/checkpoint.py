@@ -64,8 +64,8 @@ def read_model(
     entries, source, config_path = _config_file(path, option, files)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
     companions, ignored = None, tuple[StoredTensor, ...]()
-    if (quantisation := read_quantisation(entries, source)) is not None:
-        tensors = dequantised(tensors, quantisation, path)
+    if (blocks := read_quantisation(entries, source)) is not None:
+        tensors = dequantised(tensors, blocks, path)
         entries = without_quantisation(entries, tensors)
         beside = companion_files(path, (RECORD, SCORES, *(file.path.name for file in files)))
         companions = Companions(entries, beside)

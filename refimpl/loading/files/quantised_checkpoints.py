@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -16,7 +16,7 @@ from refimpl.model.weight import DTYPES, StoredTensor
 
 CONFIG = "quantization_config"
 Block = tuple[int, int]  # rows and columns; 0 stands for all
-WHOLE_TENSOR, CHANNEL = (0, 0), (1, 0)
+WHOLE_TENSOR = (0, 0)
 
 # The keys of each method: those with one meaning, and those that only say what the tensors show.
 _METHODS: dict[str, tuple[dict[str, str], str]] = {
@@ -26,11 +26,6 @@ _METHODS: dict[str, tuple[dict[str, str], str]] = {
         "ignored_layers modules_to_convert",
     ),
     "mxfp4": ({}, "modules_to_not_convert dequantize"),
-    "compressed-tensors": (
-        {"format": "float-quantized"},
-        "config_groups quantization_status global_compression_ratio ignore version "
-        "run_compressed dequantize",
-    ),
 }
 _SCALES = ("_scale_inv", "_scale")
 _OF_ACTIVATIONS = (".input_scale", ".activation_scale")
@@ -52,7 +47,7 @@ def stored_bytes(tensor: StoredTensor, rows: slice | Array) -> Array:
 
 @dataclass(frozen=True)
 class BlockScaled(StoredTensor):
-    """FP8 weights (E4M3) [out, in] times a factor per block in float32, rounded to `dtype`.
+    """FP8 weights (E4M3) [out, in] times a factor per block, in float32.
 
     Source: DeepSeek-V3, arXiv:2412.19437, section 3.3; E4M3: arXiv:2209.05433.
     """
@@ -68,7 +63,7 @@ class BlockScaled(StoredTensor):
         return prod(self.shape)
 
     def rows(self, rows: slice | Array) -> Array:
-        """Some rows, in `dtype`."""
+        """Some rows, float32."""
         (count, width), (height, across) = self.shape, self.block
         stored = stored_bytes(self.quantised, rows)
         grid = self.factors.array.reshape(-(-count // height), -(-width // across))
@@ -115,17 +110,8 @@ class Packed(StoredTensor):
         return values.transpose(0, 2, 1)
 
 
-@dataclass(frozen=True)
-class Quantisation:
-    """How a checkpoint's weights are quantised."""
-
-    kind: Literal["FP8", "MXFP4"]
-    blocks: tuple[Block, ...] = ()  # shapes that blocks of FP8 may have
-    rounded: bool = False  # whether FP8's products are rounded to the dtype of the factors
-
-
-def read_quantisation(entries: Mapping[str, Any], source: str) -> Quantisation | None:
-    """What a `config.json` says about its weights; None if they are not quantised."""
+def read_quantisation(entries: Mapping[str, Any], source: str) -> tuple[Block, ...] | None:
+    """Shapes that blocks of FP8 weights may have; () of MXFP4; None without quantisation."""
     value = entries.get(CONFIG)
     if not value:
         return None
@@ -144,46 +130,18 @@ def read_quantisation(entries: Mapping[str, Any], source: str) -> Quantisation |
         for key, entry in value.items()
         if key not in ("quant_method", *shown.split(), *only) and entry not in (None, False, [], {})
     ]
-    blocks = () if method == "mxfp4" else _blocks(method, value, problems)
+    size = value.get("weight_block_size", [128, 128])
+    pair = isinstance(size, list) and [type(x) for x in size] == [int, int]
+    if method == "fp8" and size is not None and not (pair and 0 < min(size) <= max(size) < 1 << 31):
+        got = f"got {size!r:.60}"
+        problems.append(f"weight_block_size: expected the rows and columns of a block, {got}")
     _refuse(problems, f"{source}: {CONFIG} asks for what refimpl does not compute:")
     if method == "mxfp4":
-        return Quantisation("MXFP4")
-    return Quantisation("FP8", blocks, rounded=method == "compressed-tensors")
-
-
-def _blocks(method: str, value: Mapping[str, Any], problems: list[str]) -> tuple[Block, ...]:
-    """Shapes that blocks may have."""
-    if method == "fp8":
-        if "weight_block_size" not in value:
-            return (128, 128), WHOLE_TENSOR
-        size = value["weight_block_size"]
-        return (WHOLE_TENSOR,) if size is None else _sizes(size, "weight_block_size", problems)
-    groups = value.get("config_groups")
-    blocks: list[Block] = []
-    for name, group in groups.items() if isinstance(groups, dict) else ():
-        weights = group.get("weights") if isinstance(group, dict) else None
-        facts = weights if isinstance(weights, dict) else {}
-        strategy = facts.get("strategy")
-        if (facts.get("num_bits"), facts.get("type")) != (8, "float"):
-            problems.append(f"config_groups.{name}: expected weights of 8 bits, type float")
-        elif strategy == "block":
-            blocks += _sizes(facts.get("block_structure"), f"config_groups.{name}", problems)
-        elif strategy in ("tensor", "channel"):
-            blocks.append(WHOLE_TENSOR if strategy == "tensor" else CHANNEL)
-        else:
-            problems.append(f"config_groups.{name}: strategy {strategy!r:.60} is not supported")
-    if not blocks and not problems:
-        problems.append("config_groups: expected groups of weights, got none")
-    return tuple(blocks)
-
-
-def _sizes(value: Any, key: str, problems: list[str]) -> tuple[Block, ...]:
-    """A block of two positive sizes."""
-    pair = isinstance(value, list) and [type(x) for x in value] == [int, int]
-    if pair and 0 < min(value) <= max(value) < 1 << 31:
-        return ((value[0], value[1]),)
-    problems.append(f"{key}: expected the rows and columns of a block, got {value!r:.60}")
-    return ()
+        return ()
+    if size is None:
+        return (WHOLE_TENSOR,)
+    block = size[0], size[1]
+    return (block,) if "weight_block_size" in value else (block, WHOLE_TENSOR)
 
 
 def without_quantisation(
@@ -197,16 +155,17 @@ def without_quantisation(
 
 
 def dequantised(
-    tensors: Mapping[str, StoredTensor], how: Quantisation, path: Path
+    tensors: Mapping[str, StoredTensor], blocks: tuple[Block, ...], path: Path
 ) -> dict[str, StoredTensor]:
     """The tensors under the names that they have unquantised; what belongs to them is left out."""
     problems = list[str]()
-    made = (_packed if how.kind == "MXFP4" else _scaled)(tensors, how, problems)
+    kind = "FP8" if blocks else "MXFP4"
+    made = _scaled(tensors, blocks, problems) if blocks else _packed(tensors, problems)
     found = {name: tensor for name, (tensor, _) in made.items()}
     used = {name for _, names in made.values() for name in names}
     if not found and not problems:
-        problems.append(f"no tensor is {how.kind}, as {CONFIG} of config.json says")
-    _refuse(problems, f"{path}: its {how.kind} weights are not whole:")
+        problems.append(f"no tensor is {kind}, as {CONFIG} of config.json says")
+    _refuse(problems, f"{path}: its {kind} weights are not whole:")
     return {name: x for name, x in tensors.items() if name not in used} | found
 
 
@@ -214,7 +173,9 @@ Made = dict[str, tuple[StoredTensor, tuple[str, ...]]]
 """Tensors by their names, and the names of the file's tensors that they stand for."""
 
 
-def _scaled(tensors: Mapping[str, StoredTensor], how: Quantisation, problems: list[str]) -> Made:
+def _scaled(
+    tensors: Mapping[str, StoredTensor], blocks: tuple[Block, ...], problems: list[str]
+) -> Made:
     """FP8 weights with their factors; scales of activations belong to them, and are not used."""
     made: Made = {}
     for name, scale in tensors.items():
@@ -226,7 +187,7 @@ def _scaled(tensors: Mapping[str, StoredTensor], how: Quantisation, problems: li
             got = "no tensor" if weight is None else f"{weight.dtype} {list(weight.shape)}"
             problems.append(f"{base}: expected F8_E4M3 of 2 axes beside {name}, got {got}")
             continue
-        fits = dict(_grids(weight.shape, how.blocks))
+        fits = dict(_grids(weight.shape, blocks))
         if scale.dtype not in DTYPES:
             problems.append(f"{name}: expected {', '.join(DTYPES)}, got {scale.dtype}")
         elif scale.shape not in fits:
@@ -235,8 +196,7 @@ def _scaled(tensors: Mapping[str, StoredTensor], how: Quantisation, problems: li
         else:
             own = base.removesuffix(".weight")
             names = (base, name, *(own + suffix for suffix in _OF_ACTIVATIONS))
-            dtype = scale.dtype if how.rounded else "F32"
-            place = weight.file, base, dtype, weight.shape, weight.offset
+            place = weight.file, base, "F32", weight.shape, weight.offset
             made[base] = BlockScaled(*place, weight, scale, fits[scale.shape]), names
     problems += [
         f"{name}: F8_E4M3 without {name}{_SCALES[0]}"
@@ -257,7 +217,7 @@ def _grids(
             yield from (((), (rows, columns)), ((1,), (rows, columns)))
 
 
-def _packed(tensors: Mapping[str, StoredTensor], how: Quantisation, problems: list[str]) -> Made:
+def _packed(tensors: Mapping[str, StoredTensor], problems: list[str]) -> Made:
     """MXFP4 weights: blocks and their powers."""
     made: Made = {}
     parts = ("_blocks", "_scales")
