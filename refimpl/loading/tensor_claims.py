@@ -9,7 +9,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import HubModel
-from refimpl.loading.files.refused_formats import refuse_formats
+from refimpl.loading.files.refused_formats import refuse_quantised
 from refimpl.model.config import LEARNED_ACTIVATION, kind_of
 from refimpl.model.layout import WHOLE, Layout
 from refimpl.model.weight import DTYPES, StoredTensor, Weight
@@ -125,7 +125,7 @@ def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dic
     head = f"{hub.names['lm_head'].name}.weight"
     claimed = {role.tensor for role in role_of.values()}
     unclaimed = [n for n in tensors if n not in claimed and not buffers.fullmatch(n)]
-    refuse_formats(tensors, unclaimed, path)
+    refuse_quantised(tensors, unclaimed, path)
 
     problems = _unfit(tensors, role_of)
     for name in unclaimed:
