@@ -59,7 +59,8 @@ def read_model(
     if _is_gguf(path):
         from refimpl.loading.gguf_model import read_gguf  # few models are
 
-        return read_gguf(path, option, hub_id)
+        given = None if option is None else _config_file(path, option, ())
+        return read_gguf(path, given, hub_id)
     files = open_files(path)
     entries, source, config_path = _config_file(path, option, files)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}

@@ -11,7 +11,6 @@ from refimpl.errors import RefimplError
 from refimpl.loading.companions import Companions
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.families import FAMILIES, Family
-from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.gguf.architectures import (
     EPSILON,
     EXPERT_STACKS,
@@ -44,26 +43,23 @@ ROPE_FACTORS, *LONG_AND_SHORT = (
 )  # fmt: skip
 
 
-def read_gguf(path: Path, config: Path | None, hub_id: str | None) -> Model:
-    """Open a GGUF file, or the first file of a split one; no weight has been read yet."""
+def read_gguf(path: Path, given: tuple[Any, str, Path | None] | None, hub_id: str | None) -> Model:
+    """Open a GGUF file, or the first file of a split one, with its metadata or a `config.json`."""
     files = open_shards(path)
     metadata = files[0].metadata
     stored = {name: tensor for file in files for name, tensor in file.tensors.items()}
     architecture = architecture_of(metadata, path)
-    if config is None:
-        source = f"the metadata of {path}"
+    if given is None:
         entries = _config_entries(metadata, stored, architecture, path)
-    else:
-        source, expected = str(config), "the model's config.json"
-        with reading(config, expected):
-            entries = json_object(read_file(config), source, expected)
+        given = entries, f"the metadata of {path}", None
+    entries, source, config_path = given
     hub = read_config(entries, source)
     tensors = _as_transformers_names(stored, hub, architecture)
     companions = Companions(
         {**entries, "dtype": "float32"}, {}, lambda folder: write_tokenizer(metadata, folder, path)
     )
     weights = claim(tensors, hub, path)
-    return Model(path, hub.config, entries, weights, files, None, hub_id, companions)
+    return Model(path, hub.config, entries, weights, files, config_path, hub_id, companions)
 
 
 def _config_entries(
@@ -103,10 +99,8 @@ def _config_entries(
             put(ours, facts.pop(key))
     for key in EPSILON.values():  # of norms that the family does not have
         facts.pop(key, None)
-    sizes = tuple(
-        entries.get(family.spelling(key))
-        for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
-    )
+    named = ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    sizes = tuple(entries.get(family.spelling(key)) for key in named)
     key_length = facts.pop("attention.key_length", None)
     if facts.pop("attention.value_length", key_length) != key_length:
         problems.append("attention.value_length: differs from attention.key_length")
@@ -119,8 +113,7 @@ def _config_entries(
     scaling.setdefault("factor", facts.pop("rope.scale_linear", 0))  # its old name
     if scaling.pop("finetuned", True) is False and "granite" in family.model_type:
         problems.append(f"{SCALING}finetuned: false switches Granite's rotary positions off")
-    theta = entries.get(family.spelling("rope_theta"))
-    rotation = theta, entries.get("head_dim")
+    rotation = entries.get(family.spelling("rope_theta")), entries.get("head_dim")
     if (rope := _scaling(scaling, tensors, rotation, problems)) is not None:
         entries["rope_scaling"] = rope
         if rope["rope_type"] == "longrope" and "original_max_position_embeddings" not in entries:
@@ -239,8 +232,7 @@ def _as_transformers_names(
         name, suffix = ours.rsplit(".", 1)
         *block, part = name.removeprefix("blocks.").split(".", 1)
         kind = kind_of(part)
-        location = hub.names.get(kind)
-        together = location.fused if location else ()
+        together = location.fused if (location := hub.names.get(kind)) else ()
         names, key = IN_BLOCK if block else OUTSIDE, kind
         if len(together) > 1:
             names, key = FUSED, together[0]

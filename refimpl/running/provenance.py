@@ -45,17 +45,14 @@ NUMPY = Runtime()
 
 @dataclass(frozen=True)
 class Run:
-    """How a run went: memory is what residual states may use, peak memory what was resident, bytes.
-
-    The versions are those of refimpl, numpy, python, and the runtime.
-    """
+    """How a run went; memory is for residual states, peak memory what was resident, in bytes."""
 
     dtype: str
     threads: int
     memory: int
     seconds: float
     peak_memory: int | None
-    versions: Mapping[str, str]
+    versions: Mapping[str, str]  # of refimpl, numpy, python, and the runtime
     runtime: str = "numpy"
     device: str = "cpu"
 

@@ -21,11 +21,7 @@ Progress = Callable[[float, float], None]
 
 
 class _ProcessSettings:
-    """While this process has any open `Workers`: BLAS on one thread, and a heap that keeps memory.
-
-    By default, freed arrays go back to the system, which clears their pages for the next ones: a
-    tenth of the time of a model of 1B.
-    """
+    """While there are open `Workers`: BLAS on one thread, and a heap that keeps freed memory."""
 
     def __init__(self) -> None:
         self._lock, self._users = Lock(), 0
@@ -68,7 +64,9 @@ def glibc() -> Any:
 
 
 GLIBC = glibc()
-HEAP_OPTIONS = {  # of `mallopt`: the value while there are `Workers`, and after
+# Freed arrays go back to the system, which clears their pages for the next ones: a tenth of the
+# time of a model of 1B. Options of `mallopt`: the value while there are `Workers`, and after.
+HEAP_OPTIONS = {
     -1: (-1, 64 << 20),  # M_TRIM_THRESHOLD: free bytes at the heap's end that it gives back
     -3: (32 << 20, 32 << 20),  # M_MMAP_THRESHOLD: arrays from here on are outside the heap,
     -4: (0, 65536),  # M_MMAP_MAX: but at most so many
@@ -94,15 +92,12 @@ def thread_count(threads: int | None) -> int:
 
 
 class Workers:
-    """Threads that each run NumPy on one core; one worker if BLAS cannot be limited to a thread.
-
-    States of an experiment are independent: one per thread is faster than products on all threads.
-    """
+    """Threads that each run NumPy on one core: faster than products of each state on all cores."""
 
     def __init__(self, threads: int | None = None) -> None:
         wanted = thread_count(threads)
         self._blas = ThreadpoolController().select(user_api="blas")
-        self.threads = wanted if len(self._blas) else 1
+        self.threads = wanted if len(self._blas) else 1  # without a BLAS that can be limited
 
     def __enter__(self) -> Self:
         SETTINGS.acquire(self._blas)
