@@ -14,6 +14,7 @@ from refimpl.loading.files.hub import COMPANIONS
 from refimpl.loading.files.refused_formats import CONVERSIONS
 
 INDEX = ".index.json"
+OTHERS = (INDEX, ".onnx.data")
 WEIGHTS = {".safetensors", *CONVERSIONS, ".ot", ".npz", ".pkl", ".tflite", ".onnx_data", ".mlmodel"}
 
 
@@ -23,8 +24,7 @@ def companion_files(path: Path, others: Iterable[str]) -> dict[str, Path]:
 
     def belongs(name: str) -> bool:
         if path.is_dir():
-            weights = Path(name).suffix.lower() in WEIGHTS or name.endswith((INDEX, ".onnx.data"))
-            return not weights
+            return Path(name).suffix.lower() not in WEIGHTS and not name.endswith(OTHERS)
         return any(fnmatch(name, pattern) for pattern in COMPANIONS)
 
     entries = [x for x in sorted(folder.iterdir()) if x.is_file() and x.name not in skipped]

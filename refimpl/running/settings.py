@@ -57,9 +57,9 @@ class Resources:
         )
 
     def keep(self, results: Mapping[str, Any]) -> None:
-        """Keep the results of a work unit, if any are kept."""
+        """Keep the results of a work unit by key, under the first, if any are kept."""
         if self.finished is not None:
-            self.finished.add(results)
+            self.finished.write(next(iter(results)), results)
 
     def tick(self, cost: float = 1.0) -> None:
         """Report that work of this cost is done, in the unit of `total`."""

@@ -45,14 +45,10 @@ class FinishedUnits:
 
     @property
     def earlier(self) -> dict[str, Any]:
-        """Results that earlier runs have added, by key."""
+        """Results by key, of units that are objects."""
         names = [name for name in sorted(os.listdir(self.folder)) if not UNFINISHED.fullmatch(name)]
         units = [unit for unit in map(self.read, names) if isinstance(unit, dict)]
         return {key: result for unit in units for key, result in unit.items()}
-
-    def add(self, results: Mapping[str, Any]) -> None:
-        """Keep the results of a work unit: numbers, texts, arrays, lists and objects by key."""
-        self.write(next(iter(results)), results)
 
     def read(self, name: str, mapped: bool = False) -> Any:
         """A unit, or None if it is absent or damaged; mapped arrays are read when used."""

@@ -61,8 +61,9 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
             "check the path, or run pip install 'refimpl[hub]'",
         ) from error
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    offline = constants.HF_HUB_OFFLINE
-    if download and not offline:
+    unset = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, and "
+    unset = unset if constants.HF_HUB_OFFLINE else ""
+    if download and not unset:
         snapshot, file = _downloaded(repository, revision, folder, constants.ENDPOINT, file)
     else:
         snapshot = _snapshot(folder, revision)
@@ -71,9 +72,9 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
             f"{model}: no such file or folder, and the cache {folder.parent} holds no revision "
             f"{revision} of such a model",
             _EXPECTED,
-            _remedy(repository, revision, "check the path", offline, file),
+            f"check the path, or {unset}add --download",
         )
-    return _whole(snapshot, repository, offline, file)
+    return _whole(snapshot, repository, file, unset)
 
 
 def _of_cache(path: Path) -> tuple[Path, str | None]:
@@ -84,12 +85,12 @@ def _of_cache(path: Path) -> tuple[Path, str | None]:
             continue
         repository, inside = folder.name[8:].replace("--", "/"), whole.relative_to(folder).parts
         if not inside and (found := _snapshot(folder, "main")) is not None:
-            return _whole(found, repository, offline=False)
+            return _whole(found, repository)
         if inside[:1] != ("snapshots",) or len(inside) == 1:
             break
         snapshot = folder.joinpath(*inside[:2])
         if whole == snapshot:
-            return _whole(path, repository, offline=False)
+            return _whole(path, repository)
         file = f":{whole.relative_to(snapshot)}" if whole.suffix == ".gguf" else ""
         return path, f"{repository}@{snapshot.name}{file}"
     return path, None
@@ -106,18 +107,16 @@ def _snapshot(folder: Path, revision: str) -> Path | None:
 
 
 def _whole(
-    snapshot: Path, repository: str, offline: bool, file: str | None = None
+    snapshot: Path, repository: str, file: str | None = None, unset: str = ""
 ) -> tuple[Path, str]:
     """A snapshot (or a GGUF file in it) and its id, if all files of its weights are there."""
     name = f"{repository}@{snapshot.name}"
     with reading(snapshot, _EXPECTED):
         entries = {entry.name: entry for entry in snapshot.iterdir()}
-        if file is not None and not file.lower().endswith(".gguf"):
-            inside = (x.relative_to(snapshot) for x in snapshot.rglob("*.gguf"))
-            file = only_gguf((x.as_posix() for x in inside), name, file)
         broken = [name for name, entry in entries.items() if not entry.exists()]
-        if file is None and not any(x.endswith((".safetensors", INDEX)) for x in entries):
-            file = only_gguf(entries, name)
+        inside = [x.relative_to(snapshot).as_posix() for x in snapshot.rglob("*")]
+        if not any(x.endswith((".safetensors", INDEX)) for x in entries) or file:
+            file = only_gguf(inside, name, file)
         expected = f"config.json, and {WEIGHTS[0]} or {INDEX} with all its shards"
         needed = {"config.json"}
         if file is not None:
@@ -127,17 +126,20 @@ def _whole(
             needed |= set(shard_of_tensor(entries[INDEX]).values())
         elif not any(Path(name).suffix in (".safetensors", *CONVERSIONS) for name in entries):
             needed |= {"model.safetensors"}
+    path, name = (snapshot, name) if file is None else (snapshot / file, f"{name}:{file}")
     if missing := sorted({*broken, *needed - entries.keys()}):
         raise RefimplError(
             f"{name}: the cache lacks {listed(missing)} ({snapshot})",
             expected,
-            _remedy(repository, snapshot.name, "if it holds these files", offline, file),
+            f"if the repository holds these files, {unset}pass {name} with --download",
         )
-    return (snapshot, name) if file is None else (snapshot / file, f"{name}:{file}")
+    return path, name
 
 
-def only_gguf(names: Iterable[str], repository: str, kind: str = "") -> str | None:
-    """The GGUF model (of a split one the first file) of a repository, or the one of a type."""
+def only_gguf(names: Iterable[str], repository: str, kind: str | None) -> str | None:
+    """The GGUF model of a repository: a file (of a split one the first), or the one of a type."""
+    if kind and kind.lower().endswith(".gguf"):
+        return kind
     models = sorted(x for x in names if x.endswith(".gguf") and _shards(x)[0] == x)
     models = [x for x in models if not x.rpartition("/")[2].startswith("mmproj")]  # vision parts
     of_kind = re.compile(rf"(.*[-_./])?{kind}([-.].*)", re.IGNORECASE)
@@ -177,7 +179,7 @@ def _downloaded(
             except Exception:
                 with suppress(RefimplError):
                     if (snapshot := _snapshot(folder, revision)) is not None:
-                        _whole(snapshot, repository, False, file)
+                        _whole(snapshot, repository, file)
                         return snapshot, file
                 raise
             answers.commit = answers.checked(COMMIT, listing.sha, "a commit")
@@ -223,12 +225,10 @@ def _wanted(
     listed: dict[str, Any], name: str, file: str | None
 ) -> tuple[dict[str, Any], str | None]:
     """What we read of the files that a server lists, by name; and the GGUF model if it is one."""
-    if file and not file.lower().endswith(".gguf"):
-        file = only_gguf(listed, name, file)
     names = [] if file else [x for x in listed if any(fnmatchcase(x, y) for y in DOWNLOADED)]
     names = [x for x in names if "/" not in x]
-    if file is None and not any(x.endswith(".safetensors") for x in names):
-        file = only_gguf(listed, name)
+    if not any(x.endswith(".safetensors") for x in names):
+        file = only_gguf(listed, name, file)
     names += _shards(file) if file else []
     if not (files := {x: listed[x] for x in names if x in listed}):
         raise RefimplError(
@@ -237,16 +237,6 @@ def _wanted(
             "check the id, and the name of a GGUF file in it",
         )
     return files, file
-
-
-def _remedy(
-    repository: str, revision: str, check: str, offline: bool, file: str | None = None
-) -> str:
-    """The next step towards a model that the cache does not hold."""
-    which = f" {' '.join(_shards(file)[:3])}" if file and "." in file else ""
-    which += "" if revision == "main" else f" --revision {revision}"
-    unset = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, and " if offline else ""
-    return f"{check}, or {unset}add --download (or run hf download {repository}{which})"
 
 
 class Answers:

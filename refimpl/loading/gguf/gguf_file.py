@@ -77,11 +77,6 @@ class GgufTensor(StoredTensor):
         """Bytes in the file."""
         return prod(self.shape) // self.block * self.block_bytes
 
-    @property
-    def table(self) -> Array:
-        """Its rows, each de-quantised when it is looked up."""
-        return self.array if self.arrangement else super().table
-
     def rows(self, rows: slice | Array) -> Array:
         """Some rows, de-quantised; float32 if they were quantised."""
         if self.arrangement == "transposed":
