@@ -185,7 +185,7 @@ def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:
         "nested": [{"x": np.arange(3), "y": [1, True, None, "text"]}],
     }
     with finished_units(tmp_path, {}) as finished:
-        finished.write("values", values)
+        finished.write("floats", values)
     with finished_units(tmp_path, {}) as finished:
         found = finished.earlier
         mapped = finished.read("floats", mapped=True)
