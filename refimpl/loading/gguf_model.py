@@ -43,17 +43,17 @@ ROPE_FACTORS, *LONG_AND_SHORT = (
 )  # fmt: skip
 
 
-def read_gguf(path: Path, given: tuple[Any, str, Path | None] | None, hub_id: str | None) -> Model:
-    """Open a GGUF file, or the first file of a split one, with its metadata or a `config.json`."""
+def read_gguf(
+    path: Path, entries: dict[str, Any], config_path: Path | None, hub_id: str | None
+) -> Model:
+    """Open a GGUF file, or the first of a split one, with its metadata or the `config.json`."""
     files = open_shards(path)
     metadata = files[0].metadata
     stored = {name: tensor for file in files for name, tensor in file.tensors.items()}
     architecture = architecture_of(metadata, path)
-    if given is None:
+    if config_path is None:
         entries = _config_entries(metadata, stored, architecture, path)
-        given = entries, f"the metadata of {path}", None
-    entries, source, config_path = given
-    hub = read_config(entries, source)
+    hub = read_config(entries, str(config_path or f"the metadata of {path}"))
     tensors = _as_transformers_names(stored, hub, architecture)
     companions = Companions(
         {**entries, "dtype": "float32"}, {}, lambda folder: write_tokenizer(metadata, folder, path)
