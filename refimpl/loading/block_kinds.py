@@ -176,24 +176,19 @@ def _rope(
     known = len(keys.problems) == problems_before
     if known and (rotary_dim < 2 or rotary_dim % 2):
         keys.wrong(f"{source}: {rotary_dim} of {head_dim} channels cannot rotate in pairs")
-    if keys.has("alpha") and scaling.get("alpha"):
-        theta, scaling = _stretched(keys, scaling, source, theta, rotary_dim), {}
+    if keys.has("alpha") and (alpha := scaling.get("alpha")):  # a base for all lengths
+        kind = scaling.get("rope_type", scaling.get("type"))
+        if kind != "dynamic" or rotary_dim <= 2:
+            got = f"got {shown(kind)}"
+            keys.wrong(f"{source}: alpha needs type dynamic and head_dim above 2, {got}")
+        else:
+            stretch = keys.real(f"{source}.alpha", alpha, most=1e9)
+            theta *= stretch ** (rotary_dim / (rotary_dim - 2))
+        scaling = {}
     name, values = _scaling(keys, scaling, source, rotary_dim)
     if len(keys.problems) > problems_before:
         return None
     return Rope(theta, rotary_dim, name, interleaved=keys.family.interleaved, **values)
-
-
-def _stretched(
-    keys: Keys, entry: dict[str, Any], source: str, theta: float, rotary_dim: int
-) -> float:
-    """A base that is stretched for all lengths: ``theta alpha^(d / (d - 2))``; type "dynamic"."""
-    name = entry.get("rope_type", entry.get("type"))
-    if name != "dynamic" or rotary_dim <= 2:
-        keys.wrong(f"{source}: alpha needs type dynamic and head_dim above 2, got {shown(name)}")
-        return theta
-    alpha = keys.real(f"{source}.alpha", entry["alpha"], most=1e9)
-    return theta * alpha ** (rotary_dim / (rotary_dim - 2))
 
 
 def _scaling(

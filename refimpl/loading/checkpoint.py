@@ -11,7 +11,7 @@ from refimpl.loading.config_json import read_config
 from refimpl.loading.families import Location
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.files.hub import local_files
-from refimpl.loading.files.quantised_checkpoints import (
+from refimpl.loading.files.quantisation import (
     dequantised,
     read_quantisation,
     without_quantisation,

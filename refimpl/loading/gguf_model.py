@@ -1,6 +1,6 @@
 """From a GGUF file to a `Model`: config, tensors under transformers' names, tokenizer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,14 +99,11 @@ def _config_entries(
             put(ours, facts.pop(key))
     for key in EPSILON.values():  # of norms that the family does not have
         facts.pop(key, None)
-    named = ("hidden_size", "num_attention_heads", "num_hidden_layers")
-    sizes = tuple(entries.get(family.spelling(key)) for key in named)
     key_length = facts.pop("attention.key_length", None)
     if facts.pop("attention.value_length", key_length) != key_length:
         problems.append("attention.value_length: differs from attention.key_length")
     rotary = facts.pop("rope.dimension_count", None)
-    if all(isinstance(size, int) and size > 0 for size in sizes):
-        _heads(entries, family, sizes, key_length, rotary, problems)
+    problems += _heads(entries, family, key_length, rotary)
     scaling = {
         key.removeprefix(SCALING): facts.pop(key) for key in list(facts) if key.startswith(SCALING)
     }
@@ -140,30 +137,27 @@ def _config_entries(
     return entries
 
 
-def _heads(
-    entries: dict[str, Any],
-    family: Family,
-    sizes: tuple[Any, ...],
-    key_length: Any,
-    rotary: Any,
-    problems: list[str],
-) -> None:
+def _heads(entries: dict[str, Any], family: Family, key_length: Any, rotary: Any) -> Iterator[str]:
     """Enter what depends on the size of a head: channels, those that rotate, the scale."""
+    named = ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    sizes: list[Any] = [entries.get(family.spelling(key)) for key in named]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return
     hidden, heads, blocks = sizes
     plain = hidden // heads
     fractions = family.keys.get("partial_rotary_factor")
     rotates_all = fractions is not None and bool(fractions.only)
     head_dim = key_length or (rotary if rotates_all else None) or plain
     if not head_dim:
-        problems.append(f"attention.head_count: {heads} heads of {hidden} channels")
+        yield f"attention.head_count: {heads} heads of {hidden} channels"
         return
     if "head_dim" in family.keys:
         entries["head_dim"] = head_dim
     elif head_dim != plain:
-        problems.append(f"attention.key_length: expected {plain}, got {head_dim}")
+        yield f"attention.key_length: expected {plain}, got {head_dim}"
     fraction = 1.0 if rotary is None else rotary / head_dim
     if fraction != 1 and rotates_all:
-        problems.append(f"rope.dimension_count: expected {head_dim}, got {rotary}")
+        yield f"rope.dimension_count: expected {head_dim}, got {rotary}"
     elif fractions is not None and fraction != fractions.default:
         entries[family.spelling("partial_rotary_factor")] = fraction
     if "query_pre_attn_scalar" in family.keys:

@@ -92,24 +92,6 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-def keep_rights(new: Path, old: Path) -> None:
-    """Give a new file or folder, and its files, the rights of the old ones that it replaces."""
-    if not os.path.lexists(old) or old.is_symlink() or old.is_dir() != new.is_dir():
-        return
-    new.chmod(stat.S_IMODE(old.stat().st_mode))
-    if new.is_dir():
-        for path in new.iterdir():
-            keep_rights(path, old / path.name)
-
-
-def tree_to_disk(path: Path) -> None:
-    """Bring a file, or a folder after all that it holds, to the disk."""
-    for folder, _, names in os.walk(path):
-        for name in names:
-            to_disk(Path(folder, name))
-    to_disk(path)
-
-
 def to_disk(path: Path) -> None:
     """Bring a file, or the names in a folder, to the disk."""
     if os.name == "nt" and path.is_dir():  # Windows opens no folders

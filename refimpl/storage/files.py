@@ -2,22 +2,14 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.storage.file_system import (
-    foreign,
-    is_folder,
-    is_own,
-    keep_rights,
-    remove,
-    to_disk,
-    tree_to_disk,
-    writing,
-)
+from refimpl.storage.file_system import foreign, is_folder, is_own, remove, to_disk, writing
 from refimpl.storage.finished_units import discard, runs
 from refimpl.storage.target_checks import refuse_existing
 from refimpl.storage.work_folder import NEW, work_folder, work_path
@@ -43,7 +35,7 @@ def whole(target: Path, force: bool = False) -> Iterator[Path]:
                     if path.is_file():
                         path.chmod(rights)
             keep_rights(new, target)
-            tree_to_disk(new)
+            _tree_to_disk(new)
             if new.is_dir() and os.path.lexists(target):
                 refuse_existing(target, force)  # it may have appeared during the work
                 _rename(target, work / OLD)  # until the next rename none has its name: see `undo`
@@ -108,3 +100,21 @@ def _rename(source: Path, target: Path) -> None:
     source.replace(target)
     for parent in {source.parent, target.parent}:
         to_disk(parent)
+
+
+def keep_rights(new: Path, old: Path) -> None:
+    """Give a new file or folder, and its files, the rights of the old ones that it replaces."""
+    if not os.path.lexists(old) or old.is_symlink() or old.is_dir() != new.is_dir():
+        return
+    new.chmod(stat.S_IMODE(old.stat().st_mode))
+    if new.is_dir():
+        for path in new.iterdir():
+            keep_rights(path, old / path.name)
+
+
+def _tree_to_disk(path: Path) -> None:
+    """Bring a file, or a folder after all that it holds, to the disk."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            to_disk(Path(folder, name))
+    to_disk(path)

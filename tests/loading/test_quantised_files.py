@@ -32,7 +32,7 @@ from strategies import json_like
 from test_gguf import assert_equal
 
 from refimpl import RefimplError, forward, read_model
-from refimpl.loading.files.quantised_checkpoints import Packed, read_quantisation
+from refimpl.loading.files.quantisation import Packed, read_quantisation
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
 

@@ -300,29 +300,23 @@ class Answers:
 @contextmanager
 def checked_answers(endpoint: str) -> Iterator[Answers]:
     """Check what the library receives in this thread; it prints nothing meanwhile."""
-    from huggingface_hub import constants, get_session
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-        logging,
-    )
+    from huggingface_hub import constants, get_session, utils
 
     answers, hooks = Answers(endpoint), get_session().event_hooks["response"]
-    verbosity, xet = logging.get_verbosity(), constants.HF_HUB_DISABLE_XET
+    verbosity, xet = utils.logging.get_verbosity(), constants.HF_HUB_DISABLE_XET
     hooks.append(answers.check)
     constants.HF_HUB_DISABLE_XET = True  # a client of its own, which no check sees
-    logging.set_verbosity(logging.CRITICAL)
-    if silenced := not (are_progress_bars_disabled() or sys.stderr.isatty()):
-        disable_progress_bars()
+    utils.logging.set_verbosity(utils.logging.CRITICAL)
+    if silenced := not (utils.are_progress_bars_disabled() or sys.stderr.isatty()):
+        utils.disable_progress_bars()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield answers
     finally:
         if silenced:
-            enable_progress_bars()
-        logging.set_verbosity(verbosity)
+            utils.enable_progress_bars()
+        utils.logging.set_verbosity(verbosity)
         constants.HF_HUB_DISABLE_XET = xet
         hooks[:] = [hook for hook in hooks if hook != answers.check]
 

@@ -210,17 +210,14 @@ def _added(
 
 def _with_bos(bos: str, bos_id: int) -> dict[str, Any]:
     """The post-processor that puts BOS before each text."""
-
-    def text(name: str, kind: int) -> list[dict[str, Any]]:
-        return [
-            {"SpecialToken": {"id": bos, "type_id": kind}},
-            {"Sequence": {"id": name, "type_id": kind}},
-        ]
-
+    first, second = (
+        [{"SpecialToken": {"id": bos, "type_id": i}}, {"Sequence": {"id": name, "type_id": i}}]
+        for i, name in enumerate("AB")
+    )
     return {
         "type": "TemplateProcessing",
-        "single": text("A", 0),
-        "pair": [*text("A", 0), *text("B", 1)],
+        "single": first,
+        "pair": [*first, *second],
         "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
     }
 
