@@ -177,10 +177,9 @@ def _rope(
     if known and (rotary_dim < 2 or rotary_dim % 2):
         keys.wrong(f"{source}: {rotary_dim} of {head_dim} channels cannot rotate in pairs")
     if keys.has("alpha") and (alpha := scaling.get("alpha")):  # a base for all lengths
-        kind = scaling.get("rope_type", scaling.get("type"))
-        if kind != "dynamic" or rotary_dim <= 2:
-            got = f"got {shown(kind)}"
-            keys.wrong(f"{source}: alpha needs type dynamic and head_dim above 2, {got}")
+        kind = shown(scaling.get("rope_type", scaling.get("type")))
+        if kind != '"dynamic"' or rotary_dim <= 2:
+            keys.wrong(f"{source}: alpha needs type dynamic and head_dim above 2, got {kind}")
         else:
             stretch = keys.real(f"{source}.alpha", alpha, most=1e9)
             theta *= stretch ** (rotary_dim / (rotary_dim - 2))

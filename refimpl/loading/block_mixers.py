@@ -43,8 +43,7 @@ def _attention(keys: Keys, num_blocks: int, plain: Attention) -> list[Attention 
         kv_heads = plain.num_key_value_heads
         keys.wrong(f"num_key_value_heads: {kv_heads} does not divide {wrong[0]} attention heads")
         return [None] * num_blocks
-    by_head = keys.get("gating") in (True, "per-head")
-    width = 1 if by_head else plain.head_dim
+    width = 1 if keys.get("gating") in (True, "per-head") else plain.head_dim
     return [
         Attention(count, plain.num_key_value_heads, plain.head_dim, gate, width) for count in heads
     ]

@@ -96,12 +96,10 @@ def _is_gguf(path: Path) -> bool:
 def _config_entries(file: Path, model: Path) -> dict[str, Any]:
     """The parsed `config.json` of a model."""
     with reading(file, _EXPECTED):
-        try:
+        if file.exists():
             return json_object(read_file(file), str(file), _EXPECTED)
-        except FileNotFoundError as error:
-            raise RefimplError(
-                f"{model}: {file} does not exist",
-                "config.json with the head counts, rope theta and norm eps, which shapes do not "
-                "tell",
-                "put config.json beside the file, or pass its path with --config",
-            ) from error
+    raise RefimplError(
+        f"{model}: {file} does not exist",
+        "config.json with the head counts, rope theta and norm eps, which shapes do not tell",
+        "put config.json beside the file, or pass its path with --config",
+    )

@@ -106,8 +106,7 @@ def _refuse_family(model_type: object, source: str) -> None:
     if isinstance(model_type, str) and model_type in REFUSED:
         reason, way_out = REFUSED[model_type]
         raise RefimplError(
-            f"{source} describes a {model_type} model: it has {reason}, which refimpl does not "
-            "compute",
+            f"{source} is of a {model_type} model with {reason}, which refimpl does not compute",
             f"one of {', '.join(FAMILIES)}",
             way_out,
         )

@@ -96,8 +96,7 @@ def _lost_workers() -> Iterator[None]:
     except Exception as error:
         raise ResumableError(
             f"a worker was lost ({type(error).__name__}: {error or 'no reason given'})",
-            "workers that live until their work is done (most die of too little memory), and work "
-            "that can be sent to them",
+            "workers with memory for their work, and work that can be sent to them",
             "use a smaller --memory or fewer --threads, and repeat the command",
         ) from error
 

@@ -11,8 +11,7 @@ from typing import Any
 from refimpl.errors import RefimplError, unreadable
 from refimpl.storage.file_system import MIB, open_file
 
-DOCUMENT = 32 * MIB  # bytes of a JSON document: in memory it may take twenty times as much
-LINES = 32 * MIB  # bytes of a file of JSON lines, which are read one by one
+DOCUMENT = 32 * MIB  # bytes of a JSON document or of JSON lines: in memory twenty times as much
 DEEPEST = 64  # nesting of JSON
 WHOLE = 1 << 63  # the limit of integers
 
@@ -32,7 +31,7 @@ def read_file(path: Path, most: int = DOCUMENT) -> bytes:
         return file.read(most)
 
 
-def read_lines(path: Path, most: int = LINES) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path, most: int = DOCUMENT) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that are not empty, and their numbers from 1."""
     content, number, last = read_file(path, most), 1, 0
     for found in re.finditer(rb"[^\n]+", content):  # 30 MB of empty lines take no time

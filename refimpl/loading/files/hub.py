@@ -61,8 +61,7 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
             "check the path, or run pip install 'refimpl[hub]'",
         ) from error
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    unset = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, and "
-    unset = unset if constants.HF_HUB_OFFLINE else ""
+    unset = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, and " * constants.HF_HUB_OFFLINE
     if download and not unset:
         snapshot, file = _downloaded(repository, revision, folder, constants.ENDPOINT, file)
     else:

@@ -9,7 +9,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from refimpl.errors import RefimplError
 from refimpl.loading.files.refused_formats import refusal
 from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES, StoredTensor
@@ -135,7 +134,9 @@ def read_quantisation(entries: Mapping[str, Any], source: str) -> tuple[Block, .
     if method == "fp8" and size is not None and not (pair and 0 < min(size) <= max(size) < 1 << 31):
         got = f"got {size!r:.60}"
         problems.append(f"weight_block_size: expected the rows and columns of a block, {got}")
-    _refuse(problems, f"{source}: {CONFIG} asks for what refimpl does not compute:")
+    if problems:
+        what = f"{source}: {CONFIG} asks for what refimpl does not compute:"
+        raise refusal("quantised", what, problems)
     if method == "mxfp4":
         return ()
     if size is None:
@@ -165,12 +166,13 @@ def dequantised(
     used = {name for _, names in made.values() for name in names}
     if not found and not problems:
         problems.append(f"no tensor is {kind}, as {CONFIG} of config.json says")
-    _refuse(problems, f"{path}: its {kind} weights are not whole:")
+    if problems:
+        raise refusal("quantised", f"{path}: its {kind} weights are not whole:", problems)
     return {name: x for name, x in tensors.items() if name not in used} | found
 
 
+# Tensors by their names, and the names of the file's tensors that they stand for
 Made = dict[str, tuple[StoredTensor, tuple[str, ...]]]
-"""Tensors by their names, and the names of the file's tensors that they stand for."""
 
 
 def _scaled(
@@ -243,15 +245,3 @@ def _packed(tensors: Mapping[str, StoredTensor], problems: list[str]) -> Made:
             packed = Packed(blocks.file, base, "BF16", read, blocks.offset, blocks, powers)
             made[base] = packed, names
     return made
-
-
-def _refuse(problems: list[str], what: str) -> None:
-    """Raise all problems of a quantised checkpoint."""
-    if problems:
-        raise RefimplError(
-            what,
-            "FP8 weights (E4M3, with scales) or MXFP4 weights (blocks and scales) as transformers "
-            "writes them",
-            "download the checkpoint again, or use one that is not quantised",
-            problems,
-        )

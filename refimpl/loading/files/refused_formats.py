@@ -1,7 +1,7 @@
 """Formats that refimpl refuses by name, each with a way to convert it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from refimpl.errors import RefimplError
@@ -41,9 +41,9 @@ def conversion(file: str | Path, otherwise: str = _OTHER) -> str:
     return CONVERSIONS.get(Path(file).suffix, otherwise)
 
 
-def refusal(kind: str, problem: str) -> RefimplError:
+def refusal(kind: str, problem: str, details: Sequence[str] = ()) -> RefimplError:
     """The refusal of a "quantised" or "multimodal" checkpoint, or of an "adapter"."""
-    return RefimplError(problem, *_ACCEPTED[kind])
+    return RefimplError(problem, *_ACCEPTED[kind], details)
 
 
 def refuse_quantised(tensors: Mapping[str, StoredTensor], unclaimed: list[str], path: Path) -> None:

@@ -97,11 +97,8 @@ def _file_of(folder: Path) -> Path:
 def shard_of_tensor(index: Path) -> dict[str, str]:
     """The `weight_map` of an index: tensor to the name of its shard."""
     shard_of = json_object(read_file(index), str(index), _INDEX).get("weight_map")
-    if (
-        not isinstance(shard_of, dict)
-        or not shard_of
-        or not all(isinstance(shard, str) for shard in shard_of.values())
-    ):
+    valid = isinstance(shard_of, dict) and all(isinstance(x, str) for x in shard_of.values())
+    if not valid or not shard_of:
         raise RefimplError(f"{index} is not an index of shards", _INDEX, "download it again")
     return shard_of
 
@@ -111,18 +108,12 @@ def _open_shards(index: Path) -> tuple[SafetensorsFile, ...]:
     shard_of = shard_of_tensor(index)
     shards = list(dict.fromkeys(shard_of.values()))
     # A shard may be a link (hub caches consist of links), but it must be in the index's folder.
-    outside = [s for s in shards if Path(s).name != s or "\\" in s or s in ("", "..")]
-    if outside:
+    odd = [x for x in shards if Path(x).name != x or "\\" in x or not x.endswith(".safetensors")]
+    if odd:
         raise RefimplError(
-            f"{index} names files outside its folder: {listed(outside)}",
-            "plain file names",
-            "do not use this index; get the model from its source",
-        )
-    if others := [shard for shard in shards if not shard.endswith(".safetensors")]:
-        raise RefimplError(
-            f"{index} names shards that are not safetensors: {listed(others)}",
-            "shards named *.safetensors",
-            conversion(others[0]),
+            f"{index} names shards that are not safetensors in its folder: {listed(odd)}",
+            "plain names of .safetensors files",
+            conversion(odd[0], "do not use this index; get the model from its source"),
         )
     if absent := [shard for shard in shards if not (index.parent / shard).exists()]:
         raise RefimplError(

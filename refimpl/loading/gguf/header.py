@@ -14,7 +14,6 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 
-VERSIONS = (2, 3)
 MOST_ENTRIES, MOST_ELEMENTS, MOST_DIMENSIONS = 1 << 16, 1 << 20, 4
 MOST_NAME, MOST_STRING = 1 << 10, 1 << 24  # bytes of a name; of all else that is a string
 _NUMBERS = dict(zip(range(13), ("B", "b", "H", "h", "I", "i", "f", "?", "", "", "Q", "q", "d"),
@@ -67,7 +66,7 @@ def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], list[Tensor
     reader = _Reader(path, file)
     if reader.take(4) != b"GGUF":
         raise damaged(path, "it does not begin with GGUF")
-    if (version := reader.number("I")) not in VERSIONS:
+    if (version := reader.number("I")) not in (2, 3):
         raise damaged(path, f"its version is {version}")
     num_tensors = reader.count("tensors", MOST_ENTRIES, 24)
     num_entries = reader.count("metadata entries", MOST_ENTRIES, 13)
