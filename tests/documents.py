@@ -10,8 +10,7 @@ from unittest.mock import patch
 from hypothesis import strategies as st
 
 from refimpl.allocation.scores_json import RENAMED
-from refimpl.storage.arrays import is_tree, read_tree
-from refimpl.storage.finished_units import FinishedUnits, runs
+from refimpl.storage.finished_units import FinishedUnits, is_tree, read_tree, runs
 from refimpl.storage.work_folder import work_path
 
 

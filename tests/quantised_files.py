@@ -41,17 +41,6 @@ class Fp8:
     shape: tuple[int, ...] | None = None  # of each scale, if it is a single one
 
 
-def compressed(strategy: str, **weights: Any) -> dict[str, Any]:
-    """What compressed-tensors writes for FP8."""
-    facts = {"num_bits": 8, "type": "float", "strategy": strategy, "symmetric": True, **weights}
-    group = {"targets": ["Linear"], "weights": facts, "input_activations": {"num_bits": 8}}
-    return {
-        "quant_method": "compressed-tensors", "format": "float-quantized", "version": "0.9",
-        "quantization_status": "compressed", "config_groups": {"group_0": group},
-        "ignore": ["lm_head"], "kv_cache_scheme": None,
-    }  # fmt: skip
-
-
 QWEN = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}
 FP8 = {
     "blocks": Fp8(QWEN | {"weight_block_size": [16, 12]}, (16, 12)),
@@ -61,9 +50,6 @@ FP8 = {
     "AutoFP8": Fp8(
         {"quant_method": "fp8", "activation_scheme": "static"}, (0, 0), "_scale", shape=(1,)
     ),
-    "per channel": Fp8(compressed("channel"), (1, 0), "_scale", BF16),
-    "compressed, per tensor": Fp8(compressed("tensor"), (0, 0), "_scale", shape=(1,)),
-    "compressed blocks": Fp8(compressed("block", block_structure=[16, 12]), (16, 12), "_scale"),
 }
 
 
@@ -85,9 +71,7 @@ def fp8_arrays(how: Fp8, case: str = "llama") -> tuple[dict[str, Array], dict[st
         stored[name + how.suffix] = grid if how.shape is None else grid.reshape(how.shape)
         if how.config.get("activation_scheme") == "static":
             stored[name.replace("weight", "input_scale")] = np.ones(1, np.float32)
-        value = E4M3[stored[name].view(np.uint8)] * wide
-        rounded = how.config["quant_method"] == "compressed-tensors"
-        plain[name] = value.astype(how.dtype) if rounded else value
+        plain[name] = E4M3[stored[name].view(np.uint8)] * wide
     return stored, plain
 
 

@@ -1,11 +1,5 @@
-"""A library in a process of its own: whatever it does to that process, ours gets an answer.
+"""A library in a process of its own: whatever bent input does to that process, ours goes on."""
 
-Some libraries panic, abort, never return or take all memory on bent input
-(`tests/isolation/test_child_processes.py` shows which). Ours gets byte strings in limited number
-and length, which their caller decodes: nothing that a child answers is unpickled.
-"""
-
-import contextlib
 import os
 import sys
 from threading import Thread
@@ -24,15 +18,9 @@ _LONGEST = 2000  # characters of a failure that a child reports
 
 
 class ChildProcess:
-    """A process that makes an object, and calls its methods, which take and return byte strings.
+    """A process that makes an object by a "module:function", and calls its methods.
 
-    Args:
-        maker: Where the function is that makes the object, as "module:function".
-        arguments: Its arguments.
-        name: What is called, for messages.
-        seconds: The longest that a call may take, by default.
-        largest: The largest answer, bytes.
-        refused: Accepted input and next step, for messages.
+    They take and return byte strings: nothing that a child answers is unpickled.
     """
 
     def __init__(
@@ -41,8 +29,8 @@ class ChildProcess:
         *arguments: bytes,
         name: str,
         seconds: float,
-        largest: int,
-        refused: tuple[str, str],
+        largest: int,  # bytes of an answer
+        refused: tuple[str, str],  # accepted input and next step, for messages
     ) -> None:
         import subprocess  # slow, and most uses of the package start no process
 
@@ -87,23 +75,18 @@ class ChildProcess:
                 more = [_text(part) for part in details]
                 raise RefimplError(_text(problem), _text(expected), _text(remedy), more)
             case [[b"failed", words]]:
-                raise self.refusal(_text(words))
+                raise RefimplError(f"{self._name}: {_text(words)}", *self._refused)
             case []:
-                why = f"took longer than {round(limit, 1):g} s"
+                raise self.unusable(f"took longer than {round(limit, 1):g} s")
             case [OSError() | EOFError()]:
-                why = f"ended its process ({_exit_code(self._process)})"
+                self._end()
+                raise self.unusable(f"ended its process ({self._process.returncode})")
             case _:
                 raise self.unusable()
-        self._end()
-        raise self.refusal(why)
 
-    def unusable(self) -> RefimplError:
-        """The error for an answer that is none, after which the child is not asked again."""
+    def unusable(self, why: str = "gave an answer that cannot be used") -> RefimplError:
+        """The error for a child that is not asked again."""
         self._end()
-        return self.refusal("gave an answer that cannot be used")
-
-    def refusal(self, why: str) -> RefimplError:
-        """The error for a child that failed."""
         return RefimplError(f"{self._name}: {why}", *self._refused)
 
 
@@ -111,18 +94,7 @@ def _text(part: bytes) -> str:
     return part[:_LONGEST].decode("utf-8", "replace")
 
 
-def _exit_code(process: "subprocess.Popen[bytes]") -> int | None:
-    """The exit code of a process that closed its pipe; None if it runs on."""
-    with contextlib.suppress(Exception):  # TimeoutExpired, of a module that is not imported here
-        return process.wait(1.0)
-    return None
-
-
 def _ended(process: "subprocess.Popen[bytes]") -> None:
     """End a child and close its pipes."""
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
+    with process:
+        process.kill()

@@ -1,7 +1,4 @@
-"""The side of a child process, which starts without site-packages' start files: see `ChildProcess`.
-
-It imports as little as possible: a command with a text waits for it.
-"""
+"""The side of a child process, which imports as little as possible: a command waits for it."""
 
 import _thread
 import os
@@ -47,32 +44,25 @@ def read_parts(stream: IO[bytes], largest: int) -> list[bytes]:
 
 
 def serve(parent: int) -> None:
-    """Make the object of the first request, and answer the others.
-
-    A request is a name and arguments. An answer is an empty part and
-    the results; or "refused" and the parts of a RefimplError; or "failed" and what went wrong.
-    """
+    """Make the object of the first request, and answer the others: a name and arguments each."""
     _thread.start_new_thread(_follow, (parent,))
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what a library prints is no answer
     made: Any = None
 
-    def make(maker: bytes, *arguments: bytes) -> tuple[bytes, ...]:
+    def action(name: bytes, *arguments: bytes) -> tuple[bytes, ...]:
         nonlocal made
-        module, _, function = maker.decode().partition(":")
+        module, _, function = name.decode().rpartition(":")
+        if not module:
+            results: tuple[bytes, ...] = getattr(made, function)(*arguments)
+            return results
         __import__(module)
         made = getattr(sys.modules[module], function)(*arguments)
         return ()
 
-    def call(method: bytes, *arguments: bytes) -> tuple[bytes, ...]:
-        results: tuple[bytes, ...] = getattr(made, method.decode())(*arguments)
-        return results
-
-    action: Callable[..., tuple[bytes, ...]] = make
     try:
         while True:
             write_parts(answers, _outcome(action, read_parts(requests, sys.maxsize)))
-            action = call
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         pass
 
@@ -85,7 +75,7 @@ def _follow(parent: int) -> None:
 
 
 def _outcome(action: Callable[..., tuple[bytes, ...]], request: list[bytes]) -> list[bytes]:
-    """The answer to a request."""
+    """An empty part and the results; "refused" and a RefimplError; or "failed" and the reason."""
     try:
         return [b"", *action(*request)]
     except KeyboardInterrupt:

@@ -4,9 +4,8 @@ from dataclasses import replace
 from math import log, sqrt
 from typing import Any
 
-from refimpl.loading.block_mixers import magnitude, read_mixers
+from refimpl.loading.block_mixers import magnitude, mixture_blocks, read_mixers
 from refimpl.loading.config_keys import Keys, shown
-from refimpl.loading.mixtures import mixture_blocks
 from refimpl.model.config import BlockKind, Rope, Temperature
 from refimpl.model.mixers.sizes import Attention
 
@@ -32,11 +31,7 @@ CHUNKS = {"chunked_attention": True, "full_attention": False}
 
 
 def read_block_kinds(keys: Keys, attention: Attention) -> tuple[BlockKind, ...]:
-    """Window, positions and mixer of every block, first block first; problems are noted in `keys`.
-
-    Which blocks slide, and where a file puts the rotary parameters, is as in transformers'
-    configuration classes.
-    """
+    """Window, positions and mixer of every block, as in transformers' configuration classes."""
     num_blocks = keys.size("num_hidden_layers", most=MOST_BLOCKS)
     full, sliding = _ropes(keys, attention.head_dim)
     rotates = _rotating(keys, num_blocks)
@@ -181,24 +176,18 @@ def _rope(
     known = len(keys.problems) == problems_before
     if known and (rotary_dim < 2 or rotary_dim % 2):
         keys.wrong(f"{source}: {rotary_dim} of {head_dim} channels cannot rotate in pairs")
-    if keys.has("alpha") and scaling.get("alpha"):
-        theta, scaling = _stretched(keys, scaling, source, theta, rotary_dim), {}
+    if keys.has("alpha") and (alpha := scaling.get("alpha")):  # a base for all lengths
+        kind = shown(scaling.get("rope_type", scaling.get("type")))
+        if kind != '"dynamic"' or rotary_dim <= 2:
+            keys.wrong(f"{source}: alpha needs type dynamic and head_dim above 2, got {kind}")
+        else:
+            stretch = keys.real(f"{source}.alpha", alpha, most=1e9)
+            theta *= stretch ** (rotary_dim / (rotary_dim - 2))
+        scaling = {}
     name, values = _scaling(keys, scaling, source, rotary_dim)
     if len(keys.problems) > problems_before:
         return None
     return Rope(theta, rotary_dim, name, interleaved=keys.family.interleaved, **values)
-
-
-def _stretched(
-    keys: Keys, entry: dict[str, Any], source: str, theta: float, rotary_dim: int
-) -> float:
-    """A base that is stretched for all lengths: ``theta alpha^(d / (d - 2))``; type "dynamic"."""
-    name = entry.get("rope_type", entry.get("type"))
-    if name != "dynamic" or rotary_dim <= 2:
-        keys.wrong(f"{source}: alpha needs type dynamic and head_dim above 2, got {shown(name)}")
-        return theta
-    alpha = keys.real(f"{source}.alpha", entry["alpha"], most=1e9)
-    return theta * alpha ** (rotary_dim / (rotary_dim - 2))
 
 
 def _scaling(

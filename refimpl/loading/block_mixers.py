@@ -1,9 +1,11 @@
-"""What mixes the tokens of each block: a mechanism by its word in `layer_types`, with its sizes."""
+"""What mixes the tokens of each block, and its mixture of experts, with their sizes."""
 
 from collections.abc import Callable
 from math import inf, log
+from typing import Any
 
 from refimpl.loading.config_keys import Keys, shown
+from refimpl.model.config import Experts
 from refimpl.model.mixers.sizes import (
     Attention,
     GatedDeltaRule,
@@ -12,6 +14,8 @@ from refimpl.model.mixers.sizes import (
     Mixer,
     ShortConvolution,
 )  # fmt: skip
+
+MOST_EXPERTS = 10_000  # so that a damaged file does not fill the memory with names of linears
 
 
 def read_mixers(keys: Keys, num_blocks: int, attention: Attention) -> list[Mixer | None]:
@@ -39,25 +43,15 @@ def _attention(keys: Keys, num_blocks: int, plain: Attention) -> list[Attention 
         kv_heads = plain.num_key_value_heads
         keys.wrong(f"num_key_value_heads: {kv_heads} does not divide {wrong[0]} attention heads")
         return [None] * num_blocks
-    by_head = keys.get("gating") in (True, "per-head")
-    width = 1 if by_head else plain.head_dim
+    width = 1 if keys.get("gating") in (True, "per-head") else plain.head_dim
     return [
         Attention(count, plain.num_key_value_heads, plain.head_dim, gate, width) for count in heads
     ]
 
 
-def _short_convolution(keys: Keys) -> Mixer:
-    return ShortConvolution(keys.size("conv_taps"))
-
-
 def _gated_delta_rule(keys: Keys) -> Mixer:
-    sizes = GatedDeltaRule(
-        keys.size("linear_num_key_heads"),
-        keys.size("linear_num_value_heads"),
-        keys.size("linear_key_head_dim"),
-        keys.size("linear_value_head_dim"),
-        keys.size("linear_conv_kernel_dim"),
-    )
+    named = "num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim"
+    sizes = GatedDeltaRule(*(keys.size(f"linear_{name}") for name in named))
     if sizes.value_heads % sizes.key_heads:
         counts = f"{sizes.key_heads} does not divide {sizes.value_heads} value heads"
         keys.wrong(f"linear_num_key_heads: {counts}")
@@ -105,6 +99,76 @@ def _mamba2(keys: Keys) -> Mixer:
 
 
 BUILDERS: dict[str, Callable[[Keys], Mixer]] = {
-    "short_convolution": _short_convolution, "gated_delta_rule": _gated_delta_rule,
-    "latent_attention": _latent_attention, "mamba2": _mamba2,
+    "short_convolution": lambda keys: ShortConvolution(keys.size("conv_taps")),
+    "gated_delta_rule": _gated_delta_rule, "latent_attention": _latent_attention,
+    "mamba2": _mamba2,
 }  # fmt: skip
+
+
+def read_experts(keys: Keys, intermediate_size: int) -> Experts | None:
+    """What all mixtures of a model share, or None; problems are noted in `keys`."""
+    scoring = keys.family.scoring
+    if scoring is None:
+        return None
+    count, top_k = keys.size("num_experts", most=MOST_EXPERTS), keys.size("num_experts_per_tok")
+    size = keys.size("moe_intermediate_size", otherwise=intermediate_size)
+    groups = keys.size("n_group", otherwise=1)
+    kept = keys.size("topk_group", otherwise=1)
+    shared = keys.size("shared_expert_intermediate_size", otherwise=0, least=0)
+    if keys.has("n_shared_experts"):
+        shared = size * keys.size("n_shared_experts", otherwise=0, least=0)
+    facts = Experts(
+        num_experts=count,
+        top_k=top_k,
+        intermediate_size=size,
+        shared_size=shared,
+        scoring=scoring,
+        normalised=not keys.has("norm_topk_prob") or keys.flag("norm_topk_prob"),
+        least_sum=keys.number_or_none("moe_norm_min") or 0.0,
+        sum_eps=keys.number_or_none("router_sum_eps") or 0.0,
+        scaling=keys.number("routed_scaling_factor", otherwise=1.0),
+        groups=groups,
+        groups_kept=kept,
+        group_by=keys.size("group_by", otherwise=2),
+        jitter=keys.number_or_none("router_jitter_noise") or 0.0,
+        of_inputs=keys.family.shares_of_inputs,
+        averaged=keys.get("shared_average") == "average" and shared > 0,
+    )
+    if keys.problems:
+        return facts
+    if top_k > count:
+        keys.wrong(f"{keys.spelling('num_experts_per_tok')}: {top_k} of {count} experts")
+    elif count % groups or kept > groups:
+        keys.wrong(f"n_group: {groups} groups, {kept} of them kept, of {count} experts")
+    elif groups > 1 and (count // groups < 2 or kept * (count // groups) < top_k):
+        keys.wrong(f"topk_group: {kept} groups of {count // groups} for {top_k} experts per token")
+    if scoring == "sparsemixer" and top_k != 2:
+        keys.wrong(f"num_experts_per_tok: only 2 is supported, got {top_k}")
+    return facts
+
+
+def mixture_blocks(keys: Keys, num_blocks: int) -> list[bool]:
+    """Which blocks have a mixture: all, except where a key of the family says otherwise."""
+    if keys.family.scoring is None:
+        return [False] * num_blocks
+    first = keys.size("first_k_dense_replace", otherwise=0, least=0)
+    last = keys.size("moe_layer_end_index", otherwise=-1, least=-1)
+    step = keys.size("decoder_sparse_step", otherwise=1)
+    plain, listed = _listed(keys, "mlp_only_layers") or [], _listed(keys, "moe_layers")
+    if listed is not None:
+        return [i in listed for i in range(num_blocks)]
+    if (types := keys.get("mlp_layer_types")) is not None:
+        return keys.listed("mlp_layer_types", types, {"sparse": True, "dense": False}, num_blocks)
+    return [
+        i >= first and (i <= last or last == -1) and (i + 1) % step == 0 and i not in plain
+        for i in range(num_blocks)
+    ]
+
+
+def _listed(keys: Keys, key: str) -> list[int] | None:
+    """The blocks that a key lists; None if it is absent or null."""
+    blocks: Any = keys.get(key)
+    if blocks is None or (isinstance(blocks, list) and all(type(i) is int for i in blocks)):
+        return blocks
+    keys.wrong(f"{key}: expected a list of blocks, got {shown(blocks)}")
+    return None

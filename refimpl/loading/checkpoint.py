@@ -1,6 +1,5 @@
 """From a path to a `Model`: its files, its `config.json`, and its tensors under our names."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ from refimpl.loading.config_json import read_config
 from refimpl.loading.families import Location
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.files.hub import local_files
-from refimpl.loading.files.quantised_checkpoints import (
+from refimpl.loading.files.quantisation import (
     dequantised,
     read_quantisation,
     without_quantisation,
 )
-from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.loading.files.weight_files import open_files
+from refimpl.loading.files.safetensors_file import open_files
 from refimpl.loading.tensor_claims import claim
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor
@@ -37,8 +35,8 @@ def read_model(
         path: The file (GGUF needs the extra `gguf`), or the folder of safetensors. If it does not
             exist, ``org/name[@revision][:file.gguf]``: a model in the Hugging Face cache (needs the
             extra `hub`).
-        config: The path of `config.json`; if None, `read_model` looks beside the file, then in the
-            file's metadata under the key `config.json`.
+        config: The path of `config.json`; if None, it is beside the file, or of a GGUF file, its
+            metadata.
         download: Whether to ask the server (`HF_ENDPOINT`) for the files of an id, and download
             those that the cache does not hold.
 
@@ -60,13 +58,15 @@ def read_model(
     if _is_gguf(path):
         from refimpl.loading.gguf_model import read_gguf  # few models are
 
-        return read_gguf(path, option, hub_id)
+        entries = {} if option is None else _config_entries(option, path)
+        return read_gguf(path, entries, option, hub_id)
     files = open_files(path)
-    entries, source, config_path = _config_file(path, option, files)
+    config_path = option or (path if path.is_dir() else path.parent) / "config.json"
+    entries, source = _config_entries(config_path, path), str(config_path)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
     companions, ignored = None, tuple[StoredTensor, ...]()
-    if (quantisation := read_quantisation(entries, source)) is not None:
-        tensors = dequantised(tensors, quantisation, path)
+    if (blocks := read_quantisation(entries, source)) is not None:
+        tensors = dequantised(tensors, blocks, path)
         entries = without_quantisation(entries, tensors)
         beside = companion_files(path, (RECORD, SCORES, *(file.path.name for file in files)))
         companions = Companions(entries, beside)
@@ -93,23 +93,13 @@ def _is_gguf(path: Path) -> bool:
             return file.read(4) == b"GGUF"
 
 
-def _config_file(
-    path: Path, option: Path | None, files: tuple[SafetensorsFile, ...]
-) -> tuple[Mapping[str, Any], str, Path | None]:
-    """The parsed `config.json`, its name for messages, and its path (None in the metadata)."""
-    file = option or (path if path.is_dir() else path.parent) / "config.json"
+def _config_entries(file: Path, model: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a model."""
     with reading(file, _EXPECTED):
-        try:
-            return json_object(read_file(file), str(file), _EXPECTED), str(file), file
-        except FileNotFoundError:
-            texts = [f.metadata["config.json"] for f in files if "config.json" in f.metadata]
-    if option is not None or not texts:
-        raise RefimplError(
-            f"{option}: no such file"
-            if option
-            else f"{path} has no config.json beside it, and none in its metadata",
-            "config.json with the head counts, rope theta and norm eps, which shapes do not tell",
-            "put config.json beside the file, or pass its path with --config",
-        )
-    source = f"config.json in the metadata of {path}"
-    return json_object(texts[0], source, _EXPECTED), source, None
+        if file.exists():
+            return json_object(read_file(file), str(file), _EXPECTED)
+    raise RefimplError(
+        f"{model}: {file} does not exist",
+        "config.json with the head counts, rope theta and norm eps, which shapes do not tell",
+        "put config.json beside the file, or pass its path with --config",
+    )

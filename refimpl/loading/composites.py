@@ -47,10 +47,7 @@ SECTIONS = ("mrope_section", "mrope_interleaved")  # three positions per token: 
 
 
 def text_entries(entries: Mapping[str, Any], source: str) -> Mapping[str, Any] | None:
-    """The `config.json` of the text model of a composite checkpoint; None if it is not one.
-
-    A text has one position per token, so rotary positions in sections are the plain ones.
-    """
+    """The `config.json` of the text model of a composite checkpoint; None if it is not one."""
     kind, inner = entries.get("model_type"), entries.get("text_config")
     if not any(entries.get(key) for key in ("text_config", *OTHERS)):
         return None
@@ -90,11 +87,6 @@ def of_others(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def parts(names: Iterable[str]) -> list[str]:
-    """Parts of a checkpoint with their number of tensors.
-
-    Example:
-        >>> parts(["model.vision_tower.a.weight", "model.vision_tower.b.weight", "visual.c"])
-        ['vision_tower (2 tensors)', 'visual (1 tensor)']
-    """
+    """Parts of a checkpoint with their number of tensors, such as "vision_tower (2 tensors)"."""
     count = Counter(name.removeprefix("model.").split(".")[0] for name in names)
     return [f"{part} ({n} tensor{'' if n == 1 else 's'})" for part, n in count.items()]

@@ -7,11 +7,11 @@ from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.loading.block_kinds import read_block_kinds
+from refimpl.loading.block_mixers import read_experts
 from refimpl.loading.composites import text_entries
 from refimpl.loading.config_keys import LARGEST, Keys, shown
 from refimpl.loading.families import FAMILIES, REFUSED, Family, Location
 from refimpl.loading.files.refused_formats import refusal
-from refimpl.loading.mixtures import read_experts
 from refimpl.model.config import Alibi, BlockKind, Config
 from refimpl.model.mixers.sizes import Attention
 
@@ -23,25 +23,18 @@ ACTIVATION_NAMES = {
 
 @dataclass(frozen=True)
 class HubModel:
-    """A `config.json`: facts and family, whether the head is the embedding, linears with a bias.
-
-    `names` are those of the family's roles that the model has; `composite` tells whether the
-    checkpoint has other parts than this text model.
-    """
+    """What a `config.json` says of a model and of its tensors."""
 
     config: Config
     family: Family
-    tied: bool
+    tied: bool  # whether the head is the embedding
     biased: frozenset[str]
-    names: Mapping[str, Location]
-    composite: bool = False
+    names: Mapping[str, Location]  # of those of the family's roles that the model has
+    composite: bool  # whether the checkpoint has other parts than this text model
 
 
 def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubModel:
-    """Turn a parsed `config.json` into a `Config`, its family, and which optional tensors exist.
-
-    Unlike transformers, it refuses unknown keys, and two spellings of a key that disagree.
-    """
+    """Read a parsed `config.json`; refuse unknown keys, and spellings of a key that disagree."""
     _refuse_family(entries.get("model_type"), source)
     text = text_entries(entries, source)
     entries = entries if text is None else text
@@ -113,8 +106,7 @@ def _refuse_family(model_type: object, source: str) -> None:
     if isinstance(model_type, str) and model_type in REFUSED:
         reason, way_out = REFUSED[model_type]
         raise RefimplError(
-            f"{source} describes a {model_type} model: it has {reason}, which refimpl does not "
-            "compute",
+            f"{source} is of a {model_type} model with {reason}, which refimpl does not compute",
             f"one of {', '.join(FAMILIES)}",
             way_out,
         )
@@ -128,16 +120,10 @@ def _family(entries: Mapping[str, Any], source: str) -> Family:
         raise refusal("quantised", f"{source} describes a quantised checkpoint")
     if isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
-    families = f"one of {', '.join(FAMILIES)}"
-    if "model_type" not in entries:
-        raise RefimplError(
-            f"{source} has no model_type",
-            families,
-            "add model_type to config.json; refimpl never guesses it from tensor names",
-        )
+    absent = "model_type" not in entries
     raise RefimplError(
-        f"unknown model family {shown(model_type)}",
-        families,
+        f"{source} has no model_type" if absent else f"unknown model family {shown(model_type)}",
+        f"one of {', '.join(FAMILIES)}",
         "use a model of one of these families, or add a file to refimpl/loading/families",
     )
 
@@ -163,11 +149,7 @@ def _longest(keys: Keys, blocks: tuple[BlockKind, ...]) -> int:
 
 
 def _alibi(keys: Keys, heads: int, head_dim: int) -> Alibi | None:
-    """ALiBi's slopes, a geometric series if the number of heads is a power of 2.
-
-    For another number: the series for the next smaller power, and every other slope of that for the
-    next larger one.
-    """
+    """ALiBi's slopes: for the next smaller power of 2, then every other of the next larger one."""
     if not (keys.has("alibi") and keys.flag("alibi")):
         return None
     power = 1 << (heads.bit_length() - 1)

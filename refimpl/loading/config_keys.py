@@ -51,16 +51,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _same(value: Any, other: Any) -> bool:
-    """Whether two values of JSON are equal; 1 is not true."""
-    return value == other and isinstance(value, bool) == isinstance(other, bool)
-
-
 class Keys:
-    """The keys of one `config.json`: remembers which were read, and collects problems.
+    """The keys of one `config.json`, as a family spells them: which were read, and problems.
 
-    A wrong value is noted and read as a harmless one, so that one reading finds every problem;
-    `refuse` raises them all. The family says how the file spells our keys, and their defaults.
+    A wrong value is noted and read as a harmless one, so that one reading finds every problem.
     """
 
     def __init__(self, entries: Mapping[str, Any], family: Family) -> None:
@@ -85,11 +79,7 @@ class Keys:
         self._read.update(keys)
 
     def get(self, key: str, inner: Any = None) -> Any:
-        """Value of a key: `inner` (from a nested object), else the file's, else the default.
-
-        It is a problem if a second spelling of the key has another value, or if the family does not
-        support the value. If the family does not have the key, it is None and stays unread.
-        """
+        """Value of a key: `inner` (of a nested object), the file's or the default; None without."""
         if not self.has(key):
             return None
         facts = self.family.keys[key]
@@ -102,7 +92,10 @@ class Keys:
             self._read.add(other)
             if self.entries.get(other) not in (None, value):
                 self.wrong(f"{other}: {shown(self.entries[other])} contradicts {shown(value)}")
-        if facts.only and not any(_same(value, x) for x in facts.only):
+        same = [
+            x for x in facts.only if x == value and isinstance(x, bool) == isinstance(value, bool)
+        ]
+        if facts.only and not same:  # 1 is not true
             known = " or ".join(map(shown, facts.only))
             self.wrong(f"{spellings[0]}: only {known} is supported, got {shown(value)}")
         return value

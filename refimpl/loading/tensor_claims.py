@@ -9,7 +9,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import HubModel
-from refimpl.loading.files.refused_formats import refuse_formats
+from refimpl.loading.files.refused_formats import refuse_quantised
 from refimpl.model.config import LEARNED_ACTIVATION, kind_of
 from refimpl.model.layout import WHOLE, Layout
 from refimpl.model.weight import DTYPES, StoredTensor, Weight
@@ -26,10 +26,7 @@ class Role:
 
 
 def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
-    """Every tensor of a model: our name, such as `blocks.0.q_proj.weight`, and its `Role`.
-
-    The file's names, with prefix `base`, are those that transformers' `save_pretrained` writes.
-    """
+    """Our name of every tensor of a model, and its `Role` as `save_pretrained` names it."""
     config, names, gain = hub.config, hub.names, hub.family.norm_offset
     width, rows = config.hidden_size, config.max_position_embeddings + config.position_offset
     suffixes = {"weight": gain, "bias": 0.0}
@@ -111,10 +108,7 @@ def _routing(hub: HubModel, block: int, base: str) -> Iterator[tuple[str, Role]]
 
 
 def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dict[str, Weight]:
-    """Match the file's tensors with the roles of the model; the error lists all problems.
-
-    Unlike transformers, it neither draws missing tensors at random nor skips unknown ones.
-    """
+    """Match the file's tensors with the roles of the model; the error lists all problems."""
     embed = f"{hub.names['embed'].name}.weight"
     base = next((b for b in hub.family.bases if b + embed in tensors), hub.family.bases[0])
     stacks = hub.family.stacks
@@ -131,7 +125,7 @@ def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dic
     head = f"{hub.names['lm_head'].name}.weight"
     claimed = {role.tensor for role in role_of.values()}
     unclaimed = [n for n in tensors if n not in claimed and not buffers.fullmatch(n)]
-    refuse_formats(tensors, unclaimed, path)
+    refuse_quantised(tensors, unclaimed, path)
 
     problems = _unfit(tensors, role_of)
     for name in unclaimed:

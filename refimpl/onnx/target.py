@@ -12,15 +12,8 @@ from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.onnx.recording.graph_weights import GraphWeight
 from refimpl.running.memory import MIB
-from refimpl.storage.file_system import (
-    foreign,
-    is_folder,
-    keep_rights,
-    remove,
-    to_disk,
-    writing,
-)
-from refimpl.storage.files import OLD
+from refimpl.storage.file_system import foreign, is_folder, remove, to_disk, writing
+from refimpl.storage.files import OLD, keep_rights
 from refimpl.storage.target_checks import LARGEST_GRAPH, check_file, mentions
 from refimpl.storage.work_folder import NEW, work_folder, work_path
 

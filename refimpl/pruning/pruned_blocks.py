@@ -23,7 +23,7 @@ from refimpl.pruning.pruned_linears import LinearUnit, PrunedLinear
 from refimpl.running.settings import Resources
 from refimpl.running.work_units import results
 from refimpl.scoring.dense_statistics import sums_of_all
-from refimpl.storage.arrays import write_tree
+from refimpl.storage.finished_units import write_tree
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
 

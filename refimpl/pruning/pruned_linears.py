@@ -21,7 +21,7 @@ from refimpl.pruners.decision import Goal, PrunerOptions
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
 from refimpl.scoring.pruned_alone import decided
-from refimpl.storage.arrays import read_tree
+from refimpl.storage.finished_units import read_tree
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,7 @@ WAIT = 30  # seconds for a scheduler to answer, and for its first worker
 
 
 def open_executor(name: str, threads: int | None = None) -> AbstractContextManager[Executor | None]:
-    """Open what --executor names, until the block ends: None for the threads of this process.
-
-    `threads` is the number of processes that "processes" starts: one per core if None.
-    """
+    """Open what --executor names (None: threads of this process), of so many processes."""
     if name == "threads":
         return nullcontext()
     if name == "processes":

@@ -1,5 +1,7 @@
 """Memory: how much a run may use for residual states, and how much it has used."""
 
+from contextlib import suppress
+
 from refimpl.arguments import require
 from refimpl.errors import RefimplError
 
@@ -38,11 +40,8 @@ def free_memory() -> int:
 
 def peak_memory() -> int | None:
     """The largest resident memory of this process so far in bytes, mapped pages included."""
-    try:
-        with open("/proc/self/status") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        pass
+    with suppress(OSError, StopIteration), open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     try:
         import resource
         import sys

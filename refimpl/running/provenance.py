@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
-from refimpl.storage.file_system import open_file
+from refimpl.storage.file_system import file_digest, open_file
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
 from refimpl.version import SPEC, __version__
@@ -45,17 +45,14 @@ NUMPY = Runtime()
 
 @dataclass(frozen=True)
 class Run:
-    """How a run went: memory is what residual states may use, peak memory what was resident, bytes.
-
-    The versions are those of refimpl, numpy, python, and the runtime.
-    """
+    """How a run went; memory is for residual states, peak memory what was resident, in bytes."""
 
     dtype: str
     threads: int
     memory: int
     seconds: float
     peak_memory: int | None
-    versions: Mapping[str, str]
+    versions: Mapping[str, str]  # of refimpl, numpy, python, and the runtime
     runtime: str = "numpy"
     device: str = "cpu"
 
@@ -63,9 +60,9 @@ class Run:
 def token_facts(tokens: Tokens | Imatrix) -> TokenFacts:
     """The origin of tokens, or of sums that others made of tokens."""
     if isinstance(tokens, Imatrix):
-        samples, length, source = tokens.samples, tokens.seq_len, tokens.source
-        return TokenFacts(samples, length, source, tokens.kind, tokens.bos, tokens.sha256)
-    count, length = tokens.ids.shape
+        count, length = tokens.samples, tokens.seq_len
+    else:
+        count, length = tokens.ids.shape
     return TokenFacts(count, length, tokens.source, tokens.kind, tokens.bos, tokens.sha256)
 
 
@@ -89,8 +86,7 @@ def model_sha256(model: Model) -> str:
     """SHA-256 of a model, whatever its folder is called: its configuration, then its files."""
     digest = sha256(repr(sorted(model.config_file.items())).encode())
     for path in sorted(file.path for file in model.files):
-        with open_file(path) as file:
-            digest.update(file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_digest(path)))
     return digest.hexdigest()
 
 

@@ -25,19 +25,15 @@ from refimpl.storage.work_folder import work_folder
 
 @dataclass
 class Resources:
-    """Open resources of a computation: memory is bytes for the states of all workers together.
-
-    Work units run on the executor, on the threads here if it is None; `finished` is None if none
-    are kept when they are finished, and `earlier` holds the results that an earlier run kept.
-    """
+    """Open resources of a computation, and its progress."""
 
     dtype: np.dtype[Any]
-    memory: int
+    memory: int  # bytes for the states of all workers together
     workers: Workers
-    executor: Executor | None
-    finished: FinishedUnits | None
+    executor: Executor | None  # None: the threads here
+    finished: FinishedUnits | None  # None: nothing is kept
     progress: Progress
-    earlier: Mapping[str, Any] = field(default_factory=dict)
+    earlier: Mapping[str, Any] = field(default_factory=dict)  # results that an earlier run kept
     total: float = 0.0
     done: float = 0.0
 
@@ -61,9 +57,9 @@ class Resources:
         )
 
     def keep(self, results: Mapping[str, Any]) -> None:
-        """Keep the results of a work unit, if any are kept."""
+        """Keep the results of a work unit by key, under the first, if any are kept."""
         if self.finished is not None:
-            self.finished.add(results)
+            self.finished.write(next(iter(results)), results)
 
     def tick(self, cost: float = 1.0) -> None:
         """Report that work of this cost is done, in the unit of `total`."""
@@ -107,11 +103,7 @@ class Settings(Checked):
     def open(
         self, model: Model | None = None, options: Mapping[str, Any] = MappingProxyType({})
     ) -> Iterator[Resources]:
-        """Open threads and finished units, with loud arithmetic, and close them at the end.
-
-        The units depend on the model and on `options`. The files of the model must not change until
-        the end.
-        """
+        """Open threads and finished units of a model, which must not change, and of `options`."""
         memory = parse_memory(self.memory)
         files = None if model is None else UnchangedFiles(model)
         with ExitStack() as opened:

@@ -20,40 +20,6 @@ Progress = Callable[[float, float], None]
 """Called with the cost done and the cost in all."""
 
 
-class _ProcessSettings:
-    """While this process has any open `Workers`: BLAS on one thread, and a heap that keeps memory.
-
-    By default, large arrays that are freed go back to the system, which clears their pages again
-    for the next ones: a tenth of the time of a model of 1B. Where the C library is not glibc, the
-    heap stays as it is.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._users = Lock(), 0
-        self._limit: Any = None
-
-    def acquire(self, blas: Any) -> None:
-        """Change the settings for the first user."""
-        with self._lock:
-            if self._users == 0:
-                self._limit = blas.limit(limits=1)
-                if GLIBC is not None:
-                    for option, (kept, _) in HEAP_OPTIONS.items():
-                        GLIBC.mallopt(option, kept)
-            self._users += 1
-
-    def release(self) -> None:
-        """Restore them after the last user, and give what the heap has kept to the system."""
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                self._limit.restore_original_limits()
-                if GLIBC is not None:
-                    for option, (_, default) in HEAP_OPTIONS.items():
-                        GLIBC.mallopt(option, default)
-                    GLIBC.malloc_trim(0)
-
-
 def kernel() -> str:
     """The kernel of BLAS of this process, such as "Haswell", as OpenBLAS names it."""
     names = (x.get("architecture") for x in ThreadpoolController().info())
@@ -69,13 +35,22 @@ def glibc() -> Any:
 
 
 GLIBC = glibc()
+# By default, freed arrays go back to the system, which clears their pages for the next ones: a
+# tenth of the time of a model of 1B.
 HEAP_OPTIONS = {  # of `mallopt`: the value while there are `Workers`, and after
     -1: (-1, 64 << 20),  # M_TRIM_THRESHOLD: free bytes at the heap's end that it gives back
     -3: (32 << 20, 32 << 20),  # M_MMAP_THRESHOLD: arrays from here on are outside the heap,
     -4: (0, 65536),  # M_MMAP_MAX: but at most so many
     -8: (1, 0),  # M_ARENA_MAX: heaps, so that threads use each other's free memory; 0 is any
 }  # After `Workers`, the thresholds are those that glibc itself arrives at with large arrays.
-SETTINGS = _ProcessSettings()
+
+
+def _set_heap(which: int) -> None:
+    """Set how much freed memory the heap keeps, and give what it has to the system."""
+    if GLIBC is not None:
+        for option, values in HEAP_OPTIONS.items():
+            GLIBC.mallopt(option, values[which])
+        GLIBC.malloc_trim(0)
 
 
 def cores() -> int:
@@ -95,25 +70,32 @@ def thread_count(threads: int | None) -> int:
 
 
 class Workers:
-    """Threads that each run NumPy on one core: one per core if `threads` is None.
+    """Threads that each run NumPy on one core: faster than products of each state on all cores."""
 
-    The states of an experiment are independent, so one state per thread is faster than one matrix
-    product on all threads. Where BLAS cannot be limited to one thread, there is one worker.
-    """
+    _lock, _open = Lock(), 0  # of this process
+    _limit: Any = None
 
     def __init__(self, threads: int | None = None) -> None:
         wanted = thread_count(threads)
         self._blas = ThreadpoolController().select(user_api="blas")
-        self.threads = wanted if len(self._blas) else 1
+        self.threads = wanted if len(self._blas) else 1  # without a BLAS that can be limited
 
     def __enter__(self) -> Self:
-        SETTINGS.acquire(self._blas)
+        with Workers._lock:
+            if not Workers._open:
+                Workers._limit = self._blas.limit(limits=1)
+                _set_heap(0)
+            Workers._open += 1
         self._pool = ThreadPoolExecutor(self.threads)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        SETTINGS.release()
+        with Workers._lock:
+            Workers._open -= 1
+            if not Workers._open:
+                Workers._limit.restore_original_limits()
+                _set_heap(1)
 
     def submit(self, task: Callable[[], T]) -> Future[T]:
         """Hand a task to the threads, which take tasks in this order."""
@@ -122,10 +104,7 @@ class Workers:
     def run(
         self, tasks: Iterable[Callable[[], T]], done: Callable[[], None] | None = None
     ) -> list[T]:
-        """The results of tasks, in order; `done` is called after each, in order.
-
-        One worker is the caller itself, who has nothing else to do.
-        """
+        """The results of tasks, in order; `done` is called after each; one worker is the caller."""
         results, alone = [], self.threads == 1
         for task in tasks if alone else [self.submit(task).result for task in tasks]:
             results.append(copy_context().run(task) if alone else task())

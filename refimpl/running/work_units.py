@@ -1,8 +1,6 @@
-"""Work units: pieces of a long computation that do not depend on one another.
+"""Work units: independent pieces of a computation, whose results are the same wherever they run.
 
-A unit carries paths, indices, options and token ids, never weights. It runs on the threads of this
-process, or on an executor's workers, which open the model by its path. Its result does not depend
-on where it runs, nor on how many units run at once; sums over units are made in numerical order.
+A unit carries paths, indices, options and token ids, never weights: workers open the model.
 """
 
 import os
@@ -42,34 +40,16 @@ class WorkUnit(Protocol[T_co]):
     @property
     def dtype(self) -> npt.DTypeLike:
         """Dtype of the computation."""
-        ...
 
     def cost(self, config: Config) -> float:
         """Its cost, in the unit of the progress."""
-        ...
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> T_co:
         """Its result; `tick` gets the cost of each piece that is done."""
-        ...
-
-
-class LostWorkerError(ResumableError):
-    """A worker died and no other could run its work unit; the results of the others are kept."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(
-            f"a worker was lost ({type(error).__name__}: {error or 'no reason given'})",
-            "workers that live until their work is done (most die of too little memory), and work "
-            "that can be sent to them",
-            "use a smaller --memory or fewer --threads, and repeat the command",
-        )
 
 
 def results(units: Iterable[WorkUnit[T]], model: Model, resources: Resources) -> Iterator[T]:
-    """Run units on the executor, or here on the threads, and yield the result of each as it ends.
-
-    On an executor they end in any order. Few units are generated before they are needed.
-    """
+    """Run units on the executor, or here on the threads, and yield each result as its unit ends."""
     executor = resources.executor
     if executor is None:
         for unit in units:
@@ -114,7 +94,11 @@ def _lost_workers() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise LostWorkerError(error) from error
+        raise ResumableError(
+            f"a worker was lost ({type(error).__name__}: {error or 'no reason given'})",
+            "workers with memory for their work, and work that can be sent to them",
+            "use a smaller --memory or fewer --threads, and repeat the command",
+        ) from error
 
 
 def _run(

@@ -44,10 +44,7 @@ def foreign(path: Path) -> RefimplError:
 
 
 def open_file(path: Path, most: float = inf) -> BufferedReader:
-    """Open a regular file of at most `most` bytes to read it: the one gate for all that is read.
-
-    Whoever opens a pipe waits for a writer, and devices have no end; OSError is left to the caller.
-    """
+    """Open a regular file, no pipe or device, of at most `most` bytes: the gate for all reading."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | AT_ONCE))  # noqa: SIM115
     try:
         found = os.fstat(file.fileno())
@@ -58,22 +55,17 @@ def open_file(path: Path, most: float = inf) -> BufferedReader:
                 "check the path, or copy the content to a file",
             )
         if found.st_size > most:
-            raise too_large(path, most)
+            raise RefimplError(
+                f"{path} is larger than {most / MIB:,.0f} MiB",
+                f"at most {most / MIB:,.0f} MiB",
+                "check that this is the right file, or use a part of it",
+            )
         if AT_ONCE:
             os.set_blocking(file.fileno(), True)
     except BaseException:
         file.close()
         raise
     return file
-
-
-def too_large(path: Path, most: float) -> RefimplError:
-    """The error for a file of more than `most` bytes."""
-    return RefimplError(
-        f"{path} is larger than {most / MIB:,.0f} MiB",
-        f"at most {most / MIB:,.0f} MiB",
-        "check that this is the right file, or use a part of it",
-    )
 
 
 def is_own(path: Path) -> bool:
@@ -98,24 +90,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     elif os.path.lexists(path):
         path.unlink()
-
-
-def keep_rights(new: Path, old: Path) -> None:
-    """Give a new file or folder, and its files, the rights of the old ones that it replaces."""
-    if not os.path.lexists(old) or old.is_symlink() or old.is_dir() != new.is_dir():
-        return
-    new.chmod(stat.S_IMODE(old.stat().st_mode))
-    if new.is_dir():
-        for path in new.iterdir():
-            keep_rights(path, old / path.name)
-
-
-def tree_to_disk(path: Path) -> None:
-    """Bring a file, or a folder after all that it holds, to the disk."""
-    for folder, _, names in os.walk(path):
-        for name in names:
-            to_disk(Path(folder, name))
-    to_disk(path)
 
 
 def to_disk(path: Path) -> None:

@@ -1,36 +1,15 @@
-"""Files and folders that appear whole or not at all.
-
-All work happens in one hidden folder beside the target, `.NAME.part` (`work_folder.py`). A run may
-be killed between any two of these steps, or within one:
-
-1. undo what a killed run left (`undo`);
-2. let the caller make `.NAME.part/new`, and bring it to the disk;
-3. move an old folder aside, to `.NAME.part/old`; an old file stays;
-4. rename `.NAME.part/new` to the target;
-5. rename the old folder to `.NAME.part/deleted`, and delete it;
-6. remove the finished units of this and other runs, and `.NAME.part`.
-
-Between 3 and 4 no folder has the target's name; the next run puts the old one back.
-"""
+"""Files and folders that appear whole or not at all, at whatever step a run is killed."""
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.storage.file_system import (
-    foreign,
-    is_folder,
-    is_own,
-    keep_rights,
-    remove,
-    to_disk,
-    tree_to_disk,
-    writing,
-)
+from refimpl.storage.file_system import foreign, is_folder, is_own, remove, to_disk, writing
 from refimpl.storage.finished_units import discard, runs
 from refimpl.storage.target_checks import refuse_existing
 from refimpl.storage.work_folder import NEW, work_folder, work_path
@@ -43,25 +22,23 @@ SENT = "sent"  # a folder in the hidden one, for arrays that the workers of a ru
 def whole(target: Path, force: bool = False) -> Iterator[Path]:
     """Yield a path for a new file or folder, renamed to `target` when it is whole.
 
-    It replaces an existing file, and with `force` a folder of models, whose rights stay; after any
-    error they are as they were. Files in a folder get the rights that the umask leaves, which the
-    folder shows: some libraries make theirs private.
+    It replaces a file, or with `force` a model's folder, whose rights stay; an error restores both.
     """
     with writing(target), work_folder(work_path(target)) as work:
         undo(work, target)
         new = work / NEW
         try:
             yield new
-            if new.is_dir():
+            if new.is_dir():  # some libraries make their files private, whatever the umask says
                 rights = new.stat().st_mode & 0o666
                 for path in new.rglob("*"):
                     if path.is_file():
                         path.chmod(rights)
             keep_rights(new, target)
-            tree_to_disk(new)
+            _tree_to_disk(new)
             if new.is_dir() and os.path.lexists(target):
                 refuse_existing(target, force)  # it may have appeared during the work
-                _rename(target, work / OLD)
+                _rename(target, work / OLD)  # until the next rename none has its name: see `undo`
             _rename(new, target)
             undo(work, target)
         except BaseException:
@@ -123,3 +100,21 @@ def _rename(source: Path, target: Path) -> None:
     source.replace(target)
     for parent in {source.parent, target.parent}:
         to_disk(parent)
+
+
+def keep_rights(new: Path, old: Path) -> None:
+    """Give a new file or folder, and its files, the rights of the old ones that it replaces."""
+    if not os.path.lexists(old) or old.is_symlink() or old.is_dir() != new.is_dir():
+        return
+    new.chmod(stat.S_IMODE(old.stat().st_mode))
+    if new.is_dir():
+        for path in new.iterdir():
+            keep_rights(path, old / path.name)
+
+
+def _tree_to_disk(path: Path) -> None:
+    """Bring a file, or a folder after all that it holds, to the disk."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            to_disk(Path(folder, name))
+    to_disk(path)

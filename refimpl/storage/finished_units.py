@@ -1,8 +1,4 @@
-"""The results of a run so far, a file for each work unit, so that a killed run can be resumed.
-
-They are in the hidden folder beside the output, in a folder that is named by all that they depend
-on. So a run finds its own results and no others, and a result is there as a whole or not at all.
-"""
+"""The results of a run so far, a file for each work unit, in a folder named by what they need."""
 
 import json
 import os
@@ -10,23 +6,35 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from math import prod
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+from zlib import crc32
+
+import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.storage.arrays import DAMAGES, is_tree, read_tree, write_tree
-from refimpl.storage.file_system import ResumableError, foreign, is_folder, is_own, writing
+from refimpl.storage.file_system import (
+    ResumableError,
+    foreign,
+    is_folder,
+    is_own,
+    open_file,
+    to_disk,
+    writing,
+)
 from refimpl.storage.work_folder import work_path
 
 RUN, UNFINISHED = re.compile("[0-9a-f]{32}"), re.compile(r"\.[0-9a-f]{32}")  # names we give
+MARK, LINE = b"refimpl ", 64  # bytes; arrays begin at multiples of the line's length
+ARRAY = "array"  # key of an object that stands for an array: its dtype, shape and first byte
+DAMAGES = (ValueError, TypeError, LookupError, OverflowError, RecursionError, OSError)
 
 
 class FinishedUnits:
-    """The finished units of one run, each under a name.
-
-    Each is on the disk before `write` returns. One that is damaged counts as not there. `check`
-    raises an error if what the results depend on has changed since: then nothing is written.
-    """
+    """The finished units of one run by their names; `check` is called before one is written."""
 
     def __init__(self, folder: Path, check: Callable[[], None] = lambda: None) -> None:
         self.folder, self._check = folder, check
@@ -37,17 +45,13 @@ class FinishedUnits:
 
     @property
     def earlier(self) -> dict[str, Any]:
-        """Results that earlier runs have added, by key."""
+        """Results by key, of units that are objects."""
         names = [name for name in sorted(os.listdir(self.folder)) if not UNFINISHED.fullmatch(name)]
         units = [unit for unit in map(self.read, names) if isinstance(unit, dict)]
         return {key: result for unit in units for key, result in unit.items()}
 
-    def add(self, results: Mapping[str, Any]) -> None:
-        """Keep the results of a work unit: numbers, texts, arrays, lists and objects by key."""
-        self.write(next(iter(results)), results)
-
     def read(self, name: str, mapped: bool = False) -> Any:
-        """A unit, or None; arrays of a mapped one are read when they are used."""
+        """A unit, or None if it is absent or damaged; mapped arrays are read when used."""
         path = self.folder / name
         with suppress(*DAMAGES):
             return read_tree(path, mapped, checked=True) if is_own(path) else None
@@ -74,17 +78,13 @@ def finished_units(
     identity: Mapping[str, Any],
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[FinishedUnits]:
-    """The finished units of a run in the hidden folder, which is locked.
-
-    `identity` is all that they depend on, as JSON. If the run refuses its input, which it would do
-    again, they are removed.
-    """
+    """The finished units of a run, whose `identity` is all that they depend on, as JSON."""
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     units = FinishedUnits(work / digest[:32], check)
     try:
         yield units
     except (RefimplError, ArithmeticError) as error:  # the latter: a number left its range
-        if not isinstance(error, ResumableError):
+        if not isinstance(error, ResumableError):  # it would come again
             with suppress(OSError):
                 discard(units.folder)
         raise
@@ -112,3 +112,73 @@ def runs(work: Path) -> list[Path]:
 def are_left(output: Path) -> bool:
     """Whether a stopped run left finished units beside its output."""
     return any(is_tree(path) for folder in runs(work_path(output)) for path in folder.iterdir())
+
+
+def write_tree(path: Path, tree: Any, synced: bool = False) -> None:
+    """Write lists and objects of numbers, texts and arrays to a file, whole or not at all.
+
+    It has a line with our mark and two sizes, JSON, the arrays, and a checksum of all that.
+    """
+    arrays, end = list[bytes | memoryview](), 0
+
+    def reference(x: Any) -> Any:
+        nonlocal end
+        if isinstance(x, np.generic):
+            return x.item()
+        if not (isinstance(x, np.ndarray) and x.dtype.isnative):
+            raise TypeError(f"{type(x).__name__} in a file of arrays")
+        place = {ARRAY: [x.dtype.name, x.shape, end]}
+        arrays.extend([np.ascontiguousarray(x).reshape(-1).view(np.uint8).data, _pad(x.nbytes)])
+        end += x.nbytes + len(arrays[-1])
+        return place
+
+    text = json.dumps(tree, default=reference).encode()
+    text += _pad(len(text))
+    sizes = b"%016x %016x" % (len(text), LINE + len(text) + end + 4)
+    beside, check = path.with_name(f".{uuid4().hex}"), 0
+    try:
+        with beside.open("xb") as file:
+            for piece in ((MARK + sizes).ljust(LINE - 1) + b"\n", text, *arrays):
+                file.write(piece)
+                check = crc32(piece, check)
+            file.write(check.to_bytes(4, "little"))
+        if synced:
+            to_disk(beside)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def read_tree(path: Path, mapped: bool = False, checked: bool = False) -> Any:
+    """What `write_tree` wrote, or one of `DAMAGES`; mapped arrays are read when they are used."""
+    with open_file(path) as file:
+        content = mmap(file.fileno(), 0, access=ACCESS_READ)
+    length, size = (int(x, 16) for x in content[len(MARK) : LINE].split())
+    if content[: len(MARK)] != MARK or size != len(content):
+        raise ValueError("another file, or not all of it")
+    with memoryview(content) as whole:
+        if checked and crc32(whole[:-4]) != int.from_bytes(whole[-4:], "little"):
+            raise ValueError("another checksum")
+
+    def array(row: dict[str, Any]) -> Any:
+        if row.keys() != {ARRAY}:
+            return row
+        name, shape, start = row[ARRAY]
+        values = np.frombuffer(content, np.dtype(name), prod(shape), LINE + length + start)
+        return values.reshape(shape) if mapped else values.reshape(shape).copy()
+
+    return json.loads(content[LINE : LINE + length], object_hook=array)
+
+
+def is_tree(path: Path) -> bool:
+    """Whether a file begins like those of `write_tree`, has one name, and is no link."""
+    if not is_own(path):
+        return False
+    with open_file(path) as file:
+        return file.read(len(MARK)) == MARK
+
+
+def _pad(size: int) -> bytes:
+    """Spaces up to the next multiple of a line."""
+    return b" " * (-size % LINE)

@@ -28,10 +28,7 @@ def real_path(target: Path) -> Path:
 
 
 def check_file(path: Path, inputs: Mapping[str, Path | None], force: bool) -> None:
-    """Refuse, before any work, an output file that cannot be written or would damage an input.
-
-    `inputs` are files and folders by the names that errors give them.
-    """
+    """Refuse an output file that cannot be written, or would damage an input; errors name these."""
     folder = path.parent
     writable = path.name and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
     if not writable or (path.exists() and not path.is_file()):
@@ -61,10 +58,7 @@ def check_parent(target: Path) -> None:
 def check_folder(
     target: Path, inputs: Mapping[str, Path | None], force: bool, needed_bytes: int
 ) -> None:
-    """Refuse, before any work, a folder that could not be written, or that would damage something.
-
-    `inputs` are files and folders by the names that errors give them.
-    """
+    """Refuse a folder that could not be written, or would damage an input; errors name these."""
     target = real_path(target)
     parent, work = target.parent, work_path(target)
     check_parent(target)

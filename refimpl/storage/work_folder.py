@@ -1,8 +1,6 @@
-"""The hidden folder beside an output, `.NAME.part`, in which a run makes it.
+"""The hidden folder beside an output, `.NAME.part`, with our mark, which the run at work locks.
 
-It holds our mark, a file that the run at work locks. A killed run leaves both, but no lock, so the
-next run can tell that the rest is ours and that nobody needs it. A folder without the mark is the
-user's, unless it is empty: a run may be killed before it makes the mark.
+A killed run leaves the mark without a lock. A folder without it is the user's, unless it is empty.
 """
 
 import errno
@@ -30,15 +28,12 @@ def work_path(target: Path) -> Path:
 
 @contextmanager
 def work_folder(work: Path) -> Iterator[Path]:
-    """Make, mark and lock the hidden folder, or that of a dead run; remove it if nothing is left.
-
-    It is private, as the output may be.
-    """
+    """Make, mark and lock the hidden folder, or a dead run's; remove it if nothing is left."""
     mark = work / MARK
     try:
         with writing(work):
             with suppress(FileExistsError):
-                work.mkdir(0o700)
+                work.mkdir(0o700)  # the output may be private
             if not is_folder(work) or (os.listdir(work) and not os.path.lexists(mark)):
                 raise foreign(work)
             file, free = _locked(mark)
@@ -61,10 +56,7 @@ def work_folder(work: Path) -> Iterator[Path]:
 
 
 def _locked(path: Path) -> tuple[IO[bytes], bool]:
-    """Open or make our mark, and lock it until it is closed; a killed run holds no lock.
-
-    False if another run holds it or has just removed it; True where the system has no locks.
-    """
+    """Our mark, locked until it is closed; False if another run holds or has just removed it."""
     if os.path.lexists(path) and not is_own(path):
         raise foreign(path)
     file = path.open("ab")
@@ -78,4 +70,4 @@ def _locked(path: Path) -> tuple[IO[bytes], bool]:
         if error.errno not in NO_LOCKS:
             file.close()
             raise
-    return file, True
+    return file, True  # of a system without locks

@@ -400,7 +400,7 @@ def test_an_index_that_leads_elsewhere(here: Path) -> None:
     index = json.loads(path.read_text())
     index["weight_map"]["model.norm.weight"] = "../model/model.safetensors"
     path.write_text(json.dumps(index))
-    refused(f"score sharded {SMALL}", "outside its folder", "../model")
+    refused(f"score sharded {SMALL}", "not safetensors in its folder", "../model")
 
 
 # Files that may not be read

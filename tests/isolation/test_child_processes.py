@@ -224,7 +224,7 @@ ACTIONS = {
     ),
     "a long failure": ("raise BaseException('x' * 10**7)", "BaseException: xxx"),
     "a child that stays": ("os.fork() and os._exit(0); time.sleep(60)", "took longer than 2 s"),
-    "a closed pipe": ("os.closerange(3, 20); time.sleep(60)", "ended its process (None)"),
+    "a closed pipe": ("os.closerange(3, 20); time.sleep(60)", "ended its process (-9)"),
 }
 
 

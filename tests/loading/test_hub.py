@@ -70,7 +70,7 @@ def test_only_the_files_we_read_are_downloaded_once(hub: Hub) -> None:
 
 def test_a_revision_is_a_branch_or_a_commit(hub: Hub, snapshot: Path) -> None:
     commit = COMMITS["v2"]
-    assert f"--revision {commit}" in refusal_of(read_model, f"{NAME}@{commit}").remedy
+    assert "--download" in refusal_of(read_model, f"{NAME}@{commit}").remedy
     assert read_model(f"{NAME}@v2", download=True).config.family == "qwen2"
     for revision in ("v2", commit):
         assert read_model(f"{NAME}@{revision}").name == f"{NAME}@{commit}"
@@ -83,10 +83,8 @@ def test_folders_of_the_cache_have_an_id(hub: Hub, snapshot: Path) -> None:
     for path in (folder, snapshot, snapshot / "model.safetensors", os.path.relpath(folder)):
         assert read_model(path).name == MAIN
     (folder / "refs" / "main").unlink()
-    assert read_model(folder).name == MAIN  # the only one
     refusal_of(read_model, NAME, says="no revision main")
-    read_model(f"{NAME}@v2", download=True)
-    refusal_of(read_model, folder, says="2 snapshots")
+    refusal_of(read_model, folder, says="contains no .safetensors file")
 
 
 def test_a_path_that_exists_is_a_path(hub: Hub) -> None:
@@ -134,7 +132,7 @@ def test_a_partial_model_names_what_is_missing(hub: Hub, snapshot: Path) -> None
     weights = snapshot / "model.safetensors"
     blob = weights.resolve()
     blob.rename(blob.with_name("away"))  # a broken link
-    problem = refusal_of(read_model, NAME, says="lacks model.safetensors", remedy="hf download")
+    problem = refusal_of(read_model, NAME, says="lacks model.safetensors", remedy=f"{MAIN} with")
     for path in (snapshot, snapshot.parent.parent):
         assert str(refusal_of(read_model, path)) == str(problem)
     weights.unlink()

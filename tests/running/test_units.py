@@ -43,12 +43,13 @@ from refimpl.running.executors import open_executor
 from refimpl.running.provenance import stamps
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers, cores
-from refimpl.running.work_units import LostWorkerError, results
+from refimpl.running.work_units import results
 from refimpl.scoring.dense_statistics import SummedSquares
 from refimpl.scoring.experiment import dense_squares, experiment
 from refimpl.scoring.grouping import balanced, stacks
 from refimpl.scoring.measurements import addresses
 from refimpl.scoring.signals import signals
+from refimpl.storage.file_system import ResumableError
 from refimpl.tokens import random_tokens, text_windows
 
 LLAMA = FIXTURES / "llama"
@@ -141,13 +142,6 @@ def test_pruned_files(method: Any, stored: str, place: dict[str, Any], tmp_path:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def with_metadata(folder: Path) -> Model:
-    """A model whose configuration is in the metadata of its file."""
-    llama_of(folder, "F32", {"config.json": (LLAMA / "config.json").read_text()})
-    (folder / "config.json").unlink()
-    return read_model(folder)
-
-
 def of_a_file(folder: Path) -> Model:
     """A model that is named by its file, its configuration elsewhere."""
     folder.mkdir()
@@ -155,7 +149,7 @@ def of_a_file(folder: Path) -> Model:
     return read_model(weights, shutil.copy(LLAMA / "config.json", folder / "facts.json"))
 
 
-MADE: dict[str, Callable[[Path], Model]] = {"a file": of_a_file, "metadata": with_metadata}
+MADE: dict[str, Callable[[Path], Model]] = {"a file": of_a_file}
 STORED = ("gpt2", "gpt_neox", "phi3", "gemma3", "opt", "llama_sharded")
 INDEX = "llama_sharded/model.safetensors.index.json"
 
@@ -282,7 +276,7 @@ def test_a_dead_worker_is_an_error_that_says_what_to_do() -> None:
     units = [Asking(0), Asking(1, dies=True), *(Asking(n) for n in range(2, 9))]
     with (
         open_executor("processes", 2) as pool,
-        pytest.raises(LostWorkerError, match="repeat the command") as lost,
+        pytest.raises(ResumableError, match="repeat the command") as lost,
     ):
         asked(units, pool)
     assert "a worker was lost (BrokenProcessPool" in lost.value.problem
@@ -313,7 +307,7 @@ def test_a_lost_result_is_computed_again_once() -> None:
     with Losing(1, 4, 5) as pool:
         found = asked([Asking(n) for n in range(6)], pool)
     assert (len(found), pool.left) == (6, [])
-    with Losing(0, 0, 0) as pool, pytest.raises(LostWorkerError, match="cannot unpack"):
+    with Losing(0, 0, 0) as pool, pytest.raises(ResumableError, match="cannot unpack"):
         asked([Asking(0)], pool)
     assert pool.left == [0]
 
@@ -337,7 +331,7 @@ def test_work_that_cannot_be_sent_is_an_error(processes: Executor) -> None:
     class Local(Asking):
         """A class that no other process finds."""
 
-    with pytest.raises(LostWorkerError, match="work that can be sent"):
+    with pytest.raises(ResumableError, match="work that can be sent"):
         asked([Local(0)], processes)
 
 

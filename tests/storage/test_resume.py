@@ -15,10 +15,9 @@ from gates import bits
 from program import ran, refused, run
 
 from refimpl import RefimplError
-from refimpl.running.work_units import LostWorkerError
 from refimpl.storage import work_folder
-from refimpl.storage.arrays import write_tree
-from refimpl.storage.finished_units import are_left, discard, finished_units
+from refimpl.storage.file_system import ResumableError
+from refimpl.storage.finished_units import are_left, discard, finished_units, write_tree
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)
@@ -151,7 +150,7 @@ def test_a_full_disk_leaves_finished_units(
 
 def test_a_lost_worker_leaves_finished_units(tmp_path: Path, whole: Any) -> None:
     def lost() -> None:
-        raise LostWorkerError(OSError("killed"))
+        raise ResumableError("a worker was lost", "a worker", "repeat the command")
 
     expected, output = whole("wanda"), tmp_path / "out"
     with before_unit(3, lost):
@@ -165,7 +164,7 @@ def test_a_lost_worker_leaves_finished_units(tmp_path: Path, whole: Any) -> None
 def test_units_of_a_refused_run_go(error: Exception, tmp_path: Path) -> None:
     def refuse() -> None:
         with finished_units(tmp_path, {"a": 1}) as finished:
-            finished.add({"one": 1})
+            finished.write("one", {"one": 1})
             raise error
 
     with pytest.raises(type(error)):
@@ -186,7 +185,7 @@ def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:
         "nested": [{"x": np.arange(3), "y": [1, True, None, "text"]}],
     }
     with finished_units(tmp_path, {}) as finished:
-        finished.add(values)
+        finished.write("floats", values)
     with finished_units(tmp_path, {}) as finished:
         found = finished.earlier
         mapped = finished.read("floats", mapped=True)
@@ -309,7 +308,7 @@ def test_what_the_user_named_like_ours_stays(name: str, make: Any, tmp_path: Pat
 
 def test_only_units_are_removed(tmp_path: Path) -> None:
     with finished_units(tmp_path, {}) as finished:
-        finished.add({"ours": 1})
+        finished.write("ours", {"ours": 1})
         for make in MAKERS:
             make(finished.folder / make.__name__, FIXTURES / "text.txt")
         (finished.folder / f".{'0' * 32}").touch()  # that a killed run was writing

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError, unreadable
-from refimpl.storage.file_system import MIB, open_file, too_large
+from refimpl.storage.file_system import MIB, open_file
 
-DOCUMENT = 32 * MIB  # bytes of a JSON document: in memory it may take twenty times as much
-LINES = 32 * MIB  # bytes of a file of JSON lines, which are read one by one
+DOCUMENT = 32 * MIB  # bytes of a JSON document or of JSON lines: in memory twenty times as much
 DEEPEST = 64  # nesting of JSON
 WHOLE = 1 << 63  # the limit of integers
 
@@ -27,15 +26,12 @@ def reading(path: Path, expected: str = "a file that can be read") -> Iterator[N
 
 
 def read_file(path: Path, most: int = DOCUMENT) -> bytes:
-    """The bytes of a file, which are at most `most`."""
+    """The bytes of a file, which are at most `most`, also if it grows meanwhile."""
     with open_file(path, most) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise too_large(path, most)
-    return content
+        return file.read(most)
 
 
-def read_lines(path: Path, most: int = LINES) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path, most: int = DOCUMENT) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that are not empty, and their numbers from 1."""
     content, number, last = read_file(path, most), 1, 0
     for found in re.finditer(rb"[^\n]+", content):  # 30 MB of empty lines take no time
@@ -45,11 +41,7 @@ def read_lines(path: Path, most: int = LINES) -> Iterator[tuple[int, bytes]]:
 
 
 def parsed_json(text: str | bytes, limit: float = inf) -> Any:
-    """Parse JSON within our limits of depth, and of numbers (smaller than `limit`); ValueError.
-
-    NaN, Inf and integers of more than 64 bits are refused, so that what is read can be computed
-    with and written again.
-    """
+    """Parse JSON that can be written again: no NaN or Inf, limits of depth and of numbers."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -77,7 +69,7 @@ def json_object(text: str | bytes, source: str, expected: str) -> dict[str, Any]
 
 
 def _check(value: Any, limit: float, depth: int) -> None:
-    """Refuse what is nested too deep, and numbers that are too large."""
+    """Refuse what is nested too deep, and numbers that are too large (integers: of 64 bits)."""
     if depth > DEEPEST:
         raise ValueError(f"nested deeper than {DEEPEST}")
     if isinstance(value, dict):

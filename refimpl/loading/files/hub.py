@@ -2,17 +2,21 @@
 
 import os
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+import shutil
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError, listed
-from refimpl.loading.files.file_reading import read_file, reading
-from refimpl.loading.files.hub_answers import COMMIT, checked_answers, require_space
+from refimpl.loading.files.file_reading import DOCUMENT, read_file, reading
 from refimpl.loading.files.refused_formats import CONVERSIONS
-from refimpl.loading.files.weight_files import shard_of_tensor
+from refimpl.loading.files.safetensors_file import shard_of_tensor
 
 COMPANIONS = (  # copied when a model is pruned
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
@@ -28,6 +32,7 @@ _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 _REVISION, _FILE = r"[A-Za-z0-9][\w./-]*", r"(?:[\w.+-]+/)*[\w.+-]+\.(?:gguf|GGUF)|[A-Za-z0-9_]+"
 _ID = re.compile(rf"({_NAME}/{_NAME})(?:@({_REVISION}))?(?::({_FILE}))?", re.ASCII)
 _CACHED = re.compile(r"models--[\w.-]+", re.ASCII)  # a repository's folder in the cache
+COMMIT, ETAG = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _EXPECTED = (
     "a path that exists, or an id in the Hugging Face cache: "
     "ORG/NAME[@REVISION][:FILE.gguf or :TYPE]"
@@ -37,12 +42,8 @@ _EXPECTED = (
 def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | None]:
     """The path of a model's files, and its id with the commit if it is one of the hub.
 
-    A path that exists is a path; one in the cache has an id, too. Anything else of the form
-    `org/name[@revision][:file.gguf]` is looked up in the cache; without a file, it is the
-    repository's safetensors, or its only GGUF model if it has none. A type in place of the file,
-    such as Q4_K_M, stands for the only GGUF model with it in its name. With `download`, the server
-    is asked first, as `hf download` asks it; offline mode and a server that cannot be reached leave
-    what the cache holds.
+    A path that exists is a path. An id without a GGUF file or a type stands for the repository's
+    safetensors, or its only GGUF model. If no server answers, the cache does.
     """
     path, match = Path(model), _ID.fullmatch(str(model))
     with reading(path, _EXPECTED):
@@ -60,8 +61,8 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
             "check the path, or run pip install 'refimpl[hub]'",
         ) from error
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    offline = constants.HF_HUB_OFFLINE
-    if download and not offline:
+    unset = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, and " * constants.HF_HUB_OFFLINE
+    if download and not unset:
         snapshot, file = _downloaded(repository, revision, folder, constants.ENDPOINT, file)
     else:
         snapshot = _snapshot(folder, revision)
@@ -70,9 +71,9 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
             f"{model}: no such file or folder, and the cache {folder.parent} holds no revision "
             f"{revision} of such a model",
             _EXPECTED,
-            _remedy(repository, revision, "check the path", offline, file),
+            f"check the path, or {unset}add --download",
         )
-    return _whole(snapshot, repository, offline, file)
+    return _whole(snapshot, repository, file, unset)
 
 
 def _of_cache(path: Path) -> tuple[Path, str | None]:
@@ -82,23 +83,15 @@ def _of_cache(path: Path) -> tuple[Path, str | None]:
         if not _CACHED.fullmatch(folder.name) or not (folder / "snapshots").is_dir():
             continue
         repository, inside = folder.name[8:].replace("--", "/"), whole.relative_to(folder).parts
-        if len(inside) > 1 and inside[0] == "snapshots":
-            snapshot = folder.joinpath(*inside[:2])
-            if whole != snapshot:
-                file = f":{whole.relative_to(snapshot)}" if whole.suffix == ".gguf" else ""
-                return path, f"{repository}@{snapshot.name}{file}"
-            return _whole(path, repository, offline=False)
-        if inside:
+        if not inside and (found := _snapshot(folder, "main")) is not None:
+            return _whole(found, repository)
+        if inside[:1] != ("snapshots",) or len(inside) == 1:
             break
-        snapshots = [entry for entry in (folder / "snapshots").iterdir() if entry.is_dir()]
-        only = snapshots[0] if len(snapshots) == 1 else None
-        if (found := _snapshot(folder, "main") or only) is None:
-            raise RefimplError(
-                f"{path} holds {len(snapshots)} snapshots, and none is the main revision",
-                "one snapshot, or a main revision",
-                f"name one of {folder / 'snapshots'}",
-            )
-        return _whole(found, repository, offline=False)
+        snapshot = folder.joinpath(*inside[:2])
+        if whole == snapshot:
+            return _whole(path, repository)
+        file = f":{whole.relative_to(snapshot)}" if whole.suffix == ".gguf" else ""
+        return path, f"{repository}@{snapshot.name}{file}"
     return path, None
 
 
@@ -113,18 +106,16 @@ def _snapshot(folder: Path, revision: str) -> Path | None:
 
 
 def _whole(
-    snapshot: Path, repository: str, offline: bool, file: str | None = None
+    snapshot: Path, repository: str, file: str | None = None, unset: str = ""
 ) -> tuple[Path, str]:
     """A snapshot (or a GGUF file in it) and its id, if all files of its weights are there."""
     name = f"{repository}@{snapshot.name}"
     with reading(snapshot, _EXPECTED):
         entries = {entry.name: entry for entry in snapshot.iterdir()}
-        if file is not None and not file.lower().endswith(".gguf"):
-            inside = (x.relative_to(snapshot) for x in snapshot.rglob("*.gguf"))
-            file = only_gguf((x.as_posix() for x in inside), name, file)
         broken = [name for name, entry in entries.items() if not entry.exists()]
-        if file is None and not any(x.endswith((".safetensors", INDEX)) for x in entries):
-            file = only_gguf(entries, name)
+        inside = [x.relative_to(snapshot).as_posix() for x in snapshot.rglob("*")]
+        if not any(x.endswith((".safetensors", INDEX)) for x in entries) or file:
+            file = only_gguf(inside, name, file)
         expected = f"config.json, and {WEIGHTS[0]} or {INDEX} with all its shards"
         needed = {"config.json"}
         if file is not None:
@@ -134,24 +125,22 @@ def _whole(
             needed |= set(shard_of_tensor(entries[INDEX]).values())
         elif not any(Path(name).suffix in (".safetensors", *CONVERSIONS) for name in entries):
             needed |= {"model.safetensors"}
+    path, name = (snapshot, name) if file is None else (snapshot / file, f"{name}:{file}")
     if missing := sorted({*broken, *needed - entries.keys()}):
         raise RefimplError(
             f"{name}: the cache lacks {listed(missing)} ({snapshot})",
             expected,
-            _remedy(
-                repository, snapshot.name, "if the repository holds these files", offline, file
-            ),
+            f"if the repository holds these files, {unset}pass {name} with --download",
         )
-    return (snapshot, name) if file is None else (snapshot / file, f"{name}:{file}")
+    return path, name
 
 
-def only_gguf(names: Iterable[str], repository: str, kind: str = "") -> str | None:
-    """The GGUF model among the files of a repository, of a split one the first; None without.
-
-    Vision parts (mmproj) are no models. With a type, such as Q4_K_M, it is in the name.
-    """
+def only_gguf(names: Iterable[str], repository: str, kind: str | None) -> str | None:
+    """The GGUF model of a repository: a file (of a split one the first), or the one of a type."""
+    if kind and kind.lower().endswith(".gguf"):
+        return kind
     models = sorted(x for x in names if x.endswith(".gguf") and _shards(x)[0] == x)
-    models = [x for x in models if not x.rpartition("/")[2].startswith("mmproj")]
+    models = [x for x in models if not x.rpartition("/")[2].startswith("mmproj")]  # vision parts
     of_kind = re.compile(rf"(.*[-_./])?{kind}([-.].*)", re.IGNORECASE)
     found = [x for x in models if of_kind.fullmatch(x)] if kind else models
     if len(found) > 1 or (kind and not found):
@@ -175,11 +164,7 @@ def _shards(file: str) -> list[str]:
 def _downloaded(
     repository: str, revision: str, folder: Path, endpoint: str, file: str | None
 ) -> tuple[Path | None, str | None]:
-    """Download what is missing of a revision; its snapshot, and its only GGUF model if it is one.
-
-    The library makes paths of what the server answers, and writes all that it sends: every answer
-    is checked before the library sees it. A server that cannot be reached leaves what is cached.
-    """
+    """Download what is missing of a revision; its snapshot, and the GGUF model if it is one."""
     from huggingface_hub import HfApi, errors, hf_hub_download
 
     name = f"{repository}@{revision}"
@@ -193,7 +178,7 @@ def _downloaded(
             except Exception:
                 with suppress(RefimplError):
                     if (snapshot := _snapshot(folder, revision)) is not None:
-                        _whole(snapshot, repository, False, file)
+                        _whole(snapshot, repository, file)
                         return snapshot, file
                 raise
             answers.commit = answers.checked(COMMIT, listing.sha, "a commit")
@@ -239,12 +224,10 @@ def _wanted(
     listed: dict[str, Any], name: str, file: str | None
 ) -> tuple[dict[str, Any], str | None]:
     """What we read of the files that a server lists, by name; and the GGUF model if it is one."""
-    if file and not file.lower().endswith(".gguf"):
-        file = only_gguf(listed, name, file)
     names = [] if file else [x for x in listed if any(fnmatchcase(x, y) for y in DOWNLOADED)]
     names = [x for x in names if "/" not in x]
-    if file is None and not any(x.endswith(".safetensors") for x in names):
-        file = only_gguf(listed, name)
+    if not any(x.endswith(".safetensors") for x in names):
+        file = only_gguf(listed, name, file)
     names += _shards(file) if file else []
     if not (files := {x: listed[x] for x in names if x in listed}):
         raise RefimplError(
@@ -255,11 +238,94 @@ def _wanted(
     return files, file
 
 
-def _remedy(
-    repository: str, revision: str, check: str, offline: bool, file: str | None = None
-) -> str:
-    """The next step towards a model that the cache does not hold."""
-    which = f" {' '.join(_shards(file)[:3])}" if file and "." in file else ""
-    which += "" if revision == "main" else f" --revision {revision}"
-    unset = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, and " if offline else ""
-    return f"{check}, or {unset}add --download (or run hf download {repository}{which})"
+class Answers:
+    """Checks of what a server answers, before the library makes paths and files of it.
+
+    They know the commit of one download, and the bytes that the next file has in the listing.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint, self.commit, self.most = endpoint, "", 0
+        self._thread = threading.get_ident()
+
+    def check(self, response: Any) -> None:
+        """Refuse a response that names a commit or a blob by anything but its digits."""
+        if threading.get_ident() != self._thread:  # of somebody else who uses the library
+            return
+        headers = response.headers
+        if (commit := headers.get("X-Repo-Commit")) is not None:
+            self.checked(COMMIT, commit, "a commit")
+            if self.commit not in ("", commit):
+                raise self._odd(f"sends a file of commit {commit}", f"one of {self.commit}")
+        if response.request.method == "HEAD" and response.status_code < 400:
+            etag = headers.get("X-Linked-Etag") or headers.get("ETag")
+            if etag is not None:  # the library cuts all of these characters off
+                self.checked(ETAG, etag.lstrip("W/").strip('"'), "an ETag")
+        most = self.most if self.most and response.is_success else DOCUMENT
+        response.iter_bytes = partial(self._bounded, response.iter_bytes, most)
+
+    def _bounded(self, chunks: Any, most: int, *arguments: Any, **options: Any) -> Iterator[bytes]:
+        """The chunks of a body; none is written after there are more than `most` bytes."""
+        size = 0
+        for chunk in chunks(*arguments, **options):
+            size += len(chunk)
+            if size > most:
+                raise self._odd(f"sends more than {most:,} bytes", f"at most {most:,} bytes")
+            yield chunk
+
+    def checked(self, pattern: re.Pattern[str], value: object, what: str) -> str:
+        """A commit or an ETag of the server, which the library makes a file name of."""
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            digits = "40 hexadecimal digits" + ("" if pattern is COMMIT else ", or 64")
+            raise self._odd(f"answers with {what} that would be a path: {value!r:.80}", digits)
+        return value
+
+    def require_files(self, files: dict[str, Any]) -> None:
+        """Refuse names that lead out of a folder, or that a system reads differently, and sizes."""
+        for name, size in files.items():
+            outside = {*name.split("/")} & {"", ".", ".."}
+            if not name.isprintable() or {*name} & {*'\\:*?"<>|'} or outside:
+                raise self._odd(f"lists a file {name!r:.80}", "relative paths of plain names")
+            if not isinstance(size, int) or not 0 <= size < 1 << 63:
+                problem = f"lists {name} without its size ({size!r:.40})"
+                raise self._odd(problem, "the size of each file")
+
+    def _odd(self, problem: str, expected: str) -> RefimplError:
+        """The error for an answer that no hub gives, unless its files have just changed."""
+        remedy = "check HF_ENDPOINT; if a new commit has just been made, repeat the command"
+        return RefimplError(f"{self.endpoint} {problem}", expected, remedy)
+
+
+@contextmanager
+def checked_answers(endpoint: str) -> Iterator[Answers]:
+    """Check what the library receives in this thread; it prints nothing meanwhile."""
+    from huggingface_hub import constants, get_session, utils
+
+    answers, hooks = Answers(endpoint), get_session().event_hooks["response"]
+    verbosity, xet = utils.logging.get_verbosity(), constants.HF_HUB_DISABLE_XET
+    hooks.append(answers.check)
+    constants.HF_HUB_DISABLE_XET = True  # a client of its own, which no check sees
+    utils.logging.set_verbosity(utils.logging.CRITICAL)
+    if silenced := not (utils.are_progress_bars_disabled() or sys.stderr.isatty()):
+        utils.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield answers
+    finally:
+        if silenced:
+            utils.enable_progress_bars()
+        utils.logging.set_verbosity(verbosity)
+        constants.HF_HUB_DISABLE_XET = xet
+        hooks[:] = [hook for hook in hooks if hook != answers.check]
+
+
+def require_space(folder: Path, size: int, name: str) -> None:
+    """Refuse to download more than the disk of the cache has space for."""
+    existing = next(x for x in (folder, *folder.parents) if x.exists())
+    if size > (free := shutil.disk_usage(existing).free):
+        raise RefimplError(
+            f"{name} has {size:,} bytes to download, and the disk of {folder.parent} {free:,} free",
+            "enough space for all files",
+            "free some space, or set HF_HUB_CACHE to another disk",
+        )

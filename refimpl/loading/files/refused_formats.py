@@ -1,7 +1,7 @@
 """Formats that refimpl refuses by name, each with a way to convert it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from refimpl.errors import RefimplError
@@ -31,13 +31,9 @@ _ACCEPTED = {
         "merge it into its base model (peft: merge_and_unload().save_pretrained(DIR))",
     ),
 }
-_NAMES = {  # of tensors, by kind
-    "quantised": (
-        r"qweight|qzeros|g_idx|W_q|scales?$|_scale_inv$|absmax|quant_map|quant_state|\bSCB$"
-    ),
-    "multimodal": r"vision|visual|image|audio|multi_modal|mm_projector|language_model\.",
-    "adapter": r"\blora_|\badapter",
-}
+_QUANTISED = re.compile(
+    r"qweight|qzeros|g_idx|W_q|scales?$|_scale_inv$|absmax|quant_map|quant_state|\bSCB$"
+)
 
 
 def conversion(file: str | Path, otherwise: str = _OTHER) -> str:
@@ -45,23 +41,18 @@ def conversion(file: str | Path, otherwise: str = _OTHER) -> str:
     return CONVERSIONS.get(Path(file).suffix, otherwise)
 
 
-def refusal(kind: str, problem: str) -> RefimplError:
+def refusal(kind: str, problem: str, details: Sequence[str] = ()) -> RefimplError:
     """The refusal of a "quantised" or "multimodal" checkpoint, or of an "adapter"."""
-    return RefimplError(problem, *_ACCEPTED[kind])
+    return RefimplError(problem, *_ACCEPTED[kind], details)
 
 
-def refuse_formats(tensors: Mapping[str, StoredTensor], unclaimed: list[str], path: Path) -> None:
-    """Refuse a quantised or multimodal checkpoint or an adapter by the names of its tensors."""
-    low_precision = [
+def refuse_quantised(tensors: Mapping[str, StoredTensor], unclaimed: list[str], path: Path) -> None:
+    """Refuse a quantised checkpoint by the names and dtypes of its tensors."""
+    names = [name for name in unclaimed if _QUANTISED.search(name)] + [
         name
         for name, tensor in tensors.items()
         if name.endswith(".weight") and re.match(r"F[468]_|[IU]\d+$", tensor.dtype)
     ]
-    for kind, pattern in _NAMES.items():
-        names = [name for name in unclaimed if re.search(pattern, name)]
-        if kind == "quantised":
-            names += low_precision
-        if names:
-            what = "an adapter, not a model" if kind == "adapter" else f"a {kind} checkpoint"
-            problem = f"{path} is {what} ({len(names)} tensors such as {names[0]})"
-            raise refusal(kind, problem)
+    if names:
+        problem = f"{path} is a quantised checkpoint ({len(names)} tensors such as {names[0]})"
+        raise refusal("quantised", problem)

@@ -1,4 +1,4 @@
-"""Safetensors files, checked when they are opened."""
+"""Safetensors files, checked when they are opened: one, or the shards of an index."""
 
 import json
 from collections.abc import Mapping
@@ -7,20 +7,19 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from refimpl.errors import RefimplError
-from refimpl.loading.files.file_reading import DOCUMENT, reading
+from refimpl.errors import RefimplError, listed
+from refimpl.loading.files.file_reading import DOCUMENT, json_object, read_file, reading
+from refimpl.loading.files.refused_formats import CONVERSIONS, conversion, refusal
 from refimpl.model.weight import StoredTensor, WeightFile
 from refimpl.storage.file_system import open_file
 
 METADATA = "__metadata__"
+_EXPECTED = "a .safetensors file, an index, or a folder that contains one"
+_INDEX = 'an index: a JSON object with a "weight_map" from tensor to file name'
 
 
 class SafetensorsFile(WeightFile):
-    """A safetensors file: its metadata and tensors by name.
-
-    The safetensors library checks header, offsets and length first; its NumPy loader is not used,
-    because it copies every tensor it returns.
-    """
+    """A safetensors file: its metadata and tensors by name, in place (the library copies each)."""
 
     def __init__(self, path: Path) -> None:
         with reading(path, "a readable safetensors file"), open_file(path) as file:
@@ -28,7 +27,7 @@ class SafetensorsFile(WeightFile):
                 length = int.from_bytes(file.read(8), "little")
                 if length > DOCUMENT:
                     raise ValueError(f"a header of {length:,} bytes")
-                with safe_open(path, framework="np"):
+                with safe_open(path, framework="np"):  # which checks offsets and length
                     pass
                 header = json.loads(file.read(length))
                 shapes = {n: x["shape"] for n, x in header.items() if n != METADATA}
@@ -45,11 +44,94 @@ class SafetensorsFile(WeightFile):
         self.metadata: Mapping[str, str] = header.pop(METADATA, None) or {}
         self.tensors = {
             name: StoredTensor(
-                self,
-                name,
-                entry["dtype"],
-                tuple(entry["shape"]),
-                8 + length + entry["data_offsets"][0],
+                self, name, x["dtype"], tuple(x["shape"]), 8 + length + x["data_offsets"][0]
             )
-            for name, entry in header.items()
+            for name, x in header.items()
         }
+
+
+def open_files(path: Path) -> tuple[SafetensorsFile, ...]:
+    """Open the files that hold a model's weights: a file, the shards of an index, or a folder's."""
+    with reading(path, _EXPECTED):
+        file = _file_of(path) if path.is_dir() else path
+        if not file.exists():
+            raise RefimplError(f"{path}: no such file or folder", _EXPECTED, "check the path")
+        if file.name.endswith(".index.json"):
+            return _open_shards(file)
+    if file.suffix != ".safetensors":
+        raise RefimplError(
+            f"{path}: {file.suffix or 'this file'} is not safetensors",
+            _EXPECTED,
+            conversion(file, "save the model with save_pretrained(DIR)"),
+        )
+    if file.name.startswith("adapter_model"):
+        raise refusal("adapter", f"{file} is an adapter, not a model")
+    return (SafetensorsFile(file),)
+
+
+def _file_of(folder: Path) -> Path:
+    """The file that stands for a folder's model: model.safetensors, or its only index or file."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    indices = [name for name in names if name.endswith(".safetensors.index.json")]
+    tensors = [name for name in names if name.endswith(".safetensors")]
+    candidates = ["model.safetensors"] if "model.safetensors" in tensors else indices or tensors
+    if len(candidates) == 1:
+        return folder / candidates[0]
+    if candidates:
+        raise RefimplError(
+            f"{folder} has {len(candidates)} candidates: {listed(candidates)}",
+            "model.safetensors, or one index, or one .safetensors file",
+            "name the file itself; shards need their index, *.safetensors.index.json",
+        )
+    if "adapter_config.json" in names:
+        raise refusal("adapter", f"{folder} is an adapter, not a model")
+    others = [name for name in names if Path(name).suffix in CONVERSIONS]
+    only = f", only {listed(others)}" if others else ""
+    raise RefimplError(
+        f"{folder} contains no .safetensors file{only}",
+        "a folder with .safetensors weights",
+        conversion(others[0]) if others else "check the path",
+    )
+
+
+def shard_of_tensor(index: Path) -> dict[str, str]:
+    """The `weight_map` of an index: tensor to the name of its shard."""
+    shard_of = json_object(read_file(index), str(index), _INDEX).get("weight_map")
+    valid = isinstance(shard_of, dict) and all(isinstance(x, str) for x in shard_of.values())
+    if not valid or not shard_of:
+        raise RefimplError(f"{index} is not an index of shards", _INDEX, "download it again")
+    return shard_of
+
+
+def _open_shards(index: Path) -> tuple[SafetensorsFile, ...]:
+    """The shards an index names, checked against it."""
+    shard_of = shard_of_tensor(index)
+    shards = list(dict.fromkeys(shard_of.values()))
+    # A shard may be a link (hub caches consist of links), but it must be in the index's folder.
+    odd = [x for x in shards if Path(x).name != x or "\\" in x or not x.endswith(".safetensors")]
+    if odd:
+        raise RefimplError(
+            f"{index} names shards that are not safetensors in its folder: {listed(odd)}",
+            "plain names of .safetensors files",
+            conversion(odd[0], "do not use this index; get the model from its source"),
+        )
+    if absent := [shard for shard in shards if not (index.parent / shard).exists()]:
+        raise RefimplError(
+            f"{index} names shards that do not exist: {listed(absent)}",
+            f"all {len(shards)} shards in the folder of the index",
+            "download the missing shards",
+        )
+    files = tuple(SafetensorsFile(index.parent / shard) for shard in shards)
+    stored = {(name, file.path.name) for file in files for name in file.tensors}
+    problems = [
+        f"{name}: only {'the file' if (name, shard) in stored else 'the index'} has it in {shard}"
+        for name, shard in sorted(stored ^ shard_of.items())
+    ]
+    if problems:
+        raise RefimplError(
+            f"{index} does not match its shards:",
+            "every tensor in the file that the index names, and no other tensor",
+            "download the index and its shards again",
+            problems,
+        )
+    return files

@@ -32,25 +32,16 @@ FUSED = {"q_proj": "attn_qkv", "gate_proj": "ffn_up", "experts.gate_proj": "ffn_
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture of llama.cpp.
-
-    Args:
-        model_type: Its family.
-        hub_class: transformers' class, for `architectures` in `config.json`.
-        keys: Metadata, without the architecture's prefix, and our config key; beside `KEYS`.
-        optional: Those of `keys` that files may lack.
-        arranged: Roles (of fused ones the first) whose weights are stored otherwise: an
-            `arrangement` of `GgufTensor`.
-        norms: How all norm gains are stored otherwise.
-        fixed: Entries of `config.json` that the file does not hold, as llama.cpp computes them.
-    """
+    """One architecture of llama.cpp: its family, and what its files say and hold otherwise."""
 
     model_type: str
-    hub_class: str
-    keys: Mapping[str, str] = field(default_factory=dict)
-    optional: tuple[str, ...] = ()
+    hub_class: str  # transformers' class, for `architectures` in `config.json`
+    keys: Mapping[str, str] = field(default_factory=dict)  # beside `KEYS`, without a prefix
+    optional: tuple[str, ...] = ()  # those of `keys` that files may lack
+    # By role (of fused ones the first), and of all norm gains: an `arrangement` of `GgufTensor`
     arranged: Mapping[str, str] = field(default_factory=dict)
     norms: str = ""
+    # Entries of `config.json` that the file does not hold, as llama.cpp computes them
     fixed: Mapping[str, object] = field(default_factory=dict)
 
 

@@ -63,32 +63,19 @@ class GgufFile(WeightFile):
 
 @dataclass(frozen=True)
 class GgufTensor(StoredTensor):
-    """A tensor of a GGUF file as transformers would hold it; `dtype` is that after reading.
+    """A tensor of a GGUF file as transformers would hold it; `dtype` is that after reading."""
 
-    Args:
-        kind: Its type in the file, such as "Q4_K".
-        block: Weights in a block of the quantisation.
-        block_bytes: Bytes of a block.
-        arrangement: How the file holds it otherwise: a key of `ORDERS`, "transposed" (as GPT-2's
-            weights were in transformers), "minus one" (a gain, stored plus 1), or "".
-        heads: For arrangements by head.
-    """
-
-    kind: str = "F32"
-    block: int = 1
+    kind: str = "F32"  # in the file, such as "Q4_K"
+    block: int = 1  # weights that are quantised together, in so many bytes
     block_bytes: int = 4
+    # In the file: a key of `ORDERS`, "transposed" (as GPT-2's), or "minus one" (a gain, plus 1)
     arrangement: str = ""
-    heads: int = 1
+    heads: int = 1  # for `ORDERS`
 
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
         return prod(self.shape) // self.block * self.block_bytes
-
-    @property
-    def table(self) -> Array:
-        """Its rows, each de-quantised when it is looked up."""
-        return self.array if self.arrangement else super().table
 
     def rows(self, rows: slice | Array) -> Array:
         """Some rows, de-quantised; float32 if they were quantised."""
@@ -124,11 +111,7 @@ class GgufTensor(StoredTensor):
 
 @dataclass(frozen=True)
 class JoinedTensor(GgufTensor):
-    """Tensors [E, rows, in] of a file that transformers holds as one, their rows one after another.
-
-    Args:
-        parts: The tensors, in this order.
-    """
+    """Tensors [E, rows, in] of a file that transformers holds as one, their rows in this order."""
 
     parts: tuple[GgufTensor, ...] = ()
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 
-VERSIONS = (2, 3)
 MOST_ENTRIES, MOST_ELEMENTS, MOST_DIMENSIONS = 1 << 16, 1 << 20, 4
 MOST_NAME, MOST_STRING = 1 << 10, 1 << 24  # bytes of a name; of all else that is a string
 _NUMBERS = dict(zip(range(13), ("B", "b", "H", "h", "I", "i", "f", "?", "", "", "Q", "q", "d"),
@@ -63,16 +62,11 @@ def damaged(path: Path, problem: str) -> RefimplError:
 
 
 def read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], list[TensorEntry]]:
-    """The metadata and the tensors; no count is believed before there are bytes for it.
-
-    Arrays of numbers in the metadata are NumPy's, those of strings are tuples.
-    """
+    """The metadata (arrays, tuples of strings) and the tensors; no count is believed unchecked."""
     reader = _Reader(path, file)
-    if not reader.size:
-        raise damaged(path, "it is empty")
     if reader.take(4) != b"GGUF":
         raise damaged(path, "it does not begin with GGUF")
-    if (version := reader.number("I")) not in VERSIONS:
+    if (version := reader.number("I")) not in (2, 3):
         raise damaged(path, f"its version is {version}")
     num_tensors = reader.count("tensors", MOST_ENTRIES, 24)
     num_entries = reader.count("metadata entries", MOST_ENTRIES, 13)

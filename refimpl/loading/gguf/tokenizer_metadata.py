@@ -194,15 +194,12 @@ def _merges(
 def _added(
     vocab: Mapping[str, int], tokens: Sequence[str], kinds: Sequence[int], path: Path
 ) -> list[dict[str, Any]]:
-    """The tokens that a text is searched for first, if they keep their ids.
-
-    The library gives those that the vocabulary lacks the next ids, in their order.
-    """
+    """The tokens that a text is searched for first, if they keep their ids."""
     added, following = list[dict[str, Any]](), len(vocab)
     for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
         if kind not in (SPECIAL, USER) and (kind != UNUSED or token in vocab):
             continue
-        if token not in vocab:
+        if token not in vocab:  # the library gives these the next ids, in their order
             if following != i:
                 raise _refusal(path, "special tokens between others", "tokens that keep their ids")
             following += 1
@@ -213,17 +210,14 @@ def _added(
 
 def _with_bos(bos: str, bos_id: int) -> dict[str, Any]:
     """The post-processor that puts BOS before each text."""
-
-    def text(name: str, kind: int) -> list[dict[str, Any]]:
-        return [
-            {"SpecialToken": {"id": bos, "type_id": kind}},
-            {"Sequence": {"id": name, "type_id": kind}},
-        ]
-
+    first, second = (
+        [{"SpecialToken": {"id": bos, "type_id": i}}, {"Sequence": {"id": name, "type_id": i}}]
+        for i, name in enumerate("AB")
+    )
     return {
         "type": "TemplateProcessing",
-        "single": text("A", 0),
-        "pair": [*text("A", 0), *text("B", 1)],
+        "single": first,
+        "pair": [*first, *second],
         "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
     }
 
