@@ -74,7 +74,6 @@ OF_STEPS |= {
     "correction_spread",
     "require_steps",
     "allocated",
-    "sealed",
 }
 # Of a spectrum that `alphapruning_alpha` has checked.
 OF_SPECTRUM = {"finite_matrix", "positions", "heights", "peak", "candidates", "tails", "least_ks"}
@@ -126,7 +125,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "pruner": PrunerOptions("magnitude"), "recipe": Recipe(), "case": case, "only": ("*",),
         "actual": dict(case.expected), "eigenvalues": np.arange(1.0, 9), "path": weights,
         "windows": Windows((tokens.ids[0],), None, 8, "ids", "ids"),
-        "sizes": np.array([10, 10]), "block_of_unit": np.arange(2), "second_moment": np.ones(4),
+        "sizes": np.array([10, 10]), "second_moment": np.ones(4),
         "drift": np.triu(np.ones((2, 2))), "sparsity_per_unit": np.array([0.5, 0.5]),
         **dict.fromkeys(("weight", "outer", "hessian", "zero", "score"), matrix),
         **dict.fromkeys(("outlier_percent", "alpha", "error", "signal", "ratio", "u"), vector),
@@ -140,7 +139,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "read_imatrix": {"path": "fixtures/text.txt"}, "read_model": {"path": "fixtures/llama"},
         "owl_outlier_percent": {"scores": (matrix,)}, "dlp_score": {"scores": (matrix,)},
         "dlp": {"score": vector}, "base_named": {"name": "owl"}, "pruner_named": {"name": "wanda"},
-        "propagation": {"width": 0.15}, "corrected": {"hi": 1.0}, "total_count": {"total": 10},
+        "propagation": {"width": 0.15}, "total_count": {"total": 10},
         "apportion": {"total": 1}, "hessian": {"sequences": 1}, "sparsegpt": {"target": 5},
         "sparsegpt_peer": {"target": 0.5}, "computed_case": {"recipe": Recipe(only=("embed",))},
         "read_case": {"folder": "fixtures/cases/gpt2"}, "Noise": vars(Noise(subset=1)),

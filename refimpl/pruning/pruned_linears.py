@@ -133,11 +133,6 @@ class LinearUnit:
         """Nothing: progress counts blocks."""
         return 0.0
 
-    def weights(self, config: Config) -> int:
-        """Number of weights."""
-        out, width = config.linears[self.block][self.name]
-        return out * width
-
     def run(self, model: Model, workers: Workers, tick: Tick) -> tuple[str, PrunedLinear]:
         """Name and pruned weights; those of the block were checked when it was read."""
         dense = model.weights[f"blocks.{self.block}.{self.name}.weight"].read_again(self.dtype)

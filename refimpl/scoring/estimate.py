@@ -154,7 +154,7 @@ def _timed(
         moments = wanda_moments(run()["squares 0"], 1, config)
         pruner = probed_blocks(config, base[:1], plan, moments)
         weights, clean = held.block(0, dtype), Stream(first, rows, dtype)
-        if pruner.needs_products:
+        if plan.pruner.record.needs == "products":
             sums = _seconds(lambda: pruner.summed(clean, weights, workers)) / len(rows)
             pruner = pruner.summed(clean, weights, workers)
         prune = _seconds(lambda: pruner(0, 0, weights, workers))

@@ -46,11 +46,6 @@ class PrunedBlocks:
     sequences: int = 1
     factors: Mapping[str, SharedFactor] = field(default_factory=dict)
 
-    @property
-    def needs_products(self) -> bool:
-        """Whether the pruner needs the outer products of the block's inputs."""
-        return needs_products(self.pruner)
-
     def summed(self, clean: Stream, weights: Weights, workers: Workers) -> Self:
         """The same, with the products of all clean states before a block."""
         _, total = sums_of_all(clean, weights, SUMS["products"], workers)
@@ -107,27 +102,15 @@ def decided(
     return keep, new, MAGNITUDE.name if idle else None
 
 
-def needs_products(pruner: PrunerOptions) -> bool:
-    """Whether a pruner needs the outer products of inputs, which are of all sequences."""
-    return pruner.record.needs == "products"
-
-
 def probe_counts(
     linear_pruned: Array, sizes: Array, delta: float | None, units: Units = "blocks"
 ) -> Array:
     """Count the weights to prune of every linear, in each variant of its block.
 
     N_u (s_u + d), rounded half to even, for d = -delta and delta, but at most half the way from
-    s_u to 0 or to 1: where nothing or everything is pruned, an error does not grow.
-
-    Args:
-        linear_pruned: Weights to prune in the base allocation, [L, linears].
-        sizes: Weights of each linear, [L, linears]; 0 where a block lacks one.
-        delta: Change of the sparsity; None for the base's counts alone.
-        units: What is pruned alone: blocks, or each linear.
-
-    Returns:
-        [V, L, linears], in the order of `Probes.variants`.
+    s_u to 0 or to 1: where nothing or everything is pruned, an error does not grow. Counts of the
+    base and sizes are [L, linears]; the result is [V, L, linears], in the order of
+    `Probes.variants`.
 
     Example:
         >>> probe_counts(np.array([[50, 5]]), np.array([[100, 50]]), 0.1).tolist()

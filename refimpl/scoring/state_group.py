@@ -112,7 +112,7 @@ class StateGroup:
         prune = self.prune_block
         if prune is None or not variants:
             return {}
-        if isinstance(prune, PrunedBlocks) and prune.needs_products:
+        if isinstance(prune, PrunedBlocks) and prune.pruner.record.needs == "products":
             prune = prune.summed(clean, weights, workers)
         return {variant: prune(index, variant, weights, workers) for variant in variants}
 

@@ -92,7 +92,7 @@ def test_what_is_kept_and_where_it_runs_is_counted_too(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 2)
-    monkeypatch.setattr("refimpl.scoring.dense_statistics.SEQUENCES_AT_RISK", 1)
+    monkeypatch.setattr("refimpl.scoring.experiment.SEQUENCES_AT_RISK", 1)
     monkeypatch.setattr("refimpl.running.work_units._opened", lambda *files: model)
     model, plan = model_as("llama", Counting), Noise(sink="exclude")
     tokens, part = random_tokens(264, 3, 12), tmp_path / "part" if where == "kept" else None

@@ -17,11 +17,10 @@ from program import ran, refused
 from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, forward, score
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.method.absorption import absorption_coefficient
-from refimpl.method.subset import chosen_blocks
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.running.settings import Settings
 from refimpl.scoring.experiment import experiment
-from refimpl.scoring.measurements import Measurements, addresses
+from refimpl.scoring.measurements import Measurements, addresses, chosen_blocks
 from refimpl.scoring.pruned_alone import PrunedBlocks
 from refimpl.show.table import table
 from refimpl.storage.files import write_json

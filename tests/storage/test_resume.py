@@ -46,7 +46,7 @@ def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units so small that these runs have many; stacks of two states."""
     monkeypatch.setattr("refimpl.scoring.grouping.ROWS", 24)
     monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 3)
-    monkeypatch.setattr("refimpl.scoring.dense_statistics.SEQUENCES_AT_RISK", 1)
+    monkeypatch.setattr("refimpl.scoring.experiment.SEQUENCES_AT_RISK", 1)
     monkeypatch.setattr("refimpl.evaluation.evaluate.GROUP", 40)
     monkeypatch.setattr("refimpl.evaluation.batch.BATCH", 20)
 
