@@ -21,12 +21,7 @@ Factor = Callable[[npt.ArrayLike, float], Floats]
 
 @dataclass(frozen=True)
 class PrunedWeight:
-    """The weight of a linear after pruning with compensation.
-
-    Args:
-        keep: The decision, [out, in], True = stays.
-        weight: The new weights, [out, in], float64; exactly +0.0 where not kept.
-    """
+    """A linear after pruning with compensation: what stays, and new weights, +0.0 elsewhere."""
 
     keep: Bools
     weight: Floats
@@ -47,6 +42,8 @@ def upper_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
 
     Raises:
         RefimplError: The damped Hessian is not positive definite, or a negative damping.
+
+    Source: SparseGPT (peer), which inverts H first.
 
     Example:
         >>> upper_factor([[0.25, 0.0], [0.0, 0.0]], damping=0)
@@ -136,8 +133,6 @@ def compensated(
         RefimplError: Shapes that do not fit, NaN or Inf, a Hessian that is not positive definite.
 
     Source: SparseGPT (peer); docs/explanation/method.md, "Pruners".
-
-    Differs: SparseGPT's code works in float32, and inverts H before it factors the inverse.
 
     Example:
         >>> def decide(score, start):

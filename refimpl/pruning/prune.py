@@ -24,7 +24,7 @@ from refimpl.pruners.wanda import WANDA
 from refimpl.pruning.copied_files import copies
 from refimpl.pruning.pruned_blocks import BlockPruner, calibration
 from refimpl.pruning.pruned_files import Counts, PrunedFiles
-from refimpl.pruning.pruned_linears import pruned_weights, unpacked
+from refimpl.pruning.pruned_linears import pruned_weights
 from refimpl.pruning.record import (
     RECORD_FORMAT,
     BlockRecord,
@@ -152,8 +152,7 @@ def prune(
         files = PrunedFiles(model, folder)
         counts = list[Mapping[str, Counts]]()
         for i in range(config.num_blocks):
-            linears = finished.read(BLOCK(i), mapped=True).items()
-            counts.append(files.write(i, ((n, unpacked(model, i, n, x)) for n, x in linears)))
+            counts.append(files.write(i, finished.read(BLOCK(i), mapped=True)))
         pruned = files.open()
         pruning = _recorded(
             model,
@@ -245,9 +244,8 @@ def _prune_blocks(
     for i in range(first, last + 1):
         if i in left:
             sums = block_pruner.sums(i)
-            linears = {name: x.packed for name, x in block_pruner.linears(i, sums)}
-            finished.write(BLOCK(i), linears)
-            del sums, linears  # so that no more than one block is in memory
+            finished.write(BLOCK(i), dict(block_pruner.linears(i, sums)))
+            del sums  # so that no more than one block is in memory
             resources.tick()
         if i < last and (states := block_pruner.advance(bound(pruned, i))):
             finished.write(STATES(i), list(states))

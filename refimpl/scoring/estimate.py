@@ -43,8 +43,7 @@ class Estimate:
         units: Work units of the experiment: groups of states that travel together.
         states: Perturbed states.
         seconds: Predicted time: passes, what bases are made of, reading blocks, and pruning them.
-        memory: Predicted resident memory in bytes, without the activations of the threads: the
-            largest that the process has had, the states that are held at once, and two blocks.
+        memory: Predicted resident memory in bytes, without the activations of the threads.
         dtype: Of the computation.
         threads: Worker threads, or workers elsewhere.
         elsewhere: Whether the work is sent to workers.

@@ -52,11 +52,10 @@ class Measurements:
     """What was measured, with E etas or probes, N perturbed sequences, R draws, L blocks.
 
     Args:
-        drift: Mean relative drift R_k of the state perturbed at block l, [E, N, R, L (l), L (k)];
-            NaN for k < l.
+        drift: Mean R_k of the state perturbed at block l, [E, N, R, L (l), L (k)]; NaN for k < l.
         alignment: Mean alignment A_k, same shape.
         ratios: Mean of R_L / R_l over tokens, [E, N, R, L]; NaN if no token has one.
-        left_out: Tokens without a ratio (zero state or zero drift), over all sequences, [E, L].
+        left_out: Tokens without a ratio, over all sequences, [E, L].
         sinks: Tokens excluded as sinks, over all sequences, [L].
         divergence: Mean KL of the next-token distributions, [E, N, R, L], or None.
         squares: Sums of squares of the linears' inputs, per block, over all sequences.

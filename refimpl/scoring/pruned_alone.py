@@ -25,17 +25,10 @@ from refimpl.scoring.dense_statistics import Moments, sums_of_all
 
 @dataclass(frozen=True)
 class PrunedBlocks:
-    """Blocks as a pruner prunes them, with exact counts.
+    """Blocks as a pruner prunes them, with exact counts [V, L, linears] for V variants of each.
 
-    Args:
-        linears: Shapes of the linears of every block, by name.
-        counts: Weights to prune in each of V variants of a block, [V, L, linears].
-        pruner: How weights are chosen.
-        moments: For a pruner that needs squares: Wanda's statistic per block and linear, [in].
-        products: For one that needs outer products: those of what the block's linears read, by
-            trace point.
-        sequences: Number of sequences that they are summed over.
-        factors: Of the Hessians of these sums, for all variants.
+    A pruner that needs squares gets Wanda's statistic; one that needs outer products gets their
+    sums over the sequences by trace point, and what factors their Hessians for all variants.
     """
 
     linears: Linears
