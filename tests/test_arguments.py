@@ -77,6 +77,7 @@ OF_STEPS |= {
 }
 # Of a spectrum that `alphapruning_alpha` has checked.
 OF_SPECTRUM = {"finite_matrix", "positions", "heights", "peak", "candidates", "tails", "least_ks"}
+OF_SPECTRUM |= {"certain_law"}
 # What a package that adds a base or a pruner writes, and what its functions are called with.
 RECORDS = {"Base", "Option", "Pruner", "BaseInputs", "BlockInputs", "LinearInputs"}
 LEFT_OUT = RESULTS | OF_STEPS | OF_SPECTRUM | RECORDS
