@@ -95,11 +95,6 @@ class ProbedErrors:
     divergences: Array | None = None
 
     @property
-    def arrival(self) -> Array:
-        """Mean drift after the last block."""
-        return nan_mean(self.arrivals, axis=0)
-
-    @property
     def divergence(self) -> Array | None:
         """Mean KL of the next-token distributions, or None."""
         return None if self.divergences is None else nan_mean(self.divergences, axis=0)

@@ -69,20 +69,9 @@ def decision(
                [1, 0]])
     """
     record = pruner.record
-    if compat == "exact":
-        if isinstance(goal, float):
-            raise RefimplError(
-                f"the fraction {goal} with compat exact", "a count or a pattern", "pass a count"
-            )
-    elif not record.has_peer or isinstance(goal, int):
+    if compat == "peer" and not record.has_peer:
         raise RefimplError(
-            f"{record.name}, {goal}, with compat peer",
-            "a pruner with published code, and a fraction or a pattern",
-            "use compat exact",
-        )
-    if record.needs is not None and total is None:
-        raise RefimplError(
-            "no statistics of the inputs", "sums over calibration tokens", "pass tokens"
+            f"{record.name} with compat peer", "a pruner with published code", "use compat exact"
         )
     options = pruner.damping, pruner.seed, linear, factor
     inputs = LinearInputs(weight, total, sequences, goal, *options)
