@@ -158,10 +158,9 @@ class Scores:
 
     @property
     def perturbed_samples(self) -> int:
-        """How many samples each perturbed block was measured on, at least."""
-        plan, measured = self.plan, self.measured_samples
-        samples = plan.perturbed_samples(self.tokens.samples) if measured is None else measured
-        return samples if plan.subset is None else samples * plan.subset // self.num_blocks
+        """How many samples each block was measured on."""
+        measured = self.measured_samples
+        return self.plan.perturbed_samples(self.tokens.samples) if measured is None else measured
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:

@@ -1,6 +1,6 @@
 """The perturbation experiment over a whole model, in work units whose results can be kept."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from math import inf, isclose
 from time import perf_counter
@@ -54,7 +54,7 @@ def experiment(
         resources: What it runs on; only the dtype changes the numbers.
         prune_block: For the pruning perturbation: the pruned weights of a block.
         divergence: Whether to compare the output distributions too.
-        until: Time of `perf_counter` after which no sequence is begun beyond the `least`.
+        until: Time of `perf_counter` after which no third or later sequence is begun.
 
     Returns:
         Means over tokens, per eta, sequence, draw and block; of the first sequences if time is up.
@@ -68,7 +68,6 @@ def experiment(
         plan, len(ids), config.num_blocks, divergence, linears=max(numbers)
     )
     squares = SummedSquares(measured.squares)
-    counting = set({(a.sequence, a.block): a for a in states}.values())  # each sink once
 
     def note(result: Mapping[str, Any]) -> None:
         for key, value in result.items():
@@ -82,8 +81,8 @@ def experiment(
             measured.alignment[a.index][a.block :] = value["alignment"]
             measured.ratios[a.index] = value["ratio"]
             measured.left_out[a.variant, a.block] += value["left_out"]
-            measured.sinks[a.block] += value["sinks"] if a in counting else 0
             if a.variant == 0:
+                measured.sinks[a.block] += value["sinks"] if a.draw == 0 else 0  # each once
                 measured.quiet[a.index[1:]] = value["quiet_ratio"]
                 measured.sink_share[a.sequence, a.block] = value["sink_share"]
             if measured.divergence is not None:
@@ -104,7 +103,7 @@ def experiment(
     if not isclose(total, resources.total):  # rounding alone does not change what was reported
         resources.total = total
     finished = (a.sequence + 1 for a in states if a.key in resources.earlier)
-    sequences = max(least(states), *finished, 0)
+    sequences = max(min(2, len(measured.sink_share)), *finished, 0)  # two, for an error
 
     def timely() -> Iterator[StateGroup]:
         nonlocal sequences
@@ -167,22 +166,6 @@ def work_list(
             options = plan, resources.dtype, prune_block, divergence
             units.append(StateGroup(tuple(group), rows, new, *options))
     return units
-
-
-def least(states: Sequence[Address]) -> int:
-    """How many sequences a budget does not stop: two, for an error; and all blocks once.
-
-    Example:
-        >>> least([Address(s, 0, 0, b) for s in range(9) for b in (s, s + 1)])
-        9
-        >>> least([Address(s, 0, 0, b) for s in range(9) for b in (0, 1)])
-        2
-    """
-    first = dict[int, int]()
-    for a in states:
-        first[a.block] = min(a.sequence, first.get(a.block, a.sequence))
-    most = max((a.sequence + 1 for a in states), default=0)
-    return min(most, max(2, 1 + max(first.values(), default=0)))
 
 
 def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:

@@ -5,9 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Perturbation, Probes
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights
@@ -121,61 +119,12 @@ def addresses(
     `linears` are the numbers of linears of the blocks, which matter if each linear is a unit.
     """
     variants = [plan.variants(linears[b] if linears else 1) for b in range(blocks)]
-    perturbed = plan.perturbed_samples(sequences)
-    chosen = chosen_blocks(perturbed, plan.draws, blocks, plan.subset, plan.seed)
     states = [
         Address(s, d, e, b)
-        for s in range(perturbed)
+        for s in range(plan.perturbed_samples(sequences))
         for d in range(plan.draws)
         for e in range(max(variants, default=0))
         for b in range(blocks)
-        if chosen[s, d, b] and e < variants[b]
+        if e < variants[b]
     ]
     return sorted(states, key=lambda a: a.block) if isinstance(plan, Probes) else states
-
-
-def chosen_blocks(
-    sequences: int, draws: int, blocks: int, subset: int | None, seed: int
-) -> npt.NDArray[np.bool_]:
-    """Choose K = `subset` of the L blocks for each sequence and draw, at random and evenly spread.
-
-    This is systematic sampling over the depth. The blocks are laid out in order, each as often as
-    another or once more, and dealt like cards to the pairs of a sequence and a draw, the sequences
-    in a random order. Every pair gets one block of each K-th of the depth, none twice. The choice
-    does not depend on the data, so the mean over the sequences of a block is unbiased.
-
-    Returns:
-        Whether a block is perturbed, [N, R, L].
-
-    Example:
-        >>> chosen = chosen_blocks(sequences=4, draws=1, blocks=6, subset=3, seed=0)
-        >>> chosen.sum(axis=-1).ravel().tolist(), chosen.sum(axis=(0, 1)).tolist()
-        ([3, 3, 3, 3], [2, 2, 2, 2, 2, 2])
-    """
-    if subset is None:
-        return np.ones((sequences, draws, blocks), np.bool_)
-    pairs = sequences * draws
-    if not 1 <= subset <= blocks:
-        raise RefimplError(
-            f"a subset of {subset} blocks of {blocks}",
-            f"1 to {blocks} blocks",
-            f"use --subset {blocks} or less, or omit it",
-        )
-    if pairs * subset < blocks:
-        raise RefimplError(
-            f"a subset of {subset} blocks for each of {pairs} sequences and draws",
-            f"enough to perturb each of the {blocks} blocks: {-(-blocks // subset)} sequences "
-            f"and draws, or a subset of {-(-blocks // pairs)}",
-            f"use --subset {-(-blocks // pairs)}, or more --samples or --draws",
-        )
-    key = np.random.SeedSequence(seed, spawn_key=(0,))
-    generator = np.random.Generator(np.random.Philox(key))
-    cards = np.arange(pairs * subset)
-    block = (cards * blocks + generator.integers(blocks)) // len(cards)
-    # Cards in a row go to different sequences until each has one, and then to other draws.
-    order = generator.permutation(sequences)
-    draw = generator.permuted(np.tile(np.arange(draws), (sequences, 1)), axis=1)
-    sequence, nth = order[cards % sequences], cards % pairs // sequences
-    chosen = np.zeros((sequences, draws, blocks), np.bool_)
-    chosen[sequence, draw[sequence, nth], block] = True
-    return chosen

@@ -25,7 +25,7 @@ SMALL = ("--samples", 3, "--seq-len", 12)
 HALF = ("--sparsity", 0.5)
 RUNS: dict[str, tuple[object, ...]] = {
     "gaussian": ("score", *SMALL, "--eta", "0.01,0.5", "--draws", 2),
-    "subset": ("score", *SMALL, "--eta", "0.01,0.5", "--draws", 2, "--subset", 2, "--base", "lsa"),
+    "lsa": ("score", *SMALL, "--eta", "0.01,0.5", "--draws", 2, "--base", "lsa"),
     "pruning": (
         *("score", *SMALL, "--perturbation", "pruning", "--base", "owl"),
         *("--correct", "divergence"),
