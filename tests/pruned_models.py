@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from msgspec.structs import asdict
 
 from refimpl import Model, PrunerOptions
@@ -14,7 +15,7 @@ from refimpl.allocation.targets import Targets
 from refimpl.model.ops import Array
 from refimpl.pruning.pruned_blocks import BlockPruner, calibration
 from refimpl.pruning.pruned_files import PrunedFiles
-from refimpl.pruning.pruned_linears import PrunedLinear, pruned_weights, stored_weight
+from refimpl.pruning.pruned_linears import PrunedLinear, kept, pruned_weights, stored_weight
 from refimpl.running.settings import Resources
 
 
@@ -31,9 +32,15 @@ Decisions = Mapping[int, Mapping[str, Decision]]
 
 def pruned_linears(
     model: Model, block: int, linears: Mapping[str, Decision]
-) -> Iterator[tuple[str, PrunedLinear]]:
-    for name, x in linears.items():
-        yield name, PrunedLinear(x.keep, stored_weight(model, block, name, x.keep, x.new))
+) -> dict[str, PrunedLinear]:
+    stored = {
+        name: x.new if x.new is None else stored_weight(model, block, name, x.keep, x.new)
+        for name, x in linears.items()
+    }
+    return {
+        name: {"keep": np.packbits(x.keep), "stored": stored[name], "method": None}
+        for name, x in linears.items()
+    }
 
 
 def write_pruned(model: Model, into: Path, decisions: Decisions) -> Any:
@@ -52,8 +59,9 @@ def pruned_blocks(
     blocks = BlockPruner(model, targets, pruner, calibration(model, pruner, ids), resources)
     for i, names in enumerate(model.config.linears):
         found = dict(blocks.linears(i, sums := blocks.sums(i)))
-        linears = {name: found[name] for name in names}
-        packed = {name: x.packed for name, x in linears.items()}
-        weights = pruned_weights(model, i, packed, resources.dtype)
+        weights = pruned_weights(model, i, found, resources.dtype)
+        linears = {
+            name: SimpleNamespace(keep=kept(found[name], shape)) for name, shape in names.items()
+        }
         blocks.advance(partial(dict, weights))
         yield SimpleNamespace(index=i, linears=linears, weights=weights, sums=sums)

@@ -74,10 +74,10 @@ OF_STEPS |= {
     "correction_spread",
     "require_steps",
     "allocated",
-    "sealed",
 }
 # Of a spectrum that `alphapruning_alpha` has checked.
 OF_SPECTRUM = {"finite_matrix", "positions", "heights", "peak", "candidates", "tails", "least_ks"}
+OF_SPECTRUM |= {"certain_law"}
 # What a package that adds a base or a pruner writes, and what its functions are called with.
 RECORDS = {"Base", "Option", "Pruner", "BaseInputs", "BlockInputs", "LinearInputs"}
 LEFT_OUT = RESULTS | OF_STEPS | OF_SPECTRUM | RECORDS
@@ -126,7 +126,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "pruner": PrunerOptions("magnitude"), "recipe": Recipe(), "case": case, "only": ("*",),
         "actual": dict(case.expected), "eigenvalues": np.arange(1.0, 9), "path": weights,
         "windows": Windows((tokens.ids[0],), None, 8, "ids", "ids"),
-        "sizes": np.array([10, 10]), "block_of_unit": np.arange(2), "second_moment": np.ones(4),
+        "sizes": np.array([10, 10]), "second_moment": np.ones(4),
         "drift": np.triu(np.ones((2, 2))), "sparsity_per_unit": np.array([0.5, 0.5]),
         **dict.fromkeys(("weight", "outer", "hessian", "zero", "score"), matrix),
         **dict.fromkeys(("outlier_percent", "alpha", "error", "signal", "ratio", "u"), vector),
@@ -140,11 +140,11 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "read_imatrix": {"path": "fixtures/text.txt"}, "read_model": {"path": "fixtures/llama"},
         "owl_outlier_percent": {"scores": (matrix,)}, "dlp_score": {"scores": (matrix,)},
         "dlp": {"score": vector}, "base_named": {"name": "owl"}, "pruner_named": {"name": "wanda"},
-        "propagation": {"width": 0.15}, "corrected": {"hi": 1.0}, "total_count": {"total": 10},
+        "propagation": {"width": 0.15}, "total_count": {"total": 10},
         "apportion": {"total": 1}, "hessian": {"sequences": 1}, "sparsegpt": {"target": 5},
         "sparsegpt_peer": {"target": 0.5}, "computed_case": {"recipe": Recipe(only=("embed",))},
-        "read_case": {"folder": "fixtures/cases/gpt2"}, "Noise": vars(Noise(subset=1)),
-        "Probes": vars(Probes(subset=1, probe_delta=0.1, probe_samples=1)),
+        "read_case": {"folder": "fixtures/cases/gpt2"}, "Noise": vars(Noise()),
+        "Probes": vars(Probes(probe_delta=0.1, probe_samples=1)),
         "Settings": {"dtype": "float32", "threads": 1, "progress": print, "finished": folder},
         "Pattern": {"pruned": 2, "group": 4}, "Request": vars(Request(correct="absorption")),
     }  # fmt: skip
@@ -245,7 +245,7 @@ def test_numbers_of_numpy_are_as_good_as_those_of_python() -> None:
         (PrunerOptions, {"seed": -1}), (PrunerOptions, {"damping": -0.1}),
         (PrunerOptions, {"damping": INF}),
         (Noise, {"draws": 0}), (Noise, {"draws": 1 << 17}),
-        (Noise, {"subset": 0}), (Probes, {"probe_samples": 0}),
+        (Probes, {"probe_samples": 0}),
         (Noise, {"seed": -1}), (Noise, {"eta": (0.0,)}),
         (Noise, {"eta": (NAN,)}), (Request, {"sparsity": 1.1}), (Request, {"hi": -0.1}),
         (Request, {"strength": 101.0}), (Request, {"max_correction": INF}),

@@ -12,7 +12,6 @@ from refimpl.allocation.request import Request
 from refimpl.allocation.scores import (
     Absorption,
     AllocationErrors,
-    ProbedErrors,
     Scores,
     Signal,
     Signals,
@@ -21,7 +20,7 @@ from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import plain
 from refimpl.method.absorption import nan_mean
-from refimpl.method.correction import LOG_LIMIT, centred_log, clipped_log, corrected
+from refimpl.method.correction import LOG_LIMIT, centred_log, clipped_log, correction
 from refimpl.method.equal_marginals import Growth, equal_marginals, growth
 from refimpl.method.perturbation import Probes
 from refimpl.method.projection import project
@@ -67,6 +66,11 @@ class Allocation:
         request = vars(self.request) | {"base": self.request.base_name}
         content = plain({**vars(self), "request": request, "seal": ""})
         return sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def sealed(self) -> "Allocation":
+        """The same, which shows whether it is changed from now on."""
+        return replace(self, seal=self.digest)
 
     def check_seal(self) -> None:
         """Refuse an allocation that is not what its request leads to."""
@@ -120,8 +124,16 @@ def allocate(
     probed = _as_pruned(scores, request)
     u = None if request.compat == "peer" else _logarithms(scores.sweep[which], request.correct)
     if not request.measured:
-        return sealed(allocated(base, u, scores.linears, request))
-    probes, each = _probed(scores.probes, str(request.correct))
+        return allocated(base, u, scores.linears, request).sealed
+    probes = scores.probes
+    each = None if probes is None else getattr(probes, f"{request.correct}s")
+    if probes is None or each is None:
+        raise RefimplError(
+            f"measured strength of {request.correct}: not measured at several sparsities in these "
+            "scores",
+            f"scores made with --correct {request.correct} --strength measured, or a number",
+            f"run refimpl score again with --correct {request.correct}, or use --strength 0.05",
+        )
 
     def made(some: Array) -> Allocation:
         grows = growth(nan_mean(some, axis=0), probes.sparsity)
@@ -129,7 +141,7 @@ def allocate(
 
     whole = made(each)
     without = [made(np.delete(each, i, axis=0)) for i in range(len(each))] if len(each) > 1 else []
-    return sealed(replace(whole, errors=_errors(without or [whole])))
+    return replace(whole, errors=_errors(without or [whole])).sealed
 
 
 def requested(scores: Scores, **changes: Any) -> Request:
@@ -157,12 +169,7 @@ def requested(scores: Scores, **changes: Any) -> Request:
 def base_only(signals: Signals, request: Request, linears: Linears) -> Allocation:
     """Make the allocation of a base alone, which needs no experiment: `correct` is None."""
     base = base_allocation(signals, request, linears)
-    return sealed(allocated(base, None, linears, request))
-
-
-def sealed(made: Allocation) -> Allocation:
-    """An allocation that shows whether it was changed since."""
-    return replace(made, seal=made.digest)
+    return allocated(base, None, linears, request).sealed
 
 
 def allocated(
@@ -180,6 +187,7 @@ def allocated(
     """
     num_blocks, sizes = len(base), linear_sizes(linears)
     share, projected, final = sizes / sizes.sum(axis=1, keepdims=True), base, base
+    u = np.zeros(num_blocks) if u is None else u
     if request.compat == "exact":
         if grows is not None and grows.level.ndim > base.ndim:
             base = np.broadcast_to(base[:, None], sizes.shape)
@@ -193,28 +201,22 @@ def allocated(
             at = np.zeros(base.shape)
             at[exists] = project(there[exists], units, probed[1], **limits)
         block_of_unit = np.nonzero(exists)[0]
-        if grows is not None and grows.fits.any() and grows.level.shape == base.shape:
-            rates, top = grows.rates(request.kappa == "own"), _top(grows, at, request.hi)
-            level, rate, start, hi = (x[exists] for x in (grows.level, rates, at, top))
-            final[exists] = equal_marginals(level, rate, start, units, target, request.lo, hi)
-        elif grows is not None and grows.fits.any():  # of blocks, whose linears move together
-            start, rates = _of_blocks(at, share), grows.rates(request.kappa == "own")
-            bounds = target, request.lo, _top(grows, start, request.hi)
-            best = equal_marginals(grows.level, rates, start, sizes.sum(axis=1), *bounds)
-            shifted = at[exists] + (best - start)[block_of_unit]
-            final[exists] = project(shifted, units, target, **limits)
+        if grows is not None and grows.fits.any():
+            by_block = grows.level.shape != base.shape  # their linears move together
+            start, weights = (_of_blocks(at, share), sizes.sum(axis=1)) if by_block else (at, units)
+            where = np.ones(num_blocks, bool) if by_block else exists
+            rates = grows.rates(request.kappa == "own")
+            top = np.maximum(start, np.minimum(request.hi, grows.reach))  # of each fit
+            level, rate, start, hi = (x[where] for x in (grows.level, rates, start, top))
+            best = equal_marginals(level, rate, start, weights, target, request.lo, hi)
+            if by_block:
+                shifted = at[exists] + (best - start)[block_of_unit]
+                best = project(shifted, units, target, **limits)
         else:
-            final[exists] = corrected(
-                base[exists],
-                np.zeros(num_blocks) if u is None else u,
-                block_of_unit,
-                units,
-                target,
-                0.0 if request.correct is None else request.fixed_strength,
-                request.max_correction,
-                request.correction_scale,
-                **limits,
-            )
+            strength = 0.0 if request.correct is None else request.fixed_strength
+            _, c = correction(u, strength, request.max_correction, request.correction_scale)
+            best = project(base[exists] + c[block_of_unit], units, target, **limits)
+        final[exists] = best
     per_linear = np.where(sizes > 0, final.reshape(num_blocks, -1), 0.0)
     if request.compat == "exact":
         pruned = linear_counts(final, sizes, request.sparsity)
@@ -224,14 +226,8 @@ def allocated(
             rows[i, : len(block)], columns[i, : len(block)] = zip(*block.values(), strict=True)
         pruned = rows * np.minimum((columns * per_linear).astype(np.int64), columns)
     base_sparsity, sparsity = (_of_blocks(x, share) for x in (projected, final))
-    clipped = np.abs(np.zeros(num_blocks) if u is None else u) >= LOG_LIMIT
-    total = int(sizes.sum())
+    clipped, total = np.abs(u) >= LOG_LIMIT, int(sizes.sum())
     return Allocation(request, base_sparsity, sparsity, per_linear, pruned, clipped, total, grows)
-
-
-def _top(grows: Growth, base: Array, hi: float) -> Array:
-    """The greatest fraction pruned of each unit: not beyond the reach of its fit, nor of hi."""
-    return np.maximum(base, np.minimum(hi, grows.reach))
 
 
 def _of_blocks(units: Array, share: Array) -> Array:
@@ -327,18 +323,6 @@ def _errors(without: list[Allocation]) -> AllocationErrors:
         jackknife([x.rate for x in grows]),
         common if isfinite(common) else None,
     )
-
-
-def _probed(probes: ProbedErrors | None, correct: str) -> tuple[ProbedErrors, Array]:
-    """The probes, and by sample the error that a correction is made of, [samples, 3, U]."""
-    error = None if probes is None else getattr(probes, f"{correct}s")
-    if probes is None or error is None:
-        raise RefimplError(
-            f"measured strength of {correct}: not measured at several sparsities in these scores",
-            f"scores made with --correct {correct} --strength measured, or a number",
-            f"run refimpl score again with --correct {correct}, or use --strength 0.05",
-        )
-    return probes, error
 
 
 def _logarithms(absorption: Absorption, correct: str | None) -> Array:

@@ -18,17 +18,12 @@ Options = Mapping[str, int | float | str]
 
 @dataclass(frozen=True)
 class Absorption:
-    """The experiment's result at one eta.
+    """The experiment's result at one eta; None for the pruning perturbation.
 
-    Args:
-        eta: Relative magnitude of the noise; None for the pruning perturbation.
-        drift: Mean R_k of the state perturbed at block l, [L (l), L (k)]; NaN for k < l.
-        alignment: Mean A_k, same shape.
-        coefficient: Absorption coefficient r, [L]; NaN where no token had a drift.
-        stderr: Its standard error over sequences, [L]; NaN with fewer than two sequences.
-        left_out: Tokens without a ratio, over all sequences and draws, [L].
-        divergence: Mean KL of the next-token distributions, [L], nats, or None.
-        divergence_stderr: Its standard error over sequences, [L], or None.
+    Drift R_k and alignment A_k are means for the state perturbed at block l, [L (l), L (k)], NaN
+    for k < l. The coefficient r [L] is NaN where no token had a drift, and standard errors, over
+    sequences, with fewer than two of them. Left out are tokens without a ratio, over all sequences
+    and draws. The divergence is the mean KL of the next-token distributions, [L], nats.
     """
 
     eta: float | None
@@ -54,12 +49,9 @@ class Absorption:
 
 @dataclass(frozen=True)
 class Signal:
-    """What a base allocation ranks blocks or linears by.
+    """What a base allocation ranks by, with the options of the base that it was measured with.
 
-    Args:
-        options: The options of the base that it was measured with.
-        values: Numbers by name, per block [L], or per linear [L, linears] and NaN where a block
-            has fewer linears than another; allocations are made from the first.
+    Values are per block [L], or per linear [L, linears] and NaN where a block has fewer linears.
     """
 
     options: Options
@@ -94,23 +86,13 @@ class PrunedAt:
 class ProbedErrors:
     """What pruning each unit alone does: below, at and above its sparsity in the base allocation.
 
-    Arrays are [3, L], or [3, L, linears] and NaN where a block lacks a linear; those by sample have
-    one more axis, which is the first.
-
-    Args:
-        sparsity: Fraction pruned.
-        arrivals: Drift after the last block, by sample.
-        divergences: KL of the next-token distributions by sample, nats, or None.
+    Sparsities are [3, L], or [3, L, linears] and NaN where a block lacks a linear. Drifts after the
+    last block and KL of the next-token distributions, nats, have one more axis, the first: samples.
     """
 
     sparsity: Array
     arrivals: Array
     divergences: Array | None = None
-
-    @property
-    def arrival(self) -> Array:
-        """Mean drift after the last block."""
-        return nan_mean(self.arrivals, axis=0)
 
     @property
     def divergence(self) -> Array | None:
@@ -120,12 +102,9 @@ class ProbedErrors:
 
 @dataclass(frozen=True)
 class WithoutSinks:
-    """The coefficients at the first eta without noise on sinks, tokens of 20 times the median norm.
+    """The coefficients at the first eta without noise on sinks, and what these hold of a state.
 
-    Args:
-        coefficient: Absorption coefficient r, [L].
-        stderr: Its standard error over sequences, [L].
-        share: Mean share of the clean state's squared norm in sinks, [L].
+    The share is that of the clean state's squared norm; sinks have 20 times the median norm.
     """
 
     coefficient: Array
@@ -179,10 +158,9 @@ class Scores:
 
     @property
     def perturbed_samples(self) -> int:
-        """How many samples each perturbed block was measured on, at least."""
-        plan, measured = self.plan, self.measured_samples
-        samples = plan.perturbed_samples(self.tokens.samples) if measured is None else measured
-        return samples if plan.subset is None else samples * plan.subset // self.num_blocks
+        """How many samples each block was measured on."""
+        measured = self.measured_samples
+        return self.plan.perturbed_samples(self.tokens.samples) if measured is None else measured
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -197,16 +175,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class AllocationErrors:
-    """Standard errors of an allocation of measured strength, over its probed samples.
+    """Standard errors of an allocation of measured strength, by the jackknife over its samples.
 
-    Each is that of the jackknife: the whole computation is repeated without one of the samples.
-
-    Args:
-        samples: How many were probed; with one, the errors are NaN.
-        sparsity: Of the sparsity of each block, [L].
-        log_level: Of ln a of each unit, [L] or [L, linears].
-        rate: Of the kappa of each unit, likewise.
-        common_rate: Of the kappa of all units, or None.
+    They are of the sparsity of each block [L], of ln a and kappa of each unit, [L] or [L, linears],
+    and of the kappa of all units; with one sample, NaN.
     """
 
     samples: int
@@ -218,16 +190,7 @@ class AllocationErrors:
 
 @dataclass(frozen=True)
 class StoredAllocation:
-    """An allocation as a file holds it: without the request; arrays are as in `Allocation`.
-
-    Args:
-        total_weights: Prunable weights.
-        total_pruned: Weights to prune in all.
-        clipped_share: Share of the blocks at the clip, 0 to 1.
-        num_pruned: Weights to prune per block, [L].
-        growth: As in `Allocation`, with its `common_rate`, `quartiles` and `fits`.
-        errors: As in `Allocation`.
-    """
+    """An `Allocation` as a file holds it, without the request, and with derived numbers."""
 
     total_weights: int
     total_pruned: int

@@ -68,7 +68,7 @@ def recorded(made: Allocation | Mapping[str, Any], scores: Scores | None) -> dic
         facts |= {**vars(scores.plan), "model": scores.model, "eta": scores.sweep[0].eta}
         facts |= {"dtype": scores.run.dtype, "tokens": scores.tokens}
     facts |= _request(made) if isinstance(made, Allocation) else made
-    return plain({RENAMED.get(x, x): value for x, value in facts.items() if x != "subset"})
+    return plain({RENAMED.get(x, x): value for x, value in facts.items()})
 
 
 def read_scores(path: str | Path) -> Scores:

@@ -24,15 +24,9 @@ from refimpl.tokens.imatrix import Imatrix
 
 @dataclass(frozen=True)
 class Targets:
-    """How much every linear loses.
+    """How much every linear loses: weights and fractions [L, linears], which the peers' code takes.
 
-    Args:
-        linear_pruned: Weights to prune, [L, linears].
-        linear_sparsity: Fraction that each count was made from, [L, linears]; the peers' code
-            takes this one.
-        compat: "exact" or "peer".
-        pattern: The pattern that fixes the counts, or None.
-        made: How the targets were made, for `pruning.json`.
+    A pattern fixes the counts. `made` tells `pruning.json` how the targets were made.
     """
 
     linear_pruned: Array

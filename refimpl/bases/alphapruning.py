@@ -12,8 +12,7 @@ from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
 from refimpl.bases.spread import is_flat, relative
 from refimpl.bases.uniform import uniform
 from refimpl.errors import RefimplError
-from refimpl.method.gram_spectrum import power_law
-from refimpl.method.spectrum import PowerLaw, alphapruning_alpha, esd
+from refimpl.method.spectrum import PowerLaw, alphapruning_alpha, esd, power_law
 from refimpl.pruners.checks import Compat, Floats, finite_vector, number_in, unit_sizes
 
 

@@ -129,7 +129,7 @@ def command(
     """
     lap, seconds = _stopwatch()
     opened, output = where.read(model), how.output
-    check_prune(opened, output, {}, how.force)
+    check_prune(opened, output, how.force)
     request = _request(context, how, opened.config.linears)
     if "damping" not in pruner.options:
         damped = [f"--pruner {name}" for name, x in pruners().items() if "damping" in x.options]

@@ -92,12 +92,6 @@ def explain(
     plan = request.perturbation(plan)
     settings = replace(settings or Settings(), **changes)
     require_resolved(plan, settings.dtype)
-    if plan.subset is not None:
-        raise RefimplError(
-            f"a subset of {plan.subset} blocks",
-            "all blocks: explain shows each step on every sequence",
-            "omit --subset",
-        )
     last = model.config.num_blocks - 1
     if not 0 <= block <= last:
         raise RefimplError(

@@ -53,7 +53,7 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
         Step("base", BASES, base, _base),
         Step("growth", DIVERGENCE, growth if request.measured else (), _growth),
         Step("correction", ALLOCATION, move if exact and fixed else (), _correction),
-        Step("projection", ALLOCATION, (projection.project, correction.corrected), _projection),
+        Step("projection", ALLOCATION, (projection.project,), _projection),
         Step("counts", ALLOCATION, whole if exact else (allocate,), _counts),
         Step(WANDA.name, PRUNE, (*pruned[:2], statistics.sum_of_squares), _wanda),
         Step("loss", PRUNE, (ops.linear, perturbation.deviation), _loss),

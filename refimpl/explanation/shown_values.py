@@ -198,7 +198,7 @@ class Values:
         alone = replace(plan, probe_delta=None)
         prune = probed_blocks(self.config, at.linear_pruned, alone, moments)
         with Workers(self.settings.threads) as workers:
-            if prune.needs_products:
+            if prune.pruner.record.needs == "products":
                 ids, every = dict(enumerate(self.ids)), dict(enumerate(self.entering))
                 clean = Stream(self.model, ids, self.settings.dtype, every, self.index)
                 prune = prune.summed(clean, self.weights, workers)

@@ -8,7 +8,6 @@ import numpy.typing as npt
 
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
-from refimpl.method.projection import project
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import finite_vector, number_in
 
@@ -20,14 +19,13 @@ STRENGTH, MAX_CORRECTION = 0.05, 0.10  # provisional: not yet chosen on held-out
 
 
 @checked
-def clipped_log(ratio: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
+def clipped_log(ratio: npt.ArrayLike) -> Array:
     """Return the clipped logarithm of absorption coefficients.
 
     u_l = clip(log r_l, -log 3, log 3);  u_l = 0 where r_l is unknown
 
     Args:
         ratio: r, absorption coefficient per block, [L], at least 0; NaN where unknown.
-        null: True where a coefficient is unknown, [L] or one for all.
 
     Returns:
         u, [L], in [-log 3, log 3].
@@ -41,14 +39,14 @@ def clipped_log(ratio: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
         >>> clipped_log([9.0, 1.0, float("nan")]).round(4)
         array([1.0986, 0.    , 0.    ])
     """
-    r, known = _checked(ratio, null, "absorption coefficient")
+    r, known = _checked(ratio, "absorption coefficient")
     # 0 is complete absorption: its logarithm is below any limit, as is that of any tiny number.
     u = np.clip(np.log(np.maximum(r, np.finfo(np.float64).tiny)), -LOG_LIMIT, LOG_LIMIT)
     return np.where(known, u, 0.0)
 
 
 @checked
-def centred_log(error: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
+def centred_log(error: npt.ArrayLike) -> Array:
     """Return the clipped logarithm of errors, relative to their geometric mean.
 
     v_l = log a_l - mean log a;  u_l = clip(v_l, -log 3, log 3);
@@ -56,7 +54,6 @@ def centred_log(error: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
 
     Args:
         error: a, per block the error that arrives at the end, [L], at least 0; NaN where unknown.
-        null: True where an error is unknown, [L] or one for all.
 
     Returns:
         u, [L], in [-log 3, log 3].
@@ -68,7 +65,7 @@ def centred_log(error: npt.ArrayLike, null: npt.ArrayLike = False) -> Array:
         >>> centred_log([0.1, 0.2, 0.0]).round(4)
         array([-0.3466,  0.3466,  0.    ])
     """
-    a, known = _checked(error, null, "error")
+    a, known = _checked(error, "error")
     known &= a > RESOLVED * np.max(a, where=known, initial=0.0)
     log_a = np.log(np.where(known, a, 1.0))
     v = log_a - log_a.sum() / max(int(known.sum()), 1)  # the others contribute log 1 = 0
@@ -85,7 +82,8 @@ def correction(
     """Return the correction of every block: what is amplified is protected.
 
     Delta_l = -(u_l - mean u), divided by max|Delta| where scale is `max`;
-    c_l = clip(strength * Delta_l, -max_correction, max_correction)
+    c_l = clip(strength * Delta_l, -max_correction, max_correction);
+    s_u = Project(base_u + c_l), l the block of unit u
 
     Args:
         u: Clipped logarithms per block, [L].
@@ -122,63 +120,10 @@ def correction(
     return delta, np.clip(strength * delta, -max_correction, max_correction)
 
 
-@checked
-def corrected(
-    base: npt.ArrayLike,
-    u: npt.ArrayLike,
-    block_of_unit: npt.ArrayLike,
-    sizes: npt.ArrayLike,
-    sparsity: float,
-    strength: float = STRENGTH,
-    max_correction: float = MAX_CORRECTION,
-    scale: Scale = "raw",
-    lo: float = 0.0,
-    hi: float = 1.0,
-) -> Array:
-    """Return the corrected allocation, back on the budget.
-
-    s_u = Project(base_u + c_l), l the block of unit u; strength 0 is Project(base) bit for bit
-
-    Args:
-        base: Fraction pruned per unit (block or linear), [U].
-        u: Clipped logarithms per block, [L].
-        block_of_unit: Block index of every unit, [U], in 0..L-1.
-        sizes: Weights per unit, [U].
-        sparsity: Target S over all weights, in [0, 1].
-        strength: As for `correction`, as are the next two.
-        max_correction: Greatest change of a block's fraction pruned.
-        scale: `raw` or `max`.
-        lo: Least fraction pruned of any unit.
-        hi: Greatest fraction pruned of any unit.
-
-    Returns:
-        Fraction pruned per unit, [U].
-
-    Raises:
-        RefimplError: A number out of range, a unit without a block, or an infeasible budget.
-
-    Source: arXiv:2606.15161, claim 3.
-
-    Example:
-        >>> corrected([0.5, 0.5], [0.4, -0.4], [0, 1], [10, 10], 0.5, strength=0.1).round(4)
-        array([0.46, 0.54])
-    """
-    _, c = correction(u, strength, max_correction, scale)
-    blocks = np.asarray(block_of_unit)
-    whole = blocks.ndim == 1 and np.issubdtype(blocks.dtype, np.integer)
-    if not whole or not ((blocks >= 0) & (blocks < c.size)).all():
-        raise RefimplError(
-            f"the blocks of the units are {blocks.tolist()}",
-            f"a block index from 0 to {c.size - 1} for every unit",
-            "correct block_of_unit",
-        )
-    return project(finite_vector(base, "base", blocks.size) + c[blocks], sizes, sparsity, lo, hi)
-
-
-def _checked(values: npt.ArrayLike, null: npt.ArrayLike, name: str) -> tuple[Array, Array]:
+def _checked(values: npt.ArrayLike, name: str) -> tuple[Array, Array]:
     """Values [L], 1 where they are unknown, and where they are known, [L]."""
     numbers = np.asarray(values, dtype=np.float64)
-    known = ~(np.isnan(numbers) | np.asarray(null, dtype=np.bool_))
+    known = ~np.isnan(numbers)
     filled = finite_vector(np.where(known, numbers, 1.0), name)
     if filled.min() < 0:
         raise RefimplError(f"{name} {filled.min()}", "numbers of at least 0", "check the drifts")

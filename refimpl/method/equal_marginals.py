@@ -54,19 +54,7 @@ class Growth:
         return float(low), float(high)
 
     def rates(self, own: bool) -> Array:
-        """Return the kappa of every unit for the allocation.
-
-        Args:
-            own: Whether every unit that fits has its own; the common one otherwise.
-
-        Returns:
-            kappa, [U]; NaN if no unit fits.
-
-        Example:
-            >>> growth([[1.0, 0.0], [2.0, 0.0], [4.0, 0.0]], [[0.5] * 2, [0.6] * 2, [0.7] * 2]
-            ... ).rates(own=True).round(3)
-            array([6.931, 6.931])
-        """
+        """The kappa of every unit, its own if it fits and is to have it, or that of all, [U]."""
         return np.where(own & self.fits, self.rate, self.common_rate)
 
 

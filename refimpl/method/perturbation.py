@@ -34,7 +34,6 @@ class Perturbation(Checked):
     norm: Norm
     sink: Sink
     seed: int
-    subset: int | None
 
     @property
     def draws(self) -> int:
@@ -101,12 +100,6 @@ class Noise(Perturbation):
         1, "Noise draws per sample and block, 1 or more.", "N"
     )
     seed: Seed = option(0, "Seed of all random numbers, 0 or more.", "N")
-    subset: Annotated[int, 1, inf] | None = option(
-        None,
-        "Perturb only K blocks per sample and draw, chosen at random and evenly spread. Default: "
-        "all blocks.",
-        "K",
-    )
     noise_norm: NoiseNorm = option(
         "exact",
         "The noise itself has the length eta ||h||, or its expected square has, as that of "
@@ -139,7 +132,6 @@ class Probes(Perturbation):
     norm: Norm = same_option(Noise, "norm")
     sink: Sink = same_option(Noise, "sink")
     seed: Seed = same_option(Noise, "seed")
-    subset: Annotated[int, 1, inf] | None = same_option(Noise, "subset")
     probe_delta: float | None = option(
         None,
         "Also prune each unit this much less and this much more, to measure how its error grows. "

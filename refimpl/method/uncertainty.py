@@ -65,7 +65,7 @@ def jackknife(left_out: npt.ArrayLike) -> Array:
     return np.sqrt((len(x) - 1) / len(x) * np.square(x - x.mean(axis=0)).sum(axis=0))
 
 
-def told_apart(samples: npt.ArrayLike, confidence: float = CONFIDENCE) -> list[list[int]]:
+def told_apart(samples: npt.ArrayLike) -> list[list[int]]:
     """Put numbers, the largest first, into groups whose members cannot be told from their first.
 
     Two numbers are told apart if the mean of their differences over the samples exceeds Student's
@@ -73,7 +73,6 @@ def told_apart(samples: npt.ArrayLike, confidence: float = CONFIDENCE) -> list[l
 
     Args:
         samples: The numbers of every sample, [n, L]; an unknown one, NaN, is in no group.
-        confidence: The probability that a difference that is no more than chance is not exceeded.
 
     Returns:
         Groups of indices into the L numbers; all in one if there are fewer than two samples.
@@ -91,7 +90,7 @@ def told_apart(samples: npt.ArrayLike, confidence: float = CONFIDENCE) -> list[l
         if groups:
             apart = x[:, groups[-1][0]] - x[:, i]
             error = apart.std(ddof=1) / sqrt(n) if n > 1 else np.inf
-            if n < 2 or apart.mean() <= t_quantile(n - 1, confidence) * error:
+            if n < 2 or apart.mean() <= t_quantile(n - 1) * error:
                 groups[-1].append(i)
                 continue
         groups.append([i])

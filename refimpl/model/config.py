@@ -340,13 +340,7 @@ def kind_of(linear: str) -> str:
 
 
 def linear_sizes(linears: Linears) -> Array:
-    """Weights of every linear, block by block.
-
-    Args:
-        linears: Per block, the shape [out, in] of every linear.
-
-    Returns:
-        Weights, [L, linears], int64; a block with fewer linears than another ends in zeros.
+    """Weights of every linear, [L, linears]; a block with fewer linears than another ends in zeros.
 
     Example:
         >>> linear_sizes([{"up_proj": (3, 2)}, {"gate_proj": (3, 2), "up_proj": (3, 2)}])

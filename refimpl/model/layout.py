@@ -35,15 +35,12 @@ WHOLE = Layout()  # a tensor of its own, rows first
 
 
 def cut(stored: Array, layout: Layout) -> Array:
-    """Cut one weight out of the stored tensor.
+    """Cut one weight [out, in], or bias [out], out of the stored tensor; a view if possible.
 
     Args:
         stored: The file's tensor, [rows, in], [in, rows] or (a bias) [rows]; of a stack, one such
             tensor per expert.
         layout: The rows of the weight.
-
-    Returns:
-        The weight [out, in] or bias [out]; a view if the layout allows one.
 
     Source: transformers: Phi-3 and GPT-2 concatenate the weights; GPT-NeoX puts each head's q, k
     and v together, Falcon each key-value head's k and v behind its queries; GPT-2's Conv1D holds
@@ -62,11 +59,6 @@ def cut(stored: Array, layout: Layout) -> Array:
 def paste(stored: Array, weight: Array, layout: Layout) -> None:
     """Put one weight into the stored tensor, in place: the opposite of `cut`.
 
-    Args:
-        stored: The file's tensor, as for `cut`.
-        weight: The weight [out, in] or bias [out].
-        layout: The rows of the weight.
-
     Example:
         >>> import numpy as np
         >>> fused = np.zeros((8, 1), int)
@@ -79,10 +71,7 @@ def paste(stored: Array, weight: Array, layout: Layout) -> None:
 
 
 def _runs(stored: Array, layout: Layout) -> Array:
-    """The runs of rows of a weight in the stored tensor, a view: [groups, rows, in], or [rows, in].
-
-    The second if there is one group.
-    """
+    """A view of a weight's runs of rows: [groups, rows, in], or [rows, in] of one group."""
     one = stored[layout.expert] if layout.stack else stored
     whole = one.T if layout.transposed else one
     one_group = layout.groups == 1

@@ -55,26 +55,19 @@ class BlockWeights(Mapping[str, Array]):
         return sum(value.nbytes for value in self._values.values() if not callable(value))
 
     def without(self, name: str, keep: Array) -> Array | Later:
-        """A weight with zeros where `keep` is False; from bits when it is used, if it is so read.
-
-        Args:
-            name: Its name.
-            keep: Which elements stay, of its shape.
-        """
+        """A weight with zeros where `keep` is False; from bits, if it is read when it is used."""
         if not callable(self._values[name]):
             return zeroed(self[name], keep)
-        return self.changed(name, partial(_unpacked, np.packbits(keep)))
+        bits = np.packbits(keep)
+        return self.changed(
+            name, lambda x: zeroed(x, np.unpackbits(bits, count=x.size).reshape(x.shape) == 1)
+        )
 
     def changed(self, name: str, change: Callable[[Array], Array]) -> Array | Later:
         """A weight after a change, which is made whenever it is used, if it is so read."""
         if not callable(self._values[name]):
             return change(self[name])
         return lambda: change(self[name])
-
-
-def _unpacked(bits: Array, weight: Array) -> Array:
-    """A weight with zeros where its bits are 0."""
-    return zeroed(weight, np.unpackbits(bits, count=weight.size).reshape(weight.shape) == 1)
 
 
 def zeroed(weight: Array, keep: Array) -> Array:
@@ -142,17 +135,11 @@ class Model:
         companions = self.companions() if self.companions else {}
         return companions.get("tokenizer.json", self.folder / "tokenizer.json")
 
-    @property
-    def stored_dtypes(self) -> tuple[str, ...]:
-        """Dtypes in the file, such as ("BF16",), in order of first use."""
-        return tuple(dict.fromkeys(weight.stored.kind for weight in self.weights.values()))
-
     def embedding(self) -> dict[str, Array]:
-        """The tables of tokens and learned positions, as stored; `check_finite` checks them.
+        """The tables `embed.weight` [V, D], any `pos_embed.weight` [P, D] and `embed_norm.*` [D].
 
-        Returns:
-            `embed.weight` [V, D], any `pos_embed.weight` [P, D] and any `embed_norm.*` [D], in
-            the file's dtype; rows of tables are read when `np.take` looks them up.
+        They are as stored, and `check_finite` checks them; rows are read when `np.take` looks them
+        up.
         """
         return {n: self.weights[n].stored.table for n in EMBEDDING if n in self.weights}
 
@@ -190,14 +177,11 @@ class Model:
         return BlockWeights(values | later)
 
     def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
-        """Read the final norm and the head.
+        """Read `final_norm.*` [D], and rows of `lm_head.weight` [V, D] and of any `lm_head.bias`.
 
         Args:
             dtype: Dtype of the computation.
-            rows: Which rows of `lm_head.weight`, all V by default.
-
-        Returns:
-            `final_norm.*` [D] and those rows of `lm_head.weight` [rows, D] and any `lm_head.bias`.
+            rows: Which rows, all V by default.
 
         Raises:
             RefimplError: NaN or Inf in a weight.

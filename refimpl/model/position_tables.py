@@ -36,20 +36,7 @@ def rope_tables(
 
 
 def rotation(positions: Array, rope: Rope, dtype: npt.DTypeLike) -> tuple[Array, Array]:
-    """`rope_tables` of a sequence, whose length is its last position plus 1.
-
-    Args:
-        positions: All token positions of the sequence, [S], integers from 0.
-        rope: Rotary positions of a kind of block.
-        dtype: Dtype of the tables.
-
-    Returns:
-        Cosines and sines, each [S, h_rot / 2].
-
-    Example:
-        >>> rotation(np.arange(2), Rope(theta=100.0, rotary_dim=4), np.float32)[0].shape
-        (2, 2)
-    """
+    """`rope_tables` of all positions [S] of a sequence, whose length is the last one plus 1."""
     length = np.take(positions, -1, axis=0) + 1 if rope.by_length else 1
     return rope_tables(positions, rope.inv_freq(length), dtype, rope.attention_factor)
 

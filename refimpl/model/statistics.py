@@ -29,12 +29,7 @@ def input_of(linear: str) -> str:
 
 
 def inputs_of(linears: Iterable[str]) -> tuple[str, ...]:
-    """Trace points that linears read, each once, in order.
-
-    Example:
-        >>> inputs_of(["q_proj", "k_proj", "o_proj"])
-        ('attn_norm', 'attn_heads')
-    """
+    """Trace points that linears read, each once, in order."""
     return tuple(dict.fromkeys(input_of(name) for name in linears))
 
 
@@ -95,19 +90,7 @@ SUMS: Mapping[str, Statistic] = {"squares": sum_of_squares, "products": sum_of_o
 def block_with_sums(
     statistic: Statistic, x: Array, weights: Weights, place: Place, config: Config
 ) -> tuple[Array, dict[str, Array]]:
-    """Run one block and sum a statistic of its linears' inputs.
-
-    Args:
-        statistic: `sum_of_squares` or `sum_of_outer_products`.
-        x: Residual stream before the block, [B, S, D].
-        weights: The block's weights by our names.
-        place: Token positions and kernels.
-        config: The model's facts.
-
-    Returns:
-        The residual stream after the block [B, S, D], and the sum over batch and tokens by trace
-        point that is a linear's input, float64.
-    """
+    """`block`, [B, S, D] to [B, S, D]; and by trace point the sums of what its linears read."""
     sums: dict[str, Array] = {}
     linears = (name.removesuffix(".weight") for name in weights)
     read = {input_of(name) for name in linears if name.rpartition(".")[2] in INPUT_OF}
@@ -121,15 +104,7 @@ def block_with_sums(
 
 
 def add_sums(total: dict[str, Array], more: Mapping[str, Array]) -> None:
-    """Add one sequence's sums, by trace point, to the total, in place.
-
-    Example:
-        >>> total = {}
-        >>> add_sums(total, {"attn_norm": np.ones(2)})
-        >>> add_sums(total, {"attn_norm": np.ones(2)})
-        >>> total["attn_norm"].tolist()
-        [2.0, 2.0]
-    """
+    """Add one sequence's sums, by trace point, to the total, in place."""
     for name, sums in more.items():
         total[name] = total.get(name, 0.0) + sums
 

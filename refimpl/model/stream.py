@@ -90,20 +90,10 @@ def in_a_row(place: Place, sequences: int) -> Place:
     """The same place for sequences one after another, as `kernels.tiled_attention` takes them."""
     if sequences == 1:
         return place
-    rope, scale = place.rope, place.query_scale
+    rope, scale, times = place.rope, place.query_scale, (sequences, 1)
     return replace(
         place,
         positions=np.tile(place.positions, sequences),
-        rope=None if rope is None else (repeated(rope[0], sequences), repeated(rope[1], sequences)),
-        query_scale=repeated(scale, sequences) if isinstance(scale, np.ndarray) else scale,
+        rope=None if rope is None else (np.tile(rope[0], times), np.tile(rope[1], times)),
+        query_scale=np.tile(scale, times) if isinstance(scale, np.ndarray) else scale,
     )
-
-
-def repeated(rows: Array, times: int) -> Array:
-    """The rows [S, ...] several times, one after another.
-
-    Example:
-        >>> repeated(np.array([[1], [2]]), 2).tolist()
-        [[1], [2], [1], [2]]
-    """
-    return np.tile(rows, (times, 1))

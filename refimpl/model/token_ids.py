@@ -10,19 +10,7 @@ from refimpl.model.ops import Array
 
 
 def checked_ids(token_ids: npt.ArrayLike, config: Config) -> Array:
-    """Convert token ids to int64, [B, S], or refuse them.
-
-    Args:
-        token_ids: Ids, [S] or [B, S].
-        config: The model's facts.
-
-    Returns:
-        Ids, [B, S], int64.
-
-    Raises:
-        RefimplError: Not integers, not one or two axes, none at all, outside the vocabulary, or a
-            sequence longer than the model allows.
-    """
+    """Convert token ids, [S] or [B, S], to int64, [B, S], or refuse them."""
     require(token_ids, npt.ArrayLike, "token_ids")
     ids = np.asarray(token_ids)
     if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or ids.size == 0:

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError, unreadable
-from refimpl.model.floating_point import float32_of_half
 from refimpl.model.layout import WHOLE, Layout, cut
 from refimpl.model.ops import Array
 
@@ -108,10 +107,7 @@ class StoredTensor:
 
     @property
     def array(self) -> Array:
-        """All of the tensor, read-only.
-
-        A tensor without axes, a single number, has the shape [1] here.
-        """
+        """All of the tensor, read-only; a single number, without axes, has the shape [1] here."""
         return self.rows(slice(None))
 
     @property
@@ -173,17 +169,7 @@ class Weight:
         return (layout.rows[layout.index], *whole[1:]) if len(layout.rows) > 1 else whole
 
     def read(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> Array:
-        """Read the weight: ``cast(rows of the stored tensor) + offset``.
-
-        Args:
-            dtype: Dtype of the computation.
-            rows: Which of its rows, all by default.
-
-        Returns:
-            The rows, [out, in] or [out].
-
-        Raises:
-            RefimplError: NaN or Inf in it, as stored or in `dtype`.
+        """Some rows, [out, in] or [out]: ``cast(rows of the stored tensor) + offset``, all finite.
 
         Example:
             >>> from refimpl import read_model
@@ -232,8 +218,6 @@ class Weight:
     def _cast(self, dtype: npt.DTypeLike, rows: slice) -> Array:
         """Rows in the dtype of the computation, before the offset."""
         stored = self._rows(rows)
-        if stored.dtype == np.float16 and np.dtype(dtype) == np.float32:
-            return float32_of_half(stored)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller counts Inf and NaN
             return np.require(stored, dtype, ["A"])
 

@@ -21,12 +21,7 @@ Factor = Callable[[npt.ArrayLike, float], Floats]
 
 @dataclass(frozen=True)
 class PrunedWeight:
-    """The weight of a linear after pruning with compensation.
-
-    Args:
-        keep: The decision, [out, in], True = stays.
-        weight: The new weights, [out, in], float64; exactly +0.0 where not kept.
-    """
+    """A linear after pruning with compensation: what stays, and new weights, +0.0 elsewhere."""
 
     keep: Bools
     weight: Floats
@@ -47,6 +42,8 @@ def upper_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
 
     Raises:
         RefimplError: The damped Hessian is not positive definite, or a negative damping.
+
+    Source: SparseGPT (peer), which inverts H first.
 
     Example:
         >>> upper_factor([[0.25, 0.0], [0.0, 0.0]], damping=0)
@@ -112,12 +109,12 @@ def compensated(
 ) -> PrunedWeight:
     """Prune column by column; the columns after each one compensate what it lost.
 
-    With U from `inverse_factor`: at every `step`-th column, keep = decide(W^2 / diag(U)^2) for the
-    next `step` columns of the same `width`, W as compensated so far, dead inputs (H_dd = 0) scoring
-    0. At every column i, q_i = w_i where kept, else 0; err_i = (w_i - q_i) / U_ii;
-    W_j -= err_i U_ij for all j > i.
+    U = V^-1 of `upper_factor`, so H^-1 = U^T U. At every `step`-th column, keep = decide(W^2 /
+    diag(U)^2) for the next `step` columns of the same `width`, W as compensated so far, dead inputs
+    (H_dd = 0) scoring 0. At every column i, q_i = w_i where kept, else 0; err_i = (w_i - q_i) /
+    U_ii; W_j -= err_i U_ij for all j > i.
 
-    What columns a owe columns b after them follows from how far they changed: with V = U^-1,
+    What columns a owe columns b after them follows from how far they changed:
     sum_i err_i U_ib = (new_a - W_a) V_ab U_bb. So U is needed within each `width` only.
 
     Args:
@@ -136,8 +133,6 @@ def compensated(
         RefimplError: Shapes that do not fit, NaN or Inf, a Hessian that is not positive definite.
 
     Source: SparseGPT (peer); docs/explanation/method.md, "Pruners".
-
-    Differs: SparseGPT's code works in float32, and inverts H before it factors the inverse.
 
     Example:
         >>> def decide(score, start):
@@ -167,7 +162,7 @@ def compensated(
     for start in range(0, columns, width):
         block = slice(start, min(start + width, columns))
         dense = np.array(w[:, block].T, dtype=np.float64, order="C")
-        inverse = _inverse_of_upper(upper[block, block])
+        inverse = inverse_of_upper(upper[block, block])
         now = dense - inverse.T @ (upper[:start, block].T @ change[:start])
         scale = np.square(np.diag(inverse))[:, None]
         errors = np.zeros_like(now)
@@ -187,39 +182,14 @@ def compensated(
     return PrunedWeight(keep, new)
 
 
-def inverse_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
-    """Return the upper Cholesky factor of the inverse of the damped Hessian, H^-1 = U^T U.
-
-    U = V^-1 from `upper_factor`: the inverse of H is never formed.
-
-    Args:
-        hessian: H, [C, C], symmetric and finite.
-        damping: Share of the mean of diag(H) added to it, at least 0.
-
-    Returns:
-        U, [C, C], upper triangular with a positive diagonal.
-
-    Raises:
-        RefimplError: The damped Hessian is not positive definite, or a negative damping.
-
-    Source: SparseGPT (peer), which inverts H first.
-
-    Example:
-        >>> inverse_factor([[0.25, 0.0], [0.0, 0.0]], damping=0)
-        array([[2., 0.],
-               [0., 1.]])
-    """
-    return _inverse_of_upper(upper_factor(hessian, damping))
-
-
-def _inverse_of_upper(upper: Floats) -> Floats:
+def inverse_of_upper(upper: Floats) -> Floats:
     """Invert a triangle by halves: [[A, B], [0, D]]^-1 = [[A^-1, -A^-1 B D^-1], [0, D^-1]]."""
     size = len(upper)
     if size <= LEAF:
         return np.asarray(np.linalg.inv(upper), np.float64)  # LU of a triangle is itself
     half = size // 2
     inverse: Floats = np.zeros_like(upper, order="C")
-    first, last = _inverse_of_upper(upper[:half, :half]), _inverse_of_upper(upper[half:, half:])
+    first, last = inverse_of_upper(upper[:half, :half]), inverse_of_upper(upper[half:, half:])
     inverse[:half, :half], inverse[half:, half:] = first, last
     inverse[:half, half:] = -first @ upper[:half, half:] @ last
     return inverse

@@ -58,26 +58,9 @@ def decision(
     linear: tuple[int, int] = (0, 0),
     factor: Factor = upper_factor,
 ) -> tuple[Bools, Floats | None]:
-    """Decide which weights of a linear stay, and compute new ones if the pruner changes them.
+    """Decide which weights [out, in] stay, and compute new ones, or None if the pruner makes none.
 
-    Args:
-        weight: [out, in], any float dtype.
-        total: Sum over the calibration tokens of what the pruner needs: of the squares of the
-            inputs, [in], or of their outer products, [in, in]; None if it looks at weights alone.
-        sequences: Number of sequences that `total` was summed over.
-        goal: A count or a pattern; with `compat="peer"` a fraction or a pattern.
-        pruner: How weights are chosen.
-        compat: "exact", or "peer" for the decisions of the peers' code.
-        linear: Block and linear, for the random choice.
-        factor: For SparseGPT, as of `compensated`.
-
-    Returns:
-        keep [out, in], and new weights [out, in] (None: those that stay are the same).
-
-    Raises:
-        RefimplError: A goal or a statistic that does not fit, a Hessian that does not factor.
-
-    Source: Wanda, SparseGPT (peers); docs/explanation/method.md, "Pruners".
+    The arguments are those of `LinearInputs`; an int or a pattern is for compat exact.
 
     Example:
         >>> keep, _ = decision([[3.0, -1.0], [2.0, 0.5]], None, 1, 2, PrunerOptions("magnitude"))
@@ -86,20 +69,9 @@ def decision(
                [1, 0]])
     """
     record = pruner.record
-    if compat == "exact":
-        if isinstance(goal, float):
-            raise RefimplError(
-                f"the fraction {goal} with compat exact", "a count or a pattern", "pass a count"
-            )
-    elif not record.has_peer or isinstance(goal, int):
+    if compat == "peer" and not record.has_peer:
         raise RefimplError(
-            f"{record.name}, {goal}, with compat peer",
-            "a pruner with published code, and a fraction or a pattern",
-            "use compat exact",
-        )
-    if record.needs is not None and total is None:
-        raise RefimplError(
-            "no statistics of the inputs", "sums over calibration tokens", "pass tokens"
+            f"{record.name} with compat peer", "a pruner with published code", "use compat exact"
         )
     options = pruner.damping, pruner.seed, linear, factor
     inputs = LinearInputs(weight, total, sequences, goal, *options)

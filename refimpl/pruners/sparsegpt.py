@@ -112,11 +112,7 @@ def sparsegpt(
 
 
 def decide_groups(shape: tuple[int, ...], pattern: Pattern, width: int) -> Decide:
-    """Return the decision of a pattern for groups of a weight [R, C], within `width` columns.
-
-    Raises:
-        RefimplError: m does not divide C or `width`.
-    """
+    """Return the decision of a pattern for groups of a weight [R, C], within `width` columns."""
     pattern_count(shape, pattern)
     if width % pattern.group != 0:
         raise RefimplError(
@@ -159,8 +155,8 @@ def sparsegpt_peer(
 
     Source: SparseGPT (peer).
 
-    Differs: `sparsegpt` meets a count. The peer computes in float32: if a score lies within its
-    rounding of the threshold, a decision may differ, and with it the columns after.
+    Differs: the peer computes in float32: if a score lies within its rounding of the threshold, a
+    decision may differ, and with it the columns after.
 
     Example:
         >>> pruned = sparsegpt_peer([[1.0, 2.0]], [[2.0, 1.0], [1.0, 2.0]], 0.4, damping=0)

@@ -55,9 +55,8 @@ class Copies:
 def copies(model: Model) -> Copies:
     """Find which files of a model are copied: its weights, the index in use, and its companions.
 
-    The `config.json` that was read, wherever it was, becomes `config.json`. Quantised weights are
-    converted, and have companions of their own. A link out of the folder is refused: whoever made
-    the folder chose where it leads, and its copy may be published.
+    Quantised weights are converted, and have companions of their own. A link out of the folder is
+    refused: whoever made the folder chose where it leads, and its copy may be published.
     """
     weights = {file.path.name: file.path for file in model.files}
     converted: tuple[StoredTensor, ...] = ()
@@ -142,10 +141,7 @@ def convert_weights(tensors: Sequence[StoredTensor], target: Path) -> None:
 
 
 def with_format(header: bytes) -> bytes:
-    """Add `format: pt` to the metadata of a safetensors header (JSON) that name no format.
-
-    Older versions of transformers load no file without a format.
-    """
+    """A safetensors header with a format in its metadata, which older transformers require."""
     content = json.loads(header)
     metadata = content.get("__metadata__") or {}
     if "format" in metadata:

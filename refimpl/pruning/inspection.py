@@ -18,10 +18,7 @@ from refimpl.pruning.record import read_record
 
 @dataclass(frozen=True)
 class LinearZeros:
-    """Weights of one linear, those that are 0.0 or -0.0, and the file's name of the dtype.
-
-    The pattern is "n:m" if every m consecutive inputs have n zeros, or None.
-    """
+    """Weights of a linear, zeros (0.0 or -0.0), pattern "n:m" or None, and the file's dtype."""
 
     weights: int
     zeros: int
@@ -144,8 +141,6 @@ def _totals(linears: list[LinearZeros]) -> dict[str, Any]:
 
 def _zeros(weight: Weight) -> LinearZeros:
     """Count the zeros of one linear."""
-    stored = weight.stored
     zero = is_zero(weight.as_stored)
-    pattern = pattern_of(zero)
-    count = int(np.count_nonzero(zero))
-    return LinearZeros(zero.size, count, None if pattern is None else str(pattern), stored.kind)
+    pattern = None if (found := pattern_of(zero)) is None else str(found)
+    return LinearZeros(zero.size, int(np.count_nonzero(zero)), pattern, weight.stored.kind)

@@ -24,18 +24,16 @@ from refimpl.pruners.wanda import WANDA
 from refimpl.pruning.copied_files import copies
 from refimpl.pruning.pruned_blocks import BlockPruner, calibration
 from refimpl.pruning.pruned_files import Counts, PrunedFiles
-from refimpl.pruning.pruned_linears import pruned_weights, unpacked
+from refimpl.pruning.pruned_linears import pruned_weights
 from refimpl.pruning.record import (
     RECORD_FORMAT,
     BlockRecord,
-    FilesRecord,
     LinearRecord,
     Pruning,
     read_record,
 )
 from refimpl.running.memory import parse_memory
 from refimpl.running.provenance import (
-    Run,
     TokenFacts,
     UnchangedFiles,
     model_sha256,
@@ -55,21 +53,19 @@ BLOCK, STATES = "block {}".format, "states {}".format
 def check_prune(
     model: Model,
     out: Path,
-    inputs: Mapping[str, Path | None],
     force: bool,
     pruner: PrunerOptions | None = None,
     state_bytes: int = 0,
 ) -> None:
-    """Refuse, before any work, a folder that cannot be written or that would damage an input.
+    """Refuse, before any work, a damaged earlier record and a folder that must not be written.
 
-    So is a damaged record of an earlier pruning. `inputs` are other files that are read, by what to
-    call them. There has to be room for the new model and finished units: bits, new weights if the
-    pruner changes them, and states.
+    There has to be room for the new model and finished units: bits, new weights if the pruner
+    changes them, and states.
     """
     files = copies(model)
     read_record(model)
     of_model = {f"the model's {name}": path for name, path in files.files.items()}
-    read = {"the model": model.path, **of_model, **inputs}
+    read = {"the model": model.path, **of_model}
     units = 0.0 if pruner is None else 1.0 if pruner.record.compensate else 0.125
     undo_killed(real_path(out))
     check_folder(out, read, force, int((1 + units) * files.needed_bytes) + state_bytes)
@@ -136,7 +132,7 @@ def prune(
     facts = None if inputs is None or tokens is None else token_facts(tokens)
     size = 0 if inputs is None or isinstance(inputs, Imatrix) else inputs.size
     need = 2 * size * config.hidden_size * np.dtype(settings.dtype).itemsize
-    check_prune(model, out, {}, force, pruner, need)
+    check_prune(model, out, force, pruner, need)
     if need > (budget := parse_memory(settings.memory)):
         raise RefimplError(
             f"memory of {budget} bytes does not hold the calibration's residual states",
@@ -156,13 +152,19 @@ def prune(
         files = PrunedFiles(model, folder)
         counts = list[Mapping[str, Counts]]()
         for i in range(config.num_blocks):
-            linears = finished.read(BLOCK(i), mapped=True).items()
-            counts.append(files.write(i, ((n, unpacked(model, i, n, x)) for n, x in linears)))
+            counts.append(files.write(i, finished.read(BLOCK(i), mapped=True)))
         pruned = files.open()
-        run = resources.run_since(started)
-        made = files.record(model_sha256(pruned))
-        pruning = recorded(
-            model, targets, pruner, facts, counts, made, before, run, measure(pruned)
+        pruning = _recorded(
+            model,
+            targets,
+            counts,
+            method=pruner.record.name,
+            calibration=facts,
+            files=files.record(model_sha256(pruned)),
+            before=before,
+            run=resources.run_since(started),
+            **pruner.options,
+            **measure(pruned),
         )
         source.check(whole=True)
         (folder / RECORD).write_text(json_text(plain(pruning)), "utf-8")
@@ -171,18 +173,10 @@ def prune(
     return pruning
 
 
-def recorded(
-    model: Model,
-    targets: Targets,
-    pruner: PrunerOptions,
-    tokens: TokenFacts | None,
-    counts: Sequence[Mapping[str, Counts]],
-    files: FilesRecord,
-    before: dict[str, Any] | None,
-    run: Run,
-    more: Mapping[str, Any],
+def _recorded(
+    model: Model, targets: Targets, counts: Sequence[Mapping[str, Counts]], **facts: Any
 ) -> Pruning:
-    """What was asked for, and what came of it; `more` has fields that another measured."""
+    """What was asked for, and what came of it."""
     asked, share = targets.linear_pruned, targets.linear_sparsity
     linears = [x for block in counts for x in block.values()]
     idle = [
@@ -202,13 +196,10 @@ def recorded(
         for i, block in enumerate(counts)
     ]
     weights, total = sum(x.weights for x in linears), int(asked.sum())
-    options: dict[str, Any] = pruner.options
     return Pruning(
         format=RECORD_FORMAT,
         model=model.name,
         family=model.config.family,
-        method=pruner.record.name,
-        **options,
         compat=targets.compat,
         pattern=None if targets.pattern is None else str(targets.pattern),
         requested_sparsity=total / weights,
@@ -216,14 +207,10 @@ def recorded(
         total_requested=total,
         total_pruned=sum(x.pruned for x in linears),
         total_zeros=sum(x.zeros for x in linears),
-        calibration=tokens,
         without_tokens=tuple(dict.fromkeys(idle)),
         allocation=dict(targets.made),
         blocks=blocks,
-        files=files,
-        before=before,
-        run=run,
-        **more,
+        **facts,
     )
 
 
@@ -257,9 +244,8 @@ def _prune_blocks(
     for i in range(first, last + 1):
         if i in left:
             sums = block_pruner.sums(i)
-            linears = {name: x.packed for name, x in block_pruner.linears(i, sums)}
-            finished.write(BLOCK(i), linears)
-            del sums, linears  # so that no more than one block is in memory
+            finished.write(BLOCK(i), dict(block_pruner.linears(i, sums)))
+            del sums  # so that no more than one block is in memory
             resources.tick()
         if i < last and (states := block_pruner.advance(bound(pruned, i))):
             finished.write(STATES(i), list(states))

@@ -3,7 +3,9 @@
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import InitVar, dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -28,49 +30,35 @@ from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
 
 
+@dataclass
 class BlockPruner:
     """Decides on the linears of one block after another; the one place where a block is pruned.
 
-    The sequences pass the pruned blocks on the threads; each block pass of one costs 1.
-
-    Args:
-        model: The model.
-        targets: How much every linear loses.
-        pruner: How weights are chosen.
-        inputs: Ids [N, S]; or means of squares of the dense model, which somebody else measured; or
-            None for pruners that look at weights alone.
-        resources: What it runs on.
-        scratch: A folder for sums that are matrices, where workers of an executor find them.
-        states: States [1, S, D] before block `index`, which is pruned first, of an earlier run.
-        index: The first block.
+    Inputs are ids [N, S], or the sums of an importance matrix, or None. An earlier run's states
+    [1, S, D] before block `index` may be given. Workers find sums that are matrices in `scratch`.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        targets: Targets,
-        pruner: PrunerOptions,
-        inputs: Array | Imatrix | None,
-        resources: Resources,
-        scratch: Path | None = None,
-        states: Sequence[Array] | None = None,
-        index: int = 0,
-    ) -> None:
-        self.model, self.targets, self.pruner = model, targets, pruner
-        self.resources, self.scratch = resources, scratch
-        self.imatrix = inputs if isinstance(inputs, Imatrix) else None
-        self.stream: Stream | None = None
-        self.sequences = 0 if inputs is None else 1
-        if inputs is not None and not isinstance(inputs, Imatrix):
-            self.sequences = len(inputs)
+    model: Model
+    targets: Targets
+    pruner: PrunerOptions
+    inputs: Array | Imatrix | None
+    resources: Resources
+    scratch: Path | None = None
+    states: InitVar[Sequence[Array] | None] = None
+    index: InitVar[int] = 0
+
+    def __post_init__(self, states: Sequence[Array] | None, index: int) -> None:
+        ids, self.stream = self.inputs, None
+        if ids is not None and not isinstance(ids, Imatrix):
             numbered = None if states is None else dict(enumerate(map(np.array, states)))
-            self.stream = Stream(model, dict(enumerate(inputs)), resources.dtype, numbered, index)
+            rows, dtype = dict(enumerate(ids)), self.resources.dtype
+            self.stream = Stream(self.model, rows, dtype, numbered, index)
 
     def sums(self, index: int) -> Mapping[str, Array]:
         """The sums of what the linears of a dense block read, by trace point."""
         workers, tick = self.resources.workers, self.resources.tick
-        if self.imatrix is not None:
-            return self.imatrix.squares[index]
+        if isinstance(self.inputs, Imatrix):
+            return self.inputs.squares[index]
         if self.stream is None:
             return {}
         weights = self.model.block(index, self.resources.dtype, workers.map)
@@ -106,14 +94,14 @@ class BlockPruner:
                 self.targets.compat,
                 self.pruner,
                 inputs.get(input_of(name)),
-                self.sequences,
+                len(self.stream.states) if self.stream else 1,
                 self.resources.dtype,
                 shared.get(input_of(name), upper_factor),
             )
             for j, name in enumerate(model.config.linears[index])
         ]
         # The largest first: threads end together, and hold fewer results beside their scores.
-        units.sort(key=lambda unit: -unit.weights(model.config))
+        units.sort(key=lambda unit: -prod(model.config.linears[index][unit.name]))
         if not here:
             yield from results(units, model, self.resources)
             return

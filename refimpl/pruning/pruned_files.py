@@ -1,6 +1,6 @@
 """The pruned model's files: the original's bytes, except for the linears that were pruned."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from refimpl.pruning.copied_files import (
     copy_file,
     copy_weights,
 )
-from refimpl.pruning.pruned_linears import PrunedLinear
+from refimpl.pruning.pruned_linears import PrunedLinear, kept, stored_weight
 from refimpl.pruning.record import FilesRecord
 
 
@@ -60,10 +60,10 @@ class PrunedFiles:
         path = self._folder if whole else self._folder / model.path.name
         return read_model(path, None if model.config_path is None else config)
 
-    def write(self, block: int, linears: Iterable[tuple[str, PrunedLinear]]) -> dict[str, Counts]:
+    def write(self, block: int, linears: Mapping[str, PrunedLinear]) -> dict[str, Counts]:
         """Write the pruned linears of a block, one by one, and count what the files hold then."""
-        counts = {name: self._write(f"blocks.{block}.{name}.weight", x) for name, x in linears}
-        return {n: counts[n] for n in self._model.config.linears[block] if n in counts}
+        names = self._model.config.linears[block]
+        return {name: self._write(block, name, linears[name]) for name in names if name in linears}
 
     def record(self, sha256: str | None = None) -> FilesRecord:
         """What became of the model's files; the digest is the new model's."""
@@ -91,9 +91,11 @@ class PrunedFiles:
             copy_file(path, self._folder / name)
         return added
 
-    def _write(self, name: str, linear: PrunedLinear) -> Counts:
+    def _write(self, block: int, name: str, linear: PrunedLinear) -> Counts:
         """Write one linear over its part of a stored tensor, and count."""
-        weight, keep, values = self._model.weights[name], linear.keep, linear.stored
+        weight = self._model.weights[f"blocks.{block}.{name}.weight"]
+        keep, values = kept(linear, weight.shape), linear["stored"]
+        values = stored_weight(self._model, block, name, keep) if values is None else values
         copy = self._files[weight.stored.file.path].tensors[weight.stored.name]
         offset, layout = copy.offset, weight.layout
         if layout.stack:
@@ -111,5 +113,5 @@ class PrunedFiles:
             pruned=values.size - int(np.count_nonzero(keep)),
             zeros=int(np.count_nonzero(is_zero(replace(weight, stored=copy).as_stored))),
             kept_zeros=int(np.count_nonzero(is_zero(values) & keep)),
-            method=linear.method,
+            method=linear["method"],
         )

@@ -23,61 +23,34 @@ from refimpl.running.work_units import Tick
 from refimpl.scoring.pruned_alone import decided
 from refimpl.storage.finished_units import read_tree
 
-
-@dataclass(frozen=True)
-class PrunedLinear:
-    """One linear after pruning, [out, in]: the decision, and the weights as they are stored.
-
-    `changed` tells whether the pruner changed weights that stay, `method` how they were chosen if
-    not as for the others: by magnitude, of an expert that saw no token.
-    """
-
-    keep: Array
-    stored: Array
-    changed: bool = False
-    method: str | None = None
-
-    @property
-    def packed(self) -> "PackedLinear":
-        """The same in little room: bits, and weights only if they changed."""
-        stored = self.stored if self.changed else None
-        return {"keep": np.packbits(self.keep), "stored": stored, "method": self.method}
-
-
-PackedLinear = Mapping[str, Any]
-"""A pruned linear as a finished unit holds it: `keep` as bits, `stored` or None, `method`."""
-
-
-def unpacked(model: Model, block: int, name: str, packed: PackedLinear) -> PrunedLinear:
-    """A pruned linear, of a model whose files hold the weights that did not change."""
-    keep, stored = _keep(packed, model.config.linears[block][name]), packed["stored"]
-    values = stored_weight(model, block, name, keep) if stored is None else stored
-    return PrunedLinear(keep, values, stored is not None, packed["method"])
+PrunedLinear = Mapping[str, Any]
+"""A linear after pruning: `keep` as bits; `stored`, its new weights [out, in], or None if those
+that stay did not change; `method`, if they were not chosen as others."""
 
 
 def pruned_weights(
     model: Model,
     block: int,
-    linears: Mapping[str, PackedLinear],
+    linears: Mapping[str, PrunedLinear],
     dtype: npt.DTypeLike,
     each: Callable[..., Iterable[Any]] = map,
 ) -> BlockWeights:
     """A block's weights after pruning, as a new model's files would hold them."""
     weights = model.block(block, dtype, each)
 
-    def change(packed: PackedLinear, dense: Array) -> Array:
-        stored = packed["stored"]
+    def change(linear: PrunedLinear, dense: Array) -> Array:
+        stored = linear["stored"]
         pruned = np.empty_like(dense)  # in its layout, on which rounding depends
-        pruned[...] = zeroed(dense, _keep(packed, dense.shape)) if stored is None else stored
+        pruned[...] = zeroed(dense, kept(linear, dense.shape)) if stored is None else stored
         return pruned
 
     new = each(lambda x: weights.changed(f"{x}.weight", partial(change, linears[x])), linears)
     return weights | {f"{name}.weight": x for name, x in zip(linears, new, strict=True)}
 
 
-def _keep(packed: PackedLinear, shape: tuple[int, ...]) -> Array:
+def kept(linear: PrunedLinear, shape: tuple[int, ...]) -> Array:
     """Which weights stay."""
-    return np.unpackbits(packed["keep"], count=prod(shape)).reshape(shape).astype(bool)
+    return np.unpackbits(linear["keep"], count=prod(shape)).reshape(shape).astype(bool)
 
 
 def stored_weight(
@@ -133,13 +106,8 @@ class LinearUnit:
         """Nothing: progress counts blocks."""
         return 0.0
 
-    def weights(self, config: Config) -> int:
-        """Number of weights."""
-        out, width = config.linears[self.block][self.name]
-        return out * width
-
     def run(self, model: Model, workers: Workers, tick: Tick) -> tuple[str, PrunedLinear]:
-        """Name and pruned weights; those of the block were checked when it was read."""
+        """Name and decision; the weights of the block were checked when it was read."""
         dense = model.weights[f"blocks.{self.block}.{self.name}.weight"].read_again(self.dtype)
         sums = self.sums
         if isinstance(sums, str):
@@ -147,5 +115,5 @@ class LinearUnit:
         how = self.goal, self.pruner, self.compat, self.factor
         place = self.block, self.index
         keep, new, method = decided(self.name, place, dense, sums, self.sequences, *how)
-        stored = stored_weight(model, self.block, self.name, keep, new)
-        return self.name, PrunedLinear(keep, stored, new is not None, method)
+        stored = None if new is None else stored_weight(model, self.block, self.name, keep, new)
+        return self.name, {"keep": np.packbits(keep), "stored": stored, "method": method}

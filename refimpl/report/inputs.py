@@ -177,7 +177,7 @@ def _scores_input(file: SourceFile) -> ScoresInput:
     whole = scores_document(file.document)
     scores, allocation = whole.scores, whole.allocations[0]
     facts = recorded(scores.made_for, scores) | {name: getattr(scores, name) for name in FACTS}
-    facts |= {"subset": scores.plan.subset, "linears": scores.shapes, "run": scores.run}
+    facts |= {"linears": scores.shapes, "run": scores.run}
     facts |= {name: getattr(allocation, name) for name in TOTALS}
     file = replace(file, document=plain(facts))
     return ScoresInput(file, scores.model, None, None, scores, tuple(whole.allocations))

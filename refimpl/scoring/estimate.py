@@ -43,8 +43,7 @@ class Estimate:
         units: Work units of the experiment: groups of states that travel together.
         states: Perturbed states.
         seconds: Predicted time: passes, what bases are made of, reading blocks, and pruning them.
-        memory: Predicted resident memory in bytes, without the activations of the threads: the
-            largest that the process has had, the states that are held at once, and two blocks.
+        memory: Predicted resident memory in bytes, without the activations of the threads.
         dtype: Of the computation.
         threads: Worker threads, or workers elsewhere.
         elsewhere: Whether the work is sent to workers.
@@ -154,7 +153,7 @@ def _timed(
         moments = wanda_moments(run()["squares 0"], 1, config)
         pruner = probed_blocks(config, base[:1], plan, moments)
         weights, clean = held.block(0, dtype), Stream(first, rows, dtype)
-        if pruner.needs_products:
+        if plan.pruner.record.needs == "products":
             sums = _seconds(lambda: pruner.summed(clean, weights, workers)) / len(rows)
             pruner = pruner.summed(clean, weights, workers)
         prune = _seconds(lambda: pruner(0, 0, weights, workers))

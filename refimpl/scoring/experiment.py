@@ -1,6 +1,6 @@
 """The perturbation experiment over a whole model, in work units whose results can be kept."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from math import inf, isclose
 from time import perf_counter
@@ -10,13 +10,29 @@ from refimpl.method.perturbation import Perturbation, Probes
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.model.statistics import add_sums, input_of
 from refimpl.running.settings import Resources
 from refimpl.running.work_units import results
-from refimpl.scoring.dense_statistics import SummedSquares, sequences_together
-from refimpl.scoring.grouping import Addresses, stacks, state_groups
+from refimpl.scoring.grouping import Addresses, stacks, state_bytes, state_groups
 from refimpl.scoring.measurements import Address, Measurements, PruneBlock, Squares, addresses
-from refimpl.scoring.pruned_alone import needs_products
 from refimpl.scoring.state_group import StateGroup
+
+SEQUENCES_AT_RISK = 8  # per thread, in a unit whose results are kept: a kill loses it
+
+
+class SummedSquares:
+    """Squares over all sequences, added by number of the sequence, whichever is computed first."""
+
+    def __init__(self, total: Squares) -> None:
+        self.total, self._next, self._waiting = total, 0, dict[int, Squares]()
+
+    def add(self, sequence: int, squares: Squares) -> None:
+        """Add the squares of a sequence when those of all sequences before it are added."""
+        self._waiting[sequence] = squares
+        while self._next in self._waiting:
+            for total, sums in zip(self.total, self._waiting.pop(self._next), strict=True):
+                add_sums(total, sums)
+            self._next += 1
 
 
 def experiment(
@@ -38,14 +54,10 @@ def experiment(
         resources: What it runs on; only the dtype changes the numbers.
         prune_block: For the pruning perturbation: the pruned weights of a block.
         divergence: Whether to compare the output distributions too.
-        until: Time of `perf_counter` after which no further sequence is begun, once `least` have
-            been measured.
+        until: Time of `perf_counter` after which no third or later sequence is begun.
 
     Returns:
         Means over tokens, per eta, sequence, draw and block; of the first sequences if time is up.
-
-    Raises:
-        RefimplError: The memory does not hold one perturbed state.
 
     Source: arXiv:2606.15161; choices in docs/explanation/method.md, section 2.
     """
@@ -56,7 +68,6 @@ def experiment(
         plan, len(ids), config.num_blocks, divergence, linears=max(numbers)
     )
     squares = SummedSquares(measured.squares)
-    counting = set({(a.sequence, a.block): a for a in states}.values())  # each sink once
 
     def note(result: Mapping[str, Any]) -> None:
         for key, value in result.items():
@@ -70,8 +81,8 @@ def experiment(
             measured.alignment[a.index][a.block :] = value["alignment"]
             measured.ratios[a.index] = value["ratio"]
             measured.left_out[a.variant, a.block] += value["left_out"]
-            measured.sinks[a.block] += value["sinks"] if a in counting else 0
             if a.variant == 0:
+                measured.sinks[a.block] += value["sinks"] if a.draw == 0 else 0  # each once
                 measured.quiet[a.index[1:]] = value["quiet_ratio"]
                 measured.sink_share[a.sequence, a.block] = value["sink_share"]
             if measured.divergence is not None:
@@ -92,7 +103,7 @@ def experiment(
     if not isclose(total, resources.total):  # rounding alone does not change what was reported
         resources.total = total
     finished = (a.sequence + 1 for a in states if a.key in resources.earlier)
-    sequences = max(least(states), *finished, 0)
+    sequences = max(min(2, len(measured.sink_share)), *finished, 0)  # two, for an error
 
     def timely() -> Iterator[StateGroup]:
         nonlocal sequences
@@ -134,7 +145,8 @@ def work_list(
         if stack[0].key not in resources.earlier:  # the others are in the same unit
             left.append(stack)
     probes = plan if isinstance(plan, Probes) else None
-    every = len(ids) if probes and needs_products(probes.pruner) else 0  # its Hessian is of all
+    of_all = probes is not None and probes.pruner.record.needs == "products"  # its Hessian
+    every = len(ids) if of_all else 0
     together = [left]
     if apart:
         of = {stack[0].sequence: list[Addresses]() for stack in sorted(left)}
@@ -156,33 +168,8 @@ def work_list(
     return units
 
 
-def least(states: Sequence[Address]) -> int:
-    """How many sequences a budget does not stop: two, for an error; and all blocks once.
-
-    Example:
-        >>> least([Address(s, 0, 0, b) for s in range(9) for b in (s, s + 1)])
-        9
-        >>> least([Address(s, 0, 0, b) for s in range(9) for b in (0, 1)])
-        2
-    """
-    first = dict[int, int]()
-    for a in states:
-        first[a.block] = min(a.sequence, first.get(a.block, a.sequence))
-    most = max((a.sequence + 1 for a in states), default=0)
-    return min(most, max(2, 1 + max(first.values(), default=0)))
-
-
 def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
-    """Run the dense model once over all tokens and sum the squares of the linears' inputs.
-
-    Args:
-        model: The model.
-        ids: Token ids, [N, S].
-        resources: What it runs on; only the dtype changes the sums.
-
-    Returns:
-        Per block and trace point that is some linear's input, the sums, [in], float64.
-    """
+    """Sums of squares [in], float64, of what the dense model's linears read of all ids [N, S]."""
     squares = SummedSquares(tuple({} for _ in model.config.blocks))
     known = {key: x for key, x in resources.earlier.items() if key.startswith("squares ")}
     rows = {n: row for n, row in enumerate(ids) if f"squares {n}" not in known}
@@ -198,11 +185,17 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
 def dense_units(
     config: Config, ids: Mapping[int, Array], resources: Resources, keep: bool
 ) -> list[StateGroup]:
-    """The work units of `dense_squares` over these sequences, [S] by their number."""
-    left, length = [*ids], max((len(row) for row in ids.values()), default=1)
-    size = sequences_together(config, length, resources, keep)
+    """The work units of `dense_squares` over these sequences, [S] by their number.
+
+    A unit for workers has one sequence; here, it has as many as fit into memory with their sums, at
+    least one, and fewer if finished units are kept.
+    """
+    left, size, dtype = [*ids], 1, resources.dtype
+    if resources.executor is None:
+        read = ({input_of(x): width for x, (_, width) in y.items()} for y in config.linears)
+        sums_bytes = 8 * sum(sum(block.values()) for block in read)  # float64
+        length = max(map(len, ids.values()), default=1)
+        size = max(1, resources.memory // (2 * state_bytes(config, length, dtype) + sums_bytes))
+        size = min(size, SEQUENCES_AT_RISK * resources.workers.threads) if keep else size
     pieces = [left[start : start + size] for start in range(0, len(left), size)]
-    return [
-        StateGroup((), {n: ids[n] for n in piece}, tuple(piece), dtype=resources.dtype)
-        for piece in pieces
-    ]
+    return [StateGroup((), {n: ids[n] for n in x}, tuple(x), dtype=dtype) for x in pieces]

@@ -74,7 +74,7 @@ def state_groups(
         share = -(-states // (2 * workers)) if resources.executor else states
         return list(groups(cut, min(capacity, share + 2 * every), 2 * every))
     if resources.executor is not None:
-        return list(balanced(cut, config.num_blocks, capacity, workers, copies))
+        return list(shared_out(cut, capacity, workers, copies))
     at_risk = copies * STATES_AT_RISK * resources.workers.threads
     return list(groups(cut, min(capacity, at_risk) if keep else capacity, copies=copies))
 
@@ -99,31 +99,18 @@ def groups(
         yield group
 
 
-def balanced(
-    cut: Iterable[Addresses], blocks: int, capacity: int, workers: int, copies: int = 1
+def shared_out(
+    cut: Iterable[Addresses], capacity: int, workers: int, copies: int = 1
 ) -> Iterator[list[Addresses]]:
-    """Put stacks into groups of one sequence and draw each, for several workers.
+    """Put stacks into groups of one sequence and draw each, about two per worker, as they fit.
 
-    If there are fewer sequences and draws than twice the workers, each is cut by blocks into
-    groups of about the same number of block passes: a state perturbed early travels further. A
-    worker holds `capacity` states, of which the clean one counts 2.
+    The states of a sequence and draw that are perturbed first, and travel furthest, come first.
     """
     by_draw: dict[tuple[int, int], list[Addresses]] = {}
     for stack in cut:
         by_draw.setdefault((stack[0].sequence, stack[0].draw), []).append(stack)
     pieces = -(-2 * workers // max(1, len(by_draw)))
-
-    def passes(*some: Addresses) -> int:
-        return sum(blocks - a.block for stack in some for a in stack)
-
     for together in by_draw.values():
         ordered = sorted(together, key=lambda stack: (stack[0].block, stack[0].variant))
-        share, group = passes(*ordered) / pieces, list[Addresses]()
-        for stack in ordered:
-            held = 2 + copies * sum(map(len, [*group, stack]))
-            if group and (passes(*group) >= share or held > capacity):
-                yield group
-                group = []
-            group.append(stack)
-        if group:
-            yield group
+        share = 2 + copies * -(-sum(map(len, ordered)) // pieces)
+        yield from groups(ordered, min(capacity, share), copies=copies)

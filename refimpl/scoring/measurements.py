@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from refimpl.method.perturbation import Perturbation, Probes
-from refimpl.method.subset import chosen_blocks
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights
 from refimpl.model.ops import Array
@@ -51,11 +50,10 @@ class Measurements:
     """What was measured, with E etas or probes, N perturbed sequences, R draws, L blocks.
 
     Args:
-        drift: Mean relative drift R_k of the state perturbed at block l, [E, N, R, L (l), L (k)];
-            NaN for k < l.
+        drift: Mean R_k of the state perturbed at block l, [E, N, R, L (l), L (k)]; NaN for k < l.
         alignment: Mean alignment A_k, same shape.
         ratios: Mean of R_L / R_l over tokens, [E, N, R, L]; NaN if no token has one.
-        left_out: Tokens without a ratio (zero state or zero drift), over all sequences, [E, L].
+        left_out: Tokens without a ratio, over all sequences, [E, L].
         sinks: Tokens excluded as sinks, over all sequences, [L].
         divergence: Mean KL of the next-token distributions, [E, N, R, L], or None.
         squares: Sums of squares of the linears' inputs, per block, over all sequences.
@@ -121,14 +119,12 @@ def addresses(
     `linears` are the numbers of linears of the blocks, which matter if each linear is a unit.
     """
     variants = [plan.variants(linears[b] if linears else 1) for b in range(blocks)]
-    perturbed = plan.perturbed_samples(sequences)
-    chosen = chosen_blocks(perturbed, plan.draws, blocks, plan.subset, plan.seed)
     states = [
         Address(s, d, e, b)
-        for s in range(perturbed)
+        for s in range(plan.perturbed_samples(sequences))
         for d in range(plan.draws)
         for e in range(max(variants, default=0))
         for b in range(blocks)
-        if chosen[s, d, b] and e < variants[b]
+        if e < variants[b]
     ]
     return sorted(states, key=lambda a: a.block) if isinstance(plan, Probes) else states

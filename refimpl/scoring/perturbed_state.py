@@ -53,13 +53,7 @@ class PerturbedState:
         self.last = distance.drift
 
     def measures(self, divergence: float | None = None) -> dict[str, Any]:
-        """What is measured of it, after the last block.
-
-        Mean drift and alignment after the perturbed block and every later one; the mean over tokens
-        of the drift at the end over the drift at the perturbed block, tokens without such a ratio,
-        sinks, the mean KL of the next-token distributions, the ratio of the same perturbation
-        without noise on sinks (NaN without sinks), and the sinks' share of the squared norm.
-        """
+        """What is measured of it, after the last block: its part of `Measurements`."""
         share = surviving_drift(self.last, self.first)
         return {
             "drift": self.drift,
@@ -76,11 +70,8 @@ class PerturbedState:
 class Stack:
     """Neighbouring states of a sequence, which share the products of each block that they pass.
 
-    A state joins after its block; `h` [k, S, D] holds the k that have.
-
-    Args:
-        states: Their addresses, by block.
-        plan: The perturbation.
+    They are in the order of their blocks; each joins after its own, and `h` [k, S, D] holds the k
+    that have.
     """
 
     def __init__(self, states: tuple[Address, ...], plan: Perturbation) -> None:
@@ -100,16 +91,10 @@ class Stack:
         perturb: Callable[[Address], Array],
         clean: Clean,
     ) -> int:
-        """Take the states through block `index`, and add the one that it perturbs.
+        """Take the states [k, S, D] through block `index`, add that which it perturbs, [1, S, D].
 
-        Args:
-            index: The block.
-            through: Passes states, [k, S, D].
-            perturb: The state after the block that it perturbs, [1, S, D].
-            clean: The clean state after the block, waited for when it is needed.
-
-        Returns:
-            How many states have passed the block, or the pruned one.
+        The clean state after the block is waited for when it is needed. Returns how many states
+        have passed the block, or the pruned one.
         """
         passed = len(self.states)
         if self.states:

@@ -25,17 +25,10 @@ from refimpl.scoring.dense_statistics import Moments, sums_of_all
 
 @dataclass(frozen=True)
 class PrunedBlocks:
-    """Blocks as a pruner prunes them, with exact counts.
+    """Blocks as a pruner prunes them, with exact counts [V, L, linears] for V variants of each.
 
-    Args:
-        linears: Shapes of the linears of every block, by name.
-        counts: Weights to prune in each of V variants of a block, [V, L, linears].
-        pruner: How weights are chosen.
-        moments: For a pruner that needs squares: Wanda's statistic per block and linear, [in].
-        products: For one that needs outer products: those of what the block's linears read, by
-            trace point.
-        sequences: Number of sequences that they are summed over.
-        factors: Of the Hessians of these sums, for all variants.
+    A pruner that needs squares gets Wanda's statistic; one that needs outer products gets their
+    sums over the sequences by trace point, and what factors their Hessians for all variants.
     """
 
     linears: Linears
@@ -45,11 +38,6 @@ class PrunedBlocks:
     products: Mapping[str, Array] = field(default_factory=dict)
     sequences: int = 1
     factors: Mapping[str, SharedFactor] = field(default_factory=dict)
-
-    @property
-    def needs_products(self) -> bool:
-        """Whether the pruner needs the outer products of the block's inputs."""
-        return needs_products(self.pruner)
 
     def summed(self, clean: Stream, weights: Weights, workers: Workers) -> Self:
         """The same, with the products of all clean states before a block."""
@@ -107,27 +95,15 @@ def decided(
     return keep, new, MAGNITUDE.name if idle else None
 
 
-def needs_products(pruner: PrunerOptions) -> bool:
-    """Whether a pruner needs the outer products of inputs, which are of all sequences."""
-    return pruner.record.needs == "products"
-
-
 def probe_counts(
     linear_pruned: Array, sizes: Array, delta: float | None, units: Units = "blocks"
 ) -> Array:
     """Count the weights to prune of every linear, in each variant of its block.
 
     N_u (s_u + d), rounded half to even, for d = -delta and delta, but at most half the way from
-    s_u to 0 or to 1: where nothing or everything is pruned, an error does not grow.
-
-    Args:
-        linear_pruned: Weights to prune in the base allocation, [L, linears].
-        sizes: Weights of each linear, [L, linears]; 0 where a block lacks one.
-        delta: Change of the sparsity; None for the base's counts alone.
-        units: What is pruned alone: blocks, or each linear.
-
-    Returns:
-        [V, L, linears], in the order of `Probes.variants`.
+    s_u to 0 or to 1: where nothing or everything is pruned, an error does not grow. Counts of the
+    base and sizes are [L, linears]; the result is [V, L, linears], in the order of
+    `Probes.variants`.
 
     Example:
         >>> probe_counts(np.array([[50, 5]]), np.array([[100, 50]]), 0.1).tolist()

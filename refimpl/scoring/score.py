@@ -206,20 +206,14 @@ def _pruned_at(config: Config, signals: Signals, request: Request) -> PrunedAt:
 
 def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]:
     """Means over draws and then sequences, one result per eta; of probes, at the base's counts."""
-    results = []
+    results, kl = [], measured.divergence
     for i, eta in enumerate(plan.etas):
-        coefficient, stderr = absorption_coefficient(measured.ratios[i])
-        results.append(
-            Absorption(
-                eta,
-                _mean(measured.drift[i]),
-                _mean(measured.alignment[i]),
-                coefficient,
-                stderr,
-                measured.left_out[i],
-                *_divergence(measured, i),
-            )
+        drift, alignment = (
+            nan_mean(nan_mean(x[i], axis=1), axis=0) for x in (measured.drift, measured.alignment)
         )
+        coefficient, left_out = absorption_coefficient(measured.ratios[i]), measured.left_out[i]
+        divergence = (None, None) if kl is None else absorption_coefficient(kl[i])
+        results.append(Absorption(eta, drift, alignment, *coefficient, left_out, *divergence))
     return tuple(results)
 
 
@@ -230,12 +224,6 @@ def _without_sinks(measured: Measurements) -> WithoutSinks | None:
     ratios = np.where(np.isnan(measured.quiet), measured.ratios[0], measured.quiet)
     share = measured.sink_share.mean(axis=0)
     return WithoutSinks(*absorption_coefficient(ratios), share)
-
-
-def _divergence(measured: Measurements, which: int) -> tuple[Array | None, Array | None]:
-    """Mean divergence and its standard error over sequences, if it was measured."""
-    kl = measured.divergence
-    return (None, None) if kl is None else absorption_coefficient(kl[which])
 
 
 def _probed(
@@ -264,8 +252,3 @@ def _probed(
         by_sample(measured.drift[..., -1]),
         None if kl is None else by_sample(kl),
     )
-
-
-def _mean(x: Array) -> Array:
-    """Mean over draws and then sequences, of [sequences, draws, ...]."""
-    return nan_mean(nan_mean(x, axis=1), axis=0)

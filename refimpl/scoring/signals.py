@@ -97,18 +97,7 @@ def signals(
     tokens: Tokens | Imatrix | None,
     settings: Settings | None = None,
 ) -> Signals:
-    """Measure what a base is made of, without an experiment.
-
-    Args:
-        model: From `read_model`.
-        request: The base and its options.
-        tokens: Calibration tokens, or an importance matrix; None for bases that need none.
-        settings: What it runs with; only the dtype changes the numbers.
-
-    Raises:
-        RefimplError: NaN or Inf among the weights; a base without the tokens that it needs; too
-            little memory for the states of all sequences.
-    """
+    """Measure what a base is made of, without an experiment; None for tokens that it needs not."""
     settings, config, base = settings or Settings(), model.config, request.record
     of_squares = [name for name, other in bases().items() if other.needs == "squares"]
     if base.needs in SUMS and tokens is None:
@@ -218,13 +207,8 @@ def _measured(
 class BlockSignals:
     """The signals of some blocks: a work unit. Without ids and moments, of the weights alone.
 
-    Args:
-        blocks: Which, ascending.
-        asked: What is measured.
-        ids: For outer products: token ids of all sequences, [S], by their number, which pass all
-            blocks up to the last one.
-        moments: For squares: Wanda's statistic of the only block, per linear, [in].
-        dtype: Of the passes; outer products and signals are float64.
+    For outer products, the token ids of all sequences, [S] by their number, pass all blocks up to
+    the last one; for squares, there is one block, with Wanda's statistic per linear, [in].
     """
 
     blocks: tuple[int, ...]

@@ -35,14 +35,8 @@ HEAD_BYTES = 8 * MIB  # logits of one state held at a time
 class StateGroup:
     """Perturbed states and the clean ones they belong to, from the embedding to the end.
 
-    Args:
-        stacks: Which perturbed states, and which share their products.
-        ids: Token ids of their sequences, [S], by number of the sequence.
-        counted: Sequences whose squares are asked for.
-        plan: The perturbation.
-        dtype: Of the computation.
-        prune_block: For the pruning perturbation: the pruned weights of a block.
-        divergence: Whether to compare the output distributions too.
+    A stack's states share their products. The ids [S] of a sequence, and those whose squares are
+    counted, are by its number.
     """
 
     stacks: tuple[tuple[Address, ...], ...]
@@ -112,7 +106,7 @@ class StateGroup:
         prune = self.prune_block
         if prune is None or not variants:
             return {}
-        if isinstance(prune, PrunedBlocks) and prune.needs_products:
+        if isinstance(prune, PrunedBlocks) and prune.pruner.record.needs == "products":
             prune = prune.summed(clean, weights, workers)
         return {variant: prune(index, variant, weights, workers) for variant in variants}
 

@@ -11,13 +11,12 @@ def estimate_text(estimate: Estimate) -> str:
     plan, how = estimate.plan, ["pruning"]
     if isinstance(plan, Noise):
         how = ["gaussian", counted(len(plan.eta), "eta"), counted(plan.draws, "draw")]
-    perturbed = "all" if plan.subset is None else f"{plan.subset} of {estimate.num_blocks}"
     threads = counted(estimate.threads, "worker" if estimate.elsewhere else "thread")
     here = " here" if estimate.elsewhere else ""
     facts = {
         "model": [estimate.model, counted(estimate.num_blocks, "block")],
         "tokens": [f"{estimate.tokens.samples} x {estimate.tokens.seq_len}"],
-        "perturbed": [*how, f"{perturbed} blocks", counted(estimate.states, "state")],
+        "perturbed": [*how, "all blocks", counted(estimate.states, "state")],
         "passes": [
             f"{estimate.passes:,.0f} block passes",
             f"states in {counted(estimate.units, 'group')}",

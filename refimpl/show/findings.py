@@ -91,8 +91,6 @@ def costs(scores: Scores, correct: str, errors: AllocationErrors | None) -> list
     if errors.samples < 2:
         return [*said, "One sample: no number has an error."]
     points = 100 * float(np.sqrt(nan_mean(np.square(errors.sparsity))))
-    if np.isnan(points):  # of a subset of blocks per sample
-        return said
     sure = f"{points:.2g} percentage points ({errors.samples} samples, root mean square)"
     return [*said, f"The sparsities of the blocks are known to {sure}."]
 

@@ -156,9 +156,6 @@ def _perturbed(scores: Scores) -> list[str]:
             counted(plan.draws, "draw"),
             f"seed {plan.seed}",
         ]
-    if plan.subset is not None:
-        each = "per sample" if at is not None else "per sample and draw"
-        facts.append(f"{plan.subset} of {counted(scores.num_blocks, 'block')} {each}")
     return [*facts, f"norm {plan.norm}", f"sink {plan.sink}"]
 
 

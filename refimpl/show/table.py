@@ -178,10 +178,6 @@ def footer(scores: Scores, allocation: Allocation) -> list[str]:
         lines.append("r is - where no token had a drift; such a block counts as r = 1")
     if np.isnan(absorption.stderr).any() and scores.tokens.samples < 2:
         lines.append("r has no standard error: it takes two samples or more")
-    elif (
-        np.isnan(absorption.stderr[~np.isnan(absorption.coefficient)]).any() and scores.plan.subset
-    ):
-        lines.append("r has no standard error where a block was perturbed in one sample only")
     if absorption.left_out.any():
         lines.append(f"{counted(int(absorption.left_out.sum()), 'token')} without a ratio left out")
     if scores.plan.sink == "exclude":

@@ -150,7 +150,7 @@ def test_a_record_alone_is_a_pruner(tmp_path: Path) -> None:
     )
     assert dense[new == 0].max() <= dense[new != 0].min()  # the lowest of the linear went
     peer = allocate(score(LLAMA, TOKENS), compat="peer")
-    refusal_of(prune, LLAMA, tmp_path / "x", peer, record, says="sum, 0.7, with compat peer")
+    refusal_of(prune, LLAMA, tmp_path / "x", peer, record, says="sum with compat peer")
 
 
 def test_an_entry_point_must_be_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

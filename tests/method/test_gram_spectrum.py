@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from strategies import generators, seeds
 
 from refimpl.errors import RefimplError
-from refimpl.method import gram_spectrum
-from refimpl.method.gram_spectrum import certain_law, power_law
-from refimpl.method.spectrum import PowerLaw, alphapruning_alpha, esd, peak
+from refimpl.method import spectrum as spectra_of_weights
+from refimpl.method.spectrum import PowerLaw, alphapruning_alpha, certain_law, esd, peak, power_law
 
 Floats = npt.NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
@@ -157,7 +156,7 @@ def test_an_ordinary_weight_takes_no_singular_values(
 ) -> None:
     weight = np.random.default_rng(0).standard_normal(shape)
     expected = alphapruning_alpha(esd(weight))
-    monkeypatch.setattr(gram_spectrum, "esd", lambda matrix: pytest.fail("singular values"))
+    monkeypatch.setattr(spectra_of_weights, "esd", lambda matrix: pytest.fail("singular values"))
     law = power_law(weight)
     assert (law.start, law.bin_margin) == (expected.start, expected.bin_margin)
     assert law.alpha == pytest.approx(expected.alpha, rel=1e-12)

@@ -270,7 +270,6 @@ def test_ratio_divides_or_is_unknown(pairs: list[tuple[float, float]]) -> None:
         ({"eta": (0.1, 0.1)}, "eta 0.1, 0.1"),
         ({"draws": 0}, "draws 0"),
         ({"seed": -1}, "seed -1"),
-        ({"subset": 0}, "subset 0"),
     ],
 )
 def test_perturbation_refuses(changes: dict[str, Any], names: str) -> None:

@@ -31,10 +31,9 @@ RUNS = {
     "gaussian": (Noise(), Request(correct="absorption")),
     "etas": (Noise(eta=(0.01, 0.1, 0.5)), Request("owl")),
     "draws": (Noise(draws=3, sink="exclude"), Request(correct=None)),
-    "subset": (Noise(eta=(0.01, 0.1), draws=2, subset=2), Request("alphapruning")),
+    "alphas": (Noise(eta=(0.01, 0.1), draws=2), Request("alphapruning")),
     "pruning": (Probes(), Request("owl")),
     "lsa": (Noise(), Request("lsa")),
-    "pruning a subset": (Probes(subset=2), Request(correct=None)),
     "probes": (replace(SPARSEGPT, probe_pruner="wanda"), Request(correct=None)),
     "linears": (replace(SPARSEGPT, probe_pruner="wanda", units="linears"), Request(correct=None)),
     "sparsegpt": (SPARSEGPT, Request(correct="divergence")),
@@ -92,7 +91,7 @@ def test_what_is_kept_and_where_it_runs_is_counted_too(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 2)
-    monkeypatch.setattr("refimpl.scoring.dense_statistics.SEQUENCES_AT_RISK", 1)
+    monkeypatch.setattr("refimpl.scoring.experiment.SEQUENCES_AT_RISK", 1)
     monkeypatch.setattr("refimpl.running.work_units._opened", lambda *files: model)
     model, plan = model_as("llama", Counting), Noise(sink="exclude")
     tokens, part = random_tokens(264, 3, 12), tmp_path / "part" if where == "kept" else None
@@ -151,7 +150,6 @@ def test_memory_is_states_and_two_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_cannot_be_run_is_refused() -> None:
     model, tokens = model_of("llama"), random_tokens(264, 2, 8)
     refusal_of(estimate, model, tokens, memory=100, says="does not hold one experiment")
-    refusal_of(estimate, model, tokens, Noise(subset=5), says="1 to 4 blocks")
 
 
 @pytest.mark.parametrize(
@@ -207,14 +205,6 @@ def test_probes_are_pruned_by_all_samples(plan: Noise | Probes) -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_every_block_is_perturbed() -> None:
-    plan = Noise(subset=1)
-    found = score(model_of("llama"), TOKENS, plan, budget=1e-9)
-    assert np.isfinite(found.sweep[0].coefficient).all()
-    assert found.measured_samples == 4
-
-
-@pytest.mark.usefixtures("clock")
 def test_a_budget_goes_on_where_it_stopped(tmp_path: Path) -> None:
     model, part = model_of("llama"), tmp_path / "part"
     for samples, minutes in ((2, 1e-9), (3, 1.5), (4, 3.5)):  # the clock goes on
@@ -261,7 +251,7 @@ def test_as_json() -> None:
     words = ("--perturbation", "pruning", "--base", "alphapruning")
     found = json.loads(ran("score", LLAMA, *FEW, *words, "--estimate", "--json"))
     assert found["passes"] == 16 + 16 + 40
-    assert (found["states"], found["units"], found["plan"]["subset"]) == (16, 1, None)
+    assert (found["states"], found["units"]) == (16, 1)
     assert 0 < found["seconds"] < found["memory"]
 
 

@@ -29,11 +29,11 @@ SMALL = ("--samples", 3, "--seq-len", 12)
 OTHER: dict[type[Any], dict[str, Any]] = {  # another value of each field
     Noise: {
         "eta": (0.02,), "noise_scale": "sequence", "noise_shape": "channel",
-        "norm": "sequence", "sink": "exclude", "draws": 5, "seed": 3, "subset": 2,
+        "norm": "sequence", "sink": "exclude", "draws": 5, "seed": 3,
         "noise_norm": "expected",
     },
     Probes: {
-        "norm": "sequence", "sink": "exclude", "seed": 3, "subset": 2,
+        "norm": "sequence", "sink": "exclude", "seed": 3,
         "probe_delta": 0.05, "probe_pruner": "magnitude", "units": "linears",
         "probe_samples": 1, "probe_damping": 0.1,
     },

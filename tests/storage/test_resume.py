@@ -24,7 +24,7 @@ SMALL = ("--samples", 3, "--seq-len", 12)
 HALF = ("--sparsity", 0.5)
 RUNS: dict[str, tuple[object, ...]] = {
     "gaussian": ("score", *SMALL, "--eta", "0.01,0.5", "--draws", 2),
-    "subset": ("score", *SMALL, "--eta", "0.01,0.5", "--draws", 2, "--subset", 2, "--base", "lsa"),
+    "lsa": ("score", *SMALL, "--eta", "0.01,0.5", "--draws", 2, "--base", "lsa"),
     "pruning": (
         *("score", *SMALL, "--perturbation", "pruning", "--base", "owl"),
         *("--correct", "divergence"),
@@ -45,7 +45,7 @@ def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units so small that these runs have many; stacks of two states."""
     monkeypatch.setattr("refimpl.scoring.grouping.ROWS", 24)
     monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 3)
-    monkeypatch.setattr("refimpl.scoring.dense_statistics.SEQUENCES_AT_RISK", 1)
+    monkeypatch.setattr("refimpl.scoring.experiment.SEQUENCES_AT_RISK", 1)
     monkeypatch.setattr("refimpl.evaluation.evaluate.GROUP", 40)
     monkeypatch.setattr("refimpl.evaluation.batch.BATCH", 20)
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
-from refimpl.pruners.compensation import compensated, inverse_factor
+from refimpl.pruners.compensation import compensated, inverse_of_upper, upper_factor
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH, hessian
 from refimpl.pruners.wanda import wanda_score
@@ -53,7 +53,7 @@ def sparsegpt_scores(
 def sparsegpt_error(products: Array, truth: Array, sequences: int, damping: float) -> float:
     """The largest relative error of the factor's ``diag(U)^2``, by which scores are divided."""
     scale, right = (
-        np.square(np.diag(inverse_factor(hessian(x, sequences), damping)))
+        np.square(np.diag(inverse_of_upper(upper_factor(hessian(x, sequences), damping))))
         for x in (products, truth)
     )
     return float(np.max(np.abs(scale / right - 1)))
