@@ -66,8 +66,7 @@ class Log(Mapping[str, Array]):
 def logged(path: Path) -> tuple[Log, dict[str, float]]:
     """The tensors of a log of llama-eval-callback, or of llama-debug, and the sum of each.
 
-    It prints three numbers with four decimals at each end of each axis, and the sum of all. A name
-    is that of the first tensor that has it; with ":" and an operation, of the last one of that.
+    A name is that of the first tensor that has it; with ":" and an operation, of its last one.
     """
     tensors: dict[str, PrintedTensor] = {}
     ids, left, name, numbers = list[int](), 0, "", list[bytes]()

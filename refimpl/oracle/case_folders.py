@@ -46,8 +46,7 @@ class StepFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class CaseFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of `case.json`: what the numbers depend on, and the steps.
 
-    The model is a path, relative to the case's folder, or ORG/NAME@COMMIT[:FILE.gguf] of the hub;
-    the recipe has the fields of `Recipe`, which needs NumPy.
+    The model is a path relative to the case's folder, or an id of the hub; `Recipe` needs NumPy.
     """
 
     schema: Literal[3]
@@ -90,10 +89,7 @@ def case_folder(path: Path) -> CaseFolder:
 
 
 def core_cases(forwards: bool = False) -> list[CaseFolder]:
-    """The cases that refimpl contains: in the wheel, or in a checkout's `fixtures/`.
-
-    With `forwards`, also those of the forward alone, of mechanisms that the others do not have.
-    """
+    """The cases in the wheel, or in a checkout's `fixtures/`; with those of a forward alone."""
     inside = PACKAGE / "fixtures"
     fixtures = inside if inside.is_dir() else PACKAGE.parent / "fixtures"
     folders = [fixtures / "cases" / name for name in CORE]

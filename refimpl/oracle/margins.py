@@ -12,14 +12,14 @@ from refimpl.model.forward import project
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.judging.pruner_scores import (
+from refimpl.oracle.judging.ties import (
     Keep,
     dense_scores,
     scores_of,
     sums_behind,
+    together,
     unpacked,
 )
-from refimpl.oracle.judging.ties import together
 from refimpl.oracle.pruned_steps import METHODS
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import every_array, is_step
@@ -30,11 +30,7 @@ from refimpl.scoring.signals import Chosen, of_weights
 def steps_and_margins(
     model: Model, ids: npt.NDArray[np.int64], recipe: Recipe
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Every step in float64, and the margins: relative changes from which on a choice may turn.
-
-    Margins are float32, as the table of docs/how-to/check.md lists them; infinite where there is
-    nothing to choose, and 0 where equal numbers are told apart by their place.
-    """
+    """Every step in float64, and the margins as the table of docs/how-to/check.md lists them."""
     arrays = every_array(StepInputs(model, recipe, ids))
     margins, blocks = dict[str, Array](), range(model.config.num_blocks)
     if model.config.experts:
@@ -83,10 +79,7 @@ def _table(rows: Sequence[Sequence[float] | Array]) -> Array:
 def _of_rows(
     model: Model, recipe: Recipe, arrays: Mapping[str, Array], pruner: str, sequences: int
 ) -> list[list[Array]]:
-    """Margins of a pruner's decisions by block, linear and row, or what is decided on together.
-
-    Of n:m the smallest of a row's groups; of SparseGPT by 128 columns; of magnitude one.
-    """
+    """Margins of a pruner's decisions by block, linear and row, or what is decided on together."""
     how = recipe.pattern, recipe.damping
 
     def margins_of(prefix: str, name: str, weight: Array) -> Array:
@@ -107,8 +100,7 @@ def _of_rows(
 def count_margin(quotas: Array, counts: Array) -> float:
     """Relative error of quotas q [U] from which on the largest remainder may not give counts n [U].
 
-    ``min (1 - (q_u - n_u) + (q_v - n_v)) / (q_u + q_v)`` over units u and v: the roundings of q are
-    the n of the same sum with ``max(q - n) - min(q - n) <= 1``; infinite for one unit.
+    ``min (1 - (q_u - n_u) + (q_v - n_v)) / (q_u + q_v)`` over units u and v (`count_ties`).
     """
     missed = quotas - counts
     room = 1 - missed[:, None] + missed[None, :]
@@ -120,9 +112,8 @@ def count_margin(quotas: Array, counts: Array) -> float:
 def row_margins(keep: Keep, score: Array) -> Array:
     """Relative difference of scores [rows, n] from which on each row's decision may turn, [rows].
 
-    ``1 - g / s``, g the highest score that goes, s the lowest that stays. Where some rows lose one
-    weight more, those whose next candidate scores lowest, also that of a row's candidate to those
-    of the rows that lose another number.
+    ``1 - g / s``, g the highest score that goes, s the lowest that stays; where some rows lose one
+    weight more, also of g and s of two such rows.
     """
     lowest = np.min(np.where(keep, score, inf), axis=1)
     highest = np.max(np.where(keep, 0.0, score), axis=1)

@@ -21,13 +21,10 @@ SHIPPED = ("owl", "alphapruning", "dlp", "uniform")  # bases with code of the pe
 def peer_steps(
     model: Model, recipe: Recipe, expected: Mapping[str, Array], sequences: int
 ) -> dict[str, Array]:
-    """What the peers' shipped code makes of a case's own signals and statistics.
+    """What the peers' shipped code makes of a case's own signals and statistics, behind `peer.`.
 
-    Signals, scores and statistics are the same in both. For each base its sparsities [L] and counts
-    [L, linears], neither projected nor corrected, with the peers' rounding; and of block 0, at the
-    first base, the decisions of Wanda and SparseGPT (docs/explanation/deviations.md, "exact and
-    peer"). Names are the steps', behind `peer.`; inputs on which their code fails are left out:
-    signals that are all equal, a sparsity of 1.
+    Of each base its sparsities and counts, and block 0's decisions of Wanda and SparseGPT; inputs
+    on which their code fails are left out (docs/explanation/deviations.md, "exact and peer").
     """
     return {f"peer.{name}": value for name, value in _steps(model, recipe, expected, sequences)}
 

@@ -26,12 +26,7 @@ OPEN = {"inconclusive": "inconclusive", "resolved": "not resolved in some steps"
 
 @dataclass(frozen=True, repr=False)
 class CaseFixture:
-    """A case for a test.
-
-    Args:
-        selected: What the test asks of the case.
-        new_folder: Makes a folder for arrays that diverged.
-    """
+    """A case for a test, what the test asks of it, and a new folder for arrays that diverged."""
 
     case: Case
     selected: SelectedCase
@@ -95,15 +90,8 @@ class CaseFixture:
     ) -> Report:
         """Check arrays or torch tensors by the names of the steps, or a safetensors file of them.
 
-        Args:
-            actual: The arrays, or the file.
-            dtype: The dtype of the computation; the coarsest of the float arrays if None.
-            stepwise: Whether the computation read the case's own values (`expected`) at each step.
-            resolvable: Whether the steps suffice that the dtype resolves (verdict "resolved").
-
-        Raises:
-            AssertionError: A step diverges, is missing, or could not be judged; or a step of the
-                xfail list passes.
+        The dtype is that of the coarsest array if None; `stepwise`, each step read `expected`; if
+        `resolvable`, the verdict "resolved" suffices.
         """
         __tracebackhide__ = True
         if isinstance(actual, Mapping):
@@ -130,16 +118,7 @@ def unittest_cases(
     families: Sequence[str] = (),
     steps: Sequence[str] = ("*",),
 ) -> Iterator[CaseFixture]:
-    """The core cases, and those in folders, for `self.subTest` of unittest, which has no fixtures.
-
-    Args:
-        folders: Cases, or folders of cases.
-        families: Families that are implemented; those of all cases if empty.
-        steps: Steps that are implemented, as shell patterns.
-
-    Raises:
-        RefimplError: A case that cannot be used, or a name that matches nothing.
-    """
+    """The core cases, and those in folders, for `self.subTest` of unittest; see `Selection`."""
     added = [case for folder in folders for case in cases_below(Path(folder))]
     core = core_cases(bool(families))
     selection = Selection(tuple(families), tuple(steps))

@@ -279,7 +279,7 @@ def test_the_command_says_which_way(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     read_cases_once(monkeypatch)
     case, actual, xml = case_of("llama"), computed("llama", stepwise=True), tmp_path / "report.xml"
     path = write_arrays(tmp_path / "actual.safetensors", actual)
-    for words, way in ((("--stepwise",), "stepwise"), ((), "chained")):
+    for words, way in ((("--stepwise",), "stepwise"), ((), "own inputs")):
         out = ran("check", case.folder, path, "--json", "--junit-xml", xml, "--force", *words)
         assert json.loads(out)["way"] == way
         assert ElementTree.parse(xml).getroot().get("name") == f"refimpl llama, {way}"

@@ -31,16 +31,10 @@ Positions = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class StepResult:
-    """The judgement on one step.
+    """The judgement on one step: its error, refimpl's own, and where a discrete one has near ties.
 
-    Args:
-        status: "conditional" is not judged, as rounding turned an earlier choice; "unresolved" is
-            not, as refimpl's own error in the dtype is so large that agreement says nothing.
-        error: As its measure has it (`error_of`).
-        own: refimpl's own error in the candidate's dtype.
-        where: Index of the worst place.
-        fault: A fault that no error expresses, such as a wrong shape, or "".
-        near_ties: Positions where a discrete step differs that rounding could turn.
+    "conditional" is not judged, as rounding turned an earlier choice; nor is "unresolved", as the
+    dtype is so coarse that agreement says nothing. A fault, such as a wrong shape, has no error.
     """
 
     step: str
@@ -111,9 +105,7 @@ def worst_token(
 ) -> tuple[float, tuple[int, ...]]:
     """Error and place of the worst row: ``max_t ||actual_t - expected_t|| / ||expected_t||``.
 
-    A mean would hide that row, and an angle does not depend on scale. Both arrays are [..., D] and
-    finite; the error is infinite if a row should be 0 and is not. No row counts as smaller than
-    `least`.
+    Both arrays are [..., D] and finite; no row counts as smaller than `least`.
     """
     rows, expected_rows = (x.reshape(-1, x.shape[-1]) for x in (actual, expected))
     step, worst, at = max(1, COMPARED_AT_ONCE // rows.shape[-1]), -1.0, 0

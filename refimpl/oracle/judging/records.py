@@ -16,22 +16,11 @@ StepMeasure = Literal[
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A kind of step.
+    """A kind of step: how it is measured (docs/explanation/tolerances.md), and why it goes wrong.
 
-    "rows" and "numbers" take the relative error of the worst row or number; "shares" the worst
-    error as a share of the largest number, as one may be 0; "counts" and "bits" count the
-    differences. Squares are one row: a channel that hardly carries anything has few digits. An
-    input of products is made of numbers of the size of the others, and off by their rounding: of
-    "typical rows" none counts as smaller than the root mean square of all. "lost" is the error of
-    ``1 - A`` of an alignment A: small perturbations leave all of them near 1.
-
-    Args:
-        measure: How the error is measured.
-        causes: Usual causes if a step is the first that is wrong, the likeliest first.
-        reads: The trace points of the block that it is computed from; later steps note themselves
-            what they read (`StepInputs.of`).
-        domain: What its numbers can be; rounding may leave an end by some units.
-        exact: Computed in float32 or more in every dtype, from numbers or stored weights.
+    Of "typical rows" none counts as smaller than the root mean square of all; "lost" is the error
+    of ``1 - A`` of an alignment A. Trace points say what they read of their block, later steps note
+    it themselves (`StepInputs.of`). `exact` ones are computed in float32 or more in every dtype.
     """
 
     measure: StepMeasure
@@ -237,12 +226,7 @@ SINGLE, HALF, COARSE = 1e-9, 1e-4, 2e-2  # errors above the first two suggest fl
 
 @cache
 def record_of(step: str) -> StepRecord:
-    """The record of a step, by its name.
-
-    Example:
-        >>> record_of("wanda.blocks.0.q_proj.keep").measure, record_of("owl.signal").domain
-        ('bits', (0, inf))
-    """
+    """The record of a step, by its name."""
     for pattern, record in RECORDS.items():
         if fnmatchcase(step, pattern):
             return record

@@ -1,8 +1,4 @@
-"""The tolerance of a step: a stated factor of refimpl's own error in the candidate's dtype.
-
-Three results are known for each step: the truth in float64, the same algorithm in the candidate's
-dtype, and the candidate's. The tolerance is derived from the error of the second.
-"""
+"""The tolerance of a step: a stated factor of refimpl's own error in the candidate's dtype."""
 
 from collections.abc import Mapping
 
@@ -28,28 +24,11 @@ EPS = {
 
 
 def tolerance_of(step: str, truth: Array, own: float, dtype: str, stepwise: bool = False) -> float:
-    """The largest error that a candidate's step may have.
+    """The largest error that a step may have (its truth in float64), if refimpl's own is this.
 
-    ``8 own + 64 eps``, in 16 bits ``8 own + 4 eps``; for SparseGPT four times that. An alpha errs
-    by ``alpha - 1`` times as much as the eigenvalues that it is made of. An alignment A is computed
-    in float32 or more in every dtype; its units are those of A, and its error is that of ``1 - A``.
-
-    Args:
-        step: Name of the step.
-        truth: The step in float64.
-        own: refimpl's own error in the dtype.
-        dtype: The candidate's, one of `EPS`.
-        stepwise: Whether it read the case's values.
-
-    Returns:
-        The error; 0 for counts and bits.
-
-    Example:
-        >>> import numpy as np
-        >>> for dtype, own in (("float32", 1e-6), ("bfloat16", 1e-3)):
-        ...     print(f"{tolerance_of('embed', np.zeros(1), own, dtype):.1e}")
-        1.6e-05
-        3.9e-02
+    ``8 own + 64 eps``, in 16 bits ``8 own + 4 eps``; for SparseGPT four times that; 0 for counts
+    and bits. An alpha errs by ``alpha - 1`` times as much as the eigenvalues that it is made of. An
+    alignment A is computed in float32 or more; its units are those of A, its error of ``1 - A``.
     """
     measure = record_of(step).measure
     if measure in ("counts", "bits"):
@@ -86,16 +65,7 @@ def _least_lost(alignment: Array) -> float:
 
 
 def dtype_of(actual: Mapping[str, Array]) -> str:
-    """The dtype that a candidate computed in: the coarsest of its float arrays.
-
-    Raises:
-        RefimplError: There is no float array.
-
-    Example:
-        >>> import numpy as np
-        >>> dtype_of({"a": np.ones(1), "b": np.ones(1, np.float32), "c": np.ones(1, np.int64)})
-        'float32'
-    """
+    """The dtype that a candidate computed in: the coarsest of its float arrays."""
     names = {value.dtype.name for value in actual.values()} & EPS.keys()
     if not names:
         raise RefimplError(
