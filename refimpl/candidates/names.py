@@ -49,23 +49,23 @@ def expanded(patterns: Mapping[str, Sequence[str]], blocks: int) -> dict[str, tu
     }
 
 
-def read_names(path: Path, case: Case) -> Sources:
-    """Where values are from a JSON file of names by step; `{}` is the block, `{+1}` the next."""
-    with reading(path, NAMES):
-        content = json_object(read_file(path), str(path), NAMES)
+def named_sources(word: str, case: Case) -> Sources:
+    """Where values are by a built-in map, or a JSON file of names by step, as in `expanded`."""
+    if built_in := NAME_MAPS.get(word):
+        return built_in(case.model)
+    with reading(Path(word), NAMES):
+        content = json_object(read_file(Path(word)), word, NAMES)
     sources: Sources = {}
     for pattern, modules in content.items():
-        every = modules if isinstance(modules, list) else [modules]
+        every, held = modules if isinstance(modules, list) else [modules], Sources()
         if all(isinstance(name, str) for name in every):
             names = expanded({pattern: every}, case.model.config.num_blocks)
             held = {step: ModuleOutput(x) for step, x in names.items() if step in case.expected}
-            sources |= held
-        else:
-            held = {}
         if not held:
             raise RefimplError(
-                f"{path}: {pattern!r}: {modules!r}", NAMES, "correct the step or the module's name"
+                f"{word}: {pattern!r}: {modules!r}", NAMES, "correct the step or the module's name"
             )
+        sources |= held
     return sources
 
 

@@ -13,7 +13,7 @@ from refimpl.candidates.names import (
     NAME_MAPS,
     ModuleOutput,
     Sources,
-    read_names,
+    named_sources,
     transformers_sources,
 )
 from refimpl.candidates.program_outputs import IDS, ProgramOutputs
@@ -88,9 +88,8 @@ def candidate_steps(
     word = str(names) if names is not None else candidate.names or _map_of(case, keys)
     if not word and not decode:
         return CandidateSteps({name: outputs[name] for name in keys}, candidate.only)
-    built_in = NAME_MAPS.get(word)
     if word:
-        sources = built_in(case.model) if built_in else read_names(Path(word), case)
+        sources = named_sources(word, case)
     else:
         sources = {step: ModuleOutput((step,)) for step in case.expected if _of_tokens(step)}
     if decode:
@@ -107,7 +106,7 @@ def candidate_steps(
             x = completed(x, truth, candidate.half_unit, candidate.sums.get(key))
         arrays[step] = np.ma.getdata(x)
     every = [step for step in case.expected if step in sources]
-    asked = arrays if built_in and 2 * len(arrays) >= len(every) else every
+    asked = arrays if word in NAME_MAPS and 2 * len(arrays) >= len(every) else every
     covered = f"{shown:,} of {total:,} numbers" + ", and sums" * bool(candidate.sums)
     return CandidateSteps(arrays, candidate.only or tuple(asked), word, (total and covered) or "")
 
@@ -134,9 +133,8 @@ def renamed_steps(case: Case, names: Path | None) -> dict[str, tuple[str, Array]
     """Names and arrays of a program by step; of one sequence without its axis."""
     if names is None:
         return {step: (step, x) for step, x in case.expected.items()}
-    read = NAME_MAPS.get(str(names))
     found: dict[str, tuple[str, Array]] = {}
-    for step, source in (read(case.model) if read else read_names(names, case)).items():
+    for step, source in named_sources(str(names), case).items():
         if step in case.expected and len(source.layout.rows) < 2:
             x = case.expected[step]
             if source.paired:

@@ -35,10 +35,9 @@ from refimpl.oracle.case_folders import (
 )
 from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.judging.candidate_arrays import stored_arrays
+from refimpl.oracle.judging.measures import EPS
 from refimpl.oracle.judging.records import record_of
-from refimpl.oracle.judging.tolerance import EPS
-from refimpl.oracle.margins import steps_and_margins
-from refimpl.oracle.peer import peer_steps
+from refimpl.oracle.margins import peer_steps, steps_and_margins
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
 from refimpl.oracle.steps import every_array, is_step, steps
@@ -55,16 +54,11 @@ FACTOR = "factor."  # with a block: of SparseGPT's factors up to there, among er
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A model, its inputs, and what a candidate is checked against.
+    """A model, its inputs, and what a candidate is checked against (docs/how-to/check.md).
 
-    Args:
-        inputs: `token_ids` [N, S], int64, and `noise` [L, N, S, D], float64, before it is scaled;
-            `noise.1` and so on are further draws, for the coarse experiment, if steps read these.
-        expected: Every step in float64, in the order of execution.
-        peer: The peers' numbers where they differ on purpose; the steps' names behind `peer.`.
-        margins: How near each discrete choice is to turning.
-        errors: refimpl's own errors by way and dtype, then by step; those of a folder, or measured.
-        kernels: The kernels of BLAS that the errors of a folder are the worst of.
+    Inputs are `token_ids` [N, S], int64, and `noise` [L, N, S, D], float64, `noise.1` and so on of
+    each draw that steps read. Errors are refimpl's own by way and dtype, then by step; those of a
+    folder are the worst of some kernels of BLAS.
     """
 
     folder: Path

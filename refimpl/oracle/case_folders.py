@@ -12,8 +12,8 @@ from refimpl.loading.files.documents import (
     Size,
     converted,
     read_document,
-    reading_document,
 )
+from refimpl.oracle.judging.records import StepMeasure
 
 FACTS = "case.json"
 NEXT = "make the case again with refimpl case make"
@@ -22,7 +22,7 @@ CORE = ("llama", "opt", "phi3")  # the wheel holds them, with their models: see 
 FORWARD = ("embed", "blocks.*", "final_norm", "logits")  # patterns of its steps
 FORWARDS = ("bloom", "gpt_oss")  # forwards alone: ALiBi; a mixture of experts with sinks
 PACKAGE = Path(__file__).parent.parent
-SCHEMA: Literal[3] = 3  # of case.json
+SCHEMA: Literal[3] = 3  # of case.json: older ones have no errors of refimpl
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -40,7 +40,7 @@ class StepFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True)
     name: Annotated[str, Meta(pattern="^[a-z0-9_.]+$")]
     shape: tuple[Size, ...]
     dtype: Literal["float64", "int64", "uint8"]
-    measure: Literal["rows", "typical rows", "numbers", "lost", "shares", "counts", "bits"]
+    measure: StepMeasure
 
 
 class CaseFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -134,12 +134,4 @@ def cases_below(folder: Path) -> list[CaseFolder]:
 def case_facts(folder: Path) -> CaseFacts:
     """The facts of the case in a folder."""
     named = "the facts of a case", EXPECTED, NEXT
-    content = read_document(folder / FACTS, named, None, dict)
-    if content.get("schema") in range(1, SCHEMA):
-        raise RefimplError(
-            f"{folder}: a case of an older refimpl, without refimpl's own errors",
-            f"schema {SCHEMA} of {FACTS}",
-            f"make it again: refimpl case make {folder / str(content.get('model'))} -o CASE",
-        )
-    with reading_document(folder / FACTS, named):
-        return converted(content, CaseFacts)
+    return read_document(folder / FACTS, named, None, lambda x: converted(x, CaseFacts))

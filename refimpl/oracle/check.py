@@ -15,8 +15,16 @@ from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, is_choice
 from refimpl.oracle.judging.candidate_arrays import arrays_of, stored_arrays
-from refimpl.oracle.judging.measures import StepResult, error_of, step_result
-from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of, tolerance_of
+from refimpl.oracle.judging.measures import (
+    EPS,
+    FLOOR,
+    StepResult,
+    dtype_of,
+    error_of,
+    step_result,
+    tolerance_of,
+)
+from refimpl.oracle.margins import equals_peer
 from refimpl.oracle.near_ties import (
     carries_nothing,
     follows_a_choice,
@@ -24,7 +32,6 @@ from refimpl.oracle.near_ties import (
     without_rounding,
 )
 from refimpl.oracle.own_inputs import Truth, truth_of
-from refimpl.oracle.peer import equals_peer
 from refimpl.oracle.reference_errors import StepTolerances, own_error
 
 Verdict = Literal["pass", "resolved", "divergent", "inconclusive"]
@@ -35,15 +42,11 @@ EXIT: Mapping[Verdict, int] = {"pass": 0, "resolved": 3, "divergent": 1, "inconc
 
 @dataclass(frozen=True)
 class Report:
-    """The judgement on a candidate: on every step that was asked for, in the order of execution.
+    """The judgement on each step that was asked for, in the order of execution, by some `way`.
 
-    Args:
-        unknown: Names of the candidate that are no step.
-        way: What the steps were judged on.
-        stated: What the candidate says of its device, versions and settings.
-        uncovered: Steps of the case that the candidate's names do not cover.
-        covered: Which part of its steps the candidate shows, in words; "" if all.
-        options: Options of the command that read the candidate, to repeat it.
+    `stated` is what the candidate says of its settings, `unknown` are its names that are no step,
+    `uncovered` steps that its names do not cover; it shows the part `covered` of the others, all if
+    "". `options` are those of the command that read it.
     """
 
     case: Case
@@ -168,10 +171,7 @@ def _explained(
 
 
 def misses_budget(case: Case, step: str, sparsity: Array) -> bool:
-    """Whether an allocation, [L] or [L, linears], prunes another share of all weights than asked.
-
-    It is computed in float32 or more; as it is written, it is off by half a unit in the last place.
-    """
+    """Whether an allocation, [L] or [L, linears], prunes another share than asked."""
     if not step.endswith((".base", ".corrected")):
         return False
     sizes, asked = case.model.config.linear_sizes, case.recipe.sparsity
@@ -182,11 +182,7 @@ def misses_budget(case: Case, step: str, sparsity: Array) -> bool:
 
 
 def trivial_answer(truth: Truth, step: str, tolerance: float) -> str:
-    """What would pass for a step with nothing of it computed, or "".
-
-    An answer that is right for the case is none, such as the base where the strength is 0; one that
-    is right for the candidate's inputs is, unless these are not trivial themselves.
-    """
+    """What would pass for a step with nothing of it computed, and is wrong for the case, or ""."""
     case, name = truth.case, step.partition(".")[0]
     right, (first, *_) = case.expected[step], case.recipe.bases
     base = f"{name if name in case.recipe.bases else first}.base"
@@ -220,11 +216,7 @@ def correction_spread(truth: Truth, name: str) -> float:
 
 
 def unchanged(case: Case, step: str, actual: Mapping[str, Array], dtype: str) -> str:
-    """The state that a block adds to, if the candidate added nothing and rounding is not why.
-
-    Rounded, ``x + u`` is x only if no number of u is above half a unit in the last place of x: then
-    ``||u|| <= eps ||x||``, and the u of the case is larger than four times that.
-    """
+    """The state that a block adds to, if the candidate added nothing and rounding is not why."""
     block, _, kind = step.rpartition(".")
     start = f"{block}.resid_pre"
     if kind not in ("resid_mid", "resid_post") or start not in actual.keys() & case.expected.keys():

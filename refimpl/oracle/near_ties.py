@@ -9,7 +9,17 @@ from refimpl.model.experts import ROUTER, route
 from refimpl.model.forward import project
 from refimpl.model.ops import Array
 from refimpl.oracle.case import FACTOR
-from refimpl.oracle.judging.measures import FORWARD, UNCHANGED, Positions, lost
+from refimpl.oracle.dense_steps import RATIO
+from refimpl.oracle.judging.measures import (
+    EPS,
+    ERROR_FACTOR,
+    FLOOR_16,
+    FORWARD,
+    UNCHANGED,
+    Positions,
+    lost,
+    tolerance_of,
+)
 from refimpl.oracle.judging.ties import (
     Keep,
     count_ties,
@@ -25,11 +35,8 @@ from refimpl.oracle.judging.ties import (
     turnable,
     unpacked,
 )
-from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, FLOOR_16, tolerance_of
-from refimpl.oracle.own_inputs import Truth
+from refimpl.oracle.own_inputs import Truth, is_experiment
 from refimpl.oracle.reference_errors import (
-    coefficient_of,
-    is_drift,
     moved_by_rounding,
     own_error,
     own_errors,
@@ -78,10 +85,7 @@ def ties_of(
 
 
 def carries_nothing(truth: Truth, step: str, dtype: str) -> bool:
-    """Whether SparseGPT decided on products that were not written, some next to nothing.
-
-    An input of 0 scores 0; one that carries ever so little scores as high as damping makes it.
-    """
+    """Whether SparseGPT decided on products that were not written, some next to nothing."""
     if not step.startswith("sparsegpt") or not step.endswith(".keep"):
         return False
     name = sums_behind(step)
@@ -93,29 +97,24 @@ def carries_nothing(truth: Truth, step: str, dtype: str) -> bool:
 
 
 def without_rounding(truth: Truth, actual: Mapping[str, Array], dtype: str) -> Mapping[str, Array]:
-    """The arrays, with 0 for a drift that should be 0 and nearly is, and NaN for its coefficient.
-
-    Where the clean pass had another batch it is that of two right states: off by both tolerances.
-    """
-    own, expected = own_errors(truth.case, dtype), truth.case.expected
-    states = [k for k in expected if k.endswith(".resid_post")]
-    off = [tolerance_of(k, expected[k], own[k], dtype) for k in states]
-    floor = 2 * max(off, default=0.0)
-    steps, ratio = truth.steps, coefficient_of("pruned.")
-    arrays = {k: x for k, x in actual.items() if k in expected and x.shape == expected[k].shape}
-    arrays = {k: x for k, x in arrays.items() if x.dtype.name in EPS}
+    """The arrays, with 0 for a drift that should be 0 and nearly is, NaN for its coefficient."""
+    own, expected, ratio = own_errors(truth.case, dtype), truth.case.expected, f"pruned.{RATIO}"
+    states = [k for k in expected if k.endswith(".resid_post")]  # of two right passes
+    floor = 2 * max((tolerance_of(k, expected[k], own[k], dtype) for k in states), default=0.0)
+    every = {k: x for k, x in actual.items() if k.startswith("pruned.") and is_experiment(k)}
+    fit = {k: x for k, x in every.items() if k in expected and x.shape == expected[k].shape}
     with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
-        for name in [k for k in arrays if k.startswith("pruned.") and k.endswith(".alignment")]:
-            right, rest = steps[name], np.square(floor) + 4 * EPS[arrays[name].dtype.name]
-            nothing = (lost(right) <= UNCHANGED) & (np.abs(arrays[name] - right) <= rest)
-            arrays[name] = np.where(nothing, right, arrays[name].astype(np.float64))
-        for name in [k for k in arrays if is_drift(k, "pruned.")]:
-            right, found = steps[name], arrays[name].astype(np.float64)
-            nothing = (right == 0) & (found > 0) & (found <= floor)
-            arrays[name] = np.where(nothing, 0.0, found)
-            if nothing[0] and ratio in arrays:
-                own = np.arange(len(arrays[ratio])) == int(name.split(".")[1])
-                arrays[ratio] = np.where(own, np.nan, arrays[ratio].astype(np.float64))
+        arrays = {k: x.astype(np.float64) for k, x in fit.items() if x.dtype.name in EPS}
+        for name in [x for x in arrays if x.endswith((".drift", ".alignment"))]:
+            right, found, drift = truth.steps[name], arrays[name], name.endswith(".drift")
+            if drift:
+                nothing = (right == 0) & (found > 0) & (found <= floor)
+            else:
+                rest = np.square(floor) + 4 * EPS[fit[name].dtype.name]
+                nothing = (lost(right) <= UNCHANGED) & (np.abs(found - right) <= rest)
+            arrays[name] = np.where(nothing, right, found)
+            if nothing[0] and drift and ratio in arrays:
+                arrays[ratio][int(name.split(".")[1])] = np.nan
     return {**actual, **arrays}
 
 
@@ -203,10 +202,7 @@ def router_ties(truth: Truth, step: str, bits: Array, dtype: str) -> Positions:
 
 
 def follows_a_choice(truth: Truth, step: str, dtype: str) -> bool:
-    """Whether a step follows from experts that were not written, and that rounding may turn.
-
-    So are those of perturbed states and pruned models, and a sparsemixer's within its limit.
-    """
+    """Whether a step follows from experts that were not written, and that rounding may turn."""
     names, experts = list(truth.case.expected), truth.case.model.config.experts
     routers = {name for name in names if name.endswith(ROUTER)}
     if experts is None or EPS[dtype] <= EPS["float32"]:

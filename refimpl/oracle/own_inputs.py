@@ -43,10 +43,7 @@ class Truth:
         return replace(case_inputs(self.case, self.given), values=dict(self.steps))
 
     def is_chained(self, step: str) -> bool:
-        """Whether errors of earlier steps are part of it, as these were not written.
-
-        So it is of experiments: the states between which a drift lies are no steps.
-        """
+        """Whether errors of earlier steps are part of it, as these, or states, were not written."""
         alone = bool(self.case.recipe.sample_tokens) or is_experiment(step)
         return not self.stepwise and (alone or bool(self.missing[step] & self.case.expected.keys()))
 

@@ -11,17 +11,20 @@ from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.case import FACTOR, Case, case_inputs, is_choice, require_steps
 from refimpl.oracle.dense_steps import RATIO
-from refimpl.oracle.judging.measures import RESOLVABLE, UNCHANGED, error_of, lost
-from refimpl.oracle.judging.records import record_of
-from refimpl.oracle.judging.ties import sparsegpt_error
-from refimpl.oracle.judging.tolerance import (
+from refimpl.oracle.judging.measures import (
     EPS,
     FLOOR_16,
+    RESOLVABLE,
     SPARSEGPT_FACTOR,
+    UNCHANGED,
     arithmetic_of,
+    error_of,
+    lost,
     tolerance_of,
     writing_error,
 )
+from refimpl.oracle.judging.records import record_of
+from refimpl.oracle.judging.ties import sparsegpt_error
 from refimpl.oracle.own_inputs import EXPERIMENTS, Truth
 from refimpl.oracle.recipe import signal_of
 from refimpl.oracle.rounding import (
@@ -78,11 +81,7 @@ def way_of(dtype: str, stepwise: bool) -> str:
 
 
 def _measured(case: Case, dtype: str, stepwise: bool) -> Mapping[str, float]:
-    """The largest error by step of several samples, on the case's choices or all of its values.
-
-    They are computed in the dtype, and in `SAMPLES`: one may be near zero by chance, as a step that
-    ends in few numbers is a sum of errors of either sign (docs/explanation/tolerances.md).
-    """
+    """The largest error by step of several samples (docs/explanation/tolerances.md)."""
     arrays = _computed(case, dtype, stepwise, ARITHMETIC.get(dtype))
     require_steps(case, arrays)
     scale = 2.0**-Float64MinusEight.fewer if dtype == "float64" else 1.0
@@ -140,11 +139,7 @@ def coefficient_of(experiment: str) -> str:
 
 
 def _difference_error(case: Case, errors: Mapping[str, float], experiment: str) -> float:
-    """The error of the difference of two rounded states: ``sqrt(2) rho / (d sqrt(n))``.
-
-    Each of n numbers is off by rho, the largest chained error of states, in a direction of its own;
-    they lie d apart, the experiment's smallest drift above 0.
-    """
+    """The error of the difference of two rounded states: ``sqrt(2) rho / (d sqrt(n))``."""
     rho = max((x for name, x in errors.items() if name.endswith(".resid_post")), default=0.0)
     drifts = [x for name, x in case.expected.items() if is_drift(name, experiment)]
     least = min((float(x) for every in drifts for x in every if x > 0), default=inf)
@@ -153,11 +148,7 @@ def _difference_error(case: Case, errors: Mapping[str, float], experiment: str) 
 
 
 def _divergence_error(case: Case, step: str, logits: float) -> float:
-    """The error of divergences, as a share of the largest, KL, if logits err by so much.
-
-    ``sqrt(2 KL) sqrt(2 / T) e / KL``: KL is half the variance of a difference of logits that are
-    off by e, over T tokens; and its terms, as large as logits, nearly cancel.
-    """
+    """The error of divergences, as a share of the largest, if logits err by so much."""
     truth, largest = case.expected["logits"], case.expected[step].max(initial=0.0) or 1.0
     e = logits * float(np.sqrt(np.mean(np.square(truth))))
     by_logits = (2 / case.inputs["token_ids"].size) ** 0.5 * e * (2 / largest) ** 0.5
@@ -195,10 +186,7 @@ def _computed(
 
 
 def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> dict[str, float]:
-    """Errors by step; those of drifts, alignments, corrections and perplexities are their largest.
-
-    Each may be near 0 by chance. A coefficient has no less than drifts; what should be 0 has none.
-    """
+    """Errors by step; of drifts, alignments, corrections, perplexities the largest counts."""
     errors = {}
     for step, value in truth.items():
         found = computed[step]
@@ -223,9 +211,7 @@ def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> 
 class StepTolerances(dict[str, float]):
     """The largest error by step, computed when it is asked for; 0 for counts and bits.
 
-    ``8 own + 64 eps``, and of a base how far it moves when the signals behind it do, of a corrected
-    allocation also when the coefficients do: by half a unit of what they are written in, or by
-    their tolerance where they are not written.
+    That of an allocation has in it how far it moves with the numbers that it is made of.
     """
 
     def __init__(self, truth: Truth, dtype: str, actual: Mapping[str, Array]) -> None:
@@ -276,10 +262,7 @@ class StepTolerances(dict[str, float]):
 
 
 def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> float:
-    """How far a function of x, [L] or [L, ...], moves when each of x is t, at most 1, off.
-
-    ``max_k sum_i |f(x with x_i (1 + t)) - f(x)|_k / max |f(x)|``, or the same with 1 / (1 + t).
-    """
+    """How far a function of x, [L] or [L, ...], moves when each of x is `relative` off."""
     at, moved = function(x), np.zeros(())
     for i in range(len(x)):
         changes = []
@@ -292,10 +275,7 @@ def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> f
 
 
 def moved_by_rounding(case: Case, step: str, dtype: str) -> float:
-    """What is added to the tolerance of SparseGPT's steps behind block 0, else 0.
-
-    New weights between two numbers of the file's dtype, if it is coarser, may become either.
-    """
+    """What SparseGPT's steps behind block 0 move by, as its weights are rounded as in the file."""
     if not step.startswith("sparsegpt") or ".blocks.0." in step:
         return 0.0
     names = {weight.stored.numpy_dtype.name for weight in case.model.weights.values()}

@@ -9,9 +9,7 @@ from typing import Any, Literal
 
 from refimpl.errors import RefimplError
 
-StepMeasure = Literal[
-    "rows", "typical rows", "numbers", "lost", "shares", "counts", "bits"
-]  # fmt: skip
+StepMeasure = Literal["rows", "typical rows", "numbers", "lost", "shares", "counts", "bits"]
 
 
 @dataclass(frozen=True)
@@ -38,25 +36,6 @@ NORM = (
     "another eps, or eps outside the root",
     "weights that are stored minus 1 (Gemma)",
     "RMSNorm in place of LayerNorm, or vice versa; a missing bias",
-)
-PROJECTION = (
-    "a weight that was changed, transposed, or taken from another block",
-    "a missing bias",
-    "a fused tensor cut in the wrong order (thirds, or head by head)",
-    "a missing norm of each head, of all heads together, or after the rotation",
-)
-ROTATION = (
-    "theta, or its scaling (linear, llama3), or those of another kind of block",
-    "pairs: channel i rotates with channel i + h/2, not with its neighbour; the direction",
-    "positions: the first is 0 in each sequence of a batch",
-    "the number of channels of a head that rotate, or a block that does not rotate",
-)
-COEFFICIENT = (
-    "a ratio of means: it is the mean of the tokens' ratios, over tokens, then sequences",
-    "another denominator: it is the drift after the perturbed block itself, and the numerator that "
-    "after the last block",
-    "the inverse ratio, or a geometric mean",
-    "tokens without a drift, which do not count",
 )
 STATISTIC = (
     "a sum over tokens in place of a mean, or sequences that were counted twice",
@@ -89,8 +68,18 @@ RECORDS: Mapping[str, StepRecord] = {  # by pattern of names; the first one coun
         "token ids that were shifted or padded"),
     "blocks.*.resid_pre": _record("rows", *STREAM[1:]),
     "blocks.*.attn_norm": _record("rows", *NORM, reads=("resid_pre",)),
-    "blocks.*.[qkv]": _record("rows", *PROJECTION, reads=("attn_norm", "latent")),
-    "blocks.*.[qk]_rope": _record("rows", *ROTATION, reads=("q", "k")),
+    "blocks.*.[qkv]": _record("rows",
+        "a weight that was changed, transposed, or taken from another block",
+        "a missing bias",
+        "a fused tensor cut in the wrong order (thirds, or head by head)",
+        "a missing norm of each head, of all heads together, or after the rotation",
+        reads=("attn_norm", "latent")),
+    "blocks.*.[qk]_rope": _record("rows",
+        "theta, or its scaling (linear, llama3), or those of another kind of block",
+        "pairs: channel i rotates with channel i + h/2, not with its neighbour; the direction",
+        "positions: the first is 0 in each sequence of a batch",
+        "the number of channels of a head that rotate, or a block that does not rotate",
+        reads=("q", "k")),
     "blocks.*.latent": _record("rows",
         "the eps of its norm, which is 1e-6 whatever that of the others; a missing norm",
         "the rotated part of the keys taken for channels of it, or vice versa",
@@ -153,7 +142,13 @@ RECORDS: Mapping[str, StepRecord] = {  # by pattern of names; the first one coun
         "signs or norms: it is the cosine between the perturbed and the clean state",
         "the difference of the states in place of the perturbed one; one norm twice",
         domain=(-1, 1)),
-    "*absorption_coefficient": _record("numbers", *COEFFICIENT, domain=(0, inf)),
+    "*absorption_coefficient": _record("numbers",
+        "a ratio of means: it is the mean of the tokens' ratios, over tokens, then sequences",
+        "another denominator: it is the drift after the perturbed block itself, and the numerator "
+        "that after the last block",
+        "the inverse ratio, or a geometric mean",
+        "tokens without a drift, which do not count",
+        domain=(0, inf)),
     "*.stderr": _record("shares",
         "n in place of n - 1, or a deviation that is not divided by the root of n",
         "over tokens or draws: it is over the means of sequences", domain=(0, inf)),

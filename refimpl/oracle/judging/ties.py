@@ -93,9 +93,8 @@ def scores_of(
 def near_ties(keep: Keep, truth: Keep, score: Array, relative: float | Array) -> Keep:
     """Which decisions [rows, n] differ as their scores, off by `relative`, are near the threshold.
 
-    That is the lowest score that stays in the row, or the highest that goes; as many have to stay
-    as should. Rows that lose one weight more than others are those whose next candidate scores
-    lowest: two rows may change places whose candidates are as near.
+    Rows that lose one weight more than others are those whose next candidate scores lowest: two may
+    change places whose candidates are as near.
     """
     low, high = reach(score, relative)
     lowest = np.min(np.where(truth, low, inf), axis=1, keepdims=True)  # of those that stay
@@ -137,10 +136,7 @@ def together(group: int, *arrays: Array) -> Iterator[tuple[Array, ...]]:
 def keep_ties(
     keep: Array, truth: Array, score: Array, group: int, relative: float | Array
 ) -> Positions:
-    """Where decisions, bits [out, in / 8], differ, if all of these positions are near ties.
-
-    SparseGPT's on later columns follow from earlier ones: the first part that has a tie counts.
-    """
+    """Where decisions, bits [out, in / 8], differ, if near ties explain all of a first part."""
     decided, right = (unpacked(x, score.shape[1]) for x in (keep, truth))
     if not np.array_equal(np.packbits(decided, axis=1), keep):  # what fills a byte up
         return ()
@@ -192,8 +188,7 @@ def count_ties(
 ) -> Positions:
     """Where counts [L, linears] differ, if sparsities off by a share of the largest explain it.
 
-    The largest remainder rounds quotas q to n if and only if n sums to the budget and
-    ``max(q - n) - min(q - n) <= 1`` (docs/explanation/method.md, section 5).
+    Quotas q are rounded to n if the budget is met and ``max(q - n) - min(q - n) <= 1``.
     """
     if sparsity.ndim == 2:  # the units are linears, each of a row of its own
         exists = sizes > 0
@@ -223,10 +218,7 @@ def outlier_ties(
     relative: float,
     share: float,
 ) -> Positions:
-    """Blocks where OWL's percentages [L] differ by more than is `allowed`, if near ties explain it.
-
-    Scores are off by `relative`, and so is their mean; a `share` of a block's may be near ties.
-    """
+    """Blocks where OWL's percentages [L] differ by more than is `allowed`, if ties explain it."""
     ties = []
     for i, score in enumerate(scores):
         line = m * score.mean()

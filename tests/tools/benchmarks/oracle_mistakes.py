@@ -26,8 +26,7 @@ import refimpl.oracle.near_ties as tying
 from refimpl.oracle.case import Case
 from refimpl.oracle.case_folders import CORE
 from refimpl.oracle.check import check
-from refimpl.oracle.judging.measures import error_of
-from refimpl.oracle.judging.tolerance import tolerance_of
+from refimpl.oracle.judging.measures import error_of, tolerance_of
 from refimpl.oracle.own_inputs import truth_of
 from refimpl.oracle.recipe import BASES
 from refimpl.oracle.reference_errors import StepTolerances, own_error
