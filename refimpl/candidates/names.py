@@ -162,11 +162,7 @@ def transformer_lens_sources(model: Model) -> Sources:
 
 
 def ggml_sources(model: Model) -> Sources:
-    """Where llama.cpp's tensors hold the steps, by ggml's names, with ":" and the operation.
-
-    The name alone is its first tensor; with the operation, the last that this computed: queries and
-    keys are named alike before and after the rotation.
-    """
+    """Where llama.cpp's tensors hold the steps: the first of a name, the last of an operation."""
     config, weights = model.config, model.weights
     limited, scaled = config.qkv_limit is not None, config.residual_scale != 1
     embed = ["inpL"] if "pos_embed.weight" in weights else ["embd", "inp_embd"]

@@ -62,7 +62,10 @@ class ProgramOutputs:
 def read_source(path: Path) -> ProgramOutputs:
     """Read a file or a folder of another program; which one is seen from its content."""
     if path.is_dir():
-        return _folder(path)
+        if arrays := npy_arrays(path):
+            return ProgramOutputs(arrays)
+        saved = logits_files(path)
+        return _logits(saved[0]) if saved else ProgramOutputs(DumpFolder(path), "transformers")
     with reading(path), open_file(path) as file:
         head = file.read(HEAD)
     if head[4:9] == b"\0\0\0\0{":  # the length before it may look like the start of other formats
@@ -83,15 +86,6 @@ def read_source(path: Path) -> ProgramOutputs:
         tensors, sums = logged(path)
         return ProgramOutputs(tensors, "ggml", half_unit=HALF_UNIT, sums=sums)
     return ProgramOutputs(stored_arrays(path), stated=SafetensorsFile(path).metadata)
-
-
-def _folder(path: Path) -> ProgramOutputs:
-    """What a folder holds."""
-    if arrays := npy_arrays(path):
-        return ProgramOutputs(arrays)
-    if saved := logits_files(path):
-        return _logits(saved[0])
-    return ProgramOutputs(DumpFolder(path), "transformers")
 
 
 def _logits(path: Path) -> ProgramOutputs:

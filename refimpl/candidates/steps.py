@@ -35,11 +35,7 @@ UNIT_OF_SUM = 2.0**-24  # a sum in float32 errs by so much of all sizes, for eac
 
 @dataclass(frozen=True)
 class CandidateSteps:
-    """The steps that a candidate holds.
-
-    Those `asked` for are patterns, all if empty; `names` is the map or the file that has its names;
-    `covered` says which part of the steps is held, "" if all of each is.
-    """
+    """The steps that a candidate holds by some `names`, and which part of them is `covered`."""
 
     arrays: Mapping[str, Array]
     asked: tuple[str, ...] = ()

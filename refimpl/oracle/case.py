@@ -31,7 +31,7 @@ from refimpl.oracle.case_folders import (
     CaseFacts,
     CaseTokens,
     StepFacts,
-    case_facts,
+    case_folder,
 )
 from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.judging.candidate_arrays import stored_arrays
@@ -192,7 +192,7 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
         RefimplError: Not a case, of another schema or spec, or with other inputs or another model.
     """
     folder = Path(folder)
-    facts = case_facts(folder)
+    facts = case_folder(folder).facts
     if facts.spec != SPEC:
         raise RefimplError(
             f"{folder} has spec {facts.spec}",

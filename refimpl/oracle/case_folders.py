@@ -7,12 +7,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from refimpl.errors import RefimplError
-from refimpl.loading.files.documents import (
-    Document,
-    Size,
-    converted,
-    read_document,
-)
+from refimpl.loading.files.documents import Document, Size, converted, read_document
 from refimpl.oracle.judging.records import StepMeasure
 
 FACTS = "case.json"
@@ -44,10 +39,7 @@ class StepFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class CaseFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of `case.json`: what the numbers depend on, and the steps.
-
-    The model is a path relative to the case's folder, or an id of the hub; `Recipe` needs NumPy.
-    """
+    """The content of `case.json`; the model is a path relative to it, or an id of the hub."""
 
     schema: Literal[3]
     spec: Size
@@ -85,7 +77,9 @@ class CaseFolder:
 
 def case_folder(path: Path) -> CaseFolder:
     """Read the `case.json` of a folder."""
-    return CaseFolder(path.resolve(), case_facts(path))
+    named = "the facts of a case", EXPECTED, NEXT
+    facts = read_document(path / FACTS, named, None, lambda x: converted(x, CaseFacts))
+    return CaseFolder(path.resolve(), facts)
 
 
 def core_cases(forwards: bool = False) -> list[CaseFolder]:
@@ -129,9 +123,3 @@ def cases_below(folder: Path) -> list[CaseFolder]:
             "check the path, or make a case with refimpl case make",
         )
     return cases
-
-
-def case_facts(folder: Path) -> CaseFacts:
-    """The facts of the case in a folder."""
-    named = "the facts of a case", EXPECTED, NEXT
-    return read_document(folder / FACTS, named, None, lambda x: converted(x, CaseFacts))

@@ -10,6 +10,7 @@ from refimpl.model.forward import project
 from refimpl.model.ops import Array
 from refimpl.oracle.case import FACTOR
 from refimpl.oracle.dense_steps import RATIO
+from refimpl.oracle.judging import ties
 from refimpl.oracle.judging.measures import (
     EPS,
     ERROR_FACTOR,
@@ -20,27 +21,8 @@ from refimpl.oracle.judging.measures import (
     lost,
     tolerance_of,
 )
-from refimpl.oracle.judging.ties import (
-    Keep,
-    count_ties,
-    dense_scores,
-    keep_ties,
-    linear_of,
-    outlier_ties,
-    positions,
-    rounding_ties,
-    scores_of,
-    sequential_ties,
-    sums_behind,
-    turnable,
-    unpacked,
-)
 from refimpl.oracle.own_inputs import Truth, is_experiment
-from refimpl.oracle.reference_errors import (
-    moved_by_rounding,
-    own_error,
-    own_errors,
-)
+from refimpl.oracle.reference_errors import moved_by_rounding, own_error, own_errors
 
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
 GIVEN = (".score", ".base", ".corrected", ".counts", ".signal")  # computed from written numbers
@@ -56,31 +38,31 @@ def ties_of(
     if last == "counts":
         name = f"{recipe.bases[0]}.base" if first == "pruned" else f"{first}.corrected"
         sizes, shares = case.model.config.linear_sizes, truth.value(name)
-        return count_ties(array, right, shares, sizes, recipe.sparsity, tolerances[name])
+        return ties.count_ties(array, right, shares, sizes, recipe.sparsity, tolerances[name])
     if step == "owl.signal":
         m = float(recipe.request("owl").options["m"])
         names = [x for x in case.expected if x.startswith("pruned.") and x.endswith(".squares")]
         relative = max(map(tolerances.__getitem__, names), default=_of_scores(0.0, dtype))
-        scores = dense_scores(case.model, truth.steps, len(case.inputs["token_ids"]))
-        return outlier_ties(array, right, scores, m, tolerances[step], relative, TIE_SHARE)
+        scores = ties.dense_scores(case.model, truth.steps, len(case.inputs["token_ids"]))
+        return ties.outlier_ties(array, right, scores, m, tolerances[step], relative, TIE_SHARE)
     if step.endswith(ROUTER):
         return router_ties(truth, step, array, dtype)
     if last == "keep":
         score, group, slack = score_behind(truth, step, dtype)
-        explain = sequential_ties if first == "sparsegpt_pattern" else keep_ties
-        ties = explain(array, right, score, group, np.minimum(slack, 1.0))
-        near = turnable(right, score, group, np.minimum(slack / 4, 1.0))  # twice refimpl's error
+        explain = ties.sequential_ties if first == "sparsegpt_pattern" else ties.keep_ties
+        found = explain(array, right, score, group, np.minimum(slack, 1.0))
+        near = ties.turnable(right, score, group, np.minimum(NEAR * slack, 1.0))
         own = ERROR_FACTOR * own_error(truth, step, dtype)
         most = 2 + max(TIE_SHARE * score.size, own, near)
-        return ties if len(ties) <= most else ()
+        return found if len(found) <= most else ()
     if first == "sparsegpt" and last == "weight":
         stored = case.model.weights[step.removeprefix("sparsegpt.")].stored.numpy_dtype
         if EPS[stored.name] > EPS[dtype]:
-            ties = rounding_ties(array, right, stored, tolerances[step])
+            found = ties.rounding_ties(array, right, stored, tolerances[step])
             slack = score_behind(truth, step.replace(".weight", ".keep"), dtype)[2]
             share = min(slack.max(), 1.0) / EPS[stored.name]
             most = max(2, TIE_SHARE * right.size, right.size * share)
-            return ties if len(ties) <= most else ()
+            return found if len(found) <= most else ()
     return ()
 
 
@@ -88,7 +70,7 @@ def carries_nothing(truth: Truth, step: str, dtype: str) -> bool:
     """Whether SparseGPT decided on products that were not written, some next to nothing."""
     if not step.startswith("sparsegpt") or not step.endswith(".keep"):
         return False
-    name = sums_behind(step)
+    name = ties.sums_behind(step)
     own = [x for other, x in own_errors(truth.case, dtype).items() if other.endswith(".products")]
     slip = _of_scores(max(filter(isfinite, own), default=0.0), dtype)
     carried = np.sqrt(np.diag(truth.value(name)))
@@ -119,18 +101,17 @@ def without_rounding(truth: Truth, actual: Mapping[str, Array], dtype: str) -> M
 
 
 def score_behind(truth: Truth, step: str, dtype: str) -> tuple[Array, int, Array]:
-    """Scores [out, in] behind a decision, their group (`together`), and relative errors.
+    """Scores [out, in] behind a decision, their group, and relative errors, [in] or of all.
 
-    Errors, of each input, [in], or of all, [1], are those of the arithmetic on sums that were
-    written, else refimpl's own; and an input that carries less than most is off by as much more of
-    itself, as the rounding of what it is made of is of the size of the others.
+    An input that carries less than most is off by as much more of itself: the rounding of what it
+    is made of is of the size of the others.
     """
-    case, sums = truth.case, sums_behind(step)
-    pruner, block, linear = linear_of(step)
+    case, sums = truth.case, ties.sums_behind(step)
+    pruner, block, linear = ties.linear_of(step)
     weight, own = case.model.block(block, np.float64)[f"{linear}.weight"], own_errors(case, dtype)
     total = None if pruner == "magnitude" else truth.value(sums)
     sequences, how = len(case.inputs["token_ids"]), (case.recipe.pattern, case.recipe.damping)
-    score, group = scores_of(step, weight, truth.steps[step], total, sequences, how)
+    score, group = ties.scores_of(step, weight, truth.steps[step], total, sequences, how)
     if total is None or (sums in truth.given and not pruner.startswith("sparsegpt")):
         return score, group, np.array([_of_scores(0.0, dtype)])
     if not pruner.startswith("sparsegpt"):
@@ -153,9 +134,9 @@ def _of_scores(own: float, dtype: str) -> float:
 
 
 class _Router:
-    """A router of a case, and how far each logit ``w x`` may be off, [N, S, E].
+    """How far logits ``w x`` [N, S, E] of a router may be off, as x [D] is by t, in any direction.
 
-    ``t ||w|| ||x|| / sqrt(D) + 4 eps |w x|``: x [D] is off by t in a direction of its own.
+    ``t ||w|| ||x|| / sqrt(D) + 4 eps |w x|``
     """
 
     def __init__(self, truth: Truth, step: str, dtype: str, chained: bool) -> None:
@@ -169,12 +150,12 @@ class _Router:
         sizes = w * np.linalg.norm(x, axis=-1, keepdims=True)
         rounding = FLOOR_16 * EPS[dtype] * np.abs(self.logits)
         self.slack = tolerance_of(norm, x, own, dtype) / width**0.5 * sizes + rounding
-        self.truth = unpacked(truth.steps[step], self.experts.num_experts)
+        self.truth = ties.unpacked(truth.steps[step], self.experts.num_experts)
 
-    def chosen(self, change: Array) -> Keep:
+    def chosen(self, change: Array) -> ties.Keep:
         """The experts that are chosen if the logits change by so much."""
         correction = self.weights.get("router.correction")
-        chosen: Keep = route(self.logits + change, self.experts, correction)[0]
+        chosen: ties.Keep = route(self.logits + change, self.experts, correction)[0]
         return chosen
 
     def near(self) -> Array:
@@ -193,12 +174,12 @@ class _Router:
 def router_ties(truth: Truth, step: str, bits: Array, dtype: str) -> Positions:
     """Tokens that go to other experts, if the router's rounding explains each, and not too many."""
     router = _Router(truth, step, dtype, truth.is_chained(step))
-    mine = unpacked(bits, router.experts.num_experts)
+    mine = ties.unpacked(bits, router.experts.num_experts)
     turned = (mine != router.truth).any(axis=-1)
     explained = router.chosen(np.where(mine, 1, -1) * router.slack) == mine
     most = 2 + max(ERROR_FACTOR * own_error(truth, step, dtype) / 2, int(router.near().sum()))
     right = explained[turned].all() and turned.sum() <= most
-    return positions(np.argwhere(turned)) if right else ()
+    return ties.positions(np.argwhere(turned)) if right else ()
 
 
 def follows_a_choice(truth: Truth, step: str, dtype: str) -> bool:

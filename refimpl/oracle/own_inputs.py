@@ -21,10 +21,9 @@ ENDS = (".drift", ".alignment", RATIO, ".stderr", ".divergence")
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What every step should be, for one candidate; of blocks that are not shown, too.
+    """What every step should be for one candidate, of blocks that are not shown, too.
 
-    What later steps are computed from is `given`, by the candidate, or step by step by the case;
-    `missing` are the steps that each is computed from, and that are not given.
+    `missing` are the steps that each is computed from, and that are not `given`.
     """
 
     case: Case
@@ -56,9 +55,9 @@ def is_experiment(step: str) -> bool:
 def truth_of(
     case: Case, actual: Mapping[str, Array], stepwise: bool, chained: bool = False
 ) -> Truth:
-    """Compute every step from what a candidate wrote; from the tokens what it did not write.
+    """Compute every step from what a candidate wrote, and from the tokens what it did not write.
 
-    From the tokens alone, if its numbers are beyond any range; for a case of some tokens its own.
+    All from the tokens, if its numbers are beyond any range; for a case of some tokens its own.
     """
     if case.recipe.sample_tokens:
         right = {k: case.sampled(x) for k, x in case.expected.items()}

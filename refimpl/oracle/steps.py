@@ -57,10 +57,7 @@ def steps(
 
 
 def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array]:
-    """What a table computes, with scores, products and weights of all blocks and pruners.
-
-    With an experiment also the states after each block, from whose errors its tolerance is made.
-    """
+    """What a table computes, of all blocks and pruners; with an experiment its states, too."""
     recipe, tokens = inputs.recipe, inputs.ids.shape[1]
     perturbs = any(recipe.perturbs(x, inputs.model.config.num_blocks) for x in ("", "coarse."))
     arrays: dict[str, Array] = {}

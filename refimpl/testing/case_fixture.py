@@ -71,11 +71,6 @@ class CaseFixture:
         return self.case.expected
 
     @property
-    def margins(self) -> Mapping[str, Array]:
-        """How near each discrete choice is to turning (docs/how-to/check.md)."""
-        return self.case.margins
-
-    @property
     def steps(self) -> tuple[str, ...]:
         """Names of the steps that are asked for, in the order of execution."""
         names = self.case.expected

@@ -44,10 +44,9 @@ Positions = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class StepResult:
-    """The judgement on one step: its error, refimpl's own, and where a discrete one has near ties.
+    """The judgement on one step; "conditional" and "unresolved" are none.
 
-    "conditional" is not judged, as rounding turned an earlier choice; nor is "unresolved", as the
-    dtype is so coarse that agreement says nothing. A fault, such as a wrong shape, has no error.
+    Rounding turned an earlier choice, or the dtype is so coarse that agreement says nothing.
     """
 
     step: str
@@ -116,10 +115,7 @@ def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, 
 def worst_token(
     actual: Array, expected: Array, least: float = 0.0
 ) -> tuple[float, tuple[int, ...]]:
-    """Error and place of the worst row: ``max_t ||actual_t - expected_t|| / ||expected_t||``.
-
-    Both arrays are [..., D] and finite; no row counts as smaller than `least`.
-    """
+    """Error of rows [..., D], ``max_t ||a_t - e_t|| / max(||e_t||, least)``, and its place."""
     rows, expected_rows = (x.reshape(-1, x.shape[-1]) for x in (actual, expected))
     step, worst, at = max(1, COMPARED_AT_ONCE // rows.shape[-1]), -1.0, 0
     for start in range(0, len(rows), step):
