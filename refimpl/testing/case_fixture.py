@@ -19,7 +19,7 @@ from refimpl.oracle.check import Report, check, read_candidate
 from refimpl.oracle.judging.candidate_arrays import arrays_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.oracle import report_table
-from refimpl.testing.plugin import SelectedCase, Selection, distinct_cases, selected_cases
+from refimpl.testing.cases import SelectedCase, Selection, distinct_cases, selected_cases
 
 OPEN = {"inconclusive": "inconclusive", "resolved": "not resolved in some steps"}
 

@@ -5,21 +5,24 @@ pytest imports it at every start, so only the fixture imports NumPy and the orac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from refimpl.errors import RefimplError
 from refimpl.oracle.case_folders import CaseFolder, cases_below, core_cases
+from refimpl.testing.cases import (
+    MARKER,
+    SelectedCase,
+    distinct_cases,
+    selected_cases,
+    selection_of,
+)
 
 if TYPE_CHECKING:
     from refimpl.testing.case_fixture import CaseFixture
 
 OPTION = "--refimpl-cases"
-MARKER = "refimpl(families=[...], steps=[...], xfail=[...])"
 ADDED_CASES = pytest.StashKey[list[CaseFolder]]()
 
 
@@ -94,92 +97,3 @@ def _parameter(selected: SelectedCase) -> object:
     """A parameter with the case's name, marked if the case is known to fail."""
     xfail = pytest.mark.xfail(strict=True, raises=AssertionError, reason="in the list of xfail")
     return pytest.param(selected, id=selected.case.name, marks=[xfail] if selected.fails else [])
-
-
-def distinct_cases(cases: Iterable[CaseFolder]) -> list[CaseFolder]:
-    """Cases without copies of one; two different cases of one name are refused."""
-    by_name: dict[str, CaseFolder] = {}
-    for case in cases:
-        other = by_name.setdefault(case.name, case)
-        if other.facts != case.facts:
-            raise RefimplError(
-                f"two cases have the name {case.name}: {other.path} and {case.path}",
-                "a different name for each case",
-                "rename one of the folders",
-            )
-    return list(by_name.values())
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The arguments of the marker: families, all if empty; patterns of steps; "case::pattern"."""
-
-    families: tuple[str, ...] = ()
-    steps: tuple[str, ...] = ("*",)
-    xfail: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SelectedCase:
-    """A case, patterns of the steps that a test asks of it, and what of it is known to fail."""
-
-    case: CaseFolder
-    steps: tuple[str, ...]
-    fails: bool = False
-    failing: tuple[str, ...] = ()
-
-
-def selection_of(args: Sequence[object], kwargs: Mapping[str, Any]) -> Selection:
-    """The arguments of the marker, each by name and a list of strings."""
-    names = Selection.__dataclass_fields__
-    for name, value in kwargs.items():
-        texts = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
-        if name not in names or not texts or not (value or name == "xfail"):
-            raise RefimplError(
-                f"@pytest.mark.refimpl({name}={value!r})", MARKER, "pass lists of strings"
-            )
-    if args:
-        raise RefimplError(
-            f"@pytest.mark.refimpl{tuple(args)!r}", MARKER, f"name the argument: {[*names]}"
-        )
-    return Selection(**{name: tuple(value) for name, value in kwargs.items()})
-
-
-def selected_cases(selection: Selection, cases: Iterable[CaseFolder]) -> list[SelectedCase]:
-    """The cases that a test runs on; names and patterns that match nothing are refused."""
-    every = list(cases)
-    chosen = [case for case in every if not selection.families or case.family in selection.families]
-    if not chosen:
-        raise RefimplError(
-            f"no case has one of the families {list(selection.families)}",
-            f"one of {sorted({case.family for case in every})}",
-            "add a case with --refimpl-cases=DIR; refimpl case make makes one",
-        )
-    steps = {
-        case.name: [s for s in case.steps if any(fnmatchcase(s, p) for p in selection.steps)]
-        for case in chosen
-    }
-    for pattern in selection.steps:
-        _check_match(f"steps: {pattern!r}", pattern, [s for case in chosen for s in case.steps])
-    failing: dict[str, list[str]] = {case.name: [] for case in chosen}
-    for entry in selection.xfail:
-        name, _, pattern = entry.partition("::")
-        _check_match(f"xfail: {entry!r}", name, list(steps))
-        _check_match(f"xfail: {entry!r}", pattern or "*", steps[name])
-        failing[name].append(pattern)
-    return [
-        SelectedCase(
-            case, selection.steps, "" in failing[case.name], tuple(filter(None, failing[case.name]))
-        )
-        for case in chosen
-        if steps[case.name]
-    ]
-
-
-def _check_match(label: str, pattern: str, names: Sequence[str]) -> None:
-    """Refuse a pattern that matches none of the names."""
-    if not any(fnmatchcase(name, pattern) for name in names):
-        examples = ", ".join(dict.fromkeys(names[:3]))
-        raise RefimplError(
-            f"{label} matches nothing", f"such as {examples}", "correct or remove it"
-        )

@@ -188,7 +188,8 @@ def count_ties(
 ) -> Positions:
     """Where counts [L, linears] differ, if sparsities off by a share of the largest explain it.
 
-    Quotas q are rounded to n if the budget is met and ``max(q - n) - min(q - n) <= 1``.
+    Quotas q are rounded to n if the budget is met and ``max(q - n) - min(q - n) <= 1``
+    (docs/explanation/method.md, section 5).
     """
     if sparsity.ndim == 2:  # the units are linears, each of a row of its own
         exists = sizes > 0
