@@ -14,7 +14,7 @@ from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, is_choice
-from refimpl.oracle.judging.candidate_arrays import arrays_of, stored_arrays
+from refimpl.oracle.judging.candidate_arrays import array_of, stored_arrays
 from refimpl.oracle.judging.measures import (
     EPS,
     FLOOR,
@@ -61,10 +61,9 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the steps that were asked for agree.
+        """Whether the steps agree.
 
-        "resolved" if all pass that the dtype resolves, and so does the coarse step of each of the
-        others that has one; "inconclusive" if a step is missing, or was not judged.
+        "resolved": all that the dtype resolves, and the coarse step of each other that has one.
         """
         if self.first is not None:
             return "divergent"
@@ -120,7 +119,7 @@ def check(
             "a case of every step, whose values a step-wise candidate reads",
             "omit --stepwise, or make a case without --only",
         )
-    actual = {name: case.sampled(x) for name, x in arrays_of(actual).items()}
+    actual = {name: case.sampled(array_of(x)) for name, x in actual.items()}
     dtype = dtype_of(actual) if dtype is None else dtype
     truth = truth_of(case, actual, stepwise, chained)
     tolerances = StepTolerances(truth, dtype, actual)

@@ -75,10 +75,6 @@ class StepInputs:
         name = f"blocks.{block % self.model.config.num_blocks}.{point}"
         return self.clean[name] if name in self.clean else self.state(name)
 
-    def logits(self, x: Array) -> Array:
-        """The logits [N, S, V] of the states after the last block."""
-        return head(x, self.model.head(self.dtype), self.model.config)
-
     @property
     def known(self) -> set[str]:
         """Steps that have a value."""

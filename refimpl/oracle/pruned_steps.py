@@ -129,7 +129,7 @@ def _pruned(inputs: StepInputs, name: str) -> NamedArrays:
             carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
         x = block(x, carried, place, config)
     step = inputs.of(f"{name}.perplexity", *inputs.missed)
-    inputs.perplexities[step] = perplexity(inputs.ids, inputs.logits(x))
+    inputs.perplexities[step] = perplexity(inputs.ids, head(x, model.head(inputs.dtype), config))
 
 
 def _require_tokens(linear: str, sums: dict[str, Array]) -> None:

@@ -16,7 +16,7 @@ from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.case_folders import cases_below, core_cases
 from refimpl.oracle.check import Report, check, read_candidate
-from refimpl.oracle.judging.candidate_arrays import arrays_of
+from refimpl.oracle.judging.candidate_arrays import array_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.oracle import report_table
 from refimpl.testing.cases import SelectedCase, Selection, distinct_cases, selected_cases
@@ -90,7 +90,7 @@ class CaseFixture:
         """
         __tracebackhide__ = True
         if isinstance(actual, Mapping):
-            file, arrays = "", arrays_of(actual)
+            file, arrays = "", {name: array_of(x) for name, x in actual.items()}
         else:
             file, arrays = str(actual), read_candidate(Path(actual))
         report = check(self.case, arrays, self.selected.steps, dtype, stepwise)

@@ -44,10 +44,7 @@ Positions = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class StepResult:
-    """The judgement on one step; "conditional" and "unresolved" are none.
-
-    Rounding turned an earlier choice, or the dtype is so coarse that agreement says nothing.
-    """
+    """The judgement on one step; none if "conditional", or "unresolved", by so coarse a dtype."""
 
     step: str
     status: Status
