@@ -24,10 +24,8 @@ from refimpl.storage.file_system import MIB, open_file
 IDS = ("token_ids", "input_ids", "inp_tokens", "embed.hook_in")  # names of token ids
 HEAD = 1 << 16  # bytes that tell what a file is
 MOST = 4096 * MIB  # bytes of all arrays of an archive or a folder, which are read into memory
-DENSEST, SMALL = (
-    16,
-    64 * MIB,
-)  # arrays are so many times as large as their archive at most, or small
+DENSEST = 16  # arrays are at most so many times as large as their archive,
+SMALL = 64 * MIB  # or no larger than this
 PICKLE = "data.pkl"  # in a file that torch.save wrote
 NAMES = {dtype.name for dtype in CANDIDATE_DTYPES.values()}
 PAIR = np.dtype("V2")  # what NumPy makes of bfloat16

@@ -284,6 +284,7 @@ def test_the_command_says_which_way(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert json.loads(out)["way"] == way
         assert ElementTree.parse(xml).getroot().get("name") == f"refimpl llama, {way}"
         assert f"float32, {way}" in ran("check", case.folder, path, *words)
+    assert check(case, actual, ("embed",), chained=True).way == "chained"
     write_arrays(path, actual | {"blocks.1.q": -actual["blocks.1.q"]})
     done = run("check", case.folder, path, "--stepwise")
     assert done.code == 1

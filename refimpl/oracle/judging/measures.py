@@ -44,7 +44,7 @@ Positions = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class StepResult:
-    """The judgement on one step; none if "conditional", or "unresolved", by so coarse a dtype."""
+    """The judgement on one step; "conditional" and "unresolved" say that there can be none."""
 
     step: str
     status: Status
