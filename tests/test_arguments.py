@@ -71,7 +71,6 @@ OF_STEPS |= {
 OF_STEPS |= {
     "writing_error",
     "trivial_answer",
-    "correction_spread",
     "require_steps",
     "allocated",
 }

@@ -272,8 +272,8 @@ MAY_NAME = {  # modules that may hold the name of a base or a pruner as a string
         [
             f"oracle.{module}"
             for module in (
-                *("recipe", "near_ties", "peer", "steps", "dense_steps", "pruned_steps"),
-                *("margins", "judging.pruner_scores", "judging.tolerance", "reference_errors"),
+                *("recipe", "near_ties", "steps", "dense_steps", "pruned_steps"),
+                *("margins", "judging.ties", "judging.measures", "reference_errors"),
             )
         ],
         "the steps of a case are named after bases and pruners",

@@ -64,11 +64,7 @@ class Log(Mapping[str, Array]):
 
 
 def logged(path: Path) -> tuple[Log, dict[str, float]]:
-    """The tensors of a log of llama-eval-callback, or of llama-debug, and the sum of each.
-
-    It prints three numbers with four decimals at each end of each axis, and the sum of all. A name
-    is that of the first tensor that has it; with ":" and an operation, of the last one of that.
-    """
+    """The first tensor of a name in a log, the last of a name and operation, and their sums."""
     tensors: dict[str, PrintedTensor] = {}
     ids, left, name, numbers = list[int](), 0, "", list[bytes]()
     shape: tuple[int, ...] = ()

@@ -1,8 +1,4 @@
-"""Names that other programs give to the values of steps: of modules, hooks and tensors.
-
-A map of names says, for a model, which output of the program holds each step. `NAME_MAPS` lists
-them; a file of names is one more.
-"""
+"""Names that other programs give to the values of steps: of modules, hooks and tensors."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,13 +22,10 @@ NAMES = "a JSON object: steps, such as blocks.{}.q, with the name of a module, o
 
 @dataclass(frozen=True)
 class ModuleOutput:
-    """Where the value of a step is.
+    """Where the value of a step is: in the first module that is there, or what it reads (":input").
 
-    Args:
-        names: Modules, with ":input" for what one reads; the first that is there counts.
-        layout: Which rows of the module's output, if its weight is fused.
-        paired: Whether channels that are rotated together are neighbours in each head.
-        last: Whether the output may hold the last tokens of a sequence alone.
+    It is rows of the output, if the weight is fused; `paired` channels of a head rotate together;
+    the output may hold the `last` tokens of a sequence alone.
     """
 
     names: tuple[str, ...]
@@ -56,23 +49,23 @@ def expanded(patterns: Mapping[str, Sequence[str]], blocks: int) -> dict[str, tu
     }
 
 
-def read_names(path: Path, case: Case) -> Sources:
-    """Where values are from a JSON file of names by step; `{}` is the block, `{+1}` the next."""
-    with reading(path, NAMES):
-        content = json_object(read_file(path), str(path), NAMES)
+def named_sources(word: str, case: Case) -> Sources:
+    """Where values are by a built-in map, or a JSON file of names by step, as in `expanded`."""
+    if built_in := NAME_MAPS.get(word):
+        return built_in(case.model)
+    with reading(Path(word), NAMES):
+        content = json_object(read_file(Path(word)), word, NAMES)
     sources: Sources = {}
     for pattern, modules in content.items():
-        every = modules if isinstance(modules, list) else [modules]
+        every, held = modules if isinstance(modules, list) else [modules], Sources()
         if all(isinstance(name, str) for name in every):
             names = expanded({pattern: every}, case.model.config.num_blocks)
             held = {step: ModuleOutput(x) for step, x in names.items() if step in case.expected}
-            sources |= held
-        else:
-            held = {}
         if not held:
             raise RefimplError(
-                f"{path}: {pattern!r}: {modules!r}", NAMES, "correct the step or the module's name"
+                f"{word}: {pattern!r}: {modules!r}", NAMES, "correct the step or the module's name"
             )
+        sources |= held
     return sources
 
 
@@ -82,10 +75,7 @@ def last_linear(config: Config, block: int) -> str:
 
 
 def transformers_sources(model: Model) -> Sources:
-    """Where transformers' modules hold the steps; a module has the name of its tensors.
-
-    The rotated queries and keys are no module's output, nor is what a limit has clipped.
-    """
+    """Where transformers' modules hold the steps; none returns what is rotated or clipped."""
     config, blocks, last = model.config, range(model.config.num_blocks), model.config.num_blocks - 1
 
     def module(role: str) -> str:
@@ -137,10 +127,7 @@ def transformers_sources(model: Model) -> Sources:
 
 
 def mlx_sources(model: Model) -> Sources:
-    """Where mlx-lm's modules hold the steps: those of transformers, and a rotation that is one.
-
-    It is called for the queries first, and then for the keys.
-    """
+    """Where mlx-lm's modules hold the steps; the rotation is called for q, then for k."""
     sources = {
         step: replace(x, names=(*x.names, *(re.sub(r"^.*\blayers\.", "h.", n) for n in x.names)))
         for step, x in transformers_sources(model).items()
@@ -155,10 +142,7 @@ def mlx_sources(model: Model) -> Sources:
 
 
 def transformer_lens_sources(model: Model) -> Sources:
-    """Where the cache of a `TransformerBridge` of TransformerLens holds the steps.
-
-    Norms of heads stand behind the hooks of q and k.
-    """
+    """Where TransformerLens' cache holds the steps; norms of heads are behind q's and k's hooks."""
     block = "blocks.{}."
     hooks = {
         **{x: f"hook_{x}" for x in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")},
@@ -178,12 +162,7 @@ def transformer_lens_sources(model: Model) -> Sources:
 
 
 def ggml_sources(model: Model) -> Sources:
-    """Where llama.cpp's tensors hold the steps, by ggml's names, with ":" and the operation.
-
-    The name alone is its first tensor; with the operation, the last that this computed. Queries and
-    keys are named alike before and after the rotation. llama.cpp computes the logits, and the end
-    of the last block, of the tokens alone whose logits are asked for.
-    """
+    """Where llama.cpp's tensors hold the steps: the first of a name, the last of an operation."""
     config, weights = model.config, model.weights
     limited, scaled = config.qkv_limit is not None, config.residual_scale != 1
     embed = ["inpL"] if "pos_embed.weight" in weights else ["embd", "inp_embd"]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from refimpl.candidates.names import (
     NAME_MAPS,
     ModuleOutput,
     Sources,
-    read_names,
+    named_sources,
     transformers_sources,
 )
 from refimpl.candidates.program_outputs import IDS, ProgramOutputs
 from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
-from refimpl.model.attention import split_heads
+from refimpl.model.attention import merge_heads, split_heads
 from refimpl.model.layout import cut
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
@@ -26,6 +27,7 @@ from refimpl.oracle.case import Case, computed_case, read_case
 from refimpl.oracle.case_folders import FACTS, FORWARD
 from refimpl.oracle.judging.candidate_arrays import array_of
 from refimpl.oracle.recipe import Recipe
+from refimpl.storage.files import whole
 from refimpl.tokens import Tokens
 
 UNIT_OF_SUM = 2.0**-24  # a sum in float32 errs by so much of all sizes, for each number
@@ -33,13 +35,7 @@ UNIT_OF_SUM = 2.0**-24  # a sum in float32 errs by so much of all sizes, for eac
 
 @dataclass(frozen=True)
 class CandidateSteps:
-    """The steps that a candidate holds.
-
-    Args:
-        asked: Steps that are asked for, as patterns; all if empty.
-        names: The map of names that has the candidate's, or the file; "" if they are the steps'.
-        covered: Which part of the steps is held, in words; "" if all of each is.
-    """
+    """The steps that a candidate holds by some `names`, and which part of them is `covered`."""
 
     arrays: Mapping[str, Array]
     asked: tuple[str, ...] = ()
@@ -50,11 +46,7 @@ class CandidateSteps:
 def candidate_case(
     path: Path, ids: Array | None, candidate: ProgramOutputs | None, *, download: bool = False
 ) -> Case:
-    """The case in a folder, or the forward of a model on some ids: those of the candidate if None.
-
-    Raises:
-        RefimplError: No ids for a model, or ids that are not those of the case.
-    """
+    """The case in a folder, or the forward of a model on ids, those of the candidate if None."""
     if ids is None and candidate is not None:
         ids = candidate.ids
     model_files = path.is_dir() and [path / "config.json", *path.glob("*.gguf")]
@@ -86,25 +78,14 @@ def candidate_steps(
     """The steps that a candidate holds, by a map of names; if None, the map that knows most.
 
     If a built-in map knows more than twice as many steps as the candidate holds, the names may be
-    another program's: then all of these steps are asked for.
-
-    Args:
-        case: From `read_case`, or `candidate_case`.
-        candidate: From `read_source`.
-        names: A built-in map, one of `NAME_MAPS`, or a file of names.
-        decode: Whether the candidate holds the last tokens of each sequence alone, computed with a
-            cache of the others. They are the same as without one.
-
-    Raises:
-        RefimplError: No output belongs to a step, or a name of several outputs.
+    another program's: then all are asked for. `decode`: it holds the last tokens of each sequence.
     """
     outputs, keys = candidate.outputs, [name for name in candidate.outputs if name not in IDS]
     word = str(names) if names is not None else candidate.names or _map_of(case, keys)
     if not word and not decode:
         return CandidateSteps({name: outputs[name] for name in keys}, candidate.only)
-    built_in = NAME_MAPS.get(word)
     if word:
-        sources = built_in(case.model) if built_in else read_names(Path(word), case)
+        sources = named_sources(word, case)
     else:
         sources = {step: ModuleOutput((step,)) for step in case.expected if _of_tokens(step)}
     if decode:
@@ -121,7 +102,7 @@ def candidate_steps(
             x = completed(x, truth, candidate.half_unit, candidate.sums.get(key))
         arrays[step] = np.ma.getdata(x)
     every = [step for step in case.expected if step in sources]
-    asked = arrays if built_in and 2 * len(arrays) >= len(every) else every
+    asked = arrays if word in NAME_MAPS and 2 * len(arrays) >= len(every) else every
     covered = f"{shown:,} of {total:,} numbers" + ", and sums" * bool(candidate.sums)
     return CandidateSteps(arrays, candidate.only or tuple(asked), word, (total and covered) or "")
 
@@ -129,29 +110,10 @@ def candidate_steps(
 def module_steps(
     case: Case, outputs: Mapping[str, Any], names: Mapping[str, Sequence[str]] | None = None
 ) -> dict[str, Array]:
-    """The steps of a case that outputs of modules hold; `check` them with `only` these.
+    """The steps of a case that outputs of modules hold, as arrays or tensors; of a tuple the first.
 
-    An output is [N, S, width] or [N S, width]; of heads also [N, S, heads, head_dim], or
-    [N, heads, S, head_dim] if there are not as many heads as tokens. Of a tuple the first counts.
-
-    Args:
-        case: From `read_case`.
-        outputs: Arrays or torch tensors by the names of modules (of `named_modules()`), and what a
-            module reads behind its name and ":input". Prefixes such as "model." may be absent.
-        names: Modules by step; those of transformers, and only what they hold, if None.
-
-    Returns:
-        Arrays by step, in the order of execution.
-
-    Raises:
-        RefimplError: No output belongs to a step, or a name of several outputs.
-
-    Example:
-        >>> from refimpl.oracle.case import read_case
-        >>> case = read_case("fixtures/cases/llama")
-        >>> q = case.expected["blocks.0.q"].swapaxes(1, 2).reshape(2, 16, -1)
-        >>> list(module_steps(case, {"model.layers.0.self_attn.q_proj": q}))
-        ['blocks.0.q']
+    An output is [N, S, width] or [N S, width], of heads also [N, S, heads, head_dim]; ":input"
+    behind a module's name is what it reads. `names` are modules by step, transformers' if None.
     """
     if names is None:
         sources = transformers_sources(case.model)
@@ -161,6 +123,30 @@ def module_steps(
         step: _as_step(_array(outputs[key]), sources[step], case, step)
         for step, key in _found(case, sources, [*outputs]).items()
     }
+
+
+def renamed_steps(case: Case, names: Path | None) -> dict[str, tuple[str, Array]]:
+    """Names and arrays of a program by step; of one sequence without its axis."""
+    if names is None:
+        return {step: (step, x) for step, x in case.expected.items()}
+    found: dict[str, tuple[str, Array]] = {}
+    for step, source in named_sources(str(names), case).items():
+        if step in case.expected and len(source.layout.rows) < 2:
+            x = case.expected[step]
+            if source.paired:
+                x = x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape)
+            x = merge_heads(x) if x.ndim == 4 else x
+            name = next((name for name in source.names if ":" not in name), source.names[0])
+            found[step] = name, x[0] if len(x) == 1 else x
+    return found
+
+
+def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write arrays as `.npz`, whole or not at all; an existing file is replaced."""
+    content = BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # its stubs name a keyword of newer versions
+    with whole(path) as new:
+        new.write_bytes(content.getbuffer())
 
 
 def with_mistake(arrays: Mapping[str, Array], step: str) -> dict[str, Array]:
@@ -178,14 +164,8 @@ def with_mistake(arrays: Mapping[str, Array], step: str) -> dict[str, Array]:
 def completed(x: Array, truth: Array, half_unit: float = 0.0, total: float | None = None) -> Array:
     """The numbers of a candidate, and those of the case where it shows none, in float32 or fewer.
 
-    Of numbers that were printed, and of their sum, these are the nearest to the case's that have
-    this print. So a right candidate stays right, and what cannot be seen counts as right.
-
-    Args:
-        x: The candidate's, masked where it has no tokens; if printed, NaN where it shows nothing.
-        truth: The case's.
-        half_unit: By how much a printed number is off; 0 if nothing was printed.
-        total: The sum of all numbers that are not masked, if it was printed.
+    It is masked where it has no tokens. Printed numbers are off by `half_unit`, NaN where none was,
+    and `total` is their sum: of numbers with this print, the result has the nearest to the case's.
     """
     held, values, result = ~np.ma.getmaskarray(x), np.ma.getdata(x), truth.copy()
     if not half_unit:
@@ -270,10 +250,7 @@ def _is_tail(short: str, long: str) -> bool:
 
 
 def _as_step(x: Array, source: ModuleOutput, case: Case, step: str) -> Array:
-    """An output in the shape of its step; as it is if its size is another, which diverges.
-
-    Where it holds the last tokens alone, the others are masked.
-    """
+    """An output in the shape of its step, masked before the last tokens; as it is if none fits."""
     shape, (n, s) = case.expected[step].shape, case.inputs["token_ids"].shape
     if len(shape) < 3:
         return x
@@ -297,4 +274,4 @@ def _as_step(x: Array, source: ModuleOutput, case: Case, step: str) -> Array:
         return x
     if source.paired:
         rows = rows.reshape(n, s, heads, width // 2, 2).swapaxes(-1, -2).reshape(n, s, -1)
-    return case.recipe.sampled(split_heads(rows, width) if len(shape) == 4 else rows, s)
+    return case.sampled(split_heads(rows, width) if len(shape) == 4 else rows)

@@ -185,7 +185,7 @@ def show_command(
         )
     one = replace(one, facts=filled(CaseFacts, one.facts, steps=facts))
     if to.output is not None:
-        from refimpl.candidates.renamed import renamed_steps, write_npz
+        from refimpl.candidates.steps import renamed_steps, write_npz
         from refimpl.oracle.case import read_case
 
         opened = read_case(case)
@@ -231,7 +231,7 @@ class CheckOptions:
     stepwise: bool = common_option(
         False,
         "The candidate started each step from the case's own values, so no step depends on an "
-        "earlier choice. Default: it ran from the tokens (chained).",
+        "earlier choice. Default: it ran from the tokens.",
     )
     resolvable: bool = common_option(
         False,
@@ -309,7 +309,7 @@ def check_command(
     stated: Mapping[str, str] = {}
     computed: str | None
     if actual.suffix == ".onnx":
-        fixed = "a file of tensors: a graph is chained, and has our names"
+        fixed = "a file of tensors: a graph runs from the tokens, and has our names"
         refuse(context, ("stepwise", "names", "decode"), "a graph", fixed)
         from refimpl.onnx.foreign_graph import open_foreign
 

@@ -31,14 +31,13 @@ from refimpl.oracle.case_folders import (
     CaseFacts,
     CaseTokens,
     StepFacts,
-    case_facts,
+    case_folder,
 )
 from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.judging.candidate_arrays import stored_arrays
+from refimpl.oracle.judging.measures import EPS
 from refimpl.oracle.judging.records import record_of
-from refimpl.oracle.judging.tolerance import EPS
-from refimpl.oracle.margins import steps_and_margins
-from refimpl.oracle.peer import peer_steps
+from refimpl.oracle.margins import peer_steps, steps_and_margins
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
 from refimpl.oracle.steps import every_array, is_step, steps
@@ -55,19 +54,11 @@ FACTOR = "factor."  # with a block: of SparseGPT's factors up to there, among er
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A model, its inputs, and what a candidate is checked against.
+    """A model, its inputs, and what a candidate is checked against (docs/how-to/check.md).
 
-    Args:
-        name: The folder's name.
-        inputs: `token_ids` [N, S], int64, and `noise` [L, N, S, D], float64, before it is scaled;
-            `noise.1` and so on are further draws, for the coarse experiment. A case of some steps
-            has the noise that these read.
-        expected: Every step in float64, in the order of execution.
-        peer: The peers' numbers where they differ on purpose; the steps' names behind `peer.`.
-        margins: How near each discrete choice is to turning, from `steps_and_margins`.
-        errors: refimpl's own errors by way and dtype (`reference_errors.way_of`), then by step; of
-            a case that is no folder yet those that were asked for.
-        kernels: The kernels of BLAS that the errors of a folder are the worst of.
+    Inputs are `token_ids` [N, S], int64, and `noise` [L, N, S, D], float64, `noise.1` and so on of
+    each draw that steps read. Errors are refimpl's own by way and dtype, then by step; those of a
+    folder are the worst of some kernels of BLAS.
     """
 
     folder: Path
@@ -80,6 +71,10 @@ class Case:
     margins: Mapping[str, Array] = field(default_factory=dict)
     errors: dict[str, Mapping[str, float]] = field(default_factory=dict)
     kernels: str = ""
+
+    def sampled(self, x: Array) -> Array:
+        """Of an array for all tokens, those that the trace points of the case have."""
+        return self.recipe.sampled(x, self.inputs["token_ids"].shape[-1])
 
     @property
     def with_errors(self) -> list[str]:
@@ -98,15 +93,7 @@ def make_case(
 ) -> Case:
     """Compute every step in float64, and write a case; the folder appears whole or not at all.
 
-    refimpl's own errors, of which tolerances are made, are measured with this machine's kernel of
-    BLAS, and stored.
-
-    Args:
-        model: From `read_model`; the case refers to it by a relative path, or by its id.
-        tokens: Token ids.
-        recipe: The computation.
-        folder: The case's folder, which must not exist.
-        dtypes: Dtypes of candidates that can be checked.
+    refimpl's own errors, of which tolerances are made, are measured and stored for each dtype.
 
     Raises:
         RefimplError: A folder that exists or cannot be written; as `steps` raises it.
@@ -125,8 +112,35 @@ def make_case(
         raise RefimplError(
             f"-o {folder} exists", "a folder that does not exist yet", "choose another folder"
         )
+    from refimpl.oracle.reference_errors import errors_to_store  # which computes cases
+
     case = computed_case(model, tokens, recipe, folder)
-    _write(case, tokens, dtypes)
+    facts = CaseFacts(
+        schema=SCHEMA,
+        spec=SPEC,
+        versions={"refimpl": __version__, "numpy": np.__version__, "kernels": kernel()},
+        model=model.hub_id or os.path.relpath(model.path, folder),
+        family=model.config.family,
+        tokens=filled(CaseTokens, tokens, shape=tokens.ids.shape),
+        recipe=plain(recipe),
+        sha256=_hashes(model, case.inputs),
+        steps=[
+            filled(StepFacts, x, name=name, dtype=x.dtype.name, measure=record_of(name).measure)
+            for name, x in case.expected.items()
+        ],
+    )
+    with whole(folder) as new:
+        new.mkdir()
+        for name, arrays in (
+            (INPUTS, case.inputs), (EXPECTED, case.expected), (PEER, case.peer),
+            (MARGINS, case.margins), (ERRORS, errors_to_store(case, dtypes)),
+        ):  # fmt: skip
+            contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+            try:
+                save_file(contiguous, new / name)
+            except SafetensorError as error:  # the library's own class for an error of the disk
+                raise OSError(errno.EIO, str(error)) from error
+        (new / FACTS).write_text(_text(facts), "utf-8")
     return case
 
 
@@ -168,39 +182,6 @@ def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = P
     return Case(folder, folder.name or model.name, model, recipe, inputs, expected, peer, margins)
 
 
-def _write(case: Case, tokens: Tokens, dtypes: Sequence[str]) -> None:
-    """Write a case to its folder, which appears whole or not at all."""
-    from refimpl.oracle.reference_errors import errors_to_store  # which computes cases
-
-    folder, model, inputs, expected = case.folder, case.model, case.inputs, case.expected
-    facts = CaseFacts(
-        schema=SCHEMA,
-        spec=SPEC,
-        versions={"refimpl": __version__, "numpy": np.__version__, "kernels": kernel()},
-        model=model.hub_id or os.path.relpath(model.path, folder),
-        family=model.config.family,
-        tokens=filled(CaseTokens, tokens, shape=tokens.ids.shape),
-        recipe=plain(case.recipe),
-        sha256=_hashes(model, inputs),
-        steps=[
-            filled(StepFacts, x, name=name, dtype=x.dtype.name, measure=record_of(name).measure)
-            for name, x in expected.items()
-        ],
-    )
-    with whole(folder) as new:
-        new.mkdir()
-        for name, arrays in (
-            (INPUTS, inputs), (EXPECTED, expected), (PEER, case.peer), (MARGINS, case.margins),
-            (ERRORS, errors_to_store(case, dtypes)),
-        ):  # fmt: skip
-            contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-            try:
-                save_file(contiguous, new / name)
-            except SafetensorError as error:  # the library's own class for an error of the disk
-                raise OSError(errno.EIO, str(error)) from error
-        (new / FACTS).write_text(_text(facts), "utf-8")
-
-
 @checked
 def read_case(folder: str | Path, *, download: bool = False) -> Case:
     """Read a case, and check that its model and inputs are the ones it was made from.
@@ -209,14 +190,9 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
 
     Raises:
         RefimplError: Not a case, of another schema or spec, or with other inputs or another model.
-
-    Example:
-        >>> case = read_case("fixtures/cases/llama")
-        >>> case.name, case.inputs["noise"].shape[0], next(iter(case.expected))
-        ('llama', 4, 'embed')
     """
     folder = Path(folder)
-    facts = case_facts(folder)
+    facts = case_folder(folder).facts
     if facts.spec != SPEC:
         raise RefimplError(
             f"{folder} has spec {facts.spec}",
@@ -314,11 +290,7 @@ def entries(case: Case) -> dict[str, Array]:
 def stepwise_steps(
     case: Case, dtype: npt.DTypeLike = np.float64, rounded: type[RoundedArray] | None = None
 ) -> dict[str, Array]:
-    """Compute every step of a case from the case's own values, as docs/how-to/check.md says.
-
-    Arrays are by name as of `steps`, with scores and products of all blocks; numbers are `rounded`
-    in place of the dtype, if that is not None.
-    """
+    """Compute every step of a case from the case's own values, as docs/how-to/check.md says."""
     arrays = every_array(case_inputs(case, entries(case), dtype, rounded))
     return {name: np.asarray(value) for name, value in arrays.items()}
 

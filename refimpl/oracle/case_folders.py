@@ -7,13 +7,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from refimpl.errors import RefimplError
-from refimpl.loading.files.documents import (
-    Document,
-    Size,
-    converted,
-    read_document,
-    reading_document,
-)
+from refimpl.loading.files.documents import Document, Size, converted, read_document
+from refimpl.oracle.judging.records import StepMeasure
 
 FACTS = "case.json"
 NEXT = "make the case again with refimpl case make"
@@ -22,7 +17,7 @@ CORE = ("llama", "opt", "phi3")  # the wheel holds them, with their models: see 
 FORWARD = ("embed", "blocks.*", "final_norm", "logits")  # patterns of its steps
 FORWARDS = ("bloom", "gpt_oss")  # forwards alone: ALiBi; a mixture of experts with sinks
 PACKAGE = Path(__file__).parent.parent
-SCHEMA: Literal[3] = 3  # of case.json
+SCHEMA: Literal[3] = 3  # of case.json: older ones have no errors of refimpl
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -40,15 +35,11 @@ class StepFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True)
     name: Annotated[str, Meta(pattern="^[a-z0-9_.]+$")]
     shape: tuple[Size, ...]
     dtype: Literal["float64", "int64", "uint8"]
-    measure: Literal["rows", "typical rows", "numbers", "lost", "shares", "counts", "bits"]
+    measure: StepMeasure
 
 
 class CaseFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The content of `case.json`: what the numbers depend on, and the steps.
-
-    The model is a path, relative to the case's folder, or ORG/NAME@COMMIT[:FILE.gguf] of the hub;
-    the recipe has the fields of `Recipe`, which needs NumPy.
-    """
+    """The content of `case.json`; the model is a path relative to it, or an id of the hub."""
 
     schema: Literal[3]
     spec: Size
@@ -86,14 +77,13 @@ class CaseFolder:
 
 def case_folder(path: Path) -> CaseFolder:
     """Read the `case.json` of a folder."""
-    return CaseFolder(path.resolve(), case_facts(path))
+    named = "the facts of a case", EXPECTED, NEXT
+    facts = read_document(path / FACTS, named, None, lambda x: converted(x, CaseFacts))
+    return CaseFolder(path.resolve(), facts)
 
 
 def core_cases(forwards: bool = False) -> list[CaseFolder]:
-    """The cases that refimpl contains: in the wheel, or in a checkout's `fixtures/`.
-
-    With `forwards`, also those of the forward alone, of mechanisms that the others do not have.
-    """
+    """The cases in the wheel, or in a checkout's `fixtures/`; with those of a forward alone."""
     inside = PACKAGE / "fixtures"
     fixtures = inside if inside.is_dir() else PACKAGE.parent / "fixtures"
     folders = [fixtures / "cases" / name for name in CORE]
@@ -133,17 +123,3 @@ def cases_below(folder: Path) -> list[CaseFolder]:
             "check the path, or make a case with refimpl case make",
         )
     return cases
-
-
-def case_facts(folder: Path) -> CaseFacts:
-    """The facts of the case in a folder."""
-    named = "the facts of a case", EXPECTED, NEXT
-    content = read_document(folder / FACTS, named, None, dict)
-    if content.get("schema") in range(1, SCHEMA):
-        raise RefimplError(
-            f"{folder}: a case of an older refimpl, without refimpl's own errors",
-            f"schema {SCHEMA} of {FACTS}",
-            f"make it again: refimpl case make {folder / str(content.get('model'))} -o CASE",
-        )
-    with reading_document(folder / FACTS, named):
-        return converted(content, CaseFacts)

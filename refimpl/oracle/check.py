@@ -12,45 +12,43 @@ import numpy as np
 
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
-from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.method.correction import centred_log, clipped_log
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, case_inputs, is_choice
-from refimpl.oracle.dense_steps import RATIO
-from refimpl.oracle.judging.candidate_arrays import arrays_of, stored_arrays
-from refimpl.oracle.judging.measures import StepResult, error_of, step_result
-from refimpl.oracle.judging.tolerance import EPS, FLOOR, dtype_of, tolerance_of
-from refimpl.oracle.near_ties import carries_nothing, ties_of, without_rounding
+from refimpl.oracle.case import Case, is_choice
+from refimpl.oracle.judging.candidate_arrays import array_of, stored_arrays
+from refimpl.oracle.judging.measures import (
+    EPS,
+    FLOOR,
+    StepResult,
+    dtype_of,
+    error_of,
+    step_result,
+    tolerance_of,
+)
+from refimpl.oracle.margins import equals_peer
+from refimpl.oracle.near_ties import carries_nothing, follows_a_choice, ties_of, without_rounding
 from refimpl.oracle.own_inputs import Truth, truth_of
-from refimpl.oracle.peer import equals_peer
-from refimpl.oracle.reference_errors import own_errors, step_tolerances
-from refimpl.oracle.routing import follows_a_choice
+from refimpl.oracle.reference_errors import StepTolerances, own_error
 
 Verdict = Literal["pass", "resolved", "divergent", "inconclusive"]
+Way = Literal["own inputs", "stepwise", "chained"]
 RIGHT_SO_FAR = ("pass", "unresolved")
 EXIT: Mapping[Verdict, int] = {"pass": 0, "resolved": 3, "divergent": 1, "inconclusive": 3}
 
 
 @dataclass(frozen=True)
 class Report:
-    """The judgement on a candidate.
+    """The judgement on each step that was asked for, in the order of execution, by some `way`.
 
-    Args:
-        dtype: The candidate's dtype.
-        steps: Every step that was asked for, in the order of execution.
-        unknown: Names of the candidate that are no step.
-        stepwise: Whether the candidate was fed the case's own values at each step.
-        stated: What the candidate says of its device, versions and settings.
-        uncovered: Steps of the case that the candidate's names do not cover.
-        covered: Which part of its steps the candidate shows, in words; "" if all.
-        options: Options of the command that read the candidate, to repeat it.
+    `stated` is what the candidate says of its settings, `unknown` are its names that are no step,
+    `uncovered` steps that its names do not cover; it shows the part `covered` of the others, all if
+    "". `options` are those of the command that read it.
     """
 
     case: Case
     dtype: str
     steps: tuple[StepResult, ...]
     unknown: tuple[str, ...]
-    stepwise: bool = False
+    way: Way = "own inputs"
     stated: Mapping[str, str] = field(default_factory=dict)
     uncovered: tuple[str, ...] = ()
     covered: str = ""
@@ -63,11 +61,9 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the steps that were asked for agree.
+        """Whether the steps agree.
 
-        "divergent" if any step is; "pass" if all pass; "resolved" if all pass that the dtype
-        resolves, and so does the coarse step of each of the others that has one; else
-        "inconclusive": a step is missing, or follows a near tie.
+        "resolved": all that the dtype resolves, and the coarse step of each other that has one.
         """
         if self.first is not None:
             return "divergent"
@@ -104,17 +100,11 @@ def check(
         RefimplError: No step asked for, or a dtype that is not compared.
 
     Example:
-        >>> import numpy as np
         >>> from refimpl.oracle.case import read_case
         >>> case = read_case("fixtures/cases/llama")
-        >>> actual = {name: value.astype(np.float32) for name, value in case.expected.items()
-        ...           if value.dtype == np.float64}
-        >>> report = check(case, actual, only=("blocks.*", "logits"))
-        >>> report.verdict, report.dtype
-        ('pass', 'float32')
-        >>> actual["blocks.2.v"] = -actual["blocks.2.v"]
-        >>> check(case, actual).first.step
-        'blocks.2.v'
+        >>> actual = {**case.expected, "blocks.2.v": -case.expected["blocks.2.v"]}
+        >>> check(case, case.expected).verdict, check(case, actual).first.step
+        ('pass', 'blocks.2.v')
     """
     wanted = {name for name in case.expected if any(fnmatchcase(name, p) for p in only)}
     if not wanted:
@@ -129,24 +119,20 @@ def check(
             "a case of every step, whose values a step-wise candidate reads",
             "omit --stepwise, or make a case without --only",
         )
-    tokens = case.inputs["token_ids"].shape[-1]
-    actual = {
-        name: case.recipe.sampled(x, tokens) if case.expected.get(name, x).dtype.kind == "f" else x
-        for name, x in arrays_of(actual).items()
-    }
+    actual = {name: case.sampled(array_of(x)) for name, x in actual.items()}
     dtype = dtype_of(actual) if dtype is None else dtype
     truth = truth_of(case, actual, stepwise, chained)
-    tolerances = step_tolerances(truth, dtype, actual)
+    tolerances = StepTolerances(truth, dtype, actual)
     judged = without_rounding(truth, actual, dtype)
     results: list[StepResult] = []
     for name in [x for x in case.expected if x in wanted]:
-        right, fed = truth.steps[name], not truth.is_chained(name)
-        own, tolerance = own_errors(case, dtype, fed)[name], tolerances[name]
+        right, own = truth.steps[name], own_error(truth, name, dtype)
         ties = partial(ties_of, truth, dtype, name, actual.get(name, right), tolerances)
-        result = step_result(name, judged, right, own, tolerance, ties)
+        result = step_result(name, judged, right, own, tolerances[name], ties)
         results.append(_explained(result, truth, actual, dtype))
     unknown = tuple(sorted(actual.keys() - case.expected.keys()))
-    return Report(case, dtype, tuple(results), unknown, stepwise)
+    way: Way = "stepwise" if stepwise else "chained" if chained else "own inputs"
+    return Report(case, dtype, tuple(results), unknown, way)
 
 
 def _explained(
@@ -179,11 +165,7 @@ def _explained(
 
 
 def misses_budget(case: Case, step: str, sparsity: Array) -> bool:
-    """Whether an allocation, [L] or [L, linears], prunes another share of all weights than asked.
-
-    It is computed in float32 or more in every dtype, whatever the signals were computed in; where
-    it is written in fewer bits, each sparsity is off by half a unit in the last place at most.
-    """
+    """Whether an allocation, [L] or [L, linears], prunes another share than asked."""
     if not step.endswith((".base", ".corrected")):
         return False
     sizes, asked = case.model.config.linear_sizes, case.recipe.sparsity
@@ -194,12 +176,7 @@ def misses_budget(case: Case, step: str, sparsity: Array) -> bool:
 
 
 def trivial_answer(truth: Truth, step: str, tolerance: float) -> str:
-    """What would pass for a step with nothing of it computed, or "".
-
-    An answer that is right is none, such as a base without a correction where the strength is 0. It
-    must be right for the case, or for inputs that are not trivial themselves: of coefficients of 1
-    it is made by anybody, and not of others, all clipped by the projection.
-    """
+    """What would pass for a step with nothing of it computed, and is wrong for the case, or ""."""
     case, name = truth.case, step.partition(".")[0]
     right, (first, *_) = case.expected[step], case.recipe.bases
     base = f"{name if name in case.recipe.bases else first}.base"
@@ -219,28 +196,16 @@ def trivial_answer(truth: Truth, step: str, tolerance: float) -> str:
     for end, (words, answer) in answers.items():
         if step.endswith(end) and (answer in truth.steps or not isinstance(answer, str)):
             own, exact = error(truth.steps, answer), tolerance_of(step, right, 0.0, "float64")
-            known = error(case.expected, answer) <= exact or (
-                end == ".corrected" and own <= exact and correction_spread(truth, name) > tolerance
-            )
+            known = error(case.expected, answer) <= exact
+            if end == ".corrected" and own <= exact:  # of a correction that differs by block
+                errors, log = truth.inputs.correction(name)
+                known |= bool(np.ptp(log(errors)) > tolerance)
             return "" if known or own > tolerance else words
     return ""
 
 
-def correction_spread(truth: Truth, name: str) -> float:
-    """How far the logarithms lie apart that an allocation is corrected by, over the blocks."""
-    inputs = replace(case_inputs(truth.case, truth.given), values=dict(truth.steps))
-    by_noise = name in truth.case.recipe.bases
-    errors = inputs.number(RATIO) if by_noise else inputs.errors(name)
-    return float(np.ptp((clipped_log if by_noise else centred_log)(errors)))
-
-
 def unchanged(case: Case, step: str, actual: Mapping[str, Array], dtype: str) -> str:
-    """The state that a block adds to, if the candidate added nothing and rounding is not why.
-
-    Where errors have grown to the size of what a block adds, its tolerance does not see that. But
-    rounded, ``x + u`` is x only if no number of u is above half a unit in the last place of x: then
-    ``||u|| <= eps ||x||``, and the u of the case is larger than four times that.
-    """
+    """The state that a block adds to, if the candidate added nothing and rounding is not why."""
     block, _, kind = step.rpartition(".")
     start = f"{block}.resid_pre"
     if kind not in ("resid_mid", "resid_post") or start not in actual.keys() & case.expected.keys():
@@ -254,12 +219,7 @@ def unchanged(case: Case, step: str, actual: Mapping[str, Array], dtype: str) ->
 
 
 def coarse_step(step: str) -> str:
-    """The step of the same kind at `coarse_eta`, which 16 bits resolve, or "".
-
-    Example:
-        >>> coarse_step("perturbed.0.drift"), coarse_step("owl.signal")
-        ('coarse.0.drift', '')
-    """
+    """The step of the same kind at `coarse_eta`, which 16 bits resolve, or ""."""
     if step == "absorption_coefficient":
         return f"coarse.{step}"
     kind, _, rest = step.partition(".")
@@ -268,15 +228,5 @@ def coarse_step(step: str) -> str:
 
 @checked
 def read_candidate(path: str | Path) -> dict[str, Array]:
-    """Read a candidate's arrays by name from a safetensors file.
-
-    Raises:
-        RefimplError: No safetensors file, or a dtype that is not compared.
-    """
+    """Read a candidate's arrays by name from a safetensors file."""
     return stored_arrays(Path(path))
-
-
-@checked
-def stated_settings(path: str | Path) -> Mapping[str, str]:
-    """What a candidate's safetensors file states in its metadata, such as device and versions."""
-    return SafetensorsFile(Path(path)).metadata

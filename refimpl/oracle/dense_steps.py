@@ -14,18 +14,17 @@ from refimpl.allocation.allocate import (
     linear_counts,
     units_of,
 )
-from refimpl.method import perturbation
 from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
-from refimpl.method.correction import clipped_log
+from refimpl.method.correction import centred_log, clipped_log
 from refimpl.method.projection import project
 from refimpl.model.experts import ROUTER
 from refimpl.model.forward import INSIDE, Place, Weights, block, embed, head, places
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import inputs_of, sum_of_squares
-from refimpl.oracle.judging.pruner_scores import Keep, unpacked
 from refimpl.oracle.judging.records import record_of
+from refimpl.oracle.judging.ties import Keep, unpacked
 from refimpl.oracle.recipe import Recipe, signal_of
 from refimpl.oracle.rounding import RoundedArray
 from refimpl.running.settings import Settings
@@ -37,14 +36,11 @@ RATIO = "absorption_coefficient"
 
 @dataclass(frozen=True, eq=False)
 class StepInputs:
-    """The values that steps are computed from.
+    """The values that steps are computed from: those `given`, else those computed before, `values`.
 
-    Those that are `given`, and what was computed before, `values`, for the others. A chain is given
-    nothing; step by step, the case's values are given; on a candidate's own inputs, what it wrote.
-    States are rounded once to the dtype, numbers that the method has in float64 are not. Noises are
-    the case's, or drawn by the recipe's seed; experiments compare with `clean` states, or with
-    those that are given or computed; `squares` are sums over what the dense linears of each block
-    read; `missed` are steps that were read and not given, `missing` those of each step.
+    Noises are the case's, or drawn; experiments compare with `clean` states, if there are any;
+    `squares` are sums over what the dense linears of each block read; `missed` are steps that were
+    read and not given, `missing` those of each step.
     """
 
     model: Model
@@ -78,10 +74,6 @@ class StepInputs:
         """The clean states of an experiment, [N, S, D], before or after a block (the last, -1)."""
         name = f"blocks.{block % self.model.config.num_blocks}.{point}"
         return self.clean[name] if name in self.clean else self.state(name)
-
-    def logits(self, x: Array) -> Array:
-        """The logits [N, S, V] of the states after the last block."""
-        return head(x, self.model.head(self.dtype), self.model.config)
 
     @property
     def known(self) -> set[str]:
@@ -128,7 +120,7 @@ class StepInputs:
         if self.noises is not None:
             return self.noises[f"noise.{draw}" if draw else "noise"][block][sequence]
         shape = self.ids.shape[1], self.model.config.hidden_size
-        return perturbation.noise(self.recipe.seed, sequence, block, draw, shape)
+        return experiment.noise(self.recipe.seed, sequence, block, draw, shape)
 
     def base(self, name: str, others: Mapping[str, Array]) -> Array:
         """A base [L] or [L, linears] of the signals, or others, before it is projected."""
@@ -155,6 +147,12 @@ class StepInputs:
             sparsity = sparsity.copy()
             sparsity[exists] = project(sparsity[exists], units, target)
         return linear_counts(sparsity, sizes, target)
+
+    def correction(self, name: str) -> tuple[Array, Callable[[Array], Array]]:
+        """What corrects an allocation, [L], and how logarithms are made of it."""
+        if name in self.recipe.bases:
+            return self.number(RATIO), clipped_log
+        return self.errors(name), centred_log
 
     def errors(self, correct: str) -> Array:
         """The errors that a correction by arrival or divergence is made from, [L]."""
@@ -240,10 +238,7 @@ class Followed:
 
 
 def followed(inputs: StepInputs, start: Callable[[int, Weights, Array], Starts]) -> list[Followed]:
-    """The states that `start` perturbs after each block, through all later ones.
-
-    One block's weights are held at a time.
-    """
+    """The states that `start` perturbs after each block, through all later ones."""
     config, recipe, states = inputs.model.config, inputs.recipe, list[Followed]()
     for k, place in enumerate(inputs.places):
         weights, clean = inputs.model.block(k, inputs.dtype), inputs.state_at(k, "resid_post")

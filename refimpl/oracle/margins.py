@@ -1,46 +1,52 @@
-"""The margin of each discrete choice of a case: how near it is to turning."""
+"""What a case has beside its steps: margins of discrete choices, and numbers of the peers' code."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from math import inf
 
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.allocation.allocate import Allocation, base_only
+from refimpl.errors import RefimplError
 from refimpl.method.perturbation import SINK_FACTOR
 from refimpl.model.experts import ROUTER, preferences
 from refimpl.model.forward import project
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.judging.pruner_scores import (
+from refimpl.oracle.judging.measures import error_of
+from refimpl.oracle.judging.ties import (
     Keep,
     dense_scores,
     scores_of,
     sums_behind,
+    together,
     unpacked,
 )
-from refimpl.oracle.judging.ties import together
 from refimpl.oracle.pruned_steps import METHODS
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import every_array, is_step
+from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.running.settings import Settings
 from refimpl.scoring.signals import Chosen, of_weights
+
+SHIPPED = ("owl", "alphapruning", "dlp", "uniform")  # bases with code of the peers
 
 
 def steps_and_margins(
     model: Model, ids: npt.NDArray[np.int64], recipe: Recipe
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Every step in float64, and the margins: relative changes from which on a choice may turn.
-
-    Margins are float32, as the table of docs/how-to/check.md lists them; infinite where there is
-    nothing to choose, and 0 where equal numbers are told apart by their place.
-    """
+    """Every step in float64, and the margins as the table of docs/how-to/check.md lists them."""
     arrays = every_array(StepInputs(model, recipe, ids))
     margins, blocks = dict[str, Array](), range(model.config.num_blocks)
     if model.config.experts:
         margins["router.keep"] = np.array([_router(model, arrays, i) for i in blocks])
     if recipe.sink == "exclude":
-        margins["sinks"] = np.array([_sinks(arrays, i) for i in blocks])
+        norms = np.linalg.norm([arrays[f"blocks.{i}.resid_post"] for i in blocks], axis=-1)
+        lines = SINK_FACTOR * np.median(norms, axis=-1, keepdims=True)
+        margins["sinks"] = np.abs(norms / lines - 1).min(axis=(1, 2))  # of [L, N, S]
     m = float(recipe.request("owl").options["m"])
     lines = [
         np.abs(score / (m * score.mean()) - 1).min()
@@ -83,10 +89,7 @@ def _table(rows: Sequence[Sequence[float] | Array]) -> Array:
 def _of_rows(
     model: Model, recipe: Recipe, arrays: Mapping[str, Array], pruner: str, sequences: int
 ) -> list[list[Array]]:
-    """Margins of a pruner's decisions by block, linear and row, or what is decided on together.
-
-    Of n:m the smallest of a row's groups; of SparseGPT by 128 columns; of magnitude one.
-    """
+    """Margins of a pruner's decisions by block, linear and row, or what is decided on together."""
     how = recipe.pattern, recipe.damping
 
     def margins_of(prefix: str, name: str, weight: Array) -> Array:
@@ -105,11 +108,7 @@ def _of_rows(
 
 
 def count_margin(quotas: Array, counts: Array) -> float:
-    """Relative error of quotas q [U] from which on the largest remainder may not give counts n [U].
-
-    ``min (1 - (q_u - n_u) + (q_v - n_v)) / (q_u + q_v)`` over units u and v: the roundings of q are
-    the n of the same sum with ``max(q - n) - min(q - n) <= 1``; infinite for one unit.
-    """
+    """Relative error of quotas [U] from which on the largest remainder may not give counts [U]."""
     missed = quotas - counts
     room = 1 - missed[:, None] + missed[None, :]
     both = quotas[:, None] + quotas[None, :]
@@ -118,12 +117,7 @@ def count_margin(quotas: Array, counts: Array) -> float:
 
 
 def row_margins(keep: Keep, score: Array) -> Array:
-    """Relative difference of scores [rows, n] from which on each row's decision may turn, [rows].
-
-    ``1 - g / s``, g the highest score that goes, s the lowest that stays. Where some rows lose one
-    weight more, those whose next candidate scores lowest, also that of a row's candidate to those
-    of the rows that lose another number.
-    """
+    """Relative difference of scores [rows, n] from which on a row's decision may turn, [rows]."""
     lowest = np.min(np.where(keep, score, inf), axis=1)
     highest = np.max(np.where(keep, 0.0, score), axis=1)
     margins = np.where(keep.any(axis=1) & ~keep.all(axis=1), _gap(highest, lowest), inf)
@@ -144,11 +138,8 @@ def _gap(goes: Array, stays: Array) -> Array:
 
 def _router(model: Model, arrays: Mapping[str, Array], block: int) -> float:
     """How near a token of a block is to another expert: ``(s - g) / (|s| + |g|)``."""
-    step, weights, experts = (
-        f"blocks.{block}.{ROUTER}",
-        model.block(block, np.float64),
-        model.config.experts,
-    )
+    step, experts = f"blocks.{block}.{ROUTER}", model.config.experts
+    weights = model.block(block, np.float64)
     if experts is None or step not in arrays:
         return inf
     logits = project(arrays[f"blocks.{block}.mlp_norm"], weights, "router")
@@ -161,8 +152,41 @@ def _router(model: Model, arrays: Mapping[str, Array], block: int) -> float:
     return float(np.min(gap, initial=inf))
 
 
-def _sinks(arrays: Mapping[str, Array], block: int) -> float:
-    """How near a token's norm is to the line of sinks."""
-    norms = np.linalg.norm(arrays[f"blocks.{block}.resid_post"], axis=-1)
-    line = SINK_FACTOR * np.median(norms, axis=-1, keepdims=True)
-    return float(np.abs(norms / line - 1).min())
+def peer_steps(
+    model: Model, recipe: Recipe, expected: Mapping[str, Array], sequences: int
+) -> dict[str, Array]:
+    """What the peers' shipped code makes of a case's signals and statistics, if it does not fail.
+
+    Of bases sparsities and counts, of block 0 decisions: the steps' names behind `peer.`.
+    """
+    config, found, allocations = model.config, dict[str, Array](), dict[str, Allocation]()
+    for base in (x for x in recipe.bases if x in SHIPPED):
+        request = replace(recipe.request(base), correct=None, compat="peer")
+        with suppress(RefimplError):
+            allocation = base_only(recipe.signals(expected, base), request, config.linears)
+            allocations[base] = allocation
+            found[f"peer.{base}.base"] = allocation.base_sparsity
+            found[f"peer.{base}.counts"] = allocation.linear_pruned
+    if 0 not in recipe.shown or recipe.bases[0] not in allocations:
+        return found
+    dense, goals = model.block(0, np.float64), allocations[recipe.bases[0]].linear_sparsity[0]
+    for method in ("wanda", "sparsegpt"):
+        pruner = PrunerOptions(method, recipe.damping)
+        for name, goal in zip(config.linears[0], goals.tolist(), strict=False):
+            step, weight = f"{method}.blocks.0.{name}.keep", dense[f"{name}.weight"]
+            with suppress(RefimplError):
+                total = expected[sums_behind(step)]
+                keep, _ = decision(weight, total, sequences, goal, pruner, "peer")
+                found[f"peer.{step}"] = np.packbits(keep, axis=1)
+    return found
+
+
+def equals_peer(
+    step: str, actual: Mapping[str, Array], peer: Mapping[str, Array], tolerance: float
+) -> bool:
+    """Whether a candidate computed the peers' number of a step in place of the case's."""
+    theirs = peer.get(f"peer.{step}")
+    if theirs is None:
+        return False
+    error, _, fault = error_of(step, actual[step], theirs)
+    return not fault and error <= tolerance

@@ -1,40 +1,32 @@
 """Where a candidate's choices differ from the truth, if rounding explains that."""
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from math import inf, isfinite
 
 import numpy as np
 
-from refimpl.model.experts import ROUTER
+from refimpl.model.experts import ROUTER, route
+from refimpl.model.forward import project
 from refimpl.model.ops import Array
 from refimpl.oracle.case import FACTOR
-from refimpl.oracle.judging.measures import UNCHANGED, Positions, lost
-from refimpl.oracle.judging.pruner_scores import (
-    dense_scores,
-    linear_of,
-    scores_of,
-    sums_behind,
+from refimpl.oracle.dense_steps import RATIO
+from refimpl.oracle.judging import ties
+from refimpl.oracle.judging.measures import (
+    EPS,
+    ERROR_FACTOR,
+    FLOOR_16,
+    FORWARD,
+    UNCHANGED,
+    Positions,
+    lost,
+    tolerance_of,
 )
-from refimpl.oracle.judging.ties import (
-    count_ties,
-    keep_ties,
-    outlier_ties,
-    rounding_ties,
-    sequential_ties,
-    turnable,
-)
-from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, tolerance_of
-from refimpl.oracle.own_inputs import Truth
-from refimpl.oracle.reference_errors import (
-    coefficient_of,
-    is_drift,
-    moved_by_rounding,
-    own_errors,
-)
-from refimpl.oracle.routing import router_ties
+from refimpl.oracle.own_inputs import Truth, is_experiment
+from refimpl.oracle.reference_errors import moved_by_rounding, own_error, own_errors
 
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
+GIVEN = (".score", ".base", ".corrected", ".counts", ".signal")  # computed from written numbers
+NEAR = 0.25  # of the tolerance: twice refimpl's own error
 
 
 def ties_of(
@@ -46,99 +38,84 @@ def ties_of(
     if last == "counts":
         name = f"{recipe.bases[0]}.base" if first == "pruned" else f"{first}.corrected"
         sizes, shares = case.model.config.linear_sizes, truth.value(name)
-        return count_ties(array, right, shares, sizes, recipe.sparsity, tolerances[name])
+        return ties.count_ties(array, right, shares, sizes, recipe.sparsity, tolerances[name])
     if step == "owl.signal":
         m = float(recipe.request("owl").options["m"])
-        sums = [x for name, x in tolerances.items() if fnmatchcase(name, "pruned.*.squares")]
-        relative = max(sums, default=tolerance_of("score", np.zeros(1), 0.0, dtype))
-        scores = dense_scores(case.model, truth.steps, len(case.inputs["token_ids"]))
-        return outlier_ties(array, right, scores, m, tolerances[step], relative, TIE_SHARE)
+        names = [x for x in case.expected if x.startswith("pruned.") and x.endswith(".squares")]
+        relative = max(map(tolerances.__getitem__, names), default=_of_scores(0.0, dtype))
+        scores = ties.dense_scores(case.model, truth.steps, len(case.inputs["token_ids"]))
+        return ties.outlier_ties(array, right, scores, m, tolerances[step], relative, TIE_SHARE)
     if step.endswith(ROUTER):
         return router_ties(truth, step, array, dtype)
     if last == "keep":
         score, group, slack = score_behind(truth, step, dtype)
-        explain = sequential_ties if first == "sparsegpt_pattern" else keep_ties
-        ties = explain(array, right, score, group, np.minimum(slack, 1.0))
-        near = turnable(right, score, group, np.minimum(slack / 4, 1.0))  # twice refimpl's error
-        own = own_errors(case, dtype, not truth.is_chained(step))[step]
-        most = 2 + max(TIE_SHARE * score.size, ERROR_FACTOR * own, near)
-        return ties if len(ties) <= most else ()
+        explain = ties.sequential_ties if first == "sparsegpt_pattern" else ties.keep_ties
+        found = explain(array, right, score, group, np.minimum(slack, 1.0))
+        near = ties.turnable(right, score, group, np.minimum(NEAR * slack, 1.0))
+        own = ERROR_FACTOR * own_error(truth, step, dtype)
+        most = 2 + max(TIE_SHARE * score.size, own, near)
+        return found if len(found) <= most else ()
     if first == "sparsegpt" and last == "weight":
         stored = case.model.weights[step.removeprefix("sparsegpt.")].stored.numpy_dtype
         if EPS[stored.name] > EPS[dtype]:
-            ties = rounding_ties(array, right, stored, tolerances[step])
+            found = ties.rounding_ties(array, right, stored, tolerances[step])
             slack = score_behind(truth, step.replace(".weight", ".keep"), dtype)[2]
             share = min(slack.max(), 1.0) / EPS[stored.name]
             most = max(2, TIE_SHARE * right.size, right.size * share)
-            return ties if len(ties) <= most else ()
+            return found if len(found) <= most else ()
     return ()
 
 
 def carries_nothing(truth: Truth, step: str, dtype: str) -> bool:
-    """Whether a decision of SparseGPT is on products that were not written, some next to nothing.
-
-    An input of 0 scores 0, and all its weights go; one that carries ever so little scores as high
-    as damping makes it. Behind a GELU or a ReLU it may be either.
-    """
+    """Whether SparseGPT decided on products that were not written, some next to nothing."""
     if not step.startswith("sparsegpt") or not step.endswith(".keep"):
         return False
-    name = sums_behind(step)
+    name = ties.sums_behind(step)
     own = [x for other, x in own_errors(truth.case, dtype).items() if other.endswith(".products")]
-    slip = tolerance_of("score", np.zeros(1), max(filter(isfinite, own), default=0.0), dtype)
+    slip = _of_scores(max(filter(isfinite, own), default=0.0), dtype)
     carried = np.sqrt(np.diag(truth.value(name)))
     least = slip * np.sqrt(np.mean(np.square(carried)))
     return name not in truth.given and bool((carried <= least).any())
 
 
 def without_rounding(truth: Truth, actual: Mapping[str, Array], dtype: str) -> Mapping[str, Array]:
-    """The arrays, with 0 for a drift that should be 0 and nearly is, and NaN for its coefficient.
-
-    Alignments alike. Where the clean pass had another batch, the drift of a block that lost nothing
-    is that of two right states, which went through the blocks: the tolerances of both at most.
-    """
-    own, expected = own_errors(truth.case, dtype), truth.case.expected
-    states = [k for k in expected if k.endswith(".resid_post")]
-    off = [tolerance_of(k, expected[k], own[k], dtype) for k in states]
-    floor = 2 * max(off, default=0.0)
-    steps, ratio = truth.steps, coefficient_of("pruned.")
-    arrays = {k: x for k, x in actual.items() if k in expected and x.shape == expected[k].shape}
-    arrays = {k: x for k, x in arrays.items() if x.dtype.name in EPS}
+    """The arrays, with 0 for a drift that should be 0 and nearly is, NaN for its coefficient."""
+    own, expected, ratio = own_errors(truth.case, dtype), truth.case.expected, f"pruned.{RATIO}"
+    states = [k for k in expected if k.endswith(".resid_post")]  # of two right passes
+    floor = 2 * max((tolerance_of(k, expected[k], own[k], dtype) for k in states), default=0.0)
+    every = {k: x for k, x in actual.items() if k.startswith("pruned.") and is_experiment(k)}
+    fit = {k: x for k, x in every.items() if k in expected and x.shape == expected[k].shape}
     with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
-        for name in [k for k in arrays if k.startswith("pruned.") and k.endswith(".alignment")]:
-            right, rest = steps[name], np.square(floor) + 4 * EPS[arrays[name].dtype.name]
-            nothing = (lost(right) <= UNCHANGED) & (np.abs(arrays[name] - right) <= rest)
-            arrays[name] = np.where(nothing, right, arrays[name].astype(np.float64))
-        for name in [k for k in arrays if is_drift(k, "pruned.")]:
-            right, found = steps[name], arrays[name].astype(np.float64)
-            nothing = (right == 0) & (found > 0) & (found <= floor)
-            arrays[name] = np.where(nothing, 0.0, found)
-            if nothing[0] and ratio in arrays:
-                own = np.arange(len(arrays[ratio])) == int(name.split(".")[1])
-                arrays[ratio] = np.where(own, np.nan, arrays[ratio].astype(np.float64))
+        arrays = {k: x.astype(np.float64) for k, x in fit.items() if x.dtype.name in EPS}
+        for name in [x for x in arrays if x.endswith((".drift", ".alignment"))]:
+            right, found, drift = truth.steps[name], arrays[name], name.endswith(".drift")
+            if drift:
+                nothing = (right == 0) & (found > 0) & (found <= floor)
+            else:
+                rest = np.square(floor) + 4 * EPS[fit[name].dtype.name]
+                nothing = (lost(right) <= UNCHANGED) & (np.abs(found - right) <= rest)
+            arrays[name] = np.where(nothing, right, found)
+            if nothing[0] and drift and ratio in arrays:
+                arrays[ratio][int(name.split(".")[1])] = np.nan
     return {**actual, **arrays}
 
 
 def score_behind(truth: Truth, step: str, dtype: str) -> tuple[Array, int, Array]:
-    """Scores [out, in] behind a decision, their group as in `keep_ties`, and relative errors.
+    """Scores [out, in] behind a decision, their group, and relative errors, [in] or of all.
 
-    Of sums that the candidate wrote, the error is that of the arithmetic on them. Sums that it did
-    not write have refimpl's own; and what an input carries is off by rounding of what it is made
-    of, which is of the size of the others: an input that carries less than most is off by as much
-    more of itself. Errors are of each input, [in], or of all, [1], and may be beyond 1. To those of
-    SparseGPT is added what earlier blocks make that were rounded the other way.
+    An input that carries less than most is off by as much more of itself: the rounding of what it
+    is made of is of the size of the others.
     """
-    case, sums = truth.case, sums_behind(step)
-    pruner, block, linear = linear_of(step)
+    case, sums = truth.case, ties.sums_behind(step)
+    pruner, block, linear = ties.linear_of(step)
     weight, own = case.model.block(block, np.float64)[f"{linear}.weight"], own_errors(case, dtype)
     total = None if pruner == "magnitude" else truth.value(sums)
     sequences, how = len(case.inputs["token_ids"]), (case.recipe.pattern, case.recipe.damping)
-    score, group = scores_of(step, weight, truth.steps[step], total, sequences, how)
-    floor = tolerance_of("score", np.zeros(1), 0.0, dtype)
+    score, group = ties.scores_of(step, weight, truth.steps[step], total, sequences, how)
     if total is None or (sums in truth.given and not pruner.startswith("sparsegpt")):
-        return score, group, np.array([floor])
+        return score, group, np.array([_of_scores(0.0, dtype)])
     if not pruner.startswith("sparsegpt"):
-        slack, size = tolerance_of("score", np.zeros(1), own[sums], dtype), np.sqrt(total)
-        typical = np.sqrt(total.mean())
+        slack, size, typical = _of_scores(own[sums], dtype), np.sqrt(total), np.sqrt(total.mean())
     else:
         own = own_errors(case, dtype, not truth.is_chained(step))
         slack = tolerance_of(f"{step}score", np.zeros(1), own[f"{FACTOR}{block}"], dtype)
@@ -149,3 +126,72 @@ def score_behind(truth: Truth, step: str, dtype: str) -> tuple[Array, int, Array
         size, typical = np.sqrt(score), np.sqrt(score.mean(axis=1, keepdims=True))
     small = np.divide(typical, size, out=np.full(size.shape, inf), where=size > 0)
     return score, group, slack * np.maximum(small, 1.0)
+
+
+def _of_scores(own: float, dtype: str) -> float:
+    """The tolerance of scores, if refimpl's own error of what they are made of is this."""
+    return tolerance_of("score", np.zeros(1), own, dtype)
+
+
+class _Router:
+    """How far logits ``w x`` [N, S, E] of a router may be off, as x [D] is by t, in any direction.
+
+    ``t ||w|| ||x|| / sqrt(D) + 4 eps |w x|``
+    """
+
+    def __init__(self, truth: Truth, step: str, dtype: str, chained: bool) -> None:
+        norm, index = step.replace(ROUTER, "mlp_norm"), int(step.split(".")[1])
+        assert truth.case.model.config.experts is not None
+        self.experts = truth.case.model.config.experts
+        self.weights = truth.case.model.block(index, np.float64)
+        x, own = truth.value(norm), own_errors(truth.case, dtype)[norm] if chained else 0.0
+        self.logits, width = project(x, self.weights, "router"), x.shape[-1]
+        w = np.linalg.norm(self.weights["router.weight"], axis=1)
+        sizes = w * np.linalg.norm(x, axis=-1, keepdims=True)
+        rounding = FLOOR_16 * EPS[dtype] * np.abs(self.logits)
+        self.slack = tolerance_of(norm, x, own, dtype) / width**0.5 * sizes + rounding
+        self.truth = ties.unpacked(truth.steps[step], self.experts.num_experts)
+
+    def chosen(self, change: Array) -> ties.Keep:
+        """The experts that are chosen if the logits change by so much."""
+        correction = self.weights.get("router.correction")
+        chosen: ties.Keep = route(self.logits + change, self.experts, correction)[0]
+        return chosen
+
+    def near(self) -> Array:
+        """Tokens whose experts, or shares, a quarter of the tolerance may turn, [N, S]."""
+        slack = NEAR * self.slack
+        less = self.chosen(np.where(self.truth, -slack, slack))
+        turns: Array = np.any(less != self.truth, axis=-1)
+        if self.experts.scoring == "sparsemixer":
+            best, other = (np.expand_dims(self.logits, axis) for axis in (-1, -2))
+            limit = best - other - 2 * self.experts.jitter * np.maximum(np.abs(other), best)
+            at = np.abs(limit) <= np.expand_dims(slack, -1) + np.expand_dims(slack, -2)
+            turns |= np.any(at & np.expand_dims(self.truth, -1), axis=(-1, -2))
+        return turns
+
+
+def router_ties(truth: Truth, step: str, bits: Array, dtype: str) -> Positions:
+    """Tokens that go to other experts, if the router's rounding explains each, and not too many."""
+    router = _Router(truth, step, dtype, truth.is_chained(step))
+    mine = ties.unpacked(bits, router.experts.num_experts)
+    turned = (mine != router.truth).any(axis=-1)
+    explained = router.chosen(np.where(mine, 1, -1) * router.slack) == mine
+    most = 2 + max(ERROR_FACTOR * own_error(truth, step, dtype) / 2, int(router.near().sum()))
+    right = explained[turned].all() and turned.sum() <= most
+    return ties.positions(np.argwhere(turned)) if right else ()
+
+
+def follows_a_choice(truth: Truth, step: str, dtype: str) -> bool:
+    """Whether a step follows from experts that were not written, and that rounding may turn."""
+    names, experts = list(truth.case.expected), truth.case.model.config.experts
+    routers = {name for name in names if name.endswith(ROUTER)}
+    if experts is None or EPS[dtype] <= EPS["float32"]:
+        return False
+    if step.split(".")[0] in FORWARD:
+        unwritten = routers if experts.scoring == "sparsemixer" else routers - truth.given.keys()
+        if not unwritten.intersection(names[: names.index(step)]):
+            return False
+    elif step.endswith(GIVEN) or (truth.stepwise and step.startswith("pruned.blocks.")):
+        return False
+    return any(_Router(truth, name, dtype, True).near().any() for name in routers)

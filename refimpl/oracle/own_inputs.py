@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -9,9 +10,9 @@ from refimpl.errors import RefimplError
 from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, case_inputs, entries, is_choice, require_steps
-from refimpl.oracle.dense_steps import RATIO, by_noise
+from refimpl.oracle.dense_steps import RATIO, StepInputs, by_noise
 from refimpl.oracle.judging.measures import error_of
-from refimpl.oracle.judging.pruner_scores import unpacked
+from refimpl.oracle.judging.ties import unpacked
 from refimpl.oracle.steps import TABLE, every_array
 
 EXPERIMENTS = ("perturbed.", "coarse.", "pruned.")  # beginnings, of drifts and what is made of them
@@ -20,13 +21,9 @@ ENDS = (".drift", ".alignment", RATIO, ".stderr", ".divergence")
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What every step should be, for one candidate.
+    """What every step should be for one candidate, of blocks that are not shown, too.
 
-    Args:
-        steps: By name; of scores, products and weights, those of blocks that are not shown, too.
-        given: What later steps are computed from: the candidate's, or step by step the case's.
-        missing: The steps that each is computed from and that are not given.
-        stepwise: Whether the candidate was fed the case's values.
+    `missing` are the steps that each is computed from, and that are not `given`.
     """
 
     case: Case
@@ -39,15 +36,15 @@ class Truth:
         """A step as later ones read it."""
         return self.given.get(step, self.steps[step])
 
-    def is_chained(self, step: str) -> bool:
-        """Whether errors of earlier steps are part of it, as these were not written.
+    @cached_property
+    def inputs(self) -> StepInputs:
+        """The values that a step of the candidate is computed from."""
+        return replace(case_inputs(self.case, self.given), values=dict(self.steps))
 
-        Experiments are: the states between which a drift lies are no steps, and the difference of
-        two rounded states is one of their rounding.
-        """
-        return not self.stepwise and (
-            is_experiment(step) or bool(self.missing[step] & self.case.expected.keys())
-        )
+    def is_chained(self, step: str) -> bool:
+        """Whether errors of earlier steps are part of it, as these, or states, were not written."""
+        alone = bool(self.case.recipe.sample_tokens) or is_experiment(step)
+        return not self.stepwise and (alone or bool(self.missing[step] & self.case.expected.keys()))
 
 
 def is_experiment(step: str) -> bool:
@@ -58,13 +55,13 @@ def is_experiment(step: str) -> bool:
 def truth_of(
     case: Case, actual: Mapping[str, Array], stepwise: bool, chained: bool = False
 ) -> Truth:
-    """Compute every step from what a candidate wrote; from the tokens what it did not write.
+    """Compute every step from what a candidate wrote, and from the tokens what it did not write.
 
-    From the tokens alone, if its numbers are beyond any range; for a case of some tokens its own.
+    All from the tokens, if its numbers are beyond any range; for a case of some tokens its own.
     """
     if case.recipe.sample_tokens:
-        alone = {x: frozenset({x}) for x in case.expected}
-        return Truth(case, case.expected, {}, alone, stepwise)
+        right = {k: case.sampled(x) for k, x in case.expected.items()}
+        return Truth(case, right, {}, dict.fromkeys(right, frozenset()), stepwise)
     given = {k: x for k, x in usable(case, actual).items() if not chained or is_choice(k)}
     if stepwise:
         given |= entries(case)

@@ -16,7 +16,7 @@ from refimpl.model.model import zeroed
 from refimpl.model.ops import Array
 from refimpl.model.statistics import SUMS, block_with_sums, input_of
 from refimpl.oracle.dense_steps import NamedArrays, Starts, StepInputs, followed, measured
-from refimpl.oracle.judging.pruner_scores import sparsegpt_scores
+from refimpl.oracle.judging.ties import sparsegpt_scores
 from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.wanda import wanda_score
@@ -85,10 +85,7 @@ def by_pruners(inputs: StepInputs) -> NamedArrays:
 
 
 def _pruned(inputs: StepInputs, name: str) -> NamedArrays:
-    """One pruner, block by block through the pruned ones before.
-
-    Of all blocks and pruners, so also what is no step: the cases have those that are shown.
-    """
+    """One pruner, block by block through the pruned ones before; also what is no step."""
     model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
     method, sequences, given = METHODS[name], len(inputs.ids), inputs.given
     kind = "products" if method == "sparsegpt" else "squares"
@@ -132,7 +129,7 @@ def _pruned(inputs: StepInputs, name: str) -> NamedArrays:
             carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
         x = block(x, carried, place, config)
     step = inputs.of(f"{name}.perplexity", *inputs.missed)
-    inputs.perplexities[step] = perplexity(inputs.ids, inputs.logits(x))
+    inputs.perplexities[step] = perplexity(inputs.ids, head(x, model.head(inputs.dtype), config))
 
 
 def _require_tokens(linear: str, sums: dict[str, Array]) -> None:
@@ -152,10 +149,7 @@ def perplexities(inputs: StepInputs) -> NamedArrays:
 
 
 def perplexity(ids: npt.NDArray[np.int64], logits: Array) -> Array:
-    """``exp`` of the mean nats per predicted token, [1], from the logits of all tokens.
-
-    The last token is an input, too: where rotary tables depend on the length, as in the forward.
-    """
+    """``exp`` of the mean nats per predicted token, [1], from the logits of all tokens."""
     softmax = RunningSoftmax.start(ids[:, 1:].ravel())
     softmax = softmax.add(logits[:, :-1].reshape(-1, logits.shape[-1]), 0)
     return np.exp([-softmax.log_probabilities.mean()])

@@ -39,9 +39,6 @@ class Recipe(Checked):
         draws: Draws of the second experiment.
         bases: Base allocations, from `BASES`; pruners use the first.
         beta: Step per block of the base `atp`.
-        strength: Strength of the correction by absorption.
-        max_correction: Largest correction of a block's sparsity.
-        damping: Damping of SparseGPT's Hessian.
     """
 
     eta: float = option(0.01, "Size of the noise as a fraction of the state's norm.", "X")

@@ -1,38 +1,30 @@
-"""refimpl's own errors in a dtype, and the tolerance of every step of a case that is made of them.
-
-A base is a steep function of signals that lie close together, and a corrected allocation one of
-coefficients. A candidate whose signals are within their tolerance must not fail for that.
-"""
+"""refimpl's own errors in a dtype, and the tolerance of every step that is made of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import lru_cache
 from math import inf, isfinite
 
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.method.correction import centred_log, clipped_log
 from refimpl.model.ops import Array
 from refimpl.oracle.case import FACTOR, Case, case_inputs, is_choice, require_steps
-from refimpl.oracle.dense_steps import RATIO, StepInputs
+from refimpl.oracle.dense_steps import RATIO
 from refimpl.oracle.judging.measures import (
-    RESOLVABLE,
-    UNCHANGED,
-    error_of,
-    lost,
-)
-from refimpl.oracle.judging.pruner_scores import sparsegpt_error
-from refimpl.oracle.judging.records import record_of
-from refimpl.oracle.judging.tolerance import (
     EPS,
     FLOOR_16,
+    RESOLVABLE,
     SPARSEGPT_FACTOR,
+    UNCHANGED,
     arithmetic_of,
+    error_of,
+    lost,
     tolerance_of,
     writing_error,
 )
+from refimpl.oracle.judging.records import record_of
+from refimpl.oracle.judging.ties import sparsegpt_error
 from refimpl.oracle.own_inputs import EXPERIMENTS, Truth
 from refimpl.oracle.recipe import signal_of
 from refimpl.oracle.rounding import (
@@ -49,10 +41,7 @@ SAMPLES = (None, Float32MinusEight, Float32MinusSeven)  # in units of float32 wi
 
 
 def own_errors(case: Case, dtype: str, stepwise: bool = False) -> Mapping[str, float]:
-    """Refimpl's own error in a dtype by step: those of the case's folder, or measured once.
-
-    Of bits and counts, how many differ.
-    """
+    """Refimpl's own errors in a dtype by step: those of the case's folder, or measured once."""
     if dtype not in EPS:
         raise RefimplError(
             f"dtype {dtype} is not supported", " or ".join(EPS), "choose one of these"
@@ -67,6 +56,11 @@ def own_errors(case: Case, dtype: str, stepwise: bool = False) -> Mapping[str, f
             )
         case.errors[key] = _measured(case, dtype, stepwise)
     return case.errors[key]
+
+
+def own_error(truth: Truth, step: str, dtype: str) -> float:
+    """Refimpl's own error of a step, from the tokens or on the values that it was fed."""
+    return own_errors(truth.case, dtype, not truth.is_chained(step))[step]
 
 
 def errors_to_store(case: Case, dtypes: Sequence[str]) -> dict[str, Array]:
@@ -87,13 +81,7 @@ def way_of(dtype: str, stepwise: bool) -> str:
 
 
 def _measured(case: Case, dtype: str, stepwise: bool) -> Mapping[str, float]:
-    """Compute a case in a dtype, on its choices, or each step from all of the case's own values.
-
-    An error is the largest of several samples: computed in the dtype; and in float32, and in
-    float32 with eight and with seven bits fewer, in their units. A step that ends in few numbers is
-    a sum of errors of either sign, which may be near zero by chance; and where errors grow along
-    one direction, as in a sharp softmax, one number stands for all of them.
-    """
+    """The largest error by step of several samples (docs/explanation/tolerances.md)."""
     arrays = _computed(case, dtype, stepwise, ARITHMETIC.get(dtype))
     require_steps(case, arrays)
     scale = 2.0**-Float64MinusEight.fewer if dtype == "float64" else 1.0
@@ -151,13 +139,7 @@ def coefficient_of(experiment: str) -> str:
 
 
 def _difference_error(case: Case, errors: Mapping[str, float], experiment: str) -> float:
-    """The error of the difference of two rounded states: ``sqrt(2) rho / (d sqrt(n))``.
-
-    Each is off by rho of itself, in a direction of its own, and they lie d apart. Of n numbers with
-    errors of either sign, the part along the difference is one in sqrt(n). Rho is the largest of
-    the chained errors of states, step by step, too, as perturbed ones go through all later blocks;
-    d is the experiment's smallest drift above 0.
-    """
+    """The error of the difference of two rounded states: ``sqrt(2) rho / (d sqrt(n))``."""
     rho = max((x for name, x in errors.items() if name.endswith(".resid_post")), default=0.0)
     drifts = [x for name, x in case.expected.items() if is_drift(name, experiment)]
     least = min((float(x) for every in drifts for x in every if x > 0), default=inf)
@@ -166,12 +148,7 @@ def _difference_error(case: Case, errors: Mapping[str, float], experiment: str) 
 
 
 def _divergence_error(case: Case, step: str, logits: float) -> float:
-    """The error of divergences, as a share of the largest, KL, if logits err by so much.
-
-    ``sqrt(2 KL) sqrt(2 / T) e / KL``: two logits are off by e each, and KL is half the variance of
-    their difference, which is ``sqrt(2 KL)``; T tokens are off in either sign. In float64 the terms
-    of a divergence are as large as logits, and little is left of them.
-    """
+    """The error of divergences, as a share of the largest, if logits err by so much."""
     truth, largest = case.expected["logits"], case.expected[step].max(initial=0.0) or 1.0
     e = logits * float(np.sqrt(np.mean(np.square(truth))))
     by_logits = (2 / case.inputs["token_ids"].size) ** 0.5 * e * (2 / largest) ** 0.5
@@ -209,12 +186,7 @@ def _computed(
 
 
 def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> dict[str, float]:
-    """Errors by step; drifts, alignments, corrected allocations, perplexities have their largest.
-
-    They are means of errors of either sign, which may be near 0 by chance. Coefficients, ratios of
-    two drifts, have no less than drifts. A drift that should be 0, and what is divided by it, has
-    no relative error, and none is counted.
-    """
+    """Errors by step; of drifts, alignments, corrections, perplexities the largest counts."""
     errors = {}
     for step, value in truth.items():
         found = computed[step]
@@ -236,68 +208,61 @@ def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> 
     return errors
 
 
-def step_tolerances(truth: Truth, dtype: str, actual: Mapping[str, Array]) -> Mapping[str, float]:
-    """The largest error of every step by name; 0 for counts and bits.
+class StepTolerances(dict[str, float]):
+    """The largest error by step, computed when it is asked for; 0 for counts and bits.
 
-    ``8 own + 64 eps``, and of a base how far it moves when the signals behind it do, of a corrected
-    allocation also when the coefficients do: by half a unit of what they are written in, or by
-    their tolerance where they are not written.
+    That of an allocation has in it how far it moves with the numbers that it is made of.
     """
-    case, tolerances = truth.case, dict[str, float]()
-    units = {name: EPS.get(x.dtype.name, 0.0) / 2 for name, x in actual.items()}
-    inputs = replace(case_inputs(case, truth.given), values=dict(truth.steps))
-    for name, right in case.expected.items():
-        fed = not truth.is_chained(name)
-        own = own_errors(case, dtype, fed)[name]
-        tolerances[name] = tolerance_of(name, right, own, dtype, fed)
-        if name.endswith((".base", ".corrected")) and not truth.stepwise:
-            off = {x: units[x] if x in truth.given else tolerances[x] for x in tolerances}
-            floor = tolerance_of(name, right, 0.0, dtype, fed)
-            tolerances[name] = max(tolerances[name], _moved(inputs, name, off) + floor)
-        if name in actual:
-            tolerances[name] += writing_error(name, right, actual[name], dtype, fed)
-    if "coarse.stderr" in tolerances:  # a difference of coefficients: off by as much as these
-        ratio, stderr = (case.expected[f"coarse.{x}"] for x in ("absorption_coefficient", "stderr"))
-        off_by = tolerances["coarse.absorption_coefficient"] * ratio.max()
-        tolerances["coarse.stderr"] += off_by / (stderr.max() or 1.0)
-    return {
-        name: x + moved_by_rounding(case, name, dtype) if x else x for name, x in tolerances.items()
-    }
 
+    def __init__(self, truth: Truth, dtype: str, actual: Mapping[str, Array]) -> None:
+        self.truth, self.dtype, self.actual = truth, dtype, actual
 
-def _moved(inputs: StepInputs, step: str, off: Mapping[str, float]) -> float:
-    """How far a base moves with its signals; a corrected one also with what corrects it."""
-    name, _, last = step.partition(".")
-    by_noise = name in inputs.recipe.bases
-    base, log = (name, clipped_log) if by_noise else (inputs.recipe.bases[0], centred_log)
-    signal, moved = signal_of(base), 0.0
-    sources = {"arrival": "pruned.0.drift", "divergence": "pruned.divergence"}
-    source = sources.get(name, RATIO)
-    errors = inputs.number(source) if by_noise else inputs.errors(name)
+    def __missing__(self, step: str) -> float:
+        case, truth, dtype = self.truth.case, self.truth, self.dtype
+        right, fed = case.expected[step], not truth.is_chained(step)
+        tolerance = tolerance_of(step, right, own_error(truth, step, dtype), dtype, fed)
+        if step.endswith((".base", ".corrected")) and not truth.stepwise:
+            floor = tolerance_of(step, right, 0.0, dtype, fed)
+            tolerance = max(tolerance, self._moved(step) + floor)
+        if step in self.actual:
+            tolerance += writing_error(step, right, self.actual[step], dtype, fed)
+        if step == "coarse.stderr":  # a difference of coefficients: off by as much as these
+            ratio = coefficient_of("coarse.")
+            tolerance += self[ratio] * case.expected[ratio].max() / (right.max() or 1.0)
+        self[step] = tolerance + (moved_by_rounding(case, step, dtype) if tolerance else 0.0)
+        return self[step]
 
-    def allocation(dense: Array, by: Array) -> Array:
+    def _off(self, step: str) -> float:
+        """How far what a step is made of may be off."""
+        given = step in self.truth.given
+        return EPS.get(self.actual[step].dtype.name, 0.0) / 2 if given else self[step]
+
+    def _moved(self, step: str) -> float:
+        """How far a base moves with its signals; a corrected one also with what corrects it."""
+        inputs, (name, _, last) = self.truth.inputs, step.partition(".")
+        base = name if name in inputs.recipe.bases else inputs.recipe.bases[0]
+        signal, moved, (errors, log) = signal_of(base), 0.0, inputs.correction(name)
+
+        def allocation(dense: Array, by: Array) -> Array:
+            if last == "base":
+                return inputs.allocated(name, dense).base_sparsity
+            return inputs.corrected(base, dense, log(by))
+
+        if signal in inputs.known:
+            moved = moved_by(
+                lambda x: allocation(inputs.base(base, {signal: x}), errors),
+                inputs.number(signal),
+                self._off(signal),
+            )
         if last == "base":
-            return inputs.allocated(name, dense).base_sparsity
-        return inputs.corrected(base, dense, log(by))
-
-    if signal in inputs.known:
-        moved = moved_by(
-            lambda x: allocation(inputs.base(base, {signal: x}), errors),
-            inputs.number(signal),
-            off[signal],
-        )
-    if last == "base":
-        return moved
-    dense = inputs.base(base, {})
-    return moved + moved_by(lambda x: allocation(dense, x), errors, off[source])
+            return moved
+        dense, sources = inputs.base(base, {}), {"arrival": "pruned.0.drift", base: RATIO}
+        off = self._off(sources.get(name, "pruned.divergence"))
+        return moved + moved_by(lambda x: allocation(dense, x), errors, off)
 
 
 def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> float:
-    """How far a function of x, [L] or [L, ...], moves when each of x is `relative` off, t.
-
-    ``max_k sum_i |f(x with x_i (1 + t)) - f(x)|_k / max |f(x)|``, the larger of that and
-    1 / (1 + t); a t of more than 1 counts as 1.
-    """
+    """How far a function of x, [L] or [L, ...], moves when each of x is `relative` off."""
     at, moved = function(x), np.zeros(())
     for i in range(len(x)):
         changes = []
@@ -310,12 +275,7 @@ def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> f
 
 
 def moved_by_rounding(case: Case, step: str, dtype: str) -> float:
-    """What is added to the tolerance of SparseGPT's steps behind block 0, else 0.
-
-    Its new weights are rounded to the dtype of the file. Where that is coarser than the
-    candidate's, one that lies between two numbers may become either, in a block that is shown or
-    not, and what follows moves by units of the file's dtype.
-    """
+    """What SparseGPT's steps behind block 0 move by, as its weights are rounded as in the file."""
     if not step.startswith("sparsegpt") or ".blocks.0." in step:
         return 0.0
     names = {weight.stored.numpy_dtype.name for weight in case.model.weights.values()}

@@ -1,11 +1,4 @@
-"""The unchanged code on arrays that round whatever is stored, to measure what a dtype costs.
-
-A `RoundedArray` holds numbers of few bits in a dtype of more. NumPy asks it before it computes
-(`__array_ufunc__`, `__array_function__`): each operation is done in the wider dtype, and its result
-rounded once. So sums and products are as wide as on a GPU, and in 16 bits so is the mean square of
-a norm: float16 has no square of 256. Results in float64 (statistics, scores, drifts) are plain
-arrays. The error of float64 is that of eight bits fewer, divided by 2^8.
-"""
+"""The unchanged code on arrays that round whatever is stored, to measure what a dtype costs."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,12 +13,10 @@ from refimpl.model.ops import Array
 
 
 class RoundedArray(np.ndarray):
-    """Numbers of few bits, held in a dtype of more, in which they are computed with.
+    """Numbers of few bits, held in a dtype of more, in which NumPy does each operation.
 
-    Example:
-        >>> x = Bfloat16.of(np.array([1.0, 1.01], np.float32))
-        >>> (x * x).tolist(), (x * x).dtype.name, type(x * np.ones(2)).__name__
-        ([1.0, 1.015625], 'float32', 'ndarray')
+    Its result is rounded once, so sums and products are as wide as on a GPU, and in 16 bits so is
+    the mean square of a norm: float16 has no square of 256. Results in float64 are plain arrays.
     """
 
     held: npt.DTypeLike = np.float32
@@ -143,11 +134,7 @@ ARITHMETIC: Mapping[str, type[RoundedArray]] = {
 
 @dataclass(frozen=True)
 class RoundedModel(Model):
-    """A model whose weights are rounded once, and round what is computed with them.
-
-    Args:
-        kind: How its numbers are rounded.
-    """
+    """A model whose weights are rounded once, and round what is computed with them."""
 
     kind: type[RoundedArray] = Bfloat16
 

@@ -1,8 +1,4 @@
-"""The whole method on one model: every array that a candidate is checked against, by name.
-
-Names are in the order of execution, so the first that differs tells where to look. `TABLE` has the
-functions that compute them, by the method's own; a chain calls one after the other.
-"""
+"""The whole method on one model: every array that a candidate is checked against, by name."""
 
 from collections.abc import Callable, Mapping
 
@@ -43,38 +39,9 @@ def steps(
 ) -> dict[str, Array]:
     """Compute every step of a recipe, as `score`, `allocate` and `prune` do.
 
-    With L blocks, N sequences of S tokens, in this order:
-
-    - the trace points, [N, S, ...]; of a mixture also `blocks.{l}.router.keep`, bits,
-      [N, S, experts / 8]: which experts each token goes to;
-    - `perturbed.{l}.drift` and `.alignment`, after block l and every later one, [L - l];
-    - `absorption_coefficient` [L];
-    - `coarse.*`, the same at `coarse_eta` with several draws, and `coarse.stderr` [L], the standard
-      error of the coefficient (with n - 1), if there are two sequences or more;
-    - `owl.signal`, `dlp.signal`, `dlp_median.signal` [L], and `alphapruning.signal`,
-      `alphapruning_mid.signal` [L, linears];
-    - `{base}.base` and `{base}.corrected`, sparsities, [L]; `{base}.counts` [L, linears]; of
-      `alphapruning_linear`, `.corrected` is [L, linears];
-    - `pruned.*`, the perturbation by pruning at the first base: the dense `.squares`, `.counts` and
-      `.keep`, named as below; `.drift` and `.alignment`; the `absorption_coefficient`, and
-      `pruned.divergence` [L], nats; `arrival.corrected` and `divergence.corrected` [L], the first
-      base so corrected;
-    - for each of `magnitude`, `wanda`, `sparsegpt`, `pattern` (Wanda's n:m) and
-      `sparsegpt_pattern`, block by block through the pruned ones before:
-      `{pruner}.blocks.3.mlp_norm.squares` [in] (`.products` [in, in] for sparsegpt, of the shown
-      blocks), sums over the tokens of what linears read; `{pruner}.blocks.3.q_proj.keep`, bits,
-      [out, in / 8]; of the shown blocks `.score` (not of sparsegpt, where scores change as columns
-      go) and `.weight` (of wanda and sparsegpt), [out, in]; of magnitude and sparsegpt_pattern only
-      `.keep`;
-    - `dense.perplexity` and `{pruner}.perplexity` [1].
-
-    Args:
-        model: From `read_model`.
-        ids: Token ids, [N, S].
-        recipe: The computation.
-        dtype: Of the computation, float32 or float64; statistics and scores are float64.
-        choices: Steps `blocks.{l}.router.keep` with which the trace points are computed in place of
-            the model's own.
+    Their names (docs/reference/names.md, Steps of a case) are in the order of execution. Statistics
+    and scores are float64 in every dtype; `choices` are steps `blocks.{l}.router.keep` with which
+    the trace points are computed in place of the model's own.
 
     Raises:
         RefimplError: As `score`, `allocate` and `prune` raise it.
@@ -90,11 +57,7 @@ def steps(
 
 
 def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array]:
-    """What a table computes, with scores, products and weights of all blocks and pruners.
-
-    Of a recipe of some steps, these of the forward and the experiments by noise; with an experiment
-    also the states after each block, from whose errors its tolerance is made.
-    """
+    """What a table computes, of all blocks and pruners; with an experiment its states, too."""
     recipe, tokens = inputs.recipe, inputs.ids.shape[1]
     perturbs = any(recipe.perturbs(x, inputs.model.config.num_blocks) for x in ("", "coarse."))
     arrays: dict[str, Array] = {}

@@ -2,11 +2,11 @@
 
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import Document, converted, filled, plain, read_document
-from refimpl.oracle.check import Report, Verdict
+from refimpl.oracle.check import Report, Verdict, Way
 from refimpl.oracle.judging.measures import Status, StepResult
 from refimpl.show.header import counted, joined
 from refimpl.version import SPEC, __version__
@@ -44,7 +44,7 @@ class CheckDocument(Document, frozen=True, kw_only=True, forbid_unknown_fields=T
     candidate: str
     dtype: str
     stated: dict[str, str]
-    way: Literal["chained", "stepwise"]
+    way: Way
     verdict: Verdict
     first: FirstStep | None
     steps: tuple[CheckedStep, ...]
@@ -71,7 +71,7 @@ def report_document(report: Report, candidate: str) -> dict[str, Any]:
             candidate=candidate,
             dtype=report.dtype,
             stated=dict(report.stated),
-            way="stepwise" if report.stepwise else "chained",
+            way=report.way,
             verdict=report.verdict,
             first=first
             if first is None

@@ -22,7 +22,7 @@ def report_table(report: Report, candidate: str) -> str:
     versions = [f"refimpl {__version__}", f"spec {SPEC}"]
     facts = {
         "case": [case.name, f"family {case.model.config.family}", *versions],
-        "candidate": [candidate, report.dtype, _way(report)],
+        "candidate": [candidate, report.dtype, report.way],
         "judged by": ["the float64 truth", "and what the dtype costs refimpl itself"],
     }
     if report.stated:
@@ -142,7 +142,7 @@ def report_xml(report: Report) -> str:
     """A report as JUnit's XML: a test case per step; one that was not judged is skipped."""
     suite = ElementTree.Element(
         "testsuite",
-        name=f"refimpl {report.case.name}, {_way(report)}",
+        name=f"refimpl {report.case.name}, {report.way}",
         tests=str(len(report.steps)),
         failures=str(sum(step.status == "divergent" for step in report.steps)),
         skipped=str(sum(step.status not in ("pass", "divergent") for step in report.steps)),
@@ -195,7 +195,7 @@ def verdict_lines(report: Report, again: str = "") -> Iterator[str]:
         yield f"divergent, first at {first.step}: {_said(first)}"
         if causes := first.causes(report.dtype):
             yield from ("usual causes:", *(f"  {text}" for text in causes))
-        words = f"--only '{first.step}'" + (" --stepwise" if report.stepwise else "")
+        words = f"--only '{first.step}'" + " --stepwise" * (report.way == "stepwise")
         words += f" {report.options}" if report.options else ""
         if again:
             yield f"again: {again} {words}"
@@ -245,11 +245,6 @@ def _kinds(steps: Sequence[str]) -> list[str]:
 def _some(names: Sequence[str]) -> str:
     """The first of some names."""
     return ", ".join(names[:SHOWN_STEPS]) + (", ..." if len(names) > SHOWN_STEPS else "")
-
-
-def _way(report: Report) -> str:
-    """Whether each step of the candidate began with its own last step, or the case's values."""
-    return "stepwise" if report.stepwise else "chained"
 
 
 def _said(step: StepResult) -> str:

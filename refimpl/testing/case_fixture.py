@@ -16,7 +16,7 @@ from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.case_folders import cases_below, core_cases
 from refimpl.oracle.check import Report, check, read_candidate
-from refimpl.oracle.judging.candidate_arrays import arrays_of
+from refimpl.oracle.judging.candidate_arrays import array_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.oracle import report_table
 from refimpl.testing.cases import SelectedCase, Selection, distinct_cases, selected_cases
@@ -26,12 +26,7 @@ OPEN = {"inconclusive": "inconclusive", "resolved": "not resolved in some steps"
 
 @dataclass(frozen=True, repr=False)
 class CaseFixture:
-    """A case for a test.
-
-    Args:
-        selected: What the test asks of the case.
-        new_folder: Makes a folder for arrays that diverged.
-    """
+    """A case for a test, what the test asks of it, and a new folder for arrays that diverged."""
 
     case: Case
     selected: SelectedCase
@@ -76,11 +71,6 @@ class CaseFixture:
         return self.case.expected
 
     @property
-    def margins(self) -> Mapping[str, Array]:
-        """How near each discrete choice is to turning (docs/how-to/check.md)."""
-        return self.case.margins
-
-    @property
     def steps(self) -> tuple[str, ...]:
         """Names of the steps that are asked for, in the order of execution."""
         names = self.case.expected
@@ -95,19 +85,12 @@ class CaseFixture:
     ) -> Report:
         """Check arrays or torch tensors by the names of the steps, or a safetensors file of them.
 
-        Args:
-            actual: The arrays, or the file.
-            dtype: The dtype of the computation; the coarsest of the float arrays if None.
-            stepwise: Whether the computation read the case's own values (`expected`) at each step.
-            resolvable: Whether the steps suffice that the dtype resolves (verdict "resolved").
-
-        Raises:
-            AssertionError: A step diverges, is missing, or could not be judged; or a step of the
-                xfail list passes.
+        The dtype is that of the coarsest array if None; `stepwise`, each step read `expected`; if
+        `resolvable`, the verdict "resolved" suffices.
         """
         __tracebackhide__ = True
         if isinstance(actual, Mapping):
-            file, arrays = "", arrays_of(actual)
+            file, arrays = "", {name: array_of(x) for name, x in actual.items()}
         else:
             file, arrays = str(actual), read_candidate(Path(actual))
         report = check(self.case, arrays, self.selected.steps, dtype, stepwise)
@@ -130,16 +113,7 @@ def unittest_cases(
     families: Sequence[str] = (),
     steps: Sequence[str] = ("*",),
 ) -> Iterator[CaseFixture]:
-    """The core cases, and those in folders, for `self.subTest` of unittest, which has no fixtures.
-
-    Args:
-        folders: Cases, or folders of cases.
-        families: Families that are implemented; those of all cases if empty.
-        steps: Steps that are implemented, as shell patterns.
-
-    Raises:
-        RefimplError: A case that cannot be used, or a name that matches nothing.
-    """
+    """The core cases, and those in folders, for `self.subTest` of unittest; see `Selection`."""
     added = [case for folder in folders for case in cases_below(Path(folder))]
     core = core_cases(bool(families))
     selection = Selection(tuple(families), tuple(steps))

@@ -27,13 +27,7 @@ def distinct_cases(cases: Iterable[CaseFolder]) -> list[CaseFolder]:
 
 @dataclass(frozen=True)
 class Selection:
-    """The arguments of the marker `refimpl`.
-
-    Args:
-        families: Families that are implemented, such as "llama"; those of all cases if empty.
-        steps: Steps that are implemented, as shell patterns.
-        xfail: Cases that are known to fail, by name, or steps of one, as "case::pattern".
-    """
+    """The arguments of the marker: families, all if empty; patterns of steps; "case::pattern"."""
 
     families: tuple[str, ...] = ()
     steps: tuple[str, ...] = ("*",)
@@ -42,13 +36,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class SelectedCase:
-    """One case, and what a test asks of it.
-
-    Args:
-        steps: Patterns of the steps that are asked for.
-        fails: Whether the case as a whole is known to fail.
-        failing: Patterns of the steps that are known to fail.
-    """
+    """A case, patterns of the steps that a test asks of it, and what of it is known to fail."""
 
     case: CaseFolder
     steps: tuple[str, ...]

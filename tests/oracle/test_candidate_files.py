@@ -254,7 +254,8 @@ HOSTILE = {
     "a deep header": zipped(embed_npy=header("(" * 9000)),
     "short": zipped(embed_npy=header(FLAT)),
     "negative": zipped(embed_npy=header(FLAT.replace("4,", "-2, -2")) + b"0" * 16),
-    "huge": zipped(embed_npy=header(FLAT.replace("4,", "1 << 40,"))),
+    "huge": zipped(embed_npy=header(FLAT.replace("4,", f"{1 << 40},"))),
+    "a header of sums": zipped(embed_npy=header(FLAT.replace("4,", "1 << 40,"))),
     "empty and huge": zipped(embed_npy=header(FLAT.replace("4,", f"{2**62}, 0, 7"))),
     "fields": zipped(embed_npy=saved(np.zeros(2, [("a", "f4"), ("b", "f4")]))),
     "text": zipped(embed_npy=saved(np.array(["a"]))),
@@ -291,6 +292,9 @@ def test_pipes_and_folders_are_refused_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     assert ".npy" in refused("check", case, folder)
+    (folder / "embed.npy").write_bytes(header(FLAT.replace("4,", f"{1 << 40},")))
+    assert "no whole arrays" in refused("check", case, folder)
+    (folder / "embed.npy").unlink()
     os.mkfifo(folder / "embed.npy")
     assert "not a regular file" in refused("check", case, folder)
     assert "not a regular file" in refused("check", case, "/dev/zero")

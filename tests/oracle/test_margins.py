@@ -13,7 +13,7 @@ from gates import case_of, model_of
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
 from refimpl.oracle.case import computed_case
-from refimpl.oracle.judging.pruner_scores import dense_scores, sparsegpt_scores, unpacked
+from refimpl.oracle.judging.ties import dense_scores, sparsegpt_scores, unpacked
 from refimpl.oracle.margins import count_margin, row_margins
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import steps

@@ -16,7 +16,7 @@ from program import ran, refused, run
 from refusals import refusal_of
 from safetensors.numpy import save_file
 
-from refimpl.candidates.debugger_folder import DumpFolder
+from refimpl.candidates.program_outputs import DumpFolder
 from refimpl.candidates.steps import module_steps
 from refimpl.model.attention import merge_heads
 from refimpl.oracle.case import Case, make_case

@@ -21,8 +21,8 @@ from refimpl.oracle.case import (
 )
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import error_of
-from refimpl.oracle.judging.pruner_scores import Keep, unpacked
 from refimpl.oracle.judging.ties import (
+    Keep,
     count_ties,
     keep_ties,
     near_ties,
@@ -30,12 +30,13 @@ from refimpl.oracle.judging.ties import (
     reach,
     rounding_ties,
     turnable,
+    unpacked,
 )
 from refimpl.oracle.margins import row_margins
 from refimpl.oracle.near_ties import score_behind
 from refimpl.oracle.own_inputs import truth_of
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.reference_errors import is_drift, moved_by, own_errors, step_tolerances
+from refimpl.oracle.reference_errors import StepTolerances, is_drift, moved_by, own_errors
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import every_array, steps
 from refimpl.pruners.counts import counts, split_count
@@ -218,7 +219,7 @@ def test_an_input_that_carries_little_is_off_by_more() -> None:
 
 def test_a_base_of_signals_within_their_tolerance_is_within_its_own() -> None:
     case, rng = case_of("llama"), np.random.default_rng(0)
-    tolerances = step_tolerances(truth_of(case, {}, False), "float32", {})
+    tolerances = StepTolerances(truth_of(case, {}, False), "float32", {})
     inputs = case_inputs(case, case.expected)
     assert tolerances["dlp.signal"] < tolerances["dlp.base"] < 1e-4
     assert tolerances["dlp.counts"] == 0
@@ -367,7 +368,7 @@ def test_a_block_that_is_not_pruned_has_a_finite_tolerance(
     case = make_case(
         model_of("llama"), Tokens(IDS, "drawn uniformly", "ids"), recipe, tmp_path / "c"
     )
-    limits = step_tolerances(truth_of(case, {}, False), dtype, {})
+    limits = StepTolerances(truth_of(case, {}, False), dtype, {})
     assert all(
         np.isfinite(limits[f"{base}.{x}"]) for base in recipe.bases for x in ("base", "corrected")
     )
@@ -383,9 +384,7 @@ def test_products_of_an_input_that_carries_little_have_fewer_digits() -> None:
     """The smallest row may be off by more of itself, the largest may not."""
     case, step = case_of("llama"), "sparsegpt.blocks.0.mlp_hidden.products"
     truth = case.expected[step]
-    tolerance = step_tolerances(truth_of(case, case.expected, False), "float32", case.expected)[
-        step
-    ]
+    tolerance = StepTolerances(truth_of(case, case.expected, False), "float32", case.expected)[step]
     size = np.linalg.norm(truth, axis=1)
     assert 1.5 * size.min() < np.sqrt(np.mean(size**2))
     for row, status in ((size.argmin(), "pass"), (size.argmax(), "divergent")):

@@ -70,7 +70,7 @@ def test_the_command_runs_a_graph(tmp_path: Path) -> None:
     export(case.model, path, outputs="trace")
     words = ["check", case.folder, path, "--device", "cpu"]
     asked = [word for pattern in FORWARD for word in ("--only", pattern)]
-    assert " ".join(ran(*words, *asked).split()).count("float32, chained") == 1
+    assert " ".join(ran(*words, *asked).split()).count("float32, own inputs") == 1
     assert run(*words).code == 3  # it has nothing but the forward
     assert "--stepwise with a graph" in refused(*words, "--stepwise")
     tensors = case.folder / "expected.safetensors"

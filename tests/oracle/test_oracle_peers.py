@@ -18,7 +18,7 @@ from refimpl.loading.checkpoint import read_model
 from refimpl.model.ops import Array
 from refimpl.oracle.case import PEER
 from refimpl.oracle.check import check
-from refimpl.oracle.peer import peer_steps
+from refimpl.oracle.margins import peer_steps
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import steps
 from refimpl.show.oracle import report_table

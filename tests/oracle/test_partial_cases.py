@@ -64,6 +64,15 @@ def test_a_check_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     refusal_of(check, absent, case.expected, says="could not compute this case in float64")
 
 
+def test_a_check_of_one_step_moves_no_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tolerances of other steps are not computed: that of an allocation takes the longest."""
+    case = case_of("llama")
+    monkeypatch.setattr("refimpl.oracle.reference_errors.moved_by", None)
+    assert check(case, case.expected, ("blocks.0.q",)).verdict == "pass"
+    with pytest.raises(TypeError):
+        check(case, case.expected, ("owl.base",))
+
+
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_a_candidate_may_give_all_tokens_or_those_of_the_case(

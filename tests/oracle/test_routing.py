@@ -13,7 +13,7 @@ from refimpl.model.forward import project
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, computed_case, stepwise_steps
 from refimpl.oracle.check import check
-from refimpl.oracle.judging.pruner_scores import unpacked
+from refimpl.oracle.judging.ties import unpacked
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC, Bfloat16
 from refimpl.oracle.steps import steps
@@ -107,6 +107,24 @@ def test_other_right_arithmetic_in_16_bits_does_not_diverge() -> None:
     report = check(case, fed | {step: 2 * fed[step]}, dtype="bfloat16", stepwise=True)
     assert [x.step for x in report.steps if x.status == "conditional"] == [step]
     assert report.first is None
+
+
+def test_in_a_case_of_some_tokens_the_choice_of_these_is_judged() -> None:
+    """At the edge it may go either way in bfloat16; the case does not hold what the others read."""
+    whole, case = mixture("qwen2_moe"), mixture("qwen2_moe", replace(FORWARD, sample_tokens=6))
+    held, verdicts = {0, 5, 9, 14, 18, 23}, []
+    for rank in range(48):
+        bits = with_another_expert(whole, rank)
+        (token,) = np.argwhere((bits != whole.expected[STEP]).any(axis=-1))[:, 1]
+        for dtype in ("bfloat16", "float32"):
+            verdict = check(case, {STEP: bits}, (STEP,), dtype).verdict
+            if token not in held:
+                assert verdict == "pass"
+            elif dtype == "bfloat16":
+                verdicts.append(verdict)
+            else:
+                assert verdict == "divergent"
+    assert ("pass" in verdicts, verdicts[-1]) == (True, "divergent")  # the clearest comes last
 
 
 def test_without_its_choice_a_candidate_is_inconclusive() -> None:

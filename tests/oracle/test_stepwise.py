@@ -279,11 +279,12 @@ def test_the_command_says_which_way(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     read_cases_once(monkeypatch)
     case, actual, xml = case_of("llama"), computed("llama", stepwise=True), tmp_path / "report.xml"
     path = write_arrays(tmp_path / "actual.safetensors", actual)
-    for words, way in ((("--stepwise",), "stepwise"), ((), "chained")):
+    for words, way in ((("--stepwise",), "stepwise"), ((), "own inputs")):
         out = ran("check", case.folder, path, "--json", "--junit-xml", xml, "--force", *words)
         assert json.loads(out)["way"] == way
         assert ElementTree.parse(xml).getroot().get("name") == f"refimpl llama, {way}"
         assert f"float32, {way}" in ran("check", case.folder, path, *words)
+    assert check(case, actual, ("embed",), chained=True).way == "chained"
     write_arrays(path, actual | {"blocks.1.q": -actual["blocks.1.q"]})
     done = run("check", case.folder, path, "--stepwise")
     assert done.code == 1

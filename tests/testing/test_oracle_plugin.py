@@ -375,7 +375,7 @@ def test_the_fixture_describes_the_case(tmp_path: Path) -> None:
     assert case.expected.keys() == case_of("opt").expected.keys()
     for stepwise in (False, True):
         report = case.check(computed("opt", stepwise=stepwise), stepwise=stepwise)
-        assert (report.verdict, report.stepwise) == ("pass", stepwise)
+        assert (report.verdict, report.way == "stepwise") == ("pass", stepwise)
     with pytest.raises(AssertionError, match="opt diverges, first at embed"):
         case.check(computed("opt") | {"embed": -computed("opt")["embed"]}, stepwise=True)
 

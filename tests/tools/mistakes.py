@@ -297,7 +297,6 @@ ALLOCATION = mistakes(
     ("correction not centred", "⟦centre - v→-v⟧", "strong"),
     ("corrected allocation not on budget",
      'corrected = ⟦project(moved, totals, recipe["sparsity"])→moved⟧', "strong"),
-    "alphapruning_linear.corrected",
     ("budget met by a factor",
      'corrected = ⟦project(moved, totals, recipe["sparsity"])'
      '→[x * recipe["sparsity"] * len(moved) / sum(moved) for x in moved]⟧', "strong"),

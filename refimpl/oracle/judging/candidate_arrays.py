@@ -1,6 +1,5 @@
 """Arrays by name: of a candidate or a case, from memory or from a file."""
 
-from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,6 @@ CANDIDATE_DTYPES = {  # safetensors' names
     "BOOL": np.dtype(np.bool_),
     "C64": np.dtype(np.complex64),  # of a rotation, which is no step
 }
-
-
-def arrays_of(actual: Mapping[str, Any]) -> dict[str, Array]:
-    """Arrays, or torch tensors from any device, as arrays by name; torch is not imported."""
-    return {name: array_of(value) for name, value in actual.items()}
 
 
 def stored_arrays(path: Path) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""The error of one step against the truth, and whether it is too large."""
+"""The error of one step against the truth, its tolerance, and whether it is too large."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
+from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.judging.records import record_of, usual_causes
 
@@ -23,6 +24,18 @@ UNCHANGED = 2.0**-49  # what rounding in float64 leaves of ``1 - A`` where nothi
 FORWARD = ("embed", "blocks", "final_norm", "logits")  # first words of the trace points
 
 COMPARED_AT_ONCE = 1 << 20  # numbers
+ERROR_FACTOR = 8.0  # of refimpl's own error
+FLOOR = 64.0  # units in the last place, where that error happens to be small
+FLOOR_16 = 4.0  # the same in 16 bits, where 64 units are half of a number
+COSINE = 3.0  # six halves: a product, two norms, their product, the quotient, and as it is written
+SPARSEGPT_FACTOR = 4.0  # right inverses of a Hessian differ by more than rounding
+EPS = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+    "tf32": 2.0**-10,
+}
 
 Status = Literal["pass", "divergent", "missing", "conditional", "unresolved"]
 Positions = tuple[tuple[int, ...], ...]
@@ -31,17 +44,7 @@ Positions = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class StepResult:
-    """The judgement on one step.
-
-    Args:
-        status: "conditional" is not judged, as rounding turned an earlier choice; "unresolved" is
-            not, as refimpl's own error in the dtype is so large that agreement says nothing.
-        error: As its measure has it (`error_of`).
-        own: refimpl's own error in the candidate's dtype.
-        where: Index of the worst place.
-        fault: A fault that no error expresses, such as a wrong shape, or "".
-        near_ties: Positions where a discrete step differs that rounding could turn.
-    """
+    """The judgement on one step; "conditional" and "unresolved" say that there can be none."""
 
     step: str
     status: Status
@@ -109,12 +112,7 @@ def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, 
 def worst_token(
     actual: Array, expected: Array, least: float = 0.0
 ) -> tuple[float, tuple[int, ...]]:
-    """Error and place of the worst row: ``max_t ||actual_t - expected_t|| / ||expected_t||``.
-
-    A mean would hide that row, and an angle does not depend on scale. Both arrays are [..., D] and
-    finite; the error is infinite if a row should be 0 and is not. No row counts as smaller than
-    `least`.
-    """
+    """Error of rows [..., D], ``max_t ||a_t - e_t|| / max(||e_t||, least)``, and its place."""
     rows, expected_rows = (x.reshape(-1, x.shape[-1]) for x in (actual, expected))
     step, worst, at = max(1, COMPARED_AT_ONCE // rows.shape[-1]), -1.0, 0
     for start in range(0, len(rows), step):
@@ -132,6 +130,59 @@ def worst_token(
 def lost(alignment: Array) -> Array:
     """``1 - A`` of alignments A, 0 where rounding leaves it below."""
     return np.maximum(1 - alignment, 0.0)
+
+
+def tolerance_of(step: str, truth: Array, own: float, dtype: str, stepwise: bool = False) -> float:
+    """The largest error that a step may have (its truth in float64), if refimpl's own is this.
+
+    ``8 own + 64 eps``, in 16 bits ``8 own + 4 eps``; for SparseGPT four times that; 0 for counts
+    and bits. An alpha errs by ``alpha - 1`` times as much as the eigenvalues that it is made of. An
+    alignment A is computed in float32 or more; its units are those of A, its error of ``1 - A``.
+    """
+    measure = record_of(step).measure
+    if measure in ("counts", "bits"):
+        return 0.0
+    if measure == "lost":
+        units = FLOOR if dtype == "float64" else COSINE
+        return ERROR_FACTOR * own + units * min(EPS[dtype], EPS["float32"]) / _least_lost(truth)
+    eps = EPS[arithmetic_of(step, dtype, stepwise)]
+    factor = SPARSEGPT_FACTOR if step.startswith("sparsegpt") else 1.0
+    if step.startswith("alphapruning") and step.endswith(".signal"):
+        factor = max(1.0, float(truth.max()) - 1)
+    return factor * (ERROR_FACTOR * own + (FLOOR_16 if eps > EPS["float32"] else FLOOR) * eps)
+
+
+def arithmetic_of(step: str, dtype: str, stepwise: bool) -> str:
+    """The dtype of a step: step by step float32 at least, if no state of the model is behind it."""
+    return (
+        "float32" if stepwise and record_of(step).exact and EPS[dtype] > EPS["float32"] else dtype
+    )
+
+
+def writing_error(step: str, truth: Array, array: Array, dtype: str, stepwise: bool) -> float:
+    """What a step is off by where it is written in fewer bits than it is computed in."""
+    unit = EPS.get(array.dtype.name, 0.0) / 2
+    if record_of(step).measure == "lost":
+        return unit / _least_lost(truth) if unit > EPS["float32"] else 0.0
+    return unit if arithmetic_of(step, dtype, stepwise) != dtype else 0.0
+
+
+def _least_lost(alignment: Array) -> float:
+    """The smallest ``1 - A`` of alignments A, except where nothing was lost."""
+    left = lost(alignment)
+    return float(np.min(left[left > UNCHANGED], initial=1.0))
+
+
+def dtype_of(actual: Mapping[str, Array]) -> str:
+    """The dtype that a candidate computed in: the coarsest of its float arrays."""
+    names = {value.dtype.name for value in actual.values()} & EPS.keys()
+    if not names:
+        raise RefimplError(
+            "the candidate has no float array",
+            f"arrays of {', '.join(EPS)}",
+            "add --dtype, or write the results in the dtype of their computation",
+        )
+    return max(names, key=lambda name: EPS[name])
 
 
 def step_result(
@@ -153,16 +204,18 @@ def step_result(
     unresolved = own >= 1 and measure in RESOLVABLE
     if error <= tolerance and tolerance >= 1:
         fault = ""
+    status: Status = "unresolved"
+    near: Positions = ()
+    zero_by_zero = step.endswith("absorption_coefficient") and "NaN" in fault
     if not fault and error <= tolerance:
         if tolerance < RESOLVABLE.get(measure, inf):
-            return StepResult(step, "pass", error, tolerance, own, where)
-        share = f"{error / tolerance:.2g} of a tolerance of {tolerance:.2g}"
-        words = f"not resolvable in this dtype: {share}"
-        return StepResult(step, "unresolved", error, tolerance, own, where, words)
-    zero_by_zero = step.endswith("absorption_coefficient") and "NaN" in fault
-    if unresolved and (not fault or zero_by_zero):
-        words = f"{fault}; {UNRESOLVED}" if fault else UNRESOLVED
-        return StepResult(step, "unresolved", error, tolerance, own, where, words)
-    near = () if fault else ties()
-    status: Status = "pass" if near else "divergent"
+            status = "pass"
+        else:
+            share = f"{error / tolerance:.2g} of a tolerance of {tolerance:.2g}"
+            fault = f"not resolvable in this dtype: {share}"
+    elif unresolved and (not fault or zero_by_zero):
+        fault = f"{fault}; {UNRESOLVED}" if fault else UNRESOLVED
+    else:
+        near = () if fault else ties()
+        status = "pass" if near else "divergent"
     return StepResult(step, status, error, tolerance, own, where, fault, near)

@@ -9,29 +9,16 @@ from typing import Any, Literal
 
 from refimpl.errors import RefimplError
 
-StepMeasure = Literal[
-    "rows", "typical rows", "numbers", "lost", "shares", "counts", "bits"
-]  # fmt: skip
+StepMeasure = Literal["rows", "typical rows", "numbers", "lost", "shares", "counts", "bits"]
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A kind of step.
+    """A kind of step: how it is measured (docs/explanation/tolerances.md), and why it goes wrong.
 
-    "rows" and "numbers" take the relative error of the worst row or number; "shares" the worst
-    error as a share of the largest number, as one may be 0; "counts" and "bits" count the
-    differences. Squares are one row: a channel that hardly carries anything has few digits. An
-    input of products is made of numbers of the size of the others, and off by their rounding: of
-    "typical rows" none counts as smaller than the root mean square of all. "lost" is the error of
-    ``1 - A`` of an alignment A: small perturbations leave all of them near 1.
-
-    Args:
-        measure: How the error is measured.
-        causes: Usual causes if a step is the first that is wrong, the likeliest first.
-        reads: The trace points of the block that it is computed from; later steps note themselves
-            what they read (`StepInputs.of`).
-        domain: What its numbers can be; rounding may leave an end by some units.
-        exact: Computed in float32 or more in every dtype, from numbers or stored weights.
+    Of "typical rows" none counts as smaller than the root mean square of all; "lost" is the error
+    of ``1 - A`` of an alignment A. Trace points say what they read of their block, later steps note
+    it themselves (`StepInputs.of`). `exact` ones are computed in float32 or more in every dtype.
     """
 
     measure: StepMeasure
@@ -49,25 +36,6 @@ NORM = (
     "another eps, or eps outside the root",
     "weights that are stored minus 1 (Gemma)",
     "RMSNorm in place of LayerNorm, or vice versa; a missing bias",
-)
-PROJECTION = (
-    "a weight that was changed, transposed, or taken from another block",
-    "a missing bias",
-    "a fused tensor cut in the wrong order (thirds, or head by head)",
-    "a missing norm of each head, of all heads together, or after the rotation",
-)
-ROTATION = (
-    "theta, or its scaling (linear, llama3), or those of another kind of block",
-    "pairs: channel i rotates with channel i + h/2, not with its neighbour; the direction",
-    "positions: the first is 0 in each sequence of a batch",
-    "the number of channels of a head that rotate, or a block that does not rotate",
-)
-COEFFICIENT = (
-    "a ratio of means: it is the mean of the tokens' ratios, over tokens, then sequences",
-    "another denominator: it is the drift after the perturbed block itself, and the numerator that "
-    "after the last block",
-    "the inverse ratio, or a geometric mean",
-    "tokens without a drift, which do not count",
 )
 STATISTIC = (
     "a sum over tokens in place of a mean, or sequences that were counted twice",
@@ -100,8 +68,18 @@ RECORDS: Mapping[str, StepRecord] = {  # by pattern of names; the first one coun
         "token ids that were shifted or padded"),
     "blocks.*.resid_pre": _record("rows", *STREAM[1:]),
     "blocks.*.attn_norm": _record("rows", *NORM, reads=("resid_pre",)),
-    "blocks.*.[qkv]": _record("rows", *PROJECTION, reads=("attn_norm", "latent")),
-    "blocks.*.[qk]_rope": _record("rows", *ROTATION, reads=("q", "k")),
+    "blocks.*.[qkv]": _record("rows",
+        "a weight that was changed, transposed, or taken from another block",
+        "a missing bias",
+        "a fused tensor cut in the wrong order (thirds, or head by head)",
+        "a missing norm of each head, of all heads together, or after the rotation",
+        reads=("attn_norm", "latent")),
+    "blocks.*.[qk]_rope": _record("rows",
+        "theta, or its scaling (linear, llama3), or those of another kind of block",
+        "pairs: channel i rotates with channel i + h/2, not with its neighbour; the direction",
+        "positions: the first is 0 in each sequence of a batch",
+        "the number of channels of a head that rotate, or a block that does not rotate",
+        reads=("q", "k")),
     "blocks.*.latent": _record("rows",
         "the eps of its norm, which is 1e-6 whatever that of the others; a missing norm",
         "the rotated part of the keys taken for channels of it, or vice versa",
@@ -164,7 +142,13 @@ RECORDS: Mapping[str, StepRecord] = {  # by pattern of names; the first one coun
         "signs or norms: it is the cosine between the perturbed and the clean state",
         "the difference of the states in place of the perturbed one; one norm twice",
         domain=(-1, 1)),
-    "*absorption_coefficient": _record("numbers", *COEFFICIENT, domain=(0, inf)),
+    "*absorption_coefficient": _record("numbers",
+        "a ratio of means: it is the mean of the tokens' ratios, over tokens, then sequences",
+        "another denominator: it is the drift after the perturbed block itself, and the numerator "
+        "that after the last block",
+        "the inverse ratio, or a geometric mean",
+        "tokens without a drift, which do not count",
+        domain=(0, inf)),
     "*.stderr": _record("shares",
         "n in place of n - 1, or a deviation that is not divided by the root of n",
         "over tokens or draws: it is over the means of sequences", domain=(0, inf)),
@@ -237,12 +221,7 @@ SINGLE, HALF, COARSE = 1e-9, 1e-4, 2e-2  # errors above the first two suggest fl
 
 @cache
 def record_of(step: str) -> StepRecord:
-    """The record of a step, by its name.
-
-    Example:
-        >>> record_of("wanda.blocks.0.q_proj.keep").measure, record_of("owl.signal").domain
-        ('bits', (0, inf))
-    """
+    """The record of a step, by its name."""
     for pattern, record in RECORDS.items():
         if fnmatchcase(step, pattern):
             return record

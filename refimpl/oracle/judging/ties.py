@@ -1,26 +1,100 @@
-"""Near ties of decisions, counts, outliers and stored weights, which rounding may turn."""
+"""The scores that decisions compare, and near ties: what rounding may turn."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import inf
 
 import numpy as np
+import numpy.typing as npt
 
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.model.statistics import input_of
 from refimpl.oracle.judging.measures import Positions
-from refimpl.oracle.judging.pruner_scores import Keep, unpacked
+from refimpl.pruners.compensation import compensated, inverse_of_upper, upper_factor
 from refimpl.pruners.counts import split_count, total_count
+from refimpl.pruners.pattern import parse_pattern
+from refimpl.pruners.sparsegpt import WIDTH, hessian
+from refimpl.pruners.wanda import wanda_score
+
+Keep = npt.NDArray[np.bool_]
+"""Decisions on weights, True = stays."""
+
+
+def unpacked(bits: Array, width: int) -> Keep:
+    """Decisions [..., width] from packed bits."""
+    return np.unpackbits(bits.astype(np.uint8), axis=-1, count=width).astype(np.bool_)
+
+
+def dense_scores(model: Model, steps: Mapping[str, Array], sequences: int) -> Iterator[Array]:
+    """Wanda's scores of each block of the dense model, all linears in one row, from its sums."""
+    for i, linears in enumerate(model.config.linears):
+        weights = model.block(i, np.float64)
+        sums = [steps[f"pruned.blocks.{i}.{input_of(name)}.squares"] for name in linears]
+        pairs = zip(linears, sums, strict=True)
+        scores = [wanda_score(weights[f"{name}.weight"], x / sequences) for name, x in pairs]
+        yield np.concatenate([score.ravel() for score in scores])
+
+
+def sparsegpt_scores(
+    weight: Array, products: Array, sequences: int, keep: Keep, damping: float, group: int = WIDTH
+) -> tuple[Array, Array]:
+    """SparseGPT's scores when `group` columns were decided on, and new weights, both [out, in]."""
+    score = np.empty(weight.shape)
+
+    def decide(piece: Array, start: int) -> Keep:
+        columns = slice(start, start + piece.shape[1])
+        score[:, columns] = piece
+        return keep[:, columns]
+
+    new = compensated(weight, hessian(products, sequences), decide, group, damping, WIDTH)
+    return score, new.weight
+
+
+def sparsegpt_error(products: Array, truth: Array, sequences: int, damping: float) -> float:
+    """The largest relative error of the factor's ``diag(U)^2``, by which scores are divided."""
+    scale, right = (
+        np.square(np.diag(inverse_of_upper(upper_factor(hessian(x, sequences), damping))))
+        for x in (products, truth)
+    )
+    return float(np.max(np.abs(scale / right - 1)))
+
+
+def linear_of(step: str) -> tuple[str, int, str]:
+    """The pruner, block and linear of a step such as `wanda.blocks.1.experts.3.down_proj.keep`."""
+    pruner, _, block, rest = step.split(".", 3)
+    return pruner, int(block), rest.rpartition(".")[0]
+
+
+def sums_behind(step: str) -> str:
+    """The step with the sums that a decision, not by magnitude, is made of."""
+    pruner, block, linear = linear_of(step)
+    kind = "products" if pruner.startswith("sparsegpt") else "squares"
+    return f"{pruner}.blocks.{block}.{input_of(linear)}.{kind}"
+
+
+def scores_of(
+    step: str, weight: Array, bits: Array, total: Array | None, count: int, how: tuple[str, float]
+) -> tuple[Array, int]:
+    """The scores [out, in] that a decision compares, and their group (`together`).
+
+    `total` are sums over `count` sequences, None of magnitude; `how` is (pattern, damping).
+    """
+    pruner = linear_of(step)[0]
+    group = parse_pattern(how[0]).group if pruner.endswith("pattern") else 0
+    if total is None:
+        return np.abs(weight), -weight.shape[1]
+    if not pruner.startswith("sparsegpt"):
+        return wanda_score(weight, total / count), group
+    right = unpacked(bits, weight.shape[1])
+    score, _ = sparsegpt_scores(weight, total, count, right, how[1], group or WIDTH)
+    return score, group or -WIDTH
 
 
 def near_ties(keep: Keep, truth: Keep, score: Array, relative: float | Array) -> Keep:
-    """Which decisions differ within rounding: their score is near the row's threshold.
+    """Which decisions [rows, n] differ as their scores, off by `relative`, are near the threshold.
 
-    A weight that should go may stay if its score is within ``relative`` of the lowest that stays in
-    its row, and one that should stay may go if it is as near to the highest that goes; as many of
-    a row have to stay as should. Where some rows lose one weight more than others, those whose
-    next candidate scores lowest, two rows may change places whose candidates are as near.
-
-    Decisions and scores, which are at least 0, are [rows, n] and compared within a row; `relative`
-    is the error of two scores together, at most 1, one number or of each.
+    Rows that lose one weight more than others are those whose next candidate scores lowest: two may
+    change places whose candidates are as near.
     """
     low, high = reach(score, relative)
     lowest = np.min(np.where(truth, low, inf), axis=1, keepdims=True)  # of those that stay
@@ -49,10 +123,9 @@ def reach(score: Array, relative: float | Array) -> tuple[Array, Array]:
 
 
 def together(group: int, *arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Parts of arrays [out, in], decided on one after the other, in rows that are compared.
+    """Arrays [out, in], in parts that are decided on in turn, as rows of what is compared.
 
-    `group` is how many consecutive inputs are compared with each other: a row if 0, and if negative
-    those of all rows, as in SparseGPT.
+    `group` inputs are compared: a row if 0; if negative those of all rows, as in SparseGPT.
     """
     width, shape = arrays[0].shape[1], (1, -1) if group < 0 else (-1, group or arrays[0].shape[1])
     for start in range(0, width, -group) if group < 0 else (0,):
@@ -63,12 +136,7 @@ def together(group: int, *arrays: Array) -> Iterator[tuple[Array, ...]]:
 def keep_ties(
     keep: Array, truth: Array, score: Array, group: int, relative: float | Array
 ) -> Positions:
-    """Where two decisions differ, if all of these positions are near ties.
-
-    In SparseGPT decisions on later columns follow from earlier ones, and are not looked at from the
-    first near tie on. Decisions are bits, [out, in / 8], scores [out, in]; groups are those of
-    `together`.
-    """
+    """Where decisions, bits [out, in / 8], differ, if near ties explain all of a first part."""
     decided, right = (unpacked(x, score.shape[1]) for x in (keep, truth))
     if not np.array_equal(np.packbits(decided, axis=1), keep):  # what fills a byte up
         return ()
@@ -86,10 +154,7 @@ def keep_ties(
 def sequential_ties(
     keep: Array, truth: Array, score: Array, group: int, relative: float | Array
 ) -> Positions:
-    """As `keep_ties`, where each group of a row is decided on after the ones before it.
-
-    What follows a near tie in a row is not looked at: it was decided on other weights.
-    """
+    """As `keep_ties`, where what follows a near tie in a row was decided on other weights."""
     width = score.shape[1]
     decided, right = unpacked(keep, width), unpacked(truth, width)
     differ = (decided != right).reshape(len(score), -1, group)
@@ -121,12 +186,10 @@ def turnable(truth: Array, score: Array, group: int, relative: Array) -> int:
 def count_ties(
     counts: Array, truth: Array, sparsity: Array, sizes: Array, target: float, relative: float
 ) -> Positions:
-    """Where counts [L, linears] differ, if sparsities [L] that are off by `relative` explain it.
+    """Where counts [L, linears] differ, if sparsities off by a share of the largest explain it.
 
-    `relative` is a share of the largest sparsity.
-
-    The largest remainder rounds quotas q to n if and only if n sums to the budget and
-    ``max(q - n) - min(q - n) <= 1`` (docs/explanation/method.md, section 5).
+    Quotas q are rounded to n if the budget is met and ``max(q - n) - min(q - n) <= 1``
+    (docs/explanation/method.md, section 5).
     """
     if sparsity.ndim == 2:  # the units are linears, each of a row of its own
         exists = sizes > 0
@@ -156,12 +219,7 @@ def outlier_ties(
     relative: float,
     share: float,
 ) -> Positions:
-    """Blocks where OWL's outliers differ, if the scores that make the difference are near ties.
-
-    Percentages are [L], and need no tie if their relative error is `allowed`. Scores are off by
-    `relative`, and so is their mean, which an outlier exceeds m times. At most a `share` of a
-    block's scores, and always two, may be near ties.
-    """
+    """Blocks where OWL's percentages [L] differ by more than is `allowed`, if ties explain it."""
     ties = []
     for i, score in enumerate(scores):
         line = m * score.mean()

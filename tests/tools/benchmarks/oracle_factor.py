@@ -26,8 +26,7 @@ from figure import markdown
 
 from refimpl.oracle.case import read_case
 from refimpl.oracle.check import check, read_candidate
-from refimpl.oracle.judging.measures import StepResult
-from refimpl.oracle.judging.tolerance import EPS, ERROR_FACTOR, FLOOR, FLOOR_16
+from refimpl.oracle.judging.measures import EPS, ERROR_FACTOR, FLOOR, FLOOR_16, StepResult
 from refimpl.show.oracle import stage_of
 
 TOOLS = Path(__file__).parents[1]

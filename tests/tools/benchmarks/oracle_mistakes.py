@@ -26,11 +26,10 @@ import refimpl.oracle.near_ties as tying
 from refimpl.oracle.case import Case
 from refimpl.oracle.case_folders import CORE
 from refimpl.oracle.check import check
-from refimpl.oracle.judging.measures import error_of
-from refimpl.oracle.judging.tolerance import tolerance_of
+from refimpl.oracle.judging.measures import error_of, tolerance_of
 from refimpl.oracle.own_inputs import truth_of
 from refimpl.oracle.recipe import BASES
-from refimpl.oracle.reference_errors import own_errors, step_tolerances
+from refimpl.oracle.reference_errors import StepTolerances, own_error
 
 COUNTS = 2.0  # multiple of the tolerance from which on a mistake has to be caught in 16 bits
 PRUNERS = ("magnitude", "wanda", "sparsegpt", "pattern", "sparsegpt_pattern")
@@ -57,13 +56,17 @@ def allowing(times: float) -> Iterator[None]:
     def more(*words: Any) -> float:
         return times * tolerance_of(*words)
 
-    def every(*words: Any) -> dict[str, float]:
-        return {name: times * x for name, x in step_tolerances(*words).items()}
+    class Larger(dict[str, float]):
+        def __init__(self, *words: Any) -> None:
+            self.right = StepTolerances(*words)
+
+        def __missing__(self, step: str) -> float:
+            return times * self.right[step]
 
     share, factor = times * tying.TIE_SHARE, times * tying.ERROR_FACTOR
     with (
         np.errstate(all="ignore"),  # limits may be of any size
-        patch.object(checking, "step_tolerances", every),
+        patch.object(checking, "StepTolerances", Larger),
         patch.multiple(tying, tolerance_of=more, TIE_SHARE=share, ERROR_FACTOR=factor),
     ):
         yield
@@ -80,7 +83,7 @@ def ratios_of(
 ) -> dict[str, float | None]:
     """The errors of steps as multiples of their tolerances; None for one that has none."""
     truth = truth_of(case, actual, way == "stepwise")
-    tolerances = step_tolerances(truth, dtype, actual)
+    tolerances = StepTolerances(truth, dtype, actual)
 
     def ratio(step: str) -> float | None:
         if step not in actual:
@@ -88,7 +91,7 @@ def ratios_of(
         error, _, fault = error_of(step, actual[step], truth.steps[step])
         if error == 0 or (fault and error == inf):
             return inf if fault else 0.0
-        if own_errors(case, dtype, not truth.is_chained(step))[step] == inf:
+        if own_error(truth, step, dtype) == inf:
             return 0.0  # refimpl itself is not near it, so that nothing is too far off
         return error / tolerances[step] if tolerances[step] else None
 
