@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import ml_dtypes
@@ -22,6 +22,12 @@ from refimpl.oracle.case import Case
 
 ALL = ("float64", "float32", "float16", "bfloat16")
 ABOVE_16, ABOVE_BFLOAT16 = ALL[:2], ALL[:3]  # where a cast to float16, or to bfloat16, loses bits
+
+
+class Edit(Protocol):
+    """A change of the sample project."""
+
+    def made_in(self, folder: Path) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -469,14 +475,14 @@ AREAS = {
 MISTAKES: dict[str, Mistake] = {name: x for area in AREAS.values() for name, x in area.items()}
 
 
-def write_project(folder: Path, mistake: Mistake | None = None) -> None:
+def write_project(folder: Path, mistake: Edit | None = None) -> None:
     """The sample project in a new folder, with a mistake or without."""
     shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns("__pycache__"))
     if mistake is not None:
         mistake.made_in(folder)
 
 
-def project(mistake: Mistake | None = None) -> ModuleType:
+def project(mistake: Edit | None = None) -> ModuleType:
     """The sample project's candidate.py, imported by itself: other modules keep their names."""
     with tempfile.TemporaryDirectory() as away:
         folder = Path(away) / "project"

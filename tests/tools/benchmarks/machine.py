@@ -26,7 +26,7 @@ def machine() -> dict[str, Any]:
         "memory": kernel_bytes("/proc/meminfo", "MemTotal"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version_of(name) for name in PACKAGES},
         "blas": _blas(),
     }
 
@@ -57,7 +57,8 @@ def kernel_bytes(path: str, key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """The version of a package, if it is installed."""
     try:
         return version(name)
     except PackageNotFoundError:

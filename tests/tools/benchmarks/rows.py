@@ -300,14 +300,6 @@ def sparsegpt(s: Setting) -> Iterator[Figure]:
             (far["errors"][0],), (far["errors"][1],), (far["errors"][0],), goal=1e-10,
             sense="at most", note="theirs is the original in float32",
         )  # fmt: skip
-    small = {"rows": 64, "columns": 128 if s.quick else 512, "sparsity": 0.5}
-    far = run("pruning_rivals.extended_sparsegpt", **small)
-    yield Figure(
-        "sparsegpt", "SparseGPT, error of ours / error of the original in float64",
-        f"a linear of 64 x {small['columns']}, sparsity 0.5", "extended precision (longdouble)",
-        "", (far["ours"],), (far["original"],), (far["ours"] / far["original"],), goal=1.0,
-        sense="at most",
-    )  # fmt: skip
 
 
 def forward(s: Setting) -> Iterator[Figure]:
@@ -421,6 +413,21 @@ def growth(s: Setting) -> Iterator[Figure]:
         )  # fmt: skip
 
 
+def seven(s: Setting) -> Iterator[Figure]:
+    """Memory of scoring and pruning a random model of seven billion weights, on 28 GB of disk."""
+    shape = shapes.TINY if s.quick else shapes.LLAMA_7B
+    model = f"{s.folder(shape)} --tokens random --samples 1 --seq-len 16"
+    how = f"-o {s.scratch / 'pruned'} --sparsity 0.5 --allocation uniform"
+    for name, words in (("score", model), ("prune", f"{model} {how}")):
+        found = run("ours.command", arguments=[name, *words.split()])
+        peak = (found["peak"] / GIGA,)
+        yield Figure(
+            "seven", f"`refimpl {name}`, peak resident memory", said(shape.name, 1, 16), "none",
+            "GB", peak, (), peak, "GB", 4.0, "at most",
+            f"`refimpl {name}` took {found['whole']:,.0f} s, its start included",
+        )  # fmt: skip
+
+
 def exponent(sizes: list[int], values: list[float]) -> float:
     """Slope of a straight line through the logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
@@ -438,4 +445,5 @@ ROWS: Mapping[str, Row] = {
     "forward": forward,
     "startup": startup,
     "growth": growth,
+    "seven": seven,
 }
