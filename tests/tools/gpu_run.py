@@ -6,9 +6,9 @@
 It needs a checkout, torch and safetensors, and no network; transformers and onnxruntime are used
 where they are installed. With WebGPU, whose code a software adapter runs, it needs no torch: the
 graphs of every family and of a pruned model are the candidates. It prints tables, writes one JSON,
-and exits with 1 if a right candidate diverges. Of each kind of step, the tables have the share of
-the tolerance that the largest error uses; its ratio to refimpl's own error, where the tolerance is a
-multiple of that; and elsewhere its size in units of the dtype.
+and exits with 1 if a right candidate diverges. For each kind of step, the tables have the share of
+the tolerance that the largest error uses; its ratio to refimpl's own error, where the tolerance is
+a multiple of that; and elsewhere its size in units of the dtype.
 """
 
 import argparse
@@ -358,7 +358,7 @@ def main() -> None:
     for x in (*wrong, *far):
         print("diverges:", x)
     if given.output:
-        given.output.write_text(_text(document), "utf-8")
+        given.output.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     if given.page:
         fill(given.page, {"webgpu" if shaders else "runs": f"\n\n{_words(document)}\n\n{text}\n\n"})
     sys.exit(int(bool(wrong or far)))
@@ -377,22 +377,6 @@ def _words(document: dict[str, Any]) -> str:
         words += f" transformers' forward of {len({x['model'] for x in forwards})} models: at most "
         words += f"{worst['error']:.1e} from the right logits ({worst['model']}, {worst['dtype']})."
     return words
-
-
-def _text(document: dict[str, Any]) -> str:
-    """JSON with a line for each entry of each part."""
-    parts = []
-    for name, part in document.items():
-        if isinstance(part, dict) and name == "summary":
-            entries = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in part.items()]
-            parts.append(f' "{name}": {{\n' + ",\n".join(entries) + "\n }")
-        elif isinstance(part, list) and part:
-            parts.append(
-                f' "{name}": [\n' + ",\n".join(f"  {json.dumps(x)}" for x in part) + "\n ]"
-            )
-        else:
-            parts.append(f' "{name}": {json.dumps(part)}')
-    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 if __name__ == "__main__":

@@ -32,13 +32,10 @@ class Edit(Protocol):
 
 @dataclass(frozen=True)
 class Mistake:
-    """An edit of the sample project that makes it wrong.
+    """An edit of the sample project that makes it wrong, in some dtypes of the computation.
 
-    Args:
-        step: The first that goes wrong in float64 and float32.
-        edit: Text that the sample project has once, with each `⟦right→wrong⟧` of it.
-        case: A case of `fixtures/cases`, or one of `CRAFTED`.
-        dtypes: Of the computation, where it is a mistake.
+    Its text is there once, with each `⟦right→wrong⟧` of it. `step` is the first that goes wrong in
+    float64 and float32, on a case of `fixtures/cases` or of `CRAFTED`.
     """
 
     step: str

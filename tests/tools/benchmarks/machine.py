@@ -2,16 +2,11 @@
 
 import os
 import platform
-import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("refimpl", "numpy", "torch", "transformers", "onnx", "onnxruntime", "ml_dtypes")
-ONE_THREAD = {
-    "BENCHMARK_CLOCK": "processor",
-    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
-}
 
 
 def machine() -> dict[str, Any]:
@@ -29,16 +24,6 @@ def machine() -> dict[str, Any]:
         "packages": {name: version_of(name) for name in PACKAGES},
         "blas": _blas(),
     }
-
-
-def by_processor() -> bool:
-    """Whether sides are measured by processor seconds, BLAS and torch on one thread."""
-    return os.environ.get("BENCHMARK_CLOCK") == "processor"
-
-
-def clock() -> float:
-    """Seconds: elapsed, or of the processor, where other programs do not count."""
-    return time.process_time() if by_processor() else time.perf_counter()
 
 
 def load() -> list[float]:

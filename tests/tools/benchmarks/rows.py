@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import shapes
 from figure import Figure, ratios, spread
-from machine import by_processor
 from process import Found, alternate, column, run
 from shapes import Shape
 
@@ -26,15 +25,7 @@ GIGA = 1e9
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large the rows are.
-
-    Args:
-        scratch: For models and outputs; removed afterwards.
-        models: Folder of real models, or None.
-        quick: Small sizes, one repetition: whether everything runs, not how fast.
-        repetitions: Of every comparison.
-        only: Names of the shapes to take, all if empty.
-    """
+    """Where the rows are measured, and how large; without `models` all are random."""
 
     scratch: Path
     models: Path | None
@@ -153,8 +144,6 @@ def rate(s: Setting) -> Iterator[Figure]:
             ("seconds", "rates", "all threads, wall-clock time", goals.get(shape)),
             ("processor", "core_rates", "one thread, both per processor second", None),
         )
-        if by_processor():
-            kinds = ((*kinds[1][:3], goals.get(shape)),)
         for seconds, rates, how, goal in kinds:
             ours = tuple(work / t / GIGA for t in found[seconds])
             theirs = tuple(r / GIGA for r in found[rates])
@@ -196,10 +185,9 @@ def memory(s: Setting) -> Iterator[Figure]:
 def default(s: Setting) -> Iterator[Figure]:
     """`refimpl score` with its default samples and text: how long, and how sure it is."""
     for shape, given, _ in s.pick([(shapes.QWEN, 0, 0)]):
-        if s.models is None and not s.quick:  # it needs a tokenizer
+        if s.models is None or s.quick:  # it needs a tokenizer
             continue
-        few = ["--samples", "1", "--seq-len", "16"] if s.quick else []
-        words = ["score", given["model"], *few]
+        words = ["score", given["model"]]
         found = [run("ours.command", arguments=words) for _ in range(s.repetitions)]
         whole, scores = column(found, "whole"), found[-1]["printed"]["scores"]
         tokens, result = scores["tokens"], scores["sweep"][0]
@@ -380,7 +368,7 @@ def growth(s: Setting) -> Iterator[Figure]:
     first = {"blocks": 4, "tokens": usual, "width": 64 if s.quick else 256, "samples": 1}
     doubled = (1, 2) if s.quick else (1, 2, 4, 8)
     axes = {axis: [start * k for k in doubled] for axis, start in first.items()}
-    if cores() > 1 and not by_processor():  # threads share the time of the processor out
+    if cores() > 1:
         axes["cores"] = [1, 2]
     for axis, sizes in axes.items():
         made = [base] * len(sizes)
