@@ -20,6 +20,7 @@ from refimpl.cli.groups import (
 from refimpl.cli.options import Group, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver
+from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import VALIDATED
 
 TIME_LIMIT = (
@@ -32,18 +33,15 @@ TIME_LIMIT = (
 class GraphOptions:
     """What the graph computes, and how it is written."""
 
-    output: Path | None = output_option(
-        None,
-        "The graph's file, which appears whole or not at all. Default: beside the weights.",
+    output: Path = output_option(
+        ...,
+        "The graph's file, which appears whole or not at all; its weights are beside it, in "
+        "FILE.onnx.data.",
         "FILE.onnx",
         OutputKind.GRAPH,
     )
     dtype: Literal["float32", "float64"] = option(
         "float32", "Precision of the computation. float64 certifies float32."
-    )
-    weights: Literal["external", "embedded"] = common_option(
-        "external",
-        "external: in one file beside the graph, FILE.onnx.data. embedded: in the graph's file.",
     )
     outputs: Literal["logits", "trace"] = common_option(
         "logits", "logits, or trace: every step of every block as well."
@@ -118,13 +116,13 @@ def validate_command(
     Exits with 0 if all steps agree, with 1 if one diverges, and with 3 if nothing diverges, but a
     step is missing or not resolved by the dtype.
     """
-    from refimpl.onnx.validate import validate, validation_tokens
+    from refimpl.onnx.validate import validate
     from refimpl.oracle.check import EXIT
     from refimpl.show.validation import validation_document, validation_table
 
-    opened, how = where.read(model), dict(vars(options))
-    how["dtypes"] = (dtype := how.pop("dtype")) and (dtype,)
-    validation = validate(opened, validation_tokens(opened, **vars(source)), **how)
+    opened = where.read(model)
+    tokens = model_tokens(opened, **vars(source), default=VALIDATED)
+    validation = validate(opened, tokens, **vars(options))
     to.deliver(validation_document(validation), validation_table(validation))
     if code := EXIT[validation.verdict]:
         raise typer.Exit(code)

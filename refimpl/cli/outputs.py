@@ -12,7 +12,6 @@ from refimpl.bases.base import bases
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.loading.files.hub import local_files
-from refimpl.storage.file_system import is_folder
 from refimpl.storage.files import undo_killed
 from refimpl.storage.target_checks import check_file, mentions, refuse_overlap
 
@@ -28,8 +27,8 @@ READ_BESIDE = (  # of a file of weights
 class OutputKind(Enum):
     """Marks an option that names an output.
 
-    A file is checked here, and replaced with --force. The function that writes a folder or a graph
-    checks it, too; a graph may lie beside the weights of its model.
+    A file is checked here, and replaced with --force. The function that writes a folder checks it,
+    too; a graph, which may lie beside the weights of its model, is checked there alone.
     """
 
     FILE = "file"
@@ -62,10 +61,9 @@ def check_outputs(
                 undo_killed(path)
         if outputs[key] is OutputKind.FILE:
             check_file(path, read, values.get("force", False))
-        else:
+        elif outputs[key] is OutputKind.FOLDER:
             for name, other in read.items():
-                if outputs[key] is OutputKind.FOLDER or not is_folder(other):
-                    refuse_overlap(path, name, other)
+                refuse_overlap(path, name, other)
 
 
 def _read(values: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[tuple[str, Path]]:

@@ -1,7 +1,4 @@
-"""Other computations of a case's steps: a recorded graph, or a graph from a file.
-
-A candidate computes; `refimpl.oracle.check` judges.
-"""
+"""Other computations of a case's steps: a recorded graph, or a graph from a file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,10 +12,13 @@ from refimpl.method.absorption import nan_mean
 from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.onnx.graph_file import MEASURED
-from refimpl.onnx.recording.experiment_graph import experiment_graph, experiment_inputs
+from refimpl.onnx.recording.experiment_graph import (
+    MEASURED,
+    experiment_graph,
+    experiment_inputs,
+)
 from refimpl.onnx.recording.graph import Graph
-from refimpl.onnx.recording.graph_weights import copied, distinct, graph_weights
+from refimpl.onnx.recording.graph_weights import distinct
 from refimpl.onnx.recording.model_graph import (
     PERTURBATION_OPTIONS,
     TOKENS,
@@ -36,15 +36,7 @@ RunGraph = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 @dataclass(frozen=True)
 class Candidate:
-    """Another computation of some steps of a case.
-
-    Args:
-        run: From a case to arrays by step.
-        runtime: What runs it, such as "onnxruntime 1.22.0, cpu".
-        dtype: Of the computation.
-        steps: The steps that it promises, as shell patterns.
-        plan: How it perturbs and measures; None for a forward pass.
-    """
+    """Another computation of the steps of a case that match its patterns; a plan perturbs."""
 
     run: Callable[[Case], Mapping[str, Array]]
     runtime: str
@@ -89,10 +81,10 @@ def recorded_session(
     threads: int | None,
 ) -> Session:
     """Record a graph and open it, without writing it; its weights are used in place, in memory."""
-    weights = graph_weights(model, dtype)
-    graph = record(Recording(model, dtype, copied(weights, "memory")))
+    recording = Recording(model, dtype, "memory")
+    graph = record(recording)
     names = {tensor.name for tensor in graph.initializers}
-    arrays = {x.name: x.read().reshape(x.shape) for x in distinct(weights) if x.name in names}
+    arrays = {x.name: x.read() for x in distinct(recording.carried) if x.name in names}
     proto = graph.model().SerializeToString()
     return open_session(proto, device, threads=threads, weights=arrays)
 

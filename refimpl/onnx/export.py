@@ -1,69 +1,63 @@
-"""Write a model's graph, with weights in it or beside it."""
+"""Write a model's graph, and its weights in a file beside it."""
 
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
-from refimpl.onnx import target
 from refimpl.onnx.recording.experiment_graph import experiment_graph
 from refimpl.onnx.recording.graph import DEFAULT_OPSET
-from refimpl.onnx.recording.graph_weights import (
-    copied,
-    distinct,
-    graph_weights,
-    write_data,
-)
+from refimpl.onnx.recording.graph_weights import distinct, write_data
 from refimpl.onnx.recording.model_graph import GraphOutputs, Recording, described, model_graph
-from refimpl.storage.file_system import to_disk
+from refimpl.running.memory import MIB
+from refimpl.storage.file_system import (
+    foreign,
+    is_folder,
+    remove,
+    to_disk,
+    tree_to_disk,
+    writing,
+)
+from refimpl.storage.files import keep_rights
+from refimpl.storage.target_checks import check_file
+from refimpl.storage.work_folder import NEW, work_folder, work_path
 
-EXPORT_FORMAT = 3  # of `export --json`
-WeightStorage = Literal["external", "embedded"]
+EXPORT_FORMAT = 4  # of `export --json`
 OLDEST_OPSET = 18  # the first in which the axes of ReduceMean are an input
 NEWEST_OPSET = 25  # the last that is tested
+READY = "ready"  # in the hidden folder: a whole graph, which only has to get its name
+SPARE = 1 << 20  # bytes for the graph itself, besides its weights
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
-
-    Args:
-        data: The data file beside the graph, or None.
-        outputs: "logits", "trace" or "experiment".
-        nodes: Number of nodes of the graph; a call of a function is one.
-        functions: Number of nodes of each function.
-        tensors: Number of weights written, each once.
-        written_bytes: Size of the weights as written.
-    """
+    """What was written; nodes are those of the graph, where a call is one, and of each function."""
 
     graph: Path
     graph_bytes: int
-    data: Path | None
+    data: Path
     data_bytes: int
-    weights: WeightStorage
-    outputs: str
-    dtype: str
     opset: int
     metadata: Mapping[str, str]
     nodes: int
     functions: Mapping[str, int]
     tensors: int
-    written_bytes: int
 
 
 def export(
     model: Model,
-    out: str | Path | None = None,
+    out: str | Path,
     *,
     dtype: npt.DTypeLike = np.float32,
-    weights: WeightStorage = "external",
     outputs: GraphOutputs = "logits",
     experiment: Noise | None = None,
     opset: int = DEFAULT_OPSET,
@@ -74,57 +68,108 @@ def export(
     Options are those of `refimpl export`. A plan in `experiment` writes the perturbation experiment
     in place of the model; its eta, draws and seed do not matter: they are inputs of the graph.
     """
-    out, dtype = target.default_output(model) if out is None else Path(out), np.dtype(dtype)
-    data = target.data_file(out) if weights == "external" else None
+    out, dtype = Path(out), np.dtype(dtype)
+    data = data_file(out)
     _check_request(dtype, opset)
-    target.check_output(model, out, data, force)
-    carried = graph_weights(model, dtype)
-    arrays = distinct(carried)
-    target.check_room(out, arrays, weights)
-    enter = copied(carried, data.name if data else None)
-    recording = Recording(model, dtype, enter, opset)
+    _check_output(model, out, data, force)
+    recording = Recording(model, dtype, data.name, opset)
+    arrays = distinct(recording.carried)
+    _check_room(out, SPARE + sum(array.nbytes for array in arrays))
     if experiment is None:
         result, graph = str(outputs), model_graph(recording, outputs)
     else:
         result, graph = "experiment", experiment_graph(recording, experiment)
     proto = described(graph, model, dtype, result, experiment)
-    with target.whole_graph(out, data) as part:
-        if data is not None:
-            write_data(part.with_name(data.name), carried)
-        part.write_bytes(proto.SerializeToString(deterministic=True))
-        to_disk(part)
-        onnx.checker.check_model(str(part), full_check=True)
+    with _whole_graph(out) as folder:
+        write_data(folder / data.name, recording.carried)
+        (folder / out.name).write_bytes(proto.SerializeToString(deterministic=True))
     return Exported(
         out,
         out.stat().st_size,
         data,
-        data.stat().st_size if data else 0,
-        weights,
-        result,
-        dtype.name,
+        data.stat().st_size,
         opset,
         {entry.key: entry.value for entry in proto.metadata_props},
         len(proto.graph.node),
         {function.name: len(function.node) for function in proto.functions},
         len(arrays),
-        sum(array.nbytes for array in arrays),
     )
 
 
 def exported_document(exported: Exported) -> dict[str, Any]:
     """The document of `refimpl export --json`."""
-    data = None if exported.data is None else str(exported.data)
-    return {"format": EXPORT_FORMAT, **asdict(exported), "graph": str(exported.graph), "data": data}
+    files = {name: str(getattr(exported, name)) for name in ("graph", "data")}
+    return {"format": EXPORT_FORMAT, **asdict(exported), **files}
+
+
+def data_file(out: Path) -> Path:
+    """The file for a graph's weights beside it."""
+    return Path(f"{out}.data")
 
 
 def _check_request(dtype: np.dtype[np.generic], opset: int) -> None:
     """Refuse a dtype or an opset that cannot be recorded."""
     if dtype not in (np.float32, np.float64):
         raise RefimplError(f"dtype {dtype}", "float32 or float64", "use one of these")
-    high = min(NEWEST_OPSET, onnx.defs.onnx_opset_version())
-    if not OLDEST_OPSET <= opset <= high:
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise RefimplError(f"opset {opset}", f"{OLDEST_OPSET} to {NEWEST_OPSET}", "omit --opset")
+
+
+def _check_output(model: Model, out: Path, data: Path, force: bool) -> None:
+    """Refuse a graph's file, and the data file beside it, that exist or cannot be written."""
+    if out.suffix != ".onnx":
         raise RefimplError(
-            f"opset {opset}",
-            f"{OLDEST_OPSET} to {high} (onnx {onnx.__version__})",
-            "omit --opset, or install another version of onnx",
+            f"-o {out}", "a name that ends in .onnx", f"use {out.name or 'model'}.onnx"
         )
+    if os.path.lexists(work_path(out)):
+        with work_folder(work_path(out)) as work:
+            _finish(work, out)
+    inputs = {f"the model's {file.path.name}": file.path for file in model.files}
+    for path in (out, data):
+        check_file(path, inputs | {"config.json": model.config_path}, force)
+
+
+def _check_room(out: Path, needed: int) -> None:
+    """Refuse a graph that is too large for the disk."""
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise RefimplError(
+            f"-o {out}: needs {needed / MIB:,.1f} MiB, and {free / MIB:,.1f} MiB are free",
+            "room for the whole graph and its weights, also if it replaces an old one",
+            "make room, or choose another -o",
+        )
+
+
+@contextmanager
+def _whole_graph(out: Path) -> Iterator[Path]:
+    """Yield a folder for a new graph and its data, which get their names when they are whole."""
+    with writing(out), work_folder(work_path(out)) as work:
+        _finish(work, out)
+        new = work / NEW
+        try:
+            new.mkdir()
+            yield new
+            for path in new.iterdir():
+                keep_rights(path, out)
+            tree_to_disk(new)
+            new.replace(work / READY)
+            to_disk(work)
+        finally:
+            _finish(work, out)
+
+
+def _finish(work: Path, out: Path) -> None:
+    """Give a whole graph its name, after its data; remove what was not whole.
+
+    The old graph goes first, so no graph ever stands beside data of another one.
+    """
+    for path in (work / NEW, work / READY):
+        if os.path.lexists(path) and not is_folder(path):
+            raise foreign(path)
+    remove(work / NEW)
+    for path in (data_file(out), out):
+        if (work / READY / path.name).exists():
+            remove(out)
+            (work / READY / path.name).replace(path)
+            to_disk(out.parent)
+    remove(work / READY)

@@ -5,10 +5,14 @@ Both sides of the process are here. They exchange JSON and arrays as safetensors
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper
 from safetensors.numpy import load, save
 
 from refimpl.errors import RefimplError
@@ -18,12 +22,14 @@ from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.candidate import Candidate, graph_candidate
-from refimpl.onnx.graph_file import LOGITS_DTYPES, MEASURED, plan_options, read_graph
-from refimpl.onnx.recording.experiment_graph import ETA
-from refimpl.onnx.recording.model_graph import TOKENS, trace_points
+from refimpl.onnx.recording.experiment_graph import AT, ETA, MEASURED, NOISE
+from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, TOKENS, trace_points
 from refimpl.onnx.session import Device, check_device, open_session
 from refimpl.running.memory import free_memory
+from refimpl.storage.file_system import open_file
+from refimpl.storage.target_checks import LARGEST_GRAPH
 
+LOGITS_DTYPES = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
 # A graph may take this long to open or to run, and then as long as weights and products of weights
 # and tokens take at hundredths of the speed of one core: a graph without an end has one.
 SECONDS, WEIGHTS_PER_SECOND, PRODUCTS_PER_SECOND = 60.0, 1e6, 1e8
@@ -67,8 +73,7 @@ def open_foreign(
     try:
         facts = json.loads(*child.call("facts"))
         points, dtype, runtime = tuple(facts["points"]), facts["dtype"], str(facts["runtime"])
-        options = facts["plan"]
-        plan = None if options is None else Noise(**plan_options(options))
+        plan = None if facts["plan"] is None else Noise(**facts["plan"])
         if dtype not in LOGITS_DTYPES.values() or not {*points} <= {*trace}:
             raise ValueError(facts)
     except Exception as error:  # whatever is wrong with the answer
@@ -122,3 +127,78 @@ class Opened:
                     "write the graph with refimpl export",
                 )
         return [_saved(arrays)]
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A graph in a file: its input of token ids, its promised points, what is asked of it."""
+
+    tokens: str
+    ids: np.dtype[np.generic]
+    dtype: str
+    points: tuple[str, ...]
+    outputs: tuple[str, ...]
+    plan: Mapping[str, str] | None
+
+
+def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
+    """Read a graph, but not the weights beside it, given the names of all trace points."""
+    try:
+        with open_file(path, LARGEST_GRAPH) as file:
+            proto = onnx.load(file, load_external_data=False)
+        tensors = [*proto.graph.initializer]
+        for sparse in proto.graph.sparse_initializer:
+            tensors += [sparse.values, sparse.indices]
+        places = {x.value for t in tensors for x in t.external_data if x.key == "location"}
+        for data in (path.parent / name for name in places):  # the runtimes open them
+            if data.exists():
+                open_file(data).close()
+    except RefimplError:
+        raise
+    except Exception as error:  # protobuf's own class for what it cannot read has no stubs
+        why = error.strerror if isinstance(error, OSError) else "no ONNX graph"
+        raise RefimplError(
+            f"--graph {path}: cannot be read ({why})",
+            "an ONNX graph, such as refimpl export writes",
+            "check the path, or write the graph again",
+        ) from error
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    inputs = {v.name: v.type.tensor_type for v in proto.graph.input if v.name not in weights}
+    outputs = {v.name: v.type.tensor_type.elem_type for v in proto.graph.output}
+    facts = {entry.key: entry.value for entry in proto.metadata_props}
+    plan = _plan(facts, inputs, outputs)
+    logits = outputs.get("logits", TensorProto.UNDEFINED)
+    dtype = facts.get("dtype") or LOGITS_DTYPES.get(logits, "")
+    is_model = logits in LOGITS_DTYPES and _takes_tokens(inputs)
+    if dtype not in LOGITS_DTYPES.values() or (plan is None and not is_model):
+        raise RefimplError(
+            f"--graph {path}: inputs {[*inputs][:5]}, outputs {[*outputs][:5]}, logits in dtype "
+            f"{logits}, computes in {dtype or 'another dtype'}",
+            "one input of integers, [batch, sequence], and logits in float32 or float64",
+            "write the graph with refimpl export",
+        )
+    tokens = next(iter(inputs)) if plan is None else TOKENS
+    ids = helper.tensor_dtype_to_np_dtype(inputs[tokens].elem_type)
+    if plan is not None:
+        return GraphFile(tokens, ids, dtype, (), MEASURED, plan)
+    given = tuple(point for point in trace if point in outputs)
+    promised = trace if facts.get("outputs") == "trace" else given
+    return GraphFile(tokens, ids, dtype, promised, given, None)
+
+
+def _takes_tokens(inputs: Mapping[str, Any]) -> bool:
+    """Whether the only input is integers of two axes."""
+    kinds, integers = list(inputs.values()), (TensorProto.INT64, TensorProto.INT32)
+    return len(kinds) == 1 and kinds[0].elem_type in integers and len(kinds[0].shape.dim) == 2
+
+
+def _plan(
+    facts: Mapping[str, str], inputs: Mapping[str, Any], outputs: Mapping[str, int]
+) -> dict[str, str] | None:
+    """How an experiment's graph perturbs and measures by its metadata; None for another graph."""
+    takes, gives = {TOKENS, AT, ETA, NOISE} <= inputs.keys(), {*MEASURED} <= outputs.keys()
+    if not takes or not gives or not {*PERTURBATION_OPTIONS} <= facts.keys():
+        return None
+    options = {name: facts[name] for name in PERTURBATION_OPTIONS}
+    Noise(**options)  # type: ignore[arg-type]  # refuses other values
+    return options

@@ -1,6 +1,6 @@
 """The experiment run by onnxruntime, from the same noise as NumPy's."""
 
-from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,17 +11,16 @@ from refimpl.method.perturbation import Noise, Perturbation, noise
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import add_sums, inputs_of
 from refimpl.onnx.candidate import recorded_session
 from refimpl.onnx.recording.experiment_graph import (
     experiment_graph,
     experiment_inputs,
     only_noise,
-    squares_name,
 )
 from refimpl.onnx.session import Device, check_device
 from refimpl.running.provenance import Runtime
 from refimpl.running.settings import Resources
+from refimpl.scoring.experiment import dense_squares
 from refimpl.scoring.grouping import groups
 from refimpl.scoring.measurements import Address, Experiment, Measurements, PruneBlock, addresses
 
@@ -36,10 +35,7 @@ def on_onnxruntime(plan: Perturbation, device: Device = "auto") -> Experiment:
 
 
 def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
-    """Bytes that one state of S tokens needs at most: residuals, MLP, attention scores, noise.
-
-    The runtime holds all states of a run at the same step, and each step as a whole.
-    """
+    """Bytes of one state of S tokens at its largest step, which a runtime holds as a whole."""
     hidden, width, heads = config.intermediate_size, config.hidden_size, config.num_attention_heads
     step = max(3 * hidden, 2 * heads * length) + 4 * width
     return length * (step * np.dtype(dtype).itemsize + 3 * width * np.dtype(np.float64).itemsize)
@@ -72,19 +68,17 @@ def _experiment(
         for sequence in range(count)
         for part in groups([(a,) for a in states if a.sequence == sequence], memory // each + 1)
     ]
-    record = partial(experiment_graph, plan=plan, squares=True)
+    record = partial(experiment_graph, plan=plan)
     threads = resources.workers.threads
     session = recorded_session(model, dtype, record, device, threads)
     costs = [config.num_blocks + sum(config.num_blocks - a.block for a in part) for part in parts]
-    resources.total = resources.done + sum(costs)
+    resources.total = resources.done + sum(costs) + config.num_blocks * count
     runtime = Runtime("onnxruntime", session.device, session.versions)
     found = Measurements.empty(plan, count, config.num_blocks, runtime=runtime)
     counted = set[int]()
     for part, cost in zip(parts, costs, strict=True):
         sequence = part[0].sequence
-        squares = [] if sequence in counted else list(_squares(config))
-        outputs = [*OUTPUTS, *(name for _, _, name in squares)]
-        result = session.run(_inputs(ids, part, plan, config.hidden_size), outputs)
+        result = session.run(_inputs(ids, part, plan, config.hidden_size), OUTPUTS)
         if not np.isfinite(result["mean_square"]).all():
             name = np.dtype(dtype).name
             raise RefimplError(
@@ -100,11 +94,9 @@ def _experiment(
         if sequence not in counted:
             perturbed = sorted({a.block for a in states if a.sequence == sequence})
             found.sinks[perturbed] += result["sinks"][perturbed]
-        for block, point, name in squares:
-            add_sums(found.squares[block], {point: result[name]})
         counted.add(sequence)
         resources.tick(cost)
-    return found
+    return replace(found, squares=dense_squares(model, ids, resources))
 
 
 def _inputs(ids: Array, part: list[Address], plan: Noise, width: int) -> dict[str, Array]:
@@ -120,10 +112,3 @@ def _inputs(ids: Array, part: list[Address], plan: Noise, width: int) -> dict[st
         [plan.eta[a.variant] for a in part],
         np.stack([drawn[a.block, a.draw] for a in part]),
     )
-
-
-def _squares(config: Config) -> Iterator[tuple[int, str, str]]:
-    """Blocks, trace points, and the names of their sums of squares."""
-    for i, linears in enumerate(config.linears):
-        for point in inputs_of(linears):
-            yield i, point, squares_name(i, point)

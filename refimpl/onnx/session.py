@@ -26,14 +26,7 @@ DEVICE_NAMES = {CPU: "cpu", CUDA: "cuda", webgpu.PROVIDER: "webgpu"}
 
 @dataclass(frozen=True)
 class Session:
-    """A graph that is ready to run.
-
-    Args:
-        run: From inputs by name, and names of outputs (default: all), to outputs by name.
-        device: Where it runs, for people: "cpu", or "cuda (NVIDIA H100)".
-        versions: Version of the runtime, by its name.
-        weights: Arrays that the runtime reads in place, which must live as long as the session.
-    """
+    """A graph that is ready to run, and where; its runtime reads the weights in place."""
 
     run: Runner
     device: str
@@ -54,11 +47,10 @@ def open_session(
     threads: int | None = None,
     weights: Mapping[str, Array] | None = None,
 ) -> Session:
-    """Open a graph, itself or its file, in onnxruntime; weights replace its external tensors.
+    """Open a graph, itself or its file; weights replace its external tensors.
 
-    The device "auto" is a GPU if onnxruntime has a provider for one that works on this machine and
-    loads the graph, else the CPU; threads are those on the CPU, one per core by default. "webgpu"
-    is used only where it is named: its adapter may be a program.
+    "auto" is CUDA if that works and loads the graph, else the CPU; an adapter of "webgpu" may be a
+    program.
     """
     for provider in check_device(device):
         try:
@@ -80,7 +72,7 @@ def check_device(device: Device) -> list[str]:
     if device == "cpu":
         return []
     installed = onnxruntime.get_available_providers()
-    reason = _reason_against(CUDA) if CUDA in installed else "is not installed"
+    reason = _reason_against_cuda() if CUDA in installed else "is not installed"
     if device == "cuda" and reason:
         raise RefimplError(
             f"--device cuda: {CUDA} {reason}",
@@ -112,44 +104,36 @@ def _open(
         options.add_external_initializers(list(arrays), values)
     source = graph if isinstance(graph, bytes) else str(graph)
     runtime = f"onnxruntime {onnxruntime.__version__}"
-    if provider == webgpu.PROVIDER:
-        session = _guarded(runtime, "load", lambda: webgpu.open_with(source, options))
-    else:
-        names = PROVIDERS[provider]
-        session = _guarded(
-            runtime,
-            "load",
-            lambda: onnxruntime.InferenceSession(source, options, names, enable_fallback=0),
-        )
+
+    def loaded() -> Any:
+        if provider == webgpu.PROVIDER:
+            return webgpu.open_with(source, options)
+        return onnxruntime.InferenceSession(source, options, PROVIDERS[provider], enable_fallback=0)
+
+    session = _guarded(runtime, "load", loaded)
     if provider not in session.get_providers():
         raise RefimplError(
             f"{runtime} does not use {provider}",
             "a device with its libraries",
             "use --device auto or cpu",
         )
-    run = _runner(runtime, session.run, [output.name for output in session.get_outputs()])
-    device = DEVICE_NAMES[provider]
-    if provider == CUDA and (name := _cuda_name()):
-        device = f"{device} ({name})"
-    if provider == webgpu.PROVIDER:
-        device = f"{device} ({webgpu.description(session)})"
+    every = [output.name for output in session.get_outputs()]
+
+    def run(inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        names = list(outputs or every)
+        with np.errstate(all="ignore"):  # an overflow shows in the values
+            values = _guarded(runtime, "run", lambda: session.run(names, dict(inputs)))
+        return dict(zip(names, values, strict=True))
+
+    device, about = DEVICE_NAMES[provider], ""
+    if provider != CPU:
+        about = _cuda_name() if provider == CUDA else webgpu.description(session)
+    device += f" ({about})" if about else ""
     return Session(run, device, {"onnxruntime": onnxruntime.__version__}, arrays)
 
 
-def _runner(runtime: str, execute: Callable[..., Any], all_outputs: list[str]) -> Runner:
-    """Run a graph on inputs by name, and name its outputs."""
-
-    def run(inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        names = list(outputs or all_outputs)
-        with np.errstate(all="ignore"):  # an overflow shows in the values
-            arrays = _guarded(runtime, "run", lambda: execute(names, dict(inputs)))
-        return dict(zip(names, arrays, strict=True))
-
-    return run
-
-
-def _reason_against(provider: str) -> str:
-    """Why a provider does not work, or nothing: many installed providers find no device."""
+def _reason_against_cuda() -> str:
+    """Why CUDA does not work, or nothing: many installed providers find no device."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)  # its errors are raised, too
@@ -157,7 +141,7 @@ def _reason_against(provider: str) -> str:
     x = graph.input("x", np.float32, (2, 2))
     graph.output("y", x @ x)
     try:
-        product = _open(graph.model().SerializeToString(), provider, 1).run({"x": three})["y"]
+        product = _open(graph.model().SerializeToString(), CUDA, 1).run({"x": three})["y"]
     except RefimplError as error:
         return f"does not work ({error.problem})"
     return "" if (product == 18).all() else f"computes 3 x 3 + 3 x 3 = {product[0, 0]}"

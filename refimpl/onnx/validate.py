@@ -31,15 +31,7 @@ VALIDATION_DTYPES = ("float32", "float64")
 
 @dataclass(frozen=True)
 class Validation:
-    """Whether another computation agrees with the float64 truth.
-
-    Args:
-        graph: The graph's file; None if it was recorded for this run.
-        ran: What ran it, such as "onnxruntime 1.22.0, cpu".
-        reports: The oracle's: one per dtype and shape of the forward pass, and one per dtype of
-            the experiment.
-        notes: What was not compared, in sentences.
-    """
+    """Whether another computation agrees with the float64 truth: a report per dtype and batch."""
 
     model: str
     family: str
@@ -57,54 +49,37 @@ class Validation:
         return min((report.verdict for report in self.reports), key=order.index)
 
 
-def validation_tokens(
-    model: Model,
-    text: Path | None = None,
-    ids: Path | None = None,
-    samples: int | None = None,
-    seq_len: int | None = None,
-) -> Tokens:
-    """Tokens to compare on: of a text, a file of ids, or random; by default 3 samples of 13."""
-    return model_tokens(model, text, ids, samples, seq_len, default=VALIDATED)
-
-
 def validate(
     model: Model,
     tokens: Tokens | None = None,
     graph: str | Path | None = None,
     *,
     device: Device = "auto",
-    dtypes: Sequence[str] | None = None,
+    dtype: str | None = None,
     threads: int | None = None,
     time_limit: float | None = None,
 ) -> Validation:
     """Check another computation of a model as a candidate, step by step.
 
-    Options are those of `refimpl validate`. Three batches are cut from the tokens, which one graph
-    has to serve: the start of the first sample, all, and the first token of each. The experiment is
-    checked on the start of the first sample, with noise as long as the state (eta 1): a drift is a
-    difference of two states, and the smaller it is, the fewer of its digits remain to compare.
+    Options are those of `refimpl validate`. The experiment has noise as long as the state (eta 1):
+    a drift is a difference of two states, and a small one leaves few digits to compare.
     """
-    if device == "webgpu" and "float64" in (dtypes or ()):
-        raise RefimplError(
-            "--device webgpu with --dtype float64",
-            "--dtype float32: WebGPU has no float64",
-            "use --dtype float32",
-        )
-    tokens = validation_tokens(model) if tokens is None else tokens
+    if tokens is None:
+        tokens = model_tokens(model, default=VALIDATED)
     if graph is not None:
         opened = [open_foreign(Path(graph), model, device, threads, time_limit)]
-        if dtypes and opened[0].dtype not in dtypes:
+        if dtype not in (None, opened[0].dtype):
             raise RefimplError(
-                f"--dtype {dtypes[0]} with a graph that computes in {opened[0].dtype}",
+                f"--dtype {dtype} with a graph that computes in {opened[0].dtype}",
                 f"--dtype {opened[0].dtype}",
                 "omit --dtype",
             )
     else:
+        both = VALIDATION_DTYPES[: 1 if device == "webgpu" else 2]
         opened = [
             candidate
-            for dtype in dtypes or VALIDATION_DTYPES[: 1 if device == "webgpu" else 2]
-            for candidate in recorded_candidates(model, dtype, device, threads)
+            for each in (both if dtype is None else [dtype])
+            for candidate in recorded_candidates(model, each, device, threads)
         ]
 
     @cache
@@ -142,16 +117,12 @@ def _batches(ids: npt.NDArray[np.int64], plan: Noise | None) -> list[npt.NDArray
 
 def notes_on(config: Config, candidates: Sequence[Candidate], tokens: Tokens) -> Iterator[str]:
     """Sentences on what was not compared."""
-    points = next((x.steps for x in candidates if x.plan is None), ())
     total = len(trace_points(config))
-    if points == ("logits",):
-        yield "the graph has logits only: write it with --outputs trace to see where it goes wrong"
-    elif not points:
-        yield "the graph is the experiment's: no trace point was compared"
-    elif len(points) < total:
-        yield f"the graph has {len(points)} of {total} trace points"
-    if points and all(x.plan is None for x in candidates):
-        yield "another graph has the experiment: it was not compared"
+    for points in (x.steps for x in candidates if x.plan is None and len(x.steps) < total):
+        yield (
+            f"the graph has {len(points)} of {total} trace points: write it with --outputs trace "
+            "to see where it goes wrong"
+        )
     longest = tokens.ids.shape[1]
     if windows := [kind.window for kind in config.blocks if (kind.window or 0) >= longest]:
         window = max(w for w in windows if w is not None)

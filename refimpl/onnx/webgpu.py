@@ -1,9 +1,4 @@
-"""onnxruntime's WebGPU provider: GPU code, which also runs where there is no GPU.
-
-The provider writes each node as a shader, which a driver compiles for the adapter. A software
-adapter, such as Mesa's llvmpipe, compiles it for the CPU: kernels, tiling, layouts, masks and the
-order of sums are then those of the GPU code, and rounding is the processor's.
-"""
+"""onnxruntime's WebGPU provider: GPU code, which a software adapter runs without a GPU."""
 
 import ctypes
 import os
@@ -57,11 +52,7 @@ def adapters() -> list[Any]:
 
 
 def open_with(graph: bytes | str, options: Any) -> Any:
-    """A session of onnxruntime whose nodes run on the first adapter, where it has kernels.
-
-    Raises:
-        RefimplError: The adapter does not open, or leaves to the CPU what a model computes.
-    """
+    """A session on the first adapter, which must have a kernel for all that a model computes."""
     import onnxruntime
 
     options.add_provider_for_devices(adapters()[:1], {})

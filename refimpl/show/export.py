@@ -1,14 +1,11 @@
 """The table of an export: what was written of a model as a graph."""
 
+from collections.abc import Mapping
+
 from refimpl.onnx.export import Exported
 from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS
 from refimpl.running.memory import MIB
 from refimpl.show.header import counted, wrapped
-
-WEIGHT_LOCATIONS = {
-    "external": "in a file beside the graph",
-    "embedded": "in the graph's file",
-}
 
 
 def export_table(exported: Exported) -> str:
@@ -27,22 +24,20 @@ def export_table(exported: Exported) -> str:
             *(f"function {name} of {size:,} nodes" for name, size in exported.functions.items()),
         ],
         "operators": [f"opset {exported.opset}"],
-        "computes": [*_computes(exported), exported.dtype],
-        "weights": [f"{count} {WEIGHT_LOCATIONS[exported.weights]}"],
+        "computes": [*_computes(facts), facts["dtype"]],
+        "weights": [f"{count} in {exported.data}, {_size(exported.data_bytes)}"],
     }
-    if exported.data is not None:
-        lines["data"] = [f"{exported.data}, {_size(exported.data_bytes)}"]
     return "\n".join(wrapped(lines)) + "\n"
 
 
-def _computes(exported: Exported) -> list[str]:
+def _computes(facts: Mapping[str, str]) -> list[str]:
     """The inputs and outputs of the graph."""
-    if exported.outputs != "experiment":
-        return [f"token_ids to {exported.outputs}"]
-    options = [name for name in PERTURBATION_OPTIONS if exported.metadata[name] != "exact"]
+    if facts["outputs"] != "experiment":
+        return [f"token_ids to {facts['outputs']}"]
+    options = [name for name in PERTURBATION_OPTIONS if facts[name] != "exact"]
     return [
         "token_ids and noise to drift, alignment and absorption coefficients",
-        *(f"{name.replace('_', ' ')} {exported.metadata[name]}" for name in options),
+        *(f"{name.replace('_', ' ')} {facts[name]}" for name in options),
     ]
 
 

@@ -17,7 +17,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from block_picture import PICTURE, picture
 from checkpoints import arrays_of, save_tensors
 from conftest import FIXTURES
 from gates import GATES, GRAPH_CASES, UNRECORDED, model_of, worst_point
@@ -29,13 +28,13 @@ from refusals import refusal_of
 
 from refimpl import Model, PrunerOptions, RefimplError, forward, prune, read_model
 from refimpl.model.ops import Array
-from refimpl.onnx import need, target
+from refimpl.onnx import export as exporting
+from refimpl.onnx import need
 from refimpl.onnx.export import export
 from refimpl.onnx.recording.graph_weights import distinct, graph_weights
 
 SHAPES = (1, 5), (2, 13), (3, 1)
 LLAMA = FIXTURES / "llama"
-STORAGES = ("external", "embedded")
 
 Run = Callable[[Array], dict[str, Array]]
 Copy = Callable[[str], Path]
@@ -67,6 +66,7 @@ RUNTIMES = session, reference
 def agrees(path: Path, model: Model, dtype: str, runtimes: Any = RUNTIMES) -> float:
     """Check all outputs at three shapes, and return the worst token's error."""
     worst = 0.0
+    onnx.checker.check_model(path, full_check=True)
     executes = {make.__name__: make(path) for make in runtimes}
     for shape in SHAPES:
         ids = np.random.default_rng(0).integers(model.config.vocab_size, size=shape)
@@ -122,7 +122,6 @@ def test_the_graph_has_our_names_and_open_axes(folder: Path) -> None:
     calls = [node for node in graph.node if node.domain == "refimpl"]
     assert [call.op_type for call in calls] == ["block"] * 7
     (block,) = proto.functions
-    assert block.doc_string.startswith("One decoder block")
     weights = [name for name in block.input if re.search(r"\.(weight|bias)$", name)]
     for i, call in enumerate(calls):  # the function's inputs are our names, and so are the call's
         assert call.name == f"blocks.{i}"
@@ -138,11 +137,6 @@ def test_the_graph_has_our_names_and_open_axes(folder: Path) -> None:
         "prunable_zeros": "0", "sparsity": "0.0",
     }.items()  # fmt: skip
     assert made.metadata["refimpl"] == proto.producer_version
-    assert "gemma3 (gemma3_text, 7 blocks" in proto.doc_string
-
-
-def test_the_picture_of_a_block_is_the_graphs() -> None:
-    assert PICTURE.read_text("utf-8") == picture(), "run python tests/tools/block_picture.py"
 
 
 STORED: dict[str, tuple[str, Any]] = {  # the fixture, and the dtype if it is another
@@ -160,7 +154,7 @@ STORED: dict[str, tuple[str, Any]] = {  # the fixture, and the dtype if it is an
 
 
 @pytest.mark.parametrize(("stored", "dtype"), list(zip(STORED, cycle(GATES), strict=False)))
-def test_weights_enter_in_two_ways(stored: str, dtype: str, copy: Copy) -> None:
+def test_weights_enter_as_they_are_stored(stored: str, dtype: str, copy: Copy) -> None:
     case, stored_dtype = STORED[stored]
     path = copy(case)
     if stored_dtype is not None:
@@ -168,18 +162,25 @@ def test_weights_enter_in_two_ways(stored: str, dtype: str, copy: Copy) -> None:
         save_tensors(path / "model.safetensors", arrays, {"format": "pt"})
     model = read_model(path)
     before = contents(model.path)
-    logits: list[Array] = []
-    for weights in STORAGES:
-        path = model.path / f"{weights}.onnx"
-        made = export(model, path, dtype=dtype, weights=weights)  # type: ignore[arg-type]
-        agrees(path, model, dtype)
-        logits.append(session(path)(np.arange(14).reshape(2, 7))["logits"])
-        assert (made.data is not None) == (weights == "external")
-    np.testing.assert_array_equal(logits[1], logits[0])
+    export(model, model.path / "model.onnx", dtype=dtype)
+    agrees(model.path / "model.onnx", model, dtype)
     after = contents(model.path)
     assert {name: after[name] for name in before} == before
-    new = {"external.onnx.data", *(f"{weights}.onnx" for weights in STORAGES)}
-    assert after.keys() - before.keys() == new
+    assert after.keys() - before.keys() == {"model.onnx", "model.onnx.data"}
+
+
+@pytest.mark.parametrize(
+    ("case", "functions"),
+    [
+        ("gemma3", ["block"]), ("smollm3", ["block", "block_2"]),
+        ("lfm2", ["block", "block_2"]),
+    ],
+)  # fmt: skip
+def test_blocks_that_compute_the_same_are_one_function(
+    case: str, functions: list[str], tmp_path: Path
+) -> None:
+    made = export(model_of(case), tmp_path / "model.onnx")
+    assert [*made.functions] == functions
 
 
 @pytest.mark.parametrize("case", UNRECORDED)
@@ -235,7 +236,7 @@ def test_what_cannot_be_exported_is_refused(
     assert len(list(tmp_path.iterdir())) == bool(existing)
 
 
-def print_killed_exports(folder: str, weights: Any) -> None:
+def print_killed_exports(folder: str) -> None:
     """Kill exports before each of their steps, of no graph and of an old one; prints how many."""
     number = 0
     for old in (False, True):
@@ -243,9 +244,9 @@ def print_killed_exports(folder: str, weights: Any) -> None:
             path = Path(shutil.copytree(LLAMA, Path(folder, f"{old}-{number}")))
             graph, before = path / "model.onnx", b""
             if old:
-                export(read_model(path), dtype="float64", weights=weights)
+                export(read_model(path), graph, dtype="float64")
                 before = graph.read_bytes()
-            again = partial(export, read_model(path), weights=weights, force=True)
+            again = partial(export, read_model(path), graph, force=True)
             killed = killed_before_step(number, again)
             if graph.exists():  # with its own data
                 dtype = "float64" if graph.read_bytes() == before else "float32"
@@ -258,121 +259,97 @@ def print_killed_exports(folder: str, weights: Any) -> None:
     print(number)
 
 
-@pytest.mark.parametrize(
-    "weights", ["external", *(pytest.param(x, marks=pytest.mark.kills) for x in STORAGES[1:])]
-)
-def test_a_killed_export_leaves_no_graph_that_is_not_whole(weights: str, tmp_path: Path) -> None:
-    steps = printed_json(__file__, f"print_killed_exports({str(tmp_path)!r}, {weights!r})")
-    assert steps >= (8 if weights == "external" else 2)
+def test_a_killed_export_leaves_no_graph_that_is_not_whole(tmp_path: Path) -> None:
+    assert printed_json(__file__, f"print_killed_exports({str(tmp_path)!r})") >= 8
 
 
-@patch.object(target, "MESSAGE_LIMIT", target.SPARE + 100_000)
-def test_a_graph_of_more_than_one_message_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RefimplError, match="next: use --weights external"):
-        export(model_of("llama"), tmp_path / "x.onnx", weights="embedded")
-    assert not os.listdir(tmp_path)
-    export(model_of("llama"), tmp_path / "x.onnx")
-
-
-@pytest.mark.parametrize("weights", ["external", "embedded"])
-def test_a_full_disk_is_seen_before(weights: Any, tmp_path: Path) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=target.SPARE + 100_000)
+def test_a_full_disk_is_seen_before(tmp_path: Path) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=exporting.SPARE + 100_000)
     full = patch("shutil.disk_usage", return_value=usage)
     with full, pytest.raises(RefimplError, match="make room"):
-        export(model_of("llama"), tmp_path / "x.onnx", weights=weights)
+        export(model_of("llama"), tmp_path / "x.onnx")
     assert not os.listdir(tmp_path)
 
 
-BROKEN = {
-    "os.fsync": (OSError(28, "No space left on device"), "No space left"),
-    "onnx.checker.check_model": (
-        onnx.checker.ValidationError("no such operator"), "does not accept the graph",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("weights", STORAGES)
-@pytest.mark.parametrize("place", BROKEN)
-def test_no_part_of_a_graph_is_left(place: str, weights: Any, copy: Copy) -> None:
+def test_no_part_of_a_graph_is_left(copy: Copy) -> None:
     model = read_model(copy("llama"))
-    (model.path / "model.onnx").write_text("before")
+    graph = model.path / "model.onnx"
+    graph.write_text("before")
     before = contents(model.path)
-    error, message = BROKEN[place]
-    with patch(place, side_effect=error), pytest.raises(RefimplError, match=message):
-        export(model, weights=weights, force=True)
+    with patch("os.fsync", side_effect=OSError(28, "No space left on device")):
+        refusal_of(export, model, graph, force=True, says="No space left")
     assert contents(model.path) == before
     assert sorted(os.listdir(model.path)) == sorted(before)
 
 
-def test_what_a_killed_run_left_is_put_back_or_removed(copy: Copy) -> None:
+def test_a_killed_run_is_finished_by_the_next_one_or_removed(copy: Copy) -> None:
     folder = copy("llama")
     part, graph, data = (folder / x for x in (".model.onnx.part", "model.onnx", "model.onnx.data"))
-    export(read_model(folder), dtype="float64")
-    before = graph.read_bytes(), data.read_bytes()
-    (part / "new").mkdir(parents=True)
-    (part / "refimpl.lock").touch()
-    (part / "new" / "model.onnx").write_text("half")
-    (part / "old").mkdir()
-    for path in (graph, data):
-        path.replace(part / "old" / path.name)
-    data.write_text("half")  # of the new graph
-    refusal_of(export, read_model(folder), says="exists")
-    assert (graph.read_bytes(), data.read_bytes()) == before
-    assert not part.exists()
-    export(read_model(folder), weights="embedded", force=True)
-    assert not data.exists()  # the new graph embeds its weights
+    export(read_model(folder), graph, dtype="float64")
+    whole = graph.read_bytes(), data.read_bytes()
+    for left, files in (("new", (graph, data)), ("ready", (graph, data)), ("ready", (graph,))):
+        (part / left).mkdir(parents=True)
+        (part / "refimpl.lock").touch()
+        for path in files:
+            path.replace(part / left / path.name)
+        graph.write_text("old")
+        refusal_of(export, read_model(folder), graph, says="exists")
+        assert not part.exists()
+        if left == "new":  # the old graph stays
+            assert graph.read_text() == "old"
+            graph.write_bytes(whole[0])
+            data.write_bytes(whole[1])
+        assert (graph.read_bytes(), data.read_bytes()) == whole
 
 
 def test_a_work_folder_that_others_made_removes_nothing_else(copy: Copy) -> None:
     folder = copy("llama")
-    old = folder / ".model.onnx.part" / "old"
-    old.mkdir(parents=True)
-    (old.parent / "refimpl.lock").touch()
-    (old / "config.json").write_text("another")
+    ready = folder / ".model.onnx.part" / "ready"
+    ready.mkdir(parents=True)
+    (ready.parent / "refimpl.lock").touch()
+    (ready / "config.json").write_text("another")
     before = (folder / "config.json").read_bytes()
-    export(read_model(folder), weights="embedded")
+    export(read_model(folder), folder / "model.onnx")
     assert (folder / "config.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("weights", STORAGES)
-def test_what_has_a_name_of_ours_stays(weights: Any, copy: Copy) -> None:
+def test_what_has_a_name_of_ours_stays(copy: Copy) -> None:
     folder = copy("llama")
     part = folder / ".model.onnx.part"
     part.write_text("the user's")
-    refusal_of(export, read_model(folder), weights=weights, says="was not made by refimpl")
+    says = "was not made by refimpl"
+    refusal_of(export, read_model(folder), folder / "model.onnx", says=says)
     assert part.read_text() == "the user's"
 
 
-def test_an_old_graph_is_put_back_if_the_new_one_gets_no_name(copy: Copy) -> None:
+def test_no_graph_stands_beside_data_of_another(copy: Copy) -> None:
     folder = copy("llama")
     graph, model = folder / "model.onnx", read_model(folder)
     export(model, graph, dtype="float64")
-    before, replace = contents(folder), Path.replace
+    replace = Path.replace
 
     def failing(source: Path, target: Path) -> Path:
-        if target == graph and source.parent.name == "new":
+        if target == graph:
             raise OSError(28, "No space left on device")
         return replace(source, target)
 
     with patch.object(Path, "replace", failing):
         refusal_of(export, model, graph, force=True, says="No space left")
-    assert contents(folder) == before  # the data of the new graph had its name by then
-    export(model, graph, force=True)
+    assert not graph.exists()  # the data of the new graph had its name by then
+    refusal_of(export, model, graph, says="exists")  # the new graph has its name, too
     agrees(graph, model, "float32", [session])
-    assert {*os.listdir(folder)} == {*before}
 
 
-@pytest.mark.parametrize("weights", STORAGES)
 @pytest.mark.parametrize("tensor", ["model.norm.weight", "model.layers.2.mlp.up_proj.weight"])
-def test_weights_that_are_not_numbers_are_refused(tensor: str, weights: Any, copy: Copy) -> None:
+def test_weights_that_are_not_numbers_are_refused(tensor: str, copy: Copy) -> None:
     path = copy("llama")
     arrays = arrays_of("llama")
     arrays[tensor] = arrays[tensor].copy()
     arrays[tensor].flat[3] = np.nan
     save_tensors(path / "model.safetensors", arrays)
     before = sorted(os.listdir(path))
-    with pytest.raises(RefimplError, match=re.escape(f"{tensor} holds 1 NaN")):
-        export(read_model(path), weights=weights)
+    says = f"{tensor} holds 1 NaN"
+    refusal_of(export, read_model(path), path / "model.onnx", says=says)
     assert sorted(os.listdir(path)) == before
 
 
@@ -387,10 +364,11 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_the_command_says_what_it_wrote(copy: Copy) -> None:
     path = copy("gemma2")
-    printed = ran("export", path, "--outputs", "trace")
-    assert f"data {path}/model.onnx.data, 0.15 MiB" in " ".join(printed.split())
+    words = ("export", path, "-o", path / "model.onnx")
+    printed = ran(*words, "--outputs", "trace")
+    assert f"in {path}/model.onnx.data, 0.15 MiB" in " ".join(printed.split())
     assert "function block of " in printed
-    document = json.loads(ran("export", path, "--weights", "embedded", "--force", "--json"))
+    document = json.loads(ran(*words, "--force", "--json"))
     assert document["graph"] == str(path / "model.onnx")
     assert document["metadata"]["family"] == "gemma2"
     assert document["graph_bytes"] == (path / "model.onnx").stat().st_size
@@ -399,7 +377,7 @@ def test_the_command_says_what_it_wrote(copy: Copy) -> None:
 
 def test_a_pruned_copy_leaves_graphs_behind(copy: Copy, tmp_path: Path) -> None:
     model = read_model(copy("llama"))
-    export(model)
+    export(model, model.path / "model.onnx")
     done = prune(model, tmp_path / "half", HALF, PrunerOptions("magnitude"))
     assert {"model.onnx", "model.onnx.data"} <= set(done.files.left_out)
     assert not list((tmp_path / "half").glob("*.onnx*"))

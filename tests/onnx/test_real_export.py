@@ -20,9 +20,9 @@ from refimpl.evaluation.perplexity import Perplexity
 from refimpl.model.ops import Array
 from refimpl.onnx.export import export
 from refimpl.onnx.session import open_session
-from refimpl.onnx.target import MESSAGE_LIMIT
 from refimpl.onnx.validate import Validation, validate
 from refimpl.oracle.judging.measures import worst_token
+from refimpl.storage.target_checks import LARGEST_GRAPH
 from refimpl.tokens import text_tokens, text_windows
 
 pytestmark = pytest.mark.real
@@ -77,7 +77,7 @@ def test_a_graph_agrees_with_transformers(name: str, tmp_path: Path) -> None:
 def test_every_trace_point_and_the_experiment_agree(name: str, dtype: str) -> None:
     model = real_model(name, TEXT)
     tokens = text_tokens(TEXT, model.folder / "tokenizer.json", 1, 64)
-    result = validate(model, tokens, dtypes=(dtype,))
+    result = validate(model, tokens, dtype=dtype)
     print_worst(result)
     assert result.verdict == "pass"
 
@@ -85,7 +85,7 @@ def test_every_trace_point_and_the_experiment_agree(name: str, dtype: str) -> No
 def test_a_graph_of_more_than_one_message(tmp_path: Path) -> None:
     model = real_model(QWEN, TEXT)
     made = export(model, tmp_path / "x.onnx", dtype="float64")
-    assert made.data_bytes > MESSAGE_LIMIT
+    assert made.data_bytes > LARGEST_GRAPH
     assert len(onnx.load(made.graph, load_external_data=False).graph.initializer) > made.tensors
     tokens = text_tokens(TEXT, model.folder / "tokenizer.json", 1, 8)
     result = validate(model, tokens, made.graph)

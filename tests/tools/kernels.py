@@ -34,12 +34,7 @@ Row = dict[str, Any]
 
 
 def environment(kernel: str, threads: int) -> dict[str, str]:
-    """This environment with a kernel and a number of threads, and nothing else that OpenBLAS reads.
-
-    Args:
-        kernel: A value of OPENBLAS_CORETYPE; if empty, the variable is not set.
-        threads: Of BLAS.
-    """
+    """This environment with a kernel and a number of threads, and nothing else of OpenBLAS."""
     others = ("OPENBLAS_", "GOTO_", "OMP_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     chosen = {"OPENBLAS_CORETYPE": kernel} if kernel else {}

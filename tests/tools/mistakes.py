@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import ml_dtypes
@@ -24,15 +24,18 @@ ALL = ("float64", "float32", "float16", "bfloat16")
 ABOVE_16, ABOVE_BFLOAT16 = ALL[:2], ALL[:3]  # where a cast to float16, or to bfloat16, loses bits
 
 
+class Edit(Protocol):
+    """A change of the sample project."""
+
+    def made_in(self, folder: Path) -> None: ...
+
+
 @dataclass(frozen=True)
 class Mistake:
-    """An edit of the sample project that makes it wrong.
+    """An edit of the sample project that makes it wrong, in some dtypes of the computation.
 
-    Args:
-        step: The first that goes wrong in float64 and float32.
-        edit: Text that the sample project has once, with each `⟦right→wrong⟧` of it.
-        case: A case of `fixtures/cases`, or one of `CRAFTED`.
-        dtypes: Of the computation, where it is a mistake.
+    Its text is there once, with each `⟦right→wrong⟧` of it. `step` is the first that goes wrong in
+    float64 and float32, on a case of `fixtures/cases` or of `CRAFTED`.
     """
 
     step: str
@@ -468,14 +471,14 @@ AREAS = {
 MISTAKES: dict[str, Mistake] = {name: x for area in AREAS.values() for name, x in area.items()}
 
 
-def write_project(folder: Path, mistake: Mistake | None = None) -> None:
+def write_project(folder: Path, mistake: Edit | None = None) -> None:
     """The sample project in a new folder, with a mistake or without."""
     shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns("__pycache__"))
     if mistake is not None:
         mistake.made_in(folder)
 
 
-def project(mistake: Mistake | None = None) -> ModuleType:
+def project(mistake: Edit | None = None) -> ModuleType:
     """The sample project's candidate.py, imported by itself: other modules keep their names."""
     with tempfile.TemporaryDirectory() as away:
         folder = Path(away) / "project"

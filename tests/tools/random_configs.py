@@ -26,7 +26,6 @@ from transformers_forward import random_model
 from refimpl import RefimplError, forward, read_model
 
 IDS = np.arange(2, 26).reshape(2, 12)
-WORDS = {"mlp_layer_types": ("sparse", "dense")}
 FEW = ("num_experts", "num_local_experts", "n_routed_experts")
 
 

@@ -1,10 +1,9 @@
-"""The perturbation experiment as a graph: the clean and all perturbed states, through all blocks.
+"""The perturbation experiment as a graph: one sequence's states, which each block adds its own to.
 
-Everything is recorded: the blocks from the forward, the perturbation and its measurement from
-`refimpl.method`. The graph takes one sequence and any number of states to make of it, each by its
-block, relative magnitude and noise; a block adds its own states to those from earlier blocks.
+The blocks are recorded from the forward, perturbation and measurement from `refimpl.method`.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,33 +19,19 @@ from refimpl.method.perturbation import (
     perturbed,
 )
 from refimpl.model.ops import Array
-from refimpl.model.statistics import inputs_of, sum_of_squares
-from refimpl.onnx.recording.graph import Body, Graph
+from refimpl.onnx.recording.graph import Graph
 from refimpl.onnx.recording.model_graph import SEQUENCE, TOKENS, Recording
 
 NOISE, ETA, AT = "noise", "eta", "perturbed_block"  # inputs besides the token ids, one per state
+MEASURED = ("drift", "alignment", "coefficient")  # outputs, among others
 STATES = "states"
 END = np.iinfo(np.int64).max
-# Texts of the graph's functions: part of the file.
-PERTURB_DOC = "Shape and scale noise, and add it to a state where its tokens take part."
-MEASURE_DOC = (
-    "Relative drift and alignment of all states, the clean one among them, and their size."
-)
 
 
-def experiment_graph(recording: Recording, plan: Noise, squares: bool = False) -> Graph:
-    """Record the experiment of a model; perturbation and measurement are computed in float64.
+def experiment_graph(recording: Recording, plan: Noise) -> Graph:
+    """Record the experiment of a model; docs/how-to/experiment-graph.md lists inputs and outputs.
 
-    Inputs: `token_ids` [1, S]; per state, in ascending order of blocks, `perturbed_block` [states],
-    `eta` [states] and the noise before it is shaped and scaled, `noise` [states, S, D], float64.
-
-    Outputs, all float64 or int64: `drift` and `alignment` [states, L], means over tokens after
-    every block, NaN before the perturbed one; `ratio` [states], the mean of R_L / R_l;
-    `coefficient` [L], the mean of `ratio` over the states of a block; `left_out` [states] and
-    `sinks` [L], tokens without a ratio and tokens excluded; `mean_square` [L], the sum over all
-    states and tokens after a block of what a norm divides by, which is not finite if a number left
-    the range of the dtype. With squares also the sums of squares of what the linears read:
-    `blocks.3.attn_norm.squares` and so on.
+    Perturbation and measurement are computed in float64.
     """
     graph, config = recording.graph, recording.model.config
     width, blocks = config.hidden_size, config.num_blocks
@@ -63,30 +48,29 @@ def experiment_graph(recording: Recording, plan: Noise, squares: bool = False) -
     kept: Any = np.ones_like(ids, np.bool_)
     first, drifts, alignments, sinks, sizes = [], [], [], [], []
     for i in range(blocks):
-        read = inputs_of(config.linears[i]) if squares else ()
-        points = recording.block(i, x, (*read, "resid_post"))
-        x, starts_here, born = points["resid_post"], np.equal(at, i), f"born.{i}"
+        x = recording.block(i, x, ("resid_post",))["resid_post"]
+        starts_here, born = np.equal(at, i), f"born.{i}"
         clean, earlier = _first(x), add("Shape", x, end=1)
         inputs = {
             "h": add("Squeeze", clean, [0]),
             "noise": add("Compress", noise, starts_here, axis=0, axes=(born, SEQUENCE, width)),
             "eta": add("Compress", eta, starts_here, axis=0, axes=(born,)),
         }
-        new: Any = graph.call("perturb", _perturb(plan), inputs, f"blocks.{i}.perturb", PERTURB_DOC)
+        body = partial(_perturb, plan)
+        new: Any = graph.call("perturb", body, inputs, f"blocks.{i}.perturb")
         rows = (f"states.{i + 1}", SEQUENCE)
         each = add("Concat", add("Shape", new["states"], end=1), [1], axis=0)
         kept_by = add("Expand", new["kept"], each, axes=(born, SEQUENCE))
         x = add("Concat", x, new["states"], axis=0, axes=(*rows, width))
         kept = add("Concat", kept, kept_by, axis=0, axes=rows)
         inputs = {"states": x, "clean": clean, "kept": kept}
-        measured = graph.call("measure", _measure(plan), inputs, f"blocks.{i}.measure", MEASURE_DOC)
+        body = partial(_measure, plan)
+        measured = graph.call("measure", body, inputs, f"blocks.{i}.measure")
         first.append(_tail(measured["drift"], earlier, born))
         drifts.append(measured["mean_drift"])
         alignments.append(measured["mean_alignment"])
         sinks.append(np.sum(~new["kept"], axis=0, keepdims=True))
         sizes.append(np.expand_dims(np.sum(measured["mean_square"], axis=(0, 1)), 0))
-        for point in read:
-            output(squares_name(i, point), sum_of_squares(_first(points[point])))
 
     for name, columns in (("drift", drifts), ("alignment", alignments)):
         rows = add("Shape", columns[-1])
@@ -115,11 +99,6 @@ def experiment_inputs(
     }
 
 
-def squares_name(block: int, point: str) -> str:
-    """Name of the output with the sums of squares of a trace point."""
-    return f"blocks.{block}.{point}.squares"
-
-
 def only_noise(plan: Perturbation) -> Noise:
     """The noise of a graph; refuses probes, for which every block would be in it twice."""
     if not isinstance(plan, Noise):
@@ -131,35 +110,25 @@ def only_noise(plan: Perturbation) -> Noise:
     return plan
 
 
-def _perturb(plan: Noise) -> Body:
+def _perturb(plan: Noise, graph: Graph, arrays: dict[str, Any]) -> dict[str, Any]:
     """The states of one block, made of the clean one."""
-
-    def body(graph: Graph, arrays: dict[str, Any]) -> dict[str, Any]:
-        h, noise, eta = arrays["h"], arrays["noise"], arrays["eta"]
-        kept = kept_tokens(h, plan.sink)
-        column = np.expand_dims(np.expand_dims(eta, -1), -1)
-        choices = plan.noise_scale, plan.noise_shape, plan.noise_norm
-        states = perturbed(h, noise, column, kept, *choices)
-        return {"states": states, "kept": kept}
-
-    return body
+    h, noise, eta = arrays["h"], arrays["noise"], arrays["eta"]
+    kept = kept_tokens(h, plan.sink)
+    column = np.expand_dims(np.expand_dims(eta, -1), -1)
+    choices = plan.noise_scale, plan.noise_shape, plan.noise_norm
+    return {"states": perturbed(h, noise, column, kept, *choices), "kept": kept}
 
 
-def _measure(plan: Noise) -> Body:
+def _measure(plan: Noise, graph: Graph, arrays: dict[str, Any]) -> dict[str, Any]:
     """All states compared with the clean one."""
-
-    def body(graph: Graph, arrays: dict[str, Any]) -> dict[str, Any]:
-        states = arrays["states"]
-        result = deviation(states, arrays["clean"], arrays["kept"], plan.norm)
-        drift: Any = result.drift
-        return {
-            "drift": drift,
-            "mean_drift": nan_mean(drift, axis=-1),
-            "mean_alignment": nan_mean(result.alignment, axis=-1),
-            "mean_square": np.mean(states * states, axis=-1).astype(np.float64),
-        }
-
-    return body
+    states = arrays["states"]
+    result = deviation(states, arrays["clean"], arrays["kept"], plan.norm)
+    return {
+        "drift": result.drift,
+        "mean_drift": nan_mean(result.drift, axis=-1),
+        "mean_alignment": nan_mean(result.alignment, axis=-1),
+        "mean_square": np.mean(states * states, axis=-1).astype(np.float64),
+    }
 
 
 def _first(x: Any) -> Any:

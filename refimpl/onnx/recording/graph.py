@@ -1,10 +1,7 @@
-"""Record NumPy code as an ONNX graph, by running it on arrays that record operations.
+"""Record NumPy code as an ONNX graph, by running it on arrays that record operations."""
 
-`Graph.call` runs a part of the code once per structure and writes it as a function of the model,
-which the graph calls by name: repeated structure is described once.
-"""
-
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,8 @@ from refimpl.onnx.recording.array import Recorded, element
 
 DEFAULT_OPSET = 21
 DOMAIN = "refimpl"  # of the model's own functions
+WHOLE_FUNCTION = ("input", "node", "output")
+Kinds = dict[str, onnx.TypeProto]  # of the outputs of a function, by name
 Body = Callable[["Graph", dict[str, Any]], Mapping[str, Any]]
 
 
@@ -33,7 +32,9 @@ class Graph:
         self.fresh: dict[str, onnx.NodeProto] = {}  # makers of arrays neither named nor read so far
         self.retired: set[str] = set()
         self.functions: dict[str, onnx.FunctionProto] = caller.functions if caller else {}
-        self.calls: dict[Any, dict[str, onnx.TypeProto]] = caller.calls if caller else {}
+        self.calls: dict[Any, tuple[str, dict[str, onnx.TypeProto]]] = (
+            caller.calls if caller else {}
+        )
 
     def input(self, name: str, dtype: npt.DTypeLike, shape: Sequence[int | str]) -> Recorded:
         """Declare an input; the shape has a size or a name per axis."""
@@ -90,35 +91,39 @@ class Graph:
         return arrays if outputs > 1 else arrays[0]
 
     def call(
-        self, function: str, body: Body, inputs: Mapping[str, Recorded], name: str, doc: str = ""
+        self,
+        function: str,
+        body: Body,
+        inputs: Mapping[str, Recorded],
+        name: str,
+        variant: Hashable = None,
     ) -> dict[str, Recorded]:
         """Call a function of the model: outputs by its names, in the graph `{name}.{output}`.
 
-        The body is recorded for each new kind of inputs, and must then be the same function.
+        The body is recorded for each variant and each new kind of inputs; where that gives other
+        nodes, it is a function of its own, with a number after its name.
         """
         self._read(function, list(inputs.values()))
-        key = function, *((x, y.kind.SerializeToString()) for x, y in inputs.items())
+        key = function, variant, *((x, y.kind.SerializeToString()) for x, y in inputs.items())
         if key not in self.calls:
             inner = Graph(self.opset, self)
             parameters = {x: Recorded(inner, x, y.kind) for x, y in inputs.items()}
             results = {x: inner.named(y, x) for x, y in body(inner, parameters).items()}
             recorded = helper.make_function(
-                DOMAIN, function, list(inputs), list(results), inner.nodes, self.imports,
-                doc_string=doc,
-            )  # fmt: skip
-            first = self.functions.setdefault(function, recorded)
-            if (first.node, first.output) != (recorded.node, recorded.output):
-                raise TypeError(f"{function} is another function for these inputs")
-            self.calls[key] = {x: y.kind for x, y in results.items()}
-        kinds = self.calls[key]
-        outputs = {x: f"{name}.{x}" for x in kinds}
-        self.nodes.append(
-            helper.make_node(
-                function, [x.name for x in inputs.values()], list(outputs.values()), name,
-                domain=DOMAIN,
+                DOMAIN, function, list(inputs), list(results), inner.nodes, self.imports
             )
-        )  # fmt: skip
-        return {x: Recorded(self, outputs[x], kind) for x, kind in kinds.items()}
+            for number in count(2):
+                first = self.functions.setdefault(recorded.name, recorded)
+                if all(getattr(first, x) == getattr(recorded, x) for x in WHOLE_FUNCTION):
+                    break
+                recorded.name = f"{function}_{number}"
+            kinds = {x: y.kind for x, y in results.items()}
+            self.calls[key] = recorded.name, kinds
+        called, kinds = self.calls[key]
+        outputs = [f"{name}.{x}" for x in kinds]
+        names = [x.name for x in inputs.values()]
+        self.nodes.append(helper.make_node(called, names, outputs, name, domain=DOMAIN))
+        return {x: Recorded(self, f"{name}.{x}", kind) for x, kind in kinds.items()}
 
     def named(self, value: Recorded, name: str) -> Recorded:
         """Rename an array, or copy it if its old name is in use; use the result in its place."""
@@ -152,7 +157,7 @@ class Graph:
         self.retired.add(value.name)
 
     def model(self, name: str = "recorded", **facts: Any) -> onnx.ModelProto:
-        """The recorded graph as a model, not checked; facts are `doc_string`, `producer_name`..."""
+        """The recorded graph as a model, not checked."""
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.initializers)
         return helper.make_model(
             graph,

@@ -1,6 +1,6 @@
-"""The weights of a graph: copies in it or in a data file."""
+"""The weights of a graph, in the dtype of the computation, and the file beside the graph."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,44 +12,42 @@ from onnx import TensorProto
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.weight import Weight
-from refimpl.onnx.recording.array import Recorded, element
-from refimpl.onnx.recording.graph import Graph
+from refimpl.onnx.recording.array import element
 from refimpl.storage.file_system import to_disk
 
 ALIGNMENT = 64  # bytes: a cache line
 
-Enter = Callable[[Graph, str], Recorded]
-"""Brings a weight into a graph by our name."""
-
 
 @dataclass(frozen=True)
 class GraphWeight:
-    """One array of weights, in the dtype of the computation.
-
-    Args:
-        name: Our name of the first weight that it holds (a tied head is the embedding).
-        offset: Where it starts in the data file, in bytes.
-    """
+    """One array: our first name of it (a tied head is the embedding), and its place, in bytes."""
 
     name: str
     weight: Weight
-    shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    offset: int = 0
+    offset: int
 
     @property
     def nbytes(self) -> int:
         """Size in the dtype of the computation."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return int(np.prod(self.weight.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def read(self) -> Array:
-        """Its numbers in row-major order, 1-D; refuses NaN and Inf."""
-        return np.ascontiguousarray(self.weight.read(self.dtype)).reshape(-1)
+        """Its numbers, contiguous, in its shape; refuses NaN and Inf."""
+        return np.ascontiguousarray(self.weight.read(self.dtype))
 
-    def stored(self) -> Array:
-        """The same as files hold them: little-endian."""
-        values = self.read()
-        return values.astype(values.dtype.newbyteorder("<"), copy=False)
+    def tensor(self, location: str) -> TensorProto:
+        """It as a tensor of a graph, with its numbers in a file."""
+        tensor = TensorProto(
+            name=self.name,
+            data_type=element(self.dtype),
+            dims=self.weight.shape,
+            data_location=TensorProto.EXTERNAL,
+        )
+        place = {"location": location, "offset": self.offset, "length": self.nbytes}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
 
 
 def graph_weights(model: Model, dtype: npt.DTypeLike) -> dict[str, GraphWeight]:
@@ -59,7 +57,7 @@ def graph_weights(model: Model, dtype: npt.DTypeLike) -> dict[str, GraphWeight]:
     for name, weight in model.weights.items():
         key = weight.stored.name, weight.layout, weight.offset
         if key not in arrays:
-            arrays[key] = GraphWeight(name, weight, weight.shape, np.dtype(dtype), end)
+            arrays[key] = GraphWeight(name, weight, np.dtype(dtype), end)
             end += -(-arrays[key].nbytes // ALIGNMENT) * ALIGNMENT
         by_name[name] = arrays[key]
     return by_name
@@ -71,36 +69,11 @@ def distinct(weights: Mapping[str, GraphWeight]) -> list[GraphWeight]:
 
 
 def write_data(path: Path, weights: Mapping[str, GraphWeight]) -> None:
-    """Write the numbers of all arrays to a data file, one array at a time in memory."""
+    """Write all arrays to a data file, little-endian, one at a time in memory."""
     with path.open("wb") as file:
         for array in distinct(weights):
-            values = array.stored()
+            values = array.read().reshape(-1)
             file.write(b"\0" * (array.offset - file.tell()))
-            file.write(values.view(np.uint8).data)
+            little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+            file.write(little.view(np.uint8).data)
     to_disk(path)
-
-
-def copied(weights: Mapping[str, GraphWeight], location: str | None) -> Enter:
-    """Let weights enter as copies, each array once: in the graph, or in a data file beside it."""
-    entered: dict[str, Recorded] = {}
-
-    def enter(graph: Graph, name: str) -> Recorded:
-        array = weights[name]
-        if array.name not in entered:
-            entered[array.name] = _copy(graph, array, location)
-        return entered[array.name]
-
-    return enter
-
-
-def _copy(graph: Graph, array: GraphWeight, location: str | None) -> Recorded:
-    """Add one array as a copy."""
-    tensor = TensorProto(name=array.name, data_type=element(array.dtype), dims=array.shape)
-    if location is None:
-        tensor.raw_data = array.stored().tobytes()
-    else:
-        tensor.data_location = TensorProto.EXTERNAL
-        place = {"location": location, "offset": array.offset, "length": array.nbytes}
-        for key, value in place.items():
-            tensor.external_data.add(key=key, value=str(value))
-    return graph.initializer(tensor)

@@ -1,9 +1,7 @@
 """A model as a graph: its own forward, recorded, with one function for the block.
 
-Token ids [batch, sequence] go in, logits or every trace point come out. Positions, the causal mask,
-windows and rotary tables are computed in the graph, so one graph serves every batch size and every
-length up to the model's limit. The graph calls the block's function once per block with the weights
-of that block.
+Positions, the causal mask, windows and rotary tables are computed in the graph, so one graph serves
+every batch size, and every length up to the model's limit.
 """
 
 from collections.abc import Mapping
@@ -16,22 +14,19 @@ import onnx
 
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise
-from refimpl.model.config import BlockKind, Config
+from refimpl.model.config import Config
 from refimpl.model.experts import Observer
 from refimpl.model.forward import Place, block, block_points, embed, head, places
 from refimpl.model.kernels import PLAIN
 from refimpl.model.model import EMBEDDING, Model
 from refimpl.onnx.recording.array import Recorded
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph
-from refimpl.onnx.recording.graph_weights import Enter
+from refimpl.onnx.recording.graph_weights import graph_weights
 from refimpl.pruning.inspection import inspect
 from refimpl.version import __version__
 
 GraphOutputs = Literal["logits", "trace"]
 TOKENS, BATCH, SEQUENCE = "token_ids", "batch", "sequence"
-BLOCK, UNROTATED = "block", "block_without_rotation"  # names of functions
-BLOCK_DOC = "One decoder block: attention and MLP, each added to the residual stream."
-MIXTURE = "mixture_"  # before the name, if the MLP is a mixture of experts
 PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "noise_norm", "norm", "sink")  # of a graph
 
 
@@ -46,14 +41,11 @@ class Recording:
     """A model's graph while it is recorded: its parts, to be called in their order."""
 
     def __init__(
-        self,
-        model: Model,
-        dtype: npt.DTypeLike,
-        enter: Enter,
-        opset: int = DEFAULT_OPSET,
+        self, model: Model, dtype: npt.DTypeLike, location: str, opset: int = DEFAULT_OPSET
     ) -> None:
         _refuse_mixers(model.config)
-        self.model, self.dtype, self.enter = model, np.dtype(dtype), enter
+        self.model, self.dtype, self.location = model, np.dtype(dtype), location
+        self.carried = graph_weights(model, dtype)
         self.graph = Graph(opset)
         self.ids = self.graph.input(TOKENS, np.int64, (BATCH, SEQUENCE))
         self.positions = self._positions()
@@ -61,14 +53,15 @@ class Recording:
         self._entered: dict[str, Recorded] = {}
 
     def weights(self, prefix: str, names: tuple[str, ...] | None = None) -> dict[str, Any]:
-        """Weights by our names without a prefix; each enters the graph at its first use."""
+        """Weights by our names without a prefix; each array enters the graph at its first use."""
         wanted = [name for name in self.model.weights if name.startswith(prefix)]
         if names is not None:
             wanted = [prefix + name for name in names if prefix + name in self.model.weights]
-        for name in wanted:
-            if name not in self._entered:
-                self._entered[name] = self.enter(self.graph, name)
-        return {name.removeprefix(prefix): self._entered[name] for name in wanted}
+        for array in (self.carried[name] for name in wanted):
+            if array.name not in self._entered:
+                tensor = array.tensor(self.location)
+                self._entered[array.name] = self.graph.initializer(tensor)
+        return {x.removeprefix(prefix): self._entered[self.carried[x].name] for x in wanted}
 
     def embed(self) -> Recorded:
         """The residual stream before the first block, [batch, sequence, D]."""
@@ -95,20 +88,8 @@ class Recording:
             return outputs
 
         inputs = {"x": x, **_arrays(self.places[index]), **self.weights(prefix)}
-        function = self._function(config.blocks[index])
-        return self.graph.call(function, body, inputs, prefix.rstrip("."), BLOCK_DOC)
-
-    def _function(self, kind: BlockKind) -> str:
-        """Name of a block's function, by what it does."""
-        kinds = self.model.config.blocks
-        mixers = [*dict.fromkeys(x.mixer for x in kinds if x.mixer)]
-        rotates = kind.rope or not any(x.rope for x in kinds if x.mixer == kind.mixer)
-        function = BLOCK if rotates else UNROTATED
-        if kind.mixer is not None and len({x.mixer for x in kinds}) > 1:
-            same = [x for x in mixers if x.name == kind.mixer.name]
-            number = f"_{same.index(kind.mixer) + 1}" if len(same) > 1 else ""
-            function += f"_with_{kind.mixer.name}{number}"
-        return MIXTURE + function if kind.mixture else function
+        kind = config.blocks[index]
+        return self.graph.call("block", body, inputs, prefix.rstrip("."), kind)
 
     def head(self, x: Recorded, observe: Observer) -> Recorded:
         """Logits [batch, sequence, V] of the residual stream after the last block."""
@@ -198,29 +179,15 @@ def model_graph(recording: Recording, outputs: GraphOutputs = "logits") -> Graph
 def described(
     graph: Graph, model: Model, dtype: npt.DTypeLike, outputs: str, plan: Noise | None
 ) -> onnx.ModelProto:
-    """Finish a graph with a description, and metadata about the model and an experiment's plan.
-
-    `prunable_zeros` of `prunable_weights` are zero in the model's file; `sparsity` is their ratio.
-    """
-    config, dtype = model.config, np.dtype(dtype)
+    """Finish a graph with metadata about the model (zeros are those of its file), and a plan."""
     linears = inspect(model).linears
     zeros, weights = (sum(getattr(x, key) for x in linears) for key in ("zeros", "weights"))
-    proto = graph.model(
-        model.name,
-        producer_name="refimpl",
-        producer_version=__version__,
-        doc_string=(
-            f"{model.name} ({config.family}, {config.num_blocks} blocks, {zeros / weights:.2%} of "
-            f"its prunable weights zero) in {dtype}: {TOKENS} [{BATCH}, {SEQUENCE}], at most "
-            f"{config.max_position_embeddings} tokens of {config.vocab_size}, to {outputs}. "
-            f"Recorded from the forward pass of refimpl {__version__}."
-        ),
-    )
+    proto = graph.model(model.name, producer_name="refimpl", producer_version=__version__)
     facts = {
         "model": model.name,
-        "family": config.family,
+        "family": model.config.family,
         "refimpl": __version__,
-        "dtype": dtype.name,
+        "dtype": np.dtype(dtype).name,
         "outputs": outputs,
         "prunable_weights": str(weights),
         "prunable_zeros": str(zeros),

@@ -10,21 +10,9 @@ Sense = Literal["at least", "at most"]
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure, repeated.
+    """A figure, repeated: each tuple has an entry per repetition, and the goal is about `values`.
 
-    Args:
-        row: The row that it belongs to, such as "rate".
-        what: What is compared.
-        shape: Of the model and its input.
-        against: What stands on the other side.
-        unit: Of `ours` and `theirs`.
-        ours: Measured, one per repetition.
-        theirs: As `ours`, in the same repetitions; empty where a goal is no ratio of two.
-        values: What the goal is about, one per repetition; mostly a ratio.
-        value_unit: Of `values`; nothing for a ratio.
-        goal: What their median must reach; None if it has none.
-        sense: In which direction.
-        note: What else there is to say.
+    `theirs` is empty where a goal is no ratio of two. `value_unit` is empty for a ratio.
     """
 
     row: str

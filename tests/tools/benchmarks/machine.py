@@ -2,16 +2,11 @@
 
 import os
 import platform
-import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("refimpl", "numpy", "torch", "transformers", "onnx", "onnxruntime", "ml_dtypes")
-ONE_THREAD = {
-    "BENCHMARK_CLOCK": "processor",
-    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
-}
 
 
 def machine() -> dict[str, Any]:
@@ -26,19 +21,9 @@ def machine() -> dict[str, Any]:
         "memory": kernel_bytes("/proc/meminfo", "MemTotal"),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version_of(name) for name in PACKAGES},
         "blas": _blas(),
     }
-
-
-def by_processor() -> bool:
-    """Whether sides are measured by processor seconds, BLAS and torch on one thread."""
-    return os.environ.get("BENCHMARK_CLOCK") == "processor"
-
-
-def clock() -> float:
-    """Seconds: elapsed, or of the processor, where other programs do not count."""
-    return time.process_time() if by_processor() else time.perf_counter()
 
 
 def load() -> list[float]:
@@ -57,7 +42,8 @@ def kernel_bytes(path: str, key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """The version of a package, if it is installed."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -37,14 +37,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Shape:
-    """A tiny random model, what is computed of it, and on what.
-
-    Args:
-        settings: Of transformers' configuration.
-        recipe: What is computed.
-        tokens: How many sequences, of how many tokens.
-        stored: Dtype of the file.
-    """
+    """Settings of transformers' configuration, the recipe, [sequences, tokens], dtype stored."""
 
     settings: dict[str, Any]
     recipe: Recipe

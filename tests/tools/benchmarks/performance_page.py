@@ -1,6 +1,6 @@
-"""The tables of docs/performance.md and its picture, from the results of run.py and seven_b.py.
+"""The tables of docs/performance.md, from the results of run.py.
 
-python tests/tools/benchmarks/performance_page.py [--results FILE] [--other FILE] [--seven FILE]
+python tests/tools/benchmarks/performance_page.py [--results FILE] [--other FILE]
 
 The text around the tables is written by hand. A region is named by its row.
 """
@@ -22,14 +22,10 @@ from scoring_profile import roofline
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[2] / "docs" / "performance.md"
-PICTURE = PAGE.with_name("performance-profile.svg")
 WIDTH = 120  # of a line of prose
-COLORS = ("#1f5fa8", "#b2491f")  # told apart by texture, too
 
 
-def tables(
-    results: dict[str, Any], seven: dict[str, Any] | None, other: dict[str, Any] | None = None
-) -> dict[str, str]:
+def tables(results: dict[str, Any], other: dict[str, Any] | None = None) -> dict[str, str]:
     """Every region of the page; `other` holds the results of another machine."""
     figures, profiles = [from_json(entry) for entry in results["figures"]], results["profiles"]
     made = {
@@ -42,8 +38,6 @@ def tables(
     if profiles:
         made["profile"] = f"{profile_table(profiles)}\n\n{profile_words(profiles)}"
         made["bounds"] = roofline_table(profiles)
-    if seven:
-        made["seven"] = seven_words(seven)
     return {name: f"\n\n{text}\n\n" for name, text in made.items()}
 
 
@@ -163,14 +157,9 @@ def profile_words(profiles: Sequence[dict[str, Any]]) -> str:
     return wrapped(f"{ends}.")
 
 
-def shares_of(profile: dict[str, Any]) -> dict[str, float]:
-    """All shares of a profile by name."""
-    return profile["steps"] | {"waiting, all threads": profile["waiting"]}
-
-
 def profile_table(profiles: Sequence[dict[str, Any]]) -> str:
-    """The picture's numbers."""
-    columns = [shares_of(profile) for profile in profiles]
+    """The share of every step."""
+    columns = [p["steps"] | {"waiting, all threads": p["waiting"]} for p in profiles]
     rows = [(step, *(f"{shares[step]:.1%}" for shares in columns)) for step in columns[0]]
     return markdown(("step", *(p["shape"] for p in profiles)), rows)
 
@@ -189,67 +178,6 @@ def roofline_table(profiles: Sequence[dict[str, Any]]) -> str:
     return markdown(("part", *(p["shape"] for p in profiles)), rows)
 
 
-def picture(profiles: Sequence[dict[str, Any]]) -> str:
-    """Bars of the shares, two models beside each other, as plain SVG."""
-    left, width, step, top = 330, 400, 34, 56
-    columns = {profile["shape"]: shares_of(profile) for profile in profiles}
-    height = top + step * len(shares_of(profiles[0])) + 12
-    words = "; ".join(
-        f"{shape}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-        for shape, shares in columns.items()
-    )
-
-    def text(x: object, y: int, words: str, more: str = "") -> str:
-        return f'<text x="{x}" y="{y}"{more} fill="black">{words}</text>'
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 90} {height}" '
-        'font-family="sans-serif" font-size="12" role="img" aria-labelledby="title desc">',
-        '<title id="title">Where the time of scoring goes</title>',
-        f'<desc id="desc">{words}.</desc>',
-        '<defs><pattern id="stripes" width="6" height="6" patternUnits="userSpaceOnUse" '
-        f'patternTransform="rotate(45)"><rect width="6" height="6" fill="{COLORS[1]}"/>'
-        '<rect width="2" height="6" fill="#e8b9a5"/></pattern></defs>',
-        f'<rect width="{left + width + 90}" height="{height}" fill="white"/>',
-        text(left, 18, "share of the processor time of one thread"),
-    ]
-    fills = (COLORS[0], "url(#stripes)")
-    for i, (shape, fill) in enumerate(zip(columns, fills, strict=False)):
-        at = left + 230 * i
-        key = f'<rect x="{at}" y="28" width="11" height="11" fill="{fill}"/>'
-        parts.append(key + text(at + 16, 38, shape))
-    for k, name in enumerate(shares_of(profiles[0])):
-        y = top + step * k
-        parts.append(text(left - 8, y + 19, name, ' text-anchor="end"'))
-        for i, (shares, fill) in enumerate(zip(columns.values(), fills, strict=False)):
-            long, at = width * shares[name], y + 2 + 14 * i
-            bar = f'<rect x="{left}" y="{at}" width="{long:.1f}" height="12" fill="{fill}"/>'
-            parts.append(bar + text(f"{left + long + 5:.1f}", at + 10, f"{shares[name]:.1%}"))
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def seven_words(seven: dict[str, Any]) -> str:
-    """The 7B run."""
-    rows = [
-        (
-            f"`{seven[name]['command']}`", f"{seven[name]['whole']:,.0f} s",
-            f"{seven[name]['peak'] / 1e9:.2f} GB", f"at most {seven['limit'] / 1e9:.0f} GB",
-            "pass" if seven[name]["peak"] <= seven["limit"] else "falls short",
-        )
-        for name in ("score", "prune")
-    ]  # fmt: skip
-    text = wrapped(
-        f"`tests/tools/benchmarks/seven_b.py` creates a random bfloat16 model of Llama-7B's shape "
-        f"({seven['bytes'] / 1e9:.1f} GB in {seven['files']} shards), scores it on "
-        f"1 x {seven['tokens']} tokens, prunes it by Wanda to {seven['sparsity']} "
-        f"({seven['pruned']:,} of {seven['weights']:,} weights), and deletes it. Memory is the "
-        "peak resident memory, including mapped pages. The machine: "
-        f"{seven['machine']['cpu']}, {seven['machine']['cores']} cores."
-    )
-    heads = ("command", "time, including start", "peak", "goal", "")
-    return f"{text}\n\n{markdown(heads, rows)}"
-
-
 def wrapped(text: str) -> str:
     """Prose in lines of the page's width; empty lines separate paragraphs."""
     return "\n\n".join(
@@ -261,19 +189,16 @@ def wrapped(text: str) -> str:
 
 
 def main() -> None:
-    """Write the tables and the picture."""
+    """Write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     parser.add_argument("--other", type=Path, default=HERE / "results-xeon.json")
-    parser.add_argument("--seven", type=Path, default=HERE / "seven_b.json")
     given = parser.parse_args()
-    results, seven, other = (
+    results, other = (
         json.loads(path.read_text()) if path.exists() else None
-        for path in (given.results, given.seven, given.other)
+        for path in (given.results, given.other)
     )
-    regions.fill(PAGE, tables(results, seven, other))
-    if results["profiles"]:
-        PICTURE.write_text(picture(results["profiles"]))
+    regions.fill(PAGE, tables(results, other))
 
 
 if __name__ == "__main__":

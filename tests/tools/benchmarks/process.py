@@ -40,15 +40,7 @@ def run(side: str, **arguments: Any) -> Found:
 def alternate(
     sides: Mapping[str, tuple[str, dict[str, Any]]], repetitions: int
 ) -> dict[str, list[Found]]:
-    """Run all sides once per repetition, every other time from the last to the first.
-
-    Args:
-        sides: By name, the side and its arguments.
-        repetitions: How often.
-
-    Returns:
-        By name, what each repetition found.
-    """
+    """Run all sides, by name, once per repetition, every other time from the last to the first."""
     found: dict[str, list[Found]] = {name: [] for name in sides}
     for turn in range(repetitions):
         for name in sides if turn % 2 == 0 else reversed(sides):

@@ -5,12 +5,12 @@ Each function runs in a process of its own, and says what its clock counts.
 
 import contextlib
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from machine import clock
 from ours import linear as random_linear
 from rivals import Tensor, transformers_model
 from transformers import AutoConfig
@@ -21,22 +21,20 @@ DAMPING = 0.01
 
 def owl(model: str, ids: str) -> dict[str, Any]:
     """OWL's statistic by its loop: hooks that sum squares, then all scores of a block together."""
-    llm = transformers_model(model, attention="sdpa")
-    start, percent = clock(), []
+    llm = transformers_model(model)
+    start, percent = time.perf_counter(), []
     for sums in calibrated(llm, ids):
         scores = torch.cat([wanda_score(m, row).flatten() for m, row in sums.items()])
         percent.append(100 * float((scores > 5 * scores.mean()).sum()) / scores.numel())
-    return {"seconds": clock() - start, "percent": percent}
+    return {"seconds": time.perf_counter() - start, "percent": percent}
 
 
-def wanda(
-    model: str, ids: str, out: str, sparsity: float, dtype: str = "float32"
-) -> dict[str, Any]:
-    """Wanda's loop in a dtype, or the `stored` one; the clock counts reading and writing, too."""
+def wanda(model: str, ids: str, out: str, sparsity: float) -> dict[str, Any]:
+    """Wanda's loop in float32; the clock counts reading and writing, too."""
     shutil.rmtree(out, ignore_errors=True)
-    start = clock()
+    start = time.perf_counter()
     stored = AutoConfig.from_pretrained(model).dtype
-    llm = transformers_model(model, stored if dtype == "stored" else dtype, "sdpa")
+    llm = transformers_model(model)
     for sums in calibrated(llm, ids, twice=True):
         for linear, row in sums.items():
             score, weight = wanda_score(linear, row), linear.weight.data
@@ -45,7 +43,7 @@ def wanda(
             gone.scatter_(1, order[:, : int(weight.shape[1] * sparsity)], True)
             weight[gone] = 0
     llm.to(stored).save_pretrained(out)
-    return {"seconds": clock() - start, "threads": torch.get_num_threads()}
+    return {"seconds": time.perf_counter() - start, "threads": torch.get_num_threads()}
 
 
 def wanda_score(linear: Any, row: Tensor) -> Tensor:
@@ -56,10 +54,7 @@ def wanda_score(linear: Any, row: Tensor) -> Tensor:
 def calibrated(llm: Any, ids: str, twice: bool = False) -> Iterator[dict[Any, Tensor]]:
     """Take samples through all blocks as the originals do; yield the sums of each block's linears.
 
-    Args:
-        llm: A model of transformers.
-        ids: File of the samples' ids, [n, S].
-        twice: Whether what leaves a block is computed again once its sums have been used.
+    `twice`: what leaves a block is computed again once its sums have been used.
     """
     blocks = llm.model.layers
     with torch.no_grad():
@@ -119,9 +114,9 @@ def summing(row: Tensor, samples: int) -> Callable[..., None]:
 def sparsegpt(rows: int, columns: int, sparsity: float, out: str) -> dict[str, Any]:
     """SparseGPT of one linear in float32."""
     weight, hessian = (torch.from_numpy(x).float() for x in random_linear(rows, columns))
-    start = clock()
+    start = time.perf_counter()
     new, keep = sparsegpt_loop(weight, hessian, sparsity)
-    seconds = clock() - start
+    seconds = time.perf_counter() - start
     np.savez(out, keep=keep.numpy(), weight=new.numpy())
     return {"seconds": seconds}
 
@@ -143,14 +138,7 @@ def sparsegpt_loop(
 ) -> tuple[Tensor, Tensor]:
     """The original's steps: invert the Hessian, factor the inverse, go column by column.
 
-    Args:
-        weight: [R, C].
-        hessian: [C, C], of the same dtype.
-        sparsity: Share of each 128 columns that goes.
-        keep: The decision, where it is given.
-
-    Returns:
-        The new weight, and what was kept.
+    Returns the new weight [R, C], and what was kept: `keep`, or that share of each 128 columns.
     """
     w, h = weight.clone(), hessian.clone()
     dead = h.diagonal() == 0
@@ -180,47 +168,3 @@ def sparsegpt_loop(
         w[:, start:end] = now
         w[:, end:] -= errors @ factor[start:end, end:]
     return w, kept
-
-
-def extended_sparsegpt(rows: int, columns: int, sparsity: float) -> dict[str, Any]:
-    """Errors of ours and of the original's steps in float64 against extended precision."""
-    from refimpl.pruners.sparsegpt import sparsegpt as ours
-
-    weight, hessian = random_linear(rows, columns)
-    done = ours(weight, hessian, round(sparsity * weight.size))
-    keep = torch.from_numpy(done.keep)
-    theirs, _ = sparsegpt_loop(
-        torch.from_numpy(weight).double(), torch.from_numpy(hessian), 0.0, keep
-    )
-    exact = in_extended(weight, hessian, done.keep)
-    size = np.linalg.norm(exact.astype(np.float64))
-    return {
-        name: float(np.sqrt(((found - exact) ** 2).sum()) / size)
-        for name, found in (("ours", done.weight), ("original", theirs.numpy()))
-    }
-
-
-def in_extended(weight: np.ndarray, hessian: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """SparseGPT's new weights for a decision, in longdouble, from the definition."""
-    h = hessian.astype(np.longdouble)
-    h += np.longdouble(DAMPING) * h.diagonal().mean() * np.eye(len(h))
-    lower = cholesky(h[::-1, ::-1])  # H = V V^T, V upper: factor from the last column backwards
-    upper = lower[::-1, ::-1]
-    new = weight.T.astype(np.longdouble)
-    inverse = np.eye(len(h), dtype=np.longdouble)
-    for i in reversed(range(len(h))):  # V U = 1
-        inverse[i] = (inverse[i] - upper[i, i + 1 :] @ inverse[i + 1 :]) / upper[i, i]
-    for i in range(len(h)):
-        error = np.where(keep.T[i], 0, new[i]) / inverse[i, i]
-        new[i + 1 :] -= np.multiply.outer(inverse[i, i + 1 :], error)
-        new[i] = np.where(keep.T[i], new[i], 0)
-    return new.T
-
-
-def cholesky(h: np.ndarray) -> np.ndarray:
-    """Lower factor, column by column, in the dtype given."""
-    lower = np.zeros_like(h)
-    for j in range(len(h)):
-        column = h[j:, j] - lower[j:, :j] @ lower[j, :j]
-        lower[j:, j] = column / np.sqrt(column[0])
-    return lower

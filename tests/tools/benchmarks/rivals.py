@@ -4,12 +4,12 @@ Each function runs in a process of its own. Weights are in memory, in float32, b
 starts. Pruning is in pruning_rivals.py.
 """
 
+import time
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from machine import by_processor, clock
 from ours import timed
 from transformers import AutoModelForCausalLM
 
@@ -20,29 +20,23 @@ ETA = 0.01
 Tensor = torch.Tensor
 
 
-def score_hooked(
-    model: str, samples: int, tokens: int, attention: str = "sdpa", rival: str = "full"
-) -> dict[str, Any]:
-    """Scoring by one forward of transformers per block, its output perturbed by a hook.
-
-    This is what one would write first. `full` runs the causal language model, `body` all of it but
-    the head.
-    """
-    llm = transformers_model(model, attention=attention)
-    runner, blocks = llm if rival == "full" else llm.model, llm.model.layers
+def score_hooked(model: str, samples: int, tokens: int) -> dict[str, Any]:
+    """Scoring by one forward of transformers per block, its output perturbed by a hook."""
+    llm = transformers_model(model)
+    blocks = llm.model.layers
     ids = torch.from_numpy(random_tokens(llm.config.vocab_size, samples, tokens).ids)
     ratios = torch.zeros(samples, len(blocks))
-    start = clock()
+    start = time.perf_counter()
     with torch.no_grad():
         for s, row in enumerate(ids):
-            clean = outputs(runner, row, blocks)
+            clean = outputs(llm, row, blocks)
             for i, block in enumerate(blocks):
                 hook = block.register_forward_hook(lambda module, args, h: perturbed(h))
-                pairs = zip(outputs(runner, row, blocks[i:]), clean[i:], strict=True)
+                pairs = zip(outputs(llm, row, blocks[i:]), clean[i:], strict=True)
                 drift = [drifts(*pair) for pair in pairs]
                 hook.remove()
                 ratios[s, i] = (drift[-1] / drift[0]).mean()
-    return {"seconds": clock() - start, "r": ratios.mean(0).tolist()}
+    return {"seconds": time.perf_counter() - start, "r": ratios.mean(0).tolist()}
 
 
 def outputs(runner: Any, row: Tensor, blocks: Any) -> list[Tensor]:
@@ -77,7 +71,7 @@ def score_batched(model: str, samples: int, tokens: int, attention: str) -> dict
     ids = torch.from_numpy(random_tokens(facts.vocab_size, samples, tokens).ids)
     tables = rope(facts, tokens)
     ratios = torch.zeros(samples, facts.num_blocks)
-    start = clock()
+    start = time.perf_counter()
     with torch.no_grad():
         for s, row in enumerate(ids):
             states, first = F.embedding(row[None], weights["embed"]), []
@@ -87,7 +81,7 @@ def score_batched(model: str, samples: int, tokens: int, attention: str) -> dict
                 drift = drifts(states[1:], states[:1])
                 first.append(drift[-1])
             ratios[s] = (drift / torch.stack(first)).mean(-1)
-    return {"seconds": clock() - start, "r": ratios.mean(0).tolist()}
+    return {"seconds": time.perf_counter() - start, "r": ratios.mean(0).tolist()}
 
 
 def read(model: str) -> tuple[Any, dict[Any, Any]]:
@@ -141,9 +135,9 @@ def spectra(model: str, blocks: int, dtype: str) -> dict[str, Any]:
     """AlphaPruning's alphas as the original finds them: singular values, then a loop over tails."""
     _, weights = read(model)
     kept = [[w for n, w in weights[i].items() if w.ndim == 2] for i in range(blocks)]
-    start = clock()
+    start = time.perf_counter()
     alphas = [[tail_exponent(w.to(getattr(torch, dtype))) for w in block] for block in kept]
-    return {"seconds": clock() - start, "alpha": alphas}
+    return {"seconds": time.perf_counter() - start, "alpha": alphas}
 
 
 def tail_exponent(weight: Tensor) -> float:
@@ -190,11 +184,9 @@ def evaluation(model: str, ids: str, repetitions: int) -> dict[str, Any]:
         return timed(run, rows[:, 1:].numel(), repetitions)
 
 
-def transformers_model(
-    model: str, dtype: str | torch.dtype = "float32", attention: str = "sdpa"
-) -> Any:
-    """A model of transformers that keeps no cache; attention fused, the default, or "eager"."""
-    llm = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation=attention)
+def transformers_model(model: str) -> Any:
+    """A model of transformers in float32 that keeps no cache; attention is fused, its default."""
+    llm = AutoModelForCausalLM.from_pretrained(model, dtype="float32", attn_implementation="sdpa")
     llm.config.use_cache = False
     return llm.eval()
 
@@ -206,6 +198,6 @@ def graph(model: str, out: str, samples: int, tokens: int, repetitions: int) -> 
 
     ready = refimpl.read_model(model)
     made = export(ready, out, dtype=np.float32, force=True)
-    session = open_session(made.graph, "cpu", threads=1 if by_processor() else None)
+    session = open_session(made.graph, "cpu")
     ids = random_tokens(ready.config.vocab_size, samples, tokens).ids
     return timed(lambda: session.run({"token_ids": ids})["logits"], ids.size, repetitions)

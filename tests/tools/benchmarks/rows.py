@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import shapes
 from figure import Figure, ratios, spread
-from machine import by_processor
 from process import Found, alternate, column, run
 from shapes import Shape
 
@@ -26,15 +25,7 @@ GIGA = 1e9
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large the rows are.
-
-    Args:
-        scratch: For models and outputs; removed afterwards.
-        models: Folder of real models, or None.
-        quick: Small sizes, one repetition: whether everything runs, not how fast.
-        repetitions: Of every comparison.
-        only: Names of the shapes to take, all if empty.
-    """
+    """Where the rows are measured, and how large; without `models` all are random."""
 
     scratch: Path
     models: Path | None
@@ -153,8 +144,6 @@ def rate(s: Setting) -> Iterator[Figure]:
             ("seconds", "rates", "all threads, wall-clock time", goals.get(shape)),
             ("processor", "core_rates", "one thread, both per processor second", None),
         )
-        if by_processor():
-            kinds = ((*kinds[1][:3], goals.get(shape)),)
         for seconds, rates, how, goal in kinds:
             ours = tuple(work / t / GIGA for t in found[seconds])
             theirs = tuple(r / GIGA for r in found[rates])
@@ -196,10 +185,9 @@ def memory(s: Setting) -> Iterator[Figure]:
 def default(s: Setting) -> Iterator[Figure]:
     """`refimpl score` with its default samples and text: how long, and how sure it is."""
     for shape, given, _ in s.pick([(shapes.QWEN, 0, 0)]):
-        if s.models is None and not s.quick:  # it needs a tokenizer
+        if s.models is None or s.quick:  # it needs a tokenizer
             continue
-        few = ["--samples", "1", "--seq-len", "16"] if s.quick else []
-        words = ["score", given["model"], *few]
+        words = ["score", given["model"]]
         found = [run("ours.command", arguments=words) for _ in range(s.repetitions)]
         whole, scores = column(found, "whole"), found[-1]["printed"]["scores"]
         tokens, result = scores["tokens"], scores["sweep"][0]
@@ -300,14 +288,6 @@ def sparsegpt(s: Setting) -> Iterator[Figure]:
             (far["errors"][0],), (far["errors"][1],), (far["errors"][0],), goal=1e-10,
             sense="at most", note="theirs is the original in float32",
         )  # fmt: skip
-    small = {"rows": 64, "columns": 128 if s.quick else 512, "sparsity": 0.5}
-    far = run("pruning_rivals.extended_sparsegpt", **small)
-    yield Figure(
-        "sparsegpt", "SparseGPT, error of ours / error of the original in float64",
-        f"a linear of 64 x {small['columns']}, sparsity 0.5", "extended precision (longdouble)",
-        "", (far["ours"],), (far["original"],), (far["ours"] / far["original"],), goal=1.0,
-        sense="at most",
-    )  # fmt: skip
 
 
 def forward(s: Setting) -> Iterator[Figure]:
@@ -388,7 +368,7 @@ def growth(s: Setting) -> Iterator[Figure]:
     first = {"blocks": 4, "tokens": usual, "width": 64 if s.quick else 256, "samples": 1}
     doubled = (1, 2) if s.quick else (1, 2, 4, 8)
     axes = {axis: [start * k for k in doubled] for axis, start in first.items()}
-    if cores() > 1 and not by_processor():  # threads share the time of the processor out
+    if cores() > 1:
         axes["cores"] = [1, 2]
     for axis, sizes in axes.items():
         made = [base] * len(sizes)
@@ -421,6 +401,21 @@ def growth(s: Setting) -> Iterator[Figure]:
         )  # fmt: skip
 
 
+def seven(s: Setting) -> Iterator[Figure]:
+    """Memory of scoring and pruning a random model of seven billion weights, on 28 GB of disk."""
+    shape = shapes.TINY if s.quick else shapes.LLAMA_7B
+    model = f"{s.folder(shape)} --tokens random --samples 1 --seq-len 16"
+    how = f"-o {s.scratch / 'pruned'} --sparsity 0.5 --allocation uniform"
+    for name, words in (("score", model), ("prune", f"{model} {how}")):
+        found = run("ours.command", arguments=[name, *words.split()])
+        peak = (found["peak"] / GIGA,)
+        yield Figure(
+            "seven", f"`refimpl {name}`, peak resident memory", said(shape.name, 1, 16), "none",
+            "GB", peak, (), peak, "GB", 4.0, "at most",
+            f"`refimpl {name}` took {found['whole']:,.0f} s, its start included",
+        )  # fmt: skip
+
+
 def exponent(sizes: list[int], values: list[float]) -> float:
     """Slope of a straight line through the logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
@@ -438,4 +433,5 @@ ROWS: Mapping[str, Row] = {
     "forward": forward,
     "startup": startup,
     "growth": growth,
+    "seven": seven,
 }

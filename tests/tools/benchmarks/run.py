@@ -12,7 +12,6 @@ need torch and transformers; nothing is left behind in the scratch folder.
 
 import argparse
 import json
-import os
 import sys
 import time
 import traceback
@@ -57,8 +56,7 @@ def measured(
         found["rows"][name] = {
             "seconds": time.perf_counter() - start, "load_before": before,
             "load_after": machine.load(), "failed": failed,
-            "by_processor": machine.by_processor(), "only": list(setting.only),
-            "machine": here["cpu"],
+            "only": list(setting.only), "machine": here["cpu"],
         }  # fmt: skip
         keep(found)
     return found
@@ -75,15 +73,8 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", metavar="NAME", help="such as SmolLM2-135M")
     parser.add_argument("--scratch", help="where a temporary folder is made")
     parser.add_argument("--into", type=Path, help="results of other rows, to be completed")
-    parser.add_argument(
-        "--processor",
-        action="store_true",
-        help="by processor seconds, rivals on one thread: for a machine that others use",
-    )
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
-    if given.processor:
-        os.environ.update(machine.ONE_THREAD)  # the sides' processes inherit it
     old = json.loads(given.into.read_text()) if given.into else None
 
     def keep(found: dict[str, Any]) -> None:

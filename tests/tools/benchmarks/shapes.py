@@ -17,20 +17,7 @@ POOL = 1 << 24  # random numbers that all weights are cut from
 
 @dataclass(frozen=True)
 class Shape:
-    """A model of Llama's design, by its sizes.
-
-    Args:
-        name: What people call it.
-        blocks: L.
-        hidden: D.
-        intermediate: F.
-        heads: H.
-        kv_heads: K.
-        vocab: V.
-        tied: Whether the head is the embedding.
-        family: "llama", or "qwen2" (which adds biases to q, k, v).
-        real: Folder of the real model, where there is one.
-    """
+    """A model of Llama's design (Qwen2 adds biases to q, k and v), and a folder of the real one."""
 
     name: str
     blocks: int

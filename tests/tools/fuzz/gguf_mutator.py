@@ -166,22 +166,36 @@ def _key(parts: Parts, random: Random) -> bytes:
     return random.choice(KEYS).encode().replace(b"{arch}", prefix)
 
 
-def _other_type(parts: Parts, random: Random) -> None:
-    entry = random.choice(parts.entries)
-    entry.kind = random.choice([*KINDS, 13, 2**32 - 1])
-    if random.random() < 0.7:
-        entry.value = _odd(entry.kind, random)
-
-
-def _other_value(parts: Parts, random: Random) -> None:
-    entry = random.choice(parts.entries)
-    entry.value = _odd(entry.kind, random)
+def _entry(parts: Parts, random: Random) -> None:
+    """Change an entry of the metadata: its type, value or name; or exchange, drop or add one."""
+    entry, other = random.choice(parts.entries), random.choice(parts.entries)
+    before = len(parts.entries)
+    match random.randrange(10):
+        case 0 | 1:
+            entry.kind = random.choice([*KINDS, 13, 2**32 - 1])
+            if random.random() < 0.7:
+                entry.value = _odd(entry.kind, random)
+        case 2 | 3:
+            entry.value = _odd(entry.kind, random)
+        case 4:
+            entry.key = _key(parts, random)
+        case 5:
+            entry.kind, other.kind = other.kind, entry.kind
+            entry.value, other.value = other.value, entry.value
+        case 6 if before > 1:
+            parts.entries.remove(entry)
+        case 7:
+            parts.entries.append(entry)
+        case _:
+            kind, at = random.choice(KINDS), random.randrange(before + 1)
+            parts.entries.insert(at, Entry(_key(parts, random), kind, _odd(kind, random)))
+    parts.counts[1] += len(parts.entries) - before
 
 
 def _array(parts: Parts, random: Random) -> None:
     arrays = [x.value for x in parts.entries if x.kind == ARRAY and isinstance(x.value, list)]
     if not arrays:
-        return _new_key(parts, random)
+        return
     array = random.choice(arrays)
     inner, values = array
     how = random.randrange(6)
@@ -197,34 +211,6 @@ def _array(parts: Parts, random: Random) -> None:
     elif values:
         for _ in range(random.choice((1, 1, 8))):
             values[random.randrange(len(values))] = _odd(inner, random)
-    return None
-
-
-def _new_key(parts: Parts, random: Random) -> None:
-    kind = random.choice(KINDS)
-    at = random.randrange(len(parts.entries) + 1)
-    parts.entries.insert(at, Entry(_key(parts, random), kind, _odd(kind, random)))
-    parts.counts[1] += 1
-
-
-def _renamed(parts: Parts, random: Random) -> None:
-    random.choice(parts.entries).key = _key(parts, random)
-
-
-def _swapped(parts: Parts, random: Random) -> None:
-    a, b = random.choice(parts.entries), random.choice(parts.entries)
-    a.kind, b.kind, a.value, b.value = b.kind, a.kind, b.value, a.value
-
-
-def _dropped(parts: Parts, random: Random) -> None:
-    if len(parts.entries) > 1:
-        del parts.entries[random.randrange(len(parts.entries))]
-        parts.counts[1] -= 1
-
-
-def _twice(parts: Parts, random: Random) -> None:
-    parts.entries.append(random.choice(parts.entries))
-    parts.counts[1] += 1
 
 
 def _alignment(parts: Parts, random: Random) -> None:
@@ -235,14 +221,18 @@ def _alignment(parts: Parts, random: Random) -> None:
         parts.alignment = value
 
 
-def _counts(parts: Parts, random: Random) -> None:
-    at = random.randrange(2)
-    parts.counts[at] = (
-        random.choice(
-            (0, 1, parts.counts[at] - 1, parts.counts[at] + 1, 2**16, 2**32, 2**63, 2**64 - 1)
-        )
-        % 2**64
-    )
+def _header(parts: Parts, random: Random) -> None:
+    """Change the version, a count of the header, or the data behind it."""
+    match random.randrange(3):
+        case 0:
+            parts.version = random.choice((0, 1, 2, 4, 3 << 24, 2**32 - 1))
+        case 1:
+            at = random.randrange(2)
+            near = (parts.counts[at] - 1) % 2**64, parts.counts[at] + 1
+            parts.counts[at] = random.choice((0, 1, *near, 2**16, 2**32, 2**63, 2**64 - 1))
+        case _:
+            cut = parts.data[: random.randrange(len(parts.data) + 1)]
+            parts.data = random.choice((parts.data[:-1], cut, parts.data + b"\xff" * 64))
 
 
 def _tensor(parts: Parts, random: Random) -> None:
@@ -259,17 +249,8 @@ def _tensor(parts: Parts, random: Random) -> None:
             (claim.sizes[::-1], [1, *claim.sizes], [*claim.sizes, 1], claim.sizes[1:], other.sizes)
         )
     elif how == 3:
-        claim.offset = random.choice(
-            (
-                0,
-                other.offset,
-                claim.offset + 32,
-                claim.offset + 1,
-                len(parts.data),
-                2**62,
-                2**64 - 32,
-            )
-        )
+        near = other.offset, claim.offset + 32, claim.offset + 1, len(parts.data)
+        claim.offset = random.choice((0, *near, 2**62, 2**64 - 32))
     elif how == 4:
         claim.name = random.choice((other.name, *NAMES))
     else:
@@ -281,24 +262,9 @@ def _no_tensor(parts: Parts, random: Random) -> None:
     parts.counts[0] -= 1
 
 
-def _data(parts: Parts, random: Random) -> None:
-    parts.data = random.choice(
-        (
-            parts.data[:-1],
-            parts.data[: random.randrange(len(parts.data) + 1)],
-            parts.data + b"\xff" * 64,
-        )
-    )
-
-
-def _version(parts: Parts, random: Random) -> None:
-    parts.version = random.choice((0, 1, 2, 4, 3 << 24, 2**32 - 1))
-
-
 CHANGES: tuple[Callable[[Parts, Random], None], ...] = (
-    *(_other_type, _other_type, _other_value, _other_value, _array, _array, _new_key, _new_key),
-    *(_renamed, _swapped, _dropped, _twice, _alignment, _counts, _tensor, _tensor, _tensor),
-    *(_no_tensor, _data, _version),
+    *(_entry, _entry, _entry, _entry, _entry, _array, _array, _alignment),
+    *(_header, _header, _tensor, _tensor, _tensor, _no_tensor),
 )
 
 

@@ -175,33 +175,6 @@ def header_bytes(data: bytes, random: Random) -> bytes:
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
-def gguf_bytes(data: bytes, random: Random) -> bytes:
-    """Change what a GGUF file says: a name or text, its length, the number or type after it."""
-    texts = [
-        (m.start(), len(m[0]))
-        for m in re.finditer(rb"[\x21-\x7e\xc4\x96\xe2]{1,60}", data[: 1 << 18])
-        if data[m.start() - 8 : m.start()] == struct.pack("<Q", len(m[0]))
-    ]
-    for _ in range(random.choice((1, 1, 1, 2, 4))):
-        at, length = random.choice(texts)
-        end, how = at + length, random.randrange(5)
-        if how == 0:
-            data = data[: at - 8] + struct.pack("<Q", _extreme(random)) + data[at:]
-        elif how == 1:
-            data = data[:end] + struct.pack("<I", random.randrange(15)) + data[end + 4 :]
-        elif how == 2:
-            at = end + random.choice((4, 8, 12, 16, 20))
-            data = data[:at] + struct.pack("<Q", _extreme(random)) + data[at + 8 :]
-        elif how == 3:
-            other, other_length = random.choice(texts)
-            text = data[other : other + other_length]
-            data = data[:at] + (text * length)[:length] + data[end:]
-        else:
-            text = random.choice(STRINGS).encode("utf-8", "surrogatepass") or b" "
-            data = data[:at] + (text * length)[:length] + data[end:]
-    return data
-
-
 def protobuf_bytes(data: bytes, random: Random) -> bytes:
     """Change what an ONNX graph says: a name or text, or a byte that is a tag, length or number."""
     texts = [(m.start(), len(m[0])) for m in re.finditer(rb"[A-Za-z_./0-9]{3,40}", data)]
@@ -210,27 +183,15 @@ def protobuf_bytes(data: bytes, random: Random) -> bytes:
         how = random.randrange(4)
         if how == 0:
             other, other_length = random.choice(texts)
-            data = (
-                data[:at]
-                + (data[other : other + other_length] * length)[:length]
-                + data[at + length :]
-            )
+            new = (data[other : other + other_length] * length)[:length]
         elif how == 1:
-            data = (
-                data[:at]
-                + (random.choice(STRINGS).encode("utf-8", "replace") * length or b" " * length)[
-                    :length
-                ]
-                + data[at + length :]
-            )
+            odd = random.choice(STRINGS).encode("utf-8", "replace") or b" "
+            new = (odd * length)[:length]
         else:
             at = max(0, at + random.choice((-3, -2, -1, length, length + 1, length + 2)))
-            data = data[:at] + bytes([random.choice((0, 1, 2, 7, 16, 127, 255))]) + data[at + 1 :]
+            new, length = bytes([random.choice((0, 1, 2, 7, 16, 127, 255))]), 1
+        data = data[:at] + new + data[at + length :]
     return data
-
-
-def _extreme(random: Random) -> int:
-    return random.choice((0, 1, 2, 3, 8, 255, 2**16, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1))
 
 
 INTEGERS = [

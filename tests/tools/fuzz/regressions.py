@@ -1,6 +1,7 @@
-"""Small reproductions of every failure that fuzzing ever found."""
+"""Small reproductions of every failure that fuzzing ever found, and inputs of hostile sizes."""
 
 import json
+from collections.abc import Callable
 
 from targets import FuzzCase
 
@@ -45,6 +46,7 @@ OPTIONS = [
     ["score", "model", *_SMALL, "--draws", str(2**64)],
     ["score", "model", *_SMALL, "--threads", str(2**64)],
     ["score", "model", *_SMALL, "--seed", "1" + "0" * 400],
+    ["score", "model", "--samples", "2147483647"],
     ["score", "model", *_SMALL, "-o", ""],
     ["score", "model", *_SMALL, "-o", "/"],
     ["eval", "model", "--tokens", "ids.jsonl", "-o", "."],
@@ -55,6 +57,30 @@ OPTIONS = [
     ["explain", "model", *_SMALL, "--eta", "1e-7"],
     ["inspect", "x\x1b[2J\nerror: forged"],
 ]
+HAN = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工"
+_LONG = HAN * 23 + "\n"  # a line
+_TEXT = ["score", "model", "--text", "text.txt", *_SMALL]
+_WINDOW = ["eval", "model", "--text", "text.txt", "--window", "64", "--windows", "1"]
+SIZES: dict[str, tuple[list[str], str, Callable[[], bytes]]] = {  # command, file, content
+    "text, 4 MB of Chinese": (_TEXT, "text.txt", lambda: (_LONG * 1400).encode()),
+    "text, the same, first window": (_WINDOW, "text.txt", lambda: (_LONG * 1400).encode()),
+    "text, 8 MB without a space": (_TEXT, "text.txt", lambda: b"abcdefgh" * 10**6),
+    "text, 8 MB of one letter": (_TEXT, "text.txt", lambda: b"a" * 8 * 10**6),
+    "`config.json`, 30 MB of `[`": (
+        ["inspect", "model"], "model/config.json", lambda: b"[" * 30 * 10**6,
+    ),
+    "`config.json`, 30 MB of `[],`": (
+        ["inspect", "model"], "model/config.json", lambda: b"[" + b"[]," * 10**7 + b"1]",
+    ),
+    "questions, 30 MB of empty lines": (
+        ["eval", "model", "--choices", "q.jsonl"], "q.jsonl", lambda: b"\n" * 30 * 10**6,
+    ),
+    "weights, a header of 1 TB": (
+        ["inspect", "model"], "model/model.safetensors", lambda: (b"\0" * 5 + b"\1\0\0") * 9,
+    ),
+}  # fmt: skip
+
+
 REGRESSIONS = [
     *(FuzzCase(words, file, "regressions", content) for file, content, words in CHANGED),
     *(FuzzCase(words, None, "regressions") for words in OPTIONS),

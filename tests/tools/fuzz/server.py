@@ -18,13 +18,7 @@ ENDED = 10.0  # seconds that children of the child may take to end after it
 
 @dataclass(frozen=True)
 class Left:
-    """What a run left.
-
-    Args:
-        code: Exit code, or minus a signal.
-        cpu: Seconds of all its processes.
-        memory: Peak of the largest of them, bytes.
-    """
+    """Exit code or minus a signal, output, seconds of all its processes, peak of the largest."""
 
     code: int
     out: bytes
