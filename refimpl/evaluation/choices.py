@@ -41,19 +41,11 @@ class Questions:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Fractions of questions answered correctly, by two rules.
+    """Fractions of questions answered correctly, by two rules of lm-evaluation-harness 0.4."""
 
-    Args:
-        log_likelihoods: ``sum ln p`` of each choice after its question, per question, [choices].
-        lengths: Characters of each choice, per question, [choices].
-        answers: The correct choice of each, [n].
-
-    Source: lm-evaluation-harness 0.4 (peer): `multiple_choice`, `acc`, `acc_norm`, `mean_stderr`.
-    """
-
-    log_likelihoods: tuple[Array, ...]
-    lengths: tuple[Array, ...]
-    answers: npt.NDArray[np.int64]
+    log_likelihoods: tuple[Array, ...]  # ``sum ln p`` of each choice, per question, [choices]
+    lengths: tuple[Array, ...]  # characters of each choice, per question, [choices]
+    answers: npt.NDArray[np.int64]  # the correct choice of each, [n]
 
     @property
     def picked(self) -> npt.NDArray[np.int64]:
@@ -95,10 +87,7 @@ def mean_stderr(right: npt.NDArray[np.bool_]) -> float:
 
 
 def read_questions(path: str | Path, count: int | None = None) -> Questions:
-    """Read the first `count` (None: all) questions from JSON lines of the form `FORM`, in UTF-8.
-
-    Other keys are ignored, and so are empty lines.
-    """
+    """The first `count` (None: all) questions of JSON lines of the form `FORM`, with other keys."""
     path = Path(path)
     with reading(path):
         numbered = [(n, line.removeprefix(BOM)) for n, line in read_lines(path)]

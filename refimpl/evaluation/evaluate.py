@@ -8,10 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.evaluation.batch import BATCH, Batch, batches, groups
 from refimpl.evaluation.choices import Accuracy, Questions
 from refimpl.evaluation.encoding import Choices, Sequences, choice_sequences, encoder
-from refimpl.evaluation.likelihood import group_likelihoods, tokens_in_memory
+from refimpl.evaluation.likelihood import (
+    BATCH,
+    Batch,
+    batches,
+    group_likelihoods,
+    groups,
+    tokens_in_memory,
+)
 from refimpl.evaluation.perplexity import Perplexity
 from refimpl.model.config import Config
 from refimpl.model.model import Model
@@ -24,8 +30,8 @@ from refimpl.tokens import Windows
 
 GROUP = 16 * BATCH  # tokens: what a kill loses at most, half a minute of a small model
 
-LogLikelihoods = dict[int, tuple[float, bool]]
-"""By number of the sequence: its summed log likelihood, and whether it is greedy."""
+LogLikelihoods = dict[int, float]
+"""The summed log likelihood of each sequence, by its number."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def evaluate(
     laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
     with settings.open(model, _options(windows, choices)) as resources:
         workers = resources.at_once
-        sums: LogLikelihoods = {int(n): (x, b) for n, (x, b) in resources.earlier.items()}
+        sums: LogLikelihoods = {int(n): x for n, x in resources.earlier.items()}
         left = [batch for batch in laid if not sums.keys() >= set(batch.members)]
         resources.total = sum(batch.cost(model.config) for batch in laid)
         resources.done = resources.total - sum(batch.cost(model.config) for batch in left)
@@ -126,7 +132,7 @@ def evaluate(
             resources.keep({str(n): x for n, x in new.items()})
             sums |= new
         sha256 = model_sha256(model)  # while the files are known to be unchanged
-    totals = np.array([sums[n][0] for n in range(len(sums))])
+    totals = np.array([sums[n] for n in range(len(sums))])
     return Evaluation(
         model.name,
         model.config.family,
@@ -156,9 +162,9 @@ class BatchGroup:
         return sum(batch.cost(config) for batch in self.batches)
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> LogLikelihoods:
-        """Log likelihood of each sequence."""
+        """The log likelihood of each sequence."""
         likelihoods = group_likelihoods(model, self.batches, workers, self.dtype, tick=tick)
-        return {n: (float(x.log_probabilities.sum()), x.greedy) for n, x in likelihoods.items()}
+        return {n: float(x.log_probabilities.sum()) for n, x in likelihoods.items()}
 
 
 def _all_batches(model: Model, texts: Sequences, pairs: Sequences) -> list[Batch]:

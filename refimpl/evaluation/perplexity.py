@@ -14,23 +14,13 @@ LOG_MOST = log(np.finfo(np.float64).max)
 class Perplexity:
     """``exp(m)``, ``m = sum_w nats_w / sum_w n_w``: the mean nats per predicted token of W windows.
 
-    Args:
-        nats: ``- sum ln p`` over the predicted tokens of each window, [W], float64.
-        tokens: Number of predicted tokens n_w of each: all but its first, [W].
-        bytes: Of the text that they cover, [W], or None where there is no text.
-
-    Differs: peers average windows of one length and drop a shorter last one: with equal windows the
-    mean is the same. They give no standard error.
-
-    Example:
-        >>> found = Perplexity(np.log([8.0, 2.0]), np.array([2, 1]), np.array([3, 1]))
-        >>> round(found.value, 6), round(found.bits_per_byte, 6)
-        (2.519842, 1.0)
+    Peers average windows of one length and drop a shorter last one: with equal windows the mean is
+    the same. They give no standard error.
     """
 
-    nats: Array
-    tokens: Array
-    bytes: Array | None = None
+    nats: Array  # ``- sum ln p`` over the predicted tokens of each window, [W], float64
+    tokens: Array  # predicted tokens n_w of each window: all but its first, [W]
+    bytes: Array | None = None  # of the text that they cover, [W], if there is a text
 
     @property
     def mean_nats(self) -> float:

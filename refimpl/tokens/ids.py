@@ -22,11 +22,9 @@ def id_tokens(
     default_seq_len: int = SEQ_LEN,
     default_samples: int = SAMPLES,
 ) -> Tokens:
-    """Read samples [n, S] from a file of ids, as they are: no BOS is added.
+    """Samples [n, S] of a file of ids, as they are: its rows, or, of one dimension, cut as a text.
 
-    Rows of a file are its samples: the first `samples` of them (None: all), cut to the first
-    `seq_len` ids (None: all). A one-dimensional array is cut like a tokenised text; None then means
-    `default_samples` of `default_seq_len`.
+    None means all rows and columns, or of one dimension the defaults.
     """
     path = Path(path)
     stored = read_ids(path)

@@ -33,12 +33,10 @@ def model_tokens(
     calibration: bool = False,
     default: tuple[int, int] = (SAMPLES, SEQ_LEN),
 ) -> Tokens:
-    """Tokens for a model, whose folder holds the tokenizer, checked against its limits.
+    """Tokens of a text or of ids, checked against the model's limits.
 
-    They are cut from the text or read from the ids, or drawn with `seed` if the ids are `RANDOM`.
     Without either, those for a calibration are cut from a text that comes with refimpl, and others
-    are drawn. There are `default` samples and tokens of each, or as many as the model allows; rows
-    of ids decide for themselves.
+    are drawn. `default` has the number of samples and of tokens in each; rows have their own.
     """
     config = model.config
     usual, longest = default[0], min(default[1], config.max_position_embeddings)

@@ -20,19 +20,12 @@ MOST_TOKENS = 1 << 26
 
 @dataclass(frozen=True)
 class Tokens(Checked):
-    """Token ids and where they came from.
+    """Token ids and where they came from."""
 
-    Args:
-        ids: Samples of equal length, [n, S], int64, contiguous.
-        source: Where they came from, one line for people.
-        kind: "text", "ids" or "random".
-        bos: First id of every sample if it is BOS, else None.
-    """
-
-    ids: Ids
-    source: str
+    ids: Ids  # samples of equal length, [n, S], contiguous
+    source: str  # one line for people
     kind: Literal["text", "ids", "random"]
-    bos: int | None = None
+    bos: int | None = None  # first id of every sample if it is BOS
 
     @property
     def sha256(self) -> str:
@@ -43,10 +36,7 @@ class Tokens(Checked):
 def random_tokens(
     vocab_size: int, samples: int = SAMPLES, seq_len: int = SEQ_LEN, seed: int = 0
 ) -> Tokens:
-    """Draw samples [n, S] uniformly from V ids, with Philox keyed by the seed.
-
-    More samples begin with the same ones.
-    """
+    """Samples [n, S], uniform over V ids, by Philox keyed by the seed; more begin with the same."""
     require_sizes(samples, seq_len)
     if seed < 0 or vocab_size < 1:
         raise RefimplError(
@@ -80,7 +70,6 @@ def cut(stream: npt.NDArray[Any], samples: int, seq_len: int, bos: int | None, n
     """Cut n samples [n, S] that do not overlap out of a stream of ids [N], evenly spread over it.
 
     ``start_i = i (N - body) // (n - 1)``, body = S, or S - 1 if every sample begins with `bos`.
-    If there are too few ids, the error names sizes that work; `name` is the stream's.
     """
     extra = 0 if bos is None else 1
     body, total = seq_len - extra, stream.size

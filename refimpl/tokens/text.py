@@ -27,10 +27,8 @@ def text_tokens(
     *,
     bos_id: int | None = None,
 ) -> Tokens:
-    """Tokenise a whole text and cut it into samples [n, S] spread evenly over it.
+    """Tokenise a whole text and cut it into samples [n, S] spread evenly over it; BOS: `bos_rule`.
 
-    `tokenizer_config.json` and `special_tokens_map.json` beside `tokenizer.json` decide whether
-    every sample begins with BOS (see `bos_rule`); `bos_id` is `bos_token_id` of `config.json`.
     A tokenizer that begins every text with a space does so for every 262,144 characters.
     """
     require_sizes(samples, seq_len)
@@ -64,11 +62,10 @@ def file_text(path: Path) -> str:
 def encoded_pieces(
     text: str, tokenizer: TextTokenizer, name: str, places: bool = False, size: int | None = None
 ) -> Iterator[Encoding]:
-    """Tokenise a text piece by piece, as if it were one.
+    """Tokenise a text as if it were one, in pieces of `size` characters or a little more.
 
-    A tokenizer needs a few hundred bytes per character, so it gets pieces of `size` characters or a
-    little more. They are cut between a letter and a space or line break, or before a letter that
-    begins a line: a new token begins there in byte-level and in SentencePiece vocabularies.
+    A tokenizer needs a few hundred bytes per character. `CUT` finds where a new token begins in
+    byte-level and in SentencePiece vocabularies.
     """
     start, size = 0, PIECE if size is None else size
     while start < len(text):

@@ -21,27 +21,16 @@ ANSWER = 256 * MIB  # bytes of its answer: 13 for each token
 
 @dataclass(frozen=True)
 class Encoding:
-    """A text as ids.
+    """A text as ids."""
 
-    Args:
-        ids: Ids of the text, [N].
-        front: Special ids that the tokenizer's post-processor puts before them.
-        places: First character of each id and the one after its last, [N, 2]; empty if they were
-            not asked for.
-        text: The text.
-    """
-
-    ids: npt.NDArray[np.int32]
-    front: tuple[int, ...]
-    places: npt.NDArray[np.int32]
+    ids: npt.NDArray[np.int32]  # of the text, [N]
+    front: tuple[int, ...]  # special ids that the post-processor puts before them
+    places: npt.NDArray[np.int32]  # first character and the one after the last, [N, 2], if asked
     text: str = ""
 
 
 class TextTokenizer:
-    """A `tokenizer.json`, without truncation and padding, in a process of its own.
-
-    The library panics on some files, and aborts its process on others.
-    """
+    """A `tokenizer.json` in a process of its own, which the library aborts on some files."""
 
     def __init__(self, path: Path, content: bytes) -> None:
         self._child = ChildProcess(
@@ -122,10 +111,8 @@ def bos_rule(
 ) -> tuple[int | None, str]:
     """The id that begins a text (None for no id), and the reason for a reader.
 
-    `front` holds the ids that the post-processor puts before a text. `add_bos_token` in
-    `tokenizer_config.json` decides: false forbids BOS and true requires it; without it the
-    post-processor decides. transformers 5 ignores `add_bos_token` beside a `tokenizer.json`;
-    transformers 4 follows it in some classes.
+    `add_bos_token` decides, or else the post-processor, by the ids at its `front`. transformers 5
+    ignores `add_bos_token` beside a `tokenizer.json`; transformers 4 follows it in some classes.
     """
     add_bos = _read_settings(folder / "tokenizer_config.json").get("add_bos_token")
     if not (add_bos is None or isinstance(add_bos, bool)) or len(front) > 1:

@@ -17,24 +17,14 @@ from refimpl.tokens.tokenizer import bos_rule, read_tokenizer
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of a text and where they came from.
+    """Windows of a text and where they came from."""
 
-    Args:
-        ids: Ids of each window, BOS included, [tokens]; the last window may be shorter.
-        bytes: UTF-8 bytes of the text that the predicted tokens of each window cover: all but its
-            first id, which is not predicted. None without a text.
-        window: Tokens per window, BOS included.
-        source: Where they came from, one line for people.
-        kind: "text" or "ids".
-        bos: First id of every window if it is BOS, else None.
-    """
-
-    ids: tuple[Ids, ...]
-    bytes: tuple[int, ...] | None
-    window: int
-    source: str
+    ids: tuple[Ids, ...]  # of each window, BOS included, [tokens]; the last may be shorter
+    bytes: tuple[int, ...] | None  # of the text that the predicted tokens of each window cover
+    window: int  # tokens per window, BOS included
+    source: str  # one line for people
     kind: Literal["text", "ids"]
-    bos: int | None = None
+    bos: int | None = None  # first id of every window if it is BOS
 
     @property
     def sha256(self) -> str:
@@ -52,10 +42,8 @@ def text_windows(
 ) -> Windows:
     """Tokenise a text from its start and cut it into `count` consecutive windows (None: all).
 
-    Window i holds tokens ``i body`` to ``(i + 1) body - 1`` of the text; body = window, or
-    window - 1 if every window begins with BOS. A last, shorter window is used if it predicts at
-    least one token. The bytes of a window reach from the start of its first predicted token to the
-    start of the token after the last, by the tokenizer's offsets. BOS is as in `text_tokens`.
+    A last, shorter window is used if it predicts a token. The bytes of a window reach from the
+    start of its first predicted token to that of the token after its last.
     """
     path, tokenizer_json = Path(path), Path(tokenizer_json)
     _require(window, count)
@@ -85,11 +73,7 @@ def text_windows(
 
 
 def id_windows(path: str | Path, window: int | None = None, count: int | None = None) -> Windows:
-    """Read windows from a file of ids as they are: no BOS is added, and no bytes are known.
-
-    Rows of the file are windows, cut to `window` ids (None: all); a one-dimensional array is cut
-    into consecutive windows (None: of 512).
-    """
+    """Windows of a file of ids as they are: its rows, or pieces of an array of one dimension."""
     path = Path(path)
     stored = read_ids(path)
     if stored.ndim == 1:
