@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from refimpl.errors import RefimplError
 
 # What typer raises for a command line it cannot read; its parent has no public name.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+SIMILAR = 0.8  # of two words: a letter is wrong, missing, twice or in another place
 
 
 def usage(error: Any) -> RefimplError:
@@ -25,61 +25,34 @@ def usage(error: Any) -> RefimplError:
     program, expected = "refimpl", "refimpl [OPTIONS] COMMAND [ARGS]..."
     if error.ctx is not None:
         program, expected = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
-    remedy = _elsewhere(error) or _corrected(error, problem)
-    return RefimplError(problem, expected, remedy or f"see {program} --help")
+    return RefimplError(problem, expected, _corrected(error, problem) or f"see {program} --help")
 
 
 def with_nearest_name(error: RefimplError) -> RefimplError:
     """The error; if a record or a file of a similar name exists, its next step is that command."""
-    words, command = sys.argv[1:], None
+    command = None
     if record := re.match(r"(base|pruner|probe-pruner) '([^']*)'", error.problem):
+        names = re.findall(r"[\w-]+", error.expected.partition(", or ")[0])
         options = ("--base", "--allocation", "--pruner", "--probe")
-        command = _with(
-            record[2], re.findall(r"[\w-]+", error.expected.partition(", or ")[0]), options
-        )
-    for word in words:
-        names: list[str] = []
-        if re.match(rf"{re.escape(path := str(Path(word)))}: .*no such file", error.problem, re.I):
+        command = _replaced(record[2], _nearest(record[2], names), options)
+    for word in sys.argv[1:]:
+        path = str(Path(word))
+        if re.match(rf"{re.escape(path)}: .*no such file", error.problem, re.I):
             folder, slash, _ = path.rpartition("/")
             with suppress(OSError):
                 names = [f"{folder}{slash}{name}" for name in os.listdir(folder or slash or ".")]
-        command = command or _with(word, names)
+                command = command or _replaced(word, _nearest(path, names))
     return RefimplError(error.problem, error.expected, command) if command else error
 
 
-def _with(wrong: str, known: Sequence[str], options: Sequence[str] = ()) -> str | None:
-    """The command line with the nearest known word for a wrong one."""
-    nearest = get_close_matches(wrong, known, 1) or get_close_matches(wrong.lower(), known, 1)
-    return _replaced(wrong, nearest[0], options) if nearest else None
-
-
-def _elsewhere(error: Any) -> str | None:
-    """The next step for an option of the experiment or the allocation that another command has."""
-    from refimpl.allocation.request import Request
-    from refimpl.arguments import spelled
-    from refimpl.cli.main import loaded
-    from refimpl.method.perturbation import Noise, Probes
-    from refimpl.pruners.decision import PrunerOptions
-
-    name = getattr(error, "option_name", "").removeprefix("--").replace("-", "_")
-    owners = (Noise, Probes, Request, PrunerOptions)
-    known = {x.metadata.get("name", x.name): x for owner in owners for x in fields(owner)}
-    known["method"] = known["pruner"]
-    if name not in known or error.ctx is None:
-        return None
-    new, command = f"{spelled(known[name])}VALUE", error.ctx.info_name
-    option = new.split()[0]
-    if option in (word for x in error.ctx.command.params for word in x.opts):
-        return f"use {new}"
-    measured = option in (word for x in loaded("score").params for word in x.opts)
-    first = f"refimpl score MODEL {new}" if measured else f"refimpl allocate scores.json {new}"
-    if command == "prune":
-        return f"{first} -o FILE, then refimpl prune MODEL -o OUT --allocation FILE"
-    return f"refimpl score MODEL -o scores.json, then {first}" if command == "score" else None
+def _nearest(wrong: str, known: Sequence[str]) -> str | None:
+    """The known word that a wrong one resembles."""
+    close = (get_close_matches(word, known, 1, SIMILAR) for word in (wrong, wrong.lower()))
+    return next((names[0] for names in close if names), None)
 
 
 def _corrected(error: Any, problem: str) -> str | None:
-    """The command line with what is missing, or the nearest valid word if it can be parsed then."""
+    """The command line with what is missing, or with the nearest valid word."""
     from refimpl.cli.terminal import command_line
 
     parameter: Any = getattr(error, "param", None)
@@ -90,31 +63,21 @@ def _corrected(error: Any, problem: str) -> str | None:
         return f"{command_line()} VALUE"
     if found := re.search(r"No such command '(.*)'\. Did you mean '(.*?)'", problem):
         return _replaced(found[1], found[2])
-    command = None
     if nearest := getattr(error, "possibilities", None):  # of an option, the closest first
-        command = _with(error.option_name, nearest[:1])
-    elif found := re.search(r"'([^']*)' is not one of (.*)\.", problem):
-        command = _with(found[1], re.findall("'(.*?)'", found[2]), parameter.opts)
-    return command if command and _is_parsed(error.ctx, shlex.split(command)) else None
+        return _replaced(error.option_name, _nearest(error.option_name, nearest[:1]))
+    if found := re.search(r"'([^']*)' is not one of (.*)\.", problem):
+        known = re.findall("'(.*?)'", found[2])
+        return _replaced(found[1], _nearest(found[1], known), parameter.opts)
+    return None
 
 
-def _is_parsed(context: Any, words: Sequence[str]) -> bool:
-    """Whether the command of a context takes the words after its name; a help is not printed."""
-    if context.info_name not in words or {"-h", "--help"} & {*words}:
-        return False
-    try:
-        own = [*words[words.index(context.info_name) + 1 :]]
-        context.command.make_context(context.info_name, own, parent=context.parent)
-    except (UsageError, RefimplError):
-        return False
-    return True
-
-
-def _replaced(wrong: str, right: str, options: Sequence[str] = ()) -> str | None:
-    """The command line with another word for a wrong one, which is a value of one of the options.
+def _replaced(wrong: str, right: str | None, options: Sequence[str] = ()) -> str | None:
+    """The command line with the right word for a wrong one, which is a value of the options.
 
     The word may also be the VALUE of NAME=VALUE, or an option before its value.
     """
+    if right is None:
+        return None
     words = sys.argv[1:]
     for at, word in enumerate(words):
         head, equals, tail = word.rpartition("=")
