@@ -9,22 +9,13 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+import typer
 
 from refimpl.arguments import Checked, Seed, common_option, option, same_option
 from refimpl.bench.cells import Grid
 from refimpl.bench.document import BENCH, BenchSettings
-from refimpl.cli import terminal
-from refimpl.cli.groups import (
-    JsonFlag,
-    ModelOptions,
-    ModelPath,
-    Outputs,
-    Running,
-    Source,
-    Where,
-    source_group,
-)
-from refimpl.cli.options import Group, argument, with_groups
+from refimpl.cli import groups, terminal
+from refimpl.cli.options import Group, argument, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, progress_bar
 from refimpl.errors import RefimplError, printable
@@ -84,30 +75,25 @@ class ChoiceOptions:
 
 @with_groups
 def command(
-    model: ModelPath,
+    context: typer.Context,
+    model: groups.ModelPath,
     *,
-    where: Where,
+    where: groups.Where,
     text: Annotated[TextOptions, Group("Perplexity")],
     asked: Annotated[ChoiceOptions, Group("Multiple choice")],
-    settings: Running,
-    to: Outputs,
+    settings: groups.Running,
+    to: groups.Outputs,
 ) -> None:
     """The model reads each window on its own.
 
     acc picks the choice with the largest log likelihood, acc_norm the choice with the largest one
     per character, as lm-evaluation-harness defines them.
     """
-    for name, value, needed, file in (
-        ("--windows", text.windows, "--text or --tokens", text.text or text.tokens),
-        ("--window", text.window, "--text or --tokens", text.text or text.tokens),
-        ("--questions", asked.questions, "--choices", asked.choices),
-    ):
-        if value is not None and file is None:
-            raise RefimplError(
-                f"{name} without {needed}",
-                f"{name} together with {needed}",
-                f"add {needed}, or omit {name}",
-            )
+    if text.text is None and text.tokens is None:
+        needed = "--text FILE or --tokens FILE"
+        refuse(context, ("windows", "window"), "neither --text nor --tokens", needed)
+    if asked.choices is None:
+        refuse(context, ("questions",), "no --choices", "--choices FILE")
     opened = where.read(model)
     windows = _windows(opened, text)
     questions = None if asked.choices is None else read_questions(asked.choices, asked.questions)
@@ -147,9 +133,9 @@ class GenerateOptions(Checked):
 def generate_command(
     models: Annotated[list[Path], argument("MODEL", "Models with the same tokenizer.json.")],
     *,
-    where: Annotated[ModelOptions, Group("Model", ("download",))],
+    where: Annotated[groups.ModelOptions, Group("Model", ("download",))],
     asked: Annotated[GenerateOptions, Group("Running")],
-    to: JsonFlag,
+    to: groups.JsonFlag,
 ) -> None:
     """There is no cache: every token costs a forward pass over all tokens before it.
 
@@ -164,7 +150,7 @@ def generate_command(
 
 
 BENCH_SOURCE = replace(
-    source_group(SAMPLES, SEQ_LEN, ""),
+    groups.source_group(SAMPLES, SEQ_LEN, ""),
     only=("text", "samples", "seq_len"),
     says={
         "text": "Default: a text that comes with refimpl.",
@@ -209,10 +195,10 @@ def bench_command(
     ],
     *,
     grid: Annotated[Grid, Group("Comparison")],
-    where: Annotated[ModelOptions, Group("Model", ("download",))],
-    source: Annotated[Source, BENCH_SOURCE],
+    where: Annotated[groups.ModelOptions, Group("Model", ("download",))],
+    source: Annotated[groups.Source, BENCH_SOURCE],
     how: Annotated[BenchOptions, Group("Output")],
-    settings: Running,
+    settings: groups.Running,
 ) -> None:
     """Each cell is what refimpl score, allocate, prune and eval give one after another.
 

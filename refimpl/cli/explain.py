@@ -6,17 +6,7 @@ from typing import Annotated
 import typer
 
 from refimpl.arguments import common_option, option
-from refimpl.cli.groups import (
-    IN_PROCESS,
-    ModelPath,
-    Outputs,
-    Plan,
-    Shown,
-    Source,
-    Where,
-    checked_plan,
-    source_group,
-)
+from refimpl.cli import groups
 from refimpl.cli.options import Group, is_given, with_groups
 from refimpl.cli.terminal import progress_bar
 from refimpl.explanation.document import explanation_document
@@ -38,15 +28,15 @@ class StepOptions:
 @with_groups
 def command(
     context: typer.Context,
-    model: ModelPath,
+    model: groups.ModelPath,
     *,
-    where: Where,
+    where: groups.Where,
     shown: Annotated[StepOptions, Group("Steps")],
-    source: Annotated[Source, source_group(SAMPLES, SEQ_LEN)],
-    perturbed: Plan,
-    wanted: Shown,
-    settings: Annotated[Settings, Group("Running", IN_PROCESS)],
-    to: Outputs,
+    source: Annotated[groups.Source, groups.source_group(SAMPLES, SEQ_LEN)],
+    perturbed: groups.Plan,
+    wanted: groups.Shown,
+    settings: Annotated[Settings, Group("Running", groups.IN_PROCESS)],
+    to: groups.Outputs,
 ) -> None:
     """The numbers are those of refimpl score on the same tokens.
 
@@ -55,7 +45,7 @@ def command(
     if wanted.correct is not None and not is_given(context, "correct"):  # the paper's
         strength = wanted.strength if is_given(context, "strength") else "default"
         wanted = replace(wanted, correct="absorption", strength=strength)
-    plan, wanted = checked_plan(context, perturbed, wanted)
+    plan, wanted = groups.checked_plan(context, perturbed, wanted)
     opened = where.read(model)
     tokens = model_tokens(opened, **vars(source), seed=plan.seed, default=(SAMPLES, SEQ_LEN))
     block, step = shown.block, shown.step

@@ -18,17 +18,7 @@ from refimpl.allocation.targets import Targets, allocation_targets, pattern_targ
 from refimpl.arguments import common_option, option, same_option
 from refimpl.bases.base import base_named, bases
 from refimpl.bases.uniform import UNIFORM
-from refimpl.cli.groups import (
-    OWN_TEXT,
-    PRUNERS,
-    JsonOptions,
-    ModelPath,
-    Outputs,
-    Running,
-    Source,
-    Where,
-    source_group,
-)
+from refimpl.cli import groups
 from refimpl.cli.options import Group, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import command_line, deliver, progress_bar, style
@@ -61,12 +51,12 @@ from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.tokens.model_tokens import model_tokens, model_windows
 from refimpl.tokens.samples import SCORED
 
-SOURCE = source_group(SAMPLES, SEQ_LEN, OWN_TEXT)
+SOURCE = groups.source_group(SAMPLES, SEQ_LEN, groups.OWN_TEXT)
 TOKENS = ("text", "tokens", "samples", "seq_len")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions(JsonOptions):
+class PruneOptions(groups.JsonOptions):
     """How much is pruned, and what is written."""
 
     sparsity: Fraction | None = same_option(Request, "sparsity", default=None)
@@ -114,13 +104,13 @@ class PruneOptions(JsonOptions):
 @with_groups
 def command(
     context: typer.Context,
-    model: ModelPath,
+    model: groups.ModelPath,
     *,
     how: Annotated[PruneOptions, Group("Pruning")],
-    where: Where,
-    pruner: Annotated[PrunerOptions, Group("Pruning", says={"pruner": PRUNERS})],
-    source: Annotated[Source, SOURCE],
-    settings: Running,
+    where: groups.Where,
+    pruner: Annotated[PrunerOptions, Group("Pruning", says={"pruner": groups.PRUNERS})],
+    source: Annotated[groups.Source, SOURCE],
+    settings: groups.Running,
 ) -> None:
     """With --sparsity alone, refimpl measures the model and allocates as docs/study.md recommends.
 
@@ -208,7 +198,7 @@ def _perplexity(model: Model, windows: Windows, settings: Settings) -> dict[str,
 
 
 @with_groups
-def inspect_command(model: ModelPath, *, where: Where, to: Outputs) -> None:
+def inspect_command(model: groups.ModelPath, *, where: groups.Where, to: groups.Outputs) -> None:
     """Zeros are counted in the file, so zeros of the original model count, too."""
     inspection = inspect(where.read(model))
     to.deliver(inspection_document(inspection), inspection_table(inspection))

@@ -14,21 +14,7 @@ from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.arguments import common_option, option
 from refimpl.bases.uniform import UNIFORM
-from refimpl.cli.groups import (
-    BASES,
-    CHANGES,
-    OWN_TEXT,
-    ModelPath,
-    Plan,
-    Running,
-    Source,
-    TableOptions,
-    TableOutput,
-    Where,
-    checked_plan,
-    refuse_limits,
-    source_group,
-)
+from refimpl.cli import groups
 from refimpl.cli.options import Group, argument, refuse, with_groups
 from refimpl.cli.terminal import progress_bar, style
 from refimpl.errors import printable
@@ -76,15 +62,15 @@ class RunOptions:
 @with_groups
 def command(
     context: typer.Context,
-    model: ModelPath,
+    model: groups.ModelPath,
     *,
-    where: Where,
-    source: Annotated[Source, source_group(*SCORED, OWN_TEXT)],
-    perturbed: Plan,
-    wanted: Annotated[Request, Group("Allocation", MEASURED, BASES)],
-    settings: Running,
+    where: groups.Where,
+    source: Annotated[groups.Source, groups.source_group(*SCORED, groups.OWN_TEXT)],
+    perturbed: groups.Plan,
+    wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASES)],
+    settings: groups.Running,
     run: Annotated[RunOptions, Group("Running")],
-    to: TableOutput,
+    to: groups.TableOutput,
 ) -> None:
     """Each block is pruned alone, and the change of the output decides how much it shall lose.
 
@@ -92,7 +78,7 @@ def command(
     allocation that it makes. The absorption coefficient r is what is left of a block's drift after
     the last block: above 1 the blocks after it amplify, below 1 they absorb.
     """
-    plan, wanted = checked_plan(context, perturbed, wanted, noise=run.runtime != "numpy")
+    plan, wanted = groups.checked_plan(context, perturbed, wanted, noise=run.runtime != "numpy")
     checked_budget(run.budget)
     if run.estimate:
         estimated = "--runtime numpy without --budget, which is what is estimated"
@@ -126,8 +112,8 @@ def allocate_command(
     context: typer.Context,
     scores: Annotated[Path, argument("SCORES", "A file that refimpl score -o wrote.")],
     *,
-    changes: Annotated[Request, CHANGES],
-    to: TableOutput,
+    changes: Annotated[Request, groups.CHANGES],
+    to: groups.TableOutput,
 ) -> None:
     """What no option says stays as in SCORES: base and options, sparsity, correction and strength.
 
@@ -136,12 +122,12 @@ def allocate_command(
     """
     read = read_scores(scores)
     wanted = requested(read, **cast("dict[str, Any]", changes))
-    refuse_limits(context, wanted)
+    groups.refuse_limits(context, wanted)
     to.deliver(*_allocated(read, wanted, to))
 
 
 def _allocated(
-    scores: Scores, wanted: Request, to: TableOptions, model: str = "MODEL"
+    scores: Scores, wanted: Request, to: groups.TableOptions, model: str = "MODEL"
 ) -> tuple[Mapping[str, Any], str]:
     """The document and the table of scores, allocated at every eta; what to do next."""
     allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
