@@ -18,19 +18,18 @@ from refimpl.cli import groups, terminal
 from refimpl.cli.options import Group, argument, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, progress_bar
-from refimpl.errors import RefimplError, printable
+from refimpl.errors import printable
 from refimpl.evaluation.choices import read_questions
 from refimpl.evaluation.document import evaluation_document
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.evaluation.generation import TOKENS, generate
 from refimpl.loading.files.file_reading import WHOLE
-from refimpl.model.model import Model
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.show.evaluation import continuations_text, evaluation_table
 from refimpl.show.header import joined
 from refimpl.storage.work_folder import work_path
-from refimpl.tokens import SAMPLES, SEQ_LEN, Windows, id_windows
+from refimpl.tokens import SAMPLES, SEQ_LEN, id_windows
 from refimpl.tokens.model_tokens import CALIBRATION, EVALUATION, model_windows
 
 
@@ -95,23 +94,18 @@ def command(
     if asked.choices is None:
         refuse(context, ("questions",), "no --choices", "--choices FILE")
     opened = where.read(model)
-    windows = _windows(opened, text)
+    windows = None
+    if text.tokens is not None:
+        refuse(context, ("text",), "--tokens", "one of them")
+        windows = id_windows(text.tokens, text.window, text.windows)
+    elif text.text is not None:
+        windows = model_windows(opened, text.text, text.window, text.windows)
     questions = None if asked.choices is None else read_questions(asked.choices, asked.questions)
     with progress_bar("evaluating") as progress:
         finished = None if to.output is None else work_path(to.output)
         settings = replace(settings, progress=progress, finished=finished)
         evaluation = evaluate(opened, windows, questions, settings)
     to.deliver(evaluation_document(evaluation), evaluation_table(evaluation))
-
-
-def _windows(model: Model, options: TextOptions) -> Windows | None:
-    """The windows that the options ask for, or None."""
-    text, tokens, window = options.text, options.tokens, options.window
-    if text is not None and tokens is not None:
-        raise RefimplError("both --text and --tokens", "one of them", "omit --text or --tokens")
-    if tokens is not None:
-        return id_windows(tokens, window, options.windows)
-    return None if text is None else model_windows(model, text, window, options.windows)
 
 
 @dataclass(frozen=True)
@@ -149,8 +143,8 @@ def generate_command(
     deliver(document, continuations_text(map(str, models), found), to.json)
 
 
-BENCH_SOURCE = replace(
-    groups.source_group(SAMPLES, SEQ_LEN, ""),
+BENCH_SOURCE = Group(
+    "Tokens",
     only=("text", "samples", "seq_len"),
     says={
         "text": "Default: a text that comes with refimpl.",

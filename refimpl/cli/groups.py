@@ -17,6 +17,7 @@ from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.model.model import Model
+from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pruner import pruners
 from refimpl.running.executors import open_executor
 from refimpl.running.settings import Settings
@@ -180,13 +181,8 @@ def checked_plan(
     own = "no options of noise: pruning is not random, and sets the size of the error itself"
     expected = own if pruning else "--perturbation pruning, which probes belong to"
     refuse(context, of_noise if pruning else of_probes, f"--perturbation {plan.kind}", expected)
-    if isinstance(plan, Probes) and "damping" not in plan.pruner.options:
-        damped = [
-            f"--probe pruner={name}" for name, x in pruners().items() if "damping" in x.options
-        ]
-        refuse(
-            context, ("probe damping",), f"--probe pruner={plan.probe_pruner}", " or ".join(damped)
-        )
+    if isinstance(plan, Probes):
+        refuse_damping(context, plan.pruner, "probe damping", "--probe pruner=")
     return wanted.perturbation(plan), wanted
 
 
@@ -195,3 +191,12 @@ def refuse_limits(context: typer.Context, wanted: Request) -> None:
     if wanted.measured and "max_correction" in context.params:
         fixed = "no limit and no scale: the probes set the size of the correction"
         refuse(context, ("max_correction", "correction_scale"), "--strength measured", fixed)
+
+
+def refuse_damping(
+    context: typer.Context, pruner: PrunerOptions, damping: str, spelling: str
+) -> None:
+    """Refuse the damping of a pruner that has none."""
+    if "damping" not in pruner.options:
+        damped = [spelling + name for name, x in pruners().items() if "damping" in x.options]
+        refuse(context, (damping,), spelling + pruner.record.name, " or ".join(damped))

@@ -18,11 +18,8 @@ from refimpl.storage.work_folder import work_path
 
 @contextmanager
 def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterator[None]:
-    """Turn Ctrl-C into a message about the outputs of a command; and say what is continued.
-
-    A command keeps finished units if `values`, those of its options, hold an executor.
-    """
-    keeps = "executor" in values
+    """Turn Ctrl-C into a message about the outputs of a command; and say what is continued."""
+    keeps = "executor" in values  # finished units
     before = [_stamp(path) for path in outputs]
     if keeps and shows_progress():
         for path in _finished_units(outputs):
@@ -56,10 +53,7 @@ def _interrupt() -> None:
 
 @contextmanager
 def _raising_interrupts() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt, where it ends the program at once (`__main__`).
-
-    Raised in a destructor or a callback, it would be printed and lost; so it is raised again.
-    """
+    """Let Ctrl-C raise KeyboardInterrupt, again if a destructor or a callback loses it."""
     before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
     ours = callable(before) and before is not signal.default_int_handler
 

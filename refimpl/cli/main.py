@@ -6,6 +6,7 @@ What imports NumPy is imported in functions, so that the list of commands appear
 import os
 import sys
 import traceback
+from contextlib import suppress
 from importlib import import_module
 from io import TextIOWrapper
 from typing import Annotated, Any
@@ -46,7 +47,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
             "refimpl generate MODEL OUT --prompt TEXT --temperature 0.8 --seed 1",
         ),
         "explain": (
-            "explain:command",
+            "score:explain_command",
             "Show the algorithm as it runs on this model: each step's formula, shapes and numbers.",
             "refimpl explain MODEL --block 3",
             "refimpl explain MODEL --text FILE",
@@ -193,12 +194,7 @@ def program() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the program: 0 for success, 2 for input that cannot be used, 130 when interrupted.
-
-    `validate` and `check` exit with 1 if they find a disagreement; `check` exits with 3 if the
-    result is inconclusive. An exception that nobody expected exits with 70, so that no command
-    reports a failure of its own as a disagreement.
-    """
+    """Run the program, and exit with one of the codes of docs/reference/cli.md."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed; its number must not go to a file of ours
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
@@ -260,10 +256,9 @@ def _require_known_shell() -> None:
     """Refuse to complete words for a shell that typer does not know; it would exit with 1."""
     from shellingham import ShellDetectionFailure, detect_shell
 
-    try:
+    shell = "an unknown shell"
+    with suppress(ShellDetectionFailure):
         shell = detect_shell()[0]
-    except ShellDetectionFailure:
-        shell = "an unknown shell"
     if shell not in SHELLS:
         raise RefimplError(
             f"no completion for {shell}",

@@ -43,10 +43,7 @@ def examples(*lines: str) -> str:
 
 
 def argument(metavar: str, help: str, found: Callable[[Path], Path] | None = None) -> Any:
-    """An argument that names a file or a folder; typer does not check whether it can read it.
-
-    `found` says which path a value stands for.
-    """
+    """An argument that names a file or a folder, the one that is `found` for it."""
     return typer.Argument(metavar=metavar, readable=False, help=plain(help), callback=found)
 
 
@@ -140,22 +137,13 @@ def shown_default(default: Any, read: Callable[[Any], Any] | None) -> Any:
 
 @dataclass(frozen=True)
 class Group:
-    """The options of a command that fill one dataclass, which its parameter is annotated with.
+    """The options of a command that fill one dataclass, which its parameter is annotated with."""
 
-    Args:
-        panel: Heading in --help, for those that are not common.
-        only: The fields, all that are options if empty; the others keep their defaults.
-        says: What is added to the help of a field: what only a command knows.
-        changes: Whether the options have no defaults, and those in the command line fill a
-            dictionary of fields in place of the dataclass.
-        opened: What makes the dataclass in place of it, and ends when the command does.
-    """
-
-    panel: str
-    only: tuple[str, ...] = ()
-    says: Mapping[str, str] = field(default_factory=dict)
-    changes: bool = False
-    opened: Callable[..., AbstractContextManager[Any]] | None = None
+    panel: str  # heading in --help, for those that are not common
+    only: tuple[str, ...] = ()  # the fields, if not all that are options
+    says: Mapping[str, str] = field(default_factory=dict)  # what a command adds to the help
+    changes: bool = False  # without defaults: what is given fills a dictionary of fields
+    opened: Callable[..., AbstractContextManager[Any]] | None = None  # makes the dataclass
 
     def options(self, target: Any) -> dict[str, list[Field[Any]]]:
         """The fields that each option fills, by the option's name."""
@@ -262,25 +250,15 @@ def _parts(name: str, members: Fields, texts: Sequence[str]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Quiet(Checked):
-    """What every command takes."""
+class Common(Checked):
+    """What every command takes, and those that write files."""
 
+    force: bool = option(False, "Replace an existing output.")
     quiet: bool = option(False, "Show no progress.", flags=("-q",))
 
 
-@dataclass(frozen=True)
-class Overwriting(Checked):
-    """What commands that write files take."""
-
-    force: bool = option(False, "Replace an existing output.")
-
-
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace every parameter annotated with a `Group` by the options of that group.
-
-    Before the command runs, its outputs are checked against its inputs: a parameter that is
-    `OutputKind`, against every other one that is a path. It gets -q; if it writes files, --force.
-    """
+    """Replace every parameter annotated with a `Group` by its options, and check the outputs."""
     own = signature(command)
     groups: dict[str, tuple[Any, Group]] = {
         name: (target, mark)
@@ -298,8 +276,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     outputs = {name: kind for name, kind in kinds.items() if isinstance(kind, OutputKind)}
     inputs = {name: kind for name, kind in kinds.items() if isinstance(kind, str)}
     writes = OutputKind.FILE in outputs.values()
-    common = [*(Group("Output").parameters(Overwriting) if writes else ())]
-    common += Group("Output").parameters(Quiet)
+    common = Group("Output", () if writes else ("quiet",)).parameters(Common)
 
     @wraps(command)
     def ungrouped(**values: Any) -> None:

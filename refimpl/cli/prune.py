@@ -121,9 +121,7 @@ def command(
     opened, output = where.read(model), how.output
     check_prune(opened, output, {}, how.force)
     request = _request(context, how, opened.config.linears)
-    if "damping" not in pruner.options:
-        damped = [f"--pruner {name}" for name, x in pruners().items() if "damping" in x.options]
-        refuse(context, ("damping",), f"--pruner {pruner.record.name}", " or ".join(damped))
+    groups.refuse_damping(context, pruner, "damping", "--pruner ")
     tokens: Tokens | Imatrix | None = _imatrix(context, opened, how, pruner, request)
     windows = model_windows(opened) if how.measure else None
 
@@ -227,11 +225,8 @@ def _request(context: typer.Context, how: PruneOptions, linears: Linears) -> Req
     if how.allocation is not None:
         return Request(how.allocation, sparsity=how.sparsity, correct=None, compat=how.compat)
     if how.compat == "peer":
-        raise RefimplError(
-            "--compat peer with the recommended allocation",
-            "a base allocation, which peers have published",
-            command_line("--allocation", UNIFORM.name),
-        )
+        published = f"a base allocation, which peers have published: --allocation {UNIFORM.name}"
+        refuse(context, ("compat",), "the recommended allocation", published)
     return Request(sparsity=how.sparsity)
 
 
@@ -247,19 +242,13 @@ def _imatrix(
         return None
     refuse(context, TOKENS, "--imatrix", "no tokens: the importance matrix replaces them")
     if request is not None and request.needs_pruning:
-        raise RefimplError(
-            f"--imatrix with {how.allocation or 'the recommended allocation'}",
-            "an allocation without an experiment, which needs tokens",
-            command_line("--allocation", UNIFORM.name),
-        )
+        needed = f"an allocation without an experiment: --allocation {UNIFORM.name}"
+        refuse(context, ("imatrix",), how.allocation or "the recommended allocation", needed)
     if "squares" not in (pruner.record.needs, request and request.record.needs):
         of_squares = [f"--pruner {x.name}" for x in pruners().values() if x.needs == "squares"]
         of_squares += [f"--allocation {x.name}" for x in bases().values() if x.needs == "squares"]
-        raise RefimplError(
-            f"--imatrix with --pruner {pruner.record.name}",
-            f"{' or '.join(of_squares)}: what reads the squares of inputs",
-            "omit --imatrix",
-        )
+        readers = f"{' or '.join(of_squares)}: what reads the squares of inputs"
+        refuse(context, ("imatrix",), f"--pruner {pruner.record.name}", readers)
     return read_imatrix(how.imatrix, model)
 
 

@@ -69,10 +69,7 @@ def shows_progress() -> bool:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress]:
-    """A bar on stderr with the time left, on a terminal that can show it; yields its update.
-
-    It ends at 100 % unless an error ends it.
-    """
+    """A bar on stderr with the time left, on a terminal that can show it; yields its update."""
     if not shows_progress():
         yield lambda done, total: None
         return

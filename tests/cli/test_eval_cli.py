@@ -166,7 +166,7 @@ def test_a_killed_run_is_taken_up(
     ("words", "problem"),
     [
         ((LLAMA,), "nothing to evaluate on"),
-        ((LLAMA, "--text", TEXT, "--tokens", "ids.npy"), "both --text and --tokens"),
+        ((LLAMA, "--text", TEXT, "--tokens", "ids.npy"), "--text with --tokens"),
         ((LLAMA, "--text", TEXT, "--questions", 3), "--questions with no --choices"),
         (
             (LLAMA, "--choices", "no.jsonl", "--window", 8),
