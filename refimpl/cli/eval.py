@@ -34,8 +34,8 @@ from refimpl.tokens.model_tokens import CALIBRATION, EVALUATION, model_windows
 
 
 @dataclass(frozen=True)
-class TextOptions:
-    """The text of the perplexity."""
+class InputOptions:
+    """The text of the perplexity, and the questions of the accuracy."""
 
     text: Path | None = common_option(
         None,
@@ -57,19 +57,12 @@ class TextOptions:
     windows: int | None = common_option(
         None, "Number of windows. Default: all, including a shorter last one.", "N"
     )
-
-
-@dataclass(frozen=True)
-class ChoiceOptions:
-    """The questions of the accuracy."""
-
     choices: Path | None = common_option(
         None,
         "Questions as JSON lines with question, choices and answer (the index of the right choice, "
         "from 0).",
         "FILE",
     )
-    questions: int | None = option(None, "Number of questions, from the first. Default: all.", "N")
 
 
 @with_groups
@@ -78,8 +71,7 @@ def command(
     model: groups.ModelPath,
     *,
     where: groups.Where,
-    text: Annotated[TextOptions, Group("Perplexity")],
-    asked: Annotated[ChoiceOptions, Group("Multiple choice")],
+    on: Annotated[InputOptions, Group("Input")],
     settings: groups.Running,
     to: groups.Outputs,
 ) -> None:
@@ -88,19 +80,16 @@ def command(
     acc picks the choice with the largest log likelihood, acc_norm the choice with the largest one
     per character, as lm-evaluation-harness defines them.
     """
-    if text.text is None and text.tokens is None:
-        needed = "--text FILE or --tokens FILE"
-        refuse(context, ("windows", "window"), "neither --text nor --tokens", needed)
-    if asked.choices is None:
-        refuse(context, ("questions",), "no --choices", "--choices FILE")
-    opened = where.read(model)
-    windows = None
-    if text.tokens is not None:
+    opened, windows = where.read(model), None
+    if on.tokens is not None:
         refuse(context, ("text",), "--tokens", "one of them")
-        windows = id_windows(text.tokens, text.window, text.windows)
-    elif text.text is not None:
-        windows = model_windows(opened, text.text, text.window, text.windows)
-    questions = None if asked.choices is None else read_questions(asked.choices, asked.questions)
+        windows = id_windows(on.tokens, on.window, on.windows)
+    elif on.text is not None:
+        windows = model_windows(opened, on.text, on.window, on.windows)
+    else:
+        needed = "--text FILE or --tokens FILE"
+        refuse(context, ("window", "windows"), "neither --text nor --tokens", needed)
+    questions = None if on.choices is None else read_questions(on.choices)
     with progress_bar("evaluating") as progress:
         finished = None if to.output is None else work_path(to.output)
         settings = replace(settings, progress=progress, finished=finished)
@@ -164,8 +153,8 @@ class BenchOptions:
         "Default: a text that comes with refimpl.",
         "FILE",
     )
-    window: int | None = same_option(TextOptions, "window")
-    windows: int | None = same_option(TextOptions, "windows")
+    window: int | None = same_option(InputOptions, "window")
+    windows: int | None = same_option(InputOptions, "windows")
     output: Path = output_option(
         ...,
         f"Folder of the results: {BENCH}, the table in Markdown and LaTeX, and pictures. If it "

@@ -86,22 +86,16 @@ def mean_stderr(right: npt.NDArray[np.bool_]) -> float:
     return float(np.std(right.astype(np.float64), ddof=1)) / sqrt(len(right))
 
 
-def read_questions(path: str | Path, count: int | None = None) -> Questions:
-    """The first `count` (None: all) questions of JSON lines of the form `FORM`, with other keys."""
+def read_questions(path: str | Path) -> Questions:
+    """The questions of JSON lines of the form `FORM`, which may have other keys."""
     path = Path(path)
     with reading(path):
         numbered = [(n, line.removeprefix(BOM)) for n, line in read_lines(path)]
-    if not numbered or not 1 <= (len(numbered) if count is None else count) <= len(numbered):
-        raise RefimplError(
-            f"{path} holds {len(numbered)} questions, and {count or 'all'} are asked for",
-            "at least one question, and no more than the file holds",
-            f"use --questions {len(numbered)}, or omit it" if numbered else f"add lines: {FORM}",
-        )
-    used = numbered[:count]
-    questions = tuple(_question(line, f"{path}:{n}") for n, line in used)
-    digest = sha256(b"\n".join(line.strip() for _, line in used)).hexdigest()
-    source = f"{path.name}, {len(used):,} of {len(numbered):,} questions"
-    return Questions(questions, source, digest)
+    if not numbered:
+        raise RefimplError(f"{path} is empty", "at least one question", f"add lines: {FORM}")
+    questions = tuple(_question(line, f"{path}:{n}") for n, line in numbered)
+    digest = sha256(b"\n".join(line.strip() for _, line in numbered)).hexdigest()
+    return Questions(questions, path.name, digest)
 
 
 def _question(line: bytes, where: str) -> Question:

@@ -115,7 +115,8 @@ def evaluate(
     texts: Sequences = [] if windows is None else [(ids, 1) for ids in windows.ids]
     choices = None if questions is None else choice_sequences(encoder(model), questions)
     laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
-    with settings.open(model, _options(windows, choices)) as resources:
+    identity = {"windows": windows and [windows.window, windows.sha256]}
+    with settings.open(model, identity | {"choices": choices and choices.sha256}) as resources:
         workers = resources.at_once
         sums: LogLikelihoods = {int(n): x for n, x in resources.earlier.items()}
         left = [batch for batch in laid if not sums.keys() >= set(batch.members)]
@@ -189,11 +190,3 @@ def _accuracy(questions: Questions, sums: npt.NDArray[np.float64]) -> Accuracy:
     lengths = tuple(np.array([len(c) for c in q.choices]) for q in questions.questions)
     answers = np.array([q.answer for q in questions.questions])
     return Accuracy(tuple(np.split(sums, ends[:-1])), lengths, answers)
-
-
-def _options(windows: Windows | None, choices: Choices | None) -> dict[str, Any]:
-    """What the log likelihoods depend on, besides the model."""
-    return {
-        "windows": windows and [windows.window, windows.sha256],
-        "choices": choices and choices.sha256,
-    }

@@ -19,8 +19,7 @@ def id_tokens(
     path: str | Path,
     samples: int | None = None,
     seq_len: int | None = None,
-    default_seq_len: int = SEQ_LEN,
-    default_samples: int = SAMPLES,
+    default: tuple[int, int] = (SAMPLES, SEQ_LEN),
 ) -> Tokens:
     """Samples [n, S] of a file of ids, as they are: its rows, or, of one dimension, cut as a text.
 
@@ -29,8 +28,8 @@ def id_tokens(
     path = Path(path)
     stored = read_ids(path)
     if stored.ndim == 1:
-        samples = default_samples if samples is None else samples
-        seq_len = default_seq_len if seq_len is None else seq_len
+        samples = default[0] if samples is None else samples
+        seq_len = default[1] if seq_len is None else seq_len
         require_sizes(samples, seq_len)
         ids = cut(stored, samples, seq_len, None, str(path))
         return Tokens(ids, f"{path.name}, {spread(ids, stored.size)}, ids as given", "ids")
@@ -38,15 +37,23 @@ def id_tokens(
     samples = rows if samples is None else samples
     seq_len = width if seq_len is None else seq_len
     require_sizes(samples, seq_len)
-    if samples > rows or seq_len > width:
-        raise RefimplError(
-            f"{path} contains {rows} rows of {width} ids",
-            f"at least the requested {samples} rows of {seq_len} ids",
-            f"use --samples {min(samples, rows)} --seq-len {min(seq_len, width)}",
-        )
+    require_rows(path, stored, samples, seq_len, ("--samples", "--seq-len"))
     ids = np.array(stored[:samples, :seq_len], np.int64, order="C")
     extent = f"{samples:,} of {rows:,} rows, {seq_len:,} of {width:,} ids each, as given"
     return Tokens(ids, f"{path.name}, {extent}", "ids")
+
+
+def require_rows(
+    path: Path, stored: npt.NDArray[Any], rows: int, width: int, options: tuple[str, str]
+) -> None:
+    """Refuse a file whose array [rows, width] is too small."""
+    if rows > len(stored) or width > stored.shape[1]:
+        least = f"{options[0]} {min(rows, len(stored))} {options[1]} {min(width, stored.shape[1])}"
+        raise RefimplError(
+            f"{path} contains {len(stored)} rows of {stored.shape[1]} ids",
+            f"at least {rows} rows of {width} ids",
+            f"use {least}",
+        )
 
 
 def read_ids(path: Path) -> npt.NDArray[Any]:

@@ -1,7 +1,6 @@
 """The tokens of a computation: from a text, from a file of ids, or drawn at random."""
 
 from dataclasses import replace
-from importlib.resources import as_file, files
 from pathlib import Path
 
 from refimpl.errors import RefimplError
@@ -21,6 +20,7 @@ from refimpl.tokens import (
 RANDOM = Path("random")  # in place of a file of ids
 # Two speeches in the public domain, which come with refimpl: docs/how-to/calibrate.md
 CALIBRATION, EVALUATION = "roosevelt-1901.txt", "roosevelt-1902.txt"
+FOLDER = Path(__file__).parent
 
 
 def model_tokens(
@@ -44,27 +44,23 @@ def model_tokens(
     count = usual if samples is None else samples
     tokenizer, bos = model.tokenizer_json, model.config_file.get("bos_token_id")
     if text is not None and ids is not None:
-        raise RefimplError(
-            "--text and --tokens exclude each other", "one of them", "omit one of them"
-        )
-    if text is not None:
-        tokens = text_tokens(text, tokenizer, count, length, bos_id=bos)
-    elif ids is not None and ids != RANDOM:
-        tokens = id_tokens(ids, samples, seq_len, longest, usual)
-    elif ids is None and calibration:
-        if not tokenizer.exists():
+        raise RefimplError("--text with --tokens", "one of them", "omit one of them")
+    own = calibration and text is None and ids is None
+    if own or text is not None:
+        if own and not tokenizer.exists():
             raise RefimplError(
                 f"{model.folder}: no tokenizer.json for the text that comes with refimpl",
                 "a tokenizer, or token ids: --tokens FILE, or --tokens random",
                 "put tokenizer.json beside the model, or add --tokens FILE",
             )
-        with as_file(files("refimpl.tokens").joinpath(CALIBRATION)) as path:
-            tokens = text_tokens(path, tokenizer, count, length, bos_id=bos)
-        tokens = replace(tokens, source=f"refimpl's {tokens.source}")
+        path = text or FOLDER / CALIBRATION
+        tokens = text_tokens(path, tokenizer, count, length, bos_id=bos)
+    elif ids is not None and ids != RANDOM:
+        tokens = id_tokens(ids, samples, seq_len, (usual, longest))
     else:
         tokens = random_tokens(config.vocab_size, count, length, seed)
     checked_ids(tokens.ids, config)
-    return tokens
+    return replace(tokens, source=f"refimpl's {tokens.source}") if own else tokens
 
 
 def model_windows(
@@ -80,8 +76,5 @@ def model_windows(
         )
     size = min(SEQ_LEN, longest) if window is None else window
     bos, tokenizer = model.config_file.get("bos_token_id"), model.tokenizer_json
-    if text is not None:
-        return text_windows(text, tokenizer, size, count, bos_id=bos)
-    with as_file(files("refimpl.tokens").joinpath(EVALUATION)) as path:
-        windows = text_windows(path, tokenizer, size, count, bos_id=bos)
-    return replace(windows, source=f"refimpl's {windows.source}")
+    windows = text_windows(text or FOLDER / EVALUATION, tokenizer, size, count, bos_id=bos)
+    return windows if text else replace(windows, source=f"refimpl's {windows.source}")

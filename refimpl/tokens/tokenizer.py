@@ -64,28 +64,27 @@ class TextTokenizer:
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token, or None."""
-        match self._child.call("token_to_id", token.encode("utf-8", "surrogatepass")):
-            case []:
-                return None
-            case [token_id] if len(token_id) == np.dtype(np.uint32).itemsize:
-                return int.from_bytes(token_id, "little")
-        raise self._child.unusable()
+        token_id = self._answer("token_to_id", token.encode("utf-8", "surrogatepass"))
+        if token_id is not None and len(token_id) != np.dtype(np.uint32).itemsize:
+            raise self._child.unusable()
+        return None if token_id is None else int.from_bytes(token_id, "little")
 
     def id_to_token(self, token_id: int) -> str | None:
         """The token of an id, or None."""
-        match self._child.call("id_to_token", str(token_id).encode()):
-            case []:
-                return None
-            case [token]:
-                return token.decode("utf-8", "replace")
-        raise self._child.unusable()
+        token = self._answer("id_to_token", str(token_id).encode())
+        return None if token is None else token.decode("utf-8", "replace")
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
-        match self._child.call("decode", np.array(ids, "<u4").tobytes()):
-            case [text]:
-                return text.decode("utf-8", "replace")
-        raise self._child.unusable()
+        text = self._answer("decode", np.array(ids, "<u4").tobytes())
+        return "" if text is None else text.decode("utf-8", "replace")
+
+    def _answer(self, method: str, argument: bytes) -> bytes | None:
+        """The answer to a question with one or none."""
+        answer = self._child.call(method, argument)
+        if len(answer) > 1:
+            raise self._child.unusable()
+        return answer[0] if answer else None
 
 
 def read_tokenizer(path: Path) -> TextTokenizer:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.tokens.ids import read_ids
+from refimpl.tokens.ids import read_ids, require_rows
 from refimpl.tokens.samples import SEQ_LEN, Ids
 from refimpl.tokens.text import encoded_pieces, file_text
 from refimpl.tokens.tokenizer import bos_rule, read_tokenizer
@@ -84,12 +84,7 @@ def id_windows(path: str | Path, window: int | None = None, count: int | None = 
     else:
         window = stored.shape[1] if window is None else window
         _require(window, count)
-        if window > stored.shape[1] or (count or 1) > len(stored):
-            raise RefimplError(
-                f"{path} contains {len(stored)} rows of {stored.shape[1]} ids",
-                f"at least {count or 1} rows of {window} ids",
-                f"use at most --windows {len(stored)} --window {stored.shape[1]}",
-            )
+        require_rows(path, stored, count or 1, window, ("--windows", "--window"))
         windows = tuple(row[:window].astype(np.int64) for row in stored[:count])
     source = f"{path.name}, {_extent(windows, window)}, ids as given"
     return Windows(windows, None, window, source, "ids")
