@@ -17,7 +17,6 @@ from typer.models import ArgumentInfo
 
 from refimpl.arguments import Checked, hints_of, option, spelled
 from refimpl.cli import terminal
-from refimpl.cli.interruption import interruptible
 from refimpl.cli.outputs import OutputKind, check_outputs
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import WHOLE
@@ -292,7 +291,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
         check_outputs(values, inputs, outputs)
         paths = [Path(values[name]) for name in outputs if values[name] is not None]
         # Allocations are computed with loud arithmetic; scoring names its own precision.
-        with interruptible(paths, dict(values)), loud("float64"), ExitStack() as ends:
+        with terminal.interruptible(paths, dict(values)), loud("float64"), ExitStack() as ends:
             if writes:
                 del values["force"]
             filled = {name: group.take(x, values, ends) for name, (x, group) in groups.items()}

@@ -1,4 +1,4 @@
-"""Token ids from a file of ids."""
+"""Samples and windows of a file of token ids."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,18 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import json_value, read_lines, reading
 from refimpl.storage.file_system import open_file
-from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, cut, require_sizes, spread
+from refimpl.tokens.samples import (
+    SAMPLES,
+    SEQ_LEN,
+    Tokens,
+    Windows,
+    cut,
+    require_sizes,
+    require_windows,
+    spread,
+    window_bounds,
+    window_extent,
+)
 
 MOST_ROWS = 1 << 18
 _ROW = 'a JSON list of 64-bit integers, or an object with one under "input_ids" or "tokens"'
@@ -41,6 +52,24 @@ def id_tokens(
     ids = np.array(stored[:samples, :seq_len], np.int64, order="C")
     extent = f"{samples:,} of {rows:,} rows, {seq_len:,} of {width:,} ids each, as given"
     return Tokens(ids, f"{path.name}, {extent}", "ids")
+
+
+def id_windows(path: str | Path, window: int | None = None, count: int | None = None) -> Windows:
+    """Windows of a file of ids as they are: its rows, or pieces of an array of one dimension."""
+    path = Path(path)
+    stored = read_ids(path)
+    if stored.ndim == 1:
+        window = SEQ_LEN if window is None else window
+        require_windows(window, count)
+        rows = window_bounds(stored, window, count, 2, str(path))
+        windows = tuple(stored[a:b].astype(np.int64) for a, b in rows)
+    else:
+        window = stored.shape[1] if window is None else window
+        require_windows(window, count)
+        require_rows(path, stored, count or 1, window, ("--windows", "--window"))
+        windows = tuple(row[:window].astype(np.int64) for row in stored[:count])
+    source = f"{path.name}, {window_extent(windows, window)}, ids as given"
+    return Windows(windows, None, window, source, "ids")
 
 
 def require_rows(
