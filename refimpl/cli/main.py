@@ -79,7 +79,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
             "report:compare_command",
             "Compare several runs in one table: a row per run, a column per measure.",
             "refimpl compare OUT1 OUT2 evaluation.json",
-            "refimpl compare OUT1 OUT2 --csv",
+            "refimpl compare OUT1 OUT2 --json",
         ),
         "bench": (
             "eval:bench_command",

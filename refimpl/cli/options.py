@@ -280,13 +280,10 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def ungrouped(**values: Any) -> None:
         for name, value in values.items():
-            for number in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(number, int) and not -WHOLE <= number < WHOLE:
-                    raise RefimplError(
-                        f"--{name.replace('_', '-')} {str(number)[:40]}",
-                        "an integer of at most 64 bits",
-                        "use a smaller number",
-                    )
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(x, int) and not -WHOLE <= x < WHOLE for x in numbers):
+                problem = f"--{name.replace('_', '-')} {str(value)[:40]}"
+                raise RefimplError(problem, "an integer of at most 64 bits", "use a smaller number")
         terminal.quiet |= values.pop("quiet")
         check_outputs(values, inputs, outputs)
         paths = [Path(values[name]) for name in outputs if values[name] is not None]

@@ -8,7 +8,7 @@ import sys
 import time
 from _thread import start_new_thread
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def _dumb() -> bool:
 def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterator[None]:
     """Turn Ctrl-C into a message about the outputs of a command; and say what is continued."""
     keeps = "executor" in values  # finished units
-    before = [_stamp(path) for path in outputs]
+    started = time.time_ns()
     if keeps and shows_progress():
         for path in _finished_units(outputs):
             complain(printable(f"found: {path}, finished units; remove the folder to start anew"))
@@ -103,13 +103,10 @@ def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterato
         with _raising_interrupts():
             yield
     except KeyboardInterrupt:
-        written = [
-            str(path)
-            for path, old in zip(outputs, before, strict=True)
-            if _stamp(path) not in (None, old)
-        ]
+        new = (x for x in outputs if x.exists() and x.stat().st_mtime_ns >= started)
+        written = ", ".join(map(str, new))
         if written:
-            raise Interrupted(f"{', '.join(written)} is whole", "use it") from None
+            raise Interrupted(f"{written} is whole", "use it") from None
         if not keeps:
             raise Interrupted("nothing was written") from None
         if not outputs:
@@ -152,11 +149,3 @@ def _raising_interrupts() -> Iterator[None]:
 def _finished_units(outputs: Sequence[Path]) -> list[Path]:
     """The hidden folders with finished units beside the outputs of a command."""
     return [work_path(path) for path in outputs if path.name and are_left(path)]
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What differs when an output is replaced."""
-    with suppress(OSError):
-        status = path.stat()
-        return status.st_ino, status.st_mtime_ns
-    return None

@@ -134,15 +134,22 @@ def evaluate(
             sums |= new
         sha256 = model_sha256(model)  # while the files are known to be unchanged
     totals = np.array([sums[n] for n in range(len(sums))])
+    perplexity = accuracy = None
+    if windows is not None:
+        lengths = np.array([len(ids) - 1 for ids in windows.ids])
+        covered = None if windows.bytes is None else np.array(windows.bytes)
+        perplexity = Perplexity(-totals[: len(texts)], lengths, covered)
+    if questions is not None:
+        accuracy = _accuracy(questions, totals[len(texts) :])
     return Evaluation(
         model.name,
         model.config.family,
         model.config.num_blocks,
         sha256,
         windows,
-        None if windows is None else _perplexity(windows, totals[: len(texts)]),
+        perplexity,
         questions,
-        None if questions is None else _accuracy(questions, totals[len(texts) :]),
+        accuracy,
         choices,
         sum(batch.tokens for batch in left),
         resumed,
@@ -176,12 +183,6 @@ def _all_batches(model: Model, texts: Sequences, pairs: Sequences) -> list[Batch
         laid = batches(ids, starts, model.config)
         all_batches += [replace(b, members=tuple(first + n for n in b.members)) for b in laid]
     return all_batches
-
-
-def _perplexity(windows: Windows, sums: npt.NDArray[np.float64]) -> Perplexity:
-    """From the summed log likelihoods of the windows."""
-    tokens = np.array([len(ids) - 1 for ids in windows.ids])
-    return Perplexity(-sums, tokens, None if windows.bytes is None else np.array(windows.bytes))
 
 
 def _accuracy(questions: Questions, sums: npt.NDArray[np.float64]) -> Accuracy:
