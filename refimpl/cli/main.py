@@ -207,6 +207,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    failure: Exception
     code = 2
     try:
         words = sys.argv[1:]
@@ -231,32 +232,26 @@ def main() -> None:
             "files that can be read, and room on the disk for the output",
             "check the disk and the permissions",
         )
-    except (Interrupted, KeyboardInterrupt, typer.Abort) as stopped:
-        said = stopped if isinstance(stopped, Interrupted) else Interrupted("nothing was written")
-        _complain(str(said))
-        sys.exit(130)
+    except Interrupted as stopped:
+        code, failure = 130, stopped
+    except (KeyboardInterrupt, typer.Abort):
+        code, failure = 130, Interrupted("nothing was written")
     except Exception as error:
         traceback.print_exc()
-        code, failure = (
-            INTERNAL,
-            RefimplError(
-                f"refimpl itself failed ({type(error).__name__}: {error}); the input may be fine",
-                "a result, or a message about the input",
-                f"report it, with the command and the lines above (refimpl {__version__})",
-            ),
+        code = INTERNAL
+        failure = RefimplError(
+            f"refimpl itself failed ({type(error).__name__}: {error}); the input may be fine",
+            "a result, or a message about the input",
+            f"report it, with the command and the lines above (refimpl {__version__})",
         )
-    _complain(f"error: {failure}")
+    from refimpl.cli import terminal
+
+    terminal.complain(str(failure) if code == 130 else f"error: {failure}")
     try:
         sys.stdout.flush()
     except OSError:  # the interpreter would try again, and fail, at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
-
-
-def _complain(text: str) -> None:
-    from refimpl.cli import terminal
-
-    terminal.complain(text)
 
 
 def _require_known_shell() -> None:

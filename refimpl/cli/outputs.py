@@ -84,9 +84,7 @@ def _with_companions(name: str, path: Path) -> Iterator[tuple[str, Path]]:
     yield name, path
     if path.is_dir():
         beside = [*path.iterdir()]
-    elif path.suffix == ".safetensors":
-        beside = [path.parent / other for other in READ_BESIDE]
-    elif path.name.endswith(".index.json"):
+    elif path.name.endswith((".safetensors", ".index.json")):
         beside = [path.parent / other for other in READ_BESIDE]
         beside += path.parent.glob("*.safetensors")
     elif path.suffix == ".onnx":
