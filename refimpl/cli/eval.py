@@ -39,8 +39,7 @@ class InputOptions:
 
     text: Path | None = common_option(
         None,
-        "UTF-8 text to cut into consecutive windows from its start, with the tokenizer.json in the "
-        "model's folder.",
+        "UTF-8 text, cut into consecutive windows, with the tokenizer.json in the model's folder.",
         "FILE",
     )
     tokens: Path | None = option(
@@ -59,8 +58,7 @@ class InputOptions:
     )
     choices: Path | None = common_option(
         None,
-        "Questions as JSON lines with question, choices and answer (the index of the right choice, "
-        "from 0).",
+        "JSON lines with question, choices and answer, the index of the right choice from 0.",
         "FILE",
     )
 

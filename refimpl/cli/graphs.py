@@ -78,9 +78,7 @@ class ComparisonOptions:
         "FILE.onnx",
     )
     device: Literal["auto", "cuda", "webgpu", "cpu"] = option(
-        "auto",
-        "Device for the graph. auto: a GPU by CUDA if one works, else the CPU. webgpu: "
-        "onnxruntime-ep-webgpu.",
+        "auto", "auto: a GPU by CUDA if one works, else the CPU. webgpu: onnxruntime-ep-webgpu."
     )
     dtype: Literal["float32", "float64"] | None = option(
         None, "Precision. Default: both, or that of the graph's file."
@@ -90,8 +88,7 @@ class ComparisonOptions:
     )
     time_limit: float | None = option(
         None,
-        "The longest that the graph's file may take to open, or for one run. Default: a minute, "
-        "and more for a large model or many tokens.",
+        "The longest to open the graph's file, or for a run. Default: a minute, or more if large.",
         "SECONDS",
     )
 

@@ -40,9 +40,7 @@ class ModelOptions:
         None, "config.json, if it is neither beside the weights nor stored in them.", "FILE"
     )
     download: bool = option(
-        False,
-        "If the model is an id, download its files that the cache does not hold. Default: use the "
-        "cache alone.",
+        False, "If the model is an id, download its files that the cache does not hold."
     )
 
     def read(self, path: Path) -> Model:
@@ -156,10 +154,7 @@ Running = Annotated[Settings, Group("Running", opened=_opened)]
 def checked_plan(
     context: typer.Context, options: Any, wanted: Request, noise: bool = False
 ) -> tuple[Perturbation, Request]:
-    """The perturbation that a command needs, and the request; what has no meaning is refused.
-
-    Who asks for noise, or for what measures nothing else, gets no correction by default.
-    """
+    """The perturbation that a command needs, and the request, with noise without a correction."""
     pruning = options.pop("kind") == "pruning"
     names = [{x.name for x in fields(kind)} for kind in (Noise, Probes)]
     of_noise, of_probes = (

@@ -35,15 +35,13 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
     "Measure": {
         "score": (
             "score:command",
-            "Measure how far later blocks absorb or amplify each block's damage, and allocate "
-            "sparsity.",
+            "Measure how later blocks absorb or amplify a block's damage, and allocate sparsity.",
             "refimpl score MODEL -o scores.json",
             "refimpl score MODEL --text FILE --correct divergence",
         ),
         "eval": (
             "eval:command",
-            "Measure perplexity and bits per byte on a text, and accuracy on multiple-choice "
-            "questions.",
+            "Measure perplexity and bits per byte on a text, and accuracy on multiple choice.",
             "refimpl eval MODEL --text FILE",
             "refimpl eval MODEL --choices questions.jsonl -o evaluation.json",
         ),
@@ -95,8 +93,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "inspect": (
             "prune:inspect_command",
-            "Print the sparsity of every block and linear, N:M patterns, dtypes and sizes of a "
-            "model.",
+            "Print the sparsity of every block and linear, N:M patterns, dtypes and sizes.",
             "refimpl inspect OUT",
             "refimpl inspect OUT -o inspection.json",
         ),
@@ -104,8 +101,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
     "Interchange": {
         "check": (
             "oracle:check_command",
-            "Compare what another implementation computed with a case or a model, and name the "
-            "first wrong step.",
+            "Find the first step at which another implementation differs from a case or model.",
             "refimpl check CASE actual.safetensors",
             "refimpl check CASE trace.npz --only forward",
         ),
@@ -117,8 +113,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "validate": (
             "graphs:validate_command",
-            "Compare the values of every step of every block, and the logits, with another "
-            "runtime.",
+            "Compare every step of every block, and the logits, with another runtime.",
             "refimpl validate MODEL",
             "refimpl validate MODEL --graph model.onnx",
         ),

@@ -34,23 +34,6 @@ from refimpl.storage.files import write_text
 from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN
 
-CasePath = Annotated[
-    Path,
-    argument(
-        "CASE", "A case's folder, with case.json, or the name of a core case: llama.", core_case
-    ),
-]
-
-CaseOrModel = Annotated[
-    Path,
-    argument(
-        "MODEL_OR_CASE",
-        "A case's folder, or the name of a core case: llama. Or a model, whose forward is computed "
-        "on the candidate's token ids.",
-        case_or_model,
-    ),
-]
-
 app = typer.Typer()
 
 
@@ -150,7 +133,12 @@ class ShowOptions(groups.JsonOptions):
 @with_groups
 def show_command(
     context: typer.Context,
-    case: CasePath,
+    case: Annotated[
+        Path,
+        argument(
+            "CASE", "A case's folder, with case.json, or the name of a core case: llama.", core_case
+        ),
+    ],
     *,
     to: Annotated[ShowOptions, Group("Output")],
 ) -> None:
@@ -212,9 +200,7 @@ class CheckOptions:
         name="tokens",
     )
     dtype: Literal["bfloat16", "float16", "float32", "float64", "tf32"] | None = common_option(
-        None,
-        "Precision of the candidate. Default: what its file states, or the coarsest of its "
-        "tensors.",
+        None, "Precision of the candidate. Default: as its file states, or its coarsest tensor."
     )
     stepwise: bool = common_option(
         False,
@@ -233,9 +219,7 @@ class CheckOptions:
     )
     download: bool = same_option(groups.ModelOptions, "download")
     decode: bool = option(
-        False,
-        "The candidate holds the last tokens of each sequence alone, computed with a cache of the "
-        "others.",
+        False, "The candidate holds each sequence's last tokens alone, computed with a cache."
     )
     baseline: Path | None = option(
         None,
@@ -254,7 +238,15 @@ class CheckOptions:
 @with_groups
 def check_command(
     context: typer.Context,
-    case: CaseOrModel,
+    case: Annotated[
+        Path,
+        argument(
+            "MODEL_OR_CASE",
+            "A case's folder, or the name of a core case: llama. Or a model, whose forward is "
+            "computed on the candidate's token ids.",
+            case_or_model,
+        ),
+    ],
     actual: Annotated[
         Path,
         argument(

@@ -51,7 +51,6 @@ from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.tokens.model_tokens import model_tokens, model_windows
 from refimpl.tokens.samples import SCORED
 
-SOURCE = groups.source_group(SAMPLES, SEQ_LEN, groups.OWN_TEXT)
 TOKENS = ("text", "tokens", "samples", "seq_len")
 
 
@@ -83,9 +82,7 @@ class PruneOptions(groups.JsonOptions):
         "FILE.gguf",
     )
     measure: bool = common_option(
-        False,
-        "Measure the perplexity before and after, on a text that comes with refimpl and that no "
-        "calibration reads.",
+        False, "Measure the perplexity before and after, on a text that no calibration reads."
     )
     estimate: bool = option(
         False, "Print how long the recommended allocation takes to measure, and exit."
@@ -109,7 +106,7 @@ def command(
     how: Annotated[PruneOptions, Group("Pruning")],
     where: groups.Where,
     pruner: Annotated[PrunerOptions, Group("Pruning", says={"pruner": groups.PRUNERS})],
-    source: Annotated[groups.Source, SOURCE],
+    source: Annotated[groups.Source, groups.source_group(SAMPLES, SEQ_LEN, groups.OWN_TEXT)],
     settings: groups.Running,
 ) -> None:
     """With --sparsity alone, refimpl measures the model and allocates as docs/study.md recommends.

@@ -30,9 +30,6 @@ from refimpl.tokens import Windows
 
 GROUP = 16 * BATCH  # tokens: what a kill loses at most, half a minute of a small model
 
-LogLikelihoods = dict[int, float]
-"""The summed log likelihood of each sequence, by its number."""
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -118,7 +115,7 @@ def evaluate(
     identity = {"windows": windows and [windows.window, windows.sha256]}
     with settings.open(model, identity | {"choices": choices and choices.sha256}) as resources:
         workers = resources.at_once
-        sums: LogLikelihoods = {int(n): x for n, x in resources.earlier.items()}
+        sums: dict[int, float] = {int(n): x for n, x in resources.earlier.items()}
         left = [batch for batch in laid if not sums.keys() >= set(batch.members)]
         resources.total = sum(batch.cost(model.config) for batch in laid)
         resources.done = resources.total - sum(batch.cost(model.config) for batch in left)
@@ -169,8 +166,8 @@ class BatchGroup:
         """The cost of its batches."""
         return sum(batch.cost(config) for batch in self.batches)
 
-    def run(self, model: Model, workers: Workers, tick: Tick) -> LogLikelihoods:
-        """The log likelihood of each sequence."""
+    def run(self, model: Model, workers: Workers, tick: Tick) -> dict[int, float]:
+        """The summed log likelihood of each sequence, by its number."""
         likelihoods = group_likelihoods(model, self.batches, workers, self.dtype, tick=tick)
         return {n: float(x.log_probabilities.sum()) for n, x in likelihoods.items()}
 

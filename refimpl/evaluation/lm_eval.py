@@ -66,8 +66,7 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
             raise RefimplError(
                 f"dtype {dtype}", "float32 or float64", "choose one of these in --model_args"
             )
-        self._model_path, self._dtype = pretrained, np.dtype(dtype)
-        self._memory = parse_memory(memory) // 2
+        self._dtype, self._memory = np.dtype(dtype), parse_memory(memory) // 2
         opened = read_model(pretrained, config, download=download)
         self._model = HeldModel.of(opened, self._memory)
         self._encoder = encoder(self._model)
@@ -79,11 +78,6 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
         return self._encoder.start
 
     eot_token_id = prefix_token_id
-
-    @property
-    def tokenizer_name(self) -> str:
-        """For the harness's caches of requests."""
-        return self._model_path.replace("/", "__")
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any

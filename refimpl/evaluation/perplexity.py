@@ -12,11 +12,7 @@ LOG_MOST = log(np.finfo(np.float64).max)
 
 @dataclass(frozen=True)
 class Perplexity:
-    """``exp(m)``, ``m = sum_w nats_w / sum_w n_w``: the mean nats per predicted token of W windows.
-
-    Peers average windows of one length and drop a shorter last one: with equal windows the mean is
-    the same. They give no standard error.
-    """
+    """``exp(m)``, ``m = sum_w nats_w / sum_w n_w``, the mean nats of a predicted token."""
 
     nats: Array  # ``- sum ln p`` over the predicted tokens of each window, [W], float64
     tokens: Array  # predicted tokens n_w of each window: all but its first, [W]
@@ -38,11 +34,7 @@ class Perplexity:
 
     @property
     def nats_stderr(self) -> float:
-        """Standard error of m over windows, NaN for fewer than two.
-
-        ``sqrt(W / (W - 1) sum_w (nats_w - m n_w)^2) / sum_w n_w``, the error of a ratio; with
-        windows of one length, the sample deviation of their means over sqrt(W).
-        """
+        """``sqrt(W / (W - 1) sum_w (nats_w - m n_w)^2) / sum_w n_w``, of a ratio; NaN for W < 2."""
         windows = len(self.nats)
         if windows < 2:
             return nan

@@ -27,7 +27,8 @@ from refimpl.tokens.tokenizer import Encoding, TextTokenizer, bos_rule, read_tok
 TEXT = 64 * MIB  # bytes of a text
 PIECE, LONGEST = 1 << 18, 1 << 20  # characters that are tokenised at once: usually, and at most
 LETTER = r"[^\W\d_]"
-CUT = re.compile(rf"(?<={LETTER})(?= {LETTER}|[\r\n])|(?<=\S\n)(?={LETTER})")  # a token begins
+# Where a token begins, in byte-level and in SentencePiece vocabularies.
+CUT = re.compile(rf"(?<={LETTER})(?= {LETTER}|[\r\n])|(?<=\S\n)(?={LETTER})")
 
 
 def text_tokens(
@@ -63,10 +64,9 @@ def text_windows(
     *,
     bos_id: int | None = None,
 ) -> Windows:
-    """Tokenise a text from its start and cut it into `count` consecutive windows (None: all).
+    """Cut a text from its start into `count` consecutive windows (None: all), the last shorter.
 
-    A last, shorter window is used if it predicts a token. The bytes of a window reach from the
-    start of its first predicted token to that of the token after its last.
+    The bytes of a window reach from its first predicted token to the token after its last.
     """
     path, tokenizer_json = Path(path), Path(tokenizer_json)
     require_windows(window, count)
@@ -113,11 +113,7 @@ def file_text(path: Path) -> str:
 def encoded_pieces(
     text: str, tokenizer: TextTokenizer, name: str, places: bool = False, size: int | None = None
 ) -> Iterator[Encoding]:
-    """Tokenise a text as if it were one, in pieces of `size` characters or a little more.
-
-    A tokenizer needs a few hundred bytes per character. `CUT` finds where a new token begins in
-    byte-level and in SentencePiece vocabularies.
-    """
+    """Tokenise a text in pieces of `size` characters or a little more: the ids of the whole."""
     start, size = 0, PIECE if size is None else size
     while start < len(text):
         found = CUT.search(text, start + size)
