@@ -9,8 +9,7 @@ from refimpl.arguments import checked
 from refimpl.bases.base import Base
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import Evaluation, evaluate
-from refimpl.evaluation.generation import Continuation, generate
-from refimpl.evaluation.logits import logits
+from refimpl.evaluation.generation import Continuation, generate, logits
 from refimpl.explanation.explain import Explanation, explain
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Noise, Probes

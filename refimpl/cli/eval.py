@@ -9,48 +9,37 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+import typer
 
 from refimpl.arguments import Checked, Seed, common_option, option, same_option
 from refimpl.bench.cells import Grid
 from refimpl.bench.document import BENCH, BenchSettings
-from refimpl.cli import terminal
-from refimpl.cli.groups import (
-    JsonFlag,
-    ModelOptions,
-    ModelPath,
-    Outputs,
-    Running,
-    Source,
-    Where,
-    source_group,
-)
-from refimpl.cli.options import Group, argument, with_groups
+from refimpl.cli import groups, terminal
+from refimpl.cli.options import Group, argument, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, progress_bar
-from refimpl.errors import RefimplError, printable
+from refimpl.errors import printable
 from refimpl.evaluation.choices import read_questions
 from refimpl.evaluation.document import evaluation_document
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.evaluation.generation import TOKENS, generate
 from refimpl.loading.files.file_reading import WHOLE
-from refimpl.model.model import Model
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.show.evaluation import continuations_text, evaluation_table
 from refimpl.show.header import joined
 from refimpl.storage.work_folder import work_path
-from refimpl.tokens import SAMPLES, SEQ_LEN, Windows, id_windows
+from refimpl.tokens import SAMPLES, SEQ_LEN, id_windows
 from refimpl.tokens.model_tokens import CALIBRATION, EVALUATION, model_windows
 
 
 @dataclass(frozen=True)
-class TextOptions:
-    """The text of the perplexity."""
+class InputOptions:
+    """The text of the perplexity, and the questions of the accuracy."""
 
     text: Path | None = common_option(
         None,
-        "UTF-8 text to cut into consecutive windows from its start, with the tokenizer.json in the "
-        "model's folder.",
+        "UTF-8 text, cut into consecutive windows, with the tokenizer.json in the model's folder.",
         "FILE",
     )
     tokens: Path | None = option(
@@ -67,65 +56,43 @@ class TextOptions:
     windows: int | None = common_option(
         None, "Number of windows. Default: all, including a shorter last one.", "N"
     )
-
-
-@dataclass(frozen=True)
-class ChoiceOptions:
-    """The questions of the accuracy."""
-
     choices: Path | None = common_option(
         None,
-        "Questions as JSON lines with question, choices and answer (the index of the right choice, "
-        "from 0).",
+        "JSON lines with question, choices and answer, the index of the right choice from 0.",
         "FILE",
     )
-    questions: int | None = option(None, "Number of questions, from the first. Default: all.", "N")
 
 
 @with_groups
 def command(
-    model: ModelPath,
+    context: typer.Context,
+    model: groups.ModelPath,
     *,
-    where: Where,
-    text: Annotated[TextOptions, Group("Perplexity")],
-    asked: Annotated[ChoiceOptions, Group("Multiple choice")],
-    settings: Running,
-    to: Outputs,
+    where: groups.Where,
+    on: Annotated[InputOptions, Group("Input")],
+    settings: groups.Running,
+    to: groups.Outputs,
 ) -> None:
     """The model reads each window on its own.
 
     acc picks the choice with the largest log likelihood, acc_norm the choice with the largest one
     per character, as lm-evaluation-harness defines them.
     """
-    for name, value, needed, file in (
-        ("--windows", text.windows, "--text or --tokens", text.text or text.tokens),
-        ("--window", text.window, "--text or --tokens", text.text or text.tokens),
-        ("--questions", asked.questions, "--choices", asked.choices),
-    ):
-        if value is not None and file is None:
-            raise RefimplError(
-                f"{name} without {needed}",
-                f"{name} together with {needed}",
-                f"add {needed}, or omit {name}",
-            )
-    opened = where.read(model)
-    windows = _windows(opened, text)
-    questions = None if asked.choices is None else read_questions(asked.choices, asked.questions)
+    opened, windows = where.read(model), None
+    if on.tokens is not None:
+        refuse(context, ("text",), "--tokens", "one of them")
+        windows = id_windows(on.tokens, on.window, on.windows)
+    elif on.text is not None:
+        windows = model_windows(opened, on.text, on.window, on.windows)
+    else:
+        needed = "--text FILE or --tokens FILE"
+        refuse(context, ("window", "windows"), "neither --text nor --tokens", needed)
+    questions = None if on.choices is None else read_questions(on.choices)
     with progress_bar("evaluating") as progress:
         finished = None if to.output is None else work_path(to.output)
         settings = replace(settings, progress=progress, finished=finished)
         evaluation = evaluate(opened, windows, questions, settings)
     to.deliver(evaluation_document(evaluation), evaluation_table(evaluation))
-
-
-def _windows(model: Model, options: TextOptions) -> Windows | None:
-    """The windows that the options ask for, or None."""
-    text, tokens, window = options.text, options.tokens, options.window
-    if text is not None and tokens is not None:
-        raise RefimplError("both --text and --tokens", "one of them", "omit --text or --tokens")
-    if tokens is not None:
-        return id_windows(tokens, window, options.windows)
-    return None if text is None else model_windows(model, text, window, options.windows)
 
 
 @dataclass(frozen=True)
@@ -147,9 +114,9 @@ class GenerateOptions(Checked):
 def generate_command(
     models: Annotated[list[Path], argument("MODEL", "Models with the same tokenizer.json.")],
     *,
-    where: Annotated[ModelOptions, Group("Model", ("download",))],
+    where: Annotated[groups.ModelOptions, Group("Model", ("download",))],
     asked: Annotated[GenerateOptions, Group("Running")],
-    to: JsonFlag,
+    to: groups.JsonFlag,
 ) -> None:
     """There is no cache: every token costs a forward pass over all tokens before it.
 
@@ -163,8 +130,8 @@ def generate_command(
     deliver(document, continuations_text(map(str, models), found), to.json)
 
 
-BENCH_SOURCE = replace(
-    source_group(SAMPLES, SEQ_LEN, ""),
+BENCH_SOURCE = Group(
+    "Tokens",
     only=("text", "samples", "seq_len"),
     says={
         "text": "Default: a text that comes with refimpl.",
@@ -184,8 +151,8 @@ class BenchOptions:
         "Default: a text that comes with refimpl.",
         "FILE",
     )
-    window: int | None = same_option(TextOptions, "window")
-    windows: int | None = same_option(TextOptions, "windows")
+    window: int | None = same_option(InputOptions, "window")
+    windows: int | None = same_option(InputOptions, "windows")
     output: Path = output_option(
         ...,
         f"Folder of the results: {BENCH}, the table in Markdown and LaTeX, and pictures. If it "
@@ -209,10 +176,10 @@ def bench_command(
     ],
     *,
     grid: Annotated[Grid, Group("Comparison")],
-    where: Annotated[ModelOptions, Group("Model", ("download",))],
-    source: Annotated[Source, BENCH_SOURCE],
+    where: Annotated[groups.ModelOptions, Group("Model", ("download",))],
+    source: Annotated[groups.Source, BENCH_SOURCE],
     how: Annotated[BenchOptions, Group("Output")],
-    settings: Running,
+    settings: groups.Running,
 ) -> None:
     """Each cell is what refimpl score, allocate, prune and eval give one after another.
 

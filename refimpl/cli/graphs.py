@@ -7,26 +7,12 @@ from typing import Annotated, Literal
 import typer
 
 from refimpl.arguments import common_option, option
-from refimpl.cli.groups import (
-    NOISE,
-    JsonFlag,
-    ModelPath,
-    NoiseVariants,
-    Outputs,
-    Source,
-    Where,
-    source_group,
-)
+from refimpl.cli import groups
 from refimpl.cli.options import Group, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver
 from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import VALIDATED
-
-TIME_LIMIT = (
-    "The longest that the graph's file may take to open, or for one run. Default: a minute, and "
-    "more for a large model or many tokens."
-)
 
 
 @dataclass(frozen=True)
@@ -58,18 +44,18 @@ class GraphOptions:
 @with_groups
 def export_command(
     context: typer.Context,
-    model: ModelPath,
+    model: groups.ModelPath,
     *,
-    where: Where,
+    where: groups.Where,
     graph: Annotated[GraphOptions, Group("Graph")],
-    plan: NoiseVariants,
-    to: JsonFlag,
+    plan: groups.NoiseVariants,
+    to: groups.JsonFlag,
 ) -> None:
     """The graph takes any batch size and length. Needs pip install 'refimpl[onnx]'."""
     if graph.experiment:
         refuse(context, ("outputs",), "--experiment", "the outputs of the experiment")
     else:
-        of_noise = [f"variant {name}" for name in NOISE]
+        of_noise = [f"variant {name}" for name in groups.NOISE]
         refuse(context, of_noise, "a model's graph", "--experiment, which perturbs states")
     from refimpl.onnx.export import export, exported_document
     from refimpl.show.export import export_table
@@ -90,8 +76,7 @@ class ComparisonOptions:
         "FILE.onnx",
     )
     device: Literal["auto", "cuda", "webgpu", "cpu"] = option(
-        "auto",
-        "auto: a GPU by CUDA if one works, else the CPU. webgpu: onnxruntime-ep-webgpu.",
+        "auto", "auto: a GPU by CUDA if one works, else the CPU. webgpu: onnxruntime-ep-webgpu."
     )
     dtype: Literal["float32", "float64"] | None = option(
         None, "Precision. Default: both, or that of the graph's file."
@@ -99,17 +84,21 @@ class ComparisonOptions:
     threads: int | None = option(
         None, "Threads of onnxruntime, 1 or more. Default: one per core.", "N"
     )
-    time_limit: float | None = option(None, TIME_LIMIT, "SECONDS")
+    time_limit: float | None = option(
+        None,
+        "The longest to open the graph's file, or for a run. Default: a minute, or more if large.",
+        "SECONDS",
+    )
 
 
 @with_groups
 def validate_command(
-    model: ModelPath,
+    model: groups.ModelPath,
     *,
-    where: Where,
+    where: groups.Where,
     options: Annotated[ComparisonOptions, Group("Comparison")],
-    source: Annotated[Source, source_group(*VALIDATED)],
-    to: Outputs,
+    source: Annotated[groups.Source, groups.source_group(*VALIDATED)],
+    to: groups.Outputs,
 ) -> None:
     """Judges as refimpl check does. Needs pip install 'refimpl[onnx]'.
 

@@ -17,6 +17,7 @@ from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.model.model import Model
+from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pruner import pruners
 from refimpl.running.executors import open_executor
 from refimpl.running.settings import Settings
@@ -39,9 +40,7 @@ class ModelOptions:
         None, "config.json, if it is neither beside the weights nor stored in them.", "FILE"
     )
     download: bool = option(
-        False,
-        "If the model is an id, download its files that the cache does not hold. Default: use the "
-        "cache alone.",
+        False, "If the model is an id, download its files that the cache does not hold."
     )
 
     def read(self, path: Path) -> Model:
@@ -155,10 +154,7 @@ Running = Annotated[Settings, Group("Running", opened=_opened)]
 def checked_plan(
     context: typer.Context, options: Any, wanted: Request, noise: bool = False
 ) -> tuple[Perturbation, Request]:
-    """The perturbation that a command needs, and the request; what has no meaning is refused.
-
-    Who asks for noise, or for what measures nothing else, gets no correction by default.
-    """
+    """The perturbation that a command needs, and the request, with noise without a correction."""
     pruning = options.pop("kind") == "pruning"
     names = [{x.name for x in fields(kind)} for kind in (Noise, Probes)]
     of_noise, of_probes = (
@@ -180,13 +176,8 @@ def checked_plan(
     own = "no options of noise: pruning is not random, and sets the size of the error itself"
     expected = own if pruning else "--perturbation pruning, which probes belong to"
     refuse(context, of_noise if pruning else of_probes, f"--perturbation {plan.kind}", expected)
-    if isinstance(plan, Probes) and "damping" not in plan.pruner.options:
-        damped = [
-            f"--probe pruner={name}" for name, x in pruners().items() if "damping" in x.options
-        ]
-        refuse(
-            context, ("probe damping",), f"--probe pruner={plan.probe_pruner}", " or ".join(damped)
-        )
+    if isinstance(plan, Probes):
+        refuse_damping(context, plan.pruner, "probe damping", "--probe pruner=")
     return wanted.perturbation(plan), wanted
 
 
@@ -195,3 +186,12 @@ def refuse_limits(context: typer.Context, wanted: Request) -> None:
     if wanted.measured and "max_correction" in context.params:
         fixed = "no limit and no scale: the probes set the size of the correction"
         refuse(context, ("max_correction", "correction_scale"), "--strength measured", fixed)
+
+
+def refuse_damping(
+    context: typer.Context, pruner: PrunerOptions, damping: str, spelling: str
+) -> None:
+    """Refuse the damping of a pruner that has none."""
+    if "damping" not in pruner.options:
+        damped = [spelling + name for name, x in pruners().items() if "damping" in x.options]
+        refuse(context, (damping,), spelling + pruner.record.name, " or ".join(damped))

@@ -4,22 +4,30 @@ What imports NumPy is imported in functions, so that the list of commands appear
 """
 
 import os
+import re
+import shlex
 import sys
 import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from refimpl.cli.corrections import UsageError, usage, with_nearest_name
 from refimpl.errors import Interrupted, RefimplError
 from refimpl.version import __version__
 
 COMPLETION = {"--show-completion", "--install-completion"}  # typer's options, and its shells
 SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
+# What typer raises for a command line it cannot read; its parent has no public name.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+SIMILAR = 0.8  # of two words: a letter is wrong, missing, twice or in another place
 INTERNAL = 70  # exit code of a failure that is not the input's: EX_SOFTWARE of sysexits.h
 
 # By heading in --help: where each command is, what it does, and two examples of it.
@@ -27,15 +35,13 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
     "Measure": {
         "score": (
             "score:command",
-            "Measure how far later blocks absorb or amplify each block's damage, and allocate "
-            "sparsity.",
+            "Measure how later blocks absorb or amplify a block's damage, and allocate sparsity.",
             "refimpl score MODEL -o scores.json",
             "refimpl score MODEL --text FILE --correct divergence",
         ),
         "eval": (
             "eval:command",
-            "Measure perplexity and bits per byte on a text, and accuracy on multiple-choice "
-            "questions.",
+            "Measure perplexity and bits per byte on a text, and accuracy on multiple choice.",
             "refimpl eval MODEL --text FILE",
             "refimpl eval MODEL --choices questions.jsonl -o evaluation.json",
         ),
@@ -46,7 +52,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
             "refimpl generate MODEL OUT --prompt TEXT --temperature 0.8 --seed 1",
         ),
         "explain": (
-            "explain:command",
+            "score:explain_command",
             "Show the algorithm as it runs on this model: each step's formula, shapes and numbers.",
             "refimpl explain MODEL --block 3",
             "refimpl explain MODEL --text FILE",
@@ -71,7 +77,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
             "report:compare_command",
             "Compare several runs in one table: a row per run, a column per measure.",
             "refimpl compare OUT1 OUT2 evaluation.json",
-            "refimpl compare OUT1 OUT2 --csv",
+            "refimpl compare OUT1 OUT2 --json",
         ),
         "bench": (
             "eval:bench_command",
@@ -87,8 +93,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "inspect": (
             "prune:inspect_command",
-            "Print the sparsity of every block and linear, N:M patterns, dtypes and sizes of a "
-            "model.",
+            "Print the sparsity of every block and linear, N:M patterns, dtypes and sizes.",
             "refimpl inspect OUT",
             "refimpl inspect OUT -o inspection.json",
         ),
@@ -96,8 +101,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
     "Interchange": {
         "check": (
             "oracle:check_command",
-            "Compare what another implementation computed with a case or a model, and name the "
-            "first wrong step.",
+            "Find the first step at which another implementation differs from a case or model.",
             "refimpl check CASE actual.safetensors",
             "refimpl check CASE trace.npz --only forward",
         ),
@@ -109,8 +113,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "validate": (
             "graphs:validate_command",
-            "Compare the values of every step of every block, and the logits, with another "
-            "runtime.",
+            "Compare every step of every block, and the logits, with another runtime.",
             "refimpl validate MODEL",
             "refimpl validate MODEL --graph model.onnx",
         ),
@@ -193,17 +196,13 @@ def program() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the program: 0 for success, 2 for input that cannot be used, 130 when interrupted.
-
-    `validate` and `check` exit with 1 if they find a disagreement; `check` exits with 3 if the
-    result is inconclusive. An exception that nobody expected exits with 70, so that no command
-    reports a failure of its own as a disagreement.
-    """
+    """Run the program, and exit with one of the codes of docs/reference/cli.md."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed; its number must not go to a file of ours
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+    failure: Exception
     code = 2
     try:
         words = sys.argv[1:]
@@ -228,21 +227,21 @@ def main() -> None:
             "files that can be read, and room on the disk for the output",
             "check the disk and the permissions",
         )
-    except (Interrupted, KeyboardInterrupt, typer.Abort) as stopped:
-        said = stopped if isinstance(stopped, Interrupted) else Interrupted("nothing was written")
-        _complain(str(said))
-        sys.exit(130)
+    except Interrupted as stopped:
+        code, failure = 130, stopped
+    except (KeyboardInterrupt, typer.Abort):
+        code, failure = 130, Interrupted("nothing was written")
     except Exception as error:
         traceback.print_exc()
-        code, failure = (
-            INTERNAL,
-            RefimplError(
-                f"refimpl itself failed ({type(error).__name__}: {error}); the input may be fine",
-                "a result, or a message about the input",
-                f"report it, with the command and the lines above (refimpl {__version__})",
-            ),
+        code = INTERNAL
+        failure = RefimplError(
+            f"refimpl itself failed ({type(error).__name__}: {error}); the input may be fine",
+            "a result, or a message about the input",
+            f"report it, with the command and the lines above (refimpl {__version__})",
         )
-    _complain(f"error: {failure}")
+    from refimpl.cli import terminal
+
+    terminal.complain(str(failure) if code == 130 else f"error: {failure}")
     try:
         sys.stdout.flush()
     except OSError:  # the interpreter would try again, and fail, at its end
@@ -250,23 +249,85 @@ def main() -> None:
     sys.exit(code)
 
 
-def _complain(text: str) -> None:
-    from refimpl.cli import terminal
-
-    terminal.complain(text)
-
-
 def _require_known_shell() -> None:
     """Refuse to complete words for a shell that typer does not know; it would exit with 1."""
     from shellingham import ShellDetectionFailure, detect_shell
 
-    try:
+    shell = "an unknown shell"
+    with suppress(ShellDetectionFailure):
         shell = detect_shell()[0]
-    except ShellDetectionFailure:
-        shell = "an unknown shell"
     if shell not in SHELLS:
         raise RefimplError(
             f"no completion for {shell}",
             ", ".join(SHELLS),
             "run the same command in one of these",
         )
+
+
+def usage(error: Any) -> RefimplError:
+    """The error of a command line that cannot be parsed."""
+    problem = error.format_message().replace("Value error, ", "")
+    program, expected = "refimpl", "refimpl [OPTIONS] COMMAND [ARGS]..."
+    if error.ctx is not None:
+        program, expected = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
+    return RefimplError(problem, expected, _corrected(error, problem) or f"see {program} --help")
+
+
+def with_nearest_name(error: RefimplError) -> RefimplError:
+    """The error; if a record or a file of a similar name exists, its next step is that command."""
+    command = None
+    if record := re.match(r"(base|pruner|probe-pruner) '([^']*)'", error.problem):
+        names = re.findall(r"[\w-]+", error.expected.partition(", or ")[0])
+        options = ("--base", "--allocation", "--pruner", "--probe")
+        command = _replaced(record[2], _nearest(record[2], names), options)
+    for word in sys.argv[1:]:
+        path = str(Path(word))
+        if re.match(rf"{re.escape(path)}: .*no such file", error.problem, re.I):
+            folder, slash, _ = path.rpartition("/")
+            with suppress(OSError):
+                names = [f"{folder}{slash}{name}" for name in os.listdir(folder or slash or ".")]
+                command = command or _replaced(word, _nearest(path, names))
+    return RefimplError(error.problem, error.expected, command) if command else error
+
+
+def _nearest(wrong: str, known: Sequence[str]) -> str | None:
+    """The known word that a wrong one resembles."""
+    close = (get_close_matches(word, known, 1, SIMILAR) for word in (wrong, wrong.lower()))
+    return next((names[0] for names in close if names), None)
+
+
+def _corrected(error: Any, problem: str) -> str | None:
+    """The command line with what is missing, or with the nearest valid word."""
+    from refimpl.cli.terminal import command_line
+
+    parameter: Any = getattr(error, "param", None)
+    if problem.startswith("Missing ") and parameter is not None:
+        named = parameter.opts[:1] if parameter.param_type_name == "option" else []
+        return command_line(*named, parameter.metavar or str(parameter.name).upper())
+    if found := re.fullmatch(r"Option '(.*)' requires an argument\.", problem):
+        return f"{command_line()} VALUE"
+    if found := re.search(r"No such command '(.*)'\. Did you mean '(.*?)'", problem):
+        return _replaced(found[1], found[2])
+    if nearest := getattr(error, "possibilities", None):  # of an option, the closest first
+        return _replaced(error.option_name, _nearest(error.option_name, nearest[:1]))
+    if found := re.search(r"'([^']*)' is not one of (.*)\.", problem):
+        known = re.findall("'(.*?)'", found[2])
+        return _replaced(found[1], _nearest(found[1], known), parameter.opts)
+    return None
+
+
+def _replaced(wrong: str, right: str | None, options: Sequence[str] = ()) -> str | None:
+    """The command line with the right word for a wrong one, which is a value of the options.
+
+    The word may also be the VALUE of NAME=VALUE, or an option before its value.
+    """
+    if right is None:
+        return None
+    words = sys.argv[1:]
+    for at, word in enumerate(words):
+        head, equals, tail = word.rpartition("=")
+        if tail == wrong and (not options or head in options or words[at - 1] in options):
+            return shlex.join(["refimpl", *words[:at], head + equals + right, *words[at + 1 :]])
+        if head == wrong and not options:
+            return shlex.join(["refimpl", *words[:at], right + equals + tail, *words[at + 1 :]])
+    return None

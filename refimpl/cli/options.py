@@ -17,7 +17,6 @@ from typer.models import ArgumentInfo
 
 from refimpl.arguments import Checked, hints_of, option, spelled
 from refimpl.cli import terminal
-from refimpl.cli.interruption import interruptible
 from refimpl.cli.outputs import OutputKind, check_outputs
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import WHOLE
@@ -43,10 +42,7 @@ def examples(*lines: str) -> str:
 
 
 def argument(metavar: str, help: str, found: Callable[[Path], Path] | None = None) -> Any:
-    """An argument that names a file or a folder; typer does not check whether it can read it.
-
-    `found` says which path a value stands for.
-    """
+    """An argument that names a file or a folder, the one that is `found` for it."""
     return typer.Argument(metavar=metavar, readable=False, help=plain(help), callback=found)
 
 
@@ -140,22 +136,13 @@ def shown_default(default: Any, read: Callable[[Any], Any] | None) -> Any:
 
 @dataclass(frozen=True)
 class Group:
-    """The options of a command that fill one dataclass, which its parameter is annotated with.
+    """The options of a command that fill one dataclass, which its parameter is annotated with."""
 
-    Args:
-        panel: Heading in --help, for those that are not common.
-        only: The fields, all that are options if empty; the others keep their defaults.
-        says: What is added to the help of a field: what only a command knows.
-        changes: Whether the options have no defaults, and those in the command line fill a
-            dictionary of fields in place of the dataclass.
-        opened: What makes the dataclass in place of it, and ends when the command does.
-    """
-
-    panel: str
-    only: tuple[str, ...] = ()
-    says: Mapping[str, str] = field(default_factory=dict)
-    changes: bool = False
-    opened: Callable[..., AbstractContextManager[Any]] | None = None
+    panel: str  # heading in --help, for those that are not common
+    only: tuple[str, ...] = ()  # the fields, if not all that are options
+    says: Mapping[str, str] = field(default_factory=dict)  # what a command adds to the help
+    changes: bool = False  # without defaults: what is given fills a dictionary of fields
+    opened: Callable[..., AbstractContextManager[Any]] | None = None  # makes the dataclass
 
     def options(self, target: Any) -> dict[str, list[Field[Any]]]:
         """The fields that each option fills, by the option's name."""
@@ -262,25 +249,15 @@ def _parts(name: str, members: Fields, texts: Sequence[str]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Quiet(Checked):
-    """What every command takes."""
+class Common(Checked):
+    """What every command takes, and those that write files."""
 
+    force: bool = option(False, "Replace an existing output.")
     quiet: bool = option(False, "Show no progress.", flags=("-q",))
 
 
-@dataclass(frozen=True)
-class Overwriting(Checked):
-    """What commands that write files take."""
-
-    force: bool = option(False, "Replace an existing output.")
-
-
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace every parameter annotated with a `Group` by the options of that group.
-
-    Before the command runs, its outputs are checked against its inputs: a parameter that is
-    `OutputKind`, against every other one that is a path. It gets -q; if it writes files, --force.
-    """
+    """Replace every parameter annotated with a `Group` by its options, and check the outputs."""
     own = signature(command)
     groups: dict[str, tuple[Any, Group]] = {
         name: (target, mark)
@@ -298,24 +275,20 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     outputs = {name: kind for name, kind in kinds.items() if isinstance(kind, OutputKind)}
     inputs = {name: kind for name, kind in kinds.items() if isinstance(kind, str)}
     writes = OutputKind.FILE in outputs.values()
-    common = [*(Group("Output").parameters(Overwriting) if writes else ())]
-    common += Group("Output").parameters(Quiet)
+    common = Group("Output", () if writes else ("quiet",)).parameters(Common)
 
     @wraps(command)
     def ungrouped(**values: Any) -> None:
         for name, value in values.items():
-            for number in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(number, int) and not -WHOLE <= number < WHOLE:
-                    raise RefimplError(
-                        f"--{name.replace('_', '-')} {str(number)[:40]}",
-                        "an integer of at most 64 bits",
-                        "use a smaller number",
-                    )
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(x, int) and not -WHOLE <= x < WHOLE for x in numbers):
+                problem = f"--{name.replace('_', '-')} {str(value)[:40]}"
+                raise RefimplError(problem, "an integer of at most 64 bits", "use a smaller number")
         terminal.quiet |= values.pop("quiet")
         check_outputs(values, inputs, outputs)
         paths = [Path(values[name]) for name in outputs if values[name] is not None]
         # Allocations are computed with loud arithmetic; scoring names its own precision.
-        with interruptible(paths, dict(values)), loud("float64"), ExitStack() as ends:
+        with terminal.interruptible(paths, dict(values)), loud("float64"), ExitStack() as ends:
             if writes:
                 del values["force"]
             filled = {name: group.take(x, values, ends) for name, (x, group) in groups.items()}

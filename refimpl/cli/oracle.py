@@ -10,17 +10,8 @@ from typing import Annotated, Literal
 import typer
 
 from refimpl.arguments import common_option, option, same_option
-from refimpl.cli.graphs import TIME_LIMIT
-from refimpl.cli.groups import (
-    JsonFlag,
-    JsonOptions,
-    ModelOptions,
-    ModelPath,
-    Outputs,
-    Source,
-    Where,
-    source_group,
-)
+from refimpl.cli import groups
+from refimpl.cli.graphs import ComparisonOptions
 from refimpl.cli.options import Group, argument, examples, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, say
@@ -42,23 +33,6 @@ from refimpl.storage.file_system import open_file
 from refimpl.storage.files import write_text
 from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN
-
-CasePath = Annotated[
-    Path,
-    argument(
-        "CASE", "A case's folder, with case.json, or the name of a core case: llama.", core_case
-    ),
-]
-
-CaseOrModel = Annotated[
-    Path,
-    argument(
-        "MODEL_OR_CASE",
-        "A case's folder, or the name of a core case: llama. Or a model, whose forward is computed "
-        "on the candidate's token ids.",
-        case_or_model,
-    ),
-]
 
 app = typer.Typer()
 
@@ -91,11 +65,11 @@ class CaseOptions:
 )
 @with_groups
 def make(
-    model: ModelPath,
+    model: groups.ModelPath,
     *,
     to: Annotated[CaseOptions, Group("Output")],
-    where: Where,
-    source: Annotated[Source, source_group(SAMPLES, SEQ_LEN)],
+    where: groups.Where,
+    source: Annotated[groups.Source, groups.source_group(SAMPLES, SEQ_LEN)],
     recipe: Annotated[Recipe, Group("Recipe")],
 ) -> None:
     """Compute every step of the method on a model in float64, to check other implementations."""
@@ -116,7 +90,7 @@ def list_command(
         argument("FOLDER", "A folder of cases. Default: the core cases, in refimpl."),
     ] = None,
     *,
-    to: JsonFlag,
+    to: groups.JsonFlag,
 ) -> None:
     """List cases: the model's family, the tokens, and the number of steps."""
     from refimpl.show.oracle import cases_document, cases_table  # not for --help
@@ -126,7 +100,7 @@ def list_command(
 
 
 @dataclass(frozen=True)
-class ShowOptions(JsonOptions):
+class ShowOptions(groups.JsonOptions):
     """What is shown of a case, and written."""
 
     only: list[str] | None = common_option(
@@ -158,7 +132,13 @@ class ShowOptions(JsonOptions):
 )
 @with_groups
 def show_command(
-    case: CasePath,
+    context: typer.Context,
+    case: Annotated[
+        Path,
+        argument(
+            "CASE", "A case's folder, with case.json, or the name of a core case: llama.", core_case
+        ),
+    ],
     *,
     to: Annotated[ShowOptions, Group("Output")],
 ) -> None:
@@ -168,12 +148,8 @@ def show_command(
     """
     from refimpl.show.oracle import case_table  # not for --help
 
-    if to.names is not None and to.output is None:
-        raise RefimplError(
-            f"--names {to.names} without -o",
-            "-o FILE.npz, whose arrays it names",
-            "add -o FILE.npz",
-        )
+    if to.output is None:
+        refuse(context, ("names",), "no -o", "-o FILE.npz, whose arrays it names")
     one = case_folder(case)
     only = patterns(to.only) or ("*",)
     facts = [x for x in one.facts.steps if any(fnmatchcase(x.name, p) for p in only)]
@@ -224,9 +200,7 @@ class CheckOptions:
         name="tokens",
     )
     dtype: Literal["bfloat16", "float16", "float32", "float64", "tf32"] | None = common_option(
-        None,
-        "Precision of the candidate. Default: what its file states, or the coarsest of its "
-        "tensors.",
+        None, "Precision of the candidate. Default: as its file states, or its coarsest tensor."
     )
     stepwise: bool = common_option(
         False,
@@ -238,18 +212,14 @@ class CheckOptions:
         "Exit with 0 if all steps agree that the candidate's dtype resolves. The others are "
         "listed; of an experiment, the coarse steps must agree. Default: exit with 3 then.",
     )
-    device: Literal["auto", "cuda", "webgpu", "cpu"] = option(
-        "auto", "Device for a graph. auto: a GPU if one works, else the CPU."
-    )
-    time_limit: float | None = option(None, TIME_LIMIT, "SECONDS")
+    device: Literal["auto", "cuda", "webgpu", "cpu"] = same_option(ComparisonOptions, "device")
+    time_limit: float | None = same_option(ComparisonOptions, "time_limit")
     junit_xml: Path | None = common_option(
         None, "Also write JUnit's XML, with a test case per step.", "FILE", kind=OutputKind.FILE
     )
-    download: bool = same_option(ModelOptions, "download")
+    download: bool = same_option(groups.ModelOptions, "download")
     decode: bool = option(
-        False,
-        "The candidate holds the last tokens of each sequence alone, computed with a cache of the "
-        "others.",
+        False, "The candidate holds each sequence's last tokens alone, computed with a cache."
     )
     baseline: Path | None = option(
         None,
@@ -268,7 +238,15 @@ class CheckOptions:
 @with_groups
 def check_command(
     context: typer.Context,
-    case: CaseOrModel,
+    case: Annotated[
+        Path,
+        argument(
+            "MODEL_OR_CASE",
+            "A case's folder, or the name of a core case: llama. Or a model, whose forward is "
+            "computed on the candidate's token ids.",
+            case_or_model,
+        ),
+    ],
     actual: Annotated[
         Path,
         argument(
@@ -281,7 +259,7 @@ def check_command(
     ],
     *,
     how: Annotated[CheckOptions, Group("Candidate")],
-    to: Outputs,
+    to: groups.Outputs,
 ) -> None:
     """Exits with 0 if all steps agree, with 1 if one diverges, and with 2 if an input is unusable.
 

@@ -25,15 +25,11 @@ READ_BESIDE = (  # of a file of weights
 
 
 class OutputKind(Enum):
-    """Marks an option that names an output.
+    """Marks an option that names an output."""
 
-    A file is checked here, and replaced with --force. The function that writes a folder checks it,
-    too; a graph, which may lie beside the weights of its model, is checked there alone.
-    """
-
-    FILE = "file"
-    FOLDER = "folder"
-    GRAPH = "graph"
+    FILE = "file"  # replaced with --force
+    FOLDER = "folder"  # which the function that writes it checks, too
+    GRAPH = "graph"  # which may lie beside the weights of its model
 
 
 def output_option(default: Any, help: str, metavar: str, kind: OutputKind) -> Any:
@@ -44,10 +40,7 @@ def output_option(default: Any, help: str, metavar: str, kind: OutputKind) -> An
 def check_outputs(
     values: Mapping[str, Any], inputs: Mapping[str, str], outputs: Mapping[str, OutputKind]
 ) -> None:
-    """Refuse, before any work, outputs that cannot be written, or would damage what is read.
-
-    `values` are those of a command; `inputs` are names for messages of those that are paths.
-    """
+    """Refuse, before any work, outputs that cannot be written, or would damage what is read."""
     paths = {key: Path(values[key]) for key in outputs if values[key] is not None}
     real = [path.parent.resolve() / path.name for path in paths.values()]
     if len(set(real)) < len(real):
@@ -89,9 +82,7 @@ def _with_companions(name: str, path: Path) -> Iterator[tuple[str, Path]]:
     yield name, path
     if path.is_dir():
         beside = [*path.iterdir()]
-    elif path.suffix == ".safetensors":
-        beside = [path.parent / other for other in READ_BESIDE]
-    elif path.name.endswith(".index.json"):
+    elif path.name.endswith((".safetensors", ".index.json")):
         beside = [path.parent / other for other in READ_BESIDE]
         beside += path.parent.glob("*.safetensors")
     elif path.suffix == ".onnx":

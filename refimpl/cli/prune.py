@@ -18,17 +18,7 @@ from refimpl.allocation.targets import Targets, allocation_targets, pattern_targ
 from refimpl.arguments import common_option, option, same_option
 from refimpl.bases.base import base_named, bases
 from refimpl.bases.uniform import UNIFORM
-from refimpl.cli.groups import (
-    OWN_TEXT,
-    PRUNERS,
-    JsonOptions,
-    ModelPath,
-    Outputs,
-    Running,
-    Source,
-    Where,
-    source_group,
-)
+from refimpl.cli import groups
 from refimpl.cli.options import Group, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import command_line, deliver, progress_bar, style
@@ -61,12 +51,11 @@ from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.tokens.model_tokens import model_tokens, model_windows
 from refimpl.tokens.samples import SCORED
 
-SOURCE = source_group(SAMPLES, SEQ_LEN, OWN_TEXT)
 TOKENS = ("text", "tokens", "samples", "seq_len")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions(JsonOptions):
+class PruneOptions(groups.JsonOptions):
     """How much is pruned, and what is written."""
 
     sparsity: Fraction | None = same_option(Request, "sparsity", default=None)
@@ -93,9 +82,7 @@ class PruneOptions(JsonOptions):
         "FILE.gguf",
     )
     measure: bool = common_option(
-        False,
-        "Measure the perplexity before and after, on a text that comes with refimpl and that no "
-        "calibration reads.",
+        False, "Measure the perplexity before and after, on a text that no calibration reads."
     )
     estimate: bool = option(
         False, "Print how long the recommended allocation takes to measure, and exit."
@@ -114,13 +101,13 @@ class PruneOptions(JsonOptions):
 @with_groups
 def command(
     context: typer.Context,
-    model: ModelPath,
+    model: groups.ModelPath,
     *,
     how: Annotated[PruneOptions, Group("Pruning")],
-    where: Where,
-    pruner: Annotated[PrunerOptions, Group("Pruning", says={"pruner": PRUNERS})],
-    source: Annotated[Source, SOURCE],
-    settings: Running,
+    where: groups.Where,
+    pruner: Annotated[PrunerOptions, Group("Pruning", says={"pruner": groups.PRUNERS})],
+    source: Annotated[groups.Source, groups.source_group(SAMPLES, SEQ_LEN, groups.OWN_TEXT)],
+    settings: groups.Running,
 ) -> None:
     """With --sparsity alone, refimpl measures the model and allocates as docs/study.md recommends.
 
@@ -131,9 +118,7 @@ def command(
     opened, output = where.read(model), how.output
     check_prune(opened, output, how.force)
     request = _request(context, how, opened.config.linears)
-    if "damping" not in pruner.options:
-        damped = [f"--pruner {name}" for name, x in pruners().items() if "damping" in x.options]
-        refuse(context, ("damping",), f"--pruner {pruner.record.name}", " or ".join(damped))
+    groups.refuse_damping(context, pruner, "damping", "--pruner ")
     tokens: Tokens | Imatrix | None = _imatrix(context, opened, how, pruner, request)
     windows = model_windows(opened) if how.measure else None
 
@@ -208,7 +193,7 @@ def _perplexity(model: Model, windows: Windows, settings: Settings) -> dict[str,
 
 
 @with_groups
-def inspect_command(model: ModelPath, *, where: Where, to: Outputs) -> None:
+def inspect_command(model: groups.ModelPath, *, where: groups.Where, to: groups.Outputs) -> None:
     """Zeros are counted in the file, so zeros of the original model count, too."""
     inspection = inspect(where.read(model))
     to.deliver(inspection_document(inspection), inspection_table(inspection))
@@ -237,11 +222,8 @@ def _request(context: typer.Context, how: PruneOptions, linears: Linears) -> Req
     if how.allocation is not None:
         return Request(how.allocation, sparsity=how.sparsity, correct=None, compat=how.compat)
     if how.compat == "peer":
-        raise RefimplError(
-            "--compat peer with the recommended allocation",
-            "a base allocation, which peers have published",
-            command_line("--allocation", UNIFORM.name),
-        )
+        published = f"a base allocation, which peers have published: --allocation {UNIFORM.name}"
+        refuse(context, ("compat",), "the recommended allocation", published)
     return Request(sparsity=how.sparsity)
 
 
@@ -257,19 +239,13 @@ def _imatrix(
         return None
     refuse(context, TOKENS, "--imatrix", "no tokens: the importance matrix replaces them")
     if request is not None and request.needs_pruning:
-        raise RefimplError(
-            f"--imatrix with {how.allocation or 'the recommended allocation'}",
-            "an allocation without an experiment, which needs tokens",
-            command_line("--allocation", UNIFORM.name),
-        )
+        needed = f"an allocation without an experiment: --allocation {UNIFORM.name}"
+        refuse(context, ("imatrix",), how.allocation or "the recommended allocation", needed)
     if "squares" not in (pruner.record.needs, request and request.record.needs):
         of_squares = [f"--pruner {x.name}" for x in pruners().values() if x.needs == "squares"]
         of_squares += [f"--allocation {x.name}" for x in bases().values() if x.needs == "squares"]
-        raise RefimplError(
-            f"--imatrix with --pruner {pruner.record.name}",
-            f"{' or '.join(of_squares)}: what reads the squares of inputs",
-            "omit --imatrix",
-        )
+        readers = f"{' or '.join(of_squares)}: what reads the squares of inputs"
+        refuse(context, ("imatrix",), f"--pruner {pruner.record.name}", readers)
     return read_imatrix(how.imatrix, model)
 
 

@@ -9,7 +9,7 @@ from refimpl.cli.groups import JsonOptions
 from refimpl.cli.options import Group, argument, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, say
-from refimpl.errors import RefimplError, printable
+from refimpl.errors import printable
 from refimpl.storage.files import write_text
 
 Runs = Annotated[
@@ -44,7 +44,6 @@ class PageOptions:
 class CompareOptions(JsonOptions):
     """What is printed."""
 
-    csv: bool = common_option(False, "Print CSV with all digits.")
     against: str | None = common_option(
         None,
         "The run that perplexities are compared with, window by window. Default: the first that "
@@ -77,9 +76,7 @@ def compare_command(files: Runs, *, to: Annotated[CompareOptions, Group("Output"
     has its own row.
     """
     from refimpl.report.inputs import read_inputs  # not for --help
-    from refimpl.report.runs import run_rows, runs_csv, runs_table
+    from refimpl.report.runs import run_rows, runs_table
 
-    if to.csv and to.json:
-        raise RefimplError("--csv with --json", "one form of output", "omit --csv or --json")
     rows = run_rows(read_inputs(files), to.against)
-    deliver({"runs": rows}, runs_csv(rows) if to.csv else runs_table(rows), to.json)
+    deliver({"runs": rows}, runs_table(rows), to.json)

@@ -1,4 +1,4 @@
-"""`refimpl score` and `refimpl allocate`: absorption coefficients, and allocations made of them."""
+"""`refimpl score`, `allocate` and `explain`: absorption coefficients, and allocations of them."""
 
 import shlex
 from collections.abc import Mapping
@@ -14,29 +14,19 @@ from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.arguments import common_option, option
 from refimpl.bases.uniform import UNIFORM
-from refimpl.cli.groups import (
-    BASES,
-    CHANGES,
-    OWN_TEXT,
-    ModelPath,
-    Plan,
-    Running,
-    Source,
-    TableOptions,
-    TableOutput,
-    Where,
-    checked_plan,
-    refuse_limits,
-    source_group,
-)
-from refimpl.cli.options import Group, argument, refuse, with_groups
+from refimpl.cli import groups
+from refimpl.cli.options import Group, argument, is_given, refuse, with_groups
 from refimpl.cli.terminal import progress_bar, style
 from refimpl.errors import printable
+from refimpl.explanation.document import explanation_document
+from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
 from refimpl.loading.files.documents import plain
+from refimpl.running.settings import Settings
 from refimpl.scoring.estimate import estimate
 from refimpl.scoring.measurements import Experiment
 from refimpl.scoring.score import checked_budget, score
 from refimpl.show.estimate import estimate_text
+from refimpl.show.explain import explanation_text
 from refimpl.show.findings import BEST
 from refimpl.show.header import command_lines, joined, wrapped
 from refimpl.show.table import table
@@ -44,6 +34,7 @@ from refimpl.storage.work_folder import work_path
 from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import SCORED
 
+SHORT = SAMPLES, SEQ_LEN  # the tokens of `refimpl explain`
 # The rest of an allocation is `refimpl allocate`'s: nothing that is measured depends on it.
 MEASURED = ("base", "options", "sparsity", "correct", "strength")
 
@@ -76,15 +67,15 @@ class RunOptions:
 @with_groups
 def command(
     context: typer.Context,
-    model: ModelPath,
+    model: groups.ModelPath,
     *,
-    where: Where,
-    source: Annotated[Source, source_group(*SCORED, OWN_TEXT)],
-    perturbed: Plan,
-    wanted: Annotated[Request, Group("Allocation", MEASURED, BASES)],
-    settings: Running,
+    where: groups.Where,
+    source: Annotated[groups.Source, groups.source_group(*SCORED, groups.OWN_TEXT)],
+    perturbed: groups.Plan,
+    wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASES)],
+    settings: groups.Running,
     run: Annotated[RunOptions, Group("Running")],
-    to: TableOutput,
+    to: groups.TableOutput,
 ) -> None:
     """Each block is pruned alone, and the change of the output decides how much it shall lose.
 
@@ -92,7 +83,7 @@ def command(
     allocation that it makes. The absorption coefficient r is what is left of a block's drift after
     the last block: above 1 the blocks after it amplify, below 1 they absorb.
     """
-    plan, wanted = checked_plan(context, perturbed, wanted, noise=run.runtime != "numpy")
+    plan, wanted = groups.checked_plan(context, perturbed, wanted, noise=run.runtime != "numpy")
     checked_budget(run.budget)
     if run.estimate:
         estimated = "--runtime numpy without --budget, which is what is estimated"
@@ -126,8 +117,8 @@ def allocate_command(
     context: typer.Context,
     scores: Annotated[Path, argument("SCORES", "A file that refimpl score -o wrote.")],
     *,
-    changes: Annotated[Request, CHANGES],
-    to: TableOutput,
+    changes: Annotated[Request, groups.CHANGES],
+    to: groups.TableOutput,
 ) -> None:
     """What no option says stays as in SCORES: base and options, sparsity, correction and strength.
 
@@ -136,12 +127,12 @@ def allocate_command(
     """
     read = read_scores(scores)
     wanted = requested(read, **cast("dict[str, Any]", changes))
-    refuse_limits(context, wanted)
+    groups.refuse_limits(context, wanted)
     to.deliver(*_allocated(read, wanted, to))
 
 
 def _allocated(
-    scores: Scores, wanted: Request, to: TableOptions, model: str = "MODEL"
+    scores: Scores, wanted: Request, to: groups.TableOptions, model: str = "MODEL"
 ) -> tuple[Mapping[str, Any], str]:
     """The document and the table of scores, allocated at every eta; what to do next."""
     allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
@@ -158,3 +149,41 @@ def _allocated(
     else:
         after = command_lines(f"{prune} --allocation {shlex.quote(str(to.output))}")
     return document(scores, allocations), text + joined(after)
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What is shown."""
+
+    block: int = common_option(0, "The block to show and to perturb, from 0.", "K")
+    step: str | None = common_option(None, "The only step to show. Default: all steps.", "NAME")
+    source: bool = option(False, "Also show the code of each step's functions.")
+
+
+@with_groups
+def explain_command(
+    context: typer.Context,
+    model: groups.ModelPath,
+    *,
+    where: groups.Where,
+    shown: Annotated[StepOptions, Group("Steps")],
+    source: Annotated[groups.Source, groups.source_group(*SHORT)],
+    perturbed: groups.Plan,
+    wanted: groups.Shown,
+    settings: Annotated[Settings, Group("Running", groups.IN_PROCESS)],
+    to: groups.Outputs,
+) -> None:
+    """The numbers are those of refimpl score on the same tokens.
+
+    With --step, only what that step needs is computed.
+    """
+    if wanted.correct is not None and not is_given(context, "correct"):  # the paper's
+        strength = wanted.strength if is_given(context, "strength") else "default"
+        wanted = replace(wanted, correct="absorption", strength=strength)
+    plan, wanted = groups.checked_plan(context, perturbed, wanted)
+    opened = where.read(model)
+    tokens = model_tokens(opened, **vars(source), seed=plan.seed, default=SHORT)
+    block, step = shown.block, shown.step
+    with progress_bar("explaining") as progress:
+        steps = explain(opened, tokens, block, step, plan, wanted, settings, progress=progress)
+    to.deliver(explanation_document(steps, shown.source), explanation_text(steps, shown.source))

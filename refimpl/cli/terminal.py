@@ -1,20 +1,26 @@
-"""What goes to the terminal and to a file: results to stdout, progress to stderr."""
+"""The terminal: results to stdout, progress to stderr; and Ctrl-C: what is kept, how to go on."""
 
 import os
 import shlex
 import shutil
+import signal
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from _thread import start_new_thread
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from refimpl.errors import Interrupted, printable
 from refimpl.running.threads import Progress
 from refimpl.show.header import NARROWEST, fitting
 from refimpl.show.table import Style
 from refimpl.storage.files import json_text, write_json
+from refimpl.storage.finished_units import are_left
+from refimpl.storage.work_folder import work_path
 
 NO_READER = 74  # exit code if nobody reads stdout: EX_IOERR of sysexits.h
 STEPS = 1000  # of the progress bar
@@ -69,10 +75,7 @@ def shows_progress() -> bool:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress]:
-    """A bar on stderr with the time left, on a terminal that can show it; yields its update.
-
-    It ends at 100 % unless an error ends it.
-    """
+    """A bar on stderr with the time left, on a terminal that can show it; yields its update."""
     if not shows_progress():
         yield lambda done, total: None
         return
@@ -86,3 +89,63 @@ def progress_bar(label: str) -> Iterator[Progress]:
 def _dumb() -> bool:
     """Whether the terminal cannot move its cursor nor change colours."""
     return os.environ.get("TERM") == "dumb"
+
+
+@contextmanager
+def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterator[None]:
+    """Turn Ctrl-C into a message about the outputs of a command; and say what is continued."""
+    keeps = "executor" in values  # finished units
+    started = time.time_ns()
+    if keeps and shows_progress():
+        for path in _finished_units(outputs):
+            complain(printable(f"found: {path}, finished units; remove the folder to start anew"))
+    try:
+        with _raising_interrupts():
+            yield
+    except KeyboardInterrupt:
+        new = (x for x in outputs if x.exists() and x.stat().st_mtime_ns >= started)
+        written = ", ".join(map(str, new))
+        if written:
+            raise Interrupted(f"{written} is whole", "use it") from None
+        if not keeps:
+            raise Interrupted("nothing was written") from None
+        if not outputs:
+            remedy = "repeat the command, with -o FILE if it must be possible to resume it"
+            raise Interrupted("nothing is kept without -o", remedy) from None
+        if not (kept := _finished_units(outputs)):
+            raise Interrupted("nothing was finished that could be kept") from None
+        raise Interrupted(f"finished units are kept in {kept[-1]}", command_line()) from None
+
+
+def _interrupt() -> None:
+    """Press Ctrl-C in a moment, when the caller has returned."""
+    time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@contextmanager
+def _raising_interrupts() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, again if a destructor or a callback loses it."""
+    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    ours = callable(before) and before is not signal.default_int_handler
+
+    def again(lost: "sys.UnraisableHookArgs") -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            start_new_thread(_interrupt, ())
+        else:
+            hook(lost)
+
+    try:
+        sys.unraisablehook = again
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+    finally:
+        sys.unraisablehook = hook
+        if ours:
+            signal.signal(signal.SIGINT, before)
+
+
+def _finished_units(outputs: Sequence[Path]) -> list[Path]:
+    """The hidden folders with finished units beside the outputs of a command."""
+    return [work_path(path) for path in outputs if path.name and are_left(path)]

@@ -41,19 +41,11 @@ class Questions:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Fractions of questions answered correctly, by two rules.
+    """Fractions of questions answered correctly, by two rules of lm-evaluation-harness 0.4."""
 
-    Args:
-        log_likelihoods: ``sum ln p`` of each choice after its question, per question, [choices].
-        lengths: Characters of each choice, per question, [choices].
-        answers: The correct choice of each, [n].
-
-    Source: lm-evaluation-harness 0.4 (peer): `multiple_choice`, `acc`, `acc_norm`, `mean_stderr`.
-    """
-
-    log_likelihoods: tuple[Array, ...]
-    lengths: tuple[Array, ...]
-    answers: npt.NDArray[np.int64]
+    log_likelihoods: tuple[Array, ...]  # ``sum ln p`` of each choice, per question, [choices]
+    lengths: tuple[Array, ...]  # characters of each choice, per question, [choices]
+    answers: npt.NDArray[np.int64]  # the correct choice of each, [n]
 
     @property
     def picked(self) -> npt.NDArray[np.int64]:
@@ -94,25 +86,16 @@ def mean_stderr(right: npt.NDArray[np.bool_]) -> float:
     return float(np.std(right.astype(np.float64), ddof=1)) / sqrt(len(right))
 
 
-def read_questions(path: str | Path, count: int | None = None) -> Questions:
-    """Read the first `count` (None: all) questions from JSON lines of the form `FORM`, in UTF-8.
-
-    Other keys are ignored, and so are empty lines.
-    """
+def read_questions(path: str | Path) -> Questions:
+    """The questions of JSON lines of the form `FORM`, which may have other keys."""
     path = Path(path)
     with reading(path):
         numbered = [(n, line.removeprefix(BOM)) for n, line in read_lines(path)]
-    if not numbered or not 1 <= (len(numbered) if count is None else count) <= len(numbered):
-        raise RefimplError(
-            f"{path} holds {len(numbered)} questions, and {count or 'all'} are asked for",
-            "at least one question, and no more than the file holds",
-            f"use --questions {len(numbered)}, or omit it" if numbered else f"add lines: {FORM}",
-        )
-    used = numbered[:count]
-    questions = tuple(_question(line, f"{path}:{n}") for n, line in used)
-    digest = sha256(b"\n".join(line.strip() for _, line in used)).hexdigest()
-    source = f"{path.name}, {len(used):,} of {len(numbered):,} questions"
-    return Questions(questions, source, digest)
+    if not numbered:
+        raise RefimplError(f"{path} is empty", "at least one question", f"add lines: {FORM}")
+    questions = tuple(_question(line, f"{path}:{n}") for n, line in numbered)
+    digest = sha256(b"\n".join(line.strip() for _, line in numbered)).hexdigest()
+    return Questions(questions, path.name, digest)
 
 
 def _question(line: bytes, where: str) -> Question:

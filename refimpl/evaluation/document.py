@@ -1,7 +1,7 @@
 """`eval.json`: the quality of a model, window by window and question by question."""
 
 from dataclasses import dataclass
-from math import isfinite, isnan
+from math import isfinite
 from typing import Any, Literal
 
 from refimpl.evaluation.choices import Accuracy, Questions
@@ -14,7 +14,6 @@ from refimpl.running.provenance import Run
 from refimpl.tokens import Windows
 
 FORMAT: Literal[1] = 1
-FEW = "a standard error takes two or more"
 Unknown = float | None
 
 
@@ -41,9 +40,7 @@ class TextResult(Document, frozen=True, kw_only=True):
     perplexity_stderr: Unknown
     nats_per_token: float
     nats_per_token_stderr: Unknown
-    stderr_reason: str | None = None
     bits_per_byte: Unknown
-    bits_per_byte_reason: str | None = None
     windows: tuple[WindowResult, ...] = ()
 
 
@@ -70,7 +67,6 @@ class ChoicesResult(Document, frozen=True, kw_only=True):
     acc_stderr: Unknown
     acc_norm: Unknown
     acc_norm_stderr: Unknown
-    stderr_reason: str | None = None
     questions: tuple[QuestionResult, ...]
 
 
@@ -99,7 +95,7 @@ class EvaluationDocument(Document, frozen=True, kw_only=True):
 
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation as JSON: unknown numbers are null, with the reason beside them."""
+    """An evaluation as JSON: unknown numbers are null."""
     windows, perplexity, run = evaluation.windows, evaluation.perplexity, evaluation.run
     questions, accuracy, choices = evaluation.questions, evaluation.accuracy, evaluation.choices
     text = asked = None
@@ -127,9 +123,7 @@ def _text(windows: Windows, result: Perplexity) -> TextResult:
         perplexity_stderr=_or_null(result.stderr),
         nats_per_token=result.mean_nats,
         nats_per_token_stderr=result.nats_stderr,
-        stderr_reason=_reason(result.nats_stderr, f"{FEW} windows"),
         bits_per_byte=result.bits_per_byte,
-        bits_per_byte_reason=_reason(result.bits_per_byte, "the ids came without their text"),
         windows=tuple(WindowResult(tokens=n, nats=x, bytes=size) for n, x, size in rows),
     )
 
@@ -147,7 +141,6 @@ def _choices(questions: Questions, result: Accuracy, choices: Choices) -> Choice
         num_questions=len(questions.questions),
         num_choices=len(choices.sequences),
         truncated_choices=choices.truncated,
-        stderr_reason=_reason(result.acc_stderr, f"{FEW} questions"),
         questions=tuple(
             QuestionResult(**dict(zip(names, row, strict=True)))
             for row in zip(*columns, strict=True)
@@ -158,8 +151,3 @@ def _choices(questions: Questions, result: Accuracy, choices: Choices) -> Choice
 def _or_null(value: float) -> float | None:
     """The number, or None for one that JSON does not have."""
     return value if isfinite(value) else None
-
-
-def _reason(value: float, reason: str) -> str | None:
-    """The reason why a number is unknown, if it is."""
-    return reason if isnan(value) else None

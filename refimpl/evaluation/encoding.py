@@ -17,14 +17,11 @@ Sequences = list[tuple[Ids, int]]
 
 @dataclass(frozen=True)
 class Choices:
-    """The choices of some questions as token ids, and the token before every question, for people.
-
-    `truncated` counts the choices whose question lost its start: too long for the model.
-    """
+    """The choices of some questions as token ids."""
 
     sequences: Sequences
-    truncated: int
-    start: str
+    truncated: int  # choices whose question lost its start: too long for the model
+    start: str  # the token before every question, for people
 
     @property
     def sha256(self) -> str:
@@ -35,16 +32,12 @@ class Choices:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model's tokenizer, the ids it puts before a text, and the longest text.
-
-    BOS (or None) is put before every text, as some file says; `prefix` is the id in place of an
-    empty context: BOS, or else EOS; None if no file names either.
-    """
+    """A model's tokenizer, the ids it puts before a text, and the longest text."""
 
     tokenizer: TextTokenizer
-    bos: int | None
+    bos: int | None  # put before every text, as some file says
     bos_source: str
-    prefix: int | None
+    prefix: int | None  # in place of an empty context: BOS, or else EOS, if a file names either
     longest: int
 
     @property
@@ -59,10 +52,7 @@ class Encoder:
         return self.prefix
 
     def ids(self, text: str, special: bool | None = None) -> list[int]:
-        """Ids of a text, with BOS if `special`.
-
-        None is the tokenizer's rule, except before a text that already begins with the prefix.
-        """
+        """Ids of a text, with BOS if `special`; by default unless the text begins with it."""
         inner = self.tokenizer.encode(text, special=False).ids.tolist()
         if special is None:
             begins = None if self.prefix is None else self.tokenizer.id_to_token(self.prefix)
@@ -70,13 +60,8 @@ class Encoder:
         return [*([self.bos] if special and self.bos is not None else []), *inner]
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of a context and of its continuation, as lm-evaluation-harness's `_encode_pair`.
-
-        White space at the end of the context goes to the continuation. Both are tokenised as one
-        text, and the ids after as many as the context alone has are the continuation. The prefix
-        token stands in place of an empty context.
-        """
-        if context:
+        """Ids of a context and of its continuation, as lm-evaluation-harness's `_encode_pair`."""
+        if context:  # white space at its end goes to the continuation
             stripped = context.rstrip()
             first, whole = self.ids(stripped), self.ids(context + continuation)
             return first, whole[len(first) :]
@@ -84,27 +69,19 @@ class Encoder:
         return [start], scored[1:] if scored[:1] == [start] else scored
 
     def fitted(self, context: list[int], scored: list[int]) -> tuple[list[int], int]:
-        """Ids of context and continuation as one sequence, and the first scored one.
-
-        A sequence that is too long loses its start, as in lm-evaluation-harness's
-        `_loglikelihood_tokens`: `longest` + 1 ids remain, of which the last is no input.
-        """
+        """Ids of both, without the start of what is too long, and the first scored one."""
         if not context or not 1 <= len(scored) <= self.longest:
             raise RefimplError(
                 f"{len(context)} tokens of context and {len(scored)} of continuation",
                 f"at least one of each, and at most {self.longest} of continuation",
                 "give a longer context, or a shorter continuation",
             )
-        ids = [*context, *scored][-(self.longest + 1) :]
+        ids = [*context, *scored][-(self.longest + 1) :]  # of which the last is no input
         return ids, len(ids) - len(scored)
 
 
 def encoder(model: Model) -> Encoder:
-    """The tokenizer in a model's folder, with its rule about BOS.
-
-    lm-evaluation-harness leaves BOS to transformers; here the rule is that of `text_tokens`, and
-    tokens that a post-processor adds after a text are omitted.
-    """
+    """The tokenizer in a model's folder, with the rule of `text_tokens` about BOS."""
     path = model.tokenizer_json
     tokenizer = read_tokenizer(path)
     front = tokenizer.encode("a").front

@@ -8,10 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.evaluation.batch import BATCH, Batch, batches, groups
 from refimpl.evaluation.choices import Accuracy, Questions
 from refimpl.evaluation.encoding import Choices, Sequences, choice_sequences, encoder
-from refimpl.evaluation.likelihood import group_likelihoods, tokens_in_memory
+from refimpl.evaluation.likelihood import (
+    BATCH,
+    Batch,
+    batches,
+    group_likelihoods,
+    groups,
+    tokens_in_memory,
+)
 from refimpl.evaluation.perplexity import Perplexity
 from refimpl.model.config import Config
 from refimpl.model.model import Model
@@ -23,9 +29,6 @@ from refimpl.running.work_units import Tick, results
 from refimpl.tokens import Windows
 
 GROUP = 16 * BATCH  # tokens: what a kill loses at most, half a minute of a small model
-
-LogLikelihoods = dict[int, tuple[float, bool]]
-"""By number of the sequence: its summed log likelihood, and whether it is greedy."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,10 @@ def evaluate(
     texts: Sequences = [] if windows is None else [(ids, 1) for ids in windows.ids]
     choices = None if questions is None else choice_sequences(encoder(model), questions)
     laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
-    with settings.open(model, _options(windows, choices)) as resources:
+    identity = {"windows": windows and [windows.window, windows.sha256]}
+    with settings.open(model, identity | {"choices": choices and choices.sha256}) as resources:
         workers = resources.at_once
-        sums: LogLikelihoods = {int(n): (x, b) for n, (x, b) in resources.earlier.items()}
+        sums: dict[int, float] = {int(n): x for n, x in resources.earlier.items()}
         left = [batch for batch in laid if not sums.keys() >= set(batch.members)]
         resources.total = sum(batch.cost(model.config) for batch in laid)
         resources.done = resources.total - sum(batch.cost(model.config) for batch in left)
@@ -126,16 +130,23 @@ def evaluate(
             resources.keep({str(n): x for n, x in new.items()})
             sums |= new
         sha256 = model_sha256(model)  # while the files are known to be unchanged
-    totals = np.array([sums[n][0] for n in range(len(sums))])
+    totals = np.array([sums[n] for n in range(len(sums))])
+    perplexity = accuracy = None
+    if windows is not None:
+        lengths = np.array([len(ids) - 1 for ids in windows.ids])
+        covered = None if windows.bytes is None else np.array(windows.bytes)
+        perplexity = Perplexity(-totals[: len(texts)], lengths, covered)
+    if questions is not None:
+        accuracy = _accuracy(questions, totals[len(texts) :])
     return Evaluation(
         model.name,
         model.config.family,
         model.config.num_blocks,
         sha256,
         windows,
-        None if windows is None else _perplexity(windows, totals[: len(texts)]),
+        perplexity,
         questions,
-        None if questions is None else _accuracy(questions, totals[len(texts) :]),
+        accuracy,
         choices,
         sum(batch.tokens for batch in left),
         resumed,
@@ -155,10 +166,10 @@ class BatchGroup:
         """The cost of its batches."""
         return sum(batch.cost(config) for batch in self.batches)
 
-    def run(self, model: Model, workers: Workers, tick: Tick) -> LogLikelihoods:
-        """Log likelihood of each sequence."""
+    def run(self, model: Model, workers: Workers, tick: Tick) -> dict[int, float]:
+        """The summed log likelihood of each sequence, by its number."""
         likelihoods = group_likelihoods(model, self.batches, workers, self.dtype, tick=tick)
-        return {n: (float(x.log_probabilities.sum()), x.greedy) for n, x in likelihoods.items()}
+        return {n: float(x.log_probabilities.sum()) for n, x in likelihoods.items()}
 
 
 def _all_batches(model: Model, texts: Sequences, pairs: Sequences) -> list[Batch]:
@@ -171,23 +182,9 @@ def _all_batches(model: Model, texts: Sequences, pairs: Sequences) -> list[Batch
     return all_batches
 
 
-def _perplexity(windows: Windows, sums: npt.NDArray[np.float64]) -> Perplexity:
-    """From the summed log likelihoods of the windows."""
-    tokens = np.array([len(ids) - 1 for ids in windows.ids])
-    return Perplexity(-sums, tokens, None if windows.bytes is None else np.array(windows.bytes))
-
-
 def _accuracy(questions: Questions, sums: npt.NDArray[np.float64]) -> Accuracy:
     """From the summed log likelihoods of the choices, question by question."""
     ends = np.cumsum([len(q.choices) for q in questions.questions])
     lengths = tuple(np.array([len(c) for c in q.choices]) for q in questions.questions)
     answers = np.array([q.answer for q in questions.questions])
     return Accuracy(tuple(np.split(sums, ends[:-1])), lengths, answers)
-
-
-def _options(windows: Windows | None, choices: Choices | None) -> dict[str, Any]:
-    """What the log likelihoods depend on, besides the model."""
-    return {
-        "windows": windows and [windows.window, windows.sha256],
-        "choices": choices and choices.sha256,
-    }

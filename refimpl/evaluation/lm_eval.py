@@ -43,17 +43,8 @@ TokenPair = tuple[tuple[str, str] | None, list[int], list[int]]
 class RefimplLM(TemplateLM):  # type: ignore[misc]
     """A model for lm-evaluation-harness: log likelihoods, no generation.
 
-    Args:
-        pretrained: A folder or file of safetensors, with its tokenizer.
-        config: `config.json`, if it is not beside the weights.
-        dtype: "float32" or "float64".
-        threads: Worker threads; one per core if None.
-        memory: Memory such as "1G", half for residual states, half for weights that are kept
-            between requests; what is free, at most 2 GiB, if None.
-        batch_size: Ignored, as are the next two, which the harness always passes.
-        max_batch_size: Ignored.
-        device: Ignored.
-
+    `memory` such as "1G" is half for residual states, half for weights that are kept between
+    requests. `batch_size`, `max_batch_size` and `device`, which the harness passes, are ignored.
     Differs: in the harness's `hf` model, sums over the vocabulary and of log probabilities are not
     float64, and the rule for BOS before a text is not that of `text_tokens`.
     """
@@ -75,27 +66,18 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
             raise RefimplError(
                 f"dtype {dtype}", "float32 or float64", "choose one of these in --model_args"
             )
-        self._model_path, self._dtype = pretrained, np.dtype(dtype)
-        self._memory = parse_memory(memory) // 2
+        self._dtype, self._memory = np.dtype(dtype), parse_memory(memory) // 2
         opened = read_model(pretrained, config, download=download)
         self._model = HeldModel.of(opened, self._memory)
         self._encoder = encoder(self._model)
         self._threads = None if threads is None else int(threads)
 
     @property
-    def eot_token_id(self) -> int:
-        """The id in place of an empty context: BOS, or else EOS."""
-        return self.prefix_token_id
-
-    @property
     def prefix_token_id(self) -> int:
-        """The same."""
+        """The id in place of an empty context: BOS, or else EOS."""
         return self._encoder.start
 
-    @property
-    def tokenizer_name(self) -> str:
-        """For the harness's caches of requests."""
-        return self._model_path.replace("/", "__")
+    eot_token_id = prefix_token_id
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any

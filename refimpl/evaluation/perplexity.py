@@ -12,25 +12,11 @@ LOG_MOST = log(np.finfo(np.float64).max)
 
 @dataclass(frozen=True)
 class Perplexity:
-    """``exp(m)``, ``m = sum_w nats_w / sum_w n_w``: the mean nats per predicted token of W windows.
+    """``exp(m)``, ``m = sum_w nats_w / sum_w n_w``, the mean nats of a predicted token."""
 
-    Args:
-        nats: ``- sum ln p`` over the predicted tokens of each window, [W], float64.
-        tokens: Number of predicted tokens n_w of each: all but its first, [W].
-        bytes: Of the text that they cover, [W], or None where there is no text.
-
-    Differs: peers average windows of one length and drop a shorter last one: with equal windows the
-    mean is the same. They give no standard error.
-
-    Example:
-        >>> found = Perplexity(np.log([8.0, 2.0]), np.array([2, 1]), np.array([3, 1]))
-        >>> round(found.value, 6), round(found.bits_per_byte, 6)
-        (2.519842, 1.0)
-    """
-
-    nats: Array
-    tokens: Array
-    bytes: Array | None = None
+    nats: Array  # ``- sum ln p`` over the predicted tokens of each window, [W], float64
+    tokens: Array  # predicted tokens n_w of each window: all but its first, [W]
+    bytes: Array | None = None  # of the text that they cover, [W], if there is a text
 
     @property
     def mean_nats(self) -> float:
@@ -48,11 +34,7 @@ class Perplexity:
 
     @property
     def nats_stderr(self) -> float:
-        """Standard error of m over windows, NaN for fewer than two.
-
-        ``sqrt(W / (W - 1) sum_w (nats_w - m n_w)^2) / sum_w n_w``, the error of a ratio; with
-        windows of one length, the sample deviation of their means over sqrt(W).
-        """
+        """``sqrt(W / (W - 1) sum_w (nats_w - m n_w)^2) / sum_w n_w``, of a ratio; NaN for W < 2."""
         windows = len(self.nats)
         if windows < 2:
             return nan

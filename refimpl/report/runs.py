@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.errors import RefimplError, printable
+from refimpl.errors import RefimplError
 from refimpl.evaluation.perplexity import LOG_MOST, Perplexity
 from refimpl.report.inputs import (
     EvaluationInput,
@@ -19,7 +19,6 @@ from refimpl.report.inputs import (
     ScoresInput,
     named,
 )
-from refimpl.report.standalone import csv_text
 from refimpl.show.header import joined, terminal_width
 from refimpl.show.numbers import measured, number
 
@@ -136,14 +135,6 @@ def _measures(x: ReportInput) -> Iterator[tuple[str, str | float]]:
                 yield label, measure.value
                 if isfinite(measure.error):
                     yield f"{label} stderr", measure.error
-
-
-def runs_csv(rows: list[Row]) -> str:
-    """The rows as CSV, with all digits; unknown cells are empty."""
-    columns = dict.fromkeys(key for row in rows for key in row)
-    cells = [[row.get(key, "") for key in columns] for row in rows]
-    shown = [[x if isinstance(x, float) else printable(x) for x in row] for row in cells]
-    return csv_text([map(printable, columns), *shown])
 
 
 def runs_table(rows: list[Row]) -> str:

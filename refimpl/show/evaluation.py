@@ -57,8 +57,9 @@ def _header(evaluation: Evaluation) -> list[str]:
         predicted = counted(int(evaluation.perplexity.tokens.sum()), "predicted token")
         facts["text" if windows.kind == "text" else "ids"] = _input(windows, predicted)
     if questions is not None and choices is not None:
+        asked = counted(len(questions.questions), "question")
         count = counted(len(choices.sequences), "choice")
-        facts["questions"] = _input(questions, count, choices.start)
+        facts["questions"] = _input(questions, asked, count, choices.start)
     work = [f"{evaluation.tokens_per_second:,.0f} tokens per second"]
     if evaluation.resumed:
         work.append(f"{evaluation.resumed:,} sequences from an earlier run")

@@ -1,4 +1,4 @@
-"""Token ids from a file of ids."""
+"""Samples and windows of a file of token ids."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,18 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import json_value, read_lines, reading
 from refimpl.storage.file_system import open_file
-from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, cut, require_sizes, spread
+from refimpl.tokens.samples import (
+    SAMPLES,
+    SEQ_LEN,
+    Tokens,
+    Windows,
+    cut,
+    require_sizes,
+    require_windows,
+    spread,
+    window_bounds,
+    window_extent,
+)
 
 MOST_ROWS = 1 << 18
 _ROW = 'a JSON list of 64-bit integers, or an object with one under "input_ids" or "tokens"'
@@ -19,20 +30,17 @@ def id_tokens(
     path: str | Path,
     samples: int | None = None,
     seq_len: int | None = None,
-    default_seq_len: int = SEQ_LEN,
-    default_samples: int = SAMPLES,
+    default: tuple[int, int] = (SAMPLES, SEQ_LEN),
 ) -> Tokens:
-    """Read samples [n, S] from a file of ids, as they are: no BOS is added.
+    """Samples [n, S] of a file of ids, as they are: its rows, or, of one dimension, cut as a text.
 
-    Rows of a file are its samples: the first `samples` of them (None: all), cut to the first
-    `seq_len` ids (None: all). A one-dimensional array is cut like a tokenised text; None then means
-    `default_samples` of `default_seq_len`.
+    None means all rows and columns, or of one dimension the defaults.
     """
     path = Path(path)
     stored = read_ids(path)
     if stored.ndim == 1:
-        samples = default_samples if samples is None else samples
-        seq_len = default_seq_len if seq_len is None else seq_len
+        samples = default[0] if samples is None else samples
+        seq_len = default[1] if seq_len is None else seq_len
         require_sizes(samples, seq_len)
         ids = cut(stored, samples, seq_len, None, str(path))
         return Tokens(ids, f"{path.name}, {spread(ids, stored.size)}, ids as given", "ids")
@@ -40,15 +48,41 @@ def id_tokens(
     samples = rows if samples is None else samples
     seq_len = width if seq_len is None else seq_len
     require_sizes(samples, seq_len)
-    if samples > rows or seq_len > width:
-        raise RefimplError(
-            f"{path} contains {rows} rows of {width} ids",
-            f"at least the requested {samples} rows of {seq_len} ids",
-            f"use --samples {min(samples, rows)} --seq-len {min(seq_len, width)}",
-        )
+    require_rows(path, stored, samples, seq_len, ("--samples", "--seq-len"))
     ids = np.array(stored[:samples, :seq_len], np.int64, order="C")
     extent = f"{samples:,} of {rows:,} rows, {seq_len:,} of {width:,} ids each, as given"
     return Tokens(ids, f"{path.name}, {extent}", "ids")
+
+
+def id_windows(path: str | Path, window: int | None = None, count: int | None = None) -> Windows:
+    """Windows of a file of ids as they are: its rows, or pieces of an array of one dimension."""
+    path = Path(path)
+    stored = read_ids(path)
+    if stored.ndim == 1:
+        window = SEQ_LEN if window is None else window
+        require_windows(window, count)
+        rows = window_bounds(stored, window, count, 2, str(path))
+        windows = tuple(stored[a:b].astype(np.int64) for a, b in rows)
+    else:
+        window = stored.shape[1] if window is None else window
+        require_windows(window, count)
+        require_rows(path, stored, count or 1, window, ("--windows", "--window"))
+        windows = tuple(row[:window].astype(np.int64) for row in stored[:count])
+    source = f"{path.name}, {window_extent(windows, window)}, ids as given"
+    return Windows(windows, None, window, source, "ids")
+
+
+def require_rows(
+    path: Path, stored: npt.NDArray[Any], rows: int, width: int, options: tuple[str, str]
+) -> None:
+    """Refuse a file whose array [rows, width] is too small."""
+    if rows > len(stored) or width > stored.shape[1]:
+        least = f"{options[0]} {min(rows, len(stored))} {options[1]} {min(width, stored.shape[1])}"
+        raise RefimplError(
+            f"{path} contains {len(stored)} rows of {stored.shape[1]} ids",
+            f"at least {rows} rows of {width} ids",
+            f"use {least}",
+        )
 
 
 def read_ids(path: Path) -> npt.NDArray[Any]:

@@ -17,8 +17,6 @@ from refimpl.model.statistics import input_of
 if TYPE_CHECKING:
     from refimpl.loading.gguf.gguf_file import GgufFile
 
-TOLERANCE = 1e-4  # relative difference of linears that read the same input
-
 
 @dataclass(frozen=True)
 class Imatrix:
@@ -80,11 +78,8 @@ def read_imatrix(path: str | Path, model: Model) -> Imatrix:
         of_block: dict[str, Array] = {}
         for name, (_, width) in linears.items():
             mean = _mean(file, i, name, width, problems)
-            if mean is None:
-                continue
-            known = of_block.setdefault(input_of(name), mean)
-            if not np.allclose(mean, known, rtol=TOLERANCE, atol=0):
-                problems.append(f"blocks.{i}.{name}: differs from another linear with its input")
+            if mean is not None:  # the same for all linears that read this input
+                of_block[input_of(name)] = mean
         squares.append(of_block)
     if problems:
         raise RefimplError(

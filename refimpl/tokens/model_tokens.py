@@ -1,26 +1,19 @@
 """The tokens of a computation: from a text, from a file of ids, or drawn at random."""
 
 from dataclasses import replace
-from importlib.resources import as_file, files
 from pathlib import Path
 
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
-from refimpl.tokens import (
-    SAMPLES,
-    SEQ_LEN,
-    Tokens,
-    Windows,
-    id_tokens,
-    random_tokens,
-    text_tokens,
-    text_windows,
-)
+from refimpl.tokens.ids import id_tokens
+from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, Windows, random_tokens
+from refimpl.tokens.text import text_tokens, text_windows
 
 RANDOM = Path("random")  # in place of a file of ids
 # Two speeches in the public domain, which come with refimpl: docs/how-to/calibrate.md
 CALIBRATION, EVALUATION = "roosevelt-1901.txt", "roosevelt-1902.txt"
+FOLDER = Path(__file__).parent
 
 
 def model_tokens(
@@ -33,12 +26,10 @@ def model_tokens(
     calibration: bool = False,
     default: tuple[int, int] = (SAMPLES, SEQ_LEN),
 ) -> Tokens:
-    """Tokens for a model, whose folder holds the tokenizer, checked against its limits.
+    """Tokens of a text or of ids, checked against the model's limits.
 
-    They are cut from the text or read from the ids, or drawn with `seed` if the ids are `RANDOM`.
     Without either, those for a calibration are cut from a text that comes with refimpl, and others
-    are drawn. There are `default` samples and tokens of each, or as many as the model allows; rows
-    of ids decide for themselves.
+    are drawn. `default` has the number of samples and of tokens in each; rows have their own.
     """
     config = model.config
     usual, longest = default[0], min(default[1], config.max_position_embeddings)
@@ -46,27 +37,23 @@ def model_tokens(
     count = usual if samples is None else samples
     tokenizer, bos = model.tokenizer_json, model.config_file.get("bos_token_id")
     if text is not None and ids is not None:
-        raise RefimplError(
-            "--text and --tokens exclude each other", "one of them", "omit one of them"
-        )
-    if text is not None:
-        tokens = text_tokens(text, tokenizer, count, length, bos_id=bos)
-    elif ids is not None and ids != RANDOM:
-        tokens = id_tokens(ids, samples, seq_len, longest, usual)
-    elif ids is None and calibration:
-        if not tokenizer.exists():
+        raise RefimplError("--text with --tokens", "one of them", "omit one of them")
+    own = calibration and text is None and ids is None
+    if own or text is not None:
+        if own and not tokenizer.exists():
             raise RefimplError(
                 f"{model.folder}: no tokenizer.json for the text that comes with refimpl",
                 "a tokenizer, or token ids: --tokens FILE, or --tokens random",
                 "put tokenizer.json beside the model, or add --tokens FILE",
             )
-        with as_file(files("refimpl.tokens").joinpath(CALIBRATION)) as path:
-            tokens = text_tokens(path, tokenizer, count, length, bos_id=bos)
-        tokens = replace(tokens, source=f"refimpl's {tokens.source}")
+        path = text or FOLDER / CALIBRATION
+        tokens = text_tokens(path, tokenizer, count, length, bos_id=bos)
+    elif ids is not None and ids != RANDOM:
+        tokens = id_tokens(ids, samples, seq_len, (usual, longest))
     else:
         tokens = random_tokens(config.vocab_size, count, length, seed)
     checked_ids(tokens.ids, config)
-    return tokens
+    return replace(tokens, source=f"refimpl's {tokens.source}") if own else tokens
 
 
 def model_windows(
@@ -82,8 +69,5 @@ def model_windows(
         )
     size = min(SEQ_LEN, longest) if window is None else window
     bos, tokenizer = model.config_file.get("bos_token_id"), model.tokenizer_json
-    if text is not None:
-        return text_windows(text, tokenizer, size, count, bos_id=bos)
-    with as_file(files("refimpl.tokens").joinpath(EVALUATION)) as path:
-        windows = text_windows(path, tokenizer, size, count, bos_id=bos)
-    return replace(windows, source=f"refimpl's {windows.source}")
+    windows = text_windows(text or FOLDER / EVALUATION, tokenizer, size, count, bos_id=bos)
+    return windows if text else replace(windows, source=f"refimpl's {windows.source}")

@@ -1,4 +1,4 @@
-"""Samples of equal length: cut from a stream of ids, or drawn at random."""
+"""Samples of equal length and consecutive windows, cut from a stream of ids; random samples."""
 
 import hashlib
 from dataclasses import dataclass
@@ -20,19 +20,12 @@ MOST_TOKENS = 1 << 26
 
 @dataclass(frozen=True)
 class Tokens(Checked):
-    """Token ids and where they came from.
+    """Token ids and where they came from."""
 
-    Args:
-        ids: Samples of equal length, [n, S], int64, contiguous.
-        source: Where they came from, one line for people.
-        kind: "text", "ids" or "random".
-        bos: First id of every sample if it is BOS, else None.
-    """
-
-    ids: Ids
-    source: str
+    ids: Ids  # samples of equal length, [n, S], contiguous
+    source: str  # one line for people
     kind: Literal["text", "ids", "random"]
-    bos: int | None = None
+    bos: int | None = None  # first id of every sample if it is BOS
 
     @property
     def sha256(self) -> str:
@@ -40,13 +33,27 @@ class Tokens(Checked):
         return hashlib.sha256(self.ids.astype("<i8").tobytes()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Windows of a text and where they came from."""
+
+    ids: tuple[Ids, ...]  # of each window, BOS included, [tokens]; the last may be shorter
+    bytes: tuple[int, ...] | None  # of the text that the predicted tokens of each window cover
+    window: int  # tokens per window, BOS included
+    source: str  # one line for people
+    kind: Literal["text", "ids"]
+    bos: int | None = None  # first id of every window if it is BOS
+
+    @property
+    def sha256(self) -> str:
+        """Provenance: SHA-256 of all ids in order, as little-endian int64 bytes, in hex."""
+        return hashlib.sha256(np.concatenate(self.ids).astype("<i8").tobytes()).hexdigest()
+
+
 def random_tokens(
     vocab_size: int, samples: int = SAMPLES, seq_len: int = SEQ_LEN, seed: int = 0
 ) -> Tokens:
-    """Draw samples [n, S] uniformly from V ids, with Philox keyed by the seed.
-
-    More samples begin with the same ones.
-    """
+    """Samples [n, S], uniform over V ids, by Philox keyed by the seed; more begin with the same."""
     require_sizes(samples, seq_len)
     if seed < 0 or vocab_size < 1:
         raise RefimplError(
@@ -80,7 +87,6 @@ def cut(stream: npt.NDArray[Any], samples: int, seq_len: int, bos: int | None, n
     """Cut n samples [n, S] that do not overlap out of a stream of ids [N], evenly spread over it.
 
     ``start_i = i (N - body) // (n - 1)``, body = S, or S - 1 if every sample begins with `bos`.
-    If there are too few ids, the error names sizes that work; `name` is the stream's.
     """
     extra = 0 if bos is None else 1
     body, total = seq_len - extra, stream.size
@@ -104,3 +110,36 @@ def cut(stream: npt.NDArray[Any], samples: int, seq_len: int, bos: int | None, n
     starts = [i * (total - body) // max(samples - 1, 1) for i in range(samples)]
     front = [] if bos is None else [bos]
     return np.array([[*front, *stream[s : s + body].tolist()] for s in starts], np.int64)
+
+
+def require_windows(window: int, count: int | None) -> None:
+    """Refuse to make no windows, or windows in which no token is predicted."""
+    if window < 2 or (count is not None and count < 1):
+        raise RefimplError(
+            f"{'all' if count is None else count} windows of {window} tokens were requested",
+            "at least 1 window of 2 tokens: the first token of a window is not predicted",
+            f"for example, use --window {SEQ_LEN}",
+        )
+
+
+def window_bounds(
+    stream: npt.NDArray[Any], body: int, count: int | None, least: int, name: str
+) -> list[tuple[int, int]]:
+    """First token of each window and the one after its last; the last has at least `least`."""
+    rows = [(a, min(a + body, len(stream))) for a in range(0, len(stream), body)][:count]
+    if rows and rows[-1][1] - rows[-1][0] < least:
+        rows.pop()
+    if len(rows) < (count or 1):
+        raise RefimplError(
+            f"{name} has {len(stream)} tokens, enough for {len(rows)} windows",
+            f"at least {count or 1} windows",
+            f"use --windows {len(rows)}, or a longer text" if rows else "use a longer text",
+        )
+    return rows
+
+
+def window_extent(windows: tuple[Ids, ...], window: int) -> str:
+    """The number and length of windows, for a reader."""
+    number, last = len(windows), len(windows[-1])
+    text = f"{number:,} window{'s' * (number > 1)} of {window:,} tokens"
+    return text if last == window else f"{text} (the last of {last:,})"

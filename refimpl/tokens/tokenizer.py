@@ -21,27 +21,16 @@ ANSWER = 256 * MIB  # bytes of its answer: 13 for each token
 
 @dataclass(frozen=True)
 class Encoding:
-    """A text as ids.
+    """A text as ids."""
 
-    Args:
-        ids: Ids of the text, [N].
-        front: Special ids that the tokenizer's post-processor puts before them.
-        places: First character of each id and the one after its last, [N, 2]; empty if they were
-            not asked for.
-        text: The text.
-    """
-
-    ids: npt.NDArray[np.int32]
-    front: tuple[int, ...]
-    places: npt.NDArray[np.int32]
+    ids: npt.NDArray[np.int32]  # of the text, [N]
+    front: tuple[int, ...]  # special ids that the post-processor puts before them
+    places: npt.NDArray[np.int32]  # first character and the one after the last, [N, 2], if asked
     text: str = ""
 
 
 class TextTokenizer:
-    """A `tokenizer.json`, without truncation and padding, in a process of its own.
-
-    The library panics on some files, and aborts its process on others.
-    """
+    """A `tokenizer.json` in a process of its own, which the library aborts on some files."""
 
     def __init__(self, path: Path, content: bytes) -> None:
         self._child = ChildProcess(
@@ -75,28 +64,27 @@ class TextTokenizer:
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token, or None."""
-        match self._child.call("token_to_id", token.encode("utf-8", "surrogatepass")):
-            case []:
-                return None
-            case [token_id] if len(token_id) == np.dtype(np.uint32).itemsize:
-                return int.from_bytes(token_id, "little")
-        raise self._child.unusable()
+        token_id = self._answer("token_to_id", token.encode("utf-8", "surrogatepass"))
+        if token_id is not None and len(token_id) != np.dtype(np.uint32).itemsize:
+            raise self._child.unusable()
+        return None if token_id is None else int.from_bytes(token_id, "little")
 
     def id_to_token(self, token_id: int) -> str | None:
         """The token of an id, or None."""
-        match self._child.call("id_to_token", str(token_id).encode()):
-            case []:
-                return None
-            case [token]:
-                return token.decode("utf-8", "replace")
-        raise self._child.unusable()
+        token = self._answer("id_to_token", str(token_id).encode())
+        return None if token is None else token.decode("utf-8", "replace")
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
-        match self._child.call("decode", np.array(ids, "<u4").tobytes()):
-            case [text]:
-                return text.decode("utf-8", "replace")
-        raise self._child.unusable()
+        text = self._answer("decode", np.array(ids, "<u4").tobytes())
+        return "" if text is None else text.decode("utf-8", "replace")
+
+    def _answer(self, method: str, argument: bytes) -> bytes | None:
+        """The answer to a question with one or none."""
+        answer = self._child.call(method, argument)
+        if len(answer) > 1:
+            raise self._child.unusable()
+        return answer[0] if answer else None
 
 
 def read_tokenizer(path: Path) -> TextTokenizer:
@@ -122,10 +110,8 @@ def bos_rule(
 ) -> tuple[int | None, str]:
     """The id that begins a text (None for no id), and the reason for a reader.
 
-    `front` holds the ids that the post-processor puts before a text. `add_bos_token` in
-    `tokenizer_config.json` decides: false forbids BOS and true requires it; without it the
-    post-processor decides. transformers 5 ignores `add_bos_token` beside a `tokenizer.json`;
-    transformers 4 follows it in some classes.
+    `add_bos_token` decides, or else the post-processor, by the ids at its `front`. transformers 5
+    ignores `add_bos_token` beside a `tokenizer.json`; transformers 4 follows it in some classes.
     """
     add_bos = _read_settings(folder / "tokenizer_config.json").get("add_bos_token")
     if not (add_bos is None or isinstance(add_bos, bool)) or len(front) > 1:

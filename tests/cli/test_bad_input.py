@@ -147,7 +147,7 @@ OPTIONS = {
     "--samples 0": "at least 1 sample",
     "--seq-len 65": "--seq-len 64 or less",
     "--samples few": "--samples",
-    "--text text.txt --tokens ids.npy": "--text and --tokens",
+    "--text text.txt --tokens ids.npy": "--text with --tokens",
     "--config absent.json": "absent.json",
     "--config out": "out",
     "--config text.txt": "text.txt is not JSON",

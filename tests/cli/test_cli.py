@@ -155,28 +155,6 @@ def test_a_help_text_mentions_no_other_command_s_default(command: str) -> None:
         assert not any(re.search(rf"\b(of|in|for|by) (refimpl )?({others})\b", x) for x in said)
 
 
-@pytest.mark.parametrize(
-    ("typed", "remedy"),
-    [
-        ("prune M -o x --correct none", "refimpl score MODEL --correct VALUE -o FILE, then "),
-        ("prune M -o x --units linears", "refimpl score MODEL --probe units=VALUE -o FILE, then "),
-        ("prune M -o x --kappa own", "refimpl allocate scores.json --kappa VALUE -o FILE, then "),
-        ("score M --lo 0.1", "refimpl score MODEL -o scores.json, then refimpl allocate "),
-        ("score M --noise-scale sequence", "use --variant noise_scale=VALUE"),
-        ("score M --probe-pruner wanda", "use --probe pruner=VALUE"),
-        ("explain M --units linears", "use --probe units=VALUE"),
-        ("export M --sink exclude", "use --variant sink=VALUE"),
-        ("prune M -o x --method wanda", "use --pruner VALUE"),
-    ],
-)
-def test_an_option_that_another_command_has_is_named_there(typed: str, remedy: str) -> None:
-    said = refused(*typed.split())
-    assert "No such option" in said
-    next_step = said.rpartition("next: ")[2]
-    assert next_step.startswith(remedy)
-    assert ("refimpl prune MODEL -o OUT --allocation FILE" in next_step) == (remedy[-5:] == "then ")
-
-
 # Help
 
 

@@ -44,9 +44,9 @@ LLAMA = FIXTURES / "llama"
         ("prune M -o x --prunr=wanda", "prune M -o x --pruner=wanda"),
         ("prune Wand -o x --pruner Wand", "prune Wand -o x --pruner wanda"),
         ("prune M -o x --pruner=Wand", "prune M -o x --pruner=wanda"),
-        ("score M --txt", "see refimpl score --help"),  # a value is missing, too
-        ("score M --sparcity 0.5 --corect none", "see refimpl score --help"),
-        ("score M --sparcity --help", "see refimpl score --help"),
+        ("score M --txt", "score M --text"),
+        *((f"prune M --{x}", "see refimpl prune --help") for x in ("correct none", "base owl")),
+        ("score M --sparcity 0.5 --corect none", "score M --sparsity 0.5 --corect none"),
     ],
 )
 def test_the_corrected_command(

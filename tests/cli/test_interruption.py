@@ -36,7 +36,7 @@ OTHERS = {  # commands, and a function that is interrupted
         ("case", "make", LLAMA, *SMALL, "-o", "out"),
         "refimpl.oracle.case.steps_and_margins",
     ),
-    "explain": (("explain", LLAMA, "-o", "out"), "refimpl.cli.explain.explain"),
+    "explain": (("explain", LLAMA, "-o", "out"), "refimpl.cli.score.explain"),
 }
 NOTHING = "interrupted: nothing was written\nnext: repeat the command\n"
 TOO_EARLY = "interrupted: nothing was finished that could be kept\nnext: repeat the command\n"
@@ -95,7 +95,7 @@ def goes_on(kind: str, folder: str) -> None:
 def test_the_named_command_goes_on(kind: str, tmp_path: Path) -> None:
     small = "refimpl.scoring.grouping.STATES_AT_RISK", "refimpl.evaluation.evaluate.GROUP"
     units = f"patch('{small[0]}', 3), patch('{small[1]}', 40)"
-    batch = "patch('refimpl.evaluation.batch.BATCH', 20)"
+    batch = "patch('refimpl.evaluation.likelihood.BATCH', 20)"
     call = f"[x.start() for x in ({units}, {batch})]; goes_on({kind!r}, {str(tmp_path)!r})"
     assert printed_json(__file__, call) == {}
 

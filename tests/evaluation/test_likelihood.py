@@ -10,20 +10,18 @@ import pytest
 from gates import SAME_TABLES, bits, expected_of, model_of
 from hypothesis import given
 from hypothesis import strategies as st
-from refusals import refusal_of
 from scipy.special import log_softmax
 
 from refimpl import Model, RefimplError
-from refimpl.evaluation import batch, likelihood
-from refimpl.evaluation.batch import batches, groups
+from refimpl.evaluation import likelihood
 from refimpl.evaluation.likelihood import (
-    Batches,
     Likelihood,
     RunningSoftmax,
+    batches,
     group_likelihoods,
+    groups,
     log_likelihoods,
 )
-from refimpl.model.ops import Array
 from refimpl.running.memory import MIB
 from refimpl.running.threads import Workers
 
@@ -92,7 +90,7 @@ def test_padding_and_neighbours_do_not_matter(case: str) -> None:
 )
 def test_layout_changes_rounding_only(order: list[int], tokens: int, rows: int, piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "BATCH", tokens)
+        patch.setattr(likelihood, "BATCH", tokens)
         patch.setattr(likelihood, "ROWS", rows)
         patch.setattr(likelihood, "PIECE", piece)
         ids, starts, expected = (
@@ -104,7 +102,7 @@ def test_layout_changes_rounding_only(order: list[int], tokens: int, rows: int, 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_memory_and_threads_change_no_bit(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "BATCH", 12)
+    monkeypatch.setattr(likelihood, "BATCH", 12)
     model = model_of("llama")
     largest = max(made.ids.size for made in batches(IDS, STARTS, model.config))
     least = 2 * largest * model.config.hidden_size * np.dtype(dtype).itemsize
@@ -116,26 +114,6 @@ def test_memory_and_threads_change_no_bit(dtype: str, monkeypatch: pytest.Monkey
     assert all(bits(other) == bits(first) for other in others)
     with pytest.raises(RefimplError, match=f"use --memory {least} or more"):
         likelihoods_of(model, IDS, STARTS, memory=least - 1, dtype=dtype)
-
-
-def test_given_blocks_take_the_place_of_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "BATCH", 12)
-    model = model_of("llama")
-    own = [model.block(i, "f8") for i in range(model.config.num_blocks)]
-    halved = [{k: v / 2 if "proj" in k else v for k, v in w.items()} for w in own]
-    with Workers(2) as workers:
-
-        def run(blocks: list[dict[str, Array]]) -> list[Likelihood]:
-            stream = Batches(model, batches(IDS, STARTS, model.config), workers, "f8")
-            for weights in blocks:
-                stream.pass_block(weights)
-            likelihoods = stream.likelihoods()
-            return [likelihoods[n] for n in range(len(IDS))]
-
-        assert_close(run(own), list(found_of("llama")), 1e-11)
-        changed = run(halved)
-        assert changed[0].log_probabilities[0] != found_of("llama")[0].log_probabilities[0]
-        refusal_of(run, own[:-1], says="passed 3 of 4 blocks")
 
 
 def test_the_cost_ticks_to_its_sum() -> None:
@@ -166,7 +144,7 @@ def test_batches_hold_every_sequence_once(
 ) -> None:
     starts = [random.randint(1, len(ids) - 1) for ids in sequences]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "BATCH", most)
+        patch.setattr(likelihood, "BATCH", most)
         made = batches(sequences, starts, model_of("llama").config)
     assert sorted(n for b in made for n in b.members) == list(range(len(sequences)))
     inputs = {tuple(ids[:-1]) for ids in sequences}

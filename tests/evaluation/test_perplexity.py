@@ -20,8 +20,7 @@ from refimpl import RefimplError, forward
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.evaluation.perplexity import Perplexity
 from refimpl.tokens import Windows, id_windows, text_windows
-from refimpl.tokens.text import encoded_pieces
-from refimpl.tokens.windows import byte_offsets
+from refimpl.tokens.text import byte_offsets, encoded_pieces
 
 LLAMA = FIXTURES / "llama"
 TOKENIZER = LLAMA / "tokenizer.json"
@@ -102,7 +101,7 @@ def test_pieces_of_a_text_change_nothing(
 ) -> None:
     whole = text_windows(text, TOKENIZER, 9, count)
     pieces = partial(encoded_pieces, size=10)
-    monkeypatch.setattr("refimpl.tokens.windows.encoded_pieces", pieces)
+    monkeypatch.setattr("refimpl.tokens.text.encoded_pieces", pieces)
     pieced = text_windows(text, TOKENIZER, 9, count)
     assert bits(pieced) == bits(whole)
 

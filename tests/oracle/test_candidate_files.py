@@ -428,7 +428,7 @@ def test_the_expected_values_under_the_names_of_a_program(names: str, tmp_path: 
         assert np.array_equal(trace["Qcur-2"], paired(merge_heads(q), q.shape[-1]))
     assert "--force" in refused("case", "show", "llama", "-o", file)
     assert "no step of the case" in refused("case", "show", "llama", "--only", "nothing")
-    assert "without -o" in refused("case", "show", "llama", "--names", "ggml")
+    assert "--names with no -o" in refused("case", "show", "llama", "--names", "ggml")
 
 
 def last_tokens(arrays: Arrays, count: int) -> Arrays:

@@ -1,7 +1,5 @@
 """`refimpl compare`: one table of several runs, on screen, as CSV and as JSON."""
 
-import csv
-import io
 import json
 import re
 import shutil
@@ -14,19 +12,13 @@ from documents import coefficients
 from program import ran, refused
 from report_files import EVERYTHING, edited
 
-from refimpl.report.runs import runs_csv
-
 TEXT = "perplexity on text.txt"
 SIZE = ("--samples", 2, "--seq-len", 16)
 
 
-def test_screen_csv_and_json_hold_the_same_runs(files: dict[str, Path]) -> None:
+def test_screen_and_json_hold_the_same_runs(files: dict[str, Path]) -> None:
     paths = [files[name] for name in EVERYTHING]
     rows = json.loads(ran("compare", *paths, "--json"))["runs"]
-    table = list(csv.DictReader(io.StringIO(ran("compare", *paths, "--csv"))))
-    columns = dict.fromkeys(key for row in rows for key in row)
-    assert [*table[0]] == [*columns]
-    assert table == [{key: str(row.get(key, "")) for key in columns} for row in rows]
     words = ran("compare", *paths).replace(",", " ").split()
     assert [row["run"].split()[-1] in words for row in rows] == [True] * len(rows)
 
@@ -201,13 +193,3 @@ def test_the_digest_is_that_of_the_weights_as_they_are_in_place(alike: Path) -> 
 def test_the_same_text_twice_takes_two_rows(files: dict[str, Path]) -> None:
     path = files["eval-dense.json"]
     assert len(json.loads(ran("compare", path, path, "--json"))["runs"]) == 2
-
-
-def test_one_form_of_output(files: dict[str, Path]) -> None:
-    assert "--csv with --json" in refused("compare", files["one.json"], "--csv", "--json")
-
-
-def test_foreign_names_in_csv_are_printable() -> None:
-    assert runs_csv([{"run": "\x1b[2J\nforged", "r\x1b": 0.5}]) == (
-        "run,r\\x1b\n\\x1b[2J\\nforged,0.5\n"
-    )

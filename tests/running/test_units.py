@@ -117,7 +117,7 @@ def test_sums_with_a_late_unit() -> None:
 
 
 def test_signals_and_evaluations(place: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refimpl.evaluation.batch.BATCH", 40)
+    monkeypatch.setattr("refimpl.evaluation.likelihood.BATCH", 40)
     model = model_of("llama")
     tokens = random_tokens(model.config.vocab_size, 3, 12)
     windows = text_windows(FIXTURES / "text.txt", LLAMA / "tokenizer.json", 20, 12)

@@ -47,7 +47,7 @@ def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 3)
     monkeypatch.setattr("refimpl.scoring.experiment.SEQUENCES_AT_RISK", 1)
     monkeypatch.setattr("refimpl.evaluation.evaluate.GROUP", 40)
-    monkeypatch.setattr("refimpl.evaluation.batch.BATCH", 20)
+    monkeypatch.setattr("refimpl.evaluation.likelihood.BATCH", 20)
 
 
 def words(kind: str) -> tuple[object, ...]:

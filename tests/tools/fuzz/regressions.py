@@ -29,7 +29,7 @@ CHANGED: list[tuple[str, bytes, list[str]]] = [
     ("eval.json", b'{"format": 1, "model": "m", "family": "llama", "num_blocks": 4, "run": {}, '
      b'"text": null}', ["report", "scores.json", "eval.json", "-o", "out.html"]),
     ("eval.json", b'{"format": 1, "model": "\\u001b[2J", "family": "llama", "num_blocks": 2, '
-     b'"run": {"dtype": "float32"}, "text": null}', ["compare", "eval.json", "--csv"]),
+     b'"run": {"dtype": "float32"}, "text": null}', ["compare", "eval.json", "--json"]),
     ("ids.jsonl", b"[1]\n" * 3_000_000, ["eval", "model", "--tokens", "ids.jsonl"]),
     ("base.json", b"[" * 100_000, ["allocate", "scores.json", "--base", "base.json"]),
     ("model/tokenizer.json", b"{}", ["eval", "model", "--choices", "q.jsonl"]),

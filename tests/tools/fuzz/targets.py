@@ -55,7 +55,7 @@ def _reports(*files: str) -> list[list[str]]:
     figures = ["--figures", "out"]
     return [
         ["report", *files, "-o", "out.html"], ["report", *files, "-o", "out.html", *figures],
-        ["compare", *files], ["compare", *files, "--csv"], ["compare", *files, "--json"],
+        ["compare", *files], ["compare", *files, "--json"],
     ]  # fmt: skip
 
 
