@@ -24,10 +24,9 @@ from refimpl.storage.file_system import (
     is_folder,
     remove,
     to_disk,
-    tree_to_disk,
     writing,
 )
-from refimpl.storage.files import keep_rights
+from refimpl.storage.files import keep_rights, tree_to_disk
 from refimpl.storage.target_checks import check_file
 from refimpl.storage.work_folder import NEW, work_folder, work_path
 

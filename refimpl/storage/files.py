@@ -35,7 +35,7 @@ def whole(target: Path, force: bool = False) -> Iterator[Path]:
                     if path.is_file():
                         path.chmod(rights)
             keep_rights(new, target)
-            _tree_to_disk(new)
+            tree_to_disk(new)
             if new.is_dir() and os.path.lexists(target):
                 refuse_existing(target, force)  # it may have appeared during the work
                 _rename(target, work / OLD)  # until the next rename none has its name: see `undo`
@@ -112,7 +112,7 @@ def keep_rights(new: Path, old: Path) -> None:
             keep_rights(path, old / path.name)
 
 
-def _tree_to_disk(path: Path) -> None:
+def tree_to_disk(path: Path) -> None:
     """Bring a file, or a folder after all that it holds, to the disk."""
     for folder, _, names in os.walk(path):
         for name in names:
