@@ -78,9 +78,9 @@ def _temperature(keys: Keys, rope: Rope | None) -> Temperature | None:
     if keys.has(TUNED):  # then in blocks without rotation
         warmth = Temperature(keys.number("attn_scale"), keys.size("floor_scale"), offset=1)
         return warmth if keys.flag(TUNED) else None
-    if TEMPERATURE not in keys.family.rope_extras or rope is None:
-        return None
     entry = keys.mapping("rope_scaling") or keys.mapping("rope_parameters")
+    if TEMPERATURE not in keys.family.rope_extras or rope is None or entry.get(TEMPERATURE) == 0:
+        return None
     beta = keys.real(f"rope_parameters.{TEMPERATURE}", entry.get(TEMPERATURE))
     return Temperature(beta, rope.original_max_position_embeddings)
 
@@ -150,7 +150,7 @@ def _ropes(keys: Keys, head_dim: int) -> tuple[Rope | None, Rope | None]:
     local, source, sliding = "rope_local_base_freq", "rope_parameters", dict[str, Any]()
     if keys.has(local):
         for kind, entry in new.items():
-            if kind not in SLIDES or not isinstance(entry, dict | None):
+            if kind != ORIGINAL and (kind not in SLIDES or not isinstance(entry, dict | None)):
                 keys.wrong(f"rope_parameters: expected {' and '.join(SLIDES)}, got {shown(kind)}")
         source = "rope_parameters.full_attention"
         sliding, new = (e if isinstance(e := new.get(kind), dict) else {} for kind in SLIDES)
@@ -167,7 +167,7 @@ def _rope(
 ) -> Rope | None:
     """Rotary positions from one entry and the keys beside it; None if there is a problem."""
     problems_before = len(keys.problems)
-    scaling = {key: value for key, value in entry.items() if value is not None}
+    scaling = {k: v for k, v in entry.items() if v is not None and (v != 0 or k[:6] != "mscale")}
     theta = keys.real(base, keys.get(base, scaling.pop("rope_theta", None)), least=1)
     fraction = keys.get("partial_rotary_factor", scaling.pop("partial_rotary_factor", None))
     rotary_dim = int(head_dim * keys.real("partial_rotary_factor", fraction, most=1))

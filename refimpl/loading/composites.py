@@ -21,7 +21,7 @@ TEXT_FAMILIES = (
     "qwen3_5_text", "qwen3_5_moe_text",
 )  # fmt: skip
 TEXT_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
-OTHERS = ("vision_config", "audio_config")
+OTHERS = ("vision_config", "audio_config", "perceiver_config", "pixel_shuffle_factor")  # not text
 # Sizes that published files omit: defaults of the configuration classes in transformers.
 DEFAULTS: dict[str, dict[str, int]] = {
     family: dict(zip(SIZES, sizes, strict=True))
@@ -49,14 +49,14 @@ SECTIONS = ("mrope_section", "mrope_interleaved")  # three positions per token: 
 def text_entries(entries: Mapping[str, Any], source: str) -> Mapping[str, Any] | None:
     """The `config.json` of the text model of a composite checkpoint; None if it is not one."""
     kind, inner = entries.get("model_type"), entries.get("text_config")
-    if not any(entries.get(key) for key in ("text_config", *OTHERS)):
+    if kind not in COMPOSITES and not any(entries.get(key) for key in ("text_config", *OTHERS)):
         return None
     flat = inner is None and kind in ("qwen2_vl", "qwen2_5_vl")
     if kind not in COMPOSITES or not (flat or isinstance(inner, dict)):
         raise refusal("multimodal", f"{source} describes a multimodal model ({shown(kind)})")
-    ours = dict(inner or {})
+    ours = dict(entries if flat else inner or {})
+    ours = {k: v for k, v in ours.items() if k not in OTHERS and not k.endswith("_token_id")}
     if flat:
-        ours = {k: v for k, v in entries.items() if k not in OTHERS and not k.endswith("_token_id")}
         ours["model_type"] = f"{kind}_text"
     family = ours.get("model_type")
     family = TEXT_TYPES.get(family, family) if isinstance(family, str) else family

@@ -14,18 +14,18 @@ LARGEST = 2**31 - 1  # the limit of any size
 # Keys that do not change any number of a forward pass.
 _IRRELEVANT = """
 architectures model_type transformers_version _name_or_path _model_name_or_path _commit_hash
-torch_dtype dtype
 auto_map transformers.js_config tokenizer_class is_llama_config unsloth_fixed unsloth_version
-use_cache cache_implementation attn_implementation _attn_implementation
-_attn_implementation_autoset gradient_checkpointing chunk_size_feed_forward pretraining_tp
+torch_dtype dtype use_cache cache_implementation attn_implementation _attn_implementation
+_attn_implementation_autoset _flash_attn_2_enabled gradient_checkpointing chunk_size_feed_forward
+pretraining_tp custom_pipeline custom_pipelines internal_version predict_special_tokens
 reorder_and_upcast_attn torchscript use_bfloat16 tf_legacy_loss is_decoder n_ctx
-max_sequence_length original_max_position_embeddings
+max_sequence_length model_max_length original_max_position_embeddings
 
 bos_token_id eos_token_id eod_token_id pad_token_id unk_token_id sep_token_id
 decoder_start_token_id prefix
 forced_bos_token_id forced_eos_token_id bad_words_ids suppress_tokens begin_suppress_tokens
 
-router_aux_loss_coef router_z_loss_coef output_router_logits
+router_aux_loss_coef router_z_loss_coef output_router_logits input_jitter_noise
 initializer_range initializer_factor init_std layerdrop dropout attention_dropout
 hidden_dropout residual_dropout embed_dropout embedding_dropout activation_dropout
 classifier_dropout attention_probs_dropout_prob hidden_dropout_prob
@@ -52,10 +52,7 @@ def shown(value: Any) -> str:
 
 
 class Keys:
-    """The keys of one `config.json`, as a family spells them: which were read, and problems.
-
-    A wrong value is noted and read as a harmless one, so that one reading finds every problem.
-    """
+    """The keys of one `config.json`: a wrong value is noted and read as a harmless one."""
 
     def __init__(self, entries: Mapping[str, Any], family: Family) -> None:
         self.entries, self.family = entries, family

@@ -1,124 +1,26 @@
-"""What configurations mean, as tables: well-known models, omitted and changed keys, mistakes."""
+"""What configurations mean, as tables: published models, omitted and changed keys, mistakes."""
 
 import json
-from functools import cache
-from math import inf, log, nan, sqrt
+from math import inf, nan, sqrt
 from pathlib import Path
 from typing import Any
 
-from refimpl.model.config import BlockKind, Experts, Rope, Temperature
+from refimpl.model.config import BlockKind, Experts, Rope
 
-FILES = Path(__file__).parent / "published"
+FILE = Path(__file__).parent / "published_configs.jsonl"
+# By the checkpoint's name: where a public copy of its `config.json` is, the file, and what it reads
+# as, or what the refusal says
+PUBLISHED: dict[str, dict[str, Any]] = {
+    line["checkpoint"]: line for line in map(json.loads, FILE.read_text("utf-8").splitlines())
+}
 Changed = tuple[str, dict[str, Any]]
 
 
-@cache
 def published(name: str) -> dict[str, Any]:
-    """A well-known `config.json`, with every key of all of them that changes no number."""
-    no_matter, own = (json.loads((FILES / f"{x}.json").read_text()) for x in ("no_matter", name))
-    return no_matter | own
+    """The `config.json` of a published checkpoint."""
+    config: dict[str, Any] = PUBLISHED[name]["config"]
+    return config
 
-
-def plain(*sizes: float, window: int | None = None, **facts: Any) -> list[BlockKind]:
-    """One kind of block, by its rotary positions."""
-    return [BlockKind(window, Rope(*sizes, **facts))]  # type: ignore[arg-type]
-
-
-def llama4(window: int | None) -> BlockKind:
-    if window is None:
-        warmth = Temperature(0.1, 8192, offset=1)
-        return BlockKind(None, None, mixture=True, temperature=warmth)
-    rope = Rope(5e5, 128, "llama3", 16.0, 1.0, 1.0, 8192, interleaved=True)
-    return BlockKind(window, rope, mixture=True, chunked=True)
-
-
-ALL = "qkvoud"
-NONE = [BlockKind(None, None)]
-LONG = {"factor": 16.0, "original_max_position_embeddings": 8192}
-OSS = {"original_max_position_embeddings": 4096, "truncate": False}
-OSS |= {"attention_factor": 0.1 * log(32) + 1}
-# The kinds of blocks, which repeat; the roles with a bias, by their first letters; other facts.
-WELL_KNOWN: dict[str, tuple[list[BlockKind], str, dict[str, Any]]] = {
-    "llama-1": (plain(1e4, 128), "", {"max_position_embeddings": 2048, "num_key_value_heads": 32}),
-    "llama-2": (plain(1e4, 128), "", {"head_dim": 128, "norm_eps": 1e-5, "num_blocks": 32}),
-    "llama-3.2": (
-        plain(5e5, 64, scaling="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0),
-        "", {"head_dim": 64, "num_key_value_heads": 8, "tied": True}),
-    "smollm2": (plain(1e5, 64), "", {"head_dim": 64, "activation": "silu", "tied": True}),
-    "mistral-0.1": (plain(1e4, 128, window=4096), "", {"norm": "rms", "gated": True}),
-    "mistral-0.3": (plain(1e6, 128), "", {"head_dim": 128}),
-    "qwen2.5": (plain(1e6, 128), "qkv", {"head_dim": 128}),
-    "qwen3": (plain(1e6, 128), "", {"head_dim": 128, "hidden_size": 1024, "tied": True}),
-    "gemma": (
-        plain(1e4, 256),
-        "", {"activation": "gelu_tanh", "embed_scale": sqrt(2048), "head_dim": 256, "tied": True}),
-    "gemma-2": (
-        plain(1e4, 256, window=4096) + plain(1e4, 256),
-        "", {"attention_scale": 224**-0.5, "attn_soft_cap": 50.0, "tied": True}),
-    "gemma-3": (
-        plain(1e4, 256, window=512) * 5 + plain(1e6, 256),
-        "", {"attention_scale": 1 / 16, "attn_soft_cap": None, "tied": True, "num_blocks": 26}),
-    "phi-3": (plain(1e4, 96, window=2047), "", {"head_dim": 96}),
-    "pythia": (
-        plain(1e4, 16), ALL, {"parallel_residual": True, "activation": "gelu", "norm": "layer"}),
-    "gpt-2": (
-        NONE,
-        ALL, {"intermediate_size": 3072, "activation": "gelu_tanh", "gated": False, "tied": True}),
-    "distilgpt-2": (NONE, ALL, {"num_blocks": 6, "tied": True}),
-    "opt": (
-        NONE,
-        ALL, {"position_offset": 2, "norm_eps": 1e-5, "activation": "relu", "tied": True}),
-    "smollm3": (plain(5e6, 128) * 3 + NONE, "", {"head_dim": 128, "num_blocks": 36, "tied": True}),
-    "granite-3.1": (
-        plain(5e6, 64),
-        "", {"embed_scale": 12, "residual_scale": 0.22, "logit_scale": 1 / 8,
-             "attention_scale": 1 / 64, "tied": True}),
-    "olmo": (
-        plain(1e4, 128),
-        "", {"norm": "layer", "norm_eps": 1e-5, "qkv_limit": None, "tied": True,
-             "weightless_norms": ("attn_norm", "mlp_norm", "final_norm")}),
-    "olmo-7b": (plain(1e4, 128), "", {"qkv_limit": 8, "tied": True}),
-    "olmo-2": (plain(5e5, 128), "", {"norm": "rms", "weightless_norms": ()}),
-    "starcoder2": (
-        plain(999999.4420358813, 128, window=4096),
-        ALL, {"norm": "layer", "activation": "gelu_tanh", "gated": False, "tied": True}),
-    "minitron": (plain(1e4, 64), "", {"norm": "layer", "activation": "relu2", "gated": False}),
-    "exaone-3.5": (
-        plain(1e6, 80, scaling="llama3", factor=8.0),
-        "", {"num_blocks": 30, "norm_eps": 1e-5, "activation": "silu", "tied": True}),
-    "exaone-4": (
-        plain(1e6, 128, window=4096, scaling="llama3", **LONG) * 3 + NONE,
-        "", {"head_dim": 128, "num_blocks": 64}),
-    "hunyuan": (plain(1e4 * 1000 ** (128 / 126), 128), "", {"head_dim": 128, "tied": True}),
-    "apertus": (
-        plain(12e6, 128, scaling="llama3", factor=8.0),
-        "", {"activation": "xielu", "gated": False}),
-    "falcon-7b": (
-        plain(1e4, 64), "", {"num_key_value_heads": 1, "parallel_residual": True, "tied": True}),
-    "falcon-40b": (plain(1e4, 64), "", {"num_key_value_heads": 8, "norm": "layer", "tied": True}),
-    "falcon-11b": (plain(500042.0, 128), "", {"intermediate_size": 16384}),
-    "phi-2": (plain(1e4, 32), "qkvoudl", {"parallel_residual": True, "gated": False}),
-    "gpt-j": (
-        plain(1e4, 64, interleaved=True), "udl", {"intermediate_size": 16384, "norm": "layer"}),
-    "stablelm-2": (plain(1e4, 16), "qkv", {"parallel_residual": False}),
-    "command-r": (
-        plain(8e6, 128, interleaved=True),
-        "", {"logit_scale": 1 / 16, "head_dim": 128, "tied": True}),
-    "glm-4": (plain(1e4, 64, interleaved=True), "qkv", {"norm": "rms", "gated": True}),
-    "glm-4-0414": (plain(1e4, 64, interleaved=True), "qkv", {"norm": "rms"}),
-    "ernie-4.5": (
-        plain(5e5, 128, interleaved=True),
-        "", {"head_dim": 128, "norm_eps": 1e-5, "tied": True}),
-    "helium": (plain(1e5, 128, interleaved=True), "", {"norm_eps": 1e-8}),
-    "gpt-oss": (
-        [BlockKind(w, Rope(150000.0, 64, "yarn", 32.0, **OSS), mixture=True) for w in (128, None)],
-        "qkvoreee", {"num_blocks": 24, "experts": Experts(32, 4, 2880), "gate_limit": 7.0,
-                     "activation": "sigmoid_gelu"}),
-    "llama-4-scout": (
-        [llama4(8192)] * 3 + [llama4(None)],
-        "", {"num_blocks": 48, "weightless_norms": ("q_rope_norm", "k_rope_norm"),
-             "experts": Experts(16, 1, 8192, 8192, "sigmoid", normalised=False, of_inputs=True)}),
-}  # fmt: skip
 
 # A fixture, changes of its config.json (`...` deletes a key), and the blocks' windows.
 SLIDING = {"layer_types": ..., "use_sliding_window": True, "sliding_window": 5}
@@ -217,6 +119,11 @@ OMITTED: list[Changed] = [  # compared with transformers alone
     ("mellum", {"rope_parameters": ..., "layer_types": ..., "mlp_layer_types": ...}),
     ("cwm", {"rope_parameters": ..., "layer_types": ...}),
     ("hy_v3", {"mlp_layer_types": ...}),
+    ("laguna",
+     {"partial_rotary_factor": 0.5, "rope_parameters": {
+         "full_attention": {"rope_theta": 9e5, "rope_type": "default"},
+         "sliding_attention": {"rope_theta": 9e3, "partial_rotary_factor": 1.0},
+         "original_max_position_embeddings": 64}}),
     ("falcon", {"parallel_attn": False}), ("stablelm", {"use_parallel_residual": True}),
     ("falcon_grouped", {"num_ln_in_parallel_attn": 1}),
     ("llama", {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 3.0}}),

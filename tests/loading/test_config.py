@@ -1,24 +1,14 @@
-"""How `config.json` is read: old and new spellings, well-known models, and every refusal."""
+"""How `config.json` is read: old and new spellings, and every refusal."""
 
 import re
 from collections.abc import Mapping
-from itertools import cycle, islice
 from math import inf, nan
 from typing import Any
 
 import numpy as np
 import pytest
 from checkpoints import config_of
-from config_tables import (
-    LLAMA3,
-    MEANS,
-    PLAIN,
-    ROTATING,
-    WELL_KNOWN,
-    WINDOWS,
-    WRONG,
-    published,
-)  # fmt: skip
+from config_tables import LLAMA3, MEANS, PLAIN, PUBLISHED, ROTATING, WINDOWS, WRONG, published
 from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,17 +91,7 @@ def test_two_spellings_of_a_key() -> None:
     assert read_config(config_of("exaone", **old)) == read_config(config_of("exaone"))
 
 
-@pytest.mark.parametrize("name", WELL_KNOWN)
-def test_well_known_configurations_are_read(name: str) -> None:
-    kinds, biased, facts = WELL_KNOWN[name]
-    hub = read_config(published(name))
-    assert hub.config.blocks == (*islice(cycle(kinds), hub.config.num_blocks),)
-    assert sorted(role[0] for role in hub.biased) == sorted(biased)
-    facts = {"tied": False} | facts
-    assert facts == {key: getattr(hub if key == "tied" else hub.config, key) for key in facts}
-
-
-def test_what_well_known_models_imply() -> None:
+def test_what_published_models_imply() -> None:
     maverick = read_config(published("llama-4-maverick")).config
     assert [kind.mixture for kind in maverick.blocks] == [False, True] * 24
     assert (maverick.weightless_norms, maverick.intermediate_size) == ((), 16384)
@@ -196,7 +176,7 @@ VALUES = json_like(EDGES, st.text(max_size=5))
 KEYS = sorted(
     {key for case in CASES for key in config_of(case)}
     | {key for family in FAMILIES.values() for key in family.keys}
-    | {key for name in WELL_KNOWN for key in published(name)}
+    | {key for name in PUBLISHED for key in published(name)}
 )
 INNER = [*LLAMA3, "type", "partial_rotary_factor", *BY_KIND]
 

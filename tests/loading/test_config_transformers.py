@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import config_of
-from config_tables import LLAMA_4, MEANS, OMITTED, ROTATING, WELL_KNOWN, WINDOWS, published
+from config_tables import LLAMA_4, MEANS, OMITTED, PUBLISHED, ROTATING, WINDOWS, published
 from gates import GATES, worst_token
 from test_config import CASES, OLD_CASES, as_old_files_spell_it
 from transformers_forward import random_model
 
 from refimpl import forward, read_model
-from refimpl.loading.composites import COMPOSITES
+from refimpl.loading.composites import COMPOSITES, text_entries
+from refimpl.loading.config_json import read_config
 from refimpl.loading.families import FAMILIES, REFUSED
 
 pytestmark = pytest.mark.torch
@@ -22,9 +23,17 @@ IDS = np.arange(2, 26).reshape(2, 12)  # longer than the windows of the fixtures
 SIZES = {
     "hidden_size", "intermediate_size", "intermediate_size_mlp", "num_hidden_layers",
     "num_attention_heads", "num_key_value_heads", "num_kv_heads", "head_dim", "vocab_size",
-    "n_embd", "n_inner", "n_layer", "n_head", "ffn_dim", "ffn_hidden_size", "word_embed_proj_dim",
+    "n_embd", "n_embed", "n_inner", "n_layer", "n_head", "ffn_dim", "ffn_hidden_size",
+    "word_embed_proj_dim",
     "rotary_dim", "partial_rotary_factor", "num_layers", "num_local_experts", "pad_token_id",
-    "attention_head_dim", "bos_token_id", "eos_token_id", "torch_dtype",
+    "attention_head_dim", "bos_token_id", "eos_token_id", "torch_dtype", "dtype",
+    "d_model", "n_heads", "n_layers", "num_attention_heads_per_layer", "block_dim", "block_ff_dim",
+    "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+    "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim",
+    "linear_value_head_dim", "num_experts", "n_routed_experts", "moe_num_experts",
+    "num_experts_per_tok", "moe_k", "moe_topk", "n_group", "topk_group", "moe_intermediate_size",
+    "shared_expert_intermediate_size", "shared_intermediate_size", "experts_per_token",
+    "mamba_n_heads", "mamba_n_groups", "mamba_d_head", "mamba_d_state", "expert_hidden_dim",
 }  # fmt: skip
 FEW = {"num_hidden_layers": 4}  # blocks of Llama 4: the last has no positions
 CHANGED = [(case, changes) for case, changes, *_ in (*WINDOWS, *ROTATING, *MEANS, *OMITTED)]
@@ -42,20 +51,36 @@ def check_logits(config: dict[str, Any], folder: Path) -> None:
 
 def small(entries: dict[str, Any], **sizes: Any) -> dict[str, Any]:
     """A configuration in the sizes of a fixture of its family."""
-    kinds = [config_of(case) for case in CASES]
-    fixture = next(x for x in kinds if x["model_type"] == entries["model_type"])
+    fixtures = map(config_of, CASES)
+    fixture = next(x for x in fixtures if x["model_type"] == entries["model_type"])
     sizes = {key: fixture[key] for key in SIZES & fixture.keys()} | sizes
+    sizes = {key: x for key, x in sizes.items() if entries.get(key, ...) is not None}
+    count = sizes.get("num_hidden_layers", 0)
+    kinds = entries.get("layer_types") or []
+    last = kinds[-count:]
+    if {*last} != {*kinds}:  # one of each kind
+        last = (sorted({*kinds}, reverse=True) * count)[:count]
     lists = {
-        key: entries[key][: sizes["num_hidden_layers"]]
-        for key in ("layer_types", "no_rope_layers")
-        if entries.get(key)
+        key: last if key == "layer_types" else x[:count]
+        for key, x in entries.items()
+        if isinstance(x, list) and len(x) == entries.get("num_hidden_layers") and key not in SIZES
     }
     return {key: x for key, x in entries.items() if key not in SIZES} | sizes | lists
 
 
-@pytest.mark.parametrize("name", WELL_KNOWN)
-def test_well_known_models(name: str, tmp_path: Path) -> None:
-    check_logits(small(published(name)), tmp_path)
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if "reads" in PUBLISHED[name]])
+def test_published_configurations(name: str, tmp_path: Path) -> None:
+    entries = published(name)
+    text = dict(text_entries(entries, "config.json") or entries)
+    text.pop("quantization_config", None)
+    # A quarter of 16 channels, and each fourth block
+    config = small(text, **({"head_dim": 16} | FEW if "full_attention_interval" in text else {}))
+    rope = config.get("rope_scaling")
+    if rope and "long_factor" in rope:
+        model = read_config(config | {"rope_scaling": None}).config.blocks[0].rope
+        factors = {key: rope[key][: model.rotary_dim // 2] for key in rope if "_factor" in key}
+        config["rope_scaling"] = rope | factors
+    check_logits(config, tmp_path)
 
 
 @pytest.mark.parametrize("type_key", ["type", "rope_type"])

@@ -236,7 +236,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no method": ({"bits": 4}, "that is quantised$"),
     "a method that is no word": ({"quant_method": ["fp8"]}, "that is quantised$"),
     "no object": (["fp8"], "that is quantised$"),
-    "E5M2": (QWEN | {"fmt": "e5m2"}, "fmt: only e4m3 is supported, got 'e5m2'"),
+    "E5M2": (QWEN | {"fmt": "e5m2"}, "fmt: only e4m3 or .* is supported, got 'e5m2'"),
     "FP4 experts": (QWEN | {"expert_dtype": "fp4"}, "expert_dtype: only fp8"),
     "an unknown key": (QWEN | {"rotation": 3}, r"rotation: not understood \(value 3\)"),
     **{

@@ -1,4 +1,4 @@
-"""Cohere: parallel blocks with one norm, LayerNorm without offsets, scaled logits; its experts."""
+"""With LayerNorm: Cohere (parallel blocks with one norm, scaled logits), its experts; StableLM."""
 
 from typing import Any
 
@@ -78,4 +78,25 @@ COHERE2_MOE = COHERE2.like(
     scoring="softmax",
     stacks=STACKS,
     variant=_cohere2_moe,
+)  # fmt: skip
+
+
+def _stablelm(family: Family, entries: Entries) -> tuple[Family, Entries]:
+    """With one norm per block where the residual is parallel."""
+    if entries.get("use_parallel_residual") is not True:
+        return family, entries
+    shared = dict(mlp_norm="layers.{}.input_layernorm")
+    return family.like(family.model_type, names=shared), entries
+
+
+STABLELM = LLAMA.like(
+    "stablelm",
+    norm="layer",
+    biased=biased("use_qkv_bias", "q", "k", "v"),
+    keys=dict(
+        num_key_value_heads=32, norm_eps=key(1e-5, "layer_norm_eps"), max_position_embeddings=4096,
+        partial_rotary_factor=key(0.25), use_qkv_bias=False, use_parallel_residual=False,
+        qk_layernorm=only(False), attention_bias=only(False), mlp_bias=only(False),
+    ),
+    variant=_stablelm,
 )  # fmt: skip

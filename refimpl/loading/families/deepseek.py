@@ -41,6 +41,7 @@ DOTS = GLM4_MOE.like(
         norm_topk_prob=False, norm_eps=1e-6, num_key_value_heads=32,
         partial_rotary_factor=only(1.0), max_position_embeddings=2048, use_sliding_window=True,
         sliding_window=4096, max_window_layers=62, layer_types=None,
+        scoring_func=Key("sigmoid", only=("sigmoid", "noaux_tc")),
     ),
     optional={},
     buffers=LLAMA.buffers,
@@ -69,6 +70,7 @@ EXAONE_MOE = GLM4_MOE.like(
         mlp_layer_types=None, partial_rotary_factor=only(1.0), max_position_embeddings=2048,
         sliding_window=4096, sliding_window_pattern=4, layer_types=None,
         scoring_func=only("sigmoid"), topk_method=only("noaux_tc"),
+        **unread("is_moe_layer", "first_last_k_dense_replace"),
     ),
     optional={},
     buffers=(r"^(model\.)?mtp\..*", *LLAMA.buffers),
@@ -85,8 +87,9 @@ HY_V3 = GLM4_MOE.like(
     biased=LLAMA.biased | dict.fromkeys((f"shared_expert.{x}" for x in MLP), "mlp_bias"),
     without=("n_group", "topk_group", "norm_topk_prob", "use_qk_norm"),
     keys=dict(
-        num_experts=key(192, "num_experts"), moe_intermediate_size=1536,
-        n_shared_experts=key(1, "num_shared_experts"), mlp_layer_types=None, head_dim=128,
+        num_experts=key(192, "num_experts"), mlp_layer_types=None, head_dim=128, qk_norm=only(True),
+        moe_intermediate_size=key(1536, "moe_intermediate_size", echoes=("expert_hidden_dim",)),
+        n_shared_experts=key(1, "num_shared_experts"), first_k_dense_replace=only(1),
         routed_scaling_factor=key(2.826, "router_scaling_factor"), rope_theta=11158840.0,
         partial_rotary_factor=only(1.0), **unread("enable_moe_fp32_combine"),
     ),
@@ -133,6 +136,7 @@ AFMOE = GLM4_MOE.like(
     variant=_afmoe,
 )  # fmt: skip
 
+
 LAGUNA = GLM4_MOE.like(
     "laguna",
     names={
@@ -142,8 +146,8 @@ LAGUNA = GLM4_MOE.like(
     },
     biased=biased("attention_bias", "q", "k", "v", "o"),
     without=(
-        "use_qk_norm", "num_nextn_predict_layers", "num_mtp_layers", "norm_topk_prob", "n_group",
-        "topk_group", "n_shared_experts",
+        "use_qk_norm", "num_nextn_predict_layers", "num_mtp_layers", "n_group", "topk_group",
+        "n_shared_experts",
     ),
     keys=dict(
         num_experts=key(256, "num_experts"), moe_intermediate_size=512, head_dim=128,
@@ -152,7 +156,8 @@ LAGUNA = GLM4_MOE.like(
         routed_scaling_factor=key(1.0, "moe_routed_scaling_factor"), sliding_window=512,
         moe_apply_router_weight_on_input=only(False), moe_router_logit_softcapping=only(0.0),
         sliding_window_pattern=only(1), layer_types=None, rope_theta=500000.0,
-        rope_local_base_freq=10000.0, partial_rotary_factor=1.0,
+        rope_local_base_freq=10000.0, partial_rotary_factor=1.0, decoder_sparse_step=only(1),
+        norm_topk_prob=only(True), **unread("mlp_only_layers", "gating_types"),
         gating=Key(True, only=(True, "per-head", "per-element")),
         num_attention_heads_per_layer=None,
         rope_parameters={
@@ -164,6 +169,7 @@ LAGUNA = GLM4_MOE.like(
     buffers=LLAMA.buffers,
     windows="pattern",
     gate="softplus",
+    variant=lambda family, own: (family, {x: own[x] for x in own if x != "partial_rotary_factor"}),
 )  # fmt: skip
 
 

@@ -13,8 +13,7 @@ class Key:
     """How a family reads one key of `config.json`.
 
     Args:
-        default: Its value in files without it, as in the family's configuration class in
-            transformers; `REQUIRED` if there is none.
+        default: Its value in files without it, as in transformers; `REQUIRED` if there is none.
         file: Its spellings in the file, the usual one first; none: as we spell it.
         echoes: Second spellings in the file, which must agree with the value.
         only: The values that are supported; none: any.
@@ -33,15 +32,13 @@ class Location:
     """The place of a role's weight (and bias) in the file.
 
     Args:
-        name: The file's tensor, without its base prefix and `.weight`; `{}` is the block's number,
-            and a second one the expert's.
+        name: The tensor without prefix and `.weight`; `{}` is the block, a second one the expert.
         fused: Roles that share the tensor, in the file's order of rows.
         grouped: Whether the fused roles alternate, one key-value head after another.
         transposed: Whether the file holds [in, out].
         stacked: Whether the tensor holds the weights of all experts.
         alternating: Whether the fused roles alternate row by row.
-        weight: What follows the name of the weight's tensor.
-        bias: What follows the name of the bias's tensor.
+        weight, bias: What follows the name in those of the weight's and the bias's tensor.
     """
 
     name: str
@@ -144,8 +141,7 @@ class Family:
         Args:
             model_type: Its `model_type`.
             without: Roles and keys of this family that it lacks.
-            names: Other roles, and other places of the same ones: each a `Location`, or the name
-                of a tensor of its own.
+            names: Other roles, and other places: each a `Location`, or its own tensor's name.
             keys: Other keys, each a `Key`, and other defaults of the same ones.
             fields: Fields in place of this family's.
         """

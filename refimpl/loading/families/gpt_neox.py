@@ -1,6 +1,6 @@
-"""Parallel residuals: GPT-NeoX (q, k, v head by head), GPT-J, StableLM, Phi; Phi-3 is as Llama."""
+"""Parallel residuals: GPT-NeoX (q, k, v head by head), GPT-J, Phi; Phi-3 is as Llama."""
 
-from refimpl.loading.families.family import BASE, ROPE, Entries, Family, biased, fused, key, only
+from refimpl.loading.families.family import BASE, ROPE, biased, fused, key, only, unread
 from refimpl.loading.families.learned_positions import GPT2
 from refimpl.loading.families.llama import LLAMA
 
@@ -57,27 +57,6 @@ GPTJ = GPT2.like(
     interleaved=True,
 )  # fmt: skip
 
-
-def _stablelm(family: Family, entries: Entries) -> tuple[Family, Entries]:
-    """With one norm per block where the residual is parallel."""
-    if entries.get("use_parallel_residual") is not True:
-        return family, entries
-    shared = dict(mlp_norm="layers.{}.input_layernorm")
-    return family.like(family.model_type, names=shared), entries
-
-
-STABLELM = LLAMA.like(
-    "stablelm",
-    norm="layer",
-    biased=biased("use_qkv_bias", "q", "k", "v"),
-    keys=dict(
-        num_key_value_heads=32, norm_eps=key(1e-5, "layer_norm_eps"), max_position_embeddings=4096,
-        partial_rotary_factor=key(0.25), use_qkv_bias=False, use_parallel_residual=False,
-        qk_layernorm=only(False), attention_bias=only(False), mlp_bias=only(False),
-    ),
-    variant=_stablelm,
-)  # fmt: skip
-
 PHI = LLAMA.like(
     "phi",
     without=("gate_proj",),
@@ -95,7 +74,7 @@ PHI = LLAMA.like(
     keys=dict(
         norm_eps=key(1e-5, "layer_norm_eps"), activation="gelu_new",
         partial_rotary_factor=key(0.5), qk_layernorm=False, use_parallel_residual=only(True),
-        attention_bias=only(False), mlp_bias=only(False),
+        attention_bias=only(False), mlp_bias=only(False), **unread("rotary_dim"),
     ),
     optional=dict.fromkeys(("q_norm", "k_norm"), "qk_layernorm"),
 )  # fmt: skip

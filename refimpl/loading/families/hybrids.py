@@ -118,7 +118,7 @@ LFM2 = LLAMA.like(
         num_key_value_heads=8, norm_eps=key(1e-5, "norm_eps", "block_norm_eps"), conv_bias=False,
         activation=only("silu"), rope_theta=1000000.0, max_position_embeddings=128000,
         tie_word_embeddings=key(True, "tie_embedding", "tie_word_embeddings"), layer_types=None,
-        conv_taps=key(3, "conv_L_cache"),
+        conv_taps=key(3, "conv_L_cache"), use_pos_enc=only(True),
         **unread(
             "block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of",
             "block_dim", "block_mlp_init_scale", "block_out_init_scale", "block_use_swiglu",
@@ -179,8 +179,8 @@ QWEN3_5 = QWEN3.like(
     keys=dict(
         num_key_value_heads=4, head_dim=256, linear_num_key_heads=16, linear_num_value_heads=32,
         linear_key_head_dim=128, linear_value_head_dim=128, linear_conv_kernel_dim=4,
-        partial_rotary_factor=key(0.25), attn_output_gate=only(True),
-        activation=only("silu", "hidden_act"),
+        partial_rotary_factor=key(0.25), activation=only("silu", "hidden_act"),
+        attn_output_gate=only(True), output_gate_type=Key("swish", only=("swish", "silu")),
         **unread(
             "full_attention_interval", "mamba_ssm_dtype", "mtp_num_hidden_layers",
             "mtp_use_dedicated_embeddings",

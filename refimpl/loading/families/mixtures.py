@@ -72,6 +72,7 @@ QWEN3_MOE = QWEN3.like(
         num_experts=key(128, "num_experts", "num_local_experts"), num_experts_per_tok=8,
         norm_topk_prob=False, moe_intermediate_size=768, num_key_value_heads=4, head_dim=None,
         decoder_sparse_step=1, mlp_only_layers=None, use_sliding_window=only(False),
+        use_qk_norm=only(True),
     ),
     scoring="softmax",
     stacks=STACKS,
@@ -157,14 +158,14 @@ ERNIE_MOE = ERNIE.like(
 
 MELLUM = QWEN3_MOE.like(
     "mellum",
-    without=("use_sliding_window", "max_window_layers", "decoder_sparse_step", "mlp_only_layers"),
+    without=("max_window_layers", "decoder_sparse_step", "mlp_only_layers"),
     keys=dict(
         num_experts=key(64, "num_local_experts", "num_experts"), norm_topk_prob=True,
         moe_intermediate_size=896, head_dim=128, max_position_embeddings=131072,
         sliding_window=1024, sliding_window_pattern=only(1), mlp_layer_types=None,
         rope_theta=500000.0, rope_local_base_freq=10000.0,
         **unread("num_nextn_predict_layers", "num_mtp_layers", "mtp_layer_types",
-                 "mtp_mlp_layer_types"),
+                 "mtp_mlp_layer_types", "use_sliding_window"),
     ),
     buffers=(r"^(model\.)?mtp\..*", *LLAMA.buffers),
     windows="pattern",

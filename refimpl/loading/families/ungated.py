@@ -28,7 +28,7 @@ STARCODER2 = ARCEE.like(
     keys=dict(
         norm_eps=key(1e-5, "norm_epsilon"), activation="gelu_pytorch_tanh",
         num_key_value_heads=2, use_bias=True, sliding_window=None, tie_word_embeddings=True,
-        mlp_type=only("default"), norm_type=only("layer_norm"),
+        mlp_type=only("default"), norm_type=only("layer_norm"), **unread("rms_norm_eps"),
     ),
     windows="all",
 )  # fmt: skip

@@ -18,9 +18,9 @@ Block = tuple[int, int]  # rows and columns; 0 stands for all
 WHOLE_TENSOR = (0, 0)
 
 # The keys of each method: those with one meaning, and those that only say what the tensors show.
-_METHODS: dict[str, tuple[dict[str, str], str]] = {
+_METHODS: dict[str, tuple[dict[str, tuple[str, ...]], str]] = {
     "fp8": (
-        {"fmt": "e4m3", "expert_dtype": "fp8"},
+        {"fmt": ("e4m3", "float8_e4m3fn"), "expert_dtype": ("fp8",)},
         "activation_scheme weight_block_size scale_fmt dequantize modules_to_not_convert "
         "ignored_layers modules_to_convert",
     ),
@@ -120,9 +120,9 @@ def read_quantisation(entries: Mapping[str, Any], source: str) -> tuple[Block, .
         raise refusal("quantised", f"{source} describes a checkpoint that is quantised{named}")
     only, shown = _METHODS[method]
     problems = [
-        f"{key}: only {expected} is supported, got {value[key]!r:.60}"
+        f"{key}: only {' or '.join(expected)} is supported, got {value[key]!r:.60}"
         for key, expected in only.items()
-        if value.get(key, expected) != expected
+        if value.get(key, expected[0]) not in expected
     ]
     problems += [
         f"{key}: not understood (value {entry!r:.60})"
