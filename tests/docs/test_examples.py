@@ -132,7 +132,7 @@ def test_docstrings_name_sections_that_exist() -> None:
             names = {found[1], found[2], *re.findall(r"\d+", found[3] or "")} - {None}
             assert names <= known, f"{title(source)}: {names - known} is no section"
             named += 1
-    assert named >= 10
+    assert named >= 5
 
 
 # The machinery itself
