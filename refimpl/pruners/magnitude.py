@@ -76,8 +76,6 @@ def magnitude_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
 
     Source: magnitude pruning in Wanda's code (peer).
 
-    Differs: `magnitude_keep` meets a count. This prunes one weight more, and all ties.
-
     Example:
         >>> magnitude_keep_peer([[3.0, 1.0], [1.0, 2.0]], 0.25).astype(int)
         array([[1, 0],

@@ -153,7 +153,7 @@ def sparsegpt_peer(
         RefimplError: As `sparsegpt`; or a sparsity that is negative, NaN, or so near 1 that the
             peer reads past the end of its list.
 
-    Source: SparseGPT (peer).
+    Source: SparseGPT (peer); docs/explanation/method.md, "exact and peer".
 
     Differs: the peer computes in float32: if a score lies within its rounding of the threshold, a
     decision may differ, and with it the columns after.

@@ -69,7 +69,8 @@ def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
 
     Source: Wanda (peer); docs/explanation/method.md, "The budget, exactly".
 
-    Differs: Wanda's code prunes `int(C s)` per row and leaves the rest; this meets the count.
+    Differs: Wanda's code prunes `int(C s)` per row and leaves the rest (38 of 64 columns at 0.6);
+    this meets the count.
 
     Example:
         >>> wanda_keep([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]], 3).astype(int)
@@ -116,9 +117,6 @@ def wanda_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
         RefimplError: The score is not a matrix or holds NaN, or the sparsity is negative or NaN.
 
     Source: Wanda (peer); docs/explanation/method.md, "exact and peer".
-
-    Differs: `wanda_keep` meets a count. This prunes up to R weights too few (38 of 64 columns at
-    0.6), and of a block that should lose more than all weights it prunes all, without a word.
 
     Example:
         >>> wanda_keep_peer([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]], 0.6).astype(int)

@@ -21,9 +21,8 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.pruner import Pruner
 from refimpl.pruners.wanda import WANDA
-from refimpl.pruning.copied_files import copies
 from refimpl.pruning.pruned_blocks import BlockPruner, calibration
-from refimpl.pruning.pruned_files import Counts, PrunedFiles
+from refimpl.pruning.pruned_files import Counts, PrunedFiles, copies
 from refimpl.pruning.pruned_linears import pruned_weights
 from refimpl.pruning.record import (
     RECORD_FORMAT,

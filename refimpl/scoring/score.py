@@ -99,11 +99,9 @@ def score(
         )
     model.check_finite(settings.dtype)
     chosen = Chosen.of(request, bases)
-    signals_cost, experiment_cost = _costs(config, ids, plan, request, chosen)
-
     with settings.open(model, _options(tokens, plan, request, chosen)) as resources:
         require_resolved(plan, resources.dtype)
-        resources.total = signals_cost + experiment_cost
+        resources.total = _cost(config, len(ids), plan, request, chosen)
         signals = before_squares(model, chosen, ids, resources)
         pruned_at, prune_block = None, None
         if isinstance(plan, Probes):  # which weights go depends on the dense model on all tokens
@@ -184,17 +182,15 @@ def _options(
     }
 
 
-def _costs(
-    config: Config, ids: Array, plan: Perturbation, request: Request, chosen: Chosen
-) -> tuple[float, float]:
-    """Cost of the signals, and about that of the experiment, in block passes of one sequence."""
-    sequences, blocks = len(ids), config.num_blocks
-    signals: float = sequences * blocks if isinstance(plan, Probes) else 0
-    signals += chosen.cost(config, sequences)
+def _cost(
+    config: Config, sequences: int, plan: Perturbation, request: Request, chosen: Chosen
+) -> float:
+    """About the cost of a run, in block passes of one sequence."""
+    blocks, dense = config.num_blocks, 2 if isinstance(plan, Probes) else 1
     heads = head_cost(config) if request.correct == "divergence" else 0.0
     states = addresses(sequences, blocks, plan, [len(block) for block in config.linears])
     perturbed = sum(passes(a, blocks, plan) + heads for a in states)
-    return signals, sequences * (blocks + heads) + perturbed
+    return chosen.cost(config, sequences) + sequences * (dense * blocks + heads) + perturbed
 
 
 def _pruned_at(config: Config, signals: Signals, request: Request) -> PrunedAt:
