@@ -1,4 +1,8 @@
-"""Files and folders that appear whole or not at all, at whatever step a run is killed."""
+"""Files and folders that appear whole or not at all, at whatever step a run is killed.
+
+A run makes `new` in the hidden folder, moves an old folder there, to `old`, renames `new` to the
+target, and deletes the old one. The next run undoes or ends what a killed one began.
+"""
 
 import json
 import os

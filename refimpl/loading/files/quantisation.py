@@ -17,15 +17,12 @@ CONFIG = "quantization_config"
 Block = tuple[int, int]  # rows and columns; 0 stands for all
 WHOLE_TENSOR = (0, 0)
 
-# The keys of each method: those with one meaning, and those that only say what the tensors show.
-_METHODS: dict[str, tuple[dict[str, tuple[str, ...]], str]] = {
-    "fp8": (
-        {"fmt": ("e4m3", "float8_e4m3fn"), "expert_dtype": ("fp8",)},
-        "activation_scheme weight_block_size scale_fmt dequantize modules_to_not_convert "
-        "ignored_layers modules_to_convert",
-    ),
-    "mxfp4": ({}, "modules_to_not_convert dequantize"),
+_METHODS = {  # the keys of each method; most only say what the tensors show
+    "fp8": "fmt expert_dtype activation_scheme weight_block_size scale_fmt dequantize "
+    "modules_to_not_convert ignored_layers modules_to_convert",
+    "mxfp4": "modules_to_not_convert dequantize",
 }
+_ONLY = {"fmt": ("e4m3", "float8_e4m3fn"), "expert_dtype": ("fp8",)}
 _SCALES = ("_scale_inv", "_scale")
 _OF_ACTIVATIONS = (".input_scale", ".activation_scale")
 
@@ -118,16 +115,15 @@ def read_quantisation(entries: Mapping[str, Any], source: str) -> tuple[Block, .
     if not isinstance(method, str) or method not in _METHODS:
         named = f" by {method}" if isinstance(method, str) else ""
         raise refusal("quantised", f"{source} describes a checkpoint that is quantised{named}")
-    only, shown = _METHODS[method]
+    known = {"quant_method", *_METHODS[method].split()}
     problems = [
         f"{key}: only {' or '.join(expected)} is supported, got {value[key]!r:.60}"
-        for key, expected in only.items()
+        for key, expected in _ONLY.items()
         if value.get(key, expected[0]) not in expected
-    ]
-    problems += [
+    ] + [
         f"{key}: not understood (value {entry!r:.60})"
         for key, entry in value.items()
-        if key not in ("quant_method", *shown.split(), *only) and entry not in (None, False, [], {})
+        if key not in known and entry not in (None, False, [], {})
     ]
     size = value.get("weight_block_size", [128, 128])
     pair = isinstance(size, list) and [type(x) for x in size] == [int, int]
