@@ -147,33 +147,17 @@ def loaded(name: str) -> Any:
     return typer.main.get_command(app)
 
 
-def _version(value: bool) -> None:
-    if value:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
 def options(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option(
-            "-V",
-            "--version",
-            callback=_version,
-            is_eager=True,
-            help="Print the version.",
-            metavar="",
-        ),
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Show no progress.", metavar="")
+        typer.Option("-V", "--version", help="Print the version.", metavar=""),
     ] = False,
 ) -> None:
-    """Print the help if there is no command."""
-    from refimpl.cli import terminal
-
-    terminal.quiet = quiet
+    """Print the version, or the help if there is no command."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

@@ -284,7 +284,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
             if any(isinstance(x, int) and not -WHOLE <= x < WHOLE for x in numbers):
                 problem = f"--{name.replace('_', '-')} {str(value)[:40]}"
                 raise RefimplError(problem, "an integer of at most 64 bits", "use a smaller number")
-        terminal.quiet |= values.pop("quiet")
+        terminal.quiet = values.pop("quiet")
         check_outputs(values, inputs, outputs)
         paths = [Path(values[name]) for name in outputs if values[name] is not None]
         # Allocations are computed with loud arithmetic; scoring names its own precision.

@@ -112,8 +112,8 @@ def evaluate(
     texts: Sequences = [] if windows is None else [(ids, 1) for ids in windows.ids]
     choices = None if questions is None else choice_sequences(encoder(model), questions)
     laid = _all_batches(model, texts, [] if choices is None else choices.sequences)
-    identity = {"windows": windows and [windows.window, windows.sha256]}
-    with settings.open(model, identity | {"choices": choices and choices.sha256}) as resources:
+    identity = {"text": windows and [windows.window, windows.sha256]}
+    with settings.open(model, identity | {"questions": choices and choices.sha256}) as resources:
         workers = resources.at_once
         sums: dict[int, float] = {int(n): x for n, x in resources.earlier.items()}
         left = [batch for batch in laid if not sums.keys() >= set(batch.members)]

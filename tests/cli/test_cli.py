@@ -463,19 +463,13 @@ def test_every_bar_of_prune_ends_before_the_next_begins(
 
 
 @pytest.mark.parametrize(
-    ("term", "terminal", "before", "after"),
-    [
-        ("dumb", True, "", ""),
-        ("xterm", False, "", ""),
-        ("xterm", True, "-q", ""),
-        ("xterm", True, "", "-q"),
-    ],
+    ("term", "terminal", "quiet"), [("dumb", True, ""), ("xterm", False, ""), ("xterm", True, "-q")]
 )
 def test_progress_is_silent_elsewhere(
-    term: str, terminal: bool, before: str, after: str, monkeypatch: pytest.MonkeyPatch
+    term: str, terminal: bool, quiet: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", term)
-    words = (*before.split(), "score", LLAMA, *SMALL, *after.split())
+    words = ("score", LLAMA, *SMALL, *quiet.split())
     assert run(*words, err_terminal=terminal).err == ""
     assert run("score", LLAMA, *SMALL, err_terminal=True).err or term == "dumb"
 
