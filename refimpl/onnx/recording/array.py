@@ -109,8 +109,6 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
         if ufunc is np.expm1:  # 2 t / (1 - t), t = tanh(x / 2): ONNX has no operator for it
             t = np.tanh(0.5 * self)
             return 2 * t / (1 - t)
-        if ufunc is np.square:
-            return inputs[0] * inputs[0]
         if ufunc is np.vecdot:
             return np.sum(inputs[0] * inputs[1], axis=-1)
         if ufunc not in UFUNCS:
