@@ -1,8 +1,4 @@
-"""Record a model's computation as an ONNX graph, run it elsewhere, and compare the results.
-
-The libraries come with the extra `refimpl[onnx]`; without them, importing the package is an error
-that says so.
-"""
+"""A model's computation as an ONNX graph, run elsewhere; the extra `refimpl[onnx]` is needed."""
 
 from importlib.util import find_spec
 

@@ -12,11 +12,7 @@ from refimpl.method.absorption import nan_mean
 from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.onnx.recording.experiment_graph import (
-    MEASURED,
-    experiment_graph,
-    experiment_inputs,
-)
+from refimpl.onnx.recording.experiment_graph import MEASURED, experiment_graph, experiment_inputs
 from refimpl.onnx.recording.graph import Graph
 from refimpl.onnx.recording.graph_weights import distinct
 from refimpl.onnx.recording.model_graph import (
@@ -58,19 +54,17 @@ def recorded_candidates(
     model: Model, dtype: str, device: Device, threads: int | None
 ) -> list[Candidate]:
     """The forward pass with every trace point, and the experiment, recorded here."""
-
-    def candidate(
-        record: Callable[[Recording], Graph], points: tuple[str, ...], plan: Noise | None
-    ) -> Candidate:
+    records: dict[Noise | None, Callable[[Recording], Graph]] = {
+        None: partial(model_graph, outputs="trace"),
+        Noise(): partial(experiment_graph, plan=Noise()),
+    }
+    candidates = []
+    for plan, record in records.items():
         session = recorded_session(model, dtype, record, device, threads)
+        points = trace_points(model.config) if plan is None else ()
         run = partial(session.run, outputs=points or MEASURED)
-        return graph_candidate(run, session.description, dtype, points, plan)
-
-    points, plan = trace_points(model.config), Noise()
-    return [
-        candidate(partial(model_graph, outputs="trace"), points, None),
-        candidate(partial(experiment_graph, plan=plan), (), plan),
-    ]
+        candidates.append(graph_candidate(run, session.description, dtype, points, plan))
+    return candidates
 
 
 def recorded_session(

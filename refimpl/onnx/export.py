@@ -75,10 +75,10 @@ def export(
     arrays = distinct(recording.carried)
     _check_room(out, SPARE + sum(array.nbytes for array in arrays))
     if experiment is None:
-        result, graph = str(outputs), model_graph(recording, outputs)
+        model_graph(recording, outputs)
     else:
-        result, graph = "experiment", experiment_graph(recording, experiment)
-    proto = described(graph, model, dtype, result, experiment)
+        experiment_graph(recording, experiment)
+    proto = described(recording, "experiment" if experiment else outputs, experiment)
     with _whole_graph(out) as folder:
         write_data(folder / data.name, recording.carried)
         (folder / out.name).write_bytes(proto.SerializeToString(deterministic=True))

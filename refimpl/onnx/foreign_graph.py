@@ -1,7 +1,4 @@
-"""A graph from a file, which may not be ours: read, opened and run in a child process.
-
-Both sides of the process are here. They exchange JSON and arrays as safetensors.
-"""
+"""A graph from a file, which may not be ours: read, opened and run in a child process."""
 
 import json
 from collections.abc import Mapping

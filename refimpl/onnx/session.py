@@ -16,7 +16,6 @@ from refimpl.onnx.recording.graph import Graph
 from refimpl.running.threads import thread_count
 
 Device = Literal["auto", "cuda", "webgpu", "cpu"]
-Runner = Callable[..., dict[str, Array]]
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 # The default of CUDA multiplies float32 with ten bits.
@@ -28,7 +27,7 @@ DEVICE_NAMES = {CPU: "cpu", CUDA: "cuda", webgpu.PROVIDER: "webgpu"}
 class Session:
     """A graph that is ready to run, and where; its runtime reads the weights in place."""
 
-    run: Runner
+    run: Callable[..., dict[str, Array]]
     device: str
     versions: Mapping[str, str]
     weights: Mapping[str, Array] = field(default_factory=dict)

@@ -26,7 +26,6 @@ from refimpl.tokens.samples import VALIDATED
 
 SHORT = 5  # tokens of the first batch
 LONGEST = 64  # tokens of the experiment: all states are in memory at once
-VALIDATION_DTYPES = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,10 @@ def validate(
                 "omit --dtype",
             )
     else:
-        both = VALIDATION_DTYPES[: 1 if device == "webgpu" else 2]
+        dtypes = ["float32", "float64"][: 1 if device == "webgpu" else 2]
         opened = [
             candidate
-            for each in (both if dtype is None else [dtype])
+            for each in (dtypes if dtype is None else [dtype])
             for candidate in recorded_candidates(model, each, device, threads)
         ]
 

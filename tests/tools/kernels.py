@@ -3,11 +3,9 @@
     python tests/tools/kernels.py kernels.json -n 2              # the whole suite
     python tests/tools/kernels.py kernels.json -n 2 -m numerical
 
-NumPy takes the kernel of the processor it runs on, so a suite that is green on one machine may be
-red on another. Each row is one run of pytest with the words after the file; OPENBLAS_CORETYPE
-chooses its kernel. The row also names the kernel that OpenBLAS reports: it takes the processor's
-own if it does not know the name or the processor cannot run it. The file is written after each row,
-green or red. To continue an interrupted table, run the same command on the same commit.
+Each row is one run of pytest with the words after the file. It also names the kernel that OpenBLAS
+reports: it takes the processor's own if it does not know the name or the processor cannot run it.
+To continue an interrupted table, run the same command on the same commit.
 """
 
 import json

@@ -1,9 +1,7 @@
 """An array that records the operations on it as nodes of a graph, and computes nothing.
 
-NumPy code runs on it unchanged, because NumPy asks its operands first: `__array_ufunc__` for
-arithmetic, `__array_function__` for everything else. Dtypes follow NumPy's promotion. An axis has a
-size or a name; the size behind a name is unknown while recording, so code that would fix a batch
-size or a length fails.
+NumPy code runs on it unchanged, because NumPy asks its operands first. The size behind the name of
+an axis is unknown while recording, so code that would fix a batch size or a length fails.
 """
 
 from collections.abc import Callable, Sequence
@@ -111,8 +109,6 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
         if ufunc is np.expm1:  # 2 t / (1 - t), t = tanh(x / 2): ONNX has no operator for it
             t = np.tanh(0.5 * self)
             return 2 * t / (1 - t)
-        if ufunc is np.square:
-            return inputs[0] * inputs[0]
         if ufunc is np.vecdot:
             return np.sum(inputs[0] * inputs[1], axis=-1)
         if ufunc not in UFUNCS:
@@ -207,13 +203,9 @@ def _any(x: Recorded, axis: Sequence[int]) -> Any:
     return np.ones([size for i, size in enumerate(x.shape) if i not in axis], np.bool_)
 
 
-def _zeros_like(x: Any) -> Any:
-    return x.graph.add("Expand", np.zeros((), x.dtype), x.graph.add("Shape", x), axes=x.axes)
-
-
-def _ones_like(x: Any, dtype: npt.DTypeLike | None = None) -> Any:
-    one = np.ones((), x.dtype if dtype is None else dtype)
-    return x.graph.add("Expand", one, x.graph.add("Shape", x), axes=x.axes)
+def _filled(value: int, x: Any, dtype: npt.DTypeLike | None = None) -> Any:
+    number = np.asarray(value, x.dtype if dtype is None else dtype)
+    return x.graph.add("Expand", number, x.graph.add("Shape", x), axes=x.axes)
 
 
 def _compress(condition: Any, x: Any, axis: int) -> Any:
@@ -238,8 +230,8 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.std: _std,
     np.median: _median,
     np.linalg.norm: _norm,
-    np.ones_like: _ones_like,
-    np.zeros_like: _zeros_like,
+    np.ones_like: partial(_filled, 1),
+    np.zeros_like: partial(_filled, 0),
     np.any: _any,
     np.argmax: lambda x, axis: x.graph.add("ArgMax", x, axis=axis, keepdims=0),
     np.compress: _compress,

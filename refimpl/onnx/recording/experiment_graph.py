@@ -11,13 +11,7 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import left_out, nan_mean, surviving_drift
-from refimpl.method.perturbation import (
-    Noise,
-    Perturbation,
-    deviation,
-    kept_tokens,
-    perturbed,
-)
+from refimpl.method.perturbation import Noise, Perturbation, deviation, kept_tokens, perturbed
 from refimpl.model.ops import Array
 from refimpl.onnx.recording.graph import Graph
 from refimpl.onnx.recording.model_graph import SEQUENCE, TOKENS, Recording
@@ -29,10 +23,7 @@ END = np.iinfo(np.int64).max
 
 
 def experiment_graph(recording: Recording, plan: Noise) -> Graph:
-    """Record the experiment of a model; docs/how-to/experiment-graph.md lists inputs and outputs.
-
-    Perturbation and measurement are computed in float64.
-    """
+    """Record the experiment of a model, measured in float64 (docs/how-to/experiment-graph.md)."""
     graph, config = recording.graph, recording.model.config
     width, blocks = config.hidden_size, config.num_blocks
     at: Any = graph.input(AT, np.int64, (STATES,))

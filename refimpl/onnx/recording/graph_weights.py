@@ -38,12 +38,9 @@ class GraphWeight:
 
     def tensor(self, location: str) -> TensorProto:
         """It as a tensor of a graph, with its numbers in a file."""
-        tensor = TensorProto(
-            name=self.name,
-            data_type=element(self.dtype),
-            dims=self.weight.shape,
-            data_location=TensorProto.EXTERNAL,
-        )
+        kind = element(self.dtype)
+        tensor = TensorProto(name=self.name, data_type=kind, dims=self.weight.shape)
+        tensor.data_location = TensorProto.EXTERNAL
         place = {"location": location, "offset": self.offset, "length": self.nbytes}
         for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))

@@ -1,8 +1,4 @@
-"""A model as a graph: its own forward, recorded, with one function for the block.
-
-Positions, the causal mask, windows and rotary tables are computed in the graph, so one graph serves
-every batch size, and every length up to the model's limit.
-"""
+"""A model as a graph for every batch size and length: its own forward, recorded."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -176,18 +172,17 @@ def model_graph(recording: Recording, outputs: GraphOutputs = "logits") -> Graph
     return graph
 
 
-def described(
-    graph: Graph, model: Model, dtype: npt.DTypeLike, outputs: str, plan: Noise | None
-) -> onnx.ModelProto:
+def described(recording: Recording, outputs: str, plan: Noise | None) -> onnx.ModelProto:
     """Finish a graph with metadata about the model (zeros are those of its file), and a plan."""
+    model = recording.model
     linears = inspect(model).linears
     zeros, weights = (sum(getattr(x, key) for x in linears) for key in ("zeros", "weights"))
-    proto = graph.model(model.name, producer_name="refimpl", producer_version=__version__)
+    proto = recording.graph.model(model.name, producer_name="refimpl", producer_version=__version__)
     facts = {
         "model": model.name,
         "family": model.config.family,
         "refimpl": __version__,
-        "dtype": np.dtype(dtype).name,
+        "dtype": recording.dtype.name,
         "outputs": outputs,
         "prunable_weights": str(weights),
         "prunable_zeros": str(zeros),

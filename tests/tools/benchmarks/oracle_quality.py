@@ -5,15 +5,13 @@
     oracle_quality.py --log FOLDER --shapes 0 --page docs/results/oracle.md
 
 Mistakes: every entry of tests/tools/mistakes.py, on its own case and on the core cases. All of them
-have to be caught in float64 and float32, at the step where they were made. In 16 bits one counts
-where its effect is at least twice what is allowed: the largest error that it makes at that step (of
-any block), in float64, against the truth.
+have to be caught in float64 and float32, at their step; in 16 bits where the largest error that one
+makes there in float64 is at least twice what is allowed.
 
 Shapes: the sample project, right, on tiny random models of the ten families. None may be divergent.
-Shapes are numbered, and their number is their seed.
+A shape's number is its seed.
 
-Results are added to `mistakes.jsonl` and `shapes.jsonl` in the folder, a line each. What the folder
-holds is not run again.
+What `mistakes.jsonl` and `shapes.jsonl` in the folder hold, a line each, is not run again.
 """
 
 import argparse

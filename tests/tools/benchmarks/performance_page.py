@@ -67,27 +67,17 @@ def repetitions(results: dict[str, Any]) -> str:
 
 
 def machine_facts(results: dict[str, Any]) -> str:
-    """Where the results come from, and how busy it was: a paragraph per machine."""
-    used = {row["machine"] for row in results["rows"].values()}
-    facts = [machine_words(results, cpu) for cpu in results["machines"] if cpu in used]
-    return "\n\n".join([*facts, *[wrapped(left_out(results))] * bool(left_out(results))])
-
-
-def machine_words(results: dict[str, Any], cpu: str) -> str:
-    """The facts of a machine, and which sections were measured on it, if not all were."""
-    m, every = results["machines"][cpu], results["rows"]
-    rows = {name: row for name, row in every.items() if row["machine"] == cpu}
+    """Where the results come from, how busy it was, and what was left out."""
+    m, rows = results["machine"], results["rows"].values()
     versions = ", ".join(f"{k} {v}" for k, v in m["packages"].items() if v)
-    loads = [x[0] for row in rows.values() for x in (row["load_before"], row["load_after"])]
-    busy = (
+    loads = [x[0] for row in rows for x in (row["load_before"], row["load_after"])]
+    busy = wrapped(
         f"{m['cpu']} ({m['vector']}), {m['cores']} cores, {m['memory'] / 2**30:.0f} GiB, "
         f"{m['system']}, no GPU. Python {m['python']}, {versions}. NumPy's BLAS: "
         f"{'; '.join(m['blas'])}. The load average over one minute, before and after each row, "
         f"was {min(loads):.1f} to {max(loads):.1f}."
     )
-    if len(rows) < len(every):
-        busy += f" Measured here: {'; '.join(headings()[name] for name in rows)}."
-    return wrapped(busy)
+    return "\n\n".join([busy, *[wrapped(left_out(results))] * bool(left_out(results))])
 
 
 def left_out(results: dict[str, Any]) -> str:
@@ -101,7 +91,7 @@ def left_out(results: dict[str, Any]) -> str:
 def summary(results: dict[str, Any], other: dict[str, Any] | None) -> str:
     """One line per figure that has a goal, with a column for each machine."""
     columns = {
-        " and ".join(one["machines"]): {
+        one["machine"]["cpu"]: {
             (f.row, f.what, f.shape, f.against): f for f in map(from_json, one["figures"])
         }
         for one in (results, other)

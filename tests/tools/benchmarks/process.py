@@ -3,13 +3,12 @@
     process.py ours.score '{"model": "FOLDER", "samples": 1, "tokens": 64}'
 
 A side is a function of a module in this folder; what it returns is printed as JSON, with the
-largest resident memory and the processor time of its process, unless it has measured those.
+largest resident memory of its process, unless it has measured that.
 """
 
 import importlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -66,9 +65,7 @@ def main() -> None:
     name, text = sys.argv[1:]
     module, function = name.split(".")
     found = getattr(importlib.import_module(module), function)(**json.loads(text))
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = used.ru_utime + used.ru_stime
-    print(json.dumps({"peak": machine.memory_of("VmHWM"), "cpu": seconds, **found}))
+    print(json.dumps({"peak": machine.memory_of("VmHWM"), **found}))
 
 
 if __name__ == "__main__":

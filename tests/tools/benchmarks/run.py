@@ -25,7 +25,6 @@ import scoring_profile
 from figure import as_json, line
 from rows import ROWS, Setting
 
-FORMAT = 2  # from 2 on, rivals use torch's default attention, and profiles hold the roofline
 PROFILE = "profile"
 
 
@@ -33,9 +32,8 @@ def measured(
     setting: Setting, rows: list[str], keep: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Run rows, print and keep each figure as it comes; one that fails leaves the others."""
-    here = machine.machine()
     found: dict[str, Any] = {
-        "format": FORMAT, "machines": {here["cpu"]: here}, "quick": setting.quick,
+        "machine": machine.machine(), "quick": setting.quick,
         "repetitions": setting.repetitions, "figures": [], "rows": {}, "profiles": [],
     }  # fmt: skip
     for name in rows:
@@ -55,8 +53,7 @@ def measured(
             failed = str(error)
         found["rows"][name] = {
             "seconds": time.perf_counter() - start, "load_before": before,
-            "load_after": machine.load(), "failed": failed,
-            "only": list(setting.only), "machine": here["cpu"],
+            "load_after": machine.load(), "failed": failed, "only": list(setting.only),
         }  # fmt: skip
         keep(found)
     return found
@@ -103,8 +100,9 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     order = list(ROWS)
     figures = sorted(kept + new["figures"], key=lambda entry: order.index(entry["row"]))
     profiles = new["profiles"] if PROFILE in again else old["profiles"]
-    both = {key: {**old[key], **new[key]} for key in ("rows", "machines")}
-    return {**new, **both, "figures": figures, "profiles": profiles}
+    assert old["machine"]["cpu"] == new["machine"]["cpu"], "figures of two machines"
+    rows = {**old["rows"], **new["rows"]}
+    return {**new, "rows": rows, "figures": figures, "profiles": profiles}
 
 
 if __name__ == "__main__":

@@ -62,47 +62,37 @@ class Parts:
     alignment: int = 32
 
 
-class _Reader:
-    """A place in a good file."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 4
-
-    def number(self, code: str) -> Any:
-        """The next number."""
-        (value,) = struct.unpack_from(f"<{code}", self.data, self.at)
-        self.at += struct.calcsize(f"<{code}")
-        return value
-
-    def text(self) -> bytes:
-        """The next string."""
-        length = self.number("Q")
-        self.at += length
-        return self.data[self.at - length : self.at]
-
-    def value(self, kind: int) -> Any:
-        """The next value."""
-        if kind == STRING:
-            return self.text()
-        if kind == ARRAY:
-            inner = self.number("I")
-            return [inner, [self.value(inner) for _ in range(self.number("Q"))]]
-        return self.number(CODES[kind])
-
-
 def taken_apart(data: bytes) -> Parts:
     """Read a good file."""
-    reader = _Reader(data)
-    version, num_claims, num_entries = (reader.number(code) for code in "IQQ")
+    at = 4
+
+    def number(code: str) -> Any:
+        nonlocal at
+        (value,) = struct.unpack_from(f"<{code}", data, at)
+        at += struct.calcsize(f"<{code}")
+        return value
+
+    def text() -> bytes:
+        return bytes(number("B") for _ in range(number("Q")))
+
+    def value(kind: int) -> Any:
+        if kind == STRING:
+            return text()
+        if kind == ARRAY:
+            inner = number("I")
+            return [inner, [value(inner) for _ in range(number("Q"))]]
+        return number(CODES[kind])
+
+    version, num_claims, num_entries = (number(code) for code in "IQQ")
     entries, claims = list[Entry](), list[Claim]()
     for _ in range(num_entries):
-        key, kind = reader.text(), reader.number("I")
-        entries.append(Entry(key, kind, reader.value(kind)))
+        key, kind = text(), number("I")
+        entries.append(Entry(key, kind, value(kind)))
     for _ in range(num_claims):
-        name = reader.text()
-        sizes = [reader.number("Q") for _ in range(reader.number("I"))]
-        claims.append(Claim(name, sizes, reader.number("I"), reader.number("Q")))
-    start = -(-reader.at // 32) * 32
+        name = text()
+        sizes = [number("Q") for _ in range(number("I"))]
+        claims.append(Claim(name, sizes, number("I"), number("Q")))
+    start = -(-at // 32) * 32
     return Parts(version, entries, claims, data[start:], [num_claims, num_entries])
 
 
