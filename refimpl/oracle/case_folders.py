@@ -65,11 +65,6 @@ class CaseFolder:
         return self.path.name
 
     @property
-    def family(self) -> str:
-        """The model's family, as its `config.json` names it."""
-        return self.facts.family
-
-    @property
     def steps(self) -> tuple[str, ...]:
         """Names of the steps, in the order of execution."""
         return tuple(step.name for step in self.facts.steps)

@@ -27,17 +27,10 @@ from refimpl.oracle.judging.records import record_of
 from refimpl.oracle.judging.ties import sparsegpt_error
 from refimpl.oracle.own_inputs import EXPERIMENTS, Truth
 from refimpl.oracle.recipe import signal_of
-from refimpl.oracle.rounding import (
-    ARITHMETIC,
-    FewerBits,
-    Float32MinusEight,
-    Float32MinusSeven,
-    Float64MinusEight,
-    RoundedArray,
-)
+from refimpl.oracle.rounding import ARITHMETIC, FEWER, RoundedArray, fewer_bits
 from refimpl.oracle.steps import every_array
 
-SAMPLES = (None, Float32MinusEight, Float32MinusSeven)  # in units of float32 with so many bits
+SAMPLES = (0, 8, 7)  # bits less than float32, in whose units they are
 
 
 def own_errors(case: Case, dtype: str, stepwise: bool = False) -> Mapping[str, float]:
@@ -84,7 +77,7 @@ def _measured(case: Case, dtype: str, stepwise: bool) -> Mapping[str, float]:
     """The largest error by step of several samples (docs/explanation/tolerances.md)."""
     arrays = _computed(case, dtype, stepwise, ARITHMETIC.get(dtype))
     require_steps(case, arrays)
-    scale = 2.0**-Float64MinusEight.fewer if dtype == "float64" else 1.0
+    scale = 2.0**-FEWER if dtype == "float64" else 1.0
     errors = {
         name: x * scale if arithmetic_of(name, dtype, stepwise) == dtype else 0.0
         for name, x in pooled_errors(case.expected, arrays).items()
@@ -155,11 +148,12 @@ def _divergence_error(case: Case, step: str, logits: float) -> float:
     return max(by_logits, EPS["float64"] * float(np.abs(truth).max()) / largest)
 
 
-def _sample(case: Case, stepwise: bool, kind: type[FewerBits] | None) -> Mapping[str, float]:
-    """Errors in units of the dtype, of float32 or of float32 with fewer bits; of counts none."""
-    key = f"{way_of('float32', stepwise)}.{kind.fewer if kind else 0}"
+def _sample(case: Case, stepwise: bool, fewer: int) -> Mapping[str, float]:
+    """Errors of float32 with so many bits less in units of it; of counts none."""
+    key = f"{way_of('float32', stepwise)}.{fewer}"
     if key not in case.errors:
-        unit = EPS["float32"] * (2.0**kind.fewer if kind else 1.0)
+        kind = fewer_bits(fewer) if fewer else None
+        unit = EPS["float32"] * 2.0**fewer
         errors = pooled_errors(case.expected, _computed(case, "float32", stepwise, kind))
         case.errors[key] = {
             name: x / unit

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 
+FEWER = 8  # bits less than float64, whose error is that of this arithmetic, divided by 2^8
+
 
 class RoundedArray(np.ndarray):
     """Numbers of few bits, held in a dtype of more, in which NumPy does each operation.
@@ -90,45 +92,26 @@ class Bfloat16(RoundedArray):
     narrow = ml_dtypes.bfloat16
 
 
-class FewerBits(RoundedArray):
-    """Numbers of the dtype that is held with `fewer` bits less."""
+def fewer_bits(fewer: int, dtype: npt.DTypeLike = np.float32) -> type[RoundedArray]:
+    """Numbers of a dtype with so many bits less."""
 
-    fewer = 8
+    class FewerBits(RoundedArray):
+        held = dtype
 
-    @classmethod
-    def rounded(cls, x: Array) -> Array:
-        """The upper part of each number, after Veltkamp."""
-        far = x * x.dtype.type(2.0**cls.fewer + 1)
-        return np.where(np.isfinite(far), far - (far - x), x)
+        @classmethod
+        def rounded(cls, x: Array) -> Array:
+            """The upper part of each number, after Veltkamp."""
+            far = x * x.dtype.type(2.0**fewer + 1)
+            return np.where(np.isfinite(far), far - (far - x), x)
 
-
-class Float64MinusEight(FewerBits):
-    """Numbers of float64 with eight bits fewer."""
-
-    held = np.float64
-
-
-class Float32MinusEight(FewerBits):
-    """Numbers of float32 with eight bits fewer."""
-
-
-class Float32MinusSeven(FewerBits):
-    """Numbers of float32 with seven bits fewer: another sample of its rounding."""
-
-    fewer = 7
-
-
-class Tf32(FewerBits):
-    """Numbers of ten bits in the range of float32; a GPU rounds the factors of products alone."""
-
-    fewer = 13
+    return FewerBits
 
 
 ARITHMETIC: Mapping[str, type[RoundedArray]] = {
-    "float64": Float64MinusEight,
+    "float64": fewer_bits(FEWER, np.float64),
     "float16": Float16,
     "bfloat16": Bfloat16,
-    "tf32": Tf32,
+    "tf32": fewer_bits(13),  # ten bits in the range of float32; a GPU rounds factors alone
 }
 
 

@@ -73,7 +73,7 @@ def cases_document(cases: Sequence[CaseFolder]) -> dict[str, Any]:
         "cases": [
             {
                 "name": case.name,
-                "family": case.family,
+                "family": case.facts.family,
                 "folder": str(case.path),
                 "steps": case.steps,
             }
@@ -86,7 +86,7 @@ def cases_table(cases: Sequence[CaseFolder]) -> str:
     """A row per case, and what to do with them."""
     columns = {
         "case": [case.name for case in cases],
-        "family": [case.family for case in cases],
+        "family": [case.facts.family for case in cases],
         "tokens": [" x ".join(map(str, case.facts.tokens.shape)) for case in cases],
         "steps": [f"{len(case.steps):,}" for case in cases],
     }
@@ -97,7 +97,7 @@ def case_table(case: CaseFolder) -> str:
     """What a case was made of, and a row per step: its shape and dtype."""
     facts, recipe = case.facts, case.facts.recipe
     header = {
-        "case": [case.name, f"family {case.family}", f"spec {facts.spec}"],
+        "case": [case.name, f"family {case.facts.family}", f"spec {facts.spec}"],
         "folder": [str(case.path)],
         "inputs": [f"token_ids {[*facts.tokens.shape]}", "noise [L, N, S, D] of every draw"],
         "recipe": [f"{name} {_recipe(value)}" for name, value in recipe.items()],

@@ -126,7 +126,7 @@ def test_the_wheel_carries_the_core_cases() -> None:
         needed |= {*case.path.iterdir(), model.path / "config.json", *(f.path for f in model.files)}
     assert carried == {file.resolve() for file in needed}
     assert sum(file.stat().st_size for file in carried) <= 3 * 2**20
-    assert len({case.family for case in core_cases()}) >= 2
+    assert len({case.facts.family for case in core_cases()}) >= 2
 
 
 def test_a_run_that_does_not_use_it_imports_next_to_nothing(tmp_path: Path) -> None:

@@ -89,14 +89,12 @@ def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, 
             if not np.isnan(exact[unknown]).all():
                 return inf, (), "NaN expected, and the candidate has a number"
             exact, truth = (np.where(unknown, 0.0, x) for x in (exact, truth))
-        for name, bad in (("NaN", np.isnan(exact)), ("Inf", np.isinf(exact))):
-            if bad.any():
-                first = tuple(np.argwhere(bad)[0].tolist())[
-                    : None if measure in ("numbers", "lost") else -1
-                ]
-                return inf, first, f"{bad.sum():,} {name} among {actual.size:,} numbers"
         if measure in ("numbers", "lost"):
             exact, truth = exact[..., None], truth[..., None]
+        for name, bad in (("NaN", np.isnan(exact)), ("Inf", np.isinf(exact))):
+            if bad.any():
+                first = tuple(np.argwhere(bad)[0].tolist())[:-1]
+                return inf, first, f"{bad.sum():,} {name} among {actual.size:,} numbers"
         fault = f"all {actual.size:,} numbers are 0" if truth.any() and not exact.any() else ""
         typical = float(np.sqrt(np.mean(np.square(truth)) * truth.shape[-1]))
         error, where = worst_token(exact, truth, typical if measure == "typical rows" else 0.0)
