@@ -16,7 +16,7 @@ from refimpl.loading.files.quantisation import (
     read_quantisation,
     without_quantisation,
 )
-from refimpl.loading.files.safetensors_file import open_files
+from refimpl.loading.files.safetensors_file import SafetensorsFile, open_files
 from refimpl.loading.tensor_claims import claim
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor
@@ -35,8 +35,8 @@ def read_model(
         path: The file (GGUF needs the extra `gguf`), or the folder of safetensors. If it does not
             exist, ``org/name[@revision][:file.gguf]``: a model in the Hugging Face cache (needs the
             extra `hub`).
-        config: The path of `config.json`; if None, it is beside the file, or of a GGUF file, its
-            metadata.
+        config: The path of `config.json`; if None, `read_model` looks beside the file, then in the
+            file's metadata under the key `config.json`.
         download: Whether to ask the server (`HF_ENDPOINT`) for the files of an id, and download
             those that the cache does not hold.
 
@@ -58,11 +58,10 @@ def read_model(
     if _is_gguf(path):
         from refimpl.loading.gguf_model import read_gguf  # few models are
 
-        entries = {} if option is None else _config_entries(option, path)
+        entries = {} if option is None else _config_file(path, option, ())[0]
         return read_gguf(path, entries, option, hub_id)
     files = open_files(path)
-    config_path = option or (path if path.is_dir() else path.parent) / "config.json"
-    entries, source = _config_entries(config_path, path), str(config_path)
+    entries, source, config_path = _config_file(path, option, files)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
     companions, ignored = None, tuple[StoredTensor, ...]()
     if (blocks := read_quantisation(entries, source)) is not None:
@@ -93,13 +92,22 @@ def _is_gguf(path: Path) -> bool:
             return file.read(4) == b"GGUF"
 
 
-def _config_entries(file: Path, model: Path) -> dict[str, Any]:
-    """The parsed `config.json` of a model."""
+def _config_file(
+    path: Path, option: Path | None, files: tuple[SafetensorsFile, ...]
+) -> tuple[dict[str, Any], str, Path | None]:
+    """The parsed `config.json`, its name for messages, and its path (None in the metadata)."""
+    file = option or (path if path.is_dir() else path.parent) / "config.json"
     with reading(file, _EXPECTED):
         if file.exists():
-            return json_object(read_file(file), str(file), _EXPECTED)
+            return json_object(read_file(file), str(file), _EXPECTED), str(file), file
+    texts = [x.metadata["config.json"] for x in files if "config.json" in x.metadata]
+    if texts and option is None:
+        source = f"config.json in the metadata of {path}"
+        return json_object(texts[0], source, _EXPECTED), source, None
     raise RefimplError(
-        f"{model}: {file} does not exist",
+        f"{option}: no such file"
+        if option
+        else f"{path} has no config.json beside it, and none in its metadata",
         "config.json with the head counts, rope theta and norm eps, which shapes do not tell",
         "put config.json beside the file, or pass its path with --config",
     )

@@ -91,7 +91,7 @@ class Model:
         config_file: The parsed `config.json`.
         weights: Every tensor under our name (`embed.weight`, `blocks.0.q_proj.weight`, ...).
         files: The files of its weights, open.
-        config_path: Its `config.json`; None if that is made of the metadata of a GGUF file.
+        config_path: The file that holds `config.json`; None if the metadata of the weights does.
         hub_id: `org/name@commit` of a model in the Hugging Face cache, and `:file.gguf` if it is
             one; else None.
         companions: Finds or makes the files for a folder with the weights as they are after

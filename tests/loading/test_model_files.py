@@ -58,26 +58,29 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_model(".").name == tmp_path.name
 
 
-def test_the_configuration_is_taken_by_option_then_beside(tmp_path: Path) -> None:
+def test_the_configuration_is_taken_by_option_then_beside_then_from_the_metadata(
+    tmp_path: Path,
+) -> None:
     path, other = tmp_path / "model.safetensors", tmp_path / "other.json"
-    option, beside = (config_of("llama", rms_norm_eps=eps) for eps in (1e-4, 1e-5))
-    save_tensors(path, arrays_of("llama"))
+    option, beside, metadata = (config_of("llama", rms_norm_eps=eps) for eps in (1e-4, 1e-5, 1e-6))
+    save_tensors(path, arrays_of("llama"), {"config.json": json.dumps(metadata), "format": "pt"})
+    assert read_model(path).config.norm_eps == read_model(tmp_path).config.norm_eps == 1e-6
     (tmp_path / "config.json").write_text(json.dumps(beside))
-    assert read_model(path).config.norm_eps == read_model(tmp_path).config.norm_eps == 1e-5
+    assert read_model(path).config.norm_eps == 1e-5
     other.write_text(json.dumps(option))
     model = read_model(tmp_path, str(other))
     assert (model.config.norm_eps, model.config_file) == (1e-4, option)
     other.unlink()
-    assert "other.json does not exist" in refusal(path, other).problem
+    assert "other.json: no such file" in refusal(path, other).problem
 
 
 def test_without_a_configuration_the_error_says_what_is_missing(tmp_path: Path) -> None:
     shutil.copy(LLAMA / "model.safetensors", tmp_path)
     error = refusal(tmp_path)
-    assert "config.json does not exist" in error.problem
+    assert "no config.json beside it, and none in its metadata" in error.problem
     assert "head counts, rope theta and norm eps" in error.expected
     assert "--config" in error.remedy
-    assert "other.json does not exist" in refusal(tmp_path, tmp_path / "other.json").problem
+    assert "other.json: no such file" in refusal(tmp_path, tmp_path / "other.json").problem
 
 
 def test_model_safetensors_goes_before_its_neighbours(tmp_path: Path) -> None:
@@ -93,7 +96,7 @@ NO_INDEX = "is not an index of shards"
 DOCUMENTS: list[tuple[str, str | bytes, str]] = [
     *(
         (place, text, problem)
-        for place in ("config.json", "index")
+        for place in ("config.json", "metadata", "index")
         for text, problem in (
             ("", "is not JSON"),
             ("{", "is not JSON"),
@@ -106,6 +109,7 @@ DOCUMENTS: list[tuple[str, str | bytes, str]] = [
     ("config.json", b"\xff\xfe\xff", "is not JSON"),
     ("config.json", '{"vocab_size": 1' + "0" * 5000 + "}", "is not JSON"),
     ("config.json", '{"model_type": ' + "[" * 900 + "]" * 900 + "}", "nested deeper than 64"),
+    ("metadata", json.dumps(config_of("llama", vocab_size=0)), "in the metadata of"),
     ("index", "{}", NO_INDEX),
     ("index", '{"weight_map": {}}', NO_INDEX),
     ("index", '{"weight_map": ["a"]}', NO_INDEX),
@@ -121,13 +125,16 @@ def test_documents_of_another_form(
     place: str, text: str | bytes, problem: str, tmp_path: Path
 ) -> None:
     content = text.encode() if isinstance(text, str) else text
+    metadata = {"config.json": content.decode()} if place == "metadata" else None
     if place == "index":
         (tmp_path / "model.safetensors.index.json").write_bytes(content)
     else:
-        save_tensors(tmp_path / "x.safetensors", {})
+        save_tensors(tmp_path / "x.safetensors", {}, metadata)
     if place == "config.json":
         (tmp_path / "config.json").write_bytes(content)
-    assert problem in refusal(tmp_path).problem
+    message = refusal(tmp_path).problem
+    assert problem in message
+    assert place != "metadata" or "config.json in the metadata of" in message
 
 
 # Folders and files of other formats

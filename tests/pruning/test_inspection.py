@@ -218,7 +218,7 @@ def test_the_command_refuses(tmp_path: Path) -> None:
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert "lies in MODEL" in refused("inspect", folder, "-o", folder / name, "--force")
     (folder / "config.json").rename(config)
-    assert "config.json does not exist" in refused("inspect", folder)
+    assert "no config.json beside it" in refused("inspect", folder)
     ran("inspect", folder, "--config", config)
     said = refused("inspect", folder, "--config", config, "-o", config)
     assert "is also --config" in said

@@ -354,6 +354,17 @@ def test_the_config_that_was_read_is_the_one_that_goes_along(tmp_path: Path) -> 
     assert read_model(FIXTURES / "llama").config_path == FIXTURES / "llama" / "config.json"
 
 
+def test_a_config_in_the_metadata_stays_there(tmp_path: Path) -> None:
+    old = llama_of(tmp_path / "old", "F32", {"config.json": json.dumps(config_of("llama"))})
+    (old / "config.json").unlink()
+    model = read_model(old)
+    assert model.config_path is None
+    found = write_pruned(model, tmp_path / "new", decisions(model))
+    assert set(files(tmp_path / "new")) == {"model.safetensors"}
+    assert found.format_added == ("model.safetensors",)
+    assert read_model(tmp_path / "new").config == model.config
+
+
 @pytest.mark.parametrize("where", ["models--org--name/blobs", "models--org--name/snapshots/1/x"])
 def test_links_into_the_folder_or_its_repository_are_followed(where: str, tmp_path: Path) -> None:
     blobs = shutil.copytree(FIXTURES / "llama_sharded", tmp_path / where)

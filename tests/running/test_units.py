@@ -141,6 +141,13 @@ def test_pruned_files(method: Any, stored: str, place: dict[str, Any], tmp_path:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def with_metadata(folder: Path) -> Model:
+    """A model whose configuration is in the metadata of its file."""
+    llama_of(folder, "F32", {"config.json": (LLAMA / "config.json").read_text()})
+    (folder / "config.json").unlink()
+    return read_model(folder)
+
+
 def of_a_file(folder: Path) -> Model:
     """A model that is named by its file, its configuration elsewhere."""
     folder.mkdir()
@@ -148,7 +155,7 @@ def of_a_file(folder: Path) -> Model:
     return read_model(weights, shutil.copy(LLAMA / "config.json", folder / "facts.json"))
 
 
-MADE: dict[str, Callable[[Path], Model]] = {"a file": of_a_file}
+MADE: dict[str, Callable[[Path], Model]] = {"a file": of_a_file, "metadata": with_metadata}
 STORED = ("gpt2", "gpt_neox", "phi3", "gemma3", "opt", "llama_sharded")
 INDEX = "llama_sharded/model.safetensors.index.json"
 
