@@ -277,6 +277,6 @@ def test_perturbation_refuses(changes: dict[str, Any], names: str) -> None:
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
-    words = ("gaussian", (0.01,), "token", "isotropic", "token", "include", 1, 0, None, "exact")
+    words = ("gaussian", (0.01,), "token", "isotropic", "token", "include", 1, 0, "exact")
     assert tuple(vars(Noise()).values()) == words
     assert SINK_FACTOR == 20
