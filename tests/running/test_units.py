@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,7 @@ def test_a_dead_worker_is_an_error_that_says_what_to_do() -> None:
 
 
 def test_processes_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource_tracker.ensure_running()  # the one process that later tests need, too
     monkeypatch.setenv("PYTHONHOME", "no such folder")
     assert "a worker was lost (BrokenProcessPool" in refused(*SCORE, "--executor", "processes")
 
