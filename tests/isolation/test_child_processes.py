@@ -87,8 +87,9 @@ def test_the_tokenizers_library_needs_a_process(
     change(file)
     path.write_text(json.dumps(file))
     code = "import tokenizers; tokenizers.Tokenizer.from_file(sys.argv[1]).encode('Entia entium')"
-    assert alone(code, 5, path) in codes
-    monkeypatch.setattr("refimpl.tokens.tokenizer.SECONDS", 3.0)
+    endless = None in codes
+    assert alone(code, 5 if endless else 60, path) in codes
+    monkeypatch.setattr("refimpl.tokens.tokenizer.SECONDS", 3.0 if endless else 60.0)
     monkeypatch.setattr("refimpl.tokens.tokenizer.MEMORY", LIMIT)
 
     def encode() -> None:
