@@ -10,8 +10,7 @@ from pathlib import Path
 from refimpl.report.experiment import drift_figure, sweep_figure
 from refimpl.report.figure import ReportFigure
 from refimpl.report.inputs import read_inputs
-from refimpl.report.standalone import picture_styles
-from refimpl.report.svg import picture
+from refimpl.report.svg import picture, picture_styles
 
 HERE = Path(__file__).parent
 ETAS = (0.01, 1.0)

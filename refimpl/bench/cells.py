@@ -20,15 +20,7 @@ HEADLINE = f"{UNIFORM.name},divergence"
 
 @dataclass(frozen=True)
 class NamedAllocation:
-    """An allocation as a comparison spells it: BASE[:OPTION=VALUE...][+CORRECTION].
-
-    Args:
-        name: How it was spelled; a correction alone is that of the uniform base.
-        base: The base's name, or a file.
-        options: Of the base.
-        correct: The correction, or None.
-        sha256: Of the file that is the base.
-    """
+    """An allocation as a comparison spells it: BASE[:OPTION=VALUE...][+CORRECTION], or a file."""
 
     name: str
     base: str
@@ -79,11 +71,7 @@ class BenchCell:
 
 @dataclass(frozen=True)
 class Grid(Checked):
-    """What is compared.
-
-    Raises:
-        RefimplError: An unknown allocation or pruner, a sparsity beyond 0 to 1.
-    """
+    """What is compared."""
 
     sparsity: tuple[float, ...] = common_option(
         (0.5, 0.6, 0.7), "Fractions of all prunable weights to prune, 0 to 1.", "X,Y"

@@ -55,8 +55,7 @@ class TextNats(Document, frozen=True, kw_only=True):
 class BenchRow(Document, frozen=True, kw_only=True):
     """A cell; the dense model has no pruner and no allocation.
 
-    `passes` are the block passes of one sequence that measuring for the allocation took; `versions`
-    are those of refimpl and NumPy, and a digest of refimpl's sources.
+    `passes` are the block passes of one sequence that measuring for the allocation took.
     """
 
     model: str

@@ -55,15 +55,7 @@ Stage = Callable[[str, int, int], AbstractContextManager[Progress]]
 
 @dataclass(frozen=True)
 class ModelBench:
-    """The cells of one model; what several of them need is measured once.
-
-    Args:
-        model: The dense model.
-        texts: What it is calibrated on, and what it is measured on; None for a text of refimpl.
-        shared: The settings of all cells.
-        running: Where and how it is computed.
-        work: A folder of ours.
-    """
+    """The cells of one model; what several of them need is measured once, in a folder of ours."""
 
     model: Model
     texts: Sequence[Path | None]
@@ -215,23 +207,7 @@ def measured_cells(
     force: bool = False,
     models_folder: Path | None = None,
 ) -> tuple[BenchDocument, int]:
-    """Measure all cells that are not on file; the comparison, and how many there were.
-
-    Args:
-        models: From `read_model`.
-        grid: What is compared.
-        texts: What they are calibrated on, and what they are measured on; None for a text of ours.
-        shared: The settings of all cells.
-        out: The folder of the comparison; finished cells are kept beside it until the end.
-        running: Where and how it is computed.
-        stage: Shows the progress of a cell.
-        force: Whether the rows of another comparison in the folder are left out.
-        models_folder: A folder for the pruned models, or None to delete each.
-
-    Raises:
-        RefimplError: Two models of one name; a folder that holds anything else; and what `score`,
-            `prune` and `evaluate` refuse. Cells that were finished before stay on file.
-    """
+    """Measure all cells that are not on file; the comparison, and how many there were."""
     for folder in filter(None, (out, models_folder)):
         check_parent(folder)
     names = [model.name for model in models]

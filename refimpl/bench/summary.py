@@ -15,14 +15,7 @@ from refimpl.report.runs import percent
 
 @dataclass(frozen=True)
 class TextSummary:
-    """One allocation on one text.
-
-    Args:
-        nats: Per token, the mean over seeds.
-        dense: Nats of the dense model, NaN if unknown.
-        change: Of the nats against the baseline, on the same windows, and its error.
-        count: Seeds, or windows, that the error is over.
-    """
+    """One allocation on one text: nats per token, and their change against the baseline."""
 
     nats: float
     dense: float
@@ -65,13 +58,7 @@ class AllocationSummary:
 
 @dataclass(frozen=True)
 class PlaceSummary:
-    """A model, a pruner and a sparsity.
-
-    Args:
-        floor: Per text, the standard deviation of the nats over reruns of one allocation whose
-            sparsities were moved by about 1e-6; NaN if it was not measured.
-        reruns: How many.
-    """
+    """A model, a pruner and a sparsity; the noise floor is in nats, per text, NaN if unknown."""
 
     model: str
     pruner: str

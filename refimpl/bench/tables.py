@@ -1,67 +1,73 @@
-"""The table of a comparison, for the terminal, in Markdown and in LaTeX; and how to read it."""
+"""The table and the pictures of a comparison, in files and for the terminal; how to read them."""
 
 import re
-from collections.abc import Iterable
-from math import isfinite
+from collections.abc import Iterable, Iterator, Sequence
+from math import exp, isfinite
+from pathlib import Path
 from textwrap import wrap
+
+import numpy as np
 
 from refimpl.bench.document import BenchDocument
 from refimpl.bench.summary import AllocationSummary, PlaceSummary, TextSummary, places
+from refimpl.report.figure import ReportFigure
+from refimpl.report.inputs import MeasuredValue
+from refimpl.report.results import over_sparsity
+from refimpl.report.svg import picture, picture_styles
 from refimpl.show.header import counted, terminal_width
-from refimpl.show.numbers import measured, number
-from refimpl.show.table import fitted
+from refimpl.show.table import Table, measured, number
+from refimpl.storage.files import write_text
 
 UNSURE = "~"
-LATEX = {"±": r"$\pm$", "×": r"$\times$", "~": r"$\sim$", "\\": r"\textbackslash{}"}
-LATEX |= {x: f"\\{x}" for x in "&%$#_{}"}
+
+
+def write_tables(folder: Path, document: BenchDocument) -> Sequence[str]:
+    """Write the table in Markdown and in LaTeX, and the pictures; the names of the files."""
+    comments = (f"% {note}" for note in notes(document))
+    latex = "\n".join([*comments, flat_table(document).latex(), ""])
+    contents = {"table.md": markdown(document), "table.tex": latex}
+    for figure in bench_figures(document):
+        name = re.sub("[^a-z0-9.]+", "-", figure.ident.lower())
+        contents[f"{name}.svg"] = picture(figure, picture_styles()) + "\n"
+    for name, text in contents.items():
+        write_text(folder / name, text)
+    return [*contents]
+
+
+def markdown(document: BenchDocument) -> str:
+    """The table in Markdown, and the notes."""
+    said = (f"- {note}" for note in notes(document))
+    return "\n".join([flat_table(document).markdown(), "", *said, ""])
 
 
 def terminal_table(document: BenchDocument) -> list[str]:
     """Lines: for every place a heading and its allocations, and at the end how to read them."""
     lines = list[str]()
     for place in places(document):
-        rows = [*_rows(document, place)]
-        heads = ("allocation", "seeds", *_heads(document, short=True))
-        columns = {head: [row[i] for row in rows] for i, head in enumerate(heads)}
-        names = columns.pop("allocation")
-        width = max(map(len, names))
-        columns = {"allocation".ljust(width): [name.ljust(width) for name in names], **columns}
+        heads = ["allocation", "seeds", *_heads(document, short=True)]
+        table = _table(heads, [*_rows(document, place)], left=1)
         lines += [f"{place.model}, {place.pruner}, {100 * place.sparsity:.4g} %:"]
-        lines += [*fitted(columns), ""]
+        lines += [*table.lines(), ""]
     width = terminal_width()
     return lines + [
         x for note in notes(document) for x in wrap(note, width, subsequent_indent="  ")
     ]
 
 
-def flat_rows(document: BenchDocument) -> list[list[str]]:
-    """The heading, and a row per allocation and place."""
-    rows = [["model", "pruner", "sparsity", "allocation", "seeds", *_heads(document)]]
-    for place in places(document):
-        where = [place.model, place.pruner, f"{100 * place.sparsity:.4g} %"]
-        rows += [[*where, *row] for row in _rows(document, place)]
-    return rows
+def flat_table(document: BenchDocument) -> Table:
+    """A row per allocation and place."""
+    heads = ["model", "pruner", "sparsity", "allocation", "seeds", *_heads(document)]
+    rows = [
+        [place.model, place.pruner, f"{100 * place.sparsity:.4g} %", *row]
+        for place in places(document)
+        for row in _rows(document, place)
+    ]
+    return _table(heads, rows, left=4)
 
 
-def markdown(document: BenchDocument) -> str:
-    """The table in Markdown, and the notes."""
-    head, *rows = flat_rows(document)
-    rule = ["---"] * 4 + ["---:"] * (len(head) - 4)
-    lines = [f"| {' | '.join(x.replace('|', '/') for x in row)} |" for row in (head, rule, *rows)]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes(document)), ""])
-
-
-def latex(document: BenchDocument) -> str:
-    """The table in LaTeX, which needs no package; the notes as comments."""
-    head, *rows = (" & ".join(map(_escaped, row)) + r" \\" for row in flat_rows(document))
-    form = "llll" + "r" * (len(flat_rows(document)[0]) - 4)
-    lines = [rf"\begin{{tabular}}{{{form}}}", r"\hline", head, r"\hline", *rows, r"\hline"]
-    return "\n".join([*(f"% {x}" for x in notes(document)), *lines, r"\end{tabular}", ""])
-
-
-def _escaped(text: str) -> str:
-    """A text as LaTeX shows it."""
-    return re.sub("[" + re.escape("".join(LATEX)) + "]", lambda x: LATEX[x[0]], text)
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Table:
+    """The table of some rows."""
+    return Table({head: [row[i] for row in rows] for i, head in enumerate(heads)}, left)
 
 
 def _heads(document: BenchDocument, short: bool = False) -> Iterable[str]:
@@ -122,3 +128,23 @@ def notes(document: BenchDocument) -> list[str]:
     if (codes := len({row.versions["code"] for row in rows if row.versions})) > 1:
         sentences.append(f"the rows were computed by {codes} versions of the program")
     return sentences
+
+
+def bench_figures(document: BenchDocument) -> Iterator[ReportFigure]:
+    """A figure per model and pruner: multiples of the dense perplexity, the mean over texts."""
+    found, texts = [*places(document)], ", ".join(x.name for x in document.settings.measured_on)
+    for model, pruner in dict.fromkeys((x.model, x.pruner) for x in found):
+        nats = [
+            (one.name, place.sparsity, float(np.mean([x.nats - x.dense for x in one.texts])))
+            for place in found
+            if (place.model, place.pruner) == (model, pruner)
+            for one in place.allocations
+        ]
+        yield over_sparsity(
+            f"{model}-{pruner}",
+            f"{model}, {pruner}: perplexity as a multiple of the dense model's",
+            f"Lower is better. Geometric mean over {texts} and over seeds.",
+            "multiple of the dense perplexity",
+            [(name, sparsity, MeasuredValue(exp(x))) for name, sparsity, x in nats],
+            1.0,
+        )

@@ -186,8 +186,7 @@ def bench_command(
     Finished cells are kept when the run is stopped; the same command continues it.
     """
     from refimpl.bench.measured_cells import measured_cells, text_named  # not for --help
-    from refimpl.bench.pictures import write_tables
-    from refimpl.bench.tables import terminal_table
+    from refimpl.bench.tables import terminal_table, write_tables
 
     texts = how.measure_on or (None,)
     shared = BenchSettings(

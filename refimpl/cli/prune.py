@@ -41,9 +41,8 @@ from refimpl.running.settings import Settings
 from refimpl.scoring.estimate import estimate
 from refimpl.scoring.score import score
 from refimpl.scoring.signals import signals
-from refimpl.show.estimate import estimate_text
+from refimpl.show.blocks import blocks_table, estimate_text
 from refimpl.show.pruning import inspection_table, pruning_table
-from refimpl.show.table import blocks_table
 from refimpl.storage.target_checks import real_path
 from refimpl.storage.work_folder import work_path
 from refimpl.tokens import SAMPLES, SEQ_LEN, Tokens, Windows

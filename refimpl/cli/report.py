@@ -56,8 +56,7 @@ class CompareOptions(JsonOptions):
 def command(files: Runs, *, to: Annotated[PageOptions, Group("Output")]) -> None:
     """The page is one HTML file that loads nothing from the network."""
     from refimpl.report.inputs import read_inputs  # not for --help
-    from refimpl.report.page import page, sections
-    from refimpl.report.standalone import write_figures
+    from refimpl.report.page import page, sections, write_figures
 
     inputs = read_inputs(files).named
     text = page(inputs)
@@ -76,7 +75,7 @@ def compare_command(files: Runs, *, to: Annotated[CompareOptions, Group("Output"
     has its own row.
     """
     from refimpl.report.inputs import read_inputs  # not for --help
-    from refimpl.report.runs import run_rows, runs_table
+    from refimpl.report.runs import run_rows, runs_text
 
     rows = run_rows(read_inputs(files), to.against)
-    deliver({"runs": rows}, runs_table(rows), to.json)
+    deliver({"runs": rows}, runs_text(rows), to.json)

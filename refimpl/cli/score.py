@@ -16,20 +16,20 @@ from refimpl.arguments import common_option, option
 from refimpl.bases.uniform import UNIFORM
 from refimpl.cli import groups
 from refimpl.cli.options import Group, argument, is_given, refuse, with_groups
+from refimpl.cli.outputs import OutputKind
 from refimpl.cli.terminal import progress_bar, style
 from refimpl.errors import printable
-from refimpl.explanation.document import explanation_document
 from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
 from refimpl.loading.files.documents import plain
 from refimpl.running.settings import Settings
 from refimpl.scoring.estimate import estimate
 from refimpl.scoring.measurements import Experiment
 from refimpl.scoring.score import checked_budget, score
-from refimpl.show.estimate import estimate_text
-from refimpl.show.explain import explanation_text
+from refimpl.show.blocks import estimate_text, table
+from refimpl.show.explain import explanation_document, explanation_text
 from refimpl.show.findings import BEST
 from refimpl.show.header import command_lines, joined, wrapped
-from refimpl.show.table import table
+from refimpl.storage.files import write_text
 from refimpl.storage.work_folder import work_path
 from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import SCORED
@@ -157,6 +157,12 @@ class StepOptions:
 
     block: int = common_option(0, "The block to show and to perturb, from 0.", "K")
     step: str | None = common_option(None, "The only step to show. Default: all steps.", "NAME")
+    html: Path | None = option(
+        None,
+        "Also write the steps as a page with small pictures.",
+        "FILE",
+        kind=OutputKind.FILE,
+    )
     source: bool = option(False, "Also show the code of each step's functions.")
 
 
@@ -186,4 +192,8 @@ def explain_command(
     block, step = shown.block, shown.step
     with progress_bar("explaining") as progress:
         steps = explain(opened, tokens, block, step, plan, wanted, settings, progress=progress)
+    if shown.html is not None:
+        from refimpl.report.handout import handout  # not for --help
+
+        write_text(shown.html, handout(steps))
     to.deliver(explanation_document(steps, shown.source), explanation_text(steps, shown.source))

@@ -16,8 +16,7 @@ import typer
 
 from refimpl.errors import Interrupted, printable
 from refimpl.running.threads import Progress
-from refimpl.show.header import NARROWEST, fitting
-from refimpl.show.table import Style
+from refimpl.show.header import NARROWEST, Style, fitting
 from refimpl.storage.files import json_text, write_json
 from refimpl.storage.finished_units import are_left
 from refimpl.storage.work_folder import work_path

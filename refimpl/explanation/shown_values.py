@@ -1,7 +1,4 @@
-"""The values that an explanation shows, each computed when it is first asked for.
-
-They come from the functions that `score` calls, on the same tokens, so they are its numbers.
-"""
+"""The values that an explanation shows: the numbers of `score`, each when it is first asked for."""
 
 from collections.abc import Callable
 from concurrent.futures import Future

@@ -23,14 +23,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the algorithm.
-
-    Args:
-        name: What `--step` takes.
-        page: The page of the tutorial.
-        functions: What computes it; the docstring of the first is that of the step.
-        figures: Makes the figures from the values.
-    """
+    """One step of the algorithm; the docstring of its first function is that of the step."""
 
     name: str
     page: str

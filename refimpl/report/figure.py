@@ -9,35 +9,22 @@ from typing import NamedTuple
 import numpy as np
 
 from refimpl.model.ops import Array
+from refimpl.show.table import Table
 
 LEAST, MOST = 1e-100, 1e100  # limits of the values that are drawn
 TICK_STEPS = (1, 2, 5, 10)
 ALL = 12  # up to so many blocks, each has a tick
 FACTOR = 10  # ratio of the largest to the smallest value above which a scale may be logarithmic
+ROOM = 0.1  # at either end of an axis, a share of the whole
+LOG = ", log scale"
 Point = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Numbers as text: headings, that of the names of the rows first, and a text per column."""
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-
-    @staticmethod
-    def of(caption: str, columns: Mapping[str, Iterable[str] | None]) -> "Table":
-        """The table with these columns, without those that are None."""
-        known = {name: column for name, column in columns.items() if column is not None}
-        return Table(caption, [*known], [*zip(*known.values(), strict=True)])
 
 
 @dataclass(frozen=True)
 class AxisScale:
     """An axis: its name, and its scale from `low` (left, bottom) to `high` (right, top).
 
-    If it is logarithmic, both ends are positive. Its ticks: texts by value, or round values.
+    Its ticks are texts by value, or round values.
     """
 
     name: str
@@ -79,13 +66,11 @@ def spanning(
     name: str,
     values: Iterable[float] | Array,
     log: bool | None = False,
-    room: float = 0.08,
     errors: Iterable[float] | Array = (0.0,),
 ) -> AxisScale:
-    """An axis for values and their errors, with `room` free at either end, a share of the whole.
+    """An axis for values and their errors, with a tenth of the whole free at either end.
 
-    It ignores what is unknown and, if it is logarithmic, what is not positive. With None for
-    `log`, it is logarithmic if the values differ much. Without values, it is one about 1.
+    With None for `log`, it is logarithmic if the values differ much. Unknown values are ignored.
     """
     middle, off = np.array([*values]), np.array([*errors])
     if log is None:
@@ -95,11 +80,9 @@ def spanning(
     known = every[(every > LEAST) & (every < MOST) if log else np.isfinite(every)]
     low, high = (float(known.min()), float(known.max())) if known.size else (1.0, 1.0)
     if log:
-        factor = max((high / low) ** room, 1.02 if high > low * 1.001 else 1.5)
-        return AxisScale(
-            f"{name}, log scale", max(low / factor, LEAST), min(high * factor, MOST), True
-        )
-    more = (high - low) * room or max(abs(high), 1.0) * room
+        factor = max((high / low) ** ROOM, 1.02 if high > low * 1.001 else 1.5)
+        return AxisScale(name + LOG, max(low / factor, LEAST), min(high * factor, MOST), True)
+    more = (high - low) * ROOM or max(abs(high), 1.0) * ROOM
     return AxisScale(name, low - more, high + more)
 
 
@@ -111,30 +94,25 @@ def blocks_axis(name: str, count: int) -> AxisScale:
 
 
 class Line(NamedTuple):
-    """A line; its colour, dashes and shape follow from its place among the lines.
+    """A line; its colour, dashes and shape follow from its place among the lines, or from `style`.
 
-    With a style, colour and shape follow from that, so that they are the same in every picture. The
-    first point is in the table at `row` and `column`, the others to the right of it; with
-    column 0 each point has a row of its own. All points have marks, or only the first.
+    With a style, they are the same in every picture. All points have marks, or only the first.
     """
 
     name: str
     points: Sequence[Point]
-    row: int
-    column: int = 0
     errors: Sequence[float] = ()
     every: bool = True
     style: int | None = None
 
 
 class Points(NamedTuple):
-    """Marks of a shape; with a row, tooltips find them in the table, each in a row of its own."""
+    """Marks of a shape; a name stands below the picture."""
 
     points: Sequence[Point]
-    css: str = ""
-    shape: str = ""
+    css: str
+    shape: str
     name: str = ""
-    row: int | None = None
 
 
 class Bars(NamedTuple):
@@ -157,14 +135,13 @@ class Text(NamedTuple):
     move: Point = (0, 0)
 
 
-class Cells(NamedTuple):
-    """The upper triangle of a square of positive numbers as colours, NaN for none."""
-
-    values: Array
-    unit: str = ""
+Mark = Line | Points | Bars | Text
 
 
-Mark = Line | Points | Bars | Text | Cells
+def whiskers(values: Array, errors: Array) -> list[tuple[float, float, float]]:
+    """The spans of one error to either side of the values that have one, each at its index."""
+    pairs = enumerate(zip(values, errors, strict=True))
+    return [(i, value - e, value + e) for i, (value, e) in pairs if e > 0]
 
 
 def level(x: AxisScale, value: float, css: str, name: str = "") -> list[Mark]:
@@ -176,48 +153,20 @@ def level(x: AxisScale, value: float, css: str, name: str = "") -> list[Mark]:
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A picture, how to read it, and its numbers.
-
-    Args:
-        ident: Its id, unique in the page.
-        note: How to read it.
-        alternative: Title and description of the picture, as text.
-        tables: Its numbers, and those from which they are computed.
-        grid: Directions whose ticks have grid lines.
-        below: Whether lines have their names below the picture, or else at their right ends.
-        large: Whether it is shown larger than others if there is room.
-        height: Height of the part with the marks, in units of the picture.
-        edges: Left and right edge of the part with the marks.
-        settings: How its numbers were made, for a picture in a file of its own.
-    """
+    """A picture, how to read it, its title and description as text, and its numbers."""
 
     ident: str
     title: str
     note: str
     alternative: tuple[str, str]
-    tables: Sequence[Table]
+    table: Table
     x: AxisScale
     y: AxisScale
     marks: Sequence[Mark]
-    grid: str = "y"
-    below: bool = False
-    large: bool = False
     height: float = 250
-    edges: Point = (52, 400)
     settings: str = ""
 
     @property
     def file_name(self) -> str:
         """The name of its files, without an ending."""
         return f"{self.ident}-{re.sub('[^a-z0-9]+', '-', self.title.lower()).strip('-')}"
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: its anchor, title, pictures, and HTML after them."""
-
-    ident: str
-    title: str
-    figures: Sequence[ReportFigure] = ()
-    html: str = ""
-    css: str = "grid"

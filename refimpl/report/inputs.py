@@ -1,4 +1,4 @@
-"""The files that a report is made of, read and checked to be of the same models."""
+"""The files that a report is made of."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import nan
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from refimpl.allocation.scores import Scores, StoredAllocation
 from refimpl.allocation.scores_json import FORMAT, recorded, scores_document
-from refimpl.errors import RefimplError
 from refimpl.evaluation.document import EvaluationDocument
 from refimpl.loading.files.documents import converted, parsed_object, plain, reading_document
 from refimpl.loading.files.file_reading import read_file
@@ -25,18 +24,13 @@ Json = Mapping[str, Any]
 OTHER_FORMAT = 1  # of every file but scores
 KINDS = "a file that refimpl score, allocate, prune or eval wrote"
 NAMED = "a whole file of refimpl", KINDS, "run that command again"
-TEXT = ("perplexity", "nats_per_token", "bits_per_byte")
-QUESTIONS = ("acc", "acc_norm")
 FACTS = ("family", "num_blocks", "budget_minutes", "measured_samples")
 TOTALS = ("total_weights", "total_pruned", "clipped_share")
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of the report: its path, the SHA-256 of its bytes, and its content.
-
-    Of scores, `document` has the facts of how they were made.
-    """
+    """A file of the report; of scores, `document` has the facts of how they were made."""
 
     path: Path
     sha256: str
@@ -50,7 +44,6 @@ class ReportInput:
     Without a digest of the model (None), nothing says that another file is about the same one.
     """
 
-    kind: ClassVar[str]
     file: SourceFile
     name: str
     pruning: PruningFacts | None
@@ -66,23 +59,14 @@ class ReportInput:
 class ScoresInput(ReportInput):
     """A `scores.json`: the scores, and an allocation per eta."""
 
-    kind = "scores"
     scores: Scores
     allocations: tuple[StoredAllocation, ...]
 
 
 @dataclass(frozen=True)
 class PruningInput(ReportInput):
-    """A `pruning.json`.
+    """A `pruning.json`: the sparsity and the counts of each linear, [L, linears]."""
 
-    Args:
-        linears: Per block, names of its linears, in order.
-        sparsity: Fraction that the allocation gives each linear, [L, linears].
-        counts: By the names in `COUNTS`, numbers of weights of each linear, [L, linears]; a block
-            with fewer linears than another ends in zeros.
-    """
-
-    kind = "pruning"
     linears: tuple[tuple[str, ...], ...]
     sparsity: Array
     counts: Mapping[str, Array]
@@ -98,15 +82,8 @@ class MeasuredValue:
 
 @dataclass(frozen=True)
 class EvaluationInput(ReportInput):
-    """A file of `refimpl eval -o`.
+    """A file of `refimpl eval -o`; text and questions are source and SHA-256, or None."""
 
-    Args:
-        text: Source and SHA-256 of the text of the perplexity, or None.
-        questions: Source and SHA-256 of the questions of the accuracy, or None.
-        measures: By name.
-    """
-
-    kind = "evaluation"
     text: tuple[str, str] | None
     questions: tuple[str, str] | None
     measures: Mapping[str, MeasuredValue]
@@ -140,22 +117,16 @@ AnyInput = TypeVar("AnyInput", bound=ReportInput)
 
 
 def read_inputs(paths: Sequence[Path]) -> ReportInputs:
-    """Read files of any kind, in the order of the page, and check that they belong together."""
+    """Read files of any kind, in the order of the page."""
     inputs = [one for path in paths for one in _read(path)]
     scored = [x for x in inputs if isinstance(x, ScoresInput)]
     pruned = [x for x in inputs if isinstance(x, PruningInput)]
     evaluated = [x for x in inputs if isinstance(x, EvaluationInput)]
-    others: list[PruningInput | EvaluationInput] = [*pruned, *evaluated]
-    for other in others if scored else []:
-        _check_model(other, scored)
     return ReportInputs(tuple(scored), tuple(pruned), tuple(_distinct(evaluated)))
 
 
 def _read(path: Path) -> Sequence[ScoresInput | PruningInput | EvaluationInput]:
-    """One file, of the kind that its fields tell; a folder stands for its `pruning.json`.
-
-    That of a pruning with --measure holds two evaluations, too.
-    """
+    """One file, of the kind that its fields tell; a folder stands for its `pruning.json`."""
     path = path / RECORD if path.is_dir() else path
     with reading_document(path, NAMED):
         content = read_file(path)
@@ -234,11 +205,11 @@ def _distinct(evaluated: Sequence[EvaluationInput]) -> list[EvaluationInput]:
 def _evaluation_input(file: SourceFile, content: Json) -> EvaluationInput:
     document = converted(content, EvaluationDocument)
     text, questions, pruning = document.text, document.choices, document.pruning
+    parts = {"perplexity": text, "acc": questions, "acc_norm": questions}
     measures = {
         name: MeasuredValue(*(_known(part, key) for key in (name, f"{name}_stderr")))
-        for part, names in ((text, TEXT), (questions, QUESTIONS))
+        for name, part in parts.items()
         if part is not None
-        for name in names
     }
     words = [document.model, *([] if pruning is None else [pruning.name])]
     if pruning and None is not pruning.sha256 != document.model_sha256 is not None:
@@ -271,25 +242,3 @@ def named(inputs: Sequence[AnyInput]) -> tuple[AnyInput, ...]:
         seen[name] += 1
         distinct.append(replace(x, name=name if seen[name] == 1 else f"{name} #{seen[name]}"))
     return tuple(distinct)
-
-
-def _check_model(other: PruningInput | EvaluationInput, scored: Sequence[ScoresInput]) -> None:
-    """Refuse a file of a model without scores: family, blocks and linears are compared."""
-    document = other.file.document
-    blocks = len(other.sparsity) if isinstance(other, PruningInput) else document["num_blocks"]
-    for scores in (x.scores for x in scored):
-        same = (document["family"], blocks) == (scores.family, scores.num_blocks)
-        if same and isinstance(other, PruningInput):
-            same = other.linears == tuple(map(tuple, scores.linears)) and bool(
-                (other.counts["weights"] == scores.linear_sizes).all()
-            )
-        if same:
-            return
-    scores = scored[0].scores
-    raise RefimplError(
-        f"{other.file.path}: of another model ({document['model']}, family {document['family']}, "
-        f"{blocks} blocks)",
-        f"the model of {scored[0].file.path} ({scores.model}, family {scores.family}, "
-        f"{scores.num_blocks} blocks, with linears of the same names and sizes)",
-        "add the scores of that model, or omit this file",
-    )

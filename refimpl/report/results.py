@@ -1,100 +1,63 @@
-"""Figures of evaluations side by side: perplexity and accuracy with their standard errors."""
+"""Figures of prunings and evaluations: zeros, perplexity and accuracy with standard errors."""
 
 import re
 from collections.abc import Iterator, Sequence
-from math import isfinite
+from math import nan
 from typing import get_args
+
+import numpy as np
 
 from refimpl.allocation.request import Correction
 from refimpl.bases.base import bases
 from refimpl.bases.uniform import UNIFORM
+from refimpl.pruning.record import COUNTS
 from refimpl.report import figure as fig
-from refimpl.report.allocation import NAMES
 from refimpl.report.inputs import EvaluationInput, MeasuredValue, PruningInput
-from refimpl.show.header import counted
-from refimpl.show.numbers import measured, number
+from refimpl.show.table import Table, number
 
-RESULT_ROW = 46  # height of a row, in units of the picture
-FIRST, OTHER = ("mark one-hue", "large diamond"), ("mark other-hue", "large square")
-CHOSEN = "Share of correct answers; acc_norm is per character."
-MEASURES = (
-    ("text", "Perplexity", ("perplexity",), "Lower is better.", ".5g"),
-    ("questions", "Accuracy", ("acc", "acc_norm"), CHOSEN, ".4f"),
-)
+# Of each measure: what it was measured on, its title, and how to read it.
+MEASURES = {
+    "perplexity": ("text", "Perplexity", "Lower is better."),
+    "acc": ("questions", "Accuracy", "The share of correct answers."),
+}
 
 
-def results_figures(ident: str, evaluated: Sequence[EvaluationInput]) -> Iterator[fig.ReportFigure]:
-    """A picture for every text and for every set of questions: only the same are comparable."""
-    for kind, title, rules, note, form in MEASURES:
-        asked = [(getattr(one, kind), one) for one in evaluated]
-        for i, source in enumerate(dict.fromkeys(about for about, _ in asked if about is not None)):
-            rows = [
-                (one.name if len(rules) == 1 else f"{one.name}, {rule}", one.measures[rule])
-                for about, one in asked
-                if about == source
-                for rule in rules
-            ]
-            yield _dots(f"{ident}-{kind}{i}", title, f"{note} On {source[0]}.", rows, form)
-
-
-def results_table(evaluated: Sequence[EvaluationInput]) -> fig.Table:
-    """All measures of all evaluations."""
-    columns = {"evaluation": [one.name for one in evaluated]}
-    for name in dict.fromkeys(name for one in evaluated for name in one.measures):
-        measures = [one.measures.get(name, MeasuredValue()) for one in evaluated]
-        columns[name.replace("_", " ")] = [number(one.value, ".5g") for one in measures]
-        if any(isfinite(one.error) for one in measures):
-            columns[f"{name} stderr".replace("_", " ")] = [number(x.error, ".3g") for x in measures]
-    return fig.Table.of("All measures", columns)
-
-
-def prunings_table(pruned: Sequence[PruningInput]) -> fig.Table:
-    """The requested and the pruned weights of all prunings."""
-    columns = {"pruning": [one.name for one in pruned]}
-    for key in ("model", "method", "pattern"):
-        columns[key] = [str(one.file.document[key] or "-") for one in pruned]
-    totals = [{key: n.sum() for key, n in one.counts.items()} for one in pruned]
-    for key in ("requested", "pruned"):
-        columns[f"{NAMES[key]} share"] = [f"{sums[key] / sums['weights']:.6f}" for sums in totals]
-    for key in ("weights", "requested", "pruned", "zeros"):
-        columns[NAMES.get(key, key)] = [f"{int(sums[key]):,}" for sums in totals]
-    return fig.Table.of("Prunings", columns)
-
-
-def _dots(
-    ident: str, title: str, note: str, rows: Sequence[tuple[str, MeasuredValue]], form: str
-) -> fig.ReportFigure:
-    """A dot per row with one standard error to either side."""
-    values, errors = [one.value for _, one in rows], [one.error for _, one in rows]
-    x, marks = fig.spanning(title.lower(), values, None, errors=errors), list[fig.Mark]()
-    for i, (name, one) in enumerate(rows):
-        css, shape = OTHER if name.endswith("acc_norm") else FIRST
-        said = measured(one.value, one.error, form)
-        marks += [
-            fig.Text((x.low, i), name, "tick whose", move=(0, -12)),
-            fig.Text((x.high, i), said, "value", "end", (0, 15)),  # a long name is above
-            fig.Bars([(i, one.value - one.error, one.value + one.error)], "whisker", True, True),
-            fig.Points([(one.value, i)], css, shape, row=i),
-        ]
-    said = "; ".join(f"{name}: {number(one.value, form)}" for name, one in rows)
+def pruned_figure(ident: str, pruned: PruningInput) -> fig.ReportFigure:
+    """The requested sparsity of every linear, and the zeros in its file, over the blocks."""
+    counts, title = pruned.counts, f"Requested against achieved, {pruned.name}"
+    off = int(np.abs(counts["pruned"] - counts["requested"]).sum())
+    exact = f"{off:,} more or fewer than requested" if off else "exactly as many as requested"
+    cells = [(i, j) for i, names in enumerate(pruned.linears) for j in range(len(names))]
+    asked, zeros = (
+        np.array([counts[key][cell] / counts["weights"][cell] for cell in cells])
+        for key in ("requested", "zeros")
+    )
     columns = {
-        "evaluation": [name for name, _ in rows],
-        title.lower(): [number(value, ".6g") for value in values],
-        "stderr": [number(error, ".4g") for error in errors],
+        "linear": [f"{i}.{pruned.linears[i][j]}" for i, j in cells],
+        "allocated": [f"{pruned.sparsity[cell]:.4f}" for cell in cells],
+        **{
+            key.replace("_", " "): [f"{int(counts[key][cell]):,}" for cell in cells]
+            for key in COUNTS
+        },
+        "requested share": [f"{x:.4f}" for x in asked],
+        "zeros share": [f"{x:.4f}" for x in zeros],
     }
-    count, lowest = len(rows), len(rows) - 24 / RESULT_ROW
+    points = [[(i, x) for (i, _), x in zip(cells, y, strict=True)] for y in (asked, zeros)]
+    said = f"Requested from {asked.min():.4f} to {asked.max():.4f}"
+    said += f", zeros from {zeros.min():.4f} to {zeros.max():.4f}."
     return fig.ReportFigure(
         ident,
         title,
-        f"{note} Bars: one standard error.",
-        (f"{title}, {count} rows", f"With standard errors if known. {said}."),
-        [fig.Table.of(f"{title} with standard errors", columns)],
-        x,
-        fig.AxisScale("", lowest, lowest - count, texts=dict.fromkeys(range(count), "")),
-        marks,
-        grid="xy",
-        height=RESULT_ROW * count,
-        edges=(12, 426),
+        "Zeros in the file as a share of each linear: a dot in a circle has as many as requested. "
+        f"Pruned: {exact}.",
+        (title, said),
+        Table(columns, caption=title),
+        fig.blocks_axis("block", len(pruned.linears)),
+        fig.spanning("fraction of a linear", [*asked, *zeros]),
+        [
+            fig.Points(points[0], "open one-hue", "circle", "requested"),
+            fig.Points(points[1], "mark other-hue", "dot", "zeros"),
+        ],
     )
 
 
@@ -108,53 +71,55 @@ def allocation_style(name: str) -> int:
 
 
 def quality_figures(evaluated: Sequence[EvaluationInput]) -> Iterator[fig.ReportFigure]:
-    """Perplexity against sparsity, a picture per text on which a pruned model was evaluated."""
-    for i, text in enumerate(dict.fromkeys(one.text for one in evaluated if one.text is not None)):
-        same = [one for one in evaluated if one.text == text]
-        if any(one.pruning is not None for one in same):
-            yield _quality(f"quality-{i}", text[0], same)
+    """A measure against sparsity, a picture per text or questions that a pruned model was asked."""
+    for measure, (kind, title, note) in MEASURES.items():
+        sources = [getattr(one, kind) for one in evaluated]
+        for i, source in enumerate(dict.fromkeys(filter(None, sources))):
+            same = [
+                (one.pruning, one.measures[measure])
+                for one, other in zip(evaluated, sources, strict=True)
+                if other == source
+            ]
+            rows = [(f"{x.method}, {x.allocation}", x.sparsity, value) for x, value in same if x]
+            dense = next((value.value for x, value in same if x is None), nan)
+            if rows:
+                said = f"{note} A line per pruner and allocation. On {source[0]}."
+                full = f"{title} against sparsity"
+                yield over_sparsity(f"{measure}-{i}", full, said, title.lower(), rows, dense)
 
 
-def _quality(ident: str, text: str, evaluated: Sequence[EvaluationInput]) -> fig.ReportFigure:
-    """A line per pruner and allocation; the model that was not pruned is a level."""
-    rows = []
-    for one in evaluated:
-        line, sparsity, who = "dense", 0.0, ("-", "-")
-        if one.pruning is not None:
-            who = (one.pruning.method, one.pruning.allocation)
-            line, sparsity = ", ".join(who), one.pruning.sparsity
-        rows.append((line, sparsity, one.measures["perplexity"], *who, one.name))
-    rows.sort(key=lambda row: row[:2])
-    names, at, found, pruners, allocations, whose = zip(*rows, strict=True)
-    values, errors = [x.value for x in found], [x.error for x in found]
-    pruned = [share for name, share, *_ in rows if name != "dense"]
-    edge = max(0.02, 0.1 * (max(pruned) - min(pruned)))
-    name = "fraction of zeros among the prunable weights"
-    x, marks = fig.AxisScale(name, min(pruned) - edge, max(pruned) + edge), list[fig.Mark]()
-    for name in dict.fromkeys(x for x in names if x != "dense"):
-        part = slice(first := names.index(name), first + names.count(name))
-        points = [*zip(at[part], values[part], strict=True)]
-        style = allocation_style(allocations[first])
-        marks.append(fig.Line(name, points, first, errors=errors[part], style=style))
-    if "dense" in names:
-        marks += fig.level(x, values[names.index("dense")], "target", "dense")
-    said = [f"{name}: {number(value)}" for name, value in zip(whose, values, strict=True)]
+def over_sparsity(
+    ident: str,
+    title: str,
+    note: str,
+    measure: str,
+    rows: Sequence[tuple[str, float, MeasuredValue]],
+    dense: float,
+) -> fig.ReportFigure:
+    """A line per name in the rows (name, sparsity, value); the dense model's value is a level."""
+    names = [*dict.fromkeys(name for name, *_ in rows)]
+    rows = sorted(rows, key=lambda row: (names.index(row[0]), row[1]))
+    values, errors = ([getattr(x, which) for *_, x in rows] for which in ("value", "error"))
+    x, marks = fig.spanning("fraction pruned", [at for _, at, _ in rows]), []
+    for name in names:
+        part = [(at, value) for other, at, value in rows if other == name]
+        points = [(at, value.value) for at, value in part]
+        style = allocation_style(name)
+        marks.append(fig.Line(name, points, [value.error for _, value in part], style=style))
+    said = [f"{name} at {at:.4g}: {number(value.value)}" for name, at, value in rows]
     columns = {
-        "line": names,
-        "sparsity": [number(x, ".4g") for x in at],
-        "perplexity": [number(x, ".6g") for x in values],
-        "with its error": [measured(x.value, x.error) for x in found],
-        "pruner": pruners,
-        "allocation": allocations,
+        "line": [name for name, *_ in rows],
+        "sparsity": [number(at) for _, at, _ in rows],
+        measure: [number(value, ".6g") for value in values],
+        "stderr": [number(error) for error in errors],
     }
     return fig.ReportFigure(
         ident,
-        "Perplexity against sparsity",
-        f"Lower is better. A line per pruner and allocation. On {text}.",
-        (f"Perplexity over sparsity, {counted(len(said), 'evaluation')}", f"{'; '.join(said)}."),
-        [fig.Table.of("Perplexity at each sparsity", columns)],
+        title,
+        note,
+        (title, f"{'; '.join(said)}."),
+        Table(columns, caption=title),
         x,
-        fig.spanning("perplexity", values, None, errors=errors),
-        marks,
-        below=True,
+        fig.spanning(measure, [*values, dense], None, errors=[*errors, 0]),
+        [*marks, *fig.level(x, dense, "target", "dense")],
     )

@@ -1,6 +1,5 @@
 """Several runs side by side, a row each: scores, prunings and evaluations of the same pruning."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import exp, expm1, isfinite
@@ -20,19 +19,17 @@ from refimpl.report.inputs import (
     named,
 )
 from refimpl.show.header import joined, terminal_width
-from refimpl.show.numbers import measured, number
+from refimpl.show.table import Table, measured, number
 
 CHANGE = "change against "
-GLUE = "\N{NO-BREAK SPACE}"
 Row = dict[str, str | float]
 
 
 def run_rows(inputs: ReportInputs, against: str | None = None) -> list[Row]:
     """A row per run; what was measured of one model, by its digest, shares a row with its pruning.
 
-    An evaluation without a digest has a row of its own, and so has a second one on the same text.
-    Where the windows of a text are known, a row has its paired change against one of the runs: the
-    one that is named, or the first that was not pruned, or the first.
+    A row has its paired change, where windows are known, against the run that is named, or the
+    first that was not pruned, or the first.
     """
     rows, owners = list[Row](), list[ReportInput]()
     measured: list[dict[str, Perplexity]] = []
@@ -48,7 +45,7 @@ def run_rows(inputs: ReportInputs, against: str | None = None) -> list[Row]:
             measured[best] |= dict(_windows(x))
         else:
             owners.append(replace(x, name=f"{x.name}, scores") if isinstance(x, ScoresInput) else x)
-            rows.append({"run": "", "model": x.model, **dict(_pruning(x)), **facts})
+            rows.append({"run": "", "model": x.model, **_pruning(x), **facts})
             measured.append(dict(_windows(x)))
     for row, x in zip(rows, named(owners), strict=True):
         row["run"] = x.name
@@ -107,12 +104,11 @@ def _same_model(x: ReportInput, y: ReportInput) -> bool:
     return one_record or x.sha256 == y.sha256 is not None
 
 
-def _pruning(x: ReportInput) -> Iterator[tuple[str, str | float]]:
+def _pruning(x: ReportInput) -> Row:
     """What a pruned model is: pruner, allocation and the fraction that was pruned."""
-    if (pruning := x.pruning) is not None:
-        yield "pruner", pruning.method
-        yield "allocation", pruning.allocation
-        yield "sparsity", pruning.sparsity
+    if (y := x.pruning) is None:
+        return {}
+    return {"pruner": y.method, "allocation": y.allocation, "sparsity": y.sparsity}
 
 
 def _measures(x: ReportInput) -> Iterator[tuple[str, str | float]]:
@@ -137,11 +133,8 @@ def _measures(x: ReportInput) -> Iterator[tuple[str, str | float]]:
                     yield f"{label} stderr", measure.error
 
 
-def runs_table(rows: list[Row]) -> str:
-    """The rows as a table, without what the name of a run says already.
-
-    Numbers have the digits that their errors deserve.
-    """
+def runs_table(rows: list[Row]) -> Table:
+    """The rows without what the name of a run says already, in the digits that errors deserve."""
     keys = dict.fromkeys(key for row in rows for key in row if not key.endswith(" stderr"))
     columns = dict.fromkeys(key for key in keys if not key.startswith(CHANGE))
     for key in ("pruner", "allocation", "sparsity", "base", "correction"):
@@ -149,22 +142,13 @@ def runs_table(rows: list[Row]) -> str:
     if len({row["model"] for row in rows}) == 1:
         columns.pop("model")
     cells = {key: [_cell(row, key) for row in rows] for key in columns}
-    cells["run"] = [_run(row) for row in rows]
-    headings = {key: re.sub(r" ([<>]) ", rf"{GLUE}\1{GLUE}", key) for key in cells}
-    longest = {key: max(map(len, cells[key])) for key in cells}
-    # What gives way to a narrow terminal: headings break between words, runs, headings at hyphens.
-    for end, least in (("$", "$"), (" ", " "), (" |(?<=-)", " ")):
-        widths = {key: max(_longest(headings[key], end), longest[key]) for key in cells}
-        room = terminal_width() - sum(2 + widths[key] for key in cells if key != "run")
-        if max(_longest(run, least) for run in cells["run"]) <= room:
-            break
-    widths["run"] = min(widths["run"], max(room, *(_longest(run, " ") for run in cells["run"])))
-    lines = [*_row({key: wrap(headings[key], widths[key]) for key in cells}, widths)]
-    for i in range(len(rows)):
-        texts = {key: [cells[key][i]] for key in cells}
-        texts["run"] = wrap(cells["run"][i], widths["run"], break_long_words=False)
-        lines += _row(texts, widths)
-    if changed := [key for key in keys if key.startswith(CHANGE)]:
+    return Table(cells | {"run": [*map(_run, rows)]}, left=1, caption="All runs")
+
+
+def runs_text(rows: list[Row]) -> str:
+    """The table of the rows, and what a change in it is."""
+    lines = runs_table(rows).lines()
+    if changed := [key for row in rows for key in row if key.startswith(CHANGE)]:
         base = changed[0].removeprefix(CHANGE).rpartition(" on ")[0]
         note = f"(change against {base}, paired by windows; without the noise floor of pruning)"
         lines += ["", *wrap(note, terminal_width())]
@@ -175,22 +159,6 @@ def _run(row: Row) -> str:
     """The name of a run; of scores with what was allocated."""
     correction = "" if row.get("correction") in (None, "none") else f" + {row['correction']}"
     return f"{row['run']}, {row['base']}{correction}" if "base" in row else str(row["run"])
-
-
-def _row(texts: Mapping[str, list[str]], widths: Mapping[str, int]) -> Iterator[str]:
-    """The lines of one row: the run on the left, all others on the right."""
-    for i in range(max(map(len, texts.values()))):
-        cells = {key: lines[i] if i < len(lines) else "" for key, lines in texts.items()}
-        padded = [
-            cell.ljust(widths[key]) if key == "run" else cell.rjust(widths[key])
-            for key, cell in cells.items()
-        ]
-        yield "  ".join(padded).replace(GLUE, " ").rstrip()
-
-
-def _longest(text: str, ends: str) -> int:
-    """Characters of the longest part of a text that is split where a pattern matches."""
-    return max(map(len, re.split(ends, text)))
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:

@@ -1,10 +1,12 @@
 """A figure as SVG. Axes, marks and legends are drawn here only; the stylesheet has the colours."""
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from html import escape
+from importlib.resources import files
 from itertools import pairwise
-from math import isfinite, nan
+from math import isfinite
 from textwrap import wrap
 
 import numpy as np
@@ -12,7 +14,7 @@ import numpy as np
 from refimpl.report import figure as fig
 
 WIDTH, TOP, BELOW = 440, 34, 46  # of a picture; above and below the part with the marks
-MORE = 60  # additional height of a large picture
+LEFT, RIGHT = 62, 400  # edges of that part
 SHAPES = {  # so that marks differ without colour; the first ones, of one size, for lines
     "circle": "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
     "square": "m-2.8-2.8h5.6v5.6h-5.6z",
@@ -21,15 +23,12 @@ SHAPES = {  # so that marks differ without colour; the first ones, of one size, 
     "diamond": "m0-4l4 4l-4 4l-4-4z",
     "plus": "m-3.4-1h2.4v-2.4h2v2.4h2.4v2h-2.4v2.4h-2v-2.4h-2.4z",
     "dot": "m-1.9 0a1.9 1.9 0 1 0 3.8 0a1.9 1.9 0 1 0-3.8 0z",
-    "large diamond": "m0-6l6 6l-6 6l-6-6z",
-    "large square": "m-4.2-4.2h8.4v8.4h-8.4z",
 }
 CYCLE = [*SHAPES][:6]
 CLASSES = 9  # colours of a ramp
 LINE = 15  # height of a line of a heading
 ENTRY = 16  # height of a line of a legend
-NAMES = 16  # at most, at the ends of lines
-WRITTEN, WIDE = 8, 5  # up to so many blocks, cells hold their numbers; up to so many, in 3 digits
+NAMES, SHORT = 16, 3  # at most so many names at the ends of lines, each of so many characters
 
 
 def units(value: float) -> str:
@@ -44,23 +43,10 @@ def _text(x: float, y: float, text: str, css: str = "tick", anchor: str = "start
     return f'<text class="{css}" x="{units(x)}" y="{units(y)}"{side}>{escape(text)}</text>'
 
 
-def _marks(points: Sequence[fig.Point], shape: str, css: str) -> str:
-    """Markers at the known points, as one element; none without a shape."""
-    known = [f"{units(x)} {units(y)}" for x, y in points if shape and isfinite(x + y)]
-    shown = "".join(f"M{at}{SHAPES[shape]}" for at in known)
-    return f'<path class="{css}" d="{shown}"/>' if shown else ""
-
-
-def _trail(points: Sequence[fig.Point], css: str, row: int, column: int = 0) -> list[str]:
-    """A line for every unbroken run of known points; the script reads their table for tooltips."""
-    gaps = [-1, *(i for i, at in enumerate(points) if not isfinite(sum(at))), len(points)]
-    return [
-        f'<polyline class="{css}" data-row="{row if column else row + start + 1}" '
-        f'data-col="{column and column + start + 1}" '
-        f'points="{" ".join(f"{units(x)},{units(y)}" for x, y in points[start + 1 : end])}"/>'
-        for start, end in pairwise(gaps)
-        if end > start + 1
-    ]
+def _marker(x: float, y: float, shape: str, css: str, says: str = "") -> str:
+    """A mark, and what a browser says of it where the mouse is."""
+    title = f"<title>{escape(says)}</title>" if says else ""
+    return f'<path class="{css}" d="M{units(x)} {units(y)}{SHAPES[shape]}">{title}</path>'
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -77,22 +63,17 @@ class _Drawing:
 
     def __init__(self, figure: fig.ReportFigure) -> None:
         self.figure, self.parts = figure, list[str]()
-        self.left, self.right = figure.edges
-        self.bottom = TOP + figure.height + MORE * figure.large
+        self.bottom = TOP + figure.height
         self.height = self.bottom + BELOW  # of the picture; a legend adds to it
-        self.x = partial(figure.x.position, start=self.left, end=self.right)
+        self.x = partial(figure.x.position, start=LEFT, end=RIGHT)
         self.y = partial(figure.y.position, start=self.bottom, end=TOP)
         self.lines = [mark for mark in figure.marks if isinstance(mark, fig.Line)]
+        self.below = any(len(line.name) > SHORT for line in self.lines)  # names do not fit beside
         self.axes()
         for mark in figure.marks:
             self.draw(mark)
-        if not figure.below:
+        if not self.below:
             self.ends()
-        self.legend()
-
-    def at(self, points: Sequence[fig.Point]) -> list[fig.Point]:
-        """Positions of points."""
-        return [(self.x(a), self.y(b)) for a, b in points]
 
     def line(self, css: str, *points: fig.Point) -> None:
         """A line through positions."""
@@ -105,44 +86,44 @@ class _Drawing:
 
     def axes(self) -> None:
         """Grid lines, ticks, and the names of both axes."""
-        left, right, bottom, grid = self.left, self.right, self.bottom, self.figure.grid
+        bottom = self.bottom
         x, y = (
             axis.texts or {tick: f"{tick:g}" for tick in axis.ticks()}
             for axis in (self.figure.x, self.figure.y)
         )
         for value, text in y.items():
             at = self.y(value)
-            if "y" in grid:
-                self.line("grid", (left, at), (right, at))
-            self.text(left - 6, at, text, "tick mid", "end")
+            self.line("grid", (LEFT, at), (RIGHT, at))
+            self.text(LEFT - 6, at, text, "tick mid", "end")
         for value, text in x.items():
             at = self.x(value)
-            self.line("grid", (at, TOP if "x" in grid else bottom), (at, bottom + 4))
+            self.line("grid", (at, bottom), (at, bottom + 4))
             self.text(at, bottom + 17, text, anchor="middle")
-        self.line("axis", (left, bottom), (right, bottom))
-        self.text((left + right) / 2, bottom + 36, self.figure.x.name, "name", "middle")
+        self.line("axis", (LEFT, bottom), (RIGHT, bottom))
+        self.text((LEFT + RIGHT) / 2, bottom + 36, self.figure.x.name, "name", "middle")
         self.text(6, 18, self.figure.y.name, "name")
 
     def draw(self, mark: fig.Mark) -> None:
         """A mark."""
         match mark:
-            case fig.Line(name, points, row, column, errors, every, style):
-                i, points = self.lines.index(mark), self.at(points)
+            case fig.Line(name, points, errors, every, style):
+                i = self.lines.index(mark)
                 color = round((CLASSES - 1) * i / max(len(self.lines) - 1, 1))
                 color = color if style is None else style % CLASSES
                 css, dot = f"line s{color} d{i % 4}", f"mark f{color}" if every else f"f{color}"
                 shape = CYCLE[(i if style is None else style) % len(CYCLE)] if every else "dot"
-                self.parts += _trail(points, css, row, column)
-                ends = zip(mark.points, errors, strict=False)
+                self.trail(mark, css)
+                ends = zip(points, errors, strict=False)
                 self.draw(
                     fig.Bars([(x, y - e, y + e) for (x, y), e in ends], f"s{color}", caps=True)
                 )
-                self.parts.append(_marks(points if every else points[:1], shape, dot))
-                if self.figure.below:
+                self.markers(points if every else points[:1], shape, dot, name)
+                if self.below:
                     self.entry(name, css, shape, dot)
-            case fig.Points(points, css, shape, _, row):
-                self.parts.append(_marks(self.at(points), shape, css))
-                self.parts += [] if row is None else _trail(self.at(points), "hit", row)
+            case fig.Points(points, css, shape, name):
+                self.markers(points, shape, css, name)
+                if name:
+                    self.entry(name, "", shape, css)
             case fig.Bars(spans, css, _, _, name):
                 path = "".join(stroke for span in spans for stroke in self.strokes(mark, *span))
                 self.parts += [f'<path class="{css}" d="{path}"/>'] if path else []
@@ -150,8 +131,26 @@ class _Drawing:
                     self.entry(name, css)
             case fig.Text(point, text, css, anchor, (right, down)):
                 self.text(self.x(point[0]) + right, self.y(point[1]) + down, text, css, anchor)
-            case fig.Cells():
-                self.cells(mark)
+
+    def trail(self, line: fig.Line, css: str) -> None:
+        """A line for every unbroken run of known points."""
+        points = [(self.x(a), self.y(b)) for a, b in line.points]
+        gaps = [-1, *(i for i, at in enumerate(points) if not isfinite(sum(at))), len(points)]
+        for start, end in pairwise(gaps):
+            way = " ".join(f"{units(x)},{units(y)}" for x, y in points[start + 1 : end])
+            title = f"<title>{escape(line.name)}</title>"
+            self.parts += [f'<polyline class="{css}" points="{way}">{title}</polyline>'] * bool(way)
+
+    def markers(self, points: Sequence[fig.Point], shape: str, css: str, name: str) -> None:
+        """Marks at the known points, each with its numbers."""
+        names = self.figure.x.name, self.figure.y.name.removesuffix(fig.LOG)
+        for point in points:
+            x, y = self.x(point[0]), self.y(point[1])
+            numbers = (
+                f"{name} {value:.4g}" for name, value in zip(names, point, strict=True) if name
+            )
+            says = ", ".join(filter(None, [name, *numbers]))
+            self.parts += [_marker(x, y, shape, css, says)] if isfinite(x + y) else []
 
     def strokes(self, bars: fig.Bars, at: float, *ends: float) -> Iterator[str]:
         """The strokes of a bar, none if it is unknown; what is outside ends at the edge."""
@@ -166,67 +165,24 @@ class _Drawing:
                 (x1, y1), (x2, y2) = (point[:: -1 if bars.sideways else 1] for point in pair)
                 yield f"M{units(x1)} {units(y1)}L{units(x2)} {units(y2)}"
 
-    def cells(self, mark: fig.Cells) -> None:
-        """Cells, a path per colour, their numbers if there is room, and what tooltips read."""
-        values, count = mark.values, len(mark.values)
-        known = values[np.isfinite(values) & (values > fig.LEAST)]
-        low, high = (float(known.min()), float(known.max())) if known.size else (1.0, 1.0)
-        scale = fig.AxisScale("", low, high, log=True)
-        width, height = (self.right - self.left) / count, (self.bottom - TOP) / count
-        paths, written = [""] * CLASSES, list[fig.Text]()
-        for i, k in zip(*np.nonzero(~np.isnan(values)), strict=True):
-            color = CLASSES // 2
-            if high > low:
-                color = min(int(scale.position(max(values[i, k], low), 0, CLASSES)), CLASSES - 1)
-            corner = f"M{units(self.left + k * width)} {units(TOP + i * height)}"
-            paths[color] += f"{corner}h{units(width)}v{units(height)}h-{units(width)}z"
-            text = f"{values[i, k]:{'.3g' if count <= WIDE else '.2g'}}"
-            written.append(fig.Text((k, i), text, f"in i{color}", "middle", (0, 4)))
-        self.parts.append('<g class="cells">')
-        self.parts += [f'<path class="q{css}" d="{d}"/>' for css, d in enumerate(paths) if d]
-        self.parts.append("</g>")
-        for number in written if count <= WRITTEN else ():
-            self.draw(number)
-        for i, row in enumerate(values):
-            points = [(k, i if isfinite(row[k]) else nan) for k in range(i, count)]
-            self.parts += _trail(self.at(points), "hit", i, i + 1)
-        if count > 2:  # the meaning of the colours, in the free corner
-            left, top, size = self.left + 14, self.bottom - 32, 13
-            for css in range(CLASSES):
-                corner = f'x="{left + size * css}" y="{top}" width="{size}" height="{size}"'
-                self.parts.append(f'<rect class="q{css}" {corner}/>')
-            self.text(left, top + size + 13, f"{low:.2g}{mark.unit}")
-            right = left + size * CLASSES
-            self.text(right, top + size + 13, f"{high:.2g}{mark.unit}", anchor="end")
-            self.text(left, top - 6, "log scale")
-
     def entry(self, name: str, css: str, shape: str = "", mark: str = "") -> None:
         """A line of the legend below the picture."""
-        left, at = self.figure.edges[0], self.height + 8
-        self.line(css, (left, at), (left + 32, at))
-        self.parts.append(_marks([(left + 16, at)], shape, mark))
-        self.text(left + 40, at, name, "tick mid")
+        at = self.height + 8
+        if css:
+            self.line(css, (LEFT, at), (LEFT + 32, at))
+        self.parts += [_marker(LEFT + 16, at, shape, mark)] if shape else []
+        self.text(LEFT + 40, at, name, "tick mid")
         self.height += ENTRY
-
-    def legend(self) -> None:
-        """The meaning of the marks, at the top right."""
-        points = (mark for mark in self.figure.marks if isinstance(mark, fig.Points) and mark.name)
-        at = self.right + 30
-        for css, shape, text in reversed(dict.fromkeys((x.css, x.shape, x.name) for x in points)):
-            at -= 14 + 7 * len(text)
-            self.parts.append(_marks([(at, 14)], shape, css))
-            self.text(at + 8, 18, text)
-            at -= 12
 
     def ends(self) -> None:
         """The names of lines at their right ends, with a thread to moved ones."""
-        right = self.right + 14
-        ends = [(*self.at(line.points[-1:])[0], line.name) for line in self.lines]
+        last = [(line.points[-1], line.name) for line in self.lines if line.name]
+        ends = [(self.x(x), self.y(y), name) for (x, y), name in last]
         named = [end for end in ends[:: -(-len(ends) // NAMES) or 1] if isfinite(end[1])]
         heights = spread([y for _, y, _ in named], 13.0, TOP + 6, self.bottom - 2)
         for (x, y, name), height in zip(named, heights, strict=True):
-            self.line("thread", (x + 3, y), (right, height))
-            self.text(right + 3, height, name, "end mid")
+            self.line("thread", (x + 3, y), (RIGHT + 14, height))
+            self.text(RIGHT + 17, height, name, "end mid")
 
 
 def picture(figure: fig.ReportFigure, style: str = "") -> str:
@@ -251,4 +207,15 @@ def picture(figure: fig.ReportFigure, style: str = "") -> str:
         f'<title id="{ident}-t">{title}</title>',
         f'<desc id="{ident}-d">{description}</desc>',
     ]
-    return "\n".join([*parts, *above, *filter(None, drawing.parts), "</svg>"])
+    return "\n".join([*parts, *above, *drawing.parts, "</svg>"])
+
+
+def picture_styles() -> str:
+    """The rules of pictures, with light colours in place of the page's names for them."""
+    colours, rules = (
+        files("refimpl.report").joinpath("pictures.css").read_text("utf-8").split("/* Pictures", 1)
+    )
+    light = dict(re.findall(r"(--[\w-]+): (#\w+)", colours.partition("@media")[0]))
+    return "svg { font-family: sans-serif; }\n/* Pictures" + re.sub(
+        r"var\((--[\w-]+)\)", lambda name: light[name[1]], rules
+    )

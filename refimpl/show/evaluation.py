@@ -9,21 +9,21 @@ from refimpl.evaluation.choices import Questions
 from refimpl.evaluation.evaluate import Evaluation
 from refimpl.evaluation.generation import Continuation
 from refimpl.show.header import counted, joined, model_facts, run_facts, terminal_width, wrapped
-from refimpl.show.table import fitted
+from refimpl.show.table import Table
 from refimpl.tokens import Windows
 
 
 def evaluation_table(evaluation: Evaluation) -> str:
     """The measures of a model's quality, and how they were computed."""
     rows = _rows(evaluation)
-    table = fitted(
+    table = Table(
         {
             "measure": [name for name, *_ in rows],
             "value": [_number(value, form) for _, value, _, form, _ in rows],
             "stderr": [_number(error, form) for _, _, error, form, _ in rows],
             "over": [over for *_, over in rows],
         }
-    )
+    ).lines()
     return joined([*_header(evaluation), "", *table, *_footer(evaluation)])
 
 

@@ -1,7 +1,8 @@
-"""The text of an explanation: each step's formula, shapes and a few numbers."""
+"""The text and the JSON of an explanation: each step's formula, shapes and a few numbers."""
 
 import inspect
 from collections.abc import Callable
+from math import isfinite
 from textwrap import indent, wrap
 from typing import Any
 
@@ -11,7 +12,7 @@ from refimpl.explanation.explain import Explanation
 from refimpl.explanation.step import Figure, Step, described, full_name
 from refimpl.show.header import joined, model_facts, terminal_width, wrapped
 
-SHOWN_NUMBERS = 6  # numbers of an array
+SHOWN_NUMBERS, IN_JSON = 6, 64  # numbers of an array
 IN = " " * 4
 
 
@@ -38,15 +39,13 @@ def explanation_text(explanation: Explanation, source: bool = False) -> str:
 def _step(number: str, step: Step, figures: tuple[Figure, ...]) -> list[str]:
     """A step without its code: the figures under what the functions say that computed them."""
     name = max(len(figure.name) for figure in figures)
-    shape = max(len(_shape(figure)) for figure in figures)
-    rows = [line for figure in figures for line in _rows(figure, name, shape)]
+    widest = max(len(shape(figure)) for figure in figures)
+    rows = [line for figure in figures for line in _rows(figure, name, widest)]
     width = terminal_width()
     said = [
         line
-        for i, function in enumerate(step.functions)
-        for says in [described(function)[0 if i else 1 :]]  # the first one's is the title
-        for text in (f"  {full_name(function)}{':' if says else ''}", *(IN + x for x in says))
-        for line in wrap(text, width, subsequent_indent=IN, break_on_hyphens=False)
+        for text in functions_said(step)
+        for line in wrap(f"  {text}", width, subsequent_indent=IN, break_on_hyphens=False)
     ]
     return [
         *wrap(f"{number} {step.name}: {step.title}", width, subsequent_indent=IN),
@@ -54,6 +53,15 @@ def _step(number: str, step: Step, figures: tuple[Figure, ...]) -> list[str]:
         "",
         *((IN + row).rstrip() for row in rows),
     ]
+
+
+def functions_said(step: Step) -> list[str]:
+    """The names of a step's functions, and what their docstrings say but for the step's title."""
+    said = list[str]()
+    for i, function in enumerate(step.functions):
+        says = described(function)[0 if i else 1 :]
+        said += [full_name(function) + ":" * bool(says), *(f"  {text}" for text in says)]
+    return said
 
 
 def _code(step: Step, shown: set[Callable[..., Any]]) -> list[str]:
@@ -67,25 +75,25 @@ def _code(step: Step, shown: set[Callable[..., Any]]) -> list[str]:
     ]
 
 
-def _shape(figure: Figure) -> str:
+def shape(figure: Figure) -> str:
     """The shape of an array; nothing for a number."""
     value = figure.value
     return str(list(value.shape)) if isinstance(value, np.ndarray) and value.ndim else ""
 
 
-def _rows(figure: Figure, name: int, shape: int) -> list[str]:
+def _rows(figure: Figure, name: int, widest: int) -> list[str]:
     """Name, shape, numbers and note of a figure, with as many numbers as fit beside the note."""
-    start = f"{figure.name:<{name}}  {_shape(figure):<{shape}}  "
+    start = f"{figure.name:<{name}}  {shape(figure):<{widest}}  "
     note = f"   ({figure.note})" if figure.note else ""
     room = terminal_width() - len(IN + start)
     for few in range(SHOWN_NUMBERS, 0, -1):
-        if len(row := _numbers(figure, few) + note) <= room:
+        if len(row := numbers(figure, few) + note) <= room:
             return [start + row]
-    texts = wrap(f"{_numbers(figure, 1)}{note}", max(room, 20), break_long_words=False)
+    texts = wrap(f"{numbers(figure, 1)}{note}", max(room, 20), break_long_words=False)
     return [f"{'' if i else start:<{len(start)}}{text}" for i, text in enumerate(texts)]
 
 
-def _numbers(figure: Figure, few: int) -> str:
+def numbers(figure: Figure, few: int = SHOWN_NUMBERS) -> str:
     """A few numbers: the first along the last axis, and the last one of a vector."""
     value = figure.value
     if isinstance(value, str):
@@ -105,3 +113,38 @@ def _number(x: float | int | str) -> str:
     if isinstance(x, int):
         return f"{x:,}"
     return "-" if np.isnan(x) else f"{x:.4g}"
+
+
+def explanation_document(found: Explanation, source: bool = False) -> dict[str, Any]:
+    """An explanation as one JSON document."""
+    return {
+        "model": found.model,
+        "family": found.family,
+        "num_blocks": found.num_blocks,
+        "block": found.block,
+        "dtype": found.dtype,
+        "tokens": vars(found.tokens),
+        "steps": [
+            {
+                "name": step.name,
+                "title": step.title,
+                "why": step.why,
+                "formula": [line for f in step.functions for line in described(f)],
+                "functions": [full_name(f) for f in step.functions],
+                "figures": [_figure_document(figure) for figure in figures],
+                **({"source": [inspect.getsource(f) for f in step.functions]} if source else {}),
+            }
+            for _, step, figures in found.steps
+        ],
+    }
+
+
+def _figure_document(figure: Figure) -> dict[str, Any]:
+    """One figure as JSON."""
+    if isinstance(figure.value, str):
+        return {"name": figure.name, "value": figure.value, "note": figure.note}
+    values = np.asarray(figure.value)
+    some = values.ravel()[:IN_JSON].tolist()
+    first = [x if isinstance(x, str) or isfinite(x) else None for x in some]
+    shape = list(values.shape)
+    return {"name": figure.name, "shape": shape, "first": first, "note": figure.note}

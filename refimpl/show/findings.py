@@ -12,7 +12,7 @@ from refimpl.method.perturbation import SINK_FACTOR, Probes
 from refimpl.method.uncertainty import CONFIDENCE, t_quantile, told_apart
 from refimpl.model.ops import Array
 from refimpl.show.header import counted
-from refimpl.show.numbers import measured
+from refimpl.show.table import measured
 
 GROUPS, SOME = 3, 6  # of blocks that are named, and as many blocks of each
 UNITS = {"divergence": "nats", "arrival": "of drift"}
@@ -30,11 +30,7 @@ IN_STUDY = {
 def headline(
     scores: Scores, request: Mapping[str, Any], errors: AllocationErrors | None, clipped: float
 ) -> list[str]:
-    """What was done, what came of it and what could make that wrong, and what the study says.
-
-    The allocation is that of the first eta: the fields of its request with the name of the base,
-    its errors if its strength is measured, and the share of blocks at the clip.
-    """
+    """What was done at the first eta, what came of it, what could make it wrong, and the study."""
     absorption, count = scores.sweep[0], scores.num_blocks
     said = costs(scores, str(request["correct"]), errors)
     if errors is None:
@@ -132,10 +128,7 @@ def sides(r: Array, error: Array, samples: int) -> tuple[int, int, int]:
 
 
 def findings(absorption: Absorption, samples: int) -> list[str]:
-    """Which way the blocks go, and the largest coefficient; the last block's is 1 by definition.
-
-    The coefficients are means over so many samples, or over fewer where blocks were chosen.
-    """
+    """Which way the blocks go, and the largest coefficient; the last block's is 1 by definition."""
     r, error = absorption.coefficient[:-1], absorption.stderr[:-1]
     if not len(r):
         return ["There is one block, and no later block that could absorb or amplify."]

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from textwrap import wrap
 
 import numpy as np
@@ -21,6 +22,24 @@ from refimpl.running.provenance import Run, TokenFacts
 
 NARROWEST, WIDTH, LABEL = 40, 100, 12  # columns of a line, and of the label before its facts
 SOME = 8  # units that do not fit are named, of more
+
+
+@dataclass(frozen=True)
+class Style:
+    """What the output can show: colours as escape sequences, and block characters."""
+
+    color: bool = False
+    blocks: bool = True
+
+    @property
+    def middle(self) -> str:
+        """The bar's middle, a factor of 1."""
+        return "│" if self.blocks else "|"
+
+    @property
+    def plus_minus(self) -> str:
+        """What stands before a standard error."""
+        return "±" if self.blocks else "+-"
 
 
 def fits_terminal() -> bool:
@@ -95,7 +114,7 @@ def header(scores: Scores, allocations: tuple[Allocation, ...], verbose: bool = 
         ],
         "tokens": token_facts(scores.tokens),
         "perturbed": _perturbed(scores),
-        **_budget(scores),
+        "budget": _budget(scores),
         "base": [
             *_base(request.record.name, request.options, request.sparsity),
             *_unusual(request, verbose, "lo hi", f"limits {request.lo:g} to {request.hi:g}"),
@@ -159,17 +178,12 @@ def _perturbed(scores: Scores) -> list[str]:
     return [*facts, f"norm {plan.norm}", f"sink {plan.sink}"]
 
 
-def _budget(scores: Scores) -> dict[str, list[str]]:
+def _budget(scores: Scores) -> list[str]:
     """How far a time budget sufficed, if there was one."""
     if scores.budget_minutes is None:
-        return {}
+        return []
     asked = counted(scores.plan.perturbed_samples(scores.tokens.samples), "sample")
-    return {
-        "budget": [
-            f"{scores.budget_minutes:g} min",
-            f"{scores.measured_samples} of {asked} perturbed",
-        ]
-    }
+    return [f"{scores.budget_minutes:g} min", f"{scores.measured_samples} of {asked} perturbed"]
 
 
 def _base(base: str, options: Mapping[str, float | str], sparsity: float) -> list[str]:

@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 from refimpl.oracle.case_folders import CaseFolder
 from refimpl.oracle.check import Report, coarse_step
 from refimpl.oracle.judging.measures import StepResult
-from refimpl.show.header import counted, fitting, joined, terminal_width, wrapped
-from refimpl.show.table import aligned, fitted
+from refimpl.show.header import counted, fitting, joined, wrapped
+from refimpl.show.table import Table
 from refimpl.version import SPEC, __version__
 
 SHOWN_TIES = 5  # named, of near ties
@@ -33,12 +33,7 @@ def report_table(report: Report, candidate: str) -> str:
         facts["not covered"] = _kinds(report.uncovered)
     again = f"refimpl check {report.case.folder} {candidate}"
     said = [part for line in verdict_lines(report, again) for part in fitting(line)]
-    return joined([*wrapped(facts), "", *steps_table("stage", _stages(report)), "", *said])
-
-
-def steps_table(heading: str, stages: Mapping[str, Sequence[StepResult]]) -> list[str]:
-    """A row per group of steps: how many, their statuses, and the worst of them."""
-    return fitted(_columns(heading, stages))
+    return joined([*wrapped(facts), "", *steps_table("stage", _stages(report)).lines(), "", *said])
 
 
 def _stages(report: Report) -> dict[str, list[StepResult]]:
@@ -49,11 +44,11 @@ def _stages(report: Report) -> dict[str, list[StepResult]]:
     return stages
 
 
-def _columns(heading: str, stages: Mapping[str, Sequence[StepResult]]) -> dict[str, list[str]]:
-    """The columns of the table, by their headings."""
+def steps_table(heading: str, stages: Mapping[str, Sequence[StepResult]]) -> Table:
+    """A row per group of steps: how many, their statuses, and the worst of them."""
     groups = list(stages.values())
     worst = [max(group, key=_share) for group in groups]
-    return {
+    columns: dict[str, list[str]] = {
         heading: list(stages),
         "steps": [f"{len(group):,}" for group in groups],
         **{
@@ -65,6 +60,7 @@ def _columns(heading: str, stages: Mapping[str, Sequence[StepResult]]) -> dict[s
         "allowed": [_number(step.tolerance) for step in worst],
         "own": [_number(step.own) for step in worst],
     }
+    return Table(columns)
 
 
 def cases_document(cases: Sequence[CaseFolder]) -> dict[str, Any]:
@@ -90,7 +86,7 @@ def cases_table(cases: Sequence[CaseFolder]) -> str:
         "tokens": [" x ".join(map(str, case.facts.tokens.shape)) for case in cases],
         "steps": [f"{len(case.steps):,}" for case in cases],
     }
-    return joined([*aligned(columns), "", f"next:       refimpl case show {cases[0].name}"])
+    return joined([*Table(columns).lines(), "", f"next:       refimpl case show {cases[0].name}"])
 
 
 def case_table(case: CaseFolder) -> str:
@@ -100,39 +96,25 @@ def case_table(case: CaseFolder) -> str:
         "case": [case.name, f"family {case.facts.family}", f"spec {facts.spec}"],
         "folder": [str(case.path)],
         "inputs": [f"token_ids {[*facts.tokens.shape]}", "noise [L, N, S, D] of every draw"],
-        "recipe": [f"{name} {_recipe(value)}" for name, value in recipe.items()],
+        "recipe": [
+            f"{name} {' '.join(map(str, x)) if isinstance(x, list) else x}"
+            for name, x in recipe.items()
+        ],
     }
-    columns = {
-        **_left("step", [*case.steps]),
-        **_left("shape", [str([*step.shape]) for step in facts.steps]),
-        **_left("dtype", [step.dtype for step in facts.steps]),
+    columns: dict[str, list[str]] = {
+        "step": [*case.steps],
+        "shape": [str([*step.shape]) for step in facts.steps],
+        "dtype": [step.dtype for step in facts.steps],
     }
     said = "inputs.safetensors holds the inputs; write a tensor per step, a float one in any dtype"
-    rows = [line.rstrip() for line in aligned(columns)]
-    if max(map(len, rows)) > terminal_width():
-        rows = ["  ".join(map(str.strip, cells)) for cells in zip(*columns.values(), strict=True)]
+    rows = Table(columns, left=len(columns)).lines()
     return joined([*wrapped(header), "", *rows, "", *fitting(said)])
-
-
-def _recipe(value: Any) -> str:
-    """One value of a recipe."""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _left(heading: str, cells: list[str]) -> dict[str, list[str]]:
-    """A column that is aligned to the left."""
-    width = max(map(len, (heading, *cells)))
-    return {heading.ljust(width): [cell.ljust(width) for cell in cells]}
 
 
 def report_markdown(report: Report, candidate: str) -> str:
     """A report for the summary of a job on GitHub: the verdict, a row per stage, and the steps."""
-    first, stages = report.first, _stages(report)
-    where = f", first at `{first.step}`" if first else ""
-    columns = _columns("stage", stages)
-    rows = zip(*columns.values(), strict=True)
-    cells = [[*columns], ["---"] * len(columns), *rows]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    where = f", first at `{report.first.step}`" if report.first else ""
+    table = steps_table("stage", _stages(report)).markdown()
     said = joined(verdict_lines(report, f"refimpl check {report.case.folder} {candidate}"))
     title = f"### refimpl: {report.case.name}, {report.dtype}: {report.verdict}{where}"
     return f"{title}\n\n{table}\n\n```text\n{said}```\n"
@@ -222,7 +204,9 @@ def _unjudged(report: Report, checked: bool) -> Iterator[str]:
     )
     for what, names in open_steps.items():
         if names:
-            yield f"  {counted(len(names), 'step')} {what}: {_some(names)}"
+            more = ", ..." * (len(names) > SHOWN_STEPS)
+            some = ", ".join(names[:SHOWN_STEPS]) + more
+            yield f"  {counted(len(names), 'step')} {what}: {some}"
     if not checked:
         return
     if report.verdict == "resolved":
@@ -240,11 +224,6 @@ def _kinds(steps: Sequence[str]) -> list[str]:
         for step in steps
     )
     return list(dict.fromkeys(kinds))
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first of some names."""
-    return ", ".join(names[:SHOWN_STEPS]) + (", ..." if len(names) > SHOWN_STEPS else "")
 
 
 def _said(step: StepResult) -> str:

@@ -13,7 +13,6 @@ from refimpl.pruning.record import Pruning
 from refimpl.running.memory import MIB
 from refimpl.show.findings import in_study
 from refimpl.show.header import (
-    LABEL,
     command_lines,
     joined,
     model_facts,
@@ -22,17 +21,13 @@ from refimpl.show.header import (
     token_facts,
     wrapped,
 )
-from refimpl.show.numbers import measured
-from refimpl.show.table import fitted
+from refimpl.show.table import Table, measured
 
 LEAST = 0.05  # seconds of a stage that is shown
 
 
 def pruning_table(pruned: Pruning, out: Path, measured: str | None = None) -> str:
-    """How a model was pruned, what came of it, and what the correction did in the study.
-
-    `measured` is the table of the allocation, if that was measured for this pruning.
-    """
+    """How a model was pruned, the table of its allocation if that was measured, and the result."""
     lines = [*wrapped(_facts(pruned)), ""]
     if experts := pruned.without_tokens:
         lines += [f"pruned by magnitude, without calibration tokens: {', '.join(experts)}", ""]
@@ -120,7 +115,7 @@ def inspection_table(inspection: Inspection) -> str:
     }
     total, zeros = sum(x.weights for x in everything), sum(x.zeros for x in everything)
     last = f"zeros {zeros:,} of {total:,} ({zeros / total:.4%})"
-    table = fitted(columns)
+    table = Table(columns).lines()
     return joined([*_header(inspection), "", *table, "", last])
 
 
@@ -130,20 +125,15 @@ def _header(inspection: Inspection) -> list[str]:
     size = f"{inspection.parameter_bytes / MIB:,.1f} MiB"
     files = [f"{name}, {size / MIB:,.1f} MiB" for name, size in inspection.files.items()]
     lines = {
-        "model": [", ".join(model_facts(inspection.model, inspection.family, num_blocks))],
-        "parameters": [f"{inspection.parameters:,} in all, {size}"],
+        "model": model_facts(inspection.model, inspection.family, num_blocks),
+        "parameters": [f"{inspection.parameters:,} in all", size],
         "files" if len(files) > 1 else "file": files,
+        "ignored": inspection.ignored,
     }
-    if inspection.ignored:
-        lines["ignored"] = [", ".join(inspection.ignored)]
     if (asked := inspection.requested) is not None:
         what = asked["pattern"] or f"sparsity {asked['sparsity']:g}"
-        lines["requested"] = [f"{what} by {asked['method']}, as pruning.json says"]
-    return [
-        f"{label if i == 0 else '':<{LABEL}}{fact}"
-        for label, facts in lines.items()
-        for i, fact in enumerate(facts)
-    ]
+        lines["requested"] = [f"{what} by {asked['method']}", "as pruning.json says"]
+    return wrapped(lines)
 
 
 def _shares(blocks: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

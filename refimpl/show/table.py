@@ -1,210 +1,123 @@
-"""The table of blocks: what each absorbs, and how much is pruned of it."""
+"""A table of texts in its forms for a terminal, Markdown, LaTeX and CSV; and numbers as texts."""
 
+import csv
+import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from math import floor, isfinite, log10
 from textwrap import wrap
 
-import numpy as np
+from refimpl.show.header import terminal_width
 
-from refimpl.allocation.allocate import Allocation
-from refimpl.allocation.scores import Scores
-from refimpl.model.ops import Array
-from refimpl.show.findings import costs, headline, sinks
-from refimpl.show.header import counted, header, terminal_width
-from refimpl.show.numbers import measured
-
-WORDS = (("absorbs", "amplifies"), ("< 1", "> 1"), ())  # over the sides of a bar; without a bar
-EIGHTHS = " ▏▎▍▌▋▊▉"
-ESCAPE = re.compile(r"\x1b\[\d+m")
-GLUE = "\N{NO-BREAK SPACE}"
-LEAST = 1e-300  # below it, a coefficient is shown as this
-ABSORBS, AMPLIFIES, PLAIN = "\x1b[36m", "\x1b[31m", "\x1b[0m"
+UNKNOWN = "-"
+LARGE = 5  # zeros that a rounded number may end with
+ESCAPE = re.compile(r"\x1b\[\d+m")  # colours, which have no width
+NUMBER = re.compile(r"\d{1,3}(,\d{3})+")
+LATEX = {"±": r"$\pm$", "×": r"$\times$", "~": r"$\sim$", "\\": r"\textbackslash{}"}
+LATEX |= {x: f"\\{x}" for x in "&%$#_{}"}
 
 
 @dataclass(frozen=True)
-class Style:
-    """What the output can show: colours as escape sequences, and block characters."""
+class Table:
+    """Texts by their headings, a column each; the first `left` columns are aligned to the left."""
 
-    color: bool = False
-    blocks: bool = True
-
-    @property
-    def middle(self) -> str:
-        """The bar's middle, a factor of 1."""
-        return "│" if self.blocks else "|"
+    columns: Mapping[str, Sequence[str]]
+    left: int = 0
+    caption: str = ""
 
     @property
-    def plus_minus(self) -> str:
-        """What stands before a standard error."""
-        return "±" if self.blocks else "+-"
+    def rows(self) -> list[tuple[str, ...]]:
+        """The texts of each row."""
+        return [*zip(*self.columns.values(), strict=True)]
 
+    def lines(self) -> list[str]:
+        """Lines that fit the terminal, without empty columns.
 
-def table(
-    scores: Scores,
-    allocations: tuple[Allocation, ...],
-    style: Style = Style(),
-    verbose: bool = False,
-) -> str:
-    """What was found, a row per block, and how it came about; verbose, with all settings."""
-    found, width = allocations[0], terminal_width()
-    for words in WORDS:  # the bar gives way to a narrow terminal
-        shown = columns(scores, allocations, style, words)
-        if len(ESCAPE.sub("", aligned(shown)[0])) <= width:
-            break
-    rows = fitted(shown)
-    notes = [line for note in footer(scores, found) for line in wrap(note, width)]
-    request = vars(found.request) | {"base": found.request.record.name}
-    texts = headline(scores, request, found.errors, float(found.clipped.mean()))
-    glued = [text.replace(" ± ", f"{GLUE}±{GLUE}") for text in texts]
-    lines = [line.replace(GLUE, " ") for text in glued for line in wrap(text, width)]
-    lines = [line.replace("±", style.plus_minus) for line in lines]
-    return "\n".join([*lines, "", *rows, "", *header(scores, allocations, verbose), "", *notes, ""])
-
-
-def blocks_table(scores: Scores, allocation: Allocation, style: Style) -> str:
-    """What each block costs, and its row: the allocation alone."""
-    said = wrap(
-        " ".join(costs(scores, str(allocation.request.correct), allocation.errors)),
-        terminal_width(),
-    )
-    lines = [line.replace("±", style.plus_minus) for line in said]
-    return "\n".join([*lines, "", *fitted(columns(scores, (allocation,), style, ()))])
-
-
-def columns(
-    scores: Scores,
-    allocations: tuple[Allocation, ...],
-    style: Style,
-    words: tuple[str, ...] = WORDS[0],
-) -> dict[str, list[str]]:
-    """The table: heading to a text per block, without columns that are empty or all the same.
-
-    A sweep has a column of coefficients per eta; the allocation is that of the first.
-    """
-    absorption, allocation = scores.sweep[0], allocations[0]
-    base, asked = allocation.request.record, allocation.request.options
-    weights = scores.linear_sizes.sum(axis=1)
-
-    def numbers(values: Array, errors: Array | None, form: str = "#.3g") -> list[str]:
-        errors = np.full(len(values), np.nan) if errors is None else errors
-        pairs = zip(values.tolist(), errors.tolist(), strict=True)
-        return [measured(x, e, form).replace("±", style.plus_minus) for x, e in pairs]
-
-    found = {"block": [str(i) for i in range(scores.num_blocks)]}
-    if np.ptp(weights):
-        found["weights"] = [f"{n:,}" for n in weights.tolist()]
-    if (signal := scores.signals.get(base.name)) is not None:
-        found[base.column.format(**asked)] = _numbers(signal.of_blocks, "#.4g")
-    for one in scores.sweep:
-        name = f"r at {one.eta:g}" if len(scores.sweep) > 1 else "r"
-        found[name] = numbers(one.coefficient, one.stderr, "#.4g")
-    if (quiet := scores.without_sinks) is not None and sinks(scores):
-        found["no noise on sinks"] = numbers(quiet.coefficient, quiet.stderr, "#.4g")
-    if words and len(scores.sweep) == 1 and not allocation.request.measured:
-        room = max(map(len, words))
-        logs = np.abs(np.log(np.maximum(absorption.coefficient, LEAST)))
-        scale = float(np.nanmax(logs, initial=0)) or 1.0
-        found[f"{words[0]:>{room}}{style.middle}{words[1]}"] = [
-            bar(r, style, scale, room) for r in absorption.coefficient
+        Columns that do not fit follow in further tables, each with the first column.
+        """
+        width = terminal_width()
+        (heading, first), *others = [column for column in self.columns.items() if any(column[1])]
+        room = width - 2 - _width([heading, *first])
+        others = [  # beside the first column, long headings are broken
+            (
+                name if _width([name]) <= room else _wrapped(name, _width([*cells, *name.split()])),
+                cells,
+            )
+            for name, cells in others
         ]
-    if scores.pruned_at is not None and not allocation.request.measured:  # R_l, by pruning block l
-        found["drift"] = _numbers(np.diag(absorption.drift), "#.3g")
-    if allocation.request.correct == "arrival":
-        found["arrival"] = _numbers(absorption.arrival, "#.3g")
-    if allocation.request.correct == "divergence" and absorption.divergence is not None:
-        found["divergence"] = numbers(absorption.divergence, absorption.divergence_stderr)
-    errors = allocation.errors
-    if (grows := allocation.growth) is not None and errors is not None:
-        if grows.rate.ndim == 1:
-            found["kappa"] = numbers(grows.rate, errors.rate)
-        else:  # of linears, the median of each block's
-            fit = [row[fits] for row, fits in zip(grows.rate, grows.fits, strict=True)]
-            found["kappa"] = _numbers([np.median(x) if x.size else np.nan for x in fit], "#.3g")
-    if np.ptp(allocation.base_sparsity):
-        found["base"] = _numbers(allocation.base_sparsity, ".4f")
-    name = "sparsity" if allocation.request.correct is None else "corrected"
-    found[name] = numbers(
-        allocation.corrected_sparsity, None if errors is None else errors.sparsity, ".4f"
-    )
-    return found | {"to prune": [f"{n:,}" for n in allocation.num_pruned]}
+        room = width - 2 - max((_width([name, *cells]) for name, cells in others), default=0)
+        first = [_wrapped(cell, room) for cell in first]
+        tables: list[list[tuple[str, Sequence[str]]]] = [[(heading, first)]]
+        for column in others:
+            line = aligned([*tables[-1], column], self.left)[0]
+            if len(tables[-1]) > 1 and _width([line]) > width:
+                tables.append([(heading, first)])
+            tables[-1].append(column)
+        lines = [line.rstrip() for table in tables for line in ("", *aligned(table, self.left))]
+        return lines[1:]
 
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        rule = ["---"] * self.left + ["---:"] * (len(self.columns) - self.left)
+        rows = ([x.replace("|", "/") for x in row] for row in (self.columns, rule, *self.rows))
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
-def aligned(columns: Mapping[str, list[str]]) -> list[str]:
-    """Lines of a table, right-aligned; escape sequences for colour have no width."""
-
-    def padded(cells: list[str]) -> list[str]:
-        widths = [len(ESCAPE.sub("", cell)) for cell in cells]
-        return [
-            " " * (max(widths) - width) + cell for cell, width in zip(cells, widths, strict=True)
-        ]
-
-    aligned_columns = [padded([heading, *cells]) for heading, cells in columns.items()]
-    return ["  ".join(cells) for cells in zip(*aligned_columns, strict=True)]
-
-
-def fitted(columns: Mapping[str, list[str]]) -> list[str]:
-    """Lines of a table without empty columns.
-
-    Columns that do not fit the terminal follow in further tables, each with the first column.
-    """
-    (heading, first), *others = [column for column in columns.items() if any(column[1])]
-    tables = [{heading: first}]
-    for name, cells in others:
-        line = aligned(tables[-1] | {name: cells})[0]
-        if len(tables[-1]) > 1 and len(ESCAPE.sub("", line)) > terminal_width():
-            tables.append({heading: first})
-        tables[-1][name] = cells
-    lines = [line.rstrip() for table in tables for line in ("", *aligned(table))]
-    return lines[1:]
-
-
-def footer(scores: Scores, allocation: Allocation) -> list[str]:
-    """The totals, and notes that explain the rows."""
-    total, pruned, asked = allocation.total_weights, allocation.total_pruned, allocation.request
-    absorption = scores.sweep[0]
-    lines = [
-        f"to prune: {pruned:,} of {total:,} ({pruned / total:.4%}), asked for {asked.sparsity:.4%}"
-    ]
-    if asked.compat == "peer":
-        above = int((allocation.linear_sparsity > 1).any(axis=1).sum())
-        lines.append(
-            "compat peer restores no budget and rounds every row down"
-            + (f"; {counted(above, 'block')} asked for more than 1" if above else "")
+    def latex(self) -> str:
+        """The table in LaTeX, which needs no package."""
+        special = "[" + re.escape("".join(LATEX)) + "]"
+        head, *rows = (
+            " & ".join(re.sub(special, lambda x: LATEX[x[0]], text) for text in row) + r" \\"
+            for row in (self.columns, *self.rows)
         )
-    if np.ptp(allocation.linear_sparsity, axis=1).any():
-        lines.append("sparsities are per linear (all of them with --json); rows show block means")
-    if np.isnan(absorption.coefficient).any():
-        lines.append("r is - where no token had a drift; such a block counts as r = 1")
-    if np.isnan(absorption.stderr).any() and scores.tokens.samples < 2:
-        lines.append("r has no standard error: it takes two samples or more")
-    if absorption.left_out.any():
-        lines.append(f"{counted(int(absorption.left_out.sum()), 'token')} without a ratio left out")
-    if scores.plan.sink == "exclude":
-        sinks = counted(int(scores.sinks.sum()), "token")
-        lines.append(f"{sinks} excluded as sinks, over all perturbed blocks")
+        form = "l" * self.left + "r" * (len(self.columns) - self.left)
+        lines = [rf"\begin{{tabular}}{{{form}}}", r"\hline", head, r"\hline", *rows, r"\hline"]
+        return "\n".join([*lines, r"\end{tabular}"])
+
+    def csv(self) -> str:
+        """The table as CSV, its numbers without separators of thousands, for programs."""
+        text = io.StringIO()
+        rows = [
+            [x.replace(",", "") if NUMBER.fullmatch(x) else x for x in row] for row in self.rows
+        ]
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *rows])
+        return text.getvalue()
+
+
+def aligned(columns: Iterable[tuple[str, Sequence[str]]], left: int = 0) -> list[str]:
+    """Lines of a table; a text may have several."""
+    texts = [[heading, *cells] for heading, cells in columns]
+    widths, lines = [*map(_width, texts)], list[str]()
+    for row in zip(*texts, strict=True):
+        for parts in zip_longest(*(text.split("\n") for text in row), fillvalue=""):
+            spaces = [" " * (n - _width([x])) for n, x in zip(widths, parts, strict=True)]
+            pairs = enumerate(zip(parts, spaces, strict=True))
+            lines.append("  ".join(x + y if i < left else y + x for i, (x, y) in pairs))
     return lines
 
 
-def bar(r: float, style: Style, scale: float, room: int) -> str:
-    """A bar for log r, to the left if r < 1; full where |log r| is the scale, "?" for NaN."""
-    if np.isnan(r):
-        return "?".center(2 * room + 1)
-    u = float(np.clip(np.log(max(r, LEAST)) / scale, -1, 1))
-    length = abs(u) * room
-    if not style.blocks:
-        right = left = "#" * round(length)
-    else:
-        full, eighths = divmod(round(length * 8), 8)
-        right = "█" * full + EIGHTHS[eighths].strip()
-        # No characters grow to the left by eighths: this side is drawn in halves.
-        full, half = divmod(round(length * 2), 2)
-        left = "▐" * half + "█" * full
-    sides = (left, "") if u < 0 else ("", right)
-    text = f"{sides[0]:>{room}}{style.middle}{sides[1]:<{room}}"
-    return f"{ABSORBS if u < 0 else AMPLIFIES}{text}{PLAIN}" if style.color and u else text
+def _width(cells: Sequence[str]) -> int:
+    """Characters of the longest line of some cells."""
+    return max(len(x) for cell in cells for x in ESCAPE.sub("", cell).split("\n"))
 
 
-def _numbers(values: Iterable[float], form: str) -> list[str]:
-    """Numbers as texts, a dash where unknown."""
-    return ["-" if np.isnan(value) else format(value, form) for value in values]
+def _wrapped(text: str, width: int) -> str:
+    """A text on lines of at most so many characters, with whole words."""
+    return "\n".join(wrap(text, max(width, 1), break_long_words=False))
+
+
+def number(value: float, form: str = ".4g") -> str:
+    """A number as text, a dash if it is unknown."""
+    return format(value, form) if isfinite(value) else UNKNOWN
+
+
+def measured(value: float, error: float, form: str = ".4g") -> str:
+    """A number and its standard error, in the digits that the error deserves: its first two."""
+    if not (isfinite(error) and error > 0):
+        return number(value, form)
+    decimals = 1 - floor(log10(error))
+    if decimals < -LARGE:
+        return f"{value:.3g} ± {error:.2g}"
+    shown = max(decimals, 0)
+    return f"{round(value, decimals):,.{shown}f} ± {round(error, decimals):,.{shown}f}"

@@ -32,7 +32,7 @@ def validation_table(validation: Validation) -> str:
         verdict, *causes = verdict_lines(first)
         said = [f"{_name(first)}: {verdict}", *causes]
     lines = [part for line in (*said, *validation.notes) for part in fitting(line)]
-    return joined([*wrapped(facts), "", *steps_table("run", runs), "", *lines])
+    return joined([*wrapped(facts), "", *steps_table("run", runs).lines(), "", *lines])
 
 
 def validation_document(validation: Validation) -> dict[str, Any]:

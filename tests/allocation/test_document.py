@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, score
 from refimpl.allocation.scores_json import document, read_scores, scores_document
 from refimpl.loading.files.documents import plain
-from refimpl.show.table import table
+from refimpl.show.blocks import table
 from refimpl.storage.files import write_json
 from refimpl.tokens import random_tokens
 

@@ -14,9 +14,8 @@ from program import ran, refused, run
 from refimpl import read_model
 from refimpl.bench import measured_cells
 from refimpl.bench.document import BenchDocument
-from refimpl.bench.pictures import bench_figures
 from refimpl.bench.summary import places
-from refimpl.bench.tables import flat_rows, latex, markdown
+from refimpl.bench.tables import bench_figures, flat_table, write_tables
 from refimpl.loading.files.documents import converted
 from refimpl.report.svg import picture
 from refimpl.tokens.model_tokens import model_tokens
@@ -273,20 +272,23 @@ def test_means_changes_errors_and_the_floor_are_those_by_hand() -> None:
     assert place.floor == pytest.approx([sqrt((2 * 0.2**2 + 0.05**2 * 2) / 3)])
 
 
-def test_the_forms_of_the_table_hold_the_same_numbers() -> None:
+def test_the_forms_of_the_table_hold_the_same_numbers(tmp_path: Path) -> None:
     nats = {("uniform", 0, 0): [20.0, 24.0], ("owl & 50%", 0, 0): [19.0, 22.0]}
     document = a_comparison(nats)
-    head, uniform, owl = flat_rows(document)
+    table = flat_table(document)
+    head, (uniform, owl) = [*table.columns], table.rows
     assert head[:5] == ["model", "pruner", "sparsity", "allocation", "seeds"]
     assert head[5:] == ["block passes", "a_text", "× dense, a_text", "against uniform, a_text"]
-    assert uniform[5:] == ["12", "9.025", "3.32", ""]
-    assert owl[5:] == ["12", "7.768", "2.86", "~ -13.9 ± 4.3 %"]  # 2 windows: 12.7 errors
-    lines = markdown(document).splitlines()
+    assert uniform[5:] == ("12", "9.025", "3.32", "")
+    assert owl[5:] == ("12", "7.768", "2.86", "~ -13.9 ± 4.3 %")  # 2 windows: 12.7 errors
+    write_tables(tmp_path, document)
+    lines = (tmp_path / "table.md").read_text("utf-8").splitlines()
+    latex = (tmp_path / "table.tex").read_text("utf-8")
     assert lines[2] == f"| {' | '.join(uniform)} |"
     assert len({line.count("|") for line in lines[:4]}) == 1
-    assert r"owl \& 50\% & 1 & 12 & 7.768 & 2.86 & $\sim$ -13.9 $\pm$ 4.3 \% \\" in latex(document)
-    assert r"a\_text" in latex(document)
+    assert r"owl \& 50\% & 1 & 12 & 7.768 & 2.86 & $\sim$ -13.9 $\pm$ 4.3 \% \\" in latex
+    assert r"a\_text" in latex
     assert lines[-1] == "- measured on a_text, which calibration has read, too"
     (figure,) = bench_figures(document)
-    assert [row[2] for row in figure.tables[0].rows] == ["3.32012", "2.85765"]
+    assert [row[2] for row in figure.table.rows] == ["3.32012", "2.85765"]
     assert picture(figure).startswith("<svg")

@@ -47,12 +47,12 @@ def test_what_comes_from_files_is_escaped(files: dict[str, Path], tmp_path: Path
         edited(files["eval-whole.json"], folder / "<u>.json", evil_evaluation),
     ]
     page = Page(report(paths))
-    assert len(page.all("script")) == 1
+    assert page.all("script") == []
     assert not [e for tag in ("img", "b", "i", "u") for e in page.all(tag)]
     assert not [name for e in page.root.every() for name in e.attributes if name.startswith("on")]
     assert page.all("h1")[0].text() == EVIL
     assert EVIL in page.figure("p0").text()
-    assert EVIL in page.figure("results-text0").all("figcaption")[0].text()
+    assert EVIL in page.all("article")[-1].text()
 
 
 def test_the_command_says_where_the_page_is(files: dict[str, Path], tmp_path: Path) -> None:
@@ -89,14 +89,6 @@ CHANGED: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
         "dense/pruning.json", lambda d: d["blocks"][1]["linears"][0].pop("zeros"),
         "x.json: not a whole file of refimpl (blocks[1].linears[0] has no zeros)",
     ),
-    "another family": (
-        "dense/pruning.json", lambda d: d.update(family="opt"),
-        "x.json: of another model (llama, family opt",
-    ),
-    "other sizes": (
-        "dense/pruning.json", lambda d: d["blocks"][2]["linears"][1].update(weights=513),
-        "x.json: of another model",
-    ),
     "an unknown sparsity": (
         "one.json", lambda d: d["allocations"][0]["base_sparsity"].__setitem__(0, None), "or null",
     ),
@@ -110,8 +102,6 @@ TEXTS = {
 NAMED = {
     ("none",): "none: cannot be read",
     ("",): "cannot be read",
-    ("gemma3.json", "dense/pruning.json"): "pruning.json: of another model (llama, family llama, 4",
-    ("gemma3.json", "eval-whole.json"): "eval-whole.json: of another model",
 }
 
 
@@ -129,7 +119,7 @@ def test_changed_files_are_refused(case: str, files: dict[str, Path], tmp_path: 
 
 
 @pytest.mark.parametrize("names", NAMED)
-def test_files_that_do_not_belong_are_refused(
+def test_files_that_cannot_be_read_are_refused(
     names: tuple[str, ...], files: dict[str, Path], tmp_path: Path
 ) -> None:
     out, folder = tmp_path / "report.html", files["one.json"].parent

@@ -1,4 +1,4 @@
-"""`refimpl compare`: one table of several runs, on screen, as CSV and as JSON."""
+"""`refimpl compare`: one table of several runs, on screen and as JSON."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def test_a_measured_pruning_is_two_evaluations(tmp_path: Path) -> None:
     ran("report", tmp_path / "a", "-o", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "Perplexity against sparsity" in page
-    assert "from 1 file." in page
+    assert page.count("<article") == 1
 
 
 def test_a_row_holds_what_its_files_hold(files: dict[str, Path]) -> None:

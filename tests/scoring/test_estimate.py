@@ -21,7 +21,7 @@ from refimpl import Noise, Probes, Request, estimate, score
 from refimpl.allocation.scores import Scores
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.show.estimate import duration
+from refimpl.show.blocks import duration
 from refimpl.tokens import Tokens, random_tokens
 
 LLAMA = FIXTURES / "llama"

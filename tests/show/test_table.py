@@ -17,9 +17,10 @@ from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signal
 from refimpl.method.perturbation import Noise, Probes
 from refimpl.running.provenance import Run, TokenFacts
+from refimpl.show.blocks import bar, table
 from refimpl.show.findings import IN_STUDY
-from refimpl.show.header import LABEL, WIDTH, header
-from refimpl.show.table import Style, aligned, bar, table
+from refimpl.show.header import LABEL, WIDTH, Style, header
+from refimpl.show.table import aligned
 
 ASCII, UNICODE, COLOR = Style(blocks=False), Style(), Style(color=True)
 LINEARS = {"q_proj": (30, 20), "down_proj": (20, 30)}
@@ -463,13 +464,13 @@ cells = st.text(st.sampled_from("ab1,.│"), min_size=1, max_size=8)
 def test_aligned_columns(width: int, height: int, data: st.DataObject) -> None:
     names = data.draw(st.lists(cells, min_size=width, max_size=width, unique=True))
     given_ = {n: data.draw(st.lists(cells, min_size=height, max_size=height)) for n in names}
-    lines = aligned(given_)
+    lines = aligned(given_.items())
     assert len(lines) == 1 + height
     assert len({len(line) for line in lines}) == 1
     by_row = [[texts[i] for texts in given_.values()] for i in range(height)]
     assert [line.split() for line in lines] == [names, *by_row]
     tinted = {n: [f"\x1b[31m{text}\x1b[0m" for text in texts] for n, texts in given_.items()}
-    assert [ESCAPE.sub("", line) for line in aligned(tinted)] == lines
+    assert [ESCAPE.sub("", line) for line in aligned(tinted.items())] == lines
 
 
 def test_alphas_of_blocks_with_fewer_linears_than_others() -> None:
