@@ -173,7 +173,10 @@ def explain_command(
     *,
     where: groups.Where,
     shown: Annotated[StepOptions, Group("Steps")],
-    source: Annotated[groups.Source, groups.source_group(*SHORT)],
+    source: Annotated[
+        groups.Source,
+        groups.source_group(*SHORT, f"{groups.OWN_TEXT}, or without tokenizer.json, random ids"),
+    ],
     perturbed: groups.Plan,
     wanted: groups.Shown,
     settings: Annotated[Settings, Group("Running", groups.IN_PROCESS)],
@@ -188,7 +191,8 @@ def explain_command(
         wanted = replace(wanted, correct="absorption", strength=strength)
     plan, wanted = groups.checked_plan(context, perturbed, wanted)
     opened = where.read(model)
-    tokens = model_tokens(opened, **vars(source), seed=plan.seed, default=SHORT)
+    text = opened.tokenizer_json.exists()
+    tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=text, default=SHORT)
     block, step = shown.block, shown.step
     with progress_bar("explaining") as progress:
         steps = explain(opened, tokens, block, step, plan, wanted, settings, progress=progress)
