@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 from gates import case_of, model_of
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from refusals import refusal_of
 
@@ -220,6 +220,7 @@ def test_any_value_of_another_type_is_refused(data: st.DataObject) -> None:
     good = {"pruned": 2, "group": 4} if kind is Pattern else vars(kind())
     key = data.draw(st.sampled_from([*good]))
     value = data.draw(st.from_type(type).flatmap(st.from_type).filter(lambda x: not plain(x)))
+    assume(not (callable(good[key]) and callable(value)))  # such as any function for `progress`
     with pytest.raises(RefimplError):
         kind(**good | {key: value})
 
