@@ -4,12 +4,13 @@ import json
 import reprlib
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from refimpl.errors import RefimplError
 from refimpl.loading.families.family import REQUIRED, Family
 
 LARGEST = 2**31 - 1  # the limit of any size
+T = TypeVar("T")
 
 # Keys that do not change any number of a forward pass.
 _IRRELEVANT = """
@@ -144,14 +145,22 @@ class Keys:
         self.wrong(f"{key}: expected a list of {count} numbers, got {got}")
         return []
 
-    def listed(self, key: str, value: Any, known: Mapping[str, bool], count: int) -> list[bool]:
-        """A value as a list of `count` words, and what each means; a problem is read as false."""
+    def factors(self, key: str, count: int) -> tuple[float, ...]:
+        """A list of `count` positive numbers; each 1 if the key is absent or null."""
+        value = self.get(key)
+        listed = [] if value is None else self.numbers(key, value, count)
+        return tuple(self.real(key, x) for x in listed or [1.0] * count)
+
+    def listed(self, key: str, value: Any, known: Mapping[str, T], count: int) -> list[T]:
+        """What each of `count` words means; a problem is read as the last one known."""
         valid = isinstance(value, list) and all(isinstance(x, str) and x in known for x in value)
         if valid and len(value) == count:
             return [known[word] for word in value]
         got = f"{len(value)} entries" if valid else shown(value)
-        self.wrong(f"{key}: expected {count} entries out of {', '.join(known)}, got {got}")
-        return [False] * count
+        self.wrong(
+            f"{self.spelling(key)}: expected {count} entries out of {', '.join(known)}, got {got}"
+        )
+        return [*known.values()][-1:] * count
 
     def flag(self, key: str) -> bool:
         """True or false; any other value is a problem, read as false."""

@@ -65,6 +65,8 @@ def small(entries: dict[str, Any], **sizes: Any) -> dict[str, Any]:
         for key, x in entries.items()
         if isinstance(x, list) and len(x) == entries.get("num_hidden_layers") and key not in SIZES
     }
+    if "hybrid_override_pattern" in entries:
+        lists["hybrid_override_pattern"] = "ME*"
     return {key: x for key, x in entries.items() if key not in SIZES} | sizes | lists
 
 

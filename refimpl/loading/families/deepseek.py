@@ -1,6 +1,7 @@
 """Routers of sigmoid scores with a correction: DeepSeek-V3, GLM-4.5, others; latent attention."""
 
 from refimpl.loading.families.family import (
+    MLP,
     QK_NORM,
     Entries,
     Family,
@@ -12,7 +13,7 @@ from refimpl.loading.families.family import (
     unread,
 )  # fmt: skip
 from refimpl.loading.families.llama import LLAMA
-from refimpl.loading.families.mixtures import EXPERTS, MLP, STACKS, linears
+from refimpl.loading.families.mixtures import EXPERTS, STACKS, linears
 
 GLM4_MOE = LLAMA.like(
     "glm4_moe",

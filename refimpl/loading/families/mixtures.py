@@ -3,6 +3,7 @@
 from typing import Any
 
 from refimpl.loading.families.family import (
+    MLP,
     Entries,
     Family,
     Location,
@@ -12,10 +13,16 @@ from refimpl.loading.families.family import (
     only,
     unread,
 )  # fmt: skip
-from refimpl.loading.families.glm import ERNIE
-from refimpl.loading.families.llama import HUNYUAN, LLAMA, MISTRAL, QWEN2, QWEN3
-
-MLP = ("gate_proj", "up_proj", "down_proj")
+from refimpl.loading.families.llama import (
+    ERNIE,
+    HUNYUAN,
+    LLAMA,
+    MISTRAL,
+    OLMO2,
+    QWEN2,
+    QWEN3,
+    WIDTH_NORM,
+)  # fmt: skip
 
 
 def linears(of: str, place: str) -> dict[str, str]:
@@ -81,13 +88,23 @@ QWEN3_MOE = QWEN3.like(
 OLMOE = LLAMA.like(
     "olmoe",
     without=MLP,
-    names=EXPERTS | {
-        "q_width_norm": "layers.{}.self_attn.q_norm", "k_width_norm": "layers.{}.self_attn.k_norm"
-    },
+    names=EXPERTS | WIDTH_NORM,
     biased=biased("attention_bias", "q", "k", "v", "o"),
     keys=dict(
         num_experts=64, num_experts_per_tok=8, norm_topk_prob=False, norm_eps=1e-5,
         qkv_limit=key(None, "clip_qkv"), max_position_embeddings=4096,
+    ),
+    scoring="softmax",
+    stacks=STACKS,
+)  # fmt: skip
+
+FLEX_OLMO = OLMO2.like(
+    "flex_olmo",
+    without=MLP,
+    names=EXPERTS,
+    keys=dict(
+        num_experts=7, num_experts_per_tok=5, norm_topk_prob=False, norm_eps=1e-6,
+        rope_theta=500000.0, max_position_embeddings=4096,
     ),
     scoring="softmax",
     stacks=STACKS,
@@ -110,9 +127,7 @@ def _minimax(family: Family, entries: Entries) -> tuple[Family, Entries]:
 
 MINIMAX_M2 = MIXTRAL.like(
     "minimax_m2",
-    names=dict(
-        q_width_norm="layers.{}.self_attn.q_norm", k_width_norm="layers.{}.self_attn.k_norm",
-    ) | {"router.correction": "layers.{}.block_sparse_moe.e_score_correction_bias"},
+    names=WIDTH_NORM | {"router.correction": "layers.{}.block_sparse_moe.e_score_correction_bias"},
     keys=dict(
         num_experts=256, num_experts_per_tok=8, head_dim=128, norm_eps=1e-6, rope_theta=5000000.0,
         partial_rotary_factor=key(1.0), sliding_window=only(None),
