@@ -1,6 +1,7 @@
 """What mixes the tokens of each block, and its mixture of experts, with their sizes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf, log
 from typing import Any
 
@@ -63,19 +64,10 @@ def _attention(keys: Keys, num_blocks: int, plain: Attention) -> list[Attention 
 
 
 def _gated_delta_rule(keys: Keys) -> Mixer:
-    count = keys.size("num_attention_heads")
-    heads = keys.size("linear_num_key_heads", otherwise=count)
-    key_dim = max(3 * keys.size("hidden_size") // (4 * heads), 1)
-    key_dim = keys.size("linear_key_head_dim", otherwise=key_dim)
-    sizes = GatedDeltaRule(
-        heads,
-        keys.size("linear_num_value_heads", otherwise=count),
-        key_dim,
-        keys.size("linear_value_head_dim", otherwise=2 * key_dim),
-        keys.size("linear_conv_kernel_dim"),
-        2.0 if keys.has(NEGATIVE) and keys.flag(NEGATIVE) else 1.0,
-        keys.number_or_none("state_norm_eps"),
-    )
+    named = "num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim"
+    sizes = GatedDeltaRule(*(keys.size(f"linear_{name}") for name in named))
+    most = 2.0 if keys.has(NEGATIVE) and keys.flag(NEGATIVE) else 1.0
+    sizes = replace(sizes, most=most, norm_eps=keys.number_or_none("state_norm_eps"))
     if sizes.value_heads % sizes.key_heads:
         counts = f"{sizes.key_heads} does not divide {sizes.value_heads} value heads"
         keys.wrong(f"linear_num_key_heads: {counts}")

@@ -50,7 +50,6 @@ MAMBA_BIASES = dict.fromkeys((*MAMBA_INS, "out_proj"), "mamba_proj_bias")
 MAMBA_KEYS = dict(
     mamba_n_heads=128, mamba_n_groups=1, mamba_d_state=256, mamba_d_head="auto", mamba_d_conv=4,
     mamba_expand=2, mamba_conv_bias=True, mamba_proj_bias=False, time_step_limit=None,
-    **unread("mamba_chunk_size"),
 )  # fmt: skip
 GRANITE_HYBRID = GRANITE_SHARED.like(
     "granitemoehybrid",
@@ -60,7 +59,7 @@ GRANITE_HYBRID = GRANITE_SHARED.like(
     keys=dict(
         shared_expert_intermediate_size=1024, moe_layers=None, layer_types=None,
         position_embedding_type=Key(None, only=(None, "rope", "nope")),
-        normalization_function=only("rmsnorm"), **unread("init_method"), **MAMBA_KEYS,
+        normalization_function=only("rmsnorm"), **MAMBA_KEYS,
     ),
     optional={"conv.bias": "mamba_conv_bias"},
     mixers={"linear_attention": "mamba2"},
@@ -110,9 +109,7 @@ LFM2 = LLAMA.like(
         conv_taps=key(3, "conv_L_cache"), use_pos_enc=only(True),
         **unread(
             "block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of",
-            "block_dim", "block_mlp_init_scale", "block_out_init_scale", "block_use_swiglu",
-            "block_use_xavier_init", "conv_dim", "conv_dim_out", "conv_use_xavier_init",
-            "num_heads", "theta",
+            "block_dim", "block_use_swiglu", "conv_dim", "conv_dim_out", "num_heads", "theta",
         ),
     ),
     optional={"conv.bias": "conv_bias"},
@@ -167,10 +164,7 @@ QWEN3_5 = QWEN3.like(
         linear_key_head_dim=128, linear_value_head_dim=128, linear_conv_kernel_dim=4,
         partial_rotary_factor=key(0.25), activation=only("silu", "hidden_act"),
         attn_output_gate=only(True), output_gate_type=Key("swish", only=("swish", "silu")),
-        **unread(
-            "full_attention_interval", "mamba_ssm_dtype", "mtp_num_hidden_layers",
-            "mtp_use_dedicated_embeddings",
-        ),
+        **unread("full_attention_interval"),
     ),
     windows="none",
     mixers={"linear_attention": "gated_delta_rule"},
@@ -222,7 +216,6 @@ BAMBA = LLAMA.like(
     keys=MAMBA_KEYS | dict(
         num_key_value_heads=8, norm_eps=1e-5, max_position_embeddings=262144, layer_types=None,
         partial_rotary_factor=only(0.5), activation=only("silu", "hidden_act"),
-        **unread("num_logits_to_keep", "z_loss_coefficient", "attn_rotary_emb"),
     ),
     optional={"conv.bias": "mamba_conv_bias"},
     mixers={"linear_attention": "mamba2"},
@@ -232,7 +225,7 @@ BAMBA = LLAMA.like(
 FALCON_H1 = BAMBA.like(
     "falcon_h1",
     biased=BAMBA.biased | {"out_proj": "projectors_bias"},
-    without=("layer_types", "z_loss_coefficient", "attn_rotary_emb"),
+    without=("layer_types",),
     keys=dict(
         head_dim=None, max_position_embeddings=8192, partial_rotary_factor=only(1.0),
         mamba_d_ssm=1024, mamba_rms_norm=False, mamba_norm_before_gate=True,
@@ -276,10 +269,6 @@ OLMO_HYBRID = OLMO2.like(
         linear_num_value_heads=None, linear_key_head_dim=None, linear_value_head_dim=None,
         linear_conv_kernel_dim=4, linear_allow_neg_eigval=True,
         state_norm_eps=only(1e-5),  # a constant of the family, not a key of its files
-        **unread(
-            "linear_a_log_max", "linear_a_log_min", "linear_dt_init_floor", "linear_dt_max",
-            "linear_dt_min",
-        ),
     ),
     mixers={"linear_attention": "gated_delta_rule"},
     mixer_of=dict.fromkeys(("attn_norm", "mlp_norm"), "gated_delta_rule")
@@ -342,13 +331,7 @@ NEMOTRON_H = LLAMA.like(
         shared_expert_intermediate_size=key(7688, "moe_shared_expert_intermediate_size"),
         n_shared_expert=only(1, "n_shared_experts"), moe_latent_size=only(None),
         attention_bias=only(False), sliding_window=only(None), tie_word_embeddings=only(False),
-        **unread(
-            "chunk_size", "expand", "mamba_expand", "mamba_proj_bias", "mamba_ssm_cache_dtype",
-            "moe_shared_expert_overlap", "mtp_hybrid_override_pattern", "mtp_layers_block_type",
-            "num_logits_to_keep", "num_nextn_predict_layers", "rescale_prenorm_residual",
-            "residual_in_fp32", "time_step_floor", "time_step_max", "time_step_min",
-            "use_mamba_kernels",
-        ),
+        **unread("expand", "mamba_expand", "mamba_proj_bias", "time_step_min"),
     ),
     optional={"conv.bias": "mamba_conv_bias"},
     unrotated="all",

@@ -120,9 +120,8 @@ HUNYUAN = LLAMA.like(
         norm_eps=1e-5, alpha=None, head_dim=key(None, echoes=("attention_head_dim",)),
         use_qk_norm=only(True), use_cla=only(False), use_rotary_pos_emb=only(True),
         **unread(
-            "add_classification_head", "cla_share_factor", "class_num", "dense_list", "im_end_id",
-            "im_newline_id", "im_start_id", "mask_init_id", "norm_type", "org_vocab_size",
-            "pool_type", "text_end_id", "text_start_id",
+            "add_classification_head", "cla_share_factor", "class_num", "dense_list", "norm_type",
+            "org_vocab_size", "pool_type",
         ),
     ),
 )  # fmt: skip
