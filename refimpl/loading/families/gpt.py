@@ -79,10 +79,7 @@ GPT_NEOX = BASE.like(
         norm_eps=key(1e-5, "layer_norm_eps"), activation=key("gelu", "hidden_act"),
         attention_bias=True, use_parallel_residual=True, max_position_embeddings=2048,
     ),
-    buffers=(
-        r"layers\.\d+\.attention\.(bias|masked_bias)",
-        r"layers\.\d+\.attention\.rotary_emb\.inv_freq",
-    ),
+    buffers=(r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
 )  # fmt: skip
 
 GPTJ = GPT2.like(
