@@ -40,7 +40,7 @@ REFUSED = {
         ),
         (
             "jamba zamba zamba2 mamba mamba2 falcon_mamba",
-            "blocks with Mamba 1, or with Mamba 2 and nothing else",
+            "blocks with Mamba 1, Mamba 2 in every block, or attention whose weights blocks share",
             QWEN,
         ),
         (
