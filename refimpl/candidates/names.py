@@ -8,7 +8,6 @@ from pathlib import Path
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.gguf.architectures import ARCHITECTURES
-from refimpl.model.config import Config
 from refimpl.model.layout import WHOLE, Layout
 from refimpl.model.mixers.sizes import Attention
 from refimpl.model.model import Model
@@ -69,11 +68,6 @@ def named_sources(word: str, case: Case) -> Sources:
     return sources
 
 
-def last_linear(config: Config, block: int) -> str:
-    """The linear whose output is what a block's mixer adds to the stream."""
-    return "o_proj" if config.mixer(block).attends else "out_proj"
-
-
 def transformers_sources(model: Model) -> Sources:
     """Where transformers' modules hold the steps; none returns what is rotated or clipped."""
     config, blocks, last = model.config, range(model.config.num_blocks), model.config.num_blocks - 1
@@ -84,7 +78,8 @@ def transformers_sources(model: Model) -> Sources:
 
     whole = []  # the module of each block: that of a linear, up to the block's number
     for i in blocks:
-        start = re.match(rf"(?:.*?\.)?{i}(?=\.)", module(f"blocks.{i}.{last_linear(config, i)}"))
+        one = module(f"blocks.{i}.{next(iter(config.linears[i]))}")
+        start = re.match(rf"(?:.*?\.)?{i}(?=\.)", one)
         whole.append(start[0] if start else "")
     sources: Sources = {}
 
@@ -105,10 +100,11 @@ def transformers_sources(model: Model) -> Sources:
             name, limited = f"{at}.{x}_proj", config.qkv_limit is not None
             if named := module(f"{of}{x}_norm") or (not limited and module(f"{of}{x}_width_norm")):
                 add(of + x, named)
-            elif not limited:
+            elif not limited and f"{name}.weight" in model.weights:
                 add(of + x, module(name), layout=model.weights[f"{name}.weight"].layout)
         scaled = config.residual_scale != 1
-        for part, linear in (("attn", last_linear(config, i)), ("mlp", "down_proj")):
+        ends = [x for x in ("o_proj", "out_proj") if x in config.linears[i]]
+        for part, linear in (("attn", ends[0] if len(ends) == 1 else ""), ("mlp", "down_proj")):
             after = module(f"{of}{part}_post_norm") or module(of + linear)
             if part == "mlp" and config.blocks[i].mixture and not after:
                 after = module(f"{of}router").rpartition(".")[0]

@@ -38,7 +38,7 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     limited = () if config.qkv_limit is None else (ops.limited,)
     mask = (position_tables.reach,) if kind.chunked else ()
     rotation = (attention.rotate, position_tables.rope_tables, *where("q_rope_norm"))
-    scores = capped(config.attn_soft_cap)
+    scores, normed = capped(config.attn_soft_cap), "qkv" if where("v_norm") else "qk"
     attend = (attention.attend, *mask, position_tables.causal_bias, *scores, ops.softmax)
     attn_out = (forward.project, attention.merge_heads, *where("attn_post_norm"), *scaled)
     share = ops.sigmoid if facts is not None and facts.scoring == "sigmoid" else ops.softmax
@@ -48,13 +48,14 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     head = (forward.head, *norm, *capped(config.final_soft_cap), ops.softmax)
     mixed: list[tuple[str, Functions, Callable[[Values], Any]]] = [
         ("qkv", (forward.project, ops.linear, *limited, attention.split_heads), _qkv),
-        ("qk_norm", where("q_norm") or where("q_width_norm"), partial(_points, names="qk")),
+        ("qk_norm", where("q_norm") or where("q_width_norm"), partial(_points, names=normed)),
         ("rope", () if kind.rope is None else rotation, _rope),
         ("attention", attend, _attention),
     ]
     if kind.mixer is not None and not isinstance(kind.mixer, Attention):
-        mix, points = forward.MIXERS[type(kind.mixer)], kind.mixer.points
-        mixed = [(kind.mixer.name, (mix,), partial(_points, names=points))]
+        points, parts = kind.mixer.points, (forward.MIXERS.get(type(kind.mixer)),)
+        mixed = [(kind.mixer.name, tuple(filter(None, parts)), partial(_points, names=points))]
+    absent = {"attn_out", "mlp_out"}.difference(forward.block_points(kind))
     heads = "attn_heads" if kind.mixer is None or kind.mixer.attends else "mixed"
     steps: list[tuple[str, Functions, Callable[[Values], Any]]] = [
         ("attn_norm", where("attn_norm"), partial(_norm, before="resid_pre", after="attn_norm")),
@@ -69,7 +70,11 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     return [
         Step("tokens", BLOCK, (checked_ids,), _tokens),
         Step("embed", BLOCK, (forward.embed,), _embed),
-        *(Step(name, BLOCK, functions, show) for name, functions, show in steps if functions),
+        *(
+            Step(name, BLOCK, functions, show)
+            for name, functions, show in steps
+            if functions and name not in absent
+        ),
         Step("head", BLOCK, head, _head),
     ]
 
@@ -109,7 +114,7 @@ def _sizes(v: Values) -> Attention:
 def _qkv(v: Values) -> Iterator[Figure]:
     x, config = v.points["attn_norm"], v.config
     sizes = _sizes(v)
-    for name in "qkv":
+    for name in (x for x in "qkv" if f"{x}_proj.weight" in v.weights):
         y = ops.limited(forward.project(x, v.weights, f"{name}_proj"), config.qkv_limit)
         yield Figure(name, attention.split_heads(y, sizes.head_dim))
     if sizes.num_key_value_heads < sizes.num_attention_heads:
@@ -150,7 +155,7 @@ def _attention(v: Values) -> Iterator[Figure]:
 
 def _sum(v: Values, names: tuple[str, str]) -> Iterator[Figure]:
     after = "resid_mid" if names[0] == "resid_pre" else "resid_post"
-    for name in (*names, after):
+    for name in (x for x in (*names, after) if x in v.points):
         yield Figure(f"||{name}_t||", length(v.points[name]), "per token")
     yield Figure(after, v.points[after])
 

@@ -178,7 +178,8 @@ def _wanda(v: Values) -> Iterator[Figure]:
 
 
 def _loss(v: Values) -> Iterator[Figure]:
-    x = v.points["attn_norm"]
+    x = v.points[statistics.input_of(v.linear)]
+    x = np.reshape(x, (1, -1, x.shape[-1]))  # an expert's tokens are in one row
     y, left = (ops.linear(x, w)[0] for w in (v.weight, np.where(v.keep, v.weight, 0)))
     everyone = np.ones(len(y), np.bool_)
     yield Figure("R", perturbation.deviation(left, y, everyone).drift, "per token")

@@ -18,7 +18,7 @@ from refimpl.model.config import Config
 from refimpl.model.forward import Place, Weights, block, head
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import add_sums, second_moments, sum_of_squares
+from refimpl.model.statistics import add_sums, input_of, second_moments, sum_of_squares
 from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.wanda import wanda_keep, wanda_score
@@ -156,8 +156,9 @@ class Values:
 
     @property
     def linear(self) -> str:
-        """The linear whose weights are looked at: the block's first."""
-        return next(iter(self.config.linears[self.index]))
+        """The linear whose weights are looked at: the block's first that reads a token."""
+        linears = self.config.linears[self.index]
+        return next(name for name in linears if input_of(name) in self.points)
 
     @property
     def weight(self) -> Array:
@@ -172,7 +173,9 @@ class Values:
     @cached_property
     def keep(self) -> npt.NDArray[np.bool_]:
         """Which of its weights stay under the allocation, [out, in]."""
-        return wanda_keep(self.linear_score, int(self.allocation.linear_pruned[self.index, 0]))
+        position = [*self.config.linears[self.index]].index(self.linear)
+        pruned = self.allocation.linear_pruned[self.index, position]
+        return wanda_keep(self.linear_score, int(pruned))
 
     @cached_property
     def _read(self) -> list[tuple[Array, dict[str, Array]]]:

@@ -23,6 +23,7 @@ SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
          "truncate"),
     ),
+    "proportional": ((), ("factor",)),
     "longrope": (("short_factor", "long_factor", ORIGINAL), ("factor", "attention_factor")),
 }  # fmt: skip
 TEMPERATURE, TUNED = "llama_4_scaling_beta", "attn_temperature_tuning"
@@ -156,7 +157,8 @@ def _ropes(keys: Keys, head_dim: int) -> tuple[Rope | None, Rope | None]:
         sliding, new = (e if isinstance(e := new.get(kind), dict) else {} for kind in SLIDES)
     if old and new and old != new:
         keys.wrong(f"rope_scaling: {shown(old)} contradicts rope_parameters {shown(new)}")
-    full = _rope(keys, new or old, source if new else "rope_scaling", head_dim)
+    wide = keys.size("global_head_dim", otherwise=head_dim)
+    full = _rope(keys, new or old, source if new else "rope_scaling", wide)
     if not keys.has(local):
         return full, full
     return full, _rope(keys, sliding, "rope_parameters.sliding_attention", head_dim, local)
@@ -185,6 +187,8 @@ def _rope(
             theta *= stretch ** (rotary_dim / (rotary_dim - 2))
         scaling = {}
     name, values = _scaling(keys, scaling, source, rotary_dim)
+    if name == "proportional":
+        values["turning_dim"], rotary_dim = rotary_dim, head_dim
     if len(keys.problems) > problems_before:
         return None
     return Rope(theta, rotary_dim, name, interleaved=keys.family.interleaved, **values)

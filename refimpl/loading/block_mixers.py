@@ -1,13 +1,15 @@
 """What mixes the tokens of each block, and its mixture of experts, with their sizes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf, log
 from typing import Any
 
 from refimpl.loading.config_keys import Keys, shown
-from refimpl.model.config import Experts
+from refimpl.model.config import BlockKind, Experts
 from refimpl.model.mixers.sizes import (
     Attention,
+    Beside,
     GatedDeltaRule,
     LatentAttention,
     Mamba2,
@@ -16,6 +18,7 @@ from refimpl.model.mixers.sizes import (
 )  # fmt: skip
 
 MOST_EXPERTS = 10_000  # so that a damaged file does not fill the memory with names of linears
+NEGATIVE, NORM_FIRST = "linear_allow_neg_eigval", "mamba_norm_before_gate"
 
 
 def read_mixers(keys: Keys, num_blocks: int, attention: Attention) -> list[Mixer | None]:
@@ -33,6 +36,17 @@ def read_mixers(keys: Keys, num_blocks: int, attention: Attention) -> list[Mixer
 def _attention(keys: Keys, num_blocks: int, plain: Attention) -> list[Attention | None]:
     """Softmax attention with a gate, and with a number of heads for each block."""
     gate = keys.family.gate
+    if keys.has("global_head_dim"):  # of blocks that see all tokens
+        kv_heads, types = plain.num_key_value_heads, keys.get("layer_types")
+        kv_heads = keys.size("num_global_key_value_heads", otherwise=kv_heads)
+        wide = Attention(
+            plain.num_attention_heads, kv_heads, keys.size("global_head_dim"),
+            keys_as_values=keys.flag("attention_k_eq_v"),
+        )  # fmt: skip
+        if plain.num_attention_heads % kv_heads:
+            keys.wrong(f"num_global_key_value_heads: {kv_heads} does not divide the heads")
+        types = types if isinstance(types, list) else []
+        return [None if kind == "sliding_attention" else wide for kind in types]
     if not gate:
         return [None] * num_blocks
     heads: list[int] = [plain.num_attention_heads] * num_blocks
@@ -52,6 +66,8 @@ def _attention(keys: Keys, num_blocks: int, plain: Attention) -> list[Attention 
 def _gated_delta_rule(keys: Keys) -> Mixer:
     named = "num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim"
     sizes = GatedDeltaRule(*(keys.size(f"linear_{name}") for name in named))
+    most = 2.0 if keys.has(NEGATIVE) and keys.flag(NEGATIVE) else 1.0
+    sizes = replace(sizes, most=most, norm_eps=keys.number_or_none("state_norm_eps"))
     if sizes.value_heads % sizes.key_heads:
         counts = f"{sizes.key_heads} does not divide {sizes.value_heads} value heads"
         keys.wrong(f"linear_num_key_heads: {counts}")
@@ -77,11 +93,14 @@ def _latent_attention(keys: Keys) -> Mixer:
     return LatentAttention(heads, rank, keys.size("kv_lora_rank"), plain, rotary, value, scale)
 
 
-def _mamba2(keys: Keys) -> Mixer:
-    inner = keys.size("mamba_expand") * keys.size("hidden_size")
+def _mamba2(keys: Keys) -> Mamba2:
     heads, groups = keys.size("mamba_n_heads"), keys.size("mamba_n_groups")
-    head_dim = keys.get("mamba_d_head")
+    inner, head_dim = 0, keys.get("mamba_d_head")
+    if keys.has("mamba_expand"):
+        inner = keys.size("mamba_expand") * keys.size("hidden_size")
+        inner = keys.size("mamba_d_ssm", otherwise=inner)
     head_dim = inner // heads if head_dim == "auto" else keys.whole("mamba_d_head", head_dim)
+    inner = inner or heads * head_dim
     if heads * head_dim != inner or heads % groups:
         keys.wrong(f"mamba_n_heads: {heads} of {head_dim} channels, in {groups} groups, of {inner}")
         groups = heads
@@ -94,19 +113,40 @@ def _mamba2(keys: Keys) -> Mixer:
         keys.wrong(f"time_step_limit: expected two numbers, the smaller first, got {shown(found)}")
         numbers = [0.0, inf]
     steps = float(numbers[0]), float(numbers[1])
-    taps = keys.size("mamba_d_conv")
-    return Mamba2(heads, head_dim, groups, keys.size("mamba_d_state"), taps, steps)
+    first = keys.has(NORM_FIRST) and keys.flag(NORM_FIRST)
+    normed = not keys.has("mamba_rms_norm") or keys.flag("mamba_rms_norm")
+    return Mamba2(
+        heads, head_dim, groups, keys.size("mamba_d_state"), keys.size("mamba_d_conv"), steps,
+        keys.factors("ssm_multipliers", 5), ("before" if first else "after") if normed else "",
+    )  # fmt: skip
+
+
+def _attention_beside_mamba2(keys: Keys) -> Mixer:
+    heads = keys.size("num_attention_heads")
+    kv_heads = keys.size("num_key_value_heads", otherwise=heads)
+    head_dim = keys.size("head_dim", otherwise=max(keys.size("hidden_size") // heads, 1))
+    attention = Attention(
+        heads, kv_heads, head_dim, key_scale=keys.number("key_multiplier", otherwise=1.0)
+    )
+    before, after = (
+        (keys.number(f"ssm_{end}_multiplier"), keys.number(f"attention_{end}_multiplier"))
+        for end in ("in", "out")
+    )
+    return Beside(_mamba2(keys), attention, before, after)
 
 
 BUILDERS: dict[str, Callable[[Keys], Mixer]] = {
+    "no_mixer": lambda keys: Mixer(),
     "short_convolution": lambda keys: ShortConvolution(keys.size("conv_taps")),
     "gated_delta_rule": _gated_delta_rule, "latent_attention": _latent_attention,
-    "mamba2": _mamba2,
+    "mamba2": _mamba2, "attention_beside_mamba2": _attention_beside_mamba2,
 }  # fmt: skip
 
 
-def read_experts(keys: Keys, intermediate_size: int) -> Experts | None:
-    """What all mixtures of a model share, or None; problems are noted in `keys`."""
+def read_experts(
+    keys: Keys, intermediate_size: int, blocks: tuple[BlockKind, ...]
+) -> Experts | None:
+    """What all mixtures of a model share, None without any; problems are noted in `keys`."""
     scoring = keys.family.scoring
     if scoring is None:
         return None
@@ -144,11 +184,14 @@ def read_experts(keys: Keys, intermediate_size: int) -> Experts | None:
         keys.wrong(f"topk_group: {kept} groups of {count // groups} for {top_k} experts per token")
     if scoring == "sparsemixer" and top_k != 2:
         keys.wrong(f"num_experts_per_tok: only 2 is supported, got {top_k}")
-    return facts
+    return facts if any(kind.mixture for kind in blocks) else None
 
 
-def mixture_blocks(keys: Keys, num_blocks: int) -> list[bool]:
-    """Which blocks have a mixture: all, except where a key of the family says otherwise."""
+MLPS: dict[str, bool | None] = {"none": None, "sparse": True, "dense": False}
+
+
+def mixture_blocks(keys: Keys, num_blocks: int) -> list[bool | None]:
+    """Which blocks have a mixture: all, except where a key says otherwise; None: nor an MLP."""
     if keys.family.scoring is None:
         return [False] * num_blocks
     first = keys.size("first_k_dense_replace", otherwise=0, least=0)
@@ -158,7 +201,7 @@ def mixture_blocks(keys: Keys, num_blocks: int) -> list[bool]:
     if listed is not None:
         return [i in listed for i in range(num_blocks)]
     if (types := keys.get("mlp_layer_types")) is not None:
-        return keys.listed("mlp_layer_types", types, {"sparse": True, "dense": False}, num_blocks)
+        return keys.listed("mlp_layer_types", types, MLPS, num_blocks)
     return [
         i >= first and (i <= last or last == -1) and (i + 1) % step == 0 and i not in plain
         for i in range(num_blocks)

@@ -14,11 +14,12 @@ from refimpl.loading.files.refused_formats import refusal
 COMPOSITES = (
     "gemma3", "mistral3", "llava", "llava_next", "idefics3", "smolvlm", "internvl", "qwen2_vl",
     "qwen2_5_vl", "qwen3_vl", "llama4",
-    "qwen3_5", "qwen3_5_moe",
+    "qwen3_5", "qwen3_5_moe", "gemma4", "gemma4_unified",
 )  # fmt: skip
+CAPPED = ("gemma4", "gemma4_unified")  # whose heads cap logits as their text models do
 TEXT_FAMILIES = (
     "gemma3_text", "llama", "mistral", "ministral3", "qwen2", "qwen3", "llama4_text",
-    "qwen3_5_text", "qwen3_5_moe_text",
+    "qwen3_5_text", "qwen3_5_moe_text", "gemma4_text", "gemma4_unified_text",
 )  # fmt: skip
 TEXT_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
 OTHERS = ("vision_config", "audio_config", "perceiver_config", "pixel_shuffle_factor")  # not text
@@ -33,6 +34,7 @@ DEFAULTS: dict[str, dict[str, int]] = {
 }
 OTHER_PARTS = (
     "vision_tower", "vision_model", "visual", "multi_modal_projector", "connector", "image_newline",
+    "audio_tower", "embed_vision", "embed_audio", "vision_embedder",
 )  # fmt: skip
 # Where the text model's tensors and its head may be
 PLACES = (
@@ -60,7 +62,7 @@ def text_entries(entries: Mapping[str, Any], source: str) -> Mapping[str, Any] |
         ours["model_type"] = f"{kind}_text"
     family = ours.get("model_type")
     family = TEXT_TYPES.get(family, family) if isinstance(family, str) else family
-    if family not in TEXT_FAMILIES or ours.get("final_logit_softcapping"):
+    if family not in TEXT_FAMILIES or (ours.get("final_logit_softcapping") and kind not in CAPPED):
         raise refusal("multimodal", f"{source} describes a multimodal model ({kind} of {family})")
     text = {**DEFAULTS.get(family, {}), **ours, "model_type": family}
     for key in ("rope_scaling", "rope_parameters"):

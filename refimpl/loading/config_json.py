@@ -48,6 +48,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
     inner = 4 * hidden if family.keys["intermediate_size"].default is None else None
     intermediate = keys.size("intermediate_size", otherwise=inner)
     blocks = read_block_kinds(keys, Attention(heads, kv_heads, head_dim))
+    gate_scale, mlp_scale = keys.factors("mlp_multipliers", 2)
     absent = {role for role, key in family.optional.items() if not keys.flag(key)}
     config = Config(
         family=family.model_type,
@@ -79,7 +80,9 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
         / keys.number("logit_divisor", otherwise=1.0),
         qkv_limit=keys.number_or_none("qkv_limit"),
         weightless_norms=tuple(x for x in family.weightless_norms if x not in absent),
-        experts=read_experts(keys, intermediate),
+        experts=read_experts(keys, intermediate, blocks),
+        gate_scale=gate_scale,
+        mlp_scale=mlp_scale,
         gate_limit=keys.number_or_none("gate_limit"),
         alibi=_alibi(keys, heads, head_dim),
     )

@@ -4,12 +4,13 @@ import json
 import reprlib
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from refimpl.errors import RefimplError
 from refimpl.loading.families.family import REQUIRED, Family
 
 LARGEST = 2**31 - 1  # the limit of any size
+T = TypeVar("T")
 
 # Keys that do not change any number of a forward pass.
 _IRRELEVANT = """
@@ -30,6 +31,19 @@ initializer_range initializer_factor init_std layerdrop dropout attention_dropou
 hidden_dropout residual_dropout embed_dropout embedding_dropout activation_dropout
 classifier_dropout attention_probs_dropout_prob hidden_dropout_prob
 resid_pdrop embd_pdrop attn_pdrop
+
+bias_dropout_fusion masked_softmax_fusion init_config init_device init_method emb_pdrop verbose
+tokenizer_name load_balance_coeff use_grouped_mm aux_loss_alpha seq_aux ep_size num_logits_to_keep
+mamba_chunk_size chunk_size mamba_ssm_dtype mamba_ssm_cache_dtype use_mamba_kernels time_step_floor
+time_step_max rescale_prenorm_residual residual_in_fp32 moe_shared_expert_overlap
+z_loss_coefficient attn_rotary_emb num_nextn_predict_layers num_mtp_layers mtp_layers_block_type
+mtp_hybrid_override_pattern mtp_num_hidden_layers mtp_use_dedicated_embeddings mtp_layer_types
+mtp_mlp_layer_types use_mtp num_mtp_modules mtp_transformer_layers linear_a_log_max
+linear_a_log_min linear_dt_init_floor linear_dt_max linear_dt_min im_end_id im_newline_id
+im_start_id mask_init_id text_end_id text_start_id moe_drop_tokens block_mlp_init_scale
+block_out_init_scale block_use_xavier_init conv_use_xavier_init for_llm_compressor
+enable_moe_fp32_combine moe_layer_num_skipped moe_random_routing_dropped_token capacity_factor
+attention_softmax_in_fp32
 
 summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
 id2label label2id num_labels _num_labels problem_type finetuning_task task_specific_params
@@ -144,14 +158,22 @@ class Keys:
         self.wrong(f"{key}: expected a list of {count} numbers, got {got}")
         return []
 
-    def listed(self, key: str, value: Any, known: Mapping[str, bool], count: int) -> list[bool]:
-        """A value as a list of `count` words, and what each means; a problem is read as false."""
+    def factors(self, key: str, count: int) -> tuple[float, ...]:
+        """A list of `count` positive numbers; each 1 if the key is absent or null."""
+        value = self.get(key)
+        listed = [] if value is None else self.numbers(key, value, count)
+        return tuple(self.real(key, x) for x in listed or [1.0] * count)
+
+    def listed(self, key: str, value: Any, known: Mapping[str, T], count: int) -> list[T]:
+        """What each of `count` words means; a problem is read as the last one known."""
         valid = isinstance(value, list) and all(isinstance(x, str) and x in known for x in value)
         if valid and len(value) == count:
             return [known[word] for word in value]
         got = f"{len(value)} entries" if valid else shown(value)
-        self.wrong(f"{key}: expected {count} entries out of {', '.join(known)}, got {got}")
-        return [False] * count
+        self.wrong(
+            f"{self.spelling(key)}: expected {count} entries out of {', '.join(known)}, got {got}"
+        )
+        return [*known.values()][-1:] * count
 
     def flag(self, key: str) -> bool:
         """True or false; any other value is a problem, read as false."""

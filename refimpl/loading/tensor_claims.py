@@ -46,8 +46,10 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
         yield from norm("embed_norm", base + names["embed_norm"].name, width)
     for i in range(config.num_blocks):
         of_mixer, norms = config.mixer(i).shapes(width), config.norm_sizes(i)
-        shapes = of_mixer.arrays | LEARNED_ACTIVATION
+        shapes = of_mixer.arrays | LEARNED_ACTIVATION | {"block_scale": (1,)}
         for role, location in names.items():
+            if hub.family.mixer_of.get(role, config.mixer(i).name) != config.mixer(i).name:
+                continue
             theirs = base + location.name.format(i, "")
             if role in norms:
                 yield from norm(f"blocks.{i}.{role}", theirs, norms[role])

@@ -17,7 +17,7 @@ Linears = Sequence[Mapping[str, tuple[int, int]]]
 
 NORMS = (
     "attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm",
-    "q_width_norm", "k_width_norm", "q_rope_norm", "k_rope_norm",
+    "q_width_norm", "k_width_norm", "q_rope_norm", "k_rope_norm", "v_norm",
 )  # fmt: skip
 # Parameters of xIELU, in the order of its arguments, with their shapes
 LEARNED_ACTIVATION: dict[str, tuple[int, ...]] = {
@@ -34,7 +34,8 @@ class Rope:
         rotary_dim: Channels of a head that rotate; an even number.
         scaling: How the context is stretched: "default" (not), "linear" (all positions divided by
             factor), "llama3" and "yarn" (long waves only), "dynamic" (a base that grows with the
-            length of the sequence) or "longrope" (a factor for each wave).
+            length of the sequence), "longrope" (a factor for each wave) or "proportional" (not, but
+            only the first waves of the whole head turn).
         factor: Stretch of the context.
         low_freq_factor: llama3: waves longer than original / low are stretched by factor.
         high_freq_factor: llama3: waves shorter than original / high are not stretched.
@@ -46,11 +47,14 @@ class Rope:
         truncate: yarn: the two limits between waves are rounded to whole waves.
         short_factor: longrope: divisor of each wave for sequences within the original context.
         long_factor: longrope: the same for longer sequences.
+        turning_dim: proportional: channels that turn; the waves of the others have no frequency.
     """
 
     theta: float
     rotary_dim: int
-    scaling: Literal["default", "linear", "llama3", "yarn", "dynamic", "longrope"] = "default"
+    scaling: Literal[
+        "default", "linear", "llama3", "yarn", "dynamic", "longrope", "proportional"
+    ] = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -62,6 +66,7 @@ class Rope:
     truncate: bool = True
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    turning_dim: int = 0
 
     @property
     def by_length(self) -> bool:
@@ -91,6 +96,8 @@ class Rope:
         plain = self.theta ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
         if self.scaling == "linear":
             return plain / self.factor
+        if self.scaling == "proportional":
+            return np.where(np.arange(0, dim, 2) < self.turning_dim, plain / self.factor, 0.0)
         if self.scaling == "llama3":
             low, high = self.low_freq_factor, self.high_freq_factor
             turns = original * plain / (2 * pi)
@@ -198,7 +205,7 @@ class BlockKind:
     Args:
         window: Number of tokens that a token sees, itself included; None for all earlier ones.
         rope: Rotary positions; None if the block does not rotate queries and keys.
-        mixture: Whether experts take the place of the MLP.
+        mixture: Whether experts take the place of the MLP; None in a block of a mixer alone.
         temperature: How queries grow with their position; None if they do not.
         chunked: Whether a text is cut into chunks of `window` tokens, and a token sees its own
             chunk only.
@@ -207,7 +214,7 @@ class BlockKind:
 
     window: int | None
     rope: Rope | None
-    mixture: bool = False
+    mixture: bool | None = False
     temperature: Temperature | None = None
     chunked: bool = False
     mixer: Mixer | None = None
@@ -243,6 +250,8 @@ class Config:
         alibi: Attention biases by distance, or None.
         position_offset: Row of the learned position table that position 0 uses.
         experts: The mixture of the blocks that have one; None if no block has.
+        gate_scale: Multiplies the gate, before its activation.
+        mlp_scale: Multiplies what the MLP computes.
         gate_limit: Clamps the gate from above and the other half to both sides, before 1 is added
             to that one; None for neither.
     """
@@ -271,6 +280,8 @@ class Config:
     weightless_norms: tuple[str, ...] = ()
     position_offset: int = 0
     experts: Experts | None = None
+    gate_scale: float = 1.0
+    mlp_scale: float = 1.0
     gate_limit: float | None = None
     alibi: Alibi | None = None
 
@@ -284,19 +295,15 @@ class Config:
         """Softmax attention with the sizes of the model."""
         return Attention(self.num_attention_heads, self.num_key_value_heads, self.head_dim)
 
-    @property
-    def kv_head_of_head(self) -> Array:
-        """Which key-value head each query head reads: [H]."""
-        return self.attention.kv_head_of_head
-
     def mixer(self, block: int) -> Mixer:
         """What mixes the tokens of a block."""
         return self.blocks[block].mixer or self.attention
 
     def norm_sizes(self, block: int) -> dict[str, int]:
         """Width of what every norm of a block normalises together, by its role."""
-        around = dict.fromkeys(NORMS[:4], self.hidden_size)
-        return around | self.mixer(block).shapes(self.hidden_size).norms
+        mixer, fed = self.mixer(block), self.blocks[block].mixture is not None
+        around = (NORMS[:2] if mixer.points else ()) + (NORMS[2:4] if fed else ())
+        return dict.fromkeys(around, self.hidden_size) | mixer.shapes(self.hidden_size).norms
 
     @cached_property
     def linears(self) -> Linears:
@@ -316,7 +323,8 @@ class Config:
                 mixture |= mlp(e.intermediate_size, f"experts.{i}.")
             mixture |= mlp(e.shared_size, "shared_expert.") if e.shared_size else {}
         mixers = {x: (x.mixer or self.attention).shapes(d).linears for x in set(self.blocks)}
-        return tuple(mixers[kind] | (mixture if kind.mixture else dense) for kind in self.blocks)
+        fed = {True: mixture, False: dense, None: {}}
+        return tuple(mixers[kind] | fed[kind.mixture] for kind in self.blocks)
 
     @cached_property
     def linear_sizes(self) -> Array:

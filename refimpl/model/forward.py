@@ -21,7 +21,7 @@ from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.mixers import sizes
 from refimpl.model.mixers.gated_delta_rule import gated_delta_rule
 from refimpl.model.mixers.latent_attention import latent_attention
-from refimpl.model.mixers.mamba2 import mamba2
+from refimpl.model.mixers.mamba2 import attention_beside_mamba2, mamba2
 from refimpl.model.mixers.projection import Place as Place
 from refimpl.model.mixers.projection import Weights as Weights
 from refimpl.model.mixers.projection import norm as norm
@@ -32,15 +32,15 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 
-MIXERS: dict[type[sizes.Mixer], Callable[[Array, Weights, Place, Config], Array]] = {
+Part = Callable[[Array, Weights, Place, Config], Array]  # of a block: a mixer, an MLP or a mixture
+MIXERS: dict[type[sizes.Mixer], Part] = {
     sizes.Attention: self_attention,
     sizes.ShortConvolution: short_convolution,
     sizes.GatedDeltaRule: gated_delta_rule,
     sizes.LatentAttention: latent_attention,
     sizes.Mamba2: mamba2,
+    sizes.Beside: attention_beside_mamba2,
 }
-BEFORE, AFTER = ("resid_pre", "attn_norm"), ("attn_out", "resid_mid", "mlp_norm", "mlp_out")
-TRACE_POINTS = (*BEFORE, *sizes.Attention.points, *AFTER, "resid_post")
 INSIDE = (
     "attn_heads",
     "q_latent",
@@ -51,8 +51,10 @@ INSIDE = (
 
 def block_points(kind: BlockKind) -> tuple[str, ...]:
     """Trace points of a block, without a prefix; `q_rope` and `k_rope` only if it rotates."""
-    mixer = kind.mixer or sizes.Attention
-    points = (*BEFORE, *mixer.points, *AFTER, "resid_post")
+    mixed = (kind.mixer or sizes.Attention).points
+    mixed = ("attn_norm", *mixed, "attn_out") if mixed else ()
+    fed = () if kind.mixture is None else ("mlp_norm", "mlp_out")
+    points = ("resid_pre", *mixed, "resid_mid", *fed, "resid_post")
     return tuple(point for point in points if kind.rope or not point.endswith("_rope"))
 
 
@@ -137,12 +139,13 @@ def mlp(x: Array, weights: Weights, place: Place, config: Config, of: str = "") 
     """
     hidden = project(x, weights, f"{of}up_proj")
     if config.gated:
-        gate = project(x, weights, f"{of}gate_proj")
+        gate = ops.scaled(project(x, weights, f"{of}gate_proj"), config.gate_scale)
         gate, hidden = ops.clamped_gate(gate, hidden, config.gate_limit)
         hidden = activate(gate, weights, place, config) * hidden
     else:
         hidden = activate(hidden, weights, place, config)
-    return project(place.observe(f"{of}mlp_hidden", hidden), weights, f"{of}down_proj")
+    y = project(place.observe(f"{of}mlp_hidden", hidden), weights, f"{of}down_proj")
+    return ops.scaled(y, config.mlp_scale)
 
 
 def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
@@ -184,15 +187,20 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     return out
 
 
-def mixer_of(place: Place) -> Callable[[Array, Weights, Place, Config], Array]:
-    """What mixes the tokens of a block: softmax attention, if its kind names nothing else."""
-    return MIXERS[type(place.mixer)] if place.mixer else self_attention
+def halves(weights: Weights, place: Place) -> dict[str, Part]:
+    """The parts of a block that it has: the mixer of its tokens, `attn`, and its `mlp`."""
+    mixer = MIXERS.get(type(place.mixer)) if place.mixer else self_attention
+    feed = mixture if "router.weight" in weights else mlp if "up_proj.weight" in weights else None
+    return {name: part for name, part in (("attn", mixer), ("mlp", feed)) if part}
 
 
 def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """Run one decoder layer: a mixer of tokens and an MLP, each added to the residual stream.
 
     m = x + mixer(norm(x));  h = m + mlp(norm(m)), or m + mlp(norm(x)) with parallel residuals
+
+    In some models, a block is a mixer or an MLP alone: m = x, or h = m. In some, a number, its
+    `block_scale`, multiplies h.
 
     Observed: all of `block_points`.
 
@@ -205,20 +213,23 @@ def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     Returns:
         Residual stream after the block, h_l, [B, S, D].
     """
-    observe, kernels = place.observe, place.kernels
-    x = observe("resid_pre", x)
-    attn_in = observe("attn_norm", norm(x, weights, "attn_norm", config, kernels))
-    attn_out = mixer_of(place)(attn_in, weights, place, config)
-    attn_out = norm(attn_out, weights, "attn_post_norm", config, kernels)
-    attn_out = observe("attn_out", ops.scaled(attn_out, config.residual_scale))
-    mid = observe("resid_mid", x + attn_out)
+    observe, parts = place.observe, halves(weights, place)
 
-    mlp_from = x if config.parallel_residual else mid
-    mlp_in = observe("mlp_norm", norm(mlp_from, weights, "mlp_norm", config, kernels))
-    mlp_out = (mixture if "router.weight" in weights else mlp)(mlp_in, weights, place, config)
-    mlp_out = norm(mlp_out, weights, "mlp_post_norm", config, kernels)
-    mlp_out = observe("mlp_out", ops.scaled(mlp_out, config.residual_scale))
-    return observe("resid_post", mid + mlp_out)
+    def added(h: Array, start: Array, name: str) -> Array:
+        """The stream h with what a half of the block computes from `start`."""
+        if name not in parts:
+            return h
+        y = observe(f"{name}_norm", norm(start, weights, f"{name}_norm", config, place.kernels))
+        y = parts[name](y, weights, place, config)
+        y = norm(y, weights, f"{name}_post_norm", config, place.kernels)
+        return h + observe(f"{name}_out", ops.scaled(y, config.residual_scale))
+
+    x = observe("resid_pre", x)
+    mid = observe("resid_mid", added(x, x, "attn"))
+    post = added(mid, x if config.parallel_residual else mid, "mlp")
+    return observe(
+        "resid_post", post * weights["block_scale"] if "block_scale" in weights else post
+    )
 
 
 def head(x: Array, weights: Weights, config: Config, observe: Observer = unobserved) -> Array:

@@ -17,8 +17,8 @@ from program import run
 
 from refimpl import Noise, Probes, Request, allocate, read_model, score
 from refimpl.allocation.scores_json import document
-from refimpl.model.config import LINEARS, NORMS
-from refimpl.model.forward import MIXERS, TRACE_POINTS, forward
+from refimpl.model.config import LINEARS, NORMS, BlockKind, Rope
+from refimpl.model.forward import MIXERS, block_points, forward
 from refimpl.tokens import random_tokens
 
 REFERENCE = PAGE.parent
@@ -139,7 +139,10 @@ def test_the_page_of_a_document_is_complete_and_true(
     assert documented(before if name.endswith("before") else after) == found
 
 
-POINTS = (*TRACE_POINTS, *(point for mixer in MIXERS for point in mixer.points))
+POINTS = (
+    *block_points(BlockKind(None, Rope(1.0, 2))),
+    *(point for mixer in MIXERS for point in mixer.points),
+)
 
 
 @pytest.mark.parametrize("names", [LINEARS, (*NORMS, "final_norm"), POINTS])

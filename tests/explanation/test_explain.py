@@ -180,7 +180,8 @@ def test_the_forward_is_the_forward(name: str) -> None:
     for k in range(model.config.num_blocks):
         shown = explain(model, tokens, k, dtype=np.float64)
         names = [step.name for _, step, _ in shown.steps]
-        for point in ("attn_out", "resid_mid", "mlp_out", "resid_post"):
+        sums = ("attn_out", "resid_mid", "mlp_out", "resid_post")
+        for point in (x for x in sums if f"blocks.{k}.{x}" in out.trace):  # half a block lacks one
             expected = out.trace[f"blocks.{k}.{point}"]
             np.testing.assert_allclose(shown.figure(point, point), expected, 1e-9, 1e-12)
         mixer = model.config.mixer(k)
@@ -190,7 +191,8 @@ def test_the_forward_is_the_forward(name: str) -> None:
                 near(shown.figure(mixer.name, point), expected)
             continue
         for letter in "qkv":
-            step = "qk_norm" if "qk_norm" in names and letter != "v" else "qkv"
+            normed = letter != "v" or "v_norm" in model.config.weightless_norms
+            step = "qk_norm" if "qk_norm" in names and normed else "qkv"
             near(shown.figure(step, letter), out.trace[f"blocks.{k}.{letter}"])
         np.testing.assert_allclose(shown.figure("head", "logits"), out.logits[0, -1], atol=1e-9)
         near(shown.figure("embed", "h_0"), out.trace["embed"])

@@ -67,6 +67,9 @@ ROTATING += [
     ("cohere2_moe", {"prefix_dense_sliding_window_pattern": 2}, [False, True, False]),
     ("granitemoehybrid", {"position_embedding_type": "nope"}, [False, False]),
     ("granitemoehybrid", {"position_embedding_type": ...}, [False, False]),
+    ("olmo_hybrid", {}, [False, True]),
+    ("olmo_hybrid", {"rope_parameters": ..., "rope_theta": None}, [False, False]),
+    ("olmo_hybrid", {"rope_parameters": {"rope_theta": None}}, [False, False]),
 ]
 LOCAL, GLOBAL = BlockKind(5, Rope(1e4, 10)), BlockKind(None, Rope(1e6, 10))
 WIDE = {"num_key_value_heads": ..., "num_attention_heads": 16}
@@ -87,6 +90,9 @@ MEANS: list[tuple[str, dict[str, Any], str, Any]] = [  # what a fact is
     ("gpt2", {"n_inner": None}, "intermediate_size", 128),
     ("gpt2", {"n_inner": 77}, "intermediate_size", 77),
     ("llama", {"rms_norm_eps": ...}, "norm_eps", 1e-6),
+    ("llama",
+     {"rope_parameters": {"rope_type": "proportional", "rope_theta": 300.0, "factor": 2.0}},
+     "blocks", (BlockKind(None, Rope(300.0, 8, "proportional", 2.0, turning_dim=8)),) * 4),
     ("llama", {"rope_parameters": ...}, "blocks", (BlockKind(None, Rope(1e4, 8)),) * 4),
     ("gpt_neox", {"rope_parameters": ...}, "blocks", (BlockKind(None, Rope(1e4, 4)),) * 3),
     ("gemma3", {"rope_parameters": ...}, "blocks", (LOCAL,) * 5 + (GLOBAL, LOCAL)),
@@ -238,7 +244,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
      'short_factor: .*got "x"'),
     ("phi3_longrope", {"original_max_position_embeddings": 1}, "1 contradicts 8"),
     ("llama", {"rope_parameters": ..., "rope_scaling": {"type": "su"}}, 'type "su" is not'),
-    ("llama", rope(rope_type="proportional"), '"proportional" is not'),
+    ("llama", rope(rope_type="axial"), '"axial" is not'),
     ("llama", rope(rope_type="dynamic"), "factor: .*is missing"),
     ("phi3", rope(rope_type="dynamic", factor=2.0, partial_rotary_factor=0.25), "more than 2"),
     ("llama", rope(rope_type="yarn", factor=0.5), "at least 1, got 0.5"),

@@ -27,9 +27,9 @@ TWO = {"expected sliding_attention", "sliding_window_pattern"}  # mistakes that 
 # What the fixtures' blocks are can be said in `layer_types` only
 NO_OLD_RULE = (
     "ministral", "olmo3", "cohere2_moe", "exaone_moe", "granitemoehybrid", "lfm2", "lfm2_moe",
-    "afmoe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next",
+    "afmoe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "olmo_hybrid",
 )  # fmt: skip
-NEWER = ("mellum", "laguna", "laguna_channels")  # than the old spelling
+NEWER = ("mellum", "laguna", "laguna_channels", "gemma4", "gemma4_unified")  # than the old spelling
 OLD_CASES = [case for case in CASES if case not in NEWER]
 
 
@@ -65,6 +65,19 @@ def as_old_files_spell_it(new: Mapping[str, Any], type_key: str) -> dict[str, An
         if old["model_type"] in ("llama", "phi3") and old.get(key) == value:
             del old[key]
     return old
+
+
+def test_letters_say_what_the_blocks_of_nemotron_are() -> None:
+    letters = {"layers_block_type": ..., "hybrid_override_pattern": "ME*-", "num_hidden_layers": 4}
+    assert config("nemotron_h", letters) == config("nemotron_h", {})
+    both = config_of("nemotron_h", hybrid_override_pattern="M*E-")
+    assert "hybrid_override_pattern" in refusal_of(lambda: read_config(both)).problem
+    unknown = config_of("nemotron_h", **letters | {"hybrid_override_pattern": "ME*X"})
+    assert (
+        "layers_block_type: expected 4 entries" in refusal_of(lambda: read_config(unknown)).problem
+    )
+    dense = config("nemotron_h", letters | {"hybrid_override_pattern": "M-*-"})
+    assert dense.experts is None
 
 
 @pytest.mark.parametrize("type_key", ["type", "rope_type"])

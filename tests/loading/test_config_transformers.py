@@ -33,7 +33,8 @@ SIZES = {
     "linear_value_head_dim", "num_experts", "n_routed_experts", "moe_num_experts",
     "num_experts_per_tok", "moe_k", "moe_topk", "n_group", "topk_group", "moe_intermediate_size",
     "shared_expert_intermediate_size", "shared_intermediate_size", "experts_per_token",
-    "mamba_n_heads", "mamba_n_groups", "mamba_d_head", "mamba_d_state", "expert_hidden_dim",
+    "mamba_n_heads", "mamba_n_groups", "mamba_d_head", "mamba_d_state", "mamba_d_ssm",
+    "expert_hidden_dim",
 }  # fmt: skip
 FEW = {"num_hidden_layers": 4}  # blocks of Llama 4: the last has no positions
 CHANGED = [(case, changes) for case, changes, *_ in (*WINDOWS, *ROTATING, *MEANS, *OMITTED)]
@@ -65,6 +66,8 @@ def small(entries: dict[str, Any], **sizes: Any) -> dict[str, Any]:
         for key, x in entries.items()
         if isinstance(x, list) and len(x) == entries.get("num_hidden_layers") and key not in SIZES
     }
+    if "hybrid_override_pattern" in entries:
+        lists["hybrid_override_pattern"] = "ME*"
     return {key: x for key, x in entries.items() if key not in SIZES} | sizes | lists
 
 

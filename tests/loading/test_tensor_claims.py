@@ -48,6 +48,16 @@ def test_all_offenders_are_listed_at_once(tmp_path: Path) -> None:
     assert "a llama model of 4 blocks" in error.expected
 
 
+def test_norms_of_olmo_as_its_published_files_name_them(tmp_path: Path) -> None:
+    def change(arrays: dict[str, Array]) -> None:
+        for name in [x for x in arrays if "_layer_norm" in x]:
+            new = re.sub("feedforward_layer_norm", "post_attention_layernorm", name)
+            arrays[re.sub("attention_layer_norm", "input_layernorm", new)] = arrays.pop(name)
+
+    path = altered(tmp_path / "m", "olmo_hybrid", change)
+    same_weights(read_model(path), model_of("olmo_hybrid"))
+
+
 def test_a_file_without_tensors(tmp_path: Path) -> None:
     error = refusal(write(tmp_path / "m", {}, config_of("llama")))
     assert "block 3: all its tensors are missing" in error.problem

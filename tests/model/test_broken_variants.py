@@ -27,6 +27,7 @@ from refimpl.model.mixers import (
     short_convolution,
     softmax_attention,
 )
+from refimpl.model.mixers.sizes import Attention
 from refimpl.model.ops import Array
 from refimpl.model.weight import Weight
 
@@ -227,7 +228,7 @@ def rope_of(sliding: bool) -> Break:
 def tiled(model: Model, patch: pytest.MonkeyPatch) -> Model:
     """Give the key-value heads to the query heads in turn instead of in runs."""
     heads = np.arange(model.config.num_attention_heads)
-    patch.setattr(Config, "kv_head_of_head", heads % model.config.num_key_value_heads)
+    patch.setattr(Attention, "kv_head_of_head", heads % model.config.num_key_value_heads)
     return model
 
 
@@ -332,8 +333,18 @@ def arguments(function: str, names: tuple[str, ...], **changes: Callable[[Array]
 
 
 def mixers(**changes: Any) -> Break:
-    """Change facts of what mixes tokens."""
-    return kinds(lambda kind: replace(kind, mixer=kind.mixer and changed(kind.mixer, changes)))
+    """Change facts of what mixes tokens, in blocks whose mixer has them."""
+
+    def new(kind: BlockKind) -> BlockKind:
+        has = all(hasattr(kind.mixer, name) for name in changes)
+        return replace(kind, mixer=changed(kind.mixer, changes)) if has else kind
+
+    return kinds(new)
+
+
+def beside(part: str, **changes: Any) -> Break:
+    """Change facts of one of two mixers beside each other."""
+    return mixers(**{part: lambda mixer: changed(getattr(mixer, part), changes)})
 
 
 def latent(change: Callable[[Array], Array]) -> Break:
@@ -365,8 +376,11 @@ def eps_of_latents(eps: float) -> Break:
     return broken
 
 
-MAMBA, SPACE = "granite_hybrid bamba", ("x", "b", "c", "step", "rate", "positions")
-DELTA, MLA = "qwen3_5 qwen3_next", "deepseek_v3 deepseek_v2 minicpm3"
+MAMBA, SPACE = (
+    "granite_hybrid bamba nemotron_h falcon_h1",
+    ("x", "b", "c", "step", "rate", "positions"),
+)
+DELTA, MLA = "qwen3_5 qwen3_next olmo_hybrid", "deepseek_v3 deepseek_v2 minicpm3"
 VARIANTS: list[Row] = [
     # norms
     ("eps 1e-5 for 1e-3", facts(norm_eps=1e-5), "llama gemma3 gpt_neox gpt2"),
@@ -377,7 +391,7 @@ VARIANTS: list[Row] = [
     ("variance over n - 1", op("layer_norm", lambda _: unbiased_variance), "gpt2 opt"),
     ("norm gains without + 1", added_to_gains(-1.0), "gemma gemma2 gemma3 nemotron"),
     ("norm offsets with + 1", offsets_plus_one, "nemotron"),
-    ("norm gains with + 1", added_to_gains(1.0), "llama qwen3"),
+    ("norm gains with + 1", added_to_gains(1.0), "llama qwen3 gemma4"),
     ("norm biases skipped", facts(norm="rms"), "gpt2 opt"),
     ("final norm skipped", without("final_norm"), "llama gemma3 gpt_neox opt"),
     ("a norm that is shared skipped", without("mlp_norm"), "cohere phi gptj falcon"),
@@ -458,7 +472,8 @@ VARIANTS: list[Row] = [
     ("norms with 1 in the gate", matching("state_norm", lambda w: replace(w, offset=1.0)), DELTA),
     ("gate and value exchanged", swapped("in_proj_v", "in_proj_z"), DELTA),
     ("beta and decay exchanged", swapped("in_proj_b", "in_proj_a"), DELTA),
-    ("q and its gate in halves", layout(r"(q_proj|attn_gate)\.weight", groups=1), DELTA),
+    ("q and its gate in halves", layout(r"(q_proj|attn_gate)\.weight", groups=1),
+     "qwen3_5 qwen3_next"),
     ("q, k, v, z one after another", layout(r"in_proj_[qkvz]", groups=1), "qwen3_next"),
     ("latents not normalised", latent(lambda x: x * 2), MLA),
     ("eps of the other norms", eps_of_latents(1e-3), MLA),
@@ -475,7 +490,32 @@ VARIANTS: list[Row] = [
     ("one group", mixers(groups=1), "granite_hybrid"),
     ("bias of the steps skipped", kernel_weights("dt_bias", np.zeros_like), MAMBA),
     ("gate and values exchanged", swapped("in_proj_z", "in_proj_x"), MAMBA),
+    ("gate before the norm", beside("mamba2", norm="before"), "falcon_h1"),
+    ("no norm of the state", beside("mamba2", norm=""), "falcon_h1"),
+    ("keys not multiplied", beside("attention", key_scale=1.0), "falcon_h1"),
+    ("parts not multiplied", beside("mamba2", factors=(1.0,) * 5), "falcon_h1"),
+    ("b and c multiplied alike", beside("mamba2", factors=(0.6, 1.7, 0.8, 0.8, 0.7)), "falcon_h1"),
+    ("inputs not multiplied", mixers(before=(1.0, 1.0)), "falcon_h1"),
+    ("outputs of the other", mixers(after=lambda m: m.after[::-1]), "falcon_h1"),
+    ("gate of the MLP not multiplied", facts(gate_scale=1.0), "falcon_h1"),
+    ("MLP not multiplied", facts(mlp_scale=1.0), "falcon_h1"),
+    ("at most all corrected", mixers(most=1.0), "olmo_hybrid"),
+    ("eps of the other norms, state", mixers(norm_eps=None), "olmo_hybrid"),
+    ("norms before in every block", renamed(attn_post_norm="attn_norm", mlp_post_norm="mlp_norm"),
+     "olmo_hybrid"),
+    ("taps of k for q", swapped("conv_q", "conv_k"), "olmo_hybrid"),
+    ("a block alone normalised twice", renamed(mlp_norm="mlp_post_norm"), "nemotron_h"),
+    ("an expert's share not scaled", facts(experts=lambda c: replace(c.experts, scaling=1.0)),
+     "nemotron_h"),
+    ("small steps", mixers(steps=(0.0, inf)), "nemotron_h"),
     # positions
+    ("values not normalised", facts(weightless_norms=()), "gemma4 gemma4_unified"),
+    ("blocks not multiplied", without("block_scale"), "gemma4 gemma4_unified"),
+    ("scale of the head, not 1", facts(attention_scale=lambda c: c.head_dim**-0.5),
+     "gemma4 gemma4_unified"),
+    ("all waves turn", rope(turning_dim=99), "gemma4 gemma4_unified"),
+    ("waves of the part that turns", rope(rotary_dim=lambda r: r.turning_dim or r.rotary_dim,
+                                          scaling="default"), "gemma4 gemma4_unified"),
     ("theta 10 % off", rope(theta=lambda r: 1.1 * r.theta), "llama gpt_neox"),
     ("slopes for more heads", alibi(slopes=other_slopes), "bloom mpt falcon_alibi"),
     ("slopes in another order", alibi(slopes=lambda a: a.slopes[::-1]), "bloom mpt"),

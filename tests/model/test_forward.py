@@ -45,6 +45,9 @@ def mixer_points(
             rotated = dict.fromkeys(("q_rope", "k_rope"), of_keys)
             latent = {"latent": (batch, length, mixer.rank), "v": values}
             return {"q": of_keys} | latent | rotated
+        case sizes.Beside():
+            both = mixer.mamba2, mixer.attention
+            return {k: x for m in both for k, x in mixer_points(m, batch, length, stream).items()}
     raise TypeError(mixer)
 
 
@@ -54,11 +57,14 @@ def trace_points(config: Config, batch: int, length: int) -> Iterator[tuple[str,
     yield "embed", stream
     for i, kind in enumerate(config.blocks):
         yield f"blocks.{i}.resid_pre", stream
-        yield f"blocks.{i}.attn_norm", stream
-        for name, shape in mixer_points(config.mixer(i), batch, length, stream).items():
-            if kind.rope is not None or not name.endswith("_rope"):
-                yield f"blocks.{i}.{name}", shape
-        for name in ("attn_out", "resid_mid", "mlp_norm", "mlp_out", "resid_post"):
+        mixes, fed = type(kind.mixer) is not sizes.Mixer, kind.mixture is not None
+        if mixes:
+            yield f"blocks.{i}.attn_norm", stream
+            for name, shape in mixer_points(config.mixer(i), batch, length, stream).items():
+                if kind.rope is not None or not name.endswith("_rope"):
+                    yield f"blocks.{i}.{name}", shape
+            yield f"blocks.{i}.attn_out", stream
+        for name in ("resid_mid", *(("mlp_norm", "mlp_out") if fed else ()), "resid_post"):
             yield f"blocks.{i}.{name}", stream
     yield "final_norm", stream
     yield "logits", (batch, length, config.vocab_size)

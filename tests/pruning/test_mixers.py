@@ -22,6 +22,10 @@ CASES = (
     "minicpm3",
     "granite_hybrid",
     "bamba",
+    "nemotron_h",
+    "falcon_h1",
+    "olmo_hybrid",
+    "gemma4",
 )
 IDS = Tokens(np.random.default_rng(3).integers(0, 61, (2, 9)), "random ids", "ids")
 

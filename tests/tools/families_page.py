@@ -43,7 +43,9 @@ def norms(model: Model, roles: set[str]) -> Iterator[str]:
     if attn and attn == mlp:
         yield "one norm for attention and MLP"
     before = "attn_norm" in roles | set(config.weightless_norms)
-    if "attn_post_norm" in roles:
+    if family.mixer_of:
+        yield "norms before or after, by what mixes tokens"
+    elif "attn_post_norm" in roles:
         yield "norms before and after" if before else "norms after only"
     if "embed_norm.weight" in model.weights:
         yield "a norm of embeddings"
@@ -54,6 +56,8 @@ def norms(model: Model, roles: set[str]) -> Iterator[str]:
     }.items():
         if role in roles | set(config.weightless_norms):
             yield f"q and k norm {where}" + ("" if role in roles else " (no weights)")
+    if "v_norm" in config.weightless_norms:
+        yield "v norm (no weights)"
 
 
 def rotation(rope: Rope | None, config: Config) -> str:
@@ -108,6 +112,8 @@ def mlp(model: Model) -> Iterator[str]:
 def others(model: Model, roles: set[str]) -> Iterator[str]:
     """Constants, biases, and how the file stores the linears."""
     config, family = model.config, FAMILIES[model.config.family]
+    if "block_scale" in roles:
+        yield "a multiplier per block"
     if config.parallel_residual:
         yield "parallel residual"
     if "sinks" in roles:
@@ -121,6 +127,7 @@ def others(model: Model, roles: set[str]) -> Iterator[str]:
         "attention": config.attention_scale * config.head_dim**0.5,
         "residual": config.residual_scale,
         "logits": config.logit_scale,
+        "MLP": config.mlp_scale,
     }
     if scaled := [name for name, factor in multipliers.items() if abs(factor - 1) > 1e-9]:
         yield f"multipliers ({', '.join(scaled)})"
@@ -141,12 +148,16 @@ def others(model: Model, roles: set[str]) -> Iterator[str]:
 def mixers(model: Model) -> Iterator[str]:
     """What mixes tokens in other ways than plain attention."""
     for mixer in dict.fromkeys(kind.mixer for kind in model.config.blocks if kind.mixer):
-        if isinstance(mixer, Attention):
+        if isinstance(mixer, Attention) and mixer.keys_as_values:
+            yield "keys as values in some blocks"
+        elif isinstance(mixer, Attention) and mixer.gate:
             per = "head" if mixer.gate_width == 1 else "channel"
             yield f"gate per {per} ({mixer.gate})"
-        else:
+        elif mixer.points and not isinstance(mixer, Attention):
             every = all(kind.mixer == mixer for kind in model.config.blocks)
             yield mixer.name.replace("_", " ") + ("" if every else " in some blocks")
+    if any(kind.mixture is None for kind in model.config.blocks):
+        yield "blocks of a mixer or an MLP alone"
     shapes = (x.get("q_proj") for x in model.config.linears)
     if len({shape for shape in shapes if shape}) > 1:
         yield "heads of each block"

@@ -26,16 +26,20 @@ from transformers_forward import random_model
 from refimpl import RefimplError, forward, read_model
 
 IDS = np.arange(2, 26).reshape(2, 12)
+TAPS = ("sliding_window", "conv_L_cache", "linear_conv_kernel_dim", "mamba_d_conv", "conv_kernel")
 FEW = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 def drawn(fixture: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     """Another configuration of the family of a fixture."""
     new, layers = dict(fixture), int(rng.integers(1, 5))
-    layers_key = next((x for x in ("num_hidden_layers", "n_layer", "n_layers") if x in new), "")
+    layers_key = next((x for x in ("n_layer", "n_layers") if x in new), "num_hidden_layers")
+    count = new[layers_key] if layers_key in new else len(new["layers_block_type"])
     heads = int(rng.choice([2, 4, 6]))
     for key, value in fixture.items():
-        if isinstance(value, list) and len(value) == fixture[layers_key]:
+        if key.endswith("_multipliers"):
+            new[key] = rng.uniform(0.3, 3, len(value)).tolist()
+        elif isinstance(value, list) and len(value) == count:
             new[key] = [value[i] for i in rng.integers(len(value), size=layers)]
         elif isinstance(value, bool) and key != "use_cache" and rng.random() < 0.3:
             new[key] = not value
@@ -45,7 +49,7 @@ def drawn(fixture: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
             new[key] = int(rng.integers(3, 30)) if value else value
         elif key in FEW and value:
             new[key] = 2 * int(rng.integers(2, 6))
-        elif key in ("sliding_window", "conv_L_cache", "linear_conv_kernel_dim", "mamba_d_conv"):
+        elif key in TAPS:
             new[key] = int(rng.integers(2, 9)) if value else value
         elif key.endswith(("_multiplier", "_scaling", "_scale", "_scaling_factor", "softcapping")):
             new[key] = float(rng.uniform(0.3, 3)) if value and isinstance(value, float) else value
@@ -56,6 +60,8 @@ def drawn(fixture: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         new["num_attention_heads"] = heads
         divisors = [n for n in (1, 2, 3, 6) if heads % n == 0]
         new["num_key_value_heads"] = int(rng.choice(divisors)) if rng.random() < 0.8 else heads
+    if "mamba_d_ssm" in new:
+        new["mamba_d_ssm"] = 2 * new["hidden_size"]
     if "mamba_d_head" in new:
         new["mamba_d_head"] = 2 * new["hidden_size"] // new["mamba_n_heads"]
     if "kv_lora_rank" in new:
@@ -65,6 +71,9 @@ def drawn(fixture: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
             new[key] = int(rng.integers(3, 20))
     elif "head_dim" in new and isinstance(new["head_dim"], int):
         new["head_dim"] = 4 * int(rng.integers(2, 5))
+    if new.pop("per_layer_config", None):
+        new["global_head_dim"] = 4 * int(rng.integers(2, 6))
+        new["num_global_key_value_heads"] = int(rng.choice([1, 2]))
     for entry in (new.get("rope_parameters") or {}, *(new.get("rope_parameters") or {}).values()):
         if isinstance(entry, dict) and "rope_theta" in entry:
             entry["rope_theta"] = float(10 ** rng.uniform(1, 5))
@@ -97,6 +106,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
+    # torch's own is x above 20, which is off by up to 1e-10
+    torch.nn.functional.softplus = lambda x: torch.logaddexp(x, torch.zeros_like(x))
     configs = [json.loads((FIXTURES / case / "config.json").read_text()) for case in CASES]
     for family in arguments.families:
         own = [x for x in configs if x["model_type"] == family]

@@ -5,24 +5,16 @@ from refimpl.loading.families import (
     deepseek,
     falcon,
     gemma,
-    glm,
-    gpt_neox,
-    granite,
+    gpt,
     hybrids,
-    learned_positions,
     llama,
     mixtures,
-    olmo,
-    ungated,
 )  # fmt: skip
 from refimpl.loading.families.family import BASE, Family, Location
 
 __all__ = ["FAMILIES", "REFUSED", "Family", "Location"]
 
-LINEAGES = (
-    llama, gemma, granite, olmo, glm, cohere, falcon, ungated, gpt_neox, learned_positions,
-    mixtures, deepseek, hybrids,
-)  # fmt: skip
+LINEAGES = (llama, gemma, cohere, falcon, gpt, mixtures, deepseek, hybrids)
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for lineage in LINEAGES
@@ -47,8 +39,8 @@ REFUSED = {
             "use a model of a family in the table, such as deepseek_v3",
         ),
         (
-            "nemotron_h falcon_h1 jamba zamba zamba2 mamba mamba2 falcon_mamba",
-            "blocks with Mamba 1, or with Mamba 2 beside attention or without an MLP",
+            "jamba zamba zamba2 mamba mamba2 falcon_mamba",
+            "blocks with Mamba 1, Mamba 2 in every block, or attention whose weights blocks share",
             QWEN,
         ),
         (
@@ -57,16 +49,14 @@ REFUSED = {
             QWEN,
         ),
         (
-            "kimi_linear olmo_hybrid bailing_hybrid lara_mini qwen4_exp qwen4_exp_text",
+            "kimi_linear bailing_hybrid lara_mini qwen4_exp qwen4_exp_text",
             "a delta rule in a form of its own: a decay per channel, or other gates and norms",
             "use a model of a family in the table, such as qwen3_5_text",
         ),
         ("lfm3 zaya", "a short convolution in a form of its own, or one inside attention", QWEN),
         (
-            "gemma3n gemma3n_text gemma4 gemma4_text gemma4_assistant gemma4_unified "
-            "gemma4_unified_text gemma4_unified_assistant",
-            "sizes of heads by kind of block, keys and values that blocks share, or an embedding "
-            "of its own in every block",
+            "gemma3n gemma3n_text gemma4_assistant gemma4_unified_assistant",
+            "keys and values that blocks share, or an embedding of its own in every block",
             "use the family before it, gemma3_text",
         ),
         (

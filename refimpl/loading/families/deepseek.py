@@ -1,6 +1,7 @@
 """Routers of sigmoid scores with a correction: DeepSeek-V3, GLM-4.5, others; latent attention."""
 
 from refimpl.loading.families.family import (
+    MLP,
     QK_NORM,
     Entries,
     Family,
@@ -12,7 +13,7 @@ from refimpl.loading.families.family import (
     unread,
 )  # fmt: skip
 from refimpl.loading.families.llama import LLAMA
-from refimpl.loading.families.mixtures import EXPERTS, MLP, STACKS, linears
+from refimpl.loading.families.mixtures import EXPERTS, STACKS, linears
 
 GLM4_MOE = LLAMA.like(
     "glm4_moe",
@@ -24,7 +25,7 @@ GLM4_MOE = LLAMA.like(
         moe_intermediate_size=1408, n_shared_experts=1, routed_scaling_factor=1.0, n_group=1,
         topk_group=1, first_k_dense_replace=1, norm_topk_prob=True, use_qk_norm=False,
         partial_rotary_factor=key(0.5), num_key_value_heads=8, norm_eps=1e-5,
-        max_position_embeddings=131072, **unread("num_nextn_predict_layers", "num_mtp_layers"),
+        max_position_embeddings=131072,
     ),
     optional=dict.fromkeys(("q_norm", "k_norm"), "use_qk_norm"),
     buffers=(r"layers\.(46|92)\..*",),  # blocks that only predict further tokens
@@ -63,7 +64,7 @@ EXAONE_MOE = GLM4_MOE.like(
     "exaone_moe",
     names={"router.correction": "layers.{}.mlp.e_score_correction_bias"},
     biased={},
-    without=("attention_bias", "use_qk_norm", "num_nextn_predict_layers", "num_mtp_layers"),
+    without=("attention_bias", "use_qk_norm"),
     keys=dict(
         num_experts=key(64, "num_experts"), num_key_value_heads=32, moe_intermediate_size=1024,
         n_shared_experts=key(1, "num_shared_experts"), routed_scaling_factor=2.5,
@@ -91,7 +92,7 @@ HY_V3 = GLM4_MOE.like(
         moe_intermediate_size=key(1536, "moe_intermediate_size", echoes=("expert_hidden_dim",)),
         n_shared_experts=key(1, "num_shared_experts"), first_k_dense_replace=only(1),
         routed_scaling_factor=key(2.826, "router_scaling_factor"), rope_theta=11158840.0,
-        partial_rotary_factor=only(1.0), **unread("enable_moe_fp32_combine"),
+        partial_rotary_factor=only(1.0),
     ),
     optional={},
     buffers=(r"layers\.80\..*", *LLAMA.buffers),
@@ -115,7 +116,7 @@ AFMOE = GLM4_MOE.like(
         "router.correction": "layers.{}.mlp.expert_bias",
     },
     biased=biased("attention_bias", "q", "k", "v", "o"),
-    without=("use_qk_norm", "num_nextn_predict_layers", "num_mtp_layers", "norm_topk_prob"),
+    without=("use_qk_norm", "norm_topk_prob"),
     keys=dict(
         num_experts=key(64, "num_experts"), num_experts_per_tok=6, num_key_value_heads=None,
         n_shared_experts=key(2, "num_shared_experts"), head_dim=128,
@@ -125,7 +126,6 @@ AFMOE = GLM4_MOE.like(
         sliding_window_pattern=key(4, "global_attn_every_n_layers"), n_group=only(1),
         topk_group=only(1), num_expert_groups=only(1), num_limited_groups=only(1),
         score_func=only("sigmoid"), route_norm=only(True),
-        **unread("use_grouped_mm", "load_balance_coeff"),
     ),
     optional={},
     buffers=LLAMA.buffers,
@@ -145,10 +145,7 @@ LAGUNA = GLM4_MOE.like(
         **linears("shared_expert.", "layers.{}.mlp.shared_expert"),
     },
     biased=biased("attention_bias", "q", "k", "v", "o"),
-    without=(
-        "use_qk_norm", "num_nextn_predict_layers", "num_mtp_layers", "n_group", "topk_group",
-        "n_shared_experts",
-    ),
+    without=("use_qk_norm", "n_group", "topk_group", "n_shared_experts"),
     keys=dict(
         num_experts=key(256, "num_experts"), moe_intermediate_size=512, head_dim=128,
         shared_expert_intermediate_size=512, mlp_layer_types=None, norm_eps=1e-6,
@@ -208,7 +205,7 @@ DEEPSEEK_V3 = GLM4_MOE.like(
         topk_group=4, routed_scaling_factor=2.5, norm_eps=1e-6, max_position_embeddings=4096,
         moe_layer_freq=only(1), scoring_func=only("sigmoid"),
         topk_method=only("noaux_tc"),
-        **unread("rope_interleave", "aux_loss_alpha", "seq_aux", "ep_size"),
+        **unread("rope_interleave"),
     ),
     optional={},
     buffers=(r"layers\.61\..*", *LLAMA.buffers),
@@ -218,7 +215,7 @@ DEEPSEEK_V3 = GLM4_MOE.like(
 
 DEEPSEEK_V2 = DEEPSEEK_V3.like(
     "deepseek_v2",
-    without=("router.correction", "num_nextn_predict_layers", "num_mtp_layers", "rope_interleave"),
+    without=("router.correction", "rope_interleave"),
     keys=dict(
         num_experts=64, num_experts_per_tok=key(None), moe_intermediate_size=1407,
         n_shared_experts=2, first_k_dense_replace=0, n_group=None, topk_group=None,

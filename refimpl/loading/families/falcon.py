@@ -11,6 +11,7 @@ from refimpl.loading.families.family import (
     fused,
     key,
     only,
+    placed,
     unread,
 )  # fmt: skip
 
@@ -34,16 +35,11 @@ def _falcon(family: Family, entries: Entries) -> tuple[Family, Entries]:
 FALCON = BASE.like(
     "falcon",
     bases=("transformer.", ""),
-    names=dict(
-        embed="word_embeddings",
-        attn_norm="h.{}.input_layernorm",
-        o_proj="h.{}.self_attention.dense",
-        mlp_norm="h.{}.input_layernorm",
-        up_proj="h.{}.mlp.dense_h_to_4h",
-        down_proj="h.{}.mlp.dense_4h_to_h",
-        final_norm="ln_f",
-        lm_head="lm_head",
-    ) | fused("h.{}.self_attention.query_key_value", "q_proj", "k_proj", "v_proj", grouped=True),
+    names=dict(embed="word_embeddings", final_norm="ln_f", lm_head="lm_head")
+    | placed("h.{}.", attn_norm="input_layernorm", mlp_norm="input_layernorm")
+    | placed("h.{}.mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h")
+    | {"o_proj": "h.{}.self_attention.dense"}
+    | fused("h.{}.self_attention.query_key_value", "q_proj", "k_proj", "v_proj", grouped=True),
     norm="layer",
     biased=biased("bias", "q", "k", "v", "o", "up", "down"),
     keys=ROPE | dict(
@@ -80,10 +76,7 @@ BLOOM = BASE.like(
         activation=only("gelu_bloom"), max_position_embeddings=key(2048, "seq_length"),
         tie_word_embeddings=True, alibi=only(True), slow_but_exact=only(False),
         apply_residual_connection_post_layernorm=only(False), skip_bias_add_qkv=only(False),
-        **unread(
-            "attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion",
-            "offset_alibi", "skip_bias_add",
-        ),
+        **unread("offset_alibi", "skip_bias_add"),
     ),
     activations={"gelu_bloom": "gelu_tanh_8"},
     buffers=(),
@@ -103,22 +96,15 @@ MPT = BASE.like(
     "mpt",
     bases=FALCON.bases,
     norm="layer",
-    names=dict(
-        embed="wte",
-        attn_norm="blocks.{}.norm_1",
-        o_proj="blocks.{}.attn.out_proj",
-        mlp_norm="blocks.{}.norm_2",
-        up_proj="blocks.{}.ffn.up_proj",
-        down_proj="blocks.{}.ffn.down_proj",
-        final_norm="norm_f",
-        lm_head="lm_head",
-    ) | fused("blocks.{}.attn.Wqkv", "q_proj", "k_proj", "v_proj"),
+    names=dict(embed="wte", final_norm="norm_f", lm_head="lm_head")
+    | placed("blocks.{}.", attn_norm="norm_1", mlp_norm="norm_2", o_proj="attn.out_proj")
+    | placed("blocks.{}.ffn.", "up_proj", "down_proj")
+    | fused("blocks.{}.attn.Wqkv", "q_proj", "k_proj", "v_proj"),
     norm_bias=False,
     keys=dict(
-        hidden_size=key(REQUIRED, "d_model"),
-        num_hidden_layers=key(REQUIRED, "n_layers"),
-        num_attention_heads=key(REQUIRED, "n_heads"),
-        intermediate_size=None, expansion_ratio=only(4), activation=only("gelu"),
+        hidden_size=key(REQUIRED, "d_model"), num_hidden_layers=key(REQUIRED, "n_layers"),
+        num_attention_heads=key(REQUIRED, "n_heads"), intermediate_size=None,
+        expansion_ratio=only(4), activation=only("gelu"),
         norm_eps=key(1e-5, "layer_norm_epsilon"), no_bias=only(True), logit_scale=only(None),
         max_position_embeddings=key(2048, "max_seq_len"), tie_word_embeddings=True,
         attention_scale=key(None, "attn_config.softmax_scale"),
@@ -127,10 +113,7 @@ MPT = BASE.like(
         attn_type=only("multihead_attention", "attn_config.attn_type"),
         prefix_lm=only(False, "attn_config.prefix_lm"), qk_ln=only(False, "attn_config.qk_ln"),
         attn_uses_sequence_id=only(False, "attn_config.attn_uses_sequence_id"),
-        **unread(
-            "learned_pos_emb", "init_config", "init_device", "norm_type", "embedding_fraction",
-            "verbose", "tokenizer_name", "emb_pdrop", "attn_config.attn_impl",
-        ),
+        **unread("learned_pos_emb", "norm_type", "embedding_fraction", "attn_config.attn_impl"),
     ),
     buffers=(),
     variant=_mpt,

@@ -90,7 +90,9 @@ class Family:
         variant: The family and the entries of one `config.json`, if keys decide on the roles.
         scoring: Of routers, as in `Experts`; None without experts.
         shares_of_inputs: Whether an expert's share multiplies what it reads.
-        stacks: Places of roles in files that stack experts, in place of those in `names`.
+        stacks: Places of roles in files that stack experts, or are written by another version of
+            transformers, in place of those in `names`.
+        mixer_of: Roles that only blocks with one mixer have, with its name.
     """
 
     model_type: str
@@ -123,6 +125,7 @@ class Family:
     scoring: Literal["softmax", "sigmoid", "sparsemixer"] | None = None
     shares_of_inputs: bool = False
     stacks: dict[str, Location] = field(default_factory=dict)
+    mixer_of: dict[str, str] = field(default_factory=dict)
 
     def spelling(self, key: str) -> str:
         """How the file usually spells one of our keys."""
@@ -136,15 +139,7 @@ class Family:
         keys: Mapping[str, Any] = MappingProxyType({}),
         **fields: Any,
     ) -> "Family":
-        """A family that differs from this one.
-
-        Args:
-            model_type: Its `model_type`.
-            without: Roles and keys of this family that it lacks.
-            names: Other roles, and other places: each a `Location`, or its own tensor's name.
-            keys: Other keys, each a `Key`, and other defaults of the same ones.
-            fields: Fields in place of this family's.
-        """
+        """A family that lacks roles and keys of this one, or has other ones, and other defaults."""
         places, table = dict(self.names), dict(self.keys)
         for role, place in names.items():
             places[role] = Location(place) if isinstance(place, str) else place
@@ -161,6 +156,12 @@ class Family:
 def fused(name: str, *roles: str, **layout: Any) -> dict[str, Any]:
     """Roles that share a tensor, in the file's order of rows."""
     return dict.fromkeys(roles, Location(name, roles, **layout))
+
+
+def placed(place: str, *names: str, **others: str) -> dict[str, str]:
+    """Roles whose tensors are in one place, by names that are the roles' own, or others."""
+    named = dict(zip(names, names, strict=True)) | others
+    return {role: f"{place}{name}" for role, name in named.items()}
 
 
 def biased(value: bool | str, *roles: str) -> dict[str, bool | str]:
@@ -183,6 +184,21 @@ def unread(*names: str) -> dict[str, Key]:
     return dict.fromkeys(names, Key(None, read=False))
 
 
+MOST = 10_000  # blocks of which a list is made
+LEGACY = {"mamba": "linear_attention", "attention": "full_attention"}  # words of old files
+
+
+def with_kinds(
+    entries: Entries, attends: Callable[[int], bool], other: str = "linear_attention"
+) -> dict[str, Any]:
+    """The entries with the kind of every block: as listed, or full attention in some, by number."""
+    types, count = entries.get("layer_types"), entries.get("num_hidden_layers")
+    if types is None and type(count) is int and count <= MOST:
+        types = ["full_attention" if attends(i) else other for i in range(count)]
+    kinds = [LEGACY.get(str(x), x) for x in types] if isinstance(types, list) else types
+    return {**entries, "layer_types": kinds}
+
+
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
 )  # fmt: skip
@@ -196,4 +212,6 @@ ROPE = {
     "rope_theta": key(10000.0), "partial_rotary_factor": key(1.0), "rope_scaling": key(None),
     "rope_parameters": key(None), "original_max_position_embeddings": key(None),
 }  # fmt: skip
-QK_NORM = {"q_norm": "layers.{}.self_attn.q_norm", "k_norm": "layers.{}.self_attn.k_norm"}
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+QK_NORM = placed("layers.{}.self_attn.", "q_norm", "k_norm")

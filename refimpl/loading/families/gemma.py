@@ -1,6 +1,19 @@
 """Gemma: gains stored minus 1; from Gemma 2, norms after attention and MLP, sliding windows."""
 
-from refimpl.loading.families.family import QK_NORM, biased, key, unread
+from typing import Any
+
+from refimpl.loading.families.family import (
+    QK_NORM,
+    Entries,
+    Family,
+    Key,
+    biased,
+    key,
+    only,
+    placed,
+    unread,
+    with_kinds,
+)  # fmt: skip
 from refimpl.loading.families.llama import LLAMA
 
 GEMMA = LLAMA.like(
@@ -17,10 +30,9 @@ GEMMA = LLAMA.like(
 
 GEMMA2 = GEMMA.like(
     "gemma2",
-    names=dict(
-        attn_post_norm="layers.{}.post_attention_layernorm",
-        mlp_norm="layers.{}.pre_feedforward_layernorm",
-        mlp_post_norm="layers.{}.post_feedforward_layernorm",
+    names=placed(
+        "layers.{}.", attn_post_norm="post_attention_layernorm",
+        mlp_norm="pre_feedforward_layernorm", mlp_post_norm="post_feedforward_layernorm",
     ),
     keys=dict(
         activation=key("gelu_pytorch_tanh", "hidden_activation", echoes=("hidden_act",)),
@@ -45,3 +57,57 @@ GEMMA3 = GEMMA2.like(
     ),
     windows="pattern",
 )  # fmt: skip
+
+
+def _gemma4(family: Family, entries: Entries) -> tuple[Family, Entries]:
+    """Which blocks see all tokens, the last among them, and the sizes of those."""
+    own = with_kinds(entries, lambda i: (i + 1) % 6 == 0, "sliding_attention")
+    if not isinstance(types := own["layer_types"], list) or not types:
+        return family, own
+    own["layer_types"] = [*types[:-1], "full_attention"]
+    full = [str(i) for i, kind in enumerate(own["layer_types"]) if kind == "full_attention"]
+    listed: Any = own.get("per_layer_config")
+    sizes = {k.lstrip("0") or "0": x for k, x in listed.items()} if isinstance(listed, dict) else {}
+    names = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
+    one = sizes.get(full[0])
+    if isinstance(one, dict) and one.keys() <= {*names} and sizes == dict.fromkeys(full, one):
+        del own["per_layer_config"]
+        own |= {"global_head_dim": own.get("head_dim", 256), "num_global_key_value_heads": None}
+        own |= {names[name]: size for name, size in one.items()}
+    elif not own.get("attention_k_eq_v"):
+        own["num_global_key_value_heads"] = None
+    return family, own
+
+
+GEMMA4 = GEMMA3.like(
+    "gemma4_text",
+    norm_offset=0.0,
+    names={"block_scale": "layers.{}.layer_scalar"},
+    without=("query_pre_attn_scalar", "attn_logit_softcapping"),
+    keys=dict(
+        sliding_window=512, sliding_window_pattern=None, global_head_dim=512,
+        num_global_key_value_heads=None, attention_k_eq_v=False,
+        attention_scale=only(1.0),  # a constant, not a key of its files
+        rope_parameters={
+            "full_attention": {
+                "rope_type": "proportional", "rope_theta": 1000000.0, "partial_rotary_factor": 0.25,
+            },
+            "sliding_attention": {"rope_theta": 10000.0},
+        },
+        use_bidirectional_attention=Key(None, only=(None, "vision")),
+        hidden_size_per_layer_input=Key(256, only=(0, None)), num_kv_shared_layers=only(0),
+        enable_moe_block=only(False), partial_rotary_factor=key(1.0),
+        **unread(
+            "moe_intermediate_size", "num_experts", "top_k_experts", "use_double_wide_mlp",
+            "vocab_size_per_layer_input",
+        ),
+    ),
+    weightless_norms=("v_norm",),
+    variant=_gemma4,
+)  # fmt: skip
+
+GEMMA4_UNIFIED = GEMMA4.like(
+    "gemma4_unified_text",
+    without=("hidden_size_per_layer_input", "enable_moe_block"),
+    keys=dict(sliding_window=1024, max_position_embeddings=262144),
+)

@@ -1,74 +1,65 @@
-"""Families whose blocks mix tokens in several ways: Granite 4, LFM2, Qwen 3.5, Bamba."""
+"""Families with other mixers: Granite 4, LFM2, Qwen 3.5, Bamba, Falcon-H1, OLMo, Nemotron-H."""
 
+from math import inf
 from typing import Any
 
 from refimpl.loading.families.family import (
+    LEGACY,
+    MLP,
+    MOST,
     Entries,
     Family,
     Key,
+    Location,
     biased,
     fused,
     key,
     only,
     unread,
+    with_kinds,
 )  # fmt: skip
-from refimpl.loading.families.granite import GRANITE_SHARED
-from refimpl.loading.families.llama import LLAMA, QWEN3
-from refimpl.loading.families.mixtures import EXPERTS, MLP, STACKS, linears
-
-MOST = 10_000  # blocks, and the factor of a width, of which a list or a product is made
+from refimpl.loading.families.llama import GRANITE_SHARED, LLAMA, OLMO2, QWEN3
+from refimpl.loading.families.mixtures import EXPERTS, STACKS, linears
 
 
 def _granite(family: Family, entries: Entries) -> tuple[Family, Entries]:
     """Its rotation, the words of its blocks, and an MLP if there are no experts."""
-    own: dict[str, Any] = dict(entries)
-    types, count = own.get("layer_types"), own.get("num_hidden_layers")
-    if types is None and type(count) is int and count <= MOST:
-        types = ["linear_attention"] * count
-    old = {"mamba": "linear_attention", "attention": "full_attention"}
-    own["layer_types"] = [old.get(str(x), x) for x in types] if isinstance(types, list) else types
+    own = with_kinds(entries, lambda i: False)
     rotates = own.get("position_embedding_type") == "rope"
     family = family.like(family.model_type, unrotated="none" if rotates else "all")
-    if own.get("num_local_experts", 8) != 0:
-        return family, own
-    dense = fused("layers.{}.shared_mlp.input_linear", "gate_proj", "up_proj")
-    of_experts = [
-        role for role in family.names if role.startswith(("router", "experts.", "shared"))
-    ]
-    return family.like(
-        family.model_type,
-        without=(*of_experts, "num_experts", "shared_expert_intermediate_size"),
-        names=dense | {"down_proj": "layers.{}.shared_mlp.output_linear"},
-        keys=dict(
-            intermediate_size=key(1024, "shared_intermediate_size"),
-            **unread("num_local_experts", "num_experts_per_tok"),
-        ),
-        scoring=None,
-    ), {k: x for k, x in own.items() if k != "intermediate_size"}  # fmt: skip
+    if own.get("num_local_experts", 8) == 0:
+        own |= {"num_local_experts": 1, "num_experts_per_tok": 1, "moe_layers": []}
+        own["intermediate_size"] = own.get("shared_intermediate_size", 1024)
+    return family, own
 
 
-MAMBA = "layers.{}.mamba."
 MAMBA_INS = ("in_proj_z", "in_proj_x", "in_proj_bc", "in_proj_dt")
-MAMBA_NAMES = fused(f"{MAMBA}in_proj", *MAMBA_INS) | {
-    "conv.weight": f"{MAMBA}conv1d.weight", "conv.bias": f"{MAMBA}conv1d.bias",
-    "state_norm.weight": f"{MAMBA}norm.weight",
-    **{name: f"{MAMBA}{name}" for name in ("out_proj", "A_log", "D", "dt_bias")},
-}  # fmt: skip
+
+
+def mamba(place: str) -> dict[str, Any]:
+    """The tensors of Mamba 2 in its module of a block."""
+    names = ("out_proj", "A_log", "D", "dt_bias")
+    return fused(f"{place}in_proj", *MAMBA_INS) | {name: f"{place}{name}" for name in names} | {
+        "conv.weight": f"{place}conv1d.weight", "conv.bias": f"{place}conv1d.bias",
+        "state_norm.weight": f"{place}norm.weight",
+    }  # fmt: skip
+
+
+MAMBA_NAMES = mamba("layers.{}.mamba.")
 MAMBA_BIASES = dict.fromkeys((*MAMBA_INS, "out_proj"), "mamba_proj_bias")
 MAMBA_KEYS = dict(
     mamba_n_heads=128, mamba_n_groups=1, mamba_d_state=256, mamba_d_head="auto", mamba_d_conv=4,
     mamba_expand=2, mamba_conv_bias=True, mamba_proj_bias=False, time_step_limit=None,
-    **unread("mamba_chunk_size"),
 )  # fmt: skip
 GRANITE_HYBRID = GRANITE_SHARED.like(
     "granitemoehybrid",
-    names=MAMBA_NAMES,
+    names=MAMBA_NAMES | fused("layers.{}.shared_mlp.input_linear", "gate_proj", "up_proj")
+    | {"down_proj": "layers.{}.shared_mlp.output_linear"},
     biased=GRANITE_SHARED.biased | MAMBA_BIASES,
     keys=dict(
-        shared_expert_intermediate_size=1024,
-        layer_types=None,
+        shared_expert_intermediate_size=1024, moe_layers=None, layer_types=None,
         position_embedding_type=Key(None, only=(None, "rope", "nope")),
-        normalization_function=only("rmsnorm"), **unread("init_method"), **MAMBA_KEYS,
+        normalization_function=only("rmsnorm"), **MAMBA_KEYS,
     ),
     optional={"conv.bias": "mamba_conv_bias"},
     mixers={"linear_attention": "mamba2"},
@@ -78,13 +69,10 @@ GRANITE_HYBRID = GRANITE_SHARED.like(
 
 def _lfm2(family: Family, entries: Entries) -> tuple[Family, Entries]:
     """The kinds of its blocks from the numbers of those with attention; the width of its MLP."""
-    own = dict(entries)
-    count, attends = own.get("num_hidden_layers"), own.pop("full_attn_idxs", None)
-    if own.get("layer_types") is None and type(count) is int and 0 < count <= MOST:
-        every = range(count)
-        attends = every if attends is None else attends
-        if isinstance(attends, list | range):
-            own["layer_types"] = ["full_attention" if i in attends else "conv" for i in every]
+    own, attends = dict(entries), entries.get("full_attn_idxs")
+    if isinstance(attends, list | None):
+        own = with_kinds(entries, lambda i: attends is None or i in attends, "conv")
+    own.pop("full_attn_idxs", None)
     width = own.get("block_ff_dim", own.get("intermediate_size", 12288))
     own.pop("block_ff_dim", None)
     factor = own.get("block_ffn_dim_multiplier", 1.0)
@@ -121,9 +109,7 @@ LFM2 = LLAMA.like(
         conv_taps=key(3, "conv_L_cache"), use_pos_enc=only(True),
         **unread(
             "block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of",
-            "block_dim", "block_mlp_init_scale", "block_out_init_scale", "block_use_swiglu",
-            "block_use_xavier_init", "conv_dim", "conv_dim_out", "conv_use_xavier_init",
-            "num_heads", "theta",
+            "block_dim", "block_use_swiglu", "conv_dim", "conv_dim_out", "num_heads", "theta",
         ),
     ),
     optional={"conv.bias": "conv_bias"},
@@ -155,13 +141,10 @@ LFM2_MOE = LFM2.like(
 
 def _qwen3_5(family: Family, entries: Entries) -> tuple[Family, Entries]:
     """The kinds of its blocks from the distance between those with attention."""
-    own, interval = dict(entries), entries.get("full_attention_interval", 4)
-    count = own.get("num_hidden_layers")
-    numbers = all(type(x) is int and 0 < x <= MOST for x in (count, interval))
-    if own.get("layer_types") is None and numbers:
-        full = [(i + 1) % interval == 0 for i in range(int(str(count)))]
-        own["layer_types"] = ["full_attention" if x else "linear_attention" for x in full]
-    return family, own
+    interval = entries.get("full_attention_interval", 4)
+    if type(interval) is not int or interval < 1:
+        return family, entries
+    return family, with_kinds(entries, lambda i: (i + 1) % interval == 0)
 
 
 DELTA = "layers.{}.linear_attn."
@@ -181,10 +164,7 @@ QWEN3_5 = QWEN3.like(
         linear_key_head_dim=128, linear_value_head_dim=128, linear_conv_kernel_dim=4,
         partial_rotary_factor=key(0.25), activation=only("silu", "hidden_act"),
         attn_output_gate=only(True), output_gate_type=Key("swish", only=("swish", "silu")),
-        **unread(
-            "full_attention_interval", "mamba_ssm_dtype", "mtp_num_hidden_layers",
-            "mtp_use_dedicated_embeddings",
-        ),
+        **unread("full_attention_interval"),
     ),
     windows="none",
     mixers={"linear_attention": "gated_delta_rule"},
@@ -221,12 +201,9 @@ QWEN3_NEXT = QWEN3_5_MOE.like(
 
 def _bamba(family: Family, entries: Entries) -> tuple[Family, Entries]:
     """The kinds of its blocks from the numbers of those with attention."""
-    own: dict[str, Any] = {k: x for k, x in entries.items() if k != "layers_block_type"}
-    attends, count = own.pop("attn_layer_indices", None) or [], own.get("num_hidden_layers")
-    if isinstance(attends, list) and type(count) is int and count <= MOST:
-        words = ("linear_attention", "full_attention")
-        own["layer_types"] = [words[i in attends] for i in range(count)]
-    return family, own
+    own = {k: x for k, x in entries.items() if k not in ("layers_block_type", "attn_layer_indices")}
+    attends = entries.get("attn_layer_indices") or []
+    return family, with_kinds(own, lambda i: i in attends) if isinstance(attends, list) else own
 
 
 BAMBA = LLAMA.like(
@@ -239,9 +216,130 @@ BAMBA = LLAMA.like(
     keys=MAMBA_KEYS | dict(
         num_key_value_heads=8, norm_eps=1e-5, max_position_embeddings=262144, layer_types=None,
         partial_rotary_factor=only(0.5), activation=only("silu", "hidden_act"),
-        **unread("num_logits_to_keep", "z_loss_coefficient", "attn_rotary_emb"),
     ),
     optional={"conv.bias": "mamba_conv_bias"},
     mixers={"linear_attention": "mamba2"},
     variant=_bamba,
+)  # fmt: skip
+
+FALCON_H1 = BAMBA.like(
+    "falcon_h1",
+    biased=BAMBA.biased | {"out_proj": "projectors_bias"},
+    without=("layer_types",),
+    keys=dict(
+        head_dim=None, max_position_embeddings=8192, partial_rotary_factor=only(1.0),
+        mamba_d_ssm=1024, mamba_rms_norm=False, mamba_norm_before_gate=True,
+        projectors_bias=False, embed_scale=key(1.0, "embedding_multiplier"),
+        logit_scale=key(1.0, "lm_head_multiplier"), mlp_multipliers=None, ssm_multipliers=None,
+        mamba_use_mlp=only(True), key_multiplier=1.0, attention_in_multiplier=1.0,
+        attention_out_multiplier=1.0, ssm_in_multiplier=1.0, ssm_out_multiplier=1.0,
+    ),
+    optional=BAMBA.optional | {"state_norm.weight": "mamba_rms_norm"},
+    mixers={"": "attention_beside_mamba2"},
+    variant=None,
+)  # fmt: skip
+
+
+def _olmo(family: Family, entries: Entries) -> tuple[Family, Entries]:
+    """The kinds of its blocks, one with attention at least; no rotation if its base is null."""
+    own: dict[str, Any] = dict(_qwen3_5(family, entries)[1])
+    if entries.get("layer_types") is None and len(own.get("layer_types") or "four") < 4:
+        own["layer_types"][-1] = "full_attention"
+    entry = own.get("rope_parameters") or own
+    if isinstance(entry, dict) and entry.get("rope_theta", 0) is None:
+        family = family.like(family.model_type, unrotated="all")
+        own = {name: own[name] for name in own if name not in ("rope_parameters", "rope_theta")}
+    return family, own
+
+
+OLMO_HYBRID = OLMO2.like(
+    "olmo_hybrid",
+    names={x: LLAMA.names[x] for x in ("attn_norm", "mlp_norm")} | {
+        f"in_proj_{role}": f"{DELTA}{name}_proj"
+        for role, name in zip("qkvzba", "qkvgba", strict=True)
+    } | {f"conv_{x}.weight": f"{DELTA}{x}_conv1d.weight" for x in "qkv"} | {
+        "out_proj": f"{DELTA}o_proj", "state_norm.weight": f"{DELTA}o_norm.weight",
+        "A_log": f"{DELTA}A_log", "dt_bias": f"{DELTA}dt_bias",
+    },
+    biased=biased("attention_bias", "q", "k", "v", "o"),
+    without=("mlp_bias", "head_dim"),
+    keys=dict(
+        norm_eps=1e-6, max_position_embeddings=65536, layer_types=None,
+        activation=only("silu", "hidden_act"), linear_num_key_heads=None,
+        linear_num_value_heads=None, linear_key_head_dim=None, linear_value_head_dim=None,
+        linear_conv_kernel_dim=4, linear_allow_neg_eigval=True,
+        state_norm_eps=only(1e-5),  # a constant of the family, not a key of its files
+    ),
+    mixers={"linear_attention": "gated_delta_rule"},
+    mixer_of=dict.fromkeys(("attn_norm", "mlp_norm"), "gated_delta_rule")
+    | dict.fromkeys(("attn_post_norm", "mlp_post_norm"), "attention"),
+    stacks={  # as transformers writes them
+        "attn_norm": Location("layers.{}.attention_layer_norm"),
+        **dict.fromkeys(
+            ("mlp_norm", "attn_post_norm"), Location("layers.{}.feedforward_layer_norm")
+        ),
+    },
+    variant=_olmo,
+)  # fmt: skip
+
+
+NEMOTRON_BLOCKS = {  # by letter: the word for a block, and its MLP
+    "M": ("linear_attention", "none"), "*": ("full_attention", "none"), "-": ("mlp", "dense"),
+    "E": ("moe", "sparse"),
+}  # fmt: skip
+
+
+def _nemotron(family: Family, entries: Entries) -> tuple[Family, Entries]:
+    """The kinds of its blocks, from words or letters, and the limits of its time steps."""
+    own, name = dict(entries), "layers_block_type"
+    if isinstance(letters := own.get("hybrid_override_pattern"), str):
+        words = [NEMOTRON_BLOCKS.get(x, (x,))[0] for x in letters]
+        own |= {"hybrid_override_pattern": words, name: own.get(name) or words}
+    if isinstance(own.get(name), list):
+        own[name] = [LEGACY.get(str(x), x) for x in own[name]]
+        mlps = dict(NEMOTRON_BLOCKS.values())
+        own["mlp_layer_types"] = [mlps.get(str(x), "none") for x in own[name]]
+        own.setdefault("num_hidden_layers", len(own[name]))
+    return family, own | {"time_step_limit": [own.get("time_step_min", 0.001), inf]}
+
+
+MIXER = "layers.{}.mixer."
+NEMOTRON_H = LLAMA.like(
+    "nemotron_h",
+    bases=("backbone.", "model.", ""),
+    names=mamba(MIXER) | {f"{x}_proj": f"{MIXER}{x}_proj" for x in ("q", "k", "v", "o")} | dict(
+        embed="embeddings", attn_norm="layers.{}.norm", mlp_norm="layers.{}.norm",
+        final_norm="norm_f", router=f"{MIXER}gate",
+    ) | {"router.correction": f"{MIXER}gate.e_score_correction_bias"} | {
+        f"{of}{x}": f"{MIXER}{place}{x}" for x in MLP[1:] for of, place in (
+            ("", ""), ("experts.", "experts.{}."), ("shared_expert.", "shared_experts."))
+    },
+    biased=dict.fromkeys((*MAMBA_INS, "out_proj"), "use_bias")
+    | dict.fromkeys((f"{of}{x}" for of in ("", "shared_expert.") for x in MLP[1:]), "mlp_bias"),
+    without=("gate_proj",),
+    keys=dict(
+        num_key_value_heads=8, head_dim=128, max_position_embeddings=4096, use_bias=False,
+        norm_eps=key(1e-5, "layer_norm_epsilon", echoes=("norm_eps", "rms_norm_eps")),
+        activation=key("relu2", "mlp_hidden_act"), mamba_hidden_act=only("silu"),
+        layer_types=key(None, "layers_block_type", echoes=("hybrid_override_pattern",)),
+        mamba_n_heads=key(128, "mamba_num_heads"), mamba_d_head=key(64, "mamba_head_dim"),
+        mamba_n_groups=key(8, "n_groups", "mamba_n_groups"), time_step_limit=None,
+        mamba_d_state=key(128, "ssm_state_size"), mamba_d_conv=key(4, "conv_kernel"),
+        mamba_conv_bias=key(True, "use_conv_bias", "mamba_conv_bias"), mlp_layer_types=None,
+        num_experts=key(8, "n_routed_experts"), num_experts_per_tok=2, n_group=1, topk_group=1,
+        moe_intermediate_size=7688, routed_scaling_factor=1.0, norm_topk_prob=True,
+        shared_expert_intermediate_size=key(7688, "moe_shared_expert_intermediate_size"),
+        n_shared_expert=only(1, "n_shared_experts"), moe_latent_size=only(None),
+        attention_bias=only(False), sliding_window=only(None), tie_word_embeddings=only(False),
+        **unread("expand", "mamba_expand", "mamba_proj_bias", "time_step_min"),
+    ),
+    optional={"conv.bias": "mamba_conv_bias"},
+    unrotated="all",
+    mixers={"linear_attention": "mamba2", "mlp": "no_mixer", "moe": "no_mixer"},
+    scoring="sigmoid",
+    stacks={
+        f"experts.{x}": Location(f"{MIXER}experts.{x}", stacked=True, weight="") for x in MLP[1:]
+    },
+    buffers=(r"^mtp\..*",),
+    variant=_nemotron,
 )  # fmt: skip

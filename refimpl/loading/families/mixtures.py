@@ -3,6 +3,7 @@
 from typing import Any
 
 from refimpl.loading.families.family import (
+    MLP,
     Entries,
     Family,
     Location,
@@ -12,10 +13,16 @@ from refimpl.loading.families.family import (
     only,
     unread,
 )  # fmt: skip
-from refimpl.loading.families.glm import ERNIE
-from refimpl.loading.families.llama import HUNYUAN, LLAMA, MISTRAL, QWEN2, QWEN3
-
-MLP = ("gate_proj", "up_proj", "down_proj")
+from refimpl.loading.families.llama import (
+    ERNIE,
+    HUNYUAN,
+    LLAMA,
+    MISTRAL,
+    OLMO2,
+    QWEN2,
+    QWEN3,
+    WIDTH_NORM,
+)  # fmt: skip
 
 
 def linears(of: str, place: str) -> dict[str, str]:
@@ -81,13 +88,23 @@ QWEN3_MOE = QWEN3.like(
 OLMOE = LLAMA.like(
     "olmoe",
     without=MLP,
-    names=EXPERTS | {
-        "q_width_norm": "layers.{}.self_attn.q_norm", "k_width_norm": "layers.{}.self_attn.k_norm"
-    },
+    names=EXPERTS | WIDTH_NORM,
     biased=biased("attention_bias", "q", "k", "v", "o"),
     keys=dict(
         num_experts=64, num_experts_per_tok=8, norm_topk_prob=False, norm_eps=1e-5,
         qkv_limit=key(None, "clip_qkv"), max_position_embeddings=4096,
+    ),
+    scoring="softmax",
+    stacks=STACKS,
+)  # fmt: skip
+
+FLEX_OLMO = OLMO2.like(
+    "flex_olmo",
+    without=MLP,
+    names=EXPERTS,
+    keys=dict(
+        num_experts=7, num_experts_per_tok=5, norm_topk_prob=False, norm_eps=1e-6,
+        rope_theta=500000.0, max_position_embeddings=4096,
     ),
     scoring="softmax",
     stacks=STACKS,
@@ -110,17 +127,13 @@ def _minimax(family: Family, entries: Entries) -> tuple[Family, Entries]:
 
 MINIMAX_M2 = MIXTRAL.like(
     "minimax_m2",
-    names=dict(
-        q_width_norm="layers.{}.self_attn.q_norm", k_width_norm="layers.{}.self_attn.k_norm",
-    ) | {"router.correction": "layers.{}.block_sparse_moe.e_score_correction_bias"},
+    names=WIDTH_NORM | {"router.correction": "layers.{}.block_sparse_moe.e_score_correction_bias"},
     keys=dict(
         num_experts=256, num_experts_per_tok=8, head_dim=128, norm_eps=1e-6, rope_theta=5000000.0,
         partial_rotary_factor=key(1.0), sliding_window=only(None),
         max_position_embeddings=196608, scoring_func=only("sigmoid"), use_qk_norm=only(True),
         use_routing_bias=only(True), qk_norm_type=only("per_layer"),
-        **unread(
-            "router_jitter_noise", "use_mtp", "num_mtp_modules", "mtp_transformer_layers",
-        ),
+        **unread("router_jitter_noise"),
     ),
     windows="none",
     scoring="sigmoid",
@@ -164,8 +177,7 @@ MELLUM = QWEN3_MOE.like(
         moe_intermediate_size=896, head_dim=128, max_position_embeddings=131072,
         sliding_window=1024, sliding_window_pattern=only(1), mlp_layer_types=None,
         rope_theta=500000.0, rope_local_base_freq=10000.0,
-        **unread("num_nextn_predict_layers", "num_mtp_layers", "mtp_layer_types",
-                 "mtp_mlp_layer_types", "use_sliding_window"),
+        **unread("use_sliding_window"),
     ),
     buffers=(r"^(model\.)?mtp\..*", *LLAMA.buffers),
     windows="pattern",
@@ -195,10 +207,7 @@ HUNYUAN_MOE = HUNYUAN.like(
         n_shared_experts=only(1, "num_shared_expert"),
         intermediate_size=key(11008, echoes=("moe_intermediate_size",)),
         use_mla=only(False), norm_topk_prob=only(True),
-        **unread(
-            "moe_layer_num_skipped", "moe_drop_tokens", "moe_random_routing_dropped_token",
-            "use_mixed_mlp_moe", "routed_scaling_factor", "group_limited_greedy", "capacity_factor",
-        ),
+        **unread("use_mixed_mlp_moe", "routed_scaling_factor", "group_limited_greedy"),
     ),
     scoring="softmax",
     stacks=STACKS,
@@ -248,7 +257,7 @@ LLAMA4 = LLAMA.like(
         sliding_window=key(8192, "attention_chunk_size"), layer_types=None,
         attn_temperature_tuning=True, attn_scale=0.1, floor_scale=8192,
         max_position_embeddings=131072, rope_theta=500000.0,
-        **unread("router_jitter_noise", "for_llm_compressor"),
+        **unread("router_jitter_noise"),
     ),
     optional=dict.fromkeys(("q_rope_norm", "k_rope_norm"), "use_qk_norm"),
     weightless_norms=("q_rope_norm", "k_rope_norm"),

@@ -60,10 +60,10 @@ def delta_rule(
 def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """Mix tokens by `delta_rule`, from a convolution of q, k and v to a gate on each head.
 
-    q, k, v = split(silu(conv(W_qkv x)));  beta = sigmoid(W_b x);
+    q, k, v = split(silu(conv(W_qkv x)));  beta = m sigmoid(W_b x);
     log a = -exp(A) softplus(W_a x + dt);  W_out (rms_norm(y) silu(W_z x))
 
-    q and k have length 1, and q is divided by sqrt(d).
+    q and k have length 1, and q is divided by sqrt(d); m, the `most`, is 1 or 2.
 
     Observed: `conv_in` and `conv_out` [B, S, channels of q, k and v], before and after the
     convolution and its activation; `state_out` [B, S, H e], y; `mixed` [B, S, H e], the input of
@@ -83,17 +83,22 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     sizes, observe = place.mixer, place.observe
     assert isinstance(sizes, GatedDeltaRule)
     qkv = np.concatenate([project(x, weights, f"in_proj_{name}") for name in "qkv"], axis=-1)
-    qkv = ops.silu(causal_convolution(observe("conv_in", qkv), weights, place.positions))
+    taps = weights
+    if "conv.weight" not in weights:
+        parts = [weights[f"conv_{name}.weight"] for name in "qkv"]
+        taps = {"conv.weight": np.concatenate(parts)}
+    qkv = ops.silu(causal_convolution(observe("conv_in", qkv), taps, place.positions))
     qkv, (ends, _, _) = observe("conv_out", qkv), sizes.channels
     q, k, v = qkv[..., :ends], qkv[..., ends : 2 * ends], qkv[..., 2 * ends :]
     head_of = np.arange(sizes.value_heads) // (sizes.value_heads // sizes.key_heads)
     q, k = (np.take(unit(attention.split_heads(y, sizes.key_dim)), head_of, axis=1) for y in (q, k))
-    beta = attention.split_heads(ops.sigmoid(project(x, weights, "in_proj_b")), 1)
+    beta = sizes.most * attention.split_heads(ops.sigmoid(project(x, weights, "in_proj_b")), 1)
     step = ops.softplus(project(x, weights, "in_proj_a") + weights["dt_bias"])
     log_decay = attention.split_heads(-np.exp(weights["A_log"]) * step, 1)
     q, v = q * sizes.key_dim**-0.5, attention.split_heads(v, sizes.value_dim)
     y = attention.merge_heads(delta_rule(q, k, v, log_decay, beta, place.positions))
     y = attention.split_heads(observe("state_out", y), sizes.value_dim)
-    y = place.kernels.rms_norm(y, weights["state_norm.weight"], config.norm_eps)
+    eps = config.norm_eps if sizes.norm_eps is None else sizes.norm_eps
+    y = place.kernels.rms_norm(y, weights["state_norm.weight"], eps)
     y = attention.merge_heads(y) * ops.silu(project(x, weights, "in_proj_z"))
     return project(observe("mixed", y), weights, "out_proj")

@@ -1,5 +1,7 @@
 """Mamba 2: a state space that is attention with decays in place of the softmax."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from refimpl.model import attention, ops
@@ -7,7 +9,8 @@ from refimpl.model.config import Config
 from refimpl.model.mixers.decay import decays
 from refimpl.model.mixers.projection import Place, Weights, project
 from refimpl.model.mixers.short_convolution import causal_convolution
-from refimpl.model.mixers.sizes import Mamba2
+from refimpl.model.mixers.sizes import Beside, Mamba2
+from refimpl.model.mixers.softmax_attention import self_attention
 from refimpl.model.ops import Array
 
 
@@ -45,7 +48,8 @@ def mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """Mix tokens by `state_space`, behind a convolution, and gate what it gives.
 
     x, b, c = split(silu(conv(W_xbc x)));  dt = clip(softplus(W_dt x + dt_bias));  A = -exp(A_log);
-    W_out rms_norm((y + D x) silu(W_z x)), the norm by groups of heads
+    W_out rms_norm((y + D x) silu(W_z x)), the norm by groups of heads, before the gate or absent
+    in some models; in some, a factor multiplies each of W_z x, W_xbc x and W_dt x
 
     Observed: `conv_in` and `conv_out` [B, S, channels of x, b and c], before and after the
     convolution and its activation; `state_out` [B, S, H p], y + D x; `mixed` [B, S, H p], the input
@@ -65,7 +69,9 @@ def mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     sizes, observe = place.mixer, place.observe
     assert isinstance(sizes, Mamba2)
     inner, half = sizes.heads * sizes.head_dim, sizes.groups * sizes.state
-    xbc = np.concatenate([project(x, weights, f"in_proj_{name}") for name in ("x", "bc")], axis=-1)
+    values, both = (project(x, weights, f"in_proj_{name}") for name in ("x", "bc"))
+    parts = zip((values, both[..., :half], both[..., half:]), sizes.factors[1:4], strict=True)
+    xbc = np.concatenate([ops.scaled(*part) for part in parts], axis=-1)
     xbc = ops.silu(causal_convolution(observe("conv_in", xbc), weights, place.positions))
     xbc = observe("conv_out", xbc)
     group_of = np.arange(sizes.heads) // (sizes.heads // sizes.groups)
@@ -74,11 +80,41 @@ def mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:
         for y in (xbc[..., inner : inner + half], xbc[..., inner + half :])
     )
     values = attention.split_heads(xbc[..., :inner], sizes.head_dim)
-    step = ops.softplus(project(x, weights, "in_proj_dt") + weights["dt_bias"])
+    step = ops.scaled(project(x, weights, "in_proj_dt"), sizes.factors[4])
+    step = ops.softplus(step + weights["dt_bias"])
     step = attention.split_heads(np.minimum(np.maximum(step, sizes.steps[0]), sizes.steps[1]), 1)
     rate, skip = (np.reshape(y, (-1, 1, 1)) for y in (-np.exp(weights["A_log"]), weights["D"]))
     y = state_space(values, b, c, step, rate, place.positions) + skip * values
-    y = observe("state_out", attention.merge_heads(y)) * ops.silu(project(x, weights, "in_proj_z"))
-    y = attention.split_heads(y, inner // sizes.groups)
-    y = attention.merge_heads(place.kernels.rms_norm(y, 1.0, config.norm_eps))
-    return project(observe("mixed", y * weights["state_norm.weight"]), weights, "out_proj")
+    y = observe("state_out", attention.merge_heads(y))
+    gate = ops.silu(ops.scaled(project(x, weights, "in_proj_z"), sizes.factors[0]))
+    y = y if sizes.norm == "before" else y * gate
+    if sizes.norm:
+        y = attention.split_heads(y, inner // sizes.groups)
+        y = attention.merge_heads(place.kernels.rms_norm(y, 1.0, config.norm_eps))
+        y = y * weights["state_norm.weight"]
+    y = y * gate if sizes.norm == "before" else y
+    return project(observe("mixed", y), weights, "out_proj")
+
+
+def attention_beside_mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:
+    """Mix tokens in two ways: ``after_m mamba2(before_m x) + after_a self_attention(before_a x)``.
+
+    Observed: as of both. The inputs of their linears are observed before they are multiplied.
+
+    Args:
+        x: Normalised input, [B, S, D].
+        weights: The weights of both.
+        place: Bias, rotary tables, positions, kernels and observer.
+        config: The model's facts.
+
+    Returns:
+        [B, S, D].
+
+    Source: Falcon-H1, arXiv:2507.22448; transformers' `FalconH1DecoderLayer`.
+    """
+    sizes = place.mixer
+    assert isinstance(sizes, Beside)
+    first, second = replace(place, mixer=sizes.mamba2), replace(place, mixer=sizes.attention)
+    y = mamba2(ops.scaled(x, sizes.before[0]), weights, first, config)
+    heads = self_attention(ops.scaled(x, sizes.before[1]), weights, second, config)
+    return ops.scaled(y, sizes.after[0]) + ops.scaled(heads, sizes.after[1])

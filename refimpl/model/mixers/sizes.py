@@ -27,13 +27,15 @@ class WeightShapes:
 class Mixer:
     """What all mixers tell: their name, their trace points in order, and their weights.
 
+    This one is that of a block which is an MLP alone: it has none of them.
+
     `reads` maps linears that attention does not have to the trace point that they read. A mixer
     `in_a_row` takes sequences of equal length one after another; one that `attends` has a mask and
     positions. `not_recorded` says why it cannot become part of a graph.
     """
 
-    name: ClassVar[str]
-    points: ClassVar[tuple[str, ...]]
+    name: ClassVar[str] = "no_mixer"
+    points: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[Mapping[str, str]] = {}
     in_a_row: ClassVar[bool] = True
     attends: ClassVar[bool] = False
@@ -45,7 +47,7 @@ class Mixer:
 
     def shapes(self, width: int) -> WeightShapes:
         """The shapes of its weights, in a stream of D channels."""
-        raise NotImplementedError
+        return WeightShapes({})
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Attention(Mixer):
         head_dim: h, channels per head.
         gate: What turns the gate's numbers into factors; "" without a gate.
         gate_width: Factors per head: one for all its channels, or h.
+        key_scale: Multiplies keys, before any norm and rotation.
+        keys_as_values: Whether values are keys before their norm and rotation.
     """
 
     num_attention_heads: int
@@ -65,6 +69,8 @@ class Attention(Mixer):
     head_dim: int
     gate: Literal["", "sigmoid", "softplus"] = ""
     gate_width: int = 0
+    key_scale: float = 1.0
+    keys_as_values: bool = False
 
     name = "attention"
     points = ("q", "k", "v", "q_rope", "k_rope")
@@ -88,10 +94,12 @@ class Attention(Mixer):
         q, kv = heads * h, self.num_key_value_heads * h
         shapes = (q, width), (kv, width), (kv, width), (width, q)
         linears = dict(zip(("q_proj", "k_proj", "v_proj", "o_proj"), shapes, strict=True))
+        if self.keys_as_values:
+            del linears["v_proj"]
         gate = {"attn_gate": (heads * self.gate_width, width)} if self.gate else {}
         if self.gate_width > 1:  # as large as the queries
             linears, gate = linears | gate, {}
-        norms = dict.fromkeys(("q_norm", "k_norm", "q_rope_norm", "k_rope_norm"), h)
+        norms = dict.fromkeys(("q_norm", "k_norm", "q_rope_norm", "k_rope_norm", "v_norm"), h)
         norms |= {"q_width_norm": q, "k_width_norm": kv}
         return WeightShapes(linears, gate, norms, {"sinks": (heads,)})
 
@@ -127,6 +135,8 @@ class GatedDeltaRule(Mixer):
         key_dim: Channels of a query and of a key.
         value_dim: Channels of a value.
         taps: Tokens that the convolution before it sees.
+        most: Largest share of an error that is corrected: 1, or 2.
+        norm_eps: Added under the root of its norm; None: as in the other norms.
     """
 
     key_heads: int
@@ -134,6 +144,8 @@ class GatedDeltaRule(Mixer):
     key_dim: int
     value_dim: int
     taps: int
+    most: float = 1.0
+    norm_eps: float | None = None
 
     name = "gated_delta_rule"
     points = ("conv_in", "conv_out", "state_out")
@@ -161,6 +173,8 @@ class GatedDeltaRule(Mixer):
         per_head = {"in_proj_b": (self.value_heads, width), "in_proj_a": (self.value_heads, width)}
         arrays: dict[str, tuple[int, ...]] = {"conv.weight": (q + k + v, 1, self.taps)}
         arrays |= dict.fromkeys(("A_log", "dt_bias"), (self.value_heads,))
+        for name, channels in zip("qkv", self.channels, strict=True):  # in files that split it
+            arrays[f"conv_{name}.weight"] = (channels, 1, self.taps)
         arrays["state_norm.weight"] = (self.value_dim,)
         return WeightShapes(linears | {"out_proj": (width, v)}, per_head, arrays=arrays)
 
@@ -222,6 +236,8 @@ class Mamba2(Mixer):
         state: n, numbers that each channel keeps.
         taps: Tokens that the convolution before it sees.
         steps: Smallest and largest time step.
+        factors: Multiply what the gate, x, b, c and the time step are made of.
+        norm: Whether the output is normalised before the gate, after it, or not ("").
     """
 
     heads: int
@@ -230,6 +246,8 @@ class Mamba2(Mixer):
     state: int
     taps: int
     steps: tuple[float, float]
+    factors: tuple[float, ...] = (1.0,) * 5
+    norm: Literal["", "before", "after"] = "after"
 
     name = "mamba2"
     points = ("conv_in", "conv_out", "state_out")
@@ -251,3 +269,31 @@ class Mamba2(Mixer):
         }  # fmt: skip
         arrays |= dict.fromkeys(("A_log", "D", "dt_bias"), (self.heads,))
         return WeightShapes(linears, {"in_proj_dt": (self.heads, width)}, arrays=arrays)
+
+
+@dataclass(frozen=True)
+class Beside(Mixer):
+    """Softmax attention and Mamba 2 that read the same, and whose outputs are added.
+
+    Args:
+        mamba2: Sizes of the one.
+        attention: Sizes of the other.
+        before: Multiply what Mamba 2 and attention read.
+        after: Multiply what they compute.
+    """
+
+    mamba2: Mamba2
+    attention: Attention
+    before: tuple[float, float]
+    after: tuple[float, float]
+
+    name = "attention_beside_mamba2"
+    points = (*Mamba2.points, *Attention.points)
+    in_a_row = False
+    attends = True
+
+    def shapes(self, width: int) -> WeightShapes:
+        """As of `Mixer`."""
+        one, other = self.mamba2.shapes(width), self.attention.shapes(width)
+        linears = other.linears | one.linears
+        return WeightShapes(linears, one.matrices, other.norms, one.arrays | other.arrays)

@@ -17,6 +17,8 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
     A learned score per head, `sinks` [H], may take a share of the softmax. A gate may multiply the
     heads: ``sigmoid(W_gate x)`` or ``softplus(W_gate x)``, a factor per head or per channel.
 
+    Values may be the keys before their norm and rotation, and normalised without a gain (`v_norm`).
+
     q and k may be normalised in three places: over all heads together (`q_width_norm`), per head
     (`q_norm`), or per head after the rotation (`q_rope_norm`).
 
@@ -33,13 +35,14 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
         Attention's output, [B, S, D].
     """
     observe, kernels = place.observe, place.kernels
-    sizes = place.mixer if isinstance(place.mixer, Attention) else config
+    sizes = place.mixer or config.attention
+    assert isinstance(sizes, Attention)
+    scales = {"k": sizes.key_scale}
 
     def heads_of(name: str) -> Array:
-        y = norm(
-            project(x, weights, f"{name}_proj"), weights, f"{name}_width_norm", config, kernels
-        )
-        y = ops.limited(y, config.qkv_limit)
+        linear = "k" if name == "v" and sizes.keys_as_values else name
+        y = ops.scaled(project(x, weights, f"{linear}_proj"), scales.get(name, 1.0))
+        y = ops.limited(norm(y, weights, f"{name}_width_norm", config, kernels), config.qkv_limit)
         y = attention.split_heads(y, sizes.head_dim)
         return observe(name, norm(y, weights, f"{name}_norm", config, kernels))
 
@@ -52,7 +55,7 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
     q, cap = q * place.query_scale, config.attn_soft_cap
     sink = np.reshape(weights["sinks"], (-1, 1, 1)) if "sinks" in weights else None
     heads = kernels.attention(q, k, v, place.bias, cap, sink, place.ramps)
-    if isinstance(sizes, Attention) and sizes.gate:
+    if sizes.gate:
         gate = GATES[sizes.gate](project(x, weights, "attn_gate"))
         heads = heads * attention.split_heads(gate, sizes.gate_width)
     return project(observe("attn_heads", attention.merge_heads(heads)), weights, "o_proj")

@@ -130,7 +130,7 @@ def _arrays(place: Place) -> dict[str, Any]:
     """The arrays of a place that depend on positions, by name."""
     cos, sin = place.rope or (None, None)
     arrays = {"bias": place.bias, "cos": cos, "sin": sin, "ramps": place.ramps}
-    if place.mixer and not place.mixer.attends:  # others' positions are in these arrays
+    if place.mixer and "conv_in" in place.mixer.points:  # others' are in these arrays
         arrays["positions"] = place.positions
     arrays["query_scale"] = cast(Any, place.query_scale)  # a number, or an array
     return {name: array for name, array in arrays.items() if isinstance(array, Recorded)}
