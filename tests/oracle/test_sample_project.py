@@ -119,13 +119,11 @@ HALF = mistakes(
     "sparsegpt.blocks.0.q_proj.weight",
     ("half the compensation", "error = w[:, i] * ~keep[:, i] / ⟦→2 / ⟧u[i, i]", "qwen3"),
 )
-AFTER_ATTENTION = {"attn_out", "resid_mid", "mlp_norm", "mlp_out", "resid_post"}
-AFTER_NORMS = {"attn_norm", "q", "k", "v", "q_rope", "k_rope", "final_norm", *AFTER_ATTENTION}
 MEASURED = {"drift", "alignment", "absorption_coefficient", "stderr"}  # the coarse ones are, too
 # The case, the dtype, and the divergent steps' last words; of a mistake in the forward, its steps'.
 DIVERGENT = {
-    "a window one token longer": ("mistral", "bfloat16", AFTER_ATTENTION),
-    "eps omitted": ("llama", "float32", AFTER_NORMS),
+    "a window one token longer": ("mistral", "bfloat16", {"attn_out"}),
+    "eps omitted": ("llama", "float32", {"attn_norm", "mlp_norm", "final_norm"}),
     "a perturbation that is not scaled": ("qwen2", "float16", MEASURED),
     "AlphaPruning with the intended xmin": ("qwen3", "float32", {"signal"}),
     "smallest remainders first": ("llama", "float32", {"counts"}),
