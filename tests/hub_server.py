@@ -105,7 +105,11 @@ class _Answer(BaseHTTPRequestHandler):
             return self.send(403, error="GatedRepo")
         content = files["/".join(rest[2:])]
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit}
-        return self.send(200, content, headers)
+        start = self.headers.get("Range", "").removeprefix("bytes=").removesuffix("-")
+        if not start.isdigit():
+            return self.send(200, content, headers)
+        headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        return self.send(206, content[int(start) :], headers)
 
     def send(
         self,
