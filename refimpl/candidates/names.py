@@ -93,7 +93,7 @@ def transformers_sources(model: Model) -> Sources:
     add("embed", whole[0] + INPUT, module("embed") if plain else "")
     for i in blocks:
         at, of = f"blocks.{i}", f"blocks.{i}."
-        norm = {x: module(f"{of}{x}") for x in ("attn_norm", "mlp_norm")}
+        norm = {x: module(f"{of}{x}") for x in ("attn_norm", "mlp_norm", "experts_norm")}
         add(f"{of}resid_pre", whole[i] + INPUT, whole[i - 1] if i else "")
         add(f"{of}attn_norm", norm["attn_norm"])
         for x in "qkv" if isinstance(config.mixer(i), Attention) else "":
@@ -112,6 +112,7 @@ def transformers_sources(model: Model) -> Sources:
         if not config.parallel_residual and norm["mlp_norm"]:
             add(f"{of}resid_mid", norm["mlp_norm"] + INPUT)
         add(f"{of}mlp_norm", norm["mlp_norm"])
+        add(f"{of}experts_norm", norm["experts_norm"])
         following = whole[i + 1] if i < last else module("final_norm")
         add(f"{of}resid_post", whole[i], following + INPUT)
     head = module("lm_head")

@@ -170,8 +170,11 @@ def _mlp(v: Values) -> Iterator[Figure]:
 def _shares(v: Values) -> tuple[Array, Array]:
     """Which experts each token of the first sequence goes to, and the shares, [1, S, E]."""
     assert v.config.experts is not None
-    logits = forward.project(v.points["mlp_norm"], v.weights, "router")
-    return experts.route(logits, v.config.experts, v.weights.get("router.correction"))
+    read = v.points[v.config.blocks[v.index].mlp_reads[-1]]
+    logits, scale = forward.project(read, v.weights, "router"), v.weights.get("router.expert_scale")
+    facts, correction = v.config.experts, v.weights.get("router.correction")
+    chosen, share = experts.route(logits, facts, correction)
+    return chosen, share if scale is None else share * scale
 
 
 def _routing(v: Values) -> Iterator[Figure]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from math import inf, log
-from typing import Any
+from typing import Any, Literal
 
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.model.config import BlockKind, Experts
@@ -190,10 +190,12 @@ def read_experts(
 MLPS: dict[str, bool | None] = {"none": None, "sparse": True, "dense": False}
 
 
-def mixture_blocks(keys: Keys, num_blocks: int) -> list[bool | None]:
+def mixture_blocks(keys: Keys, num_blocks: int) -> list[bool | Literal["beside"] | None]:
     """Which blocks have a mixture: all, except where a key says otherwise; None: nor an MLP."""
     if keys.family.scoring is None:
         return [False] * num_blocks
+    if "dense_norm" in keys.family.names:
+        return ["beside"] * num_blocks
     first = keys.size("first_k_dense_replace", otherwise=0, least=0)
     last = keys.size("moe_layer_end_index", otherwise=-1, least=-1)
     step = keys.size("decoder_sparse_step", otherwise=1)

@@ -108,7 +108,8 @@ class Keys:
         ]
         if facts.only and not same:  # 1 is not true
             known = " or ".join(map(shown, facts.only))
-            self.wrong(f"{spellings[0]}: only {known} is supported, got {shown(value)}")
+            what = facts.otherwise and f" ({facts.otherwise})"
+            self.wrong(f"{spellings[0]}: only {known} is supported, got {shown(value)}{what}")
         return value
 
     def size(

@@ -103,10 +103,12 @@ def _routing(hub: HubModel, block: int, base: str) -> Iterator[tuple[str, Role]]
             yield f"blocks.{block}.{role}.weight", Role(f"{name}.weight", shape)
             if role in hub.biased:
                 yield f"blocks.{block}.{role}.bias", Role(f"{name}.bias", shape[:1])
-    if correction := names.get("router.correction"):
-        layout = Layout(stack=int(correction.stacked))
-        name, stored_shape = base + correction.name.format(block), (1,) * layout.stack + (count,)
-        yield f"blocks.{block}.router.correction", Role(name, stored_shape, layout)
+    sizes = {"correction": count, "scale": width, "expert_scale": count}
+    for role, size in ((f"router.{x}", size) for x, size in sizes.items()):
+        if location := names.get(role):
+            layout = Layout(stack=int(location.stacked))
+            name, stored_shape = base + location.name.format(block), (1,) * layout.stack + (size,)
+            yield f"blocks.{block}.{role}", Role(name, stored_shape, layout)
 
 
 def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dict[str, Weight]:

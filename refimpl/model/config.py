@@ -19,6 +19,7 @@ NORMS = (
     "attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm",
     "q_width_norm", "k_width_norm", "q_rope_norm", "k_rope_norm", "v_norm",
 )  # fmt: skip
+BESIDE = "experts_norm", "dense_norm", "routed_norm"  # norms where experts are beside an MLP
 # Parameters of xIELU, in the order of its arguments, with their shapes
 LEARNED_ACTIVATION: dict[str, tuple[int, ...]] = {
     "act.alpha_p": (1,), "act.alpha_n": (1,), "act.beta": (), "act.eps": (),
@@ -205,7 +206,8 @@ class BlockKind:
     Args:
         window: Number of tokens that a token sees, itself included; None for all earlier ones.
         rope: Rotary positions; None if the block does not rotate queries and keys.
-        mixture: Whether experts take the place of the MLP; None in a block of a mixer alone.
+        mixture: Whether experts take the place of the MLP, or are beside it; None in a block of a
+            mixer alone.
         temperature: How queries grow with their position; None if they do not.
         chunked: Whether a text is cut into chunks of `window` tokens, and a token sees its own
             chunk only.
@@ -214,10 +216,15 @@ class BlockKind:
 
     window: int | None
     rope: Rope | None
-    mixture: bool | None = False
+    mixture: bool | Literal["beside"] | None = False
     temperature: Temperature | None = None
     chunked: bool = False
     mixer: Mixer | None = None
+
+    @property
+    def mlp_reads(self) -> tuple[str, ...]:
+        """The trace points that an MLP, experts beside it, and, last, a router read."""
+        return "mlp_norm", *(("experts_norm", "router_norm") if self.mixture == "beside" else ())
 
 
 @dataclass(frozen=True)
@@ -303,6 +310,7 @@ class Config:
         """Width of what every norm of a block normalises together, by its role."""
         mixer, fed = self.mixer(block), self.blocks[block].mixture is not None
         around = (NORMS[:2] if mixer.points else ()) + (NORMS[2:4] if fed else ())
+        around += BESIDE if self.blocks[block].mixture == "beside" else ()
         return dict.fromkeys(around, self.hidden_size) | mixer.shapes(self.hidden_size).norms
 
     @cached_property
@@ -323,7 +331,7 @@ class Config:
                 mixture |= mlp(e.intermediate_size, f"experts.{i}.")
             mixture |= mlp(e.shared_size, "shared_expert.") if e.shared_size else {}
         mixers = {x: (x.mixer or self.attention).shapes(d).linears for x in set(self.blocks)}
-        fed = {True: mixture, False: dense, None: {}}
+        fed = {True: mixture, False: dense, None: {}, "beside": dense | mixture}
         return tuple(mixers[kind] | fed[kind.mixture] for kind in self.blocks)
 
     @cached_property

@@ -3,12 +3,13 @@
 Shape letters: B batch, S sequence, E experts, G groups of experts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from refimpl.model import ops
 from refimpl.model.config import Experts
+from refimpl.model.kernels import Kernels
 from refimpl.model.ops import Array
 
 ROUTER = "router.keep"  # the trace point of a router's choice
@@ -18,6 +19,23 @@ Observer = Callable[[str, Array], Array]
 def unobserved(name: str, value: Array) -> Array:
     """Pass a trace point on unchanged."""
     return value
+
+
+def inputs_of_experts(
+    x: Array, weights: Mapping[str, Array], kernels: Kernels, eps: float, observe: Observer
+) -> tuple[Array, Array]:
+    """What experts read, and what their router reads: x, unless an MLP is beside them.
+
+    Then experts read the norm of x, and the router x divided by its length, times a learned factor
+    of each channel.
+
+    Observed: `experts_norm` and `router_norm` [B, S, D], beside an MLP.
+    """
+    if "router.scale" not in weights:
+        return x, x
+    own = observe("experts_norm", kernels.rms_norm(x, weights["experts_norm.weight"], eps))
+    gain = weights["router.scale"] * x.shape[-1] ** -0.5
+    return own, observe("router_norm", kernels.rms_norm(x, gain, eps))
 
 
 def largest(x: Array, count: int) -> Array:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from refimpl.model import ops, position_tables
 from refimpl.model.config import LEARNED_ACTIVATION, BlockKind, Config
-from refimpl.model.experts import Observer, route, unobserved
+from refimpl.model.experts import Observer, inputs_of_experts, route, unobserved
 from refimpl.model.floating_point import loud
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.mixers import sizes
@@ -53,7 +53,7 @@ def block_points(kind: BlockKind) -> tuple[str, ...]:
     """Trace points of a block, without a prefix; `q_rope` and `k_rope` only if it rotates."""
     mixed = (kind.mixer or sizes.Attention).points
     mixed = ("attn_norm", *mixed, "attn_out") if mixed else ()
-    fed = () if kind.mixture is None else ("mlp_norm", "mlp_out")
+    fed = () if kind.mixture is None else (*kind.mlp_reads, "mlp_out")
     points = ("resid_pre", *mixed, "resid_mid", *fed, "resid_post")
     return tuple(point for point in points if kind.rope or not point.endswith("_rope"))
 
@@ -155,12 +155,14 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
 
     An expert computes the tokens routed to it, and no others; the shared expert computes all.
 
+    Experts beside an MLP may have a factor each, which multiplies their shares.
+
     Observed: `experts.7.mlp_norm` [n, D] and `experts.7.mlp_hidden` [n, F], inputs of the linears
     of an expert that n tokens are routed to, if n > 0; the same of `shared_expert` [B, S, ...].
     Before them, `router.keep` [B, S, E]: which experts each token goes to.
 
     Args:
-        x: Normalised input, [B, S, D].
+        x: Normalised input, [B, S, D]; of experts beside an MLP the stream.
         weights: The block's weights by our names, `router.weight` [E, D] among them.
         place: Kernels and observer.
         config: The model's facts.
@@ -169,8 +171,10 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
         The mixture's output, [B, S, D].
     """
     assert config.experts is not None
-    logits, correction = project(x, weights, "router"), weights.get("router.correction")
+    x, read = inputs_of_experts(x, weights, place.kernels, config.norm_eps, place.observe)
+    logits, correction = project(read, weights, "router"), weights.get("router.correction")
     chosen, share = route(logits, config.experts, correction, place.observe)
+    share = share * weights["router.expert_scale"] if "router.expert_scale" in weights else share
     out = np.zeros_like(x)
     for e in np.flatnonzero(np.any(chosen, axis=(0, 1))).tolist():
         name, routed = f"experts.{e}.", chosen[..., e]
@@ -190,7 +194,7 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
 def halves(weights: Weights, place: Place) -> dict[str, Part]:
     """The parts of a block that it has: the mixer of its tokens, `attn`, and its `mlp`."""
     mixer = MIXERS.get(type(place.mixer)) if place.mixer else self_attention
-    feed = mixture if "router.weight" in weights else mlp if "up_proj.weight" in weights else None
+    feed = mlp if "up_proj.weight" in weights else mixture if "router.weight" in weights else None
     return {name: part for name, part in (("attn", mixer), ("mlp", feed)) if part}
 
 
@@ -200,7 +204,7 @@ def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     m = x + mixer(norm(x));  h = m + mlp(norm(m)), or m + mlp(norm(x)) with parallel residuals
 
     In some models, a block is a mixer or an MLP alone: m = x, or h = m. In some, a number, its
-    `block_scale`, multiplies h.
+    `block_scale`, multiplies h. In some, experts are beside the MLP, and each has a norm after it.
 
     Observed: all of `block_points`.
 
@@ -221,15 +225,17 @@ def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
             return h
         y = observe(f"{name}_norm", norm(start, weights, f"{name}_norm", config, place.kernels))
         y = parts[name](y, weights, place, config)
+        if name == "mlp" and "router.scale" in weights:
+            z = mixture(start, weights, place, config)
+            y = norm(y, weights, "dense_norm", config) + norm(z, weights, "routed_norm", config)
         y = norm(y, weights, f"{name}_post_norm", config, place.kernels)
         return h + observe(f"{name}_out", ops.scaled(y, config.residual_scale))
 
     x = observe("resid_pre", x)
     mid = observe("resid_mid", added(x, x, "attn"))
     post = added(mid, x if config.parallel_residual else mid, "mlp")
-    return observe(
-        "resid_post", post * weights["block_scale"] if "block_scale" in weights else post
-    )
+    post = post * weights["block_scale"] if "block_scale" in weights else post
+    return observe("resid_post", post)
 
 
 def head(x: Array, weights: Weights, config: Config, observe: Observer = unobserved) -> Array:

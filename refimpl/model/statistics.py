@@ -13,8 +13,7 @@ INPUT_OF = {
     "q_proj": "attn_norm", "k_proj": "attn_norm", "v_proj": "attn_norm", "o_proj": "attn_heads",
     "gate_proj": "mlp_norm", "up_proj": "mlp_norm", "down_proj": "mlp_hidden",
 }  # fmt: skip
-for _mixer in MIXERS:
-    INPUT_OF |= _mixer.reads
+INPUT_OF |= {name: point for mixer in MIXERS for name, point in mixer.reads.items()}
 
 
 def input_of(linear: str) -> str:
@@ -91,8 +90,7 @@ def block_with_sums(
     statistic: Statistic, x: Array, weights: Weights, place: Place, config: Config
 ) -> tuple[Array, dict[str, Array]]:
     """`block`, [B, S, D] to [B, S, D]; and by trace point the sums of what its linears read."""
-    sums: dict[str, Array] = {}
-    linears = (name.removesuffix(".weight") for name in weights)
+    sums, linears = dict[str, Array](), (name.removesuffix(".weight") for name in weights)
     read = {input_of(name) for name in linears if name.rpartition(".")[2] in INPUT_OF}
 
     def observe(name: str, value: Array) -> Array:

@@ -142,7 +142,8 @@ def _router(model: Model, arrays: Mapping[str, Array], block: int) -> float:
     weights = model.block(block, np.float64)
     if experts is None or step not in arrays:
         return inf
-    logits = project(arrays[f"blocks.{block}.mlp_norm"], weights, "router")
+    read = model.config.blocks[block].mlp_reads[-1]
+    logits = project(arrays[f"blocks.{block}.{read}"], weights, "router")
     score, _ = preferences(logits, experts, weights.get("router.correction"))
     chosen = unpacked(arrays[step], experts.num_experts)
     stays = np.min(np.where(chosen, score, inf), axis=-1)

@@ -140,9 +140,10 @@ class _Router:
     """
 
     def __init__(self, truth: Truth, step: str, dtype: str, chained: bool) -> None:
-        norm, index = step.replace(ROUTER, "mlp_norm"), int(step.split(".")[1])
-        assert truth.case.model.config.experts is not None
-        self.experts = truth.case.model.config.experts
+        index, config = int(step.split(".")[1]), truth.case.model.config
+        norm = step.replace(ROUTER, config.blocks[index].mlp_reads[-1])
+        assert config.experts is not None
+        self.experts = config.experts
         self.weights = truth.case.model.block(index, np.float64)
         x, own = truth.value(norm), own_errors(truth.case, dtype)[norm] if chained else 0.0
         self.logits, width = project(x, self.weights, "router"), x.shape[-1]

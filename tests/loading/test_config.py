@@ -29,7 +29,9 @@ NO_OLD_RULE = (
     "ministral", "olmo3", "cohere2_moe", "exaone_moe", "granitemoehybrid", "lfm2", "lfm2_moe",
     "afmoe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "olmo_hybrid",
 )  # fmt: skip
-NEWER = ("mellum", "laguna", "laguna_channels", "gemma4", "gemma4_unified")  # than the old spelling
+NEWER = (  # than the old spelling
+    "mellum", "laguna", "laguna_channels", "gemma4", "gemma4_experts", "gemma4_unified",
+)  # fmt: skip
 OLD_CASES = [case for case in CASES if case not in NEWER]
 
 

@@ -34,7 +34,7 @@ SIZES = {
     "num_experts_per_tok", "moe_k", "moe_topk", "n_group", "topk_group", "moe_intermediate_size",
     "shared_expert_intermediate_size", "shared_intermediate_size", "experts_per_token",
     "mamba_n_heads", "mamba_n_groups", "mamba_d_head", "mamba_d_state", "mamba_d_ssm",
-    "expert_hidden_dim",
+    "expert_hidden_dim", "top_k_experts",
 }  # fmt: skip
 FEW = {"num_hidden_layers": 4}  # blocks of Llama 4: the last has no positions
 CHANGED = [(case, changes) for case, changes, *_ in (*WINDOWS, *ROTATING, *MEANS, *OMITTED)]
@@ -52,8 +52,9 @@ def check_logits(config: dict[str, Any], folder: Path) -> None:
 
 def small(entries: dict[str, Any], **sizes: Any) -> dict[str, Any]:
     """A configuration in the sizes of a fixture of its family."""
-    fixtures = map(config_of, CASES)
-    fixture = next(x for x in fixtures if x["model_type"] == entries["model_type"])
+    kind, beside = entries["model_type"], bool(entries.get("enable_moe_block"))
+    fixtures = (x for x in map(config_of, CASES) if x["model_type"] == kind)
+    fixture = next(x for x in fixtures if bool(x.get("enable_moe_block")) == beside)
     sizes = {key: fixture[key] for key in SIZES & fixture.keys()} | sizes
     sizes = {key: x for key, x in sizes.items() if entries.get(key, ...) is not None}
     count = sizes.get("num_hidden_layers", 0)

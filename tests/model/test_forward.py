@@ -64,7 +64,9 @@ def trace_points(config: Config, batch: int, length: int) -> Iterator[tuple[str,
                 if kind.rope is not None or not name.endswith("_rope"):
                     yield f"blocks.{i}.{name}", shape
             yield f"blocks.{i}.attn_out", stream
-        for name in ("resid_mid", *(("mlp_norm", "mlp_out") if fed else ()), "resid_post"):
+        beside = ("experts_norm", "router_norm") if kind.mixture == "beside" else ()
+        mlp = ("mlp_norm", *beside, "mlp_out") if fed else ()
+        for name in ("resid_mid", *mlp, "resid_post"):
             yield f"blocks.{i}.{name}", stream
     yield "final_norm", stream
     yield "logits", (batch, length, config.vocab_size)

@@ -16,6 +16,7 @@ from test_broken_variants import (
     check_is_caught,
     facts,
     layout,
+    matching,
     op,
     rows,
     swapped,
@@ -78,6 +79,11 @@ def of_last_token(right: Any, *arguments: Any) -> tuple[Array, Array]:
     return tuple(np.repeat(x[:, -1:], x.shape[1], axis=1) for x in right(*arguments))  # type: ignore[return-value]
 
 
+def no_share(right: Any, *arguments: Any) -> tuple[Array, Array]:
+    chosen, share = right(*arguments)
+    return chosen, 0 * share
+
+
 def corrected_shares(right: Any, logits: Array, facts: Experts, correction: Any, _: Any) -> Any:
     """Let the correction change the shares, not the choice alone."""
     chosen, share = right(logits, facts, correction)
@@ -111,6 +117,16 @@ VARIANTS: list[Row] = [
     ("shared expert skipped", mixture(shared_size=0),
      "llama4_text qwen2_moe ernie4_5_moe glm4_moe granitemoeshared hunyuan_v1_moe"),
     ("shared expert and others summed", mixture(averaged=False), "cohere2_moe"),
+    ("experts beside the MLP skipped", routed(no_share), "gemma4_experts"),
+    ("scale of an expert skipped", without(r"router\.expert_scale"), "gemma4_experts"),
+    ("scale of the router's channels", matching(r"router\.scale", lambda w: replace(w, offset=1)),
+     "gemma4_experts"),
+    ("experts read what the MLP reads", swapped("experts_norm", "mlp_norm"), "gemma4_experts"),
+    ("norms after both exchanged", swapped("routed_norm", "dense_norm"),
+     "gemma4_experts"),
+    ("experts not normalised", without("routed_norm"), "gemma4_experts"),
+    ("the MLP not normalised", without("dense_norm"), "gemma4_experts"),
+    ("shares of all experts", mixture(normalised=False), "gemma4_experts"),
     ("shared gate skipped", without(r"shared_expert\.gate\.weight"), "qwen2_moe"),
     ("shares of outputs", mixture(of_inputs=False), "llama4_text"),
     ("q, k and v not limited", facts(qkv_limit=None), "olmoe"),

@@ -33,7 +33,8 @@ def with_another_expert(case: Case, rank: int) -> Array:
     """The choice in block 0, where the token that is nearest to the edge (or further) changes."""
     experts, weights = case.model.config.experts, case.model.block(0, np.float64)
     assert experts is not None
-    logits = project(case.expected["blocks.0.mlp_norm"], weights, "router")
+    read = case.model.config.blocks[0].mlp_reads[-1]
+    logits = project(case.expected[f"blocks.0.{read}"], weights, "router")
     score, _ = preferences(logits, experts, weights.get("router.correction"))
     chosen = unpacked(case.expected[STEP], experts.num_experts)
     lowest, highest = np.where(chosen, score, np.inf), np.where(chosen, -np.inf, score)
@@ -51,7 +52,7 @@ def candidate(case: Case, choice: Array, recipe: Recipe, dtype: str = "bfloat16"
     return written(case, arrays | {STEP: choice}, dtype)
 
 
-@pytest.mark.parametrize("fixture", ["qwen2_moe", "mixtral", "phimoe"])
+@pytest.mark.parametrize("fixture", ["qwen2_moe", "mixtral", "phimoe", "gemma4_experts"])
 def test_a_token_at_the_edge_may_go_to_another_expert(fixture: str) -> None:
     """What follows is judged on the candidate's own choice."""
     case = mixture(fixture)

@@ -26,6 +26,7 @@ CASES = (
     "falcon_h1",
     "olmo_hybrid",
     "gemma4",
+    "gemma4_experts",
 )
 IDS = Tokens(np.random.default_rng(3).integers(0, 61, (2, 9)), "random ids", "ids")
 

@@ -78,9 +78,8 @@ def positions(model: Model) -> Iterator[str]:
         yield "ALiBi in bfloat16" if config.alibi.rounded else "ALiBi"
     else:
         yield from dict.fromkeys(rotation(kind.rope, config) for kind in kinds)
-    windows, what = {kind.window is not None for kind in kinds}, "windows"
-    if any(kind.chunked for kind in kinds):
-        what = "attention within chunks"
+    windows = {kind.window is not None for kind in kinds}
+    what = "attention within chunks" if any(kind.chunked for kind in kinds) else "windows"
     if True in windows:
         yield f"{what} in some blocks" if False in windows else what
     if any(kind.temperature for kind in kinds):
@@ -103,6 +102,7 @@ def mlp(model: Model) -> Iterator[str]:
             "in groups": experts.groups > 1,
             "shared expert": experts.shared_size > 0,
             "shares of inputs": experts.of_inputs,
+            "beside an MLP": any(kind.mixture == "beside" for kind in config.blocks),
         }
         yield f"experts ({', '.join(detail for detail, holds in details.items() if holds)})"
         if not all(kind.mixture for kind in config.blocks):

@@ -18,6 +18,7 @@ class Key:
         echoes: Second spellings in the file, which must agree with the value.
         only: The values that are supported; none: any.
         read: False if no computation needs it.
+        otherwise: What the model has with another value than those supported.
     """
 
     default: Any = REQUIRED
@@ -25,6 +26,7 @@ class Key:
     echoes: tuple[str, ...] = ()
     only: tuple[Any, ...] = ()
     read: bool = True
+    otherwise: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from refimpl.loading.families.family import (
     with_kinds,
 )  # fmt: skip
 from refimpl.loading.families.llama import LLAMA
+from refimpl.loading.families.mixtures import stacked
 
 GEMMA = LLAMA.like(
     "gemma",
@@ -59,8 +60,22 @@ GEMMA3 = GEMMA2.like(
 )  # fmt: skip
 
 
+BESIDE: dict[str, Any] = stacked("layers.{}.experts", weight="") | placed(
+    "layers.{}.", dense_norm="post_feedforward_layernorm_1",
+    experts_norm="pre_feedforward_layernorm_2", routed_norm="post_feedforward_layernorm_2",
+    **{"router": "router.proj", "router.scale": "router.scale",
+       "router.expert_scale": "router.per_expert_scale"},
+)  # fmt: skip
+
+
 def _gemma4(family: Family, entries: Entries) -> tuple[Family, Entries]:
-    """Which blocks see all tokens, the last among them, and the sizes of those."""
+    """Which blocks see all tokens, the last among them, the sizes of those; experts, if any."""
+    if entries.get("enable_moe_block") and "enable_moe_block" in family.keys:
+        sizes = dict(num_experts=Key(), num_experts_per_tok=key(None, "top_k_experts"),
+                     moe_intermediate_size=Key())  # fmt: skip
+        family = family.like(
+            family.model_type, ("top_k_experts",), BESIDE, sizes, scoring="softmax"
+        )
     own = with_kinds(entries, lambda i: (i + 1) % 6 == 0, "sliding_attention")
     if not isinstance(types := own["layer_types"], list) or not types:
         return family, own
@@ -95,8 +110,9 @@ GEMMA4 = GEMMA3.like(
             "sliding_attention": {"rope_theta": 10000.0},
         },
         use_bidirectional_attention=Key(None, only=(None, "vision")),
-        hidden_size_per_layer_input=Key(256, only=(0, None)), num_kv_shared_layers=only(0),
-        enable_moe_block=only(False), partial_rotary_factor=key(1.0),
+        hidden_size_per_layer_input=Key(256, only=(0, None), otherwise="an embedding per block"),
+        num_kv_shared_layers=Key(0, only=(0,), otherwise="keys and values of earlier blocks"),
+        enable_moe_block=Key(False, only=(False, True)), partial_rotary_factor=key(1.0),
         **unread(
             "moe_intermediate_size", "num_experts", "top_k_experts", "use_double_wide_mlp",
             "vocab_size_per_layer_input",
