@@ -86,6 +86,18 @@ RECIPES = {
     "qwen3moe": Recipe(A.QWEN3MOE, "qwen3_moe", WIDE | THETA | MOE | {"decoder_sparse_step": 1}),
     "olmoe": Recipe(A.OLMOE, "olmoe", WIDE | THETA | {"clip_qkv": None}),
     "granitemoe": Recipe(A.GRANITE_MOE, "granitemoe", WIDE | THETA),
+    "olmo": Recipe(A.OLMO, "olmo", WIDE | THETA | {"clip_qkv": 0.5}),
+    "arcee": Recipe(A.ARCEE, "arcee", WIDE | THETA),
+    "seed_oss": Recipe(A.SEED_OSS, "seed_oss", WIDE | THETA),
+    "ernie4_5": Recipe(A.ERNIE4_5, "ernie4_5", WIDE | THETA | {"use_bias": False}),
+    "exaone": Recipe(A.EXAONE, "exaone", WIDE | THETA),
+    "starcoder2": Recipe(A.STARCODER2, "starcoder2", WIDE | THETA | {"sliding_window": None}),
+    "command-r": Recipe(A.COMMAND_R, "cohere", WIDE | THETA),
+    "cohere2": Recipe(A.COHERE2, "cohere2", WIDE | THETA),
+    "stablelm": Recipe(
+        A.STABLELM, "stablelm",
+        WIDE | THETA | {"partial_rotary_factor": 0.5, "use_parallel_residual": False},
+    ),
     "gptneox": Recipe(A.GPTNEOX, "gpt_neox", WIDE | {"rope_parameters": ...}),
 }  # fmt: skip
 
@@ -111,8 +123,11 @@ ROTARY_DIMENSION = (
     "phi",
     "phi3",
     "gpt_neox",
+    "arcee",
+    "cohere2",
+    "stablelm",
 )
-PERMUTED = (A.LLAMA, A.GRANITE, A.GRANITE_MOE, A.SMOLLM3)
+PERMUTED = (A.OLMO, A.ARCEE, A.LLAMA, A.GRANITE, A.GRANITE_MOE, A.SMOLLM3)
 EXPERT, EXPERTS = re.compile(r"(.*experts)\.\d+(\..*)"), 5
 PLUS_ONE = (A.GEMMA, A.GEMMA2, A.GEMMA3, A.NEMOTRON)
 
@@ -159,7 +174,8 @@ def restored(arch: A, name: str, x: Array, heads: int, kv_heads: int) -> Array:
 def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -> None:
     """Write the facts of a config as llama.cpp's converter does."""
     config = read_config(entries).config
-    rope = config.blocks[-1].rope if recipe.fixture != "gemma3" else config.blocks[5].rope
+    rope = next((kind.rope for kind in config.blocks[::-1] if kind.rope), None)
+    rope = rope if recipe.fixture != "gemma3" else config.blocks[5].rope
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_blocks)
@@ -199,7 +215,11 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
         writer.add_logit_scale(entries["logits_scaling"])
     if recipe.arch == A.PHI3:
         writer.add_rope_scaling_orig_ctx_len(entries["original_max_position_embeddings"])
-    if recipe.arch == A.GPTNEOX:
+    if config.qkv_limit:
+        writer.add_clamp_kqv(config.qkv_limit)
+    if "logit_scale" in entries:
+        writer.add_logit_scale(config.logit_scale)
+    if recipe.arch in (A.GPTNEOX, A.STABLELM):
         writer.add_parallel_residual(config.parallel_residual)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

@@ -36,6 +36,10 @@ YARN = {
     "original_context_length": "original_max_position_embeddings",
     "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow",
 }  # fmt: skip
+BIASES = {  # the keys of biases, and a linear that then has one
+    "attention_bias": "attn_q", "mlp_bias": "ffn_up", "use_bias": "attn_output",
+    "use_qkv_bias": "attn_q", "attention_out_bias": "attn_output",
+}  # fmt: skip
 TOKEN_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
 LARGEST = {46: "gemma2", 62: "gemma3"}  # blocks of the sizes whose attention scale is D / H
 ROPE_FACTORS, *LONG_AND_SHORT = (
@@ -121,9 +125,10 @@ def _config_entries(
     facts.pop("vocab_size", None)  # some files count padding, some do not
     put("vocab_size", rows)
     put("tie_word_embeddings", "output.weight" not in tensors)
-    for key, part in (("attention_bias", ".attn_q.bias"), ("mlp_bias", ".ffn_up.bias")):
-        if key in family.biased.values() and any(name.endswith(part) for name in tensors):
-            put(key, True)
+    for key, part in BIASES.items():
+        if key in family.biased.values():
+            ends = (f".{part}.bias", f".{part}kv.bias")
+            put(key, any(name.endswith(ends) for name in tensors))
     for theirs, ours in TOKEN_IDS.items():
         entries[ours] = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
     problems += [f"{key}: not understood (value {str(facts[key])[:80]})" for key in facts]
@@ -230,7 +235,7 @@ def _as_transformers_names(
         names, key = IN_BLOCK if block else OUTSIDE, kind
         if len(together) > 1:
             names, key = FUSED, together[0]
-        theirs = names.get(key, key)  # of another family's config.json: missing
+        theirs = architecture.names.get(key, names.get(key, key))  # another family: missing
         number = [] if location and location.stacked else filter(str.isdigit, part.split("."))
         theirs = ".".join([*(["blk", *block] if block else []), theirs, *number, suffix])
         if theirs not in stored or theirs in renamed:

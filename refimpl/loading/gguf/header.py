@@ -36,7 +36,7 @@ TYPES: tuple[tuple[tuple[str, ...], str], ...] = (
      r"|attention\.((key|value)_length|sliding_window)|rope\.dimension_count"
      r"|rope\.scaling\.original_context_length)"),
     ((WHOLE, WHOLES), r"[^.]+\.(feed_forward_length|attention\.head_count(_kv)?)"),
-    ((NUMBER, WHOLE), r"[^.]+\.(attention\.(layer_norm(_rms)?_epsilon|scale)"
+    ((NUMBER, WHOLE), r"[^.]+\.(attention\.(layer_norm(_rms)?_epsilon|scale|clamp_kqv)"
      r"|(embedding|residual|logit)_scale|(attn|final)_logit_softcapping"
      r"|rope\.(freq_base(_swa)?|scale_linear|scaling\.(attn_)?factor))"),
 )  # fmt: skip
