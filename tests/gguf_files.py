@@ -98,6 +98,16 @@ RECIPES = {
         A.STABLELM, "stablelm",
         WIDE | THETA | {"partial_rotary_factor": 0.5, "use_parallel_residual": False},
     ),
+    "gpt-oss": Recipe(
+        A.GPT_OSS,
+        "gpt_oss",
+        WIDE | {
+            "swiglu_limit": 7.0, "rope_parameters": {
+                "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
+                "rope_theta": 3000.0, "truncate": False,
+            },
+        },
+    ),
     "gptneox": Recipe(A.GPTNEOX, "gpt_neox", WIDE | {"rope_parameters": ...}),
 }  # fmt: skip
 
@@ -155,6 +165,8 @@ def arranged(arch: A, name: str, x: Array, heads: int, kv_heads: int) -> Array:
         return x + 1
     if arch == A.GPT2 and x.ndim == 2 and ".c_" in name:
         return x.T
+    if arch == A.GPT_OSS and x.ndim == 3:  # experts, stored [in, out]
+        return x.swapaxes(1, 2)
     if arch == A.GPTNEOX and "query_key_value" in name:
         return x.reshape(heads, 3, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
     return x
@@ -166,6 +178,8 @@ def restored(arch: A, name: str, x: Array, heads: int, kv_heads: int) -> Array:
         return x.reshape(h, x.shape[0] // h // 2, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
     if arch in PLUS_ONE and name.endswith("norm.weight"):
         return x - 1
+    if arch == A.GPT_OSS and x.ndim == 3:
+        return x.swapaxes(1, 2)
     if arch == A.GPTNEOX and "query_key_value" in name:
         return x.reshape(3, heads, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
     return x.T if arch == A.GPT2 and x.ndim == 2 and ".c_" in name else x
@@ -196,6 +210,10 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
         if rope.scaling == "linear":
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(rope.factor)
+        if rope.scaling == "yarn":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+            writer.add_rope_scaling_factor(rope.factor)
+            writer.add_rope_scaling_orig_ctx_len(rope.original_max_position_embeddings)
     if window := next((kind.window for kind in config.blocks if kind.window), None):
         writer.add_sliding_window(window)
     if config.attn_soft_cap and config.final_soft_cap:
@@ -204,7 +222,7 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
     if (mixture := config.experts) is not None:
         writer.add_expert_count(mixture.num_experts)
         writer.add_expert_used_count(mixture.top_k)
-        if "moe_intermediate_size" in entries:
+        if "moe_intermediate_size" in entries or recipe.arch == A.GPT_OSS:
             writer.add_expert_feed_forward_length(mixture.intermediate_size)
         if mixture.shared_size:
             writer.add_expert_shared_feed_forward_length(mixture.shared_size)
@@ -228,7 +246,16 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
 
 
 def parts_of(name: str, stored: Array) -> dict[str, Array]:
-    """What llama.cpp's converter makes of a tensor: of Granite's gate and up, one each."""
+    """What llama.cpp's converter makes of a tensor: of stacked gate and up, one each."""
+    if name.endswith("sinks"):
+        return {f"{name}.weight": stored}
+    if ".mlp.experts.gate_up_proj" in name or name.endswith(("down_proj_bias", "s.down_proj")):
+        stem, of = name.removesuffix("_bias"), ".bias" if name.endswith("_bias") else ".weight"
+        if stem.endswith("down_proj"):
+            return {stem + of: stored}
+        return {
+            stem.replace("gate_up", x) + of: stored[:, i::2] for i, x in enumerate(("gate", "up"))
+        }
     if "input_linear" not in name:
         return {name: stored}
     of = name.removesuffix("input_linear.weight")
@@ -264,7 +291,8 @@ def gguf_file(
             continue
         values = rng.standard_normal(role.shape) * 0.2 + (0.5 if "norm" in role.tensor else 0)
         shown = arranged(recipe.arch, role.tensor, values.astype(np.float32), heads, kv_heads)
-        stored, used, meant = quantised(shown.squeeze(), kind)
+        plain = Q.F32 if role.tensor.endswith("bias") else kind
+        stored, used, meant = quantised(shown.squeeze(), plain)
         meant = meant.reshape(shown.shape)
         arrays[role.tensor] = restored(recipe.arch, role.tensor, meant, heads, kv_heads)
         for part, array in parts_of(role.tensor, stored).items():

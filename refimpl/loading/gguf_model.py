@@ -116,9 +116,11 @@ def _config_entries(
         problems.append(f"{SCALING}finetuned: false switches Granite's rotary positions off")
     rotation = entries.get(family.spelling("rope_theta")), entries.get("head_dim")
     if (rope := _scaling(scaling, tensors, rotation, problems)) is not None:
-        entries["rope_scaling"] = rope
+        entries["rope_scaling"] = {**rope, **architecture.scaling}
         if rope["rope_type"] == "longrope" and "original_max_position_embeddings" not in entries:
             problems.append(f"{SCALING}original_context_length: missing")
+    elif architecture.scaling:
+        problems.append(f"{SCALING}factor: missing")
     if facts.pop(CAUSAL, True) is not True:
         problems.append(f"{CAUSAL}: only true is supported")
     rows = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else None
@@ -228,7 +230,7 @@ def _as_transformers_names(
     renamed = dict.fromkeys((ROPE_FACTORS, *LONG_AND_SHORT), "")
     tensors: dict[str, GgufTensor] = {}
     for ours, role in roles(hub, hub.family.bases[0]):
-        name, suffix = ours.rsplit(".", 1)
+        name, suffix = (f"{ours}.weight" if ours.endswith(".sinks") else ours).rsplit(".", 1)
         *block, part = name.removeprefix("blocks.").split(".", 1)
         kind = kind_of(part)
         together = location.fused if (location := hub.names.get(kind)) else ()
@@ -262,8 +264,12 @@ def _experts_apart(stored: Mapping[str, GgufTensor], hub: HubModel) -> dict[str,
     for name, stack in stored.items():
         stem, _, suffix = name.rpartition(".")
         *block, of = stem.split(".")
-        if location is None or len(stack.shape) != 3 or of not in EXPERT_STACKS:
+        if location and location.alternating and of == FUSED["experts.gate_proj"]:
+            tensors[f"{name}, gate before up"] = tensors.pop(name)  # of no role in this order
+        wanted = 3 if suffix == "weight" else 2
+        if location is None or len(stack.shape) != wanted or of not in EXPERT_STACKS:
             continue
+        turned, by_row = location.transposed and wanted == 3, location.alternating
         if not location.stacked:
             del tensors[name]
             size = stack.nbytes // stack.shape[0]
@@ -276,5 +282,7 @@ def _experts_apart(stored: Mapping[str, GgufTensor], hub: HubModel) -> dict[str,
             if other in tensors and tensors[other].shape == stack.shape:
                 del tensors[name]
                 joined = ".".join([*block, FUSED["experts.gate_proj"], suffix])
-                tensors[joined] = JoinedTensor.of(stack, tensors.pop(other))
+                tensors[joined] = JoinedTensor.of(turned, by_row, stack, tensors.pop(other))
+        elif of == IN_BLOCK["experts.down_proj"]:
+            tensors[name] = JoinedTensor.of(turned, False, stack)
     return tensors

@@ -24,6 +24,7 @@ PEERS = (
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 TYPES = [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q5_1]
 FILES = [(name, kind) for name in RECIPES for kind in (TYPES if name == "llama" else TYPES[::3])]
+FILES.append(("gpt-oss", Q.MXFP4))  # as its authors stored the experts
 IDS = np.arange(2, 26).reshape(2, 12)
 
 

@@ -110,6 +110,8 @@ MEANS: dict[str, tuple[str, Change, Callable[[Config], Any], Any]] = {
     "a base for windows": (
         "gemma3", numbers(rope__freq_base_swa=5000), ropes,
         {Rope(3000.0, 10, "linear", 4.0), Rope(5000.0, 10)}),
+    "gpt-oss rounds no waves": (
+        "gpt-oss", numbers(), lambda c: {rope.truncate for rope in ropes(c) if rope}, {False}),
     "no window": ("phi3", replaced("attention.sliding_window", 0, U32), windows, {None}),
     "longrope": (
         "phi3", longrope("long", "short"), ropes,
@@ -148,6 +150,14 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     "Granite without rotation": (
         "granite", lambda w: w.add_rope_scaling_finetuned(False), "finetuned: false switches"),
     "Granite without a scale": ("granite", without("attention.scale"), "attention.scale: missing"),
+    "gpt-oss without a scaling": (
+        "gpt-oss", without("rope.scaling.type", "rope.scaling.factor",
+                           "rope.scaling.original_context_length"),
+        "rope.scaling.factor: missing"),
+    "gpt-oss with experts in another order": (
+        "gpt-oss",
+        lambda w: w.add_tensor("blk.0.ffn_gate_up_exps.weight", np.zeros((5, 128, 32), "f4")),
+        "gate before up: no role claims it"),
     "no epsilon": (
         "llama", without("attention.layer_norm_rms_epsilon"), "rms_epsilon: missing"),
     "no context": ("llama", without("context_length"), "context_length: missing"),

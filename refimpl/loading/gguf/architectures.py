@@ -18,7 +18,7 @@ IN_BLOCK = {
     "q_width_norm": "attn_q_norm", "k_width_norm": "attn_k_norm",
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
-    "router": "ffn_gate_inp", "shared_expert.gate": "ffn_gate_inp_shexp",
+    "sinks": "attn_sinks", "router": "ffn_gate_inp", "shared_expert.gate": "ffn_gate_inp_shexp",
 }  # fmt: skip
 IN_BLOCK |= {  # all experts of a block are one tensor, [E, out, in]
     f"{of}.{x}_proj": f"ffn_{x}_{theirs}"
@@ -42,6 +42,7 @@ class Architecture:
     arranged: Mapping[str, str] = field(default_factory=dict)
     norms: str = ""
     names: Mapping[str, str] = field(default_factory=dict)  # of roles, where they differ from ours
+    scaling: Mapping[str, Any] = field(default_factory=dict)  # beside the file's, which it needs
     # Entries of `config.json` that the file does not hold, as llama.cpp computes them
     fixed: Mapping[str, object] = field(default_factory=dict)
 
@@ -120,6 +121,13 @@ ARCHITECTURES = {
     ),
     "stablelm": Architecture(
         "stablelm", "StableLmForCausalLM", {"use_parallel_residual": "use_parallel_residual"}
+    ),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {WINDOW: "sliding_window", "expert_feed_forward_length": "intermediate_size"},
+        names=POST_NORM,
+        scaling={"truncate": False},
     ),
     "nemotron": Architecture("nemotron", "NemotronForCausalLM", norms="minus one"),
     "phi2": Architecture("phi", "PhiForCausalLM"),
