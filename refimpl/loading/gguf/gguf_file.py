@@ -119,7 +119,7 @@ class JoinedTensor(GgufTensor):
 
     @classmethod
     def of(cls, turned: bool, by_row: bool, first: GgufTensor, *others: GgufTensor) -> Self:
-        """Tensors of one shape, one after another or row by row, maybe turned into [E, in, rows]."""
+        """Tensors of one shape, in turn or row by row, maybe turned into [E, in, rows]."""
         facts = {x.name: getattr(first, x.name) for x in fields(first)}
         parts = first, *others
         experts, rows, *width = first.shape
