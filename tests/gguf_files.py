@@ -108,6 +108,7 @@ RECIPES = {
             },
         },
     ),
+    "minimax-m2": Recipe(A.MINIMAXM2, "minimax_m2", WIDE | THETA),
     "gptneox": Recipe(A.GPTNEOX, "gpt_neox", WIDE | {"rope_parameters": ...}),
 }  # fmt: skip
 
@@ -136,6 +137,7 @@ ROTARY_DIMENSION = (
     "arcee",
     "cohere2",
     "stablelm",
+    "minimax_m2",
 )
 PERMUTED = (A.OLMO, A.ARCEE, A.LLAMA, A.GRANITE, A.GRANITE_MOE, A.SMOLLM3)
 EXPERT, EXPERTS = re.compile(r"(.*experts)\.\d+(\..*)"), 5
@@ -222,7 +224,7 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
     if (mixture := config.experts) is not None:
         writer.add_expert_count(mixture.num_experts)
         writer.add_expert_used_count(mixture.top_k)
-        if "moe_intermediate_size" in entries or recipe.arch == A.GPT_OSS:
+        if "moe_intermediate_size" in entries or recipe.arch in (A.GPT_OSS, A.MINIMAXM2):
             writer.add_expert_feed_forward_length(mixture.intermediate_size)
         if mixture.shared_size:
             writer.add_expert_shared_feed_forward_length(mixture.shared_size)
@@ -233,6 +235,8 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
         writer.add_logit_scale(entries["logits_scaling"])
     if recipe.arch == A.PHI3:
         writer.add_rope_scaling_orig_ctx_len(entries["original_max_position_embeddings"])
+    if mixture and mixture.scoring == "sigmoid":
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if config.qkv_limit:
         writer.add_clamp_kqv(config.qkv_limit)
     if "logit_scale" in entries:
@@ -247,6 +251,8 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
 
 def parts_of(name: str, stored: Array) -> dict[str, Array]:
     """What llama.cpp's converter makes of a tensor: of stacked gate and up, one each."""
+    if name.endswith("e_score_correction_bias"):
+        return {name.replace("_bias", ".bias"): stored}
     if name.endswith("sinks"):
         return {f"{name}.weight": stored}
     if ".mlp.experts.gate_up_proj" in name or name.endswith(("down_proj_bias", "s.down_proj")):

@@ -44,7 +44,7 @@ OTHER_PARTS = (
     "audio_tower", "embed_vision", "embed_audio", "vision_embedder",
     "mm_projector", "mlp1", "projector", "aligner", "image_tower", "video_tower",
     "vqmodel", "generation_head", "generation_aligner", "generation_embeddings",
-    "visual_embeddings_table",
+    "visual_embeddings_table", "vision_encoder", "vision_projection",
 )  # fmt: skip
 # Where the text model's tensors and its head may be
 PLACES = (

@@ -31,6 +31,7 @@ from refimpl.model.model import Model
 
 IRRELEVANT = ("general.", "tokenizer.", "split.", "quantize.")  # beginnings of keys
 CAUSAL, SCALING = "attention.causal", "rope.scaling."
+GATING, SCORING = "expert_gating_func", {1: "softmax", 2: "sigmoid"}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 YARN = {
     "original_context_length": "original_max_position_embeddings",
@@ -121,6 +122,8 @@ def _config_entries(
             problems.append(f"{SCALING}original_context_length: missing")
     elif architecture.scaling:
         problems.append(f"{SCALING}factor: missing")
+    if (scoring := SCORING.get(facts.pop(GATING, 0), family.scoring)) != family.scoring:
+        problems.append(f"{GATING}: {scoring} is not {family.scoring}")
     if facts.pop(CAUSAL, True) is not True:
         problems.append(f"{CAUSAL}: only true is supported")
     rows = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else None
@@ -230,7 +233,8 @@ def _as_transformers_names(
     renamed = dict.fromkeys((ROPE_FACTORS, *LONG_AND_SHORT), "")
     tensors: dict[str, GgufTensor] = {}
     for ours, role in roles(hub, hub.family.bases[0]):
-        name, suffix = (f"{ours}.weight" if ours.endswith(".sinks") else ours).rsplit(".", 1)
+        ours += {"sinks": ".weight", "correction": ".bias"}.get(ours.rpartition(".")[2], "")
+        name, suffix = ours.rsplit(".", 1)
         *block, part = name.removeprefix("blocks.").split(".", 1)
         kind = kind_of(part)
         together = location.fused if (location := hub.names.get(kind)) else ()

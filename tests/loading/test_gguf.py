@@ -18,7 +18,7 @@ from refimpl.pruning.inspection import read_record
 
 PEERS = (
     "llama", "qwen2", "qwen3 with wide heads", "gemma2", "gemma3", "phi3", "gpt2", "nemotron",
-    "starcoder2", "stablelm", *DEFAULT_SIZES,
+    "starcoder2", "stablelm", "minimax-m2", *DEFAULT_SIZES,
 )  # fmt: skip
 """What transformers reads; it drops the biases of Llama, and takes all heads of Qwen3 for 128."""
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}

@@ -18,7 +18,8 @@ IN_BLOCK = {
     "q_width_norm": "attn_q_norm", "k_width_norm": "attn_k_norm",
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
-    "sinks": "attn_sinks", "router": "ffn_gate_inp", "shared_expert.gate": "ffn_gate_inp_shexp",
+    "sinks": "attn_sinks", "router.correction": "exp_probs_b", "router": "ffn_gate_inp",
+    "shared_expert.gate": "ffn_gate_inp_shexp",
 }  # fmt: skip
 IN_BLOCK |= {  # all experts of a block are one tensor, [E, out, in]
     f"{of}.{x}_proj": f"ffn_{x}_{theirs}"
@@ -86,6 +87,7 @@ GRANITE = replace(
     },
 )  # fmt: skip
 COHERE = Architecture("cohere", "CohereForCausalLM", {"logit_scale": "logit_scale"})
+EXPERTS_ONLY = {"expert_feed_forward_length": "intermediate_size"}
 POST_NORM = {"mlp_norm": "post_attention_norm"}
 MIXTRAL = replace(LLAMA, model_type="mixtral", hub_class="MixtralForCausalLM")
 NORMALISED, PLAIN = ({"norm_topk_prob": flag} for flag in (True, False))
@@ -125,10 +127,11 @@ ARCHITECTURES = {
     "gpt-oss": Architecture(
         "gpt_oss",
         "GptOssForCausalLM",
-        {WINDOW: "sliding_window", "expert_feed_forward_length": "intermediate_size"},
+        {WINDOW: "sliding_window", **EXPERTS_ONLY},
         names=POST_NORM,
         scaling={"truncate": False},
     ),
+    "minimax-m2": Architecture("minimax_m2", "MiniMaxM2ForCausalLM", EXPERTS_ONLY),
     "nemotron": Architecture("nemotron", "NemotronForCausalLM", norms="minus one"),
     "phi2": Architecture("phi", "PhiForCausalLM"),
     "gemma": Architecture("gemma", "GemmaForCausalLM", norms="minus one"),
