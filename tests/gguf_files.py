@@ -86,6 +86,29 @@ RECIPES = {
     "qwen3moe": Recipe(A.QWEN3MOE, "qwen3_moe", WIDE | THETA | MOE | {"decoder_sparse_step": 1}),
     "olmoe": Recipe(A.OLMOE, "olmoe", WIDE | THETA | {"clip_qkv": None}),
     "granitemoe": Recipe(A.GRANITE_MOE, "granitemoe", WIDE | THETA),
+    "olmo": Recipe(A.OLMO, "olmo", WIDE | THETA | {"clip_qkv": 0.5}),
+    "arcee": Recipe(A.ARCEE, "arcee", WIDE | THETA),
+    "seed_oss": Recipe(A.SEED_OSS, "seed_oss", WIDE | THETA),
+    "ernie4_5": Recipe(A.ERNIE4_5, "ernie4_5", WIDE | THETA | {"use_bias": False}),
+    "exaone": Recipe(A.EXAONE, "exaone", WIDE | THETA),
+    "starcoder2": Recipe(A.STARCODER2, "starcoder2", WIDE | THETA | {"sliding_window": None}),
+    "command-r": Recipe(A.COMMAND_R, "cohere", WIDE | THETA),
+    "cohere2": Recipe(A.COHERE2, "cohere2", WIDE | THETA),
+    "stablelm": Recipe(
+        A.STABLELM, "stablelm",
+        WIDE | THETA | {"partial_rotary_factor": 0.5, "use_parallel_residual": False},
+    ),
+    "gpt-oss": Recipe(
+        A.GPT_OSS,
+        "gpt_oss",
+        WIDE | {
+            "swiglu_limit": 7.0, "rope_parameters": {
+                "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
+                "rope_theta": 3000.0, "truncate": False,
+            },
+        },
+    ),
+    "minimax-m2": Recipe(A.MINIMAXM2, "minimax_m2", WIDE | THETA),
     "gptneox": Recipe(A.GPTNEOX, "gpt_neox", WIDE | {"rope_parameters": ...}),
 }  # fmt: skip
 
@@ -111,8 +134,12 @@ ROTARY_DIMENSION = (
     "phi",
     "phi3",
     "gpt_neox",
+    "arcee",
+    "cohere2",
+    "stablelm",
+    "minimax_m2",
 )
-PERMUTED = (A.LLAMA, A.GRANITE, A.GRANITE_MOE, A.SMOLLM3)
+PERMUTED = (A.OLMO, A.ARCEE, A.LLAMA, A.GRANITE, A.GRANITE_MOE, A.SMOLLM3)
 EXPERT, EXPERTS = re.compile(r"(.*experts)\.\d+(\..*)"), 5
 PLUS_ONE = (A.GEMMA, A.GEMMA2, A.GEMMA3, A.NEMOTRON)
 
@@ -140,6 +167,8 @@ def arranged(arch: A, name: str, x: Array, heads: int, kv_heads: int) -> Array:
         return x + 1
     if arch == A.GPT2 and x.ndim == 2 and ".c_" in name:
         return x.T
+    if arch == A.GPT_OSS and x.ndim == 3:  # experts, stored [in, out]
+        return x.swapaxes(1, 2)
     if arch == A.GPTNEOX and "query_key_value" in name:
         return x.reshape(heads, 3, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
     return x
@@ -151,6 +180,8 @@ def restored(arch: A, name: str, x: Array, heads: int, kv_heads: int) -> Array:
         return x.reshape(h, x.shape[0] // h // 2, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
     if arch in PLUS_ONE and name.endswith("norm.weight"):
         return x - 1
+    if arch == A.GPT_OSS and x.ndim == 3:
+        return x.swapaxes(1, 2)
     if arch == A.GPTNEOX and "query_key_value" in name:
         return x.reshape(3, heads, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
     return x.T if arch == A.GPT2 and x.ndim == 2 and ".c_" in name else x
@@ -159,7 +190,8 @@ def restored(arch: A, name: str, x: Array, heads: int, kv_heads: int) -> Array:
 def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -> None:
     """Write the facts of a config as llama.cpp's converter does."""
     config = read_config(entries).config
-    rope = config.blocks[-1].rope if recipe.fixture != "gemma3" else config.blocks[5].rope
+    rope = next((kind.rope for kind in config.blocks[::-1] if kind.rope), None)
+    rope = rope if recipe.fixture != "gemma3" else config.blocks[5].rope
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_blocks)
@@ -180,6 +212,10 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
         if rope.scaling == "linear":
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(rope.factor)
+        if rope.scaling == "yarn":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+            writer.add_rope_scaling_factor(rope.factor)
+            writer.add_rope_scaling_orig_ctx_len(rope.original_max_position_embeddings)
     if window := next((kind.window for kind in config.blocks if kind.window), None):
         writer.add_sliding_window(window)
     if config.attn_soft_cap and config.final_soft_cap:
@@ -188,7 +224,7 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
     if (mixture := config.experts) is not None:
         writer.add_expert_count(mixture.num_experts)
         writer.add_expert_used_count(mixture.top_k)
-        if "moe_intermediate_size" in entries:
+        if "moe_intermediate_size" in entries or recipe.arch in (A.GPT_OSS, A.MINIMAXM2):
             writer.add_expert_feed_forward_length(mixture.intermediate_size)
         if mixture.shared_size:
             writer.add_expert_shared_feed_forward_length(mixture.shared_size)
@@ -199,7 +235,13 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
         writer.add_logit_scale(entries["logits_scaling"])
     if recipe.arch == A.PHI3:
         writer.add_rope_scaling_orig_ctx_len(entries["original_max_position_embeddings"])
-    if recipe.arch == A.GPTNEOX:
+    if mixture and mixture.scoring == "sigmoid":
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    if config.qkv_limit:
+        writer.add_clamp_kqv(config.qkv_limit)
+    if "logit_scale" in entries:
+        writer.add_logit_scale(config.logit_scale)
+    if recipe.arch in (A.GPTNEOX, A.STABLELM):
         writer.add_parallel_residual(config.parallel_residual)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
@@ -208,7 +250,18 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
 
 
 def parts_of(name: str, stored: Array) -> dict[str, Array]:
-    """What llama.cpp's converter makes of a tensor: of Granite's gate and up, one each."""
+    """What llama.cpp's converter makes of a tensor: of stacked gate and up, one each."""
+    if name.endswith("e_score_correction_bias"):
+        return {name.replace("_bias", ".bias"): stored}
+    if name.endswith("sinks"):
+        return {f"{name}.weight": stored}
+    if ".mlp.experts.gate_up_proj" in name or name.endswith(("down_proj_bias", "s.down_proj")):
+        stem, of = name.removesuffix("_bias"), ".bias" if name.endswith("_bias") else ".weight"
+        if stem.endswith("down_proj"):
+            return {stem + of: stored}
+        return {
+            stem.replace("gate_up", x) + of: stored[:, i::2] for i, x in enumerate(("gate", "up"))
+        }
     if "input_linear" not in name:
         return {name: stored}
     of = name.removesuffix("input_linear.weight")
@@ -244,7 +297,8 @@ def gguf_file(
             continue
         values = rng.standard_normal(role.shape) * 0.2 + (0.5 if "norm" in role.tensor else 0)
         shown = arranged(recipe.arch, role.tensor, values.astype(np.float32), heads, kv_heads)
-        stored, used, meant = quantised(shown.squeeze(), kind)
+        plain = Q.F32 if role.tensor.endswith("bias") else kind
+        stored, used, meant = quantised(shown.squeeze(), plain)
         meant = meant.reshape(shown.shape)
         arrays[role.tensor] = restored(recipe.arch, role.tensor, meant, heads, kv_heads)
         for part, array in parts_of(role.tensor, stored).items():

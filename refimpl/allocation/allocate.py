@@ -9,13 +9,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.request import Request
-from refimpl.allocation.scores import (
-    Absorption,
-    AllocationErrors,
-    Scores,
-    Signal,
-    Signals,
-)
+from refimpl.allocation.scores import Absorption, AllocationErrors, Scores, Signal, Signals
 from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import plain

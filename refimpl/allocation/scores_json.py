@@ -9,12 +9,7 @@ import numpy as np
 
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.request import Request
-from refimpl.allocation.scores import (
-    AllocationErrors,
-    ProbedErrors,
-    Scores,
-    StoredAllocation,
-)
+from refimpl.allocation.scores import AllocationErrors, ProbedErrors, Scores, StoredAllocation
 from refimpl.bases.base import base_named
 from refimpl.loading.files.documents import Document, converted, filled, plain, read_document
 from refimpl.method.perturbation import Noise, Probes

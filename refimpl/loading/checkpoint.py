@@ -11,11 +11,7 @@ from refimpl.loading.config_json import read_config
 from refimpl.loading.families import Location
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.files.hub import local_files
-from refimpl.loading.files.quantisation import (
-    dequantised,
-    read_quantisation,
-    without_quantisation,
-)
+from refimpl.loading.files.quantisation import dequantised, read_quantisation, without_quantisation
 from refimpl.loading.files.safetensors_file import SafetensorsFile, open_files
 from refimpl.loading.tensor_claims import claim
 from refimpl.model.model import Model

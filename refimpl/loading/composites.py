@@ -1,10 +1,12 @@
 """Checkpoints of a text model among others: its configuration, and which tensors are its own."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from refimpl.loading.config_keys import shown
+from refimpl.loading.families import ALIASES, FAMILIES
 from refimpl.loading.families.family import SIZES
 from refimpl.loading.files.refused_formats import refusal
 
@@ -13,15 +15,20 @@ from refimpl.loading.files.refused_formats import refusal
 # neither scale nor cap logits, so text models that do (Cohere's, Granite's) are not among these.
 COMPOSITES = (
     "gemma3", "mistral3", "llava", "llava_next", "idefics3", "smolvlm", "internvl", "qwen2_vl",
-    "qwen2_5_vl", "qwen3_vl", "llama4",
-    "qwen3_5", "qwen3_5_moe", "gemma4", "gemma4_unified",
+    "qwen2_5_vl", "qwen3_vl", "llama4", "qwen3_vl_moe", "lfm2_vl", "exaone4_5", "kimi_k25",
+    "qwen3_5", "qwen3_5_moe", "gemma4", "gemma4_unified", "internvl_chat",
+    "llava_next_video", "llava_onevision", "vipllava", "video_llava", "lighton_ocr", "got_ocr2",
+    "ovis2", "deepseek_vl", "janus", "video_llama_3",
 )  # fmt: skip
 CAPPED = ("gemma4", "gemma4_unified")  # whose heads cap logits as their text models do
 TEXT_FAMILIES = (
     "gemma3_text", "llama", "mistral", "ministral3", "qwen2", "qwen3", "llama4_text",
-    "qwen3_5_text", "qwen3_5_moe_text", "gemma4_text", "gemma4_unified_text",
+    "qwen3_moe", "lfm2", "exaone4", "deepseek_v3", "qwen3_5_text", "qwen3_5_moe_text",
+    "gemma4_text", "gemma4_unified_text",
 )  # fmt: skip
-TEXT_TYPES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+# Kinds whose files may hold the keys of the text model among those of images, and its type
+FLAT = {"qwen2_vl": "qwen2_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "llava": "llama"}
+OF_IMAGES = re.compile("(un)?(freeze|tune|use)?_?mm_|image_")
 OTHERS = ("vision_config", "audio_config", "perceiver_config", "pixel_shuffle_factor")  # not text
 # Sizes that published files omit: defaults of the configuration classes in transformers.
 DEFAULTS: dict[str, dict[str, int]] = {
@@ -35,6 +42,9 @@ DEFAULTS: dict[str, dict[str, int]] = {
 OTHER_PARTS = (
     "vision_tower", "vision_model", "visual", "multi_modal_projector", "connector", "image_newline",
     "audio_tower", "embed_vision", "embed_audio", "vision_embedder",
+    "mm_projector", "mlp1", "projector", "aligner", "image_tower", "video_tower",
+    "vqmodel", "generation_head", "generation_aligner", "generation_embeddings",
+    "visual_embeddings_table", "vision_encoder", "vision_projection",
 )  # fmt: skip
 # Where the text model's tensors and its head may be
 PLACES = (
@@ -50,21 +60,23 @@ SECTIONS = ("mrope_section", "mrope_interleaved")  # three positions per token: 
 
 def text_entries(entries: Mapping[str, Any], source: str) -> Mapping[str, Any] | None:
     """The `config.json` of the text model of a composite checkpoint; None if it is not one."""
-    kind, inner = entries.get("model_type"), entries.get("text_config")
+    kind, inner = entries.get("model_type"), entries.get("text_config", entries.get("llm_config"))
     if kind not in COMPOSITES and not any(entries.get(key) for key in ("text_config", *OTHERS)):
         return None
-    flat = inner is None and kind in ("qwen2_vl", "qwen2_5_vl")
+    flat = inner is None and kind in FLAT and "hidden_size" in entries
     if kind not in COMPOSITES or not (flat or isinstance(inner, dict)):
         raise refusal("multimodal", f"{source} describes a multimodal model ({shown(kind)})")
     ours = dict(entries if flat else inner or {})
-    ours = {k: v for k, v in ours.items() if k not in OTHERS and not k.endswith("_token_id")}
     if flat:
-        ours["model_type"] = f"{kind}_text"
-    family = ours.get("model_type")
-    family = TEXT_TYPES.get(family, family) if isinstance(family, str) else family
-    if family not in TEXT_FAMILIES or (ours.get("final_logit_softcapping") and kind not in CAPPED):
-        raise refusal("multimodal", f"{source} describes a multimodal model ({kind} of {family})")
-    text = {**DEFAULTS.get(family, {}), **ours, "model_type": family}
+        ours = {k: v for k, v in ours.items() if not OF_IMAGES.match(k)}
+        ours["model_type"] = FLAT[kind]
+    ours = {k: v for k, v in ours.items() if k not in OTHERS and not k.endswith("_token_id")}
+    name = shown(ours.get("model_type")).strip('"')
+    family = (FAMILIES | ALIASES).get(name)
+    capped = ours.get("final_logit_softcapping") and kind not in CAPPED
+    if family is None or family.model_type not in TEXT_FAMILIES or capped:
+        raise refusal("multimodal", f"{source} describes a multimodal model ({kind} of {name})")
+    text = {**DEFAULTS.get(name, {}), **ours}
     for key in ("rope_scaling", "rope_parameters"):
         if isinstance(rope := text.get(key), dict) and SECTIONS[0] in rope:
             text[key] = {k: v for k, v in rope.items() if k not in SECTIONS}
@@ -72,8 +84,8 @@ def text_entries(entries: Mapping[str, Any], source: str) -> Mapping[str, Any] |
                 if text[key].get(name) == "mrope":
                     text[key][name] = "default"
     outer = {key: entries[key] for key in OUTER if entries.get(key) is not None}
-    if kind in ("llava", "qwen2_vl", "qwen2_5_vl") and text.get(TIED) is True:
-        outer.pop(TIED, None)  # one of both is enough
+    if (kind in FLAT and text.get(TIED) is True) or kind == "internvl_chat":
+        outer.pop(TIED, None)  # one of both is enough; InternVL's own class has no head to tie
     return text | outer
 
 

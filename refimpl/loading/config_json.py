@@ -10,7 +10,7 @@ from refimpl.loading.block_kinds import read_block_kinds
 from refimpl.loading.block_mixers import read_experts
 from refimpl.loading.composites import text_entries
 from refimpl.loading.config_keys import LARGEST, Keys, shown
-from refimpl.loading.families import FAMILIES, REFUSED, Family, Location
+from refimpl.loading.families import ALIASES, FAMILIES, REFUSED, Family, Location
 from refimpl.loading.files.refused_formats import refusal
 from refimpl.model.config import Alibi, BlockKind, Config
 from refimpl.model.mixers.sizes import Attention
@@ -121,8 +121,8 @@ def _family(entries: Mapping[str, Any], source: str) -> Family:
     quantised_keys = ("quantization_config", "quantization", "compression_config")
     if any(entries.get(key) for key in quantised_keys):
         raise refusal("quantised", f"{source} describes a quantised checkpoint")
-    if isinstance(model_type, str) and model_type in FAMILIES:
-        return FAMILIES[model_type]
+    if isinstance(model_type, str) and model_type in (known := FAMILIES | ALIASES):
+        return known[model_type]
     absent = "model_type" not in entries
     raise RefimplError(
         f"{source} has no model_type" if absent else f"unknown model family {shown(model_type)}",

@@ -31,10 +31,15 @@ from refimpl.model.model import Model
 
 IRRELEVANT = ("general.", "tokenizer.", "split.", "quantize.")  # beginnings of keys
 CAUSAL, SCALING = "attention.causal", "rope.scaling."
+GATING, SCORING = "expert_gating_func", {1: "softmax", 2: "sigmoid"}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 YARN = {
     "original_context_length": "original_max_position_embeddings",
     "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow",
+}  # fmt: skip
+BIASES = {  # the keys of biases, and a linear that then has one
+    "attention_bias": "attn_q", "mlp_bias": "ffn_up", "use_bias": "attn_output",
+    "use_qkv_bias": "attn_q", "attention_out_bias": "attn_output",
 }  # fmt: skip
 TOKEN_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
 LARGEST = {46: "gemma2", 62: "gemma3"}  # blocks of the sizes whose attention scale is D / H
@@ -112,18 +117,23 @@ def _config_entries(
         problems.append(f"{SCALING}finetuned: false switches Granite's rotary positions off")
     rotation = entries.get(family.spelling("rope_theta")), entries.get("head_dim")
     if (rope := _scaling(scaling, tensors, rotation, problems)) is not None:
-        entries["rope_scaling"] = rope
+        entries["rope_scaling"] = {**rope, **architecture.scaling}
         if rope["rope_type"] == "longrope" and "original_max_position_embeddings" not in entries:
             problems.append(f"{SCALING}original_context_length: missing")
+    elif architecture.scaling:
+        problems.append(f"{SCALING}factor: missing")
+    if (scoring := SCORING.get(facts.pop(GATING, 0), family.scoring)) != family.scoring:
+        problems.append(f"{GATING}: {scoring} is not {family.scoring}")
     if facts.pop(CAUSAL, True) is not True:
         problems.append(f"{CAUSAL}: only true is supported")
     rows = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else None
     facts.pop("vocab_size", None)  # some files count padding, some do not
     put("vocab_size", rows)
     put("tie_word_embeddings", "output.weight" not in tensors)
-    for key, part in (("attention_bias", ".attn_q.bias"), ("mlp_bias", ".ffn_up.bias")):
-        if key in family.biased.values() and any(name.endswith(part) for name in tensors):
-            put(key, True)
+    for key, part in BIASES.items():
+        if key in family.biased.values():
+            ends = (f".{part}.bias", f".{part}kv.bias")
+            put(key, any(name.endswith(ends) for name in tensors))
     for theirs, ours in TOKEN_IDS.items():
         entries[ours] = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
     problems += [f"{key}: not understood (value {str(facts[key])[:80]})" for key in facts]
@@ -223,6 +233,7 @@ def _as_transformers_names(
     renamed = dict.fromkeys((ROPE_FACTORS, *LONG_AND_SHORT), "")
     tensors: dict[str, GgufTensor] = {}
     for ours, role in roles(hub, hub.family.bases[0]):
+        ours += {"sinks": ".weight", "correction": ".bias"}.get(ours.rpartition(".")[2], "")
         name, suffix = ours.rsplit(".", 1)
         *block, part = name.removeprefix("blocks.").split(".", 1)
         kind = kind_of(part)
@@ -230,7 +241,7 @@ def _as_transformers_names(
         names, key = IN_BLOCK if block else OUTSIDE, kind
         if len(together) > 1:
             names, key = FUSED, together[0]
-        theirs = names.get(key, key)  # of another family's config.json: missing
+        theirs = architecture.names.get(key, names.get(key, key))  # another family: missing
         number = [] if location and location.stacked else filter(str.isdigit, part.split("."))
         theirs = ".".join([*(["blk", *block] if block else []), theirs, *number, suffix])
         if theirs not in stored or theirs in renamed:
@@ -257,8 +268,12 @@ def _experts_apart(stored: Mapping[str, GgufTensor], hub: HubModel) -> dict[str,
     for name, stack in stored.items():
         stem, _, suffix = name.rpartition(".")
         *block, of = stem.split(".")
-        if location is None or len(stack.shape) != 3 or of not in EXPERT_STACKS:
+        if location and location.alternating and of == FUSED["experts.gate_proj"]:
+            tensors[f"{name}, gate before up"] = tensors.pop(name)  # of no role in this order
+        wanted = 3 if suffix == "weight" else 2
+        if location is None or len(stack.shape) != wanted or of not in EXPERT_STACKS:
             continue
+        turned, by_row = location.transposed and wanted == 3, location.alternating
         if not location.stacked:
             del tensors[name]
             size = stack.nbytes // stack.shape[0]
@@ -271,5 +286,7 @@ def _experts_apart(stored: Mapping[str, GgufTensor], hub: HubModel) -> dict[str,
             if other in tensors and tensors[other].shape == stack.shape:
                 del tensors[name]
                 joined = ".".join([*block, FUSED["experts.gate_proj"], suffix])
-                tensors[joined] = JoinedTensor.of(stack, tensors.pop(other))
+                tensors[joined] = JoinedTensor.of(turned, by_row, stack, tensors.pop(other))
+        elif of == IN_BLOCK["experts.down_proj"]:
+            tensors[name] = JoinedTensor.of(turned, False, stack)
     return tensors

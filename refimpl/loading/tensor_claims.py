@@ -121,7 +121,8 @@ def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dic
         for x in stacks.values()
         for i in range(hub.config.num_blocks)
     ):
-        hub = replace(hub, names={**hub.names, **stacks})
+        both = replace(hub, names={**hub.names, **stacks}), hub  # maybe of the same names
+        hub = min(both, key=lambda x: len(_unfit(tensors, dict(roles(x, base)))))
     role_of = dict(roles(hub, base))
     outside = (b.removeprefix("^") for b in hub.family.buffers if b.startswith("^"))
     inside = (re.escape(base) + b for b in hub.family.buffers if not b.startswith("^"))

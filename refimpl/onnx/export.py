@@ -19,13 +19,7 @@ from refimpl.onnx.recording.graph import DEFAULT_OPSET
 from refimpl.onnx.recording.graph_weights import distinct, write_data
 from refimpl.onnx.recording.model_graph import GraphOutputs, Recording, described, model_graph
 from refimpl.running.memory import MIB
-from refimpl.storage.file_system import (
-    foreign,
-    is_folder,
-    remove,
-    to_disk,
-    writing,
-)
+from refimpl.storage.file_system import foreign, is_folder, remove, to_disk, writing
 from refimpl.storage.files import keep_rights, tree_to_disk
 from refimpl.storage.target_checks import check_file
 from refimpl.storage.work_folder import NEW, work_folder, work_path

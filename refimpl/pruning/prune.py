@@ -24,20 +24,9 @@ from refimpl.pruners.wanda import WANDA
 from refimpl.pruning.pruned_blocks import BlockPruner, calibration
 from refimpl.pruning.pruned_files import Counts, PrunedFiles, copies
 from refimpl.pruning.pruned_linears import pruned_weights
-from refimpl.pruning.record import (
-    RECORD_FORMAT,
-    BlockRecord,
-    LinearRecord,
-    Pruning,
-    read_record,
-)
+from refimpl.pruning.record import RECORD_FORMAT, BlockRecord, LinearRecord, Pruning, read_record
 from refimpl.running.memory import parse_memory
-from refimpl.running.provenance import (
-    TokenFacts,
-    UnchangedFiles,
-    model_sha256,
-    token_facts,
-)
+from refimpl.running.provenance import TokenFacts, UnchangedFiles, model_sha256, token_facts
 from refimpl.running.settings import Resources, Settings
 from refimpl.storage.files import SENT, json_text, undo_killed, whole
 from refimpl.storage.finished_units import FinishedUnits, finished_units

@@ -15,7 +15,7 @@ from transformers_forward import random_model
 from refimpl import forward, read_model
 from refimpl.loading.composites import COMPOSITES, text_entries
 from refimpl.loading.config_json import read_config
-from refimpl.loading.families import FAMILIES, REFUSED
+from refimpl.loading.families import ALIASES, FAMILIES, REFUSED
 
 pytestmark = pytest.mark.torch
 IDS = np.arange(2, 26).reshape(2, 12)  # longer than the windows of the fixtures
@@ -36,6 +36,8 @@ SIZES = {
     "mamba_n_heads", "mamba_n_groups", "mamba_d_head", "mamba_d_state", "mamba_d_ssm",
     "expert_hidden_dim", "top_k_experts",
 }  # fmt: skip
+KEYS_OF_SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"}
+KEYS_OF_SIZES |= {"num_attention_heads", "n_embd", "n_layer", "n_head"}
 FEW = {"num_hidden_layers": 4}  # blocks of Llama 4: the last has no positions
 CHANGED = [(case, changes) for case, changes, *_ in (*WINDOWS, *ROTATING, *MEANS, *OMITTED)]
 
@@ -77,6 +79,7 @@ def test_published_configurations(name: str, tmp_path: Path) -> None:
     entries = published(name)
     text = dict(text_entries(entries, "config.json") or entries)
     text.pop("quantization_config", None)
+    text["model_type"] = (FAMILIES | ALIASES)[text["model_type"]].model_type
     # A quarter of 16 channels, and each fourth block
     config = small(text, **({"head_dim": 16} | FEW if "full_attention_interval" in text else {}))
     rope = config.get("rope_scaling")
@@ -109,7 +112,23 @@ def test_llama_4(changes: dict[str, Any], tmp_path: Path) -> None:
     check_logits(config, tmp_path)
 
 
+@pytest.mark.parametrize(("name", "case"), [("iquestcoder", "llama"), ("gpt-sw3", "gpt2")])
+def test_types_that_another_class_computes(name: str, case: str, tmp_path: Path) -> None:
+    check_logits(config_of(case, model_type=name), tmp_path)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_what_files_of_such_a_type_omit(name: str) -> None:
+    auto = pytest.importorskip("transformers.models.auto.configuration_auto")
+    if name not in auto.CONFIG_MAPPING:
+        pytest.skip("transformers has no class for it")
+    theirs = auto.CONFIG_MAPPING[name]().to_dict() | {"model_type": name}
+    needed = {"model_type", *KEYS_OF_SIZES} | {"tie_word_embeddings"}
+    few = {key: x for key, x in theirs.items() if key in needed}
+    assert read_config(few) == read_config(theirs)
+
+
 def test_no_decoder_of_transformers_is_unknown() -> None:
     auto = pytest.importorskip("transformers.models.auto.modeling_auto")
     types = set(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    assert types - FAMILIES.keys() - REFUSED.keys() - {*COMPOSITES} == set()
+    assert types - FAMILIES.keys() - ALIASES.keys() - REFUSED.keys() - {*COMPOSITES} == set()

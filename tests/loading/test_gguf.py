@@ -18,12 +18,13 @@ from refimpl.pruning.inspection import read_record
 
 PEERS = (
     "llama", "qwen2", "qwen3 with wide heads", "gemma2", "gemma3", "phi3", "gpt2", "nemotron",
-    *DEFAULT_SIZES,
+    "starcoder2", "stablelm", "minimax-m2", *DEFAULT_SIZES,
 )  # fmt: skip
 """What transformers reads; it drops the biases of Llama, and takes all heads of Qwen3 for 128."""
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 TYPES = [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q5_1]
 FILES = [(name, kind) for name in RECIPES for kind in (TYPES if name == "llama" else TYPES[::3])]
+FILES.append(("gpt-oss", Q.MXFP4))  # as its authors stored the experts
 IDS = np.arange(2, 26).reshape(2, 12)
 
 

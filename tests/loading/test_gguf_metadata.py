@@ -15,7 +15,7 @@ from refimpl import read_model
 from refimpl.loading.gguf.architectures import ARCHITECTURES, EPSILON, KEYS, NEEDED
 from refimpl.loading.gguf.gguf_file import GgufFile
 from refimpl.loading.gguf.header import types_of
-from refimpl.loading.gguf_model import ROPE_FACTORS
+from refimpl.loading.gguf_model import GATING, ROPE_FACTORS
 from refimpl.model.config import Config, Rope
 
 Change = Callable[[gguf.GGUFWriter], object]
@@ -23,7 +23,7 @@ LINEAR = gguf.RopeScalingType.LINEAR
 KEYS_READ = {
     *KEYS, *EPSILON.values(), *NEEDED, "attention.key_length", "attention.value_length",
     "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.finetuned",
-    "rope.scale_linear", "attention.causal",
+    "rope.scale_linear", "attention.causal", GATING,
 }.union(*(x.keys for x in ARCHITECTURES.values()))  # fmt: skip
 
 
@@ -110,6 +110,8 @@ MEANS: dict[str, tuple[str, Change, Callable[[Config], Any], Any]] = {
     "a base for windows": (
         "gemma3", numbers(rope__freq_base_swa=5000), ropes,
         {Rope(3000.0, 10, "linear", 4.0), Rope(5000.0, 10)}),
+    "gpt-oss rounds no waves": (
+        "gpt-oss", numbers(), lambda c: {rope.truncate for rope in ropes(c) if rope}, {False}),
     "no window": ("phi3", replaced("attention.sliding_window", 0, U32), windows, {None}),
     "longrope": (
         "phi3", longrope("long", "short"), ropes,
@@ -148,6 +150,16 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     "Granite without rotation": (
         "granite", lambda w: w.add_rope_scaling_finetuned(False), "finetuned: false switches"),
     "Granite without a scale": ("granite", without("attention.scale"), "attention.scale: missing"),
+    "scores of another kind": (
+        "minimax-m2", replaced("expert_gating_func", 1, U32), "softmax is not sigmoid"),
+    "gpt-oss without a scaling": (
+        "gpt-oss", without("rope.scaling.type", "rope.scaling.factor",
+                           "rope.scaling.original_context_length"),
+        "rope.scaling.factor: missing"),
+    "gpt-oss with experts in another order": (
+        "gpt-oss",
+        lambda w: w.add_tensor("blk.0.ffn_gate_up_exps.weight", np.zeros((5, 128, 32), "f4")),
+        "gate before up: no role claims it"),
     "no epsilon": (
         "llama", without("attention.layer_norm_rms_epsilon"), "rms_epsilon: missing"),
     "no context": ("llama", without("context_length"), "context_length: missing"),

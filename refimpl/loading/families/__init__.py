@@ -1,18 +1,9 @@
 """The families that refimpl reads, one file per lineage, and those that it refuses by name."""
 
-from refimpl.loading.families import (
-    cohere,
-    deepseek,
-    falcon,
-    gemma,
-    gpt,
-    hybrids,
-    llama,
-    mixtures,
-)  # fmt: skip
-from refimpl.loading.families.family import BASE, Family, Location
+from refimpl.loading.families import cohere, deepseek, falcon, gemma, gpt, hybrids, llama, mixtures
+from refimpl.loading.families.family import BASE, Family, Location, only, unread
 
-__all__ = ["FAMILIES", "REFUSED", "Family", "Location"]
+__all__ = ["ALIASES", "FAMILIES", "REFUSED", "Family", "Location"]
 
 LINEAGES = (llama, gemma, cohere, falcon, gpt, mixtures, deepseek, hybrids)
 FAMILIES: dict[str, Family] = {
@@ -22,67 +13,78 @@ FAMILIES: dict[str, Family] = {
     if isinstance(family, Family) and family is not BASE
 }
 
-# What some compute that the forward does not, and the way out
-QWEN = "use a model of a family in the table, such as qwen3"
-REFUSED = {
-    name: (reason, way_out)
-    for names, reason, way_out in (
-        (
-            "deepseek_v32 deepseek_v4 glm_moe_dsa axk2 hy_v4 dots3_note dots3_note_text "
-            "minimax_m3_vl_text",
-            "attention to a few earlier tokens, which an index of its own chooses",
-            QWEN,
+# Types with the formulas of a family, and their own defaults or tensors (mostly of text models)
+QWEN2_VL = llama.QWEN2.like("qwen2", keys=dict(
+    rope_theta=1000000.0, norm_eps=1e-5, num_key_value_heads=8, max_window_layers=80,
+))  # fmt: skip
+ALIASES = {
+    "kimi_k2": deepseek.DEEPSEEK_V3,
+    "gpt-sw3": gpt.GPT2,
+    "iquestcoder": llama.LLAMA.like("llama", keys=dict(
+        num_key_value_heads=8, head_dim=128, norm_eps=1e-5, max_position_embeddings=131072,
+        **unread("clip_qkv", "use_sliding_window", "sliding_window"),
+    )),
+    "qwen2_vl_text": QWEN2_VL,
+    "qwen2_5_vl_text": QWEN2_VL,
+    "qwen3_vl_text": llama.QWEN3.like(
+        "qwen3", keys=dict(rope_theta=500000.0, max_position_embeddings=128000)
+    ),
+    "qwen3_vl_moe_text": mixtures.QWEN3_MOE.like(
+        "qwen3_moe",
+        names=mixtures.stacked("layers.{}.mlp.experts", transposed=True, weight=""),
+        keys=dict(
+            num_experts=60, num_experts_per_tok=4, norm_topk_prob=only(True), rope_theta=500000.0,
+            moe_intermediate_size=1408, num_key_value_heads=16, max_position_embeddings=128000,
         ),
-        (
-            "mistral4 longcat_flash axk1 youtu sarvam_mla",
-            "latent attention in a form of its own: twice in a block, or with other norms, scales",
-            "use a model of a family in the table, such as deepseek_v3",
-        ),
-        (
-            "jamba zamba zamba2 mamba mamba2 falcon_mamba",
-            "blocks with Mamba 1, Mamba 2 in every block, or attention whose weights blocks share",
-            QWEN,
-        ),
-        (
-            "recurrent_gemma rwkv xlstm minimax",
-            "blocks with a recurrent state that no mixer of refimpl computes",
-            QWEN,
-        ),
-        (
-            "kimi_linear bailing_hybrid lara_mini qwen4_exp qwen4_exp_text",
-            "a delta rule in a form of its own: a decay per channel, or other gates and norms",
-            "use a model of a family in the table, such as qwen3_5_text",
-        ),
-        ("lfm3 zaya", "a short convolution in a form of its own, or one inside attention", QWEN),
-        (
-            "gemma3n gemma3n_text gemma4_assistant gemma4_unified_assistant",
-            "keys and values that blocks share, or an embedding of its own in every block",
-            "use the family before it, gemma3_text",
-        ),
-        (
-            "bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small "
-            "camembert data2vec-text electra ernie git marian mbart megatron-bert mllama moshi "
-            "musicgen musicgen_melody mvp pegasus plbart prophetnet rembert roberta "
-            "roberta-prelayernorm roc_bert roformer trocr whisper xlm xlm-roberta xlm-roberta-xl "
-            "xlnet xmod",
-            "attention in both directions, or to what an encoder computes",
-            "use a decoder without an encoder, such as qwen3",
-        ),
-        ("reformer", "attention within buckets of hashed tokens", QWEN),
-        ("diffllama", "the difference of two softmaxes in place of one", QWEN),
-        ("jetmoe", "a mixture of experts inside attention", QWEN),
-        ("blt", "bytes that are put into patches by a model of their entropy", QWEN),
-        ("bitnet", "activations rounded to 8 bits", QWEN),
-        ("hrm_text", "blocks that are run several times", QWEN),
-        (
-            "apertus1p5_text aria_text beam biogpt codegen cohere_compass_text cpmant ctrl dbrx "
-            "doge dory emu3 flint fuyu got_ocr2 gpt-sw3 gpt_bigcode gpt_neo gpt_neox_japanese "
-            "granitemoe_swa inkling2_loop_text inkling2_text inkling_text iquestcoder kolibri1 "
-            "mimo_v2_flash modernbert-decoder moss_transcribe_diarize nanochat openai-gpt "
-            "persimmon phi4_multimodal sarvam_moe xglm",
-            "keys and tensors that no table of refimpl describes",
-            "add a table, as docs/how-to/add-a-family.md describes, or use qwen3",
-        ),
-    )
-    for name in names.split()
-}
+    ),
+    "exaone4_5_text": llama.EXAONE4.like("exaone4", buffers=(r"^mtp\..*", *llama.LLAMA.buffers)),
+}  # fmt: skip
+
+# Names, what they compute that the forward does not, and the nearest family if it is not qwen3
+_REFUSALS = """
+deepseek_v32 deepseek_v4 glm_moe_dsa axk2 hy_v4 dots3_note dots3_note_text minimax_m3_vl_text =
+    attention to a few earlier tokens, which an index of its own chooses
+mistral4 longcat_flash axk1 youtu sarvam_mla = latent attention in a form of its own: twice in a
+    block, or with other norms, scales | deepseek_v3
+jamba zamba zamba2 mamba mamba2 falcon_mamba = blocks with Mamba 1, Mamba 2 in every block, or
+    attention whose weights blocks share
+recurrent_gemma rwkv xlstm minimax = blocks with a recurrent state that no mixer of refimpl computes
+kimi_linear bailing_hybrid lara_mini qwen4_exp qwen4_exp_text = a delta rule in a form of its own: a
+    decay per channel, or other gates and norms | qwen3_5_text
+lfm3 zaya inkling_text inkling2_text = a short convolution in a form of its own, or one inside
+    attention
+gemma3n gemma3n_text gemma4_assistant gemma4_unified_assistant = keys and values that blocks share,
+    or an embedding of its own in every block | gemma3_text
+bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small camembert
+    data2vec-text electra ernie git marian mbart megatron-bert mllama moshi musicgen musicgen_melody
+    mvp pegasus plbart prophetnet rembert roberta roberta-prelayernorm roc_bert roformer trocr
+    whisper xlm xlm-roberta xlm-roberta-xl xlnet xmod = attention in both directions, or to what an
+    encoder computes
+reformer = attention within buckets of hashed tokens
+diffllama = the difference of two softmaxes in place of one
+jetmoe = a mixture of experts inside attention
+blt = bytes that are put into patches by a model of their entropy
+bitnet = activations rounded to 8 bits
+hrm_text inkling2_loop_text dory = blocks that are run several times
+ctrl xglm = positions that are sines and cosines added to the embeddings
+cpmant = attention biases that are learned for each range of distances
+doge = attention biases that are computed from the values
+openai-gpt = norms of the residual stream itself after each sum
+beam = residual sums whose two weights differ from block to block
+mimo_v2_flash = values of another width than the keys
+kolibri1 = experts that are chosen by logits and weighted by sigmoids
+nanochat = rotary positions that turn the other way, and a norm of embeddings
+gpt_neox_japanese = a bias that only the attention of the last block has
+apertus1p5_text = a head with fewer tokens than the embedding
+modernbert-decoder = a head of two linears with a norm between them
+emu3 fuyu moss_transcribe_diarize phi4_multimodal = a text model among others that no one has
+    compared
+aria_text biogpt codegen cohere_compass_text dbrx flint gpt_bigcode gpt_neo granitemoe_swa persimmon
+    sarvam_moe = keys and tensors that no table describes (docs/how-to/add-a-family.md adds one)
+"""
+REFUSED: dict[str, tuple[str, str]] = {}
+for _line in _REFUSALS.replace("\n    ", " ").strip().splitlines():
+    _names, _, _reason = _line.partition(" = ")
+    _reason, _, _nearest = _reason.partition(" | ")
+    _way_out = f"use a model of a family in the table, such as {_nearest or 'qwen3'}"
+    REFUSED |= dict.fromkeys(_names.split(), (_reason, _way_out))

@@ -18,7 +18,8 @@ IN_BLOCK = {
     "q_width_norm": "attn_q_norm", "k_width_norm": "attn_k_norm",
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
-    "router": "ffn_gate_inp", "shared_expert.gate": "ffn_gate_inp_shexp",
+    "sinks": "attn_sinks", "router.correction": "exp_probs_b", "router": "ffn_gate_inp",
+    "shared_expert.gate": "ffn_gate_inp_shexp",
 }  # fmt: skip
 IN_BLOCK |= {  # all experts of a block are one tensor, [E, out, in]
     f"{of}.{x}_proj": f"ffn_{x}_{theirs}"
@@ -41,6 +42,8 @@ class Architecture:
     # By role (of fused ones the first), and of all norm gains: an `arrangement` of `GgufTensor`
     arranged: Mapping[str, str] = field(default_factory=dict)
     norms: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)  # of roles, where they differ from ours
+    scaling: Mapping[str, Any] = field(default_factory=dict)  # beside the file's, which it needs
     # Entries of `config.json` that the file does not hold, as llama.cpp computes them
     fixed: Mapping[str, object] = field(default_factory=dict)
 
@@ -83,6 +86,9 @@ GRANITE = replace(
         "residual_scale": "residual_scale", "logit_scale": "logit_divisor",
     },
 )  # fmt: skip
+COHERE = Architecture("cohere", "CohereForCausalLM", {"logit_scale": "logit_scale"})
+EXPERTS_ONLY = {"expert_feed_forward_length": "intermediate_size"}
+POST_NORM = {"mlp_norm": "post_attention_norm"}
 MIXTRAL = replace(LLAMA, model_type="mixtral", hub_class="MixtralForCausalLM")
 NORMALISED, PLAIN = ({"norm_topk_prob": flag} for flag in (True, False))
 ARCHITECTURES = {
@@ -96,6 +102,36 @@ ARCHITECTURES = {
     "smollm3": replace(LLAMA, model_type="smollm3", hub_class="SmolLM3ForCausalLM"),
     "granite": GRANITE,
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM"),
+    "olmo": replace(
+        LLAMA,
+        model_type="olmo",
+        hub_class="OlmoForCausalLM",
+        keys={"attention.clamp_kqv": "qkv_limit"},
+        optional=("attention.clamp_kqv",),
+    ),
+    "arcee": replace(LLAMA, model_type="arcee", hub_class="ArceeForCausalLM"),
+    "seed_oss": Architecture("seed_oss", "SeedOssForCausalLM", names=POST_NORM),
+    "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM"),
+    "exaone": Architecture("exaone", "ExaoneForCausalLM"),
+    "starcoder2": Architecture("starcoder2", "Starcoder2ForCausalLM"),
+    "command-r": COHERE,
+    "cohere2": replace(
+        COHERE,
+        model_type="cohere2",
+        hub_class="Cohere2ForCausalLM",
+        keys={**COHERE.keys, WINDOW: "sliding_window"},
+    ),
+    "stablelm": Architecture(
+        "stablelm", "StableLmForCausalLM", {"use_parallel_residual": "use_parallel_residual"}
+    ),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {WINDOW: "sliding_window", **EXPERTS_ONLY},
+        names=POST_NORM,
+        scaling={"truncate": False},
+    ),
+    "minimax-m2": Architecture("minimax_m2", "MiniMaxM2ForCausalLM", EXPERTS_ONLY),
     "nemotron": Architecture("nemotron", "NemotronForCausalLM", norms="minus one"),
     "phi2": Architecture("phi", "PhiForCausalLM"),
     "gemma": Architecture("gemma", "GemmaForCausalLM", norms="minus one"),

@@ -111,20 +111,23 @@ class GgufTensor(StoredTensor):
 
 @dataclass(frozen=True)
 class JoinedTensor(GgufTensor):
-    """Tensors [E, rows, in] of a file that transformers holds as one, their rows in this order."""
+    """Tensors [E, rows, in] of a file that transformers holds as one: in turn, or row by row."""
 
     parts: tuple[GgufTensor, ...] = ()
+    alternating: bool = False
+    transposed: bool = False  # whether transformers holds [E, in, rows]
 
     @classmethod
-    def of(cls, first: GgufTensor, *others: GgufTensor) -> Self:
-        """Tensors of one shape, one after another."""
+    def of(cls, turned: bool, by_row: bool, first: GgufTensor, *others: GgufTensor) -> Self:
+        """Tensors of one shape, in turn or row by row, maybe turned into [E, in, rows]."""
         facts = {x.name: getattr(first, x.name) for x in fields(first)}
         parts = first, *others
-        experts, rows, width = first.shape
+        experts, rows, *width = first.shape
+        inner = rows * len(parts), *width
         dtypes = {part.dtype for part in parts}
         facts["dtype"] = first.dtype if len(dtypes) == 1 else "F32"
-        facts["shape"] = experts, rows * len(parts), width
-        return cls(**facts, parts=parts)
+        facts["shape"] = experts, *(inner[::-1] if turned else inner)
+        return cls(**facts, parts=parts, transposed=turned, alternating=by_row)
 
     @property
     def nbytes(self) -> int:
@@ -134,7 +137,9 @@ class JoinedTensor(GgufTensor):
     def rows(self, rows: slice | Array) -> Array:
         """Some experts."""
         values = [part.rows(rows).astype(self.numpy_dtype, copy=False) for part in self.parts]
-        return np.concatenate(values, axis=1)
+        count, _, *width = values[0].shape
+        joined = np.stack(values, axis=2 if self.alternating else 1).reshape(count, -1, *width)
+        return joined.swapaxes(1, 2) if self.transposed else joined
 
 
 def open_shards(path: Path) -> tuple[GgufFile, ...]:

@@ -32,11 +32,11 @@ TYPES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((WHOLES,), r"tokenizer\.ggml\.token_type"),
     ((NUMBERS, WHOLES), r"tokenizer\.ggml\.scores"),
     ((WHOLE,), r"general\.alignment|split\.(no|count|tensors\.count)|imatrix\.chunk_(count|size)"
-     r"|tokenizer\.ggml\.\w+_token_id|[^.]+\.((context|embedding|expert\w*)_length|\w+_count"
+     r"|tokenizer\.ggml\.\w+_token_id|[^.]+\.((context|embedding|expert\w*)_length|\w+_count|expert_gating_func"
      r"|attention\.((key|value)_length|sliding_window)|rope\.dimension_count"
      r"|rope\.scaling\.original_context_length)"),
     ((WHOLE, WHOLES), r"[^.]+\.(feed_forward_length|attention\.head_count(_kv)?)"),
-    ((NUMBER, WHOLE), r"[^.]+\.(attention\.(layer_norm(_rms)?_epsilon|scale)"
+    ((NUMBER, WHOLE), r"[^.]+\.(attention\.(layer_norm(_rms)?_epsilon|scale|clamp_kqv)"
      r"|(embedding|residual|logit)_scale|(attn|final)_logit_softcapping"
      r"|rope\.(freq_base(_swa)?|scale_linear|scaling\.(attn_)?factor))"),
 )  # fmt: skip
