@@ -87,11 +87,12 @@ def of_both_themes(found: re.Match[str]) -> str:
     """Let a colour that was chosen for white paper follow the theme."""
     digits = {"black": "000", "white": "fff"}.get(found[0], found[0].lstrip("#"))
     digits = digits if len(digits) == 6 else "".join(2 * x for x in digits)
-    hue, light, strength = rgb_to_hls(*(int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)))
+    rgb = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    hue, light, strength = rgb_to_hls(*rgb)
     faint = light > 0.75
     if light > 0.99:
         return "var(--color-background-primary)"
-    if strength < 0.3 and not 0.87 < light < 0.97:  # a grey; the tinted ones are areas
+    if max(rgb) - min(rgb) < 0.12 and not 0.87 < light < 0.97:  # a grey; the tinted ones are areas
         return "var(--color-background-border)" if faint else "currentColor"
     pair = []
     for level, step in ((light, 0), (1 - light, 0)) if faint else ((light, -0.01), (light, 0.01)):

@@ -163,6 +163,8 @@ def test_pictures_follow_the_switch_and_not_the_system(opened: Any) -> None:
                 bad = [x for x in fills[theme] if x[1] < 4.5]
                 assert bad == [], (name, system, theme)
             assert not fills["light"] or fills["light"] != fills["dark"], name
+            if name == "tutorial/2-drift":  # a colour for each of 8 lines, and one for the axes
+                assert all(len({x[2] for x in fills[theme]}) == 9 for theme in SCHEMES)
             pictures += page.locator("svg.picture").count()
     assert pictures >= 2 * 20
 
@@ -242,6 +244,12 @@ def test_keys_are_enough(opened: Any) -> None:
     page.keyboard.press("Enter")
     copied = page.evaluate("navigator.clipboard.readText()")
     assert re.fullmatch(r"refimpl prune fixtures/llama -o half .*", copied)  # no prompt, no output
+
+    page = opened("index", 1280)  # without space for the contents of the page
+    page.click(".toc-content-icon")
+    page.wait_for_function(
+        "document.querySelector('.toc-tree').getBoundingClientRect().right < 1280"
+    )
 
     page = opened("index")
     theme = page.evaluate("document.body.dataset.theme")
