@@ -169,11 +169,12 @@ def bars_are_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines:
 
 
 def labelled(app: Any, error: Exception | None) -> None:
-    """Name what the theme leaves nameless, for screen readers, and let dotted names be broken."""
+    """Name what is nameless, for screen readers, and let long names be broken."""
     for page in Path(app.outdir).rglob("*.html"):
         text = page.read_text("utf-8")
         for nameless, name in NAMES.items():
             text = text.replace(f"{nameless}>", f"{nameless} {name}>")
+        text = text.replace('<th class="head"><p></p></th>', '<td class="head"></td>')
         text = DOTTED.sub(lambda name: re.sub(r"([._])(?=\w{3})", r"\1<wbr>", name[0]), text)
         page.write_text(text, "utf-8")
 

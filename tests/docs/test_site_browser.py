@@ -126,6 +126,7 @@ def test_the_menu_and_the_footer_of_every_page(opened: Any) -> None:
         assert 15 <= page.locator(".sidebar-tree a").count() <= 25, name
         assert page.locator(".sidebar-tree .caption").count() == 5, name
         assert name in ("index",) or page.locator(".sidebar-tree .current-page").count() == 1, name
+        assert all(x.strip() for x in page.locator("th").all_text_contents()), name
         footer = page.locator("footer .legal")
         assert "Apache License 2.0" in footer.inner_text(), name
         anchors = footer.locator("a").evaluate_all("all => all.map((a) => a.href)")
