@@ -1,20 +1,30 @@
 """The site: `sphinx-build -W docs site`. A link that leads nowhere is an error."""
 
 import re
+from colorsys import hls_to_rgb, rgb_to_hls
+from html import escape
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from furo.navigation import get_navigation_tree
 from latex2mathml.converter import convert
+from sphinx.writers.html5 import HTML5Translator
+
+from refimpl import __version__
 
 project = "refimpl"
+version = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 root_doc = "index"
 exclude_patterns = ["contents.md"]
 html_theme = "furo"
 html_title = "refimpl"
 html_theme_options = {"top_of_page_buttons": []}
+html_show_copyright = False
 html_static_path = ["_static"]
+templates_path = ["_templates"]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_math_renderer = "mathml"
@@ -32,7 +42,10 @@ autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 default_role = "literal"
 
-
+COLOUR = re.compile(r'#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})(?![\w-])|(?<=")(?:black|white)(?=")')
+PRIME = '<mpadded voffset="-0.3em"><mi style="font-size: 1.4em">&#x02032;</mi></mpadded>'
+DOTTED = re.compile(r'(?<=<span class="pre">)\w+[._][\w.*]+(?=</span>)')
+BAR = re.compile("<mo[^>]*>&#x02016;</mo>")
 NAMES = {
     '<p class="caption" role="heading"': 'aria-level="2"',
     '<aside class="sidebar-drawer"': 'aria-label="Site"',
@@ -46,7 +59,10 @@ def mathml(latex: str, display: str) -> str:
     if "\\" in markup:
         raise ValueError(f"a command that latex2mathml does not know: {latex}")
     spaced = r'<mi>\1<mspace width=".17em" />'
-    return re.sub(r"<mi>((?:log|ln|exp)</mi>)(?!<mo str)", spaced, markup)
+    markup = re.sub(r"<mi>((?:log|ln|exp)</mi>)(?!<mo str)", spaced, markup)
+    markup = markup.replace("<mi>&#x02032;</mi>", PRIME)
+    forms = cycle(("prefix", "postfix"))  # a bar without a form is an operator between two terms
+    return BAR.sub(lambda _: f'<mo form="{next(forms)}" stretchy="false">&#x02016;</mo>', markup)
 
 
 def inline_formula(page: Any, node: nodes.Element) -> None:
@@ -61,13 +77,87 @@ def formula(page: Any, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
+def luminance(rgb: tuple[float, ...]) -> float:
+    """Return the relative luminance of WCAG 2. Texts need 0.178 on white, 0.215 on black."""
+    linear = (((x + 0.055) / 1.055) ** 2.4 if x > 0.04 else x / 12.92 for x in rgb)
+    return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def of_both_themes(found: re.Match[str]) -> str:
+    """Let a colour that was chosen for white paper follow the theme."""
+    digits = {"black": "000", "white": "fff"}.get(found[0], found[0].lstrip("#"))
+    digits = digits if len(digits) == 6 else "".join(2 * x for x in digits)
+    rgb = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    hue, light, strength = rgb_to_hls(*rgb)
+    faint = light > 0.75
+    if light > 0.99:
+        return "var(--color-background-primary)"
+    if max(rgb) - min(rgb) < 0.12 and not 0.87 < light < 0.97:  # a grey; the tinted ones are areas
+        return "var(--color-background-border)" if faint else "currentColor"
+    pair = []
+    for level, step in ((light, 0), (1 - light, 0)) if faint else ((light, -0.01), (light, 0.01)):
+        rgb = hls_to_rgb(hue, level, strength)
+        while step and not (luminance(rgb) < 0.178 if step < 0 else luminance(rgb) > 0.215):
+            level += step
+            rgb = hls_to_rgb(hue, level, strength)
+        pair.append("rgb({:.1%} {:.1%} {:.1%})".format(*rgb))
+    return f"light-dark({', '.join(pair)})"
+
+
+def scoped(style: str, name: str) -> str:
+    """Return those rules of a picture's style that are for pictures, for this one alone."""
+    page, _, rules = style.partition("/* Pictures")
+    light, _, dark = page.partition("@media screen and (prefers-color-scheme: dark)")
+    of_dark = dict(re.findall(r"(--[\w-]+): (#\w+)", dark)) | {"--card": "#131416"}
+    pairs = re.findall(r"(--[\w-]+): (#\w+)", light)
+    both = "".join(f"{x}: light-dark({y}, {of_dark[x]}); " for x, y in pairs)
+    rules = re.sub(r"(?<![\w.-])svg(?![\w-])", "&", rules.partition("*/")[2])
+    return f"#{name} {{ {both}{COLOUR.sub(of_both_themes, rules)} }}"
+
+
+def inlined(page: Any, node: nodes.Element) -> None:
+    """Write an SVG picture into the page, where it has the colours of the theme."""
+    path = Path(page.builder.srcdir) / node["uri"]
+    if path.suffix != ".svg":
+        HTML5Translator.visit_image(page, node)
+        return
+    name, text = re.sub(r"\W", "-", f"picture-{path.stem}"), path.read_text("utf-8")
+    width = float(re.findall(r'viewBox="\S+ \S+ (\S+)', text)[0])
+    _, style, body = re.findall(r"<svg.*?>\n(<style>(.*?)</style>)?(.*)", text, re.DOTALL)[0]
+    kept = " ".join(
+        re.findall(r'(?:viewBox|font-size|text-anchor)="[^"]*"', text.partition(">")[0])
+    )
+    body = re.sub(r"<title.*?</title>\s*(<desc.*?</desc>)?", "", body, count=1, flags=re.DOTALL)
+    body = re.sub(r'(\bid="|url\(#)', rf"\g<1>{name}-", body)
+    page.body.append(
+        f'<svg class="picture" id="{name}" role="img" aria-label="{escape(node["alt"])}" {kept} '
+        f'style="--natural: {width:g}px"><style>{scoped(style, name)}</style>'
+        f"{COLOUR.sub(of_both_themes, body)}"
+    )
+
+
+def depart_image(page: Any, node: nodes.Element) -> None:
+    """Nothing is left open."""
+
+
 def linked(app: Any, name: str, source: list[str]) -> None:
-    """Let links to the README lead to its page, and the home page hold the menu."""
+    """Let links to the README lead to its page, and add to a page its part of the menu."""
     page = "../" * name.count("/") + "readme.md"
-    if name == "index":  # the site's menu, which is no part of the page elsewhere
-        source[0] += (Path(app.srcdir) / "contents.md").read_text("utf-8").partition("\n")[2]
+    menu = re.split(r"^## (.+)$", (Path(app.srcdir) / "contents.md").read_text("utf-8"), flags=re.M)
+    source[0] += dict(zip(menu[1::2], menu[2::2], strict=True)).get(name, "")
     source[0] = re.sub(r"(<!-- source .*-->\n```)text", r"\1python", source[0])  # with colours
     source[0] = re.sub(r"\]\((\.\./)+README\.md", f"]({page}", source[0])
+
+
+def arranged(app: Any, name: str, template: str, context: dict[str, Any], _: Any) -> None:
+    """Show the menu without the pages below its entries; put styles where no search marks words."""
+    styles = re.findall("<style>.*?</style>", context.get("body", ""), re.DOTALL)
+    for style in styles:
+        context["body"] = context["body"].replace(style, "")
+    context["metatags"] = "".join([context.get("metatags", ""), *styles])
+    if "toctree" in context:
+        tree = context["toctree"](collapse=True, titles_only=True, maxdepth=1, includehidden=True)
+        context["furo_navigation_tree"] = get_navigation_tree(tree)
 
 
 def bars_are_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -79,17 +169,21 @@ def bars_are_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines:
 
 
 def labelled(app: Any, error: Exception | None) -> None:
-    """Give what the theme leaves nameless a name that screen readers read."""
+    """Name what is nameless, for screen readers, and let long names be broken."""
     for page in Path(app.outdir).rglob("*.html"):
         text = page.read_text("utf-8")
         for nameless, name in NAMES.items():
-            text = text.replace(f"{nameless}>", f'{nameless} {name}>')
+            text = text.replace(f"{nameless}>", f"{nameless} {name}>")
+        text = text.replace('<th class="head"><p></p></th>', '<td class="head"></td>')
+        text = DOTTED.sub(lambda name: re.sub(r"([._])(?=\w{3})", r"\1<wbr>", name[0]), text)
         page.write_text(text, "utf-8")
 
 
 def setup(app: Any) -> None:
     """What Sphinx calls."""
     app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))
+    app.add_node(nodes.image, override=True, html=(inlined, depart_image))
+    app.connect("html-page-context", arranged, priority=900)  # after the theme
     app.connect("build-finished", labelled)
     app.connect("source-read", linked)
     app.connect("autodoc-process-docstring", bars_are_bars)

@@ -94,6 +94,7 @@ def test_the_readme_installs_twice_and_is_short() -> None:
     assert "pytest" in install[1]
     shown = next(text for _, language, text in blocks(readme) if language == "console")
     assert [text.strip().count("\n") for text in install[:2]] == [0, 0]  # pasted as one line
+    assert install[0] in (ROOT / "docs" / "index.md").read_text("utf-8")
     assert install[0].rpartition(" && .venv/bin/")[2] in shown
     assert len(readme.read_text("utf-8").splitlines()) < 150
 

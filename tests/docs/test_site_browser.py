@@ -17,13 +17,19 @@ from typing import Any
 
 import pytest
 from examples import ROOT
-from test_report_browser import SCHEMES, WIDTHS, browser, pages
+from test_report_browser import LUMINANCE, SCHEMES, browser, pages
 
 __all__ = ["browser", "pages"]  # fixtures
 for package in ("furo", "myst_parser", "sphinx_copybutton", "latex2mathml"):
     pytest.importorskip(package)
 pytestmark = pytest.mark.browser
 
+WIDTHS = (390, 1280, 1536)
+NAMES = [
+    str(page.relative_to(ROOT / "docs").with_suffix(""))
+    for page in sorted((ROOT / "docs").rglob("*.md"))
+    if page.name != "contents.md"
+]
 SIX = (
     "index",
     "explanation/method",
@@ -33,7 +39,24 @@ SIX = (
     "tutorial/2-drift",
 )
 AXE = os.environ.get("REFIMPL_AXE")
-BOXES = "[...document.querySelectorAll('pre, .table-wrapper, .formula')]"
+BOXES = "[...document.querySelectorAll('article pre, .table-wrapper, .formula, p:has(> .picture)')]"
+OF_PICTURES = """
+function pictures() {
+  const canvas = document.createElement("canvas").getContext("2d");
+  const rgb = (color) => { canvas.fillStyle = "#000"; canvas.fillStyle = color;
+    canvas.fillRect(0, 0, 1, 1); return `${canvas.getImageData(0, 0, 1, 1).data}`; };
+  const ground = rgb(getComputedStyle(document.body).backgroundColor), found = [];
+  for (const svg of document.querySelectorAll("svg.picture")) {
+    const whole = svg.getBoundingClientRect().width * 0.9;
+    for (const x of svg.querySelectorAll("text, rect")) {
+      const paint = rgb(getComputedStyle(x).fill), wide = x.getBoundingClientRect().width > whole;
+      if (x.matches("text")) found.push([x.textContent, contrast(paint, ground), paint]);
+      else if (wide && paint !== ground) found.push(["a box in another colour", 0, paint]);
+    }
+  }
+  return found;
+}
+"""
 needs_axe = pytest.mark.skipif(not AXE, reason="REFIMPL_AXE names no axe.min.js (npm: axe-core)")
 
 
@@ -77,23 +100,96 @@ def opened(browser: Any, site: str) -> Iterator[Any]:
     assert said == []
 
 
-@pytest.mark.parametrize("name", SIX)
+def walk(page: Any, names: list[str] = NAMES) -> Iterator[str]:
+    """Open each page of the site in turn."""
+    root = page.url.removesuffix("index.html")
+    for name in names:
+        page.goto(f"{root}{name}.html")
+        yield name
+
+
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_page_fits(width: int, name: str, opened: Any) -> None:
-    page = opened(name, width)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    wide = f"{BOXES}.filter((x) => x.scrollWidth > x.clientWidth)"
-    if width == max(WIDTHS):
-        assert page.evaluate(f"{wide}.map((x) => x.textContent.slice(0, 60))") == []
-    else:
-        assert page.evaluate(f"{wide}.every((x) => x.tabIndex === 0)")
+def test_every_page_fits(width: int, opened: Any) -> None:
+    """From 1280 pixels on, nothing scrolls sideways; on a phone, the keys scroll what does."""
+    page, cut = opened("index", width), {}
+    for name in walk(page):
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        wide = f"{BOXES}.filter((x) => x.scrollWidth > x.clientWidth)"
+        assert page.evaluate(f"{wide}.every((x) => x.tabIndex === 0)"), name
+        cut[name] = page.evaluate(f"{wide}.map((x) => x.textContent.slice(0, 60))")
+    assert width < 1000 or {name: boxes for name, boxes in cut.items() if boxes} == {}
 
 
-def test_formulas_are_typeset(opened: Any) -> None:
+def test_the_menu_and_the_footer_of_every_page(opened: Any) -> None:
+    page = opened("index")
+    for name in walk(page):
+        assert 15 <= page.locator(".sidebar-tree a").count() <= 25, name
+        assert page.locator(".sidebar-tree .caption").count() == 5, name
+        assert name in ("index",) or page.locator(".sidebar-tree .current-page").count() == 1, name
+        assert all(x.strip() for x in page.locator("th").all_text_contents()), name
+        footer = page.locator("footer .legal")
+        assert "Apache License 2.0" in footer.inner_text(), name
+        anchors = footer.locator("a").evaluate_all("all => all.map((a) => a.href)")
+        assert [link.rpartition("/")[2] for link in anchors] == [
+            "cite.html#licence",
+            "cite.html#cite",
+        ]
+    page.click("footer .legal a >> nth=1")
+    assert "@misc" in page.locator("#cite").inner_text()
+
+
+def test_the_home_page_has_few_words_and_three_doors(opened: Any) -> None:
+    article = opened("index", 1280).locator("article")
+    assert "pip install" in article.locator("pre").first.inner_text()
+    assert article.locator("img, svg.picture").count() == 1
+    doors = article.locator("#three-ways-in h3")
+    assert [x.partition(":")[0] for x in doors.all_inner_texts()] == ["Researcher", "CI", "Learner"]
+    assert len({door.bounding_box()["y"] for door in doors.all()}) == 1  # side by side
+    assert article.evaluate("(x) => x.innerText.split(/\\s+/).length") < 350
+
+
+def test_pictures_follow_the_switch_and_not_the_system(opened: Any) -> None:
+    """On every page: readable text on the page's own background, whatever the system prefers."""
+    pictures = 0
+    for system in SCHEMES:
+        page = opened("index", 1280, color_scheme=system)
+        for name in walk(page):
+            assert page.locator("article img[src$=svg]").count() == 0, name
+            fills = {}
+            for theme in SCHEMES:
+                page.evaluate(f"document.body.dataset.theme = {theme!r}")
+                fills[theme] = page.evaluate(
+                    f"() => {{ {LUMINANCE} return pictures(); {OF_PICTURES} }}"
+                )
+                bad = [x for x in fills[theme] if x[1] < 4.5]
+                assert bad == [], (name, system, theme)
+            assert not fills["light"] or fills["light"] != fills["dark"], name
+            if name == "tutorial/2-drift":  # a colour for each of 8 lines, and one for the axes
+                assert all(len({x[2] for x in fills[theme]}) == 9 for theme in SCHEMES)
+            pictures += page.locator("svg.picture").count()
+    assert pictures >= 2 * 20
+
+
+def test_formulas_are_typeset_in_a_font_of_the_site(opened: Any) -> None:
     page = opened("explanation/method")
     assert page.locator(".formula math").count() > 10
     assert page.locator("p math").count() > 50
-    assert "\\" not in page.locator("article").inner_text().replace("\\n", "")
+    bars = page.locator("math mo", has_text="\u2016").evaluate_all(
+        "all => all.map((x) => [x.getAttribute('form'), x.getAttribute('stretchy')])"
+    )
+    assert bars == [["prefix", "false"], ["postfix", "false"]] * (len(bars) // 2) != []
+    page = opened("index")
+    tools = page.context.new_cdp_session(page)
+    tools.send("DOM.enable")
+    tools.send("CSS.enable")
+    for name in walk(page):
+        assert "\\" not in "".join(page.locator("math").all_text_contents()), name
+        page.evaluate("document.fonts.ready.then(() => true)")
+        root = tools.send("DOM.getDocument")["root"]["nodeId"]
+        found = tools.send("DOM.querySelectorAll", {"nodeId": root, "selector": "math *"})
+        for node in found["nodeIds"]:
+            fonts = tools.send("CSS.getPlatformFontsForNode", {"nodeId": node})["fonts"]
+            assert all(font["isCustomFont"] for font in fonts), (name, fonts)
 
 
 def violations(page: Any) -> list[str]:
@@ -106,7 +202,7 @@ def violations(page: Any) -> list[str]:
 @needs_axe
 @pytest.mark.parametrize("name", SIX)
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize("width", WIDTHS)
 def test_axe_finds_nothing_on_a_page(width: int, scheme: str, name: str, opened: Any) -> None:
     assert violations(opened(name, width, color_scheme=scheme)) == []
 
@@ -149,6 +245,12 @@ def test_keys_are_enough(opened: Any) -> None:
     page.keyboard.press("Enter")
     copied = page.evaluate("navigator.clipboard.readText()")
     assert re.fullmatch(r"refimpl prune fixtures/llama -o half .*", copied)  # no prompt, no output
+
+    page = opened("index", 1280)  # without space for the contents of the page
+    page.click(".toc-content-icon")
+    page.wait_for_function(
+        "document.querySelector('.toc-tree').getBoundingClientRect().right < 1280"
+    )
 
     page = opened("index")
     theme = page.evaluate("document.body.dataset.theme")

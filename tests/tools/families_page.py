@@ -22,7 +22,6 @@ from refimpl.model.mixers.sizes import Attention
 from refimpl.onnx.export import export
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "families.md"
-HOME = PAGE.parent.parent / "index.md"
 DTYPES = ("float64", "float32")
 HEAD = f"| family | mechanisms | {' | '.join(DTYPES)} | ONNX |\n|---|---|---|---|---|\n"
 
@@ -209,7 +208,7 @@ def table() -> str:
 
 
 def names() -> str:
-    """The families of the home page, as two lists."""
+    """The families, as two lists."""
     experts = {model_of(x).config.family for x in CASES if model_of(x).config.experts}
     dense = [f"`{x}`" for x in FAMILIES if x not in experts]
     mixed = [f"`{x}`" for x in FAMILIES if x in experts]
@@ -234,8 +233,8 @@ def composites() -> str:
 
 def lists() -> dict[Path, dict[str, str]]:
     """All lists and tables that take no time, by page."""
-    own = {"composites": f"\n{composites()}", "refused": f"\n{refused()}"}
-    return {PAGE: own, HOME: {"names": f"\n{names()}"}}
+    texts = {"names": names(), "composites": composites(), "refused": refused()}
+    return {PAGE: {name: f"\n{text}" for name, text in texts.items()}}
 
 
 if __name__ == "__main__":
