@@ -159,4 +159,6 @@ def test_the_page_of_names_lists_trace_points_in_order() -> None:
     trace = forward(read_model(FIXTURES / "llama"), [[1, 2]], trace=True).trace
     other_blocks = ("blocks.0", "blocks.1", "blocks.2")
     last_block = [name.split(".")[-1] for name in trace if not name.startswith(other_blocks)]
-    assert listed == last_block
+    with_experts = {"experts_norm", "router_norm"}  # beside an MLP, which llama lacks
+    assert with_experts < {*listed}
+    assert [name for name in listed if name not in with_experts] == last_block
