@@ -6,6 +6,7 @@ from math import isnan, nan
 import numpy as np
 
 from refimpl.allocation.scores import Absorption, Scores
+from refimpl.method.equal_marginals import growth
 from refimpl.report import figure as fig
 from refimpl.report.inputs import ScoresInput
 from refimpl.show.findings import costs, findings, sinks
@@ -23,7 +24,7 @@ def cost_figures(ident: str, scored: ScoresInput) -> list[fig.ReportFigure]:
     if found is None or error is None:
         return []
     said = " ".join(costs(scores, "divergence", allocation.errors))
-    count, probes, grows = len(found), scores.probes, allocation.growth
+    count, probes = len(found), scores.probes
     blocks = [str(i) for i in range(count)]
     columns = {
         "block": blocks,
@@ -46,21 +47,21 @@ def cost_figures(ident: str, scored: ScoresInput) -> list[fig.ReportFigure]:
             ],
         )
     ]
-    if grows is None or probes is None or probes.divergence is None or probes.sparsity.ndim > 2:
+    d = None if probes is None or allocation.growth is None else probes.divergence
+    if probes is None or d is None or probes.sparsity.ndim > 2:
         return figures
-    s, d = probes.sparsity, probes.divergence
-    level, rate = (np.array(grows[name], np.float64) for name in ("level", "rate"))
-    fit = level * np.exp(rate * (s - s[1]))
+    s, grows = probes.sparsity, growth(d, probes.sparsity)
+    fit = grows.level * np.exp(grows.rate * (s - s[1]))
     columns = {"block": blocks}
     columns |= {f"at {s[k].mean():.3g}": [number(x) for x in d[k]] for k in range(3)}
-    columns["kappa"] = [number(x) for x in rate]
-    columns["residual"] = [number(x) for x in grows["residual"]]
+    columns["kappa"] = [number(x) for x in grows.rate]
+    columns["residual"] = [number(x) for x in grows.residual]
     figures.append(
         fig.ReportFigure(
             f"{ident}-growth",
             "How the divergence grows",
             "Dots: measured, at three sparsities of a block. Lines: its fit, whose slope is kappa; "
-            f"the allocation uses the median of them, {grows['common_rate'] or np.nan:.3g}.",
+            f"the allocation uses the median of them, {grows.common_rate:.3g}.",
             ("Divergence of every block over its sparsity", f"{count} lines, one per block."),
             Table(columns, caption="Divergence at each sparsity, and its growth"),
             fig.spanning("fraction pruned", s.ravel()),

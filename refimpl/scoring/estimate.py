@@ -151,7 +151,7 @@ def _timed(
     each, prune, sums = _seconds(run) / len(rows), 0.0, 0.0
     if isinstance(plan, Probes):
         moments = wanda_moments(run()["squares 0"], 1, config)
-        pruner = probed_blocks(config, base[:1], plan, moments)
+        pruner = probed_blocks(config, base[:1, : len(config.linears[0])], plan, moments)
         weights, clean = held.block(0, dtype), Stream(first, rows, dtype)
         if plan.pruner.record.needs == "products":
             sums = _seconds(lambda: pruner.summed(clean, weights, workers)) / len(rows)

@@ -408,6 +408,11 @@ def test_costs_and_their_growth_are_drawn_with_errors(files: dict[str, Path]) ->
     assert heads[-2:] == ["kappa", "residual"]
     for row, rate in zip(body, allocation["growth"]["rate"], strict=True):
         assert float(row[-2]) == pytest.approx(rate, rel=1e-3)
+    allocation["growth"]["residual"][0] = "not a number"  # the page computes it from the probes
+    edited_file = files["perturbed.json"].with_name("other.json")
+    edited_file.write_text(json.dumps(document))
+    again = Page(report([edited_file]))
+    assert again.figure("s0-0-growth").rows() == (heads, body)
     _, body = page.figure("s0-0-allocation").rows()
     assert [float(row[-1]) for row in body] == pytest.approx(
         allocation["errors"]["sparsity"], abs=5e-5

@@ -247,6 +247,11 @@ def test_the_command_estimates_and_stops(tmp_path: Path) -> None:
     assert max(map(len, out.splitlines())) <= 100
 
 
+def test_the_first_block_may_have_fewer_linears_than_others() -> None:
+    words = ("--samples", 2, "--seq-len", 8, "--tokens", "random", "--estimate", "--json")
+    assert json.loads(ran("score", FIXTURES / "ernie4_5_moe", *words))["seconds"] > 0
+
+
 def test_as_json() -> None:
     words = ("--perturbation", "pruning", "--base", "alphapruning")
     found = json.loads(ran("score", LLAMA, *FEW, *words, "--estimate", "--json"))
