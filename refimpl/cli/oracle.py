@@ -319,11 +319,6 @@ def check_command(
         ),
     )
     text = report_table(report, str(actual))
-    if how.junit_xml is not None:
-        write_text(how.junit_xml, report_xml(report))
-    if summary:
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(report_markdown(report, str(actual)))
     failed: bool | None = None  # whether a self-test or a comparison fails, in place of the check
     if how.plant is not None:
         failed = report.first is None or report.first.step != how.plant
@@ -331,6 +326,11 @@ def check_command(
     elif how.baseline is not None:
         failed, changes = compared(how.baseline, report)
         text += changes
+    if how.junit_xml is not None:
+        write_text(how.junit_xml, report_xml(report))
+    if summary:
+        with open(summary, "a", encoding="utf-8") as file:
+            file.write(report_markdown(report, str(actual)))
     to.deliver(report_document(report, str(actual)), text)
     if failed is not None:
         raise typer.Exit(int(failed))

@@ -221,7 +221,8 @@ def test_a_report_is_the_baseline_of_a_later_one(
     assert done.code == 1
     assert "another way" in refused(*again, "--stepwise")
     report.write_text(report.read_text().replace('"steps"', '"stages"'))
-    assert "not a report of refimpl check" in refused(*again)
+    assert "not a report of refimpl check" in refused(*again, "--junit-xml", tmp_path / "x.xml")
+    assert not (tmp_path / "x.xml").exists()
 
 
 def test_a_planted_mistake_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
