@@ -89,7 +89,7 @@ SUMS: Mapping[str, Statistic] = {"squares": sum_of_squares, "products": sum_of_o
 def block_with_sums(
     statistic: Statistic, x: Array, weights: Weights, place: Place, config: Config
 ) -> tuple[Array, dict[str, Array]]:
-    """`block`, [B, S, D] to [B, S, D]; and by trace point the sums of what its linears read."""
+    """The output of `block`, [B, S, D], and the sums of its linears' inputs, by trace point."""
     sums, linears = dict[str, Array](), (name.removesuffix(".weight") for name in weights)
     read = {input_of(name) for name in linears if name.rpartition(".")[2] in INPUT_OF}
 

@@ -129,7 +129,7 @@ def score_behind(truth: Truth, step: str, dtype: str) -> tuple[Array, int, Array
 
 
 def _of_scores(own: float, dtype: str) -> float:
-    """The tolerance of scores, if refimpl's own error of what they are made of is this."""
+    """The tolerance of scores whose statistics have this error of refimpl's own."""
     return tolerance_of("score", np.zeros(1), own, dtype)
 
 

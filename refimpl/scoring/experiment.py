@@ -169,7 +169,7 @@ def work_list(
 
 
 def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
-    """Sums of squares [in], float64, of what the dense model's linears read of all ids [N, S]."""
+    """Sums over all ids [N, S] of the squared inputs of the dense linears, [in] each, float64."""
     squares = SummedSquares(tuple({} for _ in model.config.blocks))
     known = {key: x for key, x in resources.earlier.items() if key.startswith("squares ")}
     rows = {n: row for n, row in enumerate(ids) if f"squares {n}" not in known}

@@ -283,7 +283,7 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def tables(document: dict[str, Any]) -> str:
-    """A row for each dtype and way; then a row for each kind of step and what is told of it."""
+    """A table with a row for each dtype and way, and one with a row for each kind of step."""
     heads = ("dtype, way", "cases", *EXIT, "largest error / tolerance", "at", "candidate, check, s")
     rows = []
     every = document["summary"]
