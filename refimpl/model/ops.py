@@ -243,7 +243,7 @@ def softplus(x: Array) -> Array:
         >>> softplus(np.array([0.0, 1e4])).round(4).tolist()
         [0.6931, 10000.0]
     """
-    return np.maximum(x, 0) + np.log(1 + np.exp(-np.abs(x)))
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
 
 
 def xielu(x: Array, alpha_p: Array, alpha_n: Array, beta: Array, eps: Array) -> Array:
