@@ -128,8 +128,7 @@ def test_activations_follow_their_formulas(x: Array) -> None:
 
 @given(
     hnp.arrays(np.float64, 20, elements=st.floats(-1e3, 1e3)),
-    st.floats(-50, 50),
-    st.floats(-50, 50),
+    *[st.floats(-50, 50)] * 2,
     st.floats(0.1, 2),
 )
 @example(np.full(20, 981.0), -20.25, 0.0, 0.1015625)  # a softplus that is small beside 1

@@ -109,6 +109,8 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
         if ufunc is np.expm1:  # 2 t / (1 - t), t = tanh(x / 2): ONNX has no operator for it
             t = np.tanh(0.5 * self)
             return 2 * t / (1 - t)
+        if ufunc is np.log1p:  # no operator either: what is lost is a rounding of 1
+            return np.log(1 + self)
         if ufunc is np.vecdot:
             return np.sum(inputs[0] * inputs[1], axis=-1)
         if ufunc not in UFUNCS:
