@@ -103,7 +103,8 @@ def make_case(
         >>> from refimpl.tokens import random_tokens
         >>> model = read_model("fixtures/llama")
         >>> with TemporaryDirectory() as parent:
-        ...     case = make_case(model, random_tokens(264, 1, 8), Recipe(), f"{parent}/case")
+        ...     tokens, folder = random_tokens(264, 1, 8), f"{parent}/case"
+        ...     case = make_case(model, tokens, Recipe(), folder, ["float32"])
         ...     len(case.expected) == len(read_case(case.folder).expected)
         True
     """

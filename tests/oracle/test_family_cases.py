@@ -23,7 +23,8 @@ def test_a_case_of_every_family_can_be_made(family: str, tmp_path: Path) -> None
     ids, truth = expected_of(name)
     checked = OTHERS.index(family) % 8 == 0  # a check takes seconds
     recipe = Recipe(bases=("owl",), draws=1, pattern="2:4" if checked else "")
-    make_case(model_of(name), Tokens(ids, "of the fixture", "ids"), recipe, tmp_path / name)
+    tokens = Tokens(ids, "of the fixture", "ids")
+    make_case(model_of(name), tokens, recipe, tmp_path / name, ["float32"])
     case = read_case(tmp_path / name)
     errors = {point: worst_token(case.expected[point], value) for point, value in truth.items()}
     assert {point: error for point, error in errors.items() if not error < GATES["float64"]} == {}

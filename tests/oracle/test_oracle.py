@@ -430,7 +430,7 @@ def test_activations_whose_squares_float16_lacks_are_resolved(tmp_path: Path) ->
     tensors["model.embed_tokens.weight"][:, 5] = 300
     recipe = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))
     ids = np.random.default_rng(0).integers(8, 64, (2, 16))
-    case = changed_case("llama", tensors, tmp_path, ids, recipe)
+    case = changed_case("llama", tensors, tmp_path, ids, recipe, "float16")
     model = StoredModel.of(case.model, Float16)
     actual = written(case, steps(model, case.inputs["token_ids"], recipe, "float32"), "float16")
     report = check(case, actual)
@@ -556,7 +556,7 @@ def test_what_the_dtype_resolves_may_suffice(tmp_path: Path) -> None:
     """
     levels, folder = read_case(FIXTURES / "revealing/levels"), tmp_path / "finer"
     tokens = Tokens(levels.inputs["token_ids"], "of the case", "ids")
-    case = make_case(levels.model, tokens, replace(levels.recipe, eta=1e-3), folder)
+    case = make_case(levels.model, tokens, replace(levels.recipe, eta=1e-3), folder, ["float16"])
     arrays = stepwise_steps(case, rounded=ARITHMETIC["float16"])
     right = written(case, arrays, "float16")
     actual = write_arrays(tmp_path / "right.safetensors", right)

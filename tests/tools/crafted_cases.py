@@ -188,13 +188,12 @@ def copied_tensors(fixture: str) -> Arrays:
 
 
 def changed_case(
-    fixture: str, tensors: Arrays, folder: Path, ids: Array, recipe: Recipe, **config: Any
+    fixture: str, tensors: Arrays, folder: Path, ids: Array, recipe: Recipe, *dtypes: str
 ) -> Case:
-    """A case of a fixture with other weights and some other entries of its config.json."""
+    """A case of a fixture with other weights, for candidates in these dtypes."""
     folder.mkdir(exist_ok=True)
-    model = read_model(write(folder / "model", tensors, config_of(fixture, **config)))
-    how = recipe, folder / "case", ("float32", "float16", "bfloat16")
-    return make_case(model, Tokens(ids, "drawn uniformly", "ids"), *how)
+    model = read_model(write(folder / "model", tensors, config_of(fixture)))
+    return make_case(model, Tokens(ids, "drawn uniformly", "ids"), recipe, folder / "case", dtypes)
 
 
 if __name__ == "__main__":
