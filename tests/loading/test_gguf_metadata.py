@@ -15,7 +15,7 @@ from refimpl import read_model
 from refimpl.loading.gguf.architectures import ARCHITECTURES, EPSILON, KEYS, NEEDED
 from refimpl.loading.gguf.gguf_file import GgufFile
 from refimpl.loading.gguf.header import types_of
-from refimpl.loading.gguf_model import GATING, ROPE_FACTORS
+from refimpl.loading.gguf_model import GATING, ROPE_FACTORS, SLIDES
 from refimpl.model.config import Config, Rope
 
 Change = Callable[[gguf.GGUFWriter], object]
