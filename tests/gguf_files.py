@@ -84,7 +84,9 @@ RECIPES = {
         WIDE | THETA | MOE | {"mlp_only_layers": [], "shared_expert_intermediate_size": 96},
     ),
     "qwen3moe": Recipe(A.QWEN3MOE, "qwen3_moe", WIDE | THETA | MOE | {"decoder_sparse_step": 1}),
-    "olmoe": Recipe(A.OLMOE, "olmoe", WIDE | THETA | {"clip_qkv": None}),
+    "olmoe": Recipe(
+        A.OLMOE, "olmoe", WIDE | THETA | {"clip_qkv": None, "num_key_value_heads": 4}
+    ),
     "granitemoe": Recipe(A.GRANITE_MOE, "granitemoe", WIDE | THETA),
     "olmo": Recipe(A.OLMO, "olmo", WIDE | THETA | {"clip_qkv": 0.5}),
     "arcee": Recipe(A.ARCEE, "arcee", WIDE | THETA),
@@ -108,6 +110,24 @@ RECIPES = {
             },
         },
     ),
+    "ernie4_5-moe": Recipe(
+        A.ERNIE4_5_MOE, "ernie4_5_moe", WIDE | THETA | {"use_bias": False, "moe_layer_end_index": 2}
+    ),
+    "exaone4": Recipe(
+        A.EXAONE4,
+        "exaone4",
+        WIDE | THETA | {"sliding_window": None, "layer_types": ["full_attention"] * 2},
+    ),
+    "exaone4 with windows": Recipe(A.EXAONE4, "exaone4", WIDE | THETA),
+    "glm4": Recipe(A.GLM4, "glm4", WIDE | THETA | {"partial_rotary_factor": 0.5}),
+    "hunyuan-dense": Recipe(A.HUNYUAN_DENSE, "hunyuan_v1_dense", WIDE | THETA),
+    "lfm2": Recipe(
+        A.LFM2, "lfm2", WIDE | THETA | {"block_auto_adjust_ff_dim": False, "conv_bias": False}
+    ),
+    "qwen2vl": Recipe(  # llama.cpp 0.11739 takes its eps for 0
+        A.QWEN2VL, "qwen2", WIDE | THETA | {"rms_norm_eps": 1e-9}
+    ),
+    "qwen3vl": Recipe(A.QWEN3VL, "qwen3", WIDE | THETA),
     "minimax-m2": Recipe(A.MINIMAXM2, "minimax_m2", WIDE | THETA),
     "gptneox": Recipe(A.GPTNEOX, "gpt_neox", WIDE | {"rope_parameters": ...}),
 }  # fmt: skip
@@ -138,6 +158,7 @@ ROTARY_DIMENSION = (
     "cohere2",
     "stablelm",
     "minimax_m2",
+    "glm4",
 )
 PERMUTED = (A.OLMO, A.ARCEE, A.LLAMA, A.GRANITE, A.GRANITE_MOE, A.SMOLLM3)
 EXPERT, EXPERTS = re.compile(r"(.*experts)\.\d+(\..*)"), 5
@@ -197,8 +218,22 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
     writer.add_block_count(config.num_blocks)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    if recipe.arch not in (A.GPT2, A.GPTNEOX):
+    if recipe.arch == A.LFM2:
+        kv_heads = [0 if kind.mixer else config.num_key_value_heads for kind in config.blocks]
+        writer.add_head_count_kv(kv_heads)
+        writer.add_shortconv_l_cache(entries["conv_L_cache"])
+    elif recipe.arch not in (A.GPT2, A.GPTNEOX):
         writer.add_head_count_kv(config.num_key_value_heads)
+    if recipe.arch == A.EXAONE4:
+        windows = [kind.window is not None for kind in config.blocks]
+        if any(windows):
+            writer.add_sliding_window_pattern(windows)
+    if recipe.arch in (A.QWEN2VL, A.QWEN3VL):
+        writer.add_rope_dimension_sections([2, 1, 1, 0])
+    if recipe.arch == A.ERNIE4_5_MOE:
+        writer.add_leading_dense_block_count(entries["moe_layer_start_index"])
+        writer.add_interleave_moe_layer_step(entries["moe_layer_interval"])
+        writer.add_expert_shared_count(entries["moe_num_shared_experts"])
     if config.norm == "rms":
         writer.add_layer_norm_rms_eps(config.norm_eps)
         writer.add_key_length(config.head_dim)

@@ -31,6 +31,7 @@ from refimpl.model.model import Model
 
 IRRELEVANT = ("general.", "tokenizer.", "split.", "quantize.")  # beginnings of keys
 CAUSAL, SCALING = "attention.causal", "rope.scaling."
+SLIDES, KV_HEADS = f"{WINDOW}_pattern", "attention.head_count_kv"
 GATING, SCORING = "expert_gating_func", {1: "softmax", 2: "sigmoid"}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 YARN = {
@@ -92,16 +93,26 @@ def _config_entries(
 
     if facts.get(WINDOW) == 0:
         facts[WINDOW] = None
+    word, others = "sliding_attention", metadata.get(f"{prefix}.{SLIDES}")
+    heads = facts.get(KV_HEADS)
+    if family.mixers and isinstance(heads, list):  # 0 in blocks without attention
+        word, others, facts[KV_HEADS] = next(iter(family.mixers)), np.equal(heads, 0), max(heads)
+    if "layer_types" in family.keys and isinstance(others, np.ndarray):
+        entries["layer_types"] = [word if other else "full_attention" for other in others]
     epsilon = EPSILON[family.norm]
     needed = [*NEEDED, epsilon, *(x for x in architecture.keys if x not in architecture.optional)]
+    needed += [SLIDES] if facts.get(WINDOW) and architecture.lists_windows else []
     if "num_experts_per_tok" in family.keys:
         needed += ["expert_count", "expert_used_count"]
     problems += [f"{key}: missing" for key in needed if key not in facts]
+    if "layer_types" in entries:
+        facts.pop(SLIDES, None)
     if "rope_theta" in family.keys:
         put("rope_theta", 10000.0)  # llama.cpp's, whatever the family's
     for key, ours in {**KEYS, **architecture.keys, epsilon: "norm_eps"}.items():
-        if key in facts:
-            put(ours, facts.pop(key))
+        value = facts.pop(key, None)
+        if ours and value is not None:
+            put(ours, value)
     for key in EPSILON.values():  # of norms that the family does not have
         facts.pop(key, None)
     key_length = facts.pop("attention.key_length", None)
@@ -253,8 +264,8 @@ def _as_transformers_names(
             how = architecture.norms
         shape = stored[theirs].shape
         shape = shape[::-1] if how == "transposed" else shape
-        if part == "shared_expert.gate" and len(shape) == 1:
-            shape = (1, *shape)
+        if shape == tuple(x for x in role.shape if x > 1):  # llama.cpp has no axes of length 1
+            shape = role.shape
         renamed[theirs] = role.tensor
         tensors[role.tensor] = replace(
             stored[theirs], name=role.tensor, shape=shape, arrangement=how, heads=heads

@@ -15,7 +15,7 @@ from refimpl import read_model
 from refimpl.loading.gguf.architectures import ARCHITECTURES, EPSILON, KEYS, NEEDED
 from refimpl.loading.gguf.gguf_file import GgufFile
 from refimpl.loading.gguf.header import types_of
-from refimpl.loading.gguf_model import GATING, ROPE_FACTORS
+from refimpl.loading.gguf_model import GATING, ROPE_FACTORS, SLIDES
 from refimpl.model.config import Config, Rope
 
 Change = Callable[[gguf.GGUFWriter], object]
@@ -23,7 +23,7 @@ LINEAR = gguf.RopeScalingType.LINEAR
 KEYS_READ = {
     *KEYS, *EPSILON.values(), *NEEDED, "attention.key_length", "attention.value_length",
     "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.finetuned",
-    "rope.scale_linear", "attention.causal", GATING,
+    "rope.scale_linear", "attention.causal", GATING, SLIDES,
 }.union(*(x.keys for x in ARCHITECTURES.values()))  # fmt: skip
 
 
@@ -194,6 +194,14 @@ def test_metadata_without_a_certain_meaning_is_refused(name: str, tmp_path: Path
 
 def test_every_key_that_is_read_has_a_type() -> None:
     assert [key for key in KEYS_READ if not types_of(f"x.{key}")] == []
+
+
+def test_a_window_needs_the_blocks_that_have_it(tmp_path: Path) -> None:
+    def changed(writer: gguf.GGUFWriter) -> None:
+        del writer.kv_data[0][f"exaone4.{SLIDES}"]
+
+    path = gguf_file(tmp_path, "exaone4 with windows", change=changed)
+    refusal_of(read_model, path, says=f"{SLIDES}: missing")
 
 
 @pytest.mark.parametrize("name", ["llama", "granitemoe"])

@@ -16,10 +16,12 @@ IN_BLOCK = {
     "attn_norm": "attn_norm", "attn_post_norm": "post_attention_norm", "mlp_norm": "ffn_norm",
     "mlp_post_norm": "post_ffw_norm", "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
     "q_width_norm": "attn_q_norm", "k_width_norm": "attn_k_norm",
+    "q_rope_norm": "attn_q_norm", "k_rope_norm": "attn_k_norm",
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
     "sinks": "attn_sinks", "router.correction": "exp_probs_b", "router": "ffn_gate_inp",
     "shared_expert.gate": "ffn_gate_inp_shexp",
+    "conv": "shortconv.conv", "in_proj": "shortconv.in_proj", "out_proj": "shortconv.out_proj",
 }  # fmt: skip
 IN_BLOCK |= {  # all experts of a block are one tensor, [E, out, in]
     f"{of}.{x}_proj": f"ffn_{x}_{theirs}"
@@ -37,7 +39,8 @@ class Architecture:
 
     model_type: str
     hub_class: str  # transformers' class, for `architectures` in `config.json`
-    keys: Mapping[str, str] = field(default_factory=dict)  # beside `KEYS`, without a prefix
+    # Beside `KEYS`, without a prefix; "": of no importance
+    keys: Mapping[str, str] = field(default_factory=dict)
     optional: tuple[str, ...] = ()  # those of `keys` that files may lack
     # By role (of fused ones the first), and of all norm gains: an `arrangement` of `GgufTensor`
     arranged: Mapping[str, str] = field(default_factory=dict)
@@ -46,6 +49,7 @@ class Architecture:
     scaling: Mapping[str, Any] = field(default_factory=dict)  # beside the file's, which it needs
     # Entries of `config.json` that the file does not hold, as llama.cpp computes them
     fixed: Mapping[str, object] = field(default_factory=dict)
+    lists_windows: bool = False  # whether a file with a window says which blocks slide
 
 
 KEYS = {  # of every architecture
@@ -90,6 +94,9 @@ COHERE = Architecture("cohere", "CohereForCausalLM", {"logit_scale": "logit_scal
 EXPERTS_ONLY = {"expert_feed_forward_length": "intermediate_size"}
 POST_NORM = {"mlp_norm": "post_attention_norm"}
 MIXTRAL = replace(LLAMA, model_type="mixtral", hub_class="MixtralForCausalLM")
+QWEN2, QWEN3 = (Architecture(f"qwen{i}", f"Qwen{i}ForCausalLM") for i in (2, 3))
+# Of positions in pictures: a token of text has the same position in each
+SECTIONS = {"rope.dimension_sections": "", "n_deepstack_layers": ""}
 NORMALISED, PLAIN = ({"norm_topk_prob": flag} for flag in (True, False))
 ARCHITECTURES = {
     "llama": LLAMA,
@@ -97,8 +104,10 @@ ARCHITECTURES = {
     "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", fixed=NORMALISED),
     "olmoe": Architecture("olmoe", "OlmoeForCausalLM", fixed=PLAIN),
     "granitemoe": replace(GRANITE, model_type="granitemoe", hub_class="GraniteMoeForCausalLM"),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM"),
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "qwen2vl": replace(QWEN2, keys=SECTIONS, optional=(*SECTIONS,)),
+    "qwen3vl": replace(QWEN3, keys=SECTIONS, optional=(*SECTIONS,)),
     "smollm3": replace(LLAMA, model_type="smollm3", hub_class="SmolLM3ForCausalLM"),
     "granite": GRANITE,
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM"),
@@ -112,7 +121,35 @@ ARCHITECTURES = {
     "arcee": replace(LLAMA, model_type="arcee", hub_class="ArceeForCausalLM"),
     "seed_oss": Architecture("seed_oss", "SeedOssForCausalLM", names=POST_NORM),
     "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM"),
+    "ernie4_5-moe": Architecture(
+        "ernie4_5_moe",
+        "Ernie4_5_MoeForCausalLM",
+        {
+            "leading_dense_block_count": "first_k_dense_replace",
+            "interleave_moe_layer_step": "decoder_sparse_step",
+            "expert_shared_count": "n_shared_experts",
+            "expert_shared_feed_forward_length": "",  # the converter's is of other sizes
+        },
+        optional=("expert_shared_feed_forward_length",),
+    ),
     "exaone": Architecture("exaone", "ExaoneForCausalLM"),
+    "exaone4": Architecture(
+        "exaone4",
+        "Exaone4ForCausalLM",
+        {WINDOW: "sliding_window"},
+        optional=(WINDOW,),
+        fixed={"sliding_window": None, "sliding_window_pattern": 1},  # none slides
+        lists_windows=True,
+    ),
+    "glm4": Architecture("glm4", "Glm4ForCausalLM"),
+    "hunyuan-dense": Architecture("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM"),
+    "lfm2": Architecture(
+        "lfm2",
+        "Lfm2ForCausalLM",
+        {"shortconv.l_cache": "conv_taps"},
+        names={"final_norm": "token_embd_norm"},
+        fixed={"block_auto_adjust_ff_dim": False},
+    ),
     "starcoder2": Architecture("starcoder2", "Starcoder2ForCausalLM"),
     "command-r": COHERE,
     "cohere2": replace(

@@ -22,6 +22,7 @@ _STRING, _ARRAY, _ALIGNMENT = 8, 9, 32
 LARGEST = float(np.finfo(np.float32).max)
 TEXT, FLAG, WHOLE, NUMBER = "a text", "true or false", "a whole number", "a finite number"
 TEXTS, WHOLES, NUMBERS = "a list of texts", "a list of whole numbers", "a list of finite numbers"
+FLAGS = "a list of true and false"
 # The types that a value may have, and the keys that it is read for; [^.]+ is an architecture.
 TYPES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((TEXT,), r"general\.(architecture|type)|tokenizer\.(ggml\.(model|pre)|chat_template)"
@@ -29,12 +30,14 @@ TYPES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((FLAG,), r"tokenizer\.ggml\.add_((bos|eos|sep)_token|space_prefix)"
      r"|[^.]+\.(attention\.causal|rope\.scaling\.finetuned|use_parallel_residual)"),
     ((TEXTS,), r"tokenizer\.ggml\.(tokens|merges)|imatrix\.datasets"),
-    ((WHOLES,), r"tokenizer\.ggml\.token_type"),
+    ((WHOLES,), r"tokenizer\.ggml\.token_type|[^.]+\.rope\.dimension_sections"),
+    ((FLAGS, WHOLES, WHOLE), r"[^.]+\.attention\.sliding_window_pattern"),
     ((NUMBERS, WHOLES), r"tokenizer\.ggml\.scores"),
     ((WHOLE,), r"general\.alignment|split\.(no|count|tensors\.count)|imatrix\.chunk_(count|size)"
      r"|tokenizer\.ggml\.\w+_token_id|[^.]+\.((context|embedding|expert\w*)_length|\w+_count|expert_gating_func"
      r"|attention\.((key|value)_length|sliding_window)|rope\.dimension_count"
-     r"|rope\.scaling\.original_context_length)"),
+     r"|rope\.scaling\.original_context_length|interleave_moe_layer_step|shortconv\.l_cache"
+     r"|n_deepstack_layers)"),
     ((WHOLE, WHOLES), r"[^.]+\.(feed_forward_length|attention\.head_count(_kv)?)"),
     ((NUMBER, WHOLE), r"[^.]+\.(attention\.(layer_norm(_rms)?_epsilon|scale|clamp_kqv)"
      r"|(embedding|residual|logit)_scale|(attn|final)_logit_softcapping"
@@ -180,7 +183,7 @@ def _type(value: Any) -> str:
     """The type of a value; NaN, infinity and what float32 does not hold have none."""
     if isinstance(value, np.ndarray):
         kind = value.dtype.kind if np.isfinite(value).all() else ""
-        return {"i": WHOLES, "u": WHOLES, "f": NUMBERS}.get(kind, "")
+        return {"i": WHOLES, "u": WHOLES, "f": NUMBERS, "b": FLAGS}.get(kind, "")
     if isinstance(value, float) and not abs(value) <= LARGEST:
         return ""
     return {str: TEXT, bool: FLAG, int: WHOLE, float: NUMBER, tuple: TEXTS}[type(value)]
