@@ -200,4 +200,5 @@ def explain_command(
         from refimpl.report.handout import handout  # not for --help
 
         write_text(shown.html, handout(steps))
-    to.deliver(explanation_document(steps, shown.source), explanation_text(steps, shown.source))
+    said = explanation_text(steps, shown.source, style().blocks)
+    to.deliver(explanation_document(steps, shown.source), said)

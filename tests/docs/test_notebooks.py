@@ -1,0 +1,62 @@
+"""The tutorial's notebooks have the code of their pages, and print what the pages show."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from examples import ROOT, blocks_to_run, commands, matches, repository
+
+sys.path += [str(ROOT / "docs")]
+import notebooks
+
+PAGES = [pytest.param(page, id=page.stem) for page in notebooks.PAGES]
+
+
+def code(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_notebook_has_the_blocks_of_its_page(page: Path) -> None:
+    """Every line, in order: of a session without prompts; what it prints is output."""
+    found = notebooks.notebook(page)
+    lines, printed = [], []
+    for block in blocks_to_run(page):
+        if block.language == "console":
+            lines += ["%%bash", *"".join(x for x, _ in commands(block.text)).splitlines()]
+            printed += [line for _, x in commands(block.text) for line in x.splitlines()]
+        else:
+            typed = [x for x in block.text.splitlines() if x.startswith((">>> ", "... "))]
+            lines += [x[4:] for x in typed]
+            printed += [x for x in block.text.splitlines() if x not in typed]
+    assert "\n".join(cell["source"] for cell in code(found)).splitlines() == lines
+    outputs = [x["text"] for cell in code(found) for x in cell["outputs"]]
+    assert "".join(outputs).splitlines() == printed
+    texts = "\n".join(x["source"] for x in found["cells"] if x["cell_type"] == "markdown")
+    assert "```python" not in texts
+    assert "```console" not in texts
+    assert texts.count("<details>") == texts.count("</details>")
+
+
+@pytest.mark.notebooks
+@pytest.mark.filterwarnings("default")  # of the notebook's programs
+@pytest.mark.parametrize("page", PAGES)
+def test_a_notebook_prints_what_its_page_shows(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nbclient
+    import nbformat
+
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = notebooks.notebook(page)
+    with repository() as folder:
+        ran = nbformat.reads(json.dumps(shown), 4)
+        nbformat.validate(ran)
+        nbclient.NotebookClient(ran, resources={"metadata": {"path": folder}}).execute()
+    for wanted, got in zip(code(shown), code(ran), strict=True):
+        text = "".join(x.get("text") or x["data"]["text/plain"] for x in got["outputs"])
+        words = ["".join(x["text"] for x in wanted["outputs"]), text]
+        assert matches(*("".join(x.split()) for x in words)), f"{wanted['source']}\n{text}"
