@@ -43,20 +43,21 @@ def test_a_notebook_has_the_blocks_of_its_page(page: Path) -> None:
 
 @pytest.mark.notebooks
 @pytest.mark.filterwarnings("default")  # of the notebook's programs
-@pytest.mark.parametrize("page", PAGES)
-def test_a_notebook_prints_what_its_page_shows(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebooks_print_what_their_pages_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after another in one folder, as a reader runs them."""
     import nbclient
     import nbformat
 
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("COLUMNS", "100")
-    shown = notebooks.notebook(page)
     with repository() as folder:
-        ran = nbformat.reads(json.dumps(shown), 4)
-        nbformat.validate(ran)
-        nbclient.NotebookClient(ran, resources={"metadata": {"path": folder}}).execute()
-    for wanted, got in zip(code(shown), code(ran), strict=True):
-        text = "".join(x.get("text") or x["data"]["text/plain"] for x in got["outputs"])
-        words = ["".join(x["text"] for x in wanted["outputs"]), text]
-        assert matches(*("".join(x.split()) for x in words)), f"{wanted['source']}\n{text}"
+        for page in notebooks.PAGES:
+            shown = notebooks.notebook(page)
+            ran = nbformat.reads(json.dumps(shown), 4)
+            nbformat.validate(ran)
+            nbclient.NotebookClient(ran, resources={"metadata": {"path": folder}}).execute()
+            for wanted, got in zip(code(shown), code(ran), strict=True):
+                printed = (x.get("text") or x["data"]["text/plain"] for x in got["outputs"])
+                words = ["".join(x["text"] for x in wanted["outputs"]), "".join(printed)]
+                assert matches(*("".join(x.split()) for x in words)), f"{wanted}\n{words[1]}"

@@ -34,7 +34,7 @@ PRUNERS_HEAD = """# Pruners
 
 A program writes this page from the records in `refimpl/pruners/`.
 [The method](../explanation/method.md#7-pruners) explains them,
-[the bibliography](../explanation/bibliography.md#which-weights-go) names the works, and
+[the bibliography](../explanation/bibliography.md#which-weights-are-removed) names the works, and
 [add a pruner](../how-to/add-a-pruner.md) explains how to write one.
 """
 
