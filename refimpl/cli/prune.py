@@ -81,8 +81,7 @@ class PruneOptions(groups.JsonOptions):
         "FILE.gguf",
     )
     measure: bool = common_option(
-        False,
-        "Measure the perplexity before and after, on a text that is not used for calibration.",
+        False, "Measure the perplexity before and after, on a text that calibration never reads."
     )
     estimate: bool = option(
         False, "Print how long the recommended allocation takes to measure, and exit."

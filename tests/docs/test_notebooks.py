@@ -12,32 +12,25 @@ from examples import ROOT, blocks_to_run, commands, matches, repository
 sys.path += [str(ROOT / "docs")]
 import notebooks
 
-PAGES = [pytest.param(page, id=page.stem) for page in notebooks.PAGES]
-
 
 def code(notebook: Any) -> list[Any]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", notebooks.PAGES, ids=lambda page: page.stem)
 def test_a_notebook_has_the_blocks_of_its_page(page: Path) -> None:
-    """Every line, in order: of a session without prompts; what it prints is output."""
-    found = notebooks.notebook(page)
-    lines, printed = [], []
+    found, lines, printed = notebooks.notebook(page), [], ""
     for block in blocks_to_run(page):
         if block.language == "console":
             lines += ["%%bash", *"".join(x for x, _ in commands(block.text)).splitlines()]
-            printed += [line for _, x in commands(block.text) for line in x.splitlines()]
+            printed += "".join(x for _, x in commands(block.text))
         else:
             typed = [x for x in block.text.splitlines() if x.startswith((">>> ", "... "))]
             lines += [x[4:] for x in typed]
-            printed += [x for x in block.text.splitlines() if x not in typed]
+            printed += "".join(f"{x}\n" for x in block.text.splitlines() if x not in typed)
     assert "\n".join(cell["source"] for cell in code(found)).splitlines() == lines
-    outputs = [x["text"] for cell in code(found) for x in cell["outputs"]]
-    assert "".join(outputs).splitlines() == printed
-    texts = "\n".join(x["source"] for x in found["cells"] if x["cell_type"] == "markdown")
-    assert "```python" not in texts
-    assert "```console" not in texts
+    assert "".join(x["text"] for cell in code(found) for x in cell["outputs"]) == printed
+    texts = "\n".join(cell["source"] for cell in found["cells"])
     assert texts.count("<details>") == texts.count("</details>")
 
 
@@ -48,14 +41,13 @@ def test_notebooks_print_what_their_pages_show(monkeypatch: pytest.MonkeyPatch) 
     import nbclient
     import nbformat
 
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("COLUMNS", "100")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for name, value in {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}.items():
+        monkeypatch.setenv(name, value)
     with repository() as folder:
         for page in notebooks.PAGES:
             shown = notebooks.notebook(page)
-            ran = nbformat.reads(json.dumps(shown), 4)
-            nbformat.validate(ran)
+            nbformat.validate(ran := nbformat.reads(json.dumps(shown), 4))
             nbclient.NotebookClient(ran, resources={"metadata": {"path": folder}}).execute()
             for wanted, got in zip(code(shown), code(ran), strict=True):
                 printed = (x.get("text") or x["data"]["text/plain"] for x in got["outputs"])

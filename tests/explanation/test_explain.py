@@ -285,9 +285,7 @@ def test_drift_over_depth_has_bars_where_the_terminal_has_them() -> None:
     explained = explain(model_of("llama"), tokens_of("llama"), 0, "drift")
     assert sparkline(explained.figure("drift", "R_k"), 40) in explanation_text(explained)
     assert explanation_text(explained, bars=False).isascii()
-    assert sparkline(np.array([0.1, 0.3, np.inf, np.nan, 0.25]), 5) == "▁█??▆"
-    assert sparkline(np.arange(80.0), 40) == sparkline(np.arange(0.0, 80, 2), 40)
-    assert sparkline(np.array([np.nan, 1, 1]), 0) == "?"
+    assert sparkline(np.array([0.1, 9, 0.3, 9, np.inf, 9, np.nan, 9, 0.25]), 5) == "▁█??▆"
 
 
 def test_the_program_shows_one_step_and_its_code() -> None:
