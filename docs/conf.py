@@ -178,7 +178,8 @@ def bars_are_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines:
 
 def labelled(app: Any, error: Exception | None) -> None:
     """Name what is nameless, for screen readers; let long names be broken; write the notebooks."""
-    notebooks.write(Path(app.outdir, "tutorial"))
+    if error is None:
+        notebooks.write(Path(app.outdir, "tutorial"))
     for page in Path(app.outdir).rglob("*.html"):
         text = page.read_text("utf-8")
         for nameless, name in NAMES.items():
