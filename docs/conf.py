@@ -1,6 +1,7 @@
 """The site: `sphinx-build -W docs site`. A link that leads nowhere is an error."""
 
 import re
+import sys
 from colorsys import hls_to_rgb, rgb_to_hls
 from html import escape
 from itertools import cycle
@@ -13,6 +14,9 @@ from latex2mathml.converter import convert
 from sphinx.writers.html5 import HTML5Translator
 
 from refimpl import __version__
+
+sys.path.append(str(Path(__file__).parent))
+import notebooks
 
 project = "refimpl"
 version = __version__
@@ -45,6 +49,7 @@ default_role = "literal"
 COLOUR = re.compile(r'#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})(?![\w-])|(?<=")(?:black|white)(?=")')
 PRIME = '<mpadded voffset="-0.3em"><mi style="font-size: 1.4em">&#x02032;</mi></mpadded>'
 DOTTED = re.compile(r'(?<=<span class="pre">)\w+[._][\w.*]+(?=</span>)')
+NOTEBOOK = '</h1>\n<p><a href="{}.ipynb" download>Download this page as a notebook</a></p>'
 BAR = re.compile("<mo[^>]*>&#x02016;</mo>")
 NAMES = {
     '<p class="caption" role="heading"': 'aria-level="2"',
@@ -154,6 +159,9 @@ def arranged(app: Any, name: str, template: str, context: dict[str, Any], _: Any
     styles = re.findall("<style>.*?</style>", context.get("body", ""), re.DOTALL)
     for style in styles:
         context["body"] = context["body"].replace(style, "")
+    page = Path(app.srcdir, f"{name}.md")
+    if page in notebooks.PAGES:
+        context["body"] = context["body"].replace("</h1>", NOTEBOOK.format(page.stem), 1)
     context["metatags"] = "".join([context.get("metatags", ""), *styles])
     if "toctree" in context:
         tree = context["toctree"](collapse=True, titles_only=True, maxdepth=1, includehidden=True)
@@ -169,7 +177,9 @@ def bars_are_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines:
 
 
 def labelled(app: Any, error: Exception | None) -> None:
-    """Name what is nameless, for screen readers, and let long names be broken."""
+    """Name what is nameless, for screen readers; let long names be broken; write the notebooks."""
+    if error is None:
+        notebooks.write(Path(app.outdir, "tutorial"))
     for page in Path(app.outdir).rglob("*.html"):
         text = page.read_text("utf-8")
         for nameless, name in NAMES.items():

@@ -147,7 +147,7 @@ def allocation(x, model, sparsity):
 
 # Pruning, and what it costs
 def wanda_keep(score, n):
-    """Which weights stay when n go, as many of every row, the lowest scores. [out, in]"""
+    """Which weights stay if each row loses its lowest scores, n in all. [out, in]"""
     each, more = divmod(n, len(score))
     lose = np.full((len(score), 1), each)
     if more:  # the rows whose next weight scores lowest lose one more

@@ -31,7 +31,7 @@ class Allocation:
     """How many weights each block and linear loses.
 
     Args:
-        request: What was asked for, with all its defaults.
+        request: The request, with all its defaults.
         base_sparsity: Base allocation per block, on the budget (except with compat peer), [L].
         corrected_sparsity: The allocation per block, [L].
         linear_sparsity: The allocation per linear, [L, linears].
@@ -39,8 +39,8 @@ class Allocation:
         clipped: Whether each block's logarithm is at the clip, [L].
         total_weights: Prunable weights, N.
         growth: How the error of each block grows, if the strength is measured.
-        errors: How sure the allocation is, if the strength is measured.
-        seal: Digest of the other fields as `allocate` made them: no changed copy is recorded.
+        errors: Standard errors, if the strength is measured.
+        seal: Digest of the other fields as `allocate` made them, to detect changed copies.
     """
 
     request: Request
@@ -94,10 +94,10 @@ def allocate(
 
     Args:
         scores: From `score`, or read from its file.
-        request: What is asked for; if None, what the scores were made for.
+        request: The request; if None, the one that the scores were made for.
         which: Index of the eta whose coefficients are used.
-        **changes: Fields of `Request` to change. Another base brings its own options and no
-            correction, another correction its own strength, and compat peer no correction.
+        **changes: Fields of `Request` to change. A new base resets its options and the
+            correction, a new correction its strength; compat peer removes the correction.
 
     Returns:
         Sparsity and counts per block and linear.
@@ -280,8 +280,8 @@ def _measured(signal: Signal | None, request: Request) -> Array:
 def _as_pruned(scores: Scores, request: Request) -> tuple[Array, float] | None:
     """The base at which blocks were pruned, and its target, if that is another one.
 
-    What is made of pruned blocks is refused at another base or sparsity than theirs; but probes
-    serve the sparsities that they span.
+    Results of pruned blocks hold only for the base and the sparsity of that pruning; probes serve
+    the sparsities that they span.
     """
     at = scores.pruned_at
     if at is None or (request.correct is None and request.record.needs != "drifts"):

@@ -1,4 +1,4 @@
-"""What an allocation is asked for: base, its options, sparsity, correction."""
+"""The request for an allocation: base, its options, sparsity, correction."""
 
 import csv
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ TOO_MUCH = (OverflowError, RecursionError)  # JSON with numbers too large, or ne
 
 @dataclass(frozen=True)
 class Request(Checked):
-    """What an allocation is asked for.
+    """The request for an allocation.
 
     Raises:
         RefimplError: A value outside its range, an unknown base or option.
@@ -82,7 +82,7 @@ class Request(Checked):
     )
     kappa: Kappa = option(
         "common",
-        "With measured strength: one growth rate of the error for all blocks, or each its own.",
+        "With measured strength: one growth rate of the error for all blocks, or one per block.",
     )
 
     def __post_init__(self) -> None:
@@ -139,7 +139,7 @@ class Request(Checked):
 
     @property
     def fixed_strength(self) -> float:
-        """Fraction pruned per unit of the correction: where it is measured, what stands in."""
+        """Fraction pruned per unit of the correction; a stand-in if the strength is measured."""
         return self.strength if isinstance(self.strength, int | float) else STRENGTH
 
     @property
@@ -149,14 +149,14 @@ class Request(Checked):
 
     @property
     def needs_pruning(self) -> bool:
-        """Whether the correction or the base is made of the pruning perturbation."""
+        """Whether the correction or the base needs the pruning perturbation."""
         return self.correct in OF_PRUNING or self.record.needs == "drifts"
 
     def perturbation(self, plan: Perturbation | None) -> Perturbation:
         """The perturbation that this request needs: as planned, at three sparsities if it asks so.
 
         Raises:
-            RefimplError: Noise, where the correction or the probes need pruned blocks.
+            RefimplError: Noise, although the correction or the probes need pruned blocks.
         """
         if plan is None:
             plan = Probes() if self.needs_pruning else Noise()
@@ -184,12 +184,12 @@ class Request(Checked):
 
 
 def recommended(plan: Perturbation | None) -> Request:
-    """The request of who names none: what pruned best, or no correction of what noise measures."""
+    """The default request: what pruned best; for noise, no correction."""
     return Request(correct=None if isinstance(plan, Noise) else "default")
 
 
 def base_of(base: str | Base) -> Base:
-    """The base that is asked for: a record, one by its name, or what a file holds."""
+    """The requested base: a record, a named one, or the contents of a file."""
     if isinstance(base, Base):
         return base
     if base not in bases() and (path := Path(base)).is_file():

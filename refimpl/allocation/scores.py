@@ -1,4 +1,4 @@
-"""The results of scoring as arrays: the facts that every allocation is made from."""
+"""The results of scoring as arrays: the facts behind every allocation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class Absorption:
 
 @dataclass(frozen=True)
 class Signal:
-    """What a base allocation ranks by, with the options of the base that it was measured with.
+    """The signal of a base allocation, with the options with which it was measured.
 
     Values are per block [L], or per linear [L, linears] and NaN where a block has fewer linears.
     """
@@ -84,7 +84,7 @@ class PrunedAt:
 
 @dataclass(frozen=True)
 class ProbedErrors:
-    """What pruning each unit alone does: below, at and above its sparsity in the base allocation.
+    """The effect of pruning each unit alone, below, at and above its sparsity in the base.
 
     Sparsities are [3, L], or [3, L, linears] and NaN where a block lacks a linear. Drifts after the
     last block and KL of the next-token distributions, nats, have one more axis, the first: samples.
@@ -102,7 +102,7 @@ class ProbedErrors:
 
 @dataclass(frozen=True)
 class WithoutSinks:
-    """The coefficients at the first eta without noise on sinks, and what these hold of a state.
+    """The coefficients at the first eta without noise on sinks, and the share of a state in sinks.
 
     The share is that of the clean state's squared norm; sinks have 20 times the median norm.
     """
@@ -125,14 +125,14 @@ class Scores:
         sweep: One result per eta; the first one drives corrections.
         sinks: Tokens excluded as sinks per perturbed block, over all sequences, [L].
         signals: Importance of blocks and linears, by the name of the base that ranks by it.
-        run: How the numbers were made.
+        run: How the numbers were computed.
         pruned_at: Allocation of the pruning perturbation; None for the Gaussian one.
         probes: How the error of pruning grows, if it was measured.
         budget_minutes: Minutes after which no further sample was perturbed, or None.
         measured_samples: How many samples were perturbed by then; None without a budget.
-        without_sinks: What noise does that is on no sink; None if it is on none anyway.
-        made_for: Fields of the request that they were made for; of scores that were read from a
-            file, those of its allocation, and the base is None if it was a file, too.
+        without_sinks: The effect of noise that spares sinks; None if no noise is on sinks.
+        made_for: Fields of their request; for scores that were read from a file, those of its
+            allocation, where the base is None if it was a file, too.
     """
 
     model: str

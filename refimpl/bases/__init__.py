@@ -1,1 +1,1 @@
-"""Base allocations, one in each file: from what a method ranks blocks by to their sparsities."""
+"""Base allocations, one in each file: each turns a signal of the blocks into sparsities."""

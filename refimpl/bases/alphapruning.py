@@ -104,7 +104,7 @@ ALPHAPRUNING = Base(
             Literal["shipped", "intended"],
             of_signal=True,
         ),
-        "unit": Option("block", "What gets a sparsity of its own.", Literal["block", "linear"]),
+        "unit": Option("block", "Unit that gets its own sparsity.", Literal["block", "linear"]),
     },
     needs="weights",
     signal=_signal,

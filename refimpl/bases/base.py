@@ -1,4 +1,4 @@
-"""The record of a base allocation: what it is called, what it needs, and what it computes."""
+"""The record of a base allocation: its names, its needs and its formulas."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +24,8 @@ class Option:
     """An option of a base: the value of a keyword argument of its formulas.
 
     Args:
-        default: None if it has to be given.
-        help: What it is, for the reference page.
+        default: The default value; None if the option is required.
+        help: Its description on the reference page.
         kind: Its type, as of a field: `Annotated[float, 0, 1]`, `Literal["mean", "median"]`.
         of_signal: Whether the signal depends on it, and not only the allocation.
     """
@@ -63,16 +63,16 @@ class Option:
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """A block of the dense model, as the signal of a base may look at it.
+    """A block of the dense model, as the signal of a base sees it.
 
     Args:
         index: Its number.
-        shapes: Of its linears, [out, in] by name, in their order.
+        shapes: Shapes of its linears, [out, in] by name, in their order.
         weight: The weight of a linear, [out, in], from its name.
-        sums: Sums over all calibration tokens of what the base needs, by name of the linear.
-        sequences: Number of sequences that they were summed over.
+        sums: Sums of the statistic that the base needs, over all calibration tokens, by linear.
+        sequences: Number of sequences in these sums.
         idle: Linears of experts that saw no token.
-        dtype: Of the computation; float64 certifies.
+        dtype: Dtype of the computation; float64 certifies.
         run: Calls functions on the threads, and returns what they return.
     """
 
@@ -93,7 +93,7 @@ class BlockInputs:
 
 @dataclass(frozen=True)
 class BaseInputs:
-    """What a base allocation is made from.
+    """The inputs of a base allocation.
 
     Args:
         signal: The first of the base's numbers: per block [L], or per linear [L, linears] and NaN
@@ -115,21 +115,21 @@ class BaseInputs:
 
 @dataclass(frozen=True)
 class Base:
-    """A base allocation. Its file says all that the program knows of it.
+    """All facts about one base allocation.
 
     Args:
-        name: As --base takes it.
-        title: As people write it.
+        name: Value of --base.
+        title: Name in texts.
         source: Where it was published, and the code that `peer` reproduces.
         allocation: From its inputs to the fraction pruned of every block [L], or of every linear
-            [L, linears]; it is still to be projected onto the budget.
+            [L, linears]; it need not meet the budget.
         options: By name.
-        needs: What the signal is made of; None without a signal.
+        needs: Statistic that the signal needs; None without a signal.
         signal: From `BlockInputs` and the options to numbers of one block, by name: each a number,
-            or one per linear; the allocation is made from the first. Of drifts, from an array
+            or one per linear; the allocation uses the first. Of drifts, from an array
             [L (pruned block), L (block after which it is measured)] to arrays [L].
-        symbol: Of the signal, in formulas.
-        unit: Of the signal; may name its options, as in `m {m:g}`.
+        symbol: Symbol of the signal in formulas.
+        unit: Unit of the signal; may name its options, as in `m {m:g}`.
         column: Heading of the signal in tables; may name its options, too.
         formulas: The functions whose docstrings have its formulas, the allocation last.
         deviations: How the published code differs.
@@ -173,5 +173,5 @@ def bases() -> dict[str, Base]:
 
 @checked
 def base_named(name: str) -> Base | None:
-    """The base of a name: of this package, or of another one's entry points."""
+    """The base with this name, from this package or the entry points of another one."""
     return named(name, "refimpl.bases", Base)

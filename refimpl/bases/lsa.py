@@ -21,9 +21,9 @@ PIECE = 1 << 14  # weights of a group of columns decided on together: they stay 
 def lsa_error(weight: npt.ArrayLike, outer: npt.ArrayLike, group: int = 128) -> float:
     """Return the output error of a linear without half of its weights, as LSA chooses them.
 
-    Of each row and each `group` columns, one after another, half go, one at a time: the one of
-    least eps_j = W_j^2 H_jj + 2 W_j sum_i W_i H_ij, over what the row has lost so far, which ends
-    with E = sum of the eps that were taken = sum over rows of ||X w||^2, w the lost weights
+    In each `group` of columns, every row loses half of its weights, one at a time: the one with
+    the least eps_j = W_j^2 H_jj + 2 W_j sum_i W_i H_ij, i the weights that the row has lost;
+    E = sum of these eps = sum over rows of ||X w||^2, w the lost weights
 
     Args:
         weight: W, [out, in], any float dtype; errors of separate rows add up.
@@ -38,8 +38,8 @@ def lsa_error(weight: npt.ArrayLike, outer: npt.ArrayLike, group: int = 128) -> 
 
     Source: LSA (peer), `blk_s`.
 
-    Differs: of a last group of fewer columns, half go here; the peer takes as many as of the
-    others, from less than half a group on all of them and then infinity. It works in float32.
+    Differs: here, a narrower last group also loses half; the peer prunes as many of its
+    columns as of a full group's (if it has fewer, all, and adds infinity), in float32.
 
     Example:
         >>> lsa_error([[1.0, 2.0, 3.0, 1.0]], np.eye(4), group=2)  # 1 of each pair
@@ -149,6 +149,6 @@ LSA = Base(
     unit="per block, {block} columns at a time",
     column="lsa error",
     formulas=(lsa_error, lsa),
-    deviations="of a last group of fewer columns, half go here; the code takes as many as of the "
-    "others. It works in float32, restores no budget, and does not clamp",
+    deviations="here, a narrower last group also loses half; the code prunes as many of its "
+    "columns as of a full group's. It works in float32, restores no budget, and does not clamp",
 )

@@ -1,4 +1,4 @@
-"""Propagation after PALS: blocks whose pruning is felt further and harder are pruned less."""
+"""Propagation after PALS: blocks whose pruning disturbs later blocks more are pruned less."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -13,7 +13,7 @@ from refimpl.pruners.checks import Floats, finite_vector, number_in
 
 @checked
 def reach(drift: npt.ArrayLike) -> Floats:
-    """Return how far the pruning of each block alone is felt by the blocks after it.
+    """Return how much the pruning of each block alone disturbs the blocks after it.
 
     g_l = mean of ln R_lk over k = l..L
 
@@ -22,7 +22,7 @@ def reach(drift: npt.ArrayLike) -> Floats:
             perturbed, [L (l), L (k)]; NaN for k < l.
 
     Returns:
-        g, [L]; that of a block whose pruning changes nothing, or not at the end, is the least.
+        g, [L]; the least value if a block's pruning changes nothing, or nothing at the end.
 
     Example:
         >>> reach([[0.5, 0.125], [np.nan, 0.25]]).round(4)
@@ -45,7 +45,7 @@ def propagation(
         signal: g, [L].
         sparsity: Target S, in [0, 1].
         width: Half the spread of the allocation, in [0, 1].
-        steepness: Of the curve, above 0.
+        steepness: Steepness of the curve, above 0.
 
     Returns:
         Fraction pruned per block, [L].
@@ -80,11 +80,11 @@ def _allocation(asked: BaseInputs) -> Floats:
 PROPAGATION = Base(
     "propagation",
     "propagation",
-    "after PALS, of which we have the README alone",
+    "after PALS, of which we know only the README",
     _allocation,
     options={
         "width": Option(0.15, "Half the spread of the allocation.", Annotated[float, 0, 1]),
-        "steepness": Option(8.0, "Of the logistic curve.", Annotated[float, 1e-6, 100]),
+        "steepness": Option(8.0, "Steepness of the logistic curve.", Annotated[float, 1e-6, 100]),
     },
     needs="drifts",
     signal=_signal,
@@ -92,5 +92,5 @@ PROPAGATION = Base(
     unit="per block",
     column="reach",
     formulas=(reach, propagation),
-    deviations="PALS' code is not public: how it aggregates and spreads is unknown",
+    deviations="PALS' code is not public, so its aggregation and its spread are unknown",
 )

@@ -1,4 +1,4 @@
-"""What several bases share: how a signal is spread over units, and what the peers' code does then.
+"""Functions of several bases: they spread a signal over units, as we or as the peers' code does.
 
 With compat `exact`, an allocation is still to be projected onto the budget, and a signal that is
 the same for every unit gives the uniform one. Compat `peer` gives the numbers of the shipped code;
@@ -16,7 +16,7 @@ PEER_FLOOR = 0.01  # what the code of some peers has in place of a sparsity of 0
 
 
 def is_flat(signal: Floats, name: str, compat: Compat) -> bool:
-    """Whether a signal is the same for every unit, which the code of a peer does not survive."""
+    """Whether a signal is the same for every unit, for which the peers' code fails."""
     flat = bool(signal.max() == signal.min())
     if flat and compat == "peer":
         raise RefimplError(

@@ -1,4 +1,4 @@
-"""Wanda's scores of a whole block, a piece at a time: what OWL and DLP are made of."""
+"""Wanda's scores of a whole block, a piece at a time, for OWL and DLP."""
 
 from collections.abc import Iterable, Iterator
 from math import fsum

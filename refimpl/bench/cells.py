@@ -86,13 +86,13 @@ class Grid(Checked):
     pruners: str = common_option(WANDA.name, "Pruners.", "A,B")
     seeds: int = common_option(
         1,
-        "Repeat every cell with so many sets of calibration tokens, each with its own samples of "
-        "the text.",
+        "Sets of calibration tokens with which every cell is repeated, each with its own samples "
+        "of the text.",
         "N",
     )
     jitter: Seed = option(
         0,
-        "Rerun the baseline so often with all sparsities moved by about 1e-6. The spread is the "
+        "Reruns of the baseline with all sparsities moved by about 1e-6. The spread is the "
         "noise floor, below which no difference is a finding.",
         "N",
     )

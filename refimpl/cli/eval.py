@@ -101,7 +101,7 @@ class GenerateOptions(Checked):
 
     prompt: str = common_option(..., "The text to continue.", "TEXT")
     tokens: Annotated[int, 1, WHOLE] = common_option(
-        TOKENS, "The most tokens to add. A model stops at an end of text.", "N"
+        TOKENS, "Largest number of tokens to add. A model stops at an end of text.", "N"
     )
     temperature: Annotated[float, 0, 100] = common_option(
         0.0, "Sample from softmax(logits / T); 0 takes the most likely token.", "T"
@@ -135,7 +135,7 @@ BENCH_SOURCE = Group(
     only=("text", "samples", "seq_len"),
     says={
         "text": "Default: a text that comes with refimpl.",
-        "samples": f"Of each seed. Default: {SAMPLES}.",
+        "samples": f"They are those of one seed. Default: {SAMPLES}.",
         "seq_len": f"Default: {SEQ_LEN}, or the model's longest sequence if that is shorter.",
     },
 )
@@ -147,7 +147,7 @@ class BenchOptions:
 
     measure_on: tuple[Path, ...] = common_option(
         (),
-        "UTF-8 text of the perplexity, of which calibration must read nothing; may be repeated. "
+        "UTF-8 text on which perplexity is measured, but not calibrated; may be repeated. "
         "Default: a text that comes with refimpl.",
         "FILE",
     )
@@ -156,7 +156,7 @@ class BenchOptions:
     output: Path = output_option(
         ...,
         f"Folder of the results: {BENCH}, the table in Markdown and LaTeX, and pictures. If it "
-        "holds a comparison with the same settings, cells are added.",
+        "contains a comparison with the same settings, cells are added.",
         "FOLDER",
         OutputKind.FOLDER,
     )
@@ -181,9 +181,9 @@ def bench_command(
     how: Annotated[BenchOptions, Group("Output")],
     settings: groups.Running,
 ) -> None:
-    """Each cell is what refimpl score, allocate, prune and eval give one after another.
+    """Each cell has the results of refimpl score, allocate, prune and eval, run one after another.
 
-    Finished cells are kept when the run is stopped; the same command continues it.
+    If you stop the run, finished cells are kept; the same command continues it.
     """
     from refimpl.bench.measured_cells import measured_cells, text_named  # not for --help
     from refimpl.bench.tables import terminal_table, write_tables

@@ -86,7 +86,7 @@ class ComparisonOptions:
     )
     time_limit: float | None = option(
         None,
-        "The longest to open the graph's file, or for a run. Default: a minute, or more if large.",
+        "Longest time to open the graph's file, or for a run. Default: a minute, more if large.",
         "SECONDS",
     )
 

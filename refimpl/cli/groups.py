@@ -40,7 +40,7 @@ class ModelOptions:
         None, "config.json, if it is neither beside the weights nor stored in them.", "FILE"
     )
     download: bool = option(
-        False, "If the model is an id, download its files that the cache does not hold."
+        False, "If the model is an id, download its files that the cache lacks."
     )
 
     def read(self, path: Path) -> Model:
@@ -84,8 +84,8 @@ class Source:
 
     text: Path | None = common_option(
         None,
-        "UTF-8 text. Samples are cut from places spread over all of it, with the tokenizer.json in "
-        "the model's folder.",
+        "UTF-8 text, tokenised with the tokenizer.json in the model's folder. The samples are "
+        "spread over the whole text.",
         "FILE",
     )
     ids: Path | None = option(

@@ -47,7 +47,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "generate": (
             "eval:generate_command",
-            "Continue a text with one or several models, to read what pruning did to them.",
+            "Continue a text with one or several models, to see the effect of pruning.",
             "refimpl generate MODEL --prompt TEXT --tokens 100",
             "refimpl generate MODEL OUT --prompt TEXT --temperature 0.8 --seed 1",
         ),
@@ -61,7 +61,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
     "Prune": {
         "prune": (
             "prune:command",
-            "Prune a model to one sparsity, as an allocation says, or to a pattern N:M.",
+            "Prune a model to a sparsity, by an allocation, or to a pattern N:M.",
             "refimpl prune MODEL -o OUT --sparsity 0.5 --measure",
             "refimpl prune MODEL -o OUT --nm 2:4 --pruner sparsegpt --text FILE",
         ),

@@ -190,12 +190,12 @@ class CheckOptions:
         None,
         "Names of the tensors: of transformers' or mlx-lm's modules (transformers, mlx), of "
         "TransformerLens' cache (transformer_lens), of llama.cpp (ggml), or a JSON file with the "
-        "name of each step. Default: the names that are recognised. Checks the steps they hold.",
+        "name of each step. Default: recognised names. Other steps are not checked.",
         "NAMES",
     )
     ids: Path | None = option(
         None,
-        "Token ids of the candidate (.npy or .jsonl), if its file does not hold them.",
+        "Token ids of the candidate (.npy or .jsonl), if its file lacks them.",
         "FILE",
         name="tokens",
     )
@@ -209,8 +209,8 @@ class CheckOptions:
     )
     resolvable: bool = common_option(
         False,
-        "Exit with 0 if all steps agree that the candidate's dtype resolves. The others are "
-        "listed; of an experiment, the coarse steps must agree. Default: exit with 3 then.",
+        "Exit with 0, not 3, if all steps that the candidate's dtype resolves agree. The report "
+        "lists the other steps; the coarse steps of an experiment must agree.",
     )
     device: Literal["auto", "cuda", "webgpu", "cpu"] = same_option(ComparisonOptions, "device")
     time_limit: float | None = same_option(ComparisonOptions, "time_limit")
@@ -219,7 +219,7 @@ class CheckOptions:
     )
     download: bool = same_option(groups.ModelOptions, "download")
     decode: bool = option(
-        False, "The candidate holds each sequence's last tokens alone, computed with a cache."
+        False, "The candidate has only the last tokens of each sequence, computed with a cache."
     )
     baseline: Path | None = option(
         None,
@@ -229,8 +229,8 @@ class CheckOptions:
     )
     plant: str | None = option(
         None,
-        "Self-test of your pipeline: negate what the candidate has for this step. Exit with 0 if "
-        "the check finds this mistake, and finds it there, else with 1.",
+        "Self-test of your pipeline: negate the candidate's values of this step. Exit with 0 if "
+        "the check finds the mistake at this step, else with 1.",
         "STEP",
     )
 
@@ -251,9 +251,9 @@ def check_command(
         Path,
         argument(
             "ACTUAL",
-            "What the candidate computed: safetensors, .npz, a folder of .npy files, the folder "
-            "that transformers' model_addition_debugger_context wrote with use_repr=False, the log "
-            "of llama-eval-callback, or what llama-debug --save-logits wrote. Or the candidate's "
+            "The candidate's results: safetensors, .npz, a folder of .npy files, the folder that "
+            "transformers' model_addition_debugger_context wrote with use_repr=False, the log of "
+            "llama-eval-callback, or the files of llama-debug --save-logits. Or the candidate's "
             "ONNX graph, which refimpl runs (needs refimpl[onnx]).",
         ),
     ],

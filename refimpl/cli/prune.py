@@ -61,7 +61,7 @@ class PruneOptions(groups.JsonOptions):
     allocation: str | None = common_option(
         None,
         "Instead of --sparsity, a file that refimpl score -o or allocate -o wrote, or a JSON or "
-        "CSV file with a sparsity per block or per linear, which stand as they are. With "
+        "CSV file with a sparsity per block or per linear, which are not changed. With "
         "--sparsity, a base allocation without a correction: its name, or such a file, projected "
         "on the budget. Default: the recommended allocation.",
         "FILE|BASE",
@@ -77,11 +77,11 @@ class PruneOptions(groups.JsonOptions):
     imatrix: Path | None = option(
         None,
         "Importance matrix of the dense model (llama-imatrix, in GGUF) instead of calibration "
-        "tokens, for pruners and bases that read nothing but squares of inputs.",
+        "tokens, for pruners and bases that need only squares of inputs.",
         "FILE.gguf",
     )
     measure: bool = common_option(
-        False, "Measure the perplexity before and after, on a text that no calibration reads."
+        False, "Measure the perplexity before and after, on a text that calibration never reads."
     )
     estimate: bool = option(
         False, "Print how long the recommended allocation takes to measure, and exit."
@@ -93,7 +93,7 @@ class PruneOptions(groups.JsonOptions):
         OutputKind.FOLDER,
     )
     force: bool = option(
-        False, "Replace an existing model, which is deleted after the new one is in its place."
+        False, "Replace an existing model, which is deleted when the new one is complete."
     )
 
 

@@ -41,11 +41,11 @@ MEASURED = ("base", "options", "sparsity", "correct", "strength")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What computes the experiment, and for how long."""
+    """The runtime of the experiment, and its time limit."""
 
     runtime: Literal["numpy", "onnxruntime"] = option(
         "numpy",
-        "What computes the experiment. onnxruntime runs a recorded graph of it, for Gaussian noise "
+        "Runtime of the experiment. onnxruntime runs a recorded graph of it, for Gaussian noise "
         "only, and needs pip install 'refimpl[onnx]'.",
     )
     device: Literal["auto", "cuda", "webgpu", "cpu"] = option(
@@ -77,11 +77,11 @@ def command(
     run: Annotated[RunOptions, Group("Running")],
     to: groups.TableOutput,
 ) -> None:
-    """Each block is pruned alone, and the change of the output decides how much it shall lose.
+    """Each block is pruned alone, and the change of the output decides how much it loses.
 
-    For the paper's experiment, add --perturbation gaussian, or --correct absorption for the
-    allocation that it makes. The absorption coefficient r is what is left of a block's drift after
-    the last block: above 1 the blocks after it amplify, below 1 they absorb.
+    For the paper's experiment, add --perturbation gaussian; for its allocation, --correct
+    absorption. The absorption coefficient r is the share of a block's drift that is left after the
+    last block. Above 1, later blocks amplify the drift; below 1, they absorb it.
     """
     plan, wanted = groups.checked_plan(context, perturbed, wanted, noise=run.runtime != "numpy")
     checked_budget(run.budget)
@@ -120,10 +120,10 @@ def allocate_command(
     changes: Annotated[Request, groups.CHANGES],
     to: groups.TableOutput,
 ) -> None:
-    """What no option says stays as in SCORES: base and options, sparsity, correction and strength.
+    """Settings without an option stay as in SCORES: base, sparsity, correction, strength.
 
-    But another base has its own default options and no correction, another correction its own
-    default strength, and --compat peer has no correction.
+    But a new base resets its options and the correction, a new correction resets the strength, and
+    --compat peer removes the correction.
     """
     read = read_scores(scores)
     wanted = requested(read, **cast("dict[str, Any]", changes))
@@ -184,7 +184,7 @@ def explain_command(
 ) -> None:
     """The numbers are those of refimpl score on the same tokens.
 
-    With --step, only what that step needs is computed.
+    With --step, refimpl computes only what that step needs.
     """
     if wanted.correct is not None and not is_given(context, "correct"):  # the paper's
         strength = wanted.strength if is_given(context, "strength") else "default"
@@ -200,4 +200,5 @@ def explain_command(
         from refimpl.report.handout import handout  # not for --help
 
         write_text(shown.html, handout(steps))
-    to.deliver(explanation_document(steps, shown.source), explanation_text(steps, shown.source))
+    said = explanation_text(steps, shown.source, style().blocks)
+    to.deliver(explanation_document(steps, shown.source), said)

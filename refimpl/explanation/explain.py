@@ -111,25 +111,11 @@ def explain(
         )
     values = Values(model, tokens, block, plan, request, settings)
     model.check_finite(settings.dtype)
-    with (
-        loud(settings.dtype),
-        Workers(settings.threads),
-    ):  # which keep BLAS to one thread, as in score
-        shown = tuple(
-            (place, one, tuple(one.figures(values)))
-            for place, one in enumerate(steps, 1)
-            if step in (None, one.name)
-        )
-    return Explanation(
-        model.name,
-        model.config.family,
-        model.config.num_blocks,
-        block,
-        token_facts(tokens),
-        np.dtype(settings.dtype).name,
-        shown,
-        len(steps),
-    )
+    chosen = [(number, x) for number, x in enumerate(steps, 1) if step in (None, x.name)]
+    with loud(settings.dtype), Workers(settings.threads):  # one thread of BLAS, as in score
+        shown = tuple((number, x, tuple(x.figures(values))) for number, x in chosen)
+    facts = (model.name, model.config.family, last + 1, block, token_facts(tokens))
+    return Explanation(*facts, np.dtype(settings.dtype).name, shown, len(steps))
 
 
 def steps_of(model: Model, block: int, plan: Perturbation, request: Request) -> list[Step]:

@@ -187,4 +187,4 @@ def _loss(v: Values) -> Iterator[Figure]:
     alone = wanda_score(v.weight, statistics.sum_of_squares(x))
     yield Figure("squared error", error, "over the tokens of the first sequence")
     predicted = float(np.square(alone[~v.keep]).sum())
-    yield Figure("predicted", predicted, "sum of M^2 of what went, same tokens")
+    yield Figure("predicted", predicted, "sum of M^2 of removed weights, same tokens")

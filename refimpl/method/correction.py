@@ -1,4 +1,4 @@
-"""The correction of a base allocation by what the blocks amplify or absorb."""
+"""The correction of a base allocation, by absorption, arrival or divergence."""
 
 from math import lcm, log
 from typing import Literal
@@ -50,7 +50,7 @@ def centred_log(error: npt.ArrayLike) -> Array:
     """Return the clipped logarithm of errors, relative to their geometric mean.
 
     v_l = log a_l - mean log a;  u_l = clip(v_l, -log 3, log 3);
-    u_l = 0, and left out of the mean, where a_l is unknown, or at most 1e-12 max a: rounding
+    u_l = 0, and not in the mean, if a_l is unknown, or at most 1e-12 max a, which is rounding
 
     Args:
         error: a, per block the error that arrives at the end, [L], at least 0; NaN where unknown.
@@ -79,7 +79,7 @@ def correction(
     max_correction: float = MAX_CORRECTION,
     scale: Scale = "raw",
 ) -> tuple[Array, Array]:
-    """Return the correction of every block: what is amplified is protected.
+    """Return the correction of every block: amplified errors lower its sparsity.
 
     Delta_l = -(u_l - mean u), divided by max|Delta| where scale is `max`;
     c_l = clip(strength * Delta_l, -max_correction, max_correction);
@@ -87,7 +87,7 @@ def correction(
 
     Args:
         u: Clipped logarithms per block, [L].
-        strength: Fraction pruned per unit of Delta, in [-100, 100]; negative turns the sign.
+        strength: Fraction pruned per unit of Delta, in [-100, 100]; may be negative.
         max_correction: Greatest change of a block's fraction pruned, in [0, 1].
         scale: `raw`, or `max` so that the greatest |Delta| is 1.
 

@@ -1,4 +1,4 @@
-"""The allocation that spends the budget where it costs least, from how each unit's error grows."""
+"""The allocation with the least sum of errors, from the growth of each unit's error."""
 
 from dataclasses import dataclass
 
@@ -54,7 +54,7 @@ class Growth:
         return float(low), float(high)
 
     def rates(self, own: bool) -> Array:
-        """The kappa of every unit, its own if it fits and is to have it, or that of all, [U]."""
+        """The kappa of every unit, [U]: its own if requested and if it fits, or that of all."""
         return np.where(own & self.fits, self.rate, self.common_rate)
 
 

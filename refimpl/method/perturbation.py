@@ -37,7 +37,7 @@ class Perturbation(Checked):
 
     @property
     def draws(self) -> int:
-        """Noise draws per sample and block; one where nothing is random."""
+        """Noise draws per sample and block; one if nothing is random."""
         return 1
 
     @property
@@ -102,7 +102,7 @@ class Noise(Perturbation):
     seed: Seed = option(0, "Seed of all random numbers, 0 or more.", "N")
     noise_norm: NoiseNorm = option(
         "exact",
-        "The noise itself has the length eta ||h||, or its expected square has, as that of "
+        "Noise of the length eta ||h||, or of this length only as a root mean square, as "
         "N(0, eta^2 ||h||^2 / D).",
         of="variant",
     )
@@ -139,15 +139,15 @@ class Probes(Perturbation):
         "FRACTION",
         of="probe",
     )
-    probe_pruner: str = option(WANDA.name, "What the block is pruned with.", "NAME", of="probe")
+    probe_pruner: str = option(WANDA.name, "Pruner of the probes:", "NAME", of="probe")
     units: Units = option(
         "blocks",
-        "What is pruned alone, and what the budget is divided over: blocks, or each linear.",
+        "Units that are pruned alone, and that get their own sparsity: blocks, or linears.",
         of="probe",
     )
     probe_samples: Annotated[int, 1, inf] | None = option(
         None,
-        "Perturb only the first N samples; which weights to prune is decided on all. Default: 4 "
+        "Perturb only the first N samples; all samples decide which weights to prune. Default: 4 "
         "with measured strength, else all.",
         "N",
         of="probe",
@@ -161,7 +161,7 @@ class Probes(Perturbation):
 
     @property
     def pruner(self) -> PrunerOptions:
-        """What prunes, and how."""
+        """The pruner and its options."""
         return PrunerOptions(self.probe_pruner, self.probe_damping, self.seed)
 
     def variants(self, linears: int) -> int:
@@ -277,7 +277,7 @@ def perturbed(
 ) -> Array:
     """Perturb a state: ``h' = h + e``, ``||e_t|| = eta ||h_t||`` (or Frobenius, over kept tokens).
 
-    Where only the expectation has that length, ``E ||e_t||^2 = (eta ||h_t||)^2``; isotropic noise
+    If only the expectation has this length, ``E ||e_t||^2 = (eta ||h_t||)^2``; isotropic noise
     is then ``e_t ~ N(0, eta^2 ||h_t||^2 / D)``.
 
     Args:

@@ -1,4 +1,4 @@
-"""The budget: the nearest allocation that prunes exactly the fraction asked for."""
+"""The budget: the nearest allocation that prunes exactly the requested fraction."""
 
 from bisect import bisect_left
 from math import lcm
@@ -29,7 +29,7 @@ def project(
     Args:
         x: Desired fraction pruned per unit, [U]; may leave [0, 1].
         sizes: Weights per unit N_u, [U].
-        sparsity: Target S over all weights, in [0, 1]: the decimal that was asked.
+        sparsity: Target S over all weights, in [0, 1]: the requested decimal.
         lo: Least fraction pruned of any unit.
         hi: Greatest fraction pruned of any unit, or of each, [U].
         slopes: How easily each unit moves, g_u above 0, [U]; 1 for all if None.

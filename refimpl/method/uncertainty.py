@@ -1,4 +1,4 @@
-"""How sure a mean over a few samples is."""
+"""The uncertainty of a mean over a few samples."""
 
 from math import cos, pi, sin, sqrt
 
@@ -66,10 +66,10 @@ def jackknife(left_out: npt.ArrayLike) -> Array:
 
 
 def told_apart(samples: npt.ArrayLike) -> list[list[int]]:
-    """Put numbers, the largest first, into groups whose members cannot be told from their first.
+    """Group numbers, the largest first: no member of a group can be told from its first.
 
     Two numbers are told apart if the mean of their differences over the samples exceeds Student's
-    t times its standard error: what all numbers of a sample share is no error of their order.
+    t times its standard error. An error that all numbers of a sample share does not count.
 
     Args:
         samples: The numbers of every sample, [n, L]; an unknown one, NaN, is in no group.

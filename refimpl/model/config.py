@@ -169,7 +169,7 @@ class Experts:
         top_k: Experts per token.
         intermediate_size: Channels inside an expert.
         shared_size: Channels inside the shared expert, which every token passes; 0 without one.
-        scoring: What the router makes of its logits, see `experts.route`.
+        scoring: How the router turns its logits into scores, see `experts.route`.
         normalised: Whether the shares of a token's experts sum to 1, before scaling.
         least_sum: Smallest sum that shares are divided by.
         sum_eps: Added to the sum that shares are divided by.
@@ -178,7 +178,7 @@ class Experts:
         group_by: How many of a group's largest preferences it is ranked by, as a sum.
         groups_kept: Groups that a token may choose from.
         jitter: sparsemixer: half the relative distance of logits that count as near.
-        of_inputs: Whether shares multiply what an expert reads, not what it computes.
+        of_inputs: Whether shares multiply an expert's input, not its output.
         averaged: Whether the mixture is the mean of the experts' sum and the shared expert.
     """
 
@@ -211,7 +211,7 @@ class BlockKind:
         temperature: How queries grow with their position; None if they do not.
         chunked: Whether a text is cut into chunks of `window` tokens, and a token sees its own
             chunk only.
-        mixer: What mixes the tokens; None: softmax attention with the sizes of the model.
+        mixer: The mixer of tokens; None: softmax attention with the sizes of the model.
     """
 
     window: int | None
@@ -251,14 +251,14 @@ class Config:
         attn_soft_cap: Soft cap on attention scores, or None.
         final_soft_cap: Soft cap on logits, or None.
         embed_scale: Multiplies token embeddings.
-        residual_scale: Multiplies what attention and MLP add to the stream.
+        residual_scale: Multiplies the outputs of attention and MLP.
         logit_scale: Multiplies logits, before their cap.
         qkv_limit: Largest size of an element of q, k and v, after a norm over all heads, or None.
         alibi: Attention biases by distance, or None.
         position_offset: Row of the learned position table that position 0 uses.
         experts: The mixture of the blocks that have one; None if no block has.
         gate_scale: Multiplies the gate, before its activation.
-        mlp_scale: Multiplies what the MLP computes.
+        mlp_scale: Multiplies the MLP's output.
         gate_limit: Clamps the gate from above and the other half to both sides, before 1 is added
             to that one; None for neither.
     """
@@ -303,7 +303,7 @@ class Config:
         return Attention(self.num_attention_heads, self.num_key_value_heads, self.head_dim)
 
     def mixer(self, block: int) -> Mixer:
-        """What mixes the tokens of a block."""
+        """The mixer of tokens of a block."""
         return self.blocks[block].mixer or self.attention
 
     def norm_sizes(self, block: int) -> dict[str, int]:

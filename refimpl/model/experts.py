@@ -24,7 +24,7 @@ def unobserved(name: str, value: Array) -> Array:
 def inputs_of_experts(
     x: Array, weights: Mapping[str, Array], kernels: Kernels, eps: float, observe: Observer
 ) -> tuple[Array, Array]:
-    """What experts read, and what their router reads: x, unless an MLP is beside them.
+    """The inputs of experts and of their router: x, unless an MLP is beside them.
 
     Then experts read the norm of x, and the router x divided by its length, times a learned factor
     of each channel.

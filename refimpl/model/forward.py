@@ -151,7 +151,7 @@ def mlp(x: Array, weights: Weights, place: Place, config: Config, of: str = "") 
 def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """Send each token through the experts that its router chooses: ``sum_e share_e mlp_e(x)``.
 
-    In some models, the share multiplies what an expert reads: ``sum_e mlp_e(share_e x)``.
+    In some models, the share multiplies an expert's input: ``sum_e mlp_e(share_e x)``.
 
     An expert computes the tokens routed to it, and no others; the shared expert computes all.
 
@@ -220,7 +220,7 @@ def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     observe, parts = place.observe, halves(weights, place)
 
     def added(h: Array, start: Array, name: str) -> Array:
-        """The stream h with what a half of the block computes from `start`."""
+        """The stream h plus the output of half a block for the input `start`."""
         if name not in parts:
             return h
         y = observe(f"{name}_norm", norm(start, weights, f"{name}_norm", config, place.kernels))

@@ -33,7 +33,7 @@ def inputs_of(linears: Iterable[str]) -> tuple[str, ...]:
 
 
 def saw_no_token(linear: str, total: Array | None) -> bool:
-    """Whether a linear is an expert's to which no token was routed, by the sum of what it read.
+    """Whether a linear is an expert's to which no token was routed, by the sum of its inputs.
 
     Example:
         >>> saw_no_token("experts.7.up_proj", np.zeros(2)), saw_no_token("up_proj", np.zeros(2))

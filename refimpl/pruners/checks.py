@@ -58,7 +58,7 @@ def number_in(value: float, name: str, low: float, high: float) -> float:
 
 
 def check_count(count: int, available: int) -> None:
-    """Refuse a count that is negative or exceeds what there is."""
+    """Refuse a count that is negative or exceeds the number of weights."""
     if not 0 <= count <= available:
         raise RefimplError(
             f"{count} weights to prune of {available}",
@@ -68,7 +68,7 @@ def check_count(count: int, available: int) -> None:
 
 
 def decimal(value: float) -> Fraction:
-    """The decimal that a number was asked as, exactly: 7/10 for 0.7, not its nearest double."""
+    """The decimal that was requested, exactly: 7/10 for 0.7, not the nearest double."""
     return Fraction(repr(float(value)))
 
 

@@ -114,7 +114,7 @@ def compensated(
     (H_dd = 0) scoring 0. At every column i, q_i = w_i where kept, else 0; err_i = (w_i - q_i) /
     U_ii; W_j -= err_i U_ij for all j > i.
 
-    What columns a owe columns b after them follows from how far they changed:
+    The compensation of columns a by columns b after them follows from the change of a:
     sum_i err_i U_ib = (new_a - W_a) V_ab U_bb. So U is needed within each `width` only.
 
     Args:

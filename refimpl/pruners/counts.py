@@ -14,7 +14,7 @@ from refimpl.pruners.checks import Ints, check_count, decimal, finite_vector, nu
 def total_count(sparsity: float, total: int) -> int:
     """Return how many of `total` weights a sparsity prunes.
 
-    Z = round_half_even(S N), in exact fractions; S is the decimal that was asked, 7/10 for 0.7.
+    Z = round_half_even(S N), in exact fractions; S is the requested decimal, 7/10 for 0.7.
 
     Args:
         sparsity: Fraction to prune, in [0, 1].
@@ -45,7 +45,7 @@ def apportion(quotas: npt.ArrayLike, sizes: npt.ArrayLike, total: int) -> Ints:
     Args:
         quotas: Weights to prune per unit before rounding, [U]; clipped to [0, size].
         sizes: Weights per unit, [U].
-        total: What the counts must sum to; less than 1 away from the sum of the quotas.
+        total: Sum of the counts; less than 1 away from the sum of the quotas.
 
     Returns:
         Counts, [U], int64, with 0 <= count <= size.
@@ -106,7 +106,7 @@ def split_count(count: int, sizes: npt.ArrayLike) -> Ints:
 
 @checked
 def counts(sparsity_per_unit: npt.ArrayLike, sizes: npt.ArrayLike, sparsity: float) -> Ints:
-    """Return how many weights each unit loses so that the whole budget is spent to the weight.
+    """Return how many weights each unit loses; their sum is exactly the budget.
 
     Z = round_half_even(S N); quotas s_u N_u; largest remainder, so sum n_u = Z.
 

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights of a linear go."""
+"""Magnitude pruning: the smallest weights of a linear are removed."""
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ def magnitude_score(weight: npt.ArrayLike) -> Floats:
 
 @checked
 def magnitude_keep(score: npt.ArrayLike, count: int) -> Bools:
-    """Decide which weights of a linear stay when its n lowest scores go.
+    """Decide which weights of a linear stay if its n lowest scores are removed.
 
     Ties go to the lower row-major index.
 
@@ -107,5 +107,5 @@ MAGNITUDE = Pruner(
     "magnitude pruning in Wanda's code",
     score=_score,
     keep_peer=magnitude_keep_peer,
-    deviations="the code prunes one weight more than asked for, and all ties",
+    deviations="the code prunes one weight more than requested, and all ties",
 )

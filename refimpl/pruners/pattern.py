@@ -107,7 +107,7 @@ def pattern_count(shape: tuple[int, ...], pattern: Pattern) -> int:
 
 @checked
 def pattern_keep(score: npt.ArrayLike, pattern: Pattern) -> Bools:
-    """Decide which weights stay when the n lowest scores of every m consecutive inputs go.
+    """Decide which weights stay if the n lowest scores of every m consecutive inputs are removed.
 
     The n smallest of score[r, m g : m (g + 1)] for every row r and group g, ties to the lowest
     column.

@@ -1,4 +1,4 @@
-"""The record of a pruner: what it is called, what it needs of the inputs, how it decides."""
+"""The record of a pruner: its names, its needs and its decision."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ Statistics = Literal["squares", "products"]
 
 @dataclass(frozen=True)
 class LinearInputs:
-    """A linear, and what a pruner may look at to decide which of its weights stay.
+    """A linear, and the statistics by which a pruner decides which of its weights stay.
 
     Args:
         weight: [out, in], any float dtype.
         total: Sum over the calibration tokens of the statistic that the pruner needs.
-        sequences: Number of sequences that it was summed over.
+        sequences: Number of sequences in this sum.
         goal: A count or a `Pattern`; with `compat="peer"` a fraction or a `Pattern`.
         damping: Of a Hessian, as a fraction of its mean diagonal.
         seed: Of a random choice.
@@ -54,20 +54,19 @@ class LinearInputs:
 
 @dataclass(frozen=True)
 class Pruner:
-    """A pruner. Its file says all that the program knows of it.
+    """All facts about one pruner.
 
     Args:
-        name: As --pruner takes it.
-        title: As people write it.
+        name: Value of --pruner.
+        title: Name in texts.
         source: Where it was published, and the code that `keep_peer` reproduces.
-        score: From a linear to the score of every weight, [out, in]; the lowest go.
-        keep: From scores and a count to what stays, [out, in]; by default all but the lowest of the
-            linear.
+        score: From a linear to the score of every weight, [out, in]; the lowest are removed.
+        keep: From scores and a count to the weights that stay, [out, in]; by default all but the
+            lowest of the linear.
         keep_peer: The same from scores and a fraction, as the published code decides; None if
             there is none.
         compensate: In place of all these, for pruners that change the weights that stay.
-        needs: What is summed of the inputs of the linear; None for pruners that look at weights
-            alone.
+        needs: Statistic of the linear's inputs; None for pruners that look at weights alone.
         options: Which fields of `PrunerOptions` it uses.
         deviations: How the published code differs.
     """
@@ -96,7 +95,7 @@ def pruners() -> dict[str, Pruner]:
 
 @checked
 def pruner_named(name: str, what: str = "pruner") -> Pruner:
-    """The pruner of a name: of this package, or of another one's entry points."""
+    """The pruner with this name, from this package or the entry points of another one."""
     found = named(name, "refimpl.pruners", Pruner)
     if found is None:
         raise RefimplError(f"{what} {name!r}", " or ".join(pruners()), "choose one of these")

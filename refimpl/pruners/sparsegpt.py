@@ -66,11 +66,11 @@ def sparsegpt(
 ) -> PrunedWeight:
     """Prune a linear with SparseGPT, to the exact count.
 
-    Of every `width` columns the lowest W^2 / diag(U)^2 go, W as compensated so far and dead inputs
+    Every `width` columns lose the lowest W^2 / diag(U)^2, W as compensated so far and dead inputs
     (H_dd = 0) scoring 0; the columns after each one compensate: `compensated`. `split_count` splits
-    a count over the column blocks, ties go to the lower row-major index of the column block. Of a
-    pattern n:m, the n lowest of each group go, as they score at its first column, ties to the
-    lowest column.
+    a count over the column blocks, ties go to the lower row-major index of the column block. For a
+    pattern n:m, each group loses its n lowest scores at its first column, ties to the lowest
+    column.
 
     Args:
         weight: W, [R, C], any float dtype.
@@ -196,6 +196,6 @@ SPARSEGPT = Pruner(
     needs="products",
     compensate=_pruned,
     options=("damping",),
-    deviations="the code prunes one weight more than asked for, and all ties; it zeroes the "
+    deviations="the code prunes one weight more than requested, and all ties; it zeroes the "
     "weights of dead inputs on top of the count, and works in float32",
 )

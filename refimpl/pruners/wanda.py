@@ -1,4 +1,4 @@
-"""Wanda: the weights that matter least, by their size and that of their input, in each row."""
+"""Wanda: each row loses the weights whose size times the size of their input is least."""
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,7 @@ def wanda_score(weight: npt.ArrayLike, second_moment: npt.ArrayLike) -> Floats:
 
 @checked
 def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
-    """Decide which weights stay when every row loses its lowest scores and `count` go in all.
+    """Decide which weights stay if every row loses its lowest scores, `count` in all.
 
     n div R of every row; the n mod R others from the rows whose next candidate scores lowest,
     ties to the lower row; within a row ties to the lowest column.
@@ -102,7 +102,7 @@ def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
 
 @checked
 def wanda_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
-    """Decide as Wanda's code does: the int(C s) lowest scores of each row go, all C if s >= 1.
+    """Decide as Wanda's code does: each row loses its int(C s) lowest scores, or all if s >= 1.
 
     Ties go to the lowest column.
 

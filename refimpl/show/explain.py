@@ -10,13 +10,15 @@ import numpy as np
 
 from refimpl.explanation.explain import Explanation
 from refimpl.explanation.step import Figure, Step, described, full_name
+from refimpl.model.ops import Array
 from refimpl.show.header import joined, model_facts, terminal_width, wrapped
 
 SHOWN_NUMBERS, IN_JSON = 6, 64  # numbers of an array
 IN = " " * 4
+BARS = "▁▂▃▄▅▆▇█"
 
 
-def explanation_text(explanation: Explanation, source: bool = False) -> str:
+def explanation_text(explanation: Explanation, source: bool = False, bars: bool = True) -> str:
     """All steps, one after the other, on request with the code of each function once."""
     tokens = explanation.tokens
     facts = {
@@ -27,7 +29,7 @@ def explanation_text(explanation: Explanation, source: bool = False) -> str:
     lines = wrapped(facts)
     shown: set[Callable[..., Any]] = set()
     for number, step, figures in explanation.steps:
-        lines += ["", *_step(f"{number}/{explanation.num_steps}", step, figures)]
+        lines += ["", *_step(f"{number}/{explanation.num_steps}", step, figures, bars)]
         if source:
             lines += _code(step, shown)
     values = [figure.value for _, _, figures in explanation.steps for figure in figures]
@@ -36,11 +38,11 @@ def explanation_text(explanation: Explanation, source: bool = False) -> str:
     return joined(lines)
 
 
-def _step(number: str, step: Step, figures: tuple[Figure, ...]) -> list[str]:
+def _step(number: str, step: Step, figures: tuple[Figure, ...], bars: bool) -> list[str]:
     """A step without its code: the figures under what the functions say that computed them."""
     name = max(len(figure.name) for figure in figures)
     widest = max(len(shape(figure)) for figure in figures)
-    rows = [line for figure in figures for line in _rows(figure, name, widest)]
+    rows = [line for figure in figures for line in _rows(figure, name, widest, bars)]
     width = terminal_width()
     said = [
         line
@@ -81,16 +83,28 @@ def shape(figure: Figure) -> str:
     return str(list(value.shape)) if isinstance(value, np.ndarray) and value.ndim else ""
 
 
-def _rows(figure: Figure, name: int, widest: int) -> list[str]:
-    """Name, shape, numbers and note of a figure, with as many numbers as fit beside the note."""
+def _rows(figure: Figure, name: int, widest: int, bars: bool) -> list[str]:
+    """Name, shape, numbers and note of a figure, as many as fit; the drift also as bars."""
     start = f"{figure.name:<{name}}  {shape(figure):<{widest}}  "
     note = f"   ({figure.note})" if figure.note else ""
     room = terminal_width() - len(IN + start)
+    below = []
+    if bars and figure.name == "R_k":
+        below = [" " * len(start) + sparkline(np.asarray(figure.value), room)]
     for few in range(SHOWN_NUMBERS, 0, -1):
         if len(row := numbers(figure, few) + note) <= room:
-            return [start + row]
+            return [start + row, *below]
     texts = wrap(f"{numbers(figure, 1)}{note}", max(room, 20), break_long_words=False)
-    return [f"{'' if i else start:<{len(start)}}{text}" for i, text in enumerate(texts)]
+    return [*(f"{'' if i else start:<{len(start)}}{text}" for i, text in enumerate(texts)), *below]
+
+
+def sparkline(values: Array, room: int) -> str:
+    """A bar per value, from the least to the largest; of every n-th if there is no room for all."""
+    some = np.asarray(values[:: -(-len(values) // max(room, 1))], np.float64)
+    known = some[np.isfinite(some)]
+    low, high = (known.min(), known.max()) if known.size else (0, 0)
+    levels = (some - low) / ((high - low) or 1) * (len(BARS) - 1)
+    return "".join(BARS[round(x)] if isfinite(x) else "?" for x in levels.tolist())
 
 
 def numbers(figure: Figure, few: int = SHOWN_NUMBERS) -> str:

@@ -25,7 +25,7 @@ from refimpl.model import ops
 from refimpl.model.mixers.sizes import Attention
 from refimpl.running.settings import Settings
 from refimpl.scoring.signals import signals
-from refimpl.show.explain import explanation_document, explanation_text
+from refimpl.show.explain import explanation_document, explanation_text, sparkline
 from refimpl.tokens import Tokens, random_tokens
 
 MODELS = tuple(name if name == "llama4_text" else name.removesuffix("_text") for name in FAMILIES)
@@ -279,6 +279,13 @@ def test_the_text_fits_and_names_every_step() -> None:
         assert max(map(len, text.splitlines())) <= 100
         names = [step.name for _, step, _ in explained.steps]
         assert re.findall(r"^\d+/\d+ (\w+): ", text, re.MULTILINE) == names
+
+
+def test_drift_over_depth_has_bars_where_the_terminal_has_them() -> None:
+    explained = explain(model_of("llama"), tokens_of("llama"), 0, "drift")
+    assert sparkline(explained.figure("drift", "R_k"), 40) in explanation_text(explained)
+    assert explanation_text(explained, bars=False).isascii()
+    assert sparkline(np.array([0.1, 9, 0.3, 9, np.inf, 9, np.nan, 9, 0.25]), 5) == "▁█??▆"
 
 
 def test_the_program_shows_one_step_and_its_code() -> None:

@@ -19,23 +19,23 @@ DOCS = Path(__file__).parents[2] / "docs"
 NEEDS = {
     None: "nothing but the model's shape",
     "weights": "the weights",
-    "squares": "the weights, and the squares of what each linear reads",
-    "products": "the weights, and the outer products of what each linear reads",
+    "squares": "the weights, and the squares of each linear's inputs",
+    "products": "the weights, and the outer products of each linear's inputs",
     "drifts": "the drifts that the pruning perturbation measures",
 }
 BASES_HEAD = """# Base allocations
 
-What each says of itself: the page is written from its record in `refimpl/bases/`.
+A program writes this page from the records in `refimpl/bases/`.
 [The method](../explanation/method.md#6-base-allocations) explains the formulas,
 [the bibliography](../explanation/bibliography.md) names the works and their rivals, and
-[add a base](../how-to/add-a-base.md) says how to write one.
+[add a base](../how-to/add-a-base.md) explains how to write one.
 """
 PRUNERS_HEAD = """# Pruners
 
-What each says of itself: the page is written from its record in `refimpl/pruners/`.
+A program writes this page from the records in `refimpl/pruners/`.
 [The method](../explanation/method.md#7-pruners) explains them,
-[the bibliography](../explanation/bibliography.md#which-weights-go) names the works, and
-[add a pruner](../how-to/add-a-pruner.md) says how to write one.
+[the bibliography](../explanation/bibliography.md#which-weights-are-removed) names the works, and
+[add a pruner](../how-to/add-a-pruner.md) explains how to write one.
 """
 
 
@@ -48,7 +48,7 @@ def formulas(functions: Iterable[Callable[..., Any]]) -> str:
 def of_base(base: Base) -> str:
     """The section of a base."""
     title = base.title[0].upper() + base.title[1:]
-    facts = f"\n## {title}\n\n`--base {base.name}` is made from {NEEDS[base.needs]}."
+    facts = f"\n## {title}\n\n`--base {base.name}` needs {NEEDS[base.needs]}."
     facts += f" Source: {base.source}.\n"
     rows = ""
     for name, x in base.options.items():
@@ -62,7 +62,7 @@ def of_base(base: Base) -> str:
 def of_pruner(pruner: Pruner) -> str:
     """The section of a pruner."""
     title = pruner.title[0].upper() + pruner.title[1:]
-    facts = f"\n## {title}\n\n`--pruner {pruner.name}` looks at {NEEDS[pruner.needs or 'weights']}."
+    facts = f"\n## {title}\n\n`--pruner {pruner.name}` needs {NEEDS[pruner.needs or 'weights']}."
     options = ", ".join(f"`{name}`" for name in pruner.options)
     deviations = f"\nDeviations: {pruner.deviations}.\n" if pruner.deviations else ""
     facts += f" Source: {pruner.source}.\n"

@@ -1,1 +1,1 @@
-"""What mixes the tokens of a block, one file per mechanism; `sizes` holds their facts."""
+"""Mixers of tokens, one file per mechanism; `sizes` contains their facts."""

@@ -1,4 +1,4 @@
-"""How much of what a state learned at one token is left at a later one."""
+"""The share of a token's contribution to a state that is left at a later token."""
 
 import numpy as np
 

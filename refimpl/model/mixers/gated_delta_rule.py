@@ -26,7 +26,7 @@ def unit(x: Array) -> Array:
 def delta_rule(
     q: Array, k: Array, v: Array, log_decay: Array, beta: Array, positions: Array
 ) -> Array:
-    """Read a state after each token, which first corrected what it held for the token's key.
+    """Read a state after each token, which first corrects the state's value for its key.
 
     S_t = a_t S_{t-1} + k_t (beta_t (v_t - k_t^T a_t S_{t-1}))^T;  y_t = S_t^T q_t
 

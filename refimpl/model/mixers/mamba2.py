@@ -45,7 +45,7 @@ def state_space(x: Array, b: Array, c: Array, step: Array, rate: Array, position
 
 
 def mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:
-    """Mix tokens by `state_space`, behind a convolution, and gate what it gives.
+    """Mix tokens by `state_space`, after a convolution, and gate its output.
 
     x, b, c = split(silu(conv(W_xbc x)));  dt = clip(softplus(W_dt x + dt_bias));  A = -exp(A_log);
     W_out rms_norm((y + D x) silu(W_z x)), the norm by groups of heads, before the gate or absent

@@ -58,7 +58,7 @@ class Attention(Mixer):
         num_attention_heads: H, query heads.
         num_key_value_heads: K, key and value heads; H is a multiple of it.
         head_dim: h, channels per head.
-        gate: What turns the gate's numbers into factors; "" without a gate.
+        gate: Function that turns the gate's numbers into factors; "" without a gate.
         gate_width: Factors per head: one for all its channels, or h.
         key_scale: Multiplies keys, before any norm and rotation.
         keys_as_values: Whether values are keys before their norm and rotation.
@@ -232,11 +232,11 @@ class Mamba2(Mixer):
     Args:
         heads: H.
         head_dim: p, channels per head.
-        groups: Groups of heads that share what is put into a state and read from it.
+        groups: Groups of heads that share b and c.
         state: n, numbers that each channel keeps.
         taps: Tokens that the convolution before it sees.
         steps: Smallest and largest time step.
-        factors: Multiply what the gate, x, b, c and the time step are made of.
+        factors: Multiply the inputs of the gate, x, b, c and the time step.
         norm: Whether the output is normalised before the gate, after it, or not ("").
     """
 
@@ -278,8 +278,8 @@ class Beside(Mixer):
     Args:
         mamba2: Sizes of the one.
         attention: Sizes of the other.
-        before: Multiply what Mamba 2 and attention read.
-        after: Multiply what they compute.
+        before: Multiply the inputs of Mamba 2 and attention.
+        after: Multiply their outputs.
     """
 
     mamba2: Mamba2
