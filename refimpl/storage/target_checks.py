@@ -60,17 +60,22 @@ def check_folder(
 ) -> None:
     """Refuse a folder that could not be written, or would damage an input; errors name these."""
     target = real_path(target)
-    parent, work = target.parent, work_path(target)
+    work = work_path(target)
     check_parent(target)
     with writing(target):
         _check(target, inputs)
         refuse_existing(target, force)
-        free = shutil.disk_usage(parent).free
-        free += sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
-    if free < needed_bytes:
+        left = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    require_room(target, needed_bytes - left)
+
+
+def require_room(target: Path, needed: int) -> None:
+    """Refuse an output that is too large for the disk."""
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
         raise RefimplError(
-            f"-o {target}: needs {needed_bytes / MIB:,.1f} MiB, and {free / MIB:,.1f} MiB are free",
-            "room for a whole new model, also where it replaces an old one",
+            f"-o {target}: needs {needed / MIB:,.1f} MiB, and {free / MIB:,.1f} MiB are free",
+            "room for the whole output, also where it replaces an old one",
             "make room, or choose another -o",
         )
 
