@@ -11,10 +11,14 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
-from refimpl.onnx.recording.experiment_graph import experiment_graph
-from refimpl.onnx.recording.graph import DEFAULT_OPSET
-from refimpl.onnx.recording.graph_weights import distinct, write_data
-from refimpl.onnx.recording.model_graph import GraphOutputs, Recording, described, model_graph
+from refimpl.onnx.recording.graph import DEFAULT_OPSET, distinct, write_data
+from refimpl.onnx.recording.model_graph import (
+    GraphOutputs,
+    Recording,
+    described,
+    experiment_graph,
+    model_graph,
+)
 from refimpl.storage.file_system import remove, to_disk
 from refimpl.storage.files import keep_rights, undo_killed, whole
 from refimpl.storage.target_checks import check_file, require_room
@@ -57,11 +61,14 @@ def export(
     """
     out, dtype = Path(out), np.dtype(dtype)
     data = data_file(out)
-    _check_request(dtype, opset)
+    if dtype not in (np.float32, np.float64):
+        raise RefimplError(f"dtype {dtype}", "float32 or float64", "use one of these")
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise RefimplError(f"opset {opset}", f"{OLDEST_OPSET} to {NEWEST_OPSET}", "omit --opset")
     _check_output(model, out, data, force)
     recording = Recording(model, dtype, data.name, opset)
     arrays = distinct(recording.carried)
-    require_room(out, SPARE + sum(array.nbytes for array in arrays))
+    require_room(out.parent, SPARE + sum(array.nbytes for array in arrays), f"-o {out}")
     if experiment is None:
         model_graph(recording, outputs)
     else:
@@ -96,14 +103,6 @@ def exported_document(exported: Exported) -> dict[str, Any]:
 def data_file(out: Path) -> Path:
     """The file for a graph's weights beside it."""
     return Path(f"{out}.data")
-
-
-def _check_request(dtype: np.dtype[np.generic], opset: int) -> None:
-    """Refuse a dtype or an opset that cannot be recorded."""
-    if dtype not in (np.float32, np.float64):
-        raise RefimplError(f"dtype {dtype}", "float32 or float64", "use one of these")
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise RefimplError(f"opset {opset}", f"{OLDEST_OPSET} to {NEWEST_OPSET}", "omit --opset")
 
 
 def _check_output(model: Model, out: Path, data: Path, force: bool) -> None:

@@ -6,8 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from functools import partial
-from itertools import count, cycle
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +21,6 @@ from conftest import FIXTURES
 from gates import GATES, GRAPH_CASES, UNRECORDED, model_of, worst_point
 from graph_models import FAMILIES, HALF, axes, prunable, pruned, reference_session
 from onnx import numpy_helper
-from processes import killed_before_step, printed_json
 from program import ran, refused
 from refusals import refusal_of
 
@@ -31,7 +29,7 @@ from refimpl.errors import need
 from refimpl.model.ops import Array
 from refimpl.onnx import export as exporting
 from refimpl.onnx.export import export
-from refimpl.onnx.recording.graph_weights import distinct, graph_weights
+from refimpl.onnx.recording.graph import distinct, graph_weights
 
 SHAPES = (1, 5), (2, 13), (3, 1)
 LLAMA = FIXTURES / "llama"
@@ -234,33 +232,6 @@ def test_what_cannot_be_exported_is_refused(
     assert message in refused("export", LLAMA, *options.format(tmp_path).split())
     assert contents(tmp_path) == before
     assert len(list(tmp_path.iterdir())) == bool(existing)
-
-
-def print_killed_exports(folder: str) -> None:
-    """Kill exports before each of their steps, of no graph and of an old one; prints how many."""
-    number = 0
-    for old in (False, True):
-        for number in count():
-            path = Path(shutil.copytree(LLAMA, Path(folder, f"{old}-{number}")))
-            graph, before = path / "model.onnx", b""
-            if old:
-                export(read_model(path), graph, dtype="float64")
-                before = graph.read_bytes()
-            again = partial(export, read_model(path), graph, force=True)
-            killed = killed_before_step(number, again)
-            if graph.exists():  # with its own data
-                dtype = "float64" if graph.read_bytes() == before else "float32"
-                agrees(graph, model_of("llama"), dtype, [session])
-            if not killed:
-                break
-            again()
-            assert not list(path.glob(".*"))
-            agrees(graph, model_of("llama"), "float32", [session])
-    print(number)
-
-
-def test_a_killed_export_leaves_no_graph_that_is_not_whole(tmp_path: Path) -> None:
-    assert printed_json(__file__, f"print_killed_exports({str(tmp_path)!r})") >= 8
 
 
 def test_a_full_disk_is_seen_before(tmp_path: Path) -> None:
