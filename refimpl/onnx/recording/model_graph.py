@@ -14,7 +14,7 @@ from refimpl.method.absorption import left_out, nan_mean, surviving_drift
 from refimpl.method.perturbation import Noise, Perturbation, deviation, kept_tokens, perturbed
 from refimpl.model.config import Config
 from refimpl.model.experts import Observer
-from refimpl.model.forward import Place, block, block_points, embed, head, places
+from refimpl.model.forward import Place, block, embed, head, places
 from refimpl.model.kernels import PLAIN
 from refimpl.model.model import EMBEDDING, Model
 from refimpl.model.ops import Array
@@ -31,7 +31,7 @@ PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "noise_norm", "norm", "sin
 def trace_points(config: Config) -> tuple[str, ...]:
     """Names of all trace points of a model, in the order of execution."""
     kinds = enumerate(config.blocks)
-    blocks = (f"blocks.{i}.{point}" for i, kind in kinds for point in block_points(kind))
+    blocks = (f"blocks.{i}.{point}" for i, kind in kinds for point in kind.points)
     return "embed", *blocks, "final_norm", "logits"
 
 
@@ -118,21 +118,24 @@ class Recording:
 
 def _refuse_mixers(config: Config) -> None:
     """Refuse a model with a mixer that ONNX cannot express."""
-    for kind in config.blocks:
-        if kind.mixer is not None and kind.mixer.not_recorded:
-            name = kind.mixer.name.replace("_", " ")
-            raise RefimplError(
-                f"blocks with a {name} cannot be part of a graph: {kind.mixer.not_recorded}",
-                "a model of a family with yes under ONNX in docs/reference/families.md",
-                "use the commands that need no graph: score, prune, eval",
-            )
+    mixers = (kind.mixer for kind in config.blocks if kind.mixer and kind.mixer.not_recorded)
+    reasons = [(f"with a {x.name.replace('_', ' ')}", x.not_recorded) for x in mixers]
+    if config.carried:
+        what = "that look up embeddings of their own, or read keys and values of earlier blocks,"
+        reasons.append((what, "a graph passes the residual stream alone from block to block"))
+    for blocks, reason in reasons[:1]:
+        raise RefimplError(
+            f"blocks {blocks} cannot be part of a graph: {reason}",
+            "a model of a family with yes under ONNX in docs/reference/families.md",
+            "use the commands that need no graph: score, prune, eval",
+        )
 
 
 def _arrays(place: Place) -> dict[str, Any]:
     """The arrays of a place that depend on positions, by name."""
     cos, sin = place.rope or (None, None)
     arrays = {"bias": place.bias, "cos": cos, "sin": sin, "ramps": place.ramps}
-    if place.mixer and "conv_in" in place.mixer.points:  # others' are in these arrays
+    if "conv_in" in place.mixer.points:  # others' are in these arrays
         arrays["positions"] = place.positions
     arrays["query_scale"] = cast(Any, place.query_scale)  # a number, or an array
     return {name: array for name, array in arrays.items() if isinstance(array, Recorded)}
@@ -159,7 +162,7 @@ def model_graph(recording: Recording, outputs: GraphOutputs = "logits") -> Graph
     if trace:
         x = graph.output("embed", x)
     for i, kind in enumerate(recording.model.config.blocks):
-        points = block_points(kind)
+        points = kind.points
         arrays = recording.block(i, x, points if trace else points[-1:])
         x = arrays[points[-1]]
         if trace:
