@@ -537,7 +537,7 @@ VARIANTS: list[Row] = [
     ("keys and values of the token before", shared(lambda x: np.roll(x, 1, 2)), "gemma4_small"),
     ("an embedding of the next id", table(lambda w: np.roll(w, -1, 0)), "gemma4_small"),
     ("channels of an embedding in reverse", table(lambda w: w[:, ::-1]), "gemma4_small"),
-    ("an embedding not multiplied", table(lambda w: w / 10**0.5), "gemma4_small"),
+    ("an embedding not multiplied", table(lambda w: w / 24**0.5), "gemma4_small"),
     ("an embedding alone", kernel_weights("block_embed_stream.weight", lambda w: 1e-9 * w),
      "gemma4_small"),
     ("gate and projection exchanged", swapped("block_embed_gate", "block_embed_stream"),
