@@ -52,7 +52,7 @@ def read_block_kinds(keys: Keys, attention: Attention) -> tuple[BlockKind, ...]:
         keys.wrong("yarn needs a rope_theta above 1")
     chunked, mixers = keys.family.windows == "rotated", read_mixers(keys, num_blocks, attention)
     kinds = zip(windows, ropes, mixtures, mixers, strict=True)
-    own, wide = _own_embedding(keys), "use_double_wide_mlp"
+    own, wide = keys.size("hidden_size_per_layer_input", 0, least=0), "use_double_wide_mlp"
     wider = 1 + (keys.has(wide) and keys.flag(wide))
     return tuple(
         BlockKind(
@@ -64,17 +64,6 @@ def read_block_kinds(keys: Keys, attention: Attention) -> tuple[BlockKind, ...]:
         else BlockKind(None, None, mixture, mixer=mixer)
         for window, rope, mixture, mixer in kinds
     )  # fmt: skip
-
-
-def _own_embedding(keys: Keys) -> int:
-    """Channels of an embedding that each block has for itself; 0 without."""
-    if not keys.has("hidden_size_per_layer_input"):
-        return 0
-    size = keys.size("hidden_size_per_layer_input", otherwise=0, least=0)
-    rows, vocabulary = keys.get("vocab_size_per_layer_input"), keys.get("vocab_size")
-    if size and rows != vocabulary:
-        keys.wrong(f"vocab_size_per_layer_input: {shown(rows)} is not vocab_size, {vocabulary}")
-    return size
 
 
 def _with_bases(keys: Keys, ropes: list[Rope | None]) -> list[Rope | None]:

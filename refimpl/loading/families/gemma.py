@@ -131,10 +131,11 @@ GEMMA4 = GEMMA3.like(
             "sliding_attention": {"rope_theta": 10000.0},
         },
         use_bidirectional_attention=Key(None, only=(None, "vision")),
-        hidden_size_per_layer_input=256, vocab_size_per_layer_input=262144,
-        num_kv_shared_layers=0, use_double_wide_mlp=False,
+        hidden_size_per_layer_input=256, num_kv_shared_layers=0, use_double_wide_mlp=False,
         enable_moe_block=Key(False, only=(False, True)), partial_rotary_factor=key(1.0),
-        **unread("moe_intermediate_size", "num_experts", "top_k_experts"),
+        **unread(
+            "moe_intermediate_size", "num_experts", "top_k_experts", "vocab_size_per_layer_input",
+        ),  # the last is the number of rows of a table, which has to be that of tokens
     ),
     weightless_norms=("v_norm",),
     variant=_gemma4,
@@ -143,7 +144,5 @@ GEMMA4 = GEMMA3.like(
 GEMMA4_UNIFIED = GEMMA4.like(
     "gemma4_unified_text",
     without=("hidden_size_per_layer_input", "enable_moe_block"),
-    keys=dict(
-        sliding_window=1024, max_position_embeddings=262144, **unread("vocab_size_per_layer_input")
-    ),
+    keys=dict(sliding_window=1024, max_position_embeddings=262144),
 )
