@@ -113,6 +113,8 @@ def transformers_sources(model: Model) -> Sources:
             add(f"{of}resid_mid", norm["mlp_norm"] + INPUT)
         add(f"{of}mlp_norm", norm["mlp_norm"])
         add(f"{of}experts_norm", norm["experts_norm"])
+        add(f"{of}block_embed_norm", module(f"{of}block_embed_gate") + INPUT)
+        add(f"{of}block_embed_out", module(f"{of}block_embed_post_norm"))
         following = whole[i + 1] if i < last else module("final_norm")
         add(f"{of}resid_post", whole[i], following + INPUT)
     head = module("lm_head")

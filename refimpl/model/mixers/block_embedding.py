@@ -14,7 +14,7 @@ def block_embedding(x: Array, weights: Weights, place: Place, config: Config) ->
 
     e = (norm(W_s h_0 / sqrt(D)) + sqrt(P) E_l[id]) / sqrt(2);  y = W_p (act(W_g x) * e)
 
-    It depends on the id alone, e does: a perturbation of the stream changes the gate, not e.
+    The embedding e depends on the id alone: a perturbation of the stream changes the gate, not e.
 
     Observed: `block_embed`, e, [B, S, P].
 
