@@ -96,7 +96,8 @@ def transformers_sources(model: Model) -> Sources:
         norm = {x: module(f"{of}{x}") for x in ("attn_norm", "mlp_norm", "experts_norm")}
         add(f"{of}resid_pre", whole[i] + INPUT, whole[i - 1] if i else "")
         add(f"{of}attn_norm", norm["attn_norm"])
-        for x in "qkv" if isinstance(config.mixer(i), Attention) else "":
+        with_weights = [x for x in "qkv" if f"{x}_norm" not in config.weightless_norms]
+        for x in with_weights if isinstance(config.mixer(i), Attention) else "":
             name, limited = f"{at}.{x}_proj", config.qkv_limit is not None
             if named := module(f"{of}{x}_norm") or (not limited and module(f"{of}{x}_width_norm")):
                 add(of + x, named)
@@ -113,6 +114,8 @@ def transformers_sources(model: Model) -> Sources:
             add(f"{of}resid_mid", norm["mlp_norm"] + INPUT)
         add(f"{of}mlp_norm", norm["mlp_norm"])
         add(f"{of}experts_norm", norm["experts_norm"])
+        add(f"{of}block_embed_norm", module(f"{of}block_embed_gate") + INPUT)
+        add(f"{of}block_embed_out", module(f"{of}block_embed_post_norm"))
         following = whole[i + 1] if i < last else module("final_norm")
         add(f"{of}resid_post", whole[i], following + INPUT)
     head = module("lm_head")

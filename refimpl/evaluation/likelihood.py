@@ -169,7 +169,8 @@ def tokens_in_memory(
     model: Model, batches: Sequence[Batch], memory: int, dtype: npt.DTypeLike
 ) -> int:
     """Number of tokens, padding included, whose states fit into `memory` bytes."""
-    each = 2 * model.config.hidden_size * np.dtype(dtype).itemsize  # a state, and the head's input
+    channels = model.config.state_size + model.config.hidden_size  # a state, and the head's input
+    each = channels * np.dtype(dtype).itemsize
     need = max(batch.ids.size for batch in batches) * each
     if need > memory:
         raise RefimplError(

@@ -9,7 +9,9 @@ import numpy as np
 from refimpl.explanation.shown_values import Values
 from refimpl.explanation.step import Figure, Step
 from refimpl.model import attention, experts, forward, ops, position_tables
-from refimpl.model.config import Config
+from refimpl.model.config import BLOCK_EMBED, Config
+from refimpl.model.mixers.block_embedding import block_embedding
+from refimpl.model.mixers.carried import stream
 from refimpl.model.mixers.sizes import Attention
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
@@ -45,6 +47,8 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     routing: Functions = (experts.route, experts.largest, share) if routed else ()
     of_experts = (forward.mixture,) if routed else ()
     mlp_out = (*of_experts, *mlp, *where("mlp_post_norm"), *scaled)
+    added = ("mlp_out", BLOCK_EMBED[-1]) if kind.embed_size else ("mlp_out",)
+    own = (block_embedding, *where("block_embed_post_norm")) if kind.embed_size else ()
     head = (forward.head, *norm, *capped(config.final_soft_cap), ops.softmax)
     mixed: list[tuple[str, Functions, Callable[[Values], Any]]] = [
         ("qkv", (forward.project, ops.linear, *limited, attention.split_heads), _qkv),
@@ -55,7 +59,7 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     if kind.mixer is not None and not isinstance(kind.mixer, Attention):
         points, parts = kind.mixer.points, (forward.MIXERS.get(type(kind.mixer)),)
         mixed = [(kind.mixer.name, tuple(filter(None, parts)), partial(_points, names=points))]
-    absent = {"attn_out", "mlp_out"}.difference(forward.block_points(kind))
+    absent = {"attn_out", "mlp_out"}.difference(kind.points)
     heads = "attn_heads" if kind.mixer is None or kind.mixer.attends else "mixed"
     steps: list[tuple[str, Functions, Callable[[Values], Any]]] = [
         ("attn_norm", where("attn_norm"), partial(_norm, before="resid_pre", after="attn_norm")),
@@ -65,7 +69,8 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
         ("mlp_norm", where("mlp_norm"), partial(_norm, before=read, after="mlp_norm")),
         ("routing", routing, _routing),
         ("mlp_out", mlp_out, _experts if routed else _mlp),
-        ("resid_post", (forward.block,), partial(_sum, names=("resid_mid", "mlp_out"))),
+        ("block_embed", own, partial(_points, names=BLOCK_EMBED[1:])),
+        ("resid_post", (forward.block,), partial(_sum, names=("resid_mid", *added))),
     ]
     return [
         Step("tokens", BLOCK, (checked_ids,), _tokens),
@@ -88,8 +93,9 @@ def _tokens(v: Values) -> Iterator[Figure]:
 
 
 def _embed(v: Values) -> Iterator[Figure]:
-    yield Figure("h_0", v.embedded, "the first sequence, as below")
-    yield Figure("||h_0,t||", length(v.embedded), "per token")
+    h = stream(v.embedded, v.config)
+    yield Figure("h_0", h, "the first sequence, as below")
+    yield Figure("||h_0,t||", length(h), "per token")
 
 
 def _points(v: Values, names: tuple[str, ...] | str) -> Iterator[Figure]:
@@ -153,7 +159,7 @@ def _attention(v: Values) -> Iterator[Figure]:
     yield Figure("heads", points["attn_heads"])
 
 
-def _sum(v: Values, names: tuple[str, str]) -> Iterator[Figure]:
+def _sum(v: Values, names: tuple[str, ...]) -> Iterator[Figure]:
     after = "resid_mid" if names[0] == "resid_pre" else "resid_post"
     for name in (x for x in (*names, after) if x in v.points):
         yield Figure(f"||{name}_t||", length(v.points[name]), "per token")

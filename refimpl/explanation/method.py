@@ -18,6 +18,7 @@ from refimpl.method.divergence import RunningDivergence
 from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.model import ops, statistics
 from refimpl.model.forward import block
+from refimpl.model.mixers.carried import stream
 from refimpl.pruners import counts
 from refimpl.pruners.decision import decision
 from refimpl.pruners.magnitude import magnitude_keep, magnitude_score
@@ -67,7 +68,7 @@ def _logarithm(request: Request) -> Callable[..., Any]:
 
 
 def _perturbed(v: Values) -> Iterator[Figure]:
-    h, perturbed = v.leaving[0][0], v.perturbed
+    h, perturbed = (stream(x, v.config) for x in (v.leaving[0][0], v.perturbed))
     if isinstance(v.plan, Noise):
         yield Figure("eta", v.plan.eta[0])
         yield Figure("noise", perturbation.noise(v.plan.seed, 0, v.index, 0, h.shape), "first draw")

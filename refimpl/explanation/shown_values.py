@@ -15,6 +15,7 @@ from refimpl.errors import printable
 from refimpl.method.perturbation import Perturbation, Probes, kept_tokens
 from refimpl.model.config import Config
 from refimpl.model.forward import Place, block, head
+from refimpl.model.mixers.carried import stream
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, input_of, second_moments
@@ -113,7 +114,7 @@ class Values:
     @cached_property
     def kept(self) -> list[npt.NDArray[np.bool_]]:
         """Which tokens of each sequence take part, [S]."""
-        return [kept_tokens(h[0], self.plan.sink) for h in self.leaving]
+        return [kept_tokens(stream(h[0], self.config), self.plan.sink) for h in self.leaving]
 
     @property
     def perturbed(self) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 from refimpl.loading.block_mixers import magnitude, mixture_blocks, read_mixers
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.model.config import BlockKind, Rope, Temperature
-from refimpl.model.mixers.sizes import Attention
+from refimpl.model.mixers.sizes import Attention, SharedAttention
 
 MOST_BLOCKS = 10_000  # so that a typing error in the file does not fill the memory
 
@@ -52,10 +52,13 @@ def read_block_kinds(keys: Keys, attention: Attention) -> tuple[BlockKind, ...]:
         keys.wrong("yarn needs a rope_theta above 1")
     chunked, mixers = keys.family.windows == "rotated", read_mixers(keys, num_blocks, attention)
     kinds = zip(windows, ropes, mixtures, mixers, strict=True)
+    own, wide = keys.size("hidden_size_per_layer_input", 0, least=0), "use_double_wide_mlp"
+    wider = 1 + (keys.has(wide) and keys.flag(wide))
     return tuple(
         BlockKind(
             window, rope, mixture, None if rope and keys.has(TUNED) else warmth,
-            chunked and window is not None, mixer,
+            chunked and window is not None, mixer, own,
+            wider if isinstance(mixer, SharedAttention) else 1,
         )
         if mixer is None or mixer.attends
         else BlockKind(None, None, mixture, mixer=mixer)

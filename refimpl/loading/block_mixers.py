@@ -8,12 +8,14 @@ from typing import Any, Literal
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.model.config import BlockKind, Experts
 from refimpl.model.mixers.sizes import (
+    NO_MIXER,
     Attention,
     Beside,
     GatedDeltaRule,
     LatentAttention,
     Mamba2,
     Mixer,
+    SharedAttention,
     ShortConvolution,
 )  # fmt: skip
 
@@ -46,7 +48,8 @@ def _attention(keys: Keys, num_blocks: int, plain: Attention) -> list[Attention 
         if plain.num_attention_heads % kv_heads:
             keys.wrong(f"num_global_key_value_heads: {kv_heads} does not divide the heads")
         types = types if isinstance(types, list) else []
-        return [None if kind == "sliding_attention" else wide for kind in types]
+        own = [None if kind == "sliding_attention" else wide for kind in types]
+        return _with_shared(keys, types, own, plain)
     if not gate:
         return [None] * num_blocks
     heads: list[int] = [plain.num_attention_heads] * num_blocks
@@ -61,6 +64,25 @@ def _attention(keys: Keys, num_blocks: int, plain: Attention) -> list[Attention 
     return [
         Attention(count, plain.num_key_value_heads, plain.head_dim, gate, width) for count in heads
     ]
+
+
+def _with_shared(
+    keys: Keys, types: list[Any], own: list[Attention | None], plain: Attention
+) -> list[Attention | None]:
+    """The same mixers, but the last ones read keys and values of the last before them of a kind."""
+    count = len(types)
+    first = max(count - keys.size("num_kv_shared_layers", least=0), 0)
+    source = {str(kind): i for i, kind in enumerate(types[:first])}
+    if source.keys() != {*map(str, types)}:
+        kinds = f"a kind of block is not among the {first} of {count} before them"
+        keys.wrong(f"num_kv_shared_layers: {shown(keys.get('num_kv_shared_layers'))}, but {kinds}")
+        return own
+    for i in range(first, count):
+        of = source[str(types[i])]
+        x = replace(own[of] or plain, kept=True)
+        sizes = x.num_attention_heads, x.num_key_value_heads, x.head_dim
+        own[of], own[i] = x, SharedAttention(*sizes, of=of)
+    return own
 
 
 def _gated_delta_rule(keys: Keys) -> Mixer:
@@ -136,7 +158,7 @@ def _attention_beside_mamba2(keys: Keys) -> Mixer:
 
 
 BUILDERS: dict[str, Callable[[Keys], Mixer]] = {
-    "no_mixer": lambda keys: Mixer(),
+    "no_mixer": lambda keys: NO_MIXER,
     "short_convolution": lambda keys: ShortConvolution(keys.size("conv_taps")),
     "gated_delta_rule": _gated_delta_rule, "latent_attention": _latent_attention,
     "mamba2": _mamba2, "attention_beside_mamba2": _attention_beside_mamba2,

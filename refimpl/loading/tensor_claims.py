@@ -39,6 +39,9 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
 
     embed = f"{base}{names['embed'].name}.weight"
     yield "embed.weight", Role(embed, (config.vocab_size, width))
+    if own := sum(kind.embed_size for kind in config.blocks):
+        table = f"{base}{names['block_embed'].name}.weight"
+        yield "block_embed.weight", Role(table, (config.vocab_size, own))
     if "pos_embed" in names:
         table = f"{base}{names['pos_embed'].name}.weight"
         yield "pos_embed.weight", Role(table, (rows, width))
@@ -46,7 +49,9 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
         yield from norm("embed_norm", base + names["embed_norm"].name, width)
     for i in range(config.num_blocks):
         of_mixer, norms = config.mixer(i).shapes(width), config.norm_sizes(i)
-        shapes = of_mixer.arrays | LEARNED_ACTIVATION | {"block_scale": (1,)}
+        own_size = config.blocks[i].embed_size
+        own_shapes = {"block_scale": (1,), "block_embed_stream_norm.weight": (own_size,)}
+        shapes = of_mixer.arrays | LEARNED_ACTIVATION | own_shapes
         for role, location in names.items():
             if hub.family.mixer_of.get(role, config.mixer(i).name) != config.mixer(i).name:
                 continue
@@ -56,6 +61,11 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
             elif role in shapes:
                 yield f"blocks.{i}.{role}", Role(theirs, shapes[role])
         matrices = {**config.linears[i], **of_mixer.matrices}
+        if size := own_size:
+            matrices |= {"block_embed_gate": (size, width), "block_embed_proj": (width, size)}
+            name, layout = names["block_embed_stream"].name, Layout((size,) * config.num_blocks, i)
+            stored = Role(f"{base}{name}.weight", (own, width), layout)
+            yield f"blocks.{i}.block_embed_stream.weight", stored
         for linear in matrices:
             yield from _linear(hub, i, linear, matrices, base)
         if config.blocks[i].mixture:

@@ -14,12 +14,13 @@ from refimpl.model.ops import Array
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Linears = Sequence[Mapping[str, tuple[int, int]]]
 """Per block, the shape [out, in] of every linear by its name, in order."""
-
 NORMS = (
     "attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm",
     "q_width_norm", "k_width_norm", "q_rope_norm", "k_rope_norm", "v_norm",
 )  # fmt: skip
 BESIDE = "experts_norm", "dense_norm", "routed_norm"  # norms where experts are beside an MLP
+BLOCK_EMBED = "block_embed_norm", "block_embed", "block_embed_out"  # points of a block's embedding
+ID, DIGITS = -1, 3  # of a token: the key of `Config.carried`, and how many digits it has
 # Parameters of xIELU, in the order of its arguments, with their shapes
 LEARNED_ACTIVATION: dict[str, tuple[int, ...]] = {
     "act.alpha_p": (1,), "act.alpha_n": (1,), "act.beta": (), "act.eps": (),
@@ -212,6 +213,8 @@ class BlockKind:
         chunked: Whether a text is cut into chunks of `window` tokens, and a token sees its own
             chunk only.
         mixer: The mixer of tokens; None: softmax attention with the sizes of the model.
+        embed_size: P, channels of an embedding of tokens that is the block's own; 0 without.
+        widening: Multiplies the channels inside its MLP.
     """
 
     window: int | None
@@ -220,6 +223,17 @@ class BlockKind:
     temperature: Temperature | None = None
     chunked: bool = False
     mixer: Mixer | None = None
+    embed_size: int = 0
+    widening: int = 1
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """Trace points of a block, without a prefix; `q_rope` and `k_rope` only if it rotates."""
+        mixed = ("attn_norm", *x, "attn_out") if (x := (self.mixer or Attention).points) else ()
+        fed = () if self.mixture is None else (*self.mlp_reads, "mlp_out")
+        own = BLOCK_EMBED if self.embed_size else ()
+        points = ("resid_pre", *mixed, "resid_mid", *fed, *own, "resid_post")
+        return tuple(point for point in points if self.rope or not point.endswith("_rope"))
 
     @property
     def mlp_reads(self) -> tuple[str, ...]:
@@ -306,11 +320,24 @@ class Config:
         """The mixer of tokens of a block."""
         return self.blocks[block].mixer or self.attention
 
+    @cached_property
+    def carried(self) -> dict[int, int]:
+        """Channels behind the residual stream: by `ID` digits, then by block keys and values."""
+        mixers = enumerate(kind.mixer for kind in self.blocks)
+        kept = {i: x.kept_size for i, x in mixers if isinstance(x, Attention) and x.kept}
+        return ({ID: DIGITS} if any(kind.embed_size for kind in self.blocks) else {}) | kept
+
+    @property
+    def state_size(self) -> int:
+        """Channels of a state between two blocks, at most: D, and those that are carried."""
+        return self.hidden_size + sum(self.carried.values())
+
     def norm_sizes(self, block: int) -> dict[str, int]:
         """Width of what every norm of a block normalises together, by its role."""
         mixer, fed = self.mixer(block), self.blocks[block].mixture is not None
         around = (NORMS[:2] if mixer.points else ()) + (NORMS[2:4] if fed else ())
         around += BESIDE if self.blocks[block].mixture == "beside" else ()
+        around += ("block_embed_post_norm",) if self.blocks[block].embed_size else ()
         return dict.fromkeys(around, self.hidden_size) | mixer.shapes(self.hidden_size).norms
 
     @cached_property
@@ -319,20 +346,24 @@ class Config:
 
         An expert's are `experts.7.gate_proj` and so on; those of `shared_expert` follow.
         """
-        d, e = self.hidden_size, self.experts
+        d, e, inner = self.hidden_size, self.experts, self.intermediate_size
 
         def mlp(size: int, of: str = "") -> dict[str, tuple[int, int]]:
             shapes = dict(zip(LINEARS[4:], ((size, d), (size, d), (d, size)), strict=True))
             return {of + name: x for name, x in shapes.items() if self.gated or name != "gate_proj"}
 
-        dense, mixture = mlp(self.intermediate_size), dict[str, tuple[int, int]]()
+        mixture = dict[str, tuple[int, int]]()
         if e is not None:
             for i in range(e.num_experts):
                 mixture |= mlp(e.intermediate_size, f"experts.{i}.")
             mixture |= mlp(e.shared_size, "shared_expert.") if e.shared_size else {}
-        mixers = {x: (x.mixer or self.attention).shapes(d).linears for x in set(self.blocks)}
-        fed = {True: mixture, False: dense, None: {}, "beside": dense | mixture}
-        return tuple(mixers[kind] | fed[kind.mixture] for kind in self.blocks)
+
+        def every(kind: BlockKind) -> dict[str, tuple[int, int]]:
+            linears = (kind.mixer or self.attention).shapes(d).linears
+            dense = {} if kind.mixture in (True, None) else mlp(inner * kind.widening)
+            return linears | dense | (mixture if kind.mixture else {})
+
+        return tuple(map(every, self.blocks))
 
     @cached_property
     def linear_sizes(self) -> Array:

@@ -19,6 +19,8 @@ from refimpl.model.experts import Observer, inputs_of_experts, route, unobserved
 from refimpl.model.floating_point import loud
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.mixers import sizes
+from refimpl.model.mixers.block_embedding import block_embedding
+from refimpl.model.mixers.carried import apart, stream, whole_state
 from refimpl.model.mixers.gated_delta_rule import gated_delta_rule
 from refimpl.model.mixers.latent_attention import latent_attention
 from refimpl.model.mixers.mamba2 import attention_beside_mamba2, mamba2
@@ -35,6 +37,7 @@ from refimpl.model.token_ids import checked_ids
 Part = Callable[[Array, Weights, Place, Config], Array]  # of a block: a mixer, an MLP or a mixture
 MIXERS: dict[type[sizes.Mixer], Part] = {
     sizes.Attention: self_attention,
+    sizes.SharedAttention: self_attention,
     sizes.ShortConvolution: short_convolution,
     sizes.GatedDeltaRule: gated_delta_rule,
     sizes.LatentAttention: latent_attention,
@@ -47,15 +50,6 @@ INSIDE = (
     "mixed",
     "mlp_hidden",
 )  # observed, but not in a trace: inputs of linears
-
-
-def block_points(kind: BlockKind) -> tuple[str, ...]:
-    """Trace points of a block, without a prefix; `q_rope` and `k_rope` only if it rotates."""
-    mixed = (kind.mixer or sizes.Attention).points
-    mixed = ("attn_norm", *mixed, "attn_out") if mixed else ()
-    fed = () if kind.mixture is None else (*kind.mlp_reads, "mlp_out")
-    points = ("resid_pre", *mixed, "resid_mid", *fed, "resid_post")
-    return tuple(point for point in points if kind.rope or not point.endswith("_rope"))
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,8 @@ def places(
         bias = position_tables.causal_bias(positions, position_tables.reach(positions, kind), dtype)
         tables = position_tables.rotation(positions, kind.rope, dtype) if kind.rope else None
         interleaved = kind.rope is not None and kind.rope.interleaved
-        return Place(positions, bias, tables, interleaved, ramps, scale, kind.mixer, kernels)
+        mixer = kind.mixer or config.attention
+        return Place(positions, bias, tables, interleaved, ramps, scale, mixer, kernels)
 
     return {kind: place(kind) for kind in dict.fromkeys(config.blocks)}
 
@@ -107,13 +102,14 @@ def embed(
         dtype: Dtype of the computation.
 
     Returns:
-        The residual stream before the first block, h_0, [B, S, D].
+        The state before the first block: the residual stream, h_0, [B, S, D]; behind it what some
+        models carry (`mixers.carried`).
     """
     x = np.take(weights["embed.weight"], token_ids, axis=0).astype(dtype) * config.embed_scale
     if "pos_embed.weight" in weights:
         row = positions + config.position_offset
         x = x + np.take(weights["pos_embed.weight"], row, axis=0).astype(dtype)
-    return norm(x, weights, "embed_norm", config).astype(dtype)
+    return whole_state(norm(x, weights, "embed_norm", config).astype(dtype), token_ids, config)
 
 
 def activate(x: Array, weights: Weights, place: Place, config: Config) -> Array:
@@ -192,10 +188,11 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
 
 
 def halves(weights: Weights, place: Place) -> dict[str, Part]:
-    """The parts of a block that it has: the mixer of its tokens, `attn`, and its `mlp`."""
-    mixer = MIXERS.get(type(place.mixer)) if place.mixer else self_attention
+    """The parts that a block has: the mixer of its tokens, `attn`, its `mlp`, its `block_embed`."""
     feed = mlp if "up_proj.weight" in weights else mixture if "router.weight" in weights else None
-    return {name: part for name, part in (("attn", mixer), ("mlp", feed)) if part}
+    own = block_embedding if "block_embed.weight" in weights else None
+    every = {"attn": MIXERS.get(type(place.mixer)), "mlp": feed, "block_embed": own}
+    return {name: part for name, part in every.items() if part}
 
 
 def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
@@ -205,18 +202,20 @@ def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
 
     In some models, a block is a mixer or an MLP alone: m = x, or h = m. In some, a number, its
     `block_scale`, multiplies h. In some, experts are beside the MLP, and each has a norm after it.
+    In some, a block adds an embedding of its own, or reads keys and values of an earlier one.
 
-    Observed: all of `block_points`.
+    Observed: all of `BlockKind.points`.
 
     Args:
-        x: Residual stream before the block, h_{l-1}, [B, S, D].
+        x: State before the block: the residual stream h_{l-1}, [B, S, D], and what is carried.
         weights: The block's weights by our names (`q_proj.weight`, `attn_norm.weight`, ...).
         place: Bias and rotary tables for this block's kind, kernels and observer.
         config: The model's facts.
 
     Returns:
-        Residual stream after the block, h_l, [B, S, D].
+        State after the block, h_l, in the same way.
     """
+    x, place, together = apart(x, place, config)
     observe, parts = place.observe, halves(weights, place)
 
     def added(h: Array, start: Array, name: str) -> Array:
@@ -234,8 +233,9 @@ def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     x = observe("resid_pre", x)
     mid = observe("resid_mid", added(x, x, "attn"))
     post = added(mid, x if config.parallel_residual else mid, "mlp")
+    post = added(post, post, "block_embed")
     post = post * weights["block_scale"] if "block_scale" in weights else post
-    return observe("resid_post", post)
+    return together(observe("resid_post", post))
 
 
 def head(x: Array, weights: Weights, config: Config, observe: Observer = unobserved) -> Array:
@@ -244,7 +244,7 @@ def head(x: Array, weights: Weights, config: Config, observe: Observer = unobser
     Observed: `final_norm` [B, S, D] and `logits` [B, S, V].
 
     Args:
-        x: Residual stream after the last block, h_L, [B, S, D].
+        x: State after the last block, whose residual stream is h_L, [B, S, D].
         weights: `final_norm.*`, `lm_head.weight` (any rows of it) and any bias.
         config: The model's facts.
         observe: Receives both trace points.
@@ -252,7 +252,7 @@ def head(x: Array, weights: Weights, config: Config, observe: Observer = unobser
     Returns:
         Logits, [B, S, rows of `lm_head.weight`].
     """
-    x = observe("final_norm", norm(x, weights, "final_norm", config))
+    x = observe("final_norm", norm(stream(x, config), weights, "final_norm", config))
     logits = ops.scaled(project(x, weights, "lm_head"), config.logit_scale)
     return observe("logits", ops.soft_cap(logits, config.final_soft_cap))
 
@@ -302,7 +302,8 @@ def forward(
         return value
 
     with loud(dtype):
-        x = record("", "embed", embed(ids, positions, model.embedding(), config, dtype))
+        x = embed(ids, positions, model.embedding(), config, dtype)
+        record("", "embed", stream(x, config))
         for i, kind in enumerate(config.blocks):
             place = replace(place_of[kind], observe=partial(record, f"blocks.{i}."))
             x = block(x, model.block(i, dtype), place, config)

@@ -149,6 +149,8 @@ class Model:
         """Read the weights of one block.
 
         Experts beyond the first `EXPERTS_KEPT` bytes (in `dtype`) are checked, and read when used.
+        A block with an embedding of its own has the tables `embed.weight` [V, D] and
+        `block_embed.weight` [V, P], which are as of `embedding`.
 
         Args:
             index: The block, from 0.
@@ -174,6 +176,11 @@ class Model:
         values: dict[str, Array | Later] = dict(arrays)
         for _ in each(lambda name: weights[name].check(dtype), later):
             pass
+        if size := self.config.blocks[index].embed_size:
+            tables = {"embed": slice(None), "block_embed": slice(index * size, (index + 1) * size)}
+            for name, columns in tables.items():
+                stored = self.weights[f"{name}.weight"].stored
+                later[f"{name}.weight"] = partial(stored.columns, columns)
         return BlockWeights(values | later)
 
     def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:

@@ -14,7 +14,7 @@ from refimpl.model.statistics import Statistic, block_with_sums
 
 
 class Stream:
-    """The residual streams of several sequences before block `index`.
+    """The states of several sequences before block `index`: residual streams and what they carry.
 
     The caller passes the weights of each block (the model's or changed ones) and decides in which
     thread `through` runs, which changes nothing.
@@ -73,7 +73,7 @@ class Stream:
             return block(h, weights, self.place(h.shape[1]), self.config)
         place = in_a_row(self.place(h.shape[1]), len(h))
         row = np.reshape(h, (1, -1, h.shape[2]))
-        return np.reshape(block(row, weights, place, self.config), h.shape)
+        return np.reshape(block(row, weights, place, self.config), (*h.shape[:2], -1))
 
     def through_with_sums(
         self, h: Array, weights: Weights, statistic: Statistic

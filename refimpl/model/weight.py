@@ -113,7 +113,11 @@ class StoredTensor:
     @property
     def table(self) -> Array:
         """The tensor for looking up rows with `np.take`."""
-        return self.array if len(self.shape) < 2 else TableOnDisk(self)  # type: ignore[return-value]
+        return self.array if len(self.shape) < 2 else self.columns(slice(None))
+
+    def columns(self, columns: slice) -> Array:
+        """Some columns of the table, for looking up rows with `np.take`."""
+        return TableOnDisk(self, columns)  # type: ignore[return-value]
 
     def rows(self, rows: slice | Array) -> Array:
         """Some of its rows: a run of them, or those with these numbers."""
@@ -133,17 +137,18 @@ class StoredTensor:
 class TableOnDisk:
     """A table whose rows are read when `np.take` looks them up; as an array it is the whole."""
 
-    def __init__(self, tensor: StoredTensor) -> None:
-        self._tensor, self.shape, self.dtype = tensor, tensor.shape, tensor.numpy_dtype
+    def __init__(self, tensor: StoredTensor, columns: slice) -> None:
+        self._tensor, self._columns, self.dtype = tensor, columns, tensor.numpy_dtype
+        self.shape = tensor.shape[0], len(range(*columns.indices(tensor.shape[1])))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return np.array(self._tensor.array, dtype, copy=copy)
+        return np.array(self._tensor.array[:, self._columns], dtype, copy=copy)
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
         if function is not np.take or options != {"axis": 0} or not isinstance(args[1], np.ndarray):
             return NotImplemented
         ids, place = np.unique(args[1], return_inverse=True)
-        return self._tensor.rows(ids)[place.reshape(args[1].shape)]
+        return self._tensor.rows(ids)[:, self._columns][place.reshape(args[1].shape)]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def on_onnxruntime(plan: Perturbation, device: Device = "auto") -> Experiment:
 
 def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
     """Bytes of one state of S tokens at its largest step, which a runtime holds as a whole."""
-    hidden, width, heads = config.intermediate_size, config.hidden_size, config.num_attention_heads
+    hidden, width, heads = config.intermediate_size, config.state_size, config.num_attention_heads
     step = max(3 * hidden, 2 * heads * length) + 4 * width
     return length * (step * np.dtype(dtype).itemsize + 3 * width * np.dtype(np.float64).itemsize)
 

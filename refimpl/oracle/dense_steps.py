@@ -18,8 +18,11 @@ from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.method.correction import centred_log, clipped_log
 from refimpl.method.projection import project
+from refimpl.model.config import Config
 from refimpl.model.experts import ROUTER
 from refimpl.model.forward import INSIDE, Place, Weights, block, embed, head, places
+from refimpl.model.mixers.carried import stream, whole_state, with_stream
+from refimpl.model.mixers.sizes import SharedAttention
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import inputs_of, sum_of_squares
@@ -72,8 +75,13 @@ class StepInputs:
 
     def state_at(self, block: int, point: str) -> Array:
         """The clean states of an experiment, [N, S, D], before or after a block (the last, -1)."""
-        name = f"blocks.{block % self.model.config.num_blocks}.{point}"
-        return self.clean[name] if name in self.clean else self.state(name)
+        index, config = block % self.model.config.num_blocks, self.model.config
+        until = index + (point == "resid_post")
+        h, *kept = (
+            self.clean[name] if name in self.clean else self.state(name)
+            for name in (f"blocks.{index}.{point}", *kept_steps(config, until))
+        )
+        return whole_state(h, self.ids, config, kept)
 
     @property
     def known(self) -> set[str]:
@@ -165,6 +173,11 @@ class StepInputs:
 NamedArrays = Iterator[tuple[str, Array]]
 
 
+def kept_steps(config: Config, until: int) -> list[str]:
+    """Steps of keys and values that later blocks read, of the blocks before one, in order."""
+    return [f"blocks.{i}.{x}" for i in config.carried if 0 <= i < until for x in "kv"]
+
+
 def forward(inputs: StepInputs) -> NamedArrays:
     """The trace points: one pass through each block, and the head."""
     model, config, dtype = inputs.model, inputs.model.config, inputs.dtype
@@ -178,8 +191,8 @@ def forward(inputs: StepInputs) -> NamedArrays:
         read[name] = value
         return value
 
-    yield "embed", x
-    x, before = observe("embed", x), "embed"
+    yield "embed", stream(x, config)
+    x, before = with_stream(x, observe("embed", stream(x, config))), "embed"
     for i, place in enumerate(inputs.places):
         trace.clear()
         read.clear()
@@ -192,7 +205,10 @@ def forward(inputs: StepInputs) -> NamedArrays:
         for name, value in trace.items():
             if name == ROUTER or (name not in INSIDE and "." not in name):
                 reads = [f"{prefix}{x}" for x in record_of(prefix + name).reads if x in trace]
-                yield inputs.of(prefix + name, *(reads or [before])), value
+                if name in ("k", "v") and isinstance(place.mixer, SharedAttention):
+                    reads = [f"blocks.{place.mixer.of}.{name}"]
+                reads = [before] if name == "resid_pre" else reads
+                yield inputs.of(prefix + name, *reads), value
         before = f"{prefix}resid_post"
     if not inputs.recipe.asks("final_norm", "logits"):
         return  # the head of a real model is large
@@ -214,12 +230,14 @@ def by_noise(inputs: StepInputs) -> NamedArrays:
             experiment.require_resolved(plan, inputs.dtype)
 
         def start(i: int, _: Weights, clean: Array, plan: experiment.Noise = plan) -> Starts:
-            for n, h in enumerate(clean):
+            for n, state in enumerate(clean):
+                h = stream(state, inputs.model.config)
                 kept = experiment.kept_tokens(h, recipe.sink)
                 for draw in range(plan.draws):
                     z = inputs.noise(i, n, draw)
                     how = recipe.noise_scale, recipe.noise_shape, recipe.noise_norm
-                    yield n, experiment.perturbed(h, z, plan.eta[0], kept, *how)
+                    noisy = experiment.perturbed(h, z, plan.eta[0], kept, *how)
+                    yield n, with_stream(state, noisy)
 
         yield from measured(inputs, prefix or "perturbed.", followed(inputs, start))
 
@@ -245,10 +263,11 @@ def followed(inputs: StepInputs, start: Callable[[int, Weights, Array], Starts])
         for x in states:
             x.state = block(x.state[None], weights, place, config)[0]
         for n, h in start(k, weights, clean):
-            states.append(Followed(n, h, experiment.kept_tokens(clean[n], recipe.sink)))
+            kept = experiment.kept_tokens(stream(clean[n], config), recipe.sink)
+            states.append(Followed(n, h, kept))
         for x in states:
-            how = clean[x.sequence], x.kept, recipe.norm
-            x.deviations.append(experiment.deviation(x.state, *how))
+            h, right = (stream(state, config) for state in (x.state, clean[x.sequence]))
+            x.deviations.append(experiment.deviation(h, right, x.kept, recipe.norm))
     return states
 
 

@@ -12,6 +12,7 @@ from refimpl.method.absorption import nan_mean
 from refimpl.method.correction import centred_log
 from refimpl.method.divergence import RunningDivergence
 from refimpl.model.forward import Weights, block, head
+from refimpl.model.mixers.carried import stream
 from refimpl.model.model import zeroed
 from refimpl.model.ops import Array
 from refimpl.model.statistics import SUMS, block_with_sums, input_of
@@ -58,7 +59,7 @@ def by_pruning(inputs: StepInputs) -> NamedArrays:
             changed[f"{linear}.weight"] = zeroed(weight, keep)
         for n, before in enumerate(inputs.state_at(i, "resid_pre")):
             h = block(before[None], changed, inputs.places[i], config)[0]
-            kept = experiment.kept_tokens(clean[n], recipe.sink)
+            kept = experiment.kept_tokens(stream(clean[n], config), recipe.sink)
             yield n, np.where(kept[:, None], h, clean[n])
 
     states = followed(inputs, start)

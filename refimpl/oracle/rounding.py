@@ -147,8 +147,8 @@ class RoundedModel(Model):
         """Weights as stored, rounded; then with their offset, rounded again."""
         if np.dtype(dtype) != self.kind.held:
             return dict(weights)
-        rounded: dict[str, Array] = {}
-        for name, value in weights.items():
+        rounded = {name: x for name, x in weights.items() if prefix + name not in self.weights}
+        for name, value in ((x, weights[x]) for x in weights if x not in rounded):  # not tables
             offset = np.array(self.weights[prefix + name].offset, dtype)
             rounded[name] = self.kind.of(value - offset) + offset if offset else self.kind.of(value)
         return rounded

@@ -14,6 +14,7 @@ from refimpl.oracle.dense_steps import (
     allocations,
     by_noise,
     forward,
+    kept_steps,
     signals,
 )
 from refimpl.oracle.pruned_steps import by_pruners, by_pruning, perplexities
@@ -61,11 +62,12 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
     recipe, tokens = inputs.recipe, inputs.ids.shape[1]
     perturbs = any(recipe.perturbs(x, inputs.model.config.num_blocks) for x in ("", "coarse."))
     arrays: dict[str, Array] = {}
+    kept = kept_steps(inputs.model.config, inputs.model.config.num_blocks)
     inputs.model.check_finite(inputs.dtype)
     with loud(inputs.dtype):
         for function in table[:2] if recipe.only else table:
             for name, value in function(inputs):
-                state = name == "embed" or name.endswith(".resid_post")
+                state = name == "embed" or name.endswith(".resid_post") or name in kept
                 if not recipe.only or state:  # what later steps read
                     inputs.values[name] = value
                 inputs.missing.setdefault(name, frozenset(inputs.missed))

@@ -119,7 +119,7 @@ def prune(
     inputs = calibration(model, pruner, tokens)
     facts = None if inputs is None or tokens is None else token_facts(tokens)
     size = 0 if inputs is None or isinstance(inputs, Imatrix) else inputs.size
-    need = 2 * size * config.hidden_size * np.dtype(settings.dtype).itemsize
+    need = 2 * size * config.state_size * np.dtype(settings.dtype).itemsize
     check_prune(model, out, force, pruner, need)
     if need > (budget := parse_memory(settings.memory)):
         raise RefimplError(

@@ -18,8 +18,8 @@ Addresses = tuple[Address, ...]
 
 
 def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
-    """Bytes of one residual state of `length` tokens, [S, D]."""
-    return length * config.hidden_size * np.dtype(dtype).itemsize
+    """Bytes of one state of `length` tokens, [S, D and what is carried]."""
+    return length * config.state_size * np.dtype(dtype).itemsize
 
 
 def stacks(states: Iterable[Address], length: int) -> list[Addresses]:
@@ -66,7 +66,7 @@ def state_groups(
         raise RefimplError(
             f"memory of {resources.memory} bytes does not hold one experiment"
             + (f" for each of {workers} workers" if workers > 1 else ""),
-            f"at least {need} bytes: {least} states of {length} x {config.hidden_size}",
+            f"at least {need} bytes: {least} states of {length} x {config.state_size}",
             f"use --memory {need} or more, or a shorter --seq-len",
         )
     if every:

@@ -19,6 +19,7 @@ from refimpl.method.perturbation import (
     noise,
     perturbed,
 )
+from refimpl.model.mixers.carried import with_stream
 from refimpl.model.ops import Array
 from refimpl.scoring.measurements import Address
 
@@ -29,14 +30,15 @@ Clean = Future[tuple[Array, dict[str, Array]]]
 class PerturbedState:
     """A perturbed state on its way, measured after the perturbed block and every later one."""
 
-    def __init__(self, norm: Norm) -> None:
+    def __init__(self, norm: Norm, width: int) -> None:
         self.norm, self.drift, self.alignment = norm, list[float](), list[float]()
+        self.width = width
         self.quiet: PerturbedState | None = None
         self.sink_share = 0.0
 
     def start(self, changed: Array, clean: Array, plan: Perturbation) -> Array:
         """The perturbed state after its block, except for sinks, [1, S, D]; it is measured."""
-        self.kept = kept_tokens(clean[0], plan.sink)
+        self.kept = kept_tokens(clean[0, :, : self.width], plan.sink)
         h = np.where(self.kept[None, :, None], changed, clean)
         self.unperturbed = np.array_equal(h, clean)
         self.measure(h[0], clean)
@@ -47,7 +49,8 @@ class PerturbedState:
         """Note how far the state, [S, D], is from the clean one, [1, S, D]."""
         if self.unperturbed:
             h[...] = clean[0]  # which passed alone, with another rounding
-        distance = deviation(h, clean[0], self.kept, self.norm)
+        streams = h[:, : self.width], clean[0, :, : self.width]
+        distance = deviation(*streams, self.kept, self.norm)
         self.drift.append(float(nan_mean(distance.drift)))
         self.alignment.append(float(nan_mean(distance.alignment)))
         self.last = distance.drift
@@ -71,11 +74,13 @@ class Stack:
     """Neighbouring states of a sequence, which share the products of each block that they pass.
 
     They are in the order of their blocks; each joins after its own, and `h` [k, S, D] holds the k
-    that have.
+    that have. The first `width` channels are the residual stream; behind it is what a state carries
+    for later blocks (`model.mixers.carried`), which is not perturbed and not measured.
     """
 
-    def __init__(self, states: tuple[Address, ...], plan: Perturbation) -> None:
+    def __init__(self, states: tuple[Address, ...], plan: Perturbation, width: int) -> None:
         self.addresses, self.plan, self.sequence = states, plan, states[0].sequence
+        self.width = width
         self.states = list[PerturbedState]()
         self.h: Array = np.zeros(0)
         self.quiet: Array = np.zeros(0)  # of the states that have sinks, without noise on these
@@ -107,7 +112,7 @@ class Stack:
         for a in self.addresses[len(self.states) :]:
             if a.block != index:
                 break
-            self.states.append(PerturbedState(self.plan.norm))
+            self.states.append(PerturbedState(self.plan.norm, self.width))
             begun = self.states[-1].start(perturb(a), clean.result()[0], self.plan)
             self.h = np.concatenate([self.h, begun]) if len(self.states) > 1 else begun
             if self.plan.on_sinks and a.variant == 0:
@@ -116,21 +121,23 @@ class Stack:
 
     def _without_sinks(self, state: PerturbedState, a: Address, clean: Array) -> None:
         """Let the same state without noise on sinks travel beside it, if there are sinks."""
-        norms = np.linalg.norm(clean[0].astype(np.float64), axis=-1)
-        is_sink = ~kept_tokens(clean[0], "exclude")
+        stream = clean[0, :, : self.width]
+        norms = np.linalg.norm(stream.astype(np.float64), axis=-1)
+        is_sink = ~kept_tokens(stream, "exclude")
         if not is_sink.any() or not isinstance(self.plan, Noise):
             return
         quiet = replace(self.plan, sink="exclude")
         state.sink_share = float(np.square(norms[is_sink]).sum() / np.square(norms).sum())
-        state.quiet = PerturbedState(quiet.norm)
-        h = state.quiet.start(with_noise(clean, a, quiet), clean, quiet)
+        state.quiet = PerturbedState(quiet.norm, self.width)
+        h = state.quiet.start(with_noise(clean, a, quiet, self.width), clean, quiet)
         self.quiet = np.concatenate([self.quiet, h]) if self.quiet.size else h
 
 
-def with_noise(clean: Array, a: Address, plan: Noise) -> Array:
+def with_noise(clean: Array, a: Address, plan: Noise, width: int) -> Array:
     """The clean state after the addressed block with the noise of that address, both [1, S, D]."""
-    (h,) = clean
+    (state,) = clean
+    h = state[:, :width]
     e = noise(plan.seed, a.sequence, a.block, a.draw, h.shape)
     kept, eta = kept_tokens(h, plan.sink), plan.eta[a.variant]
     choices = plan.noise_scale, plan.noise_shape, plan.noise_norm
-    return perturbed(h, e, eta, kept, *choices)[None]
+    return with_stream(state, perturbed(h, e, eta, kept, *choices))[None]

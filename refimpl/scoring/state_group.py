@@ -76,8 +76,8 @@ class StateGroup:
         self, model: Model, blocks: int, workers: Workers, tick: Tick = lambda cost: None
     ) -> tuple[Stream, list[Stack], dict[int, Squares]]:
         """Clean and perturbed states after so many blocks, and the squares of clean ones."""
-        clean = Stream(model, self.ids, self.dtype)
-        stacks = [Stack(addresses, self.plan) for addresses in self.stacks]
+        clean, width = Stream(model, self.ids, self.dtype), model.config.hidden_size
+        stacks = [Stack(addresses, self.plan, width) for addresses in self.stacks]
         squares: dict[int, Squares] = dict.fromkeys(self.counted, ())
         for i in range(blocks):
             weights = model.block(i, self.dtype, workers.map)
@@ -126,7 +126,8 @@ class StateGroup:
     ) -> Array:
         """A state after the block that perturbs it: with noise, or through the pruned block."""
         if isinstance(self.plan, Noise):
-            return with_noise(ahead[a.sequence].result()[0], a, self.plan)
+            (h, _), width = ahead[a.sequence].result(), clean.config.hidden_size
+            return with_noise(h, a, self.plan, width)
         return clean.through(clean.states[a.sequence], pruned[a.variant])
 
     def _divergences(

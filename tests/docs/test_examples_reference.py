@@ -17,8 +17,8 @@ from program import run
 
 from refimpl import Noise, Probes, Request, allocate, read_model, score
 from refimpl.allocation.scores_json import document
-from refimpl.model.config import LINEARS, NORMS, BlockKind, Rope
-from refimpl.model.forward import MIXERS, block_points, forward
+from refimpl.model.config import BLOCK_EMBED, LINEARS, NORMS, BlockKind, Rope
+from refimpl.model.forward import MIXERS, forward
 from refimpl.tokens import random_tokens
 
 REFERENCE = PAGE.parent
@@ -140,7 +140,7 @@ def test_the_page_of_a_document_is_complete_and_true(
 
 
 POINTS = (
-    *block_points(BlockKind(None, Rope(1.0, 2))),
+    *BlockKind(None, Rope(1.0, 2)).points,
     *(point for mixer in MIXERS for point in mixer.points),
 )
 
@@ -159,6 +159,6 @@ def test_the_page_of_names_lists_trace_points_in_order() -> None:
     trace = forward(read_model(FIXTURES / "llama"), [[1, 2]], trace=True).trace
     other_blocks = ("blocks.0", "blocks.1", "blocks.2")
     last_block = [name.split(".")[-1] for name in trace if not name.startswith(other_blocks)]
-    with_experts = {"experts_norm", "router_norm"}  # beside an MLP, which llama lacks
-    assert with_experts < {*listed}
-    assert [name for name in listed if name not in with_experts] == last_block
+    lacking = {"experts_norm", "router_norm", *BLOCK_EMBED}  # in llama
+    assert lacking < {*listed}
+    assert [name for name in listed if name not in lacking] == last_block

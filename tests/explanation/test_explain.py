@@ -220,6 +220,7 @@ def test_functions_are_those_of_the_family() -> None:
     assert called("opt", "mlp_out") == {"mlp", "relu"}
     assert called("llama4_text", "mlp_out", 1) == {"mixture", "mlp", "silu"}
     assert {"mixture", "mlp"} < called("gemma4_experts", "mlp_out")
+    assert called("gemma4_small", "block_embed") == {"block_embedding", "rms_norm", "norm"}
     assert "reach" in called("llama4_text", "attention")
     assert "sigmoid" in called("llama4_text", "routing", 1)
     assert "softmax" in called("mixtral", "routing")

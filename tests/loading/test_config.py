@@ -30,7 +30,8 @@ NO_OLD_RULE = (
     "afmoe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "olmo_hybrid",
 )  # fmt: skip
 NEWER = (  # than the old spelling
-    "mellum", "laguna", "laguna_channels", "gemma4", "gemma4_experts", "gemma4_unified",
+    "mellum", "laguna", "laguna_channels", "gemma4", "gemma4_experts", "gemma4_small",
+    "gemma4_unified",
 )  # fmt: skip
 OLD_CASES = [case for case in CASES if case not in NEWER]
 

@@ -182,6 +182,18 @@ def test_a_buffer_elsewhere_is_claimed_by_no_role(tmp_path: Path) -> None:
         assert f"{name}: no role claims it" in refusal(path).problem
 
 
+def test_only_blocks_that_share_keys_and_values_may_have_unused_ones(tmp_path: Path) -> None:
+    unused = {f"{name}.weight": np.ones(3) for name in ("k_proj", "v_proj", "k_norm", "v_norm")}
+    for block, fits in ((4, True), (2, False)):
+        prefix = f"model.layers.{block}.self_attn."
+        more = {f"{prefix}{name}": x for name, x in unused.items()}
+        path = altered(tmp_path / "m", "gemma4_small", lambda a, m=more: a.update(m))
+        if fits:
+            same_weights(read_model(path), model_of("gemma4_small"))
+        else:
+            assert f"{prefix}v_norm.weight: no role claims it" in refusal(path).problem
+
+
 @pytest.mark.parametrize("chunk", [1 << 22, 64, 1])
 def test_a_tied_head_may_be_stored_again(
     chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ from refimpl.model import attention, ops, position_tables
 from refimpl.model.config import Alibi, BlockKind, Config, Rope, Temperature
 from refimpl.model.kernels import PLAIN
 from refimpl.model.mixers import (
+    carried,
     gated_delta_rule,
     latent_attention,
     mamba2,
@@ -376,6 +377,22 @@ def eps_of_latents(eps: float) -> Break:
     return broken
 
 
+def shared(change: Callable[[Array], Array]) -> Break:
+    """Change keys and values that a block reads of an earlier one, [B, K, S, h]."""
+
+    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
+        right = carried.split_heads
+        patch.setattr(carried, "split_heads", lambda x, size: change(right(x, size)))
+        return model
+
+    return broken
+
+
+def table(change: Callable[[Array], Array]) -> Break:
+    """Change the tables that blocks look their own embeddings up in, [V, P]."""
+    return kernel_weights("block_embed.weight", lambda w: change(np.array(w, np.float64)))
+
+
 MAMBA, SPACE = (
     "granite_hybrid bamba nemotron_h falcon_h1",
     ("x", "b", "c", "step", "rate", "positions"),
@@ -509,13 +526,24 @@ VARIANTS: list[Row] = [
      "nemotron_h"),
     ("small steps", mixers(steps=(0.0, inf)), "nemotron_h"),
     # positions
-    ("values not normalised", facts(weightless_norms=()), "gemma4 gemma4_unified"),
-    ("blocks not multiplied", without("block_scale"), "gemma4 gemma4_unified"),
+    ("values not normalised", facts(weightless_norms=()), "gemma4 gemma4_unified gemma4_small"),
+    ("blocks not multiplied", without("block_scale"), "gemma4 gemma4_unified gemma4_small"),
     ("scale of the head, not 1", facts(attention_scale=lambda c: c.head_dim**-0.5),
      "gemma4 gemma4_unified"),
     ("all waves turn", rope(turning_dim=99), "gemma4 gemma4_unified"),
     ("waves of the part that turns", rope(rotary_dim=lambda r: r.turning_dim or r.rotary_dim,
                                           scaling="default"), "gemma4 gemma4_unified"),
+    ("keys and values of another head", shared(lambda x: np.roll(x, 1, 1)), "gemma4_small"),
+    ("keys and values of the token before", shared(lambda x: np.roll(x, 1, 2)), "gemma4_small"),
+    ("an embedding of the next id", table(lambda w: np.roll(w, -1, 0)), "gemma4_small"),
+    ("channels of an embedding in reverse", table(lambda w: w[:, ::-1]), "gemma4_small"),
+    ("an embedding not multiplied", table(lambda w: w / 24**0.5), "gemma4_small"),
+    ("an embedding alone", kernel_weights("block_embed_stream.weight", lambda w: 1e-9 * w),
+     "gemma4_small"),
+    ("gate and projection exchanged", swapped("block_embed_gate", "block_embed_stream"),
+     "gemma4_small"),
+    ("no norm of the first stream", without("block_embed_stream_norm"), "gemma4_small"),
+    ("no norm behind the embedding", without("block_embed_post_norm"), "gemma4_small"),
     ("theta 10 % off", rope(theta=lambda r: 1.1 * r.theta), "llama gpt_neox"),
     ("slopes for more heads", alibi(slopes=other_slopes), "bloom mpt falcon_alibi"),
     ("slopes in another order", alibi(slopes=lambda a: a.slopes[::-1]), "bloom mpt"),

@@ -66,8 +66,11 @@ def trace_points(config: Config, batch: int, length: int) -> Iterator[tuple[str,
             yield f"blocks.{i}.attn_out", stream
         beside = ("experts_norm", "router_norm") if kind.mixture == "beside" else ()
         mlp = ("mlp_norm", *beside, "mlp_out") if fed else ()
-        for name in ("resid_mid", *mlp, "resid_post"):
-            yield f"blocks.{i}.{name}", stream
+        own = (*stream[:2], kind.embed_size)
+        added = {"block_embed_norm": stream, "block_embed": own, "block_embed_out": stream}
+        rest = dict.fromkeys(("resid_mid", *mlp), stream) | (added if kind.embed_size else {})
+        for name, shape in {**rest, "resid_post": stream}.items():
+            yield f"blocks.{i}.{name}", shape
     yield "final_norm", stream
     yield "logits", (batch, length, config.vocab_size)
 

@@ -129,7 +129,8 @@ def assert_close(actual: Any, expected: Any, tolerance: float, place: str = "") 
 @pytest.mark.parametrize(
     ("case", "choice"),
     [(case, c) for i, c in enumerate(CHOICES) for case in (("llama", "gemma3", "gpt2")[i % 3],)]
-    + [("gemma3", c) for c in FEW],
+    + [("gemma3", c) for c in FEW]
+    + [("gemma4_small", FEW[0])],
 )
 def test_the_same_scores_in_float64(folder: Path, case: str, choice: tuple[str, ...]) -> None:
     model = changed(folder, case, with_sink)
@@ -142,7 +143,9 @@ def test_the_same_scores_in_float64(folder: Path, case: str, choice: tuple[str, 
     ("case", "choice"),
     [
         (case, FEW[i % len(FEW)])
-        for i, case in enumerate((*FAMILIES, "smollm3", "olmo2", "granite", "apertus"))
+        for i, case in enumerate(
+            (*FAMILIES, "smollm3", "olmo2", "granite", "apertus", "gemma4_small")
+        )
     ],
 )
 def test_the_same_scores_in_float32(case: str, choice: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ from program import ran, refused, run
 from refusals import refusal_of
 from safetensors.numpy import save_file
 
+from refimpl.candidates.names import transformers_sources
 from refimpl.candidates.program_outputs import DumpFolder
 from refimpl.candidates.steps import module_steps
 from refimpl.model.attention import merge_heads
@@ -257,7 +258,7 @@ def test_a_wrong_position_in_the_cache_is_found(tmp_path: Path, forward_case: Ca
 
 
 @needs_torch
-@pytest.mark.parametrize("fixture", ["olmoe", "llama4_text", "gemma3"])
+@pytest.mark.parametrize("fixture", ["olmoe", "llama4_text", "gemma3", "gemma4_small"])
 def test_the_hooks_of_the_page_serve_other_families(fixture: str, tmp_path: Path) -> None:
     """Clipped queries, a complex rotation, and outputs that are views of another order."""
     pytest.importorskip("transformers")
@@ -275,6 +276,12 @@ def test_the_hooks_of_the_page_serve_other_families(fixture: str, tmp_path: Path
     exec(program, {})
     done = run("check", case.folder, tmp_path / "hooks.safetensors", "--names", "transformers")
     assert done.code == 0, done.out
+
+
+def test_values_after_a_norm_without_weights_are_in_no_module_that_is_known() -> None:
+    known = transformers_sources(model_of("gemma4_small"))
+    assert {"blocks.0.q", "blocks.0.k", "blocks.4.block_embed_out"} <= known.keys()
+    assert [name for name in known if name.endswith(".v")] == []  # that of v_proj is another value
 
 
 def test_a_complex_step_diverges_by_name() -> None:

@@ -27,6 +27,7 @@ CASES = (
     "olmo_hybrid",
     "gemma4",
     "gemma4_experts",
+    "gemma4_small",
 )
 IDS = Tokens(np.random.default_rng(3).integers(0, 61, (2, 9)), "random ids", "ids")
 

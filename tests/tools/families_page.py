@@ -18,7 +18,7 @@ from refimpl import Model, forward
 from refimpl.loading.composites import COMPOSITES, TEXT_FAMILIES
 from refimpl.loading.families import FAMILIES, REFUSED
 from refimpl.model.config import BlockKind, Config, Rope
-from refimpl.model.mixers.sizes import Attention
+from refimpl.model.mixers.sizes import Attention, SharedAttention
 from refimpl.onnx.export import export
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "families.md"
@@ -111,16 +111,15 @@ def mlp(model: Model) -> Iterator[str]:
 def others(model: Model, roles: set[str]) -> Iterator[str]:
     """Constants, biases, and how the file stores the linears."""
     config, family = model.config, FAMILIES[model.config.family]
-    if "block_scale" in roles:
-        yield "a multiplier per block"
-    if config.parallel_residual:
-        yield "parallel residual"
-    if "sinks" in roles:
-        yield "attention sinks"
-    if config.attn_soft_cap or config.final_soft_cap:
-        yield "soft caps"
-    if config.qkv_limit:
-        yield "q, k, v limited"
+    parts = {
+        "an embedding per block": "block_embed_gate" in roles,
+        "a multiplier per block": "block_scale" in roles,
+        "parallel residual": config.parallel_residual,
+        "attention sinks": "sinks" in roles,
+        "soft caps": config.attn_soft_cap or config.final_soft_cap,
+        "q, k, v limited": config.qkv_limit,
+    }
+    yield from (words for words, holds in parts.items() if holds)
     multipliers = {
         "embedding": config.embed_scale,
         "attention": config.attention_scale * config.head_dim**0.5,
@@ -147,7 +146,9 @@ def others(model: Model, roles: set[str]) -> Iterator[str]:
 def mixers(model: Model) -> Iterator[str]:
     """What mixes tokens in other ways than plain attention."""
     for mixer in dict.fromkeys(kind.mixer for kind in model.config.blocks if kind.mixer):
-        if isinstance(mixer, Attention) and mixer.keys_as_values:
+        if isinstance(mixer, SharedAttention):
+            yield "keys and values of earlier blocks, where MLPs may be wider"
+        elif isinstance(mixer, Attention) and mixer.keys_as_values:
             yield "keys as values in some blocks"
         elif isinstance(mixer, Attention) and mixer.gate:
             per = "head" if mixer.gate_width == 1 else "channel"

@@ -53,8 +53,10 @@ kimi_linear bailing_hybrid lara_mini qwen4_exp qwen4_exp_text = a delta rule in 
     decay per channel, or other gates and norms | qwen3_5_text
 lfm3 zaya inkling_text inkling2_text = a short convolution in a form of its own, or one inside
     attention
-gemma3n gemma3n_text gemma4_assistant gemma4_unified_assistant = keys and values that blocks share,
-    or an embedding of its own in every block | gemma3_text
+gemma3n gemma3n_text = several residual streams that are mixed in every block, and activations of
+    which most are set to zero | gemma3_text
+gemma4_assistant gemma4_unified_assistant = keys and values of another model, which it assists |
+    gemma4_text
 bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small camembert
     data2vec-text electra ernie git marian mbart megatron-bert mllama moshi musicgen musicgen_melody
     mvp pegasus plbart prophetnet rembert roberta roberta-prelayernorm roc_bert roformer trocr

@@ -1,8 +1,10 @@
 """Gemma: gains stored minus 1; from Gemma 2, norms after attention and MLP, sliding windows."""
 
+from dataclasses import replace
 from typing import Any
 
 from refimpl.loading.families.family import (
+    MOST,
     QK_NORM,
     Entries,
     Family,
@@ -68,8 +70,27 @@ BESIDE: dict[str, Any] = stacked("layers.{}.experts", weight="") | placed(
 )  # fmt: skip
 
 
+OWN = placed(
+    "layers.{}.", block_embed_gate="per_layer_input_gate", block_embed_proj="per_layer_projection",
+    block_embed_post_norm="post_per_layer_input_norm",
+) | {
+    "block_embed": "embed_tokens_per_layer", "block_embed_stream": "per_layer_model_projection",
+    "block_embed_stream_norm.weight": "per_layer_projection_norm.weight",
+}  # fmt: skip
+
+
 def _gemma4(family: Family, entries: Entries) -> tuple[Family, Entries]:
-    """Which blocks see all tokens, the last among them, the sizes of those; experts, if any."""
+    """Which blocks see all tokens, the last among them, the sizes of those; experts, if any.
+
+    Also whether blocks have embeddings, and which have tensors of keys and values that are unused.
+    """
+    if (size := "hidden_size_per_layer_input") in family.keys and entries.get(size, 256):
+        family = family.like(family.model_type, names=OWN)
+    count, shared = (entries.get(f"num_{x}_layers") for x in ("hidden", "kv_shared"))
+    if type(count) is type(shared) is int and 0 < shared < count <= MOST:
+        reading = "|".join(map(str, range(count - shared, count)))
+        unused = rf"layers\.({reading})\.self_attn\.([kv]_proj|[kv]_norm)\.weight"
+        family = replace(family, buffers=(*family.buffers, unused))
     if entries.get("enable_moe_block") and "enable_moe_block" in family.keys:
         sizes = dict(num_experts=Key(), num_experts_per_tok=key(None, "top_k_experts"),
                      moe_intermediate_size=Key())  # fmt: skip
@@ -110,13 +131,11 @@ GEMMA4 = GEMMA3.like(
             "sliding_attention": {"rope_theta": 10000.0},
         },
         use_bidirectional_attention=Key(None, only=(None, "vision")),
-        hidden_size_per_layer_input=Key(256, only=(0, None), otherwise="an embedding per block"),
-        num_kv_shared_layers=Key(0, only=(0,), otherwise="keys and values of earlier blocks"),
+        hidden_size_per_layer_input=256, num_kv_shared_layers=0, use_double_wide_mlp=False,
         enable_moe_block=Key(False, only=(False, True)), partial_rotary_factor=key(1.0),
         **unread(
-            "moe_intermediate_size", "num_experts", "top_k_experts", "use_double_wide_mlp",
-            "vocab_size_per_layer_input",
-        ),
+            "moe_intermediate_size", "num_experts", "top_k_experts", "vocab_size_per_layer_input",
+        ),  # the last is the number of rows of a table, which has to be that of tokens
     ),
     weightless_norms=("v_norm",),
     variant=_gemma4,

@@ -1,13 +1,13 @@
 """What every mixer works with: the place of its tokens, and the norms and linears of a block."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from refimpl.model import ops
 from refimpl.model.config import Config
 from refimpl.model.experts import Observer, unobserved
 from refimpl.model.kernels import PLAIN, Kernels
-from refimpl.model.mixers.sizes import Mixer
+from refimpl.model.mixers.sizes import NO_MIXER, Mixer
 from refimpl.model.ops import Array, linear
 
 Weights = Mapping[str, Array]
@@ -24,10 +24,12 @@ class Place:
         interleaved: As in `attention.rotate`.
         ramps: From `alibi_ramps`, [H, S], or None.
         query_scale: Multiplies queries; a number, or one for each position, [S, 1].
-        mixer: The facts of the block's mixer; None: softmax attention with the model's sizes.
+        mixer: The facts of the block's mixer.
         kernels: How the costly steps are evaluated; results differ in rounding only.
         observe: Receives the name and value of every trace point; the block continues with the
             array that it returns.
+        token_ids: [B, S], of a block with an embedding of its own; else None.
+        shared: "k" and "v" [B, K, S, h] of a block that reads those of an earlier one.
     """
 
     positions: Array
@@ -36,9 +38,11 @@ class Place:
     interleaved: bool = False
     ramps: Array | None = None
     query_scale: Array | float = 1.0
-    mixer: Mixer | None = None
+    mixer: Mixer = NO_MIXER
     kernels: Kernels = PLAIN
     observe: Observer = unobserved
+    token_ids: Array | None = None
+    shared: Mapping[str, Array] = field(default_factory=dict)
 
 
 def norm(x: Array, weights: Weights, role: str, config: Config, kernels: Kernels = PLAIN) -> Array:

@@ -1,7 +1,7 @@
 """The facts of what mixes the tokens of a block: its sizes, and the shapes of its weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -50,6 +50,9 @@ class Mixer:
         return WeightShapes({})
 
 
+NO_MIXER = Mixer()
+
+
 @dataclass(frozen=True)
 class Attention(Mixer):
     """Softmax attention: sizes in the words of `config.json`, and the gate of its heads.
@@ -62,6 +65,7 @@ class Attention(Mixer):
         gate_width: Factors per head: one for all its channels, or h.
         key_scale: Multiplies keys, before any norm and rotation.
         keys_as_values: Whether values are keys before their norm and rotation.
+        kept: Whether later blocks read its keys, before their rotation, and its values.
     """
 
     num_attention_heads: int
@@ -71,6 +75,7 @@ class Attention(Mixer):
     gate_width: int = 0
     key_scale: float = 1.0
     keys_as_values: bool = False
+    kept: bool = False
 
     name = "attention"
     points = ("q", "k", "v", "q_rope", "k_rope")
@@ -80,6 +85,11 @@ class Attention(Mixer):
     def runs(self, fused: tuple[str, ...]) -> int:
         """As of `Mixer`: a gate is beside the queries of its head, others go by key-value head."""
         return self.num_attention_heads if "attn_gate" in fused else self.num_key_value_heads
+
+    @property
+    def kept_size(self) -> int:
+        """Channels of the keys and values of a token."""
+        return 2 * self.num_key_value_heads * self.head_dim
 
     @property
     def kv_head_of_head(self) -> npt.NDArray[np.intp]:
@@ -102,6 +112,24 @@ class Attention(Mixer):
         norms = dict.fromkeys(("q_norm", "k_norm", "q_rope_norm", "k_rope_norm", "v_norm"), h)
         norms |= {"q_width_norm": q, "k_width_norm": kv}
         return WeightShapes(linears, gate, norms, {"sinks": (heads,)})
+
+
+@dataclass(frozen=True)
+class SharedAttention(Attention):
+    """Softmax attention with the keys and values of an earlier block, which are not its weights'.
+
+    Args:
+        of: That block, whose attention has the same sizes and rotates its keys in the same way.
+    """
+
+    of: int = 0
+
+    def shapes(self, width: int) -> WeightShapes:
+        """As of `Mixer`."""
+        every = super().shapes(width)
+        linears = {name: x for name, x in every.linears.items() if name[0] not in "kv"}
+        norms = {name: x for name, x in every.norms.items() if name[0] not in "kv"}
+        return replace(every, linears=linears, norms=norms)
 
 
 @dataclass(frozen=True)

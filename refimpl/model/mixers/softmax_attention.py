@@ -18,6 +18,7 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
     heads: ``sigmoid(W_gate x)`` or ``softplus(W_gate x)``, a factor per head or per channel.
 
     Values may be the keys before their norm and rotation, and normalised without a gain (`v_norm`).
+    Keys before their rotation and values may be those of an earlier block.
 
     q and k may be normalised in three places: over all heads together (`q_width_norm`), per head
     (`q_norm`), or per head after the rotation (`q_rope_norm`).
@@ -34,15 +35,16 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
     Returns:
         Attention's output, [B, S, D].
     """
-    observe, kernels = place.observe, place.kernels
-    sizes = place.mixer or config.attention
+    observe, kernels, sizes = place.observe, place.kernels, place.mixer
     assert isinstance(sizes, Attention)
-    scales = {"k": sizes.key_scale}
 
     def heads_of(name: str) -> Array:
+        if name in place.shared:
+            return observe(name, place.shared[name])
         linear = "k" if name == "v" and sizes.keys_as_values else name
-        y = ops.scaled(project(x, weights, f"{linear}_proj"), scales.get(name, 1.0))
-        y = ops.limited(norm(y, weights, f"{name}_width_norm", config, kernels), config.qkv_limit)
+        y, scale = project(x, weights, f"{linear}_proj"), sizes.key_scale if name == "k" else 1.0
+        y = norm(ops.scaled(y, scale), weights, f"{name}_width_norm", config, kernels)
+        y = ops.limited(y, config.qkv_limit)
         y = attention.split_heads(y, sizes.head_dim)
         return observe(name, norm(y, weights, f"{name}_norm", config, kernels))
 

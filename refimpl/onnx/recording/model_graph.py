@@ -12,10 +12,11 @@ import onnx
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import left_out, nan_mean, surviving_drift
 from refimpl.method.perturbation import Noise, Perturbation, deviation, kept_tokens, perturbed
-from refimpl.model.config import Config
+from refimpl.model.config import BLOCK_EMBED, Config
 from refimpl.model.experts import Observer
-from refimpl.model.forward import Place, block, block_points, embed, head, places
+from refimpl.model.forward import Place, block, embed, head, places
 from refimpl.model.kernels import PLAIN
+from refimpl.model.mixers.carried import stream
 from refimpl.model.model import EMBEDDING, Model
 from refimpl.model.ops import Array
 from refimpl.onnx.recording.array import Recorded
@@ -31,7 +32,7 @@ PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "noise_norm", "norm", "sin
 def trace_points(config: Config) -> tuple[str, ...]:
     """Names of all trace points of a model, in the order of execution."""
     kinds = enumerate(config.blocks)
-    blocks = (f"blocks.{i}.{point}" for i, kind in kinds for point in block_points(kind))
+    blocks = (f"blocks.{i}.{point}" for i, kind in kinds for point in kind.points)
     return "embed", *blocks, "final_norm", "logits"
 
 
@@ -62,35 +63,44 @@ class Recording:
         return {x.removeprefix(prefix): self._entered[self.carried[x].name] for x in wanted}
 
     def embed(self) -> Recorded:
-        """The residual stream before the first block, [batch, sequence, D]."""
+        """The state before the first block, [batch, sequence, D and what is carried]."""
         weights = self.weights("", EMBEDDING)
         ids, positions = cast(Any, self.ids), cast(Any, self.positions)
         x = embed(ids, positions, weights, self.model.config, self.dtype)
-        return self.graph.labelled(cast(Any, x), "embed")
+        return cast(Any, x)
 
     def block(self, index: int, x: Recorded, points: tuple[str, ...]) -> dict[str, Recorded]:
-        """Call a block on x [any batch, sequence, D]: some of its trace points, without prefix."""
+        """Call a block on a state [any batch, sequence, D and what is carried].
+
+        Returns some of its trace points, without prefix, and `state` if it is not `resid_post`.
+        """
         config, prefix = self.model.config, f"blocks.{index}."
 
         def body(graph: Graph, arrays: dict[str, Any]) -> Mapping[str, Any]:
             outputs: dict[str, Any] = {}
 
             def observe(step: str, value: Any) -> Any:
+                if step == BLOCK_EMBED[0]:  # not a norm's result: the block reads it again
+                    value = graph.add("Identity", value)
                 if step not in points:
                     return graph.labelled(value, step)
                 outputs[step] = graph.named(value, step)
                 return outputs[step]
 
             place = replace(_with(self.places[index], arrays), observe=observe)
-            block(arrays["x"], arrays, place, config)
-            return outputs
+            state: Any = block(arrays["x"], arrays, place, config)
+            return outputs | ({"state": graph.named(state, "state")} if config.carried else {})
 
         inputs = {"x": x, **_arrays(self.places[index]), **self.weights(prefix)}
         kind = config.blocks[index]
+        if size := kind.embed_size:
+            tables: Any = self.weights("", ("embed.weight", "block_embed.weight"))
+            own = tables["block_embed.weight"][..., index * size : (index + 1) * size]
+            inputs |= tables | {"block_embed.weight": own}
         return self.graph.call("block", body, inputs, prefix.rstrip("."), kind)
 
     def head(self, x: Recorded, observe: Observer) -> Recorded:
-        """Logits [batch, sequence, V] of the residual stream after the last block."""
+        """Logits [batch, sequence, V] of the state after the last block."""
         names = ("final_norm.weight", "final_norm.bias", "lm_head.weight", "lm_head.bias")
         return cast(Any, head(cast(Any, x), self.weights("", names), self.model.config, observe))
 
@@ -132,7 +142,7 @@ def _arrays(place: Place) -> dict[str, Any]:
     """The arrays of a place that depend on positions, by name."""
     cos, sin = place.rope or (None, None)
     arrays = {"bias": place.bias, "cos": cos, "sin": sin, "ramps": place.ramps}
-    if place.mixer and "conv_in" in place.mixer.points:  # others' are in these arrays
+    if "conv_in" in place.mixer.points:  # others' are in these arrays
         arrays["positions"] = place.positions
     arrays["query_scale"] = cast(Any, place.query_scale)  # a number, or an array
     return {name: array for name, array in arrays.items() if isinstance(array, Recorded)}
@@ -154,14 +164,15 @@ def _with(place: Place, arrays: Mapping[str, Any]) -> Place:
 
 def model_graph(recording: Recording, outputs: GraphOutputs = "logits") -> Graph:
     """Record a model: `token_ids` [batch, sequence] to `logits`, or to every trace point."""
-    graph, trace = recording.graph, outputs == "trace"
+    graph, trace, config = recording.graph, outputs == "trace", recording.model.config
     x = recording.embed()
-    if trace:
-        x = graph.output("embed", x)
-    for i, kind in enumerate(recording.model.config.blocks):
-        points = block_points(kind)
+    h: Any = stream(cast(Any, x), config)
+    h = graph.output("embed", h) if trace else graph.labelled(h, "embed")
+    x = x if config.carried else h
+    for i, kind in enumerate(config.blocks):
+        points = kind.points
         arrays = recording.block(i, x, points if trace else points[-1:])
-        x = arrays[points[-1]]
+        x = arrays.pop("state") if config.carried else arrays[points[-1]]
         if trace:
             graph.outputs_as_named(arrays.values())
 
@@ -214,14 +225,16 @@ def experiment_graph(recording: Recording, plan: Noise) -> Graph:
 
     # One sequence only: others in the batch would be taken for states.
     recording.ids.kind.tensor_type.shape.dim[0].dim_value = 1
-    x = add("Identity", recording.embed(), axes=("states.0", SEQUENCE, width))
+    x = recording.embed()
+    x = add("Identity", x, axes=("states.0", *x.axes[1:]))
     ids: Any = recording.ids
     kept: Any = np.ones_like(ids, np.bool_)
     first, drifts, alignments, sinks, sizes = [], [], [], [], []
     for i in range(blocks):
-        x = recording.block(i, x, ("resid_post",))["resid_post"]
+        x = recording.block(i, x, ("resid_post",))["state" if config.carried else "resid_post"]
         starts_here, born = np.equal(at, i), f"born.{i}"
-        clean, earlier = _first(x), add("Shape", x, end=1)
+        first_state, earlier = _first(x), add("Shape", x, end=1)
+        clean = stream(first_state, config)
         inputs = {
             "h": add("Squeeze", clean, [0]),
             "noise": add("Compress", noise, starts_here, axis=0, axes=(born, SEQUENCE, width)),
@@ -232,9 +245,13 @@ def experiment_graph(recording: Recording, plan: Noise) -> Graph:
         rows = (f"states.{i + 1}", SEQUENCE)
         each = add("Concat", add("Shape", new["states"], end=1), [1], axis=0)
         kept_by = add("Expand", new["kept"], each, axes=(born, SEQUENCE))
-        x = add("Concat", x, new["states"], axis=0, axes=(*rows, width))
+        states = new["states"]
+        if config.carried:  # the same for each of them
+            beside = np.zeros_like(states[..., :1]) + first_state[..., width:]
+            states = np.concatenate([states, beside], axis=-1)
+        x = add("Concat", x, states, axis=0, axes=(*rows, x.axes[-1]))
         kept = add("Concat", kept, kept_by, axis=0, axes=rows)
-        inputs = {"states": x, "clean": clean, "kept": kept}
+        inputs = {"states": stream(x, config), "clean": clean, "kept": kept}
         body = partial(_measure, plan)
         measured = graph.call("measure", body, inputs, f"blocks.{i}.measure")
         first.append(_tail(measured["drift"], earlier, born))

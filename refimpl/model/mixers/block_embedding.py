@@ -1,0 +1,43 @@
+"""An embedding of tokens that a block has for itself, gated by the residual stream."""
+
+from math import sqrt
+
+import numpy as np
+
+from refimpl.model.config import Config
+from refimpl.model.mixers.projection import Place, Weights, norm, project
+from refimpl.model.ops import Array
+
+
+def block_embedding(x: Array, weights: Weights, place: Place, config: Config) -> Array:
+    """Look a token up in the block's own table, and let the stream gate what is found.
+
+    e = (norm(W_s h_0 / sqrt(D)) + sqrt(P) E_l[id]) / sqrt(2);  y = W_p (act(W_g x) * e)
+
+    The embedding e depends on the id alone: a perturbation of the stream changes the gate, not e.
+
+    Observed: `block_embed`, e, [B, S, P].
+
+    Args:
+        x: Residual stream after the MLP, [B, S, D].
+        weights: The block's weights by our names; the tables `embed.weight` and
+            `block_embed.weight` among them.
+        place: Token ids, kernels and observer.
+        config: The model's facts.
+
+    Returns:
+        What the block adds to the stream, before its norm, [B, S, D].
+
+    Source: transformers' `Gemma4TextModel.project_per_layer_inputs` and `Gemma4TextDecoderLayer`.
+    """
+    assert place.token_ids is not None
+    kernels, dtype = place.kernels, x.dtype
+    first, own = (
+        np.take(weights[f"{table}.weight"], place.token_ids, axis=0).astype(dtype)
+        for table in ("embed", "block_embed")
+    )
+    y = project(first * config.embed_scale, weights, "block_embed_stream") * x.shape[-1] ** -0.5
+    y = norm(y, weights, "block_embed_stream_norm", config, kernels)
+    e = place.observe("block_embed", (y + own * sqrt(own.shape[-1])) * sqrt(0.5))
+    gate = kernels.activations[config.activation](project(x, weights, "block_embed_gate"))
+    return project(gate * e, weights, "block_embed_proj")

@@ -1,0 +1,129 @@
+"""What a state carries behind the residual stream: of whom it is, and that nobody perturbs it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from candidates import written
+from gates import GATES, model_of
+
+from refimpl import Noise, Probes, Request, score
+from refimpl.method.perturbation import noise, perturbed
+from refimpl.model.forward import block
+from refimpl.model.mixers.carried import apart, stream, whole_state
+from refimpl.model.ops import Array
+from refimpl.model.stream import Stream
+from refimpl.oracle.case import computed_case, make_case, read_case, stepwise_steps
+from refimpl.oracle.check import check
+from refimpl.oracle.recipe import Recipe
+from refimpl.oracle.rounding import Bfloat16, Float16
+from refimpl.scoring.grouping import state_bytes
+from refimpl.scoring.measurements import Address
+from refimpl.scoring.perturbed_state import with_noise
+from refimpl.tokens import Tokens
+
+CASE = "gemma4_small"  # blocks 1 and 2 compute the keys and values of blocks 4 and 3
+IDS = np.random.default_rng(4).integers(0, 61, (2, 9))
+
+
+def states(upto: int) -> Stream:
+    """The sequences before a block, in float64."""
+    model = model_of(CASE)
+    passing = Stream(model, dict(enumerate(IDS)), np.float64)
+    for i in range(upto):
+        weights = model.block(i, np.float64)
+        passing.advance({n: passing.through(h, weights) for n, h in passing.states.items()})
+    return passing
+
+
+def test_each_block_adds_what_later_ones_read() -> None:
+    config = model_of(CASE).config
+    assert config.carried == {-1: 3, 1: 2 * 2 * 16, 2: 2 * 2 * 10}
+    sizes = [states(i).states[0].shape[-1] - config.hidden_size for i in range(6)]
+    assert sizes == [3, 3, 3 + 64, *(3 * [3 + 64 + 40])]
+    assert states(5).states[0].shape[-1] == config.state_size
+    assert state_bytes(config, 9, np.float32) == 4 * 9 * config.state_size
+    assert model_of("llama").config.state_size == model_of("llama").config.hidden_size
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_ids_survive_every_dtype(dtype: type) -> None:
+    config, ids = model_of(CASE).config, np.array([[0, 255, 256, 262_143, 2**24 - 1]])
+    place = next(iter(states(0)._places[9].values()))
+    state = whole_state(np.zeros((1, 5, config.hidden_size), dtype), ids, config)
+    np.testing.assert_array_equal(apart(state, place, config)[1].token_ids, ids)
+    for rounded in (Float16, Bfloat16):
+        held = whole_state(rounded.of(np.zeros((1, 5, config.hidden_size))), ids, config)
+        np.testing.assert_array_equal(apart(held, place, config)[1].token_ids, ids)
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_noise_changes_the_residual_stream_alone(index: int) -> None:
+    """Keys and values computed in a block or before it, and ids, are those of the clean run."""
+    width = model_of(CASE).config.hidden_size
+    clean = states(index + 1).states[1]
+    changed = with_noise(clean, Address(1, 0, 0, index), Noise(), width)
+    np.testing.assert_array_equal(changed[..., width:], clean[..., width:])
+    assert (changed[..., :width] != clean[..., :width]).all()
+
+
+def test_a_perturbed_run_is_that_of_the_whole_model() -> None:
+    """The end of a state that the experiment perturbs, from a forward that holds no states.
+
+    Every block is called with what its own trace points say: the carried channels are made anew.
+    """
+    model, tokens = model_of(CASE), Tokens(IDS[:1], "random ids", "ids")
+    config, ids = model.config, IDS[:1]
+    scores = score(model, tokens, Noise(eta=(0.1,)), dtype="float64")
+    for perturbed_block in range(config.num_blocks):
+        ends = []
+        for noisy in (False, True):
+            x, held = stream(states(0).states[0], config), dict[int, list[Array]]()
+            for i in range(config.num_blocks):
+                points: dict[str, Array] = {}
+
+                def observe(name: str, value: Array, into: dict[str, Array] = points) -> Array:
+                    into[name] = value
+                    return value
+
+                place = states(i).place(9)
+                kept = [x for j in sorted(held) if j in config.carried for x in held[j]]
+                x = whole_state(x, ids, config, kept)
+                block(x, model.block(i, np.float64), replace(place, observe=observe), config)
+                x, held[i] = points["resid_post"], [points["k"], points["v"]]
+                if noisy and i == perturbed_block:
+                    e = noise(0, 0, i, 0, x.shape[1:])
+                    x = perturbed(x[0], e, 0.1, np.ones(9, bool))[None]
+            ends.append(x[0])
+        clean, end = ends
+        drift = np.linalg.norm(end - clean, axis=-1) / np.linalg.norm(clean, axis=-1)
+        measured = scores.sweep[0].drift[perturbed_block, -1]
+        assert abs(drift.mean() - measured) <= GATES["float64"] * measured
+
+
+def test_the_oracle_and_the_experiment_carry_the_same() -> None:
+    """The oracle puts states together from trace points, and the experiment lets them travel."""
+    model, tokens = model_of(CASE), Tokens(IDS, "random ids", "ids")
+    recipe = Recipe(bases=("owl",), draws=1)
+    steps = computed_case(model, tokens, recipe).expected
+    plans = {"perturbed": recipe.perturbation, "pruned": Probes(probe_delta=None)}
+    for name, plan in plans.items():
+        scores = score(model, tokens, plan, Request("owl", {}, 0.5), dtype="float64")
+        for i in range(model.config.num_blocks):
+            right, measured = steps[f"{name}.{i}.drift"], scores.sweep[0].drift[i, i:]
+            np.testing.assert_allclose(measured, right, rtol=GATES["float64"])
+
+
+def test_a_check_finds_keys_and_values_of_another_block(tmp_path: Path) -> None:
+    recipe, tokens = Recipe(bases=("owl",), draws=1), Tokens(IDS, "random ids", "ids")
+    make_case(model_of(CASE), tokens, recipe, tmp_path / CASE)
+    case = read_case(tmp_path / CASE)
+    actual = written(case, stepwise_steps(case, "float32"), "float32")
+    assert check(case, actual, stepwise=True).first is None
+    for point in ("k", "v"):  # blocks 0 and 3 have heads of the same size
+        wrong = actual | {f"blocks.3.{point}": actual[f"blocks.0.{point}"]}
+        found = check(case, wrong, ("blocks.3.*",), stepwise=True).first
+        assert found is not None
+        assert found.step == f"blocks.3.{point}"
