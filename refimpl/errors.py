@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 # Controls, line separators, marks that change the direction of a text, and lone surrogates.
@@ -66,6 +67,16 @@ class RefimplError(ValueError):
         if self.remedy:
             lines.append(f"next: {self.remedy}")
         return "\n".join(lines)
+
+
+def need(extra: str, *libraries: str, otherwise: str = "") -> None:
+    """Refuse to continue if a library of an extra of refimpl is not installed."""
+    if missing := [name for name in libraries if find_spec(name) is None]:
+        raise RefimplError(
+            f"{' and '.join(missing)}: not installed",
+            f"refimpl with its extra [{extra}]",
+            f"pip install 'refimpl[{extra}]'{otherwise}",
+        )
 
 
 class Interrupted(Exception):

@@ -10,8 +10,8 @@ from unittest.mock import patch
 from hypothesis import strategies as st
 
 from refimpl.allocation.scores_json import RENAMED
+from refimpl.storage.file_system import work_path
 from refimpl.storage.finished_units import FinishedUnits, is_tree, read_tree, runs
-from refimpl.storage.work_folder import work_path
 
 
 def numbers(path: Path) -> dict[str, Any]:

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 from refimpl.report.experiment import drift_figure, sweep_figure
-from refimpl.report.figure import ReportFigure
-from refimpl.report.inputs import read_inputs
-from refimpl.report.svg import picture, picture_styles
+from refimpl.report.figure import ReportFigure, picture, picture_styles
+from refimpl.report.inputs import ScoresInput, of_kind, read_inputs
 
 HERE = Path(__file__).parent
 ETAS = (0.01, 1.0)
@@ -19,7 +18,7 @@ ETAS = (0.01, 1.0)
 def main() -> None:
     """Write the pictures of one file."""
     path, name = Path(sys.argv[1]), sys.argv[2]
-    (scored,) = read_inputs([path]).scored
+    (scored,) = of_kind(ScoresInput, read_inputs([path]))
     for found in (x for x in scored.scores.sweep if x.eta in ETAS):
         target = HERE / f"{name}-drift-{found.eta:g}.svg"
         write(target, drift_figure("drift", found))

@@ -14,14 +14,15 @@ import numpy as np
 
 from refimpl.allocation.allocate import Allocation, allocate, base_only, linear_counts, units_of
 from refimpl.allocation.targets import Targets
-from refimpl.bench.cells import BenchCell, Grid
-from refimpl.bench.document import (
+from refimpl.bench.cells import (
     BENCH,
     BENCH_FORMAT,
+    BenchCell,
     BenchDocument,
     BenchRow,
     BenchSettings,
     BenchText,
+    Grid,
     TextNats,
     rows_on_file,
 )
@@ -40,11 +41,17 @@ from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.scoring.score import score
 from refimpl.scoring.signals import signals
-from refimpl.storage.file_system import ResumableError, file_digest, remove, writing
+from refimpl.storage.file_system import (
+    ResumableError,
+    file_digest,
+    remove,
+    work_folder,
+    work_path,
+    writing,
+)
 from refimpl.storage.files import write_json
 from refimpl.storage.finished_units import FinishedUnits, discard, finished_units, runs
 from refimpl.storage.target_checks import check_parent, real_path
-from refimpl.storage.work_folder import work_folder, work_path
 from refimpl.tokens import Tokens, Windows
 from refimpl.tokens.model_tokens import model_tokens, model_windows
 

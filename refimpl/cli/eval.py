@@ -12,23 +12,21 @@ import numpy.typing as npt
 import typer
 
 from refimpl.arguments import Checked, Seed, common_option, option, same_option
-from refimpl.bench.cells import Grid
-from refimpl.bench.document import BENCH, BenchSettings
+from refimpl.bench.cells import BENCH, BenchSettings, Grid
 from refimpl.cli import groups, terminal
 from refimpl.cli.options import Group, argument, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, progress_bar
 from refimpl.errors import printable
-from refimpl.evaluation.choices import read_questions
-from refimpl.evaluation.document import evaluation_document
-from refimpl.evaluation.evaluate import evaluate
+from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.evaluation.generation import TOKENS, generate
+from refimpl.evaluation.measures import read_questions
 from refimpl.loading.files.file_reading import WHOLE
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.show.evaluation import continuations_text, evaluation_table
 from refimpl.show.header import joined
-from refimpl.storage.work_folder import work_path
+from refimpl.storage.file_system import work_path
 from refimpl.tokens import SAMPLES, SEQ_LEN, id_windows
 from refimpl.tokens.model_tokens import CALIBRATION, EVALUATION, model_windows
 

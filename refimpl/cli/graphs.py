@@ -58,7 +58,7 @@ def export_command(
         of_noise = [f"variant {name}" for name in groups.NOISE]
         refuse(context, of_noise, "a model's graph", "--experiment, which perturbs states")
     from refimpl.onnx.export import export, exported_document
-    from refimpl.show.export import export_table
+    from refimpl.show.graphs import export_table
 
     options = vars(graph) | {"experiment": plan if graph.experiment else None}
     exported = export(where.read(model), options.pop("output"), **options)
@@ -107,7 +107,7 @@ def validate_command(
     """
     from refimpl.onnx.validate import validate
     from refimpl.oracle.check import EXIT
-    from refimpl.show.validation import validation_document, validation_table
+    from refimpl.show.graphs import validation_document, validation_table
 
     opened = where.read(model)
     tokens = model_tokens(opened, **vars(source), default=VALIDATED)

@@ -46,28 +46,21 @@ def argument(metavar: str, help: str, found: Callable[[Path], Path] | None = Non
     return typer.Argument(metavar=metavar, readable=False, help=plain(help), callback=found)
 
 
-def _number(text: str) -> float:
-    """A number, or a percentage: "0.5", "50%"."""
-    return float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
-
-
-def fraction(name: str, text: str) -> float:
-    """A number, or a percentage, of an option."""
-    try:
-        return _number(text)
-    except ArithmeticError:
-        word = name.replace("_", "-")
-        expected, remedy = "a fraction from 0 to 1, or a percentage", f"use --{word} 0.5"
-        raise RefimplError(f"{word} {text!r}", expected, remedy) from None
-
-
 def numbers(name: str, text: str) -> tuple[float, ...]:
     """Numbers, separated by commas."""
+    return tuple(
+        number(name, part.strip(), ", or numbers separated by commas") for part in text.split(",")
+    )
+
+
+def number(name: str, text: str, more: str = "") -> float:
+    """A number, or a percentage, of an option: "0.5", "50%"."""
     try:
-        return tuple(_number(part.strip()) for part in text.split(","))
+        return float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
     except ArithmeticError:
-        expected, remedy = "a number, or numbers separated by commas", f"use --{name} 0.01"
-        raise RefimplError(f"{name} {text!r}", expected, remedy) from None
+        word = name.replace("_", "-")
+        expected, example = f"a number, or a percentage{more}", "0.01" if more else "0.5"
+        raise RefimplError(f"{word} {text!r}", expected, f"use --{word} {example}") from None
 
 
 def number_or_word(text: str) -> float | str:
@@ -100,7 +93,7 @@ def value_type(name: str, hint: Any, default: Any) -> tuple[Any, Callable[[Any],
         return Literal["float32", "float64"], None
     if origin is Annotated:
         limits = inner[1:] == (0, 1)
-        return (str, partial(fraction, name)) if limits else value_type(name, inner[0], default)
+        return (str, partial(number, name)) if limits else value_type(name, inner[0], default)
     if origin is tuple and inner[0] is float:
         return str, partial(numbers, name)
     if origin is tuple:

@@ -13,7 +13,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.loading.files.hub import local_files
 from refimpl.storage.files import undo_killed
-from refimpl.storage.target_checks import check_file, mentions, refuse_overlap
+from refimpl.storage.target_checks import check_file, refuse_overlap
 
 READ_BESIDE = (  # of a file of weights
     "config.json",
@@ -85,9 +85,8 @@ def _with_companions(name: str, path: Path) -> Iterator[tuple[str, Path]]:
     elif path.name.endswith((".safetensors", ".index.json")):
         beside = [path.parent / other for other in READ_BESIDE]
         beside += path.parent.glob("*.safetensors")
-    elif path.suffix == ".onnx":
-        with suppress(OSError):  # the command reports it
-            beside = [x for x in path.parent.iterdir() if mentions(path, _entry(x))]
+    elif path.suffix == ".onnx":  # its weights may have any name
+        beside = [x for x in path.parent.iterdir() if x.suffix not in (".json", ".xml")]
     yield from ((f"{name}: {other.name}", other) for other in beside if os.path.exists(other))
     with suppress(OSError, ValueError, KeyError, TypeError):  # the command refuses a damaged case
         model = parsed_json(read_file(path / "case.json"))["model"]
@@ -95,11 +94,3 @@ def _with_companions(name: str, path: Path) -> Iterator[tuple[str, Path]]:
         yield from _with_companions(
             f"{name}: its model", inside if os.path.exists(inside) else Path(model)
         )
-
-
-def _entry(path: Path) -> bytes:
-    """How a graph names a file of weights, or begins the name of one in a folder."""
-    name = os.fsencode(path.name)
-    if path.is_dir():
-        return name + b"/"
-    return name if len(name) > 127 else b"\x12" + bytes([len(name)]) + name  # of protobuf

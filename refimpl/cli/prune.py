@@ -21,10 +21,9 @@ from refimpl.bases.uniform import UNIFORM
 from refimpl.cli import groups
 from refimpl.cli.options import Group, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
-from refimpl.cli.terminal import command_line, deliver, progress_bar, style
+from refimpl.cli.terminal import command_line, deliver, progress_bar
 from refimpl.errors import RefimplError
-from refimpl.evaluation.document import evaluation_document
-from refimpl.evaluation.evaluate import evaluate
+from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.loading.files.documents import plain
 from refimpl.method.perturbation import Probes
 from refimpl.model.config import Linears
@@ -43,8 +42,8 @@ from refimpl.scoring.score import score
 from refimpl.scoring.signals import signals
 from refimpl.show.blocks import blocks_table, estimate_text
 from refimpl.show.pruning import inspection_table, pruning_table
+from refimpl.storage.file_system import work_path
 from refimpl.storage.target_checks import real_path
-from refimpl.storage.work_folder import work_path
 from refimpl.tokens import SAMPLES, SEQ_LEN, Tokens, Windows
 from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.tokens.model_tokens import model_tokens, model_windows
@@ -168,7 +167,7 @@ def command(
         more: dict[str, Any] = {"settings": pruning, "force": how.force, "measure": measure}
         more["scored"] = made and scores_document(made[0], made[1:])
         pruned = prune(opened, output, targets, pruner, tokens, **more)
-    measured = made and blocks_table(*made, style())
+    measured = made and blocks_table(*made)
     deliver(plain(pruned), pruning_table(pruned, output, measured), how.json)
 
 

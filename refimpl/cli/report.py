@@ -58,7 +58,7 @@ def command(files: Runs, *, to: Annotated[PageOptions, Group("Output")]) -> None
     from refimpl.report.inputs import read_inputs  # not for --help
     from refimpl.report.page import page, sections, write_figures
 
-    inputs = read_inputs(files).named
+    inputs = read_inputs(files)
     text = page(inputs)
     if to.figures is not None:
         count = write_figures(to.figures, list(sections(inputs)))

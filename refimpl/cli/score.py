@@ -17,7 +17,7 @@ from refimpl.bases.uniform import UNIFORM
 from refimpl.cli import groups
 from refimpl.cli.options import Group, argument, is_given, refuse, with_groups
 from refimpl.cli.outputs import OutputKind
-from refimpl.cli.terminal import progress_bar, style
+from refimpl.cli.terminal import in_color, progress_bar, shows_bars
 from refimpl.errors import printable
 from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
 from refimpl.loading.files.documents import plain
@@ -29,8 +29,8 @@ from refimpl.show.blocks import estimate_text, table
 from refimpl.show.explain import explanation_document, explanation_text
 from refimpl.show.findings import BEST
 from refimpl.show.header import command_lines, joined, wrapped
+from refimpl.storage.file_system import work_path
 from refimpl.storage.files import write_text
-from refimpl.storage.work_folder import work_path
 from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import SCORED
 
@@ -136,7 +136,7 @@ def _allocated(
 ) -> tuple[Mapping[str, Any], str]:
     """The document and the table of scores, allocated at every eta; what to do next."""
     allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
-    text = table(scores, allocations, style(), to.verbose)
+    text = table(scores, allocations, in_color(), to.verbose)
     if to.output is not None:
         text += f"written:    {printable(to.output)}\n"
     prune = f"next:       refimpl prune {shlex.quote(model)} -o OUT"
@@ -200,5 +200,5 @@ def explain_command(
         from refimpl.report.handout import handout  # not for --help
 
         write_text(shown.html, handout(steps))
-    said = explanation_text(steps, shown.source, style().blocks)
+    said = explanation_text(steps, shown.source, shows_bars())
     to.deliver(explanation_document(steps, shown.source), said)

@@ -16,14 +16,15 @@ import typer
 
 from refimpl.errors import Interrupted, printable
 from refimpl.running.threads import Progress
-from refimpl.show.header import NARROWEST, Style, fitting
+from refimpl.show.header import NARROWEST, fitting
+from refimpl.storage.file_system import work_path
 from refimpl.storage.files import json_text, write_json
 from refimpl.storage.finished_units import are_left
-from refimpl.storage.work_folder import work_path
 
 NO_READER = 74  # exit code if nobody reads stdout: EX_IOERR of sysexits.h
 STEPS = 1000  # of the progress bar
 BAR, BESIDE = 36, 27  # its columns, and those of what stands beside bar and label
+ASCII = str.maketrans("│█▐▉▊▋▌▍▎▏", "|######   ")  # of bars, where the encoding has none
 quiet = False  # whether no progress is shown, as -q says
 
 
@@ -33,7 +34,8 @@ def deliver(
     """Write a document to the output, if there is one, and print its JSON or its table."""
     if output is not None:
         write_json(output, document)
-    table = table if style().blocks else table.replace("±", "+-")
+    if not shows_bars():
+        table = table.replace(" ± ", " +-").translate(ASCII)
     say(json_text(document) if as_json else table)
 
 
@@ -60,11 +62,14 @@ def complain(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def style() -> Style:
-    """What stdout can show: colour only on a terminal and without NO_COLOR, blocks in UTF-8."""
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not _dumb()
-    return Style(color, encoding.startswith("utf"))
+def shows_bars() -> bool:
+    """Whether the encoding of stdout has the characters of bars."""
+    return (sys.stdout.encoding or "").lower().startswith("utf")
+
+
+def in_color() -> bool:
+    """Whether stdout shows colours: a terminal that can, without NO_COLOR."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not _dumb()
 
 
 def shows_progress() -> bool:

@@ -6,7 +6,7 @@ from hashlib import sha256
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.evaluation.choices import DELIMITER, Questions
+from refimpl.evaluation.measures import DELIMITER, Questions
 from refimpl.model.model import Model
 from refimpl.tokens.samples import Ids
 from refimpl.tokens.tokenizer import TextTokenizer, bos_rule, read_tokenizer, special_token

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
+from refimpl.method.divergence import extended
 from refimpl.model.config import Config
 from refimpl.model.floating_point import loud
 from refimpl.model.forward import Weights, head
@@ -143,15 +144,13 @@ class RunningSoftmax:
         """The sums after the logits [n, ids] of the next ids, the first of which is given."""
         column, row = self.targets - first, np.arange(len(self.targets))
         here = (column >= 0) & (column < logits.shape[1])
-        best = logits.argmax(axis=-1)  # the lowest of several
-        highest = logits[row, best].astype(np.float64)
-        largest = np.maximum(self.largest, highest)
-        total = self.total * np.exp(self.largest - largest)
+        largest, total, *_ = extended(self.largest, self.total, logits)
+        best = logits.argmax(axis=-1) + first  # the lowest of several
         return replace(
             self,
             largest=largest,
-            best=np.where(highest > self.largest, best + first, self.best),
-            total=total + np.exp(logits - largest[:, None]).sum(axis=-1),
+            best=np.where(largest > self.largest, best, self.best),
+            total=total,
             target=np.where(here, logits[row, np.where(here, column, 0)], self.target),
         )
 

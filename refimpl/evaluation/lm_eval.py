@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from refimpl.errors import RefimplError, listed
+from refimpl.errors import RefimplError, listed, need
 from refimpl.evaluation.encoding import encoder
 from refimpl.evaluation.likelihood import Likelihood, log_likelihoods
 from refimpl.loading.checkpoint import read_model
@@ -21,19 +21,15 @@ from refimpl.running.memory import parse_memory
 from refimpl.running.threads import Workers
 
 try:
+    need("eval", "lm_eval")
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-except ImportError as error:
-    missing = RefimplError(
-        f"the adapter needs lm-evaluation-harness, which cannot be imported ({error})",
-        "refimpl with its extra [eval]",
-        "pip install 'refimpl[eval]'",
-    )
-    if __name__ == "__main__":
-        print(f"error: {missing}", file=sys.stderr)
-        sys.exit(2)
-    raise missing from error
+except RefimplError as missing:
+    if __name__ != "__main__":
+        raise
+    print(f"error: {missing}", file=sys.stderr)
+    sys.exit(2)
 
 TokenPair = tuple[tuple[str, str] | None, list[int], list[int]]
 """Texts (or none), ids of the context, ids of the continuation."""

@@ -88,8 +88,8 @@ def _tokens(v: Values) -> Iterator[Figure]:
 
 
 def _embed(v: Values) -> Iterator[Figure]:
-    yield Figure("h_0", v.embedded[0], "the first sequence, as below")
-    yield Figure("||h_0,t||", length(v.embedded[0]), "per token")
+    yield Figure("h_0", v.embedded, "the first sequence, as below")
+    yield Figure("||h_0,t||", length(v.embedded), "per token")
 
 
 def _points(v: Values, names: tuple[str, ...] | str) -> Iterator[Figure]:

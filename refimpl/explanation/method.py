@@ -67,7 +67,7 @@ def _logarithm(request: Request) -> Callable[..., Any]:
 
 
 def _perturbed(v: Values) -> Iterator[Figure]:
-    h, perturbed = v.leaving[0][0], v.started(0, 0).h[0]
+    h, perturbed = v.leaving[0][0], v.perturbed
     if isinstance(v.plan, Noise):
         yield Figure("eta", v.plan.eta[0])
         yield Figure("noise", perturbation.noise(v.plan.seed, 0, v.index, 0, h.shape), "first draw")

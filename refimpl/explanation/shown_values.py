@@ -1,10 +1,9 @@
 """The values that an explanation shows: the numbers of `score`, each when it is first asked for."""
 
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.util import find_spec
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -13,20 +12,21 @@ from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.errors import printable
-from refimpl.method.perturbation import Noise, Perturbation, Probes, kept_tokens
+from refimpl.method.perturbation import Perturbation, Probes, kept_tokens
 from refimpl.model.config import Config
-from refimpl.model.forward import Place, Weights, block, head
+from refimpl.model.forward import Place, block, head
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import add_sums, input_of, second_moments, sum_of_squares
+from refimpl.model.statistics import add_sums, input_of, second_moments
 from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.wanda import wanda_keep, wanda_score
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
-from refimpl.scoring.measurements import Address
-from refimpl.scoring.perturbed_state import Clean, PerturbedState, Stack, with_noise
+from refimpl.scoring.measurements import Address, Squares
+from refimpl.scoring.perturbed_state import PerturbedState, Stack
 from refimpl.scoring.score import probed_blocks, score
+from refimpl.scoring.state_group import StateGroup
 from refimpl.tokens import Tokens
 from refimpl.tokens.tokenizer import read_tokenizer
 
@@ -67,39 +67,34 @@ class Values:
     @property
     def place(self) -> Place:
         """Bias and rotary tables of the block."""
-        return self._stream(self.index).place(self.ids.shape[1])
+        return self.before.place(self.ids.shape[1])
 
     @cached_property
     def weights(self) -> BlockWeights:
         """Weights of the block."""
         return self.model.block(self.index, self.settings.dtype)
 
-    @cached_property
-    def embedded(self) -> list[Array]:
-        """h_0 of every sequence, [1, S, D]."""
-        return list(
-            Stream(self.model, dict(enumerate(self.ids)), self.settings.dtype).states.values()
-        )
+    @property
+    def embedded(self) -> Array:
+        """h_0 of the first sequence, [1, S, D]."""
+        return self._after(0)[0].states[0]
 
     @cached_property
-    def entering(self) -> list[Array]:
-        """The residual stream of every sequence before the block, [1, S, D]."""
-        states = self.embedded
-        for i in range(self.index):
-            states = [*map(self._through(i), states)]
-        return states
+    def before(self) -> Stream:
+        """All sequences before the block."""
+        return self._after(self.index)[0]
 
     @cached_property
     def leaving(self) -> list[Array]:
         """The residual stream of every sequence after the block, [1, S, D]."""
-        return [h for h, _ in self._read]
+        return [*self._read[0].states.values()]
 
     @cached_property
     def moments(self) -> dict[str, Array]:
         """Wanda's statistic of the block's linears, dense model, all tokens, [in]."""
         total: dict[str, Array] = {}
-        for _, sums in self._read:
-            add_sums(total, sums)
+        for sums in self._read[2].values():
+            add_sums(total, sums[self.index])
         return second_moments(total, len(self.ids), self.config.linears[self.index])
 
     @cached_property
@@ -112,7 +107,7 @@ class Values:
             return value
 
         place = replace(self.place, observe=observe)
-        block(self.entering[0], self.weights, place, self.config)
+        block(self.before.states[0], self.weights, place, self.config)
         return points
 
     @cached_property
@@ -120,20 +115,17 @@ class Values:
         """Which tokens of each sequence take part, [S]."""
         return [kept_tokens(h[0], self.plan.sink) for h in self.leaving]
 
+    @property
+    def perturbed(self) -> Array:
+        """The first sequence after the block, perturbed by the plan, [S, D]."""
+        return self._after(self.index + 1, self._states)[1][0].h[0]
+
     @cached_property
     def followed(self) -> tuple[list[list[PerturbedState]], Array]:
         """Perturbed states at the end, per sequence and draw, and the first clean one there."""
-        clean, draws = self.leaving, range(self.plan.draws)
-        stacks = [
-            [self.started(sequence, draw) for draw in draws] for sequence in range(len(clean))
-        ]
-        for i in range(self.index + 1, self.config.num_blocks):
-            through = self._through(i)
-            clean = [through(h) for h in clean]
-            for of_sequence, h in zip(stacks, clean, strict=True):
-                for stack in of_sequence:
-                    stack.move(i, through, self._perturb, _computed(h))
-        return [[x.states[0] for x in of_sequence] for of_sequence in stacks], clean[0]
+        clean, stacks, _ = self._after(self.config.num_blocks, self._states)
+        states = [[x.states[0] for x in stacks if x.sequence == n] for n in clean.states]
+        return states, clean.states[0]
 
     @cached_property
     def logits(self) -> Array:
@@ -178,56 +170,27 @@ class Values:
         return wanda_keep(self.linear_score, int(pruned))
 
     @cached_property
-    def _read(self) -> list[tuple[Array, dict[str, Array]]]:
-        """Every sequence after the block, and the squares of what its linears read."""
-        return [
-            self._stream(self.index).through_with_sums(h, self.weights, sum_of_squares)
-            for h in self.entering
-        ]
+    def _read(self) -> tuple[Stream, list[Stack], dict[int, Squares]]:
+        """All sequences after the block, and the squares of what linears read."""
+        return self._after(self.index + 1)
 
-    @cached_property
-    def _pruned_weights(self) -> Weights:
-        """The block's weights after the pruning that is its perturbation."""
-        at, plan, moments = (
-            self.scores.pruned_at,
-            self.plan,
-            (self.moments,) * self.config.num_blocks,
-        )
-        assert at is not None  # as there are
-        assert isinstance(plan, Probes)
-        alone = replace(plan, probe_delta=None)
-        prune = probed_blocks(self.config, at.linear_pruned, alone, moments)
+    @property
+    def _states(self) -> tuple[Address, ...]:
+        """The states that are perturbed in this block."""
+        places = product(range(len(self.ids)), range(self.plan.draws))
+        return tuple(Address(sequence, draw, 0, self.index) for sequence, draw in places)
+
+    def _after(
+        self, blocks: int, states: tuple[Address, ...] = ()
+    ) -> tuple[Stream, list[Stack], dict[int, Squares]]:
+        """Clean and perturbed states after so many blocks, as `score` takes them there."""
+        ids, prune, plan = dict(enumerate(self.ids)), None, self.plan
+        if states and isinstance(plan, Probes):
+            at, moments = self.scores.pruned_at, (self.moments,) * self.config.num_blocks
+            assert at is not None  # as there are probes
+            alone = replace(plan, probe_delta=None)
+            prune = probed_blocks(self.config, at.linear_pruned, alone, moments)
+        stacks = tuple((a,) for a in states)
+        group = StateGroup(stacks, ids, (*ids,), plan, self.settings.dtype, prune)
         with Workers(self.settings.threads) as workers:
-            if prune.pruner.record.needs == "products":
-                ids, every = dict(enumerate(self.ids)), dict(enumerate(self.entering))
-                clean = Stream(self.model, ids, self.settings.dtype, every, self.index)
-                prune = prune.summed(clean, self.weights, workers)
-            return prune(self.index, 0, self.weights, workers)
-
-    def _through(self, index: int) -> Callable[[Array], Array]:
-        """One block of the model, as a function of the stream."""
-        weights = self.model.block(index, self.settings.dtype)
-        return partial(self._stream(index).through, weights=weights)
-
-    def _stream(self, index: int) -> Stream:
-        """The sequences before one block; its states are handed in."""
-        return Stream(self.model, dict(enumerate(self.ids)), self.settings.dtype, {}, index)
-
-    def started(self, sequence: int, draw: int) -> Stack:
-        """One state after the block, perturbed by the plan."""
-        stack = Stack((Address(sequence, draw, 0, self.index),), self.plan)
-        stack.move(self.index, lambda h: h, self._perturb, _computed(self.leaving[sequence]))
-        return stack
-
-    def _perturb(self, a: Address) -> Array:
-        """The residual stream after the block that is perturbed by the plan, [1, S, D]."""
-        if isinstance(self.plan, Noise):
-            return with_noise(self.leaving[a.sequence], a, self.plan)
-        return self._stream(self.index).through(self.entering[a.sequence], self._pruned_weights)
-
-
-def _computed(h: Array) -> Clean:
-    """A clean state as `Stack` takes it."""
-    future: Clean = Future()
-    future.set_result((h, {}))
-    return future
+            return group.follow(self.model, blocks, workers)

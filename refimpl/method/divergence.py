@@ -44,8 +44,8 @@ class RunningDivergence:
     def add(self, logits: Array, perturbed: Array) -> "RunningDivergence":
         """Add the clean and the perturbed logits of further ids, both [S, ids]."""
         gap = np.subtract(logits, perturbed, dtype=np.float64)  # in float32 it rounds, or overflows
-        largest, total, e, shrink = _extended(self.largest, self.total, logits)
-        largest_perturbed, total_perturbed, _, _ = _extended(
+        largest, total, e, shrink = extended(self.largest, self.total, logits)
+        largest_perturbed, total_perturbed, _, _ = extended(
             self.largest_perturbed, self.total_perturbed, perturbed
         )
         gap = self.gap * shrink + (e * gap).sum(axis=-1)
@@ -59,7 +59,7 @@ class RunningDivergence:
         return np.maximum(self.gap / self.total - lse + lse_perturbed, 0)
 
 
-def _extended(largest: Array, total: Array, logits: Array) -> tuple[Array, Array, Array, Array]:
+def extended(largest: Array, total: Array, logits: Array) -> tuple[Array, Array, Array, Array]:
     """Largest logit and total with further logits, their exponentials, and the total's factor."""
     new = np.maximum(largest, logits.max(axis=-1))
     e = np.exp(logits - new[:, None])

@@ -12,13 +12,14 @@ from refimpl.method.absorption import nan_mean
 from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.onnx.recording.experiment_graph import MEASURED, experiment_graph, experiment_inputs
-from refimpl.onnx.recording.graph import Graph
-from refimpl.onnx.recording.graph_weights import distinct
+from refimpl.onnx.recording.graph import Graph, distinct
 from refimpl.onnx.recording.model_graph import (
+    MEASURED,
     PERTURBATION_OPTIONS,
     TOKENS,
     Recording,
+    experiment_graph,
+    experiment_inputs,
     model_graph,
     trace_points,
 )

@@ -1,9 +1,6 @@
 """Write a model's graph, and its weights in a file beside it."""
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +11,21 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
-from refimpl.onnx.recording.experiment_graph import experiment_graph
-from refimpl.onnx.recording.graph import DEFAULT_OPSET
-from refimpl.onnx.recording.graph_weights import distinct, write_data
-from refimpl.onnx.recording.model_graph import GraphOutputs, Recording, described, model_graph
-from refimpl.running.memory import MIB
-from refimpl.storage.file_system import foreign, is_folder, remove, to_disk, writing
-from refimpl.storage.files import keep_rights, tree_to_disk
-from refimpl.storage.target_checks import check_file
-from refimpl.storage.work_folder import NEW, work_folder, work_path
+from refimpl.onnx.recording.graph import DEFAULT_OPSET, distinct, write_data
+from refimpl.onnx.recording.model_graph import (
+    GraphOutputs,
+    Recording,
+    described,
+    experiment_graph,
+    model_graph,
+)
+from refimpl.storage.file_system import remove, to_disk
+from refimpl.storage.files import keep_rights, undo_killed, whole
+from refimpl.storage.target_checks import check_file, require_room
 
 EXPORT_FORMAT = 4  # of `export --json`
 OLDEST_OPSET = 18  # the first in which the axes of ReduceMean are an input
 NEWEST_OPSET = 25  # the last that is tested
-READY = "ready"  # in the hidden folder: a whole graph, which only has to get its name
 SPARE = 1 << 20  # bytes for the graph itself, besides its weights
 
 
@@ -63,19 +61,26 @@ def export(
     """
     out, dtype = Path(out), np.dtype(dtype)
     data = data_file(out)
-    _check_request(dtype, opset)
+    if dtype not in (np.float32, np.float64):
+        raise RefimplError(f"dtype {dtype}", "float32 or float64", "use one of these")
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise RefimplError(f"opset {opset}", f"{OLDEST_OPSET} to {NEWEST_OPSET}", "omit --opset")
     _check_output(model, out, data, force)
     recording = Recording(model, dtype, data.name, opset)
     arrays = distinct(recording.carried)
-    _check_room(out, SPARE + sum(array.nbytes for array in arrays))
+    require_room(out.parent, SPARE + sum(array.nbytes for array in arrays), f"-o {out}")
     if experiment is None:
         model_graph(recording, outputs)
     else:
         experiment_graph(recording, experiment)
     proto = described(recording, "experiment" if experiment else outputs, experiment)
-    with _whole_graph(out) as folder:
-        write_data(folder / data.name, recording.carried)
-        (folder / out.name).write_bytes(proto.SerializeToString(deterministic=True))
+    with whole(out) as new_graph:
+        new_graph.write_bytes(proto.SerializeToString(deterministic=True))
+        to_disk(new_graph)
+        with whole(data) as new_data:
+            write_data(new_data, recording.carried)
+            keep_rights(new_graph, out)
+            remove(out)  # an old graph must not stand beside the data of another one
     return Exported(
         out,
         out.stat().st_size,
@@ -100,69 +105,13 @@ def data_file(out: Path) -> Path:
     return Path(f"{out}.data")
 
 
-def _check_request(dtype: np.dtype[np.generic], opset: int) -> None:
-    """Refuse a dtype or an opset that cannot be recorded."""
-    if dtype not in (np.float32, np.float64):
-        raise RefimplError(f"dtype {dtype}", "float32 or float64", "use one of these")
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise RefimplError(f"opset {opset}", f"{OLDEST_OPSET} to {NEWEST_OPSET}", "omit --opset")
-
-
 def _check_output(model: Model, out: Path, data: Path, force: bool) -> None:
     """Refuse a graph's file, and the data file beside it, that exist or cannot be written."""
     if out.suffix != ".onnx":
         raise RefimplError(
             f"-o {out}", "a name that ends in .onnx", f"use {out.name or 'model'}.onnx"
         )
-    if os.path.lexists(work_path(out)):
-        with work_folder(work_path(out)) as work:
-            _finish(work, out)
     inputs = {f"the model's {file.path.name}": file.path for file in model.files}
     for path in (out, data):
+        undo_killed(path)
         check_file(path, inputs | {"config.json": model.config_path}, force)
-
-
-def _check_room(out: Path, needed: int) -> None:
-    """Refuse a graph that is too large for the disk."""
-    free = shutil.disk_usage(out.parent).free
-    if free < needed:
-        raise RefimplError(
-            f"-o {out}: needs {needed / MIB:,.1f} MiB, and {free / MIB:,.1f} MiB are free",
-            "room for the whole graph and its weights, also if it replaces an old one",
-            "make room, or choose another -o",
-        )
-
-
-@contextmanager
-def _whole_graph(out: Path) -> Iterator[Path]:
-    """Yield a folder for a new graph and its data, which get their names when they are whole."""
-    with writing(out), work_folder(work_path(out)) as work:
-        _finish(work, out)
-        new = work / NEW
-        try:
-            new.mkdir()
-            yield new
-            for path in new.iterdir():
-                keep_rights(path, out)
-            tree_to_disk(new)
-            new.replace(work / READY)
-            to_disk(work)
-        finally:
-            _finish(work, out)
-
-
-def _finish(work: Path, out: Path) -> None:
-    """Give a whole graph its name, after its data; remove what was not whole.
-
-    The old graph goes first, so no graph ever stands beside data of another one.
-    """
-    for path in (work / NEW, work / READY):
-        if os.path.lexists(path) and not is_folder(path):
-            raise foreign(path)
-    remove(work / NEW)
-    for path in (data_file(out), out):
-        if (work / READY / path.name).exists():
-            remove(out)
-            (work / READY / path.name).replace(path)
-            to_disk(out.parent)
-    remove(work / READY)

@@ -19,13 +19,20 @@ from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.candidate import Candidate, graph_candidate
-from refimpl.onnx.recording.experiment_graph import AT, ETA, MEASURED, NOISE
-from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, TOKENS, trace_points
+from refimpl.onnx.recording.model_graph import (
+    AT,
+    ETA,
+    MEASURED,
+    NOISE,
+    PERTURBATION_OPTIONS,
+    TOKENS,
+    trace_points,
+)
 from refimpl.onnx.session import Device, check_device, open_session
 from refimpl.running.memory import free_memory
 from refimpl.storage.file_system import open_file
-from refimpl.storage.target_checks import LARGEST_GRAPH
 
+LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message
 LOGITS_DTYPES = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
 # A graph may take this long to open or to run, and then as long as weights and products of weights
 # and tokens take at hundredths of the speed of one core: a graph without an end has one.
@@ -166,7 +173,9 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
     plan = _plan(facts, inputs, outputs)
     logits = outputs.get("logits", TensorProto.UNDEFINED)
     dtype = facts.get("dtype") or LOGITS_DTYPES.get(logits, "")
-    is_model = logits in LOGITS_DTYPES and _takes_tokens(inputs)
+    integers = (TensorProto.INT64, TensorProto.INT32)
+    takes_tokens = [len(x.shape.dim) == 2 and x.elem_type in integers for x in inputs.values()]
+    is_model = logits in LOGITS_DTYPES and takes_tokens == [True]
     if dtype not in LOGITS_DTYPES.values() or (plan is None and not is_model):
         raise RefimplError(
             f"--graph {path}: inputs {[*inputs][:5]}, outputs {[*outputs][:5]}, logits in dtype "
@@ -181,12 +190,6 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
     given = tuple(point for point in trace if point in outputs)
     promised = trace if facts.get("outputs") == "trace" else given
     return GraphFile(tokens, ids, dtype, promised, given, None)
-
-
-def _takes_tokens(inputs: Mapping[str, Any]) -> bool:
-    """Whether the only input is integers of two axes."""
-    kinds, integers = list(inputs.values()), (TensorProto.INT64, TensorProto.INT32)
-    return len(kinds) == 1 and kinds[0].elem_type in integers and len(kinds[0].shape.dim) == 2
 
 
 def _plan(

@@ -12,7 +12,7 @@ from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.candidate import recorded_session
-from refimpl.onnx.recording.experiment_graph import experiment_graph, experiment_inputs, only_noise
+from refimpl.onnx.recording.model_graph import experiment_graph, experiment_inputs, only_noise
 from refimpl.onnx.session import Device, check_device
 from refimpl.running.provenance import Runtime
 from refimpl.running.settings import Resources

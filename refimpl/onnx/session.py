@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, need
 from refimpl.model.ops import Array
-from refimpl.onnx import need, webgpu
+from refimpl.onnx import webgpu
 from refimpl.onnx.recording.graph import Graph
 from refimpl.running.threads import thread_count
 
@@ -62,7 +62,7 @@ def open_session(
 
 def check_device(device: Device) -> list[str]:
     """Names of the GPU providers that may be used and that work, best first; by name, one must."""
-    need("onnxruntime")
+    need("onnx", "onnxruntime")
     import onnxruntime
 
     if device == "webgpu":

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes.util import find_library
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, need
 
 PROVIDER = "WebGpuExecutionProvider"
 SOFTWARE = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"
@@ -28,14 +27,8 @@ RECORDED = "session.record_ep_graph_assignment_info"
 @cache
 def adapters() -> list[Any]:
     """The provider's adapters, of which there is at least one; a software adapter is allowed."""
+    need("webgpu", "onnxruntime_ep_webgpu")
     import onnxruntime
-
-    if find_spec("onnxruntime_ep_webgpu") is None:
-        raise RefimplError(
-            "--device webgpu: onnxruntime-ep-webgpu is not installed",
-            "onnxruntime and its plugin for WebGPU",
-            "pip install 'refimpl[webgpu]'",
-        )
     import onnxruntime_ep_webgpu
 
     os.environ.setdefault(SOFTWARE, "1")

@@ -1,22 +1,19 @@
 """The files that a report is made of."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import nan
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from refimpl.allocation.scores import Scores, StoredAllocation
 from refimpl.allocation.scores_json import FORMAT, recorded, scores_document
-from refimpl.evaluation.document import EvaluationDocument
+from refimpl.evaluation.evaluate import EvaluationDocument
 from refimpl.loading.files.documents import converted, parsed_object, plain, reading_document
 from refimpl.loading.files.file_reading import read_file
-from refimpl.model.ops import Array
-from refimpl.pruning.record import COUNTS, PruningFacts, pruning_record
+from refimpl.pruning.record import BlockRecord, PruningFacts, pruning_record
 from refimpl.report.figure import MOST
 from refimpl.storage.target_checks import RECORD
 
@@ -65,11 +62,9 @@ class ScoresInput(ReportInput):
 
 @dataclass(frozen=True)
 class PruningInput(ReportInput):
-    """A `pruning.json`: the sparsity and the counts of each linear, [L, linears]."""
+    """A `pruning.json`, with the sparsity and the counts of each linear."""
 
-    linears: tuple[tuple[str, ...], ...]
-    sparsity: Array
-    counts: Mapping[str, Array]
+    blocks: Sequence[BlockRecord]
 
 
 @dataclass(frozen=True)
@@ -89,43 +84,22 @@ class EvaluationInput(ReportInput):
     measures: Mapping[str, MeasuredValue]
 
 
-@dataclass(frozen=True)
-class ReportInputs:
-    """All files of a report, any number of each kind."""
-
-    scored: tuple[ScoresInput, ...]
-    pruned: tuple[PruningInput, ...]
-    evaluated: tuple[EvaluationInput, ...]
-
-    @property
-    def named(self) -> "ReportInputs":
-        """The same files, those of one kind under names that differ."""
-        return ReportInputs(named(self.scored), named(self.pruned), named(self.evaluated))
-
-    @property
-    def all(self) -> tuple[ReportInput, ...]:
-        """What the files hold, in the order of the page."""
-        return (*self.scored, *self.pruned, *self.evaluated)
-
-    @property
-    def files(self) -> tuple[ReportInput, ...]:
-        """The first of each file."""
-        return tuple({x.file.path: x for x in reversed(self.all)}.values())[::-1]
-
-
 AnyInput = TypeVar("AnyInput", bound=ReportInput)
 
 
-def read_inputs(paths: Sequence[Path]) -> ReportInputs:
+def of_kind(kind: type[AnyInput], inputs: Iterable[ReportInput]) -> list[AnyInput]:
+    """The inputs of a kind."""
+    return [x for x in inputs if isinstance(x, kind)]
+
+
+def read_inputs(paths: Sequence[Path]) -> list[ReportInput]:
     """Read files of any kind, in the order of the page."""
     inputs = [one for path in paths for one in _read(path)]
-    scored = [x for x in inputs if isinstance(x, ScoresInput)]
-    pruned = [x for x in inputs if isinstance(x, PruningInput)]
-    evaluated = [x for x in inputs if isinstance(x, EvaluationInput)]
-    return ReportInputs(tuple(scored), tuple(pruned), tuple(_distinct(evaluated)))
+    evaluated = _distinct(of_kind(EvaluationInput, inputs))
+    return [*of_kind(ScoresInput, inputs), *of_kind(PruningInput, inputs), *evaluated]
 
 
-def _read(path: Path) -> Sequence[ScoresInput | PruningInput | EvaluationInput]:
+def _read(path: Path) -> Sequence[ReportInput]:
     """One file, of the kind that its fields tell; a folder stands for its `pruning.json`."""
     path = path / RECORD if path.is_dir() else path
     with reading_document(path, NAMED):
@@ -156,20 +130,12 @@ def _scores_input(file: SourceFile) -> ScoresInput:
 
 def _pruning_input(file: SourceFile) -> PruningInput:
     record = pruning_record(file.document)
-    blocks = [block.linears for block in record.blocks]
-    linears = tuple(tuple(x.name for x in block) for block in blocks)
-
-    def numbers(key: str) -> Array:
-        array = np.zeros((len(blocks), max(map(len, blocks))))
-        for row, block in zip(array, blocks, strict=True):
-            row[: len(block)] = [getattr(x, key) for x in block]
-        return array
-
-    if any(len(set(names)) < len(names) for names in linears):
-        raise ValueError("a linear twice in a block")
-    counts, facts = {key: numbers(key) for key in COUNTS}, record.facts
+    for names in ([x.name for x in block.linears] for block in record.blocks):
+        if len(set(names)) < len(names):
+            raise ValueError("a linear twice in a block")
+    facts = record.facts
     name = f"{_folder_name(file.path)}, {facts.name}"
-    return PruningInput(file, name, facts, facts.sha256, linears, numbers("sparsity"), counts)
+    return PruningInput(file, name, facts, facts.sha256, record.blocks)
 
 
 def _folder_name(path: Path) -> str:
@@ -231,7 +197,7 @@ def _known(part: object, name: str) -> float:
     return nan if value is None else float(value)
 
 
-def named(inputs: Sequence[AnyInput]) -> tuple[AnyInput, ...]:
+def named(inputs: Sequence[AnyInput]) -> list[AnyInput]:
     """The same with names that differ: equal names get the file's name too, and then a number."""
     often, seen = Counter(x.name for x in inputs), Counter[str]()
     distinct = []
@@ -241,4 +207,4 @@ def named(inputs: Sequence[AnyInput]) -> tuple[AnyInput, ...]:
         name = x.name if often[x.name] == 1 else f"{x.name} ({whose})"
         seen[name] += 1
         distinct.append(replace(x, name=name if seen[name] == 1 else f"{name} #{seen[name]}"))
-    return tuple(distinct)
+    return distinct

@@ -11,16 +11,17 @@ from typing import Any
 from refimpl.errors import RefimplError
 from refimpl.report import experiment, results
 from refimpl.report.experiment import perturbation_words
-from refimpl.report.figure import ReportFigure
+from refimpl.report.figure import ReportFigure, picture, picture_styles
 from refimpl.report.inputs import (
     EvaluationInput,
+    PruningInput,
     ReportInput,
-    ReportInputs,
     ScoresInput,
+    named,
+    of_kind,
     read_inputs,
 )
 from refimpl.report.runs import run_rows, runs_table
-from refimpl.report.svg import picture, picture_styles
 from refimpl.show.findings import headline
 from refimpl.show.header import joined
 from refimpl.show.table import Table
@@ -46,14 +47,14 @@ class Section:
 
 def report(paths: Sequence[Path]) -> str:
     """Make one self-contained HTML page of files of scores, prunings and evaluations."""
-    return page(read_inputs(paths).named)
+    return page(read_inputs(paths))
 
 
-def page(inputs: ReportInputs) -> str:
+def page(inputs: Sequence[ReportInput]) -> str:
     """The page about some files."""
-    lead, parts = map(_lead, inputs.scored[:1]), [*sections(inputs), *provenance(inputs)]
-    kind = "Perturbation, absorption, sparsity"
-    return document(inputs.all[0].model, kind, "".join(lead), parts)
+    kind, parts = "Perturbation, absorption, sparsity", [*sections(inputs), *provenance(inputs)]
+    lead = map(_lead, of_kind(ScoresInput, inputs)[:1])
+    return document(inputs[0].model, kind, "".join(lead), parts)
 
 
 def document(title: str, kind: str, lead: str, parts: Sequence[Section]) -> str:
@@ -116,15 +117,17 @@ def _lead(scored: ScoresInput) -> str:
     return f"{lead_html(' '.join(said))}\n{facts_html(tiles, 'tiles')}"
 
 
-def sections(inputs: ReportInputs) -> Iterator[Section]:
+def sections(inputs: Sequence[ReportInput]) -> Iterator[Section]:
     """Every section with pictures."""
-    for i, scored in enumerate(inputs.scored):
-        yield from _scored(f"s{i}", scored, f": {scored.name}" * (len(inputs.scored) > 1))
-    if pruned := inputs.pruned:
+    every = named(of_kind(ScoresInput, inputs))
+    for i, scored in enumerate(every):
+        yield from _scored(f"s{i}", scored, f": {scored.name}" * (len(every) > 1))
+    if pruned := named(of_kind(PruningInput, inputs)):
         figures = [results.pruned_figure(f"p{i}", x) for i, x in enumerate(pruned)]
         yield _section("pruned", "Pruned models", pruned[0], figures)
-    if figures := [*results.quality_figures(inputs.evaluated)]:
-        yield _section("results", "Evaluations", inputs.evaluated[0], figures)
+    evaluated = of_kind(EvaluationInput, inputs)
+    if figures := [*results.quality_figures(evaluated)]:
+        yield _section("results", "Evaluations", evaluated[0], figures)
 
 
 def _scored(key: str, scored: ScoresInput, whose: str) -> Iterator[Section]:
@@ -159,16 +162,19 @@ def _section(
     return Section(ident, title, figures)
 
 
-def provenance(inputs: ReportInputs) -> Iterator[Section]:
+def provenance(inputs: Sequence[ReportInput]) -> Iterator[Section]:
     """All runs in one table; and parameters, run and versions of every file, in parts to open."""
-    if inputs.pruned or inputs.evaluated:
+    if any(not isinstance(x, ScoresInput) for x in inputs):
         yield Section("runs", "All runs", html=table_html(runs_table(run_rows(inputs))))
+    first = {x.file.path: x.file for x in reversed(inputs)}
     cards = [
         f'<article class="card"><h3>{escape(x.name)}</h3>\n'
         f"<p>{escape(x.file.path.name)}</p>\n"
         "<details><summary>Parameters, run and versions</summary>\n"
         f"{facts_html(_facts(x.file.document, x.file.sha256))}\n</details>\n</article>"
-        for x in inputs.files
+        for kind in (ScoresInput, PruningInput, EvaluationInput)
+        for x in named(of_kind(kind, inputs))
+        if first[x.file.path] is x.file
     ]
     yield Section("provenance", "How these numbers were made", html=grid_html(cards))
 

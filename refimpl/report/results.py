@@ -24,25 +24,21 @@ MEASURES = {
 
 def pruned_figure(ident: str, pruned: PruningInput) -> fig.ReportFigure:
     """The requested sparsity of every linear, and the zeros in its file, over the blocks."""
-    counts, title = pruned.counts, f"Requested against achieved, {pruned.name}"
-    off = int(np.abs(counts["pruned"] - counts["requested"]).sum())
+    title = f"Requested against achieved, {pruned.name}"
+    rows = [(i, x) for i, block in enumerate(pruned.blocks) for x in block.linears]
+    off = sum(abs(x.pruned - x.requested) for _, x in rows)
     exact = f"{off:,} more or fewer than requested" if off else "exactly as many as requested"
-    cells = [(i, j) for i, names in enumerate(pruned.linears) for j in range(len(names))]
     asked, zeros = (
-        np.array([counts[key][cell] / counts["weights"][cell] for cell in cells])
-        for key in ("requested", "zeros")
+        np.array([getattr(x, key) / x.weights for _, x in rows]) for key in ("requested", "zeros")
     )
     columns = {
-        "linear": [f"{i}.{pruned.linears[i][j]}" for i, j in cells],
-        "allocated": [f"{pruned.sparsity[cell]:.4f}" for cell in cells],
-        **{
-            key.replace("_", " "): [f"{int(counts[key][cell]):,}" for cell in cells]
-            for key in COUNTS
-        },
+        "linear": [f"{i}.{x.name}" for i, x in rows],
+        "allocated": [f"{x.sparsity:.4f}" for _, x in rows],
+        **{key.replace("_", " "): [f"{getattr(x, key):,}" for _, x in rows] for key in COUNTS},
         "requested share": [f"{x:.4f}" for x in asked],
         "zeros share": [f"{x:.4f}" for x in zeros],
     }
-    points = [[(i, x) for (i, _), x in zip(cells, y, strict=True)] for y in (asked, zeros)]
+    points = [[(i, x) for (i, _), x in zip(rows, y, strict=True)] for y in (asked, zeros)]
     said = f"Requested from {asked.min():.4f} to {asked.max():.4f}"
     said += f", zeros from {zeros.min():.4f} to {zeros.max():.4f}."
     return fig.ReportFigure(
@@ -52,7 +48,7 @@ def pruned_figure(ident: str, pruned: PruningInput) -> fig.ReportFigure:
         f"Pruned: {exact}.",
         (title, said),
         Table(columns, caption=title),
-        fig.blocks_axis("block", len(pruned.linears)),
+        fig.blocks_axis("block", len(pruned.blocks)),
         fig.spanning("fraction of a linear", [*asked, *zeros]),
         [
             fig.Points(points[0], "open one-hue", "circle", "requested"),

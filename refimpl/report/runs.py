@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.evaluation.perplexity import LOG_MOST, Perplexity
+from refimpl.evaluation.measures import LOG_MOST, Perplexity
 from refimpl.report.inputs import (
     EvaluationInput,
     MeasuredValue,
     ReportInput,
-    ReportInputs,
     ScoresInput,
     named,
 )
@@ -25,7 +24,7 @@ CHANGE = "change against "
 Row = dict[str, str | float]
 
 
-def run_rows(inputs: ReportInputs, against: str | None = None) -> list[Row]:
+def run_rows(inputs: Sequence[ReportInput], against: str | None = None) -> list[Row]:
     """A row per run; what was measured of one model, by its digest, shares a row with its pruning.
 
     A row has its paired change, where windows are known, against the run that is named, or the
@@ -33,7 +32,7 @@ def run_rows(inputs: ReportInputs, against: str | None = None) -> list[Row]:
     """
     rows, owners = list[Row](), list[ReportInput]()
     measured: list[dict[str, Perplexity]] = []
-    for x in inputs.all:
+    for x in inputs:
         facts = dict(_measures(x))
         free = [i for i, row in enumerate(rows) if not row.keys() & facts.keys()]
         same = [i for i in free if isinstance(x, EvaluationInput) and _same_model(x, owners[i])]
@@ -45,7 +44,10 @@ def run_rows(inputs: ReportInputs, against: str | None = None) -> list[Row]:
             measured[best] |= dict(_windows(x))
         else:
             owners.append(replace(x, name=f"{x.name}, scores") if isinstance(x, ScoresInput) else x)
-            rows.append({"run": "", "model": x.model, **_pruning(x), **facts})
+            rows.append({"run": "", "model": x.model})
+            if (y := x.pruning) is not None:
+                rows[-1] |= {"pruner": y.method, "allocation": y.allocation, "sparsity": y.sparsity}
+            rows[-1] |= facts
             measured.append(dict(_windows(x)))
     for row, x in zip(rows, named(owners), strict=True):
         row["run"] = x.name
@@ -102,13 +104,6 @@ def _same_model(x: ReportInput, y: ReportInput) -> bool:
     """Whether two files are about one model: they say so by its digest, or are one record."""
     one_record = x.file.path == y.file.path and x.pruning == y.pruning is not None
     return one_record or x.sha256 == y.sha256 is not None
-
-
-def _pruning(x: ReportInput) -> Row:
-    """What a pruned model is: pruner, allocation and the fraction that was pruned."""
-    if (y := x.pruning) is None:
-        return {}
-    return {"pruner": y.method, "allocation": y.allocation, "sparsity": y.sparsity}
 
 
 def _measures(x: ReportInput) -> Iterator[tuple[str, str | float]]:

@@ -9,7 +9,7 @@ from concurrent.futures import BrokenExecutor, Executor  # processes take long t
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import NoReturn
 
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, need
 from refimpl.running.threads import thread_count
 
 NAMES = "threads, processes, dask=ADDRESS or mpi"
@@ -66,10 +66,9 @@ def _end_with_parent() -> None:
 @contextmanager
 def _dask(address: str) -> Iterator[Executor]:
     """Open the workers of a dask scheduler, which repeats the work of a lost one on another."""
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise _missing("dask", error) from error
+    need("dask", "distributed")
+    from distributed import Client
+
     with ExitStack() as ends:
         try:
             client = ends.enter_context(Client(address, timeout=WAIT))
@@ -91,14 +90,10 @@ def _mpi() -> Iterator[Executor]:
     try:
         from mpi4py.futures import MPIPoolExecutor
     except (ImportError, RuntimeError) as error:  # the latter without an MPI library
-        raise _missing("mpi", error) from error
+        raise RefimplError(
+            f"--executor mpi needs a package that cannot be imported ({error})",
+            "refimpl with its extra [mpi], and an MPI library",
+            "pip install 'refimpl[mpi]'; and an MPI library",
+        ) from error
     with MPIPoolExecutor() as executor:
         yield executor
-
-
-def _missing(extra: str, error: Exception) -> RefimplError:
-    return RefimplError(
-        f"--executor {extra} needs a package that cannot be imported ({error})",
-        f"refimpl with the extra [{extra}]",
-        f"pip install 'refimpl[{extra}]'" + ("; and an MPI library" if extra == "mpi" else ""),
-    )

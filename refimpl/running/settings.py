@@ -19,8 +19,8 @@ from refimpl.model.model import Model
 from refimpl.running.memory import parse_memory, peak_memory
 from refimpl.running.provenance import NUMPY, Run, Runtime, UnchangedFiles, versions
 from refimpl.running.threads import Progress, Workers, cores
+from refimpl.storage.file_system import work_folder
 from refimpl.storage.finished_units import FinishedUnits, finished_units
-from refimpl.storage.work_folder import work_folder
 
 
 @dataclass

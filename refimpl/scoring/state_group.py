@@ -60,14 +60,26 @@ class StateGroup:
         return (1 + self.plan.on_sinks) * sum(map(len, self.stacks)) + 2 * len(self.ids)
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> dict[str, Any]:
-        """Take the states from the embedding to the end, and measure them on the way.
+        """Measure the states from the embedding to the end.
 
         What is measured of each state, by its key, and the squares of clean ones, by sequence.
         """
+        clean, stacks, squares = self.follow(model, model.config.num_blocks, workers, tick)
+        divergences: Mapping[Address, float] = {}
+        if self.divergence:
+            divergences = self._divergences(model, stacks, clean.states, workers, tick)
+        items = [(a, state) for x in stacks for a, state in x.items()]
+        measures = {a.key: state.measures(divergences.get(a)) for a, state in items}
+        return measures | {f"squares {sequence}": sums for sequence, sums in squares.items()}
+
+    def follow(
+        self, model: Model, blocks: int, workers: Workers, tick: Tick = lambda cost: None
+    ) -> tuple[Stream, list[Stack], dict[int, Squares]]:
+        """Clean and perturbed states after so many blocks, and the squares of clean ones."""
         clean = Stream(model, self.ids, self.dtype)
         stacks = [Stack(addresses, self.plan) for addresses in self.stacks]
         squares: dict[int, Squares] = dict.fromkeys(self.counted, ())
-        for i in range(model.config.num_blocks):
+        for i in range(blocks):
             weights = model.block(i, self.dtype, workers.map)
             pruned = self._pruned(i, clean, weights, workers)
             # Tasks start in order: the clean ones come first and wait for nobody.
@@ -91,12 +103,7 @@ class StateGroup:
             for sequence in self.counted:
                 squares[sequence] += (ahead[sequence].result()[1],)
             tick(len(ahead))
-        divergences: Mapping[Address, float] = {}
-        if self.divergence:
-            divergences = self._divergences(model, stacks, clean.states, workers, tick)
-        items = [(a, state) for x in stacks for a, state in x.items()]
-        measures = {a.key: state.measures(divergences.get(a)) for a, state in items}
-        return measures | {f"squares {sequence}": sums for sequence, sums in squares.items()}
+        return clean, stacks, squares
 
     def _pruned(
         self, index: int, clean: Stream, weights: BlockWeights, workers: Workers

@@ -1,6 +1,5 @@
 """The table of blocks: what each absorbs, and how much is pruned of it; what measuring it takes."""
 
-from collections.abc import Iterable
 from textwrap import wrap
 
 import numpy as np
@@ -12,12 +11,11 @@ from refimpl.model.ops import Array
 from refimpl.running.memory import MIB
 from refimpl.scoring.estimate import Estimate
 from refimpl.show.findings import costs, headline, sinks
-from refimpl.show.header import Style, counted, header, terminal_width, wrapped
-from refimpl.show.table import Table, measured
+from refimpl.show.header import counted, header, terminal_width, wrapped
+from refimpl.show.table import Table, measured, number
 
 WORDS = (("absorbs", "amplifies"), ("< 1", "> 1"), ())  # over the sides of a bar; without a bar
-UNICODE = Style()
-EIGHTHS = " ▏▎▍▌▋▊▉"
+MIDDLE, EIGHTHS = "│", " ▏▎▍▌▋▊▉"
 GLUE = "\N{NO-BREAK SPACE}"
 LEAST = 1e-300  # below it, a coefficient is shown as this
 ABSORBS, AMPLIFIES, PLAIN = "\x1b[36m", "\x1b[31m", "\x1b[0m"
@@ -26,13 +24,13 @@ ABSORBS, AMPLIFIES, PLAIN = "\x1b[36m", "\x1b[31m", "\x1b[0m"
 def table(
     scores: Scores,
     allocations: tuple[Allocation, ...],
-    style: Style = UNICODE,
+    color: bool = False,
     verbose: bool = False,
 ) -> str:
     """What was found, a row per block, and how it came about; verbose, with all settings."""
     found, width = allocations[0], terminal_width()
     for words in WORDS:  # the bar gives way to a narrow terminal
-        rows = Table(columns(scores, allocations, style, words)).lines()
+        rows = Table(columns(scores, allocations, color, words)).lines()
         if "" not in rows:
             break
     notes = [line for note in footer(scores, found) for line in wrap(note, width)]
@@ -40,25 +38,21 @@ def table(
     texts = headline(scores, request, found.errors, float(found.clipped.mean()))
     glued = [text.replace(" ± ", f"{GLUE}±{GLUE}") for text in texts]
     lines = [line.replace(GLUE, " ") for text in glued for line in wrap(text, width)]
-    lines = [line.replace("±", style.plus_minus) for line in lines]
     return "\n".join([*lines, "", *rows, "", *header(scores, allocations, verbose), "", *notes, ""])
 
 
-def blocks_table(scores: Scores, allocation: Allocation, style: Style) -> str:
+def blocks_table(scores: Scores, allocation: Allocation) -> str:
     """What each block costs, and its row: the allocation alone."""
-    said = wrap(
-        " ".join(costs(scores, str(allocation.request.correct), allocation.errors)),
-        terminal_width(),
-    )
-    lines = [line.replace("±", style.plus_minus) for line in said]
-    return "\n".join([*lines, "", *Table(columns(scores, (allocation,), style, ())).lines()])
+    said = " ".join(costs(scores, str(allocation.request.correct), allocation.errors))
+    rows = Table(columns(scores, (allocation,))).lines()
+    return "\n".join([*wrap(said, terminal_width()), "", *rows])
 
 
 def columns(
     scores: Scores,
     allocations: tuple[Allocation, ...],
-    style: Style,
-    words: tuple[str, ...] = WORDS[0],
+    color: bool = False,
+    words: tuple[str, ...] = (),
 ) -> dict[str, list[str]]:
     """The table: heading to a text per block, without columns that are empty or all the same."""
     absorption, allocation = scores.sweep[0], allocations[0]
@@ -68,13 +62,13 @@ def columns(
     def numbers(values: Array, errors: Array | None, form: str = "#.3g") -> list[str]:
         errors = np.full(len(values), np.nan) if errors is None else errors
         pairs = zip(values.tolist(), errors.tolist(), strict=True)
-        return [measured(x, e, form).replace("±", style.plus_minus) for x, e in pairs]
+        return [measured(x, e, form) for x, e in pairs]
 
     found = {"block": [str(i) for i in range(scores.num_blocks)]}
     if np.ptp(weights):
         found["weights"] = [f"{n:,}" for n in weights.tolist()]
     if (signal := scores.signals.get(base.name)) is not None:
-        found[base.column.format(**asked)] = _numbers(signal.of_blocks, "#.4g")
+        found[base.column.format(**asked)] = [number(x, "#.4g") for x in signal.of_blocks]
     for one in scores.sweep:
         name = f"r at {one.eta:g}" if len(scores.sweep) > 1 else "r"
         found[name] = numbers(one.coefficient, one.stderr, "#.4g")
@@ -84,13 +78,13 @@ def columns(
         room = max(map(len, words))
         logs = np.abs(np.log(np.maximum(absorption.coefficient, LEAST)))
         scale = float(np.nanmax(logs, initial=0)) or 1.0
-        found[f"{words[0]:>{room}}{style.middle}{words[1]}"] = [
-            bar(r, style, scale, room) for r in absorption.coefficient
+        found[f"{words[0]:>{room}}{MIDDLE}{words[1]}"] = [
+            bar(r, color, scale, room) for r in absorption.coefficient
         ]
     if scores.pruned_at is not None and not allocation.request.measured:  # R_l, by pruning block l
-        found["drift"] = _numbers(np.diag(absorption.drift), "#.3g")
+        found["drift"] = [number(x, "#.3g") for x in np.diag(absorption.drift)]
     if allocation.request.correct == "arrival":
-        found["arrival"] = _numbers(absorption.arrival, "#.3g")
+        found["arrival"] = [number(x, "#.3g") for x in absorption.arrival]
     if allocation.request.correct == "divergence" and absorption.divergence is not None:
         found["divergence"] = numbers(absorption.divergence, absorption.divergence_stderr)
     errors = allocation.errors
@@ -99,9 +93,9 @@ def columns(
             found["kappa"] = numbers(grows.rate, errors.rate)
         else:  # of linears, the median of each block's
             fit = [row[fits] for row, fits in zip(grows.rate, grows.fits, strict=True)]
-            found["kappa"] = _numbers([np.median(x) if x.size else np.nan for x in fit], "#.3g")
+            found["kappa"] = [number(np.median(x) if x.size else np.nan, "#.3g") for x in fit]
     if np.ptp(allocation.base_sparsity):
-        found["base"] = _numbers(allocation.base_sparsity, ".4f")
+        found["base"] = [number(x, ".4f") for x in allocation.base_sparsity]
     name = "sparsity" if allocation.request.correct is None else "corrected"
     found[name] = numbers(
         allocation.corrected_sparsity, None if errors is None else errors.sparsity, ".4f"
@@ -136,28 +130,18 @@ def footer(scores: Scores, allocation: Allocation) -> list[str]:
     return lines
 
 
-def bar(r: float, style: Style, scale: float, room: int) -> str:
+def bar(r: float, color: bool, scale: float, room: int) -> str:
     """A bar for log r, to the left if r < 1; full where |log r| is the scale, "?" for NaN."""
     if np.isnan(r):
         return "?".center(2 * room + 1)
     u = float(np.clip(np.log(max(r, LEAST)) / scale, -1, 1))
-    length = abs(u) * room
-    if not style.blocks:
-        right = left = "#" * round(length)
-    else:
-        full, eighths = divmod(round(length * 8), 8)
-        right = "█" * full + EIGHTHS[eighths].strip()
-        # No characters grow to the left by eighths: this side is drawn in halves.
-        full, half = divmod(round(length * 2), 2)
-        left = "▐" * half + "█" * full
-    sides = (left, "") if u < 0 else ("", right)
-    text = f"{sides[0]:>{room}}{style.middle}{sides[1]:<{room}}"
-    return f"{ABSORBS if u < 0 else AMPLIFIES}{text}{PLAIN}" if style.color and u else text
-
-
-def _numbers(values: Iterable[float], form: str) -> list[str]:
-    """Numbers as texts, a dash where unknown."""
-    return ["-" if np.isnan(value) else format(value, form) for value in values]
+    full, eighths = divmod(round(abs(u) * room * 8), 8)
+    sides = "", "█" * full + EIGHTHS[eighths].strip()
+    if u < 0:  # no characters grow to the left by eighths: this side is drawn in halves
+        full, half = divmod(round(-u * room * 2), 2)
+        sides = "▐" * half + "█" * full, ""
+    text = f"{sides[0]:>{room}}{MIDDLE}{sides[1]:<{room}}"
+    return f"{ABSORBS if u < 0 else AMPLIFIES}{text}{PLAIN}" if color and u else text
 
 
 def estimate_text(estimate: Estimate) -> str:

@@ -5,11 +5,11 @@ from math import inf, isnan
 from textwrap import wrap
 
 from refimpl.errors import printable
-from refimpl.evaluation.choices import Questions
 from refimpl.evaluation.evaluate import Evaluation
 from refimpl.evaluation.generation import Continuation
+from refimpl.evaluation.measures import Questions
 from refimpl.show.header import counted, joined, model_facts, run_facts, terminal_width, wrapped
-from refimpl.show.table import Table
+from refimpl.show.table import Table, number
 from refimpl.tokens import Windows
 
 
@@ -19,8 +19,8 @@ def evaluation_table(evaluation: Evaluation) -> str:
     table = Table(
         {
             "measure": [name for name, *_ in rows],
-            "value": [_number(value, form) for _, value, _, form, _ in rows],
-            "stderr": [_number(error, form) for _, _, error, form, _ in rows],
+            "value": [number(value, form) for _, value, _, form, _ in rows],
+            "stderr": [number(error, form) for _, _, error, form, _ in rows],
             "over": [over for *_, over in rows],
         }
     ).lines()
@@ -84,11 +84,6 @@ def _footer(evaluation: Evaluation) -> list[str]:
         choices = counted(evaluation.choices.truncated, "choice")
         lines.append(f"{choices} too long for the model, without the start of the question")
     return ["", *lines] if lines else []
-
-
-def _number(value: float, form: str) -> str:
-    """A number as text, a dash where unknown."""
-    return "-" if isnan(value) else format(value, form)
 
 
 def continuations_text(names: Iterable[str], found: Iterable[Continuation]) -> str:

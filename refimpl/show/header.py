@@ -5,7 +5,6 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from textwrap import wrap
 
 import numpy as np
@@ -22,24 +21,6 @@ from refimpl.running.provenance import Run, TokenFacts
 
 NARROWEST, WIDTH, LABEL = 40, 100, 12  # columns of a line, and of the label before its facts
 SOME = 8  # units that do not fit are named, of more
-
-
-@dataclass(frozen=True)
-class Style:
-    """What the output can show: colours as escape sequences, and block characters."""
-
-    color: bool = False
-    blocks: bool = True
-
-    @property
-    def middle(self) -> str:
-        """The bar's middle, a factor of 1."""
-        return "│" if self.blocks else "|"
-
-    @property
-    def plus_minus(self) -> str:
-        """What stands before a standard error."""
-        return "±" if self.blocks else "+-"
 
 
 def fits_terminal() -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from math import floor, isfinite, log10
+from math import floor, isfinite, isnan, log10
 from textwrap import wrap
 
 from refimpl.show.header import terminal_width
@@ -109,7 +109,7 @@ def _wrapped(text: str, width: int) -> str:
 
 def number(value: float, form: str = ".4g") -> str:
     """A number as text, a dash if it is unknown."""
-    return format(value, form) if isfinite(value) else UNKNOWN
+    return UNKNOWN if isnan(value) else format(value, form)
 
 
 def measured(value: float, error: float, form: str = ".4g") -> str:

@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.storage.file_system import foreign, is_folder, is_own, remove, to_disk, writing
+from refimpl.storage.file_system import (
+    NEW,
+    foreign,
+    is_folder,
+    is_own,
+    remove,
+    to_disk,
+    work_folder,
+    work_path,
+    writing,
+)
 from refimpl.storage.finished_units import discard, runs
 from refimpl.storage.target_checks import refuse_existing
-from refimpl.storage.work_folder import NEW, work_folder, work_path
 
 OLD, DELETED = "old", "deleted"
 SENT = "sent"  # a folder in the hidden one, for arrays that the workers of a run exchange

@@ -23,9 +23,9 @@ from refimpl.storage.file_system import (
     is_own,
     open_file,
     to_disk,
+    work_path,
     writing,
 )
-from refimpl.storage.work_folder import work_path
 
 RUN, UNFINISHED = re.compile("[0-9a-f]{32}"), re.compile(r"\.[0-9a-f]{32}")  # names we give
 MARK, LINE = b"refimpl ", 64  # bytes; arrays begin at multiples of the line's length

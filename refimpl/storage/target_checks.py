@@ -1,18 +1,15 @@
 """What a new file or folder may replace, and what it must not be, contain or lie in."""
 
-import mmap
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from refimpl.errors import RefimplError
-from refimpl.storage.file_system import MIB, open_file, writing
-from refimpl.storage.work_folder import work_path
+from refimpl.storage.file_system import MIB, work_path, writing
 
 RECORD = "pruning.json"  # says how a pruned model was made
 SCORES = "scores.json"  # beside it: what its allocation was made of, if that was measured for it
-LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message
 
 
 def real_path(target: Path) -> Path:
@@ -60,18 +57,25 @@ def check_folder(
 ) -> None:
     """Refuse a folder that could not be written, or would damage an input; errors name these."""
     target = real_path(target)
-    parent, work = target.parent, work_path(target)
+    work = work_path(target)
     check_parent(target)
     with writing(target):
         _check(target, inputs)
         refuse_existing(target, force)
-        free = shutil.disk_usage(parent).free
-        free += sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
-    if free < needed_bytes:
+        left = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    require_room(target.parent, needed_bytes - left, f"-o {target}")
+
+
+def require_room(
+    folder: Path, needed: int, what: str, remedy: str = "make room, or choose another -o"
+) -> None:
+    """Refuse what is too large for the disk of a folder."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
         raise RefimplError(
-            f"-o {target}: needs {needed_bytes / MIB:,.1f} MiB, and {free / MIB:,.1f} MiB are free",
-            "room for a whole new model, also where it replaces an old one",
-            "make room, or choose another -o",
+            f"{what}: needs {needed / MIB:,.1f} MiB, and {free / MIB:,.1f} MiB are free",
+            "room for all of it, also where it replaces an old one",
+            remedy,
         )
 
 
@@ -134,11 +138,3 @@ def _overlap(target: Path, relation: str, other: str) -> RefimplError:
         "an output apart from all inputs",
         "choose another -o",
     )
-
-
-def mentions(path: Path, name: bytes) -> bool:
-    """Whether a graph in a file, if there is one, has a name in it."""
-    if not path.is_file() or not 0 < path.stat().st_size <= LARGEST_GRAPH:
-        return False
-    with open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(name) >= 0

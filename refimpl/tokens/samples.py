@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Checked
+from refimpl.arguments import Checked, Seed, require
 from refimpl.errors import RefimplError
 
 Ids = npt.NDArray[np.int64]
@@ -55,12 +55,7 @@ def random_tokens(
 ) -> Tokens:
     """Samples [n, S], uniform over V ids, by Philox keyed by the seed; more begin with the same."""
     require_sizes(samples, seq_len)
-    if seed < 0 or vocab_size < 1:
-        raise RefimplError(
-            f"cannot draw from {vocab_size} token ids with seed {seed}",
-            "at least 1 token id and a seed of 0 or more",
-            "use --seed 0",
-        )
+    require(seed, Seed, "seed")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     ids = generator.integers(0, vocab_size, (samples, seq_len), np.int64)
     source = f"drawn uniformly from {vocab_size:,} ids with seed {seed} (no text was given)"

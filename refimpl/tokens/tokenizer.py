@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, need
 from refimpl.isolation.child_process import ChildProcess
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.storage.file_system import MIB
@@ -89,12 +88,7 @@ class TextTokenizer:
 
 def read_tokenizer(path: Path) -> TextTokenizer:
     """Open a `tokenizer.json`."""
-    if find_spec("tokenizers") is None:
-        raise RefimplError(
-            "a text needs the tokenizers library, which is not installed",
-            "refimpl with its extra [text]",
-            "run pip install 'refimpl[text]', or pass ids with --tokens",
-        )
+    need("text", "tokenizers", otherwise=", or pass ids with --tokens")
     with reading(path):
         if not path.exists():
             raise RefimplError(

@@ -13,11 +13,10 @@ from program import ran, refused, run
 
 from refimpl import read_model
 from refimpl.bench import measured_cells
-from refimpl.bench.document import BenchDocument
-from refimpl.bench.summary import places
-from refimpl.bench.tables import bench_figures, flat_table, write_tables
+from refimpl.bench.cells import BenchDocument
+from refimpl.bench.tables import bench_figures, flat_table, places, write_tables
 from refimpl.loading.files.documents import converted
-from refimpl.report.svg import picture
+from refimpl.report.figure import picture
 from refimpl.tokens.model_tokens import model_tokens
 
 LLAMA, TEXT = FIXTURES / "llama", FIXTURES / "text.txt"

@@ -9,9 +9,8 @@ from typing import Any
 from conftest import FIXTURES
 from regions import regions
 
-from refimpl.bench.document import BenchDocument
-from refimpl.bench.summary import places
-from refimpl.bench.tables import markdown
+from refimpl.bench.cells import BenchDocument
+from refimpl.bench.tables import markdown, places
 from refimpl.loading.files.documents import converted
 
 DOCS = FIXTURES.parent / "docs"

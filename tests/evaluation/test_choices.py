@@ -17,9 +17,9 @@ from scipy.special import log_softmax
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from refimpl import RefimplError, forward, read_model
-from refimpl.evaluation.choices import Accuracy, Question, Questions, mean_stderr, read_questions
 from refimpl.evaluation.encoding import Encoder, choice_sequences, encoder
 from refimpl.evaluation.evaluate import evaluate
+from refimpl.evaluation.measures import Accuracy, Question, Questions, mean_stderr, read_questions
 from refimpl.model.ops import Array
 from refimpl.tokens.tokenizer import TextTokenizer
 

@@ -171,7 +171,7 @@ def without_the_harness(code: str) -> "subprocess.CompletedProcess[str]":
 
 def test_without_the_harness_the_error_says_what_to_install() -> None:
     done = without_the_harness("import refimpl.evaluation.lm_eval")
-    assert "RefimplError: the adapter needs lm-evaluation-harness" in done.stderr
+    assert "RefimplError: lm_eval: not installed" in done.stderr
     assert "next: pip install 'refimpl[eval]'" in done.stderr
 
 
@@ -179,5 +179,5 @@ def test_as_a_program_it_says_so_without_a_traceback() -> None:
     code = "import runpy; runpy.run_module('refimpl.evaluation.lm_eval', run_name='__main__')"
     done = without_the_harness(code)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: the adapter needs lm-evaluation-harness")
+    assert done.stderr.startswith("error: lm_eval: not installed")
     assert "Traceback" not in done.stderr

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from refimpl import RefimplError, forward
 from refimpl.evaluation.evaluate import evaluate
-from refimpl.evaluation.perplexity import Perplexity
+from refimpl.evaluation.measures import Perplexity
 from refimpl.tokens import Windows, id_windows, text_windows
 from refimpl.tokens.text import byte_offsets, encoded_pieces
 

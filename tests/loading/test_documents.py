@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from program import ran, refused, run
 
 from refimpl.allocation.scores_json import ScoresDocument, scores_document
-from refimpl.bench.document import BenchDocument
-from refimpl.evaluation.document import EvaluationDocument
+from refimpl.bench.cells import BenchDocument
+from refimpl.evaluation.evaluate import EvaluationDocument
 from refimpl.loading.files.documents import converted, plain
 from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.oracle.case_folders import CaseFacts

@@ -6,8 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from functools import partial
-from itertools import count, cycle
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,16 +21,15 @@ from conftest import FIXTURES
 from gates import GATES, GRAPH_CASES, UNRECORDED, model_of, worst_point
 from graph_models import FAMILIES, HALF, axes, prunable, pruned, reference_session
 from onnx import numpy_helper
-from processes import killed_before_step, printed_json
 from program import ran, refused
 from refusals import refusal_of
 
 from refimpl import Model, PrunerOptions, RefimplError, forward, prune, read_model
+from refimpl.errors import need
 from refimpl.model.ops import Array
 from refimpl.onnx import export as exporting
-from refimpl.onnx import need
 from refimpl.onnx.export import export
-from refimpl.onnx.recording.graph_weights import distinct, graph_weights
+from refimpl.onnx.recording.graph import distinct, graph_weights
 
 SHAPES = (1, 5), (2, 13), (3, 1)
 LLAMA = FIXTURES / "llama"
@@ -236,33 +234,6 @@ def test_what_cannot_be_exported_is_refused(
     assert len(list(tmp_path.iterdir())) == bool(existing)
 
 
-def print_killed_exports(folder: str) -> None:
-    """Kill exports before each of their steps, of no graph and of an old one; prints how many."""
-    number = 0
-    for old in (False, True):
-        for number in count():
-            path = Path(shutil.copytree(LLAMA, Path(folder, f"{old}-{number}")))
-            graph, before = path / "model.onnx", b""
-            if old:
-                export(read_model(path), graph, dtype="float64")
-                before = graph.read_bytes()
-            again = partial(export, read_model(path), graph, force=True)
-            killed = killed_before_step(number, again)
-            if graph.exists():  # with its own data
-                dtype = "float64" if graph.read_bytes() == before else "float32"
-                agrees(graph, model_of("llama"), dtype, [session])
-            if not killed:
-                break
-            again()
-            assert not list(path.glob(".*"))
-            agrees(graph, model_of("llama"), "float32", [session])
-    print(number)
-
-
-def test_a_killed_export_leaves_no_graph_that_is_not_whole(tmp_path: Path) -> None:
-    assert printed_json(__file__, f"print_killed_exports({str(tmp_path)!r})") >= 8
-
-
 def test_a_full_disk_is_seen_before(tmp_path: Path) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=exporting.SPARE + 100_000)
     full = patch("shutil.disk_usage", return_value=usage)
@@ -280,37 +251,6 @@ def test_no_part_of_a_graph_is_left(copy: Copy) -> None:
         refusal_of(export, model, graph, force=True, says="No space left")
     assert contents(model.path) == before
     assert sorted(os.listdir(model.path)) == sorted(before)
-
-
-def test_a_killed_run_is_finished_by_the_next_one_or_removed(copy: Copy) -> None:
-    folder = copy("llama")
-    part, graph, data = (folder / x for x in (".model.onnx.part", "model.onnx", "model.onnx.data"))
-    export(read_model(folder), graph, dtype="float64")
-    whole = graph.read_bytes(), data.read_bytes()
-    for left, files in (("new", (graph, data)), ("ready", (graph, data)), ("ready", (graph,))):
-        (part / left).mkdir(parents=True)
-        (part / "refimpl.lock").touch()
-        for path in files:
-            path.replace(part / left / path.name)
-        graph.write_text("old")
-        refusal_of(export, read_model(folder), graph, says="exists")
-        assert not part.exists()
-        if left == "new":  # the old graph stays
-            assert graph.read_text() == "old"
-            graph.write_bytes(whole[0])
-            data.write_bytes(whole[1])
-        assert (graph.read_bytes(), data.read_bytes()) == whole
-
-
-def test_a_work_folder_that_others_made_removes_nothing_else(copy: Copy) -> None:
-    folder = copy("llama")
-    ready = folder / ".model.onnx.part" / "ready"
-    ready.mkdir(parents=True)
-    (ready.parent / "refimpl.lock").touch()
-    (ready / "config.json").write_text("another")
-    before = (folder / "config.json").read_bytes()
-    export(read_model(folder), folder / "model.onnx")
-    assert (folder / "config.json").read_bytes() == before
 
 
 def test_what_has_a_name_of_ours_stays(copy: Copy) -> None:
@@ -335,8 +275,8 @@ def test_no_graph_stands_beside_data_of_another(copy: Copy) -> None:
 
     with patch.object(Path, "replace", failing):
         refusal_of(export, model, graph, force=True, says="No space left")
-    assert not graph.exists()  # the data of the new graph had its name by then
-    refusal_of(export, model, graph, says="exists")  # the new graph has its name, too
+    assert [x.name for x in folder.glob("model.onnx*")] == ["model.onnx.data"]
+    export(model, graph, force=True)
     agrees(graph, model, "float32", [session])
 
 
@@ -359,7 +299,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert "pip install 'refimpl[onnx]'" in refused("export", LLAMA, "-o", tmp_path / "x.onnx")
     with pytest.raises(RefimplError, match="no_such_library: not installed"):
-        need("onnxruntime", "no_such_library")
+        need("onnx", "onnxruntime", "no_such_library")
 
 
 def test_the_command_says_what_it_wrote(copy: Copy) -> None:

@@ -29,7 +29,7 @@ from refimpl.allocation.scores_json import document
 from refimpl.model.ops import Array
 from refimpl.onnx import candidate, runtime, session
 from refimpl.onnx.export import export
-from refimpl.onnx.recording import experiment_graph as recording
+from refimpl.onnx.recording import model_graph as recording
 from refimpl.onnx.runtime import OUTPUTS, on_onnxruntime
 from refimpl.onnx.session import Session, check_device, open_session
 from refimpl.running.settings import Settings

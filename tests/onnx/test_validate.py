@@ -26,13 +26,12 @@ from program import refused as refused_by
 from refimpl import Noise, read_model
 from refimpl.model.forward import MIXERS, forward
 from refimpl.onnx.export import export
-from refimpl.onnx.recording.experiment_graph import AT
-from refimpl.onnx.recording.model_graph import trace_points
+from refimpl.onnx.recording.model_graph import AT, trace_points
 from refimpl.onnx.validate import Validation, validate
 from refimpl.oracle.check import Report
 from refimpl.oracle.judging import measures
 from refimpl.oracle.judging.records import record_of
-from refimpl.show.validation import validation_table
+from refimpl.show.graphs import validation_table
 from refimpl.tokens import Tokens
 
 LLAMA = FIXTURES / "llama"

@@ -4,6 +4,7 @@
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,7 @@ def test_what_has_no_kernel_is_no_validation(tmp_path: Path) -> None:
 
 def test_the_provider_is_asked_for_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     webgpu.adapters.cache_clear()
-    monkeypatch.setattr(webgpu, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_webgpu", None)
     error = refusal_of(webgpu.adapters)
     assert "not installed" in error.problem
     assert "refimpl[webgpu]" in error.remedy

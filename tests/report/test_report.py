@@ -17,8 +17,8 @@ from report_files import EVERYTHING, deeper, edited, one_block
 
 from refimpl.errors import RefimplError
 from refimpl.pruning.record import COUNTS
+from refimpl.report import figure as fig
 from refimpl.report import page as page_module
-from refimpl.report import svg
 from refimpl.report.figure import AxisScale, Line, Mark, ReportFigure
 from refimpl.report.inputs import read_inputs
 from refimpl.report.page import report, sections, write_figures
@@ -176,7 +176,7 @@ def test_evaluations_stand_side_by_side(files: dict[str, Path]) -> None:
         ]
         assert f"{dense:.4g}" in {t.text() for t in figure.all("text")}
     (section,) = [s for s in page.all("section") if s.attributes["id"] == "runs"]
-    runs = run_rows(read_inputs([files[name] for name in EVERYTHING]).named)
+    runs = run_rows(read_inputs([files[name] for name in EVERYTHING]))
     assert [row[0] for row in section.rows()[1]] == [*runs_table(runs).columns["run"]]
 
 
@@ -228,7 +228,7 @@ def test_every_picture_is_written_with_its_heading_styles_and_numbers(
 def test_only_the_renderer_writes_svg() -> None:
     modules = Path(page_module.__file__).parent.glob("*.py")
     drawing = re.compile(r"<(path|polyline|text|rect|g|svg)\b")
-    assert [path.name for path in modules if drawing.search(path.read_text("utf-8"))] == ["svg.py"]
+    assert [x.name for x in modules if drawing.search(x.read_text("utf-8"))] == ["figure.py"]
 
 
 def test_parameters_and_provenance_of_every_file(files: dict[str, Path]) -> None:
@@ -323,7 +323,7 @@ def test_many_blocks_have_fewer_names(page_edited: Edited) -> None:
 
     figure = page_edited("one.json", lambda d: deeper(d, 40, block)).figure("s0-0-drift")
     names = [t for t in figure.all("text") if "end" in t.attributes["class"].split()]
-    assert 0 < len(names) <= svg.NAMES
+    assert 0 < len(names) <= fig.NAMES
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_a_scale_is_linear_or_logarithmic() -> None:
 
 
 def test_numbers_as_text() -> None:
-    assert [svg.units(x) for x in (3.04, -0.01, 12.5)] == ["3", "0", "12.5"]
+    assert [fig.units(x) for x in (3.04, -0.01, 12.5)] == ["3", "0", "12.5"]
     assert [number(x) for x in (0.25, float("nan"))] == ["0.25", "-"]
     pairs = (
         (61433.1, 42812.0),
@@ -370,7 +370,7 @@ def test_numbers_as_text() -> None:
 
 def test_labels_are_spread_in_their_order() -> None:
     wanted = [50.0, 51.0, 49.0, 90.0, 95.0]
-    found = svg.spread(wanted, 10, 0, 100)
+    found = fig.spread(wanted, 10, 0, 100)
     assert list(np.argsort(found)) == list(np.argsort(wanted))
     assert (np.diff(np.sort(found)) >= 10 - 1e-9).all()
     assert 0 <= min(found) <= max(found) <= 100
@@ -382,7 +382,7 @@ def test_an_allocation_has_one_colour_and_mark_in_every_picture() -> None:
         for name in names:
             marks.append(Line(name, [(0.5, 0.5)], style=allocation_style(name)))
         figure = ReportFigure("id", "t", "", ("", ""), Table({}), axis, axis, marks)
-        paths = re.findall(r'<path class="mark (f\d)" d="M[\d. ]+(m[^"]*)">', svg.picture(figure))
+        paths = re.findall(r'<path class="mark (f\d)" d="M[\d. ]+(m[^"]*)">', fig.picture(figure))
         return dict(zip(names, paths[::2], strict=True))  # each again in the legend
 
     few = drawn("owl", "uniform + divergence measured")

@@ -129,16 +129,3 @@ def test_a_folder_is_whole(tmp_path: Path) -> None:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o750
     assert stat.S_IMODE((tmp_path / "new" / "file").stat().st_mode) == 0o640
-
-
-def test_a_folder_with_files_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "file").touch()
-
-    def written() -> None:
-        with whole(tmp_path / "old") as folder:
-            folder.mkdir()
-            (folder / "other").touch()
-
-    refusal_of(written, says="exists")
-    assert [path.name for path in tmp_path.rglob("*")] == ["old", "file"]

@@ -13,7 +13,7 @@ from conftest import FIXTURES
 from refusals import refusal_of
 
 from refimpl import RefimplError
-from refimpl.storage import work_folder
+from refimpl.storage import file_system
 from refimpl.storage.files import undo_killed, whole
 from refimpl.storage.target_checks import check_folder
 
@@ -186,7 +186,7 @@ def test_a_lock_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / ".out.part" / "refimpl.lock").unlink()
         flock(file, how)
 
-    monkeypatch.setattr(work_folder.fcntl, "flock", removed)
+    monkeypatch.setattr(file_system.fcntl, "flock", removed)
     assert "another run" in refusal(lambda: write_new(tmp_path / "out"))
 
 
@@ -196,9 +196,9 @@ def test_without_locks(number: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError(number, os.strerror(number))
 
     if number is None:  # a system that has none at all
-        monkeypatch.setattr(work_folder, "fcntl", None)
+        monkeypatch.setattr(file_system, "fcntl", None)
     else:
-        monkeypatch.setattr(work_folder.fcntl, "flock", without)
+        monkeypatch.setattr(file_system.fcntl, "flock", without)
     if number == errno.EIO:
         refusal(lambda: write_new(tmp_path / "out"))
         assert not (tmp_path / "out").exists()

@@ -119,9 +119,10 @@ def test_a_folder_that_is_replaced_is_stopped_at_every_step() -> None:
     assert all(counts[how].keys() >= {"old", "new"} for how in crashes.HOWS)
 
 
-def test_a_command_that_is_stopped_at_a_few_steps() -> None:
-    counts = printed_json(crashes.__file__, "stops('allocate', 11, 5)")
-    assert [sum(counts[how].values()) for how in crashes.HOWS] == [3, 3, 3]
+@pytest.mark.parametrize(("name", "steps", "stride"), [("allocate", 11, 5), ("export", 25, 5)])
+def test_a_command_that_is_stopped_at_a_few_steps(name: str, steps: int, stride: int) -> None:
+    counts = printed_json(crashes.__file__, f"stops({name!r}, {steps}, {stride})")
+    assert {sum(counts[how].values()) for how in crashes.HOWS} == {-(-steps // stride)}
 
 
 @pytest.mark.parametrize(("name", "writes"), [("allocate", 1), ("score", 4)])

@@ -25,16 +25,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a model, a case that refers to it, and an input of each kind."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(FIXTURES / "llama", "llama")
+    shutil.copytree(FIXTURES / "llama_sharded", "sharded")
     shutil.copytree(CASE, "cases/llama")
     shutil.copy(FIXTURES / "text.txt", "text.txt")
     Path("base.json").write_text("[0.4, 0.5, 0.6, 0.7]")
     Path("questions.jsonl").write_text('{"question": "a", "choices": ["b", "c"], "answer": 0}\n')
+    Path("ids.jsonl").write_text("[1, 2]\n")
     shutil.copy("llama/config.json", "config.json")
     ran("score", "llama", *SMALL, "-o", "scores.json")
     ran("export", "llama", "-o", "graph.onnx")
     return tmp_path
 
 
+INDEX = "model.safetensors.index.json"
 CHECK = ("check", "cases/llama", "cases/llama/expected.safetensors")
 READ = {  # what a command reads, in any way
     ("score", "llama", "--text", "text.txt", "--base", "base.json", "--config", "config.json"): (
@@ -42,6 +45,8 @@ READ = {  # what a command reads, in any way
         "llama/new.json",
     ),
     ("score", "llama/model.safetensors"): ("llama/model.safetensors", "llama/config.json"),
+    ("score", "sharded", "--tokens", "ids.jsonl"): ("ids.jsonl", f"sharded/{INDEX}"),
+    ("score", f"sharded/{INDEX}"): (f"sharded/{INDEX}", "sharded/config.json"),
     ("allocate", "scores.json", "--base", "base.json"): ("scores.json", "base.json"),
     ("prune", "llama", "--allocation", "scores.json"): ("scores.json", "llama", "llama/new"),
     ("inspect", "llama"): ("llama/config.json",),
@@ -82,9 +87,9 @@ def test_an_existing_output_needs_force(here: Path) -> None:
     for words in READ:
         if words[0] in ("prune", "case", "export"):
             continue
-        Path("old").write_text("old")
-        assert "add --force to replace it" in refused(*words, "-o", "old")
-        assert Path("old").read_text() == "old"
+        Path("old.json").write_text("old")
+        assert "add --force to replace it" in refused(*words, "-o", "old.json")
+        assert Path("old.json").read_text() == "old"
 
 
 def test_without_an_output_nothing_is_written(

@@ -15,7 +15,7 @@ from gates import bits
 from program import ran, refused, run
 
 from refimpl import RefimplError
-from refimpl.storage import work_folder
+from refimpl.storage import file_system
 from refimpl.storage.file_system import ResumableError
 from refimpl.storage.finished_units import are_left, discard, finished_units, write_tree
 
@@ -233,11 +233,11 @@ def test_a_unit_is_on_the_disk_before_it_has_its_name(
 
 
 def test_two_runs_do_not_use_one_folder(tmp_path: Path) -> None:
-    with work_folder.work_folder(tmp_path / "work") as work:
+    with file_system.work_folder(tmp_path / "work") as work:
         (work / "x").mkdir()
         with (
             pytest.raises(RefimplError, match="another run is writing it"),
-            work_folder.work_folder(work),
+            file_system.work_folder(work),
         ):
             pass
     assert sorted(os.listdir(tmp_path / "work")) == ["refimpl.lock", "x"]
@@ -247,11 +247,11 @@ def test_a_lock_that_fails_removes_nothing(tmp_path: Path, monkeypatch: pytest.M
     def failing(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(work_folder.fcntl, "flock", failing)
+    monkeypatch.setattr(file_system.fcntl, "flock", failing)
     (tmp_path / "refimpl.lock").write_text("")
     (tmp_path / "mine").write_text("the user's")
     with pytest.raises(RefimplError, match=r"cannot be written \(Input/output error\)"):
-        work_folder.work_folder(tmp_path).__enter__()
+        file_system.work_folder(tmp_path).__enter__()
     assert (tmp_path / "mine").read_text() == "the user's"
 
 

@@ -1,8 +1,6 @@
 """Models of the Hugging Face hub: found in its cache, and downloaded if the user asks for it."""
 
-import os
 import re
-import shutil
 import sys
 import threading
 import warnings
@@ -17,6 +15,7 @@ from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import DOCUMENT, read_file, reading
 from refimpl.loading.files.refused_formats import CONVERSIONS
 from refimpl.loading.files.safetensors_file import shard_of_tensor
+from refimpl.storage.target_checks import require_room
 
 COMPANIONS = (  # copied when a model is pruned
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
@@ -31,7 +30,6 @@ DOWNLOADED = ("config.json", *WEIGHTS, *COMPANIONS)
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 _REVISION, _FILE = r"[A-Za-z0-9][\w./-]*", r"(?:[\w.+-]+/)*[\w.+-]+\.(?:gguf|GGUF)|[A-Za-z0-9_]+"
 _ID = re.compile(rf"({_NAME}/{_NAME})(?:@({_REVISION}))?(?::({_FILE}))?", re.ASCII)
-_CACHED = re.compile(r"models--[\w.-]+", re.ASCII)  # a repository's folder in the cache
 COMMIT, ETAG = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _EXPECTED = (
     "a path that exists, or an id in the Hugging Face cache: "
@@ -48,7 +46,7 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
     path, match = Path(model), _ID.fullmatch(str(model))
     with reading(path, _EXPECTED):
         if path.exists():
-            return _of_cache(path)
+            return path, None
     if match is None or ".." in match[0] or "//" in match[0] or "--" in match[0].split(":")[0]:
         return path, None
     repository, revision, file = match[1], match[2] or "main", match[3]
@@ -76,25 +74,6 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
     return _whole(snapshot, repository, file, unset)
 
 
-def _of_cache(path: Path) -> tuple[Path, str | None]:
-    """An existing path: a snapshot of the cache or a file in it has an id, others have none."""
-    whole = Path(os.path.abspath(path))  # a link keeps its own name
-    for folder in (whole, *whole.parents)[:5]:
-        if not _CACHED.fullmatch(folder.name) or not (folder / "snapshots").is_dir():
-            continue
-        repository, inside = folder.name[8:].replace("--", "/"), whole.relative_to(folder).parts
-        if not inside and (found := _snapshot(folder, "main")) is not None:
-            return _whole(found, repository)
-        if inside[:1] != ("snapshots",) or len(inside) == 1:
-            break
-        snapshot = folder.joinpath(*inside[:2])
-        if whole == snapshot:
-            return _whole(path, repository)
-        file = f":{whole.relative_to(snapshot)}" if whole.suffix == ".gguf" else ""
-        return path, f"{repository}@{snapshot.name}{file}"
-    return path, None
-
-
 def _snapshot(folder: Path, revision: str) -> Path | None:
     """The folder of a revision in a repository's folder of the cache; None if it is not there."""
     commit, ref = revision, folder / "refs" / revision
@@ -105,9 +84,7 @@ def _snapshot(folder: Path, revision: str) -> Path | None:
         return found if COMMIT.fullmatch(commit) and found.is_dir() else None
 
 
-def _whole(
-    snapshot: Path, repository: str, file: str | None = None, unset: str = ""
-) -> tuple[Path, str]:
+def _whole(snapshot: Path, repository: str, file: str | None, unset: str = "") -> tuple[Path, str]:
     """A snapshot (or a GGUF file in it) and its id, if all files of its weights are there."""
     name = f"{repository}@{snapshot.name}"
     with reading(snapshot, _EXPECTED):
@@ -187,7 +164,9 @@ def _downloaded(
             answers.require_files(files)
             snapshot = folder / "snapshots" / answers.commit
             absent = [x for x in files if not (snapshot / x).exists()]
-            require_space(folder, sum(files[x] for x in absent), name)
+            disk = next(x for x in folder.parents if x.exists())
+            more = "free some space, or set HF_HUB_CACHE to another disk"
+            require_room(disk, sum(files[x] for x in absent), f"{name} in {disk}", more)
             for each in absent or [*files][:1]:  # one at least, which notes the branch's commit
                 answers.most = files[each]
                 hf_hub_download(repository, each, revision=revision)
@@ -318,14 +297,3 @@ def checked_answers(endpoint: str) -> Iterator[Answers]:
         utils.logging.set_verbosity(verbosity)
         constants.HF_HUB_DISABLE_XET = xet
         hooks[:] = [hook for hook in hooks if hook != answers.check]
-
-
-def require_space(folder: Path, size: int, name: str) -> None:
-    """Refuse to download more than the disk of the cache has space for."""
-    existing = next(x for x in (folder, *folder.parents) if x.exists())
-    if size > (free := shutil.disk_usage(existing).free):
-        raise RefimplError(
-            f"{name} has {size:,} bytes to download, and the disk of {folder.parent} {free:,} free",
-            "enough space for all files",
-            "free some space, or set HF_HUB_CACHE to another disk",
-        )

@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from refimpl.errors import RefimplError, listed, unreadable
+from refimpl.errors import RefimplError, listed, need, unreadable
 from refimpl.loading.gguf.header import TensorEntry, damaged, read_header
 from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES, StoredTensor, WeightFile
@@ -176,14 +176,9 @@ def open_shards(path: Path) -> tuple[GgufFile, ...]:
 @lru_cache
 def _quantisation(number: int) -> tuple[str, int, int] | None:
     """Name, weights per block and bytes per block of a type; None if nobody can read it."""
-    try:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
-    except ImportError as error:
-        raise RefimplError(
-            "a GGUF file needs the gguf library, which is not installed",
-            "refimpl with its extra [gguf]",
-            "run pip install 'refimpl[gguf]'",
-        ) from error
+    need("gguf", "gguf")
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
     try:
         kind = GGMLQuantizationType(number)
         block, size = GGML_QUANT_SIZES[kind]

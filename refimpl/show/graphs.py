@@ -1,10 +1,14 @@
-"""The table of a validation: a row for each of the oracle's reports, and the first wrong step."""
+"""The tables of graphs: what was written, and how another computation compares, a row per run."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from refimpl.loading.files.documents import plain
+from refimpl.onnx.export import Exported
+from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS
 from refimpl.onnx.validate import Validation
 from refimpl.oracle.check import Report
+from refimpl.running.memory import MIB
 from refimpl.show.check_report import report_document
 from refimpl.show.header import counted, fitting, joined, model_facts, wrapped
 from refimpl.show.oracle import stage_of, steps_table, verdict_lines
@@ -57,3 +61,41 @@ def _name(report: Report) -> str:
 
 def _shape(report: Report) -> list[int]:
     return list(report.case.inputs["token_ids"].shape)
+
+
+def export_table(exported: Exported) -> str:
+    """What was written, a line per fact."""
+    facts, count = exported.metadata, counted(exported.tensors, "tensor")
+    zeros, prunable = (int(facts[f"prunable_{name}"]) for name in ("zeros", "weights"))
+    lines = {
+        "model": [
+            facts["model"],
+            f"family {facts['family']}",
+            f"{zeros:,} of {prunable:,} prunable weights zero ({zeros / prunable:.2%})",
+        ],
+        "graph": [
+            f"{exported.graph}, {_size(exported.graph_bytes)}",
+            counted(exported.nodes, "node"),
+            *(f"function {name} of {size:,} nodes" for name, size in exported.functions.items()),
+        ],
+        "operators": [f"opset {exported.opset}"],
+        "computes": [*_computes(facts), facts["dtype"]],
+        "weights": [f"{count} in {exported.data}, {_size(exported.data_bytes)}"],
+    }
+    return "\n".join(wrapped(lines)) + "\n"
+
+
+def _computes(facts: Mapping[str, str]) -> list[str]:
+    """The inputs and outputs of the graph."""
+    if facts["outputs"] != "experiment":
+        return [f"token_ids to {facts['outputs']}"]
+    options = [name for name in PERTURBATION_OPTIONS if facts[name] != "exact"]
+    return [
+        "token_ids and noise to drift, alignment and absorption coefficients",
+        *(f"{name.replace('_', ' ')} {facts[name]}" for name in options),
+    ]
+
+
+def _size(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / MIB:,.2f} MiB"
