@@ -176,7 +176,8 @@ class Request(Checked):
             raise RefimplError(
                 f"{what} without probes",
                 "measured strength, or for linears --probe delta: probes prune units alone",
-                f"add --correct divergence, or omit --probe {what.replace(' ', '=')}",
+                "add --correct divergence --strength measured, or omit --probe "
+                + what.replace(" ", "="),
             )
         return plan
 
