@@ -245,7 +245,7 @@ def test_numbers_of_numpy_are_as_good_as_those_of_python() -> None:
         (PrunerOptions, {"seed": -1}), (PrunerOptions, {"damping": -0.1}),
         (PrunerOptions, {"damping": INF}),
         (Noise, {"draws": 0}), (Noise, {"draws": 1 << 17}),
-        (Probes, {"probe_samples": 0}),
+        (Probes, {"probe_samples": 0}), (Probes, {"precision": -0.1}),
         (Noise, {"seed": -1}), (Noise, {"eta": (0.0,)}),
         (Noise, {"eta": (NAN,)}), (Request, {"sparsity": 1.1}), (Request, {"hi": -0.1}),
         (Request, {"strength": 101.0}), (Request, {"max_correction": INF}),
@@ -263,7 +263,7 @@ def test_more_probed_samples_than_there_are() -> None:
     for function in (score, refimpl.estimate):
         refusal_of(function, model, tokens, plan, says="probe-samples 99 of 2 samples")
     one = random_tokens(264, 1, 8)  # the default of measured strength is for as many or more
-    assert score(model, one, request=Request(correct="divergence")).plan.probe_samples == 4
+    assert score(model, one, request=Request(correct="divergence")).measured_samples == 1
 
 
 def test_ids_behind_a_mask_are_refused() -> None:

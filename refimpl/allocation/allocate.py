@@ -199,9 +199,9 @@ def allocated(
             by_block = grows.level.shape != base.shape  # their linears move together
             start, weights = (_of_blocks(at, share), sizes.sum(axis=1)) if by_block else (at, units)
             where = np.ones(num_blocks, bool) if by_block else exists
-            rates = grows.rates(request.kappa == "own")
             top = np.maximum(start, np.minimum(request.hi, grows.reach))  # of each fit
-            level, rate, start, hi = (x[where] for x in (grows.level, rates, start, top))
+            level, start, hi = (x[where] for x in (grows.level, start, top))
+            rate = np.full(level.shape, grows.common_rate)
             best = equal_marginals(level, rate, start, weights, target, request.lo, hi)
             if by_block:
                 shifted = at[exists] + (best - start)[block_of_unit]

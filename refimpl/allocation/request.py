@@ -16,15 +16,15 @@ from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
-from refimpl.method.perturbation import PROBE_SAMPLES, Noise, Perturbation, Probes
+from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import Compat
 
 Correction = Literal["absorption", "arrival", "divergence"]
-Kappa = Literal["common", "own"]
 OF_PRUNING = ("arrival", "divergence")  # corrections that need the pruning perturbation
 PROBE_DELTA = 0.1
+PRECISION = 0.025  # costs less than the noise floor: docs/how-to/calibrate.md
 
 Fraction = Annotated[float, 0, 1]
 TOO_MUCH = (OverflowError, RecursionError)  # JSON with numbers too large, or nested too deep
@@ -79,10 +79,6 @@ class Request(Checked):
         "exact",
         "exact follows the formula of each base; peer follows the code of its authors, without a "
         "correction.",
-    )
-    kappa: Kappa = option(
-        "common",
-        "With measured strength: one growth rate of the error for all blocks, or one per block.",
     )
 
     def __post_init__(self) -> None:
@@ -172,13 +168,16 @@ class Request(Checked):
             return plan
         if self.measured and plan.probe_delta is None:
             plan = replace(plan, probe_delta=PROBE_DELTA)
-        if self.measured and plan.probe_samples is None:
-            plan = replace(plan, probe_samples=PROBE_SAMPLES)
-        if plan.units == "linears" and plan.probe_delta is None:
+        if self.measured and plan.precision is None:
+            plan = replace(plan, precision=PRECISION)
+        lone = plan.units == "linears" and plan.probe_delta is None
+        if lone or (plan.precision is not None and not self.measured):
+            what = "units linears" if lone else f"precision {plan.precision}"
             raise RefimplError(
-                "units linears without probes",
-                "measured strength, or --probe delta: only probes prune linears alone",
-                "add --correct divergence, or omit --probe units=linears",
+                f"{what} without probes",
+                "measured strength, or for linears --probe delta: probes prune units alone",
+                "add --correct divergence --strength measured, or omit --probe "
+                + what.replace(" ", "="),
             )
         return plan
 

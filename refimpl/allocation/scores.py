@@ -126,10 +126,10 @@ class Scores:
         sinks: Tokens excluded as sinks per perturbed block, over all sequences, [L].
         signals: Importance of blocks and linears, by the name of the base that ranks by it.
         run: How the numbers were computed.
+        measured_samples: How many samples were perturbed.
         pruned_at: Allocation of the pruning perturbation; None for the Gaussian one.
         probes: How the error of pruning grows, if it was measured.
         budget_minutes: Minutes after which no further sample was perturbed, or None.
-        measured_samples: How many samples were perturbed by then; None without a budget.
         without_sinks: The effect of noise that spares sinks; None if no noise is on sinks.
         made_for: Fields of their request; for scores that were read from a file, those of its
             allocation, where the base is None if it was a file, too.
@@ -144,10 +144,10 @@ class Scores:
     sinks: Ints
     signals: Signals
     run: Run
+    measured_samples: int
     pruned_at: PrunedAt | None = None
     probes: ProbedErrors | None = None
     budget_minutes: float | None = None
-    measured_samples: int | None = None
     without_sinks: WithoutSinks | None = None
     made_for: Mapping[str, Any] = field(default_factory=dict)
 
@@ -155,12 +155,6 @@ class Scores:
     def num_blocks(self) -> int:
         """Number of blocks, L."""
         return len(self.linears)
-
-    @property
-    def perturbed_samples(self) -> int:
-        """How many samples each block was measured on."""
-        measured = self.measured_samples
-        return self.plan.perturbed_samples(self.tokens.samples) if measured is None else measured
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -186,6 +180,11 @@ class AllocationErrors:
     log_level: Array
     rate: Array
     common_rate: float | None
+
+    @property
+    def precision(self) -> float:
+        """The error of a block's sparsity, the root mean square of all blocks; NaN if unknown."""
+        return float(np.sqrt(nan_mean(np.square(self.sparsity))))
 
 
 @dataclass(frozen=True)

@@ -142,16 +142,11 @@ def _correction(v: Values) -> Iterator[Figure]:
 def _growth(v: Values) -> Iterator[Figure]:
     grows = v.allocation.growth
     assert grows is not None  # the strength is measured
-    unit, number = "block", len(grows.fits)
-    if grows.fits.ndim == 2:
-        unit, number = "linear", int((v.scores.linear_sizes > 0).sum())
-    used = "the median"
-    if v.request.kappa == "own":
-        used = f"that of each {unit} if it fits, else the median"
+    unit, number = "block" if grows.fits.ndim == 1 else "linear", int(grows.probed.sum())
     yield Figure("a", grows.level, f"{v.request.correct} at the base's sparsity, per {unit}")
-    yield Figure("kappa", grows.rate, f"per {unit}; the allocation uses {used}")
+    yield Figure("kappa", grows.rate, f"per probed {unit}; the allocation uses the median")
     yield Figure("residual", grows.residual, "of ln D at the base's sparsity")
-    yield Figure("fits", int(grows.fits.sum()), f"of {number} {unit}s")
+    yield Figure("fits", int(grows.fits.sum()), f"of {number} probed {unit}s")
 
 
 def _projection(v: Values) -> Iterator[Figure]:

@@ -9,7 +9,7 @@ from refimpl.errors import RefimplError
 from refimpl.method.correction import RESOLVED
 from refimpl.method.projection import project
 from refimpl.model.ops import Array
-from refimpl.pruners.checks import finite_vector, unit_sizes
+from refimpl.pruners.checks import Bools, finite_vector, unit_sizes
 
 RESIDUAL_BOUND = 0.5  # of the middle probe, in ln D: more is a bad fit
 BELOW, AT, ABOVE = range(3)  # the probes of a unit, by sparsity
@@ -27,15 +27,17 @@ class Growth:
         rate: kappa, [U]; NaN where a probe has no error, or two sparsities are equal.
         residual: ln D at b minus the line through the outer probes, [U]; NaN as for `rate`.
         reach: Sparsity up to which the fit is trusted: twice as far above b as the upper probe.
+        probed: Units whose error is known at all three sparsities, [U].
     """
 
     level: Array
     rate: Array
     residual: Array
     reach: Array
+    probed: Bools
 
     @property
-    def fits(self) -> npt.NDArray[np.bool_]:
+    def fits(self) -> Bools:
         """Units whose error grows as fitted: kappa > 0, and |residual| <= 0.5, [U]."""
         known = np.where(np.isnan(self.residual), np.inf, np.abs(self.residual))
         return (np.where(np.isnan(self.rate), 0.0, self.rate) > 0) & (known <= RESIDUAL_BOUND)
@@ -53,10 +55,6 @@ class Growth:
         low, high = np.quantile(rates, [0.25, 0.75]) if rates.size else (np.nan, np.nan)
         return float(low), float(high)
 
-    def rates(self, own: bool) -> Array:
-        """The kappa of every unit, [U]: its own if requested and if it fits, or that of all."""
-        return np.where(own & self.fits, self.rate, self.common_rate)
-
 
 def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
     """Fit how the error of each unit grows, from probes at three sparsities.
@@ -66,7 +64,7 @@ def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
 
     Args:
         error: D, the error when the unit alone is pruned, below, at and above its base sparsity,
-            [3, U], at least 0; NaN where unknown. U stands for any shape.
+            [3, U], at least 0; NaN where not probed. U stands for any shape.
         sparsity: The fractions pruned, [3, U]; NaN where there is no unit.
 
     Returns:
@@ -95,7 +93,8 @@ def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
     rate = np.where(apart, (log_d[ABOVE] - log_d[BELOW]) / width, np.nan)
     line = log_d[BELOW] + rate * (s[AT] - s[BELOW])
     reach = s[AT] + 2 * (s[ABOVE] - s[AT])
-    return Growth(np.where(positive[AT], d[AT], np.nan), rate, log_d[AT] - line, reach)
+    level, probed = np.where(positive[AT], d[AT], np.nan), np.asarray(~np.isnan(d).any(axis=0))
+    return Growth(level, rate, log_d[AT] - line, reach, probed)
 
 
 def equal_marginals(

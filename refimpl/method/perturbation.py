@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ Norm = Literal["token", "sequence"]
 Sink = Literal["include", "exclude"]
 Units = Literal["blocks", "linears"]
 
-PROBE_SAMPLES = 4  # with measured strength: an error over two is hardly one
+GROWTH_BLOCKS = 4  # that are also probed below and above: how fast errors grow hardly differs
 MOST_DRAWS = 1 << 16  # the standard error shrinks with the root of the draws
 ETA_EPSILONS = 64  # machine epsilons: the least eta that a dtype resolves
 SINK_FACTOR = 20.0  # a token is a sink when its norm exceeds this many medians
@@ -34,6 +34,7 @@ class Perturbation(Checked):
     norm: Norm
     sink: Sink
     seed: int
+    precision = cast("float | None", None)  # no field of `Noise`
 
     @property
     def draws(self) -> int:
@@ -50,8 +51,8 @@ class Perturbation(Checked):
         """Whether noise is on sinks: then, at the first eta, states travel without it, too."""
         return isinstance(self, Noise) and self.sink == "include"
 
-    def variants(self, linears: int) -> int:
-        """Perturbed states per sequence and draw of a block with so many linears."""
+    def variants(self, linears: int, block: int = 0, blocks: int = 1) -> int:
+        """Perturbed states per sequence and draw of one of the blocks, with so many linears."""
         return len(self.etas)
 
     def perturbed_samples(self, samples: int) -> int:
@@ -134,8 +135,8 @@ class Probes(Perturbation):
     seed: Seed = same_option(Noise, "seed")
     probe_delta: float | None = option(
         None,
-        "Also prune each unit this much less and this much more, to measure how its error grows. "
-        "Default: 0.1 with measured strength.",
+        "Also prune the units of four blocks, spread over the depth, this much less and this much "
+        "more, to measure how errors grow. Default: 0.1 with measured strength.",
         "FRACTION",
         of="probe",
     )
@@ -147,9 +148,16 @@ class Probes(Perturbation):
     )
     probe_samples: Annotated[int, 1, inf] | None = option(
         None,
-        "Perturb only the first N samples; all samples decide which weights to prune. Default: 4 "
-        "with measured strength, else all.",
+        "Perturb at most the first N samples; all samples decide which weights to prune. Default: "
+        "all.",
         "N",
+        of="probe",
+    )
+    precision: Annotated[float, 0, 1] | None = option(
+        None,
+        "Perturb no third or later sample once the sparsities of the blocks are known to this "
+        "standard error (root mean square). Default: 0.025 with measured strength.",
+        "FRACTION",
         of="probe",
     )
     probe_damping: Annotated[float, 0, inf] = option(
@@ -164,27 +172,28 @@ class Probes(Perturbation):
         """The pruner and its options."""
         return PrunerOptions(self.probe_pruner, self.probe_damping, self.seed)
 
-    def variants(self, linears: int) -> int:
+    def variants(self, linears: int, block: int = 0, blocks: int = 1) -> int:
         """One per pruned block and probe.
 
         The block as in the base allocation; then below and above, or each linear at, below, above.
+        Only some blocks, in the middle of equal parts of the depth, have those below and above.
         """
         if self.probe_delta is None:
             return 1
-        return 3 if self.units == "blocks" else 1 + 3 * linears
+        at, beside = (1, 2) if self.units == "blocks" else (1 + linears, 2 * linears)
+        parts = min(blocks, GROWTH_BLOCKS)
+        middles = [(2 * i + 1) * blocks // (2 * parts) for i in range(parts)]
+        return at + beside * (block in middles)
 
     def perturbed_samples(self, samples: int) -> int:
-        """How many of so many samples are perturbed; more than there are is refused.
-
-        The default, which does not know the samples, may exceed one sample.
-        """
-        if (self.probe_samples or 0) > max(samples, PROBE_SAMPLES):
+        """How many of so many samples are perturbed at most; more than there are is refused."""
+        if (self.probe_samples or 0) > samples:
             raise RefimplError(
                 f"probe-samples {self.probe_samples} of {samples} samples",
                 f"at most {samples}",
                 "use fewer, or add --samples",
             )
-        return samples if self.probe_samples is None else min(samples, self.probe_samples)
+        return samples if self.probe_samples is None else self.probe_samples
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -50,9 +50,11 @@ def cost_figures(ident: str, scored: ScoresInput) -> list[fig.ReportFigure]:
     d = None if probes is None or allocation.growth is None else probes.divergence
     if probes is None or d is None or probes.sparsity.ndim > 2:
         return figures
-    s, grows = probes.sparsity, growth(d, probes.sparsity)
+    at = np.flatnonzero(~np.isnan(d).any(axis=0))
+    s, d = probes.sparsity[:, at], d[:, at]
+    grows = growth(d, s)
     fit = grows.level * np.exp(grows.rate * (s - s[1]))
-    columns = {"block": blocks}
+    columns = {"block": [blocks[i] for i in at]}
     columns |= {f"at {s[k].mean():.3g}": [number(x) for x in d[k]] for k in range(3)}
     columns["kappa"] = [number(x) for x in grows.rate]
     columns["residual"] = [number(x) for x in grows.residual]
@@ -60,16 +62,16 @@ def cost_figures(ident: str, scored: ScoresInput) -> list[fig.ReportFigure]:
         fig.ReportFigure(
             f"{ident}-growth",
             "How the divergence grows",
-            "Dots: measured, at three sparsities of a block. Lines: its fit, whose slope is kappa; "
+            "Dots: measured, at three sparsities of some blocks. Lines: the fit, with slope kappa; "
             f"the allocation uses the median of them, {grows.common_rate:.3g}.",
-            ("Divergence of every block over its sparsity", f"{count} lines, one per block."),
+            ("Divergence of every block over its sparsity", f"{len(at)} lines, one per block."),
             Table(columns, caption="Divergence at each sparsity, and its growth"),
             fig.spanning("fraction pruned", s.ravel()),
             fig.spanning(KL, d.ravel(), True),
             [
                 *(
-                    fig.Line(str(i), [*zip(s[:, i], fit[:, i], strict=True)], every=False)
-                    for i in range(count)
+                    fig.Line(blocks[i], [*zip(s[:, k], fit[:, k], strict=True)], every=False)
+                    for k, i in enumerate(at)
                 ),
                 fig.Points([*zip(s.ravel(), d.ravel(), strict=True)], "mark other-hue", "circle"),
             ],
@@ -131,7 +133,7 @@ def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> fig
     y = fig.spanning(COEFFICIENT, [0.93, 1.07, *drawn], True, [0, 0, *off])
     alone = not np.isfinite(error).any()
     more = "; none here, because it needs two sequences or more" if alone else ""
-    said = [*findings(absorption, scores.perturbed_samples), *(sinks(scores) * bool(both))]
+    said = [*findings(absorption, scores.measured_samples), *(sinks(scores) * bool(both))]
     return fig.ReportFigure(
         ident,
         "Absorption coefficients",

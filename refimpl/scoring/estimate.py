@@ -74,7 +74,7 @@ def estimate(
     """Estimate what `score` with the same arguments takes.
 
     The work units of the run are listed, not run. A dense pass of the first sample through a block
-    is timed, as are reading the block and pruning it, and multiplied by the run's.
+    is timed, as are reading the block and pruning it, and multiplied by the run's with all samples.
 
     Args:
         model: From `read_model`.
@@ -104,7 +104,8 @@ def estimate(
     base, keep = pruned_base(config, request).linear_pruned, settings.finished is not None
     with settings.open() as resources:
         divergence, probes = request.correct == "divergence", isinstance(plan, Probes)
-        groups = work_list(config, ids, plan, resources, divergence=divergence, keep=keep)
+        how: Any = {"divergence": divergence, "keep": keep, "apart": plan.precision is not None}
+        groups = [x for each in work_list(config, ids, plan, resources, **how) for x in each]
         dense = dense_units(config, dict(enumerate(ids)), resources, keep) if probes else []
         units = [*dense, *groups]
         passes = sum(unit.cost(config) for unit in units)

@@ -1,6 +1,6 @@
 """The perturbation experiment over a whole model, in work units whose results can be kept."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from math import inf, isclose
 from time import perf_counter
@@ -44,6 +44,7 @@ def experiment(
     *,
     divergence: bool = False,
     until: float = inf,
+    enough: Callable[[Measurements], bool] | None = None,
 ) -> Measurements:
     """Perturb every block's output and follow the drift to the end.
 
@@ -55,9 +56,10 @@ def experiment(
         prune_block: For the pruning perturbation: the pruned weights of a block.
         divergence: Whether to compare the output distributions too.
         until: Time of `perf_counter` after which no third or later sequence is begun.
+        enough: Whether what two or more sequences gave suffices, so that no further one is begun.
 
     Returns:
-        Means over tokens, per eta, sequence, draw and block; of the first sequences if time is up.
+        Means over tokens, per eta, sequence, draw and block; of the sequences that were begun.
 
     Source: arXiv:2606.15161; choices in docs/explanation/method.md, section 2.
     """
@@ -88,40 +90,26 @@ def experiment(
             if measured.divergence is not None:
                 measured.divergence[a.index] = value["divergence"]
 
-    units = work_list(
-        config,
-        ids,
-        plan,
-        resources,
-        prune_block,
-        divergence=divergence,
-        keep=resources.finished is not None,
-        apart=until < inf,
+    in_turn, keep = until < inf or enough is not None, resources.finished is not None
+    rounds = work_list(
+        config, ids, plan, resources, prune_block, divergence=divergence, keep=keep, apart=in_turn
     )
     note(resources.earlier)
-    total = resources.done + sum(unit.cost(config) for unit in units)
+    total = resources.done + sum(unit.cost(config) for units in rounds for unit in units)
     if not isclose(total, resources.total):  # rounding alone does not change what was reported
         resources.total = total
-    finished = (a.sequence + 1 for a in states if a.key in resources.earlier)
-    sequences = max(min(2, len(measured.sink_share)), *finished, 0)  # two, for an error
-
-    def timely() -> Iterator[StateGroup]:
-        nonlocal sequences
-        for unit in units:
-            first = unit.stacks[0][0].sequence
-            if first >= sequences and perf_counter() > until:
-                return
-            sequences = max(sequences, first + 1)
-            yield unit
-
-    for result in results(timely(), model, resources):
-        resources.keep(result)
-        note(result)
-    if until == inf:
-        return measured
-    resources.total = resources.done  # whatever was left out
-    resources.tick(0)
-    return measured.first(sequences)
+    begun = max((a.sequence + 1 for a in states if a.key in resources.earlier), default=0)
+    for n, units in enumerate(rounds):
+        late = n > 1 and n >= begun and perf_counter() > until  # two, for an error
+        if late or (n > 1 and enough is not None and enough(measured.first(n))):
+            measured = measured.first(n)
+            resources.total = resources.done  # whatever was left out
+            resources.tick(0)
+            break
+        for result in results(units, model, resources):
+            resources.keep(result)
+            note(result)
+    return measured
 
 
 def work_list(
@@ -134,11 +122,8 @@ def work_list(
     divergence: bool = False,
     keep: bool = False,
     apart: bool = False,
-) -> list[StateGroup]:
-    """The work units of the experiment, but for what is finished.
-
-    If sequences are to be `apart`, each has units of its own, one sequence after another.
-    """
+) -> list[list[StateGroup]]:
+    """The work units of the experiment, but for what is finished; a list per sequence if apart."""
     numbers = [len(block) for block in config.linears]
     states, left = addresses(len(ids), config.num_blocks, plan, numbers), list[Addresses]()
     for stack in stacks(states, ids.shape[1]):
@@ -149,13 +134,12 @@ def work_list(
     every = len(ids) if of_all else 0
     together = [left]
     if apart:
-        of = {stack[0].sequence: list[Addresses]() for stack in sorted(left)}
-        for stack in left:
-            of[stack[0].sequence].append(stack)
-        together = [*of.values()]
+        every_one = range(plan.perturbed_samples(len(ids)))
+        together = [[x for x in left if x[0].sequence == n] for n in every_one]
     counted = {n for n in range(len(ids)) if f"squares {n}" in resources.earlier}
-    units = list[StateGroup]()
+    rounds = list[list[StateGroup]]()
     for cut in together:
+        rounds.append([])
         for group in state_groups(
             cut, config, ids.shape[1], resources, keep, every, 1 + plan.on_sinks
         ):
@@ -164,8 +148,8 @@ def work_list(
             new = () if probes else tuple(sorted(rows.keys() - counted))
             counted |= rows.keys()
             options = plan, resources.dtype, prune_block, divergence
-            units.append(StateGroup(tuple(group), rows, new, *options))
-    return units
+            rounds[-1].append(StateGroup(tuple(group), rows, new, *options))
+    return rounds
 
 
 def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:

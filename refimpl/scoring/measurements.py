@@ -100,7 +100,7 @@ class Measurements:
         )
 
     def first(self, sequences: int) -> "Measurements":
-        """Those of the first sequences alone; the sums over sequences hold no others."""
+        """Those of the first sequences alone; sums over sequences are of those begun so far."""
         names = ("drift", "alignment", "ratios", "divergence")
         cut: Any = {x: y[:, :sequences] for x in names if (y := getattr(self, x)) is not None}
         cut |= {x: getattr(self, x)[:sequences] for x in ("quiet", "sink_share")}
@@ -118,7 +118,7 @@ def addresses(
 
     `linears` are the numbers of linears of the blocks, which matter if each linear is a unit.
     """
-    variants = [plan.variants(linears[b] if linears else 1) for b in range(blocks)]
+    variants = [plan.variants(linears[b] if linears else 1, b, blocks) for b in range(blocks)]
     states = [
         Address(s, d, e, b)
         for s in range(plan.perturbed_samples(sequences))

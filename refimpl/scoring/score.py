@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.allocation.allocate import base_only
+from refimpl.allocation.allocate import allocate, base_only
 from refimpl.allocation.request import Request, recommended
 from refimpl.allocation.scores import (
     Absorption,
@@ -59,7 +59,8 @@ def score(
         model: From `read_model`.
         tokens: Token ids and where they came from.
         plan: `Noise` or `Probes`; if None, probes if the request's correction needs them, else
-            noise at eta 0.01. Measured strength adds probes at two more sparsities.
+            noise at eta 0.01. Measured strength adds probes at two more sparsities, and perturbs
+            no more samples than the precision of the allocation takes.
         request: Which base's signals to compute, at which allocation the pruning perturbation
             prunes, and whether the divergence is measured; if None, what `Request` recommends, or
             no correction if the plan is noise.
@@ -109,33 +110,40 @@ def score(
             signals |= of_moments(model, chosen, moments, resources)
             pruned_at = _pruned_at(config, signals, request)
             prune_block = probed_blocks(config, pruned_at.linear_pruned, plan, moments)
-        run = runtime or partial(experiment, until=until)
+
+        def scores_of(measured: Measurements) -> Scores:
+            perturbed, dense = measured.ratios.shape[1], signals  # sequences
+            if pruned_at is None:
+                means = wanda_moments(measured.squares, perturbed, config)
+                dense = {**dense, **of_moments(model, chosen, means, resources)}
+            sweep = _sweep(measured, plan)
+            return Scores(
+                model=model.name,
+                family=config.family,
+                linears=config.linears,
+                tokens=token_facts(tokens),
+                plan=plan,
+                sweep=sweep,
+                sinks=measured.sinks,
+                signals={**dense, **of_drifts(chosen, sweep[0].drift)},
+                run=resources.run_since(started, measured.runtime),
+                pruned_at=pruned_at,
+                probes=_probed(measured, prune_block, plan, config),
+                made_for={x.name: getattr(request, x.name) for x in fields(request)},
+                budget_minutes=budget,
+                measured_samples=perturbed,
+                without_sinks=_without_sinks(measured),
+            )
+
+        def precise(measured: Measurements, error: float) -> bool:
+            errors = allocate(scores_of(measured), request).errors
+            return errors is not None and errors.precision <= error
+
+        enough = None if plan.precision is None else partial(precise, error=plan.precision)
+        run = runtime or partial(experiment, until=until, enough=enough)
         divergence = request.correct == "divergence"
         measured = run(model, ids, plan, resources, prune_block, divergence=divergence)
-        perturbed = measured.ratios.shape[1]  # sequences
-        if pruned_at is None:
-            moments = wanda_moments(measured.squares, perturbed, config)
-            signals |= of_moments(model, chosen, moments, resources)
-        sweep = _sweep(measured, plan)
-        signals |= of_drifts(chosen, sweep[0].drift)
-
-    return Scores(
-        model=model.name,
-        family=config.family,
-        linears=config.linears,
-        tokens=token_facts(tokens),
-        plan=plan,
-        sweep=sweep,
-        sinks=measured.sinks,
-        signals=signals,
-        run=resources.run_since(started, measured.runtime),
-        pruned_at=pruned_at,
-        probes=_probed(measured, prune_block, plan, config),
-        made_for={x.name: getattr(request, x.name) for x in fields(request)},
-        budget_minutes=budget,
-        measured_samples=None if budget is None else perturbed,
-        without_sinks=_without_sinks(measured),
-    )
+        return scores_of(measured)
 
 
 def checked_budget(minutes: float | None) -> float:

@@ -28,7 +28,7 @@ from refimpl.scoring.measurements import Address, PruneBlock, Squares, passes
 from refimpl.scoring.perturbed_state import Clean, Stack, with_noise
 from refimpl.scoring.pruned_alone import PrunedBlocks
 
-HEAD_BYTES = 8 * MIB  # logits of one state held at a time
+HEAD_BYTES = MIB  # logits of one state held at a time: more do not stay in a core's cache
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def headline(
     said = costs(scores, str(request["correct"]), errors)
     if errors is None:
         at = f"At eta {absorption.eta:g}: " if len(scores.sweep) > 1 else ""
-        said = [at + " ".join(findings(absorption, scores.perturbed_samples)), *sinks(scores)]
+        said = [at + " ".join(findings(absorption, scores.measured_samples)), *sinks(scores)]
         if request["correct"] and clipped >= 0.5 and count > 1:
             blocks = f"{round(clipped * count)} of {counted(count, 'block')}"
             said.append(
@@ -86,8 +86,11 @@ def costs(scores: Scores, correct: str, errors: AllocationErrors | None) -> list
         said.append(f"{'; '.join(parts)}.")
     if errors.samples < 2:
         return [*said, "One sample: no number has an error."]
-    points = 100 * float(np.sqrt(nan_mean(np.square(errors.sparsity))))
-    sure = f"{points:.2g} percentage points ({errors.samples} samples, root mean square)"
+    points, wanted = 100 * errors.precision, 100 * (scores.plan.precision or 0)
+    of = f"{errors.samples} of {scores.tokens.samples} samples"
+    sure = f"{points:.2g} percentage points ({of}, root mean square)"
+    if wanted:
+        sure += f"; {wanted:.3g} {'are enough' if points <= wanted else 'take more samples'}"
     return [*said, f"The sparsities of the blocks are known to {sure}."]
 
 
@@ -101,7 +104,7 @@ def _listed(blocks: list[int]) -> str:
 
 def sinks(scores: Scores) -> list[str]:
     """What the coefficients would be without noise on sinks, if that changes any for certain."""
-    quiet, samples = scores.without_sinks, scores.perturbed_samples
+    quiet, samples = scores.without_sinks, scores.measured_samples
     if quiet is None:
         return []
     r = scores.sweep[0]

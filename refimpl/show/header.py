@@ -144,7 +144,7 @@ def _perturbed(scores: Scores) -> list[str]:
         facts += [f"{name} {value:g}" for name, value in pruner.options.items()]
         if plan.probe_delta is not None:
             facts.append(f"probes of {plan.units} at {plan.probe_delta:g} less and more")
-        if (perturbed := plan.perturbed_samples(scores.tokens.samples)) < scores.tokens.samples:
+        if (perturbed := scores.measured_samples) < scores.tokens.samples:
             facts.append(f"on the first {counted(perturbed, 'sample')}")
     elif isinstance(plan, Noise):
         facts = [
@@ -208,22 +208,19 @@ def _growth(allocation: Allocation, linears: Linears, verbose: bool) -> list[str
     """How the errors grow that an allocation of measured strength is made of."""
     grows, names = allocation.growth, np.array([str(i) for i in range(len(linears))])
     assert grows is not None  # the strength is measured
-    exists = np.ones(grows.fits.shape, np.bool_)
+    exists, word = np.ones(grows.fits.shape, np.bool_), "block"
     if grows.fits.ndim == 2:
         exists, word = linear_sizes(linears) > 0, "linear"
         names = np.array([f"{i}.{name}" for i, block in enumerate(linears) for name in block])
-    else:
-        word = "block"
-    odd = names[~grows.fits[exists]].tolist()
-    if len(odd) == len(names):
+    probed, odd = int(grows.probed.sum()), names[(grows.probed & ~grows.fits)[exists]].tolist()
+    if len(odd) == probed:
         return [f"no error grows as exp(kappa s): strength {STRENGTH}, at most {MAX_CORRECTION}"]
     low, high = grows.quartiles
     facts = [f"kappa {grows.common_rate:.3g}"]
     if verbose:
         facts.append(f"quartiles {low:.3g} to {high:.3g}")
-        facts.append(f"{allocation.request.kappa} to the {word}s")
     if verbose or odd:
-        facts.append(f"{len(names) - len(odd)} of {counted(len(names), word)} fit")
+        facts.append(f"{probed - len(odd)} of {counted(probed, f'probed {word}')} fit")
     if odd:
         some = [*odd[:SOME], *([f"and {len(odd) - SOME} more"] if len(odd) > SOME else [])]
         facts.append(f"{word} {' '.join(some)} with the kappa of the others")

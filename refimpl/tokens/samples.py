@@ -13,7 +13,7 @@ from refimpl.errors import RefimplError
 Ids = npt.NDArray[np.int64]
 
 SAMPLES, SEQ_LEN = 8, 512  # defaults
-SCORED = 4, 256  # those of `refimpl score`: docs/how-to/calibrate.md, "How many tokens are enough"
+SCORED = 4, 128  # those of `refimpl score`: docs/how-to/calibrate.md, "How many tokens are enough"
 VALIDATED = 3, 13  # those of `refimpl validate`
 MOST_TOKENS = 1 << 26
 

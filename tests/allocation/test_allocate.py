@@ -179,7 +179,7 @@ def test_every_eta_of_a_sweep_has_its_own_correction() -> None:
         refusal_of(allocate, scores, which=which, says=f"which {which}")
 
 
-MADE_FOR = Request("owl", {"lam": 0.1}, 0.6, "divergence", kappa="own", lo=0.1)
+MADE_FOR = Request("owl", {"lam": 0.1}, 0.6, "divergence", lo=0.1)
 
 
 @cache
@@ -198,17 +198,15 @@ def made_for(kind: str) -> Scores:
 def test_an_allocation_keeps_what_the_scores_were_made_for(kind: str) -> None:
     scores = made_for(kind)
     assert allocate(scores).request == MADE_FOR
+    peer: dict[str, Any] = {"correct": None, "strength": "default", "compat": "peer"}
     for changes, expected in (
-        ({"kappa": "common"}, replace(MADE_FOR, kappa="common")),
         ({"strength": 0.2}, replace(MADE_FOR, strength=0.2)),
         ({"base": "owl", "options": {"m": 5}}, MADE_FOR),
         ({"correct": "arrival"}, replace(MADE_FOR, correct="arrival")),
         ({"correct": None}, replace(MADE_FOR, correct=None, strength="default")),
-        ({"compat": "peer", "correct": None}, Request("owl", {"lam": 0.1}, 0.6, None, kappa="own",
-                                                      lo=0.1, compat="peer")),
-        ({"compat": "peer"}, Request("owl", {"lam": 0.1}, 0.6, None, kappa="own", lo=0.1,
-                                     compat="peer")),
-    ):  # fmt: skip
+        ({"compat": "peer", "correct": None}, replace(MADE_FOR, **peer)),
+        ({"compat": "peer"}, replace(MADE_FOR, **peer)),
+    ):
         assert allocate(scores, **changes).request == expected
     # Not what blocks were pruned to; but of a base that is named, nothing is made of pruned blocks.
     asked = {"says": "these scores were measured by pruning at", "remedy": "--correct none"}

@@ -101,7 +101,8 @@ def rows(text: str) -> str:
         ("--correct divergence --probe pruner=magnitude", "probe_pruner", "magnitude"),
         ("--correct divergence --probe pruner=sparsegpt --probe damping=1", "probe_damping", 1),
         ("--correct divergence --probe units=linears", "units", "linears"),
-        ("--correct divergence", "probe_samples", 4),
+        ("--correct divergence", "precision", 0.025),
+        ("--correct divergence --probe precision=0.2", "precision", 0.2),
         ("--correct divergence --probe samples=1", "probe_samples", 1),
     ],
 )
@@ -130,8 +131,6 @@ def test_options_change_the_numbers(tmp_path: Path) -> None:
         "--compat peer",
     ):
         assert rows(ran("allocate", path, *words.split())) != plain, words
-    plain = rows(scored("--correct", "divergence", "-o", path, "--force"))
-    assert rows(ran("allocate", path, "--kappa", "own")) != plain
 
 
 def options_of(name: str) -> list[Any]:
@@ -341,8 +340,8 @@ def test_the_header_says_where_tokens_came_from(tmp_path: Path) -> None:
     assert ids.startswith("3 x 20, ids.npy")
 
 
-@pytest.mark.parametrize(("limit", "length"), [(64, 64), (256, 256), (2048, 256)])
-def test_the_default_length_is_256_or_what_the_model_allows(
+@pytest.mark.parametrize(("limit", "length"), [(64, 64), (128, 128), (2048, 128)])
+def test_the_default_length_is_128_or_what_the_model_allows(
     limit: int, length: int, tmp_path: Path
 ) -> None:
     config = json.loads((LLAMA / "config.json").read_text()) | {"max_position_embeddings": limit}

@@ -135,29 +135,14 @@ def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> Non
     assert shown("wanda", "pruned") == made.linear_pruned[k, 0]
 
 
-@pytest.mark.parametrize(
-    ("words", "a", "kappa", "fits"),
-    [
-        ((), "block", "the median", "of 4 blocks"),
-        (("--kappa", "own"), "block", "that of each block if it fits, else the median", "4 blocks"),
-        (("--probe", "units=linears"), "linear", "the median", "of 28 linears"),
-        (
-            ("--probe", "units=linears", "--kappa", "own"),
-            "linear",
-            "that of each linear if it fits, else the median",
-            "of 28 linears",
-        ),
-    ],
-)
-def test_the_step_growth_says_whose_rates_are_used(
-    words: tuple[str, ...], a: str, kappa: str, fits: str
-) -> None:
-    few = ("--samples", 2, "--seq-len", 8, "--base", "uniform", "--correct", "divergence")
-    document = ran("explain", FIXTURES / "llama", "--step", "growth", "--json", *few, *words)
+@pytest.mark.parametrize(("unit", "number"), [("block", 4), ("linear", 28)])
+def test_the_step_growth_says_whose_rates_are_used(unit: str, number: int) -> None:
+    few = ("--samples", 2, "--seq-len", 8, "--correct", "divergence", "--probe", f"units={unit}s")
+    document = ran("explain", FIXTURES / "llama", "--step", "growth", "--json", *few)
     notes = {x["name"]: x["note"] for x in json.loads(document)["steps"][0]["figures"]}
-    assert notes["a"].endswith(f"per {a}")
-    assert notes["kappa"] == f"per {a}; the allocation uses {kappa}"
-    assert notes["fits"].endswith(fits)
+    assert notes["a"].endswith(f"per {unit}")
+    assert notes["kappa"] == f"per probed {unit}; the allocation uses the median"
+    assert notes["fits"] == f"of {number} probed {unit}s"
 
 
 @pytest.mark.parametrize("plan", [Noise(sink="exclude"), Probes(sink="exclude")])

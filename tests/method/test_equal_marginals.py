@@ -110,20 +110,11 @@ def test_what_does_not_grow_does_not_fit() -> None:
     sparsity[:, 5] = 1.0
     found = growth(error, sparsity)
     assert found.fits.tolist() == [True, False, False, False, False, False]
-    assert found.common_rate == pytest.approx(log(4) / 0.2)
-    assert found.rates(own=True).tolist() == found.rates(own=False).tolist()
+    assert found.common_rate == found.quartiles[0] == pytest.approx(log(4) / 0.2)
+    assert found.probed.tolist() == [True, True, True, False, True, True]
     assert np.isnan(found.level).tolist() == [False] * 4 + [True, False]
     nothing = growth(np.zeros((3, 2)), np.full((3, 2), 0.5))
     assert np.isnan([nothing.common_rate, *nothing.quartiles]).all()
-
-
-def test_own_rates_are_used_where_they_fit() -> None:
-    found = growth(
-        [[0.1, 0.1, 0.3], [0.2, 0.3, 0.2], [0.4, 0.9, 0.1]], [[0.5] * 3, [0.6] * 3, [0.7] * 3]
-    )
-    own, common = found.rates(own=True), found.common_rate
-    assert own.tolist() == [found.rate[0], found.rate[1], common]
-    assert found.quartiles[0] < common < found.quartiles[1]
 
 
 @pytest.mark.parametrize(

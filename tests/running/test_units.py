@@ -57,6 +57,7 @@ SCORE = ("score", LLAMA, "--samples", 1, "--seq-len", 8)
 PLANS = {
     "gaussian": (Noise(eta=(0.01, 0.5), draws=2, sink="exclude"), Request("alphapruning")),
     "pruning": (Probes(), Request("owl", correct="divergence")),
+    "two of three": (Probes(precision=1.0), Request(correct="divergence")),
 }
 
 

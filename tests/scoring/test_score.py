@@ -1,7 +1,9 @@
 """What `score` refuses, reports as progress and leaves alone."""
 
 import json
+from collections import Counter
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,7 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, input_of, sum_of_outer_products, sum_of_squares
 from refimpl.model.stream import Stream
 from refimpl.pruners.decision import PrunerOptions, decision
-from refimpl.scoring.experiment import experiment
-from refimpl.scoring.measurements import Measurements
+from refimpl.scoring.measurements import addresses
 from refimpl.scoring.pruned_alone import probe_counts
 from refimpl.scoring.signals import signals
 from refimpl.tokens import Tokens, random_tokens
@@ -187,7 +188,7 @@ def test_probes_are_what_scores_at_their_counts_say(tmp_path: Path) -> None:
     probed = score(
         LLAMA, TOKENS, request=Request(sparsity=0.6, correct="divergence"), dtype=np.float64
     )
-    assert probed.plan == Probes(probe_delta=0.1, probe_samples=4)
+    assert probed.plan == Probes(probe_delta=0.1, precision=0.025)
     assert probed.probes is not None
     assert probed.pruned_at is not None
     sizes = LLAMA.config.linear_sizes
@@ -217,22 +218,42 @@ def test_probes_stay_half_the_way_from_nothing_and_everything() -> None:
 @pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
 def test_a_probed_sample_is_what_it_is_among_all(pruner: Any) -> None:
     """The others only help to decide which weights go."""
-    found = list[Measurements]()
-
-    def seen(*arguments: Any, **options: Any) -> Measurements:
-        found.append(experiment(*arguments, **options))
-        return found[-1]
-
-    for samples in (1, 2, None):
+    request, found = Request(correct="divergence"), list[Any]()
+    for samples in (1, 2):
         plan = Probes(probe_pruner=pruner, probe_samples=samples)
-        score(LLAMA, TOKENS, plan, Request(correct="divergence"), runtime=seen)
-    first, both, more = (x.divergence for x in found)
-    assert first is not None
-    assert both is not None
-    assert first.shape == (3, 1, 1, 4)
-    np.testing.assert_array_equal(first, both[:, :1])
-    np.testing.assert_array_equal(both, more)
-    assert not np.array_equal(both[:, 0], both[:, 1])
+        found.append(score(LLAMA, TOKENS, plan, request).probes)
+    first, both = (x.divergences for x in found)
+    assert first.shape == (1, 3, 4)
+    np.testing.assert_array_equal(first, both[:1])
+    assert not np.array_equal(both[0], both[1])
+
+
+def test_no_more_samples_are_perturbed_than_the_precision_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 1)
+
+    def scored(precision: float, samples: int = 4, **options: Any) -> tuple[Any, float]:
+        plan, tokens = Probes(precision=precision, probe_samples=samples), random_tokens(200, 4, 9)
+        found = score(LLAMA, tokens, plan, bases=(), dtype=np.float64, **options)
+        assert found.probes is not None
+        return found.probes.divergences, getattr(allocate(found).errors, "precision", nan)
+
+    exact = [scored(0, samples) for samples in (2, 3, 4)]
+    for precision in (1.0, *(error for _, error in exact)):
+        enough = next(each for each, error in exact if error <= precision)
+        np.testing.assert_array_equal(scored(precision)[0], enough)
+    kept = {"finished": tmp_path / "part"}
+    with pytest.raises(ZeroDivisionError):  # the first sample is finished
+        scored(exact[1][1], **kept, progress=lambda done, total: 1 / (done < 0.4 * total))
+    np.testing.assert_array_equal(scored(exact[1][1], **kept)[0], scored(exact[1][1])[0])
+
+
+@pytest.mark.parametrize(("units", "one", "three"), [("blocks", 1, 3), ("linears", 8, 22)])
+def test_growth_is_probed_on_four_blocks(units: Any, one: int, three: int) -> None:
+    states = addresses(1, 30, Probes(probe_delta=0.1, units=units), [7] * 30)
+    found = Counter(a.block for a in states)
+    assert found == {i: three if i in (3, 11, 18, 26) else one for i in range(30)}
 
 
 @pytest.mark.parametrize("pruner", ["wanda", "sparsegpt", "magnitude"])

@@ -58,6 +58,7 @@ def scores(*sweep: Absorption, **changes: Any) -> Scores:
             "dlp": Signal({"statistic": "mean"}, {"score": 2 * ramp}),
         },
         run=Run("float64", 7, 3 << 29, 12.34, 456 << 20, {"refimpl": "9.8", "numpy": "7.6"}),
+        measured_samples=TOKENS.samples,
     )
     return replace(whole, **changes)
 
@@ -196,27 +197,27 @@ def test_a_terminal_without_columns(width: int, monkeypatch: pytest.MonkeyPatch)
     )
 
 
-def probed(*divergences: list[float]) -> Scores:
-    """Scores of probes at 0.6, 0.7 and 0.8, of two blocks."""
+def probed(*divergences: list[float], more: float = 1.0, plan: Probes | None = None) -> Scores:
+    """Scores of probes at 0.6, 0.7 and 0.8, of two blocks; of the second, more in one sample."""
     at = PrunedAt("uniform", {}, 0.7, np.full((2, 2), 420))
     measured = absorption([2.0, 1.0], None, divergence=np.array([0.2, 0.2]))
     probes = ProbedErrors(
         np.array([[0.6] * 2, [0.7] * 2, [0.8] * 2]),
         np.full((2, 3, 2), 0.1),
-        np.array([divergences] * 2),
+        np.array([divergences] * 2) * [[[1.0, 1.0]], [[1.0, more]]],
     )
-    return scores(measured, plan=Probes(), pruned_at=at, probes=probes)
+    return scores(measured, plan=plan or Probes(), pruned_at=at, probes=probes)
 
 
 THREE, ONE_THREAD = scores(absorption([2.0, 1.0, 1.5])), Run("float32", 1, 1 << 16, 0.0, None, {})
 PEER = {"base": "owl", "options": {"lam": 0.5}, "sparsity": 0.8, "compat": "peer"}
-DIVERGENCE = {"correct": "divergence"}
+DIVERGENCE, UP = {"correct": "divergence"}, ([0.1, 0.1], [0.2, 0.2], [0.4, 0.4])
 # Scores, a request, what the table says (its lines joined), and what it does not say.
 SAYS: list[tuple[Scores, dict[str, Any], tuple[str, ...], tuple[str, ...]]] = [
     (scores(absorption([2.0, 0.5, 1.5, 1.0], stderr=np.array([0.1, 0.1, 0.3, 0.0]))), {},
      ("Of 3 blocks, later blocks amplify the perturbations of 1 and absorb those of 1.",
       "Uncertain at 95% with 3 samples: 1."), ()),
-    (scores(tokens=replace(TOKENS, samples=1)), {},
+    (scores(tokens=replace(TOKENS, samples=1), measured_samples=1), {},
      ("One sample: these numbers have no error.",), ()),
     (scores(absorption([5.0, 6.0, 1.0])), {}, ("the correction is the clip",), ()),
     (scores(absorption([5.0, 6.0, 1.0])), {"correct": None}, (), ("is the clip",)),
@@ -237,10 +238,13 @@ SAYS: list[tuple[Scores, dict[str, Any], tuple[str, ...], tuple[str, ...]]] = [
     (replace(THREE, plan=Noise(sink="exclude")), {},
      ("3 tokens excluded as sinks", "sink exclude"), ()),
     (probed([0.1, 0.1], [0.2, 0.2], [0.4, 0.8]), DIVERGENCE,
-     ("divergence, strength measured, kappa 8.66, quartiles 7.8 to 9.53,",
-      "common to the blocks, 2 of 2 blocks fit", "kappa corrected to prune"), ()),
+     ("divergence, strength measured, kappa 8.66, quartiles 7.8 to 9.53, 2 of 2 probed",
+      "blocks fit", "kappa corrected to prune"), ()),
     (probed([0.1, 0.4], [0.2, 0.2], [0.4, 0.8]), DIVERGENCE,
-     ("1 of 2 blocks fit, block 1 with the kappa of the others",), ()),
+     ("1 of 2 probed blocks fit, block 1 with the kappa of the others",), ()),
+    *((probed(*UP, more=more, plan=Probes(precision=0.02)), DIVERGENCE,
+       (f"(2 of 3 samples, root mean square); 2 {end}.",), ())
+      for more, end in ((1.0, "are enough"), (2.0, "take more samples"))),
     (probed([0.4, 0.4], [0.2, 0.2], [0.2, 0.2]), DIVERGENCE,
      ("no error grows as exp(kappa s): strength 0.05, at most 0.1",), ()),
     (scores(plan=Noise(noise_scale="sequence")), {}, ("noise scale sequence",), ()),

@@ -35,18 +35,17 @@ OTHER: dict[type[Any], dict[str, Any]] = {  # another value of each field
     Probes: {
         "norm": "sequence", "sink": "exclude", "seed": 3,
         "probe_delta": 0.05, "probe_pruner": "magnitude", "units": "linears",
-        "probe_samples": 1, "probe_damping": 0.1,
+        "probe_samples": 1, "probe_damping": 0.1, "precision": 0.1,
     },
     Request: {
         "base": "owl", "options": {"lam": 0.2}, "sparsity": 0.4, "correct": None, "strength": 0.1,
         "max_correction": 0.3, "correction_scale": "max", "lo": 0.1, "hi": 0.8, "compat": "peer",
-        "kappa": "own",
     },
     PrunerOptions: {"pruner": "sparsegpt", "damping": 0.1, "seed": 4},
     Settings: {"dtype": "float64"},
 }  # fmt: skip
 SCHEDULING = {"threads", "memory", "executor", "progress", "finished"}
-NO_RESULT = {"correct", "strength", "max_correction", "correction_scale", "compat", "kappa"}
+NO_RESULT = {"correct", "strength", "max_correction", "correction_scale", "compat"}
 
 
 def test_every_field_is_covered() -> None:
