@@ -169,7 +169,8 @@ class Request(Checked):
         if self.measured and plan.probe_delta is None:
             plan = replace(plan, probe_delta=PROBE_DELTA)
         if self.measured and plan.precision is None:
-            plan = replace(plan, precision=PRECISION)
+            together = plan.pruner.record.needs == "products"  # factors that all samples share
+            plan = replace(plan, precision=0.0 if together else PRECISION)
         lone = plan.units == "linears" and plan.probe_delta is None
         if lone or (plan.precision is not None and not self.measured):
             what = "units linears" if lone else f"precision {plan.precision}"

@@ -156,7 +156,8 @@ class Probes(Perturbation):
     precision: Annotated[float, 0, 1] | None = option(
         None,
         "Perturb no third or later sample once the sparsities of the blocks are known to this "
-        "standard error (root mean square). Default: 0.025 with measured strength.",
+        "standard error (root mean square). Default: 0.025 with measured strength, and 0 with "
+        "probes by SparseGPT, whose factors all samples share.",
         "FRACTION",
         of="probe",
     )

@@ -104,7 +104,7 @@ def estimate(
     base, keep = pruned_base(config, request).linear_pruned, settings.finished is not None
     with settings.open() as resources:
         divergence, probes = request.correct == "divergence", isinstance(plan, Probes)
-        how: Any = {"divergence": divergence, "keep": keep, "apart": plan.precision is not None}
+        how: Any = {"divergence": divergence, "keep": keep, "apart": bool(plan.precision)}
         groups = [x for each in work_list(config, ids, plan, resources, **how) for x in each]
         dense = dense_units(config, dict(enumerate(ids)), resources, keep) if probes else []
         units = [*dense, *groups]

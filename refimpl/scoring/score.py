@@ -139,7 +139,7 @@ def score(
             errors = allocate(scores_of(measured), request).errors
             return errors is not None and errors.precision <= error
 
-        enough = None if plan.precision is None else partial(precise, error=plan.precision)
+        enough = partial(precise, error=plan.precision) if plan.precision else None
         run = runtime or partial(experiment, until=until, enough=enough)
         divergence = request.correct == "divergence"
         measured = run(model, ids, plan, resources, prune_block, divergence=divergence)

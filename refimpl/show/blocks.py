@@ -156,7 +156,7 @@ def estimate_text(estimate: Estimate) -> str:
         "tokens": [f"{estimate.tokens.samples} x {estimate.tokens.seq_len}"],
         "perturbed": [*how, "all blocks", counted(estimate.states, "state")],
         "passes": [
-            f"{'at most ' * (plan.precision is not None)}{estimate.passes:,.0f} block passes",
+            f"{'at most ' * bool(plan.precision)}{estimate.passes:,.0f} block passes",
             f"states in {counted(estimate.units, 'group')}",
         ],
         "time": [f"about {duration(estimate.seconds)}", threads, estimate.dtype],
