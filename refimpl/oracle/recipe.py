@@ -18,11 +18,7 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import parse_pattern
 
 BASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "owl": ("owl", {}),
-    "alphapruning": ("alphapruning", {}),
-    "dlp": ("dlp", {}),
-    "uniform": ("uniform", {}),
-    "atp": ("atp", {}),
+    **{x: (x, {}) for x in ("owl", "alphapruning", "dlp", "uniform", "atp")},
     "dlp_median": ("dlp", {"statistic": "median"}),
     "alphapruning_mid": ("alphapruning", {"fit": "mid"}),
     "alphapruning_linear": ("alphapruning", {"unit": "linear"}),
@@ -80,12 +76,8 @@ class Recipe(Checked):
             raise RefimplError(
                 f"bases {' '.join(self.bases)}", "one or more, each once", "omit --bases"
             )
-        _ = (
-            self.coarse_perturbation,
-            *map(self.request, self.bases),
-            PrunerOptions(damping=self.damping),
-        )
-        _ = self.pattern and parse_pattern(self.pattern)
+        _ = self.coarse_perturbation, *map(self.request, self.bases)
+        _ = PrunerOptions(damping=self.damping), self.pattern and parse_pattern(self.pattern)
 
     @property
     def perturbation(self) -> Noise:
