@@ -41,11 +41,10 @@ def transformers_forward(
         ids = torch.tensor(np.asarray(token_ids, np.int64))
         with torch.no_grad(), casts_lifted() if double else nullcontext():
             if attention == "eager":
-                found = traced(theirs, ids)
-            else:
-                out = theirs(input_ids=ids, use_cache=False, output_hidden_states=True)
-                found = dict(zip(names, [*out.hidden_states, out.logits], strict=True))
-        return {name: array_of(x) for name, x in found.items()}
+                return {name: array_of(x) for name, x in traced(theirs, ids).items()}
+            out = theirs(input_ids=ids, use_cache=False, output_hidden_states=True)
+        states = map(array_of, [*out.hidden_states, out.logits])
+        return dict(zip(names, states, strict=True))
 
     return run
 

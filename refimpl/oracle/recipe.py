@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import inf
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -110,15 +110,10 @@ class Recipe(Checked):
     def request(self, base: str, correct: Correction = "absorption") -> Request:
         """The request for a base allocation and its correction."""
         require(base, Literal[tuple(BASES)], "base")
-        name, options = BASES[base]
-        return Request(
-            name,
-            {**options, "beta": self.beta} if name == "atp" else options,
-            sparsity=self.sparsity,
-            correct=correct,
-            strength=self.strength,
-            max_correction=self.max_correction,
-        )
+        name, shipped = BASES[base]
+        options: dict[str, Any] = {**shipped} | ({"beta": self.beta} if name == "atp" else {})
+        limits = {x: getattr(self, x) for x in ("sparsity", "strength", "max_correction")}
+        return Request(name, options, correct=correct, **limits)
 
     def signals(self, arrays: Mapping[str, Array], base: str) -> Signals:
         """The signal of a base among some steps, with the options that it was measured with."""

@@ -141,8 +141,7 @@ def test_counts_turn_at_their_margin(name: str) -> None:
 
 def test_outliers_turn_at_their_margin() -> None:
     case = case_of("phi3")
-    inputs = case_inputs(case)
-    every_array(inputs, TABLE[:1])
+    every_array(inputs := case_inputs(case), TABLE[:1])
     scores = list(inputs.dense_scores())
     for score, margin in zip(scores, case.margins["owl.signal"].tolist(), strict=True):
         line = 5 * score.mean()

@@ -359,21 +359,11 @@ def test_a_block_that_is_not_pruned_has_a_finite_tolerance(
 ) -> None:
     """Its sparsity is 0, so nothing is measured in units of it."""
     recipe = Recipe(sparsity=sparsity, bases=("owl", "uniform"))
-<<<<<<< HEAD
     tokens = Tokens(IDS, "drawn uniformly", "ids")
     case = make_case(model_of("llama"), tokens, recipe, tmp_path / "c", [dtype])
-    limits = StepTolerances(truth_of(case, {}, False), dtype, {})
-=======
-    case = make_case(
-        model_of("llama"), Tokens(IDS, "drawn uniformly", "ids"), recipe, tmp_path / "c"
-    )
-    limits = truth_of(case, {}, dtype)
->>>>>>> de1d7640 (Oracle: a truth knows its candidate, so ties, tolerances and scores read it; fewer modules)
-    assert all(
-        np.isfinite(limits.tolerance(f"{base}.{x}"))
-        for base in recipe.bases
-        for x in ("base", "corrected")
-    )
+    limits, ends = truth_of(case, {}, dtype), ("base", "corrected")
+    each = [limits.tolerance(f"{base}.{x}") for base in recipe.bases for x in ends]
+    assert np.isfinite(each).all()
     model = StoredModel.of(case.model, ARITHMETIC[dtype])
     right = written(case, steps(model, IDS, recipe, np.float32), dtype)
     assert check(case, right).first is None
