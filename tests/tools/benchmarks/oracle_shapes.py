@@ -111,7 +111,7 @@ def recipe_of(number: int, rng: np.random.Generator, blocks: int, widths: set[in
 def drawn_case(number: int, away: Path, dtypes: tuple[str, ...]) -> Case:
     """A case of a tiny random model, all of its parameters random.
 
-    If an expert has no token, nothing is pruned: the forward and the experiments by noise.
+    Of half of them, and if an expert has no token: the forward and the experiments by noise.
     """
     import torch
     from random_configs import drawn
@@ -131,12 +131,13 @@ def drawn_case(number: int, away: Path, dtypes: tuple[str, ...]) -> Case:
     widths = {width for linears in model.config.linears for _, width in linears.values()}
     recipe = recipe_of(number, rng, model.config.num_blocks, widths)
     tokens = Tokens(ids, f"drawn uniformly with seed {number}", "ids")
+    part = replace(recipe, only=FORWARD, shown=(), pattern="")
     try:
-        return make_case(model, tokens, recipe, away / "case", dtypes)
+        chosen = recipe if rng.random() < 0.5 else part
+        return make_case(model, tokens, chosen, away / "case", dtypes)
     except RefimplError as error:
         if "no token is routed" not in str(error):
             raise
-        part = replace(recipe, only=FORWARD, shown=(), pattern="")
         return make_case(model, tokens, part, away / "part", dtypes)
 
 
@@ -182,7 +183,7 @@ def ways_of(case: Case, turn: int, dtype: str) -> Iterator[Way]:
 
 def tried(number: int, dtypes: tuple[str, ...]) -> list[dict[str, Any]]:
     """One shape, in half of the dtypes by turns: the verdicts on its right candidates."""
-    dtypes = dtypes[number // len(CASES) % 2 :: 2]
+    dtypes = dtypes[number % 2 :: 2]  # and the other half in the next round of the families
     warnings.simplefilter("ignore")
     facts: dict[str, Any] = {"shape": number, "family": CASES[number % len(CASES)]}
     with tempfile.TemporaryDirectory() as away:
@@ -192,7 +193,7 @@ def tried(number: int, dtypes: tuple[str, ...]) -> list[dict[str, Any]]:
             return [facts | {"way": "no case", "dtype": x, **problem(error)} for x in dtypes]
         own, lines = implemented(case, number), []
         for dtype in dtypes:
-            ways = [*ways_of(case, number // len(CASES) + number + ALL.index(dtype), dtype)]
+            ways = [*ways_of(case, (number + ALL.index(dtype)) // 2, dtype)]
             if own:
                 ways += [("sample project", x, partial(arrays_of, right(), case, dtype, x))
                          for x in (False, True)]  # fmt: skip
