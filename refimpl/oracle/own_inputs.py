@@ -62,8 +62,8 @@ class Truth(StepInputs):
             tolerance += writing_error(step, right, self.actual[step], dtype, fed)
         if step == "coarse.stderr":  # a difference of coefficients: off by as much as these
             ratio = coefficient_of("coarse.")
-            largest = self.case.expected[ratio].max() / (right.max() or 1.0)
-            tolerance += self.tolerance(ratio) * largest
+            largest = self.case.expected[ratio].max()
+            tolerance += self.tolerance(ratio) * largest / (right.max() or 1.0)
         rounding = moved_by_rounding(self.case, step, dtype) if tolerance else 0.0
         return self.tolerances.setdefault(step, tolerance + rounding)
 
