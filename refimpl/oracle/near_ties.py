@@ -5,7 +5,7 @@ from math import inf, isfinite
 
 import numpy as np
 
-from refimpl.model.experts import ROUTER, route
+from refimpl.model.experts import ROUTER, preferences, route
 from refimpl.model.ops import Array
 from refimpl.oracle.case import FACTOR
 from refimpl.oracle.dense_steps import RATIO, linear_of, sums_behind
@@ -16,6 +16,7 @@ from refimpl.oracle.reference_errors import moved_by_rounding
 
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
 GIVEN = (".score", ".base", ".corrected", ".counts", ".signal")  # computed from written numbers
+BIAS = "router.correction"
 NEAR = 0.25  # of the tolerance: twice refimpl's own error
 
 
@@ -128,9 +129,9 @@ def _of_scores(truth: Truth, own: float = 0.0) -> float:
 
 
 class _Router:
-    """How far logits ``w x`` [N, S, E] of a router may be off, as x [D] is by t, in any direction.
+    """How far logits ``z = w x`` of a router may be off, as x [D] is by t, in any direction.
 
-    ``t ||w|| ||x|| / sqrt(D) + 4 eps |w x|``
+    ``t ||w|| ||x|| / sqrt(D) + 4 eps |z| + 4 eps |s + b| / (ds / dz)``: scores s are rounded, too.
     """
 
     def __init__(self, truth: Truth, step: str, chained: bool) -> None:
@@ -143,11 +144,16 @@ class _Router:
         sizes = w * np.linalg.norm(x, axis=-1, keepdims=True)
         rounding = FLOOR_16 * EPS[dtype] * np.abs(self.logits)
         self.slack = tolerance_of(norm, x, own, dtype) / x.shape[-1] ** 0.5 * sizes + rounding
+        if experts.scoring != "sparsemixer":
+            score, correction = preferences(self.logits, experts, None)[1], self.weights.get(BIAS)
+            slope = score * (1 - score) if experts.scoring == "sigmoid" else score
+            compared = score if correction is None else np.abs(score + correction)
+            steps = compared / np.maximum(slope, EPS["float64"] * compared)
+            self.slack += FLOOR_16 * EPS[dtype] * steps
 
     def chosen(self, change: Array) -> ties.Keep:
         """The experts that are chosen if the logits change by so much."""
-        correction = self.weights.get("router.correction")
-        chosen: ties.Keep = route(self.logits + change, self.experts, correction)[0]
+        chosen: ties.Keep = route(self.logits + change, self.experts, self.weights.get(BIAS))[0]
         return chosen
 
     def near(self) -> Array:

@@ -18,11 +18,12 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import parse_pattern
 
 BASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    **{x: (x, {}) for x in ("owl", "alphapruning", "dlp", "uniform", "atp")},
+    "owl": ("owl", {}), "alphapruning": ("alphapruning", {}), "dlp": ("dlp", {}),
+    "uniform": ("uniform", {}), "atp": ("atp", {}),
     "dlp_median": ("dlp", {"statistic": "median"}),
     "alphapruning_mid": ("alphapruning", {"fit": "mid"}),
     "alphapruning_linear": ("alphapruning", {"unit": "linear"}),
-}
+}  # fmt: skip
 """Bases by the name of their steps: the base of `refimpl allocate`, and its options."""
 
 

@@ -60,7 +60,8 @@ def drawn(fixture: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     if "num_attention_heads" in new:
         new["num_attention_heads"] = heads
         divisors = [n for n in (1, 2, 3, 6) if heads % n == 0]
-        new["num_key_value_heads"] = int(rng.choice(divisors)) if rng.random() < 0.8 else heads
+        kv_heads = int(rng.choice(divisors)) if rng.random() < 0.8 else heads
+        new |= {"num_key_value_heads": kv_heads} if "num_key_value_heads" in new else {}
     if "mamba_d_ssm" in new:
         new["mamba_d_ssm"] = 2 * new["hidden_size"]
     if "mamba_d_head" in new:
