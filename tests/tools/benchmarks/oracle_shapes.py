@@ -170,7 +170,8 @@ def implemented(case: Case, number: int) -> bool:
 
 def ways_of(case: Case, turn: int, dtype: str) -> Iterator[Way]:
     """Ways to compute a case by turns: their names, whether each is step by step, its arrays."""
-    word, attention = (("eager", "eager"), ("fused", "sdpa"))[turn % 2]
+    fused = turn % 2 or case.model.config_file.get("alibi")  # eager Falcon adds it twice
+    word, attention = ("fused", "sdpa") if fused else ("eager", "eager")
     yield (
         f"transformers, {word}",
         False,
