@@ -40,40 +40,17 @@ HOSTILE: Mapping[type, tuple[Any, ...]] = {
 }
 # Results: no function takes one that somebody else made, but for scores and allocations.
 RESULTS = {
-    *(
-        "Allocation",
-        "Continuation",
-        "Estimate",
-        "Evaluation",
-        "Explanation",
-        "Forward",
-        "Imatrix",
-        "Inspection",
-    ),
-    *("Model", "HeldModel", "Pruning", "Scores", "RefimplError", "Deviation", "PowerLaw"),
-    *("RunningDivergence", "Case", "Report", "Place"),
+    *("Allocation", "Continuation", "Estimate", "Evaluation", "Explanation", "Forward", "Imatrix"),
+    *("Inspection", "Model", "HeldModel", "Pruning", "Scores", "RefimplError", "Deviation"),
+    *("PowerLaw", "RunningDivergence", "Case", "Report", "Place"),
 }
 # Formulas over arrays, which other kinds of arrays pass, too: those that an export records.
 OF_ARRAYS = ("refimpl.model.", "refimpl.method.absorption", "refimpl.method.perturbation",
              "refimpl.method.divergence")  # fmt: skip
 # Of a case that `check` has checked: it calls them, and nobody else.
-OF_STEPS = {"misses_budget", "unchanged", "coarse_step", "tolerance_of", "dtype_of", "steps"}
-OF_STEPS |= {"signal_of", "signal_step", "decide_groups", "above_threshold"}
-OF_STEPS |= {
-    "arithmetic_of",
-    "every_array",
-    "is_step",
-    "case_inputs",
-    "is_choice",
-    "entries",
-    "stepwise_steps",
-}
-OF_STEPS |= {
-    "writing_error",
-    "trivial_answer",
-    "require_steps",
-    "allocated",
-}
+OF_STEPS = {"misses_budget", "unchanged", "coarse_step", "trivial_answer", "steps", "signal_of"}
+OF_STEPS |= {"every_array", "is_step", "case_inputs", "is_choice", "entries", "stepwise_steps"}
+OF_STEPS |= {"require_steps", "decide_groups", "above_threshold", "allocated"}
 # Of a spectrum that `alphapruning_alpha` has checked.
 OF_SPECTRUM = {"finite_matrix", "positions", "heights", "peak", "candidates", "tails", "least_ks"}
 OF_SPECTRUM |= {"certain_law"}

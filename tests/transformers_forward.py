@@ -13,21 +13,24 @@ from conftest import FIXTURES
 
 from refimpl import Model
 from refimpl.model.ops import Array
+from refimpl.oracle.judging.measures import array_of
 
 
-def transformers_forward(model: Model, dtype: str) -> Callable[[Array], dict[str, Array]]:
+def transformers_forward(
+    model: Model, dtype: str, attention: str = "eager"
+) -> Callable[[Array], dict[str, Array]]:
     """Open a model with transformers: from token ids [B, S] to arrays by step.
 
-    Attention is eager, and in float64 its casts to float32 are lifted.
+    With eager attention every trace point, else the states. In float64 casts to float32 are lifted.
     """
     torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
     sys.path.append(str(FIXTURES))
-    from transformers_trace import casts_lifted, lifted
+    from transformers_trace import casts_lifted, lifted, traced
 
     # torch has no grouped product of experts in float64
     experts = {"experts_implementation": "eager"} if model.config.experts else {}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        model.folder, dtype=getattr(torch, dtype), attn_implementation="eager", **experts
+        model.folder, dtype=getattr(torch, dtype), attn_implementation=attention, **experts
     )
     double = dtype == "float64"
     theirs = lifted(theirs) if double else theirs.eval()
@@ -37,9 +40,11 @@ def transformers_forward(model: Model, dtype: str) -> Callable[[Array], dict[str
     def run(token_ids: Array) -> dict[str, Array]:
         ids = torch.tensor(np.asarray(token_ids, np.int64))
         with torch.no_grad(), casts_lifted() if double else nullcontext():
+            if attention == "eager":
+                return {name: array_of(x) for name, x in traced(theirs, ids).items()}
             out = theirs(input_ids=ids, use_cache=False, output_hidden_states=True)
-        arrays = [*out.hidden_states, out.logits]
-        return {name: array.numpy() for name, array in zip(names, arrays, strict=True)}
+        states = map(array_of, [*out.hidden_states, out.logits])
+        return dict(zip(names, states, strict=True))
 
     return run
 

@@ -1,7 +1,7 @@
 """What llama.cpp's own programs write: the log of llama-eval-callback, and saved logits."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import read_file, reading
+from refimpl.model.model import BlockWeights
 from refimpl.model.ops import Array
 from refimpl.storage.file_system import MIB, open_file
 
@@ -47,24 +48,8 @@ class PrintedTensor:
         return values
 
 
-class Log(Mapping[str, Array]):
-    """The tensors of a log by name, and by name and operation, and the token ids."""
-
-    def __init__(self, tensors: Mapping[str, PrintedTensor], ids: list[int]) -> None:
-        self.tensors, self.ids = tensors, ids
-
-    def __getitem__(self, name: str) -> Array:
-        return np.array(self.ids) if name == "inp_tokens" else self.tensors[name].array()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter([*self.tensors, *(["inp_tokens"] if self.ids else [])])
-
-    def __len__(self) -> int:
-        return len([*self])
-
-
-def logged(path: Path) -> tuple[Log, dict[str, float]]:
-    """The first tensor of a name in a log, the last of a name and operation, and their sums."""
+def logged(path: Path) -> tuple[Mapping[str, Array], dict[str, float]]:
+    """The first tensor of a name in a log, the last of a name and operation; ids; and all sums."""
     tensors: dict[str, PrintedTensor] = {}
     ids, left, name, numbers = list[int](), 0, "", list[bytes]()
     shape: tuple[int, ...] = ()
@@ -97,7 +82,9 @@ def logged(path: Path) -> tuple[Log, dict[str, float]]:
                 ids, left = [*ids, int(found[1])], left - 1
     if name:
         raise _torn(path, f"it ends within {name}")
-    return Log(tensors, ids), {name: x.sum for name, x in tensors.items()}
+    arrays = {name: x.array for name, x in tensors.items()}  # made when they are asked for
+    known = BlockWeights(arrays | ({"inp_tokens": np.array(ids)} if ids else {}))
+    return known, {name: x.sum for name, x in tensors.items()}
 
 
 def logits_files(path: Path) -> list[Path]:

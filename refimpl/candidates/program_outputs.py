@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 from zipfile import ZipFile
@@ -17,8 +18,9 @@ from refimpl.candidates.names import INPUT, LOGITS
 from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import reading
 from refimpl.loading.files.safetensors_file import SafetensorsFile
+from refimpl.model.model import BlockWeights
 from refimpl.model.ops import Array
-from refimpl.oracle.judging.candidate_arrays import CANDIDATE_DTYPES, stored_arrays
+from refimpl.oracle.judging.measures import CANDIDATE_DTYPES, stored_arrays
 from refimpl.storage.file_system import MIB, open_file
 
 IDS = ("token_ids", "input_ids", "inp_tokens", "embed.hook_in")  # names of token ids
@@ -62,8 +64,9 @@ def read_source(path: Path) -> ProgramOutputs:
     if path.is_dir():
         if arrays := npy_arrays(path):
             return ProgramOutputs(arrays)
-        saved = logits_files(path)
-        return _logits(saved[0]) if saved else ProgramOutputs(DumpFolder(path), "transformers")
+        if saved := logits_files(path):
+            return _logits(saved[0])
+        return ProgramOutputs(debugger_outputs(path), "transformers")
     with reading(path), open_file(path) as file:
         head = file.read(HEAD)
     if head[4:9] == b"\0\0\0\0{":  # the length before it may look like the start of other formats
@@ -91,44 +94,39 @@ def _logits(path: Path) -> ProgramOutputs:
     return ProgramOutputs(saved_logits(path), "ggml", (LOGITS,))
 
 
-class DumpFolder(Mapping[str, Array]):
+def debugger_outputs(folder: Path) -> Mapping[str, Array]:
     """The tensors of transformers' debugger by the modules' names, and ids; read when asked for."""
+    files: dict[str, Path] = {}
+    with reading(folder, "a readable folder"):
+        paths = sorted(folder.glob("*.safetensors"))
+    for path in paths:
+        if found := DUMPED.fullmatch(path.stem):
+            module, what = found["module"], found["what"]
+            if what == "outputs_logits":
+                files[f"{module}.{LOGITS}" if module else LOGITS] = path
+            elif module:
+                files[module + (INPUT if what.startswith("inputs") else "")] = path
+            elif what.startswith("inputs"):
+                files["input_ids"] = path
+    if not files:
+        raise RefimplError(
+            f"{folder} holds no outputs of modules",
+            "files such as LlamaForCausalLM.model.norm_outputs.safetensors, or .npy files",
+            AGAIN,
+        )
+    return BlockWeights({name: partial(_data, path) for name, path in files.items()})
 
-    def __init__(self, folder: Path) -> None:
-        self.files: dict[str, Path] = {}
-        with reading(folder, "a readable folder"):
-            paths = sorted(folder.glob("*.safetensors"))
-        for path in paths:
-            if found := DUMPED.fullmatch(path.stem):
-                module, what = found["module"], found["what"]
-                if what == "outputs_logits":
-                    self.files[f"{module}.{LOGITS}" if module else LOGITS] = path
-                elif module:
-                    self.files[module + (INPUT if what.startswith("inputs") else "")] = path
-                elif what.startswith("inputs"):
-                    self.files["input_ids"] = path
-        if not self.files:
-            raise RefimplError(
-                f"{folder} holds no outputs of modules",
-                "files such as LlamaForCausalLM.model.norm_outputs.safetensors, or .npy files",
-                AGAIN,
-            )
 
-    def __getitem__(self, name: str) -> Array:
-        arrays = stored_arrays(self.files[name])
-        if "data" not in arrays:
-            raise RefimplError(
-                f"{self.files[name]} holds {listed(list(arrays)) or 'no tensor'}",
-                "one tensor named data, as transformers writes",
-                AGAIN,
-            )
-        return np.array(arrays["data"])  # a copy, as mapped files are few
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
-
-    def __len__(self) -> int:
-        return len(self.files)
+def _data(path: Path) -> Array:
+    """The tensor of a file of transformers' debugger."""
+    arrays = stored_arrays(path)
+    if "data" not in arrays:
+        raise RefimplError(
+            f"{path} holds {listed(list(arrays)) or 'no tensor'}",
+            "one tensor named data, as transformers writes",
+            AGAIN,
+        )
+    return np.array(arrays["data"])  # a copy, as mapped files are few
 
 
 def pickled(path: Path) -> RefimplError:

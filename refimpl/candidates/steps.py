@@ -25,7 +25,7 @@ from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 from refimpl.oracle.case import Case, computed_case, read_case
 from refimpl.oracle.case_folders import FACTS, FORWARD
-from refimpl.oracle.judging.candidate_arrays import array_of
+from refimpl.oracle.judging.measures import array_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.storage.files import whole
 from refimpl.tokens import Tokens

@@ -86,8 +86,7 @@ def make(
 @with_groups
 def list_command(
     folder: Annotated[
-        Path | None,
-        argument("FOLDER", "A folder of cases. Default: the core cases, in refimpl."),
+        Path | None, argument("FOLDER", "A folder of cases. Default: the core cases, in refimpl.")
     ] = None,
     *,
     to: groups.JsonFlag,

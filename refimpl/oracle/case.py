@@ -34,8 +34,7 @@ from refimpl.oracle.case_folders import (
     case_folder,
 )
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.judging.candidate_arrays import stored_arrays
-from refimpl.oracle.judging.measures import EPS
+from refimpl.oracle.judging.measures import EPS, stored_arrays
 from refimpl.oracle.judging.records import record_of
 from refimpl.oracle.margins import peer_steps, steps_and_margins
 from refimpl.oracle.recipe import Recipe
@@ -205,12 +204,8 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
     inputs, arrays, peer, margins, errors = (
         stored_arrays(folder / name) for name in (INPUTS, EXPECTED, PEER, MARGINS, ERRORS)
     )
-    wrong = [
-        step.name
-        for step in facts.steps
-        if (x := arrays.get(step.name)) is None
-        or (x.shape, x.dtype.name) != (step.shape, step.dtype)
-    ]
+    has = {name: (x.shape, x.dtype.name) for name, x in arrays.items()}
+    wrong = [x.name for x in facts.steps if has.get(x.name) != (x.shape, x.dtype)]
     model_path = folder / facts.model
     is_id = "@" in facts.model and not model_path.exists()
     model = read_model(facts.model if is_id else model_path, download=download)
@@ -235,10 +230,9 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
         raise RefimplError(
             f"{folder / ERRORS} does not hold an error of each step", "that of the case", NEXT
         )
-    known: dict[str, Mapping[str, float]] = {
-        way: dict(zip(names, x.tolist(), strict=True)) for way, x in errors.items()
-    }
-    case = replace(case, errors=known, kernels=facts.versions.get("kernels") or "unknown")
+    known = {way: zip(names, x.tolist(), strict=True) for way, x in errors.items()}
+    case.errors.update((way, dict(x)) for way, x in known.items())
+    case = replace(case, kernels=facts.versions.get("kernels") or "unknown")
     if other := [name for name, value in hashes.items() if facts.sha256.get(name) != value]:
         raise RefimplError(
             f"{folder}: {', '.join(other)} changed since the case was made",
@@ -312,11 +306,8 @@ def _text(facts: CaseFacts) -> str:
 
 def _hashes(model: Model, inputs: Mapping[str, Array]) -> dict[str, Any]:
     """SHA-256 of the model's files and of the inputs' bytes, by name."""
-    hashes: dict[str, str] = {}
-    for file in sorted(file.path for file in model.files):
-        hashes[f"model {file.name}"] = file_digest(file)
-    for name in sorted(inputs):
-        value = np.ascontiguousarray(inputs[name])
+    hashes = {f"model {x.name}": file_digest(x) for x in sorted(x.path for x in model.files)}
+    for name, value in sorted(inputs.items()):
         little = value.astype(value.dtype.newbyteorder("<"))
         hashes[name] = hashlib.sha256(little.tobytes()).hexdigest()
     return hashes

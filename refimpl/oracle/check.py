@@ -14,20 +14,10 @@ from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, is_choice
-from refimpl.oracle.judging.candidate_arrays import array_of, stored_arrays
-from refimpl.oracle.judging.measures import (
-    EPS,
-    FLOOR,
-    StepResult,
-    dtype_of,
-    error_of,
-    step_result,
-    tolerance_of,
-)
-from refimpl.oracle.margins import equals_peer
+from refimpl.oracle.judging import measures
+from refimpl.oracle.judging.measures import EPS, FLOOR, StepResult, error_of, tolerance_of
 from refimpl.oracle.near_ties import carries_nothing, follows_a_choice, ties_of, without_rounding
 from refimpl.oracle.own_inputs import Truth, truth_of
-from refimpl.oracle.reference_errors import StepTolerances, own_error
 
 Verdict = Literal["pass", "resolved", "divergent", "inconclusive"]
 Way = Literal["own inputs", "stepwise", "chained"]
@@ -68,12 +58,10 @@ class Report:
         if self.first is not None:
             return "divergent"
         passed = {step.step for step in self.steps if step.status == "pass"}
-        rest = [step for step in self.steps if step.step not in passed]
-        if not rest:
-            return "pass"
-        coarse = {coarse_step(step.step) for step in rest} - {""}
-        judged = passed and all(step.status == "unresolved" for step in rest)
-        return "resolved" if judged and coarse <= passed else "inconclusive"
+        rest = {step.step: step.status for step in self.steps if step.status != "pass"}
+        judged = passed and {*rest.values()} == {"unresolved"}
+        resolved = judged and {*map(coarse_step, rest)} - {""} <= passed
+        return ("resolved" if resolved else "inconclusive") if rest else "pass"
 
 
 @checked
@@ -119,30 +107,28 @@ def check(
             "a case of every step, whose values a step-wise candidate reads",
             "omit --stepwise, or make a case without --only",
         )
-    actual = {name: case.sampled(array_of(x)) for name, x in actual.items()}
-    dtype = dtype_of(actual) if dtype is None else dtype
-    truth = truth_of(case, actual, stepwise, chained)
-    tolerances = StepTolerances(truth, dtype, actual)
-    judged = without_rounding(truth, actual, dtype)
-    results: list[StepResult] = []
+    actual = {name: case.sampled(measures.array_of(x)) for name, x in actual.items()}
+    dtype = measures.dtype_of(actual) if dtype is None else dtype
+    truth = truth_of(case, actual, dtype, stepwise, chained)
+    judged, results = without_rounding(truth), list[StepResult]()
     for name in [x for x in case.expected if x in wanted]:
-        right, own = truth.steps[name], own_error(truth, name, dtype)
-        ties = partial(ties_of, truth, dtype, name, actual.get(name, right), tolerances)
-        result = step_result(name, judged, right, own, tolerances[name], ties)
-        results.append(_explained(result, truth, actual, dtype))
+        right, numbers = truth.values[name], (truth.own_error(name), truth.tolerance(name))
+        ties = partial(ties_of, truth, name, actual.get(name, right))
+        results.append(_explained(truth, measures.step_result(name, judged, right, *numbers, ties)))
     unknown = tuple(sorted(actual.keys() - case.expected.keys()))
     way: Way = "stepwise" if stepwise else "chained" if chained else "own inputs"
     return Report(case, dtype, tuple(results), unknown, way)
 
 
-def _explained(
-    result: StepResult, truth: Truth, actual: Mapping[str, Array], dtype: str
-) -> StepResult:
+def _explained(truth: Truth, result: StepResult) -> StepResult:
     """The result, or another one for a reason that the error of the step does not show."""
     case, name, status, fault = truth.case, result.step, result.status, ""
+    actual, dtype = truth.actual, truth.computed_in
     if name not in actual:
         return result
-    if status == "divergent" and equals_peer(name, actual, case.peer, result.tolerance):
+    theirs = case.peer.get(f"peer.{name}")
+    off, _, other = (inf, (), "") if theirs is None else error_of(name, actual[name], theirs)
+    if status == "divergent" and not other and off <= result.tolerance:
         fault = "what the peers' code gives (docs/explanation/deviations.md)"
     elif status in RIGHT_SO_FAR and misses_budget(case, name, actual[name]):
         status = "divergent"
@@ -154,11 +140,11 @@ def _explained(
         fault = f"not resolvable in this dtype: {answer} would pass, too"
     elif status != "divergent" or result.fault:
         return result
-    elif carries_nothing(truth, name, dtype):
+    elif carries_nothing(truth, name):
         status, fault = "conditional", "an input carries next to nothing, and was not written"
     elif EPS[dtype] > EPS["float32"] and any(map(is_choice, truth.missing[name])):
         status, fault = "conditional", "follows from choices that were not written"
-    elif follows_a_choice(truth, name, dtype):
+    elif follows_a_choice(truth, name):
         status = "conditional"
         fault = "a token at a router's edge may have gone to another expert"
     return replace(result, status=status, fault=fault or result.fault)
@@ -194,11 +180,11 @@ def trivial_answer(truth: Truth, step: str, tolerance: float) -> str:
         return error_of(step, np.where(np.isnan(known), known, x), known)[0]
 
     for end, (words, answer) in answers.items():
-        if step.endswith(end) and (answer in truth.steps or not isinstance(answer, str)):
-            own, exact = error(truth.steps, answer), tolerance_of(step, right, 0.0, "float64")
+        if step.endswith(end) and (answer in truth.values or not isinstance(answer, str)):
+            exact, own = tolerance_of(step, right, 0.0, "float64"), error(truth.values, answer)
             known = error(case.expected, answer) <= exact
             if end == ".corrected" and own <= exact:  # of a correction that differs by block
-                errors, log = truth.inputs.correction(name)
+                errors, log = truth.correction(name)
                 known |= bool(np.ptp(log(errors)) > tolerance)
             return "" if known or own > tolerance else words
     return ""
@@ -229,4 +215,4 @@ def coarse_step(step: str) -> str:
 @checked
 def read_candidate(path: str | Path) -> dict[str, Array]:
     """Read a candidate's arrays by name from a safetensors file."""
-    return stored_arrays(Path(path))
+    return measures.stored_arrays(Path(path))

@@ -21,20 +21,43 @@ from refimpl.method.projection import project
 from refimpl.model.config import Config
 from refimpl.model.experts import ROUTER
 from refimpl.model.forward import INSIDE, Place, Weights, block, embed, head, places
+from refimpl.model.forward import project as project_linear
 from refimpl.model.mixers.carried import stream, whole_state, with_stream
 from refimpl.model.mixers.sizes import SharedAttention
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import inputs_of, sum_of_squares
+from refimpl.model.statistics import input_of, inputs_of, sum_of_squares
 from refimpl.oracle.judging.records import record_of
-from refimpl.oracle.judging.ties import Keep, unpacked
+from refimpl.oracle.judging.ties import Keep, sparsegpt_scores, unpacked
 from refimpl.oracle.recipe import Recipe, signal_of
 from refimpl.oracle.rounding import RoundedArray
+from refimpl.pruners.pattern import parse_pattern
+from refimpl.pruners.sparsegpt import WIDTH
+from refimpl.pruners.wanda import wanda_score
 from refimpl.running.settings import Settings
 from refimpl.scoring.dense_statistics import wanda_moments
 from refimpl.scoring.signals import Chosen, of_moments, of_weights
 
 RATIO = "absorption_coefficient"
+EXPERIMENTS = ("perturbed.", "coarse.", "pruned.")  # beginnings, of drifts and what is made of them
+
+
+def coefficient_of(experiment: str) -> str:
+    """The coefficients of one of the `EXPERIMENTS`."""
+    return experiment.removeprefix("perturbed.") + RATIO
+
+
+def linear_of(step: str) -> tuple[str, int, str]:
+    """The pruner, block and linear of a step such as `wanda.blocks.1.experts.3.down_proj.keep`."""
+    pruner, _, block, rest = step.split(".", 3)
+    return pruner, int(block), rest.rpartition(".")[0]
+
+
+def sums_behind(step: str) -> str:
+    """The step with the sums that a decision, not by magnitude, is made of."""
+    pruner, block, linear = linear_of(step)
+    kind = "products" if pruner.startswith("sparsegpt") else "squares"
+    return f"{pruner}.blocks.{block}.{input_of(linear)}.{kind}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +146,14 @@ class StepInputs:
         """A decision, [out, in], or the choice of a router, [N, S, experts]."""
         return unpacked(self.value(step), shape[-1])
 
+    def router(self, step: str) -> tuple[str, Array, Keep, Mapping[str, Array]]:
+        """What a router reads, logits and choice [N, S, E], and the weights of its block."""
+        index, config = int(step.split(".")[1]), self.model.config
+        read = step.replace(ROUTER, config.blocks[index].mlp_reads[-1])
+        weights = self.model.block(index, np.float64)
+        logits = project_linear(self.value(read), weights, "router")
+        return read, logits, unpacked(self.values[step], logits.shape[-1]), weights
+
     def noise(self, block: int, sequence: int, draw: int) -> Array:
         """The noise after a block, [S, D]."""
         if self.noises is not None:
@@ -155,6 +186,30 @@ class StepInputs:
             sparsity = sparsity.copy()
             sparsity[exists] = project(sparsity[exists], units, target)
         return linear_counts(sparsity, sizes, target)
+
+    def scores(self, step: str, weight: Array | None = None) -> tuple[Array, int]:
+        """Scores [out, in] that a decision compares, and their group (`ties.together`)."""
+        pruner, block, linear = linear_of(step)
+        if weight is None:
+            weight = self.model.block(block, np.float64)[f"{linear}.weight"]
+        if pruner == "magnitude":
+            return np.abs(weight), -weight.shape[1]
+        group = parse_pattern(self.recipe.pattern).group if pruner.endswith("pattern") else 0
+        total, count = self.value(sums_behind(step)), len(self.ids)
+        if not pruner.startswith("sparsegpt"):
+            return wanda_score(weight, total / count), group
+        right, width = unpacked(self.values[step], weight.shape[1]), group or WIDTH
+        score, _ = sparsegpt_scores(weight, total, count, right, self.recipe.damping, width)
+        return score, group or -WIDTH
+
+    def dense_scores(self) -> Iterator[Array]:
+        """Wanda's scores of each block of the dense model, all linears in one row."""
+        for i, (linears, sums) in enumerate(
+            zip(self.model.config.linears, self.squares, strict=True)
+        ):
+            weights, n = self.model.block(i, np.float64), len(self.ids)
+            pairs = [(weights[f"{x}.weight"], sums[input_of(x)] / n) for x in linears]
+            yield np.concatenate([wanda_score(*x).ravel() for x in pairs])
 
     def correction(self, name: str) -> tuple[Array, Callable[[Array], Array]]:
         """What corrects an allocation, [L], and how logarithms are made of it."""
@@ -286,7 +341,7 @@ def measured(inputs: StepInputs, name: str, states: Sequence[Followed]) -> Named
         survived = [nan_mean(surviving_drift(x[-1].drift, x[0].drift)) for x in after]
         ratios[:, :, i] = np.reshape(survived, (sequences, draws))
     coefficient, stderr = absorption_coefficient(ratios)
-    yield f"{name.replace('perturbed.', '')}absorption_coefficient", coefficient
+    yield coefficient_of(name), coefficient
     if name == "coarse." and np.isfinite(stderr).all():
         yield "coarse.stderr", stderr
 

@@ -12,22 +12,12 @@ from refimpl.allocation.allocate import Allocation, base_only
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import SINK_FACTOR
 from refimpl.model.experts import ROUTER, preferences
-from refimpl.model.forward import project
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.judging.measures import error_of
-from refimpl.oracle.judging.ties import (
-    Keep,
-    dense_scores,
-    scores_of,
-    sums_behind,
-    together,
-    unpacked,
-)
-from refimpl.oracle.pruned_steps import METHODS
+from refimpl.oracle.dense_steps import StepInputs, sums_behind
+from refimpl.oracle.judging.ties import Keep, edges, together, unpacked
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.steps import every_array, is_step
+from refimpl.oracle.steps import METHODS, every_array, is_step
 from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.running.settings import Settings
 from refimpl.scoring.signals import Chosen, of_weights
@@ -39,19 +29,17 @@ def steps_and_margins(
     model: Model, ids: npt.NDArray[np.int64], recipe: Recipe
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Every step in float64, and the margins as the table of docs/how-to/check.md lists them."""
-    arrays = every_array(StepInputs(model, recipe, ids))
+    inputs = StepInputs(model, recipe, ids)
+    arrays = every_array(inputs)
     margins, blocks = dict[str, Array](), range(model.config.num_blocks)
     if model.config.experts:
-        margins["router.keep"] = np.array([_router(model, arrays, i) for i in blocks])
+        margins["router.keep"] = np.array([_router(inputs, i) for i in blocks])
     if recipe.sink == "exclude":
         norms = np.linalg.norm([arrays[f"blocks.{i}.resid_post"] for i in blocks], axis=-1)
         lines = SINK_FACTOR * np.median(norms, axis=-1, keepdims=True)
         margins["sinks"] = np.abs(norms / lines - 1).min(axis=(1, 2))  # of [L, N, S]
     m = float(recipe.request("owl").options["m"])
-    lines = [
-        np.abs(score / (m * score.mean()) - 1).min()
-        for score in dense_scores(model, arrays, len(ids))
-    ]
+    lines = [np.abs(x / (m * x.mean()) - 1).min() for x in inputs.dense_scores()]
     margins["owl.signal"] = np.array(lines)
     if "alphapruning" in recipe.bases:
         with Settings(np.float64).open() as resources:
@@ -68,7 +56,7 @@ def steps_and_margins(
         margins[f"{base}.counts"] = np.array([margin])
     for pruner in ("pruned", *METHODS):
         if recipe.pattern or not pruner.endswith("pattern"):
-            by_block = _of_rows(model, recipe, arrays, pruner, len(ids))
+            by_block = _of_rows(inputs, pruner)
             least = [[float(rows.min()) for rows in by_linear] for by_linear in by_block]
             margins[f"{pruner}.keep"] = _table(least)
             if pruner in ("wanda", "pattern") and recipe.shown:
@@ -86,25 +74,20 @@ def _table(rows: Sequence[Sequence[float] | Array]) -> Array:
     return table
 
 
-def _of_rows(
-    model: Model, recipe: Recipe, arrays: Mapping[str, Array], pruner: str, sequences: int
-) -> list[list[Array]]:
+def _of_rows(inputs: StepInputs, pruner: str) -> list[list[Array]]:
     """Margins of a pruner's decisions by block, linear and row, or what is decided on together."""
-    how = recipe.pattern, recipe.damping
 
-    def margins_of(prefix: str, name: str, weight: Array) -> Array:
-        step = f"{prefix}.{name}.keep"
-        total = None if pruner == "magnitude" else arrays[sums_behind(step)]
-        score, group = scores_of(step, weight, arrays[step], total, sequences, how)
-        keep = unpacked(arrays[step], weight.shape[1])
+    def margins_of(step: str, weight: Array) -> Array:
+        score, group = inputs.scores(step, weight)
+        keep = unpacked(inputs.values[step], weight.shape[1])
         margins = np.concatenate([row_margins(*x) for x in together(group, keep, score)])
         return margins.reshape(len(score), -1).min(axis=1) if group >= 0 else margins
 
-    dense = [model.block(i, np.float64) for i in range(model.config.num_blocks)]
-    return [
-        [margins_of(f"{pruner}.blocks.{i}", x, dense[i][f"{x}.weight"]) for x in linears]
-        for i, linears in enumerate(model.config.linears)
-    ]
+    model, every = inputs.model, list[list[Array]]()
+    for i, linears in enumerate(model.config.linears):
+        dense, step = model.block(i, np.float64), f"{pruner}.blocks.{i}"
+        every.append([margins_of(f"{step}.{x}.keep", dense[f"{x}.weight"]) for x in linears])
+    return every
 
 
 def count_margin(quotas: Array, counts: Array) -> float:
@@ -118,8 +101,7 @@ def count_margin(quotas: Array, counts: Array) -> float:
 
 def row_margins(keep: Keep, score: Array) -> Array:
     """Relative difference of scores [rows, n] from which on a row's decision may turn, [rows]."""
-    lowest = np.min(np.where(keep, score, inf), axis=1)
-    highest = np.max(np.where(keep, 0.0, score), axis=1)
+    lowest, highest = (x[:, 0] for x in edges(keep, score, score))
     margins = np.where(keep.any(axis=1) & ~keep.all(axis=1), _gap(highest, lowest), inf)
     stay = keep.sum(axis=1)
     more = stay < stay.max()
@@ -136,16 +118,13 @@ def _gap(goes: Array, stays: Array) -> Array:
     return np.where(positive, 1 - goes / np.where(positive, stays, 1.0), 0.0)
 
 
-def _router(model: Model, arrays: Mapping[str, Array], block: int) -> float:
+def _router(inputs: StepInputs, block: int) -> float:
     """How near a token of a block is to another expert: ``(s - g) / (|s| + |g|)``."""
-    step, experts = f"blocks.{block}.{ROUTER}", model.config.experts
-    weights = model.block(block, np.float64)
-    if experts is None or step not in arrays:
+    step, experts = f"blocks.{block}.{ROUTER}", inputs.model.config.experts
+    if experts is None or step not in inputs.values:
         return inf
-    read = model.config.blocks[block].mlp_reads[-1]
-    logits = project(arrays[f"blocks.{block}.{read}"], weights, "router")
+    _, logits, chosen, weights = inputs.router(step)
     score, _ = preferences(logits, experts, weights.get("router.correction"))
-    chosen = unpacked(arrays[step], experts.num_experts)
     stays = np.min(np.where(chosen, score, inf), axis=-1)
     goes = np.max(np.where(chosen, -inf, score), axis=-1)
     tied = np.isfinite(goes)
@@ -180,14 +159,3 @@ def peer_steps(
                 keep, _ = decision(weight, total, sequences, goal, pruner, "peer")
                 found[f"peer.{step}"] = np.packbits(keep, axis=1)
     return found
-
-
-def equals_peer(
-    step: str, actual: Mapping[str, Array], peer: Mapping[str, Array], tolerance: float
-) -> bool:
-    """Whether a candidate computed the peers' number of a step in place of the case's."""
-    theirs = peer.get(f"peer.{step}")
-    if theirs is None:
-        return False
-    error, _, fault = error_of(step, actual[step], theirs)
-    return not fault and error <= tolerance

@@ -5,121 +5,116 @@ from math import inf, isfinite
 
 import numpy as np
 
-from refimpl.model.experts import ROUTER, route
-from refimpl.model.forward import project
+from refimpl.model.experts import ROUTER, preferences, route
 from refimpl.model.ops import Array
 from refimpl.oracle.case import FACTOR
-from refimpl.oracle.dense_steps import RATIO
-from refimpl.oracle.judging import ties
-from refimpl.oracle.judging.measures import (
-    EPS,
-    ERROR_FACTOR,
-    FLOOR_16,
-    FORWARD,
-    UNCHANGED,
-    Positions,
-    lost,
-    tolerance_of,
-)
+from refimpl.oracle.dense_steps import RATIO, linear_of, sums_behind
+from refimpl.oracle.judging import measures, ties
+from refimpl.oracle.judging.measures import EPS, ERROR_FACTOR, FLOOR_16, FORWARD, tolerance_of
 from refimpl.oracle.own_inputs import Truth, is_experiment
-from refimpl.oracle.reference_errors import moved_by_rounding, own_error, own_errors
+from refimpl.oracle.reference_errors import moved_by_rounding
 
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
 GIVEN = (".score", ".base", ".corrected", ".counts", ".signal")  # computed from written numbers
+BIAS = "router.correction"
 NEAR = 0.25  # of the tolerance: twice refimpl's own error
 
 
-def ties_of(
-    truth: Truth, dtype: str, step: str, array: Array, tolerances: Mapping[str, float]
-) -> Positions:
+def ties_of(truth: Truth, step: str, array: Array) -> measures.Positions:
     """Where a discrete step differs; none if rounding does not explain all of them."""
-    case, right, recipe = truth.case, truth.steps[step], truth.case.recipe
+    right, recipe = truth.values[step], truth.recipe
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
     if last == "counts":
         name = f"{recipe.bases[0]}.base" if first == "pruned" else f"{first}.corrected"
-        sizes, shares = case.model.config.linear_sizes, truth.value(name)
-        return ties.count_ties(array, right, shares, sizes, recipe.sparsity, tolerances[name])
+        shares, sizes = truth.value(name), truth.model.config.linear_sizes
+        return ties.count_ties(array, right, shares, sizes, recipe.sparsity, truth.tolerance(name))
     if step == "owl.signal":
         m = float(recipe.request("owl").options["m"])
-        names = [x for x in case.expected if x.startswith("pruned.") and x.endswith(".squares")]
-        relative = max(map(tolerances.__getitem__, names), default=_of_scores(0.0, dtype))
-        scores = ties.dense_scores(case.model, truth.steps, len(case.inputs["token_ids"]))
-        return ties.outlier_ties(array, right, scores, m, tolerances[step], relative, TIE_SHARE)
+        every = truth.case.expected
+        names = [x for x in every if x.startswith("pruned.") and x.endswith(".squares")]
+        relative = max(map(truth.tolerance, names), default=_of_scores(truth))
+        scores, allowed = truth.dense_scores(), truth.tolerance(step)
+        return ties.outlier_ties(array, right, scores, m, allowed, relative, TIE_SHARE)
     if step.endswith(ROUTER):
-        return router_ties(truth, step, array, dtype)
+        return router_ties(truth, step, array)
     if last == "keep":
-        score, group, slack = score_behind(truth, step, dtype)
+        score, group, slack = score_behind(truth, step)
         explain = ties.sequential_ties if first == "sparsegpt_pattern" else ties.keep_ties
         found = explain(array, right, score, group, np.minimum(slack, 1.0))
         near = ties.turnable(right, score, group, np.minimum(NEAR * slack, 1.0))
-        own = ERROR_FACTOR * own_error(truth, step, dtype)
+        own = ERROR_FACTOR * truth.own_error(step)
         most = 2 + max(TIE_SHARE * score.size, own, near)
         return found if len(found) <= most else ()
     if first == "sparsegpt" and last == "weight":
-        stored = case.model.weights[step.removeprefix("sparsegpt.")].stored.numpy_dtype
-        if EPS[stored.name] > EPS[dtype]:
-            found = ties.rounding_ties(array, right, stored, tolerances[step])
-            slack = score_behind(truth, step.replace(".weight", ".keep"), dtype)[2]
+        stored = truth.model.weights[step.removeprefix("sparsegpt.")].stored.numpy_dtype
+        if EPS[stored.name] > EPS[truth.computed_in]:
+            found = ties.rounding_ties(array, right, stored, truth.tolerance(step))
+            slack = score_behind(truth, step.replace(".weight", ".keep"))[2]
             share = min(slack.max(), 1.0) / EPS[stored.name]
             most = max(2, TIE_SHARE * right.size, right.size * share)
             return found if len(found) <= most else ()
     return ()
 
 
-def carries_nothing(truth: Truth, step: str, dtype: str) -> bool:
+def carries_nothing(truth: Truth, step: str) -> bool:
     """Whether SparseGPT decided on products that were not written, some next to nothing."""
     if not step.startswith("sparsegpt") or not step.endswith(".keep"):
         return False
-    name = ties.sums_behind(step)
-    own = [x for other, x in own_errors(truth.case, dtype).items() if other.endswith(".products")]
-    slip = _of_scores(max(filter(isfinite, own), default=0.0), dtype)
+    name = sums_behind(step)
+    own = [x for other, x in truth.own_errors().items() if other.endswith(".products")]
+    slip = _of_scores(truth, max(filter(isfinite, own), default=0.0))
     carried = np.sqrt(np.diag(truth.value(name)))
     least = slip * np.sqrt(np.mean(np.square(carried)))
     return name not in truth.given and bool((carried <= least).any())
 
 
-def without_rounding(truth: Truth, actual: Mapping[str, Array], dtype: str) -> Mapping[str, Array]:
+def without_rounding(truth: Truth) -> Mapping[str, Array]:
     """The arrays, with 0 for a drift that should be 0 and nearly is, NaN for its coefficient."""
-    own, expected, ratio = own_errors(truth.case, dtype), truth.case.expected, f"pruned.{RATIO}"
+    own, expected, ratio = truth.own_errors(), truth.case.expected, f"pruned.{RATIO}"
     states = [k for k in expected if k.endswith(".resid_post")]  # of two right passes
-    floor = 2 * max((tolerance_of(k, expected[k], own[k], dtype) for k in states), default=0.0)
-    every = {k: x for k, x in actual.items() if k.startswith("pruned.") and is_experiment(k)}
+    each = (tolerance_of(k, expected[k], own[k], truth.computed_in) for k in states)
+    floor = 2 * max(each, default=0.0)
+    every = {k: x for k, x in truth.actual.items() if k.startswith("pruned.") and is_experiment(k)}
     fit = {k: x for k, x in every.items() if k in expected and x.shape == expected[k].shape}
     with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
         arrays = {k: x.astype(np.float64) for k, x in fit.items() if x.dtype.name in EPS}
         for name in [x for x in arrays if x.endswith((".drift", ".alignment"))]:
-            right, found, drift = truth.steps[name], arrays[name], name.endswith(".drift")
+            right, found, drift = truth.values[name], arrays[name], name.endswith(".drift")
             if drift:
                 nothing = (right == 0) & (found > 0) & (found <= floor)
             else:
                 rest = np.square(floor) + 4 * EPS[fit[name].dtype.name]
-                nothing = (lost(right) <= UNCHANGED) & (np.abs(found - right) <= rest)
+                nothing = (measures.lost(right) <= measures.UNCHANGED) & (
+                    np.abs(found - right) <= rest
+                )
             arrays[name] = np.where(nothing, right, found)
             if nothing[0] and drift and ratio in arrays:
                 arrays[ratio][int(name.split(".")[1])] = np.nan
-    return {**actual, **arrays}
+    return {**truth.actual, **arrays}
 
 
-def score_behind(truth: Truth, step: str, dtype: str) -> tuple[Array, int, Array]:
+def score_behind(truth: Truth, step: str) -> tuple[Array, int, Array]:
     """Scores [out, in] behind a decision, their group, and relative errors, [in] or of all.
 
     An input that carries less than most is off by as much more of itself: the rounding of what it
     is made of is of the size of the others.
     """
-    case, sums = truth.case, ties.sums_behind(step)
-    pruner, block, linear = ties.linear_of(step)
-    weight, own = case.model.block(block, np.float64)[f"{linear}.weight"], own_errors(case, dtype)
-    total = None if pruner == "magnitude" else truth.value(sums)
-    sequences, how = len(case.inputs["token_ids"]), (case.recipe.pattern, case.recipe.damping)
-    score, group = ties.scores_of(step, weight, truth.steps[step], total, sequences, how)
-    if total is None or (sums in truth.given and not pruner.startswith("sparsegpt")):
-        return score, group, np.array([_of_scores(0.0, dtype)])
-    if not pruner.startswith("sparsegpt"):
-        slack, size, typical = _of_scores(own[sums], dtype), np.sqrt(total), np.sqrt(total.mean())
+    sums, (pruner, block, _), (score, group) = (
+        sums_behind(step),
+        linear_of(step),
+        truth.scores(step),
+    )
+    sequential = pruner.startswith("sparsegpt")
+    if pruner == "magnitude" or (sums in truth.given and not sequential):
+        return score, group, np.array([_of_scores(truth)])
+    if not sequential:
+        total = truth.value(sums)
+        slack, size = _of_scores(truth, truth.own_errors()[sums]), np.sqrt(total)
+        typical = np.sqrt(total.mean())
     else:
-        own = own_errors(case, dtype, not truth.is_chained(step))
-        slack = tolerance_of(f"{step}score", np.zeros(1), own[f"{FACTOR}{block}"], dtype)
-        slack += moved_by_rounding(case, step, dtype)
+        own = truth.own_errors(not truth.is_chained(step))[f"{FACTOR}{block}"]
+        slack = tolerance_of(f"{step}score", np.zeros(1), own, truth.computed_in)
+        slack += moved_by_rounding(truth.case, step, truth.computed_in)
         if group < 0:
             return score, group, np.array([slack])
         # A weight is off by what those before it in the row left of themselves: small ones by more.
@@ -128,35 +123,37 @@ def score_behind(truth: Truth, step: str, dtype: str) -> tuple[Array, int, Array
     return score, group, slack * np.maximum(small, 1.0)
 
 
-def _of_scores(own: float, dtype: str) -> float:
+def _of_scores(truth: Truth, own: float = 0.0) -> float:
     """The tolerance of scores whose statistics have this error of refimpl's own."""
-    return tolerance_of("score", np.zeros(1), own, dtype)
+    return tolerance_of("score", np.zeros(1), own, truth.computed_in)
 
 
 class _Router:
-    """How far logits ``w x`` [N, S, E] of a router may be off, as x [D] is by t, in any direction.
+    """How far logits ``z = w x`` of a router may be off, as x [D] is by t, in any direction.
 
-    ``t ||w|| ||x|| / sqrt(D) + 4 eps |w x|``
+    ``t ||w|| ||x|| / sqrt(D) + 4 eps |z| + 4 eps |s + b| / (ds / dz)``: scores s are rounded, too.
     """
 
-    def __init__(self, truth: Truth, step: str, dtype: str, chained: bool) -> None:
-        index, config = int(step.split(".")[1]), truth.case.model.config
-        norm = step.replace(ROUTER, config.blocks[index].mlp_reads[-1])
-        assert config.experts is not None
-        self.experts = config.experts
-        self.weights = truth.case.model.block(index, np.float64)
-        x, own = truth.value(norm), own_errors(truth.case, dtype)[norm] if chained else 0.0
-        self.logits, width = project(x, self.weights, "router"), x.shape[-1]
+    def __init__(self, truth: Truth, step: str, chained: bool) -> None:
+        experts, dtype = truth.model.config.experts, truth.computed_in
+        assert experts is not None
+        self.experts = experts
+        norm, self.logits, self.truth, self.weights = truth.router(step)
+        x, own = truth.value(norm), truth.own_errors()[norm] if chained else 0.0
         w = np.linalg.norm(self.weights["router.weight"], axis=1)
         sizes = w * np.linalg.norm(x, axis=-1, keepdims=True)
         rounding = FLOOR_16 * EPS[dtype] * np.abs(self.logits)
-        self.slack = tolerance_of(norm, x, own, dtype) / width**0.5 * sizes + rounding
-        self.truth = ties.unpacked(truth.steps[step], self.experts.num_experts)
+        self.slack = tolerance_of(norm, x, own, dtype) / x.shape[-1] ** 0.5 * sizes + rounding
+        if experts.scoring != "sparsemixer":
+            score, correction = preferences(self.logits, experts, None)[1], self.weights.get(BIAS)
+            slope = score * (1 - score) if experts.scoring == "sigmoid" else score
+            compared = score if correction is None else np.abs(score + correction)
+            steps = compared / np.maximum(slope, EPS["float64"] * compared)
+            self.slack += FLOOR_16 * EPS[dtype] * steps
 
     def chosen(self, change: Array) -> ties.Keep:
         """The experts that are chosen if the logits change by so much."""
-        correction = self.weights.get("router.correction")
-        chosen: ties.Keep = route(self.logits + change, self.experts, correction)[0]
+        chosen: ties.Keep = route(self.logits + change, self.experts, self.weights.get(BIAS))[0]
         return chosen
 
     def near(self) -> Array:
@@ -172,22 +169,22 @@ class _Router:
         return turns
 
 
-def router_ties(truth: Truth, step: str, bits: Array, dtype: str) -> Positions:
+def router_ties(truth: Truth, step: str, bits: Array) -> measures.Positions:
     """Tokens that go to other experts, if the router's rounding explains each, and not too many."""
-    router = _Router(truth, step, dtype, truth.is_chained(step))
+    router = _Router(truth, step, truth.is_chained(step))
     mine = ties.unpacked(bits, router.experts.num_experts)
     turned = (mine != router.truth).any(axis=-1)
     explained = router.chosen(np.where(mine, 1, -1) * router.slack) == mine
-    most = 2 + max(ERROR_FACTOR * own_error(truth, step, dtype) / 2, int(router.near().sum()))
+    most = 2 + max(ERROR_FACTOR * truth.own_error(step) / 2, int(router.near().sum()))
     right = explained[turned].all() and turned.sum() <= most
     return ties.positions(np.argwhere(turned)) if right else ()
 
 
-def follows_a_choice(truth: Truth, step: str, dtype: str) -> bool:
+def follows_a_choice(truth: Truth, step: str) -> bool:
     """Whether a step follows from experts that were not written, and that rounding may turn."""
-    names, experts = list(truth.case.expected), truth.case.model.config.experts
+    names, experts = list(truth.case.expected), truth.model.config.experts
     routers = {name for name in names if name.endswith(ROUTER)}
-    if experts is None or EPS[dtype] <= EPS["float32"]:
+    if experts is None or EPS[truth.computed_in] <= EPS["float32"]:
         return False
     if step.split(".")[0] in FORWARD:
         unwritten = routers if experts.scoring == "sparsemixer" else routers - truth.given.keys()
@@ -195,4 +192,4 @@ def follows_a_choice(truth: Truth, step: str, dtype: str) -> bool:
             return False
     elif step.endswith(GIVEN) or (truth.stepwise and step.startswith("pruned.blocks.")):
         return False
-    return any(_Router(truth, name, dtype, True).near().any() for name in routers)
+    return any(_Router(truth, name, True).near().any() for name in routers)

@@ -1,8 +1,7 @@
 """What every step should be: computed in float64 from what a candidate wrote for earlier steps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -10,41 +9,92 @@ from refimpl.errors import RefimplError
 from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, case_inputs, entries, is_choice, require_steps
-from refimpl.oracle.dense_steps import RATIO, StepInputs, by_noise
-from refimpl.oracle.judging.measures import error_of
+from refimpl.oracle.dense_steps import EXPERIMENTS, RATIO, StepInputs, by_noise, coefficient_of
+from refimpl.oracle.judging.measures import EPS, error_of, tolerance_of, writing_error
 from refimpl.oracle.judging.ties import unpacked
+from refimpl.oracle.recipe import signal_of
+from refimpl.oracle.reference_errors import moved_by, moved_by_rounding, own_errors
 from refimpl.oracle.steps import TABLE, every_array
 
-EXPERIMENTS = ("perturbed.", "coarse.", "pruned.")  # beginnings, of drifts and what is made of them
-ENDS = (".drift", ".alignment", RATIO, ".stderr", ".divergence")
+ENDS = (".drift", ".alignment", RATIO, ".stderr", ".divergence")  # of steps of `EXPERIMENTS`
 
 
-@dataclass(frozen=True, eq=False)
-class Truth:
-    """What every step should be for one candidate, of blocks that are not shown, too.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Truth(StepInputs):
+    """What every step should be for one candidate, as `values`, of blocks that are not shown, too.
 
-    `missing` are the steps that each is computed from, and that are not `given`.
+    Of what the candidate wrote, `actual`, in the dtype `computed_in`, they are computed from those
+    that are `given`; `missing` are the steps that each is computed from, and that are not.
     """
 
     case: Case
-    steps: Mapping[str, Array]
-    given: Mapping[str, Array]
-    missing: Mapping[str, frozenset[str]]
+    actual: Mapping[str, Array]
+    computed_in: str
     stepwise: bool
-
-    def value(self, step: str) -> Array:
-        """A step as later ones read it."""
-        return self.given.get(step, self.steps[step])
-
-    @cached_property
-    def inputs(self) -> StepInputs:
-        """The values that a step of the candidate is computed from."""
-        return replace(case_inputs(self.case, self.given), values=dict(self.steps))
+    tolerances: dict[str, float] = field(default_factory=dict)
 
     def is_chained(self, step: str) -> bool:
         """Whether errors of earlier steps are part of it, as these, or states, were not written."""
-        alone = bool(self.case.recipe.sample_tokens) or is_experiment(step)
+        alone = bool(self.recipe.sample_tokens) or is_experiment(step)
         return not self.stepwise and (alone or bool(self.missing[step] & self.case.expected.keys()))
+
+    def own_errors(self, stepwise: bool = False) -> Mapping[str, float]:
+        """Refimpl's own errors in the candidate's dtype, from the tokens or step by step."""
+        return own_errors(self.case, self.computed_in, stepwise)
+
+    def own_error(self, step: str) -> float:
+        """Refimpl's own error of a step, from the tokens or on the values that it was fed."""
+        return self.own_errors(not self.is_chained(step))[step]
+
+    def tolerance(self, step: str) -> float:
+        """The largest error of a step; 0 for counts and bits.
+
+        That of an allocation has in it how far it moves with the numbers that it is made of.
+        """
+        if step in self.tolerances:
+            return self.tolerances[step]
+        dtype, right, fed = self.computed_in, self.case.expected[step], not self.is_chained(step)
+        tolerance = tolerance_of(step, right, self.own_error(step), dtype, fed)
+        if step.endswith((".base", ".corrected")) and not self.stepwise:
+            floor = tolerance_of(step, right, 0.0, dtype, fed)
+            tolerance = max(tolerance, self._moved(step) + floor)
+        if step in self.actual:
+            tolerance += writing_error(step, right, self.actual[step], dtype, fed)
+        if step == "coarse.stderr":  # a difference of coefficients: off by as much as these
+            ratio = coefficient_of("coarse.")
+            largest = self.case.expected[ratio].max()
+            tolerance += self.tolerance(ratio) * largest / (right.max() or 1.0)
+        rounding = moved_by_rounding(self.case, step, dtype) if tolerance else 0.0
+        return self.tolerances.setdefault(step, tolerance + rounding)
+
+    def _off(self, step: str) -> float:
+        """How far what a step is made of may be off."""
+        if step in self.given:
+            return EPS.get(self.actual[step].dtype.name, 0.0) / 2
+        return self.tolerance(step)
+
+    def _moved(self, step: str) -> float:
+        """How far a base moves with its signals; a corrected one also with what corrects it."""
+        name, _, last = step.partition(".")
+        base = name if name in self.recipe.bases else self.recipe.bases[0]
+        signal, moved, (errors, log) = signal_of(base), 0.0, self.correction(name)
+
+        def allocation(dense: Array, by: Array) -> Array:
+            if last == "base":
+                return self.allocated(name, dense).base_sparsity
+            return self.corrected(base, dense, log(by))
+
+        if signal in self.known:
+            moved = moved_by(
+                lambda x: allocation(self.base(base, {signal: x}), errors),
+                self.number(signal),
+                self._off(signal),
+            )
+        if last == "base":
+            return moved
+        dense, sources = self.base(base, {}), {"arrival": "pruned.0.drift", base: RATIO}
+        off = self._off(sources.get(name, "pruned.divergence"))
+        return moved + moved_by(lambda x: allocation(dense, x), errors, off)
 
 
 def is_experiment(step: str) -> bool:
@@ -53,37 +103,56 @@ def is_experiment(step: str) -> bool:
 
 
 def truth_of(
-    case: Case, actual: Mapping[str, Array], stepwise: bool, chained: bool = False
+    case: Case,
+    actual: Mapping[str, Array],
+    dtype: str,
+    stepwise: bool = False,
+    chained: bool = False,
 ) -> Truth:
     """Compute every step from what a candidate wrote, and from the tokens what it did not write.
 
     All from the tokens, if its numbers are beyond any range; for a case of some tokens its own.
     """
-    if case.recipe.sample_tokens:
-        right = {k: case.sampled(x) for k, x in case.expected.items()}
-        return Truth(case, right, {}, dict.fromkeys(right, frozenset()), stepwise)
     given = {k: x for k, x in usable(case, actual).items() if not chained or is_choice(k)}
-    if stepwise:
-        given |= entries(case)
-    choices = {x: y for x, y in given.items() if x.endswith(ROUTER)}
-    turned = any(not np.array_equal(x, case.expected[name]) for name, x in choices.items())
+    if case.recipe.sample_tokens:
+        given = {}
     try:
-        clean = {} if stepwise else dict(case.expected)
-        if turned and not stepwise:  # experiments begin with states of the candidate's experts
-            clean |= every_array(case_inputs(case, choices), TABLE[:1])
-        inputs, table = replace(case_inputs(case, given), clean=clean), TABLE
-        if not (turned or stepwise):  # the experiments by noise are those of the case
-            inputs.values.update(x for x in case.expected.items() if is_experiment(x[0]))
-            table = tuple(x for x in TABLE if x is not by_noise)
-        arrays = {k: np.asarray(x) for k, x in every_array(inputs, table).items()}
+        return _computed(case, actual, dtype, stepwise, given)
     except (RefimplError, np.linalg.LinAlgError):
         if not actual:
             raise
-        return truth_of(case, {}, stepwise)
+        return _computed(case, actual, dtype, stepwise, {})
+
+
+def _computed(
+    case: Case, actual: Mapping[str, Array], dtype: str, stepwise: bool, given: dict[str, Array]
+) -> Truth:
+    """The truth of what is given; of a step-wise candidate the case's values are."""
+    given = given | (entries(case) if stepwise else {})
+    choices = {x: y for x, y in given.items() if x.endswith(ROUTER)}
+    turned = any(not np.array_equal(x, case.expected[name]) for name, x in choices.items())
+    clean = {} if stepwise else dict(case.expected)
+    if turned and not stepwise:  # experiments begin with states of the candidate's experts
+        clean |= every_array(case_inputs(case, choices), TABLE[:1])
+    truth = Truth(
+        case.model, case.recipe, case.inputs["token_ids"], given=given, noises=case.inputs,
+        clean=clean, case=case, actual=actual, computed_in=dtype, stepwise=stepwise,
+    )  # fmt: skip
+    if case.recipe.sample_tokens:
+        truth.values.update((k, case.sampled(x)) for k, x in case.expected.items())
+        truth.missing.update(dict.fromkeys(truth.values, frozenset[str]()))
+        return truth
+    table = TABLE
+    if not (turned or stepwise):  # the experiments by noise are those of the case
+        truth.values.update(x for x in case.expected.items() if is_experiment(x[0]))
+        table = tuple(x for x in TABLE if x is not by_noise)
+    arrays = every_array(truth, table)
     kept = {x: y for x, y in case.expected.items() if x not in arrays and is_experiment(x)}
     require_steps(case, kept | arrays)
-    missing = dict.fromkeys(kept, frozenset[str]()) | inputs.missing
-    return Truth(case, kept | arrays, given, missing, stepwise)
+    for name in kept:
+        truth.missing.setdefault(name, frozenset())
+    truth.values.update({k: np.asarray(x) for k, x in (kept | arrays).items()})
+    return truth
 
 
 def usable(case: Case, actual: Mapping[str, Array]) -> dict[str, Array]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import inf
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -18,15 +18,12 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import parse_pattern
 
 BASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "owl": ("owl", {}),
-    "alphapruning": ("alphapruning", {}),
-    "dlp": ("dlp", {}),
-    "uniform": ("uniform", {}),
-    "atp": ("atp", {}),
+    "owl": ("owl", {}), "alphapruning": ("alphapruning", {}), "dlp": ("dlp", {}),
+    "uniform": ("uniform", {}), "atp": ("atp", {}),
     "dlp_median": ("dlp", {"statistic": "median"}),
     "alphapruning_mid": ("alphapruning", {"fit": "mid"}),
     "alphapruning_linear": ("alphapruning", {"unit": "linear"}),
-}
+}  # fmt: skip
 """Bases by the name of their steps: the base of `refimpl allocate`, and its options."""
 
 
@@ -80,12 +77,8 @@ class Recipe(Checked):
             raise RefimplError(
                 f"bases {' '.join(self.bases)}", "one or more, each once", "omit --bases"
             )
-        _ = (
-            self.coarse_perturbation,
-            *map(self.request, self.bases),
-            PrunerOptions(damping=self.damping),
-        )
-        _ = self.pattern and parse_pattern(self.pattern)
+        _ = self.coarse_perturbation, *map(self.request, self.bases)
+        _ = PrunerOptions(damping=self.damping), self.pattern and parse_pattern(self.pattern)
 
     @property
     def perturbation(self) -> Noise:
@@ -118,15 +111,10 @@ class Recipe(Checked):
     def request(self, base: str, correct: Correction = "absorption") -> Request:
         """The request for a base allocation and its correction."""
         require(base, Literal[tuple(BASES)], "base")
-        name, options = BASES[base]
-        return Request(
-            name,
-            {**options, "beta": self.beta} if name == "atp" else options,
-            sparsity=self.sparsity,
-            correct=correct,
-            strength=self.strength,
-            max_correction=self.max_correction,
-        )
+        name, shipped = BASES[base]
+        options: dict[str, Any] = {**shipped} | ({"beta": self.beta} if name == "atp" else {})
+        limits = {x: getattr(self, x) for x in ("sparsity", "strength", "max_correction")}
+        return Request(name, options, correct=correct, **limits)
 
     def signals(self, arrays: Mapping[str, Array], base: str) -> Signals:
         """The signal of a base among some steps, with the options that it was measured with."""

@@ -80,16 +80,12 @@ class RoundedArray(np.ndarray):
         return self.of(x) if getattr(x, "dtype", None) == self.held else x
 
 
-class Float16(RoundedArray):
-    """Numbers of float16."""
+def narrowed(dtype: npt.DTypeLike) -> type[RoundedArray]:
+    """Numbers of a narrow dtype."""
+    return type("Narrowed", (RoundedArray,), {"narrow": dtype})
 
-    narrow = np.float16
 
-
-class Bfloat16(RoundedArray):
-    """Numbers of bfloat16."""
-
-    narrow = ml_dtypes.bfloat16
+Float16, Bfloat16 = narrowed(np.float16), narrowed(ml_dtypes.bfloat16)
 
 
 def fewer_bits(fewer: int, dtype: npt.DTypeLike = np.float32) -> type[RoundedArray]:
@@ -134,8 +130,8 @@ class RoundedModel(Model):
         self, index: int, dtype: npt.DTypeLike, each: Callable[..., Iterable[Any]] = map
     ) -> BlockWeights:
         """As `Model.block`; rounded in the dtype that is held, exact in another."""
-        weights = super().block(index, dtype, each)
-        return BlockWeights(self._rounded(f"blocks.{index}.", weights, dtype))
+        prefix = f"blocks.{index}."
+        return BlockWeights(self._rounded(prefix, super().block(index, dtype, each), dtype))
 
     def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
         """As `Model.head`, rounded."""

@@ -1,27 +1,170 @@
 """The whole method on one model: every array that a candidate is checked against, by name."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.errors import RefimplError
+from refimpl.evaluation.likelihood import RunningSoftmax
+from refimpl.method import perturbation as experiment
+from refimpl.method.absorption import nan_mean
+from refimpl.method.correction import centred_log
+from refimpl.method.divergence import RunningDivergence
 from refimpl.model.floating_point import loud
-from refimpl.model.model import Model
+from refimpl.model.forward import Weights, block, head
+from refimpl.model.mixers.carried import stream
+from refimpl.model.model import Model, zeroed
 from refimpl.model.ops import Array
-from refimpl.oracle.dense_steps import (
-    NamedArrays,
-    StepInputs,
-    allocations,
-    by_noise,
-    forward,
-    kept_steps,
-    signals,
-)
-from refimpl.oracle.pruned_steps import by_pruners, by_pruning, perplexities
+from refimpl.model.statistics import SUMS, block_with_sums, input_of
+from refimpl.oracle import dense_steps as dense
+from refimpl.oracle.dense_steps import NamedArrays, Starts, StepInputs, kept_steps
+from refimpl.oracle.judging.ties import sparsegpt_scores
 from refimpl.oracle.recipe import Recipe
+from refimpl.pruners.decision import PrunerOptions, decision
+from refimpl.pruners.pattern import parse_pattern
+from refimpl.pruners.wanda import wanda_score
+from refimpl.pruning.pruned_linears import stored_weight
+
+METHODS = {
+    "magnitude": "magnitude", "wanda": "wanda", "sparsegpt": "sparsegpt",
+    "pattern": "wanda", "sparsegpt_pattern": "sparsegpt",
+}  # fmt: skip
+
+
+def _by_pruning(inputs: StepInputs) -> NamedArrays:
+    """Each block pruned alone by Wanda, what that does, and the corrections by it."""
+    model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
+    first = recipe.bases[0]
+    inputs.read_forward()
+    base = inputs.base(first, {})
+    by_linear = inputs.allocated(first, base).linear_sparsity
+    shares = by_linear if base.ndim == 2 else inputs.number(f"{first}.base")
+    yield inputs.of("pruned.counts", f"{first}.base"), inputs.counts(shares)
+    goals = inputs.value("pruned.counts").tolist()
+    for i, sums in enumerate(inputs.squares):
+        prefix, exact = f"pruned.blocks.{i}", model.block(i, np.float64)
+        yield from ((f"{prefix}.{point}.squares", total) for point, total in sums.items())
+        for linear, goal in zip(config.linears[i], goals[i], strict=False):
+            _require_tokens(linear, sums)
+            sums_of, step = f"{prefix}.{input_of(linear)}.squares", f"{prefix}.{linear}.keep"
+            total = inputs.number(sums_of)
+            keep, _ = decision(
+                exact[f"{linear}.weight"], total, len(inputs.ids), goal, PrunerOptions("wanda")
+            )
+            yield inputs.of(step, sums_of, "pruned.counts"), np.packbits(keep, axis=1)
+
+    def start(i: int, weights: Weights, clean: Array) -> Starts:
+        changed = dict(weights)
+        for linear in config.linears[i]:
+            weight = changed[f"{linear}.weight"]
+            keep = inputs.keep(f"pruned.blocks.{i}.{linear}.keep", weight.shape)
+            changed[f"{linear}.weight"] = zeroed(weight, keep)
+        for n, before in enumerate(inputs.state_at(i, "resid_pre")):
+            h = block(before[None], changed, inputs.places[i], config)[0]
+            kept = experiment.kept_tokens(stream(clean[n], config), recipe.sink)
+            yield n, np.where(kept[:, None], h, clean[n])
+
+    states = dense.followed(inputs, start)
+    logits = partial(head, weights=model.head(inputs.dtype), config=config)
+    right = [logits(x[None])[0] for x in inputs.state_at(-1, "resid_post")]
+    ends = []
+    for x in states:
+        z, other = right[x.sequence], logits(x.state[None])[0]
+        ends.append(nan_mean(RunningDivergence.start(len(z)).add(z, other).value[x.kept]))
+    yield from dense.measured(inputs, "pruned.", states)
+    yield "pruned.divergence", nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1)
+    for correct in ("arrival", "divergence"):
+        inputs.missed.clear()
+        base = inputs.base(first, {})
+        u = centred_log(inputs.errors(correct))
+        yield f"{correct}.corrected", inputs.allocated(first, base, u).corrected_sparsity
+
+
+def _by_pruners(inputs: StepInputs) -> NamedArrays:
+    """Every pruner of the recipe; those of counts use the first base's."""
+    for name in METHODS:
+        if inputs.recipe.pattern or not name.endswith("pattern"):
+            yield from _pruned(inputs, name)
+
+
+def _pruned(inputs: StepInputs, name: str) -> NamedArrays:
+    """One pruner, block by block through the pruned ones before; also what is no step."""
+    model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
+    method, sequences, given = METHODS[name], len(inputs.ids), inputs.given
+    kind = "products" if method == "sparsegpt" else "squares"
+    pruner, x = PrunerOptions(method, recipe.damping), inputs.embedded
+    pattern = parse_pattern(recipe.pattern) if name.endswith("pattern") else None
+    inputs.missed.clear()
+    counts = inputs.value(f"{recipe.bases[0]}.counts").tolist()
+    for i, place in enumerate(inputs.places):
+        prefix, weights = f"{name}.blocks.{i}", model.block(i, inputs.dtype)
+        sums: dict[str, Array] = {}
+        if method != "magnitude":
+            _, sums = block_with_sums(SUMS[kind], x, weights, place, config)
+        yield from ((f"{prefix}.{point}.{kind}", total) for point, total in sums.items())
+        carried = dict(weights)
+        exact = model.block(i, np.float64) if method == "magnitude" else weights
+        for linear, count in zip(config.linears[i], counts[i], strict=False):
+            step, point = f"{prefix}.{linear}", f"{prefix}.{input_of(linear)}.{kind}"
+            dense, total = weights[f"{linear}.weight"], sums.get(input_of(linear))
+            if method != "magnitude":
+                _require_tokens(linear, sums)
+                total = inputs.number(point)
+            if method == "wanda" and total is not None:
+                yield inputs.of(f"{step}.score", point), wanda_score(dense, total / sequences)
+            # by magnitude of what the file holds, in every dtype
+            keep, new = decision(
+                exact[f"{linear}.weight"], total, sequences, pattern or count, pruner
+            )
+            read = [] if method == "magnitude" else [point]
+            read += [] if pattern else [f"{recipe.bases[0]}.counts"]
+            yield inputs.of(f"{step}.keep", *read), np.packbits(keep, axis=1)
+            right = inputs.keep(f"{step}.keep", dense.shape)
+            if new is None or total is None:
+                new = zeroed(dense, right)
+            else:
+                if f"{step}.keep" in given:
+                    _, new = sparsegpt_scores(dense, total, sequences, right, recipe.damping)
+                new = stored_weight(model, i, linear, right, new).astype(dense.dtype)
+            read = [f"{step}.keep"] + [point] * (method == "sparsegpt")
+            yield inputs.of(f"{step}.weight", *read), new
+            shown = method == "sparsegpt" and f"{step}.weight" in given
+            carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
+        x = block(x, carried, place, config)
+    step = inputs.of(f"{name}.perplexity", *inputs.missed)
+    inputs.perplexities[step] = _perplexity(inputs.ids, head(x, model.head(inputs.dtype), config))
+
+
+def _require_tokens(linear: str, sums: dict[str, Array]) -> None:
+    """Refuse an expert without tokens."""
+    if input_of(linear) not in sums:
+        raise RefimplError(
+            f"{linear}: no token is routed to this expert, so its decision is not Wanda's",
+            "tokens of which every expert sees one, before pruning and after",
+            "use more --samples, or a longer --seq-len",
+        )
+
+
+def _perplexities(inputs: StepInputs) -> NamedArrays:
+    """Of the dense model, and of what each pruner left."""
+    yield inputs.of("dense.perplexity", "logits"), _perplexity(inputs.ids, inputs.state("logits"))
+    yield from inputs.perplexities.items()
+
+
+def _perplexity(ids: npt.NDArray[np.int64], logits: Array) -> Array:
+    """``exp`` of the mean nats per predicted token, [1], from the logits of all tokens."""
+    softmax = RunningSoftmax.start(ids[:, 1:].ravel())
+    softmax = softmax.add(logits[:, :-1].reshape(-1, logits.shape[-1]), 0)
+    return np.exp([-softmax.log_probabilities.mean()])
+
 
 StepTable = tuple[Callable[[StepInputs], NamedArrays], ...]
-TABLE: StepTable = (forward, by_noise, signals, allocations, by_pruning, by_pruners, perplexities)
+TABLE: StepTable = (
+    dense.forward, dense.by_noise, dense.signals, dense.allocations, _by_pruning, _by_pruners,
+    _perplexities,
+)  # fmt: skip
 # Of what pruners compute in every block, by its last word: the pruners where it is a step, if the
 # block is shown. Outer products are large, and other weights follow from the decisions.
 SHOWN = {
@@ -71,9 +214,9 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
                 if not recipe.only or state:  # what later steps read
                     inputs.values[name] = value
                 inputs.missing.setdefault(name, frozenset(inputs.missed))
-                measured = function is by_noise or (perturbs and name.endswith(".resid_post"))
+                measured = function is dense.by_noise or (perturbs and name.endswith(".resid_post"))
                 if measured or recipe.asks(name):
-                    if function is forward and value.dtype.kind == "f":
+                    if function is dense.forward and value.dtype.kind == "f":
                         value = np.array(recipe.sampled(value, tokens), subok=True)
                     arrays[name] = value
     return arrays

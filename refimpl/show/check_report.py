@@ -62,26 +62,15 @@ def report_document(report: Report, candidate: str) -> dict[str, Any]:
         finite = {name: x if isfinite(x) else None for name, x in numbers.items()}
         return filled(kind, step, **finite, fault=step.fault or None, **more)
 
+    last = first and checked(first, FirstStep, usual_causes=first.causes(report.dtype))
     document: dict[str, Any] = plain(
-        CheckDocument(
-            case=case.name,
-            family=case.model.config.family,
-            refimpl=__version__,
-            spec=SPEC,
-            candidate=candidate,
-            dtype=report.dtype,
-            stated=dict(report.stated),
-            way=report.way,
-            verdict=report.verdict,
-            first=first
-            if first is None
-            else checked(first, FirstStep, usual_causes=first.causes(report.dtype)),
-            steps=tuple(map(checked, report.steps)),
-            unknown=report.unknown,
-            not_covered=report.uncovered,
+        filled(
+            CheckDocument, report, case=case.name, family=case.model.config.family,
+            refimpl=__version__, spec=SPEC, candidate=candidate, stated=dict(report.stated),
+            first=last, steps=tuple(map(checked, report.steps)), not_covered=report.uncovered,
             covered_in_part=report.covered or None,
         )
-    )
+    )  # fmt: skip
     return document
 
 

@@ -65,17 +65,9 @@ def steps_table(heading: str, stages: Mapping[str, Sequence[StepResult]]) -> Tab
 
 def cases_document(cases: Sequence[CaseFolder]) -> dict[str, Any]:
     """Some cases as one JSON document."""
-    return {
-        "cases": [
-            {
-                "name": case.name,
-                "family": case.facts.family,
-                "folder": str(case.path),
-                "steps": case.steps,
-            }
-            for case in cases
-        ]
-    }
+    rows = [(x.name, x.facts.family, str(x.path), x.steps) for x in cases]
+    keys = ("name", "family", "folder", "steps")
+    return {"cases": [dict(zip(keys, row, strict=True)) for row in rows]}
 
 
 def cases_table(cases: Sequence[CaseFolder]) -> str:

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from refimpl.loading.files.documents import filled
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.case_folders import cases_below, core_cases
 from refimpl.oracle.check import Report, check, read_candidate
-from refimpl.oracle.judging.candidate_arrays import array_of
+from refimpl.oracle.judging.measures import array_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.oracle import report_table
 from refimpl.testing.cases import SelectedCase, Selection, distinct_cases, selected_cases
@@ -26,55 +27,43 @@ OPEN = {"inconclusive": "inconclusive", "resolved": "not resolved in some steps"
 
 @dataclass(frozen=True, repr=False)
 class CaseFixture:
-    """A case for a test, what the test asks of it, and a new folder for arrays that diverged."""
+    """A case for a test, what the test asks of it, and a new folder for arrays that diverged.
 
+    Args:
+        name: The case's name.
+        folder: The case's folder, for programs that read its files themselves.
+        model: The model's folder: `config.json` and safetensors files.
+        family: The model's family.
+        recipe: The computation: eta, sparsity, and so on.
+        inputs: `token_ids` [N, S], int64; `noise` [L, N, S, D], float64, unscaled; further draws.
+        expected: Every step in float64; a step-wise candidate reads these.
+        steps: Names of the steps that are asked for, in the order of execution.
+    """
+
+    name: str
+    folder: Path
+    model: Path
+    family: str
+    recipe: Recipe
+    inputs: Mapping[str, Array]
+    expected: Mapping[str, Array]
+    steps: tuple[str, ...]
     case: Case
     selected: SelectedCase
     new_folder: Callable[[], Path]
 
+    @classmethod
+    def of(cls, selected: SelectedCase, new_folder: Callable[[], Path]) -> "CaseFixture":
+        """The fixture of a case that a test selected, which is read."""
+        case, facts = read_case(selected.case.path), selected.case
+        return filled(
+            cls, case, case=case, selected=selected, new_folder=new_folder, model=case.model.path,
+            family=facts.facts.family,
+            steps=tuple(n for n in facts.steps if any(fnmatchcase(n, p) for p in selected.steps)),
+        )  # fmt: skip
+
     def __repr__(self) -> str:
         return f"<refimpl case {self.name}>"
-
-    @property
-    def name(self) -> str:
-        """The case's name."""
-        return self.case.name
-
-    @property
-    def folder(self) -> Path:
-        """The case's folder, for programs that read its files themselves."""
-        return self.case.folder
-
-    @property
-    def model(self) -> Path:
-        """The model's folder: `config.json` and safetensors files."""
-        return self.case.model.path
-
-    @property
-    def family(self) -> str:
-        """The model's family."""
-        return self.case.model.config.family
-
-    @property
-    def recipe(self) -> Recipe:
-        """The computation: eta, sparsity, and so on."""
-        return self.case.recipe
-
-    @property
-    def inputs(self) -> Mapping[str, Array]:
-        """`token_ids` [N, S], int64; `noise` [L, N, S, D], float64, unscaled; and further draws."""
-        return self.case.inputs
-
-    @property
-    def expected(self) -> Mapping[str, Array]:
-        """Every step in float64; a step-wise candidate reads these."""
-        return self.case.expected
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """Names of the steps that are asked for, in the order of execution."""
-        names = self.case.expected
-        return tuple(n for n in names if any(fnmatchcase(n, p) for p in self.selected.steps))
 
     def check(
         self,
@@ -109,21 +98,14 @@ class CaseFixture:
 
 
 def unittest_cases(
-    *folders: str | PathLike[str],
-    families: Sequence[str] = (),
-    steps: Sequence[str] = ("*",),
+    *folders: str | PathLike[str], families: Sequence[str] = (), steps: Sequence[str] = ("*",)
 ) -> Iterator[CaseFixture]:
     """The core cases, and those in folders, for `self.subTest` of unittest; see `Selection`."""
     added = [case for folder in folders for case in cases_below(Path(folder))]
     core = core_cases(bool(families))
     selection = Selection(tuple(families), tuple(steps))
     for selected in selected_cases(selection, distinct_cases([*core, *added])):
-        yield CaseFixture(read_case(selected.case.path), selected, _new_folder)
-
-
-def _new_folder() -> Path:
-    """A new folder below `$TMPDIR`."""
-    return Path(tempfile.mkdtemp(prefix="refimpl-"))
+        yield CaseFixture.of(selected, lambda: Path(tempfile.mkdtemp(prefix="refimpl-")))
 
 
 def _message(report: Report, candidate: str) -> str:

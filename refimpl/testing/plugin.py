@@ -11,13 +11,7 @@ import pytest
 
 from refimpl.errors import RefimplError
 from refimpl.oracle.case_folders import CaseFolder, cases_below, core_cases
-from refimpl.testing.cases import (
-    MARKER,
-    SelectedCase,
-    distinct_cases,
-    selected_cases,
-    selection_of,
-)
+from refimpl.testing.cases import MARKER, distinct_cases, selected_cases, selection_of
 
 if TYPE_CHECKING:
     from refimpl.testing.case_fixture import CaseFixture
@@ -70,12 +64,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     try:
         selection = selection_of(marker.args if marker else (), marker.kwargs if marker else {})
         core = core_cases(bool(selection.families))  # forwards alone are asked for by family
-        cases = distinct_cases([*core, *metafunc.config.stash[ADDED_CASES]])
-        selected = selected_cases(selection, cases)
+        every = distinct_cases([*core, *metafunc.config.stash[ADDED_CASES]])
+        selected = selected_cases(selection, every)
     except RefimplError as error:
         text = f"{metafunc.definition.name}: {error}"
         raise pytest.Collector.CollectError(text) from error
-    metafunc.parametrize("refimpl_case", [_parameter(one) for one in selected], indirect=True)
+    fails = pytest.mark.xfail(strict=True, raises=AssertionError, reason="in the list of xfail")
+    cases = [pytest.param(x, id=x.case.name, marks=[fails] * x.fails) for x in selected]
+    metafunc.parametrize("refimpl_case", cases, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -83,17 +79,9 @@ def refimpl_case(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> CaseFixture:
     """A case, with `check` for the test's own arrays."""
-    from refimpl.oracle.case import read_case
     from refimpl.testing.case_fixture import CaseFixture
 
     try:
-        case = read_case(request.param.case.path)
-        return CaseFixture(case, request.param, lambda: tmp_path_factory.mktemp("refimpl"))
+        return CaseFixture.of(request.param, lambda: tmp_path_factory.mktemp("refimpl"))
     except RefimplError as error:
         pytest.fail(str(error), pytrace=False)
-
-
-def _parameter(selected: SelectedCase) -> object:
-    """A parameter with the case's name, marked if the case is known to fail."""
-    xfail = pytest.mark.xfail(strict=True, raises=AssertionError, reason="in the list of xfail")
-    return pytest.param(selected, id=selected.case.name, marks=[xfail] if selected.fails else [])

@@ -14,7 +14,7 @@ from refimpl.model.model import Model
 from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.case_folders import FORWARDS
 from refimpl.oracle.check import Report, check
-from refimpl.oracle.judging.candidate_arrays import stored_arrays
+from refimpl.oracle.judging.measures import stored_arrays
 from refimpl.oracle.steps import steps
 
 CASES = {name: read_case(FIXTURES / "forwards" / name) for name in FORWARDS}

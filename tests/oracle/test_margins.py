@@ -12,11 +12,11 @@ from gates import case_of, model_of
 
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
-from refimpl.oracle.case import computed_case
-from refimpl.oracle.judging.ties import dense_scores, sparsegpt_scores, unpacked
+from refimpl.oracle.case import case_inputs, computed_case
+from refimpl.oracle.judging.ties import sparsegpt_scores, unpacked
 from refimpl.oracle.margins import count_margin, row_margins
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.steps import steps
+from refimpl.oracle.steps import TABLE, every_array, steps
 from refimpl.pruners.counts import apportion
 from refimpl.pruners.pattern import parse_pattern, pattern_keep
 from refimpl.pruners.wanda import wanda_keep
@@ -141,7 +141,8 @@ def test_counts_turn_at_their_margin(name: str) -> None:
 
 def test_outliers_turn_at_their_margin() -> None:
     case = case_of("phi3")
-    scores = list(dense_scores(case.model, case.expected, len(case.inputs["token_ids"])))
+    every_array(inputs := case_inputs(case), TABLE[:1])
+    scores = list(inputs.dense_scores())
     for score, margin in zip(scores, case.margins["owl.signal"].tolist(), strict=True):
         line = 5 * score.mean()
         right = np.sum(score > line)

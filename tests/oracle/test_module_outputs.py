@@ -17,7 +17,7 @@ from refusals import refusal_of
 from safetensors.numpy import save_file
 
 from refimpl.candidates.names import transformers_sources
-from refimpl.candidates.program_outputs import DumpFolder
+from refimpl.candidates.program_outputs import debugger_outputs
 from refimpl.candidates.steps import module_steps
 from refimpl.model.attention import merge_heads
 from refimpl.oracle.case import Case, make_case
@@ -80,7 +80,7 @@ def dumped(case: Case, folder: Path) -> Path:
 
 def test_a_folder_of_dumps_is_a_candidate(tmp_path: Path) -> None:
     case = case_of("llama")
-    arrays = module_steps(case, DumpFolder(dumped(case, tmp_path)))
+    arrays = module_steps(case, debugger_outputs(dumped(case, tmp_path)))
     every = forward_steps(case)
     assert [x for x in every if x.split(".")[-1] not in UNCOVERED] == list(arrays)
     for step, value in arrays.items():
@@ -96,7 +96,7 @@ def test_the_command_says_what_is_covered(tmp_path: Path, forward_case: Case) ->
     path = tmp_path / "LlamaForCausalLM.model.layers.1.mlp.down_proj_outputs.safetensors"
     value = read_candidate(path)["data"]
     save_file({"data": np.ascontiguousarray(value[..., ::-1])}, path)
-    report = check(case, module_steps(case, DumpFolder(tmp_path)), ("blocks.*.mlp_out",))
+    report = check(case, module_steps(case, debugger_outputs(tmp_path)), ("blocks.*.mlp_out",))
     assert report.first is not None
     assert report.first.step == "blocks.1.mlp_out"
 
@@ -226,7 +226,7 @@ def test_transformers_dump_and_hooks_agree_with_every_case(name: str, tmp_path: 
     every = forward_steps(case)
     rotated = UNCOVERED | ({"resid_mid"} if case.model.config.parallel_residual else set())
     inputs = rotated | {"resid_mid", "resid_pre", "embed", "logits"}
-    for found, left_out in ((DumpFolder(tmp_path), rotated), (outputs, inputs)):
+    for found, left_out in ((debugger_outputs(tmp_path), rotated), (outputs, inputs)):
         arrays = module_steps(case, found)
         assert {x for x in every if x.split(".")[-1] not in left_out} <= arrays.keys()
         for step, value in arrays.items():

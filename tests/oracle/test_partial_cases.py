@@ -67,7 +67,7 @@ def test_a_check_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_check_of_one_step_moves_no_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tolerances of other steps are not computed: that of an allocation takes the longest."""
     case = case_of("llama")
-    monkeypatch.setattr("refimpl.oracle.reference_errors.moved_by", None)
+    monkeypatch.setattr("refimpl.oracle.own_inputs.moved_by", None)
     assert check(case, case.expected, ("blocks.0.q",)).verdict == "pass"
     with pytest.raises(TypeError):
         check(case, case.expected, ("owl.base",))

@@ -2,21 +2,25 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 from candidates import Arrays, StoredModel, written
+from checkpoints import config_of, write
+from crafted_cases import copied_tensors
 from gates import model_of
 
+from refimpl import read_model
 from refimpl.model.experts import preferences
 from refimpl.model.forward import project
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, computed_case, stepwise_steps
+from refimpl.oracle.case import Case, case_inputs, computed_case, stepwise_steps
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.ties import unpacked
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC, Bfloat16
-from refimpl.oracle.steps import steps
+from refimpl.oracle.steps import every_array, steps
 from refimpl.tokens import Tokens
 
 FORWARD = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))
@@ -67,6 +71,22 @@ def test_a_token_at_the_edge_may_go_to_another_expert(fixture: str) -> None:
     if fixture == "qwen2_moe":  # float32 has no such excuse
         first = check(case, {STEP: actual[STEP]}, (STEP,), "float32").first
         assert first is not None
+
+
+@pytest.mark.parametrize("fixture", ["qwen2_moe", "deepseek_v3"])
+def test_scores_that_rounding_makes_equal_may_be_chosen_among(fixture: str, tmp_path: Path) -> None:
+    """Logits are apart in their own units, and their softmax or sigmoid is not."""
+    tensors, ids = copied_tensors(fixture), np.random.default_rng(0).integers(5, 40, (2, 24))
+    for name, x in tensors.items():
+        x *= 1e-3 if ".mlp.gate." in name else 1
+    model = read_model(write(tmp_path / "model", tensors, config_of(fixture)))
+    case = computed_case(model, Tokens(ids, "drawn uniformly", "ids"), FORWARD)
+    own = every_array(case_inputs(case, rounded=ARITHMETIC["float16"]))
+    actual = written(case, own, "float16")
+    routers = [x for x in actual if x.endswith(".router.keep")]
+    assert any(not np.array_equal(actual[x], case.expected[x]) for x in routers)
+    assert check(case, actual, dtype="float16").first is None
+    assert check(case, actual, tuple(routers), "float32").first is not None
 
 
 def test_a_clear_token_may_not() -> None:

@@ -362,7 +362,7 @@ def test_a_case_that_was_changed_is_refused(suite: Suite, tmp_path: Path) -> Non
 
 def opt_fixture(folder: Path, *patterns: str) -> CaseFixture:
     opt = next(case for case in core_cases() if case.name == "opt")
-    return CaseFixture(read_case(opt.path), SelectedCase(opt, patterns), lambda: folder)
+    return CaseFixture.of(SelectedCase(opt, patterns), lambda: folder)
 
 
 def test_the_fixture_describes_the_case(tmp_path: Path) -> None:

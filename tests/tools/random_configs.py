@@ -53,11 +53,15 @@ def drawn(fixture: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
             new[key] = float(rng.uniform(0.3, 3)) if value and isinstance(value, float) else value
     if "n_group" in new:
         new["n_group"] = new["topk_group"] = 1 if rng.random() < 0.5 else 2
-    new |= {layers_key: layers, "hidden_size": 12 * int(rng.integers(2, 5))}
+    width = 12 * int(rng.integers(2, 5))
+    widths = ("n_embd", "d_model", "word_embed_proj_dim")
+    new |= {layers_key: layers} | {key: width for key in widths if key in new}
+    new |= {"hidden_size": width} if "hidden_size" in new else {}
     if "num_attention_heads" in new:
         new["num_attention_heads"] = heads
         divisors = [n for n in (1, 2, 3, 6) if heads % n == 0]
-        new["num_key_value_heads"] = int(rng.choice(divisors)) if rng.random() < 0.8 else heads
+        kv_heads = int(rng.choice(divisors)) if rng.random() < 0.8 else heads
+        new |= {"num_key_value_heads": kv_heads} if "num_key_value_heads" in new else {}
     if "mamba_d_ssm" in new:
         new["mamba_d_ssm"] = 2 * new["hidden_size"]
     if "mamba_d_head" in new:

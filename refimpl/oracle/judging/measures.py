@@ -1,15 +1,18 @@
-"""The error of one step against the truth, its tolerance, and whether it is too large."""
+"""Arrays of a step: as they are stored, their error against the truth, and its tolerance."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import inf, isfinite
-from typing import Literal
+from math import inf, isfinite, prod
+from pathlib import Path
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 
 from refimpl.errors import RefimplError
+from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
+from refimpl.model.weight import DTYPES, StoredTensor
 from refimpl.oracle.judging.records import record_of, usual_causes
 
 UNRESOLVED = "refimpl itself is not near it in this dtype"
@@ -29,12 +32,14 @@ FLOOR = 64.0  # units in the last place, where that error happens to be small
 FLOOR_16 = 4.0  # the same in 16 bits, where 64 units are half of a number
 COSINE = 3.0  # six halves: a product, two norms, their product, the quotient, and as it is written
 SPARSEGPT_FACTOR = 4.0  # right inverses of a Hessian differ by more than rounding
-EPS = {
-    "float64": 2.0**-52,
-    "float32": 2.0**-23,
-    "float16": 2.0**-10,
-    "bfloat16": 2.0**-7,
-    "tf32": 2.0**-10,
+BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7, "tf32": 10}
+EPS = {dtype: 2.0**-bits for dtype, bits in BITS.items()}
+
+CANDIDATE_DTYPES = {  # safetensors' names
+    **DTYPES,
+    **{f"{x.upper()}{8 * n}": np.dtype(f"<{x}{n}") for x in "iu" for n in (1, 2, 4, 8)},
+    "BOOL": np.dtype(np.bool_),
+    "C64": np.dtype(np.complex64),  # of a rotation, which is no step
 }
 
 Status = Literal["pass", "divergent", "missing", "conditional", "unresolved"]
@@ -217,3 +222,34 @@ def step_result(
         near = () if fault else ties()
         status = "pass" if near else "divergent"
     return StepResult(step, status, error, tolerance, own, where, fault, near)
+
+
+def stored_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of a safetensors file, mapped; other dtypes than those compared are refused."""
+    file = SafetensorsFile(path)
+    if other := [name for name, x in file.tensors.items() if x.dtype not in CANDIDATE_DTYPES]:
+        raise RefimplError(
+            f"{path}: tensor {other[0]} has dtype {file.tensors[other[0]].dtype}",
+            ", ".join(CANDIDATE_DTYPES),
+            "write the tensor in the dtype of its computation",
+        )
+    if not file.tensors:
+        return {}
+    mapped = np.memmap(path, np.uint8, "r")
+
+    def array(x: StoredTensor) -> Array:
+        dtype = CANDIDATE_DTYPES[x.dtype]
+        end = x.offset + prod(x.shape) * dtype.itemsize
+        return np.asarray(mapped[x.offset : end].view(dtype).reshape(x.shape))
+
+    return {name: array(x) for name, x in file.tensors.items()}
+
+
+def array_of(value: Any) -> Array:
+    """An array, or a torch tensor from any device, as an array; torch is not imported."""
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    if str(value.dtype) == "torch.bfloat16":  # which NumPy cannot read
+        return np.asarray(value.float()).astype(ml_dtypes.bfloat16)
+    return np.asarray(value)

@@ -1,20 +1,16 @@
 """The scores that decisions compare, and near ties: what rounding may turn."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import inf
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import input_of
 from refimpl.oracle.judging.measures import Positions
 from refimpl.pruners.compensation import compensated, inverse_of_upper, upper_factor
 from refimpl.pruners.counts import split_count, total_count
-from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH, hessian
-from refimpl.pruners.wanda import wanda_score
 
 Keep = npt.NDArray[np.bool_]
 """Decisions on weights, True = stays."""
@@ -23,16 +19,6 @@ Keep = npt.NDArray[np.bool_]
 def unpacked(bits: Array, width: int) -> Keep:
     """Decisions [..., width] from packed bits."""
     return np.unpackbits(bits.astype(np.uint8), axis=-1, count=width).astype(np.bool_)
-
-
-def dense_scores(model: Model, steps: Mapping[str, Array], sequences: int) -> Iterator[Array]:
-    """Wanda's scores of each block of the dense model, all linears in one row, from its sums."""
-    for i, linears in enumerate(model.config.linears):
-        weights = model.block(i, np.float64)
-        sums = [steps[f"pruned.blocks.{i}.{input_of(name)}.squares"] for name in linears]
-        pairs = zip(linears, sums, strict=True)
-        scores = [wanda_score(weights[f"{name}.weight"], x / sequences) for name, x in pairs]
-        yield np.concatenate([score.ravel() for score in scores])
 
 
 def sparsegpt_scores(
@@ -59,37 +45,6 @@ def sparsegpt_error(products: Array, truth: Array, sequences: int, damping: floa
     return float(np.max(np.abs(scale / right - 1)))
 
 
-def linear_of(step: str) -> tuple[str, int, str]:
-    """The pruner, block and linear of a step such as `wanda.blocks.1.experts.3.down_proj.keep`."""
-    pruner, _, block, rest = step.split(".", 3)
-    return pruner, int(block), rest.rpartition(".")[0]
-
-
-def sums_behind(step: str) -> str:
-    """The step with the sums that a decision, not by magnitude, is made of."""
-    pruner, block, linear = linear_of(step)
-    kind = "products" if pruner.startswith("sparsegpt") else "squares"
-    return f"{pruner}.blocks.{block}.{input_of(linear)}.{kind}"
-
-
-def scores_of(
-    step: str, weight: Array, bits: Array, total: Array | None, count: int, how: tuple[str, float]
-) -> tuple[Array, int]:
-    """The scores [out, in] that a decision compares, and their group (`together`).
-
-    `total` are sums over `count` sequences, None of magnitude; `how` is (pattern, damping).
-    """
-    pruner = linear_of(step)[0]
-    group = parse_pattern(how[0]).group if pruner.endswith("pattern") else 0
-    if total is None:
-        return np.abs(weight), -weight.shape[1]
-    if not pruner.startswith("sparsegpt"):
-        return wanda_score(weight, total / count), group
-    right = unpacked(bits, weight.shape[1])
-    score, _ = sparsegpt_scores(weight, total, count, right, how[1], group or WIDTH)
-    return score, group or -WIDTH
-
-
 def near_ties(keep: Keep, truth: Keep, score: Array, relative: float | Array) -> Keep:
     """Which decisions [rows, n] differ as their scores, off by `relative`, are near the threshold.
 
@@ -97,8 +52,7 @@ def near_ties(keep: Keep, truth: Keep, score: Array, relative: float | Array) ->
     change places whose candidates are as near.
     """
     low, high = reach(score, relative)
-    lowest = np.min(np.where(truth, low, inf), axis=1, keepdims=True)  # of those that stay
-    highest = np.max(np.where(truth, 0.0, high), axis=1, keepdims=True)  # of those that go
+    lowest, highest = edges(truth, low, high)
     could_stay = ~truth & (high >= lowest)
     could_go = truth & (highest >= low)
     more = keep.sum(axis=1, keepdims=True) - truth.sum(axis=1, keepdims=True)
@@ -113,6 +67,12 @@ def near_ties(keep: Keep, truth: Keep, score: Array, relative: float | Array) ->
     could_go |= instead & truth & (np.min(np.where(truth, high, inf), 1, keepdims=True) >= low)
     rows = (more == 0) | ((spared | instead) & (more.sum() == 0))
     return (keep != truth) & (could_stay | could_go) & rows
+
+
+def edges(keep: Keep, low: Array, high: Array) -> tuple[Array, Array]:
+    """The lowest score of those that stay, and the highest of those that go, [rows, 1]."""
+    lowest = np.min(np.where(keep, low, inf), axis=1, keepdims=True)
+    return lowest, np.max(np.where(keep, 0.0, high), axis=1, keepdims=True)
 
 
 def reach(score: Array, relative: float | Array) -> tuple[Array, Array]:
@@ -173,10 +133,7 @@ def turnable(truth: Array, score: Array, group: int, relative: Array) -> int:
     every = (unpacked(truth, score.shape[1]), score, *reach(score, relative))
     count = 0
     for stays, by, low, high in together(group, *every):
-        lowest = np.min(np.where(stays, low, inf), axis=1, keepdims=True)
-        highest = np.max(np.where(stays, 0.0, high), axis=1, keepdims=True)
-        last = np.min(np.where(stays, by, inf), axis=1, keepdims=True)
-        best = np.max(np.where(stays, 0.0, by), axis=1, keepdims=True)
+        (lowest, highest), (last, best) = edges(stays, low, high), edges(stays, by, by)
         near = np.where(stays, low <= highest, high >= lowest)
         near &= np.where(stays, by != best, by != last)  # of equal scores the position decides
         count += int(near.sum())

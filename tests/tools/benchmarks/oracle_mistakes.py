@@ -21,15 +21,13 @@ from candidates import CASE_NAMES, Arrays
 from crafted_cases import CRAFTED, oracle_case
 from mistakes import ALL, MISTAKES, arrays_of, project
 
-import refimpl.oracle.check as checking
 import refimpl.oracle.near_ties as tying
 from refimpl.oracle.case import Case
 from refimpl.oracle.case_folders import CORE
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import error_of, tolerance_of
-from refimpl.oracle.own_inputs import truth_of
+from refimpl.oracle.own_inputs import Truth, truth_of
 from refimpl.oracle.recipe import BASES
-from refimpl.oracle.reference_errors import StepTolerances, own_error
 
 COUNTS = 2.0  # multiple of the tolerance from which on a mistake has to be caught in 16 bits
 PRUNERS = ("magnitude", "wanda", "sparsegpt", "pattern", "sparsegpt_pattern")
@@ -56,17 +54,15 @@ def allowing(times: float) -> Iterator[None]:
     def more(*words: Any) -> float:
         return times * tolerance_of(*words)
 
-    class Larger(dict[str, float]):
-        def __init__(self, *words: Any) -> None:
-            self.right = StepTolerances(*words)
+    def larger(truth: Truth, step: str) -> float:
+        with patch.object(Truth, "tolerance", tolerance):
+            return times * tolerance(truth, step)
 
-        def __missing__(self, step: str) -> float:
-            return times * self.right[step]
-
+    tolerance = Truth.tolerance
     share, factor = times * tying.TIE_SHARE, times * tying.ERROR_FACTOR
     with (
         np.errstate(all="ignore"),  # limits may be of any size
-        patch.object(checking, "StepTolerances", Larger),
+        patch.object(Truth, "tolerance", larger),
         patch.multiple(tying, tolerance_of=more, TIE_SHARE=share, ERROR_FACTOR=factor),
     ):
         yield
@@ -82,18 +78,17 @@ def ratios_of(
     case: Case, way: str, dtype: str, steps: Iterable[str], actual: Arrays
 ) -> dict[str, float | None]:
     """The errors of steps as multiples of their tolerances; None for one that has none."""
-    truth = truth_of(case, actual, way == "stepwise")
-    tolerances = StepTolerances(truth, dtype, actual)
+    truth = truth_of(case, actual, dtype, way == "stepwise")
 
     def ratio(step: str) -> float | None:
         if step not in actual:
             return inf
-        error, _, fault = error_of(step, actual[step], truth.steps[step])
+        error, _, fault = error_of(step, actual[step], truth.values[step])
         if error == 0 or (fault and error == inf):
             return inf if fault else 0.0
-        if own_error(truth, step, dtype) == inf:
+        if truth.own_error(step) == inf:
             return 0.0  # refimpl itself is not near it, so that nothing is too far off
-        return error / tolerances[step] if tolerances[step] else None
+        return error / truth.tolerance(step) if truth.tolerance(step) else None
 
     return {step: ratio(step) for step in steps}
 

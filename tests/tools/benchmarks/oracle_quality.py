@@ -8,8 +8,8 @@ Mistakes: every entry of tests/tools/mistakes.py, on its own case and on the cor
 have to be caught in float64 and float32, at their step; in 16 bits where the largest error that one
 makes there in float64 is at least twice what is allowed.
 
-Shapes: the sample project, right, on tiny random models of the ten families. None may be divergent.
-A shape's number is its seed.
+Shapes: right candidates on tiny random models of all families (`random_configs.drawn`). None may be
+divergent. A shape's number is its seed.
 
 What `mistakes.jsonl` and `shapes.jsonl` in the folder hold, a line each, is not run again.
 """
@@ -121,7 +121,6 @@ def main() -> None:
     parser.add_argument("--shapes", type=int, default=20, help="how many right candidates")
     parser.add_argument("--first", type=int, default=0, help="number of the first shape")
     parser.add_argument("--dtypes", nargs="+", choices=ALL, default=ALL)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="of the shapes")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--page", type=Path, help="fill the marked regions of this page")
     given = parser.parse_args()
@@ -138,8 +137,7 @@ def main() -> None:
     if given.only != "mistakes":
         log = given.log / "shapes.jsonl"
         numbers = range(given.first, given.first + given.shapes)
-        ways = tuple(way == WAYS[1] for way in given.ways)
-        try_shapes(numbers, tuple(given.dtypes), ways, given.jobs, log)
+        try_shapes(numbers, tuple(given.dtypes), given.jobs, log)
         rows = shape_rows(log)
         if rows:
             regions["shapes"] = markdown(list(rows[0]), [list(row.values()) for row in rows])
