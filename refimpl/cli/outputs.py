@@ -42,7 +42,7 @@ def check_outputs(
 ) -> None:
     """Refuse, before any work, outputs that cannot be written, or would damage what is read."""
     paths = {key: Path(values[key]) for key in outputs if values[key] is not None}
-    real = [path.parent.resolve() / path.name for path in paths.values()]
+    real = [Path(os.path.realpath(path.parent), path.name) for path in paths.values()]
     if len(set(real)) < len(real):
         raise RefimplError(
             f"two outputs named {real[0]}", "a name for each output", "choose another name"

@@ -223,7 +223,8 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
     expected = {step.name: arrays[step.name] for step in facts.steps}
     checked_ids(inputs["token_ids"], model.config)
     hashes = _hashes(model, inputs)
-    case = Case(folder, folder.resolve().name, model, recipe, inputs, expected, peer, margins)
+    name = os.path.basename(os.path.realpath(folder))
+    case = Case(folder, name, model, recipe, inputs, expected, peer, margins)
     names = case.with_errors
     if not errors or any(x.shape != (len(names),) or np.isnan(x).any() for x in errors.values()):
         require_steps(case, steps(model, inputs["token_ids"], recipe))

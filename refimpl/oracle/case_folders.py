@@ -1,5 +1,6 @@
 """Folders of cases, read without NumPy: the core cases, which refimpl contains, and others."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -74,7 +75,7 @@ def case_folder(path: Path) -> CaseFolder:
     """Read the `case.json` of a folder."""
     named = "the facts of a case", EXPECTED, NEXT
     facts = read_document(path / FACTS, named, None, lambda x: converted(x, CaseFacts))
-    return CaseFolder(path.resolve(), facts)
+    return CaseFolder(Path(os.path.realpath(path)), facts)
 
 
 def core_cases(forwards: bool = False) -> list[CaseFolder]:

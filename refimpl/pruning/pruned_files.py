@@ -1,6 +1,7 @@
 """The pruned model's files: which are copied and how, and the linears written over the copies."""
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,18 +97,20 @@ def copies(model: Model) -> Copies:
             "the same repository",
             "if others may have such a file, put a copy in the place of the link, or remove the "
             "link",
-            [f"{path.name} -> {path.resolve()}" for path in away],
+            [f"{path.name} -> {os.path.realpath(path)}" for path in away],
         )
     return plan
 
 
 def _links_away(folder: Path, paths: Iterable[Path]) -> list[Path]:
     """Those of a folder's files that are links out of it, and out of its repository in a cache."""
-    real = folder.resolve()
+    real = Path(os.path.realpath(folder))  # Path.resolve raises at a loop of links
     above = (path.parent for path in real.parents if path.name == "snapshots")
     inside = (real, *(path / "blobs" for path in above if path.name.startswith("models--")))
     links = (path for path in paths if path.parent == folder and path.is_symlink())
-    return [x for x in links if not any(x.resolve().is_relative_to(y) for y in inside)]
+    return [
+        x for x in links if not any(Path(os.path.realpath(x)).is_relative_to(y) for y in inside)
+    ]
 
 
 def copy_weights(source: Path, target: Path) -> bool:

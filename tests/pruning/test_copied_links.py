@@ -72,6 +72,19 @@ def test_one_link_is_enough(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_loop_of_links_leads_nowhere(tmp_path: Path) -> None:
+    """As a link to nothing: no file is behind it, and none can be written there."""
+    model_at(tmp_path / "links", tmp_path / "model")
+    record, loop = tmp_path / "model" / "pruning.json", tmp_path / "loop"
+    record.unlink()
+    record.symlink_to(record.name)
+    assert "not copied  pruning.json" in ran(
+        "prune", tmp_path / "model", "-o", tmp_path / "out", *HOW
+    )
+    loop.symlink_to(loop.name)
+    refused("prune", FIXTURES / "llama", "-o", loop / "out", *HOW)
+
+
 @pytest.mark.parametrize(
     ("folder", "secrets"),
     [
