@@ -75,7 +75,7 @@ def schema_text(kind: str) -> str:
         if "description" in part:
             part["description"] = part["description"].partition("\n\n")[0]
         part.get("anyOf", []).sort(key=json.dumps)
-        return part
+        return {key: x for key, x in part.items() if (key, x) != ("default", {})}
 
     def custom(hint: Any) -> dict[str, Any]:
         if hint is not Perturbation:
