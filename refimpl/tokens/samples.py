@@ -2,7 +2,8 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from math import inf
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +57,7 @@ def random_tokens(
     """Samples [n, S], uniform over V ids, by Philox keyed by the seed; more begin with the same."""
     require_sizes(samples, seq_len)
     require(seed, Seed, "seed")
+    require(vocab_size, Annotated[int, 1, inf], "vocab_size")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     ids = generator.integers(0, vocab_size, (samples, seq_len), np.int64)
     source = f"drawn uniformly from {vocab_size:,} ids with seed {seed} (no text was given)"

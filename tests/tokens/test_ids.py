@@ -212,8 +212,9 @@ def test_random_ids_are_uniform_and_say_that_there_was_no_text() -> None:
     assert tokens.source == "drawn uniformly from 16 ids with seed 3 (no text was given)"
 
 
-def test_random_ids_need_a_seed() -> None:
+def test_random_ids_need_a_seed_and_a_vocabulary() -> None:
     refusal_of(random_tokens, 10, 1, 1, -1, says="seed")
+    refusal_of(random_tokens, 0, 1, 1, 0, says="vocab-size 0")
 
 
 @pytest.mark.parametrize(("samples", "seq_len"), [(0, 4), (4, 0), (-1, 4), (4, -1)])
