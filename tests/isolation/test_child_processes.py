@@ -244,6 +244,15 @@ def test_whatever_the_library_does_is_our_error(
     assert time.monotonic() - started < 10
 
 
+def test_no_answer_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What unpickling it would do is not done."""
+    touched = tmp_path / "touched"
+    library(f"answer(b'cos\\nsystem\\n(Vtouch {touched}\\ntR.' * 9)", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    refusal_of(TextTokenizer, Path("t.json"), TOKENIZER, says="cannot be used")
+    assert not touched.exists()
+
+
 def test_ids_that_do_not_fit_together_are_no_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signal
 from refimpl.method.perturbation import Noise, Probes
 from refimpl.running.provenance import Run, TokenFacts
-from refimpl.show.blocks import bar, table
+from refimpl.show.blocks import EIGHTHS, bar, table
 from refimpl.show.findings import IN_STUDY
 from refimpl.show.header import LABEL, WIDTH, header
 from refimpl.show.table import aligned
@@ -426,13 +426,15 @@ def test_a_bar_has_one_width_and_one_side(r: float) -> None:
 
 @given(st.floats(1, 1e6), st.floats(1, 1e6))
 def test_a_bar_is_longer_the_further_r_is_from_1(a: float, b: float) -> None:
-    def length(r: float) -> int:
-        return bar(r, False, LOG3, ROOM).count("█")
+    def length(r: float) -> float:
+        sizes = {"█": 1.0, "▐": 0.5} | {x: i / 8 for i, x in enumerate(EIGHTHS)}
+        return sum(sizes.get(x, 0.0) for x in bar(r, False, LOG3, ROOM))
 
     low, high = sorted((a, b))
+    right = min(np.log(a) / np.log(3), 1) * ROOM
     assert length(low) <= length(high)
-    assert abs(length(a) - length(1 / a)) <= 1
-    assert abs(length(a) - min(np.log(a) / np.log(3), 1) * ROOM) <= 1 + 1e-9
+    assert abs(length(a) - right) <= 1 / 16 + 1e-9
+    assert abs(length(1 / a) - right) <= 1 / 4 + 1e-9
 
 
 @given(coefficients)
