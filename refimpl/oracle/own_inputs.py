@@ -23,8 +23,8 @@ ENDS = (".drift", ".alignment", RATIO, ".stderr", ".divergence")  # of steps of 
 class Truth(StepInputs):
     """What every step should be for one candidate, as `values`, of blocks that are not shown, too.
 
-    Of what the candidate wrote, `actual`, in the dtype `computed_in`, they are computed from those
-    that are `given`; `missing` are the steps that each is computed from, and that are not.
+    The candidate wrote `actual`, in the dtype `computed_in`. The usable part of it is `given`: the
+    values are computed from it. `missing` names, for each step, its inputs that are not given.
     """
 
     case: Case

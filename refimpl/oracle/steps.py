@@ -114,7 +114,7 @@ def _pruned(inputs: StepInputs, name: str) -> NamedArrays:
                 total = inputs.number(point)
             if method == "wanda" and total is not None:
                 yield inputs.of(f"{step}.score", point), wanda_score(dense, total / sequences)
-            # by magnitude of what the file holds, in every dtype
+            # Magnitude decides on the weights as the file holds them, in every dtype.
             keep, new = decision(
                 exact[f"{linear}.weight"], total, sequences, pattern or count, pruner
             )
