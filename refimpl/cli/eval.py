@@ -229,7 +229,7 @@ def _stages() -> Callable[[str, int, int], AbstractContextManager[Progress]]:
         with terminal.progress_bar(label) as progress:
             yield progress
         seconds.append(time.monotonic() - begun)
-        if not terminal.quiet:
+        if terminal.shows_progress():
             terminal.complain(printable(f"{label}: {words}, {seconds[-1]:.0f} s"))
 
     return stage

@@ -67,7 +67,8 @@ def test_a_cell_is_score_prune_and_eval_to_the_bit(
 
 
 def test_the_dense_model_is_eval(tmp_path: Path) -> None:
-    ran(*SHORT, "--bases", "uniform", "--sparsity", "0.5", "-q", "-o", tmp_path / "bench")
+    done = run(*SHORT, "--bases", "uniform", "--sparsity", "0.5", "-o", tmp_path / "bench")
+    assert (done.code, done.err) == (0, "")  # progress belongs to terminals
     dense = next(row for row in rows_of(tmp_path / "bench") if "pruner" not in row)
     by_hand = json.loads(ran("eval", LLAMA, "--text", TEXT, *WINDOWS, "--json"))
     assert dense["texts"][0]["nats"] == [x["nats"] for x in by_hand["text"]["windows"]]
