@@ -14,6 +14,8 @@ from refimpl.cli.terminal import deliver
 from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import VALIDATED
 
+Precision = Literal["float16", "float32", "float64"]
+
 
 @dataclass(frozen=True)
 class GraphOptions:
@@ -26,9 +28,7 @@ class GraphOptions:
         "FILE.onnx",
         OutputKind.GRAPH,
     )
-    dtype: Literal["float32", "float64"] = option(
-        "float32", "Precision of the computation. float64 certifies float32."
-    )
+    dtype: Precision = option("float32", "Precision of the computation. float64 certifies float32.")
     outputs: Literal["logits", "trace"] = common_option(
         "logits", "logits, or trace: every step of every block as well."
     )
@@ -78,8 +78,9 @@ class ComparisonOptions:
     device: Literal["auto", "cuda", "webgpu", "cpu"] = option(
         "auto", "auto: a GPU by CUDA if one works, else the CPU. webgpu: onnxruntime-ep-webgpu."
     )
-    dtype: Literal["float32", "float64"] | None = option(
-        None, "Precision. Default: both, or that of the graph's file."
+    dtype: Precision | None = option(
+        None,
+        "Precision. Default: that of the graph's file, or float32 and float64 (webgpu: float32).",
     )
     threads: int | None = option(
         None, "Threads of onnxruntime, 1 or more. Default: one per core.", "N"

@@ -59,10 +59,8 @@ def export(
     Options are those of `refimpl export`. A plan in `experiment` writes the perturbation experiment
     in place of the model; its eta, draws and seed do not matter: they are inputs of the graph.
     """
-    out, dtype = Path(out), np.dtype(dtype)
+    out = Path(out)
     data = data_file(out)
-    if dtype not in (np.float32, np.float64):
-        raise RefimplError(f"dtype {dtype}", "float32 or float64", "use one of these")
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise RefimplError(f"opset {opset}", f"{OLDEST_OPSET} to {NEWEST_OPSET}", "omit --opset")
     _check_output(model, out, data, force)

@@ -21,6 +21,7 @@ from refimpl.model.ops import Array
 from refimpl.onnx.candidate import Candidate, graph_candidate
 from refimpl.onnx.recording.model_graph import (
     AT,
+    DTYPES,
     ETA,
     MEASURED,
     NOISE,
@@ -33,7 +34,7 @@ from refimpl.running.memory import free_memory
 from refimpl.storage.file_system import open_file
 
 LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message
-LOGITS_DTYPES = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
+LOGITS_DTYPES = {helper.np_dtype_to_tensor_dtype(np.dtype(name)): name for name in DTYPES}
 # A graph may take this long to open or to run, and then as long as weights and products of weights
 # and tokens take at hundredths of the speed of one core: a graph without an end has one.
 SECONDS, WEIGHTS_PER_SECOND, PRODUCTS_PER_SECOND = 60.0, 1e6, 1e8
@@ -180,7 +181,7 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
         raise RefimplError(
             f"--graph {path}: inputs {[*inputs][:5]}, outputs {[*outputs][:5]}, logits in dtype "
             f"{logits}, computes in {dtype or 'another dtype'}",
-            "one input of integers, [batch, sequence], and logits in float32 or float64",
+            f"one input of integers, [batch, sequence], and logits in {', '.join(DTYPES)}",
             "write the graph with refimpl export",
         )
     tokens = next(iter(inputs)) if plan is None else TOKENS

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import FIXTURES
-from gates import GATES, model_of, worst_token
+from gates import model_of, worst_token
 from graph_models import FAMILIES, pruned
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,10 +23,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from program import Result, run
 from program import refused as refused_by
 
-from refimpl import Noise, read_model
+from refimpl import Noise, RefimplError, read_model
 from refimpl.model.forward import MIXERS, forward
 from refimpl.onnx.export import export
-from refimpl.onnx.recording.model_graph import AT, trace_points
+from refimpl.onnx.recording.model_graph import AT, DTYPES, trace_points
 from refimpl.onnx.validate import Validation, validate
 from refimpl.oracle.check import Report
 from refimpl.oracle.judging import measures
@@ -93,7 +93,7 @@ def test_batches_have_one_shape_each_and_the_experiment_is_short() -> None:
     assert shapes(1, 5) == [(1, 5), (1, 1), (1, 5)]
 
 
-@pytest.mark.parametrize(("case", "dtype"), list(zip(FAMILIES, cycle(GATES), strict=False)))
+@pytest.mark.parametrize(("case", "dtype"), list(zip(FAMILIES, cycle(DTYPES), strict=False)))
 def test_every_family_agrees_from_a_file_pruned(case: str, dtype: str, folder: Path) -> None:
     model = pruned(case, folder)
     path = graph_of(case, folder, dtype, pruned=True)
@@ -282,7 +282,7 @@ def test_a_step_that_is_missing_is_never_a_pass(folder: Path) -> None:
     assert "1 step missing: blocks.3.v" in result.out
 
 
-@pytest.mark.parametrize("dtype", GATES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("plan", PLANS)
 def test_the_experiment_agrees_from_a_file(plan: str, dtype: str, folder: Path) -> None:
     path = graph_of("llama", folder, dtype, plan=plan)
@@ -422,6 +422,8 @@ def test_what_cannot_be_used_is_refused(folder: Path, tmp_path: Path) -> None:
     assert "cannot load the graph" in refused("--graph", path)
     assert "--dtype float64 with" in refused("--graph", graph, "--dtype", "float64")
     assert "at most 64" in refused("--seq-len", 65)
+    with pytest.raises(RefimplError, match="float16, float32, float64"):
+        export(model_of("llama"), tmp_path / "y.onnx", dtype=np.int8)
     assert "is also --graph" in refused("--graph", graph, "-o", graph)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import FIXTURES
-from gates import CASES, model_of
+from gates import GRAPH_CASES, model_of
 from graph_models import pruned
 from onnx import TensorProto, helper
 from program import refused, run
@@ -25,14 +25,17 @@ from refimpl.onnx.validate import validate
 
 WEBGPU = pytest.mark.webgpu
 FIRST = ("llama", "gemma3", "qwen3_moe")  # what .ci/run runs
+UNRESOLVED = ("cohere2_moe", "mellum", "vaultgemma")  # in float16 a coefficient of 1 would pass
 
 
 @WEBGPU
-@pytest.mark.parametrize("case", [*FIRST, *sorted({*CASES} - {*FIRST})])
-def test_shaders_agree_with_the_truth(case: str) -> None:
-    result = validate(model_of(case), device="webgpu")
-    assert result.verdict == "pass"
-    assert {x.dtype for x in result.reports} == {"float32"}
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("case", [*FIRST, *sorted({*GRAPH_CASES} - {*FIRST})])
+def test_shaders_agree_with_the_truth(case: str, dtype: str) -> None:
+    result = validate(model_of(case), device="webgpu", dtype=dtype)
+    unresolved = dtype == "float16" and case in UNRESOLVED
+    assert result.verdict == ("inconclusive" if unresolved else "pass")
+    assert {x.dtype for x in result.reports} == {dtype}
     assert result.ran.count("onnxruntime") == 2  # the forward pass, and the experiment
     assert result.ran.count("webgpu (") == 2
     assert "nodes" in result.ran

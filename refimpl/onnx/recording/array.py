@@ -115,7 +115,12 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
             return np.sum(inputs[0] * inputs[1], axis=-1)
         if ufunc not in UFUNCS:
             return NotImplemented
-        dtypes = ufunc.resolve_dtypes((*(_kind(x) for x in inputs), None))
+        kinds = [*map(_kind, inputs)]
+        if np.float16 in kinds:  # a norm's squares are float32, until they meet a float16
+            square = ufunc is np.multiply and inputs[0] is inputs[1]
+            narrow = [np.dtype(np.float16) if x == np.float32 else x for x in kinds]
+            kinds = [np.dtype(np.float32)] * 2 if square else narrow
+        dtypes = ufunc.resolve_dtypes((*kinds, None))
         result = self.graph.add(UFUNCS[ufunc], *map(_cast, inputs, dtypes))
         if out:  # x += y: from now on x names the result, so no other name may refer to the old x
             self.graph.retire(self)

@@ -25,6 +25,7 @@ from refimpl.pruning.inspection import inspect
 from refimpl.version import __version__
 
 GraphOutputs = Literal["logits", "trace"]
+DTYPES = ("float16", "float32", "float64")
 TOKENS, BATCH, SEQUENCE = "token_ids", "batch", "sequence"
 PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "noise_norm", "norm", "sink")  # of a graph
 
@@ -43,6 +44,8 @@ class Recording:
         self, model: Model, dtype: npt.DTypeLike, location: str, opset: int = DEFAULT_OPSET
     ) -> None:
         _refuse_mixers(model.config)
+        if np.dtype(dtype).name not in DTYPES:
+            raise RefimplError(f"dtype {np.dtype(dtype)}", ", ".join(DTYPES), "use one of these")
         self.model, self.dtype, self.location = model, np.dtype(dtype), location
         self.carried = graph_weights(model, dtype)
         self.graph = Graph(opset)
