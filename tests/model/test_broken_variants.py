@@ -397,7 +397,8 @@ MAMBA, SPACE = (
     "granite_hybrid bamba nemotron_h falcon_h1",
     ("x", "b", "c", "step", "rate", "positions"),
 )
-DELTA, MLA = "qwen3_5 qwen3_next olmo_hybrid", "deepseek_v3 deepseek_v2 minicpm3"
+BY_HEAD, MLA = "qwen3_5 qwen3_next olmo_hybrid", "deepseek_v3 deepseek_v2 minicpm3 kimi_linear"
+DELTA = f"{BY_HEAD} kimi_linear"
 VARIANTS: list[Row] = [
     # norms
     ("eps 1e-5 for 1e-3", facts(norm_eps=1e-5), "llama gemma3 gpt_neox gpt2"),
@@ -487,8 +488,17 @@ VARIANTS: list[Row] = [
     ("keys of any length", op("unit", lambda _: lambda x: x), DELTA),
     ("time step without its bias", kernel_weights("dt_bias", np.zeros_like), DELTA),
     ("norms with 1 in the gate", matching("state_norm", lambda w: replace(w, offset=1.0)), DELTA),
-    ("gate and value exchanged", swapped("in_proj_v", "in_proj_z"), DELTA),
-    ("beta and decay exchanged", swapped("in_proj_b", "in_proj_a"), DELTA),
+    ("gate and value exchanged", swapped("in_proj_v", "in_proj_z"), BY_HEAD),
+    ("beta and decay exchanged", swapped("in_proj_b", "in_proj_a"), BY_HEAD),
+    ("gate and decay exchanged", swapped("in_proj_z", "in_proj_a"), "kimi_linear"),
+    ("vectors of low rank exchanged", swapped("in_proj_z_low", "in_proj_a_low"), "kimi_linear"),
+    ("the first channel's decay", delta(log_decay=lambda x: np.repeat(x[..., :1], 6, -1)),
+     "kimi_linear"),
+    ("one decay for all channels", delta(log_decay=lambda x: np.mean(x, -1, keepdims=True)),
+     "kimi_linear"),
+    ("no channels that all keys share",
+     kernel_weights("kv_a_proj.weight", lambda w: np.concatenate((w[:-4], 0 * w[-4:]))),
+     "kimi_linear"),
     ("q and its gate in halves", layout(r"(q_proj|attn_gate)\.weight", groups=1),
      "qwen3_5 qwen3_next"),
     ("q, k, v, z one after another", layout(r"in_proj_[qkvz]", groups=1), "qwen3_next"),

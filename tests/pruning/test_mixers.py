@@ -19,6 +19,7 @@ CASES = (
     "qwen3_5",
     "qwen3_next",
     "deepseek_v3",
+    "kimi_linear",
     "minicpm3",
     "granite_hybrid",
     "bamba",
