@@ -31,7 +31,7 @@ NO_OLD_RULE = (
 )  # fmt: skip
 NEWER = (  # than the old spelling
     "mellum", "laguna", "laguna_channels", "gemma4", "gemma4_experts", "gemma4_small",
-    "gemma4_unified",
+    "gemma4_unified", "lfm3",
 )  # fmt: skip
 OLD_CASES = [case for case in CASES if case not in NEWER]
 

@@ -14,6 +14,7 @@ from refimpl.tokens import Tokens
 CASES = (
     "lfm2",
     "lfm2_moe",
+    "lfm3",
     "afmoe",
     "laguna",
     "qwen3_5",

@@ -51,7 +51,7 @@ jamba zamba zamba2 mamba mamba2 falcon_mamba = blocks with Mamba 1, Mamba 2 in e
 recurrent_gemma rwkv xlstm minimax = blocks with a recurrent state that no mixer of refimpl computes
 bailing_hybrid lara_mini qwen4_exp qwen4_exp_text = a delta rule in a form of its own: a decay with
     a lower bound, or other gates and norms | kimi_linear
-lfm3 zaya inkling_text inkling2_text = a short convolution in a form of its own, or one inside
+zaya inkling_text inkling2_text = a short convolution in a form of its own, or one inside
     attention
 gemma3n gemma3n_text = several residual streams that are mixed in every block, and activations of
     which most are set to zero | gemma3_text
