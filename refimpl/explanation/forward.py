@@ -57,7 +57,8 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
         ("attention", attend, _attention),
     ]
     if kind.mixer is not None and not isinstance(kind.mixer, Attention):
-        points, parts = kind.mixer.points, (forward.MIXERS.get(type(kind.mixer)),)
+        parts = (forward.MIXERS.get(type(kind.mixer)),)
+        points = tuple(x for x in kind.mixer.points if x in kind.points)
         mixed = [(kind.mixer.name, tuple(filter(None, parts)), partial(_points, names=points))]
     absent = {"attn_out", "mlp_out"}.difference(kind.points)
     heads = "attn_heads" if kind.mixer is None or kind.mixer.attends else "mixed"

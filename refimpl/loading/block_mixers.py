@@ -89,7 +89,8 @@ def _gated_delta_rule(keys: Keys) -> Mixer:
     named = "num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim"
     sizes = GatedDeltaRule(*(keys.size(f"linear_{name}") for name in named))
     most = 2.0 if keys.has(NEGATIVE) and keys.flag(NEGATIVE) else 1.0
-    sizes = replace(sizes, most=most, norm_eps=keys.number_or_none("state_norm_eps"))
+    eps, rank = keys.number_or_none("state_norm_eps"), keys.size("linear_gate_rank", otherwise=0)
+    sizes = replace(sizes, most=most, norm_eps=eps, low_rank=rank)
     if sizes.value_heads % sizes.key_heads:
         counts = f"{sizes.key_heads} does not divide {sizes.value_heads} value heads"
         keys.wrong(f"linear_num_key_heads: {counts}")

@@ -116,6 +116,8 @@ MEANS: list[tuple[str, dict[str, Any], str, Any]] = [  # what a fact is
     ("phi3", {"full_attn_mod": 1, "interpolate_factor": 1}, "head_dim", 8),
     ("nemotron", {"rope_parameters": ...}, "blocks", (BlockKind(None, Rope(1e4, 6)),) * 2),
 ]  # fmt: skip
+STATES = {"full_attn_layers": [1], "kda_layers": [2], "head_dim": 10, "num_heads": 2}
+KIMI = {"layer_types": ..., "mlp_layer_types": ..., "linear_head_dim": 9}
 OMITTED: list[Changed] = [  # compared with transformers alone
     ("cohere2_moe", {"layer_types": ..., "mlp_layer_types": ..., "first_k_dense_replace": 2}),
     ("cohere2_moe", {"rms_norm_eps": 0.1, "expert_selection_fn": "softmax"}),
@@ -130,6 +132,12 @@ OMITTED: list[Changed] = [  # compared with transformers alone
          "full_attention": {"rope_theta": 9e5, "rope_type": "default"},
          "sliding_attention": {"rope_theta": 9e3, "partial_rotary_factor": 1.0},
          "original_max_position_embeddings": 64}}),
+    ("kimi_linear", KIMI | {"linear_attn_config": STATES}),
+    ("lfm3", {"use_attention_gate": False, "use_sandwich_norm": False, "conv_bias": False}),
+    ("lfm3", {"layer_types": ..., "num_hidden_layers": 6, "rope_parameters": ...}),
+    ("lfm3", {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5},
+                                  "sliding_attention": {"rope_type": "default"}}}),
+    ("kimi_linear", KIMI | {"num_hidden_layers": 5, "first_k_dense_replace": 2}),
     ("falcon", {"parallel_attn": False}), ("stablelm", {"use_parallel_residual": True}),
     ("falcon_grouped", {"num_ln_in_parallel_attn": 1}),
     ("llama", {"rope_parameters": ..., "rope_scaling": {"type": "linear", "factor": 3.0}}),
@@ -362,6 +370,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
      "attention_chunk_size: 1 blocks slide, but it is null or not in use"),
     ("llama4_text", {"layer_types": ["sliding_attention"] * 2},
      r"expected 2 entries out of chunked_attention, full_attention, got \['sliding_attention'"),
+    ("kimi_linear", {"linear_attn_config": {"gate_lower_bound": -5.0}},
+     "linear_attn_config: not understood .*gate_lower_bound"),
+    ("kimi_linear", {"linear_attn_config": STATES | {"kda_layers": [1]}},
+     "linear_attn_config: not understood .*kda_layers"),
+    ("kimi_linear", {"linear_attn_config": 1}, "linear_attn_config: not understood"),
     ("llama4_text", {"use_qk_norm": 1}, "use_qk_norm: expected true or false, got 1"),
     ("llama4_text", {"attn_scale": 0}, "attn_scale: expected a positive number, got 0"),
     ("llama4_text", {"floor_scale": 0}, "floor_scale: expected a positive integer, got 0"),

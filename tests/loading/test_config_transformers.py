@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import config_of
-from config_tables import LLAMA_4, MEANS, OMITTED, PUBLISHED, ROTATING, WINDOWS, published
+from config_tables import LLAMA_4, MEANS, OMITTED, PUBLISHED, ROTATING, STATES, WINDOWS, published
 from gates import GATES, worst_token
 from test_config import CASES, OLD_CASES, as_old_files_spell_it
 from transformers_forward import random_model
@@ -34,7 +34,7 @@ SIZES = {
     "num_experts_per_tok", "moe_k", "moe_topk", "n_group", "topk_group", "moe_intermediate_size",
     "shared_expert_intermediate_size", "shared_intermediate_size", "experts_per_token",
     "mamba_n_heads", "mamba_n_groups", "mamba_d_head", "mamba_d_state", "mamba_d_ssm",
-    "expert_hidden_dim", "top_k_experts",
+    "expert_hidden_dim", "top_k_experts", "num_experts_per_token", "num_expert_group",
 }  # fmt: skip
 KEYS_OF_SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"}
 KEYS_OF_SIZES |= {"num_attention_heads", "n_embd", "n_layer", "n_head"}
@@ -71,6 +71,8 @@ def small(entries: dict[str, Any], **sizes: Any) -> dict[str, Any]:
     }
     if "hybrid_override_pattern" in entries:
         lists["hybrid_override_pattern"] = "ME*"
+    if "linear_attn_config" in entries:
+        lists["linear_attn_config"] = STATES
     return {key: x for key, x in entries.items() if key not in SIZES} | sizes | lists
 
 

@@ -14,11 +14,13 @@ from refimpl.tokens import Tokens
 CASES = (
     "lfm2",
     "lfm2_moe",
+    "lfm3",
     "afmoe",
     "laguna",
     "qwen3_5",
     "qwen3_next",
     "deepseek_v3",
+    "kimi_linear",
     "minicpm3",
     "granite_hybrid",
     "bamba",

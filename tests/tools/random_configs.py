@@ -51,8 +51,8 @@ def drawn(fixture: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
             new[key] = int(rng.integers(2, 9)) if value else value
         elif key.endswith(("_multiplier", "_scaling", "_scale", "_scaling_factor", "softcapping")):
             new[key] = float(rng.uniform(0.3, 3)) if value and isinstance(value, float) else value
-    if "n_group" in new:
-        new["n_group"] = new["topk_group"] = 1 if rng.random() < 0.5 else 2
+    for key in {"n_group", "num_expert_group"} & new.keys():
+        new[key] = new["topk_group"] = 1 if rng.random() < 0.5 else 2
     width = 12 * int(rng.integers(2, 5))
     widths = ("n_embd", "d_model", "word_embed_proj_dim")
     new |= {layers_key: layers} | {key: width for key in widths if key in new}

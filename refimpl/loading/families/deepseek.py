@@ -1,5 +1,7 @@
 """Routers of sigmoid scores with a correction: DeepSeek-V3, GLM-4.5, others; latent attention."""
 
+from typing import Any
+
 from refimpl.loading.families.family import (
     MLP,
     QK_NORM,
@@ -10,10 +12,12 @@ from refimpl.loading.families.family import (
     biased,
     key,
     only,
+    placed,
     unread,
+    with_kinds,
 )  # fmt: skip
 from refimpl.loading.families.llama import LLAMA
-from refimpl.loading.families.mixtures import EXPERTS, STACKS, linears
+from refimpl.loading.families.mixtures import EXPERTS, MIXTRAL, STACKS, linears
 
 GLM4_MOE = LLAMA.like(
     "glm4_moe",
@@ -236,6 +240,68 @@ GLM4_MOE_LITE = DEEPSEEK_V3.like(
         mlp_layer_types=None, first_k_dense_replace=1,
     ),
     buffers=(r"layers\.47\..*", *LLAMA.buffers),
+)  # fmt: skip
+
+KIMI_STATES = {  # the spellings in published files and in those of transformers
+    "head_dim": "linear_head_dim", "num_heads": "linear_num_heads",
+    "short_conv_kernel_size": "linear_conv_kernel_dim",
+}  # fmt: skip
+
+
+def _kimi(family: Family, entries: Entries) -> tuple[Family, Entries]:
+    """The kinds of its blocks and the sizes of their states, from an object of published files."""
+    own = {name: x for name, x in entries.items() if name != "head_dim"}  # which nothing reads
+    states: Any = own.get("linear_attn_config")
+    if isinstance(states, dict):
+        own |= {ours: states[theirs] for theirs, ours in KIMI_STATES.items() if theirs in states}
+        full: Any = states.get("full_attn_layers")
+        delta: Any = states.get("kda_layers")
+        every = [*full, *delta] if isinstance(full, list) and isinstance(delta, list) else []
+        known = {*KIMI_STATES}
+        if len(every) == own.get("num_hidden_layers") and {*map(str, every)} == {
+            str(i + 1) for i in range(len(every))
+        }:
+            own = with_kinds(own, lambda i: i + 1 in full)
+            known |= {"full_attn_layers", "kda_layers"}
+        own["linear_attn_config"] = {name: x for name, x in states.items() if name not in known}
+    return family, with_kinds(own, lambda i: i > 0 and i % 4 == 0)
+
+
+KIMI_MLP = "layers.{}.block_sparse_moe"
+KIMI_LINEAR = DEEPSEEK_V3.like(
+    "kimi_linear",
+    names=placed(
+        ATTENTION, "A_log", "dt_bias", out_proj="o_proj", in_proj_q="q_proj", in_proj_k="k_proj",
+        in_proj_v="v_proj", in_proj_b="b_proj", in_proj_a="f_b_proj", in_proj_a_low="f_a_proj",
+        in_proj_z="g_b_proj", in_proj_z_low="g_a_proj", **{"state_norm.weight": "o_norm.weight"},
+        **{f"conv_{x}.weight": f"{x}_conv1d.weight" for x in "qkv"},
+    ) | {x: place for x, place in MIXTRAL.names.items() if x.startswith(("router", "experts."))}
+    | {"router.correction": f"{KIMI_MLP}.gate.e_score_correction_bias"}
+    | linears("shared_expert.", f"{KIMI_MLP}.shared_experts"),
+    keys=dict(
+        num_experts=key(256, "num_experts", "num_local_experts"), moe_intermediate_size=1024,
+        num_experts_per_tok=key(8, "num_experts_per_token", "num_experts_per_tok"),
+        n_shared_experts=key(1, "num_shared_experts", "n_shared_experts"), topk_group=1,
+        n_group=key(1, "num_expert_group", "n_group"), routed_scaling_factor=2.446,
+        norm_topk_prob=key(True, "moe_renormalize", "norm_topk_prob"), first_k_dense_replace=1,
+        scoring_func=only("sigmoid", "moe_router_activation_func"), use_grouped_topk=only(True),
+        mlp_layer_types=None, layer_types=None, q_lora_rank=None, norm_eps=1e-5,
+        head_dim=key(64, "qk_rope_head_dim"), mla_use_nope=only(True), rope_scaling=only(None),
+        rope_parameters=only(None), activation=only("silu", "hidden_act"),
+        tie_word_embeddings=only(False),
+        max_position_embeddings=key(1048576, "model_max_length", "max_position_embeddings"),
+        linear_num_key_heads=key(32, "linear_num_heads"), linear_conv_kernel_dim=4,
+        linear_num_value_heads=key(32, "linear_num_heads"),
+        **dict.fromkeys(
+            ("linear_key_head_dim", "linear_value_head_dim", "linear_gate_rank"),
+            key(128, "linear_head_dim"),
+        ),
+    ),
+    buffers=LLAMA.buffers,
+    unrotated="all",
+    mixers={"linear_attention": "gated_delta_rule", "full_attention": "latent_attention"},
+    stacks={x: Location(place) for x, place in linears("", KIMI_MLP).items()},  # of transformers
+    variant=_kimi,
 )  # fmt: skip
 
 

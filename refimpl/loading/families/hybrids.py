@@ -1,5 +1,6 @@
-"""Families with other mixers: Granite 4, LFM2, Qwen 3.5, Bamba, Falcon-H1, OLMo, Nemotron-H."""
+"""Families with other mixers: Granite 4, LFM2, LFM3, Qwen 3.5, Bamba, Falcon-H1, OLMo, Nemotron."""
 
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -15,6 +16,7 @@ from refimpl.loading.families.family import (
     fused,
     key,
     only,
+    placed,
     unread,
     with_kinds,
 )  # fmt: skip
@@ -136,6 +138,51 @@ LFM2_MOE = LFM2.like(
     optional=LFM2.optional | {"router.correction": "use_expert_bias"},
     scoring="sigmoid",
     variant=None,
+)  # fmt: skip
+
+
+def _lfm3(family: Family, entries: Entries) -> tuple[Family, Entries]:
+    """Whether heads have a gate, the kinds of its blocks, and which rotary parameters it reads."""
+    if entries.get("use_attention_gate") is False:
+        family = replace(family, gate="")
+    own = with_kinds(entries, lambda i: i % 4 == 2, "conv")
+    if entries.get("layer_types") is None:
+        kinds = enumerate(own["layer_types"] or [])
+        own["layer_types"] = ["sliding_attention" if i and i % 4 == 0 else x for i, x in kinds]
+    if isinstance(ropes := own.get("rope_parameters"), dict):
+        own["rope_parameters"] = {kind: _lfm3_rope(entry) for kind, entry in ropes.items()}
+    return family, own
+
+
+def _lfm3_rope(entry: Any) -> Any:
+    """The base that both kinds have if it is omitted; without scaling, all channels turn."""
+    if not isinstance(entry, dict):
+        return entry
+    whole = entry.get("rope_type", entry.get("type", "default")) == "default"
+    omitted = "partial_rotary_factor" if whole else ""
+    return {"rope_theta": 1000000.0} | {name: x for name, x in entry.items() if name != omitted}
+
+
+LFM3 = LFM2.like(
+    "lfm3",
+    names=placed("layers.{}.self_attn.", "o_proj", "q_norm", "k_norm", attn_gate="gate_proj")
+    | placed("layers.{}.", attn_post_norm="post_operator_norm", mlp_post_norm="post_ffn_norm"),
+    biased=LFM2.biased | biased("attention_bias", "q", "k", "v", "o"),
+    keys=dict(
+        num_key_value_heads=4, head_dim=128, conv_taps=7, attention_bias=False, sliding_window=256,
+        norm_eps=key(1e-5, "norm_eps", "rms_norm_eps"), rope_local_base_freq=10000.0,
+        gating=Key(True, ("use_attention_gate",), only=(True, False)), use_sandwich_norm=True,
+        partial_rotary_factor=key(1.0), rope_scaling=only(None), rope_parameters={
+            "full_attention": {
+                "rope_type": "proportional", "rope_theta": 1000000.0, "partial_rotary_factor": 0.5,
+            },
+            "sliding_attention": {"rope_theta": 10000.0},
+        },
+    ),
+    optional=LFM2.optional
+    | dict.fromkeys(("attn_post_norm", "mlp_post_norm"), "use_sandwich_norm"),
+    gate="sigmoid",
+    variant=_lfm3,
 )  # fmt: skip
 
 

@@ -32,29 +32,40 @@ def delta_rule(
 
     All tokens at once, with the `decays` D, of which L keeps those of s < t:
     the corrections u solve ``(1 + beta L(D * k k^T)) u = beta v``, and ``y = (D * q k^T) u``.
+    If each channel of a key has a decay, both products are sums over channels, each with its D.
 
     Args:
         q: Queries, [B, H, S, d].
         k: Keys, [B, H, S, d].
         v: Values, [B, H, S, e].
-        log_decay: log a_t, at most 0, [B, H, S, 1].
+        log_decay: log a_t, at most 0, [B, H, S, 1], or of each channel [B, H, S, d].
         beta: How much of the error is corrected, [B, H, S, 1].
         positions: Of the tokens, [S].
 
     Returns:
         [B, H, S, e].
 
-    Source: Yang et al., arXiv:2412.06464, equation 10, whose chunked form is a product by blocks.
+    Source: Yang et al., arXiv:2412.06464, equation 10, whose chunked form is a product by blocks;
+    by channel, Kimi Linear, arXiv:2510.26692, equation 1.
 
     Example:
         >>> one, v = np.ones((1, 1, 2, 1)), np.array([[[[2.0], [5.0]]]])
         >>> delta_rule(one, one, v, np.log(0.5 * one), one, np.arange(2)).ravel().tolist()
         [2.0, 5.0]
     """
-    left, keys = decays(log_decay, positions), np.swapaxes(k, -1, -2)
-    held = np.tril(left * (k @ keys), -1)
-    corrections = np.linalg.solve(np.eye(k.shape[-2], dtype=k.dtype) + beta * held, beta * v)
-    return (left * (q @ keys)) @ corrections
+    alike = (np.split(x, log_decay.shape[-1], axis=-1) for x in (log_decay, k, q))
+    held, read = np.zeros((2, 1), k.dtype)
+    for log_a, some_k, some_q in zip(*alike, strict=True):  # channels with the same decay
+        left, keys = decays(log_a, positions), np.swapaxes(some_k, -1, -2)
+        held, read = held + left * (some_k @ keys), read + left * (some_q @ keys)
+    system = np.eye(k.shape[-2], dtype=k.dtype) + beta * np.tril(held, -1)
+    return read @ np.linalg.solve(system, beta * v)
+
+
+def through(x: Array, weights: Weights, name: str) -> Array:
+    """Apply a linear, to the output of one of low rank if there is one before it."""
+    low = f"{name}_low"
+    return project(project(x, weights, low) if f"{low}.weight" in weights else x, weights, name)
 
 
 def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -> Array:
@@ -63,7 +74,8 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     q, k, v = split(silu(conv(W_qkv x)));  beta = m sigmoid(W_b x);
     log a = -exp(A) softplus(W_a x + dt);  W_out (rms_norm(y) silu(W_z x))
 
-    q and k have length 1, and q is divided by sqrt(d); m, the `most`, is 1 or 2.
+    q and k have length 1, and q is divided by sqrt(d); m, the `most`, is 1 or 2. With a `low_rank`,
+    a is of each channel of a key, W_a and W_z are products of two, and sigmoid stands for silu.
 
     Observed: `conv_in` and `conv_out` [B, S, channels of q, k and v], before and after the
     convolution and its activation; `state_out` [B, S, H e], y; `mixed` [B, S, H e], the input of
@@ -78,7 +90,8 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     Returns:
         [B, S, D].
 
-    Source: Yang et al., arXiv:2412.06464; transformers' `Qwen3_5GatedDeltaNet`.
+    Source: Yang et al., arXiv:2412.06464; transformers' `Qwen3_5GatedDeltaNet` and
+    `KimiLinearDeltaAttention`.
     """
     sizes, observe = place.mixer, place.observe
     assert isinstance(sizes, GatedDeltaRule)
@@ -93,12 +106,13 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     head_of = np.arange(sizes.value_heads) // (sizes.value_heads // sizes.key_heads)
     q, k = (np.take(unit(attention.split_heads(y, sizes.key_dim)), head_of, axis=1) for y in (q, k))
     beta = sizes.most * attention.split_heads(ops.sigmoid(project(x, weights, "in_proj_b")), 1)
-    step = ops.softplus(project(x, weights, "in_proj_a") + weights["dt_bias"])
-    log_decay = attention.split_heads(-np.exp(weights["A_log"]) * step, 1)
+    step = ops.softplus(through(x, weights, "in_proj_a") + weights["dt_bias"])
+    step = attention.split_heads(step, sizes.key_dim if sizes.low_rank else 1)
+    log_decay = -np.exp(np.reshape(weights["A_log"], (-1, 1, 1))) * step
     q, v = q * sizes.key_dim**-0.5, attention.split_heads(v, sizes.value_dim)
     y = attention.merge_heads(delta_rule(q, k, v, log_decay, beta, place.positions))
     y = attention.split_heads(observe("state_out", y), sizes.value_dim)
     eps = config.norm_eps if sizes.norm_eps is None else sizes.norm_eps
     y = place.kernels.rms_norm(y, weights["state_norm.weight"], eps)
-    y = attention.merge_heads(y) * ops.silu(project(x, weights, "in_proj_z"))
-    return project(observe("mixed", y), weights, "out_proj")
+    gate = (ops.sigmoid if sizes.low_rank else ops.silu)(through(x, weights, "in_proj_z"))
+    return project(observe("mixed", attention.merge_heads(y) * gate), weights, "out_proj")

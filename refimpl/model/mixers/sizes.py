@@ -165,6 +165,8 @@ class GatedDeltaRule(Mixer):
         taps: Tokens that the convolution before it sees.
         most: Largest share of an error that is corrected: 1, or 2.
         norm_eps: Added under the root of its norm; None: as in the other norms.
+        low_rank: Channels of the vectors that a decay of each channel of a key and a gate come
+            from; 0: a decay per head, and both come from the stream.
     """
 
     key_heads: int
@@ -174,6 +176,7 @@ class GatedDeltaRule(Mixer):
     taps: int
     most: float = 1.0
     norm_eps: float | None = None
+    low_rank: int = 0
 
     name = "gated_delta_rule"
     points = ("conv_in", "conv_out", "state_out")
@@ -198,13 +201,18 @@ class GatedDeltaRule(Mixer):
         q, k, v = self.channels
         rows = dict(zip(self.reads, (q, k, v, v), strict=False))
         linears = {name: (count, width) for name, count in rows.items()}
-        per_head = {"in_proj_b": (self.value_heads, width), "in_proj_a": (self.value_heads, width)}
+        kept = {"in_proj_b": (self.value_heads, width), "in_proj_a": (self.value_heads, width)}
         arrays: dict[str, tuple[int, ...]] = {"conv.weight": (q + k + v, 1, self.taps)}
         arrays |= dict.fromkeys(("A_log", "dt_bias"), (self.value_heads,))
         for name, channels in zip("qkv", self.channels, strict=True):  # in files that split it
             arrays[f"conv_{name}.weight"] = (channels, 1, self.taps)
         arrays["state_norm.weight"] = (self.value_dim,)
-        return WeightShapes(linears | {"out_proj": (width, v)}, per_head, arrays=arrays)
+        if rank := self.low_rank:
+            del linears["in_proj_z"]
+            kept |= {"in_proj_a": (k, rank), "in_proj_z": (v, rank)}
+            kept |= dict.fromkeys(("in_proj_a_low", "in_proj_z_low"), (rank, width))
+            arrays |= {"A_log": (1, 1, self.value_heads, 1), "dt_bias": (k,)}
+        return WeightShapes(linears | {"out_proj": (width, v)}, kept, arrays=arrays)
 
 
 @dataclass(frozen=True)
