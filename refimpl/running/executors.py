@@ -46,9 +46,12 @@ def _processes(count: int) -> Iterator[Executor]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield pool
     finally:
-        for process in [*(pool._processes or {}).values()]:
+        processes, manager = [*(pool._processes or {}).values()], pool._executor_manager_thread
+        pool.shutdown(wait=False, cancel_futures=True)  # or Python 3.11 fails at cancelled calls
+        for process in processes:
             process.kill()
-        pool.shutdown(cancel_futures=True)
+        if manager is not None:
+            manager.join()
 
 
 def _end_with_parent() -> None:

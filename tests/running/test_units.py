@@ -5,9 +5,10 @@ import pickle
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -449,6 +450,23 @@ def test_no_process_hears_control_c() -> None:
         assert all(signal.SIGINT in future.result() for future in blocked)
         assert len(pool._processes) == 4  # none is started later
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_processes_end_without_a_word_about_cancelled_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said, right = list[Any](), ProcessPoolExecutor.shutdown
+
+    def late(pool: ProcessPoolExecutor, **options: bool) -> None:
+        time.sleep(0.2)
+        right(pool, **options)
+
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    monkeypatch.setattr(ProcessPoolExecutor, "shutdown", late)
+    with open_executor("processes", 2) as pool:
+        calls = [pool.submit(time.sleep, 60) for _ in range(9)]
+        assert calls[-1].cancel()
+    assert said == []
 
 
 def test_an_executor_needs_numpy() -> None:
