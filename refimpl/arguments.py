@@ -25,7 +25,10 @@ from refimpl.errors import RefimplError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Seed = Annotated[int, 0, inf]  # a type, and the least and the greatest value
+# A type, and the least and the greatest value.
+Seed = Annotated[int, 0, inf]
+Positive = Annotated[int, 1, inf]
+Fraction = Annotated[float, 0, 1]
 NUMBERS = {int: (int, np.integer), float: (int, float, np.integer, np.floating)}
 WORDS = {int: "a whole number", float: "a number", str: "a text"}
 ARRAY, DTYPE = (frozenset(get_args(hint)) for hint in (npt.ArrayLike, npt.DTypeLike))

@@ -4,12 +4,13 @@ import json
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import isfinite
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, AllocationErrors, Scores, Signal, Signals
+from refimpl.arguments import require
 from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import plain
@@ -109,10 +110,7 @@ def allocate(
 
     Source: arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
     """
-    if not 0 <= which < len(scores.sweep):
-        raise RefimplError(
-            f"which {which}", f"a number from 0 to {len(scores.sweep) - 1}: an eta", "change which"
-        )
+    require(which, Annotated[int, 0, len(scores.sweep) - 1], "which")
     request = requested(scores, **changes) if request is None else replace(request, **changes)
     base = base_allocation(scores.signals, request, scores.linears)
     probed = _as_pruned(scores, request)

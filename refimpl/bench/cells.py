@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from refimpl.allocation.request import Correction, Request
-from refimpl.arguments import Checked, Seed, common_option, option
+from refimpl.arguments import Checked, Positive, Seed, common_option, option
 from refimpl.bases.base import bases
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
@@ -94,7 +94,7 @@ class Grid(Checked):
         "A,B",
     )
     pruners: str = common_option(WANDA.name, "Pruners.", "A,B")
-    seeds: int = common_option(
+    seeds: Positive = common_option(
         1,
         "Sets of calibration tokens with which every cell is repeated, each with its own samples "
         "of the text.",
@@ -112,8 +112,6 @@ class Grid(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seeds < 1:
-            raise RefimplError(f"seeds {self.seeds}", "1 or more", "use --seeds 1")
         if self.baseline not in self.allocations:
             names = ", ".join(x.name for x in self.allocations)
             raise RefimplError(

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import require
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
@@ -61,8 +62,7 @@ def export(
     """
     out = Path(out)
     data = data_file(out)
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise RefimplError(f"opset {opset}", f"{OLDEST_OPSET} to {NEWEST_OPSET}", "omit --opset")
+    require(opset, Annotated[int, OLDEST_OPSET, NEWEST_OPSET], "opset", "--opset ")
     _check_output(model, out, data, force)
     recording = Recording(model, dtype, data.name, opset)
     arrays = distinct(recording.carried)

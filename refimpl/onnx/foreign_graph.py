@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from safetensors.numpy import load, save
 
+from refimpl.arguments import require
 from refimpl.errors import RefimplError
 from refimpl.isolation.child_process import ChildProcess
 from refimpl.isolation.serving import limit_memory
@@ -52,12 +53,7 @@ def open_foreign(
     time_limit: float | None = None,
 ) -> Candidate:
     """Open a graph's file in a child process; no step of it may take longer than the limit."""
-    if time_limit is not None and not 0 < time_limit <= 1e6:
-        raise RefimplError(
-            f"--time-limit {time_limit:g}",
-            "seconds, from above 0 to 1,000,000",
-            "omit --time-limit",
-        )
+    require(time_limit, Annotated[float, 0.001, 1_000_000] | None, "time_limit", "--time-limit ")
     trace, weights = trace_points(model.config), sum(prod(x.shape) for x in model.weights.values())
     request = {
         "path": str(path), "trace": trace, "device": device, "threads": threads,

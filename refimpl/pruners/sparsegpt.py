@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Compat, Floats, Ints, not_negative
+from refimpl.pruners.checks import Bools, Compat, Floats, Ints, NotNegative
 from refimpl.pruners.compensation import (
     DAMPING,
     Decide,
@@ -127,7 +127,7 @@ def decide_groups(shape: tuple[int, ...], pattern: Pattern, width: int) -> Decid
 def sparsegpt_peer(
     weight: npt.ArrayLike,
     hessian: npt.ArrayLike,
-    target: float | Pattern,
+    target: NotNegative | Pattern,
     damping: float = DAMPING,
     width: int = WIDTH,
     factor: Factor = upper_factor,
@@ -170,7 +170,7 @@ def sparsegpt_peer(
     if isinstance(target, Pattern):
         decide, step = decide_groups(start.shape, target, width), target.group
     else:
-        decide, step = partial(_above, not_negative(target)), width
+        decide, step = partial(_above, target), width
     pruned = compensated(start, h, decide, step, damping, width, factor)
     return PrunedWeight(pruned.keep & ~dead, pruned.weight)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Checked, Seed, require
+from refimpl.arguments import Checked, Positive, Seed, require
 from refimpl.errors import RefimplError
 
 Ids = npt.NDArray[np.int64]
@@ -57,7 +57,7 @@ def random_tokens(
     """Samples [n, S], uniform over V ids, by Philox keyed by the seed; more begin with the same."""
     require_sizes(samples, seq_len)
     require(seed, Seed, "seed")
-    require(vocab_size, Annotated[int, 1, inf], "vocab_size")
+    require(vocab_size, Positive, "vocab_size")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     ids = generator.integers(0, vocab_size, (samples, seq_len), np.int64)
     source = f"drawn uniformly from {vocab_size:,} ids with seed {seed} (no text was given)"
@@ -66,12 +66,8 @@ def random_tokens(
 
 def require_sizes(samples: int, seq_len: int) -> None:
     """Refuse to make no samples, samples without tokens, or more than fit into memory."""
-    if samples < 1 or seq_len < 1 or samples * seq_len > MOST_TOKENS:
-        raise RefimplError(
-            f"{samples} samples of {seq_len} tokens were requested",
-            f"at least 1 sample of 1 token, and at most {MOST_TOKENS:,} tokens in all",
-            f"for example, use --samples {SAMPLES} --seq-len {SEQ_LEN}",
-        )
+    require(seq_len, Annotated[int, 1, MOST_TOKENS], "seq-len", "--seq-len ")
+    require(samples, Annotated[int, 1, MOST_TOKENS // seq_len], "samples", "--samples ")
 
 
 def spread(ids: Ids, total: int) -> str:
@@ -111,12 +107,8 @@ def cut(stream: npt.NDArray[Any], samples: int, seq_len: int, bos: int | None, n
 
 def require_windows(window: int, count: int | None) -> None:
     """Refuse to make no windows, or windows in which no token is predicted."""
-    if window < 2 or (count is not None and count < 1):
-        raise RefimplError(
-            f"{'all' if count is None else count} windows of {window} tokens were requested",
-            "at least 1 window of 2 tokens: the first token of a window is not predicted",
-            f"for example, use --window {SEQ_LEN}",
-        )
+    require(window, Annotated[int, 2, inf], "window", "--window ")
+    require(count, Positive | None, "windows", "--windows ")
 
 
 def window_bounds(
