@@ -17,7 +17,7 @@ from refimpl.evaluation.encoding import encoder
 from refimpl.evaluation.likelihood import Likelihood, log_likelihoods
 from refimpl.loading.checkpoint import read_model
 from refimpl.running.held_model import HeldModel
-from refimpl.running.memory import parse_memory
+from refimpl.running.settings import parse_memory
 from refimpl.running.threads import Workers
 
 try:

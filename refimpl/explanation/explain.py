@@ -10,8 +10,7 @@ from refimpl.arguments import require
 from refimpl.errors import RefimplError
 from refimpl.explanation.forward import forward_steps
 from refimpl.explanation.method import method_steps
-from refimpl.explanation.shown_values import Values
-from refimpl.explanation.step import Figure, Step
+from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.method.perturbation import Perturbation, require_resolved
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.explanation.shown_values import Values
-from refimpl.explanation.step import Figure, Step
+from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.model import attention, experts, forward, ops, position_tables
 from refimpl.model.config import BLOCK_EMBED, Config
 from refimpl.model.mixers.block_embedding import block_embedding

@@ -10,8 +10,7 @@ from refimpl.allocation.request import Request
 from refimpl.bases.base import BlockInputs
 from refimpl.bases.wanda_scores import BlockScores
 from refimpl.explanation.forward import Functions
-from refimpl.explanation.shown_values import Values
-from refimpl.explanation.step import Figure, Step
+from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.method import correction, equal_marginals, perturbation, projection
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.method.divergence import RunningDivergence

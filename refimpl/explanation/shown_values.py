@@ -1,9 +1,13 @@
 """The values that an explanation shows: the numbers of `score`, each when it is first asked for."""
 
+import inspect
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +29,8 @@ from refimpl.pruners.wanda import wanda_keep, wanda_score
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
 from refimpl.scoring.measurements import Address, Squares
-from refimpl.scoring.perturbed_state import PerturbedState, Stack
 from refimpl.scoring.score import probed_blocks, score
-from refimpl.scoring.state_group import StateGroup
+from refimpl.scoring.state_group import PerturbedState, Stack, StateGroup
 from refimpl.tokens import Tokens
 from refimpl.tokens.tokenizer import read_tokenizer
 
@@ -195,3 +198,48 @@ class Values:
         group = StateGroup(stacks, ids, (*ids,), plan, self.settings.dtype, prune)
         with Workers(self.settings.threads) as workers:
             return group.follow(self.model, blocks, workers)
+
+
+TUTORIAL = "docs/tutorial/{}.md"  # says why a step is done
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A named value, whole, and a note on what to see in it."""
+
+    name: str
+    value: Array | float | int | str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the algorithm; the docstring of its first function is that of the step."""
+
+    name: str
+    page: str
+    functions: tuple[Callable[..., Any], ...]
+    figures: Callable[[Values], Iterable[Figure]]
+
+    @property
+    def title(self) -> str:
+        """The first sentence of the first function's docstring."""
+        return described(self.functions[0])[0]
+
+    @property
+    def why(self) -> str:
+        """Where the reasons stand."""
+        return TUTORIAL.format(self.page)
+
+
+def described(function: Callable[..., Any]) -> list[str]:
+    """The first sentence of a docstring, and the lines of formulas between it and its sections."""
+    first, *others = re.sub("`+", "", str(inspect.getdoc(function))).split("\n\n")
+    ends = [i for i, text in enumerate(others) if re.match(r"[A-Z]\w+:\s", text)]
+    formulas = others[: ends[0]] if ends else others
+    return [" ".join(first.split()), *(line for text in formulas for line in text.split("\n"))]
+
+
+def full_name(function: Callable[..., Any]) -> str:
+    """Where a function is found."""
+    return f"{function.__module__}.{function.__qualname__}"

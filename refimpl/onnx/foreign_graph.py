@@ -31,7 +31,7 @@ from refimpl.onnx.recording.model_graph import (
     trace_points,
 )
 from refimpl.onnx.session import Device, check_device, open_session
-from refimpl.running.memory import free_memory
+from refimpl.running.settings import free_memory
 from refimpl.storage.file_system import open_file
 
 LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message

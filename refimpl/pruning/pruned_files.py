@@ -21,7 +21,7 @@ from refimpl.model.floating_point import is_zero
 from refimpl.model.layout import paste
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor
-from refimpl.pruning.pruned_linears import PrunedLinear, kept, stored_weight
+from refimpl.pruning.pruned_blocks import PrunedLinear, kept, stored_weight
 from refimpl.pruning.record import FilesRecord
 from refimpl.storage.file_system import open_file
 from refimpl.storage.target_checks import RECORD, SCORES

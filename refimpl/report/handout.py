@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 
 from refimpl.explanation.explain import Explanation
-from refimpl.explanation.step import Figure, Step
+from refimpl.explanation.shown_values import Figure, Step
 from refimpl.report import figure as fig
 from refimpl.report.page import Section, document, figure_html, grid_html, lead_html, table_html
 from refimpl.show.explain import functions_said, numbers, shape

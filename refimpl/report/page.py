@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.report import experiment, results
-from refimpl.report.experiment import perturbation_words
+from refimpl.report import pictures
 from refimpl.report.figure import ReportFigure, picture, picture_styles
 from refimpl.report.inputs import (
     EvaluationInput,
@@ -21,6 +20,7 @@ from refimpl.report.inputs import (
     of_kind,
     read_inputs,
 )
+from refimpl.report.pictures import perturbation_words
 from refimpl.report.runs import run_rows, runs_table
 from refimpl.show.findings import headline
 from refimpl.show.header import joined
@@ -123,10 +123,10 @@ def sections(inputs: Sequence[ReportInput]) -> Iterator[Section]:
     for i, scored in enumerate(every):
         yield from _scored(f"s{i}", scored, f": {scored.name}" * (len(every) > 1))
     if pruned := named(of_kind(PruningInput, inputs)):
-        figures = [results.pruned_figure(f"p{i}", x) for i, x in enumerate(pruned)]
+        figures = [pictures.pruned_figure(f"p{i}", x) for i, x in enumerate(pruned)]
         yield _section("pruned", "Pruned models", pruned[0], figures)
     evaluated = of_kind(EvaluationInput, inputs)
-    if figures := [*results.quality_figures(evaluated)]:
+    if figures := [*pictures.quality_figures(evaluated)]:
         yield _section("results", "Evaluations", evaluated[0], figures)
 
 
@@ -136,14 +136,14 @@ def _scored(key: str, scored: ScoresInput, whose: str) -> Iterator[Section]:
     for j, absorption in enumerate(sweep):
         ident, at = f"{key}-{j}", perturbation_words(absorption)
         figures = [
-            *(experiment.cost_figures(ident, scored) if j == 0 else ()),
-            experiment.drift_figure(f"{ident}-drift", absorption),
-            experiment.absorption_figure(f"{ident}-r", scored.scores, absorption),
-            experiment.allocation_figure(f"{ident}-allocation", scored, j),
+            *(pictures.cost_figures(ident, scored) if j == 0 else ()),
+            pictures.drift_figure(f"{ident}-drift", absorption),
+            pictures.absorption_figure(f"{ident}-r", scored.scores, absorption),
+            pictures.allocation_figure(f"{ident}-allocation", scored, j),
         ]
         yield _section(ident, f"Absorption with {at}{whose}", scored, figures, eta=at)
     if len(sweep) > 1:
-        figures = [experiment.sweep_figure(f"{key}-eta", scored.scores)]
+        figures = [pictures.sweep_figure(f"{key}-eta", scored.scores)]
         yield _section(f"{key}-sweep", f"The sweep over eta{whose}", scored, figures)
 
 

@@ -33,9 +33,15 @@ from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.provenance import token_facts
 from refimpl.running.settings import Settings
-from refimpl.scoring.dense_statistics import Moments, wanda_moments
 from refimpl.scoring.experiment import dense_squares, experiment
-from refimpl.scoring.measurements import Experiment, Measurements, addresses, passes
+from refimpl.scoring.measurements import (
+    Experiment,
+    Measurements,
+    Moments,
+    addresses,
+    passes,
+    wanda_moments,
+)
 from refimpl.scoring.pruned_alone import PrunedBlocks, probe_counts
 from refimpl.scoring.signals import Chosen, before_squares, of_drifts, of_moments
 from refimpl.scoring.state_group import head_cost

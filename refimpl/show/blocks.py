@@ -8,11 +8,11 @@ from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.scores import Scores
 from refimpl.method.perturbation import Noise
 from refimpl.model.ops import Array
-from refimpl.running.memory import MIB
 from refimpl.scoring.estimate import Estimate
 from refimpl.show.findings import costs, headline, sinks
 from refimpl.show.header import counted, header, terminal_width, wrapped
 from refimpl.show.table import Table, measured, number
+from refimpl.storage.file_system import MIB
 
 WORDS = (("absorbs", "amplifies"), ("< 1", "> 1"), ())  # over the sides of a bar; without a bar
 MIDDLE, EIGHTHS = "│", " ▏▎▍▌▋▊▉"

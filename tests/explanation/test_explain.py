@@ -18,7 +18,7 @@ from program import ran, refused
 from refimpl import Noise, Probes, RefimplError, Request, allocate, forward, score
 from refimpl.bases.base import bases
 from refimpl.explanation.explain import explain, steps_of
-from refimpl.explanation.step import described, full_name
+from refimpl.explanation.shown_values import described, full_name
 from refimpl.loading.families import FAMILIES
 from refimpl.method import perturbation
 from refimpl.model import ops

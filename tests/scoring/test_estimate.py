@@ -90,7 +90,7 @@ def test_passes_and_reads_are_those_of_the_run(name: str, options: dict[str, Any
 def test_what_is_kept_and_where_it_runs_is_counted_too(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 2)
+    monkeypatch.setattr("refimpl.scoring.experiment.STATES_AT_RISK", 2)
     monkeypatch.setattr("refimpl.scoring.experiment.SEQUENCES_AT_RISK", 1)
     monkeypatch.setattr("refimpl.running.work_units._opened", lambda *files: model)
     model, plan = model_as("llama", Counting), Noise(sink="exclude")
