@@ -93,7 +93,7 @@ def _tokens(v: Values) -> Iterator[Figure]:
 
 
 def _embed(v: Values) -> Iterator[Figure]:
-    h = stream(v.embedded, v.config)
+    h = stream(v.after(0)[0].states[0], v.config)
     yield Figure("h_0", h, "the first sequence, as below")
     yield Figure("||h_0,t||", length(h), "per token")
 

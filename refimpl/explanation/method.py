@@ -165,7 +165,7 @@ def _counts(v: Values) -> Iterator[Figure]:
 
 def _wanda(v: Values) -> Iterator[Figure]:
     yield Figure("c", v.moments[v.linear], "per input")
-    yield Figure("M", v.linear_score)
+    yield Figure("M", wanda_score(v.weight, v.moments[v.linear]))
     yield Figure("keep", v.keep.astype(np.int64), "1 stays, 0 goes")
     yield Figure("pruned", int((~v.keep).sum()), f"of {v.keep.size:,}")
     magnitude = magnitude_keep(magnitude_score(v.weight), int((~v.keep).sum()))

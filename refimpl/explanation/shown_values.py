@@ -78,15 +78,10 @@ class Values:
         """Weights of the block."""
         return self.model.block(self.index, self.settings.dtype)
 
-    @property
-    def embedded(self) -> Array:
-        """h_0 of the first sequence, [1, S, D]."""
-        return self._after(0)[0].states[0]
-
     @cached_property
     def before(self) -> Stream:
         """All sequences before the block."""
-        return self._after(self.index)[0]
+        return self.after(self.index)[0]
 
     @cached_property
     def leaving(self) -> list[Array]:
@@ -122,12 +117,12 @@ class Values:
     @property
     def perturbed(self) -> Array:
         """The first sequence after the block, perturbed by the plan, [S, D]."""
-        return self._after(self.index + 1, self._states)[1][0].h[0]
+        return self.after(self.index + 1, self._states)[1][0].h[0]
 
     @cached_property
     def followed(self) -> tuple[list[list[PerturbedState]], Array]:
         """Perturbed states at the end, per sequence and draw, and the first clean one there."""
-        clean, stacks, _ = self._after(self.config.num_blocks, self._states)
+        clean, stacks, _ = self.after(self.config.num_blocks, self._states)
         states = [[x.states[0] for x in stacks if x.sequence == n] for n in clean.states]
         return states, clean.states[0]
 
@@ -162,21 +157,16 @@ class Values:
         return self.weights[f"{self.linear}.weight"]
 
     @cached_property
-    def linear_score(self) -> Array:
-        """Wanda's score of its weights, [out, in]."""
-        return wanda_score(self.weight, self.moments[self.linear])
-
-    @cached_property
     def keep(self) -> npt.NDArray[np.bool_]:
         """Which of its weights stay under the allocation, [out, in]."""
         position = [*self.config.linears[self.index]].index(self.linear)
         pruned = self.allocation.linear_pruned[self.index, position]
-        return wanda_keep(self.linear_score, int(pruned))
+        return wanda_keep(wanda_score(self.weight, self.moments[self.linear]), int(pruned))
 
     @cached_property
     def _read(self) -> tuple[Stream, list[Stack], dict[int, Squares]]:
         """All sequences after the block, and the squares of what linears read."""
-        return self._after(self.index + 1)
+        return self.after(self.index + 1)
 
     @property
     def _states(self) -> tuple[Address, ...]:
@@ -184,7 +174,7 @@ class Values:
         places = product(range(len(self.ids)), range(self.plan.draws))
         return tuple(Address(sequence, draw, 0, self.index) for sequence, draw in places)
 
-    def _after(
+    def after(
         self, blocks: int, states: tuple[Address, ...] = ()
     ) -> tuple[Stream, list[Stack], dict[int, Squares]]:
         """Clean and perturbed states after so many blocks, as `score` takes them there."""
