@@ -27,7 +27,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # A type, and the least and the greatest value.
 Seed = Annotated[int, 0, inf]
-Positive = Annotated[int, 1, inf]
+AtLeastOne = Annotated[int, 1, inf]
 Fraction = Annotated[float, 0, 1]
 NUMBERS = {int: (int, np.integer), float: (int, float, np.integer, np.floating)}
 WORDS = {int: "a whole number", float: "a number", str: "a text"}

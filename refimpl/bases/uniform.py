@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from refimpl.arguments import Fraction, Positive, checked
+from refimpl.arguments import AtLeastOne, Fraction, checked
 from refimpl.bases.base import Base, BaseInputs
 from refimpl.pruners.checks import Floats
 
 
 @checked
-def uniform(num_units: Positive, sparsity: Fraction) -> Floats:
+def uniform(num_units: AtLeastOne, sparsity: Fraction) -> Floats:
     """Return the same sparsity for every unit.
 
     s_u = S

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from refimpl.allocation.request import Correction, Request
-from refimpl.arguments import Checked, Positive, Seed, common_option, option
+from refimpl.arguments import AtLeastOne, Checked, Seed, common_option, option
 from refimpl.bases.base import bases
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
@@ -94,7 +94,7 @@ class Grid(Checked):
         "A,B",
     )
     pruners: str = common_option(WANDA.name, "Pruners.", "A,B")
-    seeds: Positive = common_option(
+    seeds: AtLeastOne = common_option(
         1,
         "Sets of calibration tokens with which every cell is repeated, each with its own samples "
         "of the text.",

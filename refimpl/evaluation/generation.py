@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Positive, Seed
+from refimpl.arguments import AtLeastOne, Seed
 from refimpl.errors import RefimplError
 from refimpl.evaluation.encoding import Encoder, encoder
 from refimpl.loading.files.file_reading import read_file
@@ -89,7 +89,7 @@ class Continuation:
 def generate(
     models: Sequence[Model],
     prompt: str,
-    tokens: Positive = TOKENS,
+    tokens: AtLeastOne = TOKENS,
     *,
     temperature: Annotated[float, 0, 100] = 0.0,
     seed: Seed = 0,

@@ -68,11 +68,9 @@ def apportion(quotas: npt.ArrayLike, sizes: npt.ArrayLike, total: int) -> Ints:
             "quotas that sum to the count, within 1",
             "project the sparsities onto the budget first",
         )
-    floors = np.floor(asked)
-    left = total - int(floors.astype(np.int64).sum())
-    order = np.argsort(floors - asked, kind="stable")  # largest remainder first, then lower index
-    counts = floors.astype(np.int64)
-    counts[order[:left]] += 1
+    counts = np.floor(asked).astype(np.int64)
+    order = np.argsort(counts - asked, kind="stable")  # largest remainder first, then lower index
+    counts[order[: total - counts.sum()]] += 1
     return counts
 
 

@@ -152,8 +152,8 @@ def _section(
 ) -> Section:
     """A section whose pictures say how the numbers of a file were made, if they are saved."""
     run, said = source.file.document["run"], [source.model, *filter(None, [eta])]
-    if isinstance(source, EvaluationInput) and source.text is not None:
-        said.append(source.text[0])
+    if isinstance(source, EvaluationInput) and "perplexity" in source.sources:
+        said.append(source.sources["perplexity"][0])
     if isinstance(source, ScoresInput):
         tokens, plan = source.scores.tokens, source.scores.plan
         said += [f"seed {plan.seed}", f"{tokens.samples} x {tokens.seq_len} tokens", tokens.source]

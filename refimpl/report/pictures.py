@@ -255,10 +255,9 @@ def _side(r: float) -> str:
     return "amplifies" if r > 1 else "absorbs" if r < 1 else "neither"
 
 
-# Of each measure: what it was measured on, its title, and how to read it.
-MEASURES = {
-    "perplexity": ("text", "Perplexity", "Lower is better."),
-    "acc": ("questions", "Accuracy", "The share of correct answers."),
+MEASURES = {  # with their titles, and how to read them
+    "perplexity": ("Perplexity", "Lower is better."),
+    "acc": ("Accuracy", "The share of correct answers."),
 }
 
 
@@ -308,8 +307,8 @@ def allocation_style(name: str) -> int:
 
 def quality_figures(evaluated: Sequence[EvaluationInput]) -> Iterator[fig.ReportFigure]:
     """A measure against sparsity, a picture per text or questions that a pruned model was asked."""
-    for measure, (kind, title, note) in MEASURES.items():
-        sources = [getattr(one, kind) for one in evaluated]
+    for measure, (title, note) in MEASURES.items():
+        sources = [one.sources.get(measure) for one in evaluated]
         for i, source in enumerate(dict.fromkeys(filter(None, sources))):
             same = [
                 (one.pruning, one.measures[measure])

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Checked, Positive, Seed, require
+from refimpl.arguments import AtLeastOne, Checked, Seed, require
 from refimpl.errors import RefimplError
 
 Ids = npt.NDArray[np.int64]
@@ -57,7 +57,7 @@ def random_tokens(
     """Samples [n, S], uniform over V ids, by Philox keyed by the seed; more begin with the same."""
     require_sizes(samples, seq_len)
     require(seed, Seed, "seed")
-    require(vocab_size, Positive, "vocab_size")
+    require(vocab_size, AtLeastOne, "vocab_size")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     ids = generator.integers(0, vocab_size, (samples, seq_len), np.int64)
     source = f"drawn uniformly from {vocab_size:,} ids with seed {seed} (no text was given)"
@@ -108,7 +108,7 @@ def cut(stream: npt.NDArray[Any], samples: int, seq_len: int, bos: int | None, n
 def require_windows(window: int, count: int | None) -> None:
     """Refuse to make no windows, or windows in which no token is predicted."""
     require(window, Annotated[int, 2, inf], "window", "--window ")
-    require(count, Positive | None, "windows", "--windows ")
+    require(count, AtLeastOne | None, "windows", "--windows ")
 
 
 def window_bounds(
