@@ -25,9 +25,8 @@ from refimpl.running.settings import Settings
 from refimpl.scoring.estimate import estimate
 from refimpl.scoring.measurements import Experiment
 from refimpl.scoring.score import Budget, score
-from refimpl.show.blocks import estimate_text, table
+from refimpl.show.blocks import BEST, estimate_text, table
 from refimpl.show.explain import explanation_document, explanation_text
-from refimpl.show.findings import BEST
 from refimpl.show.header import command_lines, joined, wrapped
 from refimpl.storage.file_system import work_path
 from refimpl.storage.files import write_text
@@ -196,7 +195,7 @@ def explain_command(
     with progress_bar("explaining") as progress:
         steps = explain(opened, tokens, block, step, plan, wanted, settings, progress=progress)
     if shown.html is not None:
-        from refimpl.report.handout import handout  # not for --help
+        from refimpl.report.page import handout  # not for --help
 
         write_text(shown.html, handout(steps))
     said = explanation_text(steps, shown.source, shows_bars())

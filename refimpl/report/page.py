@@ -1,4 +1,4 @@
-"""The report: one page that holds everything it needs, for eyes and for screen readers."""
+"""Pages that hold everything they need, for eyes and screen readers: a report, an explanation."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,7 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from refimpl.errors import RefimplError
+from refimpl.explanation.explain import Explanation
+from refimpl.explanation.shown_values import Figure, Step
+from refimpl.report import figure as fig
 from refimpl.report import pictures
 from refimpl.report.figure import ReportFigure, picture, picture_styles
 from refimpl.report.inputs import (
@@ -22,9 +27,10 @@ from refimpl.report.inputs import (
 )
 from refimpl.report.pictures import perturbation_words
 from refimpl.report.runs import run_rows, runs_table
-from refimpl.show.findings import headline
-from refimpl.show.header import joined
-from refimpl.show.table import Table
+from refimpl.show.blocks import headline
+from refimpl.show.explain import functions_said, numbers, shape
+from refimpl.show.header import counted, joined, model_facts, token_facts
+from refimpl.show.table import Table, number
 from refimpl.storage.files import whole
 from refimpl.version import __version__
 
@@ -256,3 +262,56 @@ def write_figures(folder: Path, sections: Iterable[Section]) -> int:
         for name, content in contents.items():
             (beside / name).write_text(content, "utf-8", "backslashreplace")  # as the page
     return len(contents)
+
+
+DRAWN, HEIGHT = 64, 90  # numbers of a small picture, and its height
+
+
+def handout(found: Explanation) -> str:
+    """The page of an explanation, whose links lead from the repository's root to the tutorial."""
+    model = ", ".join(model_facts(found.model, found.family, found.num_blocks))
+    tokens = ", ".join(token_facts(found.tokens))
+    lead = f"{model}. Tokens: {tokens}. Shown: block {found.block}, the first sequence."
+    parts = [
+        Section(step.name, f"{n} {step.name}", html=_step(step, figures))
+        for n, step, figures in found.steps
+    ]
+    return document(found.model, "The algorithm, step by step", lead_html(lead), parts)
+
+
+def _step(step: Step, figures: tuple[Figure, ...]) -> str:
+    """What computes a step, its pictures, its numbers, and a link to the reasons."""
+    said = escape("\n".join(functions_said(step)))
+    columns = {
+        "name": [figure.name for figure in figures],
+        "shape": [shape(figure) for figure in figures],
+        "numbers": [numbers(figure) for figure in figures],
+        "note": [figure.note for figure in figures],
+    }
+    drawn = (figure_html(x) for x in _pictures(step, figures))
+    table = table_html(Table(columns, caption=f"Numbers of the step {step.name}"))
+    why = f'<p>Why: <a href="{step.why}">{step.why}</a></p>'
+    return f"<p>{escape(step.title)}</p>\n<pre>{said}</pre>\n{grid_html(drawn)}{table}\n{why}"
+
+
+def _pictures(step: Step, figures: tuple[Figure, ...]) -> Iterator[fig.ReportFigure]:
+    """The vectors of a step over their indices, but for constant ones."""
+    for i, figure in enumerate(figures):
+        values = np.atleast_1d(np.squeeze(figure.value))
+        if values.dtype.kind != "f" or values.ndim > 1 or len(values) > DRAWN:
+            continue
+        texts = [number(x) for x in values]
+        if len({*texts}) < 2:
+            continue
+        columns = {"index": [str(k) for k in range(len(values))], figure.name: texts}
+        yield fig.ReportFigure(
+            f"{step.name}-{i}",
+            figure.name,
+            figure.note,
+            (figure.name, f"{counted(len(values), 'number')}, from {texts[0]} to {texts[-1]}."),
+            Table(columns, caption=figure.name),
+            fig.blocks_axis("index", len(values)),
+            fig.spanning(figure.name, values, None),
+            [fig.Line("", [*enumerate(values.tolist())])],
+            height=HEIGHT,
+        )

@@ -16,7 +16,7 @@ from refimpl.method.equal_marginals import growth
 from refimpl.pruning.record import COUNTS
 from refimpl.report import figure as fig
 from refimpl.report.inputs import EvaluationInput, MeasuredValue, PruningInput, ScoresInput
-from refimpl.show.findings import costs, findings, sinks
+from refimpl.show.blocks import costs, findings, sinks
 from refimpl.show.table import Table, number
 
 SHAPES = {"absorbs": "down", "amplifies": "up", "neither": "circle"}  # by the side of 1

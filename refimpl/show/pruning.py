@@ -10,7 +10,7 @@ from typing import Any
 from refimpl.model.config import kind_of
 from refimpl.pruning.inspection import Inspection, common_pattern
 from refimpl.pruning.record import Pruning
-from refimpl.show.findings import in_study
+from refimpl.show.blocks import in_study
 from refimpl.show.header import (
     command_lines,
     joined,
