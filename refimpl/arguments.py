@@ -99,6 +99,9 @@ def require(value: Any, hint: Any, name: str, spelling: str = "") -> None:
         shown = name.replace("_", "-")
         spelling = spelling or f"{shown} "
         step = f"change {spelling.rstrip(' =')}"
+        limited = [get_args(x) for x in (hint, *get_args(hint)) if get_origin(x) is Annotated]
+        if limited and limited[0][0] is int and is_of_type(value, int):
+            step = f"use {spelling}{sorted((value, *limited[0][1:]))[1]}"  # the nearest
         if get_args(hint)[1:] == (0, 1):
             step = percentage(spelling, value, step)
         raise RefimplError(f"{shown} {value!r:.80}", described(hint), step)

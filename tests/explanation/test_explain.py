@@ -336,7 +336,7 @@ def test_defaults_are_small_and_tokens_are_used_as_given(tmp_path: Path) -> None
     [
         (("--step", "nrm"), "no step 'nrm' in llama\nexpected: one of tokens, embed, attn"),
         (("--step", "qk_norm"), "no step 'qk_norm' in llama\nexpected: one of tokens"),
-        (("--block", 4), "block 4\nexpected: a whole number from 0 to 3\nnext: change --b"),
+        (("--block", 4), "block 4\nexpected: a whole number from 0 to 3\nnext: use --block 3"),
         (("--block", -1), "block -1\nexpected: a whole number from 0 to 3"),
         (
             ("--correct", "arrival", "--perturbation", "gaussian"),
