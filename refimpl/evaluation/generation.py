@@ -126,7 +126,7 @@ def generate(
         (8, 3)
     """
     if not models:
-        raise RefimplError("no models", "one or more", "add one")
+        raise RefimplError("0 models", "one or more", "add one")
     encoders = [encoder(model) for model in models]
     if len({read_file(model.tokenizer_json, TOKENIZER) for model in models}) > 1:
         raise RefimplError(

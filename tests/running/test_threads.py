@@ -123,7 +123,7 @@ def test_threads_are_as_loud_as_their_caller() -> None:
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_no_threads_are_refused(number: int) -> None:
-    refusal_of(Workers, number, says=f"{number} threads")
+    refusal_of(Workers, number, says=f"threads {number}")
 
 
 def test_without_a_blas_to_limit_there_is_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
