@@ -18,7 +18,7 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.running.held_model import HeldModel
 from refimpl.running.threads import Progress, Workers
-from refimpl.tokens.tokenizer import TOKENIZER
+from refimpl.tokens.text import TOKENIZER
 
 TOKENS = 64  # by default
 

@@ -32,7 +32,7 @@ from refimpl.scoring.measurements import Address, Squares
 from refimpl.scoring.score import probed_blocks, score
 from refimpl.scoring.state_group import PerturbedState, Stack, StateGroup
 from refimpl.tokens import Tokens
-from refimpl.tokens.tokenizer import read_tokenizer
+from refimpl.tokens.text import read_tokenizer
 
 ROWS = 8192  # of the head held at a time
 
