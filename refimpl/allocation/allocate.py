@@ -319,20 +319,14 @@ def _errors(without: list[Allocation]) -> AllocationErrors:
 
 def _logarithms(absorption: Absorption, correct: str | None) -> Array:
     """The logarithms u that the correction is computed from, [L]."""
-    if correct in (None, "absorption"):
+    if correct is None or correct == "absorption":
         return clipped_log(absorption.coefficient)
-    if absorption.eta is not None:
+    error: Array | None = getattr(absorption, correct)
+    if error is None or absorption.eta is not None:
+        made = "" if absorption.eta is None else ", which were made with Gaussian noise"
         raise RefimplError(
-            f"the {correct} correction on scores made with Gaussian noise",
-            "scores made with the pruning perturbation",
-            "run refimpl score with --perturbation pruning, or use --correct absorption",
+            f"no {correct} in these scores{made}",
+            f"scores made with the pruning perturbation and --correct {correct}",
+            f"run refimpl score with --perturbation pruning --correct {correct}",
         )
-    if correct == "arrival":
-        return centred_log(absorption.arrival)
-    if absorption.divergence is None:
-        raise RefimplError(
-            "the divergence correction: no divergence in these scores",
-            "scores made with --correct divergence",
-            "run refimpl score with --perturbation pruning --correct divergence",
-        )
-    return centred_log(absorption.divergence)
+    return centred_log(error)

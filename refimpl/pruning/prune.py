@@ -119,8 +119,8 @@ def prune(
     need = 2 * size * config.state_size * np.dtype(settings.dtype).itemsize
     check_prune(model, out, force, pruner, need)
     budget, thing = parse_memory(settings.memory), "the calibration's residual states"
-    tokens_of = f"{size} tokens in all, before and after a block"
-    require_memory(budget, need, thing, tokens_of, "fewer --samples")
+    states = f"{size} tokens in all, before and after a block"
+    require_memory(budget, need, thing, states, "fewer --samples")
     model.check_finite(settings.dtype)
     before, source = read_record(model), UnchangedFiles(model)
     identity = source.identity | _options(targets, pruner, facts, settings.dtype)
