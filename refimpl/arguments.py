@@ -25,7 +25,10 @@ from refimpl.errors import RefimplError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Seed = Annotated[int, 0, inf]  # a type, and the least and the greatest value
+# A type, and the least and the greatest value.
+Seed = Annotated[int, 0, inf]
+AtLeastOne = Annotated[int, 1, inf]
+Fraction = Annotated[float, 0, 1]
 NUMBERS = {int: (int, np.integer), float: (int, float, np.integer, np.floating)}
 WORDS = {int: "a whole number", float: "a number", str: "a text"}
 ARRAY, DTYPE = (frozenset(get_args(hint)) for hint in (npt.ArrayLike, npt.DTypeLike))
@@ -96,6 +99,9 @@ def require(value: Any, hint: Any, name: str, spelling: str = "") -> None:
         shown = name.replace("_", "-")
         spelling = spelling or f"{shown} "
         step = f"change {spelling.rstrip(' =')}"
+        limited = [get_args(x) for x in (hint, *get_args(hint)) if get_origin(x) is Annotated]
+        if limited and limited[0][0] is int and is_of_type(value, int):
+            step = f"use {spelling}{sorted((value, *limited[0][1:]))[1]}"  # the nearest
         if get_args(hint)[1:] == (0, 1):
             step = percentage(spelling, value, step)
         raise RefimplError(f"{shown} {value!r:.80}", described(hint), step)

@@ -72,7 +72,7 @@ def run(
     code: object = None
     with (
         patch.multiple(sys, argv=argv, stdout=out, stderr=err),
-        patch("refimpl.tokens.tokenizer.ChildProcess", RememberedChild),
+        patch("refimpl.tokens.text.ChildProcess", RememberedChild),
         patch("refimpl.cli.main.program", remembering(refimpl.cli.main.program)),
         patch("typer.main.get_command", remembering(typer.main.get_command)),
     ):

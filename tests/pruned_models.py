@@ -13,9 +13,8 @@ from msgspec.structs import asdict
 from refimpl import Model, PrunerOptions
 from refimpl.allocation.targets import Targets
 from refimpl.model.ops import Array
-from refimpl.pruning.pruned_blocks import BlockPruner, calibration
+from refimpl.pruning import pruned_blocks as job
 from refimpl.pruning.pruned_files import PrunedFiles
-from refimpl.pruning.pruned_linears import PrunedLinear, kept, pruned_weights, stored_weight
 from refimpl.running.settings import Resources
 
 
@@ -30,11 +29,9 @@ class Decision:
 Decisions = Mapping[int, Mapping[str, Decision]]
 
 
-def pruned_linears(
-    model: Model, block: int, linears: Mapping[str, Decision]
-) -> dict[str, PrunedLinear]:
+def pruned_linears(model: Model, block: int, linears: Mapping[str, Decision]) -> dict[str, Any]:
     stored = {
-        name: x.new if x.new is None else stored_weight(model, block, name, x.keep, x.new)
+        name: x.new if x.new is None else job.stored_weight(model, block, name, x.keep, x.new)
         for name, x in linears.items()
     }
     return {
@@ -56,12 +53,10 @@ def pruned_blocks(
     model: Model, targets: Targets, pruner: PrunerOptions, ids: Array | None, resources: Resources
 ) -> Iterator[Any]:
     """Prune a model block by block, as `prune` does: linears, weights, and what was read."""
-    blocks = BlockPruner(model, targets, pruner, calibration(model, pruner, ids), resources)
+    blocks = job.BlockPruner(model, targets, pruner, job.calibration(model, pruner, ids), resources)
     for i, names in enumerate(model.config.linears):
         found = dict(blocks.linears(i, sums := blocks.sums(i)))
-        weights = pruned_weights(model, i, found, resources.dtype)
-        linears = {
-            name: SimpleNamespace(keep=kept(found[name], shape)) for name, shape in names.items()
-        }
+        weights = job.pruned_weights(model, i, found, resources.dtype)
+        linears = {x: SimpleNamespace(keep=job.kept(found[x], shape)) for x, shape in names.items()}
         blocks.advance(partial(dict, weights))
         yield SimpleNamespace(index=i, linears=linears, weights=weights, sums=sums)

@@ -7,7 +7,7 @@ of `refimpl report`, each with its title and the styles that it needs.
 import sys
 from pathlib import Path
 
-from refimpl.report.experiment import drift_figure, sweep_figure
+from refimpl.report.pictures import drift_figure, sweep_figure
 from refimpl.report.figure import ReportFigure, picture, picture_styles
 from refimpl.report.inputs import ScoresInput, of_kind, read_inputs
 

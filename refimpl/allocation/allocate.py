@@ -4,12 +4,13 @@ import json
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from math import isfinite
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, AllocationErrors, Scores, Signal, Signals
+from refimpl.arguments import require
 from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import plain
@@ -109,10 +110,7 @@ def allocate(
 
     Source: arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
     """
-    if not 0 <= which < len(scores.sweep):
-        raise RefimplError(
-            f"which {which}", f"a number from 0 to {len(scores.sweep) - 1}: an eta", "change which"
-        )
+    require(which, Annotated[int, 0, len(scores.sweep) - 1], "which")
     request = requested(scores, **changes) if request is None else replace(request, **changes)
     base = base_allocation(scores.signals, request, scores.linears)
     probed = _as_pruned(scores, request)
@@ -321,20 +319,14 @@ def _errors(without: list[Allocation]) -> AllocationErrors:
 
 def _logarithms(absorption: Absorption, correct: str | None) -> Array:
     """The logarithms u that the correction is computed from, [L]."""
-    if correct in (None, "absorption"):
+    if correct is None or correct == "absorption":
         return clipped_log(absorption.coefficient)
-    if absorption.eta is not None:
+    error: Array | None = getattr(absorption, correct)
+    if error is None or absorption.eta is not None:
+        made = "" if absorption.eta is None else ", which were made with Gaussian noise"
         raise RefimplError(
-            f"the {correct} correction on scores made with Gaussian noise",
-            "scores made with the pruning perturbation",
-            "run refimpl score with --perturbation pruning, or use --correct absorption",
+            f"no {correct} in these scores{made}",
+            f"scores made with the pruning perturbation and --correct {correct}",
+            f"run refimpl score with --perturbation pruning --correct {correct}",
         )
-    if correct == "arrival":
-        return centred_log(absorption.arrival)
-    if absorption.divergence is None:
-        raise RefimplError(
-            "the divergence correction: no divergence in these scores",
-            "scores made with --correct divergence",
-            "run refimpl score with --perturbation pruning --correct divergence",
-        )
-    return centred_log(absorption.divergence)
+    return centred_log(error)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from refimpl.arguments import Checked, common_option, option
+from refimpl.arguments import Checked, Fraction, common_option, option
 from refimpl.bases.base import Base, BaseInputs, base_named, bases
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
@@ -26,7 +26,6 @@ OF_PRUNING = ("arrival", "divergence")  # corrections that need the pruning pert
 PROBE_DELTA = 0.1
 PRECISION = 0.025  # costs less than the noise floor: docs/how-to/calibrate.md
 
-Fraction = Annotated[float, 0, 1]
 TOO_MUCH = (OverflowError, RecursionError)  # JSON with numbers too large, or nested too deep
 
 

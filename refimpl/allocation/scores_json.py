@@ -47,10 +47,9 @@ def _request(allocation: Allocation) -> dict[str, Any]:
 
 def _stored(allocation: Allocation) -> StoredAllocation:
     """An allocation as a file holds it."""
-    growth = None
+    growth, derived = None, ("common_rate", "quartiles", "fits")
     if (grows := allocation.growth) is not None:
-        names = ("common_rate", "quartiles", "fits")
-        growth = {**vars(grows), **{name: getattr(grows, name) for name in names}}
+        growth = vars(grows) | {name: getattr(grows, name) for name in derived}
     share = float(allocation.clipped.mean())
     return filled(StoredAllocation, allocation, clipped_share=share, growth=growth)
 

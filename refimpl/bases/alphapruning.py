@@ -2,26 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import checked
+from refimpl.arguments import Fraction, checked
 from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
 from refimpl.bases.spread import is_flat, relative
 from refimpl.bases.uniform import uniform
 from refimpl.errors import RefimplError
 from refimpl.method.spectrum import PowerLaw, alphapruning_alpha, esd, power_law
-from refimpl.pruners.checks import Compat, Floats, finite_vector, number_in, unit_sizes
+from refimpl.pruners.checks import Compat, Floats, finite_vector, unit_sizes
 
 
 @checked
 def alphapruning(
     alpha: npt.ArrayLike,
     sizes: npt.ArrayLike,
-    sparsity: float,
-    epsilon: float = 0.3,
+    sparsity: Fraction,
+    epsilon: Fraction = 0.3,
     compat: Compat = "exact",
 ) -> Floats:
     """Return AlphaPruning's allocation: units with a heavier tail (lower alpha) are pruned less.
@@ -48,7 +48,6 @@ def alphapruning(
     weights = unit_sizes(sizes)
     q = finite_vector(alpha, "alpha", weights.size)
     flat = uniform(q.size, sparsity)
-    number_in(epsilon, "epsilon", 0, 1)
     if is_flat(q, "alpha", compat):
         return flat
     phi = relative(q) * 2 * epsilon + (1 - epsilon)
@@ -91,7 +90,7 @@ ALPHAPRUNING = Base(
     "arXiv:2410.10912; its code",
     _allocation,
     options={
-        "epsilon": Option(0.3, "Half the spread of phi.", Annotated[float, 0, 1]),
+        "epsilon": Option(0.3, "Half the spread of phi.", Fraction),
         "fit": Option(
             "peak",
             "Where the tail starts: at the peak of the histogram, or in the middle.",

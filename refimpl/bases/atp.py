@@ -4,15 +4,15 @@ from typing import Annotated
 
 import numpy as np
 
-from refimpl.arguments import checked
+from refimpl.arguments import Fraction, checked
 from refimpl.bases.base import Base, BaseInputs, Option
 from refimpl.bases.uniform import uniform
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Floats, number_in
+from refimpl.pruners.checks import Floats
 
 
 @checked
-def atp(num_blocks: int, sparsity: float, beta: float) -> Floats:
+def atp(num_blocks: int, sparsity: Fraction, beta: Annotated[float, -1, 1]) -> Floats:
     """Return ATP's allocation: a straight line over depth.
 
     s_i = S - beta (L - 1) / 2 + i beta,  i = 0..L-1
@@ -35,14 +35,13 @@ def atp(num_blocks: int, sparsity: float, beta: float) -> Floats:
         array([0.4, 0.5, 0.6])
     """
     flat = uniform(num_blocks, sparsity)
-    steep = number_in(beta, "beta", -1, 1)
-    line = flat - steep * (num_blocks - 1) / 2 + np.arange(num_blocks) * steep
+    line = flat - beta * (num_blocks - 1) / 2 + np.arange(num_blocks) * beta
     if line.min() < 0 or line.max() > 1:
         reach = 2 * min(sparsity, 1 - sparsity) / (num_blocks - 1)
         raise RefimplError(
             f"beta {beta} gives sparsities from {line.min():.4f} to {line.max():.4f}",
             f"every block in [0, 1]: a beta from {-reach:.6g} to {reach:.6g}",
-            f"use --base-option beta={np.copysign(reach, steep):.6g}, or one nearer to 0",
+            f"use --base-option beta={np.copysign(reach, beta):.6g}, or one nearer to 0",
         )
     return line
 

@@ -1,16 +1,16 @@
 """DLP: blocks with higher scores are pruned more."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import checked
+from refimpl.arguments import Fraction, checked
 from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
 from refimpl.bases.spread import by_share, floored
 from refimpl.bases.wanda_scores import BlockScores, mean_score
-from refimpl.pruners.checks import Compat, Floats, number_in
+from refimpl.pruners.checks import Compat, Floats
 
 
 @checked
@@ -45,7 +45,9 @@ def dlp_score(scores: Iterable[Floats], statistic: Literal["mean", "median"] = "
 
 
 @checked
-def dlp(score: npt.ArrayLike, sparsity: float, a: float = 0.15, compat: Compat = "exact") -> Floats:
+def dlp(
+    score: npt.ArrayLike, sparsity: Fraction, a: Fraction = 0.15, compat: Compat = "exact"
+) -> Floats:
     """Return DLP's allocation: blocks with higher scores are pruned more.
 
     imp = 1 - u / sum(u);  d = 2 a (imp - min) / (max - min);  s_l = S - d_l + mean(d)
@@ -66,8 +68,7 @@ def dlp(score: npt.ArrayLike, sparsity: float, a: float = 0.15, compat: Compat =
         >>> dlp([2.0, 3.0, 4.0], 0.7, a=0.1).round(4)
         array([0.6, 0.7, 0.8])
     """
-    half = number_in(a, "a", 0, 1)
-    return floored(by_share(score, "DLP score", sparsity, half, compat), compat)
+    return floored(by_share(score, "DLP score", sparsity, a, compat), compat)
 
 
 def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, float]:
@@ -85,7 +86,7 @@ DLP = Base(
     "arXiv:2505.23807; its code",
     _allocation,
     options={
-        "a": Option(0.15, "Half the spread of the allocation.", Annotated[float, 0, 1]),
+        "a": Option(0.15, "Half the spread of the allocation.", Fraction),
         "statistic": Option(
             "mean",
             "Of a block's scores: the mean, as in its code, or the median, as in its paper.",

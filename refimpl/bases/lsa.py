@@ -8,11 +8,11 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import checked
+from refimpl.arguments import Fraction, checked
 from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
 from refimpl.bases.spread import by_share
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Compat, Floats, number_in
+from refimpl.pruners.checks import Compat, Floats
 
 PIECE = 1 << 14  # weights of a group of columns decided on together: they stay in a core's cache
 
@@ -78,7 +78,7 @@ def lsa_error(weight: npt.ArrayLike, outer: npt.ArrayLike, group: int = 128) -> 
 
 @checked
 def lsa(
-    error: npt.ArrayLike, sparsity: float, beta: float = 0.15, compat: Compat = "exact"
+    error: npt.ArrayLike, sparsity: Fraction, beta: Fraction = 0.15, compat: Compat = "exact"
 ) -> Floats:
     """Return LSA's allocation: blocks that lose more without half of their weights are pruned more.
 
@@ -102,8 +102,7 @@ def lsa(
         >>> lsa([2.0, 3.0, 4.0], 0.7, beta=0.1).round(4)
         array([0.6, 0.7, 0.8])
     """
-    half = number_in(beta, "beta", 0, 1)
-    allocation = by_share(error, "LSA error", sparsity, half, compat)
+    allocation = by_share(error, "LSA error", sparsity, beta, compat)
     if compat == "peer" and allocation.min() < 0:
         raise RefimplError(
             f"a sparsity of {allocation.min():.4f}, from which the peer's code counts backwards",
@@ -138,7 +137,7 @@ LSA = Base(
     "ICLR 2026; its code, `layersp/blk.py`",
     _allocation,
     options={
-        "beta": Option(0.15, "Half the spread of the allocation.", Annotated[float, 0, 1]),
+        "beta": Option(0.15, "Half the spread of the allocation.", Fraction),
         "block": Option(
             128, "Columns that are decided on together, 0 for all.", Annotated[int, 0, inf], True
         ),

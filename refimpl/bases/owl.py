@@ -1,16 +1,15 @@
 """OWL: blocks with more outliers are pruned less."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import checked
+from refimpl.arguments import Fraction, checked
 from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
 from refimpl.bases.spread import floored, spread
 from refimpl.bases.wanda_scores import BlockScores, mean_score
-from refimpl.pruners.checks import Compat, Floats, finite_vector, number_in
+from refimpl.pruners.checks import Compat, Floats, finite_vector
 
 
 @checked
@@ -43,7 +42,10 @@ def owl_outlier_percent(scores: Iterable[Floats], m: float = 5.0) -> float:
 
 @checked
 def owl(
-    outlier_percent: npt.ArrayLike, sparsity: float, lam: float = 0.08, compat: Compat = "exact"
+    outlier_percent: npt.ArrayLike,
+    sparsity: Fraction,
+    lam: Fraction = 0.08,
+    compat: Compat = "exact",
 ) -> Floats:
     """Return OWL's allocation: blocks with more outliers are pruned less.
 
@@ -65,9 +67,9 @@ def owl(
         >>> owl([2.0, 3.0, 4.0], 0.7, lam=0.1).round(4)
         array([0.8, 0.7, 0.6])
     """
-    name, half = "outlier percent", number_in(lam, "lam", 0, 1)
+    name = "outlier percent"
     outliers = finite_vector(outlier_percent, name)
-    return floored(spread(outliers, name, sparsity, half, compat), compat)
+    return floored(spread(outliers, name, sparsity, lam, compat), compat)
 
 
 def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, float]:
@@ -85,7 +87,7 @@ OWL = Base(
     _allocation,
     options={
         "m": Option(5.0, "Multiple of the mean score that outliers exceed.", of_signal=True),
-        "lam": Option(0.08, "Half the spread of the allocation.", Annotated[float, 0, 1]),
+        "lam": Option(0.08, "Half the spread of the allocation.", Fraction),
     },
     needs="squares",
     signal=_signal,

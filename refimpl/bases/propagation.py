@@ -6,9 +6,9 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import checked
+from refimpl.arguments import Fraction, checked
 from refimpl.bases.base import Base, BaseInputs, Option, Value
-from refimpl.pruners.checks import Floats, finite_vector, number_in
+from refimpl.pruners.checks import Floats, finite_vector
 
 
 @checked
@@ -34,7 +34,7 @@ def reach(drift: npt.ArrayLike) -> Floats:
 
 @checked
 def propagation(
-    signal: npt.ArrayLike, sparsity: float, width: float = 0.15, steepness: float = 8.0
+    signal: npt.ArrayLike, sparsity: Fraction, width: Fraction = 0.15, steepness: float = 8.0
 ) -> Floats:
     """Return an allocation by the rank of blocks, spread along a logistic curve.
 
@@ -60,7 +60,6 @@ def propagation(
         array([0.4, 0.6, 0.5])
     """
     g = finite_vector(signal, "reach")
-    number_in(sparsity, "sparsity", 0, 1)
     below, upto = (g[:, None] > g).sum(axis=1), (g[:, None] >= g).sum(axis=1)
     p = (below + upto) / (2 * g.size)
     f = 1 / (1 + np.exp(-steepness * (p - 0.5))) - 0.5
@@ -83,7 +82,7 @@ PROPAGATION = Base(
     "after PALS, of which we know only the README",
     _allocation,
     options={
-        "width": Option(0.15, "Half the spread of the allocation.", Annotated[float, 0, 1]),
+        "width": Option(0.15, "Half the spread of the allocation.", Fraction),
         "steepness": Option(8.0, "Steepness of the logistic curve.", Annotated[float, 1e-6, 100]),
     },
     needs="drifts",

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from refimpl.arguments import checked
+from refimpl.arguments import AtLeastOne, Fraction, checked
 from refimpl.bases.base import Base, BaseInputs
-from refimpl.pruners.checks import Floats, number_in
+from refimpl.pruners.checks import Floats
 
 
 @checked
-def uniform(num_units: int, sparsity: float) -> Floats:
+def uniform(num_units: AtLeastOne, sparsity: Fraction) -> Floats:
     """Return the same sparsity for every unit.
 
     s_u = S
@@ -27,7 +27,7 @@ def uniform(num_units: int, sparsity: float) -> Floats:
         >>> uniform(2, 0.5)
         array([0.5, 0.5])
     """
-    return np.full(num_units, number_in(sparsity, "sparsity", 0, 1))
+    return np.full(num_units, float(sparsity))
 
 
 def _allocation(asked: BaseInputs) -> Floats:

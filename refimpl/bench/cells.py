@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from refimpl.allocation.request import Correction, Request
-from refimpl.arguments import Checked, Seed, common_option, option
+from refimpl.arguments import AtLeastOne, Checked, Seed, common_option, option
 from refimpl.bases.base import bases
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
@@ -64,22 +64,6 @@ def named_allocation(name: str) -> NamedAllocation:
 
 
 @dataclass(frozen=True)
-class BenchCell:
-    """A model pruned in one way: a row of the comparison."""
-
-    pruner: str
-    sparsity: float
-    allocation: NamedAllocation
-    seed: int
-    jitter: int = 0
-
-    def __str__(self) -> str:
-        jitter = f" jitter {self.jitter}" if self.jitter else ""
-        where = f"{self.pruner} {100 * self.sparsity:.4g} %"
-        return f"{where} {self.allocation.name} seed {self.seed}{jitter}"
-
-
-@dataclass(frozen=True)
 class Grid(Checked):
     """What is compared."""
 
@@ -94,7 +78,7 @@ class Grid(Checked):
         "A,B",
     )
     pruners: str = common_option(WANDA.name, "Pruners.", "A,B")
-    seeds: int = common_option(
+    seeds: AtLeastOne = common_option(
         1,
         "Sets of calibration tokens with which every cell is repeated, each with its own samples "
         "of the text.",
@@ -112,16 +96,15 @@ class Grid(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seeds < 1:
-            raise RefimplError(f"seeds {self.seeds}", "1 or more", "use --seeds 1")
         if self.baseline not in self.allocations:
             names = ", ".join(x.name for x in self.allocations)
             raise RefimplError(
                 f"against {self.against!r} is not compared", names, "add it to --bases"
             )
-        for cell in self.cells():
-            cell.allocation.request(cell.sparsity)
-            PrunerOptions(cell.pruner)
+        for row, allocation in self.cells("", ""):
+            if allocation is not None:
+                allocation.request(row.sparsity)
+                PrunerOptions(str(row.pruner))
 
     @property
     def allocations(self) -> list[NamedAllocation]:
@@ -133,16 +116,20 @@ class Grid(Checked):
         """The allocation that the others are compared with."""
         return named_allocation(self.against) if self.against else self.allocations[0]
 
-    def cells(self) -> Iterator[BenchCell]:
-        """All cells; the first seed comes first, and the reruns of the baseline last."""
-        places = [(p, s) for p in dict.fromkeys(_words(self.pruners)) for s in self.sparsity]
-        for seed in range(self.seeds):
-            for pruner, sparsity in dict.fromkeys(places):
-                for allocation in self.allocations:
-                    yield BenchCell(pruner, sparsity, allocation, seed)
-        for n in range(1, self.jitter + 1):
-            for pruner, sparsity in dict.fromkeys(places):
-                yield BenchCell(pruner, sparsity, self.baseline, 0, n)
+    def cells(self, model: str, sha256: str) -> Iterator[tuple["BenchRow", NamedAllocation | None]]:
+        """The row of the dense model, and of each cell with its allocation, before measuring.
+
+        The first seed comes first, and the reruns of the baseline last.
+        """
+        yield BenchRow(model=model, model_sha256=sha256), None
+        pruned = [(p, s) for p in dict.fromkeys(_words(self.pruners)) for s in self.sparsity]
+        places, every = [*dict.fromkeys(pruned)], self.allocations
+        runs = [(n, 0, at, x) for n in range(self.seeds) for at in places for x in every]
+        runs += [(0, n, at, self.baseline) for n in range(1, self.jitter + 1) for at in places]
+        for seed, jitter, (pruner, sparsity), x in runs:
+            place: Any = {"pruner": pruner, "sparsity": sparsity, "seed": seed, "jitter": jitter}
+            place |= {"allocation": x.name, "allocation_sha256": x.sha256}
+            yield BenchRow(model=model, model_sha256=sha256, **place), x
 
 
 def _words(text: str) -> list[str]:
@@ -215,6 +202,13 @@ class BenchRow(Document, frozen=True, kw_only=True):
     def key(self) -> tuple[object, ...]:
         """What tells this row from all others of a comparison: the first fields."""
         return tuple(getattr(self, name) for name in self.__struct_fields__[:8])
+
+    def __str__(self) -> str:
+        if self.pruner is None:
+            return f"{self.model} dense"
+        jitter = f" jitter {self.jitter}" if self.jitter else ""
+        where = f"{self.model} {self.pruner} {100 * self.sparsity:.4g} %"
+        return f"{where} {self.allocation} seed {self.seed}{jitter}"
 
 
 class BenchDocument(Document, frozen=True, kw_only=True):

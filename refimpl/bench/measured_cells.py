@@ -17,12 +17,12 @@ from refimpl.allocation.targets import Targets
 from refimpl.bench.cells import (
     BENCH,
     BENCH_FORMAT,
-    BenchCell,
     BenchDocument,
     BenchRow,
     BenchSettings,
     BenchText,
     Grid,
+    NamedAllocation,
     TextNats,
     rows_on_file,
 )
@@ -89,9 +89,11 @@ class ModelBench:
         ids = np.ascontiguousarray(self.tokens.ids[seed :: self.shared.seeds])
         return replace(self.tokens, ids=ids)
 
-    def allocation(self, cell: BenchCell, progress: Progress) -> tuple[Allocation, float]:
+    def allocation(
+        self, cell: BenchRow, asked: NamedAllocation, progress: Progress
+    ) -> tuple[Allocation, float]:
         """The allocation of a cell, and the block passes that measuring for it takes."""
-        request, tokens = cell.allocation.request(cell.sparsity), self.tokens_of(cell.seed)
+        request, tokens = asked.request(cell.sparsity), self.tokens_of(cell.seed)
         scored, passes = request.correct is not None or request.needs_pruning, 0.0
 
         def counted(done: float, total: float) -> None:
@@ -100,13 +102,13 @@ class ModelBench:
             progress(done, total)
 
         settings = replace(self.running, progress=counted)
-        known: tuple[object, ...] = (cell.seed, cell.allocation)
+        known: tuple[object, ...] = (cell.seed, asked)
         if request.needs_pruning:
             known += (cell.pruner, cell.sparsity)
         if known not in self.measured and scored:
             plan: Perturbation = Noise(seed=cell.seed)
             if request.needs_pruning:
-                plan = Probes(seed=cell.seed, probe_pruner=cell.pruner)
+                plan = Probes(seed=cell.seed, probe_pruner=str(cell.pruner))
             kept = work_path(self.work / "scores")
             settings = replace(settings, finished=kept)
             found = score(self.model, tokens, plan, request, settings, bases=())
@@ -119,11 +121,13 @@ class ModelBench:
             return allocate(found, request), passes
         return base_only(found, request, self.model.config.linears), passes
 
-    def row(self, cell: BenchCell | None, kept: Path | None, progress: Progress) -> BenchRow:
+    def row(
+        self, cell: BenchRow, asked: NamedAllocation | None, kept: Path | None, progress: Progress
+    ) -> BenchRow:
         """Measure a cell, or the dense model; the pruned model stays if it has a path."""
-        started, seconds, facts = time.perf_counter(), dict[str, float](), self.place(cell)
+        started, seconds, facts = time.perf_counter(), dict[str, float](), plain(cell)
         facts["versions"] = versions() | {"code": program_sha256()[:12]}
-        stages, model, out = 2 * (cell is not None) + len(self.windows), self.model, kept
+        stages, model, out = 2 * (asked is not None) + len(self.windows), self.model, kept
 
         def part(number: int) -> Progress:
             return lambda done, total: progress(number + done / max(total, 1e-9), stages)
@@ -131,12 +135,12 @@ class ModelBench:
         def lap(stage: str) -> None:
             seconds[stage] = round(time.perf_counter() - started - sum(seconds.values()), 2)
 
-        if cell is not None:
+        if asked is not None:
             out, tokens = kept or self.work / "model", self.tokens_of(cell.seed)
-            made, passes = self.allocation(cell, part(0))
+            made, passes = self.allocation(cell, asked, part(0))
             lap("allocate")
             target = jittered(made, self.model, cell.jitter) if cell.jitter else made
-            pruner = PrunerOptions(cell.pruner, seed=cell.seed)
+            pruner = PrunerOptions(str(cell.pruner), seed=cell.seed)
             settings = replace(self.running, progress=part(1))
             done = prune(model, out, target, pruner, tokens, settings=settings, force=True)
             model = read_model(out)
@@ -151,21 +155,9 @@ class ModelBench:
             assert found is not None
             texts.append(TextNats(nats=found.nats.tolist(), tokens=found.tokens.tolist()))
         lap("measure")
-        if cell is not None and kept is None:
+        if asked is not None and kept is None:
             remove(self.work / "model")
         return converted(plain(facts | {"texts": texts, "seconds": seconds}), BenchRow)
-
-    def place(self, cell: BenchCell | None) -> dict[str, Any]:
-        """What tells the row of a cell from all others; without a cell, that of the dense model."""
-        facts: dict[str, Any] = {"model": self.model.name, "model_sha256": self.sha256}
-        if cell is not None:
-            facts |= vars(cell) | {"allocation": cell.allocation.name}
-            facts["allocation_sha256"] = cell.allocation.sha256
-        return facts
-
-    def key(self, cell: BenchCell | None) -> tuple[object, ...]:
-        """The key of that row."""
-        return converted(self.place(cell), BenchRow).key
 
     @cached_property
     def sha256(self) -> str:
@@ -229,12 +221,12 @@ def measured_cells(
     rows = rows_on_file(out, shared, [(x.model.name, x.sha256) for x in benches], force)
     known = {row.key for row in rows}
     left = [
-        (bench, cell)
+        (bench, *cell)
         for bench in benches
-        for cell in (None, *grid.cells())
-        if bench.key(cell) not in known
+        for cell in grid.cells(bench.model.name, bench.sha256)
+        if cell[0].key not in known
     ]
-    for bench in {id(bench): bench for bench, _ in left}.values():
+    for bench in {id(bench): bench for bench, *_ in left}.values():
         _ = bench.windows, bench.tokens  # refused before the long part
     if models_folder is not None:
         with writing(models_folder):
@@ -253,21 +245,19 @@ def measured_cells(
 
 
 def _finished(
-    left: Sequence[tuple[ModelBench, BenchCell | None]],
+    left: Sequence[tuple[ModelBench, BenchRow, NamedAllocation | None]],
     units: FinishedUnits,
     stage: Stage,
     folder: Path | None,
 ) -> Iterator[BenchRow]:
     """The rows of cells, measured unless an earlier run has finished them."""
-    for number, (bench, cell) in enumerate(left, 1):
-        name = sha256(repr(bench.key(cell)).encode()).hexdigest()
-        words = f"{bench.model.name} {cell or 'dense'}"
-        name_of_model = re.sub(r"[^\w.+=-]+", "-", words)
-        kept = folder / name_of_model if folder and cell else None
+    for number, (bench, cell, asked) in enumerate(left, 1):
+        name, words = sha256(repr(cell.key).encode()).hexdigest(), str(cell)
+        kept = folder / re.sub(r"[^\w.+=-]+", "-", words) if folder and asked else None
         if (known := units.read(name)) is None:
             try:
                 with stage(words, number, len(left)) as progress:
-                    known = plain(bench.row(cell, kept, progress))
+                    known = plain(bench.row(cell, asked, kept, progress))
             except RefimplError as error:  # the other cells stay finished
                 raise ResumableError(error.problem, error.expected, error.remedy) from error
             units.write(name, known)

@@ -14,7 +14,7 @@ from refimpl.evaluation.measures import LOG_MOST, Perplexity
 from refimpl.method.uncertainty import t_quantile
 from refimpl.report.figure import ReportFigure, picture, picture_styles
 from refimpl.report.inputs import MeasuredValue
-from refimpl.report.results import over_sparsity
+from refimpl.report.pictures import over_sparsity
 from refimpl.report.runs import percent
 from refimpl.show.header import counted, terminal_width
 from refimpl.show.table import Table, measured, number

@@ -278,7 +278,7 @@ def check_command(
     from refimpl.oracle.check import EXIT, check
     from refimpl.show.check_report import compared, report_document
     from refimpl.show.oracle import report_markdown, report_table, report_xml
-    from refimpl.tokens.ids import read_ids
+    from refimpl.tokens.samples import read_ids
 
     if how.plant is not None:
         refuse(context, ("baseline",), "--plant", "one of them: each has its own exit code")

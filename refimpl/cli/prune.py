@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from refimpl.allocation.allocate import Allocation, allocate, base_only
-from refimpl.allocation.request import Fraction, Request, own_budget
+from refimpl.allocation.request import Request, own_budget
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document as scores_document
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets, read_targets
-from refimpl.arguments import common_option, option, same_option
+from refimpl.arguments import Fraction, common_option, option, same_option
 from refimpl.bases.base import base_named, bases
 from refimpl.bases.uniform import UNIFORM
 from refimpl.cli import groups

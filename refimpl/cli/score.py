@@ -12,7 +12,7 @@ from refimpl.allocation.allocate import allocate, requested
 from refimpl.allocation.request import OF_PRUNING, Request
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document, read_scores
-from refimpl.arguments import common_option, option
+from refimpl.arguments import Checked, common_option, option
 from refimpl.bases.uniform import UNIFORM
 from refimpl.cli import groups
 from refimpl.cli.options import Group, argument, is_given, refuse, with_groups
@@ -24,10 +24,9 @@ from refimpl.loading.files.documents import plain
 from refimpl.running.settings import Settings
 from refimpl.scoring.estimate import estimate
 from refimpl.scoring.measurements import Experiment
-from refimpl.scoring.score import checked_budget, score
-from refimpl.show.blocks import estimate_text, table
+from refimpl.scoring.score import Budget, score
+from refimpl.show.blocks import BEST, estimate_text, table
 from refimpl.show.explain import explanation_document, explanation_text
-from refimpl.show.findings import BEST
 from refimpl.show.header import command_lines, joined, wrapped
 from refimpl.storage.file_system import work_path
 from refimpl.storage.files import write_text
@@ -40,7 +39,7 @@ MEASURED = ("base", "options", "sparsity", "correct", "strength")
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Checked):
     """The runtime of the experiment, and its time limit."""
 
     runtime: Literal["numpy", "onnxruntime"] = option(
@@ -51,7 +50,7 @@ class RunOptions:
     device: Literal["auto", "cuda", "webgpu", "cpu"] = option(
         "auto", "Device of onnxruntime. auto: a GPU if one works, else the CPU."
     )
-    budget: float | None = option(
+    budget: Budget = option(
         None,
         "Perturb no further sample after this time. At least two are perturbed, and as many as "
         "it takes to perturb every block.",
@@ -84,7 +83,6 @@ def command(
     last block. Above 1, later blocks amplify the drift; below 1, they absorb it.
     """
     plan, wanted = groups.checked_plan(context, perturbed, wanted, noise=run.runtime != "numpy")
-    checked_budget(run.budget)
     if run.estimate:
         estimated = "--runtime numpy without --budget, which is what is estimated"
         refuse(context, ("runtime", "budget"), "--estimate", estimated)
@@ -197,7 +195,7 @@ def explain_command(
     with progress_bar("explaining") as progress:
         steps = explain(opened, tokens, block, step, plan, wanted, settings, progress=progress)
     if shown.html is not None:
-        from refimpl.report.handout import handout  # not for --help
+        from refimpl.report.page import handout  # not for --help
 
         write_text(shown.html, handout(steps))
     said = explanation_text(steps, shown.source, shows_bars())

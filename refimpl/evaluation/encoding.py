@@ -9,7 +9,7 @@ from refimpl.errors import RefimplError
 from refimpl.evaluation.measures import DELIMITER, Questions
 from refimpl.model.model import Model
 from refimpl.tokens.samples import Ids
-from refimpl.tokens.tokenizer import TextTokenizer, bos_rule, read_tokenizer, special_token
+from refimpl.tokens.text import TextTokenizer, bos_rule, read_tokenizer, special_token
 
 Sequences = list[tuple[Ids, int]]
 """Ids of each, and the first scored one."""

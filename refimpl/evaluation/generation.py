@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Seed
+from refimpl.arguments import AtLeastOne, Seed
 from refimpl.errors import RefimplError
 from refimpl.evaluation.encoding import Encoder, encoder
 from refimpl.loading.files.file_reading import read_file
@@ -18,7 +18,7 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.running.held_model import HeldModel
 from refimpl.running.threads import Progress, Workers
-from refimpl.tokens.tokenizer import TOKENIZER
+from refimpl.tokens.text import TOKENIZER
 
 TOKENS = 64  # by default
 
@@ -89,7 +89,7 @@ class Continuation:
 def generate(
     models: Sequence[Model],
     prompt: str,
-    tokens: int = TOKENS,
+    tokens: AtLeastOne = TOKENS,
     *,
     temperature: Annotated[float, 0, 100] = 0.0,
     seed: Seed = 0,
@@ -125,8 +125,8 @@ def generate(
         >>> len(found.prompt_ids), len(found.ids)
         (8, 3)
     """
-    if not models or tokens < 1:
-        raise RefimplError(f"{tokens} tokens of {len(models)} models", "one or more", "add one")
+    if not models:
+        raise RefimplError("0 models", "one or more", "add one")
     encoders = [encoder(model) for model in models]
     if len({read_file(model.tokenizer_json, TOKENIZER) for model in models}) > 1:
         raise RefimplError(

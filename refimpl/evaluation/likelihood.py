@@ -20,6 +20,7 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
+from refimpl.running.settings import require_memory
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
 from refimpl.scoring.state_group import head_cost
@@ -172,12 +173,8 @@ def tokens_in_memory(
     channels = model.config.state_size + model.config.hidden_size  # a state, and the head's input
     each = channels * np.dtype(dtype).itemsize
     need = max(batch.ids.size for batch in batches) * each
-    if need > memory:
-        raise RefimplError(
-            f"memory of {memory} bytes does not hold one batch of sequences",
-            f"at least {need} bytes: {need // each} tokens of {each} bytes",
-            f"use --memory {need} or more, or shorter sequences",
-        )
+    size = f"{need // each} tokens of {each} bytes"
+    require_memory(memory, need, "one batch of sequences", size, "shorter sequences")
     return memory // each
 
 

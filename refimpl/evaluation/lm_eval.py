@@ -8,16 +8,17 @@ command line knows only models that are registered when it starts, so start it f
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from refimpl.arguments import require
 from refimpl.errors import RefimplError, listed, need
 from refimpl.evaluation.encoding import encoder
 from refimpl.evaluation.likelihood import Likelihood, log_likelihoods
 from refimpl.loading.checkpoint import read_model
 from refimpl.running.held_model import HeldModel
-from refimpl.running.memory import parse_memory
+from refimpl.running.settings import parse_memory
 from refimpl.running.threads import Workers
 
 try:
@@ -58,10 +59,7 @@ class RefimplLM(TemplateLM):  # type: ignore[misc]
         download: bool = False,
     ) -> None:
         super().__init__()
-        if dtype not in ("float32", "float64"):
-            raise RefimplError(
-                f"dtype {dtype}", "float32 or float64", "choose one of these in --model_args"
-            )
+        require(dtype, Literal["float32", "float64"], "dtype")
         self._dtype, self._memory = np.dtype(dtype), parse_memory(memory) // 2
         opened = read_model(pretrained, config, download=download)
         self._model = HeldModel.of(opened, self._memory)

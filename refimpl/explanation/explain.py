@@ -1,16 +1,16 @@
 """The algorithm as it runs on one model, step by step, with the numbers of that run."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from refimpl.allocation.request import Request
+from refimpl.arguments import require
 from refimpl.errors import RefimplError
 from refimpl.explanation.forward import forward_steps
 from refimpl.explanation.method import method_steps
-from refimpl.explanation.shown_values import Values
-from refimpl.explanation.step import Figure, Step
+from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.method.perturbation import Perturbation, require_resolved
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
@@ -92,11 +92,7 @@ def explain(
     plan = request.perturbation(plan)
     settings = replace(settings or Settings(), **changes)
     require_resolved(plan, settings.dtype)
-    last = model.config.num_blocks - 1
-    if not 0 <= block <= last:
-        raise RefimplError(
-            f"block {block} of {model.name}", f"a block from 0 to {last}", "change --block"
-        )
+    require(block, Annotated[int, 0, model.config.num_blocks - 1], "block", "--block ")
     if len(plan.etas) > 1:
         raise RefimplError(
             f"{len(plan.etas)} values of eta",
@@ -114,7 +110,7 @@ def explain(
     chosen = [(number, x) for number, x in enumerate(steps, 1) if step in (None, x.name)]
     with loud(settings.dtype), Workers(settings.threads):  # one thread of BLAS, as in score
         shown = tuple((number, x, tuple(x.figures(values))) for number, x in chosen)
-    facts = (model.name, model.config.family, last + 1, block, token_facts(tokens))
+    facts = (model.name, model.config.family, model.config.num_blocks, block, token_facts(tokens))
     return Explanation(*facts, np.dtype(settings.dtype).name, shown, len(steps))
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.explanation.shown_values import Values
-from refimpl.explanation.step import Figure, Step
+from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.model import attention, experts, forward, ops, position_tables
 from refimpl.model.config import BLOCK_EMBED, Config
 from refimpl.model.mixers.block_embedding import block_embedding
@@ -94,7 +93,7 @@ def _tokens(v: Values) -> Iterator[Figure]:
 
 
 def _embed(v: Values) -> Iterator[Figure]:
-    h = stream(v.embedded, v.config)
+    h = stream(v.after(0)[0].states[0], v.config)
     yield Figure("h_0", h, "the first sequence, as below")
     yield Figure("||h_0,t||", length(h), "per token")
 

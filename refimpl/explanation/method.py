@@ -10,8 +10,7 @@ from refimpl.allocation.request import Request
 from refimpl.bases.base import BlockInputs
 from refimpl.bases.wanda_scores import BlockScores
 from refimpl.explanation.forward import Functions
-from refimpl.explanation.shown_values import Values
-from refimpl.explanation.step import Figure, Step
+from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.method import correction, equal_marginals, perturbation, projection
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.method.divergence import RunningDivergence
@@ -166,7 +165,7 @@ def _counts(v: Values) -> Iterator[Figure]:
 
 def _wanda(v: Values) -> Iterator[Figure]:
     yield Figure("c", v.moments[v.linear], "per input")
-    yield Figure("M", v.linear_score)
+    yield Figure("M", wanda_score(v.weight, v.moments[v.linear]))
     yield Figure("keep", v.keep.astype(np.int64), "1 stays, 0 goes")
     yield Figure("pruned", int((~v.keep).sum()), f"of {v.keep.size:,}")
     magnitude = magnitude_keep(magnitude_score(v.weight), int((~v.keep).sum()))

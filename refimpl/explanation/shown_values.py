@@ -1,9 +1,13 @@
 """The values that an explanation shows: the numbers of `score`, each when it is first asked for."""
 
+import inspect
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +29,10 @@ from refimpl.pruners.wanda import wanda_keep, wanda_score
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
 from refimpl.scoring.measurements import Address, Squares
-from refimpl.scoring.perturbed_state import PerturbedState, Stack
 from refimpl.scoring.score import probed_blocks, score
-from refimpl.scoring.state_group import StateGroup
+from refimpl.scoring.state_group import PerturbedState, Stack, StateGroup
 from refimpl.tokens import Tokens
-from refimpl.tokens.tokenizer import read_tokenizer
+from refimpl.tokens.text import read_tokenizer
 
 ROWS = 8192  # of the head held at a time
 
@@ -75,15 +78,10 @@ class Values:
         """Weights of the block."""
         return self.model.block(self.index, self.settings.dtype)
 
-    @property
-    def embedded(self) -> Array:
-        """h_0 of the first sequence, [1, S, D]."""
-        return self._after(0)[0].states[0]
-
     @cached_property
     def before(self) -> Stream:
         """All sequences before the block."""
-        return self._after(self.index)[0]
+        return self.after(self.index)[0]
 
     @cached_property
     def leaving(self) -> list[Array]:
@@ -119,12 +117,12 @@ class Values:
     @property
     def perturbed(self) -> Array:
         """The first sequence after the block, perturbed by the plan, [S, D]."""
-        return self._after(self.index + 1, self._states)[1][0].h[0]
+        return self.after(self.index + 1, self._states)[1][0].h[0]
 
     @cached_property
     def followed(self) -> tuple[list[list[PerturbedState]], Array]:
         """Perturbed states at the end, per sequence and draw, and the first clean one there."""
-        clean, stacks, _ = self._after(self.config.num_blocks, self._states)
+        clean, stacks, _ = self.after(self.config.num_blocks, self._states)
         states = [[x.states[0] for x in stacks if x.sequence == n] for n in clean.states]
         return states, clean.states[0]
 
@@ -159,21 +157,16 @@ class Values:
         return self.weights[f"{self.linear}.weight"]
 
     @cached_property
-    def linear_score(self) -> Array:
-        """Wanda's score of its weights, [out, in]."""
-        return wanda_score(self.weight, self.moments[self.linear])
-
-    @cached_property
     def keep(self) -> npt.NDArray[np.bool_]:
         """Which of its weights stay under the allocation, [out, in]."""
         position = [*self.config.linears[self.index]].index(self.linear)
         pruned = self.allocation.linear_pruned[self.index, position]
-        return wanda_keep(self.linear_score, int(pruned))
+        return wanda_keep(wanda_score(self.weight, self.moments[self.linear]), int(pruned))
 
     @cached_property
     def _read(self) -> tuple[Stream, list[Stack], dict[int, Squares]]:
         """All sequences after the block, and the squares of what linears read."""
-        return self._after(self.index + 1)
+        return self.after(self.index + 1)
 
     @property
     def _states(self) -> tuple[Address, ...]:
@@ -181,7 +174,7 @@ class Values:
         places = product(range(len(self.ids)), range(self.plan.draws))
         return tuple(Address(sequence, draw, 0, self.index) for sequence, draw in places)
 
-    def _after(
+    def after(
         self, blocks: int, states: tuple[Address, ...] = ()
     ) -> tuple[Stream, list[Stack], dict[int, Squares]]:
         """Clean and perturbed states after so many blocks, as `score` takes them there."""
@@ -195,3 +188,48 @@ class Values:
         group = StateGroup(stacks, ids, (*ids,), plan, self.settings.dtype, prune)
         with Workers(self.settings.threads) as workers:
             return group.follow(self.model, blocks, workers)
+
+
+TUTORIAL = "docs/tutorial/{}.md"  # says why a step is done
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A named value, whole, and a note on what to see in it."""
+
+    name: str
+    value: Array | float | int | str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the algorithm; the docstring of its first function is that of the step."""
+
+    name: str
+    page: str
+    functions: tuple[Callable[..., Any], ...]
+    figures: Callable[[Values], Iterable[Figure]]
+
+    @property
+    def title(self) -> str:
+        """The first sentence of the first function's docstring."""
+        return described(self.functions[0])[0]
+
+    @property
+    def why(self) -> str:
+        """Where the reasons stand."""
+        return TUTORIAL.format(self.page)
+
+
+def described(function: Callable[..., Any]) -> list[str]:
+    """The first sentence of a docstring, and the lines of formulas between it and its sections."""
+    first, *others = re.sub("`+", "", str(inspect.getdoc(function))).split("\n\n")
+    ends = [i for i, text in enumerate(others) if re.match(r"[A-Z]\w+:\s", text)]
+    formulas = others[: ends[0]] if ends else others
+    return [" ".join(first.split()), *(line for text in formulas for line in text.split("\n"))]
+
+
+def full_name(function: Callable[..., Any]) -> str:
+    """Where a function is found."""
+    return f"{function.__module__}.{function.__qualname__}"

@@ -1,15 +1,15 @@
 """The correction of a base allocation, by absorption, arrival or divergence."""
 
 from math import lcm, log
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import checked
+from refimpl.arguments import Fraction, checked
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.pruners.checks import finite_vector, number_in
+from refimpl.pruners.checks import finite_vector
 
 Scale = Literal["raw", "max"]
 
@@ -75,8 +75,8 @@ def centred_log(error: npt.ArrayLike) -> Array:
 @checked
 def correction(
     u: npt.ArrayLike,
-    strength: float = STRENGTH,
-    max_correction: float = MAX_CORRECTION,
+    strength: Annotated[float, -100, 100] = STRENGTH,
+    max_correction: Fraction = MAX_CORRECTION,
     scale: Scale = "raw",
 ) -> tuple[Array, Array]:
     """Return the correction of every block: amplified errors lower its sparsity.
@@ -107,8 +107,6 @@ def correction(
         array([-0.025,  0.025,  0.   ])
     """
     logs = finite_vector(u, "u")
-    number_in(strength, "strength", -100, 100)
-    number_in(max_correction, "max_correction", 0, 1)
     # Exact: `max` would amplify the rounding error of a mean of equal logarithms.
     ratios = [v.as_integer_ratio() for v in logs.tolist()]
     common = lcm(*(d for _, d in ratios))

@@ -3,20 +3,21 @@
 from bisect import bisect_left
 from math import lcm
 from operator import mul
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import checked
+from refimpl.arguments import Fraction, checked, require
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import decimal, finite_vector, number_in, unit_sizes
+from refimpl.pruners.checks import decimal, finite_vector, unit_sizes
 
 
 @checked
 def project(
     x: npt.ArrayLike,
     sizes: npt.ArrayLike,
-    sparsity: float,
+    sparsity: Fraction,
     lo: float = 0.0,
     hi: npt.ArrayLike = 1.0,
     slopes: npt.ArrayLike | None = None,
@@ -52,12 +53,11 @@ def project(
     desired = [
         v.as_integer_ratio() for v in finite_vector(x, "the allocation", len(weights)).tolist()
     ]
-    number_in(sparsity, "sparsity", 0, 1)
     each = np.full(len(weights), hi) if np.ndim(hi) == 0 else hi
     tops: list[float] = finite_vector(each, "hi", len(weights)).tolist()
     for top in {*tops}:
-        number_in(lo, "lo", 0, top)
-        number_in(top, "hi", lo, 1)
+        require(lo, Annotated[float, 0, top], "lo")
+        require(top, Annotated[float, lo, 1], "hi")
     # Floats are fractions. In units of 1 / scale all is whole, t too, so sums are exact and quick;
     # one rounding, the last, is left, however unequal the units.
     least, asked, most = decimal(lo), decimal(sparsity), [decimal(top) for top in tops]

@@ -12,17 +12,8 @@ from refimpl.method.absorption import nan_mean
 from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.onnx.recording import model_graph as graphs
 from refimpl.onnx.recording.graph import Graph, distinct
-from refimpl.onnx.recording.model_graph import (
-    MEASURED,
-    PERTURBATION_OPTIONS,
-    TOKENS,
-    Recording,
-    experiment_graph,
-    experiment_inputs,
-    model_graph,
-    trace_points,
-)
 from refimpl.onnx.session import Device, Session, open_session
 from refimpl.oracle.case import Case
 
@@ -48,22 +39,23 @@ def graph_candidate(
     """A graph that gives trace points, or drifts and so on if it has a plan to perturb by."""
     if plan is not None:
         return Candidate(partial(_experiment, run, plan), runtime, dtype, EXPERIMENT, plan)
-    return Candidate(lambda case: run({TOKENS: case.inputs[TOKENS]}), runtime, dtype, points)
+    name = graphs.TOKENS
+    return Candidate(lambda case: run({name: case.inputs[name]}), runtime, dtype, points)
 
 
 def recorded_candidates(
     model: Model, dtype: str, device: Device, threads: int | None
 ) -> list[Candidate]:
     """The forward pass with every trace point, and the experiment, recorded here."""
-    records: dict[Noise | None, Callable[[Recording], Graph]] = {
-        None: partial(model_graph, outputs="trace"),
-        Noise(): partial(experiment_graph, plan=Noise()),
+    records: dict[Noise | None, Callable[[graphs.Recording], Graph]] = {
+        None: partial(graphs.model_graph, outputs="trace"),
+        Noise(): partial(graphs.experiment_graph, plan=Noise()),
     }
     candidates = []
     for plan, record in records.items():
         session = recorded_session(model, dtype, record, device, threads)
-        points = trace_points(model.config) if plan is None else ()
-        run = partial(session.run, outputs=points or MEASURED)
+        points = graphs.trace_points(model.config) if plan is None else ()
+        run = partial(session.run, outputs=points or graphs.MEASURED)
         candidates.append(graph_candidate(run, session.description, dtype, points, plan))
     return candidates
 
@@ -71,12 +63,12 @@ def recorded_candidates(
 def recorded_session(
     model: Model,
     dtype: npt.DTypeLike,
-    record: Callable[[Recording], Graph],
+    record: Callable[[graphs.Recording], Graph],
     device: Device,
     threads: int | None,
 ) -> Session:
     """Record a graph and open it, without writing it; its weights are used in place, in memory."""
-    recording = Recording(model, dtype, "memory")
+    recording = graphs.Recording(model, dtype, "memory")
     graph = record(recording)
     names = {tensor.name for tensor in graph.initializers}
     arrays = {x.name: x.read() for x in distinct(recording.carried) if x.name in names}
@@ -93,7 +85,7 @@ def _experiment(run: RunGraph, plan: Noise, case: Case) -> dict[str, Array]:
             "make a case with --only 'perturbed.*', or of every step",
         )
     asked, noise = case.recipe.perturbation, case.inputs["noise"]
-    different = [n for n in PERTURBATION_OPTIONS if getattr(plan, n) != getattr(asked, n)]
+    different = [n for n in graphs.PERTURBATION_OPTIONS if getattr(plan, n) != getattr(asked, n)]
     if different:
         raise RefimplError(
             f"the graph has {', '.join(f'{n} {getattr(plan, n)}' for n in different)}",
@@ -103,11 +95,11 @@ def _experiment(run: RunGraph, plan: Noise, case: Case) -> dict[str, Array]:
     blocks = np.arange(len(noise))
     etas = np.full(len(blocks), case.recipe.eta)
     runs = [
-        run(experiment_inputs(ids[None], blocks, etas, noise[:, i]))
-        for i, ids in enumerate(case.inputs[TOKENS])
+        run(graphs.experiment_inputs(ids[None], blocks, etas, noise[:, i]))
+        for i, ids in enumerate(case.inputs[graphs.TOKENS])
     ]
     table = (len(blocks), len(blocks))
-    for name, shape in zip(MEASURED, (table, table, table[:1]), strict=True):
+    for name, shape in zip(graphs.MEASURED, (table, table, table[:1]), strict=True):
         if found := [x[name].shape for x in runs if x[name].shape != shape]:
             raise RefimplError(
                 f"the graph's output {name} has shape {list(found[0])}",
@@ -115,7 +107,7 @@ def _experiment(run: RunGraph, plan: Noise, case: Case) -> dict[str, Array]:
                 "write the graph with refimpl export",
             )
     drift, alignment, coefficient = (
-        nan_mean(np.stack([x[name] for x in runs]), axis=0) for name in MEASURED
+        nan_mean(np.stack([x[name] for x in runs]), axis=0) for name in graphs.MEASURED
     )
     steps = {}
     for i in blocks:

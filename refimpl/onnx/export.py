@@ -3,22 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import require
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
+from refimpl.onnx.recording import model_graph as graphs
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, distinct, write_data
-from refimpl.onnx.recording.model_graph import (
-    GraphOutputs,
-    Recording,
-    described,
-    experiment_graph,
-    model_graph,
-)
 from refimpl.storage.file_system import remove, to_disk
 from refimpl.storage.files import keep_rights, undo_killed, whole
 from refimpl.storage.target_checks import check_file, require_room
@@ -49,7 +44,7 @@ def export(
     out: str | Path,
     *,
     dtype: npt.DTypeLike = np.float32,
-    outputs: GraphOutputs = "logits",
+    outputs: graphs.GraphOutputs = "logits",
     experiment: Noise | None = None,
     opset: int = DEFAULT_OPSET,
     force: bool = False,
@@ -60,18 +55,17 @@ def export(
     in place of the model; its eta, draws and seed do not matter: they are inputs of the graph.
     """
     out = Path(out)
-    data = data_file(out)
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise RefimplError(f"opset {opset}", f"{OLDEST_OPSET} to {NEWEST_OPSET}", "omit --opset")
+    data = Path(f"{out}.data")
+    require(opset, Annotated[int, OLDEST_OPSET, NEWEST_OPSET], "opset", "--opset ")
     _check_output(model, out, data, force)
-    recording = Recording(model, dtype, data.name, opset)
+    recording = graphs.Recording(model, dtype, data.name, opset)
     arrays = distinct(recording.carried)
     require_room(out.parent, SPARE + sum(array.nbytes for array in arrays), f"-o {out}")
     if experiment is None:
-        model_graph(recording, outputs)
+        graphs.model_graph(recording, outputs)
     else:
-        experiment_graph(recording, experiment)
-    proto = described(recording, "experiment" if experiment else outputs, experiment)
+        graphs.experiment_graph(recording, experiment)
+    proto = graphs.described(recording, "experiment" if experiment else outputs, experiment)
     with whole(out) as new_graph:
         new_graph.write_bytes(proto.SerializeToString(deterministic=True))
         to_disk(new_graph)
@@ -96,11 +90,6 @@ def exported_document(exported: Exported) -> dict[str, Any]:
     """The document of `refimpl export --json`."""
     files = {name: str(getattr(exported, name)) for name in ("graph", "data")}
     return {"format": EXPORT_FORMAT, **asdict(exported), **files}
-
-
-def data_file(out: Path) -> Path:
-    """The file for a graph's weights beside it."""
-    return Path(f"{out}.data")
 
 
 def _check_output(model: Model, out: Path, data: Path, force: bool) -> None:

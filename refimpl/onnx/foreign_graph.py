@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from safetensors.numpy import load, save
 
+from refimpl.arguments import require
 from refimpl.errors import RefimplError
 from refimpl.isolation.child_process import ChildProcess
 from refimpl.isolation.serving import limit_memory
@@ -19,22 +20,13 @@ from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.candidate import Candidate, graph_candidate
-from refimpl.onnx.recording.model_graph import (
-    AT,
-    DTYPES,
-    ETA,
-    MEASURED,
-    NOISE,
-    PERTURBATION_OPTIONS,
-    TOKENS,
-    trace_points,
-)
+from refimpl.onnx.recording import model_graph as graphs
 from refimpl.onnx.session import Device, check_device, open_session
-from refimpl.running.memory import free_memory
+from refimpl.running.settings import free_memory
 from refimpl.storage.file_system import open_file
 
 LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message
-LOGITS_DTYPES = {helper.np_dtype_to_tensor_dtype(np.dtype(name)): name for name in DTYPES}
+LOGITS_DTYPES = {helper.np_dtype_to_tensor_dtype(np.dtype(name)): name for name in graphs.DTYPES}
 # A graph may take this long to open or to run, and then as long as weights and products of weights
 # and tokens take at hundredths of the speed of one core: a graph without an end has one.
 SECONDS, WEIGHTS_PER_SECOND, PRODUCTS_PER_SECOND = 60.0, 1e6, 1e8
@@ -52,13 +44,9 @@ def open_foreign(
     time_limit: float | None = None,
 ) -> Candidate:
     """Open a graph's file in a child process; no step of it may take longer than the limit."""
-    if time_limit is not None and not 0 < time_limit <= 1e6:
-        raise RefimplError(
-            f"--time-limit {time_limit:g}",
-            "seconds, from above 0 to 1,000,000",
-            "omit --time-limit",
-        )
-    trace, weights = trace_points(model.config), sum(prod(x.shape) for x in model.weights.values())
+    require(time_limit, Annotated[float, 0.001, 1_000_000] | None, "time_limit", "--time-limit ")
+    trace = graphs.trace_points(model.config)
+    weights = sum(prod(x.shape) for x in model.weights.values())
     request = {
         "path": str(path), "trace": trace, "device": device, "threads": threads,
         "memory": free_memory(),
@@ -85,12 +73,12 @@ def open_foreign(
         raise error if isinstance(error, RefimplError) else child.unusable() from None
 
     def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        products = weights * inputs[TOKENS].size * (1 + len(inputs.get(ETA, ())))
+        products = weights * inputs[graphs.TOKENS].size * (1 + len(inputs.get(graphs.ETA, ())))
         seconds = longest(products / PRODUCTS_PER_SECOND)
         answer = child.call("run", _saved(inputs), seconds=seconds)
         try:
             arrays = load(*answer)
-            return arrays if plan is None else {name: arrays[name] for name in MEASURED}
+            return arrays if plan is None else {name: arrays[name] for name in graphs.MEASURED}
         except Exception:
             raise child.unusable() from None
 
@@ -122,7 +110,7 @@ class Opened:
     def run(self, content: bytes) -> list[bytes]:
         """Outputs for some inputs; what is no array of numbers is refused."""
         inputs = load(content)
-        inputs[self.graph.tokens] = inputs.pop(TOKENS).astype(self.graph.ids)
+        inputs[self.graph.tokens] = inputs.pop(graphs.TOKENS).astype(self.graph.ids)
         arrays = self.session.run(inputs, self.graph.outputs)
         for name, array in arrays.items():
             if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in "fiu":
@@ -181,13 +169,13 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
         raise RefimplError(
             f"--graph {path}: inputs {[*inputs][:5]}, outputs {[*outputs][:5]}, logits in dtype "
             f"{logits}, computes in {dtype or 'another dtype'}",
-            f"one input of integers, [batch, sequence], and logits in {', '.join(DTYPES)}",
+            f"one input of integers, [batch, sequence], and logits in {', '.join(graphs.DTYPES)}",
             "write the graph with refimpl export",
         )
-    tokens = next(iter(inputs)) if plan is None else TOKENS
+    tokens = next(iter(inputs)) if plan is None else graphs.TOKENS
     ids = helper.tensor_dtype_to_np_dtype(inputs[tokens].elem_type)
     if plan is not None:
-        return GraphFile(tokens, ids, dtype, (), MEASURED, plan)
+        return GraphFile(tokens, ids, dtype, (), graphs.MEASURED, plan)
     given = tuple(point for point in trace if point in outputs)
     promised = trace if facts.get("outputs") == "trace" else given
     return GraphFile(tokens, ids, dtype, promised, given, None)
@@ -197,9 +185,10 @@ def _plan(
     facts: Mapping[str, str], inputs: Mapping[str, Any], outputs: Mapping[str, int]
 ) -> dict[str, str] | None:
     """How an experiment's graph perturbs and measures by its metadata; None for another graph."""
-    takes, gives = {TOKENS, AT, ETA, NOISE} <= inputs.keys(), {*MEASURED} <= outputs.keys()
-    if not takes or not gives or not {*PERTURBATION_OPTIONS} <= facts.keys():
+    takes = {graphs.TOKENS, graphs.AT, graphs.ETA, graphs.NOISE} <= inputs.keys()
+    measures = {*graphs.MEASURED} <= outputs.keys()
+    if not takes or not measures or not {*graphs.PERTURBATION_OPTIONS} <= facts.keys():
         return None
-    options = {name: facts[name] for name in PERTURBATION_OPTIONS}
+    options = {name: facts[name] for name in graphs.PERTURBATION_OPTIONS}
     Noise(**options)  # type: ignore[arg-type]  # refuses other values
     return options

@@ -15,9 +15,8 @@ from refimpl.onnx.candidate import recorded_session
 from refimpl.onnx.recording.model_graph import experiment_graph, experiment_inputs, only_noise
 from refimpl.onnx.session import Device, check_device
 from refimpl.running.provenance import Runtime
-from refimpl.running.settings import Resources
-from refimpl.scoring.experiment import dense_squares
-from refimpl.scoring.grouping import groups
+from refimpl.running.settings import Resources, require_memory
+from refimpl.scoring.experiment import dense_squares, groups
 from refimpl.scoring.measurements import Address, Experiment, Measurements, PruneBlock, addresses
 
 OUTPUTS = ("drift", "alignment", "ratio", "left_out", "sinks", "mean_square")
@@ -51,12 +50,8 @@ def _experiment(
     config, (count, length), plan = model.config, ids.shape, only_noise(plan)
     dtype, memory = resources.dtype, resources.memory
     each = state_bytes(config, length, dtype)
-    if memory < 2 * each:
-        raise RefimplError(
-            f"memory of {memory} bytes does not hold one experiment",
-            f"at least {2 * each} bytes: 2 states of {length} tokens in all steps of a block",
-            f"use --memory {2 * each} or more, or a shorter --seq-len",
-        )
+    size = f"2 states of {length} tokens in all steps of a block"
+    require_memory(memory, 2 * each, "one experiment", size, "a shorter --seq-len")
     states = addresses(count, config.num_blocks, plan)
     # `groups` counts a sequence's clean state twice; a run holds it once.
     parts = [

@@ -35,7 +35,7 @@ from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH
 from refimpl.pruners.wanda import wanda_score
 from refimpl.running.settings import Settings
-from refimpl.scoring.dense_statistics import wanda_moments
+from refimpl.scoring.measurements import wanda_moments
 from refimpl.scoring.signals import Chosen, of_moments, of_weights
 
 RATIO = "absorption_coefficient"

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from refimpl.allocation.request import Correction, Fraction, Request
+from refimpl.allocation.request import Correction, Request
 from refimpl.allocation.scores import Signal, Signals
-from refimpl.arguments import Checked, common_option, option, require, same_option
+from refimpl.arguments import Checked, Fraction, common_option, option, require, same_option
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise, NoiseNorm, NoiseScale, NoiseShape, Norm, Sink
 from refimpl.model.ops import Array

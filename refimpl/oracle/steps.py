@@ -25,7 +25,7 @@ from refimpl.oracle.recipe import Recipe
 from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.wanda import wanda_score
-from refimpl.pruning.pruned_linears import stored_weight
+from refimpl.pruning.pruned_blocks import stored_weight
 
 METHODS = {
     "magnitude": "magnitude", "wanda": "wanda", "sparsegpt": "sparsegpt",

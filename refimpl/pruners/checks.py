@@ -1,7 +1,8 @@
 """Array types, and arguments that several functions take: checked in one place."""
 
 from fractions import Fraction
-from typing import Literal
+from math import inf
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 
 Compat = Literal["exact", "peer"]
+NotNegative = Annotated[float, 0, inf]  # of which peers' code counts from the wrong end
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -46,27 +48,6 @@ def finite_vector(values: npt.ArrayLike, name: str, size: int | None = None) -> 
     return array
 
 
-def number_in(value: float, name: str, low: float, high: float) -> float:
-    """A number of the closed range [low, high]; refuses anything else, NaN included."""
-    if not low <= value <= high:
-        raise RefimplError(
-            f"{name} is {value}",
-            f"a number in [{low:g}, {high:g}]",
-            f"choose another value for {name}",
-        )
-    return float(value)
-
-
-def check_count(count: int, available: int) -> None:
-    """Refuse a count that is negative or exceeds the number of weights."""
-    if not 0 <= count <= available:
-        raise RefimplError(
-            f"{count} weights to prune of {available}",
-            f"a count in [0, {available}]",
-            "lower the sparsity of this unit",
-        )
-
-
 def decimal(value: float) -> Fraction:
     """The decimal that was requested, exactly: 7/10 for 0.7, not the nearest double."""
     return Fraction(repr(float(value)))
@@ -82,14 +63,3 @@ def score_matrix(score: npt.ArrayLike) -> Floats:
             "check weights and activations for NaN",
         )
     return matrix
-
-
-def not_negative(sparsity: float) -> float:
-    """A sparsity that the code of a peer can count with; refuses one below 0, NaN and Inf."""
-    if not 0 <= sparsity < np.inf:
-        raise RefimplError(
-            f"sparsity {sparsity}",
-            "a number of at least 0",
-            "check the allocation: the peer would count from the wrong end",
-        )
-    return float(sparsity)

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from threading import Lock
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import require
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Floats, number_in
+from refimpl.pruners.checks import Bools, Floats
 
 DAMPING = 0.01  # share of the mean of diag(H) that is added to it
 TRIALS = (0.01, 0.1, 1.0, 10.0)  # dampings that an error may suggest
@@ -50,6 +53,7 @@ def upper_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
         array([[0.5, 0. ],
                [0. , 1. ]])
     """
+    require(damping, Annotated[float, 0, inf], "damping")
     h = np.array(hessian, dtype=np.float64)
     diagonal = np.einsum("ii->i", h)  # a view
     diagonal[diagonal == 0] = 1
@@ -63,7 +67,7 @@ def upper_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
             return None
         return upper if np.isfinite(upper).all() else None
 
-    factor = factor_with(number_in(damping, "damping", 0, np.finfo(np.float64).max))
+    factor = factor_with(damping)
     if factor is None:
         larger = (share for share in TRIALS if share > damping)
         enough = next((share for share in larger if factor_with(share) is not None), None)

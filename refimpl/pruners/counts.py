@@ -1,17 +1,18 @@
 """How many weights to prune: from sparsities to whole numbers that add up exactly."""
 
 import math
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import checked
+from refimpl.arguments import Fraction, checked, require
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Ints, check_count, decimal, finite_vector, number_in, unit_sizes
+from refimpl.pruners.checks import Ints, decimal, finite_vector, unit_sizes
 
 
 @checked
-def total_count(sparsity: float, total: int) -> int:
+def total_count(sparsity: Fraction, total: int) -> int:
     """Return how many of `total` weights a sparsity prunes.
 
     Z = round_half_even(S N), in exact fractions; S is the requested decimal, 7/10 for 0.7.
@@ -32,7 +33,7 @@ def total_count(sparsity: float, total: int) -> int:
         >>> total_count(0.29, 100), total_count(0.5, 5), total_count(0.7, 165)
         (29, 2, 116)
     """
-    return round(decimal(number_in(sparsity, "sparsity", 0, 1)) * total)
+    return round(decimal(sparsity) * total)
 
 
 @checked
@@ -67,11 +68,9 @@ def apportion(quotas: npt.ArrayLike, sizes: npt.ArrayLike, total: int) -> Ints:
             "quotas that sum to the count, within 1",
             "project the sparsities onto the budget first",
         )
-    floors = np.floor(asked)
-    left = total - int(floors.astype(np.int64).sum())
-    order = np.argsort(floors - asked, kind="stable")  # largest remainder first, then lower index
-    counts = floors.astype(np.int64)
-    counts[order[:left]] += 1
+    counts = np.floor(asked).astype(np.int64)
+    order = np.argsort(counts - asked, kind="stable")  # largest remainder first, then lower index
+    counts[order[: total - counts.sum()]] += 1
     return counts
 
 
@@ -97,7 +96,7 @@ def split_count(count: int, sizes: npt.ArrayLike) -> Ints:
     """
     parts: list[int] = unit_sizes(sizes).tolist()
     whole = sum(parts)
-    check_count(count, whole)
+    require(count, Annotated[int, 0, whole], "count")
     floors, remainders = zip(*(divmod(int(count) * part, whole) for part in parts), strict=True)
     order = sorted(range(len(parts)), key=lambda j: -remainders[j])  # sorted() is stable
     favoured = set(order[: count - sum(floors)])
@@ -105,7 +104,7 @@ def split_count(count: int, sizes: npt.ArrayLike) -> Ints:
 
 
 @checked
-def counts(sparsity_per_unit: npt.ArrayLike, sizes: npt.ArrayLike, sparsity: float) -> Ints:
+def counts(sparsity_per_unit: npt.ArrayLike, sizes: npt.ArrayLike, sparsity: Fraction) -> Ints:
     """Return how many weights each unit loses; their sum is exactly the budget.
 
     Z = round_half_even(S N); quotas s_u N_u; largest remainder, so sum n_u = Z.
@@ -128,5 +127,5 @@ def counts(sparsity_per_unit: npt.ArrayLike, sizes: npt.ArrayLike, sparsity: flo
     units = unit_sizes(sizes)
     fractions = finite_vector(sparsity_per_unit, "sparsity per unit", units.size)
     for fraction in (fractions.min(), fractions.max()):
-        number_in(fraction, "sparsity of a unit", 0, 1)
+        require(fraction, Fraction, "sparsity of a unit")
     return apportion(fractions * units, units, total_count(sparsity, int(units.sum())))

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Floats, not_negative, score_matrix
+from refimpl.pruners.checks import Bools, Floats, NotNegative, score_matrix
 from refimpl.pruners.pruner import LinearInputs, Pruner
 from refimpl.pruners.wanda import wanda_keep
 
@@ -60,7 +60,7 @@ def magnitude_keep(score: npt.ArrayLike, count: int) -> Bools:
 
 
 @checked
-def magnitude_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
+def magnitude_keep_peer(score: npt.ArrayLike, sparsity: NotNegative) -> Bools:
     """Decide as the magnitude pruning of Wanda's code: keep = score > sorted(score)[int(R C s)].
 
     Args:
@@ -86,7 +86,7 @@ def magnitude_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
 
 def above_threshold(sparsity: float, score: Floats) -> Bools:
     """The decision of the peers' code: keep = score > sorted(score)[int(size s)]."""
-    index = int(score.size * not_negative(sparsity))
+    index = int(score.size * sparsity)
     if index >= score.size:
         raise RefimplError(
             f"sparsity {sparsity}: the peer's threshold is number {index} of {score.size} scores",

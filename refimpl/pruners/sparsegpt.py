@@ -1,14 +1,13 @@
 """SparseGPT: the weights after each pruned one compensate, column by column."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Compat, Floats, Ints, not_negative
+from refimpl.pruners.checks import Compat, Floats, NotNegative
 from refimpl.pruners.compensation import (
     DAMPING,
     Decide,
@@ -105,9 +104,10 @@ def sparsegpt(
     if isinstance(target, Pattern):
         decide, step = decide_groups(shape, target, width), target.group
     else:
-        starts, step = range(0, shape[1], width), width
+        starts = range(0, shape[1], width)
         sizes = [shape[0] * min(width, shape[1] - start) for start in starts]
-        decide = partial(_lowest, split_count(target, sizes), width)
+        lost = split_count(target, sizes).tolist()
+        decide, step = (lambda score, start: magnitude_keep(score, lost[start // width])), width
     return compensated(weight, hessian, decide, step, damping, width, factor)
 
 
@@ -127,7 +127,7 @@ def decide_groups(shape: tuple[int, ...], pattern: Pattern, width: int) -> Decid
 def sparsegpt_peer(
     weight: npt.ArrayLike,
     hessian: npt.ArrayLike,
-    target: float | Pattern,
+    target: NotNegative | Pattern,
     damping: float = DAMPING,
     width: int = WIDTH,
     factor: Factor = upper_factor,
@@ -170,17 +170,9 @@ def sparsegpt_peer(
     if isinstance(target, Pattern):
         decide, step = decide_groups(start.shape, target, width), target.group
     else:
-        decide, step = partial(_above, not_negative(target)), width
+        decide, step = (lambda score, start: above_threshold(target, score)), width
     pruned = compensated(start, h, decide, step, damping, width, factor)
     return PrunedWeight(pruned.keep & ~dead, pruned.weight)
-
-
-def _lowest(counts: Ints, width: int, score: Floats, start: int) -> Bools:
-    return magnitude_keep(score, int(counts[start // width]))
-
-
-def _above(sparsity: float, score: Floats, start: int) -> Bools:
-    return above_threshold(sparsity, score)
 
 
 def _pruned(linear: LinearInputs, compat: Compat) -> PrunedWeight:

@@ -1,11 +1,13 @@
 """Wanda: each row loses the weights whose size times the size of their input is least."""
 
+from typing import Annotated
+
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import checked
+from refimpl.arguments import checked, require
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Floats, check_count, not_negative, score_matrix
+from refimpl.pruners.checks import Bools, Floats, NotNegative, score_matrix
 from refimpl.pruners.pruner import LinearInputs, Pruner
 
 
@@ -79,7 +81,7 @@ def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
     """
     matrix = score_matrix(score)
     rows, columns = matrix.shape
-    check_count(count, rows * columns)
+    require(count, Annotated[int, 0, rows * columns], "count")
     base, extra = divmod(int(count), rows)
     rank = base if extra else max(base - 1, 0)
     ordered = np.partition(matrix, rank, axis=1)
@@ -101,7 +103,7 @@ def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
 
 
 @checked
-def wanda_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
+def wanda_keep_peer(score: npt.ArrayLike, sparsity: NotNegative) -> Bools:
     """Decide as Wanda's code does: each row loses its int(C s) lowest scores, or all if s >= 1.
 
     Ties go to the lowest column.
@@ -125,7 +127,7 @@ def wanda_keep_peer(score: npt.ArrayLike, sparsity: float) -> Bools:
     """
     matrix = np.asarray(score_matrix(score), np.float64)
     rows, columns = matrix.shape
-    return wanda_keep(matrix, rows * min(int(columns * not_negative(sparsity)), columns))
+    return wanda_keep(matrix, rows * min(int(columns * sparsity), columns))
 
 
 def _score(linear: LinearInputs) -> Floats:

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.targets import Targets, targets_for
-from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import filled, plain
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
@@ -21,13 +20,11 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.pruner import Pruner
 from refimpl.pruners.wanda import WANDA
-from refimpl.pruning.pruned_blocks import BlockPruner, calibration
+from refimpl.pruning.pruned_blocks import BlockPruner, calibration, pruned_weights
 from refimpl.pruning.pruned_files import Counts, PrunedFiles, copies
-from refimpl.pruning.pruned_linears import pruned_weights
 from refimpl.pruning.record import RECORD_FORMAT, BlockRecord, LinearRecord, Pruning, read_record
-from refimpl.running.memory import parse_memory
 from refimpl.running.provenance import TokenFacts, UnchangedFiles, model_sha256, token_facts
-from refimpl.running.settings import Resources, Settings
+from refimpl.running.settings import Resources, Settings, parse_memory, require_memory
 from refimpl.storage.files import SENT, json_text, undo_killed, whole
 from refimpl.storage.finished_units import FinishedUnits, finished_units
 from refimpl.storage.target_checks import RECORD, SCORES, check_folder, real_path
@@ -121,12 +118,9 @@ def prune(
     size = 0 if inputs is None or isinstance(inputs, Imatrix) else inputs.size
     need = 2 * size * config.state_size * np.dtype(settings.dtype).itemsize
     check_prune(model, out, force, pruner, need)
-    if need > (budget := parse_memory(settings.memory)):
-        raise RefimplError(
-            f"memory of {budget} bytes does not hold the calibration's residual states",
-            f"{need} bytes: {size} tokens in all, before and after a block",
-            f"use --memory {need} or more, or fewer --samples",
-        )
+    budget, thing = parse_memory(settings.memory), "the calibration's residual states"
+    states = f"{size} tokens in all, before and after a block"
+    require_memory(budget, need, thing, states, "fewer --samples")
     model.check_finite(settings.dtype)
     before, source = read_record(model), UnchangedFiles(model)
     identity = source.identity | _options(targets, pruner, facts, settings.dtype)

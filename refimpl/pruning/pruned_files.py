@@ -21,7 +21,7 @@ from refimpl.model.floating_point import is_zero
 from refimpl.model.layout import paste
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor
-from refimpl.pruning.pruned_linears import PrunedLinear, kept, stored_weight
+from refimpl.pruning.pruned_blocks import PrunedLinear, kept, stored_weight
 from refimpl.pruning.record import FilesRecord
 from refimpl.storage.file_system import open_file
 from refimpl.storage.target_checks import RECORD, SCORES
@@ -199,9 +199,14 @@ class PrunedFiles:
 
     def __init__(self, model: Model, folder: Path) -> None:
         self.copies, self._model, self._folder = copies(model), model, folder
-        self.format_added = tuple(self._copy())
+        weights = () if self.copies.converted else self.copies.weights.items()
+        added = [name for name, path in weights if copy_weights(path, folder / name)]
+        self.format_added = tuple(added)
+        for name, path in self.copies.companions.items():
+            copy_file(path, folder / name)
         names = {file.path: file.path.name for file in model.files}
         if self.copies.converted:
+            convert_weights(self.copies.converted, folder / CONVERTED)
             names = dict.fromkeys(names, CONVERTED)
         self._files = {path: SafetensorsFile(folder / name) for path, name in names.items()}
 
@@ -230,18 +235,6 @@ class PrunedFiles:
             dequantised=kinds,
             ignored=tuple(parts(x.name for x in self._model.ignored)),
         )
-
-    def _copy(self) -> list[str]:
-        """Copy all files; returns the names of those whose metadata got a format."""
-        weights, companions = self.copies.weights.items(), self.copies.companions.items()
-        if self.copies.converted:
-            convert_weights(self.copies.converted, self._folder / CONVERTED)
-            added = []
-        else:
-            added = [name for name, path in weights if copy_weights(path, self._folder / name)]
-        for name, path in companions:
-            copy_file(path, self._folder / name)
-        return added
 
     def _write(self, block: int, name: str, linear: PrunedLinear) -> Counts:
         """Write one linear over its part of a stored tensor, and count."""

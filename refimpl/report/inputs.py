@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import nan
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from refimpl.allocation.scores import Scores, StoredAllocation
 from refimpl.allocation.scores_json import FORMAT, recorded, scores_document
-from refimpl.evaluation.evaluate import EvaluationDocument
+from refimpl.evaluation.evaluate import ChoicesResult, EvaluationDocument, TextResult
 from refimpl.loading.files.documents import converted, parsed_object, plain, reading_document
 from refimpl.loading.files.file_reading import read_file
 from refimpl.pruning.record import BlockRecord, PruningFacts, pruning_record
@@ -74,14 +74,19 @@ class MeasuredValue:
     value: float = nan
     error: float = nan
 
+    @classmethod
+    def of(cls, part: object, name: str) -> Self:
+        """A number of a document with its error."""
+        both = getattr(part, name), getattr(part, f"{name}_stderr")
+        return cls(*(nan if x is None else float(x) for x in both))
+
 
 @dataclass(frozen=True)
 class EvaluationInput(ReportInput):
-    """A file of `refimpl eval -o`; text and questions are source and SHA-256, or None."""
+    """A file of `refimpl eval -o`: by measure its value, and what it is on: source and SHA-256."""
 
-    text: tuple[str, str] | None
-    questions: tuple[str, str] | None
     measures: Mapping[str, MeasuredValue]
+    sources: Mapping[str, tuple[str, str]]
 
 
 AnyInput = TypeVar("AnyInput", bound=ReportInput)
@@ -170,13 +175,11 @@ def _distinct(evaluated: Sequence[EvaluationInput]) -> list[EvaluationInput]:
 
 def _evaluation_input(file: SourceFile, content: Json) -> EvaluationInput:
     document = converted(content, EvaluationDocument)
-    text, questions, pruning = document.text, document.choices, document.pruning
-    parts = {"perplexity": text, "acc": questions, "acc_norm": questions}
-    measures = {
-        name: MeasuredValue(*(_known(part, key) for key in (name, f"{name}_stderr")))
-        for name, part in parts.items()
-        if part is not None
-    }
+    pruning, parts = document.pruning, dict[str, TextResult | ChoicesResult]()
+    if document.text is not None:
+        parts["perplexity"] = document.text
+    if document.choices is not None:
+        parts |= dict.fromkeys(("acc", "acc_norm"), document.choices)
     words = [document.model, *([] if pruning is None else [pruning.name])]
     if pruning and None is not pruning.sha256 != document.model_sha256 is not None:
         words.append("weights changed since")
@@ -185,16 +188,9 @@ def _evaluation_input(file: SourceFile, content: Json) -> EvaluationInput:
         ", ".join(words),
         pruning,
         document.model_sha256,
-        None if text is None else (text.source, text.sha256),
-        None if questions is None else (questions.source, questions.ids_sha256),
-        measures,
+        {x: MeasuredValue.of(part, x) for x, part in parts.items()},
+        {x: (y.source, getattr(y, "ids_sha256", y.sha256)) for x, y in parts.items()},
     )
-
-
-def _known(part: object, name: str) -> float:
-    """A number of a document; NaN for one that is unknown or does not exist."""
-    value = getattr(part, name, None)
-    return nan if value is None else float(value)
 
 
 def named(inputs: Sequence[AnyInput]) -> list[AnyInput]:

@@ -1,4 +1,4 @@
-"""The report: one page that holds everything it needs, for eyes and for screen readers."""
+"""Pages that hold everything they need, for eyes and screen readers: a report, an explanation."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,9 +8,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from refimpl.errors import RefimplError
-from refimpl.report import experiment, results
-from refimpl.report.experiment import perturbation_words
+from refimpl.explanation.explain import Explanation
+from refimpl.explanation.shown_values import Figure, Step
+from refimpl.report import figure as fig
+from refimpl.report import pictures
 from refimpl.report.figure import ReportFigure, picture, picture_styles
 from refimpl.report.inputs import (
     EvaluationInput,
@@ -21,10 +25,12 @@ from refimpl.report.inputs import (
     of_kind,
     read_inputs,
 )
+from refimpl.report.pictures import perturbation_words
 from refimpl.report.runs import run_rows, runs_table
-from refimpl.show.findings import headline
-from refimpl.show.header import joined
-from refimpl.show.table import Table
+from refimpl.show.blocks import headline
+from refimpl.show.explain import functions_said, numbers, shape
+from refimpl.show.header import counted, joined, model_facts, token_facts
+from refimpl.show.table import Table, number
 from refimpl.storage.files import whole
 from refimpl.version import __version__
 
@@ -123,10 +129,10 @@ def sections(inputs: Sequence[ReportInput]) -> Iterator[Section]:
     for i, scored in enumerate(every):
         yield from _scored(f"s{i}", scored, f": {scored.name}" * (len(every) > 1))
     if pruned := named(of_kind(PruningInput, inputs)):
-        figures = [results.pruned_figure(f"p{i}", x) for i, x in enumerate(pruned)]
+        figures = [pictures.pruned_figure(f"p{i}", x) for i, x in enumerate(pruned)]
         yield _section("pruned", "Pruned models", pruned[0], figures)
     evaluated = of_kind(EvaluationInput, inputs)
-    if figures := [*results.quality_figures(evaluated)]:
+    if figures := [*pictures.quality_figures(evaluated)]:
         yield _section("results", "Evaluations", evaluated[0], figures)
 
 
@@ -136,14 +142,14 @@ def _scored(key: str, scored: ScoresInput, whose: str) -> Iterator[Section]:
     for j, absorption in enumerate(sweep):
         ident, at = f"{key}-{j}", perturbation_words(absorption)
         figures = [
-            *(experiment.cost_figures(ident, scored) if j == 0 else ()),
-            experiment.drift_figure(f"{ident}-drift", absorption),
-            experiment.absorption_figure(f"{ident}-r", scored.scores, absorption),
-            experiment.allocation_figure(f"{ident}-allocation", scored, j),
+            *(pictures.cost_figures(ident, scored) if j == 0 else ()),
+            pictures.drift_figure(f"{ident}-drift", absorption),
+            pictures.absorption_figure(f"{ident}-r", scored.scores, absorption),
+            pictures.allocation_figure(f"{ident}-allocation", scored, j),
         ]
         yield _section(ident, f"Absorption with {at}{whose}", scored, figures, eta=at)
     if len(sweep) > 1:
-        figures = [experiment.sweep_figure(f"{key}-eta", scored.scores)]
+        figures = [pictures.sweep_figure(f"{key}-eta", scored.scores)]
         yield _section(f"{key}-sweep", f"The sweep over eta{whose}", scored, figures)
 
 
@@ -152,8 +158,8 @@ def _section(
 ) -> Section:
     """A section whose pictures say how the numbers of a file were made, if they are saved."""
     run, said = source.file.document["run"], [source.model, *filter(None, [eta])]
-    if isinstance(source, EvaluationInput) and source.text is not None:
-        said.append(source.text[0])
+    if isinstance(source, EvaluationInput) and "perplexity" in source.sources:
+        said.append(source.sources["perplexity"][0])
     if isinstance(source, ScoresInput):
         tokens, plan = source.scores.tokens, source.scores.plan
         said += [f"seed {plan.seed}", f"{tokens.samples} x {tokens.seq_len} tokens", tokens.source]
@@ -256,3 +262,56 @@ def write_figures(folder: Path, sections: Iterable[Section]) -> int:
         for name, content in contents.items():
             (beside / name).write_text(content, "utf-8", "backslashreplace")  # as the page
     return len(contents)
+
+
+DRAWN, HEIGHT = 64, 90  # numbers of a small picture, and its height
+
+
+def handout(found: Explanation) -> str:
+    """The page of an explanation, whose links lead from the repository's root to the tutorial."""
+    model = ", ".join(model_facts(found.model, found.family, found.num_blocks))
+    tokens = ", ".join(token_facts(found.tokens))
+    lead = f"{model}. Tokens: {tokens}. Shown: block {found.block}, the first sequence."
+    parts = [
+        Section(step.name, f"{n} {step.name}", html=_step(step, figures))
+        for n, step, figures in found.steps
+    ]
+    return document(found.model, "The algorithm, step by step", lead_html(lead), parts)
+
+
+def _step(step: Step, figures: tuple[Figure, ...]) -> str:
+    """What computes a step, its pictures, its numbers, and a link to the reasons."""
+    said = escape("\n".join(functions_said(step)))
+    columns = {
+        "name": [figure.name for figure in figures],
+        "shape": [shape(figure) for figure in figures],
+        "numbers": [numbers(figure) for figure in figures],
+        "note": [figure.note for figure in figures],
+    }
+    drawn = (figure_html(x) for x in _pictures(step, figures))
+    table = table_html(Table(columns, caption=f"Numbers of the step {step.name}"))
+    why = f'<p>Why: <a href="{step.why}">{step.why}</a></p>'
+    return f"<p>{escape(step.title)}</p>\n<pre>{said}</pre>\n{grid_html(drawn)}{table}\n{why}"
+
+
+def _pictures(step: Step, figures: tuple[Figure, ...]) -> Iterator[fig.ReportFigure]:
+    """The vectors of a step over their indices, but for constant ones."""
+    for i, figure in enumerate(figures):
+        values = np.atleast_1d(np.squeeze(figure.value))
+        if values.dtype.kind != "f" or values.ndim > 1 or len(values) > DRAWN:
+            continue
+        texts = [number(x) for x in values]
+        if len({*texts}) < 2:
+            continue
+        columns = {"index": [str(k) for k in range(len(values))], figure.name: texts}
+        yield fig.ReportFigure(
+            f"{step.name}-{i}",
+            figure.name,
+            figure.note,
+            (figure.name, f"{counted(len(values), 'number')}, from {texts[0]} to {texts[-1]}."),
+            Table(columns, caption=figure.name),
+            fig.blocks_axis("index", len(values)),
+            fig.spanning(figure.name, values, None),
+            [fig.Line("", [*enumerate(values.tolist())])],
+            height=HEIGHT,
+        )

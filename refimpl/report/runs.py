@@ -89,15 +89,15 @@ def _windows(x: ReportInput) -> Iterator[tuple[str, Perplexity]]:
     text = x.file.document.get("text")
     if isinstance(x, EvaluationInput) and text and text.get("windows"):
         columns = [[window[key] for window in text["windows"]] for key in ("nats", "tokens")]
-        yield _text_name(x), Perplexity(*map(np.array, columns))
+        yield _measured_on(x), Perplexity(*map(np.array, columns))
 
 
-def _text_name(x: EvaluationInput) -> str:
-    """A text by its source, its digest, and how it was cut."""
-    assert x.text is not None
-    window = x.file.document["text"].get("window")
+def _measured_on(x: EvaluationInput, measure: str = "perplexity") -> str:
+    """A text by its source, its digest, and how it was cut; or questions."""
+    source, sha256 = x.sources[measure]
+    window = x.file.document["text"].get("window") if measure == "perplexity" else None
     cut = "" if window is None else f", window {window}"
-    return f"{x.text[0].partition(',')[0]} ({x.text[1][:6]}{cut})"
+    return f"{source.partition(',')[0]} ({sha256[:6]}{cut})"
 
 
 def _same_model(x: ReportInput, y: ReportInput) -> bool:
@@ -117,12 +117,9 @@ def _measures(x: ReportInput) -> Iterator[tuple[str, str | float]]:
         if np.isfinite(r[:-1]).any():
             yield "largest r", float(np.nanmax(r[:-1]))
     if isinstance(x, EvaluationInput):
-        sources = {"perplexity": x.text, "acc": x.questions, "acc_norm": x.questions}
-        for name, source in sources.items():
-            measure = x.measures.get(name)
-            if source is not None and measure is not None and isfinite(measure.value):
-                asked = f"{source[0].partition(',')[0]} ({source[1][:6]})"
-                label = f"{name} on {_text_name(x) if source is x.text else asked}"
+        for name, measure in x.measures.items():
+            if isfinite(measure.value):
+                label = f"{name} on {_measured_on(x, name)}"
                 yield label, measure.value
                 if isfinite(measure.error):
                     yield f"{label} stderr", measure.error

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
-from refimpl.running.memory import parse_memory
+from refimpl.running.settings import parse_memory
 
 T = TypeVar("T")
 

@@ -1,10 +1,10 @@
-"""Settings of a computation, and the resources that they open."""
+"""Settings of a computation, the memory that it may use, and the resources that it opens."""
 
 import platform
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -13,14 +13,68 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Checked, option
+from refimpl.arguments import Checked, option, require
+from refimpl.errors import RefimplError
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
-from refimpl.running.memory import parse_memory, peak_memory
 from refimpl.running.provenance import NUMPY, Run, Runtime, UnchangedFiles, versions
 from refimpl.running.threads import Progress, Workers, cores
-from refimpl.storage.file_system import work_folder
+from refimpl.storage.file_system import MIB, work_folder
 from refimpl.storage.finished_units import FinishedUnits, finished_units
+
+DEFAULT_MEMORY = 2048 * MIB
+FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_memory(size: str | int | None) -> int:
+    """Bytes of a size such as 1000, "512M" or "1.5GiB"; of None, the free memory, at most 2 GiB."""
+    require(size, str | int | None, "memory")
+    if size is None:
+        return min(DEFAULT_MEMORY, free_memory())
+    number = str(size).strip().upper().removesuffix("IB").removesuffix("B")
+    unit = number[-1:] if number[-1:] in FACTORS else ""
+    try:
+        parsed = int(float(number.removesuffix(unit)) * FACTORS[unit])
+    except (ValueError, OverflowError):
+        parsed = 0
+    if parsed <= 0:
+        raise RefimplError(
+            f"memory {size!r}", "a size such as 512M or 1.5G", "use for example --memory 1G"
+        )
+    return parsed
+
+
+def require_memory(memory: int, need: int, thing: str, size: str, less: str) -> None:
+    """Refuse to begin what does not fit into the memory."""
+    if memory < need:
+        raise RefimplError(
+            f"memory of {memory} bytes does not hold {thing}",
+            f"at least {need} bytes: {size}",
+            f"use --memory {need} or more, or {less}",
+        )
+
+
+def free_memory() -> int:
+    """Bytes that are available without swapping."""
+    try:
+        with open("/proc/meminfo") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux
+        return DEFAULT_MEMORY
+
+
+def peak_memory() -> int | None:
+    """The largest resident memory of this process so far in bytes, mapped pages included."""
+    with suppress(OSError, StopIteration), open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    try:
+        import resource
+        import sys
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @dataclass
@@ -32,6 +86,7 @@ class Resources:
     workers: Workers
     executor: Executor | None  # None: the threads here
     finished: FinishedUnits | None  # None: nothing is kept
+    keeps: bool  # whether results are kept, or would be in the run that is estimated
     progress: Progress
     earlier: Mapping[str, Any] = field(default_factory=dict)  # results that an earlier run kept
     total: float = 0.0
@@ -116,7 +171,8 @@ class Settings(Checked):
                 finished = opened.enter_context(units)
             workers = opened.enter_context(Workers(self.threads))
             earlier = {} if finished is None else finished.earlier
-            settings = np.dtype(self.dtype), memory, workers, self.executor, finished
+            keeps = self.finished is not None
+            settings = np.dtype(self.dtype), memory, workers, self.executor, finished, keeps
             yield Resources(*settings, self.progress, earlier)
             if files is not None:
                 files.check(whole=True)

@@ -7,13 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from threading import Lock
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
-from refimpl.errors import RefimplError
+from refimpl.arguments import require
 
-MOST_THREADS = 1024
+ThreadCount = Annotated[int, 1, 1024] | None
 T = TypeVar("T")
 U = TypeVar("U")
 Progress = Callable[[float, float], None]
@@ -62,10 +62,7 @@ def cores() -> int:
 
 def thread_count(threads: int | None) -> int:
     """The number of threads or processes that was asked for; one per core if it is None."""
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise RefimplError(
-            f"{threads} threads", f"from 1 to {MOST_THREADS:,}", "use --threads 1, or omit it"
-        )
+    require(threads, ThreadCount, "threads", "--threads ")
     return threads or cores()
 
 

@@ -15,13 +15,11 @@ from refimpl.model.ops import Array
 from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.held_model import HeldModel
-from refimpl.running.memory import peak_memory
 from refimpl.running.provenance import TokenFacts, token_facts
-from refimpl.running.settings import Settings
+from refimpl.running.settings import Settings, peak_memory
 from refimpl.running.threads import Workers
-from refimpl.scoring.dense_statistics import wanda_moments
-from refimpl.scoring.experiment import dense_units, work_list
-from refimpl.scoring.grouping import state_bytes
+from refimpl.scoring.experiment import dense_units, state_bytes, work_list
+from refimpl.scoring.measurements import wanda_moments
 from refimpl.scoring.score import probed_blocks, pruned_base
 from refimpl.scoring.signals import Chosen, before_squares
 from refimpl.scoring.state_group import StateGroup
@@ -101,12 +99,12 @@ def estimate(
     request, settings = request or recommended(plan), replace(settings or Settings(), **changes)
     plan, before = request.perturbation(plan), peak_memory() or 0
     ids, config = checked_ids(tokens.ids, model.config), model.config
-    base, keep = pruned_base(config, request).linear_pruned, settings.finished is not None
+    base = pruned_base(config, request).linear_pruned
     with settings.open() as resources:
         divergence, probes = request.correct == "divergence", isinstance(plan, Probes)
-        how: Any = {"divergence": divergence, "keep": keep, "apart": bool(plan.precision)}
-        groups = [x for each in work_list(config, ids, plan, resources, **how) for x in each]
-        dense = dense_units(config, dict(enumerate(ids)), resources, keep) if probes else []
+        rounds = work_list(config, ids, plan, resources, None, divergence, bool(plan.precision))
+        groups = [unit for units in rounds for unit in units]
+        dense = dense_units(config, dict(enumerate(ids)), resources) if probes else []
         units = [*dense, *groups]
         passes = sum(unit.cost(config) for unit in units)
         with Workers(1 if resources.executor else resources.workers.threads) as workers:

@@ -1,21 +1,123 @@
 """The perturbation experiment over a whole model, in work units whose results can be kept."""
 
-from collections.abc import Callable, Mapping
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, groupby
 from math import inf, isclose
 from time import perf_counter
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from refimpl.method.perturbation import Perturbation, Probes
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, input_of
-from refimpl.running.settings import Resources
+from refimpl.running.settings import Resources, require_memory
 from refimpl.running.work_units import results
-from refimpl.scoring.grouping import Addresses, stacks, state_bytes, state_groups
 from refimpl.scoring.measurements import Address, Measurements, PruneBlock, Squares, addresses
 from refimpl.scoring.state_group import StateGroup
+
+ROWS = 512  # of a product: with more, it is hardly faster, and needs more memory
+STATES_AT_RISK = 32  # per thread, in a group whose results are kept: a kill loses it
+
+Addresses = tuple[Address, ...]
+
+
+def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
+    """Bytes of one state of `length` tokens, [S, D and what is carried]."""
+    return length * config.state_size * np.dtype(dtype).itemsize
+
+
+def stacks(states: Iterable[Address], length: int) -> list[Addresses]:
+    """Cut states of `length` tokens into stacks, whose states share each matrix product.
+
+    A stack holds neighbouring blocks of one sequence, draw and eta, of about `ROWS` tokens in all.
+    A product's rounding may depend on its rows, so stacks follow from the addresses alone: memory,
+    threads, workers and resumed runs cut none. They are in the order of their first states.
+
+    Example:
+        >>> [len(x) for x in stacks([Address(0, 0, 0, block) for block in range(5)], 256)]
+        [2, 2, 1]
+    """
+    size = max(1, ROWS // length)
+    order = {a: n for n, a in enumerate(states)}
+    cut: list[Addresses] = []
+    for _, together in groupby(sorted(order), lambda a: (a.sequence, a.draw, a.variant)):
+        alike = tuple(together)
+        cut += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return sorted(cut, key=lambda stack: order[stack[0]])
+
+
+def state_groups(
+    cut: list[Addresses],
+    config: Config,
+    length: int,
+    resources: Resources,
+    every: int = 0,
+    copies: int = 1,
+) -> list[list[Addresses]]:
+    """Put stacks of states of `length` tokens into groups that travel together, as memory allows.
+
+    Groups are smaller if finished units are kept. `every` sequences are in each group. So
+    many `copies` of a state may be held at once.
+
+    Raises:
+        RefimplError: The memory does not hold one stack and the clean states.
+    """
+    workers, size = resources.at_once, state_bytes(config, length, resources.dtype)
+    least = copies * max(map(len, cut), default=1) + 2 * max(every, 1)
+    capacity, need = resources.memory // workers // size, least * size * workers
+    thing = "one experiment" + (f" for each of {workers} workers" if workers > 1 else "")
+    states = f"{least} states of {length} x {config.state_size}"
+    require_memory(resources.memory, need, thing, states, "a shorter --seq-len")
+    if every:
+        count = sum(map(len, cut))
+        share = -(-count // (2 * workers)) if resources.executor else count
+        return list(groups(cut, min(capacity, share + 2 * every), 2 * every))
+    if resources.executor is not None:
+        return list(shared_out(cut, capacity, workers, copies))
+    at_risk = copies * STATES_AT_RISK * resources.workers.threads
+    return list(groups(cut, min(capacity, at_risk) if resources.keeps else capacity, copies=copies))
+
+
+def groups(
+    cut: Iterable[Addresses], capacity: int, clean: int = 0, copies: int = 1
+) -> Iterator[list[Addresses]]:
+    """Put stacks, in order, into groups that fit: a sequence's clean state counts 2.
+
+    If the clean states of all sequences are in each, they count `clean`. A group has one stack.
+    """
+    group, sequences, states = list[Addresses](), set[int](), 0
+    for stack in cut:
+        held = clean or 2 * len(sequences | {stack[0].sequence})
+        if group and states + copies * len(stack) + held > capacity:
+            yield group
+            group, sequences, states = [], set(), 0
+        group.append(stack)
+        sequences.add(stack[0].sequence)
+        states += copies * len(stack)
+    if group:
+        yield group
+
+
+def shared_out(
+    cut: Iterable[Addresses], capacity: int, workers: int, copies: int = 1
+) -> Iterator[list[Addresses]]:
+    """Put stacks into groups of one sequence and draw each, about two per worker, as they fit.
+
+    The states of a sequence and draw that are perturbed first, and travel furthest, come first.
+    """
+    by_draw: dict[tuple[int, int], list[Addresses]] = {}
+    for stack in cut:
+        by_draw.setdefault((stack[0].sequence, stack[0].draw), []).append(stack)
+    pieces = -(-2 * workers // max(1, len(by_draw)))
+    for together in by_draw.values():
+        ordered = sorted(together, key=lambda stack: (stack[0].block, stack[0].variant))
+        share = 2 + copies * -(-sum(map(len, ordered)) // pieces)
+        yield from groups(ordered, min(capacity, share), copies=copies)
+
 
 SEQUENCES_AT_RISK = 8  # per thread, in a unit whose results are kept: a kill loses it
 
@@ -90,10 +192,8 @@ def experiment(
             if measured.divergence is not None:
                 measured.divergence[a.index] = value["divergence"]
 
-    in_turn, keep = until < inf or enough is not None, resources.finished is not None
-    rounds = work_list(
-        config, ids, plan, resources, prune_block, divergence=divergence, keep=keep, apart=in_turn
-    )
+    in_turn = until < inf or enough is not None
+    rounds = work_list(config, ids, plan, resources, prune_block, divergence, in_turn)
     note(resources.earlier)
     total = resources.done + sum(unit.cost(config) for units in rounds for unit in units)
     if not isclose(total, resources.total):  # rounding alone does not change what was reported
@@ -118,9 +218,7 @@ def work_list(
     plan: Perturbation,
     resources: Resources,
     prune_block: PruneBlock | None = None,
-    *,
     divergence: bool = False,
-    keep: bool = False,
     apart: bool = False,
 ) -> list[list[StateGroup]]:
     """The work units of the experiment, but for what is finished; a list per sequence if apart."""
@@ -140,9 +238,8 @@ def work_list(
     rounds = list[list[StateGroup]]()
     for cut in together:
         rounds.append([])
-        for group in state_groups(
-            cut, config, ids.shape[1], resources, keep, every, 1 + plan.on_sinks
-        ):
+        sizes = ids.shape[1], resources, every, 1 + plan.on_sinks
+        for group in state_groups(cut, config, *sizes):
             rows = {n: ids[n] for n in (range(every) or sorted({x[0].sequence for x in group}))}
             # The first group with a sequence sums its squares.
             new = () if probes else tuple(sorted(rows.keys() - counted))
@@ -157,7 +254,7 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
     squares = SummedSquares(tuple({} for _ in model.config.blocks))
     known = {key: x for key, x in resources.earlier.items() if key.startswith("squares ")}
     rows = {n: row for n, row in enumerate(ids) if f"squares {n}" not in known}
-    units = dense_units(model.config, rows, resources, resources.finished is not None)
+    units = dense_units(model.config, rows, resources)
     for sums in chain([known], results(units, model, resources)):
         if sums is not known:
             resources.keep(sums)
@@ -166,9 +263,7 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
     return squares.total
 
 
-def dense_units(
-    config: Config, ids: Mapping[int, Array], resources: Resources, keep: bool
-) -> list[StateGroup]:
+def dense_units(config: Config, ids: Mapping[int, Array], resources: Resources) -> list[StateGroup]:
     """The work units of `dense_squares` over these sequences, [S] by their number.
 
     A unit for workers has one sequence; here, it has as many as fit into memory with their sums, at
@@ -180,6 +275,6 @@ def dense_units(
         sums_bytes = 8 * sum(sum(block.values()) for block in read)  # float64
         length = max(map(len, ids.values()), default=1)
         size = max(1, resources.memory // (2 * state_bytes(config, length, dtype) + sums_bytes))
-        size = min(size, SEQUENCES_AT_RISK * resources.workers.threads) if keep else size
+        size = min(size, SEQUENCES_AT_RISK * resources.workers.threads) if resources.keeps else size
     pieces = [left[start : start + size] for start in range(0, len(left), size)]
     return [StateGroup((), {n: ids[n] for n in x}, tuple(x), dtype=dtype) for x in pieces]

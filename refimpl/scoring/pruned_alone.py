@@ -20,7 +20,7 @@ from refimpl.pruners.compensation import Factor, SharedFactor, upper_factor
 from refimpl.pruners.decision import Goal, PrunerOptions, decision
 from refimpl.pruners.magnitude import MAGNITUDE
 from refimpl.running.threads import Workers
-from refimpl.scoring.dense_statistics import Moments, sums_of_all
+from refimpl.scoring.measurements import Moments, sums_of_all
 
 
 @dataclass(frozen=True)

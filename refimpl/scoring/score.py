@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from functools import partial
 from hashlib import sha256
 from math import inf
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from refimpl.allocation.scores import (
     Signals,
     WithoutSinks,
 )
+from refimpl.arguments import require
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
@@ -32,13 +33,21 @@ from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.provenance import token_facts
 from refimpl.running.settings import Settings
-from refimpl.scoring.dense_statistics import Moments, wanda_moments
 from refimpl.scoring.experiment import dense_squares, experiment
-from refimpl.scoring.measurements import Experiment, Measurements, addresses, passes
+from refimpl.scoring.measurements import (
+    Experiment,
+    Measurements,
+    Moments,
+    addresses,
+    passes,
+    wanda_moments,
+)
 from refimpl.scoring.pruned_alone import PrunedBlocks, probe_counts
 from refimpl.scoring.signals import Chosen, before_squares, of_drifts, of_moments
 from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens
+
+Budget = Annotated[float, 0, inf] | None  # minutes
 
 
 def score(
@@ -86,7 +95,8 @@ def score(
     Source: arXiv:2606.15161; docs/explanation/method.md, sections 2, 3 and 6.
     """
     started, config = time.perf_counter(), model.config
-    until = started + 60 * checked_budget(budget)
+    require(budget, Budget, "budget", "--budget ")
+    until = inf if budget is None else started + 60 * budget
     request = request or recommended(plan)
     plan = request.perturbation(plan)
     settings = replace(settings or Settings(), **changes)
@@ -144,14 +154,6 @@ def score(
         divergence = request.correct == "divergence"
         measured = run(model, ids, plan, resources, prune_block, divergence=divergence)
         return scores_of(measured)
-
-
-def checked_budget(minutes: float | None) -> float:
-    """The minutes of a budget, infinitely many without one."""
-    if minutes is not None and not 0 < minutes < inf:
-        expected, remedy = "more than 0 minutes", "use for example --budget 10"
-        raise RefimplError(f"a budget of {minutes:g} minutes", expected, remedy)
-    return inf if minutes is None else minutes
 
 
 def probed_blocks(config: Config, base: Array, plan: Probes, moments: Moments) -> PrunedBlocks:

@@ -18,12 +18,11 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import SUMS, input_of, saw_no_token
 from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
-from refimpl.running.settings import Resources, Settings
+from refimpl.running.settings import Resources, Settings, require_memory
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick, results
-from refimpl.scoring.dense_statistics import Moments, sums_of_all, wanda_moments
-from refimpl.scoring.experiment import dense_squares
-from refimpl.scoring.grouping import state_bytes
+from refimpl.scoring.experiment import dense_squares, state_bytes
+from refimpl.scoring.measurements import Moments, sums_of_all, wanda_moments
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
 
@@ -136,12 +135,10 @@ def before_squares(
     """The signals that are made of the weights alone, or of outer products; from ids [N, S]."""
     length = ids.shape[1]
     need = 2 * len(ids) * state_bytes(model.config, length, resources.dtype) * resources.at_once
-    if chosen.needing("products") and need > resources.memory:
-        raise RefimplError(
-            f"memory of {resources.memory} bytes does not hold the states of all sequences",
-            f"{need} bytes: {len(ids)} x {length} tokens, before and after a block",
-            f"use --memory {need} or more, or fewer --samples",
-        )
+    if chosen.needing("products"):
+        size = f"{len(ids)} x {length} tokens, before and after a block"
+        thing = "the states of all sequences"
+        require_memory(resources.memory, need, thing, size, "fewer --samples")
     measured = of_weights(model, chosen, resources)
     return measured | _measured(model, chosen, "products", resources, ids)
 

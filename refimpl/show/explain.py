@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.explanation.explain import Explanation
-from refimpl.explanation.step import Figure, Step, described, full_name
+from refimpl.explanation.shown_values import Figure, Step, described, full_name
 from refimpl.model.ops import Array
 from refimpl.show.header import joined, model_facts, terminal_width, wrapped
 

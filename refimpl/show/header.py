@@ -16,8 +16,8 @@ from refimpl.errors import printable
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH
 from refimpl.method.perturbation import Noise, Probes
 from refimpl.model.config import Linears, linear_sizes
-from refimpl.running.memory import MIB
 from refimpl.running.provenance import Run, TokenFacts
+from refimpl.storage.file_system import MIB
 
 NARROWEST, WIDTH, LABEL = 40, 100, 12  # columns of a line, and of the label before its facts
 SOME = 8  # units that do not fit are named, of more

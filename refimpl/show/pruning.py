@@ -10,8 +10,7 @@ from typing import Any
 from refimpl.model.config import kind_of
 from refimpl.pruning.inspection import Inspection, common_pattern
 from refimpl.pruning.record import Pruning
-from refimpl.running.memory import MIB
-from refimpl.show.findings import in_study
+from refimpl.show.blocks import in_study
 from refimpl.show.header import (
     command_lines,
     joined,
@@ -22,6 +21,7 @@ from refimpl.show.header import (
     wrapped,
 )
 from refimpl.show.table import Table, measured
+from refimpl.storage.file_system import MIB
 
 LEAST = 0.05  # seconds of a stage that is shown
 

@@ -44,9 +44,8 @@ def whole(target: Path, force: bool = False) -> Iterator[Path]:
             yield new
             if new.is_dir():  # some libraries make their files private, whatever the umask says
                 rights = new.stat().st_mode & 0o666
-                for path in new.rglob("*"):
-                    if path.is_file():
-                        path.chmod(rights)
+                for path in filter(Path.is_file, new.rglob("*")):
+                    path.chmod(rights)
             keep_rights(new, target)
             tree_to_disk(new)
             if new.is_dir() and os.path.lexists(target):

@@ -6,8 +6,7 @@ from pathlib import Path
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.model.token_ids import checked_ids
-from refimpl.tokens.ids import id_tokens
-from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, Windows, random_tokens
+from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, Windows, id_tokens, random_tokens
 from refimpl.tokens.text import text_tokens, text_windows
 
 RANDOM = Path("random")  # in place of a file of ids

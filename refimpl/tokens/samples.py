@@ -1,15 +1,18 @@
-"""Samples of equal length and consecutive windows, cut from a stream of ids; random samples."""
+"""Samples of equal length and consecutive windows of ids: of a file, of a stream, or drawn."""
 
 import hashlib
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Checked, Seed, require
+from refimpl.arguments import AtLeastOne, Checked, Seed, require
 from refimpl.errors import RefimplError
+from refimpl.loading.files.file_reading import json_value, read_lines, reading
+from refimpl.storage.file_system import open_file
 
 Ids = npt.NDArray[np.int64]
 
@@ -57,7 +60,7 @@ def random_tokens(
     """Samples [n, S], uniform over V ids, by Philox keyed by the seed; more begin with the same."""
     require_sizes(samples, seq_len)
     require(seed, Seed, "seed")
-    require(vocab_size, Annotated[int, 1, inf], "vocab_size")
+    require(vocab_size, AtLeastOne, "vocab_size")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     ids = generator.integers(0, vocab_size, (samples, seq_len), np.int64)
     source = f"drawn uniformly from {vocab_size:,} ids with seed {seed} (no text was given)"
@@ -66,12 +69,8 @@ def random_tokens(
 
 def require_sizes(samples: int, seq_len: int) -> None:
     """Refuse to make no samples, samples without tokens, or more than fit into memory."""
-    if samples < 1 or seq_len < 1 or samples * seq_len > MOST_TOKENS:
-        raise RefimplError(
-            f"{samples} samples of {seq_len} tokens were requested",
-            f"at least 1 sample of 1 token, and at most {MOST_TOKENS:,} tokens in all",
-            f"for example, use --samples {SAMPLES} --seq-len {SEQ_LEN}",
-        )
+    require(seq_len, Annotated[int, 1, MOST_TOKENS], "seq-len", "--seq-len ")
+    require(samples, Annotated[int, 1, MOST_TOKENS // seq_len], "samples", "--samples ")
 
 
 def spread(ids: Ids, total: int) -> str:
@@ -111,12 +110,8 @@ def cut(stream: npt.NDArray[Any], samples: int, seq_len: int, bos: int | None, n
 
 def require_windows(window: int, count: int | None) -> None:
     """Refuse to make no windows, or windows in which no token is predicted."""
-    if window < 2 or (count is not None and count < 1):
-        raise RefimplError(
-            f"{'all' if count is None else count} windows of {window} tokens were requested",
-            "at least 1 window of 2 tokens: the first token of a window is not predicted",
-            f"for example, use --window {SEQ_LEN}",
-        )
+    require(window, Annotated[int, 2, inf], "window", "--window ")
+    require(count, AtLeastOne | None, "windows", "--windows ")
 
 
 def window_bounds(
@@ -140,3 +135,131 @@ def window_extent(windows: tuple[Ids, ...], window: int) -> str:
     number, last = len(windows), len(windows[-1])
     text = f"{number:,} window{'s' * (number > 1)} of {window:,} tokens"
     return text if last == window else f"{text} (the last of {last:,})"
+
+
+MOST_ROWS = 1 << 18
+_ROW = 'a JSON list of 64-bit integers, or an object with one under "input_ids" or "tokens"'
+
+
+def id_tokens(
+    path: str | Path,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    default: tuple[int, int] = (SAMPLES, SEQ_LEN),
+) -> Tokens:
+    """Samples [n, S] of a file of ids, as they are: its rows, or, of one dimension, cut as a text.
+
+    None means all rows and columns, or of one dimension the defaults.
+    """
+    path = Path(path)
+    stored = read_ids(path)
+    if stored.ndim == 1:
+        samples = default[0] if samples is None else samples
+        seq_len = default[1] if seq_len is None else seq_len
+        require_sizes(samples, seq_len)
+        ids = cut(stored, samples, seq_len, None, str(path))
+        return Tokens(ids, f"{path.name}, {spread(ids, stored.size)}, ids as given", "ids")
+    rows, width = stored.shape
+    samples = rows if samples is None else samples
+    seq_len = width if seq_len is None else seq_len
+    require_sizes(samples, seq_len)
+    require_rows(path, stored, samples, seq_len, ("--samples", "--seq-len"))
+    ids = np.array(stored[:samples, :seq_len], np.int64, order="C")
+    extent = f"{samples:,} of {rows:,} rows, {seq_len:,} of {width:,} ids each, as given"
+    return Tokens(ids, f"{path.name}, {extent}", "ids")
+
+
+def id_windows(path: str | Path, window: int | None = None, count: int | None = None) -> Windows:
+    """Windows of a file of ids as they are: its rows, or pieces of an array of one dimension."""
+    path = Path(path)
+    stored = read_ids(path)
+    if stored.ndim == 1:
+        window = SEQ_LEN if window is None else window
+        require_windows(window, count)
+        rows = window_bounds(stored, window, count, 2, str(path))
+        windows = tuple(stored[a:b].astype(np.int64) for a, b in rows)
+    else:
+        window = stored.shape[1] if window is None else window
+        require_windows(window, count)
+        require_rows(path, stored, count or 1, window, ("--windows", "--window"))
+        windows = tuple(row[:window].astype(np.int64) for row in stored[:count])
+    source = f"{path.name}, {window_extent(windows, window)}, ids as given"
+    return Windows(windows, None, window, source, "ids")
+
+
+def require_rows(
+    path: Path, stored: npt.NDArray[Any], rows: int, width: int, options: tuple[str, str]
+) -> None:
+    """Refuse a file whose array [rows, width] is too small."""
+    if rows > len(stored) or width > stored.shape[1]:
+        least = f"{options[0]} {min(rows, len(stored))} {options[1]} {min(width, stored.shape[1])}"
+        raise RefimplError(
+            f"{path} contains {len(stored)} rows of {stored.shape[1]} ids",
+            f"at least {rows} rows of {width} ids",
+            f"use {least}",
+        )
+
+
+def read_ids(path: Path) -> npt.NDArray[Any]:
+    """Read ids, [N] or [rows, width], from `.npy`, or from `.jsonl` with one row per line."""
+    readers = {".npy": _read_npy, ".jsonl": _read_jsonl}
+    if path.suffix.lower() not in readers:
+        raise RefimplError(
+            f"{path} is not a file of token ids",
+            "a .npy or a .jsonl file",
+            "pass a text with --text",
+        )
+    with reading(path):
+        ids = readers[path.suffix.lower()](path)
+    if ids.ndim == 2 and not ids.size:
+        raise RefimplError(f"{path} contains no ids", "at least one", "use another file")
+    return ids
+
+
+def _read_npy(path: Path) -> npt.NDArray[Any]:
+    open_file(path).close()  # NumPy opens it itself, and would wait for a pipe
+    try:
+        ids = np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header raises many types, even tokenize.TokenError
+        raise RefimplError(
+            f"{path} is not an array of integers ({error})",
+            "a .npy file of integers",
+            "save it with numpy.save(path, ids)",
+        ) from error
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
+        raise RefimplError(
+            f"{path} contains {ids.dtype} of shape {list(ids.shape)}",
+            "integers, [tokens] or [samples, tokens]",
+            "save integer ids (numpy: ids.astype(numpy.int64))",
+        )
+    if ids.dtype == np.uint64 and ids.size and ids.max() > np.iinfo(np.int64).max:
+        raise RefimplError(f"{path} contains the id {ids.max()}", "64-bit ids", "save other ids")
+    return ids
+
+
+def _read_jsonl(path: Path) -> npt.NDArray[Any]:
+    rows: list[npt.NDArray[np.int64]] = []
+    for number, line in read_lines(path):
+        if len(rows) == MOST_ROWS:
+            raise RefimplError(
+                f"{path} has more than {MOST_ROWS:,} rows", f"at most {MOST_ROWS:,}", "use fewer"
+            )
+        source = f"{path} line {number}"
+        row, mask = json_value(line, source, _ROW), None
+        if isinstance(row, dict):
+            mask, row = row.get("attention_mask"), row.get("input_ids", row.get("tokens"))
+        if not isinstance(row, list) or any(type(i) is not int for i in row):
+            raise RefimplError(f"{source} is not a row of token ids", _ROW, "correct the line")
+        if mask not in (None, [1] * len(row)):
+            hidden = f"{source} has an attention_mask that hides ids"
+            raise RefimplError(hidden, "ids that are all read", "save the ids without padding")
+        if rows and len(row) != len(rows[0]):
+            raise RefimplError(
+                f"{source} has {len(row)} ids, but the lines before it have {len(rows[0])}",
+                "rows of equal length",
+                "cut all rows to one length, or save the ids as a one-dimensional .npy",
+            )
+        rows.append(np.array(row, np.int64))
+    return np.array(rows, np.int64).reshape(len(rows), len(rows[0]) if rows else 0)

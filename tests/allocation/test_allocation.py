@@ -411,7 +411,7 @@ def test_equal_logs_correct_nothing_even_scaled() -> None:
         (lambda: centred_log([-1e-9]), "error"),
         (lambda: correction([0.0, float("nan")]), "NaN"),
         (lambda: correction([0.0], strength=float("inf")), "strength"),
-        (lambda: correction([0.0], max_correction=-0.1), "max_correction"),
+        (lambda: correction([0.0], max_correction=-0.1), "max-correction"),
         (lambda: project([0.5], [3], 0.5, lo=0.6), "infeasible"),
     ],
 )

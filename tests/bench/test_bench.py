@@ -149,7 +149,7 @@ WRONG: list[tuple[str, str]] = [
     ("--pruners wand", "pruner 'wand'"),
     ("--seeds 0", "seeds 0"),
     ("--jitter -1", "jitter -1"),
-    ("--samples 0", "0 samples"),
+    ("--samples 0", "samples 0"),
     ("--measure-on nowhere.txt", "nowhere.txt"),
     ("--text nowhere.txt", "nowhere.txt"),
     ("--window 1", "window"),

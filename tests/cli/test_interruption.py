@@ -93,7 +93,7 @@ def goes_on(kind: str, folder: str) -> None:
 
 @pytest.mark.parametrize("kind", KEEPING)
 def test_the_named_command_goes_on(kind: str, tmp_path: Path) -> None:
-    small = "refimpl.scoring.grouping.STATES_AT_RISK", "refimpl.evaluation.evaluate.GROUP"
+    small = "refimpl.scoring.experiment.STATES_AT_RISK", "refimpl.evaluation.evaluate.GROUP"
     units = f"patch('{small[0]}', 3), patch('{small[1]}', 40)"
     batch = "patch('refimpl.evaluation.likelihood.BATCH', 20)"
     call = f"[x.start() for x in ({units}, {batch})]; goes_on({kind!r}, {str(tmp_path)!r})"

@@ -21,7 +21,7 @@ from refimpl.evaluation.encoding import Encoder, choice_sequences, encoder
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.evaluation.measures import Accuracy, Question, Questions, mean_stderr, read_questions
 from refimpl.model.ops import Array
-from refimpl.tokens.tokenizer import TextTokenizer
+from refimpl.tokens.text import TextTokenizer
 
 LLAMA = FIXTURES / "llama"
 ROWS: list[dict[str, Any]] = [

@@ -117,7 +117,7 @@ def test_the_text_keeps_its_lines_and_no_control_characters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spelt = iter([b"A stone", b"A stone rolls.\n\x1b[31mIt " + b"rolls " * 30])
-    decode = "refimpl.tokens.tokenizer.TextTokenizer.decode"
+    decode = "refimpl.tokens.text.TextTokenizer.decode"
     monkeypatch.setattr(decode, lambda *_: next(spelt).decode())
     lines = ran(LLAMA, "--prompt", PROMPT, "--tokens", 1).splitlines()
     assert lines[:2] == [f"{LLAMA}:", "   rolls."]

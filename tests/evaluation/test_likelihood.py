@@ -22,7 +22,7 @@ from refimpl.evaluation.likelihood import (
     groups,
     log_likelihoods,
 )
-from refimpl.running.memory import MIB
+from refimpl.running.settings import MIB
 from refimpl.running.threads import Workers
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-11}

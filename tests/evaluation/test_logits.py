@@ -49,5 +49,5 @@ def test_bad_input_is_refused() -> None:
     refusal_of(logits, model, [[0.5]], says="dtype float64")
     for ids in ([1, 5, 7], np.array([1, 5, 7])):
         refusal_of(logits, model, ids, says="ids in place of sequences", remedy="[ids]")
-    refusal_of(logits, model, IDS, threads=0, says="0 threads")
-    refusal_of(logits, model, IDS[:1], threads=0, says="0 threads")
+    refusal_of(logits, model, IDS, threads=0, says="threads 0")
+    refusal_of(logits, model, IDS[:1], threads=0, says="threads 0")

@@ -154,8 +154,8 @@ def test_windows_that_cannot_be(text: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.arange(12).reshape(3, 4))
     np.save(tmp_path / "one.npy", np.arange(1))
     cases = [
-        (lambda: text_windows(text, TOKENIZER, 1), "windows of 1 tokens"),
-        (lambda: text_windows(text, TOKENIZER, 9, 0), "0 windows"),
+        (lambda: text_windows(text, TOKENIZER, 1), "window 1"),
+        (lambda: text_windows(text, TOKENIZER, 9, 0), "windows 0"),
         (lambda: text_windows(text, TOKENIZER, 60, 90), "use --windows 3"),
         (lambda: id_windows(tmp_path / "rows.npy", 5), "3 rows of 4 ids"),
         (lambda: id_windows(tmp_path / "rows.npy", 4, 4), "at least 4 rows of 4"),

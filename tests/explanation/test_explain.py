@@ -18,7 +18,7 @@ from program import ran, refused
 from refimpl import Noise, Probes, RefimplError, Request, allocate, forward, score
 from refimpl.bases.base import bases
 from refimpl.explanation.explain import explain, steps_of
-from refimpl.explanation.step import described, full_name
+from refimpl.explanation.shown_values import described, full_name
 from refimpl.loading.families import FAMILIES
 from refimpl.method import perturbation
 from refimpl.model import ops
@@ -336,8 +336,8 @@ def test_defaults_are_small_and_tokens_are_used_as_given(tmp_path: Path) -> None
     [
         (("--step", "nrm"), "no step 'nrm' in llama\nexpected: one of tokens, embed, attn"),
         (("--step", "qk_norm"), "no step 'qk_norm' in llama\nexpected: one of tokens"),
-        (("--block", 4), "block 4 of llama\nexpected: a block from 0 to 3\nnext: change --b"),
-        (("--block", -1), "block -1 of llama\nexpected: a block from 0 to 3"),
+        (("--block", 4), "block 4\nexpected: a whole number from 0 to 3\nnext: use --block 3"),
+        (("--block", -1), "block -1\nexpected: a whole number from 0 to 3"),
         (
             ("--correct", "arrival", "--perturbation", "gaussian"),
             "the arrival correction with Gaussian",

@@ -25,7 +25,7 @@ from processes import ENV, started
 from program import refused
 from refusals import refusal_of
 
-from refimpl.tokens.tokenizer import TextTokenizer
+from refimpl.tokens.text import TextTokenizer
 
 TOKENIZER = (FIXTURES / "llama" / "tokenizer.json").read_bytes()
 LLAMA = FIXTURES / "llama"
@@ -89,8 +89,8 @@ def test_the_tokenizers_library_needs_a_process(
     code = "import tokenizers; tokenizers.Tokenizer.from_file(sys.argv[1]).encode('Entia entium')"
     endless = None in codes
     assert alone(code, 5 if endless else 60, path) in codes
-    monkeypatch.setattr("refimpl.tokens.tokenizer.SECONDS", 3.0 if endless else 60.0)
-    monkeypatch.setattr("refimpl.tokens.tokenizer.MEMORY", LIMIT)
+    monkeypatch.setattr("refimpl.tokens.text.SECONDS", 3.0 if endless else 60.0)
+    monkeypatch.setattr("refimpl.tokens.text.MEMORY", LIMIT)
 
     def encode() -> None:
         TextTokenizer(path, path.read_bytes()).encode("Entia entium")
@@ -236,7 +236,7 @@ def test_whatever_the_library_does_is_our_error(
     action, says = ACTIONS[fault]
     library(action, tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("refimpl.tokens.tokenizer.SECONDS", 2.0)
+    monkeypatch.setattr("refimpl.tokens.text.SECONDS", 2.0)
     started = time.monotonic()
     error = refusal_of(TextTokenizer, Path("t.json"), TOKENIZER, says=says, remedy="--tokens")
     assert "t.json is not a tokenizer" in error.problem

@@ -15,7 +15,7 @@ from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.loading.gguf.gguf_file import GgufFile
 from refimpl.oracle.case_folders import cases_below
 from refimpl.storage.file_system import open_file
-from refimpl.tokens.ids import read_ids
+from refimpl.tokens.samples import read_ids
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "/dev/zero", "/dev/null", "/dev/tty"])

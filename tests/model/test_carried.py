@@ -19,9 +19,9 @@ from refimpl.oracle.case import computed_case, make_case, read_case, stepwise_st
 from refimpl.oracle.check import check
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import Bfloat16, Float16
-from refimpl.scoring.grouping import state_bytes
+from refimpl.scoring.experiment import state_bytes
 from refimpl.scoring.measurements import Address
-from refimpl.scoring.perturbed_state import with_noise
+from refimpl.scoring.state_group import with_noise
 from refimpl.tokens import Tokens
 
 CASE = "gemma4_small"  # blocks 1 and 2 compute the keys and values of blocks 4 and 3

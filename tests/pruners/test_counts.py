@@ -100,9 +100,9 @@ def test_bad_input_is_named(fractions: list[float], sizes: list[int], names: str
 
 
 def test_a_count_must_fit() -> None:
-    with pytest.raises(RefimplError, match="9 weights to prune of 8"):
+    with pytest.raises(RefimplError, match="count 9"):
         split_count(9, [4, 4])
-    with pytest.raises(RefimplError, match="-1 weights"):
+    with pytest.raises(RefimplError, match="count -1"):
         split_count(-1, [2, 2])
 
 

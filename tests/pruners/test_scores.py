@@ -81,9 +81,9 @@ def test_scores_are_float64_from_float32() -> None:
 def test_bad_input_is_named() -> None:
     with pytest.raises(RefimplError, match="NaN"):
         wanda_keep([[1.0, float("nan")]], 1)
-    with pytest.raises(RefimplError, match="3 weights to prune of 2"):
+    with pytest.raises(RefimplError, match="count 3"):
         wanda_keep([[1.0, 2.0]], 3)
-    with pytest.raises(RefimplError, match="-1 weights"):
+    with pytest.raises(RefimplError, match="count -1"):
         magnitude_keep([[1.0, 2.0]], -1)
     with pytest.raises(RefimplError, match=r"\(3,\)"):
         wanda_score([[1.0, 2.0]], [1.0, 2.0, 3.0])

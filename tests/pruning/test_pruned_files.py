@@ -32,8 +32,8 @@ from refimpl import Model, Pattern, PrunerOptions, RefimplError, prune, read_mod
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.layout import cut
 from refimpl.model.weight import DTYPES
+from refimpl.pruning.pruned_blocks import stored_weight
 from refimpl.pruning.pruned_files import Counts, PrunedFiles, copies, with_format
-from refimpl.pruning.pruned_linears import stored_weight
 
 Blocks = dict[int, dict[str, Decision]]
 

@@ -22,7 +22,7 @@ from refimpl.report import page as page_module
 from refimpl.report.figure import AxisScale, Line, Mark, ReportFigure
 from refimpl.report.inputs import read_inputs
 from refimpl.report.page import report, sections, write_figures
-from refimpl.report.results import allocation_style
+from refimpl.report.pictures import allocation_style
 from refimpl.report.runs import run_rows, runs_table
 from refimpl.show.table import Table, measured, number
 

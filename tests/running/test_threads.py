@@ -14,8 +14,8 @@ from processes import printed_json
 from refusals import refusal_of
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from refimpl.running import memory, threads
-from refimpl.running.memory import DEFAULT_MEMORY, parse_memory, peak_memory
+from refimpl.running import settings, threads
+from refimpl.running.settings import DEFAULT_MEMORY, parse_memory, peak_memory
 from refimpl.running.threads import Workers
 
 
@@ -59,7 +59,7 @@ def test_blas_stays_so_until_the_last_workers_are_done() -> None:
         assert set(blas_threads()) == {2}
 
 
-SIZE = 100 * memory.MIB
+SIZE = 100 << 20
 
 
 def print_resident(number: int) -> None:
@@ -123,7 +123,7 @@ def test_threads_are_as_loud_as_their_caller() -> None:
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_no_threads_are_refused(number: int) -> None:
-    refusal_of(Workers, number, says=f"{number} threads")
+    refusal_of(Workers, number, says=f"threads {number}")
 
 
 def test_without_a_blas_to_limit_there_is_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_what_is_no_size(text: str) -> None:
 def test_memory_is_what_is_free_and_at_most_two_gibibytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_memory("1.5G") == 3 * 2**29
     assert 0 < parse_memory(None) <= DEFAULT_MEMORY == 2**31
-    monkeypatch.setattr(memory, "free_memory", lambda: 12345)
+    monkeypatch.setattr(settings, "free_memory", lambda: 12345)
     assert parse_memory(None) == 12345
 
 

@@ -46,8 +46,7 @@ from refimpl.running.provenance import stamps
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers, cores
 from refimpl.running.work_units import results
-from refimpl.scoring.experiment import SummedSquares, dense_squares, experiment
-from refimpl.scoring.grouping import shared_out, stacks
+from refimpl.scoring.experiment import SummedSquares, dense_squares, experiment, shared_out, stacks
 from refimpl.scoring.measurements import addresses
 from refimpl.scoring.signals import signals
 from refimpl.storage.file_system import ResumableError

@@ -28,8 +28,8 @@ from refimpl.model.forward import Weights, block, embed, head, places
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.scoring import experiment as experiment_module
-from refimpl.scoring import grouping, state_group
-from refimpl.scoring.grouping import Addresses, groups, stacks
+from refimpl.scoring import state_group
+from refimpl.scoring.experiment import Addresses, groups, stacks
 from refimpl.scoring.measurements import Address, Measurements, addresses
 from refimpl.storage.files import write_json
 from refimpl.tokens import Tokens
@@ -54,7 +54,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
     And stacks so small that the four blocks of an experiment are cut into two.
     """
-    monkeypatch.setattr(grouping, "ROWS", 2 * LENGTH)
+    monkeypatch.setattr(experiment_module, "ROWS", 2 * LENGTH)
     monkeypatch.setattr(kernels, "QUERIES", 4)
     monkeypatch.setattr(kernels, "ELEMENTS", 50)
     monkeypatch.setattr(state_group, "HEAD_BYTES", 3000)
@@ -573,7 +573,7 @@ def test_stacks_are_of_one_sequence_draw_and_eta_and_of_few_rows(
     assert [a for stack in cut for a in stack] == states
     for stack in cut:
         assert len({(a.sequence, a.draw, a.variant) for a in stack}) == 1
-        assert len(stack) == 1 or len(stack) * length <= grouping.ROWS
+        assert len(stack) == 1 or len(stack) * length <= experiment_module.ROWS
     shuffled = data.draw(st.permutations(states))
     assert sorted(stacks(shuffled, length)) == cut
 
@@ -586,7 +586,7 @@ def test_a_stack_is_its_states_alone_up_to_rounding(
     request = Request("owl", correct=None if isinstance(plan, Noise) else "divergence")
     found = []
     for rows in (1, 2 * LENGTH, 100 * LENGTH):
-        monkeypatch.setattr(grouping, "ROWS", rows)
+        monkeypatch.setattr(experiment_module, "ROWS", rows)
         found.append(score(subject(case), tokens_of(case), plan, request, dtype=np.float64))
     alone, *together = (x.sweep[0] for x in found)
     for other in together:

@@ -151,7 +151,7 @@ def test_progress_never_goes_back_and_ends_at_the_total(
 
 
 def test_lsa_has_its_progress_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refimpl.scoring.grouping.ROWS", 18)  # two states in a stack
+    monkeypatch.setattr("refimpl.scoring.experiment.ROWS", 18)  # two states in a stack
     steps, need = list[tuple[float, float]](), 4 * STATE  # of both sequences, twice
     plan, request = Probes(), Request("lsa", {"block": 8})
     found = score(
@@ -231,7 +231,7 @@ def test_a_probed_sample_is_what_it_is_among_all(pruner: Any) -> None:
 def test_no_more_samples_are_perturbed_than_the_precision_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 1)
+    monkeypatch.setattr("refimpl.scoring.experiment.STATES_AT_RISK", 1)
 
     def scored(precision: float, samples: int = 4, **options: Any) -> tuple[Any, float]:
         plan, tokens = Probes(precision=precision, probe_samples=samples), random_tokens(200, 4, 9)

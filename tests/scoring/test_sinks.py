@@ -12,8 +12,7 @@ from gates import model_of
 from refimpl import Noise, Probes, Request, Scores, allocate, read_model, score
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.report.page import report
-from refimpl.show.blocks import table
-from refimpl.show.findings import sinks
+from refimpl.show.blocks import sinks, table
 from refimpl.storage.files import write_json
 from refimpl.tokens import Tokens
 

@@ -17,8 +17,7 @@ from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signal
 from refimpl.method.perturbation import Noise, Probes
 from refimpl.running.provenance import Run, TokenFacts
-from refimpl.show.blocks import EIGHTHS, bar, table
-from refimpl.show.findings import IN_STUDY
+from refimpl.show.blocks import EIGHTHS, IN_STUDY, bar, table
 from refimpl.show.header import LABEL, WIDTH, header
 from refimpl.show.table import aligned
 

@@ -114,7 +114,7 @@ def test_a_digest_sees_the_header_the_ends_and_every_large_piece(size: int, tmp_
 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 3)
+    monkeypatch.setattr("refimpl.scoring.experiment.STATES_AT_RISK", 3)
 
 
 def flip(path: Path, at: int = -5) -> None:

@@ -43,8 +43,8 @@ PLACES = (("--threads", 1), ("--threads", 2, "--memory", "64K"), ("--executor", 
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units so small that these runs have many; stacks of two states."""
-    monkeypatch.setattr("refimpl.scoring.grouping.ROWS", 24)
-    monkeypatch.setattr("refimpl.scoring.grouping.STATES_AT_RISK", 3)
+    monkeypatch.setattr("refimpl.scoring.experiment.ROWS", 24)
+    monkeypatch.setattr("refimpl.scoring.experiment.STATES_AT_RISK", 3)
     monkeypatch.setattr("refimpl.scoring.experiment.SEQUENCES_AT_RISK", 1)
     monkeypatch.setattr("refimpl.evaluation.evaluate.GROUP", 40)
     monkeypatch.setattr("refimpl.evaluation.likelihood.BATCH", 20)

@@ -22,8 +22,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from refimpl.errors import RefimplError
 from refimpl.tokens import text_tokens
 from refimpl.tokens.samples import cut
-from refimpl.tokens.text import encoded_pieces
-from refimpl.tokens.tokenizer import TextTokenizer
+from refimpl.tokens.text import TextTokenizer, encoded_pieces
 
 BOS, EOS = 256, 257
 sizes = st.integers(1, 12)

@@ -12,7 +12,7 @@ from regions import filled
 
 from refimpl.arguments import described as accepted
 from refimpl.bases.base import Base, bases
-from refimpl.explanation.step import described, full_name
+from refimpl.explanation.shown_values import described, full_name
 from refimpl.pruners.pruner import Pruner, pruners
 
 DOCS = Path(__file__).parents[2] / "docs"

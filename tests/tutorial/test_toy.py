@@ -12,7 +12,7 @@ from conftest import FIXTURES
 
 import refimpl
 from refimpl.tokens import Windows, text_tokens
-from refimpl.tokens.tokenizer import read_tokenizer
+from refimpl.tokens.text import read_tokenizer
 
 TOY = FIXTURES / "toy"
 TEXTS = {x: (TOY / f"{x}.txt").read_text("utf-8") for x in ("calibration", "evaluation")}

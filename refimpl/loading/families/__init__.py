@@ -1,7 +1,7 @@
 """The families that refimpl reads, one file per lineage, and those that it refuses by name."""
 
 from refimpl.loading.families import cohere, deepseek, falcon, gemma, gpt, hybrids, llama, mixtures
-from refimpl.loading.families.family import BASE, Family, Location, only, unread
+from refimpl.loading.families.family import Family, Location, only, unread
 
 __all__ = ["ALIASES", "FAMILIES", "REFUSED", "Family", "Location"]
 
@@ -10,7 +10,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for lineage in LINEAGES
     for family in vars(lineage).values()
-    if isinstance(family, Family) and family is not BASE
+    if isinstance(family, Family) and family.model_type
 }
 
 # Types with the formulas of a family, and their own defaults or tensors (mostly of text models)

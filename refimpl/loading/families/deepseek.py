@@ -19,86 +19,83 @@ from refimpl.loading.families.family import (
 from refimpl.loading.families.llama import LLAMA
 from refimpl.loading.families.mixtures import EXPERTS, MIXTRAL, STACKS, linears
 
-GLM4_MOE = LLAMA.like(
-    "glm4_moe",
+SIGMOID = LLAMA.like(  # what the others have in common
+    "",
     names=QK_NORM | EXPERTS | linears("shared_expert.", "layers.{}.mlp.shared_experts")
     | {"router.correction": "layers.{}.mlp.gate.e_score_correction_bias"},
-    biased=biased("attention_bias", "q", "k", "v"),
+    biased=biased("attention_bias", "q", "k", "v", "o"),
     keys=dict(
         num_experts=key(128, "n_routed_experts"), num_experts_per_tok=8,
         moe_intermediate_size=1408, n_shared_experts=1, routed_scaling_factor=1.0, n_group=1,
-        topk_group=1, first_k_dense_replace=1, norm_topk_prob=True, use_qk_norm=False,
-        partial_rotary_factor=key(0.5), num_key_value_heads=8, norm_eps=1e-5,
-        max_position_embeddings=131072,
+        topk_group=1, first_k_dense_replace=1, norm_topk_prob=True, num_key_value_heads=8,
+        norm_eps=1e-5, max_position_embeddings=131072,
     ),
-    optional=dict.fromkeys(("q_norm", "k_norm"), "use_qk_norm"),
-    buffers=(r"layers\.(46|92)\..*",),  # blocks that only predict further tokens
     scoring="sigmoid",
     stacks=STACKS,
 )  # fmt: skip
 
-DOTS = GLM4_MOE.like(
+GLM4_MOE = SIGMOID.like(
+    "glm4_moe",
+    biased=biased("attention_bias", "q", "k", "v"),
+    keys=dict(use_qk_norm=False, partial_rotary_factor=key(0.5)),
+    optional=dict.fromkeys(("q_norm", "k_norm"), "use_qk_norm"),
+    buffers=(r"layers\.(46|92)\..*",),  # blocks that only predict further tokens
+)
+
+DOTS = SIGMOID.like(
     "dots1",
-    biased=biased("attention_bias", "q", "k", "v", "o"),
-    without=("use_qk_norm",),
     keys=dict(
         num_experts=None, num_experts_per_tok=None, n_shared_experts=None, first_k_dense_replace=0,
         norm_topk_prob=False, norm_eps=1e-6, num_key_value_heads=32,
-        partial_rotary_factor=only(1.0), max_position_embeddings=2048, use_sliding_window=True,
+        max_position_embeddings=2048, use_sliding_window=True,
         sliding_window=4096, max_window_layers=62, layer_types=None,
         scoring_func=Key("sigmoid", only=("sigmoid", "noaux_tc")),
     ),
-    optional={},
-    buffers=LLAMA.buffers,
     windows="above",
 )  # fmt: skip
 
-SOLAR_OPEN = GLM4_MOE.like(
+SOLAR_OPEN = SIGMOID.like(
     "solar_open",
-    without=("q_norm", "k_norm", "use_qk_norm", *MLP),
+    biased=biased("attention_bias", "q", "k", "v"),
+    without=("q_norm", "k_norm", *MLP),
     keys=dict(
         intermediate_size=None, first_k_dense_replace=only(0), moe_intermediate_size=1280,
-        rope_theta=1000000.0, head_dim=128, partial_rotary_factor=only(1.0),
+        rope_theta=1000000.0, head_dim=128,
     ),
-    optional={},
-    buffers=LLAMA.buffers,
 )  # fmt: skip
 
-EXAONE_MOE = GLM4_MOE.like(
+EXAONE_MOE = SIGMOID.like(
     "exaone_moe",
     names={"router.correction": "layers.{}.mlp.e_score_correction_bias"},
     biased={},
-    without=("attention_bias", "use_qk_norm"),
+    without=("attention_bias",),
     keys=dict(
         num_experts=key(64, "num_experts"), num_key_value_heads=32, moe_intermediate_size=1024,
         n_shared_experts=key(1, "num_shared_experts"), routed_scaling_factor=2.5,
-        mlp_layer_types=None, partial_rotary_factor=only(1.0), max_position_embeddings=2048,
+        mlp_layer_types=None, max_position_embeddings=2048,
         sliding_window=4096, sliding_window_pattern=4, layer_types=None,
         scoring_func=only("sigmoid"), topk_method=only("noaux_tc"),
         **unread("is_moe_layer", "first_last_k_dense_replace"),
     ),
-    optional={},
     buffers=(r"^(model\.)?mtp\..*", *LLAMA.buffers),
     windows="pattern",
     unrotated="full",
 )  # fmt: skip
 
-HY_V3 = GLM4_MOE.like(
+HY_V3 = SIGMOID.like(
     "hy_v3",
     names={
         "router": "layers.{}.mlp.router.gate", "router.correction": "layers.{}.mlp.expert_bias",
         **linears("shared_expert.", "layers.{}.mlp.shared_mlp"),
     },
     biased=LLAMA.biased | dict.fromkeys((f"shared_expert.{x}" for x in MLP), "mlp_bias"),
-    without=("n_group", "topk_group", "norm_topk_prob", "use_qk_norm"),
+    without=("n_group", "topk_group", "norm_topk_prob"),
     keys=dict(
         num_experts=key(192, "num_experts"), mlp_layer_types=None, head_dim=128, qk_norm=only(True),
         moe_intermediate_size=key(1536, "moe_intermediate_size", echoes=("expert_hidden_dim",)),
         n_shared_experts=key(1, "num_shared_experts"), first_k_dense_replace=only(1),
         routed_scaling_factor=key(2.826, "router_scaling_factor"), rope_theta=11158840.0,
-        partial_rotary_factor=only(1.0),
     ),
-    optional={},
     buffers=(r"layers\.80\..*", *LLAMA.buffers),
     stacks=STACKS | {"router": Location("layers.{}.mlp.gate")},
 )  # fmt: skip
@@ -109,7 +106,7 @@ def _afmoe(family: Family, entries: Entries) -> tuple[Family, Entries]:
     return family.like("afmoe", scaled_embedding=entries.get("mup_enabled") is True), entries
 
 
-AFMOE = GLM4_MOE.like(
+AFMOE = SIGMOID.like(
     "afmoe",
     names={
         "attn_gate": "layers.{}.self_attn.gate_proj",
@@ -119,37 +116,32 @@ AFMOE = GLM4_MOE.like(
         "router": "layers.{}.mlp.router.gate",
         "router.correction": "layers.{}.mlp.expert_bias",
     },
-    biased=biased("attention_bias", "q", "k", "v", "o"),
-    without=("use_qk_norm", "norm_topk_prob"),
+    without=("norm_topk_prob",),
     keys=dict(
         num_experts=key(64, "num_experts"), num_experts_per_tok=6, num_key_value_heads=None,
         n_shared_experts=key(2, "num_shared_experts"), head_dim=128,
         first_k_dense_replace=key(1, "num_dense_layers"), mup_enabled=Key(False, read=False),
-        routed_scaling_factor=key(1.0, "route_scale"), partial_rotary_factor=only(1.0),
+        routed_scaling_factor=key(1.0, "route_scale"),
         sliding_window=1024, layer_types=None, max_position_embeddings=16384,
         sliding_window_pattern=key(4, "global_attn_every_n_layers"), n_group=only(1),
         topk_group=only(1), num_expert_groups=only(1), num_limited_groups=only(1),
         score_func=only("sigmoid"), route_norm=only(True),
     ),
-    optional={},
-    buffers=LLAMA.buffers,
     windows="pattern",
     unrotated="unwindowed",
     gate="sigmoid",
-    stacks=STACKS,
     variant=_afmoe,
 )  # fmt: skip
 
 
-LAGUNA = GLM4_MOE.like(
+LAGUNA = SIGMOID.like(
     "laguna",
     names={
         "attn_gate": "layers.{}.self_attn.g_proj",
         "router.correction": "layers.{}.mlp.experts.e_score_correction_bias",
         **linears("shared_expert.", "layers.{}.mlp.shared_expert"),
     },
-    biased=biased("attention_bias", "q", "k", "v", "o"),
-    without=("use_qk_norm", "n_group", "topk_group", "n_shared_experts"),
+    without=("n_group", "topk_group", "n_shared_experts"),
     keys=dict(
         num_experts=key(256, "num_experts"), moe_intermediate_size=512, head_dim=128,
         shared_expert_intermediate_size=512, mlp_layer_types=None, norm_eps=1e-6,
@@ -157,7 +149,7 @@ LAGUNA = GLM4_MOE.like(
         routed_scaling_factor=key(1.0, "moe_routed_scaling_factor"), sliding_window=512,
         moe_apply_router_weight_on_input=only(False), moe_router_logit_softcapping=only(0.0),
         sliding_window_pattern=only(1), layer_types=None, rope_theta=500000.0,
-        rope_local_base_freq=10000.0, partial_rotary_factor=1.0, decoder_sparse_step=only(1),
+        rope_local_base_freq=10000.0, partial_rotary_factor=key(1.0), decoder_sparse_step=only(1),
         norm_topk_prob=only(True), **unread("mlp_only_layers", "gating_types"),
         gating=Key(True, only=(True, "per-head", "per-element")),
         num_attention_heads_per_layer=None,
@@ -166,8 +158,6 @@ LAGUNA = GLM4_MOE.like(
             "sliding_attention": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0},
         },
     ),
-    optional={},
-    buffers=LLAMA.buffers,
     windows="pattern",
     gate="softplus",
     variant=lambda family, own: (family, {x: own[x] for x in own if x != "partial_rotary_factor"}),
@@ -198,12 +188,12 @@ LATENT_KEYS = dict(
     head_dim=key(64, "qk_rope_head_dim", "head_dim"), partial_rotary_factor=only(1.0),
     **unread("num_key_value_heads", "qk_head_dim"),
 )  # fmt: skip
-DEEPSEEK_V3 = GLM4_MOE.like(
+DEEPSEEK_V3 = SIGMOID.like(
     "deepseek_v3",
     names=LATENT,
     biased={"q_a_proj": "attention_bias", "kv_a_proj": "attention_bias"}
     | biased("attention_bias", "o"),
-    without=("q_norm", "k_norm", "k_proj", "v_proj", "use_qk_norm"),
+    without=("q_norm", "k_norm", "k_proj", "v_proj"),
     keys=LATENT_KEYS | dict(
         num_experts=256, moe_intermediate_size=2048, first_k_dense_replace=3, n_group=8,
         topk_group=4, routed_scaling_factor=2.5, norm_eps=1e-6, max_position_embeddings=4096,
@@ -211,7 +201,6 @@ DEEPSEEK_V3 = GLM4_MOE.like(
         topk_method=only("noaux_tc"),
         **unread("rope_interleave"),
     ),
-    optional={},
     buffers=(r"layers\.61\..*", *LLAMA.buffers),
     mixers={"": "latent_attention"},
     variant=_deepseek,

@@ -205,11 +205,6 @@ def _rows(mask: Recorded) -> Any:
     return add("Transpose", where)
 
 
-def _any(x: Recorded, axis: Sequence[int]) -> Any:
-    """True everywhere: while recording, any number may be true."""
-    return np.ones([size for i, size in enumerate(x.shape) if i not in axis], np.bool_)
-
-
 def _filled(value: int, x: Any, dtype: npt.DTypeLike | None = None) -> Any:
     number = np.asarray(value, x.dtype if dtype is None else dtype)
     return x.graph.add("Expand", number, x.graph.add("Shape", x), axes=x.axes)
@@ -239,7 +234,8 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.linalg.norm: _norm,
     np.ones_like: partial(_filled, 1),
     np.zeros_like: partial(_filled, 0),
-    np.any: _any,
+    # True everywhere: while recording, any number may be true.
+    np.any: lambda x, axis: np.ones([n for i, n in enumerate(x.shape) if i not in axis], np.bool_),
     np.argmax: lambda x, axis: x.graph.add("ArgMax", x, axis=axis, keepdims=0),
     np.compress: _compress,
     np.stack: lambda parts, axis: np.concatenate([np.expand_dims(x, axis) for x in parts], axis),
