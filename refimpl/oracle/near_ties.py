@@ -75,7 +75,8 @@ def without_rounding(truth: Truth) -> Mapping[str, Array]:
     each = (tolerance_of(k, expected[k], own[k], truth.computed_in) for k in states)
     floor = 2 * max(each, default=0.0)
     every = {k: x for k, x in truth.actual.items() if k.startswith("pruned.") and is_experiment(k)}
-    fit = {k: x for k, x in every.items() if k in expected and x.shape == expected[k].shape}
+    values = truth.values  # of what is wanted
+    fit = {k: x for k, x in every.items() if k in values and x.shape == values[k].shape}
     with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
         arrays = {k: x.astype(np.float64) for k, x in fit.items() if x.dtype.name in EPS}
         for name in [x for x in arrays if x.endswith((".drift", ".alignment"))]:
@@ -84,9 +85,8 @@ def without_rounding(truth: Truth) -> Mapping[str, Array]:
                 nothing = (right == 0) & (found > 0) & (found <= floor)
             else:
                 rest = np.square(floor) + 4 * EPS[fit[name].dtype.name]
-                nothing = (measures.lost(right) <= measures.UNCHANGED) & (
-                    np.abs(found - right) <= rest
-                )
+                nothing = measures.lost(right) <= measures.UNCHANGED
+                nothing &= np.abs(found - right) <= rest
             arrays[name] = np.where(nothing, right, found)
             if nothing[0] and drift and ratio in arrays:
                 arrays[ratio][int(name.split(".")[1])] = np.nan
@@ -99,11 +99,8 @@ def score_behind(truth: Truth, step: str) -> tuple[Array, int, Array]:
     An input that carries less than most is off by as much more of itself: the rounding of what it
     is made of is of the size of the others.
     """
-    sums, (pruner, block, _), (score, group) = (
-        sums_behind(step),
-        linear_of(step),
-        truth.scores(step),
-    )
+    sums, (pruner, block, _) = sums_behind(step), linear_of(step)
+    score, group = truth.scores(step)
     sequential = pruner.startswith("sparsegpt")
     if pruner == "magnitude" or (sums in truth.given and not sequential):
         return score, group, np.array([_of_scores(truth)])
