@@ -1,5 +1,6 @@
 """Where a candidate's choices differ from the truth, if rounding explains that."""
 
+import fnmatch
 from collections.abc import Mapping
 from math import inf, isfinite
 
@@ -30,9 +31,8 @@ def ties_of(truth: Truth, step: str, array: Array) -> measures.Positions:
         return ties.count_ties(array, right, shares, sizes, recipe.sparsity, truth.tolerance(name))
     if step == "owl.signal":
         m = float(recipe.request("owl").options["m"])
-        every = truth.case.expected
-        names = [x for x in every if x.startswith("pruned.") and x.endswith(".squares")]
-        relative = max(map(truth.tolerance, names), default=_of_scores(truth))
+        sums = fnmatch.filter(truth.case.expected, "pruned.*.squares")
+        relative = max(map(truth.tolerance, sums), default=_of_scores(truth))
         scores, allowed = truth.dense_scores(), truth.tolerance(step)
         return ties.outlier_ties(array, right, scores, m, allowed, relative, TIE_SHARE)
     if step.endswith(ROUTER):

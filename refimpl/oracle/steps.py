@@ -34,7 +34,7 @@ METHODS = {
 def _by_pruning(inputs: StepInputs) -> NamedArrays:
     """Each block pruned alone by Wanda, what that does, and the corrections by it."""
     model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
-    first = recipe.bases[0]
+    first, wanda = recipe.bases[0], PrunerOptions("wanda")
     inputs.read_forward()
     base = inputs.base(first)
     by_linear = inputs.allocated(first, base).linear_sparsity
@@ -48,9 +48,7 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
             _require_tokens(linear, sums)
             sums_of, step = f"{prefix}.{input_of(linear)}.squares", f"{prefix}.{linear}.keep"
             total = inputs.number(sums_of)
-            keep, _ = decision(
-                exact[f"{linear}.weight"], total, len(inputs.ids), goal, PrunerOptions("wanda")
-            )
+            keep, _ = decision(exact[f"{linear}.weight"], total, len(inputs.ids), goal, wanda)
             yield inputs.of(step, sums_of, "pruned.counts"), np.packbits(keep, axis=1)
 
     def start(i: int, weights: Weights, _: Array) -> Starts:
@@ -117,9 +115,8 @@ def _pruned(inputs: StepInputs, name: str) -> Generator[tuple[str, Array], None,
             if method == "wanda" and total is not None:
                 yield inputs.of(f"{step}.score", point), wanda_score(dense, total / sequences)
             # Magnitude decides on the weights as the file holds them, in every dtype.
-            keep, new = decision(
-                exact[f"{linear}.weight"], total, sequences, pattern or count, pruner
-            )
+            how = sequences, pattern or count, pruner
+            keep, new = decision(exact[f"{linear}.weight"], total, *how)
             read = [] if method == "magnitude" else [point]
             read += [] if pattern else [f"{recipe.bases[0]}.counts"]
             yield inputs.of(f"{step}.keep", *read), np.packbits(keep, axis=1)
