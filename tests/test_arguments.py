@@ -50,7 +50,7 @@ OF_ARRAYS = ("refimpl.model.", "refimpl.method.absorption", "refimpl.method.pert
 # Of a case that `check` has checked: it calls them, and nobody else.
 OF_STEPS = {"misses_budget", "unchanged", "coarse_step", "trivial_answer", "steps", "signal_of"}
 OF_STEPS |= {"every_array", "is_step", "case_inputs", "is_choice", "entries", "stepwise_steps"}
-OF_STEPS |= {"require_steps", "decide_groups", "above_threshold", "allocated"}
+OF_STEPS |= {"require_steps", "asked_steps", "decide_groups", "above_threshold", "allocated"}
 # Of a spectrum that `alphapruning_alpha` has checked.
 OF_SPECTRUM = {"finite_matrix", "positions", "heights", "peak", "candidates", "tails", "least_ks"}
 OF_SPECTRUM |= {"certain_law"}

@@ -17,10 +17,9 @@ from refimpl.candidates.llama_cpp import HALF_UNIT, is_log, logged, logits_files
 from refimpl.candidates.names import INPUT, LOGITS
 from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import reading
-from refimpl.loading.files.safetensors_file import SafetensorsFile
+from refimpl.loading.files.safetensors_file import ARRAY_DTYPES, SafetensorsFile
 from refimpl.model.model import BlockWeights
 from refimpl.model.ops import Array
-from refimpl.oracle.judging.measures import CANDIDATE_DTYPES, stored_arrays
 from refimpl.storage.file_system import MIB, open_file
 
 IDS = ("token_ids", "input_ids", "inp_tokens", "embed.hook_in")  # names of token ids
@@ -29,7 +28,7 @@ MOST = 4096 * MIB  # bytes of all arrays of an archive or a folder, which are re
 DENSEST = 16  # arrays are at most so many times as large as their archive,
 SMALL = 64 * MIB  # or no larger than this
 PICKLE = "data.pkl"  # in a file that torch.save wrote
-NAMES = {dtype.name for dtype in CANDIDATE_DTYPES.values()}
+NAMES = {dtype.name for dtype in ARRAY_DTYPES.values()}
 PAIR = np.dtype("V2")  # what NumPy makes of bfloat16
 DUMPED = re.compile(  # files of transformers' model_addition_debugger_context
     r"[^.]+?(?:\.(?P<module>.+?))?_"
@@ -70,7 +69,7 @@ def read_source(path: Path) -> ProgramOutputs:
     with reading(path), open_file(path) as file:
         head = file.read(HEAD)
     if head[4:9] == b"\0\0\0\0{":  # the length before it may look like the start of other formats
-        return ProgramOutputs(stored_arrays(path), stated=SafetensorsFile(path).metadata)
+        return _tensors(path)
     if head.startswith(b"PK"):
         return ProgramOutputs(npz_arrays(path))
     if head.startswith(b"\x80"):
@@ -86,7 +85,13 @@ def read_source(path: Path) -> ProgramOutputs:
     if is_log(head):
         tensors, sums = logged(path)
         return ProgramOutputs(tensors, "ggml", half_unit=HALF_UNIT, sums=sums)
-    return ProgramOutputs(stored_arrays(path), stated=SafetensorsFile(path).metadata)
+    return _tensors(path)
+
+
+def _tensors(path: Path) -> ProgramOutputs:
+    """The tensors of a safetensors file, and what it states."""
+    file = SafetensorsFile(path)
+    return ProgramOutputs(file.arrays, stated=file.metadata)
 
 
 def _logits(path: Path) -> ProgramOutputs:
@@ -119,7 +124,7 @@ def debugger_outputs(folder: Path) -> Mapping[str, Array]:
 
 def _data(path: Path) -> Array:
     """The tensor of a file of transformers' debugger."""
-    arrays = stored_arrays(path)
+    arrays = SafetensorsFile(path).arrays
     if "data" not in arrays:
         raise RefimplError(
             f"{path} holds {listed(list(arrays)) or 'no tensor'}",

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from refimpl.model.layout import cut
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 from refimpl.oracle.case import Case, computed_case, read_case
-from refimpl.oracle.case_folders import FACTS, FORWARD
+from refimpl.oracle.case_folders import FACTS, FORWARD, matching
 from refimpl.oracle.judging.measures import array_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.storage.files import whole
@@ -87,7 +86,8 @@ def candidate_steps(
     if word:
         sources = named_sources(word, case)
     else:
-        sources = {step: ModuleOutput((step,)) for step in case.expected if _of_tokens(step)}
+        trace = [x for x in matching(case.expected, FORWARD) if not x.endswith(".keep")]
+        sources = {step: ModuleOutput((step,)) for step in trace}
     if decode:
         sources = {step: replace(x, last=True) for step, x in sources.items()}
     arrays, shown, total = dict[str, Array](), 0, 0
@@ -190,11 +190,6 @@ def _array(value: Any) -> Array:
     """An output as an array; of a tuple the first counts."""
     value = value[0] if isinstance(value, tuple | list) else value
     return value if isinstance(value, np.ndarray) else array_of(value)
-
-
-def _of_tokens(step: str) -> bool:
-    """Whether a step is a trace point of the forward."""
-    return any(fnmatchcase(step, pattern) for pattern in FORWARD) and not step.endswith(".keep")
 
 
 def _map_of(case: Case, keys: Sequence[str]) -> str:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +14,6 @@ from refimpl.cli.graphs import ComparisonOptions
 from refimpl.cli.options import Group, argument, examples, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, say
-from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import filled, plain
 from refimpl.loading.files.file_reading import reading
 from refimpl.oracle.case_folders import (
@@ -145,19 +143,14 @@ def show_command(
 
     A candidate writes a tensor of this shape for each step. Float steps may have any float dtype.
     """
-    from refimpl.show.oracle import case_table  # not for --help
+    from refimpl.oracle.check import asked_steps  # not for --help
+    from refimpl.show.oracle import case_table
 
     if to.output is None:
         refuse(context, ("names",), "no -o", "-o FILE.npz, whose arrays it names")
     one = case_folder(case)
-    only = patterns(to.only) or ("*",)
-    facts = [x for x in one.facts.steps if any(fnmatchcase(x.name, p) for p in only)]
-    if not facts:
-        raise RefimplError(
-            f"--only {' '.join(only)}: no step of the case matches",
-            f"forward, or names such as {', '.join(one.steps[:3])}",
-            "omit --only to see all steps",
-        )
+    asked = asked_steps(one.steps, patterns(to.only) or ("*",))
+    facts = [x for x in one.facts.steps if x.name in asked]
     one = replace(one, facts=filled(CaseFacts, one.facts, steps=facts))
     if to.output is not None:
         from refimpl.candidates.steps import renamed_steps, write_npz
@@ -165,7 +158,7 @@ def show_command(
 
         opened = read_case(case)
         arrays = renamed_steps(opened, to.names)
-        held = dict(arrays[x.name] for x in facts if x.name in arrays)
+        held = dict(arrays[x] for x in asked if x in arrays)
         write_npz(to.output, {"token_ids": opened.inputs["token_ids"], **held})
     deliver(plain(one.facts), case_table(one), to.json)
 

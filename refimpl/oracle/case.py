@@ -1,24 +1,22 @@
 """A case: a folder with a model, its inputs, and the expected value of every step."""
 
-import errno
 import fnmatch
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
 from refimpl.loading.files.documents import converted, filled, plain, reading_document
+from refimpl.loading.files.safetensors_file import SafetensorsFile, write_arrays
 from refimpl.method.perturbation import noise
 from refimpl.model.experts import ROUTER
 from refimpl.model.model import Model
@@ -34,7 +32,7 @@ from refimpl.oracle.case_folders import (
     case_folder,
 )
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.judging.measures import EPS, stored_arrays
+from refimpl.oracle.judging.measures import EPS
 from refimpl.oracle.judging.records import record_of
 from refimpl.oracle.margins import peer_steps, steps_and_margins
 from refimpl.oracle.recipe import Recipe
@@ -135,11 +133,7 @@ def make_case(
             (INPUTS, case.inputs), (EXPECTED, case.expected), (PEER, case.peer),
             (MARGINS, case.margins), (ERRORS, errors_to_store(case, dtypes)),
         ):  # fmt: skip
-            contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-            try:
-                save_file(contiguous, new / name)
-            except SafetensorError as error:  # the library's own class for an error of the disk
-                raise OSError(errno.EIO, str(error)) from error
+            write_arrays(new / name, arrays)
         (new / FACTS).write_text(_text(facts), "utf-8")
     return case
 
@@ -160,8 +154,9 @@ def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = P
             "1 or more tokens, of steps that do not read all of them",
             "add --only 'blocks.*'",
         )
+    margins, peer = dict[str, Array](), dict[str, Array]()
     if recipe.only:
-        expected, margins, peer = steps(model, ids, recipe), dict[str, Array](), dict[str, Array]()
+        expected = steps(model, ids, recipe)
         if unknown := [p for p in recipe.only if not fnmatch.filter(expected, p)]:
             raise RefimplError(
                 f"--only {unknown[0]}: no step of the forward or the experiments matches",
@@ -202,7 +197,7 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
     with reading_document(folder / FACTS, ("the facts of a case", "a recipe", NEXT)):
         recipe = converted(facts.recipe, Recipe, "recipe", exact=True)
     inputs, arrays, peer, margins, errors = (
-        stored_arrays(folder / name) for name in (INPUTS, EXPECTED, PEER, MARGINS, ERRORS)
+        SafetensorsFile(folder / name).arrays for name in (INPUTS, EXPECTED, PEER, MARGINS, ERRORS)
     )
     has = {name: (x.shape, x.dtype.name) for name, x in arrays.items()}
     wrong = [x.name for x in facts.steps if has.get(x.name) != (x.shape, x.dtype)]
@@ -224,16 +219,16 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
     checked_ids(inputs["token_ids"], model.config)
     hashes = _hashes(model, inputs)
     name = os.path.basename(os.path.realpath(folder))
-    case = Case(folder, name, model, recipe, inputs, expected, peer, margins)
+    kernels = facts.versions.get("kernels") or "unknown"
+    case = Case(folder, name, model, recipe, inputs, expected, peer, margins, kernels=kernels)
     names = case.with_errors
     if not errors or any(x.shape != (len(names),) or np.isnan(x).any() for x in errors.values()):
         require_steps(case, steps(model, inputs["token_ids"], recipe))
         raise RefimplError(
             f"{folder / ERRORS} does not hold an error of each step", "that of the case", NEXT
         )
-    known = {way: zip(names, x.tolist(), strict=True) for way, x in errors.items()}
-    case.errors.update((way, dict(x)) for way, x in known.items())
-    case = replace(case, kernels=facts.versions.get("kernels") or "unknown")
+    for way, values in errors.items():
+        case.errors[way] = dict(zip(names, values.tolist(), strict=True))
     if other := [name for name, value in hashes.items() if facts.sha256.get(name) != value]:
         raise RefimplError(
             f"{folder}: {', '.join(other)} changed since the case was made",

@@ -1,7 +1,9 @@
 """Folders of cases, read without NumPy: the core cases, which refimpl contains, and others."""
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +15,6 @@ from refimpl.oracle.judging.records import StepMeasure
 
 FACTS = "case.json"
 NEXT = "make the case again with refimpl case make"
-EXPECTED = f"a case: a folder with {FACTS} and the files that refimpl case make wrote"
 CORE = ("llama", "opt", "phi3")  # the wheel holds them, with their models: see pyproject.toml
 FORWARD = ("embed", "blocks.*", "final_norm", "logits")  # patterns of its steps
 FORWARDS = ("bloom", "gpt_oss")  # forwards alone: ALiBi; a mixture of experts with sinks
@@ -73,9 +74,15 @@ class CaseFolder:
 
 def case_folder(path: Path) -> CaseFolder:
     """Read the `case.json` of a folder."""
-    named = "the facts of a case", EXPECTED, NEXT
+    expected = f"a case: a folder with {FACTS} and the files that refimpl case make wrote"
+    named = "the facts of a case", expected, NEXT
     facts = read_document(path / FACTS, named, None, lambda x: converted(x, CaseFacts))
     return CaseFolder(Path(os.path.realpath(path)), facts)
+
+
+def matching(steps: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """The steps that match one of some shell patterns."""
+    return [step for step in steps if any(fnmatchcase(step, pattern) for pattern in patterns)]
 
 
 def core_cases(forwards: bool = False) -> list[CaseFolder]:

@@ -1,8 +1,7 @@
 """A candidate checked against a case, step by step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -12,8 +11,10 @@ import numpy as np
 
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
+from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, is_choice
+from refimpl.oracle.case_folders import FACTS, matching
 from refimpl.oracle.judging import measures
 from refimpl.oracle.judging.measures import EPS, FLOOR, StepResult, error_of, tolerance_of
 from refimpl.oracle.near_ties import carries_nothing, follows_a_choice, ties_of, without_rounding
@@ -94,13 +95,7 @@ def check(
         >>> check(case, case.expected).verdict, check(case, actual).first.step
         ('pass', 'blocks.2.v')
     """
-    wanted = {name for name in case.expected if any(fnmatchcase(name, p) for p in only)}
-    if not wanted:
-        raise RefimplError(
-            f"--only {' '.join(only)}: no step of the case matches",
-            f"names such as {', '.join(list(case.expected)[:3])}, or patterns such as 'blocks.*'",
-            "choose from the steps in the case's case.json",
-        )
+    wanted = asked_steps([*case.expected], only)
     if stepwise and case.recipe.only:
         raise RefimplError(
             f"--stepwise: {case.name} holds some of the steps",
@@ -109,15 +104,27 @@ def check(
         )
     actual = {name: case.sampled(measures.array_of(x)) for name, x in actual.items()}
     dtype = measures.dtype_of(actual) if dtype is None else dtype
-    truth = truth_of(case, actual, dtype, stepwise, chained)
+    some = wanted if len(wanted) < len(case.expected) else None
+    truth = truth_of(case, actual, dtype, stepwise, chained, some)
     judged, results = without_rounding(truth), list[StepResult]()
-    for name in [x for x in case.expected if x in wanted]:
+    for name in wanted:
         right, numbers = truth.values[name], (truth.own_error(name), truth.tolerance(name))
         ties = partial(ties_of, truth, name, actual.get(name, right))
         results.append(_explained(truth, measures.step_result(name, judged, right, *numbers, ties)))
     unknown = tuple(sorted(actual.keys() - case.expected.keys()))
     way: Way = "stepwise" if stepwise else "chained" if chained else "own inputs"
     return Report(case, dtype, tuple(results), unknown, way)
+
+
+def asked_steps(steps: Sequence[str], only: Sequence[str]) -> list[str]:
+    """The steps that `--only` asks for, one or more."""
+    if found := matching(steps, only):
+        return found
+    raise RefimplError(
+        f"--only {' '.join(only)}: no step of the case matches",
+        f"names such as {', '.join(steps[:3])}, or patterns such as 'blocks.*'",
+        f"choose from the steps in the case's {FACTS}",
+    )
 
 
 def _explained(truth: Truth, result: StepResult) -> StepResult:
@@ -215,4 +222,4 @@ def coarse_step(step: str) -> str:
 @checked
 def read_candidate(path: str | Path) -> dict[str, Array]:
     """Read a candidate's arrays by name from a safetensors file."""
-    return measures.stored_arrays(Path(path))
+    return SafetensorsFile(Path(path)).arrays

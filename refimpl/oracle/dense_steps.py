@@ -1,6 +1,6 @@
 """The steps of the dense model, and what steps are computed from: earlier ones, or a case's."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -14,8 +14,9 @@ from refimpl.allocation.allocate import (
     linear_counts,
     units_of,
 )
+from refimpl.allocation.scores import Signal
 from refimpl.method import perturbation as experiment
-from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
+from refimpl.method.absorption import absorption_coefficient, nan_mean
 from refimpl.method.correction import centred_log, clipped_log
 from refimpl.method.projection import project
 from refimpl.model.config import Config
@@ -36,6 +37,7 @@ from refimpl.pruners.sparsegpt import WIDTH
 from refimpl.pruners.wanda import wanda_score
 from refimpl.running.settings import Settings
 from refimpl.scoring.measurements import wanda_moments
+from refimpl.scoring.state_group import PerturbedState
 from refimpl.scoring.signals import Chosen, of_moments, of_weights
 
 RATIO = "absorption_coefficient"
@@ -66,7 +68,7 @@ class StepInputs:
 
     Noises are the case's, or drawn; experiments compare with `clean` states, if there are any;
     `squares` are sums over what the dense linears of each block read; `missed` are steps that were
-    read and not given, `missing` those of each step.
+    read and not given, `missing` those of each step. All steps are `wanted` if it is None.
     """
 
     model: Model
@@ -79,9 +81,9 @@ class StepInputs:
     clean: Mapping[str, Array] = field(default_factory=dict)
     values: dict[str, Array] = field(default_factory=dict)
     squares: list[dict[str, Array]] = field(default_factory=list)
-    perplexities: dict[str, Array] = field(default_factory=dict)
     missed: set[str] = field(default_factory=set)
     missing: dict[str, frozenset[str]] = field(default_factory=dict)
+    wanted: Collection[str] | None = None
 
     @cached_property
     def places(self) -> list[Place]:
@@ -161,7 +163,7 @@ class StepInputs:
         shape = self.ids.shape[1], self.model.config.hidden_size
         return experiment.noise(self.recipe.seed, sequence, block, draw, shape)
 
-    def base(self, name: str, others: Mapping[str, Array]) -> Array:
+    def base(self, name: str, others: Mapping[str, Array] = {}) -> Array:
         """A base [L] or [L, linears] of the signals, or others, before it is projected."""
         step = signal_of(name)
         if step in self.known and step not in others:
@@ -187,11 +189,10 @@ class StepInputs:
             sparsity[exists] = project(sparsity[exists], units, target)
         return linear_counts(sparsity, sizes, target)
 
-    def scores(self, step: str, weight: Array | None = None) -> tuple[Array, int]:
+    def scores(self, step: str) -> tuple[Array, int]:
         """Scores [out, in] that a decision compares, and their group (`ties.together`)."""
         pruner, block, linear = linear_of(step)
-        if weight is None:
-            weight = self.model.block(block, np.float64)[f"{linear}.weight"]
+        weight = self.model.weights[f"blocks.{block}.{linear}.weight"].read(np.float64)
         if pruner == "magnitude":
             return np.abs(weight), -weight.shape[1]
         group = parse_pattern(self.recipe.pattern).group if pruner.endswith("pattern") else 0
@@ -202,12 +203,20 @@ class StepInputs:
         score, _ = sparsegpt_scores(weight, total, count, right, self.recipe.damping, width)
         return score, group or -WIDTH
 
+    def signal(self, base: str) -> Signal:
+        """The signal of a base, measured on the weights, and on what the dense linears read."""
+        chosen = Chosen.of(self.recipe.request(base), ())
+        moments = wanda_moments(self.squares, len(self.ids), self.model.config)
+        with Settings(self.dtype).open() as resources:
+            found = of_weights(self.model, chosen, resources)
+            found = found or of_moments(self.model, chosen, moments, resources)
+        (signal,) = found.values()
+        return signal
+
     def dense_scores(self) -> Iterator[Array]:
         """Wanda's scores of each block of the dense model, all linears in one row."""
-        for i, (linears, sums) in enumerate(
-            zip(self.model.config.linears, self.squares, strict=True)
-        ):
-            weights, n = self.model.block(i, np.float64), len(self.ids)
+        for i, linears in enumerate(self.model.config.linears):
+            weights, sums, n = self.model.block(i, np.float64), self.squares[i], len(self.ids)
             pairs = [(weights[f"{x}.weight"], sums[input_of(x)] / n) for x in linears]
             yield np.concatenate([wanda_score(*x).ravel() for x in pairs])
 
@@ -288,10 +297,9 @@ def by_noise(inputs: StepInputs) -> NamedArrays:
             for n, state in enumerate(clean):
                 h = stream(state, inputs.model.config)
                 kept = experiment.kept_tokens(h, recipe.sink)
+                how = plan.eta[0], kept, plan.noise_scale, plan.noise_shape, plan.noise_norm
                 for draw in range(plan.draws):
-                    z = inputs.noise(i, n, draw)
-                    how = recipe.noise_scale, recipe.noise_shape, recipe.noise_norm
-                    noisy = experiment.perturbed(h, z, plan.eta[0], kept, *how)
+                    noisy = experiment.perturbed(h, inputs.noise(i, n, draw), *how)
                     yield n, with_stream(state, noisy)
 
         yield from measured(inputs, prefix or "perturbed.", followed(inputs, start))
@@ -302,44 +310,39 @@ Starts = Iterator[tuple[int, Array]]  # numbers of sequences, and their perturbe
 
 @dataclass
 class Followed:
-    """A state that was perturbed, and how far it is from the clean one after each later block."""
+    """A perturbed state of a sequence, [S, D], on its way, and what is measured of it."""
 
     sequence: int
     state: Array
-    kept: npt.NDArray[np.bool_]
-    deviations: list[experiment.Deviation] = field(default_factory=list)
+    measured: PerturbedState
 
 
 def followed(inputs: StepInputs, start: Callable[[int, Weights, Array], Starts]) -> list[Followed]:
     """The states that `start` perturbs after each block, through all later ones."""
-    config, recipe, states = inputs.model.config, inputs.recipe, list[Followed]()
+    config, plan, states = inputs.model.config, inputs.recipe.perturbation, list[Followed]()
     for k, place in enumerate(inputs.places):
         weights, clean = inputs.model.block(k, inputs.dtype), inputs.state_at(k, "resid_post")
         for x in states:
             x.state = block(x.state[None], weights, place, config)[0]
-        for n, h in start(k, weights, clean):
-            kept = experiment.kept_tokens(stream(clean[n], config), recipe.sink)
-            states.append(Followed(n, h, kept))
-        for x in states:
-            h, right = (stream(state, config) for state in (x.state, clean[x.sequence]))
-            x.deviations.append(experiment.deviation(h, right, x.kept, recipe.norm))
+            x.measured.measure(x.state, clean[x.sequence, None])
+        for n, changed in start(k, weights, clean):
+            measured = PerturbedState(plan.norm, config.hidden_size)
+            state = measured.start(changed[None], clean[n, None], plan)[0]
+            states.append(Followed(n, state, measured))
     return states
 
 
 def measured(inputs: StepInputs, name: str, states: Sequence[Followed]) -> NamedArrays:
     """An experiment's steps, from its states by block, sequence and draw."""
     blocks, sequences = inputs.model.config.num_blocks, len(inputs.ids)
-    draws = len(states) // (blocks * sequences)
-    ratios = np.empty((sequences, draws, blocks))
+    size = len(states) // blocks  # of sequences and draws
+    ratios = np.empty((sequences, size // sequences, blocks))
     for i in range(blocks):
-        start = i * sequences * draws
-        after = [x.deviations for x in states[start : start + sequences * draws]]
+        after = [x.measured.measures() for x in states[i * size : (i + 1) * size]]
         for kind in ("drift", "alignment"):
-            means = np.array([[nan_mean(getattr(d, kind)) for d in x] for x in after])
-            of_sequences = nan_mean(means.reshape(sequences, draws, -1), axis=1)
-            yield f"{name}{i}.{kind}", nan_mean(of_sequences, axis=0)
-        survived = [nan_mean(surviving_drift(x[-1].drift, x[0].drift)) for x in after]
-        ratios[:, :, i] = np.reshape(survived, (sequences, draws))
+            means = np.reshape([x[kind] for x in after], (*ratios.shape[:2], -1))
+            yield f"{name}{i}.{kind}", nan_mean(nan_mean(means, axis=1), axis=0)
+        ratios[..., i] = np.reshape([x["ratio"] for x in after], ratios.shape[:2])
     coefficient, stderr = absorption_coefficient(ratios)
     yield coefficient_of(name), coefficient
     if name == "coarse." and np.isfinite(stderr).all():
@@ -348,28 +351,17 @@ def measured(inputs: StepInputs, name: str, states: Sequence[Followed]) -> Named
 
 def signals(inputs: StepInputs) -> NamedArrays:
     """The signals of the bases, from the weights and what the linears read."""
-    recipe, model = inputs.recipe, inputs.model
     inputs.read_forward()
-    moments = wanda_moments(inputs.squares, len(inputs.ids), model.config)
-    used = {"owl", "dlp", *recipe.bases}
-    used |= {"alphapruning"} if "alphapruning_linear" in used else set()
-    with Settings(inputs.dtype).open() as resources:
-        for base in ("owl", "dlp", "alphapruning", "dlp_median", "alphapruning_mid"):
-            if base in used:
-                chosen = Chosen.of(recipe.request(base), ())
-                found = of_weights(model, chosen, resources)
-                (signal,) = (found or of_moments(model, chosen, moments, resources)).values()
-                step = f"{base}.signal"
-                yield step if found is None else inputs.of(step), signal.main
+    used = {signal_of(base) for base in ("owl", "dlp", *inputs.recipe.bases)}
+    for base in ("owl", "dlp", "alphapruning", "dlp_median", "alphapruning_mid"):
+        if (step := f"{base}.signal") in used:
+            yield inputs.of(step), inputs.signal(base).main
 
 
 def allocations(inputs: StepInputs) -> NamedArrays:
     """Bases from signals, corrections from these and coefficients, counts from corrections."""
     for name in inputs.recipe.bases:
-        base, signal = (
-            inputs.base(name, {}),
-            (signal_of(name),) if signal_of(name) in inputs.known else (),
-        )
+        base, signal = inputs.base(name), {signal_of(name)} & inputs.known
         yield inputs.of(f"{name}.base", *signal), inputs.allocated(name, base).base_sparsity
         u = clipped_log(inputs.number(RATIO))
         yield inputs.of(f"{name}.corrected", RATIO, *signal), inputs.corrected(name, base, u)

@@ -19,8 +19,6 @@ from refimpl.oracle.judging.ties import Keep, edges, together, unpacked
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import METHODS, every_array, is_step
 from refimpl.pruners.decision import PrunerOptions, decision
-from refimpl.running.settings import Settings
-from refimpl.scoring.signals import Chosen, of_weights
 
 SHIPPED = ("owl", "alphapruning", "dlp", "uniform")  # bases with code of the peers
 
@@ -42,10 +40,8 @@ def steps_and_margins(
     lines = [np.abs(x / (m * x.mean()) - 1).min() for x in inputs.dense_scores()]
     margins["owl.signal"] = np.array(lines)
     if "alphapruning" in recipe.bases:
-        with Settings(np.float64).open() as resources:
-            chosen = Chosen.of(recipe.request("alphapruning"), ())
-            (signal,) = of_weights(model, chosen, resources).values()
-        margins["alphapruning.signal"] = np.nan_to_num(signal.values["margin"], nan=inf)
+        of_tails = inputs.signal("alphapruning").values["margin"]
+        margins["alphapruning.signal"] = np.nan_to_num(of_tails, nan=inf)
     for base in recipe.bases:
         counts, final = arrays[f"{base}.counts"], arrays[f"{base}.corrected"]
         sizes = model.config.linear_sizes
@@ -77,17 +73,14 @@ def _table(rows: Sequence[Sequence[float] | Array]) -> Array:
 def _of_rows(inputs: StepInputs, pruner: str) -> list[list[Array]]:
     """Margins of a pruner's decisions by block, linear and row, or what is decided on together."""
 
-    def margins_of(step: str, weight: Array) -> Array:
-        score, group = inputs.scores(step, weight)
-        keep = unpacked(inputs.values[step], weight.shape[1])
+    def margins_of(step: str) -> Array:
+        score, group = inputs.scores(step)
+        keep = unpacked(inputs.values[step], score.shape[1])
         margins = np.concatenate([row_margins(*x) for x in together(group, keep, score)])
         return margins.reshape(len(score), -1).min(axis=1) if group >= 0 else margins
 
-    model, every = inputs.model, list[list[Array]]()
-    for i, linears in enumerate(model.config.linears):
-        dense, step = model.block(i, np.float64), f"{pruner}.blocks.{i}"
-        every.append([margins_of(f"{step}.{x}.keep", dense[f"{x}.weight"]) for x in linears])
-    return every
+    linears = enumerate(inputs.model.config.linears)
+    return [[margins_of(f"{pruner}.blocks.{i}.{x}.keep") for x in names] for i, names in linears]
 
 
 def count_margin(quotas: Array, counts: Array) -> float:

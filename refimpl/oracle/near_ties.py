@@ -1,5 +1,6 @@
 """Where a candidate's choices differ from the truth, if rounding explains that."""
 
+import fnmatch
 from collections.abc import Mapping
 from math import inf, isfinite
 
@@ -30,9 +31,8 @@ def ties_of(truth: Truth, step: str, array: Array) -> measures.Positions:
         return ties.count_ties(array, right, shares, sizes, recipe.sparsity, truth.tolerance(name))
     if step == "owl.signal":
         m = float(recipe.request("owl").options["m"])
-        every = truth.case.expected
-        names = [x for x in every if x.startswith("pruned.") and x.endswith(".squares")]
-        relative = max(map(truth.tolerance, names), default=_of_scores(truth))
+        sums = fnmatch.filter(truth.case.expected, "pruned.*.squares")
+        relative = max(map(truth.tolerance, sums), default=_of_scores(truth))
         scores, allowed = truth.dense_scores(), truth.tolerance(step)
         return ties.outlier_ties(array, right, scores, m, allowed, relative, TIE_SHARE)
     if step.endswith(ROUTER):
@@ -75,7 +75,8 @@ def without_rounding(truth: Truth) -> Mapping[str, Array]:
     each = (tolerance_of(k, expected[k], own[k], truth.computed_in) for k in states)
     floor = 2 * max(each, default=0.0)
     every = {k: x for k, x in truth.actual.items() if k.startswith("pruned.") and is_experiment(k)}
-    fit = {k: x for k, x in every.items() if k in expected and x.shape == expected[k].shape}
+    values = truth.values  # of what is wanted
+    fit = {k: x for k, x in every.items() if k in values and x.shape == values[k].shape}
     with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
         arrays = {k: x.astype(np.float64) for k, x in fit.items() if x.dtype.name in EPS}
         for name in [x for x in arrays if x.endswith((".drift", ".alignment"))]:
@@ -84,9 +85,8 @@ def without_rounding(truth: Truth) -> Mapping[str, Array]:
                 nothing = (right == 0) & (found > 0) & (found <= floor)
             else:
                 rest = np.square(floor) + 4 * EPS[fit[name].dtype.name]
-                nothing = (measures.lost(right) <= measures.UNCHANGED) & (
-                    np.abs(found - right) <= rest
-                )
+                nothing = measures.lost(right) <= measures.UNCHANGED
+                nothing &= np.abs(found - right) <= rest
             arrays[name] = np.where(nothing, right, found)
             if nothing[0] and drift and ratio in arrays:
                 arrays[ratio][int(name.split(".")[1])] = np.nan
@@ -99,11 +99,8 @@ def score_behind(truth: Truth, step: str) -> tuple[Array, int, Array]:
     An input that carries less than most is off by as much more of itself: the rounding of what it
     is made of is of the size of the others.
     """
-    sums, (pruner, block, _), (score, group) = (
-        sums_behind(step),
-        linear_of(step),
-        truth.scores(step),
-    )
+    sums, (pruner, block, _) = sums_behind(step), linear_of(step)
+    score, group = truth.scores(step)
     sequential = pruner.startswith("sparsegpt")
     if pruner == "magnitude" or (sums in truth.given and not sequential):
         return score, group, np.array([_of_scores(truth)])

@@ -1,6 +1,7 @@
 """What every step should be: computed in float64 from what a candidate wrote for earlier steps."""
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,8 @@ from refimpl.oracle.recipe import signal_of
 from refimpl.oracle.reference_errors import moved_by, moved_by_rounding, own_errors
 from refimpl.oracle.steps import TABLE, every_array
 
+Arrays = Mapping[str, Array]
+Names = Collection[str] | None
 ENDS = (".drift", ".alignment", RATIO, ".stderr", ".divergence")  # of steps of `EXPERIMENTS`
 
 
@@ -104,58 +107,62 @@ def is_experiment(step: str) -> bool:
 
 def truth_of(
     case: Case,
-    actual: Mapping[str, Array],
+    actual: Arrays,
     dtype: str,
     stepwise: bool = False,
     chained: bool = False,
+    wanted: Names = None,
 ) -> Truth:
-    """Compute every step from what a candidate wrote, and from the tokens what it did not write.
+    """Compute the steps from what a candidate wrote, and from the tokens what it did not write.
 
     All from the tokens, if its numbers are beyond any range; for a case of some tokens its own.
+    With the steps that are wanted come later ones that explain near ties: of tokens, of outliers.
     """
+    if wanted is not None:
+        later = [f"*.{ROUTER}"] + ["pruned.*.squares"] * ("owl.signal" in wanted)
+        wanted = {*wanted}.union(*(fnmatch.filter(case.expected, x) for x in later))
     given = {k: x for k, x in usable(case, actual).items() if not chained or is_choice(k)}
     if case.recipe.sample_tokens:
         given = {}
     try:
-        return _computed(case, actual, dtype, stepwise, given)
+        return _computed(case, actual, dtype, stepwise, given, wanted)
     except (RefimplError, np.linalg.LinAlgError):
         if not actual:
             raise
-        return _computed(case, actual, dtype, stepwise, {})
+        return _computed(case, actual, dtype, stepwise, {}, wanted)
 
 
 def _computed(
-    case: Case, actual: Mapping[str, Array], dtype: str, stepwise: bool, given: dict[str, Array]
+    case: Case, actual: Arrays, dtype: str, stepwise: bool, given: Arrays, wanted: Names
 ) -> Truth:
     """The truth of what is given; of a step-wise candidate the case's values are."""
-    given = given | (entries(case) if stepwise else {})
+    given = {**given, **(entries(case) if stepwise else {})}
     choices = {x: y for x, y in given.items() if x.endswith(ROUTER)}
     turned = any(not np.array_equal(x, case.expected[name]) for name, x in choices.items())
     clean = {} if stepwise else dict(case.expected)
     if turned and not stepwise:  # experiments begin with states of the candidate's experts
         clean |= every_array(case_inputs(case, choices), TABLE[:1])
+    by_case = {x for x in case.expected if is_experiment(x) and not x.startswith("pruned.")}
+    if wanted is not None and not (turned or stepwise):
+        wanted = {*wanted} - by_case
     truth = Truth(
         case.model, case.recipe, case.inputs["token_ids"], given=given, noises=case.inputs,
-        clean=clean, case=case, actual=actual, computed_in=dtype, stepwise=stepwise,
+        clean=clean, case=case, actual=actual, computed_in=dtype, stepwise=stepwise, wanted=wanted,
     )  # fmt: skip
     if case.recipe.sample_tokens:
         truth.values.update((k, case.sampled(x)) for k, x in case.expected.items())
         truth.missing.update(dict.fromkeys(truth.values, frozenset[str]()))
         return truth
-    table = TABLE
-    if not (turned or stepwise):  # the experiments by noise are those of the case
-        truth.values.update(x for x in case.expected.items() if is_experiment(x[0]))
-        table = tuple(x for x in TABLE if x is not by_noise)
-    arrays = every_array(truth, table)
-    kept = {x: y for x, y in case.expected.items() if x not in arrays and is_experiment(x)}
-    require_steps(case, kept | arrays)
-    for name in kept:
-        truth.missing.setdefault(name, frozenset())
-    truth.values.update({k: np.asarray(x) for k, x in (kept | arrays).items()})
+    truth.values.update((name, case.expected[name]) for name in by_case)
+    arrays = every_array(truth, tuple(x for x in TABLE if x is not by_noise or turned or stepwise))
+    if wanted is None or {*wanted} - arrays.keys():
+        require_steps(case, by_case | arrays.keys())
+    truth.missing.update({x: frozenset() for x in by_case - truth.missing.keys()})
+    truth.values.update({k: np.asarray(x) for k, x in arrays.items()})
     return truth
 
 
-def usable(case: Case, actual: Mapping[str, Array]) -> dict[str, Array]:
+def usable(case: Case, actual: Arrays) -> dict[str, Array]:
     """The arrays that later steps can be computed from: of the right shape and possible numbers."""
     found, config = dict[str, Array](), case.model.config
     for name in case.expected.keys() & actual.keys():

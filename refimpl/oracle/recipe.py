@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from math import inf
 from typing import Annotated, Any, Literal
 
@@ -14,6 +13,7 @@ from refimpl.arguments import Checked, Fraction, common_option, option, require,
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise, NoiseNorm, NoiseScale, NoiseShape, Norm, Sink
 from refimpl.model.ops import Array
+from refimpl.oracle.case_folders import matching
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import parse_pattern
 
@@ -88,7 +88,7 @@ class Recipe(Checked):
 
     def asks(self, *steps: str) -> bool:
         """Whether one of some steps is asked for."""
-        return not self.only or any(fnmatchcase(step, p) for step in steps for p in self.only)
+        return not self.only or bool(matching(steps, self.only))
 
     def perturbs(self, prefix: str, blocks: int) -> bool:
         """Whether an experiment is asked for: all its steps are, if one is."""

@@ -1,7 +1,7 @@
 """refimpl's own errors in a dtype, and the tolerance of every step that is made of them."""
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import product
@@ -62,24 +62,23 @@ def _measured(case: Case, dtype: str, stepwise: bool) -> Mapping[str, float]:
         for name, x in pooled_errors(case.expected, arrays).items()
     }
 
-    def raised(names: Iterable[str], least: float) -> None:
-        errors.update((name, max(errors[name], least)) for name in names)
-
     for sample in SAMPLES:
         for name, x in _sample(case, stepwise, sample).items():
-            raised([name], x * EPS[kinds[name]])
+            errors[name] = max(errors[name], x * EPS[kinds[name]])
+
+    def raise_to(least: float, kind: str) -> None:
+        for name in fnmatch.filter(errors, kind):
+            errors[name] = max(errors[name], least)
+
     states = own_errors(case, dtype) if stepwise else errors
     for experiment in EXPERIMENTS:
         difference = _difference_error(case, states, experiment)
-        raised(fnmatch.filter(errors, f"{experiment}*.drift"), difference)
-        raised(errors.keys() & {coefficient_of(experiment)}, difference)
-        raised(
-            fnmatch.filter(errors, f"{experiment}*.alignment"), 2 * difference
-        )  # half the square of one
-        for name in fnmatch.filter(
-            errors, f"{experiment}divergence"
-        ):  # the square of one, of logits
-            raised([name], max(2 * difference, _divergence_error(case, name, errors["logits"])))
+        raise_to(difference, f"{experiment}*.drift")
+        raise_to(difference, coefficient_of(experiment))
+        raise_to(2 * difference, f"{experiment}*.alignment")  # half the square of one
+        raise_to(2 * difference, f"{experiment}divergence")  # the square of one, of logits
+    if (step := "pruned.divergence") in errors:
+        raise_to(_divergence_error(case, step, errors["logits"]), step)
     return errors | _factor_errors(case, arrays)
 
 

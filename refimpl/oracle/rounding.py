@@ -43,7 +43,7 @@ class RoundedArray(np.ndarray):
     def __array_ufunc__(
         self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any
     ) -> Any:
-        plain = [self._operand(x) for x in inputs]
+        plain = [self._operands(x) for x in inputs]
         wide = getattr(ufunc, method)(*plain, **options)
         result = self._result(wide)
         if out is None:
@@ -61,20 +61,16 @@ class RoundedArray(np.ndarray):
             return np.mean(squares, *args[1:], **options)
         return self._result(function(*self._operands(args), **self._operands(options)))
 
-    def _operand(self, x: Any) -> Any:
-        """A plain array; one that was not rounded yet, such as a rotary table, rounded."""
-        if isinstance(x, RoundedArray):
-            return np.asarray(x)
-        fresh = isinstance(x, np.ndarray) and x.dtype == self.held
-        return np.asarray(self.of(x)) if fresh else x
-
     def _operands(self, x: Any) -> Any:
-        """The same of a function's arguments."""
+        """Plain arrays; one that was not rounded yet, such as a rotary table, is rounded."""
         if isinstance(x, dict):
             return {name: self._operands(value) for name, value in x.items()}
         if isinstance(x, tuple | list):
             return type(x)(self._operands(value) for value in x)
-        return self._operand(x)
+        if not isinstance(x, np.ndarray):
+            return x
+        fresh = not isinstance(x, RoundedArray) and x.dtype == self.held
+        return np.asarray(self.of(x) if fresh else x)
 
     def _result(self, x: Any) -> Any:
         return self.of(x) if getattr(x, "dtype", None) == self.held else x

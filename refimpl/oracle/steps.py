@@ -1,6 +1,6 @@
 """The whole method on one model: every array that a candidate is checked against, by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
 
 import numpy as np
@@ -8,13 +8,11 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.evaluation.likelihood import RunningSoftmax
-from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import nan_mean
 from refimpl.method.correction import centred_log
 from refimpl.method.divergence import RunningDivergence
 from refimpl.model.floating_point import loud
 from refimpl.model.forward import Weights, block, head
-from refimpl.model.mixers.carried import stream
 from refimpl.model.model import Model, zeroed
 from refimpl.model.ops import Array
 from refimpl.model.statistics import SUMS, block_with_sums, input_of
@@ -36,9 +34,9 @@ METHODS = {
 def _by_pruning(inputs: StepInputs) -> NamedArrays:
     """Each block pruned alone by Wanda, what that does, and the corrections by it."""
     model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
-    first = recipe.bases[0]
+    first, wanda = recipe.bases[0], PrunerOptions("wanda")
     inputs.read_forward()
-    base = inputs.base(first, {})
+    base = inputs.base(first)
     by_linear = inputs.allocated(first, base).linear_sparsity
     shares = by_linear if base.ndim == 2 else inputs.number(f"{first}.base")
     yield inputs.of("pruned.counts", f"{first}.base"), inputs.counts(shares)
@@ -50,21 +48,17 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
             _require_tokens(linear, sums)
             sums_of, step = f"{prefix}.{input_of(linear)}.squares", f"{prefix}.{linear}.keep"
             total = inputs.number(sums_of)
-            keep, _ = decision(
-                exact[f"{linear}.weight"], total, len(inputs.ids), goal, PrunerOptions("wanda")
-            )
+            keep, _ = decision(exact[f"{linear}.weight"], total, len(inputs.ids), goal, wanda)
             yield inputs.of(step, sums_of, "pruned.counts"), np.packbits(keep, axis=1)
 
-    def start(i: int, weights: Weights, clean: Array) -> Starts:
+    def start(i: int, weights: Weights, _: Array) -> Starts:
         changed = dict(weights)
         for linear in config.linears[i]:
             weight = changed[f"{linear}.weight"]
             keep = inputs.keep(f"pruned.blocks.{i}.{linear}.keep", weight.shape)
             changed[f"{linear}.weight"] = zeroed(weight, keep)
         for n, before in enumerate(inputs.state_at(i, "resid_pre")):
-            h = block(before[None], changed, inputs.places[i], config)[0]
-            kept = experiment.kept_tokens(stream(clean[n], config), recipe.sink)
-            yield n, np.where(kept[:, None], h, clean[n])
+            yield n, block(before[None], changed, inputs.places[i], config)[0]
 
     states = dense.followed(inputs, start)
     logits = partial(head, weights=model.head(inputs.dtype), config=config)
@@ -72,25 +66,31 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
     ends = []
     for x in states:
         z, other = right[x.sequence], logits(x.state[None])[0]
-        ends.append(nan_mean(RunningDivergence.start(len(z)).add(z, other).value[x.kept]))
+        nats = RunningDivergence.start(len(z)).add(z, other).value
+        ends.append(nan_mean(nats[x.measured.kept]))
     yield from dense.measured(inputs, "pruned.", states)
     yield "pruned.divergence", nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1)
     for correct in ("arrival", "divergence"):
         inputs.missed.clear()
-        base = inputs.base(first, {})
-        u = centred_log(inputs.errors(correct))
+        base, u = inputs.base(first), centred_log(inputs.errors(correct))
         yield f"{correct}.corrected", inputs.allocated(first, base, u).corrected_sparsity
 
 
 def _by_pruners(inputs: StepInputs) -> NamedArrays:
-    """Every pruner of the recipe; those of counts use the first base's."""
+    """Every pruner of the recipe, on the first base's counts; then perplexities, also the dense."""
+    perplexities = list[tuple[str, Array]]()
     for name in METHODS:
         if inputs.recipe.pattern or not name.endswith("pattern"):
-            yield from _pruned(inputs, name)
+            perplexities.append((yield from _pruned(inputs, name)))
+    yield inputs.of("dense.perplexity", "logits"), _perplexity(inputs.ids, inputs.state("logits"))
+    yield from perplexities
 
 
-def _pruned(inputs: StepInputs, name: str) -> NamedArrays:
-    """One pruner, block by block through the pruned ones before; also what is no step."""
+def _pruned(inputs: StepInputs, name: str) -> Generator[tuple[str, Array], None, tuple[str, Array]]:
+    """One pruner, block by block through the pruned ones before; also what is no step.
+
+    Returns the perplexity of what is left.
+    """
     model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
     method, sequences, given = METHODS[name], len(inputs.ids), inputs.given
     kind = "products" if method == "sparsegpt" else "squares"
@@ -115,9 +115,8 @@ def _pruned(inputs: StepInputs, name: str) -> NamedArrays:
             if method == "wanda" and total is not None:
                 yield inputs.of(f"{step}.score", point), wanda_score(dense, total / sequences)
             # Magnitude decides on the weights as the file holds them, in every dtype.
-            keep, new = decision(
-                exact[f"{linear}.weight"], total, sequences, pattern or count, pruner
-            )
+            how = sequences, pattern or count, pruner
+            keep, new = decision(exact[f"{linear}.weight"], total, *how)
             read = [] if method == "magnitude" else [point]
             read += [] if pattern else [f"{recipe.bases[0]}.counts"]
             yield inputs.of(f"{step}.keep", *read), np.packbits(keep, axis=1)
@@ -134,7 +133,7 @@ def _pruned(inputs: StepInputs, name: str) -> NamedArrays:
             carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
         x = block(x, carried, place, config)
     step = inputs.of(f"{name}.perplexity", *inputs.missed)
-    inputs.perplexities[step] = _perplexity(inputs.ids, head(x, model.head(inputs.dtype), config))
+    return step, _perplexity(inputs.ids, head(x, model.head(inputs.dtype), config))
 
 
 def _require_tokens(linear: str, sums: dict[str, Array]) -> None:
@@ -147,12 +146,6 @@ def _require_tokens(linear: str, sums: dict[str, Array]) -> None:
         )
 
 
-def _perplexities(inputs: StepInputs) -> NamedArrays:
-    """Of the dense model, and of what each pruner left."""
-    yield inputs.of("dense.perplexity", "logits"), _perplexity(inputs.ids, inputs.state("logits"))
-    yield from inputs.perplexities.items()
-
-
 def _perplexity(ids: npt.NDArray[np.int64], logits: Array) -> Array:
     """``exp`` of the mean nats per predicted token, [1], from the logits of all tokens."""
     softmax = RunningSoftmax.start(ids[:, 1:].ravel())
@@ -163,7 +156,6 @@ def _perplexity(ids: npt.NDArray[np.int64], logits: Array) -> Array:
 StepTable = tuple[Callable[[StepInputs], NamedArrays], ...]
 TABLE: StepTable = (
     dense.forward, dense.by_noise, dense.signals, dense.allocations, _by_pruning, _by_pruners,
-    _perplexities,
 )  # fmt: skip
 # Of what pruners compute in every block, by its last word: the pruners where it is a step, if the
 # block is shown. Outer products are large, and other weights follow from the decisions.
@@ -201,8 +193,11 @@ def steps(
 
 
 def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array]:
-    """What a table computes, of all blocks and pruners; with an experiment its states, too."""
-    recipe, tokens = inputs.recipe, inputs.ids.shape[1]
+    """What a table computes, of all blocks and pruners; with an experiment its states, too.
+
+    Nothing behind the last of the steps that are wanted is computed.
+    """
+    recipe, tokens, left = inputs.recipe, inputs.ids.shape[1], {*(inputs.wanted or ())}
     perturbs = any(recipe.perturbs(x, inputs.model.config.num_blocks) for x in ("", "coarse."))
     arrays: dict[str, Array] = {}
     kept = kept_steps(inputs.model.config, inputs.model.config.num_blocks)
@@ -219,6 +214,9 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
                     if function is dense.forward and value.dtype.kind == "f":
                         value = np.array(recipe.sampled(value, tokens), subok=True)
                     arrays[name] = value
+                left.discard(name)
+                if inputs.wanted is not None and not left:
+                    return arrays
     return arrays
 
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from refimpl.oracle.case_folders import CaseFolder
 from refimpl.oracle.check import Report, coarse_step
-from refimpl.oracle.judging.measures import StepResult
+from refimpl.oracle.judging.measures import FORWARD, StepResult
 from refimpl.show.header import counted, fitting, joined, wrapped
 from refimpl.show.table import Table
 from refimpl.version import SPEC, __version__
@@ -31,8 +31,7 @@ def report_table(report: Report, candidate: str) -> str:
         facts["in part"] = [f"the candidate shows {report.covered}; the rest counts as right"]
     if report.uncovered:
         facts["not covered"] = _kinds(report.uncovered)
-    again = f"refimpl check {report.case.folder} {candidate}"
-    said = [part for line in verdict_lines(report, again) for part in fitting(line)]
+    said = [part for line in verdict_lines(report, candidate) for part in fitting(line)]
     return joined([*wrapped(facts), "", *steps_table("stage", _stages(report)).lines(), "", *said])
 
 
@@ -107,7 +106,7 @@ def report_markdown(report: Report, candidate: str) -> str:
     """A report for the summary of a job on GitHub: the verdict, a row per stage, and the steps."""
     where = f", first at `{report.first.step}`" if report.first else ""
     table = steps_table("stage", _stages(report)).markdown()
-    said = joined(verdict_lines(report, f"refimpl check {report.case.folder} {candidate}"))
+    said = joined(verdict_lines(report, candidate))
     title = f"### refimpl: {report.case.name}, {report.dtype}: {report.verdict}{where}"
     return f"{title}\n\n{table}\n\n```text\n{said}```\n"
 
@@ -137,7 +136,7 @@ def report_xml(report: Report) -> str:
 def stage_of(step: str) -> str:
     """The part of the method that a step belongs to."""
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
-    if first in ("embed", "blocks", "final_norm", "logits"):
+    if first in FORWARD:
         return "forward"
     if first in ("perturbed", "coarse", "absorption_coefficient"):
         return "experiment"
@@ -146,10 +145,10 @@ def stage_of(step: str) -> str:
     return "allocation" if last in ("base", "corrected", "counts") else first
 
 
-def verdict_lines(report: Report, again: str = "") -> Iterator[str]:
-    """Whether it agrees; if not, the first wrong step, its usual causes and how to repeat it.
+def verdict_lines(report: Report, candidate: str = "") -> Iterator[str]:
+    """Whether it agrees; if not, the first wrong step and its usual causes.
 
-    `again` is the command with which `refimpl check` is repeated; without one it was not that.
+    If `refimpl check` read a candidate, also how to repeat that.
     """
     first = report.first
     for step in report.steps:
@@ -164,15 +163,15 @@ def verdict_lines(report: Report, again: str = "") -> Iterator[str]:
         of = f" of the case's {every:,}" if asked < every else ""
         yield f"passes: {counted(asked, 'step')}{of}"
     elif first is None:
-        yield from _unjudged(report, bool(again))
+        yield from _unjudged(report, bool(candidate))
     else:
         yield f"divergent, first at {first.step}: {_said(first)}"
         if causes := first.causes(report.dtype):
             yield from ("usual causes:", *(f"  {text}" for text in causes))
         words = f"--only '{first.step}'" + " --stepwise" * (report.way == "stepwise")
         words += f" {report.options}" if report.options else ""
-        if again:
-            yield f"again: {again} {words}"
+        if candidate:
+            yield f"again: refimpl check {report.case.folder} {candidate} {words}"
 
 
 def _unjudged(report: Report, checked: bool) -> Iterator[str]:

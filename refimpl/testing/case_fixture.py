@@ -3,19 +3,17 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from refimpl.loading.files.documents import filled
+from refimpl.loading.files.safetensors_file import write_arrays
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, read_case
-from refimpl.oracle.case_folders import cases_below, core_cases
+from refimpl.oracle.case_folders import cases_below, core_cases, matching
 from refimpl.oracle.check import Report, check, read_candidate
 from refimpl.oracle.judging.measures import array_of
 from refimpl.oracle.recipe import Recipe
@@ -58,8 +56,7 @@ class CaseFixture:
         case, facts = read_case(selected.case.path), selected.case
         return filled(
             cls, case, case=case, selected=selected, new_folder=new_folder, model=case.model.path,
-            family=facts.facts.family,
-            steps=tuple(n for n in facts.steps if any(fnmatchcase(n, p) for p in selected.steps)),
+            family=facts.facts.family, steps=tuple(matching(facts.steps, selected.steps)),
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -83,13 +80,13 @@ class CaseFixture:
         else:
             file, arrays = str(actual), read_candidate(Path(actual))
         report = check(self.case, arrays, self.selected.steps, dtype, stepwise)
-        patterns = self.selected.failing
+        patterns = [*filter(None, self.selected.failing)]
         wrong = [step.step for step in report.steps if step.status in ("divergent", "missing")]
-        listed = {step for step in wrong if any(fnmatchcase(step, p) for p in patterns)}
+        listed = matching(wrong, patterns)
         rest = replace(report, steps=tuple(s for s in report.steps if s.step not in listed))
         if rest.verdict != "pass" and not (resolvable and rest.verdict == "resolved"):
             raise AssertionError(_message(rest, file or str(_saved(arrays, self.new_folder()))))
-        if stale := [p for p in patterns if not any(fnmatchcase(step, p) for step in listed)]:
+        if stale := [p for p in patterns if not matching(listed, [p])]:
             names = ", ".join(f"{self.name}::{pattern}" for pattern in stale)
             raise AssertionError(f"{names}: passes, remove it from the list of xfail")
         if listed:
@@ -118,6 +115,5 @@ def _message(report: Report, candidate: str) -> str:
 def _saved(arrays: Mapping[str, Array], folder: Path) -> Path:
     """Write arrays that diverged, so that `refimpl check` can be run on them."""
     path = folder / "actual.safetensors"
-    kept = {k: np.ascontiguousarray(v) for k, v in arrays.items() if v.dtype.kind in "fiubV"}
-    save_file(kept, path)
+    write_arrays(path, {k: x for k, x in arrays.items() if x.dtype.kind in "fiubV"})
     return path

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.oracle.case_folders import CaseFolder
+from refimpl.oracle.case_folders import CaseFolder, matching
 
 MARKER = "refimpl(families=[...], steps=[...], xfail=[...])"
 
@@ -36,11 +35,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class SelectedCase:
-    """A case, patterns of the steps that a test asks of it, and what of it is known to fail."""
+    """A case, and patterns of the steps that a test asks of it, and that fail: "" for the case."""
 
     case: CaseFolder
     steps: tuple[str, ...]
-    fails: bool = False
     failing: tuple[str, ...] = ()
 
 
@@ -71,10 +69,7 @@ def selected_cases(selection: Selection, cases: Iterable[CaseFolder]) -> list[Se
             f"one of {sorted(known)}",
             "add a case with --refimpl-cases=DIR; refimpl case make makes one",
         )
-    steps = {
-        case.name: [s for s in case.steps if any(fnmatchcase(s, p) for p in selection.steps)]
-        for case in chosen
-    }
+    steps = {case.name: matching(case.steps, selection.steps) for case in chosen}
     for pattern in selection.steps:
         _check_match(f"steps: {pattern!r}", pattern, [s for case in chosen for s in case.steps])
     failing: dict[str, list[str]] = {case.name: [] for case in chosen}
@@ -83,18 +78,13 @@ def selected_cases(selection: Selection, cases: Iterable[CaseFolder]) -> list[Se
         _check_match(f"xfail: {entry!r}", name, list(steps))
         _check_match(f"xfail: {entry!r}", pattern or "*", steps[name])
         failing[name].append(pattern)
-    return [
-        SelectedCase(
-            case, selection.steps, "" in failing[case.name], tuple(filter(None, failing[case.name]))
-        )
-        for case in chosen
-        if steps[case.name]
-    ]
+    asked = [case for case in chosen if steps[case.name]]
+    return [SelectedCase(x, selection.steps, tuple(failing[x.name])) for x in asked]
 
 
 def _check_match(label: str, pattern: str, names: Sequence[str]) -> None:
     """Refuse a pattern that matches none of the names."""
-    if not any(fnmatchcase(name, pattern) for name in names):
+    if not matching(names, [pattern]):
         examples = ", ".join(dict.fromkeys(names[:3]))
         raise RefimplError(
             f"{label} matches nothing", f"such as {examples}", "correct or remove it"

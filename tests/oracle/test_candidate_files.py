@@ -153,8 +153,10 @@ def safetensors(path: Path, arrays: Arrays) -> Path:
     return write_arrays(path / "arrays.safetensors", arrays)
 
 
-@pytest.mark.parametrize("write", [npz, packed, npy_folder, safetensors])
-@pytest.mark.parametrize("program", [None, lens, mlx, ggml])
+@pytest.mark.parametrize(
+    ("write", "program"),
+    [(npz, None), (packed, lens), (safetensors, mlx), (npy_folder, ggml)],  # files with a colon
+)
 def test_arrays_of_a_program_are_a_candidate(
     write: Write, program: Any, one: Case, tmp_path: Path
 ) -> None:
@@ -195,15 +197,6 @@ def test_the_command_computes_the_forward_of_a_model(one: Case, tmp_path: Path) 
     document = json.loads(run(*words, "--json").out)
     assert document["covered_in_part"] is None
     assert "blocks.0.resid_pre" in document["not_covered"]
-
-
-def test_too_few_steps_of_a_map_are_no_pass(one: Case, tmp_path: Path) -> None:
-    arrays = {"ffn_inp-1": ggml(one, single(one))["ffn_inp-1"]}
-    held = npz(tmp_path, arrays | {"token_ids": one.inputs["token_ids"]})
-    done = run("check", MODEL, held)
-    assert (done.code, "inconclusive: 1 step of 47 agree" in done.out) == (3, True)
-    assert "passes: 1 step" in ran("check", MODEL, held, "--only", "blocks.1.resid_mid")
-    assert "names such as" in refused("check", MODEL, held, "--names", "transformer_lens")
 
 
 def test_bfloat16_is_what_numpy_calls_a_pair_of_bytes(one: Case, tmp_path: Path) -> None:

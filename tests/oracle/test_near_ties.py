@@ -243,7 +243,8 @@ def test_a_drift_is_resolved_as_far_as_the_states_are() -> None:
     """The smaller the perturbation, the less of its drift a dtype can tell."""
     tokens = Tokens(IDS, "drawn uniformly with seed 0", "ids")
     for eta in (0.01, 1e-4):
-        case = computed_case(model_of("llama"), tokens, Recipe(eta=eta))
+        recipe = Recipe(eta=eta, only=("blocks.*", "perturbed.*"))
+        case = computed_case(model_of("llama"), tokens, recipe)
         errors = own_errors(case, "float32")
         rho = max(x for name, x in errors.items() if name.endswith(".resid_post"))
         size = case.expected["blocks.0.resid_post"].size
@@ -306,7 +307,8 @@ def test_an_input_that_rounding_leaves_nothing_of_may_be_dead(tmp_path: Path) ->
     for i in range(2):
         tensors[f"transformer.h.{i}.mlp.c_fc.weight"][:, 3] = 0
         tensors[f"transformer.h.{i}.mlp.c_fc.bias"][3] = -5.5
-    case = changed_case("gpt2", tensors, tmp_path, IDS, Recipe(), "float32")
+    recipe = Recipe(bases=("owl",), draws=1, pattern="")
+    case = changed_case("gpt2", tensors, tmp_path, IDS, recipe, "float32")
     step = "sparsegpt.blocks.0.down_proj.keep"
     rounded = steps(case.model, IDS, case.recipe, np.float32)
     right, keep = (np.unpackbits(x[step], axis=1) for x in (case.expected, rounded))
@@ -332,7 +334,8 @@ def test_in_16_bits_a_dead_input_may_carry_next_to_nothing(tmp_path: Path) -> No
     tensors[name][3] = 0
     tensors[name.replace("weight", "bias")][3] = -1e-3
     tensors[name.replace("fc1", "fc2")][:, 3] *= 20
-    case = changed_case("opt", tensors, tmp_path, IDS, Recipe(pattern=""), "bfloat16", "float32")
+    recipe = Recipe(bases=("owl",), draws=1, pattern="")
+    case = changed_case("opt", tensors, tmp_path, IDS, recipe, "bfloat16", "float32")
     step, total = "sparsegpt.blocks.0.down_proj.keep", "sparsegpt.blocks.0.mlp_hidden.products"
     products = case.expected[total].copy()
     assert products[3, 3] == 0
@@ -358,7 +361,7 @@ def test_a_block_that_is_not_pruned_has_a_finite_tolerance(
     sparsity: float, dtype: str, tmp_path: Path
 ) -> None:
     """Its sparsity is 0, so nothing is measured in units of it."""
-    recipe = Recipe(sparsity=sparsity, bases=("owl", "uniform"))
+    recipe = Recipe(sparsity=sparsity, bases=("owl", "uniform"), draws=1, pattern="")
     tokens = Tokens(IDS, "drawn uniformly", "ids")
     case = make_case(model_of("llama"), tokens, recipe, tmp_path / "c", [dtype])
     limits, ends = truth_of(case, {}, dtype), ("base", "corrected")

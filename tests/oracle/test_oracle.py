@@ -27,7 +27,7 @@ from candidates import (
     written,
 )
 from conftest import FIXTURES
-from crafted_cases import changed_case, copied_tensors
+from crafted_cases import CRAFTED, changed_case, copied_tensors, make_revealing
 from gates import case_of
 from program import ran, refused, run
 from safetensors.numpy import load_file
@@ -35,6 +35,7 @@ from safetensors.numpy import load_file
 from refimpl import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.case import make_case, read_case, stepwise_steps
+from refimpl.oracle.case_folders import CORE, FORWARDS
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import error_of, step_result
 from refimpl.oracle.judging.records import record_of, usual_causes
@@ -68,24 +69,47 @@ def test_case_json_has_the_published_form(name: str) -> None:
     assert [step["name"] for step in facts["steps"]] == list(case_of(name).expected)
 
 
-@pytest.mark.parametrize("name", CASE_NAMES)
-def test_the_script_makes_the_committed_case(name: str, tmp_path: Path) -> None:
-    """Numbers that change need a new `refimpl.version.SPEC`, and cases made again."""
-    run_path(str(FIXTURES / "make_cases.py"))["make"](name, tmp_path / name)
-    paths = (folder / name / "case.json" for folder in (CASES, tmp_path))
-    old, new = (json.loads(path.read_text()) for path in paths)
+IN_WHEEL = (*CORE, *FORWARDS)
+OTHERS = [*(name for name in CASE_NAMES if name not in CORE), "tied", "exact", "long"]
+
+
+@pytest.mark.parametrize(
+    ("name", "errors"),
+    [
+        *((name, True) for name in IN_WHEEL),
+        *((name, False) for name in OTHERS),
+        *(pytest.param(name, True, marks=pytest.mark.torch) for name in OTHERS),
+    ],
+)
+def test_the_script_makes_the_committed_case(
+    name: str, errors: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers that change need a new `refimpl.version.SPEC`, and cases made again.
+
+    refimpl's own errors take 15 times as long as the rest of a case.
+    """
+    if not errors:
+        monkeypatch.setattr("refimpl.oracle.reference_errors.errors_to_store", lambda *_: {})
+    if name in CRAFTED:
+        make_revealing(name, tmp_path / "made", tmp_path / name)
+    else:
+        run_path(str(FIXTURES / "make_cases.py"))["make"](name, tmp_path / name)
+    (committed,) = FIXTURES.glob(f"*/{name}/case.json")
+    folders = committed.parent, tmp_path / name
+    old, new = (json.loads((folder / "case.json").read_text()) for folder in folders)
     different = {key for key in old if old[key] != new[key]}
     assert different <= {"model", "versions"}
-    for part, rtol, atol in (("expected", 1e-9, 1e-12), ("margins", 1e-5, 1e-11)):
-        truth, made = (load_file(x / name / f"{part}.safetensors") for x in (CASES, tmp_path))
+    parts = (("expected", 1e-9, 1e-12), ("margins", 1e-5, 1e-11), ("peer", 1e-9, 1e-12))
+    for part, rtol, atol in parts:
+        truth, made = (load_file(folder / f"{part}.safetensors") for folder in folders)
         assert made.keys() == truth.keys()
         for key, value in truth.items():
             assert (made[key].dtype, made[key].shape) == (value.dtype, value.shape)
             np.testing.assert_allclose(made[key], value, rtol, atol, err_msg=key)
-    worst, here = (load_file(x / name / "errors.safetensors") for x in (CASES, tmp_path))
-    assert here.keys() == worst.keys()
-    for key, value in worst.items():  # the largest of three kernels, and this one may be a fourth
-        assert (here[key] <= 4 * value).all(), key
+    worst, here = (load_file(folder / "errors.safetensors") for folder in folders)
+    assert here.keys() == worst.keys() or not errors
+    for key, value in here.items():  # the largest of three kernels, and this one may be a fourth
+        assert (value <= 4 * worst[key]).all(), key
 
 
 @pytest.mark.parametrize(
@@ -108,8 +132,10 @@ def test_a_right_candidate_passes(name: str, kind: tuple[str, bool]) -> None:
     ],
 )
 def test_a_mistake_is_found_at_its_step(name: str, dtype: str, stepwise: bool, share: int) -> None:
+    """One step of each kind: of a point, a pruner and a linear, the same in all blocks."""
     actual = computed(name, dtype, stepwise)
-    for step in list(actual)[share::3]:
+    kinds = {re.sub(r"\d+", "", step): step for step in actual}
+    for step in [*kinds.values()][share::3]:
         wrong = {step: with_one_number_off(actual, step)[step]}
         report = check(case_of(name), wrong, (step,), dtype, stepwise)
         assert report.first is not None, step
@@ -129,7 +155,7 @@ FAULTS: dict[str, tuple[Callable[[Array], Array], str]] = {
 def test_a_fault_has_a_name(name: str) -> None:
     broken, word = FAULTS[name]
     actual, step = computed("llama"), "blocks.2.attn_out"
-    first = check(case_of("llama"), actual | {step: broken(actual[step])}).first
+    first = check(case_of("llama"), actual | {step: broken(actual[step])}, ("blocks.*",)).first
     assert first is not None
     assert first.step == step
     assert word in first.fault
@@ -152,12 +178,13 @@ def test_a_missing_step_never_passes() -> None:
     assert report.verdict == "inconclusive"
     assert [step.step for step in report.steps if step.status == "missing"] == ["blocks.1.v"]
     assert check(case_of("llama"), actual, ("logits",)).verdict == "pass"
-    for part in ("blocks.1.*", "coarse.2.*", "owl.*"):  # judged as in the whole
-        judged = check(case_of("llama"), actual, (part,)).steps
-        assert judged == tuple(x for x in report.steps if x.step.startswith(part[:-1]))
     assert "1 step missing: blocks.1.v\n--only" in report_table(report, "a file")
-    actual["logits"] = -actual["logits"]
-    assert check(case_of("llama"), actual).verdict == "divergent"
+    actual |= {x: actual[x] * 2 for x in ("owl.signal", "pruned.1.drift", "logits")}
+    report = check(case_of("llama"), actual)
+    assert report.verdict == "divergent"
+    for part in ("blocks.1.", "coarse.2.", "owl.", "pruned.", "wanda."):  # as in the whole
+        judged = check(case_of("llama"), actual, (f"{part}*",)).steps
+        assert judged == tuple(x for x in report.steps if x.step.startswith(part))
 
 
 def candidate(tmp_path: Path, **changes: Array) -> Path:
@@ -343,8 +370,6 @@ def test_steps_that_do_not_belong_to_the_recipe_are_refused(
     if not problem:
         check(read_case(folder), computed("llama"), stepwise=stepwise)
         return
-    with pytest.raises(RefimplError, match=problem):  # the first when it is read: it has no errors
-        check(read_case(folder), computed("llama"), stepwise=stepwise)
     path = write_arrays(tmp_path / "actual.safetensors", computed("llama"))
     done = refused("check", folder, path, *["--stepwise"] * stepwise)
     assert re.search(problem, done)

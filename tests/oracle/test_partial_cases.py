@@ -13,6 +13,7 @@ from program import ran, refused, run
 from refusals import refusal_of
 
 from refimpl.model.forward import forward
+from refimpl.model.model import Model
 from refimpl.oracle.case import Case, make_case, read_case
 from refimpl.oracle.check import check
 from refimpl.oracle.reference_errors import own_errors
@@ -71,6 +72,22 @@ def test_a_check_of_one_step_moves_no_allocation(monkeypatch: pytest.MonkeyPatch
     assert check(case, case.expected, ("blocks.0.q",)).verdict == "pass"
     with pytest.raises(TypeError):
         check(case, case.expected, ("owl.base",))
+
+
+@pytest.mark.parametrize("way", ["own inputs", "stepwise", "chained"])
+def test_a_check_of_some_steps_computes_nothing_behind_them(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No later block, and no statistics of all; nothing, if the experiments are the case's."""
+    case, blocks, block = case_of("llama"), list[int](), Model.block
+    monkeypatch.setattr(Model, "block", lambda x, i, *y: blocks.append(i) or block(x, i, *y))
+    asked = {"blocks.1.q": [0, 1], "logits": [0, 1, 2, 3], "perturbed.0.drift": []}
+    for step, read in asked.items():
+        if (way, read) != ("stepwise", []):
+            options = {x: x == way for x in ("stepwise", "chained")}
+            assert check(case, case.expected, (step,), **options).verdict == "pass"
+            assert blocks == read
+            blocks.clear()
 
 
 @pytest.mark.parametrize("whole", [True, False])

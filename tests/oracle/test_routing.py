@@ -157,6 +157,11 @@ def test_without_its_choice_a_candidate_is_inconclusive() -> None:
     status = {x.step: x.status for x in report.steps}
     assert status["blocks.0.mlp_norm"] == "pass"
     assert status["blocks.0.mlp_out"] == "conditional"
+    wrong = actual | {"blocks.1.attn_norm": -actual["blocks.1.attn_norm"]}  # read what was written
+    every = check(case, wrong).steps
+    (alone,) = check(case, wrong, ("blocks.1.attn_norm",)).steps  # by the routers behind it, too
+    assert alone.status == "conditional"
+    assert alone in every
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from candidates import Arrays
 from gates import case_of
 from pruned_models import pruned_blocks
 
@@ -13,8 +12,8 @@ from refimpl.allocation.targets import allocation_targets
 from refimpl.method.perturbation import Probes
 from refimpl.model.forward import forward
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, case_inputs
-from refimpl.oracle.steps import TABLE, every_array, steps
+from refimpl.oracle.case import Case
+from refimpl.oracle.steps import steps
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
@@ -76,13 +75,3 @@ def test_a_chain_computes_what_the_commands_do(name: str) -> None:
     assert rest <= {"stderr", "score", "keep", "squares", "signal", "base", "corrected", "counts",
                     "perplexity"}, rest  # fmt: skip
     assert len(compared) > len(chain) / 2
-
-
-def test_a_part_of_the_table_computes_its_steps() -> None:
-    """The same bits, and nothing that follows."""
-    case = case_of("opt")
-    whole = every_array(case_inputs(case, case.expected))
-    for count in (1, 2, len(TABLE)):
-        part: Arrays = every_array(case_inputs(case, case.expected), TABLE[:count])
-        assert list(part) == list(whole)[: len(part)]
-        assert all(np.array_equal(x, whole[step], equal_nan=True) for step, x in part.items())

@@ -1,19 +1,29 @@
 """Safetensors files, checked when they are opened: one, or the shards of an index."""
 
+import errno
 import json
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import DOCUMENT, json_object, read_file, reading
 from refimpl.loading.files.refused_formats import CONVERSIONS, conversion, refusal
-from refimpl.model.weight import StoredTensor, WeightFile
+from refimpl.model.ops import Array
+from refimpl.model.weight import DTYPES, StoredTensor, WeightFile
 from refimpl.storage.file_system import open_file
 
 METADATA = "__metadata__"
+ARRAY_DTYPES = {  # of tensors that are read as arrays
+    **DTYPES,
+    **{f"{x.upper()}{8 * n}": np.dtype(f"<{x}{n}") for x in "iu" for n in (1, 2, 4, 8)},
+    "BOOL": np.dtype(np.bool_),
+    "C64": np.dtype(np.complex64),  # such as a rotation
+}
 _EXPECTED = "a .safetensors file, an index, or a folder that contains one"
 _INDEX = 'an index: a JSON object with a "weight_map" from tensor to file name'
 
@@ -48,6 +58,32 @@ class SafetensorsFile(WeightFile):
             )
             for name, x in header.items()
         }
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The tensors as arrays, mapped; dtypes that NumPy lacks are refused."""
+        if other := [x for x in self.tensors.values() if x.dtype not in ARRAY_DTYPES]:
+            raise RefimplError(
+                f"{self.path}: tensor {other[0].name} has dtype {other[0].dtype}",
+                ", ".join(ARRAY_DTYPES),
+                "write the tensor in the dtype of its computation",
+            )
+        mapped = np.memmap(self.path, np.uint8, "r")
+
+        def array(x: StoredTensor) -> Array:
+            dtype = ARRAY_DTYPES[x.dtype]
+            end = x.offset + prod(x.shape) * dtype.itemsize
+            return np.asarray(mapped[x.offset : end].view(dtype).reshape(x.shape))
+
+        return {name: array(x) for name, x in self.tensors.items()}
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write a safetensors file; contiguous arrays, as the library writes others in wrong order."""
+    try:
+        save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, path)
+    except SafetensorError as error:  # the library's own class for an error of the disk
+        raise OSError(errno.EIO, str(error)) from error
 
 
 def open_files(path: Path) -> tuple[SafetensorsFile, ...]:

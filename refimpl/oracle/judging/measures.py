@@ -1,18 +1,15 @@
-"""Arrays of a step: as they are stored, their error against the truth, and its tolerance."""
+"""Arrays of a step: their error against the truth, and its tolerance."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import inf, isfinite, prod
-from pathlib import Path
+from math import inf, isfinite
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
-from refimpl.model.weight import DTYPES, StoredTensor
 from refimpl.oracle.judging.records import record_of, usual_causes
 
 UNRESOLVED = "refimpl itself is not near it in this dtype"
@@ -26,7 +23,6 @@ RESOLVABLE: Mapping[str, float] = {
 UNCHANGED = 2.0**-49  # what rounding in float64 leaves of ``1 - A`` where nothing was lost
 FORWARD = ("embed", "blocks", "final_norm", "logits")  # first words of the trace points
 
-COMPARED_AT_ONCE = 1 << 20  # numbers
 ERROR_FACTOR = 8.0  # of refimpl's own error
 FLOOR = 64.0  # units in the last place, where that error happens to be small
 FLOOR_16 = 4.0  # the same in 16 bits, where 64 units are half of a number
@@ -34,13 +30,6 @@ COSINE = 3.0  # six halves: a product, two norms, their product, the quotient, a
 SPARSEGPT_FACTOR = 4.0  # right inverses of a Hessian differ by more than rounding
 BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7, "tf32": 10}
 EPS = {dtype: 2.0**-bits for dtype, bits in BITS.items()}
-
-CANDIDATE_DTYPES = {  # safetensors' names
-    **DTYPES,
-    **{f"{x.upper()}{8 * n}": np.dtype(f"<{x}{n}") for x in "iu" for n in (1, 2, 4, 8)},
-    "BOOL": np.dtype(np.bool_),
-    "C64": np.dtype(np.complex64),  # of a rotation, which is no step
-}
 
 Status = Literal["pass", "divergent", "missing", "conditional", "unresolved"]
 Positions = tuple[tuple[int, ...], ...]
@@ -94,40 +83,33 @@ def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, 
             if not np.isnan(exact[unknown]).all():
                 return inf, (), "NaN expected, and the candidate has a number"
             exact, truth = (np.where(unknown, 0.0, x) for x in (exact, truth))
-        if measure in ("numbers", "lost"):
+        if not measure.endswith("rows"):
             exact, truth = exact[..., None], truth[..., None]
         for name, bad in (("NaN", np.isnan(exact)), ("Inf", np.isinf(exact))):
             if bad.any():
                 first = tuple(np.argwhere(bad)[0].tolist())[:-1]
                 return inf, first, f"{bad.sum():,} {name} among {actual.size:,} numbers"
         fault = f"all {actual.size:,} numbers are 0" if truth.any() and not exact.any() else ""
-        typical = float(np.sqrt(np.mean(np.square(truth)) * truth.shape[-1]))
-        error, where = worst_token(exact, truth, typical if measure == "typical rows" else 0.0)
-        if measure in ("shares", "lost"):
-            missed = np.abs(exact - truth)
-            size = lost(truth) if measure == "lost" else truth.max() or 1.0
-            errors = np.where(missed > 0, missed / size, 0.0)
-            worst = np.unravel_index(int(errors.argmax()), truth.shape)[: actual.ndim]
-            return float(errors.max()), tuple(map(int, worst)), fault
-    return error, where, fault
+        least = 0.0
+        if measure == "typical rows":
+            least = float(np.sqrt(np.mean(np.square(truth)) * truth.shape[-1]))
+        elif measure == "shares":
+            least = float(truth.max()) or 1.0
+        elif measure == "lost":
+            exact, truth = lost(exact), lost(truth)
+        return *worst_token(exact, truth, least), fault
 
 
 def worst_token(
     actual: Array, expected: Array, least: float = 0.0
 ) -> tuple[float, tuple[int, ...]]:
     """Error of rows [..., D], ``max_t ||a_t - e_t|| / max(||e_t||, least)``, and its place."""
-    rows, expected_rows = (x.reshape(-1, x.shape[-1]) for x in (actual, expected))
-    step, worst, at = max(1, COMPARED_AT_ONCE // rows.shape[-1]), -1.0, 0
-    for start in range(0, len(rows), step):
-        a, b = (x[start : start + step].astype(np.float64) for x in (rows, expected_rows))
-        error, size = (np.linalg.norm(x, axis=-1) for x in (a - b, b))
-        size = np.maximum(size, least)
-        zero = size == 0
-        error = np.where(zero & (error > 0), inf, error / np.where(zero, 1, size))
-        if error.max() > worst:
-            worst, at = float(error.max()), start + int(error.argmax())
-    token = np.unravel_index(at, expected.shape[:-1]) if expected.ndim > 1 else ()
-    return worst, tuple(int(i) for i in token)
+    exact, truth = (x.astype(np.float64) for x in (actual, expected))
+    missed = np.linalg.norm(exact - truth, axis=-1)
+    size = np.maximum(np.linalg.norm(truth, axis=-1), least)
+    errors = np.where((size == 0) & (missed > 0), inf, missed / np.where(size == 0, 1, size))
+    token = np.unravel_index(int(errors.argmax()), errors.shape)
+    return float(errors.max()), tuple(map(int, token))
 
 
 def lost(alignment: Array) -> Array:
@@ -222,27 +204,6 @@ def step_result(
         near = () if fault else ties()
         status = "pass" if near else "divergent"
     return StepResult(step, status, error, tolerance, own, where, fault, near)
-
-
-def stored_arrays(path: Path) -> dict[str, Array]:
-    """The arrays of a safetensors file, mapped; other dtypes than those compared are refused."""
-    file = SafetensorsFile(path)
-    if other := [name for name, x in file.tensors.items() if x.dtype not in CANDIDATE_DTYPES]:
-        raise RefimplError(
-            f"{path}: tensor {other[0]} has dtype {file.tensors[other[0]].dtype}",
-            ", ".join(CANDIDATE_DTYPES),
-            "write the tensor in the dtype of its computation",
-        )
-    if not file.tensors:
-        return {}
-    mapped = np.memmap(path, np.uint8, "r")
-
-    def array(x: StoredTensor) -> Array:
-        dtype = CANDIDATE_DTYPES[x.dtype]
-        end = x.offset + prod(x.shape) * dtype.itemsize
-        return np.asarray(mapped[x.offset : end].view(dtype).reshape(x.shape))
-
-    return {name: array(x) for name, x in file.tensors.items()}
 
 
 def array_of(value: Any) -> Array:
