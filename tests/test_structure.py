@@ -49,7 +49,7 @@ STAGES = (
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}
 FILES, LINES, MEDIAN = 15, 400, 130
 ALL_LINES, ALL_FILES = 33_135, 229  # of the package; set to what is there after each reduction
-TEST_LINES, TOOL_LINES = 31_872, 6_940  # of tests/ without tests/tools, and of tests/tools
+TEST_LINES, TOOL_LINES = 31_870, 6_940  # of tests/ without tests/tools, and of tests/tools
 VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip
