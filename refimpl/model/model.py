@@ -55,7 +55,7 @@ class BlockWeights(Mapping[str, Array]):
         return sum(value.nbytes for value in self._values.values() if not callable(value))
 
     def without(self, name: str, keep: Array) -> Array | Later:
-        """A weight with zeros where `keep` is False; if each use reads it, from the bits of `keep`."""
+        """A weight with zeros where `keep` is False, from bits if each use reads the weight."""
         if not callable(self._values[name]):
             return zeroed(self[name], keep)
         bits = np.packbits(keep)
