@@ -41,6 +41,7 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_line_continuation_character = "\\"
 copybutton_copy_empty_lines = False  # they are output
+copybutton_selector = "div:not(.highlight-output) > .highlight > pre"
 napoleon_custom_sections = ["Source", "Differs"]
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"

@@ -2,30 +2,35 @@
 
 A page runs from top to bottom, in one folder where the top of the repository is in sight:
 
-- a ```python block, in an empty namespace, or after a line `<!-- goes on -->` in that of the block
-  before it; `>>>` lines are compared with what they print;
+- a ```python block as pasted into Python's shell, in an empty namespace, or after a line
+  `<!-- goes on -->` in that of the block before it;
 - a ```console block: each `$` line in a shell, and what it prints compared with what follows it.
   `...` stands for anything, the last decimal may be off by one, and a command must succeed unless
   the next line is `$ echo $?`;
 - a ```bash block, which must succeed, unless docs/how-to/contribute.md says why it does not run.
 
-A picture that a page draws, under the name of one beside the page, must be that picture.
+An ```output block is what the block right above it prints: exactly if that is Python, otherwise as
+on a console; then a command may fail whose output a pipe takes. A picture that a page draws, under
+the name of one beside the page, must be that picture.
 
 The `>>>` lines of a docstring run by themselves, in the namespace of its module.
 
-Run one page with `pytest tests/docs/test_examples.py docs/index.md`, and write what the console
-blocks print now into the pages with `python tests/examples.py README.md docs/index.md`.
+Run one page with `pytest tests/docs/test_examples.py docs/index.md`, and write what the blocks
+print now into the pages with `python tests/examples.py README.md docs/index.md`.
 """
 
 import os
 import re
 import subprocess
 import sys
+from codeop import compile_command
 from collections.abc import Iterable, Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from difflib import unified_diff
 from doctest import ELLIPSIS, DocTest, DocTestParser, DocTestRunner
+from io import StringIO
+from operator import eq
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,7 +43,8 @@ ROOT = Path(__file__).parent.parent
 MAIN = 'import sys; sys.argv[0] = "refimpl"; from refimpl.cli.main import main; main()'
 PROGRAMS = {"refimpl": f"-W error -c '{MAIN}'", "python": ""}
 BLOCK = re.compile(
-    r"^(<!-- goes on -->\n)?```(python|console|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^(<!-- goes on -->\n)?```(python|console|bash)\n(.*?)^```$(?:\n```output\n(.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
 )
 REASONS = ROOT / "docs" / "how-to" / "contribute.md"
 REASON = re.compile(r"^\| `([^`]+\.md)` \| `([^`]+)` \| `?(\w+|-)`? \| \S.* \|$", re.MULTILINE)
@@ -55,6 +61,7 @@ class Block:
     goes_on: bool
     language: str
     text: str
+    output: str | None = None
 
 
 def blocks_to_run(page: Path, marker: str = "-") -> list[Block]:
@@ -68,10 +75,10 @@ def blocks_to_run(page: Path, marker: str = "-") -> list[Block]:
     )
     found = []
     for match in BLOCK.finditer(text):
-        goes_on, language, code = match.groups()
+        goes_on, language, code, output = match.groups()
         if language != "bash" or not code.startswith(others):
             line = text.count("\n", 0, match.start(2)) + 1
-            found.append(Block(line, bool(goes_on), language, code))
+            found.append(Block(line, bool(goes_on), language, code, output))
     return found
 
 
@@ -112,14 +119,21 @@ def run_session(source: str, namespace: dict[str, Any], path: str, line: int) ->
 
 
 def run_python(block: Block, namespace: dict[str, Any], path: str) -> str:
-    """Run a ```python block; returns what went wrong, or nothing."""
+    """Paste a ```python block into a shell of Python, line by line; returns what it prints."""
     if not block.goes_on:
         namespace.clear()
         namespace["__name__"] = "__main__"
-    if block.text.startswith(">>>"):
-        return run_session(block.text, namespace, path, block.line + 1)
-    exec(compile("\n" * block.line + block.text, path, "exec"), namespace)
-    return ""
+    shown, statement = StringIO(), list[str]()
+    with redirect_stdout(shown):
+        for number, line in enumerate([*block.text.splitlines(), ""], block.line):
+            statement.append(line)
+            above = "\n" * (number + 1 - len(statement))  # so that errors name the page's line
+            code = compile_command(above + "\n".join(statement), path, "single")
+            if code:
+                exec(code, namespace)
+                statement.clear()
+    assert not statement, f"not complete: {statement}"
+    return shown.getvalue()
 
 
 def run_docstring(example: Example) -> str:
@@ -187,12 +201,9 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
         )
 
 
-def outputs(block: str, folder: Path) -> list[tuple[int, str]]:
-    """Exit code and output (both streams) of every command of a console block."""
-    script = "".join(
-        f"(exit $code)\n{command}code=$?; printf '\\036%d\\n' $code\n"
-        for command, _ in commands(block)
-    )
+def outputs(texts: Iterable[str], folder: Path) -> list[tuple[int, str]]:
+    """Exit code and output (both streams) of every command, in one shell."""
+    script = "".join(f"(exit $code)\n{text}code=$?; printf '\\036%d\\n' $code\n" for text in texts)
     printed = re.findall(rf"([^{END}]*){END}(\d+)\n", shell("code=0\n" + script, folder).stdout)
     return [(int(code), text) for text, code in printed]
 
@@ -221,36 +232,40 @@ def units_apart(*numbers: str) -> int:
     return abs(one - other)
 
 
-def problem(block: str, folder: Path) -> str:
-    """Run a console block; returns what is not as it says, or nothing."""
-    wanted, found = commands(block), outputs(block, folder)
-    if len(found) != len(wanted):
-        return f"{len(wanted)} commands, of which {len(found)} came to an end"
-    for i, ((command, expected), (code, got)) in enumerate(zip(wanted, found, strict=True)):
-        asked = i + 1 < len(wanted) and wanted[i + 1][0] == "echo $?\n"
-        if code and not asked:
-            return (
-                f"$ {command}exit code {code}, and no `$ echo $?` that says so; it printed\n{got}"
-            )
-        if not matches(expected, got):
-            lines = unified_diff(
-                expected.splitlines(), got.splitlines(), "the page", "the program", lineterm=""
-            )
-            return f"$ {command}" + "\n".join(lines)
-    return ""
-
-
 # Pages
+
+
+def parts(block: Block) -> list[tuple[str, str | None]]:
+    """What runs one after another in a block, with what the page says that it prints."""
+    one = [(block.text, block.output)]
+    return [*commands(block.text)] if block.language == "console" else one
+
+
+def printed(block: Block, namespace: dict[str, Any], path: str, folder: Path) -> list[Any]:
+    """Exit code and output of the parts of a block."""
+    if block.language == "python":
+        return [(0, run_python(block, namespace, path))]
+    if block.language == "console":
+        return outputs([text for text, _ in parts(block)], folder)
+    pipes = "set -o pipefail\n" * (block.output is None)
+    return outputs([f"(set -eu\n{pipes}{block.text})\n"], folder)
 
 
 def run_block(block: Block, namespace: dict[str, Any], path: str, folder: Path) -> str:
     """Run a block of a page; returns what went wrong, or nothing."""
-    if block.language == "python":
-        return run_python(block, namespace, path)
-    if block.language == "console":
-        return problem(block.text, folder)
-    done = shell("set -euo pipefail\n" + block.text, folder)
-    return done.stdout + f"exit code {done.returncode}" if done.returncode else ""
+    wanted, found = parts(block), printed(block, namespace, path, folder)
+    if len(found) != len(wanted):
+        return f"{len(wanted)} commands, of which {len(found)} came to an end"
+    same = eq if block.language == "python" else matches
+    for i, ((text, expected), (code, got)) in enumerate(zip(wanted, found, strict=True)):
+        if code and [x for x, _ in wanted[i + 1 : i + 2]] != ["echo $?\n"]:
+            return f"{text}exit code {code}, and no `$ echo $?` that says so; it printed\n{got}"
+        if expected is not None and not same(expected, got):
+            lines = unified_diff(
+                expected.splitlines(), got.splitlines(), "the page", "the program", lineterm=""
+            )
+            return text + "\n".join(lines)
+    return ""
 
 
 def problems(page: Path, blocks: list[Block]) -> str:
@@ -302,30 +317,33 @@ DOCSTRINGS = Sybil(
 pytest_collect_file = (MARKDOWN + DOCSTRINGS).pytest()
 
 
-def refreshed(block: str, folder: Path) -> str:
-    """A console block with what its commands print now; lines that still match stay."""
-    new = ""
-    for (command, expected), (_, got) in zip(commands(block), outputs(block, folder), strict=True):
-        old, now = expected.splitlines(), got.splitlines()
-        if len(old) == len(now):
-            now = [a if matches(a, b) else b for a, b in zip(old, now, strict=True)]
-        kept = expected if matches(expected, got) else "".join(f"{line}\n" for line in now)
-        new += f"$ {command}{kept}"
-    return new
+def fenced(block: Block, texts: list[str | None]) -> str:
+    """A block with what it prints, as it stands on its page."""
+    if block.language == "console":
+        text = "".join(f"$ {x}{y}" for (x, _), y in zip(parts(block), texts, strict=True))
+        return f"```console\n{text}```"
+    output = "" if block.output is None else f"\n```output\n{texts[0]}```"
+    return f"```{block.language}\n{block.text}```{output}"
+
+
+def updated(expected: str | None, got: str) -> str:
+    """What is printed now; lines that still match stay."""
+    old, now = (expected or "").splitlines(), got.splitlines()
+    if len(old) == len(now):
+        now = [a if matches(a, b) else b for a, b in zip(old, now, strict=True)]
+    return expected if expected and matches(expected, got) else "".join(f"{x}\n" for x in now)
 
 
 def refresh(page: Path) -> None:
-    """Write what the console blocks of a page print now; a page may be its own input."""
+    """Write what the blocks of a page print now; a page may be its own input."""
     for _ in range(ROUNDS):
         new = text = page.read_text("utf-8")
         namespace: dict[str, Any] = {}
         with reader() as folder:
             for block in blocks_to_run(page):
-                if block.language == "console":
-                    shown = refreshed(block.text, folder)
-                    new = new.replace(f"```console\n{block.text}```", f"```console\n{shown}```", 1)
-                else:
-                    run_block(block, namespace, str(page), folder)
+                old, now = parts(block), printed(block, namespace, str(page), folder)
+                texts = [updated(x, y) for (_, x), (_, y) in zip(old, now, strict=True)]
+                new = new.replace(fenced(block, [x for _, x in old]), fenced(block, [*texts]), 1)
             for path, drawn in other_pictures(page, folder):
                 path.write_text(drawn, "utf-8")
         if new == text:

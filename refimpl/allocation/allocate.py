@@ -142,7 +142,7 @@ def requested(scores: Scores, **changes: Any) -> Request:
     base, made_base = changes.get("base"), made_for.get("base", "")
     if base is None and made_base is None:
         raise RefimplError(
-            "no base: these scores were made for one that is no base here: a file, or another's",
+            "no base, and the scores were made with an unknown one: a file, or another package's",
             "that file, or another base",
             "add --base FILE",
         )

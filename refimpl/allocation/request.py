@@ -104,7 +104,7 @@ class Request(Checked):
         if self.record.needs == "drifts" and self.measured:
             raise RefimplError(
                 f"base {self.record.name} with the {self.correct} correction of measured strength",
-                "a base that is known before blocks are pruned: it says where they are probed",
+                "a base that is known before blocks are pruned, as they are probed around it",
                 "use --correct none, or another base",
             )
 

@@ -99,7 +99,7 @@ ALPHAPRUNING = Base(
         ),
         "xmin": Option(
             "shipped",
-            "The least start at the peak: as in its code, or as its authors intended.",
+            "Lowest start of the tail at the peak: as in the peer's code, or as intended.",
             Literal["shipped", "intended"],
             of_signal=True,
         ),

@@ -89,7 +89,7 @@ DLP = Base(
         "a": Option(0.15, "Half the spread of the allocation.", Fraction),
         "statistic": Option(
             "mean",
-            "Of a block's scores: the mean, as in its code, or the median, as in its paper.",
+            "Typical score of a block: the mean (DLP's code) or the median (its paper).",
             Literal["mean", "median"],
             of_signal=True,
         ),

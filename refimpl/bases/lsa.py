@@ -1,4 +1,4 @@
-"""LSA: blocks that lose more without half of their weights are pruned more."""
+"""LSA: blocks whose outputs change more without half of their weights are pruned more."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -80,7 +80,7 @@ def lsa_error(weight: npt.ArrayLike, outer: npt.ArrayLike, group: int = 128) -> 
 def lsa(
     error: npt.ArrayLike, sparsity: Fraction, beta: Fraction = 0.15, compat: Compat = "exact"
 ) -> Floats:
-    """Return LSA's allocation: blocks that lose more without half of their weights are pruned more.
+    """Return LSA's allocation: blocks with a larger error without half of their weights lose more.
 
     imp = 1 - E / sum(E);  d = 2 beta (imp - min) / (max - min);  s_l = S - d_l + mean(d)
 
@@ -139,7 +139,7 @@ LSA = Base(
     options={
         "beta": Option(0.15, "Half the spread of the allocation.", Fraction),
         "block": Option(
-            128, "Columns that are decided on together, 0 for all.", Annotated[int, 0, inf], True
+            128, "Columns of a group, which loses half; 0: the row.", Annotated[int, 0, inf], True
         ),
     },
     needs="products",

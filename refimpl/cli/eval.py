@@ -73,8 +73,8 @@ def command(
 ) -> None:
     """The model reads each window on its own.
 
-    acc picks the choice with the largest log likelihood, acc_norm the choice with the largest one
-    per character, as lm-evaluation-harness defines them.
+    acc picks the choice with the largest log likelihood. acc_norm first divides by the characters
+    of the choice. lm-evaluation-harness defines both in this way.
     """
     opened, windows = where.read(model), None
     if on.tokens is not None:

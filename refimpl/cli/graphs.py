@@ -87,7 +87,7 @@ class ComparisonOptions:
     )
     time_limit: float | None = option(
         None,
-        "Longest time to open the graph's file, or for a run. Default: a minute, more if large.",
+        "Time limit to open the graph's file, and of each run. Default: a minute, or more by size.",
         "SECONDS",
     )
 

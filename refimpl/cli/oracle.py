@@ -215,8 +215,8 @@ class CheckOptions:
     )
     baseline: Path | None = option(
         None,
-        "An earlier report (-o) of the same check. Exit with 0 if no step is worse than there, "
-        "else with 1.",
+        "An earlier report (-o) of the same check. Exit with 0 if no step is worse than in "
+        "that report, else with 1.",
         "FILE",
     )
     plant: str | None = option(

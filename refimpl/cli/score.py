@@ -52,8 +52,8 @@ class RunOptions(Checked):
     )
     budget: Budget = option(
         None,
-        "Perturb no further sample after this time. At least two are perturbed, and as many as "
-        "it takes to perturb every block.",
+        "Perturb no further sample after this time. At least two samples are perturbed, and "
+        "enough to perturb every block.",
         "MINUTES",
     )
     estimate: bool = common_option(

@@ -60,7 +60,7 @@ def largest(x: Array, count: int) -> Array:
 
 
 def preferences(logits: Array, experts: Experts, correction: Array | None) -> tuple[Array, Array]:
-    """What experts are chosen by, -inf in groups that take no part, and scores; both [B, S, E]."""
+    """Numbers that choose experts, -inf in groups that take no part, and scores; [B, S, E]."""
     if experts.scoring == "sparsemixer":
         return logits, logits
     score = ops.softmax(logits) if experts.scoring == "softmax" else ops.sigmoid(logits)

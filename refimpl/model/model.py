@@ -55,7 +55,7 @@ class BlockWeights(Mapping[str, Array]):
         return sum(value.nbytes for value in self._values.values() if not callable(value))
 
     def without(self, name: str, keep: Array) -> Array | Later:
-        """A weight with zeros where `keep` is False; from bits, if it is read when it is used."""
+        """A weight with zeros where `keep` is False, from bits if each use reads the weight."""
         if not callable(self._values[name]):
             return zeroed(self[name], keep)
         bits = np.packbits(keep)
@@ -64,7 +64,7 @@ class BlockWeights(Mapping[str, Array]):
         )
 
     def changed(self, name: str, change: Callable[[Array], Array]) -> Array | Later:
-        """A weight after a change, which is made whenever it is used, if it is so read."""
+        """A changed weight; if it is read at each use, it is also changed at each use."""
         if not callable(self._values[name]):
             return change(self[name])
         return lambda: change(self[name])

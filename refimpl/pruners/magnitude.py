@@ -90,7 +90,7 @@ def above_threshold(sparsity: float, score: Floats) -> Bools:
     if index >= score.size:
         raise RefimplError(
             f"sparsity {sparsity}: the peer's threshold is number {index} of {score.size} scores",
-            f"a sparsity below 1, so that {score.size} times it rounds down to less than that",
+            f"a sparsity s below 1, so that int({score.size} s) is below {score.size}",
             "use compat exact, or the peer's Wanda",
         )
     keep: Bools = score > np.partition(score, index, axis=None)[index]

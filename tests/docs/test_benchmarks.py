@@ -147,7 +147,13 @@ def test_the_page_is_what_its_results_make() -> None:
         for name in ("results", "results-xeon")
     )
     page = performance_page.PAGE.read_text()
-    assert regions(page) == performance_page.tables(results, other)
+    tables = performance_page.tables(results, other)
+    assert regions(page) == tables
+    lines = "\n".join(tables[x].strip().split("|\n", 2)[2] for x in ("behind", "ahead", "limits"))
+    shown = [tuple(line[2:].split(" | ")[:3]) for line in lines.splitlines()]
+    names = [(x["what"], x["shape"], x["against"]) for x in results["figures"]]
+    assert sorted(shown) == sorted(names)
+    assert page.index("## Goals") < page.index("<!-- behind -->") < page.index("<!-- ahead -->")
     assert not results["quick"]
     assert results["rows"].keys() == {*rows.ROWS, "profile"}
     assert {entry["row"] for entry in results["figures"]} == set(rows.ROWS)

@@ -9,19 +9,21 @@ from examples import (
     DOCSTRINGS,
     MARKDOWN,
     ROOT,
+    Block,
     blocks_to_run,
     matches,
-    problem,
     problems,
     reader,
+    run_python,
     run_session,
+    shell,
 )
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted((ROOT / "refimpl").rglob("*.py"))
 RUN = ("python", "console", "bash")  # tests/docs/test_executed.py asks for a reason otherwise
 # What is not run: formulas, listings; .ci/run runs the recipe of docs/how-to/oracle-in-ci.md.
-NOT_RUN_ANYWHERE = ("math", "text", "yaml")
+NOT_RUN_ANYWHERE = ("math", "text", "yaml", "output")
 SITE = ("{toctree}", "{include}", "{literalinclude}", "{eval-rst}")  # which .ci/run builds
 PAGE = "docs/explanation/method.md"
 
@@ -72,6 +74,8 @@ def test_every_block_to_run_is_collected(page: Path) -> None:
     assert MARKDOWN.should_parse(page)
     collected = [x.line for one in MARKDOWN.parse(page).examples() for x in one.parsed]
     assert collected == [x.line for x in blocks_to_run(page)]
+    shown = [x.output for x in blocks_to_run(page) if x.output is not None]
+    assert [x for _, language, x in blocks(page) if language == "output"] == shown
     to_run = [number for number, language, _ in blocks(page) if language in RUN]
     assert set(collected) <= set(to_run)
     assert {n for n, language, _ in blocks(page) if language in RUN[:2]} <= set(collected)
@@ -149,20 +153,31 @@ def test_a_wrong_session_is_seen() -> None:
 @pytest.mark.parametrize(
     ("block", "seen"),
     [
-        ("$ refimpl --version\n...\n", ""),
-        ("$ refimpl --version\n9.9.9\n", "-9.9.9\n+"),
-        ("$ refimpl score nowhere\nerror: nowhere...\n$ echo $?\n2\n", ""),
-        ("$ refimpl score nowhere\nerror: nowhere...\n", "exit code 2"),
-        ("$ refimpl score nowhere\nerror: nowhere...\n$ echo $?\n1\n", "-1\n+2"),
-        ("$ echo one \\\n  two\none two\n$ ls pyproject.toml\npyproject.toml\n", ""),
-        ("$ exit 0\n$ echo\n\n", "2 commands, of which 0"),
+        ("console\n$ refimpl --version\n...\n", ""),
+        ("console\n$ refimpl --version\n9.9.9\n", "-9.9.9\n+"),
+        ("console\n$ refimpl score nowhere\nerror: nowhere...\n$ echo $?\n2\n", ""),
+        ("console\n$ refimpl score nowhere\nerror: nowhere...\n", "exit code 2"),
+        ("console\n$ refimpl score nowhere\nerror: nowhere...\n$ echo $?\n1\n", "-1\n+2"),
+        ("console\n$ echo one \\\n  two\none two\n$ ls pyproject.toml\npyproject.toml\n", ""),
+        ("console\n$ exit 0\n$ echo\n\n", "2 commands, of which 0"),
+        ("bash\nfalse | true\necho 3.0\n```\n```output\n3.1\n", ""),
+        ("bash\necho 3.0\n```\n```output\n3.2\n", "-3.2"),
+        ("bash\nfalse\necho 3.0\n```\n```output\n3.0\n", "exit code 1"),
+        ("python\nfor i in 1, 2:\n    i\n\n3.0\n```\n```output\n1\n2\n3.0\n", ""),
+        ("python\n3.0\n```\n```output\n3.1\n", "-3.1"),
     ],
 )
-def test_a_wrong_console_block_is_seen(block: str, seen: str) -> None:
-    with reader() as folder:
-        found = problem(block, folder)
+def test_a_wrong_block_is_seen(block: str, seen: str, tmp_path: Path) -> None:
+    (page := tmp_path / "page.md").write_text(f"```{block}```\n")
+    found = problems(page, blocks_to_run(page))
     assert seen in found
     assert bool(seen) == bool(found)
+
+
+@pytest.mark.parametrize("block", ["for i in 1, 2:\n    i\n3\n", "(1,\n"])
+def test_a_block_that_no_shell_of_python_takes_is_seen(block: str) -> None:
+    with pytest.raises((SyntaxError, AssertionError)):
+        run_python(Block(1, False, "python", block), {}, "page")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +202,7 @@ def test_output_is_compared(expected: str, got: str, same: bool) -> None:
 def test_examples_leave_nothing_behind() -> None:
     before = sorted(path.name for path in ROOT.iterdir())
     with reader() as folder:
-        assert problem("$ refimpl --version > version.txt\n", folder) == ""
+        assert shell("refimpl --version > version.txt\n", folder).returncode == 0
         assert run_session('>>> open("left.txt", "w").close()\n', {}, "page", 1) == ""
     assert sorted(path.name for path in ROOT.iterdir()) == before
 
@@ -199,19 +214,18 @@ def test_a_page_runs_in_order_in_one_folder(tmp_path: Path) -> None:
         "```console\n$ cat a\n1\n```\n\n"
         "<!-- goes on -->\n```python\nassert x == 2\n```\n\n"
         "```bash\nrm a\nls a\n```\n\n"
-        "```python\n>>> x\n2\n```\n"
     )
     found = problems(page, blocks_to_run(page))
-    assert re.findall(r"page.md:(\d+): ", found) == ["16", "21"]
-    assert "No such file" in found
-    assert "name 'x' is not defined" in found
+    assert re.findall(r"page.md:(\d+): (?s:.*)No such file", found) == ["16"]
 
 
 def test_a_page_is_refreshed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("Text.\n\n```console\n$ seq 3\n1\n...\n4\n```\n\nMore.\n")
+    bash = "```bash\nseq 2\n```\n```output\n1\n{}\n```"
+    text = f"Text.\n\n```console\n$ seq 3\n1\n...\n{{}}\n```\n\n{bash}\n"
+    page.write_text(text.format(4, 4))
     examples.refresh(page)
-    assert page.read_text() == "Text.\n\n```console\n$ seq 3\n1\n...\n3\n```\n\nMore.\n"
+    assert page.read_text() == text.format(3, 2)
 
 
 def test_a_picture_that_a_page_draws_is_compared_and_refreshed(tmp_path: Path) -> None:
@@ -228,8 +242,9 @@ def test_a_picture_that_a_page_draws_is_compared_and_refreshed(tmp_path: Path) -
 
 def test_a_session_goes_on_in_the_names_of_the_one_before(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    first, second = "```python\n>>> x = 1\n```\n", "```python\n>>> x\n1\n```\n"
+    first, second = "```python\nx = 1\n```\n", "```python\nx\n```\n```output\n1\n```\n"
     page.write_text(f"{first}<!-- goes on -->\n{second}")
     assert problems(page, blocks_to_run(page)) == ""
     page.write_text(first + second)
-    assert "NameError" in problems(page, blocks_to_run(page))
+    with pytest.raises(NameError, match="'x' is not defined"):
+        problems(page, blocks_to_run(page))

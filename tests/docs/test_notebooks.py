@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from examples import ROOT, blocks_to_run, commands, matches, repository
+from examples import ROOT, blocks_to_run, matches, repository
 
 sys.path += [str(ROOT / "docs")]
 import notebooks
@@ -19,17 +19,11 @@ def code(notebook: Any) -> list[Any]:
 
 @pytest.mark.parametrize("page", notebooks.PAGES, ids=lambda page: page.stem)
 def test_a_notebook_has_the_blocks_of_its_page(page: Path) -> None:
-    found, lines, printed = notebooks.notebook(page), [], ""
-    for block in blocks_to_run(page):
-        if block.language == "console":
-            lines += ["%%bash", *"".join(x for x, _ in commands(block.text)).splitlines()]
-            printed += "".join(x for _, x in commands(block.text))
-        else:
-            typed = [x for x in block.text.splitlines() if x.startswith((">>> ", "... "))]
-            lines += [x[4:] for x in typed]
-            printed += "".join(f"{x}\n" for x in block.text.splitlines() if x not in typed)
-    assert "\n".join(cell["source"] for cell in code(found)).splitlines() == lines
-    assert "".join(x["text"] for cell in code(found) for x in cell["outputs"]) == printed
+    found, blocks = notebooks.notebook(page), blocks_to_run(page)
+    typed = [("%%bash\n" * (x.language == "bash") + x.text).rstrip() for x in blocks]
+    assert [cell["source"] for cell in code(found)] == typed
+    shown = ["".join(x["text"] for x in cell["outputs"]) for cell in code(found)]
+    assert shown == [x.output or "" for x in blocks]
     texts = "\n".join(cell["source"] for cell in found["cells"])
     assert texts.count("<details>") == texts.count("</details>")
 

@@ -10,8 +10,9 @@ import json
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -25,133 +26,103 @@ PAGE = HERE.parents[2] / "docs" / "performance.md"
 WIDTH = 120  # of a line of prose
 
 
-def tables(results: dict[str, Any], other: dict[str, Any] | None = None) -> dict[str, str]:
+def tables(results: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
     """Every region of the page; `other` holds the results of another machine."""
-    figures, profiles = [from_json(entry) for entry in results["figures"]], results["profiles"]
+    every = [from_json(entry) for entry in results["figures"]]
+    second = {key(f): f for f in map(from_json, other["figures"])}
+    groups: dict[str, list[Figure]] = {"behind": [], "ahead": [], "limits": []}
+    for f in every:
+        medians = [g.median for g in (f, second.get(key(f))) if g]
+        groups[("behind" if min(medians) < 1 else "ahead") if of_peer(f) else "limits"].append(f)
     made = {
         "repetitions": repetitions(results),
-        "machine": machine_facts(results),
-        "goals": summary(results, other),
-    } | {row: table([f for f in figures if f.row == row]) for row in {f.row for f in figures}}
-    if other:
-        made["other machine"] = machine_facts(other)
-    if profiles:
-        made["profile"] = f"{profile_table(profiles)}\n\n{profile_words(profiles)}"
-        made["bounds"] = roofline_table(profiles)
+        "machines": "\n".join(map(machine_facts, (results, other))) + "\n\n" + software(results),
+        "goals": goals(every, second),
+        "bounds": roofline_table(results["profiles"]),
+    } | {name: table(figures, second, name != "limits") for name, figures in groups.items()}
+    assert software(results) == software(other)
     return {name: f"\n\n{text}\n\n" for name, text in made.items()}
 
 
-def headings() -> dict[str, str]:
-    """The heading above each region of the page."""
-    page = PAGE.read_text("utf-8")
-    return {
-        at[2]: page[: at.start()].rpartition("\n## ")[2].partition("\n")[0]
-        for at in regions.REGION.finditer(page)
-    }
+def key(figure: Figure) -> tuple[str, ...]:
+    """What identifies a figure on any machine."""
+    return figure.row, figure.what, figure.shape, figure.against
+
+
+def of_peer(figure: Figure) -> bool:
+    """Whether a figure is how many times refimpl is better than another program."""
+    sides = figure.theirs and not figure.value_unit and figure.sense == "at least"
+    return bool(sides) and figure.row != "rate"
 
 
 def repetitions(results: dict[str, Any]) -> str:
     """How often a figure was measured."""
-    count = results["repetitions"]
-    if count == 1:
-        return "Each figure was measured once, except for the start of the program."
     counts = Counter(len(entry["values"]) for entry in results["figures"])
-    each = sorted(counts.items(), reverse=True)
-    (most, figures), *others = each
+    (most, figures), *others = sorted(counts.items(), reverse=True)
     times = f"{figures} have {most} repetitions"
     times += "".join(f", {figures} have {n}" for n, figures in others)
     return wrapped(
         "A figure is the median of its repetitions. In parentheses are the lowest and the highest. "
-        f"Of {counts.total()} figures, {times}."
+        f"Of {counts.total()} figures on the first machine, {times}."
     )
 
 
 def machine_facts(results: dict[str, Any]) -> str:
-    """Where the results come from, how busy it was, and what was left out."""
-    m, rows = results["machine"], results["rows"].values()
+    """A machine, how busy it was, and what was left out."""
+    m, rows = results["machine"], results["rows"]
+    loads = [x[0] for row in rows.values() for x in (row["load_before"], row["load_after"])]
+    some = {name: row["only"] for name, row in rows.items() if row["only"]}
+    shapes = " and ".join(dict.fromkeys(name for names in some.values() for name in names))
+    of_few = {f["what"] for f in results["figures"] if f["row"] in some}
+    left_out = f" To save time, only {shapes} have figures of: {'; '.join(sorted(of_few))}."
+    return wrapped(
+        f"- {m['cpu']} ({m['vector']}), {m['cores']} cores, {m['memory'] / 2**30:.0f} GiB, no GPU. "
+        f"The load average over one minute, before and after each measurement, was {min(loads):.1f}"
+        f" to {max(loads):.1f}.{left_out * bool(some)}",
+        "  ",
+    )
+
+
+def software(results: dict[str, Any]) -> str:
+    """What the programs ran on."""
+    m = results["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in m["packages"].items() if v)
-    loads = [x[0] for row in rows for x in (row["load_before"], row["load_after"])]
-    busy = wrapped(
-        f"{m['cpu']} ({m['vector']}), {m['cores']} cores, {m['memory'] / 2**30:.0f} GiB, "
-        f"{m['system']}, no GPU. Python {m['python']}, {versions}. NumPy's BLAS: "
-        f"{'; '.join(m['blas'])}. The load average over one minute, before and after each row, "
-        f"was {min(loads):.1f} to {max(loads):.1f}."
+    return wrapped(
+        f"On both: {m['system']}, Python {m['python']}, {versions}. NumPy's BLAS: "
+        f"{'; '.join(m['blas'])}."
     )
-    return "\n\n".join([busy, *[wrapped(left_out(results))] * bool(left_out(results))])
 
 
-def left_out(results: dict[str, Any]) -> str:
-    """Rows that were measured on some of their shapes only."""
-    some = {headings()[name]: row["only"] for name, row in results["rows"].items() if row["only"]}
-    shapes = ", ".join(dict.fromkeys(name for names in some.values() for name in names))
-    words = f"To save time, these sections use {shapes} only: {'; '.join(some)}."
-    return words if some else ""
-
-
-def summary(results: dict[str, Any], other: dict[str, Any] | None) -> str:
-    """One line per figure that has a goal, with a column for each machine."""
-    columns = {
-        one["machine"]["cpu"]: {
-            (f.row, f.what, f.shape, f.against): f for f in map(from_json, one["figures"])
-        }
-        for one in (results, other)
-        if one
-    }
-    judged = {key: f for key, f in next(iter(columns.values())).items() if f.goal is not None}
-    reached = " and ".join(
-        f"{sum(bool(column[key].met) for key in judged.keys() & column.keys())} on {name}"
-        for name, column in columns.items()
+def goals(figures: Sequence[Figure], second: Mapping[tuple[str, ...], Figure]) -> str:
+    """How many figures reach their goal on each machine."""
+    judged = [f for f in figures if f.goal is not None]
+    others = [second[key(f)] for f in judged if key(f) in second]
+    first, other = (sum(bool(f.met) for f in column) for column in (judged, others))
+    return wrapped(
+        f"Of {len(judged)} figures with a goal on the first machine, {first} reach it; of "
+        f'{len(others)} on the second, {other}. The tables say "missed" where a figure does not.'
     )
-    head = wrapped(
-        f"Of {len(judged)} figures with a goal, {reached} reach it. In comparisons with torch, "
-        "transformers and the originals, a ratio above 1 means that refimpl is faster or needs "
-        "less memory."
-    )
+
+
+def judgement(figure: Figure | None) -> str:
+    """What was measured, and whether that misses the goal."""
+    if figure is None:
+        return ""
+    missed = ", missed" if figure.met is False else ""
+    return spread(figure.values, figure.value_unit) + missed
+
+
+def table(figures: Sequence[Figure], second: Mapping[tuple[str, ...], Figure], sides: bool) -> str:
+    """Figures on both machines, and what both sides took on the first."""
     rows = [
         (
-            *(f.what, f.shape, f.against, goal_of(f)),
-            *(judgement(column[key]) if key in column else "" for column in columns.values()),
-        )
-        for key, f in judged.items()
-    ]
-    return f"{head}\n\n{markdown(('what', 'shape', 'against', 'goal', *columns), rows)}"
-
-
-def judgement(figure: Figure) -> str:
-    """What was measured, and whether that reaches the goal."""
-    return f"{spread(figure.values, figure.value_unit)}: {figure.verdict}"
-
-
-def table(figures: Sequence[Figure]) -> str:
-    """All figures of a row."""
-    rows = [
-        (
-            f.what, f.shape, f.against, spread(f.ours, f.unit), spread(f.theirs, f.unit),
-            spread(f.values, f.value_unit), goal_of(f), f.verdict,
+            f.what, f.shape, f.against, goal_of(f), judgement(f), judgement(second.get(key(f))),
+            *(spread((median(x),), f.unit) for x in (f.ours, f.theirs) if sides),
         )
         for f in figures
     ]  # fmt: skip
-    notes = dict.fromkeys(f"{f.shape}: {f.note}" for f in figures if f.note)
-    words = "" if not notes else "\n\n" + "\n".join(f"- {note}" for note in notes)
-    heads = ("what", "shape", "against", "ours", "theirs", "measured", "goal", "")
-    return markdown(heads, rows) + words
-
-
-def profile_words(profiles: Sequence[dict[str, Any]]) -> str:
-    """How long each profile took."""
-    ends = ". ".join(
-        f"{p['shape']}: {p['seconds']:.1f} s of processor time; on {p['threads']} threads, "
-        f"workers wait {p['waiting']:.0%} of the time"
-        for p in profiles
-    )
-    return wrapped(f"{ends}.")
-
-
-def profile_table(profiles: Sequence[dict[str, Any]]) -> str:
-    """The share of every step."""
-    columns = [p["steps"] | {"waiting, all threads": p["waiting"]} for p in profiles]
-    rows = [(step, *(f"{shares[step]:.1%}" for shares in columns)) for step in columns[0]]
-    return markdown(("step", *(p["shape"] for p in profiles)), rows)
+    heads = ("what", "shape", "against", "goal", "AMD EPYC", "Intel Xeon", "refimpl", "peer")
+    return markdown(heads[: None if sides else 6], rows)
 
 
 def roofline_table(profiles: Sequence[dict[str, Any]]) -> str:
@@ -168,14 +139,10 @@ def roofline_table(profiles: Sequence[dict[str, Any]]) -> str:
     return markdown(("part", *(p["shape"] for p in profiles)), rows)
 
 
-def wrapped(text: str) -> str:
-    """Prose in lines of the page's width; empty lines separate paragraphs."""
-    return "\n\n".join(
-        textwrap.fill(
-            " ".join(words.split()), WIDTH, break_long_words=False, break_on_hyphens=False
-        )
-        for words in text.strip().split("\n\n")
-    )
+def wrapped(text: str, indent: str = "") -> str:
+    """Prose in lines of the page's width."""
+    words, whole = " ".join(text.split()), {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(words, WIDTH, subsequent_indent=indent, **whole)
 
 
 def main() -> None:
@@ -184,10 +151,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     parser.add_argument("--other", type=Path, default=HERE / "results-xeon.json")
     given = parser.parse_args()
-    results, other = (
-        json.loads(path.read_text()) if path.exists() else None
-        for path in (given.results, given.other)
-    )
+    results, other = (json.loads(path.read_text()) for path in (given.results, given.other))
     regions.fill(PAGE, tables(results, other))
 
 
