@@ -7,9 +7,9 @@ of `refimpl report`, each with its title and the styles that it needs.
 import sys
 from pathlib import Path
 
-from refimpl.report.pictures import drift_figure, sweep_figure
 from refimpl.report.figure import ReportFigure, picture, picture_styles
 from refimpl.report.inputs import ScoresInput, of_kind, read_inputs
+from refimpl.report.pictures import drift_figure, sweep_figure
 
 HERE = Path(__file__).parent
 ETAS = (0.01, 1.0)

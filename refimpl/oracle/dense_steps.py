@@ -37,8 +37,8 @@ from refimpl.pruners.sparsegpt import WIDTH
 from refimpl.pruners.wanda import wanda_score
 from refimpl.running.settings import Settings
 from refimpl.scoring.measurements import wanda_moments
-from refimpl.scoring.state_group import PerturbedState
 from refimpl.scoring.signals import Chosen, of_moments, of_weights
+from refimpl.scoring.state_group import PerturbedState
 
 RATIO = "absorption_coefficient"
 EXPERIMENTS = ("perturbed.", "coarse.", "pruned.")  # beginnings, of drifts and what is made of them

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor  # processes take long to import
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from refimpl.errors import RefimplError, need
 from refimpl.running.threads import thread_count
@@ -46,7 +46,8 @@ def _processes(count: int) -> Iterator[Executor]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield pool
     finally:
-        processes, manager = [*(pool._processes or {}).values()], pool._executor_manager_thread
+        processes = [*(pool._processes or {}).values()]
+        manager: Any = pool._executor_manager_thread
         pool.shutdown(wait=False, cancel_futures=True)  # or Python 3.11 fails at cancelled calls
         for process in processes:
             process.kill()
