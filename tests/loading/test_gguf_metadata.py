@@ -159,7 +159,7 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     "gpt-oss with experts in another order": (
         "gpt-oss",
         lambda w: w.add_tensor("blk.0.ffn_gate_up_exps.weight", np.zeros((5, 128, 32), "f4")),
-        "gate before up: no role claims it"),
+        "ffn_gate_up_exps.weight: no role claims it"),
     "no epsilon": (
         "llama", without("attention.layer_norm_rms_epsilon"), "rms_epsilon: missing"),
     "no context": ("llama", without("context_length"), "context_length: missing"),
