@@ -232,8 +232,8 @@ RECIPES = {
     "falcon of two norms": Recipe(
         A.FALCON, "falcon_grouped", {"vocab_size": 264, "rope_parameters": ..., "bias": False}
     ),
-    "bloom": Recipe(A.BLOOM, "bloom", {"vocab_size": 264}),
-    "mpt": Recipe(A.MPT, "mpt", {"vocab_size": 264, "attn_config": ALIBI}),
+    "bloom": Recipe(A.BLOOM, "bloom", {"vocab_size": 264, "hidden_size": 96}),
+    "mpt": Recipe(A.MPT, "mpt", {"vocab_size": 264, "d_model": 96, "attn_config": ALIBI}),
     "lfm2moe": Recipe(A.LFM2MOE, "lfm2_moe", WIDE | THETA | {"routed_scaling_factor": 1.0}),
 }  # fmt: skip
 
@@ -420,6 +420,8 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
         writer.add_value_length(config.head_dim)
     else:
         writer.add_layer_norm_eps(config.norm_eps)
+    if recipe.arch in (A.NEMOTRON_H, A.NEMOTRON_H_MOE):
+        writer.add_layer_norm_eps(config.norm_eps)  # which llama.cpp wants, and does not use
     if rope is not None:
         writer.add_rope_freq_base(rope.theta)
         if recipe.fixture in ROTARY_DIMENSION:
@@ -606,7 +608,8 @@ def gguf_file(
             continue
         values = rng.standard_normal(role.shape) * 0.2 + (0.5 if "norm" in role.tensor else 0)
         stored = in_file(recipe.arch, role.tensor, values.astype(np.float32))
-        meant, plain = stored.copy(), Q.F32 if role.tensor.endswith(("bias", "A_log", ".D")) else kind
+        meant, vectors = stored.copy(), ("bias", "A_log", ".D")
+        plain = Q.F32 if role.tensor.endswith(vectors) else kind
         places = np.arange(values.size).reshape(role.shape)
         if "act_fn" in role.tensor:
             learned.setdefault(role.tensor.rpartition(".")[2], []).append(float(stored.item()))

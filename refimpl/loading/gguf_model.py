@@ -67,6 +67,12 @@ def read_gguf(
     files = open_shards(path)
     metadata, architecture = files[0].metadata, architecture_of(files[0].metadata, path)
     stored = {name: tensor for file in files for name, tensor in file.tensors.items()}
+    if config_path and architecture.multiplied:
+        raise RefimplError(
+            f"{path} has the factors of the model's config.json in its weights",
+            f"no config.json for a file of {metadata['general.architecture']}",
+            "omit --config",
+        )
     if config_path is None:
         entries = _config_entries(metadata, stored, architecture, path)
     hub = read_config(entries, str(config_path or f"the metadata of {path}"))
@@ -139,7 +145,7 @@ def _config_entries(
     if family.mixers and RECURRENT in lists:
         word, others = next(iter(family.mixers)), lists[RECURRENT]
         del facts[RECURRENT]
-    elif family.mixers and isinstance(heads, list):  # 0 in blocks without attention
+    elif family.mixers and isinstance(heads, list) and heads:  # 0 in blocks without attention
         word, others, facts[KV_HEADS] = next(iter(family.mixers)), np.equal(heads, 0), max(heads)
     if "layer_types" in family.keys and others is not None:
         kinds = [word if other else "full_attention" for other in others[: max(blocks, 0)]]

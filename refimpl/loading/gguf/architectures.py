@@ -78,6 +78,7 @@ class Architecture:
     scaling: Mapping[str, Any] = field(default_factory=dict)  # beside the file's, which it needs
     # Entries of `config.json` that the file does not hold, as llama.cpp computes them
     fixed: Mapping[str, object] = field(default_factory=dict)
+    multiplied: bool = False  # whether its weights contain the factors of the model's `config.json`
     lists_windows: bool = False  # whether a file with a window says which blocks slide
     # Entries that follow from several facts, which it may change, and tensors
     variant: Callable[[Facts, Tensors], dict[str, Any]] = lambda facts, tensors: {}
@@ -234,12 +235,13 @@ ARCHITECTURES = {
     ),
     "nemotron_h": NEMOTRON_H,
     "nemotron_h_moe": NEMOTRON_H,
-    "falcon-h1": Architecture(  # its factors are in its weights
+    "falcon-h1": Architecture(
         "falcon_h1",
         "FalconH1ForCausalLM",
         SPACE,
         names={"mlp_norm.weight": "ffn_norm"},
         fixed={"mamba_norm_before_gate": False},
+        multiplied=True,
         variant=falcon_h1,
     ),
     "falcon": Architecture(

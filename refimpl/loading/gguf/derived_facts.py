@@ -69,11 +69,12 @@ def deepseek(facts: Facts, tensors: Tensors) -> dict[str, Any]:
 
 def gemma4(facts: Facts, tensors: Tensors) -> dict[str, Any]:
     """The sizes of blocks that see all tokens, and how they rotate; wider MLPs at the end."""
-    slides, wide = facts.get(SLIDES), facts.get("attention.key_length", 0)
+    slides = list(map(bool, x)) if isinstance(x := facts.get(SLIDES), list) else []
+    wide = facts.get("attention.key_length", 0)
     factors = tensors[ROPE_FACTORS].array if ROPE_FACTORS in tensors else None
     turning = 0 if factors is None else int((factors == 1).sum())
     still = factors is not None and (factors[turning:] > 1e29).all()
-    if not isinstance(slides, list) or not still or 2 * factors.size != wide:  # type: ignore[union-attr]
+    if len({*slides}) < 2 or not still or 2 * factors.size != wide:  # type: ignore[union-attr]
         facts[ROPE_FACTORS] = MISSING if factors is None else "not those of a part of a head"
         return {}
     full, sliding, heads = slides.index(False), slides.index(True), facts.get(KV_HEADS)
@@ -104,5 +105,5 @@ def gemma4(facts: Facts, tensors: Tensors) -> dict[str, Any]:
 def falcon(facts: Facts, tensors: Tensors) -> dict[str, Any]:
     """Which of its architectures it is, and how many norms a block has."""
     two = "blk.0.attn_norm_2.weight" in tensors
-    new = two or facts.get(KV_HEADS, 1) > 1
+    new = two or facts.get(KV_HEADS, 1) != 1
     return {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1 + two} if new else {}
