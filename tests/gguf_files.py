@@ -485,7 +485,6 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
 
 def parts_of(arch: A, name: str, x: Array, config: Config) -> dict[str, Array]:
     """What llama.cpp's converter makes of a tensor: others, with its numbers in other places."""
-    name = name.replace("language_model.", "")
     number = re.search(r"\.(\d+)\.", name)
     mixer: Any = config.mixer(int(number[1])) if number else config.attention
     mamba = mixer.mamba2 if isinstance(mixer, Beside) else mixer

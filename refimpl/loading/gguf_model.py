@@ -120,8 +120,11 @@ def _config_entries(
     problems += [f"{key}: missing" for key in needed if key not in facts]
     further = facts.get(NEXTN, 0) if NEXTN in architecture.keys else 0
     blocks = facts.get("block_count", 0) - further
-    lists = {key: metadata.get(f"{prefix}.{key}") for key in (SLIDES, KV_HEADS, INNER, RECURRENT)}
-    lists = {key: x for key, x in lists.items() if isinstance(x, np.ndarray)}
+    lists = {
+        key: x
+        for key in (SLIDES, KV_HEADS, INNER, RECURRENT)
+        if isinstance(x := metadata.get(f"{prefix}.{key}"), np.ndarray)
+    }
     problems += [
         f"{key}: {len(x)} values for {blocks + further} blocks"
         for key, x in lists.items()
@@ -156,7 +159,8 @@ def _config_entries(
     for key, ours in {**KEYS, **architecture.keys, epsilon: "norm_eps"}.items():
         value = facts.pop(key, None)
         if ours and value is not None:
-            put(ours, value)
+            known = family.keys[ours].only if ours in family.keys else ()
+            put(ours, next((x for x in known if x == value), value))  # 8, not 8.0
     for key in EPSILON.values():  # of norms that the family does not have
         facts.pop(key, None)
     key_length = facts.pop("attention.key_length", None)

@@ -184,7 +184,7 @@ def test_commands_read_a_file(tmp_path: Path) -> None:
         ("gpt2", "sparsegpt"),
         ("granitemoe", "wanda"),
         ("qwen2moe", "wanda"),
-        ("qwen35", "sparsegpt"),
+        ("qwen35", "wanda"),
         ("deepseek2 by sigmoid", "wanda"),
         ("apertus", "magnitude"),
         ("gemma4 with experts", "magnitude"),

@@ -168,8 +168,8 @@ DEEPSEEK2 = replace(
     GLM4_MOE,
     model_type="deepseek_v2",
     hub_class="DeepseekV2ForCausalLM",
-    keys=GLM4_MOE.keys | {
-        "attention.kv_lora_rank": "kv_lora_rank", "attention.q_lora_rank": "q_lora_rank",
+    keys={
+        **GLM4_MOE.keys, "attention.kv_lora_rank": "kv_lora_rank", "attention.q_lora_rank": "q_lora_rank",
         "rope.dimension_count": "",
     },
     optional=(*GLM4_MOE.optional, "attention.q_lora_rank"),
@@ -202,7 +202,7 @@ ARCHITECTURES = {
         model_type="qwen3_next",
         hub_class="Qwen3NextForCausalLM",
         arranged={},
-        names=DELTA.names | {"in_proj_q": "attn_qkv attn_gate"},
+        names={**DELTA.names, "in_proj_q": "attn_qkv attn_gate"},
         fixed=NORMALISED,
     ),
     "glm4moe": GLM4_MOE,

@@ -95,6 +95,8 @@ def gemma4(facts: Facts, tensors: Tensors) -> dict[str, Any]:
             "sliding_attention": {"rope_type": "default", "rope_theta": facts.pop(LOCAL_BASE)},
         },
     }
+    if table := tensors.get("per_layer_token_embd.weight"):
+        entries["vocab_size_per_layer_input"] = table.shape[0]
     if isinstance(inner := facts[INNER], list):
         plain = len(slides) - facts.get("attention.shared_kv_layers", 0)
         if inner == [inner[0] * (1 + (i >= plain)) for i in range(len(slides))]:

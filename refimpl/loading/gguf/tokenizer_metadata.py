@@ -121,13 +121,14 @@ def _byte_level(
         found = f"the pre-tokenizer {name!r}" if name else "no pre-tokenizer (tokenizer.ggml.pre)"
         raise _refusal(path, found, f"one of {', '.join(CUTS)}")
     pattern, digits, normalised, whole = CUTS[name]
+    patterns = [pattern] if isinstance(pattern, str) else [*DEEPSEEK3]
     # Tokens behind the last normal one are added later, in their order; the others stay.
     last = max((i for i, kind in enumerate(kinds) if kind == NORMAL), default=-1)
     vocab = {token: i for i, token in enumerate(tokens[: last + 1])}
     long = any(len(x) > 1 and kind == NORMAL for x, kind in zip(tokens, kinds, strict=True))
     merges = _listed_merges(facts, vocab, long, path)
     steps: list[Any] = [{"type": "Digits", "individual_digits": True}] if digits else []
-    for regex in (pattern,) if isinstance(pattern, str) else pattern:
+    for regex in patterns:
         if regex != GPT2:
             split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}
             steps.append({**split, "invert": False})
