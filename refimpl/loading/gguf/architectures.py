@@ -169,8 +169,8 @@ DEEPSEEK2 = replace(
     model_type="deepseek_v2",
     hub_class="DeepseekV2ForCausalLM",
     keys={
-        **GLM4_MOE.keys, "attention.kv_lora_rank": "kv_lora_rank", "attention.q_lora_rank": "q_lora_rank",
-        "rope.dimension_count": "",
+        **GLM4_MOE.keys, "rope.dimension_count": "",
+        "attention.kv_lora_rank": "kv_lora_rank", "attention.q_lora_rank": "q_lora_rank",
     },
     optional=(*GLM4_MOE.optional, "attention.q_lora_rank"),
     names={},
