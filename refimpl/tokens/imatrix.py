@@ -98,12 +98,6 @@ def read_imatrix(path: str | Path, model: Model) -> Imatrix:
     return Imatrix(tuple(squares), chunks, size, source, sums.hexdigest())
 
 
-READ_TOGETHER = {  # linears with the inputs of another one, which may be in one tensor with it
-    "k_proj": "q_proj", "v_proj": "q_proj", "attn_gate": "q_proj", "in_proj_k": "in_proj_q",
-    "in_proj_v": "in_proj_q", "in_proj_x": "in_proj_z", "in_proj_bc": "in_proj_z",
-}  # fmt: skip
-
-
 def _mean(
     file: "GgufFile", block: int, linear: str, width: int, problems: list[str]
 ) -> Array | None:
@@ -111,10 +105,8 @@ def _mean(
     from refimpl.loading.gguf.architectures import FUSED, NAMES, SHORT
 
     role, expert = kind_of(linear), [x for x in linear.split(".") if x.isdigit()]
-    own, first = NAMES | SHORT, READ_TOGETHER.get(role, role)
-    names = [
-        table[key] for table, key in ((own, role), (own, first), (FUSED, first)) if key in table
-    ]
+    own, first = NAMES | SHORT, {"k_proj": "q_proj", "v_proj": "q_proj"}.get(role, role)
+    names = [table[x] for table, x in ((own, role), (FUSED, first)) if x in table] or [role]
     entries = [[f"blk.{block}.{x}.weight.{kind}" for kind in ("in_sum2", "counts")] for x in names]
     found = next((entry for entry in entries if file.tensors.keys() >= {*entry}), None)
     ours = f"blocks.{block}.{linear}"
