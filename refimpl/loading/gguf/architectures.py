@@ -83,6 +83,10 @@ class Architecture:
     # Entries that follow from several facts, which it may change, and tensors
     variant: Callable[[Facts, Tensors], dict[str, Any]] = lambda facts, tensors: {}
 
+    def like(self, model_type: str, hub_class: str, **changes: Any) -> "Architecture":
+        """The same for another family, with some changes."""
+        return replace(self, model_type=model_type, hub_class=hub_class, **changes)
+
 
 KEYS = {  # of every architecture
     "context_length": "max_position_embeddings",
@@ -110,10 +114,9 @@ GEMMA2 = Architecture(
     {WINDOW: "sliding_window", **{cap: cap for cap in CAPS}},
     optional=(WINDOW, *CAPS),
 )  # fmt: skip
-GRANITE = replace(
-    LLAMA,
-    model_type="granite",
-    hub_class="GraniteForCausalLM",
+GRANITE = LLAMA.like(
+    "granite",
+    "GraniteForCausalLM",
     keys={
         "embedding_scale": "embed_scale", "attention.scale": "attention_scale",
         "residual_scale": "residual_scale", "logit_scale": "logit_divisor",
@@ -122,7 +125,7 @@ GRANITE = replace(
 COHERE = Architecture("cohere", "CohereForCausalLM", {"logit_scale": "logit_scale"})
 EXPERTS_ONLY = {"expert_feed_forward_length": "intermediate_size"}
 POST_NORM = {"mlp_norm": "post_attention_norm"}
-MIXTRAL = replace(LLAMA, model_type="mixtral", hub_class="MixtralForCausalLM")
+MIXTRAL = LLAMA.like("mixtral", "MixtralForCausalLM")
 QWEN2, QWEN3 = (Architecture(f"qwen{i}", f"Qwen{i}ForCausalLM") for i in (2, 3))
 # Of positions in pictures: a token of text has the same position in each
 SECTIONS = {"rope.dimension_sections": "", "n_deepstack_layers": ""}
@@ -164,10 +167,9 @@ GLM4_MOE = Architecture(
     names=POST_NORM,
     fixed={"first_k_dense_replace": 0, **UNROUTED},
 )
-DEEPSEEK2 = replace(
-    GLM4_MOE,
-    model_type="deepseek_v2",
-    hub_class="DeepseekV2ForCausalLM",
+DEEPSEEK2 = GLM4_MOE.like(
+    "deepseek_v2",
+    "DeepseekV2ForCausalLM",
     keys={
         **GLM4_MOE.keys, "rope.dimension_count": "",
         "attention.kv_lora_rank": "kv_lora_rank", "attention.q_lora_rank": "q_lora_rank",
@@ -177,11 +179,8 @@ DEEPSEEK2 = replace(
     fixed={**GLM4_MOE.fixed, "q_lora_rank": None, "topk_method": "group_limited_greedy"},
     variant=deepseek,
 )  # fmt: skip
-DEEPSEEK3 = replace(
-    DEEPSEEK2,
-    model_type="deepseek_v3",
-    hub_class="DeepseekV3ForCausalLM",
-    fixed={**GLM4_MOE.fixed, "q_lora_rank": None},
+DEEPSEEK3 = DEEPSEEK2.like(
+    "deepseek_v3", "DeepseekV3ForCausalLM", fixed={**GLM4_MOE.fixed, "q_lora_rank": None}
 )
 NEMOTRON_H = Architecture(
     "nemotron_h",
@@ -194,13 +193,10 @@ NEMOTRON_H = Architecture(
 )
 ARCHITECTURES = {
     "qwen35": DELTA,
-    "qwen35moe": replace(
-        DELTA, model_type="qwen3_5_moe_text", hub_class="Qwen3_5MoeForCausalLM"
-    ),
-    "qwen3next": replace(
-        DELTA,
-        model_type="qwen3_next",
-        hub_class="Qwen3NextForCausalLM",
+    "qwen35moe": DELTA.like("qwen3_5_moe_text", "Qwen3_5MoeForCausalLM"),
+    "qwen3next": DELTA.like(
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
         arranged={},
         names={**DELTA.names, "in_proj_q": "attn_qkv attn_gate"},
         fixed=NORMALISED,
@@ -224,10 +220,9 @@ ARCHITECTURES = {
         variant=gemma4,
     ),
     "apertus": Architecture("apertus", "ApertusForCausalLM", dict.fromkeys(XIELU, "")),
-    "granitehybrid": replace(
-        GRANITE,
-        model_type="granitemoehybrid",
-        hub_class="GraniteMoeHybridForCausalLM",
+    "granitehybrid": GRANITE.like(
+        "granitemoehybrid",
+        "GraniteMoeHybridForCausalLM",
         keys={**GRANITE.keys, **SPACE},
         optional=("expert_count", "expert_used_count"),
         fixed={"shared_intermediate_size": 0},
@@ -271,22 +266,21 @@ ARCHITECTURES = {
     "qwen2moe": Architecture("qwen2_moe", "Qwen2MoeForCausalLM", fixed=PLAIN),
     "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", fixed=NORMALISED),
     "olmoe": Architecture("olmoe", "OlmoeForCausalLM", fixed=PLAIN),
-    "granitemoe": replace(GRANITE, model_type="granitemoe", hub_class="GraniteMoeForCausalLM"),
+    "granitemoe": GRANITE.like("granitemoe", "GraniteMoeForCausalLM"),
     "qwen2": QWEN2,
     "qwen3": QWEN3,
     "qwen2vl": replace(QWEN2, keys=SECTIONS, optional=(*SECTIONS,)),
     "qwen3vl": replace(QWEN3, keys=SECTIONS, optional=(*SECTIONS,)),
-    "smollm3": replace(LLAMA, model_type="smollm3", hub_class="SmolLM3ForCausalLM"),
+    "smollm3": LLAMA.like("smollm3", "SmolLM3ForCausalLM"),
     "granite": GRANITE,
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM"),
-    "olmo": replace(
-        LLAMA,
-        model_type="olmo",
-        hub_class="OlmoForCausalLM",
+    "olmo": LLAMA.like(
+        "olmo",
+        "OlmoForCausalLM",
         keys={"attention.clamp_kqv": "qkv_limit"},
         optional=("attention.clamp_kqv",),
     ),
-    "arcee": replace(LLAMA, model_type="arcee", hub_class="ArceeForCausalLM"),
+    "arcee": LLAMA.like("arcee", "ArceeForCausalLM"),
     "seed_oss": Architecture("seed_oss", "SeedOssForCausalLM", names=POST_NORM),
     "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM"),
     "ernie4_5-moe": Architecture(
@@ -320,11 +314,8 @@ ARCHITECTURES = {
     ),
     "starcoder2": Architecture("starcoder2", "Starcoder2ForCausalLM"),
     "command-r": COHERE,
-    "cohere2": replace(
-        COHERE,
-        model_type="cohere2",
-        hub_class="Cohere2ForCausalLM",
-        keys={**COHERE.keys, WINDOW: "sliding_window"},
+    "cohere2": COHERE.like(
+        "cohere2", "Cohere2ForCausalLM", keys={**COHERE.keys, WINDOW: "sliding_window"}
     ),
     "stablelm": Architecture(
         "stablelm", "StableLmForCausalLM", {"use_parallel_residual": "use_parallel_residual"}
@@ -341,11 +332,7 @@ ARCHITECTURES = {
     "phi2": Architecture("phi", "PhiForCausalLM"),
     "gemma": Architecture("gemma", "GemmaForCausalLM"),
     "gemma2": GEMMA2,
-    "gemma3": replace(
-        GEMMA2,
-        model_type="gemma3_text",
-        hub_class="Gemma3ForCausalLM",
-        keys={**GEMMA2.keys, LOCAL_BASE: "rope_local_base_freq"},
+    "gemma3": GEMMA2.like("gemma3_text", "Gemma3ForCausalLM", keys={**GEMMA2.keys, LOCAL_BASE: "rope_local_base_freq"},
         optional=(LOCAL_BASE, *CAPS),
         fixed={"rope_local_base_freq": 10000.0, "_sliding_window_pattern": 6},
     ),
