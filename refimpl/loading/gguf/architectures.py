@@ -332,7 +332,10 @@ ARCHITECTURES = {
     "phi2": Architecture("phi", "PhiForCausalLM"),
     "gemma": Architecture("gemma", "GemmaForCausalLM"),
     "gemma2": GEMMA2,
-    "gemma3": GEMMA2.like("gemma3_text", "Gemma3ForCausalLM", keys={**GEMMA2.keys, LOCAL_BASE: "rope_local_base_freq"},
+    "gemma3": GEMMA2.like(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        keys={**GEMMA2.keys, LOCAL_BASE: "rope_local_base_freq"},
         optional=(LOCAL_BASE, *CAPS),
         fixed={"rope_local_base_freq": 10000.0, "_sliding_window_pattern": 6},
     ),
