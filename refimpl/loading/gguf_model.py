@@ -1,7 +1,9 @@
 """From a GGUF file to a `Model`: config, tensors under transformers' names, tokenizer."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +13,51 @@ from refimpl.errors import RefimplError
 from refimpl.loading.companions import Companions
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.families import FAMILIES, Family
+from refimpl.loading.families.family import MOST
 from refimpl.loading.gguf.architectures import (
     EPSILON,
     EXPERT_STACKS,
     FUSED,
-    IN_BLOCK,
     KEYS,
+    NAMES,
     NEEDED,
-    OUTSIDE,
-    WINDOW,
     Architecture,
     architecture_of,
 )
-from refimpl.loading.gguf.gguf_file import GgufTensor, JoinedTensor, open_shards
+from refimpl.loading.gguf.derived_facts import (
+    INNER,
+    KV_HEADS,
+    NEXTN,
+    ROPE_FACTORS,
+    SCALING,
+    SLIDES,
+    WINDOW,
+)
+from refimpl.loading.gguf.gguf_file import GgufTensor, JoinedTensor, LearnedNumber, open_shards
 from refimpl.loading.gguf.tokenizer_metadata import write_tokenizer
 from refimpl.loading.tensor_claims import claim, roles
 from refimpl.model.config import Rope, kind_of
+from refimpl.model.layout import Layout
+from refimpl.model.mixers.sizes import SharedAttention
 from refimpl.model.model import Model
 
 IRRELEVANT = ("general.", "tokenizer.", "split.", "quantize.")  # beginnings of keys
-CAUSAL, SCALING = "attention.causal", "rope.scaling."
-SLIDES, KV_HEADS = f"{WINDOW}_pattern", "attention.head_count_kv"
+CAUSAL, RECURRENT = "attention.causal", "attention.recurrent_layers"
 GATING, SCORING = "expert_gating_func", {1: "softmax", 2: "sigmoid"}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 YARN = {
     "original_context_length": "original_max_position_embeddings",
     "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow",
 }  # fmt: skip
-BIASES = {  # the keys of biases, and a linear that then has one
-    "attention_bias": "attn_q", "mlp_bias": "ffn_up", "use_bias": "attn_output",
-    "use_qkv_bias": "attn_q", "attention_out_bias": "attn_output",
+PRESENT = {  # keys that are true if there is such a tensor
+    "attention_bias": "attn_q.bias", "use_qkv_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias",
+    "use_bias": "attn_output.bias", "attention_out_bias": "attn_output.bias",
+    "use_qk_norm": "attn_q_norm.weight", "mamba_conv_bias": "ssm_conv1d.bias",
+    "mamba_rms_norm": "ssm_norm.weight",
 }  # fmt: skip
 TOKEN_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
 LARGEST = {46: "gemma2", 62: "gemma3"}  # blocks of the sizes whose attention scale is D / H
-ROPE_FACTORS, *LONG_AND_SHORT = (
-    "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight",
-)  # fmt: skip
+LONG_AND_SHORT = ["rope_factors_long.weight", "rope_factors_short.weight"]
 
 
 def read_gguf(
@@ -54,12 +65,31 @@ def read_gguf(
 ) -> Model:
     """Open a GGUF file, or the first of a split one, with its metadata or the `config.json`."""
     files = open_shards(path)
-    metadata = files[0].metadata
+    metadata, architecture = files[0].metadata, architecture_of(files[0].metadata, path)
     stored = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    architecture = architecture_of(metadata, path)
+    if config_path and architecture.multiplied:
+        raise RefimplError(
+            f"{path} has the factors of the model's config.json in its weights",
+            f"no config.json for a file of {metadata['general.architecture']}",
+            "omit --config",
+        )
     if config_path is None:
         entries = _config_entries(metadata, stored, architecture, path)
     hub = read_config(entries, str(config_path or f"the metadata of {path}"))
+    for key, values in metadata.items():  # of an activation in each block
+        if key.startswith("xielu.") and isinstance(values, np.ndarray):
+            for i, x in enumerate(map(float, values)):
+                name = f"blk.{i}.act.{key[6:]}"
+                stored[name] = LearnedNumber(files[0], name, "F32", (1,), 0, number=x)
+    further = metadata.get(f"{metadata['general.architecture']}.{NEXTN}", 0)
+    if NEXTN in architecture.keys and further > 0:
+        last = hub.config.num_blocks + further
+        stored = {
+            name: tensor
+            for name, tensor in stored.items()
+            if not (block := re.match(r"blk\.(\d+)\.", name))
+            or not hub.config.num_blocks <= int(block[1]) < last
+        }
     tensors = _as_transformers_names(stored, hub, architecture)
     companions = Companions(
         {**entries, "dtype": "float32"}, {}, lambda folder: write_tokenizer(metadata, folder, path)
@@ -81,38 +111,56 @@ def _config_entries(
         for key, value in metadata.items()
         if not key.startswith(IRRELEVANT)
     }
-    problems = list[str]()
+    problems, epsilon = list[str](), EPSILON[family.norm]
+    needed = [*NEEDED, epsilon, *(x for x in architecture.keys if x not in architecture.optional)]
+    needed += [SLIDES] if facts.get(WINDOW) and architecture.lists_windows else []
+    needed += [INNER] if "up_proj" in family.names else []
+    if "num_experts_per_tok" in family.keys and "expert_count" not in architecture.optional:
+        needed += ["expert_count", "expert_used_count"]
+    problems += [f"{key}: missing" for key in needed if key not in facts]
+    further = facts.get(NEXTN, 0) if NEXTN in architecture.keys else 0
+    blocks = facts.get("block_count", 0) - further
+    lists = {
+        key: x
+        for key in (SLIDES, KV_HEADS, INNER, RECURRENT)
+        if isinstance(x := metadata.get(f"{prefix}.{key}"), np.ndarray)
+    }
+    problems += [
+        f"{key}: {len(x)} values for {blocks + further} blocks"
+        for key, x in lists.items()
+        if len(x) != blocks + further
+    ]
     entries: dict[str, Any] = {
         "model_type": architecture.model_type,
         "architectures": [architecture.hub_class],
         **architecture.fixed,
     }
+    if not problems and 0 < blocks <= MOST:
+        facts |= {"block_count": blocks, **{key: _plain(x[:blocks]) for key, x in lists.items()}}
+        entries |= architecture.variant(facts, tensors)
 
     def put(key: str, value: Any) -> None:
         entries[family.spelling(key)] = value
 
     if facts.get(WINDOW) == 0:
         facts[WINDOW] = None
-    word, others = "sliding_attention", metadata.get(f"{prefix}.{SLIDES}")
-    heads = facts.get(KV_HEADS)
-    if family.mixers and isinstance(heads, list):  # 0 in blocks without attention
+    word, others, heads = "sliding_attention", lists.get(SLIDES), facts.get(KV_HEADS)
+    if family.mixers and RECURRENT in lists:
+        word, others = next(iter(family.mixers)), lists[RECURRENT]
+        del facts[RECURRENT]
+    elif family.mixers and isinstance(heads, list) and heads:  # 0 in blocks without attention
         word, others, facts[KV_HEADS] = next(iter(family.mixers)), np.equal(heads, 0), max(heads)
-    if "layer_types" in family.keys and isinstance(others, np.ndarray):
-        entries["layer_types"] = [word if other else "full_attention" for other in others]
-    epsilon = EPSILON[family.norm]
-    needed = [*NEEDED, epsilon, *(x for x in architecture.keys if x not in architecture.optional)]
-    needed += [SLIDES] if facts.get(WINDOW) and architecture.lists_windows else []
-    if "num_experts_per_tok" in family.keys:
-        needed += ["expert_count", "expert_used_count"]
-    problems += [f"{key}: missing" for key in needed if key not in facts]
-    if "layer_types" in entries:
+    if "layer_types" in family.keys and others is not None:
+        kinds = [word if other else "full_attention" for other in others[: max(blocks, 0)]]
+        entries["layer_types"] = kinds
         facts.pop(SLIDES, None)
-    if "rope_theta" in family.keys:
+    if "rope_theta" in family.keys and "rope_parameters" not in entries:
         put("rope_theta", 10000.0)  # llama.cpp's, whatever the family's
     for key, ours in {**KEYS, **architecture.keys, epsilon: "norm_eps"}.items():
         value = facts.pop(key, None)
         if ours and value is not None:
-            put(ours, value)
+            known = family.keys[ours].only if ours in family.keys else ()
+            put(ours, next((x for x in known if x == value), value))  # 8, not 8.0
     for key in EPSILON.values():  # of norms that the family does not have
         facts.pop(key, None)
     key_length = facts.pop("attention.key_length", None)
@@ -126,14 +174,16 @@ def _config_entries(
     scaling.setdefault("factor", facts.pop("rope.scale_linear", 0))  # its old name
     if scaling.pop("finetuned", True) is False and "granite" in family.model_type:
         problems.append(f"{SCALING}finetuned: false switches Granite's rotary positions off")
-    rotation = entries.get(family.spelling("rope_theta")), entries.get("head_dim")
-    if (rope := _scaling(scaling, tensors, rotation, problems)) is not None:
-        entries["rope_scaling"] = {**rope, **architecture.scaling}
+    theta, channels = (entries.get(family.spelling(x)) for x in ("rope_theta", "head_dim"))
+    own, factors = entries.pop("rope_scaling", {}), {} if "rope_parameters" in entries else tensors
+    if (rope := _scaling(scaling, factors, (theta, channels), problems)) is not None:
+        entries["rope_scaling"] = {**rope, **own, **architecture.scaling}
         if rope["rope_type"] == "longrope" and "original_max_position_embeddings" not in entries:
             problems.append(f"{SCALING}original_context_length: missing")
     elif architecture.scaling:
         problems.append(f"{SCALING}factor: missing")
-    if (scoring := SCORING.get(facts.pop(GATING, 0), family.scoring)) != family.scoring:
+    gating = facts.pop(GATING, 0)
+    if gating and (scoring := SCORING.get(gating, gating)) != family.scoring:
         problems.append(f"{GATING}: {scoring} is not {family.scoring}")
     if facts.pop(CAUSAL, True) is not True:
         problems.append(f"{CAUSAL}: only true is supported")
@@ -141,13 +191,15 @@ def _config_entries(
     facts.pop("vocab_size", None)  # some files count padding, some do not
     put("vocab_size", rows)
     put("tie_word_embeddings", "output.weight" not in tensors)
-    for key, part in BIASES.items():
-        if key in family.biased.values():
-            ends = (f".{part}.bias", f".{part}kv.bias")
-            put(key, any(name.endswith(ends) for name in tensors))
+    for key, part in PRESENT.items():
+        if key in (*family.biased.values(), *family.optional.values()):
+            put(key, any(name.replace("_qkv.", "_q.").endswith(f".{part}") for name in tensors))
     for theirs, ours in TOKEN_IDS.items():
         entries[ours] = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
     problems += [f"{key}: not understood (value {str(facts[key])[:80]})" for key in facts]
+    for key in [x for x in entries if "." in x]:  # of an object in the object
+        outer, inner = key.split(".")
+        entries.setdefault(outer, {})[inner] = entries.pop(key)
     if problems:
         raise RefimplError(
             f"{path} does not describe a model that refimpl can compute exactly:",
@@ -173,7 +225,7 @@ def _heads(entries: dict[str, Any], family: Family, key_length: Any, rotary: Any
         yield f"attention.head_count: {heads} heads of {hidden} channels"
         return
     if "head_dim" in family.keys:
-        entries["head_dim"] = head_dim
+        entries[family.spelling("head_dim")] = head_dim
     elif head_dim != plain:
         yield f"attention.key_length: expected {plain}, got {head_dim}"
     fraction = 1.0 if rotary is None else rotary / head_dim
@@ -240,64 +292,73 @@ def _as_transformers_names(
     stored: Mapping[str, GgufTensor], hub: HubModel, architecture: Architecture
 ) -> dict[str, GgufTensor]:
     """The tensors as `save_pretrained` would write them; those of no role keep their names."""
-    stored = _experts_apart(stored, hub)
-    renamed = dict.fromkeys((ROPE_FACTORS, *LONG_AND_SHORT), "")
-    tensors: dict[str, GgufTensor] = {}
+    config, stored = hub.config, _experts_apart(stored, hub)
+    names, tensors = {**NAMES, **architecture.names}, dict[str, GgufTensor]()
+    used = {ROPE_FACTORS, *LONG_AND_SHORT} | {  # and of blocks with another block's keys
+        f"blk.{i}.{x}.weight"
+        for i, kind in enumerate(config.blocks)
+        if isinstance(kind.mixer, SharedAttention)
+        for x in ("attn_k", "attn_v", "attn_k_norm")
+    }
     for ours, role in roles(hub, hub.family.bases[0]):
-        ours += {"sinks": ".weight", "correction": ".bias"}.get(ours.rpartition(".")[2], "")
-        name, suffix = ours.rsplit(".", 1)
-        *block, part = name.removeprefix("blocks.").split(".", 1)
-        kind = kind_of(part)
-        together = location.fused if (location := hub.names.get(kind)) else ()
-        names, key = IN_BLOCK if block else OUTSIDE, kind
-        if len(together) > 1:
-            names, key = FUSED, together[0]
-        theirs = architecture.names.get(key, names.get(key, key))  # another family: missing
-        number = [] if location and location.stacked else filter(str.isdigit, part.split("."))
-        theirs = ".".join([*(["blk", *block] if block else []), theirs, *number, suffix])
-        if theirs not in stored or theirs in renamed:
+        number, part = ours.split(".", 2)[1:] if ours.startswith("blocks.") else ("", ours)
+        stem, _, suffix = (kind := kind_of(part)).rpartition(".")
+        name, location = kind if kind in names else stem, hub.names.get(stem)
+        before = f"blk.{number}." if f".{number}." in role.tensor else ""
+        digits = [] if location and location.stacked else filter(str.isdigit, part.split("."))
+        together, after = location.fused if location else (), ".".join(["", *digits, suffix])
+        theirs = [f"{before}{names.get(x, x)}{after}" for x in together or (stem,)]
+        if kind in names:
+            theirs = [before + names[kind]]
+        elif stem == "kv_b_proj" and theirs[0] not in stored:
+            theirs = [f"{before}attn_{x}_b.weight" for x in "kv"]
+        elif len(theirs) > 1 and not (location.alternating or {*theirs} <= stored.keys()):  # type: ignore[union-attr]
+            place = architecture.names.get(stem, FUSED.get(stem, stem))
+            theirs = [f"{before}{x}{after}" for x in place.split()]
+        if role.tensor in tensors or not {*theirs} <= stored.keys() - used:
             continue
-        how, heads = architecture.arranged.get(part, ""), hub.config.num_attention_heads
-        if how == "paired" and part == "k_proj":
-            heads = hub.config.num_key_value_heads
-        if "norm" in part and suffix == "weight":
-            how = architecture.norms
-        shape = stored[theirs].shape
-        shape = shape[::-1] if how == "transposed" else shape
-        if shape == tuple(x for x in role.shape if x > 1):  # llama.cpp has no axes of length 1
-            shape = role.shape
-        renamed[theirs] = role.tensor
-        tensors[role.tensor] = replace(
-            stored[theirs], name=role.tensor, shape=shape, arrangement=how, heads=heads
-        )
-    return tensors | {name: stored[name] for name in stored if name not in renamed}
+        how, layout = architecture.arranged.get(name, ""), role.layout
+        mixer = config.mixer(int(number)) if number else None
+        first, *others = (stored[x] for x in theirs)
+        tensor: GgufTensor | None = first
+        if stem == "kv_b_proj" and others:
+            tensor = _keys_and_values(mixer, first, *others)
+        elif others or how == "in turn" or (layout.stack and layout.transposed):
+            tensor = JoinedTensor.of(layout, first, *others)
+        else:
+            shape = first.shape[::-1] if how == "transposed" else first.shape
+            wanted = tuple(x for x in role.shape if x > 1)  # llama.cpp has no axes of length 1
+            if shape == wanted or (len(wanted) < 2 and prod(shape) == prod(wanted)):
+                shape = role.shape
+            change = "minus one" if role.offset else "log" if name == "A_log" else ""
+            tensor = replace(first, shape=shape, arrangement=how, mixer=mixer, change=change)
+        if tensor is not None:
+            tensors[role.tensor] = replace(tensor, name=role.tensor)
+            used |= {*theirs}
+    return tensors | {name: stored[name] for name in stored if name not in used}
+
+
+def _keys_and_values(mixer: Any, k: GgufTensor, v: GgufTensor) -> GgufTensor | None:
+    """What makes keys and values from a latent vector, [H, rank, h] and [H, h, rank], as one."""
+    heads, rank, rows = mixer.num_attention_heads, mixer.rank, (mixer.plain_dim, mixer.value_dim)
+    if (k.shape, v.shape) != ((heads, rank, rows[0]), (heads, rows[1], rank)):
+        return None
+    shapes = [(heads * x, rank) for x in rows]
+    k = replace(k, shape=shapes[0], arrangement="heads transposed", mixer=mixer)
+    layout = Layout((heads * rows[0], heads * rows[1]), groups=heads)
+    return JoinedTensor.of(layout, k, replace(v, shape=shapes[1]))
 
 
 def _experts_apart(stored: Mapping[str, GgufTensor], hub: HubModel) -> dict[str, GgufTensor]:
-    """The tensors, one [out, in] for each expert; or if the family stacks them, gate with up."""
-    location, tensors = hub.names.get("experts.gate_proj"), dict(stored)
-    for name, stack in stored.items():
+    """The tensors, one [out, in] for each expert if the family has them apart."""
+    location, tensors = hub.names.get("experts.up_proj"), dict(stored)
+    for name, stack in stored.items() if location and not location.stacked else ():
         stem, _, suffix = name.rpartition(".")
-        *block, of = stem.split(".")
-        if location and location.alternating and of == FUSED["experts.gate_proj"]:
-            tensors[f"{name}, gate before up"] = tensors.pop(name)  # of no role in this order
         wanted = 3 if suffix == "weight" else 2
-        if location is None or len(stack.shape) != wanted or of not in EXPERT_STACKS:
-            continue
-        turned, by_row = location.transposed and wanted == 3, location.alternating
-        if not location.stacked:
+        if stem.rpartition(".")[2] in EXPERT_STACKS and len(stack.shape) == wanted:
             del tensors[name]
             size = stack.nbytes // stack.shape[0]
             for e in range(stack.shape[0]):
-                tensors[".".join([*block, of, f"{e}", suffix])] = replace(
-                    stack, shape=stack.shape[1:], offset=stack.offset + e * size
-                )
-        elif of == IN_BLOCK["experts.gate_proj"]:
-            other = ".".join([*block, IN_BLOCK["experts.up_proj"], suffix])
-            if other in tensors and tensors[other].shape == stack.shape:
-                del tensors[name]
-                joined = ".".join([*block, FUSED["experts.gate_proj"], suffix])
-                tensors[joined] = JoinedTensor.of(turned, by_row, stack, tensors.pop(other))
-        elif of == IN_BLOCK["experts.down_proj"]:
-            tensors[name] = JoinedTensor.of(turned, False, stack)
+                one = replace(stack, shape=stack.shape[1:], offset=stack.offset + e * size)
+                tensors[f"{stem}.{e}.{suffix}"] = one
     return tensors

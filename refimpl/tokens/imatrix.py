@@ -102,11 +102,11 @@ def _mean(
     file: "GgufFile", block: int, linear: str, width: int, problems: list[str]
 ) -> Array | None:
     """The mean of squares [in] of one linear; None, and a problem noted, if the file has none."""
-    from refimpl.loading.gguf.architectures import FUSED, IN_BLOCK
+    from refimpl.loading.gguf.architectures import FUSED, NAMES, SHORT
 
     role, expert = kind_of(linear), [x for x in linear.split(".") if x.isdigit()]
-    fused = {"q_proj": "q_proj", "k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "gate_proj"}
-    names = [IN_BLOCK[role], *([FUSED[fused[role]]] if role in fused else [])]
+    own, first = NAMES | SHORT, {"k_proj": "q_proj", "v_proj": "q_proj"}.get(role, role)
+    names = [table[x] for table, x in ((own, role), (FUSED, first)) if x in table] or [role]
     entries = [[f"blk.{block}.{x}.weight.{kind}" for kind in ("in_sum2", "counts")] for x in names]
     found = next((entry for entry in entries if file.tensors.keys() >= {*entry}), None)
     ours = f"blocks.{block}.{linear}"

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from conftest import FIXTURES
@@ -116,6 +117,23 @@ def test_a_split_model(tmp_path: Path) -> None:
     refusal_of(read_model, first, says="not file 1")
 
 
+def test_an_old_file_of_deepseek_has_keys_and_values_as_one(tmp_path: Path) -> None:
+    old = {"attention.key_length": 10, "attention.value_length": 7}
+
+    def change(writer: gguf.GGUFWriter) -> None:
+        hub = SafetensorsFile(tmp_path / "hub" / "model.safetensors").tensors
+        for i, name in enumerate(x for x in hub if "kv_b_proj" in x):
+            for part in "kv":
+                del writer.tensors[0][f"blk.{i}.attn_{part}_b.weight"]
+            writer.add_tensor(f"blk.{i}.attn_kv_b.weight", hub[name].array)
+        for key, size in old.items():
+            del writer.kv_data[0][f"deepseek2.{key}_mla"]
+            writer.add_uint32(f"deepseek2.{key}", size)
+
+    path = gguf_file(tmp_path, "deepseek2", Q.F32, change=change)
+    assert_equal(read_model(path), read_model(tmp_path / "hub"))
+
+
 @pytest.mark.parametrize(("name", "tensor"), [("mixtral", "up"), ("granitemoe", "gate")])
 @pytest.mark.parametrize("count", [4, 6])
 def test_stacks_of_another_number_of_experts(
@@ -166,6 +184,10 @@ def test_commands_read_a_file(tmp_path: Path) -> None:
         ("gpt2", "sparsegpt"),
         ("granitemoe", "wanda"),
         ("qwen2moe", "wanda"),
+        ("qwen35", "wanda"),
+        ("deepseek2 by sigmoid", "wanda"),
+        ("apertus", "magnitude"),
+        ("gemma4 with experts", "magnitude"),
     ],
 )
 def test_pruning_writes_safetensors(name: str, method: str, tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ def replaced(key: str, value: Any, kind: gguf.GGUFValueType) -> Change:
     return change
 
 
+def renamed(tensor: str) -> Change:
+
+    def change(writer: gguf.GGUFWriter) -> None:
+        writer.tensors[0]["x"] = writer.tensors[0].pop(tensor)
+
+    return change
+
+
 def both(*changes: Change) -> Change:
     return lambda writer: [change(writer) for change in changes]
 
@@ -76,6 +84,7 @@ def longrope(*names: str) -> Change:
 
 PLAIN, STRETCHED = {Rope(3000.0, 8)}, {Rope(3000.0, 8, "linear", 2.0)}
 U32, F32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32
+ARRAY = gguf.GGUFValueType.ARRAY
 MEANS: dict[str, tuple[str, Change, Callable[[Config], Any], Any]] = {
     "a factor without a type": ("llama", numbers(rope__scaling__factor=2), ropes, STRETCHED),
     "a factor of type linear": (
@@ -123,6 +132,20 @@ MEANS: dict[str, tuple[str, Change, Callable[[Config], Any], Any]] = {
     "the epsilon of other norms": (
         "llama", numbers(attention__layer_norm_epsilon=0.5), lambda c: c.norm_eps,
         1e-3),
+    "blocks of Qwen 3.5 by a list": (
+        "qwen35",
+        both(without("full_attention_interval"),
+             replaced("attention.recurrent_layers", [True, False, False], ARRAY)),
+        lambda c: [c.mixer(i).name for i in range(c.num_blocks)],
+        ["gated_delta_rule", "attention"]),
+    "factors of an attention to latent vectors": (
+        "deepseek2 by sigmoid", numbers(),
+        lambda c: (c.blocks[0].rope.attention_factor, round(c.blocks[0].mixer.scale * 10**0.5, 12)),
+        (1.0, round((1 + 0.07 * log(4)) ** 2, 12))),
+    "keys of blocks that read another block's": (
+        "gemma4 with embeddings",
+        lambda w: w.add_tensor("blk.3.attn_k.weight", np.ones((32, 32), np.float32)),
+        lambda c: c.num_blocks, 4),
     "no experts": (
         "llama", both(lambda w: w.add_expert_count(0), lambda w: w.add_expert_used_count(0)),
         lambda c: c.experts, None),
@@ -159,7 +182,7 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     "gpt-oss with experts in another order": (
         "gpt-oss",
         lambda w: w.add_tensor("blk.0.ffn_gate_up_exps.weight", np.zeros((5, 128, 32), "f4")),
-        "gate before up: no role claims it"),
+        "ffn_gate_up_exps.weight: no role claims it"),
     "no epsilon": (
         "llama", without("attention.layer_norm_rms_epsilon"), "rms_epsilon: missing"),
     "no context": ("llama", without("context_length"), "context_length: missing"),
@@ -181,6 +204,18 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
         both(numbers(rope__scaling__factor=4, rope__scaling__yarn_log_multiplier=0.1),
              lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN)),
         "yarn_log_multiplier: not understood"),
+    "yarn of DeepSeek without its logarithm": (
+        "deepseek2 by sigmoid", without("rope.scaling.yarn_log_multiplier"),
+        "yarn_log_multiplier: not understood (value it is missing)"),
+    "Gemma 4 without the waves that turn": (
+        "gemma4", renamed("rope_freqs.weight"), "rope_freqs.weight: not understood"),
+    "a list for other blocks": (
+        "nemotron_h", replaced("attention.head_count_kv", [0, 2], ARRAY),
+        "attention.head_count_kv: 2 values for 3 blocks"),
+    "as many further blocks as blocks": (
+        "glm4moe", replaced("nextn_predict_layers", 3, U32), "no role claims it"),
+    "scores of DeepSeek that llama.cpp does not have": (
+        "deepseek2", replaced("expert_gating_func", 7, U32), "7 is not softmax"),
     "another magnitude": (
         "phi3", numbers(rope__scaling__attn_factor=1.5), "attn_factor: not understood"),
 }  # fmt: skip
@@ -190,6 +225,12 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
 def test_metadata_without_a_certain_meaning_is_refused(name: str, tmp_path: Path) -> None:
     recipe, change, says = REFUSED[name]
     refusal_of(read_model, gguf_file(tmp_path, recipe, change=change), says=says)
+
+
+def test_factors_in_the_weights_are_not_applied_again(tmp_path: Path) -> None:
+    path = gguf_file(tmp_path, "falcon-h1")
+    says, hub = "factors of the model's config.json in its weights", tmp_path / "hub"
+    refusal_of(read_model, path, config=hub / "config.json", says=says, remedy="omit --config")
 
 
 def test_every_key_that_is_read_has_a_type() -> None:

@@ -91,6 +91,39 @@ def test_what_has_no_certain_ids_is_refused(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+PIECES = {  # what a pattern makes of a text, as transformers' tokenizers of these models do
+    "qwen35": ("किताब 12 don't", ["किताब", " ", "1", "2", " don", "'t"]),
+    "deepseek-v3": ("a日本1234 b#Go", ["a", "日本", "123", "4", " b", "#Go"]),
+    "glm4": ("ab1234 c", ["ab", "123", "4", " c"]),
+}
+
+
+@pytest.mark.parametrize("pre", PIECES)
+def test_a_text_is_cut_by_the_pattern_of_its_pre_tokenizer(pre: str, tmp_path: Path) -> None:
+    text, pieces = PIECES[pre]
+    cut = tokenizer(tmp_path, pre=pre).pre_tokenizer
+    assert cut is not None
+    assert [text[a:b] for _, (a, b) in cut.pre_tokenize_str(text)] == pieces
+
+
+def test_pieces_of_gemma_4_are_merged_in_the_order_of_the_file(tmp_path: Path) -> None:
+    tokens = ["<bos>", "<unk>", "▁", "a", "b", "c", "bc", "ab", "▁ab", "<0xC3>", "<0xA9>", "\n"]
+    kinds = [3, 2, *[1] * 7, 6, 6, 1]
+    facts = {
+        "model": "gemma4", "pre": ..., "tokens": tokens, "token_type": kinds, "add_bos_token": True,
+        "scores": [0.0] * len(tokens), "merges": ["b c", "a b", "▁ ab"], "add_space_prefix": False,
+        "unknown_token_id": 1,
+    }  # fmt: skip
+    made = tokenizer(tmp_path, **facts)
+    assert made.encode("abc ab\né").tokens == [
+        "<bos>", "a", "bc", "▁ab", "\n", "<0xC3>", "<0xA9>"
+    ]  # fmt: skip
+    assert made.decode(made.encode("abc ab").ids) == "abc ab"
+    facts["merges"] = ["b d"]
+    says = "merges of tokens that it lacks"
+    refusal_of(write_tokenizer, metadata(**facts), tmp_path, Path("x.gguf"), says=says)
+
+
 def test_keys_that_change_no_id_are_accepted(tmp_path: Path) -> None:
     harmless = {
         "add_eos_token": True, "eot_token_id": 1, "seperator_token_id": 2, "eos_token_id": 999,

@@ -68,6 +68,11 @@ def test_the_means_are_those_of_the_tokens(model: Model, tmp_path: Path) -> None
     assert imatrix.source == "i.gguf, my.txt, mean of squares per token"
 
 
+def test_means_in_an_order_of_llama_cpp_are_refused(model: Model, tmp_path: Path) -> None:
+    path, other = imatrix_file(tmp_path / "i.gguf", model), read_model(FIXTURES / "qwen3_5")
+    refusal_of(read_imatrix, path, other, says="blocks.0.in_proj_k: no in_sum2")
+
+
 def test_wanda_prunes_by_it(model: Model, tmp_path: Path) -> None:
     imatrix = read_imatrix(imatrix_file(tmp_path / "i.gguf", model), model)
     prune(model, tmp_path / "out", Pattern(2, 4), tokens=imatrix)

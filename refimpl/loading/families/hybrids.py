@@ -197,7 +197,7 @@ def _qwen3_5(family: Family, entries: Entries) -> tuple[Family, Entries]:
 DELTA = "layers.{}.linear_attn."
 QWEN3_5 = QWEN3.like(
     "qwen3_5_text",
-    bases=("model.language_model.", "model.", ""),
+    bases=("model.", "model.language_model.", ""),
     norm_offset=1.0,
     names=fused("layers.{}.self_attn.q_proj", "q_proj", "attn_gate", grouped=True)
     | fused(f"{DELTA}in_proj_qkv", "in_proj_q", "in_proj_k", "in_proj_v")

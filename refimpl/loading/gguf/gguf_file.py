@@ -7,23 +7,39 @@ from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from refimpl.errors import RefimplError, listed, need, unreadable
 from refimpl.loading.gguf.header import TensorEntry, damaged, read_header
+from refimpl.model.layout import WHOLE, Layout
 from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES, StoredTensor, WeightFile
 from refimpl.storage.file_system import open_file
 
 PIECE = 1 << 15  # weights that are de-quantised at once
-# The rows of the file's tensor in transformers' order: [rows] to [rows].
-ORDERS: dict[str, Callable[[Array, int], Array]] = {
+
+
+def _tiled(rows: Array, mixer: Any) -> Array:
+    """Value heads by their key head; in the file, one of each key head in turn."""
+    start = max(len(rows) - mixer.channels[-1], 0)  # behind queries and keys
+    values = rows[start:].reshape(mixer.value_heads // mixer.key_heads, mixer.key_heads, -1)
+    return np.concatenate((rows[:start], values.swapaxes(0, 1).reshape(-1)))
+
+
+# The rows of the file's tensor in transformers' order: [rows] to [rows], of a block with a mixer.
+ORDERS: dict[str, Callable[[Array, Any], Array]] = {
     # llama.cpp rotates channels 2i and 2i + 1 together, transformers i and i + h / 2
-    "paired": lambda rows, heads: rows.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1),
-    # q, k, v one after the other in the file; head by head in transformers
-    "by head": lambda rows, heads: rows.reshape(3, heads, -1).swapaxes(0, 1).reshape(-1),
+    "paired": lambda rows, mixer: (
+        rows.reshape(-1, mixer.head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+    ),
+    "tiled": _tiled,
+}
+# What transformers holds in place of the file's values.
+CHANGES: dict[str, Callable[[Array], Array]] = {
+    "minus one": lambda stored: stored - 1,
+    "log": lambda stored: np.log(-stored.astype(np.float64)).astype(stored.dtype),
 }
 
 
@@ -68,9 +84,11 @@ class GgufTensor(StoredTensor):
     kind: str = "F32"  # in the file, such as "Q4_K"
     block: int = 1  # weights that are quantised together, in so many bytes
     block_bytes: int = 4
-    # In the file: a key of `ORDERS`, "transposed" (as GPT-2's), or "minus one" (a gain, plus 1)
+    # In the file: a key of `ORDERS`, "tiled columns", "transposed" (as GPT-2's) or "heads
+    # transposed" (each of them)
     arrangement: str = ""
-    heads: int = 1  # for `ORDERS`
+    mixer: Any = None  # of its block, for these
+    change: str = ""  # a key of `CHANGES`
 
     @property
     def nbytes(self) -> int:
@@ -79,12 +97,17 @@ class GgufTensor(StoredTensor):
 
     def rows(self, rows: slice | Array) -> Array:
         """Some rows, de-quantised; float32 if they were quantised."""
-        if self.arrangement == "transposed":
-            return self._in_file(self.shape[::-1], slice(None)).T[rows]
+        if self.arrangement.endswith("transposed") and len(self.shape) > 1:
+            heads = 1 if self.arrangement == "transposed" else self.mixer.num_attention_heads
+            shape = heads, self.shape[1], self.shape[0] // heads
+            return self._in_file(shape, slice(None)).swapaxes(1, 2).reshape(self.shape)[rows]
         if self.arrangement in ORDERS:
-            rows = ORDERS[self.arrangement](np.arange(self.shape[0]), self.heads)[rows]
+            rows = ORDERS[self.arrangement](np.arange(self.shape[0]), self.mixer)[rows]
         stored = self._in_file(self.shape, rows)
-        return stored - 1 if self.arrangement == "minus one" else stored
+        if self.arrangement == "tiled columns":
+            stored = stored[:, _tiled(np.arange(self.shape[1]), self.mixer)]
+        with np.errstate(all="ignore"):  # infinities are counted by whoever reads
+            return CHANGES[self.change](stored) if self.change else stored
 
     def _in_file(self, shape: tuple[int, ...], rows: slice | Array) -> Array:
         """Rows of the file's tensor; of a vector, its values."""
@@ -111,23 +134,24 @@ class GgufTensor(StoredTensor):
 
 @dataclass(frozen=True)
 class JoinedTensor(GgufTensor):
-    """Tensors [E, rows, in] of a file that transformers holds as one: in turn, or row by row."""
+    """Tensors of a file that transformers holds as one: all rows, in the order of a layout."""
 
     parts: tuple[GgufTensor, ...] = ()
-    alternating: bool = False
-    transposed: bool = False  # whether transformers holds [E, in, rows]
+    layout: Layout = WHOLE
 
     @classmethod
-    def of(cls, turned: bool, by_row: bool, first: GgufTensor, *others: GgufTensor) -> Self:
-        """Tensors of one shape, in turn or row by row, maybe turned into [E, in, rows]."""
+    def of(cls, layout: Layout, *parts: GgufTensor) -> Self | None:
+        """The tensor of these parts; None if their shapes do not fit together."""
+        axis, first = int(layout.stack > 0), parts[0]
         facts = {x.name: getattr(first, x.name) for x in fields(first)}
-        parts = first, *others
-        experts, rows, *width = first.shape
-        inner = rows * len(parts), *width
-        dtypes = {part.dtype for part in parts}
-        facts["dtype"] = first.dtype if len(dtypes) == 1 else "F32"
-        facts["shape"] = experts, *(inner[::-1] if turned else inner)
-        return cls(**facts, parts=parts, transposed=turned, alternating=by_row)
+        others = {(*x.shape[:axis], len(x.shape), *x.shape[axis + 1 :]) for x in parts}
+        count = sum(x.shape[axis] for x in parts if len(x.shape) > axis)
+        if len(others) > 1 or count != sum(layout.rows):
+            return None
+        inner = count, *first.shape[axis + 1 :]
+        facts["dtype"] = first.dtype if len({part.dtype for part in parts}) == 1 else "F32"
+        facts["shape"] = *first.shape[:axis], *(inner[::-1] if layout.transposed else inner)
+        return cls(**facts, parts=parts, layout=layout)
 
     @property
     def nbytes(self) -> int:
@@ -135,11 +159,29 @@ class JoinedTensor(GgufTensor):
         return sum(part.nbytes for part in self.parts)
 
     def rows(self, rows: slice | Array) -> Array:
-        """Some experts."""
-        values = [part.rows(rows).astype(self.numpy_dtype, copy=False) for part in self.parts]
-        count, _, *width = values[0].shape
-        joined = np.stack(values, axis=2 if self.alternating else 1).reshape(count, -1, *width)
-        return joined.swapaxes(1, 2) if self.transposed else joined
+        """Some experts, or rows of a tensor that is read as a whole."""
+        layout, axis = self.layout, int(self.layout.stack > 0)
+        values = [part.rows(rows if axis else slice(None)) for part in self.parts]
+        whole = np.concatenate([x.astype(self.numpy_dtype, copy=False) for x in values], axis)
+        before, after = whole.shape[:axis], whole.shape[axis + 1 :]
+        runs = [
+            x.reshape(*before, layout.groups, -1, *after)
+            for x in np.split(whole, np.cumsum(layout.rows)[:-1], axis)
+        ]
+        whole = np.concatenate(runs, axis + 1).reshape(whole.shape)
+        whole = whole.swapaxes(-1, -2) if layout.transposed else whole
+        return whole if axis else whole[rows]
+
+
+@dataclass(frozen=True)
+class LearnedNumber(GgufTensor):
+    """A number that a file has in its metadata, and transformers in a tensor."""
+
+    number: float = 0.0
+
+    def rows(self, rows: slice | Array) -> Array:
+        """The number, [1]."""
+        return np.array([self.number], np.float32)[rows]
 
 
 def open_shards(path: Path) -> tuple[GgufFile, ...]:

@@ -26,22 +26,28 @@ FLAGS = "a list of true and false"
 # The types that a value may have, and the keys that it is read for; [^.]+ is an architecture.
 TYPES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((TEXT,), r"general\.(architecture|type)|tokenizer\.(ggml\.(model|pre)|chat_template)"
-     r"|[^.]+\.rope\.scaling\.type"),
+     r"|[^.]+\.(rope\.scaling\.type|tensor_data_layout)"),
     ((FLAG,), r"tokenizer\.ggml\.add_((bos|eos|sep)_token|space_prefix)"
-     r"|[^.]+\.(attention\.causal|rope\.scaling\.finetuned|use_parallel_residual)"),
+     r"|[^.]+\.(attention\.causal|rope\.scaling\.finetuned|use_parallel_residual"
+     r"|expert_weights_norm)"),
     ((TEXTS,), r"tokenizer\.ggml\.(tokens|merges)|imatrix\.datasets"),
     ((WHOLES,), r"tokenizer\.ggml\.token_type|[^.]+\.rope\.dimension_sections"),
     ((FLAGS, WHOLES, WHOLE), r"[^.]+\.attention\.sliding_window_pattern"),
+    ((FLAGS,), r"[^.]+\.attention\.recurrent_layers"),
     ((NUMBERS, WHOLES), r"tokenizer\.ggml\.scores"),
+    ((NUMBERS,), r"([^.]+\.)?xielu\.\w+"),
     ((WHOLE,), r"general\.alignment|split\.(no|count|tensors\.count)|imatrix\.chunk_(count|size)"
      r"|tokenizer\.ggml\.\w+_token_id|[^.]+\.((context|embedding|expert\w*)_length|\w+_count|expert_gating_func"
-     r"|attention\.((key|value)_length|sliding_window)|rope\.dimension_count"
+     r"|attention\.((key|value)_length(_mla|_swa)?|sliding_window|(q|kv)_lora_rank|shared_kv_layers)"
+     r"|embedding_length_per_layer_input|ssm\.\w+|full_attention_interval|nextn_predict_layers"
+     r"|rope\.dimension_count(_swa)?"
      r"|rope\.scaling\.original_context_length|interleave_moe_layer_step|shortconv\.l_cache"
      r"|n_deepstack_layers)"),
     ((WHOLE, WHOLES), r"[^.]+\.(feed_forward_length|attention\.head_count(_kv)?)"),
-    ((NUMBER, WHOLE), r"[^.]+\.(attention\.(layer_norm(_rms)?_epsilon|scale|clamp_kqv)"
-     r"|(embedding|residual|logit)_scale|(attn|final)_logit_softcapping"
-     r"|rope\.(freq_base(_swa)?|scale_linear|scaling\.(attn_)?factor))"),
+    ((NUMBER, WHOLE), r"[^.]+\.(attention\.(layer_norm(_rms)?_epsilon|scale|clamp_kqv"
+     r"|max_alibi_bias)|(embedding|residual|logit)_scale|(attn|final)_logit_softcapping"
+     r"|rope\.(freq_base(_swa)?|scale_linear|scaling\.((attn_)?factor|yarn_\w+))"
+     r"|expert_weights_scale)"),
 )  # fmt: skip
 
 

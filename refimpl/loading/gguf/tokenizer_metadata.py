@@ -18,6 +18,12 @@ LLAMA3 = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN35 = QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}", r"[^\s\p{L}\p{M}")
+DEEPSEEK3 = (  # one after the other
+    r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)  # fmt: skip
 _WORD = (  # capitals, then small letters, of which one or the other may lack
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
@@ -39,10 +45,12 @@ CUTS = {
         ("exaone minerva-7b", GPT2, True, False, False),
         ("llama-bpe llama3 llama-v3 falcon3 falcon-h1", LLAMA3, False, False, True),
         ("pixtral midm-2.0 lfm2 jina-v5-nano", LLAMA3, False, False, True),
-        ("dbrx smaug-bpe", LLAMA3, False, False, False),
+        ("dbrx smaug-bpe glm4 chatglm-bpe", LLAMA3, False, False, False),
+        ("deepseek-v3 hunyuan-dense", DEEPSEEK3, False, False, False),
         ("tekken", TEKKEN, False, False, True),
         ("gpt-4o llama4", GPT4O, False, False, False),
         ("qwen2", QWEN2, False, True, False),
+        ("qwen35", QWEN35, False, True, False),
         ("deepseek-r1-qwen megrez kormo stablelm2", QWEN2, False, False, False),
         ("hunyuan solar-open grok-2", QWEN2, False, False, False),
     )
@@ -70,16 +78,15 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path, path: Path) -> No
     tokens, kinds = facts["tokens"], facts.get("token_type")
     kinds = [NORMAL] * len(tokens) if kinds is None else list(map(int, kinds))
     model = facts.get("model")
-    if model not in ("gpt2", "llama"):
-        raise _refusal(
-            path, f"the tokenizer model {model!r}", "gpt2 (BPE) or llama (SentencePiece)"
-        )
+    if model not in ("gpt2", "llama", "gemma4"):
+        accepted = "gpt2 (BPE), llama (SentencePiece) or gemma4 (its pieces, with merges)"
+        raise _refusal(path, f"the tokenizer model {model!r}", accepted)
     if len(set(tokens)) < len(tokens) or len(kinds) != len(tokens):
         raise _refusal(path, "tokens that repeat, or that lack a type", "one type per token")
     make = _byte_level if model == "gpt2" else _sentence_piece
     parts = make(facts, tokens, kinds, path)
     bos = _token(facts, "bos", tokens)
-    by_default = model == "llama" or CUTS[facts["pre"]][-1]
+    by_default = model != "gpt2" or CUTS[facts["pre"]][-1]
     adds_bos = facts.get("add_bos_token", by_default)
     if adds_bos and bos is None:
         found = f"bos_token_id {facts.get('bos_token_id')} of {len(tokens)} tokens"
@@ -114,20 +121,17 @@ def _byte_level(
         found = f"the pre-tokenizer {name!r}" if name else "no pre-tokenizer (tokenizer.ggml.pre)"
         raise _refusal(path, found, f"one of {', '.join(CUTS)}")
     pattern, digits, normalised, whole = CUTS[name]
+    patterns = [pattern] if isinstance(pattern, str) else [*DEEPSEEK3]
     # Tokens behind the last normal one are added later, in their order; the others stay.
     last = max((i for i, kind in enumerate(kinds) if kind == NORMAL), default=-1)
     vocab = {token: i for i, token in enumerate(tokens[: last + 1])}
-    merges = [merge.split(" ") for merge in facts.get("merges", ())]
-    used = {part for merge in merges for part in (*merge, "".join(merge))}
-    missing = sorted(used - vocab.keys())
     long = any(len(x) > 1 and kind == NORMAL for x, kind in zip(tokens, kinds, strict=True))
-    if missing or any(len(merge) != 2 for merge in merges) or (long and not merges):
-        found = f"merges of tokens that it lacks ({missing[:3]})" if merges else "no merges"
-        raise _refusal(path, found, "merges of tokens")
+    merges = _listed_merges(facts, vocab, long, path)
     steps: list[Any] = [{"type": "Digits", "individual_digits": True}] if digits else []
-    if pattern != GPT2:
-        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
-        steps.append({**split, "invert": False})
+    for regex in patterns:
+        if regex != GPT2:
+            split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}
+            steps.append({**split, "invert": False})
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     steps.append({**byte_level, "use_regex": pattern == GPT2})
     return {
@@ -141,12 +145,16 @@ def _byte_level(
 def _sentence_piece(
     facts: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int], path: Path
 ) -> dict[str, Any]:
-    """SentencePiece's BPE: merges in the order of the scores, bytes for what is no token."""
-    scores = facts.get("scores")
-    if sum(len(token) ** 2 for token in tokens) > MOST_SPLIT:
+    """SentencePiece's BPE: merges of the file or by the scores, bytes for what is no token."""
+    scores, vocab = facts.get("scores"), {token: i for i, token in enumerate(tokens)}
+    if facts["model"] == "gemma4":
+        merges = _listed_merges(facts, vocab, True, path)
+    elif sum(len(token) ** 2 for token in tokens) > MOST_SPLIT:
         raise _refusal(path, "too many long tokens", "tokens of a few letters each")
-    if scores is None or len(scores) != len(tokens):
+    elif scores is None or len(scores) != len(tokens):
         raise _refusal(path, "no score for each of its tokens", "tokenizer.ggml.scores")
+    else:
+        merges = _merges(tokens, scores, kinds)
     unknown = _token(facts, "unknown", tokens) or next(
         (token for token, kind in zip(tokens, kinds, strict=True) if kind == UNKNOWN), None
     )
@@ -155,8 +163,8 @@ def _sentence_piece(
         "unk_token": unknown,
         "fuse_unk": True,
         "byte_fallback": True,
-        "vocab": {token: i for i, token in enumerate(tokens)},
-        "merges": _merges(tokens, scores, kinds),
+        "vocab": vocab,
+        "merges": merges,
     }
     prefix = bool(facts.get("add_space_prefix", True))
     steps: list[Any] = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
@@ -176,9 +184,22 @@ def _sentence_piece(
     }
 
 
+def _listed_merges(
+    facts: Mapping[str, Any], vocab: Mapping[str, int], needed: bool, path: Path
+) -> list[tuple[str, ...]]:
+    """The merges of the file, all of tokens."""
+    merges = [tuple(merge.split(" ")) for merge in facts.get("merges", ())]
+    used = {part for merge in merges for part in (*merge, "".join(merge))}
+    missing = sorted(used - vocab.keys())
+    if missing or any(len(merge) != 2 for merge in merges) or (needed and not merges):
+        found = f"merges of tokens that it lacks ({missing[:3]})" if merges else "no merges"
+        raise _refusal(path, found, "merges of tokens")
+    return merges
+
+
 def _merges(
     tokens: Sequence[str], scores: Sequence[float], kinds: Sequence[int]
-) -> list[tuple[str, str]]:
+) -> list[tuple[str, ...]]:
     """Every split of a token into two tokens, by falling score, then by their ids."""
     ids = {token: i for i, token in enumerate(tokens)}
     found = [

@@ -258,7 +258,7 @@ def _make_gguf(folder: Path) -> None:
     from gguf_files import gguf_file
 
     from refimpl import read_model
-    from refimpl.loading.gguf.architectures import IN_BLOCK
+    from refimpl.loading.gguf.architectures import NAMES
 
     def scored(writer: gguf.GGUFWriter) -> None:
         letters = [chr(97 + i) for i in range(26)]
@@ -293,7 +293,7 @@ def _make_gguf(folder: Path) -> None:
     writer.add_uint32("imatrix.chunk_size", 16)
     for i, linears in enumerate(read_model(folder / "model").config.linears):
         for name, (_, width) in linears.items():
-            key = f"blk.{i}.{IN_BLOCK[name]}.weight"
+            key = f"blk.{i}.{NAMES[name]}.weight"
             writer.add_tensor(f"{key}.in_sum2", np.arange(1, width + 1, dtype=np.float32)[None])
             writer.add_tensor(f"{key}.counts", np.array([[64]], np.float32))
     writer.write_header_to_file()
