@@ -34,7 +34,6 @@ def model_at(folder: Path, secrets: Path) -> set[str]:
 
 
 def named(error: str) -> set[str]:
-    """The files that an error names."""
     lines = [line for line in error.splitlines() if " -> " in line]
     assert all(line.startswith("  ") for line in lines)
     return {line.partition(" -> ")[0].strip() for line in lines}

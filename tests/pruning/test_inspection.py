@@ -44,7 +44,6 @@ def two_of_four(block: int, name: str, shape: tuple[int, int]) -> Array:
 
 
 def without_one(block: int, name: str, shape: tuple[int, int]) -> Array:
-    """2:4 but for one linear."""
     whole = (block, name) == (0, "k_proj")
     return np.ones(shape, bool) if whole else two_of_four(block, name, shape)
 
@@ -118,14 +117,12 @@ def test_one_linear_is_read_at_a_time(tmp_path: Path) -> None:
 
 @cache
 def record_text() -> str:
-    """The record of a fixture, pruned to 2:4."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         return ran("prune", LLAMA, "-o", out, "--nm", "2:4", "--pruner", "magnitude", "--json")
 
 
 def recorded(folder: Path, **changes: Any) -> Path:
-    """A model with a record in which something is changed."""
     shutil.copytree(LLAMA, folder)
     (folder / "pruning.json").write_text(json.dumps(json.loads(record_text()) | changes))
     return folder
@@ -151,12 +148,8 @@ def test_what_was_requested_is_said(
 @pytest.mark.parametrize(
     "record",
     [
-        None,  # a folder
-        "{",
-        {"method": 3},
-        {"requested_sparsity": 1.5},
-        {"allocation": {"strength": []}},
-        {"format": 2},
+        *(None, "{", {"method": 3}),  # none: a folder
+        *({"requested_sparsity": 1.5}, {"allocation": {"strength": []}}, {"format": 2}),
     ],
 )
 def test_a_broken_record_is_refused(record: str | dict[str, Any] | None, tmp_path: Path) -> None:
