@@ -197,7 +197,6 @@ def test_the_package_does_not_grow() -> None:
 
 
 def lines_of(folder: str) -> int:
-    """Lines of the Python files of a folder."""
     files = (ROOT / folder).rglob("*.py")
     return sum(len(path.read_text("utf-8").splitlines()) for path in files)
 
@@ -282,7 +281,6 @@ MAY_NAME = {  # modules that may hold the name of a base or a pruner as a string
 
 
 def strings(module: str) -> Iterator[str]:
-    """The strings of a module."""
     nodes = ast.walk(parsed(module))
     yield from (x.value for x in nodes if isinstance(x, ast.Constant) and isinstance(x.value, str))
 
