@@ -472,7 +472,7 @@ def test_budgets_that_cannot_be_met_are_refused_before_the_long_part(
         ({"sparsity": -0.1}, "sparsity -0.1"),
         ({"sparsity": float("nan")}, "sparsity nan"),
         ({"lo": -0.1}, "lo -0.1"),
-        ({"hi": 1.1}, "hi 1.1"),
+        *(({"hi": x}, f"hi {x}") for x in (1.1, -0.1)),
         ({"max_correction": 2.0}, "max-correction 2.0"),
         ({"strength": float("inf")}, "strength inf"),
         ({"strength": float("nan")}, "strength nan"),

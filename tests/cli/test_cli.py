@@ -340,14 +340,6 @@ def test_the_default_is_4_samples_of_128_or_what_the_model_allows(
         assert (found["samples"], found["seq_len"]) == (4, length)
 
 
-def test_a_file_and_a_config_elsewhere(tmp_path: Path) -> None:
-    shutil.copy(LLAMA / "model.safetensors", tmp_path / "weights.safetensors")
-    words = ("--config", LLAMA / "config.json", *SMALL, "--tokens", "random")
-    text = ran("score", tmp_path / "weights.safetensors", *words)
-    assert "\nmodel       weights, family llama" in text
-    assert rows(text) == rows(scored("--tokens", "random"))
-
-
 # Streams
 
 

@@ -172,9 +172,3 @@ def test_a_killed_run_is_taken_up(
 )
 def test_bad_input_is_one_clear_error(words: tuple[object, ...], problem: str) -> None:
     assert problem in refused(*words)
-
-
-def test_a_choice_that_cannot_be_scored_is_named(questions: Path) -> None:
-    questions.write_text(json.dumps({"question": " ", "choices": ["a" * 99, "b"], "answer": 0}))
-    error = refused(LLAMA, "--choices", questions)
-    assert f"{questions}:1: 1 tokens of context and 101 of continuation" in error

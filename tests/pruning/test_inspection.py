@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import altered, config_of, needs_proc, resident, sparse
+from checkpoints import config_of, needs_proc, resident, sparse
 from conftest import FIXTURES
 from gates import CASES
 from processes import printed_json
@@ -86,15 +86,6 @@ def test_a_pattern_is_found_in_every_layout(case: str, tmp_path: Path) -> None:
     assert found.pattern == "2:4"
     assert all(linear.sparsity == 0.5 for linear in found.linears)
     assert inspect(read_model(FIXTURES / case)).pattern is None
-
-
-def test_minus_zero_is_a_zero(tmp_path: Path) -> None:
-    def change(arrays: dict[str, Array]) -> None:
-        name = "model.layers.0.mlp.up_proj.weight"
-        arrays[name] = np.where(np.arange(32) < 3, -0.0, arrays[name]).astype(np.float32)
-
-    linear = inspect(read_model(altered(tmp_path / "m", "llama", change))).blocks[0]["up_proj"]
-    assert linear.zeros == 3 * linear.weights // 32
 
 
 def print_growth(folder: str) -> None:

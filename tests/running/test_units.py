@@ -85,12 +85,6 @@ def test_scores(case: str, plan: str, place: dict[str, Any]) -> None:
     assert bits(scored(case, plan, **place)) == bits(scored(case, plan))
 
 
-@pytest.mark.parametrize("memory", ["40K", "1M"])
-def test_memory_of_the_workers(memory: str, processes: Executor) -> None:
-    found = scored("llama", "gaussian", executor=processes, memory=memory)
-    assert bits(found) == bits(scored("llama", "gaussian"))
-
-
 class Late(ThreadPoolExecutor):
     """Ends the unit that came first after those that came next."""
 

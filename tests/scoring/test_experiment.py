@@ -555,11 +555,6 @@ def test_stacks_are_of_one_sequence_draw_and_eta_and_of_few_rows(
     assert sorted(stacks(shuffled, length)) == cut
 
 
-def test_pruning_has_one_state_per_block_and_sequence() -> None:
-    states = addresses(2, 3, Probes())
-    assert states == [Address(s, 0, 0, b) for b in range(3) for s in range(2)]
-
-
 class Counting(Model):
     def block(self, index: int, *rest: Any) -> dict[str, npt.NDArray[Any]]:
         loads.append(index)

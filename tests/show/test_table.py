@@ -298,12 +298,6 @@ def test_a_fact_longer_than_a_line_has_its_own() -> None:
     assert lines[1] == "            family llama, 2 blocks, 2,400 prunable weights"
 
 
-def test_ids_drawn_at_random_are_called_so() -> None:
-    source = "drawn uniformly from 264 ids with seed 0 (no text was given)"
-    found = scores(tokens=replace(TOKENS, source=source, kind="random"))
-    assert header(found, allocations(found))[1] == f"tokens      3 x 48, {source},"
-
-
 def straight(lines: list[str]) -> None:
     """Every line as long as the headings, and a gap of two wherever a column ends."""
     assert len({len(line) for line in lines}) == 1
