@@ -103,7 +103,6 @@ def sparse(folder: Path, config: Mapping[str, Any], dtype: str = "F32") -> Path:
 
 
 def refusal(path: Path, config: Path | None = None) -> RefimplError:
-    """The error for a model that cannot be read."""
     return refusal_of(read_model, path, config)
 
 
@@ -116,7 +115,6 @@ def same_weights(model: Model, other: Model) -> None:
 
 
 def read_all(model: Model, dtype: str) -> None:
-    """Read every weight of a model, or raise the error of one."""
     model.check_finite(dtype)
     for i in range(model.config.num_blocks):
         model.block(i, dtype)

@@ -111,7 +111,6 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the tests of a module share."""
     return tmp_path_factory.mktemp("shared")
 
 

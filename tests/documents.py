@@ -60,7 +60,6 @@ def before_unit(number: int, action: Callable[[], object]) -> Iterator[None]:
 
 
 def interrupt() -> None:
-    """What Ctrl-C raises."""
     raise KeyboardInterrupt
 
 

@@ -292,7 +292,6 @@ def other_pictures(page: Path, folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def run_page(example: Example) -> str:
-    """Run the blocks of a page."""
     return problems(Path(example.path), example.parsed)
 
 

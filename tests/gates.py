@@ -22,8 +22,6 @@ SAME_TABLES = [case for case in CASES if case != "llama_dynamic"]
 UNRECORDED = ("qwen3_5", "qwen3_5_moe", "qwen3_next", "olmo_hybrid", "kimi_linear")
 GRAPH_CASES = [case for case in CASES if case not in UNRECORDED]
 GATES = {"float32": 1e-5, "float64": 1e-12}
-APART = 2 * GATES["float64"]  # two right runs, each within the gate of the truth
-
 assert len(CASES) >= 13, f"expected at least 13 cases in {FIXTURES}, found {CASES}"
 
 

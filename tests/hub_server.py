@@ -61,7 +61,6 @@ class Hub:
 
     @property
     def downloads(self) -> list[str]:
-        """Names of the files that were sent."""
         sent = [line for line in self.requests if line.startswith("GET ") and "/resolve/" in line]
         return sorted(line.split("/")[-1] for line in sent)
 

@@ -14,7 +14,6 @@ TINY = PEERS / "tiny-llama"
 
 @cache
 def expected() -> dict[str, Any]:
-    """The numbers, by method."""
     numbers: dict[str, Any] = json.loads((TINY / "expected.json").read_text())
     return numbers
 

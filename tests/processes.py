@@ -58,13 +58,6 @@ def ran(*words: object, program: tuple[str, ...] = PROGRAM) -> str:
         return ended(process)
 
 
-def killed_before_step(number: int, action: Callable[[], object]) -> bool:
-    """Do something in a forked process, killed before this step; whether it has so many."""
-    stopped = stopped_at_step(number, lambda: (action(), Result(0, "", ""))[1], "kill")
-    assert stopped is None or stopped.code == -signal.SIGKILL, stopped
-    return stopped is not None
-
-
 def stopped_at_step(number: int, action: Callable[[], Result], how: str) -> Result | None:
     """Do something in a forked process; at a step kill it, fail with EIO, or let the disk be full.
 
@@ -169,4 +162,4 @@ def _printed_json(test: str, call: str, more: dict[str, str]) -> Any:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout or "null")

@@ -53,8 +53,6 @@ class RememberedChild:
 
 
 class Terminal(TextIOWrapper):
-    """A stream that says it is a terminal."""
-
     def isatty(self) -> bool:
         return True
 

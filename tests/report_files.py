@@ -34,7 +34,6 @@ EVERYTHING = (
 
 
 def report_files(folder: Path) -> dict[str, Path]:
-    """Real files of every kind, by their names in this folder."""
     for name, words in SCORES.items():
         ran("score", *words, "-o", folder / name)
     allocation, pattern = ("--allocation", folder / "sweep.json"), ("--nm", "2:4")

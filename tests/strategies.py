@@ -12,12 +12,10 @@ ties = st.sampled_from([-2.0, -1.0, 0.0, 1.0, 3.0])
 
 
 def shapes(*largest: int) -> st.SearchStrategy[Any]:
-    """Shapes of at least 1 along each axis."""
     return st.tuples(*(st.integers(1, size) for size in largest))
 
 
 def matrices(elements: st.SearchStrategy[float], *largest: int) -> st.SearchStrategy[Any]:
-    """Arrays in float64 of any of these shapes."""
     return shapes(*largest).flatmap(lambda s: hnp.arrays(np.float64, s, elements=elements))
 
 

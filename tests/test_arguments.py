@@ -57,15 +57,11 @@ OF_SPECTRUM |= {"certain_law"}
 # What a package that adds a base or a pruner writes, and what its functions are called with.
 RECORDS = {"Base", "Option", "Pruner", "BaseInputs", "BlockInputs", "LinearInputs"}
 LEFT_OUT = RESULTS | OF_STEPS | OF_SPECTRUM | RECORDS
-GOOD = [
-    ("memory", 5),
-    ("only", ("x",)),
-    ("actual", {"no such option": 1.0}),
-    ("bases", []),
-    *(("bases", {}), ("scores", {"no such option": 1.0})),
-    ("name", "no such word"),
-    ("prompt", "no such word"),
-]  # and not elsewhere
+GOOD = [  # and not elsewhere
+    *(("memory", 5), ("only", ("x",)), ("bases", []), ("bases", {})),
+    *((x, {"no such option": 1.0}) for x in ("actual", "scores")),
+    *((x, "no such word") for x in ("name", "prompt")),
+]
 
 
 def public() -> Iterator[tuple[str, Any]]:
@@ -198,8 +194,7 @@ def test_any_value_of_another_type_is_refused(data: st.DataObject) -> None:
     key = data.draw(st.sampled_from([*good]))
     value = data.draw(st.from_type(type).flatmap(st.from_type).filter(lambda x: not plain(x)))
     assume(not (callable(good[key]) and callable(value)))  # such as any function for `progress`
-    with pytest.raises(RefimplError):
-        kind(**good | {key: value})
+    refusal_of(kind, **good | {key: value})
 
 
 def plain(value: object) -> bool:
@@ -218,13 +213,9 @@ def test_numbers_of_numpy_are_as_good_as_those_of_python() -> None:
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        (Pattern, {"pruned": 5, "group": 4}), (Pattern, {"pruned": 0, "group": 0}),
         (PrunerOptions, {"seed": -1}), (PrunerOptions, {"damping": -0.1}),
-        (PrunerOptions, {"damping": INF}),
-        (Noise, {"draws": 0}), (Noise, {"draws": 1 << 17}),
+        (PrunerOptions, {"damping": INF}), (Noise, {"draws": 1 << 17}),
         (Probes, {"probe_samples": 0}), (Probes, {"precision": -0.1}),
-        (Noise, {"seed": -1}), (Noise, {"eta": (0.0,)}),
-        (Noise, {"eta": (NAN,)}), (Request, {"sparsity": 1.1}), (Request, {"hi": -0.1}),
         (Request, {"strength": 101.0}), (Request, {"max_correction": INF}),
         (Recipe, {"bases": ("owl", "none")}), (Recipe, {"pattern": "4:2"}),
         (Recipe, {"sparsity": 2.0}), (Recipe, {"damping": -1.0}),

@@ -68,7 +68,6 @@ def changes(name: str, call: ast.Call) -> bool:
 
 
 def reads(name: str, call: ast.Call) -> bool:
-    """Whether a call opens a file to read it."""
     return name.rpartition(".")[2] in READS or name in READS or opens(name, call) == "read"
 
 

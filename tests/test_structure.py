@@ -49,7 +49,7 @@ STAGES = (
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}
 FILES, LINES, MEDIAN = 15, 400, 132
 ALL_LINES, ALL_FILES = 33_379, 219  # of the package; set to what is there after each reduction
-TEST_LINES, TOOL_LINES = 32_307, 6_941  # of tests/ without tests/tools, and of tests/tools
+TEST_LINES, TOOL_LINES = 30_728, 6_941  # of tests/ without tests/tools, and of tests/tools
 VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip
@@ -197,7 +197,6 @@ def test_the_package_does_not_grow() -> None:
 
 
 def lines_of(folder: str) -> int:
-    """Lines of the Python files of a folder."""
     files = (ROOT / folder).rglob("*.py")
     return sum(len(path.read_text("utf-8").splitlines()) for path in files)
 
@@ -282,7 +281,6 @@ MAY_NAME = {  # modules that may hold the name of a base or a pruner as a string
 
 
 def strings(module: str) -> Iterator[str]:
-    """The strings of a module."""
     nodes = ast.walk(parsed(module))
     yield from (x.value for x in nodes if isinstance(x, ast.Constant) and isinstance(x.value, str))
 

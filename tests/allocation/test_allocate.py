@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refusal_of
 
-from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, prune, score
+from refimpl import Noise, Probes, Request, Scores, allocate, prune, score
 from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import read_custom
 from refimpl.allocation.scores import PrunedAt
@@ -131,9 +131,7 @@ def corrected_plainly(base: Floats, u: Floats, sizes: Floats, wanted: Request) -
 @pytest.mark.parametrize("scale", ["raw", "max"])
 @pytest.mark.parametrize("correct", ["absorption", "arrival", "divergence"])
 @pytest.mark.parametrize("unit", ["block", "linear"])
-def test_corrections_use_what_they_are_named_for(
-    case: str, scale: Any, correct: Any, unit: str
-) -> None:
+def test_corrections_use_what_they_name(case: str, scale: Any, correct: Any, unit: str) -> None:
     options = {"unit": unit, "epsilon": 0.1}
     wanted = Request("alphapruning", options, 0.5, correct, 0.07, 0.05, scale)
     scores = scores_of(case)
@@ -221,7 +219,9 @@ def test_a_base_that_was_a_file_is_asked_for_again(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text("[0.5, 0.6, 0.7, 0.6]")
     request = Request(str(tmp_path / "mine.json"), sparsity=0.6)
     scores = score(model_of("llama"), random_tokens(264, 1, 8), request=request, threads=1)
-    write_json(tmp_path / "s.json", document(scores, (allocate(scores),)))
+    content = document(scores, (allocate(scores),))
+    assert content["scores"]["made_for"]["base"] == "mine.json"  # and not its folder
+    write_json(tmp_path / "s.json", content)
     read = read_scores(tmp_path / "s.json")
     refusal_of(allocate, read, says="no base", remedy="--base FILE")
     assert allocate(read, base=request.base).request == allocate(scores).request == request
@@ -321,9 +321,25 @@ def test_custom_allocations_in_every_form(per_linear: bool, tmp_path: Path) -> N
         np.testing.assert_array_equal(found.linear_sparsity, by_linear, err_msg=name)
 
 
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+UNITS = {f"blocks.{i}.{name}": 0.7 for i in range(4) for name in LINEARS}
+BLOCKS = '"blocks.0": 0.7, "blocks.1": 0.7, "blocks.2": 0.7'
+OTHERS = {  # than numbers of this model, for whatever reason
+    "a.json": [
+        *("[]", "[[0.7, 0.7], [0.7, 0.7]]", f'{{{BLOCKS}, "blocks.3": []}}'),
+        *(json.dumps(UNITS | {"blocks.4.q_proj": 0.7}), json.dumps(UNITS | {"blocks.0": 0.7})),
+    ],
+    "a.csv": [
+        *("\n\n", "\x00\n", "0.7,0.7,0.7,0.7\n", '0.7\n"0.7\n', "a,b,c\n" * 4),
+        "blocks.0,1\nblocks.1,1\nblocks.2,1\nblocks.3,\n",
+    ],
+}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
+        *((name, text, "") for name, texts in OTHERS.items() for text in texts),
         ("a.json", "[0.5, 0.5, 0.5]", "3 numbers"),
         ("a.json", "[0.5, 0.5, 0.5, 0.5, 0.5]", "5 numbers"),
         ("a.json", "[[0.5], [0.5], [0.5], [0.5, 0.5]]", "inhomogeneous"),
@@ -354,10 +370,9 @@ def test_custom_allocations_in_every_form(per_linear: bool, tmp_path: Path) -> N
 def test_custom_allocations_refused(name: str, text: Any, reason: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(RefimplError, match="not an allocation for this model") as refused:
-        allocate(scores_of("llama"), base=str(path))
-    assert reason in refused.value.problem
-    assert "4 numbers (one per block) or 28 (one per linear)" in refused.value.expected
+    error = refusal_of(allocate, scores_of("llama"), base=str(path), says=f"{name}: not an alloc")
+    assert reason in error.problem
+    assert "4 numbers (one per block) or 28 (one per linear)" in error.expected
 
 
 def test_a_custom_file_that_is_gone(tmp_path: Path) -> None:
@@ -365,8 +380,8 @@ def test_a_custom_file_that_is_gone(tmp_path: Path) -> None:
     path.write_text("[0.7, 0.7, 0.7, 0.7]")
     wanted = Request(str(path))
     path.unlink()
-    with pytest.raises(RefimplError, match="neither a base allocation nor a file"):
-        allocate(scores_of("llama"), wanted)
+    says = "neither a base allocation nor a file"
+    refusal_of(allocate, scores_of("llama"), wanted, says=says)
 
 
 @cache
@@ -387,50 +402,39 @@ def pruning_scores(correct: Any = None) -> Scores:
 )
 @pytest.mark.parametrize("compat", ["exact", "peer"])
 def test_signals_that_were_not_computed(base: str, options: Any, remedy: str, compat: Any) -> None:
-    with pytest.raises(RefimplError, match="not in these scores") as refused:
-        allocate(scores_of("llama"), Request(base, options, compat=compat))
-    assert remedy in refused.value.remedy
+    wanted, says = Request(base, options, compat=compat), "not in these scores"
+    refusal_of(allocate, scores_of("llama"), wanted, says=says, remedy=remedy)
 
 
 @pytest.mark.parametrize("correct", ["arrival", "divergence"])
 def test_noise_says_nothing_about_real_errors(correct: Any) -> None:
-    with pytest.raises(RefimplError, match="Gaussian noise") as refused:
-        allocate(scores_of("llama"), correct=correct)
-    assert "--perturbation pruning" in refused.value.remedy
+    says = {"says": "Gaussian noise", "remedy": "--perturbation pruning"}
+    refusal_of(allocate, scores_of("llama"), correct=correct, **says)
 
 
-OTHER = "these scores were measured by pruning.*base owl, sparsity 0.6"
-REMEDY = "run refimpl score again"
+OTHER, REMEDY = "these scores were measured by pruning", "run refimpl score again"
 
 
 @pytest.mark.parametrize(
     ("wanted", "problem", "remedy"),
     [
-        ({"sparsity": 0.61}, OTHER, REMEDY),
-        ({"options": {"lam": 0.1}}, OTHER, REMEDY),
-        ({"base": "uniform"}, OTHER, REMEDY),
-        ({"base": "dlp"}, OTHER, REMEDY),
-        ({"base": "atp", "options": {"beta": 0.01}}, OTHER, REMEDY),
-        ({"lo": 0.59}, OTHER, REMEDY),
-        ({"hi": 0.61}, OTHER, REMEDY),
-        (
-            {"correct": "divergence"},
-            "no divergence in these",
-            "--perturbation pruning --correct divergence",
+        *(
+            (x, OTHER, REMEDY)
+            for x in (
+                *({"sparsity": 0.61}, {"options": {"lam": 0.1}}, {"lo": 0.59}, {"hi": 0.61}),
+                *({"base": "uniform"}, {"base": "dlp"}, {"base": "atp", "options": {"beta": 0.01}}),
+            )
         ),
+        ({"correct": "divergence"}, "no divergence in these", "pruning --correct divergence"),
         ({"correct": "arrival"}, "not measured at several", "again with --correct arrival"),
-        (
-            {"base": "alphapruning"},
-            "not in these scores",
-            "--base alphapruning --base-option fit=peak",
-        ),
+        ({"base": "alphapruning"}, "not in these scores", "alphapruning --base-option fit=peak"),
     ],
 )
 def test_pruning_was_measured_at_one_allocation(wanted: Any, problem: str, remedy: str) -> None:
     asked = {"base": "owl", "sparsity": 0.6, "correct": "absorption"}
-    with pytest.raises(RefimplError, match=problem) as refused:
-        allocate(pruning_scores(), Request(**asked | wanted))
-    assert remedy in refused.value.remedy
+    error = refusal_of(allocate, pruning_scores(), Request(**asked | wanted), says=problem)
+    assert remedy in error.remedy
+    assert problem != OTHER or "base owl, sparsity 0.6" in str(error)
 
 
 @pytest.mark.parametrize("correct", [None, "absorption", "arrival", "divergence"])
@@ -455,10 +459,9 @@ def test_budgets_that_cannot_be_met_are_refused_before_the_long_part(
     changes: dict[str, Any], problem: str
 ) -> None:
     wanted, progress = Request(**changes, correct=None), Mock()
-    with pytest.raises(RefimplError, match=problem):
-        allocate(scores_of("llama"), wanted)
-    with pytest.raises(RefimplError, match=problem):
-        score(model_of("llama"), random_tokens(264, 2, 9), request=wanted, progress=progress)
+    refusal_of(allocate, scores_of("llama"), wanted, says=problem)
+    options: dict[str, Any] = {"request": wanted, "progress": progress}
+    refusal_of(score, model_of("llama"), random_tokens(264, 2, 9), **options, says=problem)
     assert not progress.called
 
 
@@ -469,7 +472,7 @@ def test_budgets_that_cannot_be_met_are_refused_before_the_long_part(
         ({"sparsity": -0.1}, "sparsity -0.1"),
         ({"sparsity": float("nan")}, "sparsity nan"),
         ({"lo": -0.1}, "lo -0.1"),
-        ({"hi": 1.1}, "hi 1.1"),
+        *(({"hi": x}, f"hi {x}") for x in (1.1, -0.1)),
         ({"max_correction": 2.0}, "max-correction 2.0"),
         ({"strength": float("inf")}, "strength inf"),
         ({"strength": float("nan")}, "strength nan"),
@@ -487,16 +490,16 @@ def test_budgets_that_cannot_be_met_are_refused_before_the_long_part(
         ({"base": "dlp", "options": {"statistic": "mode"}}, "statistic 'mode'"),
         ({"base": "alphapruning", "options": {"unit": "row"}}, "unit 'row'"),
         ({"base": "atp"}, "option beta is missing"),
+        ({"base": "owl", "options": {"lam": 2}}, "option lam is 2"),
+        ({"base": "owl", "options": {"lam": float("nan")}}, "option lam is nan"),
+        ({"base": "alphapruning", "options": {"epsilon": -0.1}}, "option epsilon is -0.1"),
+        ({"base": "atp", "options": {"beta": 1.5}}, "option beta is 1.5"),
         ({"base": "lsa", "options": {"block": 1.5}}, "option block is 1.5"),
         ({"base": "lsa", "options": {"block": "-1"}}, "option block is -1"),
     ],
 )
 def test_requests_refused(changes: dict[str, Any], problem: str) -> None:
-    with pytest.raises(RefimplError) as refused:
-        Request(**changes)
-    assert problem in refused.value.problem
-    assert refused.value.expected
-    assert refused.value.remedy
+    assert problem in refusal_of(Request, **changes).problem
 
 
 def test_requests_are_filled_in() -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from refusals import refusal_of
 
 from refimpl.allocation.allocate import allocated
 from refimpl.allocation.request import Request
@@ -21,14 +21,7 @@ from refimpl.bases.dlp import dlp
 from refimpl.bases.lsa import lsa
 from refimpl.bases.owl import owl
 from refimpl.bases.uniform import uniform
-from refimpl.errors import RefimplError
-from refimpl.method.correction import (
-    RESOLVED,
-    Scale,
-    centred_log,
-    clipped_log,
-    correction,
-)
+from refimpl.method.correction import RESOLVED, Scale, centred_log, clipped_log, correction
 from refimpl.method.projection import project
 
 Floats = npt.NDArray[np.float64]
@@ -64,9 +57,6 @@ class Problem:
     def share(self) -> Floats:
         return self.sizes / self.sizes.sum()
 
-    def distance(self, s: Floats) -> float:
-        return float(self.share @ (s - self.x) ** 2)
-
     def assert_legal(self, s: Floats, lo: float, hi: float) -> None:
         assert lo <= s.min() <= s.max() <= hi
         assert self.share @ s == pytest.approx(self.sparsity, abs=ROUNDING)
@@ -92,50 +82,16 @@ def test_projection_meets_bounds_and_budget(p: Problem) -> None:
 
 
 @given(problems())
-def test_projection_is_idempotent(p: Problem) -> None:
-    s = project(p.x, *p.arguments)
-    np.testing.assert_allclose(project(s, *p.arguments), s, rtol=0, atol=ROUNDING)
-
-
-@given(problems(largest=1000))  # more unequal, and float64 could not bisect to 1e-9
-def test_projection_is_the_bisected_shift(p: Problem) -> None:
-    low, high = -4.0, 4.0
-    for _ in range(200):
-        t = (low + high) / 2
-        below = p.share @ np.clip(p.x + t, p.lo, p.hi) < p.sparsity
-        low, high = (t, high) if below else (low, t)
-    s = np.clip(p.x + low, p.lo, p.hi)
-    np.testing.assert_allclose(project(p.x, *p.arguments), s, rtol=0, atol=1e-9)
-
-
-@given(problems())
 def test_projection_satisfies_the_optimality_conditions(p: Problem) -> None:
     s = project(p.x, *p.arguments)
     moved = s - p.x
     inside = (s > p.lo) & (s < p.hi)
     at_lo, at_hi = (s == p.lo) & (p.lo < p.hi), (s == p.hi) & (p.lo < p.hi)
-    # One multiplier t: free units move by t, those at lo wanted lower, those at hi higher.
+    # One multiplier t: free units move by t, those at lo wanted lower, those at hi higher. With
+    # bounds and budget these conditions are those of the one nearest point.
     least = max([*moved[inside], *moved[at_hi]], default=-np.inf)
     most = min([*moved[inside], *moved[at_lo]], default=np.inf)
     assert least <= most + ROUNDING
-
-
-@given(problems(largest=50, units=5))
-def test_no_optimiser_finds_a_nearer_point(p: Problem) -> None:
-    budget = {"type": "eq", "fun": lambda s: p.share @ s - p.sparsity, "jac": lambda _: p.share}
-    found = minimize(
-        p.distance,
-        np.full(p.x.size, p.sparsity),
-        jac=lambda s: 2 * p.share * (s - p.x),
-        bounds=[(p.lo, p.hi)] * p.x.size,
-        constraints=budget,
-        method="SLSQP",
-        options={"ftol": 1e-14, "maxiter": 300},
-    )
-    s = project(p.x, *p.arguments)
-    assert p.distance(s) <= p.distance(np.clip(found.x, p.lo, p.hi)) + 1e-9
-    if found.success:
-        np.testing.assert_allclose(s, found.x, rtol=0, atol=1e-4)
 
 
 @given(problems(), st.randoms(use_true_random=False))
@@ -156,12 +112,6 @@ def test_projection_is_monotone(p: Problem, rise: float, data: st.DataObject) ->
     assert (np.delete(change, unit) <= 0).all()
 
 
-@given(problems(), st.floats(-1, 1))
-def test_projection_ignores_a_common_shift(p: Problem, shift: float) -> None:
-    shifted = project(p.x + shift, *p.arguments)
-    np.testing.assert_allclose(shifted, project(p.x, *p.arguments), rtol=0, atol=ROUNDING)
-
-
 @given(problems(), st.floats(1e-320, 1e300))
 def test_projection_is_exact_at_any_scale(p: Problem, scale: float) -> None:
     # Units a world apart, bounds closer than rounding: still within bounds and on budget.
@@ -180,15 +130,14 @@ def test_each_unit_may_have_a_limit_of_its_own() -> None:
     for sparsity, expected in ((0.5, [0.2, 0.8]), (0.6, [0.4, 0.8]), (0.4, [0.05, 0.75])):
         found = project([0.2, 0.9], [1, 1], sparsity, 0.0, [0.4, 0.8])
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
-    with pytest.raises(RefimplError, match=r"in \[0.0, 0.6\]"):
-        project([0.2, 0.9], [1, 1], 0.61, 0.0, [0.4, 0.8])
+    refusal_of(project, [0.2, 0.9], [1, 1], 0.61, 0.0, [0.4, 0.8], says="in [0.0, 0.6]")
 
 
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({"sparsity": 0.95}, r"\[0.1, 0.9\]"),
-        ({"sparsity": 0.05}, r"\[0.1, 0.9\]"),
+        ({"sparsity": 0.95}, "[0.1, 0.9]"),
+        ({"sparsity": 0.05}, "[0.1, 0.9]"),
         ({"sparsity": 1.5}, "sparsity"),
         ({"sparsity": float("nan")}, "sparsity"),
         ({"x": [0.5, float("nan")]}, "NaN"),
@@ -198,14 +147,13 @@ def test_each_unit_may_have_a_limit_of_its_own() -> None:
         ({"lo": 0.95}, "lo"),
         ({"hi": 1.1}, "hi"),
         ({"hi": [0.9, 0.8, 0.7]}, "hi has the shape"),
-        ({"hi": [0.6, 0.3]}, r"\[0.1, 0.428571\]"),
+        ({"hi": [0.6, 0.3]}, "[0.1, 0.428571]"),
         ({"lo": float("nan")}, "lo"),
     ],
 )
 def test_projection_refuses(changes: dict[str, object], names: str) -> None:
     good: dict[str, object] = {"x": [0.5, 0.6], "sizes": [3, 4], "sparsity": 0.5}
-    with pytest.raises(RefimplError, match=names):
-        project(**{**good, "lo": 0.1, "hi": 0.9, **changes})  # type: ignore[arg-type]
+    refusal_of(project, **{**good, "lo": 0.1, "hi": 0.9, **changes}, says=names)
 
 
 signals = st.lists(st.floats(0, 100), min_size=2, max_size=9)
@@ -243,8 +191,7 @@ def test_equal_signals_are_uniform_here_and_nan_in_the_peers(x: list[float], s: 
     np.testing.assert_array_equal(uniform(len(x), s), np.full(len(x), s))
     for base in (owl, dlp, lsa, partial(alphapruning, sizes=[5] * len(x))):
         np.testing.assert_array_equal(base(x, sparsity=s), np.full(len(x), s))
-        with pytest.raises(RefimplError, match="NaN"):
-            base(x, sparsity=s, compat="peer")
+        refusal_of(base, x, sparsity=s, compat="peer", says="NaN")
 
 
 def test_dlp_scores_of_zero_are_uniform() -> None:
@@ -258,9 +205,7 @@ def test_the_peers_clamp_and_do_not_restore() -> None:
         np.testing.assert_array_equal(peer, np.where(exact <= 0, 0.01, exact))
     assert alphapruning([1, 2, 9], [1, 1, 1], 0.9, compat="peer").max() > 1
     assert lsa([1, 2, 9], 0.9, compat="peer").max() > 1
-    with pytest.raises(RefimplError, match="sparsity of -0") as refused:
-        lsa([1, 2, 9], 0.05, compat="peer")
-    assert "exact" in refused.value.remedy
+    refusal_of(lsa, [1, 2, 9], 0.05, compat="peer", says="sparsity of -0", remedy="exact")
     assert owl([0, 1], 0.5, lam=0.5, compat="peer").tolist() == [1.0, 0.01]
     assert owl([0, 1], 0.515, lam=0.5, compat="peer").min() == pytest.approx(0.015)
 
@@ -271,8 +216,7 @@ def test_atp_is_a_line_or_refused(num_blocks: int, sparsity: float, beta: float)
     legal = reach <= min(sparsity, 1 - sparsity)
     assume(abs(reach - min(sparsity, 1 - sparsity)) > 1e-12)
     if not legal:
-        with pytest.raises(RefimplError, match="beta"):
-            atp(num_blocks, sparsity, beta)
+        refusal_of(atp, num_blocks, sparsity, beta, says="beta")
         return
     line = atp(num_blocks, sparsity, beta)
     assert line.mean() == pytest.approx(sparsity)
@@ -328,9 +272,7 @@ def test_centred_log_ignores_the_unit_of_the_error(a: list[float], unit: float) 
 
 
 @given(logs, strengths, st.floats(0, 1), scales)
-def test_correction_is_its_formula(
-    u: list[float], strength: float, most: float, scale: Scale
-) -> None:
+def test_correction_by_formula(u: list[float], strength: float, most: float, scale: Scale) -> None:
     delta, c = correction(u, strength, most, scale)
     assert delta.mean() == pytest.approx(0, abs=1e-14)
     expected = -(np.array(u) - sum(u) / len(u))
@@ -358,19 +300,8 @@ def test_amplifying_more_never_raises_a_blocks_sparsity(
     assert after[block] <= before[block] + 1e-14
 
 
-@given(problems(), scales, st.data())
-def test_strength_0_is_the_projected_base_bit_for_bit(
-    p: Problem, scale: Scale, data: st.DataObject
-) -> None:
-    u = np.array([data.draw(st.floats(-LIMIT, LIMIT)) for _ in p.x])
-    s = p.corrected(u, np.arange(p.x.size), 0.0, scale)
-    assert s.tobytes() == project(p.x, *p.arguments).tobytes()
-
-
 @given(problems(), strengths, st.data())
-def test_linears_of_a_block_are_corrected_alike(
-    p: Problem, strength: float, data: st.DataObject
-) -> None:
+def test_linears_of_a_block_move_alike(p: Problem, strength: float, data: st.DataObject) -> None:
     num_blocks = data.draw(st.integers(1, min(4, p.x.size)))
     u = np.array([data.draw(st.floats(-LIMIT, LIMIT)) for _ in range(num_blocks)])
     more = [data.draw(st.integers(0, num_blocks - 1)) for _ in p.x[num_blocks:]]
@@ -379,12 +310,6 @@ def test_linears_of_a_block_are_corrected_alike(
     mean = sum(u) / num_blocks  # over blocks, however many linears each has
     c = np.array([min(max(-strength * (u[block] - mean), -0.1), 0.1) for block in blocks])
     np.testing.assert_allclose(s, project(p.x + c, *p.arguments), rtol=0, atol=1e-12)
-
-
-def test_a_correction_moves_sparsity_from_amplifying_to_absorbing_blocks() -> None:
-    equal = Problem(np.full(4, 0.7), np.full(4, 10), 0.7, 0.0, 1.0)
-    s = equal.corrected(clipped_log([2.0, 1.0, 0.5, 1.0]), np.arange(4), 0.05)
-    np.testing.assert_allclose(s, 0.7 + 0.05 * np.array([-log(2), 0, log(2), 0]), atol=1e-15)
 
 
 def test_equal_logs_correct_nothing_even_scaled() -> None:
@@ -416,5 +341,4 @@ def test_equal_logs_correct_nothing_even_scaled() -> None:
     ],
 )
 def test_bases_and_corrections_refuse(call: Callable[[], object], names: str) -> None:
-    with pytest.raises(RefimplError, match=names):
-        call()
+    refusal_of(call, says=names)

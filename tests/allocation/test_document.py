@@ -14,6 +14,7 @@ from documents import changed
 from gates import CASES, bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refusal_of
 
 from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, score
 from refimpl.allocation.scores_json import document, read_scores, scores_document
@@ -73,8 +74,8 @@ def test_errors_of_lsa_come_back(tmp_path: Path) -> None:
     assert signal == {
         "options": {"block": 8}, "values": {"error": scores.signals["lsa"].main.tolist()}
     }  # fmt: skip
-    with pytest.raises(RefimplError, match="lsa with block 8: not in these scores"):
-        allocate(scores_document(content).scores, wanted)
+    read = scores_document(content).scores
+    refusal_of(allocate, read, wanted, says="lsa with block 8: not in these scores")
 
 
 @pytest.mark.parametrize(
@@ -90,18 +91,6 @@ def test_unknown_numbers_come_back_too(
     write_json(tmp_path / "scores.json", whole_document(scores, Request(correct=None)))
     read = read_scores(tmp_path / "scores.json")
     assert (bits(read), read.run) == (bits(scores), scores.run)
-
-
-def test_a_custom_base_is_named_but_not_its_folder(tmp_path: Path) -> None:
-    base = tmp_path / "my base.json"
-    base.write_text("[0.5, 0.6, 0.7, 0.6]")
-    wanted = Request(str(base), sparsity=0.6)
-    scores = score(model_of("llama"), random_tokens(264, 2, 7), PRUNING, wanted)
-    content = whole_document(scores, wanted)
-    assert content["scores"]["made_for"]["base"] == "my base.json"
-    write_json(tmp_path / "scores.json", content)
-    read = read_scores(tmp_path / "scores.json")
-    assert allocate(read, wanted).total_pruned == round(0.6 * 4 * 7296)
 
 
 def test_the_document_is_the_scores_and_the_allocations() -> None:

@@ -163,23 +163,6 @@ def test_an_entry_point_must_be_a_record(tmp_path: Path, monkeypatch: pytest.Mon
     refusal_of(Request, "odd", says="the entry point odd of refimpl.bases is os:sep, no Base")
 
 
-@pytest.mark.parametrize(
-    ("base", "options", "says"),
-    [
-        ("owl", {"lam": 2}, "option lam is 2"),
-        ("owl", {"lam": float("nan")}, "option lam is nan"),
-        ("alphapruning", {"epsilon": -0.1}, "option epsilon is -0.1"),
-        ("atp", {"beta": 1.5}, "option beta is 1.5"),
-        ("lsa", {"block": 2.5}, "option block is 2.5"),
-        ("dlp", {"statistic": "mode"}, "base option statistic 'mode'"),
-    ],
-)
-def test_options_outside_their_ranges_are_refused(
-    base: str, options: dict[str, Any], says: str
-) -> None:
-    refusal_of(Request, base, options, says=says)
-
-
 def test_names_of_the_command_line_are_those_of_the_records() -> None:
     said = run("prune", "fixtures/llama", "-o", "x", "--sparsity", "0.5", "--pruner", "wnda").err
     assert all(name in said for name in pruners())

@@ -26,7 +26,6 @@ SHORT = ("bench", LLAMA, *TOKENS, "--measure-on", TEXT, *WINDOWS)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a comparison."""
     rows: list[dict[str, Any]] = json.loads((folder / "bench.json").read_text("utf-8"))["rows"]
     return rows
 

@@ -84,7 +84,6 @@ NEEDED = {  # what a command must have to be parsed
 
 
 def value_of(option: Any) -> list[str]:
-    """A value that can be parsed."""
     return [] if option.is_flag else [getattr(option.type, "choices", ["1"])[0]]
 
 

@@ -32,16 +32,12 @@ RATIO = Figure("rate", "rate", "tiny", "theirs", "s", (1.0, 2.0), (4.0, 4.0), (4
 @pytest.mark.parametrize(
     ("goal", "sense", "verdict"),
     [
-        (3.0, "at least", "pass"),
-        (3.75, "at least", "falls short by 20%"),
-        (3.0, "at most", "pass"),
-        (2.5, "at most", "falls short by 20%"),
+        *((3.0, "at least", "pass"), (3.75, "at least", "falls short by 20%")),
+        *((3.0, "at most", "pass"), (2.5, "at most", "falls short by 20%")),
         (None, "at least", "no goal"),
     ],
 )
-def test_a_figure_is_judged_by_its_median(
-    goal: float | None, sense: figure.Sense, verdict: str
-) -> None:
+def test_the_median_is_judged(goal: float | None, sense: figure.Sense, verdict: str) -> None:
     one = replace(RATIO, goal=goal, sense=sense)
     assert (one.median, one.verdict) == (3.0, verdict)
     assert figure.from_json(json.loads(json.dumps(figure.as_json(one)))) == one
@@ -49,12 +45,8 @@ def test_a_figure_is_judged_by_its_median(
 
 def test_numbers_are_short() -> None:
     assert figure.spread((1.0, 2.0, 4.0), "s") == "2 s (1 to 4)"
-    assert [figure.number(x) for x in (0, 0.12345, 12345.6, 1e-8)] == [
-        "0",
-        "0.123",
-        "12,346",
-        "1.0e-08",
-    ]
+    found = [figure.number(x) for x in (0, 0.12345, 12345.6, 1e-8)]
+    assert found == ["0", "0.123", "12,346", "1.0e-08"]
 
 
 @pytest.mark.parametrize("shape", [shapes.TINY, replace(shapes.TINY, family="qwen2", tied=False)])

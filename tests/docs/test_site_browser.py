@@ -30,14 +30,8 @@ NAMES = [
     for page in sorted((ROOT / "docs").rglob("*.md"))
     if page.name != "contents.md"
 ]
-SIX = (
-    "index",
-    "explanation/method",
-    "how-to/prune",
-    "reference/commands/prune",
-    "results/scoring",
-    "tutorial/2-drift",
-)
+SIX = ("index", "explanation/method", "how-to/prune", "reference/commands/prune")
+SIX += ("results/scoring", "tutorial/2-drift")
 AXE = os.environ.get("REFIMPL_AXE")
 BOXES = "[...document.querySelectorAll('article pre, .table-wrapper, .formula, p:has(> .picture)')]"
 OF_PICTURES = """
@@ -69,7 +63,6 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the built site, on this machine."""
     folder = tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "sphinx", "-q", "-W", ROOT / "docs", folder]
     subprocess.run(build, check=True)
@@ -101,7 +94,6 @@ def opened(browser: Any, site: str) -> Iterator[Any]:
 
 
 def walk(page: Any, names: list[str] = NAMES) -> Iterator[str]:
-    """Open each page of the site in turn."""
     root = page.url.removesuffix("index.html")
     for name in names:
         page.goto(f"{root}{name}.html")
@@ -193,7 +185,6 @@ def test_formulas_are_typeset_in_a_font_of_the_site(opened: Any) -> None:
 
 
 def violations(page: Any) -> list[str]:
-    """What axe-core says is wrong with a page."""
     page.evaluate(Path(str(AXE)).read_text("utf-8"))
     found = page.evaluate("axe.run()")["violations"]
     return [f"{x['id']}: {node['html'][:120]}" for x in found for node in x["nodes"]]

@@ -19,12 +19,10 @@ ALLOCATIONS = ("uniform", "owl", "alphapruning", "dlp", "lsa", "divergence")
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
-    """The rows of a file."""
     return [json.loads(line) for line in (STUDY / name).read_text("utf-8").splitlines()]
 
 
 def nats(row: dict[str, Any], text: str) -> float:
-    """Nats per token of a row on a text."""
     return float(sum(row[text]) / sum(row[f"{text}_tokens"]))
 
 
@@ -96,5 +94,4 @@ def test_every_script_that_is_named_is_in_the_commit_that_is_named() -> None:
 
 
 def pages() -> list[Path]:
-    """The pages of the study."""
     return [DOCS / "study.md", *STUDY.glob("*.md")]

@@ -142,8 +142,8 @@ def test_what_is_too_long_loses_its_start() -> None:
     for before, scored in (([0], [1, 2, 3, 4, 5]), ([0], []), ([], [1])):
         refusal_of(encode.fitted, before, scored, says="at most 4 of continuation")
     row = {"question": "xxxxx", "choices": ["a", "xx", "x" * 9], "answer": 0}
-    with pytest.raises(RefimplError, match="line 1: 5 tokens of context and 10 of continuation"):
-        choice_sequences(encode, asked(row))
+    says = "line 1: 5 tokens of context and 10 of continuation"
+    refusal_of(choice_sequences, encode, asked(row), says=says)
     found = choice_sequences(encode, asked({**row, "choices": ["a", "xx"]}))
     assert found.truncated == 2  # 5 + 1 and 5 + 3 tokens of 5
 

@@ -28,7 +28,6 @@ def refused(*words: object) -> str:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A model whose files may change."""
     return Path(shutil.copytree(LLAMA, tmp_path / "copy"))
 
 
@@ -113,7 +112,7 @@ def test_the_document_has_what_the_library_returns() -> None:
     }  # fmt: skip
 
 
-def test_the_text_keeps_its_lines_and_no_control_characters(
+def test_the_text_keeps_lines_and_no_control_characters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spelt = iter([b"A stone", b"A stone rolls.\n\x1b[31mIt " + b"rolls " * 30])

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gates import SAME_TABLES, bits, expected_of, model_of
+from gates import GATES, SAME_TABLES, bits, expected_of, model_of, worst_token
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refusal_of
 from scipy.special import log_softmax
 
-from refimpl import Model, RefimplError
+from refimpl import HeldModel, Model, logits
 from refimpl.evaluation import likelihood
 from refimpl.evaluation.likelihood import (
     Likelihood,
@@ -56,12 +57,12 @@ def test_they_are_a_softmax_of_the_logits(case: str, dtype: str) -> None:
     ids, expected = expected_of(case)
     starts = [1 + i for i in range(len(ids))]
     found = likelihoods_of(model_of(case), ids, starts, dtype=dtype)
-    for row, logits, start, one in zip(ids, expected["logits"], starts, found, strict=True):
+    for row, z, start, one in zip(ids, expected["logits"], starts, found, strict=True):
         before = slice(start - 1, len(row) - 1)
-        plain = np.take_along_axis(log_softmax(logits[before], -1), row[start:, None], -1)[:, 0]
+        plain = np.take_along_axis(log_softmax(z[before], -1), row[start:, None], -1)[:, 0]
         assert one.log_probabilities.dtype == np.float64
         np.testing.assert_allclose(one.log_probabilities, plain, rtol=0, atol=TOLERANCE[dtype])
-        assert one.greedy == bool((logits[before].argmax(-1) == row[start:]).all())
+        assert one.greedy == bool((z[before].argmax(-1) == row[start:]).all())
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma2", "gpt2", "mistral"])
@@ -112,8 +113,8 @@ def test_memory_and_threads_change_no_bit(dtype: str, monkeypatch: pytest.Monkey
         for memory in (least, 2 * least, MIB)
     )
     assert all(bits(other) == bits(first) for other in others)
-    with pytest.raises(RefimplError, match=f"use --memory {least} or more"):
-        likelihoods_of(model, IDS, STARTS, memory=least - 1, dtype=dtype)
+    options = {"memory": least - 1, "dtype": dtype, "remedy": f"use --memory {least} or more"}
+    refusal_of(likelihoods_of, model, IDS, STARTS, **options)
 
 
 def test_the_cost_ticks_to_its_sum() -> None:
@@ -187,10 +188,10 @@ def test_a_softmax_in_pieces_is_the_whole_one(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("sequences", "starts", "problem"),
     [
-        ([[1, 2], [3]], [1, 1], r"sequence 1 has shape \[1\] and is scored from token 1"),
+        ([[1, 2], [3]], [1, 1], "sequence 1 has shape [1] and is scored from token 1"),
         ([[1, 2]], [0], "from token 0"),
         ([[1, 2]], [2], "from token 2"),
-        ([[[1, 2]]], [1], r"shape \[1, 2\]"),
+        ([[[1, 2]]], [1], "shape [1, 2]"),
         ([[1, 264]], [1], "the first is 264"),
         ([[-1, 2]], [1], "the first is -1"),
         ([[0.5, 1.0]], [1], "dtype float64"),
@@ -198,11 +199,56 @@ def test_a_softmax_in_pieces_is_the_whole_one(data: st.DataObject) -> None:
     ],
 )
 def test_bad_sequences_are_refused(sequences: Any, starts: list[int], problem: str) -> None:
-    with pytest.raises(RefimplError, match=problem):
-        likelihoods_of(model_of("llama"), sequences, starts)
+    refusal_of(likelihoods_of, model_of("llama"), sequences, starts, says=problem)
 
 
 def test_the_longest_sequence_is_predicted_to_its_end() -> None:
     (found,) = likelihoods_of(model_of("llama"), [list(range(65))], [1])
     assert found.log_probabilities.shape == (64,)
     assert likelihoods_of(model_of("llama"), [], []) == []
+
+
+ROWS = [[1, 5, 7, 3], [2, 4, 9], [5, 5, 0, 100, 6]]
+
+
+@pytest.mark.parametrize("dtype", GATES)
+@pytest.mark.parametrize("case", SAME_TABLES)
+def test_logits_are_those_of_transformers(case: str, dtype: str) -> None:
+    ids, expected = expected_of(case)
+    found = logits(model_of(case), ids, dtype)
+    assert len(found) == len(ids)
+    for mine, theirs in zip(found, expected["logits"], strict=True):
+        assert mine.dtype == dtype
+        assert worst_token(mine, theirs) <= GATES[dtype]
+
+
+@pytest.mark.parametrize("ids", [ROWS, ROWS[:1]])
+def test_threads_and_kept_weights_change_no_bit(ids: list[list[int]]) -> None:
+    model = model_of("llama")
+    first, *others = (
+        logits(held, ids, threads=threads)
+        for held in (model, HeldModel.of(model))
+        for threads in (1, 2, 3)
+    )
+    assert [z.shape for z in first] == [(len(row), model.config.vocab_size) for row in ids]
+    assert all(bits(other) == bits(first) for other in others)
+
+
+def test_sequences_do_not_see_each_other() -> None:
+    model = model_of("mistral")
+    for row, found in zip(ROWS, logits(model, ROWS), strict=True):
+        assert bits(logits(model, [row], threads=1)) == bits([found])
+    assert logits(model, []) == []
+
+
+def test_logits_refuse_bad_input() -> None:
+    model = model_of("llama")
+    refusal_of(logits, model, [[1, 2], [3, 264]], says="1 token ids are outside the vocabulary")
+    refusal_of(logits, model, [[1, 2], []], says="shape [1, 0]")
+    refusal_of(logits, model, [[[1, 2]], [[3]]], says="shape [1, 1, 2]")
+    refusal_of(logits, model, [[[1, 2], [3]]], says="sequences [[[1, 2], [3]]]")
+    refusal_of(logits, model, [[0.5]], says="dtype float64")
+    for ids in ([1, 5, 7], np.array([1, 5, 7])):
+        refusal_of(logits, model, ids, says="ids in place of sequences", remedy="[ids]")
+    refusal_of(logits, model, ROWS, threads=0, says="threads 0")
+    refusal_of(logits, model, ROWS[:1], threads=0, says="threads 0")

@@ -15,7 +15,7 @@ from program import ran
 from refusals import refusal_of
 from scipy.special import log_softmax
 
-from refimpl import RefimplError, forward, read_model
+from refimpl import forward, read_model
 from refimpl.evaluation.encoding import encoder
 
 LLAMA = FIXTURES / "llama"
@@ -159,8 +159,8 @@ def test_generation_is_refused_by_name(adapter: Any, tmp_path: Path) -> None:
         doc_to_target="{{text}}",
         generation_kwargs={"until": ["\n"], "max_gen_toks": 4},
     )
-    with pytest.raises(RefimplError, match="not supported; asked for by local_generation"):
-        evaluated(adapter.RefimplLM(str(LLAMA), threads=1), made, tmp_path)
+    model, says = adapter.RefimplLM(str(LLAMA), threads=1), "not supported; asked for by local_gen"
+    refusal_of(evaluated, model, made, tmp_path, says=says)
     refusal_of(adapter.RefimplLM, str(LLAMA), dtype="bfloat16", says="float32 or float64")
 
 

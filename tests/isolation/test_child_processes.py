@@ -52,13 +52,6 @@ def normalized(*normalizers: dict[str, Any]) -> Callable[[dict[str, Any]], None]
     )
 
 
-def cut_in_a_letter(file: dict[str, Any]) -> None:
-    """A merge whose second half is shorter than the prefix that is cut off it."""
-    file["model"] |= {
-        "vocab": {"é": 1, "a": 2, "aé": 3}, "merges": ["a é"], "continuing_subword_prefix": "z",
-    }  # fmt: skip
-
-
 # How `tokenizer.json` is changed, and how the library's own process ends: None if it does not.
 TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], None], tuple[int | None, ...], str]] = {
     "a panic": (
@@ -115,7 +108,6 @@ def graph(*nodes: onnx.NodeProto, functions: Any = (), **numbers: Any) -> onnx.M
 
 
 def endless() -> onnx.ModelProto:
-    """A loop without an end."""
     value, node = helper.make_tensor_value_info, helper.make_node
     body = helper.make_graph(
         [node("Identity", ["go"], ["on"]), node("Identity", ["h"], ["y"])], "body",
@@ -253,9 +245,7 @@ def test_no_answer_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not touched.exists()
 
 
-def test_ids_that_do_not_fit_together_are_no_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ids_that_do_not_fit_are_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library("pass", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     tokenizer = TextTokenizer(Path("t.json"), TOKENIZER)

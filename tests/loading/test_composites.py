@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints import config_of
 from conftest import FIXTURES
 from gates import GATES, worst_token
 from program import ran
@@ -34,11 +35,6 @@ def composite(folder: Path, fixture: str, place: tuple[str, str], **config: Any)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     return folder
-
-
-def config_of(fixture: str) -> dict[str, Any]:
-    entries: dict[str, Any] = json.loads((FIXTURES / fixture / "config.json").read_text("utf-8"))
-    return entries
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -159,9 +155,7 @@ KINDS = [(x, x == "kimi_k25") for x in COMPOSITES if x not in OURS] + [("qwen3_v
 
 @pytest.mark.torch
 @pytest.mark.parametrize(("kind", "published"), KINDS)
-def test_transformers_computes_the_same_from_a_text(
-    kind: str, published: bool, tmp_path: Path
-) -> None:
+def test_transformers_computes_the_same(kind: str, published: bool, tmp_path: Path) -> None:
     torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
     parts: dict[str, Any] = {}
     if kind in CAPPED:

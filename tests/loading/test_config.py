@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import config_of
-from config_tables import LLAMA3, MEANS, PLAIN, PUBLISHED, ROTATING, WINDOWS, WRONG, published
+from config_tables import MEANS, PUBLISHED, ROTATING, WINDOWS, WRONG, published
 from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
@@ -161,7 +161,7 @@ def test_a_mistake_is_refused_in_one_line(case: str, changes: dict[str, Any], pa
 
 def test_everything_wrong_is_listed_at_once() -> None:
     wrong = {"vocab_size": -1, "rms_norm_eps": "x", "hidden_act": "swiglu", "attention_bias": 1}
-    ropes = PLAIN | {"rope_type": "ntk"}
+    ropes = {"rope_type": "ntk", "rope_theta": 100.0}
     entries = config_of("llama", **wrong, num_experts=8, rope_parameters=ropes)
     says = "a/config.json does not describe"
     problem = refusal_of(read_config, entries, "a/config.json", says=says).problem
@@ -194,7 +194,8 @@ KEYS = sorted(
     | {key for family in FAMILIES.values() for key in family.keys}
     | {key for name in PUBLISHED for key in published(name)}
 )
-INNER = [*LLAMA3, "type", "partial_rotary_factor", *BY_KIND]
+INNER = ["rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor"]
+INNER += ["original_max_position_embeddings", "type", "partial_rotary_factor", *BY_KIND]
 
 
 @st.composite

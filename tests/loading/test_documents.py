@@ -34,6 +34,7 @@ from refimpl.pruning.record import Pruning, pruning_record
 from refimpl.show.check_report import CheckDocument
 
 LLAMA, FEW = FIXTURES / "llama", ("--samples", 1, "--seq-len", 8)
+ONE = ("--only", "embed")
 REFERENCE = FIXTURES.parent / "docs" / "reference"
 DOCUMENTS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "scores": (ScoresDocument, scores_document),
@@ -48,7 +49,6 @@ READERS = {name: reader for name, (_, reader) in DOCUMENTS.items()}
 
 @cache
 def texts() -> dict[str, str]:
-    """A real document of each kind."""
     with TemporaryDirectory() as folder:
         scores, out = Path(folder) / "scores.json", Path(folder) / "out"
         ran("score", LLAMA, *FEW, "--eta", "0.01,0.1", "-o", scores)
@@ -64,7 +64,7 @@ def texts() -> dict[str, str]:
             "pruning": (out / "pruning.json").read_text("utf-8"),
             "evaluation": ran("eval", out, *text, "--json"),
             "case": (case / "case.json").read_text("utf-8"),
-            "check": run("check", case, wrong, "--only", "embed", "--json").out,
+            "check": run("check", case, wrong, *ONE, "--json").out,
         }
 
 
@@ -137,21 +137,14 @@ def test_hostile_files_are_refused_quickly(kind: str, why: str, tmp_path: Path) 
     for file in ("config.json", "model.safetensors"):
         (tmp_path / file).symlink_to(LLAMA / file)
     case = FIXTURES / "cases" / "llama"
+    check = ("check", case, case / "expected.safetensors")
     words = {
         "scores": ("allocate", tmp_path / name),
         "pruning": ("inspect", tmp_path),
         "evaluation": ("compare", tmp_path / name),
         "case": ("case", "show", tmp_path),
         "bench": ("bench", LLAMA, "-o", tmp_path),
-        "check": (
-            "check",
-            case,
-            case / "expected.safetensors",
-            "--only",
-            "embed",
-            "--baseline",
-            tmp_path / name,
-        ),
+        "check": (*check, *ONE, "--baseline", tmp_path / name),
     }[kind]
     content, problem = HOSTILE[why]
     (tmp_path / name).write_bytes(content)

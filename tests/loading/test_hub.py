@@ -3,8 +3,9 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,13 +38,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def repository(hub_home: Path) -> Path:
-    """The folder of the model in the cache."""
     return hub_home / "hub" / f"models--{NAME.replace('/', '--')}"
 
 
 @pytest.fixture
 def snapshot(hub: Hub, tmp_path: Path) -> Path:
-    """The main revision, downloaded."""
     read_model(NAME, download=True)
     return repository(tmp_path / "home") / "snapshots" / COMMITS["main"]
 
@@ -271,38 +270,28 @@ OUT = "../../../../escaped"
 ABOVE = "40 hexadecimal digits"
 
 
-def listing(more: Sequence[object] = (), **changes: object) -> Callable[[Reply], None]:
-    """A server whose listing has more files, or other values."""
-
+def listing(change: Callable[[dict[str, Any]], object]) -> Callable[[Reply], None]:
     def tamper(reply: Reply) -> None:
         if reply.kind == "listing":
-            facts = json.loads(reply.content)
-            facts["siblings"] += more
-            reply.content = json.dumps(facts | changes).encode()
-
-    return tamper
-
-
-def named(name: str) -> Callable[[Reply], None]:
-    """A server whose listing has one more file."""
-    return listing(more=[{"rfilename": name, "size": 1}])
-
-
-def sizes(size: object) -> Callable[[Reply], None]:
-    """A server whose listing has another size for every file."""
-
-    def tamper(reply: Reply) -> None:
-        if reply.kind == "listing":
-            facts = json.loads(reply.content)
-            facts["siblings"] = [{**x, "size": size} for x in facts["siblings"]]
+            change(facts := json.loads(reply.content))
             reply.content = json.dumps(facts).encode()
 
     return tamper
 
 
-def answers(kind: str, status: int = 200, **headers: str) -> Callable[[Reply], None]:
-    """A server with other headers in some answers."""
+def stating(**facts: object) -> Callable[[Reply], None]:
+    return listing(lambda found: found.update(facts))
 
+
+def named(name: str) -> Callable[[Reply], None]:
+    return listing(lambda facts: facts["siblings"].append({"rfilename": name, "size": 1}))
+
+
+def sizes(size: object) -> Callable[[Reply], None]:
+    return listing(lambda facts: [file.update(size=size) for file in facts["siblings"]])
+
+
+def answers(kind: str, status: int = 200, **headers: str) -> Callable[[Reply], None]:
     def tamper(reply: Reply) -> None:
         if reply.kind == kind:
             reply.status = status
@@ -311,25 +300,22 @@ def answers(kind: str, status: int = 200, **headers: str) -> Callable[[Reply], N
     return tamper
 
 
-def endless(kind: str, headers: dict[str, str] | None = None) -> Callable[[Reply], None]:
-    """A server whose body has no end."""
-
+def endless(kind: str) -> Callable[[Reply], None]:
     def tamper(reply: Reply) -> None:
         if reply.kind == kind:
             reply.repeated, reply.content = True, b" " * (1 << 20)
-            reply.headers |= headers or {}
 
     return tamper
 
 
 SHORT = {"Content_Length": "9", "Connection": "close"}
 HOSTILE: dict[str, tuple[Callable[[Reply], None], str]] = {
-    "a commit with a path": (listing(sha=OUT), ABOVE),
-    "an absolute commit": (listing(sha="/tmp/refimpl-escaped"), ABOVE),
-    "a commit in capitals": (listing(sha="A" * 40), ABOVE),
-    "a commit with a line end": (listing(sha="a" * 40 + "\n"), ABOVE),
-    "no commit": (listing(sha=None), ABOVE),
-    "a commit that is a number": (listing(sha=10**39), ABOVE),
+    "a commit with a path": (stating(sha=OUT), ABOVE),
+    "an absolute commit": (stating(sha="/tmp/refimpl-escaped"), ABOVE),
+    "a commit in capitals": (stating(sha="A" * 40), ABOVE),
+    "a commit with a line end": (stating(sha="a" * 40 + "\n"), ABOVE),
+    "no commit": (stating(sha=None), ABOVE),
+    "a commit that is a number": (stating(sha=10**39), ABOVE),
     "a header's commit with a path": (answers("facts", X_Repo_Commit=OUT), ABOVE),
     "a missing file's commit": (
         answers("facts", 404, X_Repo_Commit=OUT, X_Error_Code="EntryNotFound"), ABOVE),
@@ -351,7 +337,7 @@ HOSTILE: dict[str, tuple[Callable[[Reply], None], str]] = {
     "a file without end": (endless("content"), "at most "),
     "a file longer than listed": (sizes(3), "at most 3 bytes"),
     "a file that breaks off": (answers("content", **SHORT), "can be reached"),
-    "a listing of something else": (listing(siblings=7), "can be reached"),
+    "a listing of something else": (stating(siblings=7), "can be reached"),
 }  # fmt: skip
 
 
@@ -399,6 +385,6 @@ def test_checks_end_with_the_download(hub: Hub) -> None:
 
     before = settings()
     read_model(NAME, download=True)
-    hub.tamper = listing(sha=OUT)
+    hub.tamper = stating(sha=OUT)
     refusal_of(read_model, NAME, download=True)
     assert settings() == before

@@ -58,7 +58,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_model(".").name == tmp_path.name
 
 
-def test_the_configuration_is_taken_by_option_then_beside_then_from_the_metadata(
+def test_the_configuration_is_that_of_option_file_or_metadata(
     tmp_path: Path,
 ) -> None:
     path, other = tmp_path / "model.safetensors", tmp_path / "other.json"
@@ -121,9 +121,7 @@ DOCUMENTS: list[tuple[str, str | bytes, str]] = [
 
 
 @pytest.mark.parametrize(("place", "text", "problem"), DOCUMENTS)
-def test_documents_of_another_form(
-    place: str, text: str | bytes, problem: str, tmp_path: Path
-) -> None:
+def test_malformed_documents(place: str, text: str | bytes, problem: str, tmp_path: Path) -> None:
     content = text.encode() if isinstance(text, str) else text
     metadata = {"config.json": content.decode()} if place == "metadata" else None
     if place == "index":
@@ -143,6 +141,7 @@ FOLDERS: dict[str, tuple[list[str], str, str]] = {
     "nothing": ([], "contains no .safetensors file", "check the path"),
     "something else": (["README.md", "vocab.txt"], "no .safetensors file", "check the path"),
     "pickles": (["pytorch_model.bin", "config.json"], "only pytorch_model.bin", "pickles run code"),
+    "an old pickle": (["consolidated.00.pth"], "only consolidated.00.pth", "save_pretrained"),
     "sharded pickles": (
         ["pytorch_model-1-of-2.bin", "pytorch_model-2-of-2.bin", "pytorch_model.bin.index.json"],
         "only pytorch_model-1-of-2.bin, pytorch_model-2-of-2.bin", "save_pretrained"),
@@ -273,11 +272,8 @@ def test_missing_shards_are_all_named(tmp_path: Path) -> None:
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 HEADERS: dict[str, tuple[Any, int]] = {
-    "a hole at the start": ({"x": ENTRY | {"data_offsets": [8, 16]}}, 16),
     "a hole between": ({"x": ENTRY, "y": ENTRY | {"data_offsets": [16, 24]}}, 24),
     "overlap": ({"x": ENTRY, "y": ENTRY | {"data_offsets": [4, 12]}}, 12),
-    "the same bytes twice": ({"x": ENTRY, "y": ENTRY}, 8),
-    "backwards": ({"x": ENTRY | {"data_offsets": [8, 0]}}, 8),
     "negative": ({"x": ENTRY | {"data_offsets": [-8, 0]}}, 8),
     "too little data": ({"x": ENTRY}, 7),
     "too much data": ({"x": ENTRY}, 9),
@@ -287,21 +283,15 @@ HEADERS: dict[str, tuple[Any, int]] = {
     "a negative shape": ({"x": ENTRY | {"shape": [-2]}}, 8),
     "a shape in words": ({"x": ENTRY | {"shape": "2"}}, 8),
     "an unknown dtype": ({"x": ENTRY | {"dtype": "F31"}}, 8),
-    "no dtype": ({"x": {"shape": [2], "data_offsets": [0, 8]}}, 8),
-    "no entry": ({"x": None}, 0),
     "a list": ([ENTRY], 8),
-    "a number": (3, 0),
     "metadata of numbers": ({"__metadata__": {"a": 1}, "x": ENTRY}, 8),
 }
 WHOLE = (LLAMA / "model.safetensors").read_bytes()
 CONTENTS = {
     "nothing": b"",
-    "7 zeros": bytes(7),
     "8 zeros": bytes(8),
-    "1000 zeros": bytes(1000),
     "ones": b"\xff" * 1000,
     "a header of 2**63 bytes": struct.pack("<Q", 2**63) + b"{}",
-    "a header of 2**40 bytes": struct.pack("<Q", 2**40) + b"{}",
     "a header longer than the file": struct.pack("<Q", 3) + b"{}",
     "braces": struct.pack("<Q", 2) + b"}{",
     "a pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n",

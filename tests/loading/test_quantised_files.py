@@ -168,16 +168,6 @@ HOSTILE_FP8: dict[str, tuple[Callable[[dict[str, Array]], object], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HOSTILE_FP8)
-def test_fp8_that_is_not_whole(name: str, tmp_path: Path) -> None:
-    change, line = HOSTILE_FP8[name]
-    arrays, _ = fp8_arrays(BLOCKS)
-    change(arrays)
-    config = config_of("llama", quantization_config=dict(BLOCKS.config))
-    error = refusal_of(read_model, write(tmp_path, arrays, config))
-    assert error.problem.split("\n  ")[1:] == [line]
-
-
 HOSTILE_MXFP4: dict[str, tuple[Callable[[dict[str, Array]], object], str]] = {
     "no scales": (lambda a: a.pop(f"{UP}_scales"), f"{UP}_scales: missing"),
     "no blocks": (lambda a: a.pop(f"{UP}_blocks"), f"{UP}_blocks: missing"),
@@ -198,33 +188,37 @@ HOSTILE_MXFP4: dict[str, tuple[Callable[[dict[str, Array]], object], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HOSTILE_MXFP4)
-def test_mxfp4_that_is_not_whole(name: str, tmp_path: Path) -> None:
-    change, line = HOSTILE_MXFP4[name]
-    arrays, _ = mxfp4_arrays()
-    change(arrays)
-    how = {"quant_method": "mxfp4"}
-    config = config_of("gpt_oss", intermediate_size=64, quantization_config=how)
-    error = refusal_of(read_model, write(tmp_path, arrays, config))
+def changed(kind: str, change: Callable[[dict[str, Array]], object], folder: Path) -> Path:
+    mxfp4 = kind == "MXFP4"
+    arrays, _ = mxfp4_arrays() if mxfp4 else fp8_arrays(BLOCKS)
+    change(arrays := {name: x.copy() for name, x in arrays.items()})
+    how = {"quant_method": "mxfp4"} if mxfp4 else dict(BLOCKS.config)
+    case, more = ("gpt_oss", {"intermediate_size": 64}) if mxfp4 else ("llama", {})
+    return write(folder, arrays, config_of(case, quantization_config=how, **more))
+
+
+HOSTILE = {"FP8": HOSTILE_FP8, "MXFP4": HOSTILE_MXFP4}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(x, name) for x in HOSTILE for name in HOSTILE[x]])
+def test_what_is_not_whole(kind: str, name: str, tmp_path: Path) -> None:
+    change, line = HOSTILE[kind][name]
+    error = refusal_of(read_model, changed(kind, change, tmp_path))
     assert error.problem.split("\n  ")[1:] == [line]
 
 
-def test_a_factor_that_is_nan_is_counted(tmp_path: Path) -> None:
-    arrays, _ = fp8_arrays(BLOCKS)
-    arrays[S] = arrays[S].copy()
-    arrays[S][1, 2] = np.nan  # of 16 rows and the last 8 columns
-    config = config_of("llama", quantization_config=dict(BLOCKS.config))
-    error = refusal_of(forward, read_model(write(tmp_path, arrays, config)), IDS)
-    assert error.problem.endswith(f"{Q} holds 128 NaN or Inf among 1024 weights")
-
-
-def test_a_power_that_is_nan_is_counted(tmp_path: Path) -> None:
-    arrays, _ = mxfp4_arrays()
-    arrays[f"{UP}_scales"][3, 7] = 255  # row 7 of both: gate and up alternate
-    how = {"quant_method": "mxfp4"}
-    config = config_of("gpt_oss", intermediate_size=64, quantization_config=how)
-    error = refusal_of(forward, read_model(write(tmp_path, arrays, config)), IDS)
-    assert error.problem.endswith(f"{UP} holds 32 NaN or Inf among 2048 weights")
+@pytest.mark.parametrize(
+    ("kind", "name", "at", "value", "says"),
+    [  # of 16 rows and the last 8 columns; of row 7 of both, as gate and up alternate
+        ("FP8", S, (1, 2), np.nan, f"{Q} holds 128 NaN or Inf among 1024 weights"),
+        ("MXFP4", f"{UP}_scales", (3, 7), 255, f"{UP} holds 32 NaN or Inf among 2048 weights"),
+    ],
+)
+def test_a_factor_that_is_nan_is_counted(
+    kind: str, name: str, at: tuple[int, int], value: float, says: str, tmp_path: Path
+) -> None:
+    path = changed(kind, lambda arrays: arrays[name].__setitem__(at, value), tmp_path)
+    assert refusal_of(forward, read_model(path), IDS).problem.endswith(says)
 
 
 REFUSED: dict[str, tuple[Any, str]] = {

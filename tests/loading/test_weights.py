@@ -1,7 +1,6 @@
 """How weights are read: values that are not finite, any dtype and address, little memory."""
 
 import json
-import re
 import shutil
 import struct
 import time
@@ -25,7 +24,7 @@ from checkpoints import (
 from conftest import FIXTURES
 from refusals import refusal_of
 
-from refimpl import Model, RefimplError, forward, read_model
+from refimpl import Model, forward, read_model
 from refimpl.model import weight
 from refimpl.model.weight import DTYPES
 
@@ -67,13 +66,11 @@ def test_nan_and_inf_are_found_and_counted(
         damaged[:, -2:] = 0
         damaged.reshape(-1)[[3, 4]] = value
     model = read_model(altered(tmp_path / "m", case, lambda a: a.update({tensor: damaged})))
-    problem = f"{re.escape(tensor)} holds 2 NaN or Inf"
+    problem = f"{tensor} holds 2 NaN or Inf"
     for dtype in ("float32", "float64"):
-        with pytest.raises(RefimplError, match=problem):
-            read_all(model, dtype)
+        refusal_of(read_all, model, dtype, says=problem)
         if place == "head":
-            with pytest.raises(RefimplError, match=problem):
-                model.head(dtype)
+            refusal_of(model.head, dtype, says=problem)
     if place == "block":
         model.check_finite()  # which does not check the blocks
     else:
@@ -83,9 +80,8 @@ def test_nan_and_inf_are_found_and_counted(
 def test_the_rows_of_a_head_that_are_read_are_checked(tmp_path: Path) -> None:
     head = arrays_of("llama")["lm_head.weight"].copy()
     head[100, 5] = np.inf
-    model = read_model(
-        altered(tmp_path / "m", "llama", lambda a: a.update({"lm_head.weight": head}))
-    )
+    path = altered(tmp_path / "m", "llama", lambda a: a.update({"lm_head.weight": head}))
+    model = read_model(path)
     assert model.head("float32", slice(0, 100))["lm_head.weight"].shape == (100, 32)
     refusal_of(model.head, "float32", slice(50, 150), says="holds 1 NaN or Inf among 8448 weights")
 
@@ -100,10 +96,8 @@ def test_doubles_beyond_the_range_of_floats(
     wide = arrays_of("llama")[tensor].astype(np.float64)
     wide[[1, -1], 1] = value
     model = read_model(altered(tmp_path / "m", "llama", lambda a: a.update({tensor: wide})))
-    problem = f"{re.escape(tensor)} holds 2 weights of [0-9]+ that float32 cannot hold"
-    with pytest.raises(RefimplError, match=problem) as caught:
-        read_all(model, "float32")
-    assert "--dtype float64" in caught.value.remedy
+    problem = f"{tensor} holds 2 weights of {wide.size} that float32 cannot hold"
+    refusal_of(read_all, model, "float32", says=problem, remedy="--dtype float64")
     read_all(model, "float64")
     model.check_finite()
 
@@ -180,10 +174,7 @@ def test_one_block_is_in_memory_at_a_time(dtype: str, tmp_path: Path) -> None:
     folder = sparse(tmp_path / "m", config | {"num_hidden_layers": 12}, dtype)  # 206 or 103 MB
     model = read_model(folder)
     size = DTYPES[dtype].itemsize
-    stored, computed = (
-        model.config.block_sizes[0] * size,
-        model.config.block_sizes[0] * 4,
-    )  # at most 14 MB
+    stored, computed = (model.config.block_sizes[0] * x for x in (size, 4))  # at most 14 MB
     model.block(0, "float32")
     before, most = resident(), 0
     for i in range(model.config.num_blocks):

@@ -166,9 +166,3 @@ def test_an_ordinary_weight_takes_no_singular_values(
 def test_squares_that_vanish_or_overflow_take_singular_values(scale: float) -> None:
     weight = np.random.default_rng(0).standard_normal((6, 9)) * scale
     assert power_law(weight) == alphapruning_alpha(esd(weight))
-
-
-@pytest.mark.parametrize("weight", [[1.0, 2.0], [[1.0, float("nan")]], np.ones((0, 3))])
-def test_what_is_no_matrix_is_refused(weight: npt.ArrayLike) -> None:
-    with pytest.raises(RefimplError, match="weight of shape"):
-        power_law(weight)

@@ -2,7 +2,6 @@
 
 import json
 from functools import cache
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -105,26 +104,3 @@ def test_alphapruning_allocation_of_the_shipped_llama_alphas(model: str) -> None
     sizes = [1] * len(run["block_alpha"])
     s = alphapruning(run["block_alpha"], sizes, run["S"], run["epsilon"], compat="peer")
     np.testing.assert_allclose(s, run["block_sparsity"], rtol=0, atol=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("run", "base", "options"),
-    [
-        ("wanda", "uniform", {}),
-        ("owl_wanda", "owl", {"m": 5.0}),
-        ("alpha_wanda", "alphapruning", {"fit": "peak"}),
-    ],
-)
-def test_counts_are_those_of_the_peers_pruned_models(
-    run: str, base: str, options: dict[str, Any]
-) -> None:
-    kept = np.load(TINY / "keep.npz")
-    scores = scores_of("owl" if base == "uniform" else base, "float64", *options.items())
-    found = allocate(scores, Request(base, options, compat="peer"))
-    for i in range(scores.num_blocks):
-        for j, name in enumerate(scores.linears[i]):
-            key = f"{run}|{i}/{'self_attn' if name[0] in 'qkvo' else 'mlp'}.{name}"
-            size = prod(kept[f"{key}|shape"].tolist())
-            assert size == scores.linear_sizes[i, j]
-            ones = int(np.unpackbits(kept[key])[:size].sum())
-            assert found.linear_pruned[i, j] == size - ones, key

@@ -39,7 +39,6 @@ noise_norms = st.sampled_from(["exact", "expected"])
 
 
 def length(x: npt.ArrayLike) -> float:
-    """Euclidean norm of all entries."""
     return sqrt(fsum(v * v for v in np.asarray(x, np.float64).ravel().tolist()))
 
 
@@ -198,7 +197,6 @@ def test_one_token_has_no_channel_to_follow() -> None:
 
 
 def plainly(state: Floats, clean: Floats, kept: Bools, norm: Norm) -> tuple[list[float], ...]:
-    """Drift and alignment number by number."""
     tokens = np.flatnonzero(kept).tolist()
     pairs = [(state[t], clean[t]) for t in tokens]
     if norm == "sequence":

@@ -105,12 +105,7 @@ def added_to_gains(step: float) -> Break:
     return matching(r"norm\.weight", lambda w: replace(w, offset=w.offset + step))
 
 
-def offsets_plus_one(model: Model, patch: pytest.MonkeyPatch) -> Model:
-    return matching(r"norm\.bias", lambda w: replace(w, offset=1.0))(model, patch)
-
-
 def swapped(role: str, other: str) -> Break:
-    """Exchange two roles of every block."""
     new = {role: other, other: role}
 
     def broken(model: Model, _: pytest.MonkeyPatch) -> Model:
@@ -121,8 +116,6 @@ def swapped(role: str, other: str) -> Break:
 
 
 def renamed(**roles: str) -> Break:
-    """Use weights in other roles."""
-
     def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
         for role, other in roles.items():
             model = swapped(role, other)(model, patch)
@@ -143,6 +136,16 @@ def op(name: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
         patch.setattr(module, name, wrong)
         if name in vars(PLAIN):  # how the forward finds it
             patch.setitem(vars(PLAIN), name, wrong)
+        return model
+
+    return broken
+
+
+def patched(owner: Any, name: str, change: Callable[[Any], Any]) -> Break:
+    """Put something else in the place of an attribute."""
+
+    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
+        patch.setattr(owner, name, change(getattr(owner, name)))
         return model
 
     return broken
@@ -179,13 +182,12 @@ def not_the_first(right: Callable[..., Array]) -> Callable[..., Array]:
     return causal_bias
 
 
-def by_groups(model: Model, patch: pytest.MonkeyPatch) -> Model:
+def by_groups(read: Callable[..., Any]) -> Callable[..., Any]:
     """Read a fused q, k, v as (its queries, key, value) of one key-value head after another."""
-    read, h = Model.block, model.config.head_dim
-    heads, kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
-    queries = heads // kv_heads * h
 
     def block(model: Model, i: int, dtype: str) -> dict[str, Array]:
+        h, kv_heads = model.config.head_dim, model.config.num_key_value_heads
+        queries = model.config.num_attention_heads // kv_heads * h
         weights, names = read(model, i, dtype), [f"{role}_proj.weight" for role in "qkv"]
         groups = np.concatenate([weights[n] for n in names]).reshape(kv_heads, queries + 2 * h, -1)
         parts = np.split(groups, [queries, queries + h], axis=1)
@@ -193,8 +195,7 @@ def by_groups(model: Model, patch: pytest.MonkeyPatch) -> Model:
             name: part.reshape(weights[name].shape) for name, part in zip(names, parts, strict=True)
         }
 
-    patch.setattr(Model, "block", block)
-    return model
+    return block
 
 
 def one_later(right: Callable[..., Any]) -> Callable[..., Any]:
@@ -217,8 +218,6 @@ def other_kind(config: Config) -> tuple[BlockKind, ...]:
 
 
 def rope_of(sliding: bool) -> Break:
-    """Rotate in every block as one kind of block does."""
-
     def blocks(config: Config) -> tuple[BlockKind, ...]:
         wanted = next(k.rope for k in config.blocks if (k.window is not None) == sliding)
         return tuple(replace(kind, rope=wanted) for kind in config.blocks)
@@ -277,15 +276,12 @@ def one_sided(x: Array, limit: float | None) -> Array:
 
 
 def sinks(change: Callable[[Array], Array]) -> Break:
-    """Change the score of the sinks where attention adds it."""
     return op(
         "softmax", lambda f: lambda x, sink=None: f(x, sink if sink is None else change(sink))
     )
 
 
 def gates(change: Callable[[Array], Array]) -> Break:
-    """Change the factors of the heads."""
-
     def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
         for name, right in list(softmax_attention.GATES.items()):
             wrong = partial(lambda x, right: change(right(x)), right=right)
@@ -296,19 +292,14 @@ def gates(change: Callable[[Array], Array]) -> Break:
 
 
 def convolved(change: Callable[[Array, Array], tuple[Array, Array]]) -> Break:
-    """Change the input or the kernel of the convolutions along the tokens."""
-
-    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
-        right = short_convolution.causal_convolution
-
+    def changed(right: Callable[..., Array]) -> Callable[..., Array]:
         def wrong(x: Array, weights: Any, positions: Array) -> Array:
             x, kernel = change(x, weights["conv.weight"])
             return right(x, {**weights, "conv.weight": kernel}, positions)
 
-        patch.setattr(short_convolution, "causal_convolution", wrong)
-        return model
+        return wrong
 
-    return broken
+    return patched(short_convolution, "causal_convolution", changed)
 
 
 def hidden_scale(config: Config) -> float:
@@ -316,13 +307,10 @@ def hidden_scale(config: Config) -> float:
 
 
 def delta(**changes: Callable[[Array], Array]) -> Break:
-    """Change arguments of the delta rule."""
     return arguments("delta_rule", ("q", "k", "v", "log_decay", "beta", "positions"), **changes)
 
 
 def arguments(function: str, names: tuple[str, ...], **changes: Callable[[Array], Array]) -> Break:
-    """Change arguments of a function."""
-
     def changed_rule(right: Callable[..., Array]) -> Callable[..., Array]:
         def wrong(*arguments: Array) -> Array:
             pairs = zip(names, arguments, strict=True)
@@ -349,43 +337,23 @@ def beside(part: str, **changes: Any) -> Break:
 
 
 def latent(change: Callable[[Array], Array]) -> Break:
-    """Change the gains of the norms of latents."""
     return kernel_weights("a_norm.weight", change)
 
 
 def kernel_weights(end: str, change: Callable[[Array], Array]) -> Break:
     """Change weights after they are read, by the end of their names."""
 
-    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
-        read = Model.block
+    def changed(read: Callable[..., dict[str, Array]]) -> Callable[..., dict[str, Array]]:
+        return lambda *which: {
+            n: change(w) if n.endswith(end) else w for n, w in read(*which).items()
+        }
 
-        def block(model: Model, i: int, dtype: str) -> dict[str, Array]:
-            weights = {**read(model, i, dtype)}
-            return {n: change(w) if n.endswith(end) else w for n, w in weights.items()}
-
-        patch.setattr(Model, "block", block)
-        return model
-
-    return broken
-
-
-def eps_of_latents(eps: float) -> Break:
-    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
-        patch.setattr(latent_attention, "EPS", eps)
-        return model
-
-    return broken
+    return patched(Model, "block", changed)
 
 
 def shared(change: Callable[[Array], Array]) -> Break:
     """Change keys and values that a block reads of an earlier one, [B, K, S, h]."""
-
-    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
-        right = carried.split_heads
-        patch.setattr(carried, "split_heads", lambda x, size: change(right(x, size)))
-        return model
-
-    return broken
+    return patched(carried, "split_heads", lambda right: lambda *x: change(right(*x)))
 
 
 def table(change: Callable[[Array], Array]) -> Break:
@@ -408,7 +376,8 @@ VARIANTS: list[Row] = [
     ("norms without weights skipped", facts(weightless_norms=()), "olmo"),
     ("variance over n - 1", op("layer_norm", lambda _: unbiased_variance), "gpt2 opt"),
     ("norm gains without + 1", added_to_gains(-1.0), "gemma gemma2 gemma3 nemotron"),
-    ("norm offsets with + 1", offsets_plus_one, "nemotron"),
+    ("norm offsets with + 1", matching(r"norm\.bias", lambda w: replace(w, offset=1.0)),
+     "nemotron"),
     ("norm gains with + 1", added_to_gains(1.0), "llama qwen3 gemma4"),
     ("norm biases skipped", facts(norm="rms"), "gpt2 opt"),
     ("final norm skipped", without("final_norm"), "llama gemma3 gpt_neox opt"),
@@ -503,7 +472,7 @@ VARIANTS: list[Row] = [
      "qwen3_5 qwen3_next"),
     ("q, k, v, z one after another", layout(r"in_proj_[qkvz]", groups=1), "qwen3_next"),
     ("latents not normalised", latent(lambda x: x * 2), MLA),
-    ("eps of the other norms", eps_of_latents(1e-3), MLA),
+    ("eps of the other norms", patched(latent_attention, "EPS", lambda _: 1e-3), MLA),
     ("scores of the plain channels", mixers(scale=lambda m: m.plain_dim**-0.5), MLA),
     ("a scale without yarn's", mixers(scale=lambda m: 10**-0.5), "deepseek_v3"),
     ("pairs of halves, latent", rope(interleaved=False), "deepseek_v3 deepseek_v2"),
@@ -604,7 +573,7 @@ VARIANTS: list[Row] = [
     ("qkv in thirds", layout(r"[qkv]_proj", groups=1), "gpt_neox gpt_neox_sequential"),
     ("k and v behind all queries", layout(r"[qkv]_proj", groups=1), "falcon_grouped"),
     ("qkv head by head", layout(r"[qkv]_proj", groups=4), "gpt2"),
-    ("qkv by groups", by_groups, "phi3 phi3_partial"),
+    ("qkv by groups", patched(Model, "block", by_groups), "phi3 phi3_partial"),
     ("qkv biases in thirds", layout(r"[qkv]_proj\.bias", groups=1), "gpt_neox"),
     ("Conv1D not transposed", layout(r"o_proj\.weight", transposed=False), "gpt2"),
     ("k and v exchanged", swapped("k_proj", "v_proj"), "llama gpt2 phi3"),

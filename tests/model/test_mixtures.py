@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from test_broken_variants import (
     layout,
     matching,
     op,
+    patched,
     rows,
     swapped,
     without,
 )  # fmt: skip
 
 from refimpl import Model, read_model
-from refimpl.model import experts
 from refimpl.model import forward as forward_module
 from refimpl.model.config import Experts
 from refimpl.model.experts import largest, route
@@ -32,11 +33,10 @@ from refimpl.model.forward import block, places
 from refimpl.model.ops import Array
 
 EXPERT = "model.layers.1.block_sparse_moe.experts.3"
+ROUTER = "model.layers.0.block_sparse_moe.gate.weight"
 
 
 def mixture(**changes: Any) -> Break:
-    """Break the facts of a model's mixtures."""
-
     def broken(model: Model, _: pytest.MonkeyPatch) -> Model:
         facts = changed(model.config.experts, changes)
         return replace(model, config=replace(model.config, experts=facts))
@@ -46,17 +46,10 @@ def mixture(**changes: Any) -> Break:
 
 def routed(change: Callable[..., tuple[Array, Array]]) -> Break:
     """Put a broken function in the place of `route`, which it gets as its first argument."""
-
-    def broken(model: Model, patch: pytest.MonkeyPatch) -> Model:
-        right = experts.route
-        patch.setattr(forward_module, "route", lambda *arguments: change(right, *arguments))
-        return model
-
-    return broken
+    return patched(forward_module, "route", lambda right: partial(change, right))
 
 
 def clamped(gates: Callable[..., tuple[Array, Array]]) -> Break:
-    """Put another function in the place of `clamped_gate`."""
     return op("clamped_gate", lambda _: gates)
 
 
@@ -204,27 +197,21 @@ def test_stacked_experts_are_the_same_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "lines"),
+    ("name", "shape", "says"),
     [
-        (
-            lambda a: a.pop(f"{EXPERT}.w3.weight"),
-            [f"{EXPERT}.w3.weight: missing (needed for blocks.1.experts.3.up_proj.weight, "
-             "shape [20, 32])"],
-        ),
-        (
-            lambda a: a.update({"model.layers.0.block_sparse_moe.gate.weight": np.zeros((4, 32))}),
-            ["model.layers.0.block_sparse_moe.gate.weight: expected shape [5, 32], got [4, 32]"],
-        ),
-        (
-            lambda a: a.update({f"{EXPERT}.w2.weight": np.zeros((20, 32))}),
-            [f"{EXPERT}.w2.weight: expected shape [32, 20], got [20, 32]"],
-        ),
-        (
-            lambda a: a.update({f"{EXPERT[:-1]}5.w2.weight": np.zeros((32, 20))}),
-            [f"{EXPERT[:-1]}5.w2.weight: no role claims it (shape [32, 20])"],
-        ),
+        (f"{EXPERT}.w3.weight", None,
+         "missing (needed for blocks.1.experts.3.up_proj.weight, shape [20, 32])"),
+        (ROUTER, (4, 32), "expected shape [5, 32], got [4, 32]"),
+        (f"{EXPERT}.w2.weight", (20, 32), "expected shape [32, 20], got [20, 32]"),
+        (f"{EXPERT[:-1]}5.w2.weight", (32, 20), "no role claims it (shape [32, 20])"),
     ],
 )  # fmt: skip
-def test_tensors_that_do_not_fit(change: Any, lines: list[str], tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit(
+    name: str, shape: tuple[int, int] | None, says: str, tmp_path: Path
+) -> None:
+    def change(arrays: dict[str, Array]) -> None:
+        arrays.pop(name, None)
+        arrays |= {} if shape is None else {name: np.zeros(shape)}
+
     problem = refusal(altered(tmp_path / "m", "mixtral", change)).problem
-    assert problem.split("\n  ")[1:] == lines
+    assert problem.split("\n  ")[1:] == [f"{name}: {says}"]

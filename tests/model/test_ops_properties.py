@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
+from gates import bits
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -16,8 +18,10 @@ from strategies import seeds
 
 from refimpl.model import kernels, ops, position_tables
 from refimpl.model.config import LEARNED_ACTIVATION, NORMS, BlockKind, Config, Rope
+from refimpl.model.floating_point import is_zero
 from refimpl.model.forward import block, embed, head, places
 from refimpl.model.kernels import PLAIN, TILED, Kernels
+from refimpl.model.model import zeroed
 from refimpl.model.ops import Array
 
 DTYPES = ["float32", "float64"]
@@ -288,9 +292,7 @@ def test_a_token_changes_nothing_before_it_or_past_its_window(
 
 
 @given(configs(), seeds, st.sampled_from(DTYPES), EITHER)
-def test_sequences_of_a_batch_are_independent(
-    config: Config, seed: int, dtype: str, how: Kernels
-) -> None:
+def test_sequences_are_independent(config: Config, seed: int, dtype: str, how: Kernels) -> None:
     """What the others hold changes no bit: where it lies in memory may, with some kernels."""
     x, others = (streams(config, seed + n, dtype) for n in range(2))
     y = run_block(x, config, seed, how=how)
@@ -340,3 +342,16 @@ def test_dtypes_stay_what_they_are(config: Config, seed: int, dtype: str) -> Non
     logits = head(x, weights, config, point)
     assert logits.shape == (2, 4, config.vocab_size)
     assert {np.dtype(dtype)} == set(seen.values())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_zeros_and_what_stays_are_those_of_arithmetic(dtype: npt.DTypeLike) -> None:
+    """By their bits, for every number of 16 bits."""
+    values = np.arange(1 << 16, dtype=np.uint16)
+    values = values.view(ml_dtypes.bfloat16 if dtype != np.float16 else np.float16)
+    keep = np.random.default_rng(0).random((256, 256)) < 0.5
+    with np.errstate(invalid="ignore"):  # of NaN
+        values = values.astype(dtype).reshape(256, 256)
+        np.testing.assert_array_equal(is_zero(values), values == 0)
+    for value, kept in ((values, keep), (values.T, keep)):
+        assert bits(zeroed(value, kept)) == bits(np.where(kept, value, np.zeros((), dtype)))

@@ -30,7 +30,6 @@ def pruned(case: str, folder: Path, pattern: Pattern = HALF) -> Model:
 
 
 def prunable(model: Model) -> int:
-    """Number of prunable weights."""
     return int(model.config.block_sizes.sum())
 
 

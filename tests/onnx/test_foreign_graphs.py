@@ -25,7 +25,6 @@ LLAMA = FIXTURES / "llama"
 
 @pytest.fixture(scope="module")
 def graph(folder: Path) -> Path:
-    """A graph of the model with its weights inside."""
     path = folder / "whole.onnx"
     ran("export", LLAMA, "-o", path, "--outputs", "logits")
     onnx.save(onnx.load(path), path)
@@ -33,7 +32,6 @@ def graph(folder: Path) -> Path:
 
 
 def bools(proto: onnx.ModelProto) -> None:
-    """Logits that are true or false."""
     proto.graph.output[0].type.tensor_type.elem_type = TensorProto.BOOL
 
 
@@ -47,13 +45,11 @@ def identities(proto: onnx.ModelProto) -> None:
 
 
 def negative(proto: onnx.ModelProto) -> None:
-    """A weight with a negative dimension."""
     (tensor,) = (t for t in proto.graph.initializer if t.name == "blocks.0.q_proj.weight")
     tensor.dims[0] = -tensor.dims[0]
 
 
 def late(proto: onnx.ModelProto) -> None:
-    """A version of the operators that does not exist."""
     proto.opset_import[0].version = 999
 
 
@@ -91,9 +87,7 @@ def test_limits_that_are_none(seconds: str, graph: Path) -> None:
     assert "--time-limit" in refused(*words)
 
 
-def test_our_process_parses_no_graph(
-    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_we_parse_no_graph(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx, "load", Mock(side_effect=AssertionError("parsed here")))
     sizes = ("--samples", 1, "--seq-len", 3)
     ran("validate", LLAMA, "--graph", graph, *sizes, "-o", tmp_path / "out.json")

@@ -65,7 +65,6 @@ def test_dtypes_follow_numpy(dtype: str) -> None:
 
 
 def evaluated(graph: Graph, **inputs: Any) -> list[Any]:
-    """What a graph computes, by onnx's evaluator."""
     return ReferenceEvaluator(graph.model()).run(None, inputs)  # type: ignore[no-any-return]
 
 

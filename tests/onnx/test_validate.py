@@ -139,7 +139,6 @@ def node(proto: onnx.ModelProto, output: str) -> NodeProto:
 
 @damage
 def bypassed(proto: onnx.ModelProto, output: str, which: int = 0) -> None:
-    """Replace a node by one of its inputs."""
     maker = node(proto, output)
     kept = maker.input[which]
     maker.CopyFrom(helper.make_node("Identity", [kept], list(maker.output), maker.name))
@@ -158,7 +157,6 @@ def shifted_mask(proto: onnx.ModelProto) -> None:
 
 
 def shifted_window(proto: onnx.ModelProto) -> None:
-    """Every window is one token longer."""
     name = next(n.input[1] for n in proto.graph.node if n.op_type == "GreaterOrEqual")
     replace_values(proto, name, lambda values: values + 1)
 
@@ -298,7 +296,6 @@ def dropped_root(proto: onnx.ModelProto) -> None:
 
 
 def sum_for_difference(proto: onnx.ModelProto) -> None:
-    """The sum of two states is measured, and not their difference."""
     (measure,) = (f for f in proto.functions if f.name == "measure")
     next(n for n in measure.node if n.op_type == "Sub").op_type = "Add"
 
@@ -311,7 +308,6 @@ def exchanged_blocks(proto: onnx.ModelProto) -> None:
 
 
 def other_block(proto: onnx.ModelProto) -> None:
-    """Block 1 is perturbed in place of block 2."""
     call = next(n for n in proto.graph.node if n.name == "blocks.2.perturb")
     for n in proto.graph.node:
         if n.output[0] in call.input and n.op_type == "Squeeze":
@@ -380,9 +376,7 @@ def test_the_program_says_what_it_compared_and_where_it_ran() -> None:
     assert "float32" not in result.out
 
 
-def test_every_line_fits_and_no_word_is_broken(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_fit_and_no_word_is_broken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zeros = graph_of("llama", folder, pruned=True)  # does not agree: causes, counts and notes
     for graph in (None, zeros):
         validation = validate(model_of("llama"), graph=graph, threads=1)

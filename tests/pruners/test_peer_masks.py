@@ -1,4 +1,4 @@
-"""The zeros that the peers' own code left in a tiny Llama, and ours for the same input."""
+"""The zeros that the peers' own code left in a tiny Llama, and those of `refimpl prune`."""
 
 from functools import cache
 from pathlib import Path
@@ -7,17 +7,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peer_numbers import TINY, tiny
+from peer_numbers import TINY
+from program import ran
 from safetensors.numpy import load_file
 
-from refimpl import Pattern, PrunerOptions, Request, allocate, prune, score
 from refimpl.model.ops import Array
-from refimpl.tokens import id_tokens
 
 WEIGHTS = 1e-4  # of a linear's largest weight, and of every row's norm
-OPTIONS: dict[str, dict[str, Any]] = {
-    "uniform": {}, "owl": {"m": 5.0, "lam": 0.08}, "alphapruning": {"fit": "peak"},
-}  # fmt: skip
+PEERS = {
+    "wanda": "--pruner wanda --sparsity 0.7 --allocation uniform",
+    "magnitude": "--pruner magnitude --sparsity 0.7 --allocation uniform",
+    "sparsegpt": "--pruner sparsegpt --sparsity 0.7 --allocation uniform",
+    "owl_wanda": "--pruner wanda --sparsity 0.7 --allocation owl",
+    "owl_sparsegpt": "--pruner sparsegpt --sparsity 0.7 --allocation owl",
+    "alpha_wanda": "--pruner wanda --sparsity 0.7 --allocation alphapruning",
+    "wanda_2:4": "--pruner wanda --nm 2:4",
+    "sparsegpt_2:4": "--pruner sparsegpt --nm 2:4",
+}
 
 
 @cache
@@ -25,23 +31,13 @@ def kept() -> Any:
     return np.load(TINY / "keep.npz")
 
 
-CASES = sorted({key.split("|")[0] for key in kept().files})
-
-
 @cache
 def pruned(case: str, dtype: str) -> dict[str, Array]:
     """Linears of the model after pruning as the peer does, by the peer's names of them."""
-    first, _, rest = case.partition("_")
-    base = {"owl": "owl", "alpha": "alphapruning"}.get(first, "uniform")
-    method: Any = first if base == "uniform" else rest
-    tokens, request = id_tokens(TINY / "tokens.npy"), Request(base, OPTIONS[base], compat="peer")
-    target = (
-        Pattern(2, 4)
-        if "2:4" in case
-        else allocate(score(tiny(), tokens, request=request, dtype=np.float64), request)
-    )
+    words = (*PEERS[case].split(), "--compat", "peer", "--dtype", dtype)
+    tokens = () if case == "magnitude" else ("--tokens", TINY / "tokens.npy")
     with TemporaryDirectory() as folder:
-        prune(tiny(), Path(folder, "out"), target, PrunerOptions(method), tokens, dtype=dtype)
+        ran("prune", TINY, "-o", Path(folder, "out"), *words, *tokens)
         weights = load_file(Path(folder, "out", "model.safetensors"))
     return {
         name.removeprefix("model.layers.").replace(".", "/", 1).removesuffix(".weight"): weight
@@ -51,15 +47,13 @@ def pruned(case: str, dtype: str) -> dict[str, Array]:
 
 
 def test_all_cases_are_here() -> None:
-    assert CASES == [
-        "alpha_wanda", "magnitude", "owl_sparsegpt", "owl_wanda",
-        "sparsegpt", "sparsegpt_2:4", "wanda", "wanda_2:4",
-    ]  # fmt: skip
+    assert {key.split("|")[0] for key in kept().files} == PEERS.keys()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", PEERS)
 def test_the_zeros_are_the_peers(case: str, dtype: str) -> None:
+    """Allocation, calibration and masks are all ours; `keep.npz` is what the peers' code left."""
     assert len(pruned(case, dtype)) == 28
     for name, weight in pruned(case, dtype).items():
         key = f"{case}|{name}"

@@ -13,7 +13,6 @@ from program import ran, refused
 from quantised_files import FP8, fp8_model
 
 HOW = ("--nm", "2:4", "--pruner", "magnitude")
-SHARDED = sorted(path.name for path in (FIXTURES / "llama_sharded").iterdir())
 BESIDE = (
     "README.md", "LICENSE", "NOTICE.txt", "generation_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "merges.txt",
@@ -34,7 +33,6 @@ def model_at(folder: Path, secrets: Path) -> set[str]:
 
 
 def named(error: str) -> set[str]:
-    """The files that an error names."""
     lines = [line for line in error.splitlines() if " -> " in line]
     assert all(line.startswith("  ") for line in lines)
     return {line.partition(" -> ")[0].strip() for line in lines}
@@ -57,19 +55,6 @@ def test_every_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         if name != "pruning.json":
             shutil.copy(tmp_path / "secrets" / name, tmp_path / "model")
     ran("prune", tmp_path / "link", "-o", out, *HOW)
-
-
-@pytest.mark.parametrize("name", [*SHARDED, *BESIDE])
-def test_one_link_is_enough(name: str, tmp_path: Path) -> None:
-    model_at(tmp_path / "links", tmp_path / "model")
-    (tmp_path / "model" / "pruning.json").unlink()
-    secret = tmp_path / "secret"
-    secret.write_text("{}")
-    if (tmp_path / "model" / name).exists():
-        (tmp_path / "model" / name).rename(secret)
-    (tmp_path / "model" / name).symlink_to(secret)
-    assert named(refused("prune", tmp_path / "model", "-o", tmp_path / "out", *HOW)) == {name}
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_loop_of_links_leads_nowhere(tmp_path: Path) -> None:

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
 from gates import model_of
-from program import run
 
 from refimpl import Pattern, Probes, PrunerOptions, Request, prune, read_model, score
 from refimpl.model.ops import Array
@@ -22,9 +20,7 @@ ONE = Tokens(np.array([[7]]), "one token", "ids")  # seen by two of five experts
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_an_expert_without_tokens_is_named_and_pruned_by_magnitude(
-    method: Pruner, tmp_path: Path
-) -> None:
+def test_an_expert_without_tokens_is_pruned_by_magnitude(method: Pruner, tmp_path: Path) -> None:
     model = model_of("mixtral")
     pruned = prune(model, tmp_path / "out", Pattern(2, 4), PrunerOptions(method), ONE)
     record = json.loads((tmp_path / "out" / "pruning.json").read_text("utf-8"))
@@ -53,22 +49,6 @@ def test_the_pruning_perturbation_falls_back_too() -> None:
     np.testing.assert_array_equal(found, keep)
     dense, *_ = decided("up_proj", (0, 1), weight, nothing, 1, 12, PrunerOptions())
     assert dense[:, 3:].all()  # equal scores: the lowest columns
-
-
-def routers(folder: Path) -> dict[str, Array]:
-    weights = read_model(folder).weights
-    return {name: w.read("f4") for name, w in weights.items() if "router" in name}
-
-
-def test_routers_stay(tmp_path: Path) -> None:
-    done = run("prune", FIXTURES / "mixtral", "-o", tmp_path / "out", "--sparsity", 0.6,
-               "--tokens", "random", "--samples", 3, "--seq-len", 12)  # fmt: skip
-    assert done.code == 0
-    before, after = routers(FIXTURES / "mixtral"), routers(tmp_path / "out")
-    assert len(before) == 3
-    for name, values in before.items():
-        np.testing.assert_array_equal(values, after[name])
-        assert not (values == 0).any()
 
 
 @pytest.mark.parametrize(("case", "method"), [("granitemoe", "sparsegpt"), ("qwen2_moe", "wanda")])

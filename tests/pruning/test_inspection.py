@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import altered, config_of, needs_proc, resident, sparse
+from checkpoints import config_of, needs_proc, resident, sparse
 from conftest import FIXTURES
 from gates import CASES
 from processes import printed_json
@@ -44,7 +44,6 @@ def two_of_four(block: int, name: str, shape: tuple[int, int]) -> Array:
 
 
 def without_one(block: int, name: str, shape: tuple[int, int]) -> Array:
-    """2:4 but for one linear."""
     whole = (block, name) == (0, "k_proj")
     return np.ones(shape, bool) if whole else two_of_four(block, name, shape)
 
@@ -89,15 +88,6 @@ def test_a_pattern_is_found_in_every_layout(case: str, tmp_path: Path) -> None:
     assert inspect(read_model(FIXTURES / case)).pattern is None
 
 
-def test_minus_zero_is_a_zero(tmp_path: Path) -> None:
-    def change(arrays: dict[str, Array]) -> None:
-        name = "model.layers.0.mlp.up_proj.weight"
-        arrays[name] = np.where(np.arange(32) < 3, -0.0, arrays[name]).astype(np.float32)
-
-    linear = inspect(read_model(altered(tmp_path / "m", "llama", change))).blocks[0]["up_proj"]
-    assert linear.zeros == 3 * linear.weights // 32
-
-
 def print_growth(folder: str) -> None:
     """Print by how many bytes a process grows that has inspected a small model before."""
     inspect(read_model(LLAMA))
@@ -118,14 +108,12 @@ def test_one_linear_is_read_at_a_time(tmp_path: Path) -> None:
 
 @cache
 def record_text() -> str:
-    """The record of a fixture, pruned to 2:4."""
     with TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         return ran("prune", LLAMA, "-o", out, "--nm", "2:4", "--pruner", "magnitude", "--json")
 
 
 def recorded(folder: Path, **changes: Any) -> Path:
-    """A model with a record in which something is changed."""
     shutil.copytree(LLAMA, folder)
     (folder / "pruning.json").write_text(json.dumps(json.loads(record_text()) | changes))
     return folder
@@ -151,12 +139,8 @@ def test_what_was_requested_is_said(
 @pytest.mark.parametrize(
     "record",
     [
-        None,  # a folder
-        "{",
-        {"method": 3},
-        {"requested_sparsity": 1.5},
-        {"allocation": {"strength": []}},
-        {"format": 2},
+        *(None, "{", {"method": 3}),  # none: a folder
+        *({"requested_sparsity": 1.5}, {"allocation": {"strength": []}}, {"format": 2}),
     ],
 )
 def test_a_broken_record_is_refused(record: str | dict[str, Any] | None, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """From a model to a pruned folder: what was asked for is what is in it, whatever happens."""
 
 import json
-import shutil
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -12,17 +11,16 @@ import numpy as np
 import pytest
 from checkpoints import altered, llama_of
 from conftest import FIXTURES
-from documents import facts, files, numbers
+from documents import facts, numbers
 from gates import CASES, model_of
 from peer_numbers import TINY
 from program import ran, refused
 from pruned_models import pruned_blocks
-from safetensors.numpy import load_file
+from refusals import refusal_of
 
 from refimpl import (
     Model,
     Probes,
-    RefimplError,
     Request,
     Scores,
     allocate,
@@ -32,14 +30,12 @@ from refimpl import (
 )
 from refimpl.allocation.scores_json import document
 from refimpl.allocation.targets import Targets, pattern_targets, targets_for
-from refimpl.model.forward import block, embed, places
-from refimpl.model.statistics import input_of
+from refimpl.bases.base import bases
 from refimpl.model.stream import Stream
 from refimpl.pruners import compensation
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import Pattern
-from refimpl.pruners.pruner import Pruner
-from refimpl.pruners.wanda import wanda_keep, wanda_score
+from refimpl.pruners.pruner import Pruner, pruners
 from refimpl.pruning.prune import prune
 from refimpl.running.settings import Settings
 from refimpl.tokens import Tokens, id_tokens, random_tokens
@@ -132,47 +128,7 @@ def test_passed_blocks_are_those_of_the_file(method: Pruner, dtype: str, tmp_pat
         assert np.array_equal(on_the_way.states[n], in_the_file.states[n])
 
 
-def test_statistics_pass_through_the_pruned_blocks() -> None:
-    """Wanda once more, written out: plain forward, one sequence after the other."""
-    model = read_model(FIXTURES / "gemma3")
-    config, ids = model.config, drawn(model).ids
-    where = places(np.arange(ids.shape[1]), config, np.float64)
-    asked = targets_at(model, 0.6)
-    with Settings(np.float64, threads=2).open() as resources:
-        pruned = list(pruned_blocks(model, asked, PrunerOptions(), ids, resources))
-    states = [
-        embed(row[None], np.arange(ids.shape[1]), model.embedding(), config, np.float64)
-        for row in ids
-    ]
-    for i, kind in enumerate(config.blocks):
-        weights, inputs = dict(model.block(i, np.float64)), dict[str, list[Any]]()
-
-        def keep_input(name: str, value: Any, inputs: dict[str, list[Any]] = inputs) -> Any:
-            inputs.setdefault(name, []).append(value)
-            return value
-
-        for h in states:
-            block(h, weights, replace(where[kind], observe=keep_input), config)
-        for j, name in enumerate(config.linears[i]):
-            x = np.concatenate([value[0] for value in inputs[input_of(name)]])
-            score_of = wanda_score(weights[f"{name}.weight"], np.square(x).sum(0) / len(ids))
-            keep = wanda_keep(score_of, int(asked.linear_pruned[i, j]))
-            assert np.array_equal(pruned[i].linears[name].keep, keep), (i, name)
-            weights[f"{name}.weight"] = np.where(keep, weights[f"{name}.weight"], 0)
-        states = [block(h, weights, where[kind], config) for h in states]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_threads_change_nothing(method: Pruner, tmp_path: Path) -> None:
-    model, outputs = read_model(LLAMA), set[bytes]()
-    for threads in (1, 3):
-        out, asked = tmp_path / str(threads), targets_at(model, 0.4)
-        prune(model, out, asked, PrunerOptions(method), drawn(model), threads=threads)
-        outputs.add(weights(out))
-    assert len(outputs) == 1
-
-
-def test_linears_and_probes_share_the_factor_of_their_input(
+def test_linears_and_probes_share_factors_of_inputs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes: list[int] = []
@@ -203,40 +159,9 @@ def test_the_random_control_follows_its_seed(tmp_path: Path) -> None:
     assert weights(tmp_path / "a") == weights(tmp_path / "b") != weights(tmp_path / "c")
 
 
-PEERS = {
-    "wanda": "--pruner wanda --sparsity 0.7 --allocation uniform",
-    "magnitude": "--pruner magnitude --sparsity 0.7 --allocation uniform",
-    "sparsegpt": "--pruner sparsegpt --sparsity 0.7 --allocation uniform",
-    "owl_wanda": "--pruner wanda --sparsity 0.7 --allocation owl",
-    "owl_sparsegpt": "--pruner sparsegpt --sparsity 0.7 --allocation owl",
-    "alpha_wanda": "--pruner wanda --sparsity 0.7 --allocation alphapruning",
-    "wanda_2:4": "--pruner wanda --nm 2:4",
-    "sparsegpt_2:4": "--pruner sparsegpt --nm 2:4",
-}
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("case", PEERS)
-def test_no_bit_differs_from_the_peers(case: str, dtype: str, tmp_path: Path) -> None:
-    """Allocation, calibration and masks are all ours; `keep.npz` is what the peers' code left."""
-    tokens = () if case == "magnitude" else ("--tokens", TINY / "tokens.npy")
-    out = tmp_path / "out"
-    options = (*PEERS[case].split(), *tokens, "--dtype", dtype)
-    ran("prune", TINY, "-o", out, "--compat", "peer", *options)
-    kept, after = np.load(TINY / "keep.npz"), load_file(out / "model.safetensors")
-    linears = [key for key in kept.files if key.startswith(f"{case}|") and key.count("|") == 1]
-    assert len(linears) == 28
-    for key in linears:
-        weight = after[f"model.layers.{key.partition('|')[2].replace('/', '.')}.weight"]
-        theirs = np.unpackbits(kept[key])[: weight.size].reshape(weight.shape) == 1
-        assert int((theirs != (weight != 0)).sum()) == 0, key
-
-
 @pytest.mark.parametrize("tokens", ["", "--samples 3", "--text TEXT --seq-len 24"])
 @pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
-def test_one_wish_in_two_spellings_gives_one_model(
-    tokens: str, pruner: str, tmp_path: Path
-) -> None:
+def test_one_wish_in_two_spellings_is_one_model(tokens: str, pruner: str, tmp_path: Path) -> None:
     """Also where `score` and `prune` have other default tokens than pruning itself."""
     words = (*tokens.replace("TEXT", str(FIXTURES / "text.txt")).split(), "--sparsity", 0.6)
     scored, by = tmp_path / "scores.json", ("--pruner", pruner)
@@ -380,56 +305,56 @@ def test_a_hessian_that_does_not_factor_names_its_linear(tmp_path: Path) -> None
     ran("prune", LLAMA, "-o", tmp_path / "out", *words, "--damping", "0.01")
 
 
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.2.mlp.up_proj.weight"])
-def test_weights_that_are_not_finite_are_named(name: str, tmp_path: Path) -> None:
+FEW = "--samples 1 --tokens random"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.embed_tokens.weight", f"--nm 2:4 {FEW}"),
+        ("model.layers.2.mlp.up_proj.weight", f"--nm 2:4 {FEW}"),
+        ("lm_head.weight", f"--sparsity 0.5 --pruner magnitude {FEW}"),  # between both
+        ("lm_head.weight", "--sparsity 0.5 --pruner magnitude --allocation uniform"),
+    ],
+)
+def test_weights_that_are_not_finite_are_named(name: str, words: str, tmp_path: Path) -> None:
     def spoil(arrays: dict[str, Any]) -> None:
         arrays[name] = arrays[name].copy()
         arrays[name][1, 1] = np.nan
 
-    altered(tmp_path / "model", "llama", spoil)
-    words = ("prune", tmp_path / "model", "-o", tmp_path / "out", "--nm", "2:4")
-    assert name in refused(*words, *SMALL, "--tokens", "random")
+    model = altered(tmp_path / "model", "llama", spoil)
+    assert name in refused("prune", model, "-o", tmp_path / "out", *words.split())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_an_existing_output_stays_without_force(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    words = ("prune", LLAMA, "-o", out, "--pruner", "magnitude", "--nm")
-    ran(*words, "2:4")
-    first = files(out)
-    assert "--force" in refused(*words, "1:4")
-    assert files(out) == first
-    ran(*words, "1:4", "--force")
-    assert weights(out) != first["model.safetensors"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+CASES_OF_MIXERS = (  # other mixers of tokens than attention alone
+    "lfm2", "lfm2_moe", "lfm3", "afmoe", "laguna", "qwen3_5", "qwen3_next", "deepseek_v3",
+    "kimi_linear", "minicpm3", "granite_hybrid", "bamba", "nemotron_h", "falcon_h1",
+    "olmo_hybrid", "gemma4", "gemma4_experts", "gemma4_small",
+)  # fmt: skip
 
 
-def test_the_input_is_no_output(tmp_path: Path) -> None:
-    model = shutil.copytree(FIXTURES / "llama_sharded", tmp_path / "model")
-    (tmp_path / "link").symlink_to(model)
-    options = ("--nm", "2:4", "--pruner", "magnitude", "--force", "-o")
-    index = "model.safetensors.index.json"
-    for source in (model, tmp_path / "link", model / index, tmp_path / "link" / index):
-        for out in (model, tmp_path / "link" / ".." / "model", tmp_path):
-            assert "is, or holds," in refused("prune", source, *options, out)
-    assert "lies in MODEL" in refused("prune", model, *options, model / "out")
-    assert files(model) == files(FIXTURES / "llama_sharded")
-    ran("prune", model / index, *options, model / "out")  # beside a named file there is room
-    assert read_model(model / "out").config == read_model(model).config
+@pytest.mark.parametrize("case", CASES_OF_MIXERS)
+@pytest.mark.parametrize("pruner", pruners())
+def test_linears_are_pruned_and_nothing_else(case: str, pruner: str, tmp_path: Path) -> None:
+    model = model_of(case)
+    prune(model, tmp_path / "pruned", Pattern(2, 4), pruner, drawn(model, 2, 9))
+    pruned = read_model(tmp_path / "pruned")
+    for i, linears in enumerate(model.config.linears):
+        before, after = (x.block(i, np.float64) for x in (model, pruned))
+        for name, weight in before.items():
+            if name.removesuffix(".weight") in linears:
+                assert np.mean(after[name] == 0) == 0.5, name
+            else:
+                np.testing.assert_array_equal(after[name], weight, err_msg=name)
 
 
-def test_the_table_and_the_json_say_the_same(tmp_path: Path) -> None:
-    words = (*SMALL, "--sparsity", 0.6, "--allocation", "uniform")
-    table = ran("prune", LLAMA, "-o", tmp_path / "a", *words)
-    printed = json.loads(ran("prune", LLAMA, "-o", tmp_path / "b", *words, "--json"))
-    assert printed == json.loads((tmp_path / "b" / "pruning.json").read_text())
-    total = f"{printed['total_pruned']:,}"
-    weights = f"{printed['total_weights']:,}"
-    assert f"reached ({total} of {weights} weights; {total} zeros in the file)" in table
-    last = ran("inspect", tmp_path / "a").splitlines()[-1]
-    assert last.startswith(f"zeros {total} of {weights}")
-    assert f"{printed['total_weights']:,} prunable weights" in table
-    assert printed["total_pruned"] == round(0.6 * printed["total_weights"])
+@pytest.mark.parametrize("case", CASES_OF_MIXERS)
+@pytest.mark.parametrize("base", bases())
+def test_every_base_has_an_allocation(case: str, base: str) -> None:
+    model, options = model_of(case), {"beta": 0.1} if base == "atp" else {}
+    scores = score(model, drawn(model, 2, 9), request=Request(base, options, 0.5))
+    assert abs(allocate(scores).total_pruned - scores.linear_sizes.sum() / 2) <= 0.5
 
 
 def test_the_pruned_model_is_a_model(tmp_path: Path) -> None:
@@ -448,16 +373,12 @@ def test_from_python(tmp_path: Path) -> None:
     asked, tokens = targets_at(model, 0.3), id_tokens(TINY / "tokens.npy")
     found = prune(model, tmp_path / "out", asked, tokens=tokens, dtype=np.float64)
     assert found.total_pruned == found.total_zeros == asked.linear_pruned.sum()
-    with pytest.raises(RefimplError, match="without calibration tokens"):
-        prune(model, tmp_path / "other", asked)
-    with pytest.raises(RefimplError, match="float32 or float64"):
-        prune(model, tmp_path / "other", asked, dtype=np.float16)
+    refusal_of(prune, model, tmp_path / "other", asked, says="without calibration tokens")
+    refusal_of(prune, model, tmp_path / "other", asked, dtype=np.float16, says="float32 or float64")
     too_many = replace(asked, linear_pruned=asked.linear_pruned * 4)
     for other in (targets_at(model_of("gpt2"), 0.3), too_many):
-        with pytest.raises(RefimplError, match="another model"):
-            prune(model, tmp_path / "other", other)
-    with pytest.raises(RefimplError, match="nonsense"):
-        PrunerOptions("nonsense")  # type: ignore[arg-type]
+        refusal_of(prune, model, tmp_path / "other", other, says="another model")
+    refusal_of(PrunerOptions, "nonsense", says="nonsense")
 
 
 @pytest.mark.parametrize("name", ["mine.csv", "mine.json", "linears.json"])

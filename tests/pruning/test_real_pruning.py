@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +32,18 @@ REAL = Path(os.environ.get("REFIMPL_REAL", "real"))
 CALIBRATION = REAL / "text" / "sotu-1901-1979.txt"
 TEXT = REAL / "text" / "sotu-1980-on.txt"
 SMOL = "SmolLM2-135M-Instruct"
-SPARSITY, PATTERN = ("--sparsity", "0.6"), ("--nm", "2:4")
+TARGETS = SPARSITY, PATTERN = ("--sparsity", "0.6"), ("--nm", "2:4")
 GATE = 1e-4
+QWEN = "Qwen2.5-Coder-0.5B-Instruct"
 CASES = [  # every method on one model, and each file and family with a method that rewrites weights
-    *(
-        (SMOL, method, target)
-        for method in ("wanda", "sparsegpt", "magnitude", "random")
-        for target in (SPARSITY, PATTERN)
-    ),
-    ("float32", "wanda", SPARSITY),
-    ("float32", "sparsegpt", PATTERN),
-    ("sharded", "wanda", PATTERN),
-    ("sharded", "sparsegpt", SPARSITY),
-    ("bfloat16", "wanda", SPARSITY),
-    ("bfloat16", "sparsegpt", SPARSITY),
-    ("bfloat16", "magnitude", PATTERN),
-    ("gemma-3-270m", "wanda", SPARSITY),
-    ("gemma-3-270m", "sparsegpt", PATTERN),
-    ("gemma-3-270m", "magnitude", SPARSITY),
-    ("Qwen2.5-Coder-0.5B-Instruct", "wanda", PATTERN),
-    ("Qwen2.5-Coder-0.5B-Instruct", "sparsegpt", SPARSITY),
-    ("Qwen2.5-Coder-0.5B-Instruct", "random", SPARSITY),
-]
+    *((SMOL, *x) for x in product(("wanda", "sparsegpt", "magnitude", "random"), TARGETS)),
+    ("float32", "wanda", SPARSITY), ("float32", "sparsegpt", PATTERN),
+    ("sharded", "wanda", PATTERN), ("sharded", "sparsegpt", SPARSITY),
+    ("bfloat16", "wanda", SPARSITY), ("bfloat16", "sparsegpt", SPARSITY),
+    ("bfloat16", "magnitude", PATTERN), ("gemma-3-270m", "magnitude", SPARSITY),
+    ("gemma-3-270m", "wanda", SPARSITY), ("gemma-3-270m", "sparsegpt", PATTERN),
+    (QWEN, "wanda", PATTERN), (QWEN, "sparsegpt", SPARSITY), (QWEN, "random", SPARSITY),
+]  # fmt: skip
 LINEARS = {  # transformers' names, the same in the three families
     **{name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
     **{name: f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
@@ -92,7 +83,6 @@ def python(script: str, *words: object) -> str:
 
 
 def original(name: str) -> Path:
-    """A real model's folder."""
     folder = REAL / name
     if not (folder / "config.json").exists() or not (TEXT.exists() and CALIBRATION.exists()):
         pytest.skip(f"no {name} or text in {REAL}: see docs/how-to/real-models.md")
@@ -204,7 +194,6 @@ def check_headers(dense: Path, out: Path, added: list[str]) -> None:
 
 
 def header(file: Path) -> dict[str, Any]:
-    """What a safetensors file says of its tensors."""
     with file.open("rb") as opened:
         return json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
 

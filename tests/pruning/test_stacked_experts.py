@@ -32,9 +32,7 @@ def by_linear(case: str, stored: dict[str, Array], block: int, expert: int) -> d
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize("case", STACK)
-def test_every_expert_has_its_pattern_in_the_stored_stack(
-    case: str, method: Pruner, tmp_path: Path
-) -> None:
+def test_every_expert_has_its_pattern(case: str, method: Pruner, tmp_path: Path) -> None:
     tokens = Tokens(expected_of(case)[0], "of the fixture", "ids")
     prune(model_of(case), tmp_path / "out", Pattern(2, 4), PrunerOptions(method), tokens)
     old, new = (load_file(x / "model.safetensors") for x in (FIXTURES / case, tmp_path / "out"))

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from documents import coefficients
 from html_page import Page
+from refusals import refusal_of
 from report_files import EVERYTHING, deeper, edited, one_block
 
-from refimpl.errors import RefimplError
 from refimpl.pruning.record import COUNTS
 from refimpl.report import figure as fig
 from refimpl.report import page as page_module
@@ -46,7 +46,6 @@ def page_of(files: Mapping[str, Path], *names: str) -> str:
 
 @pytest.fixture(params=KINDS)
 def text(request: pytest.FixtureRequest, files: dict[str, Path]) -> str:
-    """The page of every kind."""
     return page_of(files, *KINDS[request.param])
 
 
@@ -181,13 +180,12 @@ def test_evaluations_stand_side_by_side(files: dict[str, Path]) -> None:
 
 
 def pruned_share(files: Mapping[str, Path]) -> float:
-    """What was pruned of the weights, by the record."""
     record = json.loads(files["dense/pruning.json"].read_text())
     share: float = record["total_pruned"] / record["total_weights"]
     return share
 
 
-def test_evaluations_alone_make_a_page_and_a_folder_stands_for_its_record(
+def test_evaluations_make_a_page_and_a_folder_is_its_record(
     files: dict[str, Path],
 ) -> None:
     page = Page(page_of(files, "eval-whole.json", "eval-dense.json"))
@@ -221,8 +219,7 @@ def test_every_picture_is_written_with_its_heading_styles_and_numbers(
             [c if "±" in c or not c[:1].isdigit() else c.replace(",", "") for c in row]
             for row in figure.table.rows
         ]
-    with pytest.raises(RefimplError, match="exists"):
-        write_figures(tmp_path / "figures", parts)
+    refusal_of(write_figures, tmp_path / "figures", parts, says="exists")
 
 
 def test_only_the_renderer_writes_svg() -> None:
@@ -262,7 +259,6 @@ Edited = Callable[[str, Callable[[dict[str, Any]], object]], Page]
 
 @pytest.fixture
 def page_edited(files: dict[str, Path], tmp_path: Path) -> Edited:
-    """The page of a file with something changed in it."""
     return lambda name, change: Page(report([edited(files[name], tmp_path / "x.json", change)]))
 
 
@@ -329,11 +325,8 @@ def test_many_blocks_have_fewer_names(page_edited: Edited) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "log"),
     [
-        (0.6, 0.64, False),
-        (0, 29, False),
-        (0.005, 0.03, True),
-        (1e-7, 1e3, True),
-        (0.99, 1.01, True),
+        *((0.6, 0.64, False), (0, 29, False)),
+        *((0.005, 0.03, True), (1e-7, 1e3, True), (0.99, 1.01, True)),
     ],
 )
 def test_ticks_are_round_few_and_inside(low: float, high: float, log: bool) -> None:
@@ -346,10 +339,8 @@ def test_ticks_are_round_few_and_inside(low: float, high: float, log: bool) -> N
 def test_a_scale_is_linear_or_logarithmic() -> None:
     assert AxisScale("", 0, 10).position(2.5, 100, 0) == 75
     assert AxisScale("", 0.01, 1, True).position(0.1, 0, 100) == pytest.approx(50)
-    for ends in ((0, 1), (1, 0)):
-        assert (
-            AxisScale("", *ends).position(2, 0, 100) == 100 * ends[1]
-        )  # what is outside stays in the frame
+    for ends in ((0, 1), (1, 0)):  # what is outside stays in the frame
+        assert AxisScale("", *ends).position(2, 0, 100) == 100 * ends[1]
     assert np.isnan([AxisScale("", 1, 2, True).position(x, 0, 1) for x in (-1, 0, np.nan)]).all()
 
 
@@ -357,14 +348,8 @@ def test_numbers_as_text() -> None:
     assert [fig.units(x) for x in (3.04, -0.01, 12.5)] == ["3", "0", "12.5"]
     assert [number(x) for x in (0.25, float("nan"))] == ["0.25", "-"]
     pairs = (
-        (61433.1, 42812.0),
-        (0.53124, 0.0123),
-        (7.25, float("nan")),
-        (3e9, 4e8),
-        (1234.5, 61.2),
-        (4.312347, 0.000043),
-        (12345.6, 0.012),
-        (0.0, 0.012),
+        *((61433.1, 42812.0), (0.53124, 0.0123), (7.25, np.nan), (3e9, 4e8), (1234.5, 61.2)),
+        *((4.312347, 0.000043), (12345.6, 0.012), (0.0, 0.012)),
     )
     assert [measured(*pair) for pair in pairs] == [
         "61,000 ± 43,000", "0.531 ± 0.012", "7.25", "3e+09 ± 4e+08", "1,234 ± 61",
@@ -402,23 +387,18 @@ def test_costs_and_their_growth_are_drawn_with_errors(files: dict[str, Path]) ->
     heads, body = page.figure("s0-0-divergence").rows()
     (sweep,), (allocation,) = document["scores"]["sweep"], document["allocations"]
     assert heads[:3] == ["block", "divergence", "stderr"]
-    for row, found, error in zip(
-        body, sweep["divergence"], sweep["divergence_stderr"], strict=True
-    ):
-        assert float(row[1]) == pytest.approx(found, rel=1e-3)
-        assert float(row[2]) == pytest.approx(error, rel=1e-3)
+    for at, key in enumerate(("divergence", "divergence_stderr"), 1):
+        assert [float(row[at]) for row in body] == pytest.approx(sweep[key], rel=1e-3)
     heads, body = page.figure("s0-0-growth").rows()
     assert heads[0] == "block"
     assert heads[-2:] == ["kappa", "residual"]
-    for row, rate in zip(body, allocation["growth"]["rate"], strict=True):
-        assert float(row[-2]) == pytest.approx(rate, rel=1e-3)
+    rates = [float(row[-2]) for row in body]
+    assert rates == pytest.approx(allocation["growth"]["rate"], rel=1e-3)
     allocation["growth"]["residual"][0] = "not a number"  # the page computes it from the probes
     edited_file = files["perturbed.json"].with_name("other.json")
     edited_file.write_text(json.dumps(document))
     again = Page(report([edited_file]))
     assert again.figure("s0-0-growth").rows() == (heads, body)
-    _, body = page.figure("s0-0-allocation").rows()
-    assert [float(row[-1]) for row in body] == pytest.approx(
-        allocation["errors"]["sparsity"], abs=5e-5
-    )
+    errors = [float(row[-1]) for row in page.figure("s0-0-allocation").rows()[1]]
+    assert errors == pytest.approx(allocation["errors"]["sparsity"], abs=5e-5)
     assert page_of(files, "one.json").count("What each block costs") == 0  # noise has no divergence

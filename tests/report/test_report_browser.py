@@ -39,7 +39,6 @@ const contrast = (a, b) => {
 
 @pytest.fixture(scope="module")
 def pages(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Written reports, by what they are about."""
     folder = tmp_path_factory.mktemp("pages")
 
     def block(i: int) -> dict[str, Any]:
@@ -94,7 +93,6 @@ class View:
 
 
 def opened(page: Any, ident: str) -> Any:
-    """A figure whose numbers are open."""
     figure = page.locator(f'figure[id="{ident}"]')
     figure.locator("summary").click()
     return figure

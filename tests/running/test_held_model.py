@@ -39,7 +39,6 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def use(model: Model, blocks: int) -> None:
-    """What a pass over the first blocks uses."""
     model.check_finite(np.float32)
     for i in range(blocks):
         model.block(i, np.float32)

@@ -80,7 +80,7 @@ def print_resident(number: int) -> None:
 
 @pytest.mark.skipif(threads.GLIBC is None, reason="needs glibc, whose heap can be set")
 @pytest.mark.parametrize("number", [1, 2])
-def test_freed_memory_is_kept_for_the_next_arrays_until_the_last_workers_are_done(
+def test_freed_memory_is_kept_until_the_last_workers_are_done(
     number: int,
 ) -> None:
     # Alone in a process: heaps of threads that have ended would serve new threads, too.

@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import started
 from program import refused
+from refusals import refusal_of
 from threadpoolctl import threadpool_info
 
 from refimpl import (
@@ -31,7 +32,6 @@ from refimpl import (
     Pattern,
     Probes,
     PrunerOptions,
-    RefimplError,
     Request,
     Scores,
     evaluate,
@@ -83,12 +83,6 @@ def scored(case: str, plan: str, **options: Any) -> Scores:
 @pytest.mark.parametrize("case", ["llama", "gemma2", "gpt2", "opt"])
 def test_scores(case: str, plan: str, place: dict[str, Any]) -> None:
     assert bits(scored(case, plan, **place)) == bits(scored(case, plan))
-
-
-@pytest.mark.parametrize("memory", ["40K", "1M"])
-def test_memory_of_the_workers(memory: str, processes: Executor) -> None:
-    found = scored("llama", "gaussian", executor=processes, memory=memory)
-    assert bits(found) == bits(scored("llama", "gaussian"))
 
 
 class Late(ThreadPoolExecutor):
@@ -348,9 +342,8 @@ def test_work_that_cannot_be_sent_is_an_error(processes: Executor) -> None:
 def test_what_a_unit_refuses_is_refused_here(processes: Executor) -> None:
     model = model_of("llama")
     tokens = random_tokens(model.config.vocab_size, 2, 8)
-    with pytest.raises(RefimplError, match="beyond the range of float32") as error:
-        score(model, tokens, Noise(eta=(1e39,)), executor=processes)
-    assert "--dtype float64" in error.value.remedy
+    says = {"says": "beyond the range of float32", "remedy": "--dtype float64"}
+    refusal_of(score, model, tokens, Noise(eta=(1e39,)), executor=processes, **says)
 
 
 def test_other_files_under_the_same_path_are_refused(tmp_path: Path) -> None:
@@ -358,8 +351,8 @@ def test_other_files_under_the_same_path_are_refused(tmp_path: Path) -> None:
     files = str(model.path), None
     assert work_units._opened(*files, stamps(model)).config == model.config
     os.utime(model.files[0].path, (1, 1))
-    with pytest.raises(RefimplError, match="differ between this worker and its client"):
-        work_units._opened(*files, (("model.safetensors", 1, 1),))
+    other, says = (("model.safetensors", 1, 1),), "differ between this worker and its client"
+    refusal_of(work_units._opened, *files, other, says=says)
 
 
 WAITING = """

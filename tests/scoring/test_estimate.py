@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from gates import model_as, model_of
+from gates import model_of
 from program import ran, refused, run
 from refusals import refusal_of
 
 from refimpl import Noise, Probes, Request, estimate, score
 from refimpl.allocation.scores import Scores
-from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.show.blocks import duration
 from refimpl.tokens import Tokens, random_tokens
@@ -33,20 +32,9 @@ RUNS = {
     "draws": (Noise(draws=3, sink="exclude"), Request(correct=None)),
     "alphas": (Noise(eta=(0.01, 0.1), draws=2), Request("alphapruning")),
     "pruning": (Probes(), Request("owl")),
-    "lsa": (Noise(), Request("lsa")),
     "probes": (replace(SPARSEGPT, probe_pruner="wanda"), Request(correct=None)),
     "linears": (replace(SPARSEGPT, probe_pruner="wanda", units="linears"), Request(correct=None)),
-    "sparsegpt": (SPARSEGPT, Request(correct="divergence")),
 }
-
-
-class Counting(Model):
-    """A model that notes how often blocks are read."""
-
-    def block(self, *args: Any, **options: Any) -> Any:
-        with one_at_a_time:
-            seen["loads"] += 1
-        return super().block(*args, **options)
 
 
 seen: Counter[str] = Counter()
@@ -74,11 +62,11 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"memory": "30K"}, {"threads": 3, "memory": "40K"}])
-@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("lsa", "sparsegpt")])
+@pytest.mark.parametrize("name", RUNS)
 @pytest.mark.usefixtures("counting")
 def test_passes_and_reads_are_those_of_the_run(name: str, options: dict[str, Any]) -> None:
     plan, request = RUNS[name]
-    model, tokens = model_as("llama", Counting), random_tokens(100, 3, 21)
+    model, tokens = model_of("llama"), random_tokens(100, 3, 21)
     found = estimate(model, tokens, plan, request, **options)
     seen.clear()
     score(model, tokens, plan, request, **options)
@@ -93,7 +81,7 @@ def test_what_is_kept_and_where_it_runs_is_counted_too(
     monkeypatch.setattr("refimpl.scoring.experiment.STATES_AT_RISK", 2)
     monkeypatch.setattr("refimpl.scoring.experiment.SEQUENCES_AT_RISK", 1)
     monkeypatch.setattr("refimpl.running.work_units._opened", lambda *files: model)
-    model, plan = model_as("llama", Counting), Noise(sink="exclude")
+    model, plan = model_of("llama"), Noise(sink="exclude")
     tokens, part = random_tokens(264, 3, 12), tmp_path / "part" if where == "kept" else None
     with ThreadPoolExecutor(2) as pool:
         executor = pool if where == "elsewhere" else None
@@ -179,16 +167,14 @@ def numbers(scores: Scores) -> list[Array]:
 
 
 @pytest.mark.usefixtures("clock")
-@pytest.mark.parametrize(
-    "plan",
-    [Noise(), Noise(draws=2, eta=(0.1, 0.2)), Noise(sink="exclude")],
-)
+@pytest.mark.parametrize("plan", [Noise(), Noise(draws=2, eta=(0.1, 0.2)), Noise(sink="exclude")])
 @pytest.mark.parametrize(("minutes", "samples"), [(1e-9, 2), (1, 3), (2.4, 5), (9, 6)])
-def test_a_budget_is_the_run_on_the_first_samples(
-    plan: Noise | Probes, minutes: float, samples: int
-) -> None:
-    found = score(model_of("llama"), TOKENS, plan, budget=minutes)
+def test_a_budget_is_the_first_samples(plan: Noise | Probes, minutes: float, samples: int) -> None:
+    steps = list[tuple[float, float]]()
+    options: dict[str, Any] = {"budget": minutes, "progress": lambda *step: steps.append(step)}
+    found = score(model_of("llama"), TOKENS, plan, **options)
     assert (found.budget_minutes, found.measured_samples) == (minutes, samples)
+    assert steps[-1][0] == pytest.approx(steps[-1][1])  # the progress ends at the total
     same = score(model_of("llama"), first(samples), plan)
     for ours, theirs in zip(numbers(found), numbers(same), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -213,14 +199,6 @@ def test_a_budget_goes_on_where_it_stopped(tmp_path: Path) -> None:
     whole, other = score(model, TOKENS, Noise(), finished=part), score(model, TOKENS, Noise())
     for ours, theirs in zip(numbers(whole), numbers(other), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-
-
-@pytest.mark.usefixtures("clock")
-def test_progress_ends_at_the_total() -> None:
-    steps = list[tuple[float, float]]()
-    options = {"budget": 1e-9, "progress": lambda *step: steps.append(step)}
-    score(model_of("llama"), TOKENS, Noise(), **options)
-    assert steps[-1] == (20, 20)
 
 
 @pytest.mark.parametrize("minutes", [-1, np.nan, np.inf])

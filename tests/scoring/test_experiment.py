@@ -25,6 +25,8 @@ from refimpl.allocation.scores import Absorption
 from refimpl.allocation.scores_json import document
 from refimpl.model import kernels
 from refimpl.model.forward import Weights, block, embed, head, places
+from refimpl.pruners.counts import apportion, split_count
+from refimpl.pruners.wanda import wanda_keep, wanda_score
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.scoring import experiment as experiment_module
@@ -244,27 +246,6 @@ def test_gaussian_experiment(case: str, scale: str, shape: str, sink: str) -> No
 # The oracle of the pruning perturbation
 
 
-def shares(total: int, quotas: list[float]) -> list[int]:
-    """Whole numbers that sum to `total`: largest remainder, ties to the lower index."""
-    whole = [int(q) for q in quotas]
-    order = sorted(range(len(quotas)), key=lambda i: (whole[i] - quotas[i], i))
-    return [n + (i in order[: total - sum(whole)]) for i, n in enumerate(whole)]
-
-
-def wanda(weight: Floats, moment: Floats, count: int) -> Floats:
-    """The weight with its `count` lowest scores zero, row by row, element by element."""
-    rows, columns = weight.shape
-    scores = (np.abs(weight) * np.sqrt(moment)).tolist()
-    order = [sorted(range(columns), key=lambda j: (row[j], j)) for row in scores]
-    base = count // rows
-    next_scores = [(scores[i][order[i][base]], i) for i in range(rows) if base < columns]
-    extra = {i for _, i in sorted(next_scores)[: count % rows]}
-    result = weight.copy()
-    for i in range(rows):
-        result[i, order[i][: base + (i in extra)]] = 0
-    return result
-
-
 def pruned_blocks(model: Model, ids: Any, sparsity: list[float]) -> list[dict[str, Floats]]:
     """Every block's weights after Wanda, with statistics of all sequences."""
     config, positions = model.config, np.arange(ids.shape[1])
@@ -272,7 +253,8 @@ def pruned_blocks(model: Model, ids: Any, sparsity: list[float]) -> list[dict[st
     x, result = embed(ids, positions, model.embedding(), config, np.float64), []
     sizes = {name: out * width for name, (out, width) in config.linears[0].items()}
     total, whole = sum(sizes.values()), float(np.mean(sparsity))
-    counts = shares(round(whole * total * len(sparsity)), [s * total for s in sparsity])
+    quotas = [s * total for s in sparsity]
+    counts = apportion(quotas, [total] * len(sparsity), round(whole * total * len(sparsity)))
     for i, kind in enumerate(config.blocks):
         moments: dict[str, Floats] = {}
 
@@ -283,12 +265,13 @@ def pruned_blocks(model: Model, ids: Any, sparsity: list[float]) -> list[dict[st
 
         weights = model.block(i, np.float64)
         x = block(x, weights, replace(place[kind], observe=point), config)
-        parts = shares(counts[i], [counts[i] * n / total for n in sizes.values()])
-        thin = {
-            f"{name}.weight": wanda(weights[f"{name}.weight"], moments[name], count)
-            for name, count in zip(sizes, parts, strict=True)
-        }
-        result.append(weights | thin)
+        thin = dict(weights)
+        parts = split_count(int(counts[i]), [*sizes.values()])
+        for name, count in zip(sizes, parts.tolist(), strict=True):
+            weight = weights[f"{name}.weight"]
+            keep = wanda_keep(wanda_score(weight, moments[name]), count)
+            thin[f"{name}.weight"] = np.where(keep, weight, 0)
+        result.append(thin)
     return result
 
 
@@ -371,10 +354,8 @@ def test_threads_and_groups_leave_every_bit_in_place(case: str, dtype: type, kin
     one = state_bytes(model, dtype)
     found = score(model, tokens_of(case), plan, request, dtype=dtype, threads=1)
     for threads, memory in ((2, 4 * one), (4, 9 * one), (1, 6 * one), (2, None)):
-        other = score(
-            model, tokens_of(case), plan, request, dtype=dtype, threads=threads, memory=memory
-        )
-        assert bits(found) == bits(other)
+        options: Any = {"dtype": dtype, "threads": threads, "memory": memory}
+        assert bits(found) == bits(score(model, tokens_of(case), plan, request, **options))
 
 
 def run_experiment(
@@ -419,9 +400,9 @@ def test_the_order_of_the_states_does_not_matter(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("eta", [1e-4, 0.01, 1.0])
 def test_an_eta_does_not_depend_on_the_others(eta: float) -> None:
     sweep = Noise(eta=(1e-4, 0.01, 1.0), draws=2)
-    together = score(subject("llama"), tokens_of("llama"), sweep, dtype=np.float64)
-    alone = score(
-        subject("llama"), tokens_of("llama"), replace(sweep, eta=(eta,)), dtype=np.float64
+    together, alone = (
+        score(subject("llama"), tokens_of("llama"), plan, dtype=np.float64)
+        for plan in (sweep, replace(sweep, eta=(eta,)))
     )
     at = sweep.eta.index(eta)
     only = replace(together, plan=alone.plan, sweep=together.sweep[at : at + 1])
@@ -473,9 +454,7 @@ def assert_nothing_moved(found: Scores, tmp_path: Path, correct: Any) -> None:
     assert not any(x for row in result["drift"] for x in row)
 
 
-def test_noise_below_rounding_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_noise_below_rounding_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.scoring.score.require_resolved", lambda *_: None)
     found = score(model_of("llama"), tokens_of("llama"), Noise(eta=(1e-30,)))
     assert_nothing_moved(found, tmp_path, "absorption")
@@ -523,10 +502,8 @@ def test_a_zero_state_has_no_drift_to_speak_of() -> None:
             table[0] = 0
             return found | {"embed.weight": table}
 
-        def block(
-            self, index: int, dtype: npt.DTypeLike, each: Any = map
-        ) -> dict[str, npt.NDArray[Any]]:
-            found = super().block(index, dtype, each)
+        def block(self, *arguments: Any) -> dict[str, npt.NDArray[Any]]:
+            found = super().block(*arguments)
             idle = ("o_proj.weight", "down_proj.weight")
             return found | {name: np.zeros_like(found[name]) for name in idle}
 
@@ -578,36 +555,10 @@ def test_stacks_are_of_one_sequence_draw_and_eta_and_of_few_rows(
     assert sorted(stacks(shuffled, length)) == cut
 
 
-@pytest.mark.parametrize("plan", [Noise(), Probes()])
-@pytest.mark.parametrize("case", CASES)
-def test_a_stack_is_its_states_alone_up_to_rounding(
-    case: str, plan: Noise | Probes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request = Request("owl", correct=None if isinstance(plan, Noise) else "divergence")
-    found = []
-    for rows in (1, 2 * LENGTH, 100 * LENGTH):
-        monkeypatch.setattr(experiment_module, "ROWS", rows)
-        found.append(score(subject(case), tokens_of(case), plan, request, dtype=np.float64))
-    alone, *together = (x.sweep[0] for x in found)
-    for other in together:
-        for field in ("drift", "alignment", "coefficient", "stderr"):
-            mine, theirs = getattr(alone, field), getattr(other, field)
-            np.testing.assert_allclose(mine, theirs, rtol=TOLERANCE, err_msg=field)
-
-
-def test_pruning_has_one_state_per_block_and_sequence() -> None:
-    states = addresses(2, 3, Probes())
-    assert states == [Address(s, 0, 0, b) for b in range(3) for s in range(2)]
-
-
 class Counting(Model):
-    """A model that notes which blocks were loaded."""
-
-    def block(
-        self, index: int, dtype: npt.DTypeLike, each: Any = map
-    ) -> dict[str, npt.NDArray[Any]]:
+    def block(self, index: int, *rest: Any) -> dict[str, npt.NDArray[Any]]:
         loads.append(index)
-        return super().block(index, dtype, each)
+        return super().block(index, *rest)
 
 
 loads: list[int] = []

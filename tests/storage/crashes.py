@@ -203,7 +203,6 @@ def both(name: str) -> tuple[Counts, Counts]:
 
 
 def row(name: str, steps: Counts, writes: Counts) -> str:
-    """A line of the table."""
     cells = []
     for how in HOWS:
         sums = Counter(steps[how]) + Counter(writes[how])

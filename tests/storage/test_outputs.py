@@ -6,9 +6,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytest
-from checkpoints import altered
 from cli_page import commands
 from conftest import FIXTURES
 from crashes import COMMANDS
@@ -92,9 +90,7 @@ def test_an_existing_output_needs_force(here: Path) -> None:
         assert Path("old.json").read_text() == "old"
 
 
-def test_without_an_output_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_written_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "XDG_CACHE_HOME", "REFIMPL_CACHE"):  # no file in it is taken for ours
         monkeypatch.setenv(name, str(tmp_path))
     for number in range(12):
@@ -133,17 +129,3 @@ def test_every_command_that_writes_is_in_the_table() -> None:
     }
     writing.remove("evalbench_command")  # several files, each of them whole; see tests/bench
     assert len({name.split(" --")[0] for name in COMMANDS}) == len(writing)
-
-
-@pytest.mark.parametrize("more", [(), ("--allocation", "uniform")])
-def test_a_refusal_between_scoring_and_pruning_leaves_nothing(
-    more: tuple[str, ...], tmp_path: Path
-) -> None:
-    def spoil(arrays: dict[str, Any]) -> None:
-        arrays["lm_head.weight"] = arrays["lm_head.weight"].copy()
-        arrays["lm_head.weight"][0, 0] = np.nan
-
-    model = altered(tmp_path / "model", "llama", spoil)
-    words = ("--sparsity", 0.5, "--pruner", "magnitude", "--tokens", "random", "--samples", 1)
-    refused("prune", model, "-o", tmp_path / "out", *words, *more)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -13,6 +13,7 @@ from conftest import FIXTURES
 from documents import before_unit, content, files, interrupt, numbers, units
 from gates import bits
 from program import ran, refused, run
+from refusals import refusal_of
 
 from refimpl import RefimplError
 from refimpl.storage import file_system
@@ -60,8 +61,6 @@ def result(output: Path) -> Any:
 
 @pytest.fixture
 def whole(tmp_path: Path) -> Callable[[str], Any]:
-    """The result of one run, and nothing on the disk."""
-
     def of(kind: str) -> Any:
         ran(*words(kind), "-o", tmp_path / "whole")
         found = result(tmp_path / "whole")
@@ -220,9 +219,7 @@ def test_no_damage_of_a_unit_is_believed(tmp_path: Path) -> None:
         assert finished.read("unit") == 1
 
 
-def test_a_unit_is_on_the_disk_before_it_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_unit_is_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = list[str]()
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (steps.append("fsync"), fsync(handle)))
@@ -232,17 +229,6 @@ def test_a_unit_is_on_the_disk_before_it_has_its_name(
     assert steps == ["fsync", "replace"]
 
 
-def test_two_runs_do_not_use_one_folder(tmp_path: Path) -> None:
-    with file_system.work_folder(tmp_path / "work") as work:
-        (work / "x").mkdir()
-        with (
-            pytest.raises(RefimplError, match="another run is writing it"),
-            file_system.work_folder(work),
-        ):
-            pass
-    assert sorted(os.listdir(tmp_path / "work")) == ["refimpl.lock", "x"]
-
-
 def test_a_lock_that_fails_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -250,25 +236,9 @@ def test_a_lock_that_fails_removes_nothing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(file_system.fcntl, "flock", failing)
     (tmp_path / "refimpl.lock").write_text("")
     (tmp_path / "mine").write_text("the user's")
-    with pytest.raises(RefimplError, match=r"cannot be written \(Input/output error\)"):
-        file_system.work_folder(tmp_path).__enter__()
+    says = "cannot be written (Input/output error)"
+    refusal_of(lambda: file_system.work_folder(tmp_path).__enter__(), says=says)
     assert (tmp_path / "mine").read_text() == "the user's"
-
-
-def make_link(path: Path, precious: Path) -> None:
-    path.symlink_to(precious)
-
-
-def make_hard_link(path: Path, precious: Path) -> None:
-    path.hardlink_to(precious)
-
-
-def make_copy(path: Path, precious: Path) -> None:
-    shutil.copy(precious, path)
-
-
-def make_pipe(path: Path, precious: Path) -> None:
-    os.mkfifo(path)
 
 
 def make_folder(path: Path, precious: Path) -> None:
@@ -276,15 +246,19 @@ def make_folder(path: Path, precious: Path) -> None:
     (path / "link").symlink_to(precious)
 
 
-MAKERS = (make_link, make_hard_link, make_copy, make_pipe, make_folder)
-
-
-OURS = {"run": [make_folder], "old": [make_folder], "new": [make_folder, make_copy]}  # may be
+MAKERS: dict[str, Callable[[Path, Path], object]] = {
+    "link": Path.symlink_to,
+    "hard link": Path.hardlink_to,
+    "copy": lambda path, precious: shutil.copy(precious, path),
+    "pipe": lambda path, _: os.mkfifo(path),
+    "folder": make_folder,
+}
+OURS = {"run": ["folder"], "old": ["folder"], "new": ["folder", "copy"]}  # may be
 NAMES = [(x, make) for x in ("", "run", "block 2", "old", "new") for make in MAKERS]
 
 
 @pytest.mark.parametrize(("name", "make"), [x for x in NAMES if x[1] not in OURS.get(x[0], [])])
-def test_what_the_user_named_like_ours_stays(name: str, make: Any, tmp_path: Path) -> None:
+def test_what_the_user_named_like_ours_stays(name: str, make: str, tmp_path: Path) -> None:
     """As the hidden folder, a folder of a run, a unit, or what we make beside these."""
     precious, output = tmp_path / "precious", tmp_path / "out"
     precious.write_text("precious\n")
@@ -294,12 +268,12 @@ def test_what_the_user_named_like_ours_stays(name: str, make: Any, tmp_path: Pat
     path = {"run": folder, "block 2": folder / name}.get(name, tmp_path / ".out.part" / name)
     if path.exists():
         path.rename(tmp_path / "aside")
-    make(path, precious)
+    MAKERS[make](path, precious)
     before = os.lstat(path)
     assert "was not made by refimpl" in refused(*words("random"), "-o", output)
     assert os.path.samestat(before, os.lstat(path))
     assert precious.read_text() == "precious\n"
-    (shutil.rmtree if make is make_folder else os.unlink)(path)
+    (shutil.rmtree if make == "folder" else os.unlink)(path)
     if (tmp_path / "aside").exists():
         (tmp_path / "aside").rename(path)
     ran(*words("random"), "-o", output)
@@ -309,12 +283,12 @@ def test_what_the_user_named_like_ours_stays(name: str, make: Any, tmp_path: Pat
 def test_only_units_are_removed(tmp_path: Path) -> None:
     with finished_units(tmp_path, {}) as finished:
         finished.write("ours", {"ours": 1})
-        for make in MAKERS:
-            make(finished.folder / make.__name__, FIXTURES / "text.txt")
+        for name, make in MAKERS.items():
+            make(finished.folder / name, FIXTURES / "text.txt")
         (finished.folder / f".{'0' * 32}").touch()  # that a killed run was writing
         discard(finished.folder)
         left = {path.name for path in finished.folder.iterdir()}
-    assert left == {make.__name__ for make in MAKERS}
+    assert left == {*MAKERS}
 
 
 def test_units_behind_a_link_are_none(tmp_path: Path) -> None:

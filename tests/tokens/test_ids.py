@@ -49,12 +49,10 @@ def test_rows_of_an_array_are_its_samples(
         assert tokens.ids.flags.c_contiguous
         assert (tokens.kind, tokens.bos) == ("ids", None)
     assert part.source == f"a.npy, {n} of {rows} rows, {s} of {width} ids each, as given"
-    with pytest.raises(RefimplError, match="rows of") as caught:
-        id_tokens(path, rows + 1, s)
-    assert id_tokens(path, *suggested(caught.value, "samples"), s).ids.shape == (rows, s)
-    with pytest.raises(RefimplError, match="rows of") as caught:
-        id_tokens(path, n, width + 1)
-    assert id_tokens(path, n, *suggested(caught.value, "seq-len")).ids.shape == (n, width)
+    caught = refusal_of(id_tokens, path, rows + 1, s, says="rows of")
+    assert id_tokens(path, *suggested(caught, "samples"), s).ids.shape == (rows, s)
+    caught = refusal_of(id_tokens, path, n, width + 1, says="rows of")
+    assert id_tokens(path, n, *suggested(caught, "seq-len")).ids.shape == (n, width)
 
 
 def test_one_dimension_is_cut_like_a_text(tmp_path: Path) -> None:
@@ -66,10 +64,9 @@ def test_one_dimension_is_cut_like_a_text(tmp_path: Path) -> None:
     assert id_tokens(path, samples=1).ids.shape == (1, 512)
     assert "a.npy, 1 sample of 512 tokens" in id_tokens(path, samples=1).source
     assert id_tokens(path, seq_len=7).ids.shape == (8, 7)
-    with pytest.raises(RefimplError, match="has 5000 tokens") as caught:
-        id_tokens(path, seq_len=1000)
-    assert suggested(caught.value, "seq-len") == [625]
-    assert suggested(caught.value, "samples") == [5]
+    caught = refusal_of(id_tokens, path, seq_len=1000, says="has 5000 tokens")
+    assert suggested(caught, "seq-len") == [625]
+    assert suggested(caught, "samples") == [5]
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.data())
@@ -90,14 +87,11 @@ def test_rows_of_unequal_length_are_refused_with_their_line(tmp_path: Path) -> N
     path = jsonl(tmp_path / "a.jsonl", "[1, 2]", "", "[3, 4]", "[5]")
     with pytest.raises(RefimplError, match=r"a\.jsonl line 4 has 1 ids, .* have 2"):
         id_tokens(path)
-    with pytest.raises(RefimplError, match="line 4"):  # also where only the first row is wanted
-        id_tokens(path, 1, 1)
+    refusal_of(id_tokens, path, 1, 1, says="line 4")  # also where only the first row is wanted
 
 
 LINES = {
     "half a list": "[1, 2",
-    "numbers": "1 2",
-    "words": "nonsense",
     "a number": "3",
     "null": "null",
     "floats": "[1.0, 2]",
@@ -116,11 +110,8 @@ LINES = {
 OTHER_ARRAYS = r"a\.npy contains .* of shape"
 ARRAYS: dict[str, tuple[Any, str]] = {
     "float64": (np.ones((2, 3)), OTHER_ARRAYS),
-    "float16": (np.ones((2, 3), np.float16), OTHER_ARRAYS),
     "bool": (np.ones((2, 3), np.bool_), OTHER_ARRAYS),
-    "complex": (np.ones((2, 3), np.complex64), OTHER_ARRAYS),
     "str": (np.array(["1", "2"]), OTHER_ARRAYS),
-    "times": (np.zeros((2, 3), "M8[s]"), OTHER_ARRAYS),
     "records": (np.zeros(3, [("a", int)]), OTHER_ARRAYS),
     "a scalar": (np.array(3), OTHER_ARRAYS),
     "three axes": (np.zeros((1, 2, 3), int), OTHER_ARRAYS),
@@ -157,8 +148,7 @@ HEADER = b"\x93NUMPY\x01\x00"
 @given(st.one_of(st.binary(max_size=200), st.binary(max_size=200).map(lambda b: HEADER + b)))
 def test_garbage_is_refused(scratch: Path, content: bytes) -> None:
     (scratch / "garbage.npy").write_bytes(content)
-    with pytest.raises(RefimplError, match=r"garbage\.npy"):
-        id_tokens(scratch / "garbage.npy")
+    refusal_of(id_tokens, scratch / "garbage.npy", says="garbage.npy")
 
 
 @given(st.data())
@@ -218,9 +208,7 @@ def test_random_ids_need_a_seed_and_a_vocabulary() -> None:
 
 
 @pytest.mark.parametrize(("samples", "seq_len"), [(0, 4), (4, 0), (-1, 4), (4, -1)])
-def test_no_samples_or_empty_ones_are_refused_everywhere(
-    tmp_path: Path, samples: int, seq_len: int
-) -> None:
+def test_no_samples_or_empty_ones_are_refused(tmp_path: Path, samples: int, seq_len: int) -> None:
     flat = npy(tmp_path / "a.npy", np.arange(99))
     rows = npy(tmp_path / "b.npy", np.eye(9, dtype=int))
     text, tokenizer = FIXTURES / "text.txt", FIXTURES / "llama" / "tokenizer.json"
@@ -244,13 +232,12 @@ def test_ids_outside_the_vocabulary_are_counted_and_the_first_is_named(
         assert checked_ids(ids, config).tolist() == ids.tolist()
         return
     i, j = wrong[0]
-    with pytest.raises(RefimplError) as caught:
-        checked_ids(ids, config)
-    assert caught.value.problem == (
+    caught = refusal_of(checked_ids, ids, config)
+    assert caught.problem == (
         f"{len(wrong)} token ids are outside the vocabulary; the first is {ids[i, j]} "
         f"(sample {i}, position {j})"
     )
-    assert caught.value.expected == "ids from 0 to 9"
+    assert caught.expected == "ids from 0 to 9"
 
 
 @pytest.mark.parametrize("mask", [[1, 1, 0], [0, 0, 0], [1, 1], "111", 1, {}])

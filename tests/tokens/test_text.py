@@ -95,11 +95,10 @@ def test_numbers_in_the_error_work_and_are_the_largest(
     if samples * (seq_len - extra) <= total:
         assert cut(stream, samples, seq_len, bos, "stream").shape == (samples, seq_len)
         return
-    with pytest.raises(RefimplError, match=f"has {total} tokens") as caught:
-        cut(stream, samples, seq_len, bos, "stream")
-    lengths, counts = suggested(caught.value, "seq-len"), suggested(caught.value, "samples")
+    caught = refusal_of(cut, stream, samples, seq_len, bos, "stream", says=f"has {total} tokens")
+    lengths, counts = suggested(caught, "seq-len"), suggested(caught, "samples")
     assert lengths or counts
-    if " or " not in caught.value.remedy and lengths and counts:  # neither alone is enough
+    if " or " not in caught.remedy and lengths and counts:  # neither alone is enough
         assert total < samples
         assert total < seq_len - extra
         assert cut(stream, counts[0], lengths[0], bos, "stream").shape == (1, total + extra)
@@ -164,9 +163,7 @@ def test_hash_is_of_little_endian_int64(text: Path, save: Callable[..., Path]) -
     assert tokens.sha256 == hashlib.sha256(struct.pack("<6q", *flat)).hexdigest()
 
 
-def test_truncation_and_padding_in_the_file_do_not_shorten_the_text(
-    text: Path, tmp_path: Path
-) -> None:
+def test_truncation_and_padding_do_not_shorten_the_text(text: Path, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(TEMPLATE)
     tokenizer.enable_truncation(16)
     tokenizer.enable_padding(direction="left", length=1000)
@@ -216,9 +213,7 @@ def test_malformed_files_are_refused(text: Path, save: Callable[..., Path], name
         text_tokens(text, model, 1, 1)
 
 
-def test_no_sample_is_of_bos_alone_or_begins_with_two(
-    text: Path, save: Callable[..., Path]
-) -> None:
+def test_no_sample_is_bos_alone_or_begins_with_two(text: Path, save: Callable[..., Path]) -> None:
     refusal_of(text_tokens, text, save(TEMPLATE), 4, 1, says="contain only BOS")
     twice = processors.TemplateProcessing(single="<s> <s> $A", special_tokens=[("<s>", BOS)])
     refusal_of(text_tokens, text, save(twice), 1, 8, says="puts 2 tokens before a text")
@@ -341,13 +336,8 @@ def test_a_text_is_cut_between_letters(bpe: tuple[str, Tokenizer, TextTokenizer]
 
 def test_a_text_that_cannot_be_cut_is_refused(text: Path, save: Callable[..., Path]) -> None:
     text.write_text("a" * (1 << 20) + "b\nc")
-    refusal_of(
-        text_tokens,
-        text,
-        save(),
-        says="text.txt: 1,048,577 characters, and no",
-        remedy="into lines",
-    )
+    says = {"says": "text.txt: 1,048,577 characters, and no", "remedy": "into lines"}
+    refusal_of(text_tokens, text, save(), **says)
 
 
 def test_large_texts_are_refused_unread_or_in_time(tmp_path: Path) -> None:
