@@ -160,7 +160,7 @@ def test_only_contiguous_arrays_reach_the_library() -> None:
             if isinstance(node, ast.FunctionDef) and "save_file(" in ast.unparse(node):
                 callers += 1
                 assert "np.ascontiguousarray(" in ast.unparse(node), f"{path.name}: {node.name}"
-    assert callers >= 2
+    assert callers >= 1
 
 
 def test_a_mapped_file_may_be_replaced(tmp_path: Path) -> None:
