@@ -148,7 +148,7 @@ def test_in_a_case_of_some_tokens_the_choice_of_these_is_judged() -> None:
     assert ("pass" in verdicts, verdicts[-1]) == (True, "divergent")  # the clearest comes last
 
 
-def test_without_its_choice_a_candidate_is_inconclusive() -> None:
+def test_without_its_choice_a_candidate_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     case = mixture("qwen2_moe")
     actual = candidate(case, with_another_expert(case, 0), FORWARD, "float16")
     del actual[STEP]
@@ -158,10 +158,10 @@ def test_without_its_choice_a_candidate_is_inconclusive() -> None:
     assert status["blocks.0.mlp_norm"] == "pass"
     assert status["blocks.0.mlp_out"] == "conditional"
     wrong = actual | {"blocks.1.attn_norm": -actual["blocks.1.attn_norm"]}  # read what was written
-    every = check(case, wrong).steps
-    (alone,) = check(case, wrong, ("blocks.1.attn_norm",)).steps  # by the routers behind it, too
-    assert alone.status == "conditional"
-    assert alone in every
+    for status in ("conditional", "divergent"):  # then no token is near the edge of any router
+        (alone,) = check(case, wrong, ("blocks.1.attn_norm",)).steps
+        assert alone.status == status
+        monkeypatch.setattr("refimpl.oracle.near_ties._Router.near", lambda _: np.zeros(1))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
