@@ -164,7 +164,7 @@ def test_a_killed_run_is_taken_up(
         ((LLAMA, "--text", TEXT, "--windows", 99), "use --windows 16"),
         ((LLAMA, "--text", "no.txt"), "no.txt: cannot be read (No such"),
         ((LLAMA, "--text", TEXT, "--memory", "100"), "does not hold one batch"),
-        ((LLAMA, "--text", TEXT, "--threads", 0), "0 threads"),
+        ((LLAMA, "--text", TEXT, "--threads", 0), "threads 0"),
         ((LLAMA, "--text", TEXT, "-o", TEXT), "-o"),
         ((LLAMA, "--text", TEXT, "-o", "no/such/folder/out.json"), "not a file in a folder"),
         ((FIXTURES / "gemma2", "--text", TEXT), "no tokenizer at"),
