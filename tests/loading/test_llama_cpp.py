@@ -121,7 +121,9 @@ def as_float32(source: Path, target: Path) -> Path:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("path", sorted(REAL.glob("gguf/*.gguf")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(REAL.glob("gguf/*.gguf")), ids=lambda path: getattr(path, "stem", None)
+)
 def test_llama_cpp_computes_a_real_model_and_its_ids(path: Path, tmp_path: Path) -> None:
     model = read_model(whole := as_float32(path, tmp_path / "model.gguf"))
     for text in [(REAL / "text" / name).read_text("utf-8")[:100_000] for name in TEXTS] + [ODD]:
