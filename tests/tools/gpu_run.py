@@ -197,7 +197,7 @@ def shader_results(work: Work) -> list[dict[str, Any]]:
                 row = line(dtype, way, report, (seconds, 0)) | {"case": work.folder.name}
                 for step in row["steps"].values():
                     step["case"] = work.folder.name
-                rows.append(row | {"ran": result.ran})
+                rows.append(row | ({"ran": result.ran} if report is result.reports[0] else {}))
     return rows
 
 
