@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from refimpl.arguments import common_option, option
+from refimpl.arguments import Device, GraphDtype, GraphOutputs, common_option, option
 from refimpl.cli import groups
 from refimpl.cli.options import Group, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver
 from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import VALIDATED
-
-Precision = Literal["float16", "float32", "float64"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,10 @@ class GraphOptions:
         "FILE.onnx",
         OutputKind.GRAPH,
     )
-    dtype: Precision = option("float32", "Precision of the computation. float64 certifies float32.")
-    outputs: Literal["logits", "trace"] = common_option(
+    dtype: GraphDtype = option(
+        "float32", "Precision of the computation. float64 certifies float32."
+    )
+    outputs: GraphOutputs = common_option(
         "logits", "logits, or trace: every step of every block as well."
     )
     experiment: bool = common_option(
@@ -75,10 +75,10 @@ class ComparisonOptions:
         "Default: a graph with every trace point, recorded for this run.",
         "FILE.onnx",
     )
-    device: Literal["auto", "cuda", "webgpu", "cpu"] = option(
+    device: Device = option(
         "auto", "auto: a GPU by CUDA if one works, else the CPU. webgpu: onnxruntime-ep-webgpu."
     )
-    dtype: Precision | None = option(
+    dtype: GraphDtype | None = option(
         None,
         "Precision. Default: that of the graph's file, or float32 and float64 (webgpu: float32).",
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from refimpl.arguments import common_option, option, same_option
+from refimpl.arguments import Device, common_option, option, same_option
 from refimpl.cli import groups
 from refimpl.cli.graphs import ComparisonOptions
 from refimpl.cli.options import Group, argument, examples, refuse, with_groups
@@ -204,7 +204,7 @@ class CheckOptions:
         "Exit with 0, not 3, if all steps that the candidate's dtype resolves agree. The report "
         "lists the other steps; the coarse steps of an experiment must agree.",
     )
-    device: Literal["auto", "cuda", "webgpu", "cpu"] = same_option(ComparisonOptions, "device")
+    device: Device = same_option(ComparisonOptions, "device")
     time_limit: float | None = same_option(ComparisonOptions, "time_limit")
     junit_xml: Path | None = common_option(
         None, "Also write JUnit's XML, with a test case per step.", "FILE", kind=OutputKind.FILE

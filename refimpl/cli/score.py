@@ -12,7 +12,7 @@ from refimpl.allocation.allocate import allocate, requested
 from refimpl.allocation.request import OF_PRUNING, Request
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document, read_scores
-from refimpl.arguments import Checked, common_option, option
+from refimpl.arguments import Checked, Device, common_option, option
 from refimpl.bases.uniform import UNIFORM
 from refimpl.cli import groups
 from refimpl.cli.options import Group, argument, is_given, refuse, with_groups
@@ -47,7 +47,7 @@ class RunOptions(Checked):
         "Runtime of the experiment. onnxruntime runs a recorded graph of it, for Gaussian noise "
         "only, and needs pip install 'refimpl[onnx]'.",
     )
-    device: Literal["auto", "cuda", "webgpu", "cpu"] = option(
+    device: Device = option(
         "auto", "Device of onnxruntime. auto: a GPU if one works, else the CPU."
     )
     budget: Budget = option(

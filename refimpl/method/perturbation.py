@@ -7,7 +7,7 @@ from typing import Annotated, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Checked, Seed, option, percentage, same_option
+from refimpl.arguments import Checked, NotNegative, Seed, option, percentage, same_option
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.pruners.compensation import DAMPING
@@ -161,7 +161,7 @@ class Probes(Perturbation):
         "FRACTION",
         of="probe",
     )
-    probe_damping: Annotated[float, 0, inf] = option(
+    probe_damping: NotNegative = option(
         DAMPING,
         "Damping of the pruner's Hessian, as a fraction of its mean diagonal.",
         "X",

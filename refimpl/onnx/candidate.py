@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import Device
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import nan_mean
 from refimpl.method.perturbation import Noise
@@ -14,7 +15,7 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.recording import model_graph as graphs
 from refimpl.onnx.recording.graph import Graph, distinct
-from refimpl.onnx.session import Device, Session, open_session
+from refimpl.onnx.session import Session, open_session
 from refimpl.oracle.case import Case
 
 EXPERIMENT = ("perturbed.*", "absorption_coefficient")  # steps, as patterns

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import require
+from refimpl.arguments import GraphOutputs, require
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
@@ -44,7 +44,7 @@ def export(
     out: str | Path,
     *,
     dtype: npt.DTypeLike = np.float32,
-    outputs: graphs.GraphOutputs = "logits",
+    outputs: GraphOutputs = "logits",
     experiment: Noise | None = None,
     opset: int = DEFAULT_OPSET,
     force: bool = False,

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 from safetensors.numpy import load, save
 
-from refimpl.arguments import require
+from refimpl.arguments import Device, require
 from refimpl.errors import RefimplError
 from refimpl.isolation.child_process import ChildProcess
 from refimpl.isolation.serving import limit_memory
@@ -21,7 +21,7 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.candidate import Candidate, graph_candidate
 from refimpl.onnx.recording import model_graph as graphs
-from refimpl.onnx.session import Device, check_device, open_session
+from refimpl.onnx.session import check_device, open_session
 from refimpl.running.settings import free_memory
 from refimpl.storage.file_system import open_file
 

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import Device
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise, Perturbation, noise
 from refimpl.model.config import Config
@@ -13,7 +14,7 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.candidate import recorded_session
 from refimpl.onnx.recording.model_graph import experiment_graph, experiment_inputs, only_noise
-from refimpl.onnx.session import Device, check_device
+from refimpl.onnx.session import check_device
 from refimpl.running.provenance import Runtime
 from refimpl.running.settings import Resources, require_memory
 from refimpl.scoring.experiment import dense_squares, groups

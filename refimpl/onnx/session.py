@@ -5,17 +5,17 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from refimpl.arguments import Device
 from refimpl.errors import RefimplError, need
 from refimpl.model.ops import Array
 from refimpl.onnx import webgpu
 from refimpl.onnx.recording.graph import Graph
 from refimpl.running.threads import thread_count
 
-Device = Literal["auto", "cuda", "webgpu", "cpu"]
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 # The default of CUDA multiplies float32 with ten bits.

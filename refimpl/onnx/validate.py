@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import Device
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise
 from refimpl.model.config import Config
@@ -15,7 +16,6 @@ from refimpl.model.model import Model
 from refimpl.onnx.candidate import Candidate, recorded_candidates
 from refimpl.onnx.foreign_graph import open_foreign
 from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, trace_points
-from refimpl.onnx.session import Device
 from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.check import Report, Verdict, check
 from refimpl.oracle.recipe import Recipe

@@ -1,8 +1,7 @@
 """Array types, and arguments that several functions take: checked in one place."""
 
 from fractions import Fraction
-from math import inf
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +9,6 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 
 Compat = Literal["exact", "peer"]
-NotNegative = Annotated[float, 0, inf]  # of which peers' code counts from the wrong end
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]

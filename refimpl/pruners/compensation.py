@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
 from threading import Lock
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import require
+from refimpl.arguments import NotNegative, require
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats
 
@@ -53,7 +51,7 @@ def upper_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
         array([[0.5, 0. ],
                [0. , 1. ]])
     """
-    require(damping, Annotated[float, 0, inf], "damping")
+    require(damping, NotNegative, "damping")
     h = np.array(hessian, dtype=np.float64)
     diagonal = np.einsum("ii->i", h)  # a view
     diagonal[diagonal == 0] = 1

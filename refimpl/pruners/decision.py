@@ -1,12 +1,10 @@
 """Which weights of one linear stay: every pruner, for a count, a pattern, or a peer's fraction."""
 
 from dataclasses import dataclass
-from math import inf
-from typing import Annotated
 
 import numpy.typing as npt
 
-from refimpl.arguments import Checked, Seed, common_option, option
+from refimpl.arguments import Checked, NotNegative, Seed, common_option, option
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Compat, Floats
 from refimpl.pruners.compensation import DAMPING, Factor, upper_factor
@@ -28,7 +26,7 @@ class PrunerOptions(Checked):
     """
 
     pruner: str | Pruner = common_option(WANDA.name, "The pruner; random is a control.", "NAME")
-    damping: Annotated[float, 0, inf] = option(
+    damping: NotNegative = option(
         DAMPING, "Damping of the pruner's Hessian, as a fraction of its mean diagonal.", "X"
     )
     seed: Seed = option(0, "Seed of all random numbers, 0 or more.", "N")

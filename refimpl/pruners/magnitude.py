@@ -3,9 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import checked
+from refimpl.arguments import NotNegative, checked
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Floats, NotNegative, score_matrix
+from refimpl.pruners.checks import Bools, Floats, score_matrix
 from refimpl.pruners.pruner import LinearInputs, Pruner
 from refimpl.pruners.wanda import wanda_keep
 

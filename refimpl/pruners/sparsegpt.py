@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import checked
+from refimpl.arguments import NotNegative, checked
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Compat, Floats, NotNegative
+from refimpl.pruners.checks import Compat, Floats
 from refimpl.pruners.compensation import (
     DAMPING,
     Decide,

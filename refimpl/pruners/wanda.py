@@ -5,9 +5,9 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import checked, require
+from refimpl.arguments import NotNegative, checked, require
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Floats, NotNegative, score_matrix
+from refimpl.pruners.checks import Bools, Floats, score_matrix
 from refimpl.pruners.pruner import LinearInputs, Pruner
 
 

@@ -145,7 +145,7 @@ def sums_of_all(
     workers: Workers,
     tick: Callable[[], None] | None = None,
 ) -> tuple[dict[int, Array], dict[str, Array]]:
-    """All states of a stream after its next block, and the sums of what the block's linears read.
+    """The states of a stream after its next block, and sums over the inputs of its linears.
 
     The sums are added in the order of the states; as those of outer products are large, only as
     many are in memory as there are threads.

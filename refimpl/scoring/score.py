@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from functools import partial
 from hashlib import sha256
 from math import inf
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from refimpl.allocation.scores import (
     Signals,
     WithoutSinks,
 )
-from refimpl.arguments import require
+from refimpl.arguments import NotNegative, require
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
@@ -47,7 +47,7 @@ from refimpl.scoring.signals import Chosen, before_squares, of_drifts, of_moment
 from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens
 
-Budget = Annotated[float, 0, inf] | None  # minutes
+Budget = NotNegative | None  # minutes
 
 
 def score(

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
+from refimpl.arguments import GraphDtype, GraphOutputs
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import left_out, nan_mean, surviving_drift
 from refimpl.method.perturbation import Noise, Perturbation, deviation, kept_tokens, perturbed
@@ -24,8 +25,7 @@ from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph, graph_weights
 from refimpl.pruning.inspection import inspect
 from refimpl.version import __version__
 
-GraphOutputs = Literal["logits", "trace"]
-DTYPES = ("float16", "float32", "float64")
+DTYPES = get_args(GraphDtype)
 TOKENS, BATCH, SEQUENCE = "token_ids", "batch", "sequence"
 PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "noise_norm", "norm", "sink")  # of a graph
 
