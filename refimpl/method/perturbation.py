@@ -155,7 +155,7 @@ class Probes(Perturbation):
     )
     precision: Annotated[float, 0, 1] | None = option(
         None,
-        "Perturb no third or later sample once the sparsities of the blocks are known to this "
+        "Perturb no fourth or later sample once the sparsities of the blocks are known to this "
         "standard error (root mean square). Default: 0.025 with measured strength, and 0 with "
         "probes by SparseGPT, whose factors all samples share.",
         "FRACTION",

@@ -158,7 +158,8 @@ def experiment(
         prune_block: For the pruning perturbation: the pruned weights of a block.
         divergence: Whether to compare the output distributions too.
         until: Time of `perf_counter` after which no third or later sequence is begun.
-        enough: Whether what two or more sequences gave suffices, so that no further one is begun.
+        enough: Whether what three or more sequences gave suffices, so that no further one is begun: by
+            chance, the errors of two are often far too small.
 
     Returns:
         Means over tokens, per eta, sequence, draw and block; of the sequences that were begun.
@@ -201,7 +202,7 @@ def experiment(
     begun = max((a.sequence + 1 for a in states if a.key in resources.earlier), default=0)
     for n, units in enumerate(rounds):
         late = n > 1 and n >= begun and perf_counter() > until  # two, for an error
-        if late or (n > 1 and enough is not None and enough(measured.first(n))):
+        if late or (n > 2 and enough is not None and enough(measured.first(n))):
             measured = measured.first(n)
             resources.total = resources.done  # whatever was left out
             resources.tick(0)

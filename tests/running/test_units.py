@@ -57,7 +57,7 @@ SCORE = ("score", LLAMA, "--samples", 1, "--seq-len", 8)
 PLANS = {
     "gaussian": (Noise(eta=(0.01, 0.5), draws=2, sink="exclude"), Request("alphapruning")),
     "pruning": (Probes(), Request("owl", correct="divergence")),
-    "two of three": (Probes(precision=1.0), Request(correct="divergence")),
+    "three of four": (Probes(precision=1.0), Request(correct="divergence")),
 }
 
 
@@ -75,7 +75,7 @@ def place(request: pytest.FixtureRequest, processes: Executor) -> Iterator[dict[
 
 def scored(case: str, plan: str, **options: Any) -> Scores:
     model = model_of(case)
-    tokens = random_tokens(model.config.vocab_size, 3, 12)
+    tokens = random_tokens(model.config.vocab_size, 4, 12)
     return score(model, tokens, *PLANS[plan], **options)
 
 
