@@ -158,8 +158,8 @@ def experiment(
         prune_block: For the pruning perturbation: the pruned weights of a block.
         divergence: Whether to compare the output distributions too.
         until: Time of `perf_counter` after which no third or later sequence is begun.
-        enough: Whether what three or more sequences gave suffices, so that no further one is begun: by
-            chance, the errors of two are often far too small.
+        enough: Whether what three or more sequences gave suffices, so that no further one is begun;
+            the errors of two are often far too small by chance.
 
     Returns:
         Means over tokens, per eta, sequence, draw and block; of the sequences that were begun.
