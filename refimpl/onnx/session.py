@@ -4,6 +4,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 # The default of CUDA multiplies float32 with ten bits.
 PROVIDERS = {CUDA: [(CUDA, {"use_tf32": "0"}), (CPU, {})], CPU: [(CPU, {})]}
-DEVICE_NAMES = {CPU: "cpu", CUDA: "cuda", webgpu.PROVIDER: "webgpu"}
 
 
 @dataclass(frozen=True)
@@ -88,28 +88,26 @@ def _open(
     weights: Mapping[str, Array] | None = None,
 ) -> Session:
     """Open a graph with one provider; the CPU runs the operators that it does not support."""
-    import onnxruntime
+    import onnxruntime as ort
 
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     options.log_severity_level = 4  # errors are raised
     options.intra_op_num_threads = thread_count(threads)
     # Not all fusions of the higher levels support float64.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     # Run nodes in the recorded order: others delay what only an output needs, and hold its inputs.
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     arrays = {name: np.ascontiguousarray(array) for name, array in (weights or {}).items()}
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     if values:
         options.add_external_initializers(list(arrays), values)
     source = graph if isinstance(graph, bytes) else str(graph)
-    runtime = f"onnxruntime {onnxruntime.__version__}"
+    runtime = f"onnxruntime {ort.__version__}"
 
-    def loaded() -> Any:
-        if provider == webgpu.PROVIDER:
-            return webgpu.open_with(source, options)
-        return onnxruntime.InferenceSession(source, options, PROVIDERS[provider], enable_fallback=0)
-
-    session = _guarded(runtime, "load", loaded)
+    opened: Any = webgpu.open_with
+    if provider in PROVIDERS:
+        opened = partial(ort.InferenceSession, providers=PROVIDERS[provider], enable_fallback=0)
+    session = _guarded(runtime, "load", lambda: opened(source, options))
     if provider not in session.get_providers():
         raise RefimplError(
             f"{runtime} does not use {provider}",
@@ -124,11 +122,11 @@ def _open(
             values = _guarded(runtime, "run", lambda: session.run(names, dict(inputs)))
         return dict(zip(names, values, strict=True))
 
-    device, about = DEVICE_NAMES[provider], ""
+    device, about = provider.removesuffix("ExecutionProvider").lower(), ""
     if provider != CPU:
         about = _cuda_name() if provider == CUDA else webgpu.description(session)
     device += f" ({about})" if about else ""
-    return Session(run, device, {"onnxruntime": onnxruntime.__version__}, arrays)
+    return Session(run, device, {"onnxruntime": ort.__version__}, arrays)
 
 
 def _reason_against_cuda() -> str:
@@ -150,8 +148,6 @@ def _guarded(runtime: str, verb: str, action: Callable[[], Any]) -> Any:
     """Load or run a graph in a runtime, whose exceptions have no common class."""
     try:
         return action()
-    except RefimplError:
-        raise
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise RefimplError(
