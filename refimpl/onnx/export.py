@@ -61,7 +61,8 @@ def export(
     _check_output(model, out, data, force)
     recording = graphs.Recording(model, dtype, data.name, opset, seq_len)
     arrays = distinct(recording.carried)
-    require_room(out.parent, SPARE + sum(array.nbytes for array in arrays), f"-o {out}")
+    tables = sum(tensor.ByteSize() for tensor in recording.graph.initializers)  # of one length
+    require_room(out.parent, SPARE + tables + sum(x.nbytes for x in arrays), f"-o {out}")
     graphs.record(recording, outputs, experiment)
     proto = graphs.described(recording, "experiment" if experiment else outputs, experiment)
     with whole(out) as new_graph:
@@ -86,8 +87,8 @@ def export(
 
 def exported_document(exported: Exported) -> dict[str, Any]:
     """The document of `refimpl export --json`."""
-    files = {name: str(getattr(exported, name)) for name in ("graph", "data")}
-    return {"format": EXPORT_FORMAT, **vars(exported), **files}
+    facts = vars(exported) | {"graph": str(exported.graph), "data": str(exported.data)}
+    return {"format": EXPORT_FORMAT, **facts}
 
 
 def _check_output(model: Model, out: Path, data: Path, force: bool) -> None:

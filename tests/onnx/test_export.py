@@ -293,6 +293,15 @@ def test_a_full_disk_is_seen_before(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
+def test_the_masks_of_one_length_need_room(tmp_path: Path) -> None:
+    model, path = model_of("llama"), tmp_path / "x.onnx"
+    free = exporting.SPARE + export(model, path).data_bytes + 64 * 64 * 4
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    with patch("shutil.disk_usage", return_value=usage):
+        export(model, path, force=True)
+        refusal_of(export, model, path, force=True, seq_len=64, remedy="make room")
+
+
 def test_no_graph_stands_beside_data_of_another(copy: Copy) -> None:
     folder = copy("llama")
     graph, model = folder / "model.onnx", read_model(folder)
