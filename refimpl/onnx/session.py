@@ -4,7 +4,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,16 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 # The default of CUDA multiplies float32 with ten bits.
 PROVIDERS = {CUDA: [(CUDA, {"use_tf32": "0"}), (CPU, {})], CPU: [(CPU, {})]}
+WANTED = {  # and what to do without
+    "cuda": (
+        "a GPU, and an onnxruntime that supports it",
+        "pip install onnxruntime-gpu in place of onnxruntime, or use --device auto or cpu",
+    ),
+    "webgpu": (
+        "a GPU with a driver of Vulkan, Metal or Direct3D, or a program in its place",
+        "install a driver, such as Debian's mesa-vulkan-drivers, or use --device cpu",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -65,20 +75,16 @@ def check_device(device: Device) -> list[str]:
     need("onnx", "onnxruntime")
     import onnxruntime
 
-    if device == "webgpu":
-        webgpu.adapters()
-        return [webgpu.PROVIDER]
     if device == "cpu":
         return []
-    installed = onnxruntime.get_available_providers()
-    reason = _reason_against_cuda() if CUDA in installed else "is not installed"
-    if device == "cuda" and reason:
-        raise RefimplError(
-            f"--device cuda: {CUDA} {reason}",
-            f"a GPU, and an onnxruntime that supports it; installed: {', '.join(installed)}",
-            "pip install onnxruntime-gpu in place of onnxruntime, or use --device auto or cpu",
-        )
-    return [] if reason else [CUDA]
+    provider, installed = CUDA, onnxruntime.get_available_providers()
+    if device == "webgpu":
+        need("webgpu", "onnxruntime_ep_webgpu")
+        provider, installed = webgpu.PROVIDER, [webgpu.PROVIDER]
+    reason = _reason_against(provider) if provider in installed else "is not installed"
+    if reason and device != "auto":
+        raise RefimplError(f"--device {device}: {provider} {reason}", *WANTED[device])
+    return [] if reason else [provider]
 
 
 def _open(
@@ -129,8 +135,9 @@ def _open(
     return Session(run, device, {"onnxruntime": ort.__version__}, arrays)
 
 
-def _reason_against_cuda() -> str:
-    """Why CUDA does not work, or nothing: many installed providers find no device."""
+@cache
+def _reason_against(provider: str) -> str:
+    """Why a provider does not work, or nothing: many installed providers find no device."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)  # its errors are raised, too
@@ -138,7 +145,7 @@ def _reason_against_cuda() -> str:
     x = graph.input("x", np.float32, (2, 2))
     graph.output("y", x @ x)
     try:
-        product = _open(graph.model().SerializeToString(), CUDA, 1).run({"x": three})["y"]
+        product = _open(graph.model().SerializeToString(), provider, 1).run({"x": three})["y"]
     except RefimplError as error:
         return f"does not work ({error.problem})"
     return "" if (product == 18).all() else f"computes 3 x 3 + 3 x 3 = {product[0, 0]}"
