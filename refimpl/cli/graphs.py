@@ -38,6 +38,12 @@ class GraphOptions:
         "drift, alignment and absorption coefficients.",
     )
     opset: int = option(21, "Version of ONNX's operators, 18 to 25.", "N")
+    seq_len: int | None = option(
+        None,
+        "Take sequences of this length alone, so that all that depends on positions is constant. "
+        "Default: any length.",
+        "N",
+    )
     force: bool = option(False, "Replace an existing output.")
 
 

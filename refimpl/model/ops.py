@@ -198,7 +198,8 @@ def erf(x: Array) -> Array:
     p = t * _ERFCX[-1] + _ERFCX[-2]
     for coefficient in _ERFCX[-3::-1]:
         p = p * t + coefficient
-    return np.sign(x) * (1 - np.exp(-(a * a)) * p)
+    y = 1 - np.exp(-(a * a)) * p
+    return np.where(x > 0, y, -y)
 
 
 def gelu(x: Array) -> Array:

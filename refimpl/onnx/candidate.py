@@ -5,75 +5,69 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.arguments import Device
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import nan_mean
 from refimpl.method.perturbation import Noise
-from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.recording import model_graph as graphs
-from refimpl.onnx.recording.graph import Graph, distinct
+from refimpl.onnx.recording.graph import distinct
 from refimpl.onnx.session import Session, open_session
 from refimpl.oracle.case import Case
 
-EXPERIMENT = ("perturbed.*", "absorption_coefficient")  # steps, as patterns
-RunGraph = Callable[[Mapping[str, Array]], Mapping[str, Array]]
-"""From a graph's inputs by our names to its outputs: trace points, or those of an experiment."""
+RunGraph = Callable[[Mapping[str, Array]], Mapping[str, Array]]  # inputs to outputs, by our names
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Another computation of the steps of a case that match its patterns; a plan perturbs."""
+    """A graph that gives trace points, or drifts and so on if it has a plan to perturb by.
 
-    run: Callable[[Case], Mapping[str, Array]]
+    All its sequences have one length, unless that is None.
+    """
+
+    outputs: RunGraph
     runtime: str
     dtype: str
-    steps: tuple[str, ...]
+    points: tuple[str, ...]
     plan: Noise | None = None
+    length: int | None = None
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps of a case that it computes, as patterns."""
+        return self.points if self.plan is None else ("perturbed.*", "absorption_coefficient")
+
+    def run(self, case: Case) -> Mapping[str, Array]:
+        """Compute the steps of a case."""
+        ids = case.inputs[graphs.TOKENS]
+        if self.length not in (None, ids.shape[1]):
+            raise RefimplError(
+                f"a graph for sequences of {self.length} tokens, and these have {ids.shape[1]}",
+                f"sequences of {self.length} tokens, or a graph for any length",
+                f"use --seq-len {self.length}, or export the graph without --seq-len",
+            )
+        if self.plan is not None:
+            return _experiment(self.outputs, self.plan, case)
+        return self.outputs({graphs.TOKENS: ids})
 
 
-def graph_candidate(
-    run: RunGraph, runtime: str, dtype: str, points: tuple[str, ...], plan: Noise | None
+def recorded_candidate(
+    recording: graphs.Recording, plan: Noise | None, device: Device, threads: int | None
 ) -> Candidate:
-    """A graph that gives trace points, or drifts and so on if it has a plan to perturb by."""
-    if plan is not None:
-        return Candidate(partial(_experiment, run, plan), runtime, dtype, EXPERIMENT, plan)
-    name = graphs.TOKENS
-    return Candidate(lambda case: run({name: case.inputs[name]}), runtime, dtype, points)
+    """The forward pass with every trace point, or with a plan the experiment, recorded here."""
+    graphs.record(recording, "trace", plan)
+    session, dtype = recorded_session(recording, device, threads), recording.dtype.name
+    points = graphs.trace_points(recording.model.config) if plan is None else ()
+    run = partial(session.run, outputs=points or graphs.MEASURED)
+    return Candidate(run, session.description, dtype, points, plan, recording.length)
 
 
-def recorded_candidates(
-    model: Model, dtype: str, device: Device, threads: int | None
-) -> list[Candidate]:
-    """The forward pass with every trace point, and the experiment, recorded here."""
-    records: dict[Noise | None, Callable[[graphs.Recording], Graph]] = {
-        None: partial(graphs.model_graph, outputs="trace"),
-        Noise(): partial(graphs.experiment_graph, plan=Noise()),
-    }
-    candidates = []
-    for plan, record in records.items():
-        session = recorded_session(model, dtype, record, device, threads)
-        points = graphs.trace_points(model.config) if plan is None else ()
-        run = partial(session.run, outputs=points or graphs.MEASURED)
-        candidates.append(graph_candidate(run, session.description, dtype, points, plan))
-    return candidates
-
-
-def recorded_session(
-    model: Model,
-    dtype: npt.DTypeLike,
-    record: Callable[[graphs.Recording], Graph],
-    device: Device,
-    threads: int | None,
-) -> Session:
-    """Record a graph and open it, without writing it; its weights are used in place, in memory."""
-    recording = graphs.Recording(model, dtype, "memory")
-    graph = record(recording)
-    names = {tensor.name for tensor in graph.initializers}
+def recorded_session(recording: graphs.Recording, device: Device, threads: int | None) -> Session:
+    """Open a recorded graph without writing it; its weights are used in place, in memory."""
+    names = {tensor.name for tensor in recording.graph.initializers}
     arrays = {x.name: x.read() for x in distinct(recording.carried) if x.name in names}
-    proto = graph.model().SerializeToString()
+    proto = recording.graph.model().SerializeToString()
     return open_session(proto, device, threads=threads, weights=arrays)
 
 

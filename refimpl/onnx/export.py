@@ -1,7 +1,7 @@
 """Write a model's graph, and its weights in a file beside it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +47,7 @@ def export(
     outputs: GraphOutputs = "logits",
     experiment: Noise | None = None,
     opset: int = DEFAULT_OPSET,
+    seq_len: int | None = None,
     force: bool = False,
 ) -> Exported:
     """Write a model as an ONNX graph, which appears whole or not at all.
@@ -58,13 +59,11 @@ def export(
     data = Path(f"{out}.data")
     require(opset, Annotated[int, OLDEST_OPSET, NEWEST_OPSET], "opset", "--opset ")
     _check_output(model, out, data, force)
-    recording = graphs.Recording(model, dtype, data.name, opset)
+    recording = graphs.Recording(model, dtype, data.name, opset, seq_len)
     arrays = distinct(recording.carried)
-    require_room(out.parent, SPARE + sum(array.nbytes for array in arrays), f"-o {out}")
-    if experiment is None:
-        graphs.model_graph(recording, outputs)
-    else:
-        graphs.experiment_graph(recording, experiment)
+    tables = sum(tensor.ByteSize() for tensor in recording.graph.initializers)  # of one length
+    require_room(out.parent, SPARE + tables + sum(x.nbytes for x in arrays), f"-o {out}")
+    graphs.record(recording, outputs, experiment)
     proto = graphs.described(recording, "experiment" if experiment else outputs, experiment)
     with whole(out) as new_graph:
         new_graph.write_bytes(proto.SerializeToString(deterministic=True))
@@ -88,8 +87,8 @@ def export(
 
 def exported_document(exported: Exported) -> dict[str, Any]:
     """The document of `refimpl export --json`."""
-    files = {name: str(getattr(exported, name)) for name in ("graph", "data")}
-    return {"format": EXPORT_FORMAT, **asdict(exported), **files}
+    facts = vars(exported) | {"graph": str(exported.graph), "data": str(exported.data)}
+    return {"format": EXPORT_FORMAT, **facts}
 
 
 def _check_output(model: Model, out: Path, data: Path, force: bool) -> None:

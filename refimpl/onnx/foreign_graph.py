@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,14 +11,14 @@ import onnx
 from onnx import TensorProto, helper
 from safetensors.numpy import load, save
 
-from refimpl.arguments import Device, require
+from refimpl.arguments import AtLeastOne, Device, require
 from refimpl.errors import RefimplError
 from refimpl.isolation.child_process import ChildProcess
 from refimpl.isolation.serving import limit_memory
 from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.onnx.candidate import Candidate, graph_candidate
+from refimpl.onnx.candidate import Candidate
 from refimpl.onnx.recording import model_graph as graphs
 from refimpl.onnx.session import check_device, open_session
 from refimpl.running.settings import free_memory
@@ -67,6 +66,7 @@ def open_foreign(
         facts = json.loads(*child.call("facts"))
         points, dtype, runtime = tuple(facts["points"]), facts["dtype"], str(facts["runtime"])
         plan = None if facts["plan"] is None else Noise(**facts["plan"])
+        require(facts["length"], AtLeastOne | None, "length")
         if dtype not in LOGITS_DTYPES.values() or not {*points} <= {*trace}:
             raise ValueError(facts)
     except Exception as error:  # whatever is wrong with the answer
@@ -82,7 +82,7 @@ def open_foreign(
         except Exception:
             raise child.unusable() from None
 
-    return graph_candidate(run, runtime, dtype, points, plan)
+    return Candidate(run, runtime, dtype, points, plan, facts["length"])
 
 
 def _saved(arrays: Mapping[str, Array]) -> bytes:
@@ -98,20 +98,19 @@ class Opened:
         path, device = Path(asked["path"]), asked["device"]
         if not check_device(device):  # a GPU reserves more than it uses
             limit_memory(asked["memory"])
-        self.path, self.graph = path, read_graph(path, tuple(asked["trace"]))
+        self.path = path
+        self.tokens, self.ids, self.outputs, self.about = read_graph(path, tuple(asked["trace"]))
         self.session = open_session(path, device, threads=asked["threads"])
 
     def facts(self) -> tuple[bytes, ...]:
         """What the parent has to know of the graph, and what runs it."""
-        graph = self.graph
-        facts = {"points": graph.points, "dtype": graph.dtype, "plan": graph.plan}
-        return (json.dumps({**facts, "runtime": self.session.description}).encode(),)
+        return (json.dumps({**self.about, "runtime": self.session.description}).encode(),)
 
     def run(self, content: bytes) -> list[bytes]:
         """Outputs for some inputs; what is no array of numbers is refused."""
         inputs = load(content)
-        inputs[self.graph.tokens] = inputs.pop(graphs.TOKENS).astype(self.graph.ids)
-        arrays = self.session.run(inputs, self.graph.outputs)
+        inputs[self.tokens] = inputs.pop(graphs.TOKENS).astype(self.ids)
+        arrays = self.session.run(inputs, self.outputs)
         for name, array in arrays.items():
             if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in "fiu":
                 raise RefimplError(
@@ -122,20 +121,12 @@ class Opened:
         return [_saved(arrays)]
 
 
-@dataclass(frozen=True)
-class GraphFile:
-    """A graph in a file: its input of token ids, its promised points, what is asked of it."""
+def read_graph(path: Path, trace: tuple[str, ...]) -> tuple[str, Any, Any, dict[str, Any]]:
+    """Read a graph, but not the weights beside it, given the names of all trace points.
 
-    tokens: str
-    ids: np.dtype[np.generic]
-    dtype: str
-    points: tuple[str, ...]
-    outputs: tuple[str, ...]
-    plan: Mapping[str, str] | None
-
-
-def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
-    """Read a graph, but not the weights beside it, given the names of all trace points."""
+    Returns the name of its token ids and their dtype, the outputs to ask for, and what `Candidate`
+    has of it: which points it promises, in which dtype, by which plan, for which length.
+    """
     try:
         with open_file(path, LARGEST_GRAPH) as file:
             proto = onnx.load(file, load_external_data=False)
@@ -174,11 +165,13 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> GraphFile:
         )
     tokens = next(iter(inputs)) if plan is None else graphs.TOKENS
     ids = helper.tensor_dtype_to_np_dtype(inputs[tokens].elem_type)
-    if plan is not None:
-        return GraphFile(tokens, ids, dtype, (), graphs.MEASURED, plan)
     given = tuple(point for point in trace if point in outputs)
     promised = trace if facts.get("outputs") == "trace" else given
-    return GraphFile(tokens, ids, dtype, promised, given, None)
+    if plan is not None:
+        promised, given = (), graphs.MEASURED
+    length = inputs[tokens].shape.dim[1].dim_value or None
+    about = {"points": promised, "dtype": dtype, "plan": plan, "length": length}
+    return tokens, ids, given, about
 
 
 def _plan(

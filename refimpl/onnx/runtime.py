@@ -13,7 +13,7 @@ from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.candidate import recorded_session
-from refimpl.onnx.recording.model_graph import experiment_graph, experiment_inputs, only_noise
+from refimpl.onnx.recording import model_graph as graphs
 from refimpl.onnx.session import check_device
 from refimpl.running.provenance import Runtime
 from refimpl.running.settings import Resources, require_memory
@@ -25,7 +25,7 @@ OUTPUTS = ("drift", "alignment", "ratio", "left_out", "sinks", "mean_square")
 
 def on_onnxruntime(plan: Perturbation, device: Device = "auto") -> Experiment:
     """The experiment by onnxruntime, for `score`; refuses a plan or a device it cannot use."""
-    only_noise(plan)
+    graphs.only_noise(plan)
     check_device(device)
     return partial(_experiment, device)
 
@@ -48,7 +48,7 @@ def _experiment(
     divergence: bool,
 ) -> Measurements:
     """`scoring.experiment.experiment`, without what only the pruning perturbation needs."""
-    config, (count, length), plan = model.config, ids.shape, only_noise(plan)
+    config, (count, length), plan = model.config, ids.shape, graphs.only_noise(plan)
     dtype, memory = resources.dtype, resources.memory
     each = state_bytes(config, length, dtype)
     size = f"2 states of {length} tokens in all steps of a block"
@@ -60,9 +60,10 @@ def _experiment(
         for sequence in range(count)
         for part in groups([(a,) for a in states if a.sequence == sequence], memory // each + 1)
     ]
-    record = partial(experiment_graph, plan=plan)
-    threads = resources.workers.threads
-    session = recorded_session(model, dtype, record, device, threads)
+    fixed = length if device == "webgpu" else None  # as `validate` has it
+    recording = graphs.Recording(model, dtype, length=fixed)
+    graphs.experiment_graph(recording, plan)
+    session = recorded_session(recording, device, resources.workers.threads)
     costs = [config.num_blocks + sum(config.num_blocks - a.block for a in part) for part in parts]
     resources.total = resources.done + sum(costs) + config.num_blocks * count
     runtime = Runtime("onnxruntime", session.device, session.versions)
@@ -98,7 +99,7 @@ def _inputs(ids: Array, part: list[Address], plan: Noise, width: int) -> dict[st
         (block, draw): noise(plan.seed, sequence, block, draw, shape)
         for block, draw in {(a.block, a.draw) for a in part}
     }
-    return experiment_inputs(
+    return graphs.experiment_inputs(
         ids[sequence : sequence + 1].astype(np.int64),
         [a.block for a in part],
         [plan.eta[a.variant] for a in part],

@@ -4,6 +4,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,16 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 # The default of CUDA multiplies float32 with ten bits.
 PROVIDERS = {CUDA: [(CUDA, {"use_tf32": "0"}), (CPU, {})], CPU: [(CPU, {})]}
-DEVICE_NAMES = {CPU: "cpu", CUDA: "cuda", webgpu.PROVIDER: "webgpu"}
+WANTED = {  # and what to do without
+    "cuda": (
+        "a GPU, and an onnxruntime that supports it",
+        "pip install onnxruntime-gpu in place of onnxruntime, or use --device auto or cpu",
+    ),
+    "webgpu": (
+        "a GPU with a driver of Vulkan, Metal or Direct3D, or a program in its place",
+        "install a driver, such as Debian's mesa-vulkan-drivers, or use --device cpu",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -65,20 +75,16 @@ def check_device(device: Device) -> list[str]:
     need("onnx", "onnxruntime")
     import onnxruntime
 
-    if device == "webgpu":
-        webgpu.adapters()
-        return [webgpu.PROVIDER]
     if device == "cpu":
         return []
-    installed = onnxruntime.get_available_providers()
-    reason = _reason_against_cuda() if CUDA in installed else "is not installed"
-    if device == "cuda" and reason:
-        raise RefimplError(
-            f"--device cuda: {CUDA} {reason}",
-            f"a GPU, and an onnxruntime that supports it; installed: {', '.join(installed)}",
-            "pip install onnxruntime-gpu in place of onnxruntime, or use --device auto or cpu",
-        )
-    return [] if reason else [CUDA]
+    provider, installed = CUDA, onnxruntime.get_available_providers()
+    if device == "webgpu":
+        need("webgpu", "onnxruntime_ep_webgpu")
+        provider, installed = webgpu.PROVIDER, [webgpu.PROVIDER]
+    reason = _reason_against(provider) if provider in installed else "is not installed"
+    if reason and device != "auto":
+        raise RefimplError(f"--device {device}: {provider} {reason}", *WANTED[device])
+    return [] if reason else [provider]
 
 
 def _open(
@@ -88,28 +94,26 @@ def _open(
     weights: Mapping[str, Array] | None = None,
 ) -> Session:
     """Open a graph with one provider; the CPU runs the operators that it does not support."""
-    import onnxruntime
+    import onnxruntime as ort
 
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     options.log_severity_level = 4  # errors are raised
     options.intra_op_num_threads = thread_count(threads)
     # Not all fusions of the higher levels support float64.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     # Run nodes in the recorded order: others delay what only an output needs, and hold its inputs.
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     arrays = {name: np.ascontiguousarray(array) for name, array in (weights or {}).items()}
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     if values:
         options.add_external_initializers(list(arrays), values)
     source = graph if isinstance(graph, bytes) else str(graph)
-    runtime = f"onnxruntime {onnxruntime.__version__}"
+    runtime = f"onnxruntime {ort.__version__}"
 
-    def loaded() -> Any:
-        if provider == webgpu.PROVIDER:
-            return webgpu.open_with(source, options)
-        return onnxruntime.InferenceSession(source, options, PROVIDERS[provider], enable_fallback=0)
-
-    session = _guarded(runtime, "load", loaded)
+    opened: Any = webgpu.open_with
+    if provider in PROVIDERS:
+        opened = partial(ort.InferenceSession, providers=PROVIDERS[provider], enable_fallback=0)
+    session = _guarded(runtime, "load", lambda: opened(source, options))
     if provider not in session.get_providers():
         raise RefimplError(
             f"{runtime} does not use {provider}",
@@ -124,15 +128,16 @@ def _open(
             values = _guarded(runtime, "run", lambda: session.run(names, dict(inputs)))
         return dict(zip(names, values, strict=True))
 
-    device, about = DEVICE_NAMES[provider], ""
+    device, about = provider.removesuffix("ExecutionProvider").lower(), ""
     if provider != CPU:
         about = _cuda_name() if provider == CUDA else webgpu.description(session)
     device += f" ({about})" if about else ""
-    return Session(run, device, {"onnxruntime": onnxruntime.__version__}, arrays)
+    return Session(run, device, {"onnxruntime": ort.__version__}, arrays)
 
 
-def _reason_against_cuda() -> str:
-    """Why CUDA does not work, or nothing: many installed providers find no device."""
+@cache
+def _reason_against(provider: str) -> str:
+    """Why a provider does not work, or nothing: many installed providers find no device."""
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(4)  # its errors are raised, too
@@ -140,7 +145,7 @@ def _reason_against_cuda() -> str:
     x = graph.input("x", np.float32, (2, 2))
     graph.output("y", x @ x)
     try:
-        product = _open(graph.model().SerializeToString(), CUDA, 1).run({"x": three})["y"]
+        product = _open(graph.model().SerializeToString(), provider, 1).run({"x": three})["y"]
     except RefimplError as error:
         return f"does not work ({error.problem})"
     return "" if (product == 18).all() else f"computes 3 x 3 + 3 x 3 = {product[0, 0]}"
@@ -150,8 +155,6 @@ def _guarded(runtime: str, verb: str, action: Callable[[], Any]) -> Any:
     """Load or run a graph in a runtime, whose exceptions have no common class."""
     try:
         return action()
-    except RefimplError:
-        raise
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise RefimplError(

@@ -13,9 +13,9 @@ from refimpl.errors import RefimplError
 from refimpl.method.perturbation import Noise
 from refimpl.model.config import Config
 from refimpl.model.model import Model
-from refimpl.onnx.candidate import Candidate, recorded_candidates
+from refimpl.onnx.candidate import Candidate, recorded_candidate
 from refimpl.onnx.foreign_graph import open_foreign
-from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, trace_points
+from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, TOKENS, Recording, trace_points
 from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.check import Report, Verdict, check
 from refimpl.oracle.recipe import Recipe
@@ -74,25 +74,26 @@ def validate(
                 "omit --dtype",
             )
     else:
-        dtypes = ["float32", "float64"][: 1 if device == "webgpu" else 2]
+        webgpu = device == "webgpu"  # what it leaves to the CPU is constant for a known length
         opened = [
-            candidate
-            for each in (dtypes if dtype is None else [dtype])
-            for candidate in recorded_candidates(model, each, device, threads)
+            recorded_candidate(Recording(model, each, length=length), plan, device, threads)
+            for each in ([dtype] if dtype else ["float32", "float64"][: 1 if webgpu else 2])
+            for plan in (None, Noise())
+            for length in dict.fromkeys(x if webgpu else None for _, x in _shapes(tokens.ids, plan))
         ]
 
     @cache
-    def case_of(batch: int, steps: tuple[str, ...], plan: Noise | None) -> Case:
+    def case_of(rows: int, length: int, steps: tuple[str, ...], plan: Noise | None) -> Case:
         """The truth, once for all dtypes."""
         options = {} if plan is None else {n: getattr(plan, n) for n in PERTURBATION_OPTIONS}
         recipe = Recipe(only=steps, eta=1.0, **options)
-        return computed_case(model, replace(tokens, ids=_batches(tokens.ids, plan)[batch]), recipe)
+        return computed_case(model, replace(tokens, ids=tokens.ids[:rows, :length]), recipe)
 
     reports = [
         check(case, candidate.run(case), candidate.steps, candidate.dtype)
         for candidate in opened
-        for i in range(len(_batches(tokens.ids, candidate.plan)))
-        for case in [case_of(i, candidate.steps, candidate.plan)]
+        for rows, length in _shapes(tokens.ids, candidate.plan, candidate.length)
+        for case in [case_of(rows, length, candidate.steps, candidate.plan)]
     ]
     return Validation(
         model.name,
@@ -102,19 +103,23 @@ def validate(
         "; ".join(dict.fromkeys(candidate.runtime for candidate in opened)),
         token_facts(tokens),
         tuple(reports),
-        tuple(notes_on(model.config, opened, tokens)),
+        tuple(notes_on(model.config, opened, max(x.case.inputs[TOKENS].shape[1] for x in reports))),
     )
 
 
-def _batches(ids: npt.NDArray[np.int64], plan: Noise | None) -> list[npt.NDArray[np.int64]]:
-    """Batches [1, at most 5], [n, S] and [n, 1] of samples [n, S]; [1, at most 64] with a plan."""
+def _shapes(
+    ids: npt.NDArray[np.int64], plan: Noise | None, length: int | None = None
+) -> list[tuple[int, int]]:
+    """[1, at most 5], [n, S] and [n, 1], or those of one length; with a plan [1, at most 64]."""
+    samples, longest = ids.shape
     if plan is not None:
-        return [ids[:1, :LONGEST]]
-    batches = (ids[:1, :SHORT], ids, ids[:, :1])
-    return list({batch.shape: batch for batch in batches}.values())
+        return [(1, min(longest, length or LONGEST))]
+    every = dict.fromkeys([(1, min(longest, SHORT)), (samples, longest), (samples, 1)])
+    fitting = [shape for shape in every if length in (None, shape[1])]
+    return fitting or [(samples, min(longest, length or longest))]
 
 
-def notes_on(config: Config, candidates: Sequence[Candidate], tokens: Tokens) -> Iterator[str]:
+def notes_on(config: Config, candidates: Sequence[Candidate], longest: int) -> Iterator[str]:
     """Sentences on what was not compared."""
     total = len(trace_points(config))
     for points in (x.steps for x in candidates if x.plan is None and len(x.steps) < total):
@@ -122,7 +127,6 @@ def notes_on(config: Config, candidates: Sequence[Candidate], tokens: Tokens) ->
             f"the graph has {len(points)} of {total} trace points: write it with --outputs trace "
             "to see where it goes wrong"
         )
-    longest = tokens.ids.shape[1]
     if windows := [kind.window for kind in config.blocks if (kind.window or 0) >= longest]:
         window = max(w for w in windows if w is not None)
         yield f"no sample is longer than the window of {window:,}: use --seq-len {window + 8}"

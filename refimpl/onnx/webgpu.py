@@ -10,51 +10,48 @@ from ctypes.util import find_library
 from functools import cache
 from typing import Any
 
-from refimpl.errors import RefimplError, need
+from refimpl.errors import RefimplError
 
 PROVIDER = "WebGpuExecutionProvider"
-SOFTWARE = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"
-# An adapter leaves to the CPU shapes, the table of rotary angles, whose positions are integers, and
-# the drift, whose sums are float64. One of these operators is a product, a softmax, a norm or an
-# activation: a graph that leaves it to the CPU was not computed by shaders.
+# An adapter leaves to the CPU the drift, whose sums are float64, which tokens each expert gets, and
+# in graphs for any length what depends on positions. These operators are products, softmax, norms
+# and activations: a graph that leaves them to the CPU was not computed by shaders.
 COMPUTED = {
     "MatMul", "Gemm", "Einsum", "Softmax", "Attention", "RMSNormalization", "LayerNormalization",
     "ReduceMean", "ReduceMax", "Exp", "Tanh", "Erf", "Sigmoid",
 }  # fmt: skip
-RECORDED = "session.record_ep_graph_assignment_info"
 
 
 @cache
 def adapters() -> list[Any]:
-    """The provider's adapters, of which there is at least one; a software adapter is allowed."""
-    need("webgpu", "onnxruntime_ep_webgpu")
+    """The provider's adapters; a software adapter is allowed."""
     import onnxruntime
     import onnxruntime_ep_webgpu
 
-    os.environ.setdefault(SOFTWARE, "1")
-    onnxruntime.set_default_logger_severity(4)  # what fails is raised, too
-    try:
-        library = onnxruntime_ep_webgpu.get_library_path()
-        onnxruntime.register_execution_provider_library("refimpl.webgpu", library)
-        devices = [x for x in onnxruntime.get_ep_devices() if x.ep_name == PROVIDER]
-        if not devices:
-            raise RuntimeError("it finds no device")
-    except Exception as error:  # of onnxruntime, and of the plugin
-        raise _unusable(error) from error
-    return devices
+    os.environ.setdefault("ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER", "1")
+    library = onnxruntime_ep_webgpu.get_library_path()
+    onnxruntime.register_execution_provider_library("refimpl.webgpu", library)
+    return [x for x in onnxruntime.get_ep_devices() if x.ep_name == PROVIDER]
 
 
 def open_with(graph: bytes | str, options: Any) -> Any:
-    """A session on the first adapter, which must have a kernel for all that a model computes."""
+    """A session on the first adapter."""
     import onnxruntime
 
     options.add_provider_for_devices(adapters()[:1], {})
-    options.add_session_config_entry(RECORDED, "1")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     with _silent():  # Dawn prints what it thinks of the adapter
-        session = onnxruntime.InferenceSession(graph, options)
-    if PROVIDER not in session.get_providers():
-        raise _unusable("no adapter opens")
-    left = Counter(op for provider, op in _nodes(session) if provider != PROVIDER)
+        return onnxruntime.InferenceSession(graph, options)
+
+
+def description(session: Any) -> str:
+    """The adapter and what ran on it: "llvmpipe, software; 286 of 301 nodes, others: 4 Mul".
+
+    Refuses a graph of which the adapter has no kernel for all that a model computes.
+    """
+    parts = session.get_provider_graph_assignment_info()
+    nodes = [(part.ep_name, node.op_type) for part in parts for node in part.get_nodes()]
+    left = Counter(op for provider, op in nodes if provider != PROVIDER)
     if missing := sorted(COMPUTED.intersection(left)):
         raise RefimplError(
             f"--device webgpu: {', '.join(f'{left[op]} {op}' for op in missing)} would run on the "
@@ -62,33 +59,11 @@ def open_with(graph: bytes | str, options: Any) -> Any:
             "a graph whose products, softmax and norms run as shaders",
             "use --dtype float32, and a graph that refimpl export wrote",
         )
-    return session
-
-
-def description(session: Any) -> str:
-    """The adapter and what ran on it: "llvmpipe, software; 286 of 301 nodes, others: 4 Mul"."""
-    kind = str(adapters()[0].device.type).rpartition(".")[2]
-    name = _vulkan_name() or adapters()[0].device.vendor
-    software = ", software" if kind == "CPU" else ""
-    nodes = _nodes(session)
-    left = Counter(op for provider, op in nodes if provider != PROVIDER)
+    device = adapters()[0].device
+    software = ", software" if str(device.type).endswith("CPU") else ""
     others = ", ".join(f"{count} {op}" for op, count in sorted(left.items()))
-    text = f"{name}{software}; {len(nodes) - left.total()} of {len(nodes)} nodes"
-    return f"{text}, on the CPU {others}" if others else text
-
-
-def _nodes(session: Any) -> list[tuple[str, str]]:
-    """Provider and operator of every node."""
-    parts = session.get_provider_graph_assignment_info()
-    return [(part.ep_name, node.op_type) for part in parts for node in part.get_nodes()]
-
-
-def _unusable(reason: object) -> RefimplError:
-    return RefimplError(
-        f"--device webgpu: {' '.join(str(reason).split())}",
-        "an adapter of WebGPU: a GPU with a Vulkan, Metal or Direct3D driver, or a software one",
-        "install a driver, such as Debian's mesa-vulkan-drivers, or use --device cpu",
-    )
+    text = f"{_vulkan_name() or device.vendor}{software}; {len(nodes) - left.total()} of"
+    return f"{text} {len(nodes)} nodes" + (f", on the CPU {others}" if others else "")
 
 
 @contextmanager
@@ -112,15 +87,14 @@ def _vulkan_name() -> str:
     except OSError:
         return ""
     # VkInstanceCreateInfo: its kind is 1, and all else is zero.
-    information, instance, count = (ctypes.c_uint64 * 8)(1), ctypes.c_void_p(), ctypes.c_uint32()
+    information, instance = (ctypes.c_uint64 * 8)(1), ctypes.c_void_p()
     if vulkan.vkCreateInstance(information, None, ctypes.byref(instance)):
         return ""
-    vulkan.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), None)
-    device, one = ctypes.c_void_p(), ctypes.c_uint32(1)
+    device, count = ctypes.c_void_p(), ctypes.c_uint32(1)
+    some = vulkan.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), ctypes.byref(device))
     # VkPhysicalDeviceProperties: five numbers of 32 bits, then the name; less than 4 KiB.
     properties = ctypes.create_string_buffer(4096)
-    if count.value == 1:
-        vulkan.vkEnumeratePhysicalDevices(instance, ctypes.byref(one), ctypes.byref(device))
+    if count.value and not some:  # else there are more
         vulkan.vkGetPhysicalDeviceProperties(device, properties)
     vulkan.vkDestroyInstance(instance, None)
     return properties.raw[20:276].split(b"\0")[0].decode(errors="replace")

@@ -79,20 +79,22 @@ def export_table(exported: Exported) -> str:
             *(f"function {name} of {size:,} nodes" for name, size in exported.functions.items()),
         ],
         "operators": [f"opset {exported.opset}"],
-        "computes": [*_computes(facts), facts["dtype"]],
+        "computes": _computes(facts),
         "weights": [f"{count} in {exported.data}, {_size(exported.data_bytes)}"],
     }
     return "\n".join(wrapped(lines)) + "\n"
 
 
 def _computes(facts: Mapping[str, str]) -> list[str]:
-    """The inputs and outputs of the graph."""
+    """The inputs and outputs of the graph, and in which dtype."""
+    ids = f"{facts['seq_len']} token_ids".removeprefix("any ")
     if facts["outputs"] != "experiment":
-        return [f"token_ids to {facts['outputs']}"]
+        return [f"{ids} to {facts['outputs']}", facts["dtype"]]
     options = [name for name in PERTURBATION_OPTIONS if facts[name] != "exact"]
     return [
-        "token_ids and noise to drift, alignment and absorption coefficients",
+        f"{ids} and noise to drift, alignment and absorption coefficients",
         *(f"{name.replace('_', ' ')} {facts[name]}" for name in options),
+        facts["dtype"],
     ]
 
 

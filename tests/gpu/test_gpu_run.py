@@ -12,6 +12,23 @@ from conftest import FIXTURES, HERE
 RUN = HERE / "tools" / "gpu_run.py"
 
 
+def test_it_counts_what_an_adapter_left_to_the_cpu() -> None:
+    sys.path.insert(0, str(RUN.parent))
+    from gpu_run import left_to_the_cpu
+
+    ran = "x (llvmpipe (LLVM 19, 256 bits), software; {} of 9 nodes{}); "
+    one = (
+        ran.format(9, "")
+        + ran.format(8, ", on the CPU 1 Cast")
+        + ran.format(6, ", on the CPU 3 Or")
+    )
+    two = ran.format(6, ", on the CPU 1 Cast, 2 Or") + ran.format(9, "")
+    cases = [{"dtype": "float32", "ran": x} for x in (one, two)] + [{"dtype": "float32"}]
+    *_, forward, experiment = left_to_the_cpu({"cases": cases}).splitlines()
+    assert forward == "| float32, forward pass | 18 | 3 | 1 of 2 | 1 Cast, 2 Or |"
+    assert experiment == "| float32, experiment | 18 | 3 | 1 of 2 | 3 Or |"
+
+
 @needs_torch
 @pytest.mark.parametrize("case", ["llama", "sink"])
 def test_it_runs_on_the_cpu(case: str, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_weights_in_a_pipe_are_not_opened(tmp_path: Path) -> None:
     assert "m.onnx.data is not a regular file" in refused(*words)
 
 
-FACTS = {"points": ["logits"], "dtype": "float32", "runtime": "x", "plan": None}
+FACTS = {"points": ["logits"], "dtype": "float32", "runtime": "x", "plan": None, "length": None}
 PLAN = {
     "noise_scale": "token", "noise_shape": "isotropic", "noise_norm": "exact", "norm": "token",
     "sink": "include",
@@ -134,6 +134,7 @@ JUNK: dict[str, tuple[object, list[bytes]]] = {
     "points of no model": (FACTS | {"points": ["x"]}, []),
     "points that are no list": (FACTS | {"points": 7}, []),
     "another dtype": (FACTS | {"dtype": "object"}, []),
+    "no length": (FACTS | {"length": "x"}, []),
     "no plan": (FACTS | {"plan": "x"}, []),
     "half a plan": (FACTS | {"plan": {"norm": []}}, []),
     "no arrays": (FACTS, []),

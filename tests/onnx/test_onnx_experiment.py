@@ -346,6 +346,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
         providers = [session.CUDA, session.CPU]
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
         monkeypatch.setattr(session, "_open", on_gpu)
+        session._reason_against.cache_clear()
 
     return installed
 
@@ -392,6 +393,7 @@ def test_a_gpu_of_nonsense_is_not_taken(a_gpu: Gpu, monkeypatch: pytest.MonkeyPa
         return replace(opened, run=lambda *inputs: {"y": opened.run(*inputs)["y"] + 1})
 
     monkeypatch.setattr(session, "_open", wrong)
+    session._reason_against.cache_clear()
     assert check_device("auto") == []
     refusal_of(check_device, "cuda", says="3 x 3")
 

@@ -34,7 +34,7 @@ from refimpl.oracle.judging.records import record_of
 from refimpl.show.graphs import validation_table
 from refimpl.tokens import Tokens
 
-LLAMA = FIXTURES / "llama"
+LLAMA, LLAMA_CASE = FIXTURES / "llama", FIXTURES / "cases" / "llama"
 
 
 PLANS = {
@@ -91,6 +91,30 @@ def test_batches_have_one_shape_each_and_the_experiment_is_short() -> None:
 
     assert shapes(2, 64) == [(1, 5), (2, 64), (2, 1), (1, 64)]
     assert shapes(1, 5) == [(1, 5), (1, 1), (1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("length", "shapes"),
+    [(5, [(1, 5)]), (8, [(3, 8)]), (13, [(3, 13)])],
+)
+def test_a_graph_of_one_length_is_judged_on_it(
+    length: int, shapes: list[tuple[int, ...]], folder: Path
+) -> None:
+    for plan, expected in (("", shapes), ("token", [(1, length)])):
+        path = graph_of("gemma3", folder, seq_len=length, **({"plan": plan} if plan else {}))
+        result = validate(model_of("gemma3"), graph=path, threads=1)
+        assert result.verdict == "pass"
+        assert [shape for _, shape, _ in runs(result)] == expected
+
+
+def test_a_graph_of_one_length_takes_no_other(folder: Path) -> None:
+    path = graph_of("llama", folder, seq_len=16)
+    for words in (("validate", LLAMA, "--graph", path), ("check", LLAMA_CASE, path)):
+        message = refused_by(*words)
+        assert "a graph for sequences of 16 tokens, and these have 1" in message
+        assert "use --seq-len 16" in message
+    assert program(LLAMA, "--graph", path, "--seq-len", 16).code == 0
+    assert program(LLAMA, "--graph", path, "--seq-len", 20).code == 0  # cut, as other batches
 
 
 @pytest.mark.parametrize(("case", "dtype"), list(zip(FAMILIES, cycle(DTYPES), strict=False)))

@@ -4,8 +4,13 @@
 """
 
 import json
+import os
+import re
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,10 +24,15 @@ from refusals import refusal_of
 from safetensors.numpy import load_file, save_file
 
 from refimpl import read_model
-from refimpl.onnx import webgpu
+from refimpl.model.config import ID
+from refimpl.onnx import session, webgpu
 from refimpl.onnx.export import export
+from refimpl.onnx.session import check_device
 from refimpl.onnx.validate import validate
 
+# Nodes on the adapter, all nodes, and what the CPU runs of them
+NODES = re.compile(r"(\d+) of (\d+) nodes(?:, on the CPU ([^)]*))?\)")
+ASSIGNED = {"Equal", "NonZero", "Or", "Transpose", "Unsqueeze"}  # tokens to experts
 WEBGPU = pytest.mark.webgpu
 FIRST = ("llama", "gemma3", "qwen3_moe")  # what .ci/run runs
 UNRESOLVED = ("cohere2_moe", "mellum", "vaultgemma")  # in float16 a coefficient of 1 would pass
@@ -36,9 +46,13 @@ def test_shaders_agree_with_the_truth(case: str, dtype: str) -> None:
     unresolved = dtype == "float16" and case in UNRESOLVED
     assert result.verdict == ("inconclusive" if unresolved else "pass")
     assert {x.dtype for x in result.reports} == {dtype}
-    assert result.ran.count("onnxruntime") == 2  # the forward pass, and the experiment
-    assert result.ran.count("webgpu (") == 2
-    assert "nodes" in result.ran
+    *forward, experiment = NODES.findall(result.ran)
+    assert forward
+    assert experiment[2]  # the drift is float64
+    config = model_of(case).config
+    left = set(re.findall(r"[A-Z]\w+", " ".join(x[2] for x in forward)))
+    assert left <= (ASSIGNED if config.experts else {"Cast"} if ID in config.carried else set())
+    assert all(bool(x[2]) == (x[0] != x[1]) for x in forward)
 
 
 @WEBGPU
@@ -96,6 +110,16 @@ def test_float64_has_no_kernels() -> None:
 
 
 @WEBGPU
+def test_a_missing_driver_is_named() -> None:
+    words = (sys.executable, "-m", "refimpl", "validate", FIXTURES / "llama", "--device", "webgpu")
+    driverless = os.environ | {"VK_DRIVER_FILES": "none.json"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=driverless)
+    assert done.returncode == 2
+    assert "WebGpuExecutionProvider does not work" in done.stderr
+    assert "install a driver, such as Debian's mesa-vulkan-drivers" in done.stderr
+
+
+@WEBGPU
 def test_what_has_no_kernel_is_no_validation(tmp_path: Path) -> None:
     path = tmp_path / "attention.onnx"
     export(model_of("llama"), path, opset=23)
@@ -110,9 +134,22 @@ def test_what_has_no_kernel_is_no_validation(tmp_path: Path) -> None:
     assert "CPU" in error.problem
 
 
-def test_the_provider_is_asked_for_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    webgpu.adapters.cache_clear()
+def test_a_missing_provider_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_webgpu", None)
-    error = refusal_of(webgpu.adapters)
+    error = refusal_of(check_device, "webgpu", remedy="refimpl[webgpu]")
     assert "not installed" in error.problem
-    assert "refimpl[webgpu]" in error.remedy
+
+
+def bent() -> list[Any]:
+    raise RuntimeError("a bent library")
+
+
+@WEBGPU
+@pytest.mark.parametrize("adapters", [bent, list])
+def test_a_provider_that_does_not_work_is_named(
+    adapters: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webgpu, "adapters", adapters)
+    session._reason_against.cache_clear()
+    refusal_of(check_device, "webgpu", says="does not work", remedy="install a driver")
+    session._reason_against.cache_clear()

@@ -2,6 +2,7 @@
 
     python tests/tools/gpu_run.py [--device cuda] [-o gpu.json] [--page docs/results/gpu.md]
     python tests/tools/gpu_run.py --device webgpu [-o webgpu.json] [--page docs/results/gpu.md]
+    python tests/tools/gpu_run.py --device webgpu --driver ANOTHER_icd.json --dtypes float32 ...
 
 It needs a checkout, torch and safetensors, and no network; transformers and onnxruntime are used
 where they are installed. With WebGPU, whose code a software adapter runs, it needs no torch: the
@@ -15,10 +16,12 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -46,6 +49,7 @@ from refimpl.show.oracle import stage_of
 
 ROOT = Path(__file__).parents[2]
 DTYPES = ("float64", "float32", "tf32", "bfloat16", "float16")
+SHADED = ("float32", "float16")  # what an adapter may have
 WAYS = ("chained", "stepwise")
 CASES, REVEALING = (ROOT / "fixtures" / name for name in ("cases", "revealing"))
 PACKAGES = (
@@ -54,6 +58,7 @@ PACKAGES = (
 TORCH = ("torch", "transformers")
 ATTENTION = {"falcon_alibi": "sdpa"}  # see fixtures/make_fixtures.py
 PRUNED = " pruned"
+NODES = re.compile(r"of (\d+) nodes(?:, on the CPU ([^)]*))?\)")  # as `validate` says what ran
 GATE = 1e-4  # of transformers' logits; it casts to float32 inside, also in float64
 
 
@@ -318,6 +323,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "webgpu", "cpu"), default="cuda")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--driver", type=Path, help="of Vulkan, for webgpu: the JSON of another")
     parser.add_argument("--cases", nargs="+", default=["*"], help="names, as patterns")
     parser.add_argument("--jobs", type=int, default=min(12, os.cpu_count() or 1), help="processes")
     parser.add_argument("--real", nargs="*", type=Path, default=[], help="folders of real models")
@@ -333,8 +339,10 @@ def main() -> None:
     how = dtypes, given.device, given.variant
     work = [Work(path, *how) for paths in patterns for path in sorted(paths)]
     shaders = given.device == "webgpu"
+    if given.driver:
+        os.environ["VK_DRIVER_FILES"] = str(given.driver)
     if shaders:
-        how = ("float32", "float16"), given.device
+        how = tuple(x for x in SHADED if x in given.dtypes), given.device
         work = [Work(Path(x), *how) for x in (*GRAPH_CASES, "llama" + PRUNED)]
     plain = given.no_forward or shaders
     forwards = [] if plain else [*transformers_forward(given.device, given.real)]
@@ -362,8 +370,32 @@ def main() -> None:
     if given.output:
         given.output.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     if given.page:
-        fill(given.page, {"webgpu" if shaders else "runs": f"\n\n{_words(document)}\n\n{text}\n\n"})
+        name = given.driver.stem if given.driver else "webgpu" if shaders else "runs"
+        left = [left_to_the_cpu(document)] if name == "webgpu" else []
+        shown = text.partition("\n\n")[0] if given.driver else text
+        fill(given.page, {name: "\n\n".join(["", _words(document), *left, shown, ""])})
     sys.exit(int(bool(wrong or far)))
+
+
+def left_to_the_cpu(document: dict[str, Any]) -> str:
+    """A table of the nodes that did not run on an adapter, of the graphs of all models."""
+    heads = ("graphs", "nodes", "on the CPU", "models without any", "by operator")
+    every: dict[str, list[tuple[int, Counter[str]]]] = {}
+    for x in document["cases"]:
+        graphs = NODES.findall(x.get("ran", ""))  # of the forward for one length, and for others
+        named = zip(("forward pass", "experiment"), graphs[:: len(graphs) - 1], strict=False)
+        for name, (nodes, text) in named:
+            counts = (pair.split() for pair in text.split(", ") if pair)
+            left = Counter({operator: int(number) for number, operator in counts})
+            every.setdefault(f"{x['dtype']}, {name}", []).append((int(nodes), left))
+    rows = []
+    for name, models in every.items():
+        left = sum((some for _, some in models), Counter[str]())
+        operators = ", ".join(f"{n:,} {operator}" for operator, n in sorted(left.items()))
+        alone = f"{sum(not some for _, some in models)} of {len(models)}"
+        nodes = sum(n for n, _ in models)
+        rows.append((name, f"{nodes:,}", f"{left.total():,}", alone, operators))
+    return markdown(heads, rows)
 
 
 def _words(document: dict[str, Any]) -> str:
@@ -373,7 +405,7 @@ def _words(document: dict[str, Any]) -> str:
     words = f"{facts['card']}, {packages}. {document['jobs']} processes took "
     words += f"{document['seconds']} s."
     if ran := [x["ran"] for x in document["cases"] if "ran" in x and x["case"] == "llama"]:
-        words += f" The two graphs of `llama` ran so: {ran[0]}."
+        words += f" The graphs of `llama` ran so: {ran[0]}."
     if forwards:
         worst = max(forwards, key=lambda x: x["error"])
         words += f" transformers' forward of {len({x['model'] for x in forwards})} models: at most "

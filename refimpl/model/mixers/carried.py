@@ -42,8 +42,9 @@ def whole_state(h: Array, token_ids: Array, config: Config, kept: Sequence[Array
     Returns:
         [B, S, D and what is carried].
     """
-    digits, rest = list[Array](), token_ids
-    for _ in range(config.carried.get(ID, 0)):
+    digits, count = list[Array](), config.carried.get(ID, 0)
+    rest = token_ids.astype(np.int32) if count else token_ids
+    for _ in range(count):
         digits, rest = [*digits, rest - rest // BASE * BASE], rest // BASE
     parts = [h, *([np.stack(digits, axis=-1).astype(h.dtype)] if digits else [])]
     parts += map(merge_heads, kept)
@@ -69,9 +70,9 @@ def apart(x: Array, place: Place, config: Config) -> tuple[Array, Place, Callabl
     beside = x[..., config.hidden_size :]
     token_ids, shared = None, dict[str, Array]()
     if ID in config.carried:
-        token_ids = beside[..., DIGITS - 1].astype(np.int64)
+        token_ids = beside[..., DIGITS - 1].astype(np.int32)  # shaders have no 64-bit integers
         for digit in reversed(range(DIGITS - 1)):
-            token_ids = token_ids * BASE + beside[..., digit].astype(np.int64)
+            token_ids = token_ids * BASE + beside[..., digit].astype(np.int32)
     if isinstance(mixer, SharedAttention):
         start = sum(size for block, size in config.carried.items() if block < mixer.of)
         middle, end = start + mixer.kept_size // 2, start + mixer.kept_size

@@ -18,7 +18,7 @@ from onnx import helper
 UFUNCS = {
     np.add: "Add", np.subtract: "Sub", np.multiply: "Mul", np.divide: "Div", np.matmul: "MatMul",
     np.power: "Pow",
-    np.minimum: "Min", np.maximum: "Max", np.negative: "Neg", np.absolute: "Abs", np.sign: "Sign",
+    np.minimum: "Min", np.maximum: "Max", np.negative: "Neg", np.absolute: "Abs",
     np.sqrt: "Sqrt", np.exp: "Exp", np.log: "Log", np.tanh: "Tanh", np.sin: "Sin",
     np.greater: "Greater", np.greater_equal: "GreaterOrEqual",
     np.less_equal: "LessOrEqual", np.equal: "Equal", np.isnan: "IsNaN",
@@ -151,9 +151,10 @@ def _cast(x: Any, dtype: npt.DTypeLike) -> Any:
     return x.astype(dtype) if isinstance(x, Recorded) else np.asarray(x, dtype)
 
 
-def _where(condition: Recorded, x: Any, y: Any) -> Any:
+def _where(condition: Any, x: Any, y: Any) -> Any:
     *_, dtype = np.add.resolve_dtypes((_kind(x), _kind(y), None))  # the rule of promotion
-    return condition.graph.add("Where", condition, _cast(x, dtype), _cast(y, dtype))
+    graph = next(a.graph for a in (condition, x, y) if isinstance(a, Recorded))
+    return graph.add("Where", condition, _cast(x, dtype), _cast(y, dtype))
 
 
 def _swapaxes(x: Recorded, axis1: int, axis2: int) -> Any:

@@ -38,9 +38,7 @@ class Graph:
         self.fresh: dict[str, onnx.NodeProto] = {}  # makers of arrays neither named nor read so far
         self.retired: set[str] = set()
         self.functions: dict[str, onnx.FunctionProto] = caller.functions if caller else {}
-        self.calls: dict[Any, tuple[str, dict[str, onnx.TypeProto]]] = (
-            caller.calls if caller else {}
-        )
+        self.calls: dict[Any, tuple[str, Kinds]] = caller.calls if caller else {}
 
     def input(self, name: str, dtype: npt.DTypeLike, shape: Sequence[int | str]) -> Recorded:
         """Declare an input; the shape has a size or a name per axis."""

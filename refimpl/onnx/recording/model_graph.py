@@ -3,29 +3,31 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from refimpl.arguments import GraphDtype, GraphOutputs
+from refimpl.arguments import GraphDtype, GraphOutputs, require
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import left_out, nan_mean, surviving_drift
 from refimpl.method.perturbation import Noise, Perturbation, deviation, kept_tokens, perturbed
 from refimpl.model.config import BLOCK_EMBED, Config
 from refimpl.model.experts import Observer
 from refimpl.model.forward import Place, block, embed, head, places
-from refimpl.model.kernels import PLAIN
 from refimpl.model.mixers.carried import stream
 from refimpl.model.model import EMBEDDING, Model
 from refimpl.model.ops import Array
+from refimpl.model.position_tables import alibi_bias
 from refimpl.onnx.recording.array import Recorded
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph, graph_weights
 from refimpl.pruning.inspection import inspect
+from refimpl.storage.file_system import MIB
 from refimpl.version import __version__
 
 DTYPES = get_args(GraphDtype)
+LARGEST_MASKS = 1024 * MIB  # of a graph for one length, whose file has at most 2 GiB
 TOKENS, BATCH, SEQUENCE = "token_ids", "batch", "sequence"
 PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "noise_norm", "norm", "sink")  # of a graph
 
@@ -41,7 +43,12 @@ class Recording:
     """A model's graph while it is recorded: its parts, to be called in their order."""
 
     def __init__(
-        self, model: Model, dtype: npt.DTypeLike, location: str, opset: int = DEFAULT_OPSET
+        self,
+        model: Model,
+        dtype: npt.DTypeLike,
+        location: str = "memory",
+        opset: int = DEFAULT_OPSET,
+        length: int | None = None,
     ) -> None:
         _refuse_mixers(model.config)
         if np.dtype(dtype).name not in DTYPES:
@@ -49,8 +56,11 @@ class Recording:
         self.model, self.dtype, self.location = model, np.dtype(dtype), location
         self.carried = graph_weights(model, dtype)
         self.graph = Graph(opset)
-        self.ids = self.graph.input(TOKENS, np.int64, (BATCH, SEQUENCE))
-        self.positions = self._positions()
+        _refuse_length(length, model.config, self.dtype)
+        self.length, self.sequence = length, length or SEQUENCE
+        self.ids: Any = self.graph.input(TOKENS, np.int64, (BATCH, self.sequence))
+        # NumPy computes what depends on known positions alone, so that it is constant in the graph.
+        self.positions: Any = np.arange(length) if length else self._positions()
         self.places = self._places()
         self._entered: dict[str, Recorded] = {}
 
@@ -65,14 +75,12 @@ class Recording:
                 self._entered[array.name] = self.graph.initializer(tensor)
         return {x.removeprefix(prefix): self._entered[self.carried[x].name] for x in wanted}
 
-    def embed(self) -> Recorded:
+    def embed(self) -> Any:
         """The state before the first block, [batch, sequence, D and what is carried]."""
         weights = self.weights("", EMBEDDING)
-        ids, positions = cast(Any, self.ids), cast(Any, self.positions)
-        x = embed(ids, positions, weights, self.model.config, self.dtype)
-        return cast(Any, x)
+        return embed(self.ids, self.positions, weights, self.model.config, self.dtype)
 
-    def block(self, index: int, x: Recorded, points: tuple[str, ...]) -> dict[str, Recorded]:
+    def block(self, index: int, x: Recorded, points: tuple[str, ...]) -> dict[str, Any]:
         """Call a block on a state [any batch, sequence, D and what is carried].
 
         Returns some of its trace points, without prefix, and `state` if it is not `resid_post`.
@@ -102,29 +110,31 @@ class Recording:
             inputs |= tables | {"block_embed.weight": own}
         return self.graph.call("block", body, inputs, prefix.rstrip("."), kind)
 
-    def head(self, x: Recorded, observe: Observer) -> Recorded:
+    def head(self, x: Any, observe: Observer) -> Any:
         """Logits [batch, sequence, V] of the state after the last block."""
         names = ("final_norm.weight", "final_norm.bias", "lm_head.weight", "lm_head.bias")
-        return cast(Any, head(cast(Any, x), self.weights("", names), self.model.config, observe))
+        return head(x, self.weights("", names), self.model.config, observe)
 
     def _positions(self) -> Recorded:
         """Token positions, [sequence]."""
-        graph = self.graph
-        length = graph.add("Squeeze", graph.add("Shape", self.ids, start=1, end=2))
-        zero, one = (graph.constant(np.int64(n)) for n in (0, 1))
-        positions = graph.add("Range", zero, length, one, axes=(SEQUENCE,))
-        return graph.named(positions, "positions")
+        add = self.graph.add
+        length = add("Squeeze", add("Shape", self.ids, start=1, end=2))
+        positions = add("Range", np.int64(0), length, np.int64(1), axes=(SEQUENCE,))
+        return self.graph.named(positions, "positions")
 
     def _places(self) -> list[Place]:
         """The place of each block, with its arrays named after its kind."""
-        config, positions, by_kind = self.model.config, cast(Any, self.positions), {}
-        for number, (kind, place) in enumerate(
-            places(positions, config, self.dtype, PLAIN).items()
-        ):
-            named = {
-                name: self.graph.named(array, f"places.{number}.{name}")
-                for name, array in _arrays(place).items()
-            }
+        config, by_kind = self.model.config, {}
+        every = places(self.positions, config, self.dtype)
+        for number, (kind, place) in enumerate(every.items()):
+            if place.ramps is not None:  # once, and not in each block
+                alibi = alibi_bias(place.ramps, place.ramps, self.dtype)
+                place = replace(place, bias=place.bias + alibi, ramps=None)
+            named = {}
+            for name, array in _arrays(place).items():
+                known = isinstance(array, np.ndarray)
+                make = self.graph.constant if known else self.graph.named
+                named[name] = make(array, f"places.{number}.{name}")
             by_kind[kind] = _with(place, named)
         return [by_kind[kind] for kind in config.blocks]
 
@@ -141,35 +151,46 @@ def _refuse_mixers(config: Config) -> None:
             )
 
 
+def _refuse_length(length: int | None, config: Config, dtype: np.dtype[Any]) -> None:
+    """Refuse a length whose masks, one per kind of block, do not fit into a graph's file."""
+    longest = config.max_position_embeddings
+    require(length, Annotated[int, 1, longest] | None, "seq_len", "--seq-len ")
+    kinds = sum((kind.mixer or config.attention).attends for kind in {*config.blocks})
+    heads = config.num_attention_heads if config.alibi else 1
+    size = kinds * heads * (length or 0) ** 2 * dtype.itemsize
+    if size > LARGEST_MASKS:
+        raise RefimplError(
+            f"a graph for sequences of {length} tokens has {-(-size // MIB):,} MiB of masks",
+            f"at most {LARGEST_MASKS // MIB:,} MiB, because a graph's file has less than 2 GiB",
+            "use a shorter --seq-len, or write a graph of any length: omit --seq-len",
+        )
+
+
 def _arrays(place: Place) -> dict[str, Any]:
-    """The arrays of a place that depend on positions, by name."""
+    """The arrays of a place that the graph has, by name."""
     cos, sin = place.rope or (None, None)
-    arrays = {"bias": place.bias, "cos": cos, "sin": sin, "ramps": place.ramps}
-    if "conv_in" in place.mixer.points:  # others' are in these arrays
+    arrays: dict[str, Any] = {"cos": cos, "sin": sin, "query_scale": place.query_scale}
+    if place.mixer.attends:
+        arrays["bias"] = place.bias
+    if "conv_in" in place.mixer.points and isinstance(place.positions, Recorded):
         arrays["positions"] = place.positions
-    arrays["query_scale"] = cast(Any, place.query_scale)  # a number, or an array
-    return {name: array for name, array in arrays.items() if isinstance(array, Recorded)}
+    return {name: x for name, x in arrays.items() if isinstance(x, Recorded | np.ndarray)}
 
 
 def _with(place: Place, arrays: Mapping[str, Any]) -> Place:
     """A place with other arrays of the same names."""
-    rope = (arrays["cos"], arrays["sin"]) if place.rope else None
-    scale = arrays.get("query_scale", place.query_scale)
-    return replace(
-        place,
-        positions=arrays.get("positions", place.positions),
-        bias=arrays.get("bias", place.bias),
-        rope=rope,
-        ramps=arrays.get("ramps"),
-        query_scale=scale,
-    )
+    others = {name: arrays[name] for name in _arrays(place)}
+    rope = (others.pop("cos"), others.pop("sin")) if place.rope else None
+    return replace(place, rope=rope, **others)
 
 
-def model_graph(recording: Recording, outputs: GraphOutputs = "logits") -> Graph:
-    """Record a model: `token_ids` [batch, sequence] to `logits`, or to every trace point."""
+def record(recording: Recording, outputs: GraphOutputs, plan: Noise | None) -> None:
+    """Record a model: `token_ids` [batch, sequence] to `logits` or a trace; or its experiment."""
+    if plan is not None:
+        return experiment_graph(recording, plan)
     graph, trace, config = recording.graph, outputs == "trace", recording.model.config
     x = recording.embed()
-    h: Any = stream(cast(Any, x), config)
+    h: Any = stream(x, config)
     h = graph.output("embed", h) if trace else graph.labelled(h, "embed")
     x = x if config.carried else h
     for i, kind in enumerate(config.blocks):
@@ -185,7 +206,7 @@ def model_graph(recording: Recording, outputs: GraphOutputs = "logits") -> Graph
     logits = recording.head(x, observe)
     if not trace:
         graph.output("logits", logits)
-    return graph
+    return None
 
 
 def described(recording: Recording, outputs: str, plan: Noise | None) -> onnx.ModelProto:
@@ -200,6 +221,7 @@ def described(recording: Recording, outputs: str, plan: Noise | None) -> onnx.Mo
         "refimpl": __version__,
         "dtype": recording.dtype.name,
         "outputs": outputs,
+        "seq_len": str(recording.length or "any"),
         "prunable_weights": str(weights),
         "prunable_zeros": str(zeros),
         "sparsity": repr(zeros / weights),
@@ -216,22 +238,19 @@ STATES = "states"
 END = np.iinfo(np.int64).max
 
 
-def experiment_graph(recording: Recording, plan: Noise) -> Graph:
+def experiment_graph(recording: Recording, plan: Noise) -> None:
     """Record the experiment of a model, measured in float64 (docs/how-to/experiment-graph.md)."""
-    graph, config = recording.graph, recording.model.config
-    width, blocks = config.hidden_size, config.num_blocks
-    at: Any = graph.input(AT, np.int64, (STATES,))
-    eta: Any = graph.input(ETA, np.float64, (STATES,))
-    noise: Any = graph.input(NOISE, np.float64, (STATES, SEQUENCE, width))
-    add: Any = graph.add
-    output: Any = graph.output
+    graph, config, length = cast(Any, recording.graph), recording.model.config, recording.sequence
+    width, blocks, add, output = config.hidden_size, config.num_blocks, graph.add, graph.output
+    at = graph.input(AT, np.int64, (STATES,))
+    eta = graph.input(ETA, np.float64, (STATES,))
+    noise = graph.input(NOISE, np.float64, (STATES, length, width))
 
     # One sequence only: others in the batch would be taken for states.
     recording.ids.kind.tensor_type.shape.dim[0].dim_value = 1
     x = recording.embed()
     x = add("Identity", x, axes=("states.0", *x.axes[1:]))
-    ids: Any = recording.ids
-    kept: Any = np.ones_like(ids, np.bool_)
+    kept: Any = np.ones_like(recording.ids, np.bool_)
     first, drifts, alignments, sinks, sizes = [], [], [], [], []
     for i in range(blocks):
         x = recording.block(i, x, ("resid_post",))["state" if config.carried else "resid_post"]
@@ -240,14 +259,14 @@ def experiment_graph(recording: Recording, plan: Noise) -> Graph:
         clean = stream(first_state, config)
         inputs = {
             "h": add("Squeeze", clean, [0]),
-            "noise": add("Compress", noise, starts_here, axis=0, axes=(born, SEQUENCE, width)),
+            "noise": add("Compress", noise, starts_here, axis=0, axes=(born, length, width)),
             "eta": add("Compress", eta, starts_here, axis=0, axes=(born,)),
         }
         body = partial(_perturb, plan)
-        new: Any = graph.call("perturb", body, inputs, f"blocks.{i}.perturb")
-        rows = (f"states.{i + 1}", SEQUENCE)
+        new = graph.call("perturb", body, inputs, f"blocks.{i}.perturb")
+        rows = (f"states.{i + 1}", length)
         each = add("Concat", add("Shape", new["states"], end=1), [1], axis=0)
-        kept_by = add("Expand", new["kept"], each, axes=(born, SEQUENCE))
+        kept_by = add("Expand", new["kept"], each, axes=(born, length))
         states = new["states"]
         if config.carried:  # the same for each of them
             beside = np.zeros_like(states[..., :1]) + first_state[..., width:]
@@ -275,7 +294,6 @@ def experiment_graph(recording: Recording, plan: Noise) -> Graph:
     output("left_out", left_out(share, _tail(kept, [1], STATES), plan.norm))
     output("sinks", np.concatenate(sinks, axis=0))
     output("mean_square", np.concatenate(sizes, axis=0))
-    return graph
 
 
 def experiment_inputs(
