@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from refusals import refusal_of
+from tables import cases
 
 from refimpl.allocation.allocate import allocated
 from refimpl.allocation.request import Request
@@ -133,24 +134,7 @@ def test_each_unit_may_have_a_limit_of_its_own() -> None:
     refusal_of(project, [0.2, 0.9], [1, 1], 0.61, 0.0, [0.4, 0.8], says="in [0.0, 0.6]")
 
 
-@pytest.mark.parametrize(
-    ("changes", "names"),
-    [
-        ({"sparsity": 0.95}, "[0.1, 0.9]"),
-        ({"sparsity": 0.05}, "[0.1, 0.9]"),
-        ({"sparsity": 1.5}, "sparsity"),
-        ({"sparsity": float("nan")}, "sparsity"),
-        ({"x": [0.5, float("nan")]}, "NaN"),
-        ({"x": [0.5, float("inf")]}, "infinite"),
-        ({"x": [0.5]}, "shape"),
-        ({"sizes": [3, 0]}, "unit sizes"),
-        ({"lo": 0.95}, "lo"),
-        ({"hi": 1.1}, "hi"),
-        ({"hi": [0.9, 0.8, 0.7]}, "hi has the shape"),
-        ({"hi": [0.6, 0.3]}, "[0.1, 0.428571]"),
-        ({"lo": float("nan")}, "lo"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "names"), cases("allocation", "projections"))
 def test_projection_refuses(changes: dict[str, object], names: str) -> None:
     good: dict[str, object] = {"x": [0.5, 0.6], "sizes": [3, 4], "sparsity": 0.5}
     refusal_of(project, **{**good, "lo": 0.1, "hi": 0.9, **changes}, says=names)

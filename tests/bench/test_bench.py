@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 from program import ran, refused, run
+from tables import cases
 
 from refimpl import read_model
 from refimpl.bench import measured_cells
@@ -136,24 +137,7 @@ def test_an_error_in_a_late_cell_keeps_the_finished_ones(
     assert len(calls) == 3
 
 
-WRONG: list[tuple[str, str]] = [
-    ("--bases uniform,owll", "base 'owll' is neither a base allocation nor a file"),
-    ("--bases uniform,,owl", "an empty name"),
-    ("--bases owl:5", "'5' is no option with a value"),
-    ("--bases owl:z=5", "z"),
-    ("--bases atp", "beta"),
-    ("--against lsa", "against 'lsa' is not compared"),
-    ("--sparsity 1.5", "sparsity 1.5"),
-    ("--sparsity half", "sparsity 'half'"),
-    ("--pruners wand", "pruner 'wand'"),
-    ("--seeds 0", "seeds 0"),
-    ("--jitter -1", "jitter -1"),
-    ("--samples 0", "samples 0"),
-    ("--measure-on nowhere.txt", "nowhere.txt"),
-    ("--text nowhere.txt", "nowhere.txt"),
-    ("--window 1", "window"),
-    ("--seeds 5000", "too few"),
-]
+WRONG: list[tuple[str, str]] = cases("bench", "wrong")
 
 
 @pytest.mark.parametrize(("words", "said"), WRONG)

@@ -24,6 +24,7 @@ import shellingham
 from conftest import FIXTURES
 from processes import ENV, PROGRAM
 from program import Result, refusal, run
+from tables import cases
 
 from refimpl.running.threads import Progress
 
@@ -89,59 +90,7 @@ def here(tmp_path: Path, scores: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 # Options
 
-OPTIONS = {
-    "--bogus": "--bogus",
-    "extra": "unexpected extra argument",
-    "--eta 0": "positive, finite",
-    "--eta ,": "numbers separated by commas",
-    "--eta 0.1,,1": "numbers separated by commas",
-    "--eta big": "--eta 0.01",
-    "--perturbation pruned": "'gaussian', 'pruning'",
-    "--variant noise_scale=channel": "token or sequence\nnext: change --variant noise_scale",
-    "--variant sinks=drop": "sink=",
-    "--variant sink": "NAME=VALUE",
-    "--variant sink=include --variant sink=exclude": "given twice",
-    "--draws 0": "a whole number from 1 to 65,536",
-    "--draws many": "--draws",
-    "--seed -1": "a whole number, 0 or more",
-    "--perturbation pruning --eta 0.01": "omit --eta",
-    "--perturbation pruning --variant noise_scale=token": "omit --variant noise_scale",
-    "--perturbation pruning --variant noise_shape=channel": "omit --variant noise_shape",
-    "--perturbation pruning --draws 2": "omit --draws",
-    "--sparsity 1.01": "a number from 0 to 1",
-    "--sparsity=": "sparsity ''\nexpected: a number, or a percentage",
-    "--base owls": "'owls'",
-    "--base owl --base-option lambda=1": "m, lam",
-    "--base owl --base-option m": "NAME=VALUE",
-    "--base owl --base-option =5": "NAME=VALUE",
-    "--base owl --base-option m=five": "a number",
-    "--base owl --base-option m=5 --base-option m=6": "given twice",
-    "--base atp": "--base-option beta=NUMBER",
-    "--base atp --base-option beta=0.3": "every block in [0, 1]",
-    "--correct all": "'absorption', 'arrival', 'divergence', 'none'",
-    "--perturbation gaussian --correct divergence": "--perturbation pruning",
-    "--strength 1e9": "strength",
-    "--strength much": "measured",
-    "--correct absorption --strength measured": "only arrival and divergence are measured",
-    "--eta 0.1 --probe delta=0.1": "omit --probe delta",
-    "--eta 0.1 --probe units=linears": "omit --probe units",
-    "--eta 0.1 --probe samples=1": "omit --probe samples",
-    "--correct divergence --probe samples=0": "a whole number, 1 or more",
-    "--correct divergence --probe damping=0.1": "omit --probe damping",
-    "--correct divergence --probe pruner=sparsegpt --probe damping=-1": "damping -1.0",
-    "--perturbation pruning --correct none --probe units=linears": "units linears without probes",
-    "--correct divergence --probe delta=0": "probe-delta 0",
-    "--dtype float16": "'float32', 'float64'",
-    "--threads 0": "from 1 to 1,024",
-    "--memory nonsense": "a size such as 512M",
-    "--memory 100 --eta 0.1": "at least 5120 bytes",
-    "--samples 0": "a whole number from 1 to",
-    "--seq-len 65": "--seq-len 64 or less",
-    "--text text.txt --tokens ids.npy": "--text with --tokens",
-    "--config absent.json": "absent.json",
-    "--config out": "out",
-    "--config text.txt": "text.txt is not JSON",
-}
+OPTIONS = dict(cases("cli", "options"))
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -242,21 +191,7 @@ def test_models() -> None:
 # Files that may not be read
 
 
-@pytest.mark.parametrize(
-    ("name", "command"),
-    [
-        ("model.safetensors", "score model"),
-        ("config.json", "score model"),
-        ("text.txt", "score model --text text.txt"),
-        ("tokenizer.json", "score model --text text.txt"),
-        ("tokenizer_config.json", "score model --text text.txt"),
-        ("ids.npy", "score model --tokens ids.npy"),
-        ("ids.jsonl", "score model --tokens ids.jsonl"),
-        ("base.json", "score model --base base.json"),
-        ("scores.json", "allocate scores.json"),
-        ("base.json", "allocate scores.json --base base.json"),
-    ],
-)
+@pytest.mark.parametrize(("name", "command"), cases("cli", "unreadable"))
 def test_a_file_that_may_not_be_read(
     name: str, command: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,21 +229,7 @@ def test_a_custom_base_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatc
 
 # Scores
 
-ALLOCATE = {
-    "scores.json --base owl --base-option m=7": "score again with --base owl --base-option m=7",
-    "scores.json --correct arrival": "--perturbation pruning",
-    "scores.json --sparsity 2": "a number from 0 to 1",
-    "scores.json --eta 0.1": "No such option",
-    "scores.json --compat peer --correct absorption": "omit --correct",
-    "scores.json --compat both": "'exact', 'peer'",
-    "scores.json --lo 0.8": "0.8",
-    "scores.json --lo nan": "lo nan",
-    "scores.json --max-correction -1": "max-correction -1",
-    "scores.json --correction-scale mean": "'raw', 'max'",
-    "pruning.json --base owl --correct divergence": "run refimpl score again",
-    "absent.json": "absent.json",
-    "scores.json --base pruning.json": "pruning.json: not an allocation for this model",
-}
+ALLOCATE = dict(cases("cli", "allocate"))
 
 
 @pytest.mark.parametrize("words", ALLOCATE)
@@ -412,18 +333,7 @@ def test_nobody_reads_stdout(here: Path) -> None:
         assert (done.returncode, done.stderr) == (code, b""), words
 
 
-OUT_OF_RANGE = {
-    "score model --draws 18446744073709551616": "an integer of at most 64 bits",
-    "score model --draws 1000000000": "from 1 to 65,536",
-    "score model --threads 18446744073709551616": "an integer of at most 64 bits",
-    "score model --threads 2000": "from 1 to 1,024",
-    "validate model --threads 18446744073709551616": "an integer of at most 64 bits",
-    "validate model --threads 2000": "from 1 to 1,024",
-    "score model --samples 1000000 --seq-len 1000": "a whole number from 1 to 67,108",
-    "score model --eta 1e-7": "or --dtype float64",
-    "score model --dtype float64 --eta 1e-15": "1.4e-14 or more",
-    "explain model --eta 1e-7": "or --dtype float64",
-}
+OUT_OF_RANGE = dict(cases("cli", "out_of_range"))
 
 
 @pytest.mark.parametrize("command", OUT_OF_RANGE)

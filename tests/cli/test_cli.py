@@ -21,6 +21,7 @@ from cli_page import commands
 from conftest import FIXTURES
 from documents import facts
 from program import Result, ran, refused, run
+from tables import cases
 
 import refimpl
 from refimpl.allocation.request import Request
@@ -54,52 +55,7 @@ def rows(text: str) -> str:
 # Options
 
 
-@pytest.mark.parametrize(
-    ("words", "key", "value"),
-    [
-        ("--eta 0.5", "eta", 0.5),
-        ("--variant noise_scale=sequence", "noise_scale", "sequence"),
-        ("--variant noise_shape=channel", "noise_shape", "channel"),
-        ("--variant noise_norm=expected", "noise_norm", "expected"),
-        ("--variant norm=sequence --variant sink=exclude", "norm", "sequence"),
-        ("--variant norm=sequence --variant sink=exclude", "sink", "exclude"),
-        ("--draws 3", "draws", 3),
-        ("--seed 5", "seed", 5),
-        ("--base owl", "base", "owl"),
-        ("--base owl --base-option m=7", "base_options", {"m": 7.0, "lam": 0.08}),
-        ("--base owl --base-option lam=0.1 --base-option m=7", "base_options.lam", 0.1),
-        ("--sparsity 0.45", "requested_sparsity", 0.45),
-        ("--correct none", "correct", None),
-        ("", "correct", "divergence"),
-        ("", "perturbation", "pruning"),
-        ("--correct absorption", "perturbation", "gaussian"),
-        *((words, "correct", None) for words in ("--base owl", "--eta 0.1", "--draws 2")),
-        *((x, "perturbation", "gaussian") for x in ("--base owl", "--eta 0.1", "--draws 2")),
-        ("--base owl --correct divergence", "correct", "divergence"),
-        ("--eta 0.1 --correct absorption", "correct", "absorption"),
-        ("--strength 0.2", "strength", 0.2),
-        ("--strength -0.2", "strength", -0.2),
-        ("--dtype float64", "dtype", "float64"),
-        ("--threads 3", "run.threads", 3),
-        ("--memory 1.5M", "run.memory", 3 << 19),
-        ("--samples 3", "tokens.samples", 3),
-        ("--seq-len 9", "tokens.seq_len", 9),
-        ("--perturbation pruning", "perturbation", "pruning"),
-        ("--perturbation pruning --correct arrival", "correct", "arrival"),
-        ("--perturbation pruning --correct divergence", "correct", "divergence"),
-        ("--correct arrival", "perturbation", "pruning"),
-        ("--correct divergence", "strength", "measured"),
-        ("--correct divergence --strength 0.2", "strength", 0.2),
-        ("--correct divergence", "probe_delta", 0.1),
-        ("--correct divergence --probe delta=0.05", "probe_delta", 0.05),
-        ("--correct divergence --probe pruner=magnitude", "probe_pruner", "magnitude"),
-        ("--correct divergence --probe pruner=sparsegpt --probe damping=1", "probe_damping", 1),
-        ("--correct divergence --probe units=linears", "units", "linears"),
-        ("--correct divergence", "precision", 0.025),
-        ("--correct divergence --probe precision=0.2", "precision", 0.2),
-        ("--correct divergence --probe samples=1", "probe_samples", 1),
-    ],
-)
+@pytest.mark.parametrize(("words", "key", "value"), cases("cli", "arriving"))
 def test_every_option_arrives(words: str, key: str, value: Any) -> None:
     found: Any = facts(scored_json(*words.split()))
     for part in key.split("."):

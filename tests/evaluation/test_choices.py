@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refusal_of
 from scipy.special import log_softmax
+from tables import cases
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from refimpl import RefimplError, forward, read_model
@@ -189,23 +190,7 @@ def test_reading_questions(tmp_path: Path) -> None:
     assert found.sha256 != read_questions(write(tmp_path / "two.jsonl", ROWS[:2])).sha256
 
 
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [
-        ("{", "is not JSON"),
-        ("[1]", "question None, not a text"),
-        ('{"question": 1, "choices": ["a", "b"], "answer": 0}', "question 1, not a text"),
-        ('{"question": "q", "answer": 0}', "choices None"),
-        ('{"question": "q", "choices": "ab", "answer": 0}', "choices 'ab'"),
-        ('{"question": "q", "choices": ["a"], "answer": 0}', "two or more"),
-        ('{"question": "q", "choices": ["a", ""], "answer": 0}', "two or more texts"),
-        ('{"question": "q", "choices": ["a", 1], "answer": 0}', "two or more texts"),
-        ('{"question": "q", "choices": ["a", "b"], "answer": 2}', "answer 2, not the index"),
-        ('{"question": "q", "choices": ["a", "b"], "answer": -1}', "answer -1"),
-        ('{"question": "q", "choices": ["a", "b"], "answer": "a"}', "answer 'a'"),
-        ('{"question": "q", "choices": ["a", "b"], "answer": true}', "answer True"),
-    ],
-)
+@pytest.mark.parametrize(("line", "problem"), cases("evaluation", "bad_lines"))
 def test_a_bad_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
     path = write(tmp_path / "q.jsonl", ROWS[:1])
     path.write_text(path.read_text() + "\n\n" + line + "\n")

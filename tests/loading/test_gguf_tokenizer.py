@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from refusals import refusal_of
+from tables import cases
 from tokenizers import Tokenizer
 
 from refimpl.loading.gguf.tokenizer_metadata import CUTS, write_tokenizer
@@ -68,17 +69,7 @@ def test_bos_is_what_the_file_says_or_the_default_of_its_pre_tokenizer(
     assert reason in tokens.source
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "no pre-tokenizer": ({"pre": ...}, "no pre-tokenizer (tokenizer.ggml.pre)"),
-    "one of no name": ({"pre": ""}, "no pre-tokenizer (tokenizer.ggml.pre)"),
-    "llama.cpp's default": ({"pre": "default"}, "the pre-tokenizer 'default'"),
-    "BOS beyond the tokens": ({"add_bos_token": True, "bos_token_id": 999}, "bos_token_id 999 of"),
-    "BOS below 0": ({"add_bos_token": True, "bos_token_id": -1}, "bos_token_id -1 of"),
-    "BOS that is not named": ({"add_bos_token": True, "bos_token_id": ...}, "bos_token_id None"),
-    "BOS by default": ({"pre": "llama-bpe", "bos_token_id": ...}, "bos_token_id None"),
-    "no merges": ({"merges": ...}, "no merges"),
-    "a key nobody knows": ({"magic": 1}, "tokenizer.ggml.magic"),
-}  # fmt: skip
+REFUSED: dict[str, tuple[dict[str, Any], str]] = dict(cases("loading", "gguf_tokenizers"))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from refusals import refusal_of
 from scipy.stats import kstest
 from strategies import generators, seeds, shapes
+from tables import cases
 
 from refimpl.method.perturbation import (
     SINK_FACTOR,
@@ -252,24 +253,7 @@ def test_ratio_divides_or_is_unknown(pairs: list[tuple[float, float]]) -> None:
 # What is refused
 
 
-@pytest.mark.parametrize(
-    ("changes", "names"),
-    [
-        ({"kind": "pruning"}, "kind 'pruning'"),
-        ({"noise_scale": "block"}, "noise-scale 'block'"),
-        ({"noise_shape": "round"}, "noise-shape 'round'"),
-        ({"norm": "max"}, "norm 'max'"),
-        ({"sink": "drop"}, "sink 'drop'"),
-        ({"eta": ()}, "eta"),
-        ({"eta": (0.0,)}, "eta 0.0"),
-        ({"eta": (0.1, -0.1)}, "eta 0.1, -0.1"),
-        ({"eta": (float("nan"),)}, "eta nan"),
-        ({"eta": (float("inf"),)}, "eta inf"),
-        ({"eta": (0.1, 0.1)}, "eta 0.1, 0.1"),
-        ({"draws": 0}, "draws 0"),
-        ({"seed": -1}, "seed -1"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "names"), cases("method", "noise"))
 def test_perturbation_refuses(changes: dict[str, Any], names: str) -> None:
     refusal_of(Noise, **changes, says=names)
 
