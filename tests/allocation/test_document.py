@@ -14,11 +14,10 @@ from documents import changed
 from gates import CASES, bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
-from refusals import refusal_of
 from tables import cases
 
 from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, score
-from refimpl.allocation.scores_json import document, read_scores, scores_document
+from refimpl.allocation.scores_json import document, read_scores
 from refimpl.loading.files.documents import plain
 from refimpl.show.blocks import table
 from refimpl.storage.files import write_json
@@ -61,22 +60,6 @@ def test_scores_come_back_as_they_were(case: str, pruning: bool, tmp_path: Path)
         others += [Request("owl", sparsity=0.3), Request("dlp", compat="peer")]
     for other in others:
         assert whole_document(read, other) == whole_document(scores, other)
-
-
-def test_errors_of_lsa_come_back(tmp_path: Path) -> None:
-    wanted, tokens = Request("lsa", {"block": 8}, 0.6), random_tokens(264, 2, 7)
-    scores = score(model_of("llama"), tokens, request=wanted)
-    content = whole_document(scores, wanted)
-    write_json(tmp_path / "scores.json", content)
-    read = read_scores(tmp_path / "scores.json")
-    assert bits(read) == bits(scores)
-    assert whole_document(read, replace(wanted, options={"beta": 0.1, "block": 8})) != content
-    signal = content["scores"]["signals"].pop("lsa")
-    assert signal == {
-        "options": {"block": 8}, "values": {"error": scores.signals["lsa"].main.tolist()}
-    }  # fmt: skip
-    read = scores_document(content).scores
-    refusal_of(allocate, read, wanted, says="lsa with block 8: not in these scores")
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,12 @@ def test_a_cell_is_score_prune_and_eval_to_the_bit(
     name: str, words: str, pruner: str, tmp_path: Path
 ) -> None:
     grid = ("--bases", name, "--sparsity", "0.5, 60%", "--pruners", pruner, "--seeds", 2)
-    ran(*SHORT, *grid, "-q", "-o", tmp_path / "bench")
-    pruned = [row for row in rows_of(tmp_path / "bench") if "pruner" in row]
-    assert len(pruned) == 4
+    done = run(*SHORT, *grid, "-o", tmp_path / "bench")
+    assert (done.code, done.err) == (0, "")  # progress belongs to terminals
+    dense, *pruned = rows_of(tmp_path / "bench")
+    by_hand = json.loads(ran("eval", LLAMA, "--text", TEXT, *WINDOWS, "--json"))
+    assert dense["texts"][0]["nats"] == [x["nats"] for x in by_hand["text"]["windows"]]
+    assert (dense["model_sha256"], len(pruned)) == (by_hand["model_sha256"], 4)
     ids = model_tokens(read_model(LLAMA), TEXT, None, 4, 16).ids  # each seed has every other one
     for row in pruned:
         case = tmp_path / f"{row['sparsity']}-{row.get('seed', 0)}"
@@ -64,15 +67,6 @@ def test_a_cell_is_score_prune_and_eval_to_the_bit(
         assert row["texts"][0]["nats"] == [x["nats"] for x in by_hand["text"]["windows"]]
         assert row["texts"][0]["tokens"] == [x["tokens"] for x in by_hand["text"]["windows"]]
         assert row["pruned"] == json.loads((case / "pruning.json").read_text())["total_pruned"]
-
-
-def test_the_dense_model_is_eval(tmp_path: Path) -> None:
-    done = run(*SHORT, "--bases", "uniform", "--sparsity", "0.5", "-o", tmp_path / "bench")
-    assert (done.code, done.err) == (0, "")  # progress belongs to terminals
-    dense = next(row for row in rows_of(tmp_path / "bench") if "pruner" not in row)
-    by_hand = json.loads(ran("eval", LLAMA, "--text", TEXT, *WINDOWS, "--json"))
-    assert dense["texts"][0]["nats"] == [x["nats"] for x in by_hand["text"]["windows"]]
-    assert dense["model_sha256"] == by_hand["model_sha256"]
 
 
 def measured(row: dict[str, Any]) -> dict[str, Any]:

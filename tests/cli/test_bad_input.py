@@ -1,11 +1,6 @@
-"""Input that cannot be used: one clear error, exit code 2, nothing written, nothing touched.
-
-Malformed files of every kind are refused in the tests of `loading`, `tokens` and `allocation`; here
-is one of each kind, and all options.
-"""
+"""Input that cannot be used: one clear error, exit code 2, nothing written, nothing touched."""
 
 import errno
-import json
 import os
 import resource
 import shlex
@@ -126,27 +121,7 @@ def test_completion_for_an_unknown_shell(
     assert f"no completion for {name}\nexpected: bash, zsh" in refusal(run(option))
 
 
-def test_noise_beyond_float32() -> None:
-    refused(f"score model {SMALL} --eta 1e38", "beyond the range", "smaller --eta")
-    assert run(*f"score model {SMALL} --eta 1e38 --dtype float64".split()).code == 0
-
-
 # Outputs
-
-
-@pytest.mark.parametrize(
-    "output",
-    [
-        *(f"model/{x}" for x in ("model.safetensors", "config.json", "tokenizer.json")),
-        *("model/tokenizer_config.json", "text.txt", "link", "pipe", "out", ".", "/", ""),
-        *("absent/new.json", "text.txt/new.json"),
-    ],
-)
-def test_outputs(output: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refimpl.cli.score.progress_bar", never)
-    (here / "link").symlink_to("model/model.safetensors")
-    os.mkfifo(here / "pipe")
-    refused(f"score model --text text.txt {SMALL} -o {output}", output)
 
 
 @pytest.mark.parametrize("output", ["", ".", "/"])
@@ -162,30 +137,6 @@ def test_outputs_without_a_name(words: str, output: str) -> None:
     assert result.code == 2, result.err
     assert result.err.startswith("error: -o ")
     assert "Traceback" not in result.err
-
-
-# Tokens
-
-
-def test_tokens() -> None:
-    np.save("a.npy", np.ones((1, 4)))
-    refused(f"score model {SMALL} --tokens a.npy", "float64", "int64")
-    refused(f"score model --text absent.txt {SMALL}", "absent", "No such file")
-
-
-# Models
-
-
-def test_models() -> None:
-    weights, path = Path("model/model.safetensors"), Path("model/config.json")
-    whole, config = weights.read_bytes(), json.loads(path.read_text())
-    weights.write_bytes(whole[:-100])
-    refused(f"score model {SMALL}", "not a whole safetensors")
-    weights.write_bytes(whole)
-    mistakes = {"hidden_act": "mish", "rms_norm_eps": -1}
-    path.write_text(json.dumps(config | mistakes))
-    refused(f"score model {SMALL}", *mistakes)
-    refused(f"score absent {SMALL}", "absent: no such file or folder")
 
 
 # Files that may not be read
@@ -218,13 +169,6 @@ def test_a_file_that_may_not_be_read(
     assert name in error
     assert "Permission denied" in error
     assert state(here) == before
-
-
-def test_a_custom_base_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refimpl.cli.score.progress_bar", never)
-    Path("a.json").write_text("[0.7, 0.7, 0.7]")
-    refused(f"score model {SMALL} --base a.json", "a.json", "4 numbers")
-    refused(f"score model {SMALL} --base absent.json", "absent.json")
 
 
 # Scores

@@ -149,17 +149,6 @@ def test_what_is_too_long_loses_its_start() -> None:
     assert found.truncated == 2  # 5 + 1 and 5 + 3 tokens of 5
 
 
-def test_a_question_too_long_is_the_end_of_it() -> None:
-    row = {"question": "x" * 80, "choices": ["a", "b"], "answer": 0}
-    found = choice_sequences(encoder(model_of("llama")), asked(row))
-    assert found.truncated == 2
-    assert [len(ids) for ids, _ in found.sequences] == [65, 65]
-    ids = found.sequences[0][0]
-    p = log_probabilities(list(ids[:-1]))
-    (values,) = accuracy_of(row).log_likelihoods
-    assert values[0] == pytest.approx(p[-2, ids[-2]] + p[-1, ids[-1]], rel=1e-12)
-
-
 def test_the_prefix_is_bos_or_else_eos(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).write_bytes((LLAMA / name).read_bytes())

@@ -135,11 +135,6 @@ def test_memory_is_states_and_two_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     assert double == 1000 + 2 * (held * state + 2 * 7296 * 4)
 
 
-def test_what_cannot_be_run_is_refused() -> None:
-    model, tokens = model_of("llama"), random_tokens(264, 2, 8)
-    refusal_of(estimate, model, tokens, memory=100, says="does not hold one experiment")
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.0123, "0.012 s"), (9.94, "9.9 s"), (100.4, "100 s"), (600, "10 min")]
 )

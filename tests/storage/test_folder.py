@@ -98,27 +98,6 @@ def test_a_failure_leaves_no_trace(failure: Any, force: bool, tmp_path: Path) ->
     assert os.listdir(tmp_path) == (["out"] if force else [])
 
 
-@pytest.mark.parametrize("step", range(3))
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(errno.EIO, "Input/output error")])
-def test_a_failure_while_renaming(
-    failure: Any, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target, rename, calls = tmp_path / "out", Path.replace, []
-    fill(target, OLD)
-
-    def failing(source: Path, other: Path) -> None:
-        calls.append(source)
-        if len(calls) == step + 1:
-            raise failure
-        rename(source, other)
-
-    monkeypatch.setattr(Path, "replace", failing)
-    with pytest.raises((KeyboardInterrupt, RefimplError)):
-        write_new(target, force=True)
-    assert content_of(target) == (NEW if step == 2 else OLD)
-    assert os.listdir(tmp_path) == ["out"]
-
-
 def test_a_folder_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "out"
     fill(target, OLD)
