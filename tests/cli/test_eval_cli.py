@@ -11,6 +11,7 @@ import program
 import pytest
 from conftest import FIXTURES
 from documents import before_unit, interrupt
+from tables import cases
 
 from refimpl.evaluation import evaluate as job
 
@@ -132,25 +133,7 @@ def test_a_run_says_how_much_an_earlier_one_did(
     assert run["tokens"] == whole["tokens"] - 8 * 39  # of a window's tokens, the last is no input
 
 
-@pytest.mark.parametrize(
-    ("words", "problem"),
-    [
-        ((LLAMA,), "nothing to evaluate on"),
-        ((LLAMA, "--text", TEXT, "--tokens", "ids.npy"), "--text with --tokens"),
-        *(
-            ((LLAMA, "--choices", "no.jsonl", x, 8), f"{x} with neither --text nor --tokens")
-            for x in ("--window", "--windows")
-        ),
-        ((LLAMA, "--choices", "no.jsonl"), "no.jsonl: cannot be read (No such"),
-        ((LLAMA, "--text", TEXT, "--window", 65), "use --window 64 or less"),
-        ((LLAMA, "--text", TEXT, "--windows", 99), "use --windows 16"),
-        ((LLAMA, "--text", "no.txt"), "no.txt: cannot be read (No such"),
-        ((LLAMA, "--text", TEXT, "--memory", "100"), "does not hold one batch"),
-        ((LLAMA, "--text", TEXT, "--threads", 0), "threads 0"),
-        ((LLAMA, "--text", TEXT, "-o", TEXT), "-o"),
-        ((LLAMA, "--text", TEXT, "-o", "no/such/folder/out.json"), "not a file in a folder"),
-        ((FIXTURES / "gemma2", "--text", TEXT), "no tokenizer at"),
-    ],
-)
-def test_bad_input_is_one_clear_error(words: tuple[object, ...], problem: str) -> None:
-    assert problem in refused(*words)
+@pytest.mark.parametrize(("words", "problem"), cases("cli", "eval"))
+def test_bad_input_is_one_clear_error(words: str, problem: str) -> None:
+    places = {"LLAMA": LLAMA, "GEMMA2": FIXTURES / "gemma2", "TEXT": TEXT}
+    assert problem in refused(*(places.get(word, word) for word in words.split()))
