@@ -207,6 +207,7 @@ def test_an_allocation_keeps_what_the_scores_were_made_for(kind: str) -> None:
         ({"compat": "peer"}, replace(MADE_FOR, **peer)),
     ):
         assert allocate(scores, **changes).request == expected
+    assert allocate(scores, MADE_FOR, strength=0.2).request == replace(MADE_FOR, strength=0.2)
     # Not what blocks were pruned to; but of a base that is named, nothing is made of pruned blocks.
     asked = {"says": "these scores were measured by pruning at", "remedy": "--correct none"}
     refusal_of(allocate, scores, sparsity=0.49, **asked)
@@ -245,21 +246,6 @@ def test_a_changed_allocation_is_never_recorded(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []
     for same in (made, replace(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         same.check_seal()
-
-
-def test_changes_to_a_request_are_as_if_asked_for() -> None:
-    scores = scores_of("llama")
-
-    owl = Request("owl", sparsity=0.4)
-    for request, changes, whole in (
-        (Request(correct=None), {"sparsity": 0.4}, Request(sparsity=0.4, correct=None)),
-        (owl, {"strength": 0.2}, Request("owl", sparsity=0.4, strength=0.2)),
-        (None, {"base": "owl", "compat": "peer"}, Request("owl", compat="peer")),
-    ):
-        mine, theirs = allocate(scores, request, **changes), allocate(scores, whole)
-        assert mine.request == theirs.request
-        assert mine.linear_pruned.tobytes() == theirs.linear_pruned.tobytes()
-    assert mine.request.correct is None
 
 
 PEERS = st.sampled_from(["uniform", "owl", "dlp", "alphapruning"])

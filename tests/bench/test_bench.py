@@ -31,14 +31,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-BY_HAND = [  # an allocation of a comparison, how `refimpl score` spells it, and a pruner
-    ("owl", "--base owl --correct none", "wanda"),
-    ("owl:m=3", "--base owl --base-option m=3 --correct none", "sparsegpt"),
-    ("lsa", "--base lsa --correct none", "wanda"),
-    ("divergence", "--correct divergence --probe pruner=magnitude", "magnitude"),
-    ("lsa+divergence", "--base lsa --correct divergence", "wanda"),
-    ("owl+absorption", "--base owl --correct absorption", "wanda"),
-]
+BY_HAND = cases("bench", "by_hand")
 
 
 @pytest.mark.parametrize(("name", "words", "pruner"), BY_HAND)

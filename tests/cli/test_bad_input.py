@@ -223,14 +223,6 @@ def started(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.parametrize("words", ["score absent", f"score model {SMALL} --eta 1e38"])
-def test_as_a_process(words: str, here: Path) -> None:
-    before = state(here)
-    done = started(*words.split(), "-o", "out/new.json", stdout=subprocess.PIPE)
-    refusal(Result(done.returncode, done.stdout, done.stderr))
-    assert state(here) == before
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_behind_stdout() -> None:
     for words in (f"score model {SMALL}", "--help"):

@@ -44,14 +44,7 @@ def test_a_token_stays_whole_where_merges_are_ignored(pre: str, tmp_path: Path) 
     assert made.encode("abc").tokens == (["<s>"] if pre in WHOLE else []) + parts
 
 
-SAID: dict[str, tuple[dict[str, Any], int | None, str]] = {
-    "nothing": ({}, None, "no BOS asked for"),
-    "true": ({"add_bos_token": True}, 0, "BOS 0 added by tokenizer.json"),
-    "false": ({"add_bos_token": False}, None, "add_bos_token is false"),
-    "nothing, of Llama 3": ({"pre": "llama-bpe"}, 0, "BOS 0 added by tokenizer.json"),
-    "false, of Llama 3": (
-        {"pre": "llama-bpe", "add_bos_token": False}, None, "add_bos_token is false"),
-}  # fmt: skip
+SAID: dict[str, tuple[dict[str, Any], int | None, str]] = dict(cases("loading", "said_of_bos"))
 
 
 @pytest.mark.parametrize("name", SAID)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from checkpoints import altered, arrays_of, config_of, refusal, same_weights, write, write_raw
 from gates import CASES, model_of
+from tables import cases
 
 from refimpl import read_model
 from refimpl.model.ops import Array
@@ -160,17 +161,7 @@ def test_a_base_model_whose_head_is_its_own_lacks_it(tmp_path: Path) -> None:
     assert "embed_out.weight: missing (needed for lm_head.weight" in problem
 
 
-@pytest.mark.parametrize(
-    ("case", "prefix", "buffers"),
-    [
-        ("gpt2", "transformer.h.{}.attn.", {"bias": (1, 1, 64, 64), "masked_bias": ()}),
-        ("gpt_neox", "gpt_neox.layers.{}.attention.",
-         {"bias": (1, 1, 64, 64), "masked_bias": (), "rotary_emb.inv_freq": (2,)}),
-        ("llama", "model.layers.{}.self_attn.", {"rotary_emb.inv_freq": (4,)}),
-        ("mistral", "model.layers.{}.self_attn.", {"rotary_emb.inv_freq": (6,)}),
-        ("gemma2", "model.layers.{}.self_attn.", {"rotary_emb.inv_freq": (6,)}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("case", "prefix", "buffers"), cases("loading", "buffers"))
 @pytest.mark.parametrize("based", [True, False])
 def test_buffers_of_old_files_are_no_matter(
     case: str, prefix: str, buffers: dict[str, tuple[int, ...]], based: bool, tmp_path: Path

@@ -16,6 +16,7 @@ from conftest import FIXTURES
 from gates import model_of
 from program import ran, refused, run
 from refusals import refusal_of
+from tables import cases
 
 from refimpl import Noise, Probes, Request, estimate, score
 from refimpl.allocation.scores import Scores
@@ -233,17 +234,9 @@ def test_as_json() -> None:
     assert 0 < found["seconds"] < found["memory"]
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (("--estimate", "--runtime", "onnxruntime"), "--runtime with --estimate"),
-        (("--estimate", "--budget", 5), "--budget with --estimate"),
-        (("--budget", 5, "--runtime", "onnxruntime"), "--budget with --runtime onnxruntime"),
-        (("--budget", -1), "a number, 0 or more"),
-    ],
-)
-def test_what_does_not_go_with_it(words: tuple[object, ...], says: str) -> None:
-    assert says in refused("score", LLAMA, *FEW, *words)
+@pytest.mark.parametrize(("words", "says"), cases("scoring", "estimates"))
+def test_what_does_not_go_with_it(words: str, says: str) -> None:
+    assert says in refused("score", LLAMA, *FEW, *words.split())
 
 
 def test_the_table_says_what_was_perturbed() -> None:

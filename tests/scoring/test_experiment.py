@@ -476,14 +476,6 @@ def test_pruning_everything_is_survived() -> None:
     assert allocate(found, request).total_pruned == allocate(found, request).total_weights
 
 
-def test_one_sequence_has_a_coefficient_but_no_error() -> None:
-    found = score(model_of("llama"), tokens_of("llama", 1))
-    assert np.isfinite(found.sweep[0].coefficient).all()
-    assert np.isnan(found.sweep[0].stderr).all()
-    (result,) = document(found, (allocate(found),))["scores"]["sweep"]
-    assert result["stderr"] == [None] * 4
-
-
 def test_one_token_is_enough() -> None:
     one = Tokens(np.array([[7], [9]]), "by hand", "ids")
     found = score(model_of("llama"), one)
