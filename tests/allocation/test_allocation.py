@@ -147,11 +147,7 @@ inner = st.floats(0.01, 0.99)
 @given(signals, inner, st.floats(0, 0.3))
 def test_three_bases_spread_around_the_target(x: list[float], sparsity: float, a: float) -> None:
     assume(max(x) - min(x) > 1e-3)
-    for s, rank in (
-        (owl(x, sparsity, a), -1),
-        (dlp(x, sparsity, a), 1),
-        (lsa(x, sparsity, a), 1),
-    ):
+    for s, rank in ((owl(x, sparsity, a), -1), (dlp(x, sparsity, a), 1), (lsa(x, sparsity, a), 1)):
         assert s.max() - s.min() == pytest.approx(2 * a, abs=1e-9)
         assert s.mean() == pytest.approx(sparsity, abs=1e-9)
         assert (np.diff(s[np.argsort(x, kind="stable")]) * rank >= -1e-9).all()

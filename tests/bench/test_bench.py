@@ -106,8 +106,6 @@ def test_a_stopped_run_is_continued_and_a_whole_one_has_nothing_to_do(
 def test_an_error_in_a_late_cell_keeps_the_finished_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = tmp_path / "long.txt"
-    long.write_text("too short", "utf-8")
     out, prune, calls = tmp_path / "bench", measured_cells.prune, list[Path]()
 
     def failing(model: Any, out: Path, *arguments: Any, **options: Any) -> Any:

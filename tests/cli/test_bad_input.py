@@ -212,15 +212,8 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
 
 def started(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":
     """Run the program as a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "refimpl", *words],
-        env=os.environ | {"PYTHONPATH": str(FIXTURES.parent), "PYTHONUNBUFFERED": ""},
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        timeout=60,
-        **options,
-    )
+    command, env = [*PROGRAM, *words], ENV | {"PYTHONUNBUFFERED": "", "PYTHONWARNINGS": "error"}
+    return subprocess.run(command, env=env, stderr=-1, text=True, timeout=60, **options)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

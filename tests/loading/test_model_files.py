@@ -59,9 +59,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_model(".").name == tmp_path.name
 
 
-def test_the_configuration_is_that_of_option_file_or_metadata(
-    tmp_path: Path,
-) -> None:
+def test_the_configuration_is_that_of_option_file_or_metadata(tmp_path: Path) -> None:
     path, other = tmp_path / "model.safetensors", tmp_path / "other.json"
     option, beside, metadata = (config_of("llama", rms_norm_eps=eps) for eps in (1e-4, 1e-5, 1e-6))
     save_tensors(path, arrays_of("llama"), {"config.json": json.dumps(metadata), "format": "pt"})

@@ -97,19 +97,7 @@ def test_the_table_of_positions_must_be_as_long_as_the_model_allows(tmp_path: Pa
     assert "embed_positions.weight: expected shape [65, 32], got [66, 32]" in refusal(path).problem
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        *((f"{QUERY}.weight", dtype) for dtype in ("F8_E4M3", "F8_E5M2", "I8", "U8")),
-        (f"{QUERY}.qweight", "I32"),
-        (f"{QUERY}.scales", "F16"),
-        (f"{QUERY}.weight_scale", "F32"),
-        (f"{QUERY}.weight_scale_inv", "F32"),
-        (f"{QUERY}.weight.absmax", "F32"),
-        (f"{QUERY}.weight.quant_state.bitsandbytes__nf4", "U8"),
-        (f"{QUERY}.SCB", "F32"),
-    ],
-)
+@pytest.mark.parametrize(("name", "dtype"), cases("loading", "quantised_tensors"))
 def test_quantised_tensors_are_refused_by_name(name: str, dtype: str, tmp_path: Path) -> None:
     size = 8 * int(re.findall(r"\d+", dtype)[0]) // 8
     (tmp_path / "config.json").write_text(json.dumps(config_of("llama")))
@@ -137,16 +125,7 @@ def renamed(arrays: dict[str, Array], old: str, new: str) -> dict[str, Array]:
     return {re.sub(f"^{re.escape(old)}", new, name): array for name, array in arrays.items()}
 
 
-@pytest.mark.parametrize(
-    ("case", "old", "new"),
-    [
-        ("gpt2", "transformer.", ""),
-        ("opt", "model.decoder.", "decoder."),
-        ("opt", "model.decoder.", ""),
-        ("gpt_neox", "gpt_neox.", ""),
-        *((case, "model.", "") for case in ("llama3", "gemma2", "gemma3", "llama")),
-    ],
-)
+@pytest.mark.parametrize(("case", "old", "new"), cases("loading", "prefixes"))
 def test_base_models_have_no_prefix(case: str, old: str, new: str, tmp_path: Path) -> None:
     arrays = renamed(arrays_of(case), old, new)
     assert arrays.keys() != arrays_of(case).keys()
