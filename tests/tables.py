@@ -9,7 +9,7 @@ from typing import Any
 
 @cache
 def _tables(folder: str) -> dict[str, list[str]]:
-    text = Path(__file__).with_name(folder).joinpath("cases.txt").read_text("utf-8")
+    text = Path(__file__).parent.joinpath(folder, "cases.txt").read_text("utf-8")
     names_and_rows = re.split(r"^# (\w+)\n", text, flags=re.MULTILINE)[1:]
     rows = [[x for x in part.split("\n") if x] for part in names_and_rows[1::2]]
     return dict(zip(names_and_rows[::2], rows, strict=True))

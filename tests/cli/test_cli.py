@@ -5,7 +5,6 @@ import os
 import pty
 import re
 import select
-import shlex
 import shutil
 import subprocess
 import sys
@@ -328,13 +327,6 @@ def test_on_a_terminal() -> None:
     assert re.search(r"scoring .*100%", text)
     assert re.search(r"\x1b\[31m +│█", text)
     assert text.index("100%") < text.index("model       llama")
-
-
-def test_a_reader_that_leaves_early() -> None:
-    command = f"{shlex.join(WORDS)} --json | head -1"
-    command = f"set -o pipefail; {command}"
-    done = subprocess.run(["bash", "-c", command], env=ENVIRONMENT, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("{\n", "")
 
 
 def test_a_group_without_a_command_prints_its_help() -> None:
