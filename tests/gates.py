@@ -26,14 +26,9 @@ assert len(CASES) >= 13, f"expected at least 13 cases in {FIXTURES}, found {CASE
 
 
 def worst_token(actual: Array, expected: Array) -> float:
-    """Relative L2 error of the worst token: ``max_t ||actual_t - expected_t|| / ||expected_t||``.
+    """The largest ``||actual_t - expected_t|| / ||expected_t||`` of a token, [..., D] both.
 
-    Args:
-        actual: What was computed, [..., D]; every index before the last is a token (of a head).
-        expected: What it should be, of the same shape.
-
-    Returns:
-        The largest error; infinite where a token should be 0 and is not, or is not finite.
+    Infinite where a token should be 0 and is not, or is not finite.
     """
     assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
     actual, expected = actual.astype(np.float64), expected.astype(np.float64)

@@ -15,6 +15,7 @@ from gates import case_of, model_of
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from refusals import refusal_of
+from tables import cases
 
 import refimpl
 from refimpl import Noise, Pattern, Probes, PrunerOptions, RefimplError, Request, score
@@ -210,19 +211,9 @@ def test_numbers_of_numpy_are_as_good_as_those_of_python() -> None:
     assert {type(x) for x in (plan.seed, plan.draws)} == {int}
 
 
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    [
-        (PrunerOptions, {"seed": -1}), (PrunerOptions, {"damping": -0.1}),
-        (PrunerOptions, {"damping": INF}), (Noise, {"draws": 1 << 17}),
-        (Probes, {"probe_samples": 0}), (Probes, {"precision": -0.1}),
-        (Request, {"strength": 101.0}), (Request, {"max_correction": INF}),
-        (Recipe, {"bases": ("owl", "none")}), (Recipe, {"pattern": "4:2"}),
-        (Recipe, {"sparsity": 2.0}), (Recipe, {"damping": -1.0}),
-    ],
-)  # fmt: skip
-def test_values_out_of_range_are_refused(kind: Any, fields: dict[str, Any]) -> None:
-    refusal_of(kind, **fields)
+@pytest.mark.parametrize("call", cases(".", "out_of_range"))
+def test_values_out_of_range_are_refused(call: str) -> None:
+    refusal_of(lambda: eval(call))
 
 
 def test_more_probed_samples_than_there_are() -> None:

@@ -48,8 +48,8 @@ STAGES = (
 )
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}
 FILES, LINES, MEDIAN = 15, 400, 132
-ALL_LINES, ALL_FILES = 33_375, 219  # of the package; set to what is there after each reduction
-TEST_LINES, TOOL_LINES = 30_881, 6_976  # of tests/ without tests/tools, and of tests/tools
+ALL_LINES, ALL_FILES = 33_337, 219  # of the package; set to what is there after each reduction
+TEST_LINES, TOOL_LINES = 29_563, 6_976  # of tests/ without tests/tools, and of tests/tools
 VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip
@@ -122,8 +122,7 @@ def test_imports_point_one_way(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "package",
-    [name for name in PACKAGES if name.count(".") > 1 and name != PARTS_OF_THE_FORWARD],
+    "package", [name for name in PACKAGES if name.count(".") > 1 and name != PARTS_OF_THE_FORWARD]
 )
 def test_a_sub_package_imports_nothing_of_the_package_around_it(package: str) -> None:
     outer = package.rpartition(".")[0]

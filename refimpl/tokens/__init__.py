@@ -13,14 +13,6 @@ from refimpl.tokens.samples import (
 from refimpl.tokens.text import text_tokens, text_windows
 
 __all__ = [
-    "SAMPLES",
-    "SCORED",
-    "SEQ_LEN",
-    "Tokens",
-    "Windows",
-    "id_tokens",
-    "id_windows",
-    "random_tokens",
-    "text_tokens",
-    "text_windows",
-]
+    "SAMPLES", "SCORED", "SEQ_LEN", "Tokens", "Windows", "id_tokens", "id_windows", "random_tokens",
+    "text_tokens", "text_windows",
+]  # fmt: skip

@@ -18,6 +18,7 @@ from gates import CASES, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refusal_of
+from tables import cases
 
 from refimpl import Noise, Probes, Request, Scores, allocate, prune, score
 from refimpl.allocation.allocate import base_only
@@ -206,6 +207,7 @@ def test_an_allocation_keeps_what_the_scores_were_made_for(kind: str) -> None:
         ({"compat": "peer"}, replace(MADE_FOR, **peer)),
     ):
         assert allocate(scores, **changes).request == expected
+    assert allocate(scores, MADE_FOR, strength=0.2).request == replace(MADE_FOR, strength=0.2)
     # Not what blocks were pruned to; but of a base that is named, nothing is made of pruned blocks.
     asked = {"says": "these scores were measured by pruning at", "remedy": "--correct none"}
     refusal_of(allocate, scores, sparsity=0.49, **asked)
@@ -244,21 +246,6 @@ def test_a_changed_allocation_is_never_recorded(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []
     for same in (made, replace(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         same.check_seal()
-
-
-def test_changes_to_a_request_are_as_if_asked_for() -> None:
-    scores = scores_of("llama")
-
-    owl = Request("owl", sparsity=0.4)
-    for request, changes, whole in (
-        (Request(correct=None), {"sparsity": 0.4}, Request(sparsity=0.4, correct=None)),
-        (owl, {"strength": 0.2}, Request("owl", sparsity=0.4, strength=0.2)),
-        (None, {"base": "owl", "compat": "peer"}, Request("owl", compat="peer")),
-    ):
-        mine, theirs = allocate(scores, request, **changes), allocate(scores, whole)
-        assert mine.request == theirs.request
-        assert mine.linear_pruned.tobytes() == theirs.linear_pruned.tobytes()
-    assert mine.request.correct is None
 
 
 PEERS = st.sampled_from(["uniform", "owl", "dlp", "alphapruning"])
@@ -339,32 +326,9 @@ OTHERS = {  # than numbers of this model, for whatever reason
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
+        *cases("allocation", "custom_files"),
         *((name, text, "") for name, texts in OTHERS.items() for text in texts),
-        ("a.json", "[0.5, 0.5, 0.5]", "3 numbers"),
-        ("a.json", "[0.5, 0.5, 0.5, 0.5, 0.5]", "5 numbers"),
-        ("a.json", "[[0.5], [0.5], [0.5], [0.5, 0.5]]", "inhomogeneous"),
-        ("a.json", "[[0.5], [0.5], [0.5], [0.5]]", "4 numbers"),
-        ("a.json", "[0.5, 0.5, 0.5, 1.5]", "not from 0 to 1"),
-        ("a.json", "[0.5, 0.5, 0.5, -0.1]", "not from 0 to 1"),
-        ("a.json", "[0.5, 0.5, 0.5, NaN]", "NaN"),
-        ("a.json", "[0.5, 0.5, 0.5, null]", "not from 0 to 1"),
-        ("a.json", '[0.5, 0.5, 0.5, "x"]', "could not convert"),
-        ("a.json", f"[0.5, 0.5, 0.5, {10**400}]", "the number 1000"),
-        ("a.json", "[" * 100_000, "nested deeper"),
-        ("a.json", "", "Expecting value"),
-        ("a.json", "0.5", "1 numbers"),
-        ("a.json", "null", "1 numbers"),
-        ("a.json", '{"blocks.0": 0.5}', "blocks.1, "),
-        ("a.json", '{"blocks.0": 1, "blocks.1": 1, "blocks.2": 1, "blocks.4": 1}', "blocks.3, "),
-        ("a.json", "{}", "blocks.0, "),
-        ("a.csv", "", "index out of range"),
-        ("a.csv", "0.5\n0.5\n0.5\n", "3 numbers"),
-        ("a.csv", "0.5\n0.5,0.9\n0.5\n0.5\n", "too many values"),
-        ("a.csv", "blocks.0,0.5\nblocks.1\nblocks.2,0.5\nblocks.3,0.5\n", "length 1"),
-        ("a.csv", "blocks.0,1\nblocks.1,1\nblocks.2,1\nblocks.3,1\nblocks.3,0\n", "twice"),
-        ("a.csv", "block,sparsity\nblocks.0,0.5\n", "block, "),
         ("a.csv", '"' + "1" * (csv.field_size_limit() + 1), "field larger"),
-        ("a.json", b"\xff\xfe", "decode"),
     ],
 )
 def test_custom_allocations_refused(name: str, text: Any, reason: str, tmp_path: Path) -> None:
@@ -390,16 +354,7 @@ def pruning_scores(correct: Any = None) -> Scores:
     return score(model_of("llama"), random_tokens(264, 2, 9), Probes(), wanted)
 
 
-@pytest.mark.parametrize(
-    ("base", "options", "remedy"),
-    [
-        ("owl", {"m": 3}, "--base owl --base-option m=3"),
-        ("dlp", {"statistic": "median"}, "--base dlp --base-option statistic=median"),
-        ("alphapruning", {"fit": "mid"}, "--base alphapruning --base-option fit=mid"),
-        ("alphapruning", {"xmin": "intended"}, "--base-option xmin=intended"),
-        ("lsa", {}, "--base lsa --base-option block=128"),
-    ],
-)
+@pytest.mark.parametrize(("base", "options", "remedy"), cases("allocation", "unmeasured_signals"))
 @pytest.mark.parametrize("compat", ["exact", "peer"])
 def test_signals_that_were_not_computed(base: str, options: Any, remedy: str, compat: Any) -> None:
     wanted, says = Request(base, options, compat=compat), "not in these scores"
@@ -465,39 +420,7 @@ def test_budgets_that_cannot_be_met_are_refused_before_the_long_part(
     assert not progress.called
 
 
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"sparsity": 1.1}, "sparsity 1.1"),
-        ({"sparsity": -0.1}, "sparsity -0.1"),
-        ({"sparsity": float("nan")}, "sparsity nan"),
-        ({"lo": -0.1}, "lo -0.1"),
-        *(({"hi": x}, f"hi {x}") for x in (1.1, -0.1)),
-        ({"max_correction": 2.0}, "max-correction 2.0"),
-        ({"strength": float("inf")}, "strength inf"),
-        ({"strength": float("nan")}, "strength nan"),
-        ({"correct": "depth"}, "correct 'depth'"),
-        ({"correction_scale": "mean"}, "correction-scale 'mean'"),
-        ({"compat": "torch"}, "compat 'torch'"),
-        ({"compat": "peer", "correct": "absorption"}, "a correction (absorption) with compat peer"),
-        ({"base": "owll"}, "base 'owll'"),
-        ({"base": "."}, "base '.'"),
-        ({"base": "owl", "options": {"n": 1}}, "unknown option n"),
-        ({"base": "uniform", "options": {"m": 1}}, "unknown option m"),
-        ({"base": "owl", "options": {"m": "five"}}, "option m is 'five'"),
-        ({"base": "owl", "options": {"m": "nan"}}, "option m is 'nan'"),
-        ({"base": "owl", "options": {"m": "1e999"}}, "option m is '1e999'"),
-        ({"base": "dlp", "options": {"statistic": "mode"}}, "statistic 'mode'"),
-        ({"base": "alphapruning", "options": {"unit": "row"}}, "unit 'row'"),
-        ({"base": "atp"}, "option beta is missing"),
-        ({"base": "owl", "options": {"lam": 2}}, "option lam is 2"),
-        ({"base": "owl", "options": {"lam": float("nan")}}, "option lam is nan"),
-        ({"base": "alphapruning", "options": {"epsilon": -0.1}}, "option epsilon is -0.1"),
-        ({"base": "atp", "options": {"beta": 1.5}}, "option beta is 1.5"),
-        ({"base": "lsa", "options": {"block": 1.5}}, "option block is 1.5"),
-        ({"base": "lsa", "options": {"block": "-1"}}, "option block is -1"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "problem"), cases("allocation", "requests"))
 def test_requests_refused(changes: dict[str, Any], problem: str) -> None:
     assert problem in refusal_of(Request, **changes).problem
 

@@ -1,6 +1,5 @@
 """The algebra of allocations: the projection, the bases and the corrections, on generated input."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import log
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from refusals import refusal_of
+from tables import cases
 
 from refimpl.allocation.allocate import allocated
 from refimpl.allocation.request import Request
@@ -21,7 +21,7 @@ from refimpl.bases.dlp import dlp
 from refimpl.bases.lsa import lsa
 from refimpl.bases.owl import owl
 from refimpl.bases.uniform import uniform
-from refimpl.method.correction import RESOLVED, Scale, centred_log, clipped_log, correction
+from refimpl.method.correction import Scale, centred_log, clipped_log, correction
 from refimpl.method.projection import project
 
 Floats = npt.NDArray[np.float64]
@@ -133,24 +133,7 @@ def test_each_unit_may_have_a_limit_of_its_own() -> None:
     refusal_of(project, [0.2, 0.9], [1, 1], 0.61, 0.0, [0.4, 0.8], says="in [0.0, 0.6]")
 
 
-@pytest.mark.parametrize(
-    ("changes", "names"),
-    [
-        ({"sparsity": 0.95}, "[0.1, 0.9]"),
-        ({"sparsity": 0.05}, "[0.1, 0.9]"),
-        ({"sparsity": 1.5}, "sparsity"),
-        ({"sparsity": float("nan")}, "sparsity"),
-        ({"x": [0.5, float("nan")]}, "NaN"),
-        ({"x": [0.5, float("inf")]}, "infinite"),
-        ({"x": [0.5]}, "shape"),
-        ({"sizes": [3, 0]}, "unit sizes"),
-        ({"lo": 0.95}, "lo"),
-        ({"hi": 1.1}, "hi"),
-        ({"hi": [0.9, 0.8, 0.7]}, "hi has the shape"),
-        ({"hi": [0.6, 0.3]}, "[0.1, 0.428571]"),
-        ({"lo": float("nan")}, "lo"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "names"), cases("allocation", "projections"))
 def test_projection_refuses(changes: dict[str, object], names: str) -> None:
     good: dict[str, object] = {"x": [0.5, 0.6], "sizes": [3, 4], "sparsity": 0.5}
     refusal_of(project, **{**good, "lo": 0.1, "hi": 0.9, **changes}, says=names)
@@ -164,11 +147,7 @@ inner = st.floats(0.01, 0.99)
 @given(signals, inner, st.floats(0, 0.3))
 def test_three_bases_spread_around_the_target(x: list[float], sparsity: float, a: float) -> None:
     assume(max(x) - min(x) > 1e-3)
-    for s, rank in (
-        (owl(x, sparsity, a), -1),
-        (dlp(x, sparsity, a), 1),
-        (lsa(x, sparsity, a), 1),
-    ):
+    for s, rank in ((owl(x, sparsity, a), -1), (dlp(x, sparsity, a), 1), (lsa(x, sparsity, a), 1)):
         assert s.max() - s.min() == pytest.approx(2 * a, abs=1e-9)
         assert s.mean() == pytest.approx(sparsity, abs=1e-9)
         assert (np.diff(s[np.argsort(x, kind="stable")]) * rank >= -1e-9).all()
@@ -261,14 +240,9 @@ def test_an_error_that_is_rounding_is_zero() -> None:
     zero = centred_log([0.1, 0.2, 0.4, 0.0])
     assert np.array_equal(centred_log([0.1, 0.2, 0.4, 1e-30]), zero)
     assert np.abs(zero).max() < LIMIT
-    assert (np.abs(centred_log([0.1, 0.2, 0.4, 1e-9])) == LIMIT).all()  # it is known to be small
-
-
-@given(ratios, st.floats(1e-3, 1e3))
-def test_centred_log_ignores_the_unit_of_the_error(a: list[float], unit: float) -> None:
-    limit = RESOLVED * max(a)  # at the limit itself the unit's rounding decides
-    assume(all(abs(x - limit) > 1e-9 * limit for x in a))
-    np.testing.assert_allclose(centred_log(np.array(a) * unit), centred_log(a), rtol=0, atol=1e-12)
+    for unit in (1e-15, 1.0, 1e15):
+        known = centred_log(unit * np.array([0.1, 0.2, 0.4, 1e-9]))  # it is known to be small
+        assert (np.abs(known) == LIMIT).all()
 
 
 @given(logs, strengths, st.floats(0, 1), scales)
@@ -284,20 +258,6 @@ def test_correction_by_formula(u: list[float], strength: float, most: float, sca
     if max(u) == min(u):
         assert not delta.any()
     np.testing.assert_array_equal(c, np.clip(strength * delta, -most, most))
-
-
-@given(logs, strengths, st.floats(0, 1), scales, st.floats(0, 1), st.data())
-def test_amplifying_more_never_raises_a_blocks_sparsity(
-    u: list[float], strength: float, most: float, scale: Scale, rise: float, data: st.DataObject
-) -> None:
-    block = data.draw(st.integers(0, len(u) - 1))
-    base = np.full(len(u), 0.5)
-    more = list(u)
-    more[block] = min(u[block] + rise, LIMIT)
-    before = base + correction(u, strength, most, scale)[1]
-    after = base + correction(more, strength, most, scale)[1]
-    # Where all logs agree there is no correction to scale: from there any rise lowers the block.
-    assert after[block] <= before[block] + 1e-14
 
 
 @given(problems(), strengths, st.data())
@@ -317,28 +277,6 @@ def test_equal_logs_correct_nothing_even_scaled() -> None:
     np.testing.assert_array_equal(correction(u, 0.03, 0.1, "max")[1], np.zeros(3))
 
 
-@pytest.mark.parametrize(
-    ("call", "names"),
-    [
-        (lambda: owl([1, 2], 1.2), "sparsity"),
-        (lambda: owl([1, float("nan")], 0.5), "NaN"),
-        (lambda: owl([1, 2], 0.5, lam=-1), "lam"),
-        (lambda: dlp([1, -2], 0.5), "negative"),
-        (lambda: dlp([1, 2], 0.5, a=float("nan")), "a nan"),
-        (lambda: lsa([1, -2], 0.5), "negative"),
-        (lambda: lsa([1, 2], 0.5, beta=2), "beta"),
-        (lambda: alphapruning([1, 2], [1, 1], 0.5, epsilon=2), "epsilon"),
-        (lambda: alphapruning([1, 2], [1, 1, 1], 0.5), "shape"),
-        (lambda: atp(3, 0.5, float("nan")), "beta"),
-        (lambda: uniform(3, -0.1), "sparsity"),
-        (lambda: clipped_log([1.0, -1.0]), "-1.0"),
-        (lambda: clipped_log([1.0, float("inf")]), "infinite"),
-        (lambda: centred_log([-1e-9]), "error"),
-        (lambda: correction([0.0, float("nan")]), "NaN"),
-        (lambda: correction([0.0], strength=float("inf")), "strength"),
-        (lambda: correction([0.0], max_correction=-0.1), "max-correction"),
-        (lambda: project([0.5], [3], 0.5, lo=0.6), "infeasible"),
-    ],
-)
-def test_bases_and_corrections_refuse(call: Callable[[], object], names: str) -> None:
-    refusal_of(call, says=names)
+@pytest.mark.parametrize(("call", "names"), cases("allocation", "calls"))
+def test_bases_and_corrections_refuse(call: str, names: str) -> None:
+    refusal_of(lambda: eval(call), says=names)

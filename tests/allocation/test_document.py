@@ -14,10 +14,10 @@ from documents import changed
 from gates import CASES, bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
-from refusals import refusal_of
+from tables import cases
 
 from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, score
-from refimpl.allocation.scores_json import document, read_scores, scores_document
+from refimpl.allocation.scores_json import document, read_scores
 from refimpl.loading.files.documents import plain
 from refimpl.show.blocks import table
 from refimpl.storage.files import write_json
@@ -60,22 +60,6 @@ def test_scores_come_back_as_they_were(case: str, pruning: bool, tmp_path: Path)
         others += [Request("owl", sparsity=0.3), Request("dlp", compat="peer")]
     for other in others:
         assert whole_document(read, other) == whole_document(scores, other)
-
-
-def test_errors_of_lsa_come_back(tmp_path: Path) -> None:
-    wanted, tokens = Request("lsa", {"block": 8}, 0.6), random_tokens(264, 2, 7)
-    scores = score(model_of("llama"), tokens, request=wanted)
-    content = whole_document(scores, wanted)
-    write_json(tmp_path / "scores.json", content)
-    read = read_scores(tmp_path / "scores.json")
-    assert bits(read) == bits(scores)
-    assert whole_document(read, replace(wanted, options={"beta": 0.1, "block": 8})) != content
-    signal = content["scores"]["signals"].pop("lsa")
-    assert signal == {
-        "options": {"block": 8}, "values": {"error": scores.signals["lsa"].main.tolist()}
-    }  # fmt: skip
-    read = scores_document(content).scores
-    refusal_of(allocate, read, wanted, says="lsa with block 8: not in these scores")
 
 
 @pytest.mark.parametrize(
@@ -175,34 +159,7 @@ def test_every_key_is_needed_and_no_other(pruning: bool) -> None:
             assert name in problem or path[-1] in ("format", "kind"), problem
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "path"),
-    [
-        ('"coefficient": [', '"coefficient": [NaN, ', "NaN"),
-        ('"coefficient": [', '"coefficient": [1e999, ', "Infinity"),
-        ('"coefficient": [', '"coefficient": ["1", ', "scores.sweep[0].coefficient"),
-        ('"coefficient": [', '"coefficient": [1, ', "scores.sweep[0].coefficient has [5]"),
-        ('"drift": [', '"drift": [[1], ', "scores.sweep[0].drift"),
-        ('"sinks": [', '"sinks": [0.5, ', "scores.sinks"),
-        ('"score": [', '"score": [null, ', "scores.signals.dlp.values.score"),
-        ('"score": ', '"score": {}, "x": ', "scores.signals[...].values[...]: expected numbers"),
-        ('"alpha": ', '"alpha": null, "x": ', "scores.signals[...].values[...]: expected"),
-        ('"m": 5.0', '"m": null', "scores.signals"),
-        ('"format": 4', '"format": 3', "format 3, expected 4"),
-        ('"kind": "gaussian"', '"kind": "uniform"', "scores.plan.kind is 'uniform'"),
-        ('"threads": ', '"threads": "2", "x": ', "scores.run.threads"),
-        ('"memory": ', f'"memory": {10**400}, "x": ', "the number 1000"),
-        ('"samples": 3', '"samples": 3.5', "scores.tokens.samples is 3.5"),
-        ('"draws": 2', '"draws": 0', "draws 0"),
-        (
-            '"options": {"epsilon"',
-            '"options": {}, "x": {"epsilon"',
-            "made_for has the unknown key x",
-        ),
-        ('"epsilon": 0.3, ', "", "scores.made_for.options has no epsilon"),
-        ('"base": "alphapruning"', '"base": 3', "scores.made_for.base is 3"),
-    ],
-)
+@pytest.mark.parametrize(("old", "new", "path"), cases("allocation", "scores_values"))
 def test_values_that_scores_cannot_have(old: str, new: str, path: str) -> None:
     text = text_of(False)
     assert old in text

@@ -31,20 +31,6 @@ def test_it_is_its_formula(g: list[float], s: float, width: float, steepness: fl
     assert np.ptp(found) <= 2 * width + 1e-12
 
 
-@given(signals, steepnesses)
-def test_blocks_that_are_felt_more_are_pruned_less(g: list[float], steepness: float) -> None:
-    found = propagation(g, 0.5, steepness=steepness)
-    for one, s in zip(g, found, strict=True):
-        for other, t in zip(g, found, strict=True):
-            assert one <= other or s < t
-            assert one != other or s == t
-
-
-def test_without_ties_the_extremes_are_the_width() -> None:
-    found = propagation([1.0, 2.0, 5.0, 9.0], 0.5, 0.2)
-    assert found.tolist() == pytest.approx([0.7, found[1], found[2], 0.3])
-
-
 def test_the_reach_is_the_mean_logarithm_over_the_blocks_from_the_pruned_one_on() -> None:
     drift = np.array([[0.5, 0.25, 0.2], [np.nan, 0.4, 0.1], [np.nan, np.nan, 0.3]])
     expected = [(log(0.5) + log(0.25) + log(0.2)) / 3, (log(0.4) + log(0.1)) / 2, log(0.3)]
@@ -66,11 +52,3 @@ def test_on_a_model_it_follows_blocks_that_are_pruned_alone(case: str) -> None:
     assert found.total_pruned == round(0.6 * found.total_weights)
     refusal_of(allocate, at_uniform, request, says="propagation: not in these scores")
     refusal_of(allocate, scores, request, sparsity=0.5, says="measured by pruning")
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [({"width": 1.5}, "option width is 1.5"), ({"steepness": 0}, "option steepness is 0")],
-)
-def test_options_outside_their_ranges_are_refused(options: dict[str, float], says: str) -> None:
-    refusal_of(Request, "propagation", options, says=says)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 from program import ran, refused, run
+from tables import cases
 
 from refimpl import read_model
 from refimpl.bench import measured_cells
@@ -30,14 +31,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-BY_HAND = [  # an allocation of a comparison, how `refimpl score` spells it, and a pruner
-    ("owl", "--base owl --correct none", "wanda"),
-    ("owl:m=3", "--base owl --base-option m=3 --correct none", "sparsegpt"),
-    ("lsa", "--base lsa --correct none", "wanda"),
-    ("divergence", "--correct divergence --probe pruner=magnitude", "magnitude"),
-    ("lsa+divergence", "--base lsa --correct divergence", "wanda"),
-    ("owl+absorption", "--base owl --correct absorption", "wanda"),
-]
+BY_HAND = cases("bench", "by_hand")
 
 
 @pytest.mark.parametrize(("name", "words", "pruner"), BY_HAND)
@@ -45,9 +39,12 @@ def test_a_cell_is_score_prune_and_eval_to_the_bit(
     name: str, words: str, pruner: str, tmp_path: Path
 ) -> None:
     grid = ("--bases", name, "--sparsity", "0.5, 60%", "--pruners", pruner, "--seeds", 2)
-    ran(*SHORT, *grid, "-q", "-o", tmp_path / "bench")
-    pruned = [row for row in rows_of(tmp_path / "bench") if "pruner" in row]
-    assert len(pruned) == 4
+    done = run(*SHORT, *grid, "-o", tmp_path / "bench")
+    assert (done.code, done.err) == (0, "")  # progress belongs to terminals
+    dense, *pruned = rows_of(tmp_path / "bench")
+    by_hand = json.loads(ran("eval", LLAMA, "--text", TEXT, *WINDOWS, "--json"))
+    assert dense["texts"][0]["nats"] == [x["nats"] for x in by_hand["text"]["windows"]]
+    assert (dense["model_sha256"], len(pruned)) == (by_hand["model_sha256"], 4)
     ids = model_tokens(read_model(LLAMA), TEXT, None, 4, 16).ids  # each seed has every other one
     for row in pruned:
         case = tmp_path / f"{row['sparsity']}-{row.get('seed', 0)}"
@@ -63,15 +60,6 @@ def test_a_cell_is_score_prune_and_eval_to_the_bit(
         assert row["texts"][0]["nats"] == [x["nats"] for x in by_hand["text"]["windows"]]
         assert row["texts"][0]["tokens"] == [x["tokens"] for x in by_hand["text"]["windows"]]
         assert row["pruned"] == json.loads((case / "pruning.json").read_text())["total_pruned"]
-
-
-def test_the_dense_model_is_eval(tmp_path: Path) -> None:
-    done = run(*SHORT, "--bases", "uniform", "--sparsity", "0.5", "-o", tmp_path / "bench")
-    assert (done.code, done.err) == (0, "")  # progress belongs to terminals
-    dense = next(row for row in rows_of(tmp_path / "bench") if "pruner" not in row)
-    by_hand = json.loads(ran("eval", LLAMA, "--text", TEXT, *WINDOWS, "--json"))
-    assert dense["texts"][0]["nats"] == [x["nats"] for x in by_hand["text"]["windows"]]
-    assert dense["model_sha256"] == by_hand["model_sha256"]
 
 
 def measured(row: dict[str, Any]) -> dict[str, Any]:
@@ -118,8 +106,6 @@ def test_a_stopped_run_is_continued_and_a_whole_one_has_nothing_to_do(
 def test_an_error_in_a_late_cell_keeps_the_finished_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = tmp_path / "long.txt"
-    long.write_text("too short", "utf-8")
     out, prune, calls = tmp_path / "bench", measured_cells.prune, list[Path]()
 
     def failing(model: Any, out: Path, *arguments: Any, **options: Any) -> Any:
@@ -136,24 +122,7 @@ def test_an_error_in_a_late_cell_keeps_the_finished_ones(
     assert len(calls) == 3
 
 
-WRONG: list[tuple[str, str]] = [
-    ("--bases uniform,owll", "base 'owll' is neither a base allocation nor a file"),
-    ("--bases uniform,,owl", "an empty name"),
-    ("--bases owl:5", "'5' is no option with a value"),
-    ("--bases owl:z=5", "z"),
-    ("--bases atp", "beta"),
-    ("--against lsa", "against 'lsa' is not compared"),
-    ("--sparsity 1.5", "sparsity 1.5"),
-    ("--sparsity half", "sparsity 'half'"),
-    ("--pruners wand", "pruner 'wand'"),
-    ("--seeds 0", "seeds 0"),
-    ("--jitter -1", "jitter -1"),
-    ("--samples 0", "samples 0"),
-    ("--measure-on nowhere.txt", "nowhere.txt"),
-    ("--text nowhere.txt", "nowhere.txt"),
-    ("--window 1", "window"),
-    ("--seeds 5000", "too few"),
-]
+WRONG: list[tuple[str, str]] = cases("bench", "wrong")
 
 
 @pytest.mark.parametrize(("words", "said"), WRONG)

@@ -1,11 +1,6 @@
-"""Input that cannot be used: one clear error, exit code 2, nothing written, nothing touched.
-
-Malformed files of every kind are refused in the tests of `loading`, `tokens` and `allocation`; here
-is one of each kind, and all options.
-"""
+"""Input that cannot be used: one clear error, exit code 2, nothing written, nothing touched."""
 
 import errno
-import json
 import os
 import resource
 import shlex
@@ -24,6 +19,7 @@ import shellingham
 from conftest import FIXTURES
 from processes import ENV, PROGRAM
 from program import Result, refusal, run
+from tables import cases
 
 from refimpl.running.threads import Progress
 
@@ -89,59 +85,7 @@ def here(tmp_path: Path, scores: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 # Options
 
-OPTIONS = {
-    "--bogus": "--bogus",
-    "extra": "unexpected extra argument",
-    "--eta 0": "positive, finite",
-    "--eta ,": "numbers separated by commas",
-    "--eta 0.1,,1": "numbers separated by commas",
-    "--eta big": "--eta 0.01",
-    "--perturbation pruned": "'gaussian', 'pruning'",
-    "--variant noise_scale=channel": "token or sequence\nnext: change --variant noise_scale",
-    "--variant sinks=drop": "sink=",
-    "--variant sink": "NAME=VALUE",
-    "--variant sink=include --variant sink=exclude": "given twice",
-    "--draws 0": "a whole number from 1 to 65,536",
-    "--draws many": "--draws",
-    "--seed -1": "a whole number, 0 or more",
-    "--perturbation pruning --eta 0.01": "omit --eta",
-    "--perturbation pruning --variant noise_scale=token": "omit --variant noise_scale",
-    "--perturbation pruning --variant noise_shape=channel": "omit --variant noise_shape",
-    "--perturbation pruning --draws 2": "omit --draws",
-    "--sparsity 1.01": "a number from 0 to 1",
-    "--sparsity=": "sparsity ''\nexpected: a number, or a percentage",
-    "--base owls": "'owls'",
-    "--base owl --base-option lambda=1": "m, lam",
-    "--base owl --base-option m": "NAME=VALUE",
-    "--base owl --base-option =5": "NAME=VALUE",
-    "--base owl --base-option m=five": "a number",
-    "--base owl --base-option m=5 --base-option m=6": "given twice",
-    "--base atp": "--base-option beta=NUMBER",
-    "--base atp --base-option beta=0.3": "every block in [0, 1]",
-    "--correct all": "'absorption', 'arrival', 'divergence', 'none'",
-    "--perturbation gaussian --correct divergence": "--perturbation pruning",
-    "--strength 1e9": "strength",
-    "--strength much": "measured",
-    "--correct absorption --strength measured": "only arrival and divergence are measured",
-    "--eta 0.1 --probe delta=0.1": "omit --probe delta",
-    "--eta 0.1 --probe units=linears": "omit --probe units",
-    "--eta 0.1 --probe samples=1": "omit --probe samples",
-    "--correct divergence --probe samples=0": "a whole number, 1 or more",
-    "--correct divergence --probe damping=0.1": "omit --probe damping",
-    "--correct divergence --probe pruner=sparsegpt --probe damping=-1": "damping -1.0",
-    "--perturbation pruning --correct none --probe units=linears": "units linears without probes",
-    "--correct divergence --probe delta=0": "probe-delta 0",
-    "--dtype float16": "'float32', 'float64'",
-    "--threads 0": "from 1 to 1,024",
-    "--memory nonsense": "a size such as 512M",
-    "--memory 100 --eta 0.1": "at least 5120 bytes",
-    "--samples 0": "a whole number from 1 to",
-    "--seq-len 65": "--seq-len 64 or less",
-    "--text text.txt --tokens ids.npy": "--text with --tokens",
-    "--config absent.json": "absent.json",
-    "--config out": "out",
-    "--config text.txt": "text.txt is not JSON",
-}
+OPTIONS = dict(cases("cli", "options"))
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -177,27 +121,7 @@ def test_completion_for_an_unknown_shell(
     assert f"no completion for {name}\nexpected: bash, zsh" in refusal(run(option))
 
 
-def test_noise_beyond_float32() -> None:
-    refused(f"score model {SMALL} --eta 1e38", "beyond the range", "smaller --eta")
-    assert run(*f"score model {SMALL} --eta 1e38 --dtype float64".split()).code == 0
-
-
 # Outputs
-
-
-@pytest.mark.parametrize(
-    "output",
-    [
-        *(f"model/{x}" for x in ("model.safetensors", "config.json", "tokenizer.json")),
-        *("model/tokenizer_config.json", "text.txt", "link", "pipe", "out", ".", "/", ""),
-        *("absent/new.json", "text.txt/new.json"),
-    ],
-)
-def test_outputs(output: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refimpl.cli.score.progress_bar", never)
-    (here / "link").symlink_to("model/model.safetensors")
-    os.mkfifo(here / "pipe")
-    refused(f"score model --text text.txt {SMALL} -o {output}", output)
 
 
 @pytest.mark.parametrize("output", ["", ".", "/"])
@@ -215,48 +139,10 @@ def test_outputs_without_a_name(words: str, output: str) -> None:
     assert "Traceback" not in result.err
 
 
-# Tokens
-
-
-def test_tokens() -> None:
-    np.save("a.npy", np.ones((1, 4)))
-    refused(f"score model {SMALL} --tokens a.npy", "float64", "int64")
-    refused(f"score model --text absent.txt {SMALL}", "absent", "No such file")
-
-
-# Models
-
-
-def test_models() -> None:
-    weights, path = Path("model/model.safetensors"), Path("model/config.json")
-    whole, config = weights.read_bytes(), json.loads(path.read_text())
-    weights.write_bytes(whole[:-100])
-    refused(f"score model {SMALL}", "not a whole safetensors")
-    weights.write_bytes(whole)
-    mistakes = {"hidden_act": "mish", "rms_norm_eps": -1}
-    path.write_text(json.dumps(config | mistakes))
-    refused(f"score model {SMALL}", *mistakes)
-    refused(f"score absent {SMALL}", "absent: no such file or folder")
-
-
 # Files that may not be read
 
 
-@pytest.mark.parametrize(
-    ("name", "command"),
-    [
-        ("model.safetensors", "score model"),
-        ("config.json", "score model"),
-        ("text.txt", "score model --text text.txt"),
-        ("tokenizer.json", "score model --text text.txt"),
-        ("tokenizer_config.json", "score model --text text.txt"),
-        ("ids.npy", "score model --tokens ids.npy"),
-        ("ids.jsonl", "score model --tokens ids.jsonl"),
-        ("base.json", "score model --base base.json"),
-        ("scores.json", "allocate scores.json"),
-        ("base.json", "allocate scores.json --base base.json"),
-    ],
-)
+@pytest.mark.parametrize(("name", "command"), cases("cli", "unreadable"))
 def test_a_file_that_may_not_be_read(
     name: str, command: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,30 +171,9 @@ def test_a_file_that_may_not_be_read(
     assert state(here) == before
 
 
-def test_a_custom_base_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refimpl.cli.score.progress_bar", never)
-    Path("a.json").write_text("[0.7, 0.7, 0.7]")
-    refused(f"score model {SMALL} --base a.json", "a.json", "4 numbers")
-    refused(f"score model {SMALL} --base absent.json", "absent.json")
-
-
 # Scores
 
-ALLOCATE = {
-    "scores.json --base owl --base-option m=7": "score again with --base owl --base-option m=7",
-    "scores.json --correct arrival": "--perturbation pruning",
-    "scores.json --sparsity 2": "a number from 0 to 1",
-    "scores.json --eta 0.1": "No such option",
-    "scores.json --compat peer --correct absorption": "omit --correct",
-    "scores.json --compat both": "'exact', 'peer'",
-    "scores.json --lo 0.8": "0.8",
-    "scores.json --lo nan": "lo nan",
-    "scores.json --max-correction -1": "max-correction -1",
-    "scores.json --correction-scale mean": "'raw', 'max'",
-    "pruning.json --base owl --correct divergence": "run refimpl score again",
-    "absent.json": "absent.json",
-    "scores.json --base pruning.json": "pruning.json: not an allocation for this model",
-}
+ALLOCATE = dict(cases("cli", "allocate"))
 
 
 @pytest.mark.parametrize("words", ALLOCATE)
@@ -347,23 +212,8 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
 
 def started(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":
     """Run the program as a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "refimpl", *words],
-        env=os.environ | {"PYTHONPATH": str(FIXTURES.parent), "PYTHONUNBUFFERED": ""},
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        timeout=60,
-        **options,
-    )
-
-
-@pytest.mark.parametrize("words", ["score absent", f"score model {SMALL} --eta 1e38"])
-def test_as_a_process(words: str, here: Path) -> None:
-    before = state(here)
-    done = started(*words.split(), "-o", "out/new.json", stdout=subprocess.PIPE)
-    refusal(Result(done.returncode, done.stdout, done.stderr))
-    assert state(here) == before
+    command, env = [*PROGRAM, *words], ENV | {"PYTHONUNBUFFERED": "", "PYTHONWARNINGS": "error"}
+    return subprocess.run(command, env=env, stderr=-1, text=True, timeout=60, **options)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -412,18 +262,7 @@ def test_nobody_reads_stdout(here: Path) -> None:
         assert (done.returncode, done.stderr) == (code, b""), words
 
 
-OUT_OF_RANGE = {
-    "score model --draws 18446744073709551616": "an integer of at most 64 bits",
-    "score model --draws 1000000000": "from 1 to 65,536",
-    "score model --threads 18446744073709551616": "an integer of at most 64 bits",
-    "score model --threads 2000": "from 1 to 1,024",
-    "validate model --threads 18446744073709551616": "an integer of at most 64 bits",
-    "validate model --threads 2000": "from 1 to 1,024",
-    "score model --samples 1000000 --seq-len 1000": "a whole number from 1 to 67,108",
-    "score model --eta 1e-7": "or --dtype float64",
-    "score model --dtype float64 --eta 1e-15": "1.4e-14 or more",
-    "explain model --eta 1e-7": "or --dtype float64",
-}
+OUT_OF_RANGE = dict(cases("cli", "out_of_range"))
 
 
 @pytest.mark.parametrize("command", OUT_OF_RANGE)

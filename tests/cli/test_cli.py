@@ -5,7 +5,6 @@ import os
 import pty
 import re
 import select
-import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from cli_page import commands
 from conftest import FIXTURES
 from documents import facts
 from program import Result, ran, refused, run
+from tables import cases
 
 import refimpl
 from refimpl.allocation.request import Request
@@ -30,7 +30,6 @@ from refimpl.method.perturbation import Noise, Probes
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", "2", "--seq-len", "12")
 ESCAPE = "\x1b["
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def scored(*words: object, **options: Any) -> str:
@@ -54,52 +53,7 @@ def rows(text: str) -> str:
 # Options
 
 
-@pytest.mark.parametrize(
-    ("words", "key", "value"),
-    [
-        ("--eta 0.5", "eta", 0.5),
-        ("--variant noise_scale=sequence", "noise_scale", "sequence"),
-        ("--variant noise_shape=channel", "noise_shape", "channel"),
-        ("--variant noise_norm=expected", "noise_norm", "expected"),
-        ("--variant norm=sequence --variant sink=exclude", "norm", "sequence"),
-        ("--variant norm=sequence --variant sink=exclude", "sink", "exclude"),
-        ("--draws 3", "draws", 3),
-        ("--seed 5", "seed", 5),
-        ("--base owl", "base", "owl"),
-        ("--base owl --base-option m=7", "base_options", {"m": 7.0, "lam": 0.08}),
-        ("--base owl --base-option lam=0.1 --base-option m=7", "base_options.lam", 0.1),
-        ("--sparsity 0.45", "requested_sparsity", 0.45),
-        ("--correct none", "correct", None),
-        ("", "correct", "divergence"),
-        ("", "perturbation", "pruning"),
-        ("--correct absorption", "perturbation", "gaussian"),
-        *((words, "correct", None) for words in ("--base owl", "--eta 0.1", "--draws 2")),
-        *((x, "perturbation", "gaussian") for x in ("--base owl", "--eta 0.1", "--draws 2")),
-        ("--base owl --correct divergence", "correct", "divergence"),
-        ("--eta 0.1 --correct absorption", "correct", "absorption"),
-        ("--strength 0.2", "strength", 0.2),
-        ("--strength -0.2", "strength", -0.2),
-        ("--dtype float64", "dtype", "float64"),
-        ("--threads 3", "run.threads", 3),
-        ("--memory 1.5M", "run.memory", 3 << 19),
-        ("--samples 3", "tokens.samples", 3),
-        ("--seq-len 9", "tokens.seq_len", 9),
-        ("--perturbation pruning", "perturbation", "pruning"),
-        ("--perturbation pruning --correct arrival", "correct", "arrival"),
-        ("--perturbation pruning --correct divergence", "correct", "divergence"),
-        ("--correct arrival", "perturbation", "pruning"),
-        ("--correct divergence", "strength", "measured"),
-        ("--correct divergence --strength 0.2", "strength", 0.2),
-        ("--correct divergence", "probe_delta", 0.1),
-        ("--correct divergence --probe delta=0.05", "probe_delta", 0.05),
-        ("--correct divergence --probe pruner=magnitude", "probe_pruner", "magnitude"),
-        ("--correct divergence --probe pruner=sparsegpt --probe damping=1", "probe_damping", 1),
-        ("--correct divergence --probe units=linears", "units", "linears"),
-        ("--correct divergence", "precision", 0.025),
-        ("--correct divergence --probe precision=0.2", "precision", 0.2),
-        ("--correct divergence --probe samples=1", "probe_samples", 1),
-    ],
-)
+@pytest.mark.parametrize(("words", "key", "value"), cases("cli", "arriving"))
 def test_every_option_arrives(words: str, key: str, value: Any) -> None:
     found: Any = facts(scored_json(*words.split()))
     for part in key.split("."):
@@ -107,20 +61,11 @@ def test_every_option_arrives(words: str, key: str, value: Any) -> None:
     assert found == value
 
 
-def test_options_change_the_numbers(tmp_path: Path) -> None:
+def test_options_of_allocate_change_the_numbers(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
-    paper = ("--correct", "absorption")
-    plain = rows(scored(*paper, "-o", path))
+    plain = rows(scored("--correct", "absorption", "-o", path))
     for words in (
-        *("--eta 0.5", "--variant noise_scale=sequence", "--variant noise_shape=channel"),
-        *("--variant norm=sequence", "--draws 2", "--seed 1", "--base owl", "--sparsity 0.6"),
-        *("--correct none", "--strength 0.1", "--perturbation pruning", "--samples 1"),
-        "--seq-len 11",
-    ):
-        assert rows(scored(*(() if "--correct" in words else paper), *words.split())) != plain, (
-            words
-        )
-    for words in (
+        *("--base owl", "--sparsity 0.6", "--correct none", "--strength 0.1"),
         *("--max-correction 0.01", "--correction-scale max", "--lo 0.7", "--hi 0.7"),
         "--compat peer",
     ):
@@ -223,82 +168,6 @@ def test_force_replaces_an_old_file_and_keeps_its_rights(tmp_path: Path) -> None
         assert path.stat().st_mode & 0o777 == mode
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        "",
-        "--base alphapruning",
-        "--correct divergence",
-        "--eta 0.001,0.1,1 --base owl --draws 2 --correct absorption",
-        "--base dlp",
-    ],
-)
-def test_the_numbers_of_json_fit_together(options: str) -> None:
-    found = scored_json(*options.split())
-    scores = found["scores"]
-    sizes = [[out * width for out, width in block.values()] for block in scores["linears"]]
-    assert [[*block] for block in scores["linears"]] == [LINEARS] * 4
-    for allocation, result in zip(found["allocations"], scores["sweep"], strict=True):
-        assert allocation["total_weights"] == sum(map(sum, sizes)) == 29_184
-        assert allocation["total_pruned"] == sum(allocation["num_pruned"])
-        assert allocation["num_pruned"] == [*map(sum, allocation["linear_pruned"])]
-        for pruned, share in zip(
-            allocation["num_pruned"], allocation["corrected_sparsity"], strict=True
-        ):
-            assert pruned == pytest.approx(share * 7296, abs=32 * 7)
-        assert all(0 <= x <= 1 for x in allocation["base_sparsity"])
-        assert all(x >= 0 for x in result["stderr"])
-        assert (result["divergence"] is not None) == (options in ("", "--correct divergence"))
-        for i, row in enumerate(result["drift"]):
-            assert [x is None for x in row] == [k < i for k in range(4)]
-    signals = scores["signals"]
-    assert ("alphapruning" in signals) == ("alphapruning" in options)
-    assert min(signals["owl"]["values"]["outlier_percent"]) >= 0
-    assert min(signals["dlp"]["values"]["score"]) > 0
-    etas = [result["eta"] for result in scores["sweep"]]
-    assert etas == (
-        [0.001, 0.1, 1.0] if "--eta" in options else [0.01 if "--base" in options else None]
-    )
-    differ = len(etas) if "absorption" in options else 1
-    assert len({json.dumps(x) for x in found["allocations"]}) == differ
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        "--eta 0.01,1",
-        "--base owl --base-option lam=0.1 --sparsity 0.55",
-        "--base dlp --correct absorption --strength 0.2",
-        "",
-        "--base alphapruning --base-option unit=linear",
-        "--base atp --base-option beta=0.05 --correct none",
-        "--base BASE",
-        *(f"--perturbation pruning --base owl --correct {x}" for x in ("absorption", "arrival")),
-    ],
-)
-def test_allocate_prints_what_score_printed(options: str, tmp_path: Path) -> None:
-    (tmp_path / "base.csv").write_text("0.6\n0.7\n0.7\n0.8\n")
-    words = options.replace("BASE", str(tmp_path / "base.csv")).split()
-    path = tmp_path / "scores.json"
-    printed = scored(*words, "-o", path)
-    request = [w for w in words if w not in ("--eta", "0.01,1", "--perturbation", "pruning")]
-    assert without_run(ran("allocate", path, *request)) == without_run(printed)
-    assert ran("allocate", path, *request, "--json") == path.read_text()
-
-
-def test_stdout_is_the_same_every_time() -> None:
-    for words in ((), ("--json",), ("--base", "alphapruning", "--eta", "0.1,1")):
-        first, second = (scored(*words) for _ in range(2))
-        if "--json" in words:
-            parsed = [json.loads(text) for text in (first, second)]
-            assert all(text["scores"].pop("run") for text in parsed)
-            assert parsed[0] == parsed[1]
-        else:
-            assert "seconds" not in first
-            assert without_run(first) == without_run(second)
-            assert scored(*words, "-v").count("\nrun ") == 1
-
-
 # Tokens
 
 
@@ -307,19 +176,10 @@ def tokens_line(text: str) -> str:
 
 
 def test_the_header_says_where_tokens_came_from(tmp_path: Path) -> None:
-    random = tokens_line(scored("--tokens", "random"))
+    random, other = (tokens_line(scored("--tokens", "random", "--seed", n)) for n in (0, 5))
     assert "2 x 12, drawn uniformly from 264 ids with seed 0 (no text was given)" in random
-    other = tokens_line(scored("--tokens", "random", "--seed", 5))
-    assert "with seed 5" in other
     assert other.split("sha256")[1] != random.split("sha256")[1]
-    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 20)
-    text = tokens_line(scored("--text", tmp_path / "text.txt"))
-    assert "text.txt, 2 samples of 12 tokens spread over" in text
-    assert "BOS 1" in text
-    assert "no text" not in text
     np.save(tmp_path / "ids.npy", np.arange(60).reshape(3, 20))
-    ids = tokens_line(scored("--tokens", tmp_path / "ids.npy"))
-    assert "2 x 12, ids.npy, 2 of 3 rows, 12 of 20 ids each" in ids
     ids = tokens_line(ran("score", LLAMA, "--tokens", tmp_path / "ids.npy"))
     assert ids.startswith("3 x 20, ids.npy")
 
@@ -469,29 +329,15 @@ def test_on_a_terminal() -> None:
     assert text.index("100%") < text.index("model       llama")
 
 
-def test_a_reader_that_leaves_early() -> None:
-    command = f"{shlex.join(WORDS)} --json | head -1"
-    command = f"set -o pipefail; {command}"
-    done = subprocess.run(["bash", "-c", command], env=ENVIRONMENT, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("{\n", "")
-
-
 def test_a_group_without_a_command_prints_its_help() -> None:
     assert "make" in ran("case")
 
 
-def test_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("refimpl.cli.score.score", "refimpl.cli.terminal.write_json", "os.replace"):
-        with monkeypatch.context() as patched:
-            patched.setattr(place, Mock(side_effect=KeyboardInterrupt))
-            result = run("score", LLAMA, *SMALL, "-o", tmp_path / "scores.json")
-        assert (result.code, result.out) == (130, "")
-        assert {path.name for path in tmp_path.iterdir()} <= {".scores.json.part"}
-    for error in (KeyboardInterrupt, typer.Abort):  # however typer passes it on
-        with monkeypatch.context() as patched:
-            patched.setattr("refimpl.cli.main.program", Mock(side_effect=error))
-            said = "interrupted: nothing was written\nnext: repeat the command\n"
-            assert run("score", LLAMA) == Result(130, "", said)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, typer.Abort])  # as typer passes it on
+def test_an_interrupt(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refimpl.cli.main.program", Mock(side_effect=error))
+    said = "interrupted: nothing was written\nnext: repeat the command\n"
+    assert run("score", LLAMA) == Result(130, "", said)
 
 
 def test_arithmetic_of_allocations_is_loud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,45 +10,12 @@ import pytest
 from cli_page import commands
 from conftest import FIXTURES
 from program import ran, refusal, refused, run
+from tables import cases
 
 LLAMA = FIXTURES / "llama"
 
 
-@pytest.mark.parametrize(
-    ("typed", "corrected"),
-    [
-        ("scor M", "score M"),
-        ("help prun", "help prune"),
-        ("case shw llama", "case show llama"),
-        ("score M --sparcity 0.5", "score M --sparsity 0.5"),
-        ("score M --correct absorbtion", "score M --correct absorption"),
-        ("prune M -o x --sparsity 50% --pruner Wand", "prune M -o x --sparsity 50% --pruner wanda"),
-        ("score M --base owll", "score M --base owl"),
-        (
-            "prune M -o x --sparsity 1 --allocation owll",
-            "prune M -o x --sparsity 1 --allocation owl",
-        ),
-        ("score M --probe pruner=wnda", "score M --probe pruner=wanda"),
-        ("score modle", "score model"),
-        ("score ./modle/ --base owl", "score model --base owl"),
-        ("score M --text folder/text.tx", "score M --text folder/text.txt"),
-        ("allocate scores.jsn", "allocate scores.json"),
-        ("prune M", "prune M -o FOLDER"),
-        ("prune M -o", "prune M -o VALUE"),
-        ("prune M -o x", "prune M -o x --sparsity 0.5"),
-        ("score", "score MODEL"),
-        ("check llama", "check llama ACTUAL"),
-        ("score M --zzz", "see refimpl score --help"),
-        ("score M --samples x", "see refimpl score --help"),
-        ("prune M -o x --sparsity 0.5 --mesure", "prune M -o x --sparsity 0.5 --measure"),
-        ("prune M -o x --prunr=wanda", "prune M -o x --pruner=wanda"),
-        ("prune Wand -o x --pruner Wand", "prune Wand -o x --pruner wanda"),
-        ("prune M -o x --pruner=Wand", "prune M -o x --pruner=wanda"),
-        ("score M --txt", "score M --text"),
-        *((f"prune M --{x}", "see refimpl prune --help") for x in ("correct none", "base owl")),
-        ("score M --sparcity 0.5 --corect none", "score M --sparsity 0.5 --corect none"),
-    ],
-)
+@pytest.mark.parametrize(("typed", "corrected"), cases("cli", "corrections"))
 def test_the_corrected_command(
     typed: str, corrected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,23 +31,7 @@ def test_the_corrected_command(
         assert "refimpl prune" in refused(*shlex.split(typed))
 
 
-NEEDED = {  # what a command must have to be parsed
-    "score": "M",
-    "eval": "M",
-    "explain": "M",
-    "generate": "M --prompt x",
-    "inspect": "M",
-    "allocate": "M",
-    "prune": "M -o x",
-    "compare": "M",
-    "report": "M -o x",
-    "check": "llama M",
-    "export": "M -o x",
-    "validate": "M --graph g",
-    "case make": "M -o x",
-    "case list": "",
-    "case show": "llama",
-}
+NEEDED = dict(cases("cli", "needed"))
 
 
 def value_of(option: Any) -> list[str]:
@@ -115,29 +66,7 @@ def test_a_message_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shlex.split(command) == ["refimpl", *words[:-1], "wanda"]  # a shell reads one command
 
 
-@pytest.mark.parametrize(
-    ("words", "said", "corrected"),
-    [
-        ("score M --sparsity 60", "sparsity 60.0", "use --sparsity 0.6, which is 60%"),
-        ("prune M -o x --sparsity 62.5", "sparsity 62.5", "use --sparsity 0.625, which is 62.5%"),
-        ("case make M -o x --sparsity 60", "sparsity 60.0", "use --sparsity 0.6, which is 60%"),
-        ("case make M -o x --sparsity x", "sparsity 'x'", "use --sparsity 0.5"),
-        ("explain M --lo 10", "lo 10.0", "use --lo 0.1, which is 10%"),
-        ("explain M --hi 90", "hi 90.0", "use --hi 0.9, which is 90%"),
-        (
-            "explain M --max-correction 5",
-            "max-correction 5.0",
-            "use --max-correction 0.05, which is 5%",
-        ),
-        (
-            "score M --correct divergence --probe delta=10",
-            "probe-delta 10",
-            "use --probe delta=0.1, which is 10%",
-        ),
-        ("score M --sparsity 600", "sparsity 600.0", "change --sparsity"),
-        ("score M --sparsity -60", "sparsity -60.0", "change --sparsity"),
-    ],
-)
+@pytest.mark.parametrize(("words", "said", "corrected"), cases("cli", "percentages"))
 def test_a_percentage_is_told_how_to_be_one(
     words: str, said: str, corrected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,6 @@
 """`refimpl eval`: its table, its JSON, what it refuses, and a run that is killed and taken up."""
 
 import json
-import os
-from math import exp, log
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,8 @@ import numpy as np
 import program
 import pytest
 from conftest import FIXTURES
-from documents import before_unit, interrupt, numbers
+from documents import before_unit, interrupt
+from tables import cases
 
 from refimpl.evaluation import evaluate as job
 
@@ -70,22 +69,16 @@ def test_the_document_holds_what_its_numbers_are_made_of(questions: Path, tmp_pa
     printed = ran(*words, "-o", output, "--json")
     document = json.loads(output.read_text())
     assert json.loads(printed) == document
-    assert sorted(os.listdir(tmp_path)) == ["out.json", "q.jsonl"]
     text, choices, how = document["text"], document["choices"], document["run"]
-    nats = sum(window["nats"] for window in text["windows"])
     assert text["predicted_tokens"] == sum(w["tokens"] for w in text["windows"]) == 1006
     assert text["bytes"] == sum(w["bytes"] for w in text["windows"]) == TEXT.stat().st_size
-    assert text["perplexity"] == pytest.approx(exp(nats / 1006))
-    assert text["bits_per_byte"] == pytest.approx(nats / log(2) / text["bytes"])
     assert (text["bos"], text["window"], text["num_windows"]) == (1, 32, 33)
     assert [document[key] for key in ("model", "family", "dtype")] == ["llama", "llama", "float32"]
     for row, found in zip(ROWS, choices["questions"], strict=True):
         assert found["answer"] == row["answer"]
-        assert found["picked"] == int(np.argmax(found["log_likelihoods"]))
-        per_character = [
-            ll / len(c) for ll, c in zip(found["log_likelihoods"], row["choices"], strict=True)
-        ]
-        assert found["picked_norm"] == int(np.argmax(per_character))
+        likelihoods, lengths = np.array(found["log_likelihoods"]), [*map(len, row["choices"])]
+        assert found["picked"] == likelihoods.argmax()
+        assert found["picked_norm"] == (likelihoods / lengths).argmax()
     right = [q["picked"] == q["answer"] for q in choices["questions"]]
     assert choices["acc"] == pytest.approx(sum(right) / 3)
     assert (choices["num_questions"], choices["num_choices"]) == (3, 7)
@@ -116,59 +109,23 @@ def test_ids_in_place_of_a_text(tmp_path: Path) -> None:
     assert "bits per byte" not in out
 
 
-@pytest.mark.parametrize("after", [0, 1, 4, 5])
-def test_a_killed_run_is_taken_up(
-    after: int, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_says_how_much_an_earlier_one_did(
+    questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refimpl.evaluation.likelihood.BATCH", 40)
     monkeypatch.setattr(job, "GROUP", 80)
-    output, whole = tmp_path / "out.json", tmp_path / "whole.json"
-    words = (LLAMA, "--text", TEXT, "--window", 40, "--windows", 9, "--choices", questions)
-    ran(*words, "-o", whole)
+    output = tmp_path / "out.json"
     output.write_text("old")
-    words = (*words, "-o", output, "--force")
-    with before_unit(after, interrupt):
-        assert program.run("eval", *words).code == 130
+    words = (LLAMA, "--text", TEXT, "--window", 40, "--windows", 9, "--choices", questions)
+    with before_unit(4, interrupt):
+        assert program.run("eval", *words, "-o", output, "--force").code == 130
     assert output.read_text() == "old"
-
-    computed: list[int] = []
-    real = job.group_likelihoods
-
-    def counted(*args: Any, **options: Any) -> Any:
-        found = real(*args, **options)
-        computed.extend(found)
-        return found
-
-    monkeypatch.setattr(job, "group_likelihoods", counted)
-    ran(*words)
-    assert numbers(output) == numbers(whole)
-    document, expected = json.loads(output.read_text()), json.loads(whole.read_text())
-    done = document["run"]["resumed_sequences"]
-    assert done == min(2 * after, 9) if after < 5 else done > 9
-    assert len(computed) == len(set(computed)) == 9 + 7 - done
-    assert document["run"]["tokens"] < expected["run"]["tokens"] or after == 0
-    assert sorted(os.listdir(tmp_path)) == ["out.json", "q.jsonl", "whole.json"]
+    run, whole = (evaluated(*words, *x)["run"] for x in (("-o", output, "--force"), ()))
+    assert (run["resumed_sequences"], whole["resumed_sequences"]) == (8, 0)
+    assert run["tokens"] == whole["tokens"] - 8 * 39  # of a window's tokens, the last is no input
 
 
-@pytest.mark.parametrize(
-    ("words", "problem"),
-    [
-        ((LLAMA,), "nothing to evaluate on"),
-        ((LLAMA, "--text", TEXT, "--tokens", "ids.npy"), "--text with --tokens"),
-        *(
-            ((LLAMA, "--choices", "no.jsonl", x, 8), f"{x} with neither --text nor --tokens")
-            for x in ("--window", "--windows")
-        ),
-        ((LLAMA, "--choices", "no.jsonl"), "no.jsonl: cannot be read (No such"),
-        ((LLAMA, "--text", TEXT, "--window", 65), "use --window 64 or less"),
-        ((LLAMA, "--text", TEXT, "--windows", 99), "use --windows 16"),
-        ((LLAMA, "--text", "no.txt"), "no.txt: cannot be read (No such"),
-        ((LLAMA, "--text", TEXT, "--memory", "100"), "does not hold one batch"),
-        ((LLAMA, "--text", TEXT, "--threads", 0), "threads 0"),
-        ((LLAMA, "--text", TEXT, "-o", TEXT), "-o"),
-        ((LLAMA, "--text", TEXT, "-o", "no/such/folder/out.json"), "not a file in a folder"),
-        ((FIXTURES / "gemma2", "--text", TEXT), "no tokenizer at"),
-    ],
-)
-def test_bad_input_is_one_clear_error(words: tuple[object, ...], problem: str) -> None:
-    assert problem in refused(*words)
+@pytest.mark.parametrize(("words", "problem"), cases("cli", "eval"))
+def test_bad_input_is_one_clear_error(words: str, problem: str) -> None:
+    places = {"LLAMA": LLAMA, "GEMMA2": FIXTURES / "gemma2", "TEXT": TEXT}
+    assert problem in refused(*(places.get(word, word) for word in words.split()))

@@ -16,6 +16,7 @@ from conftest import FIXTURES
 from documents import before_unit, content, numbers, units
 from processes import forked, printed_json, started
 from program import Result, ran, refused, run
+from tables import cases
 
 import refimpl
 
@@ -223,26 +224,14 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize(
-    ("module", "words"),
-    [
-        ("refimpl.cli", ("--help",)),
-        ("refimpl.errors", ("--help",)),
-        ("typer", ("--help",)),
-        ("rich.panel", ("--help",)),
-        ("numpy", ("score", str(LLAMA))),
-        ("numpy._core.multiarray", ("score", str(LLAMA))),
-        ("refimpl.cli.score", ("score", str(LLAMA))),
-        ("refimpl.scoring.score", ("score", str(LLAMA))),
-        ("rich.panel", ("score", "--help")),
-        ("", ("--version",)),  # when everything is done, and Python ends
-    ],
-)
-def test_control_c_is_one_line_around_a_command(module: str, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("module", "words"), cases("cli", "importing"))
+def test_control_c_is_one_line_around_a_command(module: str, words: str) -> None:
+    """While a module is imported; without one, when everything is done and Python ends."""
     project = tomllib.loads((FIXTURES.parent / "pyproject.toml").read_text())["project"]
     entry, _, function = project["scripts"]["refimpl"].partition(":")
     assert function == "main"
-    code = START.format(module=module, words=words, entry=entry)
+    typed = [str(LLAMA) if word == "LLAMA" else word for word in words.split()]
+    code = START.format(module=module, words=typed, entry=entry)
     for start in (code, code.replace(f"from {entry}", "from refimpl.__main__")):
         with started("-c", start, program=(sys.executable,)) as process:
             out, err = process.communicate(timeout=60)

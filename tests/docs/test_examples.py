@@ -18,6 +18,7 @@ from examples import (
     run_session,
     shell,
 )
+from tables import cases
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted((ROOT / "refimpl").rglob("*.py"))
@@ -150,23 +151,7 @@ def test_a_wrong_session_is_seen() -> None:
     assert 'File "page", line 8' in run_session(">>> 1\n1\n>>> x\n", {}, "page", 6)
 
 
-@pytest.mark.parametrize(
-    ("block", "seen"),
-    [
-        ("console\n$ refimpl --version\n...\n", ""),
-        ("console\n$ refimpl --version\n9.9.9\n", "-9.9.9\n+"),
-        ("console\n$ refimpl score nowhere\nerror: nowhere...\n$ echo $?\n2\n", ""),
-        ("console\n$ refimpl score nowhere\nerror: nowhere...\n", "exit code 2"),
-        ("console\n$ refimpl score nowhere\nerror: nowhere...\n$ echo $?\n1\n", "-1\n+2"),
-        ("console\n$ echo one \\\n  two\none two\n$ ls pyproject.toml\npyproject.toml\n", ""),
-        ("console\n$ exit 0\n$ echo\n\n", "2 commands, of which 0"),
-        ("bash\nfalse | true\necho 3.0\n```\n```output\n3.1\n", ""),
-        ("bash\necho 3.0\n```\n```output\n3.2\n", "-3.2"),
-        ("bash\nfalse\necho 3.0\n```\n```output\n3.0\n", "exit code 1"),
-        ("python\nfor i in 1, 2:\n    i\n\n3.0\n```\n```output\n1\n2\n3.0\n", ""),
-        ("python\n3.0\n```\n```output\n3.1\n", "-3.1"),
-    ],
-)
+@pytest.mark.parametrize(("block", "seen"), cases("docs", "blocks"))
 def test_a_wrong_block_is_seen(block: str, seen: str, tmp_path: Path) -> None:
     (page := tmp_path / "page.md").write_text(f"```{block}```\n")
     found = problems(page, blocks_to_run(page))
@@ -180,21 +165,7 @@ def test_a_block_that_no_shell_of_python_takes_is_seen(block: str) -> None:
         run_python(Block(1, False, "python", block), {}, "page")
 
 
-@pytest.mark.parametrize(
-    ("expected", "got", "same"),
-    [
-        ("r 1.2346 of 7\n", "r 1.2347 of 7\n", True),
-        ("r 1.2346 of 7\n", "r 1.2348 of 7\n", False),
-        ("r 1.2346 of 7\n", "r 1.2346 of 8\n", False),
-        ("r 1.2346 of 7\n", "r 1.23464 of 7\n", False),
-        ("r 0.00964 0.0147\n", "r 0.009641 0.01471\n", True),  # 0.009640 without its final zero
-        ("r 0.009641\n", "r 0.00964\n", True),
-        ("r 0.009642\n", "r 0.00964\n", False),
-        ("time ... s\nend\n", "time 3.1 s,\nmore s\nend\n", True),
-        ("time ... s\nend\n", "time 3.1 s\n", False),
-        ("version 1.2.3\n", "version 1.2.4\n", False),
-    ],
-)
+@pytest.mark.parametrize(("expected", "got", "same"), cases("docs", "compared"))
 def test_output_is_compared(expected: str, got: str, same: bool) -> None:
     assert matches(expected, got) == same
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refusal_of
 from scipy.special import log_softmax
+from tables import cases
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from refimpl import RefimplError, forward, read_model
@@ -148,17 +149,6 @@ def test_what_is_too_long_loses_its_start() -> None:
     assert found.truncated == 2  # 5 + 1 and 5 + 3 tokens of 5
 
 
-def test_a_question_too_long_is_the_end_of_it() -> None:
-    row = {"question": "x" * 80, "choices": ["a", "b"], "answer": 0}
-    found = choice_sequences(encoder(model_of("llama")), asked(row))
-    assert found.truncated == 2
-    assert [len(ids) for ids, _ in found.sequences] == [65, 65]
-    ids = found.sequences[0][0]
-    p = log_probabilities(list(ids[:-1]))
-    (values,) = accuracy_of(row).log_likelihoods
-    assert values[0] == pytest.approx(p[-2, ids[-2]] + p[-1, ids[-1]], rel=1e-12)
-
-
 def test_the_prefix_is_bos_or_else_eos(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).write_bytes((LLAMA / name).read_bytes())
@@ -189,23 +179,7 @@ def test_reading_questions(tmp_path: Path) -> None:
     assert found.sha256 != read_questions(write(tmp_path / "two.jsonl", ROWS[:2])).sha256
 
 
-@pytest.mark.parametrize(
-    ("line", "problem"),
-    [
-        ("{", "is not JSON"),
-        ("[1]", "question None, not a text"),
-        ('{"question": 1, "choices": ["a", "b"], "answer": 0}', "question 1, not a text"),
-        ('{"question": "q", "answer": 0}', "choices None"),
-        ('{"question": "q", "choices": "ab", "answer": 0}', "choices 'ab'"),
-        ('{"question": "q", "choices": ["a"], "answer": 0}', "two or more"),
-        ('{"question": "q", "choices": ["a", ""], "answer": 0}', "two or more texts"),
-        ('{"question": "q", "choices": ["a", 1], "answer": 0}', "two or more texts"),
-        ('{"question": "q", "choices": ["a", "b"], "answer": 2}', "answer 2, not the index"),
-        ('{"question": "q", "choices": ["a", "b"], "answer": -1}', "answer -1"),
-        ('{"question": "q", "choices": ["a", "b"], "answer": "a"}', "answer 'a'"),
-        ('{"question": "q", "choices": ["a", "b"], "answer": true}', "answer True"),
-    ],
-)
+@pytest.mark.parametrize(("line", "problem"), cases("evaluation", "bad_lines"))
 def test_a_bad_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
     path = write(tmp_path / "q.jsonl", ROWS[:1])
     path.write_text(path.read_text() + "\n\n" + line + "\n")

@@ -112,9 +112,7 @@ def test_the_document_has_what_the_library_returns() -> None:
     }  # fmt: skip
 
 
-def test_the_text_keeps_lines_and_no_control_characters(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_text_keeps_lines_and_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     spelt = iter([b"A stone", b"A stone rolls.\n\x1b[31mIt " + b"rolls " * 30])
     decode = "refimpl.tokens.text.TextTokenizer.decode"
     monkeypatch.setattr(decode, lambda *_: next(spelt).decode())

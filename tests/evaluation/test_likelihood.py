@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refusal_of
 from scipy.special import log_softmax
+from tables import cases
 
 from refimpl import HeldModel, Model, logits
 from refimpl.evaluation import likelihood
@@ -185,19 +186,7 @@ def test_a_softmax_in_pieces_is_the_whole_one(data: st.DataObject) -> None:
     assert found.greedy.tolist() == (z.argmax(-1) == targets).tolist()
 
 
-@pytest.mark.parametrize(
-    ("sequences", "starts", "problem"),
-    [
-        ([[1, 2], [3]], [1, 1], "sequence 1 has shape [1] and is scored from token 1"),
-        ([[1, 2]], [0], "from token 0"),
-        ([[1, 2]], [2], "from token 2"),
-        ([[[1, 2]]], [1], "shape [1, 2]"),
-        ([[1, 264]], [1], "the first is 264"),
-        ([[-1, 2]], [1], "the first is -1"),
-        ([[0.5, 1.0]], [1], "dtype float64"),
-        ([[1] * 66], [1], "a sequence of 65 tokens"),
-    ],
-)
+@pytest.mark.parametrize(("sequences", "starts", "problem"), cases("evaluation", "bad_sequences"))
 def test_bad_sequences_are_refused(sequences: Any, starts: list[int], problem: str) -> None:
     refusal_of(likelihoods_of, model_of("llama"), sequences, starts, says=problem)
 

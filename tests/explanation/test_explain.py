@@ -15,6 +15,7 @@ from gates import model_of
 from html_page import Page
 from program import ran, refused
 from refusals import refusal_of
+from tables import cases
 
 from refimpl import Noise, Probes, Request, allocate, forward, score
 from refimpl.bases.base import bases
@@ -313,22 +314,7 @@ def test_defaults_are_small_and_tokens_are_used_as_given(tmp_path: Path) -> None
     assert "[3, 5]  0 1 2 3 4 .." in shown
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--step", "nrm"), "no step 'nrm' in llama\nexpected: one of tokens, embed, attn"),
-        (("--step", "qk_norm"), "no step 'qk_norm' in llama\nexpected: one of tokens"),
-        (("--block", 4), "block 4\nexpected: a whole number from 0 to 3\nnext: use --block 3"),
-        (("--block", -1), "block -1\nexpected: a whole number from 0 to 3"),
-        (
-            ("--correct", "arrival", "--perturbation", "gaussian"),
-            "the arrival correction with Gaussian",
-        ),
-        (("--perturbation", "pruning", "--eta", "1"), "--eta with --perturbation pruning"),
-        (("--eta", "0.01,0.1"), "2 values of eta\nexpected: one value, which all steps use"),
-        (("--seq-len", 0), ""),
-    ],
-)
+@pytest.mark.parametrize(("words", "said"), cases("explanation", "refused"))
 def test_what_cannot_be_used_is_refused(words: tuple[object, ...], said: str) -> None:
     assert refused("explain", FIXTURES / "llama", *words).startswith(f"error: {said}")
 

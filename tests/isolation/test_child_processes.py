@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from processes import ENV, started
 from program import refused
 from refusals import refusal_of
+from tables import cases
 
 from refimpl.tokens.text import TextTokenizer
 
@@ -201,24 +202,7 @@ def library(action: str, folder: Path) -> None:
     )
 
 
-HUGE = "(1).to_bytes(8, 'little') + (1 << 62).to_bytes(8, 'little')"
-ACTIONS = {
-    "a panic": ("raise BaseException('panicked')", "BaseException: panicked"),
-    "an abort": ("os.abort()", "ended its process (-6)"),
-    "a hang": ("time.sleep(60)", "took longer than 2 s"),
-    "memory": ("bytearray(1 << 40)", "MemoryError"),
-    "junk": ("answer(b'junk' * 9)", "cannot be used"),  # a pickle is no other
-    "an answer of half a word": ("answer(b'junk'); os._exit(0)", "ended its process (0)"),
-    "an answer of 4 EiB": (f"answer({HUGE})", "cannot be used"),
-    "an answer without an end": (
-        "answer((1).to_bytes(8, 'little') + (1 << 20).to_bytes(8, 'little'))\n"
-        "        while True: answer(b'x'); time.sleep(0.01)",
-        "took longer than 2 s",
-    ),
-    "a long failure": ("raise BaseException('x' * 10**7)", "BaseException: xxx"),
-    "a child that stays": ("os.fork() and os._exit(0); time.sleep(60)", "took longer than 2 s"),
-    "a closed pipe": ("os.closerange(3, 20); time.sleep(60)", "ended its process (-9)"),
-}
+ACTIONS = dict(cases("isolation", "actions"))
 
 
 @pytest.mark.parametrize("fault", ACTIONS)

@@ -68,10 +68,7 @@ def test_what_is_foreign_is_escaped(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes((FIXTURES / "llama" / name).read_bytes())
     scores, small = tmp_path / "scores.json", ("--tokens", "random", "--samples", 1, "--seq-len", 4)
-    for words in (
-        ("inspect", folder),
-        ("score", folder, *small, "-o", scores),
-    ):
+    for words in (("inspect", folder), ("score", folder, *small, "-o", scores)):
         text = ran(*words)
         assert "m\\x1b[2J\\u202e\\nerror: forged" in text
         assert not set("\x1b\u202e") & set(text)

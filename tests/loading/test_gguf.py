@@ -12,6 +12,7 @@ from gates import GATES, worst_point, worst_token
 from gguf_files import DEFAULT_SIZES, RECIPES, Q, gguf_file
 from program import ran
 from refusals import refusal_of
+from tables import cases
 
 from refimpl import Model, forward, inspect, read_model
 from refimpl.loading.files.safetensors_file import SafetensorsFile
@@ -176,42 +177,36 @@ def test_commands_read_a_file(tmp_path: Path) -> None:
     assert "Q8_0" in ran("inspect", path)
 
 
-@pytest.mark.parametrize(
-    ("name", "method"),
-    [
-        ("llama", "sparsegpt"),
-        ("gemma3", "magnitude"),
-        ("gpt2", "sparsegpt"),
-        ("granitemoe", "wanda"),
-        ("qwen2moe", "wanda"),
-        ("qwen35", "wanda"),
-        ("deepseek2 by sigmoid", "wanda"),
-        ("apertus", "magnitude"),
-        ("gemma4 with experts", "magnitude"),
-    ],
-)
+@pytest.mark.parametrize(("name", "method"), cases("loading", "pruned_gguf"))
 def test_pruning_writes_safetensors(name: str, method: str, tmp_path: Path) -> None:
-    path, tokens = gguf_file(tmp_path, name), tmp_path / "ids.npy"
-    kinds = {"Q8_0": "float32"}
-    np.save(tokens, IDS)
-    calibration = () if method == "magnitude" else ("--tokens", tokens)
-    before = path.read_bytes()
-    for model, out in ((path, "ours"), (tmp_path / "hub", "theirs")):
-        words = ("--nm", "2:4", "--pruner", method, *calibration, "-o", tmp_path / out)
-        shown = ran("prune", model, *words)
-        assert (
-            "de-quantised in model.safetensors: Q8_0 is float32" in " ".join(shown.split())
-        ) == (out == "ours")
-    assert path.read_bytes() == before
-    ours, theirs = read_model(tmp_path / "ours"), read_model(tmp_path / "theirs")
-    assert_equal(ours, theirs, 1e-6 if method == "sparsegpt" else 0.0)  # sums in another order
+    path = gguf_file(tmp_path, name)
+    error = 1e-6 if method == "sparsegpt" else 0.0  # sums in another order
+    ours = pruned_alike(path, path, tmp_path / "hub", method, {"Q8_0": "float32"}, error)
+    assert sorted(p.name for p in ours.iterdir()) == [
+        "config.json", "model.safetensors", "pruning.json"
+    ]  # fmt: skip
+    assert SafetensorsFile(ours / "model.safetensors").metadata == {"format": "pt"}
+
+
+def pruned_alike(
+    model: Path, file: Path, plain: Path, method: str, kinds: dict[str, str], error: float = 0.0
+) -> Path:
+    """What pruning writes of a quantised model: as of the same weights stored plainly."""
+    before, ((kind, dtype),) = file.read_bytes(), kinds.items()
+    calibration = () if method == "magnitude" else ("--tokens", plain.parent / "ids.npy")
+    np.save(plain.parent / "ids.npy", IDS)
+    outs = [plain.parent / name for name in ("ours", "theirs")]
+    for path, out in zip((model, plain), outs, strict=True):
+        shown = ran("prune", path, "--nm", "2:4", "--pruner", method, *calibration, "-o", out)
+        said = f"de-quantised in model.safetensors: {kind} is {dtype}" in " ".join(shown.split())
+        assert said == (path == model)
+    assert file.read_bytes() == before
+    ours, theirs = map(read_model, outs)
+    assert_equal(ours, theirs, error)
     record = read_record(ours)
     assert record is not None
     assert record["files"]["dequantised"] == kinds
-    assert sorted(p.name for p in (tmp_path / "ours").iterdir()) == [
-        "config.json", "model.safetensors", "pruning.json"
-    ]  # fmt: skip
-    assert SafetensorsFile(tmp_path / "ours" / "model.safetensors").metadata == {"format": "pt"}
+    return outs[0]
 
 
 @pytest.mark.torch

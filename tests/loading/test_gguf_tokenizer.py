@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from refusals import refusal_of
+from tables import cases
 from tokenizers import Tokenizer
 
 from refimpl.loading.gguf.tokenizer_metadata import CUTS, write_tokenizer
@@ -43,14 +44,7 @@ def test_a_token_stays_whole_where_merges_are_ignored(pre: str, tmp_path: Path) 
     assert made.encode("abc").tokens == (["<s>"] if pre in WHOLE else []) + parts
 
 
-SAID: dict[str, tuple[dict[str, Any], int | None, str]] = {
-    "nothing": ({}, None, "no BOS asked for"),
-    "true": ({"add_bos_token": True}, 0, "BOS 0 added by tokenizer.json"),
-    "false": ({"add_bos_token": False}, None, "add_bos_token is false"),
-    "nothing, of Llama 3": ({"pre": "llama-bpe"}, 0, "BOS 0 added by tokenizer.json"),
-    "false, of Llama 3": (
-        {"pre": "llama-bpe", "add_bos_token": False}, None, "add_bos_token is false"),
-}  # fmt: skip
+SAID: dict[str, tuple[dict[str, Any], int | None, str]] = dict(cases("loading", "said_of_bos"))
 
 
 @pytest.mark.parametrize("name", SAID)
@@ -68,17 +62,7 @@ def test_bos_is_what_the_file_says_or_the_default_of_its_pre_tokenizer(
     assert reason in tokens.source
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "no pre-tokenizer": ({"pre": ...}, "no pre-tokenizer (tokenizer.ggml.pre)"),
-    "one of no name": ({"pre": ""}, "no pre-tokenizer (tokenizer.ggml.pre)"),
-    "llama.cpp's default": ({"pre": "default"}, "the pre-tokenizer 'default'"),
-    "BOS beyond the tokens": ({"add_bos_token": True, "bos_token_id": 999}, "bos_token_id 999 of"),
-    "BOS below 0": ({"add_bos_token": True, "bos_token_id": -1}, "bos_token_id -1 of"),
-    "BOS that is not named": ({"add_bos_token": True, "bos_token_id": ...}, "bos_token_id None"),
-    "BOS by default": ({"pre": "llama-bpe", "bos_token_id": ...}, "bos_token_id None"),
-    "no merges": ({"merges": ...}, "no merges"),
-    "a key nobody knows": ({"magic": 1}, "tokenizer.ggml.magic"),
-}  # fmt: skip
+REFUSED: dict[str, tuple[dict[str, Any], str]] = dict(cases("loading", "gguf_tokenizers"))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -27,6 +27,7 @@ from checkpoints import (
 from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
+from tables import cases
 
 from refimpl import RefimplError, read_model
 from refimpl.loading.config_json import read_config
@@ -58,9 +59,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_model(".").name == tmp_path.name
 
 
-def test_the_configuration_is_that_of_option_file_or_metadata(
-    tmp_path: Path,
-) -> None:
+def test_the_configuration_is_that_of_option_file_or_metadata(tmp_path: Path) -> None:
     path, other = tmp_path / "model.safetensors", tmp_path / "other.json"
     option, beside, metadata = (config_of("llama", rms_norm_eps=eps) for eps in (1e-4, 1e-5, 1e-6))
     save_tensors(path, arrays_of("llama"), {"config.json": json.dumps(metadata), "format": "pt"})
@@ -137,35 +136,8 @@ def test_malformed_documents(place: str, text: str | bytes, problem: str, tmp_pa
 
 # Folders and files of other formats
 
-FOLDERS: dict[str, tuple[list[str], str, str]] = {
-    "nothing": ([], "contains no .safetensors file", "check the path"),
-    "something else": (["README.md", "vocab.txt"], "no .safetensors file", "check the path"),
-    "pickles": (["pytorch_model.bin", "config.json"], "only pytorch_model.bin", "pickles run code"),
-    "an old pickle": (["consolidated.00.pth"], "only consolidated.00.pth", "save_pretrained"),
-    "sharded pickles": (
-        ["pytorch_model-1-of-2.bin", "pytorch_model-2-of-2.bin", "pytorch_model.bin.index.json"],
-        "only pytorch_model-1-of-2.bin, pytorch_model-2-of-2.bin", "save_pretrained"),
-    "gguf": (["m.Q4_K_M.gguf"], "only m.Q4_K_M.gguf", "the .gguf file itself"),
-    "TensorFlow": (["tf_model.h5"], "only tf_model.h5", "save_pretrained"),
-    "an adapter": (["adapter_config.json", "adapter_model.safetensors"], "an adapter", "merge"),
-    "an old adapter": (["adapter_config.json", "adapter_model.bin"], "an adapter", "merge"),
-    "two files": (["a.safetensors", "b.safetensors"], "2 candidates: a.safetensors, b", "name the"),
-    "two indices": (
-        ["a.safetensors.index.json", "b.safetensors.index.json", "c.safetensors"],
-        "2 candidates: a.safetensors.index.json, b.safetensors.index.json", "name the file"),
-    "shards without an index": (
-        ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
-        "2 candidates", "index"),
-}  # fmt: skip
-FILES = {
-    "model.gguf": ("not a whole GGUF file", "download or convert"),
-    "pytorch_model.bin": (".bin is not safetensors", "pickles run code"),
-    "model.pth": (".pth is not safetensors", "pickles run code"),
-    "model.h5": (".h5 is not safetensors", "save_pretrained"),
-    "model.txt": (".txt is not safetensors", "save_pretrained"),
-    "model": ("this file is not safetensors", "save_pretrained"),
-    "adapter_model.safetensors": ("an adapter, not a model", "merge"),
-}
+FOLDERS: dict[str, tuple[list[str], str, str]] = dict(cases("loading", "other_folders"))
+FILES = dict(cases("loading", "other_files"))
 
 
 @pytest.mark.parametrize("name", [*FOLDERS, *FILES])

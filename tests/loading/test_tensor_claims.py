@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from checkpoints import altered, arrays_of, config_of, refusal, same_weights, write, write_raw
 from gates import CASES, model_of
+from tables import cases
 
 from refimpl import read_model
 from refimpl.model.ops import Array
@@ -96,19 +97,7 @@ def test_the_table_of_positions_must_be_as_long_as_the_model_allows(tmp_path: Pa
     assert "embed_positions.weight: expected shape [65, 32], got [66, 32]" in refusal(path).problem
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        *((f"{QUERY}.weight", dtype) for dtype in ("F8_E4M3", "F8_E5M2", "I8", "U8")),
-        (f"{QUERY}.qweight", "I32"),
-        (f"{QUERY}.scales", "F16"),
-        (f"{QUERY}.weight_scale", "F32"),
-        (f"{QUERY}.weight_scale_inv", "F32"),
-        (f"{QUERY}.weight.absmax", "F32"),
-        (f"{QUERY}.weight.quant_state.bitsandbytes__nf4", "U8"),
-        (f"{QUERY}.SCB", "F32"),
-    ],
-)
+@pytest.mark.parametrize(("name", "dtype"), cases("loading", "quantised_tensors"))
 def test_quantised_tensors_are_refused_by_name(name: str, dtype: str, tmp_path: Path) -> None:
     size = 8 * int(re.findall(r"\d+", dtype)[0]) // 8
     (tmp_path / "config.json").write_text(json.dumps(config_of("llama")))
@@ -136,16 +125,7 @@ def renamed(arrays: dict[str, Array], old: str, new: str) -> dict[str, Array]:
     return {re.sub(f"^{re.escape(old)}", new, name): array for name, array in arrays.items()}
 
 
-@pytest.mark.parametrize(
-    ("case", "old", "new"),
-    [
-        ("gpt2", "transformer.", ""),
-        ("opt", "model.decoder.", "decoder."),
-        ("opt", "model.decoder.", ""),
-        ("gpt_neox", "gpt_neox.", ""),
-        *((case, "model.", "") for case in ("llama3", "gemma2", "gemma3", "llama")),
-    ],
-)
+@pytest.mark.parametrize(("case", "old", "new"), cases("loading", "prefixes"))
 def test_base_models_have_no_prefix(case: str, old: str, new: str, tmp_path: Path) -> None:
     arrays = renamed(arrays_of(case), old, new)
     assert arrays.keys() != arrays_of(case).keys()
@@ -160,17 +140,7 @@ def test_a_base_model_whose_head_is_its_own_lacks_it(tmp_path: Path) -> None:
     assert "embed_out.weight: missing (needed for lm_head.weight" in problem
 
 
-@pytest.mark.parametrize(
-    ("case", "prefix", "buffers"),
-    [
-        ("gpt2", "transformer.h.{}.attn.", {"bias": (1, 1, 64, 64), "masked_bias": ()}),
-        ("gpt_neox", "gpt_neox.layers.{}.attention.",
-         {"bias": (1, 1, 64, 64), "masked_bias": (), "rotary_emb.inv_freq": (2,)}),
-        ("llama", "model.layers.{}.self_attn.", {"rotary_emb.inv_freq": (4,)}),
-        ("mistral", "model.layers.{}.self_attn.", {"rotary_emb.inv_freq": (6,)}),
-        ("gemma2", "model.layers.{}.self_attn.", {"rotary_emb.inv_freq": (6,)}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("case", "prefix", "buffers"), cases("loading", "buffers"))
 @pytest.mark.parametrize("based", [True, False])
 def test_buffers_of_old_files_are_no_matter(
     case: str, prefix: str, buffers: dict[str, tuple[int, ...]], based: bool, tmp_path: Path

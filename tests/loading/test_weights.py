@@ -23,6 +23,7 @@ from checkpoints import (
 )
 from conftest import FIXTURES
 from refusals import refusal_of
+from tables import cases
 
 from refimpl import Model, forward, read_model
 from refimpl.model import weight
@@ -37,20 +38,7 @@ def same_logits(model: Model, other: Model) -> None:
     np.testing.assert_allclose(*logits, rtol=0, atol=1e-11)
 
 
-BAD: dict[str, tuple[str, str, str]] = {
-    "a block's matrix": ("llama", f"{LAYER}mlp.up_proj.weight", "block"),
-    "a block's fused matrix": ("gpt2", "transformer.h.2.attn.c_attn.weight", "block"),
-    "a block's bias": ("gpt2", "transformer.h.0.mlp.c_fc.bias", "block"),
-    "a block's norm": ("gemma2", f"{LAYER}input_layernorm.weight", "block"),
-    "half precision": ("mistral", f"{LAYER}mlp.up_proj.weight", "block"),
-    "bfloat16": ("llama3", f"{LAYER}mlp.up_proj.weight", "block"),
-    "the embedding": ("llama", "model.embed_tokens.weight", "outside"),
-    "the positions": ("opt", "model.decoder.embed_positions.weight", "outside"),
-    "the head": ("llama", "lm_head.weight", "head"),
-    "a tied head": ("gemma2", "model.embed_tokens.weight", "head"),
-    "the final norm": ("llama", "model.norm.weight", "head"),
-    "the final norm's bias": ("gpt_neox", "gpt_neox.final_layer_norm.bias", "head"),
-}
+BAD: dict[str, tuple[str, str, str]] = dict(cases("loading", "not_finite"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from refusals import refusal_of
+from tables import cases
 
 from refimpl.method.correction import centred_log, correction
 from refimpl.method.equal_marginals import RESIDUAL_BOUND, equal_marginals, growth
@@ -117,15 +118,6 @@ def test_what_does_not_grow_does_not_fit() -> None:
     assert np.isnan([nothing.common_rate, *nothing.quartiles]).all()
 
 
-@pytest.mark.parametrize(
-    ("call", "problem"),
-    [
-        (lambda: growth([[0.1]], [[0.5]]), "errors of shape"),
-        (lambda: growth([[-0.1], [0.1], [0.2]], [[0.5], [0.6], [0.7]]), "errors of shape"),
-        (lambda: equal_marginals([0.1], [0.0], [0.5], [1], 0.5), "not above 0"),
-        (lambda: equal_marginals([0.0], [1.0], [0.5], [1], 0.5), "not above 0"),
-        (lambda: project([0.1], [1], 0.5, slopes=[0.0]), "slope"),
-    ],
-)
-def test_refused(call: object, problem: str) -> None:
-    refusal_of(call, says=problem)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("call", "problem"), cases("method", "calls"))
+def test_refused(call: str, problem: str) -> None:
+    refusal_of(lambda: eval(call), says=problem)

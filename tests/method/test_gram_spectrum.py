@@ -127,12 +127,6 @@ def test_an_eigenvalue_at_the_end_of_the_candidates_is_uncertain(xmin: str) -> N
     assert changed
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_a_zero_that_rounding_makes_positive_is_dropped(seed: int) -> None:
-    weight = weight_of(np.array([0.0, 1.0, 2.0, 4.0]), 7, seed)
-    assert power_law(weight, "mid") == alphapruning_alpha(esd(weight), "mid")
-
-
 @given(st.integers(1, 30), st.integers(1, 60), st.integers(0, 5), seeds)
 def test_the_bound_holds_for_eigenvalues(rows: int, columns: int, kind: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

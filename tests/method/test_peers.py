@@ -11,9 +11,6 @@ from peer_numbers import PEERS, TINY, expected, tiny
 
 from refimpl import Request, Scores, allocate, score
 from refimpl.bases.alphapruning import alphapruning
-from refimpl.bases.atp import atp
-from refimpl.bases.dlp import dlp
-from refimpl.bases.owl import owl
 from refimpl.tokens import id_tokens
 
 LSA = {f"lsa {run['block']}": run for run in json.loads((TINY / "lsa.json").read_text())["runs"]}
@@ -77,23 +74,6 @@ def test_end_to_end(run: str, dtype: str) -> None:
     if dtype == "float64" or base != "dlp":
         np.testing.assert_allclose(s, numbers(run, key), rtol=0, atol=tolerance)
     np.testing.assert_array_equal(found.corrected_sparsity, found.base_sparsity)
-
-
-def test_allocations_from_the_peers_own_signals() -> None:
-    for run in ("owl", "owl_m3"):
-        s = owl(numbers(run, "outlier_percent_per_block"), 0.7, numbers(run, "lam"), compat="peer")
-        np.testing.assert_allclose(s, numbers(run, "sparsity_per_block"), **EXACT)
-    s = dlp(numbers("dlp", "score"), 0.7, compat="peer")
-    np.testing.assert_allclose(s, numbers("dlp", "sparsity"), rtol=0, atol=DLP_FLOAT32)
-    np.testing.assert_allclose(1 - s, numbers("dlp", "density"), rtol=0, atol=DLP_FLOAT32)
-    np.testing.assert_allclose(atp(4, 0.7, 0.02), numbers("atp", "sparsity"), **EXACT)
-    for fit in ("peak", "mid"):
-        run = f"alphapruning_alpha_{fit}"
-        means = numbers(run, "alpha_per_linear").reshape(4, 7).mean(axis=1)
-        s = alphapruning(means, [1] * 4, 0.7, numbers(run, "eps"), compat="peer")
-        np.testing.assert_allclose(
-            np.repeat(s, 7), numbers(run, "sparsity_per_linear"), rtol=0, atol=2e-7
-        )
 
 
 @pytest.mark.parametrize(

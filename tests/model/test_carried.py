@@ -1,6 +1,5 @@
 """What a state carries behind the residual stream: of whom it is, and that nobody perturbs it."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -10,10 +9,7 @@ from candidates import written
 from gates import GATES, model_of
 
 from refimpl import Noise, Probes, Request, score
-from refimpl.method.perturbation import noise, perturbed
-from refimpl.model.forward import block
-from refimpl.model.mixers.carried import apart, stream, whole_state
-from refimpl.model.ops import Array
+from refimpl.model.mixers.carried import apart, whole_state
 from refimpl.model.stream import Stream
 from refimpl.oracle.case import computed_case, make_case, read_case, stepwise_steps
 from refimpl.oracle.check import check
@@ -67,40 +63,6 @@ def test_noise_changes_the_residual_stream_alone(index: int) -> None:
     changed = with_noise(clean, Address(1, 0, 0, index), Noise(), width)
     np.testing.assert_array_equal(changed[..., width:], clean[..., width:])
     assert (changed[..., :width] != clean[..., :width]).all()
-
-
-def test_a_perturbed_run_is_that_of_the_whole_model() -> None:
-    """The end of a state that the experiment perturbs, from a forward that holds no states.
-
-    Every block is called with what its own trace points say: the carried channels are made anew.
-    """
-    model, tokens = model_of(CASE), Tokens(IDS[:1], "random ids", "ids")
-    config, ids = model.config, IDS[:1]
-    scores = score(model, tokens, Noise(eta=(0.1,)), dtype="float64")
-    for perturbed_block in range(config.num_blocks):
-        ends = []
-        for noisy in (False, True):
-            x, held = stream(states(0).states[0], config), dict[int, list[Array]]()
-            for i in range(config.num_blocks):
-                points: dict[str, Array] = {}
-
-                def observe(name: str, value: Array, into: dict[str, Array] = points) -> Array:
-                    into[name] = value
-                    return value
-
-                place = states(i).place(9)
-                kept = [x for j in sorted(held) if j in config.carried for x in held[j]]
-                x = whole_state(x, ids, config, kept)
-                block(x, model.block(i, np.float64), replace(place, observe=observe), config)
-                x, held[i] = points["resid_post"], [points["k"], points["v"]]
-                if noisy and i == perturbed_block:
-                    e = noise(0, 0, i, 0, x.shape[1:])
-                    x = perturbed(x[0], e, 0.1, np.ones(9, bool))[None]
-            ends.append(x[0])
-        clean, end = ends
-        drift = np.linalg.norm(end - clean, axis=-1) / np.linalg.norm(clean, axis=-1)
-        measured = scores.sweep[0].drift[perturbed_block, -1]
-        assert abs(drift.mean() - measured) <= GATES["float64"] * measured
 
 
 def test_the_oracle_and_the_experiment_carry_the_same() -> None:

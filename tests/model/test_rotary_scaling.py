@@ -6,22 +6,14 @@ import numpy as np
 import pytest
 from checkpoints import config_of
 from conftest import FIXTURES
+from tables import cases
 
 from refimpl.loading.config_json import read_config
 from refimpl.model.position_tables import rotation
 
 pytestmark = pytest.mark.torch
 # Fixtures, and lengths up to the context before stretching, and above it
-LENGTHS = {
-    "llama": (13, 64),
-    "llama_linear": (13, 64),
-    "llama3": (64, 512),
-    "llama_yarn": (5, 20),
-    "ministral3": (5, 20),
-    "gpt_oss": (5, 20),
-    "llama_dynamic": (8, 24),
-    "phi3_longrope": (8, 64),
-}
+LENGTHS = dict(cases("model", "lengths"))
 
 
 def angles(theirs: Any, length: int) -> Any:

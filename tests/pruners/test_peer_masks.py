@@ -10,20 +10,12 @@ import pytest
 from peer_numbers import TINY
 from program import ran
 from safetensors.numpy import load_file
+from tables import cases
 
 from refimpl.model.ops import Array
 
 WEIGHTS = 1e-4  # of a linear's largest weight, and of every row's norm
-PEERS = {
-    "wanda": "--pruner wanda --sparsity 0.7 --allocation uniform",
-    "magnitude": "--pruner magnitude --sparsity 0.7 --allocation uniform",
-    "sparsegpt": "--pruner sparsegpt --sparsity 0.7 --allocation uniform",
-    "owl_wanda": "--pruner wanda --sparsity 0.7 --allocation owl",
-    "owl_sparsegpt": "--pruner sparsegpt --sparsity 0.7 --allocation owl",
-    "alpha_wanda": "--pruner wanda --sparsity 0.7 --allocation alphapruning",
-    "wanda_2:4": "--pruner wanda --nm 2:4",
-    "sparsegpt_2:4": "--pruner sparsegpt --nm 2:4",
-}
+PEERS = dict(cases("pruners", "peers"))
 
 
 @cache

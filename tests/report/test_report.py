@@ -185,9 +185,7 @@ def pruned_share(files: Mapping[str, Path]) -> float:
     return share
 
 
-def test_evaluations_make_a_page_and_a_folder_is_its_record(
-    files: dict[str, Path],
-) -> None:
+def test_evaluations_make_a_page_and_a_folder_is_its_record(files: dict[str, Path]) -> None:
     page = Page(page_of(files, "eval-whole.json", "eval-dense.json"))
     assert {figure.attributes["id"] for figure in page.all("figure")} == {"perplexity-0", "acc-0"}
     folder = files["dense/pruning.json"].parent

@@ -121,15 +121,6 @@ def test_changes_are_paired_by_windows(alike: Path) -> None:
     assert "change" not in ran("compare", files[0], files[1])  # of one model on two texts
 
 
-def test_an_evaluation_of_weights_changed_since_says_so(alike: Path, tmp_path: Path) -> None:
-    evaluation = json.loads((alike / "int60-32.json").read_text())
-    changed = tmp_path / "changed.json"
-    changed.write_text(json.dumps(evaluation | {"model_sha256": "0" * 64}))
-    rows = runs_of(alike / "int60", changed)
-    assert rows["int60, wanda 60 %, uniform"] == []
-    assert len(rows["int60, wanda 60 %, uniform, weights changed since"]) == 1
-
-
 def test_a_row_is_a_model_and_no_other_that_was_pruned_alike(alike: Path) -> None:
     files = [alike / f"{name}-{w}.json" for name in ("int60", "llama") for w in (32, 16)]
     assert runs_of(alike / "default60", alike / "int60", *files) == {

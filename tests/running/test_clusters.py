@@ -83,10 +83,7 @@ class There(NamedTuple):
     workers: int
 
 
-PLACES = (
-    pytest.param("dask", marks=pytest.mark.dask),
-    pytest.param("mpi", marks=pytest.mark.mpi),
-)
+PLACES = (pytest.param("dask", marks=pytest.mark.dask), pytest.param("mpi", marks=pytest.mark.mpi))
 
 
 @pytest.fixture(params=PLACES)

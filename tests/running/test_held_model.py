@@ -1,8 +1,6 @@
 """Models that keep weights: what is read, how often, and that nothing else changes."""
 
 from collections import Counter
-from concurrent.futures import Executor
-from pathlib import Path
 from time import sleep
 from typing import Any
 
@@ -11,10 +9,9 @@ import pytest
 from gates import CASES, bits, model_of
 from refusals import refusal_of
 
-from refimpl import HeldModel, Model, evaluate
+from refimpl import HeldModel, Model
 from refimpl.model.weight import Weight
 from refimpl.running.threads import Workers
-from refimpl.tokens import id_windows
 
 MOST = 1 << 30
 
@@ -89,18 +86,6 @@ def test_what_exceeds_the_limit_is_read_again(reads: Counter[str]) -> None:
         once = {name.split(".")[2] for name, times in reads.items() if times == 1}
         assert once == {str(i) for i in range(kept)}, limit
         assert set(reads.values()) <= {1, 2}
-
-
-def test_evaluations_are_the_same(tmp_path: Path, processes: Executor) -> None:
-    model, file = model_of("llama"), tmp_path / "ids.npy"
-    np.save(file, np.arange(60).reshape(3, 20))
-    windows = id_windows(file)
-    first, *others = (
-        evaluate(HeldModel.of(model, limit) if limit else model, windows, executor=executor)
-        for limit in (None, 1, MOST)
-        for executor in (None, processes)
-    )
-    assert all(bits(other.perplexity) == bits(first.perplexity) for other in others)
 
 
 def test_a_size_that_cannot_be_is_refused() -> None:

@@ -80,9 +80,7 @@ def print_resident(number: int) -> None:
 
 @pytest.mark.skipif(threads.GLIBC is None, reason="needs glibc, whose heap can be set")
 @pytest.mark.parametrize("number", [1, 2])
-def test_freed_memory_is_kept_until_the_last_workers_are_done(
-    number: int,
-) -> None:
+def test_freed_memory_is_kept_until_the_last_workers_are_done(number: int) -> None:
     # Alone in a process: heaps of threads that have ended would serve new threads, too.
     kept, *left = printed_json(__file__, f"print_resident({number})")
     assert SIZE * 0.9 < kept < SIZE * number * 1.2

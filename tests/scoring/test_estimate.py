@@ -16,6 +16,7 @@ from conftest import FIXTURES
 from gates import model_of
 from program import ran, refused, run
 from refusals import refusal_of
+from tables import cases
 
 from refimpl import Noise, Probes, Request, estimate, score
 from refimpl.allocation.scores import Scores
@@ -135,11 +136,6 @@ def test_memory_is_states_and_two_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     assert double == 1000 + 2 * (held * state + 2 * 7296 * 4)
 
 
-def test_what_cannot_be_run_is_refused() -> None:
-    model, tokens = model_of("llama"), random_tokens(264, 2, 8)
-    refusal_of(estimate, model, tokens, memory=100, says="does not hold one experiment")
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.0123, "0.012 s"), (9.94, "9.9 s"), (100.4, "100 s"), (600, "10 min")]
 )
@@ -238,17 +234,9 @@ def test_as_json() -> None:
     assert 0 < found["seconds"] < found["memory"]
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (("--estimate", "--runtime", "onnxruntime"), "--runtime with --estimate"),
-        (("--estimate", "--budget", 5), "--budget with --estimate"),
-        (("--budget", 5, "--runtime", "onnxruntime"), "--budget with --runtime onnxruntime"),
-        (("--budget", -1), "a number, 0 or more"),
-    ],
-)
-def test_what_does_not_go_with_it(words: tuple[object, ...], says: str) -> None:
-    assert says in refused("score", LLAMA, *FEW, *words)
+@pytest.mark.parametrize(("words", "says"), cases("scoring", "estimates"))
+def test_what_does_not_go_with_it(words: str, says: str) -> None:
+    assert says in refused("score", LLAMA, *FEW, *words.split())
 
 
 def test_the_table_says_what_was_perturbed() -> None:

@@ -333,19 +333,6 @@ def test_the_bar_stands_under_its_words() -> None:
         assert up[middle - ROOM : middle] == down[middle + 1 : middle + 1 + ROOM] == " " * ROOM
 
 
-def test_numbers_are_those_of_the_allocation() -> None:
-    found = scores(absorption([2.0, 0.5, 1.0]))
-    (made,) = allocations(found, base="dlp", sparsity=0.5)
-    lines = rows(shown(found, base="dlp", sparsity=0.5))
-    assert "dlp mean" in lines[0]
-    for i, line in enumerate(lines[1:]):
-        cells = line.split()
-        assert float(cells[1]) == pytest.approx(found.signals["dlp"].main[i], rel=1e-3)
-        assert float(cells[-3]) == pytest.approx(made.base_sparsity[i], abs=5e-5)
-        assert float(cells[-2]) == pytest.approx(made.corrected_sparsity[i], abs=5e-5)
-        assert int(cells[-1]) == made.num_pruned[i]
-
-
 def test_what_is_unknown_is_a_dash_and_explained() -> None:
     nan = float("nan")
     text = shown(scores(absorption([nan, 1.0], stderr=np.array([nan, 0.1]))))

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from refusals import refusal_of
 
-from refimpl import RefimplError
 from refimpl.storage.files import write_json
 from refimpl.storage.target_checks import check_file
 
@@ -29,29 +28,6 @@ def test_written_files_are_whole(tmp_path: Path) -> None:
     assert path.read_text("utf-8").endswith("}\n")
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
-
-
-@pytest.mark.parametrize("existing", [False, True])
-@pytest.mark.parametrize("step", [(Path, "write_text"), (os, "fsync"), (Path, "replace")])
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
-def test_a_failure_leaves_nothing_behind(
-    step: Any, failure: Any, existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "out.json"
-    if existing:
-        path.write_text("before")
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise failure
-
-    monkeypatch.setattr(*step, fail)
-    wanted = RefimplError if isinstance(failure, OSError) else KeyboardInterrupt
-    with pytest.raises(wanted) as refused:
-        write_json(path, CONTENT)
-    if isinstance(refused.value, RefimplError):
-        assert "No space left" in refused.value.problem
-    assert [p.name for p in tmp_path.iterdir()] == (["out.json"] if existing else [])
-    assert not existing or path.read_text() == "before"
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

@@ -42,28 +42,6 @@ def refusal(call: Callable[[], Any]) -> str:
     return str(refusal_of(call))
 
 
-def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    with whole(target) as new:
-        fill(new, NEW)
-        assert not target.exists()
-        assert os.listdir(tmp_path) == [".out.part"]
-    assert content_of(target) == NEW
-    assert os.listdir(tmp_path) == ["out"]
-
-
-def test_an_old_folder_is_replaced_with_force_alone(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    fill(target, OLD)
-    assert "exists" in refusal(lambda: write_new(target))
-    assert content_of(target) == OLD
-    with whole(target, force=True) as new:
-        fill(new, NEW)
-        assert content_of(target) == OLD
-    assert content_of(target) == NEW
-    assert os.listdir(tmp_path) == ["out"]
-
-
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 def test_permissions_are_those_of_any_new_folder(mask: int, tmp_path: Path) -> None:
     before = os.umask(mask)
@@ -96,27 +74,6 @@ def test_a_failure_leaves_no_trace(failure: Any, force: bool, tmp_path: Path) ->
         write_new(target, force, fail)
     assert content_of(target) == before
     assert os.listdir(tmp_path) == (["out"] if force else [])
-
-
-@pytest.mark.parametrize("step", range(3))
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(errno.EIO, "Input/output error")])
-def test_a_failure_while_renaming(
-    failure: Any, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target, rename, calls = tmp_path / "out", Path.replace, []
-    fill(target, OLD)
-
-    def failing(source: Path, other: Path) -> None:
-        calls.append(source)
-        if len(calls) == step + 1:
-            raise failure
-        rename(source, other)
-
-    monkeypatch.setattr(Path, "replace", failing)
-    with pytest.raises((KeyboardInterrupt, RefimplError)):
-        write_new(target, force=True)
-    assert content_of(target) == (NEW if step == 2 else OLD)
-    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_a_folder_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from refusals import refusal_of
 
 from refimpl import RefimplError
 from refimpl.storage import file_system
-from refimpl.storage.file_system import ResumableError
 from refimpl.storage.finished_units import are_left, discard, finished_units, write_tree
 
 LLAMA = FIXTURES / "llama"
@@ -145,18 +144,6 @@ def test_a_full_disk_leaves_finished_units(
     ran(*words(kind), "-o", output)
     assert result(output) == expected
     assert os.listdir(tmp_path) == ["out"]
-
-
-def test_a_lost_worker_leaves_finished_units(tmp_path: Path, whole: Any) -> None:
-    def lost() -> None:
-        raise ResumableError("a worker was lost", "a worker", "repeat the command")
-
-    expected, output = whole("wanda"), tmp_path / "out"
-    with before_unit(3, lost):
-        assert "a worker was lost" in refused(*words("wanda"), *PLACES[2], "-o", output)
-    assert units(output) == ["block 0", "block 1"]
-    ran(*words("wanda"), "-o", output)
-    assert result(output) == expected
 
 
 @pytest.mark.parametrize("error", [RefimplError("a", "b", "c"), FloatingPointError("overflow")])

@@ -16,6 +16,7 @@ from conftest import FIXTURES
 from gates import case_of
 from mistakes import MISTAKES, write_project
 from safetensors.numpy import load_file
+from tables import cases
 
 import refimpl
 from refimpl.oracle.case import Case, read_case
@@ -220,21 +221,7 @@ def test_steps_that_are_known_to_fail(suite: Suite) -> None:
         result.stdout.fnmatch_lines([f"*AssertionError: {message}"] if message else [])
 
 
-@pytest.mark.parametrize(
-    ("marker", "words"),
-    [
-        ("families=['lama']", "no case has one of the families"),
-        ("families='llama'", "lists of strings"),
-        ("families=[]", "lists of strings"),
-        ("family=['llama']", "lists of strings"),
-        ("['llama']", "name the argument"),
-        ("steps=['blocks.*', 'logitz']", "'logitz' matches nothing"),
-        ("xfail=['optt']", "'optt' matches nothing"),
-        ("families=['llama'], xfail=['opt']", "'opt' matches nothing"),
-        ("xfail=['opt::logitz']", "'opt::logitz' matches nothing"),
-        ("steps=['logits'], xfail=['opt::embed']", "'opt::embed' matches nothing"),
-    ],
-)
+@pytest.mark.parametrize(("marker", "words"), cases("testing", "markers"))
 def test_a_marker_without_effect_is_an_error(suite: Suite, marker: str, words: str) -> None:
     result = suite.run(marker)
     assert result.ret == pytest.ExitCode.INTERRUPTED

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from program import suggested
 from refusals import refusal_of
+from tables import cases
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 
 from refimpl.errors import RefimplError
@@ -187,20 +188,7 @@ def test_too_short_a_text_says_what_would_do(text: Path, save: Callable[..., Pat
     assert text_tokens(text, model, suggested(caught.value, "samples")[0], 100).ids.shape[1] == 100
 
 
-ADD_BOS = '{"add_bos_token": true, "bos_token": "<not in vocabulary>"}'
-REFUSED: dict[str, tuple[dict[str, str | bytes], str]] = {
-    "empty": ({"text.txt": b""}, r"text\.txt is empty"),
-    "white space": ({"text.txt": b" \n\t\r\n"}, r"text\.txt is empty"),
-    "a byte order mark": ({"text.txt": b"\xef\xbb\xbf"}, r"text\.txt is empty"),
-    "Latin-1": ({"text.txt": "naïve".encode("latin-1")}, r"not UTF-8 \(byte 2\)"),
-    "a tokenizer of nothing": ({"tokenizer.json": "{}"}, "is not a tokenizer"),
-    "half a tokenizer": ({"tokenizer.json": "{"}, "is not a tokenizer"),
-    "half its settings": ({"tokenizer_config.json": "{"}, "is not JSON"),
-    "nested settings": ({"tokenizer_config.json": "[" * 100_000}, "is not JSON"),
-    "a list of settings": ({"tokenizer_config.json": "[]"}, "is not a JSON object"),
-    "BOS in words": ({"tokenizer_config.json": '{"add_bos_token": "yes"}'}, "is 'yes'"),
-    "BOS without a name": ({"tokenizer_config.json": ADD_BOS}, "no file names BOS"),
-}
+REFUSED: dict[str, tuple[dict[str, str | bytes], str]] = dict(cases("tokens", "malformed"))
 
 
 @pytest.mark.parametrize("name", REFUSED)
