@@ -17,6 +17,7 @@ from refimpl.model.statistics import add_sums, input_of
 from refimpl.running.settings import Resources, require_memory
 from refimpl.running.work_units import results
 from refimpl.scoring.measurements import Address, Measurements, PruneBlock, Squares, addresses
+from refimpl.scoring.pruned_alone import probing_bytes
 from refimpl.scoring.state_group import StateGroup
 
 ROWS = 512  # of a product: with more, it is hardly faster, and needs more memory
@@ -57,20 +58,23 @@ def state_groups(
     resources: Resources,
     every: int = 0,
     copies: int = 1,
+    beside: int = 0,
 ) -> list[list[Addresses]]:
     """Put stacks of states of `length` tokens into groups that travel together, as memory allows.
 
     Groups are smaller if finished units are kept. `every` sequences are in each group. So
-    many `copies` of a state may be held at once.
+    many `copies` of a state may be held at once, and so many bytes `beside` the states.
 
     Raises:
         RefimplError: The memory does not hold one stack and the clean states.
     """
     workers, size = resources.at_once, state_bytes(config, length, resources.dtype)
     least = copies * max(map(len, cut), default=1) + 2 * max(every, 1)
-    capacity, need = resources.memory // workers // size, least * size * workers
+    capacity = (resources.memory // workers - beside) // size
+    need = (least * size + beside) * workers
     thing = "one experiment" + (f" for each of {workers} workers" if workers > 1 else "")
     states = f"{least} states of {length} x {config.state_size}"
+    states += f", and {beside} bytes for the outer products of inputs" if beside else ""
     require_memory(resources.memory, need, thing, states, "a shorter --seq-len")
     if every:
         count = sum(map(len, cut))
@@ -239,7 +243,9 @@ def work_list(
     rounds = list[list[StateGroup]]()
     for cut in together:
         rounds.append([])
-        sizes = ids.shape[1], resources, every, 1 + plan.on_sinks
+        threads = 1 if resources.executor else resources.workers.threads
+        beside = probing_bytes(config, plan, resources.dtype, threads)
+        sizes = ids.shape[1], resources, every, 1 + plan.on_sinks, beside
         for group in state_groups(cut, config, *sizes):
             rows = {n: ids[n] for n in (range(every) or sorted({x[0].sequence for x in group}))}
             # The first group with a sequence sums its squares.
