@@ -113,7 +113,7 @@ def command(
     where: groups.Where,
     pruner: Annotated[PrunerOptions, Group("Pruning", says={"pruner": groups.PRUNERS})],
     source: Annotated[groups.Source, groups.source_group(SAMPLES, SEQ_LEN, groups.OWN_TEXT)],
-    settings: groups.Running,
+    settings: groups.PruningRuns,
 ) -> None:
     """With --sparsity alone, refimpl measures the model and allocates as docs/study.md recommends.
 

@@ -31,40 +31,23 @@ class PrunedWeight:
     weight: Floats
 
 
-def upper_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
-    """Return the upper triangle V of the damped Hessian, H = V V^T.
+class SharedFactor:
+    """The factor V of a damped Hessian, H = V V^T, for all prunings by it; it overwrites `outer`.
 
     H_dd = 1 where it was 0, then H += damping mean(diag H) I; V is its Cholesky factor from the
-    last column backwards.
+    last column backwards, upper triangular with a positive diagonal.
 
     Args:
-        hessian: H, [C, C], symmetric and finite.
-        damping: Share of the mean of diag(H) added to it, at least 0.
-
-    Returns:
-        V, [C, C], upper triangular with a positive diagonal.
-
-    Raises:
-        RefimplError: NaN or Inf, a Hessian that is not positive definite, or a negative damping.
+        outer: [C, C], symmetric and finite; H is `scale` times this.
+        scale: 2 / n for outer products of n sequences.
 
     Source: SparseGPT (peer), which inverts H first.
 
     Example:
-        >>> upper_factor([[0.25, 0.0], [0.0, 0.0]], damping=0)
-        array([[0.5, 0. ],
-               [0. , 1. ]])
-    """
-    return SharedFactor.of(hessian).factored(damping)[0]
-
-
-class SharedFactor:
-    """`upper_factor` of a Hessian, `scale` x `outer`, for all who need it; it overwrites `outer`.
-
-    Example:
-        >>> shared = SharedFactor(np.array([[1.0, 0.0], [0.0, 0.0]]), scale=4.0)
-        >>> shared.factored(damping=0.0)
-        (array([[2., 0.],
-               [0., 1.]]), array([False,  True]))
+        >>> shared = SharedFactor(np.array([[1.0, 0.0], [0.0, 0.0]]), scale=0.25)
+        >>> shared.factored(damping=0)
+        (array([[0.5, 0. ],
+               [0. , 1. ]]), array([False,  True]))
     """
 
     def __init__(self, outer: Floats, scale: float = 1.0) -> None:
@@ -77,7 +60,10 @@ class SharedFactor:
         return hessian if isinstance(hessian, cls) else cls(np.array(hessian, dtype=np.float64))
 
     def factored(self, damping: float) -> tuple[Floats, Bools]:
-        """V with the damping of the first call, and which inputs are dead, H_dd = 0."""
+        """V, with the damping of the first call, a share of mean(diag H); and where H_dd was 0.
+
+        NaN or Inf, a Hessian that is not positive definite, and a negative damping are refused.
+        """
         with self._lock:
             if self._dead is None:
                 self._dead = self._factor(damping)
@@ -159,7 +145,7 @@ def compensated(
 ) -> PrunedWeight:
     """Prune column by column; the columns after each one compensate what it lost.
 
-    U = V^-1 of `upper_factor`, so H^-1 = U^T U. At every `step`-th column, keep = decide(W^2 /
+    U = V^-1 of `SharedFactor`, so H^-1 = U^T U. At every `step`-th column, keep = decide(W^2 /
     diag(U)^2) for the next `step` columns of the same `width`, W as compensated so far, dead inputs
     (H_dd = 0) scoring 0. At every column i, q_i = w_i where kept, else 0; err_i = (w_i - q_i) /
     U_ii; W_j -= err_i U_ij for all j > i.

@@ -143,9 +143,8 @@ class Settings(Checked):
     )
     memory: str | int | None = option(
         None,
-        "Memory for the residual states of all workers together and SparseGPT's matrices, such as "
-        "512M or 1.5G. Results do not depend on it. Default: the free memory, at most 2 GiB and "
-        "what SparseGPT takes.",
+        "Memory for the residual states of all workers together, such as 512M or 1.5G. Results do "
+        "not depend on it. Default: the free memory, at most 2 GiB.",
         "SIZE",
     )
     executor: Executor | None = option(

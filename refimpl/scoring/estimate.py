@@ -18,9 +18,8 @@ from refimpl.running.held_model import HeldModel
 from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.running.settings import Settings, parse_memory, peak_memory
 from refimpl.running.threads import Workers, thread_count
-from refimpl.scoring.experiment import dense_units, state_bytes, work_list
+from refimpl.scoring.experiment import dense_units, probing_bytes, state_bytes, work_list
 from refimpl.scoring.measurements import wanda_moments
-from refimpl.scoring.pruned_alone import probing_bytes
 from refimpl.scoring.score import probed_blocks, pruned_base
 from refimpl.scoring.signals import Chosen, before_squares
 from refimpl.scoring.state_group import StateGroup

@@ -16,8 +16,14 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, input_of
 from refimpl.running.settings import Resources, require_memory
 from refimpl.running.work_units import results
-from refimpl.scoring.measurements import Address, Measurements, PruneBlock, Squares, addresses
-from refimpl.scoring.pruned_alone import probing_bytes
+from refimpl.scoring.measurements import (
+    Address,
+    Measurements,
+    ProductBytes,
+    PruneBlock,
+    Squares,
+    addresses,
+)
 from refimpl.scoring.state_group import StateGroup
 
 ROWS = 512  # of a product: with more, it is hardly faster, and needs more memory
@@ -29,6 +35,18 @@ Addresses = tuple[Address, ...]
 def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
     """Bytes of one state of `length` tokens, [S, D and what is carried]."""
     return length * config.state_size * np.dtype(dtype).itemsize
+
+
+def probing_bytes(config: Config, plan: Perturbation, dtype: npt.DTypeLike, threads: int) -> int:
+    """Bytes of a block's outer products, and of its weights after each probe; 0 without them."""
+    if not isinstance(plan, Probes) or plan.pruner.record.needs != "products":
+        return 0
+    item, most = np.dtype(dtype).itemsize, 0
+    for i, linears in enumerate(config.linears):
+        probes = plan.variants(len(linears), i, config.num_blocks)
+        blocks = probes if plan.units == "blocks" else 1 + (probes - 1) / len(linears)
+        most = max(most, ProductBytes.of(linears, item, item, blocks).most(threads))
+    return most
 
 
 def stacks(states: Iterable[Address], length: int) -> list[Addresses]:

@@ -6,11 +6,10 @@ from functools import partial
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.method.perturbation import Perturbation, Probes, Units
-from refimpl.model.config import Config, Linears
+from refimpl.method.perturbation import Units
+from refimpl.model.config import Linears
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights, Later, zeroed
 from refimpl.model.ops import Array
@@ -21,7 +20,7 @@ from refimpl.pruners.compensation import FLOAT64, SharedFactor
 from refimpl.pruners.decision import Goal, PrunerOptions, decision
 from refimpl.pruners.magnitude import MAGNITUDE
 from refimpl.running.threads import Workers
-from refimpl.scoring.measurements import Moments, ProductBytes, sums_of_all
+from refimpl.scoring.measurements import Moments, sums_of_all
 
 
 @dataclass(frozen=True)
@@ -94,18 +93,6 @@ def decided(
         problem = f"blocks.{place[0]}.{name}: {error.problem}"
         raise RefimplError(problem, error.expected, error.remedy) from error
     return keep, new, MAGNITUDE.name if idle else None
-
-
-def probing_bytes(config: Config, plan: Perturbation, dtype: npt.DTypeLike, threads: int) -> int:
-    """Bytes of a block's outer products, and of its weights after each probe; 0 without them."""
-    if not isinstance(plan, Probes) or plan.pruner.record.needs != "products":
-        return 0
-    item, most = np.dtype(dtype).itemsize, 0
-    for i, linears in enumerate(config.linears):
-        probes = plan.variants(len(linears), i, config.num_blocks)
-        blocks = probes if plan.units == "blocks" else 1 + (probes - 1) / len(linears)
-        most = max(most, ProductBytes.of(linears, item, item, blocks).most(threads))
-    return most
 
 
 def probe_counts(

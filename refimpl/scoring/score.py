@@ -34,7 +34,7 @@ from refimpl.model.token_ids import checked_ids
 from refimpl.running.provenance import token_facts
 from refimpl.running.settings import Settings, parse_memory
 from refimpl.running.threads import thread_count
-from refimpl.scoring.experiment import dense_squares, experiment, work_list
+from refimpl.scoring.experiment import dense_squares, experiment, probing_bytes, work_list
 from refimpl.scoring.measurements import (
     Experiment,
     Measurements,
@@ -43,7 +43,7 @@ from refimpl.scoring.measurements import (
     passes,
     wanda_moments,
 )
-from refimpl.scoring.pruned_alone import PrunedBlocks, probe_counts, probing_bytes
+from refimpl.scoring.pruned_alone import PrunedBlocks, probe_counts
 from refimpl.scoring.signals import Chosen, before_squares, of_drifts, of_moments
 from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens
