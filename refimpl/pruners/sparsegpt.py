@@ -167,9 +167,7 @@ def sparsegpt_peer(
     """
     start, shared = np.asarray(weight, dtype=np.float64), SharedFactor.of(hessian)
     dead = np.zeros(0, bool)
-    if (
-        start.ndim == 2 and shared.outer.shape == start.shape[1:] * 2
-    ):  # `compensated` refuses others
+    if start.ndim == 2 and shared.outer.shape == start.shape[1:] * 2:  # or it is refused below
         dead = shared.factored(damping)[1]
         start = np.where(dead, 0.0, start)
     if isinstance(target, Pattern):
@@ -182,10 +180,10 @@ def sparsegpt_peer(
 
 def _pruned(linear: LinearInputs, compat: Compat) -> PrunedWeight:
     prune: Callable[..., PrunedWeight] = sparsegpt if compat == "exact" else sparsegpt_peer
-    shared = linear.total
-    if not isinstance(shared, SharedFactor):
-        shared = SharedFactor(hessian(linear.sums, linear.sequences))
-    return prune(linear.weight, shared, linear.goal, linear.damping, new_dtype=linear.new_dtype)
+    total, how = linear.total, (linear.goal, linear.damping)
+    shared = isinstance(total, SharedFactor)
+    h = total if shared else SharedFactor(hessian(linear.sums, linear.sequences))
+    return prune(linear.weight, h, *how, new_dtype=linear.new_dtype)
 
 
 SPARSEGPT = Pruner(

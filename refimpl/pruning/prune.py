@@ -43,8 +43,8 @@ from refimpl.tokens.imatrix import Imatrix
 
 BLOCK, STATES = "block {}".format, "states {}".format
 """Names of finished units: the linears of a pruned block, and the states [1, S, D] after it."""
-Portions = Sequence[Sequence[tuple[Collection[str] | None, int | None]]]
-"""Of each block, trace points whose sums are in memory together, and linears pruned at a time."""
+Portions = Sequence[Sequence[tuple[Collection[str] | None, int | None, int]]]
+"""Of each block, trace points whose sums are in memory together, linears at a time, and bytes."""
 
 
 def check_prune(
@@ -76,10 +76,8 @@ def pruning_memory(
     Too little is refused.
     """
     config, threads, blocks = model.config, thread_count(settings.threads), list[ProductBytes]()
-    states, item = (
-        2 * state_bytes(config, tokens, settings.dtype),
-        np.dtype(settings.dtype).itemsize,
-    )
+    item = np.dtype(settings.dtype).itemsize
+    states = state_bytes(config, 2 * tokens, settings.dtype)
     if pruner.record.needs == "products" and tokens:
         for i, linears in enumerate(config.linears):
             stored = [model.weights[f"blocks.{i}.{name}.weight"].stored for name in linears]
@@ -92,12 +90,12 @@ def pruning_memory(
     size += ", and one input's outer products, and what is computed from them" * bool(blocks)
     need = states + max((x.least for x in blocks), default=0)
     require_memory(memory, need, thing, size, "fewer --samples")
-    portions = [x.portions(memory - states, threads) for x in blocks]
-    used = [x.used(memory - states, threads) for x in blocks]
-    resident = (
-        (peak_memory() or 0) + states + max(2 * item * int(config.block_sizes.max()), *used, 0)
-    )
-    return memory, resident, portions or [[(None, None)]] * config.num_blocks
+    portions: Portions = [x.portions(memory - states, threads) for x in blocks]
+    new = max((x.new for x in blocks), default=0)  # also read back from the disk
+    used = max((used + new for block in portions for *_, used in block), default=0)
+    used = max(used, 2 * item * int(config.block_sizes.max()))
+    resident = (peak_memory() or 0) + states + used
+    return memory, resident, portions or [[(None, None, 0)]] * config.num_blocks
 
 
 def prune(
@@ -267,7 +265,7 @@ def _prune_blocks(
 
     for i in range(first, last + 1):
         if i in left:
-            linears = (x for each in portions[i] for x in block_pruner.linears(i, *each))
+            linears = (x for how in portions[i] for x in block_pruner.linears(i, *how[:2]))
             finished.write(BLOCK(i), dict(linears))
             resources.tick()
         if i < last and (states := block_pruner.advance(bound(pruned, i))):

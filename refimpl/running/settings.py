@@ -30,7 +30,7 @@ def parse_memory(size: str | int | None, more: int = 0) -> int:
     """Bytes of a size such as 1000, "512M" or "1.5GiB"; of None, free ones: 2 GiB and `more`."""
     require(size, str | int | None, "memory")
     if size is None:
-        return min(DEFAULT_MEMORY + more, free_memory())
+        return min(DEFAULT_MEMORY + -(-more // MIB) * MIB, free_memory())
     number = str(size).strip().upper().removesuffix("IB").removesuffix("B")
     unit = number[-1:] if number[-1:] in FACTORS else ""
     try:

@@ -216,24 +216,19 @@ class ProductBytes:
         """What all take, with so many at a time."""
         return self.new + self.work * threads + sum(self.sums.values())
 
-    def portions(self, memory: int, threads: int) -> list[tuple[list[str], int]]:
-        """Trace points whose sums fit into the memory together, and how many linears at a time."""
-        points, left = list[list[str]](), 0
+    def portions(self, memory: int, threads: int) -> list[tuple[list[str], int, int]]:
+        """Trace points whose sums fit into the memory together, linears at a time, and bytes."""
+        points, left, space = list[list[str]](), 0, memory - self.new
         for point, size in self.sums.items():
             if size > left:
                 points.append([])
-                left = memory - self.new - self.work
+                left = space - self.work
             points[-1].append(point)
             left -= size
-        free = [memory - self.new - sum(self.sums[x] for x in y) for y in points]
-        counts = [max(1, min(threads, x // max(1, self.work))) for x in free]
-        return list(zip(points, counts, strict=True))
-
-    def used(self, memory: int, threads: int) -> int:
-        """What the portions take at most; new weights are also read back from the disk."""
-        portions = self.portions(memory, threads)
-        used = [sum(self.sums[x] for x in points) + n * self.work for points, n in portions]
-        return 2 * self.new + max(used, default=0)
+        sums = [sum(self.sums[x] for x in together) for together in points]
+        counts = [max(1, min(threads, (space - x) // max(1, self.work))) for x in sums]
+        used = [self.new + x + n * self.work for x, n in zip(sums, counts, strict=True)]
+        return list(zip(points, counts, used, strict=True))
 
 
 def wanda_moments(
