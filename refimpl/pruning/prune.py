@@ -75,14 +75,14 @@ def pruning_memory(
 
     Too little is refused.
     """
-    config, threads, blocks = model.config, thread_count(settings.threads), list[ProductBytes]()
+    config, blocks, apart = model.config, list[ProductBytes](), workers_of(settings.executor)
+    threads = 1 if apart else thread_count(settings.threads)
     item = np.dtype(settings.dtype).itemsize
     states = state_bytes(config, 2 * tokens, settings.dtype)
     if pruner.record.needs == "products" and tokens:
         for i, linears in enumerate(config.linears):
             stored = [model.weights[f"blocks.{i}.{name}.weight"].stored for name in linears]
             new_item = max((x.numpy_dtype.itemsize for x in stored), default=0)
-            apart = workers_of(settings.executor)
             blocks.append(ProductBytes.of(linears, item, new_item, workers=apart))
     memory = parse_memory(settings.memory, max((x.most(threads) for x in blocks), default=0))
     thing = "the calibration's residual states" + " and outer products" * bool(blocks)
@@ -90,11 +90,11 @@ def pruning_memory(
     size += ", and one input's outer products, and what is computed from them" * bool(blocks)
     need = states + max((x.least for x in blocks), default=0)
     require_memory(memory, need, thing, size, "fewer --samples")
-    portions: Portions = [x.portions(memory - states, threads) for x in blocks]
+    weights = item * int(config.block_sizes.max())
+    portions: Portions = [x.portions(memory - states, threads, weights) for x in blocks]
     new = max((x.new for x in blocks), default=0)  # also read back from the disk
-    used = max((used + new for block in portions for *_, used in block), default=0)
-    used = max(used, 2 * item * int(config.block_sizes.max()))
-    resident = (peak_memory() or 0) + states + used
+    used = [x + new for block in portions for *_, x in block]
+    resident = (peak_memory() or 0) + states + max(2 * weights, *used, 0)
     return memory, resident, portions or [[(None, None, 0)]] * config.num_blocks
 
 

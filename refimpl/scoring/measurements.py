@@ -216,8 +216,11 @@ class ProductBytes:
         """What all take, with so many at a time."""
         return self.new + self.work * threads + sum(self.sums.values())
 
-    def portions(self, memory: int, threads: int) -> list[tuple[list[str], int, int]]:
-        """Trace points whose sums fit into the memory together, linears at a time, and bytes."""
+    def portions(self, memory: int, threads: int, block: int) -> list[tuple[list[str], int, int]]:
+        """Trace points whose sums fit into the memory together, linears at a time, and bytes.
+
+        The bytes are all that is in memory, the `block` too, while sequences pass it.
+        """
         points, left, space = list[list[str]](), 0, memory - self.new
         for point, size in self.sums.items():
             if size > left:
@@ -227,7 +230,7 @@ class ProductBytes:
             left -= size
         sums = [sum(self.sums[x] for x in together) for together in points]
         counts = [max(1, min(threads, (space - x) // max(1, self.work))) for x in sums]
-        used = [self.new + x + n * self.work for x, n in zip(sums, counts, strict=True)]
+        used = [self.new + x + max(n * self.work, block) for x, n in zip(sums, counts, strict=True)]
         return list(zip(points, counts, used, strict=True))
 
 
