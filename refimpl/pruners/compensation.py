@@ -53,6 +53,7 @@ class SharedFactor:
     def __init__(self, outer: Floats, scale: float = 1.0) -> None:
         self.outer, self._scale, self._lock = outer, scale, Lock()
         self._dead: Bools | None = None
+        self._refusal: RefimplError | None = None  # of all who ask
 
     @classmethod
     def of(cls, hessian: "Hessian") -> "SharedFactor":
@@ -65,6 +66,8 @@ class SharedFactor:
         NaN or Inf, a Hessian that is not positive definite, and a negative damping are refused.
         """
         with self._lock:
+            if self._refusal is not None:
+                raise self._refusal
             if self._dead is None:
                 self._dead = self._factor(damping)
             return self.outer, self._dead
@@ -73,7 +76,6 @@ class SharedFactor:
         require(damping, NotNegative, "damping")
         _require_finite(self.outer)
         self.outer *= self._scale
-        self._scale = 1.0
         diagonal = np.einsum("ii->i", self.outer)  # a view
         dead: Bools = diagonal == 0
         diagonal[dead] = 1
@@ -86,14 +88,14 @@ class SharedFactor:
         if not factored_with(damping):
             larger = (share for share in TRIALS if share > damping)
             enough = next((share for share in larger if factored_with(share)), None)
-            diagonal[:] = undamped  # so that another linear fails alike
-            raise RefimplError(
+            self._refusal = RefimplError(
                 f"the Hessian is not positive definite with damping {damping:g}",
                 "a positive definite H + damping mean(diag H) I",
                 "check the activations of the calibration tokens: more damping does not help"
                 if enough is None
                 else f"use damping {enough:g}, which is enough, or more calibration tokens",
             )
+            raise self._refusal
         return dead
 
 
@@ -106,12 +108,13 @@ def _factor_in_place(h: Floats) -> bool:
     size, step = len(h), PANEL if len(h) > WHOLE else len(h)
     panels = [slice(max(0, end - step), end) for end in range(size, 0, -step)]
     for at in panels:
-        column = h[: at.stop, at]
+        own, above, later = h[at, at], h[: at.start, at], h[at, at.stop :]
+        left = own
         if at.stop < size:
-            column -= h[: at.stop, at.stop :] @ h[at, at.stop :].T
-        own = h[at, at]
+            left = own - later @ later.T
+            above -= h[: at.start, at.stop :] @ later.T
         try:
-            upper = np.linalg.cholesky(own[::-1, ::-1])[::-1, ::-1]
+            upper = np.linalg.cholesky(left[::-1, ::-1])[::-1, ::-1]
         except np.linalg.LinAlgError:
             upper = np.full_like(own, np.nan)
         if not np.isfinite(upper).all():
@@ -124,7 +127,7 @@ def _factor_in_place(h: Floats) -> bool:
             own[...] = upper
             return True
         own[...] = np.tril(own, -1) + upper
-        column[: at.start] = column[: at.start] @ inverse_of_upper(np.triu(own)).T
+        above[...] = above @ inverse_of_upper(np.ascontiguousarray(upper)).T
     for at in panels:
         h[at, : at.start] = 0
         h[at, at] = np.triu(h[at, at])

@@ -12,7 +12,7 @@ from conftest import FIXTURES
 from program import ran, refused, run
 from refusals import refusal_of
 
-from refimpl import Probes, Request, read_model, score
+from refimpl import Probes, Request, estimate, read_model, score
 from refimpl.model import statistics
 from refimpl.model.statistics import sum_of_outer_products
 from refimpl.pruners import compensation
@@ -29,7 +29,7 @@ SPARSEGPT = (
     *("--samples", 3, "--seq-len", 12, "--tokens", "random"),
 )
 WIDE = 2240  # inputs of down_proj: its outer products take 38 MiB
-CONFIG = config_of("llama", intermediate_size=WIDE, num_hidden_layers=1)
+CONFIG = config_of("llama", intermediate_size=WIDE, num_hidden_layers=1, head_dim=500)
 
 
 @pytest.fixture
@@ -42,33 +42,37 @@ def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("whole", [WIDE, 512])
+@pytest.mark.parametrize("together", [True, False])
 def test_one_matrix_is_factored_in_its_place(
-    whole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: int, together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `working_bytes` says, and one matrix: its sum, its Hessian and its factor are one."""
+    """The sum of an input, its Hessian and its factor are one matrix; with little memory, alone."""
     for module in (compensation, statistics):
         monkeypatch.setattr(module, "WHOLE", whole)
     monkeypatch.setattr(statistics, "FEW", 128)
     model = read_model(sparse(tmp_path / "wide", CONFIG))
-    tokens, matrix = random_tokens(264, 2, 8), 8 * WIDE**2
+    tokens, pruner = random_tokens(264, 2, 8), PrunerOptions("sparsegpt")
+    refused = refusal_of(pruning_memory, model, pruner, 16, Settings(threads=1, memory=1))
+    least = None if together else int(refused.remedy.split("--memory ")[1].split()[0])
+    widths = sorted({width for _, width in model.config.linears[0].values()})
+    sums = [8 * width**2 for width in (widths if together else widths[-1:])]
+    work = max(working_bytes(*shape, 4, 4) for shape in model.config.linears[0].values())
     tracemalloc.start()
-    prune(model, tmp_path / "out", Pattern(2, 4), "sparsegpt", tokens, threads=1)
+    prune(model, tmp_path / "out", Pattern(2, 4), pruner, tokens, threads=1, memory=least)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    rows = model.config.linears[0]["down_proj"][0]
-    assert peak < matrix + working_bytes(rows, WIDE, 4, 4) + (2 << 20)
-    if whole < WIDE:
-        assert peak < 1.4 * matrix
+    assert sums[-1] < peak < sum(sums) + work + (3 << 20)
 
 
 def test_what_is_resident_is_predicted(tmp_path: Path) -> None:
-    """More than one matrix, and less than three, above what the process has."""
+    """Above what Wanda takes, the matrices, and the work on one linear for each thread."""
     model = read_model(sparse(tmp_path / "wide", CONFIG))
-    pruner, matrix = PrunerOptions("sparsegpt"), 8 * WIDE**2
-    for threads, most in ((1, 3.1), (2, 5.1)):
-        resident = pruning_memory(model, pruner, 96, Settings(threads=threads))[1]
-        without = pruning_memory(model, PrunerOptions(), 96, Settings(threads=threads))[1]
-        assert 1.0 < (resident - without) / matrix < most
+    shapes, pruner = model.config.linears[0], PrunerOptions("sparsegpt")
+    sums = 8 * sum({width: width**2 for _, width in shapes.values()}.values())
+    work = max(working_bytes(*shape, 4, 4) for shape in shapes.values())
+    one, two = (pruning_memory(model, pruner, 96, Settings(threads=x))[1] for x in (1, 2))
+    assert two - one == work
+    assert sums < one - pruning_memory(model, PrunerOptions(), 96, Settings())[1] < sums + 2 * work
 
 
 @pytest.mark.parametrize("case", ["llama", "qwen3_moe"])
@@ -113,6 +117,9 @@ def test_scores_by_probes_of_sparsegpt_have_room_for_its_matrices() -> None:
     error = refusal_of(score, model, tokens, plan, request, memory=1000, says="one experiment")
     assert "bytes for the outer products of inputs" in error.expected
     least = int(error.remedy.split("--memory ")[1].split()[0])
+    assert least > 8 * sum(x**2 for x in {width for _, width in model.config.linears[0].values()})
+    groups = [estimate(model, tokens, plan, request, memory=x).units for x in (least, None)]
+    assert groups[0] > groups[1]
     scores = [score(model, tokens, plan, request, memory=x) for x in (least, None)]
     np.testing.assert_array_equal(*(x.sweep[0].divergence for x in scores))
     refusal_of(score, model, tokens, plan, request, memory=least - 1, says="one experiment")
@@ -135,6 +142,10 @@ def test_a_large_matrix_is_factored_in_parts(columns: int, monkeypatch: pytest.M
     h[3, 3] = -0.02 * np.diag(h).sum() / columns  # a damping of 0.1 is enough
     parts = SharedFactor.of(h)
     said = [refusal_of(parts.factored, 0.01, remedy="damping 0.1,") for _ in range(2)]
+    tried = h.copy()
+    assert not compensation._factor_in_place(tried)
+    np.fill_diagonal(tried, h.diagonal())
+    np.testing.assert_array_equal(tried, h)  # for the next trial
     monkeypatch.setattr(compensation, "WHOLE", columns)
     said.append(refusal_of(SharedFactor.of(h).factored, 0.01))
     assert len(set(map(str, said))) == 1  # another linear fails alike
