@@ -55,7 +55,7 @@ def pruned_blocks(
     """Prune a model block by block, as `prune` does: linears, weights, and what was read."""
     blocks = job.BlockPruner(model, targets, pruner, job.calibration(model, pruner, ids), resources)
     for i, names in enumerate(model.config.linears):
-        found = dict(blocks.linears(i, sums := blocks.sums(i)))
+        found, sums = dict(blocks.linears(i)), blocks.sums(i)
         weights = job.pruned_weights(model, i, found, resources.dtype)
         linears = {x: SimpleNamespace(keep=job.kept(found[x], shape)) for x, shape in names.items()}
         blocks.advance(partial(dict, weights))

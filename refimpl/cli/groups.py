@@ -149,6 +149,8 @@ NoiseVariants = Annotated[Noise, Group("Perturbation", NOISE)]
 PAPERS = {"correct": "Default: absorption; none with another base than uniform or compat peer."}
 Shown = Annotated[Request, Group("Allocation", says=BASES | PAPERS)]
 Running = Annotated[Settings, Group("Running", opened=_opened)]
+MATRICES = "Default: SparseGPT's matrices count, too; the free memory, at most 2 GiB and these."
+PruningRuns = Annotated[Settings, Group("Running", opened=_opened, says={"memory": MATRICES})]
 
 
 def checked_plan(

@@ -21,7 +21,13 @@ from refimpl.bases.uniform import UNIFORM
 from refimpl.cli import groups
 from refimpl.cli.options import Group, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
-from refimpl.cli.terminal import command_line, deliver, progress_bar
+from refimpl.cli.terminal import (
+    command_line,
+    complain,
+    deliver,
+    progress_bar,
+    shows_progress,
+)
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.loading.files.documents import plain
@@ -34,7 +40,7 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.pruner import pruners
 from refimpl.pruning.inspection import inspect, inspection_document
-from refimpl.pruning.prune import check_prune, prune
+from refimpl.pruning.prune import check_prune, prune, pruning_memory
 from refimpl.pruning.record import Measured
 from refimpl.running.settings import Settings
 from refimpl.scoring.estimate import estimate
@@ -42,7 +48,7 @@ from refimpl.scoring.score import score
 from refimpl.scoring.signals import signals
 from refimpl.show.blocks import blocks_table, estimate_text
 from refimpl.show.pruning import inspection_table, pruning_table
-from refimpl.storage.file_system import work_path
+from refimpl.storage.file_system import MIB, work_path
 from refimpl.storage.target_checks import real_path
 from refimpl.tokens import SAMPLES, SEQ_LEN, Tokens, Windows
 from refimpl.tokens.imatrix import Imatrix, read_imatrix
@@ -83,7 +89,9 @@ class PruneOptions(groups.JsonOptions):
         False, "Measure the perplexity before and after, on a text that calibration never reads."
     )
     estimate: bool = option(
-        False, "Print how long the recommended allocation takes to measure, and exit."
+        False,
+        "Print the memory that pruning takes, and how long the recommended allocation takes to "
+        "measure, and exit.",
     )
     output: Path = output_option(
         ...,
@@ -105,7 +113,7 @@ def command(
     where: groups.Where,
     pruner: Annotated[PrunerOptions, Group("Pruning", says={"pruner": groups.PRUNERS})],
     source: Annotated[groups.Source, groups.source_group(SAMPLES, SEQ_LEN, groups.OWN_TEXT)],
-    settings: groups.Running,
+    settings: groups.PruningRuns,
 ) -> None:
     """With --sparsity alone, refimpl measures the model and allocates as docs/study.md recommends.
 
@@ -124,10 +132,18 @@ def command(
         options = vars(source) | {"seed": pruner.seed, "default": default or (SAMPLES, SEQ_LEN)}
         return model_tokens(opened, **options, calibration=True)
 
-    lap("reading")
-    scored, made = tokens, None
+    calibrated, scored, made = tokens, tokens, None
+    if tokens is None and pruner.record.needs is not None:
+        calibrated = read_tokens()
+    count = calibrated.ids.size if isinstance(calibrated, Tokens) else 0
+    _, resident, _ = pruning_memory(opened, pruner, count, settings)
     if how.estimate and (request is None or not request.needs_pruning):
-        refuse(context, ("estimate",), "another target", "--sparsity alone, which measures first")
+        size = f"memory      about {resident / MIB:,.0f} MiB resident\n"
+        deliver({"memory": resident}, size, how.json)
+        return
+    if count and pruner.record.needs == "products" and shows_progress():
+        complain(f"memory: about {resident / MIB:,.0f} MiB resident while blocks are pruned")
+    lap("reading")
     if how.nm is not None:
         pattern = parse_pattern(how.nm)
         targets = pattern_targets(pattern, opened.config.linears, how.compat)
@@ -139,12 +155,11 @@ def command(
         scoring = replace(settings, finished=work_path(real_path(output)))
         if how.estimate and isinstance(scored, Tokens):
             expected = estimate(opened, scored, _probes(pruner), request, scoring)
+            expected = replace(expected, memory=max(expected.memory, resident))
             deliver(plain(expected), estimate_text(expected), how.json)
             return
         targets, made = _scored(opened, scored, request, scoring, pruner)
-    if tokens is None and pruner.record.needs is not None:
-        tokens = read_tokens()
-    elif scored is None:
+    if calibrated is None and scored is None:
         unused = "no tokens: the weights alone decide"
         refuse(context, TOKENS, f"--pruner {pruner.record.name}", unused)
     lap("scoring")
@@ -166,7 +181,7 @@ def command(
         pruning = replace(settings, progress=bar.enter_context(progress_bar("pruning")))
         more: dict[str, Any] = {"settings": pruning, "force": how.force, "measure": measure}
         more["scored"] = made and scores_document(made[0], made[1:])
-        pruned = prune(opened, output, targets, pruner, tokens, **more)
+        pruned = prune(opened, output, targets, pruner, calibrated, **more)
     measured = made and blocks_table(*made)
     deliver(plain(pruned), pruning_table(pruned, output, measured), how.json)
 

@@ -72,7 +72,7 @@ def command(
     source: Annotated[groups.Source, groups.source_group(*SCORED, groups.OWN_TEXT)],
     perturbed: groups.Plan,
     wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASES)],
-    settings: groups.Running,
+    settings: groups.PruningRuns,
     run: Annotated[RunOptions, Group("Running")],
     to: groups.TableOutput,
 ) -> None:

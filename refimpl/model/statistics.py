@@ -42,6 +42,8 @@ def saw_no_token(linear: str, total: Array | None) -> bool:
     return linear.startswith("experts.") and (total is None or not total.any())
 
 
+WHOLE, FEW = 4096, 1024  # inputs up to which outer products are one product; else, of each
+
 Statistic = Callable[[Array], Array]  # sums over the tokens of a linear's input [B, S, in]
 
 
@@ -78,8 +80,29 @@ def sum_of_outer_products(x: Array) -> Array:
         >>> sum_of_outer_products(np.array([[[1.0, 2.0], [3.0, 4.0]]])).tolist()
         [[10.0, 14.0], [14.0, 20.0]]
     """
-    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
-    return rows.T @ rows
+    total = np.zeros((x.shape[-1], x.shape[-1]))
+    for rows in product_rows(len(total)):
+        total[rows, rows.start :] = outer_products(x, rows)
+    return mirrored(total)
+
+
+def product_rows(width: int) -> list[slice]:
+    """Rows of a matrix [width, width] of outer products, as many as are computed at once."""
+    step = width if width <= WHOLE else FEW
+    return [slice(start, min(start + step, width)) for start in range(0, width, step)]
+
+
+def outer_products(x: Array, rows: slice) -> Array:
+    """Some rows of ``sum_t x_t x_t^T``, from the diagonal on, float64."""
+    right = x.reshape(-1, x.shape[-1])[:, rows.start :].astype(np.float64)
+    return right[:, : rows.stop - rows.start].T @ right
+
+
+def mirrored(total: Array) -> Array:
+    """The symmetric matrix whose `product_rows` are known from the diagonal on, in its place."""
+    for rows in product_rows(len(total)):
+        total[rows.stop :, rows] = total[rows, rows.stop :].T
+    return total
 
 
 SUMS: Mapping[str, Statistic] = {"squares": sum_of_squares, "products": sum_of_outer_products}

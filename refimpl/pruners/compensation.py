@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,12 @@ from refimpl.pruners.checks import Bools, Floats
 DAMPING = 0.01  # share of the mean of diag(H) that is added to it
 TRIALS = (0.01, 0.1, 1.0, 10.0)  # dampings that an error may suggest
 LEAF = 64  # up to this size LAPACK inverts a triangle
+# Up to so many columns, LAPACK factors the whole Hessian, in two copies of it; of more, `PANEL` at
+# a time, in place.
+WHOLE, PANEL = 4096, 256
 
+FLOAT64 = np.dtype(np.float64)
 Decide = Callable[[Floats, int], Bools]
-Factor = Callable[[npt.ArrayLike, float], Floats]
-"""`upper_factor`, or a `SharedFactor` in its place."""
 
 
 @dataclass(frozen=True)
@@ -28,90 +31,124 @@ class PrunedWeight:
     weight: Floats
 
 
-def upper_factor(hessian: npt.ArrayLike, damping: float) -> Floats:
-    """Return the upper triangle V of the damped Hessian, H = V V^T.
+class SharedFactor:
+    """The factor V of a damped Hessian, H = V V^T, for all prunings by it; it overwrites `outer`.
 
     H_dd = 1 where it was 0, then H += damping mean(diag H) I; V is its Cholesky factor from the
-    last column backwards.
+    last column backwards, upper triangular with a positive diagonal.
 
     Args:
-        hessian: H, [C, C], symmetric and finite.
-        damping: Share of the mean of diag(H) added to it, at least 0.
-
-    Returns:
-        V, [C, C], upper triangular with a positive diagonal.
-
-    Raises:
-        RefimplError: The damped Hessian is not positive definite, or a negative damping.
+        outer: [C, C], symmetric and finite; H is `scale` times this.
+        scale: 2 / n for outer products of n sequences.
 
     Source: SparseGPT (peer), which inverts H first.
 
     Example:
-        >>> upper_factor([[0.25, 0.0], [0.0, 0.0]], damping=0)
-        array([[0.5, 0. ],
-               [0. , 1. ]])
-    """
-    require(damping, NotNegative, "damping")
-    h = np.array(hessian, dtype=np.float64)
-    diagonal = np.einsum("ii->i", h)  # a view
-    diagonal[diagonal == 0] = 1
-    undamped = diagonal.copy()
-
-    def factor_with(share: float) -> Floats | None:
-        diagonal[:] = undamped + share * undamped.mean()
-        try:
-            upper = np.ascontiguousarray(np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1])
-        except np.linalg.LinAlgError:
-            return None
-        return upper if np.isfinite(upper).all() else None
-
-    factor = factor_with(damping)
-    if factor is None:
-        larger = (share for share in TRIALS if share > damping)
-        enough = next((share for share in larger if factor_with(share) is not None), None)
-        raise RefimplError(
-            f"the Hessian is not positive definite with damping {damping:g}",
-            "a positive definite H + damping mean(diag H) I",
-            "check the activations of the calibration tokens: more damping does not help"
-            if enough is None
-            else f"use damping {enough:g}, which is enough, or more calibration tokens",
-        )
-    return factor
-
-
-class SharedFactor:
-    """`upper_factor` of one Hessian for several prunings: the first computes it, others wait.
-
-    Example:
-        >>> factor = SharedFactor()
-        >>> factor(np.eye(2), 0.0) is factor(np.eye(2), 0.0)
-        True
+        >>> shared = SharedFactor(np.array([[1.0, 0.0], [0.0, 0.0]]), scale=0.25)
+        >>> shared.factored(damping=0)
+        (array([[0.5, 0. ],
+               [0. , 1. ]]), array([False,  True]))
     """
 
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._upper: Floats | None = None
+    def __init__(self, outer: Floats, scale: float = 1.0) -> None:
+        self.outer, self._scale, self._lock = outer, scale, Lock()
+        self._dead: Bools | None = None
+        self._refusal: RefimplError | None = None  # of all who ask
 
-    def __call__(self, hessian: npt.ArrayLike, damping: float) -> Floats:
-        """The factor of the Hessian that it was first called with."""
+    @classmethod
+    def of(cls, hessian: "Hessian") -> "SharedFactor":
+        """That of a copy, if it is none yet."""
+        return hessian if isinstance(hessian, cls) else cls(np.array(hessian, dtype=np.float64))
+
+    def factored(self, damping: float) -> tuple[Floats, Bools]:
+        """V, with the damping of the first call, a share of mean(diag H); and where H_dd was 0.
+
+        NaN or Inf, a Hessian that is not positive definite, and a negative damping are refused.
+        """
         with self._lock:
-            if self._upper is None:
-                self._upper = upper_factor(hessian, damping)
-            return self._upper
+            if self._refusal is not None:
+                raise self._refusal
+            if self._dead is None:
+                self._dead = self._factor(damping)
+            return self.outer, self._dead
+
+    def _factor(self, damping: float) -> Bools:
+        require(damping, NotNegative, "damping")
+        _require_finite(self.outer)
+        self.outer *= self._scale
+        diagonal = np.einsum("ii->i", self.outer)  # a view
+        dead: Bools = diagonal == 0
+        diagonal[dead] = 1
+        undamped = diagonal.copy()
+
+        def factored_with(share: float) -> bool:
+            diagonal[:] = undamped + share * undamped.mean()
+            return _factor_in_place(self.outer)
+
+        if not factored_with(damping):
+            larger = (share for share in TRIALS if share > damping)
+            enough = next((share for share in larger if factored_with(share)), None)
+            self._refusal = RefimplError(
+                f"the Hessian is not positive definite with damping {damping:g}",
+                "a positive definite H + damping mean(diag H) I",
+                "check the activations of the calibration tokens: more damping does not help"
+                if enough is None
+                else f"use damping {enough:g}, which is enough, or more calibration tokens",
+            )
+            raise self._refusal
+        return dead
+
+
+def _factor_in_place(h: Floats) -> bool:
+    """Replace H by V, H = V V^T; or leave it as it is, but for its diagonal, and return False.
+
+    Until all of V is known, H stays below the diagonal. Columns K of H, up to their own rows, less
+    V V^T of the columns L after them, are V V_KK^T: V_IK = (H_IK - V_IL V_KL^T) V_KK^-T.
+    """
+    size, step = len(h), PANEL if len(h) > WHOLE else len(h)
+    panels = [slice(max(0, end - step), end) for end in range(size, 0, -step)]
+    for at in panels:
+        own, above, later = h[at, at], h[: at.start, at], h[at, at.stop :]
+        left = own
+        if at.stop < size:
+            left = own - later @ later.T
+            above -= h[: at.start, at.stop :] @ later.T
+        try:
+            upper = np.linalg.cholesky(left[::-1, ::-1])[::-1, ::-1]
+        except np.linalg.LinAlgError:
+            upper = np.full_like(own, np.nan)
+        if not np.isfinite(upper).all():
+            for done in panels if step < size else ():
+                h[: done.start, done] = h[done, : done.start].T
+                low = np.tril(h[done, done], -1)
+                h[done, done] = low + low.T
+            return False
+        if step == size:
+            own[...] = upper
+            return True
+        own[...] = np.tril(own, -1) + upper
+        above[...] = above @ inverse_of_upper(np.ascontiguousarray(upper)).T
+    for at in panels:
+        h[at, : at.start] = 0
+        h[at, at] = np.triu(h[at, at])
+    return True
+
+
+Hessian = npt.ArrayLike | SharedFactor
 
 
 def compensated(
     weight: npt.ArrayLike,
-    hessian: npt.ArrayLike,
+    hessian: Hessian,
     decide: Decide,
     step: int,
     damping: float,
     width: int,
-    factor: Factor = upper_factor,
+    new_dtype: np.dtype[Any] = FLOAT64,
 ) -> PrunedWeight:
     """Prune column by column; the columns after each one compensate what it lost.
 
-    U = V^-1 of `upper_factor`, so H^-1 = U^T U. At every `step`-th column, keep = decide(W^2 /
+    U = V^-1 of `SharedFactor`, so H^-1 = U^T U. At every `step`-th column, keep = decide(W^2 /
     diag(U)^2) for the next `step` columns of the same `width`, W as compensated so far, dead inputs
     (H_dd = 0) scoring 0. At every column i, q_i = w_i where kept, else 0; err_i = (w_i - q_i) /
     U_ii; W_j -= err_i U_ij for all j > i.
@@ -121,12 +158,13 @@ def compensated(
 
     Args:
         weight: W, [R, C], any float dtype.
-        hessian: H, [C, C], in squared units of the linear's input.
+        hessian: H, [C, C], in squared units of the linear's input; linears that read the same
+            input may pass the same `SharedFactor` of it.
         decide: From scores [R, up to step] and their first column to keep, of the same shape.
         step: Columns per decision; divides `width`.
         damping: Share of the mean of diag(H) added to it, at least 0.
         width: Columns after which the rest of W is brought up to date.
-        factor: Computes V; linears that read the same input may pass the same `SharedFactor`.
+        new_dtype: Of the new weights, which are computed in float64.
 
     Returns:
         The decision and the new weights.
@@ -143,23 +181,17 @@ def compensated(
         >>> pruned.keep, pruned.weight
         (array([[False,  True]]), array([[0., 2.]]))
     """
-    w, h = np.asarray(weight), np.asarray(hessian, dtype=np.float64)
-    if w.ndim != 2 or w.size == 0 or h.shape != (w.shape[1], w.shape[1]):
+    w, shared = np.asarray(weight), SharedFactor.of(hessian)
+    if w.ndim != 2 or w.size == 0 or shared.outer.shape != (w.shape[1], w.shape[1]):
         raise RefimplError(
-            f"a Hessian of shape {h.shape} for a weight of shape {w.shape}",
+            f"a Hessian of shape {shared.outer.shape} for a weight of shape {w.shape}",
             "[in, in] for [out, in]",
             "collect the Hessian from the inputs of this linear",
         )
-    if not (np.isfinite(w).all() and np.isfinite(h).all()):
-        raise RefimplError(
-            "NaN or Inf in the weight or its Hessian",
-            "finite numbers",
-            "check weights and activations for NaN",
-        )
-    upper = factor(h, damping)
-    dead = np.diag(h) == 0
+    _require_finite(w)
+    upper, dead = shared.factored(damping)
     rows, columns = w.shape
-    keep, new = np.ones((rows, columns), bool), np.empty((rows, columns))
+    keep, new = np.ones((rows, columns), bool), np.empty((rows, columns), new_dtype)
     change = np.zeros((columns, rows))  # a column of the weight lies together in memory
     for start in range(0, columns, width):
         block = slice(start, min(start + width, columns))
@@ -173,15 +205,37 @@ def compensated(
             before = inverse[:i], errors[:i]
             if i % step == 0:
                 group = slice(i, i + step)
-                score = np.square(now[group] - before[0][:, group].T @ before[1]) / scale[group]
+                ahead = now[group] - before[0][:, group].T @ before[1] if i else now[group]
+                score = np.square(ahead) / scale[group]
                 score[dead[block][group]] = 0
                 kept[group] = decide(score.T, start + i).T
             column = now[i] - before[0][:, i] @ before[1]
             now[i] = np.where(kept[i], column, 0.0)
-            errors[i] = np.where(kept[i], 0.0, column) / inverse[i, i]
+            errors[i] = (column - now[i]) / inverse[i, i]
         change[block] = now - dense
-        keep[:, block], new[:, block] = kept.T, now.T
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # the caller looks
+            keep[:, block], new[:, block] = kept.T, now.T
     return PrunedWeight(keep, new)
+
+
+def working_bytes(rows: int, columns: int, item: int, new_item: int) -> int:
+    """Bytes that pruning a linear takes at most, beside its Hessian, which is factored in place.
+
+    They are its weights, of `item` bytes each, and either what factoring copies, or decisions, new
+    weights, changes in float64, and some arrays of `LEAF` x 2 columns.
+    """
+    factoring = 16 * columns**2 if columns <= WHOLE else 16 * columns * PANEL
+    pruning = rows * (columns * (8 + new_item + 1) + 96 * LEAF)
+    return rows * columns * item + max(factoring, pruning)
+
+
+def _require_finite(numbers: npt.NDArray[Any]) -> None:
+    if not np.isfinite(numbers).all():
+        raise RefimplError(
+            "NaN or Inf in the weight or its Hessian",
+            "finite numbers",
+            "check weights and activations for NaN",
+        )
 
 
 def inverse_of_upper(upper: Floats) -> Floats:

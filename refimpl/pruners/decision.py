@@ -1,13 +1,15 @@
 """Which weights of one linear stay: every pruner, for a count, a pattern, or a peer's fraction."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from refimpl.arguments import Checked, NotNegative, Seed, common_option, option
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Compat, Floats
-from refimpl.pruners.compensation import DAMPING, Factor, upper_factor
+from refimpl.pruners.compensation import DAMPING, FLOAT64, SharedFactor
 from refimpl.pruners.magnitude import magnitude_keep
 from refimpl.pruners.pattern import Pattern, pattern_keep
 from refimpl.pruners.pruner import LinearInputs, Pruner, pruner_named
@@ -48,13 +50,13 @@ class PrunerOptions(Checked):
 
 def decision(
     weight: npt.ArrayLike,
-    total: Floats | None,
+    total: Floats | SharedFactor | None,
     sequences: int,
     goal: Goal,
     pruner: PrunerOptions,
     compat: Compat = "exact",
     linear: tuple[int, int] = (0, 0),
-    factor: Factor = upper_factor,
+    new_dtype: np.dtype[Any] = FLOAT64,
 ) -> tuple[Bools, Floats | None]:
     """Decide which weights [out, in] stay, and compute new ones, or None if the pruner makes none.
 
@@ -71,7 +73,7 @@ def decision(
         raise RefimplError(
             f"{record.name} with compat peer", "a pruner with published code", "use compat exact"
         )
-    options = pruner.damping, pruner.seed, linear, factor
+    options = pruner.damping, pruner.seed, linear, new_dtype
     inputs = LinearInputs(weight, total, sequences, goal, *options)
     if record.compensate is not None:
         pruned = record.compensate(inputs, compat)

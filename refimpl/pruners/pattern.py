@@ -8,10 +8,11 @@ import numpy.typing as npt
 
 from refimpl.arguments import Checked, checked
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools
+from refimpl.pruners.checks import Bools, score_matrix
 from refimpl.pruners.wanda import wanda_keep
 
 GROUPS = (2, 4, 8, 16)  # the group sizes that `pattern_of` tries
+COMPARED = 8  # up to this size of a group, its scores are compared in pairs
 EXPLAINED = 0.9  # share of the zeros that a pattern must account for
 
 
@@ -131,10 +132,18 @@ def pattern_keep(score: npt.ArrayLike, pattern: Pattern) -> Bools:
         array([[1, 0, 0, 1],
                [1, 0, 1, 0]])
     """
-    matrix = np.asarray(score)
-    count = pattern_count(matrix.shape, pattern)
-    groups = matrix.reshape(-1, pattern.group)  # every group a row of its own: Wanda's row rule
-    return wanda_keep(groups, count).reshape(matrix.shape)
+    matrix = score_matrix(score)
+    count, groups = pattern_count(matrix.shape, pattern), matrix.reshape(-1, pattern.group)
+    if pattern.group > COMPARED:  # every group a row of its own: Wanda's row rule
+        return wanda_keep(groups, count).reshape(matrix.shape)
+    rank = np.zeros(groups.shape, np.int8)
+    for right in range(pattern.group):
+        for left in range(right):
+            first = groups[:, left] <= groups[:, right]
+            rank[:, right] += first
+            rank[:, left] += ~first
+    keep: Bools = rank >= pattern.pruned
+    return keep.reshape(matrix.shape)
 
 
 @checked

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Compat, Floats
-from refimpl.pruners.compensation import Factor, PrunedWeight
+from refimpl.pruners.compensation import FLOAT64, PrunedWeight, SharedFactor
 from refimpl.records import named, records
 
 Statistics = Literal["squares", "products"]
@@ -22,23 +23,24 @@ class LinearInputs:
 
     Args:
         weight: [out, in], any float dtype.
-        total: Sum over the calibration tokens of the statistic that the pruner needs.
+        total: Sum over the calibration tokens of the statistic that the pruner needs; of outer
+            products perhaps as a `SharedFactor`, whose factor takes the place of the sum.
         sequences: Number of sequences in this sum.
         goal: A count or a `Pattern`; with `compat="peer"` a fraction or a `Pattern`.
         damping: Of a Hessian, as a fraction of its mean diagonal.
         seed: Of a random choice.
         place: Numbers of the block and of the linear in it.
-        factor: Computes the factor of the damped Hessian.
+        new_dtype: Of new weights.
     """
 
     weight: npt.ArrayLike
-    total: Floats | None
+    total: Floats | SharedFactor | None
     sequences: int
     goal: Any
     damping: float
     seed: int
     place: tuple[int, int]
-    factor: Factor
+    new_dtype: np.dtype[Any] = FLOAT64
 
     @property
     def mean(self) -> Floats:
@@ -49,7 +51,7 @@ class LinearInputs:
     def sums(self) -> Floats:
         """The statistic that a pruner with `needs` is sure to get."""
         assert self.total is not None
-        return self.total
+        return self.total.outer if isinstance(self.total, SharedFactor) else self.total
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """SparseGPT: the weights after each pruned one compensate, column by column."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +11,12 @@ from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Compat, Floats
 from refimpl.pruners.compensation import (
     DAMPING,
+    FLOAT64,
     Decide,
-    Factor,
+    Hessian,
     PrunedWeight,
+    SharedFactor,
     compensated,
-    upper_factor,
 )
 from refimpl.pruners.counts import split_count
 from refimpl.pruners.magnitude import above_threshold, magnitude_keep
@@ -57,11 +59,11 @@ def hessian(outer: npt.ArrayLike, sequences: int) -> Floats:
 @checked
 def sparsegpt(
     weight: npt.ArrayLike,
-    hessian: npt.ArrayLike,
+    hessian: Hessian,
     target: int | Pattern,
     damping: float = DAMPING,
     width: int = WIDTH,
-    factor: Factor = upper_factor,
+    new_dtype: np.dtype[Any] = FLOAT64,
 ) -> PrunedWeight:
     """Prune a linear with SparseGPT, to the exact count.
 
@@ -73,11 +75,11 @@ def sparsegpt(
 
     Args:
         weight: W, [R, C], any float dtype.
-        hessian: H, [C, C], in squared units of the linear's input.
+        hessian: As of `compensated`.
         target: Weights to prune of the whole linear, or n of every m in each row.
         damping: Share of the mean of diag(H) added to it, at least 0.
         width: Columns decided on together.
-        factor: As of `compensated`.
+        new_dtype: Of the new weights.
 
     Returns:
         The decision and the new weights; exactly the requested number are pruned.
@@ -108,7 +110,7 @@ def sparsegpt(
         sizes = [shape[0] * min(width, shape[1] - start) for start in starts]
         lost = split_count(target, sizes).tolist()
         decide, step = (lambda score, start: magnitude_keep(score, lost[start // width])), width
-    return compensated(weight, hessian, decide, step, damping, width, factor)
+    return compensated(weight, hessian, decide, step, damping, width, new_dtype)
 
 
 def decide_groups(shape: tuple[int, ...], pattern: Pattern, width: int) -> Decide:
@@ -126,11 +128,11 @@ def decide_groups(shape: tuple[int, ...], pattern: Pattern, width: int) -> Decid
 @checked
 def sparsegpt_peer(
     weight: npt.ArrayLike,
-    hessian: npt.ArrayLike,
+    hessian: Hessian,
     target: NotNegative | Pattern,
     damping: float = DAMPING,
     width: int = WIDTH,
-    factor: Factor = upper_factor,
+    new_dtype: np.dtype[Any] = FLOAT64,
 ) -> PrunedWeight:
     """Prune a linear as SparseGPT's code does.
 
@@ -140,11 +142,11 @@ def sparsegpt_peer(
 
     Args:
         weight: W, [R, C], any float dtype.
-        hessian: H, [C, C], in squared units of the linear's input.
+        hessian: As of `compensated`.
         target: Sparsity s in [0, 1), or a pattern.
         damping: Share of the mean of diag(H) added to it, at least 0.
         width: Columns decided on together.
-        factor: As of `compensated`.
+        new_dtype: Of the new weights.
 
     Returns:
         The decision, dead inputs not kept, and the new weights.
@@ -163,22 +165,25 @@ def sparsegpt_peer(
         >>> pruned.keep, pruned.weight
         (array([[False,  True]]), array([[0. , 2.5]]))
     """
-    start, h = np.asarray(weight, dtype=np.float64), np.asarray(hessian, dtype=np.float64)
-    dead = np.diag(h) == 0 if h.ndim == 2 else np.zeros(0, bool)
-    if start.ndim == 2 and dead.shape == start.shape[1:]:  # `compensated` refuses other shapes
+    start, shared = np.asarray(weight, dtype=np.float64), SharedFactor.of(hessian)
+    dead = np.zeros(0, bool)
+    if start.ndim == 2 and shared.outer.shape == start.shape[1:] * 2:  # or it is refused below
+        dead = shared.factored(damping)[1]
         start = np.where(dead, 0.0, start)
     if isinstance(target, Pattern):
         decide, step = decide_groups(start.shape, target, width), target.group
     else:
         decide, step = (lambda score, start: above_threshold(target, score)), width
-    pruned = compensated(start, h, decide, step, damping, width, factor)
+    pruned = compensated(start, shared, decide, step, damping, width, new_dtype)
     return PrunedWeight(pruned.keep & ~dead, pruned.weight)
 
 
 def _pruned(linear: LinearInputs, compat: Compat) -> PrunedWeight:
     prune: Callable[..., PrunedWeight] = sparsegpt if compat == "exact" else sparsegpt_peer
-    h = hessian(linear.sums, linear.sequences)
-    return prune(linear.weight, h, linear.goal, linear.damping, factor=linear.factor)
+    total, how = linear.total, (linear.goal, linear.damping)
+    shared = isinstance(total, SharedFactor)
+    h = total if shared else SharedFactor(hessian(linear.sums, linear.sequences))
+    return prune(linear.weight, h, *how, new_dtype=linear.new_dtype)
 
 
 SPARSEGPT = Pruner(

@@ -1,7 +1,7 @@
 """The pruning job: from a model to a folder with a pruned one, and a record of what was done."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial as bound
 from hashlib import sha256
@@ -24,7 +24,17 @@ from refimpl.pruning.pruned_blocks import BlockPruner, calibration, pruned_weigh
 from refimpl.pruning.pruned_files import Counts, PrunedFiles, copies
 from refimpl.pruning.record import RECORD_FORMAT, BlockRecord, LinearRecord, Pruning, read_record
 from refimpl.running.provenance import TokenFacts, UnchangedFiles, model_sha256, token_facts
-from refimpl.running.settings import Resources, Settings, parse_memory, require_memory
+from refimpl.running.settings import (
+    Resources,
+    Settings,
+    parse_memory,
+    peak_memory,
+    require_memory,
+    workers_of,
+)
+from refimpl.running.threads import thread_count
+from refimpl.scoring.experiment import state_bytes
+from refimpl.scoring.measurements import ProductBytes
 from refimpl.storage.files import SENT, json_text, undo_killed, whole
 from refimpl.storage.finished_units import FinishedUnits, finished_units
 from refimpl.storage.target_checks import RECORD, SCORES, check_folder, real_path
@@ -33,6 +43,8 @@ from refimpl.tokens.imatrix import Imatrix
 
 BLOCK, STATES = "block {}".format, "states {}".format
 """Names of finished units: the linears of a pruned block, and the states [1, S, D] after it."""
+Portions = Sequence[Sequence[tuple[Collection[str] | None, int | None, int]]]
+"""Of each block, trace points whose sums are in memory together, linears at a time, and bytes."""
 
 
 def check_prune(
@@ -54,6 +66,36 @@ def check_prune(
     units = 0.0 if pruner is None else 1.0 if pruner.record.compensate else 0.125
     undo_killed(real_path(out))
     check_folder(out, read, force, int((1 + units) * files.needed_bytes) + state_bytes)
+
+
+def pruning_memory(
+    model: Model, pruner: PrunerOptions, tokens: int, settings: Settings
+) -> tuple[int, int, Portions]:
+    """The memory for states and outer products, all that will be resident, and the portions.
+
+    Too little is refused.
+    """
+    config, blocks, apart = model.config, list[ProductBytes](), workers_of(settings.executor)
+    threads = 1 if apart else thread_count(settings.threads)
+    item = np.dtype(settings.dtype).itemsize
+    states = state_bytes(config, 2 * tokens, settings.dtype)
+    if pruner.record.needs == "products" and tokens:
+        for i, linears in enumerate(config.linears):
+            stored = [model.weights[f"blocks.{i}.{name}.weight"].stored for name in linears]
+            new_item = max((x.numpy_dtype.itemsize for x in stored), default=0)
+            blocks.append(ProductBytes.of(linears, item, new_item, workers=apart))
+    memory = parse_memory(settings.memory, max((x.most(threads) for x in blocks), default=0))
+    thing = "the calibration's residual states" + " and outer products" * bool(blocks)
+    size = f"{tokens} tokens in all, before and after a block"
+    size += ", and one input's outer products, and what is computed from them" * bool(blocks)
+    need = states + max((x.least for x in blocks), default=0)
+    require_memory(memory, need, thing, size, "fewer --samples")
+    weights = item * int(config.block_sizes.max())
+    portions: Portions = [x.portions(memory - states, threads, weights) for x in blocks]
+    new = max((x.new for x in blocks), default=0)  # also read back from the disk
+    used = [x + new for block in portions for *_, x in block]
+    resident = (peak_memory() or 0) + states + max(2 * weights, *used, 0)
+    return memory, resident, portions or [[(None, None, 0)]] * config.num_blocks
 
 
 def prune(
@@ -116,20 +158,17 @@ def prune(
     inputs = calibration(model, pruner, tokens)
     facts = None if inputs is None or tokens is None else token_facts(tokens)
     size = 0 if inputs is None or isinstance(inputs, Imatrix) else inputs.size
-    need = 2 * size * config.state_size * np.dtype(settings.dtype).itemsize
-    check_prune(model, out, force, pruner, need)
-    budget, thing = parse_memory(settings.memory), "the calibration's residual states"
-    states = f"{size} tokens in all, before and after a block"
-    require_memory(budget, need, thing, states, "fewer --samples")
+    check_prune(model, out, force, pruner, 2 * state_bytes(config, size, settings.dtype))
+    memory, _, portions = pruning_memory(model, pruner, size, settings)
     model.check_finite(settings.dtype)
     before, source = read_record(model), UnchangedFiles(model)
     identity = source.identity | _options(targets, pruner, facts, settings.dtype)
     with (
         whole(real_path(out), force) as folder,
         finished_units(folder.parent, identity, source.check) as finished,
-        settings.open() as resources,
+        replace(settings, memory=memory).open() as resources,
     ):
-        _prune_blocks(model, targets, pruner, inputs, resources, finished)
+        _prune_blocks(model, targets, pruner, inputs, resources, finished, portions)
         folder.mkdir()
         files = PrunedFiles(model, folder)
         counts = list[Mapping[str, Counts]]()
@@ -203,6 +242,7 @@ def _prune_blocks(
     inputs: Array | Imatrix | None,
     resources: Resources,
     finished: FinishedUnits,
+    portions: Portions,
 ) -> None:
     """Prune each block that is no finished unit yet; of the states, the last ones are kept."""
     blocks, scratch = range(model.config.num_blocks), finished.folder.parent / SENT
@@ -216,7 +256,7 @@ def _prune_blocks(
     scratch.mkdir()
     resources.total = len(left)
     if inputs is not None and not isinstance(inputs, Imatrix):
-        resources.total += (len(left) + last - first) * len(inputs)
+        resources.total += (sum(len(portions[i]) for i in left) + last - first) * len(inputs)
     block_pruner = BlockPruner(model, targets, pruner, inputs, resources, scratch, states, first)
 
     def pruned(i: int) -> BlockWeights:
@@ -225,9 +265,8 @@ def _prune_blocks(
 
     for i in range(first, last + 1):
         if i in left:
-            sums = block_pruner.sums(i)
-            finished.write(BLOCK(i), dict(block_pruner.linears(i, sums)))
-            del sums  # so that no more than one block is in memory
+            linears = (x for how in portions[i] for x in block_pruner.linears(i, *how[:2]))
+            finished.write(BLOCK(i), dict(linears))
             resources.tick()
         if i < last and (states := block_pruner.advance(bound(pruned, i))):
             finished.write(STATES(i), list(states))

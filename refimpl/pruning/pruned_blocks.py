@@ -1,8 +1,6 @@
 """A model pruned block by block, each block calibrated on inputs that passed the pruned ones."""
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from functools import partial
 from math import prod
@@ -23,7 +21,7 @@ from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
 from refimpl.model.weight import count_bad
 from refimpl.pruners.checks import Compat
-from refimpl.pruners.compensation import Factor, SharedFactor, upper_factor
+from refimpl.pruners.compensation import SharedFactor
 from refimpl.pruners.decision import Goal, PrunerOptions
 from refimpl.pruners.pruner import pruners
 from refimpl.running.settings import Resources
@@ -99,8 +97,7 @@ def stored_weight(
 class LinearUnit:
     """The work unit that prunes one linear, the one at `index` of its block.
 
-    `sums` is the statistic of what it reads over all sequences, or the file of it, or None;
-    `factor` is as of `compensated`.
+    `sums` is the statistic of what it reads over all sequences, or the file of it, or None.
     """
 
     block: int
@@ -109,10 +106,9 @@ class LinearUnit:
     goal: Goal
     compat: Compat
     pruner: PrunerOptions
-    sums: Array | str | None
+    sums: Array | SharedFactor | str | None
     sequences: int
     dtype: npt.DTypeLike
-    factor: Factor = upper_factor
 
     def cost(self, config: Config) -> float:
         """Nothing: progress counts blocks."""
@@ -120,11 +116,12 @@ class LinearUnit:
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> tuple[str, PrunedLinear]:
         """Name and decision; the weights of the block were checked when it was read."""
-        dense = model.weights[f"blocks.{self.block}.{self.name}.weight"].read_again(self.dtype)
+        weight = model.weights[f"blocks.{self.block}.{self.name}.weight"]
+        dense = weight.read_again(self.dtype)
         sums = self.sums
         if isinstance(sums, str):
             sums = read_tree(Path(sums), mapped=True)
-        how = self.goal, self.pruner, self.compat, self.factor
+        how = self.goal, self.pruner, self.compat, weight.stored.numpy_dtype
         place = self.block, self.index
         keep, new, method = decided(self.name, place, dense, sums, self.sequences, *how)
         stored = None if new is None else stored_weight(model, self.block, self.name, keep, new)
@@ -155,16 +152,18 @@ class BlockPruner:
             rows, dtype = dict(enumerate(ids)), self.resources.dtype
             self.stream = Stream(self.model, rows, dtype, numbered, index)
 
-    def sums(self, index: int) -> Mapping[str, Array]:
-        """The sums of what the linears of a dense block read, by trace point."""
-        workers, tick = self.resources.workers, self.resources.tick
+    def sums(
+        self, index: int, points: Collection[str] | None = None, workers: Workers | None = None
+    ) -> Mapping[str, Array]:
+        """The sums of what the linears of a dense block read, by trace point; all by default."""
+        workers, dtype = workers or self.resources.workers, self.resources.dtype
         if isinstance(self.inputs, Imatrix):
             return self.inputs.squares[index]
         if self.stream is None:
             return {}
-        weights = self.model.block(index, self.resources.dtype, workers.map)
+        weights, tick = self.model.block(index, dtype, workers.map), self.resources.tick
         statistic = SUMS[str(self.pruner.record.needs)]
-        return sums_of_all(self.stream, weights, statistic, workers, tick)[1]
+        return sums_of_all(self.stream, weights, statistic, workers, tick, points)[1]
 
     def advance(self, pruned: Callable[[], Weights]) -> Sequence[Array]:
         """Pass the pruned block; returns the states [1, S, D] after it, none after the last one."""
@@ -177,47 +176,48 @@ class BlockPruner:
             stream.advance(dict(enumerate(states)))
         return states
 
-    def linears(self, index: int, sums: Mapping[str, Array]) -> Iterator[tuple[str, PrunedLinear]]:
-        """Prune the linears of a block, each on its own: on the threads, or on the executor.
+    def linears(
+        self, index: int, points: Collection[str] | None = None, at_once: int | None = None
+    ) -> Iterator[tuple[str, PrunedLinear]]:
+        """Prune linears of a dense block that read at some trace points, all by default.
 
-        They come in any order, a few at a time; the sums are of the dense block.
+        Each is pruned on its own, on the threads or on the executor. They come in any order.
         """
-        model, workers, here = self.model, self.resources.workers, self.resources.executor is None
-        inputs = {point: self._sent(point, x) for point, x in sums.items()}
-        points = Counter(map(input_of, model.config.linears[index]))
-        shared = {p: SharedFactor() for p, n in points.items() if n > 1 and here}
-        units = [
-            LinearUnit(
-                index,
-                j,
-                name,
-                self.targets.goal(index, j),
-                self.targets.compat,
-                self.pruner,
-                inputs.get(input_of(name)),
-                len(self.stream.states) if self.stream else 1,
-                self.resources.dtype,
-                shared.get(input_of(name), upper_factor),
-            )
-            for j, name in enumerate(model.config.linears[index])
-        ]
-        # The largest first: threads end together, and hold fewer results beside their scores.
-        units.sort(key=lambda unit: -prod(model.config.linears[index][unit.name]))
-        if not here:
-            yield from results(units, model, self.resources)
-            return
-        running = deque[Future[tuple[str, PrunedLinear]]]()
-        for unit in units:
-            if len(running) > workers.threads:
-                yield running.popleft().result()
-            running.append(workers.submit(partial(unit.run, model, workers, lambda cost: None)))
-        for linear in running:
-            yield linear.result()
+        model, here = self.model, self.resources.executor is None
+        shapes = model.config.linears[index]
+        sequences = len(self.stream.states) if self.stream else 1
+        with Workers(at_once if here and at_once else self.resources.workers.threads) as few:
+            sums = self.sums(index, points, few)
+            inputs = {point: self._sent(point, x, sequences) for point, x in sums.items()}
+            del sums
+            units = [
+                LinearUnit(
+                    index,
+                    j,
+                    name,
+                    self.targets.goal(index, j),
+                    self.targets.compat,
+                    self.pruner,
+                    inputs.get(input_of(name)),
+                    sequences,
+                    self.resources.dtype,
+                )
+                for j, name in enumerate(shapes)
+                if points is None or input_of(name) in points
+            ]
+            # The largest first: threads end together, and hold fewer results beside their scores.
+            units.sort(key=lambda unit: -prod(shapes[unit.name]))
+            if here:
+                yield from few.map(lambda unit: unit.run(model, few, lambda cost: None), units)
+            else:
+                yield from results(units, model, self.resources)
 
-    def _sent(self, point: str, sums: Array) -> Array | str:
-        """Sums for a work unit: matrices, which are large, by the path of their file."""
-        if self.resources.executor is None or self.scratch is None or sums.ndim < 2:
+    def _sent(self, point: str, sums: Array, sequences: int) -> Array | SharedFactor | str:
+        """Sums for a work unit: matrices as factors, or elsewhere by the path of their file."""
+        if sums.ndim < 2:
             return sums
+        if self.resources.executor is None or self.scratch is None:
+            return SharedFactor(sums, 2 / sequences)
         path = self.scratch / f"sums-{point}"
         write_tree(path, sums)
         return str(path.absolute())

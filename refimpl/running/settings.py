@@ -26,11 +26,11 @@ DEFAULT_MEMORY = 2048 * MIB
 FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def parse_memory(size: str | int | None) -> int:
-    """Bytes of a size such as 1000, "512M" or "1.5GiB"; of None, the free memory, at most 2 GiB."""
+def parse_memory(size: str | int | None, more: int = 0) -> int:
+    """Bytes of a size such as 1000, "512M" or "1.5GiB"; of None, free ones: 2 GiB and `more`."""
     require(size, str | int | None, "memory")
     if size is None:
-        return min(DEFAULT_MEMORY, free_memory())
+        return min(DEFAULT_MEMORY + -(-more // MIB) * MIB, free_memory())
     number = str(size).strip().upper().removesuffix("IB").removesuffix("B")
     unit = number[-1:] if number[-1:] in FACTORS else ""
     try:
@@ -77,6 +77,11 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def workers_of(executor: Executor | None) -> int:
+    """About how many workers an executor has; 0 without one."""
+    return 0 if executor is None else getattr(executor, "_max_workers", None) or cores()
+
+
 @dataclass
 class Resources:
     """Open resources of a computation, and its progress."""
@@ -95,8 +100,7 @@ class Resources:
     @property
     def at_once(self) -> int:
         """About how many work units run at once: one here, on all threads."""
-        executor = self.executor
-        return 1 if executor is None else getattr(executor, "_max_workers", None) or cores()
+        return workers_of(self.executor) or 1
 
     def run_since(self, started: float, runtime: Runtime = NUMPY) -> Run:
         """The run that began when `time.perf_counter()` was `started`, and ends now."""

@@ -16,9 +16,9 @@ from refimpl.model.stream import Stream
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.held_model import HeldModel
 from refimpl.running.provenance import TokenFacts, token_facts
-from refimpl.running.settings import Settings, peak_memory
-from refimpl.running.threads import Workers
-from refimpl.scoring.experiment import dense_units, state_bytes, work_list
+from refimpl.running.settings import Settings, parse_memory, peak_memory
+from refimpl.running.threads import Workers, thread_count
+from refimpl.scoring.experiment import dense_units, probing_bytes, state_bytes, work_list
 from refimpl.scoring.measurements import wanda_moments
 from refimpl.scoring.score import probed_blocks, pruned_base
 from refimpl.scoring.signals import Chosen, before_squares
@@ -100,6 +100,8 @@ def estimate(
     plan, before = request.perturbation(plan), peak_memory() or 0
     ids, config = checked_ids(tokens.ids, model.config), model.config
     base = pruned_base(config, request).linear_pruned
+    beside = probing_bytes(config, plan, settings.dtype, thread_count(settings.threads))
+    settings = replace(settings, memory=parse_memory(settings.memory, beside))
     with settings.open() as resources:
         divergence, probes = request.correct == "divergence", isinstance(plan, Probes)
         rounds = work_list(config, ids, plan, resources, None, divergence, bool(plan.precision))
@@ -128,7 +130,7 @@ def estimate(
             units=len(groups),
             states=sum(len(stack) for unit in groups for stack in unit.stacks),
             seconds=in_turn / resources.at_once,
-            memory=before + held * state + 2 * int(config.block_sizes.max()) * item,
+            memory=before + held * state + beside + 2 * int(config.block_sizes.max()) * item,
             dtype=resources.dtype.name,
             threads=resources.at_once if resources.executor else workers.threads,
             elsewhere=resources.executor is not None,

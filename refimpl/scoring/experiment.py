@@ -16,7 +16,14 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, input_of
 from refimpl.running.settings import Resources, require_memory
 from refimpl.running.work_units import results
-from refimpl.scoring.measurements import Address, Measurements, PruneBlock, Squares, addresses
+from refimpl.scoring.measurements import (
+    Address,
+    Measurements,
+    ProductBytes,
+    PruneBlock,
+    Squares,
+    addresses,
+)
 from refimpl.scoring.state_group import StateGroup
 
 ROWS = 512  # of a product: with more, it is hardly faster, and needs more memory
@@ -28,6 +35,18 @@ Addresses = tuple[Address, ...]
 def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
     """Bytes of one state of `length` tokens, [S, D and what is carried]."""
     return length * config.state_size * np.dtype(dtype).itemsize
+
+
+def probing_bytes(config: Config, plan: Perturbation, dtype: npt.DTypeLike, threads: int) -> int:
+    """Bytes of a block's outer products, and of its weights after each probe; 0 without them."""
+    if not isinstance(plan, Probes) or plan.pruner.record.needs != "products":
+        return 0
+    item, most = np.dtype(dtype).itemsize, 0
+    for i, linears in enumerate(config.linears):
+        probes = plan.variants(len(linears), i, config.num_blocks)
+        blocks = probes if plan.units == "blocks" else 1 + (probes - 1) / len(linears)
+        most = max(most, ProductBytes.of(linears, item, item, blocks).most(threads))
+    return most
 
 
 def stacks(states: Iterable[Address], length: int) -> list[Addresses]:
@@ -57,20 +76,23 @@ def state_groups(
     resources: Resources,
     every: int = 0,
     copies: int = 1,
+    beside: int = 0,
 ) -> list[list[Addresses]]:
     """Put stacks of states of `length` tokens into groups that travel together, as memory allows.
 
     Groups are smaller if finished units are kept. `every` sequences are in each group. So
-    many `copies` of a state may be held at once.
+    many `copies` of a state may be held at once, and so many bytes `beside` the states.
 
     Raises:
         RefimplError: The memory does not hold one stack and the clean states.
     """
     workers, size = resources.at_once, state_bytes(config, length, resources.dtype)
     least = copies * max(map(len, cut), default=1) + 2 * max(every, 1)
-    capacity, need = resources.memory // workers // size, least * size * workers
+    capacity = (resources.memory // workers - beside) // size
+    need = (least * size + beside) * workers
     thing = "one experiment" + (f" for each of {workers} workers" if workers > 1 else "")
     states = f"{least} states of {length} x {config.state_size}"
+    states += f", and {beside} bytes for the outer products of inputs" if beside else ""
     require_memory(resources.memory, need, thing, states, "a shorter --seq-len")
     if every:
         count = sum(map(len, cut))
@@ -239,7 +261,9 @@ def work_list(
     rounds = list[list[StateGroup]]()
     for cut in together:
         rounds.append([])
-        sizes = ids.shape[1], resources, every, 1 + plan.on_sinks
+        threads = 1 if resources.executor else resources.workers.threads
+        beside = probing_bytes(config, plan, resources.dtype, threads)
+        sizes = ids.shape[1], resources, every, 1 + plan.on_sinks, beside
         for group in state_groups(cut, config, *sizes):
             rows = {n: ids[n] for n in (range(every) or sorted({x[0].sequence for x in group}))}
             # The first group with a sequence sums its squares.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import SUMS, input_of, saw_no_token
 from refimpl.model.stream import Stream
 from refimpl.pruners.checks import Bools, Compat
-from refimpl.pruners.compensation import Factor, SharedFactor, upper_factor
+from refimpl.pruners.compensation import FLOAT64, SharedFactor
 from refimpl.pruners.decision import Goal, PrunerOptions, decision
 from refimpl.pruners.magnitude import MAGNITUDE
 from refimpl.running.threads import Workers
@@ -28,22 +28,22 @@ class PrunedBlocks:
     """Blocks as a pruner prunes them, with exact counts [V, L, linears] for V variants of each.
 
     A pruner that needs squares gets Wanda's statistic; one that needs outer products gets their
-    sums over the sequences by trace point, and what factors their Hessians for all variants.
+    sums over the sequences by trace point, which all variants share.
     """
 
     linears: Linears
     counts: Array
     pruner: PrunerOptions
     moments: Moments = ()
-    products: Mapping[str, Array] = field(default_factory=dict)
+    products: Mapping[str, SharedFactor] = field(default_factory=dict)
     sequences: int = 1
-    factors: Mapping[str, SharedFactor] = field(default_factory=dict)
 
     def summed(self, clean: Stream, weights: Weights, workers: Workers) -> Self:
         """The same, with the products of all clean states before a block."""
         _, total = sums_of_all(clean, weights, SUMS["products"], workers)
-        factors = {point: SharedFactor() for point in total}
-        return replace(self, products=total, sequences=len(clean.states), factors=factors)
+        count = len(clean.states)
+        products = {point: SharedFactor(x, 2 / count) for point, x in total.items()}
+        return replace(self, products=products, sequences=count)
 
     def __call__(
         self, block: int, variant: int, weights: BlockWeights, workers: Workers
@@ -62,33 +62,33 @@ class PrunedBlocks:
     ) -> Array | Later:
         """A linear [out, in] without `count` of its weights."""
         total = self.moments[place[0]][name] if self.moments else self.products.get(input_of(name))
-        weight, factor = weights[f"{name}.weight"], self.factors.get(input_of(name), upper_factor)
-        how = self.sequences, count, self.pruner
-        keep, new, _ = decided(name, place, weight, total, *how, factor=factor)
+        weight, how = weights[f"{name}.weight"], (self.sequences, count, self.pruner)
+        keep, new, _ = decided(name, place, weight, total, *how, new_dtype=weight.dtype)
         if new is None:
             return weights.without(f"{name}.weight", keep)
-        return zeroed(new.astype(weight.dtype), keep)
+        return zeroed(new, keep)
 
 
 def decided(
     name: str,
     place: tuple[int, int],
     weight: Array,
-    total: Array | None,
+    total: Array | SharedFactor | None,
     sequences: int,
     goal: Goal,
     pruner: PrunerOptions,
     compat: Compat = "exact",
-    factor: Factor = upper_factor,
+    new_dtype: np.dtype[Any] = FLOAT64,
 ) -> tuple[Bools, Array | None, str | None]:
     """The decision on a linear, new weights, and how it was made if not as on others.
 
     Of an expert that saw no token, the lowest magnitudes go. An error names the linear.
     """
-    idle = pruner.record.needs is not None and saw_no_token(name, total)
+    sums = total.outer if isinstance(total, SharedFactor) else total
+    idle = pruner.record.needs is not None and saw_no_token(name, sums)
     how = PrunerOptions(MAGNITUDE) if idle else pruner
     try:
-        keep, new = decision(weight, total, sequences, goal, how, compat, place, factor)
+        keep, new = decision(weight, total, sequences, goal, how, compat, place, new_dtype)
     except RefimplError as error:
         problem = f"blocks.{place[0]}.{name}: {error.problem}"
         raise RefimplError(problem, error.expected, error.remedy) from error

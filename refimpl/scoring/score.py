@@ -32,8 +32,9 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.provenance import token_facts
-from refimpl.running.settings import Settings
-from refimpl.scoring.experiment import dense_squares, experiment
+from refimpl.running.settings import Settings, parse_memory
+from refimpl.running.threads import thread_count
+from refimpl.scoring.experiment import dense_squares, experiment, probing_bytes, work_list
 from refimpl.scoring.measurements import (
     Experiment,
     Measurements,
@@ -110,8 +111,12 @@ def score(
         )
     model.check_finite(settings.dtype)
     chosen = Chosen.of(request, bases)
+    beside = probing_bytes(config, plan, settings.dtype, thread_count(settings.threads))
+    settings = replace(settings, memory=parse_memory(settings.memory, beside))
     with settings.open(model, _options(tokens, plan, request, chosen)) as resources:
         require_resolved(plan, resources.dtype)
+        if beside:  # too little memory is refused before anything is measured
+            work_list(config, ids, plan, resources)
         resources.total = _cost(config, len(ids), plan, request, chosen)
         signals = before_squares(model, chosen, ids, resources)
         pruned_at, prune_block = None, None

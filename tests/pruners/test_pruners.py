@@ -14,7 +14,12 @@ from refusals import refusal_of
 from strategies import matrices, seeds, shapes, ties
 
 from refimpl.pruners.checks import Bools, Floats
-from refimpl.pruners.compensation import PrunedWeight, compensated, inverse_of_upper, upper_factor
+from refimpl.pruners.compensation import (
+    PrunedWeight,
+    SharedFactor,
+    compensated,
+    inverse_of_upper,
+)
 from refimpl.pruners.counts import split_count
 from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.pruners.magnitude import magnitude_keep_peer
@@ -309,7 +314,7 @@ def test_dead_inputs_go_first(seed: int, shape: tuple[int, int], data: st.DataOb
 @pytest.mark.parametrize("columns", [1, 64, 65, 130, 333])
 def test_the_factor_is_one_of_the_inverse(columns: int) -> None:
     _, h = problem(8, 1, columns, samples=2 * columns + 2)
-    factor = inverse_of_upper(upper_factor(h, 0.01))
+    factor = inverse_of_upper(SharedFactor.of(h).factored(0.01)[0])
     np.testing.assert_array_equal(factor, np.triu(factor))
     assert (np.diag(factor) > 0).all()
     identity = np.eye(columns)
@@ -323,7 +328,7 @@ def test_the_factor_of_an_ill_conditioned_hessian() -> None:
     vectors, _ = np.linalg.qr(np.random.default_rng(9).standard_normal((200, 200)))
     h = vectors * np.logspace(-4, 4, 200) @ vectors.T
     h = (h + h.T) / 2
-    factor = inverse_of_upper(upper_factor(h, 0))
+    factor = inverse_of_upper(SharedFactor.of(h).factored(0)[0])
     np.testing.assert_allclose(factor @ h @ factor.T, np.eye(200), atol=1e-8)
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from refimpl.model.ops import Array
 from refimpl.oracle.judging.measures import Positions
-from refimpl.pruners.compensation import compensated, inverse_of_upper, upper_factor
+from refimpl.pruners.compensation import SharedFactor, compensated, inverse_of_upper
 from refimpl.pruners.counts import split_count, total_count
 from refimpl.pruners.sparsegpt import WIDTH, hessian
 
@@ -38,10 +38,8 @@ def sparsegpt_scores(
 
 def sparsegpt_error(products: Array, truth: Array, sequences: int, damping: float) -> float:
     """The largest relative error of the factor's ``diag(U)^2``, by which scores are divided."""
-    scale, right = (
-        np.square(np.diag(inverse_of_upper(upper_factor(hessian(x, sequences), damping))))
-        for x in (products, truth)
-    )
+    factors = (SharedFactor(hessian(x, sequences)).factored(damping)[0] for x in (products, truth))
+    scale, right = (np.square(np.diag(inverse_of_upper(x))) for x in factors)
     return float(np.max(np.abs(scale / right - 1)))
 
 

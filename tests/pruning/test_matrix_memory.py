@@ -1,0 +1,151 @@
+"""The memory of outer products and of pruning by them: predicted, and bounded by --memory."""
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import config_of, sparse
+from conftest import FIXTURES
+from program import ran, refused, run
+from refusals import refusal_of
+
+from refimpl import Probes, Request, estimate, read_model, score
+from refimpl.model import statistics
+from refimpl.model.statistics import sum_of_outer_products
+from refimpl.pruners import compensation
+from refimpl.pruners.compensation import SharedFactor, working_bytes
+from refimpl.pruners.decision import PrunerOptions
+from refimpl.pruners.pattern import Pattern
+from refimpl.pruning.prune import prune, pruning_memory
+from refimpl.running.settings import Settings
+from refimpl.tokens import random_tokens
+
+LLAMA = FIXTURES / "llama"
+SPARSEGPT = (
+    *("--nm", "2:4", "--pruner", "sparsegpt"),
+    *("--samples", 3, "--seq-len", 12, "--tokens", "random"),
+)
+WIDE = 2240  # inputs of down_proj: its outer products take 38 MiB
+CONFIG = config_of("llama", intermediate_size=WIDE, num_hidden_layers=1, head_dim=500)
+
+
+@pytest.fixture
+def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrices of more than 24 inputs count as large."""
+    monkeypatch.setattr(compensation, "WHOLE", 24)
+    monkeypatch.setattr(compensation, "PANEL", 9)
+    monkeypatch.setattr(statistics, "WHOLE", 24)
+    monkeypatch.setattr(statistics, "FEW", 10)
+
+
+@pytest.mark.parametrize("whole", [WIDE, 512])
+@pytest.mark.parametrize("together", [True, False])
+def test_one_matrix_is_factored_in_its_place(
+    whole: int, together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sum of an input, its Hessian and its factor are one matrix; with little memory, alone."""
+    for module in (compensation, statistics):
+        monkeypatch.setattr(module, "WHOLE", whole)
+    monkeypatch.setattr(statistics, "FEW", 128)
+    model = read_model(sparse(tmp_path / "wide", CONFIG))
+    tokens, pruner = random_tokens(264, 2, 8), PrunerOptions("sparsegpt")
+    refused = refusal_of(pruning_memory, model, pruner, 16, Settings(threads=1, memory=1))
+    least = None if together else int(refused.remedy.split("--memory ")[1].split()[0])
+    widths = sorted({width for _, width in model.config.linears[0].values()})
+    sums = [8 * width**2 for width in (widths if together else widths[-1:])]
+    work = max(working_bytes(*shape, 4, 4) for shape in model.config.linears[0].values())
+    tracemalloc.start()
+    prune(model, tmp_path / "out", Pattern(2, 4), pruner, tokens, threads=1, memory=least)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sums[-1] < peak < sum(sums) + work + (3 << 20)
+
+
+def test_what_is_resident_is_predicted(tmp_path: Path) -> None:
+    """Above what Wanda takes, the matrices, and the work on one linear for each thread."""
+    model = read_model(sparse(tmp_path / "wide", CONFIG))
+    shapes, pruner = model.config.linears[0], PrunerOptions("sparsegpt")
+    sums = 8 * sum({width: width**2 for _, width in shapes.values()}.values())
+    work = max(working_bytes(*shape, 4, 4) for shape in shapes.values())
+    one, two = (pruning_memory(model, pruner, 96, Settings(threads=x))[1] for x in (1, 2))
+    assert two - one == work
+    assert sums < one - pruning_memory(model, PrunerOptions(), 96, Settings())[1] < sums + 2 * work
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.usefixtures("in_place")
+def test_results_do_not_depend_on_memory(case: str, threads: int, tmp_path: Path) -> None:
+    """Too little is refused with what would be enough; with that, one matrix at a time is kept."""
+    words = ("prune", FIXTURES / case, *SPARSEGPT, "--threads", threads)
+    said = refused(*words, "-o", tmp_path / "none", "--memory", "1K")
+    assert "states and outer products" in said
+    assert list(tmp_path.iterdir()) == []
+    least = int(said.rsplit("--memory ", 1)[1].split()[0])
+    refused(*words, "-o", tmp_path / "none", "--memory", least - 1)
+    ran(*words, "-o", tmp_path / "least", "--memory", least)
+    ran(*words, "-o", tmp_path / "most")
+    one, other = ((tmp_path / x / "model.safetensors").read_bytes() for x in ("least", "most"))
+    assert one == other
+    model = read_model(FIXTURES / case)
+    few, many = (
+        pruning_memory(model, PrunerOptions("sparsegpt"), 36, Settings(threads=threads, memory=x))
+        for x in (least, None)
+    )
+    assert len(few[2][0]) > len(many[2][0]) == 1
+    assert few[1] < many[1]
+
+
+@pytest.mark.parametrize("more", [(), ("--executor", "processes")])
+def test_the_run_says_what_it_takes_before_it_starts(more: Any, tmp_path: Path) -> None:
+    words = ("prune", LLAMA, "-o", tmp_path / "out", *SPARSEGPT, *more)
+    found = json.loads(ran(*words, "--estimate", "--json"))
+    assert found["memory"] > 0
+    assert "memory      about " in ran(*words, "--estimate")
+    assert list(tmp_path.iterdir()) == []
+    first = run(*words, err_terminal=True).err.splitlines()[0]
+    assert first.startswith("memory: about ")
+    assert first.endswith(" MiB resident while blocks are pruned")
+
+
+def test_scores_by_probes_of_sparsegpt_have_room_for_its_matrices() -> None:
+    plan, request = Probes(probe_pruner="sparsegpt"), Request(sparsity=0.5, correct="divergence")
+    model, tokens = read_model(LLAMA), random_tokens(264, 2, 12)
+    error = refusal_of(score, model, tokens, plan, request, memory=1000, says="one experiment")
+    assert "bytes for the outer products of inputs" in error.expected
+    least = int(error.remedy.split("--memory ")[1].split()[0])
+    assert least > 8 * sum(x**2 for x in {width for _, width in model.config.linears[0].values()})
+    groups = [estimate(model, tokens, plan, request, memory=x).units for x in (least, None)]
+    assert groups[0] > groups[1]
+    scores = [score(model, tokens, plan, request, memory=x) for x in (least, None)]
+    np.testing.assert_array_equal(*(x.sweep[0].divergence for x in scores))
+    refusal_of(score, model, tokens, plan, request, memory=least - 1, says="one experiment")
+
+
+@pytest.mark.parametrize("columns", [25, 40, 97])
+@pytest.mark.usefixtures("in_place")
+def test_a_large_matrix_is_factored_in_parts(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """V V^T = H to rounding, as with LAPACK; what does not factor is refused in the same words."""
+    x = np.random.default_rng(columns).standard_normal((2, columns, columns))
+    h = sum_of_outer_products(x)
+    np.testing.assert_allclose(h, np.einsum("nti,ntj->ij", x, x), rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(h, h.T)
+    upper, _ = SharedFactor.of(h).factored(0.01)
+    np.testing.assert_array_equal(upper, np.triu(upper))
+    damped = h + 0.01 * np.diag(h).mean() * np.eye(columns)
+    eps = np.finfo(float).eps
+    assert np.linalg.norm(upper @ upper.T - damped) <= 8 * columns * eps * np.linalg.norm(damped)
+    h[3] = h[:, 3] = 0
+    h[3, 3] = -0.02 * np.diag(h).sum() / columns  # a damping of 0.1 is enough
+    parts = SharedFactor.of(h)
+    said = [refusal_of(parts.factored, 0.01, remedy="damping 0.1,") for _ in range(2)]
+    tried = h.copy()
+    assert not compensation._factor_in_place(tried)
+    np.fill_diagonal(tried, h.diagonal())
+    np.testing.assert_array_equal(tried, h)  # for the next trial
+    monkeypatch.setattr(compensation, "WHOLE", columns)
+    said.append(refusal_of(SharedFactor.of(h).factored, 0.01))
+    assert len(set(map(str, said))) == 1  # another linear fails alike
