@@ -139,10 +139,10 @@ class StepInputs:
         self.missing[step] = frozenset(reads) - self.given.keys()
         return step
 
-    def read_forward(self) -> None:
-        """Note that what follows is computed from all trace points."""
-        every = [x for x in self.values if x.split(".")[0] in ("embed", "blocks")]
-        self.missed.update(x for x in every if x not in self.given)
+    @property
+    def entries(self) -> list[str]:
+        """What the inputs of linears are computed from: states before each block, and experts."""
+        return [x for x in self.values if x.endswith((".resid_pre", ROUTER))]
 
     def keep(self, step: str, shape: tuple[int, ...]) -> Keep:
         """A decision, [out, in], or the choice of a router, [N, S, experts]."""
@@ -210,8 +210,7 @@ class StepInputs:
         with Settings(self.dtype).open() as resources:
             found = of_weights(self.model, chosen, resources)
             found = found or of_moments(self.model, chosen, moments, resources)
-        (signal,) = found.values()
-        return signal
+        return next(iter(found.values()))
 
     def dense_scores(self) -> Iterator[Array]:
         """Wanda's scores of each block of the dense model, all linears in one row."""
@@ -351,11 +350,11 @@ def measured(inputs: StepInputs, name: str, states: Sequence[Followed]) -> Named
 
 def signals(inputs: StepInputs) -> NamedArrays:
     """The signals of the bases, from the weights and what the linears read."""
-    inputs.read_forward()
     used = {signal_of(base) for base in ("owl", "dlp", *inputs.recipe.bases)}
     for base in ("owl", "dlp", "alphapruning", "dlp_median", "alphapruning_mid"):
         if (step := f"{base}.signal") in used:
-            yield inputs.of(step), inputs.signal(base).main
+            states = inputs.recipe.request(base).record.needs == "squares"
+            yield inputs.of(step, *inputs.entries * states), inputs.signal(base).main
 
 
 def allocations(inputs: StepInputs) -> NamedArrays:
@@ -363,7 +362,6 @@ def allocations(inputs: StepInputs) -> NamedArrays:
     for name in inputs.recipe.bases:
         base, signal = inputs.base(name), {signal_of(name)} & inputs.known
         yield inputs.of(f"{name}.base", *signal), inputs.allocated(name, base).base_sparsity
-        u = clipped_log(inputs.number(RATIO))
-        yield inputs.of(f"{name}.corrected", RATIO, *signal), inputs.corrected(name, base, u)
-        final = f"{name}.corrected"
+        final, u = f"{name}.corrected", clipped_log(inputs.number(RATIO))
+        yield inputs.of(final, RATIO, *signal), inputs.corrected(name, base, u)
         yield inputs.of(f"{name}.counts", final), inputs.counts(inputs.number(final))

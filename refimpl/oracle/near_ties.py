@@ -12,11 +12,11 @@ from refimpl.oracle.case import FACTOR
 from refimpl.oracle.dense_steps import RATIO, linear_of, sums_behind
 from refimpl.oracle.judging import measures, ties
 from refimpl.oracle.judging.measures import EPS, ERROR_FACTOR, FLOOR_16, FORWARD, tolerance_of
+from refimpl.oracle.judging.records import record_of
 from refimpl.oracle.own_inputs import Truth, is_experiment
 from refimpl.oracle.reference_errors import moved_by_rounding
 
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
-GIVEN = (".score", ".base", ".corrected", ".counts", ".signal")  # computed from written numbers
 BIAS = "router.correction"
 NEAR = 0.25  # of the tolerance: twice refimpl's own error
 
@@ -183,10 +183,11 @@ def follows_a_choice(truth: Truth, step: str) -> bool:
     routers = {name for name in names if name.endswith(ROUTER)}
     if experts is None or EPS[truth.computed_in] <= EPS["float32"]:
         return False
+    unwritten = routers if experts.scoring == "sparsemixer" else routers - truth.given.keys()
     if step.split(".")[0] in FORWARD:
-        unwritten = routers if experts.scoring == "sparsemixer" else routers - truth.given.keys()
-        if not unwritten.intersection(names[: names.index(step)]):
-            return False
-    elif step.endswith(GIVEN) or (truth.stepwise and step.startswith("pruned.blocks.")):
+        unwritten = unwritten.intersection(names[: names.index(step)])
+    elif record_of(step).exact or step.endswith((".score", ".counts")):
         return False
-    return any(_Router(truth, name, True).near().any() for name in routers)
+    elif not step.startswith("pruned.blocks.") and not step.endswith(".signal"):
+        unwritten = routers  # of perturbed and pruned models: no steps
+    return bool(unwritten) and any(_Router(truth, name, True).near().any() for name in routers)

@@ -35,7 +35,7 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
     """Each block pruned alone by Wanda, what that does, and the corrections by it."""
     model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
     first, wanda = recipe.bases[0], PrunerOptions("wanda")
-    inputs.read_forward()
+    inputs.missed.update({*inputs.entries} - inputs.given.keys())
     base = inputs.base(first)
     by_linear = inputs.allocated(first, base).linear_sparsity
     shares = by_linear if base.ndim == 2 else inputs.number(f"{first}.base")
@@ -43,7 +43,8 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
     goals = inputs.value("pruned.counts").tolist()
     for i, sums in enumerate(inputs.squares):
         prefix, exact = f"pruned.blocks.{i}", model.block(i, np.float64)
-        yield from ((f"{prefix}.{point}.squares", total) for point, total in sums.items())
+        for point, total in sums.items():
+            yield inputs.of(f"{prefix}.{point}.squares", *inputs.entries), total
         for linear, goal in zip(config.linears[i], goals[i], strict=False):
             _require_tokens(linear, sums)
             sums_of, step = f"{prefix}.{input_of(linear)}.squares", f"{prefix}.{linear}.keep"

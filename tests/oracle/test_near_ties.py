@@ -229,6 +229,34 @@ def test_a_base_of_signals_within_their_tolerance_is_within_its_own() -> None:
             assert report.verdict == "pass", (base, report.first)
 
 
+def test_a_signal_without_its_states_is_off_by_the_errors_of_these(tmp_path: Path) -> None:
+    """With sharp attention those of float16 grow; on states that were written they do not count."""
+    tensors = copied_tensors("llama")
+    for name, x in tensors.items():
+        x *= (30 if "q_proj" in name or "k_proj" in name else 3) if "_proj" in name else 1
+    ids, recipe = np.random.default_rng(7).integers(8, 64, (1, 4)), Recipe(bases=("owl",))
+    case = changed_case("llama", tensors, tmp_path, ids, recipe, "float16")
+    inputs = case_inputs(case, rounded=ARITHMETIC["float16"])
+    right, step = written(case, every_array(inputs), "float16"), "dlp.signal"
+    states = {k: x for k, x in right.items() if k.endswith("resid_pre")}
+    sums, median = "pruned.blocks.3.mlp_norm.squares", inputs.signal("dlp_median").main
+    for before, stepwise in (({}, False), (states, True)):
+        for name, value in ((step, right[step]), (step, median), (sums, right[sums])):
+            (result,) = check(case, {name: value, **before}, (name,), "float16").steps
+            assert result.status == ("divergent" if value is median else "pass")
+            assert result.own == own_errors(case, "float16", stepwise)[name]
+
+
+def test_signals_follow_the_experts_of_their_tokens(mixture: Case) -> None:
+    """In 16 bits a candidate that did not write them may have routed a token to another one."""
+    steps_of = ("owl.signal", "dlp.signal", "pruned.blocks.2.attn_norm.squares")
+    wrong = {x: 2 * mixture.expected[x] for x in steps_of}
+    states = {x: y for x, y in mixture.expected.items() if x.endswith(("resid_pre", "router.keep"))}
+    for actual, status in ((wrong, "conditional"), (wrong | states, "divergent")):
+        judged = check(mixture, actual, steps_of, "bfloat16").steps
+        assert {x.status for x in judged} == {status}
+
+
 def test_a_function_moves_with_its_arguments() -> None:
     x = np.array([3.0, 1.0])
     assert moved_by(lambda v: v, x, 1e-3) == pytest.approx(1e-3)
