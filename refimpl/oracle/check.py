@@ -103,7 +103,14 @@ def check(
             "omit --stepwise, or make a case without --only",
         )
     actual = {name: case.sampled(measures.array_of(x)) for name, x in actual.items()}
-    dtype = measures.dtype_of(actual) if dtype is None else dtype
+    names = {x.dtype.name for x in actual.values()} & EPS.keys() if dtype is None else {dtype}
+    if not names:
+        raise RefimplError(
+            "the candidate has no float array",
+            f"arrays of {', '.join(EPS)}",
+            "add --dtype, or write the results in the dtype of their computation",
+        )
+    dtype = max(names, key=lambda name: EPS.get(name, 0.0))
     some = wanted if len(wanted) < len(case.expected) else None
     truth = truth_of(case, actual, dtype, stepwise, chained, some)
     judged, results = without_rounding(truth), list[StepResult]()
@@ -213,10 +220,8 @@ def unchanged(case: Case, step: str, actual: Mapping[str, Array], dtype: str) ->
 
 def coarse_step(step: str) -> str:
     """The step of the same kind at `coarse_eta`, which 16 bits resolve, or ""."""
-    if step == "absorption_coefficient":
-        return f"coarse.{step}"
-    kind, _, rest = step.partition(".")
-    return f"coarse.{rest}" if kind == "perturbed" else ""
+    rest = step.removeprefix("perturbed.")
+    return f"coarse.{rest}" if rest != step or step == "absorption_coefficient" else ""
 
 
 @checked

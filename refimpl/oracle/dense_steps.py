@@ -156,13 +156,6 @@ class StepInputs:
         logits = project_linear(self.value(read), weights, "router")
         return read, logits, unpacked(self.values[step], logits.shape[-1]), weights
 
-    def noise(self, block: int, sequence: int, draw: int) -> Array:
-        """The noise after a block, [S, D]."""
-        if self.noises is not None:
-            return self.noises[f"noise.{draw}" if draw else "noise"][block][sequence]
-        shape = self.ids.shape[1], self.model.config.hidden_size
-        return experiment.noise(self.recipe.seed, sequence, block, draw, shape)
-
     def base(self, name: str, others: Mapping[str, Array] = {}) -> Array:
         """A base [L] or [L, linears] of the signals, or others, before it is projected."""
         step = signal_of(name)
@@ -223,14 +216,10 @@ class StepInputs:
         """What corrects an allocation, [L], and how logarithms are made of it."""
         if name in self.recipe.bases:
             return self.number(RATIO), clipped_log
-        return self.errors(name), centred_log
-
-    def errors(self, correct: str) -> Array:
-        """The errors that a correction by arrival or divergence is made from, [L]."""
-        if correct == "divergence":
-            return self.number("pruned.divergence")
+        if name == "divergence":
+            return self.number("pruned.divergence"), centred_log
         blocks = range(self.model.config.num_blocks)
-        return np.array([self.number(f"pruned.{i}.drift")[-1] for i in blocks])
+        return np.array([self.number(f"pruned.{i}.drift")[-1] for i in blocks]), centred_log
 
 
 NamedArrays = Iterator[tuple[str, Array]]
@@ -298,8 +287,11 @@ def by_noise(inputs: StepInputs) -> NamedArrays:
                 kept = experiment.kept_tokens(h, recipe.sink)
                 how = plan.eta[0], kept, plan.noise_scale, plan.noise_shape, plan.noise_norm
                 for draw in range(plan.draws):
-                    noisy = experiment.perturbed(h, inputs.noise(i, n, draw), *how)
-                    yield n, with_stream(state, noisy)
+                    if inputs.noises is None:
+                        noise = experiment.noise(recipe.seed, n, i, draw, h.shape)
+                    else:
+                        noise = inputs.noises[f"noise.{draw}" if draw else "noise"][i][n]
+                    yield n, with_stream(state, experiment.perturbed(h, noise, *how))
 
         yield from measured(inputs, prefix or "perturbed.", followed(inputs, start))
 

@@ -13,8 +13,7 @@ from refimpl.oracle.dense_steps import RATIO, linear_of, sums_behind
 from refimpl.oracle.judging import measures, ties
 from refimpl.oracle.judging.measures import EPS, ERROR_FACTOR, FLOOR_16, FORWARD, tolerance_of
 from refimpl.oracle.judging.records import record_of
-from refimpl.oracle.own_inputs import Truth, is_experiment
-from refimpl.oracle.reference_errors import moved_by_rounding
+from refimpl.oracle.own_inputs import Truth, is_experiment, moved_by_rounding
 
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
 BIAS = "router.correction"
@@ -36,7 +35,13 @@ def ties_of(truth: Truth, step: str, array: Array) -> measures.Positions:
         scores, allowed = truth.dense_scores(), truth.tolerance(step)
         return ties.outlier_ties(array, right, scores, m, allowed, relative, TIE_SHARE)
     if step.endswith(ROUTER):
-        return router_ties(truth, step, array)
+        router = _Router(truth, step, truth.is_chained(step))
+        mine = ties.unpacked(array, router.experts.num_experts)
+        turned = (mine != router.truth).any(axis=-1)
+        explained = router.chosen(np.where(mine, 1, -1) * router.slack) == mine
+        most = 2 + max(ERROR_FACTOR * truth.own_error(step) / 2, int(router.near().sum()))
+        rounding = explained[turned].all() and turned.sum() <= most
+        return ties.positions(np.argwhere(turned)) if rounding else ()
     if last == "keep":
         score, group, slack = score_behind(truth, step)
         explain = ties.sequential_ties if first == "sparsegpt_pattern" else ties.keep_ties
@@ -164,17 +169,6 @@ class _Router:
             at = np.abs(limit) <= np.expand_dims(slack, -1) + np.expand_dims(slack, -2)
             turns |= np.any(at & np.expand_dims(self.truth, -1), axis=(-1, -2))
         return turns
-
-
-def router_ties(truth: Truth, step: str, bits: Array) -> measures.Positions:
-    """Tokens that go to other experts, if the router's rounding explains each, and not too many."""
-    router = _Router(truth, step, truth.is_chained(step))
-    mine = ties.unpacked(bits, router.experts.num_experts)
-    turned = (mine != router.truth).any(axis=-1)
-    explained = router.chosen(np.where(mine, 1, -1) * router.slack) == mine
-    most = 2 + max(ERROR_FACTOR * truth.own_error(step) / 2, int(router.near().sum()))
-    right = explained[turned].all() and turned.sum() <= most
-    return ties.positions(np.argwhere(turned)) if right else ()
 
 
 def follows_a_choice(truth: Truth, step: str) -> bool:

@@ -9,7 +9,6 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.evaluation.likelihood import RunningSoftmax
 from refimpl.method.absorption import nan_mean
-from refimpl.method.correction import centred_log
 from refimpl.method.divergence import RunningDivergence
 from refimpl.model.floating_point import loud
 from refimpl.model.forward import Weights, block, head
@@ -73,8 +72,8 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
     yield "pruned.divergence", nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1)
     for correct in ("arrival", "divergence"):
         inputs.missed.clear()
-        base, u = inputs.base(first), centred_log(inputs.errors(correct))
-        yield f"{correct}.corrected", inputs.allocated(first, base, u).corrected_sparsity
+        base, (errors, log) = inputs.base(first), inputs.correction(correct)
+        yield f"{correct}.corrected", inputs.allocated(first, base, log(errors)).corrected_sparsity
 
 
 def _by_pruners(inputs: StepInputs) -> NamedArrays:

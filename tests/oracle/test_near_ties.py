@@ -29,9 +29,8 @@ from refimpl.oracle.judging.ties import (
 )
 from refimpl.oracle.margins import row_margins
 from refimpl.oracle.near_ties import score_behind
-from refimpl.oracle.own_inputs import truth_of
+from refimpl.oracle.own_inputs import moved_by, own_errors, truth_of
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.reference_errors import moved_by, own_errors
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import every_array, steps
 from refimpl.pruners.counts import counts, split_count
@@ -314,7 +313,7 @@ def test_of_a_block_that_loses_nothing_rounding_may_be_left(dtype: str, stepwise
     right[ratio] = np.where(np.isnan(case.expected[ratio]), 0.7, case.expected[ratio])
     if not stepwise:
         inputs = case_inputs(case, case.expected | right)
-        u = centred_log(inputs.errors("arrival"))
+        u = centred_log(inputs.correction("arrival")[0])
         right["arrival.corrected"] = inputs.corrected("dlp", inputs.base("dlp", {}), u)
         assert (u[:2] < -1).all() == (dtype == "float32")
     report = check(case, right, dtype=dtype, stepwise=stepwise)
@@ -436,7 +435,7 @@ def test_a_correction_is_judged_by_the_divergences_that_it_is_made_of() -> None:
     right, own = ({**case.expected, step: x} for x in (truth, found))
     for arrays in (right, own):
         inputs = case_inputs(case, arrays)
-        u, name = centred_log(inputs.errors("divergence")), case.recipe.bases[0]
+        u, name = centred_log(inputs.correction("divergence")[0]), case.recipe.bases[0]
         arrays[correction] = inputs.corrected(name, inputs.base(name, {}), u)
     assert np.abs(right[correction] - own[correction]).max() > 0.01
     for arrays in (right, own):
