@@ -182,10 +182,15 @@ def trivial_answer(truth: Truth, result: StepResult) -> str:
     if result.near_ties and step.endswith(".keep") and not step.endswith(ROUTER):
         off = np.median(near_ties.score_behind(truth, step)[2])
         return "a decision by other scores" if off >= measures.RESOLVABLE["numbers"] else ""
+    if result.near_ties and step.endswith(".counts"):
+        name = near_ties.shares_behind(truth, step)
+        shares = replace(result, step=name, tolerance=truth.tolerance(name), near_ties=())
+        return trivial_answer(truth, shares)
     name, right, (first, *_) = step.partition(".")[0], case.expected[step], case.recipe.bases
     base = f"{name if name in case.recipe.bases else first}.base"
     answers: tuple[tuple[str, str, str | float], ...] = (
         ("absorption_coefficient", "a coefficient of 1", 1.0),
+        (".drift", "a drift of 1", 1.0),
         (".base", "the same sparsity everywhere", case.recipe.sparsity),
         (".corrected", "the base without a correction", base),
         (".corrected", "the same sparsity everywhere", case.recipe.sparsity),

@@ -25,8 +25,8 @@ def ties_of(truth: Truth, step: str, array: Array) -> measures.Positions:
     right, recipe = truth.values[step], truth.recipe
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
     if last == "counts":
-        name = f"{recipe.bases[0]}.base" if first == "pruned" else f"{first}.corrected"
-        shares, sizes = truth.value(name), truth.model.config.linear_sizes
+        name, sizes = shares_behind(truth, step), truth.model.config.linear_sizes
+        shares = truth.value(name)
         return ties.count_ties(array, right, shares, sizes, recipe.sparsity, truth.tolerance(name))
     if step == "owl.signal":
         m = float(recipe.request("owl").options["m"])
@@ -59,6 +59,12 @@ def ties_of(truth: Truth, step: str, array: Array) -> measures.Positions:
             most = max(2, TIE_SHARE * right.size, right.size * share)
             return found if len(found) <= most else ()
     return ()
+
+
+def shares_behind(truth: Truth, step: str) -> str:
+    """The step with the sparsities that counts are made of."""
+    name = step.removesuffix(".counts")
+    return f"{truth.recipe.bases[0]}.base" if name == "pruned" else f"{name}.corrected"
 
 
 def carries_nothing(truth: Truth, step: str) -> bool:
