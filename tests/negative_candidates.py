@@ -48,6 +48,50 @@ def negative_candidates(case: Case, dtype: str) -> dict[str, dict[str, Array]]:
     }
 
 
+def trivial_answers(case: Case) -> dict[str, dict[str, Array]]:
+    """Steps with nothing of them computed, in float64, by the name of the way."""
+    first, sizes, asked = case.recipe.bases[0], case.model.config.linear_sizes, case.recipe.sparsity
+
+    def uncomputed(step: str, x: Array) -> Array | None:
+        """What a step reads, or is without the method."""
+        start, _, kind = step.rpartition(".")
+        if kind in ("base", "corrected"):
+            return np.full_like(x, asked)
+        if kind == "counts":
+            return np.round(asked * sizes).astype(x.dtype)
+        if kind == "perplexity":
+            return np.full_like(x, case.model.config.vocab_size)
+        if kind == "keep":
+            return np.roll(x, 1, axis=0)
+        if kind == "weight":
+            return case.model.weights[step.partition(".")[2]].read(np.float64)
+        return case.expected.get(
+            step.removesuffix("_rope") if "_rope" in kind else f"{start}.resid_pre"
+        )
+
+    def uncorrected(step: str, _: Array) -> Array | None:
+        """The step before the last part of the method."""
+        start, _, kind = step.rpartition(".")
+        base = f"{start}.base"
+        before = {"corrected": base if base in case.expected else f"{first}.base"}
+        before["perplexity"] = "dense.perplexity"
+        return case.expected.get(before.get(kind, ""))
+
+    ways = {
+        "zeros": lambda _, x: np.zeros_like(x),
+        "ones": lambda _, x: np.ones_like(x),
+        "uncomputed": uncomputed,
+        "uncorrected": uncorrected,
+    }
+    answers = {
+        way: {k: answer(k, x) for k, x in case.expected.items()} for way, answer in ways.items()
+    }
+    return {
+        way: {k: x for k, x in of.items() if x is not None and x.shape == case.expected[k].shape}
+        for way, of in answers.items()
+    }
+
+
 def _floats(change: Callable[[Array], Array]) -> Change:
     """A change of float arrays alone."""
     return lambda case, step, x: x if x.dtype.kind in "iu" else change(x)

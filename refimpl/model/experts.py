@@ -118,7 +118,7 @@ def sparsemixer(logits: Array, chosen: Array, top_k: int, jitter: float) -> Arra
     """Weigh chosen experts one after another, against those with nearly as large a logit.
 
     share = 1 / sum exp(z_e - z_best) over the experts e not chosen before with
-    (z_best - z_e) / max(|z_e|, z_best) <= 2 jitter
+    z_best - z_e <= 2 jitter max(|z_e|, z_best)
 
     Args:
         logits: The router's output z, [B, S, E].
@@ -141,7 +141,7 @@ def sparsemixer(logits: Array, chosen: Array, top_k: int, jitter: float) -> Arra
         left = np.where(weighed, -np.inf, logits)
         next_of_chosen = np.where(chosen, left, -np.inf)
         best = np.max(next_of_chosen, axis=-1, keepdims=True)
-        far = (best - logits) / np.maximum(np.abs(logits), best) > 2 * jitter
+        far = best - logits > 2 * jitter * np.maximum(np.abs(logits), best)
         at = largest(next_of_chosen, 1)
         share = np.where(at, ops.softmax(np.where(far, -np.inf, left)), share)
         weighed = weighed | at

@@ -110,7 +110,7 @@ def make_case(
         raise RefimplError(
             f"-o {folder} exists", "a folder that does not exist yet", "choose another folder"
         )
-    from refimpl.oracle.reference_errors import errors_to_store  # which computes cases
+    from refimpl.oracle.own_inputs import errors_to_store  # which computes cases
 
     case = computed_case(model, tokens, recipe, folder)
     facts = CaseFacts(
@@ -134,7 +134,10 @@ def make_case(
             (MARGINS, case.margins), (ERRORS, errors_to_store(case, dtypes)),
         ):  # fmt: skip
             write_arrays(new / name, arrays)
-        (new / FACTS).write_text(_text(facts), "utf-8")
+        lines = [f" {json.dumps(key)}: {json.dumps(x)}" for key, x in plain(facts).items()]
+        table = ",\n".join(f"  {json.dumps(plain(step))}" for step in facts.steps)
+        lines[-1] = f' "steps": [\n{table}\n ]'  # a line per fact, and one per step
+        (new / FACTS).write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
     return case
 
 
@@ -291,13 +294,6 @@ def _noises(recipe: Recipe, steps: Iterable[str]) -> list[str]:
     first = {step.split(".")[0] for step in steps}
     draws = max("perturbed" in first, recipe.draws * ("coarse" in first))
     return [f"noise.{draw}" if draw else "noise" for draw in range(draws)]
-
-
-def _text(facts: CaseFacts) -> str:
-    """JSON with a line per fact, and one per step."""
-    lines = [f" {json.dumps(key)}: {json.dumps(x)}" for key, x in plain(facts).items()]
-    steps = ",\n".join(f"  {json.dumps(plain(step))}" for step in facts.steps)
-    return "{\n" + ",\n".join([*lines[:-1], f' "steps": [\n{steps}\n ]']) + "\n}\n"
 
 
 def _hashes(model: Model, inputs: Mapping[str, Array]) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import numpy as np
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.loading.files.safetensors_file import SafetensorsFile
+from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
+from refimpl.oracle import near_ties
 from refimpl.oracle.case import Case, is_choice
 from refimpl.oracle.case_folders import FACTS, matching
 from refimpl.oracle.judging import measures
 from refimpl.oracle.judging.measures import EPS, FLOOR, StepResult, error_of, tolerance_of
-from refimpl.oracle.near_ties import carries_nothing, follows_a_choice, ties_of, without_rounding
 from refimpl.oracle.own_inputs import Truth, truth_of
 
 Verdict = Literal["pass", "resolved", "divergent", "inconclusive"]
@@ -103,13 +104,20 @@ def check(
             "omit --stepwise, or make a case without --only",
         )
     actual = {name: case.sampled(measures.array_of(x)) for name, x in actual.items()}
-    dtype = measures.dtype_of(actual) if dtype is None else dtype
+    names = {x.dtype.name for x in actual.values()} & EPS.keys() if dtype is None else {dtype}
+    if not names:
+        raise RefimplError(
+            "the candidate has no float array",
+            f"arrays of {', '.join(EPS)}",
+            "add --dtype, or write the results in the dtype of their computation",
+        )
+    dtype = max(names, key=lambda name: EPS.get(name, 0.0))
     some = wanted if len(wanted) < len(case.expected) else None
     truth = truth_of(case, actual, dtype, stepwise, chained, some)
-    judged, results = without_rounding(truth), list[StepResult]()
+    judged, results = near_ties.without_rounding(truth), list[StepResult]()
     for name in wanted:
         right, numbers = truth.values[name], (truth.own_error(name), truth.tolerance(name))
-        ties = partial(ties_of, truth, name, actual.get(name, right))
+        ties = partial(near_ties.ties_of, truth, name, actual.get(name, right))
         results.append(_explained(truth, measures.step_result(name, judged, right, *numbers, ties)))
     unknown = tuple(sorted(actual.keys() - case.expected.keys()))
     way: Way = "stepwise" if stepwise else "chained" if chained else "own inputs"
@@ -142,16 +150,16 @@ def _explained(truth: Truth, result: StepResult) -> StepResult:
         fault = "does not sum to the budget, within half a unit in the last place of each"
     elif status in RIGHT_SO_FAR and (start := unchanged(case, name, actual, dtype)):
         status, fault = "divergent", f"every bit is that of {start}: nothing was added"
-    elif status == "pass" and (answer := trivial_answer(truth, name, result.tolerance)):
+    elif status == "pass" and (answer := trivial_answer(truth, result)):
         status = "unresolved"
         fault = f"not resolvable in this dtype: {answer} would pass, too"
     elif status != "divergent" or result.fault:
         return result
-    elif carries_nothing(truth, name):
+    elif near_ties.carries_nothing(truth, name):
         status, fault = "conditional", "an input carries next to nothing, and was not written"
     elif EPS[dtype] > EPS["float32"] and any(map(is_choice, truth.missing[name])):
         status, fault = "conditional", "follows from choices that were not written"
-    elif follows_a_choice(truth, name):
+    elif near_ties.follows_a_choice(truth, name):
         status = "conditional"
         fault = "a token at a router's edge may have gone to another expert"
     return replace(result, status=status, fault=fault or result.fault)
@@ -168,17 +176,26 @@ def misses_budget(case: Case, step: str, sparsity: Array) -> bool:
     return not abs(share - asked) <= rounding * asked
 
 
-def trivial_answer(truth: Truth, step: str, tolerance: float) -> str:
+def trivial_answer(truth: Truth, result: StepResult) -> str:
     """What would pass for a step with nothing of it computed, and is wrong for the case, or ""."""
-    case, name = truth.case, step.partition(".")[0]
-    right, (first, *_) = case.expected[step], case.recipe.bases
+    step, tolerance, case = result.step, result.tolerance, truth.case
+    if result.near_ties and step.endswith(".keep") and not step.endswith(ROUTER):
+        off = np.median(near_ties.score_behind(truth, step)[2])
+        return "a decision by other scores" if off >= measures.RESOLVABLE["numbers"] else ""
+    if result.near_ties and step.endswith(".counts"):
+        name = near_ties.shares_behind(truth, step)
+        shares = replace(result, step=name, tolerance=truth.tolerance(name), near_ties=())
+        return trivial_answer(truth, shares)
+    name, right, (first, *_) = step.partition(".")[0], case.expected[step], case.recipe.bases
     base = f"{name if name in case.recipe.bases else first}.base"
-    answers: dict[str, tuple[str, str | float]] = {
-        "absorption_coefficient": ("a coefficient of 1", 1.0),
-        ".base": ("the same sparsity everywhere", case.recipe.sparsity),
-        ".corrected": ("the base without a correction", base),
-        ".perplexity": ("the dense perplexity", "dense.perplexity"),
-    }
+    answers: tuple[tuple[str, str, str | float], ...] = (
+        ("absorption_coefficient", "a coefficient of 1", 1.0),
+        (".drift", "a drift of 1", 1.0),
+        (".base", "the same sparsity everywhere", case.recipe.sparsity),
+        (".corrected", "the base without a correction", base),
+        (".corrected", "the same sparsity everywhere", case.recipe.sparsity),
+        (".perplexity", "the dense perplexity", "dense.perplexity"),
+    )
 
     def error(steps: Mapping[str, Array], answer: str | float) -> float:
         x, known = steps[answer] if isinstance(answer, str) else answer, steps[step]
@@ -186,14 +203,15 @@ def trivial_answer(truth: Truth, step: str, tolerance: float) -> str:
             return inf  # of one number by block, where the step has one by linear
         return error_of(step, np.where(np.isnan(known), known, x), known)[0]
 
-    for end, (words, answer) in answers.items():
+    for end, words, answer in answers:
         if step.endswith(end) and (answer in truth.values or not isinstance(answer, str)):
             exact, own = tolerance_of(step, right, 0.0, "float64"), error(truth.values, answer)
             known = error(case.expected, answer) <= exact
             if end == ".corrected" and own <= exact:  # of a correction that differs by block
                 errors, log = truth.correction(name)
                 known |= bool(np.ptp(log(errors)) > tolerance)
-            return "" if known or own > tolerance else words
+            if not known and own <= tolerance:
+                return words
     return ""
 
 
@@ -213,10 +231,8 @@ def unchanged(case: Case, step: str, actual: Mapping[str, Array], dtype: str) ->
 
 def coarse_step(step: str) -> str:
     """The step of the same kind at `coarse_eta`, which 16 bits resolve, or ""."""
-    if step == "absorption_coefficient":
-        return f"coarse.{step}"
-    kind, _, rest = step.partition(".")
-    return f"coarse.{rest}" if kind == "perturbed" else ""
+    rest = step.removeprefix("perturbed.")
+    return f"coarse.{rest}" if rest != step or step == "absorption_coefficient" else ""
 
 
 @checked

@@ -139,10 +139,10 @@ class StepInputs:
         self.missing[step] = frozenset(reads) - self.given.keys()
         return step
 
-    def read_forward(self) -> None:
-        """Note that what follows is computed from all trace points."""
-        every = [x for x in self.values if x.split(".")[0] in ("embed", "blocks")]
-        self.missed.update(x for x in every if x not in self.given)
+    @property
+    def entries(self) -> list[str]:
+        """What the inputs of linears are computed from: states before each block, and experts."""
+        return [x for x in self.values if x.endswith((".resid_pre", ROUTER))]
 
     def keep(self, step: str, shape: tuple[int, ...]) -> Keep:
         """A decision, [out, in], or the choice of a router, [N, S, experts]."""
@@ -155,13 +155,6 @@ class StepInputs:
         weights = self.model.block(index, np.float64)
         logits = project_linear(self.value(read), weights, "router")
         return read, logits, unpacked(self.values[step], logits.shape[-1]), weights
-
-    def noise(self, block: int, sequence: int, draw: int) -> Array:
-        """The noise after a block, [S, D]."""
-        if self.noises is not None:
-            return self.noises[f"noise.{draw}" if draw else "noise"][block][sequence]
-        shape = self.ids.shape[1], self.model.config.hidden_size
-        return experiment.noise(self.recipe.seed, sequence, block, draw, shape)
 
     def base(self, name: str, others: Mapping[str, Array] = {}) -> Array:
         """A base [L] or [L, linears] of the signals, or others, before it is projected."""
@@ -210,8 +203,7 @@ class StepInputs:
         with Settings(self.dtype).open() as resources:
             found = of_weights(self.model, chosen, resources)
             found = found or of_moments(self.model, chosen, moments, resources)
-        (signal,) = found.values()
-        return signal
+        return next(iter(found.values()))
 
     def dense_scores(self) -> Iterator[Array]:
         """Wanda's scores of each block of the dense model, all linears in one row."""
@@ -224,14 +216,10 @@ class StepInputs:
         """What corrects an allocation, [L], and how logarithms are made of it."""
         if name in self.recipe.bases:
             return self.number(RATIO), clipped_log
-        return self.errors(name), centred_log
-
-    def errors(self, correct: str) -> Array:
-        """The errors that a correction by arrival or divergence is made from, [L]."""
-        if correct == "divergence":
-            return self.number("pruned.divergence")
+        if name == "divergence":
+            return self.number("pruned.divergence"), centred_log
         blocks = range(self.model.config.num_blocks)
-        return np.array([self.number(f"pruned.{i}.drift")[-1] for i in blocks])
+        return np.array([self.number(f"pruned.{i}.drift")[-1] for i in blocks]), centred_log
 
 
 NamedArrays = Iterator[tuple[str, Array]]
@@ -299,8 +287,11 @@ def by_noise(inputs: StepInputs) -> NamedArrays:
                 kept = experiment.kept_tokens(h, recipe.sink)
                 how = plan.eta[0], kept, plan.noise_scale, plan.noise_shape, plan.noise_norm
                 for draw in range(plan.draws):
-                    noisy = experiment.perturbed(h, inputs.noise(i, n, draw), *how)
-                    yield n, with_stream(state, noisy)
+                    if inputs.noises is None:
+                        noise = experiment.noise(recipe.seed, n, i, draw, h.shape)
+                    else:
+                        noise = inputs.noises[f"noise.{draw}" if draw else "noise"][i][n]
+                    yield n, with_stream(state, experiment.perturbed(h, noise, *how))
 
         yield from measured(inputs, prefix or "perturbed.", followed(inputs, start))
 
@@ -351,11 +342,11 @@ def measured(inputs: StepInputs, name: str, states: Sequence[Followed]) -> Named
 
 def signals(inputs: StepInputs) -> NamedArrays:
     """The signals of the bases, from the weights and what the linears read."""
-    inputs.read_forward()
     used = {signal_of(base) for base in ("owl", "dlp", *inputs.recipe.bases)}
     for base in ("owl", "dlp", "alphapruning", "dlp_median", "alphapruning_mid"):
         if (step := f"{base}.signal") in used:
-            yield inputs.of(step), inputs.signal(base).main
+            states = inputs.recipe.request(base).record.needs == "squares"
+            yield inputs.of(step, *inputs.entries * states), inputs.signal(base).main
 
 
 def allocations(inputs: StepInputs) -> NamedArrays:
@@ -363,7 +354,6 @@ def allocations(inputs: StepInputs) -> NamedArrays:
     for name in inputs.recipe.bases:
         base, signal = inputs.base(name), {signal_of(name)} & inputs.known
         yield inputs.of(f"{name}.base", *signal), inputs.allocated(name, base).base_sparsity
-        u = clipped_log(inputs.number(RATIO))
-        yield inputs.of(f"{name}.corrected", RATIO, *signal), inputs.corrected(name, base, u)
-        final = f"{name}.corrected"
+        final, u = f"{name}.corrected", clipped_log(inputs.number(RATIO))
+        yield inputs.of(final, RATIO, *signal), inputs.corrected(name, base, u)
         yield inputs.of(f"{name}.counts", final), inputs.counts(inputs.number(final))

@@ -12,11 +12,10 @@ from refimpl.oracle.case import FACTOR
 from refimpl.oracle.dense_steps import RATIO, linear_of, sums_behind
 from refimpl.oracle.judging import measures, ties
 from refimpl.oracle.judging.measures import EPS, ERROR_FACTOR, FLOOR_16, FORWARD, tolerance_of
-from refimpl.oracle.own_inputs import Truth, is_experiment
-from refimpl.oracle.reference_errors import moved_by_rounding
+from refimpl.oracle.judging.records import record_of
+from refimpl.oracle.own_inputs import Truth, is_experiment, moved_by_rounding
 
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
-GIVEN = (".score", ".base", ".corrected", ".counts", ".signal")  # computed from written numbers
 BIAS = "router.correction"
 NEAR = 0.25  # of the tolerance: twice refimpl's own error
 
@@ -26,8 +25,8 @@ def ties_of(truth: Truth, step: str, array: Array) -> measures.Positions:
     right, recipe = truth.values[step], truth.recipe
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
     if last == "counts":
-        name = f"{recipe.bases[0]}.base" if first == "pruned" else f"{first}.corrected"
-        shares, sizes = truth.value(name), truth.model.config.linear_sizes
+        name, sizes = shares_behind(truth, step), truth.model.config.linear_sizes
+        shares = truth.value(name)
         return ties.count_ties(array, right, shares, sizes, recipe.sparsity, truth.tolerance(name))
     if step == "owl.signal":
         m = float(recipe.request("owl").options["m"])
@@ -36,7 +35,13 @@ def ties_of(truth: Truth, step: str, array: Array) -> measures.Positions:
         scores, allowed = truth.dense_scores(), truth.tolerance(step)
         return ties.outlier_ties(array, right, scores, m, allowed, relative, TIE_SHARE)
     if step.endswith(ROUTER):
-        return router_ties(truth, step, array)
+        router = _Router(truth, step, truth.is_chained(step))
+        mine = ties.unpacked(array, router.experts.num_experts)
+        turned = (mine != router.truth).any(axis=-1)
+        explained = router.chosen(np.where(mine, 1, -1) * router.slack) == mine
+        most = 2 + max(ERROR_FACTOR * truth.own_error(step) / 2, int(router.near().sum()))
+        rounding = explained[turned].all() and turned.sum() <= most
+        return ties.positions(np.argwhere(turned)) if rounding else ()
     if last == "keep":
         score, group, slack = score_behind(truth, step)
         explain = ties.sequential_ties if first == "sparsegpt_pattern" else ties.keep_ties
@@ -54,6 +59,12 @@ def ties_of(truth: Truth, step: str, array: Array) -> measures.Positions:
             most = max(2, TIE_SHARE * right.size, right.size * share)
             return found if len(found) <= most else ()
     return ()
+
+
+def shares_behind(truth: Truth, step: str) -> str:
+    """The step with the sparsities that counts are made of."""
+    name = step.removesuffix(".counts")
+    return f"{truth.recipe.bases[0]}.base" if name == "pruned" else f"{name}.corrected"
 
 
 def carries_nothing(truth: Truth, step: str) -> bool:
@@ -166,27 +177,17 @@ class _Router:
         return turns
 
 
-def router_ties(truth: Truth, step: str, bits: Array) -> measures.Positions:
-    """Tokens that go to other experts, if the router's rounding explains each, and not too many."""
-    router = _Router(truth, step, truth.is_chained(step))
-    mine = ties.unpacked(bits, router.experts.num_experts)
-    turned = (mine != router.truth).any(axis=-1)
-    explained = router.chosen(np.where(mine, 1, -1) * router.slack) == mine
-    most = 2 + max(ERROR_FACTOR * truth.own_error(step) / 2, int(router.near().sum()))
-    right = explained[turned].all() and turned.sum() <= most
-    return ties.positions(np.argwhere(turned)) if right else ()
-
-
 def follows_a_choice(truth: Truth, step: str) -> bool:
     """Whether a step follows from experts that were not written, and that rounding may turn."""
     names, experts = list(truth.case.expected), truth.model.config.experts
     routers = {name for name in names if name.endswith(ROUTER)}
     if experts is None or EPS[truth.computed_in] <= EPS["float32"]:
         return False
+    unwritten = routers if experts.scoring == "sparsemixer" else routers - truth.given.keys()
     if step.split(".")[0] in FORWARD:
-        unwritten = routers if experts.scoring == "sparsemixer" else routers - truth.given.keys()
-        if not unwritten.intersection(names[: names.index(step)]):
-            return False
-    elif step.endswith(GIVEN) or (truth.stepwise and step.startswith("pruned.blocks.")):
+        unwritten = unwritten.intersection(names[: names.index(step)])
+    elif record_of(step).exact or step.endswith((".score", ".counts")):
         return False
-    return any(_Router(truth, name, True).near().any() for name in routers)
+    elif not step.startswith("pruned.blocks.") and not step.endswith(".signal"):
+        unwritten = routers  # of perturbed and pruned models: no steps
+    return bool(unwritten) and any(_Router(truth, name, True).near().any() for name in routers)

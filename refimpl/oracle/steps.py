@@ -9,7 +9,6 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.evaluation.likelihood import RunningSoftmax
 from refimpl.method.absorption import nan_mean
-from refimpl.method.correction import centred_log
 from refimpl.method.divergence import RunningDivergence
 from refimpl.model.floating_point import loud
 from refimpl.model.forward import Weights, block, head
@@ -35,7 +34,7 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
     """Each block pruned alone by Wanda, what that does, and the corrections by it."""
     model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
     first, wanda = recipe.bases[0], PrunerOptions("wanda")
-    inputs.read_forward()
+    inputs.missed.update({*inputs.entries} - inputs.given.keys())
     base = inputs.base(first)
     by_linear = inputs.allocated(first, base).linear_sparsity
     shares = by_linear if base.ndim == 2 else inputs.number(f"{first}.base")
@@ -43,7 +42,8 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
     goals = inputs.value("pruned.counts").tolist()
     for i, sums in enumerate(inputs.squares):
         prefix, exact = f"pruned.blocks.{i}", model.block(i, np.float64)
-        yield from ((f"{prefix}.{point}.squares", total) for point, total in sums.items())
+        for point, total in sums.items():
+            yield inputs.of(f"{prefix}.{point}.squares", *inputs.entries), total
         for linear, goal in zip(config.linears[i], goals[i], strict=False):
             _require_tokens(linear, sums)
             sums_of, step = f"{prefix}.{input_of(linear)}.squares", f"{prefix}.{linear}.keep"
@@ -72,8 +72,8 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
     yield "pruned.divergence", nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1)
     for correct in ("arrival", "divergence"):
         inputs.missed.clear()
-        base, u = inputs.base(first), centred_log(inputs.errors(correct))
-        yield f"{correct}.corrected", inputs.allocated(first, base, u).corrected_sparsity
+        base, (errors, log) = inputs.base(first), inputs.correction(correct)
+        yield f"{correct}.corrected", inputs.allocated(first, base, log(errors)).corrected_sparsity
 
 
 def _by_pruners(inputs: StepInputs) -> NamedArrays:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from candidates import needs_torch
 from conftest import HERE
 
 sys.path.insert(0, str(HERE / "tools" / "benchmarks"))
@@ -150,3 +151,12 @@ def test_the_page_is_what_its_results_make() -> None:
     assert results["rows"].keys() == {*rows.ROWS, "profile"}
     assert {entry["row"] for entry in results["figures"]} == set(rows.ROWS)
     assert np.all([entry["median"] is not None for entry in results["figures"]])
+
+
+@needs_torch
+def test_right_candidates_of_a_random_shape_are_computed_and_accepted() -> None:
+    from oracle_shapes import tried
+
+    lines = tried(3, ("float32", "bfloat16", "float16", "float64"))
+    assert {x["dtype"] for x in lines} == {"bfloat16", "float64"}
+    assert {x["verdict"] for x in lines} <= {"pass", "resolved", "inconclusive"}

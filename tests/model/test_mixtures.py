@@ -28,7 +28,7 @@ from test_broken_variants import (
 from refimpl import Model, read_model
 from refimpl.model import forward as forward_module
 from refimpl.model.config import Experts
-from refimpl.model.experts import largest, route
+from refimpl.model.experts import largest, route, sparsemixer
 from refimpl.model.forward import block, places
 from refimpl.model.ops import Array
 
@@ -174,6 +174,12 @@ def test_equal_scores_go_to_the_lower_index() -> None:
     chosen, share = route(np.array([[[1.0, 3.0, 1.0, 1.0]]]), facts, None)
     assert chosen.tolist() == [[[True, True, False, False]]]
     assert share.sum() == pytest.approx(1)
+
+
+def test_a_logit_of_zero_is_as_large_as_itself() -> None:
+    """In 16 bits a router's output may be exactly 0, and no number is a share of it."""
+    share = sparsemixer(np.array([[[-1.0, 0.0]]]), np.array([[[False, True]]]), 1, 0.01)
+    assert share.tolist() == [[[0, 1]]]
 
 
 def test_stacked_experts_are_the_same_model(tmp_path: Path) -> None:

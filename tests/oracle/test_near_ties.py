@@ -29,9 +29,8 @@ from refimpl.oracle.judging.ties import (
 )
 from refimpl.oracle.margins import row_margins
 from refimpl.oracle.near_ties import score_behind
-from refimpl.oracle.own_inputs import truth_of
+from refimpl.oracle.own_inputs import moved_by, own_errors, truth_of
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.reference_errors import moved_by, own_errors
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import every_array, steps
 from refimpl.pruners.counts import counts, split_count
@@ -229,6 +228,34 @@ def test_a_base_of_signals_within_their_tolerance_is_within_its_own() -> None:
             assert report.verdict == "pass", (base, report.first)
 
 
+def test_a_signal_without_its_states_is_off_by_the_errors_of_these(tmp_path: Path) -> None:
+    """With sharp attention those of float16 grow; on states that were written they do not count."""
+    tensors = copied_tensors("llama")
+    for name, x in tensors.items():
+        x *= (30 if "q_proj" in name or "k_proj" in name else 3) if "_proj" in name else 1
+    ids, recipe = np.random.default_rng(7).integers(8, 64, (1, 4)), Recipe(bases=("owl",))
+    case = changed_case("llama", tensors, tmp_path, ids, recipe, "float16")
+    inputs = case_inputs(case, rounded=ARITHMETIC["float16"])
+    right, step = written(case, every_array(inputs), "float16"), "dlp.signal"
+    states = {k: x for k, x in right.items() if k.endswith("resid_pre")}
+    sums, median = "pruned.blocks.3.mlp_norm.squares", inputs.signal("dlp_median").main
+    for before, stepwise in (({}, False), (states, True)):
+        for name, value in ((step, right[step]), (step, median), (sums, right[sums])):
+            (result,) = check(case, {name: value, **before}, (name,), "float16").steps
+            assert result.status == ("divergent" if value is median else "pass")
+            assert result.own == own_errors(case, "float16", stepwise)[name]
+
+
+def test_signals_follow_the_experts_of_their_tokens(mixture: Case) -> None:
+    """In 16 bits a candidate that did not write them may have routed a token to another one."""
+    steps_of = ("owl.signal", "dlp.signal", "pruned.blocks.2.attn_norm.squares")
+    wrong = {x: 2 * mixture.expected[x] for x in steps_of}
+    states = {x: y for x, y in mixture.expected.items() if x.endswith(("resid_pre", "router.keep"))}
+    for actual, status in ((wrong, "conditional"), (wrong | states, "divergent")):
+        judged = check(mixture, actual, steps_of, "bfloat16").steps
+        assert {x.status for x in judged} == {status}
+
+
 def test_a_function_moves_with_its_arguments() -> None:
     x = np.array([3.0, 1.0])
     assert moved_by(lambda v: v, x, 1e-3) == pytest.approx(1e-3)
@@ -286,7 +313,7 @@ def test_of_a_block_that_loses_nothing_rounding_may_be_left(dtype: str, stepwise
     right[ratio] = np.where(np.isnan(case.expected[ratio]), 0.7, case.expected[ratio])
     if not stepwise:
         inputs = case_inputs(case, case.expected | right)
-        u = centred_log(inputs.errors("arrival"))
+        u = centred_log(inputs.correction("arrival")[0])
         right["arrival.corrected"] = inputs.corrected("dlp", inputs.base("dlp", {}), u)
         assert (u[:2] < -1).all() == (dtype == "float32")
     report = check(case, right, dtype=dtype, stepwise=stepwise)
@@ -408,7 +435,7 @@ def test_a_correction_is_judged_by_the_divergences_that_it_is_made_of() -> None:
     right, own = ({**case.expected, step: x} for x in (truth, found))
     for arrays in (right, own):
         inputs = case_inputs(case, arrays)
-        u, name = centred_log(inputs.errors("divergence")), case.recipe.bases[0]
+        u, name = centred_log(inputs.correction("divergence")[0]), case.recipe.bases[0]
         arrays[correction] = inputs.corrected(name, inputs.base(name, {}), u)
     assert np.abs(right[correction] - own[correction]).max() > 0.01
     for arrays in (right, own):

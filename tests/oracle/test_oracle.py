@@ -89,7 +89,7 @@ def test_the_script_makes_the_committed_case(
     refimpl's own errors take 15 times as long as the rest of a case.
     """
     if not errors:
-        monkeypatch.setattr("refimpl.oracle.reference_errors.errors_to_store", lambda *_: {})
+        monkeypatch.setattr("refimpl.oracle.own_inputs.errors_to_store", lambda *_: {})
     if name in CRAFTED:
         make_revealing(name, tmp_path / "made", tmp_path / name)
     else:
@@ -545,13 +545,28 @@ def test_what_is_computed_by_nobody_never_passes(dtype: str) -> None:
         **{f"{x}.base": np.full(4, case.recipe.sparsity) for x in case.recipe.bases},
         **{f"{x}.corrected": case.expected[f"{x}.base"] for x in case.recipe.bases[:-1]},
         **{f"{x}.corrected": case.expected["owl.base"] for x in ("arrival", "divergence")},
+        "alphapruning_linear.corrected": np.full((4, 7), case.recipe.sparsity),
         **{f"{x}absorption_coefficient": np.ones(4) for x in ("", "coarse.", "pruned.")},
         **{f"{x}.perplexity": case.expected["dense.perplexity"] for x in ("magnitude", "pattern")},
     }
-    passed = [x for x in check(case, trivial, dtype=dtype).steps if x.status == "pass"]
-    assert [x.step for x in passed] == ["uniform.base"]  # that one is the same everywhere
-    steps = check(case, trivial, dtype=dtype).steps
-    assert "the base without a correction would pass, too" in " ".join(x.fault for x in steps)
+    for chained in (False, True):
+        steps = check(case, trivial, dtype=dtype, chained=chained).steps
+        passed = [x.step for x in steps if x.status == "pass"]
+        assert passed == ["uniform.base"]  # that one is the same everywhere
+        assert "the base without a correction would pass, too" in " ".join(x.fault for x in steps)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_decisions_of_other_rows_never_pass(dtype: str) -> None:
+    """Behind a Hessian of 16 bits, any score may be as large as any other."""
+    case = case_of("llama")
+    right = written(case, dict(case.expected), dtype)
+    decisions = {x for x in right if x.startswith("sparsegpt") and x.endswith(".keep")}
+    other = {x: np.roll(right[x], 1, axis=0) for x in decisions}
+    for actual, passes in ((right, True), (right | other, False)):
+        steps = check(case, actual, tuple(decisions), dtype, stepwise=True).steps
+        assert ("pass" in {x.status for x in steps}) == passes
+    assert "a decision by other scores would pass, too" in " ".join(x.fault for x in steps)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from refimpl.model.forward import forward
 from refimpl.model.model import Model
 from refimpl.oracle.case import Case, make_case, read_case
 from refimpl.oracle.check import check
-from refimpl.oracle.reference_errors import own_errors
+from refimpl.oracle.own_inputs import own_errors
 from refimpl.oracle.steps import steps
 from refimpl.tokens import Tokens
 
@@ -56,13 +56,13 @@ def test_a_check_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of("llama")
     small = replace(case_of("opt"), errors={}, kernels="")
     own = own_errors(small, "float32")
-    monkeypatch.setattr("refimpl.oracle.reference_errors.every_array", None)
+    monkeypatch.setattr("refimpl.oracle.own_inputs._measured", None)
     for stepwise in (True, False):
         assert check(case, case.expected, dtype="float32", stepwise=stepwise).verdict == "pass"
     assert own_errors(small, "float32") is own
     refusal_of(check, case, case.expected, dtype="float8", says="dtype float8 is not supported")
     absent = replace(case, errors={})
-    refusal_of(check, absent, case.expected, says="could not compute this case in float64")
+    refusal_of(check, absent, case.expected, says="cannot compute this case in float64")
 
 
 def test_a_check_of_one_step_moves_no_allocation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,8 @@ from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, computed_case, stepwise_steps
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import FORWARD, worst_token
+from refimpl.oracle.own_inputs import own_errors
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.reference_errors import own_errors
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import steps
 from refimpl.pruners.counts import split_count

@@ -1,20 +1,27 @@
 """No case accepts a candidate that is wrong on purpose, in any dtype."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
-from candidates import CASE_NAMES, by_turns
+from candidates import CASE_NAMES, by_turns, written
 from crafted_cases import CRAFTED, oracle_case
-from negative_candidates import CHANGES, negative_candidates
+from gates import model_of
+from negative_candidates import CHANGES, negative_candidates, trivial_answers
 
+from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.case_folders import CORE
 from refimpl.oracle.check import check, unchanged
+from refimpl.oracle.judging.measures import EPS
+from refimpl.oracle.recipe import Recipe
+from refimpl.tokens import Tokens
 
 WAYS = [*CHANGES, "the last block left out"]
 
 
 DTYPES = ("bfloat16", "float32", "float16", "float64")
+MECHANISMS = ("mixtral", "kimi_linear", "granitemoehybrid", "deepseek_v2", "gemma4_small")
 OTHERS = [name for name in (*CASE_NAMES, *CRAFTED) if name not in CORE]
 
 
@@ -40,6 +47,34 @@ def test_no_case_accepts_a_wrong_candidate(name: str, stepwise: bool, dtype: str
         for way, arrays in wrong.items()
     }
     assert set(verdicts.values()) == {"divergent"}, verdicts
+
+
+@cache
+def case_of_a_mechanism(fixture: str) -> Case:
+    """A mixture, a delta rule, Mamba 2, latent attention, or keys and values of earlier blocks."""
+    tokens = Tokens(np.random.default_rng(0).integers(3, 30, (2, 24)), "drawn uniformly", "ids")
+    return computed_case(model_of(fixture), tokens, Recipe(bases=("owl", "dlp"), pattern="2:4"))
+
+
+@pytest.mark.parametrize("way", ["own inputs", "stepwise", "chained"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *by_turns(CORE, *DTYPES),
+        *(pytest.param(x, y, marks=pytest.mark.torch) for x in MECHANISMS for y in DTYPES),
+    ],
+)
+def test_no_case_passes_what_nobody_computed(name: str, dtype: str, way: str) -> None:
+    """A step passes only if that is right, for the case or for what the candidate wrote before."""
+    case = oracle_case(name) if name in CORE else case_of_a_mechanism(name)
+    how = {"dtype": dtype, "stepwise": way == "stepwise", "chained": way == "chained"}
+    assert check(case, {}, **how).verdict == "inconclusive"
+    for answers in trivial_answers(case).values():
+        actual = written(case, {**case.expected, **answers}, dtype)
+        report = check(case, {x: actual[x] for x in answers}, tuple(answers), **how)
+        assert report.verdict != "pass"
+        passed = {x.step: x.error for x in report.steps if x.status == "pass"}
+        assert {k: x for k, x in passed.items() if x > EPS[dtype]} == {}
 
 
 def test_a_block_that_adds_nothing_diverges_where_its_tolerance_does_not_see_it() -> None:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.oracle.judging.records import record_of, usual_causes
 
@@ -156,18 +155,6 @@ def _least_lost(alignment: Array) -> float:
     """The smallest ``1 - A`` of alignments A, except where nothing was lost."""
     left = lost(alignment)
     return float(np.min(left[left > UNCHANGED], initial=1.0))
-
-
-def dtype_of(actual: Mapping[str, Array]) -> str:
-    """The dtype that a candidate computed in: the coarsest of its float arrays."""
-    names = {value.dtype.name for value in actual.values()} & EPS.keys()
-    if not names:
-        raise RefimplError(
-            "the candidate has no float array",
-            f"arrays of {', '.join(EPS)}",
-            "add --dtype, or write the results in the dtype of their computation",
-        )
-    return max(names, key=lambda name: EPS[name])
 
 
 def step_result(

@@ -19,7 +19,7 @@ sys.path.extend(map(str, Path(__file__).parents[1:3]))
 
 from candidates import CASE_NAMES, Arrays
 from crafted_cases import CRAFTED, oracle_case
-from mistakes import ALL, MISTAKES, arrays_of, project
+from mistakes import ALL, MISTAKES, Mistake, arrays_of, project
 
 import refimpl.oracle.near_ties as tying
 from refimpl.oracle.case import Case
@@ -181,6 +181,21 @@ def refused(name: str, runs: Runs) -> list[Line]:
         line = {"mistake": RIGHT, "case": name, "way": way, "dtype": dtype}
         lines.append(line | {"first": first and first.step})
     return lines
+
+
+def by_other_means() -> Iterator[tuple[str, ...]]:
+    """What becomes of OWL's scores that are compared with another mean than their block's."""
+    score = 'wanda_score(stored[f"{name}.weight"], squares(seen[READS[name]]), len(x))'
+    for of, mean in (("row", "s.mean(1, keepdim=True)"), ("linear", "s.mean()")):
+        wrong = project(Mistake("owl.signal", f"⟦→(lambda s: s / {mean})(⟧{score}⟦→)⟧", ""))
+        for dtype in BOTH:
+            found: dict[str, list[str]] = {"divergent": [], "unresolved": [], "pass": []}
+            for name in CASE_NAMES:
+                actual = arrays_of(wrong, oracle_case(name), dtype, pruners=False)
+                (step,) = check(oracle_case(name), actual, ("owl.signal",), dtype).steps
+                size = f" ({step.error / step.tolerance:.1f})" if step.status == "pass" else ""
+                found[step.status].append(f"`{name}`{size}")
+            yield f"the mean of the score's {of}", dtype, *map(", ".join, found.values())
 
 
 def same(actual: Arrays, other: Arrays) -> bool:

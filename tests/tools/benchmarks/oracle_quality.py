@@ -24,7 +24,7 @@ sys.path.extend(map(str, Path(__file__).parents[1:3]))
 
 from figure import markdown
 from mistakes import ALL, AREAS, MISTAKES
-from oracle_mistakes import BOTH, OWN, RIGHT, WAYS, Line, logged, try_mistakes
+from oracle_mistakes import BOTH, OWN, RIGHT, WAYS, Line, by_other_means, logged, try_mistakes
 from oracle_shapes import shape_rows, try_shapes
 from regions import fill
 
@@ -133,6 +133,8 @@ def main() -> None:
         try_mistakes(tuple(given.dtypes), given.jobs, log)
         runs = {(x["mistake"], x["case"], x["way"], x["dtype"]): x for x in logged(log)}
         regions["mistakes"] = mistakes_page(runs)
+        head = "change", "dtype", "diverges", "not resolved", "passes"
+        regions["owl"] = markdown(head, [*by_other_means()])
         failed += failures(runs)
     if given.only != "mistakes":
         log = given.log / "shapes.jsonl"

@@ -75,7 +75,7 @@ def arithmetic(way: str, dtype: str) -> type[RoundedArray]:
         def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
             if ufunc is not np.matmul or inputs[1].ndim < 2:
                 return super().__array_ufunc__(ufunc, method, *inputs, **options)
-            return self.of(PRODUCTS[way](*map(self._operand, inputs), type(self)))
+            return self.of(PRODUCTS[way](*map(self._operands, inputs), type(self)))
 
     if dtype in ("float32", "float64"):
         Kind.held = Kind.narrow = np.dtype(dtype).type
@@ -204,7 +204,7 @@ def tried(number: int, dtypes: tuple[str, ...]) -> list[dict[str, Any]]:
                 ways += [("sample project", x, partial(arrays_of, right(), case, dtype, x))
                          for x in (False, True)]  # fmt: skip
             for way, stepwise, arrays in ways:
-                found = told(case, arrays, dtype, stepwise)
+                found = told(case, arrays, dtype, stepwise, way.startswith("transformers"))
                 kind = way + ", step by step" * stepwise
                 lines.append(facts | {"way": kind, "dtype": dtype} | found)
     return lines
@@ -217,13 +217,16 @@ def problem(error: Exception, verdict: str = "not run") -> dict[str, str]:
     return {"verdict": verdict, "first": f"{place}: {type(error).__name__} {error}"[:300]}
 
 
-def told(case: Case, arrays: Callable[[], Arrays], dtype: str, stepwise: bool) -> dict[str, Any]:
-    """The verdict on a right candidate for a case."""
+def told(
+    case: Case, arrays: Callable[[], Arrays], dtype: str, stepwise: bool, peer: bool
+) -> dict[str, Any]:
+    """The verdict on a right candidate for a case; peers may refuse a configuration."""
     try:
         actual = arrays()
         assert np.isfinite(actual["logits"].astype(np.float64)).all(), "beyond the dtype"
-    except Exception as error:  # of the candidate
-        return problem(error)
+    except Exception as error:  # of the candidate, or of this program
+        refused = peer or isinstance(error, RefimplError | AssertionError)
+        return problem(error, "not run" if refused else "crash")
     try:
         report = check(case, actual, tuple(actual), dtype, stepwise)
     except Exception as error:
