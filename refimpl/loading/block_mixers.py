@@ -6,11 +6,12 @@ from math import inf, log
 from typing import Any, Literal
 
 from refimpl.loading.config_keys import Keys, shown
-from refimpl.model.config import BlockKind, Experts
+from refimpl.model.config import BlockKind
 from refimpl.model.mixers.sizes import (
     NO_MIXER,
     Attention,
     Beside,
+    Experts,
     GatedDeltaRule,
     LatentAttention,
     Mamba2,
@@ -38,13 +39,14 @@ def read_mixers(keys: Keys, num_blocks: int, attention: Attention) -> list[Mixer
 def _attention(keys: Keys, num_blocks: int, plain: Attention) -> list[Attention | None]:
     """Softmax attention with a gate, and with a number of heads for each block."""
     gate = keys.family.gate
-    if keys.has("global_head_dim"):  # of blocks that see all tokens
-        kv_heads, types = plain.num_key_value_heads, keys.get("layer_types")
-        kv_heads = keys.size("num_global_key_value_heads", otherwise=kv_heads)
-        wide = Attention(
-            plain.num_attention_heads, kv_heads, keys.size("global_head_dim"),
-            keys_as_values=keys.flag("attention_k_eq_v"),
-        )  # fmt: skip
+    if keys.has("num_kv_shared_layers"):
+        kv_heads, types, wide = plain.num_key_value_heads, keys.get("layer_types"), None
+        if keys.has("global_head_dim"):  # of blocks that see all tokens
+            kv_heads = keys.size("num_global_key_value_heads", otherwise=kv_heads)
+            wide = Attention(
+                plain.num_attention_heads, kv_heads, keys.size("global_head_dim"),
+                keys_as_values=keys.flag("attention_k_eq_v"),
+            )  # fmt: skip
         if plain.num_attention_heads % kv_heads:
             keys.wrong(f"num_global_key_value_heads: {kv_heads} does not divide the heads")
         types = types if isinstance(types, list) else []

@@ -93,6 +93,8 @@ def mlp(model: Model) -> Iterator[str]:
     yield f"{'gated' if config.gated else 'plain'} {config.activation}"
     if config.gate_limit is not None:
         yield "clamped gate"
+    if any(kind.sparsity for kind in config.blocks):
+        yield "sparse gates in some blocks"
     if experts is not None:
         details = {
             experts.scoring: True,
@@ -112,6 +114,8 @@ def others(model: Model, roles: set[str]) -> Iterator[str]:
     """Constants, biases, and how the file stores the linears."""
     config, family = model.config, FAMILIES[model.config.family]
     parts = {
+        f"{config.streams} residual streams": config.streams > 1,
+        "a path of low rank beside attention": "laurel_left" in roles,
         "an embedding per block": "block_embed_gate" in roles,
         "a multiplier per block": "block_scale" in roles,
         "parallel residual": config.parallel_residual,

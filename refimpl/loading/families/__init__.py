@@ -53,8 +53,6 @@ bailing_hybrid lara_mini qwen4_exp qwen4_exp_text = a delta rule in a form of it
     a lower bound, or other gates and norms | kimi_linear
 zaya inkling_text inkling2_text = a short convolution in a form of its own, or one inside
     attention
-gemma3n gemma3n_text = several residual streams that are mixed in every block, and activations of
-    which most are set to zero | gemma3_text
 gemma4_assistant gemma4_unified_assistant = keys and values of another model, which it assists |
     gemma4_text
 bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small camembert

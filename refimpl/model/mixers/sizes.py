@@ -1,4 +1,4 @@
-"""The facts of what mixes the tokens of a block: its sizes, and the shapes of its weights."""
+"""The facts of the parts of a block: what mixes its tokens, with its weights, and its experts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -333,3 +333,42 @@ class Beside(Mixer):
         one, other = self.mamba2.shapes(width), self.attention.shapes(width)
         linears = other.linears | one.linears
         return WeightShapes(linears, one.matrices, other.norms, one.arrays | other.arrays)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of the MLP.
+
+    Args:
+        num_experts: E.
+        top_k: Experts per token.
+        intermediate_size: Channels inside an expert.
+        shared_size: Channels inside the shared expert, which every token passes; 0 without one.
+        scoring: How the router turns its logits into scores, see `experts.route`.
+        normalised: Whether the shares of a token's experts sum to 1, before scaling.
+        least_sum: Smallest sum that shares are divided by.
+        sum_eps: Added to the sum that shares are divided by.
+        scaling: Multiplies the shares.
+        groups: Groups of experts, of equal size.
+        group_by: How many of a group's largest preferences it is ranked by, as a sum.
+        groups_kept: Groups that a token may choose from.
+        jitter: sparsemixer: half the relative distance of logits that count as near.
+        of_inputs: Whether shares multiply an expert's input, not its output.
+        averaged: Whether the mixture is the mean of the experts' sum and the shared expert.
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    shared_size: int = 0
+    scoring: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
+    normalised: bool = True
+    least_sum: float = 0.0
+    sum_eps: float = 0.0
+    scaling: float = 1.0
+    groups: int = 1
+    groups_kept: int = 1
+    group_by: int = 2
+    jitter: float = 0.0
+    of_inputs: bool = False
+    averaged: bool = False
