@@ -89,10 +89,15 @@ def _with_shared(
 
 def _gated_delta_rule(keys: Keys) -> Mixer:
     named = "num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim"
-    sizes = GatedDeltaRule(*(keys.size(f"linear_{name}") for name in named))
-    most = 2.0 if keys.has(NEGATIVE) and keys.flag(NEGATIVE) else 1.0
-    eps, rank = keys.number_or_none("state_norm_eps"), keys.size("linear_gate_rank", otherwise=0)
-    sizes = replace(sizes, most=most, norm_eps=eps, low_rank=rank)
+    key_heads, value_heads, key_dim, value_dim, taps = (keys.size(f"linear_{x}") for x in named)
+    rank = keys.size("linear_gate_rank", otherwise=0)
+    sizes = GatedDeltaRule(
+        key_heads, value_heads, key_dim, value_dim, taps,
+        most=2.0 if keys.has(NEGATIVE) and keys.flag(NEGATIVE) else 1.0,
+        norm_eps=keys.number_or_none("state_norm_eps"),
+        by_channel=rank > 0 or keys.has("kda_safe_gate"), low_rank=rank,
+        bound=keys.number_or_none("decay_bound") or 0.0,
+    )  # fmt: skip
     if sizes.value_heads % sizes.key_heads:
         counts = f"{sizes.key_heads} does not divide {sizes.value_heads} value heads"
         keys.wrong(f"linear_num_key_heads: {counts}")
@@ -115,7 +120,8 @@ def _latent_attention(keys: Keys) -> Mixer:
         scale *= magnitude(keys.real("rope_parameters.factor", rope.get("factor")), all_dim) ** 2
     rank = None if keys.get("q_lora_rank") is None else keys.size("q_lora_rank")
     value = keys.size("v_head_dim", otherwise=max(width // heads, 1))
-    return LatentAttention(heads, rank, keys.size("kv_lora_rank"), plain, rotary, value, scale)
+    gated, latent = "attn_gate" in keys.family.names, keys.size("kv_lora_rank")
+    return LatentAttention(heads, rank, latent, plain, rotary, value, scale, gated)
 
 
 def _mamba2(keys: Keys) -> Mamba2:

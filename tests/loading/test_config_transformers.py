@@ -35,7 +35,7 @@ SIZES = {
     "shared_expert_intermediate_size", "shared_intermediate_size", "experts_per_token",
     "mamba_n_heads", "mamba_n_groups", "mamba_d_head", "mamba_d_state", "mamba_d_ssm",
     "expert_hidden_dim", "top_k_experts", "num_experts_per_token", "num_expert_group",
-    "vocab_size_per_layer_input", "hidden_size_per_layer_input",
+    "vocab_size_per_layer_input", "hidden_size_per_layer_input", "layer_group_size",
 }  # fmt: skip
 KEYS_OF_SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"}
 KEYS_OF_SIZES |= {"num_attention_heads", "n_embd", "n_layer", "n_head"}

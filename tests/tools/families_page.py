@@ -159,7 +159,8 @@ def mixers(model: Model) -> Iterator[str]:
             yield f"gate per {per} ({mixer.gate})"
         elif mixer.points and not isinstance(mixer, Attention):
             every = all(kind.mixer == mixer for kind in model.config.blocks)
-            by = " by channel" if getattr(mixer, "low_rank", 0) else ""
+            by = " by channel" if getattr(mixer, "by_channel", False) else ""
+            by += " with a gate per head" if getattr(mixer, "gated", False) else ""
             yield mixer.name.replace("_", " ") + by + ("" if every else " in some blocks")
     if any(kind.mixture is None for kind in model.config.blocks):
         yield "blocks of a mixer or an MLP alone"
