@@ -208,14 +208,12 @@ class BlockKind:
 
     def shapes(self, width: int) -> WeightShapes:
         """The shapes of what is beside its mixer and its MLP, in streams of D channels."""
-        p, n, rank = self.embed_size, self.streams, self.laurel_rank
+        p, rank, n = self.embed_size, self.laurel_rank, self.streams if self.streams > 1 else 0
         matrices = {
             "block_embed_gate": (p, width), "block_embed_proj": (width, p),
             "laurel_left": (rank, width), "laurel_right": (width, rank),
+            "altup_router": (n, width), "altup_predict": (n * n, n), "altup_correct": (n, n),
         }  # fmt: skip
-        if n > 1:
-            matrices |= {"altup_router": (n, width), "altup_predict": (n * n, n)}
-            matrices |= {"altup_correct": (n, n)}
         norms = dict.fromkeys(("block_embed_post_norm", "altup_norm", "laurel_post_norm"), width)
         return WeightShapes(
             {},

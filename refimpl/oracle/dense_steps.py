@@ -261,6 +261,7 @@ def forward(inputs: StepInputs) -> NamedArrays:
                 if name in ("k", "v") and isinstance(place.mixer, SharedAttention):
                     reads = [f"blocks.{place.mixer.of}.{name}"]
                 reads = [before] if name == "resid_pre" else reads
+                reads += kept_steps(config, i)[: config.streams > 1] if name == "predicted" else []
                 yield inputs.of(prefix + name, *reads), value
         before = f"{prefix}resid_post"
     if not inputs.recipe.asks("final_norm", "logits"):
@@ -268,7 +269,8 @@ def forward(inputs: StepInputs) -> NamedArrays:
     trace.clear()
     prefix = ""
     head(x, model.head(dtype), config, observe)
-    yield inputs.of("final_norm", before), trace["final_norm"]
+    others = kept_steps(config, config.num_blocks)[: config.streams > 1]
+    yield inputs.of("final_norm", before, *others), trace["final_norm"]
     yield inputs.of("logits", "final_norm"), trace["logits"]
 
 

@@ -13,8 +13,10 @@ from refimpl.model.mixers.carried import apart, whole_state
 from refimpl.model.stream import Stream
 from refimpl.oracle.case import computed_case, make_case, read_case, stepwise_steps
 from refimpl.oracle.check import check
+from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import Bfloat16, Float16
+from refimpl.oracle.steps import TABLE, every_array
 from refimpl.scoring.experiment import state_bytes
 from refimpl.scoring.measurements import Address
 from refimpl.scoring.state_group import with_noise
@@ -99,9 +101,20 @@ def test_a_check_finds_what_is_carried_of_another_block(name: str, tmp_path: Pat
     case = read_case(tmp_path / name)
     actual = written(case, stepwise_steps(case, "float32"), "float32")
     assert check(case, actual, stepwise=True).first is None
+    shown = tuple(step for step in case.expected if not step.endswith("other_streams"))
+    assert check(case, {x: actual[x] for x in shown}, shown, stepwise=True).first is None
     points = ("k", "v", *(["other_streams"] if case.model.config.streams > 1 else []))
     for point in points:  # blocks 0 and 3 have heads of the same size
         wrong = actual | {f"blocks.3.{point}": actual[f"blocks.0.{point}"]}
         found = check(case, wrong, ("blocks.3.*",), stepwise=True).first
         assert found is not None
         assert found.step == f"blocks.3.{point}"
+
+
+def test_what_follows_a_block_is_read_from_all_streams() -> None:
+    inputs = StepInputs(model_of("gemma3n"), Recipe(bases=("owl",), draws=1), IDS)
+    every_array(inputs, TABLE[:1])
+    last = {f"blocks.4.{x}" for x in ("resid_post", "other_streams")}
+    assert inputs.missing["blocks.0.predicted"] == {"blocks.0.resid_pre"}
+    assert inputs.missing["blocks.1.predicted"] == {"blocks.1.resid_pre", "blocks.0.other_streams"}
+    assert inputs.missing["final_norm"] == last
