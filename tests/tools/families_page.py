@@ -93,8 +93,6 @@ def mlp(model: Model) -> Iterator[str]:
     yield f"{'gated' if config.gated else 'plain'} {config.activation}"
     if config.gate_limit is not None:
         yield "clamped gate"
-    if any(kind.sparsity for kind in config.blocks):
-        yield "sparse gates in some blocks"
     if experts is not None:
         details = {
             experts.scoring: True,
@@ -114,8 +112,8 @@ def others(model: Model, roles: set[str]) -> Iterator[str]:
     """Constants, biases, and how the file stores the linears."""
     config, family = model.config, FAMILIES[model.config.family]
     parts = {
-        f"{config.streams} residual streams": config.streams > 1,
-        "a path of low rank beside attention": "laurel_left" in roles,
+        f"{config.streams} residual streams, a path of low rank": config.streams > 1,
+        "sparse gates in some blocks": any(kind.sparsity for kind in config.blocks),
         "an embedding per block": "block_embed_gate" in roles,
         "a multiplier per block": "block_scale" in roles,
         "parallel residual": config.parallel_residual,
@@ -159,8 +157,8 @@ def mixers(model: Model) -> Iterator[str]:
             yield f"gate per {per} ({mixer.gate})"
         elif mixer.points and not isinstance(mixer, Attention):
             every = all(kind.mixer == mixer for kind in model.config.blocks)
-            by = " by channel" if getattr(mixer, "by_channel", False) else ""
-            by += " with a gate per head" if getattr(mixer, "gated", False) else ""
+            words = {"by_channel": " by channel", "gated": " with a gate per head"}
+            by = "".join(x for name, x in words.items() if getattr(mixer, name, False))
             yield mixer.name.replace("_", " ") + by + ("" if every else " in some blocks")
     if any(kind.mixture is None for kind in model.config.blocks):
         yield "blocks of a mixer or an MLP alone"
