@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import gguf
@@ -182,6 +183,17 @@ RECIPES = {
             "per_layer_config": {"1": {"head_dim": 16}, "3": {"head_dim": 16}},
         },
     ),
+    "gemma3n": Recipe(  # whose sizes are constants of llama.cpp
+        A.GEMMA3N,
+        "gemma3n",
+        WIDE | {
+            "vocab_size_per_layer_input": 264, "num_hidden_layers": 22, "num_kv_shared_layers": 2,
+            "layer_types": ..., "activation_sparsity_pattern": ..., "altup_num_inputs": 4,
+            "laurel_rank": 64, "hidden_size_per_layer_input": 256, "rope_theta": 3000.0,
+            "rope_parameters": ..., "rope_local_base_freq": 10000.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
     "apertus": Recipe(
         A.APERTUS,
         "apertus",
@@ -272,7 +284,7 @@ ROTARY_DIMENSION = (
     "qwen3_next",
 )
 PERMUTED = (A.OLMO, A.ARCEE, A.LLAMA, A.GRANITE, A.GRANITE_MOE, A.GRANITE_HYBRID, A.SMOLLM3)
-EXPERT = re.compile(r"(.*experts)\.\d+(\..*)")
+EXPERT = re.compile(r"(.*(?:experts|altup\w*))\.\d+(\..*)")
 QWEN_DELTA = (A.QWEN35, A.QWEN35MOE, A.QWEN3NEXT)
 PLUS_ONE = (A.GEMMA, A.GEMMA2, A.GEMMA3, A.NEMOTRON, *QWEN_DELTA)
 HYBRID = (A.LFM2, A.LFM2MOE, A.GRANITE_HYBRID, A.NEMOTRON_H, A.NEMOTRON_H_MOE)
@@ -365,7 +377,7 @@ def of_gemma4(writer: gguf.GGUFWriter, config: Config, entries: dict[str, Any]) 
         getattr(writer, f"add_rope_dimension_count{add}")(of.head_dim)  # type: ignore[union-attr]
     writer.add_head_count_kv([x.num_key_value_heads for x in mixers])  # type: ignore[attr-defined]
     if entries["use_double_wide_mlp"]:
-        sizes = [config.intermediate_size * kind.widening for kind in config.blocks]
+        sizes = [kind.mlp_size or config.intermediate_size for kind in config.blocks]
         writer.add_feed_forward_length(sizes)
     writer.add_rope_freq_base_swa(entries["rope_parameters"]["sliding_attention"]["rope_theta"])
     factors = np.where(np.arange(0, rope.rotary_dim, 2) < rope.turning_dim, 1, 1e30)
@@ -373,11 +385,29 @@ def of_gemma4(writer: gguf.GGUFWriter, config: Config, entries: dict[str, Any]) 
     writer.add_final_logit_softcapping(config.final_soft_cap)
 
 
+def of_gemma3n(writer: gguf.GGUFWriter, config: Config, entries: dict[str, Any]) -> None:
+    """Write what Gemma 3n has beside Gemma 3."""
+    writer.add_altup_active_idx(0)
+    writer.add_altup_num_inputs(config.streams)
+    writer.add_embedding_length_per_layer_input(entries["hidden_size_per_layer_input"])
+    writer.add_shared_kv_layers(entries["num_kv_shared_layers"])
+    shares = [kind.sparsity for kind in config.blocks]
+    scales = [NormalDist().inv_cdf(x) if x else -np.inf for x in shares]
+    writer.add_activation_sparsity_scale(scales)
+    writer.add_sliding_window_pattern([kind.window is not None for kind in config.blocks])
+    writer.add_final_logit_softcapping(config.final_soft_cap)
+    sizes = config.num_key_value_heads * config.head_dim, config.hidden_size
+    unused = {"k": sizes, "v": sizes, "k_norm": (config.head_dim,)}  # which llama.cpp wants
+    for i in range(config.num_blocks - entries["num_kv_shared_layers"], config.num_blocks):
+        for x, shape in unused.items():
+            writer.add_tensor(f"blk.{i}.attn_{x}.weight", np.ones(shape, np.float32))
+
+
 def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -> None:
     """Write the facts of a config as llama.cpp's converter does."""
     config = read_config(entries).config
-    rope = next((kind.rope for kind in config.blocks[::-1] if kind.rope), None)
-    rope = rope if recipe.fixture != "gemma3" else config.blocks[5].rope
+    by_window = sorted(config.blocks, key=lambda kind: kind.window is not None)  # all tokens first
+    rope = next((kind.rope for kind in by_window if kind.rope), None)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_blocks + recipe.further)
@@ -473,14 +503,15 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
         writer.add_logit_scale(config.logit_scale)
     if recipe.arch in (A.GPTNEOX, A.STABLELM):
         writer.add_parallel_residual(config.parallel_residual)
-    if recipe.arch == A.DEEPSEEK2:
-        of_deepseek(writer, config, entries)
-    if recipe.arch == A.GEMMA4:
-        of_gemma4(writer, config, entries)
+    if recipe.arch in OWN_FACTS:
+        OWN_FACTS[recipe.arch](writer, config, entries)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
     writer.add_file_type(0)
+
+
+OWN_FACTS = {A.DEEPSEEK2: of_deepseek, A.GEMMA3N: of_gemma3n, A.GEMMA4: of_gemma4}
 
 
 def parts_of(arch: A, name: str, x: Array, config: Config) -> dict[str, Array]:
@@ -522,7 +553,7 @@ def parts_of(arch: A, name: str, x: Array, config: Config) -> dict[str, Array]:
         return {f"blk.{number[1]}.ffn_down_exps.scale": x}
     if name.endswith(("e_score_correction_bias", "expert_bias")):
         return {name.removesuffix("_bias") + ".bias" if "e_sc" in name else f"{name}.bias": x}
-    if name.endswith(("sinks", "layer_scalar")):
+    if name.endswith(("sinks", "layer_scalar", "correct_output_scale")):
         return {f"{name}.weight": x}
     if arch == A.GEMMA4 and name.endswith("experts.gate_up_proj"):
         return {f"{name}.weight": x}
@@ -619,7 +650,7 @@ def gguf_file(
             array, used, back = quantised(stored.reshape(-1)[at], plain)
             meant.reshape(-1)[at] = back.reshape(at.shape)
             whole = EXPERT.fullmatch(part)
-            count = hub.config.experts.num_experts if hub.config.experts else 0
+            count = hub.config.experts.num_experts if hub.config.experts else hub.config.streams - 1
             if whole and len(stacks.setdefault(part := whole[1] + whole[2], [])) + 1 < count:
                 stacks[part].append(array)
                 continue

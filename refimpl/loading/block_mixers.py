@@ -6,11 +6,12 @@ from math import inf, log
 from typing import Any, Literal
 
 from refimpl.loading.config_keys import Keys, shown
-from refimpl.model.config import BlockKind, Experts
+from refimpl.model.config import BlockKind
 from refimpl.model.mixers.sizes import (
     NO_MIXER,
     Attention,
     Beside,
+    Experts,
     GatedDeltaRule,
     LatentAttention,
     Mamba2,
@@ -38,13 +39,14 @@ def read_mixers(keys: Keys, num_blocks: int, attention: Attention) -> list[Mixer
 def _attention(keys: Keys, num_blocks: int, plain: Attention) -> list[Attention | None]:
     """Softmax attention with a gate, and with a number of heads for each block."""
     gate = keys.family.gate
-    if keys.has("global_head_dim"):  # of blocks that see all tokens
-        kv_heads, types = plain.num_key_value_heads, keys.get("layer_types")
-        kv_heads = keys.size("num_global_key_value_heads", otherwise=kv_heads)
-        wide = Attention(
-            plain.num_attention_heads, kv_heads, keys.size("global_head_dim"),
-            keys_as_values=keys.flag("attention_k_eq_v"),
-        )  # fmt: skip
+    if keys.has("num_kv_shared_layers"):
+        kv_heads, types, wide = plain.num_key_value_heads, keys.get("layer_types"), None
+        if keys.has("global_head_dim"):  # of blocks that see all tokens
+            kv_heads = keys.size("num_global_key_value_heads", otherwise=kv_heads)
+            wide = Attention(
+                plain.num_attention_heads, kv_heads, keys.size("global_head_dim"),
+                keys_as_values=keys.flag("attention_k_eq_v"),
+            )  # fmt: skip
         if plain.num_attention_heads % kv_heads:
             keys.wrong(f"num_global_key_value_heads: {kv_heads} does not divide the heads")
         types = types if isinstance(types, list) else []
@@ -87,10 +89,15 @@ def _with_shared(
 
 def _gated_delta_rule(keys: Keys) -> Mixer:
     named = "num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim"
-    sizes = GatedDeltaRule(*(keys.size(f"linear_{name}") for name in named))
-    most = 2.0 if keys.has(NEGATIVE) and keys.flag(NEGATIVE) else 1.0
-    eps, rank = keys.number_or_none("state_norm_eps"), keys.size("linear_gate_rank", otherwise=0)
-    sizes = replace(sizes, most=most, norm_eps=eps, low_rank=rank)
+    key_heads, value_heads, key_dim, value_dim, taps = (keys.size(f"linear_{x}") for x in named)
+    rank = keys.size("linear_gate_rank", otherwise=0)
+    sizes = GatedDeltaRule(
+        key_heads, value_heads, key_dim, value_dim, taps,
+        most=2.0 if keys.has(NEGATIVE) and keys.flag(NEGATIVE) else 1.0,
+        norm_eps=keys.number_or_none("state_norm_eps"),
+        by_channel=rank > 0 or keys.has("kda_safe_gate"), low_rank=rank,
+        bound=keys.number_or_none("decay_bound") or 0.0,
+    )  # fmt: skip
     if sizes.value_heads % sizes.key_heads:
         counts = f"{sizes.key_heads} does not divide {sizes.value_heads} value heads"
         keys.wrong(f"linear_num_key_heads: {counts}")
@@ -113,7 +120,8 @@ def _latent_attention(keys: Keys) -> Mixer:
         scale *= magnitude(keys.real("rope_parameters.factor", rope.get("factor")), all_dim) ** 2
     rank = None if keys.get("q_lora_rank") is None else keys.size("q_lora_rank")
     value = keys.size("v_head_dim", otherwise=max(width // heads, 1))
-    return LatentAttention(heads, rank, keys.size("kv_lora_rank"), plain, rotary, value, scale)
+    gated, latent = "attn_gate" in keys.family.names, keys.size("kv_lora_rank")
+    return LatentAttention(heads, rank, latent, plain, rotary, value, scale, gated)
 
 
 def _mamba2(keys: Keys) -> Mamba2:

@@ -21,6 +21,7 @@ from refimpl.loading.gguf.architectures import (
     KEYS,
     NAMES,
     NEEDED,
+    STREAM_STACKS,
     Architecture,
     architecture_of,
 )
@@ -350,12 +351,13 @@ def _keys_and_values(mixer: Any, k: GgufTensor, v: GgufTensor) -> GgufTensor | N
 
 
 def _experts_apart(stored: Mapping[str, GgufTensor], hub: HubModel) -> dict[str, GgufTensor]:
-    """The tensors, one [out, in] for each expert if the family has them apart."""
+    """The tensors, one [out, in] for each expert if the family has them apart, or for a stream."""
     location, tensors = hub.names.get("experts.up_proj"), dict(stored)
-    for name, stack in stored.items() if location and not location.stacked else ():
+    stacks = STREAM_STACKS + (EXPERT_STACKS if location and not location.stacked else [])
+    for name, stack in stored.items():
         stem, _, suffix = name.rpartition(".")
         wanted = 3 if suffix == "weight" else 2
-        if stem.rpartition(".")[2] in EXPERT_STACKS and len(stack.shape) == wanted:
+        if stem.rpartition(".")[2] in stacks and len(stack.shape) == wanted:
             del tensors[name]
             size = stack.nbytes // stack.shape[0]
             for e in range(stack.shape[0]):

@@ -41,7 +41,11 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
     yield "embed.weight", Role(embed, (config.vocab_size, width))
     if own := sum(kind.embed_size for kind in config.blocks):
         table = f"{base}{names['block_embed'].name}.weight"
-        yield "block_embed.weight", Role(table, (config.vocab_size, own))
+        yield "block_embed.weight", Role(table, (config.embed_rows or config.vocab_size, own))
+    for role in ("altup_embed", "altup_head"):
+        for i in range(config.streams - 1):
+            tensor = f"{base}{names[role].name.format(i)}.weight"
+            yield f"{role}.{i}.weight", Role(tensor, (width, width))
     if "pos_embed" in names:
         table = f"{base}{names['pos_embed'].name}.weight"
         yield "pos_embed.weight", Role(table, (rows, width))
@@ -49,9 +53,8 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
         yield from norm("embed_norm", base + names["embed_norm"].name, width)
     for i in range(config.num_blocks):
         of_mixer, norms = config.mixer(i).shapes(width), config.norm_sizes(i)
-        own_size = config.blocks[i].embed_size
-        own_shapes = {"block_scale": (1,), "block_embed_stream_norm.weight": (own_size,)}
-        shapes = of_mixer.arrays | LEARNED_ACTIVATION | own_shapes
+        beside = config.blocks[i].shapes(width)
+        shapes = of_mixer.arrays | LEARNED_ACTIVATION | beside.arrays
         for role, location in names.items():
             if hub.family.mixer_of.get(role, config.mixer(i).name) != config.mixer(i).name:
                 continue
@@ -60,9 +63,8 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
                 yield from norm(f"blocks.{i}.{role}", theirs, norms[role])
             elif role in shapes:
                 yield f"blocks.{i}.{role}", Role(theirs, shapes[role])
-        matrices = {**config.linears[i], **of_mixer.matrices}
-        if size := own_size:
-            matrices |= {"block_embed_gate": (size, width), "block_embed_proj": (width, size)}
+        matrices = {**config.linears[i], **of_mixer.matrices, **beside.matrices}
+        if size := config.blocks[i].embed_size:
             name, layout = names["block_embed_stream"].name, Layout((size,) * config.num_blocks, i)
             stored = Role(f"{base}{name}.weight", (own, width), layout)
             yield f"blocks.{i}.block_embed_stream.weight", stored

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from refimpl.model.mixers.sizes import Attention, Mixer
+from refimpl.model.mixers.sizes import Attention, Experts, Mixer, WeightShapes
 from refimpl.model.ops import Array
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -20,7 +20,9 @@ NORMS = (
 )  # fmt: skip
 BESIDE = "experts_norm", "dense_norm", "routed_norm"  # norms where experts are beside an MLP
 BLOCK_EMBED = "block_embed_norm", "block_embed", "block_embed_out"  # points of a block's embedding
-ID, DIGITS = -1, 3  # of a token: the key of `Config.carried`, and how many digits it has
+OTHER_STREAMS = "other_streams"  # the point of the residual streams beside the first
+# Keys of `Config.carried`: these streams, and the id of a token, which has so many digits
+OTHERS, ID, DIGITS = -2, -1, 3
 # Parameters of xIELU, in the order of its arguments, with their shapes
 LEARNED_ACTIVATION: dict[str, tuple[int, ...]] = {
     "act.alpha_p": (1,), "act.alpha_n": (1,), "act.beta": (), "act.eps": (),
@@ -162,45 +164,6 @@ class Temperature:
 
 
 @dataclass(frozen=True)
-class Experts:
-    """A mixture of experts in place of the MLP.
-
-    Args:
-        num_experts: E.
-        top_k: Experts per token.
-        intermediate_size: Channels inside an expert.
-        shared_size: Channels inside the shared expert, which every token passes; 0 without one.
-        scoring: How the router turns its logits into scores, see `experts.route`.
-        normalised: Whether the shares of a token's experts sum to 1, before scaling.
-        least_sum: Smallest sum that shares are divided by.
-        sum_eps: Added to the sum that shares are divided by.
-        scaling: Multiplies the shares.
-        groups: Groups of experts, of equal size.
-        group_by: How many of a group's largest preferences it is ranked by, as a sum.
-        groups_kept: Groups that a token may choose from.
-        jitter: sparsemixer: half the relative distance of logits that count as near.
-        of_inputs: Whether shares multiply an expert's input, not its output.
-        averaged: Whether the mixture is the mean of the experts' sum and the shared expert.
-    """
-
-    num_experts: int
-    top_k: int
-    intermediate_size: int
-    shared_size: int = 0
-    scoring: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
-    normalised: bool = True
-    least_sum: float = 0.0
-    sum_eps: float = 0.0
-    scaling: float = 1.0
-    groups: int = 1
-    groups_kept: int = 1
-    group_by: int = 2
-    jitter: float = 0.0
-    of_inputs: bool = False
-    averaged: bool = False
-
-
-@dataclass(frozen=True)
 class BlockKind:
     """What differs between the blocks of one model.
 
@@ -214,7 +177,10 @@ class BlockKind:
             chunk only.
         mixer: The mixer of tokens; None: softmax attention with the sizes of the model.
         embed_size: P, channels of an embedding of tokens that is the block's own; 0 without.
-        widening: Multiplies the channels inside its MLP.
+        mlp_size: Channels inside its MLP; 0: as in the model.
+        streams: n, residual streams, of which the block computes with the first (`mixers.altup`).
+        laurel_rank: Channels of a path beside the mixer (`mixers.altup`); 0 without.
+        sparsity: Share of the channels of its MLP's gate that `ops.gaussian_top` sets to 0.
     """
 
     window: int | None
@@ -224,7 +190,10 @@ class BlockKind:
     chunked: bool = False
     mixer: Mixer | None = None
     embed_size: int = 0
-    widening: int = 1
+    mlp_size: int = 0
+    streams: int = 1
+    laurel_rank: int = 0
+    sparsity: float = 0.0
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -232,8 +201,26 @@ class BlockKind:
         mixed = ("attn_norm", *x, "attn_out") if (x := (self.mixer or Attention).points) else ()
         fed = () if self.mixture is None else (*self.mlp_reads, "mlp_out")
         own = BLOCK_EMBED if self.embed_size else ()
-        points = ("resid_pre", *mixed, "resid_mid", *fed, *own, "resid_post")
+        first, last = (("predicted",), (OTHER_STREAMS,)) if self.streams > 1 else ((), ())
+        mixed += ("laurel_out",) if self.laurel_rank else ()
+        points = ("resid_pre", *first, *mixed, "resid_mid", *fed, *own, *last, "resid_post")
         return tuple(point for point in points if self.rope or not point.endswith("_rope"))
+
+    def shapes(self, width: int) -> WeightShapes:
+        """The shapes of what is beside its mixer and its MLP, in streams of D channels."""
+        p, rank, n = self.embed_size, self.laurel_rank, self.streams if self.streams > 1 else 0
+        matrices = {
+            "block_embed_gate": (p, width), "block_embed_proj": (width, p),
+            "laurel_left": (rank, width), "laurel_right": (width, rank),
+            "altup_router": (n, width), "altup_predict": (n * n, n), "altup_correct": (n, n),
+        }  # fmt: skip
+        norms = dict.fromkeys(("block_embed_post_norm", "altup_norm", "laurel_post_norm"), width)
+        return WeightShapes(
+            {},
+            {name: shape for name, shape in matrices.items() if 0 not in shape},
+            norms | {"block_embed_stream_norm": p},
+            {"block_scale": (1,), "altup_scale": (width,)},
+        )
 
     @property
     def mlp_reads(self) -> tuple[str, ...]:
@@ -273,6 +260,7 @@ class Config:
         experts: The mixture of the blocks that have one; None if no block has.
         gate_scale: Multiplies the gate, before its activation.
         mlp_scale: Multiplies the MLP's output.
+        embed_rows: Rows of the table of blocks' embeddings; ids from there on have the first row.
         gate_limit: Clamps the gate from above and the other half to both sides, before 1 is added
             to that one; None for neither.
     """
@@ -305,11 +293,17 @@ class Config:
     mlp_scale: float = 1.0
     gate_limit: float | None = None
     alibi: Alibi | None = None
+    embed_rows: int = 0
 
     @property
     def num_blocks(self) -> int:
         """Number of blocks, L."""
         return len(self.blocks)
+
+    @property
+    def streams(self) -> int:
+        """Residual streams, n."""
+        return max((kind.streams for kind in self.blocks), default=1)
 
     @property
     def attention(self) -> Attention:
@@ -322,10 +316,12 @@ class Config:
 
     @cached_property
     def carried(self) -> dict[int, int]:
-        """Channels behind the residual stream: by `ID` digits, then by block keys and values."""
+        """Channels behind the first residual stream: `OTHERS`, digits by `ID`, by block k and v."""
         mixers = enumerate(kind.mixer for kind in self.blocks)
         kept = {i: x.kept_size for i, x in mixers if isinstance(x, Attention) and x.kept}
-        return ({ID: DIGITS} if any(kind.embed_size for kind in self.blocks) else {}) | kept
+        kept |= {OTHERS: others} if (others := (self.streams - 1) * self.hidden_size) else {}
+        kept |= {ID: DIGITS} if any(kind.embed_size for kind in self.blocks) else {}
+        return dict(sorted(kept.items()))
 
     @property
     def state_size(self) -> int:
@@ -337,8 +333,8 @@ class Config:
         mixer, fed = self.mixer(block), self.blocks[block].mixture is not None
         around = (NORMS[:2] if mixer.points else ()) + (NORMS[2:4] if fed else ())
         around += BESIDE if self.blocks[block].mixture == "beside" else ()
-        around += ("block_embed_post_norm",) if self.blocks[block].embed_size else ()
-        return dict.fromkeys(around, self.hidden_size) | mixer.shapes(self.hidden_size).norms
+        own = (x.shapes(self.hidden_size).norms for x in (mixer, self.blocks[block]))
+        return dict.fromkeys(around, self.hidden_size) | next(own) | next(own)
 
     @cached_property
     def linears(self) -> Linears:
@@ -360,7 +356,7 @@ class Config:
 
         def every(kind: BlockKind) -> dict[str, tuple[int, int]]:
             linears = (kind.mixer or self.attention).shapes(d).linears
-            dense = {} if kind.mixture in (True, None) else mlp(inner * kind.widening)
+            dense = {} if kind.mixture in (True, None) else mlp(kind.mlp_size or inner)
             return linears | dense | (mixture if kind.mixture else {})
 
         return tuple(map(every, self.blocks))

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from refimpl.model import ops
-from refimpl.model.config import Experts
 from refimpl.model.kernels import Kernels
+from refimpl.model.mixers.sizes import Experts
 from refimpl.model.ops import Array
 
 ROUTER = "router.keep"  # the trace point of a router's choice

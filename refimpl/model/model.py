@@ -16,7 +16,9 @@ from refimpl.model.floating_point import bits_of
 from refimpl.model.ops import Array
 from refimpl.model.weight import StoredTensor, Weight, WeightFile
 
-EMBEDDING = ("embed.weight", "pos_embed.weight", "embed_norm.weight", "embed_norm.bias")
+EMBEDDING = ("embed", "pos_embed", "embed_norm", "altup_embed")  # roles of weights
+HEAD = ("final_norm", "lm_head", "altup_head")
+TABLES = ("embed.weight", "pos_embed.weight")
 EXPERTS_KEPT = 1 << 26  # bytes of a block's experts that `Model.block` returns as arrays
 Later = Callable[[], Array]
 M = TypeVar("M", bound="Model")
@@ -136,12 +138,17 @@ class Model:
         return companions.get("tokenizer.json", self.folder / "tokenizer.json")
 
     def embedding(self) -> dict[str, Array]:
-        """The tables `embed.weight` [V, D], any `pos_embed.weight` [P, D] and `embed_norm.*` [D].
+        """The tables `embed.weight` [V, D] and any `pos_embed.weight` [P, D], and what they need.
 
         They are as stored, and `check_finite` checks them; rows are read when `np.take` looks them
         up.
         """
-        return {n: self.weights[n].stored.table for n in EMBEDDING if n in self.weights}
+        found = {name: self.weights[name] for name in self.named(EMBEDDING)}
+        return {n: x.stored.table if n in TABLES else x.as_stored for n, x in found.items()}
+
+    def named(self, roles: tuple[str, ...]) -> list[str]:
+        """Names of the weights that have one of some roles, which are no block's."""
+        return [name for name in self.weights if name.split(".")[0] in roles]
 
     def block(
         self, index: int, dtype: npt.DTypeLike, each: Callable[..., Iterable[Any]] = map
@@ -184,7 +191,7 @@ class Model:
         return BlockWeights(values | later)
 
     def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
-        """Read `final_norm.*` [D], and rows of `lm_head.weight` [V, D] and of any `lm_head.bias`.
+        """Read the weights of `HEAD`; of `lm_head.weight` [V, D] and any `lm_head.bias` some rows.
 
         Args:
             dtype: Dtype of the computation.
@@ -193,12 +200,9 @@ class Model:
         Raises:
             RefimplError: NaN or Inf in a weight.
         """
-        parts = {"final_norm": slice(None), "lm_head": rows}
         return {
-            name: self.weights[name].read(dtype, parts[role])
-            for role in parts
-            for name in (f"{role}.weight", f"{role}.bias")
-            if name in self.weights
+            name: self.weights[name].read(dtype, rows if "lm_head" in name else slice(None))
+            for name in self.named(HEAD)
         }
 
     def check_finite(self, dtype: npt.DTypeLike | None = None) -> None:

@@ -19,7 +19,7 @@ from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import absorption_coefficient, nan_mean
 from refimpl.method.correction import centred_log, clipped_log
 from refimpl.method.projection import project
-from refimpl.model.config import Config
+from refimpl.model.config import OTHER_STREAMS, Config
 from refimpl.model.experts import ROUTER
 from refimpl.model.forward import INSIDE, Place, Weights, block, embed, head, places
 from refimpl.model.forward import project as project_linear
@@ -106,7 +106,7 @@ class StepInputs:
             self.clean[name] if name in self.clean else self.state(name)
             for name in (f"blocks.{index}.{point}", *kept_steps(config, until))
         )
-        return whole_state(h, self.ids, config, kept)
+        return whole_state(h, self.ids, config, kept) if until else with_stream(self.embedded, h)
 
     @property
     def known(self) -> set[str]:
@@ -226,8 +226,9 @@ NamedArrays = Iterator[tuple[str, Array]]
 
 
 def kept_steps(config: Config, until: int) -> list[str]:
-    """Steps of keys and values that later blocks read, of the blocks before one, in order."""
-    return [f"blocks.{i}.{x}" for i in config.carried if 0 <= i < until for x in "kv"]
+    """Steps of what later blocks read beside the stream, of the blocks before one, in order."""
+    others = [f"blocks.{until - 1}.{OTHER_STREAMS}"] if config.streams > 1 and until else []
+    return others + [f"blocks.{i}.{x}" for i in config.carried if 0 <= i < until for x in "kv"]
 
 
 def forward(inputs: StepInputs) -> NamedArrays:
@@ -260,6 +261,7 @@ def forward(inputs: StepInputs) -> NamedArrays:
                 if name in ("k", "v") and isinstance(place.mixer, SharedAttention):
                     reads = [f"blocks.{place.mixer.of}.{name}"]
                 reads = [before] if name == "resid_pre" else reads
+                reads += kept_steps(config, i)[: config.streams > 1] if name == "predicted" else []
                 yield inputs.of(prefix + name, *reads), value
         before = f"{prefix}resid_post"
     if not inputs.recipe.asks("final_norm", "logits"):
@@ -267,7 +269,8 @@ def forward(inputs: StepInputs) -> NamedArrays:
     trace.clear()
     prefix = ""
     head(x, model.head(dtype), config, observe)
-    yield inputs.of("final_norm", before), trace["final_norm"]
+    others = kept_steps(config, config.num_blocks)[: config.streams > 1]
+    yield inputs.of("final_norm", before, *others), trace["final_norm"]
     yield inputs.of("logits", "final_norm"), trace["logits"]
 
 

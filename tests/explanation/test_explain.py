@@ -32,8 +32,8 @@ from refimpl.tokens import Tokens, random_tokens
 
 MODELS = tuple(name if name == "llama4_text" else name.removesuffix("_text") for name in FAMILIES)
 BLOCK = (
-    "attn_norm", "qkv", "qk_norm", "rope", "attention", "attn_out", "resid_mid", "mlp_norm",
-    "routing", "mlp_out", "resid_post",
+    "predicted", "attn_norm", "qkv", "qk_norm", "rope", "attention", "attn_out", "laurel_out",
+    "resid_mid", "mlp_norm", "routing", "mlp_out", "block_embed", "resid_post", "other_streams",
 )  # fmt: skip
 STEPS = (
     "tokens", "embed", *BLOCK, "head", "perturb", "drift", "ratio", "coefficient", "signals",
@@ -200,6 +200,10 @@ def test_functions_are_those_of_the_family() -> None:
     assert called("llama4_text", "mlp_out", 1) == {"mixture", "mlp", "silu"}
     assert {"mixture", "mlp"} < called("gemma4_experts", "mlp_out")
     assert called("gemma4_small", "block_embed") == {"block_embedding", "rms_norm", "norm"}
+    assert called("gemma3n", "predicted") == {"predicted", "linear", "rms_norm", "norm"}
+    assert called("gemma3n", "laurel_out") == {"with_laurel"}
+    assert "gaussian_top" in called("gemma3n", "mlp_out")
+    assert "gaussian_top" not in called("gemma3n", "mlp_out", 2)
     assert "reach" in called("llama4_text", "attention")
     assert "sigmoid" in called("llama4_text", "routing", 1)
     assert "softmax" in called("mixtral", "routing")
@@ -246,9 +250,9 @@ def test_one_step_computes_no_more_than_it_shows(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("refimpl.explanation.shown_values.score", refuse)
     model, tokens = model_of("llama"), tokens_of("llama")
-    for step in (*BLOCK, "tokens", "embed", "head", "perturb", "drift", "ratio"):
-        if step not in ("qk_norm", "routing"):
-            assert [s.name for _, s, _ in explain(model, tokens, 1, step).steps] == [step]
+    names = [x.name for x in steps_of(model, 1, Noise(), Request(correct="absorption"))]
+    for step in names[: names.index("coefficient")]:
+        assert [s.name for _, s, _ in explain(model, tokens, 1, step).steps] == [step]
     with pytest.raises(AssertionError, match="the experiment"):
         explain(model, tokens, 1, "coefficient")
 

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from refimpl.model.config import BlockKind, Experts, Rope
+from refimpl.model.config import BlockKind, Rope
+from refimpl.model.mixers.sizes import Experts
 
 FILE = Path(__file__).parent / "published_configs.jsonl"
 # By the checkpoint's name: where a public copy of its `config.json` is, the file, and what it reads

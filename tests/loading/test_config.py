@@ -28,6 +28,7 @@ TWO = {"expected sliding_attention", "sliding_window_pattern"}  # mistakes that 
 NO_OLD_RULE = (
     "ministral", "olmo3", "cohere2_moe", "exaone_moe", "granitemoehybrid", "lfm2", "lfm2_moe",
     "afmoe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "olmo_hybrid", "kimi_linear",
+    "gemma3n_text", "bailing_hybrid",
 )  # fmt: skip
 NEWER = (  # than the old spelling
     "mellum", "laguna", "laguna_channels", "gemma4", "gemma4_experts", "gemma4_small",
@@ -53,8 +54,9 @@ def as_old_files_spell_it(new: Mapping[str, Any], type_key: str) -> dict[str, An
     elif BY_KIND[0] in rope:
         old["rope_local_base_freq"] = rope[BY_KIND[1]]["rope_theta"]
         rope = rope[BY_KIND[0]]
-        old["sliding_window_pattern"] = old.pop("_sliding_window_pattern")
-        assert types[: old["sliding_window_pattern"]].index("full_attention") == 5
+        if types is not None:
+            old["sliding_window_pattern"] = old.pop("_sliding_window_pattern")
+            assert types[: old["sliding_window_pattern"]].index("full_attention") == 5
     scaling = {key: value for key, value in rope.items() if key != "rope_type"}
     family = FAMILIES[old["model_type"]]
     for key in ("rope_theta", "partial_rotary_factor"):

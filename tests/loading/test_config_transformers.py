@@ -35,6 +35,7 @@ SIZES = {
     "shared_expert_intermediate_size", "shared_intermediate_size", "experts_per_token",
     "mamba_n_heads", "mamba_n_groups", "mamba_d_head", "mamba_d_state", "mamba_d_ssm",
     "expert_hidden_dim", "top_k_experts", "num_experts_per_token", "num_expert_group",
+    "vocab_size_per_layer_input", "hidden_size_per_layer_input", "layer_group_size",
 }  # fmt: skip
 KEYS_OF_SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"}
 KEYS_OF_SIZES |= {"num_attention_heads", "n_embd", "n_layer", "n_head"}
@@ -54,20 +55,24 @@ def check_logits(config: dict[str, Any], folder: Path) -> None:
 
 def small(entries: dict[str, Any], **sizes: Any) -> dict[str, Any]:
     """A configuration in the sizes of a fixture of its family."""
-    kind, beside = entries["model_type"], bool(entries.get("enable_moe_block"))
-    fixtures = (x for x in map(config_of, CASES) if x["model_type"] == kind)
-    fixture = next(x for x in fixtures if bool(x.get("enable_moe_block")) == beside)
+    parts = "enable_moe_block", "num_kv_shared_layers"  # which the fixtures of a family have or not
+    fixtures = (x for x in map(config_of, CASES) if x["model_type"] == entries["model_type"])
+    has = [bool(entries.get(part)) for part in parts]
+    fixture = next(x for x in fixtures if [bool(x.get(part)) for part in parts] == has)
     sizes = {key: fixture[key] for key in SIZES & fixture.keys()} | sizes
     sizes = {key: x for key, x in sizes.items() if entries.get(key, ...) is not None}
     count = sizes.get("num_hidden_layers", 0)
     kinds = entries.get("layer_types") or []
     last = kinds[-count:]
+    if fixture.get("num_kv_shared_layers"):  # of which each kind is before
+        sizes |= {key: fixture[key] for key in ("num_kv_shared_layers", "layer_types")}
     if {*last} != {*kinds}:  # one of each kind
         last = (sorted({*kinds}, reverse=True) * count)[:count]
     lists = {
         key: last if key == "layer_types" else x[:count]
         for key, x in entries.items()
-        if isinstance(x, list) and len(x) == entries.get("num_hidden_layers") and key not in SIZES
+        if isinstance(x, list) and len(x) == entries.get("num_hidden_layers")
+        if key not in SIZES | {*sizes}
     }
     if "hybrid_override_pattern" in entries:
         lists["hybrid_override_pattern"] = "ME*"

@@ -27,9 +27,9 @@ from test_broken_variants import (
 
 from refimpl import Model, read_model
 from refimpl.model import forward as forward_module
-from refimpl.model.config import Experts
 from refimpl.model.experts import largest, route, sparsemixer
 from refimpl.model.forward import block, places
+from refimpl.model.mixers.sizes import Experts
 from refimpl.model.ops import Array
 
 EXPERT = "model.layers.1.block_sparse_moe.experts.3"

@@ -130,7 +130,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float, place: str = "") 
     ("case", "choice"),
     [(case, c) for i, c in enumerate(CHOICES) for case in (("llama", "gemma3", "gpt2")[i % 3],)]
     + [("gemma3", c) for c in FEW]
-    + [("gemma4_small", FEW[0])],
+    + [("gemma4_small", FEW[0]), ("gemma3n", FEW[1])],
 )
 def test_the_same_scores_in_float64(folder: Path, case: str, choice: tuple[str, ...]) -> None:
     model = changed(folder, case, with_sink)
@@ -141,7 +141,12 @@ def test_the_same_scores_in_float64(folder: Path, case: str, choice: tuple[str, 
 
 @pytest.mark.parametrize(
     ("case", "choice"),
-    list(zip((*FAMILIES, "smollm3", "olmo2", "granite", "apertus", "gemma4_small"), cycle(FEW))),
+    list(
+        zip(
+            (*FAMILIES, "smollm3", "olmo2", "granite", "apertus", "gemma4_small", "gemma3n"),
+            cycle(FEW),
+        )
+    ),
 )
 def test_the_same_scores_in_float32(case: str, choice: tuple[str, ...]) -> None:
     ours, theirs = both(model_of(case), tokens_of(case), plan_of(choice), "float32")

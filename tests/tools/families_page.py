@@ -112,6 +112,8 @@ def others(model: Model, roles: set[str]) -> Iterator[str]:
     """Constants, biases, and how the file stores the linears."""
     config, family = model.config, FAMILIES[model.config.family]
     parts = {
+        f"{config.streams} residual streams, a path of low rank": config.streams > 1,
+        "sparse gates in some blocks": any(kind.sparsity for kind in config.blocks),
         "an embedding per block": "block_embed_gate" in roles,
         "a multiplier per block": "block_scale" in roles,
         "parallel residual": config.parallel_residual,
@@ -155,7 +157,8 @@ def mixers(model: Model) -> Iterator[str]:
             yield f"gate per {per} ({mixer.gate})"
         elif mixer.points and not isinstance(mixer, Attention):
             every = all(kind.mixer == mixer for kind in model.config.blocks)
-            by = " by channel" if getattr(mixer, "low_rank", 0) else ""
+            words = {"by_channel": " by channel", "gated": " with a gate per head"}
+            by = "".join(x for name, x in words.items() if getattr(mixer, name, False))
             yield mixer.name.replace("_", " ") + by + ("" if every else " in some blocks")
     if any(kind.mixture is None for kind in model.config.blocks):
         yield "blocks of a mixer or an MLP alone"

@@ -49,12 +49,10 @@ mistral4 longcat_flash axk1 youtu sarvam_mla = latent attention in a form of its
 jamba zamba zamba2 mamba mamba2 falcon_mamba = blocks with Mamba 1, Mamba 2 in every block, or
     attention whose weights blocks share
 recurrent_gemma rwkv xlstm minimax = blocks with a recurrent state that no mixer of refimpl computes
-bailing_hybrid lara_mini qwen4_exp qwen4_exp_text = a delta rule in a form of its own: a decay with
+lara_mini qwen4_exp qwen4_exp_text = a delta rule in a form of its own: a decay with
     a lower bound, or other gates and norms | kimi_linear
 zaya inkling_text inkling2_text = a short convolution in a form of its own, or one inside
     attention
-gemma3n gemma3n_text = several residual streams that are mixed in every block, and activations of
-    which most are set to zero | gemma3_text
 gemma4_assistant gemma4_unified_assistant = keys and values of another model, which it assists |
     gemma4_text
 bart bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small camembert

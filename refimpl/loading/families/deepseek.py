@@ -294,6 +294,64 @@ KIMI_LINEAR = DEEPSEEK_V3.like(
 )  # fmt: skip
 
 
+def _bailing(family: Family, entries: Entries) -> tuple[Family, Entries]:
+    """The kinds of its blocks, the sizes of their states, and the bound of their decays."""
+    own = {name: x for name, x in entries.items() if name not in KIMI_STATES}
+    states = {"head_dim": 128, "num_heads": entries.get("num_attention_heads", 32)}
+    states |= {"short_conv_kernel_size": 4} | {x: entries[x] for x in KIMI_STATES if x in entries}
+    own = {ours: states[theirs] for theirs, ours in KIMI_STATES.items()} | own
+    bound, group = own.get("kda_lower_bound", -5.0), own.get("layer_group_size", 6)
+    number = isinstance(bound, int | float) and not isinstance(bound, bool)
+    own["decay_bound"] = -bound if number else bound
+    if own.get("kda_safe_gate", True) is False:
+        own["decay_bound"] = None
+    rope = own.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        own.pop("rope_theta", None)  # which transformers writes, whatever it computes with
+    if type(group) is int and group > 0:
+        own = with_kinds(own, lambda i: (i + 1) % group == 0)
+    return family, own
+
+
+BAILING = "layers.{}.attention."
+ROUTED = ("router", "experts.", "shared_expert.")
+BAILING_HYBRID = KIMI_LINEAR.like(
+    "bailing_hybrid",
+    names={
+        role: place.name.replace(ATTENTION, BAILING)
+        for role, place in (*KIMI_LINEAR.names.items(), *DEEPSEEK_V3.names.items())
+        if place.name.startswith(ATTENTION) or role.startswith(ROUTED)
+    } | placed(
+        BAILING, in_proj_a="f_proj", in_proj_z="g_proj", attn_gate="g_proj", out_proj="dense",
+        o_proj="dense",
+    ) | {"embed": "word_embeddings", "router.correction": "layers.{}.mlp.gate.expert_bias"},
+    without=("in_proj_a_low", "in_proj_z_low", "linear_gate_rank", "mla_use_nope"),
+    keys=dict(
+        num_experts=key(512, "num_experts", "num_local_experts"), moe_intermediate_size=768,
+        n_group=key(8, "num_expert_group", "n_group"), topk_group=4, routed_scaling_factor=2.5,
+        first_k_dense_replace=2, norm_eps=1e-6, rope_scaling=key(None), rope_parameters=key(None),
+        rope_theta=6000000.0, score_function=only("sigmoid"), decay_bound=None,  # not of its files
+        max_position_embeddings=key(262144, "model_max_length", "max_position_embeddings"),
+        kda_safe_gate=Key(True, only=(True, False)), no_kda_lora=only(True),
+        use_kda_lora=only(False), use_mla_nope=only(False), linear_attention=only("kda"),
+        gated_attention_proj_granularity_type=only("head_wise"), use_bias=only(False),
+        use_qkv_bias=only(False), moe_router_enable_expert_bias=only(True),
+        scale_router_input=only(False), expert_swiglu_limit_list=only(None),
+        share_expert_swiglu_limit_list=only(None), num_kv_heads_for_linear_attn=only(0),
+        rope_interleave=only(True), **unread(
+            "kda_lower_bound", "layer_group_size", "group_norm_size", "max_window_layers",
+            "moe_shared_expert_intermediate_size", "mtp_use_kda", "rotary_dim", "router_dtype",
+            "use_qk_norm",
+        ),
+    ),
+    buffers=(r"layers\.42\..*", *LLAMA.buffers),
+    unrotated="none",
+    interleaved=True,
+    stacks={"out_proj": Location(f"{BAILING}o_proj")},  # in published files
+    variant=_bailing,
+)  # fmt: skip
+
+
 def _minicpm3(family: Family, entries: Entries) -> tuple[Family, Entries]:
     """The factors of the residual stream and of the logits, from other sizes."""
     own, numbers = dict(entries), (int, float)

@@ -75,8 +75,18 @@ OWN = placed(
     block_embed_post_norm="post_per_layer_input_norm",
 ) | {
     "block_embed": "embed_tokens_per_layer", "block_embed_stream": "per_layer_model_projection",
-    "block_embed_stream_norm.weight": "per_layer_projection_norm.weight",
+    "block_embed_stream_norm": "per_layer_projection_norm",
 }  # fmt: skip
+
+
+def _with_shared(family: Family, entries: Entries) -> Family:
+    """The family, whose last blocks may have tensors of keys and values that are unused."""
+    count, shared = (entries.get(f"num_{x}_layers") for x in ("hidden", "kv_shared"))
+    if not (type(count) is type(shared) is int and 0 < shared < count <= MOST):
+        return family
+    reading = "|".join(map(str, range(count - shared, count)))
+    unused = rf"layers\.({reading})\.self_attn\.([kv]_proj|[kv]_norm)\.weight"
+    return replace(family, buffers=(*family.buffers, unused))
 
 
 def _gemma4(family: Family, entries: Entries) -> tuple[Family, Entries]:
@@ -86,11 +96,7 @@ def _gemma4(family: Family, entries: Entries) -> tuple[Family, Entries]:
     """
     if (size := "hidden_size_per_layer_input") in family.keys and entries.get(size, 256):
         family = family.like(family.model_type, names=OWN)
-    count, shared = (entries.get(f"num_{x}_layers") for x in ("hidden", "kv_shared"))
-    if type(count) is type(shared) is int and 0 < shared < count <= MOST:
-        reading = "|".join(map(str, range(count - shared, count)))
-        unused = rf"layers\.({reading})\.self_attn\.([kv]_proj|[kv]_norm)\.weight"
-        family = replace(family, buffers=(*family.buffers, unused))
+    family = _with_shared(family, entries)
     if entries.get("enable_moe_block") and "enable_moe_block" in family.keys:
         sizes = dict(num_experts=Key(), num_experts_per_tok=key(None, "top_k_experts"),
                      moe_intermediate_size=Key())  # fmt: skip
@@ -146,3 +152,45 @@ GEMMA4_UNIFIED = GEMMA4.like(
     without=("hidden_size_per_layer_input", "enable_moe_block"),
     keys=dict(sliding_window=1024, max_position_embeddings=262144),
 )
+
+
+def _gemma3n(family: Family, entries: Entries) -> tuple[Family, Entries]:
+    """Which blocks see all tokens, the sizes of their MLPs, and those with sparse gates."""
+    family = _with_shared(family, entries)
+    own = with_kinds(entries, lambda i: (i + 1) % 5 == 0, "sliding_attention")
+    count, sizes = own.get("num_hidden_layers"), own.get("intermediate_size", 16384)
+    if own.get("activation_sparsity_pattern") is None and type(count) is int and count <= MOST:
+        sparse = 10 if count > 10 else 0
+        own["activation_sparsity_pattern"] = [0.95] * sparse + [0.0] * (count - sparse)
+    if isinstance(sizes, list) and sizes and all(type(size) is int for size in sizes):
+        own |= {"mlp_sizes": sizes, "intermediate_size": max(sizes)}
+    return family, own
+
+
+GEMMA3N = GEMMA3.like(
+    "gemma3n_text",
+    norm_offset=0.0,
+    names=OWN | placed(
+        "layers.{}.altup.", altup_router="modality_router", altup_norm="router_norm",
+        altup_predict="prediction_coefs", altup_correct="correction_coefs",
+    ) | placed(
+        "layers.{}.laurel.", laurel_left="linear_left", laurel_right="linear_right",
+        laurel_post_norm="post_laurel_norm",
+    ) | {
+        "altup_scale": "layers.{}.altup.correct_output_scale",
+        "altup_embed": "altup_projections.{}", "altup_head": "altup_unembed_projections.{}",
+    },
+    keys=dict(
+        sliding_window=512, sliding_window_pattern=None, num_key_value_heads=2,
+        final_logit_softcapping=30.0, max_position_embeddings=32768,
+        attention_scale=only(1.0), mlp_sizes=None,  # no keys of its files
+        num_kv_shared_layers=15, hidden_size_per_layer_input=256,
+        vocab_size_per_layer_input=262144, activation_sparsity_pattern=None, laurel_rank=64,
+        altup_num_inputs=4, altup_active_idx=only(0), altup_correct_scale=True,
+        **unread("query_pre_attn_scalar", "altup_coef_clip", "altup_lr_multiplier"),
+    ),
+    optional={"altup_scale": "altup_correct_scale"},
+    buffers=(*GEMMA3.buffers, r"layers\.\d+\.altup\.correct_output_scale"),
+    weightless_norms=("v_norm",),
+    variant=_gemma3n,
+)  # fmt: skip

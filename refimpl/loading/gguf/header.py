@@ -22,7 +22,7 @@ _STRING, _ARRAY, _ALIGNMENT = 8, 9, 32
 LARGEST = float(np.finfo(np.float32).max)
 TEXT, FLAG, WHOLE, NUMBER = "a text", "true or false", "a whole number", "a finite number"
 TEXTS, WHOLES, NUMBERS = "a list of texts", "a list of whole numbers", "a list of finite numbers"
-FLAGS = "a list of true and false"
+FLAGS, QUANTILES = "a list of true and false", "a list of finite numbers and -infinity"
 # The types that a value may have, and the keys that it is read for; [^.]+ is an architecture.
 TYPES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((TEXT,), r"general\.(architecture|type)|tokenizer\.(ggml\.(model|pre)|chat_template)"
@@ -36,13 +36,14 @@ TYPES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((FLAGS,), r"[^.]+\.attention\.recurrent_layers"),
     ((NUMBERS, WHOLES), r"tokenizer\.ggml\.scores"),
     ((NUMBERS,), r"([^.]+\.)?xielu\.\w+"),
+    ((NUMBERS, QUANTILES), r"[^.]+\.activation_sparsity_scale"),
     ((WHOLE,), r"general\.alignment|split\.(no|count|tensors\.count)|imatrix\.chunk_(count|size)"
      r"|tokenizer\.ggml\.\w+_token_id|[^.]+\.((context|embedding|expert\w*)_length|\w+_count|expert_gating_func"
      r"|attention\.((key|value)_length(_mla|_swa)?|sliding_window|(q|kv)_lora_rank|shared_kv_layers)"
      r"|embedding_length_per_layer_input|ssm\.\w+|full_attention_interval|nextn_predict_layers"
      r"|rope\.dimension_count(_swa)?"
      r"|rope\.scaling\.original_context_length|interleave_moe_layer_step|shortconv\.l_cache"
-     r"|n_deepstack_layers)"),
+     r"|n_deepstack_layers|altup\.\w+)"),
     ((WHOLE, WHOLES), r"[^.]+\.(feed_forward_length|attention\.head_count(_kv)?)"),
     ((NUMBER, WHOLE), r"[^.]+\.(attention\.(layer_norm(_rms)?_epsilon|scale|clamp_kqv"
      r"|max_alibi_bias)|(embedding|residual|logit)_scale|(attn|final)_logit_softcapping"
@@ -186,10 +187,12 @@ def check_types(metadata: Mapping[str, Any], path: Path) -> None:
 
 
 def _type(value: Any) -> str:
-    """The type of a value; NaN, infinity and what float32 does not hold have none."""
+    """The type of a value; NaN, +infinity and what float32 does not hold have none."""
     if isinstance(value, np.ndarray):
-        kind = value.dtype.kind if np.isfinite(value).all() else ""
-        return {"i": WHOLES, "u": WHOLES, "f": NUMBERS, "b": FLAGS}.get(kind, "")
+        kinds = {"i": WHOLES, "u": WHOLES, "f": NUMBERS, "b": FLAGS}
+        if np.isfinite(value).all():
+            return kinds[value.dtype.kind]
+        return QUANTILES if np.isfinite(value[value != -np.inf]).all() else ""
     if isinstance(value, float) and not abs(value) <= LARGEST:
         return ""
     return {str: TEXT, bool: FLAG, int: WHOLE, float: NUMBER, tuple: TEXTS}[type(value)]

@@ -74,8 +74,9 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     q, k, v = split(silu(conv(W_qkv x)));  beta = m sigmoid(W_b x);
     log a = -exp(A) softplus(W_a x + dt);  W_out (rms_norm(y) silu(W_z x))
 
-    q and k have length 1, and q is divided by sqrt(d); m, the `most`, is 1 or 2. With a `low_rank`,
-    a is of each channel of a key, W_a and W_z are products of two, and sigmoid stands for silu.
+    q and k have length 1, and q is divided by sqrt(d); m, the `most`, is 1 or 2. If a is of each
+    channel of a key, sigmoid stands for silu; with a `low_rank`, W_a and W_z are products of two;
+    with a `bound`, log a = -bound sigmoid(exp(A) (W_a x + dt)).
 
     Observed: `conv_in` and `conv_out` [B, S, channels of q, k and v], before and after the
     convolution and its activation; `state_out` [B, S, H e], y; `mixed` [B, S, H e], the input of
@@ -106,13 +107,17 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     head_of = np.arange(sizes.value_heads) // (sizes.value_heads // sizes.key_heads)
     q, k = (np.take(unit(attention.split_heads(y, sizes.key_dim)), head_of, axis=1) for y in (q, k))
     beta = sizes.most * attention.split_heads(ops.sigmoid(project(x, weights, "in_proj_b")), 1)
-    step = ops.softplus(through(x, weights, "in_proj_a") + weights["dt_bias"])
-    step = attention.split_heads(step, sizes.key_dim if sizes.low_rank else 1)
-    log_decay = -np.exp(np.reshape(weights["A_log"], (-1, 1, 1))) * step
+    step = through(x, weights, "in_proj_a") + weights["dt_bias"]
+    step = attention.split_heads(step, sizes.key_dim if sizes.by_channel else 1)
+    rate = np.exp(np.reshape(weights["A_log"], (-1, 1, 1)))
+    if sizes.bound:
+        log_decay = -sizes.bound * ops.sigmoid(rate * step)
+    else:
+        log_decay = -rate * ops.softplus(step)
     q, v = q * sizes.key_dim**-0.5, attention.split_heads(v, sizes.value_dim)
     y = attention.merge_heads(delta_rule(q, k, v, log_decay, beta, place.positions))
     y = attention.split_heads(observe("state_out", y), sizes.value_dim)
     eps = config.norm_eps if sizes.norm_eps is None else sizes.norm_eps
     y = place.kernels.rms_norm(y, weights["state_norm.weight"], eps)
-    gate = (ops.sigmoid if sizes.low_rank else ops.silu)(through(x, weights, "in_proj_z"))
+    gate = (ops.sigmoid if sizes.by_channel else ops.silu)(through(x, weights, "in_proj_z"))
     return project(observe("mixed", attention.merge_heads(y) * gate), weights, "out_proj")

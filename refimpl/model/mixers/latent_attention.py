@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refimpl.model import attention
+from refimpl.model import attention, ops
 from refimpl.model.config import Config
 from refimpl.model.mixers.projection import Place, Weights, project
 from refimpl.model.mixers.sizes import LatentAttention
@@ -17,7 +17,8 @@ def latent_attention(x: Array, weights: Weights, place: Place, config: Config) -
     q = W_qb rms_norm(W_qa x), or W_q x;  latent, r = split(W_kva x);
     k, v = split(W_kvb rms_norm(latent));  W_o softmax([q, rot q_r] [k, rot r]^T + bias) v
 
-    Some models rotate nothing: the last channels of all keys are the same, r, nevertheless.
+    Some models rotate nothing: the last channels of all keys are the same, r, nevertheless. In
+    some, each head is multiplied by sigmoid(W_gate x), a number.
 
     Observed: `q` [B, H, S, plain and rotary channels]; `latent`, normalised, [B, S, rank]; `v`
     [B, H, S, e]; `q_rope` and `k_rope`, as attention takes them, if they rotate; `q_latent`, the
@@ -59,4 +60,6 @@ def latent_attention(x: Array, weights: Weights, place: Place, config: Config) -
     if place.rope is not None:
         q, k = observe("q_rope", q), observe("k_rope", k)
     mixed = kernels.attention(q * place.query_scale, k, v, place.bias, None, None, None)
+    if sizes.gated:
+        mixed = mixed * attention.split_heads(ops.sigmoid(project(x, weights, "attn_gate")), 1)
     return project(observe("attn_heads", attention.merge_heads(mixed)), weights, "o_proj")

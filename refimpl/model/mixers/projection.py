@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from refimpl.model import ops
-from refimpl.model.config import Config
+from refimpl.model.config import BlockKind, Config
 from refimpl.model.experts import Observer, unobserved
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.mixers.sizes import NO_MIXER, Mixer
@@ -21,7 +21,7 @@ class Place:
         positions: Of the tokens, [S], from 0.
         bias: Added to attention scores: 0 or -inf, [S, S].
         rope: Cosines and sines, each [S, h_rot / 2]; None if the block does not rotate.
-        interleaved: As in `attention.rotate`.
+        kind: The facts of the block.
         ramps: From `alibi_ramps`, [H, S], or None.
         query_scale: Multiplies queries; a number, or one for each position, [S, 1].
         mixer: The facts of the block's mixer.
@@ -29,20 +29,27 @@ class Place:
         observe: Receives the name and value of every trace point; the block continues with the
             array that it returns.
         token_ids: [B, S], of a block with an embedding of its own; else None.
+        streams: [B, S, (n-1) D], those beside the first residual stream, of a block that has them.
         shared: "k" and "v" [B, K, S, h] of a block that reads those of an earlier one.
     """
 
     positions: Array
     bias: Array
     rope: tuple[Array, Array] | None
-    interleaved: bool = False
+    kind: BlockKind
     ramps: Array | None = None
     query_scale: Array | float = 1.0
     mixer: Mixer = NO_MIXER
     kernels: Kernels = PLAIN
     observe: Observer = unobserved
     token_ids: Array | None = None
+    streams: Array | None = None
     shared: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def interleaved(self) -> bool:
+        """As in `attention.rotate`."""
+        return self.kind.rope is not None and self.kind.rope.interleaved
 
 
 def norm(x: Array, weights: Weights, role: str, config: Config, kernels: Kernels = PLAIN) -> Array:

@@ -1,4 +1,4 @@
-"""The facts of what mixes the tokens of a block: its sizes, and the shapes of its weights."""
+"""The facts of the parts of a block: what mixes its tokens, with its weights, and its experts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -165,8 +165,9 @@ class GatedDeltaRule(Mixer):
         taps: Tokens that the convolution before it sees.
         most: Largest share of an error that is corrected: 1, or 2.
         norm_eps: Added under the root of its norm; None: as in the other norms.
-        low_rank: Channels of the vectors that a decay of each channel of a key and a gate come
-            from; 0: a decay per head, and both come from the stream.
+        by_channel: Whether each channel of a key has a decay, and the gate is a sigmoid.
+        low_rank: Channels of the vectors that decays and gate come from; 0: both from the stream.
+        bound: Size of the largest decay's logarithm, in which it is a sigmoid; 0: a softplus.
     """
 
     key_heads: int
@@ -176,7 +177,9 @@ class GatedDeltaRule(Mixer):
     taps: int
     most: float = 1.0
     norm_eps: float | None = None
+    by_channel: bool = False
     low_rank: int = 0
+    bound: float = 0.0
 
     name = "gated_delta_rule"
     points = ("conv_in", "conv_out", "state_out")
@@ -207,11 +210,13 @@ class GatedDeltaRule(Mixer):
         for name, channels in zip("qkv", self.channels, strict=True):  # in files that split it
             arrays[f"conv_{name}.weight"] = (channels, 1, self.taps)
         arrays["state_norm.weight"] = (self.value_dim,)
+        if self.by_channel:
+            kept["in_proj_a"], arrays["dt_bias"] = (k, width), (k,)
         if rank := self.low_rank:
             del linears["in_proj_z"]
             kept |= {"in_proj_a": (k, rank), "in_proj_z": (v, rank)}
             kept |= dict.fromkeys(("in_proj_a_low", "in_proj_z_low"), (rank, width))
-            arrays |= {"A_log": (1, 1, self.value_heads, 1), "dt_bias": (k,)}
+            arrays["A_log"] = 1, 1, self.value_heads, 1
         return WeightShapes(linears | {"out_proj": (width, v)}, kept, arrays=arrays)
 
 
@@ -227,6 +232,7 @@ class LatentAttention(Mixer):
         rotary_dim: Channels that rotate, of a key the same for all heads.
         value_dim: Channels of a value.
         scale: Multiplies q k^T.
+        gated: Whether each head is multiplied by a sigmoid of the stream.
     """
 
     num_attention_heads: int
@@ -236,6 +242,7 @@ class LatentAttention(Mixer):
     rotary_dim: int
     value_dim: int
     scale: float
+    gated: bool = False
 
     name = "latent_attention"
     points = ("q", "latent", "v", "q_rope", "k_rope")
@@ -258,7 +265,8 @@ class LatentAttention(Mixer):
             "o_proj": (width, heads * self.value_dim),
         }
         gains: dict[str, tuple[int, ...]] = {"kv_a_norm.weight": (self.rank,)}
-        return WeightShapes(linears, arrays=gains | ({"q_a_norm.weight": (rank,)} if rank else {}))
+        gains |= {"q_a_norm.weight": (rank,)} if rank else {}
+        return WeightShapes(linears, {"attn_gate": (heads, width)} if self.gated else {}, {}, gains)
 
 
 @dataclass(frozen=True)
@@ -333,3 +341,42 @@ class Beside(Mixer):
         one, other = self.mamba2.shapes(width), self.attention.shapes(width)
         linears = other.linears | one.linears
         return WeightShapes(linears, one.matrices, other.norms, one.arrays | other.arrays)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of the MLP.
+
+    Args:
+        num_experts: E.
+        top_k: Experts per token.
+        intermediate_size: Channels inside an expert.
+        shared_size: Channels inside the shared expert, which every token passes; 0 without one.
+        scoring: How the router turns its logits into scores, see `experts.route`.
+        normalised: Whether the shares of a token's experts sum to 1, before scaling.
+        least_sum: Smallest sum that shares are divided by.
+        sum_eps: Added to the sum that shares are divided by.
+        scaling: Multiplies the shares.
+        groups: Groups of experts, of equal size.
+        group_by: How many of a group's largest preferences it is ranked by, as a sum.
+        groups_kept: Groups that a token may choose from.
+        jitter: sparsemixer: half the relative distance of logits that count as near.
+        of_inputs: Whether shares multiply an expert's input, not its output.
+        averaged: Whether the mixture is the mean of the experts' sum and the shared expert.
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    shared_size: int = 0
+    scoring: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
+    normalised: bool = True
+    least_sum: float = 0.0
+    sum_eps: float = 0.0
+    scaling: float = 1.0
+    groups: int = 1
+    groups_kept: int = 1
+    group_by: int = 2
+    jitter: float = 0.0
+    of_inputs: bool = False
+    averaged: bool = False

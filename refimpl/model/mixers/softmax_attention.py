@@ -44,8 +44,7 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
         linear = "k" if name == "v" and sizes.keys_as_values else name
         y, scale = project(x, weights, f"{linear}_proj"), sizes.key_scale if name == "k" else 1.0
         y = norm(ops.scaled(y, scale), weights, f"{name}_width_norm", config, kernels)
-        y = ops.limited(y, config.qkv_limit)
-        y = attention.split_heads(y, sizes.head_dim)
+        y = attention.split_heads(ops.limited(y, config.qkv_limit), sizes.head_dim)
         return observe(name, norm(y, weights, f"{name}_norm", config, kernels))
 
     q, k, v = map(heads_of, "qkv")

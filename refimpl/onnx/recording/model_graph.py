@@ -17,7 +17,7 @@ from refimpl.model.config import BLOCK_EMBED, Config
 from refimpl.model.experts import Observer
 from refimpl.model.forward import Place, block, embed, head, places
 from refimpl.model.mixers.carried import stream
-from refimpl.model.model import EMBEDDING, Model
+from refimpl.model.model import EMBEDDING, HEAD, Model
 from refimpl.model.ops import Array
 from refimpl.model.position_tables import alibi_bias
 from refimpl.onnx.recording.array import Recorded
@@ -64,11 +64,10 @@ class Recording:
         self.places = self._places()
         self._entered: dict[str, Recorded] = {}
 
-    def weights(self, prefix: str, names: tuple[str, ...] | None = None) -> dict[str, Any]:
+    def weights(self, prefix: str, roles: tuple[str, ...] = ()) -> dict[str, Any]:
         """Weights by our names without a prefix; each array enters the graph at its first use."""
         wanted = [name for name in self.model.weights if name.startswith(prefix)]
-        if names is not None:
-            wanted = [prefix + name for name in names if prefix + name in self.model.weights]
+        wanted = self.model.named(roles) if roles else wanted
         for array in (self.carried[name] for name in wanted):
             if array.name not in self._entered:
                 tensor = array.tensor(self.location)
@@ -105,15 +104,14 @@ class Recording:
         inputs = {"x": x, **_arrays(self.places[index]), **self.weights(prefix)}
         kind = config.blocks[index]
         if size := kind.embed_size:
-            tables: Any = self.weights("", ("embed.weight", "block_embed.weight"))
+            tables: Any = self.weights("", ("embed", "block_embed"))
             own = tables["block_embed.weight"][..., index * size : (index + 1) * size]
             inputs |= tables | {"block_embed.weight": own}
         return self.graph.call("block", body, inputs, prefix.rstrip("."), kind)
 
     def head(self, x: Any, observe: Observer) -> Any:
         """Logits [batch, sequence, V] of the state after the last block."""
-        names = ("final_norm.weight", "final_norm.bias", "lm_head.weight", "lm_head.bias")
-        return head(x, self.weights("", names), self.model.config, observe)
+        return head(x, self.weights("", HEAD), self.model.config, observe)
 
     def _positions(self) -> Recorded:
         """Token positions, [sequence]."""
