@@ -91,13 +91,13 @@ def test_a_decision_of_an_expert_is_judged_as_any_other(mixture: Case, pruner: s
     assert (result.status, result.near_ties) == ("divergent", ())
     if pruner not in ("pruned", "wanda"):
         return
-    score = score_behind(truth_of(mixture, {}, "bfloat16"), step)[0]
+    score = score_behind(truth_of(mixture, {}, "float16"), step)[0]
     keep = unpacked(mixture.expected[step], score.shape[1])
     row = int(np.argmin(row_margins(keep, score)))
     stays, goes = (at for _, at in nearest(keep[[row]], score[[row]]))
     keep[row, [stays, goes]] = False, True
     turned = {step: np.packbits(keep, axis=1)}
-    (result,) = check(mixture, turned, (step,), "bfloat16").steps
+    (result,) = check(mixture, turned, (step,), "float16").steps
     assert (result.status, len(result.near_ties)) == ("pass", 2)
 
 
