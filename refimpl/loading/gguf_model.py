@@ -146,6 +146,8 @@ def _config_entries(
     if facts.get(WINDOW) == 0:
         facts[WINDOW] = None
     word, others, heads = "sliding_attention", lists.get(SLIDES), facts.get(KV_HEADS)
+    if others is None and architecture.lists_windows:
+        others = np.zeros(min(max(blocks, 0), MOST))  # no block slides
     if family.mixers and RECURRENT in lists:
         word, others = next(iter(family.mixers)), lists[RECURRENT]
         del facts[RECURRENT]
