@@ -195,7 +195,7 @@ def trivial_answer(truth: Truth, result: StepResult) -> str:
         (".corrected", "the same sparsity everywhere", case.recipe.sparsity),
         (".perplexity", "the dense perplexity", "dense.perplexity"),
     )
-    if tolerance >= 1 / 16:  # below, a drift of 1 that passes is nearly right: many are near 1
+    if tolerance >= measures.COARSE_DRIFT:
         answers += ((".drift", "a drift of 1", 1.0),)
 
     def error(steps: Mapping[str, Array], answer: str | float) -> float:

@@ -155,7 +155,7 @@ class BlockPruner:
     def sums(
         self, index: int, points: Collection[str] | None = None, workers: Workers | None = None
     ) -> Mapping[str, Array]:
-        """The sums of what the linears of a dense block read, by trace point; all by default."""
+        """Sums over the inputs of a dense block's linears, by trace point: of all or of some."""
         workers, dtype = workers or self.resources.workers, self.resources.dtype
         if isinstance(self.inputs, Imatrix):
             return self.inputs.squares[index]
@@ -179,7 +179,7 @@ class BlockPruner:
     def linears(
         self, index: int, points: Collection[str] | None = None, at_once: int | None = None
     ) -> Iterator[tuple[str, PrunedLinear]]:
-        """Prune linears of a dense block that read at some trace points, all by default.
+        """Prune all linears of a dense block, or those that read at some trace `points`.
 
         Each is pruned on its own, on the threads or on the executor. They come in any order.
         """

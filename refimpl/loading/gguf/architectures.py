@@ -319,7 +319,7 @@ ARCHITECTURES = {
         "Exaone4ForCausalLM",
         {WINDOW: "sliding_window"},
         optional=(WINDOW,),
-        fixed={"sliding_window": None, "sliding_window_pattern": 1},  # none slides
+        fixed={"sliding_window": None},
         lists_windows=True,
     ),
     "glm4": Architecture("glm4", "Glm4ForCausalLM"),

@@ -19,6 +19,7 @@ UNRESOLVED = "refimpl itself is not near it in this dtype"
 RESOLVABLE: Mapping[str, float] = {
     "rows": 0.25, "typical rows": 0.5, "numbers": 0.5, "shares": 0.5, "lost": 1.0,
 }  # fmt: skip
+COARSE_DRIFT = 1 / 16  # tolerance: below, a drift of 1 that passes is nearly right, as many are 1
 UNCHANGED = 2.0**-49  # what rounding in float64 leaves of ``1 - A`` where nothing was lost
 FORWARD = ("embed", "blocks", "final_norm", "logits")  # first words of the trace points
 

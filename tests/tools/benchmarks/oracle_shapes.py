@@ -204,7 +204,7 @@ def tried(number: int, dtypes: tuple[str, ...]) -> list[dict[str, Any]]:
                 ways += [("sample project", x, partial(arrays_of, right(), case, dtype, x))
                          for x in (False, True)]  # fmt: skip
             for way, stepwise, arrays in ways:
-                found = told(case, arrays, dtype, stepwise, way.startswith("transformers"))
+                found = judgement(case, arrays, dtype, stepwise, way.startswith("transformers"))
                 kind = way + ", step by step" * stepwise
                 lines.append(facts | {"way": kind, "dtype": dtype} | found)
     return lines
@@ -217,7 +217,7 @@ def problem(error: Exception, verdict: str = "not run") -> dict[str, str]:
     return {"verdict": verdict, "first": f"{place}: {type(error).__name__} {error}"[:300]}
 
 
-def told(
+def judgement(
     case: Case, arrays: Callable[[], Arrays], dtype: str, stepwise: bool, peer: bool
 ) -> dict[str, Any]:
     """The verdict on a right candidate for a case; peers may refuse a configuration."""
