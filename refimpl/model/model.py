@@ -56,14 +56,15 @@ class BlockWeights(Mapping[str, Array]):
         """Bytes of the arrays in memory."""
         return sum(value.nbytes for value in self._values.values() if not callable(value))
 
-    def without(self, name: str, keep: Array) -> Array | Later:
-        """A weight with zeros where `keep` is False, from bits if each use reads the weight."""
-        if not callable(self._values[name]):
-            return zeroed(self[name], keep)
-        bits = np.packbits(keep)
-        return self.changed(
-            name, lambda x: zeroed(x, np.unpackbits(bits, count=x.size).reshape(x.shape) == 1)
-        )
+    def without(self, name: str, keep: Array) -> Later:
+        """A weight with zeros where `keep` is False, made at each use: bits are all that is kept."""
+        bits, shape = np.packbits(keep), keep.shape
+
+        def made() -> Array:
+            every = np.unpackbits(bits, count=prod(shape)).view(np.bool_)
+            return zeroed(self[name], every.reshape(shape))
+
+        return made
 
     def changed(self, name: str, change: Callable[[Array], Array]) -> Array | Later:
         """A changed weight; if it is read at each use, it is also changed at each use."""

@@ -17,7 +17,8 @@ UNRESOLVED = "refimpl itself is not near it in this dtype"
 # number or sum that is half as large, or another coefficient, is off by 0.5, an alignment of 1
 # by 1.
 RESOLVABLE: Mapping[str, float] = {
-    "rows": 0.25, "typical rows": 0.5, "numbers": 0.5, "shares": 0.5, "lost": 1.0,
+    "rows": 0.25, "weight rows": 0.25,
+    "typical rows": 0.5, "numbers": 0.5, "shares": 0.5, "lost": 1.0,
 }  # fmt: skip
 COARSE_DRIFT = 1 / 16  # tolerance: below, a drift of 1 that passes is nearly right, as many are 1
 UNCHANGED = 2.0**-49  # what rounding in float64 leaves of ``1 - A`` where nothing was lost
@@ -91,7 +92,7 @@ def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, 
                 return inf, first, f"{bad.sum():,} {name} among {actual.size:,} numbers"
         fault = f"all {actual.size:,} numbers are 0" if truth.any() and not exact.any() else ""
         least = 0.0
-        if measure == "typical rows":
+        if measure in ("weight rows", "typical rows"):
             least = float(np.sqrt(np.mean(np.square(truth)) * truth.shape[-1]))
         elif measure == "shares":
             least = float(truth.max()) or 1.0

@@ -9,16 +9,19 @@ from typing import Any, Literal
 
 from refimpl.errors import RefimplError
 
-StepMeasure = Literal["rows", "typical rows", "numbers", "lost", "shares", "counts", "bits"]
+StepMeasure = Literal[
+    "rows", "weight rows", "typical rows", "numbers", "lost", "shares", "counts", "bits"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class StepRecord:
     """A kind of step: how it is measured (docs/explanation/tolerances.md), and why it goes wrong.
 
-    Of "typical rows" none counts as smaller than the root mean square of all; "lost" is the error
-    of ``1 - A`` of an alignment A. Trace points say what they read of their block, later steps note
-    it themselves (`StepInputs.of`). `exact` ones are computed in float32 or more in every dtype.
+    Of rows of weights, and "typical" ones, none counts as smaller than the root mean square of all;
+    "lost" is the error of ``1 - A`` of an alignment A. Trace points say what they read of their
+    block, later steps note it themselves (`StepInputs.of`). `exact` ones are computed in float32 or
+    more in every dtype.
     """
 
     measure: StepMeasure
@@ -209,7 +212,8 @@ RECORDS: Mapping[str, StepRecord] = {  # by pattern of names; the first one coun
         "the factor of the inverse, or a decision on weights before their compensation",
         "SparseGPT: other columns decided together (128), or in another order, or no update of "
         "the columns after these"),
-    "*.weight": _record("rows", "the update of later columns after each column, or its order",
+    "*.weight": _record("weight rows",
+        "the update of later columns after each column, or its order",
         "a factor of H in place of one of its inverse; the damping",
         "weights that are not rounded to the file's dtype",
         "an error that is not divided by the diagonal of the factor",

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.model.ops import Array
-from refimpl.oracle.judging.measures import Positions
+from refimpl.oracle.judging.measures import Positions, error_of
 from refimpl.pruners.compensation import SharedFactor, compensated, inverse_of_upper
 from refimpl.pruners.counts import split_count, total_count
 from refimpl.pruners.sparsegpt import WIDTH, hessian
@@ -198,8 +198,8 @@ def rounding_ties(
     unit = np.abs(np.spacing(truth.astype(stored)).astype(np.float64))
     missed = np.abs(weight.astype(np.float64) - truth)
     turned = (missed > unit / 2) & (missed <= unit * 1.01)
-    rest, size = (np.linalg.norm(x, axis=1) for x in (np.where(turned, 0.0, missed), truth))
-    return positions(np.argwhere(turned)) if (rest <= allowed * size).all() else ()
+    rest, _, _ = error_of("sparsegpt.weight", np.where(turned, truth, weight), truth)
+    return positions(np.argwhere(turned)) if rest <= allowed else ()
 
 
 def positions(indices: Array) -> Positions:

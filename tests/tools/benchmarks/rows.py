@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from compileall import compile_dir
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from figure import Figure, ratios, spread
 from process import Found, alternate, column, run
 from shapes import Shape
 
+import refimpl
 from refimpl.running.threads import cores
 from refimpl.tokens import random_tokens
 
@@ -162,7 +164,10 @@ def memory(s: Setting) -> Iterator[Figure]:
     peaks: dict[int, tuple[float, ...]] = {}
     for blocks in (4, 8, 16):
         size = replace(shape, blocks=blocks)
-        words = f"score {s.folder(size)} --tokens random --samples 1 --seq-len {tokens}".split()
+        words = (
+            f"score {s.folder(size)} --perturbation gaussian --tokens random --samples 1".split()
+        )
+        words += ["--seq-len", str(tokens)]
         found = [run("ours.command", arguments=words) for _ in range(1 if s.quick else 2)]
         peaks[blocks] = column(found, "peak")
     state = 4 * tokens * shape.hidden
@@ -327,6 +332,7 @@ def startup(s: Setting) -> Iterator[Figure]:
         "import refimpl": (["-c", "import refimpl"], 0.25),
         "python": (["-c", "pass"], None),
     }
+    compile_dir(Path(refimpl.__file__).parent, quiet=1)  # as pip does
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(3 if s.quick else 9):
         for name, (words, _) in commands.items():
