@@ -57,7 +57,7 @@ class BlockWeights(Mapping[str, Array]):
         return sum(value.nbytes for value in self._values.values() if not callable(value))
 
     def without(self, name: str, keep: Array) -> Later:
-        """A weight with zeros where `keep` is False, made at each use: bits are all that is kept."""
+        """A weight with zeros where `keep` is False, made at each use from the bits of `keep`."""
         bits, shape = np.packbits(keep), keep.shape
 
         def made() -> Array:

@@ -211,39 +211,31 @@ class StateGroup:
         stacks = [Stack(addresses, self.plan, width) for addresses in self.stacks]
         squares: dict[int, Squares] = dict.fromkeys(self.counted, ())
         for i in range(blocks):
-            self._through_block(i, clean, stacks, squares, workers, tick)
+            weights = model.block(i, self.dtype, workers.map)
+            pruned = self._pruned(i, clean, weights, workers)
+            # Tasks start in order: the clean ones come first and wait for nobody.
+            ahead = {
+                sequence: workers.submit(
+                    partial(clean.through_with_sums, h, weights, sum_of_squares)
+                )
+                for sequence, h in clean.states.items()
+            }
+            through = partial(clean.through, weights=weights)
+            perturb = partial(self._perturbed, clean, ahead, pruned)
+            begun = [stack for stack in stacks if stack.addresses[0].block <= i]
+            moves = [
+                workers.submit(partial(x.move, i, through, perturb, ahead[x.sequence]))
+                for x in begun
+            ]
+            for states in moves:
+                if count := states.result():
+                    tick(count)
+            clean.advance({sequence: passed.result()[0] for sequence, passed in ahead.items()})
+            for sequence in self.counted:
+                squares[sequence] += (ahead[sequence].result()[1],)
+            tick(len(ahead))
+            del weights, pruned, ahead, through, perturb, moves  # before the next block is read
         return clean, stacks, squares
-
-    def _through_block(
-        self,
-        i: int,
-        clean: Stream,
-        stacks: Sequence[Stack],
-        squares: dict[int, Squares],
-        workers: Workers,
-        tick: Tick,
-    ) -> None:
-        """Take all states through a block, whose weights are freed before those of the next."""
-        weights = clean.model.block(i, self.dtype, workers.map)
-        pruned = self._pruned(i, clean, weights, workers)
-        # Tasks start in order: the clean ones come first and wait for nobody.
-        ahead = {
-            sequence: workers.submit(partial(clean.through_with_sums, h, weights, sum_of_squares))
-            for sequence, h in clean.states.items()
-        }
-        through = partial(clean.through, weights=weights)
-        perturb = partial(self._perturbed, clean, ahead, pruned)
-        begun = [stack for stack in stacks if stack.addresses[0].block <= i]
-        moves = [
-            workers.submit(partial(x.move, i, through, perturb, ahead[x.sequence])) for x in begun
-        ]
-        for states in moves:
-            if count := states.result():
-                tick(count)
-        clean.advance({sequence: passed.result()[0] for sequence, passed in ahead.items()})
-        for sequence in self.counted:
-            squares[sequence] += (ahead[sequence].result()[1],)
-        tick(len(ahead))
 
     def _pruned(
         self, index: int, clean: Stream, weights: BlockWeights, workers: Workers

@@ -1,7 +1,8 @@
 /* NumPy's products by oneMKL, which torch uses: how much of a difference is the library's.
 
-   pip install --target mkl mkl; cc -shared -fPIC -o numpy_on_mkl.so tests/tools/benchmarks/mkl.c
-   LD_LIBRARY_PATH=mkl/lib LD_PRELOAD=./numpy_on_mkl.so:libmkl_rt.so.2 \
+   python -m venv mkl && mkl/bin/pip install mkl  # 2026.2
+   cc -shared -fPIC -o numpy_on_mkl.so tests/tools/benchmarks/mkl.c
+   LD_LIBRARY_PATH=mkl/lib LD_PRELOAD=$PWD/numpy_on_mkl.so:libmkl_rt.so.3 \
      python tests/tools/benchmarks/run.py --rows forward --models FOLDER
 
    The names are those that NumPy's wheels call, and of MKL's interface with 64-bit integers. */

@@ -76,7 +76,8 @@ def machine_facts(results: dict[str, Any]) -> str:
     of_few = {f["what"] for f in results["figures"] if f["row"] in some}
     left_out = f" To save time, only {shapes} have figures of: {'; '.join(sorted(of_few))}."
     return wrapped(
-        f"- {m['cpu']} ({m['vector']}), {m['cores']} cores, {m['memory'] / 2**30:.0f} GiB, no GPU. "
+        f"- {m['cpu']} ({m['vector']}), {m['cores']} cores, {m['memory'] / 2**30:.0f} GiB, "
+        f"{m['system']}, no GPU. "
         f"The load average over one minute, before and after each measurement, was {min(loads):.1f}"
         f" to {max(loads):.1f}.{left_out * bool(some)}",
         "  ",
@@ -88,8 +89,7 @@ def software(results: dict[str, Any]) -> str:
     m = results["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in m["packages"].items() if v)
     return wrapped(
-        f"On both: {m['system']}, Python {m['python']}, {versions}. NumPy's BLAS: "
-        f"{'; '.join(m['blas'])}."
+        f"On both: Python {m['python']}, {versions}. NumPy's BLAS: {'; '.join(m['blas'])}."
     )
 
 

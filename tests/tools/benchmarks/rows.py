@@ -16,7 +16,6 @@ from figure import Figure, ratios, spread
 from process import Found, alternate, column, run
 from shapes import Shape
 
-import refimpl
 from refimpl.running.threads import cores
 from refimpl.tokens import random_tokens
 
@@ -161,16 +160,13 @@ def memory(s: Setting) -> Iterator[Figure]:
     shape = replace(shapes.TINY, blocks=16) if s.quick else shapes.LLAMA_1B
     tokens = 32 if s.quick else 256
     where = said(shape.name, 1, tokens)
+    how = f"--perturbation gaussian --tokens random --samples 1 --seq-len {tokens}"
     peaks: dict[int, tuple[float, ...]] = {}
     for blocks in (4, 8, 16):
         size = replace(shape, blocks=blocks)
-        words = (
-            f"score {s.folder(size)} --perturbation gaussian --tokens random --samples 1".split()
-        )
-        words += ["--seq-len", str(tokens)]
+        words = f"score {s.folder(size)} {how}".split()
         found = [run("ours.command", arguments=words) for _ in range(1 if s.quick else 2)]
         peaks[blocks] = column(found, "peak")
-    state = 4 * tokens * shape.hidden
     largest = tuple(x / GIGA for x in peaks[16])
     yield Figure(
         "memory", "scoring, peak resident memory", where,
@@ -179,7 +175,7 @@ def memory(s: Setting) -> Iterator[Figure]:
     )  # fmt: skip
     growth = tuple((b - a) / MB for a, b in zip(peaks[4], peaks[16], strict=True))
     steps = ", ".join(f"{n} blocks {min(p) / MB:,.0f} MB" for n, p in peaks.items())
-    allowed = 12 * state / MB
+    allowed = 12 * 4 * tokens * shape.hidden / MB
     yield Figure(
         "memory", "scoring, growth of the peak from 4 to 16 blocks", where,
         "12 more residual states of T x D float32", "MB", growth, tuple(allowed for _ in growth),
@@ -235,8 +231,7 @@ def spectra(s: Setting) -> Iterator[Figure]:
 
 def wanda(s: Setting) -> Iterator[Figure]:
     """OWL's statistic and pruning by Wanda against the originals' loops in float32."""
-    sizes = [(shapes.SMOL, 4, 512), (shapes.BLOCK_7B, 2, 256)]
-    for shape, size, where in s.pick(sizes):
+    for shape, size, where in s.pick([(shapes.SMOL, 4, 512), (shapes.BLOCK_7B, 2, 256)]):
         given = {"model": size["model"], "ids": s.ids(shape, size["samples"], size["tokens"])}
         kinds = (("OWL's statistic", "owl", 1.3), ("pruning by Wanda at 0.7", "wanda", 1.6))
         for what, side, faster in kinds:
@@ -332,7 +327,7 @@ def startup(s: Setting) -> Iterator[Figure]:
         "import refimpl": (["-c", "import refimpl"], 0.25),
         "python": (["-c", "pass"], None),
     }
-    compile_dir(Path(refimpl.__file__).parent, quiet=1)  # as pip does
+    compile_dir(LLAMA.parents[1] / "refimpl", quiet=1)  # as pip does
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(3 if s.quick else 9):
         for name, (words, _) in commands.items():

@@ -1,7 +1,6 @@
 """Every figure of docs/performance.md, measured side by side.
 
     python tests/tools/benchmarks/run.py -o results.json --models FOLDER
-    python tests/tools/benchmarks/run.py --quick --rows startup sparsegpt
     python tests/tools/benchmarks/performance_page.py results.json
 
 Sides take turns, each in a process of its own (the arithmetic rate: by turns in one process).
