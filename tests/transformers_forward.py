@@ -34,8 +34,9 @@ def transformers_forward(
     )
     double = dtype == "float64"
     theirs = lifted(theirs) if double else theirs.eval()
-    between = (f"blocks.{i}.resid_post" for i in range(model.config.num_blocks - 1))
-    names = ["embed", *between, "final_norm", "logits"]
+    states = ["embed", *(f"blocks.{i}.resid_post" for i in range(model.config.num_blocks))]
+    several = model.config.streams > 1  # then the last state is that before the final norm
+    names = [*states[: None if several else -1], *["final_norm"] * (not several), "logits"]
 
     def run(token_ids: Array) -> dict[str, Array]:
         ids = torch.tensor(np.asarray(token_ids, np.int64))
@@ -43,8 +44,8 @@ def transformers_forward(
             if attention == "eager":
                 return {name: array_of(x) for name, x in traced(theirs, ids).items()}
             out = theirs(input_ids=ids, use_cache=False, output_hidden_states=True)
-        states = map(array_of, [*out.hidden_states, out.logits])
-        return dict(zip(names, states, strict=True))
+        arrays = [array_of(x[0] if several else x) for x in out.hidden_states]
+        return dict(zip(names, [*arrays, array_of(out.logits)], strict=True))
 
     return run
 
