@@ -23,8 +23,9 @@ from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, input_of, sum_of_outer_products, sum_of_squares
 from refimpl.model.stream import Stream
 from refimpl.pruners.decision import PrunerOptions, decision
+from refimpl.running.threads import Workers
 from refimpl.scoring.measurements import addresses
-from refimpl.scoring.pruned_alone import probe_counts
+from refimpl.scoring.pruned_alone import PrunedBlocks, probe_counts
 from refimpl.scoring.signals import signals
 from refimpl.tokens import Tokens, random_tokens
 
@@ -298,3 +299,14 @@ def test_spectra_in_float64_are_singular_values() -> None:
     exact = [alphapruning_alpha(esd(weight)).alpha for weight in read]
     assert wide.ravel().tolist() == exact
     np.testing.assert_allclose(narrow, wide, rtol=1e-6)
+
+
+def test_a_probe_of_a_block_takes_bits_beside_its_weights() -> None:
+    dense, counts = LLAMA.block(0, np.float32), LLAMA.config.linear_sizes[None] // 2
+    pruned = PrunedBlocks(LLAMA.config.linears, counts, PrunerOptions("magnitude"))
+    with Workers(1) as workers:
+        found = pruned(0, 0, dense, workers)
+    linears = sum(dense[f"{name}.weight"].nbytes for name in LLAMA.config.linears[0])
+    assert found.nbytes == dense.nbytes - linears
+    zeros = [np.count_nonzero(found[f"{name}.weight"] == 0) for name in LLAMA.config.linears[0]]
+    assert zeros == counts[0, 0].tolist()
