@@ -43,9 +43,13 @@ class Truth(StepInputs):
     stepwise: bool
 
     def is_chained(self, step: str) -> bool:
-        """Whether errors of earlier steps are part of it, as these, or states, were not written."""
-        alone = bool(self.recipe.sample_tokens) or is_experiment(step)
-        return not self.stepwise and (alone or bool(self.missing[step] & self.case.expected.keys()))
+        """Whether errors of earlier steps are part of it, as these, or states, were not written.
+
+        SparseGPT's products are steps of the blocks that are shown; others are never written.
+        """
+        alone, known = bool(self.recipe.sample_tokens) or is_experiment(step), self.case.expected
+        unwritten = any(x in known or x.endswith(".products") for x in self.missing[step])
+        return not self.stepwise and (alone or unwritten)
 
     def own_errors(self, stepwise: bool = False) -> Mapping[str, float]:
         """Refimpl's own errors in the candidate's dtype, from the tokens or step by step."""

@@ -186,6 +186,15 @@ def test_two_weights_of_sparsegpt_change_places_within_their_gap() -> None:
         assert len(keep_ties(bits, case.expected[step], score, group, allowed)) == ties
 
 
+def test_products_that_are_no_steps_carry_errors_from_the_tokens() -> None:
+    """A token of a pruned mixture may go to another expert, which only they would show."""
+    case = case_of("llama")
+    truth = truth_of(case, case.expected, "float16")
+    steps = [f"sparsegpt.blocks.{block}.q_proj.keep" for block in (0, 1)]
+    assert [truth.is_chained(step) for step in steps] == [False, True]
+    assert score_behind(truth, steps[1])[2] > score_behind(truth, steps[0])[2]
+
+
 def test_an_input_that_carries_little_is_off_by_more() -> None:
     """Of two inputs as near to each other, only the one that rounding reaches may change places."""
     score = np.array([[1.0, 1.1, 8.0, 8.8]])
