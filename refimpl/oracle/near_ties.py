@@ -80,7 +80,7 @@ def carries_nothing(truth: Truth, step: str) -> bool:
 
 
 def without_rounding(truth: Truth) -> Mapping[str, Array]:
-    """The arrays, with 0 for a drift that should be 0 and nearly is, NaN for its coefficient."""
+    """The arrays, with the right drift and coefficient where both drifts are 0 but for rounding."""
     own, expected, ratio = truth.own_errors(), truth.case.expected, f"pruned.{RATIO}"
     states = [k for k in expected if k.endswith(".resid_post")]  # of two right passes
     each = (tolerance_of(k, expected[k], own[k], truth.computed_in) for k in states)
@@ -93,14 +93,15 @@ def without_rounding(truth: Truth) -> Mapping[str, Array]:
         for name in [x for x in arrays if x.endswith((".drift", ".alignment"))]:
             right, found, drift = truth.values[name], arrays[name], name.endswith(".drift")
             if drift:
-                nothing = (right == 0) & (found > 0) & (found <= floor)
+                nothing = (right <= measures.UNCHANGED) & (right + found > 0) & (found <= floor)
             else:
                 rest = np.square(floor) + 4 * EPS[fit[name].dtype.name]
                 nothing = measures.lost(right) <= measures.UNCHANGED
                 nothing &= np.abs(found - right) <= rest
             arrays[name] = np.where(nothing, right, found)
             if nothing[0] and drift and ratio in arrays:
-                arrays[ratio][int(name.split(".")[1])] = np.nan
+                block = int(name.split(".")[1])
+                arrays[ratio][block] = values[ratio][block]
     return {**truth.actual, **arrays}
 
 

@@ -28,7 +28,7 @@ from refimpl.oracle.judging.ties import (
     unpacked,
 )
 from refimpl.oracle.margins import row_margins
-from refimpl.oracle.near_ties import score_behind
+from refimpl.oracle.near_ties import score_behind, without_rounding
 from refimpl.oracle.own_inputs import moved_by, own_errors, truth_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC
@@ -327,6 +327,11 @@ def test_of_a_block_that_loses_nothing_rounding_may_be_left(dtype: str, stepwise
         assert (u[:2] < -1).all() == (dtype == "float32")
     report = check(case, right, dtype=dtype, stepwise=stepwise)
     assert (report.verdict, report.first) == ("pass", None)
+    truth = truth_of(case, right, dtype, stepwise)  # where rounding is left in the truth, too
+    truth.values.update({drift: np.full(4, 3e-16), ratio: np.array([1.5, np.nan, 1.0, 1.0])})
+    found = without_rounding(truth)
+    assert (found[drift] == 3e-16).all()
+    assert found[ratio][0] == 1.5
 
     one, other = (right | {ratio: right[ratio] * x} for x in ([1, 1, 1.1, 1], [1, 1, 1, 1.1]))
     number = right | {drift: np.zeros(4)}  # exactly 0, by which nothing is divided
