@@ -91,13 +91,15 @@ def without_rounding(truth: Truth) -> Mapping[str, Array]:
     with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
         arrays = {k: x.astype(np.float64) for k, x in fit.items() if x.dtype.name in EPS}
         for name in [x for x in arrays if x.endswith((".drift", ".alignment"))]:
-            right, found, drift = truth.values[name], arrays[name], name.endswith(".drift")
+            right, found, drift = values[name], arrays[name], name.endswith(".drift")
             if drift:
-                nothing = (right <= measures.UNCHANGED) & (right + found > 0) & (found <= floor)
+                nothing = (right + found > 0) & (np.maximum(right, found) <= floor)
+                least = np.minimum(right, expected[name])
             else:
                 rest = np.square(floor) + 4 * EPS[fit[name].dtype.name]
-                nothing = measures.lost(right) <= measures.UNCHANGED
-                nothing &= np.abs(found - right) <= rest
+                nothing = np.abs(found - right) <= rest
+                least = measures.lost(np.maximum(right, expected[name]))
+            nothing &= least <= measures.UNCHANGED
             arrays[name] = np.where(nothing, right, found)
             if nothing[0] and drift and ratio in arrays:
                 block = int(name.split(".")[1])

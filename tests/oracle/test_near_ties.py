@@ -328,9 +328,10 @@ def test_of_a_block_that_loses_nothing_rounding_may_be_left(dtype: str, stepwise
     report = check(case, right, dtype=dtype, stepwise=stepwise)
     assert (report.verdict, report.first) == ("pass", None)
     truth = truth_of(case, right, dtype, stepwise)  # where rounding is left in the truth, too
-    truth.values.update({drift: np.full(4, 3e-16), ratio: np.array([1.5, np.nan, 1.0, 1.0])})
+    left = np.full(4, unit / 8)
+    truth.values.update({drift: left, ratio: np.array([1.5, np.nan, 1.0, 1.0])})
     found = without_rounding(truth)
-    assert (found[drift] == 3e-16).all()
+    assert (found[drift] == left).all()
     assert found[ratio][0] == 1.5
 
     one, other = (right | {ratio: right[ratio] * x} for x in ([1, 1, 1.1, 1], [1, 1, 1, 1.1]))
