@@ -156,6 +156,8 @@ def test_rows_may_change_places_where_wanda_takes_one_more() -> None:
     assert all_tied(truth[[0, 2, 1, 3]], 1e-6)
     assert not all_tied(truth[[2, 1, 0, 3]], 1e-6)  # the first is far below the line
     assert not all_tied(truth[[0, 3, 2, 1]], 1e-6)  # the last far above it
+    bits = np.packbits(truth, axis=1)
+    assert [turnable(bits, score, 0, np.array([x])) for x in (1e-6, 1e-9)] == [2, 0]
 
 
 def test_an_outlier_on_the_line_may_fall_either_way() -> None:

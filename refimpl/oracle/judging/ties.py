@@ -127,14 +127,20 @@ def sequential_ties(
 
 
 def turnable(truth: Array, score: Array, group: int, relative: Array) -> int:
-    """How many decisions, not of equal scores, a relative error may turn (as `keep_ties`)."""
+    """How many decisions, not of equal scores, a relative error may turn (as `near_ties`)."""
     every = (unpacked(truth, score.shape[1]), score, *reach(score, relative))
     count = 0
     for stays, by, low, high in together(group, *every):
         (lowest, highest), (last, best) = edges(stays, low, high), edges(stays, by, by)
         near = np.where(stays, low <= highest, high >= lowest)
         near &= np.where(stays, by != best, by != last)  # of equal scores the position decides
-        count += int(near.sum())
+        rest = stays.sum(axis=1, keepdims=True)
+        more = rest < rest.max()  # rows that lose one more, and others whose next weight may go
+        line, next_line = (np.min(np.where(more, inf, x)) for x in (lowest, last))
+        top, next_top = (np.max(np.where(more, x, 0.0)) for x in (highest, best))
+        spared = more & (highest >= line) & (best != next_line)
+        instead = ~more & (lowest <= top) & (last != next_top)
+        count += int(near.sum() + spared.sum() + instead.sum())
     return count
 
 

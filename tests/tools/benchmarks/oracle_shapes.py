@@ -229,8 +229,8 @@ def judgement(
         return problem(error, "not run" if refused else "crash")
     try:
         report = check(case, actual, tuple(actual), dtype, stepwise)
-    except Exception as error:
-        return problem(error, "crash")
+    except Exception as error:  # refused, if refimpl itself cannot compute the case in the dtype
+        return problem(error, "not run" if isinstance(error, RefimplError) else "crash")
     status = Counter(step.status for step in report.steps)
     line = {"verdict": report.verdict, "steps": len(report.steps), **status}
     line["used"] = max(
