@@ -169,6 +169,11 @@ def test_each_kind_of_step_has_its_measure() -> None:
         record_of("blocks.0.qkv")
     pair = np.array([1.0, 2.5]), np.array([1.0, 2.0])
     assert error_of("dlp.signal", *pair) == (0.25, (1,), "")
+    # An emptied row counts as a quarter of the root mean square of both, a longer one as itself.
+    for row, least in ((1e-3, 0.25 * 2**-0.5), (0.5, 0.5)):
+        truth = np.array([[(1 - row**2) ** 0.5, 0.0], [0.0, row]])
+        off, *_ = error_of("sparsegpt.blocks.0.q_proj.weight", truth * [1, 1.1], truth)
+        assert off == pytest.approx(0.1 * row / least)
 
 
 def test_a_missing_step_never_passes() -> None:
