@@ -15,7 +15,7 @@ from refimpl.model.experts import ROUTER, preferences
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.dense_steps import StepInputs, sums_behind
-from refimpl.oracle.judging.ties import Keep, edges, together, unpacked
+from refimpl.oracle.judging.ties import Keep, between_rows, edges, together, unpacked
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import METHODS, every_array, is_step
 from refimpl.pruners.decision import PrunerOptions, decision
@@ -94,15 +94,12 @@ def count_margin(quotas: Array, counts: Array) -> float:
 
 def row_margins(keep: Keep, score: Array) -> Array:
     """Relative difference of scores [rows, n] from which on a row's decision may turn, [rows]."""
-    lowest, highest = (x[:, 0] for x in edges(keep, score, score))
-    margins = np.where(keep.any(axis=1) & ~keep.all(axis=1), _gap(highest, lowest), inf)
-    stay = keep.sum(axis=1)
-    more = stay < stay.max()
-    if not more.any():
-        return margins
-    last, following = np.max(highest[more]), np.min(lowest[~more])
+    lowest, highest = edges(keep, score, score)
+    more, last, following = between_rows(keep, lowest, highest)
+    decided = keep.any(axis=1, keepdims=True) & ~keep.all(axis=1, keepdims=True)
+    margins = np.where(decided, _gap(highest, lowest), inf)
     between = np.where(more, _gap(highest, following), _gap(last, lowest))
-    return np.minimum(margins, between)
+    return (np.minimum(margins, between) if more.any() else margins)[:, 0]
 
 
 def _gap(goes: Array, stays: Array) -> Array:

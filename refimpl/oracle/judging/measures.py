@@ -20,7 +20,7 @@ RESOLVABLE: Mapping[str, float] = {
     "rows": 0.25, "weight rows": 0.25,
     "typical rows": 0.5, "numbers": 0.5, "shares": 0.5, "lost": 1.0,
 }  # fmt: skip
-EMPTIED = 0.25  # of a typical row: shorter ones lost nearly all, but not the dense row's rounding
+LEAST = {"weight rows": 0.25, "typical rows": 1.0}  # that a row counts as, of a typical one
 COARSE_DRIFT = 1 / 16  # tolerance: below, a drift of 1 that passes is nearly right, as many are 1
 UNCHANGED = 2.0**-49  # what rounding in float64 leaves of ``1 - A`` where nothing was lost
 FORWARD = ("embed", "blocks", "final_norm", "logits")  # first words of the trace points
@@ -93,9 +93,8 @@ def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, 
                 return inf, first, f"{bad.sum():,} {name} among {actual.size:,} numbers"
         fault = f"all {actual.size:,} numbers are 0" if truth.any() and not exact.any() else ""
         least = 0.0
-        if measure in ("weight rows", "typical rows"):
-            least = float(np.sqrt(np.mean(np.square(truth)) * truth.shape[-1]))
-            least *= EMPTIED if measure == "weight rows" else 1.0
+        if measure in LEAST:
+            least = LEAST[measure] * float(np.sqrt(np.mean(np.square(truth)) * truth.shape[-1]))
         elif measure == "shares":
             least = float(truth.max()) or 1.0
         elif measure == "lost":

@@ -18,8 +18,8 @@ StepMeasure = Literal[
 class StepRecord:
     """A kind of step: how it is measured (docs/explanation/tolerances.md), and why it goes wrong.
 
-    Of "typical rows" none counts as smaller than the root mean square of all, of "weight rows" than
-    a quarter of that; "lost" is the error of ``1 - A`` of an alignment A. Trace points say what
+    Of "weight" and "typical rows" none counts as less than a share of the root mean square of all
+    (`measures.LEAST`); "lost" is the error of ``1 - A`` of an alignment A. Trace points say what
     they read of their block, later steps note it themselves (`StepInputs.of`). `exact` ones are
     computed in float32 or more in every dtype.
     """

@@ -55,10 +55,7 @@ def near_ties(keep: Keep, truth: Keep, score: Array, relative: float | Array) ->
     could_go = truth & (highest >= low)
     more = keep.sum(axis=1, keepdims=True) - truth.sum(axis=1, keepdims=True)
 
-    stay = truth.sum(axis=1, keepdims=True)
-    favoured = stay < stay.max()  # these lose one more
-    last = np.max(np.where(favoured, highest, 0.0))  # of their candidates
-    following = np.min(np.where(favoured, inf, lowest))
+    favoured, last, following = between_rows(truth, lowest, highest)
     spared = favoured & (more == 1) & (highest >= following)
     instead = ~favoured & favoured.any() & (more == -1) & (last >= lowest)
     could_stay |= spared & ~truth & (high >= np.max(np.where(truth, 0.0, low), 1, keepdims=True))
@@ -71,6 +68,13 @@ def edges(keep: Keep, low: Array, high: Array) -> tuple[Array, Array]:
     """The lowest score of those that stay, and the highest of those that go, [rows, 1]."""
     lowest = np.min(np.where(keep, low, inf), axis=1, keepdims=True)
     return lowest, np.max(np.where(keep, 0.0, high), axis=1, keepdims=True)
+
+
+def between_rows(keep: Keep, lowest: Array, highest: Array) -> tuple[Keep, Array, Array]:
+    """Which rows lose one weight more, [rows, 1], the highest they lose, the lowest others keep."""
+    stay = keep.sum(axis=1, keepdims=True)
+    more = stay < stay.max()
+    return more, np.max(np.where(more, highest, 0.0)), np.min(np.where(more, inf, lowest))
 
 
 def reach(score: Array, relative: float | Array) -> tuple[Array, Array]:
@@ -134,12 +138,10 @@ def turnable(truth: Array, score: Array, group: int, relative: Array) -> int:
         (lowest, highest), (last, best) = edges(stays, low, high), edges(stays, by, by)
         near = np.where(stays, low <= highest, high >= lowest)
         near &= np.where(stays, by != best, by != last)  # of equal scores the position decides
-        rest = stays.sum(axis=1, keepdims=True)
-        more = rest < rest.max()  # rows that lose one more, and others whose next weight may go
-        line, next_line = (np.min(np.where(more, inf, x)) for x in (lowest, last))
-        top, next_top = (np.max(np.where(more, x, 0.0)) for x in (highest, best))
-        spared = more & (highest >= line) & (best != next_line)
-        instead = ~more & (lowest <= top) & (last != next_top)
+        more, top, line = between_rows(stays, lowest, highest)
+        _, best_top, last_line = between_rows(stays, last, best)
+        spared = more & (highest >= line) & (best != last_line)
+        instead = ~more & (lowest <= top) & (last != best_top)
         count += int(near.sum() + spared.sum() + instead.sum())
     return count
 
