@@ -231,11 +231,11 @@ def _cells(found: AllocationSummary, is_baseline: bool) -> Iterable[str]:
     for text in found.texts:
         yield number(text.perplexity)
         yield number(text.multiple, ".3g")
-        yield "" if is_baseline else _change(text)
+        yield "" if is_baseline else change(text)
 
 
-def _change(text: TextSummary) -> str:
-    """The change in percent; one that is no finding is marked."""
+def change(text: TextSummary) -> str:
+    """The change of the perplexity in percent, with its error; one that is no finding is marked."""
     percent = text.percent
     if not isfinite(percent.value):
         return "-"

@@ -12,6 +12,8 @@ from refimpl.show.header import counted, joined, model_facts, run_facts, termina
 from refimpl.show.table import Table, number
 from refimpl.tokens import Windows
 
+FLOOR = "up to 12 % in docs/explanation/numerics.md"  # of pruning, in the perplexity
+
 
 def evaluation_table(evaluation: Evaluation) -> str:
     """The measures of a model's quality, and how they were computed."""
@@ -80,6 +82,8 @@ def _footer(evaluation: Evaluation) -> list[str]:
         lines.append(
             "the perplexity is too large for float64; the nats per token are its logarithm"
         )
+    if evaluation.perplexity is not None and evaluation.pruning is not None:
+        lines.append(f"stderr does not include the noise floor of pruning: {FLOOR}")
     if evaluation.choices is not None and evaluation.choices.truncated:
         choices = counted(evaluation.choices.truncated, "choice")
         lines.append(f"{choices} too long for the model, without the start of the question")

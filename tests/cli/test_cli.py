@@ -371,7 +371,7 @@ def test_the_next_command_prunes_by_what_helped_in_the_study(
     for noise in (("--correct", "absorption"), ("--eta", 0.1)):
         said = ran(*scored, *noise, *to, "--force").partition("next:")[2]
         assert f"refimpl prune {LLAMA} -o OUT --sparsity 0.6" in said
-        assert "the allocation that pruned best in docs/study.md" in said
+        assert "the allocation that pruned best in most settings of docs/study.md" in said
         assert "--allocation" not in said
     chosen = ran(*scored, *to, "--force").partition("next:")[2]
     assert f"--allocation {to[1] if to else 'FILE'}" in chosen

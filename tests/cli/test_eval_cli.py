@@ -12,6 +12,7 @@ from documents import before_unit, interrupt
 from tables import cases
 
 from refimpl.evaluation import evaluate as job
+from refimpl.show.evaluation import FLOOR
 
 LLAMA = FIXTURES / "llama"
 TEXT = FIXTURES / "text.txt"
@@ -95,6 +96,15 @@ def test_one_window_one_question_have_no_standard_error(questions: Path) -> None
     assert document["text"]["perplexity_stderr"] is None
     assert document["choices"]["acc_norm_stderr"] is None
     assert document["text"]["window"] == 64  # the model's longest
+
+
+def test_a_pruned_model_has_a_noise_floor_which_its_error_omits(tmp_path: Path) -> None:
+    program.ran("prune", LLAMA, "-o", tmp_path / "pruned", "--nm", "2:4", "--pruner", "magnitude")
+    said = [ran(model, "--text", TEXT, "--windows", 4) for model in (LLAMA, tmp_path / "pruned")]
+    assert [f"stderr does not include the noise floor of pruning: {FLOOR}" in x for x in said] == [
+        False,
+        True,
+    ]
 
 
 def test_ids_in_place_of_a_text(tmp_path: Path) -> None:

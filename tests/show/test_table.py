@@ -85,8 +85,8 @@ GOLDEN = """\
 The paper's experiment: noise of eta 0.25 on each block's output.
 Of 2 blocks, later blocks amplify the perturbations of 1 and absorb those of 1. Largest r:
 4.00 ± 0.40, block 0.
-Allocation: the paper's correction. In docs/study/measured.md, it raised the perplexity of
-SmolLM2-135M by 20 % at 60 % sparsity, and made it 2 to 2.5 times as high at 70 %.
+Allocation: the paper's correction. In docs/study.md, it changed the perplexity by +7 to +112 % on
+SmolLM2-135M, -3 to +1 % on Gemma-3-270m, and -1 to +61 % on Qwen2.5-Coder-0.5B.
 
 block  outliers %              r    absorbs│amplifies    base  corrected  to prune
     0       1.000    4.00 ± 0.40           │█████████  0.7000     0.6542       785
@@ -454,8 +454,3 @@ def test_what_is_said_of_the_study_is_on_its_pages() -> None:
         pages = re.findall(r"docs/\S+\.md", said)
         assert len(pages) == 1
         assert (root / pages[0]).exists()
-    page = " ".join((root / "docs/study/measured.md").read_text("utf-8").split())
-    assert (
-        "loses 21 / 20 % at 60 %, and makes the perplexity 2.5 / 2.0 times as high at 70 %" in page
-    )
-    assert "by 20 % at 60 % sparsity, and made it 2 to 2.5 times as high" in IN_STUDY["absorption"]
