@@ -79,9 +79,7 @@ def _footer(evaluation: Evaluation) -> list[str]:
     if any(isnan(error) for name, _, error, *_ in _rows(evaluation) if name != "bits per byte"):
         lines.append("stderr is -: it takes two windows, or two questions, or more")
     if evaluation.perplexity is not None and evaluation.perplexity.value == inf:
-        lines.append(
-            "the perplexity is too large for float64; the nats per token are its logarithm"
-        )
+        lines.append("the perplexity exceeds float64; the nats per token are its logarithm")
     if evaluation.perplexity is not None and evaluation.pruning is not None:
         lines.append(f"stderr does not include the noise floor of pruning: {FLOOR}")
     if evaluation.choices is not None and evaluation.choices.truncated:
