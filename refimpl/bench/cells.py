@@ -1,6 +1,6 @@
 """The cells of a comparison, and `bench.json`: allocations by name, at every sparsity and seed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -221,7 +221,7 @@ class BenchDocument(Document, frozen=True, kw_only=True):
 
 
 def rows_on_file(
-    folder: Path, settings: BenchSettings, models: Sequence[tuple[str, str]], force: bool
+    folder: Path, settings: BenchSettings, weights: Mapping[str, str], force: bool
 ) -> list[BenchRow]:
     """The rows in an output folder, which this run keeps; a folder of anything else is refused."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -239,7 +239,7 @@ def rows_on_file(
     old, new = (plain(x) for x in (found.settings, settings))
     other = {row.model: row.model_sha256 for row in found.rows}
     what = [f"{x}: {old[x]} there, {new[x]} here" for x in old if old[x] != new[x]]
-    what += [f"other weights of {name}" for name, x in models if other.get(name, x) != x]
+    what += [f"other weights of {name}" for name, x in weights.items() if other.get(name, x) != x]
     if what:
         raise RefimplError(
             f"-o {folder} holds a comparison of another kind ({'; '.join(what)})",

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -218,7 +218,8 @@ def measured_cells(
         )
     work = work_path(real_path(out))
     benches = [ModelBench(model, texts, shared, running, work) for model in models]
-    rows = rows_on_file(out, shared, [(x.model.name, x.sha256) for x in benches], force)
+    weights = {bench.model.name: bench.sha256 for bench in benches}
+    rows = rows_on_file(out, shared, weights, force)
     known = {row.key for row in rows}
     left = [
         (bench, *cell)
@@ -233,7 +234,7 @@ def measured_cells(
             models_folder.mkdir(exist_ok=True)
     identity = {"command": "bench", "settings": plain(shared), "versions": versions()}
     with work_folder(work), finished_units(work, identity) as units:
-        rows += _finished(left, units, stage, models_folder)
+        rows += _finished(left, units, stage, models_folder, weights)
         document = BenchDocument(
             format=BENCH_FORMAT, settings=shared, against=grid.baseline.name, rows=tuple(rows)
         )
@@ -249,16 +250,20 @@ def _finished(
     units: FinishedUnits,
     stage: Stage,
     folder: Path | None,
+    weights: Mapping[str, str],
 ) -> Iterator[BenchRow]:
-    """The rows of cells, measured unless an earlier run has finished them."""
+    """The rows of cells, measured unless an earlier run has finished them; then its other rows."""
+    earlier = units.earlier
     for number, (bench, cell, asked) in enumerate(left, 1):
         name, words = sha256(repr(cell.key).encode()).hexdigest(), str(cell)
         kept = folder / re.sub(r"[^\w.+=-]+", "-", words) if folder and asked else None
-        if (known := units.read(name)) is None:
+        if (known := earlier.pop(name, None)) is None:
             try:
                 with stage(words, number, len(left)) as progress:
                     known = plain(bench.row(cell, asked, kept, progress))
             except RefimplError as error:  # the other cells stay finished
                 raise ResumableError(error.problem, error.expected, error.remedy) from error
-            units.write(name, known)
+            units.write(name, {name: known})
         yield converted(known, BenchRow)
+    others = (converted(known, BenchRow) for known in earlier.values())
+    yield from (x for x in others if weights.get(x.model, x.model_sha256) == x.model_sha256)

@@ -122,6 +122,30 @@ def test_an_error_in_a_late_cell_keeps_the_finished_ones(
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("weights", ["the same", "other"])
+def test_a_smaller_grid_keeps_what_a_stopped_larger_one_has_finished(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out, prune, calls = tmp_path / "m", tmp_path / "b", measured_cells.prune, list[Path]()
+    shutil.copytree(LLAMA, model)
+    words = ("bench", model, *SHORT[2:], "--sparsity", "0.5", "-q", "-o", out)
+
+    def stopped(model: Any, out: Path, *arguments: Any, **options: Any) -> Any:
+        calls.append(out)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return prune(model, out, *arguments, **options)
+
+    monkeypatch.setattr(measured_cells, "prune", stopped)
+    assert run(*words, "--bases", "uniform,owl,lsa").code == 130
+    if weights == "other":
+        ran("prune", model, "-o", tmp_path / "other", "--sparsity", 0.5, *TOKENS)
+        shutil.copy(tmp_path / "other" / "model.safetensors", model)
+    ran(*words, "--bases", "uniform")
+    kept = ["owl"] if weights == "the same" else []
+    assert [row.get("allocation") for row in rows_of(out)] == [None, "uniform", *kept]
+
+
 WRONG: list[tuple[str, str]] = cases("bench", "wrong")
 
 
