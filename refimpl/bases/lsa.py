@@ -87,8 +87,8 @@ def lsa(
     Args:
         error: E, mean reconstruction error of the block's linears, [L], at least 0.
         sparsity: Target S, in [0, 1].
-        beta: Half the spread of the allocation, in [0, 1]. The peer takes 0.10 for S = 0.6, 0.15
-            for 0.7 and 0.12 for 0.8.
+        beta: Half the spread of the allocation, in [0, 1]. The peer takes 0.04 for S = 0.5, 0.10
+            for 0.6, 0.15 for 0.7 and 0.12 for 0.8.
         compat: `exact` or `peer`.
 
     Returns:
@@ -137,7 +137,11 @@ LSA = Base(
     "ICLR 2026; its code, `layersp/blk.py`",
     _allocation,
     options={
-        "beta": Option(0.15, "Half the spread of the allocation.", Fraction),
+        "beta": Option(
+            0.15,
+            "Half the spread of the allocation; the code has 0.04, 0.1, 0.15, 0.12 for 50 to 80 %.",
+            Fraction,
+        ),
         "block": Option(
             128, "Columns of a group, which loses half; 0: the row.", Annotated[int, 0, inf], True
         ),
