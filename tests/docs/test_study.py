@@ -5,9 +5,10 @@ PYTHONPATH=tests python tests/docs/test_study.py    writes the tables into the p
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import exp
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import FIXTURES
@@ -15,8 +16,8 @@ from tools.regions import fill, regions
 
 from refimpl.bench.cells import BenchDocument
 from refimpl.bench.tables import (
+    AllocationSummary,
     PlaceSummary,
-    TextSummary,
     change,
     flat_table,
     notes,
@@ -32,24 +33,31 @@ ROOT = FIXTURES.parent
 DOCS = ROOT / "docs"
 STUDY = DOCS / "study"
 MODELS = {"smollm2": "SmolLM2-135M", "gemma": "Gemma-3-270m", "qwen": "Qwen2.5-Coder-0.5B"}
-PUBLISHED = ("owl", "alphapruning", "dlp", "lsa", "atp:beta=0.0055")
+FEW = ("sparsegpt-4x256-smollm2", "sparsegpt-4x256-qwen")
+OTHERS = ("sparsegpt-smollm2", "sparsegpt-gemma", *FEW, "magnitude")
+WITH_FLOOR = (*MODELS, *OTHERS, "sparsegpt-qwen", "float64")
+PUBLISHED = ("owl", "alphapruning", "dlp", "lsa", "atp")
+
+
+def content(folder: str) -> dict[str, Any]:
+    return json.loads((STUDY / folder / "bench.json").read_text("utf-8"))
 
 
 def document(name: str, against: str = "uniform") -> BenchDocument:
-    content = json.loads((STUDY / name / "bench.json").read_text("utf-8"))
-    return converted({**content, "against": against}, BenchDocument)
+    return converted({**content(name), "against": against}, BenchDocument)
+
+
+def by_base(place: PlaceSummary) -> dict[str, AllocationSummary]:
+    """The allocations of a setting; of LSA, the one with the beta of its code, which ran later."""
+    return {x.name.partition(":")[0]: x for x in place.allocations}
 
 
 def settings(name: str) -> Iterator[tuple[PlaceSummary, str, PlaceSummary]]:
     """Each setting, its best published allocation, and the setting with changes against that."""
     for i, place in enumerate(places(document(name))):
-        found = [x for x in place.allocations if x.name in PUBLISHED]
+        found = [x for base, x in by_base(place).items() if base in PUBLISHED]
         best = min(found, key=lambda x: sum(text.nats for text in x.texts)).name
         yield place, best, [*places(document(name, best))][i]
-
-
-def texts(place: PlaceSummary, name: str) -> tuple[TextSummary, ...]:
-    return next((tuple(x.texts) for x in place.allocations if x.name == name), ())
 
 
 def heading(place: PlaceSummary) -> str:
@@ -57,16 +65,23 @@ def heading(place: PlaceSummary) -> str:
     return f"{model}, {place.pruner}, {100 * place.sparsity:.0f} %"
 
 
-def headline() -> str:
-    names_of = ("uniform", *PUBLISHED, "absorption", "divergence")
-    rows = []
-    for place, best, against in (x for name in MODELS for x in settings(name)):
-        values = [" / ".join(number(x.perplexity) for x in texts(place, name)) for name in names_of]
-        changes = [" / ".join(map(change, texts(x, "divergence"))) for x in (place, against)]
-        rows.append([heading(place), *values, *changes, best.partition(":")[0]])
-    heads = ["model, pruner, sparsity", *(name.partition(":")[0] for name in names_of)]
-    heads += ["divergence against uniform", "against the best published", "which"]
-    return Table({head: [row[i] for row in rows] for i, head in enumerate(heads)}, 1).markdown()
+def headline(names: Iterable[str]) -> str:
+    """A row per setting of these folders: perplexities, and the changes of divergence."""
+    rows, heads = [], ("divergence against uniform", "against the best published")
+    for name, (place, best, against) in [(n, x) for n in names for x in settings(n)]:
+        row = {"model, pruner, sparsity": heading(place)}
+        if name in OTHERS:
+            shared = document(name).settings
+            row["tokens"] = f"{shared.samples} x {shared.seq_len}"
+        for base, x in by_base(place).items():
+            row[base] = " / ".join(number(text.perplexity) for text in x.texts)
+        for head, setting in zip(heads, (place, against), strict=True):
+            row[head] = " / ".join(map(change, by_base(setting)["divergence"].texts))
+        rows.append(row | {"which": best.partition(":")[0]})
+    first, own = ("model, pruner, sparsity", "tokens", "uniform"), ("absorption", "divergence")
+    order = (*first, *PUBLISHED, *own, *heads, "which")
+    shown = [head for head in order if any(head in row for row in rows)]
+    return Table({head: [row.get(head, "") for row in rows] for head in shown}, 1).markdown()
 
 
 def multiples() -> str:
@@ -76,10 +91,10 @@ def multiples() -> str:
         found, shared = [*places(document(name))], document(name).settings.measured_on
         model, at = found[0].model.removesuffix("-Instruct"), [x.sparsity for x in found]
         for i, text in enumerate(shared):
-            first = texts(found[0], "uniform")[i]
+            first = by_base(found[0])["uniform"].texts[i]
             line = [f"{model}, {text.name}", number(exp(first.dense))]
             for which in names:
-                cells = (number(texts(x, which)[i].multiple, ".3g") for x in found)
+                cells = (number(by_base(x)[which].texts[i].multiple, ".3g") for x in found)
                 line.append(" / ".join(cells))
             rows.append(line)
     sparsity = " / ".join(f"{100 * x:.0f}" for x in at)
@@ -87,17 +102,36 @@ def multiples() -> str:
     return Table({head: [row[i] for row in rows] for i, head in enumerate(heads)}, 1).markdown()
 
 
+def floors() -> str:
+    """Of each folder with reruns: the least and the largest floor over sparsities and texts."""
+    rows = []
+    for name in WITH_FLOOR:
+        found, shared = [x for x in places(document(name)) if x.reruns], document(name).settings
+        every = [100 * x for place in found for x in place.floor]
+        rows.append({
+            "model": found[0].model.removesuffix("-Instruct"),
+            "pruner": found[0].pruner,
+            "tokens": f"{shared.samples} x {shared.seq_len}",
+            "dtype": shared.dtype,
+            "sparsity": ", ".join(f"{100 * place.sparsity:.0f}" for place in found) + " %",
+            "floor": f"{min(every):.2g} to {max(every):.2g} %",
+        })  # fmt: skip
+    return Table({head: [row[head] for row in rows] for head in rows[0]}, 6).markdown()
+
+
 def tables() -> dict[str, dict[str, str]]:
     """By page and region."""
-    full = {name: flat_table(document(name)).markdown() for name in MODELS}
+    full = {name: flat_table(document(name)).markdown() for name in WITH_FLOOR}
     full["notes"] = "\n".join(f"- {note}" for note in notes(document("smollm2")))
+    wanda, others = headline(MODELS), headline(OTHERS)
     return {
-        "study.md": {"multiples": multiples(), "headline": headline()},
+        "study.md": {"multiples": multiples(), "headline": wanda, "others": others},
         "study/tables.md": full,
+        "explanation/numerics.md": {"floors": floors()},
     }
 
 
-@pytest.mark.parametrize("page", ["study.md", "study/tables.md"])
+@pytest.mark.parametrize("page", ["study.md", "study/tables.md", "explanation/numerics.md"])
 def test_the_tables_are_those_of_the_rows(page: str) -> None:
     written = regions((DOCS / page).read_text("utf-8"))
     for name, table in tables()[page].items():
@@ -110,42 +144,55 @@ def words_of(page: Path) -> str:
 
 def span(name: str, allocation: str) -> str:
     """Least and largest change against uniform, over the settings and texts of a model."""
-    every = [text.percent.value for x in places(document(name)) for text in texts(x, allocation)]
+    every = [
+        text.percent.value for x in places(document(name)) for text in by_base(x)[allocation].texts
+    ]
     return f"{min(every):+.0f} to {max(every):+.0f} %"
 
 
-def lowest() -> str:
+def lowest(names: Iterable[str]) -> str:
     """In how many settings divergence has the lowest mean over the texts."""
-    every = [x for name in MODELS for x in places(document(name))]
+    every = [x for name in names for x in places(document(name))]
     means = [{x.name: sum(y.nats for y in x.texts) for x in place.allocations} for place in every]
-    return (
-        f"{sum(min(x, key=x.__getitem__) == 'divergence' for x in means)} of {len(every)} settings"
-    )
+    count = sum(min(x, key=x.__getitem__) == "divergence" for x in means)
+    return f"{count} of {len(every)} settings"
 
 
 def test_sentences_have_the_numbers_of_the_rows() -> None:
     study, practice = words_of(DOCS / "study.md"), words_of(DOCS / "tutorial" / "6-prune.md")
     for page in ("docs/study.md", "docs/tutorial/7-divergence.md", "README.md"):
-        assert lowest() in words_of(ROOT / page)
+        assert lowest(MODELS) in words_of(ROOT / page)
+    assert f"lowest perplexity in {lowest(OTHERS[:2])}** of SmolLM2 and Gemma" in study
+    every = lowest(OTHERS).split()[0]
+    assert lowest(OTHERS) == f"{every} of {every} settings"
+    assert f"all {every} settings that ran" in study
     for name, model in MODELS.items():
         assert f"{span(name, 'divergence')} on {model}" in study
         assert f"{span(name, 'absorption')} on {model}" in study
         assert f"{span(name, 'absorption')} on {model}" in IN_STUDY["absorption"]
-        assert f"all {len(document(name).rows)} cells are on file: nothing to run" in study
     for which in ("uniform", "divergence"):
-        first = (number(texts(x, which)[0].perplexity) for x in places(document("smollm2")))
+        first = (number(by_base(x)[which].texts[0].perplexity) for x in places(document("smollm2")))
         assert "{}, {} and {}".format(*first) in practice
-    floor = max(x for name in MODELS for place in places(document(name)) for x in place.floor)
+    floor = max(x for name in WITH_FLOOR for y in places(document(name)) for x in y.floor if x == x)
     assert FLOOR.startswith(said := f"up to {100 * floor:.0f} %")
     assert said in words_of(DOCS / "explanation" / "numerics.md")
 
 
-def test_one_program_made_all_rows_and_another_kernel_changes_them_as_the_pages_say() -> None:
-    rows = {row.key: row for name in MODELS for row in document(name).rows}
-    again = document("prescott").rows
-    assert len({str(row.versions) for row in (*rows.values(), *again)}) == 1
+def test_one_program_made_all_rows_and_the_page_has_their_number() -> None:
+    every = {x.parent.name: content(x.parent.name)["rows"] for x in STUDY.glob("*/bench.json")}
+    assert len({str(row["versions"]) for rows in every.values() for row in rows}) == 1
+    page = (DOCS / "study.md").read_text("utf-8")
+    said = re.findall(r"^\| \[`([\w-]+)`\]\(study/\1/bench.json\) \|.* (\d+) \|$", page, re.M)
+    assert {name: int(count) for name, count in said} == {x: len(y) for x, y in every.items()}
+
+
+@pytest.mark.parametrize(
+    ("first_run", "again"), [("smollm2", "prescott"), ("sparsegpt-smollm2", "prescott-sparsegpt")]
+)
+def test_another_kernel_changes_the_rows_as_the_page_says(first_run: str, again: str) -> None:
+    rows = {row.key: row for row in document(first_run).rows}
     changes = []
-    for row in again:
+    for row in document(again).rows:
         first = rows[row.key]
         assert (row.pruned, row.block_sparsity) == (first.pruned, first.block_sparsity)
         pairs = zip(row.texts, first.texts, strict=True)
