@@ -48,8 +48,8 @@ STAGES = (
 )
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}
 FILES, LINES, MEDIAN = 15, 400, 132
-ALL_LINES, ALL_FILES = 33_988, 219  # of the package; set to what is there after each reduction
-TEST_LINES, TOOL_LINES = 30_208, 7_000  # of tests/ without tests/tools, and of tests/tools
+ALL_LINES, ALL_FILES = 33_987, 219  # of the package; set to what is there after each reduction
+TEST_LINES, TOOL_LINES = 30_215, 7_000  # of tests/ without tests/tools, and of tests/tools
 VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip

@@ -87,8 +87,7 @@ def lsa(
     Args:
         error: E, mean reconstruction error of the block's linears, [L], at least 0.
         sparsity: Target S, in [0, 1].
-        beta: Half the spread of the allocation, in [0, 1]. The peer takes 0.04 for S = 0.5, 0.10
-            for 0.6, 0.15 for 0.7 and 0.12 for 0.8.
+        beta: Half the spread of the allocation, in [0, 1].
         compat: `exact` or `peer`.
 
     Returns:

@@ -175,7 +175,14 @@ def test_sentences_have_the_numbers_of_the_rows() -> None:
         assert "{}, {} and {}".format(*first) in practice
     floor = max(x for name in WITH_FLOOR for y in places(document(name)) for x in y.floor if x == x)
     assert FLOOR.startswith(said := f"up to {100 * floor:.0f} %")
-    assert said in words_of(DOCS / "explanation" / "numerics.md")
+    assert said in (numerics := words_of(DOCS / "explanation" / "numerics.md"))
+    for name in ("smollm2", "float64"):
+        (place,) = (x for x in places(document(name)) if x.sparsity == 0.6)
+        assert "{:.2g} / {:.2g} %".format(*(100 * x for x in place.floor)) in numerics
+    calibrate = words_of(DOCS / "how-to" / "calibrate.md")
+    for name in ("sparsegpt-4x256-smollm2", "sparsegpt-smollm2"):
+        found = by_base(next(places(document(name))))["uniform"].texts
+        assert " / ".join(f"{x.perplexity:.1f}" for x in found) in calibrate
 
 
 def test_one_program_made_all_rows_and_the_page_has_their_number() -> None:
