@@ -27,7 +27,7 @@ ModelPath = Annotated[
     argument(
         "MODEL",
         "A .safetensors or .gguf file, an index of shards, or a folder of them; or the id of a "
-        "model in the Hugging Face cache, ORG/NAME[@REVISION][:FILE.gguf or :TYPE].",
+        "model in the Hugging Face cache, ORG/NAME[@REVISION].",
     ),
 ]
 

@@ -29,8 +29,7 @@ def read_model(
 
     Args:
         path: The file (GGUF needs the extra `gguf`), or the folder of safetensors. If it does not
-            exist, ``org/name[@revision][:file.gguf]``: a model in the Hugging Face cache (needs the
-            extra `hub`).
+            exist, ``org/name[@revision]``: a model in the Hugging Face cache (extra `hub`).
         config: The path of `config.json`; if None, `read_model` looks beside the file, then in the
             file's metadata under the key `config.json`.
         download: Whether to ask the server (`HF_ENDPOINT`) for the files of an id, and download

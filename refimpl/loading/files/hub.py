@@ -1,18 +1,15 @@
 """Models of the Hugging Face hub: found in its cache, and downloaded if the user asks for it."""
 
+import os
 import re
-import sys
-import threading
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from refimpl.errors import RefimplError, listed
-from refimpl.loading.files.file_reading import DOCUMENT, read_file, reading
+from refimpl.loading.files.file_reading import reading
 from refimpl.loading.files.refused_formats import CONVERSIONS
 from refimpl.loading.files.safetensors_file import shard_of_tensor
 from refimpl.storage.target_checks import require_room
@@ -28,272 +25,189 @@ WEIGHTS = ("model.safetensors", INDEX, "model-*.safetensors")
 DOWNLOADED = ("config.json", *WEIGHTS, *COMPANIONS)
 
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
-_REVISION, _FILE = r"[A-Za-z0-9][\w./-]*", r"(?:[\w.+-]+/)*[\w.+-]+\.(?:gguf|GGUF)|[A-Za-z0-9_]+"
-_ID = re.compile(rf"({_NAME}/{_NAME})(?:@({_REVISION}))?(?::({_FILE}))?", re.ASCII)
+_ID = re.compile(rf"({_NAME}/{_NAME})(?:@([A-Za-z0-9][\w./-]*))?", re.ASCII)
+_PLAIN_NAME = re.compile(r"[\w.-]+", re.ASCII)
 COMMIT, ETAG = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_EXPECTED = (
-    "a path that exists, or an id in the Hugging Face cache: "
-    "ORG/NAME[@REVISION][:FILE.gguf or :TYPE]"
-)
+_EXPECTED = "a path that exists, or an id in the Hugging Face cache: ORG/NAME[@REVISION]"
+# Its client Xet receives files where nothing bounds them; and it tells the server what else runs.
+_SETTINGS = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY")
 
 
 def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | None]:
     """The path of a model's files, and its id with the commit if it is one of the hub.
 
-    A path that exists is a path. An id without a GGUF file or a type stands for the repository's
-    safetensors, or its only GGUF model. If no server answers, the cache does.
+    A path that exists is a path. If no server answers, the cache does.
     """
     path, match = Path(model), _ID.fullmatch(str(model))
     with reading(path, _EXPECTED):
         if path.exists():
             return path, None
-    if match is None or ".." in match[0] or "//" in match[0] or "--" in match[0].split(":")[0]:
+    if match is None or ".." in match[0] or "//" in match[0] or "--" in match[0]:
         return path, None
-    repository, revision, file = match[1], match[2] or "main", match[3]
-    try:
-        from huggingface_hub import constants
-    except ImportError as error:
-        raise RefimplError(
-            f"{model}: no such file or folder, and huggingface_hub, which finds ids, is missing",
-            "a path that exists, or for an id, refimpl with its extra [hub]",
-            "check the path, or run pip install 'refimpl[hub]'",
-        ) from error
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    unset = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, and " * constants.HF_HUB_OFFLINE
-    if download and not unset:
-        snapshot, file = _downloaded(repository, revision, folder, constants.ENDPOINT, file)
-    else:
-        snapshot = _snapshot(folder, revision)
+    repository, revision, hub = match[1], match[2] or "main", _library(path)
+    offline = hub.constants.is_offline_mode()
+    if download and not offline:
+        _download(hub, repository, revision)
+    snapshot = _snapshot(hub, repository, revision)
+    unset = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, and " * offline
     if snapshot is None:
         raise RefimplError(
-            f"{model}: no such file or folder, and the cache {folder.parent} holds no revision "
-            f"{revision} of such a model",
+            f"{model}: no such file or folder, and the cache {hub.constants.HF_HUB_CACHE} holds no "
+            f"revision {revision} of such a model",
             _EXPECTED,
             f"check the path, or {unset}add --download",
         )
-    return _whole(snapshot, repository, file, unset)
-
-
-def _snapshot(folder: Path, revision: str) -> Path | None:
-    """The folder of a revision in a repository's folder of the cache; None if it is not there."""
-    commit, ref = revision, folder / "refs" / revision
-    with reading(ref, _EXPECTED):
-        if ref.is_file():
-            commit = read_file(ref).decode("utf-8", "replace").strip()
-        found = folder / "snapshots" / commit
-        return found if COMMIT.fullmatch(commit) and found.is_dir() else None
-
-
-def _whole(snapshot: Path, repository: str, file: str | None, unset: str = "") -> tuple[Path, str]:
-    """A snapshot (or a GGUF file in it) and its id, if all files of its weights are there."""
     name = f"{repository}@{snapshot.name}"
-    with reading(snapshot, _EXPECTED):
-        entries = {entry.name: entry for entry in snapshot.iterdir()}
-        broken = [name for name, entry in entries.items() if not entry.exists()]
-        inside = [x.relative_to(snapshot).as_posix() for x in snapshot.rglob("*")]
-        if not any(x.endswith((".safetensors", INDEX)) for x in entries) or file:
-            file = only_gguf(inside, name, file)
-        expected = f"config.json, and {WEIGHTS[0]} or {INDEX} with all its shards"
-        needed = {"config.json"}
-        if file is not None:
-            needed, broken, expected = set(_shards(file)), [], "all files of the GGUF model"
-            entries = {x: snapshot / x for x in needed if (snapshot / x).exists()}
-        elif INDEX in entries and INDEX not in broken and "model.safetensors" not in entries:
-            needed |= set(shard_of_tensor(entries[INDEX]).values())
-        elif not any(Path(name).suffix in (".safetensors", *CONVERSIONS) for name in entries):
-            needed |= {"model.safetensors"}
-    path, name = (snapshot, name) if file is None else (snapshot / file, f"{name}:{file}")
-    if missing := sorted({*broken, *needed - entries.keys()}):
+    if missing := _missing(snapshot):
         raise RefimplError(
             f"{name}: the cache lacks {listed(missing)} ({snapshot})",
-            expected,
-            f"if the repository holds these files, {unset}pass {name} with --download",
+            f"config.json, and {WEIGHTS[0]} or {INDEX} with all its shards",
+            f"if the repository holds these files, {unset}pass {name} with --download; of a "
+            "repository of GGUF files, get one with hf download, and pass it to refimpl convert",
         )
-    return path, name
+    return snapshot, name
 
 
-def only_gguf(names: Iterable[str], repository: str, kind: str | None) -> str | None:
-    """The GGUF model of a repository: a file (of a split one the first), or the one of a type."""
-    if kind and kind.lower().endswith(".gguf"):
-        return kind
-    models = sorted(x for x in names if x.endswith(".gguf") and _shards(x)[0] == x)
-    models = [x for x in models if not x.rpartition("/")[2].startswith("mmproj")]  # vision parts
-    of_kind = re.compile(rf"(.*[-_./])?{kind}([-.].*)", re.IGNORECASE)
-    found = [x for x in models if of_kind.fullmatch(x)] if kind else models
-    if len(found) > 1 or (kind and not found):
-        of = f"{len(found)} GGUF models" + (f" of type {kind}" if kind else "")
-        raise RefimplError(
-            f"{repository} holds {of}:" if found or models else f"{repository} holds no GGUF model",
-            "one of them, with its name behind the id",
-            f"name it, for example {repository}:{(found or models or ['FILE.gguf'])[0]}",
-            found or models,
-        )
-    return found[0] if found else None
-
-
-def _shards(file: str) -> list[str]:
-    """The names of all files of a GGUF model by one of them: of a split model, its shards."""
-    if (match := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", file)) is None:
-        return [file]
-    return [f"{match[1]}-{i + 1:05}-of-{match[2]}.gguf" for i in range(int(match[2]))] or [file]
-
-
-def _downloaded(
-    repository: str, revision: str, folder: Path, endpoint: str, file: str | None
-) -> tuple[Path | None, str | None]:
-    """Download what is missing of a revision; its snapshot, and the GGUF model if it is one."""
-    from huggingface_hub import HfApi, errors, hf_hub_download
-
-    name = f"{repository}@{revision}"
-    login = "log in with `hf auth login`, or set HF_TOKEN"
+def _library(path: Path) -> ModuleType:
+    """huggingface_hub, which is imported here alone."""
+    for setting in _SETTINGS:
+        os.environ.setdefault(setting, "1")
     try:
-        with checked_answers(endpoint) as answers:
-            try:
-                listing = HfApi().model_info(repository, revision=revision, files_metadata=True)
-            except (errors.RevisionNotFoundError, RefimplError):
-                raise
-            except Exception:
-                with suppress(RefimplError):
-                    if (snapshot := _snapshot(folder, revision)) is not None:
-                        _whole(snapshot, repository, file)
-                        return snapshot, file
-                raise
-            answers.commit = answers.checked(COMMIT, listing.sha, "a commit")
-            listed = {x.rfilename: x.size for x in listing.siblings or ()}
-            files, file = _wanted(listed, name, file)
-            answers.require_files(files)
-            snapshot = folder / "snapshots" / answers.commit
-            absent = [x for x in files if not (snapshot / x).exists()]
-            disk = next(x for x in folder.parents if x.exists())
-            more = "free some space, or set HF_HUB_CACHE to another disk"
-            require_room(disk, sum(files[x] for x in absent), f"{name} in {disk}", more)
-            for each in absent or [*files][:1]:  # one at least, which notes the branch's commit
-                answers.most = files[each]
-                hf_hub_download(repository, each, revision=revision)
-    except RefimplError:
-        raise
-    except errors.GatedRepoError as error:
+        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+        import huggingface_hub.utils
+    except ImportError as error:
         raise RefimplError(
-            f"{name} is gated: {endpoint} does not give it to this account",
-            "a model that this account may download",
-            f"ask for access at {endpoint}/{repository}, then {login}",
+            f"{path}: no such file or folder, and huggingface_hub, which finds ids, is missing",
+            "a path that exists, or for an id, refimpl with its extra [hub]",
+            "check the path, or run pip install 'refimpl[hub]'",
         ) from error
-    except errors.RevisionNotFoundError as error:
-        raise RefimplError(
-            f"{repository} has no revision {revision}",
-            f"a branch, a tag or a whole commit of {endpoint}/{repository}",
-            f"check the revision, or omit @{revision}",
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise RefimplError(
-            f"{endpoint} has no model {repository}, or does not show it to this account",
-            "a public model, or a private one that this account may download",
-            f"check the id, or {login}",
-        ) from error
-    except Exception as error:  # of the library, of its HTTP client, or of the disk
-        raise RefimplError(
-            f"{name} cannot be downloaded from {endpoint} ({error})",
-            "a server that can be reached, and a whole download",
-            "check the network and HF_ENDPOINT, and run the command again: it goes on",
-        ) from error
-    return snapshot, file
+    return huggingface_hub
 
 
-def _wanted(
-    listed: dict[str, Any], name: str, file: str | None
-) -> tuple[dict[str, Any], str | None]:
-    """What we read of the files that a server lists, by name; and the GGUF model if it is one."""
-    names = [] if file else [x for x in listed if any(fnmatchcase(x, y) for y in DOWNLOADED)]
-    names = [x for x in names if "/" not in x]
-    if not any(x.endswith(".safetensors") for x in names):
-        file = only_gguf(listed, name, file)
-    names += _shards(file) if file else []
-    if not (files := {x: listed[x] for x in names if x in listed}):
-        raise RefimplError(
-            f"{name} has no file that refimpl reads",
-            "config.json and safetensors, or a GGUF model",
-            "check the id, and the name of a GGUF file in it",
+def _snapshot(hub: ModuleType, repository: str, revision: str) -> Path | None:
+    """The folder of a revision in the cache, whole or not; None if it is not there."""
+    try:
+        found = hub.snapshot_download(
+            repository, revision=revision, local_files_only=True, allow_patterns=[]
         )
-    return files, file
+    except (OSError, ValueError):
+        return None
+    folder = Path(found)
+    is_ours = COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots"
+    return folder if is_ours else None
 
 
-class Answers:
-    """Checks of what a server answers, before the library makes paths and files of it.
-
-    They know the commit of one download, and the bytes that the next file has in the listing.
-    """
-
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint, self.commit, self.most = endpoint, "", 0
-        self._thread = threading.get_ident()
-
-    def check(self, response: Any) -> None:
-        """Refuse a response that names a commit or a blob by anything but its digits."""
-        if threading.get_ident() != self._thread:  # of somebody else who uses the library
-            return
-        headers = response.headers
-        if (commit := headers.get("X-Repo-Commit")) is not None:
-            self.checked(COMMIT, commit, "a commit")
-            if self.commit not in ("", commit):
-                raise self._odd(f"sends a file of commit {commit}", f"one of {self.commit}")
-        if response.request.method == "HEAD" and response.status_code < 400:
-            etag = headers.get("X-Linked-Etag") or headers.get("ETag")
-            if etag is not None:  # the library cuts all of these characters off
-                self.checked(ETAG, etag.lstrip("W/").strip('"'), "an ETag")
-        most = self.most if self.most and response.is_success else DOCUMENT
-        response.iter_bytes = partial(self._bounded, response.iter_bytes, most)
-
-    def _bounded(self, chunks: Any, most: int, *arguments: Any, **options: Any) -> Iterator[bytes]:
-        """The chunks of a body; none is written after there are more than `most` bytes."""
-        size = 0
-        for chunk in chunks(*arguments, **options):
-            size += len(chunk)
-            if size > most:
-                raise self._odd(f"sends more than {most:,} bytes", f"at most {most:,} bytes")
-            yield chunk
-
-    def checked(self, pattern: re.Pattern[str], value: object, what: str) -> str:
-        """A commit or an ETag of the server, which the library makes a file name of."""
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            digits = "40 hexadecimal digits" + ("" if pattern is COMMIT else ", or 64")
-            raise self._odd(f"answers with {what} that would be a path: {value!r:.80}", digits)
-        return value
-
-    def require_files(self, files: dict[str, Any]) -> None:
-        """Refuse names that lead out of a folder, or that a system reads differently, and sizes."""
-        for name, size in files.items():
-            outside = {*name.split("/")} & {"", ".", ".."}
-            if not name.isprintable() or {*name} & {*'\\:*?"<>|'} or outside:
-                raise self._odd(f"lists a file {name!r:.80}", "relative paths of plain names")
-            if not isinstance(size, int) or not 0 <= size < 1 << 63:
-                problem = f"lists {name} without its size ({size!r:.40})"
-                raise self._odd(problem, "the size of each file")
-
-    def _odd(self, problem: str, expected: str) -> RefimplError:
-        """The error for an answer that no hub gives, unless its files have just changed."""
-        remedy = "check HF_ENDPOINT; if a new commit has just been made, repeat the command"
-        return RefimplError(f"{self.endpoint} {problem}", expected, remedy)
+def _missing(snapshot: Path) -> list[str]:
+    """The files that a snapshot lacks: of its weights, and `config.json`."""
+    with reading(snapshot, _EXPECTED):
+        present = {entry.name for entry in snapshot.iterdir() if entry.exists()}
+        needed = {"config.json"}
+        if INDEX in present and WEIGHTS[0] not in present:
+            needed |= set(shard_of_tensor(snapshot / INDEX).values())
+        elif not any(Path(name).suffix in (".safetensors", *CONVERSIONS) for name in present):
+            needed |= {WEIGHTS[0]}
+    return sorted(needed - present)
 
 
-@contextmanager
-def checked_answers(endpoint: str) -> Iterator[Answers]:
-    """Check what the library receives in this thread; it prints nothing meanwhile."""
-    from huggingface_hub import constants, get_session, utils
-
-    answers, hooks = Answers(endpoint), get_session().event_hooks["response"]
-    verbosity, xet = utils.logging.get_verbosity(), constants.HF_HUB_DISABLE_XET
-    hooks.append(answers.check)
-    constants.HF_HUB_DISABLE_XET = True  # a client of its own, which no check sees
-    utils.logging.set_verbosity(utils.logging.CRITICAL)
-    if silenced := not (utils.are_progress_bars_disabled() or sys.stderr.isatty()):
-        utils.disable_progress_bars()
+def _download(hub: ModuleType, repository: str, revision: str) -> None:
+    """Download what the cache lacks of a revision; the library prints nothing but its bar."""
+    logging = hub.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield answers
+            _download_absent(hub, repository, revision)
+    except RefimplError:
+        raise
+    except Exception as error:  # of the library, of its HTTP client, or of the disk
+        answered = isinstance(error, hub.errors.HfHubHTTPError)
+        snapshot = None if answered else _snapshot(hub, repository, revision)
+        if snapshot is None or _missing(snapshot):
+            raise _refusal(hub, error, repository, revision) from error
     finally:
-        if silenced:
-            utils.enable_progress_bars()
-        utils.logging.set_verbosity(verbosity)
-        constants.HF_HUB_DISABLE_XET = xet
-        hooks[:] = [hook for hook in hooks if hook != answers.check]
+        logging.set_verbosity(verbosity)
+
+
+def _download_absent(hub: ModuleType, repository: str, revision: str) -> None:
+    """Check what the server answers, before the library makes names of files of it; download."""
+    listing = hub.HfApi().model_info(repository, revision=revision, files_metadata=True)
+    commit = listing.sha
+    _check(hub, COMMIT, commit, "the commit", "40 hexadecimal digits")
+    sizes: dict[str, Any] = {x.rfilename: x.size for x in listing.siblings}
+    plain = [name for name in sizes if _PLAIN_NAME.fullmatch(name)]
+    wanted = [name for name in plain if any(fnmatchcase(name, x) for x in DOWNLOADED)]
+    cached = (hub.try_to_load_from_cache(repository, name, revision=commit) for name in wanted)
+    absent = [name for name, path in zip(wanted, cached, strict=True) if not isinstance(path, str)]
+    absent = absent or wanted[:1]  # one at least, which notes the branch's commit
+    for name in absent:
+        url = hub.hf_hub_url(repository, name, revision=revision)
+        facts, of = hub.get_hf_file_metadata(url), f"for {name} the"
+        _check(hub, re.compile(commit), facts.commit_hash, f"{of} commit", f"{commit}, as listed")
+        _check(hub, ETAG, facts.etag, f"{of} ETag", "40 hexadecimal digits, or 64")
+        _check(hub, re.compile(r"\d{1,19}"), str(sizes[name]), f"{of} size", "its bytes")
+    cache = Path(hub.constants.HF_HUB_CACHE)
+    disk = next(x for x in (cache, *cache.parents) if x.exists())
+    more = "free some space, or set HF_HUB_CACHE to another disk"
+    require_room(disk, sum(sizes[x] for x in absent), f"{repository}@{revision} in {disk}", more)
+    for name in absent:
+        bar = _bounded_bar(hub, sizes[name])
+        hub.hf_hub_download(repository, name, revision=revision, tqdm_class=bar)
+
+
+def _check(
+    hub: ModuleType, pattern: re.Pattern[str], value: object, what: str, expected: str
+) -> None:
+    """Refuse an answer of the server that is not of this form."""
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise RefimplError(
+            f"{hub.constants.ENDPOINT} gives {what} {value!r:.80}",
+            expected,
+            "check HF_ENDPOINT; if a new commit has just been made, repeat the command",
+        )
+
+
+def _bounded_bar(hub: ModuleType, most: int) -> type:
+    """The library's progress bar, which ends a download of more than `most` bytes."""
+
+    class BoundedBar(hub.utils.tqdm):  # type: ignore[misc, name-defined]
+        received = 0
+
+        def update(self, n: int = 1) -> Any:
+            self.received += n
+            if self.received > most:
+                raise ValueError(f"a file of more than the {most:,} bytes that it should have")
+            return super().update(n)
+
+    return BoundedBar
+
+
+def _refusal(hub: ModuleType, error: Exception, repository: str, revision: str) -> RefimplError:
+    """Why a download failed."""
+    endpoint, login = hub.constants.ENDPOINT, "log in with `hf auth login`, or set HF_TOKEN"
+    match error:
+        case hub.errors.GatedRepoError():
+            return RefimplError(
+                f"{repository} is gated: {endpoint} does not give it to this account",
+                "a model that this account may download",
+                f"ask for access at {endpoint}/{repository}, then {login}",
+            )
+        case hub.errors.RevisionNotFoundError():
+            return RefimplError(
+                f"{repository} has no revision {revision}",
+                f"a branch, a tag or a whole commit of {endpoint}/{repository}",
+                f"check the revision, or omit @{revision}",
+            )
+        case hub.errors.RepositoryNotFoundError():
+            return RefimplError(
+                f"{endpoint} has no model {repository}, or does not show it to this account",
+                "a public model, or a private one that this account may download",
+                f"check the id, or {login}",
+            )
+    return RefimplError(
+        f"{repository}@{revision} cannot be downloaded from {endpoint} ({error})",
+        "a server that can be reached, and a whole download",
+        "check the network and HF_ENDPOINT, and run the command again: it goes on",
+    )

@@ -31,7 +31,7 @@ GGUF = ("gemma3", "granitemoe")
 COMMIT = "0123456789" * 4
 HUB = "hub/models--org--tiny"
 SNAPSHOT = f"{HUB}/snapshots/{COMMIT}"
-SERVED = ("served/model", "served/gguf")  # by a server on localhost
+SERVED = "served/model"  # by a server on localhost
 
 
 def _model_commands(model: str) -> list[list[str]]:
@@ -332,16 +332,14 @@ def kind_cases() -> list[FuzzCase]:
 
 def hub_case(random: Random) -> FuzzCase:
     """A download from a server that answers otherwise than a hub would."""
-    words = ["inspect", random.choice(SERVED), "--download"]
+    words = ["inspect", SERVED, "--download"]
     return FuzzCase(words, None, "hub", tamper=tampering(random))
 
 
 def serve(hub: Hub, folder: Path) -> None:
-    """Publish models for `hub_case`."""
+    """Publish a model for `hub_case`."""
     more = {"README.md": b"tiny", "sub/model.safetensors": b"no"}
-    hub.add(SERVED[0], folder / "model", **more)
-    one = {"tiny.gguf": (folder / "model.gguf").read_bytes(), "README.md": b"tiny"}
-    hub.add(SERVED[1], folder / "hub", **one)
+    hub.add(SERVED, folder / "model", **more)
 
 
 def option_case(random: Random) -> FuzzCase:
