@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import gguf
@@ -183,17 +182,6 @@ RECIPES = {
             "per_layer_config": {"1": {"head_dim": 16}, "3": {"head_dim": 16}},
         },
     ),
-    "gemma3n": Recipe(  # whose sizes are constants of llama.cpp
-        A.GEMMA3N,
-        "gemma3n",
-        WIDE | {
-            "vocab_size_per_layer_input": 264, "num_hidden_layers": 22, "num_kv_shared_layers": 2,
-            "layer_types": ..., "activation_sparsity_pattern": ..., "altup_num_inputs": 4,
-            "laurel_rank": 64, "hidden_size_per_layer_input": 256, "rope_theta": 3000.0,
-            "rope_parameters": ..., "rope_local_base_freq": 10000.0,
-            "final_logit_softcapping": 30.0,
-        },
-    ),
     "apertus": Recipe(
         A.APERTUS,
         "apertus",
@@ -284,7 +272,7 @@ ROTARY_DIMENSION = (
     "qwen3_next",
 )
 PERMUTED = (A.OLMO, A.ARCEE, A.LLAMA, A.GRANITE, A.GRANITE_MOE, A.GRANITE_HYBRID, A.SMOLLM3)
-EXPERT = re.compile(r"(.*(?:experts|altup\w*))\.\d+(\..*)")
+EXPERT = re.compile(r"(.*experts)\.\d+(\..*)")
 QWEN_DELTA = (A.QWEN35, A.QWEN35MOE, A.QWEN3NEXT)
 PLUS_ONE = (A.GEMMA, A.GEMMA2, A.GEMMA3, A.NEMOTRON, *QWEN_DELTA)
 HYBRID = (A.LFM2, A.LFM2MOE, A.GRANITE_HYBRID, A.NEMOTRON_H, A.NEMOTRON_H_MOE)
@@ -383,24 +371,6 @@ def of_gemma4(writer: gguf.GGUFWriter, config: Config, entries: dict[str, Any]) 
     factors = np.where(np.arange(0, rope.rotary_dim, 2) < rope.turning_dim, 1, 1e30)
     writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
     writer.add_final_logit_softcapping(config.final_soft_cap)
-
-
-def of_gemma3n(writer: gguf.GGUFWriter, config: Config, entries: dict[str, Any]) -> None:
-    """Write what Gemma 3n has beside Gemma 3."""
-    writer.add_altup_active_idx(0)
-    writer.add_altup_num_inputs(config.streams)
-    writer.add_embedding_length_per_layer_input(entries["hidden_size_per_layer_input"])
-    writer.add_shared_kv_layers(entries["num_kv_shared_layers"])
-    shares = [kind.sparsity for kind in config.blocks]
-    scales = [NormalDist().inv_cdf(x) if x else -np.inf for x in shares]
-    writer.add_activation_sparsity_scale(scales)
-    writer.add_sliding_window_pattern([kind.window is not None for kind in config.blocks])
-    writer.add_final_logit_softcapping(config.final_soft_cap)
-    sizes = config.num_key_value_heads * config.head_dim, config.hidden_size
-    unused = {"k": sizes, "v": sizes, "k_norm": (config.head_dim,)}  # which llama.cpp wants
-    for i in range(config.num_blocks - entries["num_kv_shared_layers"], config.num_blocks):
-        for x, shape in unused.items():
-            writer.add_tensor(f"blk.{i}.attn_{x}.weight", np.ones(shape, np.float32))
 
 
 def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -> None:
@@ -511,7 +481,7 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
     writer.add_file_type(0)
 
 
-OWN_FACTS = {A.DEEPSEEK2: of_deepseek, A.GEMMA3N: of_gemma3n, A.GEMMA4: of_gemma4}
+OWN_FACTS = {A.DEEPSEEK2: of_deepseek, A.GEMMA4: of_gemma4}
 
 
 def parts_of(arch: A, name: str, x: Array, config: Config) -> dict[str, Array]:
@@ -650,7 +620,7 @@ def gguf_file(
             array, used, back = quantised(stored.reshape(-1)[at], plain)
             meant.reshape(-1)[at] = back.reshape(at.shape)
             whole = EXPERT.fullmatch(part)
-            count = hub.config.experts.num_experts if hub.config.experts else hub.config.streams - 1
+            count = hub.config.experts.num_experts if hub.config.experts else 0
             if whole and len(stacks.setdefault(part := whole[1] + whole[2], [])) + 1 < count:
                 stacks[part].append(array)
                 continue

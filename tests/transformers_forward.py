@@ -35,8 +35,7 @@ def transformers_forward(
     double = dtype == "float64"
     theirs = lifted(theirs) if double else theirs.eval()
     states = ["embed", *(f"blocks.{i}.resid_post" for i in range(model.config.num_blocks))]
-    several = model.config.streams > 1  # then the last state is that before the final norm
-    names = [*states[: None if several else -1], *["final_norm"] * (not several), "logits"]
+    names = [*states[:-1], "final_norm", "logits"]
 
     def run(token_ids: Array) -> dict[str, Array]:
         ids = torch.tensor(np.asarray(token_ids, np.int64))
@@ -44,7 +43,7 @@ def transformers_forward(
             if attention == "eager":
                 return {name: array_of(x) for name, x in traced(theirs, ids).items()}
             out = theirs(input_ids=ids, use_cache=False, output_hidden_states=True)
-        arrays = [array_of(x[0] if several else x) for x in out.hidden_states]
+        arrays = [array_of(x) for x in out.hidden_states]
         return dict(zip(names, [*arrays, array_of(out.logits)], strict=True))
 
     return run

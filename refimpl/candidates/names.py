@@ -8,7 +8,6 @@ from pathlib import Path
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.gguf.architectures import ARCHITECTURES
-from refimpl.model.config import OTHER_STREAMS
 from refimpl.model.layout import WHOLE, Layout
 from refimpl.model.mixers.sizes import Attention
 from refimpl.model.model import Model
@@ -25,14 +24,13 @@ class ModuleOutput:
     """Where the value of a step is: in the first module that is there, or what it reads (":input").
 
     It is rows of the output, if the weight is fused; `paired` channels of a head rotate together;
-    the output may hold the `last` tokens of a sequence alone, or all streams `stacked`.
+    the output may hold the `last` tokens of a sequence alone.
     """
 
     names: tuple[str, ...]
     layout: Layout = WHOLE
     paired: bool = False
     last: bool = False
-    stacked: bool = False
 
 
 Sources = dict[str, ModuleOutput]
@@ -73,7 +71,6 @@ def named_sources(word: str, case: Case) -> Sources:
 def transformers_sources(model: Model) -> Sources:
     """Where transformers' modules hold the steps; none returns what is rotated or clipped."""
     config, blocks, last = model.config, range(model.config.num_blocks), model.config.num_blocks - 1
-    stacked = config.streams > 1
 
     def module(role: str) -> str:
         weight = model.weights.get(f"{role}.weight")
@@ -88,8 +85,7 @@ def transformers_sources(model: Model) -> Sources:
 
     def add(step: str, *names: str, layout: Layout = WHOLE) -> None:
         if every := tuple(name for name in names if name not in ("", INPUT)):
-            of_all = stacked and step.endswith(("embed", "resid_pre", "resid_post", OTHER_STREAMS))
-            sources[step] = ModuleOutput(every, layout, stacked=of_all)
+            sources[step] = ModuleOutput(every, layout)
 
     plain = config.embed_scale == 1 and not {"pos_embed.weight", "embed_norm.weight"} & {
         *model.weights
@@ -100,8 +96,6 @@ def transformers_sources(model: Model) -> Sources:
         norm = {x: module(f"{of}{x}") for x in ("attn_norm", "mlp_norm", "experts_norm")}
         add(f"{of}resid_pre", whole[i] + INPUT, whole[i - 1] if i else "")
         add(f"{of}attn_norm", norm["attn_norm"])
-        add(f"{of}predicted", norm["attn_norm"] + INPUT)
-        add(f"{of}laurel_out", module(f"{of}laurel_left").rpartition(".")[0])
         with_weights = [x for x in "qkv" if f"{x}_norm" not in config.weightless_norms]
         for x in with_weights if isinstance(config.mixer(i), Attention) else "":
             name, limited = f"{at}.{x}_proj", config.qkv_limit is not None
@@ -122,9 +116,8 @@ def transformers_sources(model: Model) -> Sources:
         add(f"{of}experts_norm", norm["experts_norm"])
         add(f"{of}block_embed_norm", module(f"{of}block_embed_gate") + INPUT)
         add(f"{of}block_embed_out", module(f"{of}block_embed_post_norm"))
-        following = whole[i + 1] if i < last else "" if stacked else module("final_norm")
-        for point in ("resid_post", OTHER_STREAMS):
-            add(of + point, whole[i], following + INPUT)
+        following = whole[i + 1] if i < last else module("final_norm")
+        add(f"{of}resid_post", whole[i], following + INPUT)
     head = module("lm_head")
     head = "lm_head" if head == module("embed") else head  # tied
     add("final_norm", module("final_norm"), head + INPUT)

@@ -249,8 +249,6 @@ def _as_step(x: Array, source: ModuleOutput, case: Case, step: str) -> Array:
     shape, (n, s) = case.expected[step].shape, case.inputs["token_ids"].shape
     if len(shape) < 3:
         return x
-    if source.stacked and x.ndim == 4:
-        x = x[0] if len(shape) == 3 else x[1:].swapaxes(0, 1)
     heads, width = shape[1] if len(shape) == 4 else 1, shape[-1]
     if len(shape) == 4 and heads != s and x.shape == (n, heads, s, width):
         return x

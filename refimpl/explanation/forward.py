@@ -8,8 +8,7 @@ import numpy as np
 
 from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.model import attention, experts, forward, ops, position_tables
-from refimpl.model.config import BLOCK_EMBED, OTHER_STREAMS, Config
-from refimpl.model.mixers import altup
+from refimpl.model.config import BLOCK_EMBED, Config
 from refimpl.model.mixers.block_embedding import block_embedding
 from refimpl.model.mixers.carried import stream
 from refimpl.model.mixers.sizes import Attention
@@ -46,9 +45,8 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     share = ops.sigmoid if facts is not None and facts.scoring == "sigmoid" else ops.softmax
     routing: Functions = (experts.route, experts.largest, share) if routed else ()
     of_experts = (forward.mixture,) if routed else ()
-    sparse = (ops.gaussian_top,) if kind.sparsity else ()
-    mlp_out = (*of_experts, *mlp, *sparse, *where("mlp_post_norm"), *scaled)
-    last = (BLOCK_EMBED[-1],) if kind.embed_size and kind.streams == 1 else ()
+    mlp_out = (*of_experts, *mlp, *where("mlp_post_norm"), *scaled)
+    last = (BLOCK_EMBED[-1],) if kind.embed_size else ()
     own = (block_embedding, *where("block_embed_post_norm")) if kind.embed_size else ()
     head = (forward.head, *norm, *capped(config.final_soft_cap), ops.softmax)
     mixed: list[tuple[str, Functions, Callable[[Values], Any]]] = [
@@ -61,23 +59,18 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
         parts = (forward.MIXERS.get(type(kind.mixer)),)
         points = tuple(x for x in kind.mixer.points if x in kind.points)
         mixed = [(kind.mixer.name, tuple(filter(None, parts)), partial(_points, names=points))]
-    first = (altup.predicted, ops.linear, *norm) if kind.streams > 1 else ()
-    start, low = "predicted" if first else "resid_pre", where("laurel_left", (altup.with_laurel,))
     absent = {"attn_out", "mlp_out"}.difference(kind.points)
     heads = "attn_heads" if kind.mixer is None or kind.mixer.attends else "mixed"
     steps: list[tuple[str, Functions, Callable[[Values], Any]]] = [
-        ("predicted", first, partial(_points, names=("resid_pre", "predicted"))),
-        ("attn_norm", where("attn_norm"), partial(_norm, before=start, after="attn_norm")),
+        ("attn_norm", where("attn_norm"), partial(_norm, before="resid_pre", after="attn_norm")),
         *mixed,
         ("attn_out", attn_out, partial(_points, names=(heads, "attn_out"))),
-        ("laurel_out", low, partial(_points, names=("laurel_out",))),
-        ("resid_mid", (forward.block,), partial(_sum, names=(start, "attn_out", "laurel_out"))),
+        ("resid_mid", (forward.block,), partial(_sum, names=("resid_pre", "attn_out"))),
         ("mlp_norm", where("mlp_norm"), partial(_norm, before=read, after="mlp_norm")),
         ("routing", routing, _routing),
         ("mlp_out", mlp_out, _experts if routed else _mlp),
         ("block_embed", own, partial(_points, names=BLOCK_EMBED[1:])),
         ("resid_post", (forward.block,), partial(_sum, names=("resid_mid", "mlp_out", *last))),
-        (OTHER_STREAMS, first, partial(_points, names=(OTHER_STREAMS,))),
     ]
     return [
         Step("tokens", BLOCK, (checked_ids,), _tokens),

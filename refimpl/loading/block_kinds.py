@@ -52,14 +52,11 @@ def read_block_kinds(keys: Keys, attention: Attention) -> tuple[BlockKind, ...]:
         keys.wrong("yarn needs a rope_theta above 1")
     chunked, mixers = keys.family.windows == "rotated", read_mixers(keys, num_blocks, attention)
     kinds = zip(windows, ropes, mixtures, mixers, strict=True)
-    several = int(keys.has("altup_num_inputs"))
-    beside = keys.size("hidden_size_per_layer_input", 0, least=several)
-    streams, rank = keys.size("altup_num_inputs", 1, least=2), keys.size("laurel_rank", 0)
-    sizes, shares = _mlp_sizes(keys, mixers), _sparsities(keys, num_blocks)
+    own, sizes = keys.size("hidden_size_per_layer_input", 0, least=0), _mlp_sizes(keys, mixers)
     return tuple(
         BlockKind(
             window, rope, mixture, None if rope and keys.has(TUNED) else warmth,
-            chunked and window is not None, mixer, beside, sizes[i], streams, rank, shares[i],
+            chunked and window is not None, mixer, own, sizes[i],
         )
         if mixer is None or mixer.attends
         else BlockKind(None, None, mixture, mixer=mixer)
@@ -69,20 +66,9 @@ def read_block_kinds(keys: Keys, attention: Attention) -> tuple[BlockKind, ...]:
 
 def _mlp_sizes(keys: Keys, mixers: list[Mixer | None]) -> list[int]:
     """Channels inside the MLP of each block; 0: as in the model."""
-    wide, listed = "use_double_wide_mlp", keys.get("mlp_sizes")
-    if listed is not None:
-        name = "intermediate_size"
-        sizes = [keys.whole(name, x) for x in keys.numbers(name, listed, len(mixers))]
-        return sizes or [0] * len(mixers)
+    wide = "use_double_wide_mlp"
     wider = 2 * keys.size("intermediate_size") if keys.has(wide) and keys.flag(wide) else 0
     return [wider if isinstance(mixer, SharedAttention) else 0 for mixer in mixers]
-
-
-def _sparsities(keys: Keys, num_blocks: int) -> list[float]:
-    """The share of the channels of each block's gate that are set to 0."""
-    name, listed = "activation_sparsity_pattern", keys.get("activation_sparsity_pattern")
-    shares = [] if listed is None else keys.numbers(name, listed, num_blocks)
-    return [keys.real(name, x, most=1 - 1e-6) if x else 0.0 for x in shares] or [0.0] * num_blocks
 
 
 def _with_bases(keys: Keys, ropes: list[Rope | None]) -> list[Rope | None]:

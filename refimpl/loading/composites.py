@@ -16,15 +16,15 @@ from refimpl.loading.files.refused_formats import refusal
 COMPOSITES = (
     "gemma3", "mistral3", "llava", "llava_next", "idefics3", "smolvlm", "internvl", "qwen2_vl",
     "qwen2_5_vl", "qwen3_vl", "llama4", "qwen3_vl_moe", "lfm2_vl", "exaone4_5", "kimi_k25",
-    "qwen3_5", "qwen3_5_moe", "gemma3n", "gemma4", "gemma4_unified", "internvl_chat",
+    "qwen3_5", "qwen3_5_moe", "gemma4", "gemma4_unified", "internvl_chat",
     "llava_next_video", "llava_onevision", "vipllava", "video_llava", "lighton_ocr", "got_ocr2",
     "ovis2", "deepseek_vl", "janus", "video_llama_3",
 )  # fmt: skip
-CAPPED = ("gemma3n", "gemma4", "gemma4_unified")  # whose heads cap logits as their text models do
+CAPPED = ("gemma4", "gemma4_unified")  # whose heads cap logits as their text models do
 TEXT_FAMILIES = (
     "gemma3_text", "llama", "mistral", "ministral3", "qwen2", "qwen3", "llama4_text",
     "qwen3_moe", "lfm2", "exaone4", "deepseek_v3", "qwen3_5_text", "qwen3_5_moe_text",
-    "gemma3n_text", "gemma4_text", "gemma4_unified_text",
+    "gemma4_text", "gemma4_unified_text",
 )  # fmt: skip
 # Kinds whose files may hold the keys of the text model among those of images, and its type
 FLAT = {"qwen2_vl": "qwen2_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "llava": "llama"}

@@ -85,7 +85,6 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
         mlp_scale=mlp_scale,
         gate_limit=keys.number_or_none("gate_limit"),
         alibi=_alibi(keys, heads, head_dim),
-        embed_rows=keys.size("vocab_size_per_layer_input", 0),
     )
     tied = keys.flag("tie_word_embeddings")
     has_bias = {

@@ -21,7 +21,6 @@ from refimpl.loading.gguf.architectures import (
     KEYS,
     NAMES,
     NEEDED,
-    STREAM_STACKS,
     Architecture,
     architecture_of,
 )
@@ -353,9 +352,9 @@ def _keys_and_values(mixer: Any, k: GgufTensor, v: GgufTensor) -> GgufTensor | N
 
 
 def _experts_apart(stored: Mapping[str, GgufTensor], hub: HubModel) -> dict[str, GgufTensor]:
-    """The tensors, one [out, in] for each expert if the family has them apart, or for a stream."""
+    """The tensors, one [out, in] for each expert if the family has them apart."""
     location, tensors = hub.names.get("experts.up_proj"), dict(stored)
-    stacks = STREAM_STACKS + (EXPERT_STACKS if location and not location.stacked else [])
+    stacks = EXPERT_STACKS if location and not location.stacked else []
     for name, stack in stored.items():
         stem, _, suffix = name.rpartition(".")
         wanted = 3 if suffix == "weight" else 2

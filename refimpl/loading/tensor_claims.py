@@ -41,11 +41,7 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
     yield "embed.weight", Role(embed, (config.vocab_size, width))
     if own := sum(kind.embed_size for kind in config.blocks):
         table = f"{base}{names['block_embed'].name}.weight"
-        yield "block_embed.weight", Role(table, (config.embed_rows or config.vocab_size, own))
-    for role in ("altup_embed", "altup_head"):
-        for i in range(config.streams - 1):
-            tensor = f"{base}{names[role].name.format(i)}.weight"
-            yield f"{role}.{i}.weight", Role(tensor, (width, width))
+        yield "block_embed.weight", Role(table, (config.vocab_size, own))
     if "pos_embed" in names:
         table = f"{base}{names['pos_embed'].name}.weight"
         yield "pos_embed.weight", Role(table, (rows, width))

@@ -20,9 +20,8 @@ NORMS = (
 )  # fmt: skip
 BESIDE = "experts_norm", "dense_norm", "routed_norm"  # norms where experts are beside an MLP
 BLOCK_EMBED = "block_embed_norm", "block_embed", "block_embed_out"  # points of a block's embedding
-OTHER_STREAMS = "other_streams"  # the point of the residual streams beside the first
-# Keys of `Config.carried`: these streams, and the id of a token, which has so many digits
-OTHERS, ID, DIGITS = -2, -1, 3
+# A key of `Config.carried`: the id of a token, which has so many digits
+ID, DIGITS = -1, 3
 # Parameters of xIELU, in the order of its arguments, with their shapes
 LEARNED_ACTIVATION: dict[str, tuple[int, ...]] = {
     "act.alpha_p": (1,), "act.alpha_n": (1,), "act.beta": (), "act.eps": (),
@@ -178,9 +177,6 @@ class BlockKind:
         mixer: The mixer of tokens; None: softmax attention with the sizes of the model.
         embed_size: P, channels of an embedding of tokens that is the block's own; 0 without.
         mlp_size: Channels inside its MLP; 0: as in the model.
-        streams: n, residual streams, of which the block computes with the first (`mixers.altup`).
-        laurel_rank: Channels of a path beside the mixer (`mixers.altup`); 0 without.
-        sparsity: Share of the channels of its MLP's gate that `ops.gaussian_top` sets to 0.
     """
 
     window: int | None
@@ -191,9 +187,6 @@ class BlockKind:
     mixer: Mixer | None = None
     embed_size: int = 0
     mlp_size: int = 0
-    streams: int = 1
-    laurel_rank: int = 0
-    sparsity: float = 0.0
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -201,26 +194,15 @@ class BlockKind:
         mixed = ("attn_norm", *x, "attn_out") if (x := (self.mixer or Attention).points) else ()
         fed = () if self.mixture is None else (*self.mlp_reads, "mlp_out")
         own = BLOCK_EMBED if self.embed_size else ()
-        first, last = (("predicted",), (OTHER_STREAMS,)) if self.streams > 1 else ((), ())
-        mixed += ("laurel_out",) if self.laurel_rank else ()
-        points = ("resid_pre", *first, *mixed, "resid_mid", *fed, *own, *last, "resid_post")
+        points = ("resid_pre", *mixed, "resid_mid", *fed, *own, "resid_post")
         return tuple(point for point in points if self.rope or not point.endswith("_rope"))
 
     def shapes(self, width: int) -> WeightShapes:
         """The shapes of what is beside its mixer and its MLP, in streams of D channels."""
-        p, rank, n = self.embed_size, self.laurel_rank, self.streams if self.streams > 1 else 0
-        matrices = {
-            "block_embed_gate": (p, width), "block_embed_proj": (width, p),
-            "laurel_left": (rank, width), "laurel_right": (width, rank),
-            "altup_router": (n, width), "altup_predict": (n * n, n), "altup_correct": (n, n),
-        }  # fmt: skip
-        norms = dict.fromkeys(("block_embed_post_norm", "altup_norm", "laurel_post_norm"), width)
-        return WeightShapes(
-            {},
-            {name: shape for name, shape in matrices.items() if 0 not in shape},
-            norms | {"block_embed_stream_norm": p},
-            {"block_scale": (1,), "altup_scale": (width,)},
-        )
+        p = self.embed_size
+        matrices = {"block_embed_gate": (p, width), "block_embed_proj": (width, p)}
+        norms = {"block_embed_post_norm": width, "block_embed_stream_norm": p}
+        return WeightShapes({}, matrices if p else {}, norms, {"block_scale": (1,)})
 
     @property
     def mlp_reads(self) -> tuple[str, ...]:
@@ -260,7 +242,6 @@ class Config:
         experts: The mixture of the blocks that have one; None if no block has.
         gate_scale: Multiplies the gate, before its activation.
         mlp_scale: Multiplies the MLP's output.
-        embed_rows: Rows of the table of blocks' embeddings; ids from there on have the first row.
         gate_limit: Clamps the gate from above and the other half to both sides, before 1 is added
             to that one; None for neither.
     """
@@ -293,17 +274,11 @@ class Config:
     mlp_scale: float = 1.0
     gate_limit: float | None = None
     alibi: Alibi | None = None
-    embed_rows: int = 0
 
     @property
     def num_blocks(self) -> int:
         """Number of blocks, L."""
         return len(self.blocks)
-
-    @property
-    def streams(self) -> int:
-        """Residual streams, n."""
-        return max((kind.streams for kind in self.blocks), default=1)
 
     @property
     def attention(self) -> Attention:
@@ -316,10 +291,9 @@ class Config:
 
     @cached_property
     def carried(self) -> dict[int, int]:
-        """Channels behind the first residual stream: `OTHERS`, digits by `ID`, by block k and v."""
+        """Channels behind the residual stream: digits by `ID`, k and v by block."""
         mixers = enumerate(kind.mixer for kind in self.blocks)
         kept = {i: x.kept_size for i, x in mixers if isinstance(x, Attention) and x.kept}
-        kept |= {OTHERS: others} if (others := (self.streams - 1) * self.hidden_size) else {}
         kept |= {ID: DIGITS} if any(kind.embed_size for kind in self.blocks) else {}
         return dict(sorted(kept.items()))
 

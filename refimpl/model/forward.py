@@ -19,7 +19,6 @@ from refimpl.model.experts import Observer, inputs_of_experts, route, unobserved
 from refimpl.model.floating_point import loud
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.mixers import sizes
-from refimpl.model.mixers.altup import merged, other_streams, predicted, with_laurel
 from refimpl.model.mixers.block_embedding import block_embedding
 from refimpl.model.mixers.carried import apart, stream, whole_state
 from refimpl.model.mixers.gated_delta_rule import gated_delta_rule
@@ -110,7 +109,7 @@ def embed(
         row = positions + config.position_offset
         x = x + np.take(weights["pos_embed.weight"], row, axis=0).astype(dtype)
     x = norm(x, weights, "embed_norm", config).astype(dtype)
-    return whole_state(x, token_ids, config, other_streams(x, weights, config))
+    return whole_state(x, token_ids, config)
 
 
 def activate(x: Array, weights: Weights, place: Place, config: Config) -> Array:
@@ -137,7 +136,6 @@ def mlp(x: Array, weights: Weights, place: Place, config: Config, of: str = "") 
     hidden = project(x, weights, f"{of}up_proj")
     if config.gated:
         gate = ops.scaled(project(x, weights, f"{of}gate_proj"), config.gate_scale)
-        gate = ops.gaussian_top(gate, place.kind.sparsity)
         gate, hidden = ops.clamped_gate(gate, hidden, config.gate_limit)
         hidden = activate(gate, weights, place, config) * hidden
     else:
@@ -204,8 +202,7 @@ def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
 
     In some models, a block is a mixer or an MLP alone: m = x, or h = m. In some, a number, its
     `block_scale`, multiplies h. In some, experts are beside the MLP, and each has a norm after it.
-    In some, a block adds an embedding of its own, or reads keys and values of an earlier one; or
-    the stream is one of several, which the block predicts and corrects.
+    In some, a block adds an embedding of its own, or reads keys and values of an earlier one.
 
     Observed: all of `BlockKind.points`.
 
@@ -233,12 +230,12 @@ def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
         y = norm(y, weights, f"{name}_post_norm", config, place.kernels)
         return h + observe(f"{name}_out", ops.scaled(y, config.residual_scale))
 
-    x, corrected = predicted(observe("resid_pre", x), weights, place, config)
-    mid = observe("resid_mid", with_laurel(added(x, x, "attn"), x, weights, place, config))
+    x = observe("resid_pre", x)
+    mid = observe("resid_mid", added(x, x, "attn"))
     post = added(mid, x if config.parallel_residual else mid, "mlp")
-    post, others = corrected(post, partial(added, name="block_embed"))
+    post = added(post, post, "block_embed")
     post = post * weights["block_scale"] if "block_scale" in weights else post
-    return together(observe("resid_post", post), others)
+    return together(observe("resid_post", post))
 
 
 def head(x: Array, weights: Weights, config: Config, observe: Observer = unobserved) -> Array:
@@ -247,7 +244,7 @@ def head(x: Array, weights: Weights, config: Config, observe: Observer = unobser
     Observed: `final_norm` [B, S, D] and `logits` [B, S, V].
 
     Args:
-        x: State after the last block, whose residual stream is h_L, [B, S, D]; the mean of several.
+        x: State after the last block, whose residual stream is h_L, [B, S, D].
         weights: `final_norm.*`, `lm_head.weight` (any rows of it) and any bias.
         config: The model's facts.
         observe: Receives both trace points.
@@ -255,7 +252,7 @@ def head(x: Array, weights: Weights, config: Config, observe: Observer = unobser
     Returns:
         Logits, [B, S, rows of `lm_head.weight`].
     """
-    x = observe("final_norm", norm(merged(x, weights, config), weights, "final_norm", config))
+    x = observe("final_norm", norm(stream(x, config), weights, "final_norm", config))
     logits = ops.scaled(project(x, weights, "lm_head"), config.logit_scale)
     return observe("logits", ops.soft_cap(logits, config.final_soft_cap))
 

@@ -16,8 +16,8 @@ from refimpl.model.floating_point import bits_of
 from refimpl.model.ops import Array
 from refimpl.model.weight import StoredTensor, Weight, WeightFile
 
-EMBEDDING = ("embed", "pos_embed", "embed_norm", "altup_embed")  # roles of weights
-HEAD = ("final_norm", "lm_head", "altup_head")
+EMBEDDING = ("embed", "pos_embed", "embed_norm")  # roles of weights
+HEAD = ("final_norm", "lm_head")
 TABLES = ("embed.weight", "pos_embed.weight")
 EXPERTS_KEPT = 1 << 26  # bytes of a block's experts that `Model.block` returns as arrays
 Later = Callable[[], Array]

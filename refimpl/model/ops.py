@@ -7,7 +7,6 @@ return the same shape.
 
 import math
 from collections.abc import Callable, Mapping
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -300,23 +299,6 @@ def limited(x: Array, limit: float | None) -> Array:
         [-2.0, 1.0]
     """
     return x if limit is None else np.minimum(np.maximum(x, -limit), limit)
-
-
-def gaussian_top(x: Array, share: float) -> Array:
-    """Set a share of a vector to 0, if its numbers are normal: ``max(x - mean - z std, 0)``.
-
-    z is the quantile of the share; a share of 0 does not change x.
-
-    Source: Gemma 3n, as transformers computes it.
-
-    Example:
-        >>> gaussian_top(np.array([-3.0, 1.0, 2.0]), 0.5).tolist()
-        [0.0, 1.0, 2.0]
-    """
-    if share == 0:
-        return x
-    cutoff = NormalDist().inv_cdf(share) * np.std(x, axis=-1, keepdims=True)
-    return np.maximum(x - (np.mean(x, axis=-1, keepdims=True) + cutoff), 0)
 
 
 def clamped_gate(gate: Array, up: Array, limit: float | None) -> tuple[Array, Array]:

@@ -19,7 +19,7 @@ from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import absorption_coefficient, nan_mean
 from refimpl.method.correction import centred_log, clipped_log
 from refimpl.method.projection import project
-from refimpl.model.config import OTHER_STREAMS, Config
+from refimpl.model.config import Config
 from refimpl.model.experts import ROUTER
 from refimpl.model.forward import INSIDE, Place, Weights, block, embed, head, places
 from refimpl.model.forward import project as project_linear
@@ -227,8 +227,7 @@ NamedArrays = Iterator[tuple[str, Array]]
 
 def kept_steps(config: Config, until: int) -> list[str]:
     """Steps of what later blocks read beside the stream, of the blocks before one, in order."""
-    others = [f"blocks.{until - 1}.{OTHER_STREAMS}"] if config.streams > 1 and until else []
-    return others + [f"blocks.{i}.{x}" for i in config.carried if 0 <= i < until for x in "kv"]
+    return [f"blocks.{i}.{x}" for i in config.carried if 0 <= i < until for x in "kv"]
 
 
 def forward(inputs: StepInputs) -> NamedArrays:
@@ -261,7 +260,6 @@ def forward(inputs: StepInputs) -> NamedArrays:
                 if name in ("k", "v") and isinstance(place.mixer, SharedAttention):
                     reads = [f"blocks.{place.mixer.of}.{name}"]
                 reads = [before] if name == "resid_pre" else reads
-                reads += kept_steps(config, i)[: config.streams > 1] if name == "predicted" else []
                 yield inputs.of(prefix + name, *reads), value
         before = f"{prefix}resid_post"
     if not inputs.recipe.asks("final_norm", "logits"):
@@ -269,8 +267,7 @@ def forward(inputs: StepInputs) -> NamedArrays:
     trace.clear()
     prefix = ""
     head(x, model.head(dtype), config, observe)
-    others = kept_steps(config, config.num_blocks)[: config.streams > 1]
-    yield inputs.of("final_norm", before, *others), trace["final_norm"]
+    yield inputs.of("final_norm", before), trace["final_norm"]
     yield inputs.of("logits", "final_norm"), trace["logits"]
 
 

@@ -10,7 +10,6 @@ from refimpl.errors import RefimplError
 from refimpl.evaluation.likelihood import RunningSoftmax
 from refimpl.method.absorption import nan_mean
 from refimpl.method.divergence import RunningDivergence
-from refimpl.model.config import OTHER_STREAMS
 from refimpl.model.floating_point import loud
 from refimpl.model.forward import Weights, block, head
 from refimpl.model.model import Model, zeroed
@@ -206,8 +205,7 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
     with loud(inputs.dtype):
         for function in table[:2] if recipe.only else table:
             for name, value in function(inputs):
-                ends = ".resid_post", f".{OTHER_STREAMS}"
-                state = name == "embed" or name.endswith(ends) or name in kept
+                state = name == "embed" or name.endswith(".resid_post") or name in kept
                 if not recipe.only or state:  # what later steps read
                     inputs.values[name] = value
                 inputs.missing.setdefault(name, frozenset(inputs.missed))

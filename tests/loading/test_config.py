@@ -28,7 +28,7 @@ TWO = {"expected sliding_attention", "sliding_window_pattern"}  # mistakes that 
 NO_OLD_RULE = (
     "ministral", "olmo3", "cohere2_moe", "exaone_moe", "granitemoehybrid", "lfm2", "lfm2_moe",
     "afmoe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "olmo_hybrid", "kimi_linear",
-    "gemma3n_text", "bailing_hybrid",
+    "bailing_hybrid",
 )  # fmt: skip
 NEWER = (  # than the old spelling
     "mellum", "laguna", "laguna_channels", "gemma4", "gemma4_experts", "gemma4_small",

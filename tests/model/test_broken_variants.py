@@ -21,7 +21,6 @@ from refimpl.model import attention, ops, position_tables
 from refimpl.model.config import Alibi, BlockKind, Config, Rope, Temperature
 from refimpl.model.kernels import PLAIN
 from refimpl.model.mixers import (
-    altup,
     carried,
     gated_delta_rule,
     latent_attention,
@@ -362,17 +361,6 @@ def table(change: Callable[[Array], Array]) -> Break:
     return kernel_weights("block_embed.weight", lambda w: change(np.array(w, np.float64)))
 
 
-def backwards_streams(role: str) -> Break:
-    """Take the matrices of the other streams in reverse order."""
-
-    def broken(model: Model, _: pytest.MonkeyPatch) -> Model:
-        names = [name for name in model.weights if name.startswith(role)]
-        other = {a: model.weights[b] for a, b in zip(names, names[::-1], strict=True)}
-        return replace(model, weights={**model.weights, **other})
-
-    return broken
-
-
 def transposed(w: Array) -> Array:
     """Rows of a matrix [n, n] that are computed, in the order of its columns."""
     n = w.shape[1]
@@ -545,29 +533,6 @@ VARIANTS: list[Row] = [
      "gemma4_small"),
     ("no norm of the first stream", without("block_embed_stream_norm"), "gemma4_small"),
     ("no norm behind the embedding", without("block_embed_post_norm"), "gemma4_small"),
-    ("ids beyond the table take its last row",
-     table(lambda w: np.concatenate([w[-1:], w[1:]])), "gemma3n"),
-    ("streams predicted by the transposed matrix",
-     kernel_weights("altup_predict.weight", transposed), "gemma3n"),
-    ("a router without 1 / D", kernel_weights("altup_router.weight", lambda w: 32 * w), "gemma3n"),
-    ("a router of the stream as it is", without("altup_norm"), "gemma3n"),
-    ("corrections of other streams", kernel_weights("altup_correct.weight", lambda w: w[::-1]),
-     "gemma3n"),
-    ("a stream that is not scaled for its embedding", without("altup_scale"), "gemma3n"),
-    ("streams not of the length of the first", patched(altup, "as_long", lambda _: lambda x, h: x),
-     "gemma3n"),
-    ("streams in another order", backwards_streams("altup_embed"), "gemma3n"),
-    ("heads of the streams in another order", backwards_streams("altup_head"), "gemma3n"),
-    ("a path of low rank that adds nothing",
-     kernel_weights("laurel_post_norm.weight", np.zeros_like), "gemma3n"),
-    ("a path of low rank not normalised", without("laurel_post_norm"), "gemma3n"),
-    ("its sum not divided by the root of 2", patched(altup, "sqrt", lambda _: lambda _: 1.0),
-     "gemma3n"),
-    ("gates that keep all channels", kinds(lambda k: replace(k, sparsity=0.0)), "gemma3n"),
-    ("gates of the first blocks' share", kinds(lambda k: replace(k, sparsity=0.7)), "gemma3n"),
-    ("gates at another quantile", kinds(lambda k: replace(k, sparsity=0.95 * k.sparsity)),
-     "gemma3n"),
-    ("gates above the cutoff as they are", op("gaussian_top", kept_top), "gemma3n"),
     ("decays without a bound", mixers(bound=0.0), "bailing_hybrid"),
     ("decays of another bound", mixers(bound=5.0), "bailing_hybrid"),
     ("latent heads without their gate", mixers(gated=False), "bailing_hybrid"),

@@ -57,8 +57,6 @@ def trace_points(config: Config, batch: int, length: int) -> Iterator[tuple[str,
     yield "embed", stream
     for i, kind in enumerate(config.blocks):
         yield f"blocks.{i}.resid_pre", stream
-        if kind.streams > 1:
-            yield f"blocks.{i}.predicted", stream
         mixes, fed = type(kind.mixer) is not sizes.Mixer, kind.mixture is not None
         if mixes:
             yield f"blocks.{i}.attn_norm", stream
@@ -66,15 +64,11 @@ def trace_points(config: Config, batch: int, length: int) -> Iterator[tuple[str,
                 if kind.rope is not None or not name.endswith("_rope"):
                     yield f"blocks.{i}.{name}", shape
             yield f"blocks.{i}.attn_out", stream
-        if kind.laurel_rank:
-            yield f"blocks.{i}.laurel_out", stream
         beside = ("experts_norm", "router_norm") if kind.mixture == "beside" else ()
         mlp = ("mlp_norm", *beside, "mlp_out") if fed else ()
         own = (*stream[:2], kind.embed_size)
         added = {"block_embed_norm": stream, "block_embed": own, "block_embed_out": stream}
         rest = dict.fromkeys(("resid_mid", *mlp), stream) | (added if kind.embed_size else {})
-        if kind.streams > 1:
-            rest["other_streams"] = batch, kind.streams - 1, *stream[1:]
         for name, shape in {**rest, "resid_post": stream}.items():
             yield f"blocks.{i}.{name}", shape
     yield "final_norm", stream

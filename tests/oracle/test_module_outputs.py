@@ -258,7 +258,7 @@ def test_a_wrong_position_in_the_cache_is_found(tmp_path: Path, forward_case: Ca
 
 
 @needs_torch
-@pytest.mark.parametrize("fixture", ["olmoe", "llama4_text", "gemma3", "gemma4_small", "gemma3n"])
+@pytest.mark.parametrize("fixture", ["olmoe", "llama4_text", "gemma3", "gemma4_small"])
 def test_the_hooks_of_the_page_serve_other_families(fixture: str, tmp_path: Path) -> None:
     """Clipped queries, a complex rotation, and outputs that are views of another order."""
     pytest.importorskip("transformers")

@@ -112,8 +112,6 @@ def others(model: Model, roles: set[str]) -> Iterator[str]:
     """Constants, biases, and how the file stores the linears."""
     config, family = model.config, FAMILIES[model.config.family]
     parts = {
-        f"{config.streams} residual streams, a path of low rank": config.streams > 1,
-        "sparse gates in some blocks": any(kind.sparsity for kind in config.blocks),
         "an embedding per block": "block_embed_gate" in roles,
         "a multiplier per block": "block_scale" in roles,
         "parallel residual": config.parallel_residual,

@@ -26,7 +26,7 @@ from refimpl import RefimplError, forward, read_model
 
 IDS = np.arange(2, 26).reshape(2, 12)
 TAPS = ("sliding_window", "conv_L_cache", "linear_conv_kernel_dim", "mamba_d_conv", "conv_kernel")
-TAPS += ("altup_num_inputs", "laurel_rank", "hidden_size_per_layer_input")  # sizes above 1, too
+TAPS += ("hidden_size_per_layer_input",)  # sizes above 1, too
 FEW = ("num_experts", "num_local_experts", "n_routed_experts")
 
 

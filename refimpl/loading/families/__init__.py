@@ -82,7 +82,15 @@ emu3 fuyu moss_transcribe_diarize phi4_multimodal = a text model among others th
 aria_text biogpt codegen cohere_compass_text dbrx flint gpt_bigcode gpt_neo granitemoe_swa persimmon
     sarvam_moe = keys and tensors that no table describes (docs/how-to/add-a-family.md adds one)
 """
-REFUSED: dict[str, tuple[str, str]] = {}
+# Families that were removed, and the mechanism that no other family has
+_REMOVED = {
+    "gemma3n gemma3n_text": "several residual streams (AltUp), a path of low rank beside attention",
+}
+REFUSED: dict[str, tuple[str, str]] = {
+    name: (reason, "compute it with transformers, or use a model of a family such as qwen3")
+    for names, reason in _REMOVED.items()
+    for name in names.split()
+}
 for _line in _REFUSALS.replace("\n    ", " ").strip().splitlines():
     _names, _, _reason = _line.partition(" = ")
     _reason, _, _nearest = _reason.partition(" | ")

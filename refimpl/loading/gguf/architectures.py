@@ -21,7 +21,6 @@ from refimpl.loading.gguf.derived_facts import (
     deepseek,
     falcon,
     falcon_h1,
-    gemma3n,
     gemma4,
     granite_hybrid,
     nemotron_h,
@@ -44,11 +43,7 @@ NAMES = {
     "routed_norm": "post_ffw_norm_2", "block_scale": "layer_output_scale.weight",
     "block_embed_stream": "per_layer_model_proj", "block_embed_stream_norm": "per_layer_proj_norm",
     "block_embed_gate": "inp_gate", "block_embed_proj": "proj",
-    "block_embed_post_norm": "post_norm", "altup_embed": "altup_proj",
-    "altup_head": "altup_unembd_proj", "altup_norm": "altup_router_norm",
-    "altup_predict": "altup_predict_coef", "altup_correct": "altup_correct_coef",
-    "altup_scale": "altup_correct_scale.weight", "laurel_left": "laurel_l",
-    "laurel_right": "laurel_r",
+    "block_embed_post_norm": "post_norm",
     "in_proj_z": "attn_gate", "in_proj_b": "ssm_beta", "in_proj_a": "ssm_alpha",
     "conv": "ssm_conv1d", "state_norm": "ssm_norm", "out_proj": "ssm_out",
     "A_log": "ssm_a", "D": "ssm_d", "dt_bias": "ssm_dt.bias",
@@ -60,7 +55,6 @@ NAMES |= {  # all experts of a block are one tensor, [E, out, in]
     for of, theirs in (("experts", "exps"), ("shared_expert", "shexp"))
     for x in ("gate", "up", "down")
 }
-STREAM_STACKS = [NAMES["altup_embed"], NAMES["altup_head"]]
 EXPERT_STACKS = [NAMES[f"experts.{x}_proj"] for x in ("gate", "up", "down")]
 # Where several roles are one tensor in the file, too, or fewer than theirs, by the first of them
 FUSED = {
@@ -214,18 +208,6 @@ ARCHITECTURES = {
     ),
     "glm4moe": GLM4_MOE,
     "deepseek2": DEEPSEEK2,
-    "gemma3n": Architecture(
-        "gemma3n_text",
-        "Gemma3nForCausalLM",
-        {
-            **SHARED, "altup.active_idx": "altup_active_idx", LOCAL_BASE: "rope_local_base_freq",
-            "altup.num_inputs": "altup_num_inputs",
-        },
-        optional=("final_logit_softcapping", LOCAL_BASE),
-        fixed={"final_logit_softcapping": 30.0, "rope_local_base_freq": 10000.0},
-        lists_windows=True,
-        variant=gemma3n,
-    ),
     "gemma4": Architecture(
         "gemma4_text",
         "Gemma4ForCausalLM",

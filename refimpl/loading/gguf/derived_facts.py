@@ -1,7 +1,6 @@
 """What a GGUF file says by several keys, or by its tensors, as entries of `config.json`."""
 
 from collections.abc import Mapping
-from statistics import NormalDist
 from typing import Any
 
 Facts = dict[str, Any]  # metadata without the prefix
@@ -15,7 +14,6 @@ XIELU = tuple(f"xielu.{x}" for x in ("alpha_p", "alpha_n", "beta", "eps"))
 NEXTN = "nextn_predict_layers"  # blocks at the end that only predict further tokens
 HEADS, STATE = "ssm.time_step_rank", "ssm.inner_size"
 ROWS = "per_layer_token_embd.weight"
-TABLES = {ROWS: "vocab_size_per_layer_input", "blk.0.laurel_l.weight": "laurel_rank"}
 MISSING = "it is missing"  # of a fact, in place of its value
 
 
@@ -70,20 +68,6 @@ def deepseek(facts: Facts, tensors: Tensors) -> dict[str, Any]:
     }
 
 
-def gemma3n(facts: Facts, tensors: Tensors) -> dict[str, Any]:
-    """The shares of channels that gates leave out, from quantiles, and two sizes, from tensors."""
-    entries, scales = dict[str, Any](), facts.pop("activation_sparsity_scale", MISSING)
-    listed = scales if isinstance(scales, list) else [scales] * facts["block_count"]
-    if all(isinstance(x, float) for x in listed):
-        shares = [round(NormalDist().cdf(x), 6) for x in listed]
-        entries["activation_sparsity_pattern"] = shares
-    else:
-        facts["activation_sparsity_scale"] = scales
-    for name, key in TABLES.items():
-        entries |= {key: tensors[name].shape[0]} if name in tensors else {}
-    return entries
-
-
 def gemma4(facts: Facts, tensors: Tensors) -> dict[str, Any]:
     """The sizes of blocks that see all tokens, and how they rotate; wider MLPs at the end."""
     slides = list(map(bool, x)) if isinstance(x := facts.get(SLIDES), list) else []
@@ -113,7 +97,7 @@ def gemma4(facts: Facts, tensors: Tensors) -> dict[str, Any]:
         },
     }
     if ROWS in tensors:
-        entries[TABLES[ROWS]] = tensors[ROWS].shape[0]
+        entries["vocab_size_per_layer_input"] = tensors[ROWS].shape[0]
     if isinstance(inner := facts[INNER], list):
         plain = len(slides) - facts.get("attention.shared_kv_layers", 0)
         if inner == [inner[0] * (1 + (i >= plain)) for i in range(len(slides))]:

@@ -36,14 +36,13 @@ TYPES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((FLAGS,), r"[^.]+\.attention\.recurrent_layers"),
     ((NUMBERS, WHOLES), r"tokenizer\.ggml\.scores"),
     ((NUMBERS,), r"([^.]+\.)?xielu\.\w+"),
-    ((NUMBERS, QUANTILES), r"[^.]+\.activation_sparsity_scale"),
     ((WHOLE,), r"general\.alignment|split\.(no|count|tensors\.count)|imatrix\.chunk_(count|size)"
      r"|tokenizer\.ggml\.\w+_token_id|[^.]+\.((context|embedding|expert\w*)_length|\w+_count|expert_gating_func"
      r"|attention\.((key|value)_length(_mla|_swa)?|sliding_window|(q|kv)_lora_rank|shared_kv_layers)"
      r"|embedding_length_per_layer_input|ssm\.\w+|full_attention_interval|nextn_predict_layers"
      r"|rope\.dimension_count(_swa)?"
      r"|rope\.scaling\.original_context_length|interleave_moe_layer_step|shortconv\.l_cache"
-     r"|n_deepstack_layers|altup\.\w+)"),
+     r"|n_deepstack_layers)"),
     ((WHOLE, WHOLES), r"[^.]+\.(feed_forward_length|attention\.head_count(_kv)?)"),
     ((NUMBER, WHOLE), r"[^.]+\.(attention\.(layer_norm(_rms)?_epsilon|scale|clamp_kqv"
      r"|max_alibi_bias)|(embedding|residual|logit)_scale|(attn|final)_logit_softcapping"

@@ -15,7 +15,6 @@ def block_embedding(x: Array, weights: Weights, place: Place, config: Config) ->
     e = (norm(W_s h_0 / sqrt(D)) + sqrt(P) E_l[id]) / sqrt(2);  y = W_p (act(W_g x) * e)
 
     The embedding e depends on the id alone: a perturbation of the stream changes the gate, not e.
-    Ids beyond the block's table have its first row.
 
     Observed: `block_embed`, e, [B, S, P].
 
@@ -32,11 +31,10 @@ def block_embedding(x: Array, weights: Weights, place: Place, config: Config) ->
     Source: transformers' `Gemma4TextModel.project_per_layer_inputs` and `Gemma4TextDecoderLayer`.
     """
     assert place.token_ids is not None
-    kernels, dtype, ids = place.kernels, x.dtype, place.token_ids
-    rows = np.where(ids <= config.embed_rows - 1, ids, 0) if config.embed_rows else ids
+    kernels = place.kernels
     first, own = (
-        np.take(weights[f"{table}.weight"], row, axis=0).astype(dtype)
-        for table, row in (("embed", ids), ("block_embed", rows))
+        np.take(weights[f"{table}.weight"], place.token_ids, axis=0).astype(x.dtype)
+        for table in ("embed", "block_embed")
     )
     y = project(first * config.embed_scale, weights, "block_embed_stream") * x.shape[-1] ** -0.5
     y = norm(y, weights, "block_embed_stream_norm", config, kernels)

@@ -29,7 +29,6 @@ class Place:
         observe: Receives the name and value of every trace point; the block continues with the
             array that it returns.
         token_ids: [B, S], of a block with an embedding of its own; else None.
-        streams: [B, S, (n-1) D], those beside the first residual stream, of a block that has them.
         shared: "k" and "v" [B, K, S, h] of a block that reads those of an earlier one.
     """
 
@@ -43,7 +42,6 @@ class Place:
     kernels: Kernels = PLAIN
     observe: Observer = unobserved
     token_ids: Array | None = None
-    streams: Array | None = None
     shared: Mapping[str, Array] = field(default_factory=dict)
 
     @property
