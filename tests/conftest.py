@@ -116,11 +116,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Executor]:
-    """Two processes for all tests of a module: to start them takes long."""
-    from refimpl.running.executors import open_executor
+    """An executor of the caller: two processes for all tests of a module, which start slowly."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
 
-    with open_executor("processes", 2) as pool:
-        assert pool is not None
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         yield pool
 
 

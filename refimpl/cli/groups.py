@@ -134,10 +134,13 @@ IN_PROCESS = ("dtype", "threads", "memory")
 
 
 @contextmanager
-def _opened(executor: str = "threads", **options: Any) -> Iterator[Settings]:
-    """Settings, their executor open."""
-    with open_executor(executor, options.get("threads")) as opened:
-        yield Settings(executor=opened, **options)
+def _opened(executor: str | None = None, **options: Any) -> Iterator[Settings]:
+    """Settings, their executor open, with as many threads as it has workers."""
+    if executor is None:
+        yield Settings(**options)
+        return
+    with open_executor(executor) as (opened, workers):
+        yield Settings(**options | {"executor": opened, "threads": workers})
 
 
 Where = Annotated[ModelOptions, Group("Model")]

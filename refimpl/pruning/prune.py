@@ -30,12 +30,11 @@ from refimpl.running.settings import (
     parse_memory,
     peak_memory,
     require_memory,
-    workers_of,
 )
 from refimpl.running.threads import thread_count
 from refimpl.scoring.experiment import state_bytes
 from refimpl.scoring.measurements import ProductBytes
-from refimpl.storage.files import SENT, json_text, undo_killed, whole
+from refimpl.storage.files import json_text, undo_killed, whole
 from refimpl.storage.finished_units import FinishedUnits, finished_units
 from refimpl.storage.target_checks import RECORD, SCORES, check_folder, real_path
 from refimpl.tokens import Tokens
@@ -75,15 +74,14 @@ def pruning_memory(
 
     Too little is refused.
     """
-    config, blocks, apart = model.config, list[ProductBytes](), workers_of(settings.executor)
-    threads = 1 if apart else thread_count(settings.threads)
+    config, blocks, threads = model.config, list[ProductBytes](), thread_count(settings.threads)
     item = np.dtype(settings.dtype).itemsize
     states = state_bytes(config, 2 * tokens, settings.dtype)
     if pruner.record.needs == "products" and tokens:
         for i, linears in enumerate(config.linears):
             stored = [model.weights[f"blocks.{i}.{name}.weight"].stored for name in linears]
             new_item = max((x.numpy_dtype.itemsize for x in stored), default=0)
-            blocks.append(ProductBytes.of(linears, item, new_item, workers=apart))
+            blocks.append(ProductBytes.of(linears, item, new_item))
     memory = parse_memory(settings.memory, max((x.most(threads) for x in blocks), default=0))
     thing = "the calibration's residual states" + " and outer products" * bool(blocks)
     size = f"{tokens} tokens in all, before and after a block"
@@ -123,7 +121,8 @@ def prune(
         tokens: Calibration tokens, or for a pruner that needs squares an importance matrix, which
             describes the dense model; None for pruners that look at weights alone.
         settings: How and where it runs: statistics, scores and SparseGPT are float64; sequences
-            pass the blocks on the threads of this process. Finished units are kept beside `out`: an
+            pass the blocks, and linears are pruned, on the threads of this process, whatever the
+            executor. Finished units are kept beside `out`: an
             interrupted run of the same is continued after its last whole block.
         force: Whether an existing folder of models is replaced.
         measure: Called with the new model before it is in place; it returns further fields of the
@@ -245,7 +244,7 @@ def _prune_blocks(
     portions: Portions,
 ) -> None:
     """Prune each block that is no finished unit yet; of the states, the last ones are kept."""
-    blocks, scratch = range(model.config.num_blocks), finished.folder.parent / SENT
+    blocks = range(model.config.num_blocks)
     left = [i for i in blocks if finished.read(BLOCK(i), mapped=True) is None]
     if not left:
         return
@@ -253,11 +252,10 @@ def _prune_blocks(
     for i in range(left[0]):
         if earlier := finished.read(STATES(i), mapped=True):
             first, states = i + 1, earlier
-    scratch.mkdir()
     resources.total = len(left)
     if inputs is not None and not isinstance(inputs, Imatrix):
         resources.total += (sum(len(portions[i]) for i in left) + last - first) * len(inputs)
-    block_pruner = BlockPruner(model, targets, pruner, inputs, resources, scratch, states, first)
+    block_pruner = BlockPruner(model, targets, pruner, inputs, resources, states, first)
 
     def pruned(i: int) -> BlockWeights:
         linears = finished.read(BLOCK(i), mapped=True)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import InitVar, dataclass
 from functools import partial
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import numpy.typing as npt
 
 from refimpl.allocation.targets import Targets
 from refimpl.errors import RefimplError
-from refimpl.model.config import Config
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights, Model, zeroed
 from refimpl.model.ops import Array
@@ -26,10 +24,8 @@ from refimpl.pruners.decision import Goal, PrunerOptions
 from refimpl.pruners.pruner import pruners
 from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
-from refimpl.running.work_units import Tick, results
 from refimpl.scoring.measurements import sums_of_all
 from refimpl.scoring.pruned_alone import decided
-from refimpl.storage.finished_units import read_tree, write_tree
 from refimpl.tokens import Tokens
 from refimpl.tokens.imatrix import Imatrix
 
@@ -97,7 +93,7 @@ def stored_weight(
 class LinearUnit:
     """The work unit that prunes one linear, the one at `index` of its block.
 
-    `sums` is the statistic of what it reads over all sequences, or the file of it, or None.
+    `sums` is the statistic of what it reads over all sequences, or None.
     """
 
     block: int
@@ -106,24 +102,17 @@ class LinearUnit:
     goal: Goal
     compat: Compat
     pruner: PrunerOptions
-    sums: Array | SharedFactor | str | None
+    sums: Array | SharedFactor | None
     sequences: int
     dtype: npt.DTypeLike
 
-    def cost(self, config: Config) -> float:
-        """Nothing: progress counts blocks."""
-        return 0.0
-
-    def run(self, model: Model, workers: Workers, tick: Tick) -> tuple[str, PrunedLinear]:
+    def run(self, model: Model) -> tuple[str, PrunedLinear]:
         """Name and decision; the weights of the block were checked when it was read."""
         weight = model.weights[f"blocks.{self.block}.{self.name}.weight"]
         dense = weight.read_again(self.dtype)
-        sums = self.sums
-        if isinstance(sums, str):
-            sums = read_tree(Path(sums), mapped=True)
         how = self.goal, self.pruner, self.compat, weight.stored.numpy_dtype
         place = self.block, self.index
-        keep, new, method = decided(self.name, place, dense, sums, self.sequences, *how)
+        keep, new, method = decided(self.name, place, dense, self.sums, self.sequences, *how)
         stored = None if new is None else stored_weight(model, self.block, self.name, keep, new)
         return self.name, {"keep": np.packbits(keep), "stored": stored, "method": method}
 
@@ -133,7 +122,7 @@ class BlockPruner:
     """Decides on the linears of one block after another; the one place where a block is pruned.
 
     Inputs are ids [N, S], or the sums of an importance matrix, or None. An earlier run's states
-    [1, S, D] before block `index` may be given. Workers find sums that are matrices in `scratch`.
+    [1, S, D] before block `index` may be given.
     """
 
     model: Model
@@ -141,7 +130,6 @@ class BlockPruner:
     pruner: PrunerOptions
     inputs: Array | Imatrix | None
     resources: Resources
-    scratch: Path | None = None
     states: InitVar[Sequence[Array] | None] = None
     index: InitVar[int] = 0
 
@@ -181,14 +169,16 @@ class BlockPruner:
     ) -> Iterator[tuple[str, PrunedLinear]]:
         """Prune all linears of a dense block, or those that read at some trace `points`.
 
-        Each is pruned on its own, on the threads or on the executor. They come in any order.
+        Each is pruned on its own, on the threads. They come in any order.
         """
-        model, here = self.model, self.resources.executor is None
-        shapes = model.config.linears[index]
+        model, shapes = self.model, self.model.config.linears[index]
         sequences = len(self.stream.states) if self.stream else 1
-        with Workers(at_once if here and at_once else self.resources.workers.threads) as few:
+        with Workers(at_once or self.resources.workers.threads) as few:
             sums = self.sums(index, points, few)
-            inputs = {point: self._sent(point, x, sequences) for point, x in sums.items()}
+            inputs = {
+                point: x if x.ndim < 2 else SharedFactor(x, 2 / sequences)
+                for point, x in sums.items()
+            }
             del sums
             units = [
                 LinearUnit(
@@ -207,20 +197,7 @@ class BlockPruner:
             ]
             # The largest first: threads end together, and hold fewer results beside their scores.
             units.sort(key=lambda unit: -prod(shapes[unit.name]))
-            if here:
-                yield from few.map(lambda unit: unit.run(model, few, lambda cost: None), units)
-            else:
-                yield from results(units, model, self.resources)
-
-    def _sent(self, point: str, sums: Array, sequences: int) -> Array | SharedFactor | str:
-        """Sums for a work unit: matrices as factors, or elsewhere by the path of their file."""
-        if sums.ndim < 2:
-            return sums
-        if self.resources.executor is None or self.scratch is None:
-            return SharedFactor(sums, 2 / sequences)
-        path = self.scratch / f"sums-{point}"
-        write_tree(path, sums)
-        return str(path.absolute())
+            yield from few.map(lambda unit: unit.run(model), units)
 
 
 def calibration(

@@ -18,7 +18,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.running.provenance import NUMPY, Run, Runtime, UnchangedFiles, versions
-from refimpl.running.threads import Progress, Workers, cores
+from refimpl.running.threads import Progress, Workers
 from refimpl.storage.file_system import MIB, work_folder
 from refimpl.storage.finished_units import FinishedUnits, finished_units
 
@@ -77,11 +77,6 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def workers_of(executor: Executor | None) -> int:
-    """About how many workers an executor has; 0 without one."""
-    return 0 if executor is None else getattr(executor, "_max_workers", None) or cores()
-
-
 @dataclass
 class Resources:
     """Open resources of a computation, and its progress."""
@@ -99,8 +94,8 @@ class Resources:
 
     @property
     def at_once(self) -> int:
-        """About how many work units run at once: one here, on all threads."""
-        return workers_of(self.executor) or 1
+        """How many work units run at once: one here, on all threads."""
+        return 1 if self.executor is None else self.workers.threads
 
     def run_since(self, started: float, runtime: Runtime = NUMPY) -> Run:
         """The run that began when `time.perf_counter()` was `started`, and ends now."""
@@ -130,7 +125,8 @@ class Resources:
 class Settings(Checked):
     """How and where a computation runs; its numbers depend on `dtype` alone.
 
-    `executor` is any `concurrent.futures.Executor`, which is left open, or None for threads here.
+    `executor` is any `concurrent.futures.Executor`, which is left open, or None for threads here;
+    `threads` is then the number of its workers.
     `progress` is called with the cost that is done and in all. `finished` is the folder of finished
     work units, which a run of the same continues, and which the caller removes in the end.
     """
@@ -138,9 +134,7 @@ class Settings(Checked):
     dtype: npt.DTypeLike = option(
         np.float32, "Precision of the computation. float64 certifies float32."
     )
-    threads: int | None = option(
-        None, "Worker threads or processes, 1 or more. Default: one per core.", "N"
-    )
+    threads: int | None = option(None, "Worker threads, 1 or more. Default: one per core.", "N")
     memory: str | int | None = option(
         None,
         "Memory for the residual states of all workers together, such as 512M or 1.5G. Results do "
@@ -149,10 +143,9 @@ class Settings(Checked):
     )
     executor: Executor | None = option(
         None,
-        "Where the work runs: threads of this process, processes on this machine, dask=ADDRESS "
-        "(workers of that scheduler), or mpi (processes that mpiexec started). Results do not "
-        "depend on it. Default: threads.",
-        "WHERE",
+        "Run the work on the workers of this dask scheduler instead of threads of this process. "
+        "Results do not depend on it.",
+        "dask=ADDRESS",
         type=str,
     )
     progress: Progress = lambda done, total: None

@@ -61,7 +61,7 @@ def cores() -> int:
 
 
 def thread_count(threads: int | None) -> int:
-    """The number of threads or processes that was asked for; one per core if it is None."""
+    """The number of threads that was asked for; one per core if it is None."""
     require(threads, ThreadCount, "threads", "--threads ")
     return threads or cores()
 

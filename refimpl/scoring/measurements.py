@@ -194,16 +194,10 @@ class ProductBytes:
     new: int
 
     @classmethod
-    def of(
-        cls, linears: Shapes, item: int, new_item: int, copies: float = 1, workers: int = 0
-    ) -> Self:
-        """Those of linears, with weights, and `copies` of new ones, of so many bytes each.
-
-        Each worker elsewhere has its own sums.
-        """
+    def of(cls, linears: Shapes, item: int, new_item: int, copies: float = 1) -> Self:
+        """Those of linears, with weights, and `copies` of new ones, of so many bytes each."""
         sums = {input_of(name): 8 * width**2 for name, (_, width) in linears.items()}
         work = max((working_bytes(*x, item, new_item) for x in linears.values()), default=0)
-        work = workers * (work + max(sums.values(), default=0)) or work
         weights = sum(rows * columns for rows, columns in linears.values())
         return cls(sums, work, int(copies * weights * (new_item + 1 / 8)))
 

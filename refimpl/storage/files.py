@@ -28,7 +28,6 @@ from refimpl.storage.finished_units import discard, runs
 from refimpl.storage.target_checks import refuse_existing
 
 OLD, DELETED = "old", "deleted"
-SENT = "sent"  # a folder in the hidden one, for arrays that the workers of a run exchange
 
 
 @contextmanager
@@ -70,12 +69,11 @@ def undo_killed(target: Path) -> None:
 
 def undo(work: Path, target: Path) -> None:
     """Put an old folder back if there is no new one, else delete it; remove what was not whole."""
-    for path in (work / name for name in (OLD, DELETED, NEW, SENT)):
+    for path in (work / name for name in (OLD, DELETED, NEW)):
         ours = is_folder(path) or (path.name == NEW and is_own(path))
         if os.path.lexists(path) and not ours:
             raise foreign(path)
     remove(work / NEW)
-    remove(work / SENT)
     if (work / OLD).exists() and not os.path.lexists(target):
         _rename(work / OLD, target)
     try:

@@ -188,13 +188,6 @@ def test_a_case_refers_to_the_id(hub: Hub, tmp_path: Path) -> None:
     assert read_case("case", download=True).model.name == MAIN
 
 
-def test_processes_open_the_model_by_its_files(hub: Hub, snapshot: Path) -> None:
-    words = ("score", NAME, *SMALL, "--json", "--threads", 1, "--executor")
-    one, two = (json.loads(ran(*words, x))["scores"] for x in ("threads", "processes"))
-    assert one["model"] == two["model"] == MAIN
-    assert one["sweep"] == two["sweep"]
-
-
 def test_a_repository_of_gguf_files_says_how_to_get_one(hub: Hub, tmp_path: Path) -> None:
     hub.repositories[NAME] = {COMMITS["main"]: {"a.gguf": b"GGUF", "README.md": b"tiny"}}
     refusal_of(read_model, NAME, download=True, says="lacks config.json", remedy="refimpl convert")

@@ -3,7 +3,6 @@
 import json
 import tracemalloc
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -99,9 +98,8 @@ def test_results_do_not_depend_on_memory(case: str, threads: int, tmp_path: Path
     assert few[1] < many[1]
 
 
-@pytest.mark.parametrize("more", [(), ("--executor", "processes")])
-def test_the_run_says_what_it_takes_before_it_starts(more: Any, tmp_path: Path) -> None:
-    words = ("prune", LLAMA, "-o", tmp_path / "out", *SPARSEGPT, *more)
+def test_the_run_says_what_it_takes_before_it_starts(tmp_path: Path) -> None:
+    words = ("prune", LLAMA, "-o", tmp_path / "out", *SPARSEGPT)
     found = json.loads(ran(*words, "--estimate", "--json"))
     assert found["memory"] > 0
     assert "memory      about " in ran(*words, "--estimate")

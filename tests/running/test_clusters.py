@@ -1,6 +1,5 @@
-"""A real dask cluster on this machine, and mpiexec: `pytest -m dask`, `pytest -m mpi`."""
+"""A real dask cluster on this machine: `pytest -m dask`."""
 
-import json
 import re
 import signal
 import subprocess
@@ -9,21 +8,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from conftest import FIXTURES
-from documents import content, numbers, units
+from documents import numbers, units
 from processes import ENV, ended, ran, started
 
 from refimpl import RefimplError
 from refimpl.running.executors import open_executor
 
+pytestmark = pytest.mark.dask
 WORKERS = 3
-MPI = (
-    *(str(Path(sys.executable).parent / "mpiexec"), "-n", "3"),  # one of them is the client
-    *(sys.executable, "-m", "mpi4py.futures", "-m", "refimpl"),
-)
 SCORE = ("score", FIXTURES / "llama", "--samples", 4, "--seq-len", 32)
 LONG = ("score", FIXTURES / "llama", "--samples", 40, "--seq-len", 64, "--draws", 6)
 COMMANDS: dict[str, tuple[Any, ...]] = {
@@ -76,49 +72,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made.close()
 
 
-class There(NamedTuple):
-    """What runs `refimpl` elsewhere, and on how many workers."""
-
-    run: Callable[..., str]
-    workers: int
-
-
-PLACES = (pytest.param("dask", marks=pytest.mark.dask), pytest.param("mpi", marks=pytest.mark.mpi))
-
-
-@pytest.fixture(params=PLACES)
-def there(request: pytest.FixtureRequest) -> There:
-    """A dask cluster, or the processes of mpiexec."""
-    if request.param == "mpi":
-        return There(lambda *words: ran(*words, "--executor", "mpi", program=MPI), 2)
-    cluster = request.getfixturevalue("cluster")
-    return There(lambda *words: ran(*words, *cluster.options), WORKERS)
-
-
 @pytest.mark.parametrize("options", [(), ("--perturbation", "pruning", "--base", "owl")])
-def test_scores(options: tuple[str, ...], there: There, tmp_path: Path) -> None:
+def test_scores(options: tuple[str, ...], cluster: Cluster, tmp_path: Path) -> None:
     ran(*SCORE, *options, "-o", tmp_path / "here.json")
-    there.run(*SCORE, *options, "-o", tmp_path / "there.json")
+    ran(*SCORE, *options, *cluster.options, "-o", tmp_path / "there.json")
     assert numbers(tmp_path / "there.json") == numbers(tmp_path / "here.json")
-
-
-def test_a_budget(there: There, tmp_path: Path) -> None:
-    estimate = json.loads(there.run(*SCORE, "--estimate", "--json"))
-    assert estimate["threads"] == there.workers
-    ran(*SCORE, "-o", tmp_path / "here.json")
-    there.run(*SCORE, "-o", tmp_path / "there.json", "--budget", 5)
-    expected = numbers(tmp_path / "here.json")
-    samples = estimate["tokens"]["samples"]
-    expected["scores"] |= {"budget_minutes": 5, "measured_samples": samples}
-    assert numbers(tmp_path / "there.json") == expected
-
-
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_a_pruned_model(method: str, there: There, tmp_path: Path) -> None:
-    words = ("prune", FIXTURES / "llama", "--samples", 4, "--pruner", method, "--nm", "2:4")
-    ran(*words, "-o", tmp_path / "here")
-    there.run(*words, "-o", tmp_path / "there")
-    assert content(tmp_path / "there") == content(tmp_path / "here")
 
 
 def wait_until(ready: Callable[[], object], process: "subprocess.Popen[str]") -> None:
@@ -128,7 +86,6 @@ def wait_until(ready: Callable[[], object], process: "subprocess.Popen[str]") ->
     assert process.poll() is None, "ended before anything could be killed"
 
 
-@pytest.mark.dask
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_a_killed_worker_loses_nothing(kind: str, cluster: Cluster, tmp_path: Path) -> None:
     words, text = COMMANDS[kind], tmp_path / "long.txt"
@@ -148,20 +105,6 @@ def test_a_killed_worker_loses_nothing(kind: str, cluster: Cluster, tmp_path: Pa
     assert not (tmp_path / ".there.json.part").exists()
 
 
-@pytest.mark.dask
-def test_a_worker_killed_while_a_model_is_pruned(cluster: Cluster, tmp_path: Path) -> None:
-    words = ("prune", FIXTURES / "llama", "--samples", 40, "--seq-len", 64, "--nm", "2:4")
-    words += ("--pruner", "sparsegpt")
-    ran(*words, "-o", tmp_path / "here")
-    sent = tmp_path / ".there.part" / "sent"
-    with started(*words, "-o", tmp_path / "there", *cluster.options) as process:
-        wait_until(lambda: list(sent.glob("sums-*")), process)
-        cluster.workers[0].send_signal(signal.SIGKILL)
-        ended(process)
-    assert content(tmp_path / "there") == content(tmp_path / "here")
-
-
-@pytest.mark.dask
 def test_a_killed_client_is_resumed(cluster: Cluster, tmp_path: Path) -> None:
     ran(*LONG, "-o", tmp_path / "here.json")
     output = tmp_path / "there.json"
@@ -174,7 +117,6 @@ def test_a_killed_client_is_resumed(cluster: Cluster, tmp_path: Path) -> None:
     assert numbers(output) == numbers(tmp_path / "here.json")
 
 
-@pytest.mark.dask
 def test_control_c_does_not_wait_for_workers(cluster: Cluster, tmp_path: Path) -> None:
     output = tmp_path / "there.json"
     with started(*LONG, "-o", output, *cluster.options) as process:
@@ -188,7 +130,6 @@ def test_control_c_does_not_wait_for_workers(cluster: Cluster, tmp_path: Path) -
     assert err.startswith(f"interrupted: finished units are kept in {tmp_path}/.there.json.part")
 
 
-@pytest.mark.dask
 def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.running.executors.WAIT", 2)
     with (

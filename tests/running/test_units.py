@@ -5,12 +5,11 @@ import pickle
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +17,24 @@ import numpy as np
 import pytest
 from checkpoints import llama_of
 from conftest import FIXTURES
-from documents import content
 from gates import bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import started
 from program import refused
 from refusals import refusal_of
 from threadpoolctl import threadpool_info
 
 from refimpl import (
     Noise,
-    Pattern,
     Probes,
-    PrunerOptions,
     Request,
     Scores,
     evaluate,
-    prune,
     read_model,
     score,
 )
 from refimpl.model.model import Model
 from refimpl.running import work_units
-from refimpl.running.executors import open_executor
 from refimpl.running.provenance import stamps
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers, cores
@@ -104,9 +97,9 @@ def test_sums_with_a_late_unit() -> None:
     found: list[Any] = []
     with Late(3) as pool, Late(3) as other:
         for one, two in ((None, None), (pool, other)):
-            with Settings(threads=1, executor=one).open() as resources:
+            with Settings(threads=3, executor=one).open() as resources:
                 dense = dense_squares(model, ids, resources)
-            with Settings(threads=1, executor=two).open() as resources:
+            with Settings(threads=3, executor=two).open() as resources:
                 measured = experiment(model, ids, plan, resources)
             found.append([bits(sorted(sums.items())) for sums in (*dense, *measured.squares)])
     assert found[0] == found[1]
@@ -124,17 +117,6 @@ def test_signals_and_evaluations(place: dict[str, Any], monkeypatch: pytest.Monk
         for options in ({}, place)
     ]
     assert bits(results[0]) == bits(results[1])
-
-
-@pytest.mark.parametrize("stored", ["F32", "BF16"])
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "magnitude", "random"])
-def test_pruned_files(method: Any, stored: str, place: dict[str, Any], tmp_path: Path) -> None:
-    model = read_model(llama_of(tmp_path / "model", stored))
-    tokens = random_tokens(model.config.vocab_size, 3, 24)
-    for name, options in (("here", {}), ("there", place)):
-        prune(model, tmp_path / name, Pattern(2, 4), PrunerOptions(method), tokens, **options)
-    assert content(tmp_path / "here") == content(tmp_path / "there")
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def with_metadata(folder: Path) -> Model:
@@ -156,21 +138,19 @@ STORED = ("gpt2", "gpt_neox", "phi3", "gemma3", "opt", "llama_sharded")
 INDEX = "llama_sharded/model.safetensors.index.json"
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize("case", [*STORED, INDEX, *MADE])
-def test_models_elsewhere(case: str, method: Any, processes: Executor, tmp_path: Path) -> None:
+def test_models_elsewhere(case: str, processes: Executor, tmp_path: Path) -> None:
     model = MADE[case](tmp_path / "model") if case in MADE else read_model(FIXTURES / case)
     tokens = random_tokens(model.config.vocab_size, 5, 12)  # more than one per unit
-    for name, options in (("here", {}), ("there", {"executor": processes})):
-        options |= {"dtype": np.float64}
-        prune(model, tmp_path / name, Pattern(2, 4), PrunerOptions(method), tokens, **options)
-    assert content(tmp_path / "here") == content(tmp_path / "there")
+    plan, request = PLANS["pruning"]
+    found = [score(model, tokens, plan, request, executor=x) for x in (None, processes)]
+    assert bits(found[0]) == bits(found[1])
 
 
 def test_workers_compute_all_that_units_do(
-    tmp_path: Path, processes: Executor, monkeypatch: pytest.MonkeyPatch
+    processes: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, passes = model_of("llama"), list[float]()
+    model = model_of("llama")
     tokens = random_tokens(model.config.vocab_size, 3, 12)
 
     def here(*given: Any, **options: Any) -> Any:
@@ -178,10 +158,6 @@ def test_workers_compute_all_that_units_do(
 
     monkeypatch.setattr("refimpl.scoring.pruned_alone.decision", here)
     options: dict[str, Any] = {"executor": processes}
-    progress = {**options, "progress": lambda done, total: passes.append(done / total)}
-    prune(model, tmp_path / "out", Pattern(2, 4), PrunerOptions("sparsegpt"), tokens, **progress)
-    # 3 sequences, 4 blocks before and 3 after; 4 blocks decided, whose 28 linears count nothing
-    assert sorted(set(passes)) == [n / 25 for n in range(1, 26)]
     for name in ("block", "block_with_sums"):
         monkeypatch.setattr(f"refimpl.model.stream.{name}", here)
     monkeypatch.setattr("refimpl.bases.owl.owl_outlier_percent", here)
@@ -261,7 +237,7 @@ class Asking:
 
 def asked(units: list[Asking], executor: Executor) -> list[Any]:
     done: list[float] = []
-    settings = Settings(threads=1, executor=executor, progress=lambda n, _: done.append(n))
+    settings = Settings(threads=2, executor=executor, progress=lambda n, _: done.append(n))
     with settings.open() as resources:
         found = list(results(units, read_model(LLAMA), resources))
     assert len(done) == len(units)
@@ -278,17 +254,11 @@ def test_blas_is_on_one_thread_in_workers(processes: Executor) -> None:
 def test_a_dead_worker_is_an_error_that_says_what_to_do() -> None:
     units = [Asking(0), Asking(1, dies=True), *(Asking(n) for n in range(2, 9))]
     with (
-        open_executor("processes", 2) as pool,
+        ProcessPoolExecutor(2, get_context("spawn")) as pool,
         pytest.raises(ResumableError, match="repeat the command") as lost,
     ):
         asked(units, pool)
     assert "a worker was lost (BrokenProcessPool" in lost.value.problem
-
-
-def test_processes_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    resource_tracker.ensure_running()  # the one process that later tests need, too
-    monkeypatch.setenv("PYTHONHOME", "no such folder")
-    assert "a worker was lost (BrokenProcessPool" in refused(*SCORE, "--executor", "processes")
 
 
 class Losing(ThreadPoolExecutor):
@@ -355,112 +325,25 @@ def test_other_files_under_the_same_path_are_refused(tmp_path: Path) -> None:
     refusal_of(work_units._opened, *files, other, says=says)
 
 
-WAITING = """
-import sys, time
-from pathlib import Path
-from refimpl.running.executors import open_executor
-
-def slow(begun):
-    Path(begun).touch()
-    time.sleep(600)
-
-if __name__ == "__main__":
-    begun = [sys.argv[2] + name for name in "ab"]
-    with open_executor("processes", 2) as executor:
-        futures = [executor.submit(slow, name) for name in begun]
-        while not all(Path(name).exists() for name in begun):
-            time.sleep(0.01)
-        print("begun", flush=True)
-        if sys.argv[1] == "fails":
-            raise SystemExit(7)
-        futures[0].result()
-"""
-
-
-@pytest.mark.parametrize("how", ["killed", "fails"])
-def test_no_process_is_left_behind(how: str, tmp_path: Path) -> None:
-    (tmp_path / "waiting.py").write_text(WAITING)
-    program = (sys.executable, str(tmp_path / "waiting.py"))
-    with started(how, tmp_path / "begun", program=program) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"
-        if how == "killed":
-            process.kill()
-        code = process.wait(60)
-        process.stdout.read()  # ends when the last process that could write to it has ended
-    assert code == (-signal.SIGKILL if how == "killed" else 7)
-
-
-@pytest.mark.parametrize("name", ["thread", "dask", "dask=", "mpi=3", ""])
+@pytest.mark.parametrize("name", ["threads", "processes", "dask", "dask=", "mpi"])
 def test_unknown_executors_are_refused(name: str) -> None:
     error = refused(*SCORE, "--executor", name)
     assert f"error: executor {name!r} is unknown" in error
-    assert "expected: threads, processes, dask=ADDRESS or mpi" in error
+    assert "expected: dask=ADDRESS" in error
 
 
-@pytest.mark.parametrize(
-    ("name", "module", "extra"),
-    [("dask=tcp://127.0.0.1:1", "distributed", "dask"), ("mpi", "mpi4py.futures", "mpi")],
-)
-def test_a_missing_package_is_named(
-    name: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    error = refused(*SCORE, "--executor", name)
-    assert f"next: pip install 'refimpl[{extra}]'" in error
-
-
-def test_mpi_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Pool(ThreadPoolExecutor):
-        """What has the name of MPI's."""
-
-    monkeypatch.setitem(sys.modules, "mpi4py", type(sys)("mpi4py"))
-    module: Any = type(sys)("mpi4py.futures")
-    module.MPIPoolExecutor = Pool
-    monkeypatch.setitem(sys.modules, "mpi4py.futures", module)
-    with open_executor("mpi") as found:
-        assert isinstance(found, Pool)
-        assert bits(scored("llama", "gaussian", executor=found)) == bits(
-            scored("llama", "gaussian")
-        )
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    error = refused(*SCORE, "--executor", "dask=tcp://127.0.0.1:1")
+    assert "next: pip install 'refimpl[dask]'" in error
 
 
 def test_an_executor_of_the_caller_is_left_open_and_says_how_much_it_does_at_once() -> None:
     with ThreadPoolExecutor(3) as pool:
-        with Settings(executor=pool).open() as resources:
+        with Settings(executor=pool, threads=3).open() as resources:
             assert resources.at_once == 3
         assert pool.submit(int, "7").result() == 7
     with Settings(threads=4).open() as resources:
         assert resources.at_once == 1
     with Settings(executor=Executor()).open() as resources:
         assert resources.at_once == cores()
-
-
-def test_no_process_hears_control_c() -> None:
-    with open_executor("processes", 4) as pool:
-        blocked = [pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()) for _ in range(8)]
-        assert all(signal.SIGINT in future.result() for future in blocked)
-        assert len(pool._processes) == 4  # none is started later
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
-
-def test_processes_end_without_a_word_about_cancelled_calls(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    said, right = list[Any](), ProcessPoolExecutor.shutdown
-
-    def late(pool: ProcessPoolExecutor, **options: bool) -> None:
-        time.sleep(0.2)
-        right(pool, **options)
-
-    monkeypatch.setattr(threading, "excepthook", said.append)
-    monkeypatch.setattr(ProcessPoolExecutor, "shutdown", late)
-    with open_executor("processes", 2) as pool:
-        calls = [pool.submit(time.sleep, 60) for _ in range(9)]
-        assert calls[-1].cancel()
-    assert said == []
-
-
-def test_an_executor_needs_numpy() -> None:
-    error = refused("score", LLAMA, "--runtime", "onnxruntime", "--executor", "processes")
-    assert "--executor with --runtime onnxruntime" in error

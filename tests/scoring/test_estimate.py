@@ -202,14 +202,6 @@ def test_a_budget_is_a_time(minutes: float) -> None:
     refusal_of(score, model_of("llama"), TOKENS, budget=minutes, says="budget")
 
 
-def test_a_budget_in_processes() -> None:
-    words = ("score", LLAMA, "--seq-len", 12, "--samples", 4, "--json")
-    there = json.loads(ran(*words, "--executor", "processes", "--threads", 2, "--budget", 9))
-    here, scores = json.loads(ran(*words)), there["scores"]
-    assert (scores["budget_minutes"], scores["measured_samples"]) == (9, 4)
-    assert scores["sweep"] == here["scores"]["sweep"]
-
-
 FEW = ("--samples", 4, "--seq-len", 12, "--threads", 1)
 
 

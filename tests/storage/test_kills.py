@@ -23,10 +23,8 @@ PRUNE = ("prune", LLAMA, "--samples", 256, "--seq-len", 64, "--sparsity", 0.5)
 COMMANDS: dict[str, tuple[object, ...]] = {
     "score": (*SCORE, "--draws", 6),
     "score, pruning": (*SCORE, "--perturbation", "pruning", "--base", "owl"),
-    "score, processes": (*SCORE, "--draws", 6, "--executor", "processes", "--threads", 2),
     "prune, scored": PRUNE,
     "prune, sparsegpt": (*PRUNE[:-2], "--nm", "2:4", "--pruner", "sparsegpt"),
-    "prune, processes": (*PRUNE[:-2], "--nm", "2:4", "--executor", "processes", "--threads", 2),
 }
 KILL, POLITE = (signal.SIGKILL,), (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 

@@ -37,7 +37,7 @@ RUNS: dict[str, tuple[object, ...]] = {
     "scored": ("prune", *SMALL, *HALF, "--pruner", "sparsegpt"),
     "signals": ("prune", *SMALL, *HALF, "--allocation", "owl"),
 }
-PLACES = (("--threads", 1), ("--threads", 2, "--memory", "64K"), ("--executor", "processes"))
+PLACES = (("--threads", 1), ("--threads", 2, "--memory", "64K"))
 ENOUGH = (*PLACES[1][:3], "1M")  # for SparseGPT's matrices, too
 
 
@@ -93,18 +93,6 @@ def test_an_interrupted_run_equals_one_run(kind: str, tmp_path: Path, whole: Any
     assert os.listdir(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "pruning", "alphas", "wanda", "sparsegpt"])
-def test_an_executor_continues(kind: str, tmp_path: Path, whole: Any) -> None:
-    expected, output, done = whole(kind), tmp_path / "out", 0
-    for place, after in ((PLACES[2], 3), (PLACES[0], 2)):
-        with before_unit(after, interrupt):
-            assert run(*words(kind), *place, "-o", output).code == 130
-        assert len(units(output)) == len(set(units(output))) > done
-        done = len(units(output))
-    ran(*words(kind), *PLACES[2], "-o", output)
-    assert result(output) == expected
-
-
 @pytest.mark.parametrize("kind", ["gaussian", "eval", "wanda", "scored"])
 def test_another_run_has_units_of_its_own(kind: str, tmp_path: Path, whole: Any) -> None:
     """It begins anew, leaves those of the first run alone, and removes them when it is whole."""
@@ -128,10 +116,9 @@ def full_disk() -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("place", [PLACES[0], PLACES[2]])
 @pytest.mark.parametrize("kind", ["gaussian", "sparsegpt", "scored"])
 def test_a_full_disk_leaves_finished_units(
-    kind: str, place: tuple[object, ...], tmp_path: Path, whole: Any, monkeypatch: Any
+    kind: str, tmp_path: Path, whole: Any, monkeypatch: Any
 ) -> None:
     expected, output = whole(kind), tmp_path / "out"
     monkeypatch.setattr("refimpl.storage.finished_units.write_tree", write_tree)
@@ -139,7 +126,7 @@ def test_a_full_disk_leaves_finished_units(
         with before_unit(number, lambda: monkeypatch.setattr(
             "refimpl.storage.finished_units.write_tree", lambda *_, **__: full_disk()
         )):  # fmt: skip
-            said = refused(*words(kind), *place, "-o", output)
+            said = refused(*words(kind), "-o", output)
         assert "cannot be written (No space left on device)" in said
         monkeypatch.setattr("refimpl.storage.finished_units.write_tree", write_tree)
         assert len(units(output)) == len(set(units(output))) > 0
