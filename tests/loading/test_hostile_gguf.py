@@ -16,7 +16,6 @@ import pytest
 from gguf_files import Q, gguf_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from program import ran
 from refusals import refusal_of
 
 from refimpl import RefimplError, read_model
@@ -173,14 +172,6 @@ def test_metadata_that_is_not_understood_is_refused(name: str, tmp_path: Path) -
     shutil.copyfile(tmp_path / "hub" / "config.json", tmp_path / "config.json")
     if name not in ("other factors", "a name without a dot"):
         assert read_model(path, tmp_path / "config.json").config.num_blocks == 4
-
-
-def test_workers_read_the_config_that_the_command_was_given(tmp_path: Path) -> None:
-    path = gguf_file(tmp_path, "llama", Q.F32, change=CHANGES["not causal"][0])
-    config = tmp_path / "hub" / "config.json"
-    assert read_model(path, config).config_path == config
-    small = ("--tokens", "random", "--samples", 1, "--seq-len", 4, "--threads", 1)
-    ran("score", path, "--config", config, *small, "--executor", "processes")
 
 
 def test_the_factors_of_llama_3(tmp_path: Path) -> None:
