@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from refimpl.candidates.names import (
 from refimpl.candidates.program_outputs import IDS, ProgramOutputs
 from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
-from refimpl.model.attention import merge_heads, split_heads
+from refimpl.model.attention import split_heads
 from refimpl.model.layout import cut
 from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
@@ -26,7 +25,6 @@ from refimpl.oracle.case import Case, computed_case, read_case
 from refimpl.oracle.case_folders import FACTS, FORWARD, matching
 from refimpl.oracle.judging.measures import array_of
 from refimpl.oracle.recipe import Recipe
-from refimpl.storage.files import whole
 from refimpl.tokens import Tokens
 
 UNIT_OF_SUM = 2.0**-24  # a sum in float32 errs by so much of all sizes, for each number
@@ -123,42 +121,6 @@ def module_steps(
         step: _as_step(_array(outputs[key]), sources[step], case, step)
         for step, key in _found(case, sources, [*outputs]).items()
     }
-
-
-def renamed_steps(case: Case, names: Path | None) -> dict[str, tuple[str, Array]]:
-    """Names and arrays of a program by step; of one sequence without its axis."""
-    if names is None:
-        return {step: (step, x) for step, x in case.expected.items()}
-    found: dict[str, tuple[str, Array]] = {}
-    for step, source in named_sources(str(names), case).items():
-        if step in case.expected and len(source.layout.rows) < 2:
-            x = case.expected[step]
-            if source.paired:
-                x = x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape)
-            x = merge_heads(x) if x.ndim == 4 else x
-            name = next((name for name in source.names if ":" not in name), source.names[0])
-            found[step] = name, x[0] if len(x) == 1 else x
-    return found
-
-
-def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write arrays as `.npz`, whole or not at all; an existing file is replaced."""
-    content = BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]  # its stubs name a keyword of newer versions
-    with whole(path) as new:
-        new.write_bytes(content.getbuffer())
-
-
-def with_mistake(arrays: Mapping[str, Array], step: str) -> dict[str, Array]:
-    """A candidate with a mistake at one step: all of it negated, numbers or bits."""
-    if step not in arrays:
-        raise RefimplError(
-            f"--plant {step}: the candidate has no such step",
-            f"one of its steps, such as {', '.join([*arrays][:3])}",
-            "choose another step",
-        )
-    x = np.asarray(arrays[step])
-    return {**arrays, step: ~x if x.dtype.kind in "iub" else -x}
 
 
 def completed(x: Array, truth: Array, half_unit: float = 0.0, total: float | None = None) -> Array:

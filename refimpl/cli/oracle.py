@@ -1,6 +1,5 @@
 """`refimpl case` and `refimpl check`: cases, and whether another implementation agrees."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from refimpl.cli.options import Group, argument, examples, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, say
 from refimpl.loading.files.documents import filled, plain
-from refimpl.loading.files.file_reading import reading
 from refimpl.oracle.case_folders import (
     FORWARD,
     CaseFacts,
@@ -27,8 +25,6 @@ from refimpl.oracle.case_folders import (
 )
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.header import fitting, joined
-from refimpl.storage.file_system import open_file
-from refimpl.storage.files import write_text
 from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN
 
@@ -98,7 +94,7 @@ def list_command(
 
 @dataclass(frozen=True)
 class ShowOptions(groups.JsonOptions):
-    """What is shown of a case, and written."""
+    """What is shown of a case."""
 
     only: list[str] | None = common_option(
         None,
@@ -106,30 +102,14 @@ class ShowOptions(groups.JsonOptions):
         "repeated.",
         "PATTERN",
     )
-    output: Path | None = output_option(
-        None,
-        "Also write the token ids and the expected values of these steps.",
-        "FILE.npz",
-        OutputKind.FILE,
-    )
-    names: Path | None = common_option(
-        None,
-        "Names of the arrays in FILE.npz: those of transformers, mlx, transformer_lens or ggml, or "
-        "a JSON file with the name of each step. Default: the steps' own.",
-        "NAMES",
-    )
 
 
 @app.command(
     "show",
-    epilog=examples(
-        "refimpl case show llama --only forward",
-        "refimpl case show CASE --only forward -o trace.npz --names ggml",
-    ),
+    epilog=examples("refimpl case show llama --only forward"),
 )
 @with_groups
 def show_command(
-    context: typer.Context,
     case: Annotated[
         Path,
         argument(
@@ -146,20 +126,10 @@ def show_command(
     from refimpl.oracle.check import asked_steps  # not for --help
     from refimpl.show.oracle import case_table
 
-    if to.output is None:
-        refuse(context, ("names",), "no -o", "-o FILE.npz, whose arrays it names")
     one = case_folder(case)
     asked = asked_steps(one.steps, patterns(to.only) or ("*",))
     facts = [x for x in one.facts.steps if x.name in asked]
     one = replace(one, facts=filled(CaseFacts, one.facts, steps=facts))
-    if to.output is not None:
-        from refimpl.candidates.steps import renamed_steps, write_npz
-        from refimpl.oracle.case import read_case
-
-        opened = read_case(case)
-        arrays = renamed_steps(opened, to.names)
-        held = dict(arrays[x] for x in asked if x in arrays)
-        write_npz(to.output, {"token_ids": opened.inputs["token_ids"], **held})
     deliver(plain(one.facts), case_table(one), to.json)
 
 
@@ -206,24 +176,9 @@ class CheckOptions:
     )
     device: Device = same_option(ComparisonOptions, "device")
     time_limit: float | None = same_option(ComparisonOptions, "time_limit")
-    junit_xml: Path | None = common_option(
-        None, "Also write JUnit's XML, with a test case per step.", "FILE", kind=OutputKind.FILE
-    )
     download: bool = same_option(groups.ModelOptions, "download")
     decode: bool = option(
         False, "The candidate has only the last tokens of each sequence, computed with a cache."
-    )
-    baseline: Path | None = option(
-        None,
-        "An earlier report (-o) of the same check. Exit with 0 if no step is worse than in "
-        "that report, else with 1.",
-        "FILE",
-    )
-    plant: str | None = option(
-        None,
-        "Self-test of your pipeline: negate the candidate's values of this step. Exit with 0 if "
-        "the check finds the mistake at this step, else with 1.",
-        "STEP",
     )
 
 
@@ -258,23 +213,16 @@ def check_command(
     Exits with 3 if nothing diverges, but a step is missing, could not be judged, or is not resolved
     by the dtype.
     """
-    if (summary := os.environ.get("GITHUB_STEP_SUMMARY")) and os.path.exists(summary):
-        with reading(Path(summary)):
-            open_file(Path(summary)).close()  # it is appended to, and a pipe would block
     from refimpl.candidates.program_outputs import read_source  # not for --help
     from refimpl.candidates.steps import (
         CandidateSteps,
         candidate_case,
         candidate_steps,
-        with_mistake,
     )
     from refimpl.oracle.check import EXIT, check
-    from refimpl.show.check_report import compared, report_document
-    from refimpl.show.oracle import report_markdown, report_table, report_xml
+    from refimpl.show.oracle import report_document, report_table
     from refimpl.tokens.samples import read_ids
 
-    if how.plant is not None:
-        refuse(context, ("baseline",), "--plant", "one of them: each has its own exit code")
     ids = None if how.ids is None else read_ids(how.ids)
     stated: Mapping[str, str] = {}
     computed: str | None
@@ -294,8 +242,6 @@ def check_command(
         steps = candidate_steps(opened, candidate, how.names, how.decode)
         stated = candidate.stated
         computed = stated.get("dtype")
-    if how.plant is not None:
-        steps = replace(steps, arrays=with_mistake(steps.arrays, how.plant))
     only = patterns(how.only) or steps.asked or ("*",)
     asked = only, how.dtype or computed, how.stepwise, how.decode or bool(steps.covered)
     report = check(opened, steps.arrays, *asked)
@@ -310,21 +256,6 @@ def check_command(
             + ["--decode"] * how.decode
         ),
     )
-    text = report_table(report, str(actual))
-    failed: bool | None = None  # whether a self-test or a comparison fails, in place of the check
-    if how.plant is not None:
-        failed = report.first is None or report.first.step != how.plant
-        text += f"self-test: the mistake at {how.plant} is {'not ' * failed}found there\n"
-    elif how.baseline is not None:
-        failed, changes = compared(how.baseline, report)
-        text += changes
-    if how.junit_xml is not None:
-        write_text(how.junit_xml, report_xml(report))
-    if summary:
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(report_markdown(report, str(actual)))
-    to.deliver(report_document(report, str(actual)), text)
-    if failed is not None:
-        raise typer.Exit(int(failed))
+    to.deliver(report_document(report, str(actual)), report_table(report, str(actual)))
     if (code := EXIT[report.verdict]) and not (how.resolvable and report.verdict == "resolved"):
         raise typer.Exit(code)

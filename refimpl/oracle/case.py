@@ -34,7 +34,6 @@ from refimpl.oracle.case_folders import (
 from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.judging.measures import EPS
 from refimpl.oracle.judging.records import record_of
-from refimpl.oracle.margins import peer_steps, steps_and_margins
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
 from refimpl.oracle.steps import every_array, is_step, steps
@@ -45,7 +44,7 @@ from refimpl.tokens import Tokens
 from refimpl.version import SPEC, __version__
 
 INPUTS, EXPECTED = "inputs.safetensors", "expected.safetensors"
-PEER, MARGINS, ERRORS = "peer.safetensors", "margins.safetensors", "errors.safetensors"
+ERRORS = "errors.safetensors"
 FACTOR = "factor."  # with a block: of SparseGPT's factors up to there, among errors of steps
 
 
@@ -64,8 +63,6 @@ class Case:
     recipe: Recipe
     inputs: Mapping[str, Array]
     expected: Mapping[str, Array]
-    peer: Mapping[str, Array] = field(default_factory=dict)
-    margins: Mapping[str, Array] = field(default_factory=dict)
     errors: dict[str, Mapping[str, float]] = field(default_factory=dict)
     kernels: str = ""
 
@@ -130,8 +127,8 @@ def make_case(
     with whole(folder) as new:
         new.mkdir()
         for name, arrays in (
-            (INPUTS, case.inputs), (EXPECTED, case.expected), (PEER, case.peer),
-            (MARGINS, case.margins), (ERRORS, errors_to_store(case, dtypes)),
+            (INPUTS, case.inputs), (EXPECTED, case.expected),
+            (ERRORS, errors_to_store(case, dtypes)),
         ):  # fmt: skip
             write_arrays(new / name, arrays)
         lines = [f" {json.dumps(key)}: {json.dumps(x)}" for key, x in plain(facts).items()]
@@ -157,18 +154,13 @@ def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = P
             "1 or more tokens, of steps that do not read all of them",
             "add --only 'blocks.*'",
         )
-    margins, peer = dict[str, Array](), dict[str, Array]()
-    if recipe.only:
-        expected = steps(model, ids, recipe)
-        if unknown := [p for p in recipe.only if not fnmatch.filter(expected, p)]:
-            raise RefimplError(
-                f"--only {unknown[0]}: no step of the forward or the experiments matches",
-                f"names such as {', '.join([*expected][:3]) or 'blocks.0.q'}, or a pattern of some",
-                "choose other steps, or omit --only for the whole method",
-            )
-    else:
-        expected, margins = steps_and_margins(model, ids, recipe)
-        peer = peer_steps(model, recipe, expected, len(ids))
+    expected = steps(model, ids, recipe)
+    if unknown := [p for p in recipe.only if not fnmatch.filter(expected, p)]:
+        raise RefimplError(
+            f"--only {unknown[0]}: no step of the forward or the experiments matches",
+            f"names such as {', '.join([*expected][:3]) or 'blocks.0.q'}, or a pattern of some",
+            "choose other steps, or omit --only for the whole method",
+        )
     shape, inputs = (ids.shape[1], config.hidden_size), {"token_ids": ids}
     for draw, name in enumerate(_noises(recipe, expected)):
         inputs[name] = np.array(
@@ -177,7 +169,7 @@ def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = P
                 for block in range(config.num_blocks)
             ]
         )
-    return Case(folder, folder.name or model.name, model, recipe, inputs, expected, peer, margins)
+    return Case(folder, folder.name or model.name, model, recipe, inputs, expected)
 
 
 @checked
@@ -199,8 +191,8 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
         )
     with reading_document(folder / FACTS, ("the facts of a case", "a recipe", NEXT)):
         recipe = converted(facts.recipe, Recipe, "recipe", exact=True)
-    inputs, arrays, peer, margins, errors = (
-        SafetensorsFile(folder / name).arrays for name in (INPUTS, EXPECTED, PEER, MARGINS, ERRORS)
+    inputs, arrays, errors = (
+        SafetensorsFile(folder / name).arrays for name in (INPUTS, EXPECTED, ERRORS)
     )
     has = {name: (x.shape, x.dtype.name) for name, x in arrays.items()}
     wrong = [x.name for x in facts.steps if has.get(x.name) != (x.shape, x.dtype)]
@@ -223,7 +215,7 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
     hashes = _hashes(model, inputs)
     name = os.path.basename(os.path.realpath(folder))
     kernels = facts.versions.get("kernels") or "unknown"
-    case = Case(folder, name, model, recipe, inputs, expected, peer, margins, kernels=kernels)
+    case = Case(folder, name, model, recipe, inputs, expected, kernels=kernels)
     names = case.with_errors
     if not errors or any(x.shape != (len(names),) or np.isnan(x).any() for x in errors.values()):
         require_steps(case, steps(model, inputs["token_ids"], recipe))

@@ -8,9 +8,8 @@ from refimpl.onnx.export import Exported
 from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS
 from refimpl.onnx.validate import Validation
 from refimpl.oracle.check import Report
-from refimpl.show.check_report import report_document
 from refimpl.show.header import counted, fitting, joined, model_facts, wrapped
-from refimpl.show.oracle import stage_of, steps_table, verdict_lines
+from refimpl.show.oracle import report_document, stage_of, steps_table, verdict_lines
 from refimpl.storage.file_system import MIB
 
 VALIDATION_FORMAT = 3  # of `validate --json`

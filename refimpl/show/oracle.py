@@ -1,13 +1,13 @@
-"""The report on a candidate: a table, JSON, and JUnit's XML for other tools."""
+"""The report on a candidate, as a table and as JSON; and tables of cases."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
-from xml.etree import ElementTree
 
+from refimpl.loading.files.documents import Document, filled, plain
 from refimpl.oracle.case_folders import CaseFolder
-from refimpl.oracle.check import Report, coarse_step
-from refimpl.oracle.judging.measures import FORWARD, StepResult
+from refimpl.oracle.check import Report, Verdict, Way, coarse_step
+from refimpl.oracle.judging.measures import FORWARD, Status, StepResult
 from refimpl.show.header import counted, fitting, joined, wrapped
 from refimpl.show.table import Table
 from refimpl.version import SPEC, __version__
@@ -100,37 +100,6 @@ def case_table(case: CaseFolder) -> str:
     said = "inputs.safetensors holds the inputs; write a tensor per step, a float one in any dtype"
     rows = Table(columns, left=len(columns)).lines()
     return joined([*wrapped(header), "", *rows, "", *fitting(said)])
-
-
-def report_markdown(report: Report, candidate: str) -> str:
-    """A report for the summary of a job on GitHub: the verdict, a row per stage, and the steps."""
-    where = f", first at `{report.first.step}`" if report.first else ""
-    table = steps_table("stage", _stages(report)).markdown()
-    said = joined(verdict_lines(report, candidate))
-    title = f"### refimpl: {report.case.name}, {report.dtype}: {report.verdict}{where}"
-    return f"{title}\n\n{table}\n\n```text\n{said}```\n"
-
-
-def report_xml(report: Report) -> str:
-    """A report as JUnit's XML: a test case per step; one that was not judged is skipped."""
-    suite = ElementTree.Element(
-        "testsuite",
-        name=f"refimpl {report.case.name}, {report.way}",
-        tests=str(len(report.steps)),
-        failures=str(sum(step.status == "divergent" for step in report.steps)),
-        skipped=str(sum(step.status not in ("pass", "divergent") for step in report.steps)),
-    )
-    for step in report.steps:
-        case = ElementTree.SubElement(
-            suite, "testcase", classname=f"refimpl.{report.case.name}", name=step.step
-        )
-        if step.status == "divergent":
-            causes = "\n".join(step.causes(report.dtype))
-            ElementTree.SubElement(case, "failure", message=_said(step)).text = causes
-        elif step.status != "pass":
-            ElementTree.SubElement(case, "skipped", message=step.fault)
-    ElementTree.indent(suite)
-    return joined(ElementTree.tostring(suite, "unicode", xml_declaration=True).split("\n"))
 
 
 def stage_of(step: str) -> str:
@@ -236,3 +205,62 @@ def _share(step: StepResult) -> tuple[bool, float]:
 
 def _number(x: float) -> str:
     return f"{x:.1e}" if isfinite(x) and x else f"{x:g}"
+
+
+class CheckedStep(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The judgement on one step; null for a number that is not finite."""
+
+    step: str
+    status: Status
+    error: float | None
+    tolerance: float | None
+    own: float | None
+    where: tuple[int, ...]
+    fault: str | None
+    near_ties: tuple[tuple[int, ...], ...]
+
+
+class FirstStep(CheckedStep, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The first divergent step, and the usual causes, the likeliest first."""
+
+    usual_causes: tuple[str, ...]
+
+
+class CheckDocument(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The JSON of `refimpl check`."""
+
+    case: str
+    family: str
+    refimpl: str
+    spec: int
+    candidate: str
+    dtype: str
+    stated: dict[str, str]
+    way: Way
+    verdict: Verdict
+    first: FirstStep | None
+    steps: tuple[CheckedStep, ...]
+    unknown: tuple[str, ...]
+    not_covered: tuple[str, ...]
+    covered_in_part: str | None
+
+
+def report_document(report: Report, candidate: str) -> dict[str, Any]:
+    """A report as one JSON document."""
+    first, case = report.first, report.case
+
+    def checked(step: StepResult, kind: type[CheckedStep] = CheckedStep, **more: Any) -> Any:
+        numbers = {name: getattr(step, name) for name in ("error", "tolerance", "own")}
+        finite = {name: x if isfinite(x) else None for name, x in numbers.items()}
+        return filled(kind, step, **finite, fault=step.fault or None, **more)
+
+    last = first and checked(first, FirstStep, usual_causes=first.causes(report.dtype))
+    document: dict[str, Any] = plain(
+        filled(
+            CheckDocument, report, case=case.name, family=case.model.config.family,
+            refimpl=__version__, spec=SPEC, candidate=candidate, stated=dict(report.stated),
+            first=last, steps=tuple(map(checked, report.steps)), not_covered=report.uncovered,
+            covered_in_part=report.covered or None,
+        )
+    )  # fmt: skip
+    return document

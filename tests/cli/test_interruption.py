@@ -35,7 +35,7 @@ OTHERS = {  # commands, and a function that is interrupted
     ),
     "case make": (
         ("case", "make", LLAMA, *SMALL, "-o", "out"),
-        "refimpl.oracle.case.steps_and_margins",
+        "refimpl.oracle.case.steps",
     ),
     "explain": (("explain", LLAMA, "-o", "out"), "refimpl.cli.score.explain"),
 }

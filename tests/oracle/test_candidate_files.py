@@ -406,24 +406,6 @@ def test_maps_have_a_name_of_its_own_for_each_step(family: str) -> None:
         assert {x for x, n in first.items() if n > 1} <= {"blocks.0.hook_resid_pre"}
 
 
-@pytest.mark.parametrize("names", ["", *NAME_MAPS])
-def test_the_expected_values_under_the_names_of_a_program(names: str, tmp_path: Path) -> None:
-    """What is written comes back as a right candidate, and by ggml's names in ggml's order."""
-    file, words = tmp_path / "trace.npz", ["--names", names] if names else []
-    said = ran("case", "show", "llama", "--only", "forward", "-o", file, *words)
-    assert "blocks.3.mlp_out" in said
-    assert "wanda" not in said
-    assert "passes" in ran(
-        "check", "llama", file, *words, *([] if names else ["--only", "forward"])
-    )
-    if names == "ggml":
-        trace, q = np.load(file), case_of("llama").expected["blocks.2.q"]
-        assert np.array_equal(trace["Qcur-2"], paired(merge_heads(q), q.shape[-1]))
-    assert "--force" in refused("case", "show", "llama", "-o", file)
-    assert "no step of the case" in refused("case", "show", "llama", "--only", "nothing")
-    assert "--names with no -o" in refused("case", "show", "llama", "--names", "ggml")
-
-
 def last_tokens(arrays: Arrays, count: int) -> Arrays:
     """What a program with a cache computes in its last step."""
     return {k: np.ascontiguousarray(x[..., -count:, :]) for k, x in arrays.items()}

@@ -27,7 +27,6 @@ from refimpl.oracle.judging.ties import (
     turnable,
     unpacked,
 )
-from refimpl.oracle.margins import row_margins
 from refimpl.oracle.near_ties import score_behind, without_rounding
 from refimpl.oracle.own_inputs import moved_by, own_errors, truth_of
 from refimpl.oracle.recipe import Recipe
@@ -93,7 +92,8 @@ def test_a_decision_of_an_expert_is_judged_as_any_other(mixture: Case, pruner: s
         return
     score = score_behind(truth_of(mixture, {}, "float16"), step)[0]
     keep = unpacked(mixture.expected[step], score.shape[1])
-    row = int(np.argmin(row_margins(keep, score)))
+    gaps = np.where(keep, score, np.inf).min(1) / np.where(keep, 0, score).max(1)
+    row = int(np.argmin(gaps))
     stays, goes = (at for _, at in nearest(keep[[row]], score[[row]]))
     keep[row, [stays, goes]] = False, True
     turned = {step: np.packbits(keep, axis=1)}

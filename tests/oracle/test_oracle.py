@@ -1,7 +1,6 @@
 """The oracle: cases of every family, candidates that are right, and candidates that are not."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -9,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
 from typing import Any
-from xml.etree import ElementTree
 
 import jsonschema
 import numpy as np
@@ -99,13 +97,11 @@ def test_the_script_makes_the_committed_case(
     old, new = (json.loads((folder / "case.json").read_text()) for folder in folders)
     different = {key for key in old if old[key] != new[key]}
     assert different <= {"model", "versions"}
-    parts = (("expected", 1e-9, 1e-12), ("margins", 1e-5, 1e-11), ("peer", 1e-9, 1e-12))
-    for part, rtol, atol in parts:
-        truth, made = (load_file(folder / f"{part}.safetensors") for folder in folders)
-        assert made.keys() == truth.keys()
-        for key, value in truth.items():
-            assert (made[key].dtype, made[key].shape) == (value.dtype, value.shape)
-            np.testing.assert_allclose(made[key], value, rtol, atol, err_msg=key)
+    truth, made = (load_file(folder / "expected.safetensors") for folder in folders)
+    assert made.keys() == truth.keys()
+    for key, value in truth.items():
+        assert (made[key].dtype, made[key].shape) == (value.dtype, value.shape)
+        np.testing.assert_allclose(made[key], value, 1e-9, 1e-12, err_msg=key)
     worst, here = (load_file(folder / "errors.safetensors") for folder in folders)
     assert here.keys() == worst.keys() or not errors
     for key, value in here.items():  # the largest of three kernels, and this one may be a fourth
@@ -198,20 +194,12 @@ def candidate(tmp_path: Path, **changes: Array) -> Path:
 
 def test_the_command_reports_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read_cases_once(monkeypatch)
-    summary, xml, case = tmp_path / "summary.md", tmp_path / "report.xml", CASES / "llama"
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    out = ran("check", case, candidate(tmp_path), "--junit-xml", xml)
+    case = CASES / "llama"
+    out = ran("check", case, candidate(tmp_path))
     assert out.splitlines()[-1].startswith("passes: ")
-    said = summary.read_text().splitlines()
-    assert said[0] == "### refimpl: llama, float32: pass"
-    assert said[2].startswith("| stage | steps | pass |")
-    assert said[4].startswith("| forward | 51 | 51 |")
-    assert said[-2] == out.splitlines()[-1]
-    suite = ElementTree.parse(xml).getroot()
-    assert (suite.get("tests"), suite.get("failures")) == (str(len(case_of("llama").expected)), "0")
 
     path = candidate(tmp_path, **{"blocks.1.k_rope": computed("llama")["blocks.1.k_rope"] * 1.001})
-    done = run("check", case, path, "--junit-xml", xml, "--json", "--force")
+    done = run("check", case, path, "--json")
     assert done.code == 1
     document = json.loads(done.out)
     assert (document["verdict"], document["first"]["step"]) == ("divergent", "blocks.1.k_rope")
@@ -219,7 +207,6 @@ def test_the_command_reports_the_verdict(tmp_path: Path, monkeypatch: pytest.Mon
     wrong = [x["step"] for x in document["steps"] if x["status"] == "divergent"]
     heads = "pruned.blocks.1.attn_heads.squares"
     assert wrong == ["blocks.1.k_rope", "blocks.1.attn_out", "dlp.signal", heads]
-    assert ElementTree.parse(xml).getroot().get("failures") == "4"
     done = run("check", case, path)
     assert "divergent, first at blocks.1.k_rope" in done.out
     assert done.out.splitlines()[-1].startswith("again: refimpl check ")
@@ -228,54 +215,6 @@ def test_the_command_reports_the_verdict(tmp_path: Path, monkeypatch: pytest.Mon
     done = run("check", case, write_arrays(path, {"logits": computed("llama")["logits"]}))
     assert done.code == 3
     assert "inconclusive" in done.out
-
-
-def test_a_report_is_the_baseline_of_a_later_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What diverged before may go on to; one more step may not, and none may be left out."""
-    read_cases_once(monkeypatch)
-    v, k = (computed("llama")[f"blocks.1.{x}"] for x in "vk")
-    words = ("check", CASES / "llama", tmp_path / "actual.safetensors", "--only", "forward")
-    candidate(tmp_path, **{"blocks.1.v": v * 2})
-    report = tmp_path / "report.json"
-    assert run(*words, "-o", report).code == 1
-    again = (*words, "--baseline", report)
-    assert f"no step is worse than in {report}\n" in ran(*again)
-    candidate(tmp_path, **{"blocks.1.v": v * 2, "blocks.1.k": k * 2})
-    done = run(*again)
-    # k_rope was computed from the right keys, and is judged on the written ones
-    worse = f"2 steps worse than in {report}: blocks.1.k, blocks.1.k_rope\n"
-    assert (done.code, worse in done.out) == (1, True)
-    candidate(tmp_path)
-    assert f"no step is worse than in {report}; write it again" in ran(*again)
-    done = run(*words[:3], "--only", "blocks.0.*", "--baseline", report)
-    assert done.code == 1
-    assert "another way" in refused(*again, "--stepwise")
-    report.write_text(report.read_text().replace('"steps"', '"stages"'))
-    assert "not a report of refimpl check" in refused(*again, "--junit-xml", tmp_path / "x.xml")
-    assert not (tmp_path / "x.xml").exists()
-
-
-def test_a_planted_mistake_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And if the pipeline does not judge the step, or another is wrong first, that is an error."""
-    read_cases_once(monkeypatch)
-    words = ("check", CASES / "llama", candidate(tmp_path), "--plant")
-    for step in ("blocks.1.v", "owl.counts", "wanda.blocks.2.q_proj.keep"):
-        assert f"self-test: the mistake at {step} is found there" in ran(*words, step)
-    done = run(*words, "blocks.1.v", "--only", "blocks.0.*")
-    assert (done.code, "is not found there" in done.out) == (1, True)
-    assert "no such step" in refused(*words, "blocks.9.v")
-    assert "one of them" in refused(*words, "blocks.1.v", "--baseline", tmp_path / "x.json")
-
-
-def test_a_summary_that_blocks_is_refused_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "pipe"))
-    said = refused("check", CASES / "llama", tmp_path / "absent.safetensors")
-    assert "is not a regular file" in said
 
 
 def test_unusable_input_is_refused(tmp_path: Path) -> None:

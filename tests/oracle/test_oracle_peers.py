@@ -5,6 +5,7 @@ Where the peers differ on purpose, the case holds their number, too, under a nam
 
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from transformers_forward import transformers_forward
 
 from refimpl.loading.checkpoint import read_model
 from refimpl.model.ops import Array
+from refimpl.oracle.answers import peer_answers
+from refimpl.oracle.case import Case
 from refimpl.oracle.check import check
-from refimpl.oracle.margins import peer_steps
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import steps
 from refimpl.show.oracle import report_table
@@ -42,7 +44,8 @@ def tiny_steps() -> tuple[dict[str, Array], dict[str, Array]]:
     model, ids = read_model(TINY), id_tokens(TINY / "tokens.npy").ids
     recipe = Recipe(sparsity=0.7, pattern="")
     arrays = steps(model, ids, recipe)
-    return arrays, peer_steps(model, recipe, arrays, len(ids))
+    case = Case(Path(), "tiny", model, recipe, {"token_ids": ids}, arrays)
+    return arrays, peer_answers(case)
 
 
 def test_the_peers_numbers_are_the_peers() -> None:
@@ -56,31 +59,31 @@ def test_the_peers_numbers_are_the_peers() -> None:
     }
     np.testing.assert_allclose(arrays["owl.signal"], owl["outlier_percent_per_block"], atol=1e-12)
     for base, right in bases.items():
-        np.testing.assert_allclose(peer[f"peer.{base}.base"], right, atol=1e-6, err_msg=base)
+        np.testing.assert_allclose(peer[f"{base}.base"], right, atol=1e-6, err_msg=base)
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_the_peers_decisions_are_the_peers(method: str) -> None:
     arrays, peer = tiny_steps()
     theirs = np.load(TINY / "keep.npz")
-    block = {k: x for k, x in peer.items() if k.startswith(f"peer.{method}.blocks.0.")}
+    block = {k: x for k, x in peer.items() if k.startswith(f"{method}.blocks.0.")}
     assert len(block) == 7
     for name, keep in block.items():
-        linear = name.split(".")[4]
+        linear = name.split(".")[3]
         module = "self_attn" if linear in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
         key = f"owl_{method}|0/{module}.{linear}"
         shape = theirs[f"{key}|shape"]
         right = np.unpackbits(theirs[key], count=shape.prod()).reshape(shape)
         assert np.array_equal(np.unpackbits(keep, axis=1, count=shape[1]), right), name
-        assert not np.array_equal(keep, arrays[name.removeprefix("peer.")])
+        assert not np.array_equal(keep, arrays[name])
 
 
 @pytest.mark.parametrize("step", ["owl.counts", "wanda.blocks.0.o_proj.keep", "uniform.counts"])
 def test_a_candidate_with_the_peers_number_is_told_so(step: str) -> None:
     case = case_of("llama")
     actual = {k: v.copy() for k, v in case.expected.items()}
-    assert not np.array_equal(case.peer[f"peer.{step}"], actual[step])
-    actual[step] = case.peer[f"peer.{step}"]
+    assert not np.array_equal(peer_answers(case)[step], actual[step])
+    actual[step] = peer_answers(case)[step]
     report = check(case, actual)
     assert report.first is not None
     assert report.first.step == step

@@ -6,7 +6,6 @@ from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from xml.etree import ElementTree
 
 import ml_dtypes
 import numpy as np
@@ -277,12 +276,11 @@ def test_what_is_computed_from_numbers_is_judged_as_float32(step: str, dtype: st
 
 def test_the_command_says_which_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read_cases_once(monkeypatch)
-    case, actual, xml = case_of("llama"), computed("llama", stepwise=True), tmp_path / "report.xml"
+    case, actual = case_of("llama"), computed("llama", stepwise=True)
     path = write_arrays(tmp_path / "actual.safetensors", actual)
     for words, way in ((("--stepwise",), "stepwise"), ((), "own inputs")):
-        out = ran("check", case.folder, path, "--json", "--junit-xml", xml, "--force", *words)
+        out = ran("check", case.folder, path, "--json", *words)
         assert json.loads(out)["way"] == way
-        assert ElementTree.parse(xml).getroot().get("name") == f"refimpl llama, {way}"
         assert f"float32, {way}" in ran("check", case.folder, path, *words)
     assert check(case, actual, ("embed",), chained=True).way == "chained"
     write_arrays(path, actual | {"blocks.1.q": -actual["blocks.1.q"]})

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from conftest import FIXTURES
 from documents import content, files, numbers
 from processes import forked, printed_json, stopped_at_step, stopped_at_write
@@ -53,11 +52,6 @@ def graph(path: Path) -> bytes:
     return bytes(onnx.load(path).SerializeToString(deterministic=True))
 
 
-def arrays(path: Path) -> dict[str, bytes]:
-    """The arrays of an archive; its dates differ."""
-    return {name: x.tobytes() for name, x in np.load(path).items()}
-
-
 PRUNE = ("prune", LLAMA, *SMALL)
 COMMANDS = {
     "score": Command(("score", LLAMA, *SMALL)),
@@ -75,7 +69,6 @@ COMMANDS = {
     "case make": Command(
         ("case", "make", LLAMA, "--samples", 1, "--seq-len", 4), "out", files, forced=False
     ),
-    "case show": Command(("case", "show", CASES / "llama", "--only", "logits"), "out.npz", arrays),
     "report": Command(("report", "SCORES"), "out.html", Path.read_bytes),
     "explain": Command(("explain", LLAMA, *SMALL, "--step", "drift")),
 }  # fmt: skip

@@ -28,7 +28,6 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-os.environ.pop("GITHUB_STEP_SUMMARY", None)
 
 import typer  # noqa: E402
 from hub_server import Hub, serving  # noqa: E402

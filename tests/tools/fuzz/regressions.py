@@ -16,7 +16,6 @@ CHANGED: list[tuple[str, bytes, list[str]]] = [
     ("case/case.json", b"[" * 100_000, _CASE),
     ("case/case.json", b'{"schema": 1, "spec": 1, "steps": [{}]}', _CASE),
     ("case/case.json", b"null", _CASE),
-    ("case/margins.safetensors", b"\x02" + b"\x00" * 7 + b"{}", _CASE),
     ("q.jsonl", json.dumps(_QUESTION).encode(), ["eval", "model", "--choices", "q.jsonl"]),
     ("q.jsonl", b"[" * 100_000, ["eval", "model", "--choices", "q.jsonl"]),
     ("pruned/pruning.json", b'{"method": {}, "pattern": 3}', ["inspect", "pruned"]),

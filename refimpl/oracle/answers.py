@@ -1,0 +1,119 @@
+"""Wrong answers that are known: the peers' own, and what passes with nothing of it computed."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
+from math import inf
+
+import numpy as np
+
+from refimpl.allocation.allocate import Allocation, base_only
+from refimpl.errors import RefimplError
+from refimpl.model.experts import ROUTER
+from refimpl.model.ops import Array
+from refimpl.oracle import near_ties
+from refimpl.oracle.case import Case
+from refimpl.oracle.dense_steps import sums_behind
+from refimpl.oracle.judging import measures
+from refimpl.oracle.judging.measures import EPS, FLOOR, error_of, tolerance_of
+from refimpl.oracle.own_inputs import Truth
+from refimpl.pruners.decision import PrunerOptions, decision
+
+SHIPPED = ("owl", "alphapruning", "dlp", "uniform")  # bases with code of the peers
+
+
+@lru_cache(maxsize=1)
+def peer_answers(case: Case) -> dict[str, Array]:
+    """Steps by the peers' shipped code, from the case's signals and sums, if it does not fail.
+
+    Of bases sparsities and counts, of block 0 decisions.
+    """
+    recipe, expected, config = case.recipe, case.expected, case.model.config
+    found, allocations = dict[str, Array](), dict[str, Allocation]()
+    for base in (x for x in recipe.bases if x in SHIPPED):
+        request = replace(recipe.request(base), correct=None, compat="peer")
+        with suppress(RefimplError):
+            allocation = base_only(recipe.signals(expected, base), request, config.linears)
+            allocations[base] = allocation
+            found[f"{base}.base"] = allocation.base_sparsity
+            found[f"{base}.counts"] = allocation.linear_pruned
+    if 0 not in recipe.shown or recipe.bases[0] not in allocations:
+        return found
+    dense = case.model.block(0, np.float64)
+    goals = allocations[recipe.bases[0]].linear_sparsity[0]
+    sequences = len(case.inputs["token_ids"])
+    for method in ("wanda", "sparsegpt"):
+        pruner = PrunerOptions(method, recipe.damping)
+        for name, goal in zip(config.linears[0], goals.tolist(), strict=False):
+            step, weight = f"{method}.blocks.0.{name}.keep", dense[f"{name}.weight"]
+            with suppress(RefimplError):
+                total = expected[sums_behind(step)]
+                keep, _ = decision(weight, total, sequences, goal, pruner, "peer")
+                found[step] = np.packbits(keep, axis=1)
+    return found
+
+
+def misses_budget(case: Case, step: str, sparsity: Array) -> bool:
+    """Whether an allocation, [L] or [L, linears], prunes another share than asked."""
+    if not step.endswith((".base", ".corrected")):
+        return False
+    sizes, asked = case.model.config.linear_sizes, case.recipe.sparsity
+    weights = sizes.sum(axis=1) if sparsity.ndim == 1 else sizes
+    share = float(np.vdot(sparsity.astype(np.float64), weights) / weights.sum())
+    rounding = EPS[sparsity.dtype.name] / 2 + FLOOR * EPS["float32"]
+    return not abs(share - asked) <= rounding * asked
+
+
+def trivial_answer(truth: Truth, result: measures.StepResult) -> str:
+    """What would pass for a step with nothing of it computed, and is wrong for the case, or ""."""
+    step, tolerance, case = result.step, result.tolerance, truth.case
+    if result.near_ties and step.endswith(".keep") and not step.endswith(ROUTER):
+        off = np.median(near_ties.score_behind(truth, step)[2])
+        return "a decision by other scores" if off >= measures.RESOLVABLE["numbers"] else ""
+    if result.near_ties and step.endswith(".counts"):
+        name = near_ties.shares_behind(truth, step)
+        shares = replace(result, step=name, tolerance=truth.tolerance(name), near_ties=())
+        return trivial_answer(truth, shares)
+    name, right, (first, *_) = step.partition(".")[0], case.expected[step], case.recipe.bases
+    base = f"{name if name in case.recipe.bases else first}.base"
+    answers: tuple[tuple[str, str, str | float], ...] = (
+        ("absorption_coefficient", "a coefficient of 1", 1.0),
+        (".base", "the same sparsity everywhere", case.recipe.sparsity),
+        (".corrected", "the base without a correction", base),
+        (".corrected", "the same sparsity everywhere", case.recipe.sparsity),
+        (".perplexity", "the dense perplexity", "dense.perplexity"),
+    )
+    if tolerance >= measures.COARSE_DRIFT:
+        answers += ((".drift", "a drift of 1", 1.0),)
+
+    def error(steps: Mapping[str, Array], answer: str | float) -> float:
+        x, known = steps[answer] if isinstance(answer, str) else answer, steps[step]
+        if np.shape(x) not in ((), known.shape):
+            return inf  # of one number by block, where the step has one by linear
+        return error_of(step, np.where(np.isnan(known), known, x), known)[0]
+
+    for end, words, answer in answers:
+        if step.endswith(end) and (answer in truth.values or not isinstance(answer, str)):
+            exact, own = tolerance_of(step, right, 0.0, "float64"), error(truth.values, answer)
+            known = error(case.expected, answer) <= exact
+            if end == ".corrected" and own <= exact:  # of a correction that differs by block
+                errors, log = truth.correction(name)
+                known |= bool(np.ptp(log(errors)) > tolerance)
+            if not known and own <= tolerance:
+                return words
+    return ""
+
+
+def unchanged(case: Case, step: str, actual: Mapping[str, Array], dtype: str) -> str:
+    """The state that a block adds to, if the candidate added nothing and rounding is not why."""
+    block, _, kind = step.rpartition(".")
+    start = f"{block}.resid_pre"
+    if kind not in ("resid_mid", "resid_post") or start not in actual.keys() & case.expected.keys():
+        return ""
+    after = actual[step]
+    if not np.array_equal(actual[start], after):
+        return ""
+    with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
+        added, size = case.expected[step] - case.expected[start], after.astype(np.float64)
+        return start if np.linalg.norm(added) > 4 * EPS[dtype] * np.linalg.norm(size) else ""
