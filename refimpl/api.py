@@ -25,15 +25,14 @@ from refimpl.running.held_model import HeldModel
 from refimpl.running.settings import Settings
 from refimpl.scoring.estimate import Estimate, estimate
 from refimpl.scoring.score import score
-from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.version import SPEC, __version__
 
 __all__ = [
     "SPEC", "Allocation", "Base", "Continuation", "Estimate", "Evaluation", "Explanation",
-    "Forward", "HeldModel", "Imatrix", "Inspection", "Model", "Noise", "Pattern", "Probes",
+    "Forward", "HeldModel", "Inspection", "Model", "Noise", "Pattern", "Probes",
     "Pruner", "PrunerOptions", "Pruning", "RefimplError", "Request", "Scores", "Settings",
     "__version__", "allocate", "estimate", "evaluate", "explain", "forward", "generate", "inspect",
-    "logits", "prune", "read_imatrix", "read_model", "score",
+    "logits", "prune", "read_model", "score",
 ]  # fmt: skip
 
 for _name, _public in [*globals().items()]:  # calls within the package are not checked

@@ -41,7 +41,7 @@ HOSTILE: Mapping[type, tuple[Any, ...]] = {
 }
 # Results: no function takes one that somebody else made, but for scores and allocations.
 RESULTS = {
-    *("Allocation", "Continuation", "Estimate", "Evaluation", "Explanation", "Forward", "Imatrix"),
+    *("Allocation", "Continuation", "Estimate", "Evaluation", "Explanation", "Forward"),
     *("Inspection", "Model", "HeldModel", "Pruning", "Scores", "RefimplError", "Deviation"),
     *("PowerLaw", "RunningDivergence", "Case", "Report", "Place"),
 }
@@ -110,7 +110,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "explain": {}, "logits": {"sequences": (tokens.ids[0],)},
         "generate": {"models": (model,), "prompt": "a", "tokens": 2, "temperature": 0.5, "seed": 0},
         "prune": {"out": folder / "out", "target": Pattern(2, 4), "scores": {"format": 4}},
-        "read_imatrix": {"path": "fixtures/text.txt"}, "read_model": {"path": "fixtures/llama"},
+        "read_model": {"path": "fixtures/llama"},
         "owl_outlier_percent": {"scores": (matrix,)}, "dlp_score": {"scores": (matrix,)},
         "dlp": {"score": vector}, "base_named": {"name": "owl"}, "pruner_named": {"name": "wanda"},
         "propagation": {"width": 0.15}, "total_count": {"total": 10},

@@ -19,7 +19,6 @@ from refimpl.pruners.decision import Goal
 from refimpl.pruners.pattern import Pattern
 from refimpl.running.provenance import token_facts
 from refimpl.tokens import Tokens
-from refimpl.tokens.imatrix import Imatrix
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Targets:
 
 
 def allocation_targets(
-    allocation: Allocation, scores: Scores | None = None, tokens: Tokens | Imatrix | None = None
+    allocation: Allocation, scores: Scores | None = None, tokens: Tokens | None = None
 ) -> Targets:
     """Targets of an allocation made in this run, and for the record, what its file would say.
 

@@ -16,7 +16,7 @@ from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document as scores_document
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets, read_targets
 from refimpl.arguments import Fraction, common_option, option, same_option
-from refimpl.bases.base import base_named, bases
+from refimpl.bases.base import base_named
 from refimpl.bases.uniform import UNIFORM
 from refimpl.cli import groups
 from refimpl.cli.options import Group, refuse, with_groups
@@ -38,7 +38,6 @@ from refimpl.model.statistics import SUMS
 from refimpl.pruners.checks import Compat
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import parse_pattern
-from refimpl.pruners.pruner import pruners
 from refimpl.pruning.inspection import inspect, inspection_document
 from refimpl.pruning.prune import check_prune, prune, pruning_memory
 from refimpl.pruning.record import Measured
@@ -51,7 +50,6 @@ from refimpl.show.pruning import inspection_table, pruning_table
 from refimpl.storage.file_system import MIB, work_path
 from refimpl.storage.target_checks import real_path
 from refimpl.tokens import SAMPLES, SEQ_LEN, Tokens, Windows
-from refimpl.tokens.imatrix import Imatrix, read_imatrix
 from refimpl.tokens.model_tokens import model_tokens, model_windows
 from refimpl.tokens.samples import SCORED
 
@@ -78,12 +76,6 @@ class PruneOptions(groups.JsonOptions):
     )
     compat: Compat = option(
         "exact", "peer prunes as the published code of the pruner and of the base does."
-    )
-    imatrix: Path | None = option(
-        None,
-        "Importance matrix of the dense model (llama-imatrix, in GGUF) instead of calibration "
-        "tokens, for pruners and bases that need only squares of inputs.",
-        "FILE.gguf",
     )
     measure: bool = common_option(
         False, "Measure the perplexity before and after, on a text that calibration never reads."
@@ -125,17 +117,18 @@ def command(
     check_prune(opened, output, how.force)
     request = _request(context, how, opened.config.linears)
     groups.refuse_damping(context, pruner, "damping", "--pruner ")
-    tokens: Tokens | Imatrix | None = _imatrix(context, opened, how, pruner, request)
     windows = model_windows(opened) if how.measure else None
 
     def read_tokens(*default: int) -> Tokens:
         options = vars(source) | {"seed": pruner.seed, "default": default or (SAMPLES, SEQ_LEN)}
         return model_tokens(opened, **options, calibration=True)
 
-    calibrated, scored, made = tokens, tokens, None
-    if tokens is None and pruner.record.needs is not None:
+    calibrated: Tokens | None = None
+    scored: Tokens | None = None
+    made = None
+    if pruner.record.needs is not None:
         calibrated = read_tokens()
-    count = calibrated.ids.size if isinstance(calibrated, Tokens) else 0
+    count = 0 if calibrated is None else calibrated.ids.size
     _, resident, _ = pruning_memory(opened, pruner, count, settings)
     if how.estimate and (request is None or not request.needs_pruning):
         size = f"memory      about {resident / MIB:,.0f} MiB resident\n"
@@ -150,10 +143,10 @@ def command(
     elif request is None:
         targets = read_targets(Path(str(how.allocation)), opened.config.linears)
     else:
-        if tokens is None and (request.needs_pruning or request.record.needs in SUMS):
+        if request.needs_pruning or request.record.needs in SUMS:
             scored = read_tokens(*SCORED)  # as refimpl score
         scoring = replace(settings, finished=work_path(real_path(output)))
-        if how.estimate and isinstance(scored, Tokens):
+        if how.estimate and scored is not None:
             expected = estimate(opened, scored, _probes(pruner), request, scoring)
             expected = replace(expected, memory=max(expected.memory, resident))
             deliver(plain(expected), estimate_text(expected), how.json)
@@ -240,31 +233,9 @@ def _request(context: typer.Context, how: PruneOptions, linears: Linears) -> Req
     return Request(sparsity=how.sparsity)
 
 
-def _imatrix(
-    context: typer.Context,
-    model: Model,
-    how: PruneOptions,
-    pruner: PrunerOptions,
-    request: Request | None,
-) -> Imatrix | None:
-    """The importance matrix that replaces the calibration tokens, if there is one."""
-    if how.imatrix is None:
-        return None
-    refuse(context, TOKENS, "--imatrix", "no tokens: the importance matrix replaces them")
-    if request is not None and request.needs_pruning:
-        needed = f"an allocation without an experiment: --allocation {UNIFORM.name}"
-        refuse(context, ("imatrix",), how.allocation or "the recommended allocation", needed)
-    if "squares" not in (pruner.record.needs, request and request.record.needs):
-        of_squares = [f"--pruner {x.name}" for x in pruners().values() if x.needs == "squares"]
-        of_squares += [f"--allocation {x.name}" for x in bases().values() if x.needs == "squares"]
-        readers = f"{' or '.join(of_squares)}: what reads the squares of inputs"
-        refuse(context, ("imatrix",), f"--pruner {pruner.record.name}", readers)
-    return read_imatrix(how.imatrix, model)
-
-
 def _scored(
     model: Model,
-    tokens: Tokens | Imatrix | None,
+    tokens: Tokens | None,
     wanted: Request,
     settings: Settings,
     pruner: PrunerOptions,

@@ -38,7 +38,6 @@ from refimpl.storage.files import json_text, undo_killed, whole
 from refimpl.storage.finished_units import FinishedUnits, finished_units
 from refimpl.storage.target_checks import RECORD, SCORES, check_folder, real_path
 from refimpl.tokens import Tokens
-from refimpl.tokens.imatrix import Imatrix
 
 BLOCK, STATES = "block {}".format, "states {}".format
 """Names of finished units: the linears of a pruned block, and the states [1, S, D] after it."""
@@ -101,7 +100,7 @@ def prune(
     out: str | Path,
     target: Allocation | Pattern | Targets,
     pruner: str | Pruner | PrunerOptions = WANDA.name,
-    tokens: Tokens | Imatrix | None = None,
+    tokens: Tokens | None = None,
     *,
     settings: Settings | None = None,
     force: bool = False,
@@ -118,8 +117,7 @@ def prune(
         out: The new folder.
         target: How much every linear loses: an allocation for this model, or a pattern.
         pruner: A pruner by its name, with options, or a `Pruner` of your own.
-        tokens: Calibration tokens, or for a pruner that needs squares an importance matrix, which
-            describes the dense model; None for pruners that look at weights alone.
+        tokens: Calibration tokens; None for pruners that look at weights alone.
         settings: How and where it runs: statistics, scores and SparseGPT are float64; sequences
             pass the blocks, and linears are pruned, on the threads of this process, whatever the
             executor. Finished units are kept beside `out`: an
@@ -156,7 +154,7 @@ def prune(
     targets = targets_for(target, config.linears)
     inputs = calibration(model, pruner, tokens)
     facts = None if inputs is None or tokens is None else token_facts(tokens)
-    size = 0 if inputs is None or isinstance(inputs, Imatrix) else inputs.size
+    size = 0 if inputs is None else inputs.size
     check_prune(model, out, force, pruner, 2 * state_bytes(config, size, settings.dtype))
     memory, _, portions = pruning_memory(model, pruner, size, settings)
     model.check_finite(settings.dtype)
@@ -238,7 +236,7 @@ def _prune_blocks(
     model: Model,
     targets: Targets,
     pruner: PrunerOptions,
-    inputs: Array | Imatrix | None,
+    inputs: Array | None,
     resources: Resources,
     finished: FinishedUnits,
     portions: Portions,
@@ -253,7 +251,7 @@ def _prune_blocks(
         if earlier := finished.read(STATES(i), mapped=True):
             first, states = i + 1, earlier
     resources.total = len(left)
-    if inputs is not None and not isinstance(inputs, Imatrix):
+    if inputs is not None:
         resources.total += (sum(len(portions[i]) for i in left) + last - first) * len(inputs)
     block_pruner = BlockPruner(model, targets, pruner, inputs, resources, states, first)
 

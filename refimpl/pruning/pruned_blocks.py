@@ -27,7 +27,6 @@ from refimpl.running.threads import Workers
 from refimpl.scoring.measurements import sums_of_all
 from refimpl.scoring.pruned_alone import decided
 from refimpl.tokens import Tokens
-from refimpl.tokens.imatrix import Imatrix
 
 PrunedLinear = Mapping[str, Any]
 """A linear after pruning: `keep` as bits; `stored`, its new weights [out, in], or None if those
@@ -121,21 +120,21 @@ class LinearUnit:
 class BlockPruner:
     """Decides on the linears of one block after another; the one place where a block is pruned.
 
-    Inputs are ids [N, S], or the sums of an importance matrix, or None. An earlier run's states
-    [1, S, D] before block `index` may be given.
+    Inputs are ids [N, S] or None. An earlier run's states [1, S, D] before block `index` may be
+    given.
     """
 
     model: Model
     targets: Targets
     pruner: PrunerOptions
-    inputs: Array | Imatrix | None
+    inputs: Array | None
     resources: Resources
     states: InitVar[Sequence[Array] | None] = None
     index: InitVar[int] = 0
 
     def __post_init__(self, states: Sequence[Array] | None, index: int) -> None:
         ids, self.stream = self.inputs, None
-        if ids is not None and not isinstance(ids, Imatrix):
+        if ids is not None:
             numbered = None if states is None else dict(enumerate(map(np.array, states)))
             rows, dtype = dict(enumerate(ids)), self.resources.dtype
             self.stream = Stream(self.model, rows, dtype, numbered, index)
@@ -145,8 +144,6 @@ class BlockPruner:
     ) -> Mapping[str, Array]:
         """Sums over the inputs of a dense block's linears, by trace point: of all or of some."""
         workers, dtype = workers or self.resources.workers, self.resources.dtype
-        if isinstance(self.inputs, Imatrix):
-            return self.inputs.squares[index]
         if self.stream is None:
             return {}
         weights, tick = self.model.block(index, dtype, workers.map), self.resources.tick
@@ -200,26 +197,15 @@ class BlockPruner:
             yield from few.map(lambda unit: unit.run(model), units)
 
 
-def calibration(
-    model: Model, pruner: PrunerOptions, tokens: Tokens | Imatrix | Array | None
-) -> Array | Imatrix | None:
-    """Checked ids [N, S], or an importance matrix, for a pruner that needs inputs; else None."""
+def calibration(model: Model, pruner: PrunerOptions, tokens: Tokens | Array | None) -> Array | None:
+    """Checked ids [N, S] for a pruner that needs inputs; else None."""
     record = pruner.record
     if record.needs is None:
         return None
-    named = {x.needs: x.name for x in reversed([*pruners().values()])}
-    if isinstance(tokens, Imatrix) and record.needs != "squares":
-        raise RefimplError(
-            f"{record.name} with an importance matrix",
-            f"{named['squares']}, which needs the squares of the inputs and nothing else",
-            f"use {named['squares']}, or omit the importance matrix",
-        )
     if tokens is None:
         raise RefimplError(
             f"{record.name} without calibration tokens",
             "token ids: the pruner looks at the inputs of linears",
-            f"pass tokens, or use {named[None]}",
+            f"pass tokens, or use {next(x.name for x in pruners().values() if x.needs is None)}",
         )
-    if isinstance(tokens, Imatrix):
-        return tokens
     return checked_ids(tokens.ids if isinstance(tokens, Tokens) else tokens, model.config)

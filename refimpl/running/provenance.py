@@ -13,7 +13,6 @@ from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.storage.file_system import file_digest, open_file
 from refimpl.tokens import Tokens
-from refimpl.tokens.imatrix import Imatrix
 from refimpl.version import SPEC, __version__
 
 PIECES, PIECE = 256, 1 << 14  # of a digest: their number, and bytes of each
@@ -57,12 +56,9 @@ class Run:
     device: str = "cpu"
 
 
-def token_facts(tokens: Tokens | Imatrix) -> TokenFacts:
-    """The origin of tokens, or of sums that others made of tokens."""
-    if isinstance(tokens, Imatrix):
-        count, length = tokens.samples, tokens.seq_len
-    else:
-        count, length = tokens.ids.shape
+def token_facts(tokens: Tokens) -> TokenFacts:
+    """The origin of tokens."""
+    count, length = tokens.ids.shape
     return TokenFacts(count, length, tokens.source, tokens.kind, tokens.bos, tokens.sha256)
 
 

@@ -24,7 +24,6 @@ from refimpl.running.work_units import Tick, results
 from refimpl.scoring.experiment import dense_squares, state_bytes
 from refimpl.scoring.measurements import Moments, sums_of_all, wanda_moments
 from refimpl.tokens import Tokens
-from refimpl.tokens.imatrix import Imatrix
 
 Numbers = Mapping[str, Any]
 """What a signal has for one block, by name: a number, or one for each of its linears."""
@@ -93,22 +92,15 @@ class Chosen:
 def signals(
     model: Model,
     request: Request,
-    tokens: Tokens | Imatrix | None,
+    tokens: Tokens | None,
     settings: Settings | None = None,
 ) -> Signals:
     """Measure what a base is made of, without an experiment; None for tokens that it needs not."""
     settings, config, base = settings or Settings(), model.config, request.record
-    of_squares = [name for name, other in bases().items() if other.needs == "squares"]
     if base.needs in SUMS and tokens is None:
         raise RefimplError(f"base {base.name} without tokens", "calibration tokens", "pass tokens")
-    if base.needs == "products" and isinstance(tokens, Imatrix):
-        raise RefimplError(
-            f"base {base.name} with an importance matrix, which holds the squares of inputs",
-            f"calibration tokens: {base.title} needs the products of inputs with one another",
-            f"omit the importance matrix, or use base {' or '.join(of_squares)}",
-        )
     ids = np.zeros((0, 1), np.int64)
-    if isinstance(tokens, Tokens):
+    if tokens is not None:
         ids = checked_ids(tokens.ids, config)
     run = {
         "command": "signals",
@@ -120,9 +112,7 @@ def signals(
         squares = base.needs == "squares"
         resources.total = squares * len(ids) * config.num_blocks
         resources.total += chosen.cost(config, len(ids))
-        if isinstance(tokens, Imatrix):
-            moments = wanda_moments(tokens.squares, 1, config)
-        elif squares:
+        if squares:
             moments = wanda_moments(dense_squares(model, ids, resources), len(ids), config)
         else:
             return before_squares(model, chosen, ids, resources)

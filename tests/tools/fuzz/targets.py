@@ -130,11 +130,6 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     "sentence.gguf": [["score", "sentence.gguf", *TEXT, *SMALL], ["inspect", "sentence.gguf"]],
     **{f"{x}.gguf": [["inspect", f"{x}.gguf"], ["score", f"{x}.gguf", *DRAWN]] for x in GGUF},
     "split-00002-of-00002.gguf": [["inspect", "split-00001-of-00002.gguf"]],
-    "imatrix.gguf": [
-        ["prune", "model", "-o", "out", "--imatrix", "imatrix.gguf", "--sparsity", "0.5",
-         "--allocation", "uniform"],
-        ["prune", "model", "-o", "out", "--imatrix", "imatrix.gguf", "--nm", "2:4"],
-    ],
     f"{HUB}/refs/main": [["inspect", "org/tiny"], ["inspect", HUB], ["score", "org/tiny", *DRAWN]],
     f"{SNAPSHOT}/config.json": [["inspect", "org/tiny"], ["inspect", SNAPSHOT], ["inspect", HUB]],
     f"{SNAPSHOT}/tokenizer_config.json": [["score", "org/tiny", *TEXT, *SMALL]],
@@ -250,13 +245,9 @@ def _make_dump(folder: Path) -> None:
 
 
 def _make_gguf(folder: Path) -> None:
-    """Models with either tokenizer, and an importance matrix."""
+    """Models with either tokenizer."""
     import gguf
-    import numpy as np
     from gguf_files import gguf_file
-
-    from refimpl import read_model
-    from refimpl.loading.gguf.architectures import NAMES
 
     def scored(writer: gguf.GGUFWriter) -> None:
         letters = [chr(97 + i) for i in range(26)]
@@ -284,20 +275,6 @@ def _make_gguf(folder: Path) -> None:
     for path in made.glob("*.gguf"):
         path.rename(folder / f"split{path.name[-20:]}")
     shutil.rmtree(made)
-    writer = gguf.GGUFWriter(folder / "imatrix.gguf", "", use_temp_file=False)
-    writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", ["my.txt"])
-    writer.add_uint32("imatrix.chunk_count", 4)
-    writer.add_uint32("imatrix.chunk_size", 16)
-    for i, linears in enumerate(read_model(folder / "model").config.linears):
-        for name, (_, width) in linears.items():
-            key = f"blk.{i}.{NAMES[name]}.weight"
-            writer.add_tensor(f"{key}.in_sum2", np.arange(1, width + 1, dtype=np.float32)[None])
-            writer.add_tensor(f"{key}.counts", np.array([[64]], np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def mutators_of(path: str) -> tuple[Mutator, ...]:
