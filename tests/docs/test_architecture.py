@@ -35,4 +35,4 @@ def test_journeys_count_their_stops() -> None:
 
 def test_the_picture_is_that_of_the_code() -> None:
     written = PICTURE.read_text("utf-8")
-    assert written == picture(), "run PYTHONPATH=tests python tests/tools/import_picture.py"
+    assert written == picture(), "run PYTHONPATH=.:tests python tests/tools/import_picture.py"

@@ -28,13 +28,13 @@ def test_the_table_of_families_is_that_of_the_code(monkeypatch: pytest.MonkeyPat
         for family, row in made.items():  # other processors round otherwise, but not much
             stated, measured = float(written[family].pop(dtype)), float(row.pop(dtype))
             assert measured / 10 <= stated <= min(10 * measured, gate), (family, dtype)
-    assert written == made, "run PYTHONPATH=tests python tests/tools/families_page.py"
+    assert written == made, "run PYTHONPATH=.:tests python tests/tools/families_page.py"
 
 
 @pytest.mark.parametrize(("page", "texts"), lists().items())
 def test_the_lists_of_families_are_those_of_the_code(page: Path, texts: dict[str, str]) -> None:
     written = regions(page.read_text("utf-8"))
-    assert written == written | texts, "run PYTHONPATH=tests python tests/tools/families_page.py"
+    assert written == written | texts, "run PYTHONPATH=.:tests python tests/tools/families_page.py"
     assert texts.keys() <= written.keys()
 
 

@@ -1,6 +1,6 @@
 """The study's pages: tables of `refimpl bench`, and sentences whose numbers are those of its rows.
 
-PYTHONPATH=tests python tests/docs/test_study.py    writes the tables into the pages
+PYTHONPATH=.:tests python tests/docs/test_study.py    writes the tables into the pages
 """
 
 import json

@@ -1,6 +1,6 @@
 """Documents: what is accepted comes back as it was, and everything else names its place.
 
-`PYTHONPATH=tests python tests/loading/test_documents.py` writes their JSON Schemas.
+`PYTHONPATH=.:tests python tests/loading/test_documents.py` writes their JSON Schemas.
 """
 
 import json

@@ -1,6 +1,6 @@
 """`config.json` files that others wrote and published: what each reads as, or why it is refused.
 
-`PYTHONPATH=tests python tests/loading/test_published_configs.py` writes what they read as;
+`PYTHONPATH=.:tests python tests/loading/test_published_configs.py` writes what they read as;
 test_config_transformers.py compares the models.
 """
 

@@ -1,6 +1,6 @@
 """Every command that writes, stopped at every step on the disk: killed, or with a failing disk.
 
-`PYTHONPATH=tests:. python tests/storage/crashes.py` writes the table of docs/explanation/safety.md;
+`PYTHONPATH=.:tests python tests/storage/crashes.py` writes the table of docs/explanation/safety.md;
 with names of commands, their rows.
 """
 

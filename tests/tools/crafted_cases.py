@@ -1,6 +1,6 @@
 """The cases of `fixtures/revealing`, for mistakes that no family's case shows: fixtures, changed.
 
-`PYTHONPATH=tests python tests/tools/crafted_cases.py` makes them again.
+`PYTHONPATH=.:tests python tests/tools/crafted_cases.py` makes them again.
 """
 
 import sys

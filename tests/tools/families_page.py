@@ -1,6 +1,6 @@
 """The table of docs/reference/families.md, from the code.
 
-Write it with `PYTHONPATH=tests python tests/tools/families_page.py`.
+Write it with `PYTHONPATH=.:tests python tests/tools/families_page.py`.
 
 Mechanisms are read off the models of the fixtures, deviations are measured against transformers'
 values in these fixtures, and the graphs are run by ONNX Runtime.

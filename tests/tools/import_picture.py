@@ -1,4 +1,4 @@
-"""The picture of imports: `PYTHONPATH=tests python tests/tools/import_picture.py` writes it.
+"""The picture of imports: `PYTHONPATH=.:tests python tests/tools/import_picture.py` writes it.
 
 Packages on one line do not import each other. An arrow leads down to a package that is imported;
 it is left out where a longer way leads there, too.

@@ -1,6 +1,6 @@
 """Random configurations of families, computed by transformers and by refimpl in float64.
 
-    PYTHONPATH=tests:. python tests/tools/random_configs.py FAMILY... [--count 20] [--seed 0]
+    PYTHONPATH=.:tests python tests/tools/random_configs.py FAMILY... [--count 20] [--seed 0]
 
 It needs the packages of the fixtures. A configuration starts from a fixture of its family: sizes,
 kinds of blocks, flags and rotary parameters are drawn again. It prints, per family, how many agree

@@ -8,10 +8,16 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 
-import examples
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).parent
+HERE = ROOT / "tests"
+FIXTURES = ROOT / "fixtures"
+sys.path += [str(HERE), str(HERE / "tools")]
+sys.path += sorted({str(path.parent) for path in HERE.glob("*/test_*.py")})  # shared helpers
+pytest_plugins = ["examples"]  # README.md, docs/ and docstrings
 
 for name, examples_of_a_property in (("refimpl", 50), ("thorough", 1000)):  # --hypothesis-profile
     settings.register_profile(
@@ -25,9 +31,6 @@ os.environ.pop("COLUMNS", None)  # the width of a table
 # Children whose files may not grow, as on a full disk, would leave halves of compiled modules:
 # CPython 3.11 does not notice a short write. This process may write until it runs a test.
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-
-HERE = Path(__file__).parent
-FIXTURES = HERE.parent / "fixtures"
 
 # What another kernel of BLAS may change, by folder of tests/, refimpl/ and docs/. Every folder of
 # tests/ is in one of the two (tests/test_structure.py); a new one belongs in the first if its tests
@@ -70,20 +73,16 @@ NOT_NUMERICAL = {
     "oracle/test_sample_project.py": "edits of a file",
     "scoring/test_estimate.py": "seconds of a clock that the tests own",
 }
-sys.path += [str(HERE / "tools")]
-sys.path += sorted({str(path.parent) for path in HERE.glob("*/test_*.py")})  # shared helpers
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collect README.md, docs/ and docstrings too: a hook of this file would see tests/ only.
+    """Before the workers of -n start, compile what children import, and share out the cores.
 
-    Before the workers of -n start: what children import is compiled once, not by hundreds of them;
-    and each worker has one thread of BLAS, as the workers fill the cores. They share the cores out,
-    so a command on the default number of threads has as many as are its worker's.
+    Each worker has one thread of BLAS, as the workers fill the cores, and its own cores: a command
+    on the default number of threads has as many as are its worker's.
     """
-    config.pluginmanager.register(examples)
     if not hasattr(config, "workerinput"):
-        for folder in (HERE.parent / "refimpl", HERE):
+        for folder in (ROOT / "refimpl", HERE):
             compileall.compile_dir(folder, quiet=2)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     elif hasattr(os, "sched_setaffinity"):
@@ -94,14 +93,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests of numerical folders, except for those that a plain run leaves out."""
-    left_out = re.findall(r"not (\w+)", " ".join(config.getini("addopts")))
+    """Leave out the tests of a tier that -m does not name; mark those of numerical folders."""
+    lines = [line.partition(": ") for line in config.getini("markers")]
+    tiers = {name for name, _, text in lines if text.startswith("a tier, ")}
+    left_out = tiers - set(re.findall(r"\w+", config.option.markexpr))
+    run, others = [], []
     for item in items:
-        path = item.path.relative_to(HERE.parent)
+        marks = {mark.name for mark in item.iter_markers()} & tiers
+        path = item.path.relative_to(ROOT)
         file = "/".join(path.parts[1:])
-        numerical = NUMERICAL & set(path.parts[1:-1][:1]) and file not in NOT_NUMERICAL
-        if numerical and not any(map(item.get_closest_marker, left_out)):
+        if NUMERICAL & set(path.parts[1:-1][:1]) and file not in NOT_NUMERICAL and not marks:
             item.add_marker("numerical")
+        (others if marks & left_out else run).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = run
 
 
 def pytest_collection_finish() -> None:
