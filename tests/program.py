@@ -17,7 +17,7 @@ import typer.main
 import refimpl.cli.main
 from refimpl import RefimplError
 from refimpl.cli.main import main
-from refimpl.isolation.child_process import ChildProcess
+from refimpl.isolation import Isolated
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Result:
     err: str
 
 
-class RememberedChild:
+class RememberedLibrary:
     """The process of a tokenizer, which starts once per file and encodes every text once.
 
     A file that is not known to work gets a process of its own at once, as in the program.
@@ -38,7 +38,7 @@ class RememberedChild:
     answers: ClassVar[dict[Any, Any]] = {}
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._start = cache(partial(ChildProcess, *arguments, **options))
+        self._start = cache(partial(Isolated, *arguments, **options))
         limits = {name: x for name, x in options.items() if name != "name"}
         self._key = arguments, *limits.items()
         if self._key not in self.answers:
@@ -70,7 +70,7 @@ def run(
     code: object = None
     with (
         patch.multiple(sys, argv=argv, stdout=out, stderr=err),
-        patch("refimpl.tokens.text.ChildProcess", RememberedChild),
+        patch("refimpl.tokens.text.Isolated", RememberedLibrary),
         patch("refimpl.cli.main.program", remembering(refimpl.cli.main.program)),
         patch("typer.main.get_command", remembering(typer.main.get_command)),
     ):

@@ -1,6 +1,5 @@
 """A graph from a file, which may not be ours: read, opened and run in a child process."""
 
-import json
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -9,12 +8,10 @@ from typing import Annotated, Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from safetensors.numpy import load, save
 
-from refimpl.arguments import AtLeastOne, Device, require
+from refimpl.arguments import Device, require
 from refimpl.errors import RefimplError
-from refimpl.isolation.child_process import ChildProcess
-from refimpl.isolation.serving import limit_memory
+from refimpl.isolation import Isolated, limit_memory
 from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -46,69 +43,54 @@ def open_foreign(
     require(time_limit, Annotated[float, 0.001, 1_000_000] | None, "time_limit", "--time-limit ")
     trace = graphs.trace_points(model.config)
     weights = sum(prod(x.shape) for x in model.weights.values())
-    request = {
-        "path": str(path), "trace": trace, "device": device, "threads": threads,
-        "memory": free_memory(),
-    }  # fmt: skip
 
     def longest(work: float) -> float:
         return SECONDS + work if time_limit is None else time_limit
 
-    child = ChildProcess(
-        "refimpl.onnx.foreign_graph:Opened",
-        json.dumps(request).encode(),
+    child = Isolated(
+        Opened,
+        path,
+        trace,
+        device,
+        threads,
+        free_memory(),
         name=f"--graph {path}",
         seconds=longest(weights / WEIGHTS_PER_SECOND),
-        largest=free_memory() // 4,  # it is copied while it is decoded
         refused=REFUSED,
     )
-    try:
-        facts = json.loads(*child.call("facts"))
-        points, dtype, runtime = tuple(facts["points"]), facts["dtype"], str(facts["runtime"])
-        plan = None if facts["plan"] is None else Noise(**facts["plan"])
-        require(facts["length"], AtLeastOne | None, "length")
-        if dtype not in LOGITS_DTYPES.values() or not {*points} <= {*trace}:
-            raise ValueError(facts)
-    except Exception as error:  # whatever is wrong with the answer
-        raise error if isinstance(error, RefimplError) else child.unusable() from None
+    about = child.call("facts")
+    plan = None if about["plan"] is None else Noise(**about["plan"])
 
     def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         products = weights * inputs[graphs.TOKENS].size * (1 + len(inputs.get(graphs.ETA, ())))
-        seconds = longest(products / PRODUCTS_PER_SECOND)
-        answer = child.call("run", _saved(inputs), seconds=seconds)
-        try:
-            arrays = load(*answer)
-            return arrays if plan is None else {name: arrays[name] for name in graphs.MEASURED}
-        except Exception:
-            raise child.unusable() from None
+        return child.call("run", dict(inputs), seconds=longest(products / PRODUCTS_PER_SECOND))
 
-    return Candidate(run, runtime, dtype, points, plan, facts["length"])
-
-
-def _saved(arrays: Mapping[str, Array]) -> bytes:
-    """Arrays as safetensors; the library would write those that are not contiguous wrongly."""
-    return save({name: np.ascontiguousarray(x) for name, x in arrays.items()})
+    return Candidate(run, about["runtime"], about["dtype"], about["points"], plan, about["length"])
 
 
 class Opened:
     """The child's side of `open_foreign`."""
 
-    def __init__(self, request: bytes) -> None:
-        asked = json.loads(request)
-        path, device = Path(asked["path"]), asked["device"]
+    def __init__(
+        self,
+        path: Path,
+        trace: tuple[str, ...],
+        device: Device,
+        threads: int | None,
+        memory: int,
+    ) -> None:
         if not check_device(device):  # a GPU reserves more than it uses
-            limit_memory(asked["memory"])
+            limit_memory(memory)
         self.path = path
-        self.tokens, self.ids, self.outputs, self.about = read_graph(path, tuple(asked["trace"]))
-        self.session = open_session(path, device, threads=asked["threads"])
+        self.tokens, self.ids, self.outputs, self.about = read_graph(path, trace)
+        self.session = open_session(path, device, threads=threads)
 
-    def facts(self) -> tuple[bytes, ...]:
+    def facts(self) -> dict[str, Any]:
         """What the parent has to know of the graph, and what runs it."""
-        return (json.dumps({**self.about, "runtime": self.session.description}).encode(),)
+        return {**self.about, "runtime": self.session.description}
 
-    def run(self, content: bytes) -> list[bytes]:
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Outputs for some inputs; what is no array of numbers is refused."""
-        inputs = load(content)
         inputs[self.tokens] = inputs.pop(graphs.TOKENS).astype(self.ids)
         arrays = self.session.run(inputs, self.outputs)
         for name, array in arrays.items():
@@ -118,7 +100,7 @@ class Opened:
                     "arrays of float32 or float64",
                     "write the graph with refimpl export",
                 )
-        return [_saved(arrays)]
+        return arrays
 
 
 def read_graph(path: Path, trace: tuple[str, ...]) -> tuple[str, Any, Any, dict[str, Any]]:

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError, need
-from refimpl.isolation.child_process import ChildProcess
+from refimpl.isolation import Isolated
 from refimpl.loading.files.file_reading import json_object, read_file, reading
+from refimpl.loading.files.tokenizers_library import Library
 from refimpl.storage.file_system import MIB
 from refimpl.tokens.samples import (
     SAMPLES,
@@ -28,7 +29,6 @@ from refimpl.tokens.samples import (
 
 TOKENIZER = 128 * MIB  # bytes of a tokenizer.json
 SECONDS, MEMORY = 120.0, 2048 * MIB  # limits of the library, for one piece of a text
-ANSWER = 256 * MIB  # bytes of its answer: 13 for each token
 
 
 @dataclass(frozen=True)
@@ -45,58 +45,35 @@ class TextTokenizer:
     """A `tokenizer.json` in a process of its own, which the library aborts on some files."""
 
     def __init__(self, path: Path, content: bytes) -> None:
-        self._child = ChildProcess(
-            "refimpl.isolation.tokenizers_library:Library",
+        self._library = Isolated(
+            Library,
             content,
-            str(MEMORY).encode(),
+            MEMORY,
             name=f"{path} is not a tokenizer that works",
             seconds=SECONDS,
-            largest=ANSWER,
             refused=("the tokenizer.json of the model", "get it again, or pass ids with --tokens"),
         )
 
     def encode(self, text: str, places: bool = False, special: bool = True) -> Encoding:
         """Encode a text; `special` asks for the post-processor's ids."""
-        flags = (b"1" if asked else b"" for asked in (special, places))
-        answer = self._child.call("encode", text.encode("utf-8", "surrogatepass"), *flags)
-        try:
-            raw, of_text, ends = answer
-            unsigned, is_text = np.frombuffer(raw, "<u4"), np.frombuffer(of_text, np.uint8) > 0
-            pairs = np.frombuffer(ends, "<u4").reshape(-1, 2)
-        except ValueError:
-            raise self._child.unusable() from None
-        count = len(unsigned)
-        inside = (pairs[:, 0] <= pairs[:, 1]) & (pairs[:, 1] <= len(text))
-        if len(is_text) != count or len(pairs) != count * places or not inside.all():
-            raise self._child.unusable()
+        answer, marks, ends = self._library.call("encode", text, special, places)
+        unsigned, is_text = np.frombuffer(answer, "<u4"), np.frombuffer(marks, np.uint8) > 0
         ids = np.minimum(unsigned, np.iinfo(np.int32).max).astype(np.int32)  # no model has more
         front = tuple(ids[: is_text.argmax()].tolist()) if is_text.any() else ()
-        spans = pairs.astype(np.int32)
+        spans = np.frombuffer(ends, "<u4").reshape(-1, 2).astype(np.int32)
         return Encoding(ids[is_text], front, spans[is_text] if places else spans, text)
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token, or None."""
-        token_id = self._answer("token_to_id", token.encode("utf-8", "surrogatepass"))
-        if token_id is not None and len(token_id) != np.dtype(np.uint32).itemsize:
-            raise self._child.unusable()
-        return None if token_id is None else int.from_bytes(token_id, "little")
+        return self._library.call("token_to_id", token)
 
     def id_to_token(self, token_id: int) -> str | None:
         """The token of an id, or None."""
-        token = self._answer("id_to_token", str(token_id).encode())
-        return None if token is None else token.decode("utf-8", "replace")
+        return self._library.call("id_to_token", token_id)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
-        text = self._answer("decode", np.array(ids, "<u4").tobytes())
-        return "" if text is None else text.decode("utf-8", "replace")
-
-    def _answer(self, method: str, argument: bytes) -> bytes | None:
-        """The answer to a question with one or none."""
-        answer = self._child.call(method, argument)
-        if len(answer) > 1:
-            raise self._child.unusable()
-        return answer[0] if answer else None
+        return self._library.call("decode", tuple(ids))
 
 
 def read_tokenizer(path: Path) -> TextTokenizer:

@@ -1,24 +1,16 @@
 """Graphs that are not ours: whatever they do, a message and exit code 2, in time."""
 
-import json
 import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
-import numpy as np
 import onnx
 import pytest
 from conftest import FIXTURES
-from gates import model_of
 from onnx import TensorProto, helper
 from program import ran, refused
-from refusals import refusal_of
-from safetensors.numpy import save
-
-from refimpl.errors import RefimplError
-from refimpl.onnx.validate import validate
 
 LLAMA = FIXTURES / "llama"
 
@@ -121,34 +113,3 @@ def test_weights_in_a_pipe_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(data)
     words = ("validate", LLAMA, "--graph", tmp_path / "m.onnx")
     assert "m.onnx.data is not a regular file" in refused(*words)
-
-
-FACTS = {"points": ["logits"], "dtype": "float32", "runtime": "x", "plan": None, "length": None}
-PLAN = {
-    "noise_scale": "token", "noise_shape": "isotropic", "noise_norm": "exact", "norm": "token",
-    "sink": "include",
-}  # fmt: skip
-FLAT = save({"logits": np.zeros((1, 5, 264), np.float32)})
-JUNK: dict[str, tuple[object, list[bytes]]] = {
-    "no facts": (1, []),
-    "points of no model": (FACTS | {"points": ["x"]}, []),
-    "points that are no list": (FACTS | {"points": 7}, []),
-    "another dtype": (FACTS | {"dtype": "object"}, []),
-    "no length": (FACTS | {"length": "x"}, []),
-    "no plan": (FACTS | {"plan": "x"}, []),
-    "half a plan": (FACTS | {"plan": {"norm": []}}, []),
-    "no arrays": (FACTS, []),
-    "deep JSON": (FACTS, [b"[" * 100_000]),
-    "too few numbers": (FACTS, [FLAT[:-4]]),
-    "another type": (FACTS, [FLAT.replace(b"F32", b"F31")]),
-    "no drift": (FACTS | {"points": [], "plan": PLAN}, [save({})]),
-}
-
-
-@pytest.mark.parametrize("name", JUNK)
-def test_junk_of_the_child_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts, run = JUNK[name]
-    child = Mock(unusable=lambda: RefimplError("junk", "an answer", "another graph"))
-    child.call = lambda method, *_, **__: run if method == "run" else [json.dumps(facts).encode()]
-    monkeypatch.setattr("refimpl.onnx.foreign_graph.ChildProcess", lambda *_, **__: child)
-    refusal_of(validate, model_of("llama"), graph=LLAMA / "config.json", says="")

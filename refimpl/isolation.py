@@ -1,0 +1,117 @@
+"""A library in a process of its own: whatever bent input does to that process, ours goes on."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from threading import Thread
+from types import ModuleType
+from typing import Any
+
+from refimpl.errors import RefimplError
+
+_isolated: Any = None  # the object of a child process
+
+
+class Isolated:
+    """An object in a process of its own, made there by a function or class of a module.
+
+    Args:
+        maker: The function or class.
+        arguments: Its arguments.
+        name: What is wrong if the process fails, for messages.
+        seconds: Most of a call.
+        refused: Accepted input and next step, for messages.
+    """
+
+    def __init__(
+        self,
+        maker: Callable[..., Any],
+        *arguments: Any,
+        name: str,
+        seconds: float,
+        refused: tuple[str, str],
+    ) -> None:
+        self._name, self._seconds, self._refused = name, seconds, refused
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")  # a child would run the user's script
+        try:
+            started = self._pool.submit(_imported, maker)
+        finally:
+            sys.modules["__main__"] = main
+        self._process = started.result()
+        self.call(maker, *arguments)
+
+    def call(self, method: Any, *arguments: Any, seconds: float | None = None) -> Any:
+        """The result of a method by its name; any failure of the process is a RefimplError."""
+        limit = seconds or self._seconds
+        try:
+            return self._pool.submit(_result, method, arguments).result(limit)
+        except RefimplError:
+            raise
+        except ChildFailure as error:
+            problem = str(error)
+        except TimeoutError:
+            problem = f"took longer than {round(limit, 1):g} s"
+            self._end()
+        except BrokenProcessPool:
+            problem = "ended its process"
+        except BaseException:
+            self._end()
+            raise
+        raise RefimplError(f"{self._name}: {problem}", *self._refused)
+
+    def _end(self) -> None:
+        """Kill the process, also if the library never returns."""
+        os.kill(self._process, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+class ChildFailure(Exception):
+    """What the library raised, in words: its own classes need not exist in our process."""
+
+
+def limit_memory(memory: int) -> None:
+    """Limit the private memory of this process, where the system has such a limit."""
+    try:
+        import resource  # not on Windows
+
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    except (ImportError, OSError, ValueError):
+        pass
+
+
+def _begin() -> None:
+    """Print nothing, and end with the parent, even if that is killed."""
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _imported(_: Callable[..., Any]) -> int:
+    """The number of this process, when it has imported the module of a function."""
+    return os.getpid()
+
+
+def _result(method: Any, arguments: tuple[Any, ...]) -> Any:
+    """The result of a method of the object; or of the function that makes it, nothing."""
+    global _isolated
+    try:
+        if isinstance(method, str):
+            return getattr(_isolated, method)(*arguments)
+        _isolated = method(*arguments)
+    except RefimplError:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        why = " ".join(str(error)[:2000].split())
+        raise ChildFailure(f"{type(error).__name__}: {why}".removesuffix(": ")) from None

@@ -1,1 +1,0 @@
-"""Libraries in processes of their own: what bent input does to them does not reach ours."""
