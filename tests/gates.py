@@ -19,9 +19,7 @@ CASES = sorted(path.parent.name for path in FIXTURES.glob("*/expected.safetensor
 # Without the last token, which is predicted and never an input, its rotary tables are others.
 SAME_TABLES = [case for case in CASES if case != "llama_dynamic"]
 # Whose blocks ONNX has no operators for
-UNRECORDED = (
-    "qwen3_5", "qwen3_5_moe", "qwen3_next", "olmo_hybrid", "kimi_linear", "bailing_hybrid",
-)  # fmt: skip
+UNRECORDED = ("qwen3_5", "qwen3_5_moe", "qwen3_next", "olmo_hybrid")
 GRAPH_CASES = [case for case in CASES if case not in UNRECORDED]
 GATES = {"float32": 1e-5, "float64": 1e-12}
 assert len(CASES) >= 13, f"expected at least 13 cases in {FIXTURES}, found {CASES}"

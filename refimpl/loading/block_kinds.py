@@ -39,10 +39,8 @@ def read_block_kinds(keys: Keys, attention: Attention) -> tuple[BlockKind, ...]:
     windows = _windows(keys, num_blocks, rotates)
     unrotated, windowed = keys.family.unrotated, keys.get("sliding_window") is not None
     mixtures, warmth = mixture_blocks(keys, num_blocks), _temperature(keys, full)
-    if unrotated in ("unwindowed", "unwindowed mixtures") or (unrotated == "full" and windowed):
+    if unrotated == "unwindowed" or (unrotated == "full" and windowed):
         rotates = [window is not None for window in windows]
-    if unrotated == "unwindowed mixtures":
-        rotates = [a or not b for a, b in zip(rotates, mixtures, strict=True)]
     ropes = [
         (full if window is None else sliding) if rotary else None
         for window, rotary in zip(windows, rotates, strict=True)

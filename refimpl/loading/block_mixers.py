@@ -37,8 +37,7 @@ def read_mixers(keys: Keys, num_blocks: int, attention: Attention) -> list[Mixer
 
 
 def _attention(keys: Keys, num_blocks: int, plain: Attention) -> list[Attention | None]:
-    """Softmax attention with a gate, and with a number of heads for each block."""
-    gate = keys.family.gate
+    """Softmax attention with a gate, or with sizes of the blocks that see all tokens."""
     if keys.has("num_kv_shared_layers"):
         kv_heads, types, wide = plain.num_key_value_heads, keys.get("layer_types"), None
         if keys.has("global_head_dim"):  # of blocks that see all tokens
@@ -52,20 +51,10 @@ def _attention(keys: Keys, num_blocks: int, plain: Attention) -> list[Attention 
         types = types if isinstance(types, list) else []
         own = [None if kind == "sliding_attention" else wide for kind in types]
         return _with_shared(keys, types, own, plain)
-    if not gate:
+    if not keys.family.gate:
         return [None] * num_blocks
-    heads: list[int] = [plain.num_attention_heads] * num_blocks
-    if (listed := keys.get("num_attention_heads_per_layer")) is not None:
-        name = "num_attention_heads_per_layer"
-        heads = [keys.whole(name, x) for x in keys.numbers(name, listed, num_blocks)] or heads
-    if wrong := [count for count in heads if count % plain.num_key_value_heads]:
-        kv_heads = plain.num_key_value_heads
-        keys.wrong(f"num_key_value_heads: {kv_heads} does not divide {wrong[0]} attention heads")
-        return [None] * num_blocks
-    width = 1 if keys.get("gating") in (True, "per-head") else plain.head_dim
-    return [
-        Attention(count, plain.num_key_value_heads, plain.head_dim, gate, width) for count in heads
-    ]
+    width = 1 if keys.get("gating") is True else plain.head_dim
+    return [replace(plain, gate_width=width)] * num_blocks
 
 
 def _with_shared(
@@ -90,13 +79,10 @@ def _with_shared(
 def _gated_delta_rule(keys: Keys) -> Mixer:
     named = "num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim"
     key_heads, value_heads, key_dim, value_dim, taps = (keys.size(f"linear_{x}") for x in named)
-    rank = keys.size("linear_gate_rank", otherwise=0)
     sizes = GatedDeltaRule(
         key_heads, value_heads, key_dim, value_dim, taps,
         most=2.0 if keys.has(NEGATIVE) and keys.flag(NEGATIVE) else 1.0,
         norm_eps=keys.number_or_none("state_norm_eps"),
-        by_channel=rank > 0 or keys.has("kda_safe_gate"), low_rank=rank,
-        bound=keys.number_or_none("decay_bound") or 0.0,
     )  # fmt: skip
     if sizes.value_heads % sizes.key_heads:
         counts = f"{sizes.key_heads} does not divide {sizes.value_heads} value heads"
@@ -120,8 +106,7 @@ def _latent_attention(keys: Keys) -> Mixer:
         scale *= magnitude(keys.real("rope_parameters.factor", rope.get("factor")), all_dim) ** 2
     rank = None if keys.get("q_lora_rank") is None else keys.size("q_lora_rank")
     value = keys.size("v_head_dim", otherwise=max(width // heads, 1))
-    gated, latent = "attn_gate" in keys.family.names, keys.size("kv_lora_rank")
-    return LatentAttention(heads, rank, latent, plain, rotary, value, scale, gated)
+    return LatentAttention(heads, rank, keys.size("kv_lora_rank"), plain, rotary, value, scale)
 
 
 def _mamba2(keys: Keys) -> Mamba2:
@@ -203,7 +188,6 @@ def read_experts(
         group_by=keys.size("group_by", otherwise=2),
         jitter=keys.number_or_none("router_jitter_noise") or 0.0,
         of_inputs=keys.family.shares_of_inputs,
-        averaged=keys.get("shared_average") == "average" and shared > 0,
     )
     if keys.problems:
         return facts

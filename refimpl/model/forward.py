@@ -183,7 +183,7 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
         y = mlp(place.observe(f"{name}mlp_norm", x), weights, place, config, name)
         if f"{name}gate.weight" in weights:
             y = y * ops.sigmoid(project(x, weights, f"{name}gate"))
-        out = ops.scaled(out + y, 0.5 if config.experts.averaged else 1.0)
+        out = out + y
     return out
 
 

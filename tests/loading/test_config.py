@@ -26,12 +26,11 @@ BY_KIND = ("full_attention", "sliding_attention")
 TWO = {"expected sliding_attention", "sliding_window_pattern"}  # mistakes that two keys show
 # What the fixtures' blocks are can be said in `layer_types` only
 NO_OLD_RULE = (
-    "ministral", "olmo3", "cohere2_moe", "exaone_moe", "granitemoehybrid", "lfm2", "lfm2_moe",
-    "afmoe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "olmo_hybrid", "kimi_linear",
-    "bailing_hybrid",
+    "ministral", "olmo3", "exaone_moe", "granitemoehybrid", "lfm2", "lfm2_moe",
+    "afmoe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "olmo_hybrid",
 )  # fmt: skip
 NEWER = (  # than the old spelling
-    "mellum", "laguna", "laguna_channels", "gemma4", "gemma4_experts", "gemma4_small",
+    "mellum", "gemma4", "gemma4_experts", "gemma4_small",
     "gemma4_unified", "lfm3",
 )  # fmt: skip
 OLD_CASES = [case for case in CASES if case not in NEWER]

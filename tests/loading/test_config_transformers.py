@@ -27,7 +27,7 @@ SIZES = {
     "word_embed_proj_dim",
     "rotary_dim", "partial_rotary_factor", "num_layers", "num_local_experts", "pad_token_id",
     "attention_head_dim", "bos_token_id", "eos_token_id", "torch_dtype", "dtype",
-    "d_model", "n_heads", "n_layers", "num_attention_heads_per_layer", "block_dim", "block_ff_dim",
+    "d_model", "n_heads", "n_layers", "block_dim", "block_ff_dim",
     "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
     "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim",
     "linear_value_head_dim", "num_experts", "n_routed_experts", "moe_num_experts",
@@ -35,7 +35,7 @@ SIZES = {
     "shared_expert_intermediate_size", "shared_intermediate_size", "experts_per_token",
     "mamba_n_heads", "mamba_n_groups", "mamba_d_head", "mamba_d_state", "mamba_d_ssm",
     "expert_hidden_dim", "top_k_experts", "num_experts_per_token", "num_expert_group",
-    "vocab_size_per_layer_input", "hidden_size_per_layer_input", "layer_group_size",
+    "vocab_size_per_layer_input", "hidden_size_per_layer_input",
 }  # fmt: skip
 KEYS_OF_SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"}
 KEYS_OF_SIZES |= {"num_attention_heads", "n_embd", "n_layer", "n_head"}

@@ -59,15 +59,6 @@ def test_norms_of_olmo_as_its_published_files_name_them(tmp_path: Path) -> None:
     same_weights(read_model(path), model_of("olmo_hybrid"))
 
 
-def test_mlps_of_kimi_as_its_published_files_name_them(tmp_path: Path) -> None:
-    def change(arrays: dict[str, Array]) -> None:
-        for name in [x for x in arrays if ".1.block_sparse_moe" in x]:
-            arrays[name.replace("block_sparse_moe", "mlp")] = arrays.pop(name)
-
-    path = altered(tmp_path / "m", "kimi_linear", change)
-    same_weights(read_model(path), model_of("kimi_linear"))
-
-
 def test_a_file_without_tensors(tmp_path: Path) -> None:
     error = refusal(write(tmp_path / "m", {}, config_of("llama")))
     assert "block 3: all its tensors are missing" in error.problem

@@ -109,7 +109,6 @@ VARIANTS: list[Row] = [
     ("scaling skipped", mixture(scaling=1.0), "glm4_moe dots1"),
     ("shared expert skipped", mixture(shared_size=0),
      "llama4_text qwen2_moe ernie4_5_moe glm4_moe granitemoeshared hunyuan_v1_moe"),
-    ("shared expert and others summed", mixture(averaged=False), "cohere2_moe"),
     ("experts beside the MLP skipped", routed(no_share), "gemma4_experts"),
     ("scale of an expert skipped", without(r"router\.expert_scale"), "gemma4_experts"),
     ("scale of the router's channels", matching(r"router\.scale", lambda w: replace(w, offset=1)),

@@ -21,7 +21,7 @@ WAYS = [*CHANGES, "the last block left out"]
 
 
 DTYPES = ("bfloat16", "float32", "float16", "float64")
-MECHANISMS = ("mixtral", "kimi_linear", "granitemoehybrid", "deepseek_v2", "gemma4_small")
+MECHANISMS = ("mixtral", "qwen3_5", "granitemoehybrid", "deepseek_v2", "gemma4_small")
 OTHERS = [name for name in (*CASE_NAMES, *CRAFTED) if name not in CORE]
 
 

@@ -150,14 +150,12 @@ def mixers(model: Model) -> Iterator[str]:
             yield "keys and values of earlier blocks, where MLPs may be wider"
         elif isinstance(mixer, Attention) and mixer.keys_as_values:
             yield "keys as values in some blocks"
-        elif isinstance(mixer, Attention) and mixer.gate:
+        elif isinstance(mixer, Attention) and mixer.gate_width:
             per = "head" if mixer.gate_width == 1 else "channel"
-            yield f"gate per {per} ({mixer.gate})"
+            yield f"gate per {per}"
         elif mixer.points and not isinstance(mixer, Attention):
             every = all(kind.mixer == mixer for kind in model.config.blocks)
-            words = {"by_channel": " by channel", "gated": " with a gate per head"}
-            by = "".join(x for name, x in words.items() if getattr(mixer, name, False))
-            yield mixer.name.replace("_", " ") + by + ("" if every else " in some blocks")
+            yield mixer.name.replace("_", " ") + ("" if every else " in some blocks")
     if any(kind.mixture is None for kind in model.config.blocks):
         yield "blocks of a mixer or an MLP alone"
     shapes = (x.get("q_proj") for x in model.config.linears)

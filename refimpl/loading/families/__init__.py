@@ -50,7 +50,7 @@ jamba zamba zamba2 mamba mamba2 falcon_mamba = blocks with Mamba 1, Mamba 2 in e
     attention whose weights blocks share
 recurrent_gemma rwkv xlstm minimax = blocks with a recurrent state that no mixer of refimpl computes
 lara_mini qwen4_exp qwen4_exp_text = a delta rule in a form of its own: a decay with
-    a lower bound, or other gates and norms | kimi_linear
+    a lower bound, or other gates and norms | qwen3_5_text
 zaya inkling_text inkling2_text = a short convolution in a form of its own, or one inside
     attention
 gemma4_assistant gemma4_unified_assistant = keys and values of another model, which it assists |
@@ -85,6 +85,9 @@ aria_text biogpt codegen cohere_compass_text dbrx flint gpt_bigcode gpt_neo gran
 # Families that were removed, and the mechanism that no other family has
 _REMOVED = {
     "gemma3n gemma3n_text": "several residual streams (AltUp), a path of low rank beside attention",
+    "laguna": "a gate of the heads by softplus, and a number of heads for each block",
+    "kimi_linear bailing_hybrid": "a delta rule with a decay for each channel of a key",
+    "cohere2_moe": "the mean of experts and shared experts, and positions by the kind of MLP",
 }
 REFUSED: dict[str, tuple[str, str]] = {
     name: (reason, "compute it with transformers, or use a model of a family such as qwen3")

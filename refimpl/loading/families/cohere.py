@@ -1,12 +1,7 @@
-"""With LayerNorm: Cohere (parallel blocks with one norm, scaled logits), its experts; StableLM."""
+"""With LayerNorm: Cohere (parallel blocks with one norm, scaled logits) and StableLM."""
 
-from typing import Any
-
-from refimpl.loading.families.family import Entries, Family, Key, biased, key, only, unread
+from refimpl.loading.families.family import Entries, Family, biased, key, only, unread
 from refimpl.loading.families.llama import LLAMA
-from refimpl.loading.families.mixtures import EXPERTS, STACKS, linears
-
-MOST = 10_000  # blocks of which a list is made from two numbers
 
 COHERE = LLAMA.like(
     "cohere",
@@ -35,49 +30,6 @@ COHERE2 = COHERE.like(
     ),
     windows="pattern",
     unrotated="unwindowed",
-)  # fmt: skip
-
-
-def _cohere2_moe(family: Family, entries: Entries) -> tuple[Family, Entries]:
-    """The kinds of its norms and of its router, its two sizes, and the windows of its blocks."""
-    own: dict[str, Any] = dict(entries)
-    size = own.get("intermediate_size", 22528)
-    dense, count = own.pop("prefix_dense_intermediate_size", None), own.get("num_hidden_layers", 40)
-    own |= {"moe_intermediate_size": size, "intermediate_size": size if dense is None else dense}
-    first, pattern = own.get("first_k_dense_replace", 0), own.get("sliding_window_pattern", 4)
-    dense_pattern = own.pop("prefix_dense_sliding_window_pattern", 1)
-    numbers = all(type(x) is int and 0 < x <= MOST for x in (count, pattern, dense_pattern))
-    if own.get("layer_types") is None and numbers and type(first) is int and first <= count:
-        full = [(i + 1) % dense_pattern == 0 for i in range(first)]
-        full += [(i + 1) % pattern == 0 for i in range(count - first)]
-        own["layer_types"] = ["full_attention" if x else "sliding_attention" for x in full]
-    if (scoring := own.get("expert_selection_fn", "softmax")) == "softmax":
-        own["norm_topk_prob"] = True  # a softmax over the chosen experts
-    if own.get("rope_parameters"):
-        own.pop("rope_theta", None)  # transformers writes its default beside them
-    rms = own.get("rms_norm_eps") is not None
-    keys = dict(norm_eps=key(1e-5, "rms_norm_eps"), **unread("layer_norm_eps")) if rms else {}
-    return family.like(
-        family.model_type, keys=keys, norm="rms" if rms else "layer", scoring=scoring,
-        unrotated="unwindowed mixtures" if dense_pattern == 1 else "unwindowed",
-    ), own  # fmt: skip
-
-
-COHERE2_MOE = COHERE2.like(
-    "cohere2_moe",
-    names=EXPERTS | linears("shared_expert.", "layers.{}.mlp.shared_experts"),
-    keys=dict(
-        intermediate_size=22528, moe_intermediate_size=22528, num_experts=8, num_experts_per_tok=2,
-        n_shared_experts=key(0, "num_shared_experts"), mlp_layer_types=None, head_dim=128,
-        first_k_dense_replace=0, norm_topk_prob=True,
-        expert_selection_fn=Key("softmax", only=("softmax", "sigmoid")),
-        shared_average=Key(
-            "average", ("shared_expert_combination_strategy",), only=("average", "sum")
-        ),
-    ),
-    scoring="softmax",
-    stacks=STACKS,
-    variant=_cohere2_moe,
 )  # fmt: skip
 
 

@@ -1,7 +1,5 @@
 """Routers of sigmoid scores with a correction: DeepSeek-V3, GLM-4.5, others; latent attention."""
 
-from typing import Any
-
 from refimpl.loading.families.family import (
     MLP,
     QK_NORM,
@@ -12,12 +10,10 @@ from refimpl.loading.families.family import (
     biased,
     key,
     only,
-    placed,
     unread,
-    with_kinds,
 )  # fmt: skip
 from refimpl.loading.families.llama import LLAMA
-from refimpl.loading.families.mixtures import EXPERTS, MIXTRAL, STACKS, linears
+from refimpl.loading.families.mixtures import EXPERTS, STACKS, linears
 
 SIGMOID = LLAMA.like(  # what the others have in common
     "",
@@ -129,38 +125,8 @@ AFMOE = SIGMOID.like(
     ),
     windows="pattern",
     unrotated="unwindowed",
-    gate="sigmoid",
+    gate=True,
     variant=_afmoe,
-)  # fmt: skip
-
-
-LAGUNA = SIGMOID.like(
-    "laguna",
-    names={
-        "attn_gate": "layers.{}.self_attn.g_proj",
-        "router.correction": "layers.{}.mlp.experts.e_score_correction_bias",
-        **linears("shared_expert.", "layers.{}.mlp.shared_expert"),
-    },
-    without=("n_group", "topk_group", "n_shared_experts"),
-    keys=dict(
-        num_experts=key(256, "num_experts"), moe_intermediate_size=512, head_dim=128,
-        shared_expert_intermediate_size=512, mlp_layer_types=None, norm_eps=1e-6,
-        first_k_dense_replace=only(1),  # a constant, not a key of its files
-        routed_scaling_factor=key(1.0, "moe_routed_scaling_factor"), sliding_window=512,
-        moe_apply_router_weight_on_input=only(False), moe_router_logit_softcapping=only(0.0),
-        sliding_window_pattern=only(1), layer_types=None, rope_theta=500000.0,
-        rope_local_base_freq=10000.0, partial_rotary_factor=key(1.0), decoder_sparse_step=only(1),
-        norm_topk_prob=only(True), **unread("mlp_only_layers", "gating_types"),
-        gating=Key(True, only=(True, "per-head", "per-element")),
-        num_attention_heads_per_layer=None,
-        rope_parameters={
-            "full_attention": {"rope_theta": 500000.0, "partial_rotary_factor": 0.5},
-            "sliding_attention": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0},
-        },
-    ),
-    windows="pattern",
-    gate="softplus",
-    variant=lambda family, own: (family, {x: own[x] for x in own if x != "partial_rotary_factor"}),
 )  # fmt: skip
 
 
@@ -229,126 +195,6 @@ GLM4_MOE_LITE = DEEPSEEK_V3.like(
         mlp_layer_types=None, first_k_dense_replace=1,
     ),
     buffers=(r"layers\.47\..*", *LLAMA.buffers),
-)  # fmt: skip
-
-KIMI_STATES = {  # the spellings in published files and in those of transformers
-    "head_dim": "linear_head_dim", "num_heads": "linear_num_heads",
-    "short_conv_kernel_size": "linear_conv_kernel_dim",
-}  # fmt: skip
-
-
-def _kimi(family: Family, entries: Entries) -> tuple[Family, Entries]:
-    """The kinds of its blocks and the sizes of their states, from an object of published files."""
-    own = {name: x for name, x in entries.items() if name != "head_dim"}  # which nothing reads
-    states: Any = own.get("linear_attn_config")
-    if isinstance(states, dict):
-        own |= {ours: states[theirs] for theirs, ours in KIMI_STATES.items() if theirs in states}
-        full: Any = states.get("full_attn_layers")
-        delta: Any = states.get("kda_layers")
-        every = [*full, *delta] if isinstance(full, list) and isinstance(delta, list) else []
-        known = {*KIMI_STATES}
-        if len(every) == own.get("num_hidden_layers") and {*map(str, every)} == {
-            str(i + 1) for i in range(len(every))
-        }:
-            own = with_kinds(own, lambda i: i + 1 in full)
-            known |= {"full_attn_layers", "kda_layers"}
-        own["linear_attn_config"] = {name: x for name, x in states.items() if name not in known}
-    return family, with_kinds(own, lambda i: i > 0 and i % 4 == 0)
-
-
-KIMI_MLP = "layers.{}.block_sparse_moe"
-KIMI_LINEAR = DEEPSEEK_V3.like(
-    "kimi_linear",
-    names=placed(
-        ATTENTION, "A_log", "dt_bias", out_proj="o_proj", in_proj_q="q_proj", in_proj_k="k_proj",
-        in_proj_v="v_proj", in_proj_b="b_proj", in_proj_a="f_b_proj", in_proj_a_low="f_a_proj",
-        in_proj_z="g_b_proj", in_proj_z_low="g_a_proj", **{"state_norm.weight": "o_norm.weight"},
-        **{f"conv_{x}.weight": f"{x}_conv1d.weight" for x in "qkv"},
-    ) | {x: place for x, place in MIXTRAL.names.items() if x.startswith(("router", "experts."))}
-    | {"router.correction": f"{KIMI_MLP}.gate.e_score_correction_bias"}
-    | linears("shared_expert.", f"{KIMI_MLP}.shared_experts"),
-    keys=dict(
-        num_experts=key(256, "num_experts", "num_local_experts"), moe_intermediate_size=1024,
-        num_experts_per_tok=key(8, "num_experts_per_token", "num_experts_per_tok"),
-        n_shared_experts=key(1, "num_shared_experts", "n_shared_experts"), topk_group=1,
-        n_group=key(1, "num_expert_group", "n_group"), routed_scaling_factor=2.446,
-        norm_topk_prob=key(True, "moe_renormalize", "norm_topk_prob"), first_k_dense_replace=1,
-        scoring_func=only("sigmoid", "moe_router_activation_func"), use_grouped_topk=only(True),
-        mlp_layer_types=None, layer_types=None, q_lora_rank=None, norm_eps=1e-5,
-        head_dim=key(64, "qk_rope_head_dim"), mla_use_nope=only(True), rope_scaling=only(None),
-        rope_parameters=only(None), activation=only("silu", "hidden_act"),
-        tie_word_embeddings=only(False),
-        max_position_embeddings=key(1048576, "model_max_length", "max_position_embeddings"),
-        linear_num_key_heads=key(32, "linear_num_heads"), linear_conv_kernel_dim=4,
-        linear_num_value_heads=key(32, "linear_num_heads"),
-        **dict.fromkeys(
-            ("linear_key_head_dim", "linear_value_head_dim", "linear_gate_rank"),
-            key(128, "linear_head_dim"),
-        ),
-    ),
-    buffers=LLAMA.buffers,
-    unrotated="all",
-    mixers={"linear_attention": "gated_delta_rule", "full_attention": "latent_attention"},
-    stacks={x: Location(place) for x, place in linears("", KIMI_MLP).items()},  # of transformers
-    variant=_kimi,
-)  # fmt: skip
-
-
-def _bailing(family: Family, entries: Entries) -> tuple[Family, Entries]:
-    """The kinds of its blocks, the sizes of their states, and the bound of their decays."""
-    own = {name: x for name, x in entries.items() if name not in KIMI_STATES}
-    states = {"head_dim": 128, "num_heads": entries.get("num_attention_heads", 32)}
-    states |= {"short_conv_kernel_size": 4} | {x: entries[x] for x in KIMI_STATES if x in entries}
-    own = {ours: states[theirs] for theirs, ours in KIMI_STATES.items()} | own
-    bound, group = own.get("kda_lower_bound", -5.0), own.get("layer_group_size", 6)
-    number = isinstance(bound, int | float) and not isinstance(bound, bool)
-    own["decay_bound"] = -bound if number else bound
-    if own.get("kda_safe_gate", True) is False:
-        own["decay_bound"] = None
-    rope = own.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        own.pop("rope_theta", None)  # which transformers writes, whatever it computes with
-    if type(group) is int and group > 0:
-        own = with_kinds(own, lambda i: (i + 1) % group == 0)
-    return family, own
-
-
-BAILING = "layers.{}.attention."
-ROUTED = ("router", "experts.", "shared_expert.")
-BAILING_HYBRID = KIMI_LINEAR.like(
-    "bailing_hybrid",
-    names={
-        role: place.name.replace(ATTENTION, BAILING)
-        for role, place in (*KIMI_LINEAR.names.items(), *DEEPSEEK_V3.names.items())
-        if place.name.startswith(ATTENTION) or role.startswith(ROUTED)
-    } | placed(
-        BAILING, in_proj_a="f_proj", in_proj_z="g_proj", attn_gate="g_proj", out_proj="dense",
-        o_proj="dense",
-    ) | {"embed": "word_embeddings", "router.correction": "layers.{}.mlp.gate.expert_bias"},
-    without=("in_proj_a_low", "in_proj_z_low", "linear_gate_rank", "mla_use_nope"),
-    keys=dict(
-        num_experts=key(512, "num_experts", "num_local_experts"), moe_intermediate_size=768,
-        n_group=key(8, "num_expert_group", "n_group"), topk_group=4, routed_scaling_factor=2.5,
-        first_k_dense_replace=2, norm_eps=1e-6, rope_scaling=key(None), rope_parameters=key(None),
-        rope_theta=6000000.0, score_function=only("sigmoid"), decay_bound=None,  # not of its files
-        max_position_embeddings=key(262144, "model_max_length", "max_position_embeddings"),
-        kda_safe_gate=Key(True, only=(True, False)), no_kda_lora=only(True),
-        use_kda_lora=only(False), use_mla_nope=only(False), linear_attention=only("kda"),
-        gated_attention_proj_granularity_type=only("head_wise"), use_bias=only(False),
-        use_qkv_bias=only(False), moe_router_enable_expert_bias=only(True),
-        scale_router_input=only(False), expert_swiglu_limit_list=only(None),
-        share_expert_swiglu_limit_list=only(None), num_kv_heads_for_linear_attn=only(0),
-        rope_interleave=only(True), **unread(
-            "kda_lower_bound", "layer_group_size", "group_norm_size", "max_window_layers",
-            "moe_shared_expert_intermediate_size", "mtp_use_kda", "rotary_dim", "router_dtype",
-            "use_qk_norm",
-        ),
-    ),
-    buffers=(r"layers\.42\..*", *LLAMA.buffers),
-    unrotated="none",
-    interleaved=True,
-    stacks={"out_proj": Location(f"{BAILING}o_proj")},  # in published files
-    variant=_bailing,
 )  # fmt: skip
 
 

@@ -78,9 +78,9 @@ class Family:
             each, or "unrotated" ones; "rotated" ones see chunks.
         unrotated: Which blocks have no rotary positions: "none", "all", those "listed" with a 0 in
             `no_rope_layers`, in a model with a window those that are "full", or in any model the
-            "unwindowed" ones, or those of them with experts ("unwindowed mixtures").
+            "unwindowed" ones.
         mixers: Words of `layer_types` for blocks without attention, and what mixes their tokens.
-        gate: What the gate of the heads is turned into factors by; "" without a gate.
+        gate: Whether the heads have a gate.
         scalings: Types of rotary scaling with a meaning of their own in this family.
         rope_extras: Keys beside the rotary parameters that are not about rotation.
         rounded_alibi: Whether ALiBi is rounded to bfloat16, and scaled as q k^T is.
@@ -111,11 +111,9 @@ class Family:
     windows: Literal[
         "none", "all", "even", "above", "pattern", "after first", "unrotated", "rotated"
     ] = "none"
-    unrotated: Literal["none", "all", "listed", "full", "unwindowed", "unwindowed mixtures"] = (
-        "none"
-    )
+    unrotated: Literal["none", "all", "listed", "full", "unwindowed"] = "none"
     mixers: dict[str, str] = field(default_factory=dict)
-    gate: Literal["", "sigmoid", "softplus"] = ""
+    gate: bool = False
     scalings: dict[str, str] = field(default_factory=dict)
     rope_extras: tuple[str, ...] = ()
     rounded_alibi: bool = False

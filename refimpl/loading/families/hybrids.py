@@ -144,7 +144,7 @@ LFM2_MOE = LFM2.like(
 def _lfm3(family: Family, entries: Entries) -> tuple[Family, Entries]:
     """Whether heads have a gate, the kinds of its blocks, and which rotary parameters it reads."""
     if entries.get("use_attention_gate") is False:
-        family = replace(family, gate="")
+        family = replace(family, gate=False)
     own = with_kinds(entries, lambda i: i % 4 == 2, "conv")
     if entries.get("layer_types") is None:
         kinds = enumerate(own["layer_types"] or [])
@@ -181,7 +181,7 @@ LFM3 = LFM2.like(
     ),
     optional=LFM2.optional
     | dict.fromkeys(("attn_post_norm", "mlp_post_norm"), "use_sandwich_norm"),
-    gate="sigmoid",
+    gate=True,
     variant=_lfm3,
 )  # fmt: skip
 
@@ -215,7 +215,7 @@ QWEN3_5 = QWEN3.like(
     ),
     windows="none",
     mixers={"linear_attention": "gated_delta_rule"},
-    gate="sigmoid",
+    gate=True,
     rope_extras=("mrope_section", "mrope_interleaved"),  # equal positions in a text
     buffers=(r"^mtp\..*",),
     variant=_qwen3_5,

@@ -32,40 +32,28 @@ def delta_rule(
 
     All tokens at once, with the `decays` D, of which L keeps those of s < t:
     the corrections u solve ``(1 + beta L(D * k k^T)) u = beta v``, and ``y = (D * q k^T) u``.
-    If each channel of a key has a decay, both products are sums over channels, each with its D.
 
     Args:
         q: Queries, [B, H, S, d].
         k: Keys, [B, H, S, d].
         v: Values, [B, H, S, e].
-        log_decay: log a_t, at most 0, [B, H, S, 1], or of each channel [B, H, S, d].
+        log_decay: log a_t, at most 0, [B, H, S, 1].
         beta: How much of the error is corrected, [B, H, S, 1].
         positions: Of the tokens, [S].
 
     Returns:
         [B, H, S, e].
 
-    Source: Yang et al., arXiv:2412.06464, equation 10, whose chunked form is a product by blocks;
-    by channel, Kimi Linear, arXiv:2510.26692, equation 1.
+    Source: Yang et al., arXiv:2412.06464, equation 10, whose chunked form is a product by blocks.
 
     Example:
         >>> one, v = np.ones((1, 1, 2, 1)), np.array([[[[2.0], [5.0]]]])
         >>> delta_rule(one, one, v, np.log(0.5 * one), one, np.arange(2)).ravel().tolist()
         [2.0, 5.0]
     """
-    alike = (np.split(x, log_decay.shape[-1], axis=-1) for x in (log_decay, k, q))
-    held, read = np.zeros((2, 1), k.dtype)
-    for log_a, some_k, some_q in zip(*alike, strict=True):  # channels with the same decay
-        left, keys = decays(log_a, positions), np.swapaxes(some_k, -1, -2)
-        held, read = held + left * (some_k @ keys), read + left * (some_q @ keys)
-    system = np.eye(k.shape[-2], dtype=k.dtype) + beta * np.tril(held, -1)
-    return read @ np.linalg.solve(system, beta * v)
-
-
-def through(x: Array, weights: Weights, name: str) -> Array:
-    """Apply a linear, to the output of one of low rank if there is one before it."""
-    low = f"{name}_low"
-    return project(project(x, weights, low) if f"{low}.weight" in weights else x, weights, name)
+    left, keys = decays(log_decay, positions), np.swapaxes(k, -1, -2)
+    system = np.eye(k.shape[-2], dtype=k.dtype) + beta * np.tril(left * (k @ keys), -1)
+    return (left * (q @ keys)) @ np.linalg.solve(system, beta * v)
 
 
 def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -> Array:
@@ -74,9 +62,7 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     q, k, v = split(silu(conv(W_qkv x)));  beta = m sigmoid(W_b x);
     log a = -exp(A) softplus(W_a x + dt);  W_out (rms_norm(y) silu(W_z x))
 
-    q and k have length 1, and q is divided by sqrt(d); m, the `most`, is 1 or 2. If a is of each
-    channel of a key, sigmoid stands for silu; with a `low_rank`, W_a and W_z are products of two;
-    with a `bound`, log a = -bound sigmoid(exp(A) (W_a x + dt)).
+    q and k have length 1, and q is divided by sqrt(d); m, the `most`, is 1 or 2.
 
     Observed: `conv_in` and `conv_out` [B, S, channels of q, k and v], before and after the
     convolution and its activation; `state_out` [B, S, H e], y; `mixed` [B, S, H e], the input of
@@ -91,8 +77,7 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     Returns:
         [B, S, D].
 
-    Source: Yang et al., arXiv:2412.06464; transformers' `Qwen3_5GatedDeltaNet` and
-    `KimiLinearDeltaAttention`.
+    Source: Yang et al., arXiv:2412.06464; transformers' `Qwen3_5GatedDeltaNet`.
     """
     sizes, observe = place.mixer, place.observe
     assert isinstance(sizes, GatedDeltaRule)
@@ -107,17 +92,12 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     head_of = np.arange(sizes.value_heads) // (sizes.value_heads // sizes.key_heads)
     q, k = (np.take(unit(attention.split_heads(y, sizes.key_dim)), head_of, axis=1) for y in (q, k))
     beta = sizes.most * attention.split_heads(ops.sigmoid(project(x, weights, "in_proj_b")), 1)
-    step = through(x, weights, "in_proj_a") + weights["dt_bias"]
-    step = attention.split_heads(step, sizes.key_dim if sizes.by_channel else 1)
-    rate = np.exp(np.reshape(weights["A_log"], (-1, 1, 1)))
-    if sizes.bound:
-        log_decay = -sizes.bound * ops.sigmoid(rate * step)
-    else:
-        log_decay = -rate * ops.softplus(step)
+    step = attention.split_heads(project(x, weights, "in_proj_a") + weights["dt_bias"], 1)
+    log_decay = -np.exp(np.reshape(weights["A_log"], (-1, 1, 1))) * ops.softplus(step)
     q, v = q * sizes.key_dim**-0.5, attention.split_heads(v, sizes.value_dim)
     y = attention.merge_heads(delta_rule(q, k, v, log_decay, beta, place.positions))
     y = attention.split_heads(observe("state_out", y), sizes.value_dim)
     eps = config.norm_eps if sizes.norm_eps is None else sizes.norm_eps
     y = place.kernels.rms_norm(y, weights["state_norm.weight"], eps)
-    gate = (ops.sigmoid if sizes.by_channel else ops.silu)(through(x, weights, "in_proj_z"))
+    gate = ops.silu(project(x, weights, "in_proj_z"))
     return project(observe("mixed", attention.merge_heads(y) * gate), weights, "out_proj")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refimpl.model import attention, ops
+from refimpl.model import attention
 from refimpl.model.config import Config
 from refimpl.model.mixers.projection import Place, Weights, project
 from refimpl.model.mixers.sizes import LatentAttention
@@ -17,11 +17,8 @@ def latent_attention(x: Array, weights: Weights, place: Place, config: Config) -
     q = W_qb rms_norm(W_qa x), or W_q x;  latent, r = split(W_kva x);
     k, v = split(W_kvb rms_norm(latent));  W_o softmax([q, rot q_r] [k, rot r]^T + bias) v
 
-    Some models rotate nothing: the last channels of all keys are the same, r, nevertheless. In
-    some, each head is multiplied by sigmoid(W_gate x), a number.
-
     Observed: `q` [B, H, S, plain and rotary channels]; `latent`, normalised, [B, S, rank]; `v`
-    [B, H, S, e]; `q_rope` and `k_rope`, as attention takes them, if they rotate; `q_latent`, the
+    [B, H, S, e]; `q_rope` and `k_rope`, as attention takes them; `q_latent`, the
     input of `q_b_proj`, and `attn_heads` [B, S, H e], the input of `o_proj`.
 
     Args:
@@ -37,6 +34,7 @@ def latent_attention(x: Array, weights: Weights, place: Place, config: Config) -
     """
     sizes, observe, kernels = place.mixer, place.observe, place.kernels
     assert isinstance(sizes, LatentAttention)
+    assert place.rope is not None
     plain, rank, heads = sizes.plain_dim, sizes.rank, sizes.num_attention_heads
     if sizes.query_rank is None:
         q = project(x, weights, "q_proj")
@@ -48,18 +46,13 @@ def latent_attention(x: Array, weights: Weights, place: Place, config: Config) -
     latent = kernels.rms_norm(both[..., :rank], weights["kv_a_norm.weight"], EPS)
     kv = project(observe("latent", latent), weights, "kv_b_proj")
     kv = attention.split_heads(kv, plain + sizes.value_dim)
-    v, turned = (
-        observe("v", kv[..., plain:]),
-        [q[..., plain:], attention.split_heads(both[..., rank:], sizes.rotary_dim)],
+    v = observe("v", kv[..., plain:])
+    turned_q, turned_k = (
+        kernels.rotate(y, *place.rope, place.interleaved)
+        for y in (q[..., plain:], attention.split_heads(both[..., rank:], sizes.rotary_dim))
     )
-    if place.rope is not None:
-        turned = [kernels.rotate(y, *place.rope, place.interleaved) for y in turned]
-    shared = np.take(turned[1], np.zeros(heads, np.int64), axis=1)
-    q = np.concatenate((q[..., :plain], turned[0]), axis=-1)
-    k = np.concatenate((kv[..., :plain], shared), axis=-1)
-    if place.rope is not None:
-        q, k = observe("q_rope", q), observe("k_rope", k)
+    shared = np.take(turned_k, np.zeros(heads, np.int64), axis=1)
+    q = observe("q_rope", np.concatenate((q[..., :plain], turned_q), axis=-1))
+    k = observe("k_rope", np.concatenate((kv[..., :plain], shared), axis=-1))
     mixed = kernels.attention(q * place.query_scale, k, v, place.bias, None, None, None)
-    if sizes.gated:
-        mixed = mixed * attention.split_heads(ops.sigmoid(project(x, weights, "attn_gate")), 1)
     return project(observe("attn_heads", attention.merge_heads(mixed)), weights, "o_proj")

@@ -61,8 +61,7 @@ class Attention(Mixer):
         num_attention_heads: H, query heads.
         num_key_value_heads: K, key and value heads; H is a multiple of it.
         head_dim: h, channels per head.
-        gate: Function that turns the gate's numbers into factors; "" without a gate.
-        gate_width: Factors per head: one for all its channels, or h.
+        gate_width: Factors of a gate per head: one for all its channels, or h; 0 without a gate.
         key_scale: Multiplies keys, before any norm and rotation.
         keys_as_values: Whether values are keys before their norm and rotation.
         kept: Whether later blocks read its keys, before their rotation, and its values.
@@ -71,7 +70,6 @@ class Attention(Mixer):
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    gate: Literal["", "sigmoid", "softplus"] = ""
     gate_width: int = 0
     key_scale: float = 1.0
     keys_as_values: bool = False
@@ -106,7 +104,7 @@ class Attention(Mixer):
         linears = dict(zip(("q_proj", "k_proj", "v_proj", "o_proj"), shapes, strict=True))
         if self.keys_as_values:
             del linears["v_proj"]
-        gate = {"attn_gate": (heads * self.gate_width, width)} if self.gate else {}
+        gate = {"attn_gate": (heads * self.gate_width, width)} if self.gate_width else {}
         if self.gate_width > 1:  # as large as the queries
             linears, gate = linears | gate, {}
         norms = dict.fromkeys(("q_norm", "k_norm", "q_rope_norm", "k_rope_norm", "v_norm"), h)
@@ -165,9 +163,6 @@ class GatedDeltaRule(Mixer):
         taps: Tokens that the convolution before it sees.
         most: Largest share of an error that is corrected: 1, or 2.
         norm_eps: Added under the root of its norm; None: as in the other norms.
-        by_channel: Whether each channel of a key has a decay, and the gate is a sigmoid.
-        low_rank: Channels of the vectors that decays and gate come from; 0: both from the stream.
-        bound: Size of the largest decay's logarithm, in which it is a sigmoid; 0: a softplus.
     """
 
     key_heads: int
@@ -177,9 +172,6 @@ class GatedDeltaRule(Mixer):
     taps: int
     most: float = 1.0
     norm_eps: float | None = None
-    by_channel: bool = False
-    low_rank: int = 0
-    bound: float = 0.0
 
     name = "gated_delta_rule"
     points = ("conv_in", "conv_out", "state_out")
@@ -210,13 +202,6 @@ class GatedDeltaRule(Mixer):
         for name, channels in zip("qkv", self.channels, strict=True):  # in files that split it
             arrays[f"conv_{name}.weight"] = (channels, 1, self.taps)
         arrays["state_norm.weight"] = (self.value_dim,)
-        if self.by_channel:
-            kept["in_proj_a"], arrays["dt_bias"] = (k, width), (k,)
-        if rank := self.low_rank:
-            del linears["in_proj_z"]
-            kept |= {"in_proj_a": (k, rank), "in_proj_z": (v, rank)}
-            kept |= dict.fromkeys(("in_proj_a_low", "in_proj_z_low"), (rank, width))
-            arrays["A_log"] = 1, 1, self.value_heads, 1
         return WeightShapes(linears | {"out_proj": (width, v)}, kept, arrays=arrays)
 
 
@@ -232,7 +217,6 @@ class LatentAttention(Mixer):
         rotary_dim: Channels that rotate, of a key the same for all heads.
         value_dim: Channels of a value.
         scale: Multiplies q k^T.
-        gated: Whether each head is multiplied by a sigmoid of the stream.
     """
 
     num_attention_heads: int
@@ -242,7 +226,6 @@ class LatentAttention(Mixer):
     rotary_dim: int
     value_dim: int
     scale: float
-    gated: bool = False
 
     name = "latent_attention"
     points = ("q", "latent", "v", "q_rope", "k_rope")
@@ -266,7 +249,7 @@ class LatentAttention(Mixer):
         }
         gains: dict[str, tuple[int, ...]] = {"kv_a_norm.weight": (self.rank,)}
         gains |= {"q_a_norm.weight": (rank,)} if rank else {}
-        return WeightShapes(linears, {"attn_gate": (heads, width)} if self.gated else {}, {}, gains)
+        return WeightShapes(linears, arrays=gains)
 
 
 @dataclass(frozen=True)
@@ -362,7 +345,6 @@ class Experts:
         groups_kept: Groups that a token may choose from.
         jitter: sparsemixer: half the relative distance of logits that count as near.
         of_inputs: Whether shares multiply an expert's input, not its output.
-        averaged: Whether the mixture is the mean of the experts' sum and the shared expert.
     """
 
     num_experts: int
@@ -379,4 +361,3 @@ class Experts:
     group_by: int = 2
     jitter: float = 0.0
     of_inputs: bool = False
-    averaged: bool = False

@@ -8,14 +8,12 @@ from refimpl.model.mixers.projection import Place, Weights, norm, project
 from refimpl.model.mixers.sizes import Attention
 from refimpl.model.ops import Array
 
-GATES = {"sigmoid": ops.sigmoid, "softplus": ops.softplus}
-
 
 def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """Attend: ``softmax(cap((scale q) k^T) + bias) v``, heads merged, then `o_proj`.
 
     A learned score per head, `sinks` [H], may take a share of the softmax. A gate may multiply the
-    heads: ``sigmoid(W_gate x)`` or ``softplus(W_gate x)``, a factor per head or per channel.
+    heads: ``sigmoid(W_gate x)``, a factor per head or per channel.
 
     Values may be the keys before their norm and rotation, and normalised without a gain (`v_norm`).
     Keys before their rotation and values may be those of an earlier block.
@@ -56,7 +54,7 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
     q, cap = q * place.query_scale, config.attn_soft_cap
     sink = np.reshape(weights["sinks"], (-1, 1, 1)) if "sinks" in weights else None
     heads = kernels.attention(q, k, v, place.bias, cap, sink, place.ramps)
-    if sizes.gate:
-        gate = GATES[sizes.gate](project(x, weights, "attn_gate"))
+    if sizes.gate_width:
+        gate = ops.sigmoid(project(x, weights, "attn_gate"))
         heads = heads * attention.split_heads(gate, sizes.gate_width)
     return project(observe("attn_heads", attention.merge_heads(heads)), weights, "o_proj")
