@@ -1,7 +1,8 @@
 """Records: what a package adds, one in each file, and what other packages add by entry points."""
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from typing import TypeVar
@@ -29,12 +30,21 @@ def named(name: str, package: str, kind: type[T]) -> T | None:
     from importlib.metadata import entry_points  # takes a while, and is rarely needed
 
     for entry in entry_points(group=package, name=name):
-        record = entry.load()
+        try:
+            record, why = entry.load(), f"no {kind.__name__}"
+        except Exception as error:  # of the code of another package
+            record, why = None, f"which fails with {type(error).__name__}: {error}"
         if not isinstance(record, kind):
             raise RefimplError(
-                f"the entry point {name} of {package} is {entry.value}, no {kind.__name__}",
+                f"the entry point {name} of {package} is {entry.value}, {why}",
                 f"a record of type refimpl.{kind.__name__}",
                 "correct or remove the package that has it",
             )
         return record
     return None
+
+
+def nearest(wrong: str, names: Iterable[str], otherwise: str) -> str:
+    """The next step after a wrong name: to use the one that it resembles, if there is one."""
+    close = get_close_matches(wrong.lower(), names, 1, 0.7)
+    return f"use {close[0]}" if close else otherwise

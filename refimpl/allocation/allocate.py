@@ -1,8 +1,6 @@
 """From scores to an allocation: base, correction, projection, counts."""
 
-import json
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Annotated, Any
 
@@ -13,7 +11,6 @@ from refimpl.allocation.scores import Absorption, AllocationErrors, Scores, Sign
 from refimpl.arguments import require
 from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
-from refimpl.loading.files.documents import plain
 from refimpl.method.absorption import nan_mean
 from refimpl.method.correction import LOG_LIMIT, centred_log, clipped_log, correction
 from refimpl.method.equal_marginals import Growth, equal_marginals, growth
@@ -41,7 +38,6 @@ class Allocation:
         total_weights: Prunable weights, N.
         growth: How the error of each block grows, if the strength is measured.
         errors: Standard errors, if the strength is measured.
-        seal: Digest of the other fields as `allocate` made them, to detect changed copies.
     """
 
     request: Request
@@ -53,29 +49,6 @@ class Allocation:
     total_weights: int
     growth: Growth | None = None
     errors: AllocationErrors | None = None
-    seal: str = field(default="", repr=False)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all fields but the seal."""
-        request = vars(self.request) | {"base": self.request.base_name}
-        content = plain({**vars(self), "request": request, "seal": ""})
-        return sha256(json.dumps(content).encode()).hexdigest()
-
-    @property
-    def sealed(self) -> "Allocation":
-        """The same, which shows whether it is changed from now on."""
-        return replace(self, seal=self.digest)
-
-    def check_seal(self) -> None:
-        """Refuse an allocation that is not what its request leads to."""
-        if self.seal != self.digest:
-            raise RefimplError(
-                "an allocation that was changed after it was made: its request does not lead to it",
-                "an allocation as `allocate` returned it",
-                "write the sparsities to a JSON or CSV file, and allocate with "
-                "Request(base=FILE, correct=None)",
-            )
 
     @property
     def num_pruned(self) -> Array:
@@ -116,7 +89,7 @@ def allocate(
     probed = _as_pruned(scores, request)
     u = None if request.compat == "peer" else _logarithms(scores.sweep[which], request.correct)
     if not request.measured:
-        return allocated(base, u, scores.linears, request).sealed
+        return allocated(base, u, scores.linears, request)
     probes = scores.probes
     each = None if probes is None else getattr(probes, f"{request.correct}s")
     if probes is None or each is None:
@@ -133,7 +106,7 @@ def allocate(
 
     whole = made(each)
     without = [made(np.delete(each, i, axis=0)) for i in range(len(each))] if len(each) > 1 else []
-    return replace(whole, errors=_errors(without or [whole])).sealed
+    return replace(whole, errors=_errors(without or [whole]))
 
 
 def requested(scores: Scores, **changes: Any) -> Request:
@@ -161,7 +134,7 @@ def requested(scores: Scores, **changes: Any) -> Request:
 def base_only(signals: Signals, request: Request, linears: Linears) -> Allocation:
     """Make the allocation of a base alone, which needs no experiment: `correct` is None."""
     base = base_allocation(signals, request, linears)
-    return allocated(base, None, linears, request).sealed
+    return allocated(base, None, linears, request)
 
 
 def allocated(

@@ -20,6 +20,8 @@ from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import Compat
+from refimpl.pruners.pruner import pruners
+from refimpl.records import nearest
 
 Correction = Literal["absorption", "arrival", "divergence"]
 OF_PRUNING = ("arrival", "divergence")  # corrections that need the pruning perturbation
@@ -194,11 +196,14 @@ def base_of(base: str | Base) -> Base:
     if base not in bases() and (path := Path(base)).is_file():
         return Base(path.name, path.name, "a file", partial(_of_file, path))
     if (record := base_named(base)) is None:
-        raise RefimplError(
-            f"base {base!r} is neither a base allocation nor a file",
-            f"{', '.join(bases())}, or a JSON or CSV file with a sparsity per block or linear",
-            "check the spelling or the path",
+        problem = f"base {base!r} is neither a base allocation nor a file"
+        step = nearest(base, bases(), "check the spelling or the path")
+        if base in pruners():
+            problem, step = f"base {base!r} is a pruner", "pass it as the pruner"
+        accepted = (
+            f"{', '.join(bases())}, or a JSON or CSV file with a sparsity per block or linear"
         )
+        raise RefimplError(problem, accepted, step)
     return record
 
 

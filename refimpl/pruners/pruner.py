@@ -11,7 +11,7 @@ from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Compat, Floats
 from refimpl.pruners.compensation import FLOAT64, PrunedWeight, SharedFactor
-from refimpl.records import named, records
+from refimpl.records import named, nearest, records
 
 Statistics = Literal["squares", "products"]
 """What is summed of a linear's inputs: their squares [in], or their outer products [in, in]."""
@@ -100,5 +100,6 @@ def pruner_named(name: str, what: str = "pruner") -> Pruner:
     """The pruner with this name, from this package or the entry points of another one."""
     found = named(name, "refimpl.pruners", Pruner)
     if found is None:
-        raise RefimplError(f"{what} {name!r}", " or ".join(pruners()), "choose one of these")
+        step = nearest(name, pruners(), "choose one of these")
+        raise RefimplError(f"{what} {name!r}", " or ".join(pruners()), step)
     return found
