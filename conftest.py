@@ -31,6 +31,7 @@ os.environ.pop("COLUMNS", None)  # the width of a table
 # Children whose files may not grow, as on a full disk, would leave halves of compiled modules:
 # CPython 3.11 does not notice a short write. This process may write until it runs a test.
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that open graphs without refimpl
 
 # What another kernel of BLAS may change, by folder of tests/, refimpl/ and docs/. Every folder of
 # tests/ is in one of the two (tests/test_structure.py); a new one belongs in the first if its tests

@@ -1,6 +1,7 @@
 """Open a graph in onnxruntime, on a GPU or the CPU."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,18 @@ WANTED = {  # and what to do without
         "install a driver, such as Debian's mesa-vulkan-drivers, or use --device cpu",
     ),
 }
+
+
+def onnxruntime() -> Any:
+    """The library, without the telemetry that it sends since 1.32.
+
+    It reads the variable when it is imported, so nothing else in the package imports it.
+    """
+    need("onnx", "onnxruntime")
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime as library
+
+    return library
 
 
 @dataclass(frozen=True)
@@ -72,12 +85,10 @@ def open_session(
 
 def check_device(device: Device) -> list[str]:
     """Names of the GPU providers that may be used and that work, best first; by name, one must."""
-    need("onnx", "onnxruntime")
-    import onnxruntime
-
+    library = onnxruntime()
     if device == "cpu":
         return []
-    provider, installed = CUDA, onnxruntime.get_available_providers()
+    provider, installed = CUDA, library.get_available_providers()
     if device == "webgpu":
         need("webgpu", "onnxruntime_ep_webgpu")
         provider, installed = webgpu.PROVIDER, [webgpu.PROVIDER]
@@ -94,8 +105,7 @@ def _open(
     weights: Mapping[str, Array] | None = None,
 ) -> Session:
     """Open a graph with one provider; the CPU runs the operators that it does not support."""
-    import onnxruntime as ort
-
+    ort = onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors are raised
     options.intra_op_num_threads = thread_count(threads)
@@ -138,9 +148,7 @@ def _open(
 @cache
 def _reason_against(provider: str) -> str:
     """Why a provider does not work, or nothing: many installed providers find no device."""
-    import onnxruntime
-
-    onnxruntime.set_default_logger_severity(4)  # its errors are raised, too
+    onnxruntime().set_default_logger_severity(4)  # its errors are raised, too
     graph, three = Graph(), np.full((2, 2), 3, np.float32)
     x = graph.input("x", np.float32, (2, 2))
     graph.output("y", x @ x)

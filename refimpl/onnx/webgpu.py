@@ -25,7 +25,7 @@ COMPUTED = {
 @cache
 def adapters() -> list[Any]:
     """The provider's adapters; a software adapter is allowed."""
-    import onnxruntime
+    import onnxruntime  # by `session` before
     import onnxruntime_ep_webgpu
 
     os.environ.setdefault("ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER", "1")

@@ -14,7 +14,6 @@ from unittest.mock import patch
 import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from checkpoints import arrays_of, save_tensors
 from conftest import FIXTURES
@@ -32,6 +31,7 @@ from refimpl.model.position_tables import alibi_bias
 from refimpl.onnx import export as exporting
 from refimpl.onnx.export import export
 from refimpl.onnx.recording.graph import distinct, graph_weights
+from refimpl.onnx.session import onnxruntime
 
 SHAPES = (1, 5), (2, 13), (3, 1)
 LLAMA = FIXTURES / "llama"
@@ -47,9 +47,10 @@ def copy(tmp_path: Path) -> Copy:
 
 def session(path: Path) -> Run:
     """Run a graph's file by onnxruntime, as it optimises by default."""
-    options = onnxruntime.SessionOptions()
+    library = onnxruntime()
+    options = library.SessionOptions()
     options.intra_op_num_threads = 1
-    runtime = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    runtime = library.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in runtime.get_outputs()]
     return lambda ids: dict(zip(names, runtime.run(names, {"token_ids": ids}), strict=True))
 

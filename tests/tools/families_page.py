@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnxruntime
 from gates import CASES, GATES, UNRECORDED, expected_of, model_of, worst_point
 from regions import fill
 
@@ -20,6 +19,7 @@ from refimpl.loading.families import FAMILIES, REFUSED
 from refimpl.model.config import BlockKind, Config, Rope
 from refimpl.model.mixers.sizes import Attention, SharedAttention
 from refimpl.onnx.export import export
+from refimpl.onnx.session import onnxruntime
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "families.md"
 DTYPES = ("float64", "float32")
@@ -183,7 +183,7 @@ def runs_as_graph(case: str, folder: Path) -> bool:
     if case in UNRECORDED:
         return False
     export(model, path, outputs="trace")
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime().InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     outputs = dict(zip(names, session.run(names, {"token_ids": ids}), strict=True))
     right = forward(model, ids, trace=True).trace
