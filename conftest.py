@@ -52,7 +52,6 @@ NOT_NUMERICAL = {
     "cli": "options, messages and exit codes",
     "docs": "the form of pages; all pages themselves take minutes",
     "fuzz": "refusals",
-    "gpu": "products of torch",
     "isolation": "answers of child processes",
     "loading": "weights as they are stored",
     "onnx": "products of onnxruntime, within the gates of the forward",

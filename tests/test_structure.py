@@ -47,7 +47,7 @@ STAGES = (
     {"__init__", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}
-FILES, LINES, MEDIAN = 15, 400, 132
+FILES, LINES, MEDIAN = 15, 400, 160
 ALL_LINES, ALL_FILES = 33_987, 219  # of the package; set to what is there after each reduction
 TEST_LINES, TOOL_LINES = 30_215, 7_000  # of tests/ without tests/tools, and of tests/tools
 VAGUE = (

@@ -8,7 +8,7 @@ import typer
 
 from refimpl.arguments import Device, GraphDtype, GraphOutputs, common_option, option
 from refimpl.cli import groups
-from refimpl.cli.options import Group, refuse, with_groups
+from refimpl.cli.options import Group, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver
 from refimpl.tokens.model_tokens import model_tokens
@@ -32,11 +32,6 @@ class GraphOptions:
     outputs: GraphOutputs = common_option(
         "logits", "logits, or trace: every step of every block as well."
     )
-    experiment: bool = common_option(
-        False,
-        "Export the perturbation experiment instead of the model: from token ids and noise to "
-        "drift, alignment and absorption coefficients.",
-    )
     opset: int = option(21, "Version of ONNX's operators, 18 to 25.", "N")
     seq_len: int | None = option(
         None,
@@ -49,24 +44,17 @@ class GraphOptions:
 
 @with_groups
 def export_command(
-    context: typer.Context,
     model: groups.ModelPath,
     *,
     where: groups.Where,
     graph: Annotated[GraphOptions, Group("Graph")],
-    plan: groups.NoiseVariants,
     to: groups.JsonFlag,
 ) -> None:
     """The graph takes any batch size and length. Needs pip install 'refimpl[onnx]'."""
-    if graph.experiment:
-        refuse(context, ("outputs",), "--experiment", "the outputs of the experiment")
-    else:
-        of_noise = [f"variant {name}" for name in groups.NOISE]
-        refuse(context, of_noise, "a model's graph", "--experiment, which perturbs states")
     from refimpl.onnx.export import export, exported_document
     from refimpl.show.graphs import export_table
 
-    options = vars(graph) | {"experiment": plan if graph.experiment else None}
+    options = dict(vars(graph))
     exported = export(where.read(model), options.pop("output"), **options)
     deliver(exported_document(exported), export_table(exported), to.json)
 
@@ -81,12 +69,10 @@ class ComparisonOptions:
         "Default: a graph with every trace point, recorded for this run.",
         "FILE.onnx",
     )
-    device: Device = option(
-        "auto", "auto: a GPU by CUDA if one works, else the CPU. webgpu: onnxruntime-ep-webgpu."
-    )
+    device: Device = option("auto", "auto: a GPU by CUDA if one works, else the CPU.")
     dtype: GraphDtype | None = option(
         None,
-        "Precision. Default: that of the graph's file, or float32 and float64 (webgpu: float32).",
+        "Precision. Default: that of the graph's file, or float32 and float64.",
     )
     threads: int | None = option(
         None, "Threads of onnxruntime, 1 or more. Default: one per core.", "N"

@@ -148,7 +148,6 @@ JsonFlag = Annotated[JsonOptions, Group("Output")]
 Outputs = Annotated[OutputOptions, Group("Output")]
 TableOutput = Annotated[TableOptions, Group("Output")]
 Plan = Annotated[Noise | Probes, Group("Perturbation", says={"probe_pruner": PRUNERS})]
-NoiseVariants = Annotated[Noise, Group("Perturbation", NOISE)]
 PAPERS = {"correct": "Default: absorption; none with another base than uniform or compat peer."}
 Shown = Annotated[Request, Group("Allocation", says=BASES | PAPERS)]
 Running = Annotated[Settings, Group("Running", opened=_opened)]
@@ -157,7 +156,7 @@ PruningRuns = Annotated[Settings, Group("Running", opened=_opened, says={"memory
 
 
 def checked_plan(
-    context: typer.Context, options: Any, wanted: Request, noise: bool = False
+    context: typer.Context, options: Any, wanted: Request
 ) -> tuple[Perturbation, Request]:
     """The perturbation that a command needs, and the request, with noise without a correction."""
     pruning = options.pop("kind") == "pruning"
@@ -166,7 +165,7 @@ def checked_plan(
         [spelled(x).strip("- =") for x in fields(kind) if x.name not in other]
         for kind, other in zip((Noise, Probes), names[::-1], strict=True)
     )
-    noise = noise or any(is_given(context, word) for word in ("perturbation", *of_noise))
+    noise = any(is_given(context, word) for word in ("perturbation", *of_noise))
     given = is_given(context, "correct") or is_given(context, "strength")
     if noise and not pruning and wanted.correct == "divergence" and not given:
         wanted = replace(wanted, correct=None)

@@ -103,7 +103,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
             "graphs:export_command",
             "Write a model as an ONNX graph that other runtimes execute.",
             "refimpl export MODEL -o model.onnx",
-            "refimpl export MODEL -o model.onnx --experiment",
+            "refimpl export MODEL -o trace.onnx --outputs trace",
         ),
         "validate": (
             "graphs:validate_command",

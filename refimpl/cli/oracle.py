@@ -233,7 +233,7 @@ def check_command(
 
         opened = candidate_case(case, ids, None, download=how.download)
         graph = open_foreign(actual, opened.model, device=how.device, time_limit=how.time_limit)
-        steps, computed = CandidateSteps(dict(graph.run(opened))), graph.dtype
+        steps, computed = CandidateSteps(dict(graph.run(opened.inputs["token_ids"]))), graph.dtype
     else:
         fixed = "a graph, FILE.onnx, which is run"
         refuse(context, ("device", "time_limit"), "a file of tensors", fixed)

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -12,7 +12,7 @@ from refimpl.allocation.allocate import allocate, requested
 from refimpl.allocation.request import OF_PRUNING, Request
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document, read_scores
-from refimpl.arguments import Checked, Device, common_option, option
+from refimpl.arguments import Checked, common_option, option
 from refimpl.bases.uniform import UNIFORM
 from refimpl.cli import groups
 from refimpl.cli.options import Group, argument, is_given, refuse, with_groups
@@ -23,7 +23,6 @@ from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
 from refimpl.loading.files.documents import plain
 from refimpl.running.settings import Settings
 from refimpl.scoring.estimate import estimate
-from refimpl.scoring.measurements import Experiment
 from refimpl.scoring.score import Budget, score
 from refimpl.show.blocks import BEST, estimate_text, table
 from refimpl.show.explain import explanation_document, explanation_text
@@ -40,16 +39,8 @@ MEASURED = ("base", "options", "sparsity", "correct", "strength")
 
 @dataclass(frozen=True)
 class RunOptions(Checked):
-    """The runtime of the experiment, and its time limit."""
+    """The time limit of the experiment, and its estimate."""
 
-    runtime: Literal["numpy", "onnxruntime"] = option(
-        "numpy",
-        "Runtime of the experiment. onnxruntime runs a recorded graph of it, for Gaussian noise "
-        "only, and needs pip install 'refimpl[onnx]'.",
-    )
-    device: Device = option(
-        "auto", "Device of onnxruntime. auto: a GPU if one works, else the CPU."
-    )
     budget: Budget = option(
         None,
         "Perturb no further sample after this time. At least two samples are perturbed, and "
@@ -82,20 +73,10 @@ def command(
     absorption. The absorption coefficient r is the share of a block's drift that is left after the
     last block. Above 1, later blocks amplify the drift; below 1, they absorb it.
     """
-    plan, wanted = groups.checked_plan(context, perturbed, wanted, noise=run.runtime != "numpy")
+    plan, wanted = groups.checked_plan(context, perturbed, wanted)
     if run.estimate:
-        estimated = "--runtime numpy without --budget, which is what is estimated"
-        refuse(context, ("runtime", "budget"), "--estimate", estimated)
-    experiment: Experiment | None = None
-    if run.runtime == "onnxruntime":
-        from refimpl.onnx.runtime import on_onnxruntime
-
-        units = "--runtime numpy, whose work consists of work units"
-        refuse(context, ("executor", "budget"), "--runtime onnxruntime", units)
-        experiment = on_onnxruntime(plan, run.device)
-    else:
-        refuse(context, ("device",), "--runtime numpy", "--runtime onnxruntime")
-    finished = None if experiment or to.output is None else work_path(to.output)
+        refuse(context, ("budget",), "--estimate", "a run without --budget")
+    finished = None if to.output is None else work_path(to.output)
     opened = where.read(model)
     tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True, default=SCORED)
     if run.estimate:
@@ -105,7 +86,7 @@ def command(
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress, finished=finished)
         others = None if to.json or to.output else ()  # no other allocation is made
-        how: dict[str, Any] = {"runtime": experiment, "bases": others, "budget": run.budget}
+        how: dict[str, Any] = {"bases": others, "budget": run.budget}
         scores = score(opened, tokens, plan, wanted, settings, **how)
     to.deliver(*_allocated(scores, wanted, to, str(model)))
 

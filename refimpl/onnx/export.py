@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from refimpl.arguments import GraphOutputs, require
 from refimpl.errors import RefimplError
-from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.onnx.recording import model_graph as graphs
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, distinct, write_data
@@ -45,15 +44,13 @@ def export(
     *,
     dtype: npt.DTypeLike = np.float32,
     outputs: GraphOutputs = "logits",
-    experiment: Noise | None = None,
     opset: int = DEFAULT_OPSET,
     seq_len: int | None = None,
     force: bool = False,
 ) -> Exported:
     """Write a model as an ONNX graph, which appears whole or not at all.
 
-    Options are those of `refimpl export`. A plan in `experiment` writes the perturbation experiment
-    in place of the model; its eta, draws and seed do not matter: they are inputs of the graph.
+    Options are those of `refimpl export`.
     """
     out = Path(out)
     data = Path(f"{out}.data")
@@ -63,8 +60,8 @@ def export(
     arrays = distinct(recording.carried)
     tables = sum(tensor.ByteSize() for tensor in recording.graph.initializers)  # of one length
     require_room(out.parent, SPARE + tables + sum(x.nbytes for x in arrays), f"-o {out}")
-    graphs.record(recording, outputs, experiment)
-    proto = graphs.described(recording, "experiment" if experiment else outputs, experiment)
+    graphs.record(recording, outputs)
+    proto = graphs.described(recording, outputs)
     with whole(out) as new_graph:
         new_graph.write_bytes(proto.SerializeToString(deterministic=True))
         to_disk(new_graph)

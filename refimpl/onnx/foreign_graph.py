@@ -12,12 +12,10 @@ from onnx import TensorProto, helper
 from refimpl.arguments import Device, require
 from refimpl.errors import RefimplError
 from refimpl.isolation import Isolated, limit_memory
-from refimpl.method.perturbation import Noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.onnx.candidate import Candidate
 from refimpl.onnx.recording import model_graph as graphs
-from refimpl.onnx.session import check_device, open_session
+from refimpl.onnx.session import Candidate, open_session, uses_gpu
 from refimpl.running.settings import free_memory
 from refimpl.storage.file_system import open_file
 
@@ -59,13 +57,12 @@ def open_foreign(
         refused=REFUSED,
     )
     about = child.call("facts")
-    plan = None if about["plan"] is None else Noise(**about["plan"])
 
     def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        products = weights * inputs[graphs.TOKENS].size * (1 + len(inputs.get(graphs.ETA, ())))
+        products = weights * inputs[graphs.TOKENS].size
         return child.call("run", dict(inputs), seconds=longest(products / PRODUCTS_PER_SECOND))
 
-    return Candidate(run, about["runtime"], about["dtype"], about["points"], plan, about["length"])
+    return Candidate(run, about["runtime"], about["dtype"], about["points"], about["length"])
 
 
 class Opened:
@@ -79,7 +76,7 @@ class Opened:
         threads: int | None,
         memory: int,
     ) -> None:
-        if not check_device(device):  # a GPU reserves more than it uses
+        if not uses_gpu(device):  # a GPU reserves more than it uses
             limit_memory(memory)
         self.path = path
         self.tokens, self.ids, self.outputs, self.about = read_graph(path, trace)
@@ -87,7 +84,7 @@ class Opened:
 
     def facts(self) -> dict[str, Any]:
         """What the parent has to know of the graph, and what runs it."""
-        return {**self.about, "runtime": self.session.description}
+        return {**self.about, "runtime": self.session.runtime}
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Outputs for some inputs; what is no array of numbers is refused."""
@@ -107,7 +104,7 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> tuple[str, Any, Any, dict[
     """Read a graph, but not the weights beside it, given the names of all trace points.
 
     Returns the name of its token ids and their dtype, the outputs to ask for, and what `Candidate`
-    has of it: which points it promises, in which dtype, by which plan, for which length.
+    has of it: which points it promises, in which dtype, for which length.
     """
     try:
         with open_file(path, LARGEST_GRAPH) as file:
@@ -132,38 +129,21 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> tuple[str, Any, Any, dict[
     inputs = {v.name: v.type.tensor_type for v in proto.graph.input if v.name not in weights}
     outputs = {v.name: v.type.tensor_type.elem_type for v in proto.graph.output}
     facts = {entry.key: entry.value for entry in proto.metadata_props}
-    plan = _plan(facts, inputs, outputs)
     logits = outputs.get("logits", TensorProto.UNDEFINED)
     dtype = facts.get("dtype") or LOGITS_DTYPES.get(logits, "")
     integers = (TensorProto.INT64, TensorProto.INT32)
     takes_tokens = [len(x.shape.dim) == 2 and x.elem_type in integers for x in inputs.values()]
-    is_model = logits in LOGITS_DTYPES and takes_tokens == [True]
-    if dtype not in LOGITS_DTYPES.values() or (plan is None and not is_model):
+    if dtype not in LOGITS_DTYPES.values() or logits not in LOGITS_DTYPES or takes_tokens != [True]:
         raise RefimplError(
             f"--graph {path}: inputs {[*inputs][:5]}, outputs {[*outputs][:5]}, logits in dtype "
             f"{logits}, computes in {dtype or 'another dtype'}",
             f"one input of integers, [batch, sequence], and logits in {', '.join(graphs.DTYPES)}",
             "write the graph with refimpl export",
         )
-    tokens = next(iter(inputs)) if plan is None else graphs.TOKENS
+    (tokens,) = inputs
     ids = helper.tensor_dtype_to_np_dtype(inputs[tokens].elem_type)
     given = tuple(point for point in trace if point in outputs)
     promised = trace if facts.get("outputs") == "trace" else given
-    if plan is not None:
-        promised, given = (), graphs.MEASURED
     length = inputs[tokens].shape.dim[1].dim_value or None
-    about = {"points": promised, "dtype": dtype, "plan": plan, "length": length}
+    about = {"points": promised, "dtype": dtype, "length": length}
     return tokens, ids, given, about
-
-
-def _plan(
-    facts: Mapping[str, str], inputs: Mapping[str, Any], outputs: Mapping[str, int]
-) -> dict[str, str] | None:
-    """How an experiment's graph perturbs and measures by its metadata; None for another graph."""
-    takes = {graphs.TOKENS, graphs.AT, graphs.ETA, graphs.NOISE} <= inputs.keys()
-    measures = {*graphs.MEASURED} <= outputs.keys()
-    if not takes or not measures or not {*graphs.PERTURBATION_OPTIONS} <= facts.keys():
-        return None
-    options = {name: facts[name] for name in graphs.PERTURBATION_OPTIONS}
-    Noise(**options)  # type: ignore[arg-type]  # refuses other values
-    return options

@@ -1,4 +1,4 @@
-"""Open a graph in onnxruntime, on a GPU or the CPU."""
+"""Open a graph in onnxruntime, on a GPU or the CPU; a graph as a candidate of the oracle."""
 
 import ctypes
 import os
@@ -14,24 +14,19 @@ import numpy as np
 from refimpl.arguments import Device
 from refimpl.errors import RefimplError, need
 from refimpl.model.ops import Array
-from refimpl.onnx import webgpu
 from refimpl.onnx.recording.graph import Graph
+from refimpl.onnx.recording.model_graph import TOKENS
 from refimpl.running.threads import thread_count
 
+RunGraph = Callable[[Mapping[str, Array]], Mapping[str, Array]]  # inputs to outputs, by our names
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 # The default of CUDA multiplies float32 with ten bits.
 PROVIDERS = {CUDA: [(CUDA, {"use_tf32": "0"}), (CPU, {})], CPU: [(CPU, {})]}
-WANTED = {  # and what to do without
-    "cuda": (
-        "a GPU, and an onnxruntime that supports it",
-        "pip install onnxruntime-gpu in place of onnxruntime, or use --device auto or cpu",
-    ),
-    "webgpu": (
-        "a GPU with a driver of Vulkan, Metal or Direct3D, or a program in its place",
-        "install a driver, such as Debian's mesa-vulkan-drivers, or use --device cpu",
-    ),
-}
+WANTED = (  # for CUDA, and what to do without
+    "a GPU, and an onnxruntime that supports it",
+    "pip install onnxruntime-gpu in place of onnxruntime, or use --device auto or cpu",
+)
 
 
 def onnxruntime() -> Any:
@@ -51,15 +46,29 @@ class Session:
     """A graph that is ready to run, and where; its runtime reads the weights in place."""
 
     run: Callable[..., dict[str, Array]]
-    device: str
-    versions: Mapping[str, str]
+    runtime: str  # with its version and device, such as "onnxruntime 1.32.0, cpu"
     weights: Mapping[str, Array] = field(default_factory=dict)
 
-    @property
-    def description(self) -> str:
-        """Runtime and device, such as "onnxruntime 1.22.0, cpu"."""
-        versions = (f"{name} {version}" for name, version in self.versions.items())
-        return ", ".join([*versions, self.device])
+
+@dataclass(frozen=True)
+class Candidate:
+    """A graph that gives trace points; all its sequences have one length, unless that is None."""
+
+    outputs: RunGraph
+    runtime: str
+    dtype: str
+    points: tuple[str, ...]
+    length: int | None = None
+
+    def run(self, ids: Array) -> Mapping[str, Array]:
+        """Compute the trace points of token ids [B, S]."""
+        if self.length not in (None, ids.shape[1]):
+            raise RefimplError(
+                f"a graph for sequences of {self.length} tokens, and these have {ids.shape[1]}",
+                f"sequences of {self.length} tokens, or a graph for any length",
+                f"use --seq-len {self.length}, or export the graph without --seq-len",
+            )
+        return self.outputs({TOKENS: ids})
 
 
 def open_session(
@@ -71,31 +80,26 @@ def open_session(
 ) -> Session:
     """Open a graph, itself or its file; weights replace its external tensors.
 
-    "auto" is CUDA if that works and loads the graph, else the CPU; an adapter of "webgpu" may be a
-    program.
+    "auto" is CUDA if that works and loads the graph, else the CPU.
     """
-    for provider in check_device(device):
+    if uses_gpu(device):
         try:
-            return _open(graph, provider, threads, weights)
+            return _open(graph, CUDA, threads, weights)
         except RefimplError:
             if device != "auto":
                 raise
     return _open(graph, CPU, threads, weights)
 
 
-def check_device(device: Device) -> list[str]:
-    """Names of the GPU providers that may be used and that work, best first; by name, one must."""
-    library = onnxruntime()
+def uses_gpu(device: Device) -> bool:
+    """Whether CUDA may be used, and works; refuses "cuda" if it does not."""
+    installed = onnxruntime().get_available_providers()
     if device == "cpu":
-        return []
-    provider, installed = CUDA, library.get_available_providers()
-    if device == "webgpu":
-        need("webgpu", "onnxruntime_ep_webgpu")
-        provider, installed = webgpu.PROVIDER, [webgpu.PROVIDER]
-    reason = _reason_against(provider) if provider in installed else "is not installed"
-    if reason and device != "auto":
-        raise RefimplError(f"--device {device}: {provider} {reason}", *WANTED[device])
-    return [] if reason else [provider]
+        return False
+    reason = _reason_against_cuda() if CUDA in installed else "is not installed"
+    if reason and device == "cuda":
+        raise RefimplError(f"--device cuda: {CUDA} {reason}", *WANTED)
+    return not reason
 
 
 def _open(
@@ -119,10 +123,7 @@ def _open(
         options.add_external_initializers(list(arrays), values)
     source = graph if isinstance(graph, bytes) else str(graph)
     runtime = f"onnxruntime {ort.__version__}"
-
-    opened: Any = webgpu.open_with
-    if provider in PROVIDERS:
-        opened = partial(ort.InferenceSession, providers=PROVIDERS[provider], enable_fallback=0)
+    opened = partial(ort.InferenceSession, providers=PROVIDERS[provider], enable_fallback=0)
     session = _guarded(runtime, "load", lambda: opened(source, options))
     if provider not in session.get_providers():
         raise RefimplError(
@@ -138,22 +139,20 @@ def _open(
             values = _guarded(runtime, "run", lambda: session.run(names, dict(inputs)))
         return dict(zip(names, values, strict=True))
 
-    device, about = provider.removesuffix("ExecutionProvider").lower(), ""
-    if provider != CPU:
-        about = _cuda_name() if provider == CUDA else webgpu.description(session)
-    device += f" ({about})" if about else ""
-    return Session(run, device, {"onnxruntime": ort.__version__}, arrays)
+    name = _cuda_name() if provider == CUDA else ""
+    device = provider.removesuffix("ExecutionProvider").lower() + (f" ({name})" if name else "")
+    return Session(run, f"{runtime}, {device}", arrays)
 
 
 @cache
-def _reason_against(provider: str) -> str:
-    """Why a provider does not work, or nothing: many installed providers find no device."""
+def _reason_against_cuda() -> str:
+    """Why CUDA does not work, or nothing: its provider may be installed, and find no device."""
     onnxruntime().set_default_logger_severity(4)  # its errors are raised, too
     graph, three = Graph(), np.full((2, 2), 3, np.float32)
     x = graph.input("x", np.float32, (2, 2))
     graph.output("y", x @ x)
     try:
-        product = _open(graph.model().SerializeToString(), provider, 1).run({"x": three})["y"]
+        product = _open(graph.model().SerializeToString(), CUDA, 1).run({"x": three})["y"]
     except RefimplError as error:
         return f"does not work ({error.problem})"
     return "" if (product == 18).all() else f"computes 3 x 3 + 3 x 3 = {product[0, 0]}"

@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from refimpl.arguments import Device
 from refimpl.errors import RefimplError
-from refimpl.method.perturbation import Noise
 from refimpl.model.config import Config
 from refimpl.model.model import Model
-from refimpl.onnx.candidate import Candidate, recorded_candidate
 from refimpl.onnx.foreign_graph import open_foreign
-from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS, TOKENS, Recording, trace_points
+from refimpl.onnx.recording.graph import distinct
+from refimpl.onnx.recording.model_graph import TOKENS, Recording, record, trace_points
+from refimpl.onnx.session import Candidate, open_session
 from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.check import Report, Verdict, check
 from refimpl.oracle.recipe import Recipe
@@ -25,7 +25,6 @@ from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import VALIDATED
 
 SHORT = 5  # tokens of the first batch
-LONGEST = 64  # tokens of the experiment: all states are in memory at once
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ def validate(
 ) -> Validation:
     """Check another computation of a model as a candidate, step by step.
 
-    Options are those of `refimpl validate`. The experiment has noise as long as the state (eta 1):
-    a drift is a difference of two states, and a small one leaves few digits to compare.
+    Options are those of `refimpl validate`.
     """
     if tokens is None:
         tokens = model_tokens(model, default=VALIDATED)
@@ -74,26 +72,20 @@ def validate(
                 "omit --dtype",
             )
     else:
-        webgpu = device == "webgpu"  # what it leaves to the CPU is constant for a known length
-        opened = [
-            recorded_candidate(Recording(model, each, length=length), plan, device, threads)
-            for each in ([dtype] if dtype else ["float32", "float64"][: 1 if webgpu else 2])
-            for plan in (None, Noise())
-            for length in dict.fromkeys(x if webgpu else None for _, x in _shapes(tokens.ids, plan))
-        ]
+        dtypes = [dtype] if dtype else ["float32", "float64"]
+        opened = [recorded_candidate(Recording(model, x), device, threads) for x in dtypes]
 
     @cache
-    def case_of(rows: int, length: int, steps: tuple[str, ...], plan: Noise | None) -> Case:
+    def case_of(rows: int, length: int, points: tuple[str, ...]) -> Case:
         """The truth, once for all dtypes."""
-        options = {} if plan is None else {n: getattr(plan, n) for n in PERTURBATION_OPTIONS}
-        recipe = Recipe(only=steps, eta=1.0, **options)
+        recipe = Recipe(only=points)
         return computed_case(model, replace(tokens, ids=tokens.ids[:rows, :length]), recipe)
 
     reports = [
-        check(case, candidate.run(case), candidate.steps, candidate.dtype)
+        check(case, candidate.run(case.inputs[TOKENS]), candidate.points, candidate.dtype)
         for candidate in opened
-        for rows, length in _shapes(tokens.ids, candidate.plan, candidate.length)
-        for case in [case_of(rows, length, candidate.steps, candidate.plan)]
+        for rows, length in _shapes(tokens.ids, candidate.length)
+        for case in [case_of(rows, length, candidate.points)]
     ]
     return Validation(
         model.name,
@@ -107,13 +99,25 @@ def validate(
     )
 
 
-def _shapes(
-    ids: npt.NDArray[np.int64], plan: Noise | None, length: int | None = None
-) -> list[tuple[int, int]]:
-    """[1, at most 5], [n, S] and [n, 1], or those of one length; with a plan [1, at most 64]."""
+def recorded_candidate(recording: Recording, device: Device, threads: int | None) -> Candidate:
+    """The forward with every trace point, recorded here; its weights are used in place."""
+    record(recording, "trace")
+    names = {tensor.name for tensor in recording.graph.initializers}
+    arrays = {x.name: x.read() for x in distinct(recording.carried) if x.name in names}
+    proto = recording.graph.model().SerializeToString()
+    session = open_session(proto, device, threads=threads, weights=arrays)
+    return Candidate(
+        session.run,
+        session.runtime,
+        recording.dtype.name,
+        trace_points(recording.model.config),
+        recording.length,
+    )
+
+
+def _shapes(ids: npt.NDArray[np.int64], length: int | None) -> list[tuple[int, int]]:
+    """[1, at most 5], [n, S] and [n, 1], or those of one length."""
     samples, longest = ids.shape
-    if plan is not None:
-        return [(1, min(longest, length or LONGEST))]
     every = dict.fromkeys([(1, min(longest, SHORT)), (samples, longest), (samples, 1)])
     fitting = [shape for shape in every if length in (None, shape[1])]
     return fitting or [(samples, min(longest, length or longest))]
@@ -122,7 +126,7 @@ def _shapes(
 def notes_on(config: Config, candidates: Sequence[Candidate], longest: int) -> Iterator[str]:
     """Sentences on what was not compared."""
     total = len(trace_points(config))
-    for points in (x.steps for x in candidates if x.plan is None and len(x.steps) < total):
+    for points in (x.points for x in candidates if len(x.points) < total):
         yield (
             f"the graph has {len(points)} of {total} trace points: write it with --outputs trace "
             "to see where it goes wrong"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -31,18 +31,6 @@ class TokenFacts:
 
 
 @dataclass(frozen=True)
-class Runtime:
-    """The software ("numpy" or "onnxruntime") and device ("cpu", or a GPU's name) of the blocks."""
-
-    runtime: str = "numpy"
-    device: str = "cpu"
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-
-NUMPY = Runtime()
-
-
-@dataclass(frozen=True)
 class Run:
     """How a run went; memory is for residual states, peak memory what was resident, in bytes."""
 
@@ -51,9 +39,7 @@ class Run:
     memory: int
     seconds: float
     peak_memory: int | None
-    versions: Mapping[str, str]  # of refimpl, numpy, python, and the runtime
-    runtime: str = "numpy"
-    device: str = "cpu"
+    versions: Mapping[str, str]  # of refimpl, numpy and python
 
 
 def token_facts(tokens: Tokens) -> TokenFacts:

@@ -17,7 +17,7 @@ from refimpl.arguments import Checked, option, require
 from refimpl.errors import RefimplError
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
-from refimpl.running.provenance import NUMPY, Run, Runtime, UnchangedFiles, versions
+from refimpl.running.provenance import Run, UnchangedFiles, versions
 from refimpl.running.threads import Progress, Workers
 from refimpl.storage.file_system import MIB, work_folder
 from refimpl.storage.finished_units import FinishedUnits, finished_units
@@ -97,7 +97,7 @@ class Resources:
         """How many work units run at once: one here, on all threads."""
         return 1 if self.executor is None else self.workers.threads
 
-    def run_since(self, started: float, runtime: Runtime = NUMPY) -> Run:
+    def run_since(self, started: float) -> Run:
         """The run that began when `time.perf_counter()` was `started`, and ends now."""
         return Run(
             self.dtype.name,
@@ -105,9 +105,7 @@ class Resources:
             self.memory,
             time.perf_counter() - started,
             peak_memory(),
-            versions() | {"python": platform.python_version(), **runtime.versions},
-            runtime.runtime,
-            runtime.device,
+            versions() | {"python": platform.python_version()},
         )
 
     def keep(self, results: Mapping[str, Any]) -> None:

@@ -24,7 +24,6 @@ from refimpl.model.statistics import (
 )
 from refimpl.model.stream import Stream
 from refimpl.pruners.compensation import working_bytes
-from refimpl.running.provenance import NUMPY, Runtime
 from refimpl.running.threads import Workers
 
 PruneBlock = Callable[[int, int, BlockWeights, Workers], Weights]
@@ -72,7 +71,6 @@ class Measurements:
         sinks: Tokens excluded as sinks, over all sequences, [L].
         divergence: Mean KL of the next-token distributions, [E, N, R, L], or None.
         squares: Sums of squares of the linears' inputs, per block, over all sequences.
-        runtime: What ran the experiment.
         quiet: As `ratios`, at the first eta without noise on sinks, [N, R, L]; NaN without sinks.
         sink_share: Share of the clean state's squared norm in sinks, [N, L].
     """
@@ -84,7 +82,6 @@ class Measurements:
     sinks: Array
     divergence: Array | None
     squares: Squares
-    runtime: Runtime
     quiet: Array
     sink_share: Array
 
@@ -95,7 +92,6 @@ class Measurements:
         sequences: int,
         blocks: int,
         divergence: bool = False,
-        runtime: Runtime = NUMPY,
         linears: int = 1,
     ) -> "Measurements":
         """Arrays to fill: nothing is measured so far."""
@@ -109,7 +105,6 @@ class Measurements:
             sinks=np.zeros(blocks, np.int64),
             divergence=np.full(shape, np.nan) if divergence else None,
             squares=tuple({} for _ in range(blocks)),
-            runtime=runtime,
             quiet=np.full(shape[1:], np.nan),
             sink_share=np.zeros((perturbed, blocks)),
         )
@@ -120,10 +115,6 @@ class Measurements:
         cut: Any = {x: y[:, :sequences] for x in names if (y := getattr(self, x)) is not None}
         cut |= {x: getattr(self, x)[:sequences] for x in ("quiet", "sink_share")}
         return replace(self, **cut)
-
-
-Experiment = Callable[..., Measurements]
-"""Runs the experiment, with the arguments of `experiment.experiment`, or by another runtime."""
 
 
 def addresses(

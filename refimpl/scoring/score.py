@@ -23,7 +23,6 @@ from refimpl.allocation.scores import (
 from refimpl.arguments import NotNegative, require
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM
-from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import read_file
 from refimpl.method.absorption import absorption_coefficient, nan_mean
 from refimpl.method.perturbation import Perturbation, Probes, require_resolved
@@ -36,7 +35,6 @@ from refimpl.running.settings import Settings, parse_memory
 from refimpl.running.threads import thread_count
 from refimpl.scoring.experiment import dense_squares, experiment, probing_bytes, work_list
 from refimpl.scoring.measurements import (
-    Experiment,
     Measurements,
     Moments,
     addresses,
@@ -58,7 +56,6 @@ def score(
     request: Request | None = None,
     settings: Settings | None = None,
     *,
-    runtime: Experiment | None = None,
     bases: Iterable[str | Base] | None = None,
     budget: float | None = None,
     **changes: Any,
@@ -75,8 +72,6 @@ def score(
             prunes, and whether the divergence is measured; if None, what `Request` recommends, or
             no correction if the plan is noise.
         settings: How and where it runs.
-        runtime: What runs the experiment: NumPy if None, or
-            `refimpl.onnx.runtime.on_onnxruntime(...)`.
         bases: Bases beside the request's whose signals are measured, by name or as a `Base` of your
             own, so that allocations can be made from them; if None, those of this package that need
             the squares of inputs alone. None at all spares one more reading of the blocks.
@@ -90,8 +85,7 @@ def score(
 
     Raises:
         RefimplError: Tokens the model cannot read; NaN or Inf among the weights; activations
-            beyond the dtype; a request that needs another perturbation; an executor or finished
-            units to keep with another runtime.
+            beyond the dtype; a request that needs another perturbation.
 
     Source: arXiv:2606.15161; docs/explanation/method.md, sections 2, 3 and 6.
     """
@@ -103,12 +97,6 @@ def score(
     settings = replace(settings or Settings(), **changes)
     ids = checked_ids(tokens.ids, config)
     pruned_base(config, request)
-    if runtime is not None and (settings.executor or settings.finished or budget):
-        raise RefimplError(
-            "an executor, finished units to keep, or a budget with another runtime",
-            "--runtime numpy, which computes in work units",
-            "omit --executor and --budget",
-        )
     model.check_finite(settings.dtype)
     chosen = Chosen.of(request, bases)
     beside = probing_bytes(config, plan, settings.dtype, thread_count(settings.threads))
@@ -141,7 +129,7 @@ def score(
                 sweep=sweep,
                 sinks=measured.sinks,
                 signals={**dense, **of_drifts(chosen, sweep[0].drift)},
-                run=resources.run_since(started, measured.runtime),
+                run=resources.run_since(started),
                 pruned_at=pruned_at,
                 probes=_probed(measured, prune_block, plan, config),
                 made_for={x.name: getattr(request, x.name) for x in fields(request)},
@@ -155,9 +143,9 @@ def score(
             return errors is not None and errors.precision <= error
 
         enough = partial(precise, error=plan.precision) if plan.precision else None
-        run = runtime or partial(experiment, until=until, enough=enough)
         divergence = request.correct == "divergence"
-        measured = run(model, ids, plan, resources, prune_block, divergence=divergence)
+        run = partial(experiment, divergence=divergence, until=until, enough=enough)
+        measured = run(model, ids, plan, resources, prune_block)
         return scores_of(measured)
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from refimpl.loading.files.documents import plain
 from refimpl.onnx.export import Exported
-from refimpl.onnx.recording.model_graph import PERTURBATION_OPTIONS
 from refimpl.onnx.validate import Validation
 from refimpl.oracle.check import Report
 from refimpl.show.header import counted, fitting, joined, model_facts, wrapped
@@ -87,14 +86,7 @@ def export_table(exported: Exported) -> str:
 def _computes(facts: Mapping[str, str]) -> list[str]:
     """The inputs and outputs of the graph, and in which dtype."""
     ids = f"{facts['seq_len']} token_ids".removeprefix("any ")
-    if facts["outputs"] != "experiment":
-        return [f"{ids} to {facts['outputs']}", facts["dtype"]]
-    options = [name for name in PERTURBATION_OPTIONS if facts[name] != "exact"]
-    return [
-        f"{ids} and noise to drift, alignment and absorption coefficients",
-        *(f"{name.replace('_', ' ')} {facts[name]}" for name in options),
-        facts["dtype"],
-    ]
+    return [f"{ids} to {facts['outputs']}", facts["dtype"]]
 
 
 def _size(size: int) -> str:

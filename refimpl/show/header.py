@@ -104,8 +104,7 @@ def header(scores: Scores, allocations: tuple[Allocation, ...], verbose: bool = 
         "correction": _correction(allocations, scores.linears, verbose),
         "run": run_facts(scores.run),
     }
-    short = (*SHORT, "run") if scores.run.runtime != "numpy" else SHORT
-    return wrapped({k: v for k, v in facts.items() if verbose or k in short})
+    return wrapped({k: v for k, v in facts.items() if verbose or k in SHORT})
 
 
 def model_facts(name: str, family: str, num_blocks: int) -> list[str]:
@@ -129,7 +128,6 @@ def run_facts(run: Run, *more: str) -> list[str]:
         f"{run.memory / MIB:,.6g} MiB for states",
         counted(run.threads, "thread"),
         run.dtype,
-        *([] if run.runtime == "numpy" else [f"experiment by {run.runtime} on {run.device}"]),
         *(f"{name} {version}" for name, version in run.versions.items()),
     ]
 

@@ -109,7 +109,7 @@ PRINTED: dict[str, tuple[str, tuple[str, ...], list[tuple[object, ...]]]] = {
         ("eval", "half", "--tokens", "ids.npy", *EVALUATED),
     ]),
     "graphs-json before": ("validate", ("functions",), [
-        ("export", "half", "-o", "y.onnx", "--experiment")]),
+        ("export", "half", "-o", "y.onnx", "--outputs", "trace")]),
     "graphs-json after": ("validate", OPEN, [("validate", LLAMA, "--graph", "x.onnx")]),
 }  # fmt: skip
 VISION = {"pruning-json before": {"files.ignored"}}  # tests/loading/test_composites.py
@@ -124,7 +124,7 @@ def test_the_page_of_a_document_is_complete_and_true(
     Path("asked.jsonl").write_text('{"question": "A", "choices": ["b", "c"], "answer": 0}')
     run("score", LLAMA, *FEW, "-o", "scores.json")
     run(*PRUNED, "half", "--nm", "2:4", "--pruner", "magnitude")
-    run("export", "half", "-o", "x.onnx", "--experiment")
+    run("export", "half", "-o", "x.onnx", "--outputs", "trace")
     heading, left, commands = PRINTED[name]
     found = set(VISION.get(name, set()))
     for words in commands:

@@ -47,7 +47,7 @@ def reference_session(path: Path) -> Session:
         with np.errstate(all="ignore"):
             return dict(zip(names, evaluator.run(names, dict(inputs)), strict=True))
 
-    return Session(run, "cpu", {"onnx": onnx.__version__})
+    return Session(run, f"onnx {onnx.__version__}, cpu")
 
 
 def real_model(name: str, text: Path) -> Model:

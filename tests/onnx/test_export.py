@@ -269,11 +269,6 @@ def test_the_data_file_holds_every_weight_where_the_graph_says(folder: Path) -> 
         ("-o {}/x.onnx --opset 26", "18 to 25", ""),
         ("-o {}/x.onnx --seq-len 0", "error: seq-len 0", ""),
         ("-o {}/x.onnx --seq-len 65", "from 1 to 64", ""),
-        ("-o {}/x.onnx --experiment --seq-len 65", "from 1 to 64", ""),
-        ("-o {}/x.onnx --variant norm=sequence", "error: --variant norm with ", ""),
-        ("-o {}/x.onnx --variant noise_scale=sequence", "error: --variant noise_scale with ", ""),
-        ("-o {}/x.onnx --variant sink=exclude", "error: --variant sink with ", ""),
-        ("-o {}/x.onnx --experiment --outputs trace", "error: --outputs with ", ""),
     ],
 )
 def test_what_cannot_be_exported_is_refused(

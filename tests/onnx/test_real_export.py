@@ -74,7 +74,7 @@ def test_a_graph_agrees_with_transformers(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, "float32") for name in MODELS), (SMOL, "float64")]
 )
-def test_every_trace_point_and_the_experiment_agree(name: str, dtype: str) -> None:
+def test_every_trace_point_agrees(name: str, dtype: str) -> None:
     model = real_model(name, TEXT)
     tokens = text_tokens(TEXT, model.folder / "tokenizer.json", 1, 64)
     result = validate(model, tokens, dtype=dtype)

@@ -23,10 +23,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from program import Result, run
 from program import refused as refused_by
 
-from refimpl import Noise, RefimplError, read_model
+from refimpl import RefimplError, read_model
 from refimpl.model.forward import MIXERS, forward
 from refimpl.onnx.export import export
-from refimpl.onnx.recording.model_graph import AT, DTYPES, trace_points
+from refimpl.onnx.recording.model_graph import DTYPES, trace_points
 from refimpl.onnx.validate import Validation, validate
 from refimpl.oracle.check import Report
 from refimpl.oracle.judging import measures
@@ -37,22 +37,13 @@ from refimpl.tokens import Tokens
 LLAMA, LLAMA_CASE = FIXTURES / "llama", FIXTURES / "cases" / "llama"
 
 
-PLANS = {
-    "token": Noise(),
-    "sequence": Noise(noise_scale="sequence", noise_shape="channel", norm="sequence"),
-    "no sinks": Noise(sink="exclude"),
-}
-
-
 def graph_of(case: str, folder: Path, dtype: str = "float32", **options: Any) -> Path:
     """A fixture's graph with its weights in it, of all trace points by default; made once."""
     words = "-".join([case, dtype, *(f"{name}={value}" for name, value in options.items())])
     path = folder / f"{words}.onnx"
     if not path.exists():
         model = pruned(case, folder) if options.pop("pruned", False) else model_of(case)
-        plan = PLANS.get(options.pop("plan", ""))
-        options |= {"experiment": plan} if plan else {"outputs": options.get("outputs", "trace")}
-        export(model, path, dtype=dtype, **options)
+        export(model, path, dtype=dtype, **{"outputs": "trace"} | options)
         onnx.save(onnx.load(path), path)
     return path
 
@@ -73,24 +64,20 @@ def test_every_family_agrees(case: str) -> None:
     assert result.verdict == "pass"
     names = [*forward(model, [[1]], trace=True).trace]
     assert tuple(names) == trace_points(model.config)
-    measured = 2 * model.config.num_blocks + 1
-    shapes = [*(((n, s), len(names)) for n, s in ((1, 5), (3, 13), (3, 1))), ((1, 13), measured)]
+    shapes = [((n, s), len(names)) for n, s in ((1, 5), (3, 13), (3, 1))]
     assert runs(result) == [(dtype, *x) for dtype in ("float32", "float64") for x in shapes]
-    for report in result.reports:
-        experiment = len(report.steps) == measured
-        assert steps_of(report)[-1] == ("absorption_coefficient" if experiment else "logits")
-        assert experiment or steps_of(report) == names
+    assert all(steps_of(report) == names for report in result.reports)
     assert (result.graph, result.notes) == (None, ())
 
 
-def test_batches_have_one_shape_each_and_the_experiment_is_short() -> None:
+def test_batches_have_one_shape_each() -> None:
     def shapes(*size: int) -> list[tuple[int, ...]]:
         tokens = Tokens(np.zeros(size, np.int64), "by hand", "ids")
         made = validate(model_of("llama"), tokens, dtype="float32", threads=1)
         return [shape for _, shape, _ in runs(made)]
 
-    assert shapes(2, 64) == [(1, 5), (2, 64), (2, 1), (1, 64)]
-    assert shapes(1, 5) == [(1, 5), (1, 1), (1, 5)]
+    assert shapes(2, 64) == [(1, 5), (2, 64), (2, 1)]
+    assert shapes(1, 5) == [(1, 5), (1, 1)]
 
 
 @pytest.mark.parametrize(
@@ -100,11 +87,10 @@ def test_batches_have_one_shape_each_and_the_experiment_is_short() -> None:
 def test_a_graph_of_one_length_is_judged_on_it(
     length: int, shapes: list[tuple[int, ...]], folder: Path
 ) -> None:
-    for plan, expected in (("", shapes), ("token", [(1, length)])):
-        path = graph_of("gemma3", folder, seq_len=length, **({"plan": plan} if plan else {}))
-        result = validate(model_of("gemma3"), graph=path, threads=1)
-        assert result.verdict == "pass"
-        assert [shape for _, shape, _ in runs(result)] == expected
+    path = graph_of("gemma3", folder, seq_len=length)
+    result = validate(model_of("gemma3"), graph=path, threads=1)
+    assert result.verdict == "pass"
+    assert [shape for _, shape, _ in runs(result)] == shapes
 
 
 def test_a_graph_of_one_length_takes_no_other(folder: Path) -> None:
@@ -304,62 +290,6 @@ def test_a_step_that_is_missing_is_never_a_pass(folder: Path) -> None:
     assert "1 step missing: blocks.3.v" in result.out
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("plan", PLANS)
-def test_the_experiment_agrees_from_a_file(plan: str, dtype: str, folder: Path) -> None:
-    path = graph_of("llama", folder, dtype, plan=plan)
-    result = validate(model_of("llama"), graph=path, threads=1)
-    assert result.verdict == "pass"
-    assert runs(result) == [(dtype, (1, 13), 9)]
-
-
-def dropped_root(proto: onnx.ModelProto) -> None:
-    """The norm of a difference becomes its square."""
-    (measure,) = (f for f in proto.functions if f.name == "measure")
-    next(n for n in measure.node if n.op_type == "Sqrt").op_type = "Identity"
-
-
-def sum_for_difference(proto: onnx.ModelProto) -> None:
-    (measure,) = (f for f in proto.functions if f.name == "measure")
-    next(n for n in measure.node if n.op_type == "Sub").op_type = "Add"
-
-
-def exchanged_blocks(proto: onnx.ModelProto) -> None:
-    """Block 2 is perturbed where block 1 was asked for, and the other way round."""
-    nodes = [n for n in proto.graph.node if n.op_type == "Equal" and n.input[0] == AT]
-    one, other = nodes[1:3]
-    one.input[1], other.input[1] = other.input[1], one.input[1]
-
-
-def other_block(proto: onnx.ModelProto) -> None:
-    call = next(n for n in proto.graph.node if n.name == "blocks.2.perturb")
-    for n in proto.graph.node:
-        if n.output[0] in call.input and n.op_type == "Squeeze":
-            clean = next(m for m in proto.graph.node if m.output[0] == n.input[0])
-            clean.input[0] = "blocks.1.resid_post"
-
-
-EXPERIMENT_BROKEN: dict[str, tuple[Damage, str]] = {
-    "one number": (number("blocks.2.k_proj.weight", lambda x: x + 0.01), "perturbed.0.drift"),
-    "a dropped root": (dropped_root, "perturbed.0.drift"),
-    "a sum for a difference": (sum_for_difference, "perturbed.0.drift"),
-    "two blocks exchanged": (exchanged_blocks, "perturbed.1.drift"),
-    "the state of another block": (other_block, "perturbed.0.drift"),
-    "another alignment": (then("Neg", "alignment"), "perturbed.0.alignment"),
-    "another coefficient": (then("Sqrt", "coefficient"), "absorption_coefficient"),
-}
-
-
-@pytest.mark.parametrize("name", EXPERIMENT_BROKEN)
-def test_a_broken_experiment_fails_where_it_is_broken(name: str, folder: Path) -> None:
-    change, point = EXPERIMENT_BROKEN[name]
-    path = broken(graph_of("llama", folder, "float64", plan="token"), change)
-    result = program(LLAMA, "--graph", path)
-    assert (result.code, result.err) == (1, "")
-    assert f"experiment float64 [1, 13]: divergent, first at {point}: " in result.out
-    assert "usual causes" in result.out
-
-
 def test_a_graph_with_logits_only_is_compared_by_its_logits(folder: Path) -> None:
     path = graph_of("llama", folder, outputs="logits")
     good = program(LLAMA, "--graph", path)
@@ -394,7 +324,7 @@ def test_the_program_says_what_it_compared_and_where_it_ran() -> None:
     assert result.code == 0
     rows = [line.split("]")[0].strip() for line in result.out.split("\n\n")[1].splitlines()[1:]]
     forward = [f"forward float64 {shape}" for shape in ("[1, 5", "[2, 9", "[2, 1")]
-    assert rows == [*forward, "experiment float64 [1, 9"]
+    assert rows == forward
     assert "onnxruntime" in result.out
     assert "cpu" in result.out
     assert "float32" not in result.out

@@ -1,1 +1,1 @@
-"""The forward pass and the experiment, recorded as ONNX graphs."""
+"""The forward pass, recorded as an ONNX graph."""

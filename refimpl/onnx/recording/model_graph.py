@@ -1,9 +1,8 @@
-"""A model, and the perturbation experiment, as graphs: the forward and the method, recorded."""
+"""A model as a graph: the forward, recorded."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +10,11 @@ import onnx
 
 from refimpl.arguments import GraphDtype, GraphOutputs, require
 from refimpl.errors import RefimplError
-from refimpl.method.absorption import left_out, nan_mean, surviving_drift
-from refimpl.method.perturbation import Noise, Perturbation, deviation, kept_tokens, perturbed
 from refimpl.model.config import BLOCK_EMBED, Config
 from refimpl.model.experts import Observer
 from refimpl.model.forward import Place, block, embed, head, places
 from refimpl.model.mixers.carried import stream
 from refimpl.model.model import EMBEDDING, HEAD, Model
-from refimpl.model.ops import Array
 from refimpl.model.position_tables import alibi_bias
 from refimpl.onnx.recording.array import Recorded
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph, graph_weights
@@ -29,7 +25,6 @@ from refimpl.version import __version__
 DTYPES = get_args(GraphDtype)
 LARGEST_MASKS = 1024 * MIB  # of a graph for one length, whose file has at most 2 GiB
 TOKENS, BATCH, SEQUENCE = "token_ids", "batch", "sequence"
-PERTURBATION_OPTIONS = ("noise_scale", "noise_shape", "noise_norm", "norm", "sink")  # of a graph
 
 
 def trace_points(config: Config) -> tuple[str, ...]:
@@ -182,10 +177,8 @@ def _with(place: Place, arrays: Mapping[str, Any]) -> Place:
     return replace(place, rope=rope, **others)
 
 
-def record(recording: Recording, outputs: GraphOutputs, plan: Noise | None) -> None:
-    """Record a model: `token_ids` [batch, sequence] to `logits` or a trace; or its experiment."""
-    if plan is not None:
-        return experiment_graph(recording, plan)
+def record(recording: Recording, outputs: GraphOutputs) -> None:
+    """Record a model: `token_ids` [batch, sequence] to `logits` or a trace."""
     graph, trace, config = recording.graph, outputs == "trace", recording.model.config
     x = recording.embed()
     h: Any = stream(x, config)
@@ -204,11 +197,10 @@ def record(recording: Recording, outputs: GraphOutputs, plan: Noise | None) -> N
     logits = recording.head(x, observe)
     if not trace:
         graph.output("logits", logits)
-    return None
 
 
-def described(recording: Recording, outputs: str, plan: Noise | None) -> onnx.ModelProto:
-    """Finish a graph with metadata about the model (zeros are those of its file), and a plan."""
+def described(recording: Recording, outputs: GraphOutputs) -> onnx.ModelProto:
+    """Finish a graph with metadata about the model; zeros are those of its file."""
     model = recording.model
     linears = inspect(model).linears
     zeros, weights = (sum(getattr(x, key) for x in linears) for key in ("zeros", "weights"))
@@ -224,134 +216,5 @@ def described(recording: Recording, outputs: str, plan: Noise | None) -> onnx.Mo
         "prunable_zeros": str(zeros),
         "sparsity": repr(zeros / weights),
     }
-    if plan is not None:
-        facts |= {name: getattr(plan, name) for name in PERTURBATION_OPTIONS}
     onnx.helper.set_model_props(proto, facts)
     return proto
-
-
-NOISE, ETA, AT = "noise", "eta", "perturbed_block"  # inputs besides the token ids, one per state
-MEASURED = ("drift", "alignment", "coefficient")  # outputs, among others
-STATES = "states"
-END = np.iinfo(np.int64).max
-
-
-def experiment_graph(recording: Recording, plan: Noise) -> None:
-    """Record the experiment of a model, measured in float64 (docs/how-to/experiment-graph.md)."""
-    graph, config, length = cast(Any, recording.graph), recording.model.config, recording.sequence
-    width, blocks, add, output = config.hidden_size, config.num_blocks, graph.add, graph.output
-    at = graph.input(AT, np.int64, (STATES,))
-    eta = graph.input(ETA, np.float64, (STATES,))
-    noise = graph.input(NOISE, np.float64, (STATES, length, width))
-
-    # One sequence only: others in the batch would be taken for states.
-    recording.ids.kind.tensor_type.shape.dim[0].dim_value = 1
-    x = recording.embed()
-    x = add("Identity", x, axes=("states.0", *x.axes[1:]))
-    kept: Any = np.ones_like(recording.ids, np.bool_)
-    first, drifts, alignments, sinks, sizes = [], [], [], [], []
-    for i in range(blocks):
-        x = recording.block(i, x, ("resid_post",))["state" if config.carried else "resid_post"]
-        starts_here, born = np.equal(at, i), f"born.{i}"
-        first_state, earlier = _first(x), add("Shape", x, end=1)
-        clean = stream(first_state, config)
-        inputs = {
-            "h": add("Squeeze", clean, [0]),
-            "noise": add("Compress", noise, starts_here, axis=0, axes=(born, length, width)),
-            "eta": add("Compress", eta, starts_here, axis=0, axes=(born,)),
-        }
-        body = partial(_perturb, plan)
-        new = graph.call("perturb", body, inputs, f"blocks.{i}.perturb")
-        rows = (f"states.{i + 1}", length)
-        each = add("Concat", add("Shape", new["states"], end=1), [1], axis=0)
-        kept_by = add("Expand", new["kept"], each, axes=(born, length))
-        states = new["states"]
-        if config.carried:  # the same for each of them
-            beside = np.zeros_like(states[..., :1]) + first_state[..., width:]
-            states = np.concatenate([states, beside], axis=-1)
-        x = add("Concat", x, states, axis=0, axes=(*rows, x.axes[-1]))
-        kept = add("Concat", kept, kept_by, axis=0, axes=rows)
-        inputs = {"states": stream(x, config), "clean": clean, "kept": kept}
-        body = partial(_measure, plan)
-        measured = graph.call("measure", body, inputs, f"blocks.{i}.measure")
-        first.append(_tail(measured["drift"], earlier, born))
-        drifts.append(measured["mean_drift"])
-        alignments.append(measured["mean_alignment"])
-        sinks.append(np.sum(~new["kept"], axis=0, keepdims=True))
-        sizes.append(np.expand_dims(np.sum(measured["mean_square"], axis=(0, 1)), 0))
-
-    for name, columns in (("drift", drifts), ("alignment", alignments)):
-        rows = add("Shape", columns[-1])
-        matrix = np.concatenate([_column(column, rows) for column in columns], axis=1)
-        output(name, _tail(matrix, [1], STATES))
-    start = add("Concat", *first, axis=0, axes=(STATES, *first[0].axes[1:]))
-    share = surviving_drift(_tail(measured["drift"], [1], STATES), start)
-    ratio = output("ratio", nan_mean(share, axis=-1))
-    in_block = np.equal(at, np.arange(blocks)[:, None])
-    output("coefficient", nan_mean(np.where(in_block, ratio, np.nan), axis=-1))
-    output("left_out", left_out(share, _tail(kept, [1], STATES), plan.norm))
-    output("sinks", np.concatenate(sinks, axis=0))
-    output("mean_square", np.concatenate(sizes, axis=0))
-
-
-def experiment_inputs(
-    ids: Array, blocks: npt.ArrayLike, etas: npt.ArrayLike, noise: Array
-) -> dict[str, Array]:
-    """The graph's inputs: token ids [1, S]; block, eta and noise [S, D] of every state."""
-    return {
-        TOKENS: ids,
-        AT: np.asarray(blocks, np.int64),
-        ETA: np.asarray(etas, np.float64),
-        NOISE: noise,
-    }
-
-
-def only_noise(plan: Perturbation) -> Noise:
-    """The noise of a graph; refuses probes, for which every block would be in it twice."""
-    if not isinstance(plan, Noise):
-        raise RefimplError(
-            "the pruning perturbation in a graph",
-            "Gaussian noise: pruned blocks would double the weights of the graph",
-            "use --runtime numpy, or --perturbation gaussian",
-        )
-    return plan
-
-
-def _perturb(plan: Noise, graph: Graph, arrays: dict[str, Any]) -> dict[str, Any]:
-    """The states of one block, made of the clean one."""
-    h, noise, eta = arrays["h"], arrays["noise"], arrays["eta"]
-    kept = kept_tokens(h, plan.sink)
-    column = np.expand_dims(np.expand_dims(eta, -1), -1)
-    choices = plan.noise_scale, plan.noise_shape, plan.noise_norm
-    return {"states": perturbed(h, noise, column, kept, *choices), "kept": kept}
-
-
-def _measure(plan: Noise, graph: Graph, arrays: dict[str, Any]) -> dict[str, Any]:
-    """All states compared with the clean one."""
-    states = arrays["states"]
-    result = deviation(states, arrays["clean"], arrays["kept"], plan.norm)
-    return {
-        "drift": result.drift,
-        "mean_drift": nan_mean(result.drift, axis=-1),
-        "mean_alignment": nan_mean(result.alignment, axis=-1),
-        "mean_square": np.mean(states * states, axis=-1).astype(np.float64),
-    }
-
-
-def _first(x: Any) -> Any:
-    """The clean state, which is the first."""
-    return x.graph.add("Slice", x, [0], [1], [0], axes=(1, *x.axes[1:]))
-
-
-def _tail(x: Any, start: Any, name: str) -> Any:
-    """The rows from `start` on, along an axis with a name."""
-    return x.graph.add("Slice", x, start, [END], [0], axes=(name, *x.axes[1:]))
-
-
-def _column(x: Any, rows: Any) -> Any:
-    """Numbers of the first states as a column for all states, NaN for the others."""
-    add = x.graph.add
-    missing = add("Sub", rows, add("Shape", x))
-    pads = add("Concat", [0], missing, axis=0)
-    whole = add("Pad", x, pads, np.float64(np.nan), axes=("all",))
-    return add("Unsqueeze", whole, [1])
