@@ -150,10 +150,9 @@ class CheckOptions:
     )
     names: Path | None = common_option(
         None,
-        "Names of the tensors: of transformers' or mlx-lm's modules (transformers, mlx), of "
-        "TransformerLens' cache (transformer_lens), of llama.cpp (ggml), or a JSON file with the "
-        "name of each step. Default: recognised names. Other steps are not checked.",
-        "NAMES",
+        "A JSON file with the program's name of each step, or the word transformers for those of "
+        "its modules. Default: recognised. Other steps are not checked.",
+        "FILE",
     )
     ids: Path | None = option(
         None,
@@ -198,9 +197,8 @@ def check_command(
         Path,
         argument(
             "ACTUAL",
-            "The candidate's results: safetensors, .npz, a folder of .npy files, the folder that "
-            "transformers' model_addition_debugger_context wrote with use_repr=False, the log of "
-            "llama-eval-callback, or the files of llama-debug --save-logits. Or the candidate's "
+            "The candidate's results, safetensors or .npz: arrays named after the steps, or the "
+            "outputs of transformers' modules, named after these. Or the candidate's "
             "ONNX graph, which refimpl runs (needs refimpl[onnx]).",
         ),
     ],
@@ -213,11 +211,11 @@ def check_command(
     Exits with 3 if nothing diverges, but a step is missing, could not be judged, or is not resolved
     by the dtype.
     """
-    from refimpl.candidates.program_outputs import read_source  # not for --help
-    from refimpl.candidates.steps import (
+    from refimpl.oracle.candidates import (  # not for --help
         CandidateSteps,
         candidate_case,
         candidate_steps,
+        read_candidate_file,
     )
     from refimpl.oracle.check import EXIT, check
     from refimpl.show.oracle import report_document, report_table
@@ -237,19 +235,18 @@ def check_command(
     else:
         fixed = "a graph, FILE.onnx, which is run"
         refuse(context, ("device", "time_limit"), "a file of tensors", fixed)
-        candidate = read_source(actual)
+        candidate = read_candidate_file(actual)
         opened = candidate_case(case, ids, candidate, download=how.download)
         steps = candidate_steps(opened, candidate, how.names, how.decode)
         stated = candidate.stated
         computed = stated.get("dtype")
     only = patterns(how.only) or steps.asked or ("*",)
-    asked = only, how.dtype or computed, how.stepwise, how.decode or bool(steps.covered)
+    asked = only, how.dtype or computed, how.stepwise, how.decode
     report = check(opened, steps.arrays, *asked)
     options = {"names": how.names, "tokens": how.ids}
     report = replace(
         report,
         stated=stated,
-        covered=steps.covered,
         uncovered=tuple(x for x in opened.expected if x not in steps.asked) if steps.asked else (),
         options=" ".join(
             [f"--{name} {x}" for name, x in options.items() if x is not None]

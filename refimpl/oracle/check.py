@@ -30,8 +30,7 @@ class Report:
     """The judgement on each step that was asked for, in the order of execution, by some `way`.
 
     `stated` is what the candidate says of its settings, `unknown` are its names that are no step,
-    `uncovered` steps that its names do not cover; it shows the part `covered` of the others, all if
-    "". `options` are those of the command that read it.
+    `uncovered` steps that its names do not cover. `options` are those of the command that read it.
     """
 
     case: Case
@@ -41,7 +40,6 @@ class Report:
     way: Way = "own inputs"
     stated: Mapping[str, str] = field(default_factory=dict)
     uncovered: tuple[str, ...] = ()
-    covered: str = ""
     options: str = ""
 
     @property

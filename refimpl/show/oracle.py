@@ -27,8 +27,8 @@ def report_table(report: Report, candidate: str) -> str:
     }
     if report.stated:
         facts["states"] = [f"{name} {value}" for name, value in report.stated.items()]
-    if report.covered:
-        facts["in part"] = [f"the candidate shows {report.covered}; the rest counts as right"]
+    if report.way == "chained":
+        facts["in part"] = ["the last tokens of each sequence"]
     if report.uncovered:
         facts["not covered"] = _kinds(report.uncovered)
     said = [part for line in verdict_lines(report, candidate) for part in fitting(line)]
@@ -242,7 +242,6 @@ class CheckDocument(Document, frozen=True, kw_only=True, forbid_unknown_fields=T
     steps: tuple[CheckedStep, ...]
     unknown: tuple[str, ...]
     not_covered: tuple[str, ...]
-    covered_in_part: str | None
 
 
 def report_document(report: Report, candidate: str) -> dict[str, Any]:
@@ -260,7 +259,6 @@ def report_document(report: Report, candidate: str) -> dict[str, Any]:
             CheckDocument, report, case=case.name, family=case.model.config.family,
             refimpl=__version__, spec=SPEC, candidate=candidate, stated=dict(report.stated),
             first=last, steps=tuple(map(checked, report.steps)), not_covered=report.uncovered,
-            covered_in_part=report.covered or None,
         )
     )  # fmt: skip
     return document

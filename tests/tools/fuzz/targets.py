@@ -61,19 +61,7 @@ def _reports(*files: str) -> list[list[str]]:
 
 CHECK = ["check", "case", "actual.safetensors", "--only", "blocks.*"]
 OWN_CHECK = ["check", "case", "case/expected.safetensors", "--only", "embed"]
-DUMPED = {  # files as transformers' debugger writes them, and the steps in them
-    "LlamaForCausalLM.model.layers.0_inputs_args_0.safetensors": "embed",
-    "LlamaForCausalLM.model.layers.0.input_layernorm_outputs.safetensors": "blocks.0.attn_norm",
-    "LlamaForCausalLM.model.layers.1.self_attn.o_proj_outputs.safetensors": "blocks.1.attn_out",
-    "LlamaForCausalLM_outputs_logits.safetensors": "logits",
-}
-DUMP_CHECKS = [["check", "case", "dump"], ["check", "case", "dump", "--names", "names.json"]]
-PROGRAMS = {  # what other programs write, each read by two commands
-    name: [["check", "model", name.split("/")[0]],
-           ["check", "model", name.split("/")[0], "--tokens", "ids.npy"]]
-    for name in ("trace.npz", "npy/logits.npy", "eval.log", "saved/llamacpp-x.bin",
-                 "saved/llamacpp-x-tokens.bin")
-}  # fmt: skip
+TRACE = ["check", "model", "trace.npz"]  # what other programs write
 TEXT = ["--text", "text.txt"]
 READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its path
     "model/config.json": [["inspect", "model"], ["score", "model", *DRAWN]],
@@ -123,8 +111,7 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     "case/inputs.safetensors": [OWN_CHECK, [*CHECK, "--stepwise"]],
     "case/expected.safetensors": [CHECK, [*CHECK, "--stepwise"]],
     "actual.safetensors": [CHECK, [*CHECK, "--stepwise"]],
-    **{f"dump/{name}": DUMP_CHECKS for name in DUMPED},
-    **PROGRAMS,
+    "trace.npz": [TRACE, [*TRACE, "--tokens", "ids.npy"]],
     "names.json": [["check", "case", "case/expected.safetensors", "--names", "names.json"]],
     "model.gguf": [*_model_commands("model.gguf"), ["score", "model.gguf", *TEXT, *SMALL]],
     "sentence.gguf": [["score", "sentence.gguf", *TEXT, *SMALL], ["inspect", "sentence.gguf"]],
@@ -146,7 +133,7 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
 # A second per case: onnxruntime starts in a process of its own, `check` computes every step.
 SLOW = (
     *("graph.onnx", "beside.onnx.data", "actual.safetensors", "names.json"),
-    *(name for name in READERS if name[:5] in ("case/", "dump/") or name in PROGRAMS),
+    *(name for name in READERS if name[:5] == "case/" or name == "trace.npz"),
 )
 OF_A_KIND = 0.15  # share of changed files that are links, pipes, devices and such
 Mutator = Callable[[bytes, Random], bytes]
@@ -205,7 +192,7 @@ def make_folder(folder: Path) -> None:
 
     onnx.save(onnx.load(folder / "beside.onnx"), folder / "graph.onnx")  # its weights are in it
     shutil.copy(folder / "case/expected.safetensors", folder / "actual.safetensors")
-    _make_dump(folder)
+    _make_trace(folder)
     os.mkfifo(folder / "pipe")
     os.symlink("loop", folder / "loop")
     os.symlink("scores.json", folder / "link.json")
@@ -220,26 +207,14 @@ def _make_model(folder: Path) -> None:
     shutil.copy(FIXTURES / "llama/tokenizer.json", folder)
 
 
-def _make_dump(folder: Path) -> None:
-    """What transformers and llama.cpp write, arrays of NumPy, and names of modules."""
+def _make_trace(folder: Path) -> None:
+    """Arrays of another program, and names of modules."""
     import numpy as np
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file
 
     steps = load_file(folder / "case/expected.safetensors")
     ids = load_file(folder / "case/inputs.safetensors")["token_ids"]
     np.savez(folder / "trace.npz", embed=steps["embed"], logits=steps["logits"], token_ids=ids)
-    (folder / "npy").mkdir()
-    np.save(folder / "npy/logits.npy", steps["logits"])
-    np.save(folder / "npy/token_ids.npy", ids)
-    log = "number of input tokens = 2\n  5\n  6\ncb: embd = (f32) GET_ROWS(w, i}) = {32, 2, 1, 1}\n"
-    log += "1.0, 2.0, 3.0, ..., 4.0, 5.0, 6.0\n" * 2 + "sum = 42.0\n"
-    (folder / "eval.log").write_text(log)
-    (folder / "saved").mkdir()
-    steps["logits"][0, -1].astype("<f4").tofile(folder / "saved/llamacpp-x.bin")
-    ids[0].astype("<i4").tofile(folder / "saved/llamacpp-x-tokens.bin")
-    (folder / "dump").mkdir()
-    for name, step in DUMPED.items():
-        save_file({"data": steps[step]}, folder / "dump" / name)
     names = {"blocks.{}.attn_norm": "layers.{}.input_layernorm", "embed": ["layers.0:input", "e"]}
     (folder / "names.json").write_text(json.dumps(names))
 

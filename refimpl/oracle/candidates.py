@@ -1,0 +1,296 @@
+"""What another program wrote: files of arrays by names, read as the steps of a case."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from zipfile import ZipFile
+
+import ml_dtypes
+import numpy as np
+
+from refimpl.errors import RefimplError
+from refimpl.loading.checkpoint import read_model
+from refimpl.loading.files.file_reading import reading
+from refimpl.loading.files.safetensors_file import ARRAY_DTYPES, SafetensorsFile
+from refimpl.model.attention import merge_heads, split_heads
+from refimpl.model.layout import cut
+from refimpl.model.ops import Array
+from refimpl.model.token_ids import checked_ids
+from refimpl.oracle.case import Case, computed_case, read_case
+from refimpl.oracle.case_folders import FACTS, FORWARD, matching
+from refimpl.oracle.judging.measures import array_of
+from refimpl.oracle.names import (
+    TRANSFORMERS,
+    ModuleOutput,
+    Sources,
+    named_sources,
+    transformers_sources,
+)
+from refimpl.oracle.recipe import Recipe
+from refimpl.storage.file_system import MIB, open_file
+from refimpl.tokens import Tokens
+
+IDS = ("token_ids", "input_ids")  # names of token ids
+MOST = 4096 * MIB  # bytes of all arrays of an archive, which are read into memory
+DENSEST = 16  # arrays are at most so many times as large as their archive,
+SMALL = 64 * MIB  # or no larger than this
+PICKLE = "data.pkl"  # in a file that torch.save wrote
+NUMBERS = {dtype.name for dtype in ARRAY_DTYPES.values()}
+PAIR = np.dtype("V2")  # what NumPy makes of bfloat16
+
+
+@dataclass(frozen=True)
+class CandidateFile:
+    """Arrays by a program's names, and what the file states of its settings."""
+
+    outputs: Mapping[str, Array]
+    stated: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> Array | None:
+        """The token ids among the arrays, if there are any."""
+        return next((self.outputs[name] for name in IDS if name in self.outputs), None)
+
+
+@dataclass(frozen=True)
+class CandidateSteps:
+    """The steps that a candidate has, and those that are asked for: all of a case if none."""
+
+    arrays: Mapping[str, Array]
+    asked: tuple[str, ...] = ()
+
+
+def read_candidate_file(path: Path) -> CandidateFile:
+    """Read a file of arrays; safetensors or `.npz` is seen from its content."""
+    with reading(path), open_file(path) as file:
+        head = file.read(16)
+    if head[4:9] == b"\0\0\0\0{":  # the length before it may look like the start of other formats
+        pass
+    elif head.startswith(b"PK"):
+        return CandidateFile(npz_arrays(path))
+    elif head.startswith(b"\x80"):
+        raise pickled(path)
+    elif head.startswith(b"\x93NUMPY"):
+        raise RefimplError(
+            f"{path} is one array, whose step is not known",
+            "arrays by name: .npz or safetensors",
+            "write it with numpy.savez, under the name of its step",
+        )
+    tensors = SafetensorsFile(path)
+    return CandidateFile(tensors.arrays, tensors.metadata)
+
+
+def pickled(path: Path) -> RefimplError:
+    """The error for a file that only unpickling reads, which runs what the file says."""
+    return RefimplError(
+        f"{path} holds pickled objects, and reading them runs code that the file chooses",
+        "arrays: .npz or safetensors",
+        "rewrite it where it was written: docs/how-to/candidates.md has the ten lines",
+    )
+
+
+def npz_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an `.npz` file."""
+    with _whole(path), open_file(path) as file, ZipFile(file) as archive:
+        members, arrays = archive.infolist(), dict[str, Array]()
+        if any(PurePosixPath(x.filename).name == PICKLE for x in members):
+            raise pickled(path)
+        limit = min(MOST, max(SMALL, DENSEST * os.fstat(file.fileno()).st_size))
+        if (size := sum(x.file_size for x in members)) > limit:
+            raise RefimplError(
+                f"the arrays of {path} take {size / MIB:,.0f} MiB",
+                f"at most {limit / MIB:,.0f} MiB: {DENSEST} times the archive",
+                "save fewer arrays, or save them as safetensors",
+            )
+        for x in members:
+            with archive.open(x) as member:
+                arrays[x.filename.removesuffix(".npy")] = _read_array(member, x.filename)
+        return arrays
+
+
+def _read_array(file: IO[bytes], name: str) -> Array:
+    """The array of a member of an archive; ValueError if it is none, or needs unpickling."""
+    x: Array = np.lib.format.read_array(file, allow_pickle=False)
+    if x.dtype.name not in NUMBERS and x.dtype != PAIR:
+        raise ValueError(f"{name}: dtype {x.dtype}")
+    return x.view(ml_dtypes.bfloat16) if x.dtype == PAIR else x
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Turn whatever zipfile, NumPy and the system raise for a damaged file into our error."""
+    try:
+        with reading(path):
+            yield
+    except RefimplError:
+        raise
+    except Exception as error:  # zlib.error, EOFError, RuntimeError, even tokenize.TokenError
+        raise RefimplError(
+            f"{path} holds no whole arrays ({error})",
+            f"what numpy.savez writes, of {', '.join(sorted(NUMBERS))}",
+            "save the arrays again, each of numbers",
+        ) from error
+
+
+def candidate_case(
+    path: Path, ids: Array | None, candidate: CandidateFile | None, *, download: bool = False
+) -> Case:
+    """The case in a folder, or the forward of a model on ids, those of the candidate if None."""
+    if ids is None and candidate is not None:
+        ids = candidate.ids
+    if (path / FACTS).exists() or (path.is_dir() and not (path / "config.json").exists()):
+        case = read_case(path, download=download)
+        right = case.inputs["token_ids"]
+        if ids is not None and not np.array_equal(np.atleast_2d(ids), right):
+            raise RefimplError(
+                f"the candidate has token ids of shape {list(np.shape(ids))}, which are not those "
+                f"of {path}",
+                f"token_ids in {path / 'inputs.safetensors'}, of shape {list(right.shape)}",
+                "run the program on these, or pass the model in place of the case",
+            )
+        return case
+    if ids is None:
+        raise RefimplError(
+            "the candidate does not hold the token ids that it was computed from",
+            f"an array of them named {' or '.join(IDS)}, or --tokens FILE",
+            "add --tokens ids.npy",
+        )
+    model = read_model(path, download=download)
+    tokens = Tokens(checked_ids(ids, model.config), "of the candidate", "ids")
+    return computed_case(model, tokens, Recipe(only=FORWARD), path)
+
+
+def candidate_steps(
+    case: Case, candidate: CandidateFile, names: Path | None = None, decode: bool = False
+) -> CandidateSteps:
+    """The steps that a candidate has, by the steps' own names, or those of a program.
+
+    If transformers' modules have more than twice as many steps as the candidate, the names may be
+    another program's: then all are asked for. `decode`: it has the last tokens of each sequence.
+    """
+    outputs = {name: x for name, x in candidate.outputs.items() if name not in IDS}
+    own = names is None and not _has_modules(case, [*outputs])
+    if own and not decode:
+        return CandidateSteps(outputs)
+    word = TRANSFORMERS if names is None else str(names)
+    if own:
+        trace = [x for x in matching(case.expected, FORWARD) if not x.endswith(".keep")]
+        sources = {step: ModuleOutput((step,)) for step in trace}
+    else:
+        sources = named_sources(word, case)
+    arrays = dict[str, Array]()
+    for step, key in _found(case, sources, [*outputs]).items():
+        x = _as_array(outputs[key])
+        x = merge_heads(x) if own and x.ndim == 4 else x
+        arrays[step] = _as_step(x, sources[step], case, step, decode)
+    every = [step for step in case.expected if step in sources]
+    some = word == TRANSFORMERS and 2 * len(arrays) >= len(every)
+    return CandidateSteps(arrays, tuple(arrays if some else every))
+
+
+def module_steps(
+    case: Case, outputs: Mapping[str, Any], names: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Array]:
+    """The steps of a case that outputs of modules hold, as arrays or tensors; of a tuple the first.
+
+    An output is [N, S, width] or [N S, width], of heads also [N, S, heads, head_dim]; ":input"
+    behind a module's name is what it reads. `names` are modules by step, transformers' if None.
+    """
+    if names is None:
+        sources = transformers_sources(case.model)
+    else:
+        sources = {step: ModuleOutput(tuple(modules)) for step, modules in names.items()}
+    return {
+        step: _as_step(_as_array(outputs[key]), sources[step], case, step)
+        for step, key in _found(case, sources, [*outputs]).items()
+    }
+
+
+def _as_array(value: Any) -> Array:
+    """An output as an array; of a tuple the first counts."""
+    value = value[0] if isinstance(value, tuple | list) else value
+    return value if isinstance(value, np.ndarray) else array_of(value)
+
+
+def _has_modules(case: Case, keys: Sequence[str]) -> bool:
+    """Whether transformers' modules explain more of some keys than the steps' own names."""
+    own = len(case.expected.keys() & {*keys})
+    if own == len(keys):
+        return False
+    sources = transformers_sources(case.model)
+    known = [x for step, x in sources.items() if step in case.expected]
+    return sum(any(_keys(name, keys) for name in x.names) for x in known) > own
+
+
+def _found(case: Case, sources: Sources, keys: Sequence[str]) -> dict[str, str]:
+    """The key of each step that a map of names finds, in the order of execution."""
+    found: dict[str, str] = {}
+    for step in case.expected:
+        names = sources[step].names if step in sources else ()
+        if (key := next(filter(None, (_key(name, keys) for name in names)), None)) is not None:
+            found[step] = key
+    if not found:
+        wanted = [name for source in sources.values() for name in source.names]
+        raise RefimplError(
+            f"no output belongs to a step; there are {', '.join(keys[:3]) or 'none'}",
+            f"names such as {', '.join(wanted[:3])}",
+            "name the modules of your program in a file, and add --names FILE",
+        )
+    return found
+
+
+def _keys(name: str, keys: Sequence[str]) -> list[str]:
+    """The keys of a module, whose prefix may be absent on either side."""
+    if name in keys:
+        return [name]
+    return [key for key in keys if _is_tail(name, key) or _is_tail(key, name)]
+
+
+def _key(name: str, keys: Sequence[str]) -> str | None:
+    """The only key of a module."""
+    if len(found := _keys(name, keys)) > 1:
+        raise RefimplError(
+            f"{name} is the end of several names: {', '.join(found[:3])}",
+            "one output of each module",
+            "remove the others, or name the modules in a file and add --names FILE",
+        )
+    return found[0] if found else None
+
+
+def _is_tail(short: str, long: str) -> bool:
+    """Whether a name lacks only a prefix without a block's number of the other."""
+    prefix = long.removesuffix(f".{short}")
+    return prefix != long and not any(part.isdigit() for part in prefix.split("."))
+
+
+def _as_step(x: Array, source: ModuleOutput, case: Case, step: str, decode: bool = False) -> Array:
+    """An output in the shape of its step; as it is if none fits.
+
+    If it has the last tokens alone, the case's values are before them.
+    """
+    truth, (n, s) = case.expected[step], case.inputs["token_ids"].shape
+    if truth.ndim < 3:
+        return x
+    heads, width = truth.shape[1] if truth.ndim == 4 else 1, truth.shape[-1]
+    tokens = x.size // (n * heads * width) if decode else s
+    if not 0 < tokens <= s or x.size % (n * tokens):
+        return x
+    if truth.ndim == 4 and heads != tokens and x.shape == (n, heads, tokens, width):
+        rows = merge_heads(x)
+    else:
+        rows = x.reshape(n, tokens, -1)
+    layout = source.layout
+    if len(layout.rows) > 1 and rows.shape[-1] == sum(layout.rows):
+        own = replace(layout, transposed=False, stack=0)
+        rows = np.moveaxis(cut(np.moveaxis(rows, -1, 0), own), 0, -1)
+    if rows.shape[-1] != heads * width:
+        return x
+    rows = split_heads(rows, width) if truth.ndim == 4 else rows
+    if decode and tokens < s:
+        every = np.array(truth, rows.dtype)
+        every[..., s - tokens :, :] = rows
+        return every
+    return case.sampled(rows)
