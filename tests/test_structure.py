@@ -37,7 +37,6 @@ STAGES = (
     {"pruning"},
     {"evaluation", "explanation"},
     {"oracle"},
-    {"candidates"},
     {"onnx"},
     {"show"},
     {"report"},
