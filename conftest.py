@@ -71,7 +71,6 @@ NOT_NUMERICAL = {
     "oracle/test_oracle_corrupt.py": "refusals",
     "oracle/test_oracle_graphs.py": "products of onnxruntime",
     "oracle/test_sample_project.py": "edits of a file",
-    "scoring/test_estimate.py": "seconds of a clock that the tests own",
 }
 
 

@@ -3,6 +3,7 @@
 from types import FunctionType
 
 from refimpl.allocation.allocate import Allocation, allocate
+from refimpl.allocation.plan import Noise, Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.arguments import checked
@@ -12,7 +13,6 @@ from refimpl.evaluation.evaluate import Evaluation, evaluate
 from refimpl.evaluation.generation import Continuation, generate, logits
 from refimpl.explanation.explain import Explanation, explain
 from refimpl.loading.checkpoint import read_model
-from refimpl.method.perturbation import Noise, Probes
 from refimpl.model.forward import Forward, forward
 from refimpl.model.model import Model
 from refimpl.pruners.decision import PrunerOptions
@@ -23,16 +23,15 @@ from refimpl.pruning.prune import prune
 from refimpl.pruning.record import Pruning
 from refimpl.running.held_model import HeldModel
 from refimpl.running.settings import Settings
-from refimpl.scoring.estimate import Estimate, estimate
 from refimpl.scoring.score import score
 from refimpl.version import SPEC, __version__
 
 __all__ = [
-    "SPEC", "Allocation", "Base", "Continuation", "Estimate", "Evaluation", "Explanation",
-    "Forward", "HeldModel", "Inspection", "Model", "Noise", "Pattern", "Probes",
-    "Pruner", "PrunerOptions", "Pruning", "RefimplError", "Request", "Scores", "Settings",
-    "__version__", "allocate", "estimate", "evaluate", "explain", "forward", "generate", "inspect",
-    "logits", "prune", "read_model", "score",
+    "SPEC", "Allocation", "Base", "Continuation", "Evaluation", "Explanation", "Forward",
+    "HeldModel", "Inspection", "Model", "Noise", "Pattern", "Probes", "Pruner", "PrunerOptions",
+    "Pruning", "RefimplError", "Request", "Scores", "Settings", "__version__", "allocate",
+    "evaluate", "explain", "forward", "generate", "inspect", "logits", "prune", "read_model",
+    "score",
 ]  # fmt: skip
 
 for _name, _public in [*globals().items()]:  # calls within the package are not checked

@@ -113,11 +113,11 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "read_model": {"path": "fixtures/llama"},
         "owl_outlier_percent": {"scores": (matrix,)}, "dlp_score": {"scores": (matrix,)},
         "dlp": {"score": vector}, "base_named": {"name": "owl"}, "pruner_named": {"name": "wanda"},
-        "propagation": {"width": 0.15}, "total_count": {"total": 10},
+        "total_count": {"total": 10},
         "apportion": {"total": 1}, "hessian": {"sequences": 1}, "sparsegpt": {"target": 5},
         "sparsegpt_peer": {"target": 0.5}, "computed_case": {"recipe": Recipe(only=("embed",))},
         "read_case": {"folder": "fixtures/cases/gpt2"}, "Noise": vars(Noise()),
-        "Probes": vars(Probes(probe_delta=0.1, probe_samples=1)),
+        "Probes": vars(Probes(delta=0.1, samples=1)),
         "Settings": {"dtype": "float32", "threads": 1, "progress": print, "finished": folder},
         "Pattern": {"pruned": 2, "group": 4}, "Request": vars(Request(correct="absorption")),
     }  # fmt: skip
@@ -217,10 +217,9 @@ def test_values_out_of_range_are_refused(call: str) -> None:
 
 
 def test_more_probed_samples_than_there_are() -> None:
-    model, plan = model_of("llama"), Probes(probe_samples=99)
+    model, plan = model_of("llama"), Probes(samples=99)
     tokens = random_tokens(264, 2, 8)
-    for function in (score, refimpl.estimate):
-        refusal_of(function, model, tokens, plan, says="probe-samples 99 of 2 samples")
+    refusal_of(score, model, tokens, plan, says="probes of 99 of 2 samples")
     one = random_tokens(264, 1, 8)  # the default of measured strength is for as many or more
     assert score(model, one, request=Request(correct="divergence")).measured_samples == 1
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from refimpl.allocation.plan import Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, AllocationErrors, Scores, Signal, Signals
 from refimpl.arguments import require
@@ -14,7 +15,6 @@ from refimpl.errors import RefimplError
 from refimpl.method.absorption import nan_mean
 from refimpl.method.correction import LOG_LIMIT, centred_log, clipped_log, correction
 from refimpl.method.equal_marginals import Growth, equal_marginals, growth
-from refimpl.method.perturbation import Probes
 from refimpl.method.projection import project
 from refimpl.method.uncertainty import jackknife
 from refimpl.model.config import Linears, linear_sizes
@@ -91,13 +91,12 @@ def allocate(
     if not request.measured:
         return allocated(base, u, scores.linears, request)
     probes = scores.probes
-    each = None if probes is None else getattr(probes, f"{request.correct}s")
+    each = None if probes is None else probes.divergences
     if probes is None or each is None:
         raise RefimplError(
-            f"measured strength of {request.correct}: not measured at several sparsities in these "
-            "scores",
-            f"scores made with --correct {request.correct} --strength measured, or a number",
-            f"run refimpl score again with --correct {request.correct}, or use --strength 0.05",
+            "measured strength of divergence: not measured at several sparsities in these scores",
+            "scores made with --correct divergence, or a number",
+            "run refimpl score again with --correct divergence, or use --strength 0.05",
         )
 
     def made(some: Array) -> Allocation:
@@ -121,6 +120,8 @@ def requested(scores: Scores, **changes: Any) -> Request:
         )
     if changes.get("compat") == "peer":
         changes = {"correct": None} | changes
+    if changes.get("correct") == "none":
+        changes["correct"] = None
     if base in (None, made_base):
         changes["options"] = {**made_for.get("options", {}), **changes.get("options", {})}
     else:
@@ -255,10 +256,10 @@ def _as_pruned(scores: Scores, request: Request) -> tuple[Array, float] | None:
     the sparsities that they span.
     """
     at = scores.pruned_at
-    if at is None or (request.correct is None and request.record.needs != "drifts"):
+    if at is None or request.correct is None:
         return None
     asked = request.pruned_at
-    reach = (isinstance(scores.plan, Probes) and scores.plan.probe_delta) or 0.0
+    reach = (isinstance(scores.plan, Probes) and scores.plan.delta) or 0.0
     if request.measured and abs(asked.sparsity - at.sparsity) <= reach + ROUNDING:
         asked = replace(asked, sparsity=at.sparsity)
     planned = base_only(scores.signals, asked, scores.linears)
@@ -294,12 +295,11 @@ def _logarithms(absorption: Absorption, correct: str | None) -> Array:
     """The logarithms u that the correction is computed from, [L]."""
     if correct is None or correct == "absorption":
         return clipped_log(absorption.coefficient)
-    error: Array | None = getattr(absorption, correct)
-    if error is None or absorption.eta is not None:
+    if absorption.divergence is None or absorption.eta is not None:
         made = "" if absorption.eta is None else ", which were made with Gaussian noise"
         raise RefimplError(
-            f"no {correct} in these scores{made}",
-            f"scores made with the pruning perturbation and --correct {correct}",
-            f"run refimpl score with --perturbation pruning --correct {correct}",
+            f"no divergence in these scores{made}",
+            "scores made with the pruning perturbation and --correct divergence",
+            "run refimpl score with --perturbation pruning --correct divergence",
         )
-    return centred_log(error)
+    return centred_log(absorption.divergence)

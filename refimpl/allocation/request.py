@@ -10,21 +10,20 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.arguments import Checked, Fraction, common_option, option
 from refimpl.bases.base import Base, BaseInputs, base_named, bases
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
-from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import Compat
 from refimpl.pruners.pruner import pruners
 from refimpl.records import nearest
 
-Correction = Literal["absorption", "arrival", "divergence"]
-OF_PRUNING = ("arrival", "divergence")  # corrections that need the pruning perturbation
+Correction = Literal["absorption", "divergence"]
 PROBE_DELTA = 0.1
 PRECISION = 0.025  # costs less than the noise floor: docs/how-to/calibrate.md
 
@@ -52,18 +51,17 @@ class Request(Checked):
         "Fraction of all prunable weights to prune, 0 to 1, or a percentage such as 50%.",
         "FRACTION",
     )
-    correct: Correction | Literal["default"] | None = common_option(
-        "default",
-        "divergence, arrival, absorption (the paper's) or none. Default: divergence, which pruned "
-        "best in docs/study.md; but none with another --base than uniform, with Gaussian noise or "
-        "with compat peer.",
+    correct: Correction | Literal["none"] | None = common_option(
+        "divergence",
+        "divergence, absorption (the paper's) or none. Default: divergence with --perturbation "
+        "pruning, none with gaussian.",
         "NAME",
     )
     strength: Annotated[float, -100, 100] | Literal["measured", "default"] = option(
         "default",
         "Change of a block's sparsity per unit of the correction; measured: equal marginal errors, "
-        "from probes at three sparsities. Default: measured for arrival and divergence, 0.05 "
-        "(provisional) for absorption.",
+        "from probes at three sparsities. Default: measured for divergence, 0.05 (provisional) for "
+        "absorption.",
         "X|measured",
     )
     max_correction: Fraction = option(
@@ -84,31 +82,24 @@ class Request(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.correct == "default":
-            alone = self.compat == "peer" or self.record.name != UNIFORM.name
-            object.__setattr__(self, "correct", None if alone else "divergence")
+        if self.correct == "none":
+            object.__setattr__(self, "correct", None)
         if self.correct is not None and self.compat == "peer":
             raise RefimplError(
                 f"a correction ({self.correct}) with compat peer",
                 "no correction: peer reproduces the published code of the base allocation",
-                "omit --correct, or use --compat exact",
+                "use --correct none, or --compat exact",
             )
         if self.strength == "default":
-            usual = "measured" if self.correct in OF_PRUNING else STRENGTH
+            usual = "measured" if self.correct == "divergence" else STRENGTH
             object.__setattr__(self, "strength", usual)
         if self.strength == "measured" and self.correct == "absorption":
             raise RefimplError(
                 "measured strength with the absorption correction",
-                "a number: only arrival and divergence are measured at several sparsities",
+                "a number: only divergence is measured at several sparsities",
                 f"use --strength {STRENGTH}, or --correct divergence",
             )
         object.__setattr__(self, "options", self.record.checked(self.options))
-        if self.record.needs == "drifts" and self.measured:
-            raise RefimplError(
-                f"base {self.record.name} with the {self.correct} correction of measured strength",
-                "a base that is known before blocks are pruned, as they are probed around it",
-                "use --correct none, or another base",
-            )
 
     @property
     def record(self) -> Base:
@@ -129,10 +120,7 @@ class Request(Checked):
     @property
     def pruned_at(self) -> "Request":
         """The request for the allocation at which the pruning perturbation prunes."""
-        exact = replace(self, compat="exact", correct=None)
-        if self.record.needs == "drifts":  # which are not measured yet
-            return replace(exact, base=UNIFORM, options={})
-        return exact
+        return replace(self, compat="exact", correct=None)
 
     @property
     def fixed_strength(self) -> float:
@@ -142,51 +130,50 @@ class Request(Checked):
     @property
     def measured(self) -> bool:
         """Whether the strength comes from probes."""
-        return self.correct in OF_PRUNING and self.strength == "measured"
+        return self.correct == "divergence" and self.strength == "measured"
 
     @property
     def needs_pruning(self) -> bool:
-        """Whether the correction or the base needs the pruning perturbation."""
-        return self.correct in OF_PRUNING or self.record.needs == "drifts"
+        """Whether the correction needs the pruning perturbation."""
+        return self.correct == "divergence"
 
     def perturbation(self, plan: Perturbation | None) -> Perturbation:
         """The perturbation that this request needs: as planned, at three sparsities if it asks so.
 
+        Without a plan: noise for the correction absorption, else pruned blocks.
+
         Raises:
-            RefimplError: Noise, although the correction or the probes need pruned blocks.
+            RefimplError: Noise, although the correction needs pruned blocks.
         """
         if plan is None:
-            plan = Probes() if self.needs_pruning else Noise()
+            plan = Noise() if self.correct == "absorption" else Probes()
         if not isinstance(plan, Probes):
-            if self.needs_pruning:
-                what = f"the {self.correct} correction"
-                what = what if self.correct in OF_PRUNING else f"base {self.record.name}"
+            if self.correct == "divergence":
                 raise RefimplError(
-                    f"{what} with Gaussian noise",
-                    "the pruning perturbation, which measures the error that pruning makes",
-                    "add --perturbation pruning, or use --correct none",
+                    "the divergence correction with Gaussian noise",
+                    "--perturbation pruning, which measures the error that pruning makes",
+                    "use --perturbation pruning, or --correct absorption or none",
                 )
             return plan
-        if self.measured and plan.probe_delta is None:
-            plan = replace(plan, probe_delta=PROBE_DELTA)
+        if self.measured and plan.delta is None:
+            plan = replace(plan, delta=PROBE_DELTA)
         if self.measured and plan.precision is None:
-            together = plan.pruner.record.needs == "products"  # factors that all samples share
+            together = plan.pruner_options.record.needs == "products"  # factors all samples share
             plan = replace(plan, precision=0.0 if together else PRECISION)
-        lone = plan.units == "linears" and plan.probe_delta is None
+        lone = plan.units == "linears" and plan.delta is None
         if lone or (plan.precision is not None and not self.measured):
             what = "units linears" if lone else f"precision {plan.precision}"
             raise RefimplError(
                 f"{what} without probes",
-                "measured strength, or for linears --probe delta: probes prune units alone",
-                "add --correct divergence --strength measured, or omit --probe "
-                + what.replace(" ", "="),
+                "measured strength, or for linears a delta: probes prune units alone",
+                f"use --correct divergence, or omit {what}",
             )
         return plan
 
 
-def recommended(plan: Perturbation | None) -> Request:
-    """The default request: what pruned best; for noise, no correction."""
-    return Request(correct=None if isinstance(plan, Noise) else "default")
+def usual_request(plan: Perturbation | None) -> Request:
+    """The default request; for noise, without a correction."""
+    return Request(correct=None if isinstance(plan, Noise) else "divergence")
 
 
 def base_of(base: str | Base) -> Base:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.allocation.plan import Perturbation
 from refimpl.method.absorption import nan_mean
-from refimpl.method.perturbation import Perturbation
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import Ints
@@ -34,11 +34,6 @@ class Absorption:
     left_out: Ints
     divergence: Array | None = None
     divergence_stderr: Array | None = None
-
-    @property
-    def arrival(self) -> Array:
-        """Drift after the last block, a = E[R_L], [L]."""
-        return self.drift[:, -1]
 
     @property
     def logarithm(self) -> Array:
@@ -86,30 +81,17 @@ class PrunedAt:
 class ProbedErrors:
     """The effect of pruning each unit alone, below, at and above its sparsity in the base.
 
-    Sparsities are [3, L], or [3, L, linears] and NaN where a block lacks a linear. Drifts after the
-    last block and KL of the next-token distributions, nats, have one more axis, the first: samples.
+    Sparsities are [3, L], or [3, L, linears] and NaN where a block lacks a linear. KL of the
+    next-token distributions, nats, have one more axis, the first: samples.
     """
 
     sparsity: Array
-    arrivals: Array
     divergences: Array | None = None
 
     @property
     def divergence(self) -> Array | None:
         """Mean KL of the next-token distributions, or None."""
         return None if self.divergences is None else nan_mean(self.divergences, axis=0)
-
-
-@dataclass(frozen=True)
-class WithoutSinks:
-    """The coefficients at the first eta without noise on sinks, and the share of a state in sinks.
-
-    The share is that of the clean state's squared norm; sinks have 20 times the median norm.
-    """
-
-    coefficient: Array
-    stderr: Array
-    share: Array
 
 
 @dataclass(frozen=True)
@@ -124,13 +106,13 @@ class Scores:
         plan: The perturbation.
         sweep: One result per eta; the first one drives corrections.
         sinks: Tokens excluded as sinks per perturbed block, over all sequences, [L].
+        sink_share: Share of the squared norm of the clean state after each block that tokens of
+            more than 20 times the median norm hold, mean over the sequences, [L].
         signals: Importance of blocks and linears, by the name of the base that ranks by it.
         run: How the numbers were computed.
         measured_samples: How many samples were perturbed.
         pruned_at: Allocation of the pruning perturbation; None for the Gaussian one.
         probes: How the error of pruning grows, if it was measured.
-        budget_minutes: Minutes after which no further sample was perturbed, or None.
-        without_sinks: The effect of noise that spares sinks; None if no noise is on sinks.
         made_for: Fields of their request; for scores that were read from a file, those of its
             allocation, where the base is None if it was a file, too.
     """
@@ -142,13 +124,12 @@ class Scores:
     plan: Perturbation
     sweep: tuple[Absorption, ...]
     sinks: Ints
+    sink_share: Array
     signals: Signals
     run: Run
     measured_samples: int
     pruned_at: PrunedAt | None = None
     probes: ProbedErrors | None = None
-    budget_minutes: float | None = None
-    without_sinks: WithoutSinks | None = None
     made_for: Mapping[str, Any] = field(default_factory=dict)
 
     @property

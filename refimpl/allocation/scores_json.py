@@ -8,11 +8,11 @@ from typing import Any, Literal
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation
+from refimpl.allocation.plan import Noise, Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import AllocationErrors, ProbedErrors, Scores, StoredAllocation
 from refimpl.bases.base import base_named
 from refimpl.loading.files.documents import Document, converted, filled, plain, read_document
-from refimpl.method.perturbation import Noise, Probes
 from refimpl.model.config import linear_sizes
 
 FORMAT: Literal[4] = 4
@@ -92,9 +92,7 @@ def scores_document(content: Any) -> ScoresDocument:
     exists = linear_sizes(linears) > 0
     sizes = {"3": 3, "L": len(exists), "W": exists.shape[1]}
     owners: dict[str, Any] = {"scores": scores}
-    owners |= {
-        f"scores.{name}": getattr(scores, name) for name in ("pruned_at", "probes", "without_sinks")
-    }
+    owners |= {f"scores.{name}": getattr(scores, name) for name in ("pruned_at", "probes")}
     owners |= {f"scores.sweep[{i}]": x for i, x in enumerate(scores.sweep)}
     owners |= {f"allocations[{i}]": x for i, x in enumerate(found.allocations)}
     owners |= {f"allocations[{i}].errors": x.errors for i, x in enumerate(found.allocations)}
@@ -110,7 +108,7 @@ def scores_document(content: Any) -> ScoresDocument:
         name = path.rpartition(".")[2]
         form = FORMS.get(name, "L")
         if isinstance(owner, ProbedErrors):
-            sizes["N"] = len(owner.arrivals)
+            sizes["N"] = scores.measured_samples
             form = f"3{units}" if name == "sparsity" else f"N3{units}"
         elif isinstance(owner, AllocationErrors) and name != "sparsity":
             form = units

@@ -1,4 +1,4 @@
-"""AlphaPruning: units whose spectrum has a heavier tail are pruned less."""
+"""AlphaPruning: blocks whose spectrum has a heavier tail are pruned less."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
 from refimpl.bases.spread import is_flat, relative
 from refimpl.bases.uniform import uniform
 from refimpl.errors import RefimplError
-from refimpl.method.spectrum import PowerLaw, alphapruning_alpha, esd, power_law
+from refimpl.method.spectrum import PowerLaw, alphapruning_alpha, esd
 from refimpl.pruners.checks import Compat, Floats, finite_vector, unit_sizes
 
 
@@ -24,19 +24,19 @@ def alphapruning(
     epsilon: Fraction = 0.3,
     compat: Compat = "exact",
 ) -> Floats:
-    """Return AlphaPruning's allocation: units with a heavier tail (lower alpha) are pruned less.
+    """Return AlphaPruning's allocation: blocks with a heavier tail (lower alpha) are pruned less.
 
-    phi = (q - min) / (max - min) * 2 eps + (1 - eps);  s_u = phi_u S N / sum(N_u phi_u)
+    phi = (q - min) / (max - min) * 2 eps + (1 - eps);  s_l = phi_l S N / sum(N_l phi_l)
 
     Args:
-        alpha: q, per block the plain mean of its linears' alphas, or one per linear, [U].
-        sizes: Weights per unit N_u, [U].
+        alpha: q, per block the plain mean of its linears' alphas, [L].
+        sizes: Weights per block N_l, [L].
         sparsity: Target S, in [0, 1].
         epsilon: Half the spread of phi, in [0, 1].
         compat: `exact` or `peer`.
 
     Returns:
-        Fraction pruned per unit, [U].
+        Fraction pruned per block, [L].
 
     Raises:
         RefimplError: A number is out of range; with `peer`, all numbers are equal.
@@ -55,11 +55,9 @@ def alphapruning(
 
 
 def _law(block: BlockInputs, name: str, fit: Any, xmin: Any) -> PowerLaw:
-    """The power law of a linear; float64 certifies: singular values, and no Gram matrix."""
+    """The power law of a linear."""
     try:
-        if block.dtype == np.float64:
-            return alphapruning_alpha(esd(block.weight(name)), fit, xmin)
-        return power_law(block.weight(name), fit, xmin)
+        return alphapruning_alpha(esd(block.weight(name)), fit, xmin)
     except RefimplError as error:
         raise RefimplError(
             f"blocks.{block.index}.{name}: {error.problem}", error.expected, error.remedy
@@ -74,14 +72,8 @@ def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, Se
 
 
 def _allocation(asked: BaseInputs) -> Floats:
-    """Per block, or per linear [L, linears]."""
-    by_linear, alpha = asked.options["unit"] == "linear", asked.signal
-    sizes = asked.sizes if by_linear else asked.sizes.sum(axis=1)
-    q, exists = alpha if by_linear else np.nanmean(alpha, axis=1), sizes > 0
-    epsilon = float(asked.options["epsilon"])
-    base = np.zeros(sizes.shape)
-    base[exists] = alphapruning(q[exists], sizes[exists], asked.sparsity, epsilon, asked.compat)
-    return base
+    q, epsilon = np.nanmean(asked.signal, axis=1), float(asked.options["epsilon"])
+    return alphapruning(q, asked.sizes.sum(axis=1), asked.sparsity, epsilon, asked.compat)
 
 
 ALPHAPRUNING = Base(
@@ -103,7 +95,6 @@ ALPHAPRUNING = Base(
             Literal["shipped", "intended"],
             of_signal=True,
         ),
-        "unit": Option("block", "Unit that gets its own sparsity.", Literal["block", "linear"]),
     },
     needs="weights",
     signal=_signal,

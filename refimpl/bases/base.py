@@ -14,9 +14,9 @@ from refimpl.records import named, records
 
 T = TypeVar("T")
 Value = float | str
-Needs = Literal["weights", "squares", "products", "drifts"]
+Needs = Literal["weights", "squares", "products"]
 """What a signal is made of: the weights; with the sums over the dense model's inputs of their
-squares, or of their outer products; or the drifts that the pruning perturbation measures."""
+squares, or of their outer products."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,7 @@ class Base:
         options: By name.
         needs: Statistic that the signal needs; None without a signal.
         signal: From `BlockInputs` and the options to numbers of one block, by name: each a number,
-            or one per linear; the allocation uses the first. Of drifts, from an array
-            [L (pruned block), L (block after which it is measured)] to arrays [L].
+            or one per linear; the allocation uses the first.
         symbol: Symbol of the signal in formulas.
         unit: Unit of the signal; may name its options, as in `m {m:g}`.
         column: Heading of the signal in tables; may name its options, too.

@@ -73,7 +73,7 @@ class Grid(Checked):
     bases: str = common_option(
         HEADLINE,
         "Allocations: names of bases, files with a sparsity per block or linear, corrections "
-        "(absorption, arrival, divergence) of the uniform base, or BASE+CORRECTION. An option of a "
+        "(absorption, divergence) of the uniform base, or BASE+CORRECTION. An option of a "
         "base follows a colon, as in lsa:beta=0.1.",
         "A,B",
     )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation, allocate, base_only, linear_counts, units_of
+from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.allocation.targets import Targets
 from refimpl.bench.cells import (
     BENCH,
@@ -30,7 +31,6 @@ from refimpl.errors import RefimplError, printable
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.loading.checkpoint import read_model
 from refimpl.loading.files.documents import converted, plain, reading_document
-from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.method.projection import project
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -108,7 +108,7 @@ class ModelBench:
         if known not in self.measured and scored:
             plan: Perturbation = Noise(seed=cell.seed)
             if request.needs_pruning:
-                plan = Probes(seed=cell.seed, probe_pruner=str(cell.pruner))
+                plan = Probes(seed=cell.seed, pruner=str(cell.pruner))
             kept = work_path(self.work / "scores")
             settings = replace(settings, finished=kept)
             found = score(self.model, tokens, plan, request, settings, bases=())

@@ -8,14 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.allocation.request import Request
-from refimpl.arguments import common_option, option, spelled
+from refimpl.arguments import common_option, option
 from refimpl.bases.base import Base, bases
 from refimpl.cli import terminal
 from refimpl.cli.options import Group, argument, is_given, refuse
 from refimpl.cli.outputs import OutputKind, output_option
+from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
-from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.model.model import Model
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pruner import pruners
@@ -34,18 +35,15 @@ ModelPath = Annotated[
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Where a model's files are, besides its path."""
+    """Where a model's files come from."""
 
-    config: Path | None = option(
-        None, "config.json, if it is neither beside the weights nor stored in them.", "FILE"
-    )
     download: bool = option(
         False, "If the model is an id, download its files that the cache lacks."
     )
 
     def read(self, path: Path) -> Model:
         """The model."""
-        return read_model(path, self.config, download=self.download)
+        return read_model(path, download=self.download)
 
 
 @dataclass(frozen=True)
@@ -69,13 +67,6 @@ class OutputOptions(JsonOptions):
     def deliver(self, document: Mapping[str, Any], table: str) -> None:
         """Write the document to the output, if there is one, and print its JSON or its table."""
         terminal.deliver(document, table, self.json, self.output)
-
-
-@dataclass(frozen=True)
-class TableOptions(OutputOptions):
-    """What is printed of scores, and written."""
-
-    verbose: bool = common_option(False, "Print all settings, time and memory, too.", flags=("-v",))
 
 
 @dataclass(frozen=True)
@@ -128,7 +119,7 @@ BASES = {
     "base": f"Names: {', '.join(bases())}.",
     "options": f"{'; '.join(filter(None, map(usual, bases().values())))}.",
 }
-NOISE = ("noise_scale", "noise_shape", "noise_norm", "norm", "sink")  # of one perturbed state
+NOISE = ("noise_norm", "sink")  # of one perturbed state
 CHANGES = Group("Allocation", says=BASES, changes=True)
 IN_PROCESS = ("dtype", "threads", "memory")
 
@@ -146,9 +137,8 @@ def _opened(executor: str | None = None, **options: Any) -> Iterator[Settings]:
 Where = Annotated[ModelOptions, Group("Model")]
 JsonFlag = Annotated[JsonOptions, Group("Output")]
 Outputs = Annotated[OutputOptions, Group("Output")]
-TableOutput = Annotated[TableOptions, Group("Output")]
-Plan = Annotated[Noise | Probes, Group("Perturbation", says={"probe_pruner": PRUNERS})]
-PAPERS = {"correct": "Default: absorption; none with another base than uniform or compat peer."}
+Plan = Annotated[Noise | Probes, Group("Perturbation", says={"pruner": PRUNERS})]
+PAPERS = {"correct": "Default: absorption."}
 Shown = Annotated[Request, Group("Allocation", says=BASES | PAPERS)]
 Running = Annotated[Settings, Group("Running", opened=_opened)]
 MATRICES = "Default: SparseGPT's matrices count, too; the free memory, at most 2 GiB and these."
@@ -156,33 +146,35 @@ PruningRuns = Annotated[Settings, Group("Running", opened=_opened, says={"memory
 
 
 def checked_plan(
-    context: typer.Context, options: Any, wanted: Request
+    context: typer.Context, options: Any, wanted: Request, correct: bool
 ) -> tuple[Perturbation, Request]:
-    """The perturbation that a command needs, and the request, with noise without a correction."""
-    pruning = options.pop("kind") == "pruning"
-    names = [{x.name for x in fields(kind)} for kind in (Noise, Probes)]
-    of_noise, of_probes = (
-        [spelled(x).strip("- =") for x in fields(kind) if x.name not in other]
-        for kind, other in zip((Noise, Probes), names[::-1], strict=True)
-    )
-    noise = any(is_given(context, word) for word in ("perturbation", *of_noise))
-    given = is_given(context, "correct") or is_given(context, "strength")
-    if noise and not pruning and wanted.correct == "divergence" and not given:
+    """The perturbation of a command, and its request; whether a correction was asked for.
+
+    The correction decides the perturbation where only it is given, and the other way round: noise
+    and absorption, pruning and divergence. An option of the other perturbation is refused.
+    """
+    kind = options.pop("kind")
+    if not is_given(context, "perturbation"):
+        kind = "gaussian" if correct and wanted.correct == "absorption" else "pruning"
+    elif kind == "gaussian" and not correct:
         wanted = replace(wanted, correct=None)
-    if wanted.needs_pruning and not is_given(context, "perturbation"):
-        pruning = True
-    refuse_limits(context, wanted)
-    plans = [
-        kind(**{x: value for x, value in options.items() if x in of_kind})
-        for kind, of_kind in zip((Noise, Probes), names, strict=True)
-    ]
-    plan = plans[pruning]
-    own = "no options of noise: pruning is not random, and sets the size of the error itself"
-    expected = own if pruning else "--perturbation pruning, which probes belong to"
-    refuse(context, of_noise if pruning else of_probes, f"--perturbation {plan.kind}", expected)
-    if isinstance(plan, Probes):
-        refuse_damping(context, plan.pruner, "probe damping", "--probe pruner=")
+    names = {x.kind: {y.name for y in fields(x) if y.metadata} for x in (Noise, Probes)}
+    for other in names.keys() - {kind}:
+        for name in sorted(names[other] - names[kind]):
+            if is_given(context, name):
+                raise RefimplError(
+                    f"{flag(name)} with --perturbation {kind}",
+                    f"--perturbation {other}, which {flag(name)} belongs to",
+                    f"add --perturbation {other}, or omit {flag(name)}",
+                )
+    of_kind = {name: value for name, value in options.items() if name in names[kind]}
+    plan = Noise(**of_kind) if kind == "gaussian" else Probes(**of_kind)
     return wanted.perturbation(plan), wanted
+
+
+def flag(name: str) -> str:
+    """How a command spells an option."""
+    return f"--{name.replace('_', '-')}"
 
 
 def refuse_limits(context: typer.Context, wanted: Request) -> None:

@@ -103,7 +103,7 @@ def value_type(name: str, hint: Any, default: Any) -> tuple[Any, Callable[[Any],
     if origin not in (Union, UnionType):
         return hint, None
     words = [word for x in inner for word in get_args(x) if get_origin(x) is Literal]
-    words = [word for word in words if word != "default"]
+    words = [word for word in words if word not in ("default", "none")]
     others = [x for x in inner if get_origin(x) is not Literal and x is not NoneType]
     if len(others) == 1 and not words:
         return value_type(name, others[0], default)
@@ -243,10 +243,9 @@ def _parts(name: str, members: Fields, texts: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Common(Checked):
-    """What every command takes, and those that write files."""
+    """What every command that writes a file takes."""
 
     force: bool = option(False, "Replace an existing output.")
-    quiet: bool = option(False, "Show no progress.", flags=("-q",))
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -268,7 +267,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     outputs = {name: kind for name, kind in kinds.items() if isinstance(kind, OutputKind)}
     inputs = {name: kind for name, kind in kinds.items() if isinstance(kind, str)}
     writes = OutputKind.FILE in outputs.values()
-    common = Group("Output", () if writes else ("quiet",)).parameters(Common)
+    common = Group("Output").parameters(Common) if writes else ()
 
     @wraps(command)
     def ungrouped(**values: Any) -> None:
@@ -277,7 +276,6 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
             if any(isinstance(x, int) and not -WHOLE <= x < WHOLE for x in numbers):
                 problem = f"--{name.replace('_', '-')} {str(value)[:40]}"
                 raise RefimplError(problem, "an integer of at most 64 bits", "use a smaller number")
-        terminal.quiet = values.pop("quiet")
         check_outputs(values, inputs, outputs)
         paths = [Path(values[name]) for name in outputs if values[name] is not None]
         # Allocations are computed with loud arithmetic; scoring names its own precision.

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from refimpl.allocation.allocate import Allocation, allocate, base_only
+from refimpl.allocation.plan import Probes
 from refimpl.allocation.request import Request, own_budget
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document as scores_document
@@ -31,7 +32,6 @@ from refimpl.cli.terminal import (
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.loading.files.documents import plain
-from refimpl.method.perturbation import Probes
 from refimpl.model.config import Linears
 from refimpl.model.model import Model
 from refimpl.model.statistics import SUMS
@@ -42,10 +42,9 @@ from refimpl.pruning.inspection import inspect, inspection_document
 from refimpl.pruning.prune import check_prune, prune, pruning_memory
 from refimpl.pruning.record import Measured
 from refimpl.running.settings import Settings
-from refimpl.scoring.estimate import estimate
 from refimpl.scoring.score import score
 from refimpl.scoring.signals import signals
-from refimpl.show.blocks import blocks_table, estimate_text
+from refimpl.show.blocks import blocks_table
 from refimpl.show.pruning import inspection_table, pruning_table
 from refimpl.storage.file_system import MIB, work_path
 from refimpl.storage.target_checks import real_path
@@ -79,11 +78,6 @@ class PruneOptions(groups.JsonOptions):
     )
     measure: bool = common_option(
         False, "Measure the perplexity before and after, on a text that calibration never reads."
-    )
-    estimate: bool = option(
-        False,
-        "Print the memory that pruning takes, and how long the recommended allocation takes to "
-        "measure, and exit.",
     )
     output: Path = output_option(
         ...,
@@ -130,10 +124,6 @@ def command(
         calibrated = read_tokens()
     count = 0 if calibrated is None else calibrated.ids.size
     _, resident, _ = pruning_memory(opened, pruner, count, settings)
-    if how.estimate and (request is None or not request.needs_pruning):
-        size = f"memory      about {resident / MIB:,.0f} MiB resident\n"
-        deliver({"memory": resident}, size, how.json)
-        return
     if count and pruner.record.needs == "products" and shows_progress():
         complain(f"memory: about {resident / MIB:,.0f} MiB resident while blocks are pruned")
     lap("reading")
@@ -146,11 +136,6 @@ def command(
         if request.needs_pruning or request.record.needs in SUMS:
             scored = read_tokens(*SCORED)  # as refimpl score
         scoring = replace(settings, finished=work_path(real_path(output)))
-        if how.estimate and scored is not None:
-            expected = estimate(opened, scored, _probes(pruner), request, scoring)
-            expected = replace(expected, memory=max(expected.memory, resident))
-            deliver(plain(expected), estimate_text(expected), how.json)
-            return
         targets, made = _scored(opened, scored, request, scoring, pruner)
     if calibrated is None and scored is None:
         unused = "no tokens: the weights alone decide"
@@ -257,4 +242,4 @@ def _scored(
 def _probes(pruner: PrunerOptions) -> Probes:
     """Blocks are probed with the pruner that will prune them."""
     name, damping = pruner.record.name, pruner.damping
-    return Probes(seed=pruner.seed, probe_pruner=name, probe_damping=damping)
+    return Probes(seed=pruner.seed, pruner=name, damping=damping)

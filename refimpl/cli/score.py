@@ -9,22 +9,19 @@ from typing import Annotated, Any, cast
 import typer
 
 from refimpl.allocation.allocate import allocate, requested
-from refimpl.allocation.request import OF_PRUNING, Request
+from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document, read_scores
-from refimpl.arguments import Checked, common_option, option
-from refimpl.bases.uniform import UNIFORM
+from refimpl.arguments import common_option, option
 from refimpl.cli import groups
-from refimpl.cli.options import Group, argument, is_given, refuse, with_groups
+from refimpl.cli.options import Group, argument, is_given, with_groups
 from refimpl.cli.outputs import OutputKind
 from refimpl.cli.terminal import in_color, progress_bar, shows_bars
 from refimpl.errors import printable
 from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
-from refimpl.loading.files.documents import plain
 from refimpl.running.settings import Settings
-from refimpl.scoring.estimate import estimate
-from refimpl.scoring.score import Budget, score
-from refimpl.show.blocks import BEST, estimate_text, table
+from refimpl.scoring.score import score
+from refimpl.show.blocks import table
 from refimpl.show.explain import explanation_document, explanation_text
 from refimpl.show.header import command_lines, joined, wrapped
 from refimpl.storage.file_system import work_path
@@ -34,24 +31,8 @@ from refimpl.tokens.samples import SCORED
 
 SHORT = SAMPLES, SEQ_LEN  # the tokens of `refimpl explain`
 # The rest of an allocation is `refimpl allocate`'s: nothing that is measured depends on it.
-MEASURED = ("base", "options", "sparsity", "correct", "strength")
-
-
-@dataclass(frozen=True)
-class RunOptions(Checked):
-    """The time limit of the experiment, and its estimate."""
-
-    budget: Budget = option(
-        None,
-        "Perturb no further sample after this time. At least two samples are perturbed, and "
-        "enough to perturb every block.",
-        "MINUTES",
-    )
-    estimate: bool = common_option(
-        False,
-        "Print the passes, time and memory that the run would take, and exit.",
-        flags=("--dry-run",),
-    )
+MEASURED = ("base", "options", "sparsity", "correct")
+USUAL = {"correct": "Default: divergence with --perturbation pruning, none with gaussian."}
 
 
 @with_groups
@@ -62,32 +43,26 @@ def command(
     where: groups.Where,
     source: Annotated[groups.Source, groups.source_group(*SCORED, groups.OWN_TEXT)],
     perturbed: groups.Plan,
-    wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASES)],
+    wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASES | USUAL)],
     settings: groups.PruningRuns,
-    run: Annotated[RunOptions, Group("Running")],
-    to: groups.TableOutput,
+    to: groups.Outputs,
 ) -> None:
     """Each block is pruned alone, and the change of the output decides how much it loses.
 
-    For the paper's experiment, add --perturbation gaussian; for its allocation, --correct
-    absorption. The absorption coefficient r is the share of a block's drift that is left after the
-    last block. Above 1, later blocks amplify the drift; below 1, they absorb it.
+    The paper's experiment adds noise instead (--perturbation gaussian), and its allocation is
+    --correct absorption, which implies noise. The absorption coefficient r is the share of a
+    block's drift that is left after the last block. Above 1, later blocks amplify the drift; below
+    1, they absorb it.
     """
-    plan, wanted = groups.checked_plan(context, perturbed, wanted)
-    if run.estimate:
-        refuse(context, ("budget",), "--estimate", "a run without --budget")
-    finished = None if to.output is None else work_path(to.output)
+    asked = is_given(context, "correct")
+    plan, wanted = groups.checked_plan(context, perturbed, wanted, asked)
     opened = where.read(model)
     tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True, default=SCORED)
-    if run.estimate:
-        expected = estimate(opened, tokens, plan, wanted, replace(settings, finished=finished))
-        replace(to, output=None).deliver(plain(expected), estimate_text(expected))
-        return
+    finished = None if to.output is None else work_path(to.output)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress, finished=finished)
         others = None if to.json or to.output else ()  # no other allocation is made
-        how: dict[str, Any] = {"bases": others, "budget": run.budget}
-        scores = score(opened, tokens, plan, wanted, settings, **how)
+        scores = score(opened, tokens, plan, wanted, settings, bases=others)
     to.deliver(*_allocated(scores, wanted, to, str(model)))
 
 
@@ -97,7 +72,7 @@ def allocate_command(
     scores: Annotated[Path, argument("SCORES", "A file that refimpl score -o wrote.")],
     *,
     changes: Annotated[Request, groups.CHANGES],
-    to: groups.TableOutput,
+    to: groups.Outputs,
 ) -> None:
     """Settings without an option stay as in SCORES: base, sparsity, correction, strength.
 
@@ -111,18 +86,15 @@ def allocate_command(
 
 
 def _allocated(
-    scores: Scores, wanted: Request, to: groups.TableOptions, model: str = "MODEL"
+    scores: Scores, wanted: Request, to: groups.OutputOptions, model: str = "MODEL"
 ) -> tuple[Mapping[str, Any], str]:
     """The document and the table of scores, allocated at every eta; what to do next."""
     allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
-    text = table(scores, allocations, in_color(), to.verbose)
+    text = table(scores, allocations, in_color())
     if to.output is not None:
         text += f"written:    {printable(to.output)}\n"
     prune = f"next:       refimpl prune {shlex.quote(model)} -o OUT"
-    if wanted.correct not in OF_PRUNING and wanted.record is UNIFORM:
-        after = command_lines(f"{prune} --sparsity {wanted.sparsity:g}")
-        after += wrapped({"": [f"by the allocation that {BEST}"]})
-    elif to.output is None:
+    if to.output is None:
         said = "add -o FILE, and then refimpl prune MODEL -o OUT --allocation FILE"
         after = wrapped({"next:": [said]})
     else:
@@ -165,10 +137,10 @@ def explain_command(
 
     With --step, refimpl computes only what that step needs.
     """
-    if wanted.correct is not None and not is_given(context, "correct"):  # the paper's
+    if not is_given(context, "correct"):  # the paper's
         strength = wanted.strength if is_given(context, "strength") else "default"
         wanted = replace(wanted, correct="absorption", strength=strength)
-    plan, wanted = groups.checked_plan(context, perturbed, wanted)
+    plan, wanted = groups.checked_plan(context, perturbed, wanted, correct=True)
     opened = where.read(model)
     text = opened.tokenizer_json.exists()
     tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=text, default=SHORT)

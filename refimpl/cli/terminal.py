@@ -25,7 +25,6 @@ NO_READER = 74  # exit code if nobody reads stdout: EX_IOERR of sysexits.h
 STEPS = 1000  # of the progress bar
 BAR, BESIDE = 36, 27  # its columns, and those of what stands beside bar and label
 ASCII = str.maketrans("│█▐▉▊▋▌▍▎▏", "|######   ")  # of bars, where the encoding has none
-quiet = False  # whether no progress is shown, as -q says
 
 
 def deliver(
@@ -73,8 +72,8 @@ def in_color() -> bool:
 
 
 def shows_progress() -> bool:
-    """Whether stderr is a terminal that can show progress, and nobody said -q."""
-    return not quiet and sys.stderr.isatty() and not _dumb()
+    """Whether stderr is a terminal that can show progress."""
+    return sys.stderr.isatty() and not _dumb()
 
 
 @contextmanager

@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from refimpl.allocation.plan import Perturbation, require_resolved
 from refimpl.allocation.request import Request
 from refimpl.arguments import require
 from refimpl.errors import RefimplError
 from refimpl.explanation.forward import forward_steps
 from refimpl.explanation.method import method_steps
 from refimpl.explanation.shown_values import Figure, Step, Values
-from refimpl.method.perturbation import Perturbation, require_resolved
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.running.provenance import TokenFacts, token_facts

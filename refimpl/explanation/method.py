@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.allocate import allocate, base_allocation
+from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.allocation.request import Request
 from refimpl.bases.base import BlockInputs
 from refimpl.bases.wanda_scores import BlockScores
@@ -14,7 +15,6 @@ from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.method import correction, equal_marginals, perturbation, projection
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
 from refimpl.method.divergence import RunningDivergence
-from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.model import ops, statistics
 from refimpl.model.forward import block
 from refimpl.model.mixers.carried import stream
@@ -35,7 +35,7 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
     pruned: Functions = (wanda_keep, wanda_score, block)
     perturb: Functions = (perturbation.perturbed, perturbation.noise, perturbation.kept_tokens)
     if isinstance(plan, Probes):
-        perturb = pruned if plan.pruner.record is WANDA else (decision, block)
+        perturb = pruned if plan.pruner_options.record is WANDA else (decision, block)
     divergence = (RunningDivergence,) if request.correct == "divergence" else ()
     ranked = [x for base, _ in Chosen.of(request).bases.values() for x in base.formulas[:-1]]
     exact, fixed = request.compat == "exact", request.correct is not None and not request.measured
@@ -69,7 +69,7 @@ def _logarithm(request: Request) -> Callable[..., Any]:
 def _perturbed(v: Values) -> Iterator[Figure]:
     h, perturbed = (stream(x, v.config) for x in (v.leaving[0][0], v.perturbed))
     if isinstance(v.plan, Noise):
-        yield Figure("eta", v.plan.eta[0])
+        yield Figure("eta", v.plan.etas[0])
         yield Figure("noise", perturbation.noise(v.plan.seed, 0, v.index, 0, h.shape), "first draw")
     yield Figure("h_l", h)
     yield Figure("h'_l", perturbed)

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.allocation.allocate import Allocation, allocate
+from refimpl.allocation.plan import Perturbation, Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.errors import printable
-from refimpl.method.perturbation import Perturbation, Probes, kept_tokens
+from refimpl.method.perturbation import kept_tokens
 from refimpl.model.config import Config
 from refimpl.model.forward import Place, block, head
 from refimpl.model.mixers.carried import stream
@@ -182,7 +183,7 @@ class Values:
         if states and isinstance(plan, Probes):
             at, moments = self.scores.pruned_at, (self.moments,) * self.config.num_blocks
             assert at is not None  # as there are probes
-            alone = replace(plan, probe_delta=None)
+            alone = replace(plan, delta=None)
             prune = probed_blocks(self.config, at.linear_pruned, alone, moments)
         stacks = tuple((a,) for a in states)
         group = StateGroup(stacks, ids, (*ids,), plan, self.settings.dtype, prune)

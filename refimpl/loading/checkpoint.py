@@ -104,5 +104,5 @@ def _config_file(
         if option
         else f"{path} has no config.json beside it, and none in its metadata",
         "config.json with the head counts, rope theta and norm eps, which shapes do not tell",
-        "put config.json beside the file, or pass its path with --config",
+        "put the model's config.json beside the file",
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.method.perturbation import Norm, ratio
+from refimpl.method.perturbation import ratio
 from refimpl.model.ops import Array
 
 
@@ -44,23 +44,21 @@ def surviving_drift(last: Array, first: Array) -> Array:
     return ratio(last, first)
 
 
-def left_out(share: Array, kept: npt.NDArray[np.bool_], norm: Norm) -> Array:
-    """Number of tokens that take part but have no ratio; a whole sequence counts once.
+def left_out(share: Array, kept: npt.NDArray[np.bool_]) -> Array:
+    """Number of tokens that take part but have no ratio.
 
     Args:
-        share: From `surviving_drift`, [..., S], or [..., 1] of whole sequences.
+        share: From `surviving_drift`, [..., S].
         kept: Tokens that take part, [..., S].
-        norm: "token" or "sequence".
 
     Returns:
         Their number, [...].
 
     Example:
-        >>> int(left_out(np.array([2.0, np.nan, np.nan]), np.array([True, True, False]), "token"))
+        >>> int(left_out(np.array([2.0, np.nan, np.nan]), np.array([True, True, False])))
         1
     """
-    missing = np.isnan(share)
-    return np.sum(missing & kept if norm == "token" else missing, axis=-1)
+    return np.sum(np.isnan(share) & kept, axis=-1)
 
 
 def absorption_coefficient(ratios: Array) -> tuple[Array, Array]:

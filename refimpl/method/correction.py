@@ -1,4 +1,4 @@
-"""The correction of a base allocation, by absorption, arrival or divergence."""
+"""The correction of a base allocation, by absorption or divergence."""
 
 from math import lcm, log
 from typing import Annotated, Literal

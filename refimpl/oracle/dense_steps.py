@@ -14,6 +14,7 @@ from refimpl.allocation.allocate import (
     linear_counts,
     units_of,
 )
+from refimpl.allocation.plan import Noise, require_resolved
 from refimpl.allocation.scores import Signal
 from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import absorption_coefficient, nan_mean
@@ -216,10 +217,7 @@ class StepInputs:
         """What corrects an allocation, [L], and how logarithms are made of it."""
         if name in self.recipe.bases:
             return self.number(RATIO), clipped_log
-        if name == "divergence":
-            return self.number("pruned.divergence"), centred_log
-        blocks = range(self.model.config.num_blocks)
-        return np.array([self.number(f"pruned.{i}.drift")[-1] for i in blocks]), centred_log
+        return self.number("pruned.divergence"), centred_log
 
 
 NamedArrays = Iterator[tuple[str, Array]]
@@ -279,13 +277,13 @@ def by_noise(inputs: StepInputs) -> NamedArrays:
             continue
         plan = recipe.coarse_perturbation if prefix else recipe.perturbation
         if not inputs.given:
-            experiment.require_resolved(plan, inputs.dtype)
+            require_resolved(plan, inputs.dtype)
 
-        def start(i: int, _: Weights, clean: Array, plan: experiment.Noise = plan) -> Starts:
+        def start(i: int, _: Weights, clean: Array, plan: Noise = plan) -> Starts:
             for n, state in enumerate(clean):
                 h = stream(state, inputs.model.config)
                 kept = experiment.kept_tokens(h, recipe.sink)
-                how = plan.eta[0], kept, plan.noise_scale, plan.noise_shape, plan.noise_norm
+                how = plan.etas[0], kept, plan.noise_norm
                 for draw in range(plan.draws):
                     if inputs.noises is None:
                         noise = experiment.noise(recipe.seed, n, i, draw, h.shape)
@@ -317,7 +315,7 @@ def followed(inputs: StepInputs, start: Callable[[int, Weights, Array], Starts])
             x.state = block(x.state[None], weights, place, config)[0]
             x.measured.measure(x.state, clean[x.sequence, None])
         for n, changed in start(k, weights, clean):
-            measured = PerturbedState(plan.norm, config.hidden_size)
+            measured = PerturbedState(config.hidden_size)
             state = measured.start(changed[None], clean[n, None], plan)[0]
             states.append(Followed(n, state, measured))
     return states

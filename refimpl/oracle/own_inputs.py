@@ -102,8 +102,8 @@ class Truth(StepInputs):
             )
         if last == "base":
             return moved
-        dense, sources = self.base(base, {}), {"arrival": "pruned.0.drift", base: RATIO}
-        off = self._off(sources.get(name, "pruned.divergence"))
+        dense = self.base(base, {})
+        off = self._off(RATIO if name == base else "pruned.divergence")
         return moved + moved_by(lambda x: allocation(dense, x), errors, off)
 
 

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from refimpl.allocation.plan import Noise
 from refimpl.allocation.request import Correction, Request
 from refimpl.allocation.scores import Signal, Signals
 from refimpl.arguments import Checked, Fraction, common_option, option, require, same_option
 from refimpl.errors import RefimplError
-from refimpl.method.perturbation import Noise, NoiseNorm, NoiseScale, NoiseShape, Norm, Sink
+from refimpl.method.perturbation import NoiseNorm, Sink
 from refimpl.model.ops import Array
 from refimpl.oracle.case_folders import matching
 from refimpl.pruners.decision import PrunerOptions
@@ -22,7 +23,6 @@ BASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "uniform": ("uniform", {}), "atp": ("atp", {}),
     "dlp_median": ("dlp", {"statistic": "median"}),
     "alphapruning_mid": ("alphapruning", {"fit": "mid"}),
-    "alphapruning_linear": ("alphapruning", {"unit": "linear"}),
 }  # fmt: skip
 """Bases by the name of their steps: the base of `refimpl allocate`, and its options."""
 
@@ -41,9 +41,6 @@ class Recipe(Checked):
     eta: float = option(0.01, "Size of the noise as a fraction of the state's norm.", "X")
     coarse_eta: float = 0.3
     draws: int = 2
-    noise_scale: NoiseScale = same_option(Noise, "noise_scale")
-    noise_shape: NoiseShape = same_option(Noise, "noise_shape")
-    norm: Norm = same_option(Noise, "norm")
     sink: Sink = same_option(Noise, "sink")
     seed: int = option(0, "Seed of the noise.", "N")
     sparsity: Fraction = same_option(Request, "sparsity", default=0.5)
@@ -83,7 +80,7 @@ class Recipe(Checked):
     @property
     def perturbation(self) -> Noise:
         """The perturbation of the recipe."""
-        names = ("noise_scale", "noise_shape", "norm", "sink", "seed", "noise_norm")
+        names = ("sink", "seed", "noise_norm")
         return Noise(eta=(self.eta,), **{name: getattr(self, name) for name in names})
 
     def asks(self, *steps: str) -> bool:
@@ -127,4 +124,4 @@ class Recipe(Checked):
 
 def signal_of(base: str) -> str:
     """The step that a base is made from; none has this name for bases without a signal."""
-    return ("alphapruning" if base == "alphapruning_linear" else base) + ".signal"
+    return f"{base}.signal"

@@ -70,10 +70,9 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
         ends.append(nan_mean(nats[x.measured.kept]))
     yield from dense.measured(inputs, "pruned.", states)
     yield "pruned.divergence", nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1)
-    for correct in ("arrival", "divergence"):
-        inputs.missed.clear()
-        base, (errors, log) = inputs.base(first), inputs.correction(correct)
-        yield f"{correct}.corrected", inputs.allocated(first, base, log(errors)).corrected_sparsity
+    inputs.missed.clear()
+    base, (errors, log) = inputs.base(first), inputs.correction("divergence")
+    yield "divergence.corrected", inputs.allocated(first, base, log(errors)).corrected_sparsity
 
 
 def _by_pruners(inputs: StepInputs) -> NamedArrays:

@@ -30,7 +30,7 @@ def cost_figures(ident: str, scored: ScoresInput) -> list[fig.ReportFigure]:
     found, error = scores.sweep[0].divergence, scores.sweep[0].divergence_stderr
     if found is None or error is None:
         return []
-    said = " ".join(costs(scores, "divergence", allocation.errors))
+    said = " ".join(costs(scores, allocation.errors))
     count, probes = len(found), scores.probes
     blocks = [str(i) for i in range(count)]
     columns = {
@@ -124,23 +124,14 @@ def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> fig
         "stderr": [number(x, ".4f") for x in error],
         "log r": [number(x, ".4f") for x in absorption.logarithm],
         "side": sides,
-        "arrival": [number(x) for x in absorption.arrival],
+        "drift at the end": [number(x) for x in absorption.drift[:, -1]],
         "tokens left out": [f"{n:,}" for n in absorption.left_out],
         "sinks excluded": [f"{n:,}" for n in scores.sinks],
     }
-    quiet = scores.without_sinks if absorption is scores.sweep[0] else None
-    both: list[fig.Mark] = []
-    drawn, off = r, np.nan_to_num(error)
-    if quiet is not None and sinks(scores):
-        columns["r without noise on sinks"] = [number(x, ".4f") for x in quiet.coefficient]
-        columns["its stderr"] = [number(x, ".4f") for x in quiet.stderr]
-        name = "without noise on sinks"
-        both = [fig.Points([*enumerate(quiet.coefficient)], "open one-hue", "diamond", name)]
-        drawn, off = np.append(r, quiet.coefficient), np.append(off, np.zeros(count))
-    y = fig.spanning(COEFFICIENT, [0.93, 1.07, *drawn], True, [0, 0, *off])
+    y = fig.spanning(COEFFICIENT, [0.93, 1.07, *r], True, [0, 0, *np.nan_to_num(error)])
     alone = not np.isfinite(error).any()
     more = "; none here, because it needs two sequences or more" if alone else ""
-    said = [*findings(absorption, scores.measured_samples), *(sinks(scores) * bool(both))]
+    said = [*findings(absorption, scores.measured_samples), *sinks(scores)]
     return fig.ReportFigure(
         ident,
         "Absorption coefficients",
@@ -165,7 +156,6 @@ def absorption_figure(ident: str, scores: Scores, absorption: Absorption) -> fig
             ),
             fig.Text((x.high, y.high), "▲ amplifies", "side amplifies-text", "end", (-2, 12)),
             fig.Text((x.high, y.low), "▼ absorbs", "side absorbs-text", "end", (-2, -7)),
-            *both,
         ],
     )
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, groupby
-from math import inf, isclose
-from time import perf_counter
+from math import isclose
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.method.perturbation import Perturbation, Probes
+from refimpl.allocation.plan import Perturbation, Probes
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -39,7 +38,7 @@ def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
 
 def probing_bytes(config: Config, plan: Perturbation, dtype: npt.DTypeLike, threads: int) -> int:
     """Bytes of a block's outer products, and of its weights after each probe; 0 without them."""
-    if not isinstance(plan, Probes) or plan.pruner.record.needs != "products":
+    if not isinstance(plan, Probes) or plan.pruner_options.record.needs != "products":
         return 0
     item, most = np.dtype(dtype).itemsize, 0
     for i, linears in enumerate(config.linears):
@@ -75,19 +74,18 @@ def state_groups(
     length: int,
     resources: Resources,
     every: int = 0,
-    copies: int = 1,
     beside: int = 0,
 ) -> list[list[Addresses]]:
     """Put stacks of states of `length` tokens into groups that travel together, as memory allows.
 
-    Groups are smaller if finished units are kept. `every` sequences are in each group. So
-    many `copies` of a state may be held at once, and so many bytes `beside` the states.
+    Groups are smaller if finished units are kept. `every` sequences are in each group, and
+    so many bytes `beside` the states.
 
     Raises:
         RefimplError: The memory does not hold one stack and the clean states.
     """
     workers, size = resources.at_once, state_bytes(config, length, resources.dtype)
-    least = copies * max(map(len, cut), default=1) + 2 * max(every, 1)
+    least = max(map(len, cut), default=1) + 2 * max(every, 1)
     capacity = (resources.memory // workers - beside) // size
     need = (least * size + beside) * workers
     thing = "one experiment" + (f" for each of {workers} workers" if workers > 1 else "")
@@ -99,14 +97,12 @@ def state_groups(
         share = -(-count // (2 * workers)) if resources.executor else count
         return list(groups(cut, min(capacity, share + 2 * every), 2 * every))
     if resources.executor is not None:
-        return list(shared_out(cut, capacity, workers, copies))
-    at_risk = copies * STATES_AT_RISK * resources.workers.threads
-    return list(groups(cut, min(capacity, at_risk) if resources.keeps else capacity, copies=copies))
+        return list(shared_out(cut, capacity, workers))
+    at_risk = STATES_AT_RISK * resources.workers.threads
+    return list(groups(cut, min(capacity, at_risk) if resources.keeps else capacity))
 
 
-def groups(
-    cut: Iterable[Addresses], capacity: int, clean: int = 0, copies: int = 1
-) -> Iterator[list[Addresses]]:
+def groups(cut: Iterable[Addresses], capacity: int, clean: int = 0) -> Iterator[list[Addresses]]:
     """Put stacks, in order, into groups that fit: a sequence's clean state counts 2.
 
     If the clean states of all sequences are in each, they count `clean`. A group has one stack.
@@ -114,19 +110,17 @@ def groups(
     group, sequences, states = list[Addresses](), set[int](), 0
     for stack in cut:
         held = clean or 2 * len(sequences | {stack[0].sequence})
-        if group and states + copies * len(stack) + held > capacity:
+        if group and states + len(stack) + held > capacity:
             yield group
             group, sequences, states = [], set(), 0
         group.append(stack)
         sequences.add(stack[0].sequence)
-        states += copies * len(stack)
+        states += len(stack)
     if group:
         yield group
 
 
-def shared_out(
-    cut: Iterable[Addresses], capacity: int, workers: int, copies: int = 1
-) -> Iterator[list[Addresses]]:
+def shared_out(cut: Iterable[Addresses], capacity: int, workers: int) -> Iterator[list[Addresses]]:
     """Put stacks into groups of one sequence and draw each, about two per worker, as they fit.
 
     The states of a sequence and draw that are perturbed first, and travel furthest, come first.
@@ -137,8 +131,8 @@ def shared_out(
     pieces = -(-2 * workers // max(1, len(by_draw)))
     for together in by_draw.values():
         ordered = sorted(together, key=lambda stack: (stack[0].block, stack[0].variant))
-        share = 2 + copies * -(-sum(map(len, ordered)) // pieces)
-        yield from groups(ordered, min(capacity, share), copies=copies)
+        share = 2 + -(-sum(map(len, ordered)) // pieces)
+        yield from groups(ordered, min(capacity, share))
 
 
 SEQUENCES_AT_RISK = 8  # per thread, in a unit whose results are kept: a kill loses it
@@ -167,7 +161,6 @@ def experiment(
     prune_block: PruneBlock | None = None,
     *,
     divergence: bool = False,
-    until: float = inf,
     enough: Callable[[Measurements], bool] | None = None,
 ) -> Measurements:
     """Perturb every block's output and follow the drift to the end.
@@ -179,7 +172,6 @@ def experiment(
         resources: What it runs on; only the dtype changes the numbers.
         prune_block: For the pruning perturbation: the pruned weights of a block.
         divergence: Whether to compare the output distributions too.
-        until: Time of `perf_counter` after which no third or later sequence is begun.
         enough: Whether what three or more sequences gave suffices, so that no further one is begun;
             the errors of two are often far too small by chance.
 
@@ -190,7 +182,6 @@ def experiment(
     """
     config = model.config
     numbers = [len(block) for block in config.linears]
-    states = addresses(len(ids), config.num_blocks, plan, numbers)
     measured = Measurements.empty(
         plan, len(ids), config.num_blocks, divergence, linears=max(numbers)
     )
@@ -210,21 +201,19 @@ def experiment(
             measured.left_out[a.variant, a.block] += value["left_out"]
             if a.variant == 0:
                 measured.sinks[a.block] += value["sinks"] if a.draw == 0 else 0  # each once
-                measured.quiet[a.index[1:]] = value["quiet_ratio"]
                 measured.sink_share[a.sequence, a.block] = value["sink_share"]
             if measured.divergence is not None:
                 measured.divergence[a.index] = value["divergence"]
 
-    in_turn = until < inf or enough is not None
-    rounds = work_list(config, ids, plan, resources, prune_block, divergence, in_turn)
+    rounds = work_list(
+        config, ids, plan, resources, prune_block, divergence, apart=enough is not None
+    )
     note(resources.earlier)
     total = resources.done + sum(unit.cost(config) for units in rounds for unit in units)
     if not isclose(total, resources.total):  # rounding alone does not change what was reported
         resources.total = total
-    begun = max((a.sequence + 1 for a in states if a.key in resources.earlier), default=0)
     for n, units in enumerate(rounds):
-        late = n > 1 and n >= begun and perf_counter() > until  # two, for an error
-        if late or (n > 2 and enough is not None and enough(measured.first(n))):
+        if n > 2 and enough is not None and enough(measured.first(n)):
             measured = measured.first(n)
             resources.total = resources.done  # whatever was left out
             resources.tick(0)
@@ -251,7 +240,7 @@ def work_list(
         if stack[0].key not in resources.earlier:  # the others are in the same unit
             left.append(stack)
     probes = plan if isinstance(plan, Probes) else None
-    of_all = probes is not None and probes.pruner.record.needs == "products"  # its Hessian
+    of_all = probes is not None and probes.pruner_options.record.needs == "products"  # its Hessian
     every = len(ids) if of_all else 0
     together = [left]
     if apart:
@@ -263,8 +252,7 @@ def work_list(
         rounds.append([])
         threads = 1 if resources.executor else resources.workers.threads
         beside = probing_bytes(config, plan, resources.dtype, threads)
-        sizes = ids.shape[1], resources, every, 1 + plan.on_sinks, beside
-        for group in state_groups(cut, config, *sizes):
+        for group in state_groups(cut, config, ids.shape[1], resources, every, beside):
             rows = {n: ids[n] for n in (range(every) or sorted({x[0].sequence for x in group}))}
             # The first group with a sequence sums its squares.
             new = () if probes else tuple(sorted(rows.keys() - counted))

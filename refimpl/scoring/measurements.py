@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from refimpl.method.perturbation import Perturbation, Probes
+from refimpl.allocation.plan import Perturbation, Probes
 from refimpl.model.config import Config
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights
@@ -71,7 +71,6 @@ class Measurements:
         sinks: Tokens excluded as sinks, over all sequences, [L].
         divergence: Mean KL of the next-token distributions, [E, N, R, L], or None.
         squares: Sums of squares of the linears' inputs, per block, over all sequences.
-        quiet: As `ratios`, at the first eta without noise on sinks, [N, R, L]; NaN without sinks.
         sink_share: Share of the clean state's squared norm in sinks, [N, L].
     """
 
@@ -82,7 +81,6 @@ class Measurements:
     sinks: Array
     divergence: Array | None
     squares: Squares
-    quiet: Array
     sink_share: Array
 
     @classmethod
@@ -105,7 +103,6 @@ class Measurements:
             sinks=np.zeros(blocks, np.int64),
             divergence=np.full(shape, np.nan) if divergence else None,
             squares=tuple({} for _ in range(blocks)),
-            quiet=np.full(shape[1:], np.nan),
             sink_share=np.zeros((perturbed, blocks)),
         )
 
@@ -113,8 +110,7 @@ class Measurements:
         """Those of the first sequences alone; sums over sequences are of those begun so far."""
         names = ("drift", "alignment", "ratios", "divergence")
         cut: Any = {x: y[:, :sequences] for x in names if (y := getattr(self, x)) is not None}
-        cut |= {x: getattr(self, x)[:sequences] for x in ("quiet", "sink_share")}
-        return replace(self, **cut)
+        return replace(self, sink_share=self.sink_share[:sequences], **cut)
 
 
 def addresses(

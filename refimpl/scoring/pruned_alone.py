@@ -7,8 +7,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from refimpl.allocation.plan import Units
 from refimpl.errors import RefimplError
-from refimpl.method.perturbation import Units
 from refimpl.model.config import Linears
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights, Later, zeroed

@@ -5,27 +5,24 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 from functools import partial
 from hashlib import sha256
-from math import inf
 from typing import Any
 
 import numpy as np
 
 from refimpl.allocation.allocate import allocate, base_only
-from refimpl.allocation.request import Request, recommended
+from refimpl.allocation.plan import Perturbation, Probes, require_resolved
+from refimpl.allocation.request import Request, usual_request
 from refimpl.allocation.scores import (
     Absorption,
     ProbedErrors,
     PrunedAt,
     Scores,
     Signals,
-    WithoutSinks,
 )
-from refimpl.arguments import NotNegative, require
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM
 from refimpl.loading.files.file_reading import read_file
 from refimpl.method.absorption import absorption_coefficient, nan_mean
-from refimpl.method.perturbation import Perturbation, Probes, require_resolved
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -42,11 +39,9 @@ from refimpl.scoring.measurements import (
     wanda_moments,
 )
 from refimpl.scoring.pruned_alone import PrunedBlocks, probe_counts
-from refimpl.scoring.signals import Chosen, before_squares, of_drifts, of_moments
+from refimpl.scoring.signals import Chosen, before_squares, of_moments
 from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens
-
-Budget = NotNegative | None  # minutes
 
 
 def score(
@@ -57,7 +52,6 @@ def score(
     settings: Settings | None = None,
     *,
     bases: Iterable[str | Base] | None = None,
-    budget: float | None = None,
     **changes: Any,
 ) -> Scores:
     """Measure how each block's damage is absorbed or amplified by the blocks after it.
@@ -65,18 +59,16 @@ def score(
     Args:
         model: From `read_model`.
         tokens: Token ids and where they came from.
-        plan: `Noise` or `Probes`; if None, probes if the request's correction needs them, else
-            noise at eta 0.01. Measured strength adds probes at two more sparsities, and perturbs
+        plan: `Noise` or `Probes`; if None, noise at eta 0.01 for the correction absorption, else
+            probes. Measured strength adds probes at two more sparsities, and perturbs
             no more samples than the precision of the allocation takes.
         request: Which base's signals to compute, at which allocation the pruning perturbation
-            prunes, and whether the divergence is measured; if None, what `Request` recommends, or
-            no correction if the plan is noise.
+            prunes, and whether the divergence is measured; if None, `Request()`, or without a
+            correction if the plan is noise.
         settings: How and where it runs.
         bases: Bases beside the request's whose signals are measured, by name or as a `Base` of your
             own, so that allocations can be made from them; if None, those of this package that need
             the squares of inputs alone. None at all spares one more reading of the blocks.
-        budget: Minutes after which no further sequence is perturbed. At least two are, and as many
-            as perturb each block once. None: all of them.
         **changes: Fields of the settings to change, such as `dtype="float64"`.
 
     Returns:
@@ -90,9 +82,7 @@ def score(
     Source: arXiv:2606.15161; docs/explanation/method.md, sections 2, 3 and 6.
     """
     started, config = time.perf_counter(), model.config
-    require(budget, Budget, "budget", "--budget ")
-    until = inf if budget is None else started + 60 * budget
-    request = request or recommended(plan)
+    request = request or usual_request(plan)
     plan = request.perturbation(plan)
     settings = replace(settings or Settings(), **changes)
     ids = checked_ids(tokens.ids, config)
@@ -128,14 +118,13 @@ def score(
                 plan=plan,
                 sweep=sweep,
                 sinks=measured.sinks,
-                signals={**dense, **of_drifts(chosen, sweep[0].drift)},
+                signals=dense,
                 run=resources.run_since(started),
                 pruned_at=pruned_at,
                 probes=_probed(measured, prune_block, plan, config),
                 made_for={x.name: getattr(request, x.name) for x in fields(request)},
-                budget_minutes=budget,
                 measured_samples=perturbed,
-                without_sinks=_without_sinks(measured),
+                sink_share=measured.sink_share.mean(axis=0),
             )
 
         def precise(measured: Measurements, error: float) -> bool:
@@ -144,16 +133,15 @@ def score(
 
         enough = partial(precise, error=plan.precision) if plan.precision else None
         divergence = request.correct == "divergence"
-        run = partial(experiment, divergence=divergence, until=until, enough=enough)
-        measured = run(model, ids, plan, resources, prune_block)
-        return scores_of(measured)
+        how: Any = {"divergence": divergence, "enough": enough}
+        return scores_of(experiment(model, ids, plan, resources, prune_block, **how))
 
 
 def probed_blocks(config: Config, base: Array, plan: Probes, moments: Moments) -> PrunedBlocks:
     """What prunes a block alone, from weights to prune in the base allocation, [L, linears]."""
-    counts = probe_counts(base, config.linear_sizes, plan.probe_delta, plan.units)
-    of_squares = moments if plan.pruner.record.needs == "squares" else ()
-    return PrunedBlocks(config.linears, counts, plan.pruner, of_squares)
+    counts = probe_counts(base, config.linear_sizes, plan.delta, plan.units)
+    of_squares = moments if plan.pruner_options.record.needs == "squares" else ()
+    return PrunedBlocks(config.linears, counts, plan.pruner_options, of_squares)
 
 
 def pruned_base(config: Config, request: Request) -> PrunedAt:
@@ -216,20 +204,11 @@ def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]
     return tuple(results)
 
 
-def _without_sinks(measured: Measurements) -> WithoutSinks | None:
-    """The coefficients without noise on sinks; of a sample without sinks, it is the same noise."""
-    if not measured.sink_share.any():
-        return None
-    ratios = np.where(np.isnan(measured.quiet), measured.ratios[0], measured.quiet)
-    share = measured.sink_share.mean(axis=0)
-    return WithoutSinks(*absorption_coefficient(ratios), share)
-
-
 def _probed(
     measured: Measurements, blocks: PrunedBlocks | None, plan: Perturbation, config: Config
 ) -> ProbedErrors | None:
     """What probes measured, in the order of their sparsities; NaN where there is no linear."""
-    if blocks is None or not isinstance(plan, Probes) or plan.probe_delta is None:
+    if blocks is None or not isinstance(plan, Probes) or plan.delta is None:
         return None
     at, below, above = range(3)
     order, kl, sizes = [below, at, above], measured.divergence, config.linear_sizes
@@ -248,6 +227,5 @@ def _probed(
     weights = config.block_sizes if plan.units == "blocks" else sizes
     return ProbedErrors(
         np.where(weights > 0, pruned / np.maximum(weights, 1), np.nan),
-        by_sample(measured.drift[..., -1]),
         None if kl is None else by_sample(kl),
     )

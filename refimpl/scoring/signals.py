@@ -46,12 +46,6 @@ class Chosen:
             others = [base for base in bases().values() if base.needs == "squares"]
         records = [base_of(other) for other in others]
         asked = request.record
-        if odd := [x.name for x in records if x.needs == "drifts" and x.name != asked.name]:
-            raise RefimplError(
-                f"the signal of base {odd[0]} beside base {asked.name}",
-                "no other base that is made of drifts: blocks are pruned for one base",
-                f"use {odd[0]} as the base of the request",
-            )
         chosen: dict[str, tuple[Base, Mapping[str, Value]]] = {
             base.name: (base, base.checked({})) for base in records if base.needs is not None
         }
@@ -143,14 +137,6 @@ def of_moments(
 ) -> dict[str, Signal]:
     """The signals that are made of Wanda's statistic, per block and linear [in]."""
     return _measured(model, chosen, "squares", resources, moments=moments)
-
-
-def of_drifts(chosen: Chosen, drift: Array) -> Signals:
-    """The signals that are made of the drifts of pruned blocks, [L (pruned), L (measured)]."""
-    return {
-        name: Signal(chosen.bases[name][0].of_signal(options), dict(signal(drift, options)))
-        for name, (signal, options) in chosen.needing("drifts").items()
-    }
 
 
 def _measured(

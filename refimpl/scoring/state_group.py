@@ -6,26 +6,17 @@ is loaded once for all of them, and nothing before the perturbed block is comput
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from math import nan
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.method.absorption import left_out, nan_mean, surviving_drift
 from refimpl.method.divergence import RunningDivergence
-from refimpl.method.perturbation import (
-    Noise,
-    Norm,
-    Perturbation,
-    Probes,
-    deviation,
-    kept_tokens,
-    noise,
-    perturbed,
-)
+from refimpl.method.perturbation import deviation, kept_tokens, noise, perturbed, sink_share
 from refimpl.model.config import Config
 from refimpl.model.forward import Weights, head
 from refimpl.model.mixers.carried import with_stream
@@ -46,15 +37,14 @@ Clean = Future[tuple[Array, dict[str, Array]]]
 class PerturbedState:
     """A perturbed state on its way, measured after the perturbed block and every later one."""
 
-    def __init__(self, norm: Norm, width: int) -> None:
-        self.norm, self.drift, self.alignment = norm, list[float](), list[float]()
-        self.width = width
-        self.quiet: PerturbedState | None = None
+    def __init__(self, width: int) -> None:
+        self.drift, self.alignment, self.width = list[float](), list[float](), width
         self.sink_share = 0.0
 
     def start(self, changed: Array, clean: Array, plan: Perturbation) -> Array:
         """The perturbed state after its block, except for sinks, [1, S, D]; it is measured."""
-        self.kept = kept_tokens(clean[0, :, : self.width], plan.sink)
+        stream = clean[0, :, : self.width]
+        self.kept, self.sink_share = kept_tokens(stream, plan.sink), sink_share(stream)
         h = np.where(self.kept[None, :, None], changed, clean)
         self.unperturbed = np.array_equal(h, clean)
         self.measure(h[0], clean)
@@ -66,7 +56,7 @@ class PerturbedState:
         if self.unperturbed:
             h[...] = clean[0]  # which passed alone, with another rounding
         streams = h[:, : self.width], clean[0, :, : self.width]
-        distance = deviation(*streams, self.kept, self.norm)
+        distance = deviation(*streams, self.kept)
         self.drift.append(float(nan_mean(distance.drift)))
         self.alignment.append(float(nan_mean(distance.alignment)))
         self.last = distance.drift
@@ -78,10 +68,9 @@ class PerturbedState:
             "drift": self.drift,
             "alignment": self.alignment,
             "ratio": float(nan_mean(share)),
-            "left_out": int(left_out(share, self.kept, self.norm)),
+            "left_out": int(left_out(share, self.kept)),
             "sinks": int(np.count_nonzero(~self.kept)),
             "divergence": divergence,
-            "quiet_ratio": nan if self.quiet is None else self.quiet.measures()["ratio"],
             "sink_share": self.sink_share,
         }
 
@@ -99,7 +88,6 @@ class Stack:
         self.width = width
         self.states = list[PerturbedState]()
         self.h: Array = np.zeros(0)
-        self.quiet: Array = np.zeros(0)  # of the states that have sinks, without noise on these
 
     def items(self) -> Iterable[tuple[Address, PerturbedState]]:
         """Every state with its address."""
@@ -120,33 +108,15 @@ class Stack:
         passed = len(self.states)
         if self.states:
             self.h = through(self.h)
-            quiet = [x.quiet for x in self.states if x.quiet is not None]
-            self.quiet = through(self.quiet) if quiet else self.quiet
-            for h, state in (*zip(self.h, self.states, strict=True),
-                             *zip(self.quiet if quiet else (), quiet, strict=True)):  # fmt: skip
+            for h, state in zip(self.h, self.states, strict=True):
                 state.measure(h, clean.result()[0])
         for a in self.addresses[len(self.states) :]:
             if a.block != index:
                 break
-            self.states.append(PerturbedState(self.plan.norm, self.width))
+            self.states.append(PerturbedState(self.width))
             begun = self.states[-1].start(perturb(a), clean.result()[0], self.plan)
             self.h = np.concatenate([self.h, begun]) if len(self.states) > 1 else begun
-            if self.plan.on_sinks and a.variant == 0:
-                self._without_sinks(self.states[-1], a, clean.result()[0])
         return len(self.states) if isinstance(self.plan, Probes) else passed
-
-    def _without_sinks(self, state: PerturbedState, a: Address, clean: Array) -> None:
-        """Let the same state without noise on sinks travel beside it, if there are sinks."""
-        stream = clean[0, :, : self.width]
-        norms = np.linalg.norm(stream.astype(np.float64), axis=-1)
-        is_sink = ~kept_tokens(stream, "exclude")
-        if not is_sink.any() or not isinstance(self.plan, Noise):
-            return
-        quiet = replace(self.plan, sink="exclude")
-        state.sink_share = float(np.square(norms[is_sink]).sum() / np.square(norms).sum())
-        state.quiet = PerturbedState(quiet.norm, self.width)
-        h = state.quiet.start(with_noise(clean, a, quiet, self.width), clean, quiet)
-        self.quiet = np.concatenate([self.quiet, h]) if self.quiet.size else h
 
 
 def with_noise(clean: Array, a: Address, plan: Noise, width: int) -> Array:
@@ -154,9 +124,8 @@ def with_noise(clean: Array, a: Address, plan: Noise, width: int) -> Array:
     (state,) = clean
     h = state[:, :width]
     e = noise(plan.seed, a.sequence, a.block, a.draw, h.shape)
-    kept, eta = kept_tokens(h, plan.sink), plan.eta[a.variant]
-    choices = plan.noise_scale, plan.noise_shape, plan.noise_norm
-    return with_stream(state, perturbed(h, e, eta, kept, *choices))[None]
+    kept, eta = kept_tokens(h, plan.sink), plan.etas[a.variant]
+    return with_stream(state, perturbed(h, e, eta, kept, plan.noise_norm))[None]
 
 
 HEAD_BYTES = MIB  # logits of one state held at a time: more do not stay in a core's cache
@@ -184,11 +153,6 @@ class StateGroup:
         clean = len(self.ids) * (config.num_blocks + per_head)
         states = [a for stack in self.stacks for a in stack]
         return clean + sum(passes(a, config.num_blocks, self.plan) + per_head for a in states)
-
-    @property
-    def held(self) -> int:
-        """States in memory at once: the perturbed ones, and each clean one before and after."""
-        return (1 + self.plan.on_sinks) * sum(map(len, self.stacks)) + 2 * len(self.ids)
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> dict[str, Any]:
         """Measure the states from the embedding to the end.

@@ -7,36 +7,25 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation
+from refimpl.allocation.plan import Noise, Probes
 from refimpl.allocation.scores import Absorption, AllocationErrors, Scores
 from refimpl.bases.uniform import UNIFORM
 from refimpl.method.absorption import nan_mean
-from refimpl.method.perturbation import SINK_FACTOR, Noise, Probes
+from refimpl.method.perturbation import SINK_FACTOR
 from refimpl.method.uncertainty import CONFIDENCE, t_quantile, told_apart
 from refimpl.model.ops import Array
-from refimpl.scoring.estimate import Estimate
-from refimpl.show.header import counted, header, terminal_width, wrapped
+from refimpl.show.header import counted, header, terminal_width
 from refimpl.show.table import Table, measured, number
-from refimpl.storage.file_system import MIB
 
 GROUPS, SOME = 3, 6  # of blocks that are named, and as many blocks of each
-UNITS = {"divergence": "nats", "arrival": "of drift"}
-BEST = "pruned best in most settings of docs/study.md"
-# By correction, what it did to models that were pruned by it.
-IN_STUDY = {
-    "divergence": f"Allocation: divergence of measured strength on the base {UNIFORM.name}, which "
-    f"{BEST}.",
-    "absorption": "Allocation: the paper's correction. In docs/study.md, it changed the perplexity "
-    "by +7 to +112 % on SmolLM2-135M, -3 to +1 % on Gemma-3-270m, and -1 to +61 % on "
-    "Qwen2.5-Coder-0.5B.",
-}
 
 
 def headline(
     scores: Scores, request: Mapping[str, Any], errors: AllocationErrors | None, clipped: float
 ) -> list[str]:
-    """What was done at the first eta, what came of it, what could make it wrong, and the study."""
+    """What was done, what came of it at the first eta, and what could make it wrong."""
     absorption, count = scores.sweep[0], scores.num_blocks
-    said = costs(scores, str(request["correct"]), errors)
+    said = costs(scores, errors)
     if errors is None:
         at = f"At eta {absorption.eta:g}: " if len(scores.sweep) > 1 else ""
         said = [at + " ".join(findings(absorption, scores.measured_samples)), *sinks(scores)]
@@ -45,15 +34,7 @@ def headline(
             said.append(
                 f"{blocks} are at the clip: there the correction is the clip, not the measurement."
             )
-    return [perturbed(scores), " ".join(said), *filter(None, [in_study(request)])]
-
-
-def in_study(request: Mapping[str, Any]) -> str | None:
-    """What the study says of the allocation of a request, if it has such allocations."""
-    correct, measured = request.get("correct"), request.get("strength") == "measured"
-    if correct == "divergence" and not (measured and request.get("base") == UNIFORM.name):
-        return None
-    return IN_STUDY.get(str(correct))
+    return [perturbed(scores), " ".join(said)]
 
 
 def perturbed(scores: Scores) -> str:
@@ -63,14 +44,14 @@ def perturbed(scores: Scores) -> str:
         sizes = " and ".join(f"{eta:g}" for eta in plan.etas)
         return f"The paper's experiment: noise of eta {sizes} on each block's output."
     base = "" if at.base == UNIFORM.name else f" of base {at.base}"
-    how = f"{plan.probe_pruner}, to a sparsity of {at.sparsity:.4g}{base}"
+    how = f"{plan.pruner}, to a sparsity of {at.sparsity:.4g}{base}"
     return f"Each block was pruned alone by {how}."
 
 
-def costs(scores: Scores, correct: str, errors: AllocationErrors | None) -> list[str]:
+def costs(scores: Scores, errors: AllocationErrors | None) -> list[str]:
     """What pruning each block alone costs, which order is certain, and how sure the allocation."""
     said = list[str]()
-    each: Array | None = getattr(scores.probes, f"{correct}s", None)
+    each = None if scores.probes is None else scores.probes.divergences
     if errors is None or each is None:
         return said
     if each.ndim == 3 and (at := each[:, 1]).any():  # linears are too many for a sentence
@@ -78,7 +59,7 @@ def costs(scores: Scores, correct: str, errors: AllocationErrors | None) -> list
         groups = told_apart(np.log(np.where(at > 0, at, np.nan))) or [[int(np.nanargmax(mean))]]
         first = groups[0][0]
         error = float(np.std(at[:, first], ddof=1) / n**0.5) if n > 1 else np.nan
-        size = f"{measured(float(mean[first]), error)} {UNITS[correct]}"
+        size = f"{measured(float(mean[first]), error)} nats"
         times = float(mean[first] / np.nanmedian(mean))
         parts = [f"Block {first} costs {size}, {times:.2g} times the median"]
         for i, group in enumerate(groups[:GROUPS]):
@@ -107,22 +88,15 @@ def _listed(blocks: list[int]) -> str:
 
 
 def sinks(scores: Scores) -> list[str]:
-    """What the coefficients would be without noise on sinks, if that changes any for certain."""
-    quiet, samples = scores.without_sinks, scores.measured_samples
-    if quiet is None:
+    """Which block's state is mostly sinks, on which noise is, and the command that spares them."""
+    share = scores.sink_share
+    if not isinstance(scores.plan, Noise) or scores.plan.sink == "exclude" or not share.any():
         return []
-    r = scores.sweep[0]
-    error = np.hypot(np.nan_to_num(r.stderr), np.nan_to_num(quiet.stderr))
-    margin = t_quantile(samples - 1) * error if samples > 1 else 0 * error
-    if not (np.abs(r.coefficient - quiet.coefficient) > margin).any():
-        return []
-    at = int(np.argmax(quiet.share))
-    less, more, uncertain = sides(quiet.coefficient, quiet.stderr, samples)
+    at = int(np.argmax(share))
     return [
         f"After block {at}, tokens of more than {SINK_FACTOR:g} times the median norm hold "
-        f"{quiet.share[at]:.1%} of the squared norm, and so of the noise. Without noise on such "
-        f"tokens, later blocks amplify {more or 'none'} and absorb {less or 'none'}"
-        + (f" ({uncertain} uncertain)." if uncertain else ".")
+        f"{share[at]:.1%} of the squared norm, and so of the noise. To spare such tokens, run "
+        "again with --sink exclude."
     ]
 
 
@@ -167,9 +141,8 @@ def table(
     scores: Scores,
     allocations: tuple[Allocation, ...],
     color: bool = False,
-    verbose: bool = False,
 ) -> str:
-    """What was found, a row per block, and how it came about; verbose, with all settings."""
+    """What was found, a row per block, and how it came about."""
     found, width = allocations[0], terminal_width()
     for words in WORDS:  # the bar gives way to a narrow terminal
         rows = Table(columns(scores, allocations, color, words)).lines()
@@ -180,12 +153,12 @@ def table(
     texts = headline(scores, request, found.errors, float(found.clipped.mean()))
     glued = [text.replace(" ± ", f"{GLUE}±{GLUE}") for text in texts]
     lines = [line.replace(GLUE, " ") for text in glued for line in wrap(text, width)]
-    return "\n".join([*lines, "", *rows, "", *header(scores, allocations, verbose), "", *notes, ""])
+    return "\n".join([*lines, "", *rows, "", *header(scores, allocations), "", *notes, ""])
 
 
 def blocks_table(scores: Scores, allocation: Allocation) -> str:
     """What each block costs, and its row: the allocation alone."""
-    said = " ".join(costs(scores, str(allocation.request.correct), allocation.errors))
+    said = " ".join(costs(scores, allocation.errors))
     rows = Table(columns(scores, (allocation,))).lines()
     return "\n".join([*wrap(said, terminal_width()), "", *rows])
 
@@ -214,8 +187,6 @@ def columns(
     for one in scores.sweep:
         name = f"r at {one.eta:g}" if len(scores.sweep) > 1 else "r"
         found[name] = numbers(one.coefficient, one.stderr, "#.4g")
-    if (quiet := scores.without_sinks) is not None and sinks(scores):
-        found["no noise on sinks"] = numbers(quiet.coefficient, quiet.stderr, "#.4g")
     if words and len(scores.sweep) == 1 and not allocation.request.measured:
         room = max(map(len, words))
         logs = np.abs(np.log(np.maximum(absorption.coefficient, LEAST)))
@@ -225,8 +196,6 @@ def columns(
         ]
     if scores.pruned_at is not None and not allocation.request.measured:  # R_l, by pruning block l
         found["drift"] = [number(x, "#.3g") for x in np.diag(absorption.drift)]
-    if allocation.request.correct == "arrival":
-        found["arrival"] = [number(x, "#.3g") for x in absorption.arrival]
     if allocation.request.correct == "divergence" and absorption.divergence is not None:
         found["divergence"] = numbers(absorption.divergence, absorption.divergence_stderr)
     errors = allocation.errors
@@ -284,31 +253,3 @@ def bar(r: float, color: bool, scale: float, room: int) -> str:
         sides = "▐" * half + "█" * full, ""
     text = f"{sides[0]:>{room}}{MIDDLE}{sides[1]:<{room}}"
     return f"{ABSORBS if u < 0 else AMPLIFIES}{text}{PLAIN}" if color and u else text
-
-
-def estimate_text(estimate: Estimate) -> str:
-    """An estimate in words."""
-    plan, how = estimate.plan, ["pruning"]
-    if isinstance(plan, Noise):
-        how = ["gaussian", counted(len(plan.eta), "eta"), counted(plan.draws, "draw")]
-    threads = counted(estimate.threads, "worker" if estimate.elsewhere else "thread")
-    here = " here" if estimate.elsewhere else ""
-    facts = {
-        "model": [estimate.model, counted(estimate.num_blocks, "block")],
-        "tokens": [f"{estimate.tokens.samples} x {estimate.tokens.seq_len}"],
-        "perturbed": [*how, "all blocks", counted(estimate.states, "state")],
-        "passes": [
-            f"{'at most ' * bool(plan.precision)}{estimate.passes:,.0f} block passes",
-            f"states in {counted(estimate.units, 'group')}",
-        ],
-        "time": [f"about {duration(estimate.seconds)}", threads, estimate.dtype],
-        "memory": [f"about {estimate.memory / MIB:,.0f} MiB resident{here}"],
-    }
-    return "\n".join(wrapped(facts)) + "\n"
-
-
-def duration(seconds: float) -> str:
-    """A time in seconds, in the unit that suits it."""
-    if seconds < 180:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 60 * 180 else f"{seconds / 3600:,.0f} h"

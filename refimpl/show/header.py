@@ -10,11 +10,11 @@ from textwrap import wrap
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation
+from refimpl.allocation.plan import Noise, Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.errors import printable
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH
-from refimpl.method.perturbation import Noise, Probes
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.running.provenance import Run, TokenFacts
 from refimpl.storage.file_system import MIB
@@ -82,10 +82,7 @@ def wrapped(facts: Mapping[str, Sequence[str]]) -> list[str]:
     return lines
 
 
-SHORT = ("model", "tokens", "budget", "base", "correction")  # of the header
-
-
-def header(scores: Scores, allocations: tuple[Allocation, ...], verbose: bool = True) -> list[str]:
+def header(scores: Scores, allocations: tuple[Allocation, ...]) -> list[str]:
     """What was measured, on what, and how: lines with each label once, its facts beside it."""
     request = allocations[0].request
     facts = {
@@ -95,16 +92,14 @@ def header(scores: Scores, allocations: tuple[Allocation, ...], verbose: bool = 
         ],
         "tokens": token_facts(scores.tokens),
         "perturbed": _perturbed(scores),
-        "budget": _budget(scores),
         "base": [
             *_base(request.record.name, request.options, request.sparsity),
-            *_unusual(request, verbose, "lo hi", f"limits {request.lo:g} to {request.hi:g}"),
-            *_unusual(request, verbose, "compat", f"compat {request.compat}"),
+            *_unusual(request, "lo hi", f"limits {request.lo:g} to {request.hi:g}"),
+            *_unusual(request, "compat", f"compat {request.compat}"),
         ],
-        "correction": _correction(allocations, scores.linears, verbose),
-        "run": run_facts(scores.run),
+        "correction": _correction(allocations, scores.linears),
     }
-    return wrapped({k: v for k, v in facts.items() if verbose or k in SHORT})
+    return wrapped(facts)
 
 
 def model_facts(name: str, family: str, num_blocks: int) -> list[str]:
@@ -137,32 +132,23 @@ def _perturbed(scores: Scores) -> list[str]:
     plan, at = scores.plan, scores.pruned_at
     if isinstance(plan, Probes) and at is not None:
         first, *options = _base(at.base, at.options, at.sparsity)
-        pruner = plan.pruner
+        pruner = plan.pruner_options
         facts = [f"pruning by {pruner.record.title} as base {first}", *options]
         facts += [f"{name} {value:g}" for name, value in pruner.options.items()]
-        if plan.probe_delta is not None:
-            facts.append(f"probes of {plan.units} at {plan.probe_delta:g} less and more")
+        if plan.delta is not None:
+            facts.append(f"probes of {plan.units} at {plan.delta:g} less and more")
         if (perturbed := scores.measured_samples) < scores.tokens.samples:
             facts.append(f"on the first {counted(perturbed, 'sample')}")
     elif isinstance(plan, Noise):
         facts = [
             "gaussian noise",
-            "eta " + ", ".join(f"{eta:g}" for eta in plan.eta),
-            f"noise scale {plan.noise_scale}",
-            f"noise shape {plan.noise_shape}",
+            "eta " + ", ".join(f"{eta:g}" for eta in plan.etas),
             *([] if plan.noise_norm == "exact" else [f"noise norm {plan.noise_norm}"]),
             counted(plan.draws, "draw"),
             f"seed {plan.seed}",
+            f"sink {plan.sink}",
         ]
-    return [*facts, f"norm {plan.norm}", f"sink {plan.sink}"]
-
-
-def _budget(scores: Scores) -> list[str]:
-    """How far a time budget sufficed, if there was one."""
-    if scores.budget_minutes is None:
-        return []
-    asked = counted(scores.plan.perturbed_samples(scores.tokens.samples), "sample")
-    return [f"{scores.budget_minutes:g} min", f"{scores.measured_samples} of {asked} perturbed"]
+    return facts
 
 
 def _base(base: str, options: Mapping[str, float | str], sparsity: float) -> list[str]:
@@ -171,38 +157,32 @@ def _base(base: str, options: Mapping[str, float | str], sparsity: float) -> lis
     return [base, *words, f"sparsity {sparsity:g}"]
 
 
-def _unusual(request: Request, always: bool, names: str, fact: str) -> list[str]:
+def _unusual(request: Request, names: str, fact: str) -> list[str]:
     """A fact about fields of a request, if one of them has another value than by default."""
     usual = Request()
     changed = any(getattr(request, x) != getattr(usual, x) for x in names.split())
-    return [fact] if always or changed else []
+    return [fact] if changed else []
 
 
-def _correction(
-    allocations: tuple[Allocation, ...], linears: Linears, verbose: bool = True
-) -> list[str]:
+def _correction(allocations: tuple[Allocation, ...], linears: Linears) -> list[str]:
     """The correction, and how many blocks are at its clip, per eta."""
     request = allocations[0].request
     if request.correct is None:
         return ["none"]
     if request.measured:
-        return [f"{request.correct}, strength measured", *_growth(allocations[0], linears, verbose)]
+        return [f"{request.correct}, strength measured", *_growth(allocations[0], linears)]
     facts = [
         request.correct,
         f"strength {request.fixed_strength:g}",
-        *_unusual(request, verbose, "max_correction", f"at most {request.max_correction:g}"),
-        *_unusual(request, verbose, "correction_scale", f"scale {request.correction_scale}"),
+        *_unusual(request, "max_correction", f"at most {request.max_correction:g}"),
+        *_unusual(request, "correction_scale", f"scale {request.correction_scale}"),
     ]
     if (request.strength, request.max_correction) == (STRENGTH, MAX_CORRECTION):
         facts.append("provisional defaults")
-    if verbose:
-        at_clip = ", ".join(str(int(allocation.clipped.sum())) for allocation in allocations)
-        blocks = counted(len(linears), "block")
-        facts.append(f"{at_clip} of {blocks} at the clip (|u| = log 3)")
     return facts
 
 
-def _growth(allocation: Allocation, linears: Linears, verbose: bool) -> list[str]:
+def _growth(allocation: Allocation, linears: Linears) -> list[str]:
     """How the errors grow that an allocation of measured strength is made of."""
     grows, names = allocation.growth, np.array([str(i) for i in range(len(linears))])
     assert grows is not None  # the strength is measured
@@ -213,11 +193,8 @@ def _growth(allocation: Allocation, linears: Linears, verbose: bool) -> list[str
     probed, odd = int(grows.probed.sum()), names[(grows.probed & ~grows.fits)[exists]].tolist()
     if len(odd) == probed:
         return [f"no error grows as exp(kappa s): strength {STRENGTH}, at most {MAX_CORRECTION}"]
-    low, high = grows.quartiles
     facts = [f"kappa {grows.common_rate:.3g}"]
-    if verbose:
-        facts.append(f"quartiles {low:.3g} to {high:.3g}")
-    if verbose or odd:
+    if odd:
         facts.append(f"{probed - len(odd)} of {counted(probed, f'probed {word}')} fit")
     if odd:
         some = [*odd[:SOME], *([f"and {len(odd) - SOME} more"] if len(odd) > SOME else [])]

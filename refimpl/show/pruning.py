@@ -4,19 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import nan
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 from refimpl.model.config import kind_of
 from refimpl.pruning.inspection import Inspection, common_pattern
 from refimpl.pruning.record import Pruning
-from refimpl.show.blocks import in_study
 from refimpl.show.header import (
     command_lines,
     joined,
     model_facts,
     run_facts,
-    terminal_width,
     token_facts,
     wrapped,
 )
@@ -31,11 +28,9 @@ def pruning_table(pruned: Pruning, out: Path, measured: str | None = None) -> st
     lines = [*wrapped(_facts(pruned)), ""]
     if experts := pruned.without_tokens:
         lines += [f"pruned by magnitude, without calibration tokens: {', '.join(experts)}", ""]
-    applied = in_study(pruned.allocation)
     if measured is not None:
         lines += [*measured.splitlines(), ""]
-    said = [] if applied is None else [*wrap(applied, terminal_width()), ""]
-    return joined([*lines, *said, *_summary(pruned, out)])
+    return joined([*lines, *_summary(pruned, out)])
 
 
 def _summary(pruned: Pruning, out: Path) -> list[str]:

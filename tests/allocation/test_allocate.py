@@ -36,7 +36,7 @@ def scores_of(case: str) -> Scores:
     """Scores of a fixture with every signal; every fixture's last block amplifies nothing."""
     model = model_of(case)
     tokens = random_tokens(model.config.vocab_size, 2, 9)
-    return score(model, tokens, Noise(eta=(0.01, 0.5)), Request("alphapruning"))
+    return score(model, tokens, Noise(eta=(0.01, 0.5)), Request("alphapruning", correct=None))
 
 
 def measured_by_pruning(scores: Scores, wanted: Request) -> Scores:
@@ -50,7 +50,7 @@ def measured_by_pruning(scores: Scores, wanted: Request) -> Scores:
 
 BASES: list[tuple[str, dict[str, Any]]] = [
     ("uniform", {}), ("owl", {"lam": 0.2}), ("dlp", {}), ("atp", {}), ("custom", {}),
-    ("alphapruning", {"unit": "block"}), ("alphapruning", {"unit": "linear", "epsilon": 0.9}),
+    ("alphapruning", {"epsilon": 0.9}),
 ]  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def requests(draw: st.DrawFn, scores: Scores, folder: Path) -> Request:
         path = folder / "any.json"
         path.write_text(json.dumps(sparsity_of))
         base = str(path)
-    correct = draw(st.sampled_from([None, "absorption", "arrival", "divergence"]))
+    correct = draw(st.sampled_from([None, "absorption", "divergence"]))
     strength = draw(st.one_of(st.just(0.0), st.floats(-2, 2)))
     most, scale = draw(st.floats(0, 1)), draw(st.sampled_from(["raw", "max"]))
     return Request(base, options, sparsity, correct, strength, most, scale, lo, hi)
@@ -84,7 +84,7 @@ def requests(draw: st.DrawFn, scores: Scores, folder: Path) -> Request:
 def test_the_budget_is_met_to_the_weight(folder: Path, case: str, data: st.DataObject) -> None:
     scores = scores_of(case)
     wanted = data.draw(requests(scores, folder))
-    if wanted.correct in ("arrival", "divergence"):
+    if wanted.correct == "divergence":
         scores = measured_by_pruning(scores, wanted)
     found = allocate(scores, wanted)
     sizes = scores.linear_sizes
@@ -97,9 +97,8 @@ def test_the_budget_is_met_to_the_weight(folder: Path, case: str, data: st.DataO
     assert found.linear_sparsity[sizes > 0].min() >= wanted.lo
     assert found.linear_sparsity.max() <= wanted.hi
     # No unit is more than one weight off what its fraction says, and no linear off its share.
-    by_linear = wanted.options.get("unit") == "linear"
-    if wanted.file is not None:
-        by_linear = isinstance(json.loads(wanted.file.read_text())[0], list)
+    file = wanted.file
+    by_linear = file is not None and isinstance(json.loads(file.read_text())[0], list)
     if by_linear:
         asked = found.linear_sparsity * sizes
         assert np.abs(found.linear_pruned - asked).max() < 1
@@ -121,43 +120,32 @@ def corrected_plainly(base: Floats, u: Floats, sizes: Floats, wanted: Request) -
     if wanted.correction_scale == "max":
         delta = delta / np.abs(delta).max()
     c = np.clip(wanted.strength * delta, -wanted.max_correction, wanted.max_correction)
-    lift = c if base.ndim == 1 else c[:, None]
-    flat = project((base + lift).ravel(), sizes.ravel(), wanted.sparsity)
-    return flat.reshape(base.shape)
+    return project(base + c, sizes, wanted.sparsity)
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma3"])
 @pytest.mark.parametrize("scale", ["raw", "max"])
-@pytest.mark.parametrize("correct", ["absorption", "arrival", "divergence"])
-@pytest.mark.parametrize("unit", ["block", "linear"])
-def test_corrections_use_what_they_name(case: str, scale: Any, correct: Any, unit: str) -> None:
-    options = {"unit": unit, "epsilon": 0.1}
-    wanted = Request("alphapruning", options, 0.5, correct, 0.07, 0.05, scale)
+@pytest.mark.parametrize("correct", ["absorption", "divergence"])
+def test_corrections_use_what_they_name(case: str, scale: Any, correct: Any) -> None:
+    wanted = Request("alphapruning", {"epsilon": 0.1}, 0.5, correct, 0.07, 0.05, scale)
     scores = scores_of(case)
-    if correct != "absorption":
+    if correct == "divergence":
         scores = measured_by_pruning(scores, wanted)
     found = scores.sweep[0]
-    if correct == "absorption":
-        v = np.log(found.coefficient)
-    else:
-        a = found.drift[:, -1] if correct == "arrival" else found.divergence
-        assert a is not None
-        known = a > 0
-        log_a = np.log(np.where(known, a, 1))
+    v = np.log(found.coefficient)
+    if correct == "divergence":
+        assert found.divergence is not None
+        known = found.divergence > 0
+        log_a = np.log(np.where(known, found.divergence, 1))
         v = np.where(known, log_a - log_a.sum() / known.sum(), 0)
     u = np.clip(v, -np.log(3), np.log(3))
-    alpha = scores.signals["alphapruning"].main
-    assert alpha is not None
-    units = alpha if unit == "linear" else alpha.mean(axis=1)
-    sizes = scores.linear_sizes
-    sizes = sizes if unit == "linear" else sizes.sum(axis=1)
-    base = alphapruning(units.ravel(), sizes.ravel(), 0.5, 0.1).reshape(units.shape)
+    units, sizes = scores.signals["alphapruning"].main.mean(axis=1), scores.linear_sizes.sum(axis=1)
+    base = alphapruning(units, sizes, 0.5, 0.1)
     expected = corrected_plainly(base, u, sizes, wanted)
     allocation = allocate(scores, wanted)
-    by_linear = expected if unit == "linear" else expected[:, None] + 0 * alpha
+    by_linear = expected[:, None] + 0 * allocation.linear_sparsity
     np.testing.assert_allclose(allocation.linear_sparsity, by_linear, rtol=0, atol=1e-13)
-    share = scores.linear_sizes[0] / scores.linear_sizes[0].sum()
-    np.testing.assert_allclose(allocation.corrected_sparsity, by_linear @ share, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(allocation.corrected_sparsity, expected, rtol=0, atol=1e-13)
     np.testing.assert_array_equal(allocation.clipped, np.abs(v) >= np.log(3))
     assert np.ptp(expected - base) > 0.03  # there was something to correct
 
@@ -199,7 +187,7 @@ def test_an_allocation_keeps_what_the_scores_were_made_for(kind: str) -> None:
     for changes, expected in (
         ({"strength": 0.2}, replace(MADE_FOR, strength=0.2)),
         ({"base": "owl", "options": {"m": 5}}, MADE_FOR),
-        ({"correct": "arrival"}, replace(MADE_FOR, correct="arrival")),
+        ({"correct": "none"}, replace(MADE_FOR, correct=None, strength="default")),
         ({"correct": None}, replace(MADE_FOR, correct=None, strength="default")),
         ({"compat": "peer", "correct": None}, replace(MADE_FOR, **peer)),
         ({"compat": "peer"}, replace(MADE_FOR, **peer)),
@@ -233,7 +221,7 @@ PEERS = st.sampled_from(["uniform", "owl", "dlp", "alphapruning"])
 @given(st.sampled_from(CASES), PEERS, st.floats(0, 1))
 def test_peers_truncate_and_restore_nothing(case: str, base: str, sparsity: float) -> None:
     scores = scores_of(case)
-    found = allocate(scores, Request(base, sparsity=sparsity, compat="peer"))
+    found = allocate(scores, Request(base, sparsity=sparsity, correct=None, compat="peer"))
     for i in range(scores.num_blocks):
         s = float(found.base_sparsity[i])
         assert found.corrected_sparsity[i] == s
@@ -244,7 +232,7 @@ def test_peers_truncate_and_restore_nothing(case: str, base: str, sparsity: floa
 
 def test_peers_lose_weights_where_a_sparsity_exceeds_one() -> None:
     scores = scores_of("llama")
-    found = allocate(scores, Request("alphapruning", sparsity=0.9, compat="peer"))
+    found = allocate(scores, Request("alphapruning", sparsity=0.9, correct=None, compat="peer"))
     above = found.base_sparsity > 1
     assert above.any()
     assert (found.num_pruned[above] == scores.linear_sizes[0].sum()).all()
@@ -336,14 +324,13 @@ def pruning_scores(correct: Any = None) -> Scores:
 @pytest.mark.parametrize(("base", "options", "remedy"), cases("allocation", "unmeasured_signals"))
 @pytest.mark.parametrize("compat", ["exact", "peer"])
 def test_signals_that_were_not_computed(base: str, options: Any, remedy: str, compat: Any) -> None:
-    wanted, says = Request(base, options, compat=compat), "not in these scores"
+    wanted, says = Request(base, options, correct=None, compat=compat), "not in these scores"
     refusal_of(allocate, scores_of("llama"), wanted, says=says, remedy=remedy)
 
 
-@pytest.mark.parametrize("correct", ["arrival", "divergence"])
-def test_noise_says_nothing_about_real_errors(correct: Any) -> None:
+def test_noise_says_nothing_about_real_errors() -> None:
     says = {"says": "Gaussian noise", "remedy": "--perturbation pruning"}
-    refusal_of(allocate, scores_of("llama"), correct=correct, **says)
+    refusal_of(allocate, scores_of("llama"), correct="divergence", strength=0.1, **says)
 
 
 OTHER, REMEDY = "these scores were measured by pruning", "run refimpl score again"
@@ -360,7 +347,6 @@ OTHER, REMEDY = "these scores were measured by pruning", "run refimpl score agai
             )
         ),
         ({"correct": "divergence"}, "no divergence in these", "pruning --correct divergence"),
-        ({"correct": "arrival"}, "not measured at several", "again with --correct arrival"),
         ({"base": "alphapruning"}, "not in these scores", "alphapruning --base-option fit=peak"),
     ],
 )
@@ -371,7 +357,7 @@ def test_pruning_was_measured_at_one_allocation(wanted: Any, problem: str, remed
     assert problem != OTHER or "base owl, sparsity 0.6" in str(error)
 
 
-@pytest.mark.parametrize("correct", [None, "absorption", "arrival", "divergence"])
+@pytest.mark.parametrize("correct", [None, "absorption", "divergence"])
 def test_pruning_scores_serve_every_correction_at_their_base(correct: Any) -> None:
     scores = pruning_scores("divergence")
     wanted = Request("owl", sparsity=0.6, correct=correct, strength=0.3)
@@ -406,9 +392,9 @@ def test_requests_refused(changes: dict[str, Any], problem: str) -> None:
 
 def test_requests_are_filled_in() -> None:
     assert (Request().correct, Request().strength) == ("divergence", "measured")
-    assert Request(compat="peer").correct is Request("owl").correct is None
+    assert Request("owl").correct == "divergence"
     assert Request("owl", {"m": "3"}).options == {"m": 3.0, "lam": 0.08}
     assert Request("dlp").options == {"a": 0.15, "statistic": "mean"}
     assert Request("lsa", {"block": "64"}).options == {"beta": 0.15, "block": 64}
-    alphas = {"epsilon": 0.3, "fit": "peak", "xmin": "shipped", "unit": "block"}
+    alphas = {"epsilon": 0.3, "fit": "peak", "xmin": "shipped"}
     assert Request("alphapruning").options == alphas

@@ -23,11 +23,8 @@ from refimpl.show.blocks import table
 from refimpl.storage.files import write_json
 from refimpl.tokens import random_tokens
 
-GAUSSIAN = Noise(
-    eta=(0.01, 0.3), noise_scale="sequence", noise_shape="channel", norm="sequence",
-    sink="exclude", draws=2, seed=7,
-)  # fmt: skip
-PRUNING = Probes(sink="exclude", norm="sequence")
+GAUSSIAN = Noise(eta=(0.01, 0.3), noise_norm="expected", sink="exclude", draws=2, seed=7)
+PRUNING = Probes()
 
 
 @cache
@@ -35,7 +32,7 @@ def scored(case: str, pruning: bool = False, samples: int = 3) -> tuple[Scores, 
     """Scores with every signal, and what they were made for."""
     model = model_of(case)
     correct: Any = "divergence" if pruning else "absorption"
-    wanted = Request("alphapruning", {"unit": "linear"}, sparsity=0.55, correct=correct)
+    wanted = Request("alphapruning", {"epsilon": 0.2}, sparsity=0.55, correct=correct)
     tokens = random_tokens(model.config.vocab_size, samples, 7)
     return score(model, tokens, PRUNING if pruning else GAUSSIAN, wanted), wanted
 
@@ -55,9 +52,10 @@ def test_scores_come_back_as_they_were(case: str, pruning: bool, tmp_path: Path)
     read = read_scores(path)
     assert (bits(read), read.run) == (bits(scores), scores.run)
     assert whole_document(read, wanted) == content
-    others = [Request("alphapruning", {"unit": "linear"}, sparsity=0.55, strength=0.5)]
+    others = [Request("alphapruning", sparsity=0.55, correct=None)]
     if not pruning:
-        others += [Request("owl", sparsity=0.3), Request("dlp", compat="peer")]
+        others += [Request("owl", sparsity=0.3, correct=None)]
+        others += [Request("dlp", correct=None, compat="peer")]
     for other in others:
         assert whole_document(read, other) == whole_document(scores, other)
 
@@ -112,8 +110,8 @@ def read_and_use(text: str) -> str | None:
         problem = None
         for wanted in (
             Request(),
-            Request("owl", compat="peer"),
-            Request("alphapruning", {"unit": "linear"}, sparsity=0.55, correct="divergence"),
+            Request("owl", correct=None, compat="peer"),
+            Request("alphapruning", {"epsilon": 0.2}, sparsity=0.55, correct="divergence"),
         ):
             try:
                 allocations = [allocate(scores, wanted, i) for i in range(len(scores.sweep))]

@@ -14,9 +14,7 @@ from refusals import refusal_of
 
 from refimpl import (
     Base,
-    Noise,
     Pattern,
-    Probes,
     Pruner,
     PrunerOptions,
     Request,
@@ -26,9 +24,8 @@ from refimpl import (
     score,
 )
 from refimpl.allocation.scores_json import document, read_scores
-from refimpl.bases.base import BaseInputs, BlockInputs, bases
+from refimpl.bases.base import BlockInputs, bases
 from refimpl.explanation.explain import explain
-from refimpl.model.ops import Array
 from refimpl.pruners.pruner import pruners
 from refimpl.records import named
 from refimpl.scoring.signals import signals
@@ -37,7 +34,7 @@ from refimpl.tokens import Tokens, random_tokens
 
 LLAMA = model_of("llama")
 TOKENS = random_tokens(264, 2, 16)
-NEEDY = [name for name, base in bases().items() if base.needs not in (None, "drifts")]
+NEEDY = [name for name, base in bases().items() if base.needs is not None]
 
 
 def own(name: str) -> Base:
@@ -50,7 +47,7 @@ def own(name: str) -> Base:
 def test_a_base_of_ones_own_is_measured_as_one_of_the_package(
     name: str, here: bool, tmp_path: Path, processes: Executor
 ) -> None:
-    base, plain = own(name), Request(name, sparsity=0.6)
+    base, plain = own(name), Request(name, sparsity=0.6, correct=None)
     options: dict[str, Any] = {"executor": None if here else processes, "threads": 2}
     scores = score(LLAMA, TOKENS, bases=[base], **options)
     assert scores.signals.keys() == {base.name}
@@ -61,7 +58,7 @@ def test_a_base_of_ones_own_is_measured_as_one_of_the_package(
     path = tmp_path / "scores.json"
     write_json(path, document(scores, [found]))
     assert bits(read_scores(path).signals) == bits(scores.signals)
-    text = explain(LLAMA, TOKENS, request=Request(base)).figure
+    text = explain(LLAMA, TOKENS, request=Request(base, correct=None)).figure
     np.testing.assert_allclose(
         text("signals", base.symbol), scores.signals[base.name].main, rtol=1e-5
     )
@@ -87,43 +84,8 @@ def test_its_signal_alone_and_at_its_own_pruning(name: str) -> None:
     )
 
 
-def last_drift(drift: Array, options: Mapping[str, Any]) -> Mapping[str, Array]:
-    return {"last": drift[:, -1]}
-
-
-def by_signal(asked: BaseInputs) -> Array:
-    return asked.sparsity - 0.1 * (asked.signal - asked.signal.mean())
-
-
-DRIFTS = Base("by drift", "by drift", "", by_signal, needs="drifts", signal=last_drift)
-
-
-def test_a_base_of_drifts_gets_those_of_uniform_pruning() -> None:
-    flat = Request("uniform", sparsity=0.6)
-    scores = score(LLAMA, TOKENS, request=Request(DRIFTS, sparsity=0.6))
-    uniform = score(LLAMA, TOKENS, Probes(), flat)
-    np.testing.assert_array_equal(scores.signals["by drift"].main, uniform.sweep[0].arrival)
-    found = allocate(scores, base=DRIFTS, sparsity=0.6, correct=None)
-    a = uniform.sweep[0].arrival
-    np.testing.assert_allclose(found.base_sparsity, 0.6 - 0.1 * (a - a.mean()), atol=1e-12)
-    refusal_of(allocate, scores, base=DRIFTS, sparsity=0.5, says="measured by pruning at base uni")
-    refusal_of(allocate, uniform, base=DRIFTS, sparsity=0.6, says="not in these scores")
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"plan": Noise(), "request": Request(DRIFTS)}, "base by drift with Gaussian noise"),
-        ({"bases": [DRIFTS]}, "the signal of base by drift beside base uniform"),
-        ({"bases": ["owls"]}, "base 'owls' is neither"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused(changes: dict[str, Any], says: str) -> None:
-    refusal_of(score, LLAMA, TOKENS, says=says, **changes)
-
-
-def test_measured_strength_needs_a_base_before_the_pruning() -> None:
-    refusal_of(Request, DRIFTS, correct="divergence", says="of measured strength")
+def test_what_cannot_be_measured_is_refused() -> None:
+    refusal_of(score, LLAMA, TOKENS, bases=["owls"], says="base 'owls' is neither")
 
 
 @pytest.mark.parametrize("name", pruners())
@@ -178,7 +140,7 @@ def test_the_inputs_of_a_signal_hold_what_its_base_needs() -> None:
         return {"x": 1.0}
 
     for needs in ("weights", "squares", "products"):
-        base: Any = replace(DRIFTS, name=needs, needs=needs, signal=signal)
+        base: Any = Base(needs, needs, "", lambda asked: asked.signal, needs=needs, signal=signal)
         score(LLAMA, Tokens(TOKENS.ids, "", "ids"), bases=[base])
     width = LLAMA.config.hidden_size
     assert not seen["weights"].sums

@@ -71,7 +71,7 @@ def test_a_stopped_run_is_continued_and_a_whole_one_has_nothing_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = ("--bases", "uniform,owl,divergence", "--sparsity", "0.5")
-    ran(*SHORT, *grid, "-q", "-o", tmp_path / "whole")
+    ran(*SHORT, *grid, "-o", tmp_path / "whole")
     evaluate, calls = measured_cells.evaluate, list[str]()
 
     def stopped(model: Any, *arguments: Any, **options: Any) -> Any:
@@ -82,18 +82,18 @@ def test_a_stopped_run_is_continued_and_a_whole_one_has_nothing_to_do(
 
     monkeypatch.setattr(measured_cells, "evaluate", stopped)
     out = tmp_path / "bench"
-    interrupted = run(*SHORT, *grid, "-q", "-o", out)
+    interrupted = run(*SHORT, *grid, "-o", out)
     assert interrupted.code == 130
     assert "finished units are kept in" in interrupted.err
     assert not out.exists()
     assert len(calls) == 3
-    ran(*SHORT, *grid, "-q", "-o", out)
+    ran(*SHORT, *grid, "-o", out)
     assert len(calls) == 3 + 2  # the third again, and the fourth
     assert [*map(measured, rows_of(out))] == [*map(measured, rows_of(tmp_path / "whole"))]
     assert not (tmp_path / ".bench.part").exists()
 
     assert "all 4 cells are on file: nothing to run" in ran(*SHORT, *grid, "-o", out)
-    more = ran(*SHORT, "--bases", "uniform,lsa", "--sparsity", "0.5", "-q", "-o", out)
+    more = ran(*SHORT, "--bases", "uniform,lsa", "--sparsity", "0.5", "-o", out)
     assert "1 of 5 cells ran" in more
     assert len(calls) == 6
     names = [row.get("allocation") for row in rows_of(out)]
@@ -115,7 +115,7 @@ def test_an_error_in_a_late_cell_keeps_the_finished_ones(
         return prune(model, out, *arguments, **options)
 
     monkeypatch.setattr(measured_cells, "prune", failing)
-    words = (*SHORT, "--bases", "uniform,owl", "--sparsity", "0.5", "-q", "-o", out)
+    words = (*SHORT, "--bases", "uniform,owl", "--sparsity", "0.5", "-o", out)
     assert "a disk that is full" in refused(*words)
     assert not out.exists()
     ran(*words)
@@ -128,7 +128,7 @@ def test_a_smaller_grid_keeps_what_a_stopped_larger_one_has_finished(
 ) -> None:
     model, out, prune, calls = tmp_path / "m", tmp_path / "b", measured_cells.prune, list[Path]()
     shutil.copytree(LLAMA, model)
-    words = ("bench", model, *SHORT[2:], "--sparsity", "0.5", "-q", "-o", out)
+    words = ("bench", model, *SHORT[2:], "--sparsity", "0.5", "-o", out)
 
     def stopped(model: Any, out: Path, *arguments: Any, **options: Any) -> Any:
         calls.append(out)
@@ -151,12 +151,12 @@ WRONG: list[tuple[str, str]] = cases("bench", "wrong")
 
 @pytest.mark.parametrize(("words", "said"), WRONG)
 def test_bad_input_is_one_error_and_leaves_nothing(words: str, said: str, tmp_path: Path) -> None:
-    assert said in refused(*SHORT, *words.split(), "-q", "-o", tmp_path / "bench")
+    assert said in refused(*SHORT, *words.split(), "-o", tmp_path / "bench")
     assert [*tmp_path.iterdir()] == []
 
 
 def test_an_existing_output_is_never_damaged(tmp_path: Path) -> None:
-    out, grid = tmp_path / "bench", ("--bases", "uniform", "--sparsity", "0.5", "-q")
+    out, grid = tmp_path / "bench", ("--bases", "uniform", "--sparsity", "0.5")
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "table.md").write_text("mine")
@@ -190,7 +190,7 @@ def test_an_existing_output_is_never_damaged(tmp_path: Path) -> None:
 
 
 def test_models_are_kept_on_request_and_a_rerun_moves_few_weights(tmp_path: Path) -> None:
-    grid = ("--bases", "owl,divergence", "--sparsity", "0.5", "--jitter", 2, "-q")
+    grid = ("--bases", "owl,divergence", "--sparsity", "0.5", "--jitter", 2)
     kept, out = tmp_path / "models", tmp_path / "bench"
     shown = ran(*SHORT, *grid, "--keep-models", kept, "-o", out)
     assert "noise floor (2 reruns)" in shown

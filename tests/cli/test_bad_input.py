@@ -62,7 +62,10 @@ def never(label: str) -> Iterator[Progress]:
 def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of what `refimpl score -o` wrote, with noise and with the pruning perturbation."""
     folder = tmp_path_factory.mktemp("scores")
-    for name, options in (("scores", "--eta 0.01,1"), ("pruning", "--perturbation pruning")):
+    for name, options in (
+        ("scores", "--perturbation gaussian --eta 0.01,1"),
+        ("pruning", "--correct none"),
+    ):
         words = f"--samples 2 --seq-len 6 {options}".split()
         assert run("score", FIXTURES / "llama", *words, "-o", folder / f"{name}.json").code == 0
     return folder

@@ -8,7 +8,6 @@ import select
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -23,9 +22,7 @@ from program import Result, ran, refused, run
 from tables import cases
 
 import refimpl
-from refimpl.allocation.request import Request
 from refimpl.errors import RefimplError
-from refimpl.method.perturbation import Noise, Probes
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", "2", "--seq-len", "12")
@@ -80,9 +77,7 @@ def options_of(name: str) -> list[Any]:
 
 def test_a_command_offers_what_belongs_to_it() -> None:
     assert len(options_of("prune")) <= 24
-    assert len(options_of("score")) <= 32
-    targets = Noise, Probes, Request
-    assert all(field.metadata["help"] for target in targets for field in fields(target))
+    assert len(options_of("score")) <= 22
 
 
 @pytest.mark.parametrize("command", commands())
@@ -206,7 +201,7 @@ def test_the_default_is_4_samples_of_128_or_what_the_model_allows(
 def test_colour_only_where_it_is_welcome(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-    noise = ("--eta", 0.01)
+    noise = ("--perturbation", "gaussian")
     plain = without_run(scored(*noise))
     assert ESCAPE not in plain
     colourful = without_run(scored(*noise, terminal=True))
@@ -223,7 +218,7 @@ def test_colour_only_where_it_is_welcome(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_ascii_where_the_encoding_knows_no_bars(encoding: str) -> None:
-    noise = ("--eta", 0.01)
+    noise = ("--perturbation", "gaussian")
     text = scored(*noise, encoding=encoding)
     assert text.isascii()
     assert re.search(r" \|#+ ", text)
@@ -287,15 +282,12 @@ def test_every_bar_of_prune_ends_before_the_next_begins(
     assert bars == [[(x, "100")] for x in ("signals", "measuring", "pruning", "measuring")]
 
 
-@pytest.mark.parametrize(
-    ("term", "terminal", "quiet"), [("dumb", True, ""), ("xterm", False, ""), ("xterm", True, "-q")]
-)
+@pytest.mark.parametrize(("term", "terminal"), [("dumb", True), ("xterm", False)])
 def test_progress_is_silent_elsewhere(
-    term: str, terminal: bool, quiet: str, monkeypatch: pytest.MonkeyPatch
+    term: str, terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", term)
-    words = ("score", LLAMA, *SMALL, *quiet.split())
-    assert run(*words, err_terminal=terminal).err == ""
+    assert run("score", LLAMA, *SMALL, err_terminal=terminal).err == ""
     assert run("score", LLAMA, *SMALL, err_terminal=True).err or term == "dumb"
 
 
@@ -305,7 +297,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "NO_
 ENVIRONMENT |= {"PYTHONPATH": str(FIXTURES.parent), "TERM": "xterm", "PYTHONUTF8": "1"}
 ENVIRONMENT |= {"PYTHONUNBUFFERED": ""}  # what is printed late must fail in time, too
 PROGRAM = (sys.executable, "-W", "error", "-m", "refimpl")
-WORDS = (*PROGRAM, "score", str(LLAMA), *SMALL, "--eta", "0.01")
+WORDS = (*PROGRAM, "score", str(LLAMA), *SMALL, "--correct", "absorption")
 
 
 def test_on_a_terminal() -> None:
@@ -363,15 +355,10 @@ def test_allocate_keeps_what_the_scores_were_made_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", [(), ("-o", "scores.json")])
-def test_the_next_command_prunes_by_what_helped_in_the_study(
-    to: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("correct", ["absorption", "divergence"])
+def test_the_next_command_prunes_by_these_scores(
+    to: tuple[str, ...], correct: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    scored = ("score", LLAMA, "--samples", 2, "--seq-len", 8, "--sparsity", 0.6)
-    for noise in (("--correct", "absorption"), ("--eta", 0.1)):
-        said = ran(*scored, *noise, *to, "--force").partition("next:")[2]
-        assert f"refimpl prune {LLAMA} -o OUT --sparsity 0.6" in said
-        assert "the allocation that pruned best in most settings of docs/study.md" in said
-        assert "--allocation" not in said
-    chosen = ran(*scored, *to, "--force").partition("next:")[2]
-    assert f"--allocation {to[1] if to else 'FILE'}" in chosen
+    words = ("score", LLAMA, "--samples", 2, "--seq-len", 8, "--correct", correct, *to)
+    assert f"--allocation {to[1] if to else 'FILE'}" in ran(*words).partition("next:")[2]

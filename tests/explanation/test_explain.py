@@ -39,9 +39,7 @@ STEPS = (
     "tokens", "embed", *BLOCK, "head", "perturb", "drift", "ratio", "coefficient", "signals",
     "base", "correction", "projection", "counts", "wanda", "loss",
 )  # fmt: skip
-OTHERWISE: Any = {
-    "noise_scale": "sequence", "noise_shape": "channel", "norm": "sequence", "sink": "exclude"
-}  # fmt: skip
+OTHERWISE: Any = {"noise_norm": "expected", "sink": "exclude"}
 OF_PRUNING = Request("owl", {}, 0.7, "divergence", 0.1)
 PLANS = {
     "default": (Noise(), Request(correct="absorption")),
@@ -49,17 +47,14 @@ PLANS = {
         Noise(eta=(0.3,), draws=2, seed=7, **OTHERWISE),
         Request("lsa", {"block": 8}, 0.5, "absorption", correction_scale="max"),
     ),
-    "per linear": (
-        Noise(),
-        Request("alphapruning", {"fit": "mid", "unit": "linear"}, 0.6, "absorption", 0.2),
-    ),
-    "pruning, arrival": (Probes(), Request("dlp", {}, 0.5, "arrival", 0.1)),
+    "alphapruning": (Noise(), Request("alphapruning", {"fit": "mid"}, 0.6, "absorption", 0.2)),
+    "pruning, absorption": (Probes(), Request("dlp", {}, 0.5, "absorption", 0.1)),
     "pruning, divergence": (Probes(), OF_PRUNING),
-    "pruning by SparseGPT": (Probes(probe_pruner="sparsegpt"), OF_PRUNING),
-    "pruning by magnitude": (Probes(probe_pruner="magnitude"), OF_PRUNING),
+    "pruning by SparseGPT": (Probes(pruner="sparsegpt"), OF_PRUNING),
+    "pruning by magnitude": (Probes(pruner="magnitude"), OF_PRUNING),
     "pruning at random": (
-        Probes(probe_pruner="random", seed=3),
-        Request("owl", {}, 0.7, "arrival", 0.1),
+        Probes(pruner="random", seed=3),
+        Request("owl", {}, 0.7, "absorption", 0.1),
     ),
     "measured": (Probes(), Request("uniform", {}, 0.7, "divergence")),
     "peer": (Noise(), Request("atp", {"beta": 0.05}, 0.7, None, compat="peer")),
@@ -80,7 +75,7 @@ CASES = [
     (name, case)
     for name in ("llama", "gemma2", "gemma3", "gpt_neox", "gpt2", "smollm3", "olmo2", "granite")
     for case in PLANS
-    if name in ("llama", "gemma2", "gpt_neox") or case in ("default", "pruning, arrival")
+    if name in ("llama", "gemma2", "gpt_neox") or case in ("default", "pruning, absorption")
 ]
 
 
@@ -127,22 +122,18 @@ def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> Non
     assert shown("wanda", "pruned") == made.linear_pruned[k, 0]
 
 
-@pytest.mark.parametrize(("unit", "number"), [("block", 4), ("linear", 28)])
-def test_the_step_growth_says_whose_rates_are_used(unit: str, number: int) -> None:
-    few = ("--samples", 2, "--seq-len", 8, "--correct", "divergence", "--probe", f"units={unit}s")
+def test_the_step_growth_says_whose_rates_are_used() -> None:
+    few = ("--samples", 2, "--seq-len", 8, "--correct", "divergence")
     document = ran("explain", FIXTURES / "llama", "--step", "growth", "--json", *few)
     notes = {x["name"]: x["note"] for x in json.loads(document)["steps"][0]["figures"]}
-    assert notes["a"].endswith(f"per {unit}")
-    assert notes["kappa"] == f"per probed {unit}; the allocation uses the median"
-    assert notes["fits"] == f"of {number} probed {unit}s"
+    assert notes["a"].endswith("per block")
+    assert notes["kappa"] == "per probed block; the allocation uses the median"
+    assert notes["fits"] == "of 4 probed blocks"
 
 
-@pytest.mark.parametrize("plan", [Noise(sink="exclude"), Probes(sink="exclude")])
-def test_sinks_are_left_out_as_score_leaves_them_out(
-    plan: Noise | Probes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sinks_are_left_out_as_score_leaves_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.method.perturbation.SINK_FACTOR", 1.0)  # half of the tokens
-    model, tokens = model_of("llama"), tokens_of("llama")
+    model, tokens, plan = model_of("llama"), tokens_of("llama"), Noise(sink="exclude")
     shown = explain(model, tokens, 1, plan=plan, dtype=np.float64).figure
     scores = score(model, tokens, plan, dtype=np.float64)
     near(shown("drift", "R_k"), scores.sweep[0].drift[1, 1:])

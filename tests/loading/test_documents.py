@@ -24,11 +24,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from program import ran, refused, run
 
+from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.allocation.scores_json import ScoresDocument, scores_document
 from refimpl.bench.cells import BenchDocument
 from refimpl.evaluation.evaluate import EvaluationDocument
 from refimpl.loading.files.documents import converted, plain
-from refimpl.method.perturbation import Noise, Perturbation, Probes
 from refimpl.oracle.case_folders import CaseFacts
 from refimpl.pruning.record import Pruning, pruning_record
 from refimpl.show.oracle import CheckDocument
@@ -56,7 +56,7 @@ def texts() -> dict[str, str]:
         case, wrong = FIXTURES / "cases" / "llama", Path(folder) / "wrong.safetensors"
         write_arrays(wrong, {"embed": np.zeros((2, 12, 32), np.float32)})
         text = ("--text", FIXTURES / "text.txt", "--window", 8, "--windows", 2)
-        grid = ("--bases", "divergence", "--sparsity", "0.5", "-q", "-o", Path(folder) / "bench")
+        grid = ("--bases", "divergence", "--sparsity", "0.5", "-o", Path(folder) / "bench")
         ran("bench", LLAMA, *FEW, "--measure-on", *text[1:], *grid)
         return {
             "bench": (Path(folder) / "bench" / "bench.json").read_text("utf-8"),

@@ -78,7 +78,7 @@ def test_without_a_configuration_the_error_says_what_is_missing(tmp_path: Path) 
     error = refusal(tmp_path)
     assert "no config.json beside it, and none in its metadata" in error.problem
     assert "head counts, rope theta and norm eps" in error.expected
-    assert "--config" in error.remedy
+    assert "config.json beside the file" in error.remedy
     assert "other.json: no such file" in refusal(tmp_path, tmp_path / "other.json").problem
 
 

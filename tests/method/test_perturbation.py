@@ -13,18 +13,16 @@ from scipy.stats import kstest
 from strategies import generators, seeds, shapes
 from tables import cases
 
+from refimpl.allocation.plan import Noise
 from refimpl.method.perturbation import (
     SINK_FACTOR,
-    Noise,
     NoiseNorm,
-    NoiseScale,
-    NoiseShape,
-    Norm,
     deviation,
     kept_tokens,
     noise,
     perturbed,
     ratio,
+    sink_share,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -34,8 +32,6 @@ States = tuple[Floats, Floats, Bools]
 ROUNDING = 1e-12
 EPS = float(np.finfo(np.float64).eps)
 
-scales = st.sampled_from(["token", "sequence"])
-noise_shapes = st.sampled_from(["isotropic", "channel"])
 noise_norms = st.sampled_from(["exact", "expected"])
 
 
@@ -84,6 +80,8 @@ def test_sinks_exceed_twenty_medians(h: Floats, dtype: type) -> None:
     assert kept_tokens(h, "exclude").tolist() == [n <= limit for n in norms]
     assert kept_tokens(h, "exclude").sum() * 2 >= len(h)
     assert kept_tokens(h, "include").all()
+    share = fsum(n * n for n in norms if n > limit) / (fsum(n * n for n in norms) or 1)
+    assert sink_share(h) == pytest.approx(share, abs=1e-6)
 
 
 # Noise
@@ -115,52 +113,37 @@ def test_noise_is_standard_normal_and_independent() -> None:
 # Perturbed states
 
 
-@given(noisy(), st.floats(1e-4, 10), scales, noise_shapes, noise_norms)
-def test_perturbed_is_its_formula(
-    case: States, eta: float, scale: NoiseScale, shape: NoiseShape, norm: NoiseNorm
-) -> None:
+@given(noisy(), st.floats(1e-4, 10), noise_norms)
+def test_perturbed_is_its_formula(case: States, eta: float, norm: NoiseNorm) -> None:
     h, z, kept = case
-    tokens, channels = np.flatnonzero(kept).tolist(), range(h.shape[1])
-    spread = [1.0 for _ in channels]
-    if shape == "channel":
-        means = [fsum(h[tokens, d].tolist()) / len(tokens) for d in channels]
-        spread = [length(h[tokens, d] - means[d]) / sqrt(len(tokens)) for d in channels]
-        # Equal values have the standard deviation 0, or what rounding makes of it.
-        assume(all(s == 0 or s > 1e-9 * np.abs(h[tokens]).max() for s in spread))
-        assume(all(s > 0 or np.std(h[tokens, d]) == 0 for d, s in enumerate(spread)))
     e = np.zeros_like(h)
-    for t in tokens:
-        group = [t] if scale == "token" else tokens
-        drawn = z if norm == "exact" else np.ones_like(z)  # or the deviation of each number
-        size = length([[drawn[u, d] * spread[d] for d in channels] for u in group])
-        for d in channels:
-            e[t, d] = eta * length(h[group]) * z[t, d] * spread[d] / size if size else 0.0
-    result = perturbed(h, z, eta, kept, scale, shape, norm)
+    for t in np.flatnonzero(kept).tolist():
+        size = length(z[t]) if norm == "exact" else sqrt(h.shape[1])
+        e[t] = eta * length(h[t]) * z[t] / size
+    result = perturbed(h, z, eta, kept, norm)
     room = 4 * EPS * np.abs(h).max() + ROUNDING * np.abs(e).max()
     np.testing.assert_allclose(result, h + e, rtol=0, atol=room)
     # Exactly nothing happens to the tokens that are left out.
     np.testing.assert_array_equal(result[~kept], h[~kept])
 
 
-@given(noisy(), scales, noise_shapes)
-def test_eta_0_changes_nothing(case: States, scale: NoiseScale, shape: NoiseShape) -> None:
+@given(noisy())
+def test_eta_0_changes_nothing(case: States) -> None:
     h, z, kept = case
     before = h.copy(), z.copy(), kept.copy()
-    np.testing.assert_array_equal(perturbed(h, z, 0.0, kept, scale, shape), h, strict=True)
-    perturbed(h, z, 0.3, kept, scale, shape)
+    np.testing.assert_array_equal(perturbed(h, z, 0.0, kept), h, strict=True)
+    perturbed(h, z, 0.3, kept)
     for array, copy in zip((h, z, kept), before, strict=True):
         np.testing.assert_array_equal(array, copy)
 
 
-@given(noisy(), st.floats(1e-3, 1), scales, noise_shapes)
-def test_noise_is_scaled_in_float64_and_then_cast(
-    case: States, eta: float, scale: NoiseScale, shape: NoiseShape
-) -> None:
+@given(noisy(), st.floats(1e-3, 1))
+def test_noise_is_scaled_in_float64_and_then_cast(case: States, eta: float) -> None:
     h, z, kept = case
     small = h.astype(np.float32)
-    result = perturbed(small, z, eta, kept, scale, shape)
+    result = perturbed(small, z, eta, kept)
     assert result.dtype == np.float32
-    exact = perturbed(small.astype(np.float64), z, eta, kept, scale, shape)
+    exact = perturbed(small.astype(np.float64), z, eta, kept)
     # One rounding of e and one of the sum.
     room = np.finfo(np.float32).eps * (np.abs(small) + 2 * np.abs(exact - small) + 1e-30)
     assert (np.abs(result - exact) <= room).all()
@@ -179,11 +162,8 @@ def test_noise_is_cast_before_it_is_added() -> None:
 # Drift and alignment
 
 
-def plainly(state: Floats, clean: Floats, kept: Bools, norm: Norm) -> tuple[list[float], ...]:
-    tokens = np.flatnonzero(kept).tolist()
-    pairs = [(state[t], clean[t]) for t in tokens]
-    if norm == "sequence":
-        pairs = [(state[tokens].ravel(), clean[tokens].ravel())]
+def plainly(state: Floats, clean: Floats, kept: Bools) -> tuple[list[float], ...]:
+    pairs = [(state[t], clean[t]) for t in np.flatnonzero(kept).tolist()]
     nothing = float("nan")
     drift = [length(a - b) / length(b) if b.any() else nothing for a, b in pairs]
     alignment = [
@@ -193,11 +173,9 @@ def plainly(state: Floats, clean: Floats, kept: Bools, norm: Norm) -> tuple[list
     return drift, alignment
 
 
-@given(pairs_of_states(), scales)
-def test_deviation_is_its_formula(pair: States, norm: Norm) -> None:
-    found = deviation(*pair, norm)
-    drift, alignment = plainly(*pair, norm)
-    counted = pair[2] if norm == "token" else np.ones(1, np.bool_)
+@given(pairs_of_states())
+def test_deviation_is_its_formula(pair: States) -> None:
+    found, (drift, alignment), counted = deviation(*pair), plainly(*pair), pair[2]
     np.testing.assert_allclose(found.drift[counted], drift, rtol=ROUNDING, atol=0)
     np.testing.assert_allclose(found.alignment[counted], alignment, rtol=0, atol=ROUNDING)
     assert np.isnan(found.drift[~counted]).all()
@@ -231,6 +209,7 @@ def test_perturbation_refuses(changes: dict[str, Any], names: str) -> None:
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
-    words = ("gaussian", (0.01,), "token", "isotropic", "token", "include", 1, 0, "exact")
+    words = ("gaussian", (0.01,), "include", 1, 0, "exact")
     assert tuple(vars(Noise()).values()) == words
+    assert Noise(eta=0.5).eta == Noise(eta=np.float64(0.5)).eta == (0.5,)
     assert SINK_FACTOR == 20

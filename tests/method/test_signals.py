@@ -16,7 +16,7 @@ from refimpl.bases.dlp import dlp_score
 from refimpl.bases.lsa import lsa_error
 from refimpl.bases.owl import owl_outlier_percent
 from refimpl.errors import RefimplError
-from refimpl.method.spectrum import alphapruning_alpha, esd, power_law
+from refimpl.method.spectrum import alphapruning_alpha, esd
 
 Floats = npt.NDArray[np.float64]
 
@@ -142,8 +142,7 @@ def test_esd_says_zero_where_rounding_cannot_tell(rank: int) -> None:
 
 @pytest.mark.parametrize("weight", [[1.0, 2.0], [[1.0, float("nan")]], np.ones((0, 3))])
 def test_what_is_no_matrix_is_refused(weight: npt.ArrayLike) -> None:
-    for spectrum_of in (esd, power_law):
-        refusal_of(spectrum_of, weight, says="weight of shape")
+    refusal_of(esd, weight, says="weight of shape")
 
 
 # AlphaPruning

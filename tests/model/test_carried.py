@@ -82,7 +82,7 @@ def test_the_oracle_and_the_experiment_carry_the_same(case: str) -> None:
     model, tokens = model_of(case), Tokens(IDS, "random ids", "ids")
     recipe = Recipe(bases=("owl",), draws=1)
     steps = computed_case(model, tokens, recipe).expected
-    plans = {"perturbed": recipe.perturbation, "pruned": Probes(probe_delta=None)}
+    plans = {"perturbed": recipe.perturbation, "pruned": Probes(delta=None)}
     for name, plan in plans.items():
         scores = score(model, tokens, plan, Request("owl", {}, 0.5), dtype="float64")
         for i in range(model.config.num_blocks):

@@ -8,8 +8,8 @@ from gates import case_of
 from pruned_models import pruned_blocks
 
 from refimpl.allocation.allocate import allocate
+from refimpl.allocation.plan import Probes
 from refimpl.allocation.targets import allocation_targets
-from refimpl.method.perturbation import Probes
 from refimpl.model.forward import forward
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
@@ -25,11 +25,10 @@ def by_commands(case: Case) -> Iterator[tuple[str, Array]]:
     model, recipe, ids = case.model, case.recipe, case.inputs["token_ids"]
     tokens, first = Tokens(ids, "of the case", "ids"), recipe.bases[0]
     yield from forward(model, ids, trace=True, dtype=np.float64).trace.items()
-    pruning = Probes(norm=recipe.norm, sink=recipe.sink)
     for name, plan, request in (
         ("perturbed.", recipe.perturbation, recipe.request(first)),
         ("coarse.", recipe.coarse_perturbation, recipe.request(first)),
-        ("pruned.", pruning, recipe.request(first, "divergence")),
+        ("pruned.", Probes(), recipe.request(first, "divergence")),
     ):
         scores = score(model, tokens, plan, request, dtype=np.float64)
         (experiment,) = scores.sweep

@@ -185,10 +185,7 @@ READ_BY: dict[str, str] = {
     "blocks.1.q": "",
     "perturbed.1.drift": "",
     "logits": "dense.perplexity",
-    "alphapruning.signal": (
-        "alphapruning.base alphapruning.corrected alphapruning_linear.base "
-        "alphapruning_linear.corrected"
-    ),
+    "alphapruning.signal": "alphapruning.base alphapruning.corrected",
     "dlp.signal": "dlp.base dlp.corrected",
     "absorption_coefficient": "*.corrected",
     "dlp.corrected": "dlp.counts",
@@ -254,7 +251,7 @@ def test_16_bits_are_judged_more_closely_than_chained() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
     "step",
-    ["owl.base", "dlp.corrected", "arrival.corrected", "uniform.counts", "alphapruning.signal"],
+    ["owl.base", "dlp.corrected", "divergence.corrected", "uniform.counts", "alphapruning.signal"],
 )
 def test_what_is_computed_from_numbers_is_judged_as_float32(step: str, dtype: str) -> None:
     """No number of 16 bits is behind it; written in 16 bits it is half a unit off."""

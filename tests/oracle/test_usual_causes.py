@@ -86,7 +86,6 @@ CAUSE = {
     "KL of the clean from the perturbed": "the wrong direction",
     "KL of the logits": "of logits in place of probabilities",
     "KL without the final norm": "without the final norm",
-    "arrival at its own block, not the last": "errors at the end",
     "errors relative to their arithmetic mean": "geometric mean",
     "added to the projected base": "added to the projected base",
     "opposite sign of the correction": "the sign",

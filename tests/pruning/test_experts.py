@@ -57,7 +57,7 @@ def test_experts_that_are_read_when_they_are_used_change_no_bit(
 ) -> None:
     model, folders = model_of(case), list[Path]()
     tokens = random_tokens(model.config.vocab_size, 2, 8)
-    plan = Probes(probe_pruner=method)
+    plan = Probes(pruner=method)
     results, passes = list[list[Array | None]](), list[int]()
     again = Weight.read_again
     monkeypatch.setattr(Weight, "read_again", lambda *a: passes.append(1) or again(*a))

@@ -98,16 +98,3 @@ def test_what_was_measured_is_kept_and_shown(tmp_path: Path) -> None:
     assert not (again / "scores.json").exists()
     ran("prune", out, "-o", tmp_path / "twice", "--nm", "2:4", "--pruner", "magnitude")
     assert not (tmp_path / "twice" / "scores.json").exists()
-
-
-def test_an_estimate_of_prune_is_that_of_score_and_writes_nothing(tmp_path: Path) -> None:
-    words, sparsity = (*SMALL, "--json"), ("--sparsity", 0.6)
-    found = json.loads(ran("prune", LLAMA, "-o", tmp_path / "o", *words, *sparsity, "--estimate"))
-    expected = json.loads(ran("score", LLAMA, *words, *sparsity, "--estimate"))
-    assert found["passes"] == expected["passes"]
-    assert found["plan"] == expected["plan"]
-    assert [*tmp_path.iterdir()] == []
-    for other in (("--nm", "2:4"), (*sparsity, "--allocation", "uniform")):
-        memory = json.loads(ran("prune", LLAMA, "-o", tmp_path / "o", *words, *other, "--estimate"))
-        assert [*memory] == ["memory"]
-    assert [*tmp_path.iterdir()] == []

@@ -28,24 +28,22 @@ LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)
 OTHER: dict[type[Any], dict[str, Any]] = {  # another value of each field
     Noise: {
-        "eta": (0.02,), "noise_scale": "sequence", "noise_shape": "channel",
-        "norm": "sequence", "sink": "exclude", "draws": 5, "seed": 3,
-        "noise_norm": "expected",
+        "eta": (0.02,), "sink": "exclude", "draws": 5, "seed": 3, "noise_norm": "expected",
     },
     Probes: {
-        "norm": "sequence", "sink": "exclude", "seed": 3,
-        "probe_delta": 0.05, "probe_pruner": "magnitude", "units": "linears",
-        "probe_samples": 1, "probe_damping": 0.1, "precision": 0.1,
+        "seed": 3, "delta": 0.05, "pruner": "magnitude", "units": "linears",
+        "samples": 1, "damping": 0.1, "precision": 0.1,
     },
     Request: {
-        "base": "owl", "options": {"lam": 0.2}, "sparsity": 0.4, "correct": None, "strength": 0.1,
-        "max_correction": 0.3, "correction_scale": "max", "lo": 0.1, "hi": 0.8, "compat": "peer",
+        "base": "owl", "options": {"lam": 0.2}, "sparsity": 0.4, "correct": "divergence",
+        "strength": 0.1, "max_correction": 0.3, "correction_scale": "max", "lo": 0.1, "hi": 0.8,
+        "compat": "peer",
     },
     PrunerOptions: {"pruner": "sparsegpt", "damping": 0.1, "seed": 4},
     Settings: {"dtype": "float64"},
 }  # fmt: skip
 SCHEDULING = {"threads", "memory", "executor", "progress", "finished"}
-NO_RESULT = {"correct", "strength", "max_correction", "correction_scale", "compat"}
+NO_RESULT = {"strength", "max_correction", "correction_scale", "compat"}
 
 
 def test_every_field_is_covered() -> None:
@@ -58,7 +56,7 @@ def test_every_field_is_covered() -> None:
 
 @pytest.mark.parametrize("plan", [Noise(), Probes()])
 def test_every_field_identifies_scores(plan: Noise | Probes) -> None:
-    tokens, request = random_tokens(264, 1, 8), Request(base="owl")
+    tokens, request = random_tokens(264, 1, 8), Request(base="owl", correct=None)
     fields = {"plan": plan, "request": request, "tokens": tokens}
 
     def identity(bases: Any = None, **new: Any) -> dict[str, Any]:
@@ -76,7 +74,8 @@ def test_every_field_identifies_scores(plan: Noise | Probes) -> None:
     assert changed(plan=Probes() if isinstance(plan, Noise) else Noise())
     free = NO_RESULT | ({"base", "sparsity", "lo", "hi"} if isinstance(plan, Noise) else set())
     for name, value in OTHER[Request].items():
-        new = Request(base="dlp") if name == "base" else Request(**{"base": "owl", name: value})
+        changes: Any = {name: "dlp" if name == "base" else value}
+        new = Request(**{"base": "owl", "correct": None} | changes)
         assert changed(request=new) == (name not in free), name
 
 

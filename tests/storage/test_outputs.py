@@ -38,8 +38,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 INDEX = "model.safetensors.index.json"
 CHECK = ("check", "cases/llama", "cases/llama/expected.safetensors")
 READ = {  # what a command reads, in any way
-    ("score", "llama", "--text", "text.txt", "--base", "base.json", "--config", "config.json"): (
-        "text.txt", "base.json", "config.json", "llama/model.safetensors", "llama/tokenizer.json",
+    ("score", "llama", "--text", "text.txt", "--base", "base.json"): (
+        "text.txt", "base.json", "llama/model.safetensors", "llama/tokenizer.json",
         "llama/new.json",
     ),
     ("score", "llama/model.safetensors"): ("llama/model.safetensors", "llama/config.json"),

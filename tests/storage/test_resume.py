@@ -22,14 +22,15 @@ from refimpl.storage.finished_units import are_left, discard, finished_units, wr
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)
 HALF = ("--sparsity", 0.5)
+NOISE = ("--perturbation", "gaussian")
 RUNS: dict[str, tuple[object, ...]] = {
-    "gaussian": ("score", *SMALL, "--eta", "0.01,0.5", "--draws", 2),
-    "lsa": ("score", *SMALL, "--eta", "0.01,0.5", "--draws", 2, "--base", "lsa"),
+    "gaussian": ("score", *SMALL, "--perturbation", "gaussian", "--eta", "0.01,0.1,0.3,0.5"),
+    "lsa": ("score", *SMALL, "--perturbation", "gaussian", "--eta", "0.01,0.5", "--base", "lsa"),
     "pruning": (
         *("score", *SMALL, "--perturbation", "pruning", "--base", "owl"),
         *("--correct", "divergence"),
     ),
-    "alphas": ("score", *SMALL, "--base", "alphapruning", "--sparsity", 0.4),
+    "alphas": ("score", *SMALL, *NOISE, "--base", "alphapruning", "--sparsity", 0.4),
     "eval": ("eval", "--text", FIXTURES / "text.txt", "--windows", 9, "--window", 20),
     "wanda": ("prune", *SMALL, "--nm", "2:4"),
     "sparsegpt": ("prune", *SMALL, "--nm", "2:4", "--pruner", "sparsegpt"),

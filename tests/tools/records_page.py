@@ -21,7 +21,6 @@ NEEDS = {
     "weights": "the weights",
     "squares": "the weights, and the squares of each linear's inputs",
     "products": "the weights, and the outer products of each linear's inputs",
-    "drifts": "the drifts that the pruning perturbation measures",
 }
 BASES_HEAD = """# Base allocations
 

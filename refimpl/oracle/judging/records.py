@@ -185,7 +185,7 @@ RECORDS: Mapping[str, StepRecord] = {  # by pattern of names; the first one coun
         "log r that is not clipped at log 3, or not centred; another base of the logarithm; r - 1",
         "another strength or limit, or a correction that is added to the projected base",
         "a sum that was not projected onto the budget again, or scaled to it by a factor",
-        "arrival and divergence: errors at the end, relative to their geometric mean",
+        "divergence: errors at the end, relative to their geometric mean",
         domain=(0, 1), exact=True),
     "*.counts": _record("counts",
         "quotas rounded one by one: they follow the largest remainder, ties the lower index",

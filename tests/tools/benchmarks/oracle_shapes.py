@@ -95,12 +95,9 @@ def recipe_of(number: int, rng: np.random.Generator, blocks: int, widths: set[in
         x for x in ("1:2", "2:4", "1:4", "3:4", "4:8") if all(n % int(x[2:]) == 0 for n in widths)
     ]
     sparsity = rng.uniform(0.02, 0.98)
-    first, *others = rng.permutation([x for x in BASES if x != "alphapruning_linear"]).tolist()
-    others = rng.permutation([*others, "alphapruning_linear"])[: rng.integers(8)].tolist()
+    first, *others = rng.permutation([*BASES])[: rng.integers(1, 8)].tolist()
     return Recipe(
-        eta=between(1e-4, 0.3), noise_scale=one("token", "sequence"),
-        noise_shape=one("isotropic", "channel"), norm=one("token", "sequence"),
-        sink=one("include", "exclude"), seed=number, sparsity=sparsity,
+        eta=between(1e-4, 0.3), sink=one("include", "exclude"), seed=number, sparsity=sparsity,
         coarse_eta=between(0.1, 1.0), draws=one(1, 2, 3), bases=(first, *others),
         beta=2 * min(sparsity, 1 - sparsity) / 8, strength=one(-0.1, 0.05, 0.1, 0.3),
         max_correction=one(0.02, 0.05), pattern=one("", *patterns, *patterns),

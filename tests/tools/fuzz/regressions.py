@@ -40,7 +40,6 @@ OPTIONS = [
     ["--show-completion"],
     ["validate", "model", "--graph", "/dev/zero"],
     ["case", "make", "model", *_SMALL, "-o", "out", "--seed", "-1"],
-    ["score", "mixtral", "--tokens", "random", *_SMALL, "--estimate"],
     ["case"],
     ["score", "model", *_SMALL, "--draws", str(2**64)],
     ["score", "model", *_SMALL, "--threads", str(2**64)],

@@ -46,7 +46,6 @@ def _model_commands(model: str) -> list[list[str]]:
         ["prune", model, "-o", "out", *half, *DRAWN],
         ["prune", model, "-o", "out", *DRAWN, "--nm", "2:4", "--pruner", "sparsegpt"],
         ["export", model, "-o", "out.onnx"], ["case", "make", model, "-o", "out", *DRAWN],
-        ["score", model, *DRAWN, "--estimate"],
     ]  # fmt: skip
 
 
@@ -97,7 +96,7 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     "base.csv": [["allocate", "scores.json", "--base", "base.csv"]],
     "scores.json": [
         ["allocate", "scores.json"], ["allocate", "scores.json", "--base", "owl", "--json"],
-        ["allocate", "scores.json", "--correct", "none", "-v"], *_reports("scores.json"),
+        ["allocate", "scores.json", "--correct", "none"], *_reports("scores.json"),
         *_reports("scores.json", "eval.json"), *_reports("scores.json", "pruning-scores.json"),
         ["prune", "model", "-o", "out", "--allocation", "scores.json", "--pruner", "magnitude"],
         ["prune", "model", "-o", "out", "--allocation", "scores.json", *DRAWN, "--json"],

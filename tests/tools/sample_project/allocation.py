@@ -66,7 +66,6 @@ BASES: dict[str, Callable[..., list[float]]] = {
     "atp": atp,
     "dlp_median": dlp,
     "alphapruning_mid": alphapruning,
-    "alphapruning_linear": alphapruning,
 }
 
 

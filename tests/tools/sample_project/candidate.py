@@ -71,18 +71,14 @@ def candidate(
         for base, x in signals.items()
         if base in recipe["bases"] or base in ("owl", "dlp")
     }
-    if "alphapruning_linear" in recipe["bases"]:
-        steps["alphapruning.signal"] = signals["alphapruning"]
     coefficient = read("absorption_coefficient").tolist()
     change = correction(coefficient, recipe["strength"], recipe["max_correction"])
     allocate(recipe, sizes, change, steps, read)
     pruned_experiment(model, blocks, (before, after), steps, read, recipe)
-    arrival = [read(f"pruned.{i}.drift")[-1].item() for i in range(model.layers)]
-    divergence = read("pruned.divergence").tolist()
-    for name, errors in (("arrival", arrival), ("divergence", divergence)):
-        change = correction_by_error(errors, recipe["strength"], recipe["max_correction"])
-        final = corrected_base(recipe["bases"][0], change, recipe, sizes, read)[2]
-        steps[f"{name}.corrected"] = per_block(final, sizes)
+    errors = read("pruned.divergence").tolist()
+    change = correction_by_error(errors, recipe["strength"], recipe["max_correction"])
+    final = corrected_base(recipe["bases"][0], change, recipe, sizes, read)[2]
+    steps["divergence.corrected"] = per_block(final, sizes)
 
     steps["dense.perplexity"] = perplexity(model, after[-1], ids)
     first = read(f"{recipe['bases'][0]}.counts").tolist()
@@ -126,11 +122,7 @@ def corrected_base(
 ) -> tuple[list[list[int]], list[float], list[float]]:
     """Units (the linears of each; blocks or linears), the base, and what is made of it."""
     signal, units = None, sizes
-    if base == "alphapruning_linear":
-        units = [[n] for row in sizes for n in row]
-        signal = [[x] for row in read("alphapruning.signal").tolist() for x in row]
-        change = [c for c, row in zip(change, sizes, strict=True) for _ in row]
-    elif base not in ("uniform", "atp"):
+    if base not in ("uniform", "atp"):
         signal = read(f"{base}.signal").tolist()
     totals = [sum(x) for x in units]
     extra = {"beta": recipe["beta"]} if base == "atp" else {}

@@ -46,7 +46,7 @@ def followed(
         effects = []
         for k in range(i, last + 1):
             state = state if k == i else passed(model, k, blocks[k], state)
-            effects.append(compared(state, clean[k].repeat(draws, 1, 1), keep, recipe["norm"]))
+            effects.append(compared(state, clean[k].repeat(draws, 1, 1), keep))
         ends.append(state)
         drifts.append(torch.stack([meaned(drift, drift.isfinite()) for drift, _ in effects]))
         alignments.append(torch.stack([meaned(cosine, cosine.isfinite()) for _, cosine in effects]))
@@ -68,30 +68,20 @@ def kept(h: Tensor, sink: str) -> Tensor:
 def shaped(noise: Tensor, h: Tensor, keep: Tensor, recipe: dict[str, Any]) -> Tensor:
     """The perturbation, [N, S, D]: noise, shaped and scaled; 0 for tokens left out."""
     mask = keep[..., None].double()
-    deviation = None
-    if recipe["noise_shape"] == "channel":
-        count = mask.sum(1, keepdim=True)
-        mean = (h * mask).sum(1, keepdim=True) / count
-        deviation = (((h - mean).square() * mask).sum(1, keepdim=True) / count).sqrt()
-        noise = noise * deviation
     noise = noise * mask
-    axes = -1 if recipe["noise_scale"] == "token" else (-2, -1)
-    measured = noise
-    if recipe.get("noise_norm") == "expected":  # the deviation of each number, in place of it
-        measured = torch.ones_like(h) if deviation is None else deviation.expand_as(h)
-    size, unit = ((x * mask).norm(dim=axes, keepdim=True) for x in (h, measured))
+    expected = recipe["noise_norm"] == "expected"  # the deviation of each number, in place of it
+    measured = torch.ones_like(h) if expected else noise
+    size, unit = ((x * mask).norm(dim=-1, keepdim=True) for x in (h, measured))
     return torch.where(unit > 0, recipe["eta"] * size / unit, 0.0) * noise
 
 
-def compared(state: Tensor, clean: Tensor, keep: Tensor, norm: str) -> tuple[Tensor, Tensor]:
-    """Drift and alignment, [N, S], or [N, 1] where one norm is taken over the tokens.
+def compared(state: Tensor, clean: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Drift and alignment, [N, S].
 
     NaN where there is nothing to compare.
     """
     mask = keep[..., None].double()
     a, b = (x.double() * mask for x in (state, clean))
-    if norm == "sequence":
-        a, b = (x.flatten(1)[:, None] for x in (a, b))
     sizes = a.norm(dim=-1) * b.norm(dim=-1)
     return (a - b).norm(dim=-1) / b.norm(dim=-1), (a * b).sum(-1) / sizes
 
