@@ -56,7 +56,7 @@ NOT_NUMERICAL = {
     "loading": "weights as they are stored",
     "onnx": "products of onnxruntime, within the gates of the forward",
     "pruning": "decisions of pruners/, written to files",
-    "report": "pictures of numbers that are given",
+    "plot": "figures of numbers that are given",
     "running": "equal bits of the same products",
     "show": "tables of numbers that are given",
     "storage": "files",

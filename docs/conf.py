@@ -2,7 +2,6 @@
 
 import re
 import sys
-from colorsys import hls_to_rgb, rgb_to_hls
 from html import escape
 from itertools import cycle
 from pathlib import Path
@@ -14,6 +13,7 @@ from latex2mathml.converter import convert
 from sphinx.writers.html5 import HTML5Translator
 
 from refimpl import __version__
+from refimpl.plot.style import FAINT, INK
 
 sys.path.append(str(Path(__file__).parent))
 import notebooks
@@ -47,7 +47,11 @@ autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 default_role = "literal"
 
-COLOUR = re.compile(r'#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})(?![\w-])|(?<=")(?:black|white)(?=")')
+COLOURS = {  # of pictures by matplotlib, whose other colours do for both themes
+    "fill: #ffffff": "fill: none",
+    INK: "currentColor",
+    FAINT: "var(--color-background-border)",
+}
 PRIME = '<mpadded voffset="-0.3em"><mi style="font-size: 1.4em">&#x02032;</mi></mpadded>'
 DOTTED = re.compile(r'(?<=<span class="pre">)\w+[._][\w.*]+(?=</span>)')
 NOTEBOOK = '</h1>\n<p><a href="{}.ipynb" download>Download this page as a notebook</a></p>'
@@ -83,44 +87,6 @@ def formula(page: Any, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
-def luminance(rgb: tuple[float, ...]) -> float:
-    """Return the relative luminance of WCAG 2. Texts need 0.178 on white, 0.215 on black."""
-    linear = (((x + 0.055) / 1.055) ** 2.4 if x > 0.04 else x / 12.92 for x in rgb)
-    return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def of_both_themes(found: re.Match[str]) -> str:
-    """Let a colour that was chosen for white paper follow the theme."""
-    digits = {"black": "000", "white": "fff"}.get(found[0], found[0].lstrip("#"))
-    digits = digits if len(digits) == 6 else "".join(2 * x for x in digits)
-    rgb = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
-    hue, light, strength = rgb_to_hls(*rgb)
-    faint = light > 0.75
-    if light > 0.99:
-        return "var(--color-background-primary)"
-    if max(rgb) - min(rgb) < 0.12 and not 0.87 < light < 0.97:  # a grey; the tinted ones are areas
-        return "var(--color-background-border)" if faint else "currentColor"
-    pair = []
-    for level, step in ((light, 0), (1 - light, 0)) if faint else ((light, -0.01), (light, 0.01)):
-        rgb = hls_to_rgb(hue, level, strength)
-        while step and not (luminance(rgb) < 0.178 if step < 0 else luminance(rgb) > 0.215):
-            level += step
-            rgb = hls_to_rgb(hue, level, strength)
-        pair.append("rgb({:.1%} {:.1%} {:.1%})".format(*rgb))
-    return f"light-dark({', '.join(pair)})"
-
-
-def scoped(style: str, name: str) -> str:
-    """Return those rules of a picture's style that are for pictures, for this one alone."""
-    page, _, rules = style.partition("/* Pictures")
-    light, _, dark = page.partition("@media screen and (prefers-color-scheme: dark)")
-    of_dark = dict(re.findall(r"(--[\w-]+): (#\w+)", dark)) | {"--card": "#131416"}
-    pairs = re.findall(r"(--[\w-]+): (#\w+)", light)
-    both = "".join(f"{x}: light-dark({y}, {of_dark[x]}); " for x, y in pairs)
-    rules = re.sub(r"(?<![\w.-])svg(?![\w-])", "&", rules.partition("*/")[2])
-    return f"#{name} {{ {both}{COLOUR.sub(of_both_themes, rules)} }}"
-
-
 def inlined(page: Any, node: nodes.Element) -> None:
     """Write an SVG picture into the page, where it has the colours of the theme."""
     path = Path(page.builder.srcdir) / node["uri"]
@@ -128,17 +94,14 @@ def inlined(page: Any, node: nodes.Element) -> None:
         HTML5Translator.visit_image(page, node)
         return
     name, text = re.sub(r"\W", "-", f"picture-{path.stem}"), path.read_text("utf-8")
-    width = float(re.findall(r'viewBox="\S+ \S+ (\S+)', text)[0])
-    _, style, body = re.findall(r"<svg.*?>\n(<style>(.*?)</style>)?(.*)", text, re.DOTALL)[0]
-    kept = " ".join(
-        re.findall(r'(?:viewBox|font-size|text-anchor)="[^"]*"', text.partition(">")[0])
-    )
-    body = re.sub(r"<title.*?</title>\s*(<desc.*?</desc>)?", "", body, count=1, flags=re.DOTALL)
-    body = re.sub(r'(\bid="|url\(#)', rf"\g<1>{name}-", body)
+    size, body = re.findall(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>(.*)', text, re.DOTALL)[0]
+    body = re.sub(r"<style.*?</style>", "", body, count=1, flags=re.DOTALL)
+    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)
+    for colour, of_theme in COLOURS.items():
+        body = body.replace(colour, of_theme)
     page.body.append(
-        f'<svg class="picture" id="{name}" role="img" aria-label="{escape(node["alt"])}" {kept} '
-        f'style="--natural: {width:g}px"><style>{scoped(style, name)}</style>'
-        f"{COLOUR.sub(of_both_themes, body)}"
+        f'<svg class="picture" id="{name}" role="img" aria-label="{escape(node["alt"])}" {size} '
+        f'style="--natural: {float(size.split()[-2]) * 4 / 3:.0f}px">{body}'
     )
 
 

@@ -10,8 +10,8 @@ A page runs from top to bottom, in one folder where the top of the repository is
 - a ```bash block, which must succeed, unless docs/how-to/contribute.md says why it does not run.
 
 An ```output block is what the block right above it prints: exactly if that is Python, otherwise as
-on a console; then a command may fail whose output a pipe takes. A picture that a page draws, under
-the name of one beside the page, must be that picture.
+on a console; then a command may fail whose output a pipe takes. A picture that a page draws,
+under the name of one beside the page, replaces it when the page is written.
 
 The `>>>` lines of a docstring run by themselves, in the namespace of its module.
 
@@ -273,9 +273,6 @@ def problems(page: Path, blocks: list[Block]) -> str:
     namespace: dict[str, Any] = {}
     with reader() as folder:
         found = [(x.line, run_block(x, namespace, str(page), folder)) for x in blocks]
-        found += [
-            (0, f"{path.name} is another picture") for path, _ in other_pictures(page, folder)
-        ]
     return "\n\n".join(
         f"{page}:{line}: {wrong}\nIf the program is right: python tests/examples.py {page}"
         for line, wrong in found
@@ -284,11 +281,10 @@ def problems(page: Path, blocks: list[Block]) -> str:
 
 
 def other_pictures(page: Path, folder: Path) -> Iterator[tuple[Path, str]]:
-    """Pictures beside a page that it has drawn otherwise, and what it drew."""
+    """Pictures that a page has drawn and that are beside it, and what it drew."""
     for drawn in folder.glob("*.svg"):
-        beside, text = page.parent / drawn.name, drawn.read_text("utf-8")
-        if beside.exists() and not matches(beside.read_text("utf-8"), text):
-            yield beside, text
+        if (beside := page.parent / drawn.name).exists():
+            yield beside, drawn.read_text("utf-8")
 
 
 def run_page(example: Example) -> str:

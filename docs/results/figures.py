@@ -1,33 +1,30 @@
-"""The paper's figures from a `scores.json`: `python docs/results/figures.py scores.json NAME`.
+"""Draw the figures of the docs: `python docs/results/figures.py`.
 
-Writes NAME-drift-ETA.svg for two eta, and NAME-sweep.svg, beside this file. They are the pictures
-of `refimpl report`, each with its title and the styles that it needs.
+The scores were made with the commands in docs/gallery.md and docs/results/paper-figures.md.
 """
 
-import sys
 from pathlib import Path
 
-from refimpl.report.figure import ReportFigure, picture, picture_styles
-from refimpl.report.inputs import ScoresInput, of_kind, read_inputs
-from refimpl.report.pictures import drift_figure, sweep_figure
+from refimpl import plot
+from refimpl.plot.inputs import panels, read_results
 
 HERE = Path(__file__).parent
-ETAS = (0.01, 1.0)
+STUDY = HERE.parent / "study"
+FIGURES = {  # the figure of each file, and which file it is drawn from
+    HERE / "smollm2-divergence.svg": ("divergence", HERE / "smollm2.json"),
+    HERE / "smollm2-allocation.svg": ("allocation", HERE / "smollm2.json"),
+    HERE / "smollm2-drift.svg": ("drift", HERE / "smollm2-noise.json"),
+    HERE / "smollm2-coefficients.svg": ("coefficients", HERE / "smollm2-noise.json"),
+    **{
+        STUDY / f"{name}.svg": ("comparison", STUDY / name) for name in ("smollm2", "gemma", "qwen")
+    },
+}
 
 
 def main() -> None:
-    """Write the pictures of one file."""
-    path, name = Path(sys.argv[1]), sys.argv[2]
-    (scored,) = of_kind(ScoresInput, read_inputs([path]))
-    for found in (x for x in scored.scores.sweep if x.eta in ETAS):
-        target = HERE / f"{name}-drift-{found.eta:g}.svg"
-        write(target, drift_figure("drift", found))
-    write(HERE / f"{name}-sweep.svg", sweep_figure("sweep", scored.scores))
-
-
-def write(target: Path, figure: ReportFigure) -> None:
-    """Write a picture."""
-    target.write_text(picture(figure, picture_styles()) + "\n", "utf-8")
+    """Write all figures."""
+    for target, (name, source) in FIGURES.items():
+        plot.save(panels(read_results([source]), name)[-1].draw(), target)
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def _words(text: str) -> list[str]:
     return words
 
 
-BENCH = "bench.json"
+BENCH, TABLE = "bench.json", "table.md"
 BENCH_FORMAT: Literal[1] = 1
 NAMED: Named = (
     "a comparison",
@@ -220,6 +220,11 @@ class BenchDocument(Document, frozen=True, kw_only=True):
     rows: tuple[BenchRow, ...]
 
 
+def read_bench(path: Path) -> BenchDocument:
+    """Read a comparison back."""
+    return read_document(path, NAMED, BENCH_FORMAT, lambda x: converted(x, BenchDocument))
+
+
 def rows_on_file(
     folder: Path, settings: BenchSettings, weights: Mapping[str, str], force: bool
 ) -> list[BenchRow]:
@@ -233,7 +238,7 @@ def rows_on_file(
             "a new folder, an empty one, or one that refimpl bench wrote",
             "choose another -o",
         )
-    found = read_document(path, NAMED, BENCH_FORMAT, lambda x: converted(x, BenchDocument))
+    found = read_bench(path)
     if force:
         return []
     old, new = (plain(x) for x in (found.settings, settings))

@@ -1,10 +1,8 @@
-"""What the rows of a comparison say, with errors and the noise floor: tables, pictures, notes."""
+"""What the rows of a comparison say, with errors and the noise floor: tables, curves, notes."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import exp, hypot, inf, isfinite, nan, sqrt
-from pathlib import Path
+from math import exp, expm1, hypot, inf, isfinite, nan, sqrt
 from textwrap import wrap
 
 import numpy as np
@@ -12,22 +10,32 @@ import numpy as np
 from refimpl.bench.cells import BenchDocument, BenchRow, TextNats
 from refimpl.evaluation.measures import LOG_MOST, Perplexity
 from refimpl.method.uncertainty import t_quantile
-from refimpl.report.figure import ReportFigure, picture, picture_styles
-from refimpl.report.inputs import MeasuredValue
-from refimpl.report.pictures import over_sparsity
-from refimpl.report.runs import percent
+from refimpl.model.ops import Array
 from refimpl.show.header import counted, terminal_width
-from refimpl.show.table import Table, measured, number
-from refimpl.storage.files import write_text
+from refimpl.show.table import Table, markdown_text, measured, number
+
+Change = tuple[float, float]
+"""A change and its standard error; NaN if unknown."""
+
+
+def percent(nats: float, error: float) -> Change:
+    """A change of the nats per token and its error, as those of the perplexity in percent."""
+    most = min(nats, LOG_MOST)
+    return 100 * expm1(most), 100 * exp(most) * error
 
 
 @dataclass(frozen=True)
 class TextSummary:
-    """One allocation on one text: nats per token, and their change against the baseline."""
+    """One allocation on one text: nats per token, and two changes of them with their errors.
+
+    They are against the dense model, whose nats are `dense`, and against the baseline, from `count`
+    pairs.
+    """
 
     nats: float
     dense: float
-    change: MeasuredValue
+    growth: Change
+    change: Change
     count: int
 
     @property
@@ -41,17 +49,10 @@ class TextSummary:
         return exp(min(self.nats - self.dense, LOG_MOST))
 
     @property
-    def percent(self) -> MeasuredValue:
-        """The change of the perplexity in percent."""
-        return percent(self.change.value, self.change.error)
-
-    @property
     def is_finding(self) -> bool:
         """Whether the change is larger than Student's t times its error."""
-        return (
-            self.count > 1
-            and abs(self.change.value) > t_quantile(self.count - 1) * self.change.error
-        )
+        value, error = self.change
+        return self.count > 1 and abs(value) > t_quantile(self.count - 1) * error
 
 
 @dataclass(frozen=True)
@@ -127,52 +128,45 @@ def _summary(
     for i, least in enumerate(floor):
         nats = [perplexity_of(row.texts[i]).mean_nats for row in seeds.values()]
         alone = nan if dense is None else perplexity_of(dense.texts[i]).mean_nats
-        pairs = [
-            perplexity_of(row.texts[i]).minus(perplexity_of(baseline[seed].texts[i]))
-            for seed, row in seeds.items()
-            if seed in baseline and row is not baseline[seed]
-        ]
-        change = _mean_change(pairs, least if isfinite(least) else 0.0)
+        pairs, growths = (
+            [
+                perplexity_of(row.texts[i]).minus(perplexity_of(other.texts[i]))
+                for row, other in rows
+                if other is not None and row is not other
+            ]
+            for rows in (
+                [(row, baseline.get(seed)) for seed, row in seeds.items()],
+                [(row, dense) for row in seeds.values()],
+            )
+        )
+        known = least if isfinite(least) else 0.0
+        change, growth = _mean_change(pairs, sqrt(2) * known), _mean_change(growths, known)
         count = len(pairs) if len(pairs) > 1 else sum(len(pair.nats) for pair in pairs)
-        texts.append(TextSummary(float(np.mean(nats)), alone, change, count))
+        texts.append(TextSummary(float(np.mean(nats)), alone, growth, change, count))
     passes = next((x.passes for x in seeds.values() if x.passes is not None), None)
     return AllocationSummary(name, len(seeds), passes, texts)
 
 
-def _mean_change(pairs: Sequence[Perplexity], floor: float) -> MeasuredValue:
+def _mean_change(pairs: Sequence[Perplexity], floor: float) -> Change:
     """The mean over seeds, with the error over them, which has the floor in it, but never less.
 
-    With one seed, the error is that over the windows, and the floor of both models beside it.
+    With one seed, the error is that over the windows, and the floor of what is compared beside it.
     """
     if not pairs:
-        return MeasuredValue()
+        return nan, nan
     changes = [pair.mean_nats for pair in pairs]
-    both = sqrt(2 / len(pairs)) * floor
     if len(pairs) == 1:
-        return MeasuredValue(changes[0], hypot(pairs[0].nats_stderr, both))
+        return changes[0], hypot(pairs[0].nats_stderr, floor)
     error = float(np.std(changes, ddof=1)) / sqrt(len(pairs))
-    return MeasuredValue(float(np.mean(changes)), max(error, both))
+    return float(np.mean(changes)), max(error, floor / sqrt(len(pairs)))
 
 
 UNSURE = "~"
 
 
-def write_tables(folder: Path, document: BenchDocument) -> Sequence[str]:
-    """Write the table in Markdown and in LaTeX, and the pictures; the names of the files."""
-    comments = (f"% {note}" for note in notes(document))
-    latex = "\n".join([*comments, flat_table(document).latex(), ""])
-    contents = {"table.md": markdown(document), "table.tex": latex}
-    for figure in bench_figures(document):
-        name = re.sub("[^a-z0-9.]+", "-", figure.ident.lower())
-        contents[f"{name}.svg"] = picture(figure, picture_styles()) + "\n"
-    for name, text in contents.items():
-        write_text(folder / name, text)
-    return [*contents]
-
-
 def markdown(document: BenchDocument) -> str:
     """The table in Markdown, and the notes."""
-    said = (f"- {note}" for note in notes(document))
+    said = (f"- {markdown_text(note)}" for note in notes(document))
     return "\n".join([flat_table(document).markdown(), "", *said, ""])
 
 
@@ -236,12 +230,12 @@ def _cells(found: AllocationSummary, is_baseline: bool) -> Iterable[str]:
 
 def change(text: TextSummary) -> str:
     """The change of the perplexity in percent, with its error; one that is no finding is marked."""
-    percent = text.percent
-    if not isfinite(percent.value):
+    value, error = percent(*text.change)
+    if not isfinite(value):
         return "-"
-    sign = "+" if percent.value > 0 else ""
+    sign = "+" if value > 0 else ""
     mark = "" if text.is_finding else f"{UNSURE} "
-    return f"{mark}{sign}{measured(percent.value, percent.error, '.3g')} %"
+    return f"{mark}{sign}{measured(value, error, '.3g')} %"
 
 
 def notes(document: BenchDocument) -> list[str]:
@@ -266,21 +260,24 @@ def notes(document: BenchDocument) -> list[str]:
     return sentences
 
 
-def bench_figures(document: BenchDocument) -> Iterator[ReportFigure]:
-    """A figure per model and pruner: multiples of the dense perplexity, the mean over texts."""
-    found, texts = [*places(document)], ", ".join(x.name for x in document.settings.measured_on)
-    for model, pruner in dict.fromkeys((x.model, x.pruner) for x in found):
-        nats = [
-            (one.name, place.sparsity, float(np.mean([x.nats - x.dense for x in one.texts])))
-            for place in found
-            if (place.model, place.pruner) == (model, pruner)
-            for one in place.allocations
-        ]
-        yield over_sparsity(
-            f"{model}-{pruner}",
-            f"{model}, {pruner}: perplexity as a multiple of the dense model's",
-            f"Lower is better. Geometric mean over {texts} and over seeds.",
-            "multiple of the dense perplexity",
-            [(name, sparsity, MeasuredValue(exp(x))) for name, sparsity, x in nats],
-            1.0,
-        )
+def bench_curves(
+    document: BenchDocument,
+) -> dict[tuple[str, str], tuple[dict[str, Array], Sequence[str]]]:
+    """By model and pruner: of each allocation its points, and on what they were measured.
+
+    A point is (sparsity, multiple of the dense perplexity, its error), the mean over texts.
+    """
+    curves: dict[tuple[str, str], dict[str, list[tuple[float, float, float]]]] = {}
+    for place in places(document):
+        for x in place.allocations:
+            nats = float(np.mean([text.growth[0] for text in x.texts]))
+            error = hypot(*(text.growth[1] for text in x.texts)) / len(x.texts)
+            value = exp(min(nats, LOG_MOST))
+            named = curves.setdefault((place.model, place.pruner), {})
+            named.setdefault(x.name, []).append((place.sparsity, value, value * error))
+    texts = [x.name for x in document.settings.measured_on]
+    windows = max(len(text.nats) for row in document.rows for text in row.texts)
+    said = [f"mean over {', '.join(texts)}", f"{windows} windows", "bars: standard errors"]
+    return {
+        key: ({x: np.array(y) for x, y in named.items()}, said) for key, named in curves.items()
+    }

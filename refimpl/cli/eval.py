@@ -12,7 +12,7 @@ import numpy.typing as npt
 import typer
 
 from refimpl.arguments import Checked, Seed, common_option, option, same_option
-from refimpl.bench.cells import BENCH, BenchSettings, Grid
+from refimpl.bench.cells import BENCH, TABLE, BenchSettings, Grid
 from refimpl.cli import groups, terminal
 from refimpl.cli.options import Group, argument, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
@@ -27,6 +27,7 @@ from refimpl.running.threads import Progress
 from refimpl.show.evaluation import continuations_text, evaluation_table
 from refimpl.show.header import joined
 from refimpl.storage.file_system import work_path
+from refimpl.storage.files import write_text
 from refimpl.tokens import SAMPLES, SEQ_LEN, id_windows
 from refimpl.tokens.model_tokens import CALIBRATION, EVALUATION, model_windows
 
@@ -153,7 +154,7 @@ class BenchOptions:
     windows: int | None = same_option(InputOptions, "windows")
     output: Path = output_option(
         ...,
-        f"Folder of the results: {BENCH}, the table in Markdown and LaTeX, and pictures. If it "
+        f"Folder of the results: {BENCH}, the table in Markdown. If it "
         "contains a comparison with the same settings, cells are added.",
         "FOLDER",
         OutputKind.FOLDER,
@@ -184,7 +185,7 @@ def bench_command(
     If you stop the run, finished cells are kept; the same command continues it.
     """
     from refimpl.bench.measured_cells import measured_cells, text_named  # not for --help
-    from refimpl.bench.tables import terminal_table, write_tables
+    from refimpl.bench.tables import markdown, terminal_table
 
     texts = how.measure_on or (None,)
     shared = BenchSettings(
@@ -208,11 +209,11 @@ def bench_command(
         force=how.force,
         models_folder=how.keep_models,
     )
-    names = [BENCH, *write_tables(how.output, document)]
+    write_text(how.output / TABLE, markdown(document))
     ran = f"{count} of {len(document.rows)} cells ran in this run; the others are on file"
     if not count:
         ran = f"all {len(document.rows)} cells are on file: nothing to run"
-    written = f"written:    {how.output}: {', '.join(names)}"
+    written = f"written:    {how.output}: {BENCH}, {TABLE}"
     terminal.say(joined([ran, "", *terminal_table(document), written]))
 
 

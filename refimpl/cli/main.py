@@ -83,7 +83,13 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
             "report:command",
             "Write a page with pictures and tables of scores, prunings and evaluations.",
             "refimpl report scores.json OUT evaluation.json -o report.html",
-            "refimpl report scores.json --figures figures",
+            "refimpl report scores.json",
+        ),
+        "plot": (
+            "report:plot_command",
+            "Draw scores, evaluations or a comparison: SVG, PNG or PDF.",
+            "refimpl plot scores.json -o scores.svg",
+            "refimpl plot scores.json --figure drift -o drift.png",
         ),
         "inspect": (
             "prune:inspect_command",

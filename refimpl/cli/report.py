@@ -1,8 +1,13 @@
-"""`refimpl report` and `refimpl compare`: runs on a page, or in a table."""
+"""`refimpl plot`, `report` and `compare`: runs in figures, on a page, or in a table."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import Annotated, Literal
 
 from refimpl.arguments import common_option
 from refimpl.cli.groups import JsonOptions
@@ -16,28 +21,27 @@ Runs = Annotated[
     list[Path],
     argument(
         "FILE",
-        "Files that refimpl score, allocate or eval wrote with -o, and folders of pruned "
-        "models (or their pruning.json), in any order.",
+        "Files that refimpl score or eval wrote with -o, and folders of prune --measure and "
+        "bench, in any order.",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """What is drawn, and written."""
+
+    output: Path = output_option(..., "The figure: .svg, .png or .pdf.", "FIGURE", OutputKind.FILE)
+    figure: Literal["drift", "coefficients", "divergence", "allocation", "comparison"] | None = (
+        common_option(None, "Draw only the figures of this name. Default: all.", "NAME")
+    )
 
 
 @dataclass(frozen=True)
 class PageOptions:
     """What is written."""
 
-    output: Path = output_option(
-        Path("report.html"),
-        "The page, which appears whole or not at all.",
-        "FILE",
-        OutputKind.FILE,
-    )
-    figures: Path | None = common_option(
-        None,
-        "Also write every picture (SVG) and its numbers (CSV) to a new folder.",
-        "DIR",
-        kind=OutputKind.FOLDER,
-    )
+    output: Path = output_option(Path("report.html"), "The page.", "FILE", OutputKind.FILE)
 
 
 @dataclass(frozen=True)
@@ -52,30 +56,54 @@ class CompareOptions(JsonOptions):
     )
 
 
+@contextmanager
+def _without_cache() -> Iterator[None]:
+    """Matplotlib's list of fonts in a folder that is deleted: commands write their output alone."""
+    if "MPLCONFIGDIR" in os.environ or "matplotlib" in sys.modules:
+        yield
+        return
+    with TemporaryDirectory() as folder:
+        os.environ["MPLCONFIGDIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["MPLCONFIGDIR"]
+
+
+@with_groups
+def plot_command(files: Runs, *, to: Annotated[FigureOptions, Group("Output")]) -> None:
+    """Scores have a drift, coefficients, a divergence and an allocation; others a comparison.
+
+    Several figures become panels of one. This needs pip install 'refimpl[plot]'.
+    """
+    with _without_cache():
+        from refimpl.plot.inputs import panels, read_results  # not for --help
+        from refimpl.plot.style import drawn, save
+
+        save(drawn([x.draw for x in panels(read_results(files), to.figure)]), to.output)
+    say(printable(f"written: {to.output} ({to.output.stat().st_size:,} bytes)") + "\n")
+
+
 @with_groups
 def command(files: Runs, *, to: Annotated[PageOptions, Group("Output")]) -> None:
-    """The page is one HTML file that loads nothing from the network."""
-    from refimpl.report.inputs import read_inputs  # not for --help
-    from refimpl.report.page import page, sections, write_figures
+    """The page is one HTML file that loads nothing from the network.
 
-    inputs = read_inputs(files)
-    text = page(inputs)
-    if to.figures is not None:
-        count = write_figures(to.figures, list(sections(inputs)))
-        say(printable(f"written: {to.figures} ({count} files)") + "\n")
+    This needs pip install 'refimpl[plot]'.
+    """
+    with _without_cache():
+        from refimpl.plot.page import report  # not for --help
+
+        text = report(files)
     write_text(to.output, text)
     say(printable(f"written: {to.output} ({len(text.encode()):,} bytes)") + "\n")
 
 
 @with_groups
 def compare_command(files: Runs, *, to: Annotated[CompareOptions, Group("Output")]) -> None:
-    """A pruning and the evaluations of the model that it wrote share a row.
+    """Evaluations of one model, by the digest of its weights, share a row."""
+    from refimpl.plot.inputs import read_results  # not for --help
+    from refimpl.plot.runs import against_text, run_rows, runs_table
+    from refimpl.show.header import joined
 
-    Their files record a digest of its weights. An evaluation by an older version, without a digest,
-    has its own row.
-    """
-    from refimpl.report.inputs import read_inputs  # not for --help
-    from refimpl.report.runs import run_rows, runs_text
-
-    rows = run_rows(read_inputs(files), to.against)
-    deliver({"runs": rows}, runs_text(rows), to.json)
+    rows = run_rows(read_results(files).evaluations, to.against)
+    deliver({"runs": rows}, joined([*runs_table(rows).lines(), *against_text(rows)]), to.json)

@@ -15,7 +15,6 @@ from refimpl.allocation.scores_json import document, read_scores
 from refimpl.arguments import common_option, option
 from refimpl.cli import groups
 from refimpl.cli.options import Group, argument, is_given, with_groups
-from refimpl.cli.outputs import OutputKind
 from refimpl.cli.terminal import in_color, progress_bar, shows_bars
 from refimpl.errors import printable
 from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
@@ -25,7 +24,6 @@ from refimpl.show.blocks import table
 from refimpl.show.explain import explanation_document, explanation_text
 from refimpl.show.header import command_lines, joined, wrapped
 from refimpl.storage.file_system import work_path
-from refimpl.storage.files import write_text
 from refimpl.tokens.model_tokens import model_tokens
 from refimpl.tokens.samples import SCORED
 
@@ -108,12 +106,6 @@ class StepOptions:
 
     block: int = common_option(0, "The block to show and to perturb, from 0.", "K")
     step: str | None = common_option(None, "The only step to show. Default: all steps.", "NAME")
-    html: Path | None = option(
-        None,
-        "Also write the steps as a page with small pictures.",
-        "FILE",
-        kind=OutputKind.FILE,
-    )
     source: bool = option(False, "Also show the code of each step's functions.")
 
 
@@ -147,9 +139,5 @@ def explain_command(
     block, step = shown.block, shown.step
     with progress_bar("explaining") as progress:
         steps = explain(opened, tokens, block, step, plan, wanted, settings, progress=progress)
-    if shown.html is not None:
-        from refimpl.report.page import handout  # not for --help
-
-        write_text(shown.html, handout(steps))
     said = explanation_text(steps, shown.source, shows_bars())
     to.deliver(explanation_document(steps, shown.source), said)

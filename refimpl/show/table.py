@@ -1,7 +1,5 @@
-"""A table of texts in its forms for a terminal, Markdown, LaTeX and CSV; and numbers as texts."""
+"""A table of texts in its forms for a terminal and in Markdown; and numbers as texts."""
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +7,13 @@ from itertools import zip_longest
 from math import floor, isfinite, isnan, log10
 from textwrap import wrap
 
+from refimpl.errors import printable
 from refimpl.show.header import terminal_width
 
 UNKNOWN = "-"
 LARGE = 5  # zeros that a rounded number may end with
 ESCAPE = re.compile(r"\x1b\[\d+m")  # colours, which have no width
-NUMBER = re.compile(r"\d{1,3}(,\d{3})+")
-LATEX = {"±": r"$\pm$", "×": r"$\times$", "~": r"$\sim$", "\\": r"\textbackslash{}"}
-LATEX |= {x: f"\\{x}" for x in "&%$#_{}"}
+MARKUP = re.compile(r"[\\`*\[\]<>|$&]")  # what begins markup, HTML or a formula in Markdown
 
 
 @dataclass(frozen=True)
@@ -59,30 +56,15 @@ class Table:
         return lines[1:]
 
     def markdown(self) -> str:
-        """The table in Markdown."""
+        """The table in Markdown, in which a foreign text is no markup."""
         rule = ["---"] * self.left + ["---:"] * (len(self.columns) - self.left)
-        rows = ([x.replace("|", "/") for x in row] for row in (self.columns, rule, *self.rows))
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        head, *body = ([markdown_text(x) for x in row] for row in (self.columns, *self.rows))
+        return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
 
-    def latex(self) -> str:
-        """The table in LaTeX, which needs no package."""
-        special = "[" + re.escape("".join(LATEX)) + "]"
-        head, *rows = (
-            " & ".join(re.sub(special, lambda x: LATEX[x[0]], text) for text in row) + r" \\"
-            for row in (self.columns, *self.rows)
-        )
-        form = "l" * self.left + "r" * (len(self.columns) - self.left)
-        lines = [rf"\begin{{tabular}}{{{form}}}", r"\hline", head, r"\hline", *rows, r"\hline"]
-        return "\n".join([*lines, r"\end{tabular}"])
 
-    def csv(self) -> str:
-        """The table as CSV, its numbers without separators of thousands, for programs."""
-        text = io.StringIO()
-        rows = [
-            [x.replace(",", "") if NUMBER.fullmatch(x) else x for x in row] for row in self.rows
-        ]
-        csv.writer(text, lineterminator="\n").writerows([self.columns, *rows])
-        return text.getvalue()
+def markdown_text(text: str) -> str:
+    """A foreign text on one line of Markdown, as text."""
+    return MARKUP.sub(r"\\\g<0>", printable(text))
 
 
 def aligned(columns: Iterable[tuple[str, Sequence[str]]], left: int = 0) -> list[str]:

@@ -5,7 +5,6 @@ import re
 
 import pytest
 from conftest import HERE
-from import_picture import PICTURE, picture
 from test_structure import STAGES
 
 ROOT = HERE.parent
@@ -31,8 +30,3 @@ def test_journeys_count_their_stops() -> None:
     numbers = [int(n) for n, _, _ in STOPS]
     starts = [i for i, n in enumerate(numbers) if n == 1]
     assert promised == [b - a for a, b in zip(starts, [*starts[1:], len(numbers)], strict=True)]
-
-
-def test_the_picture_is_that_of_the_code() -> None:
-    written = PICTURE.read_text("utf-8")
-    assert written == picture(), "run PYTHONPATH=.:tests python tests/tools/import_picture.py"

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 from gates import model_of
-from html_page import Page
 from program import ran, refused
 from refusals import refusal_of
 from tables import cases
@@ -271,30 +270,6 @@ def test_the_document_says_what_the_text_says(tmp_path: Path) -> None:
     steps = {step["name"]: step for step in document["steps"]}
     assert steps["coefficient"]["figures"][1]["first"] == [None] * 3  # one sample: no error
     assert "refimpl.model.ops.relu" in steps["mlp_out"]["functions"]
-
-
-@pytest.mark.parametrize(("name", "samples"), [("llama", 1), ("mixtral", 2), ("qwen3_5", 2)])
-def test_the_page_says_what_the_document_says(name: str, samples: int, tmp_path: Path) -> None:
-    out = tmp_path / "explained.html"
-    words = ("explain", FIXTURES / name, "--samples", samples, "--json", "--html", out)
-    steps = json.loads(ran(*words))["steps"]
-    page = Page(out.read_text("utf-8"))
-    sections = {x.attributes["id"]: x for x in page.all("section")}
-    assert [*sections] == [step["name"] for step in steps]
-    for step, section in zip(steps, sections.values(), strict=True):
-        assert step["functions"][0] in section.all("pre")[0].text()
-        assert [a.attributes["href"] for a in section.all("a")] == [step["why"]]
-        names = [row[0] for row in section.rows(-1)[1]]
-        assert names == [figure["name"] for figure in step["figures"]]
-        drawn = {x.all("h3")[0].text(): x.rows()[1] for x in section.all("figure")}
-        for figure in step["figures"]:
-            if rows := drawn.get(figure["name"]):
-                values = ["-" if x is None else f"{x:.4g}" for x in figure["first"]]
-                assert [row[1] for row in rows] == values
-    assert {"R_k", "R_L"} <= {x.text() for x in sections["drift"].all("h3")}
-    assert "script" not in {x.tag for x in page.root.every()}
-    assert "exists" in refused(*words)
-    assert "two outputs" in refused(*words, "--force", "-o", out)
 
 
 def test_defaults_are_small_and_tokens_are_used_as_given(tmp_path: Path) -> None:

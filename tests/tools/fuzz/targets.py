@@ -51,9 +51,8 @@ def _model_commands(model: str) -> list[list[str]]:
 
 def _reports(*files: str) -> list[list[str]]:
     """What sets files of results beside each other."""
-    figures = ["--figures", "out"]
     return [
-        ["report", *files, "-o", "out.html"], ["report", *files, "-o", "out.html", *figures],
+        ["report", *files, "-o", "out.html"], ["plot", *files, "-o", "out.svg"],
         ["compare", *files], ["compare", *files, "--json"],
     ]  # fmt: skip
 

@@ -1,0 +1,6 @@
+"""Figures by matplotlib: `pip install 'refimpl[plot]'`."""
+
+from refimpl.plot.figures import allocation, coefficients, comparison, divergence, drift
+from refimpl.plot.style import save
+
+__all__ = ["allocation", "coefficients", "comparison", "divergence", "drift", "save"]

@@ -1,0 +1,272 @@
+"""The figures: functions that take scores, evaluations or arrays, and return matplotlib's Axes."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refimpl.allocation.allocate import Allocation, allocate, requested
+from refimpl.allocation.scores import Absorption, Scores
+from refimpl.bases.uniform import UNIFORM
+from refimpl.errors import RefimplError
+from refimpl.evaluation.evaluate import Evaluation, EvaluationDocument
+from refimpl.model.ops import Array
+from refimpl.plot.curves import Curves, measured_curves, named_curves
+from refimpl.plot.style import (
+    DASHES,
+    FAINT,
+    INK,
+    Look,
+    block_axis,
+    legend,
+    looks,
+    new_figure,
+    points,
+    round_ticks,
+    shaded,
+    styled,
+    title,
+    value_axis,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Series = Mapping[str, Array | Sequence[float]]
+AMPLIFIES, ABSORBS = Look("#dc4a35", "^"), Look("#2f80e4", "v")
+Errors = dict[str, tuple[Array, Array | None]]
+NEITHER = Look(INK, "o")
+
+
+def drift(scores: Scores | Array, ax: "Axes | None" = None, eta: float | None = None) -> "Axes":
+    """Draw the mean drift after each block, a row per perturbed block, as a heat map.
+
+    Args:
+        scores: From `score` or `read_scores`; or the drift itself, [L (perturbed), L (observed)],
+            NaN where there is none.
+        ax: Where to draw; if None, a new figure.
+        eta: Which size of the noise; if None, the first.
+
+    Returns:
+        The axes.
+    """
+    heading, facts, values = "Drift over depth", [], scores
+    if isinstance(scores, Scores):
+        absorption = _absorption(scores, eta)
+        heading, facts, values = (
+            f"{heading}, {_perturbed(absorption)}",
+            _facts(scores),
+            absorption.drift,
+        )
+    values = np.asarray(values, np.float64)
+    known = values[np.isfinite(values) & (values > 0)]
+    low, high = (known.min(), known.max()) if known.size else (1.0, 1.0)
+    with styled():
+        from matplotlib.colors import LogNorm
+
+        ax = ax or new_figure()[1][0]
+        norm = LogNorm(low, high if high > low else 2 * low)
+        shown = np.ma.masked_invalid(values)
+        image = ax.imshow(shown, norm=norm, cmap="viridis", interpolation="nearest", aspect="auto")
+        ax.grid(False)
+        block_axis(ax, len(values), "observed after block")
+        block_axis(ax, len(values), "perturbed block", vertical=True)
+        ax.set_xlim(-0.5, len(values) - 0.5)
+        bar = ax.figure.colorbar(image, ax=ax, label="mean relative drift R, log scale")
+        round_ticks(bar.ax.yaxis, known)
+        bar.outline.set_visible(False)
+        bar.solids.set_rasterized(True)
+        title(ax, heading, facts)
+    return ax
+
+
+def coefficients(scores: Scores | Series, ax: "Axes | None" = None) -> "Axes":
+    """Draw the absorption coefficient r of each block, with its standard error.
+
+    Args:
+        scores: From `score` or `read_scores`: a series per eta; or r by the name of a series, [L].
+        ax: Where to draw; if None, a new figure.
+
+    Returns:
+        The axes. Above 1, later blocks amplify the perturbation; below 1, they absorb it.
+    """
+    heading, facts, series = "Absorption coefficients", list[str](), Errors()
+    if isinstance(scores, Scores):
+        series |= {_perturbed(x): (x.coefficient, x.stderr) for x in scores.sweep}
+        facts = [*_facts(scores), *_bars(scores.measured_samples)]
+    else:
+        series = _without_errors(scores)
+    with styled():
+        ax = ax or new_figure()[1][0]
+        ax.axhline(1, color=INK, linewidth=0.8)
+        if len(series) == 1:
+            ((name, (r, error)),) = series.items()
+            heading = f"{heading}, {name}"
+            ax.vlines(range(len(r)), 1, r, colors=FAINT, linewidth=1)
+            for words, (look, side) in {
+                "above 1: amplified by later blocks": (AMPLIFIES, r > 1),
+                "below 1: absorbed": (ABSORBS, r < 1),
+                "": (NEITHER, r == 1),  # the last block, which none follows
+            }.items():
+                points(ax, words, np.where(side, r, np.nan), error, look, "")
+        else:
+            shaded(ax, series)
+        block_axis(ax, len(next(iter(series.values()))[0]), "perturbed block")
+        value_axis(ax, "absorption coefficient r", [r for r, _ in series.values()])
+        legend(ax)
+        title(ax, heading, facts)
+    return ax
+
+
+def divergence(scores: Scores | Series, ax: "Axes | None" = None) -> "Axes":
+    """Draw what pruning each block alone costs: the KL divergence of the next-token distributions.
+
+    Args:
+        scores: From `score` or `read_scores`, measured by pruning; or the divergence by the name of
+            a series, [L], nats.
+        ax: Where to draw; if None, a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        RefimplError: Scores without a divergence.
+    """
+    heading, facts = "Divergence of each block, pruned alone", list[str]()
+    if not isinstance(scores, Scores):
+        series = _without_errors(scores)
+    elif (d := scores.sweep[0].divergence) is not None:
+        at = scores.pruned_at
+        heading += "" if at is None else f" to {at.sparsity:.4g}"
+        facts = [*_facts(scores), *_bars(scores.measured_samples)]
+        series = {"": (d, scores.sweep[0].divergence_stderr)}
+    else:
+        raise RefimplError(
+            f"the scores of {scores.model} have no divergence",
+            "scores that were measured by pruning each block alone",
+            "score with the correction divergence, which is the default",
+        )
+    with styled():
+        ax = ax or new_figure()[1][0]
+        shaded(ax, series)
+        block_axis(ax, len(next(iter(series.values()))[0]), "pruned block")
+        value_axis(ax, "divergence, nats", [d for d, _ in series.values()])
+        legend(ax)
+        title(ax, heading, facts)
+    return ax
+
+
+def allocation(scores: Scores | Allocation | Series, ax: "Axes | None" = None) -> "Axes":
+    """Draw the sparsity of each block: of the base, and of the allocation with its errors.
+
+    Args:
+        scores: From `score` or `read_scores`, which are allocated as they were made for; an
+            allocation from `allocate`; or sparsities by the name of an allocation, [L].
+        ax: Where to draw; if None, a new figure.
+
+    Returns:
+        The axes.
+    """
+    facts, target = list[str](), None
+    if isinstance(scores, Scores):
+        facts = _facts(scores)
+        scores = allocate(scores, requested(scores))
+    if isinstance(scores, Allocation):
+        request, errors, base = scores.request, scores.errors, scores.request.record.name
+        target, series = request.sparsity, _without_errors({base: scores.base_sparsity})
+        if request.correct is not None:
+            name = request.correct if base == UNIFORM.name else f"{base} + {request.correct}"
+            series[name] = scores.corrected_sparsity, None if errors is None else errors.sparsity
+            facts += _bars(0 if errors is None else errors.samples)
+    else:
+        series = _without_errors(scores)
+    with styled():
+        ax = ax or new_figure()[1][0]
+        if target is not None:
+            ax.axhline(target, color=INK, linewidth=0.8, linestyle=":")
+        for name, look in looks(series).items():
+            points(ax, name, *series[name], look, "-")
+        block_axis(ax, len(next(iter(series.values()))[0]), "block")
+        ax.set_ylabel("sparsity")
+        legend(ax)
+        title(ax, "Sparsity of each block", facts)
+    return ax
+
+
+def comparison(
+    evaluations: Sequence[Evaluation | EvaluationDocument] | Curves | Mapping[str, Any],
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw perplexity against sparsity, a line per pruner and allocation, with standard errors.
+
+    Args:
+        evaluations: From `evaluate`, all on the same text; or pairs (sparsity, perplexity) by the
+            name of an allocation, where "dense" is the model that was not pruned.
+        ax: Where to draw; if None, a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        RefimplError: Evaluations on different texts, which cannot be compared.
+    """
+    found = evaluations
+    if isinstance(found, Mapping):
+        found = named_curves(found)
+    elif not isinstance(found, Curves):
+        found = measured_curves(found)
+    with styled():
+        ax = ax or new_figure()[1][0]
+        styles = looks(dict.fromkeys(x.allocation for x in found.curves))
+        pruners = {x.pruner for x in found.curves}
+        for curve in found.curves:
+            look, dash = styles[curve.allocation], DASHES.get(curve.pruner, "-")
+            name = ", ".join(filter(None, [curve.pruner * (len(pruners) > 1), curve.allocation]))
+            x, y, error = (*curve.points.T, None)[:3]
+            points(ax, name, y, error, look, line=dash, x=x)
+        if found.dense is not None:
+            ax.axhline(found.dense, color=INK, linewidth=0.8, linestyle=":", label="dense")
+        every = sorted({float(x) for curve in found.curves for x in curve.points[:, 0]})
+        if len(every) <= 8:
+            ax.set_xticks(every, [f"{x:.3g}" for x in every])
+        ax.set_xlabel("sparsity")
+        values = [curve.points[:, 1] for curve in found.curves]
+        value_axis(ax, found.measure, [*values, [] if found.dense is None else [found.dense]])
+        legend(ax)
+        title(ax, found.heading, found.facts)
+    return ax
+
+
+def _without_errors(series: Series) -> Errors:
+    """Series of values whose errors are unknown."""
+    return {name: (np.asarray(x, np.float64), None) for name, x in series.items()}
+
+
+def _absorption(scores: Scores, eta: float | None) -> Absorption:
+    """The result at an eta."""
+    found = [x for x in scores.sweep if eta in (None, x.eta)]
+    if not found:
+        known = ", ".join(f"{x.eta:g}" for x in scores.sweep if x.eta is not None)
+        raise RefimplError(
+            f"no eta {eta:g} in these scores",
+            known or "none: the blocks were pruned, without noise",
+            "use one of these, or omit it",
+        )
+    return found[0]
+
+
+def _perturbed(absorption: Absorption) -> str:
+    """How a state was perturbed, in a few words."""
+    return "blocks pruned alone" if absorption.eta is None else f"eta {absorption.eta:g}"
+
+
+def _facts(scores: Scores) -> list[str]:
+    """Of which model, and on what."""
+    tokens = scores.tokens
+    source = tokens.source.partition(", ")[0]
+    return [scores.model, f"{scores.measured_samples} x {tokens.seq_len} tokens of {source}"]
+
+
+def _bars(samples: int) -> list[str]:
+    """What the bars are."""
+    return [f"bars: standard errors over {samples} samples"] if samples > 1 else []

@@ -1,0 +1,238 @@
+"""How figures look: one colour and marker per allocation; and how they are drawn and saved."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from refimpl.errors import RefimplError, printable
+from refimpl.model.ops import Array
+from refimpl.storage.files import whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT = "#24292f", "#b8c0c8"  # of texts and of grids; a page replaces them
+MATPLOTLIB = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": FAINT,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.08,
+    "font.family": "DejaVu Sans",  # which comes with matplotlib
+    "font.size": 9,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 5,
+    "svg.hashsalt": "refimpl",  # the same figure is the same file
+    "text.color": INK,
+    "text.usetex": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+WIDTH, HEIGHT = 4.5, 3.5  # inches of one figure
+METADATA: dict[str, dict[str, None]] = {  # by ending; without the time, and without a version
+    ".svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
+    ".png": {"Software": None},
+    ".pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")),
+}
+LOG_FROM = 6  # ratio of the largest to the smallest value from which a scale is logarithmic
+
+
+class Look(NamedTuple):
+    """The colour and the marker of a series; both differ, so that a grey print is readable."""
+
+    colour: str
+    marker: str
+
+
+# Colours with 3:1 against white and against a dark page; an allocation looks the same everywhere.
+LOOKS = {
+    "uniform": Look("#7b8591", "o"),
+    "owl": Look("#b5770d", "s"),
+    "alphapruning": Look("#9263d3", "^"),
+    "dlp": Look("#17908a", "v"),
+    "lsa": Look("#d1559d", "D"),
+    "atp": Look("#4a9138", "P"),
+    "absorption": Look("#dc4a35", "X"),
+    "divergence": Look("#2f80e4", "*"),
+}
+OTHERS = [Look(x, y) for x in ("#8c6d5a", "#6d7f52", "#5f7896") for y in "<>pHhd8"]
+MARKERS = "osD^vPX"  # of series that are no allocations
+DASHES = {"wanda": "-", "sparsegpt": "--", "magnitude": ":", "random": "-."}
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """The look of each allocation, by its name: "owl", "owl + divergence measured", "lsa:beta=1".
+
+    A correction of the uniform base has the correction's look; of another base, the colour of the
+    base and the marker of the correction. Names that refimpl does not know share the other looks.
+    """
+    found: dict[str, Look] = {}
+    for name in names:
+        known = re.sub(r":[^+]*", "", name.lower())  # without the options of a base
+        words = [x for x in re.findall(r"[a-z]+", known) if x in LOOKS]
+        if words[:1] == ["uniform"] and len(words) > 1:
+            del words[0]
+        look = Look(LOOKS[words[0]].colour, LOOKS[words[-1]].marker) if words else None
+        first = crc32(name.encode()) % len(OTHERS)
+        choices = [look] if look else []
+        choices += [Look(look.colour if look else x.colour, x.marker) for x in OTHERS[first:]]
+        choices += OTHERS
+        free = [x for x in choices if x not in found.values()]
+        found[name] = free[0] if free else choices[0]
+    return found
+
+
+def plain_text(text: object) -> str:
+    """A foreign text as matplotlib shows it: without control characters, and never as a formula."""
+    return printable(text).replace("$", r"\$")
+
+
+def styled() -> Any:
+    """A context in which matplotlib has the style of these figures, and nothing else changes."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise RefimplError(
+            "matplotlib is not installed",
+            "matplotlib 3.9 or newer, which draws all figures",
+            "run pip install 'refimpl[plot]'",
+        ) from None
+    return matplotlib.rc_context(MATPLOTLIB)
+
+
+def new_figure(panels: int = 1, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+    """A figure of its own, which no window shows, and its axes in reading order."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows))
+    if panels == 1:
+        return figure, [figure.subplots()]
+    parts = figure.subfigures(rows, columns, squeeze=False).ravel()  # each with its own layout
+    return figure, [part.subplots() for part in parts[:panels]]
+
+
+def drawn(panels: Sequence[Callable[..., Any]]) -> "Figure":
+    """A figure of all panels, two in a row."""
+    with styled():
+        figure, axes = new_figure(len(panels), columns=2)
+    for ax, draw in zip(axes, panels, strict=True):
+        draw(ax=ax)
+    return figure
+
+
+def title(ax: "Axes", heading: str, facts: Sequence[str] = ()) -> None:
+    """The heading of a figure, and below it, smaller, what it was measured on."""
+    lines, words = wrap(", ".join(facts), 68), "\n".join(map(plain_text, wrap(heading, 46)))
+    ax.set_title(words, loc="left", weight="bold", size=10, pad=8 + 11 * len(lines))
+    for i, line in enumerate(reversed(lines)):
+        ax.annotate(
+            plain_text(line), (0, 1), (0, 6 + 11 * i), size=7.5, annotation_clip=False,
+            xycoords="axes fraction", textcoords="offset points",
+        )  # fmt: skip
+
+
+def legend(ax: "Axes") -> None:
+    """A legend below the axes, in as many columns as its names allow."""
+    handles, names = ax.get_legend_handles_labels()
+    if handles:
+        columns = max(1, min(4, len(names), 72 // (6 + max(map(len, names)))))
+        ax.legend(
+            handles, names, ncols=columns, fontsize=8,
+            loc="upper left", bbox_to_anchor=(-0.02, -0.19), borderaxespad=0,
+        )  # fmt: skip
+
+
+def points(
+    ax: "Axes", name: str, y: Array, error: Array | None, look: Look, line: str, x: Any = None
+) -> None:
+    """Points with their standard errors; unknown values are gaps, unknown errors have no bar."""
+    bars = None if error is None or not np.isfinite(error).any() else np.nan_to_num(error)
+    ax.errorbar(
+        np.arange(len(y)) if x is None else x, y, bars, color=look.colour, marker=look.marker,
+        markersize=8 if look.marker == "*" else 5, linestyle=line or "none", elinewidth=1,
+        capsize=2, label=plain_text(name) or None,
+    )  # fmt: skip
+
+
+def shaded(ax: "Axes", series: Mapping[str, tuple[Array, Array | None]]) -> None:
+    """Values with their errors over the blocks; several series in their order, by lightness."""
+    from matplotlib import colormaps
+
+    shades = [LOOKS["divergence"].colour]
+    if len(series) > 1:
+        shades = [*colormaps["viridis"](np.linspace(0.1, 0.85, len(series)))]
+    for i, (name, (y, error)) in enumerate(series.items()):
+        look = Look(shades[i], MARKERS[i % len(MARKERS)])
+        points(ax, name, y, error, look, "-" if len(series) > 1 else "")
+
+
+def block_axis(ax: "Axes", count: int, label: str, vertical: bool = False) -> None:
+    """An axis with a place for every block, and whole numbers as ticks."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis = ax.yaxis if vertical else ax.xaxis
+    axis.set_major_locator(MaxNLocator(min(count, 10), integer=True, steps=[1, 2, 5, 10]))
+    axis.set_label_text(label)
+    if not vertical:
+        ax.set_xlim(-0.6, count - 0.4)
+
+
+def value_axis(ax: "Axes", label: str, values: Iterable[Array | Sequence[float]]) -> None:
+    """The axis of the values, logarithmic if they differ much."""
+    known = np.concatenate([np.ravel(x) for x in values])
+    known = known[np.isfinite(known)]
+    ax.set_ylabel(label)
+    if known.size and known.min() > 0 and known.max() > LOG_FROM * known.min():
+        ax.set_yscale("log", nonpositive="mask")
+        ax.set_ylabel(f"{label}, log scale")
+        round_ticks(ax.yaxis, known)
+
+
+def round_ticks(axis: Any, known: Array) -> None:
+    """Ticks of a logarithmic axis at round values, written in full."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    wide = known.size > 0 and known.max() > 1000 * known.min()
+    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=9))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def save(ax: Any, path: str | Path) -> None:
+    """Save a figure as SVG, PNG or PDF, whole or not at all; the same figure gives equal bytes.
+
+    Args:
+        ax: Axes that a function of this package returned, or their figure.
+        path: The file; its ending is the format.
+
+    Raises:
+        RefimplError: The ending is none of the three.
+
+    Example:
+        >>> from refimpl import plot
+        >>> plot.save(plot.divergence({"60 %": [0.2, 0.1, 0.3]}), "harm.svg")
+    """
+    path = Path(path)
+    if path.suffix not in METADATA:
+        raise RefimplError(
+            f"{path}: no format of figures", ", ".join(METADATA), "change the ending"
+        )
+    with styled(), whole(path) as beside:
+        more = {"format": path.suffix[1:], "metadata": METADATA[path.suffix]}
+        ax.figure.figure.savefig(beside, dpi=200, **more)

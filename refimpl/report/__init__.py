@@ -1,1 +1,0 @@
-"""One page about scores, prunings and evaluations, to be looked at."""

@@ -1,0 +1,199 @@
+"""Figures: they hold the numbers of the scores, look the same everywhere, and harm nothing."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, get_args
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+from program import ran, refused
+from refusals import refusal_of
+
+from refimpl import allocate, evaluate, plot, read_model
+from refimpl.allocation.request import Correction
+from refimpl.allocation.scores import Scores
+from refimpl.allocation.scores_json import read_scores
+from refimpl.bases.base import bases
+from refimpl.model.ops import Array
+from refimpl.plot.style import LOOKS, METADATA, OTHERS, looks, plain_text
+from refimpl.tokens import text_windows
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+HOSTILE = ['x" onload="alert(1)', "<b>", "$x$", "a|b", "]]>", "--><script>alert(1)</script>"]
+
+
+@pytest.fixture(params=["sweep.json", "perturbed.json", "one.json"])
+def scores(request: pytest.FixtureRequest, files: dict[str, Path]) -> Scores:
+    return read_scores(files[request.param])
+
+
+def drawn(ax: Any, which: int = 0) -> tuple[Array, Array | None]:
+    """The values of a series, and half the length of its bars."""
+    line, _, bars = ax.containers[which]
+    ends = [path.vertices[:, 1] for path in bars[0].get_paths()] if bars else None
+    halves = None if ends is None else np.array([(b - a) / 2 for a, b in ends])
+    return np.asarray(line.get_ydata()), halves
+
+
+def test_a_heat_map_holds_the_drift(scores: Scores) -> None:
+    for one in scores.sweep:
+        ax = plot.drift(scores, eta=one.eta)
+        np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), one.drift)
+    assert "no eta 7" in str(refusal_of(plot.drift, scores, eta=7))
+
+
+def test_coefficients_and_their_errors(scores: Scores) -> None:
+    ax = plot.coefficients(scores)
+    if len(scores.sweep) > 1:
+        found = [drawn(ax, i) for i in range(len(scores.sweep))]
+    else:
+        parts = [drawn(ax, i) for i in range(3)]  # above 1, below 1, at 1
+        found = [(np.nansum([y for y, _ in parts], axis=0), None)]
+    for one, (values, _) in zip(scores.sweep, found, strict=True):
+        np.testing.assert_array_equal(values, one.coefficient)
+    if scores.measured_samples > 1 and len(scores.sweep) > 1:
+        known = np.isfinite(scores.sweep[0].stderr)
+        np.testing.assert_allclose(found[0][1][known], scores.sweep[0].stderr[known], atol=1e-12)
+
+
+def test_the_divergence_and_the_allocation(files: dict[str, Path]) -> None:
+    scores = read_scores(files["perturbed.json"])
+    first = scores.sweep[0]
+    values, errors = drawn(plot.divergence(scores))
+    np.testing.assert_array_equal(values, first.divergence)
+    np.testing.assert_allclose(errors, first.divergence_stderr)
+    made = allocate(scores)
+    for source in (scores, made):
+        ax = plot.allocation(source)
+        np.testing.assert_array_equal(drawn(ax, 0)[0], made.base_sparsity)
+        np.testing.assert_array_equal(drawn(ax, 1)[0], made.corrected_sparsity)
+        assert [x.get_text() for x in ax.get_legend().get_texts()] == ["owl", "owl + divergence"]
+    noise = read_scores(files["one.json"])
+    assert "have no divergence" in str(refusal_of(plot.divergence, noise))
+
+
+def test_evaluations_are_compared_on_one_text(files: dict[str, Path]) -> None:
+    windows = text_windows(FIXTURES / "text.txt", FIXTURES / "llama" / "tokenizer.json", 32, 4)
+    models = [read_model(FIXTURES / "llama"), read_model(files["dense/pruning.json"].parent)]
+    dense, pruned = (evaluate(model, windows) for model in models)
+    assert pruned.perplexity is not None
+    ax = plot.comparison([dense, pruned])
+    values, errors = drawn(ax)
+    assert values == [pruned.perplexity.value]
+    assert errors == pytest.approx([pruned.perplexity.stderr])
+    assert ax.get_title(loc="left") == "Perplexity on text.txt"
+    assert "4 windows of 32 tokens" in " ".join(x.get_text() for x in ax.texts)
+    others = evaluate(models[0], replace(windows, ids=windows.ids[:3], bytes=None))
+    refusal_of(plot.comparison, [dense, others], says="evaluations on 2 texts")
+
+
+def test_arrays_do_as_well() -> None:
+    r = {"eta 0.1": [0.9, 1.1, 1.0], "eta 1": [0.8, 1.2, 1.0]}
+    assert len(plot.coefficients(r).containers) == 2
+    assert plot.drift(np.tril(np.full((3, 3), np.nan), -1) + 0.1).images
+    points = {"uniform": [(0.5, 20.0), (0.6, 90.0)], "dense": [(0.5, 18.0)]}
+    ax = plot.comparison(points)
+    np.testing.assert_array_equal(drawn(ax)[0], [20.0, 90.0])
+    assert ax.get_yscale() == "linear"
+    assert plot.comparison({"owl": [(0.5, 20.0), (0.7, 900.0)]}).get_yscale() == "log"
+
+
+def test_the_caller_keeps_its_axes_and_its_settings(scores: Scores) -> None:
+    from matplotlib.figure import Figure
+
+    before = dict(matplotlib.rcParams)
+    ax = Figure().subplots()
+    assert plot.coefficients(scores, ax=ax) is ax
+    assert plot.allocation({"uniform": [0.5, 0.5]}, ax) is ax
+    assert dict(matplotlib.rcParams) == before
+
+
+def luminance(colour: str) -> float:
+    linear = [
+        ((x + 0.055) / 1.055) ** 2.4 if x > 0.04045 else x / 12.92
+        for x in (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    ]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def test_an_allocation_has_one_look_which_no_other_has() -> None:
+    assert {*bases(), *get_args(Correction)} - {"arrival", "propagation"} <= LOOKS.keys()
+    for one, other in combinations(LOOKS.values(), 2):
+        assert one.colour != other.colour
+        assert one.marker != other.marker
+    for look in (*LOOKS.values(), *OTHERS):  # on white, and on the dark page
+        light = luminance(look.colour)
+        assert 1.05 / (light + 0.05) > 3
+        assert (light + 0.05) / (luminance("#161b22") + 0.05) > 3
+    names = [
+        *LOOKS,
+        "owl + divergence measured",
+        "lsa:beta=0.1",
+        "my.json",
+        "his.json",
+        "uniform.csv",
+    ]
+    together = looks(names)
+    assert len({*together.values()}) == len(names)
+    assert together["owl + divergence measured"] == (
+        LOOKS["owl"].colour,
+        LOOKS["divergence"].marker,
+    )
+    for name in names[:-1]:
+        if name != "lsa:beta=0.1":  # the second of its base in one figure
+            assert looks([name])[name] == together[name]
+    assert (
+        looks(["uniform + divergence measured"])["uniform + divergence measured"]
+        == LOOKS["divergence"]
+    )
+
+
+@pytest.mark.parametrize("ending", METADATA)
+def test_the_same_figure_is_the_same_file(ending: str, scores: Scores, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        plot.save(plot.coefficients(scores), tmp_path / f"{name}{ending}")
+    content = (tmp_path / f"a{ending}").read_bytes()
+    assert content == (tmp_path / f"b{ending}").read_bytes()
+    assert not any(word in content for word in (b"<dc:date>", b"CreationDate"))
+    refusal_of(
+        plot.save, plot.coefficients(scores), tmp_path / "a.gif", says="no format of figures"
+    )
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_is_a_text_and_nothing_else(name: str, scores: Scores, tmp_path: Path) -> None:
+    tokens = replace(scores.tokens, source=name)
+    hostile = replace(scores, model=name, tokens=tokens)
+    for draw in (plot.drift, plot.coefficients, plot.allocation):
+        plot.save(draw(hostile), tmp_path / "a.svg")
+        root = ElementTree.parse(tmp_path / "a.svg").getroot()
+        assert not {"script", "b"} & {x.tag.rpartition("}")[2] for x in root.iter()}
+        assert not [key for x in root.iter() for key in x.attrib if key.startswith("on")]
+    ax = plot.comparison({name: [(0.5, 2.0)], "uniform": [(0.5, 3.0)]})
+    assert ax.get_legend().get_texts()[0].get_text() == plain_text(name)
+    plot.save(ax, tmp_path / "b.svg")
+
+
+def test_the_command_draws_all_or_one_and_writes_nothing_else(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    home, out = tmp_path / "home", tmp_path / "all.svg"
+    home.mkdir()
+    words = [sys.executable, "-m", "refimpl", "plot", files["sweep.json"], "-o", out]
+    kept = {k: v for k, v in os.environ.items() if k not in ("MPLCONFIGDIR", "XDG_CACHE_HOME")}
+    subprocess.run(words, check=True, env=kept | {"HOME": str(home)}, cwd=tmp_path)
+    assert sorted(x.name for x in tmp_path.rglob("*")) == ["all.svg", "home"]
+    one = tmp_path / "one.png"
+    ran("plot", files["sweep.json"], "--figure", "drift", "-o", one)
+    assert one.read_bytes().startswith(b"\x89PNG")
+    assert "no comparison" in refused(
+        "plot", files["one.json"], "--figure", "comparison", "-o", tmp_path / "x.svg"
+    )
+    assert "no format of figures" in refused("plot", files["one.json"], "-o", tmp_path / "x.gif")
+    assert "exists" in refused("plot", files["one.json"], "-o", one)
