@@ -1,30 +1,39 @@
 """Draw the figures of the docs: `python docs/results/figures.py`.
 
-The scores were made with the commands in docs/gallery.md and docs/results/paper-figures.md.
+smollm2.json has the numbers of two `scores.json`, by the commands in docs/gallery.md and
+docs/results/paper-figures.md, in five digits: values, and below them their standard errors.
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 from refimpl import plot
 from refimpl.plot.inputs import panels, read_results
+from refimpl.plot.style import title
 
 HERE = Path(__file__).parent
 STUDY = HERE.parent / "study"
-FIGURES = {  # the figure of each file, and which file it is drawn from
-    HERE / "smollm2-divergence.svg": ("divergence", HERE / "smollm2.json"),
-    HERE / "smollm2-allocation.svg": ("allocation", HERE / "smollm2.json"),
-    HERE / "smollm2-drift.svg": ("drift", HERE / "smollm2-noise.json"),
-    HERE / "smollm2-coefficients.svg": ("coefficients", HERE / "smollm2-noise.json"),
-    **{
-        STUDY / f"{name}.svg": ("comparison", STUDY / name) for name in ("smollm2", "gemma", "qwen")
-    },
-}
 
 
 def main() -> None:
     """Write all figures."""
-    for target, (name, source) in FIGURES.items():
-        plot.save(panels(read_results([source]), name)[-1].draw(), target)
+    pruned, noise = json.loads((HERE / "smollm2.json").read_text("utf-8")).values()
+    bars = "bars: standard errors over samples"
+    allocated = {"uniform": pruned["uniform"], "divergence": pruned["allocated"]}
+    write("divergence", plot.divergence({"": pruned["divergence"]}), [*pruned["facts"], bars])
+    write("allocation", plot.allocation(allocated), [*pruned["facts"], bars])
+    drift = [[float("nan") if x is None else x for x in row] for row in noise["drift at 0.01"]]
+    write("drift", plot.drift(drift), ["noise of eta 0.01", *noise["facts"]])
+    write("coefficients", plot.coefficients(noise["r"]), [*noise["facts"], bars])
+    for name in ("smollm2", "gemma", "qwen"):
+        plot.save(panels(read_results([STUDY / name]))[0].draw(), STUDY / f"{name}.svg")
+
+
+def write(name: str, ax: Any, facts: list[str]) -> None:
+    """Write a figure of SmolLM2, and below its title what it was measured on."""
+    title(ax, ax.get_title(loc="left"), facts)
+    plot.save(ax, HERE / f"smollm2-{name}.svg")
 
 
 if __name__ == "__main__":

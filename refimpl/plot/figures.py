@@ -32,7 +32,8 @@ from refimpl.plot.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Series = Mapping[str, Array | Sequence[float]]
+Series = Mapping[str, Any]
+"""By name, values per block, [L]; or these and their standard errors, [2, L]."""
 AMPLIFIES, ABSORBS = Look("#dc4a35", "^"), Look("#2f80e4", "v")
 Errors = dict[str, tuple[Array, Array | None]]
 NEITHER = Look(INK, "o")
@@ -84,7 +85,8 @@ def coefficients(scores: Scores | Series, ax: "Axes | None" = None) -> "Axes":
     """Draw the absorption coefficient r of each block, with its standard error.
 
     Args:
-        scores: From `score` or `read_scores`: a series per eta; or r by the name of a series, [L].
+        scores: From `score` or `read_scores`: a series per eta; or r by the name of a series, [L],
+            or with its standard errors, [2, L].
         ax: Where to draw; if None, a new figure.
 
     Returns:
@@ -95,7 +97,7 @@ def coefficients(scores: Scores | Series, ax: "Axes | None" = None) -> "Axes":
         series |= {_perturbed(x): (x.coefficient, x.stderr) for x in scores.sweep}
         facts = [*_facts(scores), *_bars(scores.measured_samples)]
     else:
-        series = _without_errors(scores)
+        series = _pairs(scores)
     with styled():
         ax = ax or new_figure()[1][0]
         ax.axhline(1, color=INK, linewidth=0.8)
@@ -123,7 +125,7 @@ def divergence(scores: Scores | Series, ax: "Axes | None" = None) -> "Axes":
 
     Args:
         scores: From `score` or `read_scores`, measured by pruning; or the divergence by the name of
-            a series, [L], nats.
+            a series, nats, [L], or with its standard errors, [2, L].
         ax: Where to draw; if None, a new figure.
 
     Returns:
@@ -134,7 +136,7 @@ def divergence(scores: Scores | Series, ax: "Axes | None" = None) -> "Axes":
     """
     heading, facts = "Divergence of each block, pruned alone", list[str]()
     if not isinstance(scores, Scores):
-        series = _without_errors(scores)
+        series = _pairs(scores)
     elif (d := scores.sweep[0].divergence) is not None:
         at = scores.pruned_at
         heading += "" if at is None else f" to {at.sparsity:.4g}"
@@ -161,7 +163,8 @@ def allocation(scores: Scores | Allocation | Series, ax: "Axes | None" = None) -
 
     Args:
         scores: From `score` or `read_scores`, which are allocated as they were made for; an
-            allocation from `allocate`; or sparsities by the name of an allocation, [L].
+            allocation from `allocate`; or sparsities by the name of an allocation, [L],
+            or with their standard errors, [2, L].
         ax: Where to draw; if None, a new figure.
 
     Returns:
@@ -173,13 +176,13 @@ def allocation(scores: Scores | Allocation | Series, ax: "Axes | None" = None) -
         scores = allocate(scores, requested(scores))
     if isinstance(scores, Allocation):
         request, errors, base = scores.request, scores.errors, scores.request.record.name
-        target, series = request.sparsity, _without_errors({base: scores.base_sparsity})
+        target, series = request.sparsity, _pairs({base: scores.base_sparsity})
         if request.correct is not None:
             name = request.correct if base == UNIFORM.name else f"{base} + {request.correct}"
             series[name] = scores.corrected_sparsity, None if errors is None else errors.sparsity
             facts += _bars(0 if errors is None else errors.samples)
     else:
-        series = _without_errors(scores)
+        series = _pairs(scores)
     with styled():
         ax = ax or new_figure()[1][0]
         if target is not None:
@@ -237,9 +240,10 @@ def comparison(
     return ax
 
 
-def _without_errors(series: Series) -> Errors:
-    """Series of values whose errors are unknown."""
-    return {name: (np.asarray(x, np.float64), None) for name, x in series.items()}
+def _pairs(series: Series) -> Errors:
+    """The values of each series, and their errors if they are known."""
+    arrays = {name: np.asarray(x, np.float64) for name, x in series.items()}
+    return {name: (x[0], x[1]) if x.ndim > 1 else (x, None) for name, x in arrays.items()}
 
 
 def _absorption(scores: Scores, eta: float | None) -> Absorption:

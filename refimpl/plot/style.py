@@ -176,7 +176,7 @@ def shaded(ax: "Axes", series: Mapping[str, tuple[Array, Array | None]]) -> None
 
     shades = [LOOKS["divergence"].colour]
     if len(series) > 1:
-        shades = [*colormaps["viridis"](np.linspace(0.1, 0.85, len(series)))]
+        shades = [*colormaps["viridis"](np.linspace(0.2, 0.75, len(series)))]
     for i, (name, (y, error)) in enumerate(series.items()):
         look = Look(shades[i], MARKERS[i % len(MARKERS)])
         points(ax, name, y, error, look, "-" if len(series) > 1 else "")

@@ -21,6 +21,7 @@ from refimpl.bench.tables import (
     change,
     flat_table,
     notes,
+    percent,
     perplexity_of,
     places,
 )
@@ -144,7 +145,9 @@ def words_of(page: Path) -> str:
 def span(name: str, allocation: str) -> str:
     """Least and largest change against uniform, over the settings and texts of a model."""
     every = [
-        text.percent.value for x in places(document(name)) for text in by_base(x)[allocation].texts
+        percent(*text.change)[0]
+        for x in places(document(name))
+        for text in by_base(x)[allocation].texts
     ]
     return f"{min(every):+.0f} to {max(every):+.0f} %"
 
