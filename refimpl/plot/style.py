@@ -141,10 +141,11 @@ def title(ax: "Axes", heading: str, facts: Sequence[str] = ()) -> None:
     lines, words = wrap(", ".join(facts), 68), "\n".join(map(plain_text, wrap(heading, 46)))
     ax.set_title(words, loc="left", weight="bold", size=10, pad=8 + 11 * len(lines))
     for i, line in enumerate(reversed(lines)):
-        ax.annotate(
-            plain_text(line), (0, 1), (0, 6 + 11 * i), size=7.5, annotation_clip=False,
+        text = ax.annotate(
+            plain_text(line), (0, 1), (0, 6 + 11 * i), size=7.5, color=INK, annotation_clip=False,
             xycoords="axes fraction", textcoords="offset points",
         )  # fmt: skip
+        text.set_in_layout(False)  # it may be wider than the axes
 
 
 def legend(ax: "Axes") -> None:
