@@ -18,22 +18,29 @@ from typing import (
     get_type_hints,
 )
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from refimpl.errors import RefimplError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# A type, and the least and the greatest value.
-Seed = Annotated[int, 0, inf]
-AtLeastOne = Annotated[int, 1, inf]
-Fraction = Annotated[float, 0, 1]
-NotNegative = Annotated[float, 0, inf]
+Count = Annotated[int, Meta(ge=0)]
+AtLeastOne = Annotated[int, Meta(ge=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+NotNegative = Annotated[float, Meta(ge=0)]
+
+
+def integer(least: int, most: int) -> Any:
+    """The type of the whole numbers from the least to the most."""
+    return Annotated[int, Meta(ge=least, le=most)]
+
+
 Device = Literal["auto", "cuda", "cpu"]
 GraphDtype = Literal["float16", "float32", "float64"]
 GraphOutputs = Literal["logits", "trace"]
-NUMBERS = {int: (int, np.integer), float: (int, float, np.integer, np.floating)}
 WORDS = {int: "a whole number", float: "a number", str: "a text"}
 ARRAY, DTYPE = (frozenset(get_args(hint)) for hint in (npt.ArrayLike, npt.DTypeLike))
 hints_of: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, include_extras=True))
@@ -44,17 +51,18 @@ def is_of_type(value: Any, hint: Any) -> bool:
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, TypeVar) or getattr(hint, "_is_protocol", False):
         return True
-    if origin is Annotated:
-        return is_of_type(value, inner[0]) and inner[1] <= value <= inner[2] and value < inf
     if origin in (Union, UnionType):
         special = next((kinds for kinds in (DTYPE, ARRAY) if {*inner} >= kinds), frozenset[Any]())
         if special and _is_for_numpy(value, special is DTYPE):
             return True
         return any(is_of_type(value, one) for one in inner if one not in special)
-    if origin is Literal:
-        return any(type(value) is type(word) and value == word for word in inner)
-    if hint in NUMBERS:
-        return isinstance(value, NUMBERS[hint]) and not isinstance(value, bool)
+    if origin in (Annotated, Literal) or hint in WORDS:
+        number = value.item() if isinstance(value, np.generic) else value
+        try:
+            msgspec.convert(number, hint)
+        except msgspec.ValidationError:
+            return False
+        return origin is not Annotated or number != inf
     if isinstance(value, np.ma.MaskedArray) or not isinstance(value, origin or hint):
         return False
     if origin is tuple:
@@ -83,39 +91,40 @@ def described(hint: Any) -> str:
     if origin is Union and {*inner} >= ARRAY:
         return "an array of numbers, without a mask"
     if origin is Annotated:
-        low, high = inner[1:]
-        return WORDS[inner[0]] + (f", {low} or more" if high == inf else f" from {low} to {high:,}")
+        least, most = inner[1].ge, inner[1].le
+        limits = f", {least} or more" if most is None else f" from {least} to {most:,}"
+        return WORDS[inner[0]] + limits
     if origin in (Union, UnionType, Literal):
         return " or ".join(described(one) for one in inner if one is not NoneType)
     name = getattr(origin or hint, "__name__", hint)
     return WORDS.get(hint) or str(hint if origin is tuple else name)
 
 
-def percentage(spelling: str, value: Any, otherwise: str) -> str:
+def percentage(name: str, value: Any, otherwise: str) -> str:
     """The next step for a fraction out of range; from 2 to 100, it was probably a percentage."""
     meant = isinstance(value, int | float) and 2 <= value <= 100
-    return f"use {spelling}{value / 100:g}, which is {value:g}%" if meant else otherwise
+    return f"use `{name}={value / 100:g}`, which is {value:g}%" if meant else otherwise
 
 
-def require(value: Any, hint: Any, name: str, spelling: str = "") -> None:
-    """Refuse a value that is not of a declared type; a command spells its name in another way."""
+def require(value: Any, hint: Any, name: str) -> None:
+    """Refuse a value that is not of a declared type."""
     if not is_of_type(value, hint) or (isinstance(value, float) and isnan(value)):
-        shown = name.replace("_", "-")
-        spelling = spelling or f"{shown} "
-        step = f"change {spelling.rstrip(' =')}"
-        limited = [get_args(x) for x in (hint, *get_args(hint)) if get_origin(x) is Annotated]
-        if limited and limited[0][0] is int and is_of_type(value, int):
-            step = f"use {spelling}{sorted((value, *limited[0][1:]))[1]}"  # the nearest
-        if get_args(hint)[1:] == (0, 1):
-            step = percentage(spelling, value, step)
-        raise RefimplError(f"{shown} {value!r:.80}", described(hint), step)
+        step = f"change `{name}`"
+        ranges = [get_args(x) for x in (hint, *get_args(hint)) if get_origin(x) is Annotated]
+        for kind, limits in ranges[:1]:
+            if kind is int and is_of_type(value, int):  # the nearest
+                least = max(value, limits.ge)
+                step = f"use `{name}={least if limits.le is None else min(least, limits.le)}`"
+            if (limits.ge, limits.le) == (0, 1):
+                step = percentage(name, value, step)
+        raise RefimplError(f"`{name}` {value!r:.80}", described(hint), step)
 
 
 def option(default: Any, help: str, metavar: str | None = None, **more: Any) -> Any:
     """A field of a dataclass that an option of a command fills; every option is such a field.
 
-    `more` has what the name and the type of the field do not say: another `name`; the option that
-    this field is a part `of`, as NAME=VALUE; more `flags`; and the `kind` of an output.
+    `more` has what the name and the type of the field do not say: another `name`, more `flags`, and
+    the `kind` of an output.
     """
     metadata = {"help": help, "metavar": metavar, **more}
     if default is dict:
@@ -134,13 +143,6 @@ def same_option(owner: Any, name: str, default: Any = ...) -> Any:
     return field(default=known.default if default is ... else default, metadata=known.metadata)
 
 
-def spelled(x: "Field[Any]") -> str:
-    """How a command takes a field, up to its value: "--lo ", "--probe delta="."""
-    if of := x.metadata.get("of"):
-        return f"--{of} {x.name.removeprefix(f'{of}_')}="
-    return f"--{x.metadata.get('name', x.name).replace('_', '-')} " if x.metadata else f"{x.name} "
-
-
 class Checked:
     """A dataclass whose fields have their declared types; numbers of NumPy become Python's."""
 
@@ -154,9 +156,8 @@ class Checked:
             cls.__doc__ = f"{head.rstrip()}\n{title}{args}\n{raises}{errors}"
 
     def __post_init__(self) -> None:
-        spellings = {x.name: spelled(x) for x in fields(self)}  # type: ignore[arg-type]
         for name, hint in hints_of(type(self)).items():
-            require(value := getattr(self, name), hint, name, spellings[name])
+            require(value := getattr(self, name), hint, name)
             if isinstance(value, np.generic):
                 object.__setattr__(self, name, value.item())
 

@@ -59,7 +59,7 @@ OF_SPECTRUM |= {"certain_law"}
 RECORDS = {"Base", "Option", "Pruner", "BaseInputs", "BlockInputs", "LinearInputs"}
 LEFT_OUT = RESULTS | OF_STEPS | OF_SPECTRUM | RECORDS
 GOOD = [  # and not elsewhere
-    *(("memory", 5), ("only", ("x",)), ("bases", []), ("bases", {})),
+    *(("memory", 5), ("eta", 5), ("only", ("x",)), ("bases", []), ("bases", {})),
     *((x, {"no such option": 1.0}) for x in ("actual", "scores")),
     *((x, "no such word") for x in ("name", "prompt")),
 ]

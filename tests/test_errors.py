@@ -9,7 +9,9 @@ from conftest import FIXTURES
 from program import refused
 
 from refimpl import RefimplError
+from refimpl.cli.options import as_options
 from refimpl.errors import LONGEST, SHOWN, first_few, listed
+from refimpl.tokens import random_tokens
 
 
 def test_the_first_problems_are_listed_and_the_others_counted() -> None:
@@ -58,3 +60,12 @@ def test_errors_of_a_config_and_an_index_are_short(tmp_path: Path) -> None:
     said = refused("inspect", index)
     assert len(said) < 2_000
     assert ", 18.safetensors, and 9,980 more\n" in said
+
+
+def test_the_library_names_parameters_and_a_command_its_options() -> None:
+    with pytest.raises(RefimplError) as caught:
+        random_tokens(264, 1, 0)
+    assert caught.value.problem == "`seq_len` 0"
+    assert caught.value.remedy == "use `seq_len=1`"
+    shown = as_options(caught.value, ())
+    assert (shown.problem, shown.remedy) == ("--seq-len 0", "use --seq-len 1")

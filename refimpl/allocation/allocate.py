@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
 from refimpl.allocation.plan import Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, AllocationErrors, Scores, Signal, Signals
-from refimpl.arguments import require
+from refimpl.arguments import integer, require
 from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import nan_mean
@@ -83,7 +83,7 @@ def allocate(
 
     Source: arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
     """
-    require(which, Annotated[int, 0, len(scores.sweep) - 1], "which")
+    require(which, integer(0, len(scores.sweep) - 1), "which")
     request = requested(scores, **changes) if request is None else replace(request, **changes)
     base = base_allocation(scores.signals, request, scores.linears)
     probed = _as_pruned(scores, request)
@@ -116,7 +116,7 @@ def requested(scores: Scores, **changes: Any) -> Request:
         raise RefimplError(
             "no base, and the scores were made with an unknown one: a file, or another package's",
             "that file, or another base",
-            "add --base FILE",
+            "add `base=FILE`",
         )
     if changes.get("compat") == "peer":
         changes = {"correct": None} | changes

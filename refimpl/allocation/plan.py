@@ -6,8 +6,9 @@ from typing import Annotated, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
-from refimpl.arguments import Checked, NotNegative, Seed, option, percentage, same_option
+from refimpl.arguments import Checked, Count, NotNegative, option, percentage, same_option
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import NoiseNorm, Sink
 from refimpl.pruners.compensation import DAMPING
@@ -63,26 +64,26 @@ class Noise(Perturbation):
     kind: Literal["gaussian"] = option(
         "gaussian",
         "pruning prunes each block alone, to its sparsity in the base allocation; gaussian adds "
-        "noise to its output. Default: gaussian with --correct absorption, else pruning.",
+        "noise to its output. Default: gaussian with `correct` absorption, else pruning.",
         name="perturbation",
     )
     eta: float | tuple[float, ...] = option(
         (0.01,),
-        "With --perturbation gaussian: size of the noise as a fraction of the state's norm, above "
+        "With `perturbation` gaussian: size of the noise as a fraction of the state's norm, above "
         "0. Several values, separated by commas (1e-4,1e-2,1), are measured in one run.",
         "X[,X...]",
         type=tuple[float, ...],
     )
     sink: Sink = option(
         "include",
-        "With --perturbation gaussian: include or exclude tokens whose norm is more than 20 times "
+        "With `perturbation` gaussian: include or exclude tokens whose norm is more than 20 times "
         "the median.",
     )
-    draws: Annotated[int, 1, MOST_DRAWS] = 1
-    seed: Seed = option(0, "Seed of all random numbers, 0 or more.", "N")
+    draws: Annotated[int, Meta(ge=1, le=MOST_DRAWS)] = 1
+    seed: Count = option(0, "Seed of all random numbers, 0 or more.", "N")
     noise_norm: NoiseNorm = option(
         "exact",
-        "With --perturbation gaussian: noise of the length eta ||h||, or of this length only as a "
+        "With `perturbation` gaussian: noise of the length eta ||h||, or of this length only as a "
         "root mean square, as N(0, eta^2 ||h||^2 / D).",
     )
 
@@ -97,12 +98,12 @@ class Noise(Perturbation):
         etas = ", ".join(map(str, self.etas)) or "(none)"
         if not self.etas or any(not 0 < eta < inf for eta in self.etas):
             raise RefimplError(
-                f"eta {etas}",
+                f"`eta` {etas}",
                 "positive, finite relative magnitudes",
-                "use for example --eta 0.01",
+                "use for example `eta=0.01`",
             )
         if len(set(self.etas)) < len(self.etas):
-            raise RefimplError(f"eta {etas}", "each value once", "remove the duplicates")
+            raise RefimplError(f"`eta` {etas}", "each value once", "remove the duplicates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +126,12 @@ class Probes(Perturbation):
     """
 
     kind: Literal["pruning"] = same_option(Noise, "kind", default="pruning")
-    seed: Seed = same_option(Noise, "seed")
-    pruner: str = option(WANDA.name, "With --perturbation pruning: the pruner.", "NAME")
+    seed: Count = same_option(Noise, "seed")
+    pruner: str = option(WANDA.name, "With `perturbation=pruning`: the pruner.", "NAME")
     delta: float | None = None
     units: Units = "blocks"
-    samples: Annotated[int, 1, inf] | None = None
-    precision: Annotated[float, 0, 1] | None = None
+    samples: Annotated[int, Meta(ge=1)] | None = None
+    precision: Annotated[float, Meta(ge=0, le=1)] | None = None
     damping: NotNegative = DAMPING
 
     @property
@@ -157,7 +158,7 @@ class Probes(Perturbation):
             raise RefimplError(
                 f"probes of {self.samples} of {samples} samples",
                 f"at most {samples}",
-                "probe fewer, or use more --samples",
+                "probe fewer, or use more `samples`",
             )
         return samples if self.samples is None else self.samples
 
@@ -166,7 +167,7 @@ class Probes(Perturbation):
         pruner_named(self.pruner)
         if self.delta is not None and not 0 < self.delta <= 1:
             raise RefimplError(
-                f"delta {self.delta}",
+                f"`delta` {self.delta}",
                 "a number above 0, at most 1",
                 percentage("delta=", self.delta, "use for example delta=0.1"),
             )
@@ -194,5 +195,5 @@ def require_resolved(plan: Perturbation, dtype: npt.DTypeLike) -> None:
         raise RefimplError(
             f"eta {small[0]:g} in {np.dtype(dtype)}, whose rounding it does not exceed",
             f"eta of {least:.1e} or more",
-            "use a larger --eta" + (", or --dtype float64" if np.dtype(dtype).itemsize < 8 else ""),
+            "use a larger `eta`" + (", or `dtype=float64`" if np.dtype(dtype).itemsize < 8 else ""),
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta
 
 from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.arguments import Checked, Fraction, common_option, option
@@ -53,11 +54,11 @@ class Request(Checked):
     )
     correct: Correction | Literal["none"] | None = common_option(
         "divergence",
-        "divergence, absorption (the paper's) or none. Default: divergence with --perturbation "
+        "divergence, absorption (the paper's) or none. Default: divergence with `perturbation` "
         "pruning, none with gaussian.",
         "NAME",
     )
-    strength: Annotated[float, -100, 100] | Literal["measured", "default"] = option(
+    strength: Annotated[float, Meta(ge=-100, le=100)] | Literal["measured", "default"] = option(
         "default",
         "Change of a block's sparsity per unit of the correction; measured: equal marginal errors, "
         "from probes at three sparsities. Default: measured for divergence, 0.05 (provisional) for "
@@ -88,7 +89,7 @@ class Request(Checked):
             raise RefimplError(
                 f"a correction ({self.correct}) with compat peer",
                 "no correction: peer reproduces the published code of the base allocation",
-                "use --correct none, or --compat exact",
+                "use `correct=none`, or `compat=exact`",
             )
         if self.strength == "default":
             usual = "measured" if self.correct == "divergence" else STRENGTH
@@ -97,7 +98,7 @@ class Request(Checked):
             raise RefimplError(
                 "measured strength with the absorption correction",
                 "a number: only divergence is measured at several sparsities",
-                f"use --strength {STRENGTH}, or --correct divergence",
+                f"use `strength={STRENGTH}`, or `correct=divergence`",
             )
         object.__setattr__(self, "options", self.record.checked(self.options))
 
@@ -151,8 +152,8 @@ class Request(Checked):
             if self.correct == "divergence":
                 raise RefimplError(
                     "the divergence correction with Gaussian noise",
-                    "--perturbation pruning, which measures the error that pruning makes",
-                    "use --perturbation pruning, or --correct absorption or none",
+                    "`perturbation=pruning`, which measures the error that pruning makes",
+                    "use `perturbation=pruning`, `correct=absorption` or none",
                 )
             return plan
         if self.measured and plan.delta is None:
@@ -166,7 +167,7 @@ class Request(Checked):
             raise RefimplError(
                 f"{what} without probes",
                 "measured strength, or for linears a delta: probes prune units alone",
-                f"use --correct divergence, or omit {what}",
+                f"use `correct=divergence`, or omit {what}",
             )
         return plan
 
@@ -222,7 +223,7 @@ def read_custom(path: Path, linears: Linears) -> Array:
         content = _csv_content(text) if path.suffix.lower() == ".csv" else parsed_json(text)
         if isinstance(content, Mapping):
             if "blocks" in content:
-                remedy = "prune with --allocation FILE and without --sparsity: its counts stand"
+                remedy = "prune with `allocation=FILE` and without `sparsity`: its counts stand"
             names = min((blocks, units), key=lambda names: len(content.keys() ^ set(names)))
             if odd := sorted(content.keys() ^ set(names))[:3]:
                 raise ValueError(f"missing or unknown names such as {', '.join(odd)}")

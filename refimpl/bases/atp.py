@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
 from refimpl.arguments import Fraction, checked
 from refimpl.bases.base import Base, BaseInputs, Option
@@ -10,9 +11,11 @@ from refimpl.bases.uniform import uniform
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Floats
 
+Slope = Annotated[float, Meta(ge=-1, le=1)]
+
 
 @checked
-def atp(num_blocks: int, sparsity: Fraction, beta: Annotated[float, -1, 1]) -> Floats:
+def atp(num_blocks: int, sparsity: Fraction, beta: Slope) -> Floats:
     """Return ATP's allocation: a straight line over depth.
 
     s_i = S - beta (L - 1) / 2 + i beta,  i = 0..L-1
@@ -41,7 +44,7 @@ def atp(num_blocks: int, sparsity: Fraction, beta: Annotated[float, -1, 1]) -> F
         raise RefimplError(
             f"beta {beta} gives sparsities from {line.min():.4f} to {line.max():.4f}",
             f"every block in [0, 1]: a beta from {-reach:.6g} to {reach:.6g}",
-            f"use --base-option beta={np.copysign(reach, beta):.6g}, or one nearer to 0",
+            f"use beta={np.copysign(reach, beta):.6g}, or one nearer to 0",
         )
     return line
 
@@ -55,7 +58,7 @@ ATP = Base(
     "ATP",
     "arXiv:2502.14770",
     _allocation,
-    options={"beta": Option(None, "Step of the sparsity per block.", Annotated[float, -1, 1])},
+    options={"beta": Option(None, "Step of the sparsity per block.", Slope)},
     formulas=(atp,),
     deviations="its script picks beta on the test text; here the caller does",
 )

@@ -26,7 +26,7 @@ class Option:
     Args:
         default: The default value; None if the option is required.
         help: Its description on the reference page.
-        kind: Its type, as of a field: `Annotated[float, 0, 1]`, `Literal["mean", "median"]`.
+        kind: Its type, as of a field: `Fraction`, `Literal["mean", "median"]`.
         of_signal: Whether the signal depends on it, and not only the allocation.
     """
 
@@ -43,7 +43,7 @@ class Option:
     def checked(self, base: str, name: str, value: Any) -> Value:
         """A value as the formulas take it; refuses what is not accepted."""
         if self.words:
-            require(value, self.kind, f"base option {name}")
+            require(value, self.kind, name)
             return str(value)
         try:
             number = float(value)
@@ -56,7 +56,7 @@ class Option:
             raise RefimplError(
                 f"base {base}: option {name} is {f'{number:g}' if isfinite(number) else known}",
                 described(self.kind),
-                f"use --base-option {name}={'NUMBER' if self.default is None else self.default}",
+                f"use for example {name}={'NUMBER' if self.default is None else self.default}",
             )
         return converted
 
@@ -153,7 +153,7 @@ class Base:
             raise RefimplError(
                 f"base {self.name}: unknown option {listed(sorted(unknown))}",
                 f"the options {', '.join(self.options)}" if self.options else "no option",
-                "correct or remove --base-option",
+                "correct or remove the option",
             )
         return {
             name: option.checked(self.name, name, options.get(name, option.default))

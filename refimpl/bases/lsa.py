@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from functools import partial
-from math import fsum, inf
-from typing import Annotated
+from math import fsum
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Fraction, checked
+from refimpl.arguments import Count, Fraction, checked
 from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
 from refimpl.bases.spread import by_share
 from refimpl.errors import RefimplError
@@ -106,7 +105,7 @@ def lsa(
         raise RefimplError(
             f"a sparsity of {allocation.min():.4f}, from which the peer's code counts backwards",
             "a beta that leaves every block at 0 or more",
-            "use a smaller --base-option beta, or --compat exact, which projects",
+            "use a smaller beta, or `compat=exact`, which projects",
         )
     return allocation
 
@@ -142,7 +141,10 @@ LSA = Base(
             Fraction,
         ),
         "block": Option(
-            128, "Columns of a group, which loses half; 0: the row.", Annotated[int, 0, inf], True
+            128,
+            "Columns of a group, which loses half; 0: the row.",
+            Count,
+            True,
         ),
     },
     needs="products",

@@ -22,7 +22,7 @@ def is_flat(signal: Floats, name: str, compat: Compat) -> bool:
         raise RefimplError(
             f"{name} is the same for every unit, which gives NaN in the peer's code",
             "at least two different values",
-            "use --compat exact, which falls back to uniform",
+            "use `compat=exact`, which falls back to uniform",
         )
     return flat
 

@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from refimpl.allocation.request import Correction, Request
-from refimpl.arguments import AtLeastOne, Checked, Seed, common_option, option
+from refimpl.arguments import AtLeastOne, Checked, Count, Fraction, common_option, option
 from refimpl.bases.base import bases
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import (
-    Count,
     Document,
     Named,
-    Share,
-    Size,
     converted,
     plain,
     read_document,
@@ -84,7 +81,7 @@ class Grid(Checked):
         "of the text.",
         "N",
     )
-    jitter: Seed = option(
+    jitter: Count = option(
         0,
         "Reruns of the baseline with all sparsities moved by about 1e-6. The spread is the "
         "noise floor, below which no difference is a finding.",
@@ -159,12 +156,12 @@ class BenchSettings(Document, frozen=True, kw_only=True, omit_defaults=False):
     """What all cells share; null stands for the default of the model."""
 
     text: BenchText
-    samples: Size
-    seq_len: Size | None
-    seeds: Size
+    samples: AtLeastOne
+    seq_len: AtLeastOne | None
+    seeds: AtLeastOne
     measured_on: tuple[BenchText, ...]
-    window: Size | None
-    windows: Size | None
+    window: AtLeastOne | None
+    windows: AtLeastOne | None
     dtype: str
 
 
@@ -172,7 +169,7 @@ class TextNats(Document, frozen=True, kw_only=True):
     """Of each window of a text: the summed -ln p, and the number of predicted tokens."""
 
     nats: tuple[float, ...]
-    tokens: tuple[Size, ...]
+    tokens: tuple[AtLeastOne, ...]
 
 
 class BenchRow(Document, frozen=True, kw_only=True):
@@ -184,7 +181,7 @@ class BenchRow(Document, frozen=True, kw_only=True):
     model: str
     model_sha256: str | None
     pruner: str | None = None
-    sparsity: Share = 0.0
+    sparsity: Fraction = 0.0
     allocation: str | None = None
     allocation_sha256: str | None = None
     seed: Count = 0

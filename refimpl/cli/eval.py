@@ -10,8 +10,9 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 import typer
+from msgspec import Meta
 
-from refimpl.arguments import Checked, Seed, common_option, option, same_option
+from refimpl.arguments import Checked, Count, common_option, option, same_option
 from refimpl.bench.cells import BENCH, TABLE, BenchSettings, Grid
 from refimpl.cli import groups, terminal
 from refimpl.cli.options import Group, argument, refuse, with_groups
@@ -99,13 +100,13 @@ class GenerateOptions(Checked):
     """The text, and how it continues."""
 
     prompt: str = common_option(..., "The text to continue.", "TEXT")
-    tokens: Annotated[int, 1, WHOLE] = common_option(
+    tokens: Annotated[int, Meta(ge=1, le=WHOLE)] = common_option(
         TOKENS, "Largest number of tokens to add. A model stops at an end of text.", "N"
     )
-    temperature: Annotated[float, 0, 100] = common_option(
+    temperature: Annotated[float, Meta(ge=0, le=100)] = common_option(
         0.0, "Sample from softmax(logits / T); 0 takes the most likely token.", "T"
     )
-    seed: Seed = common_option(0, "Seed of the samples, the same for every model.", "N")
+    seed: Count = common_option(0, "Seed of the samples, the same for every model.", "N")
     dtype: npt.DTypeLike = same_option(Settings, "dtype")
 
 

@@ -1,5 +1,6 @@
 """Options are fields of dataclasses: how typer reads them, and how they are checked."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -15,14 +16,12 @@ import numpy.typing as npt
 import typer
 from typer.models import ArgumentInfo
 
-from refimpl.arguments import Checked, hints_of, option, spelled
+from refimpl.arguments import Checked, hints_of, option
 from refimpl.cli import terminal
 from refimpl.cli.outputs import OutputKind, check_outputs
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import WHOLE
 from refimpl.model.floating_point import loud
-
-Fields = Sequence[Field[Any]]
 
 
 def plain(text: str) -> str:
@@ -92,7 +91,7 @@ def value_type(name: str, hint: Any, default: Any) -> tuple[Any, Callable[[Any],
     if hint == npt.DTypeLike:
         return Literal["float32", "float64"], None
     if origin is Annotated:
-        limits = inner[1:] == (0, 1)
+        limits = (inner[1].ge, inner[1].le) == (0, 1)
         return (str, partial(number, name)) if limits else value_type(name, inner[0], default)
     if origin is tuple and inner[0] is float:
         return str, partial(numbers, name)
@@ -137,41 +136,31 @@ class Group:
     changes: bool = False  # without defaults: what is given fills a dictionary of fields
     opened: Callable[..., AbstractContextManager[Any]] | None = None  # makes the dataclass
 
-    def options(self, target: Any) -> dict[str, list[Field[Any]]]:
-        """The fields that each option fills, by the option's name."""
-        found: dict[str, list[Field[Any]]] = {}
+    def known(self, target: Any) -> list[Field[Any]]:
+        """The fields that are options."""
         known = dict[str, Field[Any]]()
         for one in _types(target):
             known |= {x.name: x for x in fields(one) if x.name not in known}
-        for x in known.values():
-            if x.metadata and (not self.only or x.name in self.only):
-                name = x.metadata.get("of") or x.metadata.get("name", x.name)
-                found.setdefault(name, []).append(x)
-        return found
+        return [x for x in known.values() if x.metadata and (not self.only or x.name in self.only)]
 
     def parameters(self, target: Any) -> Iterator[Parameter]:
         """The options as parameters of a command."""
-        for name, members in self.options(target).items():
-            first, hints = members[0], _hints(target)
-            more, parts = first.metadata, "of" in first.metadata
-            helps = [_help(x, self.says.get(x.name, "")) for x in members]
-            hint, read = value_type(name, more.get("type", hints[first.name]), first.default)
-            default = shown_default(first.default, read)
-            help, metavar = helps[0], "" if hint is bool else more["metavar"]
-            if parts:
-                keys = [f"{_key(x)}={_words(x, hints[x.name])}" for x in members]
-                help = " ".join(("May be repeated.", *map("{}: {}".format, keys, helps)))
-                hint, default, metavar = list[str], None, "NAME=VALUE"
+        hints = _hints(target)
+        for x in self.known(target):
+            more, name = x.metadata, _name(x)
+            hint, read = value_type(name, more.get("type", hints[x.name]), x.default)
+            default = shown_default(x.default, read)
+            help = _help(x, self.says.get(x.name, ""))
             if self.changes:
                 help, default = help.partition(" Default: ")[0], None
             long, flags = f"--{name.replace('_', '-')}", more.get("flags", ())
             info = typer.Option(
                 *(x for x in flags if x[1] != "-"), long, *(x for x in flags if x[1] == "-"),
-                help=plain(help), metavar=metavar, readable=False, case_sensitive=False,
+                help=plain(help), metavar="" if hint is bool else more["metavar"], readable=False,
+                case_sensitive=False, show_default="Default:" not in help,
                 rich_help_panel=None if more.get("common") else f"Advanced: {self.panel}",
-                show_default="Default:" not in help,
             )  # fmt: skip
-            required = first.default is MISSING and first.default_factory is MISSING
+            required = x.default is MISSING and x.default_factory is MISSING
             hint = hint | None if default is None and not required else hint
             marks = [more["kind"]] if "kind" in more else []
             yield Parameter(
@@ -184,19 +173,20 @@ class Group:
     def take(self, target: Any, values: dict[str, Any], ends: ExitStack) -> Any:
         """Remove the options of the group from the values of a command, and fill the dataclass."""
         filled: dict[str, Any] = {}
-        for name, members in self.options(target).items():
-            value, first, hints = values.pop(name), members[0], _hints(target)
-            if value in (None, []):
-                continue
-            if "of" in first.metadata:
-                filled |= _parts(name, members, value)
-            else:
-                hint = first.metadata.get("type", hints[first.name])
-                _, read = value_type(name, hint, first.default)
-                filled[first.name] = read(value) if read else value
+        hints = _hints(target)
+        for x in self.known(target):
+            value = values.pop(_name(x))
+            if value not in (None, []):
+                _, read = value_type(_name(x), x.metadata.get("type", hints[x.name]), x.default)
+                filled[x.name] = read(value) if read else value
         if self.opened is not None:
             return ends.enter_context(self.opened(**filled))
         return filled if self.changes or len(_types(target)) > 1 else target(**filled)
+
+
+def _name(x: Field[Any]) -> str:
+    """The name of a field's option, as of a parameter."""
+    return x.metadata.get("name", x.name)
 
 
 def _types(target: Any) -> tuple[Any, ...]:
@@ -221,24 +211,19 @@ def _help(x: Field[Any], more: str) -> str:
     return f"{shown} {more}".rstrip()
 
 
-def _key(x: Field[Any]) -> str:
-    """The name of a field in NAME=VALUE."""
-    return spelled(x).partition(" ")[2].rstrip("=")
+_PARAMETER = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 
 
-def _words(x: Field[Any], hint: Any) -> str:
-    """The values of a field, its default first, or what stands for them."""
-    words = sorted(get_args(hint), key=lambda word: word != x.default)
-    return x.metadata["metavar"] or " or ".join(words)
+def as_options(error: RefimplError, fields: Iterable[Field[Any]]) -> RefimplError:
+    """An error of the library, whose parameters are those fields or their like, in our words."""
+    names = {x.name: _name(x) for x in fields}
 
+    def option(found: re.Match[str]) -> str:
+        name = names.get(found[1], found[1]).replace("_", "-")
+        return f"--{name} {found[2] or ''}".rstrip()
 
-def _parts(name: str, members: Fields, texts: Sequence[str]) -> dict[str, Any]:
-    """The fields that an option with NAME=VALUE fills."""
-    known, values = {_key(x): x.name for x in members}, assignments(name, texts)
-    if odd := [key for key in values if key not in known]:
-        problem, remedy = f"{name} {odd[0]!r}", f"use one of these after --{name}"
-        raise RefimplError(problem, " or ".join(f"{key}=" for key in known), remedy)
-    return {known[key]: number_or_word(value) for key, value in values.items()}
+    problem, expected, remedy = (_PARAMETER.sub(option, text) for text in error.args[:3])
+    return RefimplError(problem, expected, remedy, error.args[3])
 
 
 @dataclass(frozen=True)
@@ -278,12 +263,16 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
                 raise RefimplError(problem, "an integer of at most 64 bits", "use a smaller number")
         check_outputs(values, inputs, outputs)
         paths = [Path(values[name]) for name in outputs if values[name] is not None]
+        known = (x for target, group in groups.values() for x in group.known(target))
         # Allocations are computed with loud arithmetic; scoring names its own precision.
         with terminal.interruptible(paths, dict(values)), loud("float64"), ExitStack() as ends:
             if writes:
                 del values["force"]
-            filled = {name: group.take(x, values, ends) for name, (x, group) in groups.items()}
-            command(**values, **filled)
+            try:
+                filled = {name: group.take(x, values, ends) for name, (x, group) in groups.items()}
+                command(**values, **filled)
+            except RefimplError as error:
+                raise as_options(error, known) from error
 
     ungrouped.__signature__ = own.replace(  # type: ignore[attr-defined]
         parameters=[*parameters.values(), *common]
@@ -304,18 +293,13 @@ def _kind(parameter: Parameter) -> OutputKind | str | None:
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Whether an option stands in the command line, or "OPTION NAME" with a NAME=VALUE."""
-    name, _, key = name.partition(" ")
+    """Whether an option stands in the command line."""
     origin = context.get_parameter_source(name)
-    if origin is None or origin.name == "DEFAULT":
-        return False
-    return not key or any(text.partition("=")[0].strip() == key for text in context.params[name])
+    return origin is not None and origin.name != "DEFAULT"
 
 
 def refuse(context: typer.Context, names: Iterable[str], other: str, expected: str) -> None:
     """Refuse options that have no meaning beside another option."""
-    for name in names:
-        if is_given(context, name):
-            first, *key = name.split()
-            word = " ".join((f"--{first.replace('_', '-')}", *key))
-            raise RefimplError(f"{word} with {other}", expected, f"omit {word}")
+    for name in filter(partial(is_given, context), names):
+        word = f"--{name.replace('_', '-')}"
+        raise RefimplError(f"{word} with {other}", expected, f"omit {word}")

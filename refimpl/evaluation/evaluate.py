@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import AtLeastOne, Count
 from refimpl.errors import RefimplError
 from refimpl.evaluation.encoding import Choices, Sequences, choice_sequences, encoder
 from refimpl.evaluation.likelihood import (
@@ -19,7 +20,7 @@ from refimpl.evaluation.likelihood import (
     tokens_in_memory,
 )
 from refimpl.evaluation.measures import Accuracy, Perplexity, Questions
-from refimpl.loading.files.documents import Count, Document, Size, filled, plain
+from refimpl.loading.files.documents import Document, filled, plain
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.pruning.record import PruningFacts, recorded_pruning
@@ -107,7 +108,7 @@ def evaluate(
         (33, 1589)
     """
     if windows is None and questions is None:
-        raise RefimplError("nothing to evaluate on", "a text, ids or questions", "use --text FILE")
+        raise RefimplError("nothing to evaluate on", "a text, ids or questions", "use `text=FILE`")
     settings = replace(settings or Settings(), **changes)
     pruning = recorded_pruning(model)
     texts: Sequences = [] if windows is None else [(ids, 1) for ids in windows.ids]
@@ -259,7 +260,7 @@ class EvaluationDocument(Document, frozen=True, kw_only=True):
     format: Literal[1]
     model: str
     family: str
-    num_blocks: Size
+    num_blocks: AtLeastOne
     model_sha256: str | None = None
     dtype: str
     pruning: PruningFacts | None

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
-from refimpl.arguments import AtLeastOne, Seed
+from refimpl.arguments import AtLeastOne, Count
 from refimpl.errors import RefimplError
 from refimpl.evaluation.encoding import Encoder, encoder
 from refimpl.loading.files.file_reading import read_file
@@ -91,8 +92,8 @@ def generate(
     prompt: str,
     tokens: AtLeastOne = TOKENS,
     *,
-    temperature: Annotated[float, 0, 100] = 0.0,
-    seed: Seed = 0,
+    temperature: Annotated[float, Meta(ge=0, le=100)] = 0.0,
+    seed: Count = 0,
     dtype: npt.DTypeLike = np.float32,
     progress: Progress = lambda done, total: None,
 ) -> tuple[Continuation, ...]:

@@ -1,13 +1,13 @@
 """The algorithm as it runs on one model, step by step, with the numbers of that run."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
 from refimpl.allocation.plan import Perturbation, require_resolved
 from refimpl.allocation.request import Request
-from refimpl.arguments import require
+from refimpl.arguments import integer, require
 from refimpl.errors import RefimplError
 from refimpl.explanation.forward import forward_steps
 from refimpl.explanation.method import method_steps
@@ -92,18 +92,18 @@ def explain(
     plan = request.perturbation(plan)
     settings = replace(settings or Settings(), **changes)
     require_resolved(plan, settings.dtype)
-    require(block, Annotated[int, 0, model.config.num_blocks - 1], "block", "--block ")
+    require(block, integer(0, model.config.num_blocks - 1), "block")
     if len(plan.etas) > 1:
         raise RefimplError(
             f"{len(plan.etas)} values of eta",
             "one value, which all steps use",
-            "use for example --eta 0.01",
+            "use for example `eta=0.01`",
         )
     steps = steps_of(model, block, plan, request)
     names = [one.name for one in steps]
     if step is not None and step not in names:
         raise RefimplError(
-            f"no step {step!r} in {model.name}", f"one of {', '.join(names)}", "change --step"
+            f"no step {step!r} in {model.name}", f"one of {', '.join(names)}", "change `step`"
         )
     values = Values(model, tokens, block, plan, request, settings)
     model.check_finite(settings.dtype)

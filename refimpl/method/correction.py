@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from refimpl.arguments import Fraction, checked
 from refimpl.errors import RefimplError
@@ -75,7 +76,7 @@ def centred_log(error: npt.ArrayLike) -> Array:
 @checked
 def correction(
     u: npt.ArrayLike,
-    strength: Annotated[float, -100, 100] = STRENGTH,
+    strength: Annotated[float, Meta(ge=-100, le=100)] = STRENGTH,
     max_correction: Fraction = MAX_CORRECTION,
     scale: Scale = "raw",
 ) -> tuple[Array, Array]:

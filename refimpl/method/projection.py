@@ -7,6 +7,7 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from refimpl.arguments import Fraction, checked, require
 from refimpl.errors import RefimplError
@@ -56,8 +57,8 @@ def project(
     each = np.full(len(weights), hi) if np.ndim(hi) == 0 else hi
     tops: list[float] = finite_vector(each, "hi", len(weights)).tolist()
     for top in {*tops}:
-        require(lo, Annotated[float, 0, top], "lo")
-        require(top, Annotated[float, lo, 1], "hi")
+        require(lo, Annotated[float, Meta(ge=0, le=top)], "lo")
+        require(top, Annotated[float, Meta(ge=lo, le=1)], "hi")
     # Floats are fractions. In units of 1 / scale all is whole, t too, so sums are exact and quick;
     # one rounding, the last, is left, however unequal the units.
     least, asked, most = decimal(lo), decimal(sparsity), [decimal(top) for top in tops]
@@ -67,7 +68,7 @@ def project(
         raise RefimplError(
             f"sparsity {sparsity} is infeasible with lo {lo} and hi {limit:g}",
             f"a sparsity in [{lo}, {limit:g}]",
-            "change --sparsity, --lo or --hi",
+            "change `sparsity`, `lo` or `hi`",
         )
     rates = [1.0] * len(desired)
     if slopes is not None:

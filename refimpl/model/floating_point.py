@@ -21,7 +21,7 @@ def loud(dtype: npt.DTypeLike) -> Iterator[None]:
         ...
         refimpl.errors.RefimplError: a number is beyond the range of float32 (overflow ...
         expected: weights and states within the range of float32
-        next: use --dtype float64; with score, try a smaller --eta; otherwise check the weights
+        next: use `dtype=float64`; with score, try a smaller `eta`; otherwise check the weights
     """
     name = np.dtype(dtype).name
     try:
@@ -31,7 +31,7 @@ def loud(dtype: npt.DTypeLike) -> Iterator[None]:
         raise RefimplError(
             f"a number is beyond the range of {name} ({error})",
             f"weights and states within the range of {name}",
-            "use --dtype float64; with score, try a smaller --eta; otherwise check the weights",
+            "use `dtype=float64`; with score, try a smaller `eta`; otherwise check the weights",
         ) from error
 
 

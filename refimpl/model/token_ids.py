@@ -33,6 +33,6 @@ def checked_ids(token_ids: npt.ArrayLike, config: Config) -> Array:
         raise RefimplError(
             f"a sequence of {ids.shape[1]} tokens is too long for this model",
             f"at most {config.max_position_embeddings} tokens (its max_position_embeddings)",
-            f"use --seq-len {config.max_position_embeddings} or less",
+            f"use `seq_len={config.max_position_embeddings}` or less",
         )
     return ids.astype(np.int64)

@@ -217,7 +217,7 @@ class Weight:
             raise RefimplError(
                 f"{tensor} holds {bad_cast} weights of {size} that {name} cannot hold",
                 f"weights within the range of {name}",
-                "use --dtype float64",
+                "use `dtype=float64`",
             )
 
     def _cast(self, dtype: npt.DTypeLike, rows: slice) -> Array:

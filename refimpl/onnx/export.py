@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import GraphOutputs, require
+from refimpl.arguments import GraphOutputs, integer, require
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.onnx.recording import model_graph as graphs
@@ -54,7 +54,7 @@ def export(
     """
     out = Path(out)
     data = Path(f"{out}.data")
-    require(opset, Annotated[int, OLDEST_OPSET, NEWEST_OPSET], "opset", "--opset ")
+    require(opset, integer(OLDEST_OPSET, NEWEST_OPSET), "opset")
     _check_output(model, out, data, force)
     recording = graphs.Recording(model, dtype, data.name, opset, seq_len)
     arrays = distinct(recording.carried)

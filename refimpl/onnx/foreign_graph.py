@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import onnx
+from msgspec import Meta
 from onnx import TensorProto, helper
 
 from refimpl.arguments import Device, require
@@ -24,9 +25,10 @@ LOGITS_DTYPES = {helper.np_dtype_to_tensor_dtype(np.dtype(name)): name for name 
 # A graph may take this long to open or to run, and then as long as weights and products of weights
 # and tokens take at hundredths of the speed of one core: a graph without an end has one.
 SECONDS, WEIGHTS_PER_SECOND, PRODUCTS_PER_SECOND = 60.0, 1e6, 1e8
+TimeLimit = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 REFUSED = (
     "a graph that ends in time, and needs no more memory than is free",
-    "write the graph with refimpl export, or use a longer --time-limit",
+    "write the graph with refimpl export, or use a longer `time_limit`",
 )
 
 
@@ -38,7 +40,7 @@ def open_foreign(
     time_limit: float | None = None,
 ) -> Candidate:
     """Open a graph's file in a child process; no step of it may take longer than the limit."""
-    require(time_limit, Annotated[float, 0.001, 1_000_000] | None, "time_limit", "--time-limit ")
+    require(time_limit, TimeLimit | None, "time_limit")
     trace = graphs.trace_points(model.config)
     weights = sum(prod(x.shape) for x in model.weights.values())
 
@@ -52,7 +54,7 @@ def open_foreign(
         device,
         threads,
         free_memory(),
-        name=f"--graph {path}",
+        name=f"`graph={path}`",
         seconds=longest(weights / WEIGHTS_PER_SECOND),
         refused=REFUSED,
     )
@@ -93,7 +95,7 @@ class Opened:
         for name, array in arrays.items():
             if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in "fiu":
                 raise RefimplError(
-                    f"--graph {self.path}: output {name} is no array of numbers",
+                    f"`graph={self.path}`: output {name} is no array of numbers",
                     "arrays of float32 or float64",
                     "write the graph with refimpl export",
                 )
@@ -121,7 +123,7 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> tuple[str, Any, Any, dict[
     except Exception as error:  # protobuf's own class for what it cannot read has no stubs
         why = error.strerror if isinstance(error, OSError) else "no ONNX graph"
         raise RefimplError(
-            f"--graph {path}: cannot be read ({why})",
+            f"`graph={path}`: cannot be read ({why})",
             "an ONNX graph, such as refimpl export writes",
             "check the path, or write the graph again",
         ) from error
@@ -135,7 +137,7 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> tuple[str, Any, Any, dict[
     takes_tokens = [len(x.shape.dim) == 2 and x.elem_type in integers for x in inputs.values()]
     if dtype not in LOGITS_DTYPES.values() or logits not in LOGITS_DTYPES or takes_tokens != [True]:
         raise RefimplError(
-            f"--graph {path}: inputs {[*inputs][:5]}, outputs {[*outputs][:5]}, logits in dtype "
+            f"`graph={path}`: inputs {[*inputs][:5]}, outputs {[*outputs][:5]}, logits in dtype "
             f"{logits}, computes in {dtype or 'another dtype'}",
             f"one input of integers, [batch, sequence], and logits in {', '.join(graphs.DTYPES)}",
             "write the graph with refimpl export",

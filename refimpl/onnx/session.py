@@ -25,7 +25,7 @@ CUDA = "CUDAExecutionProvider"
 PROVIDERS = {CUDA: [(CUDA, {"use_tf32": "0"}), (CPU, {})], CPU: [(CPU, {})]}
 WANTED = (  # for CUDA, and what to do without
     "a GPU, and an onnxruntime that supports it",
-    "pip install onnxruntime-gpu in place of onnxruntime, or use --device auto or cpu",
+    "pip install onnxruntime-gpu in place of onnxruntime, or use `device=auto` or cpu",
 )
 
 
@@ -66,7 +66,7 @@ class Candidate:
             raise RefimplError(
                 f"a graph for sequences of {self.length} tokens, and these have {ids.shape[1]}",
                 f"sequences of {self.length} tokens, or a graph for any length",
-                f"use --seq-len {self.length}, or export the graph without --seq-len",
+                f"use `seq_len={self.length}`, or export the graph without `seq_len`",
             )
         return self.outputs({TOKENS: ids})
 
@@ -98,7 +98,7 @@ def uses_gpu(device: Device) -> bool:
         return False
     reason = _reason_against_cuda() if CUDA in installed else "is not installed"
     if reason and device == "cuda":
-        raise RefimplError(f"--device cuda: {CUDA} {reason}", *WANTED)
+        raise RefimplError(f"`device=cuda`: {CUDA} {reason}", *WANTED)
     return not reason
 
 
@@ -129,7 +129,7 @@ def _open(
         raise RefimplError(
             f"{runtime} does not use {provider}",
             "a device with its libraries",
-            "use --device auto or cpu",
+            "use `device=auto` or cpu",
         )
     every = [output.name for output in session.get_outputs()]
 
@@ -167,7 +167,7 @@ def _guarded(runtime: str, verb: str, action: Callable[[], Any]) -> Any:
         raise RefimplError(
             f"{runtime} cannot {verb} the graph: {why}",
             "a graph and inputs that the runtime supports",
-            "read the reason above; try --device cpu, or another version of the runtime",
+            "read the reason above; try `device=cpu`, or another version of the runtime",
         ) from error
 
 

@@ -67,9 +67,9 @@ def validate(
         opened = [open_foreign(Path(graph), model, device, threads, time_limit)]
         if dtype not in (None, opened[0].dtype):
             raise RefimplError(
-                f"--dtype {dtype} with a graph that computes in {opened[0].dtype}",
-                f"--dtype {opened[0].dtype}",
-                "omit --dtype",
+                f"`dtype={dtype}` with a graph that computes in {opened[0].dtype}",
+                f"`dtype={opened[0].dtype}`",
+                "omit `dtype`",
             )
     else:
         dtypes = [dtype] if dtype else ["float32", "float64"]
@@ -133,4 +133,4 @@ def notes_on(config: Config, candidates: Sequence[Candidate], longest: int) -> I
         )
     if windows := [kind.window for kind in config.blocks if (kind.window or 0) >= longest]:
         window = max(w for w in windows if w is not None)
-        yield f"no sample is longer than the window of {window:,}: use --seq-len {window + 8}"
+        yield f"no sample is longer than the window of {window:,}: use `seq_len={window + 8}`"

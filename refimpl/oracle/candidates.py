@@ -155,8 +155,8 @@ def candidate_case(
     if ids is None:
         raise RefimplError(
             "the candidate does not hold the token ids that it was computed from",
-            f"an array of them named {' or '.join(IDS)}, or --tokens FILE",
-            "add --tokens ids.npy",
+            f"an array of them named {' or '.join(IDS)}, or `tokens=FILE`",
+            "add `tokens=ids.npy`",
         )
     model = read_model(path, download=download)
     tokens = Tokens(checked_ids(ids, model.config), "of the candidate", "ids")
@@ -237,7 +237,7 @@ def _found(case: Case, sources: Sources, keys: Sequence[str]) -> dict[str, str]:
         raise RefimplError(
             f"no output belongs to a step; there are {', '.join(keys[:3]) or 'none'}",
             f"names such as {', '.join(wanted[:3])}",
-            "name the modules of your program in a file, and add --names FILE",
+            "name the modules of your program in a file, and add `names=FILE`",
         )
     return found
 
@@ -255,7 +255,7 @@ def _key(name: str, keys: Sequence[str]) -> str | None:
         raise RefimplError(
             f"{name} is the end of several names: {', '.join(found[:3])}",
             "one output of each module",
-            "remove the others, or name the modules in a file and add --names FILE",
+            "remove the others, or name the modules in a file and add `names=FILE`",
         )
     return found[0] if found else None
 

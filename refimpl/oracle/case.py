@@ -144,22 +144,22 @@ def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = P
     ids, config = tokens.ids, model.config
     if recipe.shown and max(recipe.shown) >= config.num_blocks:
         raise RefimplError(
-            f"--shown {max(recipe.shown)}: the model has {config.num_blocks} blocks",
+            f"`shown={max(recipe.shown)}`: the model has {config.num_blocks} blocks",
             f"blocks from 0 to {config.num_blocks - 1}",
             "choose other blocks",
         )
     if recipe.sample_tokens < 0 or (recipe.sample_tokens and not recipe.only):
         raise RefimplError(
-            f"--sample-tokens {recipe.sample_tokens} without --only",
+            f"`sample_tokens={recipe.sample_tokens}` without `only`",
             "1 or more tokens, of steps that do not read all of them",
-            "add --only 'blocks.*'",
+            "add `only='blocks.*'`",
         )
     expected = steps(model, ids, recipe)
     if unknown := [p for p in recipe.only if not fnmatch.filter(expected, p)]:
         raise RefimplError(
-            f"--only {unknown[0]}: no step of the forward or the experiments matches",
+            f"`only={unknown[0]}`: no step of the forward or the experiments matches",
             f"names such as {', '.join([*expected][:3]) or 'blocks.0.q'}, or a pattern of some",
-            "choose other steps, or omit --only for the whole method",
+            "choose other steps, or omit `only` for the whole method",
         )
     shape, inputs = (ids.shape[1], config.hidden_size), {"token_ids": ids}
     for draw, name in enumerate(_noises(recipe, expected)):

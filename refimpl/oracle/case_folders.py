@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from refimpl.arguments import AtLeastOne
 from refimpl.errors import RefimplError
-from refimpl.loading.files.documents import Document, Size, converted, read_document
+from refimpl.loading.files.documents import Document, converted, read_document
 from refimpl.oracle.judging.records import StepMeasure
 
 FACTS = "case.json"
@@ -27,7 +28,7 @@ class CaseTokens(Document, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The token ids of a case: their source, sequences and tokens of each, and digest."""
 
     source: str
-    shape: tuple[Size, Size]
+    shape: tuple[AtLeastOne, AtLeastOne]
     sha256: Digest
 
 
@@ -35,7 +36,7 @@ class StepFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """A step, and how a candidate's is compared: see `judging.records`."""
 
     name: Annotated[str, Meta(pattern="^[a-z0-9_.]+$")]
-    shape: tuple[Size, ...]
+    shape: tuple[AtLeastOne, ...]
     dtype: Literal["float64", "int64", "uint8"]
     measure: StepMeasure
 
@@ -44,7 +45,7 @@ class CaseFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The content of `case.json`; the model is a path relative to it, or an id of the hub."""
 
     schema: Literal[3]
-    spec: Size
+    spec: AtLeastOne
     versions: dict[str, str]
     model: str
     family: str

@@ -95,9 +95,9 @@ def check(
     wanted = asked_steps([*case.expected], only)
     if stepwise and case.recipe.only:
         raise RefimplError(
-            f"--stepwise: {case.name} holds some of the steps",
+            f"`stepwise`: {case.name} holds some of the steps",
             "a case of every step, whose values a step-wise candidate reads",
-            "omit --stepwise, or make a case without --only",
+            "omit `stepwise`, or make a case without `only`",
         )
     actual = {name: case.sampled(measures.array_of(x)) for name, x in actual.items()}
     names = {x.dtype.name for x in actual.values()} & EPS.keys() if dtype is None else {dtype}
@@ -105,7 +105,7 @@ def check(
         raise RefimplError(
             "the candidate has no float array",
             f"arrays of {', '.join(EPS)}",
-            "add --dtype, or write the results in the dtype of their computation",
+            "add `dtype`, or write the results in the dtype of their computation",
         )
     dtype = max(names, key=lambda name: EPS.get(name, 0.0))
     some = wanted if len(wanted) < len(case.expected) else None
@@ -125,7 +125,7 @@ def asked_steps(steps: Sequence[str], only: Sequence[str]) -> list[str]:
     if found := matching(steps, only):
         return found
     raise RefimplError(
-        f"--only {' '.join(only)}: no step of the case matches",
+        f"`only={' '.join(only)}`: no step of the case matches",
         f"names such as {', '.join(steps[:3])}, or patterns such as 'blocks.*'",
         f"choose from the steps in the case's {FACTS}",
     )

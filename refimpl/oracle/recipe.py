@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta
 
 from refimpl.allocation.plan import Noise
 from refimpl.allocation.request import Correction, Request
@@ -50,7 +50,7 @@ class Recipe(Checked):
     max_correction: float = 0.05
     pattern: str = option("2:4", "Pattern N:M; empty for none.", "N:M", name="nm")
     damping: float = 0.01
-    shown: tuple[Annotated[int, 0, inf], ...] = option(
+    shown: tuple[Annotated[int, Meta(ge=0)], ...] = option(
         (0,), "Block whose scores and weights are steps; may be repeated. Default: 0.", "N"
     )
     noise_norm: NoiseNorm = same_option(Noise, "noise_norm")
@@ -72,7 +72,7 @@ class Recipe(Checked):
         super().__post_init__()
         if not 0 < len(self.bases) == len({*self.bases}):
             raise RefimplError(
-                f"bases {' '.join(self.bases)}", "one or more, each once", "omit --bases"
+                f"bases {' '.join(self.bases)}", "one or more, each once", "omit `bases`"
             )
         _ = self.coarse_perturbation, *map(self.request, self.bases)
         _ = PrunerOptions(damping=self.damping), self.pattern and parse_pattern(self.pattern)

@@ -141,7 +141,7 @@ def _require_tokens(linear: str, sums: dict[str, Array]) -> None:
         raise RefimplError(
             f"{linear}: no token is routed to this expert, so its decision is not Wanda's",
             "tokens of which every expert sees one, before pruning and after",
-            "use more --samples, or a longer --seq-len",
+            "use more `samples`, or a longer `seq_len`",
         )
 
 

@@ -1,12 +1,11 @@
 """How many weights to prune: from sparsities to whole numbers that add up exactly."""
 
 import math
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Fraction, checked, require
+from refimpl.arguments import Fraction, checked, integer, require
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Ints, decimal, finite_vector, unit_sizes
 
@@ -96,7 +95,7 @@ def split_count(count: int, sizes: npt.ArrayLike) -> Ints:
     """
     parts: list[int] = unit_sizes(sizes).tolist()
     whole = sum(parts)
-    require(count, Annotated[int, 0, whole], "count")
+    require(count, integer(0, whole), "count")
     floors, remainders = zip(*(divmod(int(count) * part, whole) for part in parts), strict=True)
     order = sorted(range(len(parts)), key=lambda j: -remainders[j])  # sorted() is stable
     favoured = set(order[: count - sum(floors)])

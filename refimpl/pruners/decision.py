@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Checked, NotNegative, Seed, common_option, option
+from refimpl.arguments import Checked, Count, NotNegative, common_option, option
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Compat, Floats
 from refimpl.pruners.compensation import DAMPING, FLOAT64, SharedFactor
@@ -31,7 +31,7 @@ class PrunerOptions(Checked):
     damping: NotNegative = option(
         DAMPING, "Damping of the pruner's Hessian, as a fraction of its mean diagonal.", "X"
     )
-    seed: Seed = option(0, "Seed of all random numbers, 0 or more.", "N")
+    seed: Count = option(0, "Seed of all random numbers, 0 or more.", "N")
 
     def __post_init__(self) -> None:
         super().__post_init__()

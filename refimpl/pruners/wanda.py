@@ -1,11 +1,9 @@
 """Wanda: each row loses the weights whose size times the size of their input is least."""
 
-from typing import Annotated
-
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import NotNegative, checked, require
+from refimpl.arguments import NotNegative, checked, integer, require
 from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats, score_matrix
 from refimpl.pruners.pruner import LinearInputs, Pruner
@@ -81,7 +79,7 @@ def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
     """
     matrix = score_matrix(score)
     rows, columns = matrix.shape
-    require(count, Annotated[int, 0, rows * columns], "count")
+    require(count, integer(0, rows * columns), "count")
     base, extra = divmod(int(count), rows)
     rank = base if extra else max(base - 1, 0)
     ordered = np.partition(matrix, rank, axis=1)

@@ -86,7 +86,7 @@ def pruning_memory(
     size = f"{tokens} tokens in all, before and after a block"
     size += ", and one input's outer products, and what is computed from them" * bool(blocks)
     need = states + max((x.least for x in blocks), default=0)
-    require_memory(memory, need, thing, size, "fewer --samples")
+    require_memory(memory, need, thing, size, "fewer `samples`")
     weights = item * int(config.block_sizes.max())
     portions: Portions = [x.portions(memory - states, threads, weights) for x in blocks]
     new = max((x.new for x in blocks), default=0)  # also read back from the disk

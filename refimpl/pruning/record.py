@@ -4,12 +4,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from refimpl.arguments import AtLeastOne, Count, Fraction
 from refimpl.loading.files.documents import (
-    Count,
     Document,
     Named,
-    Share,
-    Size,
     converted,
     parsed_object,
     reading_document,
@@ -62,7 +60,7 @@ class LinearRecord(Document, frozen=True, kw_only=True):
     name: str
     sparsity: Positive
     requested: Count
-    weights: Size
+    weights: AtLeastOne
     pruned: Count
     zeros: Count
     kept_zeros: Count
@@ -111,8 +109,8 @@ class Pruning(Document, frozen=True, kw_only=True):
     seed: int | None = None
     compat: Literal["exact", "peer"]
     pattern: str | None
-    requested_sparsity: Share
-    total_weights: Size
+    requested_sparsity: Fraction
+    total_weights: AtLeastOne
     total_requested: Count
     total_pruned: Count
     total_zeros: Count

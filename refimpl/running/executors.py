@@ -20,7 +20,7 @@ def open_executor(name: str) -> Iterator[tuple[Executor, int]]:
         raise RefimplError(
             f"executor {name!r} is unknown",
             "dask=ADDRESS, with the address of a dask scheduler",
-            "omit --executor to use the threads of this process",
+            "omit `executor` to use the threads of this process",
         )
     need("dask", "distributed")
     from distributed import Client

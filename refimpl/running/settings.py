@@ -39,7 +39,7 @@ def parse_memory(size: str | int | None, more: int = 0) -> int:
         parsed = 0
     if parsed <= 0:
         raise RefimplError(
-            f"memory {size!r}", "a size such as 512M or 1.5G", "use for example --memory 1G"
+            f"`memory` {size!r}", "a size such as 512M or 1.5G", "use for example `memory=1G`"
         )
     return parsed
 
@@ -50,7 +50,7 @@ def require_memory(memory: int, need: int, thing: str, size: str, less: str) -> 
         raise RefimplError(
             f"memory of {memory} bytes does not hold {thing}",
             f"at least {need} bytes: {size}",
-            f"use --memory {need} or more, or {less}",
+            f"use `memory={need}` or more, or {less}",
         )
 
 

@@ -9,11 +9,12 @@ from functools import partial
 from threading import Lock
 from typing import Annotated, Any, Self, TypeVar
 
+from msgspec import Meta
 from threadpoolctl import ThreadpoolController
 
 from refimpl.arguments import require
 
-ThreadCount = Annotated[int, 1, 1024] | None
+ThreadCount = Annotated[int, Meta(ge=1, le=1024)] | None
 T = TypeVar("T")
 U = TypeVar("U")
 Progress = Callable[[float, float], None]
@@ -62,7 +63,7 @@ def cores() -> int:
 
 def thread_count(threads: int | None) -> int:
     """The number of threads that was asked for; one per core if it is None."""
-    require(threads, ThreadCount, "threads", "--threads ")
+    require(threads, ThreadCount, "threads")
     return threads or cores()
 
 

@@ -97,7 +97,7 @@ def _lost_workers() -> Iterator[None]:
         raise ResumableError(
             f"a worker was lost ({type(error).__name__}: {error or 'no reason given'})",
             "workers with memory for their work, and work that can be sent to them",
-            "use a smaller --memory or fewer --threads, and repeat the command",
+            "use a smaller `memory` or fewer `threads`, and repeat the command",
         ) from error
 
 

@@ -91,7 +91,7 @@ def state_groups(
     thing = "one experiment" + (f" for each of {workers} workers" if workers > 1 else "")
     states = f"{least} states of {length} x {config.state_size}"
     states += f", and {beside} bytes for the outer products of inputs" if beside else ""
-    require_memory(resources.memory, need, thing, states, "a shorter --seq-len")
+    require_memory(resources.memory, need, thing, states, "a shorter `seq_len`")
     if every:
         count = sum(map(len, cut))
         share = -(-count // (2 * workers)) if resources.executor else count

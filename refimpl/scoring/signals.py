@@ -122,7 +122,7 @@ def before_squares(
     if chosen.needing("products"):
         size = f"{len(ids)} x {length} tokens, before and after a block"
         thing = "the states of all sequences"
-        require_memory(resources.memory, need, thing, size, "fewer --samples")
+        require_memory(resources.memory, need, thing, size, "fewer `samples`")
     measured = of_weights(model, chosen, resources)
     return measured | _measured(model, chosen, "products", resources, ids)
 

@@ -36,14 +36,14 @@ def model_tokens(
     count = usual if samples is None else samples
     tokenizer, bos = model.tokenizer_json, model.config_file.get("bos_token_id")
     if text is not None and ids is not None:
-        raise RefimplError("--text with --tokens", "one of them", "omit one of them")
+        raise RefimplError("`text` with `tokens`", "one of them", "omit one of them")
     own = calibration and text is None and ids is None
     if own or text is not None:
         if own and not tokenizer.exists():
             raise RefimplError(
                 f"{model.folder}: no tokenizer.json for the text that comes with refimpl",
-                "a tokenizer, or token ids: --tokens FILE, or --tokens random",
-                "put tokenizer.json beside the model, or add --tokens FILE",
+                "a tokenizer, or token ids: `tokens=FILE`, or `tokens=random`",
+                "put tokenizer.json beside the model, or add `tokens=FILE`",
             )
         path = text or FOLDER / CALIBRATION
         tokens = text_tokens(path, tokenizer, count, length, bos_id=bos)
@@ -64,7 +64,7 @@ def model_windows(
         raise RefimplError(
             f"windows of {window} tokens",
             f"at most {longest}, the model's max_position_embeddings",
-            f"use --window {longest} or less",
+            f"use `window={longest}` or less",
         )
     size = min(SEQ_LEN, longest) if window is None else window
     bos, tokenizer = model.config_file.get("bos_token_id"), model.tokenizer_json

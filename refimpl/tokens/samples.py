@@ -2,14 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
-from refimpl.arguments import AtLeastOne, Checked, Seed, require
+from refimpl.arguments import AtLeastOne, Checked, Count, integer, require
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import json_value, read_lines, reading
 from refimpl.storage.file_system import open_file
@@ -59,7 +59,7 @@ def random_tokens(
 ) -> Tokens:
     """Samples [n, S], uniform over V ids, by Philox keyed by the seed; more begin with the same."""
     require_sizes(samples, seq_len)
-    require(seed, Seed, "seed")
+    require(seed, Count, "seed")
     require(vocab_size, AtLeastOne, "vocab_size")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     ids = generator.integers(0, vocab_size, (samples, seq_len), np.int64)
@@ -69,8 +69,8 @@ def random_tokens(
 
 def require_sizes(samples: int, seq_len: int) -> None:
     """Refuse to make no samples, samples without tokens, or more than fit into memory."""
-    require(seq_len, Annotated[int, 1, MOST_TOKENS], "seq-len", "--seq-len ")
-    require(samples, Annotated[int, 1, MOST_TOKENS // seq_len], "samples", "--samples ")
+    require(seq_len, integer(1, MOST_TOKENS), "seq_len")
+    require(samples, integer(1, MOST_TOKENS // seq_len), "samples")
 
 
 def spread(ids: Ids, total: int) -> str:
@@ -90,13 +90,13 @@ def cut(stream: npt.NDArray[Any], samples: int, seq_len: int, bos: int | None, n
         raise RefimplError(
             "a sample of 1 token would contain only BOS",
             "samples of at least 2 tokens",
-            "use --seq-len 2 or more",
+            "use `seq_len=2` or more",
         )
     if samples * body > total:
         longest, most = total // samples, total // body
-        options = [f"--seq-len {longest + extra}"] if longest else []
-        options += [f"--samples {most}"] if most else []
-        fallback = f"--samples 1 --seq-len {total + extra}" if total else "a longer text"
+        options = [f"`seq_len={longest + extra}`"] if longest else []
+        options += [f"`samples={most}`"] if most else []
+        fallback = f"`samples=1` `seq_len={total + extra}`" if total else "a longer text"
         raise RefimplError(
             f"{name} has {total} tokens, too few for {samples} samples of {seq_len}"
             + (", BOS included" if extra else ""),
@@ -110,8 +110,8 @@ def cut(stream: npt.NDArray[Any], samples: int, seq_len: int, bos: int | None, n
 
 def require_windows(window: int, count: int | None) -> None:
     """Refuse to make no windows, or windows in which no token is predicted."""
-    require(window, Annotated[int, 2, inf], "window", "--window ")
-    require(count, AtLeastOne | None, "windows", "--windows ")
+    require(window, Annotated[int, Meta(ge=2)], "window")
+    require(count, AtLeastOne | None, "windows")
 
 
 def window_bounds(
@@ -125,7 +125,7 @@ def window_bounds(
         raise RefimplError(
             f"{name} has {len(stream)} tokens, enough for {len(rows)} windows",
             f"at least {count or 1} windows",
-            f"use --windows {len(rows)}, or a longer text" if rows else "use a longer text",
+            f"use `windows={len(rows)}`, or a longer text" if rows else "use a longer text",
         )
     return rows
 
@@ -163,7 +163,7 @@ def id_tokens(
     samples = rows if samples is None else samples
     seq_len = width if seq_len is None else seq_len
     require_sizes(samples, seq_len)
-    require_rows(path, stored, samples, seq_len, ("--samples", "--seq-len"))
+    require_rows(path, stored, samples, seq_len, ("samples", "seq_len"))
     ids = np.array(stored[:samples, :seq_len], np.int64, order="C")
     extent = f"{samples:,} of {rows:,} rows, {seq_len:,} of {width:,} ids each, as given"
     return Tokens(ids, f"{path.name}, {extent}", "ids")
@@ -181,7 +181,7 @@ def id_windows(path: str | Path, window: int | None = None, count: int | None = 
     else:
         window = stored.shape[1] if window is None else window
         require_windows(window, count)
-        require_rows(path, stored, count or 1, window, ("--windows", "--window"))
+        require_rows(path, stored, count or 1, window, ("windows", "window"))
         windows = tuple(row[:window].astype(np.int64) for row in stored[:count])
     source = f"{path.name}, {window_extent(windows, window)}, ids as given"
     return Windows(windows, None, window, source, "ids")
@@ -192,7 +192,8 @@ def require_rows(
 ) -> None:
     """Refuse a file whose array [rows, width] is too small."""
     if rows > len(stored) or width > stored.shape[1]:
-        least = f"{options[0]} {min(rows, len(stored))} {options[1]} {min(width, stored.shape[1])}"
+        most = zip(options, stored.shape, (rows, width), strict=True)
+        least = " ".join(f"`{name}={min(size, asked)}`" for name, size, asked in most)
         raise RefimplError(
             f"{path} contains {len(stored)} rows of {stored.shape[1]} ids",
             f"at least {rows} rows of {width} ids",
@@ -207,7 +208,7 @@ def read_ids(path: Path) -> npt.NDArray[Any]:
         raise RefimplError(
             f"{path} is not a file of token ids",
             "a .npy or a .jsonl file",
-            "pass a text with --text",
+            "pass a text with `text`",
         )
     with reading(path):
         ids = readers[path.suffix.lower()](path)

@@ -51,7 +51,7 @@ class TextTokenizer:
             MEMORY,
             name=f"{path} is not a tokenizer that works",
             seconds=SECONDS,
-            refused=("the tokenizer.json of the model", "get it again, or pass ids with --tokens"),
+            refused=("the tokenizer.json of the model", "get it again, or pass ids with `tokens`"),
         )
 
     def encode(self, text: str, places: bool = False, special: bool = True) -> Encoding:
@@ -78,13 +78,13 @@ class TextTokenizer:
 
 def read_tokenizer(path: Path) -> TextTokenizer:
     """Open a `tokenizer.json`."""
-    need("text", "tokenizers", otherwise=", or pass ids with --tokens")
+    need("text", "tokenizers", otherwise=", or pass ids with `tokens`")
     with reading(path):
         if not path.exists():
             raise RefimplError(
                 f"no tokenizer at {path}",
                 "the model's tokenizer.json",
-                "put it there, or pass ids with --tokens FILE.npy or FILE.jsonl",
+                "put it there, or pass ids with `tokens=FILE.npy` or FILE.jsonl",
             )
         return TextTokenizer(path, read_file(path, TOKENIZER))
 
@@ -103,7 +103,7 @@ def bos_rule(
             f"{folder}: add_bos_token is {add_bos!r}, and the tokenizer puts {len(front)} tokens "
             "before a text",
             "add_bos_token true or false, and at most one token before a text",
-            "correct the tokenizer, or pass ids with --tokens",
+            "correct the tokenizer, or pass ids with `tokens`",
         )
     if add_bos is False:
         return None, "no BOS (add_bos_token is false in tokenizer_config.json)"
@@ -238,7 +238,7 @@ def encoded_pieces(
             raise RefimplError(
                 f"{name}: {end - start:,} characters, and no space or line break at a letter",
                 f"lines of at most {LONGEST - PIECE:,} characters",
-                "break the text into lines, or pass ids with --tokens",
+                "break the text into lines, or pass ids with `tokens`",
             )
         yield tokenizer.encode(text[start:end], places)
         start = end

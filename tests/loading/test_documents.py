@@ -51,7 +51,7 @@ READERS = {name: reader for name, (_, reader) in DOCUMENTS.items()}
 def texts() -> dict[str, str]:
     with TemporaryDirectory() as folder:
         scores, out = Path(folder) / "scores.json", Path(folder) / "out"
-        ran("score", LLAMA, *FEW, "--eta", "0.01,0.1", "-o", scores)
+        ran("score", LLAMA, *FEW, "--correct", "absorption", "-o", scores)
         ran("prune", LLAMA, "-o", out, "--allocation", scores, "--pruner", "magnitude")
         case, wrong = FIXTURES / "cases" / "llama", Path(folder) / "wrong.safetensors"
         write_arrays(wrong, {"embed": np.zeros((2, 12, 32), np.float32)})

@@ -181,11 +181,11 @@ def test_byte_order_mark_is_no_text(text: Path, save: Callable[..., Path]) -> No
 
 
 def test_too_short_a_text_says_what_would_do(text: Path, save: Callable[..., Path]) -> None:
-    model, problem = save(TEMPLATE), rf"text\.txt has {len(plain_ids(text))} tokens.*BOS included"
-    with pytest.raises(RefimplError, match=problem) as caught:
-        text_tokens(text, model, 4, 100)
-    assert text_tokens(text, model, 4, suggested(caught.value, "seq-len")[0]).ids.shape[0] == 4
-    assert text_tokens(text, model, suggested(caught.value, "samples")[0], 100).ids.shape[1] == 100
+    model, problem = save(TEMPLATE), f"text.txt has {len(plain_ids(text))} tokens"
+    caught = refusal_of(text_tokens, text, model, 4, 100, says=problem)
+    assert "BOS included" in caught.problem
+    assert text_tokens(text, model, 4, suggested(caught, "seq-len")[0]).ids.shape[0] == 4
+    assert text_tokens(text, model, suggested(caught, "samples")[0], 100).ids.shape[1] == 100
 
 
 REFUSED: dict[str, tuple[dict[str, str | bytes], str]] = dict(cases("tokens", "malformed"))
@@ -220,7 +220,7 @@ def test_files_that_cannot_be_read_are_refused(
     for path, tokenizer, problem in (
         (text.with_name("absent.txt"), model, r"absent\.txt: cannot be read \(No such file"),
         (text.parent, model, "Is a directory"),
-        (text, model.with_name("absent.json"), r"no tokenizer at(.|\n)*--tokens"),
+        (text, model.with_name("absent.json"), r"no tokenizer at(.|\n)*`tokens=FILE"),
     ):
         with pytest.raises(RefimplError, match=problem):
             text_tokens(path, tokenizer)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -16,9 +16,6 @@ from refimpl.loading.files.file_reading import parsed_json, read_file
 T = TypeVar("T")
 Named = tuple[str, str, str]
 """What messages call a document, what is expected, and what to do next."""
-Count = Annotated[int, msgspec.Meta(ge=0)]
-Size = Annotated[int, msgspec.Meta(ge=1)]
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Document(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -114,7 +111,7 @@ def reading_document(path: Path, named: Named) -> Iterator[None]:
     except OSError as error:
         raise unreadable(path, error, expected) from error
     except ValueError as error:
-        why = str(error).partition("\n")[0]
+        why = str(error).partition("\n")[0].replace("`", "")  # no parameters of a call
         raise RefimplError(f"{path}: not {name} ({why})", expected, remedy) from error
 
 

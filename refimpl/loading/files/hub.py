@@ -55,14 +55,14 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
             f"{model}: no such file or folder, and the cache {hub.constants.HF_HUB_CACHE} holds no "
             f"revision {revision} of such a model",
             _EXPECTED,
-            f"check the path, or {unset}add --download",
+            f"check the path, or {unset}add `download`",
         )
     name = f"{repository}@{snapshot.name}"
     if missing := _missing(snapshot):
         raise RefimplError(
             f"{name}: the cache lacks {listed(missing)} ({snapshot})",
             f"config.json, and {WEIGHTS[0]} or {INDEX} with all its shards",
-            f"if the repository holds these files, {unset}pass {name} with --download; of a "
+            f"if the repository holds these files, {unset}pass {name} with `download`; of a "
             "repository of GGUF files, get one with hf download, and pass it to refimpl convert",
         )
     return snapshot, name

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from refimpl.arguments import GraphDtype, GraphOutputs, require
+from refimpl.arguments import GraphDtype, GraphOutputs, integer, require
 from refimpl.errors import RefimplError
 from refimpl.model.config import BLOCK_EMBED, Config
 from refimpl.model.experts import Observer
@@ -147,7 +147,7 @@ def _refuse_mixers(config: Config) -> None:
 def _refuse_length(length: int | None, config: Config, dtype: np.dtype[Any]) -> None:
     """Refuse a length whose masks, one per kind of block, do not fit into a graph's file."""
     longest = config.max_position_embeddings
-    require(length, Annotated[int, 1, longest] | None, "seq_len", "--seq-len ")
+    require(length, integer(1, longest) | None, "seq_len")
     kinds = sum((kind.mixer or config.attention).attends for kind in {*config.blocks})
     heads = config.num_attention_heads if config.alibi else 1
     size = kinds * heads * (length or 0) ** 2 * dtype.itemsize
@@ -155,7 +155,7 @@ def _refuse_length(length: int | None, config: Config, dtype: np.dtype[Any]) -> 
         raise RefimplError(
             f"a graph for sequences of {length} tokens has {-(-size // MIB):,} MiB of masks",
             f"at most {LARGEST_MASKS // MIB:,} MiB, because a graph's file has less than 2 GiB",
-            "use a shorter --seq-len, or write a graph of any length: omit --seq-len",
+            "use a shorter `seq_len`, or write a graph of any length: omit `seq_len`",
         )
 
 
