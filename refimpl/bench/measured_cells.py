@@ -1,8 +1,7 @@
 """The loop over the cells of a comparison; each is scored, allocated, pruned and evaluated."""
 
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -16,15 +15,14 @@ from refimpl.allocation.allocate import Allocation, allocate, base_only, linear_
 from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.allocation.targets import Targets
 from refimpl.bench.cells import (
-    BENCH,
-    BENCH_FORMAT,
-    BenchDocument,
     BenchRow,
     BenchSettings,
     BenchText,
+    Comparison,
     Grid,
     NamedAllocation,
     TextNats,
+    append_row,
     rows_on_file,
 )
 from refimpl.errors import RefimplError, printable
@@ -47,13 +45,11 @@ from refimpl.storage.file_system import (
     remove,
     work_folder,
     work_path,
-    writing,
 )
-from refimpl.storage.files import write_json
-from refimpl.storage.finished_units import FinishedUnits, discard, finished_units, runs
 from refimpl.storage.target_checks import check_parent, real_path
-from refimpl.tokens import Tokens, Windows
+from refimpl.tokens import SAMPLES, SEQ_LEN, Tokens, Windows
 from refimpl.tokens.model_tokens import model_tokens, model_windows
+from refimpl.tokens.samples import SCORED
 
 JITTER, LEAST_MOVED = 1e-6, 2  # of a rerun: moves of sparsities, and weights that they are at least
 Stage = Callable[[str, int, int], AbstractContextManager[Progress]]
@@ -62,13 +58,13 @@ Stage = Callable[[str, int, int], AbstractContextManager[Progress]]
 
 @dataclass(frozen=True)
 class ModelBench:
-    """The cells of one model; what several of them need is measured once, in a folder of ours."""
+    """The cells of one model; what several of them need is measured once."""
 
     model: Model
     texts: Sequence[Path | None]
     shared: BenchSettings
     running: Settings
-    work: Path
+    pruned: Path
     measured: dict[object, tuple[Any, float]] = field(default_factory=dict)
 
     @cached_property
@@ -78,22 +74,26 @@ class ModelBench:
         return [model_windows(self.model, path, *size) for path in self.texts[1:]]
 
     @cached_property
-    def tokens(self) -> Tokens:
-        """The calibration tokens of all seeds."""
-        count = self.shared.samples * self.shared.seeds
-        sizes = None, count, self.shared.seq_len
-        return model_tokens(self.model, self.texts[0], *sizes, calibration=True)
+    def tokens(self) -> dict[str, Tokens]:
+        """The tokens of all seeds: as `score` takes them, and as `prune` does."""
+        shared, found = self.shared, dict[str, Tokens]()
+        for command, (samples, seq_len) in {"score": SCORED, "prune": (SAMPLES, SEQ_LEN)}.items():
+            count = samples if shared.samples is None else shared.samples
+            size = count * shared.seeds, shared.seq_len
+            usual = True, (samples, seq_len)
+            found[command] = model_tokens(self.model, self.texts[0], None, *size, 0, *usual)
+        return found
 
-    def tokens_of(self, seed: int) -> Tokens:
+    def tokens_of(self, command: str, seed: int) -> Tokens:
         """The samples of a seed: every so-manyth one, from all over the text."""
-        ids = np.ascontiguousarray(self.tokens.ids[seed :: self.shared.seeds])
-        return replace(self.tokens, ids=ids)
+        tokens = self.tokens[command]
+        return replace(tokens, ids=np.ascontiguousarray(tokens.ids[seed :: self.shared.seeds]))
 
     def allocation(
         self, cell: BenchRow, asked: NamedAllocation, progress: Progress
     ) -> tuple[Allocation, float]:
         """The allocation of a cell, and the block passes that measuring for it takes."""
-        request, tokens = asked.request(cell.sparsity), self.tokens_of(cell.seed)
+        request, tokens = asked.request(cell.sparsity), self.tokens_of("score", cell.seed)
         scored, passes = request.correct is not None or request.needs_pruning, 0.0
 
         def counted(done: float, total: float) -> None:
@@ -109,11 +109,8 @@ class ModelBench:
             plan: Perturbation = Noise(seed=cell.seed)
             if request.needs_pruning:
                 plan = Probes(seed=cell.seed, pruner=str(cell.pruner))
-            kept = work_path(self.work / "scores")
-            settings = replace(settings, finished=kept)
             found = score(self.model, tokens, plan, request, settings, bases=())
             self.measured[known] = found, passes
-            remove(kept)
         elif known not in self.measured:
             self.measured[known] = signals(self.model, request, tokens, settings), passes
         found, passes = self.measured[known]
@@ -121,13 +118,11 @@ class ModelBench:
             return allocate(found, request), passes
         return base_only(found, request, self.model.config.linears), passes
 
-    def row(
-        self, cell: BenchRow, asked: NamedAllocation | None, kept: Path | None, progress: Progress
-    ) -> BenchRow:
-        """Measure a cell, or the dense model; the pruned model stays if it has a path."""
+    def row(self, cell: BenchRow, asked: NamedAllocation | None, progress: Progress) -> BenchRow:
+        """Measure a cell, or the dense model."""
         started, seconds, facts = time.perf_counter(), dict[str, float](), plain(cell)
         facts["versions"] = versions() | {"code": program_sha256()[:12]}
-        stages, model, out = 2 * (asked is not None) + len(self.windows), self.model, kept
+        stages, model = 2 * (asked is not None) + len(self.windows), self.model
 
         def part(number: int) -> Progress:
             return lambda done, total: progress(number + done / max(total, 1e-9), stages)
@@ -136,14 +131,14 @@ class ModelBench:
             seconds[stage] = round(time.perf_counter() - started - sum(seconds.values()), 2)
 
         if asked is not None:
-            out, tokens = kept or self.work / "model", self.tokens_of(cell.seed)
             made, passes = self.allocation(cell, asked, part(0))
             lap("allocate")
+            tokens = self.tokens_of("prune", cell.seed)
             target = jittered(made, self.model, cell.jitter) if cell.jitter else made
             pruner = PrunerOptions(str(cell.pruner), seed=cell.seed)
             settings = replace(self.running, progress=part(1))
-            done = prune(model, out, target, pruner, tokens, settings=settings, force=True)
-            model = read_model(out)
+            done = prune(model, self.pruned, target, pruner, tokens, settings=settings, force=True)
+            model = read_model(self.pruned)
             lap("prune")
             facts |= {"block_sparsity": made.corrected_sparsity, "tokens_sha256": tokens.sha256}
             facts |= {"passes": passes, "pruned": done.total_pruned}
@@ -155,8 +150,7 @@ class ModelBench:
             assert found is not None
             texts.append(TextNats(nats=found.nats.tolist(), tokens=found.tokens.tolist()))
         lap("measure")
-        if asked is not None and kept is None:
-            remove(self.work / "model")
+        remove(self.pruned)
         return converted(plain(facts | {"texts": texts, "seconds": seconds}), BenchRow)
 
     @cached_property
@@ -165,12 +159,21 @@ class ModelBench:
         return model_sha256(self.model)
 
 
-def text_named(path: Path | None, otherwise: str) -> BenchText:
-    """A text by its name and digest; without a path, that of refimpl."""
-    if path is None:
-        return BenchText(name=Path(otherwise).stem, sha256=None)
-    with reading_document(path, ("a text", "a text in UTF-8", "check the path")):
-        return BenchText(name=printable(path.stem), sha256=file_digest(path))
+def texts_named(paths: Sequence[Path | None], otherwise: str) -> tuple[BenchText, ...]:
+    """Texts by names that differ and digests; without a path, that of refimpl."""
+    texts = list[BenchText]()
+    for path in paths:
+        if path is None:
+            texts.append(BenchText(name=Path(otherwise).stem, sha256=None))
+            continue
+        with reading_document(path, ("a text", "a text in UTF-8", "check the path")):
+            name, digest = printable(path.stem), file_digest(path)
+        if name in {x.name for x in texts}:
+            name = f"{name} ({digest[:6]})"
+        texts.append(BenchText(name=name, sha256=digest))
+    if len({x.sha256 for x in texts}) < len(texts):
+        raise RefimplError("a text twice in --measure-on", "each text once", "omit one of them")
+    return tuple(texts)
 
 
 def jittered(made: Allocation, model: Model, seed: int) -> Targets:
@@ -200,15 +203,11 @@ def measured_cells(
     texts: Sequence[Path | None],
     shared: BenchSettings,
     out: Path,
-    *,
     running: Settings,
     stage: Stage,
-    force: bool = False,
-    models_folder: Path | None = None,
-) -> tuple[BenchDocument, int]:
-    """Measure all cells that are not on file; the comparison, and how many there were."""
-    for folder in filter(None, (out, models_folder)):
-        check_parent(folder)
+) -> tuple[Comparison, int]:
+    """Measure all cells that are not on file; the comparison, and how many these were."""
+    check_parent(out)
     names = [model.name for model in models]
     if len({*names}) < len(names):
         raise RefimplError(
@@ -216,54 +215,25 @@ def measured_cells(
             "a folder or file name of its own for each model",
             "rename one, or omit it",
         )
-    work = work_path(real_path(out))
-    benches = [ModelBench(model, texts, shared, running, work) for model in models]
-    weights = {bench.model.name: bench.sha256 for bench in benches}
-    rows = rows_on_file(out, shared, weights, force)
-    known = {row.key for row in rows}
-    left = [
-        (bench, *cell)
-        for bench in benches
-        for cell in grid.cells(bench.model.name, bench.sha256)
-        if cell[0].key not in known
-    ]
-    for bench in {id(bench): bench for bench, *_ in left}.values():
-        _ = bench.windows, bench.tokens  # refused before the long part
-    if models_folder is not None:
-        with writing(models_folder):
-            models_folder.mkdir(exist_ok=True)
-    identity = {"command": "bench", "settings": plain(shared), "versions": versions()}
-    with work_folder(work), finished_units(work, identity) as units:
-        rows += _finished(left, units, stage, models_folder, weights)
-        document = BenchDocument(
-            format=BENCH_FORMAT, settings=shared, against=grid.baseline.name, rows=tuple(rows)
-        )
-        out.mkdir(exist_ok=True)
-        write_json(out / BENCH, plain(document))
-        for folder in runs(work):
-            discard(folder)
-    return document, len(left)
-
-
-def _finished(
-    left: Sequence[tuple[ModelBench, BenchRow, NamedAllocation | None]],
-    units: FinishedUnits,
-    stage: Stage,
-    folder: Path | None,
-    weights: Mapping[str, str],
-) -> Iterator[BenchRow]:
-    """The rows of cells, measured unless an earlier run has finished them; then its other rows."""
-    earlier = units.earlier
-    for number, (bench, cell, asked) in enumerate(left, 1):
-        name, words = sha256(repr(cell.key).encode()).hexdigest(), str(cell)
-        kept = folder / re.sub(r"[^\w.+=-]+", "-", words) if folder and asked else None
-        if (known := earlier.pop(name, None)) is None:
+    with work_folder(work_path(real_path(out))) as work:
+        benches = [ModelBench(model, texts, shared, running, work / "model") for model in models]
+        for bench in benches:
+            _ = bench.windows, bench.tokens  # refused before the long part
+        weights = {bench.model.name: bench.sha256 for bench in benches}
+        found = rows_on_file(out, shared, weights)
+        known = {row.key for row in found.rows}
+        left = [
+            (bench, *cell)
+            for bench in benches
+            for cell in grid.cells(bench.model.name, bench.sha256)
+            if cell[0].key not in known
+        ]
+        rows = [*found.rows]
+        for number, (bench, cell, asked) in enumerate(left, 1):
             try:
-                with stage(words, number, len(left)) as progress:
-                    known = plain(bench.row(cell, asked, kept, progress))
+                with stage(str(cell), number, len(left)) as progress:
+                    rows.append(bench.row(cell, asked, progress))
             except RefimplError as error:  # the other cells stay finished
                 raise ResumableError(error.problem, error.expected, error.remedy) from error
-            units.write(name, {name: known})
-        yield converted(known, BenchRow)
-    others = (converted(known, BenchRow) for known in earlier.values())
-    yield from (x for x in others if weights.get(x.model, x.model_sha256) == x.model_sha256)
+            append_row(out, rows[-1])
+    return Comparison(shared, tuple(rows)), len(left)

@@ -74,7 +74,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
             "refimpl compare OUT1 OUT2 --json",
         ),
         "bench": (
-            "eval:bench_command",
+            "bench:command",
             "Compare allocations in one table: score, prune and evaluate, by sparsity and seed.",
             "refimpl bench MODEL --bases uniform,owl,divergence -o comparison",
             "refimpl bench MODEL --sparsity 0.6 --seeds 3 --text FILE --measure-on FILE -o FOLDER",

@@ -8,7 +8,7 @@ from typing import Any
 
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import FORMAT, scores_document
-from refimpl.bench.cells import BENCH, BenchDocument, read_bench
+from refimpl.bench.cells import BENCH, Comparison, read_bench
 from refimpl.bench.tables import bench_curves
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import EvaluationDocument
@@ -43,7 +43,7 @@ class Results:
 
     scores: Sequence[Scores]
     evaluations: Sequence[EvaluationDocument]
-    benches: Sequence[BenchDocument]
+    benches: Sequence[Comparison]
 
 
 def read_results(paths: Sequence[Path]) -> Results:
@@ -52,7 +52,7 @@ def read_results(paths: Sequence[Path]) -> Results:
     return Results(
         [x for x in found if isinstance(x, Scores)],
         [x for x in found if isinstance(x, EvaluationDocument)],
-        [x for x in found if isinstance(x, BenchDocument)],
+        [x for x in found if isinstance(x, Comparison)],
     )
 
 

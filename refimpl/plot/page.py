@@ -10,7 +10,7 @@ from string import Template
 
 from refimpl.allocation.allocate import allocate, requested
 from refimpl.allocation.scores import Scores
-from refimpl.bench.tables import flat_table, notes
+from refimpl.bench.tables import bench_table, notes
 from refimpl.errors import printable
 from refimpl.plot.inputs import Panel, Results, panels, read_results
 from refimpl.plot.runs import run_rows, runs_table
@@ -62,7 +62,7 @@ def _sections(results: Results) -> Iterator[tuple[str, list[Panel], str]]:
         yield "All runs", shown, table_html(runs_table(run_rows(results.evaluations)))
     for bench in results.benches:
         said = "".join(f"<li>{html(note)}</li>" for note in notes(bench))
-        below = f"{table_html(flat_table(bench))}\n<ul>{said}</ul>"
+        below = f"{table_html(bench_table(bench))}\n<ul>{said}</ul>"
         yield "Comparison", panels(Results((), (), [bench])), below
 
 

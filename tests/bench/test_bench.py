@@ -12,11 +12,13 @@ from conftest import FIXTURES
 from program import ran, refused, run
 from tables import cases
 
-from refimpl import read_model
+from refimpl import RefimplError, Request, read_model
+from refimpl.allocation.allocate import base_only
 from refimpl.bench import measured_cells
-from refimpl.bench.cells import BenchDocument
-from refimpl.bench.tables import bench_curves, flat_table, markdown, percent, places
+from refimpl.bench.cells import BenchRow, BenchSettings, Comparison, read_bench
+from refimpl.bench.tables import bench_curves, bench_table, markdown, percent, summaries
 from refimpl.loading.files.documents import converted
+from refimpl.scoring.signals import signals
 from refimpl.tokens.model_tokens import model_tokens
 
 LLAMA, TEXT = FIXTURES / "llama", FIXTURES / "text.txt"
@@ -26,8 +28,7 @@ SHORT = ("bench", LLAMA, *TOKENS, "--measure-on", TEXT, *WINDOWS)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads((folder / "bench.json").read_text("utf-8"))["rows"]
-    return rows
+    return [json.loads(x) for x in (folder / "bench.jsonl").read_text("utf-8").splitlines()[1:]]
 
 
 BY_HAND = cases("bench", "by_hand")
@@ -37,7 +38,7 @@ BY_HAND = cases("bench", "by_hand")
 def test_a_cell_is_score_prune_and_eval_to_the_bit(
     name: str, words: str, pruner: str, tmp_path: Path
 ) -> None:
-    grid = ("--bases", name, "--sparsity", "0.5, 60%", "--pruners", pruner, "--seeds", 2)
+    grid = ("--bases", name, "--sparsity", "0.5, 60%", "--pruner", pruner, "--seeds", 2)
     done = run(*SHORT, *grid, "-o", tmp_path / "bench")
     assert (done.code, done.err) == (0, "")  # progress belongs to terminals
     dense, *pruned = rows_of(tmp_path / "bench")
@@ -66,83 +67,76 @@ def measured(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key != "seconds"}
 
 
+def test_a_cell_is_what_prune_gives_by_default(tmp_path: Path) -> None:
+    out, pruned = tmp_path / "bench", tmp_path / "pruned"
+    ran("bench", LLAMA, "--bases", "divergence", "--sparsity", "0.5", *WINDOWS, "-o", out)
+    ran("prune", LLAMA, "--sparsity", "0.5", "-o", pruned)
+    record = json.loads((pruned / "pruning.json").read_text())
+    _, row = rows_of(out)
+    scores = json.loads((pruned / "scores.json").read_text())
+    assert row["block_sparsity"] == scores["allocations"][0]["corrected_sparsity"]
+    assert (row["pruned"], row["tokens_sha256"]) == (
+        record["total_pruned"],
+        record["calibration"]["sha256"],
+    )
+
+
 def test_a_stopped_run_is_continued_and_a_whole_one_has_nothing_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = ("--bases", "uniform,owl,divergence", "--sparsity", "0.5")
     ran(*SHORT, *grid, "-o", tmp_path / "whole")
-    evaluate, calls = measured_cells.evaluate, list[str]()
-
-    def stopped(model: Any, *arguments: Any, **options: Any) -> Any:
-        calls.append(model.name)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return evaluate(model, *arguments, **options)
-
-    monkeypatch.setattr(measured_cells, "evaluate", stopped)
-    out = tmp_path / "bench"
-    interrupted = run(*SHORT, *grid, "-o", out)
-    assert interrupted.code == 130
-    assert "finished units are kept in" in interrupted.err
-    assert not out.exists()
-    assert len(calls) == 3
-    ran(*SHORT, *grid, "-o", out)
-    assert len(calls) == 3 + 2  # the third again, and the fourth
-    assert [*map(measured, rows_of(out))] == [*map(measured, rows_of(tmp_path / "whole"))]
-    assert not (tmp_path / ".bench.part").exists()
-
-    assert "all 4 cells are on file: nothing to run" in ran(*SHORT, *grid, "-o", out)
-    more = ran(*SHORT, "--bases", "uniform,lsa", "--sparsity", "0.5", "-o", out)
-    assert "1 of 5 cells ran" in more
-    assert len(calls) == 6
-    names = [row.get("allocation") for row in rows_of(out)]
-    assert names == [None, "uniform", "owl", "divergence", "lsa"]
-    assert sorted(x.name for x in out.iterdir() if x.suffix != ".svg") == [
-        "bench.json", "table.md",
-    ]  # fmt: skip
-
-
-def test_an_error_in_a_late_cell_keeps_the_finished_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, prune, calls = tmp_path / "bench", measured_cells.prune, list[Path]()
-
-    def failing(model: Any, out: Path, *arguments: Any, **options: Any) -> Any:
-        calls.append(out)
-        if len(calls) == 2:
-            raise measured_cells.RefimplError("a disk that is full", "room", "make room")
-        return prune(model, out, *arguments, **options)
-
-    monkeypatch.setattr(measured_cells, "prune", failing)
-    words = (*SHORT, "--bases", "uniform,owl", "--sparsity", "0.5", "-o", out)
-    assert "a disk that is full" in refused(*words)
-    assert not out.exists()
-    ran(*words)
-    assert len(calls) == 3
-
-
-@pytest.mark.parametrize("weights", ["the same", "other"])
-def test_a_smaller_grid_keeps_what_a_stopped_larger_one_has_finished(
-    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, out, prune, calls = tmp_path / "m", tmp_path / "b", measured_cells.prune, list[Path]()
-    shutil.copytree(LLAMA, model)
-    words = ("bench", model, *SHORT[2:], "--sparsity", "0.5", "-o", out)
+    prune, calls, out = measured_cells.prune, list[Path](), tmp_path / "bench"
 
     def stopped(model: Any, out: Path, *arguments: Any, **options: Any) -> Any:
         calls.append(out)
-        if len(calls) == 3:
+        if len(calls) == 2:
             raise KeyboardInterrupt
+        if len(calls) == 4:
+            raise RefimplError("a disk that is full", "room", "make room")
         return prune(model, out, *arguments, **options)
 
     monkeypatch.setattr(measured_cells, "prune", stopped)
-    assert run(*words, "--bases", "uniform,owl,lsa").code == 130
-    if weights == "other":
-        ran("prune", model, "-o", tmp_path / "other", "--sparsity", 0.5, *TOKENS)
-        shutil.copy(tmp_path / "other" / "model.safetensors", model)
-    ran(*words, "--bases", "uniform")
-    kept = ["owl"] if weights == "the same" else []
-    assert [row.get("allocation") for row in rows_of(out)] == [None, "uniform", *kept]
+    interrupted = run(*SHORT, *grid, "-o", out)
+    assert interrupted.code == 130
+    assert f"finished cells are kept in {out}" in interrupted.err
+    assert [row.get("allocation") for row in rows_of(out)] == [None, "uniform"]
+    with (out / "bench.jsonl").open("a") as file:
+        file.write('{"model": "llama", "mod')  # killed while it wrote
+    assert "a disk that is full" in refused(*SHORT, *grid, "-o", out)
+    ran(*SHORT, *grid, "-o", out)
+    rows, whole = (rows_of(x) for x in (out, tmp_path / "whole"))
+    assert [*map(measured, rows)] == [*map(measured, whole)]  # its block passes, too
+    assert len(calls) == 2 + 2 + 1
+    assert "all 4 cells are on file: nothing to run" in ran(*SHORT, *grid, "-o", out)
+    assert "1 of 5 cells ran" in ran(*SHORT, "--bases", "lsa", "--sparsity", "0.5", "-o", out)
+    assert len(rows_of(out)) == 5
+    assert sorted(x.name for x in out.iterdir()) == ["bench.jsonl", "table.md"]
+    assert [x.name for x in tmp_path.iterdir() if x.name.startswith(".")] == []
+    lines = (out / "bench.jsonl").read_text().splitlines(keepends=True)
+    (out / "bench.jsonl").write_text("".join([*lines, lines[-1]]))
+    assert "a cell has two rows" in refused(*SHORT, *grid, "-o", out)
+
+
+def test_files_and_texts_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    texts, files = [], []
+    for i, name in enumerate(("a", "b")):
+        folder = tmp_path / name
+        folder.mkdir()
+        files.append(folder / "own.json")
+        files[-1].write_text(json.dumps([0.4 + i / 10, 0.6 - i / 10, 0.5, 0.5]))
+        texts.append(folder / "seeds.txt")
+        texts[-1].write_text(TEXT.read_text()[300 * i :])
+    on = [word for text in texts for word in ("--measure-on", text)]
+    words = ("bench", LLAMA, *TOKENS, *WINDOWS, "--sparsity", "0.5", "-o", tmp_path / "out")
+    ran(*words, *on, "--bases", f"{files[0]},{files[1]}")
+    table = bench_table(read_bench(tmp_path / "out" / "bench.jsonl"))
+    assert len(table.rows) == 2
+    assert len({*table.columns["allocation"]}) == 2
+    assert table.columns["seeds"] == ["1", "1"]
+    perplexities = [x for name, x in table.columns.items() if name.startswith("perplexity, seeds")]
+    assert len(perplexities) == 2
+    assert "a text twice" in refused(*words, *on[:2], *on[:2])
 
 
 WRONG: list[tuple[str, str]] = cases("bench", "wrong")
@@ -159,57 +153,41 @@ def test_an_existing_output_is_never_damaged(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "table.md").write_text("mine")
-    for force in ((), ("--force",)):
-        assert "holds no bench.json" in refused(*SHORT, *grid, *force, "-o", foreign)
+    assert "holds no bench.jsonl" in refused(*SHORT, *grid, "-o", foreign)
     assert [(x.name, x.read_text()) for x in foreign.iterdir()] == [("table.md", "mine")]
-    assert f"{tmp_path / 'missing'} is missing" in refused(
-        *SHORT, *grid, "-o", tmp_path / "missing" / "x"
-    )
+    missing = refused(*SHORT, *grid, "-o", tmp_path / "missing" / "x")
+    assert f"{tmp_path / 'missing'} is missing" in missing
     model = tmp_path / "llama"
     shutil.copytree(LLAMA, model)
-    assert "is, or holds," in refused("bench", model, *grid, "--force", "-o", model)
+    assert "is, or holds," in refused("bench", model, *grid, "-o", model)
     words = ("bench", model, *SHORT[2:], *grid)
     ran(*words, "-o", out)
-    before = (out / "bench.json").read_bytes()
+    before = (out / "bench.jsonl").read_bytes()
     assert "samples: 2 there, 3 here" in refused(*words, "--samples", 3, "-o", out)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
     assert "other weights of llama" in refused(*words, "-o", out)
-    assert (out / "bench.json").read_bytes() == before
-    ran(*words, "--samples", 3, "--force", "-o", out)
-    assert len(rows_of(out)) == 2
-    assert (out / "bench.json").read_bytes() != before
-    (out / "bench.json").write_bytes(before[:100])
+    assert (out / "bench.jsonl").read_bytes() == before
+    (out / "bench.jsonl").write_bytes(b"{}" + before)
     assert "not a comparison" in refused(*words, "-o", out)
     twice = tmp_path / "other" / "llama"
     shutil.copytree(LLAMA, twice)
-    assert "two models are called llama" in refused(
-        "bench", model, twice, *SHORT[2:], *grid, "-o", tmp_path / "two"
-    )
+    both = refused("bench", model, twice, *SHORT[2:], *grid, "-o", tmp_path / "two")
+    assert "two models are called llama" in both
 
 
-def test_models_are_kept_on_request_and_a_rerun_moves_few_weights(tmp_path: Path) -> None:
-    grid = ("--bases", "owl,divergence", "--sparsity", "0.5", "--jitter", 2)
-    kept, out = tmp_path / "models", tmp_path / "bench"
-    shown = ran(*SHORT, *grid, "--keep-models", kept, "-o", out)
-    assert "noise floor (2 reruns)" in shown
-    rows = [row for row in rows_of(out) if "pruner" in row]
-    assert [row.get("jitter", 0) for row in rows] == [0, 0, 1, 2]
-    assert len({row["pruned"] for row in rows}) == 1
-    counts = {}
-    for folder in kept.iterdir():
-        record = json.loads((folder / "pruning.json").read_text())
-        counts[folder.name] = np.array(
-            [x["pruned"] for block in record["blocks"] for x in block["linears"]]
-        )
-    first = counts["llama-wanda-50-owl-seed-0"]
-    assert len(counts) == 4
-    for n in (1, 2):
-        moved = np.abs(counts[f"llama-wanda-50-owl-seed-0-jitter-{n}"] - first)
-        assert 0 < moved.sum() < 0.01 * first.sum()
+def test_a_rerun_moves_few_weights() -> None:
+    model, seeds = read_model(LLAMA), (1, 2)
+    request = Request(sparsity=0.5, correct=None)
+    made = base_only(signals(model, request, None), request, model.config.linears)
+    for seed in seeds:
+        counts = measured_cells.jittered(made, model, seed).linear_pruned
+        moved = np.abs(counts - made.linear_pruned)
+        assert counts.sum() == made.total_pruned
+        assert 0 < moved.sum() < 0.01 * made.total_pruned
 
 
-def a_comparison(nats: dict[tuple[str, int, int], list[float]]) -> BenchDocument:
+def a_comparison(nats: dict[tuple[str, int, int], list[float]]) -> Comparison:
     """A comparison of which one text was measured in two windows, by allocation, seed, jitter."""
     base = {"model": "m", "model_sha256": None, "versions": {}}
     rows: list[dict[str, Any]] = [base | {"texts": [{"nats": [10.0, 10.0], "tokens": [10, 10]}]}]
@@ -220,8 +198,8 @@ def a_comparison(nats: dict[tuple[str, int, int], list[float]]) -> BenchDocument
     text = {"name": "a_text", "sha256": None}
     shared = {"text": text, "samples": 1, "seq_len": None, "seeds": 2, "measured_on": [text]}
     shared |= {"window": None, "windows": None, "dtype": "float32"}
-    document = {"format": 1, "settings": shared, "against": "uniform", "rows": rows}
-    return converted(document, BenchDocument)
+    found = tuple(converted(row, BenchRow) for row in rows)
+    return Comparison(converted(shared, BenchSettings), found)
 
 
 def test_means_changes_errors_and_the_floor_are_those_by_hand() -> None:
@@ -233,7 +211,7 @@ def test_means_changes_errors_and_the_floor_are_those_by_hand() -> None:
         ("lsa", 1, 0): [22.0, 24.0],
         ("dlp", 1, 0): [11.0, 15.1],
     }
-    (place,) = places(a_comparison(nats))
+    (place,) = summaries(a_comparison(nats))
     uniform, owl, lsa, dlp = place.allocations
     assert dlp.texts[0].is_finding  # -1 and -0.99 nats: 199 errors
     assert uniform.texts[0].perplexity == pytest.approx(exp((44 + 46) / 40))
@@ -250,7 +228,7 @@ def test_means_changes_errors_and_the_floor_are_those_by_hand() -> None:
     assert np.isnan(place.floor).all()
 
     nats |= {("uniform", 0, 1): [22.0, 26.0], ("uniform", 0, 2): [18.0, 22.0]}
-    (place,) = places(a_comparison(nats))
+    (place,) = summaries(a_comparison(nats))
     assert place.reruns == 2
     assert place.floor == pytest.approx([0.2])  # of 2.2, 2.4 and 2.0
     assert place.allocations[1].texts[0].change[1] == pytest.approx(0.2)  # 0.2 sqrt(2 / 2)
@@ -259,17 +237,22 @@ def test_means_changes_errors_and_the_floor_are_those_by_hand() -> None:
     assert alone[1] == pytest.approx(sqrt(0.1**2 + 2 * 0.2**2))
 
     nats |= {("owl", 1, 1): [22.0, 22.0]}  # 2.2 and 2.1 nats: pooled with those above
-    (place,) = places(a_comparison(nats))
+    (place,) = summaries(a_comparison(nats))
     assert place.floor == pytest.approx([sqrt((2 * 0.2**2 + 0.05**2 * 2) / 3)])
 
 
 def test_the_forms_of_the_table_hold_the_same_numbers() -> None:
     nats = {("uniform", 0, 0): [20.0, 24.0], ("owl & 50%", 0, 0): [19.0, 22.0]}
     document = a_comparison(nats)
-    table = flat_table(document)
+    table = bench_table(document)
     head, (uniform, owl) = [*table.columns], table.rows
     assert head[:5] == ["model", "pruner", "sparsity", "allocation", "seeds"]
-    assert head[5:] == ["block passes", "a_text", "× dense, a_text", "against uniform, a_text"]
+    assert head[5:] == [
+        "block passes",
+        "perplexity, a_text",
+        "× dense, a_text",
+        "against uniform, a_text",
+    ]
     assert uniform[5:] == ("12", "9.025", "3.32", "")
     assert owl[5:] == ("12", "7.768", "2.86", "~ -13.9 ± 4.3 %")  # 2 windows: 12.7 errors
     lines = markdown(document).splitlines()
@@ -280,3 +263,9 @@ def test_the_forms_of_the_table_hold_the_same_numbers() -> None:
     (curves,) = bench_curves(document).values()
     assert [f"{points[0, 1]:.6g}" for points in curves[0].values()] == ["3.32012", "2.85765"]
     assert all(points[0, 2] > 0 for points in curves[0].values())
+
+
+def test_a_perplexity_beyond_float64_is_shown_as_such() -> None:
+    nats = {("uniform", 0, 0): [8000.0, 8000.0], ("owl", 0, 0): [9000.0, 9000.0]}
+    assert "inf" in markdown(a_comparison(nats))
+    assert bench_curves(a_comparison(nats))

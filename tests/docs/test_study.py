@@ -3,29 +3,26 @@
 PYTHONPATH=.:tests python tests/docs/test_study.py    writes the tables into the pages
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from math import exp
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import FIXTURES
 from tools.regions import fill, regions
 
-from refimpl.bench.cells import BenchDocument
+from refimpl.bench.cells import Comparison, read_bench
 from refimpl.bench.tables import (
     AllocationSummary,
-    PlaceSummary,
+    SettingSummary,
+    bench_table,
     change,
-    flat_table,
     notes,
     percent,
     perplexity_of,
-    places,
+    summaries,
 )
-from refimpl.loading.files.documents import converted
 from refimpl.show.evaluation import FLOOR
 from refimpl.show.table import Table, number
 
@@ -39,28 +36,24 @@ WITH_FLOOR = (*MODELS, *OTHERS, "sparsegpt-qwen", "float64")
 PUBLISHED = ("owl", "alphapruning", "dlp", "lsa", "atp")
 
 
-def content(folder: str) -> dict[str, Any]:
-    return json.loads((STUDY / folder / "bench.json").read_text("utf-8"))
+def document(name: str, against: str = "uniform") -> Comparison:
+    return read_bench(STUDY / name / "bench.jsonl", against)
 
 
-def document(name: str, against: str = "uniform") -> BenchDocument:
-    return converted({**content(name), "against": against}, BenchDocument)
-
-
-def by_base(place: PlaceSummary) -> dict[str, AllocationSummary]:
+def by_base(place: SettingSummary) -> dict[str, AllocationSummary]:
     """The allocations of a setting; of LSA, the one with the beta of its code, which ran later."""
     return {x.name.partition(":")[0]: x for x in place.allocations}
 
 
-def settings(name: str) -> Iterator[tuple[PlaceSummary, str, PlaceSummary]]:
+def settings(name: str) -> Iterator[tuple[SettingSummary, str, SettingSummary]]:
     """Each setting, its best published allocation, and the setting with changes against that."""
-    for i, place in enumerate(places(document(name))):
+    for i, place in enumerate(summaries(document(name))):
         found = [x for base, x in by_base(place).items() if base in PUBLISHED]
         best = min(found, key=lambda x: sum(text.nats for text in x.texts)).name
-        yield place, best, [*places(document(name, best))][i]
+        yield place, best, [*summaries(document(name, best))][i]
 
 
-def heading(place: PlaceSummary) -> str:
+def heading(place: SettingSummary) -> str:
     model = place.model.removesuffix("-Instruct")
     return f"{model}, {place.pruner}, {100 * place.sparsity:.0f} %"
 
@@ -88,7 +81,7 @@ def multiples() -> str:
     """Of each model and text: the dense perplexity, and multiples of it at every sparsity."""
     rows, names = [], ("uniform", "divergence")
     for name in MODELS:
-        found, shared = [*places(document(name))], document(name).settings.measured_on
+        found, shared = [*summaries(document(name))], document(name).settings.measured_on
         model, at = found[0].model.removesuffix("-Instruct"), [x.sparsity for x in found]
         for i, text in enumerate(shared):
             first = by_base(found[0])["uniform"].texts[i]
@@ -106,7 +99,7 @@ def floors() -> str:
     """Of each folder with reruns: the least and the largest floor over sparsities and texts."""
     rows = []
     for name in WITH_FLOOR:
-        found, shared = [x for x in places(document(name)) if x.reruns], document(name).settings
+        found, shared = [x for x in summaries(document(name)) if x.reruns], document(name).settings
         every = [100 * x for place in found for x in place.floor]
         rows.append({
             "model": found[0].model.removesuffix("-Instruct"),
@@ -121,7 +114,7 @@ def floors() -> str:
 
 def tables() -> dict[str, dict[str, str]]:
     """By page and region."""
-    full = {name: flat_table(document(name)).markdown() for name in WITH_FLOOR}
+    full = {name: bench_table(document(name)).markdown() for name in WITH_FLOOR}
     full["notes"] = "\n".join(f"- {note}" for note in notes(document("smollm2")))
     wanda, others = headline(MODELS), headline(OTHERS)
     return {
@@ -146,7 +139,7 @@ def span(name: str, allocation: str) -> str:
     """Least and largest change against uniform, over the settings and texts of a model."""
     every = [
         percent(*text.change)[0]
-        for x in places(document(name))
+        for x in summaries(document(name))
         for text in by_base(x)[allocation].texts
     ]
     return f"{min(every):+.0f} to {max(every):+.0f} %"
@@ -154,7 +147,7 @@ def span(name: str, allocation: str) -> str:
 
 def lowest(names: Iterable[str]) -> str:
     """In how many settings divergence has the lowest mean over the texts."""
-    every = [x for name in names for x in places(document(name))]
+    every = [x for name in names for x in summaries(document(name))]
     means = [{x.name: sum(y.nats for y in x.texts) for x in place.allocations} for place in every]
     count = sum(min(x, key=x.__getitem__) == "divergence" for x in means)
     return f"{count} of {len(every)} settings"
@@ -172,25 +165,29 @@ def test_sentences_have_the_numbers_of_the_rows() -> None:
         assert f"{span(name, 'divergence')} on {model}" in study
         assert f"{span(name, 'absorption')} on {model}" in study
     for which in ("uniform", "divergence"):
-        first = (number(by_base(x)[which].texts[0].perplexity) for x in places(document("smollm2")))
+        first = (
+            number(by_base(x)[which].texts[0].perplexity) for x in summaries(document("smollm2"))
+        )
         assert "{}, {} and {}".format(*first) in practice
-    floor = max(x for name in WITH_FLOOR for y in places(document(name)) for x in y.floor if x == x)
+    floor = max(
+        x for name in WITH_FLOOR for y in summaries(document(name)) for x in y.floor if x == x
+    )
     assert FLOOR.startswith(said := f"up to {100 * floor:.0f} %")
     assert said in (numerics := words_of(DOCS / "explanation" / "numerics.md"))
     for name in ("smollm2", "float64"):
-        (place,) = (x for x in places(document(name)) if x.sparsity == 0.6)
+        (place,) = (x for x in summaries(document(name)) if x.sparsity == 0.6)
         assert "{:.2g} / {:.2g} %".format(*(100 * x for x in place.floor)) in numerics
     calibrate = words_of(DOCS / "how-to" / "calibrate.md")
     for name in ("sparsegpt-4x256-smollm2", "sparsegpt-smollm2"):
-        found = by_base(next(places(document(name))))["uniform"].texts
+        found = by_base(next(summaries(document(name))))["uniform"].texts
         assert " / ".join(f"{x.perplexity:.1f}" for x in found) in calibrate
 
 
 def test_one_program_made_all_rows_and_the_page_has_their_number() -> None:
-    every = {x.parent.name: content(x.parent.name)["rows"] for x in STUDY.glob("*/bench.json")}
-    assert len({str(row["versions"]) for rows in every.values() for row in rows}) == 1
+    every = {x.parent.name: document(x.parent.name).rows for x in STUDY.glob("*/bench.jsonl")}
+    assert len({str(row.versions) for rows in every.values() for row in rows}) == 1
     page = (DOCS / "study.md").read_text("utf-8")
-    said = re.findall(r"^\| \[`([\w-]+)`\]\(study/\1/bench.json\) \|.* (\d+) \|$", page, re.M)
+    said = re.findall(r"^\| \[`([\w-]+)`\]\(study/\1/bench.jsonl\) \|.* (\d+) \|$", page, re.M)
     assert {name: int(count) for name, count in said} == {x: len(y) for x, y in every.items()}
 
 

@@ -26,7 +26,6 @@ from program import ran, refused, run
 
 from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.allocation.scores_json import ScoresDocument, scores_document
-from refimpl.bench.cells import BenchDocument
 from refimpl.evaluation.evaluate import EvaluationDocument
 from refimpl.loading.files.documents import converted, plain
 from refimpl.oracle.case_folders import CaseFacts
@@ -40,7 +39,6 @@ DOCUMENTS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "scores": (ScoresDocument, scores_document),
     "pruning": (Pruning, pruning_record),
     "evaluation": (EvaluationDocument, lambda x: converted(x, EvaluationDocument)),
-    "bench": (BenchDocument, lambda x: converted(x, BenchDocument)),
     "case": (CaseFacts, lambda x: converted(x, CaseFacts)),
     "check": (CheckDocument, lambda x: converted(x, CheckDocument)),
 }
@@ -56,10 +54,7 @@ def texts() -> dict[str, str]:
         case, wrong = FIXTURES / "cases" / "llama", Path(folder) / "wrong.safetensors"
         write_arrays(wrong, {"embed": np.zeros((2, 12, 32), np.float32)})
         text = ("--text", FIXTURES / "text.txt", "--window", 8, "--windows", 2)
-        grid = ("--bases", "divergence", "--sparsity", "0.5", "-o", Path(folder) / "bench")
-        ran("bench", LLAMA, *FEW, "--measure-on", *text[1:], *grid)
         return {
-            "bench": (Path(folder) / "bench" / "bench.json").read_text("utf-8"),
             "scores": scores.read_text("utf-8"),
             "pruning": (out / "pruning.json").read_text("utf-8"),
             "evaluation": ran("eval", out, *text, "--json"),
@@ -132,7 +127,7 @@ HOSTILE = {
 @pytest.mark.parametrize("why", HOSTILE)
 @pytest.mark.parametrize("kind", [x for x in READERS if x != "check"])  # which is only written
 def test_hostile_files_are_refused_quickly(kind: str, why: str, tmp_path: Path) -> None:
-    names = {"pruning": "pruning.json", "case": "case.json", "bench": "bench.json"}
+    names = {"pruning": "pruning.json", "case": "case.json"}
     name = names.get(kind, "x.json")
     for file in ("config.json", "model.safetensors"):
         (tmp_path / file).symlink_to(LLAMA / file)
@@ -141,7 +136,6 @@ def test_hostile_files_are_refused_quickly(kind: str, why: str, tmp_path: Path) 
         "pruning": ("inspect", tmp_path),
         "evaluation": ("compare", tmp_path / name),
         "case": ("case", "show", tmp_path),
-        "bench": ("bench", LLAMA, "-o", tmp_path),
     }[kind]
     content, problem = HOSTILE[why]
     (tmp_path / name).write_bytes(content)
