@@ -10,7 +10,8 @@ from unittest.mock import patch
 from hypothesis import strategies as st
 
 from refimpl.allocation.scores_json import RENAMED
-from refimpl.storage.file_system import work_path
+from refimpl.pruning.pruned_files import PrunedFiles
+from refimpl.storage.file_system import DONE, work_path
 from refimpl.storage.finished_units import FinishedUnits, is_tree, read_tree, runs
 
 
@@ -34,28 +35,35 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def units(output: Path) -> list[str]:
-    """What is in the finished units beside an output: keys of results, and names of blocks."""
-    found = list[str]()
+    """What is finished beside an output: keys of results, and pruned blocks."""
+    found, done = list[str](), work_path(output) / DONE
+    if done.exists():
+        found += [f"block {i}" for i in range(len(json.loads(done.read_text())["blocks"]))]
     paths = (x for run in runs(work_path(output)) for x in sorted(run.glob("[!.]*")))
     for path in filter(is_tree, paths):
-        names = [path.name] if path.name.startswith(("block", "states")) else [*read_tree(path)]
-        found += [name for name in names if not name.startswith("states")]
+        found += read_tree(path)
     return found
 
 
 @contextmanager
 def before_unit(number: int, action: Callable[[], object]) -> Iterator[None]:
     """Do something, such as to interrupt the run, before it keeps its unit of this number."""
-    write, left = FinishedUnits.write, number
+    left = number
 
-    def writing(self: FinishedUnits, name: str, result: Any) -> None:
-        nonlocal left
-        left -= 1
-        if left == -1:
-            action()
-        write(self, name, result)
+    def counting(write: Any) -> Any:
+        def writing(*arguments: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                action()
+            write(*arguments)
 
-    with patch.object(FinishedUnits, "write", writing):
+        return writing
+
+    with (
+        patch.object(FinishedUnits, "write", counting(FinishedUnits.write)),
+        patch.object(PrunedFiles, "finish", counting(PrunedFiles.finish)),
+    ):
         yield
 
 

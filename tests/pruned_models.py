@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +11,16 @@ from msgspec.structs import asdict
 
 from refimpl import Model, PrunerOptions
 from refimpl.allocation.targets import Targets
+from refimpl.model.model import zeroed
 from refimpl.model.ops import Array
-from refimpl.pruning import pruned_blocks as job
+from refimpl.model.stream import Stream
+from refimpl.pruning.block import (
+    InputSums,
+    PrunedLinear,
+    input_sums,
+    new_weights,
+    pruned_linears,
+)
 from refimpl.pruning.pruned_files import PrunedFiles
 from refimpl.running.settings import Resources
 
@@ -29,23 +36,23 @@ class Decision:
 Decisions = Mapping[int, Mapping[str, Decision]]
 
 
-def pruned_linears(model: Model, block: int, linears: Mapping[str, Decision]) -> dict[str, Any]:
-    stored = {
-        name: x.new if x.new is None else job.stored_weight(model, block, name, x.keep, x.new)
-        for name, x in linears.items()
-    }
+def as_decided(model: Model, block: int, linears: Mapping[str, Decision]) -> Any:
+    """Linears as `PrunedFiles` writes them."""
+    stored = {name: model.weights[f"blocks.{block}.{name}.weight"].stored for name in linears}
     return {
-        name: {"keep": np.packbits(x.keep), "stored": stored[name], "method": None}
+        name: PrunedLinear(
+            np.packbits(x.keep),
+            x.keep.shape,
+            None if x.new is None else new_weights(x.new, x.keep, stored[name].numpy_dtype),
+        )
         for name, x in linears.items()
     }
 
 
 def write_pruned(model: Model, into: Path, decisions: Decisions) -> Any:
     """Write a model, pruned as decided, into a folder; the counts, and what became of its files."""
-    into.mkdir(exist_ok=True)
-    files = PrunedFiles(model, into)
-    blocks = sorted(decisions.items())
-    counts = [files.write(i, pruned_linears(model, i, x)) for i, x in blocks]
+    files = PrunedFiles(model, into, {})
+    counts = [files.write(i, as_decided(model, i, x)) for i, x in sorted(decisions.items())]
     return SimpleNamespace(counts=counts, **asdict(files.record()))
 
 
@@ -53,10 +60,26 @@ def pruned_blocks(
     model: Model, targets: Targets, pruner: PrunerOptions, ids: Array | None, resources: Resources
 ) -> Iterator[Any]:
     """Prune a model block by block, as `prune` does: linears, weights, and what was read."""
-    blocks = job.BlockPruner(model, targets, pruner, job.calibration(model, pruner, ids), resources)
-    for i, names in enumerate(model.config.linears):
-        found, sums = dict(blocks.linears(i)), blocks.sums(i)
-        weights = job.pruned_weights(model, i, found, resources.dtype)
-        linears = {x: SimpleNamespace(keep=job.kept(found[x], shape)) for x, shape in names.items()}
-        blocks.advance(partial(dict, weights))
-        yield SimpleNamespace(index=i, linears=linears, weights=weights, sums=sums)
+    dtype, workers, needs = resources.dtype, resources.workers, pruner.record.needs
+    stream = Stream(model, dict(enumerate([] if ids is None or needs is None else ids)), dtype)
+    for i, shapes in enumerate(model.config.linears):
+        weights, sums = model.block(i, dtype), InputSums()
+        if needs is not None:
+            sums = input_sums(stream, weights, needs, workers)
+        by_point = {x: np.copy(getattr(y, "outer", y)) for x, y in sums.by_point.items()}
+        goals = [targets.goal(i, j) for j in range(len(shapes))]
+
+        def stored(name: str, block: int = i) -> Any:
+            return model.weights[f"blocks.{block}.{name}.weight"].stored.numpy_dtype
+
+        how = goals, sums, pruner, workers, targets.compat, stored
+        linears = pruned_linears(i, shapes, weights, *how)
+        new = {
+            f"{name}.weight": zeroed(weights[f"{name}.weight"], x.keep)
+            if x.new is None
+            else x.new.astype(dtype)
+            for name, x in linears.items()
+        }
+        pruned = weights | new
+        stream.advance({n: stream.through(h, pruned) for n, h in stream.states.items()})
+        yield SimpleNamespace(index=i, linears=linears, weights=pruned, sums=by_point)

@@ -141,7 +141,7 @@ Plan = Annotated[Noise | Probes, Group("Perturbation", says={"pruner": PRUNERS})
 PAPERS = {"correct": "Default: absorption."}
 Shown = Annotated[Request, Group("Allocation", says=BASES | PAPERS)]
 Running = Annotated[Settings, Group("Running", opened=_opened)]
-MATRICES = "Default: SparseGPT's matrices count, too; the free memory, at most 2 GiB and these."
+MATRICES = "Default: the free memory, at most 2 GiB plus SparseGPT's matrices."
 PruningRuns = Annotated[Settings, Group("Running", opened=_opened, says={"memory": MATRICES})]
 
 

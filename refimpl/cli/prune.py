@@ -24,10 +24,8 @@ from refimpl.cli.options import Group, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import (
     command_line,
-    complain,
     deliver,
     progress_bar,
-    shows_progress,
 )
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
@@ -39,14 +37,14 @@ from refimpl.pruners.checks import Compat
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruning.inspection import inspect, inspection_document
-from refimpl.pruning.prune import check_prune, prune, pruning_memory
+from refimpl.pruning.prune import calibration_memory, check_prune, prune
 from refimpl.pruning.record import Measured
 from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
 from refimpl.scoring.signals import signals
 from refimpl.show.blocks import blocks_table
 from refimpl.show.pruning import inspection_table, pruning_table
-from refimpl.storage.file_system import MIB, work_path
+from refimpl.storage.file_system import work_path
 from refimpl.storage.target_checks import real_path
 from refimpl.tokens import SAMPLES, SEQ_LEN, Tokens, Windows
 from refimpl.tokens.model_tokens import model_tokens, model_windows
@@ -123,9 +121,7 @@ def command(
     if pruner.record.needs is not None:
         calibrated = read_tokens()
     count = 0 if calibrated is None else calibrated.ids.size
-    _, resident, _ = pruning_memory(opened, pruner, count, settings)
-    if count and pruner.record.needs == "products" and shows_progress():
-        complain(f"memory: about {resident / MIB:,.0f} MiB resident while blocks are pruned")
+    calibration_memory(opened, pruner, count, settings)
     lap("reading")
     if how.nm is not None:
         pattern = parse_pattern(how.nm)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.model.config import Config
 from refimpl.model.forward import Place, Weights, block, embed, places
 from refimpl.model.kernels import TILED
 from refimpl.model.model import Model
@@ -84,6 +85,11 @@ class Stream:
     def advance(self, states: Mapping[int, Array]) -> None:
         """Replace the states by those after block `index`, and count one block on."""
         self.states, self.index = dict(states), self.index + 1
+
+
+def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
+    """Bytes of one state of `length` tokens, [S, D and what is carried]."""
+    return length * config.state_size * np.dtype(dtype).itemsize
 
 
 def in_a_row(place: Place, sequences: int) -> Place:

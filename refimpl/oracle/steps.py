@@ -22,7 +22,7 @@ from refimpl.oracle.recipe import Recipe
 from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.wanda import wanda_score
-from refimpl.pruning.pruned_blocks import stored_weight
+from refimpl.pruning.block import new_weights
 
 METHODS = {
     "magnitude": "magnitude", "wanda": "wanda", "sparsegpt": "sparsegpt",
@@ -125,7 +125,8 @@ def _pruned(inputs: StepInputs, name: str) -> Generator[tuple[str, Array], None,
             else:
                 if f"{step}.keep" in given:
                     _, new = sparsegpt_scores(dense, total, sequences, right, recipe.damping)
-                new = stored_weight(model, i, linear, right, new).astype(dense.dtype)
+                stored = model.weights[f"blocks.{i}.{linear}.weight"].stored
+                new = new_weights(new, right, stored.numpy_dtype).astype(dense.dtype)
             read = [f"{step}.keep"] + [point] * (method == "sparsegpt")
             yield inputs.of(f"{step}.weight", *read), new
             shown = method == "sparsegpt" and f"{step}.weight" in given

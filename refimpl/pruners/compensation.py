@@ -218,17 +218,6 @@ def compensated(
     return PrunedWeight(keep, new)
 
 
-def working_bytes(rows: int, columns: int, item: int, new_item: int) -> int:
-    """Bytes that pruning a linear takes at most, beside its Hessian, which is factored in place.
-
-    They are its weights, of `item` bytes each, and either what factoring copies, or decisions, new
-    weights, changes in float64, and some arrays of `LEAF` x 2 columns.
-    """
-    factoring = 16 * columns**2 if columns <= WHOLE else 16 * columns * PANEL
-    pruning = rows * (columns * (8 + new_item + 1) + 96 * LEAF)
-    return rows * columns * item + max(factoring, pruning)
-
-
 def _require_finite(numbers: npt.NDArray[Any]) -> None:
     if not np.isfinite(numbers).all():
         raise RefimplError(

@@ -1,9 +1,9 @@
 """The pruning job: from a model to a folder with a pruned one, and a record of what was done."""
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial as bound
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,86 +13,53 @@ import numpy.typing as npt
 
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.targets import Targets, targets_for
+from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import filled, plain
-from refimpl.model.model import BlockWeights, Model
+from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.model.stream import Stream, state_bytes
+from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import Pattern
-from refimpl.pruners.pruner import Pruner
+from refimpl.pruners.pruner import Pruner, pruners
 from refimpl.pruners.wanda import WANDA
-from refimpl.pruning.pruned_blocks import BlockPruner, calibration, pruned_weights
+from refimpl.pruning.block import (
+    InputSums,
+    input_sums,
+    matrix_bytes,
+    portions,
+    product_bytes,
+    pruned_linears,
+)
 from refimpl.pruning.pruned_files import Counts, PrunedFiles, copies
 from refimpl.pruning.record import RECORD_FORMAT, BlockRecord, LinearRecord, Pruning, read_record
 from refimpl.running.provenance import TokenFacts, UnchangedFiles, model_sha256, token_facts
-from refimpl.running.settings import (
-    Resources,
-    Settings,
-    parse_memory,
-    peak_memory,
-    require_memory,
-)
-from refimpl.running.threads import thread_count
-from refimpl.scoring.experiment import state_bytes
-from refimpl.scoring.measurements import ProductBytes
+from refimpl.running.settings import Resources, Settings, parse_memory, require_memory
 from refimpl.storage.files import json_text, undo_killed, whole
-from refimpl.storage.finished_units import FinishedUnits, finished_units
 from refimpl.storage.target_checks import RECORD, SCORES, check_folder, real_path
 from refimpl.tokens import Tokens
 
-BLOCK, STATES = "block {}".format, "states {}".format
-"""Names of finished units: the linears of a pruned block, and the states [1, S, D] after it."""
-Portions = Sequence[Sequence[tuple[Collection[str] | None, int | None, int]]]
-"""Of each block, trace points whose sums are in memory together, linears at a time, and bytes."""
 
-
-def check_prune(
-    model: Model,
-    out: Path,
-    force: bool,
-    pruner: PrunerOptions | None = None,
-    state_bytes: int = 0,
-) -> None:
-    """Refuse, before any work, a damaged earlier record and a folder that must not be written.
-
-    There has to be room for the new model and finished units: bits, new weights if the pruner
-    changes them, and states.
-    """
+def check_prune(model: Model, out: Path, force: bool) -> None:
+    """Refuse, before any work, a damaged earlier record and a folder that must not be written."""
     files = copies(model)
     read_record(model)
     of_model = {f"the model's {name}": path for name, path in files.files.items()}
-    read = {"the model": model.path, **of_model}
-    units = 0.0 if pruner is None else 1.0 if pruner.record.compensate else 0.125
     undo_killed(real_path(out))
-    check_folder(out, read, force, int((1 + units) * files.needed_bytes) + state_bytes)
+    check_folder(out, {"the model": model.path, **of_model}, force, files.needed_bytes)
 
 
-def pruning_memory(
-    model: Model, pruner: PrunerOptions, tokens: int, settings: Settings
-) -> tuple[int, int, Portions]:
-    """The memory for states and outer products, all that will be resident, and the portions.
-
-    Too little is refused.
-    """
-    config, blocks, threads = model.config, list[ProductBytes](), thread_count(settings.threads)
-    item = np.dtype(settings.dtype).itemsize
-    states = state_bytes(config, 2 * tokens, settings.dtype)
-    if pruner.record.needs == "products" and tokens:
-        for i, linears in enumerate(config.linears):
-            stored = [model.weights[f"blocks.{i}.{name}.weight"].stored for name in linears]
-            new_item = max((x.numpy_dtype.itemsize for x in stored), default=0)
-            blocks.append(ProductBytes.of(linears, item, new_item))
-    memory = parse_memory(settings.memory, max((x.most(threads) for x in blocks), default=0))
-    thing = "the calibration's residual states" + " and outer products" * bool(blocks)
-    size = f"{tokens} tokens in all, before and after a block"
-    size += ", and one input's outer products, and what is computed from them" * bool(blocks)
-    need = states + max((x.least for x in blocks), default=0)
+def calibration_memory(model: Model, pruner: PrunerOptions, tokens: int, settings: Settings) -> int:
+    """The memory for states and outer products of so many tokens; too little is refused."""
+    config, needs = model.config, pruner.record.needs if tokens else None
+    memory = parse_memory(settings.memory, matrix_bytes(config.linears, needs))
+    need = state_bytes(config, 2 * tokens, settings.dtype)
+    thing, size = "the calibration's residual states", f"{tokens} tokens, before and after a block"
+    if needs == "products":
+        thing, size = f"{thing} and outer products", f"{size}, and the products of one input"
+        need += max(x for block in config.linears for x in product_bytes(block).values())
     require_memory(memory, need, thing, size, "fewer `samples`")
-    weights = item * int(config.block_sizes.max())
-    portions: Portions = [x.portions(memory - states, threads, weights) for x in blocks]
-    new = max((x.new for x in blocks), default=0)  # also read back from the disk
-    used = [x + new for block in portions for *_, x in block]
-    resident = (peak_memory() or 0) + states + max(2 * weights, *used, 0)
-    return memory, resident, portions or [[(None, None, 0)]] * config.num_blocks
+    return memory
 
 
 def prune(
@@ -120,8 +87,8 @@ def prune(
         tokens: Calibration tokens; None for pruners that look at weights alone.
         settings: How and where it runs: statistics, scores and SparseGPT are float64; sequences
             pass the blocks, and linears are pruned, on the threads of this process, whatever the
-            executor. Finished units are kept beside `out`: an
-            interrupted run of the same is continued after its last whole block.
+            executor. The hidden copy beside `out` is kept: an interrupted run of the same continues
+            after its last whole block.
         force: Whether an existing folder of models is replaced.
         measure: Called with the new model before it is in place; it returns further fields of the
             record.
@@ -152,37 +119,30 @@ def prune(
     pruner = pruner if isinstance(pruner, PrunerOptions) else PrunerOptions(pruner)
     settings = replace(settings or Settings(), **changes)
     targets = targets_for(target, config.linears)
-    inputs = calibration(model, pruner, tokens)
+    inputs = _calibration(model, pruner, tokens)
     facts = None if inputs is None or tokens is None else token_facts(tokens)
-    size = 0 if inputs is None else inputs.size
-    check_prune(model, out, force, pruner, 2 * state_bytes(config, size, settings.dtype))
-    memory, _, portions = pruning_memory(model, pruner, size, settings)
+    check_prune(model, out, force)
+    memory = calibration_memory(model, pruner, 0 if inputs is None else inputs.size, settings)
     model.check_finite(settings.dtype)
     before, source = read_record(model), UnchangedFiles(model)
     identity = source.identity | _options(targets, pruner, facts, settings.dtype)
     with (
-        whole(real_path(out), force) as folder,
-        finished_units(folder.parent, identity, source.check) as finished,
+        whole(real_path(out), force, resumable=True) as folder,
         replace(settings, memory=memory).open() as resources,
     ):
-        _prune_blocks(model, targets, pruner, inputs, resources, finished, portions)
-        folder.mkdir()
-        files = PrunedFiles(model, folder)
-        counts = list[Mapping[str, Counts]]()
-        for i in range(config.num_blocks):
-            counts.append(files.write(i, finished.read(BLOCK(i), mapped=True)))
-        pruned = files.open()
+        files = PrunedFiles(model, folder, identity)
+        _prune_blocks(model, targets, pruner, inputs, resources, files, source.check)
         pruning = _recorded(
             model,
             targets,
-            counts,
+            files.counts,
             method=pruner.record.name,
             calibration=facts,
-            files=files.record(model_sha256(pruned)),
+            files=files.record(model_sha256(files.pruned)),
             before=before,
             run=resources.run_since(started),
             **pruner.options,
-            **measure(pruned),
+            **measure(files.pruned),
         )
         source.check(whole=True)
         (folder / RECORD).write_text(json_text(plain(pruning)), "utf-8")
@@ -238,35 +198,57 @@ def _prune_blocks(
     pruner: PrunerOptions,
     inputs: Array | None,
     resources: Resources,
-    finished: FinishedUnits,
-    portions: Portions,
+    files: PrunedFiles,
+    check: Callable[[], None],
 ) -> None:
-    """Prune each block that is no finished unit yet; of the states, the last ones are kept."""
-    blocks = range(model.config.num_blocks)
-    left = [i for i in blocks if finished.read(BLOCK(i), mapped=True) is None]
-    if not left:
+    """Prune each block that an earlier run has not finished, and pass the pruned ones."""
+    config, needs = model.config, pruner.record.needs
+    workers, dtype = resources.workers, resources.dtype
+    done, last = len(files.counts), config.num_blocks - 1
+    if done > last:
         return
-    last, first, states = left[-1], 0, None
-    for i in range(left[0]):
-        if earlier := finished.read(STATES(i), mapped=True):
-            first, states = i + 1, earlier
-    resources.total = len(left)
-    if inputs is not None:
-        resources.total += (sum(len(portions[i]) for i in left) + last - first) * len(inputs)
-    block_pruner = BlockPruner(model, targets, pruner, inputs, resources, states, first)
+    stream = None if inputs is None else Stream(model, dict(enumerate(inputs)), dtype)
+    cut = [portions(linears, needs, resources.memory) for linears in config.linears]
+    resources.total = last + 1 - done
+    if stream is not None:
+        resources.total += (sum(map(len, cut[done:])) + last) * len(stream.states)
 
-    def pruned(i: int) -> BlockWeights:
-        linears = finished.read(BLOCK(i), mapped=True)
-        return pruned_weights(model, i, linears, resources.dtype, resources.workers.map)
+    def stored(block: int, name: str) -> np.dtype[Any]:
+        return model.weights[f"blocks.{block}.{name}.weight"].stored.numpy_dtype
 
-    for i in range(first, last + 1):
-        if i in left:
-            linears = (x for how in portions[i] for x in block_pruner.linears(i, *how[:2]))
-            finished.write(BLOCK(i), dict(linears))
+    for i, linears in enumerate(config.linears):
+        if i >= done:
+            weights = model.block(i, dtype, workers.map)
+            goals = [targets.goal(i, j) for j in range(len(linears))]
+            for points in cut[i]:
+                sums = InputSums(points=points)
+                if stream is not None and needs is not None:
+                    sums = input_sums(stream, weights, needs, workers, points, resources.tick)
+                how = goals, sums, pruner, workers, targets.compat, partial(stored, i)
+                files.write(i, pruned_linears(i, linears, weights, *how))
+            del weights
+            check()
+            files.finish()
             resources.tick()
-        if i < last and (states := block_pruner.advance(bound(pruned, i))):
-            finished.write(STATES(i), list(states))
-            finished.forget(STATES(i - 1))
+        if stream is not None and i < last:
+            weights = files.pruned.block(i, dtype, workers.map)
+            passes = [partial(stream.through, h, weights) for h in stream.states.values()]
+            stream.advance(dict(enumerate(workers.run(passes, resources.tick))))
+
+
+def _calibration(model: Model, pruner: PrunerOptions, tokens: Tokens | None) -> Array | None:
+    """Checked ids [N, S] for a pruner that needs inputs; else None."""
+    record = pruner.record
+    if record.needs is None:
+        return None
+    if tokens is None:
+        alone = next(x.name for x in pruners().values() if x.needs is None)
+        raise RefimplError(
+            f"{record.name} without calibration tokens",
+            "token ids: the pruner looks at the inputs of linears",
+            f"pass tokens, or use {alone}",
+        )
+    return checked_ids(tokens.ids, model.config)
 
 
 def _options(

@@ -5,7 +5,9 @@ import os
 import shutil
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,24 @@ from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
 from refimpl.loading.companions import INDEX, companion_files
 from refimpl.loading.composites import parts
+from refimpl.loading.files.documents import Document, converted, plain
+from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.floating_point import is_zero
 from refimpl.model.layout import paste
-from refimpl.model.model import Model
-from refimpl.model.weight import StoredTensor
-from refimpl.pruning.pruned_blocks import PrunedLinear, kept, stored_weight
+from refimpl.model.model import Model, zeroed
+from refimpl.model.weight import StoredTensor, count_bad
+from refimpl.pruning.block import PrunedLinear
 from refimpl.pruning.record import FilesRecord
-from refimpl.storage.file_system import open_file
+from refimpl.storage.file_system import (
+    DONE,
+    is_folder,
+    is_own,
+    open_file,
+    remove,
+    replaced,
+)
+from refimpl.storage.files import tree_to_disk
 from refimpl.storage.target_checks import RECORD, SCORES
 
 CONVERTED = "model.safetensors"  # what quantised weights become
@@ -190,37 +202,93 @@ class Counts:
     method: str | None = None
 
 
+class Done(Document, frozen=True, kw_only=True):
+    """What a run has written so far: counts of every linear of its first blocks.
+
+    `identity` is the digest of all that they depend on; `format_added` is as in `FilesRecord`.
+    """
+
+    identity: str
+    format_added: tuple[str, ...]
+    blocks: list[dict[str, Counts]]
+
+
 class PrunedFiles:
     """The new model's files: copies, over which the pruned linears of each block are written.
 
     Names, order, dtypes, shapes and offsets of all tensors stay, and every byte of those that hold
-    no pruned linear.
+    no pruned linear. Beside the folder, a small file says which blocks of the copy are done; a run
+    with the same `identity` continues after these.
+
+    Args:
+        model: The dense model.
+        folder: The new folder, or the copy that an earlier run left.
+        identity: All that the new weights depend on, as JSON.
+
+    `counts` has the counts of every linear of the blocks that are done, and `pruned` is the new
+    model.
     """
 
-    def __init__(self, model: Model, folder: Path) -> None:
+    def __init__(self, model: Model, folder: Path, identity: Mapping[str, Any]) -> None:
         self.copies, self._model, self._folder = copies(model), model, folder
-        weights = () if self.copies.converted else self.copies.weights.items()
-        added = [name for name, path in weights if copy_weights(path, folder / name)]
-        self.format_added = tuple(added)
-        for name, path in self.copies.companions.items():
-            copy_file(path, folder / name)
+        self._identity = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.counts, self._block = list[Mapping[str, Counts]](), dict[str, Counts]()
+        if (done := self._earlier()) is not None:
+            self.format_added = done.format_added
+            self.counts.extend(done.blocks)
+        else:
+            remove(folder)
+            folder.mkdir()
+            self.format_added = self._copied()
         names = {file.path: file.path.name for file in model.files}
         if self.copies.converted:
-            convert_weights(self.copies.converted, folder / CONVERTED)
             names = dict.fromkeys(names, CONVERTED)
         self._files = {path: SafetensorsFile(folder / name) for path, name in names.items()}
-
-    def open(self) -> Model:
-        """Open the new model."""
-        model, config = self._model, self._folder / "config.json"
-        whole = model.path.is_dir() or self.copies.converted
-        path = self._folder if whole else self._folder / model.path.name
-        return read_model(path, None if model.config_path is None else config)
+        whole, config = model.path.is_dir() or self.copies.converted, folder / "config.json"
+        path = folder if whole else folder / model.path.name
+        self.pruned = read_model(path, None if model.config_path is None else config)
 
     def write(self, block: int, linears: Mapping[str, PrunedLinear]) -> dict[str, Counts]:
-        """Write the pruned linears of a block, one by one, and count what the files hold then."""
-        names = self._model.config.linears[block]
-        return {name: self._write(block, name, linears[name]) for name in names if name in linears}
+        """Write some pruned linears of a block over the copy, and count what it holds then."""
+        counts = {name: self._write(block, name, linear) for name, linear in linears.items()}
+        self._block |= counts
+        return counts
+
+    def finish(self) -> None:
+        """Bring the block that was written to the disk, and note that it is done."""
+        names = self._model.config.linears[len(self.counts)]
+        counts = {name: self._block[name] for name in names if name in self._block}
+        paths = {file.path for file in self._files.values()} if self.counts else {self._folder}
+        for path in sorted(paths):
+            tree_to_disk(path)
+        self.counts.append(counts)
+        self._block = {}
+        done = Done(
+            identity=self._identity,
+            format_added=self.format_added,
+            blocks=[dict(x) for x in self.counts],
+        )
+        with replaced(self._folder.parent / DONE) as beside:
+            beside.write_text(json.dumps(plain(done)), "utf-8")
+
+    def _earlier(self) -> Done | None:
+        """What an earlier run of the same has done; None without one that is whole."""
+        path = self._folder.parent / DONE
+        if is_own(path) and is_folder(self._folder):
+            with suppress(ValueError, OSError):
+                done: Done = converted(parsed_json(read_file(path)), Done)
+                return done if done.identity == self._identity else None
+        return None
+
+    def _copied(self) -> tuple[str, ...]:
+        """Copy all files; the names of those to whose metadata `format: pt` was added."""
+        weights = () if self.copies.converted else self.copies.weights.items()
+        added = [name for name, path in weights if copy_weights(path, self._folder / name)]
+        for name, path in self.copies.companions.items():
+            copy_file(path, self._folder / name)
+        if self.copies.converted:
+            convert_weights(self.copies.converted, self._folder / CONVERTED)
+        return tuple(added)
 
     def record(self, sha256: str | None = None) -> FilesRecord:
         """What became of the model's files; the digest is the new model's."""
@@ -239,24 +307,30 @@ class PrunedFiles:
     def _write(self, block: int, name: str, linear: PrunedLinear) -> Counts:
         """Write one linear over its part of a stored tensor, and count."""
         weight = self._model.weights[f"blocks.{block}.{name}.weight"]
-        keep, values = kept(linear, weight.shape), linear["stored"]
-        values = stored_weight(self._model, block, name, keep) if values is None else values
+        keep = linear.keep
+        values = zeroed(weight.as_stored, keep) if linear.new is None else linear.new
+        if bad := count_bad(values):
+            raise RefimplError(
+                f"blocks.{block}.{name}: {bad} of {values.size} weights are NaN or Inf",
+                "finite weights",
+                "repair or replace the checkpoint",
+            )
         copy = self._files[weight.stored.file.path].tensors[weight.stored.name]
         offset, layout = copy.offset, weight.layout
         if layout.stack:
-            (whole,) = copy.rows(slice(layout.expert, layout.expert + 1)).copy()
+            (stored,) = copy.rows(slice(layout.expert, layout.expert + 1)).copy()
             layout = replace(layout, stack=0)
-            offset += whole.nbytes * weight.layout.expert
+            offset += stored.nbytes * weight.layout.expert
         else:
-            whole = copy.array.copy()
-        paste(whole, values, layout)
+            stored = copy.array.copy()
+        paste(stored, values, layout)
         with copy.file.path.open("r+b") as file:
             file.seek(offset)
-            file.write(whole.reshape(-1).view(np.uint8).data)
+            file.write(stored.reshape(-1).view(np.uint8).data)
         return Counts(
             weights=values.size,
             pruned=values.size - int(np.count_nonzero(keep)),
             zeros=int(np.count_nonzero(is_zero(replace(weight, stored=copy).as_stored))),
             kept_zeros=int(np.count_nonzero(is_zero(values) & keep)),
-            method=linear["method"],
+            method=linear.method,
         )

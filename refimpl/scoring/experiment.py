@@ -5,20 +5,18 @@ from itertools import chain, groupby
 from math import isclose
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from refimpl.allocation.plan import Perturbation, Probes
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, input_of
+from refimpl.model.stream import state_bytes
+from refimpl.pruning.block import matrix_bytes
 from refimpl.running.settings import Resources, require_memory
 from refimpl.running.work_units import results
 from refimpl.scoring.measurements import (
     Address,
     Measurements,
-    ProductBytes,
     PruneBlock,
     Squares,
     addresses,
@@ -31,21 +29,10 @@ STATES_AT_RISK = 32  # per thread, in a group whose results are kept: a kill los
 Addresses = tuple[Address, ...]
 
 
-def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
-    """Bytes of one state of `length` tokens, [S, D and what is carried]."""
-    return length * config.state_size * np.dtype(dtype).itemsize
-
-
-def probing_bytes(config: Config, plan: Perturbation, dtype: npt.DTypeLike, threads: int) -> int:
-    """Bytes of a block's outer products, and of its weights after each probe; 0 without them."""
-    if not isinstance(plan, Probes) or plan.pruner_options.record.needs != "products":
-        return 0
-    item, most = np.dtype(dtype).itemsize, 0
-    for i, linears in enumerate(config.linears):
-        probes = plan.variants(len(linears), i, config.num_blocks)
-        blocks = probes if plan.units == "blocks" else 1 + (probes - 1) / len(linears)
-        most = max(most, ProductBytes.of(linears, item, item, blocks).most(threads))
-    return most
+def probing_bytes(config: Config, plan: Perturbation) -> int:
+    """Bytes of a block's outer products, if the probes need them."""
+    needs = plan.pruner_options.record.needs if isinstance(plan, Probes) else None
+    return matrix_bytes(config.linears, needs)
 
 
 def stacks(states: Iterable[Address], length: int) -> list[Addresses]:
@@ -250,8 +237,7 @@ def work_list(
     rounds = list[list[StateGroup]]()
     for cut in together:
         rounds.append([])
-        threads = 1 if resources.executor else resources.workers.threads
-        beside = probing_bytes(config, plan, resources.dtype, threads)
+        beside = probing_bytes(config, plan)
         for group in state_groups(cut, config, ids.shape[1], resources, every, beside):
             rows = {n: ids[n] for n in (range(every) or sorted({x[0].sequence for x in group}))}
             # The first group with a sequence sums its squares.

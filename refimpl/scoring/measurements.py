@@ -1,9 +1,8 @@
 """What the experiment measures, whoever runs it: perturbed states, measurements, the interface."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -13,23 +12,13 @@ from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights
 from refimpl.model.ops import Array
 from refimpl.model.statistics import (
-    SUMS,
-    Statistic,
-    add_sums,
-    input_of,
-    mirrored,
-    outer_products,
-    product_rows,
     second_moments,
 )
-from refimpl.model.stream import Stream
-from refimpl.pruners.compensation import working_bytes
 from refimpl.running.threads import Workers
 
 PruneBlock = Callable[[int, int, BlockWeights, Workers], Weights]
 """Weights of a block after pruning: from its number, the variant, its dense weights, threads."""
 
-Shapes = Mapping[str, tuple[int, int]]  # of linears, [out, in]
 Squares = tuple[dict[str, Array], ...]
 """Sums of squares of what the linears of each block read, by trace point."""
 
@@ -134,85 +123,6 @@ def addresses(
 
 Moments = tuple[Mapping[str, Array], ...]
 """Wanda's statistic per block and linear, [in]."""
-
-
-def sums_of_all(
-    stream: Stream,
-    weights: Weights,
-    statistic: Statistic,
-    workers: Workers,
-    tick: Callable[[], None] | None = None,
-    points: Collection[str] | None = None,
-) -> tuple[dict[int, Array], dict[str, Array]]:
-    """The states of a stream after its next block, and sums over the inputs of its linears.
-
-    The sums are added in the order of the states. Outer products are large: they are added in
-    place, and those of some trace points may be summed alone.
-    """
-    after, total, numbers = dict[int, Array](), dict[str, Array](), list(stream.states)
-    of_products, most = statistic is SUMS["products"], workers.threads
-    for start in range(0, len(numbers), most):
-        together, read = numbers[start : start + most], list[Mapping[str, Array]]()
-        how = weights, np.asarray if of_products else statistic
-        passes = [partial(stream.through_with_sums, stream.states[n], *how) for n in together]
-        for n, (h, sums) in zip(together, workers.run(passes, tick), strict=True):
-            after[n] = h
-            if of_products:
-                read.append(sums)
-            else:
-                add_sums(total, sums)
-        for point in dict.fromkeys(p for x in read for p in x if points is None or p in points):
-            inputs = [x[point] for x in read if point in x]
-            width = inputs[0].shape[-1]
-            if point not in total:
-                total[point] = np.zeros((width, width))
-            for rows in product_rows(width):
-                for products in workers.run([partial(outer_products, x, rows) for x in inputs]):
-                    total[point][rows, rows.start :] += products
-    return after, {p: mirrored(x) if of_products else x for p, x in total.items()}
-
-
-@dataclass(frozen=True)
-class ProductBytes:
-    """Bytes of a block's outer products by trace point, of work on a linear, of all new weights."""
-
-    sums: Mapping[str, int]
-    work: int
-    new: int
-
-    @classmethod
-    def of(cls, linears: Shapes, item: int, new_item: int, copies: float = 1) -> Self:
-        """Those of linears, with weights, and `copies` of new ones, of so many bytes each."""
-        sums = {input_of(name): 8 * width**2 for name, (_, width) in linears.items()}
-        work = max((working_bytes(*x, item, new_item) for x in linears.values()), default=0)
-        weights = sum(rows * columns for rows, columns in linears.values())
-        return cls(sums, work, int(copies * weights * (new_item + 1 / 8)))
-
-    @property
-    def least(self) -> int:
-        """What one linear at a time takes, with the sums of its inputs alone."""
-        return self.new + self.work + max(self.sums.values(), default=0)
-
-    def most(self, threads: int) -> int:
-        """What all take, with so many at a time."""
-        return self.new + self.work * threads + sum(self.sums.values())
-
-    def portions(self, memory: int, threads: int, block: int) -> list[tuple[list[str], int, int]]:
-        """Trace points whose sums fit into the memory together, linears at a time, and bytes.
-
-        The bytes are all that is in memory, the `block` too, while sequences pass it.
-        """
-        points, left, space = list[list[str]](), 0, memory - self.new
-        for point, size in self.sums.items():
-            if size > left:
-                points.append([])
-                left = space - self.work
-            points[-1].append(point)
-            left -= size
-        sums = [sum(self.sums[x] for x in together) for together in points]
-        counts = [max(1, min(threads, (space - x) // max(1, self.work))) for x in sums]
-        used = [self.new + x + max(n * self.work, block) for x, n in zip(sums, counts, strict=True)]
-        return list(zip(points, counts, used, strict=True))
 
 
 def wanda_moments(

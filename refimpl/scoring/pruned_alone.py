@@ -1,26 +1,21 @@
 """Blocks that are pruned alone, everything else dense: the pruning perturbation, and probes."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from refimpl.allocation.plan import Units
-from refimpl.errors import RefimplError
 from refimpl.model.config import Linears
 from refimpl.model.forward import Weights
-from refimpl.model.model import BlockWeights, Later, zeroed
+from refimpl.model.model import BlockWeights
 from refimpl.model.ops import Array
-from refimpl.model.statistics import SUMS, input_of, saw_no_token
+from refimpl.model.statistics import input_of
 from refimpl.model.stream import Stream
-from refimpl.pruners.checks import Bools, Compat
-from refimpl.pruners.compensation import FLOAT64, SharedFactor
-from refimpl.pruners.decision import Goal, PrunerOptions, decision
-from refimpl.pruners.magnitude import MAGNITUDE
+from refimpl.pruners.decision import PrunerOptions
+from refimpl.pruning.block import InputSums, input_sums, pruned_linears
 from refimpl.running.threads import Workers
-from refimpl.scoring.measurements import Moments, sums_of_all
+from refimpl.scoring.measurements import Moments
 
 
 @dataclass(frozen=True)
@@ -28,71 +23,30 @@ class PrunedBlocks:
     """Blocks as a pruner prunes them, with exact counts [V, L, linears] for V variants of each.
 
     A pruner that needs squares gets Wanda's statistic; one that needs outer products gets their
-    sums over the sequences by trace point, which all variants share.
+    sums over the sequences, which all variants share.
     """
 
     linears: Linears
     counts: Array
     pruner: PrunerOptions
     moments: Moments = ()
-    products: Mapping[str, SharedFactor] = field(default_factory=dict)
-    sequences: int = 1
+    products: InputSums = field(default_factory=InputSums)
 
     def summed(self, clean: Stream, weights: Weights, workers: Workers) -> Self:
         """The same, with the products of all clean states before a block."""
-        _, total = sums_of_all(clean, weights, SUMS["products"], workers)
-        count = len(clean.states)
-        products = {point: SharedFactor(x, 2 / count) for point, x in total.items()}
-        return replace(self, products=products, sequences=count)
+        return replace(self, products=input_sums(clean, weights, "products", workers))
 
     def __call__(
         self, block: int, variant: int, weights: BlockWeights, workers: Workers
     ) -> BlockWeights:
-        """A block's weights after pruning, from its dense ones; a thread per linear."""
-        counts = self.counts[variant, block].tolist()
-        tasks = {
-            f"{name}.weight": partial(self._pruned, weights, name, count, (block, j))
-            for j, (name, count) in enumerate(zip(self.linears[block], counts, strict=False))
-            if count
-        }
-        return weights | dict(zip(tasks, workers.run(list(tasks.values())), strict=True))
-
-    def _pruned(
-        self, weights: BlockWeights, name: str, count: int, place: tuple[int, int]
-    ) -> Array | Later:
-        """A linear [out, in] without `count` of its weights."""
-        total = self.moments[place[0]][name] if self.moments else self.products.get(input_of(name))
-        weight, how = weights[f"{name}.weight"], (self.sequences, count, self.pruner)
-        keep, new, _ = decided(name, place, weight, total, *how, new_dtype=weight.dtype)
-        if new is None:
-            return weights.without(f"{name}.weight", keep)
-        return zeroed(new, keep)
-
-
-def decided(
-    name: str,
-    place: tuple[int, int],
-    weight: Array,
-    total: Array | SharedFactor | None,
-    sequences: int,
-    goal: Goal,
-    pruner: PrunerOptions,
-    compat: Compat = "exact",
-    new_dtype: np.dtype[Any] = FLOAT64,
-) -> tuple[Bools, Array | None, str | None]:
-    """The decision on a linear, new weights, and how it was made if not as on others.
-
-    Of an expert that saw no token, the lowest magnitudes go. An error names the linear.
-    """
-    sums = total.outer if isinstance(total, SharedFactor) else total
-    idle = pruner.record.needs is not None and saw_no_token(name, sums)
-    how = PrunerOptions(MAGNITUDE) if idle else pruner
-    try:
-        keep, new = decision(weight, total, sequences, goal, how, compat, place, new_dtype)
-    except RefimplError as error:
-        problem = f"blocks.{place[0]}.{name}: {error.problem}"
-        raise RefimplError(problem, error.expected, error.remedy) from error
-    return keep, new, MAGNITUDE.name if idle else None
+        """A block's weights after pruning, from its dense ones."""
+        sums = self.products
+        if self.moments:
+            sums = InputSums({input_of(name): x for name, x in self.moments[block].items()})
+        goals = [count or None for count in self.counts[variant, block].tolist()]
+        how = goals, sums, self.pruner, workers
+        pruned = pruned_linears(block, self.linears[block], weights, *how)
+        return weights | {f"{name}.weight": x.weight(weights, name) for name, x in pruned.items()}
 
 
 def probe_counts(

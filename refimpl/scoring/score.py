@@ -29,7 +29,6 @@ from refimpl.model.ops import Array
 from refimpl.model.token_ids import checked_ids
 from refimpl.running.provenance import token_facts
 from refimpl.running.settings import Settings, parse_memory
-from refimpl.running.threads import thread_count
 from refimpl.scoring.experiment import dense_squares, experiment, probing_bytes, work_list
 from refimpl.scoring.measurements import (
     Measurements,
@@ -89,7 +88,7 @@ def score(
     pruned_base(config, request)
     model.check_finite(settings.dtype)
     chosen = Chosen.of(request, bases)
-    beside = probing_bytes(config, plan, settings.dtype, thread_count(settings.threads))
+    beside = probing_bytes(config, plan)
     settings = replace(settings, memory=parse_memory(settings.memory, beside))
     with settings.open(model, _options(tokens, plan, request, chosen)) as resources:
         require_resolved(plan, resources.dtype)

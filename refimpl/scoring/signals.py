@@ -16,13 +16,14 @@ from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.statistics import SUMS, input_of, saw_no_token
-from refimpl.model.stream import Stream
+from refimpl.model.stream import Stream, state_bytes
 from refimpl.model.token_ids import checked_ids
+from refimpl.pruning.block import sums_of_all
 from refimpl.running.settings import Resources, Settings, require_memory
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick, results
-from refimpl.scoring.experiment import dense_squares, state_bytes
-from refimpl.scoring.measurements import Moments, sums_of_all, wanda_moments
+from refimpl.scoring.experiment import dense_squares
+from refimpl.scoring.measurements import Moments, wanda_moments
 from refimpl.tokens import Tokens
 
 Numbers = Mapping[str, Any]

@@ -107,12 +107,29 @@ def to_disk(path: Path) -> None:
         os.close(handle)
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a path for a new file, renamed to `path` when it is on the disk; an error removes it.
+
+    Only one run at a time may write in the folder.
+    """
+    beside = path.with_name(f".{path.name}")
+    try:
+        yield beside
+        to_disk(beside)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
 try:
     import fcntl
 except ImportError:  # Windows has no locks: the user must not start two runs at once
     fcntl = None  # type: ignore[assignment]
 
 MARK, NEW = "refimpl.lock", "new"
+DONE = "done.json"  # which blocks of a copy in `new` are done
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # errors of file systems without locks
 
 

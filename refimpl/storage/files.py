@@ -14,7 +14,9 @@ from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.storage.file_system import (
+    DONE,
     NEW,
+    ResumableError,
     foreign,
     is_folder,
     is_own,
@@ -31,13 +33,14 @@ OLD, DELETED = "old", "deleted"
 
 
 @contextmanager
-def whole(target: Path, force: bool = False) -> Iterator[Path]:
+def whole(target: Path, force: bool = False, resumable: bool = False) -> Iterator[Path]:
     """Yield a path for a new file or folder, renamed to `target` when it is whole.
 
     It replaces a file, or with `force` a model's folder, whose rights stay; an error restores both.
+    If it is `resumable`, the path may exist, and an error that need not come again leaves it.
     """
     with writing(target), work_folder(work_path(target)) as work:
-        undo(work, target)
+        undo(work, target, resumable)
         new = work / NEW
         try:
             yield new
@@ -52,28 +55,38 @@ def whole(target: Path, force: bool = False) -> Iterator[Path]:
                 _rename(target, work / OLD)  # until the next rename none has its name: see `undo`
             _rename(new, target)
             undo(work, target)
-        except BaseException:
+        except BaseException as error:
+            final = isinstance(error, RefimplError | ArithmeticError)
+            final = final and not isinstance(error, ResumableError)  # it would come again
             with suppress(OSError):  # the next run undoes the rest
-                undo(work, target)
+                undo(work, target, resumable and not final)
             raise
         for folder in runs(work):
             discard(folder)
 
 
 def undo_killed(target: Path) -> None:
-    """Undo what a killed run of `whole` left beside an output; its finished units stay."""
+    """Undo what a killed run of `whole` left beside an output, but for what can be continued."""
     if target.name and os.path.lexists(work_path(target)):  # "", "." and "/" are refused later
         with writing(target), work_folder(work_path(target)) as work:
-            undo(work, target)
+            undo(work, target, resumable=True)
 
 
-def undo(work: Path, target: Path) -> None:
-    """Put an old folder back if there is no new one, else delete it; remove what was not whole."""
-    for path in (work / name for name in (OLD, DELETED, NEW)):
-        ours = is_folder(path) or (path.name == NEW and is_own(path))
+def undo(work: Path, target: Path, resumable: bool = False) -> None:
+    """Put an old folder back if there is no new one, else delete it; remove what was not whole.
+
+    A `resumable` copy stays if some of its blocks are done.
+    """
+    for name in (OLD, DELETED, NEW, DONE, f".{DONE}"):
+        path = work / name
+        ours = is_folder(path) if DONE not in name else is_own(path)
+        ours = ours or (name == NEW and is_own(path))
         if os.path.lexists(path) and not ours:
             raise foreign(path)
-    remove(work / NEW)
+    if not (resumable and is_own(work / DONE) and is_folder(work / NEW)):
+        remove(work / DONE)
+        remove(work / NEW)
+    remove(work / f".{DONE}")
     if (work / OLD).exists() and not os.path.lexists(target):
         _rename(work / OLD, target)
     try:

@@ -17,6 +17,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.storage.file_system import (
+    DONE,
     ResumableError,
     foreign,
     is_folder,
@@ -110,8 +111,10 @@ def runs(work: Path) -> list[Path]:
 
 
 def are_left(output: Path) -> bool:
-    """Whether a stopped run left finished units beside its output."""
-    return any(is_tree(path) for folder in runs(work_path(output)) for path in folder.iterdir())
+    """Whether a stopped run left finished units, or a copy with finished blocks."""
+    work = work_path(output)
+    units = [path for folder in runs(work) for path in folder.iterdir() if is_tree(path)]
+    return bool(units) or (is_folder(work) and is_own(work / DONE))
 
 
 def write_tree(path: Path, tree: Any, synced: bool = False) -> None:

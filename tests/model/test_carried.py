@@ -10,12 +10,11 @@ from gates import GATES, model_of
 
 from refimpl import Noise, Probes, Request, score
 from refimpl.model.mixers.carried import apart, whole_state
-from refimpl.model.stream import Stream
+from refimpl.model.stream import Stream, state_bytes
 from refimpl.oracle.case import computed_case, make_case, read_case, stepwise_steps
 from refimpl.oracle.check import check
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import Bfloat16, Float16
-from refimpl.scoring.experiment import state_bytes
 from refimpl.scoring.measurements import Address
 from refimpl.scoring.state_group import with_noise
 from refimpl.tokens import Tokens

@@ -8,11 +8,14 @@ import pytest
 from gates import model_of
 
 from refimpl import Pattern, Probes, PrunerOptions, Request, prune, read_model, score
+from refimpl.model.model import BlockWeights
 from refimpl.model.ops import Array
+from refimpl.model.statistics import input_of
 from refimpl.model.weight import Weight
 from refimpl.pruners.magnitude import magnitude_keep, magnitude_score
 from refimpl.pruners.pruner import Pruner
-from refimpl.scoring.pruned_alone import decided
+from refimpl.pruning.block import InputSums, pruned_linears
+from refimpl.running.threads import Workers
 from refimpl.show.pruning import pruning_table
 from refimpl.tokens import Tokens, random_tokens
 
@@ -45,10 +48,14 @@ def test_the_pruning_perturbation_falls_back_too() -> None:
     weight = np.random.default_rng(0).standard_normal((4, 6))
     keep = magnitude_keep(magnitude_score(weight), 10)
     nothing = np.zeros(6)
-    found, *_ = decided("experts.2.up_proj", (0, 0), weight, nothing, 1, 10, PrunerOptions())
-    np.testing.assert_array_equal(found, keep)
-    dense, *_ = decided("up_proj", (0, 1), weight, nothing, 1, 12, PrunerOptions())
-    assert dense[:, 3:].all()  # equal scores: the lowest columns
+    names = "experts.2.up_proj", "up_proj"
+    weights = BlockWeights({f"{name}.weight": weight for name in names})
+    sums = InputSums({input_of(name): nothing for name in names})
+    shapes = dict.fromkeys(names, (4, 6))
+    with Workers(1) as workers:
+        found = pruned_linears(0, shapes, weights, [10, 12], sums, PrunerOptions(), workers)
+    np.testing.assert_array_equal(found[names[0]].keep, keep)
+    assert found[names[1]].keep[:, 3:].all()  # equal scores: the lowest columns
 
 
 @pytest.mark.parametrize(("case", "method"), [("granitemoe", "sparsegpt"), ("qwen2_moe", "wanda")])

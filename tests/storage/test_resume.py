@@ -77,7 +77,7 @@ def test_an_interrupted_run_equals_one_run(kind: str, tmp_path: Path, whole: Any
     expected, output, done = whole(kind), tmp_path / "out", list[str]()
     places = PLACES[0], ENOUGH if "sparsegpt" in RUNS[kind] else PLACES[1]
     for number in range(99):
-        with before_unit(1 if kind in ("wanda", "random") else 2, interrupt):
+        with before_unit(1 if kind in ("wanda", "sparsegpt", "random") else 2, interrupt):
             stopped = run(*words(kind), *places[number % 2], "-o", output)
         if stopped.code == 0:
             break
@@ -87,17 +87,16 @@ def test_an_interrupted_run_equals_one_run(kind: str, tmp_path: Path, whole: Any
         found = units(output)
         assert len(found) == len(set(found))  # nothing is computed twice
         assert set(done) <= set(found)
-        assert len(list(tmp_path.glob(".out.part/*/states *"))) <= 2
         done = found
     assert 1 < number < 98
     assert result(output) == expected
     assert os.listdir(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "eval", "wanda", "scored"])
+@pytest.mark.parametrize("kind", ["gaussian", "eval", "scored"])
 def test_another_run_has_units_of_its_own(kind: str, tmp_path: Path, whole: Any) -> None:
     """It begins anew, leaves those of the first run alone, and removes them when it is whole."""
-    other = {"eval": ("--window", 19), "wanda": ("--seq-len", 11)}.get(kind, ("--seed", 1))
+    other = ("--window", 19) if kind == "eval" else ("--seed", 1)
     expected, output = whole(kind), tmp_path / "out"
     for number, more in enumerate(((), other)):
         with before_unit(2, interrupt):
@@ -113,6 +112,29 @@ def test_another_run_has_units_of_its_own(kind: str, tmp_path: Path, whole: Any)
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_another_pruning_begins_anew(tmp_path: Path, whole: Any) -> None:
+    expected, output = whole("wanda"), tmp_path / "out"
+    for more in ((), ("--seq-len", 11)):
+        with before_unit(2, interrupt):
+            assert run(*words("wanda"), *more, "-o", output).code == 130
+        assert units(output) == ["block 0", "block 1"]
+    ran(*words("wanda"), "-o", output)
+    assert result(output) == expected
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_says_which_blocks_are_done_is_not_believed_if_it_is_damaged(
+    tmp_path: Path, whole: Any
+) -> None:
+    expected, output = whole("wanda"), tmp_path / "out"
+    for damaged in ("", "[]", "{", '{"identity": 1}', "\x00"):
+        with before_unit(2, interrupt):
+            assert run(*words("wanda"), "-o", output).code == 130
+        (tmp_path / ".out.part" / "done.json").write_text(damaged)
+    ran(*words("wanda"), "-o", output)
+    assert result(output) == expected
+
+
 def full_disk() -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -122,14 +144,17 @@ def test_a_full_disk_leaves_finished_units(
     kind: str, tmp_path: Path, whole: Any, monkeypatch: Any
 ) -> None:
     expected, output = whole(kind), tmp_path / "out"
-    monkeypatch.setattr("refimpl.storage.finished_units.write_tree", write_tree)
+    writers = ("storage.finished_units.write_tree", "pruning.pruned_files.replaced")
     for number in (2, 1):
-        with before_unit(number, lambda: monkeypatch.setattr(
-            "refimpl.storage.finished_units.write_tree", lambda *_, **__: full_disk()
-        )):  # fmt: skip
-            said = refused(*words(kind), "-o", output)
+        with monkeypatch.context() as patched:
+
+            def fill() -> None:
+                for writer in writers:
+                    patched.setattr(f"refimpl.{writer}", lambda *_, **__: full_disk())
+
+            with before_unit(number, fill):
+                said = refused(*words(kind), "-o", output)
         assert "cannot be written (No space left on device)" in said
-        monkeypatch.setattr("refimpl.storage.finished_units.write_tree", write_tree)
         assert len(units(output)) == len(set(units(output))) > 0
     ran(*words(kind), "-o", output)
     assert result(output) == expected
@@ -230,8 +255,13 @@ MAKERS: dict[str, Callable[[Path, Path], object]] = {
     "pipe": lambda path, _: os.mkfifo(path),
     "folder": make_folder,
 }
-OURS = {"run": ["folder"], "old": ["folder"], "new": ["folder", "copy"]}  # may be
-NAMES = [(x, make) for x in ("", "run", "block 2", "old", "new") for make in MAKERS]
+OURS = {  # may be
+    "run": ["folder"],
+    "old": ["folder"],
+    "new": ["folder", "copy"],
+    "done.json": ["copy"],
+}
+NAMES = [(x, make) for x in ("", "run", "unit", "old", "new", "done.json") for make in MAKERS]
 
 
 @pytest.mark.parametrize(("name", "make"), [x for x in NAMES if x[1] not in OURS.get(x[0], [])])
@@ -239,21 +269,23 @@ def test_what_the_user_named_like_ours_stays(name: str, make: str, tmp_path: Pat
     """As the hidden folder, a folder of a run, a unit, or what we make beside these."""
     precious, output = tmp_path / "precious", tmp_path / "out"
     precious.write_text("precious\n")
+    command = words("gaussian" if name in ("run", "unit") else "random")
     with before_unit(2, interrupt):
-        assert run(*words("random"), "-o", output).code == 130
+        assert run(*command, "-o", output).code == 130
     (folder,) = tmp_path.glob(".out.part/*/")
-    path = {"run": folder, "block 2": folder / name}.get(name, tmp_path / ".out.part" / name)
+    unit = next(folder.iterdir())
+    path = {"run": folder, "unit": unit}.get(name, tmp_path / ".out.part" / name)
     if path.exists():
         path.rename(tmp_path / "aside")
     MAKERS[make](path, precious)
     before = os.lstat(path)
-    assert "was not made by refimpl" in refused(*words("random"), "-o", output)
+    assert "was not made by refimpl" in refused(*command, "-o", output)
     assert os.path.samestat(before, os.lstat(path))
     assert precious.read_text() == "precious\n"
     (shutil.rmtree if make == "folder" else os.unlink)(path)
     if (tmp_path / "aside").exists():
         (tmp_path / "aside").rename(path)
-    ran(*words("random"), "-o", output)
+    ran(*command, "-o", output)
     assert sorted(os.listdir(tmp_path)) == ["out", "precious"]
 
 
