@@ -78,7 +78,7 @@ def test_the_page_of_fields_is_complete_and_true(tmp_path: Path) -> None:
     page = (REFERENCE / "scores-json.md").read_text("utf-8")
     model, found = read_model(altered(tmp_path, "llama", longer)), set()
     for samples, plan, request in (
-        (2, Noise(eta=(0.01, 0.1)), Request("lsa")),
+        (2, Noise(eta=(0.01, 0.1)), Request("lsa", correct=None)),
         (1, Probes(), Request("alphapruning", correct="divergence")),
     ):
         tokens = random_tokens(264, samples, 12)

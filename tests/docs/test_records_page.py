@@ -26,7 +26,7 @@ COMMANDS = {
 @pytest.mark.parametrize("page", COMMANDS)
 def test_the_examples_of_records_run_from_a_package_of_their_own(page: str, tmp_path: Path) -> None:
     text = (DOCS / "how-to" / f"{page}.md").read_text("utf-8")
-    (example,), (entry,) = (
+    (example, *_), (entry,) = (
         re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("python", "text")
     )
     name, words = COMMANDS[page]
