@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from refimpl.allocation.scores_json import RENAMED
 from refimpl.pruning.pruned_files import PrunedFiles
 from refimpl.storage.file_system import DONE, work_path
-from refimpl.storage.finished_units import FinishedUnits, is_tree, read_tree, runs
+from refimpl.storage.finished_units import FinishedUnits, is_unit, read_unit, runs
 
 
 def numbers(path: Path) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def units(output: Path) -> list[str]:
     if done.exists():
         found += [f"block {i}" for i in range(len(json.loads(done.read_text())["blocks"]))]
     paths = (x for run in runs(work_path(output)) for x in sorted(run.glob("[!.]*")))
-    for path in filter(is_tree, paths):
-        found += read_tree(path)
+    for path in filter(is_unit, paths):
+        found += read_unit(path)
     return found
 
 

@@ -144,7 +144,7 @@ def prune(
             **pruner.options,
             **measure(files.pruned),
         )
-        source.check(whole=True)
+        source.check()
         (folder / RECORD).write_text(json_text(plain(pruning)), "utf-8")
         if scored is not None:
             (folder / SCORES).write_text(json_text(scored), "utf-8")

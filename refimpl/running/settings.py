@@ -170,4 +170,4 @@ class Settings(Checked):
             settings = np.dtype(self.dtype), memory, workers, self.executor, finished, keeps
             yield Resources(*settings, self.progress, earlier)
             if files is not None:
-                files.check(whole=True)
+                files.check()

@@ -1,4 +1,4 @@
-"""The results of a run so far, a file for each work unit, in a folder named by what they need."""
+"""The results of a run so far: an `.npz` for each work unit, in a folder named by its inputs."""
 
 import json
 import os
@@ -6,12 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
-from math import prod
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
-from zlib import crc32
 
 import numpy as np
 
@@ -23,15 +19,15 @@ from refimpl.storage.file_system import (
     is_folder,
     is_own,
     open_file,
-    to_disk,
+    replaced,
     work_path,
     writing,
 )
 
-RUN, UNFINISHED = re.compile("[0-9a-f]{32}"), re.compile(r"\.[0-9a-f]{32}")  # names we give
-MARK, LINE = b"refimpl ", 64  # bytes; arrays begin at multiples of the line's length
-ARRAY = "array"  # key of an object that stands for an array: its dtype, shape and first byte
-DAMAGES = (ValueError, TypeError, LookupError, OverflowError, RecursionError, OSError)
+RUN = re.compile("[0-9a-f]{32}")  # names of folders that we make
+TREE = "tree"  # the array that holds the JSON of a unit, in which ARRAY is the name of another one
+ARRAY = "array"
+ZIP = b"PK\x03\x04"  # an .npz begins with it
 
 
 class FinishedUnits:
@@ -46,31 +42,41 @@ class FinishedUnits:
 
     @property
     def earlier(self) -> dict[str, Any]:
-        """Results by key, of units that are objects."""
-        names = [name for name in sorted(os.listdir(self.folder)) if not UNFINISHED.fullmatch(name)]
-        units = [unit for unit in map(self.read, names) if isinstance(unit, dict)]
-        return {key: result for unit in units for key, result in unit.items()}
+        """The results by key of all units that are whole."""
+        found: dict[str, Any] = {}
+        for path in filter(is_unit, sorted(self.folder.iterdir())):
+            with suppress(Exception):  # whatever a damaged file leads to: the unit is made again
+                found |= read_unit(path)
+        return found
 
-    def read(self, name: str, mapped: bool = False) -> Any:
-        """A unit, or None if it is absent or damaged; mapped arrays are read when used."""
-        path = self.folder / name
-        with suppress(*DAMAGES):
-            return read_tree(path, mapped, checked=True) if is_own(path) else None
-        return None
+    def write(self, name: str, results: Mapping[str, Any]) -> None:
+        """Keep a unit: lists and objects of numbers, texts and arrays, by key."""
+        path, arrays = self.folder / f"{name}.npz", dict[str, Any]()
 
-    def write(self, name: str, result: Any) -> None:
-        """Keep a unit."""
-        path = self.folder / name
+        def reference(x: Any) -> Any:
+            if isinstance(x, np.generic):
+                return x.item()
+            arrays[str(len(arrays))] = x
+            return {ARRAY: str(len(arrays) - 1)}
+
         self._check()
+        text = json.dumps(dict(results), default=reference).encode()
+        arrays[TREE] = np.frombuffer(text, np.uint8)
         with writing(path):
-            if os.path.lexists(path) and not is_tree(path):
+            if os.path.lexists(path) and not is_unit(path):
                 raise foreign(path)
-            write_tree(path, result, synced=True)
+            with replaced(path) as beside, beside.open("wb") as file:
+                np.savez(file, **arrays)
 
-    def forget(self, name: str) -> None:
-        """Remove a unit that no run needs any more, if it is there."""
-        if is_tree(self.folder / name):
-            (self.folder / name).unlink()
+
+def read_unit(path: Path) -> dict[str, Any]:
+    """The results in a unit; an error of some kind if it is damaged."""
+    with open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
+        found: dict[str, Any] = json.loads(
+            arrays[TREE].tobytes(),
+            object_hook=lambda row: arrays[row[ARRAY]] if row.keys() == {ARRAY} else row,
+        )
+        return found
 
 
 @contextmanager
@@ -94,11 +100,18 @@ def finished_units(
             units.folder.rmdir()
 
 
+def is_unit(path: Path) -> bool:
+    """Whether a file is named and begins like a unit, and is no link."""
+    if path.suffix != ".npz" or not is_own(path):
+        return False
+    with open_file(path) as file:
+        return path.name.startswith(".") or file.read(len(ZIP)) == ZIP
+
+
 def discard(folder: Path) -> None:
     """Remove the units in a folder, and the folder if nothing else is in it."""
-    for path in folder.iterdir():
-        if is_tree(path) or (UNFINISHED.fullmatch(path.name) and is_own(path)):
-            path.unlink()
+    for path in filter(is_unit, [*folder.iterdir()]):
+        path.unlink()
     with suppress(OSError):
         folder.rmdir()
 
@@ -113,75 +126,5 @@ def runs(work: Path) -> list[Path]:
 def are_left(output: Path) -> bool:
     """Whether a stopped run left finished units, or a copy with finished blocks."""
     work = work_path(output)
-    units = [path for folder in runs(work) for path in folder.iterdir() if is_tree(path)]
+    units = [path for folder in runs(work) for path in folder.iterdir() if is_unit(path)]
     return bool(units) or (is_folder(work) and is_own(work / DONE))
-
-
-def write_tree(path: Path, tree: Any, synced: bool = False) -> None:
-    """Write lists and objects of numbers, texts and arrays to a file, whole or not at all.
-
-    It has a line with our mark and two sizes, JSON, the arrays, and a checksum of all that.
-    """
-    arrays, end = list[bytes | memoryview](), 0
-
-    def reference(x: Any) -> Any:
-        nonlocal end
-        if isinstance(x, np.generic):
-            return x.item()
-        if not (isinstance(x, np.ndarray) and x.dtype.isnative):
-            raise TypeError(f"{type(x).__name__} in a file of arrays")
-        place = {ARRAY: [x.dtype.name, x.shape, end]}
-        arrays.extend([np.ascontiguousarray(x).reshape(-1).view(np.uint8).data, _pad(x.nbytes)])
-        end += x.nbytes + len(arrays[-1])
-        return place
-
-    text = json.dumps(tree, default=reference).encode()
-    text += _pad(len(text))
-    sizes = b"%016x %016x" % (len(text), LINE + len(text) + end + 4)
-    beside, check = path.with_name(f".{uuid4().hex}"), 0
-    try:
-        with beside.open("xb") as file:
-            for piece in ((MARK + sizes).ljust(LINE - 1) + b"\n", text, *arrays):
-                file.write(piece)
-                check = crc32(piece, check)
-            file.write(check.to_bytes(4, "little"))
-        if synced:
-            to_disk(beside)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def read_tree(path: Path, mapped: bool = False, checked: bool = False) -> Any:
-    """What `write_tree` wrote, or one of `DAMAGES`; mapped arrays are read when they are used."""
-    with open_file(path) as file:
-        content = mmap(file.fileno(), 0, access=ACCESS_READ)
-    length, size = (int(x, 16) for x in content[len(MARK) : LINE].split())
-    if content[: len(MARK)] != MARK or size != len(content):
-        raise ValueError("another file, or not all of it")
-    with memoryview(content) as whole:
-        if checked and crc32(whole[:-4]) != int.from_bytes(whole[-4:], "little"):
-            raise ValueError("another checksum")
-
-    def array(row: dict[str, Any]) -> Any:
-        if row.keys() != {ARRAY}:
-            return row
-        name, shape, start = row[ARRAY]
-        values = np.frombuffer(content, np.dtype(name), prod(shape), LINE + length + start)
-        return values.reshape(shape) if mapped else values.reshape(shape).copy()
-
-    return json.loads(content[LINE : LINE + length], object_hook=array)
-
-
-def is_tree(path: Path) -> bool:
-    """Whether a file begins like those of `write_tree`, has one name, and is no link."""
-    if not is_own(path):
-        return False
-    with open_file(path) as file:
-        return file.read(len(MARK)) == MARK
-
-
-def _pad(size: int) -> bytes:
-    """Spaces up to the next multiple of a line."""
-    return b" " * (-size % LINE)

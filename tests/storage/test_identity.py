@@ -18,7 +18,7 @@ from program import refused, run
 
 from refimpl import Noise, Probes, PrunerOptions, read_model
 from refimpl.allocation.request import Request
-from refimpl.running.provenance import PIECE, PIECES, identity, sample_digest
+from refimpl.running.provenance import identity
 from refimpl.running.settings import Settings
 from refimpl.scoring import score
 from refimpl.scoring.signals import Chosen
@@ -95,33 +95,17 @@ def test_versions_and_the_spec_identify_a_run(monkeypatch: pytest.MonkeyPatch) -
     assert all(a != b for a, b in itertools.pairwise(found))
 
 
-@pytest.mark.parametrize("size", [0, 1, 1000, PIECES * PIECE, PIECES * PIECE + 1, 9_000_000])
-def test_a_digest_sees_the_header_the_ends_and_every_large_piece(size: int, tmp_path: Path) -> None:
-    path, content = tmp_path / "file", bytearray(np.random.default_rng(0).bytes(size))
-    content[:8] = (100_000).to_bytes(8, "little")[:size]
-    path.write_bytes(content)
-    before = sample_digest(path)
-    whole = size <= PIECES * PIECE
-    places = [0, 9, 99_000, size // 2, size - 1]
-    for at in (x for x in places if 0 <= x < size):
-        length = 1 if whole or at in (0, 9, 99_000, size - 1) else size // PIECES
-        changed = bytearray(content)
-        changed[at : at + length] = bytes(x ^ 1 for x in changed[at : at + length])
-        path.write_bytes(changed)
-        assert sample_digest(path) != before, at
-
-
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.scoring.experiment.STATES_AT_RISK", 3)
 
 
 def flip(path: Path, at: int = -5) -> None:
-    """Change a byte of a file, but neither its size nor its time."""
+    """Change a byte of a file, and with it the time, but not the size."""
     content, status = bytearray(path.read_bytes()), path.stat()
     content[at] ^= 1
     path.write_bytes(content)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
 
 CHANGED = {"model.safetensors": (), "config.json": ("0.001", "0.002"), "base.json": ("0.4", "0.3")}
