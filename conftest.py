@@ -50,6 +50,7 @@ NOT_NUMERICAL = {
     "allocation": "projects numbers that are given",
     "bench": "equal bits of the same products, and tables of numbers that are given",
     "cli": "options, messages and exit codes",
+    "convert": "weights as they are stored",
     "docs": "the form of pages; all pages themselves take minutes",
     "fuzz": "refusals",
     "isolation": "answers of child processes",

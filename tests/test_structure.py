@@ -32,6 +32,7 @@ STAGES = (
     {"method"},
     {"bases"},
     {"running"},
+    {"convert"},
     {"allocation"},
     {"pruning"},
     {"scoring"},

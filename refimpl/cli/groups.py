@@ -27,7 +27,7 @@ ModelPath = Annotated[
     Path,
     argument(
         "MODEL",
-        "A .safetensors or .gguf file, an index of shards, or a folder of them; or the id of a "
+        "A .safetensors file, an index of shards, or a folder of them; or the id of a "
         "model in the Hugging Face cache, ORG/NAME[@REVISION].",
     ),
 ]

@@ -99,6 +99,12 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "Interchange": {
+        "convert": (
+            "convert:command",
+            "Write a GGUF, FP8 or MXFP4 model as a folder that the other commands read.",
+            "refimpl convert model.gguf -o FOLDER",
+            "refimpl convert FP8_FOLDER -o FOLDER --dtype bfloat16",
+        ),
         "check": (
             "oracle:check_command",
             "Find the first step at which another implementation differs from a case or model.",

@@ -1,23 +1,21 @@
 """From a path to a `Model`: its files, its `config.json`, and its tensors under our names."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.loading.companions import Companions, companion_files
 from refimpl.loading.composites import of_others, place_of_text
-from refimpl.loading.config_json import read_config
+from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.families import Location
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.files.hub import local_files
-from refimpl.loading.files.quantisation import dequantised, read_quantisation, without_quantisation
+from refimpl.loading.files.refused_formats import refuse_convertible, refuse_gguf
 from refimpl.loading.files.safetensors_file import SafetensorsFile, open_files
 from refimpl.loading.tensor_claims import claim
 from refimpl.model.model import Model
-from refimpl.model.weight import StoredTensor
-from refimpl.storage.file_system import open_file
-from refimpl.storage.target_checks import RECORD, SCORES
+from refimpl.model.weight import StoredTensor, Weight
 
 _EXPECTED = "the model's config.json"
 
@@ -25,11 +23,11 @@ _EXPECTED = "the model's config.json"
 def read_model(
     path: str | Path, config: str | Path | None = None, *, download: bool = False
 ) -> Model:
-    """Open a model: a safetensors or GGUF file, an index of shards, a folder, or an id.
+    """Open a model: a safetensors file, an index of shards, a folder, or an id.
 
     Args:
-        path: The file (GGUF needs the extra `gguf`), or the folder of safetensors. If it does not
-            exist, ``org/name[@revision]``: a model in the Hugging Face cache (extra `hub`).
+        path: The file, or the folder of safetensors. If it does not exist,
+            ``org/name[@revision]``: a model in the Hugging Face cache (needs the extra `hub`).
         config: The path of `config.json`; if None, `read_model` looks beside the file, then in the
             file's metadata under the key `config.json`.
         download: Whether to ask the server (`HF_ENDPOINT`) for the files of an id, and download
@@ -49,45 +47,32 @@ def read_model(
         (4, 'llama')
     """
     path, hub_id = local_files(path, download)
-    option = None if config is None else Path(config)
-    if _is_gguf(path):
-        from refimpl.loading.gguf_model import read_gguf  # few models are
-
-        entries = {} if option is None else _config_file(path, option, ())[0]
-        return read_gguf(path, entries, option, hub_id)
+    refuse_gguf(path)
     files = open_files(path)
-    entries, source, config_path = _config_file(path, option, files)
+    option = None if config is None else Path(config)
+    entries, source, config_path = config_file(path, option, files)
+    refuse_convertible(entries, path)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    companions, ignored = None, tuple[StoredTensor, ...]()
-    if (blocks := read_quantisation(entries, source)) is not None:
-        tensors = dequantised(tensors, blocks, path)
-        entries = without_quantisation(entries, tensors)
-        beside = companion_files(path, (RECORD, SCORES, *(file.path.name for file in files)))
-        companions = Companions(entries, beside)
     hub = read_config(entries, source)
+    weights, ignored = claimed(tensors, hub, path)
+    return Model(path, hub.config, entries, weights, files, config_path, hub_id, ignored)
+
+
+def claimed(
+    tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path
+) -> tuple[dict[str, Weight], tuple[StoredTensor, ...]]:
+    """The model's weights, and tensors of other parts of a composite checkpoint."""
+    ignored = tuple[StoredTensor, ...]()
     if hub.composite:
         base, head = place_of_text(tensors, hub.names["embed"].name)
         family = replace(hub.family, bases=(base,))
         hub = replace(hub, family=family, names={**hub.names, "lm_head": Location(head)})
-        ignored = tuple(tensors.pop(name) for name in of_others(tensors))
-    weights = claim(tensors, hub, path)
-    return Model(
-        path, hub.config, entries, weights, files, config_path, hub_id, companions, ignored
-    )
+        ignored = tuple(tensors[name] for name in of_others(tensors))
+        tensors = {name: tensors[name] for name in tensors.keys() - {x.name for x in ignored}}
+    return claim(tensors, hub, path), ignored
 
 
-def _is_gguf(path: Path) -> bool:
-    """Whether a file is GGUF, by its name or its first bytes: Ollama's blobs have no suffix."""
-    with reading(path, _EXPECTED):
-        if not path.exists() or path.is_dir() or path.suffix in (".json", ".safetensors"):
-            return False
-        if path.suffix.lower() == ".gguf":
-            return True
-        with open_file(path) as file:
-            return file.read(4) == b"GGUF"
-
-
-def _config_file(
+def config_file(
     path: Path, option: Path | None, files: tuple[SafetensorsFile, ...]
 ) -> tuple[dict[str, Any], str, Path | None]:
     """The parsed `config.json`, its name for messages, and its path (None in the metadata)."""

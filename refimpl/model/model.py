@@ -95,10 +95,7 @@ class Model:
         weights: Every tensor under our name (`embed.weight`, `blocks.0.q_proj.weight`, ...).
         files: The files of its weights, open.
         config_path: The file that holds `config.json`; None if the metadata of the weights does.
-        hub_id: `org/name@commit` of a model in the Hugging Face cache, and `:file.gguf` if it is
-            one; else None.
-        companions: Finds or makes the files for a folder with the weights as they are after
-            reading, `config.json` and the tokenizer among them; None if weights stay as they are.
+        hub_id: `org/name@commit` of a model in the Hugging Face cache; else None.
         ignored: Tensors of other parts of a composite checkpoint than its text model.
     """
 
@@ -109,7 +106,6 @@ class Model:
     files: tuple[WeightFile, ...]
     config_path: Path | None = None
     hub_id: str | None = None
-    companions: Callable[[], Mapping[str, Path]] | None = None
     ignored: tuple[StoredTensor, ...] = ()
 
     def as_kind(self, subclass: type[M], /, **more: Any) -> M:
@@ -125,7 +121,7 @@ class Model:
         full = Path(os.path.abspath(self.path))  # a link keeps its own name
         if full.name.startswith("model.safetensors"):
             return full.parent.name
-        return full.name.removesuffix(".safetensors").removesuffix(".gguf")
+        return full.name.removesuffix(".safetensors")
 
     @property
     def folder(self) -> Path:
@@ -135,8 +131,7 @@ class Model:
     @property
     def tokenizer_json(self) -> Path:
         """The tokenizer."""
-        companions = self.companions() if self.companions else {}
-        return companions.get("tokenizer.json", self.folder / "tokenizer.json")
+        return self.folder / "tokenizer.json"
 
     def embedding(self) -> dict[str, Array]:
         """The tables `embed.weight` [V, D] and any `pos_embed.weight` [P, D], and what they need.

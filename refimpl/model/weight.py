@@ -96,11 +96,6 @@ class StoredTensor:
         return DTYPES[self.dtype]
 
     @property
-    def kind(self) -> str:
-        """The file's name of how it is stored."""
-        return self.dtype
-
-    @property
     def nbytes(self) -> int:
         """Its size in the file."""
         return prod(self.shape) * self.numpy_dtype.itemsize

@@ -143,4 +143,4 @@ def _zeros(weight: Weight) -> LinearZeros:
     """Count the zeros of one linear."""
     zero = is_zero(weight.as_stored)
     pattern = None if (found := pattern_of(zero)) is None else str(found)
-    return LinearZeros(zero.size, int(np.count_nonzero(zero)), pattern, weight.stored.kind)
+    return LinearZeros(zero.size, int(np.count_nonzero(zero)), pattern, weight.stored.dtype)

@@ -1,14 +1,12 @@
 """The pruned model's files: which are copied and how, and the linears written over the copies."""
 
 import json
-import os
 import shutil
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,15 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
-from refimpl.loading.companions import INDEX, companion_files
 from refimpl.loading.composites import parts
+from refimpl.loading.files.companion_files import INDEX, companion_files, refuse_links_away
 from refimpl.loading.files.documents import Document, converted, plain
 from refimpl.loading.files.file_reading import parsed_json, read_file
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.floating_point import is_zero
 from refimpl.model.layout import paste
 from refimpl.model.model import Model, zeroed
-from refimpl.model.weight import StoredTensor, count_bad
+from refimpl.model.weight import count_bad
 from refimpl.pruning.block import PrunedLinear
 from refimpl.pruning.record import FilesRecord
 from refimpl.storage.file_system import (
@@ -38,7 +36,6 @@ from refimpl.storage.file_system import (
 from refimpl.storage.files import tree_to_disk
 from refimpl.storage.target_checks import RECORD, SCORES
 
-CONVERTED = "model.safetensors"  # what quantised weights become
 PIECE = 1 << 20  # bytes copied at once
 PAGE, SPARE = 1 << 12, 1 << 20  # bytes: files fill whole pages; the record and longer headers
 
@@ -47,14 +44,12 @@ PAGE, SPARE = 1 << 12, 1 << 20  # bytes: files fill whole pages; the record and 
 class Copies:
     """Files of a model by their names in the new folder: its weights, and all others to copy.
 
-    `left_out` names what else its folder holds, folders with a slash. `converted` are the tensors
-    that are converted to safetensors, into `CONVERTED`, instead of copying their file.
+    `left_out` names what else its folder holds, folders with a slash.
     """
 
     weights: Mapping[str, Path]
     companions: Mapping[str, Path]
     left_out: tuple[str, ...]
-    converted: tuple[StoredTensor, ...] = ()
 
     @property
     def files(self) -> dict[str, Path]:
@@ -64,65 +59,35 @@ class Copies:
     @property
     def needed_bytes(self) -> int:
         """Room that the new folder takes on a disk, in bytes."""
-        sizes = [path.stat().st_size for path in self.companions.values()]
-        if self.converted:
-            sizes += [written_bytes(tensor) for tensor in self.converted]
-        else:
-            sizes += [path.stat().st_size for path in self.weights.values()]
+        sizes = [path.stat().st_size for path in self.files.values()]
         return SPARE + sum(-(-size // PAGE) * PAGE for size in sizes)
 
 
 def copies(model: Model) -> Copies:
     """Find which files of a model are copied: its weights, the index in use, and its companions.
 
-    Quantised weights are converted, and have companions of their own. A link out of the folder is
-    refused: whoever made the folder chose where it leads, and its copy may be published.
+    A link out of the folder is refused.
     """
     weights = {file.path.name: file.path for file in model.files}
-    converted: tuple[StoredTensor, ...] = ()
-    if model.companions is not None:
-        stored = {weight.stored.name: weight.stored for weight in model.weights.values()}
-        weights, converted = {CONVERTED: model.path}, (*stored.values(), *model.ignored)
-        companions = dict(model.companions())
-    else:
-        companions = companion_files(model.path, (RECORD, SCORES, *weights))
-        if index := _index(model, weights):
-            companions[index] = model.folder / index
-        if model.config_path is not None:
-            companions["config.json"] = model.config_path
+    companions = companion_files(model.path, (RECORD, SCORES, *weights))
+    if index := _index(model, weights):
+        companions[index] = model.folder / index
+    if model.config_path is not None:
+        companions["config.json"] = model.config_path
     entries = sorted(model.folder.iterdir()) if model.path.is_dir() else []
     used_files = [file.path for file in model.files]
     used = {path.name for path in used_files} | companions.keys()
     left = [entry for entry in entries if entry.name not in used]
     names = tuple(f"{entry.name}/" if entry.is_dir() else entry.name for entry in left)
-    plan = Copies(weights, companions, names, converted)
+    plan = Copies(weights, companions, names)
     read = {
         *plan.files.values(),
         *used_files,
         model.config_path or model.path,
         model.folder / RECORD,
     }
-    if away := _links_away(model.folder, sorted(read - {model.path})):  # the user named that
-        raise RefimplError(
-            f"{model.folder} has links to files outside, which would be copied:",
-            "files, or links to files in the folder; in the Hugging Face cache, links to blobs/ of "
-            "the same repository",
-            "if others may have such a file, put a copy in the place of the link, or remove the "
-            "link",
-            [f"{path.name} -> {os.path.realpath(path)}" for path in away],
-        )
+    refuse_links_away(model.folder, read - {model.path})  # the user named that
     return plan
-
-
-def _links_away(folder: Path, paths: Iterable[Path]) -> list[Path]:
-    """Those of a folder's files that are links out of it, and out of its repository in a cache."""
-    real = Path(os.path.realpath(folder))  # Path.resolve raises at a loop of links
-    above = (path.parent for path in real.parents if path.name == "snapshots")
-    inside = (real, *(path / "blobs" for path in above if path.name.startswith("models--")))
-    links = (path for path in paths if path.parent == folder and path.is_symlink())
-    return [
-        x for x in links if not any(Path(os.path.realpath(x)).is_relative_to(y) for y in inside)
-    ]
 
 
 def copy_weights(source: Path, target: Path) -> bool:
@@ -139,27 +104,6 @@ def copy_file(source: Path, target: Path) -> None:
     """Copy a file."""
     with open_file(source) as file, target.open("wb") as copy:
         shutil.copyfileobj(file, copy, PIECE)
-
-
-def written_bytes(tensor: StoredTensor) -> int:
-    """Bytes of a tensor in a safetensors file."""
-    return prod(tensor.shape) * tensor.numpy_dtype.itemsize
-
-
-def convert_weights(tensors: Sequence[StoredTensor], target: Path) -> None:
-    """Write tensors as a safetensors file, a piece at a time; quantised ones become float32."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in tensors:
-        start, end = end, end + written_bytes(tensor)
-        entry = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
-        header[tensor.name] = entry
-    text = _aligned(header)
-    with target.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors:
-            for rows in tensor.pieces():
-                file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
 
 
 def with_format(header: bytes) -> bytes:
@@ -241,11 +185,9 @@ class PrunedFiles:
             folder.mkdir()
             self.format_added = self._copied()
         names = {file.path: file.path.name for file in model.files}
-        if self.copies.converted:
-            names = dict.fromkeys(names, CONVERTED)
         self._files = {path: SafetensorsFile(folder / name) for path, name in names.items()}
-        whole, config = model.path.is_dir() or self.copies.converted, folder / "config.json"
-        path = folder if whole else folder / model.path.name
+        config = folder / "config.json"
+        path = folder if model.path.is_dir() else folder / model.path.name
         self.pruned = read_model(path, None if model.config_path is None else config)
 
     def write(self, block: int, linears: Mapping[str, PrunedLinear]) -> dict[str, Counts]:
@@ -282,25 +224,20 @@ class PrunedFiles:
 
     def _copied(self) -> tuple[str, ...]:
         """Copy all files; the names of those to whose metadata `format: pt` was added."""
-        weights = () if self.copies.converted else self.copies.weights.items()
+        weights = self.copies.weights.items()
         added = [name for name, path in weights if copy_weights(path, self._folder / name)]
         for name, path in self.copies.companions.items():
             copy_file(path, self._folder / name)
-        if self.copies.converted:
-            convert_weights(self.copies.converted, self._folder / CONVERTED)
         return tuple(added)
 
     def record(self, sha256: str | None = None) -> FilesRecord:
         """What became of the model's files; the digest is the new model's."""
         plan = self.copies
-        quantised = [x for x in plan.converted if x.kind != x.dtype]
-        kinds = {x.kind: x.numpy_dtype.name for x in sorted(quantised, key=lambda x: x.kind)}
         return FilesRecord(
             sha256=sha256,
             companions=tuple(sorted(plan.companions)),
             left_out=plan.left_out,
             format_added=self.format_added,
-            dequantised=kinds,
             ignored=tuple(parts(x.name for x in self._model.ignored)),
         )
 

@@ -79,15 +79,13 @@ class FilesRecord(Document, frozen=True, kw_only=True):
 
     `companions` were copied; `left_out` is in the model's folder, and not in the new one;
     `format_added` names files whose metadata got `format: pt`, which older transformers require;
-    `dequantised` has the types of quantised tensors, with their dtype in the new file; `ignored`
-    are other parts of a composite checkpoint, whose tensors are copied.
+    `ignored` are other parts of a composite checkpoint, whose tensors are copied.
     """
 
     sha256: str | None = None
     companions: tuple[str, ...]
     left_out: tuple[str, ...]
     format_added: tuple[str, ...]
-    dequantised: dict[str, str]
     ignored: tuple[str, ...] = ()
 
 

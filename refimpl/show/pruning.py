@@ -87,9 +87,6 @@ def _facts(pruned: Pruning) -> dict[str, list[str]]:
         facts["ignored"] = [*files.ignored, "copied"]
     if files.format_added:
         facts["format: pt"] = [f"added to {name}" for name in files.format_added]
-    if kinds := files.dequantised:
-        new = [f"{kind} is {dtype}" for kind, dtype in kinds.items()]
-        facts["weights"] = [f"de-quantised in model.safetensors: {', '.join(new)}"]
     seconds = dict(pruned.seconds or {})
     total = seconds.pop("total", pruned.run.seconds)
     stages = [f"{stage} {spent:.1f} s" for stage, spent in seconds.items() if spent >= LEAST]

@@ -12,7 +12,6 @@ from refusals import refusal_of
 from refimpl.errors import RefimplError, printable
 from refimpl.loading.files.file_reading import DEEPEST, parsed_json, read_file, read_lines
 from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.loading.gguf.gguf_file import GgufFile
 from refimpl.oracle.case_folders import cases_below
 from refimpl.storage.file_system import open_file
 from refimpl.tokens.samples import read_ids
@@ -28,7 +27,7 @@ def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
     else:
         path.symlink_to(kind)
     handles = {*os.listdir("/proc/self/fd")}
-    for reader in (read_ids, SafetensorsFile, GgufFile):
+    for reader in (read_ids, SafetensorsFile):
         error = refusal_of(reader, path)
         if kind not in ("socket", "/dev/tty"):  # which cannot even be opened
             assert "is not a regular file" in error.problem

@@ -14,10 +14,11 @@ import pytest
 from config_tables import FILE, PUBLISHED, published
 from refusals import refusal_of
 
+from refimpl.convert.block_formats import block_sizes
 from refimpl.loading.composites import text_entries
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.families import ALIASES, FAMILIES
-from refimpl.loading.files.quantisation import CONFIG, read_quantisation
+from refimpl.loading.files.refused_formats import QUANTISATION
 
 SPELLINGS = {  # of what almost every file states
     "hidden_size": ("hidden_size", "n_embd", "n_embed", "d_model"),
@@ -28,9 +29,10 @@ SPELLINGS = {  # of what almost every file states
 
 
 def read(entries: dict[str, Any]) -> HubModel:
-    """Read a file as a checkpoint's is read: what it says of its quantisation, then the rest."""
-    read_quantisation(entries, "config.json")
-    return read_config({key: value for key, value in entries.items() if key != CONFIG})
+    """Read a file as `convert` does: what it says of its quantisation, then the rest."""
+    if entries.get(QUANTISATION):
+        block_sizes(entries[QUANTISATION], "config.json")
+    return read_config({key: value for key, value in entries.items() if key != QUANTISATION})
 
 
 def facts(value: Any) -> Any:

@@ -110,7 +110,7 @@ def test_the_same_values_in_any_dtypes(case: str, dtypes: list[str], tmp_path: P
         for (name, array), dtype in zip(values.items(), cycle(dtypes), strict=False)
     }
     model = read_model(write(tmp_path / "n", stored, config_of(case)))
-    assert {w.stored.kind for w in model.weights.values()} == {*dtypes}
+    assert {w.stored.dtype for w in model.weights.values()} == {*dtypes}
     same_weights(model, expected)
     for computed in ("float32", "float64"):
         block = model.block(1, computed)

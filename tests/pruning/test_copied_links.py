@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from checkpoints import config_of
 from conftest import FIXTURES
-from gguf_files import gguf_file
 from program import ran, refused
 from quantised_files import FP8, fp8_model
 
@@ -98,29 +97,11 @@ def test_a_blob_that_is_a_link_is_one(tmp_path: Path) -> None:
     assert named(refused(*words)) == names
 
 
-def test_quantised_weights_and_their_companions(tmp_path: Path) -> None:
+def test_companions_of_a_converted_model(tmp_path: Path) -> None:
     model = fp8_model(tmp_path, FP8["blocks"])[0]
-    secrets = tmp_path / "secrets"
-    secrets.mkdir()
-    (model / "README.md").write_text("mine")
-    for path in [*model.iterdir()]:
-        path.rename(secrets / path.name)
-        path.symlink_to(secrets / path.name)
-    names = {path.name for path in secrets.iterdir()}
-    assert named(refused("prune", model, "-o", tmp_path / "out", *HOW)) == names
-
-
-def test_gguf_shards_beside_the_named_one(tmp_path: Path) -> None:
-    model, secrets = tmp_path / "model", tmp_path / "secrets"
-    for folder in (model, secrets):
-        folder.mkdir()
-    first = gguf_file(model, "llama", shard_tensors=10)
-    names = {path.name for path in model.glob("*.gguf")}
-    for name in names:
-        (model / name).rename(secrets / name)
-        (model / name).symlink_to(secrets / name)
-    error = refused("prune", first, "-o", tmp_path / "out", *HOW)
-    assert named(error) == names - {first.name}
+    (tmp_path / "secret").write_text("mine")
+    (model / "README.md").symlink_to(tmp_path / "secret")
+    assert named(refused("convert", model, "-o", tmp_path / "out")) == {"README.md"}
 
 
 def test_a_file_that_was_named_may_be_a_link(tmp_path: Path) -> None:

@@ -1,24 +1,30 @@
 """Formats that refimpl refuses by name, each with a way to convert it."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from refimpl.errors import RefimplError
+from refimpl.loading.files.file_reading import reading
 from refimpl.model.weight import DTYPES, StoredTensor
+from refimpl.storage.file_system import open_file
 
 _PICKLE = (
     "convert it if you trust it, because pickles run code (transformers: "
     "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW))"
 )
-_GGUF = "pass the path of the .gguf file itself; of a split model, that of its first file"
+_GGUF = "refimpl convert FILE.gguf -o FOLDER, and pass FOLDER"
+QUANTISATION = "quantization_config"
+CONVERTIBLE = ("fp8", "mxfp4")  # methods
 _OTHER = "convert it (transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW))"
 CONVERSIONS = dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _PICKLE) | {".gguf": _GGUF}
 CONVERSIONS |= dict.fromkeys((".h5", ".msgpack", ".onnx"), _OTHER)
 
 _ACCEPTED = {
     "quantised": (
-        f"weights in {', '.join(DTYPES)}; FP8 (E4M3 with scales), MXFP4 or a GGUF file",
+        f"weights in {', '.join(DTYPES)}; refimpl convert also reads GGUF, FP8 and MXFP4",
         "de-quantise it (transformers: model.dequantize().save_pretrained(DIR)) or use the "
         "original checkpoint",
     ),
@@ -44,6 +50,37 @@ def conversion(file: str | Path, otherwise: str = _OTHER) -> str:
 def refusal(kind: str, problem: str, details: Sequence[str] = ()) -> RefimplError:
     """The refusal of a "quantised" or "multimodal" checkpoint, or of an "adapter"."""
     return RefimplError(problem, *_ACCEPTED[kind], details)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is GGUF, by its name or its first bytes: Ollama's blobs have no suffix."""
+    with reading(path):
+        if not path.is_file() or path.suffix in (".json", ".safetensors"):
+            return False
+        with open_file(path) as file:
+            return path.suffix.lower() == ".gguf" or file.read(4) == b"GGUF"
+
+
+def refuse_gguf(path: Path) -> None:
+    """Refuse a GGUF file, with the command that converts it."""
+    if is_gguf(path):
+        raise _convertible(f"{path} is a GGUF file", path)
+
+
+def refuse_convertible(entries: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint in FP8 or MXFP4 by its `config.json`, with the command."""
+    how = entries.get(QUANTISATION)
+    method = how.get("quant_method") if isinstance(how, dict) else None
+    if method in CONVERTIBLE:
+        raise _convertible(f"{path} is quantised ({method})", path)
+
+
+def _convertible(problem: str, path: Path) -> RefimplError:
+    """The refusal of a model that `refimpl convert` makes an ordinary folder of."""
+    command = f"{shlex.join(['refimpl', 'convert', str(path)])} -o FOLDER"
+    return RefimplError(
+        problem, f"a model with weights in {', '.join(DTYPES)}", f"{command}, and pass FOLDER"
+    )
 
 
 def refuse_quantised(tensors: Mapping[str, StoredTensor], unclaimed: list[str], path: Path) -> None:

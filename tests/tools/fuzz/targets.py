@@ -12,7 +12,6 @@ from random import Random
 from typing import Any
 
 import mutators
-from gguf_mutator import gguf_structure
 from hub_answers import tampering
 from hub_server import Hub, Reply
 from mutators import BYTES, KINDS, header_bytes, json_bytes, line_bytes, protobuf_bytes
@@ -27,7 +26,7 @@ FAMILIES = (
     *("mixtral", "qwen2_moe", "phimoe", "ernie4_5_moe", "cohere2", "exaone4", "llama_yarn"),
     *("gptj", "bloom", "olmo3"),
 )
-GGUF = ("gemma3", "granitemoe")
+GGUF = ("model", "sentence", "gemma3", "granitemoe")
 COMMIT = "0123456789" * 4
 HUB = "hub/models--org--tiny"
 SNAPSHOT = f"{HUB}/snapshots/{COMMIT}"
@@ -111,10 +110,8 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     "actual.safetensors": [CHECK, [*CHECK, "--stepwise"]],
     "trace.npz": [TRACE, [*TRACE, "--tokens", "ids.npy"]],
     "names.json": [["check", "case", "case/expected.safetensors", "--names", "names.json"]],
-    "model.gguf": [*_model_commands("model.gguf"), ["score", "model.gguf", *TEXT, *SMALL]],
-    "sentence.gguf": [["score", "sentence.gguf", *TEXT, *SMALL], ["inspect", "sentence.gguf"]],
-    **{f"{x}.gguf": [["inspect", f"{x}.gguf"], ["score", f"{x}.gguf", *DRAWN]] for x in GGUF},
-    "split-00002-of-00002.gguf": [["inspect", "split-00001-of-00002.gguf"]],
+    **{f"{x}.gguf": [["convert", f"{x}.gguf", "-o", "out"]] for x in GGUF},
+    "split-00002-of-00002.gguf": [["convert", "split-00001-of-00002.gguf", "-o", "out"]],
     f"{HUB}/refs/main": [["inspect", "org/tiny"], ["inspect", HUB], ["score", "org/tiny", *DRAWN]],
     f"{SNAPSHOT}/config.json": [["inspect", "org/tiny"], ["inspect", SNAPSHOT], ["inspect", HUB]],
     f"{SNAPSHOT}/tokenizer_config.json": [["score", "org/tiny", *TEXT, *SMALL]],
@@ -235,10 +232,10 @@ def _make_gguf(folder: Path) -> None:
         writer.add_token_types(kinds[:264])
 
     made = folder / "made"
-    makers: dict[str, dict[str, Any]] = {
+    makers: dict[str, dict[str, Any]] = {name: {"name": name} for name in GGUF} | {
         "model": {"name": "llama", "tokenizer": True},
         "sentence": {"name": "llama", "change": scored},
-    } | {name: {"name": name} for name in GGUF}
+    }
     for name, options in makers.items():
         made.mkdir()
         gguf_file(made, **options).rename(folder / f"{name}.gguf")
@@ -254,7 +251,7 @@ def mutators_of(path: str) -> tuple[Mutator, ...]:
     """The changes that fit a file; those of its form come twice as often."""
     form: dict[str, Mutator] = {
         ".json": json_bytes, ".jsonl": line_bytes, ".safetensors": header_bytes,
-        ".gguf": gguf_structure, ".onnx": protobuf_bytes,
+        ".onnx": protobuf_bytes,
     }  # fmt: skip
     own = form.get(Path(path).suffix)
     return BYTES if own is None else (*BYTES, *(own for _ in range(2 * len(BYTES))))
@@ -317,7 +314,7 @@ def option_case(random: Random) -> FuzzCase:
 
 
 GOOD = {
-    "model": ["model", "model", "model", "sharded", "model.gguf", "org/tiny", "pruned", *FAMILIES],
+    "model": ["model", "model", "model", "sharded", "org/tiny", "pruned", *FAMILIES],
     "scores": ["scores.json", "pruning-scores.json"],
     "files": ["scores.json", "pruning-scores.json", "pruned", "eval.json"],
     "case": ["case"],

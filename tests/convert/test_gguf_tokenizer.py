@@ -9,15 +9,12 @@ from refusals import refusal_of
 from tables import cases
 from tokenizers import Tokenizer
 
-from refimpl.loading.gguf.tokenizer_metadata import CUTS, write_tokenizer
+from refimpl.convert.tokenizer import CUTS, tokenizer_files
 from refimpl.tokens.text import text_tokens
 
 LETTERS = ["Ġ", "Ċ", *map(chr, range(33, 127))]
 TOKENS = ["<s>", *LETTERS, "ab", "abc"]
-WHOLE = [
-    "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
-    "jina-v5-nano", "tekken",
-]  # fmt: skip
+WHOLE = ["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "tekken"]
 """Pre-tokenizers for which llama.cpp sets `ignore_merges` and `add_bos` (src/llama-vocab.cpp)."""
 
 
@@ -32,7 +29,8 @@ def metadata(**facts: Any) -> dict[str, Any]:
 
 def tokenizer(folder: Path, **facts: Any) -> Tokenizer:
     """The tokenizer that is written."""
-    write_tokenizer(metadata(**facts), folder, Path("x.gguf"))
+    for name, text in tokenizer_files(metadata(**facts), Path("x.gguf")).items():
+        (folder / name).write_text(text, "utf-8")
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
@@ -44,7 +42,7 @@ def test_a_token_stays_whole_where_merges_are_ignored(pre: str, tmp_path: Path) 
     assert made.encode("abc").tokens == (["<s>"] if pre in WHOLE else []) + parts
 
 
-SAID: dict[str, tuple[dict[str, Any], int | None, str]] = dict(cases("loading", "said_of_bos"))
+SAID: dict[str, tuple[dict[str, Any], int | None, str]] = dict(cases("convert", "said_of_bos"))
 
 
 @pytest.mark.parametrize("name", SAID)
@@ -62,22 +60,18 @@ def test_bos_is_what_the_file_says_or_the_default_of_its_pre_tokenizer(
     assert reason in tokens.source
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = dict(cases("loading", "gguf_tokenizers"))
+REFUSED: dict[str, tuple[dict[str, Any], str]] = dict(cases("convert", "gguf_tokenizers"))
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_certain_ids_is_refused(name: str, tmp_path: Path) -> None:
+def test_what_has_no_certain_ids_is_refused(name: str) -> None:
     facts, says = REFUSED[name]
-    stored = metadata(**facts)
-    refusal_of(
-        write_tokenizer, stored, tmp_path, Path("x.gguf"), says=says, remedy="ids with --tokens"
-    )
-    assert not list(tmp_path.iterdir())
+    refusal_of(tokenizer_files, metadata(**facts), Path("x.gguf"), says=says, remedy="original")
 
 
 PIECES = {  # what a pattern makes of a text, as transformers' tokenizers of these models do
-    "qwen35": ("किताब 12 don't", ["किताब", " ", "1", "2", " don", "'t"]),
-    "deepseek-v3": ("a日本1234 b#Go", ["a", "日本", "123", "4", " b", "#Go"]),
+    "qwen2": ("ab 12 don't", ["ab", " ", "1", "2", " don", "'t"]),
+    "gpt-4o": ("aB1234 don't", ["a", "B", "123", "4", " don't"]),
     "glm4": ("ab1234 c", ["ab", "123", "4", " c"]),
 }
 
@@ -90,22 +84,23 @@ def test_a_text_is_cut_by_the_pattern_of_its_pre_tokenizer(pre: str, tmp_path: P
     assert [text[a:b] for _, (a, b) in cut.pre_tokenize_str(text)] == pieces
 
 
-def test_pieces_of_gemma_4_are_merged_in_the_order_of_the_file(tmp_path: Path) -> None:
-    tokens = ["<bos>", "<unk>", "▁", "a", "b", "c", "bc", "ab", "▁ab", "<0xC3>", "<0xA9>", "\n"]
-    kinds = [3, 2, *[1] * 7, 6, 6, 1]
+def test_pieces_are_merged_by_their_scores(tmp_path: Path) -> None:
+    tokens = ["<bos>", "<unk>", "▁", "a", "b", "c", "bc", "ab", "▁ab", "<0xC3>", "<0xA9>"]
     facts = {
-        "model": "gemma4", "pre": ..., "tokens": tokens, "token_type": kinds, "add_bos_token": True,
-        "scores": [0.0] * len(tokens), "merges": ["b c", "a b", "▁ ab"], "add_space_prefix": False,
-        "unknown_token_id": 1,
+        "model": "llama", "pre": ..., "tokens": tokens, "token_type": [3, 2, *[1] * 7, 6, 6],
+        "scores": [0, 0, -1, -1, -1, -1, -2, -3, -4, 0, 0], "merges": ..., "unknown_token_id": 1,
     }  # fmt: skip
     made = tokenizer(tmp_path, **facts)
-    assert made.encode("abc ab\né").tokens == [
-        "<bos>", "a", "bc", "▁ab", "\n", "<0xC3>", "<0xA9>"
-    ]  # fmt: skip
+    assert made.encode("abc abé").tokens == ["<bos>", "▁", "a", "bc", "▁ab", "<0xC3>", "<0xA9>"]
     assert made.decode(made.encode("abc ab").ids) == "abc ab"
-    facts["merges"] = ["b d"]
-    says = "merges of tokens that it lacks"
-    refusal_of(write_tokenizer, metadata(**facts), tmp_path, Path("x.gguf"), says=says)
+    assert tokenizer(tmp_path, **facts, add_space_prefix=False).encode("ab").tokens[1:] == ["ab"]
+
+
+def test_tokens_that_take_long_to_split_are_refused() -> None:
+    """A token of n letters has n splits of n letters: the time grows with the square."""
+    tokens = [f"{i:0>1000}" for i in range(200)]
+    facts = {"model": "llama", "tokens": tokens, "token_type": ..., "scores": [0.0] * len(tokens)}
+    refusal_of(tokenizer_files, metadata(**facts), Path("x.gguf"), says="too many long tokens")
 
 
 def test_keys_that_change_no_id_are_accepted(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Real GGUF files against the safetensors folders that were made from them by other programs.
 
-    REFIMPL_REAL=FOLDER pytest -m real tests/loading/test_real_gguf.py -s
+    REFIMPL_REAL=FOLDER pytest -m real tests/convert/test_real_gguf.py -s
 
 The folder holds the models, the texts and the GGUF files (in `gguf`) that
 docs/how-to/real-models.md describes; the models' weights are float16.
@@ -14,6 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from refimpl import read_model
+from refimpl.convert.conversion import convert
 
 REAL = Path(os.environ.get("REFIMPL_REAL", "real"))
 MODELS = {
@@ -26,11 +27,12 @@ ODD = "Naïve café — 1,234 déjà vu\t\n\n  x+=1; def f(a): '😀' 漢 <|im_s
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", MODELS)
-def test_a_real_file_is_the_folder_made_from_it(name: str) -> None:
+def test_a_real_file_is_the_folder_made_from_it(name: str, tmp_path: Path) -> None:
     path, folder = REAL / "gguf" / MODELS[name], REAL / name
     if not path.exists() or not (folder / "config.json").exists():
         pytest.skip(f"no {path.name} or {name} in {REAL}: see docs/how-to/real-models.md")
-    ours, theirs = read_model(path), read_model(folder)
+    convert(path, tmp_path / "out")
+    ours, theirs = read_model(tmp_path / "out"), read_model(folder)
     assert ours.config == theirs.config
     for weight_name, weight in theirs.weights.items():
         stored = weight.stored.array

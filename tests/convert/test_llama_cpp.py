@@ -1,7 +1,7 @@
 """GGUF files against llama.cpp itself: every architecture, and real models with their texts.
 
-pytest -m "programs and not real" tests/loading/test_llama_cpp.py -s
-REFIMPL_REAL=FOLDER pytest -m "programs and real" tests/loading/test_llama_cpp.py -s
+pytest -m "programs and not real" tests/convert/test_llama_cpp.py -s
+REFIMPL_REAL=FOLDER pytest -m "programs and real" tests/convert/test_llama_cpp.py -s
 """
 
 import os
@@ -19,6 +19,7 @@ from gguf_files import RECIPES, Q, gguf_file
 from test_real_gguf import ODD, TEXTS
 
 from refimpl import Model, forward, read_model
+from refimpl.convert.conversion import convert
 from refimpl.model import ops
 from refimpl.model.ops import Array
 from refimpl.tokens import text_tokens
@@ -29,7 +30,7 @@ TRACE = PAGE.partition("cat > trace.py <<'END_OF_FILE'\n")[2].partition("\nEND_O
 IDS, REAL = np.arange(3, 23), Path(os.environ.get("REFIMPL_REAL", "real"))
 GELUS = ("gelu", "gelu_tanh", "gelu_tanh_8")
 # llama.cpp masks no window in these; the tokens are within it
-SHORT = {"phi3": 6, "exaone4 with windows": 1}
+SHORT = {"phi3": 6}
 
 
 def in_table(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
@@ -67,8 +68,6 @@ def assert_near(path: Path, model: Model, ids: Array, shown: str) -> None:
     (folder / "trace.py").write_text(TRACE, "utf-8")
     ran_python(folder / "trace.py", path, folder / "ids.npy", folder / "out.npz")
     found = np.load(folder / "out.npz")
-    if "l_out-0" not in found:  # Nemotron-H
-        points = {k.replace("l_out", "nemotron_h_block_out"): v for k, v in points.items()}
     right, single = (forward(model, ids[None], dtype=x, trace=True) for x in ("f8", "f4"))
     truth, ours = (x.trace | {"logits": x.logits} for x in (right, single))
     theirs = {points[k]: found[k].reshape(-1, *truth[points[k]].shape)[0] for k in points}
@@ -83,8 +82,8 @@ def test_llama_cpp_computes_the_same(name: str, tmp_path: Path) -> None:
         writer.add_tokenizer_model("no_vocab")
         writer.add_vocab_size(264)
 
-    model = read_model(path := gguf_file(tmp_path, name, Q.F32, change=finish))
-    assert_near(path, model, IDS[: SHORT.get(name, len(IDS))], name)
+    convert(path := gguf_file(tmp_path, name, Q.F32, change=finish), tmp_path / "converted")
+    assert_near(path, read_model(tmp_path / "converted"), IDS[: SHORT.get(name, len(IDS))], name)
 
 
 IDS_OF = """
@@ -125,7 +124,9 @@ def as_float32(source: Path, target: Path) -> Path:
     "path", sorted(REAL.glob("gguf/*.gguf")), ids=lambda path: getattr(path, "stem", None)
 )
 def test_llama_cpp_computes_a_real_model_and_its_ids(path: Path, tmp_path: Path) -> None:
-    model = read_model(whole := as_float32(path, tmp_path / "model.gguf"))
+    whole = as_float32(path, tmp_path / "model.gguf")
+    convert(path, tmp_path / "converted")
+    model = read_model(tmp_path / "converted")
     for text in [(REAL / "text" / name).read_text("utf-8")[:100_000] for name in TEXTS] + [ODD]:
         (tmp_path / "text").write_text(text, "utf-8")
         ran_python("-c", IDS_OF, whole, tmp_path / "text", tmp_path / "theirs.npy")

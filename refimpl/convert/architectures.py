@@ -1,0 +1,130 @@
+"""The architectures of GGUF files: their families, and what their metadata calls things."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+WINDOW, LOCAL_BASE = "attention.sliding_window", "rope.freq_base_swa"
+ATTENTION_CAP, FINAL_CAP = "attn_logit_softcapping", "final_logit_softcapping"
+LIMIT, PARALLEL = "attention.clamp_kqv", "use_parallel_residual"
+
+Facts = dict[str, Any]  # of a file's metadata
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture of llama.cpp: its family, and what its files say beside `KEYS`.
+
+    Args:
+        model_type: The family.
+        hub_class: The class in transformers.
+        keys: Our names of its own keys; "" if no computation needs one.
+        fixed: Entries of `config.json` as llama.cpp computes them; of `keys`, if a file lacks them.
+        paired: Whether channels of q and k that rotate together are neighbours.
+    """
+
+    model_type: str
+    hub_class: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    paired: bool = False
+
+    def like(self, model_type: str, hub_class: str, **changes: Any) -> "Architecture":
+        """The same for another family, with some changes."""
+        return replace(self, model_type=model_type, hub_class=hub_class, **changes)
+
+
+KEYS = {  # of every architecture
+    "context_length": "max_position_embeddings", "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers", "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads", "rope.freq_base": "rope_theta",
+    "expert_count": "num_experts", "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}  # fmt: skip
+# Of positions in pictures: a token of text has the same position in each
+SECTIONS = {"rope.dimension_sections": "", "n_deepstack_layers": ""}
+SLIDING = {WINDOW: "sliding_window"}
+LLAMA = Architecture("llama", "LlamaForCausalLM", paired=True)
+MIXTRAL = LLAMA.like("mixtral", "MixtralForCausalLM")
+QWEN2 = Architecture("qwen2", "Qwen2ForCausalLM")
+QWEN3 = Architecture("qwen3", "Qwen3ForCausalLM")
+COHERE = Architecture("cohere", "CohereForCausalLM", {"logit_scale": "logit_scale"})
+GEMMA2 = Architecture(
+    "gemma2",
+    "Gemma2ForCausalLM",
+    {**SLIDING, ATTENTION_CAP: ATTENTION_CAP, FINAL_CAP: FINAL_CAP},
+    {"sliding_window": 4096, ATTENTION_CAP: 50.0, FINAL_CAP: 30.0},
+)
+GRANITE = LLAMA.like(
+    "granite",
+    "GraniteForCausalLM",
+    keys={
+        "embedding_scale": "embed_scale", "attention.scale": "attention_scale",
+        "residual_scale": "residual_scale", "logit_scale": "logit_divisor",
+    },
+)  # fmt: skip
+LFM2 = Architecture(
+    "lfm2",
+    "Lfm2ForCausalLM",
+    {"shortconv.l_cache": "conv_taps"},
+    {"block_auto_adjust_ff_dim": False},
+)
+ARCHITECTURES = {
+    "llama": LLAMA,
+    "smollm3": LLAMA.like("smollm3", "SmolLM3ForCausalLM"),
+    "arcee": LLAMA.like("arcee", "ArceeForCausalLM"),
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "qwen2vl": replace(QWEN2, keys=SECTIONS),
+    "qwen3vl": replace(QWEN3, keys=SECTIONS),
+    "qwen2moe": QWEN2.like("qwen2_moe", "Qwen2MoeForCausalLM", fixed={"norm_topk_prob": False}),
+    "qwen3moe": QWEN3.like("qwen3_moe", "Qwen3MoeForCausalLM", fixed={"norm_topk_prob": True}),
+    "gemma": Architecture("gemma", "GemmaForCausalLM"),
+    "gemma2": GEMMA2,
+    "gemma3": Architecture(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        {**GEMMA2.keys, LOCAL_BASE: "rope_local_base_freq"},
+        {"rope_local_base_freq": 10000.0, "_sliding_window_pattern": 6}
+        | {ATTENTION_CAP: None, FINAL_CAP: None},
+    ),
+    "granite": GRANITE,
+    "granitemoe": GRANITE.like("granitemoe", "GraniteMoeForCausalLM"),
+    "nemotron": Architecture("nemotron", "NemotronForCausalLM"),
+    "command-r": COHERE,
+    "cohere2": COHERE.like("cohere2", "Cohere2ForCausalLM", keys={**COHERE.keys, **SLIDING}),
+    "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM"),
+    "exaone": Architecture("exaone", "ExaoneForCausalLM"),
+    "glm4": Architecture("glm4", "Glm4ForCausalLM"),
+    "gpt2": Architecture("gpt2", "GPT2LMHeadModel"),
+    "gptneox": Architecture("gpt_neox", "GPTNeoXForCausalLM", {PARALLEL: PARALLEL}),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {**SLIDING, "expert_feed_forward_length": "intermediate_size"},
+    ),
+    "lfm2": LFM2,
+    "lfm2moe": LFM2.like(
+        "lfm2_moe",
+        "Lfm2MoeForCausalLM",
+        keys={**LFM2.keys, "leading_dense_block_count": "first_k_dense_replace"},
+        fixed={"norm_topk_prob": True},
+    ),
+    "olmo": LLAMA.like(
+        "olmo", "OlmoForCausalLM", keys={LIMIT: "qkv_limit"}, fixed={"qkv_limit": None}
+    ),
+    "olmo2": Architecture("olmo2", "Olmo2ForCausalLM"),
+    "olmoe": Architecture("olmoe", "OlmoeForCausalLM", fixed={"norm_topk_prob": False}),
+    "phi2": Architecture("phi", "PhiForCausalLM"),
+    "phi3": Architecture(
+        "phi3",
+        "Phi3ForCausalLM",
+        SLIDING | {"rope.scaling.original_context_length": "original_max_position_embeddings"},
+        {"sliding_window": None, "original_max_position_embeddings": None},
+    ),
+    "seed_oss": Architecture("seed_oss", "SeedOssForCausalLM"),
+    "stablelm": Architecture("stablelm", "StableLmForCausalLM", {PARALLEL: PARALLEL}),
+    "starcoder2": Architecture("starcoder2", "Starcoder2ForCausalLM"),
+}

@@ -1,0 +1,150 @@
+"""GGUF files by gguf's own reader, with a bound on all that their headers claim."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType, dequantize
+
+from refimpl.errors import RefimplError
+from refimpl.model.ops import Array
+from refimpl.model.weight import DTYPES
+
+MOST_ENTRIES, MOST_ELEMENTS = 1 << 16, 1 << 23
+PIECE = 1 << 20  # weights that are de-quantised at once
+
+
+class BoundedReader(GGUFReader):
+    """gguf's reader, which raises an error at the end of the file instead of reading on."""
+
+    elements = 0  # of all arrays of the metadata
+
+    def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+        little = np.dtype(dtype).newbyteorder("<")
+        return np.frombuffer(self.data, little, int(count), int(offset))
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type == GGUFValueType.ARRAY:
+            self.elements += int(self._get(orig_offs + 4, np.uint64)[0])
+            nested = self._get(orig_offs, np.uint32)[0] == GGUFValueType.ARRAY
+            if nested or self.elements > MOST_ELEMENTS:
+                raise ValueError("an array in an array, or too many elements of arrays")
+        return super()._get_field_parts(orig_offs, raw_type)
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor of a GGUF file: its type, its shape (rows first) and its first byte."""
+
+    path: Path
+    name: str
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype after reading, a key of `DTYPES`."""
+        return self.kind.name if self.kind.name in DTYPES else "F32"
+
+    @property
+    def array(self) -> Array:
+        """All of it."""
+        return self._values(0, prod(self.shape)).reshape(self.shape)
+
+    def part(self, index: int) -> Array:
+        """One tensor of a stack, such as an expert's."""
+        size = prod(self.shape[1:])
+        return self._values(index * size, size).reshape(self.shape[1:])
+
+    def pieces(self) -> Iterator[Array]:
+        """All of it, some values at a time."""
+        block, count = GGML_QUANT_SIZES[self.kind][0], prod(self.shape)
+        step = PIECE // block * block
+        for start in range(0, count, step):
+            yield self._values(start, min(step, count - start))
+
+    def _values(self, start: int, count: int) -> Array:
+        """So many values; they are read, not mapped, because a file may be cut meanwhile."""
+        block, size = GGML_QUANT_SIZES[self.kind]
+        first, length = self.offset + start // block * size, count // block * size
+        stored = np.fromfile(self.path, np.uint8, length, offset=first)
+        if len(stored) < length:
+            raise _damage(self.path, f"it was cut within {self.name}")
+        if self.kind.name in DTYPES:
+            return stored.view(DTYPES[self.kind.name])
+        with np.errstate(all="ignore"):  # whoever writes counts infinities
+            return dequantize(stored.reshape(1, -1), self.kind)[0]
+
+
+def _damage(path: Path, problem: object) -> RefimplError:
+    """The error for a file that is not what its format requires."""
+    return RefimplError(
+        f"{path} is not a whole GGUF file that refimpl reads: {problem}",
+        "a GGUF file of version 2 or 3, little-endian, as llama.cpp's converter writes it",
+        "install the newest gguf; download the file again, and compare its size with the source",
+    )
+
+
+@contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """Turn what gguf and values of wrong types raise into one error."""
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except RefimplError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise _damage(path, error) from error
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+    """The metadata and the tensors of a GGUF file, or of all files of a split model."""
+    with refusing_damage(path):
+        metadata, tensors = _read_file(path)
+        for i in range(1, count := metadata.get("split.count", 1)):
+            name = path.name.replace("-00001-of-", f"-{i + 1:05}-of-")
+            if name == path.name or not path.with_name(name).exists():
+                raise ValueError(f"it is one of {count} files: pass the first, beside {name}")
+            own, more = _read_file(path.with_name(name))
+            if (own["split.no"], own["split.count"]) != (i, count) or tensors.keys() & more:
+                raise ValueError(f"{name} is not file {i} of {count} by its own header")
+            tensors |= more
+        if len(tensors) != metadata.get("split.tensors.count", len(tensors)):
+            raise ValueError(f"its {count} files contain {len(tensors)} tensors")
+    return metadata, tensors
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+    """The metadata and the tensors of one file, whose bytes are all there."""
+    counts = np.fromfile(path, "<u8", 2, offset=8)  # of tensors, and of metadata
+    if len(counts) < 2 or counts.max() > MOST_ENTRIES:
+        raise ValueError(f"its header has the counts {counts.tolist()}")
+    reader = BoundedReader(path)
+    in_order = sorted(reader.tensors, key=lambda x: x.data_offset)
+    for one, other in pairwise(in_order):
+        if one.data_offset + one.n_bytes > other.data_offset:
+            raise ValueError(f"{one.name} and {other.name} overlap")
+    if in_order and in_order[0].data_offset < reader.data_offset:
+        raise ValueError(f"{in_order[0].name} begins before the data")
+    for kind in {x.tensor_type for x in reader.tensors}:  # those that the library reads
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    tensors = {
+        x.name: GgufTensor(
+            path, x.name, x.tensor_type, tuple(map(int, x.shape[::-1])), x.data_offset
+        )
+        for x in reader.tensors
+    }
+    return {name: field.contents() for name, field in reader.fields.items()}, tensors

@@ -1,0 +1,124 @@
+"""The tensors of a GGUF file as transformers names and arranges them."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+
+import numpy as np
+from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+from refimpl.convert.architectures import Architecture
+from refimpl.convert.gguf_config import LONG_AND_SHORT, ROPE_FACTORS
+from refimpl.convert.gguf_file import GgufTensor
+from refimpl.convert.written_folder import ConvertedTensor
+from refimpl.loading.config_json import HubModel
+from refimpl.loading.tensor_claims import Role, roles
+from refimpl.model.config import kind_of
+from refimpl.model.layout import paste
+from refimpl.model.ops import Array
+from refimpl.model.weight import DTYPES
+
+# llama.cpp's names of our roles, of which gguf's map does not know the names in transformers
+NAMES = {"sinks": "attn_sinks.weight", "router.correction": "exp_probs_b.bias"} | {
+    f"experts.{x}_proj.{suffix}": f"ffn_{x}_exps.{suffix}"
+    for x in ("gate", "up", "down")
+    for suffix in ("weight", "bias")
+}
+Parts = Mapping[str, Role]  # the roles of one tensor of transformers, by our names
+
+
+def converted_tensors(
+    stored: Mapping[str, GgufTensor], hub: HubModel, architecture: Architecture, name: str
+) -> dict[str, ConvertedTensor]:
+    """The tensors as `save_pretrained` would write them; those of no role keep their names."""
+    number = next(x for x, of in MODEL_ARCH_NAMES.items() if of == name)
+    names = get_tensor_name_map(number, hub.config.num_blocks)
+    parts_of: dict[str, dict[str, Role]] = defaultdict(dict)
+    for ours, role in roles(hub, hub.family.bases[0]):
+        parts_of[role.tensor][ours] = role
+    tensors, used = dict[str, ConvertedTensor](), {ROPE_FACTORS, *LONG_AND_SHORT}
+    for tensor, parts in parts_of.items():
+        fused = str(names.get_name(tensor, try_suffixes=(".weight", ".bias")))
+        theirs = [fused if fused in stored else _own_name(ours) for ours in parts]
+        if {*theirs} <= stored.keys():
+            sources = [stored[x] for x in theirs]
+            tensors[tensor] = _converted(hub, architecture, parts, sources, fused in stored)
+            used |= {*theirs}
+    left = (x for x in stored.values() if x.name not in used)
+    return tensors | {x.name: _as_stored(x.name, x, x.shape) for x in left}
+
+
+def _own_name(ours: str) -> str:
+    """llama.cpp's name of a tensor by our name."""
+    _, number, part = ours.split(".", 2) if ours.startswith("blocks.") else ("", "", ours)
+    return f"blk.{number}.{NAMES.get(kind_of(part))}"
+
+
+def _as_stored(name: str, source: GgufTensor, shape: tuple[int, ...]) -> ConvertedTensor:
+    """A tensor as it is in the file."""
+    return ConvertedTensor(name, source.dtype, shape, source.kind.name, source.pieces)
+
+
+def _converted(
+    hub: HubModel,
+    architecture: Architecture,
+    parts: Parts,
+    sources: Sequence[GgufTensor],
+    fused: bool,
+) -> ConvertedTensor:
+    """A tensor of transformers out of those of the file; `fused` if there it is one, too."""
+    first, (ours, role) = sources[0], next(iter(parts.items()))
+    for of, source in zip(parts.items(), sources, strict=True):
+        if not _fits(source.shape, _expected_shape(hub, *of, fused)):
+            return _as_stored(role.tensor, source, source.shape)  # which `claim` refuses
+    paired = architecture.paired and kind_of(ours).endswith(
+        ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")
+    )
+    moved = paired or role.offset or role.layout.transposed or role.layout.groups > 1
+    if not moved and prod(first.shape) == prod(role.shape):
+        return _as_stored(role.tensor, first, role.shape)
+    dtypes = {x.dtype for x in sources}
+    dtype = first.dtype if len(dtypes) == 1 and not role.offset else "F32"
+
+    def pieces() -> Iterable[Array]:
+        array = np.empty(role.shape, DTYPES[dtype])
+        for (ours, of), source in zip(parts.items(), sources, strict=True):
+            values = _our_weight(ours, of, source, fused)
+            if paired:  # llama.cpp rotates channels 2i and 2i + 1 together, transformers i, i + h/2
+                halves = values.reshape(-1, hub.config.head_dim // 2, 2, *values.shape[1:])
+                values = halves.swapaxes(1, 2).reshape(values.shape)
+            paste(array, values - np.float32(of.offset) if of.offset else values, of.layout)
+        return [array]
+
+    return ConvertedTensor(role.tensor, dtype, role.shape, first.kind.name, pieces)
+
+
+def _our_shape(role: Role) -> tuple[int, ...]:
+    """The shape of our weight [out, in], bias or vector that a role describes."""
+    layout, shape = role.layout, role.shape[1:] if role.layout.stack else role.shape
+    shape = shape[::-1] if layout.transposed else shape
+    return (layout.rows[layout.index], *shape[1:]) if layout.rows else shape
+
+
+def _expected_shape(hub: HubModel, ours: str, role: Role, fused: bool) -> tuple[int, ...]:
+    """The shape of the file's tensor that holds one of our weights."""
+    shape, experts = _our_shape(role), hub.config.experts
+    if fused and role.layout.rows:
+        shape = sum(role.layout.rows), *shape[1:]
+    return (experts.num_experts, *shape) if experts and ".experts." in ours else shape
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether a shape is as expected, but for axes of length 1, which llama.cpp does not have."""
+    found, wanted = (tuple(x for x in of if x > 1) for of in (shape, expected))
+    return found == wanted
+
+
+def _our_weight(ours: str, role: Role, source: GgufTensor, fused: bool) -> Array:
+    """One of our weights out of the file's tensor: of a stack one expert's, of a fused one rows."""
+    expert = [int(x) for x in ours.split(".")[3:] if x.isdigit()]
+    array = source.part(expert[0]) if expert else source.array
+    if fused and role.layout.rows:
+        start = sum(role.layout.rows[: role.layout.index])
+        array = array[start : start + role.layout.rows[role.layout.index]]
+    return array.reshape(_our_shape(role))

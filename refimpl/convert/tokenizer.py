@@ -1,0 +1,214 @@
+"""`tokenizer.json` and its settings out of the metadata of a GGUF file."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from refimpl.convert.architectures import Facts
+from refimpl.errors import RefimplError
+
+NORMAL, UNKNOWN, SPECIAL, USER, UNUSED, BYTE = range(1, 7)  # types of tokens
+MOST_SPLIT = 1 << 27  # squares of the lengths of all tokens: the time to split them in all ways
+SPACE = "▁"  # SentencePiece's
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_WORD = (  # capitals, then small letters, of which one or the other may lack
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+)
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN = "|".join((*_WORD, r"\p{N}")) + _REST
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+GPT4O = "|".join((*(word + _ENDING for word in _WORD), r"\p{N}{1,3}")) + _REST
+# What cuts a text before BPE, by tokenizer.ggml.pre: a pattern, digits one by one, NFC first (as in
+# the model's own tokenizer), and whether pieces that are tokens stay whole whatever the merges say
+# and BOS begins a text unless the file says otherwise.
+CUTS = {
+    name: cut
+    for names, *cut in (
+        ("gpt-2 phi-2 olmo granite-docling", GPT2, False, False, False),
+        ("smollm starcoder refact command-r exaone", GPT2, True, False, False),
+        ("llama-bpe llama3 llama-v3 falcon3 pixtral lfm2", LLAMA3, False, False, True),
+        ("smaug-bpe glm4 chatglm-bpe", LLAMA3, False, False, False),
+        ("tekken", TEKKEN, False, False, True),
+        ("gpt-4o", GPT4O, False, False, False),
+        ("qwen2", QWEN2, False, True, False),
+        ("deepseek-r1-qwen stablelm2", QWEN2, False, False, False),
+    )
+    for name in names.split()
+}
+UNDERSTOOD = re.compile(  # no id follows a text, whatever add_eos_token says
+    r"model|pre|tokens|token_type|scores|merges|add_(bos|eos|sep)_token|add_space_prefix"
+    r"|\w+_token_ids?|token_type_count|suppress_tokens|remove_extra_whitespaces"
+    r"|precompiled_charsmap|normalizer\.\w+"
+)
+
+
+def tokenizer_files(metadata: Facts, path: Path) -> dict[str, str]:
+    """`tokenizer.json` and `tokenizer_config.json`; none if the file has no tokenizer."""
+    prefix = "tokenizer.ggml."
+    facts = {k.removeprefix(prefix): x for k, x in metadata.items() if k.startswith(prefix)}
+    if "tokens" not in facts:
+        return {}
+    tokens, model, pre = facts["tokens"], facts.get("model"), str(facts.get("pre"))
+    facts.setdefault("token_type", [NORMAL] * len(tokens))
+    for key, value in facts.items():
+        kind = int if key.endswith("_token_id") else bool if key.startswith("add_") else type(value)
+        if not UNDERSTOOD.fullmatch(key) or type(value) is not kind:
+            accepted = "keys and values that refimpl understands"
+            raise _refusal(path, f"{prefix}{key} {value!r:.80}", accepted)
+    if model not in ("gpt2", "llama"):
+        raise _refusal(
+            path, f"the tokenizer model {model!r}", "gpt2 (BPE) or llama (SentencePiece)"
+        )
+    if model == "gpt2" and pre not in CUTS:
+        raise _refusal(path, f"the pre-tokenizer {pre!r}", f"one of {', '.join(CUTS)}")
+    if len(set(tokens)) < len(tokens) or len(facts["token_type"]) != len(tokens):
+        raise _refusal(path, "tokens that repeat, or that lack a type", "one type per token")
+    parts = (_byte_level if model == "gpt2" else _sentence_piece)(facts, tokens, path)
+    bos = _token(facts, "bos", tokens)
+    adds_bos = facts.get("add_bos_token", model != "gpt2" or CUTS[pre][-1])
+    if adds_bos and bos is None:
+        found = f"bos_token_id {facts.get('bos_token_id')} of {len(tokens)} tokens"
+        raise _refusal(path, found, "the id of a token, since BOS begins each text")
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added(parts["model"]["vocab"], tokens, facts["token_type"], path),
+        "post_processor": _with_bos(bos, tokens.index(bos)) if adds_bos and bos else None,
+        **parts,
+    }
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": facts.get("add_bos_token"),
+        "clean_up_tokenization_spaces": False,
+        "chat_template": metadata.get("tokenizer.chat_template"),
+    }
+    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        settings[f"{ours}_token"] = _token(facts, theirs, tokens)
+    settings = {key: value for key, value in settings.items() if value is not None}
+    return {
+        "tokenizer.json": json.dumps(tokenizer, ensure_ascii=False),
+        "tokenizer_config.json": json.dumps(settings, indent=1, ensure_ascii=False),
+    }
+
+
+def _byte_level(facts: Facts, tokens: Sequence[str], path: Path) -> dict[str, Any]:
+    """GPT-2's BPE over bytes, with the merges of the file."""
+    pattern, digits, normalised, whole = CUTS[facts["pre"]]
+    kinds = facts["token_type"]
+    # Tokens behind the last normal one are added later, in their order; the others stay.
+    last = max((i for i, kind in enumerate(kinds) if kind == NORMAL), default=-1)
+    vocab = {token: i for i, token in enumerate(tokens[: last + 1])}
+    merges = [tuple(merge.split(" ")) for merge in facts.get("merges", ())]
+    missing = {part for merge in merges for part in (*merge, "".join(merge))} - vocab.keys()
+    long = any(len(x) > 1 and kind == NORMAL for x, kind in zip(tokens, kinds, strict=True))
+    if missing or any(len(merge) != 2 for merge in merges) or (long and not merges):
+        found = f"merges of tokens that it lacks ({sorted(missing)[:3]})" if merges else "no merges"
+        raise _refusal(path, found, "merges of tokens")
+    steps: list[Any] = [{"type": "Digits", "individual_digits": True}] if digits else []
+    if pattern != GPT2:
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+        steps.append({**split, "invert": False})
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    steps.append({**byte_level, "use_regex": pattern == GPT2})
+    return {
+        "normalizer": {"type": "NFC"} if normalised else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+        "decoder": {**byte_level, "add_prefix_space": True, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": whole},
+    }
+
+
+def _sentence_piece(facts: Facts, tokens: Sequence[str], path: Path) -> dict[str, Any]:
+    """SentencePiece's BPE: merges by the scores, bytes for what is no token."""
+    scores, kinds = facts.get("scores", ()), facts["token_type"]
+    ids = {token: i for i, token in enumerate(tokens)}
+    if sum(len(token) ** 2 for token in tokens) > MOST_SPLIT:
+        raise _refusal(path, "too many long tokens", "tokens of a few letters each")
+    if len(scores) != len(tokens):
+        raise _refusal(path, "no score for each of its tokens", "tokenizer.ggml.scores")
+    splits = [  # every split of a token into two tokens, by falling score, then by their ids
+        (-float(scores[i]), i, ids[token[:k]], ids[token[k:]])
+        for i, token in enumerate(tokens)
+        if kinds[i] != BYTE
+        for k in range(1, len(token))
+        if token[:k] in ids and token[k:] in ids
+    ]
+    named = _token(facts, "unknown", tokens)
+    model = {
+        "type": "BPE",
+        "unk_token": named or (tokens[kinds.index(UNKNOWN)] if UNKNOWN in kinds else None),
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "vocab": ids,
+        "merges": [(tokens[left], tokens[right]) for _, _, left, right in sorted(splits)],
+    }
+    steps: list[Any] = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
+    decoders: list[Any] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if facts.get("add_space_prefix", True):
+        steps.insert(0, {"type": "Prepend", "prepend": SPACE})
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": model,
+    }
+
+
+def _added(
+    vocab: Mapping[str, int], tokens: Sequence[str], kinds: Sequence[int], path: Path
+) -> list[dict[str, Any]]:
+    """The tokens that a text is searched for first, if they keep their ids."""
+    added, following = list[dict[str, Any]](), len(vocab)
+    for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
+        if kind not in (SPECIAL, USER) and (kind != UNUSED or token in vocab):
+            continue
+        if token not in vocab:  # the library gives these the next ids, in their order
+            if following != i:
+                raise _refusal(path, "special tokens between others", "tokens that keep their ids")
+            following += 1
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        added.append({"id": i, "content": token, **flags, "special": kind != USER})
+    return added
+
+
+def _with_bos(bos: str, bos_id: int) -> dict[str, Any]:
+    """The post-processor that puts BOS before each text."""
+    first, second = (
+        [{"SpecialToken": {"id": bos, "type_id": i}}, {"Sequence": {"id": name, "type_id": i}}]
+        for i, name in enumerate("AB")
+    )
+    return {
+        "type": "TemplateProcessing",
+        "single": first,
+        "pair": [*first, *second],
+        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+    }
+
+
+def _token(facts: Facts, role: str, tokens: Sequence[str]) -> str | None:
+    """The token of a role such as "bos", or None."""
+    number = facts.get(f"{role}_token_id", -1)
+    return tokens[number] if 0 <= number < len(tokens) else None
+
+
+def _refusal(path: Path, problem: str, expected: str) -> RefimplError:
+    """The refusal of a tokenizer."""
+    return RefimplError(
+        f"{path} has {problem}, which refimpl cannot convert",
+        f"a tokenizer with {expected}",
+        "use the original checkpoint in safetensors",
+    )

@@ -1,1 +1,0 @@
-"""What a GGUF file holds: its header, its tensors and its tokenizer."""

@@ -1,0 +1,208 @@
+"""Hostile GGUF files: one error each, within memory and time."""
+
+import struct
+import time
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from gguf_files import Q, gguf_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from refusals import refusal_of
+
+from refimpl import RefimplError, read_model
+from refimpl.convert.conversion import convert
+from refimpl.convert.gguf_config import ROPE_FACTORS
+from refimpl.model.config import Rope
+
+HUGE = (1 << 64) - 1
+STRING, ARRAY, UINT32 = 8, 9, 4
+
+
+def text(value: str | bytes, length: int | None = None) -> bytes:
+    """A string, with any length before it."""
+    raw = value.encode() if isinstance(value, str) else value
+    return struct.pack("<Q", len(raw) if length is None else length) + raw
+
+
+def entry(key: str = "k", kind: int = UINT32, value: bytes = b"\1\0\0\0") -> bytes:
+    """One entry of metadata."""
+    return text(key) + struct.pack("<I", kind) + value
+
+
+def tensor(
+    name: str = "t", shape: tuple[int, ...] = (32,), kind: int = 0, offset: int = 0,
+    dimensions: int | None = None,
+) -> bytes:  # fmt: skip
+    """One tensor's entry."""
+    sizes = struct.pack(f"<{len(shape)}Q", *shape)
+    count = len(shape) if dimensions is None else dimensions
+    return text(name) + struct.pack("<I", count) + sizes + struct.pack("<IQ", kind, offset)
+
+
+def file(
+    entries: list[bytes] | None = None, tensors: list[bytes] | None = None, *, version: int = 3,
+    num_tensors: int | None = None, num_entries: int | None = None, data: int = 4096,
+) -> bytes:  # fmt: skip
+    """A file of these parts, whatever it says about them."""
+    entries, tensors = entries or [], tensors or []
+    counts = (
+        len(tensors) if num_tensors is None else num_tensors,
+        len(entries) if num_entries is None else num_entries,
+    )
+    head = b"GGUF" + struct.pack("<IQQ", version, *counts)
+    return head + b"".join(entries) + b"".join(tensors) + b"\0" * data
+
+
+def array(kind: int, count: int, content: bytes = b"") -> bytes:
+    """The value of an array."""
+    return struct.pack("<IQ", kind, count) + content
+
+
+nested = array(ARRAY, 1, array(ARRAY, 1, array(UINT32, 1, b"\0" * 4)))
+HOSTILE = {
+    "empty": b"",
+    "another format": b"PK\3\4" + b"\0" * 100,
+    "only the magic": b"GGUF",
+    "version 1": file(version=1),
+    "big-endian": file(version=3 << 24),
+    "all tensors of the world": file(num_tensors=HUGE),
+    "all entries of the world": file(num_entries=HUGE),
+    "more tensors than bytes": file(num_tensors=60000),
+    "a key without an end": file([text("k", HUGE)]),
+    "a key that is no text": file([text(b"\xff\xfe") + b"\0" * 8]),
+    "a value without an end": file([entry("k", STRING, struct.pack("<Q", 1 << 62))]),
+    "two values of a key": file([entry(), entry()]),
+    "an unknown type of value": file([entry("k", 99)]),
+    "an array without an end": file([entry("k", ARRAY, array(UINT32, HUGE))]),
+    "an array larger than the file": file([entry("k", ARRAY, array(UINT32, 1 << 20))]),
+    "an array of a gigabyte": file([entry("k", ARRAY, array(0, 1 << 30))]),
+    "strings without an end": file([entry("k", ARRAY, array(STRING, HUGE))]),
+    "a million strings": file([entry("k", ARRAY, array(STRING, 10**6))]),
+    "arrays in arrays": file([entry("k", ARRAY, nested)]),
+    "an array of an unknown type": file([entry("k", ARRAY, array(77, 1))]),
+    "alignment 0": file([entry("general.alignment", value=b"\0" * 4)]),
+    "alignment 3": file([entry("general.alignment", value=b"\3\0\0\0")]),
+    "alignment as text": file([entry("general.alignment", STRING, text("32"))]),
+    "no dimension": file(tensors=[tensor(shape=())]),
+    "four billion dimensions": file(tensors=[tensor(dimensions=2**32 - 1)]),
+    "a size of 0": file(tensors=[tensor(shape=(0, 4))]),
+    "a size beyond 64 bits": file(tensors=[tensor(shape=(HUGE, HUGE))]),
+    "larger than the file": file(tensors=[tensor(shape=(32, 1 << 40))]),
+    "an offset behind the end": file(tensors=[tensor(offset=1 << 62)]),
+    "an offset that wraps": file(tensors=[tensor(offset=HUGE - 31)]),
+    "an unknown quantisation": file(tensors=[tensor(kind=9999)]),
+    "a removed quantisation": file(tensors=[tensor(kind=4)]),
+    "integers": file(tensors=[tensor(kind=24)]),
+    "half a block": file(tensors=[tensor(shape=(33,), kind=8)]),
+    "two tensors of a name": file(tensors=[tensor(), tensor()]),
+    "tensors that overlap": file(tensors=[tensor(), tensor("u", offset=64)]),
+    "no architecture": file(),
+    "an unknown architecture": file([entry("general.architecture", STRING, text("mamba"))]),
+    "an architecture alone": file([entry("general.architecture", STRING, text("llama"))]),
+    "a part of many": file(
+        [entry("general.architecture", STRING, text("llama")),
+         entry("split.count", value=b"\xff\xff\xff\xff")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_one_error_within_memory_and_time(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(HOSTILE[name])
+    tracemalloc.start()
+    started = time.perf_counter()
+    refusal_of(convert, path, tmp_path / "out", says=str(path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 << 20
+    assert time.perf_counter() - started < 5
+    assert [x.name for x in tmp_path.iterdir()] == ["model.gguf"]
+
+
+CHANGES: dict[str, tuple[Callable[[gguf.GGUFWriter], object], str]] = {
+    "a key nobody knows": (lambda w: w.add_uint32("llama.attention.magic", 1), "magic: not under"),
+    "experts": (
+        lambda w: (w.add_expert_count(8), w.add_expert_used_count(2)),
+        "experts.0.w1.weight: missing"),
+    "a name without a dot": (
+        lambda w: (
+            w.add_expert_count(1), w.add_expert_used_count(1),
+            w.add_tensor("odd", np.zeros((2, 2, 2), np.float32))),
+        "no role claims it"),
+    "half of yarn": (
+        lambda w: (
+            w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+            w.add_rope_scaling_yarn_ext_factor(0.5)),
+        "yarn_ext_factor: not understood"),
+    "no factors of longrope": (
+        lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), "got longrope"),
+    "other heads": (lambda w: w.add_uint32("llama.attention.value_length", 4), "length: differs"),
+    "partial rotation": (lambda w: w.add_rope_dimension_count(4), "expected 8, got 4"),
+    "not causal": (lambda w: w.add_causal_attention(False), "attention.causal: only true"),
+    "other factors": (
+        lambda w: w.add_tensor("rope_freqs.weight", np.arange(1, 5, dtype=np.float32)),
+        "not the factors of Llama 3"),
+    "a list of heads": (lambda w: w.add_head_count([4, 4, 2, 4]), "got [4, 4, 2, 4]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_metadata_that_is_not_understood_is_refused(name: str, tmp_path: Path) -> None:
+    change, says = CHANGES[name]
+    path = gguf_file(tmp_path, "llama", Q.F32, change=change)
+    refusal_of(convert, path, tmp_path / "out", says=says)
+
+
+def test_the_factors_of_llama_3(tmp_path: Path) -> None:
+    llama3 = {
+        "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    plain, scaled = (Rope(5e5, 8), Rope(5e5, 8, "llama3", 32.0))
+    factors = (plain.inv_freq() / scaled.inv_freq()).astype(np.float32)
+
+    def change(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_freq_base(5e5)
+        writer.add_tensor(ROPE_FACTORS, factors)
+
+    convert(gguf_file(tmp_path, "llama", change=change), tmp_path / "out")
+    assert read_model(tmp_path / "out").config_file["rope_scaling"] == llama3
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_damaged_files_are_refused_or_read(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    folder.mkdir(exist_ok=True)
+    source = folder / "llama-Q4_0.gguf"
+    if not source.exists():
+        gguf_file(folder, "llama", Q.Q4_0, tokenizer=True)
+    content = bytearray(source.read_bytes())
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    else:
+        for at in data.draw(st.lists(st.integers(0, 9000), min_size=1, max_size=4)):
+            content[at] = data.draw(st.integers(0, 255))
+    path = folder / "damaged.gguf"
+    path.write_bytes(content)
+    with suppress(RefimplError):
+        convert(path, folder / "out", force=True)
+        read_model(folder / "out")
+
+
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    path = gguf_file(tmp_path, "llama", Q.Q8_0)
+    stored = {tensor.name: tensor.data_offset for tensor in gguf.GGUFReader(path).tensors}
+    content = bytearray(path.read_bytes())
+    at = stored["blk.0.attn_v.weight"]
+    content[at : at + 2] = np.float16(np.inf).tobytes()
+    path.write_bytes(content)
+    refusal_of(convert, path, tmp_path / "out", says="v_proj.weight has 32 NaN or Inf")
