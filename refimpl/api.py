@@ -10,7 +10,6 @@ from refimpl.arguments import checked
 from refimpl.bases.base import Base
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import Evaluation, evaluate
-from refimpl.evaluation.generation import Continuation, generate, logits
 from refimpl.explanation.explain import Explanation, explain
 from refimpl.loading.checkpoint import read_model
 from refimpl.model.forward import Forward, forward
@@ -27,10 +26,10 @@ from refimpl.scoring.score import score
 from refimpl.version import SPEC, __version__
 
 __all__ = [
-    "SPEC", "Allocation", "Base", "Continuation", "Evaluation", "Explanation", "Forward",
+    "SPEC", "Allocation", "Base", "Evaluation", "Explanation", "Forward",
     "HeldModel", "Inspection", "Model", "Noise", "Pattern", "Probes", "Pruner", "PrunerOptions",
     "Pruning", "RefimplError", "Request", "Scores", "Settings", "__version__", "allocate",
-    "evaluate", "explain", "forward", "generate", "inspect", "logits", "prune", "read_model",
+    "evaluate", "explain", "forward", "inspect", "prune", "read_model",
     "score",
 ]  # fmt: skip
 

@@ -1,11 +1,12 @@
 """When two computations agree: the worst token's relative error, and how small it must be."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 from conftest import FIXTURES
 from safetensors.numpy import load_file
 
@@ -21,8 +22,20 @@ SAME_TABLES = [case for case in CASES if case != "llama_dynamic"]
 # Whose blocks ONNX has no operators for
 UNRECORDED = ("qwen3_5", "qwen3_5_moe", "qwen3_next", "olmo_hybrid")
 GRAPH_CASES = [case for case in CASES if case not in UNRECORDED]
+# One of each way in which files store linears, and blocks differ; the others are thorough.
+LAYOUTS = (
+    "llama_sharded", "gpt2", "phi3", "gpt_neox", "mixtral", "gemma3", "bamba", "deepseek_v2",
+)  # fmt: skip
 GATES = {"float32": 1e-5, "float64": 1e-12}
 assert len(CASES) >= 13, f"expected at least 13 cases in {FIXTURES}, found {CASES}"
+
+
+def layouts(cases: Iterable[str]) -> list[Any]:
+    """Cases as parameters, of which a plain run takes those of `LAYOUTS`."""
+    return [
+        case if case in LAYOUTS else pytest.param(case, marks=pytest.mark.thorough)
+        for case in cases
+    ]
 
 
 def worst_token(actual: Array, expected: Array) -> float:

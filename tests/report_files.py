@@ -9,10 +9,6 @@ from conftest import FIXTURES
 from program import ran
 
 LLAMA, TEXT = FIXTURES / "llama", FIXTURES / "text.txt"
-QUESTIONS = [
-    {"question": "A stone sinks in", "choices": ["water", "the air above"], "answer": 0},
-    {"question": "Two and two are", "choices": ["three", "four", "five"], "answer": 1},
-]
 TOKENS = ("--text", TEXT, "--samples", 2, "--seq-len", 24)
 PAPER = ("--correct", "absorption")
 PRUNING = ("--perturbation", "pruning", "--correct", "divergence", "--base", "owl")
@@ -39,10 +35,9 @@ def report_files(folder: Path) -> dict[str, Path]:
     allocation, pattern = ("--allocation", folder / "sweep.json"), ("--nm", "2:4")
     ran("prune", LLAMA, "-o", folder / "dense", *allocation, *TOKENS)
     ran("prune", LLAMA, "-o", folder / "pattern", *pattern, "--pruner", "magnitude")
-    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS)))
-    questions, text = ("--choices", folder / "q.jsonl"), ("--text", TEXT, "--window", 32)
+    text = ("--text", TEXT, "--window", 32)
     for name, model in {"whole": LLAMA, "dense": folder / "dense"}.items():
-        ran("eval", model, *text, "--windows", 4, *questions, "-o", folder / f"eval-{name}.json")
+        ran("eval", model, *text, "--windows", 4, "-o", folder / f"eval-{name}.json")
     ran("eval", LLAMA, *text, "--windows", 1, "-o", folder / "w.json")
     return {name: folder / name for name in {**SCORES, **dict.fromkeys(EVERYTHING)}}
 

@@ -41,7 +41,7 @@ HOSTILE: Mapping[type, tuple[Any, ...]] = {
 }
 # Results: no function takes one that somebody else made, but for scores and allocations.
 RESULTS = {
-    *("Allocation", "Continuation", "Estimate", "Evaluation", "Explanation", "Forward"),
+    *("Allocation", "Estimate", "Evaluation", "Explanation", "Forward"),
     *("Inspection", "Model", "HeldModel", "Pruning", "Scores", "RefimplError", "Deviation"),
     *("PowerLaw", "RunningDivergence", "Case", "Report", "Place"),
 }
@@ -107,8 +107,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
     own: dict[str, dict[str, Any]] = {  # of functions whose parameter means something else
         "score": {"finished": folder / "p"}, "evaluate": {"finished": folder / "p"},
-        "explain": {}, "logits": {"sequences": (tokens.ids[0],)},
-        "generate": {"models": (model,), "prompt": "a", "tokens": 2, "temperature": 0.5, "seed": 0},
+        "explain": {},
         "prune": {"out": folder / "out", "target": Pattern(2, 4), "scores": {"format": 4}},
         "read_model": {"path": "fixtures/llama"},
         "owl_outlier_percent": {"scores": (matrix,)}, "dlp_score": {"scores": (matrix,)},

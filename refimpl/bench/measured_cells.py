@@ -146,8 +146,7 @@ class ModelBench:
         texts = []
         for i, windows in enumerate(self.windows):
             shown = part(stages - len(self.windows) + i)
-            found = evaluate(model, windows, None, self.running, progress=shown).perplexity
-            assert found is not None
+            found = evaluate(model, windows, self.running, progress=shown).perplexity
             texts.append(TextNats(nats=found.nats.tolist(), tokens=found.tokens.tolist()))
         lap("measure")
         remove(self.pruned)

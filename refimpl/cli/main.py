@@ -35,15 +35,9 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "eval": (
             "eval:command",
-            "Measure perplexity and bits per byte on a text, and accuracy on multiple choice.",
+            "Measure perplexity and bits per byte on a text.",
             "refimpl eval MODEL --text FILE",
-            "refimpl eval MODEL --choices questions.jsonl -o evaluation.json",
-        ),
-        "generate": (
-            "eval:generate_command",
-            "Continue a text with one or several models, to see the effect of pruning.",
-            "refimpl generate MODEL --prompt TEXT --tokens 100",
-            "refimpl generate MODEL OUT --prompt TEXT --temperature 0.8 --seed 1",
+            "refimpl eval MODEL --text FILE --windows 20 -o evaluation.json",
         ),
         "explain": (
             "score:explain_command",
@@ -254,10 +248,14 @@ def _require_known_shell() -> None:
         )
 
 
+WINDOWS = {"--seq-len": "--window", "--samples": "--windows"}  # of other commands, and of eval
+
+
 def usage(error: Any) -> RefimplError:
     """The error of a command line that cannot be parsed."""
     problem = error.format_message().replace("Value error, ", "")
     program, expected = "refimpl", "refimpl [OPTIONS] COMMAND [ARGS]..."
     if error.ctx is not None:
         program, expected = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
-    return RefimplError(problem, expected, f"see {program} --help")
+    wanted = WINDOWS.get(getattr(error, "option_name", "")) if program == "refimpl eval" else None
+    return RefimplError(problem, expected, f"use {wanted}" if wanted else f"see {program} --help")

@@ -174,7 +174,7 @@ def _stopwatch() -> tuple[Callable[[str], None], dict[str, float]]:
 def _perplexity(model: Model, windows: Windows, settings: Settings) -> dict[str, Any]:
     """The perplexity part of an evaluation, without that of every window; the model's digest."""
     with progress_bar("measuring") as progress:
-        evaluation = evaluate(model, windows, None, settings, progress=progress)
+        evaluation = evaluate(model, windows, settings, progress=progress)
     text = {k: v for k, v in evaluation_document(evaluation)["text"].items() if k != "windows"}
     return {"model_sha256": evaluation.model_sha256} | text
 

@@ -1,1 +1,1 @@
-"""What a model is worth: log likelihoods, perplexity, multiple choice."""
+"""What a model is worth: log likelihoods and perplexity."""

@@ -43,7 +43,7 @@ def _summary(pruned: Pruning, out: Path) -> list[str]:
             f"{pruned.total_zeros:,} zeros in the file)",
         ]
     }
-    after = command_lines(f"next:       refimpl eval {out} --text FILE")
+    after = command_lines(f"next:       refimpl eval {out} --text FILE --windows 20")
     if (both := pruned.measured) is not None:
         values = [
             f"{measured(x['perplexity'], x['perplexity_stderr'] or nan)} {when}"

@@ -18,6 +18,7 @@ Ids = npt.NDArray[np.int64]
 
 SAMPLES, SEQ_LEN = 8, 512  # defaults
 SCORED = 4, 128  # those of `refimpl score`: docs/how-to/calibrate.md, "How many tokens are enough"
+SHORTEST = 16  # tokens of a sample that a message advises
 VALIDATED = 3, 13  # those of `refimpl validate`
 MOST_TOKENS = 1 << 26
 
@@ -93,10 +94,10 @@ def cut(stream: npt.NDArray[Any], samples: int, seq_len: int, bos: int | None, n
             "use `seq_len=2` or more",
         )
     if samples * body > total:
-        longest, most = total // samples, total // body
-        options = [f"`seq_len={longest + extra}`"] if longest else []
+        longest, most, one = total // samples + extra, total // body, total + extra
+        options = [f"`seq_len={longest}`"] if longest >= SHORTEST else []
         options += [f"`samples={most}`"] if most else []
-        fallback = f"`samples=1` `seq_len={total + extra}`" if total else "a longer text"
+        fallback = f"`samples=1` `seq_len={one}`" if one >= SHORTEST else "a longer text"
         raise RefimplError(
             f"{name} has {total} tokens, too few for {samples} samples of {seq_len}"
             + (", BOS included" if extra else ""),

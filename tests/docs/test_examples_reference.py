@@ -92,7 +92,7 @@ def test_the_page_of_fields_is_complete_and_true(tmp_path: Path) -> None:
 
 
 LEFT = ("run.versions", "allocation.base_options", "allocation.tokens")  # the same of other pages
-FEW, EVALUATED = ("--samples", 1, "--seq-len", 12), ("--choices", "asked.jsonl")
+FEW = ("--samples", 1, "--seq-len", 12)
 LLAMA, PRUNED = FIXTURES / "llama", ("prune", FIXTURES / "llama", "-o")
 # Where a part of a page ends or begins, fields with open names, and commands that print it.
 PRINTED: dict[str, tuple[str, tuple[str, ...], list[tuple[object, ...]]]] = {
@@ -105,8 +105,8 @@ PRINTED: dict[str, tuple[str, tuple[str, ...], list[tuple[object, ...]]]] = {
     ]),
     "pruning-json after": ("inspect", ("files",), [("inspect", "half")]),
     "evaluation-json before": ("no other", LEFT, [
-        ("eval", LLAMA, "--text", FIXTURES / "text.txt", "--windows", 2, *EVALUATED),
-        ("eval", "half", "--tokens", "ids.npy", *EVALUATED),
+        ("eval", LLAMA, "--text", FIXTURES / "text.txt", "--windows", 2),
+        ("eval", "half", "--tokens", "ids.npy"),
     ]),
     "graphs-json before": ("validate", ("functions",), [
         ("export", "half", "-o", "y.onnx", "--outputs", "trace")]),
@@ -121,7 +121,6 @@ def test_the_page_of_a_document_is_complete_and_true(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     np.save("ids.npy", np.arange(12))
-    Path("asked.jsonl").write_text('{"question": "A", "choices": ["b", "c"], "answer": 0}')
     run("score", LLAMA, *FEW, "-o", "scores.json")
     run(*PRUNED, "half", "--nm", "2:4", "--pruner", "magnitude")
     run("export", "half", "-o", "x.onnx", "--outputs", "trace")

@@ -1,6 +1,7 @@
 """Windows of a text, and perplexity on them against a plain softmax over the whole model."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from math import exp, isnan, log, sqrt
 from pathlib import Path
@@ -17,8 +18,9 @@ from scipy.special import log_softmax
 from tokenizers import Tokenizer
 
 from refimpl import forward
-from refimpl.evaluation.evaluate import evaluate
+from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.evaluation.measures import Perplexity
+from refimpl.show.evaluation import evaluation_table
 from refimpl.tokens import Windows, id_windows, text_windows
 from refimpl.tokens.text import byte_offsets, encoded_pieces
 
@@ -43,9 +45,7 @@ def nats_of(windows: Windows, case: str) -> list[float]:
 
 
 def perplexity_of(case: str, windows: Windows) -> Perplexity:
-    perplexity = evaluate(model_of(case), windows, dtype="float64").perplexity
-    assert perplexity is not None
-    return perplexity
+    return evaluate(model_of(case), windows, dtype="float64").perplexity
 
 
 def plain_encoding() -> Any:
@@ -151,7 +151,6 @@ def test_windows_that_cannot_be(text: Path, tmp_path: Path) -> None:
     ]
     for make, problem in cases:
         refusal_of(make, says=problem)
-    refusal_of(evaluate, model_of("llama"), says="nothing to evaluate on")
     windows = text_windows(text, TOKENIZER, 9)
     refusal_of(evaluate, model_of("llama"), windows, dtype="float16", says="float32 or float64")
 
@@ -160,3 +159,16 @@ def test_a_perplexity_beyond_float64_leaves_the_nats() -> None:
     huge = Perplexity(np.array([2000.0, 2100.0]), np.array([2, 2]))
     assert (huge.value, huge.mean_nats) == (np.inf, 1025.0)
     assert np.isfinite(huge.nats_stderr)
+
+
+def test_a_model_beyond_float64_has_a_table_and_a_document(text: Path) -> None:
+    """At 800 nats per token, exp(m) overflows."""
+    right = evaluate(model_of("llama"), text_windows(text, TOKENIZER, 17), dtype="float64")
+    huge = Perplexity(
+        800.0 * right.perplexity.tokens, right.perplexity.tokens, right.perplexity.bytes
+    )
+    found = replace(right, perplexity=huge)
+    assert "800.00000" in evaluation_table(found)
+    assert "exceeds float64" in evaluation_table(found)
+    document = evaluation_document(found)["text"]
+    assert (document["perplexity"], document["nats_per_token"]) == (None, 800)

@@ -60,7 +60,7 @@ def test_the_last_lines_say_where_how_much_and_what_next(tmp_path: Path) -> None
     lines = ran("prune", LLAMA, "-o", tmp_path / "o", *SMALL, "--sparsity", 0.5).splitlines()[-3:]
     assert lines[0] == f"written:    {tmp_path / 'o'}"
     assert lines[1].startswith("sparsity:   50.0000% asked, 50.0000% reached (14,592 of 29,184")
-    assert lines[2] == f"next:       refimpl eval {tmp_path / 'o'} --text FILE"
+    assert lines[2] == f"next:       refimpl eval {tmp_path / 'o'} --text FILE --windows 20"
 
 
 def test_stages_make_up_the_whole_time(tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
         *("score", FIXTURES / "gemma2", "--tokens", "random", "--samples", 120, "--seq-len", 64),
         *("--perturbation", "pruning", "--base", "owl", "--correct", "divergence"),
     ),
-    "eval": ("eval", FIXTURES / "llama", "--window", 64, "--text"),
 }
 
 
@@ -88,10 +87,7 @@ def wait_until(ready: Callable[[], object], process: "subprocess.Popen[str]") ->
 
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_a_killed_worker_loses_nothing(kind: str, cluster: Cluster, tmp_path: Path) -> None:
-    words, text = COMMANDS[kind], tmp_path / "long.txt"
-    if kind == "eval":
-        text.write_text((FIXTURES / "text.txt").read_text() * 150)
-        words += (text,)
+    words = COMMANDS[kind]
     ran(*words, "-o", tmp_path / "here.json")
     output = tmp_path / "there.json"
     with started(*words, "-o", output, *cluster.options) as process:

@@ -48,7 +48,7 @@ READ = {  # what a command reads, in any way
     ("allocate", "scores.json", "--base", "base.json"): ("scores.json", "base.json"),
     ("prune", "llama", "--allocation", "scores.json"): ("scores.json", "llama", "llama/new"),
     ("inspect", "llama"): ("llama/config.json",),
-    ("eval", "llama", "--choices", "questions.jsonl"): ("questions.jsonl", "llama/config.json"),
+    ("eval", "llama", "--tokens", "ids.jsonl"): ("ids.jsonl", "llama/config.json"),
     ("validate", "llama", "--graph", "graph.onnx"): ("graph.onnx", "graph.onnx.data"),
     CHECK: ("cases/llama/case.json", "llama/model.safetensors", "cases/llama/new.json"),
     ("report", "scores.json"): ("scores.json",),

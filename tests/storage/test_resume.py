@@ -31,7 +31,6 @@ RUNS: dict[str, tuple[object, ...]] = {
         *("--correct", "divergence"),
     ),
     "alphas": ("score", *SMALL, *NOISE, "--base", "alphapruning", "--sparsity", 0.4),
-    "eval": ("eval", "--text", FIXTURES / "text.txt", "--windows", 9, "--window", 20),
     "wanda": ("prune", *SMALL, "--nm", "2:4"),
     "sparsegpt": ("prune", *SMALL, "--nm", "2:4", "--pruner", "sparsegpt"),
     "random": ("prune", "--nm", "2:4", "--pruner", "random"),
@@ -48,8 +47,6 @@ def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.scoring.experiment.ROWS", 24)
     monkeypatch.setattr("refimpl.scoring.experiment.STATES_AT_RISK", 3)
     monkeypatch.setattr("refimpl.scoring.experiment.SEQUENCES_AT_RISK", 1)
-    monkeypatch.setattr("refimpl.evaluation.evaluate.GROUP", 40)
-    monkeypatch.setattr("refimpl.evaluation.likelihood.BATCH", 20)
 
 
 def words(kind: str) -> tuple[object, ...]:
@@ -93,10 +90,10 @@ def test_an_interrupted_run_equals_one_run(kind: str, tmp_path: Path, whole: Any
     assert os.listdir(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "eval", "scored"])
+@pytest.mark.parametrize("kind", ["gaussian", "scored"])
 def test_another_run_has_units_of_its_own(kind: str, tmp_path: Path, whole: Any) -> None:
     """It begins anew, leaves those of the first run alone, and removes them when it is whole."""
-    other = ("--window", 19) if kind == "eval" else ("--seed", 1)
+    other = ("--seed", 1)
     expected, output = whole(kind), tmp_path / "out"
     for number, more in enumerate(((), other)):
         with before_unit(2, interrupt):

@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
 from refimpl.errors import RefimplError
 from refimpl.tokens import text_tokens
-from refimpl.tokens.samples import cut
+from refimpl.tokens.samples import SHORTEST, cut
 from refimpl.tokens.text import TextTokenizer, encoded_pieces
 
 BOS, EOS = 256, 257
@@ -98,9 +98,10 @@ def test_numbers_in_the_error_work_and_are_the_largest(
         return
     caught = refusal_of(cut, stream, samples, seq_len, bos, "stream", says=f"has {total} tokens")
     lengths, counts = suggested(caught, "seq-len"), suggested(caught, "samples")
-    assert lengths or counts
+    assert lengths or counts or (caught.remedy == "use a longer text" and total < SHORTEST)
+    assert all(length >= SHORTEST for length in lengths)
     if " or " not in caught.remedy and lengths and counts:  # neither alone is enough
-        assert total < samples
+        assert total // samples + extra < SHORTEST
         assert total < seq_len - extra
         assert cut(stream, counts[0], lengths[0], bos, "stream").shape == (1, total + extra)
         return
@@ -110,7 +111,7 @@ def test_numbers_in_the_error_work_and_are_the_largest(
     for most in counts:
         assert cut(stream, most, seq_len, bos, "stream").shape == (most, seq_len)
         refusal_of(cut, stream, most + 1, seq_len, bos, "stream")
-    assert bool(lengths) == (total >= samples)
+    assert bool(lengths) == (total // samples + extra >= SHORTEST)
     assert bool(counts) == (total >= seq_len - extra)
 
 
@@ -186,6 +187,8 @@ def test_too_short_a_text_says_what_would_do(text: Path, save: Callable[..., Pat
     assert "BOS included" in caught.problem
     assert text_tokens(text, model, 4, suggested(caught, "seq-len")[0]).ids.shape[0] == 4
     assert text_tokens(text, model, suggested(caught, "samples")[0], 100).ids.shape[1] == 100
+    caught = refusal_of(text_tokens, text, model, 99, 100, says=problem)
+    assert not suggested(caught, "seq-len")  # of a few tokens
 
 
 REFUSED: dict[str, tuple[dict[str, str | bytes], str]] = dict(cases("tokens", "malformed"))

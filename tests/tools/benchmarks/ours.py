@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import refimpl
+from refimpl.running.threads import Workers
 from refimpl.tokens import id_tokens, id_windows, random_tokens
 
 GEMM = 4096  # rows and columns of the product that sets the machine's rate
@@ -182,10 +183,15 @@ def sparsegpt(rows: int, columns: int, sparsity: float, out: str) -> dict[str, A
 
 
 def forward(model: str, samples: int, tokens: int, repetitions: int) -> dict[str, Any]:
-    """Tokens per second of `refimpl.logits`, with the weights in memory."""
+    """Tokens per second of the forward, a sequence on each core, with the weights in memory."""
     ready = held(model)
     ids = random_tokens(ready.config.vocab_size, samples, tokens).ids
-    return timed(lambda: refimpl.logits(ready, ids), ids.size, repetitions)
+
+    def logits() -> Any:
+        with Workers(None) as workers:
+            return workers.map(lambda row: refimpl.forward(ready, [row]).logits[0], ids)
+
+    return timed(logits, ids.size, repetitions)
 
 
 def evaluation(model: str, ids: str, repetitions: int) -> dict[str, Any]:

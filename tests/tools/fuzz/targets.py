@@ -69,8 +69,7 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     "sharded/model-00002-of-00004.safetensors": _model_commands("sharded"),
     "model/tokenizer.json": [
         ["eval", "model", *TEXT, "--window", "8", "--windows", "2"],
-        ["eval", "model", "--choices", "q.jsonl"], ["score", "model", *SMALL],
-        ["explain", "model", *SMALL], ["generate", "model", "--prompt", "a b", "--tokens", "2"],
+        ["score", "model", *SMALL], ["explain", "model", *SMALL],
     ],
     "model/tokenizer_config.json": [["score", "model", *TEXT, *SMALL]],
     "model/special_tokens_map.json": [["score", "model", *TEXT, *SMALL]],
@@ -89,7 +88,6 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
         ["prune", "model", "--tokens", "ids.npy", *SMALL, "-o", "out", "--nm", "2:4"],
     ],
     "ids.jsonl": [["eval", "model", "--tokens", "ids.jsonl"]],
-    "q.jsonl": [["eval", "model", "--choices", "q.jsonl"]],
     "base.json": [["allocate", "scores.json", "--base", "base.json"]],
     "base.csv": [["allocate", "scores.json", "--base", "base.csv"]],
     "scores.json": [
@@ -165,8 +163,6 @@ def make_folder(folder: Path) -> None:
     (folder / HUB / "refs/main").write_text(COMMIT)
     shutil.copytree(folder / "model", folder / SNAPSHOT)
     _make_gguf(folder)
-    rows = [{"question": "Is it?", "choices": ["yes", "no"], "answer": i} for i in (0, 1)]
-    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "base.json").write_text("[0.7, 0.7]")
     (folder / "base.csv").write_text("".join(f"blocks.{i},0.7\n" for i in range(2)))
     import numpy as np
@@ -177,7 +173,7 @@ def make_folder(folder: Path) -> None:
         ["score", "model", "--samples", "1", "--seq-len", "6", "-o", "scores.json"],
         ["score", "model", *DRAWN, *pruning, "-o", "pruning-scores.json"],
         ["prune", "model", "-o", "pruned", "--sparsity", "0.5", "--pruner", "magnitude"],
-        ["eval", "model", "--tokens", "ids.jsonl", "--choices", "q.jsonl", "-o", "eval.json"],
+        ["eval", "model", "--tokens", "ids.jsonl", "-o", "eval.json"],
         ["export", "model", "-o", "beside.onnx"],
         ["case", "make", "model", "-o", "case", *DRAWN],
     ):
