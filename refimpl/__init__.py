@@ -5,6 +5,10 @@ if TYPE_CHECKING:
     from refimpl.api import *  # noqa: F403
 else:
 
+    def __dir__() -> list[str]:
+        """The public names, also those that were not used yet."""
+        return sorted(__getattr__("__all__"))  # type: ignore[arg-type]
+
     def __getattr__(name: str) -> object:
         """A public name, on first use: pytest imports this package whenever it starts."""
         if name.startswith("_") and name not in ("__all__", "__version__"):

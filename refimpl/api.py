@@ -23,14 +23,15 @@ from refimpl.pruning.record import Pruning
 from refimpl.running.held_model import HeldModel
 from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
+from refimpl.tokens import random_tokens, text_tokens
 from refimpl.version import SPEC, __version__
 
 __all__ = [
     "SPEC", "Allocation", "Base", "Evaluation", "Explanation", "Forward",
     "HeldModel", "Inspection", "Model", "Noise", "Pattern", "Probes", "Pruner", "PrunerOptions",
     "Pruning", "RefimplError", "Request", "Scores", "Settings", "__version__", "allocate",
-    "evaluate", "explain", "forward", "inspect", "prune", "read_model",
-    "score",
+    "evaluate", "explain", "forward", "inspect", "prune", "random_tokens", "read_model",
+    "score", "text_tokens",
 ]  # fmt: skip
 
 for _name, _public in [*globals().items()]:  # calls within the package are not checked

@@ -109,7 +109,8 @@ def percentage(name: str, value: Any, otherwise: str) -> str:
 def require(value: Any, hint: Any, name: str) -> None:
     """Refuse a value that is not of a declared type."""
     if not is_of_type(value, hint) or (isinstance(value, float) and isnan(value)):
-        step = f"change `{name}`"
+        makers = (getattr(kind, "made_by", "") for kind in (hint, *get_args(hint)))
+        step = next((f"make one by {x}" for x in makers if x), f"change `{name}`")
         ranges = [get_args(x) for x in (hint, *get_args(hint)) if get_origin(x) is Annotated]
         for kind, limits in ranges[:1]:
             if kind is int and is_of_type(value, int):  # the nearest
@@ -156,7 +157,8 @@ class Checked:
             cls.__doc__ = f"{head.rstrip()}\n{title}{args}\n{raises}{errors}"
 
     def __post_init__(self) -> None:
-        for name, hint in hints_of(type(self)).items():
+        for name in (x.name for x in fields(self)):  # type: ignore[arg-type]
+            hint = hints_of(type(self))[name]
             require(value := getattr(self, name), hint, name)
             if isinstance(value, np.generic):
                 object.__setattr__(self, name, value.item())

@@ -110,6 +110,11 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "explain": {},
         "prune": {"out": folder / "out", "target": Pattern(2, 4), "scores": {"format": 4}},
         "read_model": {"path": "fixtures/llama"},
+        "text_tokens": {
+            "path": "fixtures/text.txt", "tokenizer_json": "fixtures/llama/tokenizer.json",
+            "samples": 2, "seq_len": 8,
+        },
+        "random_tokens": {"vocab_size": 9, "samples": 2, "seq_len": 8, "seed": 0},
         "owl_outlier_percent": {"scores": (matrix,)}, "dlp_score": {"scores": (matrix,)},
         "dlp": {"score": vector}, "base_named": {"name": "owl"}, "pruner_named": {"name": "wanda"},
         "total_count": {"total": 10},

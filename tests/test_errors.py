@@ -2,16 +2,22 @@
 
 import json
 import pickle
+import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import FIXTURES
-from program import refused
+from gates import model_of
+from processes import ENV, PROGRAM
+from program import ran, refused
 
+import refimpl
 from refimpl import RefimplError
 from refimpl.cli.options import as_options
 from refimpl.errors import LONGEST, SHOWN, first_few, listed
 from refimpl.tokens import random_tokens
+
+LLAMA = FIXTURES / "llama"
 
 
 def test_the_first_problems_are_listed_and_the_others_counted() -> None:
@@ -69,3 +75,33 @@ def test_the_library_names_parameters_and_a_command_its_options() -> None:
     assert caught.value.remedy == "use `seq_len=1`"
     shown = as_options(caught.value, ())
     assert (shown.problem, shown.remedy) == ("--seq-len 0", "use --seq-len 1")
+
+
+def test_a_text_in_place_of_tokens_says_how_to_make_tokens() -> None:
+    with pytest.raises(RefimplError, match=r"refimpl\.text_tokens"):
+        refimpl.score(model_of("llama"), "text.txt")  # type: ignore[arg-type]
+
+
+def test_the_package_lists_its_public_names() -> None:
+    assert {"score", "text_tokens", "Model"} <= {*dir(refimpl)}
+    assert "TYPE_CHECKING" not in dir(refimpl)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+@pytest.mark.parametrize("words", [("inspect", LLAMA), ("inspect", "nowhere"), ("--help",)])
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_that_takes_nothing(words: tuple[object, ...], name: str) -> None:
+    with open("/dev/full", "w") as full:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, name: full}
+        command = [*PROGRAM, *map(str, words)]
+        done = subprocess.run(command, env=ENV, text=True, check=False, **streams)  # type: ignore[call-overload]
+    fails = name == "stdout" and "nowhere" not in words
+    assert done.returncode == (2 if fails or "nowhere" in words else 0)
+    if fails:
+        assert "-o" not in done.stderr.split()
+        assert done.stderr.count("\n") == 3
+
+
+def test_a_terminal_of_any_width_is_filled_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "999999999999")
+    assert len(ran("score", "--help")) < 1 << 20

@@ -184,6 +184,8 @@ def main() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed; its number must not go to a file of ours
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if len(os.environ.get("COLUMNS", "")) > 4:  # help would fill all columns with spaces
+        os.environ["COLUMNS"] = "1000"
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     failure: Exception
@@ -225,11 +227,13 @@ def main() -> None:
         )
     from refimpl.cli import terminal
 
-    terminal.complain(str(failure) if code == 130 else f"error: {failure}")
-    try:
-        sys.stdout.flush()
-    except OSError:  # the interpreter would try again, and fail, at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError):
+        terminal.complain(str(failure) if code == 130 else f"error: {failure}")
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # the interpreter would try again, and fail, at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from refimpl.errors import Interrupted, printable
+from refimpl.errors import Interrupted, RefimplError, printable
 from refimpl.running.threads import Progress
 from refimpl.show.header import NARROWEST, fitting
 from refimpl.storage.file_system import work_path
@@ -45,6 +45,12 @@ def say(text: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at the end
         raise typer.Exit(NO_READER) from None
+    except OSError as error:
+        raise RefimplError(
+            f"stdout takes no more ({error.strerror})",
+            "a terminal, a pipe or a file with room for what is printed",
+            "make room, or print to another file",
+        ) from error
 
 
 def command_line(*more: str) -> str:

@@ -48,7 +48,9 @@ def _attention(keys: Keys, num_blocks: int, plain: Attention) -> list[Attention 
             )  # fmt: skip
         if plain.num_attention_heads % kv_heads:
             keys.wrong(f"num_global_key_value_heads: {kv_heads} does not divide the heads")
-        types = types if isinstance(types, list) else []
+        if not isinstance(types, list) or len(types) != num_blocks:
+            keys.wrong(f"layer_types: expected the kind of each of {num_blocks} blocks")
+            return [None] * num_blocks
         own = [None if kind == "sliding_attention" else wide for kind in types]
         return _with_shared(keys, types, own, plain)
     if not keys.family.gate:

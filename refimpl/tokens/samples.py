@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ class Tokens(Checked):
     source: str  # one line for people
     kind: Literal["text", "ids", "random"]
     bos: int | None = None  # first id of every sample if it is BOS
+    made_by: ClassVar[str] = "refimpl.text_tokens(path, model.tokenizer_json)"
 
     @property
     def sha256(self) -> str:

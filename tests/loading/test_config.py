@@ -160,6 +160,14 @@ def test_a_mistake_is_refused_in_one_line(case: str, changes: dict[str, Any], pa
     assert problem.count("\n  ") <= (2 if pattern in TWO else 1)
 
 
+@pytest.mark.parametrize("case", ["gemma4", "gemma3", "qwen3_next", "lfm2"])
+@pytest.mark.parametrize("more", [-1, 1])
+def test_another_number_of_blocks_than_kinds_is_refused(case: str, more: int) -> None:
+    entries = config_of(case)
+    entries["num_hidden_layers"] += more
+    refusal_of(read_config, entries, "config.json", says="layer_types: expected")
+
+
 def test_everything_wrong_is_listed_at_once() -> None:
     wrong = {"vocab_size": -1, "rms_norm_eps": "x", "hidden_act": "swiglu", "attention_bias": 1}
     ropes = {"rope_type": "ntk", "rope_theta": 100.0}
