@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).parent
 HERE = ROOT / "tests"
 FIXTURES = ROOT / "fixtures"
+MADE = "REFIMPL_MADE_CASES"  # names the folder of cases that a run makes: tests/gates.py
 sys.path += [str(HERE), str(HERE / "tools")]
 sys.path += sorted({str(path.parent) for path in HERE.glob("*/test_*.py")})  # shared helpers
 pytest_plugins = ["examples"]  # README.md, docs/ and docstrings
@@ -82,6 +85,8 @@ def pytest_configure(config: pytest.Config) -> None:
     on the default number of threads has as many as are its worker's.
     """
     if not hasattr(config, "workerinput"):
+        os.environ[MADE] = made = mkdtemp(prefix="refimpl-cases-")
+        config.add_cleanup(lambda: rmtree(made, ignore_errors=True))
         for folder in (ROOT / "refimpl", HERE):
             compileall.compile_dir(folder, quiet=2)
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -15,12 +15,15 @@ from safetensors.numpy import save_file
 
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, read_case, stepwise_steps
+from refimpl.oracle.case_folders import CORE
 from refimpl.oracle.check import Report
 from refimpl.oracle.rounding import RoundedModel
 from refimpl.oracle.steps import steps
 
 CASES, PROJECT = FIXTURES / "cases", Path(__file__).parent / "tools" / "sample_project"
-CASE_NAMES = sorted(folder.name for folder in CASES.iterdir())
+CASE_NAMES = (
+    *CORE, "gemma2", "gemma3", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3",
+)  # fmt: skip
 
 Arrays = dict[str, Array]
 
@@ -31,10 +34,18 @@ def needs_torch(test: Any) -> Any:
     return pytest.mark.torch(skip(test))
 
 
+def by_default(name: str, first: bool = True) -> Any:
+    """Marks of a test on a case: those of the wheel run by default, the others in a tier."""
+    return () if first and name in CORE else pytest.mark.thorough
+
+
+EACH_CASE = [pytest.param(name, marks=by_default(name)) for name in CASE_NAMES]
+
+
 def by_turns(names: Iterable[str], *values: Any) -> list[Any]:
-    """Each name with each value: one of a name, by turns, now; the rest with the tests of torch."""
+    """Each name with each value: one of a name, by turns, now; the rest in a tier."""
     return [
-        pytest.param(name, value, marks=() if j == i % len(values) else pytest.mark.torch)
+        pytest.param(name, value, marks=by_default(name, j == i % len(values)))
         for i, name in enumerate(names)
         for j, value in enumerate(values)
     ]

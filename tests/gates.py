@@ -1,13 +1,18 @@
 """When two computations agree: the worst token's relative error, and how small it must be."""
 
-from collections.abc import Iterable, Mapping
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
+from runpy import run_path
+from tempfile import mkdtemp
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import FIXTURES, MADE
 from safetensors.numpy import load_file
 
 from refimpl import Model, read_model
@@ -91,4 +96,23 @@ def expected_of(case: str) -> tuple[Array, dict[str, Array]]:
 
 @cache
 def case_of(name: str) -> Case:
-    return read_case(FIXTURES / "cases" / name)
+    """A case of the wheel, or of another family, which the run makes when it is asked for."""
+    return read_case(case_folder_of(name))
+
+
+def case_folder_of(name: str) -> Path:
+    """The folder of the case of a family."""
+    folder = FIXTURES / "cases" / name
+    make = run_path(str(FIXTURES / "make_cases.py"))["make"]
+    return folder if folder.exists() else made_once(name, lambda new: make(name, new))
+
+
+def made_once(name: str, make: Callable[[Path], object]) -> Path:
+    """A folder of the run that one of its processes makes; the others wait for it."""
+    folder = Path(os.environ.get(MADE) or mkdtemp()) / name
+    os.environ.setdefault(MADE, str(folder.parent))
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            make(folder)
+    return folder

@@ -25,7 +25,7 @@ def negative_candidates(case: Case, dtype: str) -> dict[str, dict[str, Array]]:
         >>> case = read_case("fixtures/cases/llama")
         >>> wrong = negative_candidates(case, "float32")
         >>> len(wrong), {check(case, arrays).verdict for arrays in list(wrong.values())[:2]}
-        (11, {'divergent'})
+        (11, {'fail'})
     """
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     with np.errstate(over="ignore"):  # sums beyond float16 are Inf

@@ -170,8 +170,8 @@ class CheckOptions:
     )
     resolvable: bool = common_option(
         False,
-        "Exit with 0, not 3, if all steps that the candidate's dtype resolves agree. The report "
-        "lists the other steps; the coarse steps of an experiment must agree.",
+        "Exit with 0, not 3, if all steps that the candidate's dtype resolves agree, and some of "
+        "each kind do. The coarse steps of an experiment must agree.",
     )
     device: Device = same_option(ComparisonOptions, "device")
     time_limit: float | None = same_option(ComparisonOptions, "time_limit")
@@ -254,5 +254,5 @@ def check_command(
         ),
     )
     to.deliver(report_document(report, str(actual)), report_table(report, str(actual)))
-    if (code := EXIT[report.verdict]) and not (how.resolvable and report.verdict == "resolved"):
+    if (code := EXIT[report.verdict]) and not (how.resolvable and report.is_resolved):
         raise typer.Exit(code)

@@ -43,7 +43,7 @@ class Validation:
     @property
     def verdict(self) -> Verdict:
         """The worst of the reports' verdicts."""
-        order: tuple[Verdict, ...] = ("divergent", "inconclusive", "resolved", "pass")
+        order: tuple[Verdict, ...] = ("fail", "not judged", "pass")
         return min((report.verdict for report in self.reports), key=order.index)
 
 

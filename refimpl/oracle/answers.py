@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
-from math import inf
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from refimpl.oracle.case import Case
 from refimpl.oracle.dense_steps import sums_behind
 from refimpl.oracle.judging import measures
 from refimpl.oracle.judging.measures import EPS, FLOOR, error_of, tolerance_of
-from refimpl.oracle.own_inputs import Truth
+from refimpl.oracle.truth import Truth
 from refimpl.pruners.decision import PrunerOptions, decision
 
 SHIPPED = ("owl", "alphapruning", "dlp", "uniform")  # bases with code of the peers
@@ -55,11 +54,10 @@ def peer_answers(case: Case) -> dict[str, Array]:
 
 
 def misses_budget(case: Case, step: str, sparsity: Array) -> bool:
-    """Whether an allocation, [L] or [L, linears], prunes another share than asked."""
+    """Whether an allocation [L] prunes another share than asked."""
     if not step.endswith((".base", ".corrected")):
         return False
-    sizes, asked = case.model.config.linear_sizes, case.recipe.sparsity
-    weights = sizes.sum(axis=1) if sparsity.ndim == 1 else sizes
+    weights, asked = case.model.config.linear_sizes.sum(axis=1), case.recipe.sparsity
     share = float(np.vdot(sparsity.astype(np.float64), weights) / weights.sum())
     rounding = EPS[sparsity.dtype.name] / 2 + FLOOR * EPS["float32"]
     return not abs(share - asked) <= rounding * asked
@@ -89,8 +87,6 @@ def trivial_answer(truth: Truth, result: measures.StepResult) -> str:
 
     def error(steps: Mapping[str, Array], answer: str | float) -> float:
         x, known = steps[answer] if isinstance(answer, str) else answer, steps[step]
-        if np.shape(x) not in ((), known.shape):
-            return inf  # of one number by block, where the step has one by linear
         return error_of(step, np.where(np.isnan(known), known, x), known)[0]
 
     for end, words, answer in answers:

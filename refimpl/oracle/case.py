@@ -4,7 +4,7 @@ import fnmatch
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from refimpl.oracle.case_folders import (
     case_folder,
 )
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.judging.measures import EPS
 from refimpl.oracle.judging.records import record_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
@@ -53,8 +52,8 @@ class Case:
     """A model, its inputs, and what a candidate is checked against (docs/how-to/check.md).
 
     Inputs are `token_ids` [N, S], int64, and `noise` [L, N, S, D], float64, `noise.1` and so on of
-    each draw that steps read. Errors are refimpl's own by way and dtype, then by step; those of a
-    folder are the worst of some kernels of BLAS.
+    each draw that steps read. Errors are refimpl's own by way and dtype, then by step: measured
+    when they are asked for, or those of the folder, the worst of some kernels of BLAS.
     """
 
     folder: Path
@@ -64,30 +63,15 @@ class Case:
     inputs: Mapping[str, Array]
     expected: Mapping[str, Array]
     errors: dict[str, Mapping[str, float]] = field(default_factory=dict)
-    kernels: str = ""
 
     def sampled(self, x: Array) -> Array:
         """Of an array for all tokens, those that the trace points of the case have."""
         return self.recipe.sampled(x, self.inputs["token_ids"].shape[-1])
 
-    @property
-    def with_errors(self) -> list[str]:
-        """What has an error: the steps, and SparseGPT's factors up to each block."""
-        blocks = range(0 if self.recipe.only else self.model.config.num_blocks)
-        return [*self.expected, *(f"{FACTOR}{i}" for i in blocks)]
-
 
 @checked
-def make_case(
-    model: Model,
-    tokens: Tokens,
-    recipe: Recipe,
-    folder: str | Path,
-    dtypes: Sequence[str] = tuple(EPS),
-) -> Case:
+def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) -> Case:
     """Compute every step in float64, and write a case; the folder appears whole or not at all.
-
-    refimpl's own errors, of which tolerances are made, are measured and stored for each dtype.
 
     Raises:
         RefimplError: A folder that exists or cannot be written; as `steps` raises it.
@@ -98,7 +82,7 @@ def make_case(
         >>> model = read_model("fixtures/llama")
         >>> with TemporaryDirectory() as parent:
         ...     tokens, folder = random_tokens(264, 1, 8), f"{parent}/case"
-        ...     case = make_case(model, tokens, Recipe(), folder, ["float32"])
+        ...     case = make_case(model, tokens, Recipe(), folder)
         ...     len(case.expected) == len(read_case(case.folder).expected)
         True
     """
@@ -107,8 +91,6 @@ def make_case(
         raise RefimplError(
             f"-o {folder} exists", "a folder that does not exist yet", "choose another folder"
         )
-    from refimpl.oracle.own_inputs import errors_to_store  # which computes cases
-
     case = computed_case(model, tokens, recipe, folder)
     facts = CaseFacts(
         schema=SCHEMA,
@@ -126,10 +108,7 @@ def make_case(
     )
     with whole(folder) as new:
         new.mkdir()
-        for name, arrays in (
-            (INPUTS, case.inputs), (EXPECTED, case.expected),
-            (ERRORS, errors_to_store(case, dtypes)),
-        ):  # fmt: skip
+        for name, arrays in ((INPUTS, case.inputs), (EXPECTED, case.expected)):
             write_arrays(new / name, arrays)
         lines = [f" {json.dumps(key)}: {json.dumps(x)}" for key, x in plain(facts).items()]
         table = ",\n".join(f"  {json.dumps(plain(step))}" for step in facts.steps)
@@ -191,9 +170,7 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
         )
     with reading_document(folder / FACTS, ("the facts of a case", "a recipe", NEXT)):
         recipe = converted(facts.recipe, Recipe, "recipe", exact=True)
-    inputs, arrays, errors = (
-        SafetensorsFile(folder / name).arrays for name in (INPUTS, EXPECTED, ERRORS)
-    )
+    inputs, arrays = (SafetensorsFile(folder / name).arrays for name in (INPUTS, EXPECTED))
     has = {name: (x.shape, x.dtype.name) for name, x in arrays.items()}
     wrong = [x.name for x in facts.steps if has.get(x.name) != (x.shape, x.dtype)]
     model_path = folder / facts.model
@@ -214,16 +191,8 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
     checked_ids(inputs["token_ids"], model.config)
     hashes = _hashes(model, inputs)
     name = os.path.basename(os.path.realpath(folder))
-    kernels = facts.versions.get("kernels") or "unknown"
-    case = Case(folder, name, model, recipe, inputs, expected, kernels=kernels)
-    names = case.with_errors
-    if not errors or any(x.shape != (len(names),) or np.isnan(x).any() for x in errors.values()):
-        require_steps(case, steps(model, inputs["token_ids"], recipe))
-        raise RefimplError(
-            f"{folder / ERRORS} does not hold an error of each step", "that of the case", NEXT
-        )
-    for way, values in errors.items():
-        case.errors[way] = dict(zip(names, values.tolist(), strict=True))
+    case = Case(folder, name, model, recipe, inputs, expected)
+    case.errors.update(_stored_errors(case))
     if other := [name for name, value in hashes.items() if facts.sha256.get(name) != value]:
         raise RefimplError(
             f"{folder}: {', '.join(other)} changed since the case was made",
@@ -231,6 +200,19 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
             f"restore them, or {NEXT}",
         )
     return case
+
+
+def _stored_errors(case: Case) -> dict[str, Mapping[str, float]]:
+    """Refimpl's own errors by way and dtype, then by step, if the folder of the case has them."""
+    path = case.folder / ERRORS
+    if not path.exists():
+        return {}
+    blocks = range(0 if case.recipe.only else case.model.config.num_blocks)
+    names = [*case.expected, *(f"{FACTOR}{i}" for i in blocks)]
+    arrays = SafetensorsFile(path).arrays
+    if any(x.shape != (len(names),) or np.isnan(x).any() for x in arrays.values()):
+        raise RefimplError(f"{path} does not hold an error of each step", "that of the case", NEXT)
+    return {way: dict(zip(names, x.tolist(), strict=True)) for way, x in arrays.items()}
 
 
 def require_steps(case: Case, computed: Iterable[str]) -> None:

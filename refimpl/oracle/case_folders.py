@@ -20,7 +20,7 @@ CORE = ("llama", "opt", "phi3")  # the wheel holds them, with their models: see 
 FORWARD = ("embed", "blocks.*", "final_norm", "logits")  # patterns of its steps
 FORWARDS = ("bloom", "gpt_oss")  # forwards alone: ALiBi; a mixture of experts with sinks
 PACKAGE = Path(__file__).parent.parent
-SCHEMA: Literal[3] = 3  # of case.json: older ones have no errors of refimpl
+SCHEMA: Literal[4] = 4  # of case.json
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -44,7 +44,7 @@ class StepFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class CaseFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The content of `case.json`; the model is a path relative to it, or an id of the hub."""
 
-    schema: Literal[3]
+    schema: Literal[4]
     spec: AtLeastOne
     versions: dict[str, str]
     model: str

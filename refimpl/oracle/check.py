@@ -16,13 +16,14 @@ from refimpl.oracle.answers import misses_budget, peer_answers, trivial_answer, 
 from refimpl.oracle.case import Case, is_choice
 from refimpl.oracle.case_folders import FACTS, matching
 from refimpl.oracle.judging import measures
-from refimpl.oracle.judging.measures import EPS, StepResult, error_of
-from refimpl.oracle.own_inputs import Truth, truth_of
+from refimpl.oracle.judging.measures import EPS, FORWARD, StepResult, error_of, judges_sparsegpt
+from refimpl.oracle.truth import Truth, truth_of
 
-Verdict = Literal["pass", "resolved", "divergent", "inconclusive"]
+Verdict = Literal["pass", "fail", "not judged"]
 Way = Literal["own inputs", "stepwise", "chained"]
 RIGHT_SO_FAR = ("pass", "unresolved")
-EXIT: Mapping[Verdict, int] = {"pass": 0, "resolved": 3, "divergent": 1, "inconclusive": 3}
+NOT_IN_16_BITS = "SparseGPT is judged in float32 and float64 alone"
+EXIT: Mapping[Verdict, int] = {"pass": 0, "fail": 1, "not judged": 3}
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,31 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the steps agree.
-
-        "resolved": all that the dtype resolves, and the coarse step of each other that has one.
-        """
+        """Whether the steps agree: a step that was not judged is no pass."""
         if self.first is not None:
-            return "divergent"
-        passed = {step.step for step in self.steps if step.status == "pass"}
-        rest = {step.step: step.status for step in self.steps if step.status != "pass"}
-        judged = passed and {*rest.values()} == {"unresolved"}
-        resolved = judged and {*map(coarse_step, rest)} - {""} <= passed
-        return ("resolved" if resolved else "inconclusive") if rest else "pass"
+            return "fail"
+        return "pass" if all(step.status == "pass" for step in self.steps) else "not judged"
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether all steps that the dtype resolves agree, and of each kind one step at least.
+
+        Each fine step of the experiment that is not resolved needs its coarse one.
+        """
+        passed = [step.step for step in self.steps if step.status == "pass"]
+        rest = [step.step for step in self.steps if step.status != "pass"]
+        coarse = {*map(coarse_step, rest)} - {""}
+        return (
+            all(step.status in RIGHT_SO_FAR for step in self.steps)
+            and {*map(kind_of, rest)} <= {*map(kind_of, passed)}
+            and coarse <= {*passed}
+        )
+
+    @property
+    def unjudged_kinds(self) -> list[str]:
+        """Kinds of which no step was judged."""
+        judged = {kind_of(x.step) for x in self.steps if x.status in ("pass", "divergent")}
+        return [x for x in dict.fromkeys(kind_of(x.step) for x in self.steps) if x not in judged]
 
 
 @checked
@@ -112,6 +127,9 @@ def check(
     truth = truth_of(case, actual, dtype, stepwise, chained, some)
     judged, results = near_ties.without_rounding(truth), list[StepResult]()
     for name in wanted:
+        if name in actual and name.startswith("sparsegpt") and not judges_sparsegpt(dtype):
+            results.append(StepResult(name, "unresolved", fault=NOT_IN_16_BITS))
+            continue
         right, numbers = truth.values[name], (truth.own_error(name), truth.tolerance(name))
         ties = partial(near_ties.ties_of, truth, name, actual.get(name, right))
         results.append(_explained(truth, measures.step_result(name, judged, right, *numbers, ties)))
@@ -159,6 +177,25 @@ def _explained(truth: Truth, result: StepResult) -> StepResult:
         status = "conditional"
         fault = "a token at a router's edge may have gone to another expert"
     return replace(result, status=status, fault=fault or result.fault)
+
+
+def kind_of(step: str) -> str:
+    """The kind of a step: a trace point of all blocks, or a stage of the method."""
+    if step.split(".")[0] in FORWARD:
+        return ".".join("*" if part.isdigit() else part for part in step.split("."))
+    return stage_of(step)
+
+
+def stage_of(step: str) -> str:
+    """The part of the method that a step belongs to."""
+    first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
+    if first in FORWARD:
+        return "forward"
+    if first in ("perturbed", "coarse", "absorption_coefficient"):
+        return "experiment"
+    if last in ("signal", "perplexity"):
+        return {"signal": "signals"}.get(last, last)
+    return "allocation" if last in ("base", "corrected", "counts") else first
 
 
 def coarse_step(step: str) -> str:

@@ -158,7 +158,7 @@ class StepInputs:
         return read, logits, unpacked(self.values[step], logits.shape[-1]), weights
 
     def base(self, name: str, others: Mapping[str, Array] = {}) -> Array:
-        """A base [L] or [L, linears] of the signals, or others, before it is projected."""
+        """A base [L] of the signals, or others, before it is projected."""
         step = signal_of(name)
         if step in self.known and step not in others:
             others = {step: self.number(step)}
@@ -166,13 +166,8 @@ class StepInputs:
         return base_allocation(every, request, self.model.config.linears)
 
     def allocated(self, name: str, base: Array, u: Array | None = None) -> Allocation:
-        """A base, [L] or [L, linears], on the budget, and corrected by logarithms u [L]."""
+        """A base [L] on the budget, and corrected by logarithms u [L]."""
         return allocated(base, u, self.model.config.linears, self.recipe.request(name))
-
-    def corrected(self, name: str, base: Array, u: Array) -> Array:
-        """The corrected allocation alone, of the shape of the base."""
-        made = self.allocated(name, base, u)
-        return made.linear_sparsity if base.ndim == 2 else made.corrected_sparsity
 
     def counts(self, sparsity: Array) -> Array:
         """Counts of sparsities, which are given in few bits if they do not sum to the budget."""
@@ -215,9 +210,9 @@ class StepInputs:
 
     def correction(self, name: str) -> tuple[Array, Callable[[Array], Array]]:
         """What corrects an allocation, [L], and how logarithms are made of it."""
-        if name in self.recipe.bases:
-            return self.number(RATIO), clipped_log
-        return self.number("pruned.divergence"), centred_log
+        if name == "divergence":
+            return self.number("pruned.divergence"), centred_log
+        return self.number(RATIO), clipped_log
 
 
 NamedArrays = Iterator[tuple[str, Array]]
@@ -353,5 +348,6 @@ def allocations(inputs: StepInputs) -> NamedArrays:
         base, signal = inputs.base(name), {signal_of(name)} & inputs.known
         yield inputs.of(f"{name}.base", *signal), inputs.allocated(name, base).base_sparsity
         final, u = f"{name}.corrected", clipped_log(inputs.number(RATIO))
-        yield inputs.of(final, RATIO, *signal), inputs.corrected(name, base, u)
+        corrected = inputs.allocated(name, base, u).corrected_sparsity
+        yield inputs.of(final, RATIO, *signal), corrected
         yield inputs.of(f"{name}.counts", final), inputs.counts(inputs.number(final))

@@ -13,7 +13,8 @@ from refimpl.oracle.dense_steps import RATIO, linear_of, sums_behind
 from refimpl.oracle.judging import measures, ties
 from refimpl.oracle.judging.measures import EPS, ERROR_FACTOR, FLOOR_16, FORWARD, tolerance_of
 from refimpl.oracle.judging.records import record_of
-from refimpl.oracle.own_inputs import Truth, is_experiment, moved_by_rounding
+from refimpl.oracle.own_errors import moved_by_rounding
+from refimpl.oracle.truth import Truth, is_experiment
 
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
 BIAS = "router.correction"

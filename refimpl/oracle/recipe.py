@@ -80,8 +80,7 @@ class Recipe(Checked):
     @property
     def perturbation(self) -> Noise:
         """The perturbation of the recipe."""
-        names = ("sink", "seed", "noise_norm")
-        return Noise(eta=(self.eta,), **{name: getattr(self, name) for name in names})
+        return Noise(eta=(self.eta,), sink=self.sink, seed=self.seed, noise_norm=self.noise_norm)
 
     def asks(self, *steps: str) -> bool:
         """Whether one of some steps is asked for."""

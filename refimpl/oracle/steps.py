@@ -35,10 +35,8 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
     model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
     first, wanda = recipe.bases[0], PrunerOptions("wanda")
     inputs.missed.update({*inputs.entries} - inputs.given.keys())
-    base = inputs.base(first)
-    by_linear = inputs.allocated(first, base).linear_sparsity
-    shares = by_linear if base.ndim == 2 else inputs.number(f"{first}.base")
-    yield inputs.of("pruned.counts", f"{first}.base"), inputs.counts(shares)
+    counts = inputs.counts(inputs.number(f"{first}.base"))
+    yield inputs.of("pruned.counts", f"{first}.base"), counts
     goals = inputs.value("pruned.counts").tolist()
     for i, sums in enumerate(inputs.squares):
         prefix, exact = f"pruned.blocks.{i}", model.block(i, np.float64)

@@ -6,9 +6,9 @@ from typing import Any
 from refimpl.loading.files.documents import plain
 from refimpl.onnx.export import Exported
 from refimpl.onnx.validate import Validation
-from refimpl.oracle.check import Report
+from refimpl.oracle.check import Report, stage_of
 from refimpl.show.header import counted, fitting, joined, model_facts, wrapped
-from refimpl.show.oracle import report_document, stage_of, steps_table, verdict_lines
+from refimpl.show.oracle import report_document, steps_table, verdict_lines
 from refimpl.storage.file_system import MIB
 
 VALIDATION_FORMAT = 3  # of `validate --json`

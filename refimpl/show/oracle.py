@@ -6,8 +6,8 @@ from typing import Any
 
 from refimpl.loading.files.documents import Document, filled, plain
 from refimpl.oracle.case_folders import CaseFolder
-from refimpl.oracle.check import Report, Verdict, Way, coarse_step
-from refimpl.oracle.judging.measures import FORWARD, Status, StepResult
+from refimpl.oracle.check import Report, Verdict, Way, coarse_step, kind_of, stage_of
+from refimpl.oracle.judging.measures import Status, StepResult
 from refimpl.show.header import counted, fitting, joined, wrapped
 from refimpl.show.table import Table
 from refimpl.version import SPEC, __version__
@@ -30,7 +30,7 @@ def report_table(report: Report, candidate: str) -> str:
     if report.way == "chained":
         facts["in part"] = ["the last tokens of each sequence"]
     if report.uncovered:
-        facts["not covered"] = _kinds(report.uncovered)
+        facts["not covered"] = list(dict.fromkeys(map(kind_of, report.uncovered)))
     said = [part for line in verdict_lines(report, candidate) for part in fitting(line)]
     return joined([*wrapped(facts), "", *steps_table("stage", _stages(report)).lines(), "", *said])
 
@@ -102,18 +102,6 @@ def case_table(case: CaseFolder) -> str:
     return joined([*wrapped(header), "", *rows, "", *fitting(said)])
 
 
-def stage_of(step: str) -> str:
-    """The part of the method that a step belongs to."""
-    first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
-    if first in FORWARD:
-        return "forward"
-    if first in ("perturbed", "coarse", "absorption_coefficient"):
-        return "experiment"
-    if last in ("signal", "perplexity"):
-        return {"signal": "signals"}.get(last, last)
-    return "allocation" if last in ("base", "corrected", "counts") else first
-
-
 def verdict_lines(report: Report, candidate: str = "") -> Iterator[str]:
     """Whether it agrees; if not, the first wrong step and its usual causes.
 
@@ -157,11 +145,10 @@ def _unjudged(report: Report, checked: bool) -> Iterator[str]:
         f"not resolved by {report.dtype}, and covered by coarse.*, which passes": covered,
         f"not resolved by {report.dtype}": [x for x in unresolved if x not in covered],
     }
-    yield (
-        f"agrees in every step that {report.dtype} resolves: {counted(len(passed), 'step')}"
-        if report.verdict == "resolved"
-        else f"inconclusive: {counted(len(passed), 'step')} of {len(report.steps):,} agree"
-    )
+    of = f"{len(passed):,} of {counted(len(report.steps), 'step')}"
+    yield f"not judged: {of} agree in {report.dtype}"
+    if kinds := report.unjudged_kinds:
+        yield f"  nothing was judged of {', '.join(kinds)}"
     for what, names in open_steps.items():
         if names:
             more = ", ..." * (len(names) > SHOWN_STEPS)
@@ -169,21 +156,7 @@ def _unjudged(report: Report, checked: bool) -> Iterator[str]:
             yield f"  {counted(len(names), 'step')} {what}: {some}"
     if not checked:
         return
-    if report.verdict == "resolved":
-        yield "exit code 3; with --resolvable 0"
-    else:
-        yield "--only PATTERN checks a part of the steps"
-
-
-def _kinds(steps: Sequence[str]) -> list[str]:
-    """Steps by kind: trace points of all blocks as one, later stages by their names."""
-    kinds = (
-        ".".join("*" if part.isdigit() else part for part in step.split("."))
-        if stage_of(step) == "forward"
-        else stage_of(step)
-        for step in steps
-    )
-    return list(dict.fromkeys(kinds))
+    yield "--resolvable exits with 0" if report.is_resolved else "--only PATTERN checks a part"
 
 
 def _said(step: StepResult) -> str:

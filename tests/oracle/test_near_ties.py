@@ -1,7 +1,6 @@
 """Near ties, and how far errors of earlier steps move later ones."""
 
 import fnmatch
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +27,12 @@ from refimpl.oracle.judging.ties import (
     unpacked,
 )
 from refimpl.oracle.near_ties import score_behind, without_rounding
-from refimpl.oracle.own_inputs import moved_by, own_errors, truth_of
+from refimpl.oracle.own_errors import own_errors
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import every_array, steps
+from refimpl.oracle.truth import moved_by, truth_of
 from refimpl.pruners.counts import counts, split_count
-from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.tokens import Tokens
 
 IDS = np.random.default_rng(0).integers(8, 64, (2, 16))
@@ -79,9 +78,7 @@ def mixture() -> Case:
     return computed_case(model_of("mixtral"), tokens, Recipe(bases=("owl",), draws=1))
 
 
-@pytest.mark.parametrize(
-    "pruner", ["pruned", "magnitude", "wanda", "sparsegpt", "pattern", "sparsegpt_pattern"]
-)
+@pytest.mark.parametrize("pruner", ["pruned", "wanda", "sparsegpt", "sparsegpt_pattern"])
 def test_a_decision_of_an_expert_is_judged_as_any_other(mixture: Case, pruner: str) -> None:
     step = f"{pruner}.blocks.1.experts.1.down_proj.keep"
     wrong = mixture.expected[step].copy()
@@ -176,27 +173,6 @@ def test_a_stored_weight_may_be_one_unit_off() -> None:
         assert rounding_ties(np.array([[1.0, 2.0 + off]]), truth, half, 1e-6) == ties
 
 
-def test_two_weights_of_sparsegpt_change_places_within_their_gap() -> None:
-    case, step = case_of("llama"), "sparsegpt.blocks.1.q_proj.keep"
-    score, group, _ = score_behind(truth_of(case, {}, "float32"), step)
-    keep = unpacked(case.expected[step], score.shape[1])
-    assert score[keep].min() > score[~keep].max()
-    stays, goes = nearest(keep, score)
-    keep[stays], keep[goes] = False, True
-    bits, gap = np.packbits(keep, axis=1), 1 - score[goes] / score[stays]
-    for allowed, ties in ((gap * 1.01, 2), (gap * 0.99, 0)):
-        assert len(keep_ties(bits, case.expected[step], score, group, allowed)) == ties
-
-
-def test_products_that_are_no_steps_carry_errors_from_the_tokens() -> None:
-    """A token of a pruned mixture may go to another expert, which only they would show."""
-    case = case_of("llama")
-    truth = truth_of(case, case.expected, "float16")
-    steps = [f"sparsegpt.blocks.{block}.q_proj.keep" for block in (0, 1)]
-    assert [truth.is_chained(step) for step in steps] == [False, True]
-    assert score_behind(truth, steps[1])[2] > score_behind(truth, steps[0])[2]
-
-
 def test_an_input_that_carries_little_is_off_by_more() -> None:
     """Of two inputs as near to each other, only the one that rounding reaches may change places."""
     score = np.array([[1.0, 1.1, 8.0, 8.8]])
@@ -222,30 +198,13 @@ def test_an_input_that_carries_little_is_off_by_more() -> None:
     assert given.shape == (1,)  # the candidate wrote the sums that it decided on
 
 
-def test_a_base_of_signals_within_their_tolerance_is_within_its_own() -> None:
-    case, rng = case_of("llama"), np.random.default_rng(0)
-    tolerance = truth_of(case, {}, "float32").tolerance
-    inputs = case_inputs(case, case.expected)
-    assert tolerance("dlp.signal") < tolerance("dlp.base") < 1e-4
-    assert tolerance("dlp.counts") == 0
-    for base in ("owl", "dlp", "alphapruning"):
-        right = case.expected[f"{base}.signal"]
-        for _ in range(8):
-            signs = rng.choice([-1, 1], right.shape[:1] + (1,) * (right.ndim - 1))
-            signal = right * (1 + 0.99 * tolerance(f"{base}.signal") * signs)
-            allocation = inputs.allocated(base, inputs.base(base, {f"{base}.signal": signal}))
-            actual = {f"{base}.base": allocation.base_sparsity.astype(np.float32)}
-            report = check(case, actual, (f"{base}.base",), dtype="float32")
-            assert report.verdict == "pass", (base, report.first)
-
-
 def test_a_signal_without_its_states_is_off_by_the_errors_of_these(tmp_path: Path) -> None:
     """With sharp attention those of float16 grow; on states that were written they do not count."""
     tensors = copied_tensors("llama")
     for name, x in tensors.items():
         x *= (30 if "q_proj" in name or "k_proj" in name else 3) if "_proj" in name else 1
     ids, recipe = np.random.default_rng(7).integers(8, 64, (1, 4)), Recipe(bases=("owl",))
-    case = changed_case("llama", tensors, tmp_path, ids, recipe, "float16")
+    case = changed_case("llama", tensors, tmp_path, ids, recipe)
     inputs = case_inputs(case, rounded=ARITHMETIC["float16"])
     right, step = written(case, every_array(inputs), "float16"), "dlp.signal"
     states = {k: x for k, x in right.items() if k.endswith("resid_pre")}
@@ -275,20 +234,6 @@ def test_a_function_moves_with_its_arguments() -> None:
     assert moved_by(lambda v: v - 3, x, 1e-6) == pytest.approx(1.5e-6)  # of the largest, -2
     assert moved_by(lambda v: v - v, x, 1e-6) == 0
     assert moved_by(lambda v: v, x, np.inf) == pytest.approx(1)
-
-
-def test_a_drift_is_resolved_as_far_as_the_states_are() -> None:
-    """The smaller the perturbation, the less of its drift a dtype can tell."""
-    tokens = Tokens(IDS, "drawn uniformly with seed 0", "ids")
-    for eta in (0.01, 1e-4):
-        recipe = Recipe(eta=eta, only=("blocks.*", "perturbed.*"))
-        case = computed_case(model_of("llama"), tokens, recipe)
-        errors = own_errors(case, "float32")
-        rho = max(x for name, x in errors.items() if name.endswith(".resid_post"))
-        size = case.expected["blocks.0.resid_post"].size
-        least = (2 / size) ** 0.5 * rho / eta
-        for step in ("perturbed.0.drift", "perturbed.3.drift", "absorption_coefficient"):
-            assert errors[step] > 0.9 * least
 
 
 def test_a_block_that_loses_nothing_does_not_hide_that_the_others_differ() -> None:
@@ -322,10 +267,6 @@ def test_of_a_block_that_loses_nothing_rounding_may_be_left(dtype: str, stepwise
     for name in (drift, "pruned.1.drift"):
         right[name] = np.full(len(case.expected[name]), unit / 4)
     right[ratio] = np.where(np.isnan(case.expected[ratio]), 0.7, case.expected[ratio])
-    if not stepwise:
-        inputs = case_inputs(case, case.expected | right)
-        u = centred_log(inputs.correction("divergence")[0])
-        right["divergence.corrected"] = inputs.corrected("dlp", inputs.base("dlp", {}), u)
     report = check(case, right, dtype=dtype, stepwise=stepwise)
     assert (report.verdict, report.first) == ("pass", None)
     truth = truth_of(case, right, dtype, stepwise)  # where rounding is left in the truth, too
@@ -351,7 +292,7 @@ def test_an_input_that_rounding_leaves_nothing_of_may_be_dead(tmp_path: Path) ->
         tensors[f"transformer.h.{i}.mlp.c_fc.weight"][:, 3] = 0
         tensors[f"transformer.h.{i}.mlp.c_fc.bias"][3] = -5.5
     recipe = Recipe(bases=("owl",), draws=1, pattern="")
-    case = changed_case("gpt2", tensors, tmp_path, IDS, recipe, "float32")
+    case = changed_case("gpt2", tensors, tmp_path, IDS, recipe)
     step = "sparsegpt.blocks.0.down_proj.keep"
     rounded = steps(case.model, IDS, case.recipe, np.float32)
     right, keep = (np.unpackbits(x[step], axis=1) for x in (case.expected, rounded))
@@ -367,38 +308,6 @@ def test_an_input_that_rounding_leaves_nothing_of_may_be_dead(tmp_path: Path) ->
     assert wrong.status == "divergent"
 
 
-def test_in_16_bits_a_dead_input_may_carry_next_to_nothing(tmp_path: Path) -> None:
-    """A ReLU lets nothing through in float64, and 1e-5 in bfloat16.
-
-    The decision is judged on the products that the candidate wrote, and left open without them.
-    """
-    tensors = copied_tensors("opt")
-    (name,) = (k for k in tensors if k.endswith("layers.0.fc1.weight"))
-    tensors[name][3] = 0
-    tensors[name.replace("weight", "bias")][3] = -1e-3
-    tensors[name.replace("fc1", "fc2")][:, 3] *= 20
-    recipe = Recipe(bases=("owl",), draws=1, pattern="")
-    case = changed_case("opt", tensors, tmp_path, IDS, recipe, "bfloat16", "float32")
-    step, total = "sparsegpt.blocks.0.down_proj.keep", "sparsegpt.blocks.0.mlp_hidden.products"
-    products = case.expected[total].copy()
-    assert products[3, 3] == 0
-    products[3, 3] = 1e-10
-    dense = case.model.block(0, np.float64)["down_proj.weight"]
-    index = list(case.model.config.linears[0]).index("down_proj")
-    goal = int(case.expected["owl.counts"][0, index])
-    keep, _ = decision(dense, products, 2, goal, PrunerOptions("sparsegpt", case.recipe.damping))
-    assert keep[:, 3].sum() > 2
-    bits = {step: np.packbits(keep, axis=1), "owl.counts": case.expected["owl.counts"]}
-    for dtype in ("bfloat16", "float32"):
-        for arrays, status in (
-            (bits | {total: products}, "pass"),
-            (bits | {total: case.expected[total]}, "divergent"),
-            (bits, "conditional"),
-        ):
-            (result,) = check(case, arrays, (step,), dtype).steps
-            assert result.status == status, (dtype, arrays.keys())
-
-
 @pytest.mark.parametrize(("sparsity", "dtype"), [(0.0, "float16"), (0.05, "bfloat16")])
 def test_a_block_that_is_not_pruned_has_a_finite_tolerance(
     sparsity: float, dtype: str, tmp_path: Path
@@ -406,7 +315,7 @@ def test_a_block_that_is_not_pruned_has_a_finite_tolerance(
     """Its sparsity is 0, so nothing is measured in units of it."""
     recipe = Recipe(sparsity=sparsity, bases=("owl", "uniform"), draws=1, pattern="")
     tokens = Tokens(IDS, "drawn uniformly", "ids")
-    case = make_case(model_of("llama"), tokens, recipe, tmp_path / "c", [dtype])
+    case = make_case(model_of("llama"), tokens, recipe, tmp_path / "c")
     limits, ends = truth_of(case, {}, dtype), ("base", "corrected")
     each = [limits.tolerance(f"{base}.{x}") for base in recipe.bases for x in ends]
     assert np.isfinite(each).all()
@@ -416,20 +325,6 @@ def test_a_block_that_is_not_pruned_has_a_finite_tolerance(
     far = right | {"owl.corrected": np.full(4, 0.9)}
     first = check(case, far, ("owl.corrected",), dtype=dtype).first
     assert first is not None
-
-
-def test_products_of_an_input_that_carries_little_have_fewer_digits() -> None:
-    """The smallest row may be off by more of itself, the largest may not."""
-    case, step = case_of("llama"), "sparsegpt.blocks.0.mlp_hidden.products"
-    truth = case.expected[step]
-    tolerance = truth_of(case, case.expected, "float32").tolerance(step)
-    size = np.linalg.norm(truth, axis=1)
-    assert 1.5 * size.min() < np.sqrt(np.mean(size**2))
-    for row, status in ((size.argmin(), "pass"), (size.argmax(), "divergent")):
-        products = truth.copy()
-        products[row] *= 1 + 1.5 * tolerance
-        (result,) = check(case, {step: products}, (step,), "float32").steps
-        assert result.status == status
 
 
 def test_a_divergence_that_should_be_zero_is_measured_in_nats() -> None:
@@ -452,7 +347,7 @@ def test_a_correction_is_judged_by_the_divergences_that_it_is_made_of() -> None:
     for arrays in (right, own):
         inputs = case_inputs(case, arrays)
         u, name = centred_log(inputs.correction("divergence")[0]), case.recipe.bases[0]
-        arrays[correction] = inputs.corrected(name, inputs.base(name, {}), u)
+        arrays[correction] = inputs.allocated(name, inputs.base(name), u).corrected_sparsity
     assert np.abs(right[correction] - own[correction]).max() > 0.01
     for arrays in (right, own):
         (result,) = check(case, arrays, (correction,), "float64").steps
@@ -464,13 +359,3 @@ def test_a_correction_is_judged_by_the_divergences_that_it_is_made_of() -> None:
         misshapen = {**own, step: other}
         statuses = {one.step: one.status for one in check(case, misshapen, dtype="float64").steps}
         assert statuses[step] == statuses[correction] == "divergent"
-
-
-def test_a_divergence_is_off_by_what_cancels() -> None:
-    """Of terms as large as the largest logit: with a divergence of 1e-9, by a millionth of it."""
-    case, step = case_of("llama"), "pruned.divergence"
-    small = replace(
-        case, expected={**case.expected, step: case.expected[step] * 1e-9}, errors={}, kernels=""
-    )
-    size, nats = np.abs(case.expected["logits"]).max(), small.expected[step].max()
-    assert own_errors(small, "float64", True)[step] >= 2.0**-52 * size / nats

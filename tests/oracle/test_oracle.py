@@ -25,7 +25,7 @@ from candidates import (
     written,
 )
 from conftest import FIXTURES
-from crafted_cases import CRAFTED, changed_case, copied_tensors, make_revealing
+from crafted_cases import changed_case, copied_tensors, oracle_case
 from gates import case_of
 from program import ran, refused, run
 from safetensors.numpy import load_file
@@ -37,6 +37,7 @@ from refimpl.oracle.case_folders import CORE, FORWARDS
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import error_of, step_result
 from refimpl.oracle.judging.records import record_of, usual_causes
+from refimpl.oracle.own_errors import own_errors
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC, Float16, RoundedModel
 from refimpl.oracle.steps import steps
@@ -47,64 +48,55 @@ SCHEMA = FIXTURES.parent / "docs" / "reference" / "case.schema.json"
 EARLY = ("forward", "experiment", "signals")
 
 
-def test_there_are_cases_of_ten_families() -> None:
-    families = {case_of(name).model.config.family for name in CASE_NAMES}
-    assert len(families) == len(CASE_NAMES) == 10
-    recipes = [case_of(name).recipe for name in CASE_NAMES]
-    assert len({recipe.sink for recipe in recipes}) == 2
-    files = [path for path in CASES.rglob("*") if path.is_file()]
-    for name in CASE_NAMES:
-        size = sum(path.stat().st_size for path in files if path.parent.name == name)
-        assert size < 1.5 * 2**20
-    assert sum(path.stat().st_size for path in FIXTURES.rglob("*") if path.is_file()) < 53 * 2**20
-
-
-@pytest.mark.parametrize("name", CASE_NAMES)
-def test_case_json_has_the_published_form(name: str) -> None:
-    facts = json.loads((CASES / name / "case.json").read_text("utf-8"))
-    jsonschema.validate(facts, json.loads(SCHEMA.read_text("utf-8")))
-    assert [step["name"] for step in facts["steps"]] == list(case_of(name).expected)
-
-
-IN_WHEEL = (*CORE, *FORWARDS)
-OTHERS = [*(name for name in CASE_NAMES if name not in CORE), "tied", "exact", "long"]
-
-
-@pytest.mark.parametrize(
-    ("name", "errors"),
-    [
-        *((name, True) for name in IN_WHEEL),
-        *((name, False) for name in OTHERS),
-        *(pytest.param(name, True, marks=pytest.mark.torch) for name in OTHERS),
-    ],
-)
-def test_the_script_makes_the_committed_case(
-    name: str, errors: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Numbers that change need a new `refimpl.version.SPEC`, and cases made again.
-
-    refimpl's own errors take 15 times as long as the rest of a case.
-    """
-    if not errors:
-        monkeypatch.setattr("refimpl.oracle.own_inputs.errors_to_store", lambda *_: {})
-    if name in CRAFTED:
-        make_revealing(name, tmp_path / "made", tmp_path / name)
-    else:
-        run_path(str(FIXTURES / "make_cases.py"))["make"](name, tmp_path / name)
+@pytest.mark.parametrize("name", [*CORE, *FORWARDS])
+def test_the_script_makes_the_committed_case(name: str, tmp_path: Path) -> None:
+    """Numbers that change need a new `refimpl.version.SPEC`, and cases made again."""
+    run_path(str(FIXTURES / "make_cases.py"))["make"](name, tmp_path / name)
     (committed,) = FIXTURES.glob(f"*/{name}/case.json")
     folders = committed.parent, tmp_path / name
     old, new = (json.loads((folder / "case.json").read_text()) for folder in folders)
-    different = {key for key in old if old[key] != new[key]}
-    assert different <= {"model", "versions"}
+    jsonschema.validate(old, json.loads(SCHEMA.read_text("utf-8")))
+    assert {key for key in old if old[key] != new[key]} <= {"model", "versions"}
     truth, made = (load_file(folder / "expected.safetensors") for folder in folders)
     assert made.keys() == truth.keys()
     for key, value in truth.items():
         assert (made[key].dtype, made[key].shape) == (value.dtype, value.shape)
         np.testing.assert_allclose(made[key], value, 1e-9, 1e-12, err_msg=key)
-    worst, here = (load_file(folder / "errors.safetensors") for folder in folders)
-    assert here.keys() == worst.keys() or not errors
-    for key, value in here.items():  # the largest of three kernels, and this one may be a fourth
-        assert (value <= 4 * worst[key]).all(), key
+
+
+@pytest.mark.parametrize("way", ["chained.float32", "stepwise.bfloat16"])
+def test_the_stored_errors_are_those_that_are_measured(way: str) -> None:
+    """The largest of three kernels, and this one may be a fourth."""
+    stored, (kind, dtype) = case_of("opt").errors[way], way.split(".")
+    measured = own_errors(replace(case_of("opt"), errors={}), dtype, kind == "stepwise")
+    assert stored.keys() == measured.keys()
+    assert [x for x, error in measured.items() if not error <= 4 * stored[x] + 1e-12] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "stepwise", "problem"),
+    [
+        ("wanda.blocks.1.v_proj.keep", False, r"has no step wanda\.blocks\.1\.v_proj\.keep"),
+        ("blocks.0.resid_pre", True, r"has no step blocks\.0\.resid_pre"),
+        ({"bases": ["owl"]}, False, r"its recipe does not compute the step \w+\."),
+        ({"pattern": ""}, True, r"its recipe does not compute the step pattern\."),
+    ],
+)
+def test_steps_that_do_not_belong_to_the_recipe_are_refused(
+    change: str | dict[str, Any], stepwise: bool, problem: str, tmp_path: Path
+) -> None:
+    """One is left out of case.json, or the recipe there is another one: no traceback."""
+    shutil.copytree(FIXTURES / "llama", tmp_path / "llama")
+    folder = tmp_path / "cases" / "llama"
+    shutil.copytree(CASES / "llama", folder, ignore=shutil.ignore_patterns("errors.*"))
+    facts = json.loads((folder / "case.json").read_text())
+    if isinstance(change, str):
+        facts["steps"] = [step for step in facts["steps"] if step["name"] != change]
+    else:
+        facts["recipe"] |= change
+    (folder / "case.json").write_text(json.dumps(facts))
+    path = write_arrays(tmp_path / "actual.safetensors", computed("llama"))
+    assert re.search(problem, refused("check", folder, path, *["--stepwise"] * stepwise))
 
 
 @pytest.mark.parametrize(
@@ -121,9 +113,9 @@ def test_a_right_candidate_passes(name: str, kind: tuple[str, bool]) -> None:
 @pytest.mark.parametrize(
     ("name", "dtype", "stepwise", "share"),
     [
-        ("llama", "float32", False, 0),
-        ("gemma2", "float32", True, 1),
-        ("gemma2", "float64", False, 2),
+        ("opt", "float32", False, 0),
+        pytest.param("gemma2", "float32", True, 1, marks=pytest.mark.thorough),
+        pytest.param("gemma2", "float64", False, 2, marks=pytest.mark.thorough),
     ],
 )
 def test_a_mistake_is_found_at_its_step(name: str, dtype: str, stepwise: bool, share: int) -> None:
@@ -175,13 +167,13 @@ def test_a_missing_step_never_passes() -> None:
     actual = dict(computed("llama"))
     del actual["blocks.1.v"]
     report = check(case_of("llama"), actual)
-    assert report.verdict == "inconclusive"
+    assert report.verdict == "not judged"
     assert [step.step for step in report.steps if step.status == "missing"] == ["blocks.1.v"]
     assert check(case_of("llama"), actual, ("logits",)).verdict == "pass"
     assert "1 step missing: blocks.1.v\n--only" in report_table(report, "a file")
     actual |= {x: actual[x] * 2 for x in ("owl.signal", "pruned.1.drift", "logits")}
     report = check(case_of("llama"), actual)
-    assert report.verdict == "divergent"
+    assert report.verdict == "fail"
     for part in ("blocks.1.", "coarse.2.", "owl.", "pruned.", "wanda."):  # as in the whole
         judged = check(case_of("llama"), actual, (f"{part}*",)).steps
         assert judged == tuple(x for x in report.steps if x.step.startswith(part))
@@ -201,7 +193,7 @@ def test_the_command_reports_the_verdict(tmp_path: Path, monkeypatch: pytest.Mon
     done = run("check", case, path, "--json")
     assert done.code == 1
     document = json.loads(done.out)
-    assert (document["verdict"], document["first"]["step"]) == ("divergent", "blocks.1.k_rope")
+    assert (document["verdict"], document["first"]["step"]) == ("fail", "blocks.1.k_rope")
     # and what reads these keys, as it is judged on them and was computed from the right ones
     wrong = [x["step"] for x in document["steps"] if x["status"] == "divergent"]
     heads = "pruned.blocks.1.attn_heads.squares"
@@ -213,7 +205,7 @@ def test_the_command_reports_the_verdict(tmp_path: Path, monkeypatch: pytest.Mon
 
     done = run("check", case, write_arrays(path, {"logits": computed("llama")["logits"]}))
     assert done.code == 3
-    assert "inconclusive" in done.out
+    assert "not judged: 1 of " in done.out
 
 
 def test_unusable_input_is_refused(tmp_path: Path) -> None:
@@ -284,40 +276,6 @@ def test_inputs_of_another_shape_or_dtype_are_refused(
         read_case(folder)
 
 
-@pytest.mark.parametrize("stepwise", [False, True])
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ("wanda.blocks.1.v_proj.keep", r"has no step wanda\.blocks\.1\.v_proj\.keep"),
-        ("owl.counts", r"has no step owl\.counts|owl"),
-        ("blocks.0.resid_pre", r"has no step blocks\.0\.resid_pre"),
-        ({"bases": ["owl"]}, r"its recipe does not compute the step \w+\."),
-        ({"pattern": ""}, r"its recipe does not compute the step pattern\."),
-        ({"pattern": "1:4"}, ""),
-        ({"bases": ["dlp_median"]}, r"has no step dlp_median|does not compute the step"),
-    ],
-)
-def test_steps_that_do_not_belong_to_the_recipe_are_refused(
-    change: str | dict[str, Any], problem: str, stepwise: bool, tmp_path: Path
-) -> None:
-    """One is left out of case.json, or the recipe there is another one: no traceback."""
-    shutil.copytree(FIXTURES / "llama", tmp_path / "llama")
-    folder = tmp_path / "cases" / "llama"
-    shutil.copytree(CASES / "llama", folder)
-    facts = json.loads((folder / "case.json").read_text())
-    if isinstance(change, str):
-        facts["steps"] = [step for step in facts["steps"] if step["name"] != change]
-    else:
-        facts["recipe"] |= change
-    (folder / "case.json").write_text(json.dumps(facts))
-    if not problem:
-        check(read_case(folder), computed("llama"), stepwise=stepwise)
-        return
-    path = write_arrays(tmp_path / "actual.safetensors", computed("llama"))
-    done = refused("check", folder, path, *["--stepwise"] * stepwise)
-    assert re.search(problem, done)
-
-
 def test_a_case_of_any_model(tmp_path: Path) -> None:
     model, folder = FIXTURES / "qwen2", tmp_path / "case"
     words = ("--samples", 2, "--seq-len", 8, "--eta", 0.1, "--nm", "", "--shown", 1)
@@ -364,7 +322,7 @@ def test_16_bits_are_read_and_mistakes_found(
     done = run("check", CASES / name, path, "--only", "blocks.*", "--only", "logits", "--json")
     document = json.loads(done.out)
     rest = {x["status"] for x in document["steps"]} - {"pass"}
-    assert (done.code, document["verdict"]) == ((3, "resolved") if rest else (0, "pass"))
+    assert (done.code, document["verdict"]) == ((3, "not judged") if rest else (0, "pass"))
     assert rest <= {"unresolved"}
     for step in ("embed", "blocks.1.attn_norm", "blocks.1.q_rope", "blocks.2.mlp_out", "logits"):
         for wrong in (-right[step], np.roll(right[step], 1, axis=-2)):
@@ -398,7 +356,7 @@ def test_activations_whose_squares_float16_lacks_are_resolved(tmp_path: Path) ->
     tensors["model.embed_tokens.weight"][:, 5] = 300
     recipe = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))
     ids = np.random.default_rng(0).integers(8, 64, (2, 16))
-    case = changed_case("llama", tensors, tmp_path, ids, recipe, "float16")
+    case = changed_case("llama", tensors, tmp_path, ids, recipe)
     model = StoredModel.of(case.model, Float16)
     actual = written(case, steps(model, case.inputs["token_ids"], recipe, "float32"), "float16")
     report = check(case, actual)
@@ -406,18 +364,6 @@ def test_activations_whose_squares_float16_lacks_are_resolved(tmp_path: Path) ->
     without = actual["blocks.1.attn_norm"] * np.float16(1.05)  # such as another eps
     assert check(case, actual | {"blocks.1.attn_norm": without}).first is not None
     assert max(np.abs(x).max() for x in case.expected.values()) > 256
-
-
-def test_a_case_beyond_the_range_of_float16_is_refused() -> None:
-    case = replace(case_of("llama"), errors={}, kernels="")  # they are measured
-    actual = {"logits": case.expected["logits"].astype(np.float16)}
-    recipe = replace(case.recipe, eta=1e6)
-    expected = steps(case.model, case.inputs["token_ids"], recipe)
-    with pytest.raises(RefimplError, match="float16"):
-        check(replace(case, recipe=recipe, expected=expected), actual)
-    expected = {k: v * 1e6 if k.endswith("resid_pre") else v for k, v in case.expected.items()}
-    with pytest.raises(RefimplError, match="float16"):
-        check(replace(case, expected=expected), actual, stepwise=True)
 
 
 def test_a_step_that_the_dtype_does_not_resolve_is_not_judged() -> None:
@@ -498,19 +444,6 @@ def test_what_is_computed_by_nobody_never_passes(dtype: str) -> None:
         assert "the base without a correction would pass, too" in " ".join(x.fault for x in steps)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_decisions_of_other_rows_never_pass(dtype: str) -> None:
-    """Behind a Hessian of 16 bits, any score may be as large as any other."""
-    case = case_of("llama")
-    right = written(case, dict(case.expected), dtype)
-    decisions = {x for x in right if x.startswith("sparsegpt") and x.endswith(".keep")}
-    other = {x: np.roll(right[x], 1, axis=0) for x in decisions}
-    for actual, passes in ((right, True), (right | other, False)):
-        steps = check(case, actual, tuple(decisions), dtype, stepwise=True).steps
-        assert ("pass" in {x.status for x in steps}) == passes
-    assert "a decision by other scores would pass, too" in " ".join(x.fault for x in steps)
-
-
 @pytest.mark.parametrize(
     ("step", "value", "words"),
     [
@@ -536,18 +469,19 @@ def test_what_the_dtype_resolves_may_suffice(tmp_path: Path) -> None:
 
     At a tenth of the eta of that case, the tolerance is 4 in float16, on any machine.
     """
-    levels, folder = read_case(FIXTURES / "revealing/levels"), tmp_path / "finer"
+    levels, folder = oracle_case("levels"), tmp_path / "finer"
     tokens = Tokens(levels.inputs["token_ids"], "of the case", "ids")
-    case = make_case(levels.model, tokens, replace(levels.recipe, eta=1e-3), folder, ["float16"])
+    case = make_case(levels.model, tokens, replace(levels.recipe, eta=1e-3), folder)
     arrays = stepwise_steps(case, rounded=ARITHMETIC["float16"])
     right = written(case, arrays, "float16")
     actual = write_arrays(tmp_path / "right.safetensors", right)
     command = ("check", folder, actual, "--stepwise")
     done = run(*command)
     assert done.code == 3
-    assert "agrees in every step that float16 resolves: " in done.out
+    assert "agree in float16" in done.out
     assert "covered by coarse.*, which passes: perturbed.0.drift" in done.out
-    assert run(*command, "--resolvable").code == 0
+    assert run(*command, "--resolvable").code == 3
+    assert run(*command, "--resolvable", "--only", "[!s]*").code == 0
     step = "coarse.absorption_coefficient"
     wrong = check(case, right | {step: -right[step]}, stepwise=True)
     assert wrong.first is not None
@@ -558,9 +492,12 @@ def test_what_the_dtype_resolves_may_suffice(tmp_path: Path) -> None:
         assert negative is not None
         assert negative.step == step
         assert "negative" in negative.fault
-    assert check(case, right, fine, stepwise=True).verdict == "inconclusive"
-    assert check(case, right, (*fine, "coarse.*"), stepwise=True).verdict == "resolved"
-    assert check(case, right, ("coarse.stderr",), stepwise=True).verdict == "inconclusive"
+    for only, enough in ((fine, False), ((*fine, "coarse.*"), True), (("coarse.stderr",), False)):
+        report = check(case, right, only, stepwise=True)
+        assert (report.verdict, report.is_resolved) == ("not judged", enough)
+    whole = check(case, right, stepwise=True)  # SparseGPT is a kind that was not judged
+    assert {"sparsegpt", "sparsegpt_pattern"} <= {*whole.unjudged_kinds}
+    assert not whole.is_resolved
 
 
 def test_tensors_are_taken_by_the_library(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from candidates import CASE_NAMES
+from candidates import EACH_CASE
 from gates import case_of
 from peer_numbers import TINY, expected
 from transformers_forward import transformers_forward
@@ -28,7 +28,7 @@ from refimpl.tokens import id_tokens
 @pytest.mark.torch
 @pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", CASE_NAMES)
+@pytest.mark.parametrize("name", EACH_CASE)
 def test_transformers_passes(name: str, dtype: str) -> None:
     case = case_of(name)
     arrays = transformers_forward(case.model, dtype)(case.inputs["token_ids"])

@@ -16,7 +16,7 @@ from refimpl.model.forward import forward
 from refimpl.model.model import Model
 from refimpl.oracle.case import Case, make_case, read_case
 from refimpl.oracle.check import check
-from refimpl.oracle.own_inputs import own_errors
+from refimpl.oracle.own_errors import own_errors
 from refimpl.oracle.steps import steps
 from refimpl.tokens import Tokens
 
@@ -47,28 +47,25 @@ def test_it_has_the_tokens_and_steps_that_are_asked_for(sampled: Case) -> None:
     facts = json.loads((sampled.folder / "case.json").read_text())
     assert (facts["recipe"]["only"], facts["recipe"]["sample_tokens"]) == (list(FORWARD), 5)
     assert {x.name for x in sampled.folder.iterdir() if x.stat().st_size > 20} == {
-        "case.json", "inputs.safetensors", "expected.safetensors", "errors.safetensors",
+        "case.json", "inputs.safetensors", "expected.safetensors",
     }  # fmt: skip
 
 
-def test_a_check_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The errors of a folder are stored; those of a case in memory are measured once."""
-    case = case_of("llama")
-    small = replace(case_of("opt"), errors={}, kernels="")
+def test_errors_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a case in memory; those of a folder that has them are not."""
+    case, small = case_of("llama"), replace(case_of("opt"), errors={})
     own = own_errors(small, "float32")
-    monkeypatch.setattr("refimpl.oracle.own_inputs._measured", None)
+    monkeypatch.setattr("refimpl.oracle.own_errors._measured", None)
     for stepwise in (True, False):
         assert check(case, case.expected, dtype="float32", stepwise=stepwise).verdict == "pass"
     assert own_errors(small, "float32") is own
     refusal_of(check, case, case.expected, dtype="float8", says="dtype float8 is not supported")
-    absent = replace(case, errors={})
-    refusal_of(check, absent, case.expected, says="cannot compute this case in float64")
 
 
 def test_a_check_of_one_step_moves_no_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tolerances of other steps are not computed: that of an allocation takes the longest."""
     case = case_of("llama")
-    monkeypatch.setattr("refimpl.oracle.own_inputs.moved_by", None)
+    monkeypatch.setattr("refimpl.oracle.truth.moved_by", None)
     assert check(case, case.expected, ("blocks.0.q",)).verdict == "pass"
     with pytest.raises(TypeError):
         check(case, case.expected, ("owl.base",))
@@ -100,7 +97,7 @@ def test_a_candidate_may_give_all_tokens_or_those_of_the_case(
     if not whole:
         trace = {k: sampled.recipe.sampled(x, ids.shape[1]) for k, x in trace.items()}
     report = check(sampled, trace, dtype=dtype)
-    assert report.verdict in ("pass", "resolved")
+    assert report.verdict != "fail"
     assert dtype == "bfloat16" or report.verdict == "pass"
     wrong = dict(trace)
     wrong["blocks.2.v"] = -wrong["blocks.2.v"]

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from candidates import CASE_NAMES, CASES, PROJECT, needs_torch
+from candidates import CASE_NAMES, CASES, EACH_CASE, PROJECT, needs_torch
 from crafted_cases import CRAFTED, oracle_case
 from gates import case_of
 from mistakes import AREAS, MISTAKES, Mistake, arrays_of, mistakes, project, write_project
@@ -49,7 +49,7 @@ def checked(
 @needs_torch
 @pytest.mark.parametrize("way", [(), ("--stepwise",)], ids=["chained", "stepwise"])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("name", CASE_NAMES)
+@pytest.mark.parametrize("name", EACH_CASE)
 def test_it_agrees_with_every_case(
     name: str, dtype: str, way: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -60,7 +60,7 @@ def by_commands(case: Case) -> Iterator[tuple[str, Array]]:
                     yield f"{prefix}.{point}.products", total
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
+@pytest.mark.parametrize("name", ["gemma2"])
 def test_a_chain_computes_what_the_commands_do(name: str) -> None:
     """`qwen3` measures drifts by sequence; `gemma2` leaves sinks out, and has windows."""
     case, compared = case_of(name), set[str]()

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from candidates import (
     CASE_NAMES,
+    EACH_CASE,
     Arrays,
     StoredModel,
     by_turns,
     computed,
-    open_steps,
     read_cases_once,
     write_arrays,
     written,
@@ -29,7 +29,7 @@ from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, computed_case, stepwise_steps
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import FORWARD, worst_token
-from refimpl.oracle.own_inputs import own_errors
+from refimpl.oracle.own_errors import own_errors
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import steps
@@ -45,7 +45,7 @@ def divergent(case: Case, actual: Arrays, stepwise: bool = True) -> list[str]:
     return [step.step for step in report.steps if step.status == "divergent"]
 
 
-@pytest.mark.parametrize("name", CASE_NAMES)
+@pytest.mark.parametrize("name", EACH_CASE)
 def test_in_float64_every_step_comes_to_the_truth(name: str) -> None:
     """Nothing else than the case's values is needed for any step, and no choice goes astray."""
     case = case_of(name)
@@ -81,7 +81,7 @@ def test_other_right_arithmetic_in_16_bits_passes(name: str, dtype: str) -> None
     stored = replace(case, model=StoredModel.of(case.model, ARITHMETIC[dtype]))
     actual = written(case, stepwise_steps(stored, np.float32), dtype)
     report = check(case, actual, stepwise=True)
-    assert report.verdict in ("pass", "resolved")
+    assert report.verdict != "fail"
     unresolved = [step for step in report.steps if step.status != "pass"]
     assert not [step for step in unresolved if stage_of(step.step) == "allocation"]
     assert all(x.tolerance > 0.25 for x in unresolved if stage_of(x.step) == "forward")
@@ -132,39 +132,6 @@ def test_a_number_that_is_off_is_the_only_step_named(dtype: str) -> None:
     assert divergent(case_of("llama"), wrong) == [step]
 
 
-def test_nothing_is_conditional_after_a_near_tie() -> None:
-    """The same decision within rounding: what follows is judged on the candidate's choice."""
-    case = case_of("llama")
-    rounded = stepwise_steps(case, rounded=ARITHMETIC["bfloat16"])
-    turned = written(case, rounded, "bfloat16")
-    truth = {k: v.astype(ml_dtypes.bfloat16) if v.dtype.kind == "f" else v
-             for k, v in case.expected.items()}  # fmt: skip
-    step = next(x for x in turned if "sparsegpt" in x and x.endswith("keep")
-                and not np.array_equal(turned[x], truth[x]))  # fmt: skip
-    actual = truth | {step: turned[step]}
-    report = check(case, actual, stepwise=True)
-    assert report.first is None
-    assert not open_steps(report)
-    assert [x.step for x in report.steps if x.near_ties] == [step]
-    far = np.packbits(~np.unpackbits(truth[step], axis=1).astype(bool), axis=1)
-    assert divergent(case, actual | {step: far}) == [step]
-    assert not open_steps(check(case, written(case, rounded, "bfloat16")))
-
-
-def test_weights_follow_the_decisions_of_the_case() -> None:
-    """Of a near tie too: the weights that are judged are those of the case's own decision."""
-    case = case_of("qwen2")
-    step = "wanda.blocks.2.up_proj"
-    weight = case.expected[f"{step}.weight"]
-    other = np.roll(np.unpackbits(case.expected[f"{step}.keep"], axis=1), 1, axis=1)
-    changed = {**case.expected, f"{step}.keep": np.packbits(other, axis=1)}
-    arrays = stepwise_steps(replace(case, expected=changed))
-    assert np.array_equal(arrays[f"{step}.keep"], case.expected[f"{step}.keep"])
-    dense = case.model.block(2, np.float64)["up_proj.weight"]
-    kept = other[:, : weight.shape[1]].astype(bool)
-    assert np.array_equal(arrays[f"{step}.weight"], np.where(kept, dense, 0))
-
-
 # A value of the case that is changed, and how; and the steps that change with it, as patterns, all
 # of which must match something. This is the table of docs/how-to/check.md.
 READ_BY: dict[str, str] = {
@@ -185,7 +152,7 @@ READ_BY: dict[str, str] = {
     "blocks.1.q": "",
     "perturbed.1.drift": "",
     "logits": "dense.perplexity",
-    "alphapruning.signal": "alphapruning.base alphapruning.corrected",
+    "alphapruning.signal": ("alphapruning.base alphapruning.corrected"),
     "dlp.signal": "dlp.base dlp.corrected",
     "absorption_coefficient": "*.corrected",
     "dlp.corrected": "dlp.counts",
@@ -226,15 +193,6 @@ def test_a_step_is_computed_from_what_the_page_says(step: str) -> None:
     assert changed == set().union(*matched.values())
 
 
-def test_all_perturbations_are_one_sample() -> None:
-    """In float16 qwen2's first perturbation ends a thousandth off by chance; the next one, 1 %."""
-    errors = own_errors(case_of("qwen2"), "float16", True)
-    for experiment in ("perturbed", "coarse", "pruned"):
-        for kind in ("drift", "alignment"):
-            found = {x for name, x in errors.items() if fnmatchcase(name, f"{experiment}.*.{kind}")}
-            assert len(found) == 1
-
-
 def test_16_bits_are_judged_more_closely_than_chained() -> None:
     """Errors and choices do not pile up: refimpl itself is less far off.
 
@@ -251,7 +209,7 @@ def test_16_bits_are_judged_more_closely_than_chained() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
     "step",
-    ["owl.base", "dlp.corrected", "divergence.corrected", "uniform.counts", "alphapruning.signal"],
+    ["owl.base", "dlp.corrected", "uniform.counts", "alphapruning.signal"],
 )
 def test_what_is_computed_from_numbers_is_judged_as_float32(step: str, dtype: str) -> None:
     """No number of 16 bits is behind it; written in 16 bits it is half a unit off."""
@@ -268,7 +226,7 @@ def test_what_is_computed_from_numbers_is_judged_as_float32(step: str, dtype: st
         forms += [right.astype(np.float32), right.astype(narrow)]
     for form in forms:
         assert check(case, {step: form}, (step,), dtype, stepwise=True).verdict == "pass"
-    assert check(case, {step: wrong}, (step,), dtype, stepwise=True).verdict == "divergent"
+    assert check(case, {step: wrong}, (step,), dtype, stepwise=True).verdict == "fail"
 
 
 def test_the_command_says_which_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import steps
 
 KERNELS = ("Haswell", "SkylakeX", "Prescott")
-CASES = ("gpt2", "tied")
+CASES = ("llama", "opt")  # whose errors are stored
 
 
 def saved(folder: Path, dtype: str) -> None:
@@ -64,11 +64,12 @@ def under_each(*words: object) -> list[Any]:
     return list(found)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_saved_candidates_have_the_same_verdicts(dtype: str, tmp_path: Path) -> None:
     saved(tmp_path, dtype)
     first, *others = under_each(dtype, tmp_path)
-    assert {x[2] for x in first} >= {"divergent"}
+    assert {x[2] for x in first} >= {"fail"}
     assert all(x == first for x in others)
 
 

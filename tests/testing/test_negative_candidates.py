@@ -25,18 +25,18 @@ MECHANISMS = ("mixtral", "qwen3_5", "granitemoehybrid", "deepseek_v2", "gemma4_s
 OTHERS = [name for name in (*CASE_NAMES, *CRAFTED) if name not in CORE]
 
 
-@pytest.mark.parametrize("stepwise", [False, pytest.param(True, marks=pytest.mark.torch)])
+@pytest.mark.parametrize("stepwise", [False, pytest.param(True, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
         *by_turns(CORE, *DTYPES),
-        *(pytest.param(x, y, marks=pytest.mark.torch) for x in OTHERS for y in DTYPES),
+        *(pytest.param(x, y, marks=pytest.mark.thorough) for x in OTHERS for y in DTYPES),
     ],
 )
 def test_no_case_accepts_a_wrong_candidate(name: str, stepwise: bool, dtype: str) -> None:
     """Each diverges, from the tokens and step by step.
 
-    Each core case is tried in one dtype, the rest, and step by step all, with the tests of torch.
+    Each core case is tried in one dtype, the rest, and step by step all, in a tier.
     """
     case = oracle_case(name)
     wrong = negative_candidates(case, dtype)
@@ -46,7 +46,7 @@ def test_no_case_accepts_a_wrong_candidate(name: str, stepwise: bool, dtype: str
         way: check(case, arrays, dtype=dtype, stepwise=stepwise).verdict
         for way, arrays in wrong.items()
     }
-    assert set(verdicts.values()) == {"divergent"}, verdicts
+    assert set(verdicts.values()) == {"fail"}, verdicts
 
 
 @cache
@@ -61,14 +61,14 @@ def case_of_a_mechanism(fixture: str) -> Case:
     ("name", "dtype"),
     [
         *by_turns(CORE, *DTYPES),
-        *(pytest.param(x, y, marks=pytest.mark.torch) for x in MECHANISMS for y in DTYPES),
+        *(pytest.param(x, y, marks=pytest.mark.thorough) for x in MECHANISMS for y in DTYPES),
     ],
 )
 def test_no_case_passes_what_nobody_computed(name: str, dtype: str, way: str) -> None:
     """A step passes only if that is right, for the case or for what the candidate wrote before."""
     case = oracle_case(name) if name in CORE else case_of_a_mechanism(name)
     how = {"dtype": dtype, "stepwise": way == "stepwise", "chained": way == "chained"}
-    assert check(case, {}, **how).verdict == "inconclusive"
+    assert check(case, {}, **how).verdict == "not judged"
     for answers in trivial_answers(case).values():
         actual = written(case, {**case.expected, **answers}, dtype)
         report = check(case, {x: actual[x] for x in answers}, tuple(answers), **how)
@@ -100,12 +100,6 @@ def test_a_block_may_add_less_than_rounding() -> None:
     assert unchanged(small, end, actual, "bfloat16") == ""
     assert unchanged(small, end, actual, "float32") == start
     assert unchanged(small, end, actual | {end: np.nextafter(state, 0)}, "float32") == ""
-
-
-def test_sums_beyond_float16_are_inf() -> None:
-    """Without a warning: gemma3 has products of 1e5."""
-    arrays = negative_candidates(oracle_case("gemma3"), "float16")["one token late"]
-    assert any(np.isinf(x).any() for x in arrays.values() if x.dtype.kind == "f")
 
 
 @pytest.mark.parametrize(("name", "step"), [("plain", "uniform.base"), ("light", "owl.base")])

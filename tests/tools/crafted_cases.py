@@ -1,29 +1,21 @@
-"""The cases of `fixtures/revealing`, for mistakes that no family's case shows: fixtures, changed.
+"""Cases for mistakes that no family's case shows: fixtures, changed; made when asked for."""
 
-`PYTHONPATH=.:tests python tests/tools/crafted_cases.py` makes them again.
-"""
-
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from runpy import run_path
 from typing import Any
 
 import numpy as np
 from candidates import Arrays
 from checkpoints import arrays_of, config_of, write
-from conftest import FIXTURES
-from gates import model_of
+from gates import case_of, made_once, model_of
 
 from refimpl import read_model
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, make_case, read_case
 from refimpl.oracle.recipe import Recipe
 from refimpl.tokens import Tokens
-
-REVEALING = FIXTURES / "revealing"
 
 
 @dataclass(frozen=True)
@@ -154,12 +146,14 @@ CRAFTED = {
 
 @cache
 def oracle_case(name: str) -> Case:
-    """A case of a family, or a revealing one."""
-    return read_case(REVEALING / name if name in CRAFTED else FIXTURES / "cases" / name)
+    """A case of a family, or of `CRAFTED`."""
+    if name not in CRAFTED:
+        return case_of(name)
+    return read_case(made_once(name, lambda folder: make_crafted(name, folder)))
 
 
-def make_revealing(name: str, parent: Path, folder: Path | None = None) -> Case:
-    """Make a case of `CRAFTED` in a folder (of its name in `parent`), its model beside that."""
+def make_crafted(name: str, folder: Path) -> Case:
+    """Make a case of `CRAFTED` in a folder, its model beside that."""
     facts, config = CRAFTED[name], dict(CRAFTED[name].config)
     tensors = copied_tensors(facts.model)
     if facts.blocks is not None:
@@ -175,11 +169,11 @@ def make_revealing(name: str, parent: Path, folder: Path | None = None) -> Case:
     ids = np.random.default_rng(4).integers(8, size, (2, facts.length))
     if facts.token is not None:
         ids[0, 0] = ids[1, 1] = ids[1, 5] = facts.token
-    models = parent.parent / f"{parent.name}_models"
-    models.mkdir(parents=True, exist_ok=True)
-    model = read_model(write(models / name, tensors, config_of(facts.model, **config)))
+    model = read_model(
+        write(folder.with_name(f"{name}.model"), tensors, config_of(facts.model, **config))
+    )
     tokens = Tokens(ids, "drawn uniformly with seed 4", "ids")
-    return make_case(model, tokens, facts.recipe, folder or parent / name)
+    return make_case(model, tokens, facts.recipe, folder)
 
 
 def copied_tensors(fixture: str) -> Arrays:
@@ -187,19 +181,8 @@ def copied_tensors(fixture: str) -> Arrays:
     return {name: value.copy() for name, value in arrays_of(fixture).items()}
 
 
-def changed_case(
-    fixture: str, tensors: Arrays, folder: Path, ids: Array, recipe: Recipe, *dtypes: str
-) -> Case:
-    """A case of a fixture with other weights, for candidates in these dtypes."""
+def changed_case(fixture: str, tensors: Arrays, folder: Path, ids: Array, recipe: Recipe) -> Case:
+    """A case of a fixture with other weights."""
     folder.mkdir(exist_ok=True)
     model = read_model(write(folder / "model", tensors, config_of(fixture)))
-    return make_case(model, Tokens(ids, "drawn uniformly", "ids"), recipe, folder / "case", dtypes)
-
-
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--to"]:
-        make_revealing(sys.argv[3], REVEALING, Path(sys.argv[2]))
-    else:
-        script = run_path(str(FIXTURES / "make_cases.py"))
-        for crafted in sys.argv[1:] or CRAFTED:
-            script["worst_of_kernels"](REVEALING / crafted, __file__)
+    return make_case(model, Tokens(ids, "drawn uniformly", "ids"), recipe, folder / "case")

@@ -1,7 +1,7 @@
 """Mistakes that a candidate of the oracle could make: the sample project with one edit each.
 
-Each has a case where it shows, and the first step that goes wrong. Where no case of `fixtures/`
-shows it, one of `crafted_cases.CRAFTED` does.
+Each has a case where it shows, and the first step that goes wrong. Where no family's case shows it,
+one of `crafted_cases.CRAFTED` does.
 """
 
 import re
@@ -35,7 +35,7 @@ class Mistake:
     """An edit of the sample project that makes it wrong, in some dtypes of the computation.
 
     Its text is there once, with each `⟦right→wrong⟧` of it. `step` is the first that goes wrong in
-    float64 and float32, on a case of `fixtures/cases` or of `CRAFTED`.
+    float64 and float32, on a case of a family or of `CRAFTED`.
     """
 
     step: str
@@ -162,7 +162,6 @@ EXPERIMENT = mistakes(
     ("a perturbation before the block", "experiment(model, blocks, ⟦after→before⟧,", "phi3"),
     ("drift relative to the perturbed state", "(a - b).norm(dim=-1) / ⟦b→a⟧.norm(dim=-1)", "gpt2"),
     ("drift that is not relative", "(a - b).norm(dim=-1)⟦ / b.norm(dim=-1)→⟧", "opt"),
-    ("drift of a token, not of a sequence", 'if ⟦norm == "sequence"→False⟧:', "qwen3"),
     ("drift of the largest channel",
      "(a - b).norm(⟦→torch.inf, ⟧dim=-1) / b.norm(⟦→torch.inf, ⟧dim=-1)", "gpt_neox"),
     ("sinks included", 'if ⟦sink == "include"→True⟧:', "sink"),

@@ -146,6 +146,11 @@ def arithmetic_of(step: str, dtype: str, stepwise: bool) -> str:
     )
 
 
+def judges_sparsegpt(dtype: str) -> bool:
+    """Whether SparseGPT's steps are judged in a dtype: in fewer bits they are not reproducible."""
+    return EPS[dtype] <= EPS["float32"]
+
+
 def writing_error(step: str, truth: Array, array: Array, dtype: str, stepwise: bool) -> float:
     """What a step is off by where it is written in fewer bits than it is computed in."""
     unit = EPS.get(array.dtype.name, 0.0) / 2

@@ -154,12 +154,6 @@ def count_ties(
     Quotas q are rounded to n if the budget is met and ``max(q - n) - min(q - n) <= 1``
     (docs/explanation/method.md, section 5).
     """
-    if sparsity.ndim == 2:  # the units are linears, each of a row of its own
-        exists = sizes > 0
-        counts, truth, sparsity, sizes = (
-            x[exists][:, None] for x in (counts, truth, sparsity, sizes)
-        )
-        sparsity = sparsity[:, 0]
     per_block, whole = [int(n) for n in counts.sum(axis=1)], sizes.sum(axis=1)
     rows = list(zip(per_block, counts, sizes, strict=True))
     if (

@@ -1,5 +1,9 @@
-"""Right candidates of the oracle: tiny random models of all families, computed in several ways."""
+"""Right candidates of the oracle: tiny random models of all families, computed in several ways.
 
+PYTHONPATH=.:tests python tests/tools/benchmarks/oracle_shapes.py --shapes 2000 --jobs 2
+"""
+
+import argparse
 import json
 import sys
 import tempfile
@@ -25,7 +29,6 @@ from candidates import Arrays, written
 from conftest import FIXTURES
 from gates import CASES, GATES, worst_token
 from mistakes import ALL, arrays_of, project
-from oracle_mistakes import logged
 from transformers_forward import random_model, transformers_forward
 
 from refimpl import RefimplError, read_model
@@ -36,8 +39,6 @@ from refimpl.oracle.rounding import Bfloat16, Float16, RoundedArray
 from refimpl.oracle.steps import every_array
 from refimpl.tokens import Tokens
 
-LARGEST = "largest error / tolerance"
-VERDICTS = ("not run", "crash", "pass", "resolved", "inconclusive", "divergent")
 FORWARD = ("embed", "blocks.*", "final_norm", "logits", "perturbed.*", "coarse.*")
 PROJECT = ("gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2",
            "qwen3")  # fmt: skip
@@ -95,17 +96,17 @@ def recipe_of(number: int, rng: np.random.Generator, blocks: int, widths: set[in
         x for x in ("1:2", "2:4", "1:4", "3:4", "4:8") if all(n % int(x[2:]) == 0 for n in widths)
     ]
     sparsity = rng.uniform(0.02, 0.98)
-    first, *others = rng.permutation([*BASES])[: rng.integers(1, 8)].tolist()
+    bases = tuple(rng.permutation([*BASES])[: 1 + rng.integers(7)].tolist())
     return Recipe(
         eta=between(1e-4, 0.3), sink=one("include", "exclude"), seed=number, sparsity=sparsity,
-        coarse_eta=between(0.1, 1.0), draws=one(1, 2, 3), bases=(first, *others),
+        coarse_eta=between(0.1, 1.0), draws=one(1, 2, 3), bases=bases,
         beta=2 * min(sparsity, 1 - sparsity) / 8, strength=one(-0.1, 0.05, 0.1, 0.3),
         max_correction=one(0.02, 0.05), pattern=one("", *patterns, *patterns),
         damping=one(0.01, 0.1), shown=tuple(i for i in range(blocks) if one(0, 1, 1)),
     )  # fmt: skip
 
 
-def drawn_case(number: int, away: Path, dtypes: tuple[str, ...]) -> Case:
+def drawn_case(number: int, away: Path) -> Case:
     """A case of a tiny random model, all of its parameters random.
 
     Of half of them, and if an expert has no token: the forward and the experiments by noise.
@@ -136,11 +137,11 @@ def drawn_case(number: int, away: Path, dtypes: tuple[str, ...]) -> Case:
     part = replace(recipe, only=FORWARD, shown=(), pattern="")
     try:
         chosen = recipe if rng.random() < 0.5 else part
-        return make_case(model, tokens, chosen, away / "case", dtypes)
+        return make_case(model, tokens, chosen, away / "case")
     except RefimplError as error:
         if "no token is routed" not in str(error):
             raise
-        return make_case(model, tokens, part, away / "part", dtypes)
+        return make_case(model, tokens, part, away / "part")
 
 
 @cache
@@ -184,14 +185,14 @@ def ways_of(case: Case, turn: int, dtype: str) -> Iterator[Way]:
         yield way, bool(i), partial(products, way, given)
 
 
-def tried(number: int, dtypes: tuple[str, ...]) -> list[dict[str, Any]]:
+def tried(number: int) -> list[dict[str, Any]]:
     """One shape, in half of the dtypes by turns: the verdicts on its right candidates."""
-    dtypes = dtypes[number % 2 :: 2]  # and the other half in the next round of the families
+    dtypes = ALL[number % 2 :: 2]  # and the other half in the next round of the families
     warnings.simplefilter("ignore")
     facts: dict[str, Any] = {"shape": number, "family": CASES[number % len(CASES)]}
     with tempfile.TemporaryDirectory() as away:
         try:
-            case = drawn_case(number, Path(away), dtypes)
+            case = drawn_case(number, Path(away))
         except Exception as error:  # of transformers, or of ours
             return [facts | {"way": "no case", "dtype": x, **problem(error)} for x in dtypes]
         own, lines = implemented(case, number), []
@@ -240,38 +241,23 @@ def judgement(
     return line
 
 
-def try_shapes(numbers: range, dtypes: tuple[str, ...], jobs: int, log: Path) -> None:
-    """Try the shapes that the log does not hold, and add lines for each."""
-    have = {x["shape"] for x in logged(log)}
-    work = [n for n in numbers if n not in have]
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", type=int, default=20, help="how many models")
+    parser.add_argument("--first", type=int, default=0, help="number of the first")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
+    given = parser.parse_args()
     right()  # imported once, for all processes
-    with (
-        ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool,
-        log.open("a", encoding="utf-8") as opened,
-    ):
-        for line in chain.from_iterable(pool.map(tried, work, [dtypes] * len(work))):
-            print(json.dumps(line, default=str), file=opened, flush=True)
-            if line["verdict"] in ("divergent", "crash"):
-                print({k: v for k, v in line.items() if k != "recipe"}, flush=True)
+    verdicts, numbers = Counter[tuple[str, str]](), range(given.first, given.first + given.shapes)
+    with ProcessPoolExecutor(given.jobs, mp_context=get_context("fork")) as pool:
+        for line in chain.from_iterable(pool.map(tried, numbers)):
+            verdicts[line["dtype"], line["verdict"]] += 1
+            if line["verdict"] in ("fail", "crash"):
+                print(json.dumps(line, default=str), flush=True)
+    for (dtype, verdict), count in sorted(verdicts.items()):
+        print(f"{dtype:8} {verdict:10} {count:,}")
+    sys.exit(any(verdict in ("fail", "crash") for _, verdict in verdicts))
 
 
-def shape_rows(log: Path) -> list[dict[str, str]]:
-    """How many right candidates passed, stayed open, and were refused: by dtype, and by way."""
-    known: dict[str, list[dict[str, Any]]] = {dtype: [] for dtype in ALL}
-    for x in sorted(logged(log), key=lambda x: x["way"]):
-        known[x["dtype"]].append(x)
-        known.setdefault(x["way"], []).append(x)
-    rows = []
-    for kind, lines in known.items():
-        counted = Counter(x["verdict"] for x in lines)
-        steps, *unjudged = (
-            sum(x.get(key, 0) for x in lines) for key in ("steps", "conditional", "unresolved")
-        )
-        rows.append(
-            {"dtype, or way": kind, "shapes": f"{len({x['shape'] for x in lines}):,}"}
-            | {"checks": f"{len(lines):,}"}
-            | {verdict: f"{counted[verdict]:,}" for verdict in VERDICTS}
-            | {"steps": f"{steps:,}", "not judged": f"{sum(unjudged) / max(steps, 1):.1%}"}
-            | {LARGEST: f"{max((x.get('used', 0.0) for x in lines), default=0.0):.0%}"}
-        )
-    return rows
+if __name__ == "__main__":
+    main()

@@ -75,10 +75,10 @@ def candidate(
     change = correction(coefficient, recipe["strength"], recipe["max_correction"])
     allocate(recipe, sizes, change, steps, read)
     pruned_experiment(model, blocks, (before, after), steps, read, recipe)
-    errors = read("pruned.divergence").tolist()
-    change = correction_by_error(errors, recipe["strength"], recipe["max_correction"])
-    final = corrected_base(recipe["bases"][0], change, recipe, sizes, read)[2]
-    steps["divergence.corrected"] = per_block(final, sizes)
+    divergence = read("pruned.divergence").tolist()
+    change = correction_by_error(divergence, recipe["strength"], recipe["max_correction"])
+    _, final = corrected_base(recipe["bases"][0], change, recipe, sizes, read)
+    steps["divergence.corrected"] = torch.tensor(final, dtype=torch.float64)
 
     steps["dense.perplexity"] = perplexity(model, after[-1], ids)
     first = read(f"{recipe['bases'][0]}.counts").tolist()
@@ -106,12 +106,11 @@ def allocate(
 ) -> None:
     """Add every base, corrected and counted."""
     for base in recipe["bases"]:
-        units, projected, corrected = corrected_base(base, change, recipe, sizes, read)
-        steps[f"{base}.base"] = per_block(projected, sizes)
-        final = torch.tensor(corrected, dtype=torch.float64)
-        steps[f"{base}.corrected"] = final if units is sizes else final.view(len(sizes), -1)
-        whole = counts(read(f"{base}.corrected").flatten().tolist(), units, recipe["sparsity"])
-        steps[f"{base}.counts"] = torch.tensor(whole).view(len(sizes), -1)
+        projected, corrected = corrected_base(base, change, recipe, sizes, read)
+        steps[f"{base}.base"] = torch.tensor(projected, dtype=torch.float64)
+        steps[f"{base}.corrected"] = torch.tensor(corrected, dtype=torch.float64)
+        whole = counts(read(f"{base}.corrected").tolist(), sizes, recipe["sparsity"])
+        steps[f"{base}.counts"] = torch.tensor(whole)
     first = recipe["bases"][0]
     whole = counts(read(f"{first}.base").tolist(), sizes, recipe["sparsity"])
     steps["pruned.counts"] = torch.tensor(whole)
@@ -119,27 +118,18 @@ def allocate(
 
 def corrected_base(
     base: str, change: list[float], recipe: dict[str, Any], sizes: list[list[int]], read: Reader
-) -> tuple[list[list[int]], list[float], list[float]]:
-    """Units (the linears of each; blocks or linears), the base, and what is made of it."""
-    signal, units = None, sizes
+) -> tuple[list[float], list[float]]:
+    """The base, and what is made of it."""
+    signal = None
     if base not in ("uniform", "atp"):
         signal = read(f"{base}.signal").tolist()
-    totals = [sum(x) for x in units]
+    totals = [sum(x) for x in sizes]
     extra = {"beta": recipe["beta"]} if base == "atp" else {}
     unprojected = BASES[base](signal, totals, recipe["sparsity"], **extra)
     base_sparsity = project(unprojected, totals, recipe["sparsity"])
     moved = [s + c for s, c in zip(unprojected, change, strict=True)]
     corrected = project(moved, totals, recipe["sparsity"])
-    return units, base_sparsity, corrected
-
-
-def per_block(sparsity: list[float], sizes: list[list[int]]) -> Tensor:
-    """A sparsity of each block, of one per block or per linear."""
-    if len(sparsity) == len(sizes):
-        return torch.tensor(sparsity, dtype=torch.float64)
-    share = torch.tensor(sizes, dtype=torch.float64)
-    by_linear = torch.tensor(sparsity, dtype=torch.float64).view(share.shape)
-    return (by_linear * share).sum(1) / share.sum(1)
+    return base_sparsity, corrected
 
 
 def measured(model: Model, before: list[Tensor]) -> tuple[dict[str, Tensor], list[list[int]]]:

@@ -66,20 +66,17 @@ def kept(h: Tensor, sink: str) -> Tensor:
 
 
 def shaped(noise: Tensor, h: Tensor, keep: Tensor, recipe: dict[str, Any]) -> Tensor:
-    """The perturbation, [N, S, D]: noise, shaped and scaled; 0 for tokens left out."""
+    """The perturbation, [N, S, D]: noise, scaled; 0 for tokens left out."""
     mask = keep[..., None].double()
     noise = noise * mask
-    expected = recipe["noise_norm"] == "expected"  # the deviation of each number, in place of it
+    expected = recipe.get("noise_norm") == "expected"  # the deviation of each number
     measured = torch.ones_like(h) if expected else noise
     size, unit = ((x * mask).norm(dim=-1, keepdim=True) for x in (h, measured))
     return torch.where(unit > 0, recipe["eta"] * size / unit, 0.0) * noise
 
 
 def compared(state: Tensor, clean: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Drift and alignment, [N, S].
-
-    NaN where there is nothing to compare.
-    """
+    """Drift and alignment, [N, S]; NaN where there is nothing to compare."""
     mask = keep[..., None].double()
     a, b = (x.double() * mask for x in (state, clean))
     sizes = a.norm(dim=-1) * b.norm(dim=-1)
