@@ -121,7 +121,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "apportion": {"total": 1}, "hessian": {"sequences": 1}, "sparsegpt": {"target": 5},
         "sparsegpt_peer": {"target": 0.5}, "computed_case": {"recipe": Recipe(only=("embed",))},
         "read_case": {"folder": "fixtures/cases/opt"}, "Noise": vars(Noise()),
-        "Probes": vars(Probes(probe_delta=0.1, probe_samples=1)),
+        "Probes": vars(Probes(delta=0.1, samples=1)),
         "Settings": {"dtype": "float32", "threads": 1, "progress": print, "finished": folder},
         "Pattern": {"pruned": 2, "group": 4}, "Request": vars(Request(correct="absorption")),
     }  # fmt: skip
