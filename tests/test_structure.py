@@ -271,8 +271,8 @@ MAY_NAME = {  # modules that may hold the name of a base or a pruner as a string
         [
             f"oracle.{module}"
             for module in (
-                *("recipe", "answers", "near_ties", "steps", "dense_steps"),
-                *("judging.measures", "own_inputs"),
+                *("recipe", "answers", "check", "near_ties", "steps", "dense_steps"),
+                *("judging.measures", "own_errors"),
             )
         ],
         "the steps of a case are named after bases and pruners",
