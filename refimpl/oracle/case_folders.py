@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from refimpl.arguments import AtLeastOne
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import Document, converted, read_document
 from refimpl.oracle.judging.records import StepMeasure
@@ -21,6 +20,7 @@ FORWARD = ("embed", "blocks.*", "final_norm", "logits")  # patterns of its steps
 FORWARDS = ("bloom", "gpt_oss")  # forwards alone: ALiBi; a mixture of experts with sinks
 PACKAGE = Path(__file__).parent.parent
 SCHEMA: Literal[4] = 4  # of case.json
+Size = Annotated[int, Meta(ge=1)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -28,7 +28,7 @@ class CaseTokens(Document, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The token ids of a case: their source, sequences and tokens of each, and digest."""
 
     source: str
-    shape: tuple[AtLeastOne, AtLeastOne]
+    shape: tuple[Size, Size]
     sha256: Digest
 
 
@@ -36,7 +36,7 @@ class StepFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """A step, and how a candidate's is compared: see `judging.records`."""
 
     name: Annotated[str, Meta(pattern="^[a-z0-9_.]+$")]
-    shape: tuple[AtLeastOne, ...]
+    shape: tuple[Size, ...]
     dtype: Literal["float64", "int64", "uint8"]
     measure: StepMeasure
 
@@ -45,7 +45,7 @@ class CaseFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The content of `case.json`; the model is a path relative to it, or an id of the hub."""
 
     schema: Literal[4]
-    spec: AtLeastOne
+    spec: Size
     versions: dict[str, str]
     model: str
     family: str

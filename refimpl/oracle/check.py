@@ -16,7 +16,7 @@ from refimpl.oracle.answers import misses_budget, peer_answers, trivial_answer, 
 from refimpl.oracle.case import Case, is_choice
 from refimpl.oracle.case_folders import FACTS, matching
 from refimpl.oracle.judging import measures
-from refimpl.oracle.judging.measures import EPS, FORWARD, StepResult, error_of, judges_sparsegpt
+from refimpl.oracle.judging.measures import EPS, StepResult, error_of, judges_sparsegpt, kind_of
 from refimpl.oracle.truth import Truth, truth_of
 
 Verdict = Literal["pass", "fail", "not judged"]
@@ -177,25 +177,6 @@ def _explained(truth: Truth, result: StepResult) -> StepResult:
         status = "conditional"
         fault = "a token at a router's edge may have gone to another expert"
     return replace(result, status=status, fault=fault or result.fault)
-
-
-def kind_of(step: str) -> str:
-    """The kind of a step: a trace point of all blocks, or a stage of the method."""
-    if step.split(".")[0] in FORWARD:
-        return ".".join("*" if part.isdigit() else part for part in step.split("."))
-    return stage_of(step)
-
-
-def stage_of(step: str) -> str:
-    """The part of the method that a step belongs to."""
-    first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
-    if first in FORWARD:
-        return "forward"
-    if first in ("perturbed", "coarse", "absorption_coefficient"):
-        return "experiment"
-    if last in ("signal", "perplexity"):
-        return {"signal": "signals"}.get(last, last)
-    return "allocation" if last in ("base", "corrected", "counts") else first
 
 
 def coarse_step(step: str) -> str:

@@ -184,7 +184,7 @@ def steps(
         >>> from refimpl import read_model
         >>> arrays = steps(read_model("fixtures/llama"), np.arange(32).reshape(2, 16), Recipe())
         >>> list(arrays)[:2], arrays["perturbed.1.drift"].shape, len(arrays)
-        (['embed', 'blocks.0.resid_pre'], (3,), 366)
+        (['embed', 'blocks.0.resid_pre'], (3,), 362)
     """
     every = every_array(StepInputs(model, recipe, ids, dtype, choices))
     return {name: x for name, x in every.items() if is_step(name, recipe)}

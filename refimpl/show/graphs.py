@@ -6,7 +6,8 @@ from typing import Any
 from refimpl.loading.files.documents import plain
 from refimpl.onnx.export import Exported
 from refimpl.onnx.validate import Validation
-from refimpl.oracle.check import Report, stage_of
+from refimpl.oracle.check import Report
+from refimpl.oracle.judging.measures import stage_of
 from refimpl.show.header import counted, fitting, joined, model_facts, wrapped
 from refimpl.show.oracle import report_document, steps_table, verdict_lines
 from refimpl.storage.file_system import MIB

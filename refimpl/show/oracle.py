@@ -6,8 +6,8 @@ from typing import Any
 
 from refimpl.loading.files.documents import Document, filled, plain
 from refimpl.oracle.case_folders import CaseFolder
-from refimpl.oracle.check import Report, Verdict, Way, coarse_step, kind_of, stage_of
-from refimpl.oracle.judging.measures import Status, StepResult
+from refimpl.oracle.check import Report, Verdict, Way, coarse_step
+from refimpl.oracle.judging.measures import Status, StepResult, kind_of, stage_of
 from refimpl.show.header import counted, fitting, joined, wrapped
 from refimpl.show.table import Table
 from refimpl.version import SPEC, __version__

@@ -146,6 +146,25 @@ def arithmetic_of(step: str, dtype: str, stepwise: bool) -> str:
     )
 
 
+def kind_of(step: str) -> str:
+    """The kind of a step: a trace point of all blocks, or a stage of the method."""
+    if step.split(".")[0] in FORWARD:
+        return ".".join("*" if part.isdigit() else part for part in step.split("."))
+    return stage_of(step)
+
+
+def stage_of(step: str) -> str:
+    """The part of the method that a step belongs to."""
+    first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
+    if first in FORWARD:
+        return "forward"
+    if first in ("perturbed", "coarse", "absorption_coefficient"):
+        return "experiment"
+    if last in ("signal", "perplexity"):
+        return {"signal": "signals"}.get(last, last)
+    return "allocation" if last in ("base", "corrected", "counts") else first
+
+
 def judges_sparsegpt(dtype: str) -> bool:
     """Whether SparseGPT's steps are judged in a dtype: in fewer bits they are not reproducible."""
     return EPS[dtype] <= EPS["float32"]
