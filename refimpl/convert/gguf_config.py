@@ -9,7 +9,7 @@ import numpy as np
 from refimpl.convert.architectures import ARCHITECTURES, KEYS, MIXTRAL, Architecture, Facts
 from refimpl.errors import RefimplError
 from refimpl.loading.families import FAMILIES, Family
-from refimpl.model.config import Rope
+from refimpl.model.position_tables import Rope
 
 IRRELEVANT = ("general.", "tokenizer.", "split.", "quantize.", "GGUF.")  # beginnings of keys
 NEEDED = ("context_length", "embedding_length", "block_count", "attention.head_count")

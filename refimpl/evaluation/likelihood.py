@@ -15,11 +15,11 @@ from refimpl.errors import RefimplError
 from refimpl.method.divergence import extended
 from refimpl.model.config import Config
 from refimpl.model.floating_point import loud
-from refimpl.model.forward import Weights, head
+from refimpl.model.forward import Weights, final_state, logits
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.model.state import State, checked_ids
 from refimpl.model.stream import Stream
-from refimpl.model.token_ids import checked_ids
 from refimpl.running.settings import require_memory
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
@@ -177,26 +177,27 @@ def group_likelihoods(
 def _softmax(
     model: Model,
     group: Sequence[Batch],
-    states: Sequence[Array],
+    states: Sequence[State],
     workers: Workers,
     dtype: npt.DTypeLike,
     tick: Tick,
 ) -> list[RunningSoftmax]:
-    """The sums over the vocabulary of all scored tokens, from states [B, S, D] after the blocks."""
+    """The sums over the vocabulary of all scored tokens, from states after the blocks."""
     vocabulary = model.config.vocab_size
     cuts = [
-        (h.reshape(-1, h.shape[2]), batch, slice(start, start + ROWS))
-        for h, batch in zip(states, group, strict=True)
+        (x.stream.reshape(-1, x.stream.shape[2]), batch, slice(start, start + ROWS))
+        for x, batch in zip(states, group, strict=True)
         for start in range(0, len(batch.targets), ROWS)
     ]
-    inputs = [h[batch.places[rows]][None] for h, batch, rows in cuts]
+    last = partial(final_state, weights=model.head(dtype, slice(0)), config=model.config)
     sums = [RunningSoftmax.start(batch.targets[rows]) for _, batch, rows in cuts]
 
     def add(i: int, weights: Weights, first: int) -> RunningSoftmax:
-        return sums[i].add(head(inputs[i], weights, model.config)[0], first)
+        return sums[i].add(logits(inputs[i], weights, model.config)[0], first)
 
     cost = sum(len(batch.targets) for batch in group) * head_cost(model.config) / vocabulary
     with loud(dtype):
+        inputs = workers.run(partial(last, h[batch.places[at]][None]) for h, batch, at in cuts)
         for first in range(0, vocabulary, PIECE):
             ids = slice(first, min(first + PIECE, vocabulary))
             weights = model.head(dtype, ids)

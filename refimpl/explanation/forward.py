@@ -10,10 +10,9 @@ from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.model import attention, experts, forward, ops, position_tables
 from refimpl.model.config import BLOCK_EMBED, Config
 from refimpl.model.mixers.block_embedding import block_embedding
-from refimpl.model.mixers.carried import stream
-from refimpl.model.mixers.sizes import Attention
+from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.ops import Array
-from refimpl.model.token_ids import checked_ids
+from refimpl.model.state import checked_ids
 
 Functions = tuple[Callable[..., Any], ...]
 BLOCK = "1-one-block"  # of the tutorial
@@ -37,7 +36,7 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
 
     read = "resid_pre" if config.parallel_residual else "resid_mid"
     limited = () if config.qkv_limit is None else (ops.limited,)
-    mask = (position_tables.reach,) if kind.chunked else ()
+    mask = (position_tables.tokens_seen,) if kind.chunked else ()
     rotation = (attention.rotate, position_tables.rope_tables, *where("q_rope_norm"))
     scores, normed = capped(config.attn_soft_cap), "qkv" if where("v_norm") else "qk"
     attend = (attention.attend, *mask, position_tables.causal_bias, *scores, ops.softmax)
@@ -55,12 +54,12 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
         ("rope", () if kind.rope is None else rotation, _rope),
         ("attention", attend, _attention),
     ]
-    if kind.mixer is not None and not isinstance(kind.mixer, Attention):
+    if not isinstance(kind.mixer, Attention):
         parts = (forward.MIXERS.get(type(kind.mixer)),)
         points = tuple(x for x in kind.mixer.points if x in kind.points)
         mixed = [(kind.mixer.name, tuple(filter(None, parts)), partial(_points, names=points))]
     absent = {"attn_out", "mlp_out"}.difference(kind.points)
-    heads = "attn_heads" if kind.mixer is None or kind.mixer.attends else "mixed"
+    heads = "attn_heads" if kind.mixer.attends else "mixed"
     steps: list[tuple[str, Functions, Callable[[Values], Any]]] = [
         ("attn_norm", where("attn_norm"), partial(_norm, before="resid_pre", after="attn_norm")),
         *mixed,
@@ -93,7 +92,7 @@ def _tokens(v: Values) -> Iterator[Figure]:
 
 
 def _embed(v: Values) -> Iterator[Figure]:
-    h = stream(v.after(0)[0].states[0], v.config)
+    h = v.after(0)[0].states[0].stream
     yield Figure("h_0", h, "the first sequence, as below")
     yield Figure("||h_0,t||", length(h), "per token")
 
@@ -177,10 +176,8 @@ def _shares(v: Values) -> tuple[Array, Array]:
     """Which experts each token of the first sequence goes to, and the shares, [1, S, E]."""
     assert v.config.experts is not None
     read = v.points[v.config.blocks[v.index].mlp_reads[-1]]
-    logits, scale = forward.project(read, v.weights, "router"), v.weights.get("router.expert_scale")
-    facts, correction = v.config.experts, v.weights.get("router.correction")
-    chosen, share = experts.route(logits, facts, correction)
-    return chosen, share if scale is None else share * scale
+    scores = forward.project(read, v.weights, "router")
+    return experts.route(scores, v.config.experts, v.weights)
 
 
 def _routing(v: Values) -> Iterator[Figure]:

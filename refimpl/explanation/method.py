@@ -17,7 +17,6 @@ from refimpl.method.absorption import absorption_coefficient, nan_mean, survivin
 from refimpl.method.divergence import RunningDivergence
 from refimpl.model import ops, statistics
 from refimpl.model.forward import block
-from refimpl.model.mixers.carried import stream
 from refimpl.pruners import counts
 from refimpl.pruners.decision import decision
 from refimpl.pruners.magnitude import magnitude_keep, magnitude_score
@@ -67,7 +66,7 @@ def _logarithm(request: Request) -> Callable[..., Any]:
 
 
 def _perturbed(v: Values) -> Iterator[Figure]:
-    h, perturbed = (stream(x, v.config) for x in (v.leaving[0][0], v.perturbed))
+    h, perturbed = v.leaving[0].stream[0], v.perturbed
     if isinstance(v.plan, Noise):
         yield Figure("eta", v.plan.etas[0])
         yield Figure("noise", perturbation.noise(v.plan.seed, 0, v.index, 0, h.shape), "first draw")

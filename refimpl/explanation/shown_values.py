@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from itertools import product
 from typing import Any
@@ -19,13 +19,12 @@ from refimpl.allocation.scores import Scores
 from refimpl.errors import printable
 from refimpl.method.perturbation import kept_tokens
 from refimpl.model.config import Config
-from refimpl.model.forward import Place, block, head
-from refimpl.model.mixers.carried import stream
+from refimpl.model.forward import Place, block, final_state, logits
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
+from refimpl.model.state import State, checked_ids
 from refimpl.model.statistics import add_sums, input_of, second_moments
 from refimpl.model.stream import Stream
-from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.wanda import wanda_keep, wanda_score
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
@@ -85,8 +84,8 @@ class Values:
         return self.after(self.index)[0]
 
     @cached_property
-    def leaving(self) -> list[Array]:
-        """The residual stream of every sequence after the block, [1, S, D]."""
+    def leaving(self) -> list[State]:
+        """Every sequence after the block."""
         return [*self._read[0].states.values()]
 
     @cached_property
@@ -113,15 +112,15 @@ class Values:
     @cached_property
     def kept(self) -> list[npt.NDArray[np.bool_]]:
         """Which tokens of each sequence take part, [S]."""
-        return [kept_tokens(stream(h[0], self.config), self.plan.sink) for h in self.leaving]
+        return [kept_tokens(x.stream[0], self.plan.sink) for x in self.leaving]
 
     @property
     def perturbed(self) -> Array:
         """The first sequence after the block, perturbed by the plan, [S, D]."""
-        return self.after(self.index + 1, self._states)[1][0].h[0]
+        return self.after(self.index + 1, self._states)[1][0].h.stream[0]
 
     @cached_property
-    def followed(self) -> tuple[list[list[PerturbedState]], Array]:
+    def followed(self) -> tuple[list[list[PerturbedState]], State]:
         """Perturbed states at the end, per sequence and draw, and the first clean one there."""
         clean, stacks, _ = self.after(self.config.num_blocks, self._states)
         states = [[x.states[0] for x in stacks if x.sequence == n] for n in clean.states]
@@ -130,11 +129,10 @@ class Values:
     @cached_property
     def logits(self) -> Array:
         """Scores of what follows the first sequence, [V]; the head is read in pieces."""
-        last, size = self.followed[1][:, -1:], self.config.vocab_size
-        pieces = (
-            self.model.head(self.settings.dtype, slice(i, i + ROWS)) for i in range(0, size, ROWS)
-        )
-        return np.concatenate([head(last, rows, self.config)[0, 0] for rows in pieces])
+        read, size = partial(self.model.head, self.settings.dtype), self.config.vocab_size
+        last = final_state(self.followed[1].stream[:, -1:], read(slice(0)), self.config)
+        pieces = (read(slice(i, i + ROWS)) for i in range(0, size, ROWS))
+        return np.concatenate([logits(last, rows, self.config)[0, 0] for rows in pieces])
 
     @cached_property
     def scores(self) -> Scores:

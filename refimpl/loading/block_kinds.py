@@ -1,13 +1,16 @@
 """What differs between the blocks of a model: their windows and rotary positions."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import log, sqrt
 from typing import Any
 
 from refimpl.loading.block_mixers import magnitude, mixture_blocks, read_mixers
 from refimpl.loading.config_keys import Keys, shown
-from refimpl.model.config import BlockKind, Rope, Temperature
-from refimpl.model.mixers.sizes import Attention, Mixer, SharedAttention
+from refimpl.model.config import BlockKind
+from refimpl.model.mixers.mixer import Mixer
+from refimpl.model.mixers.softmax_attention import Attention, SharedAttention
+from refimpl.model.position_tables import Rope, Temperature
 
 MOST_BLOCKS = 10_000  # so that a typing error in the file does not fill the memory
 
@@ -56,13 +59,13 @@ def read_block_kinds(keys: Keys, attention: Attention) -> tuple[BlockKind, ...]:
             window, rope, mixture, None if rope and keys.has(TUNED) else warmth,
             chunked and window is not None, mixer, own, sizes[i],
         )
-        if mixer is None or mixer.attends
+        if mixer.attends
         else BlockKind(None, None, mixture, mixer=mixer)
         for i, (window, rope, mixture, mixer) in enumerate(kinds)
     )  # fmt: skip
 
 
-def _mlp_sizes(keys: Keys, mixers: list[Mixer | None]) -> list[int]:
+def _mlp_sizes(keys: Keys, mixers: Sequence[Mixer]) -> list[int]:
     """Channels inside the MLP of each block; 0: as in the model."""
     wide = "use_double_wide_mlp"
     wider = 2 * keys.size("intermediate_size") if keys.has(wide) and keys.flag(wide) else 0

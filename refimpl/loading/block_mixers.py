@@ -1,45 +1,40 @@
 """What mixes the tokens of each block, and its mixture of experts, with their sizes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf, log
 from typing import Any, Literal
 
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.model.config import BlockKind
-from refimpl.model.mixers.sizes import (
-    NO_MIXER,
-    Attention,
-    Beside,
-    Experts,
-    GatedDeltaRule,
-    LatentAttention,
-    Mamba2,
-    Mixer,
-    SharedAttention,
-    ShortConvolution,
-)  # fmt: skip
+from refimpl.model.experts import Experts
+from refimpl.model.mixers.gated_delta_rule import GatedDeltaRule
+from refimpl.model.mixers.latent_attention import LatentAttention
+from refimpl.model.mixers.mamba2 import Beside, Mamba2
+from refimpl.model.mixers.mixer import NO_MIXER, Mixer
+from refimpl.model.mixers.short_convolution import ShortConvolution
+from refimpl.model.mixers.softmax_attention import Attention, SharedAttention
 
 MOST_EXPERTS = 10_000  # so that a damaged file does not fill the memory with names of linears
 NEGATIVE, NORM_FIRST = "linear_allow_neg_eigval", "mamba_norm_before_gate"
 
 
-def read_mixers(keys: Keys, num_blocks: int, attention: Attention) -> list[Mixer | None]:
-    """The mixer of each block; None where it is softmax attention with the sizes of the model."""
+def read_mixers(keys: Keys, num_blocks: int, attention: Attention) -> Sequence[Mixer]:
+    """The mixer of each block: softmax attention with the sizes of the model, if no key differs."""
     if "" in keys.family.mixers:  # every block's
         return [BUILDERS[keys.family.mixers[""]](keys)] * num_blocks
     own = _attention(keys, num_blocks, attention)
     types = keys.get("layer_types") if keys.family.mixers else None
     if not isinstance(types, list) or len(types) != num_blocks:
-        return list(own)  # a problem, which the reading of windows notes
+        return own  # a problem, which the reading of windows notes
     found = {word: BUILDERS[name](keys) for word, name in keys.family.mixers.items()}
     return [found.get(str(word), mixer) for word, mixer in zip(types, own, strict=True)]
 
 
-def _attention(keys: Keys, num_blocks: int, plain: Attention) -> list[Attention | None]:
+def _attention(keys: Keys, num_blocks: int, plain: Attention) -> Sequence[Attention]:
     """Softmax attention with a gate, or with sizes of the blocks that see all tokens."""
     if keys.has("num_kv_shared_layers"):
-        kv_heads, types, wide = plain.num_key_value_heads, keys.get("layer_types"), None
+        kv_heads, types, wide = plain.num_key_value_heads, keys.get("layer_types"), plain
         if keys.has("global_head_dim"):  # of blocks that see all tokens
             kv_heads = keys.size("num_global_key_value_heads", otherwise=kv_heads)
             wide = Attention(
@@ -50,18 +45,16 @@ def _attention(keys: Keys, num_blocks: int, plain: Attention) -> list[Attention 
             keys.wrong(f"num_global_key_value_heads: {kv_heads} does not divide the heads")
         if not isinstance(types, list) or len(types) != num_blocks:
             keys.wrong(f"layer_types: expected the kind of each of {num_blocks} blocks")
-            return [None] * num_blocks
-        own = [None if kind == "sliding_attention" else wide for kind in types]
-        return _with_shared(keys, types, own, plain)
+            return [plain] * num_blocks
+        own = [plain if kind == "sliding_attention" else wide for kind in types]
+        return _with_shared(keys, types, own)
     if not keys.family.gate:
-        return [None] * num_blocks
+        return [plain] * num_blocks
     width = 1 if keys.get("gating") is True else plain.head_dim
     return [replace(plain, gate_width=width)] * num_blocks
 
 
-def _with_shared(
-    keys: Keys, types: list[Any], own: list[Attention | None], plain: Attention
-) -> list[Attention | None]:
+def _with_shared(keys: Keys, types: list[Any], own: list[Attention]) -> list[Attention]:
     """The same mixers, but the last ones read keys and values of the last before them of a kind."""
     count = len(types)
     first = max(count - keys.size("num_kv_shared_layers", least=0), 0)
@@ -72,7 +65,7 @@ def _with_shared(
         return own
     for i in range(first, count):
         of = source[str(types[i])]
-        x = replace(own[of] or plain, kept=True)
+        x = replace(own[of], kept=of)
         sizes = x.num_attention_heads, x.num_key_value_heads, x.head_dim
         own[of], own[i] = x, SharedAttention(*sizes, of=of)
     return own

@@ -12,8 +12,9 @@ from refimpl.loading.composites import text_entries
 from refimpl.loading.config_keys import LARGEST, Keys, shown
 from refimpl.loading.families import ALIASES, FAMILIES, REFUSED, Family, Location
 from refimpl.loading.files.refused_formats import refusal
-from refimpl.model.config import Alibi, BlockKind, Config
-from refimpl.model.mixers.sizes import Attention
+from refimpl.model.config import BlockKind, Config
+from refimpl.model.mixers.softmax_attention import Attention
+from refimpl.model.position_tables import Alibi
 
 ACTIVATION_NAMES = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh",

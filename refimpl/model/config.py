@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, floor, log, pi
 from typing import Literal
 
 import numpy as np
 
-from refimpl.model.mixers.sizes import Attention, Experts, Mixer, WeightShapes
+from refimpl.model.experts import Experts
+from refimpl.model.mixers.mixer import NO_MIXER, Mixer, WeightShapes
 from refimpl.model.ops import Array
+from refimpl.model.position_tables import Alibi, Rope, Temperature
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Linears = Sequence[Mapping[str, tuple[int, int]]]
@@ -20,146 +21,10 @@ NORMS = (
 )  # fmt: skip
 BESIDE = "experts_norm", "dense_norm", "routed_norm"  # norms where experts are beside an MLP
 BLOCK_EMBED = "block_embed_norm", "block_embed", "block_embed_out"  # points of a block's embedding
-# A key of `Config.carried`: the id of a token, which has so many digits
-ID, DIGITS = -1, 3
 # Parameters of xIELU, in the order of its arguments, with their shapes
 LEARNED_ACTIVATION: dict[str, tuple[int, ...]] = {
     "act.alpha_p": (1,), "act.alpha_n": (1,), "act.beta": (), "act.eps": (),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary positions of one kind of block.
-
-    Args:
-        theta: Base of the wavelengths.
-        rotary_dim: Channels of a head that rotate; an even number.
-        scaling: How the context is stretched: "default" (not), "linear" (all positions divided by
-            factor), "llama3" and "yarn" (long waves only), "dynamic" (a base that grows with the
-            length of the sequence), "longrope" (a factor for each wave) or "proportional" (not, but
-            only the first waves of the whole head turn).
-        factor: Stretch of the context.
-        low_freq_factor: llama3: waves longer than original / low are stretched by factor.
-        high_freq_factor: llama3: waves shorter than original / high are not stretched.
-        original_max_position_embeddings: Context length before stretching, in tokens.
-        interleaved: Channels 2i and 2i + 1 rotate together, not i and i + rotary_dim / 2.
-        attention_factor: yarn, longrope: multiplies cosines and sines.
-        beta_fast: yarn: waves with more turns than this in the original context do not change.
-        beta_slow: yarn: waves with fewer turns than this are stretched by factor.
-        truncate: yarn: the two limits between waves are rounded to whole waves.
-        short_factor: longrope: divisor of each wave for sequences within the original context.
-        long_factor: longrope: the same for longer sequences.
-        turning_dim: proportional: channels that turn; the waves of the others have no frequency.
-    """
-
-    theta: float
-    rotary_dim: int
-    scaling: Literal[
-        "default", "linear", "llama3", "yarn", "dynamic", "longrope", "proportional"
-    ] = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-    interleaved: bool = False
-    attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
-    turning_dim: int = 0
-
-    @property
-    def by_length(self) -> bool:
-        """Whether the frequencies depend on the length of the sequence."""
-        return self.scaling in ("dynamic", "longrope")
-
-    def inv_freq(self, length: Array | int = 1) -> Array:
-        """Radians per position, ``theta^(-2i / rotary_dim)`` and then scaled.
-
-        Args:
-            length: Tokens of the sequence; it matters only if `by_length`.
-
-        Returns:
-            [rotary_dim / 2], float64.
-
-        Source: Su et al., arXiv:2104.09864, section 3.2; for yarn, Peng et al., arXiv:2309.00071,
-        section 3; for longrope, Ding et al., arXiv:2402.13753; for all scalings, transformers'
-        `modeling_rope_utils`.
-
-        Example:
-            >>> Rope(theta=100.0, rotary_dim=4).inv_freq().tolist()
-            [1.0, 0.1]
-            >>> Rope(theta=100.0, rotary_dim=4, scaling="linear", factor=2.0).inv_freq().tolist()
-            [0.5, 0.05]
-        """
-        dim, original = self.rotary_dim, self.original_max_position_embeddings
-        plain = self.theta ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
-        if self.scaling == "linear":
-            return plain / self.factor
-        if self.scaling == "proportional":
-            return np.where(np.arange(0, dim, 2) < self.turning_dim, plain / self.factor, 0.0)
-        if self.scaling == "llama3":
-            low, high = self.low_freq_factor, self.high_freq_factor
-            turns = original * plain / (2 * pi)
-            blend = np.sign(turns - low) if high == low else (turns - low) / (high - low)
-            short = np.clip(blend, 0, 1)  # 1: a short wave, not stretched
-            return (1 - short) * plain / self.factor + short * plain
-        if self.scaling == "yarn":
-            low, high = self._yarn_limits()
-            long = np.clip((np.arange(dim // 2) - low) / (high - low), 0, 1)
-            return (1 - long) * plain + long * plain / self.factor
-        if self.scaling == "dynamic":
-            stretch = self.factor * np.maximum(length, original) / original - (self.factor - 1)
-            return plain * stretch ** -(np.arange(0, dim, 2) / (dim - 2))
-        if self.scaling == "longrope":
-            long, short = (np.array(x) for x in (self.long_factor, self.short_factor))
-            return plain / np.where(length > original, long, short)
-        return plain
-
-    def _yarn_limits(self) -> tuple[float, float]:
-        """The waves, counted from 0, between which yarn begins and ends to stretch."""
-        dim, original = self.rotary_dim, self.original_max_position_embeddings
-        low, high = (
-            dim * log(original / (turns * 2 * pi)) / (2 * log(self.theta))
-            for turns in (self.beta_fast, self.beta_slow)
-        )
-        if self.truncate:
-            low, high = floor(low), ceil(high)
-        low, high = max(low, 0), min(high, dim - 1)
-        return low, high + 0.001 if high == low else high
-
-
-@dataclass(frozen=True)
-class Alibi:
-    """Attention biases that fall off with the distance between query and key, instead of positions.
-
-    Args:
-        slopes: One per head.
-        scale: Multiplies the biases.
-        rounded: Whether slopes, positions and their products are rounded to bfloat16.
-    """
-
-    slopes: tuple[float, ...]
-    scale: float = 1.0
-    rounded: bool = False
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """Queries that grow with their position s: ``1 + beta log(1 + floor((s + offset) / period))``.
-
-    Args:
-        beta: How fast they grow.
-        period: Tokens between two steps.
-        offset: Added to positions.
-    """
-
-    beta: float
-    period: int
-    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -174,7 +39,7 @@ class BlockKind:
         temperature: How queries grow with their position; None if they do not.
         chunked: Whether a text is cut into chunks of `window` tokens, and a token sees its own
             chunk only.
-        mixer: The mixer of tokens; None: softmax attention with the sizes of the model.
+        mixer: The mixer of tokens.
         embed_size: P, channels of an embedding of tokens that is the block's own; 0 without.
         mlp_size: Channels inside its MLP; 0: as in the model.
     """
@@ -184,14 +49,14 @@ class BlockKind:
     mixture: bool | Literal["beside"] | None = False
     temperature: Temperature | None = None
     chunked: bool = False
-    mixer: Mixer | None = None
+    mixer: Mixer = NO_MIXER
     embed_size: int = 0
     mlp_size: int = 0
 
     @property
     def points(self) -> tuple[str, ...]:
         """Trace points of a block, without a prefix; `q_rope` and `k_rope` only if it rotates."""
-        mixed = ("attn_norm", *x, "attn_out") if (x := (self.mixer or Attention).points) else ()
+        mixed = ("attn_norm", *x, "attn_out") if (x := self.mixer.points) else ()
         fed = () if self.mixture is None else (*self.mlp_reads, "mlp_out")
         own = BLOCK_EMBED if self.embed_size else ()
         points = ("resid_pre", *mixed, "resid_mid", *fed, *own, "resid_post")
@@ -280,27 +145,14 @@ class Config:
         """Number of blocks, L."""
         return len(self.blocks)
 
-    @property
-    def attention(self) -> Attention:
-        """Softmax attention with the sizes of the model."""
-        return Attention(self.num_attention_heads, self.num_key_value_heads, self.head_dim)
-
     def mixer(self, block: int) -> Mixer:
         """The mixer of tokens of a block."""
-        return self.blocks[block].mixer or self.attention
-
-    @cached_property
-    def carried(self) -> dict[int, int]:
-        """Channels behind the residual stream: digits by `ID`, k and v by block."""
-        mixers = enumerate(kind.mixer for kind in self.blocks)
-        kept = {i: x.kept_size for i, x in mixers if isinstance(x, Attention) and x.kept}
-        kept |= {ID: DIGITS} if any(kind.embed_size for kind in self.blocks) else {}
-        return dict(sorted(kept.items()))
+        return self.blocks[block].mixer
 
     @property
     def state_size(self) -> int:
-        """Channels of a state between two blocks, at most: D, and those that are carried."""
-        return self.hidden_size + sum(self.carried.values())
+        """Numbers of a token in a state between two blocks, at most: D, and the `State.kept`."""
+        return self.hidden_size + sum(kind.mixer.kept_size for kind in self.blocks)
 
     def norm_sizes(self, block: int) -> dict[str, int]:
         """Width of what every norm of a block normalises together, by its role."""
@@ -329,7 +181,7 @@ class Config:
             mixture |= mlp(e.shared_size, "shared_expert.") if e.shared_size else {}
 
         def every(kind: BlockKind) -> dict[str, tuple[int, int]]:
-            linears = (kind.mixer or self.attention).shapes(d).linears
+            linears = kind.mixer.shapes(d).linears
             dense = {} if kind.mixture in (True, None) else mlp(kind.mlp_size or inner)
             return linears | dense | (mixture if kind.mixture else {})
 

@@ -1,19 +1,58 @@
-"""Routing in a mixture of experts: which experts each token goes to, and how much each counts.
+"""A mixture of experts: its facts, which experts each token goes to, and how much each counts.
 
 Shape letters: B batch, S sequence, E experts, G groups of experts.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 
 from refimpl.model import ops
 from refimpl.model.kernels import Kernels
-from refimpl.model.mixers.sizes import Experts
 from refimpl.model.ops import Array
 
 ROUTER = "router.keep"  # the trace point of a router's choice
 Observer = Callable[[str, Array], Array]
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of the MLP.
+
+    Args:
+        num_experts: E.
+        top_k: Experts per token.
+        intermediate_size: Channels inside an expert.
+        shared_size: Channels inside the shared expert, which every token passes; 0 without one.
+        scoring: How the router turns its logits into scores, see `experts.route`.
+        normalised: Whether the shares of a token's experts sum to 1, before scaling.
+        least_sum: Smallest sum that shares are divided by.
+        sum_eps: Added to the sum that shares are divided by.
+        scaling: Multiplies the shares.
+        groups: Groups of experts, of equal size.
+        group_by: How many of a group's largest preferences it is ranked by, as a sum.
+        groups_kept: Groups that a token may choose from.
+        jitter: sparsemixer: half the relative distance of logits that count as near.
+        of_inputs: Whether shares multiply an expert's input, not its output.
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    shared_size: int = 0
+    scoring: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
+    normalised: bool = True
+    least_sum: float = 0.0
+    sum_eps: float = 0.0
+    scaling: float = 1.0
+    groups: int = 1
+    groups_kept: int = 1
+    group_by: int = 2
+    jitter: float = 0.0
+    of_inputs: bool = False
 
 
 def unobserved(name: str, value: Array) -> Array:
@@ -75,19 +114,25 @@ def preferences(logits: Array, experts: Experts, correction: Array | None) -> tu
 
 
 def route(
-    logits: Array, experts: Experts, correction: Array | None, observe: Observer = unobserved
+    logits: Array,
+    experts: Experts,
+    weights: Mapping[str, Array] = MappingProxyType({}),
+    observe: Observer = unobserved,
 ) -> tuple[Array, Array]:
     """Choose experts for every token, and weigh them.
 
     score = softmax(logits) or sigmoid(logits);  chosen = the k largest of score + correction;
     share = scaling * score / sum of the chosen scores, without the division if not `normalised`
 
+    In some models, each expert has a factor of its own, `router.expert_scale`.
+
     With groups, only the `groups_kept` groups take part whose two largest sums are the largest.
 
     Args:
         logits: The router's output, [B, S, E].
         experts: The mixture's facts.
-        correction: Added to the scores for the choice alone, [E], or None.
+        weights: Any `router.correction`, added to the scores for the choice alone, and any
+            `router.expert_scale`, both [E].
         observe: Receives which experts are chosen as `router.keep`, and may return other ones.
 
     Returns:
@@ -99,11 +144,11 @@ def route(
 
     Example:
         >>> two_of_three = Experts(num_experts=3, top_k=2, intermediate_size=4)
-        >>> chosen, share = route(np.log([[[1.0, 2.0, 6.0]]]), two_of_three, None)
+        >>> chosen, share = route(np.log([[[1.0, 2.0, 6.0]]]), two_of_three)
         >>> chosen.tolist(), share.round(2).tolist()
         ([[[False, True, True]]], [[[0.0, 0.25, 0.75]]])
     """
-    preference, score = preferences(logits, experts, correction)
+    preference, score = preferences(logits, experts, weights.get("router.correction"))
     chosen = observe(ROUTER, largest(preference, experts.top_k))
     if experts.scoring == "sparsemixer":
         return chosen, sparsemixer(logits, chosen, experts.top_k, experts.jitter)
@@ -111,7 +156,8 @@ def route(
     if experts.normalised:
         total = np.sum(share, axis=-1, keepdims=True)
         share = share / (np.maximum(total, experts.least_sum) + experts.sum_eps)
-    return chosen, share * experts.scaling
+    share, own = share * experts.scaling, weights.get("router.expert_scale")
+    return chosen, share if own is None else share * own
 
 
 def sparsemixer(logits: Array, chosen: Array, top_k: int, jitter: float) -> Array:

@@ -18,31 +18,30 @@ from refimpl.model.config import LEARNED_ACTIVATION, BlockKind, Config
 from refimpl.model.experts import Observer, inputs_of_experts, route, unobserved
 from refimpl.model.floating_point import loud
 from refimpl.model.kernels import PLAIN, Kernels
-from refimpl.model.mixers import sizes
 from refimpl.model.mixers.block_embedding import block_embedding
-from refimpl.model.mixers.carried import apart, stream, whole_state
-from refimpl.model.mixers.gated_delta_rule import gated_delta_rule
-from refimpl.model.mixers.latent_attention import latent_attention
-from refimpl.model.mixers.mamba2 import attention_beside_mamba2, mamba2
+from refimpl.model.mixers.gated_delta_rule import GatedDeltaRule, gated_delta_rule
+from refimpl.model.mixers.latent_attention import LatentAttention, latent_attention
+from refimpl.model.mixers.mamba2 import Beside, Mamba2, attention_beside_mamba2, mamba2
+from refimpl.model.mixers.mixer import Mixer
 from refimpl.model.mixers.projection import Place as Place
 from refimpl.model.mixers.projection import Weights as Weights
 from refimpl.model.mixers.projection import norm as norm
 from refimpl.model.mixers.projection import project as project
-from refimpl.model.mixers.short_convolution import short_convolution
-from refimpl.model.mixers.softmax_attention import self_attention
+from refimpl.model.mixers.short_convolution import ShortConvolution, short_convolution
+from refimpl.model.mixers.softmax_attention import Attention, SharedAttention, self_attention
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.token_ids import checked_ids
+from refimpl.model.state import State, checked_ids
 
 Part = Callable[[Array, Weights, Place, Config], Array]  # of a block: a mixer, an MLP or a mixture
-MIXERS: dict[type[sizes.Mixer], Part] = {
-    sizes.Attention: self_attention,
-    sizes.SharedAttention: self_attention,
-    sizes.ShortConvolution: short_convolution,
-    sizes.GatedDeltaRule: gated_delta_rule,
-    sizes.LatentAttention: latent_attention,
-    sizes.Mamba2: mamba2,
-    sizes.Beside: attention_beside_mamba2,
+MIXERS: dict[type[Mixer], Part] = {
+    Attention: self_attention,
+    SharedAttention: self_attention,
+    ShortConvolution: short_convolution,
+    GatedDeltaRule: gated_delta_rule,
+    LatentAttention: latent_attention,
+    Mamba2: mamba2,
+    Beside: attention_beside_mamba2,
 }
 INSIDE = (
     "attn_heads",
@@ -79,17 +78,17 @@ def places(
         scale: Array | float = getattr(kind.mixer, "scale", config.attention_scale)
         if kind.temperature is not None:
             scale = (scale * position_tables.query_scale(positions, kind.temperature)).astype(dtype)
-        bias = position_tables.causal_bias(positions, position_tables.reach(positions, kind), dtype)
+        seen = position_tables.tokens_seen(positions, kind.window, kind.chunked)
+        bias = position_tables.causal_bias(positions, seen, dtype)
         tables = position_tables.rotation(positions, kind.rope, dtype) if kind.rope else None
-        mixer = kind.mixer or config.attention
-        return Place(positions, bias, tables, kind, ramps, scale, mixer, kernels)
+        return Place(positions, bias, tables, kind, ramps, scale, kind.mixer, kernels)
 
     return {kind: place(kind) for kind in dict.fromkeys(config.blocks)}
 
 
 def embed(
     token_ids: Array, positions: Array, weights: Weights, config: Config, dtype: npt.DTypeLike
-) -> Array:
+) -> State:
     """Look up tokens (and learned positions): ``norm(scale * E[id] + P[offset + position])``.
 
     Args:
@@ -101,25 +100,19 @@ def embed(
         dtype: Dtype of the computation.
 
     Returns:
-        The state before the first block: the residual stream, h_0, [B, S, D]; behind it what some
-        models carry (`mixers.carried`).
+        The state before the first block, whose residual stream is h_0, [B, S, D].
     """
     x = np.take(weights["embed.weight"], token_ids, axis=0).astype(dtype) * config.embed_scale
     if "pos_embed.weight" in weights:
         row = positions + config.position_offset
         x = x + np.take(weights["pos_embed.weight"], row, axis=0).astype(dtype)
-    x = norm(x, weights, "embed_norm", config).astype(dtype)
-    return whole_state(x, token_ids, config)
-
-
-def activate(x: Array, weights: Weights, place: Place, config: Config) -> Array:
-    """Apply the MLP's activation, with the parameters that it has learned, if any."""
-    learned = [weights[name] for name in LEARNED_ACTIVATION if name in weights]
-    return place.kernels.activations[config.activation](x, *learned)
+    return State(norm(x, weights, "embed_norm", config).astype(dtype), token_ids)
 
 
 def mlp(x: Array, weights: Weights, place: Place, config: Config, of: str = "") -> Array:
     """Apply ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate.
+
+    Some activations have parameters that are learned.
 
     Observed: `mlp_hidden` [..., F], the input of `down_proj`.
 
@@ -133,13 +126,14 @@ def mlp(x: Array, weights: Weights, place: Place, config: Config, of: str = "") 
     Returns:
         The MLP's output, [..., D].
     """
-    hidden = project(x, weights, f"{of}up_proj")
+    hidden, act = project(x, weights, f"{of}up_proj"), place.kernels.activations[config.activation]
+    learned = [weights[name] for name in LEARNED_ACTIVATION if name in weights]
     if config.gated:
         gate = ops.scaled(project(x, weights, f"{of}gate_proj"), config.gate_scale)
         gate, hidden = ops.clamped_gate(gate, hidden, config.gate_limit)
-        hidden = activate(gate, weights, place, config) * hidden
+        hidden = act(gate, *learned) * hidden
     else:
-        hidden = activate(hidden, weights, place, config)
+        hidden = act(hidden, *learned)
     y = project(place.observe(f"{of}mlp_hidden", hidden), weights, f"{of}down_proj")
     return ops.scaled(y, config.mlp_scale)
 
@@ -168,9 +162,7 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """
     assert config.experts is not None
     x, read = inputs_of_experts(x, weights, place.kernels, config.norm_eps, place.observe)
-    logits, correction = project(read, weights, "router"), weights.get("router.correction")
-    chosen, share = route(logits, config.experts, correction, place.observe)
-    share = share * weights["router.expert_scale"] if "router.expert_scale" in weights else share
+    chosen, share = route(project(read, weights, "router"), config.experts, weights, place.observe)
     out = np.zeros_like(x)
     for e in np.flatnonzero(np.any(chosen, axis=(0, 1))).tolist():
         name, routed = f"experts.{e}.", chosen[..., e]
@@ -187,15 +179,14 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     return out
 
 
-def halves(weights: Weights, place: Place) -> dict[str, Part]:
-    """The parts that a block has: the mixer of its tokens, `attn`, its `mlp`, its `block_embed`."""
+def halves(weights: Weights, place: Place) -> dict[str, Part | None]:
+    """The parts of a block, if it has them: the mixer, `attn`, its `mlp`, its `block_embed`."""
     feed = mlp if "up_proj.weight" in weights else mixture if "router.weight" in weights else None
     own = block_embedding if "block_embed.weight" in weights else None
-    every = {"attn": MIXERS.get(type(place.mixer)), "mlp": feed, "block_embed": own}
-    return {name: part for name, part in every.items() if part}
+    return {"attn": MIXERS.get(type(place.mixer)), "mlp": feed, "block_embed": own}
 
 
-def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
+def block(state: State, weights: Weights, place: Place, config: Config) -> State:
     """Run one decoder layer: a mixer of tokens and an MLP, each added to the residual stream.
 
     m = x + mixer(norm(x));  h = m + mlp(norm(m)), or m + mlp(norm(x)) with parallel residuals
@@ -207,54 +198,77 @@ def block(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     Observed: all of `BlockKind.points`.
 
     Args:
-        x: State before the block: the residual stream h_{l-1}, [B, S, D], and what is carried.
+        state: State before the block, whose residual stream is h_{l-1}, [B, S, D].
         weights: The block's weights by our names (`q_proj.weight`, `attn_norm.weight`, ...).
         place: Bias and rotary tables for this block's kind, kernels and observer.
         config: The model's facts.
 
     Returns:
-        State after the block, h_l, in the same way.
+        State after the block, whose residual stream is h_l.
     """
-    x, place, together = apart(x, place, config)
+    place = replace(place, token_ids=state.token_ids, kept=dict(state.kept))
     observe, parts = place.observe, halves(weights, place)
 
     def added(h: Array, start: Array, name: str) -> Array:
         """The stream h plus the output of half a block for the input `start`."""
-        if name not in parts:
+        if (part := parts[name]) is None:
             return h
         y = observe(f"{name}_norm", norm(start, weights, f"{name}_norm", config, place.kernels))
-        y = parts[name](y, weights, place, config)
+        y = part(y, weights, place, config)
         if name == "mlp" and "router.scale" in weights:
             z = mixture(start, weights, place, config)
             y = norm(y, weights, "dense_norm", config) + norm(z, weights, "routed_norm", config)
         y = norm(y, weights, f"{name}_post_norm", config, place.kernels)
         return h + observe(f"{name}_out", ops.scaled(y, config.residual_scale))
 
-    x = observe("resid_pre", x)
+    x = observe("resid_pre", state.stream)
     mid = observe("resid_mid", added(x, x, "attn"))
     post = added(mid, x if config.parallel_residual else mid, "mlp")
     post = added(post, post, "block_embed")
     post = post * weights["block_scale"] if "block_scale" in weights else post
-    return together(observe("resid_post", post))
+    return State(observe("resid_post", post), state.token_ids, place.kept)
 
 
-def head(x: Array, weights: Weights, config: Config, observe: Observer = unobserved) -> Array:
-    """Turn the last residual stream into logits: ``cap(scale (W norm(x) + b))``.
+def final_state(
+    h: Array, weights: Weights, config: Config, observe: Observer = unobserved
+) -> Array:
+    """Normalise the last residual stream: what every logit is a product of, ``norm(h_L)``.
 
-    Observed: `final_norm` [B, S, D] and `logits` [B, S, V].
+    Observed: `final_norm` [B, S, D].
 
     Args:
-        x: State after the last block, whose residual stream is h_L, [B, S, D].
-        weights: `final_norm.*`, `lm_head.weight` (any rows of it) and any bias.
+        h: Residual stream after the last block, h_L, [B, S, D].
+        weights: `final_norm.*`.
         config: The model's facts.
-        observe: Receives both trace points.
+        observe: Receives the trace point.
 
     Returns:
-        Logits, [B, S, rows of `lm_head.weight`].
+        [B, S, D].
     """
-    x = observe("final_norm", norm(stream(x, config), weights, "final_norm", config))
-    logits = ops.scaled(project(x, weights, "lm_head"), config.logit_scale)
-    return observe("logits", ops.soft_cap(logits, config.final_soft_cap))
+    return observe("final_norm", norm(h, weights, "final_norm", config))
+
+
+def logits(h: Array, weights: Weights, config: Config, observe: Observer = unobserved) -> Array:
+    """Compute the scores of all ids, or of some: ``cap(scale (W h + b))``.
+
+    Observed: `logits` [B, S, V].
+
+    Args:
+        h: From `final_state`, [B, S, D].
+        weights: `lm_head.weight`, those rows of it whose ids are asked for, and any bias.
+        config: The model's facts.
+        observe: Receives the trace point.
+
+    Returns:
+        [B, S, rows of `lm_head.weight`].
+    """
+    scores = ops.scaled(project(h, weights, "lm_head"), config.logit_scale)
+    return observe("logits", ops.soft_cap(scores, config.final_soft_cap))
+
+
+def head(state: State, weights: Weights, config: Config, observe: Observer = unobserved) -> Array:
+    """Turn the last residual stream into logits: ``cap(scale (W norm(x) + b))``, [B, S, V]."""
+    return logits(final_state(state.stream, weights, config, observe), weights, config, observe)
 
 
 def forward(
@@ -302,10 +316,10 @@ def forward(
         return value
 
     with loud(dtype):
-        x = embed(ids, positions, model.embedding(), config, dtype)
-        record("", "embed", stream(x, config))
+        state = embed(ids, positions, model.embedding(), config, dtype)
+        record("", "embed", state.stream)
         for i, kind in enumerate(config.blocks):
             place = replace(place_of[kind], observe=partial(record, f"blocks.{i}."))
-            x = block(x, model.block(i, dtype), place, config)
-        logits = head(x, model.head(dtype), config, partial(record, ""))
-    return Forward(logits, points)
+            state = block(state, model.block(i, dtype), place, config)
+        scores = head(state, model.head(dtype), config, partial(record, ""))
+    return Forward(scores, points)

@@ -1,12 +1,149 @@
-"""Tables that depend on token positions: the causal mask, rotary angles, ALiBi, query scales."""
+"""Token positions: rotary angles, ALiBi, query scales, the causal mask, and their facts."""
+
+from dataclasses import dataclass
+from math import ceil, floor, log, pi
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from ml_dtypes import bfloat16
 
 from refimpl.model import ops
-from refimpl.model.config import Alibi, BlockKind, Rope, Temperature
 from refimpl.model.ops import Array
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions of one kind of block.
+
+    Args:
+        theta: Base of the wavelengths.
+        rotary_dim: Channels of a head that rotate; an even number.
+        scaling: How the context is stretched: "default" (not), "linear" (all positions divided by
+            factor), "llama3" and "yarn" (long waves only), "dynamic" (a base that grows with the
+            length of the sequence), "longrope" (a factor for each wave) or "proportional" (not, but
+            only the first waves of the whole head turn).
+        factor: Stretch of the context.
+        low_freq_factor: llama3: waves longer than original / low are stretched by factor.
+        high_freq_factor: llama3: waves shorter than original / high are not stretched.
+        original_max_position_embeddings: Context length before stretching, in tokens.
+        interleaved: Channels 2i and 2i + 1 rotate together, not i and i + rotary_dim / 2.
+        attention_factor: yarn, longrope: multiplies cosines and sines.
+        beta_fast: yarn: waves with more turns than this in the original context do not change.
+        beta_slow: yarn: waves with fewer turns than this are stretched by factor.
+        truncate: yarn: the two limits between waves are rounded to whole waves.
+        short_factor: longrope: divisor of each wave for sequences within the original context.
+        long_factor: longrope: the same for longer sequences.
+        turning_dim: proportional: channels that turn; the waves of the others have no frequency.
+    """
+
+    theta: float
+    rotary_dim: int
+    scaling: Literal[
+        "default", "linear", "llama3", "yarn", "dynamic", "longrope", "proportional"
+    ] = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+    interleaved: bool = False
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    turning_dim: int = 0
+
+    @property
+    def by_length(self) -> bool:
+        """Whether the frequencies depend on the length of the sequence."""
+        return self.scaling in ("dynamic", "longrope")
+
+    def inv_freq(self, length: Array | int = 1) -> Array:
+        """Radians per position, ``theta^(-2i / rotary_dim)`` and then scaled.
+
+        Args:
+            length: Tokens of the sequence; it matters only if `by_length`.
+
+        Returns:
+            [rotary_dim / 2], float64.
+
+        Source: Su et al., arXiv:2104.09864, section 3.2; for yarn, Peng et al., arXiv:2309.00071,
+        section 3; for longrope, Ding et al., arXiv:2402.13753; for all scalings, transformers'
+        `modeling_rope_utils`.
+
+        Example:
+            >>> Rope(theta=100.0, rotary_dim=4).inv_freq().tolist()
+            [1.0, 0.1]
+            >>> Rope(theta=100.0, rotary_dim=4, scaling="linear", factor=2.0).inv_freq().tolist()
+            [0.5, 0.05]
+        """
+        dim, original = self.rotary_dim, self.original_max_position_embeddings
+        plain = self.theta ** -(np.arange(0, dim, 2, dtype=np.float64) / dim)
+        if self.scaling == "linear":
+            return plain / self.factor
+        if self.scaling == "proportional":
+            return np.where(np.arange(0, dim, 2) < self.turning_dim, plain / self.factor, 0.0)
+        if self.scaling == "llama3":
+            low, high = self.low_freq_factor, self.high_freq_factor
+            turns = original * plain / (2 * pi)
+            blend = np.sign(turns - low) if high == low else (turns - low) / (high - low)
+            short = np.clip(blend, 0, 1)  # 1: a short wave, not stretched
+            return (1 - short) * plain / self.factor + short * plain
+        if self.scaling == "yarn":
+            low, high = self._yarn_limits()
+            long = np.clip((np.arange(dim // 2) - low) / (high - low), 0, 1)
+            return (1 - long) * plain + long * plain / self.factor
+        if self.scaling == "dynamic":
+            stretch = self.factor * np.maximum(length, original) / original - (self.factor - 1)
+            return plain * stretch ** -(np.arange(0, dim, 2) / (dim - 2))
+        if self.scaling == "longrope":
+            long, short = (np.array(x) for x in (self.long_factor, self.short_factor))
+            return plain / np.where(length > original, long, short)
+        return plain
+
+    def _yarn_limits(self) -> tuple[float, float]:
+        """The waves, counted from 0, between which yarn begins and ends to stretch."""
+        dim, original = self.rotary_dim, self.original_max_position_embeddings
+        low, high = (
+            dim * log(original / (turns * 2 * pi)) / (2 * log(self.theta))
+            for turns in (self.beta_fast, self.beta_slow)
+        )
+        if self.truncate:
+            low, high = floor(low), ceil(high)
+        low, high = max(low, 0), min(high, dim - 1)
+        return low, high + 0.001 if high == low else high
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """Attention biases that fall off with the distance between query and key, instead of positions.
+
+    Args:
+        slopes: One per head.
+        scale: Multiplies the biases.
+        rounded: Whether slopes, positions and their products are rounded to bfloat16.
+    """
+
+    slopes: tuple[float, ...]
+    scale: float = 1.0
+    rounded: bool = False
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Queries that grow with their position s: ``1 + beta log(1 + floor((s + offset) / period))``.
+
+    Args:
+        beta: How fast they grow.
+        period: Tokens between two steps.
+        offset: Added to positions.
+    """
+
+    beta: float
+    period: int
+    offset: int = 0
 
 
 def rope_tables(
@@ -41,23 +178,24 @@ def rotation(positions: Array, rope: Rope, dtype: npt.DTypeLike) -> tuple[Array,
     return rope_tables(positions, rope.inv_freq(length), dtype, rope.attention_factor)
 
 
-def reach(positions: Array, kind: BlockKind) -> Array | int | None:
+def tokens_seen(positions: Array, window: int | None, chunked: bool) -> Array | int | None:
     """How many tokens each token sees at most, itself included: of a window, or of its chunk.
 
     Args:
         positions: Token positions, [S], integers.
-        kind: The kind of block.
+        window: Tokens of a window or of a chunk; None: all.
+        chunked: Whether a text is cut into chunks.
 
     Returns:
         One number for all tokens, or one for each, [S, 1]; None for all earlier tokens.
 
     Example:
-        >>> reach(np.arange(5), BlockKind(window=3, rope=None, chunked=True)).ravel().tolist()
+        >>> tokens_seen(np.arange(5), 3, chunked=True).ravel().tolist()
         [1, 2, 3, 1, 2]
     """
-    if kind.window is None or not kind.chunked:
-        return kind.window
-    first = positions // kind.window * kind.window  # of the chunk
+    if window is None or not chunked:
+        return window
+    first = positions // window * window  # of the chunk
     return np.expand_dims(positions - first + 1, -1)
 
 
@@ -69,7 +207,7 @@ def causal_bias(positions: Array, window: Array | int | None, dtype: npt.DTypeLi
 
     Args:
         positions: Token positions, [S], integers.
-        window: Number of visible tokens, from `reach`; None for all earlier ones.
+        window: Number of visible tokens, from `tokens_seen`; None for all earlier ones.
         dtype: Dtype of the bias.
 
     Returns:

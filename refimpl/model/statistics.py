@@ -8,6 +8,7 @@ import numpy as np
 from refimpl.model.config import Config
 from refimpl.model.forward import MIXERS, Place, Weights, block
 from refimpl.model.ops import Array
+from refimpl.model.state import State
 
 INPUT_OF = {
     "q_proj": "attn_norm", "k_proj": "attn_norm", "v_proj": "attn_norm", "o_proj": "attn_heads",
@@ -110,9 +111,9 @@ SUMS: Mapping[str, Statistic] = {"squares": sum_of_squares, "products": sum_of_o
 
 
 def block_with_sums(
-    statistic: Statistic, x: Array, weights: Weights, place: Place, config: Config
-) -> tuple[Array, dict[str, Array]]:
-    """The output of `block`, [B, S, D], and the sums of its linears' inputs, by trace point."""
+    statistic: Statistic, state: State, weights: Weights, place: Place, config: Config
+) -> tuple[State, dict[str, Array]]:
+    """The state after `block`, and the sums of its linears' inputs, by trace point."""
     sums, linears = dict[str, Array](), (name.removesuffix(".weight") for name in weights)
     read = {input_of(name) for name in linears if name.rpartition(".")[2] in INPUT_OF}
 
@@ -121,7 +122,7 @@ def block_with_sums(
             sums[name] = statistic(value)
         return value
 
-    return block(x, weights, replace(place, observe=observe), config), sums
+    return block(state, weights, replace(place, observe=observe), config), sums
 
 
 def add_sums(total: dict[str, Array], more: Mapping[str, Array]) -> None:

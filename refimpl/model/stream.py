@@ -11,11 +11,12 @@ from refimpl.model.forward import Place, Weights, block, embed, places
 from refimpl.model.kernels import TILED
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.model.state import State
 from refimpl.model.statistics import Statistic, block_with_sums
 
 
 class Stream:
-    """The states of several sequences before block `index`: residual streams and what they carry.
+    """The states of several sequences before block `index`.
 
     The caller passes the weights of each block (the model's or changed ones) and decides in which
     thread `through` runs, which changes nothing.
@@ -24,8 +25,7 @@ class Stream:
         model: The model: facts and embedding.
         ids: Token ids of each sequence, [S] or [B, S], by its number; lengths may differ.
         dtype: Dtype of the computation.
-        states: Residual streams to continue with, [B, S, D], by the same numbers; the embedded ids
-            if None.
+        states: States to continue with, by the same numbers; the embedded ids if None.
         index: The block that the states enter next.
 
     Example:
@@ -35,7 +35,7 @@ class Stream:
         >>> for i in range(model.config.num_blocks):
         ...     weights = model.block(i, np.float32)
         ...     stream.advance({n: stream.through(h, weights) for n, h in stream.states.items()})
-        >>> stream.index, stream.states[0].shape
+        >>> stream.index, stream.states[0].stream.shape
         (4, (1, 3, 32))
     """
 
@@ -44,7 +44,7 @@ class Stream:
         model: Model,
         ids: Mapping[int, Array],
         dtype: npt.DTypeLike = np.float32,
-        states: Mapping[int, Array] | None = None,
+        states: Mapping[int, State] | None = None,
         index: int = 0,
     ) -> None:
         self.model, self.config, self.dtype, self.index = model, model.config, dtype, index
@@ -64,25 +64,26 @@ class Stream:
         """The `Place` of a sequence of this length in block `index`."""
         return self._places[length][self.config.blocks[self.index]]
 
-    def through(self, h: Array, weights: Weights) -> Array:
-        """Residual streams of one length, [B, S, D], after block `index` with these weights.
+    def through(self, state: State, weights: Weights) -> State:
+        """A state after block `index` with these weights.
 
-        They pass as one row of tokens, [1, B S, D], if the mixer can do that: then each linear is
-        one product.
+        Its sequences pass as one row of tokens, [1, B S, D], if the mixer can do that: then each
+        linear is one product.
         """
-        if not self.config.mixer(self.index).in_a_row:
-            return block(h, weights, self.place(h.shape[1]), self.config)
-        place = in_a_row(self.place(h.shape[1]), len(h))
-        row = np.reshape(h, (1, -1, h.shape[2]))
-        return np.reshape(block(row, weights, place, self.config), (*h.shape[:2], -1))
+        place, sequences = self.place(state.stream.shape[1]), len(state)
+        if sequences == 1 or not self.config.mixer(self.index).in_a_row:
+            return block(state, weights, place, self.config)
+        row = block(state.in_a_row(), weights, in_a_row(place, sequences), self.config)
+        return row.apart(sequences)
 
     def through_with_sums(
-        self, h: Array, weights: Weights, statistic: Statistic
-    ) -> tuple[Array, dict[str, Array]]:
+        self, state: State, weights: Weights, statistic: Statistic
+    ) -> tuple[State, dict[str, Array]]:
         """The same, and a statistic's sums over the inputs of the block's linears."""
-        return block_with_sums(statistic, h, weights, self.place(h.shape[1]), self.config)
+        place = self.place(state.stream.shape[1])
+        return block_with_sums(statistic, state, weights, place, self.config)
 
-    def advance(self, states: Mapping[int, Array]) -> None:
+    def advance(self, states: Mapping[int, State]) -> None:
         """Replace the states by those after block `index`, and count one block on."""
         self.states, self.index = dict(states), self.index + 1
 
@@ -94,8 +95,6 @@ def state_bytes(config: Config, length: int, dtype: npt.DTypeLike) -> int:
 
 def in_a_row(place: Place, sequences: int) -> Place:
     """The same place for sequences one after another, as `kernels.tiled_attention` takes them."""
-    if sequences == 1:
-        return place
     rope, scale, times = place.rope, place.query_scale, (sequences, 1)
     return replace(
         place,

@@ -18,7 +18,7 @@ from refimpl.loading.files.safetensors_file import ARRAY_DTYPES, SafetensorsFile
 from refimpl.model.attention import merge_heads, split_heads
 from refimpl.model.layout import cut
 from refimpl.model.ops import Array
-from refimpl.model.token_ids import checked_ids
+from refimpl.model.state import checked_ids
 from refimpl.oracle.case import Case, computed_case, read_case
 from refimpl.oracle.case_folders import FACTS, FORWARD, matching
 from refimpl.oracle.judging.measures import array_of

@@ -21,7 +21,7 @@ from refimpl.method.perturbation import noise
 from refimpl.model.experts import ROUTER
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.token_ids import checked_ids
+from refimpl.model.state import checked_ids
 from refimpl.oracle.case_folders import (
     FACTS,
     NEXT,

@@ -24,10 +24,10 @@ from refimpl.model.config import Config
 from refimpl.model.experts import ROUTER
 from refimpl.model.forward import INSIDE, Place, Weights, block, embed, head, places
 from refimpl.model.forward import project as project_linear
-from refimpl.model.mixers.carried import stream, whole_state, with_stream
-from refimpl.model.mixers.sizes import SharedAttention
+from refimpl.model.mixers.softmax_attention import SharedAttention
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.model.state import State
 from refimpl.model.statistics import input_of, inputs_of, sum_of_squares
 from refimpl.oracle.judging.records import record_of
 from refimpl.oracle.judging.ties import Keep, sparsegpt_scores, unpacked
@@ -94,20 +94,21 @@ class StepInputs:
         return [by_kind[kind] for kind in config.blocks]
 
     @cached_property
-    def embedded(self) -> Array:
-        """The states before the first block, [N, S, D]."""
+    def embedded(self) -> State:
+        """The state before the first block."""
         positions, config = np.arange(self.ids.shape[1]), self.model.config
         return embed(self.ids, positions, self.model.embedding(), config, self.dtype)
 
-    def state_at(self, block: int, point: str) -> Array:
-        """The clean states of an experiment, [N, S, D], before or after a block (the last, -1)."""
+    def state_at(self, block: int, point: str) -> State:
+        """The clean state of an experiment before or after a block (the last, -1)."""
         index, config = block % self.model.config.num_blocks, self.model.config
+
+        def array(step: str) -> Array:
+            return self.clean[step] if step in self.clean else self.state(step)
+
         until = index + (point == "resid_post")
-        h, *kept = (
-            self.clean[name] if name in self.clean else self.state(name)
-            for name in (f"blocks.{index}.{point}", *kept_steps(config, until))
-        )
-        return whole_state(h, self.ids, config, kept) if until else with_stream(self.embedded, h)
+        kept = {i: (array(k), array(v)) for i, (k, v) in kept_steps(config, until).items()}
+        return State(array(f"blocks.{index}.{point}"), self.ids, kept)
 
     @property
     def known(self) -> set[str]:
@@ -218,9 +219,10 @@ class StepInputs:
 NamedArrays = Iterator[tuple[str, Array]]
 
 
-def kept_steps(config: Config, until: int) -> list[str]:
-    """Steps of what later blocks read beside the stream, of the blocks before one, in order."""
-    return [f"blocks.{i}.{x}" for i in config.carried if 0 <= i < until for x in "kv"]
+def kept_steps(config: Config, until: int) -> dict[int, tuple[str, str]]:
+    """Steps of the keys and values that later blocks read, of the blocks before one, by number."""
+    blocks = (i for i, kind in enumerate(config.blocks[:until]) if kind.mixer.kept_size)
+    return {i: (f"blocks.{i}.k", f"blocks.{i}.v") for i in blocks}
 
 
 def forward(inputs: StepInputs) -> NamedArrays:
@@ -236,8 +238,8 @@ def forward(inputs: StepInputs) -> NamedArrays:
         read[name] = value
         return value
 
-    yield "embed", stream(x, config)
-    x, before = with_stream(x, observe("embed", stream(x, config))), "embed"
+    yield "embed", x.stream
+    x, before = x.with_stream(observe("embed", x.stream)), "embed"
     for i, place in enumerate(inputs.places):
         trace.clear()
         read.clear()
@@ -274,9 +276,8 @@ def by_noise(inputs: StepInputs) -> NamedArrays:
         if not inputs.given:
             require_resolved(plan, inputs.dtype)
 
-        def start(i: int, _: Weights, clean: Array, plan: Noise = plan) -> Starts:
-            for n, state in enumerate(clean):
-                h = stream(state, inputs.model.config)
+        def start(i: int, _: Weights, clean: State, plan: Noise = plan) -> Starts:
+            for n, h in enumerate(clean.stream):
                 kept = experiment.kept_tokens(h, recipe.sink)
                 how = plan.etas[0], kept, plan.noise_norm
                 for draw in range(plan.draws):
@@ -284,34 +285,35 @@ def by_noise(inputs: StepInputs) -> NamedArrays:
                         noise = experiment.noise(recipe.seed, n, i, draw, h.shape)
                     else:
                         noise = inputs.noises[f"noise.{draw}" if draw else "noise"][i][n]
-                    yield n, with_stream(state, experiment.perturbed(h, noise, *how))
+                    changed = experiment.perturbed(h, noise, *how)[None]
+                    yield n, clean.sequence(n).with_stream(changed)
 
         yield from measured(inputs, prefix or "perturbed.", followed(inputs, start))
 
 
-Starts = Iterator[tuple[int, Array]]  # numbers of sequences, and their perturbed states, [S, D]
+Starts = Iterator[tuple[int, State]]  # numbers of sequences, and their perturbed states
 
 
 @dataclass
 class Followed:
-    """A perturbed state of a sequence, [S, D], on its way, and what is measured of it."""
+    """A perturbed state of a sequence on its way, and what is measured of it."""
 
     sequence: int
-    state: Array
+    state: State
     measured: PerturbedState
 
 
-def followed(inputs: StepInputs, start: Callable[[int, Weights, Array], Starts]) -> list[Followed]:
+def followed(inputs: StepInputs, start: Callable[[int, Weights, State], Starts]) -> list[Followed]:
     """The states that `start` perturbs after each block, through all later ones."""
     config, plan, states = inputs.model.config, inputs.recipe.perturbation, list[Followed]()
     for k, place in enumerate(inputs.places):
         weights, clean = inputs.model.block(k, inputs.dtype), inputs.state_at(k, "resid_post")
         for x in states:
-            x.state = block(x.state[None], weights, place, config)[0]
-            x.measured.measure(x.state, clean[x.sequence, None])
+            x.state = block(x.state, weights, place, config)
+            x.measured.measure(x.state, clean.sequence(x.sequence))
         for n, changed in start(k, weights, clean):
-            measured = PerturbedState(config.hidden_size)
-            state = measured.start(changed[None], clean[n, None], plan)[0]
+            measured = PerturbedState()
+            state = measured.start(changed, clean.sequence(n), plan)
             states.append(Followed(n, state, measured))
     return states
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.model.layout import WHOLE, Layout
-from refimpl.model.mixers.sizes import Attention
+from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.model import Model
 from refimpl.oracle.case import Case
 

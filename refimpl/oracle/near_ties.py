@@ -165,7 +165,7 @@ class _Router:
 
     def chosen(self, change: Array) -> ties.Keep:
         """The experts that are chosen if the logits change by so much."""
-        chosen: ties.Keep = route(self.logits + change, self.experts, self.weights.get(BIAS))[0]
+        chosen: ties.Keep = route(self.logits + change, self.experts, self.weights)[0]
         return chosen
 
     def near(self) -> Array:

@@ -14,6 +14,7 @@ from refimpl.model.floating_point import loud
 from refimpl.model.forward import Weights, block, head
 from refimpl.model.model import Model, zeroed
 from refimpl.model.ops import Array
+from refimpl.model.state import State
 from refimpl.model.statistics import SUMS, block_with_sums, input_of
 from refimpl.oracle import dense_steps as dense
 from refimpl.oracle.dense_steps import NamedArrays, Starts, StepInputs, kept_steps
@@ -49,21 +50,23 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
             keep, _ = decision(exact[f"{linear}.weight"], total, len(inputs.ids), goal, wanda)
             yield inputs.of(step, sums_of, "pruned.counts"), np.packbits(keep, axis=1)
 
-    def start(i: int, weights: Weights, _: Array) -> Starts:
+    def start(i: int, weights: Weights, _: State) -> Starts:
         changed = dict(weights)
         for linear in config.linears[i]:
             weight = changed[f"{linear}.weight"]
             keep = inputs.keep(f"pruned.blocks.{i}.{linear}.keep", weight.shape)
             changed[f"{linear}.weight"] = zeroed(weight, keep)
-        for n, before in enumerate(inputs.state_at(i, "resid_pre")):
-            yield n, block(before[None], changed, inputs.places[i], config)[0]
+        before = inputs.state_at(i, "resid_pre")
+        for n in range(len(before)):
+            yield n, block(before.sequence(n), changed, inputs.places[i], config)
 
     states = dense.followed(inputs, start)
     logits = partial(head, weights=model.head(inputs.dtype), config=config)
-    right = [logits(x[None])[0] for x in inputs.state_at(-1, "resid_post")]
+    clean = inputs.state_at(-1, "resid_post")
+    right = [logits(clean.sequence(n))[0] for n in range(len(clean))]
     ends = []
     for x in states:
-        z, other = right[x.sequence], logits(x.state[None])[0]
+        z, other = right[x.sequence], logits(x.state)[0]
         nats = RunningDivergence.start(len(z)).add(z, other).value
         ends.append(nan_mean(nats[x.measured.kept]))
     yield from dense.measured(inputs, "pruned.", states)
@@ -198,7 +201,11 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
     recipe, tokens, left = inputs.recipe, inputs.ids.shape[1], {*(inputs.wanted or ())}
     perturbs = any(recipe.perturbs(x, inputs.model.config.num_blocks) for x in ("", "coarse."))
     arrays: dict[str, Array] = {}
-    kept = kept_steps(inputs.model.config, inputs.model.config.num_blocks)
+    kept = [
+        x
+        for y in kept_steps(inputs.model.config, inputs.model.config.num_blocks).values()
+        for x in y
+    ]
     inputs.model.check_finite(inputs.dtype)
     with loud(inputs.dtype):
         for function in table[:2] if recipe.only else table:

@@ -16,6 +16,7 @@ from refimpl.model.config import Linears
 from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights, Later, zeroed
 from refimpl.model.ops import Array
+from refimpl.model.state import State
 from refimpl.model.statistics import (
     SUMS,
     Statistic,
@@ -124,13 +125,13 @@ def sums_of_all(
     workers: Workers,
     tick: Callable[[], None] | None = None,
     points: Collection[str] | None = None,
-) -> tuple[dict[int, Array], dict[str, Array]]:
+) -> tuple[dict[int, State], dict[str, Array]]:
     """The states of a stream after its next block, and sums over the inputs of its linears.
 
     The sums are added in the order of the states. Outer products are large: they are added in
     place, and those of some trace points may be summed alone.
     """
-    after, total, numbers = dict[int, Array](), dict[str, Array](), list(stream.states)
+    after, total, numbers = dict[int, State](), dict[str, Array](), list(stream.states)
     of_products, most = statistic is SUMS["products"], workers.threads
     for start in range(0, len(numbers), most):
         together, read = numbers[start : start + most], list[Mapping[str, Array]]()

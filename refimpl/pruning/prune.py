@@ -17,8 +17,8 @@ from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import filled, plain
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.model.state import checked_ids
 from refimpl.model.stream import Stream, state_bytes
-from refimpl.model.token_ids import checked_ids
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.pruner import Pruner, pruners

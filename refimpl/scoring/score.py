@@ -26,7 +26,7 @@ from refimpl.method.absorption import absorption_coefficient, nan_mean
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.token_ids import checked_ids
+from refimpl.model.state import checked_ids
 from refimpl.running.provenance import token_facts
 from refimpl.running.settings import Settings, parse_memory
 from refimpl.scoring.experiment import dense_squares, experiment, probing_bytes, work_list

@@ -15,9 +15,9 @@ from refimpl.errors import RefimplError
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
+from refimpl.model.state import checked_ids
 from refimpl.model.statistics import SUMS, input_of, saw_no_token
 from refimpl.model.stream import Stream, state_bytes
-from refimpl.model.token_ids import checked_ids
 from refimpl.pruning.block import sums_of_all
 from refimpl.running.settings import Resources, Settings, require_memory
 from refimpl.running.threads import Workers

@@ -18,10 +18,10 @@ from refimpl.method.absorption import left_out, nan_mean, surviving_drift
 from refimpl.method.divergence import RunningDivergence
 from refimpl.method.perturbation import deviation, kept_tokens, noise, perturbed, sink_share
 from refimpl.model.config import Config
-from refimpl.model.forward import Weights, head
-from refimpl.model.mixers.carried import with_stream
+from refimpl.model.forward import Weights, final_state, logits
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
+from refimpl.model.state import State
 from refimpl.model.statistics import sum_of_squares
 from refimpl.model.stream import Stream
 from refimpl.running.threads import Workers
@@ -30,33 +30,33 @@ from refimpl.scoring.measurements import Address, PruneBlock, Squares, passes
 from refimpl.scoring.pruned_alone import PrunedBlocks
 from refimpl.storage.file_system import MIB
 
-Clean = Future[tuple[Array, dict[str, Array]]]
-"""A clean state after a block, [1, S, D], and the squares of its linears' inputs, when computed."""
+Clean = Future[tuple[State, dict[str, Array]]]
+"""A clean state after a block, of one sequence, and its linears' squares, when computed."""
 
 
 class PerturbedState:
     """A perturbed state on its way, measured after the perturbed block and every later one."""
 
-    def __init__(self, width: int) -> None:
-        self.drift, self.alignment, self.width = list[float](), list[float](), width
+    def __init__(self) -> None:
+        self.drift, self.alignment = list[float](), list[float]()
         self.sink_share = 0.0
 
-    def start(self, changed: Array, clean: Array, plan: Perturbation) -> Array:
-        """The perturbed state after its block, except for sinks, [1, S, D]; it is measured."""
-        stream = clean[0, :, : self.width]
-        self.kept, self.sink_share = kept_tokens(stream, plan.sink), sink_share(stream)
-        h = np.where(self.kept[None, :, None], changed, clean)
-        self.unperturbed = np.array_equal(h, clean)
-        self.measure(h[0], clean)
+    def start(self, changed: State, clean: State, plan: Perturbation) -> State:
+        """The perturbed state after its block, except for sinks; it is measured."""
+        h = clean.stream[0]
+        self.kept, self.sink_share = kept_tokens(h, plan.sink), sink_share(h)
+        state = changed.where(self.kept, clean)
+        self.unperturbed = state.equals(clean)
+        self.measure(state, clean)
         self.first = self.last
-        return h
+        return state
 
-    def measure(self, h: Array, clean: Array) -> None:
-        """Note how far the state, [S, D], is from the clean one, [1, S, D]."""
+    def measure(self, state: State, clean: State) -> None:
+        """Note how far the state is from the clean one, both of one sequence."""
         if self.unperturbed:
-            h[...] = clean[0]  # which passed alone, with another rounding
-        streams = h[:, : self.width], clean[0, :, : self.width]
-        distance = deviation(*streams, self.kept)
+            for x, right in zip(state.arrays, clean.arrays, strict=True):
+                x[...] = right  # which passed alone, with another rounding
+        distance = deviation(state.stream[0], clean.stream[0], self.kept)
         self.drift.append(float(nan_mean(distance.drift)))
         self.alignment.append(float(nan_mean(distance.alignment)))
         self.last = distance.drift
@@ -78,16 +78,15 @@ class PerturbedState:
 class Stack:
     """Neighbouring states of a sequence, which share the products of each block that they pass.
 
-    They are in the order of their blocks; each joins after its own, and `h` [k, S, D] holds the k
-    that have. The first `width` channels are the residual stream; behind it is what a state carries
-    for later blocks (`model.mixers.carried`), which is not perturbed and not measured.
+    They are in the order of their blocks; each joins after its own, and `h` holds the k that have,
+    as k sequences.
     """
 
-    def __init__(self, states: tuple[Address, ...], plan: Perturbation, width: int) -> None:
+    h: State
+
+    def __init__(self, states: tuple[Address, ...], plan: Perturbation) -> None:
         self.addresses, self.plan, self.sequence = states, plan, states[0].sequence
-        self.width = width
         self.states = list[PerturbedState]()
-        self.h: Array = np.zeros(0)
 
     def items(self) -> Iterable[tuple[Address, PerturbedState]]:
         """Every state with its address."""
@@ -96,11 +95,11 @@ class Stack:
     def move(
         self,
         index: int,
-        through: Callable[[Array], Array],
-        perturb: Callable[[Address], Array],
+        through: Callable[[State], State],
+        perturb: Callable[[Address], State],
         clean: Clean,
     ) -> int:
-        """Take the states [k, S, D] through block `index`, add that which it perturbs, [1, S, D].
+        """Take the states through block `index`, and add that which it perturbs.
 
         The clean state after the block is waited for when it is needed. Returns how many states
         have passed the block, or the pruned one.
@@ -108,24 +107,23 @@ class Stack:
         passed = len(self.states)
         if self.states:
             self.h = through(self.h)
-            for h, state in zip(self.h, self.states, strict=True):
-                state.measure(h, clean.result()[0])
+            for k, state in enumerate(self.states):
+                state.measure(self.h.sequence(k), clean.result()[0])
         for a in self.addresses[len(self.states) :]:
             if a.block != index:
                 break
-            self.states.append(PerturbedState(self.width))
+            self.states.append(PerturbedState())
             begun = self.states[-1].start(perturb(a), clean.result()[0], self.plan)
-            self.h = np.concatenate([self.h, begun]) if len(self.states) > 1 else begun
+            self.h = self.h.and_those_of(begun) if len(self.states) > 1 else begun
         return len(self.states) if isinstance(self.plan, Probes) else passed
 
 
-def with_noise(clean: Array, a: Address, plan: Noise, width: int) -> Array:
-    """The clean state after the addressed block with the noise of that address, both [1, S, D]."""
-    (state,) = clean
-    h = state[:, :width]
+def with_noise(clean: State, a: Address, plan: Noise) -> State:
+    """The clean state after the addressed block with the noise of that address."""
+    h = clean.stream[0]
     e = noise(plan.seed, a.sequence, a.block, a.draw, h.shape)
     kept, eta = kept_tokens(h, plan.sink), plan.etas[a.variant]
-    return with_stream(state, perturbed(h, e, eta, kept, plan.noise_norm))[None]
+    return clean.with_stream(perturbed(h, e, eta, kept, plan.noise_norm)[None])
 
 
 HEAD_BYTES = MIB  # logits of one state held at a time: more do not stay in a core's cache
@@ -171,8 +169,8 @@ class StateGroup:
         self, model: Model, blocks: int, workers: Workers, tick: Tick = lambda cost: None
     ) -> tuple[Stream, list[Stack], dict[int, Squares]]:
         """Clean and perturbed states after so many blocks, and the squares of clean ones."""
-        clean, width = Stream(model, self.ids, self.dtype), model.config.hidden_size
-        stacks = [Stack(addresses, self.plan, width) for addresses in self.stacks]
+        clean = Stream(model, self.ids, self.dtype)
+        stacks = [Stack(addresses, self.plan) for addresses in self.stacks]
         squares: dict[int, Squares] = dict.fromkeys(self.counted, ())
         for i in range(blocks):
             weights = model.block(i, self.dtype, workers.map)
@@ -219,37 +217,44 @@ class StateGroup:
         ahead: Mapping[int, Clean],
         pruned: Mapping[int, Weights],
         a: Address,
-    ) -> Array:
+    ) -> State:
         """A state after the block that perturbs it: with noise, or through the pruned block."""
         if isinstance(self.plan, Noise):
-            (h, _), width = ahead[a.sequence].result(), clean.config.hidden_size
-            return with_noise(h, a, self.plan, width)
+            return with_noise(ahead[a.sequence].result()[0], a, self.plan)
         return clean.through(clean.states[a.sequence], pruned[a.variant])
 
     def _divergences(
         self,
         model: Model,
         stacks: Sequence[Stack],
-        clean: Mapping[int, Array],
+        clean: Mapping[int, State],
         workers: Workers,
         tick: Tick,
     ) -> dict[Address, float]:
         """Mean KL over the kept tokens for every state, the head loaded piece by piece."""
         config, dtype = model.config, self.dtype
-        tokens = next(iter(clean.values())).shape[1]
+        tokens = next(iter(clean.values())).stream.shape[1]
         step = max(1, HEAD_BYTES // (tokens * np.dtype(dtype).itemsize))
-        ends = {a: stack.h[k] for stack in stacks for k, a in enumerate(stack.addresses)}
+        last = partial(final_state, weights=model.head(dtype, slice(0)), config=config)
+
+        def end(stack: Stack) -> None:
+            stack.h = stack.h.with_stream(last(stack.h.stream))
+
+        workers.run(partial(end, stack) for stack in stacks)
+        passed = workers.run(partial(last, x.stream) for x in clean.values())
+        finals = dict(zip(clean, passed, strict=True))
+        ends = {a: stack.h.stream[k] for stack in stacks for k, a in enumerate(stack.addresses)}
         running = {a: RunningDivergence.start(tokens) for a in ends}
 
-        def add(a: Address, weights: Weights, logits: Array) -> RunningDivergence:
-            return running[a].add(logits, head(ends[a][None], weights, config)[0])
+        def add(a: Address, weights: Weights, right: Array) -> RunningDivergence:
+            return running[a].add(right, logits(ends[a][None], weights, config)[0])
 
         for start in range(0, config.vocab_size, step):
             weights = model.head(dtype, slice(start, start + step))
-            for sequence, h in clean.items():
-                (logits,) = workers.run([partial(head, h, weights, config)])
+            for sequence, h in finals.items():
+                (right,) = workers.run([partial(logits, h, weights, config)])
                 of_sequence = [a for a in ends if a.sequence == sequence]
-                sums = workers.run([partial(add, a, weights, logits[0]) for a in of_sequence])
+                sums = workers.run([partial(add, a, weights, right[0]) for a in of_sequence])
                 running |= zip(of_sequence, sums, strict=True)
             pieces = -(-config.vocab_size // step)
             tick(head_cost(config) * (len(ends) + len(clean)) / pieces)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
-from refimpl.model.token_ids import checked_ids
+from refimpl.model.state import checked_ids
 from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, Windows, id_tokens, random_tokens
 from refimpl.tokens.text import text_tokens, text_windows
 

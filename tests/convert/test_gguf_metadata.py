@@ -14,7 +14,8 @@ from refusals import refusal_of
 from refimpl import Model, read_model
 from refimpl.convert.conversion import convert
 from refimpl.convert.gguf_config import ROPE_FACTORS
-from refimpl.model.config import Config, Rope
+from refimpl.model.config import Config
+from refimpl.model.position_tables import Rope
 
 Change = Callable[[gguf.GGUFWriter], object]
 LINEAR = gguf.RopeScalingType.LINEAR

@@ -18,7 +18,7 @@ from refusals import refusal_of
 from refimpl import RefimplError, read_model
 from refimpl.convert.conversion import convert
 from refimpl.convert.gguf_config import ROPE_FACTORS
-from refimpl.model.config import Rope
+from refimpl.model.position_tables import Rope
 
 HUGE = (1 << 64) - 1
 STRING, ARRAY, UINT32 = 8, 9, 4

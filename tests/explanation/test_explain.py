@@ -23,7 +23,7 @@ from refimpl.explanation.shown_values import described, full_name
 from refimpl.loading.families import FAMILIES
 from refimpl.method import perturbation
 from refimpl.model import ops
-from refimpl.model.mixers.sizes import Attention
+from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.running.settings import Settings
 from refimpl.scoring.signals import signals
 from refimpl.show.explain import explanation_document, explanation_text, sparkline
@@ -190,7 +190,7 @@ def test_functions_are_those_of_the_family() -> None:
     assert called("llama4_text", "mlp_out", 1) == {"mixture", "mlp", "silu"}
     assert {"mixture", "mlp"} < called("gemma4_experts", "mlp_out")
     assert called("gemma4_small", "block_embed") == {"block_embedding", "rms_norm", "norm"}
-    assert "reach" in called("llama4_text", "attention")
+    assert "tokens_seen" in called("llama4_text", "attention")
     assert "sigmoid" in called("llama4_text", "routing", 1)
     assert "softmax" in called("mixtral", "routing")
 

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from refimpl.model.config import BlockKind, Rope
-from refimpl.model.mixers.sizes import Experts
+from refimpl.model.config import BlockKind
+from refimpl.model.experts import Experts
+from refimpl.model.position_tables import Rope
 
 FILE = Path(__file__).parent / "published_configs.jsonl"
 # By the checkpoint's name: where a public copy of its `config.json` is, the file, and what it reads

@@ -18,18 +18,20 @@ from gates import GATES, expected_of, model_of, worst_point
 
 from refimpl import Model, forward
 from refimpl.model import attention, ops, position_tables
-from refimpl.model.config import Alibi, BlockKind, Config, Rope, Temperature
+from refimpl.model import forward as forward_module
+from refimpl.model.config import BlockKind, Config
 from refimpl.model.kernels import PLAIN
 from refimpl.model.mixers import (
-    carried,
     gated_delta_rule,
     latent_attention,
     mamba2,
     short_convolution,
     softmax_attention,
 )
-from refimpl.model.mixers.sizes import Attention
+from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.ops import Array
+from refimpl.model.position_tables import Alibi, Rope, Temperature
+from refimpl.model.state import State
 from refimpl.model.weight import Weight
 
 Break = Callable[[Model, pytest.MonkeyPatch], Model]
@@ -351,8 +353,18 @@ def kernel_weights(end: str, change: Callable[[Array], Array]) -> Break:
 
 
 def shared(change: Callable[[Array], Array]) -> Break:
-    """Change keys and values that a block reads of an earlier one, [B, K, S, h]."""
-    return patched(carried, "split_heads", lambda right: lambda *x: change(right(*x)))
+    """Change keys and values that later blocks read, [B, K, S, h]."""
+
+    def changed(right: Callable[..., State]) -> Callable[..., State]:
+        def wrong(*arguments: Any) -> State:
+            state = right(*arguments)
+            return replace(
+                state, kept={i: (change(k), change(v)) for i, (k, v) in state.kept.items()}
+            )
+
+        return wrong
+
+    return patched(forward_module, "block", changed)
 
 
 def table(change: Callable[[Array], Array]) -> Break:

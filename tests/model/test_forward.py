@@ -3,6 +3,7 @@
 import ast
 import inspect
 from collections.abc import Iterator
+from functools import reduce
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +18,14 @@ from refimpl.model import attention, kernels, ops
 from refimpl.model import forward as forward_module
 from refimpl.model.config import Config
 from refimpl.model.kernels import PLAIN, TILED, Kernels
-from refimpl.model.mixers import projection, sizes, softmax_attention
+from refimpl.model.mixers import projection, softmax_attention
+from refimpl.model.mixers.gated_delta_rule import GatedDeltaRule
+from refimpl.model.mixers.latent_attention import LatentAttention
+from refimpl.model.mixers.mamba2 import Beside, Mamba2
+from refimpl.model.mixers.mixer import Mixer
+from refimpl.model.mixers.short_convolution import ShortConvolution
+from refimpl.model.mixers.softmax_attention import Attention
+from refimpl.model.state import State
 from refimpl.model.stream import Stream
 
 
@@ -26,26 +34,26 @@ def mixer_points(
 ) -> dict[str, tuple[int, ...]]:
     """The documented names and shapes of what mixes the tokens of a block."""
     match mixer:
-        case sizes.Attention(heads, kv_heads, head_dim):
+        case Attention(heads, kv_heads, head_dim):
             queries, keys = ((batch, n, length, head_dim) for n in (heads, kv_heads))
             return {"q": queries, "k": keys, "v": keys, "q_rope": queries, "k_rope": keys}
-        case sizes.ShortConvolution():
+        case ShortConvolution():
             return {"conv_in": stream, "conv_out": stream}
-        case sizes.GatedDeltaRule():
+        case GatedDeltaRule():
             row = (batch, length, sum(mixer.channels))
             read = (batch, length, mixer.channels[-1])
             return {"conv_in": row, "conv_out": row, "state_out": read}
-        case sizes.Mamba2(heads, head_dim):
+        case Mamba2(heads, head_dim):
             inner = heads * head_dim
             row = (batch, length, inner + 2 * mixer.groups * mixer.state)
             return {"conv_in": row, "conv_out": row, "state_out": (batch, length, inner)}
-        case sizes.LatentAttention(heads):
+        case LatentAttention(heads):
             one, value = mixer.plain_dim + mixer.rotary_dim, mixer.value_dim
             of_keys, values = ((batch, heads, length, n) for n in (one, value))
             rotated = dict.fromkeys(("q_rope", "k_rope"), of_keys)
             latent = {"latent": (batch, length, mixer.rank), "v": values}
             return {"q": of_keys} | latent | rotated
-        case sizes.Beside():
+        case Beside():
             both = mixer.mamba2, mixer.attention
             return {k: x for m in both for k, x in mixer_points(m, batch, length, stream).items()}
     raise TypeError(mixer)
@@ -57,7 +65,7 @@ def trace_points(config: Config, batch: int, length: int) -> Iterator[tuple[str,
     yield "embed", stream
     for i, kind in enumerate(config.blocks):
         yield f"blocks.{i}.resid_pre", stream
-        mixes, fed = type(kind.mixer) is not sizes.Mixer, kind.mixture is not None
+        mixes, fed = type(kind.mixer) is not Mixer, kind.mixture is not None
         if mixes:
             yield f"blocks.{i}.attn_norm", stream
             for name, shape in mixer_points(config.mixer(i), batch, length, stream).items():
@@ -123,9 +131,11 @@ def test_sequences_in_a_row_pass_as_alone(case: str, monkeypatch: pytest.MonkeyP
     for i in range(model.config.num_blocks):
         weights = model.block(i, np.float64)
         alone = {n: stream.through(h, weights) for n, h in stream.states.items()}
-        row = stream.through(np.concatenate([*stream.states.values()]), weights)
-        for n, h in alone.items():
-            assert worst_token(row[n], h[0]) <= GATES["float64"]
+        first, *others = stream.states.values()
+        row = stream.through(reduce(State.and_those_of, others, first), weights)
+        for n, state in alone.items():
+            for array, right in zip(row.sequence(n).arrays, state.arrays, strict=True):
+                assert worst_token(array, right) <= GATES["float64"]
         stream.advance(alone)
 
 

@@ -27,10 +27,10 @@ from test_broken_variants import (
 
 from refimpl import Model, read_model
 from refimpl.model import forward as forward_module
-from refimpl.model.experts import largest, route, sparsemixer
+from refimpl.model.experts import Experts, largest, route, sparsemixer
 from refimpl.model.forward import block, places
-from refimpl.model.mixers.sizes import Experts
 from refimpl.model.ops import Array
+from refimpl.model.state import State
 
 EXPERT = "model.layers.1.block_sparse_moe.experts.3"
 ROUTER = "model.layers.0.block_sparse_moe.gate.weight"
@@ -77,10 +77,10 @@ def no_share(right: Any, *arguments: Any) -> tuple[Array, Array]:
     return chosen, 0 * share
 
 
-def corrected_shares(right: Any, logits: Array, facts: Experts, correction: Any, _: Any) -> Any:
+def corrected_shares(right: Any, logits: Array, facts: Experts, weights: Any, _: Any) -> Any:
     """Let the correction change the shares, not the choice alone."""
-    chosen, share = right(logits, facts, correction)
-    sized = share + np.where(chosen, correction, 0)
+    chosen, share = right(logits, facts, weights)
+    sized = share + np.where(chosen, weights["router.correction"], 0)
     return chosen, sized * (share.sum(-1, keepdims=True) / sized.sum(-1, keepdims=True))
 
 
@@ -151,7 +151,8 @@ def test_an_expert_computes_its_tokens_and_no_others() -> None:
     x = np.random.default_rng(0).standard_normal((2, 9, config.hidden_size))
     place = places(np.arange(9), config, np.float64)[config.blocks[1]]
     seen: dict[str, Array] = {}
-    block(x, weights, replace(place, observe=lambda n, v: seen.setdefault(n, v)), config)
+    observed = replace(place, observe=lambda n, v: seen.setdefault(n, v))
+    block(State(x, np.zeros((2, 9), int)), weights, observed, config)
     assert config.experts is not None
     logits = seen["mlp_norm"] @ weights["router.weight"].T
     total = 0
@@ -170,7 +171,7 @@ def test_an_expert_computes_its_tokens_and_no_others() -> None:
 def test_equal_scores_go_to_the_lower_index() -> None:
     assert largest(np.zeros((2, 5)), 2).tolist() == [[True, True, False, False, False]] * 2
     facts = Experts(4, 2, 8)
-    chosen, share = route(np.array([[[1.0, 3.0, 1.0, 1.0]]]), facts, None)
+    chosen, share = route(np.array([[[1.0, 3.0, 1.0, 1.0]]]), facts)
     assert chosen.tolist() == [[[True, True, False, False]]]
     assert share.sum() == pytest.approx(1)
 

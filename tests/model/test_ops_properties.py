@@ -17,12 +17,15 @@ from scipy import special
 from strategies import seeds
 
 from refimpl.model import kernels, ops, position_tables
-from refimpl.model.config import LEARNED_ACTIVATION, NORMS, BlockKind, Config, Rope
+from refimpl.model.config import LEARNED_ACTIVATION, NORMS, BlockKind, Config
 from refimpl.model.floating_point import is_zero
 from refimpl.model.forward import block, embed, head, places
 from refimpl.model.kernels import PLAIN, TILED, Kernels
+from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.model import zeroed
 from refimpl.model.ops import Array
+from refimpl.model.position_tables import Rope
+from refimpl.model.state import State
 
 DTYPES = ["float32", "float64"]
 INTEGERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
@@ -204,6 +207,7 @@ def test_causal_bias(integer: str, data: st.DataObject) -> None:
 @st.composite
 def configs(draw: st.DrawFn) -> Config:
     kv_heads, head_dim = draw(st.integers(1, 2)), draw(st.sampled_from([4, 6]))
+    heads = kv_heads * draw(st.integers(1, 2))
     rotary = st.builds(
         Rope, st.floats(10, 1e5), st.sampled_from(range(2, head_dim + 1, 2)), st.just("default")
     )
@@ -213,7 +217,7 @@ def configs(draw: st.DrawFn) -> Config:
         vocab_size=11,
         hidden_size=draw(st.integers(5, 9)),
         intermediate_size=draw(st.integers(3, 8)),
-        num_attention_heads=kv_heads * draw(st.integers(1, 2)),
+        num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         max_position_embeddings=16,
@@ -222,7 +226,13 @@ def configs(draw: st.DrawFn) -> Config:
         activation=draw(st.sampled_from(sorted(ops.ACTIVATIONS))),
         gated=draw(st.booleans()),
         attention_scale=draw(st.floats(0.1, 1)),
-        blocks=(BlockKind(draw(st.none() | st.integers(1, 4)), draw(st.none() | rotary)),),
+        blocks=(
+            BlockKind(
+                draw(st.none() | st.integers(1, 4)),
+                draw(st.none() | rotary),
+                mixer=Attention(heads, kv_heads, head_dim),
+            ),
+        ),
         parallel_residual=draw(st.booleans()),
         attn_soft_cap=draw(cap),
         final_soft_cap=draw(cap),
@@ -270,7 +280,8 @@ def run_block(
     place = places(positions, config, x.dtype, how)[config.blocks[0]]
     x.setflags(write=False)
     weights = weights_of(config, seed, x.dtype)
-    return block(x, {n: w for n, w in weights.items() if without not in n}, place, config)
+    some = {n: w for n, w in weights.items() if without not in n}
+    return block(State(x, np.zeros(x.shape[:2], int)), some, place, config).stream
 
 
 def streams(config: Config, seed: int, dtype: str) -> Array:
@@ -334,7 +345,8 @@ def test_dtypes_stay_what_they_are(config: Config, seed: int, dtype: str) -> Non
     weights, positions = weights_of(config, seed, dtype), np.arange(4)
     ids = np.random.default_rng(seed).integers(config.vocab_size, size=(2, 4))
     stored = {n: w.astype(np.float16) for n, w in weights.items() if "embed" in n}
-    x = point("embed", embed(ids, positions, stored, config, dtype))
+    x = embed(ids, positions, stored, config, dtype)
+    point("embed", x.stream)
     for place in places(positions, config, dtype).values():
         seen["bias"] = place.bias.dtype
         seen |= {f"table {i}": table.dtype for i, table in enumerate(place.rope or ())}

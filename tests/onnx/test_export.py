@@ -267,7 +267,7 @@ def test_the_data_file_holds_every_weight_where_the_graph_says(folder: Path) -> 
         ("-o {}/none/x.onnx", "not a file in a folder", ""),
         ("-o {}/x.onnx --opset 17", "18 to 25", ""),
         ("-o {}/x.onnx --opset 26", "18 to 25", ""),
-        ("-o {}/x.onnx --seq-len 0", "error: seq-len 0", ""),
+        ("-o {}/x.onnx --seq-len 0", "error: --seq-len 0", ""),
         ("-o {}/x.onnx --seq-len 65", "from 1 to 64", ""),
     ],
 )

@@ -125,7 +125,7 @@ def test_passed_blocks_are_those_of_the_file(method: Pruner, dtype: str, tmp_pat
             ):
                 stream.advance({n: stream.through(h, weights) for n, h in stream.states.items()})
     for n in sequences:
-        assert np.array_equal(on_the_way.states[n], in_the_file.states[n])
+        assert on_the_way.states[n].equals(in_the_file.states[n])
 
 
 def test_linears_and_probes_share_factors_of_inputs(

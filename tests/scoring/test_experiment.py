@@ -107,7 +107,7 @@ def passed(
 
         weights = weights_at if i == at and weights_at else model.block(i, np.float64)
         x = block(x, weights, replace(place[kind], observe=point), config)
-        found.append(x[0])
+        found.append(x.stream[0])
     return found, head(x, model.head(np.float64), config)[0]
 
 

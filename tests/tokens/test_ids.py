@@ -16,7 +16,7 @@ from program import suggested
 from refusals import refusal_of
 
 from refimpl.errors import RefimplError
-from refimpl.model.token_ids import checked_ids
+from refimpl.model.state import checked_ids
 from refimpl.tokens import id_tokens, random_tokens, text_tokens
 
 dtypes = st.sampled_from(["<i8", ">i8", "<i4", ">i4", "<i2", "u1", "<u2", "<u4", "<u8"])

@@ -16,8 +16,9 @@ from regions import fill
 from refimpl import Model, forward
 from refimpl.loading.composites import COMPOSITES, TEXT_FAMILIES
 from refimpl.loading.families import FAMILIES, REFUSED
-from refimpl.model.config import BlockKind, Config, Rope
-from refimpl.model.mixers.sizes import Attention, SharedAttention
+from refimpl.model.config import BlockKind, Config
+from refimpl.model.mixers.softmax_attention import Attention, SharedAttention
+from refimpl.model.position_tables import Rope
 from refimpl.onnx.export import export
 from refimpl.onnx.session import onnxruntime
 
@@ -145,7 +146,7 @@ def others(model: Model, roles: set[str]) -> Iterator[str]:
 
 def mixers(model: Model) -> Iterator[str]:
     """What mixes tokens in other ways than plain attention."""
-    for mixer in dict.fromkeys(kind.mixer for kind in model.config.blocks if kind.mixer):
+    for mixer in dict.fromkeys(kind.mixer for kind in model.config.blocks):
         if isinstance(mixer, SharedAttention):
             yield "keys and values of earlier blocks, where MLPs may be wider"
         elif isinstance(mixer, Attention) and mixer.keys_as_values:

@@ -1,1 +1,1 @@
-"""Mixers of tokens, one file per mechanism; `sizes` contains their facts."""
+"""Mixers of tokens, one file per mechanism: its facts and its function."""

@@ -1,16 +1,95 @@
 """The gated delta rule: a state that forgets, and learns each key's value by its own error."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 
 from refimpl.model import attention, ops
 from refimpl.model.config import Config
-from refimpl.model.mixers.decay import decays
+from refimpl.model.mixers.mixer import Mixer, WeightShapes
 from refimpl.model.mixers.projection import Place, Weights, project
 from refimpl.model.mixers.short_convolution import causal_convolution
-from refimpl.model.mixers.sizes import GatedDeltaRule
 from refimpl.model.ops import Array
 
 EPS = 1e-6  # under the root of a query's and a key's length
+
+
+@dataclass(frozen=True)
+class GatedDeltaRule(Mixer):
+    """Linear attention whose state forgets, and corrects what it holds for a key.
+
+    Args:
+        key_heads: Heads of queries and keys; value_heads is a multiple of it.
+        value_heads: H, heads of values, decays and gates.
+        key_dim: Channels of a query and of a key.
+        value_dim: Channels of a value.
+        taps: Tokens that the convolution before it sees.
+        most: Largest share of an error that is corrected: 1, or 2.
+        norm_eps: Added under the root of its norm; None: as in the other norms.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+    most: float = 1.0
+    norm_eps: float | None = None
+
+    name = "gated_delta_rule"
+    points = ("conv_in", "conv_out", "state_out")
+    reads: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("in_proj_q", "in_proj_k", "in_proj_v", "in_proj_z"), "attn_norm"
+    ) | {"out_proj": "mixed"}
+    in_a_row = False
+    not_recorded = "ONNX has no operator that solves a triangular system"
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """Channels of all queries, keys and values."""
+        keys = self.key_heads * self.key_dim
+        return keys, keys, self.value_heads * self.value_dim
+
+    def runs(self, fused: tuple[str, ...]) -> int:
+        """As of `Mixer`."""
+        return self.key_heads
+
+    def shapes(self, width: int) -> WeightShapes:
+        """As of `Mixer`."""
+        q, k, v = self.channels
+        rows = dict(zip(self.reads, (q, k, v, v), strict=False))
+        linears = {name: (count, width) for name, count in rows.items()}
+        kept = {"in_proj_b": (self.value_heads, width), "in_proj_a": (self.value_heads, width)}
+        arrays: dict[str, tuple[int, ...]] = {"conv.weight": (q + k + v, 1, self.taps)}
+        arrays |= dict.fromkeys(("A_log", "dt_bias"), (self.value_heads,))
+        for name, channels in zip("qkv", self.channels, strict=True):  # in files that split it
+            arrays[f"conv_{name}.weight"] = (channels, 1, self.taps)
+        arrays["state_norm.weight"] = (self.value_dim,)
+        return WeightShapes(linears | {"out_proj": (width, v)}, kept, arrays=arrays)
+
+
+def decays(log_decay: Array, positions: Array) -> Array:
+    """Multiply the decays between two tokens: ``D[t, s] = a_{s+1} ... a_t`` for s <= t, else 0.
+
+    Logarithms are summed from s + 1 to t, without a difference of two long sums, whose rounding
+    would grow with the length of the text.
+
+    Args:
+        log_decay: log a_t, at most 0, [..., S, 1].
+        positions: Of the tokens, [S].
+
+    Returns:
+        [..., S (t), S (s)].
+
+    Example:
+        >>> decays(np.log([[1.0], [0.5], [0.5]]), np.arange(3)).tolist()
+        [[1.0, 0.0, 0.0], [0.5, 1.0, 0.0], [0.25, 0.5, 1.0]]
+    """
+    later = np.expand_dims(positions, -1) > positions
+    left = np.exp(np.cumsum(np.where(later, log_decay, 0.0), axis=-2))
+    return np.where(np.expand_dims(positions, -1) >= positions, left, 0.0)
 
 
 def unit(x: Array) -> Array:

@@ -1,14 +1,65 @@
 """Attention whose keys and values are made from one small vector per token."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 
 from refimpl.model import attention
 from refimpl.model.config import Config
+from refimpl.model.mixers.mixer import Matrices, Mixer, WeightShapes
 from refimpl.model.mixers.projection import Place, Weights, project
-from refimpl.model.mixers.sizes import LatentAttention
 from refimpl.model.ops import Array
 
 EPS = 1e-6  # of the norms of both vectors, whatever the eps of the others
+
+
+@dataclass(frozen=True)
+class LatentAttention(Mixer):
+    """Softmax attention whose keys and values come from one small vector per token.
+
+    Args:
+        num_attention_heads: H.
+        query_rank: Channels of the vector that queries come from; None: from the stream.
+        rank: Channels of the vector that keys and values come from.
+        plain_dim: Channels of a query and a key that do not rotate.
+        rotary_dim: Channels that rotate, of a key the same for all heads.
+        value_dim: Channels of a value.
+        scale: Multiplies q k^T.
+    """
+
+    num_attention_heads: int
+    query_rank: int | None
+    rank: int
+    plain_dim: int
+    rotary_dim: int
+    value_dim: int
+    scale: float
+
+    name = "latent_attention"
+    points = ("q", "latent", "v", "q_rope", "k_rope")
+    reads: ClassVar[Mapping[str, str]] = {
+        "q_a_proj": "attn_norm", "q_b_proj": "q_latent", "kv_a_proj": "attn_norm",
+        "kv_b_proj": "latent",
+    }  # fmt: skip
+    attends = True
+
+    def shapes(self, width: int) -> WeightShapes:
+        """As of `Mixer`."""
+        heads, rank = self.num_attention_heads, self.query_rank
+        q = heads * (self.plain_dim + self.rotary_dim)
+        queries: Matrices = {"q_proj": (q, width)}
+        if rank is not None:
+            queries = {"q_a_proj": (rank, width), "q_b_proj": (q, rank)}
+        linears = queries | {
+            "kv_a_proj": (self.rank + self.rotary_dim, width),
+            "kv_b_proj": (heads * (self.plain_dim + self.value_dim), self.rank),
+            "o_proj": (width, heads * self.value_dim),
+        }
+        gains: dict[str, tuple[int, ...]] = {"kv_a_norm.weight": (self.rank,)}
+        gains |= {"q_a_norm.weight": (rank,)} if rank else {}
+        return WeightShapes(linears, arrays=gains)
 
 
 def latent_attention(x: Array, weights: Weights, place: Place, config: Config) -> Array:

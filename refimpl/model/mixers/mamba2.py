@@ -1,17 +1,65 @@
 """Mamba 2: a state space that is attention with decays in place of the softmax."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from refimpl.model import attention, ops
 from refimpl.model.config import Config
-from refimpl.model.mixers.decay import decays
+from refimpl.model.mixers.gated_delta_rule import decays
+from refimpl.model.mixers.mixer import Mixer, WeightShapes
 from refimpl.model.mixers.projection import Place, Weights, project
 from refimpl.model.mixers.short_convolution import causal_convolution
-from refimpl.model.mixers.sizes import Beside, Mamba2
-from refimpl.model.mixers.softmax_attention import self_attention
+from refimpl.model.mixers.softmax_attention import Attention, self_attention
 from refimpl.model.ops import Array
+
+
+@dataclass(frozen=True)
+class Mamba2(Mixer):
+    """A state space whose decay, input and output depend on the token.
+
+    Args:
+        heads: H.
+        head_dim: p, channels per head.
+        groups: Groups of heads that share b and c.
+        state: n, numbers that each channel keeps.
+        taps: Tokens that the convolution before it sees.
+        steps: Smallest and largest time step.
+        factors: Multiply the inputs of the gate, x, b, c and the time step.
+        norm: Whether the output is normalised before the gate, after it, or not ("").
+    """
+
+    heads: int
+    head_dim: int
+    groups: int
+    state: int
+    taps: int
+    steps: tuple[float, float]
+    factors: tuple[float, ...] = (1.0,) * 5
+    norm: Literal["", "before", "after"] = "after"
+
+    name = "mamba2"
+    points = ("conv_in", "conv_out", "state_out")
+    reads: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("in_proj_z", "in_proj_x", "in_proj_bc"), "attn_norm"
+    ) | {"out_proj": "mixed"}
+    in_a_row = False
+
+    def shapes(self, width: int) -> WeightShapes:
+        """As of `Mixer`."""
+        inner, both = self.heads * self.head_dim, 2 * self.groups * self.state
+        linears = {
+            "in_proj_z": (inner, width), "in_proj_x": (inner, width), "in_proj_bc": (both, width),
+            "out_proj": (width, inner),
+        }  # fmt: skip
+        arrays: dict[str, tuple[int, ...]] = {
+            "conv.weight": (inner + both, 1, self.taps), "conv.bias": (inner + both,),
+            "state_norm.weight": (inner,),
+        }  # fmt: skip
+        arrays |= dict.fromkeys(("A_log", "D", "dt_bias"), (self.heads,))
+        return WeightShapes(linears, {"in_proj_dt": (self.heads, width)}, arrays=arrays)
 
 
 def state_space(x: Array, b: Array, c: Array, step: Array, rate: Array, positions: Array) -> Array:
@@ -94,6 +142,34 @@ def mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:
         y = y * weights["state_norm.weight"]
     y = y * gate if sizes.norm == "before" else y
     return project(observe("mixed", y), weights, "out_proj")
+
+
+@dataclass(frozen=True)
+class Beside(Mixer):
+    """Softmax attention and Mamba 2 that read the same, and whose outputs are added.
+
+    Args:
+        mamba2: Sizes of the one.
+        attention: Sizes of the other.
+        before: Multiply the inputs of Mamba 2 and attention.
+        after: Multiply their outputs.
+    """
+
+    mamba2: Mamba2
+    attention: Attention
+    before: tuple[float, float]
+    after: tuple[float, float]
+
+    name = "attention_beside_mamba2"
+    points = (*Mamba2.points, *Attention.points)
+    in_a_row = False
+    attends = True
+
+    def shapes(self, width: int) -> WeightShapes:
+        """As of `Mixer`."""
+        one, other = self.mamba2.shapes(width), self.attention.shapes(width)
+        linears = other.linears | one.linears
+        return WeightShapes(linears, one.matrices, other.norms, one.arrays | other.arrays)
 
 
 def attention_beside_mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:

@@ -7,8 +7,9 @@ from refimpl.model import ops
 from refimpl.model.config import BlockKind, Config
 from refimpl.model.experts import Observer, unobserved
 from refimpl.model.kernels import PLAIN, Kernels
-from refimpl.model.mixers.sizes import NO_MIXER, Mixer
+from refimpl.model.mixers.mixer import NO_MIXER, Mixer
 from refimpl.model.ops import Array, linear
+from refimpl.model.state import KeysAndValues
 
 Weights = Mapping[str, Array]
 
@@ -28,8 +29,8 @@ class Place:
         kernels: How the costly steps are evaluated; results differ in rounding only.
         observe: Receives the name and value of every trace point; the block continues with the
             array that it returns.
-        token_ids: [B, S], of a block with an embedding of its own; else None.
-        shared: "k" and "v" [B, K, S, h] of a block that reads those of an earlier one.
+        token_ids: [B, S], as of `State`; None until a block runs.
+        kept: As of `State`: a block adds its own to those of earlier ones.
     """
 
     positions: Array
@@ -42,7 +43,7 @@ class Place:
     kernels: Kernels = PLAIN
     observe: Observer = unobserved
     token_ids: Array | None = None
-    shared: Mapping[str, Array] = field(default_factory=dict)
+    kept: dict[int, KeysAndValues] = field(default_factory=dict)
 
     @property
     def interleaved(self) -> bool:

@@ -1,10 +1,36 @@
 """A gated convolution of a few taps along the tokens, in place of attention."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 
 from refimpl.model.config import Config
+from refimpl.model.mixers.mixer import Mixer, WeightShapes
 from refimpl.model.mixers.projection import Place, Weights, project
 from refimpl.model.ops import Array
+
+
+@dataclass(frozen=True)
+class ShortConvolution(Mixer):
+    """A gated convolution of a few taps along the tokens.
+
+    Args:
+        taps: K, tokens that each token sees, itself included.
+    """
+
+    taps: int
+
+    name = "short_convolution"
+    points = ("conv_in", "conv_out")
+    reads: ClassVar[Mapping[str, str]] = {"in_proj": "attn_norm", "out_proj": "mixed"}
+
+    def shapes(self, width: int) -> WeightShapes:
+        """As of `Mixer`."""
+        kernel = {"conv.weight": (width, 1, self.taps), "conv.bias": (width,)}
+        linears = {"in_proj": (3 * width, width), "out_proj": (width, width)}
+        return WeightShapes(linears, arrays=kernel)
 
 
 def causal_convolution(x: Array, weights: Weights, positions: Array) -> Array:

@@ -1,12 +1,94 @@
 """Softmax attention, with a gate on its heads in some models."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
 import numpy as np
+import numpy.typing as npt
 
 from refimpl.model import attention, ops
 from refimpl.model.config import Config
+from refimpl.model.mixers.mixer import Mixer, WeightShapes
 from refimpl.model.mixers.projection import Place, Weights, norm, project
-from refimpl.model.mixers.sizes import Attention
 from refimpl.model.ops import Array
+
+
+@dataclass(frozen=True)
+class Attention(Mixer):
+    """Softmax attention: sizes in the words of `config.json`, and the gate of its heads.
+
+    Args:
+        num_attention_heads: H, query heads.
+        num_key_value_heads: K, key and value heads; H is a multiple of it.
+        head_dim: h, channels per head.
+        gate_width: Factors of a gate per head: one for all its channels, or h; 0 without a gate.
+        key_scale: Multiplies keys, before any norm and rotation.
+        keys_as_values: Whether values are keys before their norm and rotation.
+        kept: The block's number if later ones read its keys, before their rotation, and values.
+    """
+
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    gate_width: int = 0
+    key_scale: float = 1.0
+    keys_as_values: bool = False
+    kept: int | None = None
+
+    name = "attention"
+    points = ("q", "k", "v", "q_rope", "k_rope")
+    reads: ClassVar[Mapping[str, str]] = {"attn_gate": "attn_norm"}
+    attends = True
+
+    def runs(self, fused: tuple[str, ...]) -> int:
+        """As of `Mixer`: a gate is beside the queries of its head, others go by key-value head."""
+        return self.num_attention_heads if "attn_gate" in fused else self.num_key_value_heads
+
+    @property
+    def kept_size(self) -> int:
+        """As of `Mixer`: the keys and values of a token."""
+        return 0 if self.kept is None else 2 * self.num_key_value_heads * self.head_dim
+
+    @property
+    def kv_head_of_head(self) -> npt.NDArray[np.intp]:
+        """Which key-value head each query head reads: [H]."""
+        return np.arange(self.num_attention_heads) // (
+            self.num_attention_heads // self.num_key_value_heads
+        )
+
+    def shapes(self, width: int) -> WeightShapes:
+        """As of `Mixer`."""
+        heads, h = self.num_attention_heads, self.head_dim
+        q, kv = heads * h, self.num_key_value_heads * h
+        shapes = (q, width), (kv, width), (kv, width), (width, q)
+        linears = dict(zip(("q_proj", "k_proj", "v_proj", "o_proj"), shapes, strict=True))
+        if self.keys_as_values:
+            del linears["v_proj"]
+        gate = {"attn_gate": (heads * self.gate_width, width)} if self.gate_width else {}
+        if self.gate_width > 1:  # as large as the queries
+            linears, gate = linears | gate, {}
+        norms = dict.fromkeys(("q_norm", "k_norm", "q_rope_norm", "k_rope_norm", "v_norm"), h)
+        norms |= {"q_width_norm": q, "k_width_norm": kv}
+        return WeightShapes(linears, gate, norms, {"sinks": (heads,)})
+
+
+@dataclass(frozen=True)
+class SharedAttention(Attention):
+    """Softmax attention with the keys and values of an earlier block, which are not its weights'.
+
+    Args:
+        of: That block, whose attention has the same sizes and rotates its keys in the same way.
+    """
+
+    of: int = 0
+
+    def shapes(self, width: int) -> WeightShapes:
+        """As of `Mixer`."""
+        every = super().shapes(width)
+        linears = {name: x for name, x in every.linears.items() if name[0] not in "kv"}
+        norms = {name: x for name, x in every.norms.items() if name[0] not in "kv"}
+        return replace(every, linears=linears, norms=norms)
 
 
 def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> Array:
@@ -37,8 +119,8 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
     assert isinstance(sizes, Attention)
 
     def heads_of(name: str) -> Array:
-        if name in place.shared:
-            return observe(name, place.shared[name])
+        if isinstance(sizes, SharedAttention) and name != "q":
+            return observe(name, place.kept[sizes.of]["kv".index(name)])
         linear = "k" if name == "v" and sizes.keys_as_values else name
         y, scale = project(x, weights, f"{linear}_proj"), sizes.key_scale if name == "k" else 1.0
         y = norm(ops.scaled(y, scale), weights, f"{name}_width_norm", config, kernels)
@@ -46,6 +128,8 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
         return observe(name, norm(y, weights, f"{name}_norm", config, kernels))
 
     q, k, v = map(heads_of, "qkv")
+    if sizes.kept is not None:
+        place.kept[sizes.kept] = k, v
     if place.rope is not None:
         q, k = (kernels.rotate(x, *place.rope, place.interleaved) for x in (q, k))
         q = observe("q_rope", norm(q, weights, "q_rope_norm", config, kernels))

@@ -13,9 +13,10 @@ from refimpl.errors import RefimplError
 from refimpl.model.config import BLOCK_EMBED, Config
 from refimpl.model.experts import Observer
 from refimpl.model.forward import Place, block, embed, head, places
-from refimpl.model.mixers.carried import stream
+from refimpl.model.mixers.softmax_attention import SharedAttention
 from refimpl.model.model import EMBEDDING, HEAD, Model
 from refimpl.model.position_tables import alibi_bias
+from refimpl.model.state import State
 from refimpl.onnx.recording.array import Recorded
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph, graph_weights
 from refimpl.pruning.inspection import inspect
@@ -69,17 +70,23 @@ class Recording:
                 self._entered[array.name] = self.graph.initializer(tensor)
         return {x.removeprefix(prefix): self._entered[self.carried[x].name] for x in wanted}
 
-    def embed(self) -> Any:
-        """The state before the first block, [batch, sequence, D and what is carried]."""
+    def embed(self) -> State:
+        """The state before the first block."""
         weights = self.weights("", EMBEDDING)
         return embed(self.ids, self.positions, weights, self.model.config, self.dtype)
 
-    def block(self, index: int, x: Recorded, points: tuple[str, ...]) -> dict[str, Any]:
-        """Call a block on a state [any batch, sequence, D and what is carried].
-
-        Returns some of its trace points, without prefix, and `state` if it is not `resid_post`.
-        """
-        config, prefix = self.model.config, f"blocks.{index}."
+    def block(
+        self, index: int, state: State, points: tuple[str, ...]
+    ) -> tuple[State, dict[str, Any]]:
+        """Call a block on a state: the state after it, and some trace points, without prefix."""
+        config, prefix, kind = (
+            self.model.config,
+            f"blocks.{index}.",
+            self.model.config.blocks[index],
+        )
+        source = kind.mixer.of if isinstance(kind.mixer, SharedAttention) else None
+        keeps = ("k", "v") if kind.mixer.kept_size else ()
+        points = tuple(dict.fromkeys((*points, *keeps)))
 
         def body(graph: Graph, arrays: dict[str, Any]) -> Mapping[str, Any]:
             outputs: dict[str, Any] = {}
@@ -93,20 +100,27 @@ class Recording:
                 return outputs[step]
 
             place = replace(_with(self.places[index], arrays), observe=observe)
-            state: Any = block(arrays["x"], arrays, place, config)
-            return outputs | ({"state": graph.named(state, "state")} if config.carried else {})
+            kept = {} if source is None else {source: (arrays["kept_k"], arrays["kept_v"])}
+            block(
+                State(arrays["x"], arrays.get("token_ids", self.ids), kept), arrays, place, config
+            )
+            return outputs
 
-        inputs = {"x": x, **_arrays(self.places[index]), **self.weights(prefix)}
-        kind = config.blocks[index]
+        inputs: dict[str, Any] = {"x": state.stream, **_arrays(self.places[index])}
+        if source is not None:
+            inputs |= dict(zip(("kept_k", "kept_v"), state.kept[source], strict=True))
+        inputs |= self.weights(prefix)
         if size := kind.embed_size:
             tables: Any = self.weights("", ("embed", "block_embed"))
             own = tables["block_embed.weight"][..., index * size : (index + 1) * size]
-            inputs |= tables | {"block_embed.weight": own}
-        return self.graph.call("block", body, inputs, prefix.rstrip("."), kind)
+            inputs |= tables | {"block_embed.weight": own, "token_ids": self.ids}
+        outputs: dict[str, Any] = self.graph.call("block", body, inputs, prefix.rstrip("."), kind)
+        kept = {index: (outputs["k"], outputs["v"])} if keeps else {}
+        return State(outputs["resid_post"], self.ids, {**state.kept, **kept}), outputs
 
-    def head(self, x: Any, observe: Observer) -> Any:
+    def head(self, state: State, observe: Observer) -> Any:
         """Logits [batch, sequence, V] of the state after the last block."""
-        return head(x, self.weights("", HEAD), self.model.config, observe)
+        return head(state, self.weights("", HEAD), self.model.config, observe)
 
     def _positions(self) -> Recorded:
         """Token positions, [sequence]."""
@@ -135,7 +149,7 @@ class Recording:
 def _refuse_mixers(config: Config) -> None:
     """Refuse a model with a mixer that ONNX cannot express."""
     for kind in config.blocks:
-        if kind.mixer is not None and kind.mixer.not_recorded:
+        if kind.mixer.not_recorded:
             name = kind.mixer.name.replace("_", " ")
             raise RefimplError(
                 f"blocks with a {name} cannot be part of a graph: {kind.mixer.not_recorded}",
@@ -148,7 +162,7 @@ def _refuse_length(length: int | None, config: Config, dtype: np.dtype[Any]) -> 
     """Refuse a length whose masks, one per kind of block, do not fit into a graph's file."""
     longest = config.max_position_embeddings
     require(length, integer(1, longest) | None, "seq_len")
-    kinds = sum((kind.mixer or config.attention).attends for kind in {*config.blocks})
+    kinds = sum(kind.mixer.attends for kind in {*config.blocks})
     heads = config.num_attention_heads if config.alibi else 1
     size = kinds * heads * (length or 0) ** 2 * dtype.itemsize
     if size > LARGEST_MASKS:
@@ -180,21 +194,19 @@ def _with(place: Place, arrays: Mapping[str, Any]) -> Place:
 def record(recording: Recording, outputs: GraphOutputs) -> None:
     """Record a model: `token_ids` [batch, sequence] to `logits` or a trace."""
     graph, trace, config = recording.graph, outputs == "trace", recording.model.config
-    x = recording.embed()
-    h: Any = stream(x, config)
+    state = recording.embed()
+    h: Any = state.stream
     h = graph.output("embed", h) if trace else graph.labelled(h, "embed")
-    x = x if config.carried else h
+    state = state.with_stream(h)
     for i, kind in enumerate(config.blocks):
-        points = kind.points
-        arrays = recording.block(i, x, points if trace else points[-1:])
-        x = arrays.pop("state") if config.carried else arrays[points[-1]]
+        state, arrays = recording.block(i, state, kind.points if trace else kind.points[-1:])
         if trace:
             graph.outputs_as_named(arrays.values())
 
     def observe(name: str, value: Any) -> Any:
         return graph.output(name, value) if trace else graph.labelled(value, name)
 
-    logits = recording.head(x, observe)
+    logits = recording.head(state, observe)
     if not trace:
         graph.output("logits", logits)
 
