@@ -222,8 +222,9 @@ def read_custom(path: Path, linears: Linears) -> Array:
         text = read_file(path).decode("utf-8")
         content = _csv_content(text) if path.suffix.lower() == ".csv" else parsed_json(text)
         if isinstance(content, Mapping):
-            if "blocks" in content:
+            if "allocations" in content:
                 remedy = "prune with `allocation=FILE` and without `sparsity`: its counts stand"
+                raise ValueError("a file of scores, whose allocation has its own sparsity")
             names = min((blocks, units), key=lambda names: len(content.keys() ^ set(names)))
             if odd := sorted(content.keys() ^ set(names))[:3]:
                 raise ValueError(f"missing or unknown names such as {', '.join(odd)}")

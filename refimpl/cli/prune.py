@@ -20,13 +20,9 @@ from refimpl.arguments import Fraction, common_option, option, same_option
 from refimpl.bases.base import base_named
 from refimpl.bases.uniform import UNIFORM
 from refimpl.cli import groups
-from refimpl.cli.options import Group, refuse, with_groups
+from refimpl.cli.options import Group, is_given, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
-from refimpl.cli.terminal import (
-    command_line,
-    deliver,
-    progress_bar,
-)
+from refimpl.cli.terminal import command_line, complain, deliver, progress_bar
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.loading.files.documents import plain
@@ -95,9 +91,13 @@ def command(
     *,
     how: Annotated[PruneOptions, Group("Pruning")],
     where: groups.Where,
-    pruner: Annotated[PrunerOptions, Group("Pruning", says={"pruner": groups.PRUNERS})],
+    pruner: Annotated[
+        PrunerOptions, Group("Pruning", ("pruner", "damping"), says={"pruner": groups.PRUNERS})
+    ],
     source: Annotated[groups.Source, groups.source_group(SAMPLES, SEQ_LEN, groups.OWN_TEXT)],
-    settings: groups.PruningRuns,
+    settings: Annotated[
+        Settings, Group("Running", groups.IN_PROCESS, says={"memory": groups.MATRICES})
+    ],
 ) -> None:
     """With --sparsity alone, refimpl measures the model and allocates as docs/study.md recommends.
 
@@ -107,7 +107,13 @@ def command(
     lap, seconds = _stopwatch()
     opened, output = where.read(model), how.output
     check_prune(opened, output, how.force)
-    request = _request(context, how, opened.config.linears)
+    linears, targets, made = opened.config.linears, None, None
+    request = _request(context, how, linears)
+    if how.nm is not None:
+        targets = pattern_targets(parse_pattern(how.nm), linears, how.compat)
+    elif request is None:
+        targets = read_targets(Path(str(how.allocation)), linears)
+        pruner = _probed(context, pruner, targets, str(how.allocation))
     groups.refuse_damping(context, pruner, "damping", "--pruner ")
     windows = model_windows(opened) if how.measure else None
 
@@ -117,18 +123,13 @@ def command(
 
     calibrated: Tokens | None = None
     scored: Tokens | None = None
-    made = None
     if pruner.record.needs is not None:
         calibrated = read_tokens()
     count = 0 if calibrated is None else calibrated.ids.size
     calibration_memory(opened, pruner, count, settings)
     lap("reading")
-    if how.nm is not None:
-        pattern = parse_pattern(how.nm)
-        targets = pattern_targets(pattern, opened.config.linears, how.compat)
-    elif request is None:
-        targets = read_targets(Path(str(how.allocation)), opened.config.linears)
-    else:
+    if targets is None:
+        assert request is not None
         if request.needs_pruning or request.record.needs in SUMS:
             scored = read_tokens(*SCORED)  # as refimpl score
         scoring = replace(settings, finished=work_path(real_path(output)))
@@ -212,6 +213,28 @@ def _request(context: typer.Context, how: PruneOptions, linears: Linears) -> Req
         published = f"a base allocation, which peers have published: --allocation {UNIFORM.name}"
         refuse(context, ("compat",), "the recommended allocation", published)
     return Request(sparsity=how.sparsity)
+
+
+def _probed(
+    context: typer.Context, asked: PrunerOptions, targets: Targets, file: str
+) -> PrunerOptions:
+    """The pruner by which an allocation was measured, if it was; another one is refused."""
+    made = targets.made
+    if made.get("perturbation") != "pruning" or made.get("correct") is None:
+        return asked
+    probed = PrunerOptions(made["pruner"], made["damping"], asked.seed)
+    name, differs = probed.record.name, probed.record.name != asked.record.name
+    differs |= is_given(context, "damping") and probed.options != asked.options
+    if differs and (is_given(context, "pruner") or is_given(context, "damping")):
+        options = ", ".join(f"{x} {y:g}" for x, y in asked.options.items() if x == "damping")
+        raise RefimplError(
+            f"{file} was measured with {name}, and not with {asked.record.name} {options}".rstrip(),
+            f"the pruner by which the blocks were probed: {name}",
+            f"omit --pruner and --damping, or run refimpl score --pruner {asked.record.name}",
+        )
+    if differs:
+        complain(f"pruner: {name}, with which {file} was measured")
+    return probed
 
 
 def _scored(

@@ -1,7 +1,7 @@
 """Array types, and arguments that several functions take: checked in one place."""
 
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,13 @@ def finite_vector(values: npt.ArrayLike, name: str, size: int | None = None) -> 
             f"check the numbers that {name} was computed from",
         )
     return array
+
+
+def read_only(array: npt.ArrayLike) -> npt.NDArray[Any]:
+    """A view that records from outside this package cannot write through."""
+    view: npt.NDArray[Any] = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
 
 
 def decimal(value: float) -> Fraction:

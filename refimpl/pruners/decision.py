@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from refimpl.arguments import Checked, Count, NotNegative, common_option, option
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Compat, Floats
+from refimpl.pruners.checks import Bools, Compat, Floats, read_only
 from refimpl.pruners.compensation import DAMPING, FLOAT64, SharedFactor
 from refimpl.pruners.magnitude import magnitude_keep
 from refimpl.pruners.pattern import Pattern, pattern_keep
@@ -74,15 +74,49 @@ def decision(
             f"{record.name} with compat peer", "a pruner with published code", "use compat exact"
         )
     options = pruner.damping, pruner.seed, linear, new_dtype
-    inputs = LinearInputs(weight, total, sequences, goal, *options)
+    inputs = LinearInputs(read_only(weight), total, sequences, goal, *options)
+    shape = np.shape(weight)
     if record.compensate is not None:
         pruned = record.compensate(inputs, compat)
-        return pruned.keep, pruned.weight
+        new = _checked(record, "new weights", pruned.weight, shape, "fV")
+        keep = _checked(record, "keep", pruned.keep, shape, "b")
+        return _counted(record, keep, goal), new
     assert record.score is not None  # or the record is not whole
-    score = record.score(inputs)
+    score = _checked(record, "score", record.score(inputs), shape, "fiu")
+    if np.isnan(score).any():
+        raise _wrong(record, "score", "NaN")
     if isinstance(goal, Pattern):
         return pattern_keep(score, goal), None
     if isinstance(goal, int):
-        return (record.keep or magnitude_keep)(score, goal), None
+        keep = (record.keep or magnitude_keep)(score, goal)
+        return _counted(record, _checked(record, "keep", keep, shape, "b"), goal), None
     assert record.keep_peer is not None  # `has_peer`
-    return record.keep_peer(score, goal), None
+    return _checked(record, "keep_peer", record.keep_peer(score, goal), shape, "b"), None
+
+
+def _checked(record: Pruner, what: str, value: Any, shape: tuple[int, ...], kinds: str) -> Any:
+    """What a function of a record returned, if it has the shape of the weight and such a dtype."""
+    if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype.kind not in kinds:
+        found = f"{type(value).__name__}"
+        if isinstance(value, np.ndarray):
+            found = f"{value.dtype.name} {list(value.shape)}"
+        names = {"fV": "floating-point", "b": "bool"}
+        raise _wrong(record, what, found, f"{names.get(kinds, 'numbers')} {list(shape)}")
+    return value
+
+
+def _counted(record: Pruner, keep: Bools, goal: Goal) -> Bools:
+    """The decision, if it removes as many weights as it was asked to."""
+    removed = keep.size - int(np.count_nonzero(keep))
+    if isinstance(goal, int) and removed != goal:
+        raise _wrong(record, "keep", f"{removed} weights removed", f"exactly {goal}")
+    return keep
+
+
+def _wrong(record: Pruner, what: str, found: str, expected: str = "numbers") -> RefimplError:
+    """The error for what a function of a record returned."""
+    return RefimplError(
+        f"pruner {record.name!r}: {what} is {found}",
+        f"an array [out, in]: {expected}",
+        "correct the function of this `Pruner`",
+    )

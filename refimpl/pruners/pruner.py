@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Compat, Floats
+from refimpl.pruners.checks import Bools, Compat, Floats, read_only
 from refimpl.pruners.compensation import FLOAT64, PrunedWeight, SharedFactor
 from refimpl.records import named, nearest, records
 
@@ -51,7 +51,8 @@ class LinearInputs:
     def sums(self) -> Floats:
         """The statistic that a pruner with `needs` is sure to get."""
         assert self.total is not None
-        return self.total.outer if isinstance(self.total, SharedFactor) else self.total
+        total = self.total.outer if isinstance(self.total, SharedFactor) else self.total
+        return read_only(total)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a model's files hold: zeros of every linear, patterns, dtypes and sizes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -11,9 +11,11 @@ from refimpl.loading.composites import parts
 from refimpl.loading.files.documents import plain
 from refimpl.model.floating_point import is_zero
 from refimpl.model.model import Model
-from refimpl.model.weight import Weight
+from refimpl.model.weight import StoredTensor, Weight, count_bad
 from refimpl.pruners.pattern import pattern_of
 from refimpl.pruning.record import read_record
+
+AT_ONCE = 1 << 18  # numbers of a tensor that are checked together
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Inspection:
         files: Size of each file of weights by its name, bytes.
         requested: The `method`, `sparsity` and `pattern` (or None) that it was pruned to, by its
             `pruning.json`; None without one.
+        non_finite: NaN and Inf in the tensors that have some, by the file's names.
         ignored: Other parts of a composite checkpoint, with their number of tensors.
     """
 
@@ -54,6 +57,7 @@ class Inspection:
     parameter_bytes: int
     files: Mapping[str, int]
     requested: Mapping[str, Any] | None
+    non_finite: Mapping[str, int] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
     @property
@@ -68,7 +72,7 @@ class Inspection:
 
 
 def inspect(model: Model) -> Inspection:
-    """Count the zeros of every linear as stored, and find their pattern; reads a linear at a time.
+    """Count zeros, NaN and Inf as stored, and find the pattern of every linear.
 
     Args:
         model: From `read_model`.
@@ -94,6 +98,7 @@ def inspect(model: Model) -> Inspection:
         for i, linears in enumerate(model.config.linears)
     )
     stored = {weight.stored.name: weight.stored for weight in model.weights.values()}
+    bad = {name: _bad(tensor) for name, tensor in stored.items()}
     return Inspection(
         model.name,
         model.config.family,
@@ -102,6 +107,7 @@ def inspect(model: Model) -> Inspection:
         sum(tensor.nbytes for tensor in stored.values()),
         {file.path.name: file.path.stat().st_size for file in model.files},
         requested,
+        {name: count for name, count in bad.items() if count},
         tuple(parts(x.name for x in model.ignored)),
     )
 
@@ -137,6 +143,14 @@ def _totals(linears: list[LinearZeros]) -> dict[str, Any]:
         "sparsity": zeros / weights,
         "pattern": common_pattern(linears),
     }
+
+
+def _bad(tensor: StoredTensor) -> int:
+    """Count the NaN and Inf of a tensor, some rows at a time."""
+    count = (tensor.shape or (1,))[0]
+    step = max(1, AT_ONCE * count // max(1, prod(tensor.shape)))
+    pieces = (slice(start, start + step) for start in range(0, count, step))
+    return sum(count_bad(tensor.rows(rows)) for rows in pieces)
 
 
 def _zeros(weight: Weight) -> LinearZeros:

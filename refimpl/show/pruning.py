@@ -21,6 +21,7 @@ from refimpl.show.table import Table, measured
 from refimpl.storage.file_system import MIB
 
 LEAST = 0.05  # seconds of a stage that is shown
+NEARLY_ALL = 0.95  # sparsity above which a block is named
 
 
 def pruning_table(pruned: Pruning, out: Path, measured: str | None = None) -> str:
@@ -30,7 +31,18 @@ def pruning_table(pruned: Pruning, out: Path, measured: str | None = None) -> st
         lines += [f"pruned by magnitude, without calibration tokens: {', '.join(experts)}", ""]
     if measured is not None:
         lines += [*measured.splitlines(), ""]
+    if gone := _nearly_removed(pruned):
+        lines += [f"above {NEARLY_ALL} sparsity: {', '.join(gone)}", ""]
     return joined([*lines, *_summary(pruned, out)])
+
+
+def _nearly_removed(pruned: Pruning) -> list[str]:
+    """The blocks that lost nearly all of their weights, with their sparsity."""
+    shares = {
+        block.index: sum(x.pruned for x in block.linears) / sum(x.weights for x in block.linears)
+        for block in pruned.blocks
+    }
+    return [f"block {i} ({share:.4f})" for i, share in shares.items() if share > NEARLY_ALL]
 
 
 def _summary(pruned: Pruning, out: Path) -> list[str]:
@@ -76,6 +88,7 @@ def _facts(pruned: Pruning) -> dict[str, list[str]]:
             f"base {made['base']}",
             *(f"{name} {value}" for name, value in made["base_options"].items()),
             f"correction {made['correct'] or 'none'}",
+            *([f"eta {made['eta']:g}"] if made["correct"] and made["eta"] is not None else []),
             *(["strength measured"] if made["correct"] and made["strength"] == "measured" else []),
         ],
     }
@@ -108,7 +121,8 @@ def inspection_table(inspection: Inspection) -> str:
     total, zeros = sum(x.weights for x in everything), sum(x.zeros for x in everything)
     last = f"zeros {zeros:,} of {total:,} ({zeros / total:.4%})"
     table = Table(columns).lines()
-    return joined([*_header(inspection), "", *table, "", last])
+    bad = [f"{name} ({count:,})" for name, count in inspection.non_finite.items()]
+    return joined([*_header(inspection), "", *table, "", last, *wrapped({"NaN or Inf": bad})])
 
 
 def _header(inspection: Inspection) -> list[str]:

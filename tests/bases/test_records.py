@@ -26,7 +26,8 @@ from refimpl import (
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.bases.base import BlockInputs, bases
 from refimpl.explanation.explain import explain
-from refimpl.pruners.pruner import pruners
+from refimpl.pruners.compensation import PrunedWeight
+from refimpl.pruners.pruner import LinearInputs, pruners
 from refimpl.records import named
 from refimpl.scoring.signals import signals
 from refimpl.storage.files import write_json
@@ -113,6 +114,42 @@ def test_a_record_alone_is_a_pruner(tmp_path: Path) -> None:
     assert dense[new == 0].max() <= dense[new != 0].min()  # the lowest of the linear went
     peer = allocate(score(LLAMA, TOKENS), compat="peer")
     refusal_of(prune, LLAMA, tmp_path / "x", peer, record, says="sum with compat peer")
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a list": ({"score": lambda x: [[1.0]]}, "score is list"),
+    "another shape": ({"score": lambda x: np.ones((2, 2))}, "score is float64 [2, 2]"),
+    "texts": ({"score": lambda x: np.full(x.weight.shape, "a")}, "score is str32"),
+    "NaN": ({"score": lambda x: np.full(x.weight.shape, np.nan)}, "score is NaN"),
+    "no decision": ({"keep": lambda score, count: score}, "keep is float"),
+    "another count": ({"keep": lambda score, count: score > 2}, "weights removed"),
+    "no weights": (
+        {"compensate": lambda x, _: PrunedWeight(np.ones(x.weight.shape, bool), None)},
+        "new weights is NoneType",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_a_pruner_returns_is_checked(name: str, tmp_path: Path) -> None:
+    functions, says = WRONG[name]
+    functions = {"score": lambda linear: np.abs(linear.weight)} | functions
+    record, targets = Pruner("mine", "mine", "", **functions), allocate(score(LLAMA, TOKENS))
+    error = refusal_of(prune, LLAMA, tmp_path / "out", targets, record, says=says)
+    assert "pruner 'mine'" in error.problem
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_pruner_cannot_write_into_what_it_gets(tmp_path: Path) -> None:
+    def spoil(linear: LinearInputs) -> Any:
+        for array in (linear.weight, linear.sums):
+            with pytest.raises(ValueError, match="read-only"):
+                array[...] = 0
+        return np.abs(linear.weight)
+
+    for needs in ("squares", "products"):
+        record = Pruner("mine", "mine", "", score=spoil, needs=needs)
+        prune(LLAMA, tmp_path / needs, Pattern(2, 4), record, TOKENS)
 
 
 def test_an_entry_point_must_be_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

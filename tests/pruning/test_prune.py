@@ -14,7 +14,7 @@ from conftest import FIXTURES
 from documents import facts, numbers
 from gates import CASES, model_of
 from peer_numbers import TINY
-from program import ran, refused
+from program import ran, refused, run
 from pruned_models import pruned_blocks
 from refusals import refusal_of
 
@@ -220,6 +220,36 @@ def test_the_recommended_allocation_is_that_of_score(tmp_path: Path) -> None:
     assert record["allocation"]["pruner"] == record["method"] == "magnitude"
 
 
+def test_an_allocation_knows_its_pruner(tmp_path: Path) -> None:
+    scored, out = tmp_path / "scores.json", tmp_path / "out"
+    words = (*SMALL, "--sparsity", 0.5, "--perturbation", "pruning")
+    ran("score", LLAMA, *words, "--pruner", "sparsegpt", "-o", scored)
+    said = run("prune", LLAMA, *SMALL, "-o", out, "--allocation", scored)
+    assert f"pruner: sparsegpt, with which {scored} was measured" in said.err
+    assert numbers(out / "pruning.json")["method"] == "sparsegpt"
+    words = ("prune", LLAMA, *SMALL, "-o", tmp_path / "other", "--allocation", scored)
+    assert "measured with sparsegpt, and not with wanda" in refused(*words, "--pruner", "wanda")
+    assert "--damping" in refused(*words, "--damping", 0.5)
+    error = refused(*words, "--sparsity", 0.5)
+    assert "without --sparsity: its counts stand" in error
+
+
+def test_the_allocation_of_a_sweep_names_its_eta(tmp_path: Path) -> None:
+    words = (*SMALL, "--perturbation", "gaussian", "--eta", "0.03,0.5", "--correct", "absorption")
+    ran("score", LLAMA, *words, "-o", tmp_path / "scores.json")
+    text = ran(
+        "prune", LLAMA, *SMALL, "-o", tmp_path / "a", "--allocation", tmp_path / "scores.json"
+    )
+    assert "correction absorption, eta 0.03" in text
+
+
+def test_blocks_of_which_little_is_left_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("0.5\n0.95\n0.96\n1\n")
+    words = ("prune", LLAMA, "-o", tmp_path / "out", "--pruner", "magnitude")
+    text = ran(*words, "--allocation", tmp_path / "a.csv")
+    assert "above 0.95 sparsity: block 2 (0.9600), block 3 (1.0000)" in text
+
+
 def test_the_probes_have_the_damping_of_the_pruner(tmp_path: Path) -> None:
     words = ("prune", LLAMA, *SMALL, "--sparsity", 0.5, "--pruner", "sparsegpt", "--damping", 0.5)
     record = json.loads(ran(*words, "--json", "-o", tmp_path / "a"))
@@ -313,6 +343,9 @@ FEW = "--samples 1 --tokens random"
     [
         ("model.embed_tokens.weight", f"--nm 2:4 {FEW}"),
         ("model.layers.2.mlp.up_proj.weight", f"--nm 2:4 {FEW}"),
+        ("model.layers.2.mlp.up_proj.weight", "--nm 2:4 --pruner magnitude"),
+        ("model.layers.1.self_attn.k_proj.weight", "--nm 2:4 --pruner random"),
+        ("model.layers.3.input_layernorm.weight", "--nm 2:4 --pruner random"),
         ("lm_head.weight", f"--sparsity 0.5 --pruner magnitude {FEW}"),  # between both
         ("lm_head.weight", "--sparsity 0.5 --pruner magnitude --allocation uniform"),
     ],
@@ -320,11 +353,12 @@ FEW = "--samples 1 --tokens random"
 def test_weights_that_are_not_finite_are_named(name: str, words: str, tmp_path: Path) -> None:
     def spoil(arrays: dict[str, Any]) -> None:
         arrays[name] = arrays[name].copy()
-        arrays[name][1, 1] = np.nan
+        arrays[name][-1] = np.nan
 
     model = altered(tmp_path / "model", "llama", spoil)
     assert name in refused("prune", model, "-o", tmp_path / "out", *words.split())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert f"NaN or Inf  {name}" in ran("inspect", model)
 
 
 CASES_OF_MIXERS = (  # other mixers of tokens than attention alone
