@@ -247,7 +247,7 @@ def rows_on_file(folder: Path, settings: BenchSettings, weights: Mapping[str, st
             "the same weights and settings, to which cells are added, or a new folder",
             "choose another -o",
         )
-    whole = path.read_bytes().rpartition(b"\n")[0]
+    whole = read_file(path).rpartition(b"\n")[0]
     os.truncate(path, len(whole) + 1)
     return found
 

@@ -121,7 +121,6 @@ BASES = {
 }
 NOISE = ("noise_norm", "sink")  # of one perturbed state
 CHANGES = Group("Allocation", says=BASES, changes=True)
-IN_PROCESS = ("dtype", "threads", "memory")
 
 
 @contextmanager
@@ -137,9 +136,8 @@ def _opened(executor: str | None = None, **options: Any) -> Iterator[Settings]:
 Where = Annotated[ModelOptions, Group("Model")]
 JsonFlag = Annotated[JsonOptions, Group("Output")]
 Outputs = Annotated[OutputOptions, Group("Output")]
-Plan = Annotated[Noise | Probes, Group("Perturbation", says={"pruner": PRUNERS})]
-PAPERS = {"correct": "Default: absorption."}
-Shown = Annotated[Request, Group("Allocation", says=BASES | PAPERS)]
+PROBED = {"pruner": PRUNERS}
+Plan = Annotated[Noise | Probes, Group("Perturbation", says=PROBED)]
 Running = Annotated[Settings, Group("Running", opened=_opened)]
 MATRICES = "Default: the free memory, at most 2 GiB plus SparseGPT's matrices."
 PruningRuns = Annotated[Settings, Group("Running", opened=_opened, says={"memory": MATRICES})]

@@ -9,13 +9,14 @@ from typing import Annotated, Any, cast
 import typer
 
 from refimpl.allocation.allocate import allocate, requested
+from refimpl.allocation.plan import Noise, Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.arguments import common_option, option
 from refimpl.cli import groups
 from refimpl.cli.options import Group, argument, is_given, with_groups
-from refimpl.cli.terminal import in_color, progress_bar, shows_bars
+from refimpl.cli.terminal import deliver, in_color, progress_bar, shows_bars
 from refimpl.errors import printable
 from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
 from refimpl.running.settings import Settings
@@ -30,6 +31,8 @@ from refimpl.tokens.samples import SCORED
 SHORT = SAMPLES, SEQ_LEN  # the tokens of `refimpl explain`
 # The rest of an allocation is `refimpl allocate`'s: nothing that is measured depends on it.
 MEASURED = ("base", "options", "sparsity", "correct")
+EXPLAINED = ("kind", "eta", "sink", "seed", "pruner")  # of one perturbation
+PAPERS = {"correct": "Default: absorption."}
 USUAL = {"correct": "Default: divergence with --perturbation pruning, none with gaussian."}
 
 
@@ -120,18 +123,17 @@ def explain_command(
         groups.Source,
         groups.source_group(*SHORT, f"{groups.OWN_TEXT}, or without tokenizer.json, random ids"),
     ],
-    perturbed: groups.Plan,
-    wanted: groups.Shown,
-    settings: Annotated[Settings, Group("Running", groups.IN_PROCESS)],
-    to: groups.Outputs,
+    perturbed: Annotated[Noise | Probes, Group("Perturbation", EXPLAINED, groups.PROBED)],
+    wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASES | PAPERS)],
+    settings: Annotated[Settings, Group("Running", ("dtype",))],
+    to: groups.JsonFlag,
 ) -> None:
     """The numbers are those of refimpl score on the same tokens.
 
     With --step, refimpl computes only what that step needs.
     """
     if not is_given(context, "correct"):  # the paper's
-        strength = wanted.strength if is_given(context, "strength") else "default"
-        wanted = replace(wanted, correct="absorption", strength=strength)
+        wanted = replace(wanted, correct="absorption", strength="default")
     plan, wanted = groups.checked_plan(context, perturbed, wanted, correct=True)
     opened = where.read(model)
     text = opened.tokenizer_json.exists()
@@ -140,4 +142,4 @@ def explain_command(
     with progress_bar("explaining") as progress:
         steps = explain(opened, tokens, block, step, plan, wanted, settings, progress=progress)
     said = explanation_text(steps, shown.source, shows_bars())
-    to.deliver(explanation_document(steps, shown.source), said)
+    deliver(explanation_document(steps, shown.source), said, to.json)

@@ -36,7 +36,7 @@ OTHERS = {  # commands, and a function that is interrupted
         ("case", "make", LLAMA, *SMALL, "-o", "out"),
         "refimpl.oracle.case.steps",
     ),
-    "explain": (("explain", LLAMA, "-o", "out"), "refimpl.cli.score.explain"),
+    "explain": (("explain", LLAMA), "refimpl.cli.score.explain"),
 }
 NOTHING = "interrupted: nothing was written\nnext: repeat the command\n"
 TOO_EARLY = "interrupted: nothing was finished that could be kept\nnext: repeat the command\n"

@@ -69,8 +69,6 @@ COMMANDS = {
     "case make": Command(
         ("case", "make", LLAMA, "--samples", 1, "--seq-len", 4), "out", files, forced=False
     ),
-    "report": Command(("report", "SCORES"), "out.html", Path.read_bytes),
-    "explain": Command(("explain", LLAMA, *SMALL, "--step", "drift")),
 }  # fmt: skip
 FOLDER = Command((), "out", files)  # replaced in Python, without a command
 
