@@ -13,7 +13,15 @@ from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.onnx.recording import model_graph as graphs
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, distinct, write_data
-from refimpl.storage.file_system import remove, to_disk
+from refimpl.storage.file_system import (
+    NEW,
+    is_own,
+    remove,
+    to_disk,
+    work_folder,
+    work_path,
+    writing,
+)
 from refimpl.storage.files import keep_rights, undo_killed, whole
 from refimpl.storage.target_checks import check_file, require_room
 
@@ -62,13 +70,7 @@ def export(
     require_room(out.parent, SPARE + tables + sum(x.nbytes for x in arrays), f"-o {out}")
     graphs.record(recording, outputs)
     proto = graphs.described(recording, outputs)
-    with whole(out) as new_graph:
-        new_graph.write_bytes(proto.SerializeToString(deterministic=True))
-        to_disk(new_graph)
-        with whole(data) as new_data:
-            write_data(new_data, recording.carried)
-            keep_rights(new_graph, out)
-            remove(out)  # an old graph must not stand beside the data of another one
+    _write(out, data, proto.SerializeToString(deterministic=True), recording)
     return Exported(
         out,
         out.stat().st_size,
@@ -80,6 +82,59 @@ def export(
         {function.name: len(function.node) for function in proto.functions},
         len(arrays),
     )
+
+
+def _write(out: Path, data: Path, graph: bytes, recording: graphs.Recording) -> None:
+    """Write both files, which get their names one after the other: the graph is the last.
+
+    An old graph never stands beside new data: old files wait in the hidden folder until the new
+    graph has its name.
+    """
+    new_is_named = False
+    try:
+        with whole(out) as new_graph, whole(data) as new_data:
+            write_data(new_data, recording.carried)
+            new_graph.write_bytes(graph)
+            to_disk(new_graph)
+            keep_rights(new_graph, out)
+            keep_rights(new_data, data)
+            for path in (out, data):
+                if path.exists():
+                    path.replace(_aside(out, path))
+                    to_disk(path.parent)
+            new_is_named = True
+    except BaseException:
+        if new_is_named:
+            remove(data)
+        _undo(out, data)
+        raise
+    _undo(out, data)
+
+
+def _undo(out: Path, data: Path) -> None:
+    """Put old files back if no graph has the name, and remove them if one has it.
+
+    A graph in the hidden folder, without data in theirs, says that the data have the name alone.
+    """
+    work = work_path(out)
+    if not out.name or not work.exists():
+        return
+    with writing(out), work_folder(work):
+        if is_own(work / NEW) and not (work_path(data) / NEW).exists():
+            remove(data)
+            remove(work / NEW)
+        named = out.exists()
+        for path in (data, out):  # the graph is the last, again
+            old = _aside(out, path)
+            if is_own(old) and named:
+                remove(old)
+            elif is_own(old):
+                old.replace(path)
+
+
+def _aside(out: Path, path: Path) -> Path:
+    """Where an old file waits, in the hidden folder of the graph."""
+    return work_path(out) / f"old {path.suffix[1:]}"
 
 
 def exported_document(exported: Exported) -> dict[str, Any]:
@@ -95,6 +150,7 @@ def _check_output(model: Model, out: Path, data: Path, force: bool) -> None:
             f"-o {out}", "a name that ends in .onnx", f"use {out.name or 'model'}.onnx"
         )
     inputs = {f"the model's {file.path.name}": file.path for file in model.files}
+    _undo(out, data)
     for path in (out, data):
         undo_killed(path)
         check_file(path, inputs | {"config.json": model.config_path}, force)

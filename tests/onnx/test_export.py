@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from conftest import FIXTURES
 from gates import GATES, GRAPH_CASES, UNRECORDED, model_of, worst_point
 from graph_models import FAMILIES, axes, prunable, pruned, reference_session
 from onnx import numpy_helper
-from program import ran, refused
+from processes import forked, printed_json, stopped_at_step
+from program import Result, ran, refused, run
 from refusals import refusal_of
 
 from refimpl import Model, forward, read_model
@@ -350,3 +352,46 @@ def test_the_command_says_what_it_wrote(copy: Copy) -> None:
     assert document["metadata"]["family"] == "gemma2"
     assert document["graph_bytes"] == (path / "model.onnx").stat().st_size
     agrees(path / "model.onnx", model_of("gemma2"), "float32")
+
+
+def pair(folder: Path) -> dict[str, bytes]:
+    """The graph and its data, as far as they are there."""
+    return {path.name: path.read_bytes() for path in folder.glob("m.onnx*")}
+
+
+def exported(folder: Path, *words: str) -> Result:
+    return forked(lambda: run("export", LLAMA, "-o", folder / "m.onnx", *words))
+
+
+def killed_at_every_step(folder: str, *force: str) -> None:
+    """Kill an export before each of its steps, and check what is left, and what runs after it."""
+    whole, old = Path(folder, "whole"), Path(folder, "old")
+    for path in (whole, old):
+        path.mkdir()
+    assert exported(whole).code == 0
+    assert not force or exported(old, "--dtype", "float64").code == 0
+    before, new, states = pair(old), pair(whole), list[str]()
+    for number in range(99):
+        here = Path(shutil.copytree(old, Path(folder, str(number))))
+        words = ("export", LLAMA, "-o", here / "m.onnx", *force)
+        if stopped_at_step(number, partial(run, *words), "kill") is None:
+            break
+        left = pair(here)
+        states.append("old" if left == before else "new" if left == new else "between")
+        assert states[-1] != "between" or "m.onnx" not in left, number  # which is looked for
+        if states[-1] == "between" and force:
+            other = Path(shutil.copytree(here, Path(folder, f"{number} again")))
+            assert "exists" in exported(other).err
+            assert pair(other) == before
+        again = exported(here, *force)
+        assert (again.code == 0) == (left != new or bool(force)), (number, again)
+        assert pair(here) == new
+        assert len([*here.iterdir()]) == 2
+    assert states.count("between") > 1
+    assert {*states} == {"old", "between", "new"}
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_a_killed_export_is_undone_by_the_next(force: tuple[str, ...], tmp_path: Path) -> None:
+    words = ", ".join(map(repr, (str(tmp_path), *force)))
+    assert printed_json(__file__, f"killed_at_every_step({words})") is None
