@@ -39,7 +39,7 @@ def integer(least: int, most: int) -> Any:
 
 
 Device = Literal["auto", "cuda", "cpu"]
-GraphDtype = Literal["float16", "float32", "float64"]
+GraphDtype = Literal["float32", "float64"]
 GraphOutputs = Literal["logits", "trace"]
 WORDS = {int: "a whole number", float: "a number", str: "a text"}
 ARRAY, DTYPE = (frozenset(get_args(hint)) for hint in (npt.ArrayLike, npt.DTypeLike))

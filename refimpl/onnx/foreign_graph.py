@@ -21,7 +21,8 @@ from refimpl.running.settings import free_memory
 from refimpl.storage.file_system import open_file
 
 LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message
-LOGITS_DTYPES = {helper.np_dtype_to_tensor_dtype(np.dtype(name)): name for name in graphs.DTYPES}
+DTYPES = ("float16", *graphs.DTYPES)  # of a candidate; export writes no float16
+LOGITS_DTYPES = {helper.np_dtype_to_tensor_dtype(np.dtype(name)): name for name in DTYPES}
 # A graph may take this long to open or to run, and then as long as weights and products of weights
 # and tokens take at hundredths of the speed of one core: a graph without an end has one.
 SECONDS, WEIGHTS_PER_SECOND, PRODUCTS_PER_SECOND = 60.0, 1e6, 1e8
@@ -139,7 +140,7 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> tuple[str, Any, Any, dict[
         raise RefimplError(
             f"`graph={path}`: inputs {[*inputs][:5]}, outputs {[*outputs][:5]}, logits in dtype "
             f"{logits}, computes in {dtype or 'another dtype'}",
-            f"one input of integers, [batch, sequence], and logits in {', '.join(graphs.DTYPES)}",
+            f"one input of integers, [batch, sequence], and logits in {', '.join(DTYPES)}",
             "write the graph with refimpl export",
         )
     (tokens,) = inputs

@@ -21,9 +21,7 @@ UFUNCS = {
     np.minimum: "Min", np.maximum: "Max", np.negative: "Neg", np.absolute: "Abs",
     np.sqrt: "Sqrt", np.exp: "Exp", np.log: "Log", np.tanh: "Tanh", np.sin: "Sin",
     np.greater: "Greater", np.greater_equal: "GreaterOrEqual",
-    np.less_equal: "LessOrEqual", np.equal: "Equal", np.isnan: "IsNaN",
-    np.floor_divide: "Div",
-    np.bitwise_and: "And", np.bitwise_or: "Or", np.invert: "Not",
+    np.equal: "Equal", np.floor_divide: "Div", np.bitwise_or: "Or", np.invert: "Not",
 }  # fmt: skip
 Axes = int | Sequence[int] | None
 
@@ -111,16 +109,9 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
             return 2 * t / (1 - t)
         if ufunc is np.log1p:  # no operator either: what is lost is a rounding of 1
             return np.log(1 + self)
-        if ufunc is np.vecdot:
-            return np.sum(inputs[0] * inputs[1], axis=-1)
         if ufunc not in UFUNCS:
             return NotImplemented
-        kinds = [*map(_kind, inputs)]
-        if np.float16 in kinds:  # a norm's squares are float32, until they meet a float16
-            square = ufunc is np.multiply and inputs[0] is inputs[1]
-            narrow = [np.dtype(np.float16) if x == np.float32 else x for x in kinds]
-            kinds = [np.dtype(np.float32)] * 2 if square else narrow
-        dtypes = ufunc.resolve_dtypes((*kinds, None))
+        dtypes = ufunc.resolve_dtypes((*map(_kind, inputs), None))
         result = self.graph.add(UFUNCS[ufunc], *map(_cast, inputs, dtypes))
         if out:  # x += y: from now on x names the result, so no other name may refer to the old x
             self.graph.retire(self)
@@ -175,28 +166,9 @@ def _reshape(x: Recorded, shape: Sequence[int | Axis]) -> Any:
 
 def _reduced(operator: str, x: Any, axis: Axes = None, keepdims: bool = False) -> Any:
     if x.dtype.kind != "f":
-        if operator != "ReduceSum" or x.dtype != np.bool_:
-            raise TypeError(f"{operator} of {x.dtype}: only floats keep their dtype")
-        x = x.astype(np.int64)  # counted, as in NumPy
+        raise TypeError(f"{operator} of {x.dtype}: only floats keep their dtype")
     axes = range(len(x.shape)) if axis is None else [axis] if isinstance(axis, int) else axis
     return x.graph.add(operator, x, list(axes), keepdims=int(keepdims))
-
-
-def _norm(x: Any, ord: None = None, axis: Axes = None, keepdims: bool = False) -> Any:
-    return np.sqrt(np.sum(x * x, axis=axis, keepdims=keepdims))
-
-
-def _std(x: Any, axis: int, keepdims: bool = False) -> Any:
-    centred = x - np.mean(x, axis=axis, keepdims=True)
-    return np.sqrt(np.mean(centred * centred, axis=axis, keepdims=keepdims))
-
-
-def _median(x: Any) -> Any:
-    """The middle number of a row, or the mean of the two in the middle."""
-    add, size = x.graph.add, x.graph.add("Shape", x)
-    ordered, _ = add("TopK", x, size, outputs=2, largest=0, axes=("ordered",))
-    middle = add("Div", add("Concat", add("Sub", size, [1]), size, axis=0), [2])
-    return np.mean(add("Gather", ordered, middle), axis=0)
 
 
 def _rows(mask: Recorded) -> Any:
@@ -211,13 +183,6 @@ def _filled(value: int, x: Any, dtype: npt.DTypeLike | None = None) -> Any:
     return x.graph.add("Expand", number, x.graph.add("Shape", x), axes=x.axes)
 
 
-def _compress(condition: Any, x: Any, axis: int) -> Any:
-    """Select along an axis, which is then named after the condition."""
-    axes = list(x.axes)
-    axes[axis] = condition.name
-    return x.graph.add("Compress", x, condition, axis=axis, axes=axes)
-
-
 def _roll(x: Any, shift: int, axis: int) -> Any:
     """The last entries of an axis before the others, of which there may be none."""
     add, last = x.graph.add, np.iinfo(np.int64).max
@@ -230,15 +195,11 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.mean: partial(_reduced, "ReduceMean"),
     np.max: partial(_reduced, "ReduceMax"),
     np.sum: partial(_reduced, "ReduceSum"),
-    np.std: _std,
-    np.median: _median,
-    np.linalg.norm: _norm,
     np.ones_like: partial(_filled, 1),
     np.zeros_like: partial(_filled, 0),
     # True everywhere: while recording, any number may be true.
     np.any: lambda x, axis: np.ones([n for i, n in enumerate(x.shape) if i not in axis], np.bool_),
     np.argmax: lambda x, axis: x.graph.add("ArgMax", x, axis=axis, keepdims=0),
-    np.compress: _compress,
     np.stack: lambda parts, axis: np.concatenate([np.expand_dims(x, axis) for x in parts], axis),
     np.concatenate: lambda parts, axis: parts[0].graph.add("Concat", *parts, axis=axis),
     np.expand_dims: lambda x, axis: x.graph.add("Unsqueeze", x, [axis]),

@@ -69,30 +69,25 @@ class Graph:
         op: str,
         *operands: Any,
         axes: Sequence[int | str] = (),
-        outputs: int = 1,
         **attributes: Any,
     ) -> Any:
-        """Add a node, with the axes of its outputs if ONNX cannot infer them."""
+        """Add a node, with the axes of its output if ONNX cannot infer them."""
         inputs = [x if isinstance(x, Recorded) else self.constant(x) for x in operands]
         self._read(op, inputs)
         name = f"{op}_{len(self.nodes)}"
-        names = [name, *(f"{name}_{i}" for i in range(1, outputs))]
-        node = helper.make_node(op, [x.name for x in inputs], names, name, **attributes)
+        node = helper.make_node(op, [x.name for x in inputs], [name], name, **attributes)
         schema, kinds = onnx.defs.get_schema(op, self.opset), {x.name: x.kind for x in inputs}
         sizes = {x.name: x.value for x in inputs if x.value is not None and x.dtype == np.int64}
-        inferred = shape_inference.infer_node_outputs(
+        kind = shape_inference.infer_node_outputs(
             schema, node, kinds, sizes, opset_imports=self.imports
-        )
-        for output in names if axes else ():
-            dtype = inferred[output].tensor_type.elem_type
-            inferred[output] = helper.make_tensor_type_proto(dtype, axes)
-        dims = [dim for output in names for dim in inferred[output].tensor_type.shape.dim]
-        if not all(dim.WhichOneof("value") for dim in dims):
+        )[name]
+        if axes:
+            kind = helper.make_tensor_type_proto(kind.tensor_type.elem_type, axes)
+        if not all(dim.WhichOneof("value") for dim in kind.tensor_type.shape.dim):
             raise TypeError(f"{op} of shapes {[x.shape for x in inputs]}: an axis is lost")
         self.nodes.append(node)
-        self.fresh |= dict.fromkeys(names, node)
-        arrays = tuple(Recorded(self, output, inferred[output]) for output in names)
-        return arrays if outputs > 1 else arrays[0]
+        self.fresh[name] = node
+        return Recorded(self, name, kind)
 
     def call(
         self,
@@ -136,9 +131,7 @@ class Graph:
         if value.name not in self.fresh:
             value = self.add("Identity", value)
         node = self.fresh.pop(value.name)
-        if node.output[0] == value.name:
-            node.name = name
-        node.output[list(node.output).index(value.name)] = name
+        node.name = node.output[0] = name
         self.retire(value)
         return Recorded(self, name, value.kind, value.value)
 
