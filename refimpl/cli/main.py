@@ -3,6 +3,7 @@
 What imports NumPy is imported in functions, so that the list of commands appears at once.
 """
 
+import ctypes
 import os
 import sys
 import traceback
@@ -179,6 +180,26 @@ def program() -> typer.Typer:
     return app
 
 
+# Of glibc's `mallopt`. By default, freed arrays go back to the system, which clears their pages for
+# the next ones; and each thread has a heap of its own, whose free memory no other thread uses.
+HEAP_OPTIONS = {
+    -1: -1,  # M_TRIM_THRESHOLD: free bytes at the heap's end that go back to the system; none
+    -3: 32 << 20,  # M_MMAP_THRESHOLD: arrays from here on are outside the heap,
+    -4: 0,  # M_MMAP_MAX: but at most so many
+    -8: 1,  # M_ARENA_MAX: heaps
+}
+
+
+def _keep_freed_memory() -> None:
+    """Let one heap keep what threads free; only a process that is ours alone may set that."""
+    try:
+        if os.confstr("CS_GNU_LIBC_VERSION"):
+            for option, value in HEAP_OPTIONS.items():
+                ctypes.CDLL(None).mallopt(option, value)
+    except (AttributeError, ValueError, OSError):  # Windows, macOS, musl
+        return
+
+
 def main() -> None:
     """Run the program, and exit with one of the codes of docs/reference/cli.md."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -186,6 +207,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     if len(os.environ.get("COLUMNS", "")) > 4:  # help would fill all columns with spaces
         os.environ["COLUMNS"] = "1000"
+    _keep_freed_memory()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     failure: Exception

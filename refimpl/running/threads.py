@@ -1,6 +1,5 @@
 """Worker threads, each with BLAS on one core."""
 
-import ctypes
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,33 +24,6 @@ def kernel() -> str:
     """The kernel of BLAS of this process, such as "Haswell", as OpenBLAS names it."""
     names = (x.get("architecture") for x in ThreadpoolController().info())
     return next(filter(None, names), "unknown")
-
-
-def glibc() -> Any:
-    """The C library of this process, or None if it is not glibc."""
-    try:
-        return ctypes.CDLL(None) if os.confstr("CS_GNU_LIBC_VERSION") else None
-    except (AttributeError, ValueError, OSError):  # Windows, macOS, musl
-        return None
-
-
-GLIBC = glibc()
-# By default, freed arrays go back to the system, which clears their pages for the next ones: a
-# tenth of the time of a model of 1B.
-HEAP_OPTIONS = {  # of `mallopt`: the value while there are `Workers`, and after
-    -1: (-1, 64 << 20),  # M_TRIM_THRESHOLD: free bytes at the heap's end that it gives back
-    -3: (32 << 20, 32 << 20),  # M_MMAP_THRESHOLD: arrays from here on are outside the heap,
-    -4: (0, 65536),  # M_MMAP_MAX: but at most so many
-    -8: (1, 0),  # M_ARENA_MAX: heaps, so that threads use each other's free memory; 0 is any
-}  # After `Workers`, the thresholds are those that glibc itself arrives at with large arrays.
-
-
-def _set_heap(which: int) -> None:
-    """Set how much freed memory the heap keeps, and give what it has to the system."""
-    if GLIBC is not None:
-        for option, values in HEAP_OPTIONS.items():
-            GLIBC.mallopt(option, values[which])
-        GLIBC.malloc_trim(0)
 
 
 def cores() -> int:
@@ -82,7 +54,6 @@ class Workers:
         with Workers._lock:
             if not Workers._open:
                 Workers._limit = self._blas.limit(limits=1)
-                _set_heap(0)
             Workers._open += 1
         self._pool = ThreadPoolExecutor(self.threads)
         return self
@@ -93,7 +64,6 @@ class Workers:
             Workers._open -= 1
             if not Workers._open:
                 Workers._limit.restore_original_limits()
-                _set_heap(1)
 
     def submit(self, task: Callable[[], T]) -> Future[T]:
         """Hand a task to the threads, which take tasks in this order."""
