@@ -53,6 +53,8 @@ def test_only_the_files_we_read_are_downloaded_once(hub: Hub) -> None:
     assert model.name == MAIN
     expected = {p.name for p in (FIXTURES / "llama").iterdir()} & {*DOWNLOADED}
     assert hub.downloads == sorted(expected)
+    ours = ("/api/models/", "/resolve/")  # the library would ask for more, and say what runs
+    assert all(any(part in line for part in ours) for line in hub.requests)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= expected
     hub.requests.clear()
     again = read_model(NAME)
