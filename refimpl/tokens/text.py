@@ -54,9 +54,9 @@ class TextTokenizer:
             refused=("the tokenizer.json of the model", "get it again, or pass ids with `tokens`"),
         )
 
-    def encode(self, text: str, places: bool = False, special: bool = True) -> Encoding:
-        """Encode a text; `special` asks for the post-processor's ids."""
-        answer, marks, ends = self._library.call("encode", text, special, places)
+    def encode(self, text: str, places: bool = False) -> Encoding:
+        """Encode a text, with the ids that the post-processor adds; `places` if asked for."""
+        answer, marks, ends = self._library.call("encode", text, places)
         unsigned, is_text = np.frombuffer(answer, "<u4"), np.frombuffer(marks, np.uint8) > 0
         ids = np.minimum(unsigned, np.iinfo(np.int32).max).astype(np.int32)  # no model has more
         front = tuple(ids[: is_text.argmax()].tolist()) if is_text.any() else ()
@@ -70,10 +70,6 @@ class TextTokenizer:
     def id_to_token(self, token_id: int) -> str | None:
         """The token of an id, or None."""
         return self._library.call("id_to_token", token_id)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens."""
-        return self._library.call("decode", tuple(ids))
 
 
 def read_tokenizer(path: Path) -> TextTokenizer:
@@ -111,7 +107,7 @@ def bos_rule(
         return front[0], f"BOS {front[0]} added by tokenizer.json"
     if not add_bos:
         return None, "no BOS asked for"
-    named = special_token(tokenizer, folder, "bos_token")
+    named = _bos_token(tokenizer, folder)
     if named is not None:
         return named, f"BOS {named} asked for by tokenizer_config.json"
     if bos_id is None:
@@ -123,10 +119,10 @@ def bos_rule(
     return bos_id, f"BOS {bos_id} (from config.json) asked for by tokenizer_config.json"
 
 
-def special_token(tokenizer: TextTokenizer, folder: Path, role: str) -> int | None:
-    """The id of "bos_token" or "eos_token" as the files beside a tokenizer name it, or None."""
+def _bos_token(tokenizer: TextTokenizer, folder: Path) -> int | None:
+    """The id of `bos_token` as the files beside a tokenizer name it, or None."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        name = _read_settings(folder / file).get(role)
+        name = _read_settings(folder / file).get("bos_token")
         name = name.get("content") if isinstance(name, dict) else name
         token_id = tokenizer.token_to_id(name) if isinstance(name, str) else None
         if token_id is not None:
