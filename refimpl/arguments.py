@@ -94,10 +94,13 @@ def described(hint: Any) -> str:
         least, most = inner[1].ge, inner[1].le
         limits = f", {least} or more" if most is None else f" from {least} to {most:,}"
         return WORDS[inner[0]] + limits
+    if origin is tuple:
+        return f"{described(inner[0])}, or several, separated by commas"
     if origin in (Union, UnionType, Literal):
-        return " or ".join(described(one) for one in inner if one is not NoneType)
+        texts = dict.fromkeys(described(one) for one in inner if one is not NoneType)
+        return " or ".join(x for x in texts if not any(y.startswith(f"{x}, or") for y in texts))
     name = getattr(origin or hint, "__name__", hint)
-    return WORDS.get(hint) or str(hint if origin is tuple else name)
+    return WORDS.get(hint) or str(name)
 
 
 def percentage(name: str, value: Any, otherwise: str) -> str:

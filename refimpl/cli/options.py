@@ -11,6 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import typer
@@ -45,28 +46,18 @@ def argument(metavar: str, help: str, found: Callable[[Path], Path] | None = Non
     return typer.Argument(metavar=metavar, readable=False, help=plain(help), callback=found)
 
 
-def numbers(name: str, text: str) -> tuple[float, ...]:
+def numbers(text: str) -> tuple[float | str, ...]:
     """Numbers, separated by commas."""
-    return tuple(
-        number(name, part.strip(), ", or numbers separated by commas") for part in text.split(",")
-    )
+    return tuple(number(part.strip()) for part in text.split(","))
 
 
-def number(name: str, text: str, more: str = "") -> float:
-    """A number, or a percentage, of an option: "0.5", "50%"."""
+def number(text: str) -> float | str:
+    """A number, or a percentage: "0.5", "50%"; the type of its field refuses another text."""
     try:
-        return float(Decimal(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
-    except ArithmeticError:
-        word = name.replace("_", "-")
-        expected, example = f"a number, or a percentage{more}", "0.01" if more else "0.5"
-        raise RefimplError(f"{word} {text!r}", expected, f"use --{word} {example}") from None
-
-
-def number_or_word(text: str) -> float | str:
-    """A number, if it is one."""
-    try:
-        return int(text) if text.isdecimal() else float(text)
-    except ValueError:
+        if text.endswith("%"):
+            return float(Decimal(text[:-1]) / 100)
+        return msgspec.convert(text, int | float, strict=False)
+    except (ArithmeticError, msgspec.ValidationError):
         return text
 
 
@@ -91,10 +82,11 @@ def value_type(name: str, hint: Any, default: Any) -> tuple[Any, Callable[[Any],
     if hint == npt.DTypeLike:
         return Literal["float32", "float64"], None
     if origin is Annotated:
-        limits = (inner[1].ge, inner[1].le) == (0, 1)
-        return (str, partial(number, name)) if limits else value_type(name, inner[0], default)
+        return value_type(name, inner[0], default)
+    if hint is float:
+        return str, number
     if origin is tuple and inner[0] is float:
-        return str, partial(numbers, name)
+        return str, numbers
     if origin is tuple:
         return list[value_type(name, inner[0], None)[0]], tuple  # type: ignore[misc]
     if origin is Mapping:
@@ -110,7 +102,7 @@ def value_type(name: str, hint: Any, default: Any) -> tuple[Any, Callable[[Any],
         none = NoneType in inner and default is not None
         names = (*words, "none") if none else tuple(words)
         return Literal[names], (lambda word: None if word == "none" else word)
-    return str, number_or_word if words else None
+    return str, number if words else None
 
 
 def shown_default(default: Any, read: Callable[[Any], Any] | None) -> Any:

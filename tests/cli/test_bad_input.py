@@ -219,14 +219,6 @@ def started(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=env, stderr=-1, text=True, timeout=60, **options)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_behind_stdout() -> None:
-    for words in (f"score model {SMALL}", "--help"):
-        with open("/dev/full", "w") as full:
-            done = started(*words.split(), stdout=full)
-        assert "No space left" in refusal(Result(done.returncode, "", done.stderr))
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [
