@@ -6,6 +6,7 @@ from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.plan import Noise, Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
+from refimpl.allocation.scores_json import read_scores
 from refimpl.arguments import checked
 from refimpl.bases.base import Base
 from refimpl.errors import RefimplError
@@ -22,7 +23,7 @@ from refimpl.pruning.prune import prune
 from refimpl.pruning.record import Pruning
 from refimpl.running.held_model import HeldModel
 from refimpl.running.settings import Settings
-from refimpl.scoring.score import score
+from refimpl.scoring.score import recommended, score
 from refimpl.tokens import random_tokens, text_tokens
 from refimpl.version import SPEC, __version__
 
@@ -31,7 +32,7 @@ __all__ = [
     "HeldModel", "Inspection", "Model", "Noise", "Pattern", "Probes", "Pruner", "PrunerOptions",
     "Pruning", "RefimplError", "Request", "Scores", "Settings", "__version__", "allocate",
     "evaluate", "explain", "forward", "inspect", "prune", "random_tokens", "read_model",
-    "score", "text_tokens",
+    "read_scores", "recommended", "score", "text_tokens",
 ]  # fmt: skip
 
 for _name, _public in [*globals().items()]:  # calls within the package are not checked

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from math import isfinite
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, AllocationErrors, Scores, Signal, Signals
 from refimpl.arguments import integer, require
 from refimpl.bases.base import BaseInputs
+from refimpl.bases.results import checked_allocation, read_only
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import nan_mean
 from refimpl.method.correction import LOG_LIMIT, centred_log, clipped_log, correction
@@ -203,10 +205,12 @@ def _of_blocks(units: Array, share: Array) -> Array:
 
 def base_allocation(signals: Signals, request: Request, linears: Linears) -> Array:
     """Make the base allocation, per block [L] or per linear [L, linears], not yet projected."""
-    base, options = request.record, request.options
+    base, sizes = request.record, linear_sizes(linears)
     signal = _measured(signals.get(base.name), request) if base.needs else np.zeros(0)
-    sizes, compat = linear_sizes(linears), request.compat
-    return base.allocation(BaseInputs(signal, linears, sizes, request.sparsity, options, compat))
+    views = read_only(signal), tuple(map(MappingProxyType, linears)), read_only(sizes)
+    options = MappingProxyType(request.options)
+    asked = BaseInputs(*views, request.sparsity, options, request.compat)
+    return checked_allocation(base.name, base.allocation(asked), sizes)
 
 
 def linear_counts(sparsity: Array, sizes: Array, target: float) -> Array:
@@ -245,7 +249,8 @@ def _measured(signal: Signal | None, request: Request) -> Array:
         f"{base.name}{' with ' * bool(wanted)}{wanted}: not in these scores"
         + (f" (they have {present})" if present else ""),
         f"scores made with --base {base.name} and the same options",
-        f"run refimpl score again with --base {base.name}{options}",
+        f"run refimpl score again with --base {base.name}{options}; to prune by the base alone, no "
+        f"scores are needed: refimpl prune MODEL --allocation {base.name} --sparsity S",
     )
 
 

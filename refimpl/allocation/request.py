@@ -217,14 +217,16 @@ def read_custom(path: Path, linears: Linears) -> Array:
     """
     blocks = [f"blocks.{i}" for i in range(len(linears))]
     units = [f"{at}.{name}" for at, names in zip(blocks, linears, strict=True) for name in names]
-    remedy = "correct the file"
     try:
         text = read_file(path).decode("utf-8")
         content = _csv_content(text) if path.suffix.lower() == ".csv" else parsed_json(text)
         if isinstance(content, Mapping):
             if "allocations" in content:
-                remedy = "prune with `allocation=FILE` and without `sparsity`: its counts stand"
-                raise ValueError("a file of scores, whose allocation has its own sparsity")
+                raise RefimplError(
+                    f"{path} is a file of scores, whose allocation has its own sparsity",
+                    "a file with a sparsity per block or linear",
+                    "prune with `allocation=FILE` and without `sparsity`: its counts stand",
+                )
             names = min((blocks, units), key=lambda names: len(content.keys() ^ set(names)))
             if odd := sorted(content.keys() ^ set(names))[:3]:
                 raise ValueError(f"missing or unknown names such as {', '.join(odd)}")
@@ -232,6 +234,10 @@ def read_custom(path: Path, linears: Linears) -> Array:
         lists = isinstance(content, list) and all(isinstance(row, list) for row in content)
         if lists and [*map(len, content)] == [*map(len, linears)]:
             content = [number for row in content for number in row]
+        is_csv = path.suffix.lower() == ".csv"
+        numbers = content if isinstance(content, list) else [content]
+        if odd := [x for x in numbers if isinstance(x, bool) or isinstance(x, str) > is_csv]:
+            raise ValueError(f"{odd[0]!r:.40} is no number")
         values = np.array(content, np.float64)
         if values.shape not in ((len(blocks),), (len(units),)):
             raise ValueError(f"{values.size} numbers")
@@ -242,7 +248,7 @@ def read_custom(path: Path, linears: Linears) -> Array:
         raise RefimplError(
             f"{path}: not an allocation for this model ({reason})",
             f"{len(blocks)} numbers (one per block) or {len(units)} (one per linear) from 0 to 1",
-            remedy,
+            "correct the file",
         ) from error
     if values.size == len(blocks):
         return values

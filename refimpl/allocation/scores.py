@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import Ints
 from refimpl.running.provenance import Run, TokenFacts
+from refimpl.storage.files import write_json
 
 Options = Mapping[str, int | float | str]
 
@@ -21,14 +23,16 @@ class Absorption:
     """The experiment's result at one eta; None for the pruning perturbation.
 
     Drift R_k and alignment A_k are means for the state perturbed at block l, [L (l), L (k)], NaN
-    for k < l. The coefficient r [L] is NaN where no token had a drift, and standard errors, over
-    sequences, with fewer than two of them. Left out are tokens without a ratio, over all sequences
-    and draws. The divergence is the mean KL of the next-token distributions, [L], nats.
+    for k < l. The coefficient r [L] is NaN where no token had a drift. All standard errors are over
+    sequences, and NaN with fewer than two of them. Left out are tokens without a ratio, over all
+    sequences and draws. The divergence is the mean KL of the next-token distributions, [L], nats.
     """
 
     eta: float | None
     drift: Array
+    drift_stderr: Array
     alignment: Array
+    alignment_stderr: Array
     coefficient: Array
     stderr: Array
     left_out: Ints
@@ -94,7 +98,7 @@ class ProbedErrors:
         return None if self.divergences is None else nan_mean(self.divergences, axis=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """All results of scoring one model.
 
@@ -131,6 +135,27 @@ class Scores:
     pruned_at: PrunedAt | None = None
     probes: ProbedErrors | None = None
     made_for: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """The scores on one line: what was measured, on what."""
+        tokens, plan = self.tokens, self.plan
+        what = f"eta {', '.join(f'{x:g}' for x in plan.etas if x)}" if plan.etas[0] else "pruning"
+        size = f"{self.measured_samples} of {tokens.samples} samples of {tokens.seq_len} tokens"
+        return f"<Scores of {self.model}: {self.num_blocks} blocks, {what}, {size}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores and the allocations that they were made for, as `scores.json` has them."""
+        from refimpl.allocation.scores_json import whole_document  # which reads scores
+
+        return whole_document(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write `scores.json`: the scores, and the allocations that they were made for.
+
+        Raises:
+            RefimplError: The file cannot be written.
+        """
+        write_json(Path(path), self.to_dict())
 
     @property
     def num_blocks(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from refimpl.allocation.allocate import Allocation
+from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.plan import Noise, Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import AllocationErrors, ProbedErrors, Scores, StoredAllocation
@@ -15,18 +15,19 @@ from refimpl.bases.base import base_named
 from refimpl.loading.files.documents import Document, converted, filled, plain, read_document
 from refimpl.model.config import linear_sizes
 
-FORMAT: Literal[4] = 4
+FORMAT: Literal[5] = 5
 LARGEST = 1 << 24  # no linear has more rows or columns; their products fit into 64 bits
 NAMED = "a whole scores.json", "a file written by refimpl score -o", "run refimpl score again"
 RENAMED = {"kind": "perturbation", "options": "base_options", "sparsity": "requested_sparsity"}
-FORMS = {"drift": "LL", "alignment": "LL", "linear_sparsity": "LW", "linear_pruned": "LW"}
+FORMS = dict.fromkeys(("drift", "drift_stderr", "alignment", "alignment_stderr"), "LL")
+FORMS |= {"linear_sparsity": "LW", "linear_pruned": "LW"}
 """Axes of arrays that are not [L]: blocks, and linears of a block."""
 
 
 class ScoresDocument(Document, frozen=True, kw_only=True):
     """Scores, made for the request of the allocations, and an allocation per eta."""
 
-    format: Literal[4]
+    format: Literal[5]
     scores: Scores
     allocations: list[StoredAllocation]
 
@@ -37,6 +38,11 @@ def document(scores: Scores, allocations: Sequence[Allocation]) -> dict[str, Any
     made = replace(scores, made_for=request)
     content: dict[str, Any] = plain(ScoresDocument(format=FORMAT, scores=made, allocations=stored))
     return content
+
+
+def whole_document(scores: Scores) -> dict[str, Any]:
+    """Describe scores and the allocations that they were made for, one per eta."""
+    return document(scores, [allocate(scores, which=i) for i in range(len(scores.sweep))])
 
 
 def _request(allocation: Allocation) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from refimpl.allocation.allocate import Allocation, allocate, base_only
-from refimpl.allocation.plan import Probes
+from refimpl.allocation.allocate import Allocation, base_only
 from refimpl.allocation.request import Request, own_budget
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document as scores_document
@@ -36,7 +35,7 @@ from refimpl.pruning.inspection import inspect, inspection_document
 from refimpl.pruning.prune import calibration_memory, check_prune, prune
 from refimpl.pruning.record import Measured
 from refimpl.running.settings import Settings
-from refimpl.scoring.score import score
+from refimpl.scoring.score import recommended
 from refimpl.scoring.signals import signals
 from refimpl.show.blocks import blocks_table
 from refimpl.show.pruning import inspection_table, pruning_table
@@ -253,12 +252,5 @@ def _scored(
     assert isinstance(tokens, Tokens)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress)
-        scores = score(model, tokens, _probes(pruner), wanted, settings, bases=())
-    allocation = allocate(scores, wanted)
+        scores, allocation = recommended(model, tokens, wanted.sparsity, pruner, settings)
     return allocation_targets(allocation, scores), (scores, allocation)
-
-
-def _probes(pruner: PrunerOptions) -> Probes:
-    """Blocks are probed with the pruner that will prune them."""
-    name, damping = pruner.record.name, pruner.damping
-    return Probes(seed=pruner.seed, pruner=name, damping=damping)

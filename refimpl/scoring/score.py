@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.allocation.allocate import allocate, base_only
+from refimpl.allocation.allocate import Allocation, allocate, base_only
 from refimpl.allocation.plan import Perturbation, Probes, require_resolved
 from refimpl.allocation.request import Request, usual_request
 from refimpl.allocation.scores import (
@@ -27,6 +27,8 @@ from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
+from refimpl.pruners.decision import PrunerOptions
+from refimpl.pruners.wanda import WANDA
 from refimpl.running.provenance import token_facts
 from refimpl.running.settings import Settings, parse_memory
 from refimpl.scoring.experiment import dense_squares, experiment, probing_bytes, work_list
@@ -136,6 +138,45 @@ def score(
         return scores_of(experiment(model, ids, plan, resources, prune_block, **how))
 
 
+def recommended(
+    model: Model,
+    tokens: Tokens,
+    sparsity: float,
+    pruner: str | PrunerOptions = WANDA.name,
+    settings: Settings | None = None,
+    **changes: Any,
+) -> tuple[Scores, Allocation]:
+    """Measure a model and allocate as docs/study.md recommends, and `refimpl prune` does.
+
+    Args:
+        model: From `read_model`.
+        tokens: Token ids and where they came from.
+        sparsity: Fraction of all prunable weights to prune, in [0, 1].
+        pruner: The pruner that will be used, by which blocks are probed.
+        settings: How and where it runs.
+        **changes: Fields of the settings to change.
+
+    Returns:
+        The scores, and the allocation: divergence of measured strength on the uniform base.
+
+    Raises:
+        RefimplError: As `score` raises it.
+
+    Example:
+        >>> from refimpl import read_model
+        >>> from refimpl.tokens import random_tokens
+        >>> tokens = random_tokens(264, 2, 16)
+        >>> scores, allocation = recommended(read_model("fixtures/llama"), tokens, 0.5)
+        >>> allocation.total_pruned
+        14592
+    """
+    how = pruner if isinstance(pruner, PrunerOptions) else PrunerOptions(pruner)
+    plan = Probes(pruner=how.record.name, damping=how.damping, seed=how.seed)
+    request = Request(sparsity=sparsity)
+    scores = score(model, tokens, plan, request, settings, bases=(), **changes)
+    return scores, allocate(scores, request)
+
+
 def probed_blocks(config: Config, base: Array, plan: Probes, moments: Moments) -> PrunedBlocks:
     """What prunes a block alone, from weights to prune in the base allocation, [L, linears]."""
     counts = probe_counts(base, config.linear_sizes, plan.delta, plan.units)
@@ -194,12 +235,13 @@ def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]
     """Means over draws and then sequences, one result per eta; of probes, at the base's counts."""
     results, kl = [], measured.divergence
     for i, eta in enumerate(plan.etas):
-        drift, alignment = (
-            nan_mean(nan_mean(x[i], axis=1), axis=0) for x in (measured.drift, measured.alignment)
+        drift, alignment, coefficient = (
+            absorption_coefficient(x[i])
+            for x in (measured.drift, measured.alignment, measured.ratios)
         )
-        coefficient, left_out = absorption_coefficient(measured.ratios[i]), measured.left_out[i]
         divergence = (None, None) if kl is None else absorption_coefficient(kl[i])
-        results.append(Absorption(eta, drift, alignment, *coefficient, left_out, *divergence))
+        means = *drift, *alignment, *coefficient, measured.left_out[i]
+        results.append(Absorption(eta, *means, *divergence))
     return tuple(results)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from refimpl.allocation.request import Request, base_of
 from refimpl.allocation.scores import Signal, Signals
 from refimpl.bases.base import Base, BlockInputs, Needs, Value, bases
+from refimpl.bases.results import checked_signal, read_only
 from refimpl.errors import RefimplError
 from refimpl.model.config import Config
 from refimpl.model.model import Model
@@ -218,13 +220,27 @@ class BlockSignals:
                 stream.advance(after)
                 sums = {x: total[input_of(x)] for x in shapes if input_of(x) in total}
                 idle = frozenset(x for x in shapes if saw_no_token(x, sums.get(x)))
-            sequences, run = max(len(self.ids), 1), workers.run
-            block = BlockInputs(i, shapes, read, sums, sequences, idle, self.dtype, run)
-            tasks = [partial(signal, block, options) for signal, options in self.asked.values()]
+            views = MappingProxyType({x: read_only(y) for x, y in sums.items()})
+            facts = MappingProxyType(shapes), read, views, max(len(self.ids), 1), idle, self.dtype
             # Signals of squares compute on one thread each, and others on all threads.
-            numbers = run(tasks) if self.moments else [task() for task in tasks]
+            block = BlockInputs(i, *facts) if self.moments else BlockInputs(i, *facts, workers.run)
+            tasks = [
+                partial(_signal, name, signal, block, options)
+                for name, (signal, options) in self.asked.items()
+            ]
+            numbers = workers.run(tasks) if self.moments else [task() for task in tasks]
             yield {i: dict(zip(self.asked, numbers, strict=True))}
             tick(len(self.ids) + (not self.moments))
+
+
+def _signal(
+    name: str,
+    signal: Callable[..., Numbers],
+    block: BlockInputs,
+    options: Mapping[str, Value],
+) -> Numbers:
+    """The numbers of a base for a block, checked."""
+    return checked_signal(name, signal(block, MappingProxyType(options)), len(block.shapes))
 
 
 def _stored(model: Model, block: int, name: str) -> Array:
@@ -233,5 +249,5 @@ def _stored(model: Model, block: int, name: str) -> Array:
 
 
 def _weight(weights: Mapping[str, Array], name: str) -> Array:
-    """The weight of a linear."""
-    return weights[f"{name}.weight"]
+    """The weight of a linear, which nobody can change."""
+    return read_only(weights[f"{name}.weight"])

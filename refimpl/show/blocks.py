@@ -17,6 +17,7 @@ from refimpl.model.ops import Array
 from refimpl.show.header import counted, header, terminal_width
 from refimpl.show.table import Table, measured, number
 
+NEARLY_ALL = 0.95  # of the weights of a block: it is named
 GROUPS, SOME = 3, 6  # of blocks that are named, and as many blocks of each
 
 
@@ -221,6 +222,10 @@ def footer(scores: Scores, allocation: Allocation) -> list[str]:
     lines = [
         f"to prune: {pruned:,} of {total:,} ({pruned / total:.4%}), asked for {asked.sparsity:.4%}"
     ]
+    if len(scores.sweep) > 1:
+        lines.append(f"corrected and to prune are those of eta {absorption.eta:g}")
+    if nearly := np.flatnonzero(allocation.corrected_sparsity > NEARLY_ALL).tolist():
+        lines.append(f"more than {NEARLY_ALL:.0%} of the weights go in {_listed(nearly)}")
     if asked.compat == "peer":
         above = int((allocation.linear_sparsity > 1).any(axis=1).sum())
         lines.append(

@@ -9,13 +9,16 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from documents import changed
 from gates import CASES, bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refusal_of
 from tables import cases
 
+import refimpl
 from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, score
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.loading.files.documents import plain
@@ -164,3 +167,24 @@ def test_values_that_scores_cannot_have(old: str, new: str, path: str) -> None:
     problem = read_and_use(text.replace(old, new, 1))
     assert problem is not None
     assert path in problem
+
+
+def test_scores_are_saved_read_and_shown_in_one_line(tmp_path: Path) -> None:
+    scores, _ = scored("llama", pruning=True)
+    scores.save(path := tmp_path / "scores.json")
+    assert refimpl.read_scores(path).to_dict() == scores.to_dict() == json.loads(path.read_text())
+    assert repr(scores) == "<Scores of llama: 4 blocks, pruning, 3 of 3 samples of 7 tokens>"
+    noise = scored("llama")[0]
+    assert "eta 0.01, 0.3" in repr(noise)
+    found = noise.sweep[0]
+    later = np.triu_indices(4)
+    assert (found.drift_stderr[later] > 0).all()
+    assert (found.alignment_stderr[later] > 0).all()
+    one = scored("llama", samples=1)[0].sweep[0]
+    assert np.isnan(one.drift_stderr).all()
+
+
+def test_a_file_of_refimpl_is_not_called_damaged(tmp_path: Path) -> None:
+    scores, _ = scored("llama")
+    scores.save(path := tmp_path / "scores.json")
+    refusal_of(allocate, scores, base=str(path), says="is a file of scores, whose")

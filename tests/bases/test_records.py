@@ -26,6 +26,7 @@ from refimpl import (
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.bases.base import BlockInputs, bases
 from refimpl.explanation.explain import explain
+from refimpl.model.ops import Array
 from refimpl.pruners.compensation import PrunedWeight
 from refimpl.pruners.pruner import LinearInputs, pruners
 from refimpl.records import named
@@ -187,3 +188,61 @@ def test_the_inputs_of_a_signal_hold_what_its_base_needs() -> None:
     for block in seen.values():
         assert block.weight("q_proj").shape == block.shapes["q_proj"]
         assert block.index == LLAMA.config.num_blocks - 1
+
+
+def base_of(signal: Any, needs: Any = "squares", allocation: Any = None) -> Base:
+    return Base("mine", "mine", "", allocation or (lambda asked: asked.signal), needs=needs,
+                signal=signal)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [{}, [1.0], 1.0, {"x": "y"}, {"x": [1.0]}, {"x": np.nan}, {"x": [[1.0] * 7]}, {1: 1.0}, None],
+)
+def test_what_a_signal_returns_is_checked(numbers: Any) -> None:
+    base = base_of(lambda block, options: numbers)
+    refusal_of(score, LLAMA, TOKENS, bases=[base], says="base mine: its signal returned")
+
+
+@pytest.mark.parametrize(
+    "sparsity",
+    [None, "x", [0.5], [0.5] * 3, np.full((4, 2), 0.5), [np.nan] * 4, [1e9] * 4, [1j] * 4],
+)
+def test_what_an_allocation_returns_is_checked(sparsity: Any) -> None:
+    base = base_of(None, None, lambda asked: sparsity)
+    refusal_of(allocate, score(LLAMA, TOKENS), base=base, says="base mine: its allocation returned")
+
+
+@pytest.mark.parametrize("needs", ["weights", "squares", "products"])
+def test_a_base_cannot_change_what_it_gets(needs: str) -> None:
+    def signal(block: BlockInputs, options: Any) -> dict[str, float]:
+        attacks = [lambda: block.shapes.clear(), lambda: options.update(x=1)]  # type: ignore[attr-defined]
+        attacks += [lambda x=x: x.fill(0) for x in block.sums.values()]
+        if needs != "weights":  # which are read anew for every base
+            attacks.append(lambda: block.weight("q_proj").fill(0))
+        for attack in attacks:
+            with pytest.raises((AttributeError, ValueError)):
+                attack()
+        return {"x": 1.0}
+
+    def allocation(asked: Any) -> Array:
+        for array in (asked.signal, asked.sizes):
+            with pytest.raises(ValueError, match="read-only"):
+                array[...] = 0
+        with pytest.raises(AttributeError):
+            asked.linears[0].clear()
+        return np.full(len(asked.linears), 0.7)
+
+    scores = score(LLAMA, TOKENS, bases=["owl", base_of(signal, needs, allocation)])
+    np.testing.assert_array_equal(
+        scores.signals["owl"].main, score(LLAMA, TOKENS).signals["owl"].main
+    )
+    allocate(scores, base=base_of(signal, needs, allocation), sparsity=0.7)
+
+
+def test_bases_that_call_block_run_do_not_wait_for_each_other() -> None:
+    def signal(block: BlockInputs, options: Any) -> dict[str, float]:
+        return {"x": sum(block.run([lambda: 1.0, lambda: 2.0]))}
+
+    both = [replace(base_of(signal), name=name) for name in ("one", "other", "third")]
+    assert score(LLAMA, TOKENS, bases=both, threads=2).signals["one"].main.tolist() == [3.0] * 4

@@ -35,7 +35,7 @@ def absorption(r: Sequence[float], eta: float | None = 0.25, **more: Any) -> Abs
     each = len(r)
     drift = np.triu(np.linspace(0.5, 0.1, each * each).reshape(each, each))
     whole = {"stderr": np.full(each, 0.0123), "left_out": np.zeros(each, np.int64)} | more
-    return Absorption(eta, drift, drift, np.array(r), **whole)
+    return Absorption(eta, *[drift] * 4, np.array(r), **whole)
 
 
 def scores(*sweep: Absorption, **changes: Any) -> Scores:
