@@ -99,7 +99,8 @@ LLAMA, PRUNED = FIXTURES / "llama", ("prune", FIXTURES / "llama", "-o")
 PRINTED: dict[str, tuple[str, tuple[str, ...], list[tuple[object, ...]]]] = {
     "pruning-json before": ("inspect", (*LEFT, "before", "measured"), [
         (*PRUNED, "0", "--sparsity", 0.5, *FEW, "--measure"),
-        (*PRUNED, "1", "--allocation", "scores.json", "--pruner", "sparsegpt", *FEW),
+        (*PRUNED, "1", "--allocation", "scores.json", *FEW),
+        (*PRUNED, "4", "--nm", "2:4", "--pruner", "sparsegpt", *FEW),
         ("prune", FIXTURES / "mixtral", "-o", "2", "--nm", "2:4", "--tokens", "random",
          "--seq-len", 2, "--samples", 1),
         ("prune", "0", "-o", "3", "--nm", "2:4", "--pruner", "random"),
