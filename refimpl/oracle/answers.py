@@ -1,56 +1,17 @@
-"""Wrong answers that are known: the peers' own, and what passes with nothing of it computed."""
+"""Wrong answers that a tolerance may not see: what passes with nothing of it computed."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 
-from refimpl.allocation.allocate import Allocation, base_only
-from refimpl.errors import RefimplError
 from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
 from refimpl.oracle import near_ties
 from refimpl.oracle.case import Case
-from refimpl.oracle.dense_steps import sums_behind
 from refimpl.oracle.judging import measures
 from refimpl.oracle.judging.measures import EPS, FLOOR, error_of, tolerance_of
 from refimpl.oracle.truth import Truth
-from refimpl.pruners.decision import PrunerOptions, decision
-
-SHIPPED = ("owl", "alphapruning", "dlp", "uniform")  # bases with code of the peers
-
-
-@lru_cache(maxsize=1)
-def peer_answers(case: Case) -> dict[str, Array]:
-    """Steps by the peers' shipped code, from the case's signals and sums, if it does not fail.
-
-    Of bases sparsities and counts, of block 0 decisions.
-    """
-    recipe, expected, config = case.recipe, case.expected, case.model.config
-    found, allocations = dict[str, Array](), dict[str, Allocation]()
-    for base in (x for x in recipe.bases if x in SHIPPED):
-        request = replace(recipe.request(base), correct=None, compat="peer")
-        with suppress(RefimplError):
-            allocation = base_only(recipe.signals(expected, base), request, config.linears)
-            allocations[base] = allocation
-            found[f"{base}.base"] = allocation.base_sparsity
-            found[f"{base}.counts"] = allocation.linear_pruned
-    if 0 not in recipe.shown or recipe.bases[0] not in allocations:
-        return found
-    dense = case.model.block(0, np.float64)
-    goals = allocations[recipe.bases[0]].linear_sparsity[0]
-    sequences = len(case.inputs["token_ids"])
-    for method in ("wanda", "sparsegpt"):
-        pruner = PrunerOptions(method, recipe.damping)
-        for name, goal in zip(config.linears[0], goals.tolist(), strict=False):
-            step, weight = f"{method}.blocks.0.{name}.keep", dense[f"{name}.weight"]
-            with suppress(RefimplError):
-                total = expected[sums_behind(step)]
-                keep, _ = decision(weight, total, sequences, goal, pruner, "peer")
-                found[step] = np.packbits(keep, axis=1)
-    return found
 
 
 def misses_budget(case: Case, step: str, sparsity: Array) -> bool:

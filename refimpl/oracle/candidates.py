@@ -23,11 +23,11 @@ from refimpl.oracle.case import Case, computed_case, read_case
 from refimpl.oracle.case_folders import FACTS, FORWARD, matching
 from refimpl.oracle.judging.measures import array_of
 from refimpl.oracle.names import (
+    LOGITS,
     TRANSFORMERS,
     ModuleOutput,
     Sources,
     named_sources,
-    transformers_sources,
 )
 from refimpl.oracle.recipe import Recipe
 from refimpl.storage.file_system import MIB, open_file
@@ -172,7 +172,8 @@ def candidate_steps(
     another program's: then all are asked for. `decode`: it has the last tokens of each sequence.
     """
     outputs = {name: x for name, x in candidate.outputs.items() if name not in IDS}
-    own = names is None and not _has_modules(case, [*outputs])
+    steps = case.expected.keys() & outputs  # a program, too, may have logits
+    own = names is None and bool(steps - {LOGITS} or steps == outputs.keys())
     if own and not decode:
         return CandidateSteps(outputs)
     word = TRANSFORMERS if names is None else str(names)
@@ -191,38 +192,10 @@ def candidate_steps(
     return CandidateSteps(arrays, tuple(arrays if some else every))
 
 
-def module_steps(
-    case: Case, outputs: Mapping[str, Any], names: Mapping[str, Sequence[str]] | None = None
-) -> dict[str, Array]:
-    """The steps of a case that outputs of modules hold, as arrays or tensors; of a tuple the first.
-
-    An output is [N, S, width] or [N S, width], of heads also [N, S, heads, head_dim]; ":input"
-    behind a module's name is what it reads. `names` are modules by step, transformers' if None.
-    """
-    if names is None:
-        sources = transformers_sources(case.model)
-    else:
-        sources = {step: ModuleOutput(tuple(modules)) for step, modules in names.items()}
-    return {
-        step: _as_step(_as_array(outputs[key]), sources[step], case, step)
-        for step, key in _found(case, sources, [*outputs]).items()
-    }
-
-
 def _as_array(value: Any) -> Array:
     """An output as an array; of a tuple the first counts."""
     value = value[0] if isinstance(value, tuple | list) else value
     return value if isinstance(value, np.ndarray) else array_of(value)
-
-
-def _has_modules(case: Case, keys: Sequence[str]) -> bool:
-    """Whether transformers' modules explain more of some keys than the steps' own names."""
-    own = len(case.expected.keys() & {*keys})
-    if own == len(keys):
-        return False
-    sources = transformers_sources(case.model)
-    known = [x for step, x in sources.items() if step in case.expected]
-    return sum(any(_keys(name, keys) for name in x.names) for x in known) > own
 
 
 def _found(case: Case, sources: Sources, keys: Sequence[str]) -> dict[str, str]:

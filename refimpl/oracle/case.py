@@ -133,6 +133,12 @@ def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = P
             "1 or more tokens, of steps that do not read all of them",
             "add `only='blocks.*'`",
         )
+    if ids.shape[1] < 2 and not recipe.only:
+        raise RefimplError(
+            "samples of 1 token, of which perplexity predicts none",
+            "samples of 2 or more tokens",
+            "use a longer `seq_len`, or add `only='blocks.*'`",
+        )
     expected = steps(model, ids, recipe)
     if unknown := [p for p in recipe.only if not fnmatch.filter(expected, p)]:
         raise RefimplError(

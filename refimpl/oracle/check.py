@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +11,11 @@ from refimpl.errors import RefimplError
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
 from refimpl.oracle import near_ties
-from refimpl.oracle.answers import misses_budget, peer_answers, trivial_answer, unchanged
+from refimpl.oracle.answers import misses_budget, trivial_answer, unchanged
 from refimpl.oracle.case import Case, is_choice
 from refimpl.oracle.case_folders import FACTS, matching
 from refimpl.oracle.judging import measures
-from refimpl.oracle.judging.measures import EPS, StepResult, error_of, judges_sparsegpt, kind_of
+from refimpl.oracle.judging.measures import EPS, StepResult, judges_sparsegpt, kind_of
 from refimpl.oracle.truth import Truth, truth_of
 
 Verdict = Literal["pass", "fail", "not judged"]
@@ -155,11 +154,7 @@ def _explained(truth: Truth, result: StepResult) -> StepResult:
     actual, dtype = truth.actual, truth.computed_in
     if name not in actual:
         return result
-    theirs = peer_answers(case).get(name) if status == "divergent" else None
-    off, _, other = (inf, (), "") if theirs is None else error_of(name, actual[name], theirs)
-    if not other and off <= result.tolerance:
-        fault = "what the peers' code gives (docs/explanation/deviations.md)"
-    elif status in RIGHT_SO_FAR and misses_budget(case, name, actual[name]):
+    if status in RIGHT_SO_FAR and misses_budget(case, name, actual[name]):
         status = "divergent"
         fault = "does not sum to the budget, within half a unit in the last place of each"
     elif status in RIGHT_SO_FAR and (start := unchanged(case, name, actual, dtype)):

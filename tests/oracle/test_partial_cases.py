@@ -136,6 +136,7 @@ def test_what_such_a_case_cannot_be_is_refused(tmp_path: Path, sampled: Case) ->
     assert "no step of the forward" in refused(*make, "--only", "blocks.*", "--only", "blocks.9.*")
     assert "add --only" in refused(*make, "--sample-tokens", 3)
     refused(*make, "--only", "blocks.*", "--sample-tokens", -1)
+    assert "samples of 1 token" in refused(*make[:-1], 1)
     assert not (tmp_path / "new").exists()
     arrays = dict(sampled.expected)
     refusal_of(check, sampled, arrays, stepwise=True, says="holds some of the steps")

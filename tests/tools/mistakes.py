@@ -176,7 +176,6 @@ EXPERIMENT = mistakes(
     ("alignment of the perturbation",
      "(⟦a→(a - b)⟧ * b).sum(-1) / ⟦sizes→((a - b).norm(dim=-1) * b.norm(dim=-1))⟧", "gpt_neox"),
     "absorption_coefficient",
-    ("mean before the ratio", "effects[-1][0] / effects[0][0]⟦→.mean()⟧", "gemma3"),
     ("inverse ratio", "⟦effects[-1][0] / effects[0][0]→effects[0][0] / effects[-1][0]⟧", "qwen2"),
     ("geometric mean of ratios",
      "coefficients.append(meaned(ratio⟦→.log()⟧, ratio.isfinite())⟦→.exp()⟧)", "phi3"),
@@ -184,6 +183,8 @@ EXPERIMENT = mistakes(
 )  # fmt: skip
 
 COARSE = mistakes(
+    "pruned.absorption_coefficient",
+    ("mean before the ratio", "effects[-1][0] / effects[0][0]⟦→.mean()⟧", "gemma3"),
     "coarse.stderr",
     ("standard error by n, not n - 1", "/ max(⟦n - 1→n⟧, 0) / n)", "llama"),
     ("standard deviation, not of the mean", "/ max(n - 1, 0)⟦ / n→⟧)", "opt"),
