@@ -252,8 +252,8 @@ def test_a_block_that_loses_nothing_does_not_hide_that_the_others_differ() -> No
     assert errors["pruned.divergence"] >= 2 * logit / np.sqrt(nats * IDS.size) * 0.999
 
 
-@pytest.mark.parametrize("stepwise", [True, False])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("stepwise", [pytest.param(True, marks=pytest.mark.thorough), False])
+@pytest.mark.parametrize("dtype", [pytest.param("float64", marks=pytest.mark.thorough), "float32"])
 def test_of_a_block_that_loses_nothing_rounding_may_be_left(dtype: str, stepwise: bool) -> None:
     """Two passes of another batch differ by rounding: a drift next to 0, and a ratio of two."""
     tokens = Tokens(IDS, "drawn uniformly with seed 0", "ids")

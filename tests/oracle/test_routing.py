@@ -56,7 +56,16 @@ def candidate(case: Case, choice: Array, recipe: Recipe, dtype: str = "bfloat16"
     return written(case, arrays | {STEP: choice}, dtype)
 
 
-@pytest.mark.parametrize("fixture", ["qwen2_moe", "mixtral", "phimoe", "gemma4_experts"])
+@pytest.mark.parametrize(
+    "fixture",
+    [
+        "qwen2_moe",
+        *(
+            pytest.param(x, marks=pytest.mark.thorough)
+            for x in ("mixtral", "phimoe", "gemma4_experts")
+        ),
+    ],
+)
 def test_a_token_at_the_edge_may_go_to_another_expert(fixture: str) -> None:
     """What follows is judged on the candidate's own choice."""
     case = mixture(fixture)
@@ -108,6 +117,7 @@ def test_a_choice_that_was_not_made_is_found_at_what_follows() -> None:
     assert first.step == "blocks.0.mlp_out"
 
 
+@pytest.mark.thorough
 def test_other_right_arithmetic_in_16_bits_does_not_diverge() -> None:
     """Nor do experiments and pruners, whose states are routed anew."""
     recipe = Recipe(bases=("owl",), draws=1, pattern="")
