@@ -271,7 +271,7 @@ MAY_NAME = {  # modules that may hold the name of a base or a pruner as a string
         [
             f"oracle.{module}"
             for module in (
-                *("recipe", "answers", "check", "near_ties", "steps", "dense_steps"),
+                *("recipe", "check", "near_ties", "steps", "dense_steps"),
                 *("judging.measures", "own_errors"),
             )
         ],
