@@ -121,6 +121,7 @@ BASES = {
 }
 NOISE = ("noise_norm", "sink")  # of one perturbed state
 CHANGES = Group("Allocation", says=BASES, changes=True)
+IN_PROCESS = ("dtype", "threads", "memory")
 
 
 @contextmanager
