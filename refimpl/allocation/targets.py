@@ -17,8 +17,8 @@ from refimpl.model.ops import Array
 from refimpl.pruners.checks import Compat
 from refimpl.pruners.decision import Goal
 from refimpl.pruners.pattern import Pattern
-from refimpl.running.provenance import token_facts
 from refimpl.tokens import Tokens
+from refimpl.tokens.samples import token_facts
 
 
 @dataclass(frozen=True)

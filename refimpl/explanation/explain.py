@@ -14,10 +14,10 @@ from refimpl.explanation.method import method_steps
 from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
-from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
 from refimpl.tokens import Tokens
+from refimpl.tokens.samples import TokenFacts, token_facts
 
 SAMPLES, SEQ_LEN = 2, 32  # enough to see every step, and a standard error
 

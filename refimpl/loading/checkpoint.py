@@ -55,7 +55,9 @@ def read_model(
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
     hub = read_config(entries, source)
     weights, ignored = claimed(tensors, hub, path)
-    return Model(path, hub.config, entries, weights, files, config_path, hub_id, ignored)
+    return Model(
+        path, hub.config, entries, weights, files, config_path, hub_id, ignored, read_model
+    )
 
 
 def claimed(

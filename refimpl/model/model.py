@@ -97,6 +97,7 @@ class Model:
         config_path: The file that holds `config.json`; None if the metadata of the weights does.
         hub_id: `org/name@commit` of a model in the Hugging Face cache; else None.
         ignored: Tensors of other parts of a composite checkpoint than its text model.
+        reopen: The function that opens it in another process, by its path and its `config_path`.
     """
 
     path: Path
@@ -107,6 +108,7 @@ class Model:
     config_path: Path | None = None
     hub_id: str | None = None
     ignored: tuple[StoredTensor, ...] = ()
+    reopen: Callable[[str, str | None], "Model"] | None = None
 
     def as_kind(self, subclass: type[M], /, **more: Any) -> M:
         """The same model as one of a subclass, with the values of its further fields."""

@@ -19,10 +19,9 @@ from refimpl.onnx.session import Candidate, open_session
 from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.check import Report, Verdict, check
 from refimpl.oracle.recipe import Recipe
-from refimpl.running.provenance import TokenFacts, token_facts
 from refimpl.tokens import Tokens
 from refimpl.tokens.model_tokens import model_tokens
-from refimpl.tokens.samples import VALIDATED
+from refimpl.tokens.samples import VALIDATED, TokenFacts, token_facts
 
 SHORT = 5  # tokens of the first batch
 

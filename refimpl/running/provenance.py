@@ -10,20 +10,7 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.storage.file_system import file_digest
-from refimpl.tokens import Tokens
 from refimpl.version import SPEC, __version__
-
-
-@dataclass(frozen=True)
-class TokenFacts:
-    """The origin of tokens, without the tokens; fields are as in `Tokens`."""
-
-    samples: int
-    seq_len: int
-    source: str
-    kind: str
-    bos: int | None
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -36,12 +23,6 @@ class Run:
     seconds: float
     peak_memory: int | None
     versions: Mapping[str, str]  # of refimpl, numpy and python
-
-
-def token_facts(tokens: Tokens) -> TokenFacts:
-    """The origin of tokens."""
-    count, length = tokens.ids.shape
-    return TokenFacts(count, length, tokens.source, tokens.kind, tokens.bos, tokens.sha256)
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,6 @@ from typing import Any, Protocol, TypeVar
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
-from refimpl.loading.checkpoint import read_model
 from refimpl.model.config import Config
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
@@ -56,7 +55,8 @@ def results(units: Iterable[WorkUnit[T]], model: Model, resources: Resources) ->
             yield unit.run(model, resources.workers, resources.tick)
         return
     config = None if model.config_path is None else os.path.abspath(model.config_path)
-    run = partial(_run, os.path.abspath(model.path), config, stamps(model))
+    where = model.reopen, os.path.abspath(model.path), config, stamps(model)
+    run = partial(_run, where)
     waiting, repeated = iter(units), set[int]()
     submitted: dict[Future[Any], WorkUnit[T]] = {}
     try:
@@ -101,22 +101,22 @@ def _lost_workers() -> Iterator[None]:
         ) from error
 
 
-def _run(
-    path: str, config: str | None, expected: Stamps, unit: WorkUnit[T]
-) -> tuple[T | None, Exception | None]:
+def _run(where: Any, unit: WorkUnit[T]) -> tuple[T | None, Exception | None]:
     """The result of a unit in a worker's process, with BLAS on one thread; or its error."""
     try:
         with loud(unit.dtype), Workers(1) as workers:
-            return unit.run(_opened(path, config, expected), workers, lambda cost: None), None
+            return unit.run(_opened(*where), workers, lambda cost: None), None
     except Exception as error:
         error.add_note(format_exc())  # which is not sent otherwise
         return None, error
 
 
 @lru_cache(maxsize=1)
-def _opened(path: str, config: str | None, expected: Stamps) -> Model:
+def _opened(
+    reopen: Callable[[str, str | None], Model], path: str, config: str | None, expected: Stamps
+) -> Model:
     """Open a model, once in each process; name, size and time of each file tell other files."""
-    model = read_model(path, config)
+    model = reopen(path, config)
     if stamps(model) != expected:
         raise RefimplError(
             f"{path}: sizes or times of the files differ between this worker and its client",

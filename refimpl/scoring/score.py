@@ -29,7 +29,6 @@ from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.wanda import WANDA
-from refimpl.running.provenance import token_facts
 from refimpl.running.settings import Settings, parse_memory
 from refimpl.scoring.experiment import dense_squares, experiment, probing_bytes, work_list
 from refimpl.scoring.measurements import (
@@ -43,6 +42,7 @@ from refimpl.scoring.pruned_alone import PrunedBlocks, probe_counts
 from refimpl.scoring.signals import Chosen, before_squares, of_moments
 from refimpl.scoring.state_group import head_cost
 from refimpl.tokens import Tokens
+from refimpl.tokens.samples import token_facts
 
 
 def score(

@@ -266,3 +266,21 @@ def _read_jsonl(path: Path) -> npt.NDArray[Any]:
             )
         rows.append(np.array(row, np.int64))
     return np.array(rows, np.int64).reshape(len(rows), len(rows[0]) if rows else 0)
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """The origin of tokens, without the tokens; fields are as in `Tokens`."""
+
+    samples: int
+    seq_len: int
+    source: str
+    kind: str
+    bos: int | None
+    sha256: str
+
+
+def token_facts(tokens: Tokens) -> TokenFacts:
+    """The origin of tokens."""
+    count, length = tokens.ids.shape
+    return TokenFacts(count, length, tokens.source, tokens.kind, tokens.bos, tokens.sha256)

@@ -318,7 +318,7 @@ def test_what_a_unit_refuses_is_refused_here(processes: Executor) -> None:
 
 def test_other_files_under_the_same_path_are_refused(tmp_path: Path) -> None:
     model = read_model(llama_of(tmp_path / "model", "F32"))
-    files = str(model.path), None
+    files = read_model, str(model.path), None
     assert work_units._opened(*files, stamps(model)).config == model.config
     os.utime(model.files[0].path, (1, 1))
     other, says = (("model.safetensors", 1, 1),), "differ between this worker and its client"
