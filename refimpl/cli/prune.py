@@ -95,7 +95,7 @@ def command(
     ],
     source: Annotated[groups.Source, groups.source_group(SAMPLES, SEQ_LEN, groups.OWN_TEXT)],
     settings: Annotated[
-        Settings, Group("Running", groups.IN_PROCESS, says={"memory": groups.MATRICES})
+        Settings, Group("Running", ("dtype", "threads", "memory"), says={"memory": groups.MATRICES})
     ],
 ) -> None:
     """With --sparsity alone, refimpl measures the model and allocates as docs/study.md recommends.

@@ -48,7 +48,7 @@ from refimpl.tokens import random_tokens, text_windows
 LLAMA = FIXTURES / "llama"
 SCORE = ("score", LLAMA, "--samples", 1, "--seq-len", 8)
 PLANS = {
-    "gaussian": (Noise(eta=(0.01, 0.5), draws=2, sink="exclude"), Request("alphapruning")),
+    "gaussian": (Noise(eta=(0.01, 0.5), draws=2, sink="exclude"), Request("alphapruning", correct=None)),
     "pruning": (Probes(), Request("owl", correct="divergence")),
     "three of four": (Probes(precision=1.0), Request(correct="divergence")),
 }
@@ -156,7 +156,7 @@ def test_workers_compute_all_that_units_do(
     def here(*given: Any, **options: Any) -> Any:
         raise AssertionError("computed in the client")
 
-    monkeypatch.setattr("refimpl.scoring.pruned_alone.decision", here)
+    monkeypatch.setattr("refimpl.pruning.block.decision", here)
     options: dict[str, Any] = {"executor": processes}
     for name in ("block", "block_with_sums"):
         monkeypatch.setattr(f"refimpl.model.stream.{name}", here)
