@@ -48,7 +48,10 @@ from refimpl.tokens import random_tokens, text_windows
 LLAMA = FIXTURES / "llama"
 SCORE = ("score", LLAMA, "--samples", 1, "--seq-len", 8)
 PLANS = {
-    "gaussian": (Noise(eta=(0.01, 0.5), draws=2, sink="exclude"), Request("alphapruning", correct=None)),
+    "gaussian": (
+        Noise(eta=(0.01, 0.5), draws=2, sink="exclude"),
+        Request("alphapruning", correct=None),
+    ),
     "pruning": (Probes(), Request("owl", correct="divergence")),
     "three of four": (Probes(precision=1.0), Request(correct="divergence")),
 }
