@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shutil import copyfileobj
 from typing import Any, Literal
 
 from refimpl.convert.written_folder import ConvertedTensor, write_weights
@@ -12,19 +11,18 @@ from refimpl.errors import RefimplError, need
 from refimpl.loading.checkpoint import claimed, config_file
 from refimpl.loading.config_json import read_config
 from refimpl.loading.files.companion_files import companion_files, refuse_links_away
+from refimpl.loading.files.file_reading import read_file
 from refimpl.loading.files.hub import local_files
 from refimpl.loading.files.refused_formats import QUANTISATION, is_gguf
 from refimpl.loading.files.safetensors_file import open_files
 from refimpl.model.weight import DTYPES
 from refimpl.running.threads import Progress
-from refimpl.storage.file_system import open_file
 from refimpl.storage.files import whole
 from refimpl.storage.target_checks import check_folder
 
 FloatDtype = Literal["float32", "float16", "bfloat16"]
-SPARE = 1 << 26  # bytes of all files but the weights
-# What a checkpoint becomes: config.json, tensors, and other files or their texts by name
-Contents = tuple[dict[str, Any], dict[str, ConvertedTensor], Mapping[str, Path | str]]
+NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
+SPARE, MOST = 1 << 26, 1 << 30  # bytes of all files but the weights, and of one of these
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,15 @@ class Conversion:
     tensors: int
     bytes: int
     dtypes: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint becomes: config.json, tensors, and the bytes of other files by name."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, ConvertedTensor]
+    files: Mapping[str, bytes]
 
 
 def convert(
@@ -60,33 +67,28 @@ def convert(
         RefimplError: A source that is damaged or not understood; values that are not finite.
     """
     path, _ = local_files(source, download)
-    entries, converted, files = _gguf(path) if is_gguf(path) else _folder(path)
-    tensors = [*converted.values()]
+    made = _from_gguf(path) if is_gguf(path) else _from_folder(path)
+    tensors = [*made.tensors.values()]
     if dtype is not None:
-        names = {of.name: name for name, of in DTYPES.items()}
-        tensors = [replace(tensor, dtype=names[dtype]) for tensor in tensors]
+        tensors = [replace(tensor, dtype=NAMES[dtype]) for tensor in tensors]
     total = sum(tensor.nbytes for tensor in tensors)
     check_folder(target, {"SOURCE": path}, force, total + SPARE)
-    matrices = (tensor for tensor in tensors if len(tensor.shape) > 1)
-    widest = DTYPES[max(matrices, key=lambda tensor: DTYPES[tensor.dtype].itemsize).dtype].name
+    matrices = {DTYPES[tensor.dtype] for tensor in tensors if len(tensor.shape) > 1}
+    widest = max(matrices, key=lambda each: each.itemsize).name
     with whole(target, force) as folder:
         folder.mkdir()
-        write_weights(folder, tensors, path, progress)
-        config = json.dumps({**entries, "dtype": widest}, indent=1) + "\n"
-        for name, content in {**files, "config.json": config}.items():
-            if isinstance(content, str):
-                (folder / name).write_text(content, "utf-8")
-                continue
-            with open_file(content) as original, (folder / name).open("wb") as copy:
-                copyfileobj(original, copy)
+        write_weights(folder, tensors, progress)
+        config = json.dumps({**made.config, "dtype": widest}, indent=1) + "\n"
+        for name, content in {**made.files, "config.json": config.encode()}.items():
+            (folder / name).write_bytes(content)
     dtypes = {x.kind: DTYPES[x.dtype].name for x in sorted(tensors, key=lambda x: x.kind)}
-    return Conversion(str(entries["model_type"]), len(tensors), total, dtypes)
+    return Conversion(str(made.config["model_type"]), len(tensors), total, dtypes)
 
 
-def _gguf(path: Path) -> Contents:
+def _from_gguf(path: Path) -> Contents:
     """What a GGUF file becomes."""
     need("convert", "gguf")
-    from refimpl.convert.gguf_config import architecture_of, config_entries  # these import gguf
+    from refimpl.convert.gguf_config import architecture_of, config_entries
     from refimpl.convert.gguf_file import read_gguf, refusing_damage
     from refimpl.convert.gguf_tensors import converted_tensors
     from refimpl.convert.tokenizer import tokenizer_files
@@ -96,13 +98,13 @@ def _gguf(path: Path) -> Contents:
     with refusing_damage(path):
         entries = config_entries(metadata, stored, architecture, path)
         hub = read_config(entries, f"the metadata of {path}")
-        named = metadata["general.architecture"]
-        tensors = converted_tensors(stored, hub, architecture, named)
+        tensors = converted_tensors(stored, hub, architecture, metadata["general.architecture"])
         claimed(tensors, hub, path)  # type: ignore[arg-type]  # as far as it looks
-        return entries, tensors, tokenizer_files(metadata, path)
+        texts = tokenizer_files(metadata, path)
+        return Contents(entries, tensors, {name: x.encode() for name, x in texts.items()})
 
 
-def _folder(path: Path) -> Contents:
+def _from_folder(path: Path) -> Contents:
     """What a checkpoint in FP8 or MXFP4 becomes, with the files beside it."""
     from refimpl.convert.block_formats import converted_blocks
 
@@ -120,4 +122,4 @@ def _folder(path: Path) -> Contents:
     claimed(tensors, read_config(entries, source), path)  # type: ignore[arg-type]
     beside = companion_files(path, [file.path.name for file in files])
     refuse_links_away(path, beside.values())
-    return entries, tensors, beside
+    return Contents(entries, tensors, {name: read_file(x, MOST) for name, x in beside.items()})

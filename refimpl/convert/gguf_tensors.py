@@ -24,7 +24,6 @@ NAMES = {"sinks": "attn_sinks.weight", "router.correction": "exp_probs_b.bias"} 
     for x in ("gate", "up", "down")
     for suffix in ("weight", "bias")
 }
-Parts = Mapping[str, Role]  # the roles of one tensor of transformers, by our names
 
 
 def converted_tensors(
@@ -62,23 +61,26 @@ def _as_stored(name: str, source: GgufTensor, shape: tuple[int, ...]) -> Convert
 def _converted(
     hub: HubModel,
     architecture: Architecture,
-    parts: Parts,
+    parts: Mapping[str, Role],
     sources: Sequence[GgufTensor],
     fused: bool,
 ) -> ConvertedTensor:
     """A tensor of transformers out of those of the file; `fused` if there it is one, too."""
     first, (ours, role) = sources[0], next(iter(parts.items()))
-    for of, source in zip(parts.items(), sources, strict=True):
-        if not _fits(source.shape, _expected_shape(hub, *of, fused)):
+    layout, experts = role.layout, hub.config.experts
+    for of, source in zip(parts.values(), sources, strict=True):
+        shape = of.layout.weight_shape(of.shape)
+        expected = (sum(layout.rows), *shape[1:]) if fused and layout.rows else shape
+        if experts and ".experts." in ours:
+            expected = experts.num_experts, *expected
+        if [x for x in source.shape if x > 1] != [x for x in expected if x > 1]:  # it has no others
             return _as_stored(role.tensor, source, source.shape)  # which `claim` refuses
-    paired = architecture.paired and kind_of(ours).endswith(
-        ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")
-    )
-    moved = paired or role.offset or role.layout.transposed or role.layout.groups > 1
+    paired = architecture.paired and kind_of(ours).split(".")[-2] in ("q_proj", "k_proj")
+    moved = paired or role.offset or layout.transposed or layout.groups > 1
     if not moved and prod(first.shape) == prod(role.shape):
         return _as_stored(role.tensor, first, role.shape)
-    dtypes = {x.dtype for x in sources}
-    dtype = first.dtype if len(dtypes) == 1 and not role.offset else "F32"
+    same = {source.dtype for source in sources} == {first.dtype} and not role.offset
+    dtype = first.dtype if same else "F32"
 
     def pieces() -> Iterable[Array]:
         array = np.empty(role.shape, DTYPES[dtype])
@@ -93,32 +95,11 @@ def _converted(
     return ConvertedTensor(role.tensor, dtype, role.shape, first.kind.name, pieces)
 
 
-def _our_shape(role: Role) -> tuple[int, ...]:
-    """The shape of our weight [out, in], bias or vector that a role describes."""
-    layout, shape = role.layout, role.shape[1:] if role.layout.stack else role.shape
-    shape = shape[::-1] if layout.transposed else shape
-    return (layout.rows[layout.index], *shape[1:]) if layout.rows else shape
-
-
-def _expected_shape(hub: HubModel, ours: str, role: Role, fused: bool) -> tuple[int, ...]:
-    """The shape of the file's tensor that holds one of our weights."""
-    shape, experts = _our_shape(role), hub.config.experts
-    if fused and role.layout.rows:
-        shape = sum(role.layout.rows), *shape[1:]
-    return (experts.num_experts, *shape) if experts and ".experts." in ours else shape
-
-
-def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """Whether a shape is as expected, but for axes of length 1, which llama.cpp does not have."""
-    found, wanted = (tuple(x for x in of if x > 1) for of in (shape, expected))
-    return found == wanted
-
-
 def _our_weight(ours: str, role: Role, source: GgufTensor, fused: bool) -> Array:
     """One of our weights out of the file's tensor: of a stack one expert's, of a fused one rows."""
-    expert = [int(x) for x in ours.split(".")[3:] if x.isdigit()]
+    expert, rows = [int(x) for x in ours.split(".")[3:] if x.isdigit()], role.layout.rows
     array = source.part(expert[0]) if expert else source.array
-    if fused and role.layout.rows:
-        start = sum(role.layout.rows[: role.layout.index])
-        array = array[start : start + role.layout.rows[role.layout.index]]
-    return array.reshape(_our_shape(role))
+    if fused and rows:
+        start = sum(rows[: role.layout.index])
+        array = array[start : start + rows[role.layout.index]]
+    return array.reshape(role.layout.weight_shape(role.shape))

@@ -30,6 +30,12 @@ class Layout:
         """Whether the weight is the whole tensor, rows first."""
         return not self.transposed and not self.stack and len(self.rows) < 2
 
+    def weight_shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of one weight, [out, in] or [out], in a stored tensor of this shape."""
+        one = stored[1:] if self.stack else stored
+        every = (one[::-1] if self.transposed else one) or (1,)
+        return (self.rows[self.index], *every[1:]) if len(self.rows) > 1 else every
+
 
 WHOLE = Layout()  # a tensor of its own, rows first
 

@@ -163,10 +163,7 @@ class Weight:
     @property
     def shape(self) -> tuple[int, ...]:
         """Its shape, [out, in] or [out]."""
-        layout, stored = self.layout, self.stored.shape
-        stored = stored[1:] if layout.stack else stored
-        whole = (stored[::-1] if layout.transposed else stored) or (1,)
-        return (layout.rows[layout.index], *whole[1:]) if len(layout.rows) > 1 else whole
+        return self.layout.weight_shape(self.stored.shape)
 
     def read(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> Array:
         """Some rows, [out, in] or [out]: ``cast(rows of the stored tensor) + offset``, all finite.

@@ -124,7 +124,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Array]], object], str]] = {
     "a weight that is not quantised": (other_dtype(Q, np.float32), "got F32 [32, 32]"),
     "no weight": (lambda a: a.pop(Q), f"{Q}: expected F8_E4M3 of 2 axes beside {S}, got no tensor"),
     "a scale of -inf": (
-        lambda a: a[S].__setitem__((1, 2), -np.inf), f"{Q} has 128 NaN or Inf among its values"),
+        lambda a: a[S].__setitem__((1, 2), -np.inf), f"{Q} has 128 values that are NaN or Inf"),
     "no powers": (lambda a: a.pop(f"{UP}_scales"), f"{UP}: expected U8 [E, out, in / 32, 16]"),
     "no blocks": (lambda a: a.pop(f"{UP}_blocks"), f"{UP}: expected U8"),
     "a power too few": (
@@ -137,7 +137,7 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Array]], object], str]] = {
         lambda a: a.update({f"{UP}_{x}": a[f"{UP}_{x}"][:, 2:] for x in ("blocks", "scales")}),
         f"{UP}: expected shape [5, 32, 128], got [5, 32, 126]"),
     "a power that is NaN": (
-        lambda a: a[f"{UP}_scales"].__setitem__((3, 7), 255), f"{UP} has 32 NaN or Inf"),
+        lambda a: a[f"{UP}_scales"].__setitem__((3, 7), 255), f"{UP} has 32 values that are NaN or Inf"),
 }  # fmt: skip
 
 

@@ -205,4 +205,4 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     at = stored["blk.0.attn_v.weight"]
     content[at : at + 2] = np.float16(np.inf).tobytes()
     path.write_bytes(content)
-    refusal_of(convert, path, tmp_path / "out", says="v_proj.weight has 32 NaN or Inf")
+    refusal_of(convert, path, tmp_path / "out", says="v_proj.weight has 32 values that are NaN")
