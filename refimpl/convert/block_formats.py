@@ -37,9 +37,8 @@ def converted_blocks(config: Any, tensors: Quantised, source: str) -> dict[str, 
     for tensor, names in found:
         made[tensor.name], used = tensor, used.union(names)
     plain = {name: x for name, x in tensors.items() if name not in used}
-    problems += [
-        f"{x.name}: {x.dtype} without its scales" for x in plain.values() if x.dtype not in DTYPES
-    ]
+    unread = [x for x in plain.values() if x.dtype not in DTYPES]
+    problems += [f"{x.name}: {x.dtype} without its scales" for x in unread]
     if problems or not made:
         raise RefimplError(
             f"{source} describes quantised weights that are not there, or not whole:",
@@ -47,9 +46,9 @@ def converted_blocks(config: Any, tensors: Quantised, source: str) -> dict[str, 
             "download the checkpoint again, or use the original one",
             problems,
         )
-    return {
-        x.name: ConvertedTensor(x.name, x.dtype, x.shape, x.dtype, x.pieces) for x in plain.values()
-    } | made
+    for name, x in plain.items():
+        made[name] = ConvertedTensor(name, x.dtype, x.shape, x.dtype, x.pieces)
+    return made
 
 
 def block_sizes(config: Any, source: str) -> list[list[int]]:
@@ -82,13 +81,14 @@ def _scaled(tensors: Quantised, sizes: list[list[int]], problems: list[str]) -> 
         if not weight_suffix or suffix not in ("", "_inv"):
             continue
         weight = tensors.get(f"{base}.weight")
-        if weight is None or weight.dtype != "F8_E4M3" or len(weight.shape) != 2:
+        right = weight is not None and weight.dtype == "F8_E4M3" and len(weight.shape) == 2
+        if weight is None or not right or 0 in weight.shape:
             got = "no tensor" if weight is None else f"{weight.dtype} {list(weight.shape)}"
             problems.append(f"{base}.weight: expected F8_E4M3 of 2 axes beside {name}, got {got}")
             continue
         blocks = dict[tuple[int, ...], Any]()  # by the shape of the scales
         for size in sizes:
-            block = size or weight.shape
+            block = [min(x, n) for x, n in zip(size or weight.shape, weight.shape, strict=True)]
             grid = tuple(-(-x // of) for x, of in zip(weight.shape, block, strict=True))
             blocks |= {grid: block} if size else {(): block, (1,): block, grid: block}
         if scale.dtype not in DTYPES or scale.shape not in blocks:

@@ -15,6 +15,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES
 
+DAMAGES = ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
 MOST_ENTRIES, MOST_ELEMENTS = 1 << 16, 1 << 23
 PIECE = 1 << 20  # weights that are de-quantised at once
 
@@ -99,14 +100,7 @@ def refusing_damage(path: Path) -> Iterator[None]:
             yield
     except RefimplError:
         raise
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        NotImplementedError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except DAMAGES as error:
         raise _damage(path, error) from error
 
 
@@ -141,10 +135,8 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         raise ValueError(f"{in_order[0].name} begins before the data")
     for kind in {x.tensor_type for x in reader.tensors}:  # those that the library reads
         dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-    tensors = {
-        x.name: GgufTensor(
-            path, x.name, x.tensor_type, tuple(map(int, x.shape[::-1])), x.data_offset
-        )
-        for x in reader.tensors
-    }
+    tensors = dict[str, GgufTensor]()
+    for x in reader.tensors:
+        shape = tuple(map(int, x.shape[::-1]))
+        tensors[x.name] = GgufTensor(path, x.name, x.tensor_type, shape, x.data_offset)
     return {name: field.contents() for name, field in reader.fields.items()}, tensors
