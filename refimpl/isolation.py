@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from threading import Thread
@@ -37,12 +37,13 @@ class Isolated:
     ) -> None:
         self._name, self._seconds, self._refused = name, seconds, refused
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
-        main = sys.modules["__main__"]
+        main, before = sys.modules["__main__"], _interrupts("SIG_BLOCK")  # Ctrl-C is for us alone
         sys.modules["__main__"] = ModuleType("__main__")  # a child would run the user's script
         try:
             started = self._pool.submit(_imported, maker)
         finally:
             sys.modules["__main__"] = main
+            _interrupts("SIG_SETMASK", before)
         self._process = started.result()
         self.call(maker, *arguments)
 
@@ -68,6 +69,13 @@ class Isolated:
     def _end(self) -> None:
         """Kill the process, also if the library never returns."""
         os.kill(self._process, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def _interrupts(how: str, signals: Iterable[int] = (signal.SIGINT,)) -> Iterable[int]:
+    """Change which signals wait, for this thread and what it starts; which did before."""
+    if sys.platform == "win32":
+        return ()
+    return signal.pthread_sigmask(getattr(signal, how), signals)
 
 
 class ChildFailure(Exception):
