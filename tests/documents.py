@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from refimpl.allocation.scores_json import RENAMED
 from refimpl.pruning.pruned_files import PrunedFiles
-from refimpl.storage.file_system import DONE, work_path
-from refimpl.storage.finished_units import FinishedUnits, is_unit, read_unit, runs
+from refimpl.running.file_system import DONE, work_path
+from refimpl.running.finished_units import FinishedUnits, is_unit, read_unit, runs
 
 
 def numbers(path: Path) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def stopped_at_write(number: int, action: Callable[[], Result], how: str) -> Res
 def with_failing_writes(folder: Path) -> dict[str, str]:
     """An environment in which a process can call `stopped_at_write`; needs a C compiler."""
     library = folder / "failing_writes.so"
-    source = HERE / "storage" / "failing_writes.c"
+    source = HERE / "running" / "failing_writes.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     return {"LD_PRELOAD": str(library)}
 

@@ -17,7 +17,7 @@ import typer.main
 import refimpl.cli.main
 from refimpl import RefimplError
 from refimpl.cli.main import main
-from refimpl.isolation import Isolated
+from refimpl.running.isolation import Isolated
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from refimpl.loading.files.documents import (
 from refimpl.loading.files.file_reading import read_file
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.wanda import WANDA
-from refimpl.storage.file_system import file_digest
-from refimpl.storage.files import write_text
+from refimpl.running.file_system import file_digest
+from refimpl.running.files import write_text
 
 CORRECTIONS = get_args(Correction)
 HEADLINE = f"{UNIFORM.name},divergence"

@@ -34,19 +34,19 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruning.prune import prune
-from refimpl.running.provenance import model_sha256, versions
-from refimpl.running.settings import Settings
-from refimpl.running.threads import Progress
-from refimpl.scoring.score import score
-from refimpl.scoring.signals import signals
-from refimpl.storage.file_system import (
+from refimpl.running.file_system import (
     ResumableError,
     file_digest,
     remove,
     work_folder,
     work_path,
 )
-from refimpl.storage.target_checks import check_parent, real_path
+from refimpl.running.provenance import model_sha256, versions
+from refimpl.running.settings import Settings
+from refimpl.running.target_checks import check_parent, real_path
+from refimpl.running.threads import Progress
+from refimpl.scoring.score import score
+from refimpl.scoring.signals import signals
 from refimpl.tokens import SAMPLES, SEQ_LEN, Tokens, Windows
 from refimpl.tokens.model_tokens import model_tokens, model_windows
 from refimpl.tokens.samples import SCORED

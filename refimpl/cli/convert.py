@@ -11,7 +11,7 @@ from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, progress_bar
 from refimpl.convert.conversion import FloatDtype, convert
 from refimpl.errors import printable
-from refimpl.storage.file_system import MIB
+from refimpl.running.file_system import MIB
 
 SourcePath = Annotated[
     Path,

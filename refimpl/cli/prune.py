@@ -34,13 +34,13 @@ from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruning.inspection import inspect, inspection_document
 from refimpl.pruning.prune import calibration_memory, check_prune, prune
 from refimpl.pruning.record import Measured
+from refimpl.running.file_system import work_path
 from refimpl.running.settings import Settings
+from refimpl.running.target_checks import real_path
 from refimpl.scoring.score import recommended
 from refimpl.scoring.signals import signals
 from refimpl.show.blocks import blocks_table
 from refimpl.show.pruning import inspection_table, pruning_table
-from refimpl.storage.file_system import work_path
-from refimpl.storage.target_checks import real_path
 from refimpl.tokens import SAMPLES, SEQ_LEN, Tokens, Windows
 from refimpl.tokens.model_tokens import model_tokens, model_windows
 from refimpl.tokens.samples import SCORED

@@ -15,7 +15,7 @@ from refimpl.cli.options import Group, argument, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, say
 from refimpl.errors import printable
-from refimpl.storage.files import write_text
+from refimpl.running.files import write_text
 
 Runs = Annotated[
     list[Path],

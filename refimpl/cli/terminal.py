@@ -15,11 +15,11 @@ from typing import Any
 import typer
 
 from refimpl.errors import Interrupted, RefimplError, printable
+from refimpl.running.file_system import work_path
+from refimpl.running.files import json_text, write_json
+from refimpl.running.finished_units import are_left
 from refimpl.running.threads import Progress
 from refimpl.show.header import NARROWEST, fitting
-from refimpl.storage.file_system import work_path
-from refimpl.storage.files import json_text, write_json
-from refimpl.storage.finished_units import are_left
 
 NO_READER = 74  # exit code if nobody reads stdout: EX_IOERR of sysexits.h
 STEPS = 1000  # of the progress bar

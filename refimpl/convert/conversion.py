@@ -16,9 +16,9 @@ from refimpl.loading.files.hub import local_files
 from refimpl.loading.files.refused_formats import QUANTISATION, is_gguf
 from refimpl.loading.files.safetensors_file import open_files
 from refimpl.model.weight import DTYPES
+from refimpl.running.files import whole
+from refimpl.running.target_checks import check_folder
 from refimpl.running.threads import Progress
-from refimpl.storage.files import whole
-from refimpl.storage.target_checks import check_folder
 
 FloatDtype = Literal["float32", "float16", "bfloat16"]
 NAMES = {dtype.name: name for name, dtype in DTYPES.items()}

@@ -13,7 +13,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.onnx.recording import model_graph as graphs
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, distinct, write_data
-from refimpl.storage.file_system import (
+from refimpl.running.file_system import (
     NEW,
     is_own,
     remove,
@@ -22,8 +22,8 @@ from refimpl.storage.file_system import (
     work_path,
     writing,
 )
-from refimpl.storage.files import keep_rights, undo_killed, whole
-from refimpl.storage.target_checks import check_file, require_room
+from refimpl.running.files import keep_rights, undo_killed, whole
+from refimpl.running.target_checks import check_file, require_room
 
 EXPORT_FORMAT = 4  # of `export --json`
 OLDEST_OPSET = 18  # the first in which the axes of ReduceMean are an input

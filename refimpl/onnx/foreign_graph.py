@@ -12,13 +12,13 @@ from onnx import TensorProto, helper
 
 from refimpl.arguments import Device, require
 from refimpl.errors import RefimplError
-from refimpl.isolation import Isolated, limit_memory
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.onnx.recording import model_graph as graphs
 from refimpl.onnx.session import Candidate, open_session, uses_gpu
+from refimpl.running.file_system import open_file
+from refimpl.running.isolation import Isolated, limit_memory
 from refimpl.running.settings import free_memory
-from refimpl.storage.file_system import open_file
 
 LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message
 DTYPES = ("float16", *graphs.DTYPES)  # of a candidate; export writes no float16

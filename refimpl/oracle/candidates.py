@@ -30,7 +30,7 @@ from refimpl.oracle.names import (
     named_sources,
 )
 from refimpl.oracle.recipe import Recipe
-from refimpl.storage.file_system import MIB, open_file
+from refimpl.running.file_system import MIB, open_file
 from refimpl.tokens import Tokens
 
 IDS = ("token_ids", "input_ids")  # names of token ids

@@ -36,9 +36,9 @@ from refimpl.oracle.judging.records import record_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
 from refimpl.oracle.steps import every_array, is_step, steps
+from refimpl.running.file_system import file_digest
+from refimpl.running.files import whole
 from refimpl.running.threads import kernel
-from refimpl.storage.file_system import file_digest
-from refimpl.storage.files import whole
 from refimpl.tokens import Tokens
 from refimpl.version import SPEC, __version__
 

@@ -17,7 +17,7 @@ from refimpl.loading.files.file_reading import read_file
 from refimpl.plot import figures
 from refimpl.plot.curves import Curve, Curves
 from refimpl.pruning.record import pruning_record
-from refimpl.storage.target_checks import RECORD
+from refimpl.running.target_checks import RECORD
 
 NAMED = (
     "a whole file of refimpl",

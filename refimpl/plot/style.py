@@ -11,7 +11,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError, printable
 from refimpl.model.ops import Array
-from refimpl.storage.files import whole
+from refimpl.running.files import whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

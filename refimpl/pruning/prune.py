@@ -33,10 +33,10 @@ from refimpl.pruning.block import (
 )
 from refimpl.pruning.pruned_files import Counts, PrunedFiles, copies
 from refimpl.pruning.record import RECORD_FORMAT, BlockRecord, LinearRecord, Pruning, read_record
+from refimpl.running.files import json_text, undo_killed, whole
 from refimpl.running.provenance import UnchangedFiles, model_sha256
 from refimpl.running.settings import Resources, Settings, parse_memory, require_memory
-from refimpl.storage.files import json_text, undo_killed, whole
-from refimpl.storage.target_checks import RECORD, SCORES, check_folder, real_path
+from refimpl.running.target_checks import RECORD, SCORES, check_folder, real_path
 from refimpl.tokens import Tokens
 from refimpl.tokens.samples import TokenFacts, token_facts
 

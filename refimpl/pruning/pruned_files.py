@@ -25,7 +25,7 @@ from refimpl.model.model import Model, zeroed
 from refimpl.model.weight import count_bad
 from refimpl.pruning.block import PrunedLinear
 from refimpl.pruning.record import FilesRecord
-from refimpl.storage.file_system import (
+from refimpl.running.file_system import (
     DONE,
     is_folder,
     is_own,
@@ -33,8 +33,8 @@ from refimpl.storage.file_system import (
     remove,
     replaced,
 )
-from refimpl.storage.files import tree_to_disk
-from refimpl.storage.target_checks import RECORD, SCORES
+from refimpl.running.files import tree_to_disk
+from refimpl.running.target_checks import RECORD, SCORES
 
 PIECE = 1 << 20  # bytes copied at once
 PAGE, SPARE = 1 << 12, 1 << 20  # bytes: files fill whole pages; the record and longer headers

@@ -15,7 +15,7 @@ from refimpl.loading.files.documents import (
 from refimpl.loading.files.file_reading import read_file
 from refimpl.model.model import Model
 from refimpl.running.provenance import Run
-from refimpl.storage.target_checks import RECORD
+from refimpl.running.target_checks import RECORD
 from refimpl.tokens.samples import TokenFacts
 
 RECORD_FORMAT: Literal[1] = 1

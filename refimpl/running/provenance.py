@@ -9,7 +9,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
-from refimpl.storage.file_system import file_digest
+from refimpl.running.file_system import file_digest
 from refimpl.version import SPEC, __version__
 
 

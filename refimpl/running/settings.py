@@ -17,10 +17,10 @@ from refimpl.arguments import Checked, option, require
 from refimpl.errors import RefimplError
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
+from refimpl.running.file_system import MIB, work_folder
+from refimpl.running.finished_units import FinishedUnits, finished_units
 from refimpl.running.provenance import Run, UnchangedFiles, versions
 from refimpl.running.threads import Progress, Workers
-from refimpl.storage.file_system import MIB, work_folder
-from refimpl.storage.finished_units import FinishedUnits, finished_units
 
 DEFAULT_MEMORY = 2048 * MIB
 FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

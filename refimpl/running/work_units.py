@@ -18,10 +18,10 @@ from refimpl.errors import RefimplError
 from refimpl.model.config import Config
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
+from refimpl.running.file_system import ResumableError
 from refimpl.running.provenance import stamps
 from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
-from refimpl.storage.file_system import ResumableError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -24,11 +24,11 @@ from refimpl.model.ops import Array
 from refimpl.model.state import State
 from refimpl.model.statistics import sum_of_squares
 from refimpl.model.stream import Stream
+from refimpl.running.file_system import MIB
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
 from refimpl.scoring.measurements import Address, PruneBlock, Squares, passes
 from refimpl.scoring.pruned_alone import PrunedBlocks
-from refimpl.storage.file_system import MIB
 
 Clean = Future[tuple[State, dict[str, Array]]]
 """A clean state after a block, of one sequence, and its linears' squares, when computed."""

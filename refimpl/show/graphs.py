@@ -8,9 +8,9 @@ from refimpl.onnx.export import Exported
 from refimpl.onnx.validate import Validation
 from refimpl.oracle.check import Report
 from refimpl.oracle.judging.measures import stage_of
+from refimpl.running.file_system import MIB
 from refimpl.show.header import counted, fitting, joined, model_facts, wrapped
 from refimpl.show.oracle import report_document, steps_table, verdict_lines
-from refimpl.storage.file_system import MIB
 
 VALIDATION_FORMAT = 3  # of `validate --json`
 

@@ -9,6 +9,7 @@ from typing import Any
 from refimpl.model.config import kind_of
 from refimpl.pruning.inspection import Inspection, common_pattern
 from refimpl.pruning.record import Pruning
+from refimpl.running.file_system import MIB
 from refimpl.show.header import (
     command_lines,
     joined,
@@ -18,7 +19,6 @@ from refimpl.show.header import (
     wrapped,
 )
 from refimpl.show.table import Table, measured
-from refimpl.storage.file_system import MIB
 
 LEAST = 0.05  # seconds of a stage that is shown
 NEARLY_ALL = 0.95  # sparsity above which a block is named

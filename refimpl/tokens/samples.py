@@ -12,7 +12,7 @@ from msgspec import Meta
 from refimpl.arguments import AtLeastOne, Checked, Count, integer, require
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import json_value, read_lines, reading
-from refimpl.storage.file_system import open_file
+from refimpl.running.file_system import open_file
 
 Ids = npt.NDArray[np.int64]
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError, need
-from refimpl.isolation import Isolated
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.files.tokenizers_library import Library
-from refimpl.storage.file_system import MIB
+from refimpl.running.file_system import MIB
+from refimpl.running.isolation import Isolated
 from refimpl.tokens.samples import (
     SAMPLES,
     SEQ_LEN,

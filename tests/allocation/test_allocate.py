@@ -25,7 +25,7 @@ from refimpl.allocation.scores import PrunedAt
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.bases.alphapruning import alphapruning
 from refimpl.method.projection import project
-from refimpl.storage.files import write_json
+from refimpl.running.files import write_json
 from refimpl.tokens import random_tokens
 
 Floats = npt.NDArray[np.float64]

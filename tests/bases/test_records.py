@@ -30,8 +30,8 @@ from refimpl.model.ops import Array
 from refimpl.pruners.compensation import PrunedWeight
 from refimpl.pruners.pruner import LinearInputs, pruners
 from refimpl.records import named
+from refimpl.running.files import write_json
 from refimpl.scoring.signals import signals
-from refimpl.storage.files import write_json
 from refimpl.tokens import Tokens, random_tokens
 
 LLAMA = model_of("llama")

@@ -13,7 +13,7 @@ from refimpl.errors import RefimplError, printable
 from refimpl.loading.files.file_reading import DEEPEST, parsed_json, read_file, read_lines
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.oracle.case_folders import cases_below
-from refimpl.storage.file_system import open_file
+from refimpl.running.file_system import open_file
 from refimpl.tokens.samples import read_ids
 
 

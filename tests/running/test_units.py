@@ -35,6 +35,7 @@ from refimpl import (
 )
 from refimpl.model.model import Model
 from refimpl.running import work_units
+from refimpl.running.file_system import ResumableError
 from refimpl.running.provenance import stamps
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers, cores
@@ -42,7 +43,6 @@ from refimpl.running.work_units import results
 from refimpl.scoring.experiment import SummedSquares, dense_squares, experiment, shared_out, stacks
 from refimpl.scoring.measurements import addresses
 from refimpl.scoring.signals import signals
-from refimpl.storage.file_system import ResumableError
 from refimpl.tokens import random_tokens, text_windows
 
 LLAMA = FIXTURES / "llama"

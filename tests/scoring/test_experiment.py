@@ -27,12 +27,12 @@ from refimpl.model import kernels
 from refimpl.model.forward import Weights, block, embed, head, places
 from refimpl.pruners.counts import apportion, split_count
 from refimpl.pruners.wanda import wanda_keep, wanda_score
+from refimpl.running.files import write_json
 from refimpl.running.settings import Settings
 from refimpl.scoring import experiment as experiment_module
 from refimpl.scoring import state_group
 from refimpl.scoring.experiment import Addresses, groups, stacks
 from refimpl.scoring.measurements import addresses
-from refimpl.storage.files import write_json
 from refimpl.tokens import Tokens
 
 Floats = npt.NDArray[np.float64]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError, unreadable
-from refimpl.storage.file_system import MIB, open_file
+from refimpl.running.file_system import MIB, open_file
 
 DOCUMENT = 32 * MIB  # bytes of a JSON document or of JSON lines: in memory twenty times as much
 DEEPEST = 64  # nesting of JSON

@@ -12,7 +12,7 @@ from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import reading
 from refimpl.loading.files.refused_formats import CONVERSIONS
 from refimpl.loading.files.safetensors_file import shard_of_tensor
-from refimpl.storage.target_checks import require_room
+from refimpl.running.target_checks import require_room
 
 COMPANIONS = (  # copied when a model is pruned
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",

@@ -9,7 +9,7 @@ from typing import Any
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import reading
 from refimpl.model.weight import DTYPES, StoredTensor
-from refimpl.storage.file_system import open_file
+from refimpl.running.file_system import open_file
 
 _PICKLE = (
     "convert it if you trust it, because pickles run code (transformers: "

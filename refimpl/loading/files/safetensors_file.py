@@ -15,7 +15,7 @@ from refimpl.loading.files.file_reading import DOCUMENT, json_object, read_file,
 from refimpl.loading.files.refused_formats import CONVERSIONS, conversion, refusal
 from refimpl.model.ops import Array
 from refimpl.model.weight import DTYPES, StoredTensor, WeightFile
-from refimpl.storage.file_system import open_file
+from refimpl.running.file_system import open_file
 
 METADATA = "__metadata__"
 ARRAY_DTYPES = {  # of tensors that are read as arrays

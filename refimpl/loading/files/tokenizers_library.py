@@ -4,7 +4,7 @@ from array import array
 from itertools import chain
 from typing import Any
 
-from refimpl.isolation import limit_memory
+from refimpl.running.isolation import limit_memory
 
 
 class Library:

@@ -15,7 +15,7 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.weight import Weight
 from refimpl.onnx.recording.array import Recorded, element
-from refimpl.storage.file_system import to_disk
+from refimpl.running.file_system import to_disk
 
 DEFAULT_OPSET = 21
 DOMAIN = "refimpl"  # of the model's own functions

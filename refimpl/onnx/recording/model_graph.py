@@ -20,7 +20,7 @@ from refimpl.model.state import State
 from refimpl.onnx.recording.array import Recorded
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph, graph_weights
 from refimpl.pruning.inspection import inspect
-from refimpl.storage.file_system import MIB
+from refimpl.running.file_system import MIB
 from refimpl.version import __version__
 
 DTYPES = get_args(GraphDtype)

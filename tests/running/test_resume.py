@@ -16,8 +16,8 @@ from program import ran, refused, run
 from refusals import refusal_of
 
 from refimpl import RefimplError
-from refimpl.storage import file_system
-from refimpl.storage.finished_units import are_left, discard, finished_units
+from refimpl.running import file_system
+from refimpl.running.finished_units import are_left, discard, finished_units
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)
@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_finished_units(
     kind: str, tmp_path: Path, whole: Any, monkeypatch: Any
 ) -> None:
     expected, output = whole(kind), tmp_path / "out"
-    writers = ("storage.finished_units.replaced", "pruning.pruned_files.replaced")
+    writers = ("running.finished_units.replaced", "pruning.pruned_files.replaced")
     for number in (2, 1):
         with monkeypatch.context() as patched:
 

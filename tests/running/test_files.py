@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from refusals import refusal_of
 
-from refimpl.storage.files import write_json
-from refimpl.storage.target_checks import check_file
+from refimpl.running.files import write_json
+from refimpl.running.target_checks import check_file
 
 CONTENT = {"numbers": [1.5, None], "text": "Gewichtstreue ≤ 1"}
 

@@ -197,7 +197,7 @@ def library(action: str, folder: Path) -> None:
     )
 
 
-ACTIONS = dict(cases("isolation", "actions"))
+ACTIONS = dict(cases("running", "actions"))
 
 
 @pytest.mark.parametrize("fault", ACTIONS)
@@ -231,7 +231,7 @@ def test_a_library_does_not_outlive_us(tmp_path: Path) -> None:
     """Our process is killed while the library is at work."""
     os.mkfifo(tmp_path / "pipe")
     words = f"io.open, {str(tmp_path / 'pipe')!r}, name='', seconds=60, refused=('', '')"
-    code = f"import io, refimpl.isolation; refimpl.isolation.Isolated({words})"  # never opens
+    code = f"import io; from refimpl.running.isolation import Isolated; Isolated({words})"
     with subprocess.Popen([sys.executable, "-c", code], env=ENV) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         while len(children.read_text().split()) < 2:  # that of multiprocessing, and ours

@@ -1,6 +1,6 @@
 """Every command that writes, stopped at every step on the disk: killed, or with a failing disk.
 
-`PYTHONPATH=.:tests python tests/storage/crashes.py` writes the table of docs/explanation/safety.md;
+`PYTHONPATH=.:tests python tests/running/crashes.py` writes the table of docs/explanation/safety.md;
 with names of commands, their rows.
 """
 
@@ -22,8 +22,8 @@ from processes import forked, printed_json, stopped_at_step, stopped_at_write
 from program import Result, run
 
 from refimpl import RefimplError
-from refimpl.storage.files import whole
-from refimpl.storage.finished_units import runs
+from refimpl.running.files import whole
+from refimpl.running.finished_units import runs
 
 LLAMA, CASES, PAGE = FIXTURES / "llama", FIXTURES / "cases", "docs/explanation/safety.md"
 HOWS = ("kill", "EIO", "full")

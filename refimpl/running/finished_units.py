@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.storage.file_system import (
+from refimpl.running.file_system import (
     DONE,
     ResumableError,
     foreign,

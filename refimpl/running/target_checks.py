@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from refimpl.errors import RefimplError
-from refimpl.storage.file_system import MIB, work_path, writing
+from refimpl.running.file_system import MIB, work_path, writing
 
 RECORD = "pruning.json"  # says how a pruned model was made
 SCORES = "scores.json"  # beside it: what its allocation was made of, if that was measured for it

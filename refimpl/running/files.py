@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.storage.file_system import (
+from refimpl.running.file_system import (
     DONE,
     NEW,
     ResumableError,
@@ -26,8 +26,8 @@ from refimpl.storage.file_system import (
     work_path,
     writing,
 )
-from refimpl.storage.finished_units import discard, runs
-from refimpl.storage.target_checks import refuse_existing
+from refimpl.running.finished_units import discard, runs
+from refimpl.running.target_checks import refuse_existing
 
 OLD, DELETED = "old", "deleted"
 

@@ -13,9 +13,9 @@ from conftest import FIXTURES
 from refusals import refusal_of
 
 from refimpl import RefimplError
-from refimpl.storage import file_system
-from refimpl.storage.files import undo_killed, whole
-from refimpl.storage.target_checks import check_folder
+from refimpl.running import file_system
+from refimpl.running.files import undo_killed, whole
+from refimpl.running.target_checks import check_folder
 
 OLD = {"model.safetensors": "old weights", "config.json": "old"}
 NEW = {"model.safetensors": "new weights", "config.json": "new", "pruning.json": "{}"}

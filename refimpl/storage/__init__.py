@@ -1,1 +1,0 @@
-"""Files and folders that appear whole or not at all, locks, and finished units."""
