@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import gguf
@@ -10,11 +11,12 @@ import pytest
 from conftest import FIXTURES
 from gates import GATES, worst_token
 from gguf_files import DEFAULT_SIZES, RECIPES, Q, gguf_file
+from processes import ENV, PROGRAM
 from program import ran, run
 from refusals import refusal_of
 from safetensors.numpy import load_file
 
-from refimpl import Model, forward, read_model
+from refimpl import Model, errors, forward, read_model
 from refimpl.convert import written_folder
 from refimpl.convert.conversion import FloatDtype, convert
 
@@ -152,6 +154,23 @@ def test_a_file_is_known_by_its_first_bytes(name: str, tmp_path: Path) -> None:
         assert (refused.code, refused.err.count("\n")) == (2, 3)
         assert f"next: refimpl convert {blob} -o FOLDER" in refused.err
     assert_equal(read_model(converted(blob)), read_model(tmp_path / "hub"))
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = gguf_file(tmp_path, "llama")
+    monkeypatch.setattr(errors, "find_spec", lambda name: None)
+    refused = run("convert", path, "-o", tmp_path / "out")
+    assert (refused.code, refused.err.count("\n")) == (2, 3)
+    assert "next: pip install 'refimpl[convert]'" in refused.err
+
+
+def test_no_file_appears_at_home(tmp_path: Path) -> None:
+    """docs/explanation/safety.md has what a tracer saw."""
+    path, home = gguf_file(tmp_path, "llama", tokenizer=True), tmp_path / "home"
+    home.mkdir()
+    command = [*PROGRAM, "convert", str(path), "-o", str(tmp_path / "out")]
+    subprocess.run(command, env=ENV | {"HOME": str(home)}, check=True, capture_output=True)
+    assert [*home.rglob("*")] == []
 
 
 def test_a_split_model(tmp_path: Path) -> None:

@@ -156,6 +156,12 @@ def test_what_only_looks_like_an_id_is_a_path(hub: Hub, name: str) -> None:
     assert not hub.requests
 
 
+@pytest.mark.parametrize("kind", ["Q4_K_M", "folder/x.Q8_0.gguf"])
+def test_an_id_of_a_gguf_file_says_how_to_convert_it(kind: str) -> None:
+    remedy = f"hf download {NAME} FILE.gguf; refimpl convert FILE.gguf -o FOLDER"
+    refusal_of(read_model, f"{NAME}:{kind}", says="is a GGUF file on the hub", remedy=remedy)
+
+
 def test_a_hostile_reference_leads_nowhere(hub: Hub, snapshot: Path, tmp_path: Path) -> None:
     shutil.copytree(FIXTURES / "llama", tmp_path / "elsewhere")
     for content in ("../../../../elsewhere", f"{tmp_path}/elsewhere", "", "\0"):

@@ -26,6 +26,7 @@ DOWNLOADED = ("config.json", *WEIGHTS, *COMPANIONS)
 
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 _ID = re.compile(rf"({_NAME}/{_NAME})(?:@([A-Za-z0-9][\w./-]*))?", re.ASCII)
+_GGUF_ID = re.compile(rf"({_NAME}/{_NAME})(?:@[\w./-]+)?:[\w./+-]+", re.ASCII)  # as others write
 _PLAIN_NAME = re.compile(r"[\w.-]+", re.ASCII)
 COMMIT, ETAG = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _EXPECTED = "a path that exists, or an id in the Hugging Face cache: ORG/NAME[@REVISION]"
@@ -42,6 +43,12 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
     with reading(path, _EXPECTED):
         if path.exists():
             return path, None
+    if gguf := _GGUF_ID.fullmatch(str(model)):
+        raise RefimplError(
+            f"{model} is a GGUF file on the hub: no such file or folder here",
+            _EXPECTED,
+            f"hf download {gguf[1]} FILE.gguf; refimpl convert FILE.gguf -o FOLDER; pass FOLDER",
+        )
     if match is None or ".." in match[0] or "//" in match[0] or "--" in match[0]:
         return path, None
     repository, revision, hub = match[1], match[2] or "main", _library(path)
