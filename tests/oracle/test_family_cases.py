@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from candidates import CASE_NAMES, with_one_number_off, written
-from gates import CASES, GATES, LAYOUTS, expected_of, model_of, worst_token
+from gates import CASES, GATES, LAYOUTS, errors_of, expected_of, model_of
 
 from refimpl.loading.families import FAMILIES
 from refimpl.oracle.case import computed_case, make_case, read_case, stepwise_steps
@@ -35,7 +35,7 @@ def test_a_case_of_every_family_can_be_made(family: str, tmp_path: Path) -> None
     case = read_case(tmp_path / name)
     if not checked:
         assert {*case.expected} < {*computed_case(model, tokens, recipe).expected}
-    errors = {point: worst_token(case.expected[point], value) for point, value in truth.items()}
+    errors = errors_of(case.expected, truth)
     assert {point: error for point, error in errors.items() if not error < GATES["float64"]} == {}
     if not checked:
         return
