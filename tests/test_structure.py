@@ -205,6 +205,11 @@ def test_tests_and_tools_do_not_grow() -> None:
     assert tools <= TOOL_LINES
 
 
+def test_fixtures_fit_into_a_checkout_that_anyone_can_hold() -> None:
+    files = [path for path in (ROOT / "fixtures").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files if "__pycache__" not in path.parts) <= 20e6
+
+
 def test_names_of_modules_tell_what_is_in_them() -> None:
     assert [module for module in MODULES if module.rpartition(".")[2] in VAGUE] == []
 
