@@ -10,14 +10,7 @@ from refimpl.model.ops import Array
 
 
 def split_heads(x: Array, head_dim: int) -> Array:
-    """Cut the last axis into heads: [B, S, heads * h] to [B, heads, S, h].
-
-    Args:
-        x: Projected input, [B, S, heads * h].
-        head_dim: Channels per head, h.
-
-    Returns:
-        The same numbers, [B, heads, S, h].
+    """Cut the last axis into heads of h channels: [B, S, heads * h] to [B, heads, S, h].
 
     Example:
         >>> split_heads(np.arange(4.0).reshape(1, 1, 4), 2).tolist()
@@ -29,12 +22,6 @@ def split_heads(x: Array, head_dim: int) -> Array:
 
 def merge_heads(x: Array) -> Array:
     """Undo `split_heads`: [B, heads, S, h] to [B, S, heads * h].
-
-    Args:
-        x: One output per head, [B, heads, S, h].
-
-    Returns:
-        The same numbers, [B, S, heads * h].
 
     Example:
         >>> merge_heads(np.arange(4.0).reshape(1, 2, 1, 2)).tolist()

@@ -29,29 +29,20 @@ LEARNED_ACTIVATION: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class BlockKind:
-    """What differs between the blocks of one model.
+    """What differs between the blocks of one model."""
 
-    Args:
-        window: Number of tokens that a token sees, itself included; None for all earlier ones.
-        rope: Rotary positions; None if the block does not rotate queries and keys.
-        mixture: Whether experts take the place of the MLP, or are beside it; None in a block of a
-            mixer alone.
-        temperature: How queries grow with their position; None if they do not.
-        chunked: Whether a text is cut into chunks of `window` tokens, and a token sees its own
-            chunk only.
-        mixer: The mixer of tokens.
-        embed_size: P, channels of an embedding of tokens that is the block's own; 0 without.
-        mlp_size: Channels inside its MLP; 0: as in the model.
-    """
-
+    # Number of tokens that a token sees, itself included; None for all earlier ones
     window: int | None
-    rope: Rope | None
+    rope: Rope | None  # Rotary positions; None if the block does not rotate queries and keys
+    # Whether experts take the place of the MLP, or are beside it; None in a block of a mixer alone
     mixture: bool | Literal["beside"] | None = False
+    # How queries grow with their position; None if they do not
     temperature: Temperature | None = None
+    # Whether a text is cut into chunks of `window` tokens, and a token sees its own chunk only
     chunked: bool = False
     mixer: Mixer = NO_MIXER
-    embed_size: int = 0
-    mlp_size: int = 0
+    embed_size: int = 0  # P, channels of an embedding of tokens that is the block's own; 0 without
+    mlp_size: int = 0  # Channels inside its MLP; 0: as in the model
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -77,68 +68,40 @@ class BlockKind:
 
 @dataclass(frozen=True)
 class Config:
-    """A model's facts, in the words of `config.json`.
+    """A model's facts, in the words of `config.json`."""
 
-    Args:
-        family: Name of the family, for people; no computation looks at it.
-        vocab_size: V, number of token ids.
-        hidden_size: D, channels of the residual stream.
-        intermediate_size: F, channels inside the MLP.
-        num_attention_heads: H, query heads.
-        num_key_value_heads: K, key and value heads; H is a multiple of it.
-        head_dim: h, channels per head.
-        max_position_embeddings: Longest sequence, in tokens.
-        norm: "rms" or "layer".
-        norm_eps: Added under the root of every norm.
-        weightless_norms: Roles of norms that have no gain and no offset.
-        activation: Key of `ops.ACTIVATIONS`.
-        gated: Whether the MLP has a `gate_proj`.
-        attention_scale: Multiplies q k^T.
-        blocks: One `BlockKind` per block, first block first.
-        parallel_residual: The MLP reads the block's input, not the stream after attention.
-        attn_soft_cap: Soft cap on attention scores, or None.
-        final_soft_cap: Soft cap on logits, or None.
-        embed_scale: Multiplies token embeddings.
-        residual_scale: Multiplies the outputs of attention and MLP.
-        logit_scale: Multiplies logits, before their cap.
-        qkv_limit: Largest size of an element of q, k and v, after a norm over all heads, or None.
-        alibi: Attention biases by distance, or None.
-        position_offset: Row of the learned position table that position 0 uses.
-        experts: The mixture of the blocks that have one; None if no block has.
-        gate_scale: Multiplies the gate, before its activation.
-        mlp_scale: Multiplies the MLP's output.
-        gate_limit: Clamps the gate from above and the other half to both sides, before 1 is added
-            to that one; None for neither.
-    """
-
-    family: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int
+    family: str  # Name of the family, for people; no computation looks at it
+    vocab_size: int  # V, number of token ids
+    hidden_size: int  # D, channels of the residual stream
+    intermediate_size: int  # F, channels inside the MLP
+    num_attention_heads: int  # H, query heads
+    num_key_value_heads: int  # K, key and value heads; H is a multiple of it
+    head_dim: int  # h, channels per head
+    max_position_embeddings: int  # Longest sequence, in tokens
     norm: Literal["rms", "layer"]
-    norm_eps: float
-    activation: str
-    gated: bool
-    attention_scale: float
-    blocks: tuple[BlockKind, ...]
+    norm_eps: float  # Added under the root of every norm
+    activation: str  # Key of `ops.ACTIVATIONS`
+    gated: bool  # Whether the MLP has a `gate_proj`
+    attention_scale: float  # Multiplies q k^T
+    blocks: tuple[BlockKind, ...]  # One `BlockKind` per block, first block first
+    # The MLP reads the block's input, not the stream after attention
     parallel_residual: bool = False
-    attn_soft_cap: float | None = None
-    final_soft_cap: float | None = None
-    embed_scale: float = 1.0
-    residual_scale: float = 1.0
-    logit_scale: float = 1.0
+    attn_soft_cap: float | None = None  # Soft cap on attention scores
+    final_soft_cap: float | None = None  # Soft cap on logits
+    embed_scale: float = 1.0  # Multiplies token embeddings
+    residual_scale: float = 1.0  # Multiplies the outputs of attention and MLP
+    logit_scale: float = 1.0  # Multiplies logits, before their cap
+    # Largest size of an element of q, k and v, after a norm over all heads, or None
     qkv_limit: float | None = None
-    weightless_norms: tuple[str, ...] = ()
-    position_offset: int = 0
-    experts: Experts | None = None
-    gate_scale: float = 1.0
-    mlp_scale: float = 1.0
+    weightless_norms: tuple[str, ...] = ()  # Roles of norms that have no gain and no offset
+    position_offset: int = 0  # Row of the learned position table that position 0 uses
+    experts: Experts | None = None  # The mixture of the blocks that have one; None if no block has
+    gate_scale: float = 1.0  # Multiplies the gate, before its activation
+    mlp_scale: float = 1.0  # Multiplies the MLP's output
+    # Clamps the gate from above and the other half to both sides, before 1 is added to that one;
+    # None for neither
     gate_limit: float | None = None
-    alibi: Alibi | None = None
+    alibi: Alibi | None = None  # Attention biases by distance
 
     @property
     def num_blocks(self) -> int:

@@ -20,39 +20,24 @@ Observer = Callable[[str, Array], Array]
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture of experts in place of the MLP.
+    """A mixture of experts in place of the MLP."""
 
-    Args:
-        num_experts: E.
-        top_k: Experts per token.
-        intermediate_size: Channels inside an expert.
-        shared_size: Channels inside the shared expert, which every token passes; 0 without one.
-        scoring: How the router turns its logits into scores, see `experts.route`.
-        normalised: Whether the shares of a token's experts sum to 1, before scaling.
-        least_sum: Smallest sum that shares are divided by.
-        sum_eps: Added to the sum that shares are divided by.
-        scaling: Multiplies the shares.
-        groups: Groups of experts, of equal size.
-        group_by: How many of a group's largest preferences it is ranked by, as a sum.
-        groups_kept: Groups that a token may choose from.
-        jitter: sparsemixer: half the relative distance of logits that count as near.
-        of_inputs: Whether shares multiply an expert's input, not its output.
-    """
-
-    num_experts: int
-    top_k: int
-    intermediate_size: int
+    num_experts: int  # E
+    top_k: int  # Experts per token
+    intermediate_size: int  # Channels inside an expert
+    # Channels inside the shared expert, which every token passes; 0 without one
     shared_size: int = 0
+    # How the router turns its logits into scores, see `experts.route`
     scoring: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
-    normalised: bool = True
-    least_sum: float = 0.0
-    sum_eps: float = 0.0
-    scaling: float = 1.0
-    groups: int = 1
-    groups_kept: int = 1
-    group_by: int = 2
-    jitter: float = 0.0
-    of_inputs: bool = False
+    normalised: bool = True  # Whether the shares of a token's experts sum to 1, before scaling
+    least_sum: float = 0.0  # Smallest sum that shares are divided by
+    sum_eps: float = 0.0  # Added to the sum that shares are divided by
+    scaling: float = 1.0  # Multiplies the shares
+    groups: int = 1  # Groups of experts, of equal size
+    groups_kept: int = 1  # Groups that a token may choose from
+    group_by: int = 2  # How many of a group's largest preferences it is ranked by, as a sum
+    jitter: float = 0.0  # sparsemixer: half the relative distance of logits that count as near
+    of_inputs: bool = False  # Whether shares multiply an expert's input, not its output
 
 
 def unobserved(name: str, value: Array) -> Array:
@@ -78,14 +63,9 @@ def inputs_of_experts(
 
 
 def largest(x: Array, count: int) -> Array:
-    """Which numbers of the last axis are the `count` largest; ties go to the lower index.
+    """Which numbers of the last axis are the `count` largest, [..., E]; ties: the lower index.
 
-    Args:
-        x: Numbers, [..., E]; at least `count` of each row are not -inf.
-        count: How many.
-
-    Returns:
-        True for those, [..., E].
+    At least so many of each row are not -inf.
 
     Example:
         >>> largest(np.array([3.0, 5.0, 5.0, 5.0]), 2).tolist()
@@ -164,16 +144,7 @@ def sparsemixer(logits: Array, chosen: Array, top_k: int, jitter: float) -> Arra
     """Weigh chosen experts one after another, against those with nearly as large a logit.
 
     share = 1 / sum exp(z_e - z_best) over the experts e not chosen before with
-    z_best - z_e <= 2 jitter max(|z_e|, z_best)
-
-    Args:
-        logits: The router's output z, [B, S, E].
-        chosen: The experts of each token, [B, S, E].
-        top_k: How many.
-        jitter: Half the relative distance up to which a logit is nearly as large.
-
-    Returns:
-        The share of each, 0 for all others, [B, S, E].
+    z_best - z_e <= 2 jitter max(|z_e|, z_best), for the logits z; all arrays are [B, S, E]
 
     Source: Liu et al., arXiv:2409.12136, as Phi-3.5-MoE computes it outside training.
 

@@ -6,7 +6,7 @@ weights exist. Each step passes its result to an observer, which may record the 
 another one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -23,6 +23,7 @@ from refimpl.model.mixers.gated_delta_rule import GatedDeltaRule, gated_delta_ru
 from refimpl.model.mixers.latent_attention import LatentAttention, latent_attention
 from refimpl.model.mixers.mamba2 import Beside, Mamba2, attention_beside_mamba2, mamba2
 from refimpl.model.mixers.mixer import Mixer
+from refimpl.model.mixers.projection import Part
 from refimpl.model.mixers.projection import Place as Place
 from refimpl.model.mixers.projection import Weights as Weights
 from refimpl.model.mixers.projection import norm as norm
@@ -33,7 +34,6 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import State, checked_ids
 
-Part = Callable[[Array, Weights, Place, Config], Array]  # of a block: a mixer, an MLP or a mixture
 MIXERS: dict[type[Mixer], Part] = {
     Attention: self_attention,
     SharedAttention: self_attention,
@@ -43,12 +43,8 @@ MIXERS: dict[type[Mixer], Part] = {
     Mamba2: mamba2,
     Beside: attention_beside_mamba2,
 }
-INSIDE = (
-    "attn_heads",
-    "q_latent",
-    "mixed",
-    "mlp_hidden",
-)  # observed, but not in a trace: inputs of linears
+# Observed, but not in a trace: inputs of linears
+INSIDE = ("attn_heads", "q_latent", "mixed", "mlp_hidden")
 
 
 @dataclass(frozen=True)
@@ -110,21 +106,12 @@ def embed(
 
 
 def mlp(x: Array, weights: Weights, place: Place, config: Config, of: str = "") -> Array:
-    """Apply ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate.
+    """Apply ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate, [..., D].
 
-    Some activations have parameters that are learned.
+    Some activations have parameters that are learned. `of` is a prefix of the linears and of the
+    trace point, such as "experts.7.".
 
     Observed: `mlp_hidden` [..., F], the input of `down_proj`.
-
-    Args:
-        x: Normalised input, [..., D].
-        weights: The block's weights by our names.
-        place: Kernels and observer.
-        config: The model's facts.
-        of: Prefix of the linears and of the trace point, such as "experts.7.".
-
-    Returns:
-        The MLP's output, [..., D].
     """
     hidden, act = project(x, weights, f"{of}up_proj"), place.kernels.activations[config.activation]
     learned = [weights[name] for name in LEARNED_ACTIVATION if name in weights]
@@ -144,21 +131,11 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     In some models, the share multiplies an expert's input: ``sum_e mlp_e(share_e x)``.
 
     An expert computes the tokens routed to it, and no others; the shared expert computes all.
-
-    Experts beside an MLP may have a factor each, which multiplies their shares.
+    Experts beside an MLP read the stream, x, under a norm of their own.
 
     Observed: `experts.7.mlp_norm` [n, D] and `experts.7.mlp_hidden` [n, F], inputs of the linears
     of an expert that n tokens are routed to, if n > 0; the same of `shared_expert` [B, S, ...].
     Before them, `router.keep` [B, S, E]: which experts each token goes to.
-
-    Args:
-        x: Normalised input, [B, S, D]; of experts beside an MLP the stream.
-        weights: The block's weights by our names, `router.weight` [E, D] among them.
-        place: Kernels and observer.
-        config: The model's facts.
-
-    Returns:
-        The mixture's output, [B, S, D].
     """
     assert config.experts is not None
     x, read = inputs_of_experts(x, weights, place.kernels, config.norm_eps, place.observe)
@@ -232,35 +209,17 @@ def block(state: State, weights: Weights, place: Place, config: Config) -> State
 def final_state(
     h: Array, weights: Weights, config: Config, observe: Observer = unobserved
 ) -> Array:
-    """Normalise the last residual stream: what every logit is a product of, ``norm(h_L)``.
+    """Normalise the last residual stream, [B, S, D]: every logit is a product of ``norm(h_L)``.
 
     Observed: `final_norm` [B, S, D].
-
-    Args:
-        h: Residual stream after the last block, h_L, [B, S, D].
-        weights: `final_norm.*`.
-        config: The model's facts.
-        observe: Receives the trace point.
-
-    Returns:
-        [B, S, D].
     """
     return observe("final_norm", norm(h, weights, "final_norm", config))
 
 
 def logits(h: Array, weights: Weights, config: Config, observe: Observer = unobserved) -> Array:
-    """Compute the scores of all ids, or of some: ``cap(scale (W h + b))``.
+    """Compute the scores of the ids whose rows `lm_head.weight` has: ``cap(scale (W h + b))``.
 
-    Observed: `logits` [B, S, V].
-
-    Args:
-        h: From `final_state`, [B, S, D].
-        weights: `lm_head.weight`, those rows of it whose ids are asked for, and any bias.
-        config: The model's facts.
-        observe: Receives the trace point.
-
-    Returns:
-        [B, S, rows of `lm_head.weight`].
+    Observed: `logits` [B, S, V], of `final_state`'s h, [B, S, D].
     """
     scores = ops.scaled(project(h, weights, "lm_head"), config.logit_scale)
     return observe("logits", ops.soft_cap(scores, config.final_soft_cap))

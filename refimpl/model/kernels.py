@@ -20,19 +20,12 @@ ELEMENTS = 1 << 16  # at a time: fewer calls are faster on several threads, whic
 
 @dataclass(frozen=True)
 class Kernels:
-    """The steps that can be evaluated in more than one way.
+    """The steps that can be evaluated in more than one way."""
 
-    Args:
-        attention: As `plain_attention`.
-        activations: As `ops.ACTIVATIONS`.
-        rms_norm: As `ops.rms_norm`.
-        rotate: As `attention.rotate`.
-    """
-
-    attention: Callable[..., Array]
-    activations: Mapping[str, Callable[..., Array]]
-    rms_norm: Callable[[Array, Array | float, float], Array]
-    rotate: Callable[[Array, Array, Array, bool], Array]
+    attention: Callable[..., Array]  # As `plain_attention`
+    activations: Mapping[str, Callable[..., Array]]  # As `ops.ACTIVATIONS`
+    rms_norm: Callable[[Array, Array | float, float], Array]  # As `ops.rms_norm`
+    rotate: Callable[[Array, Array, Array, bool], Array]  # As `attention.rotate`
 
 
 def plain_attention(
@@ -46,17 +39,8 @@ def plain_attention(
 ) -> Array:
     """Evaluate `attention.attend` on whole arrays, with ALiBi's part of the bias.
 
-    Args:
-        q: Scaled queries, [B, H, S, h].
-        k: Keys, [B, H, S, h].
-        v: Values, [B, H, S, h].
-        bias: From `causal_bias`, [S (query), S (key)].
-        cap: Soft cap on the scores, or None.
-        sink: One more score of every head, [H, 1, 1], or None.
-        ramps: From `alibi_ramps`, [H, S], or None.
-
-    Returns:
-        One weighted mean of values per query, [B, H, S, h].
+    Arguments and result are those of `attend`, for heads [B, H, ...]; the sink is [H, 1, 1], and
+    the ramps are those of `alibi_ramps`, [H, S], or None.
     """
     if ramps is not None:
         bias = bias + alibi_bias(ramps, ramps, q.dtype)

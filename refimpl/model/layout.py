@@ -7,23 +7,15 @@ from refimpl.model.ops import Array
 
 @dataclass(frozen=True)
 class Layout:
-    """The rows of a stored tensor that belong to one weight.
+    """The rows of a stored tensor that belong to one weight."""
 
-    Args:
-        rows: Number of rows of each weight that shares the tensor, in the file's order.
-        index: Which of these weights this is.
-        groups: Number of runs that each weight is cut into; the weights alternate run by run.
-        transposed: Whether the file holds [in, out].
-        stack: Number of experts whose weights are stacked in the tensor; 0 if they are not.
-        expert: Which expert's weight this is.
-    """
-
+    # Number of rows of each weight that shares the tensor, in the file's order
     rows: tuple[int, ...] = ()
-    index: int = 0
-    groups: int = 1
-    transposed: bool = False
-    stack: int = 0
-    expert: int = 0
+    index: int = 0  # Which of these weights this is
+    groups: int = 1  # Number of runs that each weight is cut into; the weights alternate run by run
+    transposed: bool = False  # Whether the file holds [in, out]
+    stack: int = 0  # Number of experts whose weights are stacked in the tensor; 0 if they are not
+    expert: int = 0  # Which expert's weight this is
 
     @property
     def alone(self) -> bool:
@@ -43,10 +35,7 @@ WHOLE = Layout()  # a tensor of its own, rows first
 def cut(stored: Array, layout: Layout) -> Array:
     """Cut one weight [out, in], or bias [out], out of the stored tensor; a view if possible.
 
-    Args:
-        stored: The file's tensor, [rows, in], [in, rows] or (a bias) [rows]; of a stack, one such
-            tensor per expert.
-        layout: The rows of the weight.
+    The stored tensor is [rows, in], [in, rows] or (a bias) [rows]; of a stack, one such per expert.
 
     Source: transformers: Phi-3 and GPT-2 concatenate the weights; GPT-NeoX puts each head's q, k
     and v together, Falcon each key-value head's k and v behind its queries; GPT-2's Conv1D holds

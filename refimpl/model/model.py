@@ -66,12 +66,6 @@ class BlockWeights(Mapping[str, Array]):
 
         return made
 
-    def changed(self, name: str, change: Callable[[Array], Array]) -> Array | Later:
-        """A changed weight; if it is read at each use, it is also changed at each use."""
-        if not callable(self._values[name]):
-            return change(self[name])
-        return lambda: change(self[name])
-
 
 def zeroed(weight: Array, keep: Array) -> Array:
     """A weight, of the same kind of array, with zeros where `keep` is False.
@@ -109,6 +103,11 @@ class Model:
     hub_id: str | None = None
     ignored: tuple[StoredTensor, ...] = ()
     reopen: Callable[[str, str | None], "Model"] | None = None
+
+    def __repr__(self) -> str:
+        config = self.config
+        sizes = f"{config.num_blocks} blocks, D {config.hidden_size}, V {config.vocab_size}"
+        return f"{type(self).__name__}({self.name!r}, {config.family}: {sizes})"
 
     def as_kind(self, subclass: type[M], /, **more: Any) -> M:
         """The same model as one of a subclass, with the values of its further fields."""
@@ -175,7 +174,7 @@ class Model:
             if name.startswith("experts."):
                 size += prod(weight.shape) * np.dtype(dtype).itemsize
                 if size > EXPERTS_KEPT:
-                    later[name] = partial(weight.read_again, dtype)
+                    later[name] = partial(weight.read, dtype, checked=False)
         now = [name for name in weights if name not in later]
         arrays = zip(now, each(lambda name: weights[name].read(dtype), now), strict=True)
         values: dict[str, Array | Later] = dict(arrays)

@@ -1,4 +1,4 @@
-"""Token positions: rotary angles, ALiBi, query scales, the causal mask, and their facts."""
+"""Token positions, [S], integers: rotary angles, ALiBi, query scales, the causal mask; facts."""
 
 from dataclasses import dataclass
 from math import ceil, floor, log, pi
@@ -14,45 +14,32 @@ from refimpl.model.ops import Array
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions of one kind of block.
+    """Rotary positions of one kind of block."""
 
-    Args:
-        theta: Base of the wavelengths.
-        rotary_dim: Channels of a head that rotate; an even number.
-        scaling: How the context is stretched: "default" (not), "linear" (all positions divided by
-            factor), "llama3" and "yarn" (long waves only), "dynamic" (a base that grows with the
-            length of the sequence), "longrope" (a factor for each wave) or "proportional" (not, but
-            only the first waves of the whole head turn).
-        factor: Stretch of the context.
-        low_freq_factor: llama3: waves longer than original / low are stretched by factor.
-        high_freq_factor: llama3: waves shorter than original / high are not stretched.
-        original_max_position_embeddings: Context length before stretching, in tokens.
-        interleaved: Channels 2i and 2i + 1 rotate together, not i and i + rotary_dim / 2.
-        attention_factor: yarn, longrope: multiplies cosines and sines.
-        beta_fast: yarn: waves with more turns than this in the original context do not change.
-        beta_slow: yarn: waves with fewer turns than this are stretched by factor.
-        truncate: yarn: the two limits between waves are rounded to whole waves.
-        short_factor: longrope: divisor of each wave for sequences within the original context.
-        long_factor: longrope: the same for longer sequences.
-        turning_dim: proportional: channels that turn; the waves of the others have no frequency.
-    """
-
-    theta: float
-    rotary_dim: int
+    theta: float  # Base of the wavelengths
+    rotary_dim: int  # Channels of a head that rotate; an even number
+    # How the context is stretched: "default" (not), "linear" (all positions divided by factor),
+    # "llama3" and "yarn" (long waves only), "dynamic" (a base that grows with the length of the
+    # sequence), "longrope" (a factor for each wave) or "proportional" (not, but only the first
+    # waves of the whole head turn)
     scaling: Literal[
         "default", "linear", "llama3", "yarn", "dynamic", "longrope", "proportional"
     ] = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+    factor: float = 1.0  # Stretch of the context
+    low_freq_factor: float = 1.0  # llama3: waves longer than original / low are stretched by factor
+    high_freq_factor: float = 4.0  # llama3: waves shorter than original / high are not stretched
+    original_max_position_embeddings: int = 8192  # Context length before stretching, in tokens
+    # Channels 2i and 2i + 1 rotate together, not i and i + rotary_dim / 2
     interleaved: bool = False
-    attention_factor: float = 1.0
+    attention_factor: float = 1.0  # yarn, longrope: multiplies cosines and sines
+    # yarn: waves with more turns than this in the original context do not change
     beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
+    beta_slow: float = 1.0  # yarn: waves with fewer turns than this are stretched by factor
+    truncate: bool = True  # yarn: the two limits between waves are rounded to whole waves
+    # longrope: divisor of each wave for sequences within the original context
     short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()  # longrope: the same for longer sequences
+    # proportional: channels that turn; the waves of the others have no frequency
     turning_dim: int = 0
 
     @property
@@ -118,32 +105,20 @@ class Rope:
 
 @dataclass(frozen=True)
 class Alibi:
-    """Attention biases that fall off with the distance between query and key, instead of positions.
+    """Biases on attention scores by the distance of query and key, instead of positions."""
 
-    Args:
-        slopes: One per head.
-        scale: Multiplies the biases.
-        rounded: Whether slopes, positions and their products are rounded to bfloat16.
-    """
-
-    slopes: tuple[float, ...]
-    scale: float = 1.0
-    rounded: bool = False
+    slopes: tuple[float, ...]  # One per head
+    scale: float = 1.0  # Multiplies the biases
+    rounded: bool = False  # Whether slopes, positions and their products are rounded to bfloat16
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """Queries that grow with their position s: ``1 + beta log(1 + floor((s + offset) / period))``.
+    """Factor of a query at position s: ``1 + beta log(1 + floor((s + offset) / period))``."""
 
-    Args:
-        beta: How fast they grow.
-        period: Tokens between two steps.
-        offset: Added to positions.
-    """
-
-    beta: float
-    period: int
-    offset: int = 0
+    beta: float  # How fast they grow
+    period: int  # Tokens between two steps
+    offset: int = 0  # Added to positions
 
 
 def rope_tables(
@@ -181,11 +156,6 @@ def rotation(positions: Array, rope: Rope, dtype: npt.DTypeLike) -> tuple[Array,
 def tokens_seen(positions: Array, window: int | None, chunked: bool) -> Array | int | None:
     """How many tokens each token sees at most, itself included: of a window, or of its chunk.
 
-    Args:
-        positions: Token positions, [S], integers.
-        window: Tokens of a window or of a chunk; None: all.
-        chunked: Whether a text is cut into chunks.
-
     Returns:
         One number for all tokens, or one for each, [S, 1]; None for all earlier tokens.
 
@@ -202,13 +172,8 @@ def tokens_seen(positions: Array, window: int | None, chunked: bool) -> Array | 
 def causal_bias(positions: Array, window: Array | int | None, dtype: npt.DTypeLike) -> Array:
     """The causal mask, added to attention scores: 0 for a visible key, ``-inf`` for a hidden one.
 
-    Token q sees keys ``k <= q``, and with a window only the last ``window`` of them
-    (``q - k < window``, itself included).
-
-    Args:
-        positions: Token positions, [S], integers.
-        window: Number of visible tokens, from `tokens_seen`; None for all earlier ones.
-        dtype: Dtype of the bias.
+    Token q sees keys ``k <= q``, and with a window, from `tokens_seen`, only the last ``window`` of
+    them (``q - k < window``, itself included).
 
     Returns:
         Bias, [S (query), S (key)].
@@ -228,10 +193,6 @@ def alibi_ramps(positions: Array, alibi: Alibi) -> Array:
     """Each head's slope times each position: ``ramp[h, s] = slope[h] * positions[s]``.
 
     Some models round slopes, positions and their products to bfloat16, and scale the products.
-
-    Args:
-        positions: Token positions, [S], integers.
-        alibi: Slopes of the heads, and how they are used.
 
     Returns:
         Ramps, [H, S], float64.
@@ -253,10 +214,7 @@ def alibi_ramps(positions: Array, alibi: Alibi) -> Array:
 def alibi_bias(query_ramps: Array, key_ramps: Array, dtype: npt.DTypeLike) -> Array:
     """ALiBi's bias on attention scores, ``ramp[h, key] - ramp[h, query]``.
 
-    Args:
-        query_ramps: From `alibi_ramps`, of the queries, [..., S (query)].
-        key_ramps: The same of the keys, [..., S (key)].
-        dtype: Dtype of the bias; ramps are subtracted in float64 and cast once.
+    The ramps are [..., S (query)] and [..., S (key)]; they are subtracted in float64 and cast once.
 
     Returns:
         Bias, [..., S (query), S (key)].
@@ -274,10 +232,6 @@ def alibi_bias(query_ramps: Array, key_ramps: Array, dtype: npt.DTypeLike) -> Ar
 
 def query_scale(positions: Array, temperature: Temperature) -> Array:
     """A factor of each query that grows with its position, ``1 + beta log(1 + floor(s / period))``.
-
-    Args:
-        positions: Token positions, [S], integers.
-        temperature: The family's beta and period, and where the first period begins.
 
     Returns:
         Factors, [S, 1], float64.

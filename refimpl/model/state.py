@@ -90,8 +90,7 @@ class State:
 
         def rows(x: Array) -> Array:
             if x.ndim == 4:
-                by_head = np.reshape(x, (x.shape[1], sequences, -1, x.shape[3]))
-                return np.swapaxes(by_head, 0, 1)
+                return np.swapaxes(np.reshape(x, (x.shape[1], sequences, -1, x.shape[3])), 0, 1)
             return np.reshape(x, (sequences, -1, *x.shape[2:]))
 
         return self.changed(rows)

@@ -45,17 +45,12 @@ def saw_no_token(linear: str, total: Array | None) -> bool:
 
 WHOLE, FEW = 4096, 1024  # inputs up to which outer products are one product; else, of each
 
-Statistic = Callable[[Array], Array]  # sums over the tokens of a linear's input [B, S, in]
+Statistic = Callable[[Array], Array]
+"""Sums over the tokens of a linear's input, [B, S, in], or [n, in] of an expert."""
 
 
 def sum_of_squares(x: Array) -> Array:
-    """Sum the squares of every channel: ``sum_t x_tj^2``.
-
-    Args:
-        x: A linear's input, [B, S, in], or [n, in] of an expert.
-
-    Returns:
-        [in], float64.
+    """Sum the squares of every channel: ``sum_t x_tj^2``, [..., in] to [in], float64.
 
     Source: Wanda's code, before it divides by the number of sequences.
 
@@ -67,13 +62,7 @@ def sum_of_squares(x: Array) -> Array:
 
 
 def sum_of_outer_products(x: Array) -> Array:
-    """Sum the outer products of the tokens: ``sum_t x_t x_t^T``.
-
-    Args:
-        x: A linear's input, [B, S, in], or [n, in] of an expert.
-
-    Returns:
-        [in, in], float64.
+    """Sum the outer products of the tokens: ``sum_t x_t x_t^T``, [..., in] to [in, in], float64.
 
     Source: SparseGPT's code, before it multiplies by 2 / n.
 
@@ -136,15 +125,8 @@ def second_moments(
 ) -> dict[str, Array]:
     """Wanda's statistic of linears of a block: ``c_j = (1/n) sum over all tokens of x_j^2``.
 
+    `squares` are sums by trace point over n sequences, and the result is [in] by linear, float64.
     The tokens of an expert are those routed to it, n stays the same; without any, c is 0.
-
-    Args:
-        squares: Sums of squares by trace point, over all n sequences.
-        sequences: n, the number of sequences (not of tokens).
-        linears: Shapes [out, in] of the linears by name.
-
-    Returns:
-        By linear, [in], float64.
 
     Source: Wanda's code, which divides by the number of sequences.
     """

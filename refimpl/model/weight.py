@@ -148,24 +148,18 @@ class TableOnDisk:
 
 @dataclass(frozen=True)
 class Weight:
-    """One of our tensors.
+    """One of our tensors."""
 
-    Args:
-        stored: The file's tensor that holds it.
-        layout: Which part of that tensor it is.
-        offset: Number added to every value after reading.
-    """
-
-    stored: StoredTensor
-    layout: Layout = WHOLE
-    offset: float = 0.0
+    stored: StoredTensor  # The file's tensor that holds it
+    layout: Layout = WHOLE  # Which part of that tensor it is
+    offset: float = 0.0  # Number added to every value after reading
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its shape, [out, in] or [out]."""
         return self.layout.weight_shape(self.stored.shape)
 
-    def read(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> Array:
+    def read(self, dtype: npt.DTypeLike, rows: slice = slice(None), checked: bool = True) -> Array:
         """Some rows, [out, in] or [out]: ``cast(rows of the stored tensor) + offset``, all finite.
 
         Example:
@@ -174,13 +168,8 @@ class Weight:
             (2, 32)
         """
         weight = self._cast(dtype, rows)
-        if count_bad(weight):
+        if checked and count_bad(weight):
             self.check(dtype)
-        return weight + np.array(self.offset, dtype) if self.offset else weight
-
-    def read_again(self, dtype: npt.DTypeLike) -> Array:
-        """What `read` returned before, unchecked."""
-        weight = self._cast(dtype, slice(None))
         return weight + np.array(self.offset, dtype) if self.offset else weight
 
     @property

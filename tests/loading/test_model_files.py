@@ -355,3 +355,7 @@ def test_any_header_is_read_or_refused(scratch: Path, data: st.DataObject) -> No
             header[name] = copy.deepcopy(data.draw(HEADER_VALUES | st.just(ENTRY), "entry"))
     write_raw(path, header, content[8 + length :])
     is_read_or_refused(path.parent)
+
+
+def test_a_model_says_in_one_line_what_it_is() -> None:
+    assert repr(read_model(FIXTURES / "gemma2")) == "Model('gemma2', gemma2: 4 blocks, D 32, V 101)"

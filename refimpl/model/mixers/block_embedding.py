@@ -18,15 +18,8 @@ def block_embedding(x: Array, weights: Weights, place: Place, config: Config) ->
 
     Observed: `block_embed`, e, [B, S, P].
 
-    Args:
-        x: Residual stream after the MLP, [B, S, D].
-        weights: The block's weights by our names; the tables `embed.weight` and
-            `block_embed.weight` among them.
-        place: Token ids, kernels and observer.
-        config: The model's facts.
-
-    Returns:
-        What the block adds to the stream, before its norm, [B, S, D].
+    x is the residual stream after the MLP. The tables `embed.weight` and `block_embed.weight` are
+    among the weights.
 
     Source: transformers' `Gemma4TextModel.project_per_layer_inputs` and `Gemma4TextDecoderLayer`.
     """

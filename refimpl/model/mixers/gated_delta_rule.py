@@ -18,25 +18,15 @@ EPS = 1e-6  # under the root of a query's and a key's length
 
 @dataclass(frozen=True)
 class GatedDeltaRule(Mixer):
-    """Linear attention whose state forgets, and corrects what it holds for a key.
+    """Linear attention whose state forgets, and corrects what it holds for a key."""
 
-    Args:
-        key_heads: Heads of queries and keys; value_heads is a multiple of it.
-        value_heads: H, heads of values, decays and gates.
-        key_dim: Channels of a query and of a key.
-        value_dim: Channels of a value.
-        taps: Tokens that the convolution before it sees.
-        most: Largest share of an error that is corrected: 1, or 2.
-        norm_eps: Added under the root of its norm; None: as in the other norms.
-    """
-
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    taps: int
-    most: float = 1.0
-    norm_eps: float | None = None
+    key_heads: int  # Heads of queries and keys; value_heads is a multiple of it
+    value_heads: int  # H, heads of values, decays and gates
+    key_dim: int  # Channels of a query and of a key
+    value_dim: int  # Channels of a value
+    taps: int  # Tokens that the convolution before it sees
+    most: float = 1.0  # Largest share of an error that is corrected: 1, or 2
+    norm_eps: float | None = None  # Added under the root of its norm; None: as in the other norms
 
     name = "gated_delta_rule"
     points = ("conv_in", "conv_out", "state_out")
@@ -147,14 +137,7 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     convolution and its activation; `state_out` [B, S, H e], y; `mixed` [B, S, H e], the input of
     `out_proj`.
 
-    Args:
-        x: Normalised input, [B, S, D].
-        weights: `in_proj_*`, `out_proj`, `conv`, `A_log`, `dt_bias` and `state_norm`.
-        place: Positions, mask and observer.
-        config: The model's facts.
-
-    Returns:
-        [B, S, D].
+    Weights: `in_proj_*`, `out_proj`, `conv`, `A_log`, `dt_bias` and `state_norm`.
 
     Source: Yang et al., arXiv:2412.06464; transformers' `Qwen3_5GatedDeltaNet`.
     """

@@ -17,25 +17,15 @@ EPS = 1e-6  # of the norms of both vectors, whatever the eps of the others
 
 @dataclass(frozen=True)
 class LatentAttention(Mixer):
-    """Softmax attention whose keys and values come from one small vector per token.
+    """Softmax attention whose keys and values come from one small vector per token."""
 
-    Args:
-        num_attention_heads: H.
-        query_rank: Channels of the vector that queries come from; None: from the stream.
-        rank: Channels of the vector that keys and values come from.
-        plain_dim: Channels of a query and a key that do not rotate.
-        rotary_dim: Channels that rotate, of a key the same for all heads.
-        value_dim: Channels of a value.
-        scale: Multiplies q k^T.
-    """
-
-    num_attention_heads: int
-    query_rank: int | None
-    rank: int
-    plain_dim: int
-    rotary_dim: int
-    value_dim: int
-    scale: float
+    num_attention_heads: int  # H
+    query_rank: int | None  # Channels of the vector that queries come from; None: from the stream
+    rank: int  # Channels of the vector that keys and values come from
+    plain_dim: int  # Channels of a query and a key that do not rotate
+    rotary_dim: int  # Channels that rotate, of a key the same for all heads
+    value_dim: int  # Channels of a value
+    scale: float  # Multiplies q k^T
 
     name = "latent_attention"
     points = ("q", "latent", "v", "q_rope", "k_rope")
@@ -72,14 +62,7 @@ def latent_attention(x: Array, weights: Weights, place: Place, config: Config) -
     [B, H, S, e]; `q_rope` and `k_rope`, as attention takes them; `q_latent`, the
     input of `q_b_proj`, and `attn_heads` [B, S, H e], the input of `o_proj`.
 
-    Args:
-        x: Normalised input, [B, S, D].
-        weights: `q_proj`, or `q_a_proj` and `q_b_proj`; `kv_a_proj`, `kv_b_proj`, `o_proj`; norms.
-        place: Bias, rotary tables, kernels and observer.
-        config: The model's facts.
-
-    Returns:
-        [B, S, D].
+    Weights: `q_proj`, or `q_a_proj` and `q_b_proj`; `kv_a_proj`, `kv_b_proj`, `o_proj`; norms.
 
     Source: DeepSeek-V2, arXiv:2405.04434, section 2.1; transformers' `DeepseekV3Attention`.
     """

@@ -18,26 +18,17 @@ from refimpl.model.ops import Array
 
 @dataclass(frozen=True)
 class Mamba2(Mixer):
-    """A state space whose decay, input and output depend on the token.
+    """A state space whose decay, input and output depend on the token."""
 
-    Args:
-        heads: H.
-        head_dim: p, channels per head.
-        groups: Groups of heads that share b and c.
-        state: n, numbers that each channel keeps.
-        taps: Tokens that the convolution before it sees.
-        steps: Smallest and largest time step.
-        factors: Multiply the inputs of the gate, x, b, c and the time step.
-        norm: Whether the output is normalised before the gate, after it, or not ("").
-    """
-
-    heads: int
-    head_dim: int
-    groups: int
-    state: int
-    taps: int
-    steps: tuple[float, float]
+    heads: int  # H
+    head_dim: int  # p, channels per head
+    groups: int  # Groups of heads that share b and c
+    state: int  # n, numbers that each channel keeps
+    taps: int  # Tokens that the convolution before it sees
+    steps: tuple[float, float]  # Smallest and largest time step
+    # Multiply the inputs of the gate, x, b, c and the time step
     factors: tuple[float, ...] = (1.0,) * 5
+    # Whether the output is normalised before the gate, after it, or not ("")
     norm: Literal["", "before", "after"] = "after"
 
     name = "mamba2"
@@ -103,14 +94,7 @@ def mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     convolution and its activation; `state_out` [B, S, H p], y + D x; `mixed` [B, S, H p], the input
     of `out_proj`.
 
-    Args:
-        x: Normalised input, [B, S, D].
-        weights: `in_proj_*`, `out_proj`, `conv`, `A_log`, `D`, `dt_bias` and `state_norm`.
-        place: Positions, kernels and observer.
-        config: The model's facts.
-
-    Returns:
-        [B, S, D].
+    Weights: `in_proj_*`, `out_proj`, `conv`, `A_log`, `D`, `dt_bias` and `state_norm`.
 
     Source: Dao and Gu, arXiv:2405.21060; transformers' `GraniteMoeHybridMambaLayer`.
     """
@@ -146,19 +130,12 @@ def mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:
 
 @dataclass(frozen=True)
 class Beside(Mixer):
-    """Softmax attention and Mamba 2 that read the same, and whose outputs are added.
+    """Softmax attention and Mamba 2 that read the same, and whose outputs are added."""
 
-    Args:
-        mamba2: Sizes of the one.
-        attention: Sizes of the other.
-        before: Multiply the inputs of Mamba 2 and attention.
-        after: Multiply their outputs.
-    """
-
-    mamba2: Mamba2
-    attention: Attention
-    before: tuple[float, float]
-    after: tuple[float, float]
+    mamba2: Mamba2  # Sizes of the one
+    attention: Attention  # Sizes of the other
+    before: tuple[float, float]  # Multiply the inputs of Mamba 2 and attention
+    after: tuple[float, float]  # Multiply their outputs
 
     name = "attention_beside_mamba2"
     points = (*Mamba2.points, *Attention.points)
@@ -176,15 +153,6 @@ def attention_beside_mamba2(x: Array, weights: Weights, place: Place, config: Co
     """Mix tokens in two ways: ``after_m mamba2(before_m x) + after_a self_attention(before_a x)``.
 
     Observed: as of both. The inputs of their linears are observed before they are multiplied.
-
-    Args:
-        x: Normalised input, [B, S, D].
-        weights: The weights of both.
-        place: Bias, rotary tables, positions, kernels and observer.
-        config: The model's facts.
-
-    Returns:
-        [B, S, D].
 
     Source: Falcon-H1, arXiv:2507.22448; transformers' `FalconH1DecoderLayer`.
     """

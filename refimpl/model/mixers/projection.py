@@ -1,6 +1,6 @@
 """What every mixer works with: the place of its tokens, and the norms and linears of a block."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from refimpl.model import ops
@@ -11,44 +11,38 @@ from refimpl.model.mixers.mixer import NO_MIXER, Mixer
 from refimpl.model.ops import Array, linear
 from refimpl.model.state import KeysAndValues
 
-Weights = Mapping[str, Array]
+Weights = Mapping[str, Array]  # of a block, by our names without its prefix
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a block needs besides its weights: token positions, kernels and an observer.
+    """What a block needs besides its weights: token positions, kernels and an observer."""
 
-    Args:
-        positions: Of the tokens, [S], from 0.
-        bias: Added to attention scores: 0 or -inf, [S, S].
-        rope: Cosines and sines, each [S, h_rot / 2]; None if the block does not rotate.
-        kind: The facts of the block.
-        ramps: From `alibi_ramps`, [H, S], or None.
-        query_scale: Multiplies queries; a number, or one for each position, [S, 1].
-        mixer: The facts of the block's mixer.
-        kernels: How the costly steps are evaluated; results differ in rounding only.
-        observe: Receives the name and value of every trace point; the block continues with the
-            array that it returns.
-        token_ids: [B, S], as of `State`; None until a block runs.
-        kept: As of `State`: a block adds its own to those of earlier ones.
-    """
-
-    positions: Array
-    bias: Array
+    positions: Array  # Of the tokens, [S], from 0
+    bias: Array  # Added to attention scores: 0 or -inf, [S, S]
+    # Cosines and sines, each [S, h_rot / 2]; None if the block does not rotate
     rope: tuple[Array, Array] | None
-    kind: BlockKind
-    ramps: Array | None = None
+    kind: BlockKind  # The facts of the block
+    ramps: Array | None = None  # From `alibi_ramps`, [H, S], or None
+    # Multiplies queries; a number, or one for each position, [S, 1]
     query_scale: Array | float = 1.0
-    mixer: Mixer = NO_MIXER
-    kernels: Kernels = PLAIN
+    mixer: Mixer = NO_MIXER  # The facts of the block's mixer
+    kernels: Kernels = PLAIN  # How the costly steps are evaluated; results differ in rounding only
+    # Receives the name and value of every trace point; the block continues with the array that it
+    # returns
     observe: Observer = unobserved
-    token_ids: Array | None = None
+    token_ids: Array | None = None  # [B, S], as of `State`; None until a block runs
+    # As of `State`: a block adds its own to those of earlier ones
     kept: dict[int, KeysAndValues] = field(default_factory=dict)
 
     @property
     def interleaved(self) -> bool:
         """As in `attention.rotate`."""
         return self.kind.rope is not None and self.kind.rope.interleaved
+
+
+Part = Callable[[Array, Weights, Place, Config], Array]
+"""A part of a block, such as a mixer or an MLP: of its normalised input, [B, S, D], the output."""
 
 
 def norm(x: Array, weights: Weights, role: str, config: Config, kernels: Kernels = PLAIN) -> Array:

@@ -14,13 +14,9 @@ from refimpl.model.ops import Array
 
 @dataclass(frozen=True)
 class ShortConvolution(Mixer):
-    """A gated convolution of a few taps along the tokens.
+    """A gated convolution of a few taps along the tokens."""
 
-    Args:
-        taps: K, tokens that each token sees, itself included.
-    """
-
-    taps: int
+    taps: int  # K, tokens that each token sees, itself included
 
     name = "short_convolution"
     points = ("conv_in", "conv_out")
@@ -64,14 +60,7 @@ def short_convolution(x: Array, weights: Weights, place: Place, config: Config) 
     Observed: `conv_in`, b * v, and `conv_out`, both [B, S, D]; `mixed` [B, S, D], the input of
     `out_proj`.
 
-    Args:
-        x: Normalised input, [B, S, D].
-        weights: `in_proj`, `out_proj` and `conv`.
-        place: Positions and observer.
-        config: The model's facts.
-
-    Returns:
-        [B, S, D].
+    Weights: `in_proj`, `out_proj` and `conv`.
 
     Source: Liquid AI's LFM2, arXiv:2511.23404, section 2; transformers' `Lfm2ShortConv`.
     """

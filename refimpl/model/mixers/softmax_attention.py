@@ -16,24 +16,16 @@ from refimpl.model.ops import Array
 
 @dataclass(frozen=True)
 class Attention(Mixer):
-    """Softmax attention: sizes in the words of `config.json`, and the gate of its heads.
+    """Softmax attention: sizes in the words of `config.json`, and the gate of its heads."""
 
-    Args:
-        num_attention_heads: H, query heads.
-        num_key_value_heads: K, key and value heads; H is a multiple of it.
-        head_dim: h, channels per head.
-        gate_width: Factors of a gate per head: one for all its channels, or h; 0 without a gate.
-        key_scale: Multiplies keys, before any norm and rotation.
-        keys_as_values: Whether values are keys before their norm and rotation.
-        kept: The block's number if later ones read its keys, before their rotation, and values.
-    """
-
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
+    num_attention_heads: int  # H, query heads
+    num_key_value_heads: int  # K, key and value heads; H is a multiple of it
+    head_dim: int  # h, channels per head
+    # Factors of a gate per head: one for all its channels, or h; 0 without a gate
     gate_width: int = 0
-    key_scale: float = 1.0
-    keys_as_values: bool = False
+    key_scale: float = 1.0  # Multiplies keys, before any norm and rotation
+    keys_as_values: bool = False  # Whether values are keys before their norm and rotation
+    # The block's number if later ones read its keys, before their rotation, and values
     kept: int | None = None
 
     name = "attention"
@@ -75,12 +67,9 @@ class Attention(Mixer):
 
 @dataclass(frozen=True)
 class SharedAttention(Attention):
-    """Softmax attention with the keys and values of an earlier block, which are not its weights'.
+    """Softmax attention with the keys and values of an earlier block."""
 
-    Args:
-        of: That block, whose attention has the same sizes and rotates its keys in the same way.
-    """
-
+    # That block, whose attention has the same sizes and rotates its keys in the same way
     of: int = 0
 
     def shapes(self, width: int) -> WeightShapes:
@@ -105,15 +94,6 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
 
     Observed: `q`, `k`, `v`, `q_rope`, `k_rope` [B, heads, S, h], and `attn_heads` [B, S, H h], the
     input of `o_proj`.
-
-    Args:
-        x: Normalised input, [B, S, D].
-        weights: The block's weights by our names.
-        place: Bias, rotary tables, kernels and observer.
-        config: The model's facts.
-
-    Returns:
-        Attention's output, [B, S, D].
     """
     observe, kernels, sizes = place.observe, place.kernels, place.mixer
     assert isinstance(sizes, Attention)
