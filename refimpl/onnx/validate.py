@@ -132,4 +132,5 @@ def notes_on(config: Config, candidates: Sequence[Candidate], longest: int) -> I
         )
     if windows := [kind.window for kind in config.blocks if (kind.window or 0) >= longest]:
         window = max(w for w in windows if w is not None)
-        yield f"no sample is longer than the window of {window:,}: use `seq_len={window + 8}`"
+        longer = f"use samples of {window + 8} tokens"
+        yield f"no sample is longer than the window of {window:,}: {longer}"

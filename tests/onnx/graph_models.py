@@ -14,9 +14,6 @@ from refimpl import Model, Pattern, PrunerOptions, prune, read_model
 from refimpl.model.ops import Array
 from refimpl.onnx.session import Session
 
-FAMILIES = (
-    "gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3",
-)  # fmt: skip
 HALF = Pattern(2, 4)
 REAL = Path(os.environ.get("REFIMPL_REAL", "real"))
 

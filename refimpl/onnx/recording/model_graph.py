@@ -79,11 +79,8 @@ class Recording:
         self, index: int, state: State, points: tuple[str, ...]
     ) -> tuple[State, dict[str, Any]]:
         """Call a block on a state: the state after it, and some trace points, without prefix."""
-        config, prefix, kind = (
-            self.model.config,
-            f"blocks.{index}.",
-            self.model.config.blocks[index],
-        )
+        config, prefix = self.model.config, f"blocks.{index}."
+        kind = config.blocks[index]
         source = kind.mixer.of if isinstance(kind.mixer, SharedAttention) else None
         keeps = ("k", "v") if kind.mixer.kept_size else ()
         points = tuple(dict.fromkeys((*points, *keeps)))
@@ -101,9 +98,8 @@ class Recording:
 
             place = replace(_with(self.places[index], arrays), observe=observe)
             kept = {} if source is None else {source: (arrays["kept_k"], arrays["kept_v"])}
-            block(
-                State(arrays["x"], arrays.get("token_ids", self.ids), kept), arrays, place, config
-            )
+            before = State(arrays["x"], arrays.get("token_ids", self.ids), kept)
+            block(before, arrays, place, config)
             return outputs
 
         inputs: dict[str, Any] = {"x": state.stream, **_arrays(self.places[index])}
