@@ -69,6 +69,10 @@ def assignments(name: str, texts: Sequence[str]) -> dict[str, str]:
         if not key or not value:
             word = f"--{name.replace('_', '-')}"
             raise RefimplError(f"{word} {text!r}", "NAME=VALUE", f"use {word} NAME=VALUE")
+        if "=" in value:
+            word = f" --{name.replace('_', '-')} "
+            each = word.join(part.strip() for part in text.split(","))
+            raise RefimplError(f"{word.strip()} {text!r}", "one NAME=VALUE", f"use{word}{each}")
         if key in values:
             problem = f"{name.replace('_', ' ')} {key} given twice"
             raise RefimplError(problem, "each option once", "remove one of them")

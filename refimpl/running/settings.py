@@ -1,6 +1,7 @@
 """Settings of a computation, the memory that it may use, and the resources that it opens."""
 
 import platform
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
@@ -77,6 +78,19 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def progress_line() -> Progress:
+    """A function that shows on stderr what share is done, and about how long the rest takes."""
+    started = time.perf_counter()
+
+    def show(done: float, total: float) -> None:
+        share = min(done / total, 1.0) if total else 1.0
+        left = (time.perf_counter() - started) * (1 / share - 1) if share else 0.0
+        end = "\n" if share > 1 - 1e-9 else "\r"
+        print(f"{share:4.0%} done, about {left:.0f} s left ", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
 @dataclass
 class Resources:
     """Open resources of a computation, and its progress."""
@@ -125,8 +139,9 @@ class Settings(Checked):
 
     `executor` is any `concurrent.futures.Executor`, which is left open, or None for threads here;
     `threads` is then the number of its workers.
-    `progress` is called with the cost that is done and in all. `finished` is the folder of finished
-    work units, which a run of the same continues, and which the caller removes in the end.
+    `progress` is called with the cost that is done and in all; True shows both on stderr.
+    `finished` is the folder of finished work units, which a run of the same continues, and which
+    the caller removes in the end.
     """
 
     dtype: npt.DTypeLike = option(
@@ -146,7 +161,7 @@ class Settings(Checked):
         "dask=ADDRESS",
         type=str,
     )
-    progress: Progress = lambda done, total: None
+    progress: Progress | bool = False
     finished: Path | None = None
 
     @contextmanager
@@ -168,6 +183,9 @@ class Settings(Checked):
             earlier = {} if finished is None else finished.earlier
             keeps = self.finished is not None
             settings = np.dtype(self.dtype), memory, workers, self.executor, finished, keeps
-            yield Resources(*settings, self.progress, earlier)
+            progress = self.progress
+            if isinstance(progress, bool):
+                progress = progress_line() if progress else lambda done, total: None
+            yield Resources(*settings, progress, earlier)
             if files is not None:
                 files.check()
