@@ -157,6 +157,6 @@ def test_the_page_is_what_its_results_make() -> None:
 def test_right_candidates_of_a_random_shape_are_computed_and_accepted() -> None:
     from oracle_shapes import tried
 
-    lines = tried(3, ("float32", "bfloat16", "float16", "float64"))
+    lines = tried(3)
     assert {x["dtype"] for x in lines} == {"bfloat16", "float64"}
-    assert {x["verdict"] for x in lines} <= {"pass", "resolved", "inconclusive"}
+    assert {x["verdict"] for x in lines} <= {"pass", "not judged"}
