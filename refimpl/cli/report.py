@@ -100,10 +100,10 @@ def command(files: Runs, *, to: Annotated[PageOptions, Group("Output")]) -> None
 
 @with_groups
 def compare_command(files: Runs, *, to: Annotated[CompareOptions, Group("Output")]) -> None:
-    """Evaluations of one model, by the digest of its weights, share a row."""
+    """A change is paired by windows, and without the noise floor of pruning."""
     from refimpl.plot.inputs import read_results  # not for --help
-    from refimpl.plot.runs import against_text, run_rows, runs_table
+    from refimpl.plot.runs import run_rows, runs_lines
     from refimpl.show.header import joined
 
     rows = run_rows(read_results(files).evaluations, to.against)
-    deliver({"runs": rows}, joined([*runs_table(rows).lines(), *against_text(rows)]), to.json)
+    deliver({"runs": rows}, joined(runs_lines(rows)), to.json)

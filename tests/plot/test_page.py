@@ -17,7 +17,6 @@ from report_files import EVERYTHING, edited
 
 from refimpl.plot.page import report
 
-TEXT = "perplexity on text.txt"
 EVIL = "\"'></title></svg><script>alert(1)</script><img src=x onerror=alert(2)>&amp;$x$|"
 
 
@@ -125,10 +124,9 @@ def test_a_measured_pruning_is_two_evaluations(tmp_path: Path) -> None:
     for name in ("a", "b"):
         ran(*words, "-o", tmp_path / name)
     measured = json.loads((tmp_path / "a" / "pruning.json").read_text())["measured"]
-    rows = json.loads(ran("compare", tmp_path / "a", "--json"))["runs"]
-    (key,) = [key for key in rows[0] if key.startswith("perplexity") and "stderr" not in key]
+    rows = rows_of(tmp_path / "a")
     before, after = measured["before"]["perplexity"], measured["after"]["perplexity"]
-    assert [row[key] for row in rows] == [before, after]
+    assert [row["perplexity"] for row in rows] == [before, after]
     ran("report", tmp_path / "a", "-o", tmp_path / "page.html")
     assert "Perplexity against sparsity" in (tmp_path / "page.html").read_text()
 
@@ -147,55 +145,37 @@ def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def runs_of(*paths: Path) -> dict[str, list[float]]:
-    rows = json.loads(ran("compare", *paths, "--json"))["runs"]
-    return {
-        row["run"]: [x for key, x in row.items() if key.startswith(TEXT) and key.endswith(")")]
-        for row in rows
-    }
-
-
-def perplexities(folder: Path, name: str) -> list[float]:
-    documents = (json.loads((folder / f"{name}-{w}.json").read_text()) for w in (32, 16))
-    return [document["text"]["perplexity"] for document in documents]
+def rows_of(*words: object) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(ran("compare", *words, "--json"))["runs"]
+    return rows
 
 
 def test_changes_are_paired_by_windows(alike: Path) -> None:
     files = [alike / f"{name}-{w}.json" for name in ("int60", "llama") for w in (32, 16)]
-    pruned, dense = (json.loads(path.read_text())["text"]["windows"] for path in files[::2])
+    documents = [json.loads(path.read_text())["text"] for path in files]
+    pruned, dense = (x["windows"] for x in documents[::2])
     pairs = [(x["nats"] - y["nats"], x["tokens"]) for x, y in zip(pruned, dense, strict=True)]
     mean = sum(nats for nats, _ in pairs) / sum(tokens for _, tokens in pairs)
-    rows = json.loads(ran("compare", *files, "--json"))["runs"]
-    assert not [key for key in rows[1] if "change" in key]  # the dense model
-    found = {key: x for key, x in rows[0].items() if "change against llama" in key}
-    assert len(found) == 4
-    value, error = (x for key, x in found.items() if "window 32" in key)
-    assert value == pytest.approx(100 * expm1(mean))
+    rows = rows_of(*files)
+    assert [row["perplexity"] for row in rows] == [x["perplexity"] for x in documents]
+    assert [row["window"] for row in rows] == [32, 16, 32, 16]
+    assert ["change" in row for row in rows] == [True, True, False, False]
+    assert rows[0]["change"] == pytest.approx(100 * expm1(mean))
     squares = sum((nats - mean * tokens) ** 2 for nats, tokens in pairs)
     ratio = sqrt(len(pairs) / (len(pairs) - 1) * squares) / sum(tokens for _, tokens in pairs)
-    assert error == pytest.approx(100 * exp(mean) * ratio)
-    table = ran("compare", *files, "--against", "int60")
-    assert "(change against int60, wanda 60 %, uniform, paired by windows;" in table
-    assert re.search(r"llama .*\(-?\+?[\d.]+ ± [\d.]+ %\)", table)
-    assert "0 runs of this name" in refused("compare", *files, "--against", "int")
-    assert "change" not in ran("compare", files[0], files[1])  # of one model on two texts
+    assert rows[0]["change_stderr"] == pytest.approx(100 * exp(mean) * ratio)
+    other = rows_of(*files, "--against", "int60")
+    assert [row.get("against") for row in other[2:]] == ["int60, wanda 60 %, uniform"] * 2
+    assert re.search(r"int60.* [+-][\d.]+ ± [\d.]+ %", ran("compare", *files))
+    assert "no run of this name" in refused("compare", *files, "--against", "int")
+    assert "change" not in rows_of(files[0])[0]
 
 
-def test_a_model_is_known_by_its_weights_and_not_by_its_folder(alike: Path, tmp_path: Path) -> None:
-    files = [alike / f"{name}-{w}.json" for name in ("int60", "llama") for w in (32, 16)]
-    both = {
-        "int60, wanda 60 %, uniform": perplexities(alike, "int60"),
-        "llama": perplexities(alike, "llama"),  # one model on two texts: one row
-    }
-    assert runs_of(*files) == both
-    old = [
-        edited(path, tmp_path / path.name, lambda d: d.pop("model_sha256")) for path in files[:2]
-    ]
-    assert len(runs_of(*old)) == 2  # nothing says that they are one model
-    assert len(runs_of(files[0], files[0])) == 2
+def test_a_model_that_was_changed_after_its_pruning_says_so(alike: Path, tmp_path: Path) -> None:
     tuned = tmp_path / "int60"
     shutil.copytree(alike / "int60", tuned)
     weights = tuned / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x3c")  # one weight of another size
     ran("eval", tuned, "--text", FIXTURES / "text.txt", "--window", 32, "-o", tmp_path / "t.json")
-    assert [*runs_of(tmp_path / "t.json")] == ["int60, wanda 60 %, uniform, weights changed since"]
+    (row,) = rows_of(tmp_path / "t.json")
+    assert row["run"] == "int60, wanda 60 %, uniform, weights changed since"
