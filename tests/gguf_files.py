@@ -173,8 +173,8 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     if arch in (A.LFM2, A.LFM2MOE):
-        kv_heads = [0 if kind.mixer else config.num_key_value_heads for kind in config.blocks]
-        writer.add_head_count_kv(kv_heads)
+        attend = [kind.mixer.name == "attention" for kind in config.blocks]
+        writer.add_head_count_kv([x * config.num_key_value_heads for x in attend])
         writer.add_shortconv_l_cache(entries["conv_L_cache"])
     elif arch not in (A.GPT2, A.GPTNEOX):
         writer.add_head_count_kv(config.num_key_value_heads)

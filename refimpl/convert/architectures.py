@@ -15,19 +15,15 @@ Facts = dict[str, Any]  # of a file's metadata
 class Architecture:
     """One architecture of llama.cpp: its family, and what its files say beside `KEYS`.
 
-    Args:
-        model_type: The family.
-        hub_class: The class in transformers.
-        keys: Our names of its own keys; "" if no computation needs one.
-        fixed: Entries of `config.json` as llama.cpp computes them; of `keys`, if a file lacks them.
-        paired: Whether channels of q and k that rotate together are neighbours.
+    `keys` are our names of its own keys, "" if no computation needs one. `fixed` are entries of
+    `config.json` as llama.cpp computes them; of `keys`, if a file lacks them.
     """
 
     model_type: str
-    hub_class: str
+    hub_class: str  # in transformers
     keys: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, object] = field(default_factory=dict)
-    paired: bool = False
+    paired: bool = False  # whether channels of q and k that rotate together are neighbours
 
     def like(self, model_type: str, hub_class: str, **changes: Any) -> "Architecture":
         """The same for another family, with some changes."""
@@ -65,12 +61,7 @@ GRANITE = LLAMA.like(
         "residual_scale": "residual_scale", "logit_scale": "logit_divisor",
     },
 )  # fmt: skip
-LFM2 = Architecture(
-    "lfm2",
-    "Lfm2ForCausalLM",
-    {"shortconv.l_cache": "conv_taps"},
-    {"block_auto_adjust_ff_dim": False},
-)
+TAPS = {"shortconv.l_cache": "conv_taps"}
 ARCHITECTURES = {
     "llama": LLAMA,
     "smollm3": LLAMA.like("smollm3", "SmolLM3ForCausalLM"),
@@ -105,12 +96,12 @@ ARCHITECTURES = {
         "GptOssForCausalLM",
         {**SLIDING, "expert_feed_forward_length": "intermediate_size"},
     ),
-    "lfm2": LFM2,
-    "lfm2moe": LFM2.like(
+    "lfm2": Architecture("lfm2", "Lfm2ForCausalLM", TAPS, {"block_auto_adjust_ff_dim": False}),
+    "lfm2moe": Architecture(
         "lfm2_moe",
         "Lfm2MoeForCausalLM",
-        keys={**LFM2.keys, "leading_dense_block_count": "first_k_dense_replace"},
-        fixed={"norm_topk_prob": True},
+        TAPS | {"leading_dense_block_count": "first_k_dense_replace"},
+        {"norm_topk_prob": True},
     ),
     "olmo": LLAMA.like(
         "olmo", "OlmoForCausalLM", keys={LIMIT: "qkv_limit"}, fixed={"qkv_limit": None}

@@ -16,13 +16,13 @@ NEEDED = ("context_length", "embedding_length", "block_count", "attention.head_c
 EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
 KV_HEADS, SCALING, ROPE_FACTORS = "attention.head_count_kv", "rope.scaling.", "rope_freqs.weight"
 LONG_AND_SHORT = ("rope_factors_long.weight", "rope_factors_short.weight")
-SCORING = {1: "softmax", 2: "sigmoid"}
+SCORING = {"softmax": 1, "sigmoid": 2}  # their numbers in a file
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 YARN = {
     "original_context_length": "original_max_position_embeddings",
     "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow",
 }  # fmt: skip
-NEUTRAL = ("attn_factor", "yarn_attn_factor", "yarn_ext_factor")  # factors of 1 change nothing
+NEUTRAL = ("attn_factor", "yarn_attn_factor", "yarn_ext_factor", "finetuned")  # if 1, or true
 PRESENT = {  # keys that are true if there is such a tensor
     "attention_bias": "attn_q.bias", "use_qkv_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias",
     "use_bias": "attn_output.bias", "attention_out_bias": "attn_output.bias",
@@ -83,11 +83,8 @@ def config_entries(
         facts.pop(key, None)
     problems += _heads(entries, family, facts)
     problems += _scaling(entries, family, facts, tensors)
-    gating = facts.pop("expert_gating_func", 0)
-    if gating and (scoring := SCORING.get(gating, gating)) != family.scoring:
-        problems.append(f"expert_gating_func: {scoring} is not {family.scoring}")
-    if facts.pop("attention.causal", True) is not True:
-        problems.append("attention.causal: only true is supported")
+    expected = {"expert_gating_func": SCORING.get(str(family.scoring)), "attention.causal": True}
+    facts = {key: value for key, value in facts.items() if value != expected.get(key, ...)}
     problems += [f"{key}: not understood (value {str(facts[key])[:80]})" for key in facts]
     for key in [x for x in entries if "." in x]:  # of an object in the object
         outer, inner = key.split(".")
@@ -147,8 +144,6 @@ def _scaling(
     factor = scaling.pop("factor", facts.pop("rope.scale_linear", 0)) or 1.0  # as in llama.cpp
     kind, rope = scaling.pop("type", "linear"), dict[str, Any]()
     long, short, factors = (tensors.get(name) for name in (*LONG_AND_SHORT, ROPE_FACTORS))
-    if scaling.pop("finetuned", True) is False and "granite" in family.model_type:
-        yield f"{SCALING}finetuned: false switches Granite's rotary positions off"
     if kind == "linear" and factor != 1:
         rope = {"rope_type": "linear", "factor": factor}
     if long and short:

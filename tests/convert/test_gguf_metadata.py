@@ -147,7 +147,7 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
         "llama", lambda w: w.add_tensor(ROPE_FACTORS, np.full(4, np.inf, np.float32)),
         "rope_freqs.weight: not"),
     "Granite without rotation": (
-        "granite", lambda w: w.add_rope_scaling_finetuned(False), "finetuned: false switches"),
+        "granite", lambda w: w.add_rope_scaling_finetuned(False), "finetuned: not understood"),
     "Granite without a scale": ("granite", without("attention.scale"), "attention.scale: missing"),
     "gpt-oss without a scaling": (
         "gpt-oss", without("rope.scaling.type", "rope.scaling.factor",

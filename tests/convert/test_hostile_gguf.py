@@ -144,7 +144,7 @@ CHANGES: dict[str, tuple[Callable[[gguf.GGUFWriter], object], str]] = {
         lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), "got longrope"),
     "other heads": (lambda w: w.add_uint32("llama.attention.value_length", 4), "length: differs"),
     "partial rotation": (lambda w: w.add_rope_dimension_count(4), "expected 8, got 4"),
-    "not causal": (lambda w: w.add_causal_attention(False), "attention.causal: only true"),
+    "not causal": (lambda w: w.add_causal_attention(False), "attention.causal: not understood"),
     "other factors": (
         lambda w: w.add_tensor("rope_freqs.weight", np.arange(1, 5, dtype=np.float32)),
         "not the factors of Llama 3"),
