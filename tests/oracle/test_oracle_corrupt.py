@@ -1,15 +1,11 @@
-"""`refimpl check` on 200 candidates that are damaged or made to deceive: the exit code, each time.
+"""`refimpl check` on 120 candidates that are damaged or made to deceive: the exit code, each time.
 
 A dozen run always, the rest in a tier. Every one is drawn from its number;
 `python -m pytest -k "corrupt and 17"` runs it again.
 """
 
-import json
-import struct
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,11 +17,11 @@ from program import refused, run
 
 from refimpl.model.ops import Array
 
-COUNT = 200
+COUNT = 120
 CASE = CASES / "llama"
 Draw = np.random.Generator
 Change = Callable[[Array, Draw], Array]
-Make = Callable[[Draw], bytes | Arrays]
+Make = Callable[[Draw], Arrays]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,73 +37,8 @@ def right() -> Arrays:
     return computed("llama")
 
 
-@cache
-def whole() -> bytes:
-    """Its file."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "actual.safetensors"
-        save_tensors(path, right())
-        return path.read_bytes()
-
-
-def parts() -> tuple[dict[str, dict[str, Any]], bytes]:
-    """Header and data of its file."""
-    (length,) = struct.unpack("<Q", whole()[:8])
-    return json.loads(whole()[8 : 8 + length]), whole()[8 + length :]
-
-
-def joined(header: object, data: bytes) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
 def pick(draw: Draw, options: Sequence[Any]) -> Any:
     return options[int(draw.integers(len(options)))]
-
-
-# Files that cannot be read: exit code 2.
-
-LENGTHS = (0, 1, 7, 2**31, 2**40, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1)
-NO_JSON = (b"{", b"[]", b"nonsense", b"\xff\xfe\x00", b"null", b'{"a": 1}', b"[" * 5000, b"")
-
-
-def entry(key: str, wrong: Callable[[Any], Sequence[Any]]) -> Make:
-    """A file whose header has a wrong entry: a new dtype only where it takes another size."""
-
-    def make(draw: Draw) -> bytes:
-        header, data = parts()
-        names = [k for k, x in header.items() if key != "dtype" or x["dtype"] == "F32"]
-        values = header[str(draw.choice(names))]
-        values[key] = pick(draw, wrong(values[key]))
-        return joined(header, data)
-
-    return make
-
-
-def wrong_offsets(start: int, end: int) -> Sequence[list[int]]:
-    moved, shorter = [start + 4, end + 4], [start, end - 4]
-    return moved, [end, start], [0, 2**62], [-8, end - start - 8], shorter
-
-
-def twice(draw: Draw) -> bytes:
-    """A name that comes twice: whichever is taken, the other's bytes belong to nobody."""
-    header, data = parts()
-    one, other = (json.dumps(str(x)) for x in draw.choice(list(header), 2, replace=False))
-    return joined(json.dumps(header).replace(f"{one}: {{", f"{other}: {{").encode(), data)
-
-
-UNREADABLE: tuple[Make, ...] = (
-    lambda draw: whole()[: int(draw.integers(0, len(whole())))],
-    lambda draw: whole() + draw.bytes(int(draw.integers(1, 99))),
-    lambda draw: struct.pack("<Q", pick(draw, LENGTHS)) + whole()[8:],
-    lambda draw: joined(pick(draw, NO_JSON), parts()[1]),
-    lambda draw: draw.bytes(int(draw.integers(0, 500))),
-    entry("data_offsets", lambda x: wrong_offsets(*x)),
-    entry("shape", lambda x: ([*x, 2], [2**62, 4], [0], [-1], "all", [[2]])),
-    entry("dtype", lambda _: ("F64", "Q4_K", "", "float32", "BF16")),
-    twice,
-    lambda _: {k: v for k, v in right().items() if v.dtype.kind != "f"},
-)
 
 
 # Files that are read and are wrong: exit code 1.
@@ -217,7 +148,6 @@ wider = float_step(lambda x, _: x.astype(np.float64))
 wide_integers = whole_step(lambda x, draw: x.astype(draw.choice(["int16", "int64", "uint64"])))
 
 EXPECTED: dict[int, tuple[Make, ...]] = {
-    2: UNREADABLE,
     1: WRONG,
     3: (lacking, renamed),
     0: (more, in_order, wider, wide_integers),
@@ -234,14 +164,8 @@ KINDS = [(code, make) for code, makes in EXPECTED.items() for make in makes]
 )
 def test_a_corrupt_candidate_ends_as_it_should(number: int, tmp_path: Path) -> None:
     code, make = KINDS[number % len(KINDS)]
-    content, path = make(np.random.default_rng(number)), tmp_path / "actual.safetensors"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        save_tensors(path, content)
-    if code == 2:
-        assert "Warning" not in refused("check", CASE, path)
-        return
+    path = tmp_path / "actual.safetensors"
+    save_tensors(path, make(np.random.default_rng(number)))
     done = run("check", CASE, path)
     assert done.code == code, (done.out, done.err)
     assert "Traceback" not in done.out + done.err
