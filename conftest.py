@@ -63,7 +63,6 @@ NOT_NUMERICAL = {
     "running": "equal bits of the same products, files, answers of child processes",
     "show": "tables of numbers that are given",
     "testing": "verdicts of oracle/, in a plugin",
-    "tokens": "integers",
     "tutorial": "pages on a trained model take minutes; tests/tools/kernels.py runs them",
     # Files of numerical folders
     "explanation/test_explain.py": "words, and numbers that scoring/ and method/ test",

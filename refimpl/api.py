@@ -13,6 +13,8 @@ from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import Evaluation, evaluate
 from refimpl.explanation.explain import Explanation, explain
 from refimpl.loading.checkpoint import read_model
+from refimpl.loading.samples import random_tokens
+from refimpl.loading.text import text_tokens
 from refimpl.model.forward import Forward, forward
 from refimpl.model.model import Model
 from refimpl.pruners.decision import PrunerOptions
@@ -24,7 +26,6 @@ from refimpl.pruning.record import Pruning
 from refimpl.running.held_model import HeldModel
 from refimpl.running.settings import Settings
 from refimpl.scoring.score import recommended, score
-from refimpl.tokens import random_tokens, text_tokens
 from refimpl.version import SPEC, __version__
 
 __all__ = [

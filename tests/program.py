@@ -70,7 +70,7 @@ def run(
     code: object = None
     with (
         patch.multiple(sys, argv=argv, stdout=out, stderr=err),
-        patch("refimpl.tokens.text.Isolated", RememberedLibrary),
+        patch("refimpl.loading.text.Isolated", RememberedLibrary),
         patch("refimpl.cli.main.program", remembering(refimpl.cli.main.program)),
         patch("typer.main.get_command", remembering(typer.main.get_command)),
     ):

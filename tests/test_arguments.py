@@ -20,9 +20,9 @@ from tables import cases
 import refimpl
 from refimpl import Noise, Pattern, Probes, PrunerOptions, RefimplError, Request, score
 from refimpl.allocation.scores_json import read_scores
+from refimpl.loading.samples import Tokens, Windows, random_tokens
 from refimpl.oracle.recipe import Recipe
 from refimpl.running.settings import Settings
-from refimpl.tokens import Tokens, Windows, random_tokens
 
 API = (FIXTURES.parent / "docs" / "reference" / "api.md").read_text("utf-8")
 MASKED = np.ma.masked_array([1, 2, 3], [0, 1, 0])  # type: ignore[no-untyped-call]

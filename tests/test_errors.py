@@ -15,7 +15,7 @@ import refimpl
 from refimpl import RefimplError
 from refimpl.cli.options import as_options
 from refimpl.errors import LONGEST, SHOWN, first_few, listed
-from refimpl.tokens import random_tokens
+from refimpl.loading.samples import random_tokens
 
 LLAMA = FIXTURES / "llama"
 

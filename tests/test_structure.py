@@ -27,7 +27,6 @@ STAGES = (
     {"model"},
     {"running"},
     {"loading"},
-    {"tokens"},
     {"pruners"},
     {"method"},
     {"bases"},
@@ -269,7 +268,7 @@ def test_every_folder_of_tests_is_numerical_or_not() -> None:
 
 
 MAY_NAME = {  # modules that may hold the name of a base or a pruner as a string
-    **dict.fromkeys(("tokens.model_tokens", "tokens.samples"), "random ids, not random pruning"),
+    **dict.fromkeys(("loading.model_tokens", "loading.samples"), "random ids, not random pruning"),
     "plot.style": "each has its colour and marker in every figure",
     **dict.fromkeys(
         [

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.plan import Perturbation
+from refimpl.loading.samples import TokenFacts
 from refimpl.method.absorption import nan_mean
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import Ints
 from refimpl.running.files import write_json
 from refimpl.running.provenance import Run
-from refimpl.tokens.samples import TokenFacts
 
 Options = Mapping[str, int | float | str]
 

@@ -12,13 +12,12 @@ from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import FORMAT, NAMED, recorded, scores_document
 from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.documents import plain, read_document, reading_document
+from refimpl.loading.samples import Tokens, token_facts
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import Compat
 from refimpl.pruners.decision import Goal
 from refimpl.pruners.pattern import Pattern
-from refimpl.tokens import Tokens
-from refimpl.tokens.samples import token_facts
 
 
 @dataclass(frozen=True)

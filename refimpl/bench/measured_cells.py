@@ -29,6 +29,8 @@ from refimpl.errors import RefimplError, printable
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.loading.checkpoint import read_model
 from refimpl.loading.files.documents import converted, plain, reading_document
+from refimpl.loading.model_tokens import model_tokens, model_windows
+from refimpl.loading.samples import SAMPLES, SCORED, SEQ_LEN, Tokens, Windows
 from refimpl.method.projection import project
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -47,9 +49,6 @@ from refimpl.running.target_checks import check_parent, real_path
 from refimpl.running.threads import Progress
 from refimpl.scoring.score import score
 from refimpl.scoring.signals import signals
-from refimpl.tokens import SAMPLES, SEQ_LEN, Tokens, Windows
-from refimpl.tokens.model_tokens import model_tokens, model_windows
-from refimpl.tokens.samples import SCORED
 
 JITTER, LEAST_MOVED = 1e-6, 2  # of a rerun: moves of sparsities, and weights that they are at least
 Stage = Callable[[str, int, int], AbstractContextManager[Progress]]

@@ -17,11 +17,11 @@ from refimpl.cli.eval import InputOptions
 from refimpl.cli.options import Group, argument, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.errors import Interrupted, printable
+from refimpl.loading.model_tokens import CALIBRATION, EVALUATION
 from refimpl.running.files import write_text
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.show.header import joined, terminal_width
-from refimpl.tokens.model_tokens import CALIBRATION, EVALUATION
 
 SOURCE = Group(
     "Tokens",

@@ -12,10 +12,10 @@ from refimpl.cli.options import Group, refuse, with_groups
 from refimpl.cli.terminal import progress_bar
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
+from refimpl.loading.model_tokens import model_windows
+from refimpl.loading.samples import id_windows
 from refimpl.running.settings import Settings
 from refimpl.show.evaluation import evaluation_table
-from refimpl.tokens import id_windows
-from refimpl.tokens.model_tokens import model_windows
 
 
 @dataclass(frozen=True)

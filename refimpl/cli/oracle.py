@@ -14,6 +14,8 @@ from refimpl.cli.options import Group, argument, examples, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, say
 from refimpl.loading.files.documents import filled, plain
+from refimpl.loading.model_tokens import model_tokens
+from refimpl.loading.samples import SAMPLES, SEQ_LEN
 from refimpl.oracle.case_folders import (
     FORWARD,
     CaseFacts,
@@ -25,8 +27,6 @@ from refimpl.oracle.case_folders import (
 )
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.header import fitting, joined
-from refimpl.tokens.model_tokens import model_tokens
-from refimpl.tokens.samples import SAMPLES, SEQ_LEN
 
 app = typer.Typer()
 
@@ -211,6 +211,7 @@ def check_command(
     Exits with 3 if nothing diverges, but a step is missing, could not be judged, or is not resolved
     by the dtype.
     """
+    from refimpl.loading.samples import read_ids
     from refimpl.oracle.candidates import (  # not for --help
         CandidateSteps,
         candidate_case,
@@ -219,7 +220,6 @@ def check_command(
     )
     from refimpl.oracle.check import EXIT, check
     from refimpl.show.oracle import report_document, report_table
-    from refimpl.tokens.samples import read_ids
 
     ids = None if how.ids is None else read_ids(how.ids)
     stated: Mapping[str, str] = {}

@@ -25,6 +25,8 @@ from refimpl.cli.terminal import command_line, complain, deliver, progress_bar
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.loading.files.documents import plain
+from refimpl.loading.model_tokens import model_tokens, model_windows
+from refimpl.loading.samples import SAMPLES, SCORED, SEQ_LEN, Tokens, Windows
 from refimpl.model.config import Linears
 from refimpl.model.model import Model
 from refimpl.model.statistics import SUMS
@@ -41,9 +43,6 @@ from refimpl.scoring.score import recommended
 from refimpl.scoring.signals import signals
 from refimpl.show.blocks import blocks_table
 from refimpl.show.pruning import inspection_table, pruning_table
-from refimpl.tokens import SAMPLES, SEQ_LEN, Tokens, Windows
-from refimpl.tokens.model_tokens import model_tokens, model_windows
-from refimpl.tokens.samples import SCORED
 
 TOKENS = ("text", "tokens", "samples", "seq_len")
 

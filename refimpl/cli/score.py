@@ -19,14 +19,14 @@ from refimpl.cli.options import Group, argument, is_given, with_groups
 from refimpl.cli.terminal import deliver, in_color, progress_bar, shows_bars
 from refimpl.errors import printable
 from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
+from refimpl.loading.model_tokens import model_tokens
+from refimpl.loading.samples import SCORED
 from refimpl.running.file_system import work_path
 from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
 from refimpl.show.blocks import table
 from refimpl.show.explain import explanation_document, explanation_text
 from refimpl.show.header import command_lines, joined, wrapped
-from refimpl.tokens.model_tokens import model_tokens
-from refimpl.tokens.samples import SCORED
 
 SHORT = SAMPLES, SEQ_LEN  # the tokens of `refimpl explain`
 # The rest of an allocation is `refimpl allocate`'s: nothing that is measured depends on it.

@@ -18,6 +18,7 @@ from refimpl.evaluation.likelihood import (
 )
 from refimpl.evaluation.measures import Perplexity
 from refimpl.loading.files.documents import Document, filled, plain
+from refimpl.loading.samples import Windows
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.pruning.record import PruningFacts, recorded_pruning
@@ -25,7 +26,6 @@ from refimpl.running.provenance import Run, model_sha256
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick, results
-from refimpl.tokens import Windows
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def evaluate(
 
     Example:
         >>> from refimpl import read_model
-        >>> from refimpl.tokens import text_windows
+        >>> from refimpl.loading.text import text_windows
         >>> model = read_model("fixtures/llama")
         >>> windows = text_windows("fixtures/text.txt", "fixtures/llama/tokenizer.json", 32)
         >>> evaluation = evaluate(model, windows)

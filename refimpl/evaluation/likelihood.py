@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
+from refimpl.loading.samples import Ids
 from refimpl.method.divergence import extended
 from refimpl.model.config import Config
 from refimpl.model.floating_point import loud
@@ -24,7 +25,6 @@ from refimpl.running.settings import require_memory
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
 from refimpl.scoring.state_group import head_cost
-from refimpl.tokens.samples import Ids
 
 BATCH = 512  # tokens, padding included; a longer sequence is a batch of its own
 CORES = 4  # which a few sequences are divided for, on every machine

@@ -12,12 +12,11 @@ from refimpl.errors import RefimplError
 from refimpl.explanation.forward import forward_steps
 from refimpl.explanation.method import method_steps
 from refimpl.explanation.shown_values import Figure, Step, Values
+from refimpl.loading.samples import TokenFacts, Tokens, token_facts
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
-from refimpl.tokens import Tokens
-from refimpl.tokens.samples import TokenFacts, token_facts
 
 SAMPLES, SEQ_LEN = 2, 32  # enough to see every step, and a standard error
 
@@ -83,7 +82,7 @@ def explain(
 
     Example:
         >>> from refimpl import read_model
-        >>> from refimpl.tokens import random_tokens
+        >>> from refimpl.loading.samples import random_tokens
         >>> steps = explain(read_model("fixtures/llama"), random_tokens(264, 2, 8), block=3)
         >>> steps.figure("ratio", "r_l")
         1.0

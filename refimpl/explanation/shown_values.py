@@ -17,6 +17,8 @@ from refimpl.allocation.plan import Perturbation, Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.errors import printable
+from refimpl.loading.samples import Tokens
+from refimpl.loading.text import read_tokenizer
 from refimpl.method.perturbation import kept_tokens
 from refimpl.model.config import Config
 from refimpl.model.forward import Place, block, final_state, logits
@@ -31,8 +33,6 @@ from refimpl.running.threads import Workers
 from refimpl.scoring.measurements import Address, Squares
 from refimpl.scoring.score import probed_blocks, score
 from refimpl.scoring.state_group import PerturbedState, Stack, StateGroup
-from refimpl.tokens import Tokens
-from refimpl.tokens.text import read_tokenizer
 
 ROWS = 8192  # of the head held at a time
 

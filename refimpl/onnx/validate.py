@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from refimpl.arguments import Device
 from refimpl.errors import RefimplError
+from refimpl.loading.model_tokens import model_tokens
+from refimpl.loading.samples import VALIDATED, TokenFacts, Tokens, token_facts
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.onnx.foreign_graph import open_foreign
@@ -19,9 +21,6 @@ from refimpl.onnx.session import Candidate, open_session
 from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.check import Report, Verdict, check
 from refimpl.oracle.recipe import Recipe
-from refimpl.tokens import Tokens
-from refimpl.tokens.model_tokens import model_tokens
-from refimpl.tokens.samples import VALIDATED, TokenFacts, token_facts
 
 SHORT = 5  # tokens of the first batch
 

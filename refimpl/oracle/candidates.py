@@ -15,6 +15,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
 from refimpl.loading.files.file_reading import reading
 from refimpl.loading.files.safetensors_file import ARRAY_DTYPES, SafetensorsFile
+from refimpl.loading.samples import Tokens
 from refimpl.model.attention import merge_heads, split_heads
 from refimpl.model.layout import cut
 from refimpl.model.ops import Array
@@ -31,7 +32,6 @@ from refimpl.oracle.names import (
 )
 from refimpl.oracle.recipe import Recipe
 from refimpl.running.file_system import MIB, open_file
-from refimpl.tokens import Tokens
 
 IDS = ("token_ids", "input_ids")  # names of token ids
 MOST = 4096 * MIB  # bytes of all arrays of an archive, which are read into memory

@@ -17,6 +17,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
 from refimpl.loading.files.documents import converted, filled, plain, reading_document
 from refimpl.loading.files.safetensors_file import SafetensorsFile, write_arrays
+from refimpl.loading.samples import Tokens
 from refimpl.method.perturbation import noise
 from refimpl.model.experts import ROUTER
 from refimpl.model.model import Model
@@ -39,7 +40,6 @@ from refimpl.oracle.steps import every_array, is_step, steps
 from refimpl.running.file_system import file_digest
 from refimpl.running.files import whole
 from refimpl.running.threads import kernel
-from refimpl.tokens import Tokens
 from refimpl.version import SPEC, __version__
 
 INPUTS, EXPECTED = "inputs.safetensors", "expected.safetensors"
@@ -78,7 +78,7 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
 
     Example:
         >>> from tempfile import TemporaryDirectory
-        >>> from refimpl.tokens import random_tokens
+        >>> from refimpl.loading.samples import random_tokens
         >>> model = read_model("fixtures/llama")
         >>> with TemporaryDirectory() as parent:
         ...     tokens, folder = random_tokens(264, 1, 8), f"{parent}/case"

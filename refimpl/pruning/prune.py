@@ -15,6 +15,7 @@ from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.targets import Targets, targets_for
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import filled, plain
+from refimpl.loading.samples import TokenFacts, Tokens, token_facts
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
@@ -37,8 +38,6 @@ from refimpl.running.files import json_text, undo_killed, whole
 from refimpl.running.provenance import UnchangedFiles, model_sha256
 from refimpl.running.settings import Resources, Settings, parse_memory, require_memory
 from refimpl.running.target_checks import RECORD, SCORES, check_folder, real_path
-from refimpl.tokens import Tokens
-from refimpl.tokens.samples import TokenFacts, token_facts
 
 
 def check_prune(model: Model, out: Path, force: bool) -> None:

@@ -13,10 +13,10 @@ from refimpl.loading.files.documents import (
     reading_document,
 )
 from refimpl.loading.files.file_reading import read_file
+from refimpl.loading.samples import TokenFacts
 from refimpl.model.model import Model
 from refimpl.running.provenance import Run
 from refimpl.running.target_checks import RECORD
-from refimpl.tokens.samples import TokenFacts
 
 RECORD_FORMAT: Literal[1] = 1
 COUNTS = ("weights", "requested", "pruned", "kept_zeros", "zeros")

@@ -22,6 +22,7 @@ from refimpl.allocation.scores import (
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM
 from refimpl.loading.files.file_reading import read_file
+from refimpl.loading.samples import Tokens, token_facts
 from refimpl.method.absorption import absorption_coefficient, nan_mean
 from refimpl.model.config import Config
 from refimpl.model.model import Model
@@ -41,8 +42,6 @@ from refimpl.scoring.measurements import (
 from refimpl.scoring.pruned_alone import PrunedBlocks, probe_counts
 from refimpl.scoring.signals import Chosen, before_squares, of_moments
 from refimpl.scoring.state_group import head_cost
-from refimpl.tokens import Tokens
-from refimpl.tokens.samples import token_facts
 
 
 def score(
@@ -164,7 +163,7 @@ def recommended(
 
     Example:
         >>> from refimpl import read_model
-        >>> from refimpl.tokens import random_tokens
+        >>> from refimpl.loading.samples import random_tokens
         >>> tokens = random_tokens(264, 2, 16)
         >>> scores, allocation = recommended(read_model("fixtures/llama"), tokens, 0.5)
         >>> allocation.total_pruned

@@ -14,6 +14,7 @@ from refimpl.allocation.scores import Signal, Signals
 from refimpl.bases.base import Base, BlockInputs, Needs, Value, bases
 from refimpl.bases.results import checked_signal, read_only
 from refimpl.errors import RefimplError
+from refimpl.loading.samples import Tokens
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -26,7 +27,6 @@ from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick, results
 from refimpl.scoring.experiment import dense_squares
 from refimpl.scoring.measurements import Moments, wanda_moments
-from refimpl.tokens import Tokens
 
 Numbers = Mapping[str, Any]
 """What a signal has for one block, by name: a number, or one for each of its linears."""

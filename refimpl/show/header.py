@@ -14,11 +14,11 @@ from refimpl.allocation.plan import Noise, Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.errors import printable
+from refimpl.loading.samples import TokenFacts
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.running.file_system import MIB
 from refimpl.running.provenance import Run
-from refimpl.tokens.samples import TokenFacts
 
 NARROWEST, WIDTH, LABEL = 40, 100, 12  # columns of a line, and of the label before its facts
 SOME = 8  # units that do not fit are named, of more

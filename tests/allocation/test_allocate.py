@@ -24,9 +24,9 @@ from refimpl.allocation.request import read_custom
 from refimpl.allocation.scores import PrunedAt
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.bases.alphapruning import alphapruning
+from refimpl.loading.samples import random_tokens
 from refimpl.method.projection import project
 from refimpl.running.files import write_json
-from refimpl.tokens import random_tokens
 
 Floats = npt.NDArray[np.float64]
 

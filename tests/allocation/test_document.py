@@ -22,9 +22,9 @@ import refimpl
 from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, score
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.loading.files.documents import plain
+from refimpl.loading.samples import random_tokens
 from refimpl.running.files import write_json
 from refimpl.show.blocks import table
-from refimpl.tokens import random_tokens
 
 GAUSSIAN = Noise(eta=(0.01, 0.3), noise_norm="expected", sink="exclude", draws=2, seed=7)
 PRUNING = Probes()

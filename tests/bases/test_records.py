@@ -26,13 +26,13 @@ from refimpl import (
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.bases.base import BlockInputs, bases
 from refimpl.explanation.explain import explain
+from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.model.ops import Array
 from refimpl.pruners.compensation import PrunedWeight
 from refimpl.pruners.pruner import LinearInputs, pruners
 from refimpl.records import named
 from refimpl.running.files import write_json
 from refimpl.scoring.signals import signals
-from refimpl.tokens import Tokens, random_tokens
 
 LLAMA = model_of("llama")
 TOKENS = random_tokens(264, 2, 16)

@@ -18,8 +18,8 @@ from refimpl.bench import measured_cells
 from refimpl.bench.cells import BenchRow, BenchSettings, Comparison, read_bench
 from refimpl.bench.tables import bench_curves, bench_table, markdown, percent, summaries
 from refimpl.loading.files.documents import converted
+from refimpl.loading.model_tokens import model_tokens
 from refimpl.scoring.signals import signals
-from refimpl.tokens.model_tokens import model_tokens
 
 LLAMA, TEXT = FIXTURES / "llama", FIXTURES / "text.txt"
 TOKENS = ("--samples", 2, "--seq-len", 16, "--text", TEXT)

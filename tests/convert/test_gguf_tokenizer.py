@@ -10,7 +10,7 @@ from tables import cases
 from tokenizers import Tokenizer
 
 from refimpl.convert.tokenizer import CUTS, tokenizer_files
-from refimpl.tokens.text import text_tokens
+from refimpl.loading.text import text_tokens
 
 LETTERS = ["Ġ", "Ċ", *map(chr, range(33, 127))]
 TOKENS = ["<s>", *LETTERS, "ab", "abc"]

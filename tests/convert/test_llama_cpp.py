@@ -20,9 +20,9 @@ from test_real_gguf import ODD, TEXTS
 
 from refimpl import Model, forward, read_model
 from refimpl.convert.conversion import convert
+from refimpl.loading.text import text_tokens
 from refimpl.model import ops
 from refimpl.model.ops import Array
-from refimpl.tokens import text_tokens
 
 pytestmark = pytest.mark.programs
 PAGE = (HERE.parent / "docs/how-to/llama-cpp-port.md").read_text("utf-8")

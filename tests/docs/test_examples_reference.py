@@ -17,10 +17,10 @@ from program import run
 
 from refimpl import Noise, Probes, Request, allocate, read_model, score
 from refimpl.allocation.scores_json import document
+from refimpl.loading.samples import random_tokens
 from refimpl.model.config import BLOCK_EMBED, LINEARS, NORMS, BlockKind
 from refimpl.model.forward import MIXERS, forward
 from refimpl.model.position_tables import Rope
-from refimpl.tokens import random_tokens
 
 REFERENCE = PAGE.parent
 # Keys are names in these.

@@ -20,9 +20,9 @@ from tokenizers import Tokenizer
 from refimpl import forward
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.evaluation.measures import Perplexity
+from refimpl.loading.samples import Windows, id_windows
+from refimpl.loading.text import byte_offsets, encoded_pieces, text_windows
 from refimpl.show.evaluation import evaluation_table
-from refimpl.tokens import Windows, id_windows, text_windows
-from refimpl.tokens.text import byte_offsets, encoded_pieces
 
 LLAMA = FIXTURES / "llama"
 TOKENIZER = LLAMA / "tokenizer.json"
@@ -87,7 +87,7 @@ def test_pieces_of_a_text_change_nothing(
 ) -> None:
     whole = text_windows(text, TOKENIZER, 9, count)
     pieces = partial(encoded_pieces, size=10)
-    monkeypatch.setattr("refimpl.tokens.text.encoded_pieces", pieces)
+    monkeypatch.setattr("refimpl.loading.text.encoded_pieces", pieces)
     pieced = text_windows(text, TOKENIZER, 9, count)
     assert bits(pieced) == bits(whole)
 

@@ -21,13 +21,13 @@ from refimpl.bases.base import bases
 from refimpl.explanation.explain import explain, steps_of
 from refimpl.explanation.shown_values import described, full_name
 from refimpl.loading.families import FAMILIES
+from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.method import perturbation
 from refimpl.model import ops
 from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.running.settings import Settings
 from refimpl.scoring.signals import signals
 from refimpl.show.explain import explanation_document, explanation_text, sparkline
-from refimpl.tokens import Tokens, random_tokens
 
 MODELS = tuple(name if name == "llama4_text" else name.removesuffix("_text") for name in FAMILIES)
 BLOCK = (

@@ -12,9 +12,9 @@ from refusals import refusal_of
 from refimpl.errors import RefimplError, printable
 from refimpl.loading.files.file_reading import DEEPEST, parsed_json, read_file, read_lines
 from refimpl.loading.files.safetensors_file import SafetensorsFile
+from refimpl.loading.samples import read_ids
 from refimpl.oracle.case_folders import cases_below
 from refimpl.running.file_system import open_file
-from refimpl.tokens.samples import read_ids
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "/dev/zero", "/dev/null", "/dev/tty"])

@@ -11,7 +11,7 @@ from peer_numbers import PEERS, TINY, expected, tiny
 
 from refimpl import Request, Scores, allocate, score
 from refimpl.bases.alphapruning import alphapruning
-from refimpl.tokens import id_tokens
+from refimpl.loading.samples import id_tokens
 
 LSA = {f"lsa {run['block']}": run for run in json.loads((TINY / "lsa.json").read_text())["runs"]}
 EXACT = {"rtol": 0, "atol": 1e-12}

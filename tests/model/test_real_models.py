@@ -16,8 +16,8 @@ from conftest import FIXTURES
 from gates import worst_token
 
 from refimpl import forward, read_model
+from refimpl.loading.text import text_tokens
 from refimpl.model.kernels import PLAIN, TILED
-from refimpl.tokens import text_tokens
 
 REAL = Path(os.environ.get("REFIMPL_REAL", "real"))
 TEXT = REAL / "text" / "sotu-1980-on.txt"

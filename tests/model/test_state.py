@@ -8,13 +8,13 @@ from candidates import written
 from gates import GATES, model_of
 
 from refimpl import Noise, Probes, Request, score
+from refimpl.loading.samples import Tokens
 from refimpl.model.stream import Stream, state_bytes
 from refimpl.oracle.case import computed_case, make_case, read_case, stepwise_steps
 from refimpl.oracle.check import check
 from refimpl.oracle.recipe import Recipe
 from refimpl.scoring.measurements import Address
 from refimpl.scoring.state_group import with_noise
-from refimpl.tokens import Tokens
 
 CASE = "gemma4_small"  # whose blocks 1 and 2 compute the keys and values of 4 and 3
 IDS = np.random.default_rng(4).integers(0, 61, (2, 9))

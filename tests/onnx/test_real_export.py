@@ -17,13 +17,13 @@ from transformers_forward import transformers_forward
 
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.evaluation.measures import Perplexity
+from refimpl.loading.text import text_tokens, text_windows
 from refimpl.model.ops import Array
 from refimpl.onnx.export import export
 from refimpl.onnx.foreign_graph import LARGEST_GRAPH
 from refimpl.onnx.session import open_session
 from refimpl.onnx.validate import Validation, validate
 from refimpl.oracle.judging.measures import worst_token
-from refimpl.tokens import text_tokens, text_windows
 
 pytestmark = pytest.mark.real
 

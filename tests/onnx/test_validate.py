@@ -24,6 +24,7 @@ from program import Result, run
 from program import refused as refused_by
 
 from refimpl import RefimplError, read_model
+from refimpl.loading.samples import Tokens
 from refimpl.model.forward import MIXERS, forward
 from refimpl.onnx.export import export
 from refimpl.onnx.recording.model_graph import DTYPES, trace_points
@@ -32,7 +33,6 @@ from refimpl.oracle.check import Report
 from refimpl.oracle.judging import measures
 from refimpl.oracle.judging.records import record_of
 from refimpl.show.graphs import validation_table
-from refimpl.tokens import Tokens
 
 LLAMA, LLAMA_CASE = FIXTURES / "llama", FIXTURES / "cases" / "llama"
 

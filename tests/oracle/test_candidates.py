@@ -17,6 +17,7 @@ from gates import case_of, model_of
 from program import ran, refused, run
 from refusals import refusal_of
 
+from refimpl.loading.samples import Tokens
 from refimpl.model.attention import merge_heads
 from refimpl.oracle.candidates import CandidateFile, candidate_steps, read_candidate_file
 from refimpl.oracle.case import Case, computed_case, make_case
@@ -25,7 +26,6 @@ from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import error_of
 from refimpl.oracle.names import named_sources, transformers_sources
 from refimpl.oracle.recipe import Recipe
-from refimpl.tokens import Tokens
 
 MODEL, NAMES = FIXTURES / "llama", HERE.parent / "docs" / "how-to" / "names"
 LLAMA = FIXTURES / "cases" / "llama"

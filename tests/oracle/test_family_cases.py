@@ -7,10 +7,10 @@ from candidates import CASE_NAMES, with_one_number_off, written
 from gates import CASES, GATES, LAYOUTS, errors_of, expected_of, model_of
 
 from refimpl.loading.families import FAMILIES
+from refimpl.loading.samples import Tokens
 from refimpl.oracle.case import computed_case, make_case, read_case, stepwise_steps
 from refimpl.oracle.check import check
 from refimpl.oracle.recipe import Recipe
-from refimpl.tokens import Tokens
 
 FIXTURE_OF = {model_of(case).config.family: case for case in reversed(CASES)}
 STORED = {model_of(name).config.family for name in CASE_NAMES}

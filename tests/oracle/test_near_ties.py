@@ -9,6 +9,7 @@ from candidates import StoredModel, computed, written
 from crafted_cases import changed_case, copied_tensors
 from gates import case_of, model_of
 
+from refimpl.loading.samples import Tokens
 from refimpl.method.correction import centred_log
 from refimpl.method.projection import project
 from refimpl.model.ops import Array
@@ -33,7 +34,6 @@ from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import every_array, steps
 from refimpl.oracle.truth import moved_by, truth_of
 from refimpl.pruners.counts import counts, split_count
-from refimpl.tokens import Tokens
 
 IDS = np.random.default_rng(0).integers(8, 64, (2, 16))
 

@@ -31,6 +31,7 @@ from program import ran, refused, run
 from safetensors.numpy import load_file
 
 from refimpl import RefimplError
+from refimpl.loading.samples import Tokens
 from refimpl.model.ops import Array
 from refimpl.oracle.case import make_case, read_case, stepwise_steps
 from refimpl.oracle.case_folders import CORE, FORWARDS
@@ -42,7 +43,6 @@ from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC, Float16, RoundedModel
 from refimpl.oracle.steps import steps
 from refimpl.show.oracle import report_table
-from refimpl.tokens import Tokens
 
 SCHEMA = FIXTURES.parent / "docs" / "reference" / "case.schema.json"
 EARLY = ("forward", "experiment", "signals")

@@ -12,13 +12,13 @@ from gates import case_of
 from program import ran, refused, run
 from refusals import refusal_of
 
+from refimpl.loading.samples import Tokens
 from refimpl.model.forward import forward
 from refimpl.model.model import Model
 from refimpl.oracle.case import Case, make_case, read_case
 from refimpl.oracle.check import check
 from refimpl.oracle.own_errors import own_errors
 from refimpl.oracle.steps import steps
-from refimpl.tokens import Tokens
 
 FORWARD = ("blocks.*", "logits")
 

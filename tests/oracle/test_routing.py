@@ -12,6 +12,7 @@ from crafted_cases import copied_tensors
 from gates import model_of
 
 from refimpl import read_model
+from refimpl.loading.samples import Tokens
 from refimpl.model.experts import preferences
 from refimpl.model.forward import project
 from refimpl.model.ops import Array
@@ -21,7 +22,6 @@ from refimpl.oracle.judging.ties import unpacked
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC, Bfloat16
 from refimpl.oracle.steps import every_array, steps
-from refimpl.tokens import Tokens
 
 FORWARD = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))
 STEP = "blocks.0.router.keep"

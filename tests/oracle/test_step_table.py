@@ -10,6 +10,7 @@ from pruned_models import pruned_blocks
 from refimpl.allocation.allocate import allocate
 from refimpl.allocation.plan import Probes
 from refimpl.allocation.targets import allocation_targets
+from refimpl.loading.samples import Tokens
 from refimpl.model.forward import forward
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case
@@ -17,7 +18,6 @@ from refimpl.oracle.steps import steps
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
-from refimpl.tokens import Tokens
 
 
 def by_commands(case: Case) -> Iterator[tuple[str, Array]]:

@@ -24,6 +24,7 @@ from candidates import (
 from gates import case_of, model_of
 from program import ran, run
 
+from refimpl.loading.samples import random_tokens
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, computed_case, stepwise_steps
@@ -34,7 +35,6 @@ from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import steps
 from refimpl.pruners.counts import split_count
-from refimpl.tokens import random_tokens
 
 CHOICES = (".keep", ".counts", "owl.signal")
 

@@ -20,9 +20,9 @@ from refimpl.allocation.request import Correction
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import read_scores
 from refimpl.bases.base import bases
+from refimpl.loading.text import text_windows
 from refimpl.model.ops import Array
 from refimpl.plot.style import LOOKS, METADATA, OTHERS, looks, plain_text
-from refimpl.tokens import text_windows
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 HOSTILE = ['x" onload="alert(1)', "<b>", "$x$", "a|b", "]]>", "--><script>alert(1)</script>"]

@@ -8,6 +8,7 @@ import pytest
 from gates import model_of
 
 from refimpl import Pattern, Probes, PrunerOptions, Request, prune, read_model, score
+from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.model.model import BlockWeights
 from refimpl.model.ops import Array
 from refimpl.model.statistics import input_of
@@ -17,7 +18,6 @@ from refimpl.pruners.pruner import Pruner
 from refimpl.pruning.block import InputSums, pruned_linears
 from refimpl.running.threads import Workers
 from refimpl.show.pruning import pruning_table
-from refimpl.tokens import Tokens, random_tokens
 
 ONE = Tokens(np.array([[7]]), "one token", "ids")  # seen by two of five experts per block
 

@@ -12,6 +12,7 @@ from program import ran, refused
 from refusals import refusal_of
 
 from refimpl import Probes, Request, read_model, score
+from refimpl.loading.samples import random_tokens
 from refimpl.model import statistics
 from refimpl.model.statistics import inputs_of, sum_of_outer_products
 from refimpl.pruners import compensation
@@ -20,7 +21,6 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import Pattern
 from refimpl.pruning.block import portions
 from refimpl.pruning.prune import prune
-from refimpl.tokens import random_tokens
 
 LLAMA = FIXTURES / "llama"
 SPARSEGPT = (

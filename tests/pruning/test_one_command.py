@@ -10,14 +10,14 @@ import pytest
 from conftest import FIXTURES
 from program import ran, refused
 
-from refimpl.tokens.model_tokens import CALIBRATION, EVALUATION
+from refimpl.loading.model_tokens import CALIBRATION, EVALUATION
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 2, "--seq-len", 12)
 
 
 def test_the_texts_are_small_plain_and_have_nothing_in_common() -> None:
-    texts = [files("refimpl.tokens").joinpath(x).read_bytes() for x in (CALIBRATION, EVALUATION)]
+    texts = [files("refimpl.loading").joinpath(x).read_bytes() for x in (CALIBRATION, EVALUATION)]
     assert sum(map(len, texts)) <= 64 << 10
     assert all(text.isascii() for text in texts)
     one, other = (set(text.split(b"\n\n")) for text in texts)
@@ -44,7 +44,7 @@ def test_perplexity_before_and_after_is_that_of_eval(tmp_path: Path) -> None:
     out = tmp_path / "out"
     printed = ran("prune", LLAMA, "-o", out, *SMALL, "--sparsity", 0.5, "--measure")
     record = json.loads((out / "pruning.json").read_text())
-    path = files("refimpl.tokens").joinpath(EVALUATION)
+    path = files("refimpl.loading").joinpath(EVALUATION)
     for model, when in ((LLAMA, "before"), (out, "after")):
         document = json.loads(ran("eval", model, "--text", path, "--json"))
         found = document["text"] | {"model_sha256": document["model_sha256"]}

@@ -31,6 +31,7 @@ from refimpl import (
 from refimpl.allocation.scores_json import document
 from refimpl.allocation.targets import Targets, pattern_targets, targets_for
 from refimpl.bases.base import bases
+from refimpl.loading.samples import Tokens, id_tokens, random_tokens
 from refimpl.model.stream import Stream
 from refimpl.pruners import compensation
 from refimpl.pruners.decision import PrunerOptions
@@ -38,7 +39,6 @@ from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.pruner import Pruner, pruners
 from refimpl.pruning.prune import prune
 from refimpl.running.settings import Settings
-from refimpl.tokens import Tokens, id_tokens, random_tokens
 
 LLAMA = FIXTURES / "llama"
 METHODS: tuple[Pruner, ...] = ("wanda", "sparsegpt", "magnitude", "random")

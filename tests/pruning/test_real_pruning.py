@@ -23,8 +23,8 @@ from gates import worst_token
 from program import run
 
 from refimpl import forward, read_model
+from refimpl.loading.text import text_tokens
 from refimpl.model.ops import Array
-from refimpl.tokens import text_tokens
 
 pytestmark = pytest.mark.real
 

@@ -10,9 +10,9 @@ from gates import expected_of, model_of, worst_token
 from safetensors.numpy import load_file
 
 from refimpl import Pattern, PrunerOptions, forward, prune, read_model
+from refimpl.loading.samples import Tokens
 from refimpl.model.ops import Array
 from refimpl.pruners.pruner import Pruner
-from refimpl.tokens import Tokens
 
 STACK = {
     "gpt_oss": "model.layers.{}.mlp.experts.",

@@ -26,7 +26,7 @@ from program import refused
 from refusals import refusal_of
 from tables import cases
 
-from refimpl.tokens.text import TextTokenizer
+from refimpl.loading.text import TextTokenizer
 
 TOKENIZER = (FIXTURES / "llama" / "tokenizer.json").read_bytes()
 LLAMA = FIXTURES / "llama"
@@ -83,8 +83,8 @@ def test_the_tokenizers_library_needs_a_process(
     code = "import tokenizers; tokenizers.Tokenizer.from_file(sys.argv[1]).encode('Entia entium')"
     endless = None in codes
     assert alone(code, 5 if endless else 60, path) in codes
-    monkeypatch.setattr("refimpl.tokens.text.SECONDS", 3.0 if endless else 60.0)
-    monkeypatch.setattr("refimpl.tokens.text.MEMORY", LIMIT)
+    monkeypatch.setattr("refimpl.loading.text.SECONDS", 3.0 if endless else 60.0)
+    monkeypatch.setattr("refimpl.loading.text.MEMORY", LIMIT)
 
     def encode() -> None:
         TextTokenizer(path, path.read_bytes()).encode("Entia entium")
@@ -207,7 +207,7 @@ def test_whatever_the_library_does_is_our_error(
     action, says = ACTIONS[fault]
     library(action, tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("refimpl.tokens.text.SECONDS", 2.0)
+    monkeypatch.setattr("refimpl.loading.text.SECONDS", 2.0)
     started = time.monotonic()
     error = refusal_of(TextTokenizer, Path("t.json"), TOKENIZER, says=says, remedy="--tokens")
     assert "t.json is not a tokenizer" in error.problem
@@ -221,7 +221,7 @@ def test_a_script_without_a_guard_reads_a_text(tmp_path: Path) -> None:
     words = (FIXTURES / "text.txt", LLAMA / "tokenizer.json", 2, 8)
     arguments = ", ".join(repr(str(x) if isinstance(x, Path) else x) for x in words)
     script.write_text(
-        f"from refimpl.tokens import text_tokens\nprint(text_tokens({arguments}).ids.shape)\n"
+        f"from refimpl import text_tokens\nprint(text_tokens({arguments}).ids.shape)\n"
     )
     assert ran(program=(sys.executable, str(script))) == "(2, 8)\n"
 

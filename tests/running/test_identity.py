@@ -18,11 +18,11 @@ from program import refused, run
 
 from refimpl import Noise, Probes, PrunerOptions, read_model
 from refimpl.allocation.request import Request
+from refimpl.loading.samples import random_tokens
 from refimpl.running.provenance import identity
 from refimpl.running.settings import Settings
 from refimpl.scoring import score
 from refimpl.scoring.signals import Chosen
-from refimpl.tokens import random_tokens
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)

@@ -33,6 +33,8 @@ from refimpl import (
     read_model,
     score,
 )
+from refimpl.loading.samples import random_tokens
+from refimpl.loading.text import text_windows
 from refimpl.model.model import Model
 from refimpl.running import work_units
 from refimpl.running.file_system import ResumableError
@@ -43,7 +45,6 @@ from refimpl.running.work_units import results
 from refimpl.scoring.experiment import SummedSquares, dense_squares, experiment, shared_out, stacks
 from refimpl.scoring.measurements import addresses
 from refimpl.scoring.signals import signals
-from refimpl.tokens import random_tokens, text_windows
 
 LLAMA = FIXTURES / "llama"
 SCORE = ("score", LLAMA, "--samples", 1, "--seq-len", 8)

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from refimpl import Model, Noise, Probes, Request, Scores, allocate, score
 from refimpl.allocation.scores import Absorption
 from refimpl.allocation.scores_json import document
+from refimpl.loading.samples import Tokens
 from refimpl.model import kernels
 from refimpl.model.forward import Weights, block, embed, head, places
 from refimpl.pruners.counts import apportion, split_count
@@ -33,7 +34,6 @@ from refimpl.scoring import experiment as experiment_module
 from refimpl.scoring import state_group
 from refimpl.scoring.experiment import Addresses, groups, stacks
 from refimpl.scoring.measurements import addresses
-from refimpl.tokens import Tokens
 
 Floats = npt.NDArray[np.float64]
 

@@ -18,6 +18,7 @@ from scipy.special import log_softmax
 
 from refimpl import Noise, Probes, Request, allocate, forward, read_model, recommended, score
 from refimpl.bases.lsa import lsa_error
+from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.model.ops import Array
 from refimpl.model.statistics import add_sums, input_of, sum_of_outer_products, sum_of_squares
 from refimpl.model.stream import Stream
@@ -26,7 +27,6 @@ from refimpl.running.threads import Workers
 from refimpl.scoring.measurements import addresses
 from refimpl.scoring.pruned_alone import PrunedBlocks, probe_counts
 from refimpl.scoring.signals import signals
-from refimpl.tokens import Tokens, random_tokens
 
 LLAMA, TOKENS = model_of("llama"), random_tokens(200, 2, 9)
 STATE = 9 * LLAMA.config.hidden_size * 4  # bytes

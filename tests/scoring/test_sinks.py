@@ -9,8 +9,8 @@ from checkpoints import altered
 from gates import model_of
 
 from refimpl import Noise, Probes, Request, allocate, read_model, score
+from refimpl.loading.samples import Tokens
 from refimpl.show.blocks import sinks, table
-from refimpl.tokens import Tokens
 
 IDS = np.random.default_rng(0).integers(2, 264, (3, 24))
 IDS[:, 5] = 1  # the long token

@@ -16,11 +16,11 @@ from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.plan import Noise, Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signal
+from refimpl.loading.samples import TokenFacts
 from refimpl.running.provenance import Run
 from refimpl.show.blocks import EIGHTHS, bar, table
 from refimpl.show.header import LABEL, WIDTH, header
 from refimpl.show.table import aligned
-from refimpl.tokens.samples import TokenFacts
 
 LINEARS = {"q_proj": (30, 20), "down_proj": (20, 30)}
 SEVEN_B = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (4096, 4096))

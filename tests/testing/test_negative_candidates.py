@@ -10,12 +10,12 @@ from crafted_cases import CRAFTED, oracle_case
 from gates import model_of
 from negative_candidates import CHANGES, negative_candidates, trivial_answers
 
+from refimpl.loading.samples import Tokens
 from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.case_folders import CORE
 from refimpl.oracle.check import check, unchanged
 from refimpl.oracle.judging.measures import EPS
 from refimpl.oracle.recipe import Recipe
-from refimpl.tokens import Tokens
 
 WAYS = [*CHANGES, "the last block left out"]
 

@@ -12,10 +12,10 @@ from checkpoints import arrays_of, config_of, write
 from gates import case_of, made_once, model_of
 
 from refimpl import read_model
+from refimpl.loading.samples import Tokens
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, make_case, read_case
 from refimpl.oracle.recipe import Recipe
-from refimpl.tokens import Tokens
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
 
 import refimpl
+from refimpl.loading.samples import Tokens, Windows, random_tokens
+from refimpl.loading.text import text_tokens
 from refimpl.method.divergence import RunningDivergence
 from refimpl.method.projection import project
 from refimpl.pruners.wanda import wanda_keep
-from refimpl.tokens import Tokens, Windows, random_tokens, text_tokens
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial" / "pico.py"
 PICO = SimpleNamespace(**runpy.run_path(str(PAGE)))

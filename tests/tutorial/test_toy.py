@@ -11,8 +11,8 @@ import pytest
 from conftest import FIXTURES
 
 import refimpl
-from refimpl.tokens import Windows, text_tokens
-from refimpl.tokens.text import read_tokenizer
+from refimpl.loading.samples import Windows
+from refimpl.loading.text import read_tokenizer, text_tokens
 
 TOY = FIXTURES / "toy"
 TEXTS = {x: (TOY / f"{x}.txt").read_text("utf-8") for x in ("calibration", "evaluation")}

@@ -32,12 +32,12 @@ from mistakes import ALL, arrays_of, project
 from transformers_forward import random_model, transformers_forward
 
 from refimpl import RefimplError, read_model
+from refimpl.loading.samples import Tokens
 from refimpl.oracle.case import Case, case_inputs, entries, make_case
 from refimpl.oracle.check import check
 from refimpl.oracle.recipe import BASES, Recipe
 from refimpl.oracle.rounding import Bfloat16, Float16, RoundedArray
 from refimpl.oracle.steps import every_array
-from refimpl.tokens import Tokens
 
 FORWARD = ("embed", "blocks.*", "final_norm", "logits", "perturbed.*", "coarse.*")
 PROJECT = ("gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2",

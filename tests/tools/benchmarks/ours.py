@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 import refimpl
+from refimpl.loading.samples import id_tokens, id_windows, random_tokens
 from refimpl.running.threads import Workers
-from refimpl.tokens import id_tokens, id_windows, random_tokens
 
 GEMM = 4096  # rows and columns of the product that sets the machine's rate
 

@@ -14,7 +14,7 @@ from ours import timed
 from transformers import AutoModelForCausalLM
 
 import refimpl
-from refimpl.tokens import random_tokens
+from refimpl.loading.samples import random_tokens
 
 ETA = 0.01
 Tensor = torch.Tensor

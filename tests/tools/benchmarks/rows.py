@@ -16,8 +16,8 @@ from figure import Figure, ratios, spread
 from process import Found, alternate, column, run
 from shapes import Shape
 
+from refimpl.loading.samples import random_tokens
 from refimpl.running.threads import cores
-from refimpl.tokens import random_tokens
 
 LLAMA = Path(__file__).parents[3] / "fixtures" / "llama"
 MB = 1e6

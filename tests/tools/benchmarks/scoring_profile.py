@@ -116,8 +116,8 @@ def install(timers: Timers) -> None:
 def measure(model: str, samples: int, tokens: int, threads: int | None) -> dict[str, Any]:
     """Score with timers in this process: processor time on one thread, the clock on several."""
     import refimpl
+    from refimpl.loading.samples import random_tokens
     from refimpl.running.threads import Workers
-    from refimpl.tokens import random_tokens
 
     ready = refimpl.read_model(model)
     given = random_tokens(ready.config.vocab_size, samples, tokens)

@@ -12,9 +12,7 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError, need
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.files.tokenizers_library import Library
-from refimpl.running.file_system import MIB
-from refimpl.running.isolation import Isolated
-from refimpl.tokens.samples import (
+from refimpl.loading.samples import (
     SAMPLES,
     SEQ_LEN,
     Tokens,
@@ -26,6 +24,8 @@ from refimpl.tokens.samples import (
     window_bounds,
     window_extent,
 )
+from refimpl.running.file_system import MIB
+from refimpl.running.isolation import Isolated
 
 TOKENIZER = 128 * MIB  # bytes of a tokenizer.json
 SECONDS, MEMORY = 120.0, 2048 * MIB  # limits of the library, for one piece of a text

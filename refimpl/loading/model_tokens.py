@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from refimpl.errors import RefimplError
+from refimpl.loading.samples import SAMPLES, SEQ_LEN, Tokens, Windows, id_tokens, random_tokens
+from refimpl.loading.text import text_tokens, text_windows
 from refimpl.model.model import Model
 from refimpl.model.state import checked_ids
-from refimpl.tokens.samples import SAMPLES, SEQ_LEN, Tokens, Windows, id_tokens, random_tokens
-from refimpl.tokens.text import text_tokens, text_windows
 
 RANDOM = Path("random")  # in place of a file of ids
 # Two speeches in the public domain, which come with refimpl: docs/how-to/calibrate.md

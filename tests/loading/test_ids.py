@@ -16,8 +16,9 @@ from program import suggested
 from refusals import refusal_of
 
 from refimpl.errors import RefimplError
+from refimpl.loading.samples import id_tokens, random_tokens
+from refimpl.loading.text import text_tokens
 from refimpl.model.state import checked_ids
-from refimpl.tokens import id_tokens, random_tokens, text_tokens
 
 dtypes = st.sampled_from(["<i8", ">i8", "<i4", ">i4", "<i2", "u1", "<u2", "<u4", "<u8"])
 sizes = st.integers(1, 12)

@@ -21,9 +21,8 @@ from tables import cases
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 
 from refimpl.errors import RefimplError
-from refimpl.tokens import text_tokens
-from refimpl.tokens.samples import SHORTEST, cut
-from refimpl.tokens.text import TextTokenizer, encoded_pieces
+from refimpl.loading.samples import SHORTEST, cut
+from refimpl.loading.text import TextTokenizer, encoded_pieces, text_tokens
 
 BOS, EOS = 256, 257
 sizes = st.integers(1, 12)
@@ -191,7 +190,7 @@ def test_too_short_a_text_says_what_would_do(text: Path, save: Callable[..., Pat
     assert not suggested(caught, "seq-len")  # of a few tokens
 
 
-REFUSED: dict[str, tuple[dict[str, str | bytes], str]] = dict(cases("tokens", "malformed"))
+REFUSED: dict[str, tuple[dict[str, str | bytes], str]] = dict(cases("loading", "malformed"))
 
 
 @pytest.mark.parametrize("name", REFUSED)
