@@ -52,7 +52,7 @@ def _request(allocation: Allocation) -> dict[str, Any]:
 
 def _stored(allocation: Allocation) -> StoredAllocation:
     """An allocation as a file holds it."""
-    growth, derived = None, ("common_rate", "quartiles", "fits")
+    growth, derived = None, ("common_rate", "fits")
     if (grows := allocation.growth) is not None:
         growth = vars(grows) | {name: getattr(grows, name) for name in derived}
     share = float(allocation.clipped.mean())

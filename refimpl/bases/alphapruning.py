@@ -67,8 +67,7 @@ def _law(block: BlockInputs, name: str, fit: Any, xmin: Any) -> PowerLaw:
 def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, Sequence[float]]:
     choices = options["fit"], options["xmin"]
     laws = block.run([partial(_law, block, name, *choices) for name in block.shapes])
-    margins = [np.nan if law.ks_margin is None else law.ks_margin for law in laws]
-    return {"alpha": [law.alpha for law in laws], "margin": margins}
+    return {"alpha": [law.alpha for law in laws]}
 
 
 def _allocation(asked: BaseInputs) -> Floats:

@@ -1,7 +1,6 @@
 """The absorption coefficient: the share of a drift that reaches the end."""
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.method.perturbation import ratio
 from refimpl.model.ops import Array
@@ -42,23 +41,6 @@ def surviving_drift(last: Array, first: Array) -> Array:
         [2.0, nan]
     """
     return ratio(last, first)
-
-
-def left_out(share: Array, kept: npt.NDArray[np.bool_]) -> Array:
-    """Number of tokens that take part but have no ratio.
-
-    Args:
-        share: From `surviving_drift`, [..., S].
-        kept: Tokens that take part, [..., S].
-
-    Returns:
-        Their number, [...].
-
-    Example:
-        >>> int(left_out(np.array([2.0, np.nan, np.nan]), np.array([True, True, False])))
-        1
-    """
-    return np.sum(np.isnan(share) & kept, axis=-1)
 
 
 def absorption_coefficient(ratios: Array) -> tuple[Array, Array]:

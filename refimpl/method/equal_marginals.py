@@ -48,13 +48,6 @@ class Growth:
         rates = self.rate[self.fits]
         return float(np.median(rates)) if rates.size else float("nan")
 
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """First and third quartile of kappa over the units that fit; NaN if none does."""
-        rates = self.rate[self.fits]
-        low, high = np.quantile(rates, [0.25, 0.75]) if rates.size else (np.nan, np.nan)
-        return float(low), float(high)
-
 
 def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
     """Fit how the error of each unit grows, from probes at three sparsities.

@@ -1,7 +1,7 @@
 """Spectra of weights and their tails: where a tail may start, and the power law that fits it."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,34 +13,20 @@ from refimpl.model.ops import Array
 BINS = 100
 
 
-class Tail(NamedTuple):
-    """The tail of a spectrum from index `start` on: its distance from its law, and exponent."""
-
-    ks: float
-    alpha: float
-    start: int
-
-
 @dataclass(frozen=True)
 class PowerLaw:
-    """A power law fitted to the upper end of a spectrum, and how close its choices were.
-
-    p(lambda) ~ lambda^-alpha from the eigenvalue at `start` on
+    """A power law fitted to the upper end of a spectrum: p(lambda) ~ lambda^-alpha.
 
     Args:
         alpha: Exponent, greater than 1.
         start: Index of the first eigenvalue of the tail, among the positive ones, ascending.
         ks: Kolmogorov-Smirnov distance of the tail from the fit.
-        bin_margin: Eigenvalues by which the highest bin leads the next; None for fit `mid`.
-        ks_margin: Lead of the smallest distance over the next; None without a competitor.
         zeros_dropped: Zero eigenvalues left out.
     """
 
     alpha: float
     start: int
     ks: float
-    bin_margin: int | None
-    ks_margin: float | None
     zeros_dropped: int
 
 
@@ -114,20 +100,19 @@ def alphapruning_alpha(
         )
     positive = spectrum[spectrum > 0]
     zeros = spectrum.size - positive.size
-    bin_margin = None
     starts = range(positive.size // 2, positive.size // 2 + 1)
     if fit == "peak" and positive.size:
-        x2, bin_margin = peak(np.log10(positive))
-        starts = candidates(positive, x2, xmin)
-    fits = tails(positive, starts)
+        starts = candidates(positive, xmin)
+    # One candidate at a time: quadratic in time, but linear in memory.
+    logs = np.log(positive)
+    fits = [law for start in starts if (law := _power_law(logs, start, zeros)) is not None]
     if not fits:
         raise RefimplError(
             f"no power law fits {positive.size} positive eigenvalues ({zeros} are zero)",
             "a spectrum with a tail of different eigenvalues",
             "use another base allocation, or the other fit",
         )
-    best, ks_margin = least_ks(fits)
-    return PowerLaw(best.alpha, best.start, best.ks, bin_margin, ks_margin, zeros)
+    return min(fits, key=lambda law: law.ks)  # the first of equals
 
 
 def finite_matrix(weight: npt.ArrayLike) -> Array:
@@ -142,55 +127,28 @@ def finite_matrix(weight: npt.ArrayLike) -> Array:
     return matrix
 
 
-def positions(log10_spectrum: Array) -> Array:
-    """Positions of the eigenvalues in the histogram, in bins from its left edge, [n]."""
+def peak(log10_spectrum: Array) -> float:
+    """Left edge of the first highest of 100 bins, as an eigenvalue; the last has both its edges."""
     low, high = float(log10_spectrum[0]), float(log10_spectrum[-1])
-    return (log10_spectrum - low) / ((high - low) / BINS or 1.0)  # no width: all in the first bin
+    places = (log10_spectrum - low) / ((high - low) / BINS or 1.0)  # no width: all in the first bin
+    bins = np.bincount(np.clip(places.astype(np.int64), 0, BINS - 1), minlength=BINS)
+    return float(10 ** (low + (high - low) / BINS * int(np.argmax(bins))))
 
 
-def heights(places: Array) -> Array:
-    """Numbers of eigenvalues in the bins, [BINS], from positions; the last has both its edges."""
-    return np.bincount(np.clip(places.astype(np.int64), 0, BINS - 1), minlength=BINS)
-
-
-def peak(log10_spectrum: Array) -> tuple[float, int]:
-    """Left edge of the first highest bin, as an eigenvalue, and its lead over the next bin."""
-    low, high = float(log10_spectrum[0]), float(log10_spectrum[-1])
-    bins = heights(positions(log10_spectrum))
-    highest = int(np.argmax(bins))
-    lead = int(bins[highest]) - int(np.delete(bins, highest).max())
-    return float(10 ** (low + (high - low) / BINS * highest)), lead
-
-
-def candidates(positive: Array, x2: float, xmin: str) -> range:
+def candidates(positive: Array, xmin: str) -> range:
     """Indices i <= n_all - 2 with lo <= lambda_i <= 1.5 x2."""
+    x2 = peak(np.log10(positive))
     lo = np.log10(0.95 * x2) if xmin == "shipped" else 0.95 * x2
     last = np.searchsorted(positive[:-1], 1.5 * x2, side="right")
     return range(int(np.searchsorted(positive[:-1], lo)), int(last))
 
 
-def tails(positive: Array, starts: range) -> list[Tail]:
-    """Every tail whose eigenvalues are not all equal.
-
-    One candidate at a time: quadratic in time, but linear in memory.
-    """
-    logs = np.log(positive)
-    return [Tail(*law, i) for i in starts if (law := _power_law(logs[i:])) is not None]
-
-
-def least_ks(fits: list[Tail]) -> tuple[Tail, float | None]:
-    """The tail closest to its law, the first of equals; its lead, None without a competitor."""
-    best = min(fits, key=lambda tail: tail.ks)
-    others = [tail.ks for tail in fits if tail.start != best.start]
-    return best, min(others) - best.ks if others else None
-
-
-def _power_law(log_tail: Array) -> tuple[float, float] | None:
-    """KS distance and alpha of a tail, from its ascending logarithms; None if all are equal."""
-    log_ratio = log_tail - log_tail[:1]
-    total, n = float(log_ratio.sum()), log_tail.size
+def _power_law(logs: Array, start: int, zeros: int) -> PowerLaw | None:
+    """The law of the tail from an index on, from ascending logarithms; None if all are equal."""
+    log_ratio = logs[start:] - logs[start : start + 1]
+    total, n = float(log_ratio.sum()), log_ratio.size
     if total == 0.0:
         return None
     alpha = 1 + n / total  # greater than 1, as every ratio is at least 1
     distance = np.abs(1 - np.exp((1 - alpha) * log_ratio) - np.arange(n) / n)
-    return float(distance.max()), alpha
+    return PowerLaw(alpha, start, float(distance.max()), zeros)

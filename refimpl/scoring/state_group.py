@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.allocation.plan import Noise, Perturbation, Probes
-from refimpl.method.absorption import left_out, nan_mean, surviving_drift
+from refimpl.method.absorption import nan_mean, surviving_drift
 from refimpl.method.divergence import RunningDivergence
 from refimpl.method.perturbation import deviation, kept_tokens, noise, perturbed, sink_share
 from refimpl.model.config import Config
@@ -68,7 +68,7 @@ class PerturbedState:
             "drift": self.drift,
             "alignment": self.alignment,
             "ratio": float(nan_mean(share)),
-            "left_out": int(left_out(share, self.kept)),
+            "left_out": int(np.count_nonzero(np.isnan(share) & self.kept)),
             "sinks": int(np.count_nonzero(~self.kept)),
             "divergence": divergence,
             "sink_share": self.sink_share,
