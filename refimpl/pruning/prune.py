@@ -34,6 +34,7 @@ from refimpl.pruning.block import (
 )
 from refimpl.pruning.pruned_files import Counts, PrunedFiles, copies
 from refimpl.pruning.record import RECORD_FORMAT, BlockRecord, LinearRecord, Pruning, read_record
+from refimpl.running.file_system import remove
 from refimpl.running.files import json_text, undo_killed, whole
 from refimpl.running.provenance import UnchangedFiles, model_sha256
 from refimpl.running.settings import Resources, Settings, parse_memory, require_memory
@@ -145,6 +146,8 @@ def prune(
             **measure(files.pruned),
         )
         source.check()
+        for name in (RECORD, SCORES):  # of the same run, killed when it was nearly done
+            remove(folder / name)
         (folder / RECORD).write_text(json_text(plain(pruning)), "utf-8")
         if scored is not None:
             (folder / SCORES).write_text(json_text(scored), "utf-8")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,10 @@ class FinishedUnits:
         with writing(path):
             if os.path.lexists(path) and not is_unit(path):
                 raise foreign(path)
-            with replaced(path) as beside, beside.open("wb") as file:
-                np.savez(file, **arrays)
+            archive = BytesIO()  # zipfile writes, and writes again, in many small pieces
+            np.savez(archive, **arrays)
+            with replaced(path) as beside:
+                beside.write_bytes(archive.getbuffer())
 
 
 def read_unit(path: Path) -> dict[str, Any]:

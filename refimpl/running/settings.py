@@ -100,11 +100,15 @@ class Resources:
     workers: Workers
     executor: Executor | None  # None: the threads here
     finished: FinishedUnits | None  # None: nothing is kept
-    keeps: bool  # whether results are kept, or would be in the run that is estimated
     progress: Progress
     earlier: Mapping[str, Any] = field(default_factory=dict)  # results that an earlier run kept
     total: float = 0.0
     done: float = 0.0
+
+    @property
+    def keeps(self) -> bool:
+        """Whether results are kept."""
+        return self.finished is not None
 
     @property
     def at_once(self) -> int:
@@ -181,8 +185,7 @@ class Settings(Checked):
                 finished = opened.enter_context(units)
             workers = opened.enter_context(Workers(self.threads))
             earlier = {} if finished is None else finished.earlier
-            keeps = self.finished is not None
-            settings = np.dtype(self.dtype), memory, workers, self.executor, finished, keeps
+            settings = np.dtype(self.dtype), memory, workers, self.executor, finished
             progress = self.progress
             if isinstance(progress, bool):
                 progress = progress_line() if progress else lambda done, total: None
