@@ -27,6 +27,9 @@ class BoundedReader(GGUFReader):
 
     def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
         little = np.dtype(dtype).newbyteorder("<")
+        end = int(offset) + int(count) * little.itemsize
+        if end > self.data.size:
+            raise ValueError(f"it ends at byte {self.data.size:,}, before byte {end:,}")
         return np.frombuffer(self.data, little, int(count), int(offset))
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:

@@ -178,6 +178,44 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
         "yarn_log_multiplier: not understood"),
     "another magnitude": (
         "phi3", numbers(rope__scaling__attn_factor=1.5), "attn_factor: not understood"),
+    "a key nobody knows": (
+        "llama",
+        lambda w: w.add_uint32("llama.attention.magic", 1), "magic: not under"),
+    "experts": (
+        "llama",
+        lambda w: (w.add_expert_count(8), w.add_expert_used_count(2)),
+        "experts.0.w1.weight: missing"),
+    "a name without a dot": (
+        "llama",
+        lambda w: (
+            w.add_expert_count(1), w.add_expert_used_count(1),
+            w.add_tensor("odd", np.zeros((2, 2, 2), np.float32))),
+        "no role claims it"),
+    "half of yarn": (
+        "llama",
+        lambda w: (
+            w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+            w.add_rope_scaling_yarn_ext_factor(0.5)),
+        "yarn_ext_factor: not understood"),
+    "no factors of longrope": (
+        "llama",
+        lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), "got longrope"),
+    "other heads": (
+        "llama",
+        lambda w: w.add_uint32("llama.attention.value_length", 4), "length: differs"),
+    "partial rotation": (
+        "llama",
+        lambda w: w.add_rope_dimension_count(4), "expected 8, got 4"),
+    "not causal": (
+        "llama",
+        lambda w: w.add_causal_attention(False), "attention.causal: not understood"),
+    "other factors": (
+        "llama",
+        lambda w: w.add_tensor("rope_freqs.weight", np.arange(1, 5, dtype=np.float32)),
+        "not the factors of Llama 3"),
+    "a list of heads": (
+        "llama",
+        lambda w: w.add_head_count([4, 4, 2, 4]), "got [4, 4, 2, 4]"),
 }  # fmt: skip
 
 
@@ -185,6 +223,22 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
 def test_metadata_without_a_certain_meaning_is_refused(name: str, tmp_path: Path) -> None:
     recipe, change, says = REFUSED[name]
     refusal_of(converted, gguf_file(tmp_path, recipe, change=change), says=says)
+
+
+def test_the_factors_of_llama_3(tmp_path: Path) -> None:
+    llama3 = {
+        "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    plain, scaled = (Rope(5e5, 8), Rope(5e5, 8, "llama3", 32.0))
+    factors = (plain.inv_freq() / scaled.inv_freq()).astype(np.float32)
+
+    def change(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_freq_base(5e5)
+        writer.add_tensor(ROPE_FACTORS, factors)
+
+    convert(gguf_file(tmp_path, "llama", change=change), tmp_path / "out")
+    assert read_model(tmp_path / "out").config_file["rope_scaling"] == llama3
 
 
 @pytest.mark.parametrize("name", ["llama", "granitemoe"])

@@ -3,7 +3,6 @@
 import struct
 import time
 import tracemalloc
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from refusals import refusal_of
 
 from refimpl import RefimplError, read_model
 from refimpl.convert.conversion import convert
-from refimpl.convert.gguf_config import ROPE_FACTORS
-from refimpl.model.position_tables import Rope
 
 HUGE = (1 << 64) - 1
 STRING, ARRAY, UINT32 = 8, 9, 4
@@ -123,56 +120,6 @@ def test_one_error_within_memory_and_time(name: str, tmp_path: Path) -> None:
     assert peak < 32 << 20
     assert time.perf_counter() - started < 5
     assert [x.name for x in tmp_path.iterdir()] == ["model.gguf"]
-
-
-CHANGES: dict[str, tuple[Callable[[gguf.GGUFWriter], object], str]] = {
-    "a key nobody knows": (lambda w: w.add_uint32("llama.attention.magic", 1), "magic: not under"),
-    "experts": (
-        lambda w: (w.add_expert_count(8), w.add_expert_used_count(2)),
-        "experts.0.w1.weight: missing"),
-    "a name without a dot": (
-        lambda w: (
-            w.add_expert_count(1), w.add_expert_used_count(1),
-            w.add_tensor("odd", np.zeros((2, 2, 2), np.float32))),
-        "no role claims it"),
-    "half of yarn": (
-        lambda w: (
-            w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
-            w.add_rope_scaling_yarn_ext_factor(0.5)),
-        "yarn_ext_factor: not understood"),
-    "no factors of longrope": (
-        lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), "got longrope"),
-    "other heads": (lambda w: w.add_uint32("llama.attention.value_length", 4), "length: differs"),
-    "partial rotation": (lambda w: w.add_rope_dimension_count(4), "expected 8, got 4"),
-    "not causal": (lambda w: w.add_causal_attention(False), "attention.causal: not understood"),
-    "other factors": (
-        lambda w: w.add_tensor("rope_freqs.weight", np.arange(1, 5, dtype=np.float32)),
-        "not the factors of Llama 3"),
-    "a list of heads": (lambda w: w.add_head_count([4, 4, 2, 4]), "got [4, 4, 2, 4]"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_metadata_that_is_not_understood_is_refused(name: str, tmp_path: Path) -> None:
-    change, says = CHANGES[name]
-    path = gguf_file(tmp_path, "llama", Q.F32, change=change)
-    refusal_of(convert, path, tmp_path / "out", says=says)
-
-
-def test_the_factors_of_llama_3(tmp_path: Path) -> None:
-    llama3 = {
-        "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }  # fmt: skip
-    plain, scaled = (Rope(5e5, 8), Rope(5e5, 8, "llama3", 32.0))
-    factors = (plain.inv_freq() / scaled.inv_freq()).astype(np.float32)
-
-    def change(writer: gguf.GGUFWriter) -> None:
-        writer.add_rope_freq_base(5e5)
-        writer.add_tensor(ROPE_FACTORS, factors)
-
-    convert(gguf_file(tmp_path, "llama", change=change), tmp_path / "out")
-    assert read_model(tmp_path / "out").config_file["rope_scaling"] == llama3
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
