@@ -32,14 +32,14 @@ GPT4O = "|".join((*(word + _ENDING for word in _WORD), r"\p{N}{1,3}")) + _REST
 CUTS = {
     name: cut
     for names, *cut in (
-        ("gpt-2 phi-2 olmo granite-docling", GPT2, False, False, False),
-        ("smollm starcoder refact command-r exaone", GPT2, True, False, False),
-        ("llama-bpe llama3 llama-v3 falcon3 pixtral lfm2", LLAMA3, False, False, True),
-        ("smaug-bpe glm4 chatglm-bpe", LLAMA3, False, False, False),
+        ("gpt-2 phi-2 olmo mpt trillion mellum a.x-4.0 granite-docling", GPT2, False, False, False),
+        ("smollm starcoder refact command-r codeshell exaone minerva-7b", GPT2, True, False, False),
+        ("llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0 lfm2", LLAMA3, False, False, True),
+        ("dbrx smaug-bpe glm4 chatglm-bpe", LLAMA3, False, False, False),
         ("tekken", TEKKEN, False, False, True),
-        ("gpt-4o", GPT4O, False, False, False),
+        ("gpt-4o llama4", GPT4O, False, False, False),
         ("qwen2", QWEN2, False, True, False),
-        ("deepseek-r1-qwen stablelm2", QWEN2, False, False, False),
+        ("deepseek-r1-qwen megrez kormo stablelm2", QWEN2, False, False, False),
     )
     for name in names.split()
 }

@@ -14,7 +14,7 @@ from refimpl.loading.text import text_tokens
 
 LETTERS = ["Ġ", "Ċ", *map(chr, range(33, 127))]
 TOKENS = ["<s>", *LETTERS, "ab", "abc"]
-WHOLE = ["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "tekken"]
+WHOLE = ["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0", "lfm2", "tekken"]
 """Pre-tokenizers for which llama.cpp sets `ignore_merges` and `add_bos` (src/llama-vocab.cpp)."""
 
 
