@@ -89,7 +89,7 @@ def _drift(v: Values) -> Iterator[Figure]:
 
 def _ratio(v: Values) -> Iterator[Figure]:
     states, _ = v.followed
-    ratios = np.array([[state.measures()["ratio"] for state in draws] for draws in states])
+    ratios = np.array([[state.measures().ratio for state in draws] for draws in states])
     r, stderr = absorption_coefficient(ratios)
     yield Figure("R_L / R_l", surviving_drift(states[0][0].last, states[0][0].first), "per token")
     yield Figure("mean", ratios, "[sequences, draws]")

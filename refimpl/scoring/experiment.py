@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, groupby
 from math import isclose
-from typing import Any
 
 from refimpl.allocation.plan import Perturbation, Probes
 from refimpl.model.config import Config
@@ -18,6 +17,7 @@ from refimpl.scoring.measurements import (
     Address,
     Measurements,
     PruneBlock,
+    Result,
     Squares,
     addresses,
 )
@@ -174,28 +174,24 @@ def experiment(
     )
     squares = SummedSquares(measured.squares)
 
-    def note(result: Mapping[str, Any]) -> None:
-        for key, value in result.items():
-            kind, *numbers = key.split()
-            if kind == "squares":
-                squares.add(int(numbers[0]), tuple(value))
-            if kind != "state":  # of another part of the run
-                continue
-            a = Address(*map(int, numbers))
-            measured.drift[a.index][a.block :] = value["drift"]
-            measured.alignment[a.index][a.block :] = value["alignment"]
-            measured.ratios[a.index] = value["ratio"]
-            measured.left_out[a.variant, a.block] += value["left_out"]
+    def note(result: Result) -> None:
+        for sequence, sums in result.squares.items():
+            squares.add(sequence, sums)
+        for a, state in result.states.items():
+            measured.drift[a.index][a.block :] = state.drift
+            measured.alignment[a.index][a.block :] = state.alignment
+            measured.ratios[a.index] = state.ratio
+            measured.left_out[a.variant, a.block] += state.left_out
             if a.variant == 0:
-                measured.sinks[a.block] += value["sinks"] if a.draw == 0 else 0  # each once
-                measured.sink_share[a.sequence, a.block] = value["sink_share"]
+                measured.sinks[a.block] += state.sinks if a.draw == 0 else 0  # each once
+                measured.sink_share[a.sequence, a.block] = state.sink_share
             if measured.divergence is not None:
-                measured.divergence[a.index] = value["divergence"]
+                measured.divergence[a.index] = state.divergence
 
     rounds = work_list(
         config, ids, plan, resources, prune_block, divergence, apart=enough is not None
     )
-    note(resources.earlier)
+    note(Result.of_named(resources.earlier))
     total = resources.done + sum(unit.cost(config) for units in rounds for unit in units)
     if not isclose(total, resources.total):  # rounding alone does not change what was reported
         resources.total = total
@@ -206,7 +202,7 @@ def experiment(
             resources.tick(0)
             break
         for result in results(units, model, resources):
-            resources.keep(result)
+            resources.keep(result.named)
             note(result)
     return measured
 
@@ -222,10 +218,11 @@ def work_list(
 ) -> list[list[StateGroup]]:
     """The work units of the experiment, but for what is finished; a list per sequence if apart."""
     numbers = [len(block) for block in config.linears]
-    states, left = addresses(len(ids), config.num_blocks, plan, numbers), list[Addresses]()
-    for stack in stacks(states, ids.shape[1]):
-        if stack[0].key not in resources.earlier:  # the others are in the same unit
-            left.append(stack)
+    states, earlier = (
+        addresses(len(ids), config.num_blocks, plan, numbers), Result.of_named(resources.earlier)
+    )  # fmt: skip
+    # The states of a stack are in the same unit.
+    left = [x for x in stacks(states, ids.shape[1]) if x[0] not in earlier.states]
     probes = plan if isinstance(plan, Probes) else None
     of_all = probes is not None and probes.pruner_options.record.needs == "products"  # its Hessian
     every = len(ids) if of_all else 0
@@ -233,7 +230,7 @@ def work_list(
     if apart:
         every_one = range(plan.perturbed_samples(len(ids)))
         together = [[x for x in left if x[0].sequence == n] for n in every_one]
-    counted = {n for n in range(len(ids)) if f"squares {n}" in resources.earlier}
+    counted = {*earlier.squares}
     rounds = list[list[StateGroup]]()
     for cut in together:
         rounds.append([])
@@ -251,14 +248,14 @@ def work_list(
 def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
     """Sums over all ids [N, S] of the squared inputs of the dense linears, [in] each, float64."""
     squares = SummedSquares(tuple({} for _ in model.config.blocks))
-    known = {key: x for key, x in resources.earlier.items() if key.startswith("squares ")}
-    rows = {n: row for n, row in enumerate(ids) if f"squares {n}" not in known}
+    earlier = Result.of_named(resources.earlier)
+    rows = {n: row for n, row in enumerate(ids) if n not in earlier.squares}
     units = dense_units(model.config, rows, resources)
-    for sums in chain([known], results(units, model, resources)):
-        if sums is not known:
-            resources.keep(sums)
-        for key, of_blocks in sums.items():
-            squares.add(int(key.split()[1]), tuple(of_blocks))
+    for result in chain([earlier], results(units, model, resources)):
+        if result is not earlier:
+            resources.keep(result.named)
+        for sequence, sums in result.squares.items():
+            squares.add(sequence, sums)
     return squares.total
 
 

@@ -37,10 +37,45 @@ class Address:
         """Its place in the arrays of `Measurements`."""
         return self.variant, self.sequence, self.draw, self.block
 
+
+@dataclass(frozen=True)
+class StateMeasures:
+    """What is measured of one perturbed state: its part of `Measurements`."""
+
+    drift: Sequence[float]  # after its own block, and every later one
+    alignment: Sequence[float]
+    ratio: float
+    left_out: int
+    sinks: int
+    sink_share: float
+    divergence: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a work unit measures: of each of its states, and squares by number of the sequence."""
+
+    states: Mapping[Address, StateMeasures]
+    squares: Mapping[int, Squares]
+
     @property
-    def key(self) -> str:
-        """The key of its measures in a finished unit."""
-        return f"state {self.sequence} {self.draw} {self.variant} {self.block}"
+    def named(self) -> dict[str, Any]:
+        """The same as a finished unit has it, by names."""
+        states = {f"state {a.sequence} {a.draw} {a.variant} {a.block}": vars(x)
+                  for a, x in self.states.items()}  # fmt: skip
+        return states | {f"squares {n}": x for n, x in self.squares.items()}
+
+    @classmethod
+    def of_named(cls, named: Mapping[str, Any]) -> "Result":
+        """The result in finished units, which also have others."""
+        states, squares = dict[Address, StateMeasures](), dict[int, Squares]()
+        for name, value in named.items():
+            kind, *numbers = name.split()
+            if kind == "state":
+                states[Address(*map(int, numbers))] = StateMeasures(**value)
+            elif kind == "squares":
+                squares[int(numbers[0])] = tuple(value)
+        return cls(states, squares)
 
 
 def passes(a: Address, blocks: int, plan: Perturbation) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,7 @@ from refimpl.model.stream import Stream
 from refimpl.running.file_system import MIB
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
-from refimpl.scoring.measurements import Address, PruneBlock, Squares, passes
+from refimpl.scoring.measurements import Address, PruneBlock, Result, Squares, StateMeasures, passes
 from refimpl.scoring.pruned_alone import PrunedBlocks
 
 Clean = Future[tuple[State, dict[str, Array]]]
@@ -61,18 +60,18 @@ class PerturbedState:
         self.alignment.append(float(nan_mean(distance.alignment)))
         self.last = distance.drift
 
-    def measures(self, divergence: float | None = None) -> dict[str, Any]:
-        """What is measured of it, after the last block: its part of `Measurements`."""
+    def measures(self, divergence: float | None = None) -> StateMeasures:
+        """What is measured of it, after the last block."""
         share = surviving_drift(self.last, self.first)
-        return {
-            "drift": self.drift,
-            "alignment": self.alignment,
-            "ratio": float(nan_mean(share)),
-            "left_out": int(np.count_nonzero(np.isnan(share) & self.kept)),
-            "sinks": int(np.count_nonzero(~self.kept)),
-            "divergence": divergence,
-            "sink_share": self.sink_share,
-        }
+        return StateMeasures(
+            drift=self.drift,
+            alignment=self.alignment,
+            ratio=float(nan_mean(share)),
+            left_out=int(np.count_nonzero(np.isnan(share) & self.kept)),
+            sinks=int(np.count_nonzero(~self.kept)),
+            sink_share=self.sink_share,
+            divergence=divergence,
+        )
 
 
 class Stack:
@@ -152,18 +151,14 @@ class StateGroup:
         states = [a for stack in self.stacks for a in stack]
         return clean + sum(passes(a, config.num_blocks, self.plan) + per_head for a in states)
 
-    def run(self, model: Model, workers: Workers, tick: Tick) -> dict[str, Any]:
-        """Measure the states from the embedding to the end.
-
-        What is measured of each state, by its key, and the squares of clean ones, by sequence.
-        """
+    def run(self, model: Model, workers: Workers, tick: Tick) -> Result:
+        """Measure the states from the embedding to the end, and squares of the clean ones."""
         clean, stacks, squares = self.follow(model, model.config.num_blocks, workers, tick)
         divergences: Mapping[Address, float] = {}
         if self.divergence:
             divergences = self._divergences(model, stacks, clean.states, workers, tick)
         items = [(a, state) for x in stacks for a, state in x.items()]
-        measures = {a.key: state.measures(divergences.get(a)) for a, state in items}
-        return measures | {f"squares {sequence}": sums for sequence, sums in squares.items()}
+        return Result({a: state.measures(divergences.get(a)) for a, state in items}, squares)
 
     def follow(
         self, model: Model, blocks: int, workers: Workers, tick: Tick = lambda cost: None
