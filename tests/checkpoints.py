@@ -20,7 +20,7 @@ from refimpl.loading.config_json import read_config
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.loading.tensor_claims import roles
 from refimpl.model.ops import Array
-from refimpl.model.weight import DTYPES
+from refimpl.model.weight import STORED_DTYPES
 
 Change = Callable[[dict[str, Array]], object]
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
@@ -61,7 +61,9 @@ def write(
 
 def llama_of(folder: Path, dtype: str, metadata: Mapping[str, str] | None = None) -> Path:
     """The llama fixture in one dtype, its file without metadata unless given."""
-    arrays = {name: array.astype(DTYPES[dtype]) for name, array in arrays_of("llama").items()}
+    arrays = {
+        name: array.astype(STORED_DTYPES[dtype]) for name, array in arrays_of("llama").items()
+    }
     return write(folder, arrays, config_of("llama"), metadata)
 
 
@@ -89,7 +91,7 @@ def resident() -> int:
 
 def sparse(folder: Path, config: Mapping[str, Any], dtype: str = "F32") -> Path:
     """A model of zeros that takes no room on disk."""
-    size, end, header = DTYPES[dtype].itemsize, 0, {}
+    size, end, header = STORED_DTYPES[dtype].itemsize, 0, {}
     for _, role in roles(read_config(config), "model."):
         if role.tensor not in header:
             start, end = end, end + int(np.prod(role.shape)) * size

@@ -14,7 +14,7 @@ import numpy as np
 from refimpl.convert.written_folder import ConvertedTensor
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.model.weight import DTYPES, StoredTensor
+from refimpl.model.weight import STORED_DTYPES, StoredTensor
 
 KEYS = {  # of each method; most only say what the tensors show
     "fp8": "fmt expert_dtype activation_scheme weight_block_size scale_fmt dequantize "
@@ -37,7 +37,7 @@ def converted_blocks(config: Any, tensors: Quantised, source: str) -> dict[str, 
     for tensor, names in found:
         made[tensor.name], used = tensor, used.union(names)
     plain = {name: x for name, x in tensors.items() if name not in used}
-    unread = [x for x in plain.values() if x.dtype not in DTYPES]
+    unread = [x for x in plain.values() if x.dtype not in STORED_DTYPES]
     problems += [f"{x.name}: {x.dtype} without its scales" for x in unread]
     if problems or not made:
         raise RefimplError(
@@ -91,7 +91,7 @@ def _scaled(tensors: Quantised, sizes: list[list[int]], problems: list[str]) -> 
             block = [min(x, n) for x, n in zip(size or weight.shape, weight.shape, strict=True)]
             grid = tuple(-(-x // of) for x, of in zip(weight.shape, block, strict=True))
             blocks |= {grid: block} if size else {(): block, (1,): block, grid: block}
-        if scale.dtype not in DTYPES or scale.shape not in blocks:
+        if scale.dtype not in STORED_DTYPES or scale.shape not in blocks:
             got = f"{scale.dtype} {list(scale.shape)}"
             problems.append(f"{name}: expected one of {[*map(list, blocks)]} of floats, got {got}")
             continue
@@ -142,7 +142,7 @@ def unpacked_experts(blocks: StoredTensor, powers: StoredTensor) -> Iterator[Arr
         runs = nibbles.reshape(*scales.shape, 32).astype(np.float32)
         with np.errstate(all="ignore"):
             runs *= scales.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)[..., None]
-            yield runs.reshape(len(scales), -1).T.astype(DTYPES["BF16"])
+            yield runs.reshape(len(scales), -1).T.astype(STORED_DTYPES["BF16"])
 
 
 def _bytes(tensor: StoredTensor, rows: slice) -> Array:

@@ -15,13 +15,13 @@ from refimpl.loading.files.file_reading import read_file
 from refimpl.loading.files.hub import local_files
 from refimpl.loading.files.refused_formats import QUANTISATION, is_gguf
 from refimpl.loading.files.safetensors_file import open_files
-from refimpl.model.weight import DTYPES
+from refimpl.model.weight import STORED_DTYPES
 from refimpl.running.files import whole
 from refimpl.running.target_checks import check_folder
 from refimpl.running.threads import Progress
 
 FloatDtype = Literal["float32", "float16", "bfloat16"]
-NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
+NAMES = {dtype.name: name for name, dtype in STORED_DTYPES.items()}
 SPARE, MOST = 1 << 26, 1 << 30  # bytes of all files but the weights, and of one of these
 
 
@@ -73,7 +73,7 @@ def convert(
         tensors = [replace(tensor, dtype=NAMES[dtype]) for tensor in tensors]
     total = sum(tensor.nbytes for tensor in tensors)
     check_folder(target, {"SOURCE": path}, force, total + SPARE)
-    matrices = {DTYPES[tensor.dtype] for tensor in tensors if len(tensor.shape) > 1}
+    matrices = {STORED_DTYPES[tensor.dtype] for tensor in tensors if len(tensor.shape) > 1}
     widest = max(matrices, key=lambda each: each.itemsize).name
     with whole(target, force) as folder:
         folder.mkdir()
@@ -81,7 +81,7 @@ def convert(
         config = json.dumps({**made.config, "dtype": widest}, indent=1) + "\n"
         for name, content in {**made.files, "config.json": config.encode()}.items():
             (folder / name).write_bytes(content)
-    dtypes = {x.kind: DTYPES[x.dtype].name for x in sorted(tensors, key=lambda x: x.kind)}
+    dtypes = {x.kind: STORED_DTYPES[x.dtype].name for x in sorted(tensors, key=lambda x: x.kind)}
     return Conversion(str(made.config["model_type"]), len(tensors), total, dtypes)
 
 

@@ -13,7 +13,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueTy
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.model.weight import DTYPES
+from refimpl.model.weight import STORED_DTYPES
 
 DAMAGES = ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
 MOST_ENTRIES, MOST_ELEMENTS = 1 << 16, 1 << 23
@@ -53,8 +53,8 @@ class GgufTensor:
 
     @property
     def dtype(self) -> str:
-        """Its dtype after reading, a key of `DTYPES`."""
-        return self.kind.name if self.kind.name in DTYPES else "F32"
+        """Its dtype after reading, a key of `STORED_DTYPES`."""
+        return self.kind.name if self.kind.name in STORED_DTYPES else "F32"
 
     @property
     def array(self) -> Array:
@@ -80,8 +80,8 @@ class GgufTensor:
         stored = np.fromfile(self.path, np.uint8, length, offset=first)
         if len(stored) < length:
             raise _damage(self.path, f"it was cut within {self.name}")
-        if self.kind.name in DTYPES:
-            return stored.view(DTYPES[self.kind.name])
+        if self.kind.name in STORED_DTYPES:
+            return stored.view(STORED_DTYPES[self.kind.name])
         with np.errstate(all="ignore"):  # whoever writes counts infinities
             return dequantize(stored.reshape(1, -1), self.kind)[0]
 

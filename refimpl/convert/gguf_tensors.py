@@ -13,10 +13,10 @@ from refimpl.convert.gguf_file import GgufTensor
 from refimpl.convert.written_folder import ConvertedTensor
 from refimpl.loading.config_json import HubModel
 from refimpl.loading.tensor_claims import Role, roles
-from refimpl.model.config import kind_of
+from refimpl.model.config import without_number
 from refimpl.model.layout import paste
 from refimpl.model.ops import Array
-from refimpl.model.weight import DTYPES
+from refimpl.model.weight import STORED_DTYPES
 
 # llama.cpp's names of our roles, of which gguf's map does not know the names in transformers
 NAMES = {"sinks": "attn_sinks.weight", "router.correction": "exp_probs_b.bias"} | {
@@ -50,7 +50,7 @@ def converted_tensors(
 def _own_name(ours: str) -> str:
     """llama.cpp's name of a tensor by our name."""
     _, number, part = ours.split(".", 2) if ours.startswith("blocks.") else ("", "", ours)
-    return f"blk.{number}.{NAMES.get(kind_of(part))}"
+    return f"blk.{number}.{NAMES.get(without_number(part))}"
 
 
 def _as_stored(name: str, source: GgufTensor, shape: tuple[int, ...]) -> ConvertedTensor:
@@ -75,7 +75,7 @@ def _converted(
             expected = experts.num_experts, *expected
         if [x for x in source.shape if x > 1] != [x for x in expected if x > 1]:  # it has no others
             return _as_stored(role.tensor, source, source.shape)  # which `claim` refuses
-    paired = architecture.paired and kind_of(ours).split(".")[-2] in ("q_proj", "k_proj")
+    paired = architecture.paired and without_number(ours).split(".")[-2] in ("q_proj", "k_proj")
     moved = paired or role.offset or layout.transposed or layout.groups > 1
     if not moved and prod(first.shape) == prod(role.shape):
         return _as_stored(role.tensor, first, role.shape)
@@ -83,7 +83,7 @@ def _converted(
     dtype = first.dtype if same else "F32"
 
     def pieces() -> Iterable[Array]:
-        array = np.empty(role.shape, DTYPES[dtype])
+        array = np.empty(role.shape, STORED_DTYPES[dtype])
         for (ours, of), source in zip(parts.items(), sources, strict=True):
             values = _our_weight(ours, of, source, fused)
             if paired:  # llama.cpp rotates channels 2i and 2i + 1 together, transformers i, i + h/2

@@ -11,7 +11,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.model.weight import DTYPES, count_bad
+from refimpl.model.weight import STORED_DTYPES, count_bad
 from refimpl.running.threads import Progress
 
 SHARD = 4_000_000_000  # bytes in one file, unless a single tensor is larger
@@ -34,14 +34,14 @@ class ConvertedTensor:
     @property
     def nbytes(self) -> int:
         """Bytes in the new file."""
-        return prod(self.shape) * DTYPES[self.dtype].itemsize
+        return prod(self.shape) * STORED_DTYPES[self.dtype].itemsize
 
     def stored(self, piece: Array) -> Array:
         """A piece in its dtype, contiguous, all finite."""
         with np.errstate(all="ignore"):
-            stored = np.ascontiguousarray(piece, DTYPES[self.dtype])
+            stored = np.ascontiguousarray(piece, STORED_DTYPES[self.dtype])
         if bad := count_bad(stored):
-            dtype = DTYPES[self.dtype].name
+            dtype = STORED_DTYPES[self.dtype].name
             raise RefimplError(
                 f"{self.name} has {bad} values that are NaN or Inf in {dtype}",
                 f"finite weights, in the range of {dtype}",

@@ -40,7 +40,7 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     rotation = (attention.rotate, position_tables.rope_tables, *where("q_rope_norm"))
     scores, normed = capped(config.attn_soft_cap), "qkv" if where("v_norm") else "qk"
     attend = (attention.attend, *mask, position_tables.causal_bias, *scores, ops.softmax)
-    attn_out = (forward.project, attention.merge_heads, *where("attn_post_norm"), *scaled)
+    attn_out = (forward.affine, attention.merge_heads, *where("attn_post_norm"), *scaled)
     share = ops.sigmoid if facts is not None and facts.scoring == "sigmoid" else ops.softmax
     routing: Functions = (experts.route, experts.largest, share) if routed else ()
     of_experts = (forward.mixture,) if routed else ()
@@ -49,7 +49,7 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     own = (block_embedding, *where("block_embed_post_norm")) if kind.embed_size else ()
     head = (forward.head, *norm, *capped(config.final_soft_cap), ops.softmax)
     mixed: list[tuple[str, Functions, Callable[[Values], Any]]] = [
-        ("qkv", (forward.project, ops.linear, *limited, attention.split_heads), _qkv),
+        ("qkv", (forward.affine, ops.linear, *limited, attention.split_heads), _qkv),
         ("qk_norm", where("q_norm") or where("q_width_norm"), partial(_points, names=normed)),
         ("rope", () if kind.rope is None else rotation, _rope),
         ("attention", attend, _attention),
@@ -120,7 +120,7 @@ def _qkv(v: Values) -> Iterator[Figure]:
     x, config = v.points["attn_norm"], v.config
     sizes = _sizes(v)
     for name in (x for x in "qkv" if f"{x}_proj.weight" in v.weights):
-        y = ops.limited(forward.project(x, v.weights, f"{name}_proj"), config.qkv_limit)
+        y = ops.limited(forward.affine(x, v.weights, f"{name}_proj"), config.qkv_limit)
         yield Figure(name, attention.split_heads(y, sizes.head_dim))
     if sizes.num_key_value_heads < sizes.num_attention_heads:
         yield Figure("kv head of head", sizes.kv_head_of_head, "heads share keys and values")
@@ -176,7 +176,7 @@ def _shares(v: Values) -> tuple[Array, Array]:
     """Which experts each token of the first sequence goes to, and the shares, [1, S, E]."""
     assert v.config.experts is not None
     read = v.points[v.config.blocks[v.index].mlp_reads[-1]]
-    scores = forward.project(read, v.weights, "router")
+    scores = forward.affine(read, v.weights, "router")
     return experts.route(scores, v.config.experts, v.weights)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import HubModel
 from refimpl.loading.files.refused_formats import refuse_quantised
-from refimpl.model.config import LEARNED_ACTIVATION, kind_of
-from refimpl.model.layout import WHOLE, Layout
-from refimpl.model.weight import DTYPES, StoredTensor, Weight
+from refimpl.model.config import LEARNED_ACTIVATION, without_number
+from refimpl.model.layout import OWN_TENSOR, Layout
+from refimpl.model.weight import STORED_DTYPES, StoredTensor, Weight
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Role:
 
     tensor: str
     shape: tuple[int, ...]
-    layout: Layout = WHOLE
+    layout: Layout = OWN_TENSOR
     offset: float = 0.0
 
 
@@ -80,7 +80,7 @@ def _linear(
     hub: HubModel, block: int, linear: str, shapes: Mapping[str, tuple[int, int]], base: str
 ) -> Iterator[tuple[str, Role]]:
     """Weight of one linear, and its bias if the model has it."""
-    role, mixer = kind_of(linear), hub.config.mixer(block)
+    role, mixer = without_number(linear), hub.config.mixer(block)
     location, number = hub.names[role], int("0" + "".join(filter(str.isdigit, linear)))
     ours, theirs = f"blocks.{block}.{linear}", base + location.name.format(block, number)
     together = location.fused or (role,)
@@ -171,8 +171,8 @@ def _unfit(tensors: Mapping[str, StoredTensor], role_of: Mapping[str, Role]) -> 
         elif stored.shape != role.shape:
             shapes = f"expected shape {list(role.shape)}, got {list(stored.shape)}"
             problems[tensor] = f"{tensor}: {shapes}"
-        elif stored.dtype not in DTYPES:
-            problems[tensor] = f"{tensor}: expected {', '.join(DTYPES)}, got {stored.dtype}"
+        elif stored.dtype not in STORED_DTYPES:
+            problems[tensor] = f"{tensor}: expected {', '.join(STORED_DTYPES)}, got {stored.dtype}"
     return list(problems.values())
 
 

@@ -19,7 +19,7 @@ NORMS = (
     "attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm",
     "q_width_norm", "k_width_norm", "q_rope_norm", "k_rope_norm", "v_norm",
 )  # fmt: skip
-BESIDE = "experts_norm", "dense_norm", "routed_norm"  # norms where experts are beside an MLP
+BESIDE_NORMS = "experts_norm", "dense_norm", "routed_norm"  # norms where experts are beside an MLP
 BLOCK_EMBED = "block_embed_norm", "block_embed", "block_embed_out"  # points of a block's embedding
 # Parameters of xIELU, in the order of its arguments, with their shapes
 LEARNED_ACTIVATION: dict[str, tuple[int, ...]] = {
@@ -121,7 +121,7 @@ class Config:
         """Width of what every norm of a block normalises together, by its role."""
         mixer, fed = self.mixer(block), self.blocks[block].mixture is not None
         around = (NORMS[:2] if mixer.points else ()) + (NORMS[2:4] if fed else ())
-        around += BESIDE if self.blocks[block].mixture == "beside" else ()
+        around += BESIDE_NORMS if self.blocks[block].mixture == "beside" else ()
         own = (x.shapes(self.hidden_size).norms for x in (mixer, self.blocks[block]))
         return dict.fromkeys(around, self.hidden_size) | next(own) | next(own)
 
@@ -161,11 +161,11 @@ class Config:
         return self.linear_sizes.sum(axis=1)
 
 
-def kind_of(linear: str) -> str:
+def without_number(linear: str) -> str:
     """Name of a linear without the number of its expert.
 
     Example:
-        >>> kind_of("experts.7.up_proj"), kind_of("q_proj")
+        >>> without_number("experts.7.up_proj"), without_number("q_proj")
         ('experts.up_proj', 'q_proj')
     """
     return ".".join(part for part in linear.split(".") if not part.isdigit())

@@ -36,12 +36,7 @@ def loud(dtype: npt.DTypeLike) -> Iterator[None]:
 
 
 def bits_of(values: Array) -> Array:
-    """The bits of floating-point values as whole numbers: a view, and a plain array.
-
-    Example:
-        >>> bits_of(np.array([0.0, -2.0], np.float32)).tolist()
-        [0, 3221225472]
-    """
+    """The bits of floating-point values as whole numbers: a view, and a plain array."""
     return np.asarray(values).view(f"u{values.dtype.itemsize}")
 
 

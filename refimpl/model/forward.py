@@ -23,11 +23,11 @@ from refimpl.model.mixers.gated_delta_rule import GatedDeltaRule, gated_delta_ru
 from refimpl.model.mixers.latent_attention import LatentAttention, latent_attention
 from refimpl.model.mixers.mamba2 import Beside, Mamba2, attention_beside_mamba2, mamba2
 from refimpl.model.mixers.mixer import Mixer
-from refimpl.model.mixers.projection import Part
-from refimpl.model.mixers.projection import Place as Place
-from refimpl.model.mixers.projection import Weights as Weights
-from refimpl.model.mixers.projection import norm as norm
-from refimpl.model.mixers.projection import project as project
+from refimpl.model.mixers.parts import Part
+from refimpl.model.mixers.parts import Place as Place
+from refimpl.model.mixers.parts import Weights as Weights
+from refimpl.model.mixers.parts import affine as affine
+from refimpl.model.mixers.parts import norm as norm
 from refimpl.model.mixers.short_convolution import ShortConvolution, short_convolution
 from refimpl.model.mixers.softmax_attention import Attention, SharedAttention, self_attention
 from refimpl.model.model import Model
@@ -113,15 +113,15 @@ def mlp(x: Array, weights: Weights, place: Place, config: Config, of: str = "") 
 
     Observed: `mlp_hidden` [..., F], the input of `down_proj`.
     """
-    hidden, act = project(x, weights, f"{of}up_proj"), place.kernels.activations[config.activation]
+    hidden, act = affine(x, weights, f"{of}up_proj"), place.kernels.activations[config.activation]
     learned = [weights[name] for name in LEARNED_ACTIVATION if name in weights]
     if config.gated:
-        gate = ops.scaled(project(x, weights, f"{of}gate_proj"), config.gate_scale)
+        gate = ops.scaled(affine(x, weights, f"{of}gate_proj"), config.gate_scale)
         gate, hidden = ops.clamped_gate(gate, hidden, config.gate_limit)
         hidden = act(gate, *learned) * hidden
     else:
         hidden = act(hidden, *learned)
-    y = project(place.observe(f"{of}mlp_hidden", hidden), weights, f"{of}down_proj")
+    y = affine(place.observe(f"{of}mlp_hidden", hidden), weights, f"{of}down_proj")
     return ops.scaled(y, config.mlp_scale)
 
 
@@ -139,7 +139,7 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     """
     assert config.experts is not None
     x, read = inputs_of_experts(x, weights, place.kernels, config.norm_eps, place.observe)
-    chosen, share = route(project(read, weights, "router"), config.experts, weights, place.observe)
+    chosen, share = route(affine(read, weights, "router"), config.experts, weights, place.observe)
     out = np.zeros_like(x)
     for e in np.flatnonzero(np.any(chosen, axis=(0, 1))).tolist():
         name, routed = f"experts.{e}.", chosen[..., e]
@@ -151,7 +151,7 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
         name = "shared_expert."
         y = mlp(place.observe(f"{name}mlp_norm", x), weights, place, config, name)
         if f"{name}gate.weight" in weights:
-            y = y * ops.sigmoid(project(x, weights, f"{name}gate"))
+            y = y * ops.sigmoid(affine(x, weights, f"{name}gate"))
         out = out + y
     return out
 
@@ -221,7 +221,7 @@ def logits(h: Array, weights: Weights, config: Config, observe: Observer = unobs
 
     Observed: `logits` [B, S, V], of `final_state`'s h, [B, S, D].
     """
-    scores = ops.scaled(project(h, weights, "lm_head"), config.logit_scale)
+    scores = ops.scaled(affine(h, weights, "lm_head"), config.logit_scale)
     return observe("logits", ops.soft_cap(scores, config.final_soft_cap))
 
 

@@ -29,10 +29,10 @@ class Layout:
         return (self.rows[self.index], *every[1:]) if len(self.rows) > 1 else every
 
 
-WHOLE = Layout()  # a tensor of its own, rows first
+OWN_TENSOR = Layout()  # a tensor of its own, rows first
 
 
-def cut(stored: Array, layout: Layout) -> Array:
+def extract(stored: Array, layout: Layout) -> Array:
     """Cut one weight [out, in], or bias [out], out of the stored tensor; a view if possible.
 
     The stored tensor is [rows, in], [in, rows] or (a bias) [rows]; of a stack, one such per expert.
@@ -44,7 +44,7 @@ def cut(stored: Array, layout: Layout) -> Array:
     Example:
         >>> import numpy as np
         >>> fused = np.arange(8).reshape(8, 1)   # two heads of (q, k), two rows each
-        >>> cut(fused, Layout(rows=(4, 4), index=1, groups=2)).ravel().tolist()
+        >>> extract(fused, Layout(rows=(4, 4), index=1, groups=2)).ravel().tolist()
         [2, 3, 6, 7]
     """
     runs = _runs(stored, layout)
@@ -52,7 +52,7 @@ def cut(stored: Array, layout: Layout) -> Array:
 
 
 def paste(stored: Array, weight: Array, layout: Layout) -> None:
-    """Put one weight into the stored tensor, in place: the opposite of `cut`.
+    """Put one weight into the stored tensor, in place: the opposite of `extract`.
 
     Example:
         >>> import numpy as np

@@ -25,11 +25,7 @@ M = TypeVar("M", bound="Model")
 
 
 class BlockWeights(Mapping[str, Array]):
-    """Weights of a block by their names; some are read, and not kept, whenever they are used.
-
-    Args:
-        values: Arrays, or functions that return one.
-    """
+    """Weights of a block by their names; some are functions that read theirs at each use."""
 
     def __init__(self, values: Mapping[str, Array | Later]) -> None:
         self._values = dict(values)

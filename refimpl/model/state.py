@@ -23,11 +23,6 @@ class State:
         token_ids: Ids, [B, S]; blocks with embeddings of their own look them up.
         kept: Keys, before their rotation, and values that later blocks read, [B, K, S, h] each, by
             the number of the block that computed them.
-
-    Example:
-        >>> state = State(np.zeros((2, 3, 4)), np.zeros((2, 3), int))
-        >>> len(state), state.sequence(1).stream.shape, state.in_a_row().stream.shape
-        (2, (1, 3, 4), (1, 6, 4))
     """
 
     stream: Array

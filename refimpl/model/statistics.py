@@ -34,16 +34,14 @@ def inputs_of(linears: Iterable[str]) -> tuple[str, ...]:
 
 
 def saw_no_token(linear: str, total: Array | None) -> bool:
-    """Whether a linear is an expert's to which no token was routed, by the sum of its inputs.
-
-    Example:
-        >>> saw_no_token("experts.7.up_proj", np.zeros(2)), saw_no_token("up_proj", np.zeros(2))
-        (True, False)
-    """
+    """Whether a linear is an expert's to which no token was routed, by the sum of its inputs."""
     return linear.startswith("experts.") and (total is None or not total.any())
 
 
-WHOLE, FEW = 4096, 1024  # inputs up to which outer products are one product; else, of each
+ONE_PRODUCT, ROWS_AT_ONCE = (
+    4096,
+    1024,
+)  # inputs up to which outer products are one product; else, of each
 
 Statistic = Callable[[Array], Array]
 """Sums over the tokens of a linear's input, [B, S, in], or [n, in] of an expert."""
@@ -78,7 +76,7 @@ def sum_of_outer_products(x: Array) -> Array:
 
 def product_rows(width: int) -> list[slice]:
     """Rows of a matrix [width, width] of outer products, as many as are computed at once."""
-    step = width if width <= WHOLE else FEW
+    step = width if width <= ONE_PRODUCT else ROWS_AT_ONCE
     return [slice(start, min(start + step, width)) for start in range(0, width, step)]
 
 

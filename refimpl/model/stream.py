@@ -25,8 +25,6 @@ class Stream:
         model: The model: facts and embedding.
         ids: Token ids of each sequence, [S] or [B, S], by its number; lengths may differ.
         dtype: Dtype of the computation.
-        states: States to continue with, by the same numbers; the embedded ids if None.
-        index: The block that the states enter next.
 
     Example:
         >>> from refimpl import read_model
@@ -40,25 +38,17 @@ class Stream:
     """
 
     def __init__(
-        self,
-        model: Model,
-        ids: Mapping[int, Array],
-        dtype: npt.DTypeLike = np.float32,
-        states: Mapping[int, State] | None = None,
-        index: int = 0,
+        self, model: Model, ids: Mapping[int, Array], dtype: npt.DTypeLike = np.float32
     ) -> None:
-        self.model, self.config, self.dtype, self.index = model, model.config, dtype, index
+        self.model, self.config, self.dtype, self.index = model, model.config, dtype, 0
         self._places = {
             length: places(np.arange(length), model.config, dtype, TILED)
             for length in {row.shape[-1] for row in ids.values()}
         }
-        self.states = dict(states or {})
-        if states is None:
-            table = model.embedding()
-            for number, row in ids.items():
-                positions = np.arange(row.shape[-1])
-                embedded = embed(np.atleast_2d(row), positions, table, model.config, dtype)
-                self.states[number] = embedded
+        self.states, table = dict[int, State](), model.embedding()
+        for number, row in ids.items():
+            positions, batch = np.arange(row.shape[-1]), np.atleast_2d(row)
+            self.states[number] = embed(batch, positions, table, model.config, dtype)
 
     def place(self, length: int) -> Place:
         """The `Place` of a sequence of this length in block `index`."""

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError, unreadable
-from refimpl.model.layout import WHOLE, Layout, cut
+from refimpl.model.layout import OWN_TENSOR, Layout, extract
 from refimpl.model.ops import Array
 
 CHUNK = 1 << 22  # weights that are checked at once
-DTYPES = {
+STORED_DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -92,8 +92,8 @@ class StoredTensor:
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """The dtype of its values, which must be one of `DTYPES`."""
-        return DTYPES[self.dtype]
+        """The dtype of its values, which must be one of `STORED_DTYPES`."""
+        return STORED_DTYPES[self.dtype]
 
     @property
     def nbytes(self) -> int:
@@ -151,7 +151,7 @@ class Weight:
     """One of our tensors."""
 
     stored: StoredTensor  # The file's tensor that holds it
-    layout: Layout = WHOLE  # Which part of that tensor it is
+    layout: Layout = OWN_TENSOR  # Which part of that tensor it is
     offset: float = 0.0  # Number added to every value after reading
 
     @property
@@ -214,9 +214,9 @@ class Weight:
             return self.stored.rows(rows)
         if layout.stack:
             one = self.stored.rows(slice(layout.expert, layout.expert + 1))
-            return cut(one, replace(layout, expert=0))[rows]
+            return extract(one, replace(layout, expert=0))[rows]
         if layout.transposed or layout.groups > 1:
-            return cut(self.stored.array, layout)[rows].copy("K")
+            return extract(self.stored.array, layout)[rows].copy("K")
         first = sum(layout.rows[: layout.index])
         start, stop, _ = rows.indices(layout.rows[layout.index])
         return self.stored.rows(slice(first + start, first + max(start, stop)))

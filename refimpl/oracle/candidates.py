@@ -17,7 +17,7 @@ from refimpl.loading.files.file_reading import reading
 from refimpl.loading.files.safetensors_file import ARRAY_DTYPES, SafetensorsFile
 from refimpl.loading.samples import Tokens
 from refimpl.model.attention import merge_heads, split_heads
-from refimpl.model.layout import cut
+from refimpl.model.layout import extract
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
 from refimpl.oracle.case import Case, computed_case, read_case
@@ -258,7 +258,7 @@ def _as_step(x: Array, source: ModuleOutput, case: Case, step: str, decode: bool
     layout = source.layout
     if len(layout.rows) > 1 and rows.shape[-1] == sum(layout.rows):
         own = replace(layout, transposed=False, stack=0)
-        rows = np.moveaxis(cut(np.moveaxis(rows, -1, 0), own), 0, -1)
+        rows = np.moveaxis(extract(np.moveaxis(rows, -1, 0), own), 0, -1)
     if rows.shape[-1] != heads * width:
         return x
     rows = split_heads(rows, width) if truth.ndim == 4 else rows

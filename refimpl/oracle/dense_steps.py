@@ -22,8 +22,7 @@ from refimpl.method.correction import centred_log, clipped_log
 from refimpl.method.projection import project
 from refimpl.model.config import Config
 from refimpl.model.experts import ROUTER
-from refimpl.model.forward import INSIDE, Place, Weights, block, embed, head, places
-from refimpl.model.forward import project as project_linear
+from refimpl.model.forward import INSIDE, Place, Weights, affine, block, embed, head, places
 from refimpl.model.mixers.softmax_attention import SharedAttention
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -155,7 +154,7 @@ class StepInputs:
         index, config = int(step.split(".")[1]), self.model.config
         read = step.replace(ROUTER, config.blocks[index].mlp_reads[-1])
         weights = self.model.block(index, np.float64)
-        logits = project_linear(self.value(read), weights, "router")
+        logits = affine(self.value(read), weights, "router")
         return read, logits, unpacked(self.values[step], logits.shape[-1]), weights
 
     def base(self, name: str, others: Mapping[str, Array] = {}) -> Array:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import json_object, read_file, reading
-from refimpl.model.layout import WHOLE, Layout
+from refimpl.model.layout import OWN_TENSOR, Layout
 from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.model import Model
 from refimpl.oracle.case import Case
@@ -26,7 +26,7 @@ class ModuleOutput:
     """
 
     names: tuple[str, ...]
-    layout: Layout = WHOLE
+    layout: Layout = OWN_TENSOR
 
 
 Sources = dict[str, ModuleOutput]
@@ -75,7 +75,7 @@ def transformers_sources(model: Model) -> Sources:
         whole.append(start[0] if start else "")
     sources: Sources = {}
 
-    def add(step: str, *names: str, layout: Layout = WHOLE) -> None:
+    def add(step: str, *names: str, layout: Layout = OWN_TENSOR) -> None:
         if every := tuple(name for name in names if name not in ("", INPUT)):
             sources[step] = ModuleOutput(every, layout)
 

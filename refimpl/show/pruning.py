@@ -6,7 +6,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from refimpl.model.config import kind_of
+from refimpl.model.config import without_number
 from refimpl.pruning.inspection import Inspection, common_pattern
 from refimpl.pruning.record import Pruning
 from refimpl.running.file_system import MIB
@@ -147,7 +147,8 @@ def _shares(blocks: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
     def shares(wanted: str | None) -> list[str]:
         rows = [
-            [x for name, x in block.items() if wanted in (None, kind_of(name))] for block in blocks
+            [x for name, x in block.items() if wanted in (None, without_number(name))]
+            for block in blocks
         ]
         rows.append([linear for row in rows for linear in row])
         return [
@@ -155,5 +156,5 @@ def _shares(blocks: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
             for row in rows
         ]
 
-    kinds = dict.fromkeys(kind_of(name) for block in blocks for name in block)
+    kinds = dict.fromkeys(without_number(name) for block in blocks for name in block)
     return {"sparsity": shares(None), **{kind: shares(kind) for kind in kinds}}

@@ -184,7 +184,7 @@ def test_functions_are_those_of_the_family() -> None:
     assert "soft_cap" in called("gemma2", "attention") & called("gemma2", "head")
     assert "soft_cap" not in called("llama", "attention") | called("llama", "head")
     assert "rms_norm" in called("gemma2", "attn_out")
-    assert called("llama", "attn_out") == {"merge_heads", "project"}
+    assert called("llama", "attn_out") == {"merge_heads", "affine"}
     assert "scaled" in called("granite", "attn_out")
     assert called("opt", "mlp_out") == {"mlp", "relu"}
     assert called("llama4_text", "mlp_out", 1) == {"mixture", "mlp", "silu"}

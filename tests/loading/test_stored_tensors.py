@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from strategies import seeds
 
 from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.model.layout import WHOLE, Layout, cut, paste
+from refimpl.model.layout import OWN_TENSOR, Layout, extract, paste
 from refimpl.model.ops import Array
-from refimpl.model.weight import DTYPES
+from refimpl.model.weight import STORED_DTYPES
 
-STORED_DTYPES = st.sampled_from(sorted(DTYPES))
+DTYPE_NAMES = st.sampled_from(sorted(STORED_DTYPES))
 
 
 def random_bytes(shape: tuple[int, ...], dtype: np.dtype[Any], seed: int) -> Array:
@@ -46,7 +46,7 @@ def fusions(draw: st.DrawFn) -> tuple[list[Layout], tuple[int, ...]]:
     return layouts, shape[::-1] if transposed else shape
 
 
-@given(fusions(), STORED_DTYPES, seeds, st.integers(0, 3))
+@given(fusions(), DTYPE_NAMES, seeds, st.integers(0, 3))
 def test_cut_and_paste_undo_each_other(
     fusion: tuple[list[Layout], tuple[int, ...]], dtype: str, seed: int, experts: int
 ) -> None:
@@ -57,15 +57,15 @@ def test_cut_and_paste_undo_each_other(
     ]
     layouts = [replace(x, stack=experts, expert=e) for e in range(max(1, experts)) for x in layouts]
     stack = (experts, *shape) if experts else shape
-    stored = random_bytes(stack, DTYPES[dtype], seed)
-    assert np.shares_memory(cut(stored, WHOLE), stored)
-    parts = [cut(stored, layout) for layout in layouts]
+    stored = random_bytes(stack, STORED_DTYPES[dtype], seed)
+    assert np.shares_memory(extract(stored, OWN_TENSOR), stored)
+    parts = [extract(stored, layout) for layout in layouts]
     assert [part.shape for part in parts] == shapes * max(1, experts)
-    copy = random_bytes(stack, DTYPES[dtype], seed + 1).copy()
+    copy = random_bytes(stack, STORED_DTYPES[dtype], seed + 1).copy()
     for i, (layout, part) in enumerate(zip(layouts, parts, strict=True)):
-        before = [contents(cut(copy, other)) for other in layouts]
+        before = [contents(extract(copy, other)) for other in layouts]
         paste(copy, part, layout)
-        after = [contents(cut(copy, other)) for other in layouts]
+        after = [contents(extract(copy, other)) for other in layouts]
         assert after == [*before[:i], contents(part), *before[i + 1 :]]
     assert contents(copy) == contents(stored)
 
@@ -88,7 +88,10 @@ STRIDES: dict[str, Callable[[Array], Array]] = {
 }
 
 
-WRITABLE = [*DTYPES.values(), *map(np.dtype, ("i8", "u8", "i4", "u4", "i2", "u2", "i1", "u1", "?"))]
+WRITABLE = [
+    *STORED_DTYPES.values(),
+    *map(np.dtype, ("i8", "u8", "i4", "u4", "i2", "u2", "i1", "u1", "?")),
+]
 ARRAYS = st.dictionaries(
     st.text(min_size=1, max_size=6).filter(lambda name: name != "__metadata__"),
     st.tuples(
@@ -107,7 +110,7 @@ def read_by_hand(path: Path) -> dict[str, Array]:
     (length,) = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8 : 8 + length])
     header.pop("__metadata__", None)
-    dtypes = dict(DTYPES) | {"BOOL": np.dtype(bool)}
+    dtypes = dict(STORED_DTYPES) | {"BOOL": np.dtype(bool)}
     integers = [f"{kind}{n}" for kind in "iu" for n in (1, 2, 4, 8)]
     dtypes |= {f"{name[0].upper()}{8 * int(name[1])}": np.dtype(name) for name in integers}
     arrays = {}
@@ -132,7 +135,7 @@ def test_contiguous_copies_of_any_strides_are_written_and_read_unchanged(
     assert file.metadata == metadata
     for name, array in arrays.items():
         assert contents(by_hand[name]) == contents(array)
-        if file.tensors[name].dtype in DTYPES:
+        if file.tensors[name].dtype in STORED_DTYPES:
             assert contents(file.tensors[name].array) == contents(array)
 
 

@@ -27,7 +27,7 @@ from tables import cases
 
 from refimpl import Model, forward, read_model
 from refimpl.model import weight
-from refimpl.model.weight import DTYPES
+from refimpl.model.weight import STORED_DTYPES
 
 LAYER = "model.layers.0."
 
@@ -96,7 +96,7 @@ def test_the_offset_of_a_norm_is_added_on_reading() -> None:
     np.testing.assert_array_equal(read, stored + 1)
 
 
-@pytest.mark.parametrize("dtypes", [["F64"], ["F32"], ["F16"], ["BF16"], list(DTYPES)])
+@pytest.mark.parametrize("dtypes", [["F64"], ["F32"], ["F16"], ["BF16"], list(STORED_DTYPES)])
 @pytest.mark.parametrize("case", ["llama", "gpt2", "gpt_neox", "gemma2", "phi3"])
 def test_the_same_values_in_any_dtypes(case: str, dtypes: list[str], tmp_path: Path) -> None:
     # bfloat16 and float16 both hold these values: 8 bits, and not too small
@@ -106,7 +106,7 @@ def test_the_same_values_in_any_dtypes(case: str, dtypes: list[str], tmp_path: P
     }
     expected = read_model(write(tmp_path / "m", values, config_of(case)))
     stored = {
-        name: array.astype(DTYPES[dtype])
+        name: array.astype(STORED_DTYPES[dtype])
         for (name, array), dtype in zip(values.items(), cycle(dtypes), strict=False)
     }
     model = read_model(write(tmp_path / "n", stored, config_of(case)))
@@ -161,7 +161,7 @@ def test_one_block_is_in_memory_at_a_time(dtype: str, tmp_path: Path) -> None:
     config = config_of("llama", hidden_size=512, intermediate_size=2304, vocab_size=16000)
     folder = sparse(tmp_path / "m", config | {"num_hidden_layers": 12}, dtype)  # 206 or 103 MB
     model = read_model(folder)
-    size = DTYPES[dtype].itemsize
+    size = STORED_DTYPES[dtype].itemsize
     stored, computed = (model.config.block_sizes[0] * x for x in (size, 4))  # at most 14 MB
     model.block(0, "float32")
     before, most = resident(), 0

@@ -479,7 +479,7 @@ VARIANTS: list[Row] = [
      "qwen3_5 qwen3_next"),
     ("q, k, v, z one after another", layout(r"in_proj_[qkvz]", groups=1), "qwen3_next"),
     ("latents not normalised", latent(lambda x: x * 2), MLA),
-    ("eps of the other norms", patched(latent_attention, "EPS", lambda _: 1e-3), MLA),
+    ("eps of the other norms", patched(latent_attention, "LATENT_EPS", lambda _: 1e-3), MLA),
     ("scores of the plain channels", mixers(scale=lambda m: m.plain_dim**-0.5), MLA),
     ("a scale without yarn's", mixers(scale=lambda m: 10**-0.5), "deepseek_v3"),
     ("pairs of halves, latent", rope(interleaved=False), "deepseek_v3 deepseek_v2"),

@@ -18,7 +18,7 @@ from refimpl.model import attention, kernels, ops
 from refimpl.model import forward as forward_module
 from refimpl.model.config import Config
 from refimpl.model.kernels import PLAIN, TILED, Kernels
-from refimpl.model.mixers import projection, softmax_attention
+from refimpl.model.mixers import parts, softmax_attention
 from refimpl.model.mixers.gated_delta_rule import GatedDeltaRule
 from refimpl.model.mixers.latent_attention import LatentAttention
 from refimpl.model.mixers.mamba2 import Beside, Mamba2
@@ -196,7 +196,7 @@ def code_lines(module: ModuleType) -> dict[str, int]:
 
 
 def test_ids_to_logits_take_at_most_170_lines() -> None:
-    modules = forward_module, attention, projection, softmax_attention
+    modules = forward_module, attention, parts, softmax_attention
     counts = {name: n for module in modules for name, n in code_lines(module).items()}
     assert {"norm", "embed", "block", "head", "forward", "attend"} < set(counts)
     assert sum(counts.values()) + code_lines(ops)["softmax"] <= 170

@@ -14,7 +14,7 @@ from gates import model_of
 from refimpl import read_model
 from refimpl.loading.samples import Tokens
 from refimpl.model.experts import preferences
-from refimpl.model.forward import project
+from refimpl.model.forward import affine
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, case_inputs, computed_case, stepwise_steps
 from refimpl.oracle.check import check
@@ -38,7 +38,7 @@ def with_another_expert(case: Case, rank: int) -> Array:
     experts, weights = case.model.config.experts, case.model.block(0, np.float64)
     assert experts is not None
     read = case.model.config.blocks[0].mlp_reads[-1]
-    logits = project(case.expected[f"blocks.0.{read}"], weights, "router")
+    logits = affine(case.expected[f"blocks.0.{read}"], weights, "router")
     score, _ = preferences(logits, experts, weights.get("router.correction"))
     chosen = unpacked(case.expected[STEP], experts.num_experts)
     lowest, highest = np.where(chosen, score, np.inf), np.where(chosen, -np.inf, score)

@@ -36,8 +36,8 @@ def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matrices of more than 24 inputs count as large."""
     monkeypatch.setattr(compensation, "WHOLE", 24)
     monkeypatch.setattr(compensation, "PANEL", 9)
-    monkeypatch.setattr(statistics, "WHOLE", 24)
-    monkeypatch.setattr(statistics, "FEW", 10)
+    monkeypatch.setattr(statistics, "ONE_PRODUCT", 24)
+    monkeypatch.setattr(statistics, "ROWS_AT_ONCE", 10)
 
 
 @pytest.mark.parametrize("whole", [WIDE, 512])
@@ -46,9 +46,9 @@ def test_one_matrix_is_factored_in_its_place(
     whole: int, together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sum of an input, its Hessian and its factor are one matrix; with little memory, alone."""
-    for module in (compensation, statistics):
-        monkeypatch.setattr(module, "WHOLE", whole)
-    monkeypatch.setattr(statistics, "FEW", 128)
+    monkeypatch.setattr(compensation, "WHOLE", whole)
+    monkeypatch.setattr(statistics, "ONE_PRODUCT", whole)
+    monkeypatch.setattr(statistics, "ROWS_AT_ONCE", 128)
     model = read_model(sparse(tmp_path / "wide", CONFIG))
     tokens, pruner = random_tokens(264, 2, 8), PrunerOptions("sparsegpt")
     shapes = model.config.linears[0]

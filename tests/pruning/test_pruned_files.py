@@ -31,8 +31,8 @@ from safetensors import safe_open
 
 from refimpl import Model, Pattern, PrunerOptions, prune, read_model
 from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.model.layout import cut
-from refimpl.model.weight import DTYPES
+from refimpl.model.layout import extract
+from refimpl.model.weight import STORED_DTYPES
 from refimpl.pruning.pruned_files import Counts, PrunedFiles, copies, with_format
 
 Blocks = dict[int, dict[str, Decision]]
@@ -57,9 +57,9 @@ def expected_bytes(model: Model, blocks: Blocks) -> dict[str, bytes]:
     for i, linears in blocks.items():
         for name, decision in linears.items():
             weight = model.weights[f"blocks.{i}.{name}.weight"]
-            stored, size = weight.stored, DTYPES[weight.stored.dtype].itemsize
+            stored, size = weight.stored, STORED_DTYPES[weight.stored.dtype].itemsize
             numbers = np.arange(np.prod(stored.shape)).reshape(stored.shape)
-            for number in cut(numbers, weight.layout)[~decision.keep]:
+            for number in extract(numbers, weight.layout)[~decision.keep]:
                 start = stored.offset + int(number) * size
                 raw[stored.file.path.name][start : start + size] = bytes(size)
     return {name: bytes(content) for name, content in raw.items()}
@@ -115,7 +115,7 @@ def test_one_linear_alone(case: str, only: str, tmp_path: Path) -> None:
     assert [list(counts) for counts in found.counts] == [[only]] * model.config.num_blocks
 
 
-@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("dtype", sorted(STORED_DTYPES))
 def test_new_weights_are_rounded_to_the_stored_dtype(dtype: str, tmp_path: Path) -> None:
     model = read_model(llama_of(tmp_path / "old", dtype, {"format": "pt"}))
     random = np.random.default_rng(1)
@@ -127,20 +127,20 @@ def test_new_weights_are_rounded_to_the_stored_dtype(dtype: str, tmp_path: Path)
     new = SafetensorsFile(tmp_path / "new" / "model.safetensors").tensors
     for name, weight in model.weights.items():
         array, expected = new[weight.stored.name].array, weight.stored.array
-        assert array.dtype == expected.dtype == DTYPES[dtype]
+        assert array.dtype == expected.dtype == STORED_DTYPES[dtype]
         if name.endswith("_proj.weight"):
             _, i, linear, _ = name.split(".")
             decision = blocks[int(i)][linear]
-            expected = np.where(decision.keep, decision.new, 0).astype(DTYPES[dtype])
+            expected = np.where(decision.keep, decision.new, 0).astype(STORED_DTYPES[dtype])
         assert array.tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("dtype", sorted(STORED_DTYPES))
 def test_signs_of_pruned_and_kept_zeros(dtype: str, tmp_path: Path) -> None:
-    arrays = {n: array.astype(DTYPES[dtype]) for n, array in arrays_of("llama").items()}
+    arrays = {n: array.astype(STORED_DTYPES[dtype]) for n, array in arrays_of("llama").items()}
     name = "model.layers.1.mlp.down_proj.weight"
     arrays[name] = -arrays[name]
-    arrays[name][:, ::3] = DTYPES[dtype].type(-0.0)
+    arrays[name][:, ::3] = STORED_DTYPES[dtype].type(-0.0)
     model = read_model(write(tmp_path / "old", arrays, config_of("llama")))
     blocks = decisions(model, seed=4)
     found = write_pruned(model, tmp_path / "new", blocks)

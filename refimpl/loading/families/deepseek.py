@@ -139,15 +139,15 @@ def _deepseek(family: Family, entries: Entries) -> tuple[Family, Entries]:
     return family.like(family.model_type, interleaved=pairs), own
 
 
-ATTENTION = "layers.{}.self_attn."
+SELF_ATTENTION = "layers.{}.self_attn."
 LATENT = dict(
-    q_a_proj=f"{ATTENTION}q_a_proj",
-    q_b_proj=f"{ATTENTION}q_b_proj",
-    kv_a_proj=f"{ATTENTION}kv_a_proj_with_mqa",
-    kv_b_proj=f"{ATTENTION}kv_b_proj",
+    q_a_proj=f"{SELF_ATTENTION}q_a_proj",
+    q_b_proj=f"{SELF_ATTENTION}q_b_proj",
+    kv_a_proj=f"{SELF_ATTENTION}kv_a_proj_with_mqa",
+    kv_b_proj=f"{SELF_ATTENTION}kv_b_proj",
 ) | {
-    "q_a_norm.weight": f"{ATTENTION}q_a_layernorm.weight",
-    "kv_a_norm.weight": f"{ATTENTION}kv_a_layernorm.weight",
+    "q_a_norm.weight": f"{SELF_ATTENTION}q_a_layernorm.weight",
+    "kv_a_norm.weight": f"{SELF_ATTENTION}kv_a_layernorm.weight",
 }
 LATENT_KEYS = dict(
     kv_lora_rank=512, q_lora_rank=1536, v_head_dim=128, qk_nope_head_dim=128,

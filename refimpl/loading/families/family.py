@@ -184,7 +184,7 @@ def unread(*names: str) -> dict[str, Key]:
     return dict.fromkeys(names, Key(None, read=False))
 
 
-MOST = 10_000  # blocks of which a list is made
+MOST_LISTED = 10_000  # blocks of which a list is made
 LEGACY = {"mamba": "linear_attention", "attention": "full_attention"}  # words of old files
 
 
@@ -193,7 +193,7 @@ def with_kinds(
 ) -> dict[str, Any]:
     """The entries with the kind of every block: as listed, or full attention in some, by number."""
     types, count = entries.get("layer_types"), entries.get("num_hidden_layers")
-    if types is None and type(count) is int and count <= MOST:
+    if types is None and type(count) is int and count <= MOST_LISTED:
         types = ["full_attention" if attends(i) else other for i in range(count)]
     kinds = [LEGACY.get(str(x), x) for x in types] if isinstance(types, list) else types
     return {**entries, "layer_types": kinds}

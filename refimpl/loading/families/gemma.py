@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from refimpl.loading.families.family import (
-    MOST,
+    MOST_LISTED,
     QK_NORM,
     Entries,
     Family,
@@ -62,7 +62,7 @@ GEMMA3 = GEMMA2.like(
 )  # fmt: skip
 
 
-BESIDE: dict[str, Any] = stacked("layers.{}.experts", weight="") | placed(
+EXPERTS_BESIDE: dict[str, Any] = stacked("layers.{}.experts", weight="") | placed(
     "layers.{}.", dense_norm="post_feedforward_layernorm_1",
     experts_norm="pre_feedforward_layernorm_2", routed_norm="post_feedforward_layernorm_2",
     **{"router": "router.proj", "router.scale": "router.scale",
@@ -82,7 +82,7 @@ OWN = placed(
 def _with_shared(family: Family, entries: Entries) -> Family:
     """The family, whose last blocks may have tensors of keys and values that are unused."""
     count, shared = (entries.get(f"num_{x}_layers") for x in ("hidden", "kv_shared"))
-    if not (type(count) is type(shared) is int and 0 < shared < count <= MOST):
+    if not (type(count) is type(shared) is int and 0 < shared < count <= MOST_LISTED):
         return family
     reading = "|".join(map(str, range(count - shared, count)))
     unused = rf"layers\.({reading})\.self_attn\.([kv]_proj|[kv]_norm)\.weight"
@@ -101,7 +101,7 @@ def _gemma4(family: Family, entries: Entries) -> tuple[Family, Entries]:
         sizes = dict(num_experts=Key(), num_experts_per_tok=key(None, "top_k_experts"),
                      moe_intermediate_size=Key())  # fmt: skip
         family = family.like(
-            family.model_type, ("top_k_experts",), BESIDE, sizes, scoring="softmax"
+            family.model_type, ("top_k_experts",), EXPERTS_BESIDE, sizes, scoring="softmax"
         )
     own = with_kinds(entries, lambda i: (i + 1) % 6 == 0, "sliding_attention")
     if not isinstance(types := own["layer_types"], list) or not types:

@@ -7,7 +7,7 @@ from typing import Any
 from refimpl.loading.families.family import (
     LEGACY,
     MLP,
-    MOST,
+    MOST_LISTED,
     Entries,
     Family,
     Key,
@@ -82,7 +82,7 @@ def _lfm2(family: Family, entries: Entries) -> tuple[Family, Entries]:
     adjusted = own.get("block_auto_adjust_ff_dim", True)
     if adjusted is True and type(width) is int and type(multiple) is int and multiple > 0:
         width = 2 * width // 3
-        if isinstance(factor, int | float) and 0 < factor < MOST:
+        if isinstance(factor, int | float) and 0 < factor < MOST_LISTED:
             width = -(-int(factor * width) // multiple) * multiple
     return family, own | {"intermediate_size": width}
 

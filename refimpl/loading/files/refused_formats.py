@@ -8,7 +8,7 @@ from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import reading
-from refimpl.model.weight import DTYPES, StoredTensor
+from refimpl.model.weight import STORED_DTYPES, StoredTensor
 from refimpl.running.file_system import open_file
 
 _PICKLE = (
@@ -24,7 +24,7 @@ CONVERSIONS |= dict.fromkeys((".h5", ".msgpack", ".onnx"), _OTHER)
 
 _ACCEPTED = {
     "quantised": (
-        f"weights in {', '.join(DTYPES)}; refimpl convert also reads GGUF, FP8 and MXFP4",
+        f"weights in {', '.join(STORED_DTYPES)}; refimpl convert also reads GGUF, FP8 and MXFP4",
         "de-quantise it (transformers: model.dequantize().save_pretrained(DIR)) or use the "
         "original checkpoint",
     ),
@@ -79,7 +79,9 @@ def _convertible(problem: str, path: Path) -> RefimplError:
     """The refusal of a model that `refimpl convert` makes an ordinary folder of."""
     command = f"{shlex.join(['refimpl', 'convert', str(path)])} -o FOLDER"
     return RefimplError(
-        problem, f"a model with weights in {', '.join(DTYPES)}", f"{command}, and pass FOLDER"
+        problem,
+        f"a model with weights in {', '.join(STORED_DTYPES)}",
+        f"{command}, and pass FOLDER",
     )
 
 

@@ -14,12 +14,12 @@ from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import DOCUMENT, json_object, read_file, reading
 from refimpl.loading.files.refused_formats import CONVERSIONS, conversion, refusal
 from refimpl.model.ops import Array
-from refimpl.model.weight import DTYPES, StoredTensor, WeightFile
+from refimpl.model.weight import STORED_DTYPES, StoredTensor, WeightFile
 from refimpl.running.file_system import open_file
 
 METADATA = "__metadata__"
 ARRAY_DTYPES = {  # of tensors that are read as arrays
-    **DTYPES,
+    **STORED_DTYPES,
     **{f"{x.upper()}{8 * n}": np.dtype(f"<{x}{n}") for x in "iu" for n in (1, 2, 4, 8)},
     "BOOL": np.dtype(np.bool_),
     "C64": np.dtype(np.complex64),  # such as a rotation

@@ -5,7 +5,7 @@ from math import sqrt
 import numpy as np
 
 from refimpl.model.config import Config
-from refimpl.model.mixers.projection import Place, Weights, norm, project
+from refimpl.model.mixers.parts import Place, Weights, affine, norm
 from refimpl.model.ops import Array
 
 
@@ -29,8 +29,8 @@ def block_embedding(x: Array, weights: Weights, place: Place, config: Config) ->
         np.take(weights[f"{table}.weight"], place.token_ids, axis=0).astype(x.dtype)
         for table in ("embed", "block_embed")
     )
-    y = project(first * config.embed_scale, weights, "block_embed_stream") * x.shape[-1] ** -0.5
+    y = affine(first * config.embed_scale, weights, "block_embed_stream") * x.shape[-1] ** -0.5
     y = norm(y, weights, "block_embed_stream_norm", config, kernels)
     e = place.observe("block_embed", (y + own * sqrt(own.shape[-1])) * sqrt(0.5))
-    gate = kernels.activations[config.activation](project(x, weights, "block_embed_gate"))
-    return project(gate * e, weights, "block_embed_proj")
+    gate = kernels.activations[config.activation](affine(x, weights, "block_embed_gate"))
+    return affine(gate * e, weights, "block_embed_proj")

@@ -9,11 +9,11 @@ import numpy as np
 from refimpl.model import attention, ops
 from refimpl.model.config import Config
 from refimpl.model.mixers.mixer import Mixer, WeightShapes
-from refimpl.model.mixers.projection import Place, Weights, project
+from refimpl.model.mixers.parts import Place, Weights, affine
 from refimpl.model.mixers.short_convolution import causal_convolution
 from refimpl.model.ops import Array
 
-EPS = 1e-6  # under the root of a query's and a key's length
+LENGTH_EPS = 1e-6  # under the root of a query's and a key's length
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def unit(x: Array) -> Array:
         >>> unit(np.array([3.0, 4.0])).round(6).tolist()
         [0.6, 0.8]
     """
-    return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + EPS)
+    return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + LENGTH_EPS)
 
 
 def delta_rule(
@@ -143,7 +143,7 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     """
     sizes, observe = place.mixer, place.observe
     assert isinstance(sizes, GatedDeltaRule)
-    qkv = np.concatenate([project(x, weights, f"in_proj_{name}") for name in "qkv"], axis=-1)
+    qkv = np.concatenate([affine(x, weights, f"in_proj_{name}") for name in "qkv"], axis=-1)
     taps = weights
     if "conv.weight" not in weights:
         parts = [weights[f"conv_{name}.weight"] for name in "qkv"]
@@ -153,13 +153,13 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     q, k, v = qkv[..., :ends], qkv[..., ends : 2 * ends], qkv[..., 2 * ends :]
     head_of = np.arange(sizes.value_heads) // (sizes.value_heads // sizes.key_heads)
     q, k = (np.take(unit(attention.split_heads(y, sizes.key_dim)), head_of, axis=1) for y in (q, k))
-    beta = sizes.most * attention.split_heads(ops.sigmoid(project(x, weights, "in_proj_b")), 1)
-    step = attention.split_heads(project(x, weights, "in_proj_a") + weights["dt_bias"], 1)
+    beta = sizes.most * attention.split_heads(ops.sigmoid(affine(x, weights, "in_proj_b")), 1)
+    step = attention.split_heads(affine(x, weights, "in_proj_a") + weights["dt_bias"], 1)
     log_decay = -np.exp(np.reshape(weights["A_log"], (-1, 1, 1))) * ops.softplus(step)
     q, v = q * sizes.key_dim**-0.5, attention.split_heads(v, sizes.value_dim)
     y = attention.merge_heads(delta_rule(q, k, v, log_decay, beta, place.positions))
     y = attention.split_heads(observe("state_out", y), sizes.value_dim)
     eps = config.norm_eps if sizes.norm_eps is None else sizes.norm_eps
     y = place.kernels.rms_norm(y, weights["state_norm.weight"], eps)
-    gate = ops.silu(project(x, weights, "in_proj_z"))
-    return project(observe("mixed", attention.merge_heads(y) * gate), weights, "out_proj")
+    gate = ops.silu(affine(x, weights, "in_proj_z"))
+    return affine(observe("mixed", attention.merge_heads(y) * gate), weights, "out_proj")

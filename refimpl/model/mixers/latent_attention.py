@@ -9,10 +9,10 @@ import numpy as np
 from refimpl.model import attention
 from refimpl.model.config import Config
 from refimpl.model.mixers.mixer import Matrices, Mixer, WeightShapes
-from refimpl.model.mixers.projection import Place, Weights, project
+from refimpl.model.mixers.parts import Place, Weights, affine
 from refimpl.model.ops import Array
 
-EPS = 1e-6  # of the norms of both vectors, whatever the eps of the others
+LATENT_EPS = 1e-6  # of the norms of both vectors, whatever the eps of the others
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,16 @@ def latent_attention(x: Array, weights: Weights, place: Place, config: Config) -
     assert place.rope is not None
     plain, rank, heads = sizes.plain_dim, sizes.rank, sizes.num_attention_heads
     if sizes.query_rank is None:
-        q = project(x, weights, "q_proj")
+        q = affine(x, weights, "q_proj")
     else:
-        low = kernels.rms_norm(project(x, weights, "q_a_proj"), weights["q_a_norm.weight"], EPS)
-        q = project(observe("q_latent", low), weights, "q_b_proj")
+        low = kernels.rms_norm(
+            affine(x, weights, "q_a_proj"), weights["q_a_norm.weight"], LATENT_EPS
+        )
+        q = affine(observe("q_latent", low), weights, "q_b_proj")
     q = observe("q", attention.split_heads(q, plain + sizes.rotary_dim))
-    both = project(x, weights, "kv_a_proj")
-    latent = kernels.rms_norm(both[..., :rank], weights["kv_a_norm.weight"], EPS)
-    kv = project(observe("latent", latent), weights, "kv_b_proj")
+    both = affine(x, weights, "kv_a_proj")
+    latent = kernels.rms_norm(both[..., :rank], weights["kv_a_norm.weight"], LATENT_EPS)
+    kv = affine(observe("latent", latent), weights, "kv_b_proj")
     kv = attention.split_heads(kv, plain + sizes.value_dim)
     v = observe("v", kv[..., plain:])
     turned_q, turned_k = (
@@ -89,4 +91,4 @@ def latent_attention(x: Array, weights: Weights, place: Place, config: Config) -
     q = observe("q_rope", np.concatenate((q[..., :plain], turned_q), axis=-1))
     k = observe("k_rope", np.concatenate((kv[..., :plain], shared), axis=-1))
     mixed = kernels.attention(q * place.query_scale, k, v, place.bias, None, None, None)
-    return project(observe("attn_heads", attention.merge_heads(mixed)), weights, "o_proj")
+    return affine(observe("attn_heads", attention.merge_heads(mixed)), weights, "o_proj")

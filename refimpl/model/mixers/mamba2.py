@@ -10,7 +10,7 @@ from refimpl.model import attention, ops
 from refimpl.model.config import Config
 from refimpl.model.mixers.gated_delta_rule import decays
 from refimpl.model.mixers.mixer import Mixer, WeightShapes
-from refimpl.model.mixers.projection import Place, Weights, project
+from refimpl.model.mixers.parts import Place, Weights, affine
 from refimpl.model.mixers.short_convolution import causal_convolution
 from refimpl.model.mixers.softmax_attention import Attention, self_attention
 from refimpl.model.ops import Array
@@ -101,7 +101,7 @@ def mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     sizes, observe = place.mixer, place.observe
     assert isinstance(sizes, Mamba2)
     inner, half = sizes.heads * sizes.head_dim, sizes.groups * sizes.state
-    values, both = (project(x, weights, f"in_proj_{name}") for name in ("x", "bc"))
+    values, both = (affine(x, weights, f"in_proj_{name}") for name in ("x", "bc"))
     parts = zip((values, both[..., :half], both[..., half:]), sizes.factors[1:4], strict=True)
     xbc = np.concatenate([ops.scaled(*part) for part in parts], axis=-1)
     xbc = ops.silu(causal_convolution(observe("conv_in", xbc), weights, place.positions))
@@ -112,20 +112,20 @@ def mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:
         for y in (xbc[..., inner : inner + half], xbc[..., inner + half :])
     )
     values = attention.split_heads(xbc[..., :inner], sizes.head_dim)
-    step = ops.scaled(project(x, weights, "in_proj_dt"), sizes.factors[4])
+    step = ops.scaled(affine(x, weights, "in_proj_dt"), sizes.factors[4])
     step = ops.softplus(step + weights["dt_bias"])
     step = attention.split_heads(np.minimum(np.maximum(step, sizes.steps[0]), sizes.steps[1]), 1)
     rate, skip = (np.reshape(y, (-1, 1, 1)) for y in (-np.exp(weights["A_log"]), weights["D"]))
     y = state_space(values, b, c, step, rate, place.positions) + skip * values
     y = observe("state_out", attention.merge_heads(y))
-    gate = ops.silu(ops.scaled(project(x, weights, "in_proj_z"), sizes.factors[0]))
+    gate = ops.silu(ops.scaled(affine(x, weights, "in_proj_z"), sizes.factors[0]))
     y = y if sizes.norm == "before" else y * gate
     if sizes.norm:
         y = attention.split_heads(y, inner // sizes.groups)
         y = attention.merge_heads(place.kernels.rms_norm(y, 1.0, config.norm_eps))
         y = y * weights["state_norm.weight"]
     y = y * gate if sizes.norm == "before" else y
-    return project(observe("mixed", y), weights, "out_proj")
+    return affine(observe("mixed", y), weights, "out_proj")
 
 
 @dataclass(frozen=True)

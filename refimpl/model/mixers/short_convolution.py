@@ -8,7 +8,7 @@ import numpy as np
 
 from refimpl.model.config import Config
 from refimpl.model.mixers.mixer import Mixer, WeightShapes
-from refimpl.model.mixers.projection import Place, Weights, project
+from refimpl.model.mixers.parts import Place, Weights, affine
 from refimpl.model.ops import Array
 
 
@@ -64,8 +64,8 @@ def short_convolution(x: Array, weights: Weights, place: Place, config: Config) 
 
     Source: Liquid AI's LFM2, arXiv:2511.23404, section 2; transformers' `Lfm2ShortConv`.
     """
-    bcv, width = project(x, weights, "in_proj"), config.hidden_size
+    bcv, width = affine(x, weights, "in_proj"), config.hidden_size
     b, c, v = (bcv[..., i * width : (i + 1) * width] for i in range(3))
     y = causal_convolution(place.observe("conv_in", b * v), weights, place.positions)
     mixed = c * place.observe("conv_out", y)
-    return project(place.observe("mixed", mixed), weights, "out_proj")
+    return affine(place.observe("mixed", mixed), weights, "out_proj")

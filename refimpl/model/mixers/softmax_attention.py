@@ -10,7 +10,7 @@ import numpy.typing as npt
 from refimpl.model import attention, ops
 from refimpl.model.config import Config
 from refimpl.model.mixers.mixer import Mixer, WeightShapes
-from refimpl.model.mixers.projection import Place, Weights, norm, project
+from refimpl.model.mixers.parts import Place, Weights, affine, norm
 from refimpl.model.ops import Array
 
 
@@ -102,7 +102,7 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
         if isinstance(sizes, SharedAttention) and name != "q":
             return observe(name, place.kept[sizes.of]["kv".index(name)])
         linear = "k" if name == "v" and sizes.keys_as_values else name
-        y, scale = project(x, weights, f"{linear}_proj"), sizes.key_scale if name == "k" else 1.0
+        y, scale = affine(x, weights, f"{linear}_proj"), sizes.key_scale if name == "k" else 1.0
         y = norm(ops.scaled(y, scale), weights, f"{name}_width_norm", config, kernels)
         y = attention.split_heads(ops.limited(y, config.qkv_limit), sizes.head_dim)
         return observe(name, norm(y, weights, f"{name}_norm", config, kernels))
@@ -119,6 +119,6 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
     sink = np.reshape(weights["sinks"], (-1, 1, 1)) if "sinks" in weights else None
     heads = kernels.attention(q, k, v, place.bias, cap, sink, place.ramps)
     if sizes.gate_width:
-        gate = ops.sigmoid(project(x, weights, "attn_gate"))
+        gate = ops.sigmoid(affine(x, weights, "attn_gate"))
         heads = heads * attention.split_heads(gate, sizes.gate_width)
-    return project(observe("attn_heads", attention.merge_heads(heads)), weights, "o_proj")
+    return affine(observe("attn_heads", attention.merge_heads(heads)), weights, "o_proj")

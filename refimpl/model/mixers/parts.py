@@ -55,6 +55,6 @@ def norm(x: Array, weights: Weights, role: str, config: Config, kernels: Kernels
     return ops.layer_norm(x, gain, weights.get(f"{role}.bias", 0.0), config.norm_eps)
 
 
-def project(x: Array, weights: Weights, name: str) -> Array:
+def affine(x: Array, weights: Weights, name: str) -> Array:
     """Apply one linear, with its bias if the model has one."""
     return linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
