@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -35,11 +35,10 @@ GATES = {"float32": 1e-5, "float64": 1e-12}
 assert len(CASES) >= 13, f"expected at least 13 cases in {FIXTURES}, found {CASES}"
 
 
-def layouts(cases: Iterable[str]) -> list[Any]:
-    """Cases as parameters, of which a plain run takes those of `LAYOUTS`."""
+def layouts(cases: Iterable[str], plain: Collection[str] = LAYOUTS) -> list[Any]:
+    """Cases as parameters, of which a plain run takes those of `plain`."""
     return [
-        case if case in LAYOUTS else pytest.param(case, marks=pytest.mark.thorough)
-        for case in cases
+        case if case in plain else pytest.param(case, marks=pytest.mark.thorough) for case in cases
     ]
 
 

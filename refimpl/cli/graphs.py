@@ -33,12 +33,6 @@ class GraphOptions:
         "logits", "logits, or trace: every step of every block as well."
     )
     opset: int = option(21, "Version of ONNX's operators, 18 to 25.", "N")
-    seq_len: int | None = option(
-        None,
-        "Take sequences of this length alone, so that all that depends on positions is constant. "
-        "Default: any length.",
-        "N",
-    )
     force: bool = option(False, "Replace an existing output.")
 
 

@@ -25,7 +25,7 @@ from refimpl.running.file_system import (
 from refimpl.running.files import keep_rights, undo_killed, whole
 from refimpl.running.target_checks import check_file, require_room
 
-EXPORT_FORMAT = 4  # of `export --json`
+EXPORT_FORMAT = 5  # of `export --json`
 OLDEST_OPSET = 18  # the first in which the axes of ReduceMean are an input
 NEWEST_OPSET = 25  # the last that is tested
 SPARE = 1 << 20  # bytes for the graph itself, besides its weights
@@ -53,7 +53,6 @@ def export(
     dtype: npt.DTypeLike = np.float32,
     outputs: GraphOutputs = "logits",
     opset: int = DEFAULT_OPSET,
-    seq_len: int | None = None,
     force: bool = False,
 ) -> Exported:
     """Write a model as an ONNX graph, which appears whole or not at all.
@@ -64,10 +63,9 @@ def export(
     data = Path(f"{out}.data")
     require(opset, integer(OLDEST_OPSET, NEWEST_OPSET), "opset")
     _check_output(model, out, data, force)
-    recording = graphs.Recording(model, dtype, data.name, opset, seq_len)
+    recording = graphs.Recording(model, dtype, data.name, opset)
     arrays = distinct(recording.carried)
-    tables = sum(tensor.ByteSize() for tensor in recording.graph.initializers)  # of one length
-    require_room(out.parent, SPARE + tables + sum(x.nbytes for x in arrays), f"-o {out}")
+    require_room(out.parent, SPARE + sum(x.nbytes for x in arrays), f"-o {out}")
     graphs.record(recording, outputs)
     proto = graphs.described(recording, outputs)
     _write(out, data, proto.SerializeToString(deterministic=True), recording)

@@ -59,7 +59,7 @@ class Candidate:
             raise RefimplError(
                 f"a graph for sequences of {self.length} tokens, and these have {ids.shape[1]}",
                 f"sequences of {self.length} tokens, or a graph for any length",
-                f"use `seq_len={self.length}`, or export the graph without `seq_len`",
+                f"use `seq_len={self.length}`",
             )
         return self.outputs({TOKENS: ids})
 

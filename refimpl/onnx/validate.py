@@ -109,7 +109,6 @@ def recorded_candidate(recording: Recording, device: Device, threads: int | None
         session.runtime,
         recording.dtype.name,
         trace_points(recording.model.config),
-        recording.length,
     )
 
 

@@ -1,6 +1,5 @@
 """The tables of graphs: what was written, and how another computation compares, a row per run."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from refimpl.loading.files.documents import plain
@@ -78,16 +77,10 @@ def export_table(exported: Exported) -> str:
             *(f"function {name} of {size:,} nodes" for name, size in exported.functions.items()),
         ],
         "operators": [f"opset {exported.opset}"],
-        "computes": _computes(facts),
+        "computes": [f"token_ids to {facts['outputs']}", facts["dtype"]],
         "weights": [f"{count} in {exported.data}, {_size(exported.data_bytes)}"],
     }
     return "\n".join(wrapped(lines)) + "\n"
-
-
-def _computes(facts: Mapping[str, str]) -> list[str]:
-    """The inputs and outputs of the graph, and in which dtype."""
-    ids = f"{facts['seq_len']} token_ids".removeprefix("any ")
-    return [f"{ids} to {facts['outputs']}", facts["dtype"]]
 
 
 def _size(size: int) -> str:

@@ -27,9 +27,7 @@ from refusals import refusal_of
 
 from refimpl import Model, RefimplError, forward, read_model
 from refimpl.errors import need
-from refimpl.model.forward import places
 from refimpl.model.ops import Array
-from refimpl.model.position_tables import alibi_bias
 from refimpl.onnx import export as exporting
 from refimpl.onnx.export import export
 from refimpl.onnx.recording.graph import distinct, graph_weights
@@ -180,58 +178,6 @@ def test_equal_blocks_are_one_function(case: str, functions: list[str], tmp_path
     assert [*made.functions] == functions
 
 
-LENGTH = 13  # beyond the windows
-FIXED = (
-    "bamba", "bloom", "falcon_alibi", "gemma3", "gpt2", "lfm2", "llama", "llama4_text",
-    "llama_dynamic", "llama_yarn", "ministral3", "mpt", "phi3_longrope",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("dtype", GATES)
-@pytest.mark.parametrize("case", layouts(FIXED))
-def test_a_graph_of_one_length_computes_the_same(case: str, dtype: str, tmp_path: Path) -> None:
-    """It has NumPy's own tables, and no node that depends on positions alone."""
-    model, path, any_length = model_of(case), tmp_path / "fixed.onnx", tmp_path / "any.onnx"
-    made = export(model, path, dtype=dtype, outputs="trace", seq_len=LENGTH)
-    assert made.metadata["seq_len"] == str(LENGTH)
-    agrees(path, model, dtype, shapes=[(1, LENGTH), (3, LENGTH)])
-    export(model, any_length, dtype=dtype, outputs="trace")
-    ids = np.random.default_rng(1).integers(model.config.vocab_size, size=(2, LENGTH))
-    error, name = worst_point(session(path)(ids), session(any_length)(ids))
-    assert error < 2 * GATES[dtype], name  # each is one gate from NumPy's
-
-    graph = onnx.load(path, load_external_data=False)
-    assert axes(graph.graph.input[0]) == ["batch", LENGTH]
-    assert all(LENGTH in axes(value) for value in graph.graph.output)
-    positions = {"Range", "Sin", "GreaterOrEqual"}
-    nodes = [x for part in (graph.graph, *graph.functions) for x in part.node]
-    assert not positions.intersection(x.op_type for x in nodes)
-    assert not {"Greater", "Shape", "Where"}.intersection(x.op_type for x in graph.graph.node)
-    tables = {
-        t.name: numpy_helper.to_array(t) for t in graph.graph.initializer if not t.external_data
-    }
-    every = places(np.arange(LENGTH), model.config, np.dtype(dtype))
-    for number, place in enumerate(every.values()):
-        if place.mixer.attends:
-            bias = place.bias
-            if place.ramps is not None:
-                bias = bias + alibi_bias(place.ramps, place.ramps, np.dtype(dtype))
-            np.testing.assert_array_equal(tables[f"places.{number}.bias"], bias)
-        for name, table in zip(("cos", "sin"), place.rope or (), strict=False):
-            np.testing.assert_array_equal(tables[f"places.{number}.{name}"], table)
-
-
-def test_a_length_that_is_too_long_for_a_graph_is_refused(copy: Copy) -> None:
-    folder = copy("bloom")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"seq_length": 1 << 20}))
-    words = ("export", folder, "-o", folder / "x.onnx", "--seq-len", 6690)
-    message = refused(*words)
-    assert "6690 tokens has 1,025 MiB of masks" in message
-    assert "omit --seq-len" in message
-    assert not [*folder.glob("x.onnx*")]
-
-
 @pytest.mark.parametrize("case", UNRECORDED)
 def test_a_mixer_without_operators_is_refused(case: str, tmp_path: Path) -> None:
     refusal_of(
@@ -268,8 +214,6 @@ def test_the_data_file_holds_every_weight_where_the_graph_says(folder: Path) -> 
         ("-o {}/none/x.onnx", "not a file in a folder", ""),
         ("-o {}/x.onnx --opset 17", "18 to 25", ""),
         ("-o {}/x.onnx --opset 26", "18 to 25", ""),
-        ("-o {}/x.onnx --seq-len 0", "error: --seq-len 0", ""),
-        ("-o {}/x.onnx --seq-len 65", "from 1 to 64", ""),
     ],
 )
 def test_what_cannot_be_exported_is_refused(
@@ -288,15 +232,6 @@ def test_a_full_disk_is_seen_before(tmp_path: Path) -> None:
     with patch("shutil.disk_usage", return_value=usage):
         refusal_of(export, model_of("llama"), tmp_path / "x.onnx", remedy="make room")
     assert not os.listdir(tmp_path)
-
-
-def test_the_masks_of_one_length_need_room(tmp_path: Path) -> None:
-    model, path = model_of("llama"), tmp_path / "x.onnx"
-    free = exporting.SPARE + export(model, path).data_bytes + 64 * 64 * 4
-    usage = shutil.disk_usage(tmp_path)._replace(free=free)
-    with patch("shutil.disk_usage", return_value=usage):
-        export(model, path, force=True)
-        refusal_of(export, model, path, force=True, seq_len=64, remedy="make room")
 
 
 def test_no_graph_stands_beside_data_of_another(copy: Copy) -> None:
@@ -344,8 +279,6 @@ def test_the_command_says_what_it_wrote(copy: Copy) -> None:
     printed = ran(*words, "--outputs", "trace")
     assert f"in {path}/model.onnx.data, 0.15 MiB" in " ".join(printed.split())
     assert "function block of " in printed
-    fixed = ran("export", path, "-o", path / "fixed.onnx", "--seq-len", 16)
-    assert "16 token_ids to logits, float32\n" in fixed
     document = json.loads(ran(*words, "--force", "--json"))
     assert document["graph"] == str(path / "model.onnx")
     assert document["metadata"]["family"] == "gemma2"
@@ -394,6 +327,6 @@ def killed_at_every_step(folder: str, force: bool) -> None:
     assert {*states} == {"old", "between", "new"}
 
 
-@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("force", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_a_killed_export_is_undone_by_the_next(force: bool, tmp_path: Path) -> None:
     assert printed_json(__file__, f"killed_at_every_step({str(tmp_path)!r}, {force})") is None

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from refimpl.arguments import GraphDtype, GraphOutputs, integer, require
+from refimpl.arguments import GraphDtype, GraphOutputs
 from refimpl.errors import RefimplError
 from refimpl.model.config import BLOCK_EMBED, Config
 from refimpl.model.experts import Observer
@@ -20,11 +20,9 @@ from refimpl.model.state import State
 from refimpl.onnx.recording.array import Recorded
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph, graph_weights
 from refimpl.pruning.inspection import inspect
-from refimpl.running.file_system import MIB
 from refimpl.version import __version__
 
 DTYPES = get_args(GraphDtype)
-LARGEST_MASKS = 1024 * MIB  # of a graph for one length, whose file has at most 2 GiB
 TOKENS, BATCH, SEQUENCE = "token_ids", "batch", "sequence"
 
 
@@ -44,7 +42,6 @@ class Recording:
         dtype: npt.DTypeLike,
         location: str = "memory",
         opset: int = DEFAULT_OPSET,
-        length: int | None = None,
     ) -> None:
         _refuse_mixers(model.config)
         if np.dtype(dtype).name not in DTYPES:
@@ -52,11 +49,8 @@ class Recording:
         self.model, self.dtype, self.location = model, np.dtype(dtype), location
         self.carried = graph_weights(model, dtype)
         self.graph = Graph(opset)
-        _refuse_length(length, model.config, self.dtype)
-        self.length, self.sequence = length, length or SEQUENCE
-        self.ids: Any = self.graph.input(TOKENS, np.int64, (BATCH, self.sequence))
-        # NumPy computes what depends on known positions alone, so that it is constant in the graph.
-        self.positions: Any = np.arange(length) if length else self._positions()
+        self.ids: Any = self.graph.input(TOKENS, np.int64, (BATCH, SEQUENCE))
+        self.positions: Any = self._positions()
         self.places = self._places()
         self._entered: dict[str, Recorded] = {}
 
@@ -133,11 +127,8 @@ class Recording:
             if place.ramps is not None:  # once, and not in each block
                 alibi = alibi_bias(place.ramps, place.ramps, self.dtype)
                 place = replace(place, bias=place.bias + alibi, ramps=None)
-            named = {}
-            for name, array in _arrays(place).items():
-                known = isinstance(array, np.ndarray)
-                make = self.graph.constant if known else self.graph.named
-                named[name] = make(array, f"places.{number}.{name}")
+            arrays = _arrays(place).items()
+            named = {x: self.graph.named(array, f"places.{number}.{x}") for x, array in arrays}
             by_kind[kind] = _with(place, named)
         return [by_kind[kind] for kind in config.blocks]
 
@@ -154,21 +145,6 @@ def _refuse_mixers(config: Config) -> None:
             )
 
 
-def _refuse_length(length: int | None, config: Config, dtype: np.dtype[Any]) -> None:
-    """Refuse a length whose masks, one per kind of block, do not fit into a graph's file."""
-    longest = config.max_position_embeddings
-    require(length, integer(1, longest) | None, "seq_len")
-    kinds = sum(kind.mixer.attends for kind in {*config.blocks})
-    heads = config.num_attention_heads if config.alibi else 1
-    size = kinds * heads * (length or 0) ** 2 * dtype.itemsize
-    if size > LARGEST_MASKS:
-        raise RefimplError(
-            f"a graph for sequences of {length} tokens has {-(-size // MIB):,} MiB of masks",
-            f"at most {LARGEST_MASKS // MIB:,} MiB, because a graph's file has less than 2 GiB",
-            "use a shorter `seq_len`, or write a graph of any length: omit `seq_len`",
-        )
-
-
 def _arrays(place: Place) -> dict[str, Any]:
     """The arrays of a place that the graph has, by name."""
     cos, sin = place.rope or (None, None)
@@ -177,7 +153,7 @@ def _arrays(place: Place) -> dict[str, Any]:
         arrays["bias"] = place.bias
     if "conv_in" in place.mixer.points and isinstance(place.positions, Recorded):
         arrays["positions"] = place.positions
-    return {name: x for name, x in arrays.items() if isinstance(x, Recorded | np.ndarray)}
+    return {name: x for name, x in arrays.items() if isinstance(x, Recorded)}
 
 
 def _with(place: Place, arrays: Mapping[str, Any]) -> Place:
@@ -219,7 +195,6 @@ def described(recording: Recording, outputs: GraphOutputs) -> onnx.ModelProto:
         "refimpl": __version__,
         "dtype": recording.dtype.name,
         "outputs": outputs,
-        "seq_len": str(recording.length or "any"),
         "prunable_weights": str(weights),
         "prunable_zeros": str(zeros),
         "sparsity": repr(zeros / weights),
