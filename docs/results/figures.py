@@ -1,7 +1,7 @@
 """Draw the figures of the docs: `python docs/results/figures.py`.
 
 smollm2.json has the numbers of two `scores.json`, by the commands in docs/gallery.md and
-docs/results/paper-figures.md, in five digits: values, and below them their standard errors.
+docs/results/paper.md, in five digits: values, and below them their standard errors.
 """
 
 import json

@@ -35,7 +35,7 @@ NAMES = [
     if page.name != "contents.md"
 ]
 SIX = ("index", "explanation/method", "how-to/prune", "reference/commands/prune")
-SIX += ("results/scoring", "tutorial/2-drift")
+SIX += ("results/paper", "tutorial/2-drift")
 AXE = os.environ.get("REFIMPL_AXE")
 BOXES = "[...document.querySelectorAll('article pre, .table-wrapper, .formula, p:has(> .picture)')]"
 needs_axe = pytest.mark.skipif(not AXE, reason="REFIMPL_AXE names no axe.min.js (npm: axe-core)")
