@@ -2,7 +2,7 @@
 
 from types import FunctionType
 
-from refimpl import plot
+from refimpl import plot as plot  # a module, so not in __all__
 from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.plan import Noise, Probes
 from refimpl.allocation.request import Request
@@ -33,7 +33,7 @@ __all__ = [
     "SPEC", "Allocation", "Base", "Evaluation", "Explanation", "Forward",
     "HeldModel", "Inspection", "Model", "Noise", "Pattern", "Probes", "Pruner", "PrunerOptions",
     "Pruning", "RefimplError", "Request", "Scores", "Settings", "__version__", "allocate",
-    "evaluate", "explain", "forward", "inspect", "plot", "prune", "random_tokens", "read_model",
+    "evaluate", "explain", "forward", "inspect", "prune", "random_tokens", "read_model",
     "read_scores", "recommended", "score", "text_tokens",
 ]  # fmt: skip
 
