@@ -57,7 +57,8 @@ def config_entries(
         "model_type": architecture.model_type,
         "architectures": [architecture.hub_class],
     }
-    problems = [f"{key}: missing" for key in _needed(architecture, family, tensors) - facts.keys()]
+    absent = sorted(_needed(architecture, family, tensors) - facts.keys())
+    problems = [f"{key}: missing" for key in absent]
     if family.mixers and isinstance(heads := facts.get(KV_HEADS), list):  # 0 where none attends
         words = ("full_attention", next(iter(family.mixers)))
         entries["layer_types"] = [words[not count] for count in heads]
