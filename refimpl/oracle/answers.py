@@ -32,7 +32,8 @@ def trivial_answer(truth: Truth, result: measures.StepResult) -> str:
         return "a decision by other scores" if off >= measures.RESOLVABLE["numbers"] else ""
     if result.near_ties and step.endswith(".counts"):
         name = near_ties.shares_behind(truth, step)
-        shares = replace(result, step=name, tolerance=truth.tolerance(name), near_ties=())
+        tolerance = 2 * truth.tolerance(name)  # of quotas, either of two may be off
+        shares = replace(result, step=name, tolerance=tolerance, near_ties=())
         return trivial_answer(truth, shares)
     name, right, (first, *_) = step.partition(".")[0], case.expected[step], case.recipe.bases
     base = f"{name if name in case.recipe.bases else first}.base"
