@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from checkpoints import config_of, needs_proc, resident, sparse
 from conftest import FIXTURES
-from gates import CASES
+from gates import CASES, layouts
 from processes import printed_json
 from program import ran, refused
 from pruned_models import Decision, write_pruned
@@ -48,7 +48,7 @@ def without_one(block: int, name: str, shape: tuple[int, int]) -> Array:
     return np.ones(shape, bool) if whole else two_of_four(block, name, shape)
 
 
-@pytest.mark.parametrize("case", [*CASES, "llama_sharded"])
+@pytest.mark.parametrize("case", layouts([*CASES, "llama_sharded"]))
 def test_zeros_are_counted_per_linear(case: str, tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     shares = {}

@@ -12,7 +12,7 @@ import pytest
 from checkpoints import altered, llama_of
 from conftest import FIXTURES
 from documents import facts, numbers
-from gates import CASES, model_of
+from gates import CASES, LAYOUTS, layouts, model_of
 from peer_numbers import TINY
 from program import ran, refused, run
 from pruned_models import pruned_blocks
@@ -62,13 +62,16 @@ def drawn(model: Model, samples: int = 3, length: int = 12) -> Tokens:
 
 
 EVERY = list(product(("count", "pattern"), METHODS))
-LAYOUTS = ("llama_sharded", "gpt2", "phi3", "gpt_neox", "mixtral")  # how files store linears
 
 
 @pytest.mark.parametrize(
     ("case", "goal", "method"),
     [(case, *each) for case in LAYOUTS for each in EVERY]
-    + [(case, *EVERY[i % len(EVERY)]) for i, case in enumerate(CASES) if case not in LAYOUTS],
+    + [
+        pytest.param(case, *EVERY[i % len(EVERY)], marks=pytest.mark.thorough)
+        for i, case in enumerate(CASES)
+        if case not in LAYOUTS
+    ],
 )
 def test_the_file_holds_the_target(case: str, goal: str, method: Pruner, tmp_path: Path) -> None:
     model = read_model(FIXTURES / case)
@@ -368,7 +371,7 @@ CASES_OF_MIXERS = (  # other mixers of tokens than attention alone
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES_OF_MIXERS)
+@pytest.mark.parametrize("case", layouts(CASES_OF_MIXERS))
 @pytest.mark.parametrize("pruner", pruners())
 def test_linears_are_pruned_and_nothing_else(case: str, pruner: str, tmp_path: Path) -> None:
     model = model_of(case)
@@ -383,7 +386,7 @@ def test_linears_are_pruned_and_nothing_else(case: str, pruner: str, tmp_path: P
                 np.testing.assert_array_equal(after[name], weight, err_msg=name)
 
 
-@pytest.mark.parametrize("case", CASES_OF_MIXERS)
+@pytest.mark.parametrize("case", layouts(CASES_OF_MIXERS))
 @pytest.mark.parametrize("base", bases())
 def test_every_base_has_an_allocation(case: str, base: str) -> None:
     model, options = model_of(case), {"beta": 0.1} if base == "atp" else {}

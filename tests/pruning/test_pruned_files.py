@@ -22,7 +22,7 @@ from checkpoints import (
 )
 from conftest import FIXTURES
 from documents import files
-from gates import CASES
+from gates import CASES, layouts
 from hypothesis import given
 from hypothesis import strategies as st
 from pruned_models import Decision, as_decided, write_pruned
@@ -81,7 +81,7 @@ def same_to_the_library(one: Path, other: Path) -> None:
             assert len({(s.get_dtype(), tuple(s.get_shape())) for s in slices}) == 1
 
 
-@pytest.mark.parametrize("case", [*CASES, "llama_sharded"])
+@pytest.mark.parametrize("case", layouts([*CASES, "llama_sharded"]))
 def test_nothing_but_the_pruned_weights_changes(case: str, tmp_path: Path) -> None:
     model = read_model(FIXTURES / case)
     blocks = decisions(model)

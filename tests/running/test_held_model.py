@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gates import CASES, bits, model_of
+from gates import CASES, bits, layouts, model_of
 from refusals import refusal_of
 
 from refimpl import HeldModel, Model
@@ -42,7 +42,7 @@ def use(model: Model, blocks: int) -> None:
     model.head(np.float32)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", layouts(CASES))
 def test_weights_are_those_of_the_model(case: str) -> None:
     plain, held = model_of(case), HeldModel.of(model_of(case), MOST)
     for dtype in (np.float32, np.float64, np.float32):
