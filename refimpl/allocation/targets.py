@@ -12,7 +12,7 @@ from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import FORMAT, NAMED, recorded, scores_document
 from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.documents import plain, read_document, reading_document
-from refimpl.loading.samples import Tokens, token_facts
+from refimpl.loading.samples import Tokens
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.checks import Compat
@@ -51,7 +51,7 @@ def allocation_targets(
     """
     made = recorded(allocation, scores)
     if scores is None and tokens is not None:
-        made["tokens"] = plain(token_facts(tokens))
+        made["tokens"] = plain(tokens.facts)
     counts, sparsity = allocation.linear_pruned, allocation.linear_sparsity
     return Targets(counts, sparsity, allocation.request.compat, None, made)
 

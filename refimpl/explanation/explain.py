@@ -12,7 +12,7 @@ from refimpl.errors import RefimplError
 from refimpl.explanation.forward import forward_steps
 from refimpl.explanation.method import method_steps
 from refimpl.explanation.shown_values import Figure, Step, Values
-from refimpl.loading.samples import TokenFacts, Tokens, token_facts
+from refimpl.loading.samples import TokenFacts, Tokens
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.running.settings import Settings
@@ -109,7 +109,7 @@ def explain(
     chosen = [(number, x) for number, x in enumerate(steps, 1) if step in (None, x.name)]
     with loud(settings.dtype), Workers(settings.threads):  # one thread of BLAS, as in score
         shown = tuple((number, x, tuple(x.figures(values))) for number, x in chosen)
-    facts = (model.name, model.config.family, model.config.num_blocks, block, token_facts(tokens))
+    facts = (model.name, model.config.family, model.config.num_blocks, block, tokens.facts)
     return Explanation(*facts, np.dtype(settings.dtype).name, shown, len(steps))
 
 

@@ -24,6 +24,18 @@ MOST_TOKENS = 1 << 26
 
 
 @dataclass(frozen=True)
+class TokenFacts:
+    """The origin of tokens, without the tokens, as documents hold it."""
+
+    samples: int
+    seq_len: int
+    source: str
+    kind: str
+    bos: int | None
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Tokens(Checked):
     """Token ids and where they came from."""
 
@@ -37,6 +49,12 @@ class Tokens(Checked):
     def sha256(self) -> str:
         """Provenance: SHA-256 of the ids as little-endian int64 bytes, in hex."""
         return hashlib.sha256(self.ids.astype("<i8").tobytes()).hexdigest()
+
+    @property
+    def facts(self) -> TokenFacts:
+        """Where they came from, their number, and their hash."""
+        samples, seq_len = self.ids.shape
+        return TokenFacts(samples, seq_len, self.source, self.kind, self.bos, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -266,21 +284,3 @@ def _read_jsonl(path: Path) -> npt.NDArray[Any]:
             )
         rows.append(np.array(row, np.int64))
     return np.array(rows, np.int64).reshape(len(rows), len(rows[0]) if rows else 0)
-
-
-@dataclass(frozen=True)
-class TokenFacts:
-    """The origin of tokens, without the tokens; fields are as in `Tokens`."""
-
-    samples: int
-    seq_len: int
-    source: str
-    kind: str
-    bos: int | None
-    sha256: str
-
-
-def token_facts(tokens: Tokens) -> TokenFacts:
-    """The origin of tokens."""
-    count, length = tokens.ids.shape
-    return TokenFacts(count, length, tokens.source, tokens.kind, tokens.bos, tokens.sha256)

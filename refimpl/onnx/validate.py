@@ -11,7 +11,7 @@ import numpy.typing as npt
 from refimpl.arguments import Device
 from refimpl.errors import RefimplError
 from refimpl.loading.model_tokens import model_tokens
-from refimpl.loading.samples import VALIDATED, TokenFacts, Tokens, token_facts
+from refimpl.loading.samples import VALIDATED, TokenFacts, Tokens
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.onnx.foreign_graph import open_foreign
@@ -91,7 +91,7 @@ def validate(
         model.config.num_blocks,
         None if graph is None else str(graph),
         "; ".join(dict.fromkeys(candidate.runtime for candidate in opened)),
-        token_facts(tokens),
+        tokens.facts,
         tuple(reports),
         tuple(notes_on(model.config, opened, max(x.case.inputs[TOKENS].shape[1] for x in reports))),
     )

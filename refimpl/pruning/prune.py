@@ -15,7 +15,7 @@ from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.targets import Targets, targets_for
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import filled, plain
-from refimpl.loading.samples import TokenFacts, Tokens, token_facts
+from refimpl.loading.samples import TokenFacts, Tokens
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
@@ -121,7 +121,7 @@ def prune(
     settings = replace(settings or Settings(), **changes)
     targets = targets_for(target, config.linears)
     inputs = _calibration(model, pruner, tokens)
-    facts = None if inputs is None or tokens is None else token_facts(tokens)
+    facts = None if inputs is None or tokens is None else tokens.facts
     check_prune(model, out, force)
     memory = calibration_memory(model, pruner, 0 if inputs is None else inputs.size, settings)
     model.check_finite(settings.dtype)

@@ -22,7 +22,7 @@ from refimpl.allocation.scores import (
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM
 from refimpl.loading.files.file_reading import read_file
-from refimpl.loading.samples import Tokens, token_facts
+from refimpl.loading.samples import Tokens
 from refimpl.method.absorption import absorption_coefficient, nan_mean
 from refimpl.model.config import Config
 from refimpl.model.model import Model
@@ -114,7 +114,7 @@ def score(
                 model=model.name,
                 family=config.family,
                 linears=config.linears,
-                tokens=token_facts(tokens),
+                tokens=tokens.facts,
                 plan=plan,
                 sweep=sweep,
                 sinks=measured.sinks,

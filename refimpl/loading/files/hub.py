@@ -196,25 +196,19 @@ def _refusal(hub: ModuleType, error: Exception, repository: str, revision: str) 
     endpoint, login = hub.constants.ENDPOINT, "log in with `hf auth login`, or set HF_TOKEN"
     match error:
         case hub.errors.GatedRepoError():
-            return RefimplError(
-                f"{repository} is gated: {endpoint} does not give it to this account",
-                "a model that this account may download",
-                f"ask for access at {endpoint}/{repository}, then {login}",
-            )
+            problem = f"{repository} is gated: {endpoint} does not give it to this account"
+            expected = "a model that this account may download"
+            remedy = f"ask for access at {endpoint}/{repository}, then {login}"
         case hub.errors.RevisionNotFoundError():
-            return RefimplError(
-                f"{repository} has no revision {revision}",
-                f"a branch, a tag or a whole commit of {endpoint}/{repository}",
-                f"check the revision, or omit @{revision}",
-            )
+            problem = f"{repository} has no revision {revision}"
+            expected = f"a branch, a tag or a whole commit of {endpoint}/{repository}"
+            remedy = f"check the revision, or omit @{revision}"
         case hub.errors.RepositoryNotFoundError():
-            return RefimplError(
-                f"{endpoint} has no model {repository}, or does not show it to this account",
-                "a public model, or a private one that this account may download",
-                f"check the id, or {login}",
-            )
-    return RefimplError(
-        f"{repository}@{revision} cannot be downloaded from {endpoint} ({error})",
-        "a server that can be reached, and a whole download",
-        "check the network and HF_ENDPOINT, and run the command again: it goes on",
-    )
+            problem = f"{endpoint} has no model {repository}, or does not show it to this account"
+            expected = "a public model, or a private one that this account may download"
+            remedy = f"check the id, or {login}"
+        case _:
+            problem = f"{repository}@{revision} cannot be downloaded from {endpoint} ({error})"
+            expected = "a server that can be reached, and a whole download"
+            remedy = "check the network and HF_ENDPOINT, and run the command again: it goes on"
+    return RefimplError(problem, expected, remedy)
