@@ -28,8 +28,8 @@ SOURCE = Group(
     only=("text", "samples", "seq_len"),
     says={
         "text": "Default: a text that comes with refimpl.",
-        "samples": "They are those of one seed. Default: those of refimpl score and prune.",
-        "seq_len": "Default: those of refimpl score and prune.",
+        "samples": "They are those of one seed. Default: as refimpl score and prune have.",
+        "seq_len": "Default: as refimpl score and prune have.",
     },
 )
 

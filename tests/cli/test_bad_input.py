@@ -132,7 +132,7 @@ def test_completion_for_an_unknown_shell(
     "words",
     [
         *("eval model --text text.txt", "allocate scores.json", "prune model --nm 2:4"),
-        *("export model", "report scores.json", "explain model", "inspect model"),
+        *("export model", "report scores.json", "inspect model"),
     ],
 )
 def test_outputs_without_a_name(words: str, output: str) -> None:
