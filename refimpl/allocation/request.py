@@ -108,15 +108,11 @@ class Request(Checked):
         return base_of(self.base)
 
     @property
-    def base_name(self) -> str:
-        """The base as it was asked for: a name, a file, or the name of a record."""
-        return self.base if isinstance(self.base, str) else self.base.name
-
-    @property
     def file(self) -> Path | None:
         """The file that is the base, or None."""
-        of_file = isinstance(self.base, str) and isinstance(self.record.allocation, partial)
-        return Path(self.base_name) if of_file else None
+        if isinstance(self.base, str) and isinstance(self.record.allocation, partial):
+            return Path(self.base)
+        return None
 
     @property
     def pruned_at(self) -> "Request":
@@ -132,11 +128,6 @@ class Request(Checked):
     def measured(self) -> bool:
         """Whether the strength comes from probes."""
         return self.correct == "divergence" and self.strength == "measured"
-
-    @property
-    def needs_pruning(self) -> bool:
-        """Whether the correction needs the pruning perturbation."""
-        return self.correct == "divergence"
 
     def perturbation(self, plan: Perturbation | None) -> Perturbation:
         """The perturbation that this request needs: as planned, at three sparsities if it asks so.

@@ -93,7 +93,7 @@ class ModelBench:
     ) -> tuple[Allocation, float]:
         """The allocation of a cell, and the block passes that measuring for it takes."""
         request, tokens = asked.request(cell.sparsity), self.tokens_of("score", cell.seed)
-        scored, passes = request.correct is not None or request.needs_pruning, 0.0
+        scored, passes = request.correct is not None or request.correct == "divergence", 0.0
 
         def counted(done: float, total: float) -> None:
             nonlocal passes
@@ -102,11 +102,11 @@ class ModelBench:
 
         settings = replace(self.running, progress=counted)
         known: tuple[object, ...] = (cell.seed, asked)
-        if request.needs_pruning:
+        if request.correct == "divergence":
             known += (cell.pruner, cell.sparsity)
         if known not in self.measured and scored:
             plan: Perturbation = Noise(seed=cell.seed)
-            if request.needs_pruning:
+            if request.correct == "divergence":
                 plan = Probes(seed=cell.seed, pruner=str(cell.pruner))
             found = score(self.model, tokens, plan, request, settings, bases=())
             self.measured[known] = found, passes

@@ -128,7 +128,7 @@ def command(
     lap("reading")
     if targets is None:
         assert request is not None
-        if request.needs_pruning or request.record.needs in SUMS:
+        if request.correct == "divergence" or request.record.needs in SUMS:
             scored = read_tokens(*SCORED)  # as refimpl score
         scoring = replace(settings, finished=work_path(real_path(output)))
         targets, made = _scored(opened, scored, request, scoring, pruner)
@@ -243,7 +243,7 @@ def _scored(
     pruner: PrunerOptions,
 ) -> tuple[Targets, tuple[Scores, Allocation] | None]:
     """Targets from scoring and allocating, and these; most bases alone need no experiment."""
-    if not wanted.needs_pruning:
+    if wanted.correct != "divergence":
         with progress_bar("signals") as progress:
             base = signals(model, wanted, tokens, replace(settings, progress=progress))
         made = base_only(base, wanted, model.config.linears)

@@ -1,7 +1,6 @@
 """The perturbation experiment on one state: perturb it, and measure how far it drifts."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -131,15 +130,8 @@ def ratio(top: Array, bottom: Array, otherwise: float = np.nan) -> Array:
     return np.where(defined, top / np.where(defined, bottom, 1), otherwise)
 
 
-@dataclass(frozen=True)
-class Deviation:
-    """How far a perturbed state is from the clean one, per token.
-
-    Args:
-        drift: ``R = ||h' - h|| / ||h||``, [..., S]; NaN where h is zero, and for tokens that do not
-            take part.
-        alignment: ``A = <h', h> / (||h'|| ||h||)``, same shape.
-    """
+class Deviation(NamedTuple):
+    """Relative drift and alignment per token, [..., S]."""
 
     drift: Array
     alignment: Array
@@ -156,7 +148,8 @@ def deviation(state: Array, clean: Array, kept: npt.NDArray[np.bool_]) -> Deviat
         kept: Tokens that take part, [..., S].
 
     Returns:
-        Drift and alignment, float64.
+        Drift, NaN where h is zero, and alignment, NaN where a state is; both are NaN for tokens
+        that do not take part; float64.
 
     Source: arXiv:2606.15161, for relative L2 drift and direction; the form per token is ours.
 

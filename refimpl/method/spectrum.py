@@ -52,7 +52,13 @@ def esd(weight: npt.ArrayLike) -> Array:
         >>> esd([[3.0, 0.0], [0.0, 2.0]])
         array([4., 9.])
     """
-    matrix = finite_matrix(weight)
+    matrix = np.asarray(weight, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.size == 0 or not np.isfinite(matrix).all():
+        raise RefimplError(
+            f"a weight of shape {matrix.shape}, or one with NaN or Inf",
+            "a matrix [out, in] of finite numbers",
+            "check the checkpoint",
+        )
     singular = np.linalg.svd(matrix, compute_uv=False)[::-1]
     noise = max(matrix.shape) * np.finfo(np.float64).eps * singular[-1]
     return np.where(singular > noise, singular, 0.0) ** 2
@@ -113,18 +119,6 @@ def alphapruning_alpha(
             "use another base allocation, or the other fit",
         )
     return min(fits, key=lambda law: law.ks)  # the first of equals
-
-
-def finite_matrix(weight: npt.ArrayLike) -> Array:
-    """A weight in float64, [out, in]; refused unless it is a matrix of finite numbers."""
-    matrix = np.asarray(weight, dtype=np.float64)
-    if matrix.ndim != 2 or matrix.size == 0 or not np.isfinite(matrix).all():
-        raise RefimplError(
-            f"a weight of shape {matrix.shape}, or one with NaN or Inf",
-            "a matrix [out, in] of finite numbers",
-            "check the checkpoint",
-        )
-    return matrix
 
 
 def peak(log10_spectrum: Array) -> float:
