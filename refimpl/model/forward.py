@@ -106,12 +106,12 @@ def embed(
 
 
 def mlp(x: Array, weights: Weights, place: Place, config: Config, of: str = "") -> Array:
-    """Apply ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate, [..., D].
+    """Apply ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate.
 
-    Some activations have parameters that are learned. `of` is a prefix of the linears and of the
-    trace point, such as "experts.7.".
+    Some activations have parameters that are learned.
 
-    Observed: `mlp_hidden` [..., F], the input of `down_proj`.
+    Observed: `mlp_hidden` [..., F], the input of `down_proj`. Names of linears, and of this point,
+    begin with `of`, such as "experts.7.".
     """
     hidden, act = affine(x, weights, f"{of}up_proj"), place.kernels.activations[config.activation]
     learned = [weights[name] for name in LEARNED_ACTIVATION if name in weights]
