@@ -52,16 +52,6 @@ class Evaluation:
     run: Run
     pruning: PruningFacts | None = None
 
-    @property
-    def tokens(self) -> int:
-        """Inputs read, padding left out: each predicts a token."""
-        return int(self.perplexity.tokens.sum())
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Inputs read per second."""
-        return self.tokens / max(self.run.seconds, 1e-9)
-
 
 def evaluate(
     model: Model, windows: Windows, settings: Settings | None = None, **changes: Any
@@ -164,14 +154,6 @@ class TextResult(Document, frozen=True, kw_only=True):
     windows: tuple[WindowResult, ...] = ()
 
 
-@dataclass(frozen=True)
-class EvaluationRun(Run):
-    """The run of an evaluation: tokens read, and those per second."""
-
-    tokens: int = 0
-    tokens_per_second: float = 0.0
-
-
 class EvaluationDocument(Document, frozen=True, kw_only=True):
     """What `refimpl eval -o` writes; an older version wrote no digest of the model."""
 
@@ -183,14 +165,13 @@ class EvaluationDocument(Document, frozen=True, kw_only=True):
     dtype: str
     pruning: PruningFacts | None
     text: TextResult
-    run: EvaluationRun
+    run: Run
 
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation as JSON: unknown numbers are null."""
-    run = filled(EvaluationRun, evaluation.run, evaluation)
     text = _text(evaluation.windows, evaluation.perplexity)
-    others = {"format": FORMAT, "dtype": run.dtype, "text": text, "run": run}
+    others = {"format": FORMAT, "dtype": evaluation.run.dtype, "text": text}
     document: dict[str, Any] = plain(filled(EvaluationDocument, evaluation, **others))
     return document
 

@@ -82,12 +82,13 @@ class Opened:
         if not uses_gpu(device):  # a GPU reserves more than it uses
             limit_memory(memory)
         self.path = path
-        self.tokens, self.ids, self.outputs, self.about = read_graph(path, trace)
+        self.tokens, self.ids, self.outputs, about = read_graph(path, trace)
         self.session = open_session(path, device, threads=threads)
+        self.about = about | {"runtime": self.session.runtime}
 
     def facts(self) -> dict[str, Any]:
         """What the parent has to know of the graph, and what runs it."""
-        return {**self.about, "runtime": self.session.runtime}
+        return self.about
 
     def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """Outputs for some inputs; what is no array of numbers is refused."""

@@ -104,12 +104,8 @@ def recorded_candidate(recording: Recording, device: Device, threads: int | None
     arrays = {x.name: x.read() for x in distinct(recording.carried) if x.name in names}
     proto = recording.graph.model().SerializeToString()
     session = open_session(proto, device, threads=threads, weights=arrays)
-    return Candidate(
-        session.run,
-        session.runtime,
-        recording.dtype.name,
-        trace_points(recording.model.config),
-    )
+    points = trace_points(recording.model.config)
+    return Candidate(session.run, session.runtime, recording.dtype.name, points)
 
 
 def _shapes(ids: npt.NDArray[np.int64], length: int | None) -> list[tuple[int, int]]:
@@ -130,5 +126,4 @@ def notes_on(config: Config, candidates: Sequence[Candidate], longest: int) -> I
         )
     if windows := [kind.window for kind in config.blocks if (kind.window or 0) >= longest]:
         window = max(w for w in windows if w is not None)
-        longer = f"use samples of {window + 8} tokens"
-        yield f"no sample is longer than the window of {window:,}: {longer}"
+        yield f"no sample is longer than the window of {window:,}: use {window + 8} tokens"

@@ -39,16 +39,16 @@ def _rows(evaluation: Evaluation) -> list[tuple[str, float, float, str, str]]:
 
 def _header(evaluation: Evaluation) -> list[str]:
     """What was evaluated, on what, and how."""
-    windows = evaluation.windows
-    predicted = counted(int(evaluation.perplexity.tokens.sum()), "predicted token")
+    windows, tokens = evaluation.windows, int(evaluation.perplexity.tokens.sum())
+    speed = f"{tokens / max(evaluation.run.seconds, 1e-9):,.0f} tokens per second"
     facts = {
         "model": model_facts(evaluation.model, evaluation.family, evaluation.num_blocks),
         "text" if windows.kind == "text" else "ids": [
             *windows.source.split(", "),
-            predicted,
+            counted(tokens, "predicted token"),
             f"sha256 {windows.sha256[:12]}",
         ],
-        "run": run_facts(evaluation.run, f"{evaluation.tokens_per_second:,.0f} tokens per second"),
+        "run": run_facts(evaluation.run, speed),
     }
     return wrapped(facts)
 

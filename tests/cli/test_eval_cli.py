@@ -58,8 +58,6 @@ def test_the_document_holds_what_its_numbers_are_made_of(tmp_path: Path) -> None
     assert (text["bos"], text["window"], text["num_windows"]) == (1, 32, 33)
     assert [document[key] for key in ("model", "family", "dtype")] == ["llama", "llama", "float32"]
     assert how["versions"].keys() == {"refimpl", "numpy", "python"}
-    assert how["tokens"] == 1006
-    assert how["tokens_per_second"] == pytest.approx(how["tokens"] / how["seconds"])
 
 
 def test_one_window_has_no_standard_error() -> None:

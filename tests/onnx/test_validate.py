@@ -359,7 +359,7 @@ def test_tokens_of_a_text_and_a_longest_sequence(tmp_path: Path) -> None:
     for case, option, value, text in (
         ("llama", "--text", FIXTURES / "text.txt", "text.txt"),
         ("llama", "--tokens", rows, "forward float32 [1, 64]"),
-        ("mistral", "--seq-len", 5, "no sample is longer than the window of 5: use samples of 13"),
+        ("mistral", "--seq-len", 5, "no sample is longer than the window of 5: use 13 tokens"),
     ):
         result = program(FIXTURES / case, option, value, "--dtype", "float32")
         assert (result.code, text in result.out) == (0, True)
