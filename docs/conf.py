@@ -116,6 +116,7 @@ def linked(app: Any, name: str, source: list[str]) -> None:
     source[0] += dict(zip(menu[1::2], menu[2::2], strict=True)).get(name, "")
     source[0] = re.sub(r"(<!-- source .*-->\n```)text", r"\1python", source[0])  # with colours
     source[0] = re.sub(r"\]\((\.\./)+README\.md", f"]({page}", source[0])
+    source[0] = re.sub(r"\[([^]]*)\]\((\.\./)+fixtures/README\.md[^)]*\)", r"\1", source[0])
 
 
 def arranged(app: Any, name: str, template: str, context: dict[str, Any], _: Any) -> None:

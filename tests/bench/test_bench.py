@@ -49,9 +49,9 @@ def test_a_cell_is_score_prune_and_eval_to_the_bit(
     for row in pruned:
         case = tmp_path / f"{row['sparsity']}-{row.get('seed', 0)}"
         np.save(f"{case}.npy", ids[row.get("seed", 0) :: 2])
-        tokens = ("--tokens", f"{case}.npy", "--seed", row.get("seed", 0))
+        tokens, seed = ("--tokens", f"{case}.npy"), ("--seed", row.get("seed", 0))
         sparsity = ("--sparsity", row["sparsity"])
-        ran("score", LLAMA, *words.split(), *sparsity, *tokens, "-o", f"{case}.json")
+        ran("score", LLAMA, *words.split(), *sparsity, *tokens, *seed, "-o", f"{case}.json")
         ran("allocate", f"{case}.json", "-o", f"{case}-allocation.json")
         target = ("--allocation", f"{case}-allocation.json", "--pruner", pruner)
         calibration = tokens if pruner != "magnitude" else ()
