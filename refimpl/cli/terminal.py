@@ -116,14 +116,12 @@ def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterato
         written = ", ".join(map(str, new))
         if written:
             raise Interrupted(f"{written} is whole", "use it") from None
-        if not keeps:
-            raise Interrupted("nothing was written") from None
-        if not outputs:
+        if kept := _finished_units(outputs):
+            raise Interrupted(f"finished units are kept in {kept[-1]}", command_line()) from None
+        if keeps and not outputs:
             remedy = "repeat the command, with -o FILE if it must be possible to resume it"
             raise Interrupted("nothing is kept without -o", remedy) from None
-        if not (kept := _finished_units(outputs)):
-            raise Interrupted("nothing was finished that could be kept") from None
-        raise Interrupted(f"finished units are kept in {kept[-1]}", command_line()) from None
+        raise Interrupted("nothing was written") from None
 
 
 def _interrupt() -> None:

@@ -39,7 +39,6 @@ OTHERS = {  # commands, and a function that is interrupted
     "explain": (("explain", LLAMA), "refimpl.cli.score.explain"),
 }
 NOTHING = "interrupted: nothing was written\nnext: repeat the command\n"
-TOO_EARLY = "interrupted: nothing was finished that could be kept\nnext: repeat the command\n"
 
 
 def control_c(*_: object, **__: object) -> None:
@@ -61,9 +60,9 @@ def goes_on(kind: str, folder: str) -> None:
     read: Callable[[Path], Any] = content if words[0] == "prune" else numbers
     ran(*words[:-1], "whole")
 
-    assert interrupted(0, *words) == Result(130, "", TOO_EARLY)
+    assert interrupted(0, *words) == Result(130, "", NOTHING)
 
-    stopped = interrupted(3, *words)
+    stopped = interrupted(2, *words)
     kept, again = stopped.err.splitlines()
     assert (stopped.code, stopped.out, output.exists()) == (130, "", False)
     path = f".{output}.part"
