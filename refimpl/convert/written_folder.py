@@ -38,14 +38,15 @@ class ConvertedTensor:
 
     def stored(self, piece: Array) -> Array:
         """A piece in its dtype, contiguous, all finite."""
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # also of NaN whose first bit of the fraction is 0
             stored = np.ascontiguousarray(piece, STORED_DTYPES[self.dtype])
-        if bad := count_bad(stored):
+            bad, wide = count_bad(stored), count_bad(piece) == 0
+        if bad:
             dtype = STORED_DTYPES[self.dtype].name
             raise RefimplError(
                 f"{self.name} has {bad} values that are NaN or Inf in {dtype}",
                 f"finite weights, in the range of {dtype}",
-                "use --dtype float32" if count_bad(piece) == 0 else "repair the checkpoint",
+                "use --dtype float32" if wide else "repair the checkpoint",
             )
         return stored
 

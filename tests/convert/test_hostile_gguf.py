@@ -153,3 +153,13 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     content[at : at + 2] = np.float16(np.inf).tobytes()
     path.write_bytes(content)
     refusal_of(convert, path, tmp_path / "out", says="v_proj.weight has 32 values that are NaN")
+
+
+def test_a_nan_that_signals_is_counted_without_a_word(tmp_path: Path) -> None:
+    path = gguf_file(tmp_path, "llama", Q.BF16)
+    stored = {tensor.name: tensor.data_offset for tensor in gguf.GGUFReader(path).tensors}
+    content = bytearray(path.read_bytes())
+    at = stored["blk.0.attn_v.weight"]
+    content[at : at + 2] = b"\x81\x7f"
+    path.write_bytes(content)
+    refusal_of(convert, path, tmp_path / "out", says="v_proj.weight has 1 values that are NaN")
