@@ -216,6 +216,7 @@ def test_a_signal_without_its_states_is_off_by_the_errors_of_these(tmp_path: Pat
             assert result.own == own_errors(case, "float16", stepwise)[name]
 
 
+@pytest.mark.thorough
 def test_signals_follow_the_experts_of_their_tokens(mixture: Case) -> None:
     """In 16 bits a candidate that did not write them may have routed a token to another one."""
     steps_of = ("owl.signal", "dlp.signal", "pruned.blocks.2.attn_norm.squares")

@@ -192,6 +192,7 @@ def test_a_step_is_computed_from_what_the_page_says(step: str) -> None:
     assert changed == set().union(*matched.values())
 
 
+@pytest.mark.thorough
 def test_16_bits_are_judged_more_closely_than_chained() -> None:
     """Errors and choices do not pile up: refimpl itself is less far off.
 
