@@ -67,7 +67,7 @@ def _with_shared(keys: Keys, types: list[Any], own: list[Attention]) -> list[Att
         of = source[str(types[i])]
         x = replace(own[of], kept=of)
         sizes = x.num_attention_heads, x.num_key_value_heads, x.head_dim
-        own[of], own[i] = x, SharedAttention(*sizes, of=of)
+        own[of], own[i] = x, SharedAttention(*sizes, source=of)
     return own
 
 

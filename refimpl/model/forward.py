@@ -105,23 +105,23 @@ def embed(
     return State(norm(x, weights, "embed_norm", config).astype(dtype), token_ids)
 
 
-def mlp(x: Array, weights: Weights, place: Place, config: Config, of: str = "") -> Array:
+def mlp(x: Array, weights: Weights, place: Place, config: Config, path: str = "") -> Array:
     """Apply ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate.
 
     Some activations have parameters that are learned.
 
     Observed: `mlp_hidden` [..., F], the input of `down_proj`. Names of linears, and of this point,
-    begin with `of`, such as "experts.7.".
+    begin with `path`, such as "experts.7.".
     """
-    hidden, act = affine(x, weights, f"{of}up_proj"), place.kernels.activations[config.activation]
+    hidden, act = affine(x, weights, f"{path}up_proj"), place.kernels.activations[config.activation]
     learned = [weights[name] for name in LEARNED_ACTIVATION if name in weights]
     if config.gated:
-        gate = ops.scaled(affine(x, weights, f"{of}gate_proj"), config.gate_scale)
+        gate = ops.scaled(affine(x, weights, f"{path}gate_proj"), config.gate_scale)
         gate, hidden = ops.clamped_gate(gate, hidden, config.gate_limit)
         hidden = act(gate, *learned) * hidden
     else:
         hidden = act(hidden, *learned)
-    y = affine(place.observe(f"{of}mlp_hidden", hidden), weights, f"{of}down_proj")
+    y = affine(place.observe(f"{path}mlp_hidden", hidden), weights, f"{path}down_proj")
     return ops.scaled(y, config.mlp_scale)
 
 

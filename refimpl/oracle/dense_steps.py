@@ -252,7 +252,7 @@ def forward(inputs: StepInputs) -> NamedArrays:
             if name == ROUTER or (name not in INSIDE and "." not in name):
                 reads = [f"{prefix}{x}" for x in record_of(prefix + name).reads if x in trace]
                 if name in ("k", "v") and isinstance(place.mixer, SharedAttention):
-                    reads = [f"blocks.{place.mixer.of}.{name}"]
+                    reads = [f"blocks.{place.mixer.source}.{name}"]
                 reads = [before] if name == "resid_pre" else reads
                 yield inputs.of(prefix + name, *reads), value
         before = f"{prefix}resid_post"

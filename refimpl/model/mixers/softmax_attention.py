@@ -70,7 +70,7 @@ class SharedAttention(Attention):
     """Softmax attention with the keys and values of an earlier block."""
 
     # That block, whose attention has the same sizes and rotates its keys in the same way
-    of: int = 0
+    source: int = 0
 
     def shapes(self, width: int) -> WeightShapes:
         """As of `Mixer`."""
@@ -100,7 +100,7 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
 
     def heads_of(name: str) -> Array:
         if isinstance(sizes, SharedAttention) and name != "q":
-            return observe(name, place.kept[sizes.of]["kv".index(name)])
+            return observe(name, place.kept[sizes.source]["kv".index(name)])
         linear = "k" if name == "v" and sizes.keys_as_values else name
         y, scale = affine(x, weights, f"{linear}_proj"), sizes.key_scale if name == "k" else 1.0
         y = norm(ops.scaled(y, scale), weights, f"{name}_width_norm", config, kernels)

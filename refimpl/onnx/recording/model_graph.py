@@ -75,7 +75,7 @@ class Recording:
         """Call a block on a state: the state after it, and some trace points, without prefix."""
         config, prefix = self.model.config, f"blocks.{index}."
         kind = config.blocks[index]
-        source = kind.mixer.of if isinstance(kind.mixer, SharedAttention) else None
+        source = kind.mixer.source if isinstance(kind.mixer, SharedAttention) else None
         keeps = ("k", "v") if kind.mixer.kept_size else ()
         points = tuple(dict.fromkeys((*points, *keeps)))
 
