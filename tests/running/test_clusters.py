@@ -21,7 +21,10 @@ from refimpl.running.executors import open_executor
 pytestmark = pytest.mark.dask
 WORKERS = 3
 SCORE = ("score", FIXTURES / "llama", "--samples", 4, "--seq-len", 32)
-LONG = ("score", FIXTURES / "llama", "--samples", 40, "--seq-len", 64, "--draws", 6)
+LONG = (
+    *("score", FIXTURES / "llama", "--samples", 240, "--seq-len", 64),
+    *("--perturbation", "gaussian"),
+)
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "score": LONG,
     "pruning": (

@@ -21,7 +21,7 @@ LLAMA = FIXTURES / "llama"
 SCORE = ("score", LLAMA, "--samples", 64, "--seq-len", 64)
 PRUNE = ("prune", LLAMA, "--samples", 256, "--seq-len", 64, "--sparsity", 0.5)
 COMMANDS: dict[str, tuple[object, ...]] = {
-    "score": (*SCORE, "--draws", 6),
+    "score": (*SCORE, "--perturbation", "gaussian"),
     "score, pruning": (*SCORE, "--perturbation", "pruning", "--base", "owl"),
     "prune, scored": PRUNE,
     "prune, sparsegpt": (*PRUNE[:-2], "--nm", "2:4", "--pruner", "sparsegpt"),
