@@ -106,7 +106,7 @@ class ShowOptions(groups.JsonOptions):
 
 @app.command(
     "show",
-    epilog=examples("refimpl case show llama --only forward"),
+    epilog=examples("refimpl case show llama", "refimpl case show llama --only forward"),
 )
 @with_groups
 def show_command(
