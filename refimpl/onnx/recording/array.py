@@ -78,15 +78,13 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
                 last = np.iinfo(np.int64).max if stop is None else stop
                 steps = [] if step is None else [[step]]
                 return self.graph.add("Slice", self, [start or 0], [last], [-1], *steps)
-            case (slice(start=None, stop=None, step=None), int(index)):
-                return self.graph.add("Gather", self, index, axis=1)
             case (EllipsisType(), int(index)):
                 return self.graph.add("Gather", self, index, axis=-1)
             case Recorded():
                 rows = _rows(key)
                 axes = (rows.axes[0], *self.axes[len(key.shape) :])
                 return self.graph.add("GatherND", self, rows, axes=axes)
-        raise TypeError(f"only [:, i], [..., i], [..., start:stop:step], or a mask, not [{key}]")
+        raise TypeError(f"only [..., i], [..., start:stop:step], or a mask, not [{key}]")
 
     def __setitem__(self, mask: Any, values: Any) -> None:
         """Let the array's rows where a mask is true be others: from now on it has another name."""
