@@ -56,7 +56,7 @@ def number(text: str) -> float | str:
     try:
         if text.endswith("%"):
             return float(Decimal(text[:-1]) / 100)
-        return msgspec.convert(text, int | float, strict=False)
+        return msgspec.convert(text, float, strict=False)
     except (ArithmeticError, msgspec.ValidationError):
         return text
 
