@@ -1,12 +1,10 @@
 """A library in a process of its own: whatever bent input does to that process, ours goes on."""
 
-import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor
 from threading import Thread
 from types import ModuleType
 from typing import Any
@@ -35,8 +33,11 @@ class Isolated:
         seconds: float,
         refused: tuple[str, str],
     ) -> None:
+        from concurrent.futures import ProcessPoolExecutor  # slow, and most commands start none
+        from multiprocessing import get_context
+
         self._name, self._seconds, self._refused = name, seconds, refused
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin)
         main, before = sys.modules["__main__"], _interrupts("SIG_BLOCK")  # Ctrl-C is for us alone
         sys.modules["__main__"] = ModuleType("__main__")  # a child would run the user's script
         try:
@@ -44,7 +45,10 @@ class Isolated:
         finally:
             sys.modules["__main__"] = main
             _interrupts("SIG_SETMASK", before)
-        self._process = started.result()
+        try:
+            self._process = started.result()
+        except BrokenExecutor as error:
+            raise RefimplError(f"{name}: its process does not start", *refused) from error
         self.call(maker, *arguments)
 
     def call(self, method: Any, *arguments: Any, seconds: float | None = None) -> Any:
@@ -59,7 +63,7 @@ class Isolated:
         except TimeoutError:
             problem = f"took longer than {round(limit, 1):g} s"
             self._end()
-        except BrokenProcessPool:
+        except BrokenExecutor:
             problem = "ended its process"
         except BaseException:
             self._end()
@@ -100,7 +104,9 @@ def _begin() -> None:
 
 
 def _follow() -> None:
-    parent = multiprocessing.parent_process()
+    from multiprocessing import parent_process
+
+    parent = parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
