@@ -123,7 +123,6 @@ class BatchGroup:
         return {n: float(x.sum()) for n, x in likelihoods.items()}
 
 
-FORMAT: Literal[1] = 1
 Unknown = float | None
 
 
@@ -171,7 +170,7 @@ class EvaluationDocument(Document, frozen=True, kw_only=True):
 def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation as JSON: unknown numbers are null."""
     text = _text(evaluation.windows, evaluation.perplexity)
-    others = {"format": FORMAT, "dtype": evaluation.run.dtype, "text": text}
+    others = {"format": 1, "dtype": evaluation.run.dtype, "text": text}
     document: dict[str, Any] = plain(filled(EvaluationDocument, evaluation, **others))
     return document
 
@@ -186,15 +185,10 @@ def _text(windows: Windows, result: Perplexity) -> TextResult:
         num_windows=len(windows.ids),
         predicted_tokens=result.tokens.sum(),
         bytes=None if result.bytes is None else result.bytes.sum(),
-        perplexity=_or_null(result.value),
-        perplexity_stderr=_or_null(result.stderr),
+        perplexity=result.value if isfinite(result.value) else None,
+        perplexity_stderr=result.stderr if isfinite(result.stderr) else None,
         nats_per_token=result.mean_nats,
         nats_per_token_stderr=result.nats_stderr,
         bits_per_byte=result.bits_per_byte,
         windows=tuple(WindowResult(tokens=n, nats=x, bytes=size) for n, x, size in rows),
     )
-
-
-def _or_null(value: float) -> float | None:
-    """The number, or None for one that JSON does not have."""
-    return value if isfinite(value) else None
