@@ -124,5 +124,6 @@ def test_every_command_that_writes_is_in_the_table() -> None:
         )
     }
     writing.remove("benchcommand")  # a line for each cell; see tests/bench
+    writing.remove("convertcommand")  # of foreign files; see tests/convert
     writing -= {"reportcommand", "reportplot_command"}  # as others, after matplotlib's own steps
     assert len({name.split(" --")[0] for name in COMMANDS}) == len(writing)
