@@ -58,6 +58,8 @@ def is_of_type(value: Any, hint: Any) -> bool:
         return any(is_of_type(value, one) for one in inner if one not in special)
     if origin in (Annotated, Literal) or hint in WORDS:
         number = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(number, int | float | str | NoneType):
+            return False  # msgspec makes numbers of decimals
         try:
             msgspec.convert(number, hint)
         except msgspec.ValidationError:

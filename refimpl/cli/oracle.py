@@ -13,18 +13,9 @@ from refimpl.cli.graphs import ComparisonOptions
 from refimpl.cli.options import Group, argument, examples, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, say
-from refimpl.loading.files.documents import filled, plain
 from refimpl.loading.model_tokens import model_tokens
 from refimpl.loading.samples import SAMPLES, SEQ_LEN
-from refimpl.oracle.case_folders import (
-    FORWARD,
-    CaseFacts,
-    case_folder,
-    case_or_model,
-    cases_below,
-    core_case,
-    core_cases,
-)
+from refimpl.oracle.case_folders import FORWARD, case_or_model, cases_below, core_cases
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.header import fitting, joined
 
@@ -90,47 +81,6 @@ def list_command(
 
     cases = core_cases(True) if folder is None else cases_below(folder)
     deliver(cases_document(cases), cases_table(cases), to.json)
-
-
-@dataclass(frozen=True)
-class ShowOptions(groups.JsonOptions):
-    """What is shown of a case."""
-
-    only: list[str] | None = common_option(
-        None,
-        "Show these steps alone: a shell pattern such as 'blocks.*', or the word forward; may be "
-        "repeated.",
-        "PATTERN",
-    )
-
-
-@app.command(
-    "show",
-    epilog=examples("refimpl case show llama", "refimpl case show llama --only forward"),
-)
-@with_groups
-def show_command(
-    case: Annotated[
-        Path,
-        argument(
-            "CASE", "A case's folder, with case.json, or the name of a core case: llama.", core_case
-        ),
-    ],
-    *,
-    to: Annotated[ShowOptions, Group("Output")],
-) -> None:
-    """Show what a case contains: its inputs, its recipe, and each step with its shape and dtype.
-
-    A candidate writes a tensor of this shape for each step. Float steps may have any float dtype.
-    """
-    from refimpl.oracle.check import asked_steps  # not for --help
-    from refimpl.show.oracle import case_table
-
-    one = case_folder(case)
-    asked = asked_steps(one.steps, patterns(to.only) or ("*",))
-    facts = [x for x in one.facts.steps if x.name in asked]
-    one = replace(one, facts=filled(CaseFacts, one.facts, steps=facts))
-    deliver(plain(one.facts), case_table(one), to.json)
 
 
 def patterns(only: Sequence[str] | None) -> tuple[str, ...]:

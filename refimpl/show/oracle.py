@@ -70,36 +70,14 @@ def cases_document(cases: Sequence[CaseFolder]) -> dict[str, Any]:
 
 
 def cases_table(cases: Sequence[CaseFolder]) -> str:
-    """A row per case, and what to do with them."""
+    """A row per case."""
     columns = {
         "case": [case.name for case in cases],
         "family": [case.facts.family for case in cases],
         "tokens": [" x ".join(map(str, case.facts.tokens.shape)) for case in cases],
         "steps": [f"{len(case.steps):,}" for case in cases],
     }
-    return joined([*Table(columns).lines(), "", f"next:       refimpl case show {cases[0].name}"])
-
-
-def case_table(case: CaseFolder) -> str:
-    """What a case was made of, and a row per step: its shape and dtype."""
-    facts, recipe = case.facts, case.facts.recipe
-    header = {
-        "case": [case.name, f"family {case.facts.family}", f"spec {facts.spec}"],
-        "folder": [str(case.path)],
-        "inputs": [f"token_ids {[*facts.tokens.shape]}", "noise [L, N, S, D] of every draw"],
-        "recipe": [
-            f"{name} {' '.join(map(str, x)) if isinstance(x, list) else x}"
-            for name, x in recipe.items()
-        ],
-    }
-    columns: dict[str, list[str]] = {
-        "step": [*case.steps],
-        "shape": [str([*step.shape]) for step in facts.steps],
-        "dtype": [step.dtype for step in facts.steps],
-    }
-    said = "inputs.safetensors holds the inputs; write a tensor per step, a float one in any dtype"
-    rows = Table(columns, left=len(columns)).lines()
-    return joined([*wrapped(header), "", *rows, "", *fitting(said)])
+    return joined(Table(columns).lines())
 
 
 def verdict_lines(report: Report, candidate: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`refimpl case list` and `case show`, and core cases by name."""
+"""`refimpl case list`, and core cases by name."""
 
 import json
 from pathlib import Path
@@ -19,20 +19,6 @@ def test_the_core_cases_are_listed() -> None:
     assert [line.split()[0] for line in table[1:6]] == [*CORE, *FORWARDS]
     every = json.loads(ran("case", "list", CASES, "--json"))["cases"]
     assert [case["name"] for case in every] == sorted(p.name for p in CASES.iterdir())
-
-
-def test_a_case_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = json.loads((CASES / "opt" / "case.json").read_text())
-    assert json.loads(ran("case", "show", "opt", "--json")) == facts
-    for width in (80, 60):
-        monkeypatch.setenv("COLUMNS", str(width))
-        shown = ran("case", "show", CASES / "opt").splitlines()
-        assert max(map(len, shown)) <= max(width, len(str(CASES / "opt")) + 12)
-        rows = [line.split(maxsplit=1) for line in shown]
-        for step in facts["steps"]:
-            assert [step["name"], f"{step['shape']}".ljust(0)] in [
-                [row[0], row[1].rpartition("]")[0] + "]"] for row in rows if len(row) == 2
-            ]
 
 
 def test_a_check_that_fails_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

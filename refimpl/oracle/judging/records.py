@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from math import inf, isfinite
-from typing import Any, Literal
+from typing import Literal
 
 from refimpl.errors import RefimplError
 
@@ -21,202 +21,98 @@ class StepRecord:
     Of "weight" and "typical rows" none counts as less than a share of the root mean square of all
     (`measures.LEAST`); "lost" is the error of ``1 - A`` of an alignment A. Trace points say what
     they read of their block, later steps note it themselves (`StepInputs.of`). `exact` ones are
-    computed in float32 or more in every dtype.
+    computed in float32 or more in every dtype. A semicolon separates two causes.
     """
 
     measure: StepMeasure
-    causes: tuple[str, ...]
+    causes: str
     reads: tuple[str, ...] = ()
     domain: tuple[float, float] = (-inf, inf)
     exact: bool = False
 
 
-STREAM = (
-    "a sum that lacks a term, or has it twice",
-    "a block that was skipped, run twice, or run with the weights of another block",
-)
-NORM = (
-    "another eps, or eps outside the root",
-    "weights that are stored minus 1 (Gemma)",
-    "RMSNorm in place of LayerNorm, or vice versa; a missing bias",
-)
-STATISTIC = (
-    "a sum over tokens in place of a mean, or sequences that were counted twice",
-    "statistics of the dense model: the input of block l passed the pruned blocks before it",
-    "the input of another linear (o_proj reads the heads, down_proj the activation)",
-    "a sum in 16 bits or float32",
-)
-SIGNAL = (
-    "OWL: at least in place of more than m times the mean, the median, another m, a fraction "
-    "in place of a percentage, or outliers of each linear in place of the block",
-    "DLP: the median in place of the mean, the lower of two medians, or a mean of the linears' "
-    "means",
-    "AlphaPruning: singular values that are not squared, another start of the tail, histogram "
-    "or exponent (n of the tail, not n - 1)",
-    "scores: the input of another linear, no activations, no square root, sums of one sequence "
-    "or per token",
-)
-
-
-def _record(measure: StepMeasure, *causes: str, **fields: Any) -> StepRecord:
-    """A record with its causes."""
-    return StepRecord(measure, causes, **fields)
-
+STREAM = "a sum that lacks a term, or has it twice"
+NORM = "another eps, or eps outside the root; weights stored minus 1; RMSNorm in place of LayerNorm"
+STATISTIC = "a mean over tokens in place of a sum; the dense model's statistics; another input"
+SIGNAL = "another statistic, threshold or fit; another linear's input; singular values, not squared"
 
 # fmt: off
 RECORDS: Mapping[str, StepRecord] = {  # by pattern of names; the first one counts
-    "embed": _record("rows", "the scale of the embeddings (Gemma: the root of D)",
-        "learned positions: their first row (OPT: 2), or positions that do not begin at 0",
-        "token ids that were shifted or padded"),
-    "blocks.*.resid_pre": _record("rows", *STREAM[1:]),
-    "blocks.*.predicted": _record("rows",
-        "coefficients of the transposed matrix, or of the stream after its norm alone (1 / D)",
-        "a prediction in place of a stream plus its prediction", reads=("resid_pre",)),
-    "blocks.*.attn_norm": _record("rows", *NORM, reads=("resid_pre", "predicted")),
-    "blocks.*.[qkv]": _record("rows",
-        "a weight that was changed, transposed, or taken from another block", "a missing bias",
-        "a fused tensor cut in the wrong order (thirds, or head by head)",
-        "a missing norm of each head, of all heads together, or after the rotation",
-        reads=("attn_norm", "latent")),
-    "blocks.*.[qk]_rope": _record("rows",
-        "theta, or its scaling (linear, llama3), or those of another kind of block",
-        "pairs: channel i rotates with channel i + h/2, not with its neighbour; the direction",
-        "positions: the first is 0 in each sequence of a batch",
-        "the number of channels of a head that rotate, or a block that does not rotate",
-        reads=("q", "k")),
-    "blocks.*.latent": _record("rows",
-        "the eps of its norm, which is 1e-6 whatever that of the others; a missing norm",
-        "the rotated part of the keys taken for channels of it, or vice versa",
+    "embed": StepRecord("rows", "the scale of the embeddings (Gemma: the root of D); the first "
+        "learned position; token ids that were shifted or padded"),
+    "blocks.*.resid_pre": StepRecord("rows", "a block that was skipped, or run twice"),
+    "blocks.*.predicted": StepRecord("rows", "coefficients of the transposed matrix",
+        reads=("resid_pre",)),
+    "blocks.*.attn_norm": StepRecord("rows", NORM, reads=("resid_pre", "predicted")),
+    "blocks.*.[qkv]": StepRecord("rows", "a weight that was changed, transposed, or taken from "
+        "another block; a fused tensor cut in the wrong order; a missing bias, or norm of each "
+        "head", reads=("attn_norm", "latent")),
+    "blocks.*.[qk]_rope": StepRecord("rows", "theta, or its scaling; pairs of channels: i and "
+        "i + h/2; positions, which begin at 0; how many channels rotate", reads=("q", "k")),
+    "blocks.*.latent": StepRecord("rows", "the eps of its norm; the rotated part taken for a part "
+        "of it", reads=("attn_norm",)),
+    "blocks.*.conv_in": StepRecord("rows", "the parts of in_proj in another order; a missing gate",
         reads=("attn_norm",)),
-    "blocks.*.conv_in": _record("rows",
-        "the parts of in_proj in another order (b, c, v; q, k, v), or head by head",
-        "a gate before the convolution that was skipped", reads=("attn_norm",)),
-    "blocks.*.conv_out": _record("rows",
-        "the taps in reverse: the last one is of the token itself; a window that is not causal",
-        "tokens of the sequence before it in the batch; a missing bias, a missing activation",
-        reads=("conv_in",)),
-    "blocks.*.state_out": _record("rows",
-        "the decay: exp(-exp(A_log) softplus(W_a x + dt_bias)), in float32 or more",
-        "queries and keys that do not have length 1; queries not divided by the root of d",
-        "the correction of v by what the state, already decayed, holds for the key",
-        "heads: a key head, or a group, serves consecutive heads",
-        "Mamba: a time step without its bias, softplus or limits; D x that was left out",
-        reads=("attn_norm", "conv_in", "conv_out")),
-    "blocks.*.attn_out": _record("rows",
-        "token 0 is right, later ones are not: the scale of q k^T, a softmax over another axis, "
-        "the causal mask (shifted by one, or absent), the soft cap of the scores, if there is one",
-        "token 0 is wrong, too: another key and value head for a query head (tiled, not repeated)",
-        "or o_proj: heads merged in another order, a missing bias; the norm after it, or a factor",
-        "right up to some token: the window, if there is one: one token more or less, or that of "
-        "another kind of block",
-        "the rotation (theta, positions), where rotated heads are not compared",
+    "blocks.*.conv_out": StepRecord("rows", "taps in reverse; a window that is not causal; a "
+        "missing bias or activation", reads=("conv_in",)),
+    "blocks.*.state_out": StepRecord("rows", "the decay; keys without length 1; D x left out; "
+        "heads of another group", reads=("attn_norm", "conv_in", "conv_out")),
+    "blocks.*.attn_out": StepRecord("rows", "token 0 is right: the scale, the causal mask (shifted "
+        "by one, or absent), the soft cap; token 0 is wrong: the order of heads, o_proj, the norm "
+        "after it; right up to some token: the window",
         reads=("attn_norm", "q", "k", "v", "q_rope", "k_rope", "conv_out", "state_out")),
-    "blocks.*.resid_mid": _record("rows", *STREAM[:1],
-        reads=("resid_pre", "attn_out")),
-    "blocks.*.mlp_norm": _record("rows",
-        "a parallel residual, in which the MLP reads the block's input", *NORM,
+    "blocks.*.resid_mid": StepRecord("rows", STREAM, reads=("resid_pre", "attn_out")),
+    "blocks.*.mlp_norm": StepRecord("rows", f"a parallel residual; {NORM}",
         reads=("resid_pre", "resid_mid")),
-    "blocks.*.mlp_out": _record("rows",
-        "the activation: exact GELU in place of its tanh form, GELU in place of SiLU",
-        "gate_proj and up_proj swapped",
-        "down_proj: a missing bias; the norm after it, or a factor",
+    "blocks.*.mlp_out": StepRecord("rows", "the activation: exact GELU or its tanh form, SiLU; "
+        "gate_proj and up_proj swapped; down_proj: a missing bias; the norm after it, or a factor",
         reads=("mlp_norm", "router_norm", "experts_norm", "router.keep")),
-    "blocks.*.block_embed_norm": _record("rows", *STREAM[:1],
-        reads=("resid_mid", "mlp_out")),
-    "blocks.*.block_embed": _record("rows",
-        "the columns of another block, in the table or in the projection of the first stream",
-        "a factor: 1 / sqrt(D) of the projection, sqrt(P) of the row, 1 / sqrt(2) of their sum",
-        "the stream before this block in place of the embedding", *NORM, reads=("token_ids",)),
-    "blocks.*.block_embed_out": _record("rows",
-        "the activation of the gate; the norm after the projection",
+    "blocks.*.block_embed_norm": StepRecord("rows", STREAM, reads=("resid_mid", "mlp_out")),
+    "blocks.*.block_embed": StepRecord("rows", f"the columns of another block; a factor; {NORM}",
+        reads=("token_ids",)),
+    "blocks.*.block_embed_out": StepRecord("rows", "the activation of the gate; the norm after it",
         reads=("block_embed_norm", "block_embed")),
-    "blocks.*.resid_post": _record("rows", *STREAM,
+    "blocks.*.resid_post": StepRecord("rows", STREAM,
         reads=("resid_mid", "mlp_out", "block_embed_out")),
-    "blocks.*.router.keep": _record("bits",
-        "one expert more or fewer per token; equal scores, of which the lower index counts",
-        "scores that the choice is made of: softmax or sigmoid, a correction that is added to "
-        "them for the choice alone, groups of which some take part",
-        "the router's input: it is router_norm, or else mlp_norm; its bias",
+    "blocks.*.router.keep": StepRecord("bits", "one expert more or fewer per token; softmax or "
+        "sigmoid; the correction of scores; the router's input or bias",
         reads=("mlp_norm", "router_norm")),
-    "blocks.*.router_norm": _record("rows", "the factors of its channels, or 1 / sqrt(D), missing",
-        *NORM, reads=("resid_mid",)),
-    "blocks.*.experts_norm": _record("rows", *NORM, reads=("resid_mid",)),
-    "final_norm": _record("rows", "no norm behind the last block", *NORM),
-    "logits": _record("rows", "lm_head: tied to the embeddings, or a weight of its own",
-        "the soft cap of the logits, or their factor, which some families divide by",
-        "added or missing rows of the vocabulary"),
-    "*.drift": _record("numbers",
-        "noise: another axis of blocks or sequences, or the same noise after every block or in "
-        "every draw",
-        "its scale: eta ||h|| exactly, per token or per sequence, after it is shaped by channel",
-        "the wrong block: noise is added after block l, to resid_post, not before it",
-        "a clean state that was perturbed, is that of another block, or has passed the final norm",
-        "norms of all tokens together in place of norms per token, or vice versa; not relative",
-        "sinks: tokens of more than 20 medians get no noise and do not count (sink = exclude)",
-        "the mean: over tokens, then draws, then sequences",
-        "pruned.*: another base or count, or a statistic of pruned blocks in place of the dense",
+    "blocks.*.router_norm": StepRecord("rows", f"a missing factor; {NORM}", reads=("resid_mid",)),
+    "blocks.*.experts_norm": StepRecord("rows", NORM, reads=("resid_mid",)),
+    "final_norm": StepRecord("rows", f"no norm behind the last block; {NORM}"),
+    "logits": StepRecord("rows", "lm_head: tied to the embeddings, or a weight of its own; the "
+        "soft cap of the logits, or their factor"),
+    "*.drift": StepRecord("numbers", "noise: its scale, its axes, one for all draws; added before "
+        "the block; norms of all tokens together; sinks; the order of the means",
         domain=(0, inf)),
-    "*.alignment": _record("lost",
-        "signs or norms: it is the cosine between the perturbed and the clean state",
-        "the difference of the states in place of the perturbed one; one norm twice",
-        domain=(-1, 1)),
-    "*absorption_coefficient": _record("numbers",
-        "a ratio of means: it is the mean of the tokens' ratios, over tokens, then sequences",
-        "another denominator: it is the drift after the perturbed block itself, and the numerator "
-        "that after the last block", "the inverse ratio, or a geometric mean",
-        "tokens without a drift, which do not count", domain=(0, inf)),
-    "*.stderr": _record("shares",
-        "n in place of n - 1, or a deviation that is not divided by the root of n",
-        "over tokens or draws: it is over the means of sequences", domain=(0, inf)),
-    "*.divergence": _record("shares",
-        "KL in the wrong direction or with the reverse sign: it is of the clean distribution from "
-        "the perturbed one",
-        "distributions without the final norm, or of logits in place of probabilities",
-        "a base of 2, a sum over tokens in place of a mean, or the last token alone"),
-    "alphapruning*.signal": _record("numbers", *SIGNAL, domain=(0, inf), exact=True),
-    "*.signal": _record("numbers", *SIGNAL, domain=(0, inf)),
-    "*.base": _record("shares",
-        "a spread that is halved or doubled, or a signal that is not stretched onto it",
-        "the sign: a block with outliers, a small score or a heavy tail is pruned less",
-        "AlphaPruning: the mean of the linears' alphas, scaled (not shifted) to the budget",
-        "a base that is not projected onto the budget; a mean over blocks, not weights",
-        domain=(0, 1), exact=True),
-    "*.corrected": _record("shares", "the sign: a block that amplifies is pruned less",
-        "log r that is not clipped at log 3, or not centred; another base of the logarithm; r - 1",
-        "another strength or limit, or a correction that is added to the projected base",
-        "a sum that was not projected onto the budget again, or scaled to it by a factor",
-        "divergence: errors at the end, relative to their geometric mean",
-        domain=(0, 1), exact=True),
-    "*.counts": _record("counts",
-        "quotas rounded one by one: they follow the largest remainder, ties the lower index",
-        "blocks first, then the linears of each, in the order q, k, v, o, gate, up, down",
-        "the budget: S N rounded to the nearest whole number, half to even"),
-    "*.squares": _record("typical rows", *STATISTIC, domain=(0, inf)),
-    "*.products": _record("typical rows", "a factor 2 / n or damping: the products have neither",
-        *STATISTIC),
-    "*score": _record("rows", "the square of the norm: the score is |W| sqrt(c)",
-        "c per token: it is the sum over tokens divided by the number of sequences",
+    "*.alignment": StepRecord("lost", "the difference in place of the perturbed state; one norm "
+        "twice", domain=(-1, 1)),
+    "*absorption_coefficient": StepRecord("numbers", "a ratio of means in place of a mean of "
+        "ratios; the inverse; another denominator; tokens without a drift", domain=(0, inf)),
+    "*.stderr": StepRecord("shares", "n in place of n - 1; over tokens or draws, not sequences",
         domain=(0, inf)),
-    "*.keep": _record("bits", "an inverted decision (1 is kept), or bits packed from the lowest",
-        "ties: the lower index goes first",
-        "rows: Wanda compares within a row, SparseGPT within 128 columns of all rows",
-        "the counts: n div R in each row, the others in the rows whose next score is lowest",
-        "n:m: n of m consecutive inputs are zeros",
-        "SparseGPT: dead inputs, damping (a share of the mean of the diagonal), the diagonal of "
-        "the factor of the inverse, or a decision on weights before their compensation",
-        "SparseGPT: other columns decided together (128), or in another order, or no update of "
-        "the columns after these"),
-    "*.weight": _record("weight rows",
-        "the update of later columns after each column, or its order",
-        "a factor of H in place of one of its inverse; the damping",
-        "weights that are not rounded to the file's dtype",
-        "an error that is not divided by the diagonal of the factor",
-        "kept values that changed (Wanda changes none), or pruned ones that are not 0"),
-    "*.perplexity": _record("numbers",
-        "the token itself in place of the next one, or a counted last position",
-        "a mean of the sequences' perplexities: it is exp of one mean of nats",
-        "the nats themselves, or a power of 2: it is exp of the mean nats",
-        "a sum over the vocabulary in 16 bits", domain=(1, inf)),
+    "*.divergence": StepRecord("shares", "KL in the wrong direction; no final norm; a base of 2; a "
+        "sum over tokens in place of a mean"),
+    "alphapruning*.signal": StepRecord("numbers", SIGNAL, domain=(0, inf), exact=True),
+    "*.signal": StepRecord("numbers", SIGNAL, domain=(0, inf)),
+    "*.base": StepRecord("shares", "a spread that is halved or doubled; the sign; not projected "
+        "onto the budget; a mean over blocks, not weights", domain=(0, 1), exact=True),
+    "*.corrected": StepRecord("shares", "the sign; log r that is not clipped or not centred; "
+        "another strength or limit; not projected onto the budget again",
+        domain=(0, 1), exact=True),
+    "*.counts": StepRecord("counts", "quotas rounded one by one, not by the largest remainder; "
+        "another order of linears; the budget, rounded half to even"),
+    "*.squares": StepRecord("typical rows", STATISTIC, domain=(0, inf)),
+    "*.products": StepRecord("typical rows", f"a factor 2 / n or damping; {STATISTIC}"),
+    "*score": StepRecord("rows", "the square of the norm; a sum per token, not per sequence",
+        domain=(0, inf)),
+    "*.keep": StepRecord("bits", "inverted bits (1 is kept), or packed from the lowest; ties: the "
+        "lower index goes first; the group that is compared; counts; SparseGPT: dead inputs, "
+        "damping, the factor of the inverse, the update of later columns"),
+    "*.weight": StepRecord("weight rows", "the update of later columns, or its order; a factor of "
+        "H in place of one of its inverse; weights that are not rounded to the file's dtype"),
+    "*.perplexity": StepRecord("numbers", "the token itself in place of the next one; a mean of "
+        "perplexities; nats, or a power of 2", domain=(1, inf)),
 }
 # fmt: on
 FAULTS = {
@@ -251,4 +147,4 @@ def usual_causes(step: str, dtype: str, error: float, fault: str) -> tuple[str, 
         causes += ("float32 in some step: the error has the size of its rounding",)
     if dtype == "float32" and HALF < error < COARSE:
         causes += ("16 bits (or TF32) in some step, if later points have errors of the same size",)
-    return causes + record_of(step).causes
+    return (*causes, *record_of(step).causes.split("; "))
