@@ -36,7 +36,12 @@ class HubModel:
 
 def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubModel:
     """Read a parsed `config.json`; refuse unknown keys, and spellings of a key that disagree."""
-    _refuse_family(entries.get("model_type"), source)
+    if (model_type := str(entries.get("model_type"))) in REFUSED:
+        raise RefimplError(
+            f"{source} is of a {model_type} model with {REFUSED[model_type]}",
+            f"one of {', '.join(FAMILIES)}",
+            "compute it with transformers, or use a model of a family such as qwen3",
+        )
     text = text_entries(entries, source)
     entries = entries if text is None else text
     family = _family(entries, source)
@@ -103,17 +108,6 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
     keys.refuse(source)
     biased = frozenset(role for role in has_bias if has_bias[role])
     return HubModel(config, family, tied, biased, names, text is not None)
-
-
-def _refuse_family(model_type: object, source: str) -> None:
-    """Refuse a family that is known and out of reach, with the reason."""
-    if isinstance(model_type, str) and model_type in REFUSED:
-        reason, way_out = REFUSED[model_type]
-        raise RefimplError(
-            f"{source} is of a {model_type} model with {reason}, which refimpl does not compute",
-            f"one of {', '.join(FAMILIES)}",
-            way_out,
-        )
 
 
 def _family(entries: Mapping[str, Any], source: str) -> Family:

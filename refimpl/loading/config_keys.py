@@ -108,8 +108,7 @@ class Keys:
         ]
         if facts.only and not same:  # 1 is not true
             known = " or ".join(map(shown, facts.only))
-            what = facts.otherwise and f" ({facts.otherwise})"
-            self.wrong(f"{spellings[0]}: only {known} is supported, got {shown(value)}{what}")
+            self.wrong(f"{spellings[0]}: only {known} is supported, got {shown(value)}")
         return value
 
     def size(

@@ -220,11 +220,11 @@ def names() -> str:
 
 def refused() -> str:
     """One row per reason for which families are refused."""
-    families: dict[tuple[str, str], list[str]] = {}
+    families: dict[str, list[str]] = {}
     for family, reason in REFUSED.items():
         families.setdefault(reason, []).append(f"`{family}`")
-    rows = (f"| {', '.join(own)} | {has} | {out} |\n" for (has, out), own in families.items())
-    return "| family | what it has | next step |\n|---|---|---|\n" + "".join(rows)
+    rows = (f"| {', '.join(own)} | {has} |\n" for has, own in families.items())
+    return "| family | what it has |\n|---|---|\n" + "".join(rows)
 
 
 def composites() -> str:

@@ -10,46 +10,26 @@ REQUIRED = object()  # in place of a default
 
 @dataclass(frozen=True)
 class Key:
-    """How a family reads one key of `config.json`.
+    """How a family reads one key of `config.json`."""
 
-    Args:
-        default: Its value in files without it, as in transformers; `REQUIRED` if there is none.
-        file: Its spellings in the file, the usual one first; none: as we spell it.
-        echoes: Second spellings in the file, which must agree with the value.
-        only: The values that are supported; none: any.
-        read: False if no computation needs it.
-        otherwise: What the model has with another value than those supported.
-    """
-
-    default: Any = REQUIRED
-    file: tuple[str, ...] = ()
-    echoes: tuple[str, ...] = ()
-    only: tuple[Any, ...] = ()
-    read: bool = True
-    otherwise: str = ""
+    default: Any = REQUIRED  # in files without it, as in transformers; `REQUIRED`: there is none
+    file: tuple[str, ...] = ()  # its spellings in the file, the usual one first; none: ours
+    echoes: tuple[str, ...] = ()  # second spellings, which must agree with the value
+    only: tuple[Any, ...] = ()  # the values that are supported; none: any
+    read: bool = True  # False if no computation needs it
 
 
 @dataclass(frozen=True)
 class Location:
-    """The place of a role's weight (and bias) in the file.
+    """The place of a role's weight (and bias) in the file."""
 
-    Args:
-        name: The tensor without prefix and `.weight`; `{}` is the block, a second one the expert.
-        fused: Roles that share the tensor, in the file's order of rows.
-        grouped: Whether the fused roles alternate, one key-value head after another.
-        transposed: Whether the file holds [in, out].
-        stacked: Whether the tensor holds the weights of all experts.
-        alternating: Whether the fused roles alternate row by row.
-        weight, bias: What follows the name in those of the weight's and the bias's tensor.
-    """
-
-    name: str
-    fused: tuple[str, ...] = ()
-    grouped: bool = False
-    transposed: bool = False
-    stacked: bool = False
-    alternating: bool = False
-    weight: str = ".weight"
+    name: str  # without prefix and `.weight`; `{}` is the block, a second one the expert
+    fused: tuple[str, ...] = ()  # roles that share the tensor, in the file's order of rows
+    grouped: bool = False  # whether fused roles alternate, one key-value head after another
+    transposed: bool = False  # whether the file holds [in, out]
+    stacked: bool = False  # whether the tensor holds the weights of all experts
+    alternating: bool = False  # whether fused roles alternate row by row
+    weight: str = ".weight"  # what follows the name in that of the weight's tensor
     bias: str = ".bias"
 
 
@@ -59,73 +39,46 @@ Variant = Callable[["Family", Entries], tuple["Family", Entries]]
 
 @dataclass(frozen=True)
 class Family:
-    """One family: its config keys, its tensors, and the facts that are in neither.
-
-    Args:
-        model_type: `model_type` in `config.json`.
-        bases: Possible prefixes of the tensors; the first that fits the file is used.
-        names: Our roles and their place in the file; the family has no other roles.
-        norm: Kind of every norm.
-        norm_bias: Whether a LayerNorm has an offset.
-        norm_offset: Number added to every stored norm gain.
-        biased: Linears (and the head) with a bias: True, or the config key that decides.
-        keys: How it reads the keys of `config.json`, under our names; any other key is an error.
-        activations: Names of activations with a meaning of their own in this family.
-        optional: Roles that exist only if a config key is true, with that key.
-        weightless_norms: Norms without a tensor.
-        windows: Which blocks slide if `layer_types` is absent: "none", "all", "even" ones, those
-            "above" max_window_layers, all but the last of each "pattern", all "after first" of
-            each, or "unrotated" ones; "rotated" ones see chunks.
-        unrotated: Which blocks have no rotary positions: "none", "all", those "listed" with a 0 in
-            `no_rope_layers`, in a model with a window those that are "full", or in any model the
-            "unwindowed" ones.
-        mixers: Words of `layer_types` for blocks without attention, and what mixes their tokens.
-        gate: Whether the heads have a gate.
-        scalings: Types of rotary scaling with a meaning of their own in this family.
-        rope_extras: Keys beside the rotary parameters that are not about rotation.
-        rounded_alibi: Whether ALiBi is rounded to bfloat16, and scaled as q k^T is.
-        scaled_embedding: Whether embeddings are multiplied by sqrt(D).
-        position_offset: First row in use of the learned positions; None for rotary positions.
-        interleaved: Whether channels 2i and 2i + 1 of a head rotate together.
-        buffers: Patterns of tensors that no computation needs: of old files, and of blocks that
-            only predict further tokens; one that starts with ^ is not behind a base prefix.
-        variant: The family and the entries of one `config.json`, if keys decide on the roles.
-        scoring: Of routers, as in `Experts`; None without experts.
-        shares_of_inputs: Whether an expert's share multiplies what it reads.
-        stacks: Places of roles in files that stack experts, or are written by another version of
-            transformers, in place of those in `names`.
-        mixer_of: Roles that only blocks with one mixer have, with its name.
-    """
+    """One family: its config keys, its tensors, and the facts that are in neither."""
 
     model_type: str
-    bases: tuple[str, ...]
-    names: dict[str, Location]
+    bases: tuple[str, ...]  # possible prefixes of the tensors; the first that fits is used
+    names: dict[str, Location]  # our roles and their place in the file; there are no others
     norm: Literal["rms", "layer"] = "rms"
-    norm_bias: bool = True
-    norm_offset: float = 0.0
+    norm_bias: bool = True  # whether a LayerNorm has an offset
+    norm_offset: float = 0.0  # added to every stored gain of a norm
+    # Linears (and the head) with a bias: True, or the config key that decides
     biased: dict[str, bool | str] = field(default_factory=dict)
-    keys: dict[str, Key] = field(default_factory=dict)
-    activations: dict[str, str] = field(default_factory=dict)
-    optional: dict[str, str] = field(default_factory=dict)
-    weightless_norms: tuple[str, ...] = ()
+    keys: dict[str, Key] = field(default_factory=dict)  # under our names; others are errors
+    activations: dict[str, str] = field(default_factory=dict)  # names with a meaning of its own
+    optional: dict[str, str] = field(default_factory=dict)  # roles that a true config key adds
+    weightless_norms: tuple[str, ...] = ()  # norms without a tensor
+    # Which blocks slide if `layer_types` is absent: "even" ones, those "above" max_window_layers,
+    # all but the last of each "pattern", all "after first" of each, ...; "rotated" ones see chunks
     windows: Literal[
         "none", "all", "even", "above", "pattern", "after first", "unrotated", "rotated"
     ] = "none"
+    # Which blocks have no rotary positions: those "listed" with a 0 in `no_rope_layers`, in a model
+    # with a window those that are "full", in any model the "unwindowed" ones, ...
     unrotated: Literal["none", "all", "listed", "full", "unwindowed"] = "none"
+    # Words of `layer_types` for blocks without attention, and what mixes their tokens
     mixers: dict[str, str] = field(default_factory=dict)
-    gate: bool = False
-    scalings: dict[str, str] = field(default_factory=dict)
-    rope_extras: tuple[str, ...] = ()
-    rounded_alibi: bool = False
-    scaled_embedding: bool = False
-    position_offset: int | None = None
-    interleaved: bool = False
+    gate: bool = False  # whether the heads have a gate
+    scalings: dict[str, str] = field(default_factory=dict)  # of rotary types, as `activations`
+    rope_extras: tuple[str, ...] = ()  # keys beside the rotary ones that are not about rotation
+    rounded_alibi: bool = False  # whether ALiBi is rounded to bfloat16, and scaled as q k^T is
+    scaled_embedding: bool = False  # whether embeddings are multiplied by sqrt(D)
+    position_offset: int | None = None  # first row in use of learned positions; None: rotary ones
+    interleaved: bool = False  # whether channels 2i and 2i + 1 of a head rotate together
+    # Patterns of tensors that no computation needs: of old files, and of blocks that only predict
+    # further tokens; one that starts with ^ is not behind a base prefix
     buffers: tuple[str, ...] = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
-    variant: Variant | None = None
-    scoring: Literal["softmax", "sigmoid", "sparsemixer"] | None = None
-    shares_of_inputs: bool = False
+    variant: Variant | None = None  # its form for one `config.json`, if keys decide on the roles
+    scoring: Literal["softmax", "sigmoid", "sparsemixer"] | None = None  # None without experts
+    shares_of_inputs: bool = False  # whether an expert's share multiplies what it reads
+    # Places of roles in files that stack experts, or are of another version of transformers
     stacks: dict[str, Location] = field(default_factory=dict)
-    mixer_of: dict[str, str] = field(default_factory=dict)
+    mixer_of: dict[str, str] = field(default_factory=dict)  # roles of blocks with one mixer alone
 
     def spelling(self, key: str) -> str:
         """How the file usually spells one of our keys."""
@@ -137,13 +90,17 @@ class Family:
         without: Collection[str] = (),
         names: Mapping[str, Location | str] = MappingProxyType({}),
         keys: Mapping[str, Any] = MappingProxyType({}),
-        **fields: Any,
+        **others: Any,
     ) -> "Family":
-        """A family that lacks roles and keys of this one, or has other ones, and other defaults."""
+        """A family without some roles and keys of this one; `others` are its fields, or more keys.
+
+        A key is a `Key`, or another default.
+        """
         places, table = dict(self.names), dict(self.keys)
+        fields = {x: others.pop(x) for x in self.__dataclass_fields__.keys() & others.keys()}
         for role, place in names.items():
             places[role] = Location(place) if isinstance(place, str) else place
-        for name, change in keys.items():
+        for name, change in {**keys, **others}.items():
             if not isinstance(change, Key):
                 old = self.keys.get(name, Key())
                 change = Key(change, old.file, old.echoes, (change,) if old.only else ())
@@ -179,7 +136,7 @@ def only(value: Any, *file: str) -> Key:
     return Key(value, file, only=(value,))
 
 
-def unread(*names: str) -> dict[str, Key]:
+def unread(*names: str) -> dict[str, Any]:
     """Keys of old files that no computation needs."""
     return dict.fromkeys(names, Key(None, read=False))
 
