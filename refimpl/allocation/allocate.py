@@ -11,8 +11,7 @@ from refimpl.allocation.plan import Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, AllocationErrors, Scores, Signal, Signals
 from refimpl.arguments import integer, require
-from refimpl.bases.base import BaseInputs
-from refimpl.bases.results import checked_allocation, read_only
+from refimpl.bases.base import BaseInputs, returned
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import nan_mean
 from refimpl.method.correction import LOG_LIMIT, centred_log, clipped_log, correction
@@ -21,6 +20,7 @@ from refimpl.method.projection import project
 from refimpl.method.uncertainty import jackknife
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
+from refimpl.pruners.checks import read_only
 from refimpl.pruners.counts import counts, split_count
 
 ROUNDING = 1e-9  # of the sparsity at an end of what probes span
@@ -210,7 +210,8 @@ def base_allocation(signals: Signals, request: Request, linears: Linears) -> Arr
     views = read_only(signal), tuple(map(MappingProxyType, linears)), read_only(sizes)
     options = MappingProxyType(request.options)
     asked = BaseInputs(*views, request.sparsity, options, request.compat)
-    return checked_allocation(base.name, base.allocation(asked), sizes)
+    shapes = sizes.shape[:1], sizes.shape
+    return returned(base.name, "allocation", base.allocation(asked), shapes)
 
 
 def linear_counts(sparsity: Array, sizes: Array, target: float) -> Array:

@@ -1,18 +1,20 @@
 """The record of a base allocation: its names, its needs and its formulas."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
+import msgspec
+import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import checked, described, is_of_type, require
+from refimpl.arguments import checked, described
 from refimpl.errors import RefimplError, listed
 from refimpl.pruners.checks import Compat, Floats, Ints
 from refimpl.records import named, records
 
-T = TypeVar("T")
 Value = float | str
 Needs = Literal["weights", "squares", "products"]
 """What a signal is made of: the weights; with the sums over the dense model's inputs of their
@@ -42,23 +44,16 @@ class Option:
 
     def checked(self, base: str, name: str, value: Any) -> Value:
         """A value as the formulas take it; refuses what is not accepted."""
-        if self.words:
-            require(value, self.kind, name)
-            return str(value)
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = float("nan")
-        whole = int in (self.kind, *get_args(self.kind))
-        converted = int(number) if whole and number % 1 == 0 else number
-        if not isfinite(number) or not is_of_type(converted, self.kind):
-            known = "missing" if value is None else repr(value)
-            raise RefimplError(
-                f"base {base}: option {name} is {f'{number:g}' if isfinite(number) else known}",
-                described(self.kind),
-                f"use for example {name}={'NUMBER' if self.default is None else self.default}",
-            )
-        return converted
+        value = value.item() if isinstance(value, np.generic) else value
+        with suppress(msgspec.ValidationError):
+            converted: Value = msgspec.convert(value, self.kind, strict=False)
+            if isinstance(converted, str) or isfinite(converted):
+                return converted
+        raise RefimplError(
+            f"base {base}: option {name} is {'missing' if value is None else repr(value)}",
+            described(self.kind),
+            f"use for example {name}={'NUMBER' if self.default is None else self.default}",
+        )
 
 
 @dataclass(frozen=True)
@@ -163,6 +158,23 @@ class Base:
     def of_signal(self, options: Mapping[str, Value]) -> dict[str, Value]:
         """Those of some options that the signal depends on."""
         return {name: x for name, x in options.items() if self.options[name].of_signal}
+
+
+def returned(
+    base: str, what: str, value: Any, shapes: Sequence[tuple[int, ...]], finite: bool = True
+) -> Floats:
+    """What a base returned, whose package may be another one: numbers of one of some shapes."""
+    try:
+        x = np.asarray(value)
+    except ValueError:  # rows of several lengths
+        x = np.array(None)
+    if x.dtype.kind not in "iuf" or x.shape not in shapes or (finite and not np.isfinite(x).all()):
+        raise RefimplError(
+            f"base {base}: its {what} returned {value!r:.60}",
+            f"finite numbers of shape {' or '.join(str([*shape]) for shape in shapes)}",
+            f"correct the {what} of {base}",
+        )
+    return x.astype(np.float64)
 
 
 def bases() -> dict[str, Base]:

@@ -40,28 +40,10 @@ def dlp_score(scores: Iterable[Floats], statistic: Literal["mean", "median"] = "
     mean = mean_score(scores)
     if statistic == "mean":
         return mean
-    return _median(scores)
-
-
-def _median(scores: Iterable[Floats]) -> float:
-    """The median of scores of at least 0; those of its part of the range alone are in memory.
-
-    Of numbers of at least 0, the bits are in the order of the numbers: their first 16 make parts.
-    """
-    counts = np.zeros(1 << 16, np.int64)
-    for score in scores:
-        counts += np.bincount(_first_bits(score), minlength=counts.size)
-    upto, size = np.cumsum(counts), int(counts.sum())
-    ranks = (size - 1) // 2, size // 2
-    low, high = (int(np.searchsorted(upto, rank, side="right")) for rank in ranks)
-    near = [x.ravel()[(low <= (at := _first_bits(x))) & (at <= high)] for x in scores]
-    among = np.sort(np.concatenate(near))
-    before = int(upto[low - 1]) if low else 0
-    return float(np.mean([among[rank - before] for rank in ranks]))
-
-
-def _first_bits(score: Floats) -> npt.NDArray[np.int64]:
-    return (np.asarray(score, np.float64).ravel().view(np.uint64) >> 48).astype(np.int64)
+    every = np.concatenate([score.ravel() for score in scores])
+    middle = [(every.size - 1) // 2, every.size // 2]
+    every.partition(middle)
+    return float(np.mean(every[middle], dtype=np.float64))
 
 
 @checked

@@ -140,12 +140,7 @@ LSA = Base(
             "Half the spread of the allocation; the code has 0.04, 0.1, 0.15, 0.12 for 50 to 80 %.",
             Fraction,
         ),
-        "block": Option(
-            128,
-            "Columns of a group, which loses half; 0: the row.",
-            Count,
-            True,
-        ),
+        "block": Option(128, "Columns of a group, which loses half; 0: the row.", Count, True),
     },
     needs="products",
     signal=_signal,

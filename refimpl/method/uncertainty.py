@@ -63,35 +63,3 @@ def jackknife(left_out: npt.ArrayLike) -> Array:
     if len(x) < 2:
         return np.full(x.shape[1:], np.nan)
     return np.sqrt((len(x) - 1) / len(x) * np.square(x - x.mean(axis=0)).sum(axis=0))
-
-
-def told_apart(samples: npt.ArrayLike) -> list[list[int]]:
-    """Group numbers, the largest first: no member of a group can be told from its first.
-
-    Two numbers are told apart if the mean of their differences over the samples exceeds Student's
-    t times its standard error. An error that all numbers of a sample share does not count.
-
-    Args:
-        samples: The numbers of every sample, [n, L]; an unknown one, NaN, is in no group.
-
-    Returns:
-        Groups of indices into the L numbers; all in one if there are fewer than two samples.
-
-    Example:
-        >>> told_apart([[3.0, 1.0, 0.9], [3.2, 1.1, 1.3], [3.1, 1.2, 1.1]])
-        [[0], [2, 1]]
-    """
-    x = np.asarray(samples, np.float64)
-    means, n = x.mean(axis=0), len(x)
-    groups: list[list[int]] = []
-    for i in np.argsort(-means, kind="stable").tolist():
-        if np.isnan(means[i]):
-            continue
-        if groups:
-            apart = x[:, groups[-1][0]] - x[:, i]
-            error = apart.std(ddof=1) / sqrt(n) if n > 1 else np.inf
-            if n < 2 or apart.mean() <= t_quantile(n - 1) * error:
-                groups[-1].append(i)
-                continue
-        groups.append([i])
-    return groups

@@ -36,8 +36,8 @@ from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH
 from refimpl.pruners.wanda import wanda_score
 from refimpl.running.settings import Settings
-from refimpl.scoring.measurements import wanda_moments
-from refimpl.scoring.signals import Chosen, of_moments, of_weights
+from refimpl.scoring.measurements import Moments, wanda_moments
+from refimpl.scoring.signals import Chosen, block_signals
 from refimpl.scoring.state_group import PerturbedState
 
 RATIO = "absorption_coefficient"
@@ -194,11 +194,12 @@ class StepInputs:
 
     def signal(self, base: str) -> Signal:
         """The signal of a base, measured on the weights, and on what the dense linears read."""
-        chosen = Chosen.of(self.recipe.request(base), ())
-        moments = wanda_moments(self.squares, len(self.ids), self.model.config)
+        request, moments = self.recipe.request(base), Moments()
+        if (needs := request.record.needs or "weights") == "squares":
+            moments = wanda_moments(self.squares, len(self.ids), self.model.config)
         with Settings(self.dtype).open() as resources:
-            found = of_weights(self.model, chosen, resources)
-            found = found or of_moments(self.model, chosen, moments, resources)
+            how = self.model, Chosen.of(request, ()), needs, resources
+            found = block_signals(*how, moments=moments)
         return next(iter(found.values()))
 
     def dense_scores(self) -> Iterator[Array]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, groupby
-from math import isclose
 
 from refimpl.allocation.plan import Perturbation, Probes
 from refimpl.model.config import Config
@@ -16,12 +15,11 @@ from refimpl.running.work_units import results
 from refimpl.scoring.measurements import (
     Address,
     Measurements,
-    PruneBlock,
     Result,
     Squares,
     addresses,
 )
-from refimpl.scoring.state_group import StateGroup
+from refimpl.scoring.state_group import PrunedBlocks, StateGroup
 
 ROWS = 512  # of a product: with more, it is hardly faster, and needs more memory
 STATES_AT_RISK = 32  # per thread, in a group whose results are kept: a kill loses it
@@ -79,14 +77,12 @@ def state_groups(
     states = f"{least} states of {length} x {config.state_size}"
     states += f", and {beside} bytes for the outer products of inputs" if beside else ""
     require_memory(resources.memory, need, thing, states, "a shorter `seq_len`")
-    if every:
-        count = sum(map(len, cut))
-        share = -(-count // (2 * workers)) if resources.executor else count
-        return list(groups(cut, min(capacity, share + 2 * every), 2 * every))
     if resources.executor is not None:
-        return list(shared_out(cut, capacity, workers))
-    at_risk = STATES_AT_RISK * resources.workers.threads
-    return list(groups(cut, min(capacity, at_risk) if resources.keeps else capacity))
+        share = -(-sum(map(len, cut)) // (2 * workers))
+        capacity = min(capacity, share + 2 * max(every, 1))
+    elif resources.keeps and not every:
+        capacity = min(capacity, STATES_AT_RISK * resources.workers.threads)
+    return list(groups(cut, capacity, 2 * every))
 
 
 def groups(cut: Iterable[Addresses], capacity: int, clean: int = 0) -> Iterator[list[Addresses]]:
@@ -105,21 +101,6 @@ def groups(cut: Iterable[Addresses], capacity: int, clean: int = 0) -> Iterator[
         states += len(stack)
     if group:
         yield group
-
-
-def shared_out(cut: Iterable[Addresses], capacity: int, workers: int) -> Iterator[list[Addresses]]:
-    """Put stacks into groups of one sequence and draw each, about two per worker, as they fit.
-
-    The states of a sequence and draw that are perturbed first, and travel furthest, come first.
-    """
-    by_draw: dict[tuple[int, int], list[Addresses]] = {}
-    for stack in cut:
-        by_draw.setdefault((stack[0].sequence, stack[0].draw), []).append(stack)
-    pieces = -(-2 * workers // max(1, len(by_draw)))
-    for together in by_draw.values():
-        ordered = sorted(together, key=lambda stack: (stack[0].block, stack[0].variant))
-        share = 2 + -(-sum(map(len, ordered)) // pieces)
-        yield from groups(ordered, min(capacity, share))
 
 
 SEQUENCES_AT_RISK = 8  # per thread, in a unit whose results are kept: a kill loses it
@@ -145,7 +126,7 @@ def experiment(
     ids: Array,
     plan: Perturbation,
     resources: Resources,
-    prune_block: PruneBlock | None = None,
+    pruning: PrunedBlocks | None = None,
     *,
     divergence: bool = False,
     enough: Callable[[Measurements], bool] | None = None,
@@ -157,7 +138,7 @@ def experiment(
         ids: Token ids, [N, S].
         plan: The perturbation.
         resources: What it runs on; only the dtype changes the numbers.
-        prune_block: For the pruning perturbation: the pruned weights of a block.
+        pruning: For the pruning perturbation: how a block is pruned.
         divergence: Whether to compare the output distributions too.
         enough: Whether what three or more sequences gave suffices, so that no further one is begun;
             the errors of two are often far too small by chance.
@@ -168,10 +149,8 @@ def experiment(
     Source: arXiv:2606.15161; choices in docs/explanation/method.md, section 2.
     """
     config = model.config
-    numbers = [len(block) for block in config.linears]
-    measured = Measurements.empty(
-        plan, len(ids), config.num_blocks, divergence, linears=max(numbers)
-    )
+    most = max(map(len, config.linears))
+    measured = Measurements.empty(plan, len(ids), config.num_blocks, divergence, most)
     squares = SummedSquares(measured.squares)
 
     def note(result: Result) -> None:
@@ -188,13 +167,10 @@ def experiment(
             if measured.divergence is not None:
                 measured.divergence[a.index] = state.divergence
 
-    rounds = work_list(
-        config, ids, plan, resources, prune_block, divergence, apart=enough is not None
-    )
+    apart = enough is not None
+    rounds = work_list(config, ids, plan, resources, pruning, divergence, apart)
     note(Result.of_named(resources.earlier))
-    total = resources.done + sum(unit.cost(config) for units in rounds for unit in units)
-    if not isclose(total, resources.total):  # rounding alone does not change what was reported
-        resources.total = total
+    resources.total = resources.done + sum(unit.cost(config) for unit in chain(*rounds))
     for n, units in enumerate(rounds):
         if n > 2 and enough is not None and enough(measured.first(n)):
             measured = measured.first(n)
@@ -212,35 +188,30 @@ def work_list(
     ids: Array,
     plan: Perturbation,
     resources: Resources,
-    prune_block: PruneBlock | None = None,
+    pruning: PrunedBlocks | None = None,
     divergence: bool = False,
     apart: bool = False,
 ) -> list[list[StateGroup]]:
     """The work units of the experiment, but for what is finished; a list per sequence if apart."""
     numbers = [len(block) for block in config.linears]
-    states, earlier = (
-        addresses(len(ids), config.num_blocks, plan, numbers), Result.of_named(resources.earlier)
-    )  # fmt: skip
+    states = addresses(len(ids), config.num_blocks, plan, numbers)
+    earlier = Result.of_named(resources.earlier)
     # The states of a stack are in the same unit.
     left = [x for x in stacks(states, ids.shape[1]) if x[0] not in earlier.states]
-    probes = plan if isinstance(plan, Probes) else None
-    of_all = probes is not None and probes.pruner_options.record.needs == "products"  # its Hessian
-    every = len(ids) if of_all else 0
-    together = [left]
+    beside = probing_bytes(config, plan)
+    every = len(ids) if beside else 0  # the Hessian is of all
+    together, counted, rounds = [left], {*earlier.squares}, list[list[StateGroup]]()
     if apart:
         every_one = range(plan.perturbed_samples(len(ids)))
         together = [[x for x in left if x[0].sequence == n] for n in every_one]
-    counted = {*earlier.squares}
-    rounds = list[list[StateGroup]]()
     for cut in together:
         rounds.append([])
-        beside = probing_bytes(config, plan)
         for group in state_groups(cut, config, ids.shape[1], resources, every, beside):
             rows = {n: ids[n] for n in (range(every) or sorted({x[0].sequence for x in group}))}
             # The first group with a sequence sums its squares.
-            new = () if probes else tuple(sorted(rows.keys() - counted))
+            new = () if isinstance(plan, Probes) else tuple(sorted(rows.keys() - counted))
             counted |= rows.keys()
-            options = plan, resources.dtype, prune_block, divergence
+            options = plan, resources.dtype, pruning, divergence
             rounds[-1].append(StateGroup(tuple(group), rows, new, *options))
     return rounds
 

@@ -1,6 +1,6 @@
 """What the experiment measures, whoever runs it: perturbed states, measurements, the interface."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,16 +8,8 @@ import numpy as np
 
 from refimpl.allocation.plan import Perturbation, Probes
 from refimpl.model.config import Config
-from refimpl.model.forward import Weights
-from refimpl.model.model import BlockWeights
 from refimpl.model.ops import Array
-from refimpl.model.statistics import (
-    second_moments,
-)
-from refimpl.running.threads import Workers
-
-PruneBlock = Callable[[int, int, BlockWeights, Workers], Weights]
-"""Weights of a block after pruning: from its number, the variant, its dense weights, threads."""
+from refimpl.model.statistics import second_moments
 
 Squares = tuple[dict[str, Array], ...]
 """Sums of squares of what the linears of each block read, by trace point."""

@@ -5,20 +5,15 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 from functools import partial
 from hashlib import sha256
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation, allocate, base_only
-from refimpl.allocation.plan import Perturbation, Probes, require_resolved
+from refimpl.allocation.plan import Perturbation, Probes, Units, require_resolved
 from refimpl.allocation.request import Request, usual_request
-from refimpl.allocation.scores import (
-    Absorption,
-    ProbedErrors,
-    PrunedAt,
-    Scores,
-    Signals,
-)
+from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signals
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM
 from refimpl.loading.files.file_reading import read_file
@@ -32,16 +27,9 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.wanda import WANDA
 from refimpl.running.settings import Settings, parse_memory
 from refimpl.scoring.experiment import dense_squares, experiment, probing_bytes, work_list
-from refimpl.scoring.measurements import (
-    Measurements,
-    Moments,
-    addresses,
-    passes,
-    wanda_moments,
-)
-from refimpl.scoring.pruned_alone import PrunedBlocks, probe_counts
-from refimpl.scoring.signals import Chosen, before_squares, of_moments
-from refimpl.scoring.state_group import head_cost
+from refimpl.scoring.measurements import Measurements, Moments, wanda_moments
+from refimpl.scoring.signals import Chosen, before_squares, block_signals
+from refimpl.scoring.state_group import PrunedBlocks
 
 
 def score(
@@ -89,26 +77,28 @@ def score(
     pruned_base(config, request)
     model.check_finite(settings.dtype)
     chosen = Chosen.of(request, bases)
-    beside = probing_bytes(config, plan)
+    beside, divergence = probing_bytes(config, plan), request.correct == "divergence"
     settings = replace(settings, memory=parse_memory(settings.memory, beside))
     with settings.open(model, _options(tokens, plan, request, chosen)) as resources:
         require_resolved(plan, resources.dtype)
-        if beside:  # too little memory is refused before anything is measured
-            work_list(config, ids, plan, resources)
-        resources.total = _cost(config, len(ids), plan, request, chosen)
+        # Too little memory is refused before anything is measured.
+        units = chain(*work_list(config, ids, plan, resources, divergence=divergence))
+        resources.total = chosen.cost(config, len(ids)) + sum(x.cost(config) for x in units)
+        resources.total += isinstance(plan, Probes) * len(ids) * config.num_blocks
         signals = before_squares(model, chosen, ids, resources)
-        pruned_at, prune_block = None, None
+        pruned_at, pruning = None, None
         if isinstance(plan, Probes):  # which weights go depends on the dense model on all tokens
             moments = wanda_moments(dense_squares(model, ids, resources), len(ids), config)
-            signals |= of_moments(model, chosen, moments, resources)
+            signals |= block_signals(model, chosen, "squares", resources, moments=moments)
             pruned_at = _pruned_at(config, signals, request)
-            prune_block = probed_blocks(config, pruned_at.linear_pruned, plan, moments)
+            pruning = probed_blocks(config, pruned_at.linear_pruned, plan, moments)
 
         def scores_of(measured: Measurements) -> Scores:
             perturbed, dense = measured.ratios.shape[1], signals  # sequences
             if pruned_at is None:
                 means = wanda_moments(measured.squares, perturbed, config)
-                dense = {**dense, **of_moments(model, chosen, means, resources)}
+                more = block_signals(model, chosen, "squares", resources, moments=means)
+                dense = {**dense, **more}
             sweep = _sweep(measured, plan)
             return Scores(
                 model=model.name,
@@ -121,7 +111,7 @@ def score(
                 signals=dense,
                 run=resources.run_since(started),
                 pruned_at=pruned_at,
-                probes=_probed(measured, prune_block, plan, config),
+                probes=_probed(measured, pruning, plan, config),
                 made_for={x.name: getattr(request, x.name) for x in fields(request)},
                 measured_samples=perturbed,
                 sink_share=measured.sink_share.mean(axis=0),
@@ -132,9 +122,8 @@ def score(
             return errors is not None and errors.precision <= error
 
         enough = partial(precise, error=plan.precision) if plan.precision else None
-        divergence = request.correct == "divergence"
         how: Any = {"divergence": divergence, "enough": enough}
-        return scores_of(experiment(model, ids, plan, resources, prune_block, **how))
+        return scores_of(experiment(model, ids, plan, resources, pruning, **how))
 
 
 def recommended(
@@ -176,6 +165,32 @@ def recommended(
     return scores, allocate(scores, request)
 
 
+def probe_counts(
+    linear_pruned: Array, sizes: Array, delta: float | None, units: Units = "blocks"
+) -> Array:
+    """Count the weights to prune of every linear, in each variant of its block.
+
+    N_u (s_u + d), rounded half to even, for d = -delta and delta, but at most half the way from
+    s_u to 0 or to 1: where nothing or everything is pruned, an error does not grow. Counts of the
+    base and sizes are [L, linears]; the result is [V, L, linears], in the order of
+    `Probes.variants`.
+
+    Example:
+        >>> probe_counts(np.array([[50, 5]]), np.array([[100, 50]]), 0.1).tolist()
+        [[[50, 5]], [[40, 2]], [[60, 10]]]
+    """
+    if delta is None:
+        return linear_pruned[None]
+    s = linear_pruned / np.maximum(sizes, 1)
+    below, above = np.maximum(s - delta, s / 2), np.minimum(s + delta, (s + 1) / 2)
+    outer = np.rint(np.stack([below, above]) * sizes).astype(np.int64)
+    blocks = np.concatenate([linear_pruned[None], outer])
+    if units == "blocks":
+        return blocks
+    alone = np.eye(sizes.shape[1], dtype=np.int64)[:, None, :] * blocks[:, None]
+    return np.concatenate([blocks[:1], alone.reshape(-1, *sizes.shape)])
+
+
 def probed_blocks(config: Config, base: Array, plan: Probes, moments: Moments) -> PrunedBlocks:
     """What prunes a block alone, from weights to prune in the base allocation, [L, linears]."""
     counts = probe_counts(base, config.linear_sizes, plan.delta, plan.units)
@@ -210,17 +225,6 @@ def _options(
         "signals": {name: options for name, (_, options) in chosen.bases.items()},
         "divergence": request.correct == "divergence",
     }
-
-
-def _cost(
-    config: Config, sequences: int, plan: Perturbation, request: Request, chosen: Chosen
-) -> float:
-    """About the cost of a run, in block passes of one sequence."""
-    blocks, dense = config.num_blocks, 2 if isinstance(plan, Probes) else 1
-    heads = head_cost(config) if request.correct == "divergence" else 0.0
-    states = addresses(sequences, blocks, plan, [len(block) for block in config.linears])
-    perturbed = sum(passes(a, blocks, plan) + heads for a in states)
-    return chosen.cost(config, sequences) + sequences * (dense * blocks + heads) + perturbed
 
 
 def _pruned_at(config: Config, signals: Signals, request: Request) -> PrunedAt:

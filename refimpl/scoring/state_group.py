@@ -16,18 +16,19 @@ from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.method.absorption import nan_mean, surviving_drift
 from refimpl.method.divergence import RunningDivergence
 from refimpl.method.perturbation import deviation, kept_tokens, noise, perturbed, sink_share
-from refimpl.model.config import Config
+from refimpl.model.config import Config, Linears
 from refimpl.model.forward import Weights, final_state, logits
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.model.state import State
-from refimpl.model.statistics import sum_of_squares
+from refimpl.model.statistics import input_of, sum_of_squares
 from refimpl.model.stream import Stream
+from refimpl.pruners.decision import PrunerOptions
+from refimpl.pruning.block import InputSums, input_sums, pruned_linears
 from refimpl.running.file_system import MIB
 from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
-from refimpl.scoring.measurements import Address, PruneBlock, Result, Squares, StateMeasures, passes
-from refimpl.scoring.pruned_alone import PrunedBlocks
+from refimpl.scoring.measurements import Address, Moments, Result, Squares, StateMeasures, passes
 
 Clean = Future[tuple[State, dict[str, Array]]]
 """A clean state after a block, of one sequence, and its linears' squares, when computed."""
@@ -125,6 +126,40 @@ def with_noise(clean: State, a: Address, plan: Noise) -> State:
     return clean.with_stream(perturbed(h, e, eta, kept, plan.noise_norm)[None])
 
 
+@dataclass(frozen=True)
+class PrunedBlocks:
+    """How a block is pruned alone, with exact counts [V, L, linears] for V variants of each.
+
+    A pruner that needs squares has Wanda's statistic here; outer products are summed anew.
+    """
+
+    linears: Linears
+    counts: Array
+    pruner: PrunerOptions
+    moments: Moments = ()
+
+    def pruned(
+        self,
+        i: int,
+        variants: Iterable[int],
+        clean: Stream,
+        weights: BlockWeights,
+        workers: Workers,
+    ) -> dict[int, Weights]:
+        """Block i's weights after each pruning, from its dense ones and what they read."""
+        sums, pruned = InputSums(), dict[int, Weights]()
+        if self.moments:
+            sums = InputSums({input_of(name): x for name, x in self.moments[i].items()})
+        elif self.pruner.record.needs == "products":
+            sums = input_sums(clean, weights, "products", workers)
+        for variant in variants:
+            goals = [count or None for count in self.counts[variant, i].tolist()]
+            how = goals, sums, self.pruner, workers
+            linears = pruned_linears(i, self.linears[i], weights, *how).items()
+            pruned[variant] = weights | {f"{x}.weight": y.weight(weights, x) for x, y in linears}
+        return pruned
+
+
 HEAD_BYTES = MIB  # logits of one state held at a time: more do not stay in a core's cache
 
 
@@ -141,7 +176,7 @@ class StateGroup:
     counted: tuple[int, ...]
     plan: Perturbation = Noise()
     dtype: npt.DTypeLike = np.float32
-    prune_block: PruneBlock | None = None
+    pruning: PrunedBlocks | None = None
     divergence: bool = False
 
     def cost(self, config: Config) -> float:
@@ -169,7 +204,10 @@ class StateGroup:
         squares: dict[int, Squares] = dict.fromkeys(self.counted, ())
         for i in range(blocks):
             weights = model.block(i, self.dtype, workers.map)
-            pruned = self._pruned(i, clean, weights, workers)
+            variants = {a.variant for stack in self.stacks for a in stack if a.block == i}
+            pruned = dict[int, Weights]()
+            if self.pruning is not None and variants:
+                pruned = self.pruning.pruned(i, sorted(variants), clean, weights, workers)
             # Tasks start in order: the clean ones come first and wait for nobody.
             ahead = {
                 sequence: workers.submit(
@@ -193,18 +231,6 @@ class StateGroup:
             tick(len(ahead))
             del weights, pruned, ahead, through, perturb, moves  # before the next block is read
         return clean, stacks, squares
-
-    def _pruned(
-        self, index: int, clean: Stream, weights: BlockWeights, workers: Workers
-    ) -> dict[int, Weights]:
-        """The block's weights after each pruning by which it is perturbed, by variant."""
-        variants = sorted({a.variant for stack in self.stacks for a in stack if a.block == index})
-        prune = self.prune_block
-        if prune is None or not variants:
-            return {}
-        if isinstance(prune, PrunedBlocks) and prune.pruner.record.needs == "products":
-            prune = prune.summed(clean, weights, workers)
-        return {variant: prune(index, variant, weights, workers) for variant in variants}
 
     def _perturbed(
         self,

@@ -12,13 +12,13 @@ from refimpl.allocation.scores import Absorption, AllocationErrors, Scores
 from refimpl.bases.uniform import UNIFORM
 from refimpl.method.absorption import nan_mean
 from refimpl.method.perturbation import SINK_FACTOR
-from refimpl.method.uncertainty import CONFIDENCE, t_quantile, told_apart
+from refimpl.method.uncertainty import CONFIDENCE, t_quantile
 from refimpl.model.ops import Array
 from refimpl.show.header import counted, header, terminal_width
 from refimpl.show.table import Table, measured, number
 
 NEARLY_ALL = 0.95  # of the weights of a block: it is named
-GROUPS, SOME = 3, 6  # of blocks that are named, and as many blocks of each
+SOME = 6  # blocks that are named
 
 
 def headline(
@@ -50,26 +50,18 @@ def perturbed(scores: Scores) -> str:
 
 
 def costs(scores: Scores, errors: AllocationErrors | None) -> list[str]:
-    """What pruning each block alone costs, which order is certain, and how sure the allocation."""
+    """What pruning each block alone costs, and how sure the allocation is."""
     said = list[str]()
     each = None if scores.probes is None else scores.probes.divergences
     if errors is None or each is None:
         return said
     if each.ndim == 3 and (at := each[:, 1]).any():  # linears are too many for a sentence
         mean, n = nan_mean(at, axis=0), len(at)
-        groups = told_apart(np.log(np.where(at > 0, at, np.nan))) or [[int(np.nanargmax(mean))]]
-        first = groups[0][0]
+        first = int(np.nanargmax(mean))
         error = float(np.std(at[:, first], ddof=1) / n**0.5) if n > 1 else np.nan
         size = f"{measured(float(mean[first]), error)} nats"
         times = float(mean[first] / np.nanmedian(mean))
-        parts = [f"Block {first} costs {size}, {times:.2g} times the median"]
-        for i, group in enumerate(groups[:GROUPS]):
-            if names := sorted(group[i == 0 :]):
-                sure = ", which cannot be told apart" if len(group) > 1 else ""
-                parts.append(f"{'then' if i else 'with it'} {_listed(names)}{sure}")
-        if more := sum(map(len, groups[GROUPS:])):
-            parts.append(f"then {more} more")
-        said.append(f"{'; '.join(parts)}.")
+        said.append(f"Block {first} costs {size}, {times:.2g} times the median.")
     if errors.samples < 2:
         return [*said, "One sample: no number has an error."]
     points, wanted = 100 * errors.precision, 100 * (scores.plan.precision or 0)

@@ -42,8 +42,7 @@ from refimpl.running.provenance import stamps
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers, cores
 from refimpl.running.work_units import results
-from refimpl.scoring.experiment import SummedSquares, dense_squares, experiment, shared_out, stacks
-from refimpl.scoring.measurements import addresses
+from refimpl.scoring.experiment import SummedSquares, dense_squares, experiment
 from refimpl.scoring.signals import signals
 
 LLAMA = FIXTURES / "llama"
@@ -164,36 +163,8 @@ def test_workers_compute_all_that_units_do(
     options: dict[str, Any] = {"executor": processes}
     for name in ("block", "block_with_sums"):
         monkeypatch.setattr(f"refimpl.model.stream.{name}", here)
-    monkeypatch.setattr("refimpl.bases.owl.owl_outlier_percent", here)
     signals(model, Request("owl"), tokens, Settings(**options))
     scored("llama", "pruning", **options)
-
-
-@given(
-    st.integers(1, 5), st.integers(1, 9), st.integers(1, 3), st.integers(5, 40), st.integers(1, 20),
-    st.sampled_from([170, 300]),
-)  # fmt: skip
-def test_every_state_is_in_one_group(
-    sequences: int, blocks: int, draws: int, room: int, workers: int, length: int
-) -> None:
-    states = addresses(sequences, blocks, Noise(eta=(0.1, 0.2), draws=draws))
-    cut = stacks(states, length)
-    parts = list(shared_out(cut, room, workers))
-    assert sorted(stack for part in parts for stack in part) == sorted(cut)
-    for part in parts:
-        assert 1 <= sum(map(len, part)) <= room - 2
-        assert len({(stack[0].sequence, stack[0].draw) for stack in part}) == 1
-
-
-@given(st.integers(8, 40), st.integers(1, 16))
-def test_workers_that_take_the_next_group_end_together(blocks: int, workers: int) -> None:
-    states, busy = addresses(1, blocks, Noise()), [0] * workers
-    parts = list(shared_out(stacks(states, 512), 10**6, workers))  # a state in each stack
-    passes = [sum(blocks - a.block for (a,) in part) for part in parts]
-    for cost in passes:
-        busy[busy.index(min(busy))] += cost
-    assert max(busy) <= 1.25 * sum(passes) / workers + blocks
-    assert len(parts) >= min(workers, blocks // 4)
 
 
 @given(st.permutations(range(7)))

@@ -119,14 +119,14 @@ def command(arguments: list[str]) -> dict[str, Any]:
 def spectra(model: str, blocks: int) -> dict[str, Any]:
     """AlphaPruning's alphas of the first blocks."""
     from refimpl.running.settings import Settings
-    from refimpl.scoring.signals import Chosen, of_weights
+    from refimpl.scoring.signals import Chosen, block_signals
 
     ready = refimpl.read_model(model)
     first = replace(ready, config=replace(ready.config, blocks=ready.config.blocks[:blocks]))
     with Settings().open() as resources:
         start = time.perf_counter()
         chosen = Chosen.of(refimpl.Request("alphapruning"), ())
-        (signal,) = of_weights(first, chosen, resources).values()
+        (signal,) = block_signals(first, chosen, "weights", resources).values()
         seconds = time.perf_counter() - start
     return {"seconds": seconds, "alpha": signal.main.tolist()}
 
