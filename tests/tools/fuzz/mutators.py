@@ -175,6 +175,26 @@ def header_bytes(data: bytes, random: Random) -> bytes:
     return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
+def non_finite_bytes(data: bytes, random: Random) -> bytes:
+    """Put NaN or an infinity into a tensor of a safetensors file."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    entry = random.choice([x for name, x in header.items() if name != "__metadata__"])
+    odd = {
+        "F16": b"\x00\x7c", "BF16": b"\x80\x7f", "F32": b"\x00\x00\x80\x7f",
+        "F64": b"\x00" * 6 + b"\xf0\x7f",
+    }.get(entry["dtype"], b"\xff")  # fmt: skip
+    value = random.choice((odd, odd[:-1] + bytes([odd[-1] | 0x80]), b"\xff" * len(odd)))
+    begin, end = (8 + length + x for x in entry["data_offsets"])
+    at = begin + random.randrange((end - begin) // len(odd)) * len(odd)
+    return data[:at] + value + data[at + len(odd) :]
+
+
+def tensor_bytes(data: bytes, random: Random) -> bytes:
+    """Change a safetensors file: its header, or a number that is none."""
+    return random.choice((header_bytes, header_bytes, non_finite_bytes))(data, random)
+
+
 def protobuf_bytes(data: bytes, random: Random) -> bytes:
     """Change what an ONNX graph says: a name or text, or a byte that is a tag, length or number."""
     texts = [(m.start(), len(m[0])) for m in re.finditer(rb"[A-Za-z_./0-9]{3,40}", data)]
@@ -211,5 +231,5 @@ PATHS = [
     "a" * 246, "a" * 300, "x\x1b[2Jy", "x\nerror: forged", "link.json", "out.json", "out.onnx",
     "out",
     "case", "case/case.json", "ids.npy", "q.jsonl", "base.json", "base.csv", "graph.onnx",
-    "pruned",
+    "pruned", 'x" onload="alert(1)', "<b>|$x^2$", "seeds.txt",
 ]  # fmt: skip

@@ -1,10 +1,12 @@
 """Runs of the program in forked children, with limits, and what they left."""
 
 import ctypes
+import multiprocessing.util
 import os
 import resource
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,6 +99,8 @@ def _child(words: list[str], folder: Path, files: list[Path]) -> None:
             code = 0
         except SystemExit as left:
             code = left.code if isinstance(left.code, int) else 0 if left.code is None else 98
+        threading._shutdown()  # as the interpreter does at its end: pools of processes end
+        multiprocessing.util._exit_function()
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException as error:

@@ -14,7 +14,7 @@ from typing import Any
 import mutators
 from hub_answers import tampering
 from hub_server import Hub, Reply
-from mutators import BYTES, KINDS, header_bytes, json_bytes, line_bytes, protobuf_bytes
+from mutators import BYTES, KINDS, json_bytes, line_bytes, protobuf_bytes, tensor_bytes
 from server import run_forked
 
 FIXTURES = Path(__file__).parents[3] / "fixtures"
@@ -56,6 +56,11 @@ def _reports(*files: str) -> list[list[str]]:
     ]  # fmt: skip
 
 
+BENCH = [
+    *("bench", "model", "-o", "bench", "--bases", "uniform", "--sparsity", "0.5", *SMALL),
+    *("--measure-on", "text.txt", "--window", "8", "--windows", "2"),
+]  # fmt: skip
+NAMED = {'x" onload="alert(1)': "model", "<b>|$x^2$": "model", "seeds.txt": "text.txt"}
 CHECK = ["check", "case", "actual.safetensors", "--only", "blocks.*"]
 OWN_CHECK = ["check", "case", "case/expected.safetensors", "--only", "embed"]
 TRACE = ["check", "model", "trace.npz"]  # what other programs write
@@ -102,6 +107,7 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
         *_reports("pruning-scores.json"),
     ],
     "eval.json": [*_reports("scores.json", "eval.json"), *_reports("eval.json", "pruned")],
+    "bench/bench.jsonl": [BENCH, *_reports("bench/bench.jsonl"), *_reports("bench", "eval.json")],
     "case/case.json": [OWN_CHECK, CHECK, [*CHECK, "--stepwise"]],
     "case/inputs.safetensors": [OWN_CHECK, [*CHECK, "--stepwise"]],
     "case/expected.safetensors": [CHECK, [*CHECK, "--stepwise"]],
@@ -176,6 +182,7 @@ def make_folder(folder: Path) -> None:
         ["eval", "model", "--tokens", "ids.jsonl", "-o", "eval.json"],
         ["export", "model", "-o", "beside.onnx"],
         ["case", "make", "model", "-o", "case", *DRAWN],
+        BENCH,
     ):
         left = run_forked(words, folder)
         assert left.code == 0, left.err
@@ -184,6 +191,9 @@ def make_folder(folder: Path) -> None:
     onnx.save(onnx.load(folder / "beside.onnx"), folder / "graph.onnx")  # its weights are in it
     shutil.copy(folder / "case/expected.safetensors", folder / "actual.safetensors")
     _make_trace(folder)
+    for name, other in NAMED.items():
+        copied = shutil.copytree if (folder / other).is_dir() else shutil.copy
+        copied(folder / other, folder / name)
     os.mkfifo(folder / "pipe")
     os.symlink("loop", folder / "loop")
     os.symlink("scores.json", folder / "link.json")
@@ -246,7 +256,7 @@ def _make_gguf(folder: Path) -> None:
 def mutators_of(path: str) -> tuple[Mutator, ...]:
     """The changes that fit a file; those of its form come twice as often."""
     form: dict[str, Mutator] = {
-        ".json": json_bytes, ".jsonl": line_bytes, ".safetensors": header_bytes,
+        ".json": json_bytes, ".jsonl": line_bytes, ".safetensors": tensor_bytes,
         ".onnx": protobuf_bytes,
     }  # fmt: skip
     own = form.get(Path(path).suffix)
@@ -310,7 +320,8 @@ def option_case(random: Random) -> FuzzCase:
 
 
 GOOD = {
-    "model": ["model", "model", "model", "sharded", "org/tiny", "pruned", *FAMILIES],
+    "model": ["model", "model", "model", "sharded", "org/tiny", "pruned", *NAMED, *FAMILIES],
+    "models": ["model", "pruned", *NAMED],
     "scores": ["scores.json", "pruning-scores.json"],
     "files": ["scores.json", "pruning-scores.json", "pruned", "eval.json"],
     "case": ["case"],
