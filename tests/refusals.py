@@ -15,7 +15,7 @@ def refusal_of(
     """The error of a call, as a command shows it; it says these words, and has all three parts."""
     with pytest.raises(RefimplError) as caught:
         call(*arguments, **options)
-    error = as_options(caught.value, ())
+    error = as_options(caught.value)
     assert error.problem
     assert error.expected
     assert error.remedy

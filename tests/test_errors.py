@@ -73,7 +73,7 @@ def test_the_library_names_parameters_and_a_command_its_options() -> None:
         random_tokens(264, 1, 0)
     assert caught.value.problem == "`seq_len` 0"
     assert caught.value.remedy == "use `seq_len=1`"
-    shown = as_options(caught.value, ())
+    shown = as_options(caught.value)
     assert (shown.problem, shown.remedy) == ("--seq-len 0", "use --seq-len 1")
 
 

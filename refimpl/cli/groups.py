@@ -1,27 +1,23 @@
 """The groups of options that several commands share."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.allocation.request import Request
-from refimpl.arguments import common_option, option
+from refimpl.arguments import Count, common_option, option, same_option
 from refimpl.bases.base import Base, bases
 from refimpl.cli import terminal
 from refimpl.cli.options import Group, argument, is_given, refuse
 from refimpl.cli.outputs import OutputKind, output_option
-from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
+from refimpl.method.perturbation import NoiseNorm, Sink
 from refimpl.model.model import Model
-from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pruner import pruners
-from refimpl.running.executors import open_executor
-from refimpl.running.settings import Settings
 
 ModelPath = Annotated[
     Path,
@@ -54,7 +50,14 @@ class JsonOptions:
 
 
 @dataclass(frozen=True)
-class OutputOptions(JsonOptions):
+class ForceOptions:
+    """Whether an output may exist."""
+
+    force: bool = option(False, "Replace an existing output.")
+
+
+@dataclass(frozen=True)
+class OutputOptions(ForceOptions, JsonOptions):
     """What is printed, and written."""
 
     output: Path | None = output_option(
@@ -119,74 +122,44 @@ BASES = {
     "base": f"Names: {', '.join(bases())}.",
     "options": f"{'; '.join(filter(None, map(usual, bases().values())))}.",
 }
-NOISE = ("noise_norm", "sink")  # of one perturbed state
 CHANGES = Group("Allocation", says=BASES, changes=True)
-IN_PROCESS = ("dtype", "threads", "memory")
-
-
-@contextmanager
-def _opened(executor: str | None = None, **options: Any) -> Iterator[Settings]:
-    """Settings, their executor open, with as many threads as it has workers."""
-    if executor is None:
-        yield Settings(**options)
-        return
-    with open_executor(executor) as (opened, workers):
-        yield Settings(**options | {"executor": opened, "threads": workers})
-
-
 Where = Annotated[ModelOptions, Group("Model")]
 JsonFlag = Annotated[JsonOptions, Group("Output")]
 Outputs = Annotated[OutputOptions, Group("Output")]
-PROBED = {"pruner": PRUNERS}
-Plan = Annotated[Noise | Probes, Group("Perturbation", says=PROBED)]
-Running = Annotated[Settings, Group("Running", opened=_opened)]
-MATRICES = "Default: the free memory, at most 2 GiB plus SparseGPT's matrices."
-PruningRuns = Annotated[Settings, Group("Running", opened=_opened, says={"memory": MATRICES})]
+MATRICES = {"memory": "Default: the free memory, at most 2 GiB plus SparseGPT's matrices."}
 
 
-def checked_plan(
-    context: typer.Context, options: Any, wanted: Request, correct: bool
-) -> tuple[Perturbation, Request]:
-    """The perturbation of a command, and its request; whether a correction was asked for.
+@dataclass(frozen=True)
+class PerturbationOptions:
+    """How states are perturbed: options of `Noise` and of `Probes`."""
 
-    The correction decides the perturbation where only it is given, and the other way round: noise
-    and absorption, pruning and divergence. An option of the other perturbation is refused.
-    """
-    kind = options.pop("kind")
-    if not is_given(context, "perturbation"):
-        kind = "gaussian" if correct and wanted.correct == "absorption" else "pruning"
-    elif kind == "gaussian" and not correct:
-        wanted = replace(wanted, correct=None)
-    names = {x.kind: {y.name for y in fields(x) if y.metadata} for x in (Noise, Probes)}
-    for other in names.keys() - {kind}:
-        for name in sorted(names[other] - names[kind]):
-            if is_given(context, name):
-                raise RefimplError(
-                    f"{flag(name)} with --perturbation {kind}",
-                    f"--perturbation {other}, which {flag(name)} belongs to",
-                    f"add --perturbation {other}, or omit {flag(name)}",
-                )
-    of_kind = {name: value for name, value in options.items() if name in names[kind]}
-    plan = Noise(**of_kind) if kind == "gaussian" else Probes(**of_kind)
-    return wanted.perturbation(plan), wanted
+    kind: Literal["gaussian", "pruning"] = same_option(Noise, "kind")
+    eta: tuple[float, ...] = same_option(Noise, "eta")
+    sink: Sink = same_option(Noise, "sink")
+    seed: Count = same_option(Noise, "seed")
+    noise_norm: NoiseNorm = same_option(Noise, "noise_norm")
+    pruner: str = same_option(Probes, "pruner")
 
+    def plan(
+        self, context: typer.Context, wanted: Request, correct: bool
+    ) -> tuple[Perturbation, Request]:
+        """The perturbation of a command, and its request; whether a correction was asked for.
 
-def flag(name: str) -> str:
-    """How a command spells an option."""
-    return f"--{name.replace('_', '-')}"
-
-
-def refuse_limits(context: typer.Context, wanted: Request) -> None:
-    """Refuse the limits of a correction whose size is measured."""
-    if wanted.measured and "max_correction" in context.params:
-        fixed = "no limit and no scale: the probes set the size of the correction"
-        refuse(context, ("max_correction", "correction_scale"), "--strength measured", fixed)
+        The correction decides the perturbation where only it is given, and the other way round:
+        noise and absorption, pruning and divergence. An option of the other one is refused.
+        """
+        kind, of_noise = self.kind, ("eta", "sink", "noise_norm")
+        if not is_given(context, "perturbation"):
+            kind = "gaussian" if correct and wanted.correct == "absorption" else "pruning"
+        elif kind == "gaussian" and not correct:
+            wanted = replace(wanted, correct=None)
+        others = of_noise if kind == "pruning" else ("pruner",)
+        other = f"--perturbation {'gaussian' if kind == 'pruning' else 'pruning'}"
+        refuse(context, others, f"--perturbation {kind}", other, f"add {other}, or ")
+        if kind == "pruning":
+            return wanted.perturbation(Probes(seed=self.seed, pruner=self.pruner)), wanted
+        noise = {name: getattr(self, name) for name in of_noise}
+        return wanted.perturbation(Noise(seed=self.seed, **noise)), wanted
 
 
-def refuse_damping(
-    context: typer.Context, pruner: PrunerOptions, damping: str, spelling: str
-) -> None:
-    """Refuse the damping of a pruner that has none."""
-    if "damping" not in pruner.options:
-        damped = [spelling + name for name, x in pruners().items() if "damping" in x.options]
-        refuse(context, (damping,), spelling + pruner.record.name, " or ".join(damped))
+Plan = Annotated[PerturbationOptions, Group("Perturbation", says={"pruner": PRUNERS})]

@@ -18,107 +18,90 @@ from typer.core import TyperGroup
 from refimpl.errors import Interrupted, RefimplError
 from refimpl.version import __version__
 
-COMPLETION = {"--show-completion", "--install-completion"}  # typer's options, and its shells
-SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
-
 # What typer raises for a command line it cannot read; its parent has no public name.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 INTERNAL = 70  # exit code of a failure that is not the input's: EX_SOFTWARE of sysexits.h
 
 # By heading in --help: where each command is, what it does, and two examples of it.
-COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
+COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "Measure": {
         "score": (
             "score:command",
             "Measure how later blocks absorb or amplify a block's damage, and allocate sparsity.",
-            "refimpl score MODEL -o scores.json",
-            "refimpl score MODEL --text FILE --correct divergence",
+            ("MODEL -o scores.json", "MODEL --text FILE --correct divergence"),
         ),
         "eval": (
             "eval:command",
             "Measure perplexity and bits per byte on a text.",
-            "refimpl eval MODEL --text FILE",
-            "refimpl eval MODEL --text FILE --windows 20 -o evaluation.json",
+            ("MODEL --text FILE", "MODEL --text FILE --windows 20 -o evaluation.json"),
         ),
         "explain": (
             "score:explain_command",
             "Show the algorithm as it runs on this model: each step's formula, shapes and numbers.",
-            "refimpl explain MODEL --block 3",
-            "refimpl explain MODEL --text FILE",
+            ("MODEL --block 3", "MODEL --text FILE"),
         ),
     },
     "Prune": {
         "prune": (
             "prune:command",
             "Prune a model to a sparsity, by an allocation, or to a pattern N:M.",
-            "refimpl prune MODEL -o OUT --sparsity 0.5 --measure",
-            "refimpl prune MODEL -o OUT --nm 2:4 --pruner sparsegpt --text FILE",
+            ("MODEL -o OUT --sparsity 0.5 --measure", "MODEL -o OUT --nm 2:4 --text FILE"),
         ),
         "allocate": (
             "score:allocate_command",
             "Make another allocation from scores, without running the model again.",
-            "refimpl allocate scores.json --base owl --sparsity 0.6 -o allocation.json",
-            "refimpl allocate scores.json --correct none",
+            ("scores.json --base owl -o allocation.json", "scores.json --correct none"),
         ),
     },
     "Look": {
         "compare": (
             "report:compare_command",
             "Compare several runs in one table: a row per run, a column per measure.",
-            "refimpl compare OUT1 OUT2 evaluation.json",
-            "refimpl compare OUT1 OUT2 --json",
+            ("OUT1 OUT2 evaluation.json", "OUT1 OUT2 --json"),
         ),
         "bench": (
             "bench:command",
             "Compare allocations in one table: score, prune and evaluate, by sparsity and seed.",
-            "refimpl bench MODEL --bases uniform,owl,divergence -o comparison",
-            "refimpl bench MODEL --sparsity 0.6 --seeds 3 --text FILE --measure-on FILE -o FOLDER",
+            ("MODEL --bases uniform,owl -o FOLDER", "MODEL --sparsity 0.6 --seeds 3 -o FOLDER"),
         ),
         "report": (
             "report:command",
             "Write a page with pictures and tables of scores, prunings and evaluations.",
-            "refimpl report scores.json OUT evaluation.json -o report.html",
-            "refimpl report scores.json",
+            ("scores.json OUT evaluation.json -o report.html", "scores.json"),
         ),
         "plot": (
             "report:plot_command",
             "Draw scores, evaluations or a comparison: SVG, PNG or PDF.",
-            "refimpl plot scores.json -o scores.svg",
-            "refimpl plot scores.json --figure drift -o drift.png",
+            ("scores.json -o scores.svg", "scores.json --figure drift -o drift.png"),
         ),
         "inspect": (
             "prune:inspect_command",
             "Print the sparsity of every block and linear, N:M patterns, dtypes and sizes.",
-            "refimpl inspect OUT",
-            "refimpl inspect OUT -o inspection.json",
+            ("OUT", "OUT -o inspection.json"),
         ),
     },
     "Interchange": {
         "convert": (
             "convert:command",
             "Write a GGUF, FP8 or MXFP4 model as a folder that the other commands read.",
-            "refimpl convert model.gguf -o FOLDER",
-            "refimpl convert FP8_FOLDER -o FOLDER --dtype bfloat16",
+            ("model.gguf -o FOLDER", "FP8_FOLDER -o FOLDER --dtype bfloat16"),
         ),
         "check": (
             "oracle:check_command",
             "Find the first step at which another implementation differs from a case or model.",
-            "refimpl check CASE actual.safetensors",
-            "refimpl check CASE trace.npz --only forward",
+            ("CASE actual.safetensors", "CASE trace.npz --only forward"),
         ),
         "export": (
             "graphs:export_command",
             "Write a model as an ONNX graph that other runtimes execute.",
-            "refimpl export MODEL -o model.onnx",
-            "refimpl export MODEL -o trace.onnx --outputs trace",
+            ("MODEL -o model.onnx", "MODEL -o trace.onnx --outputs trace"),
         ),
         "validate": (
             "graphs:validate_command",
             "Compare every step of every block, and the logits, with another runtime.",
-            "refimpl validate MODEL",
-            "refimpl validate MODEL --graph model.onnx",
+            ("MODEL", "MODEL --graph model.onnx"),
         ),
-        "case": ("oracle:app", "Cases for `refimpl check`: list, show and make them."),
+        "case": ("oracle:app", "Cases for `refimpl check`: list, show and make them.", ()),
     },
 }
 
@@ -134,7 +117,7 @@ class Commands(TyperGroup):
 
 def loaded(name: str) -> Any:
     """A command with its options; its help is its line in the list, and its docstring."""
-    location, summary, *examples = next(x[name] for x in COMMANDS.values() if name in x)
+    location, summary, examples = next(x[name] for x in COMMANDS.values() if name in x)
     module, _, function = location.partition(":")
     found = getattr(import_module(f"refimpl.cli.{module}"), function)
     if isinstance(found, typer.Typer):
@@ -143,8 +126,8 @@ def loaded(name: str) -> Any:
     from refimpl.cli import options as opt
 
     app = typer.Typer(add_completion=False)
-    help, epilog = opt.prose(summary, found.__doc__ or ""), opt.examples(*examples)
-    app.command(name, help=help, epilog=epilog)(found)
+    epilog = opt.examples(*(f"refimpl {name} {words}" for words in examples))
+    app.command(name, help=opt.prose(summary, found.__doc__), epilog=epilog)(found)
     return typer.main.get_command(app)
 
 
@@ -192,12 +175,10 @@ HEAP_OPTIONS = {
 
 def _keep_freed_memory() -> None:
     """Let one heap keep what threads free; only a process that is ours alone may set that."""
-    try:
+    with suppress(AttributeError, ValueError, OSError):  # Windows, macOS, musl
         if os.confstr("CS_GNU_LIBC_VERSION"):
             for option, value in HEAP_OPTIONS.items():
                 ctypes.CDLL(None).mallopt(option, value)
-    except (AttributeError, ValueError, OSError):  # Windows, macOS, musl
-        return
 
 
 def main() -> None:
@@ -216,8 +197,6 @@ def main() -> None:
         words = sys.argv[1:]
         if words[:1] == ["help"]:
             words = [*words[1:], "--help"]
-        if COMPLETION.intersection(words):
-            _require_known_shell()
         sys.exit(program()(words, prog_name="refimpl", standalone_mode=False))
     except RefimplError as error:
         failure = error
@@ -259,29 +238,10 @@ def main() -> None:
     sys.exit(code)
 
 
-def _require_known_shell() -> None:
-    """Refuse to complete words for a shell that typer does not know; it would exit with 1."""
-    from shellingham import ShellDetectionFailure, detect_shell
-
-    shell = "an unknown shell"
-    with suppress(ShellDetectionFailure):
-        shell = detect_shell()[0]
-    if shell not in SHELLS:
-        raise RefimplError(
-            f"no completion for {shell}",
-            ", ".join(SHELLS),
-            "run the same command in one of these",
-        )
-
-
-WINDOWS = {"--seq-len": "--window", "--samples": "--windows"}  # of other commands, and of eval
-
-
 def usage(error: Any) -> RefimplError:
     """The error of a command line that cannot be parsed."""
     problem = error.format_message().replace("Value error, ", "")
     program, expected = "refimpl", "refimpl [OPTIONS] COMMAND [ARGS]..."
     if error.ctx is not None:
         program, expected = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
-    wanted = WINDOWS.get(getattr(error, "option_name", "")) if program == "refimpl eval" else None
-    return RefimplError(problem, expected, f"use {wanted}" if wanted else f"see {program} --help")
+    return RefimplError(problem, expected, f"see {program} --help")

@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import MISSING, Field, dataclass, field, fields
 from decimal import Decimal
-from functools import partial, wraps
+from functools import wraps
 from inspect import Parameter, cleandoc, signature
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,7 +16,7 @@ import numpy.typing as npt
 import typer
 from typer.models import ArgumentInfo
 
-from refimpl.arguments import Checked, hints_of, option
+from refimpl.arguments import hints_of
 from refimpl.cli import terminal
 from refimpl.cli.outputs import OutputKind, check_outputs
 from refimpl.errors import RefimplError
@@ -32,7 +31,7 @@ def plain(text: str) -> str:
 
 def prose(*paragraphs: str) -> str:
     """Paragraphs of docstrings, each on one line."""
-    parts = cleandoc("\n\n".join(filter(None, map(cleandoc, paragraphs)))).split("\n\n")
+    parts = "\n\n".join(filter(None, map(cleandoc, paragraphs))).split("\n\n")
     return "\n\n".join(plain(" ".join(paragraph.split())) for paragraph in parts)
 
 
@@ -61,65 +60,53 @@ def number(text: str) -> float | str:
         return text
 
 
-def assignments(name: str, texts: Sequence[str]) -> dict[str, str]:
-    """The values of an option that takes NAME=VALUE, by name."""
+def assignments(texts: Sequence[str]) -> dict[str, str]:
+    """The values of --base-option NAME=VALUE, by name."""
     values: dict[str, str] = {}
     for text in texts:
         key, _, value = (part.strip() for part in text.partition("="))
-        if not key or not value:
-            word = f"--{name.replace('_', '-')}"
-            raise RefimplError(f"{word} {text!r}", "NAME=VALUE", f"use {word} NAME=VALUE")
-        if "=" in value:
-            word = f" --{name.replace('_', '-')} "
-            each = word.join(part.strip() for part in text.split(","))
-            raise RefimplError(f"{word.strip()} {text!r}", "one NAME=VALUE", f"use{word}{each}")
+        if not key or not value or "=" in value:
+            each = " --base-option ".join(part.strip() for part in text.split(","))
+            step = f"use --base-option {each if '=' in value else 'NAME=VALUE'}"
+            raise RefimplError(f"--base-option {text!r}", "one NAME=VALUE", step)
         if key in values:
-            problem = f"{name.replace('_', ' ')} {key} given twice"
+            problem = f"base option {key} given twice"
             raise RefimplError(problem, "each option once", "remove one of them")
         values[key] = value
     return values
 
 
-def value_type(name: str, hint: Any, default: Any) -> tuple[Any, Callable[[Any], Any] | None]:
-    """The type of an option's value for typer, and how it becomes that of the field."""
+def value_type(hint: Any) -> tuple[Any, Callable[[Any], Any] | None]:
+    """The type of an option's value for typer, and what makes the field's value of it."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint == npt.DTypeLike:
         return Literal["float32", "float64"], None
     if origin is Annotated:
-        return value_type(name, inner[0], default)
+        return value_type(inner[0])
     if hint is float:
         return str, number
-    if origin is tuple and inner[0] is float:
-        return str, numbers
     if origin is tuple:
-        return list[value_type(name, inner[0], None)[0]], tuple  # type: ignore[misc]
+        return (str, numbers) if inner[0] is float else (list[value_type(inner[0])[0]], tuple)  # type: ignore[misc]
     if origin is Mapping:
-        return list[str], partial(assignments, name)
+        return list[str], assignments
     if origin not in (Union, UnionType):
         return hint, None
-    words = [word for x in inner for word in get_args(x) if get_origin(x) is Literal]
-    words = [word for word in words if word not in ("default", "none")]
-    others = [x for x in inner if get_origin(x) is not Literal and x is not NoneType]
-    if len(others) == 1 and not words:
-        return value_type(name, others[0], default)
-    if words and not others:
-        none = NoneType in inner and default is not None
-        names = (*words, "none") if none else tuple(words)
-        return Literal[names], (lambda word: None if word == "none" else word)
-    return str, number if words else None
+    kinds = [x for x in inner if x is not NoneType]
+    if all(get_origin(x) is Literal for x in kinds):
+        return Literal[tuple(word for x in kinds for word in get_args(x))], None
+    one, read = value_type(kinds[0])
+    return str if kinds[1:] else one, read
 
 
 def shown_default(default: Any, read: Callable[[Any], Any] | None) -> Any:
     """A field's default as the default of its option; None if the field knows better."""
-    if default is MISSING or default == "default":
+    if default in (None, MISSING, "default") or read is tuple:
         return None
     if isinstance(default, type):  # a dtype
         return np.dtype(default).name
-    if read is None or default is None:
-        return default
-    if isinstance(default, tuple):
-        return ",".join(map(str, default)) if default and isinstance(default[0], float) else None
-    return str(default)
+    if read is numbers:
+        return ",".join(map(str, default))
+    return default if read is None else str(default)
 
 
 @dataclass(frozen=True)
@@ -130,33 +117,28 @@ class Group:
     only: tuple[str, ...] = ()  # the fields, if not all that are options
     says: Mapping[str, str] = field(default_factory=dict)  # what a command adds to the help
     changes: bool = False  # without defaults: what is given fills a dictionary of fields
-    opened: Callable[..., AbstractContextManager[Any]] | None = None  # makes the dataclass
 
-    def known(self, target: Any) -> list[Field[Any]]:
-        """The fields that are options."""
-        known = dict[str, Field[Any]]()
-        for one in _types(target):
-            known |= {x.name: x for x in fields(one) if x.name not in known}
-        return [x for x in known.values() if x.metadata and (not self.only or x.name in self.only)]
+    def options(self, target: Any) -> Iterator[tuple[Field[Any], str, Any, Any]]:
+        """The fields that are options: name, type for typer, and what makes their value of it."""
+        for x in fields(target):
+            if x.metadata and (not self.only or x.name in self.only):
+                kinds = value_type(x.metadata.get("type", hints_of(target)[x.name]))
+                yield x, x.metadata.get("name", x.name), *kinds
 
     def parameters(self, target: Any) -> Iterator[Parameter]:
         """The options as parameters of a command."""
-        hints = _hints(target)
-        for x in self.known(target):
-            more, name = x.metadata, _name(x)
-            hint, read = value_type(name, more.get("type", hints[x.name]), x.default)
-            default = shown_default(x.default, read)
+        for x, name, hint, read in self.options(target):
+            more, default = x.metadata, shown_default(x.default, read)
+            required = x.default is MISSING and x.default_factory is MISSING
             help = _help(x, self.says.get(x.name, ""))
             if self.changes:
                 help, default = help.partition(" Default: ")[0], None
-            long, flags = f"--{name.replace('_', '-')}", more.get("flags", ())
             info = typer.Option(
-                *(x for x in flags if x[1] != "-"), long, *(x for x in flags if x[1] == "-"),
+                *more.get("flags", ()), f"--{name.replace('_', '-')}",
                 help=plain(help), metavar="" if hint is bool else more["metavar"], readable=False,
                 case_sensitive=False, show_default="Default:" not in help,
                 rich_help_panel=None if more.get("common") else f"Advanced: {self.panel}",
             )  # fmt: skip
-            required = x.default is MISSING and x.default_factory is MISSING
             hint = hint | None if default is None and not required else hint
             marks = [more["kind"]] if "kind" in more else []
             yield Parameter(
@@ -166,67 +148,38 @@ class Group:
                 annotation=Annotated[hint, info, *marks],
             )
 
-    def take(self, target: Any, values: dict[str, Any], ends: ExitStack) -> Any:
+    def take(self, target: Any, values: dict[str, Any]) -> Any:
         """Remove the options of the group from the values of a command, and fill the dataclass."""
-        filled: dict[str, Any] = {}
-        hints = _hints(target)
-        for x in self.known(target):
-            value = values.pop(_name(x))
-            if value not in (None, []):
-                _, read = value_type(_name(x), x.metadata.get("type", hints[x.name]), x.default)
-                filled[x.name] = read(value) if read else value
-        if self.opened is not None:
-            return ends.enter_context(self.opened(**filled))
-        return filled if self.changes or len(_types(target)) > 1 else target(**filled)
-
-
-def _name(x: Field[Any]) -> str:
-    """The name of a field's option, as of a parameter."""
-    return x.metadata.get("name", x.name)
-
-
-def _types(target: Any) -> tuple[Any, ...]:
-    """The dataclasses of a group: several fill a dictionary of fields, too."""
-    return get_args(target) or (target,)
-
-
-def _hints(target: Any) -> dict[str, Any]:
-    """The types of all fields."""
-    known = dict[str, Any]()
-    for hints in map(hints_of, _types(target)):
-        known |= {
-            name: known[name] | hint if name in known else hint for name, hint in hints.items()
+        taken = [(x.name, values.pop(name), read) for x, name, _, read in self.options(target)]
+        filled = {
+            name: read(value) if read else value
+            for name, value, read in taken
+            if value not in (None, [])
         }
-    return known
+        return filled if self.changes else target(**filled)
+
+
+_PARAMETER = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
+
+
+def option_words(text: str) -> str:
+    """A text of the library, whose parameters are spelled as options."""
+    return _PARAMETER.sub(
+        lambda found: f"--{found[1].replace('_', '-')} {found[2] or ''}".rstrip(), text
+    )
 
 
 def _help(x: Field[Any], more: str) -> str:
     """The help of a field and what a command adds, which may be another default."""
     text: str = x.metadata["help"]
     shown = text.partition(" Default: ")[0] if more.startswith("Default: ") else text
-    return f"{shown} {more}".rstrip()
+    return option_words(f"{shown} {more}".rstrip())
 
 
-_PARAMETER = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
-
-
-def as_options(error: RefimplError, fields: Iterable[Field[Any]]) -> RefimplError:
-    """An error of the library, whose parameters are those fields or their like, in our words."""
-    names = {x.name: _name(x) for x in fields}
-
-    def option(found: re.Match[str]) -> str:
-        name = names.get(found[1], found[1]).replace("_", "-")
-        return f"--{name} {found[2] or ''}".rstrip()
-
-    problem, expected, remedy = (_PARAMETER.sub(option, text) for text in error.args[:3])
+def as_options(error: RefimplError) -> RefimplError:
+    """An error of the library in our words."""
+    problem, expected, remedy = map(option_words, error.args[:3])
     return RefimplError(problem, expected, remedy, error.args[3])
-
-
-@dataclass(frozen=True)
-class Common(Checked):
-    """What every command that writes a file takes."""
-
-    force: bool = option(False, "Replace an existing output.")
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -247,8 +200,6 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     kinds = {name: _kind(parameter) for name, parameter in parameters.items()}
     outputs = {name: kind for name, kind in kinds.items() if isinstance(kind, OutputKind)}
     inputs = {name: kind for name, kind in kinds.items() if isinstance(kind, str)}
-    writes = OutputKind.FILE in outputs.values()
-    common = Group("Output").parameters(Common) if writes else ()
 
     @wraps(command)
     def ungrouped(**values: Any) -> None:
@@ -259,20 +210,15 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
                 raise RefimplError(problem, "an integer of at most 64 bits", "use a smaller number")
         check_outputs(values, inputs, outputs)
         paths = [Path(values[name]) for name in outputs if values[name] is not None]
-        known = (x for target, group in groups.values() for x in group.known(target))
         # Allocations are computed with loud arithmetic; scoring names its own precision.
-        with terminal.interruptible(paths, dict(values)), loud("float64"), ExitStack() as ends:
-            if writes:
-                del values["force"]
+        with terminal.interruptible(paths, "executor" in values or "nm" in values), loud("float64"):
             try:
-                filled = {name: group.take(x, values, ends) for name, (x, group) in groups.items()}
+                filled = {name: group.take(x, values) for name, (x, group) in groups.items()}
                 command(**values, **filled)
             except RefimplError as error:
-                raise as_options(error, known) from error
+                raise as_options(error) from error
 
-    ungrouped.__signature__ = own.replace(  # type: ignore[attr-defined]
-        parameters=[*parameters.values(), *common]
-    )
+    ungrouped.__signature__ = own.replace(parameters=[*parameters.values()])  # type: ignore[attr-defined]
     return ungrouped
 
 
@@ -281,10 +227,11 @@ def _kind(parameter: Parameter) -> OutputKind | str | None:
     hint, *marks = get_args(parameter.annotation) or (parameter.annotation,)
     if Path not in (hint, *get_args(hint)):
         return None
-    if written := [mark for mark in marks if isinstance(mark, OutputKind)]:
-        return written[0]
-    if metavars := [mark.metavar for mark in marks if isinstance(mark, ArgumentInfo)]:
-        return str(metavars[0])
+    for mark in marks:
+        if isinstance(mark, OutputKind):
+            return mark
+        if isinstance(mark, ArgumentInfo):
+            return str(mark.metavar)
     return f"--{parameter.name.replace('_', '-')}"
 
 
@@ -294,8 +241,11 @@ def is_given(context: typer.Context, name: str) -> bool:
     return origin is not None and origin.name != "DEFAULT"
 
 
-def refuse(context: typer.Context, names: Iterable[str], other: str, expected: str) -> None:
+def refuse(
+    context: typer.Context, names: Iterable[str], other: str, expected: str, step: str = ""
+) -> None:
     """Refuse options that have no meaning beside another option."""
-    for name in filter(partial(is_given, context), names):
-        word = f"--{name.replace('_', '-')}"
-        raise RefimplError(f"{word} with {other}", expected, f"omit {word}")
+    for name in names:
+        if is_given(context, name):
+            word = f"--{name.replace('_', '-')}"
+            raise RefimplError(f"{word} with {other}", expected, f"{step}omit {word}")

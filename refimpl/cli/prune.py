@@ -33,6 +33,7 @@ from refimpl.model.statistics import SUMS
 from refimpl.pruners.checks import Compat
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pattern import parse_pattern
+from refimpl.pruners.pruner import pruners
 from refimpl.pruning.inspection import inspect, inspection_document
 from refimpl.pruning.prune import calibration_memory, check_prune, prune
 from refimpl.pruning.record import Measured
@@ -94,7 +95,7 @@ def command(
     ],
     source: Annotated[groups.Source, groups.source_group(SAMPLES, SEQ_LEN, groups.OWN_TEXT)],
     settings: Annotated[
-        Settings, Group("Running", ("dtype", "threads", "memory"), says={"memory": groups.MATRICES})
+        Settings, Group("Running", ("dtype", "threads", "memory"), groups.MATRICES)
     ],
 ) -> None:
     """With --sparsity alone, refimpl measures the model and allocates as docs/study.md recommends.
@@ -112,7 +113,9 @@ def command(
     elif request is None:
         targets = read_targets(Path(str(how.allocation)), linears)
         pruner = _probed(context, pruner, targets, str(how.allocation))
-    groups.refuse_damping(context, pruner, "damping", "--pruner ")
+    if "damping" not in pruner.options:
+        damped = [f"--pruner {name}" for name, x in pruners().items() if "damping" in x.options]
+        refuse(context, ("damping",), f"--pruner {pruner.record.name}", " or ".join(damped))
     windows = model_windows(opened) if how.measure else None
 
     def read_tokens(*default: int) -> Tokens:

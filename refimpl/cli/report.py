@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 from refimpl.arguments import common_option
-from refimpl.cli.groups import JsonOptions
+from refimpl.cli.groups import ForceOptions, JsonOptions
 from refimpl.cli.options import Group, argument, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, say
@@ -27,8 +27,8 @@ Runs = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class FigureOptions:
+@dataclass(frozen=True, kw_only=True)
+class FigureOptions(ForceOptions):
     """What is drawn, and written."""
 
     output: Path = output_option(..., "The figure: .svg, .png or .pdf.", "FIGURE", OutputKind.FILE)
@@ -38,7 +38,7 @@ class FigureOptions:
 
 
 @dataclass(frozen=True)
-class PageOptions:
+class PageOptions(ForceOptions):
     """What is written."""
 
     output: Path = output_option(Path("report.html"), "The page.", "FILE", OutputKind.FILE)

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -9,18 +10,18 @@ from typing import Annotated, Any, cast
 import typer
 
 from refimpl.allocation.allocate import allocate, requested
-from refimpl.allocation.plan import Noise, Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document, read_scores
-from refimpl.arguments import common_option, option
+from refimpl.arguments import common_option, option, same_option
 from refimpl.cli import groups
-from refimpl.cli.options import Group, argument, is_given, with_groups
+from refimpl.cli.options import Group, argument, is_given, refuse, with_groups
 from refimpl.cli.terminal import deliver, in_color, progress_bar, shows_bars
 from refimpl.errors import printable
 from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
 from refimpl.loading.model_tokens import model_tokens
 from refimpl.loading.samples import SCORED
+from refimpl.running.executors import open_executor
 from refimpl.running.file_system import work_path
 from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
@@ -33,7 +34,13 @@ SHORT = SAMPLES, SEQ_LEN  # the tokens of `refimpl explain`
 MEASURED = ("base", "options", "sparsity", "correct")
 EXPLAINED = ("kind", "eta", "sink", "seed", "pruner")  # of one perturbation
 PAPERS = {"correct": "Default: absorption."}
-USUAL = {"correct": "Default: divergence with --perturbation pruning, none with gaussian."}
+
+
+@dataclass(frozen=True)
+class ExecutorOptions:
+    """Where the experiment runs."""
+
+    executor: str | None = same_option(Settings, "executor")
 
 
 @with_groups
@@ -44,8 +51,11 @@ def command(
     where: groups.Where,
     source: Annotated[groups.Source, groups.source_group(*SCORED, groups.OWN_TEXT)],
     perturbed: groups.Plan,
-    wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASES | USUAL)],
-    settings: groups.PruningRuns,
+    wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASES)],
+    settings: Annotated[
+        Settings, Group("Running", ("dtype", "threads", "memory"), groups.MATRICES)
+    ],
+    workers: Annotated[ExecutorOptions, Group("Running")],
     to: groups.Outputs,
 ) -> None:
     """Each block is pruned alone, and the change of the output decides how much it loses.
@@ -55,14 +65,17 @@ def command(
     block's drift that is left after the last block. Above 1, later blocks amplify the drift; below
     1, they absorb it.
     """
-    asked = is_given(context, "correct")
-    plan, wanted = groups.checked_plan(context, perturbed, wanted, asked)
+    plan, wanted = perturbed.plan(context, wanted, is_given(context, "correct"))
     opened = where.read(model)
     tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True, default=SCORED)
     finished = None if to.output is None else work_path(to.output)
-    with progress_bar("scoring") as progress:
+    others = None if to.json or to.output else ()  # no other allocation is made
+    with ExitStack() as ends:
+        if workers.executor is not None:
+            executor, threads = ends.enter_context(open_executor(workers.executor))
+            settings = replace(settings, executor=executor, threads=threads)
+        progress = ends.enter_context(progress_bar("scoring"))
         settings = replace(settings, progress=progress, finished=finished)
-        others = None if to.json or to.output else ()  # no other allocation is made
         scores = score(opened, tokens, plan, wanted, settings, bases=others)
     to.deliver(*_allocated(scores, wanted, to, str(model)))
 
@@ -82,7 +95,9 @@ def allocate_command(
     """
     read = read_scores(scores)
     wanted = requested(read, **cast("dict[str, Any]", changes))
-    groups.refuse_limits(context, wanted)
+    if wanted.measured:
+        fixed = "no limit and no scale: the probes set the size of the correction"
+        refuse(context, ("max_correction", "correction_scale"), "--strength measured", fixed)
     to.deliver(*_allocated(read, wanted, to))
 
 
@@ -123,7 +138,10 @@ def explain_command(
         groups.Source,
         groups.source_group(*SHORT, f"{groups.OWN_TEXT}, or without tokenizer.json, random ids"),
     ],
-    perturbed: Annotated[Noise | Probes, Group("Perturbation", EXPLAINED, groups.PROBED)],
+    perturbed: Annotated[
+        groups.PerturbationOptions,
+        Group("Perturbation", EXPLAINED, {"pruner": groups.PRUNERS}),
+    ],
     wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASES | PAPERS)],
     settings: Annotated[Settings, Group("Running", ("dtype",))],
     to: groups.JsonFlag,
@@ -134,7 +152,7 @@ def explain_command(
     """
     if not is_given(context, "correct"):  # the paper's
         wanted = replace(wanted, correct="absorption", strength="default")
-    plan, wanted = groups.checked_plan(context, perturbed, wanted, correct=True)
+    plan, wanted = perturbed.plan(context, wanted, correct=True)
     opened = where.read(model)
     text = opened.tokenizer_json.exists()
     tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=text, default=SHORT)

@@ -101,9 +101,8 @@ def _dumb() -> bool:
 
 
 @contextmanager
-def interruptible(outputs: Sequence[Path], values: Mapping[str, Any]) -> Iterator[None]:
+def interruptible(outputs: Sequence[Path], keeps: bool) -> Iterator[None]:
     """Turn Ctrl-C into a message about the outputs of a command; and say what is continued."""
-    keeps = bool({"executor", "nm"} & values.keys())  # score and prune: what is finished
     started = time.time_ns()
     if keeps and shows_progress():
         for path in _finished_units(outputs):

@@ -15,7 +15,6 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import shellingham
 from conftest import FIXTURES
 from processes import ENV, PROGRAM
 from program import Result, refusal, run
@@ -111,17 +110,6 @@ def test_what_is_missing_from_the_command_line() -> None:
         error = refusal(run(*words.split()))
         assert message in error
         assert "refimpl" in error.partition("\nnext: ")[2]
-
-
-@pytest.mark.parametrize("option", ["--show-completion", "--install-completion"])
-@pytest.mark.parametrize("found", [Mock(return_value=("tcsh", "/bin/tcsh")), None])
-def test_completion_for_an_unknown_shell(
-    option: str, found: Mock | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    error = shellingham.ShellDetectionFailure
-    monkeypatch.setattr(shellingham, "detect_shell", found or Mock(side_effect=error))
-    name = "tcsh" if found else "an unknown shell"
-    assert f"no completion for {name}\nexpected: bash, zsh" in refusal(run(option))
 
 
 # Outputs
