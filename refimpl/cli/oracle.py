@@ -1,21 +1,20 @@
 """`refimpl case` and `refimpl check`: cases, and whether another implementation agrees."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from refimpl.arguments import Device, common_option, option, same_option
+from refimpl.arguments import common_option, option, same_option
 from refimpl.cli import groups
-from refimpl.cli.graphs import ComparisonOptions
-from refimpl.cli.options import Group, argument, examples, refuse, with_groups
+from refimpl.cli.options import Group, argument, examples, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, say
 from refimpl.loading.model_tokens import model_tokens
 from refimpl.loading.samples import SAMPLES, SEQ_LEN
-from refimpl.oracle.case_folders import FORWARD, case_or_model, cases_below, core_cases
+from refimpl.oracle.case_folders import FORWARD, case_or_model, core_cases
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.header import fitting, joined
 
@@ -67,19 +66,13 @@ def make(
     say(joined(fitting(text)))
 
 
-@app.command("list", epilog=examples("refimpl case list", "refimpl case list FOLDER --json"))
+@app.command("list", epilog=examples("refimpl case list", "refimpl case list --json"))
 @with_groups
-def list_command(
-    folder: Annotated[
-        Path | None, argument("FOLDER", "A folder of cases. Default: the core cases, in refimpl.")
-    ] = None,
-    *,
-    to: groups.JsonFlag,
-) -> None:
-    """List cases: the model's family, the tokens, and the number of steps."""
+def list_command(*, to: groups.JsonFlag) -> None:
+    """List the core cases, in refimpl: the model's family, the tokens, and the number of steps."""
     from refimpl.show.oracle import cases_document, cases_table  # not for --help
 
-    cases = core_cases(True) if folder is None else cases_below(folder)
+    cases = core_cases(True)
     deliver(cases_document(cases), cases_table(cases), to.json)
 
 
@@ -123,8 +116,6 @@ class CheckOptions:
         "Exit with 0, not 3, if all steps that the candidate's dtype resolves agree, and some of "
         "each kind do. The coarse steps of an experiment must agree.",
     )
-    device: Device = same_option(ComparisonOptions, "device")
-    time_limit: float | None = same_option(ComparisonOptions, "time_limit")
     download: bool = same_option(groups.ModelOptions, "download")
     decode: bool = option(
         False, "The candidate has only the last tokens of each sequence, computed with a cache."
@@ -133,7 +124,6 @@ class CheckOptions:
 
 @with_groups
 def check_command(
-    context: typer.Context,
     case: Annotated[
         Path,
         argument(
@@ -148,8 +138,7 @@ def check_command(
         argument(
             "ACTUAL",
             "The candidate's results, safetensors or .npz: arrays named after the steps, or the "
-            "outputs of transformers' modules, named after these. Or the candidate's "
-            "ONNX graph, which refimpl runs (needs refimpl[onnx]).",
+            "outputs of transformers' modules, named after these.",
         ),
     ],
     *,
@@ -162,41 +151,20 @@ def check_command(
     by the dtype.
     """
     from refimpl.loading.samples import read_ids
-    from refimpl.oracle.candidates import (  # not for --help
-        CandidateSteps,
-        candidate_case,
-        candidate_steps,
-        read_candidate_file,
-    )
+    from refimpl.oracle.candidates import candidate_case, candidate_steps, read_outputs
     from refimpl.oracle.check import EXIT, check
     from refimpl.show.oracle import report_document, report_table
 
+    outputs, stated = read_outputs(actual)
     ids = None if how.ids is None else read_ids(how.ids)
-    stated: Mapping[str, str] = {}
-    computed: str | None
-    if actual.suffix == ".onnx":
-        fixed = "a file of tensors: a graph runs from the tokens, and has our names"
-        refuse(context, ("stepwise", "names", "decode"), "a graph", fixed)
-        from refimpl.onnx.foreign_graph import open_foreign
-
-        opened = candidate_case(case, ids, None, download=how.download)
-        graph = open_foreign(actual, opened.model, device=how.device, time_limit=how.time_limit)
-        steps, computed = CandidateSteps(dict(graph.run(opened.inputs["token_ids"]))), graph.dtype
-    else:
-        fixed = "a graph, FILE.onnx, which is run"
-        refuse(context, ("device", "time_limit"), "a file of tensors", fixed)
-        candidate = read_candidate_file(actual)
-        opened = candidate_case(case, ids, candidate, download=how.download)
-        steps = candidate_steps(opened, candidate, how.names, how.decode)
-        stated = candidate.stated
-        computed = stated.get("dtype")
+    opened = candidate_case(case, ids, outputs, download=how.download)
+    steps = candidate_steps(opened, outputs, how.names, how.decode)
     only = patterns(how.only) or steps.asked or ("*",)
-    asked = only, how.dtype or computed, how.stepwise, how.decode
+    asked = only, how.dtype or stated, how.stepwise, how.decode
     report = check(opened, steps.arrays, *asked)
     options = {"names": how.names, "tokens": how.ids}
     report = replace(
         report,
-        stated=stated,
         uncovered=tuple(x for x in opened.expected if x not in steps.asked) if steps.asked else (),
         options=" ".join(
             [f"--{name} {x}" for name, x in options.items() if x is not None]

@@ -1,11 +1,10 @@
 """What another program wrote: files of arrays by names, read as the steps of a case."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import ml_dtypes
@@ -34,25 +33,10 @@ from refimpl.oracle.recipe import Recipe
 from refimpl.running.file_system import MIB, open_file
 
 IDS = ("token_ids", "input_ids")  # names of token ids
-MOST = 4096 * MIB  # bytes of all arrays of an archive, which are read into memory
 DENSEST = 16  # arrays are at most so many times as large as their archive,
 SMALL = 64 * MIB  # or no larger than this
-PICKLE = "data.pkl"  # in a file that torch.save wrote
 NUMBERS = {dtype.name for dtype in ARRAY_DTYPES.values()}
 PAIR = np.dtype("V2")  # what NumPy makes of bfloat16
-
-
-@dataclass(frozen=True)
-class CandidateFile:
-    """Arrays by a program's names, and what the file states of its settings."""
-
-    outputs: Mapping[str, Array]
-    stated: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def ids(self) -> Array | None:
-        """The token ids among the arrays, if there are any."""
-        return next((self.outputs[name] for name in IDS if name in self.outputs), None)
 
 
 @dataclass(frozen=True)
@@ -63,84 +47,48 @@ class CandidateSteps:
     asked: tuple[str, ...] = ()
 
 
-def read_candidate_file(path: Path) -> CandidateFile:
-    """Read a file of arrays; safetensors or `.npz` is seen from its content."""
+def read_outputs(path: Path) -> tuple[Mapping[str, Array], str | None]:
+    """The arrays of a safetensors or `.npz` file, and the dtype that it states."""
     with reading(path), open_file(path) as file:
-        head = file.read(16)
-    if head[4:9] == b"\0\0\0\0{":  # the length before it may look like the start of other formats
-        pass
-    elif head.startswith(b"PK"):
-        return CandidateFile(npz_arrays(path))
-    elif head.startswith(b"\x80"):
-        raise pickled(path)
-    elif head.startswith(b"\x93NUMPY"):
-        raise RefimplError(
-            f"{path} is one array, whose step is not known",
-            "arrays by name: .npz or safetensors",
-            "write it with numpy.savez, under the name of its step",
-        )
+        head = file.read(9)
+    if head.startswith(b"PK") and head[4:] != b"\0\0\0\0{":  # a header's length may begin so, too
+        return _npz_arrays(path), None
     tensors = SafetensorsFile(path)
-    return CandidateFile(tensors.arrays, tensors.metadata)
+    return tensors.arrays, tensors.metadata.get("dtype")
 
 
-def pickled(path: Path) -> RefimplError:
-    """The error for a file that only unpickling reads, which runs what the file says."""
-    return RefimplError(
-        f"{path} holds pickled objects, and reading them runs code that the file chooses",
-        "arrays: .npz or safetensors",
-        "rewrite it where it was written: docs/how-to/candidates.md has the ten lines",
-    )
-
-
-def npz_arrays(path: Path) -> dict[str, Array]:
-    """The arrays of an `.npz` file."""
-    with _whole(path), open_file(path) as file, ZipFile(file) as archive:
-        members, arrays = archive.infolist(), dict[str, Array]()
-        if any(PurePosixPath(x.filename).name == PICKLE for x in members):
-            raise pickled(path)
-        limit = min(MOST, max(SMALL, DENSEST * os.fstat(file.fileno()).st_size))
-        if (size := sum(x.file_size for x in members)) > limit:
-            raise RefimplError(
-                f"the arrays of {path} take {size / MIB:,.0f} MiB",
-                f"at most {limit / MIB:,.0f} MiB: {DENSEST} times the archive",
-                "save fewer arrays, or save them as safetensors",
-            )
-        for x in members:
-            with archive.open(x) as member:
-                arrays[x.filename.removesuffix(".npy")] = _read_array(member, x.filename)
-        return arrays
-
-
-def _read_array(file: IO[bytes], name: str) -> Array:
-    """The array of a member of an archive; ValueError if it is none, or needs unpickling."""
-    x: Array = np.lib.format.read_array(file, allow_pickle=False)
-    if x.dtype.name not in NUMBERS and x.dtype != PAIR:
-        raise ValueError(f"{name}: dtype {x.dtype}")
-    return x.view(ml_dtypes.bfloat16) if x.dtype == PAIR else x
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """Turn whatever zipfile, NumPy and the system raise for a damaged file into our error."""
+def _npz_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an `.npz` file; nothing is unpickled."""
+    arrays: dict[str, Array] = {}
     try:
-        with reading(path):
-            yield
+        with reading(path), open_file(path) as file, ZipFile(file) as archive:
+            limit = max(SMALL, DENSEST * os.fstat(file.fileno()).st_size)
+            if (size := sum(x.file_size for x in archive.infolist())) > limit:
+                raise ValueError(f"{size / MIB:,.0f} MiB, more than {limit / MIB:,.0f}")
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    x = np.lib.format.read_array(member, allow_pickle=False)
+                if x.dtype.name not in NUMBERS and x.dtype != PAIR:
+                    raise ValueError(f"{name}: dtype {x.dtype}")
+                pair = x.dtype == PAIR
+                arrays[name.removesuffix(".npy")] = x.view(ml_dtypes.bfloat16) if pair else x
     except RefimplError:
         raise
     except Exception as error:  # zlib.error, EOFError, RuntimeError, even tokenize.TokenError
         raise RefimplError(
             f"{path} holds no whole arrays ({error})",
             f"what numpy.savez writes, of {', '.join(sorted(NUMBERS))}",
-            "save the arrays again, each of numbers",
+            "save the arrays again, each of numbers: docs/how-to/candidates.md has the lines",
         ) from error
+    return arrays
 
 
 def candidate_case(
-    path: Path, ids: Array | None, candidate: CandidateFile | None, *, download: bool = False
+    path: Path, ids: Array | None, outputs: Mapping[str, Array], *, download: bool = False
 ) -> Case:
     """The case in a folder, or the forward of a model on ids, those of the candidate if None."""
-    if ids is None and candidate is not None:
-        ids = candidate.ids
+    if ids is None:
+        ids = next((outputs[name] for name in IDS if name in outputs), None)
     if (path / FACTS).exists() or (path.is_dir() and not (path / "config.json").exists()):
         case = read_case(path, download=download)
         right = case.inputs["token_ids"]
@@ -164,14 +112,14 @@ def candidate_case(
 
 
 def candidate_steps(
-    case: Case, candidate: CandidateFile, names: Path | None = None, decode: bool = False
+    case: Case, outputs: Mapping[str, Any], names: Path | None = None, decode: bool = False
 ) -> CandidateSteps:
     """The steps that a candidate has, by the steps' own names, or those of a program.
 
     If transformers' modules have more than twice as many steps as the candidate, the names may be
     another program's: then all are asked for. `decode`: it has the last tokens of each sequence.
     """
-    outputs = {name: x for name, x in candidate.outputs.items() if name not in IDS}
+    outputs = {name: x for name, x in outputs.items() if name not in IDS}
     steps = case.expected.keys() & outputs  # a program, too, may have logits
     own = names is None and bool(steps - {LOGITS} or steps == outputs.keys())
     if own and not decode:

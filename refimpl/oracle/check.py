@@ -1,7 +1,7 @@
 """A candidate checked against a case, step by step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +29,8 @@ EXIT: Mapping[Verdict, int] = {"pass": 0, "fail": 1, "not judged": 3}
 class Report:
     """The judgement on each step that was asked for, in the order of execution, by some `way`.
 
-    `stated` is what the candidate says of its settings, `unknown` are its names that are no step,
-    `uncovered` steps that its names do not cover. `options` are those of the command that read it.
+    `unknown` are the candidate's names that are no step, `uncovered` steps that its names do not
+    cover. `options` are those of the command that read it.
     """
 
     case: Case
@@ -38,7 +38,6 @@ class Report:
     steps: tuple[StepResult, ...]
     unknown: tuple[str, ...]
     way: Way = "own inputs"
-    stated: Mapping[str, str] = field(default_factory=dict)
     uncovered: tuple[str, ...] = ()
     options: str = ""
 

@@ -25,8 +25,6 @@ def report_table(report: Report, candidate: str) -> str:
         "candidate": [candidate, report.dtype, report.way],
         "judged by": ["the float64 truth", "and what the dtype costs refimpl itself"],
     }
-    if report.stated:
-        facts["states"] = [f"{name} {value}" for name, value in report.stated.items()]
     if report.way == "chained":
         facts["in part"] = ["the last tokens of each sequence"]
     if report.uncovered:
@@ -186,7 +184,6 @@ class CheckDocument(Document, frozen=True, kw_only=True, forbid_unknown_fields=T
     spec: int
     candidate: str
     dtype: str
-    stated: dict[str, str]
     way: Way
     verdict: Verdict
     first: FirstStep | None
@@ -208,7 +205,7 @@ def report_document(report: Report, candidate: str) -> dict[str, Any]:
     document: dict[str, Any] = plain(
         filled(
             CheckDocument, report, case=case.name, family=case.model.config.family,
-            refimpl=__version__, spec=SPEC, candidate=candidate, stated=dict(report.stated),
+            refimpl=__version__, spec=SPEC, candidate=candidate,
             first=last, steps=tuple(map(checked, report.steps)), not_covered=report.uncovered,
         )
     )  # fmt: skip

