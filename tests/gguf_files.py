@@ -89,9 +89,7 @@ RECIPES = {
         A.OLMOE, "olmoe", WIDE | THETA | {"clip_qkv": None, "num_key_value_heads": 4}
     ),
     "granitemoe": Recipe(A.GRANITE_MOE, "granitemoe", WIDE | THETA),
-    "olmo": Recipe(A.OLMO, "olmo", WIDE | THETA | {"clip_qkv": 0.5}),
     "arcee": Recipe(A.ARCEE, "arcee", WIDE | THETA),
-    "seed_oss": Recipe(A.SEED_OSS, "seed_oss", WIDE | THETA),
     "ernie4_5": Recipe(A.ERNIE4_5, "ernie4_5", WIDE | THETA | {"use_bias": False}),
     "exaone": Recipe(A.EXAONE, "exaone", WIDE | THETA),
     "starcoder2": Recipe(A.STARCODER2, "starcoder2", WIDE | THETA | {"sliding_window": None}),
@@ -101,26 +99,8 @@ RECIPES = {
         A.STABLELM, "stablelm",
         WIDE | THETA | {"partial_rotary_factor": 0.5, "use_parallel_residual": False},
     ),
-    "gpt-oss": Recipe(
-        A.GPT_OSS,
-        "gpt_oss",
-        WIDE | {
-            "swiglu_limit": 7.0, "rope_parameters": {
-                "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
-                "rope_theta": 3000.0, "truncate": False,
-            },
-        },
-    ),
     "glm4": Recipe(A.GLM4, "glm4", WIDE | THETA | {"partial_rotary_factor": 0.5}),
-    "lfm2": Recipe(
-        A.LFM2, "lfm2", WIDE | THETA | {"block_auto_adjust_ff_dim": False, "conv_bias": False}
-    ),
-    "qwen2vl": Recipe(  # llama.cpp 0.11739 takes its eps for 0
-        A.QWEN2VL, "qwen2", WIDE | THETA | {"rms_norm_eps": 1e-9}
-    ),
-    "qwen3vl": Recipe(A.QWEN3VL, "qwen3", WIDE | THETA),
     "gptneox": Recipe(A.GPTNEOX, "gpt_neox", WIDE | {"rope_parameters": ...}),
-    "lfm2moe": Recipe(A.LFM2MOE, "lfm2_moe", WIDE | THETA | {"routed_scaling_factor": 1.0}),
 }  # fmt: skip
 
 
@@ -139,7 +119,7 @@ ROTARY_DIMENSION = (
     "llama", "mixtral", "granite", "granitemoe", "smollm3", "nemotron", "phi", "phi3", "gpt_neox",
     "arcee", "cohere2", "stablelm", "glm4",
 )  # fmt: skip
-PERMUTED = (A.OLMO, A.ARCEE, A.LLAMA, A.GRANITE, A.GRANITE_MOE, A.SMOLLM3)
+PERMUTED = (A.ARCEE, A.LLAMA, A.GRANITE, A.GRANITE_MOE, A.SMOLLM3)
 EXPERT = re.compile(r"(.*experts)\.\d+(\..*)")
 PLUS_ONE = (A.GEMMA, A.GEMMA2, A.GEMMA3, A.NEMOTRON)
 NAMED_BY_CONVERTER = {  # of stacks
@@ -172,14 +152,8 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
     writer.add_block_count(config.num_blocks)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    if arch in (A.LFM2, A.LFM2MOE):
-        attend = [kind.mixer.name == "attention" for kind in config.blocks]
-        writer.add_head_count_kv([x * config.num_key_value_heads for x in attend])
-        writer.add_shortconv_l_cache(entries["conv_L_cache"])
-    elif arch not in (A.GPT2, A.GPTNEOX):
+    if arch not in (A.GPT2, A.GPTNEOX):
         writer.add_head_count_kv(config.num_key_value_heads)
-    if arch in (A.QWEN2VL, A.QWEN3VL):
-        writer.add_rope_dimension_sections([2, 1, 1, 0])
     if config.norm == "rms":
         writer.add_layer_norm_rms_eps(config.norm_eps)
         writer.add_key_length(config.head_dim)
@@ -190,11 +164,9 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
         writer.add_rope_freq_base(rope.theta)
         if recipe.fixture in ROTARY_DIMENSION:
             writer.add_rope_dimension_count(rope.rotary_dim)
-        if rope.scaling in ("linear", "yarn"):
-            writer.add_rope_scaling_type(gguf.RopeScalingType(rope.scaling))
+        if rope.scaling == "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(rope.factor)
-        if rope.scaling == "yarn":
-            writer.add_rope_scaling_orig_ctx_len(rope.original_max_position_embeddings)
     if window := next((kind.window for kind in config.blocks if kind.window), None):
         writer.add_sliding_window(window)
     if config.attn_soft_cap and config.final_soft_cap:
@@ -203,14 +175,10 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
     if (mixture := config.experts) is not None:
         writer.add_expert_count(mixture.num_experts)
         writer.add_expert_used_count(mixture.top_k)
-        if "moe_intermediate_size" in entries or arch == A.GPT_OSS:
+        if "moe_intermediate_size" in entries:
             writer.add_expert_feed_forward_length(mixture.intermediate_size)
         if mixture.shared_size:
             writer.add_expert_shared_feed_forward_length(mixture.shared_size)
-        if arch == A.LFM2MOE:
-            writer.add_leading_dense_block_count(entries["num_dense_layers"])
-        if mixture.scoring == "sigmoid":
-            writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if arch in (A.GRANITE, A.GRANITE_MOE):
         writer.add_embedding_scale(config.embed_scale)
         writer.add_attention_scale(config.attention_scale)
@@ -218,8 +186,6 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
         writer.add_logit_scale(entries["logits_scaling"])
     if arch == A.PHI3:
         writer.add_rope_scaling_orig_ctx_len(entries["original_max_position_embeddings"])
-    if config.qkv_limit:
-        writer.add_clamp_kqv(config.qkv_limit)
     if entries.get("logit_scale"):
         writer.add_logit_scale(config.logit_scale)
     if arch in (A.GPTNEOX, A.STABLELM):
@@ -239,17 +205,6 @@ def parts_of(arch: A, name: str, x: Array, config: Config) -> dict[str, Array]:
         x = x.reshape(heads, 3, -1, *inner).swapaxes(0, 1).reshape(x.shape)
     if arch == A.GPT2 and x.ndim == 2 and ".c_" in name:
         x = x.T
-    if arch == A.GPT_OSS and x.ndim == 3:  # experts, stored [in, out]
-        x = x.swapaxes(1, 2)
-    if name.endswith("expert_bias"):
-        return {f"{name}.bias": x}
-    if name.endswith("sinks"):
-        return {f"{name}.weight": x}
-    if ".mlp.experts.gate_up_proj" in name or name.endswith(("down_proj_bias", "s.down_proj")):
-        stem, of = name.removesuffix("_bias"), ".bias" if name.endswith("_bias") else ".weight"
-        if stem.endswith("down_proj"):
-            return {stem + of: x}
-        return {stem.replace("gate_up", y) + of: x[:, i::2] for i, y in enumerate(("gate", "up"))}
     if "input_linear" not in name:
         return {name: x}
     gate, up = np.split(x, 2, axis=1)
@@ -262,7 +217,6 @@ def gguf_file(
     name: str,
     kind: Q = Q.Q8_0,
     tokenizer: bool = False,
-    shard_tensors: int = 0,
     change: Callable[[gguf.GGUFWriter], object] = lambda writer: None,
 ) -> Path:
     """Write a model of random weights as GGUF, and as safetensors into `folder / "hub"`."""
@@ -271,7 +225,7 @@ def gguf_file(
     hub, rng = read_config(entries), np.random.default_rng(0)
     path = folder / f"{name}-{kind.name}.gguf"
     arch = gguf.MODEL_ARCH_NAMES[recipe.arch]
-    writer = gguf.GGUFWriter(path, arch, split_max_tensors=shard_tensors)
+    writer = gguf.GGUFWriter(path, arch)
     metadata(writer, recipe, entries)
     if tokenizer:
         add_tokenizer(writer, hub.config.vocab_size)
@@ -308,7 +262,7 @@ def gguf_file(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path if not shard_tensors else next(folder.glob(f"{path.stem}-00001-of-*.gguf"))
+    return path
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:

@@ -17,8 +17,8 @@ SourcePath = Annotated[
     Path,
     argument(
         "SOURCE",
-        "A GGUF file (of a split model, the first), or a folder in FP8 or MXFP4, or the id of one "
-        "in the Hugging Face cache, ORG/NAME[@REVISION].",
+        "A GGUF file, or a folder in FP8 or MXFP4, or the id of one in the Hugging Face cache, "
+        "ORG/NAME[@REVISION].",
     ),
 ]
 

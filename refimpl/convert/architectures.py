@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-WINDOW, LOCAL_BASE = "attention.sliding_window", "rope.freq_base_swa"
 ATTENTION_CAP, FINAL_CAP = "attn_logit_softcapping", "final_logit_softcapping"
-LIMIT, PARALLEL = "attention.clamp_kqv", "use_parallel_residual"
+PARALLEL = "use_parallel_residual"
 
 Facts = dict[str, Any]  # of a file's metadata
 
@@ -39,47 +38,35 @@ KEYS = {  # of every architecture
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
 }  # fmt: skip
-# Of positions in pictures: a token of text has the same position in each
-SECTIONS = {"rope.dimension_sections": "", "n_deepstack_layers": ""}
-SLIDING = {WINDOW: "sliding_window"}
+SLIDING = {"attention.sliding_window": "sliding_window"}
 LLAMA = Architecture("llama", "LlamaForCausalLM", paired=True)
 MIXTRAL = LLAMA.like("mixtral", "MixtralForCausalLM")
 QWEN2 = Architecture("qwen2", "Qwen2ForCausalLM")
 QWEN3 = Architecture("qwen3", "Qwen3ForCausalLM")
 COHERE = Architecture("cohere", "CohereForCausalLM", {"logit_scale": "logit_scale"})
-GEMMA2 = Architecture(
-    "gemma2",
-    "Gemma2ForCausalLM",
-    {**SLIDING, ATTENTION_CAP: ATTENTION_CAP, FINAL_CAP: FINAL_CAP},
-    {"sliding_window": 4096, ATTENTION_CAP: 50.0, FINAL_CAP: 30.0},
-)
-GRANITE = LLAMA.like(
-    "granite",
-    "GraniteForCausalLM",
-    keys={
-        "embedding_scale": "embed_scale", "attention.scale": "attention_scale",
-        "residual_scale": "residual_scale", "logit_scale": "logit_divisor",
-    },
-)  # fmt: skip
-TAPS = {"shortconv.l_cache": "conv_taps"}
+CAPS = {**SLIDING, ATTENTION_CAP: ATTENTION_CAP, FINAL_CAP: FINAL_CAP}
+GRANITE_SCALES = {
+    "embedding_scale": "embed_scale", "attention.scale": "attention_scale",
+    "residual_scale": "residual_scale", "logit_scale": "logit_divisor",
+}  # fmt: skip
+GRANITE = LLAMA.like("granite", "GraniteForCausalLM", keys=GRANITE_SCALES)
 ARCHITECTURES = {
     "llama": LLAMA,
     "smollm3": LLAMA.like("smollm3", "SmolLM3ForCausalLM"),
     "arcee": LLAMA.like("arcee", "ArceeForCausalLM"),
     "qwen2": QWEN2,
     "qwen3": QWEN3,
-    "qwen2vl": replace(QWEN2, keys=SECTIONS),
-    "qwen3vl": replace(QWEN3, keys=SECTIONS),
     "qwen2moe": QWEN2.like("qwen2_moe", "Qwen2MoeForCausalLM", fixed={"norm_topk_prob": False}),
     "qwen3moe": QWEN3.like("qwen3_moe", "Qwen3MoeForCausalLM", fixed={"norm_topk_prob": True}),
     "gemma": Architecture("gemma", "GemmaForCausalLM"),
-    "gemma2": GEMMA2,
+    "gemma2": Architecture(
+        "gemma2", "Gemma2ForCausalLM", CAPS,
+        {"sliding_window": 4096, ATTENTION_CAP: 50.0, FINAL_CAP: 30.0},
+    ),
     "gemma3": Architecture(
-        "gemma3_text",
-        "Gemma3ForCausalLM",
-        {**GEMMA2.keys, LOCAL_BASE: "rope_local_base_freq"},
-        {"rope_local_base_freq": 10000.0, "_sliding_window_pattern": 6}
-        | {ATTENTION_CAP: None, FINAL_CAP: None},
+        "gemma3_text", "Gemma3ForCausalLM", {**CAPS, "rope.freq_base_swa": "rope_local_base_freq"},
+        {"rope_local_base_freq": 10000.0, "_sliding_window_pattern": 6, ATTENTION_CAP: None,
+         FINAL_CAP: None},
     ),
     "granite": GRANITE,
     "granitemoe": GRANITE.like("granitemoe", "GraniteMoeForCausalLM"),
@@ -91,31 +78,13 @@ ARCHITECTURES = {
     "glm4": Architecture("glm4", "Glm4ForCausalLM"),
     "gpt2": Architecture("gpt2", "GPT2LMHeadModel"),
     "gptneox": Architecture("gpt_neox", "GPTNeoXForCausalLM", {PARALLEL: PARALLEL}),
-    "gpt-oss": Architecture(
-        "gpt_oss",
-        "GptOssForCausalLM",
-        {**SLIDING, "expert_feed_forward_length": "intermediate_size"},
-    ),
-    "lfm2": Architecture("lfm2", "Lfm2ForCausalLM", TAPS, {"block_auto_adjust_ff_dim": False}),
-    "lfm2moe": Architecture(
-        "lfm2_moe",
-        "Lfm2MoeForCausalLM",
-        TAPS | {"leading_dense_block_count": "first_k_dense_replace"},
-        {"norm_topk_prob": True},
-    ),
-    "olmo": LLAMA.like(
-        "olmo", "OlmoForCausalLM", keys={LIMIT: "qkv_limit"}, fixed={"qkv_limit": None}
-    ),
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM"),
     "olmoe": Architecture("olmoe", "OlmoeForCausalLM", fixed={"norm_topk_prob": False}),
     "phi2": Architecture("phi", "PhiForCausalLM"),
     "phi3": Architecture(
-        "phi3",
-        "Phi3ForCausalLM",
-        SLIDING | {"rope.scaling.original_context_length": "original_max_position_embeddings"},
-        {"sliding_window": None, "original_max_position_embeddings": None},
+        "phi3", "Phi3ForCausalLM", {**SLIDING, "rope.scaling.original_context_length": ""},
+        {"sliding_window": None},
     ),
-    "seed_oss": Architecture("seed_oss", "SeedOssForCausalLM"),
     "stablelm": Architecture("stablelm", "StableLmForCausalLM", {PARALLEL: PARALLEL}),
     "starcoder2": Architecture("starcoder2", "Starcoder2ForCausalLM"),
-}
+}  # fmt: skip

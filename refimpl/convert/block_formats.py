@@ -16,14 +16,13 @@ from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.model.weight import STORED_DTYPES, StoredTensor
 
-KEYS = {  # of each method; most only say what the tensors show
-    "fp8": "fmt expert_dtype activation_scheme weight_block_size scale_fmt dequantize "
-    "modules_to_not_convert ignored_layers modules_to_convert",
-    "mxfp4": "modules_to_not_convert dequantize",
-}
-ONLY = {"fmt": ("e4m3", "float8_e4m3fn"), "expert_dtype": ("fp8",)}
+KEYS = {  # most only say what the tensors show
+    "quant_method", "fmt", "expert_dtype", "activation_scheme", "weight_block_size", "scale_fmt",
+    "dequantize", "modules_to_not_convert", "ignored_layers", "modules_to_convert",
+}  # fmt: skip
+FORMATS = ("e4m3", "float8_e4m3fn")
+ONLY = {"quant_method": ("fp8", "mxfp4"), "fmt": FORMATS, "expert_dtype": ("fp8",)}
 OF_ACTIVATIONS = (".input_scale", ".activation_scale")
-PIECE = 1 << 20  # weights that are de-quantised at once
 Quantised = Mapping[str, StoredTensor]
 # The tensor by its name, and the names of the tensors that it stands for
 Found = Iterator[tuple[ConvertedTensor, tuple[str, ...]]]
@@ -53,25 +52,24 @@ def converted_blocks(config: Any, tensors: Quantised, source: str) -> dict[str, 
 
 def block_sizes(config: Any, source: str) -> list[list[int]]:
     """Rows and columns that blocks of FP8 weights may have, [] of whole tensors; none of MXFP4."""
-    method = config.get("quant_method") if isinstance(config, dict) else None
-    if known := KEYS.get(str(method), "").split():
-        odd = {
-            key: value
-            for key, value in config.items()
-            if value not in ONLY.get(key, (value,))
-            or (key not in (*known, "quant_method") and value not in (None, False, [], {}))
-        }
-        stated = config.get("weight_block_size", [128, 128]) or []
-        pair = isinstance(stated, list) and [type(x) for x in stated] in ([int, int], [])
-        if not odd and pair and all(0 < x < 1 << 31 for x in stated):
-            either = [stated] if "weight_block_size" in config else [stated, []]
-            return either if method == "fp8" else []
-    raise RefimplError(
-        f"{source} describes a checkpoint that is quantised by {method}: {config!r:.200}",
-        "quant_method fp8 (E4M3, with scales of blocks or of tensors) or mxfp4",
-        "de-quantise it (transformers: model.dequantize().save_pretrained(DIR)), or use the "
-        "original checkpoint",
+    entries = config if isinstance(config, dict) else {}
+    method = entries.get("quant_method")
+    odd = method is None or any(
+        value not in (ONLY.get(key, (value,)) if key in KEYS else (None, False, [], {}))
+        for key, value in entries.items()
     )
+    stated = entries.get("weight_block_size", [128, 128]) or []
+    pair = isinstance(stated, list) and [type(x) for x in stated] in ([int, int], [])
+    if odd or not pair or not all(0 < x < 1 << 31 for x in stated):
+        raise RefimplError(
+            f"{source} describes a checkpoint that is quantised by {method}: {config!r:.200}",
+            "quant_method fp8 (E4M3, with scales of blocks or of tensors) or mxfp4",
+            "one that is not quantised needs no conversion; de-quantise others by transformers' "
+            "model.dequantize().save_pretrained(DIR)",
+        )
+    if method == "mxfp4":
+        return []
+    return [stated] if "weight_block_size" in entries else [stated, []]
 
 
 def _scaled(tensors: Quantised, sizes: list[list[int]], problems: list[str]) -> Found:
@@ -83,8 +81,7 @@ def _scaled(tensors: Quantised, sizes: list[list[int]], problems: list[str]) -> 
         weight = tensors.get(f"{base}.weight")
         right = weight is not None and weight.dtype == "F8_E4M3" and len(weight.shape) == 2
         if weight is None or not right or 0 in weight.shape:
-            got = "no tensor" if weight is None else f"{weight.dtype} {list(weight.shape)}"
-            problems.append(f"{base}.weight: expected F8_E4M3 of 2 axes beside {name}, got {got}")
+            problems.append(f"{base}.weight: expected F8_E4M3 of 2 axes beside {name}")
             continue
         blocks = dict[tuple[int, ...], Any]()  # by the shape of the scales
         for size in sizes:
@@ -92,25 +89,22 @@ def _scaled(tensors: Quantised, sizes: list[list[int]], problems: list[str]) -> 
             grid = tuple(-(-x // of) for x, of in zip(weight.shape, block, strict=True))
             blocks |= {grid: block} if size else {(): block, (1,): block, grid: block}
         if scale.dtype not in STORED_DTYPES or scale.shape not in blocks:
-            got = f"{scale.dtype} {list(scale.shape)}"
-            problems.append(f"{name}: expected one of {[*map(list, blocks)]} of floats, got {got}")
+            problems.append(f"{name}: expected floats in one of the shapes {[*blocks]}")
             continue
-        pieces = partial(scaled_rows, weight, scale, blocks[scale.shape])
+        pieces = partial(scaled_weight, weight, scale, blocks[scale.shape])
         yield ConvertedTensor(weight.name, "F32", weight.shape, "FP8", pieces), (
             weight.name, name, *(base + x for x in OF_ACTIVATIONS),
         )  # fmt: skip
 
 
-def scaled_rows(weight: StoredTensor, scale: StoredTensor, block: Any) -> Iterator[Array]:
-    """FP8 weights (E4M3) [out, in] times a scale per block, in float32, some rows at a time."""
+def scaled_weight(weight: StoredTensor, scale: StoredTensor, block: Any) -> Iterator[Array]:
+    """An FP8 weight (E4M3) [out, in] times a scale per block, in float32."""
     (count, width), (height, across) = weight.shape, block
     grid = scale.array.reshape(-(-count // height), -(-width // across)).astype(np.float32)
-    step = max(1, PIECE // width)
-    for start in range(0, count, step):
-        stored = _bytes(weight, slice(start, start + step)).view(ml_dtypes.float8_e4m3fn)
-        wide = grid[np.arange(start, start + len(stored)) // height].repeat(across, axis=1)
-        with np.errstate(all="ignore"):  # whoever writes counts infinities
-            yield stored.astype(np.float32) * wide[:, :width]
+    wide = grid.repeat(height, axis=0)[:count].repeat(across, axis=1)[:, :width]
+    stored = _bytes(weight, slice(None)).view(ml_dtypes.float8_e4m3fn)
+    with np.errstate(all="ignore"):  # whoever writes counts infinities
+        yield stored.astype(np.float32) * wide
 
 
 def _packed(tensors: Quantised, problems: list[str]) -> Found:
@@ -119,13 +113,13 @@ def _packed(tensors: Quantised, problems: list[str]) -> Found:
     for base in sorted(bases):
         names = f"{base}_blocks", f"{base}_scales"
         both = [tensors[name] for name in names if name in tensors]
-        shapes = [x.shape for x in both]
+        shape = both[-1].shape
         bytes_alone = [x.dtype for x in both] == ["U8", "U8"] and base not in tensors
-        if not bytes_alone or len(shapes[1]) != 3 or shapes[0] != (*shapes[1], 16):
+        if not bytes_alone or len(shape) != 3 or both[0].shape != (*shape, 16):
             wanted = "U8 [E, out, in / 32, 16] and U8 [E, out, in / 32], and no such tensor"
-            problems.append(f"{base}: expected {wanted}, got {shapes}")
+            problems.append(f"{base}: expected {wanted}")
             continue
-        experts, rows, runs = shapes[1]
+        experts, rows, runs = shape
         pieces = partial(unpacked_experts, *both)
         yield ConvertedTensor(base, "BF16", (experts, 32 * runs, rows), "MXFP4", pieces), names
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from refimpl.convert.written_folder import ConvertedTensor, write_weights
-from refimpl.errors import RefimplError, need
+from refimpl.errors import need
 from refimpl.loading.checkpoint import claimed, config_file
 from refimpl.loading.config_json import read_config
 from refimpl.loading.files.companion_files import companion_files, refuse_links_away
@@ -27,7 +27,7 @@ SPARE, MOST = 1 << 26, 1 << 30  # bytes of all files but the weights, and of one
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written: the family, tensors and bytes, and by the source's types their dtypes."""
+    """What was written: the family, tensors and bytes, and the dtypes by the source's types."""
 
     family: str
     tensors: int
@@ -35,13 +35,8 @@ class Conversion:
     dtypes: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What a checkpoint becomes: config.json, tensors, and the bytes of other files by name."""
-
-    config: Mapping[str, Any]
-    tensors: Mapping[str, ConvertedTensor]
-    files: Mapping[str, bytes]
+# Of the new folder: the entries of config.json, the tensors, and the bytes of other files by name
+Contents = tuple[dict[str, Any], dict[str, ConvertedTensor], dict[str, bytes]]
 
 
 def convert(
@@ -55,34 +50,23 @@ def convert(
 ) -> Conversion:
     """Write a checkpoint as safetensors, `config.json` and tokenizer; whole or not at all.
 
-    Args:
-        source: A GGUF file (of a split model, the first), or a folder or hub id in FP8 or MXFP4.
-        target: The new folder.
-        dtype: Of all tensors. None: of each one the narrowest that contains its values exactly.
-        force: Whether to replace a model's folder.
-        download: Whether to download the files of an id.
-        progress: Called with the bytes that are written, and those of all tensors.
-
-    Raises:
-        RefimplError: A source that is damaged or not understood; values that are not finite.
+    Without a dtype, each tensor has the narrowest that contains its values exactly.
     """
     path, _ = local_files(source, download)
-    made = _from_gguf(path) if is_gguf(path) else _from_folder(path)
-    tensors = [*made.tensors.values()]
-    if dtype is not None:
-        tensors = [replace(tensor, dtype=NAMES[dtype]) for tensor in tensors]
+    config, made, files = _from_gguf(path) if is_gguf(path) else _from_folder(path)
+    tensors = [replace(x, dtype=NAMES[dtype]) if dtype else x for x in made.values()]
     total = sum(tensor.nbytes for tensor in tensors)
     check_folder(target, {"SOURCE": path}, force, total + SPARE)
     matrices = {STORED_DTYPES[tensor.dtype] for tensor in tensors if len(tensor.shape) > 1}
-    widest = max(matrices, key=lambda each: each.itemsize).name
+    config["dtype"] = max(matrices, key=lambda each: each.itemsize).name
+    files["config.json"] = (json.dumps(config, indent=1) + "\n").encode()
     with whole(target, force) as folder:
         folder.mkdir()
-        write_weights(folder, tensors, progress)
-        config = json.dumps({**made.config, "dtype": widest}, indent=1) + "\n"
-        for name, content in {**made.files, "config.json": config.encode()}.items():
+        write_weights(folder / "model.safetensors", tensors, progress)
+        for name, content in files.items():
             (folder / name).write_bytes(content)
     dtypes = {x.kind: STORED_DTYPES[x.dtype].name for x in sorted(tensors, key=lambda x: x.kind)}
-    return Conversion(str(made.config["model_type"]), len(tensors), total, dtypes)
+    return Conversion(str(config["model_type"]), len(tensors), total, dtypes)
 
 
 def _from_gguf(path: Path) -> Contents:
@@ -93,15 +77,14 @@ def _from_gguf(path: Path) -> Contents:
     from refimpl.convert.gguf_tensors import converted_tensors
     from refimpl.convert.tokenizer import tokenizer_files
 
-    metadata, stored = read_gguf(path)
-    architecture = architecture_of(metadata, path)
     with refusing_damage(path):
+        metadata, stored = read_gguf(path)
+        architecture = architecture_of(metadata)
         entries = config_entries(metadata, stored, architecture, path)
         hub = read_config(entries, f"the metadata of {path}")
         tensors = converted_tensors(stored, hub, architecture, metadata["general.architecture"])
         claimed(tensors, hub, path)  # type: ignore[arg-type]  # as far as it looks
-        texts = tokenizer_files(metadata, path)
-        return Contents(entries, tensors, {name: x.encode() for name, x in texts.items()})
+        return entries, tensors, tokenizer_files(metadata)
 
 
 def _from_folder(path: Path) -> Contents:
@@ -110,16 +93,10 @@ def _from_folder(path: Path) -> Contents:
 
     files = open_files(path)
     entries, source, _ = config_file(path, None, files)
-    if not entries.get(QUANTISATION):
-        raise RefimplError(
-            f"{path} is not quantised, by its config.json",
-            "a GGUF file, or a checkpoint in FP8 or MXFP4",
-            "pass it to the other commands as it is",
-        )
     stored = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    tensors = converted_blocks(entries[QUANTISATION], stored, source)
-    entries = {x: value for x, value in entries.items() if x not in (QUANTISATION, "torch_dtype")}
+    tensors = converted_blocks(entries.pop(QUANTISATION, None), stored, source)
+    entries.pop("torch_dtype", None)
     claimed(tensors, read_config(entries, source), path)  # type: ignore[arg-type]
     beside = companion_files(path, [file.path.name for file in files])
     refuse_links_away(path, beside.values())
-    return Contents(entries, tensors, {name: read_file(x, MOST) for name, x in beside.items()})
+    return entries, tensors, {name: read_file(x, MOST) for name, x in beside.items()}

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueTy
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.model.weight import STORED_DTYPES
+from refimpl.model.weight import STORED_DTYPES, WeightFile
 
 DAMAGES = ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
 MOST_ENTRIES, MOST_ELEMENTS = 1 << 16, 1 << 23
@@ -45,7 +44,7 @@ class BoundedReader(GGUFReader):
 class GgufTensor:
     """A tensor of a GGUF file: its type, its shape (rows first) and its first byte."""
 
-    path: Path
+    file: WeightFile
     name: str
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
@@ -74,25 +73,13 @@ class GgufTensor:
             yield self._values(start, min(step, count - start))
 
     def _values(self, start: int, count: int) -> Array:
-        """So many values; they are read, not mapped, because a file may be cut meanwhile."""
+        """So many values."""
         block, size = GGML_QUANT_SIZES[self.kind]
-        first, length = self.offset + start // block * size, count // block * size
-        stored = np.fromfile(self.path, np.uint8, length, offset=first)
-        if len(stored) < length:
-            raise _damage(self.path, f"it was cut within {self.name}")
+        stored = self.file.read(self.offset + start // block * size, count // block * size)
         if self.kind.name in STORED_DTYPES:
             return stored.view(STORED_DTYPES[self.kind.name])
         with np.errstate(all="ignore"):  # whoever writes counts infinities
             return dequantize(stored.reshape(1, -1), self.kind)[0]
-
-
-def _damage(path: Path, problem: object) -> RefimplError:
-    """The error for a file that is not what its format requires."""
-    return RefimplError(
-        f"{path} is not a whole GGUF file that refimpl reads: {problem}",
-        "a GGUF file of version 2 or 3, little-endian, as llama.cpp's converter writes it",
-        "install the newest gguf; download the file again, and compare its size with the source",
-    )
 
 
 @contextmanager
@@ -104,42 +91,34 @@ def refusing_damage(path: Path) -> Iterator[None]:
     except RefimplError:
         raise
     except DAMAGES as error:
-        raise _damage(path, error) from error
+        raise RefimplError(
+            f"{path} cannot be converted: {error}",
+            "a whole GGUF file of version 2 or 3, as llama.cpp's converter writes it",
+            "compare the file with its source, or use the original checkpoint in safetensors",
+        ) from error
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
-    """The metadata and the tensors of a GGUF file, or of all files of a split model."""
-    with refusing_damage(path):
-        metadata, tensors = _read_file(path)
-        for i in range(1, count := metadata.get("split.count", 1)):
-            name = path.name.replace("-00001-of-", f"-{i + 1:05}-of-")
-            if name == path.name or not path.with_name(name).exists():
-                raise ValueError(f"it is one of {count} files: pass the first, beside {name}")
-            own, more = _read_file(path.with_name(name))
-            if (own["split.no"], own["split.count"]) != (i, count) or tensors.keys() & more:
-                raise ValueError(f"{name} is not file {i} of {count} by its own header")
-            tensors |= more
-        if len(tensors) != metadata.get("split.tensors.count", len(tensors)):
-            raise ValueError(f"its {count} files contain {len(tensors)} tensors")
-    return metadata, tensors
-
-
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
-    """The metadata and the tensors of one file, whose bytes are all there."""
+    """The metadata and the tensors of a GGUF file, whose bytes are all there."""
     counts = np.fromfile(path, "<u8", 2, offset=8)  # of tensors, and of metadata
     if len(counts) < 2 or counts.max() > MOST_ENTRIES:
         raise ValueError(f"its header has the counts {counts.tolist()}")
-    reader = BoundedReader(path)
-    in_order = sorted(reader.tensors, key=lambda x: x.data_offset)
-    for one, other in pairwise(in_order):
-        if one.data_offset + one.n_bytes > other.data_offset:
-            raise ValueError(f"{one.name} and {other.name} overlap")
-    if in_order and in_order[0].data_offset < reader.data_offset:
-        raise ValueError(f"{in_order[0].name} begins before the data")
-    for kind in {x.tensor_type for x in reader.tensors}:  # those that the library reads
+    reader, tensors = BoundedReader(path), dict[str, GgufTensor]()
+    end = reader.data_offset
+    with path.open("rb") as opened:
+        file = WeightFile(path, opened)
+    for x in sorted(reader.tensors, key=lambda x: x.data_offset):
+        if x.data_offset < end:
+            raise ValueError(f"{x.name} begins before byte {end:,}, in what is before it")
+        end, shape = x.data_offset + x.n_bytes, tuple(map(int, x.shape[::-1]))
+        tensors[x.name] = GgufTensor(file, x.name, x.tensor_type, shape, x.data_offset)
+    for kind in {x.kind for x in tensors.values()}:  # those that the library reads
         dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-    tensors = dict[str, GgufTensor]()
-    for x in reader.tensors:
-        shape = tuple(map(int, x.shape[::-1]))
-        tensors[x.name] = GgufTensor(path, x.name, x.tensor_type, shape, x.data_offset)
-    return {name: field.contents() for name, field in reader.fields.items()}, tensors
+    metadata = {name: field.contents() for name, field in reader.fields.items()}
+    if (count := metadata.get("split.count", 1)) != 1:
+        raise RefimplError(
+            f"{path} is one of the {count} files of a model",
+            "a GGUF file that has all tensors",
+            f"run `llama-gguf-split --merge {path} WHOLE.gguf`, and convert WHOLE.gguf",
+        )
+    return metadata, tensors

@@ -8,7 +8,7 @@ import numpy as np
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
 from refimpl.convert.architectures import Architecture
-from refimpl.convert.gguf_config import LONG_AND_SHORT, ROPE_FACTORS
+from refimpl.convert.gguf_config import ROPE_FACTORS
 from refimpl.convert.gguf_file import GgufTensor
 from refimpl.convert.written_folder import ConvertedTensor
 from refimpl.loading.config_json import HubModel
@@ -19,11 +19,7 @@ from refimpl.model.ops import Array
 from refimpl.model.weight import STORED_DTYPES
 
 # llama.cpp's names of our roles, of which gguf's map does not know the names in transformers
-NAMES = {"sinks": "attn_sinks.weight", "router.correction": "exp_probs_b.bias"} | {
-    f"experts.{x}_proj.{suffix}": f"ffn_{x}_exps.{suffix}"
-    for x in ("gate", "up", "down")
-    for suffix in ("weight", "bias")
-}
+NAMES = {f"experts.{x}_proj.weight": f"ffn_{x}_exps.weight" for x in ("gate", "up", "down")}
 
 
 def converted_tensors(
@@ -35,10 +31,10 @@ def converted_tensors(
     parts_of: dict[str, dict[str, Role]] = defaultdict(dict)
     for ours, role in roles(hub, hub.family.bases[0]):
         parts_of[role.tensor][ours] = role
-    tensors, used = dict[str, ConvertedTensor](), {ROPE_FACTORS, *LONG_AND_SHORT}
+    tensors, used = dict[str, ConvertedTensor](), {ROPE_FACTORS}
     for tensor, parts in parts_of.items():
         fused = str(names.get_name(tensor, try_suffixes=(".weight", ".bias")))
-        theirs = [fused if fused in stored else _own_name(ours) for ours in parts]
+        theirs = [fused] * len(parts) if fused in stored else [*map(_own_name, parts)]
         if {*theirs} <= stored.keys():
             sources = [stored[x] for x in theirs]
             tensors[tensor] = _converted(hub, architecture, parts, sources, fused in stored)
@@ -85,7 +81,11 @@ def _converted(
     def pieces() -> Iterable[Array]:
         array = np.empty(role.shape, STORED_DTYPES[dtype])
         for (ours, of), source in zip(parts.items(), sources, strict=True):
-            values = _our_weight(ours, of, source, fused)
+            expert = [int(x) for x in ours.split(".")[3:] if x.isdigit()]
+            values = source.part(expert[0]) if expert else source.array
+            if fused and layout.rows:
+                values = np.split(values, np.cumsum(layout.rows)[:-1])[of.layout.index]
+            values = values.reshape(of.layout.weight_shape(of.shape))
             if paired:  # llama.cpp rotates channels 2i and 2i + 1 together, transformers i, i + h/2
                 halves = values.reshape(-1, hub.config.head_dim // 2, 2, *values.shape[1:])
                 values = halves.swapaxes(1, 2).reshape(values.shape)
@@ -93,13 +93,3 @@ def _converted(
         return [array]
 
     return ConvertedTensor(role.tensor, dtype, role.shape, first.kind.name, pieces)
-
-
-def _our_weight(ours: str, role: Role, source: GgufTensor, fused: bool) -> Array:
-    """One of our weights out of the file's tensor: of a stack one expert's, of a fused one rows."""
-    expert, rows = [int(x) for x in ours.split(".")[3:] if x.isdigit()], role.layout.rows
-    array = source.part(expert[0]) if expert else source.array
-    if fused and rows:
-        start = sum(rows[: role.layout.index])
-        array = array[start : start + rows[role.layout.index]]
-    return array.reshape(role.layout.weight_shape(role.shape))

@@ -3,11 +3,9 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from refimpl.convert.architectures import Facts
-from refimpl.errors import RefimplError
 
 NORMAL, UNKNOWN, SPECIAL, USER, UNUSED, BYTE = range(1, 7)  # types of tokens
 MOST_SPLIT = 1 << 27  # squares of the lengths of all tokens: the time to split them in all ways
@@ -18,14 +16,6 @@ LLAMA3 = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_WORD = (  # capitals, then small letters, of which one or the other may lack
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
-)
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-TEKKEN = "|".join((*_WORD, r"\p{N}")) + _REST
-_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-GPT4O = "|".join((*(word + _ENDING for word in _WORD), r"\p{N}{1,3}")) + _REST
 # What cuts a text before BPE, by tokenizer.ggml.pre: a pattern, digits one by one, NFC first (as in
 # the model's own tokenizer), and whether pieces that are tokens stay whole whatever the merges say
 # and BOS begins a text unless the file says otherwise.
@@ -36,8 +26,6 @@ CUTS = {
         ("smollm starcoder refact command-r codeshell exaone minerva-7b", GPT2, True, False, False),
         ("llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0 lfm2", LLAMA3, False, False, True),
         ("dbrx smaug-bpe glm4 chatglm-bpe", LLAMA3, False, False, False),
-        ("tekken", TEKKEN, False, False, True),
-        ("gpt-4o llama4", GPT4O, False, False, False),
         ("qwen2", QWEN2, False, True, False),
         ("deepseek-r1-qwen megrez kormo stablelm2", QWEN2, False, False, False),
     )
@@ -50,7 +38,7 @@ UNDERSTOOD = re.compile(  # no id follows a text, whatever add_eos_token says
 )
 
 
-def tokenizer_files(metadata: Facts, path: Path) -> dict[str, str]:
+def tokenizer_files(metadata: Facts) -> dict[str, bytes]:
     """`tokenizer.json` and `tokenizer_config.json`; none if the file has no tokenizer."""
     prefix = "tokenizer.ggml."
     facts = {k.removeprefix(prefix): x for k, x in metadata.items() if k.startswith(prefix)}
@@ -61,28 +49,36 @@ def tokenizer_files(metadata: Facts, path: Path) -> dict[str, str]:
     for key, value in facts.items():
         kind = int if key.endswith("_token_id") else bool if key.startswith("add_") else type(value)
         if not UNDERSTOOD.fullmatch(key) or type(value) is not kind:
-            accepted = "keys and values that refimpl understands"
-            raise _refusal(path, f"{prefix}{key} {value!r:.80}", accepted)
+            raise ValueError(f"{prefix}{key} {value!r:.80} has no known meaning")
     if model not in ("gpt2", "llama"):
-        raise _refusal(
-            path, f"the tokenizer model {model!r}", "gpt2 (BPE) or llama (SentencePiece)"
-        )
+        raise ValueError(f"the tokenizer model {model!r} is neither gpt2 nor llama")
     if model == "gpt2" and pre not in CUTS:
-        raise _refusal(path, f"the pre-tokenizer {pre!r}", f"one of {', '.join(CUTS)}")
+        raise ValueError(f"the pre-tokenizer {pre!r} is none of {', '.join(CUTS)}")
     if len(set(tokens)) < len(tokens) or len(facts["token_type"]) != len(tokens):
-        raise _refusal(path, "tokens that repeat, or that lack a type", "one type per token")
-    parts = (_byte_level if model == "gpt2" else _sentence_piece)(facts, tokens, path)
+        raise ValueError("it has tokens that repeat, or that lack a type")
+    parts = (_byte_level if model == "gpt2" else _sentence_piece)(facts, tokens)
     bos = _token(facts, "bos", tokens)
     adds_bos = facts.get("add_bos_token", model != "gpt2" or CUTS[pre][-1])
-    if adds_bos and bos is None:
-        found = f"bos_token_id {facts.get('bos_token_id')} of {len(tokens)} tokens"
-        raise _refusal(path, found, "the id of a token, since BOS begins each text")
+    template = None
+    if adds_bos:
+        if bos is None:
+            raise ValueError(f"BOS begins a text, but its id is {facts.get('bos_token_id')}")
+        first, *texts = (
+            {"SpecialToken": {"id": bos, "type_id": 0}},
+            *({"Sequence": {"id": name, "type_id": 0}} for name in "AB"),
+        )
+        template = {
+            "type": "TemplateProcessing",
+            "single": [first, texts[0]],
+            "pair": [first, texts[0], first, texts[1]],
+            "special_tokens": {bos: {"id": bos, "ids": [tokens.index(bos)], "tokens": [bos]}},
+        }
     tokenizer = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added(parts["model"]["vocab"], tokens, facts["token_type"], path),
-        "post_processor": _with_bos(bos, tokens.index(bos)) if adds_bos and bos else None,
+        "added_tokens": _added(parts["model"]["vocab"], tokens, facts["token_type"]),
+        "post_processor": template,
         **parts,
     }
     settings = {
@@ -94,13 +90,11 @@ def tokenizer_files(metadata: Facts, path: Path) -> dict[str, str]:
     for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         settings[f"{ours}_token"] = _token(facts, theirs, tokens)
     settings = {key: value for key, value in settings.items() if value is not None}
-    return {
-        "tokenizer.json": json.dumps(tokenizer, ensure_ascii=False),
-        "tokenizer_config.json": json.dumps(settings, indent=1, ensure_ascii=False),
-    }
+    files = {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
+    return {name: json.dumps(x, ensure_ascii=False).encode() for name, x in files.items()}
 
 
-def _byte_level(facts: Facts, tokens: Sequence[str], path: Path) -> dict[str, Any]:
+def _byte_level(facts: Facts, tokens: Sequence[str]) -> dict[str, Any]:
     """GPT-2's BPE over bytes, with the merges of the file."""
     pattern, digits, normalised, whole = CUTS[facts["pre"]]
     kinds = facts["token_type"]
@@ -111,8 +105,7 @@ def _byte_level(facts: Facts, tokens: Sequence[str], path: Path) -> dict[str, An
     missing = {part for merge in merges for part in (*merge, "".join(merge))} - vocab.keys()
     long = any(len(x) > 1 and kind == NORMAL for x, kind in zip(tokens, kinds, strict=True))
     if missing or any(len(merge) != 2 for merge in merges) or (long and not merges):
-        found = f"merges of tokens that it lacks ({sorted(missing)[:3]})" if merges else "no merges"
-        raise _refusal(path, found, "merges of tokens")
+        raise ValueError("it has merges of tokens that it lacks, or no merges")
     steps: list[Any] = [{"type": "Digits", "individual_digits": True}] if digits else []
     if pattern != GPT2:
         split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
@@ -127,14 +120,12 @@ def _byte_level(facts: Facts, tokens: Sequence[str], path: Path) -> dict[str, An
     }
 
 
-def _sentence_piece(facts: Facts, tokens: Sequence[str], path: Path) -> dict[str, Any]:
+def _sentence_piece(facts: Facts, tokens: Sequence[str]) -> dict[str, Any]:
     """SentencePiece's BPE: merges by the scores, bytes for what is no token."""
     scores, kinds = facts.get("scores", ()), facts["token_type"]
     ids = {token: i for i, token in enumerate(tokens)}
-    if sum(len(token) ** 2 for token in tokens) > MOST_SPLIT:
-        raise _refusal(path, "too many long tokens", "tokens of a few letters each")
-    if len(scores) != len(tokens):
-        raise _refusal(path, "no score for each of its tokens", "tokenizer.ggml.scores")
+    if len(scores) != len(tokens) or sum(len(token) ** 2 for token in tokens) > MOST_SPLIT:
+        raise ValueError("it has too many long tokens, or no score for each of its tokens")
     splits = [  # every split of a token into two tokens, by falling score, then by their ids
         (-float(scores[i]), i, ids[token[:k]], ids[token[k:]])
         for i, token in enumerate(tokens)
@@ -168,9 +159,7 @@ def _sentence_piece(facts: Facts, tokens: Sequence[str], path: Path) -> dict[str
     }
 
 
-def _added(
-    vocab: Mapping[str, int], tokens: Sequence[str], kinds: Sequence[int], path: Path
-) -> list[dict[str, Any]]:
+def _added(vocab: Mapping[str, int], tokens: list[str], kinds: list[int]) -> list[dict[str, Any]]:
     """The tokens that a text is searched for first, if they keep their ids."""
     added, following = list[dict[str, Any]](), len(vocab)
     for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)):
@@ -178,37 +167,14 @@ def _added(
             continue
         if token not in vocab:  # the library gives these the next ids, in their order
             if following != i:
-                raise _refusal(path, "special tokens between others", "tokens that keep their ids")
+                raise ValueError("it has special tokens between others")
             following += 1
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         added.append({"id": i, "content": token, **flags, "special": kind != USER})
     return added
 
 
-def _with_bos(bos: str, bos_id: int) -> dict[str, Any]:
-    """The post-processor that puts BOS before each text."""
-    first, second = (
-        [{"SpecialToken": {"id": bos, "type_id": i}}, {"Sequence": {"id": name, "type_id": i}}]
-        for i, name in enumerate("AB")
-    )
-    return {
-        "type": "TemplateProcessing",
-        "single": first,
-        "pair": [*first, *second],
-        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
-    }
-
-
 def _token(facts: Facts, role: str, tokens: Sequence[str]) -> str | None:
     """The token of a role such as "bos", or None."""
     number = facts.get(f"{role}_token_id", -1)
     return tokens[number] if 0 <= number < len(tokens) else None
-
-
-def _refusal(path: Path, problem: str, expected: str) -> RefimplError:
-    """The refusal of a tokenizer."""
-    return RefimplError(
-        f"{path} has {problem}, which refimpl cannot convert",
-        f"a tokenizer with {expected}",
-        "use the original checkpoint in safetensors",
-    )

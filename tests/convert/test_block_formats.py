@@ -30,7 +30,7 @@ from strategies import json_like
 from test_gguf import assert_equal, converted
 
 from refimpl import read_model
-from refimpl.convert.block_formats import converted_blocks, scaled_rows, unpacked_experts
+from refimpl.convert.block_formats import converted_blocks, scaled_weight, unpacked_experts
 from refimpl.convert.conversion import convert
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
@@ -69,7 +69,7 @@ def test_any_fp8_is_weight_times_factor(
     stored = rng.integers(0, 256, (rows, columns)).astype(np.uint8)
     scales = rng.standard_normal((-(-rows // height), -(-columns // across))).astype(np.float32)
     file = opened(tmp_path_factory, w=stored.view(ml_dtypes.float8_e4m3fn), s=scales)
-    found = np.concatenate([*scaled_rows(file.tensors["w"], file.tensors["s"], (height, across))])
+    found = np.concatenate([*scaled_weight(file.tensors["w"], file.tensors["s"], (height, across))])
     right = [
         [E4M3[stored[i, j]] * scales[i // height, j // across] for j in range(columns)]
         for i in range(rows)
@@ -114,23 +114,23 @@ def other_dtype(name: str, dtype: Any) -> Callable[[dict[str, Array]], object]:
 HOSTILE: dict[str, tuple[Callable[[dict[str, Array]], object], str]] = {
     "no scale": (lambda a: a.pop(S), f"{Q}: F8_E4M3 without its scales"),
     "a block too few": (
-        lambda a: a.update({S: a[S][:, :2]}), f"{S}: expected one of [[2, 3]] of floats, got F32"),
+        lambda a: a.update({S: a[S][:, :2]}), f"{S}: expected floats in one of"),
     "a scale for all": (
-        lambda a: a.update({S: np.ones(1, "f4")}), f"{S}: expected one of [[2, 3]] of floats"),
-    "a scale of bytes": (other_dtype(S, np.uint8), "of floats, got U8 [2, 3]"),
+        lambda a: a.update({S: np.ones(1, "f4")}), f"{S}: expected floats in one of"),
+    "a scale of bytes": (other_dtype(S, np.uint8), f"{S}: expected floats in one of"),
     "E5M2": (
         other_dtype(Q, ml_dtypes.float8_e5m2),
-        f"{Q}: expected F8_E4M3 of 2 axes beside {S}, got F8_E5M2 [32, 32]"),
-    "a weight that is not quantised": (other_dtype(Q, np.float32), "got F32 [32, 32]"),
-    "no weight": (lambda a: a.pop(Q), f"{Q}: expected F8_E4M3 of 2 axes beside {S}, got no tensor"),
+        f"{Q}: expected F8_E4M3 of 2 axes beside {S}"),
+    "a weight that is not quantised": (other_dtype(Q, np.float32), f"{Q}: expected F8_E4M3"),
+    "no weight": (lambda a: a.pop(Q), f"{Q}: expected F8_E4M3"),
     "a scale of -inf": (
         lambda a: a[S].__setitem__((1, 2), -np.inf), f"{Q} has 128 values that are NaN or Inf"),
     "no powers": (lambda a: a.pop(f"{UP}_scales"), f"{UP}: expected U8 [E, out, in / 32, 16]"),
     "no blocks": (lambda a: a.pop(f"{UP}_blocks"), f"{UP}: expected U8"),
     "a power too few": (
-        lambda a: a.update({f"{UP}_scales": a[f"{UP}_scales"][:, 1:]}), "(5, 127, 1)]"),
+        lambda a: a.update({f"{UP}_scales": a[f"{UP}_scales"][:, 1:]}), f"{UP}: expected U8"),
     "blocks of 15 bytes": (
-        lambda a: a.update({f"{UP}_blocks": a[f"{UP}_blocks"][..., :15]}), "(5, 128, 1, 15)"),
+        lambda a: a.update({f"{UP}_blocks": a[f"{UP}_blocks"][..., :15]}), f"{UP}: expected U8"),
     "powers in float32": (other_dtype(f"{UP}_scales", np.float32), f"{UP}: expected U8"),
     "stored twice": (lambda a: a.update({UP: np.ones((5, 32, 128), "f4")}), "and no such tensor"),
     "too narrow": (
@@ -203,7 +203,7 @@ def test_a_block_that_is_larger_than_memory(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_quantised(tmp_path: Path) -> None:
     _, arrays = fp8_arrays(BLOCKS)
-    for how, says in ((None, "is not quantised"), (QWEN, "are not there, or not whole")):
+    for how, says in ((None, "is quantised by None"), (QWEN, "are not there, or not whole")):
         folder = write(tmp_path / "in", arrays, config_of("llama", quantization_config=how))
         refusal_of(convert, folder, tmp_path / "out", says=says)
     quantised, _ = fp8_arrays(BLOCKS)

@@ -17,7 +17,6 @@ from refusals import refusal_of
 from safetensors.numpy import load_file
 
 from refimpl import Model, errors, forward, read_model
-from refimpl.convert import written_folder
 from refimpl.convert.conversion import FloatDtype, convert
 
 PEERS = (
@@ -28,7 +27,6 @@ PEERS = (
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 TYPES = [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q5_1]
 FILES = [(name, kind) for name in RECIPES for kind in (TYPES if name == "llama" else TYPES[::3])]
-FILES.append(("gpt-oss", Q.MXFP4))  # as its authors stored the experts
 IDS = np.arange(2, 26).reshape(2, 12)
 
 
@@ -88,16 +86,12 @@ def test_values_beyond_the_range_of_the_dtype(tmp_path: Path) -> None:
     assert read_model(converted(path, "bfloat16")).config.num_blocks == 4
 
 
-def test_large_models_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_of_all_bytes(tmp_path: Path) -> None:
+    seen = list[tuple[int, int]]()
     path = gguf_file(tmp_path, "granitemoe", Q.Q4_0)
-    one, seen = converted(path, name="one"), list[float]()
-    monkeypatch.setattr(written_folder, "SHARD", 100_000)
-    convert(path, tmp_path / "out", progress=lambda done, total: seen.append(done / total))
-    shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
-    assert len(shards) == int(shards[0].name[-17:-12]) > 1
-    assert_equal(read_model(tmp_path / "out"), read_model(one))
+    convert(path, tmp_path / "out", progress=lambda *of: seen.append(of))
     assert seen == sorted(seen)
-    assert seen[-1] == 1
+    assert seen[-1][0] == seen[-1][1]
 
 
 @pytest.mark.torch
@@ -173,15 +167,10 @@ def test_no_file_appears_at_home(tmp_path: Path) -> None:
     assert [*home.rglob("*")] == []
 
 
-def test_a_split_model(tmp_path: Path) -> None:
-    first, out = gguf_file(tmp_path, "llama", shard_tensors=10), tmp_path / "x"
-    assert_equal(read_model(converted(first)), read_model(tmp_path / "hub"))
-    shards = sorted(tmp_path.glob("*.gguf"))
-    refusal_of(convert, shards[1], out, says="it is one of")
-    shards[1].rename(tmp_path / "away")
-    refusal_of(convert, first, out, says=shards[1].name)
-    shutil.copyfile(shards[2], shards[1])
-    refusal_of(convert, first, out, says="is not file 1 of")
+def test_one_file_of_a_split_model(tmp_path: Path) -> None:
+    path = gguf_file(tmp_path, "llama", change=lambda writer: writer.add_uint16("split.count", 3))
+    remedy = f"run `llama-gguf-split --merge {path} WHOLE.gguf`"
+    refusal_of(convert, path, tmp_path / "out", says="is one of the 3 files", remedy=remedy)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "granitemoe"])
