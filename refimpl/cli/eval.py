@@ -29,7 +29,7 @@ class InputOptions:
     )
     tokens: Path | None = option(
         None,
-        "Token ids (.npy or .jsonl) instead of a text, used unchanged: rows are windows.",
+        "Token ids (.npy) instead of a text, used unchanged: rows are windows.",
         "FILE",
     )
     window: int | None = option(

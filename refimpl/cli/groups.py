@@ -84,7 +84,7 @@ class Source:
     )
     ids: Path | None = option(
         None,
-        "Token ids (.npy or .jsonl), used unchanged, or the word random to draw them.",
+        "Token ids (.npy), used unchanged, or the word random to draw them.",
         "FILE",
         name="tokens",
     )

@@ -99,7 +99,7 @@ class CheckOptions:
     )
     ids: Path | None = option(
         None,
-        "Token ids of the candidate (.npy or .jsonl), if its file lacks them.",
+        "Token ids of the candidate (.npy), if its file lacks them.",
         "FILE",
         name="tokens",
     )

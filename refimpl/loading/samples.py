@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from refimpl.arguments import AtLeastOne, Checked, Count, integer, require
 from refimpl.errors import RefimplError
-from refimpl.loading.files.file_reading import json_value, read_lines, reading
+from refimpl.loading.files.file_reading import reading
 from refimpl.running.file_system import open_file
 
 Ids = npt.NDArray[np.int64]
@@ -157,10 +157,6 @@ def window_extent(windows: tuple[Ids, ...], window: int) -> str:
     return text if last == window else f"{text} (the last of {last:,})"
 
 
-MOST_ROWS = 1 << 18
-_ROW = 'a JSON list of 64-bit integers, or an object with one under "input_ids" or "tokens"'
-
-
 def id_tokens(
     path: str | Path,
     samples: int | None = None,
@@ -222,34 +218,24 @@ def require_rows(
 
 
 def read_ids(path: Path) -> npt.NDArray[Any]:
-    """Read ids, [N] or [rows, width], from `.npy`, or from `.jsonl` with one row per line."""
-    readers = {".npy": _read_npy, ".jsonl": _read_jsonl}
-    if path.suffix.lower() not in readers:
+    """Read ids, [N] or [rows, width], from `.npy`."""
+    if path.suffix.lower() != ".npy":
         raise RefimplError(
-            f"{path} is not a file of token ids",
-            "a .npy or a .jsonl file",
-            "pass a text with `text`",
+            f"{path} is not a file of token ids", "a .npy file", "pass a text with `text`"
         )
     with reading(path):
-        ids = readers[path.suffix.lower()](path)
-    if ids.ndim == 2 and not ids.size:
-        raise RefimplError(f"{path} contains no ids", "at least one", "use another file")
-    return ids
-
-
-def _read_npy(path: Path) -> npt.NDArray[Any]:
-    open_file(path).close()  # NumPy opens it itself, and would wait for a pipe
-    try:
-        ids = np.lib.format.open_memmap(path, mode="r")
-    except OSError:
-        raise
-    except Exception as error:  # a damaged header raises many types, even tokenize.TokenError
-        raise RefimplError(
-            f"{path} is not an array of integers ({error})",
-            "a .npy file of integers",
-            "save it with numpy.save(path, ids)",
-        ) from error
-    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2):
+        open_file(path).close()  # NumPy opens it itself, and would wait for a pipe
+        try:
+            ids = np.lib.format.open_memmap(path, mode="r")
+        except OSError:
+            raise
+        except Exception as error:  # a damaged header raises many types, even tokenize.TokenError
+            raise RefimplError(
+                f"{path} is not an array of integers ({error})",
+                "a .npy file of integers",
+                "save it with numpy.save(path, ids)",
+            ) from error
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or (ids.ndim == 2 and not ids.size):
         raise RefimplError(
             f"{path} contains {ids.dtype} of shape {list(ids.shape)}",
             "integers, [tokens] or [samples, tokens]",
@@ -258,29 +244,3 @@ def _read_npy(path: Path) -> npt.NDArray[Any]:
     if ids.dtype == np.uint64 and ids.size and ids.max() > np.iinfo(np.int64).max:
         raise RefimplError(f"{path} contains the id {ids.max()}", "64-bit ids", "save other ids")
     return ids
-
-
-def _read_jsonl(path: Path) -> npt.NDArray[Any]:
-    rows: list[npt.NDArray[np.int64]] = []
-    for number, line in read_lines(path):
-        if len(rows) == MOST_ROWS:
-            raise RefimplError(
-                f"{path} has more than {MOST_ROWS:,} rows", f"at most {MOST_ROWS:,}", "use fewer"
-            )
-        source = f"{path} line {number}"
-        row, mask = json_value(line, source, _ROW), None
-        if isinstance(row, dict):
-            mask, row = row.get("attention_mask"), row.get("input_ids", row.get("tokens"))
-        if not isinstance(row, list) or any(type(i) is not int for i in row):
-            raise RefimplError(f"{source} is not a row of token ids", _ROW, "correct the line")
-        if mask not in (None, [1] * len(row)):
-            hidden = f"{source} has an attention_mask that hides ids"
-            raise RefimplError(hidden, "ids that are all read", "save the ids without padding")
-        if rows and len(row) != len(rows[0]):
-            raise RefimplError(
-                f"{source} has {len(row)} ids, but the lines before it have {len(rows[0])}",
-                "rows of equal length",
-                "cut all rows to one length, or save the ids as a one-dimensional .npy",
-            )
-        rows.append(np.array(row, np.int64))
-    return np.array(rows, np.int64).reshape(len(rows), len(rows[0]) if rows else 0)

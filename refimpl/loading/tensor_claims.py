@@ -9,7 +9,6 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import HubModel
-from refimpl.loading.files.refused_formats import refuse_quantised
 from refimpl.model.config import LEARNED_ACTIVATION, without_number
 from refimpl.model.layout import OWN_TENSOR, Layout
 from refimpl.model.weight import STORED_DTYPES, StoredTensor, Weight
@@ -138,7 +137,6 @@ def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dic
     head = f"{hub.names['lm_head'].name}.weight"
     claimed = {role.tensor for role in role_of.values()}
     unclaimed = [n for n in tensors if n not in claimed and not buffers.fullmatch(n)]
-    refuse_quantised(tensors, unclaimed, path)
 
     problems = _unfit(tensors, role_of)
     for name in unclaimed:

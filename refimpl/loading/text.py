@@ -80,7 +80,7 @@ def read_tokenizer(path: Path) -> TextTokenizer:
             raise RefimplError(
                 f"no tokenizer at {path}",
                 "the model's tokenizer.json",
-                "put it there, or pass ids with `tokens=FILE.npy` or FILE.jsonl",
+                "put it there, or pass ids with `tokens=FILE.npy`",
             )
         return TextTokenizer(path, read_file(path, TOKENIZER))
 
@@ -157,13 +157,7 @@ def text_tokens(
     """
     require_sizes(samples, seq_len)
     path, tokenizer_json = Path(path), Path(tokenizer_json)
-    tokenizer = read_tokenizer(tokenizer_json)
-    pieces, front = list[npt.NDArray[np.int32]](), tuple[int, ...]()
-    for piece in encoded_pieces(file_text(path), tokenizer, str(path)):
-        front = front if pieces else piece.front
-        pieces.append(piece.ids)
-    stream = np.concatenate(pieces)
-    bos, reason = bos_rule(tokenizer, tokenizer_json.parent, front, bos_id)
+    stream, _, bos, reason = _stream(path, tokenizer_json, bos_id)
     ids = cut(stream, samples, seq_len, bos, str(path))
     return Tokens(ids, f"{path.name}, {spread(ids, stream.size)}, {reason}", "text", bos)
 
@@ -180,24 +174,10 @@ def text_windows(
 
     The bytes of a window reach from its first predicted token to the token after its last.
     """
-    path, tokenizer_json = Path(path), Path(tokenizer_json)
     require_windows(window, count)
-    tokenizer = read_tokenizer(tokenizer_json)
-    ids: list[npt.NDArray[np.int32]] = []  # of each piece
-    starts: list[npt.NDArray[np.int32]] = []  # bytes at which these tokens start
-    num_bytes = num_tokens = 0
-    bos: int | None = None
-    reason = ""
-    for piece in encoded_pieces(file_text(path), tokenizer, str(path), places=True):
-        if not ids:
-            bos, reason = bos_rule(tokenizer, tokenizer_json.parent, piece.front, bos_id)
-        offsets = byte_offsets(piece.text)
-        ids.append(piece.ids)
-        starts.append((num_bytes + offsets[piece.places[:, 0]]).astype(np.int32))
-        num_bytes, num_tokens = num_bytes + int(offsets[-1]), num_tokens + len(piece.ids)
-        if count is not None and num_tokens >= count * window:
-            break
-    stream, start_of = np.concatenate(ids), np.append(np.concatenate(starts), num_bytes)
+    path, tokenizer_json = Path(path), Path(tokenizer_json)
+    most = None if count is None else count * window
+    stream, start_of, bos, reason = _stream(path, tokenizer_json, bos_id, True, most)
     extra = 0 if bos is None else 1
     rows = window_bounds(stream, window - extra, count, 2 - extra, str(path))
     covered = tuple(int(start_of[b] - start_of[a + 1 - extra]) for a, b in rows)
@@ -205,6 +185,28 @@ def text_windows(
     windows = tuple(np.concatenate([before, stream[a:b]]) for a, b in rows)
     source = f"{path.name}, {window_extent(windows, window)}, {reason}"
     return Windows(windows, covered, window, source, "text", bos)
+
+
+def _stream(
+    path: Path, tokenizer: Path, bos_id: int | None, places: bool = False, most: int | None = None
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], int | None, str]:
+    """The ids of a text (if `most`, so many at least), [N]; with places, their bytes; its BOS."""
+    library, front = read_tokenizer(tokenizer), tuple[int, ...]()
+    ids, starts = list[npt.NDArray[np.int32]](), list[npt.NDArray[np.int64]]()  # of each piece
+    num_bytes = num_tokens = 0
+    for piece in encoded_pieces(file_text(path), library, str(path), places):
+        front = front if ids else piece.front
+        ids.append(piece.ids)
+        num_tokens += len(piece.ids)
+        if places:
+            offsets = byte_offsets(piece.text)
+            starts.append(num_bytes + offsets[piece.places[:, 0]])
+            num_bytes += int(offsets[-1])
+        if most is not None and num_tokens >= most:
+            break
+    starts.append(np.array([num_bytes]))
+    bos, reason = bos_rule(library, tokenizer.parent, front, bos_id)
+    return np.concatenate(ids), np.concatenate(starts), bos, reason
 
 
 def file_text(path: Path) -> str:

@@ -137,7 +137,7 @@ def test_outputs_without_a_name(words: str, output: str) -> None:
 def test_a_file_that_may_not_be_read(
     name: str, command: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (here / "ids.jsonl").write_text("[1, 2, 3, 4]\n")
+    np.save(here / "ids.npy", [[1, 2, 3, 4]])
     really, library = open, sys.modules["refimpl.loading.files.safetensors_file"].safe_open
     before = state(here)
 

@@ -145,7 +145,7 @@ def test_windows_that_cannot_be(text: Path, tmp_path: Path) -> None:
         (lambda: id_windows(tmp_path / "rows.npy", 4, 4), "at least 4 rows of 4"),
         (lambda: id_windows(tmp_path / "one.npy"), "1 tokens, enough for 0 windows"),
         (lambda: id_windows(tmp_path / "no.npy"), "No such file"),
-        (lambda: id_windows(text), "a .npy or a .jsonl file"),
+        (lambda: id_windows(text), "a .npy file"),
         (lambda: text_windows(tmp_path / "no.txt", TOKENIZER), "No such file"),
         (lambda: text_windows(text, tmp_path / "tokenizer.json"), "no tokenizer at"),
     ]

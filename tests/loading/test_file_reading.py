@@ -10,7 +10,7 @@ from program import ran, refused
 from refusals import refusal_of
 
 from refimpl.errors import RefimplError, printable
-from refimpl.loading.files.file_reading import DEEPEST, parsed_json, read_file, read_lines
+from refimpl.loading.files.file_reading import DEEPEST, parsed_json, read_file
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.loading.samples import read_ids
 from refimpl.oracle.case_folders import cases_below
@@ -41,7 +41,6 @@ def test_a_file_that_may_block_is_read_as_any_other(tmp_path: Path) -> None:
     with open_file(tmp_path / "file", 10) as file:
         assert os.get_blocking(file.fileno())
         assert file.read() == b"1234\n\n5678"
-    assert [*read_lines(tmp_path / "file", 10)] == [(1, b"1234"), (3, b"5678")]
     for reader in (open_file, read_file):
         refusal_of(reader, tmp_path / "file", 9, says="is larger than")
     with pytest.raises(IsADirectoryError):

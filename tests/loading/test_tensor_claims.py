@@ -1,12 +1,11 @@
 """Which tensors are claimed, in every spelling of old files, and what is refused."""
 
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import altered, arrays_of, config_of, refusal, same_weights, write, write_raw
+from checkpoints import altered, arrays_of, config_of, refusal, same_weights, write
 from gates import CASES, model_of
 from tables import cases
 
@@ -86,17 +85,6 @@ def test_more_blocks_than_tensors_and_fewer(tmp_path: Path) -> None:
 def test_the_table_of_positions_must_be_as_long_as_the_model_allows(tmp_path: Path) -> None:
     path = altered(tmp_path / "m", "opt", lambda _: None, max_position_embeddings=63)
     assert "embed_positions.weight: expected shape [65, 32], got [66, 32]" in refusal(path).problem
-
-
-@pytest.mark.parametrize(("name", "dtype"), cases("loading", "quantised_tensors"))
-def test_quantised_tensors_are_refused_by_name(name: str, dtype: str, tmp_path: Path) -> None:
-    size = 8 * int(re.findall(r"\d+", dtype)[0]) // 8
-    (tmp_path / "config.json").write_text(json.dumps(config_of("llama")))
-    entry = {"dtype": dtype, "shape": [8], "data_offsets": [0, size]}
-    write_raw(tmp_path / "x.safetensors", {name: entry}, bytes(size))
-    error = refusal(tmp_path)
-    assert f"is a quantised checkpoint (1 tensors such as {name})" in error.problem
-    assert "dequantize" in error.remedy
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from cli_page import commands
 from conftest import FIXTURES
@@ -27,8 +28,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(CASE, "cases/llama")
     shutil.copy(FIXTURES / "text.txt", "text.txt")
     Path("base.json").write_text("[0.4, 0.5, 0.6, 0.7]")
-    Path("questions.jsonl").write_text('{"question": "a", "choices": ["b", "c"], "answer": 0}\n')
-    Path("ids.jsonl").write_text("[1, 2]\n")
+    np.save("ids.npy", [[1, 2]])
     shutil.copy("llama/config.json", "config.json")
     ran("score", "llama", *SMALL, "-o", "scores.json")
     ran("export", "llama", "-o", "graph.onnx")
@@ -43,12 +43,12 @@ READ = {  # what a command reads, in any way
         "llama/new.json",
     ),
     ("score", "llama/model.safetensors"): ("llama/model.safetensors", "llama/config.json"),
-    ("score", "sharded", "--tokens", "ids.jsonl"): ("ids.jsonl", f"sharded/{INDEX}"),
+    ("score", "sharded", "--tokens", "ids.npy"): ("ids.npy", f"sharded/{INDEX}"),
     ("score", f"sharded/{INDEX}"): (f"sharded/{INDEX}", "sharded/config.json"),
     ("allocate", "scores.json", "--base", "base.json"): ("scores.json", "base.json"),
     ("prune", "llama", "--allocation", "scores.json"): ("scores.json", "llama", "llama/new"),
     ("inspect", "llama"): ("llama/config.json",),
-    ("eval", "llama", "--tokens", "ids.jsonl"): ("ids.jsonl", "llama/config.json"),
+    ("eval", "llama", "--tokens", "ids.npy"): ("ids.npy", "llama/config.json"),
     ("validate", "llama", "--graph", "graph.onnx"): ("graph.onnx", "graph.onnx.data"),
     CHECK: ("cases/llama/case.json", "llama/model.safetensors", "cases/llama/new.json"),
     ("report", "scores.json"): ("scores.json",),

@@ -1,7 +1,6 @@
 """The one gate for files and JSON: what is read, how much of it, and errors with the next step."""
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
@@ -11,7 +10,7 @@ from typing import Any
 from refimpl.errors import RefimplError, unreadable
 from refimpl.running.file_system import MIB, open_file
 
-DOCUMENT = 32 * MIB  # bytes of a JSON document or of JSON lines: in memory twenty times as much
+DOCUMENT = 32 * MIB  # bytes of a JSON document: in memory twenty times as much
 DEEPEST = 64  # nesting of JSON
 WHOLE = 1 << 63  # the limit of integers
 
@@ -31,15 +30,6 @@ def read_file(path: Path, most: int = DOCUMENT) -> bytes:
         return file.read(most)
 
 
-def read_lines(path: Path, most: int = DOCUMENT) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not empty, and their numbers from 1."""
-    content, number, last = read_file(path, most), 1, 0
-    for found in re.finditer(rb"[^\n]+", content):  # 30 MB of empty lines take no time
-        number, last = number + content.count(b"\n", last, found.start()), found.start()
-        if found[0].strip():
-            yield number, found[0]
-
-
 def parsed_json(text: str | bytes, limit: float = inf) -> Any:
     """Parse JSON that can be written again: no NaN or Inf, limits of depth and of numbers."""
     try:
@@ -50,19 +40,14 @@ def parsed_json(text: str | bytes, limit: float = inf) -> Any:
     return value
 
 
-def json_value(text: str | bytes, source: str, expected: str = "JSON") -> Any:
-    """Parse JSON; `source` is the file, and the line if it has many."""
+def json_object(text: str | bytes, source: str, expected: str) -> dict[str, Any]:
+    """Parse a JSON object; `source` is the file."""
     try:
-        return parsed_json(text)
+        value = parsed_json(text)
     except ValueError as error:
         raise RefimplError(
             f"{source} is not JSON ({error})", expected, f"correct {source}"
         ) from error
-
-
-def json_object(text: str | bytes, source: str, expected: str) -> dict[str, Any]:
-    """Parse a JSON object."""
-    value = json_value(text, source, expected)
     if not isinstance(value, dict):
         raise RefimplError(f"{source} is not a JSON object", expected, "correct it or get it again")
     return value

@@ -1,6 +1,5 @@
 """Formats that refimpl refuses by name, each with a way to convert it."""
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import reading
-from refimpl.model.weight import STORED_DTYPES, StoredTensor
+from refimpl.model.weight import STORED_DTYPES
 from refimpl.running.file_system import open_file
 
 _PICKLE = (
@@ -37,9 +36,6 @@ _ACCEPTED = {
         "merge it into its base model (peft: merge_and_unload().save_pretrained(DIR))",
     ),
 }
-_QUANTISED = re.compile(
-    r"qweight|qzeros|g_idx|W_q|scales?$|_scale_inv$|absmax|quant_map|quant_state|\bSCB$"
-)
 
 
 def conversion(file: str | Path, otherwise: str = _OTHER) -> str:
@@ -83,15 +79,3 @@ def _convertible(problem: str, path: Path) -> RefimplError:
         f"a model with weights in {', '.join(STORED_DTYPES)}",
         f"{command}, and pass FOLDER",
     )
-
-
-def refuse_quantised(tensors: Mapping[str, StoredTensor], unclaimed: list[str], path: Path) -> None:
-    """Refuse a quantised checkpoint by the names and dtypes of its tensors."""
-    names = [name for name in unclaimed if _QUANTISED.search(name)] + [
-        name
-        for name, tensor in tensors.items()
-        if name.endswith(".weight") and re.match(r"F[468]_|[IU]\d+$", tensor.dtype)
-    ]
-    if names:
-        problem = f"{path} is a quantised checkpoint ({len(names)} tensors such as {names[0]})"
-        raise refusal("quantised", problem)

@@ -25,7 +25,6 @@ CHANGED: list[tuple[str, bytes, list[str]]] = [
      b'"text": null}', ["report", "scores.json", "eval.json", "-o", "out.html"]),
     ("eval.json", b'{"format": 1, "model": "\\u001b[2J", "family": "llama", "num_blocks": 2, '
      b'"run": {"dtype": "float32"}, "text": null}', ["compare", "eval.json", "--json"]),
-    ("ids.jsonl", b"[1]\n" * 3_000_000, ["eval", "model", "--tokens", "ids.jsonl"]),
     ("base.json", b"[" * 100_000, ["allocate", "scores.json", "--base", "base.json"]),
     ("sharded/model.safetensors.index.json", b'{"weight_map": {"a\\u001b[2J": "../x"}}',
      ["inspect", "sharded"]),
@@ -42,7 +41,7 @@ OPTIONS = [
     ["score", "model", "--samples", "2147483647"],
     ["score", "model", *_SMALL, "-o", ""],
     ["score", "model", *_SMALL, "-o", "/"],
-    ["eval", "model", "--tokens", "ids.jsonl", "-o", "."],
+    ["eval", "model", "--tokens", "ids.npy", "-o", "."],
     ["export", "model", "-o", ""],
     ["prune", "model", "-o", "/", "--pruner", "magnitude"],
     ["prune", "model", "-o", "a" * 246, "--seq-len", "65"],

@@ -40,7 +40,7 @@ def _model_commands(model: str) -> list[list[str]]:
         ["inspect", model], ["inspect", model, "--json"], ["score", model, *DRAWN],
         ["score", model, *DRAWN, "--correct", "divergence", "--json"],
         ["score", model, *DRAWN, "--perturbation", "pruning", "--base", "owl"],
-        ["eval", model, "--tokens", "ids.jsonl"], ["explain", model, *DRAWN],
+        ["eval", model, "--tokens", "ids.npy"], ["explain", model, *DRAWN],
         ["prune", model, "-o", "out", *half, *uniform, "--pruner", "magnitude"],
         ["prune", model, "-o", "out", *half, *DRAWN],
         ["prune", model, "-o", "out", *DRAWN, "--nm", "2:4", "--pruner", "sparsegpt"],
@@ -80,7 +80,7 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
     "model/special_tokens_map.json": [["score", "model", *TEXT, *SMALL]],
     "pruned/pruning.json": [
         ["inspect", "pruned"], *_reports("pruned"), *_reports("scores.json", "pruned/pruning.json"),
-        *_reports("eval.json", "pruned"), ["eval", "pruned", "--tokens", "ids.jsonl"],
+        *_reports("eval.json", "pruned"), ["eval", "pruned", "--tokens", "ids.npy"],
         ["prune", "pruned", "-o", "out", "--sparsity", "0.5", "--pruner", "magnitude"],
         ["prune", "model", "-o", "pruned", "--nm", "2:4", "--pruner", "magnitude", "--force"],
     ],
@@ -92,7 +92,6 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
         ["score", "model", "--tokens", "ids.npy", *SMALL], ["eval", "model", "--tokens", "ids.npy"],
         ["prune", "model", "--tokens", "ids.npy", *SMALL, "-o", "out", "--nm", "2:4"],
     ],
-    "ids.jsonl": [["eval", "model", "--tokens", "ids.jsonl"]],
     "base.json": [["allocate", "scores.json", "--base", "base.json"]],
     "base.csv": [["allocate", "scores.json", "--base", "base.csv"]],
     "scores.json": [
@@ -161,7 +160,6 @@ def make_folder(folder: Path) -> None:
     )
     (folder / "model/special_tokens_map.json").write_text('{"bos_token": "<s>"}')
     (folder / "text.txt").write_text("Entia non sunt multiplicanda praeter necessitatem.\n" * 6)
-    (folder / "ids.jsonl").write_text("[1, 2, 3, 4]\n[5, 6, 7, 8]\n")
     for name in FAMILIES:
         (folder / name).mkdir()
         for file in ("config.json", "model.safetensors"):
@@ -180,7 +178,7 @@ def make_folder(folder: Path) -> None:
         ["score", "model", "--samples", "1", "--seq-len", "6", "-o", "scores.json"],
         ["score", "model", *DRAWN, *pruning, "-o", "pruning-scores.json"],
         ["prune", "model", "-o", "pruned", "--sparsity", "0.5", "--pruner", "magnitude"],
-        ["eval", "model", "--tokens", "ids.jsonl", "-o", "eval.json"],
+        ["eval", "model", "--tokens", "ids.npy", "-o", "eval.json"],
         ["export", "model", "-o", "beside.onnx"],
         ["case", "make", "model", "-o", "case", *DRAWN],
         BENCH,
