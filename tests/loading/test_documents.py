@@ -135,7 +135,7 @@ def test_hostile_files_are_refused_quickly(kind: str, why: str, tmp_path: Path) 
         "scores": ("allocate", tmp_path / name),
         "pruning": ("inspect", tmp_path),
         "evaluation": ("compare", tmp_path / name),
-        "case": ("case", "show", tmp_path),
+        "case": ("check", tmp_path, LLAMA / "model.safetensors"),
     }[kind]
     content, problem = HOSTILE[why]
     (tmp_path / name).write_bytes(content)
