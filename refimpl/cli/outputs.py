@@ -74,20 +74,15 @@ def _read(values: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[tupl
 
 def _with_companions(name: str, path: Path) -> Iterator[tuple[str, Path]]:
     """A file, folder or model of the hub, what is read with it, and what it refers to."""
-    beside: list[Path] = []
     with suppress(RefimplError):  # the command reports it
         path, _ = local_files(path)
     if not os.path.exists(path):
         return
     yield name, path
-    if path.is_dir():
-        beside = [*path.iterdir()]
-    elif path.name.endswith((".safetensors", ".index.json")):
-        beside = [path.parent / other for other in READ_BESIDE]
-        beside += path.parent.glob("*.safetensors")
-    elif path.suffix == ".onnx":  # its weights may have any name
-        beside = [x for x in path.parent.iterdir() if x.suffix not in (".json", ".xml")]
-    yield from ((f"{name}: {other.name}", other) for other in beside if os.path.exists(other))
+    files = path.iterdir() if path.is_dir() else ()
+    if path.name.endswith((".safetensors", ".index.json", ".onnx")):  # all but other documents
+        files = (x for x in path.parent.iterdir() if x.name in READ_BESIDE or x.suffix != ".json")
+    yield from ((f"{name}: {other.name}", other) for other in files)
     with suppress(OSError, ValueError, KeyError, TypeError):  # the command refuses a damaged case
         model = parsed_json(read_file(path / "case.json"))["model"]
         inside = path / model

@@ -1,8 +1,5 @@
 """`refimpl prune` writes a pruned model that any other tool loads; `refimpl inspect` shows one."""
 
-import time
-from collections import defaultdict
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +18,7 @@ from refimpl.bases.uniform import UNIFORM
 from refimpl.cli import groups
 from refimpl.cli.options import Group, is_given, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
-from refimpl.cli.terminal import command_line, complain, deliver, progress_bar
+from refimpl.cli.terminal import command_line, deliver, progress_bar
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.loading.files.documents import plain
@@ -103,34 +100,26 @@ def command(
     To prune by another allocation, measure it with refimpl score -o FILE, and pass --allocation
     FILE.
     """
-    lap, seconds = _stopwatch()
     opened, output = where.read(model), how.output
     check_prune(opened, output, how.force)
-    linears, targets, made = opened.config.linears, None, None
-    request = _request(context, how, linears)
-    if how.nm is not None:
-        targets = pattern_targets(parse_pattern(how.nm), linears, how.compat)
-    elif request is None:
-        targets = read_targets(Path(str(how.allocation)), linears)
-        pruner = _probed(context, pruner, targets, str(how.allocation))
+    request = _request(context, how, opened.config.linears)
+    if isinstance(request, Targets):
+        pruner = _probed(context, pruner, request, str(how.allocation))
     if "damping" not in pruner.options:
         damped = [f"--pruner {name}" for name, x in pruners().items() if "damping" in x.options]
         refuse(context, ("damping",), f"--pruner {pruner.record.name}", " or ".join(damped))
     windows = model_windows(opened) if how.measure else None
 
     def read_tokens(*default: int) -> Tokens:
-        options = vars(source) | {"seed": pruner.seed, "default": default or (SAMPLES, SEQ_LEN)}
+        options = vars(source) | {"seed": pruner.seed, "default": default}
         return model_tokens(opened, **options, calibration=True)
 
-    calibrated: Tokens | None = None
+    calibrated = None if pruner.record.needs is None else read_tokens(SAMPLES, SEQ_LEN)
     scored: Tokens | None = None
-    if pruner.record.needs is not None:
-        calibrated = read_tokens()
-    count = 0 if calibrated is None else calibrated.ids.size
-    calibration_memory(opened, pruner, count, settings)
-    lap("reading")
-    if targets is None:
-        assert request is not None
+    calibration_memory(opened, pruner, 0 if calibrated is None else calibrated.ids.size, settings)
+    if isinstance(request, Targets):
+        targets, made = request, None
+    else:
         if request.correct == "divergence" or request.record.needs in SUMS:
             scored = read_tokens(*SCORED)  # as refimpl score
         scoring = replace(settings, finished=work_path(real_path(output)))
@@ -138,20 +127,14 @@ def command(
     if calibrated is None and scored is None:
         unused = "no tokens: the weights alone decide"
         refuse(context, TOKENS, f"--pruner {pruner.record.name}", unused)
-    lap("scoring")
     before = None if windows is None else _perplexity(opened, windows, settings)
-    lap("measuring")
 
     def measure(new: Model) -> dict[str, Any]:
-        """Perplexities, if they are asked for, and the seconds of every stage."""
+        """Perplexities, if they are asked for."""
         bar.close()
-        lap("pruning")
-        measured = None
-        if windows is not None:
-            measured = Measured(before=before or {}, after=_perplexity(new, windows, settings))
-        lap("measuring")
-        times = seconds | {"total": sum(seconds.values())}
-        return {"seconds": times, "measured": measured}
+        if windows is None or before is None:
+            return {}
+        return {"measured": Measured(before=before, after=_perplexity(new, windows, settings))}
 
     with ExitStack() as bar:  # which ends before the next one begins
         pruning = replace(settings, progress=bar.enter_context(progress_bar("pruning")))
@@ -162,21 +145,10 @@ def command(
     deliver(plain(pruned), pruning_table(pruned, output, measured), how.json)
 
 
-def _stopwatch() -> tuple[Callable[[str], None], dict[str, float]]:
-    """A function that adds the time since its last call to a stage, and the stages' seconds."""
-    seconds, laps = defaultdict[str, float](float), [time.perf_counter()]
-
-    def lap(stage: str) -> None:
-        laps.append(time.perf_counter())
-        seconds[stage] += laps[-1] - laps[-2]
-
-    return lap, seconds
-
-
 def _perplexity(model: Model, windows: Windows, settings: Settings) -> dict[str, Any]:
     """The perplexity part of an evaluation, without that of every window; the model's digest."""
     with progress_bar("measuring") as progress:
-        evaluation = evaluate(model, windows, settings, progress=progress)
+        evaluation = evaluate(model, windows, replace(settings, progress=progress))
     text = {k: v for k, v in evaluation_document(evaluation)["text"].items() if k != "windows"}
     return {"model_sha256": evaluation.model_sha256} | text
 
@@ -188,32 +160,32 @@ def inspect_command(model: groups.ModelPath, *, where: groups.Where, to: groups.
     to.deliver(inspection_document(inspection), inspection_table(inspection))
 
 
-def _request(context: typer.Context, how: PruneOptions, linears: Linears) -> Request | None:
-    """What --sparsity asks for; None if a file or a pattern says how much every linear loses."""
+def _request(context: typer.Context, how: PruneOptions, linears: Linears) -> Request | Targets:
+    """What --sparsity asks for; or a file or a pattern, which say how much every linear loses."""
+    sparsity, name = how.sparsity, how.allocation
     if how.nm is not None:
         sets = "no other target: the pattern sets every linear's sparsity (no mixed N:M as OWL's)"
         refuse(context, ("sparsity", "allocation"), "--nm", sets)
-        return None
-    if how.sparsity is None:
-        if how.allocation is None or base_named(how.allocation) is not None:
-            base = "" if how.allocation is None else f"--allocation {how.allocation} alone: "
+        return pattern_targets(parse_pattern(how.nm), linears, how.compat)
+    if sparsity is None:
+        if name is None or base_named(name) is not None:
+            base = "" if name is None else f"--allocation {name} alone: "
             raise RefimplError(
                 f"{base}no option says how much to prune",
                 "--sparsity FRACTION, --allocation FILE or --nm N:M",
                 command_line("--sparsity", "0.5"),
             )
-        file = Path(how.allocation)
-        budget = own_budget(file, linears) if file.is_file() else None
-        if budget is not None:
-            return Request(how.allocation, sparsity=budget, correct=None, compat=how.compat)
-        refuse(context, ("compat",), "--allocation", "that of the command that wrote the file")
-        return None
-    if how.allocation is not None:
-        return Request(how.allocation, sparsity=how.sparsity, correct=None, compat=how.compat)
+        file = Path(name)
+        sparsity = own_budget(file, linears) if file.is_file() else None
+        if sparsity is None:
+            refuse(context, ("compat",), "--allocation", "that of the command that wrote the file")
+            return read_targets(file, linears)
+    if name is not None:
+        return Request(name, sparsity=sparsity, correct=None, compat=how.compat)
     if how.compat == "peer":
         published = f"a base allocation, which peers have published: --allocation {UNIFORM.name}"
         refuse(context, ("compat",), "the recommended allocation", published)
-    return Request(sparsity=how.sparsity)
+    return Request(sparsity=sparsity)
 
 
 def _probed(
@@ -224,17 +196,14 @@ def _probed(
     if made.get("perturbation") != "pruning" or made.get("correct") is None:
         return asked
     probed = PrunerOptions(made["pruner"], made["damping"], asked.seed)
-    name, differs = probed.record.name, probed.record.name != asked.record.name
-    differs |= is_given(context, "damping") and probed.options != asked.options
-    if differs and (is_given(context, "pruner") or is_given(context, "damping")):
-        options = ", ".join(f"{x} {y:g}" for x, y in asked.options.items() if x == "damping")
+    given = [name for name in ("pruner", "damping") if is_given(context, name)]
+    if any(getattr(asked, name) != getattr(probed, name) for name in given):
+        options = " ".join(f"--{name} {getattr(asked, name)}" for name in given)
         raise RefimplError(
-            f"{file} was measured with {name}, and not with {asked.record.name} {options}".rstrip(),
-            f"the pruner by which the blocks were probed: {name}",
-            f"omit --pruner and --damping, or run refimpl score --pruner {asked.record.name}",
+            f"{file} was measured with {probed.record.name}, and not with {options}",
+            "the pruner by which the blocks were probed",
+            f"omit {options}, or run refimpl score --pruner {asked.record.name}",
         )
-    if differs:
-        complain(f"pruner: {name}, with which {file} was measured")
     return probed
 
 

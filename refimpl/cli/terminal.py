@@ -6,11 +6,10 @@ import shutil
 import signal
 import sys
 import time
-from _thread import start_new_thread
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
@@ -74,12 +73,17 @@ def shows_bars() -> bool:
 
 def in_color() -> bool:
     """Whether stdout shows colours: a terminal that can, without NO_COLOR."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and not _dumb()
+    return _moves(sys.stdout) and not os.environ.get("NO_COLOR")
 
 
 def shows_progress() -> bool:
     """Whether stderr is a terminal that can show progress."""
-    return sys.stderr.isatty() and not _dumb()
+    return _moves(sys.stderr)
+
+
+def _moves(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that can move its cursor and change colours."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager
@@ -95,27 +99,25 @@ def progress_bar(label: str) -> Iterator[Progress]:
         bar.update(STEPS - bar.pos)  # costs are sums of floats; and nothing may be left to do
 
 
-def _dumb() -> bool:
-    """Whether the terminal cannot move its cursor nor change colours."""
-    return os.environ.get("TERM") == "dumb"
-
-
 @contextmanager
 def interruptible(outputs: Sequence[Path], keeps: bool) -> Iterator[None]:
     """Turn Ctrl-C into a message about the outputs of a command; and say what is continued."""
     started = time.time_ns()
+
+    def finished_units() -> list[Path]:
+        return [work_path(path) for path in outputs if path.name and are_left(path)]
+
     if keeps and shows_progress():
-        for path in _finished_units(outputs):
+        for path in finished_units():
             complain(printable(f"found: {path}, finished units; remove the folder to start anew"))
     try:
         with _raising_interrupts():
             yield
     except KeyboardInterrupt:
-        new = (x for x in outputs if x.exists() and x.stat().st_mtime_ns >= started)
-        written = ", ".join(map(str, new))
-        if written:
-            raise Interrupted(f"{written} is whole", "use it") from None
-        if kept := _finished_units(outputs):
+        new = [x for x in outputs if x.exists() and x.stat().st_mtime_ns >= started]
+        if new:
+            raise Interrupted(f"{new[0]} is whole", "use it") from None
+        if kept := finished_units():
             raise Interrupted(f"finished units are kept in {kept[-1]}", command_line()) from None
         if keeps and not outputs:
             remedy = "repeat the command, with -o FILE if it must be possible to resume it"
@@ -123,35 +125,15 @@ def interruptible(outputs: Sequence[Path], keeps: bool) -> Iterator[None]:
         raise Interrupted("nothing was written") from None
 
 
-def _interrupt() -> None:
-    """Press Ctrl-C in a moment, when the caller has returned."""
-    time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGINT)
-
-
 @contextmanager
 def _raising_interrupts() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt, again if a destructor or a callback loses it."""
-    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    """Let Ctrl-C raise KeyboardInterrupt; around a command it ends the program at once."""
+    before = signal.getsignal(signal.SIGINT)
     ours = callable(before) and before is not signal.default_int_handler
-
-    def again(lost: "sys.UnraisableHookArgs") -> None:
-        if issubclass(lost.exc_type, KeyboardInterrupt):
-            start_new_thread(_interrupt, ())
-        else:
-            hook(lost)
-
     try:
-        sys.unraisablehook = again
         if ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
     finally:
-        sys.unraisablehook = hook
         if ours:
             signal.signal(signal.SIGINT, before)
-
-
-def _finished_units(outputs: Sequence[Path]) -> list[Path]:
-    """The hidden folders with finished units beside the outputs of a command."""
-    return [work_path(path) for path in outputs if path.name and are_left(path)]

@@ -120,7 +120,6 @@ class Pruning(Document, frozen=True, kw_only=True):
     files: FilesRecord
     before: dict[str, Any] | None
     run: Run
-    seconds: dict[str, float] | None = None
     measured: Measured | None = None
 
     @property

@@ -1,7 +1,6 @@
 """The tables of pruned models: what a pruning removed, and the zeros in a file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from refimpl.show.header import (
 )
 from refimpl.show.table import Table, measured
 
-LEAST = 0.05  # seconds of a stage that is shown
 NEARLY_ALL = 0.95  # sparsity above which a block is named
 
 
@@ -100,11 +98,7 @@ def _facts(pruned: Pruning) -> dict[str, list[str]]:
         facts["ignored"] = [*files.ignored, "copied"]
     if files.format_added:
         facts["format: pt"] = [f"added to {name}" for name in files.format_added]
-    seconds = dict(pruned.seconds or {})
-    total = seconds.pop("total", pruned.run.seconds)
-    stages = [f"{stage} {spent:.1f} s" for stage, spent in seconds.items() if spent >= LEAST]
-    facts["run"] = run_facts(replace(pruned.run, seconds=total), *stages)
-    return facts
+    return facts | {"run": run_facts(pruned.run)}
 
 
 def inspection_table(inspection: Inspection) -> str:

@@ -181,25 +181,6 @@ def test_control_c_of_a_terminal_is_one_message(when: str, tmp_path: Path) -> No
     assert err.startswith("interrupted: nothing is kept without -o\nnext: repeat the command")
 
 
-class Dying:
-    """Ctrl-C while Python removes this object, where an exception goes no further."""
-
-    __del__ = control_c
-
-
-def is_not_lost() -> None:
-    def explain(*_: object, **__: object) -> None:
-        Dying()
-        time.sleep(30)
-
-    with patch(OTHERS["explain"][1], explain):
-        assert forked(lambda: run("explain", LLAMA)) == Result(130, "", NOTHING)
-
-
-def test_control_c_in_a_destructor_is_not_lost() -> None:
-    assert printed_json(__file__, "is_not_lost()") is None
-
-
 def is_whole(folder: str) -> None:
     os.chdir(folder)
     with patch("refimpl.cli.terminal.say", control_c):

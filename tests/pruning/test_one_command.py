@@ -63,17 +63,6 @@ def test_the_last_lines_say_where_how_much_and_what_next(tmp_path: Path) -> None
     assert lines[2] == f"next:       refimpl eval {tmp_path / 'o'} --text FILE --windows 20"
 
 
-def test_stages_make_up_the_whole_time(tmp_path: Path) -> None:
-    words = ("--sparsity", 0.5, "--measure", "--json")
-    document = json.loads(ran("prune", LLAMA, "-o", tmp_path / "o", *SMALL, *words))
-    assert json.loads((tmp_path / "o" / "pruning.json").read_text()) == document
-    seconds = document["seconds"]
-    stages = ("reading", "scoring", "measuring", "pruning")
-    assert sum(seconds[stage] for stage in stages) == pytest.approx(seconds["total"])
-    assert all(seconds[stage] > 0 for stage in stages)
-    assert seconds["pruning"] >= document["run"]["seconds"]
-
-
 def test_a_damaged_record_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     model = shutil.copytree(LLAMA, tmp_path / "model")
     (model / "pruning.json").write_text("{")
