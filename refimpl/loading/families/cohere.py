@@ -1,20 +1,26 @@
 """With LayerNorm: Cohere (parallel blocks with one norm, scaled logits) and StableLM."""
 
-from refimpl.loading.families.family import Entries, Family, biased, key, only, unread
+from refimpl.loading.families.family import (
+    ATTENTION_BIAS,
+    Entries,
+    Family,
+    biased,
+    key,
+    only,
+    unread,
+)
 from refimpl.loading.families.llama import LLAMA
 
 COHERE = LLAMA.like(
     "cohere", names=dict(mlp_norm="layers.{}.input_layernorm"), norm="layer", norm_bias=False,
-    biased=biased("attention_bias", "q", "k", "v", "o"), interleaved=True,
-    norm_eps=key(1e-5, "layer_norm_eps"), rope_theta=500000.0, max_position_embeddings=8192,
-    tie_word_embeddings=True, logit_scale=0.0625, use_parallel_residual=only(True),
-    use_qk_norm=only(False), mlp_bias=only(False),
+    biased=ATTENTION_BIAS, interleaved=True, norm_eps=key(1e-5, "layer_norm_eps"),
+    rope_theta=500000.0, max_position_embeddings=8192, tie_word_embeddings=True, logit_scale=0.0625,
+    use_parallel_residual=only(True), use_qk_norm=only(False), mlp_bias=only(False),
 )  # fmt: skip
 
 COHERE2 = COHERE.like(
-    "cohere2", windows="pattern", unrotated="unwindowed",
-    rope_theta=10000.0, sliding_window=4096, layer_types=None,
-    sliding_window_pattern=key(4, echoes=("_sliding_window_pattern",)),
+    "cohere2", windows="pattern", unrotated="unwindowed", rope_theta=10000.0, sliding_window=4096,
+    layer_types=None, sliding_window_pattern=key(4, echoes=("_sliding_window_pattern",)),
     **unread(
         "layer_switch", "order_of_interleaved_layers", "position_embedding_type", "rotary_pct",
         "use_embedding_sharing", "use_gated_activation", "use_parallel_block",

@@ -1,7 +1,9 @@
 """Routers of sigmoid scores with a correction: DeepSeek-V3, GLM-4.5, others; latent attention."""
 
 from refimpl.loading.families.family import (
+    ATTENTION_BIAS,
     MLP,
+    MTP,
     QK_NORM,
     Entries,
     Family,
@@ -10,16 +12,16 @@ from refimpl.loading.families.family import (
     biased,
     key,
     only,
+    placed,
     unread,
 )  # fmt: skip
 from refimpl.loading.families.llama import LLAMA
 from refimpl.loading.families.mixtures import EXPERTS, STACKS, linears
 
 SIGMOID = LLAMA.like(  # what the others have in common
-    "",
+    "", biased=ATTENTION_BIAS, scoring="sigmoid", stacks=STACKS,
     names=QK_NORM | EXPERTS | linears("shared_expert.", "layers.{}.mlp.shared_experts")
     | {"router.correction": "layers.{}.mlp.gate.e_score_correction_bias"},
-    biased=biased("attention_bias", "q", "k", "v", "o"), scoring="sigmoid", stacks=STACKS,
     num_experts=key(128, "n_routed_experts"), num_experts_per_tok=8, moe_intermediate_size=1408,
     n_shared_experts=1, routed_scaling_factor=1.0, n_group=1, topk_group=1, first_k_dense_replace=1,
     norm_topk_prob=True, num_key_value_heads=8, norm_eps=1e-5, max_position_embeddings=131072,
@@ -33,24 +35,22 @@ GLM4_MOE = SIGMOID.like(
 )  # fmt: skip
 
 DOTS = SIGMOID.like(
-    "dots1", windows="above",
-    num_experts=None, num_experts_per_tok=None, n_shared_experts=None, first_k_dense_replace=0,
-    norm_topk_prob=False, norm_eps=1e-6, num_key_value_heads=32, max_position_embeddings=2048,
-    use_sliding_window=True, sliding_window=4096, max_window_layers=62, layer_types=None,
+    "dots1", windows="above", num_experts=None, num_experts_per_tok=None, n_shared_experts=None,
+    first_k_dense_replace=0, norm_topk_prob=False, norm_eps=1e-6, num_key_value_heads=32,
+    max_position_embeddings=2048, use_sliding_window=True, sliding_window=4096,
+    max_window_layers=62, layer_types=None,
     scoring_func=Key("sigmoid", only=("sigmoid", "noaux_tc")),
 )  # fmt: skip
 
 SOLAR_OPEN = SIGMOID.like(
     "solar_open", biased=biased("attention_bias", "q", "k", "v"),
-    without=("q_norm", "k_norm", *MLP),
-    intermediate_size=None, first_k_dense_replace=only(0), moe_intermediate_size=1280,
-    rope_theta=1000000.0, head_dim=128,
+    without=("q_norm", "k_norm", *MLP), intermediate_size=None, first_k_dense_replace=only(0),
+    moe_intermediate_size=1280, rope_theta=1000000.0, head_dim=128,
 )  # fmt: skip
 
 EXAONE_MOE = SIGMOID.like(
     "exaone_moe", names={"router.correction": "layers.{}.mlp.e_score_correction_bias"}, biased={},
-    without=("attention_bias",), buffers=(r"^(model\.)?mtp\..*", *LLAMA.buffers), windows="pattern",
-    unrotated="full",
+    without=("attention_bias",), buffers=(MTP, *LLAMA.buffers), windows="pattern", unrotated="full",
     num_experts=key(64, "num_experts"), num_key_value_heads=32, moe_intermediate_size=1024,
     n_shared_experts=key(1, "num_shared_experts"), routed_scaling_factor=2.5, mlp_layer_types=None,
     max_position_embeddings=2048, sliding_window=4096, sliding_window_pattern=4, layer_types=None,
@@ -59,15 +59,14 @@ EXAONE_MOE = SIGMOID.like(
 )  # fmt: skip
 
 HY_V3 = SIGMOID.like(
-    "hy_v3",
+    "hy_v3", biased=LLAMA.biased | dict.fromkeys((f"shared_expert.{x}" for x in MLP), "mlp_bias"),
+    without=("n_group", "topk_group", "norm_topk_prob"),
+    buffers=(r"layers\.80\..*", *LLAMA.buffers),
+    stacks=STACKS | {"router": Location("layers.{}.mlp.gate")},
     names={
         "router": "layers.{}.mlp.router.gate", "router.correction": "layers.{}.mlp.expert_bias",
         **linears("shared_expert.", "layers.{}.mlp.shared_mlp"),
     },
-    biased=LLAMA.biased | dict.fromkeys((f"shared_expert.{x}" for x in MLP), "mlp_bias"),
-    without=("n_group", "topk_group", "norm_topk_prob"),
-    buffers=(r"layers\.80\..*", *LLAMA.buffers),
-    stacks=STACKS | {"router": Location("layers.{}.mlp.gate")},
     num_experts=key(192, "num_experts"), mlp_layer_types=None, head_dim=128, qk_norm=only(True),
     moe_intermediate_size=key(1536, "moe_intermediate_size", echoes=("expert_hidden_dim",)),
     n_shared_experts=key(1, "num_shared_experts"), first_k_dense_replace=only(1),
@@ -81,17 +80,13 @@ def _afmoe(family: Family, entries: Entries) -> tuple[Family, Entries]:
 
 
 AFMOE = SIGMOID.like(
-    "afmoe",
-    names={
-        "attn_gate": "layers.{}.self_attn.gate_proj",
-        "attn_post_norm": "layers.{}.post_attention_layernorm",
-        "mlp_norm": "layers.{}.pre_mlp_layernorm",
-        "mlp_post_norm": "layers.{}.post_mlp_layernorm",
-        "router": "layers.{}.mlp.router.gate",
-        "router.correction": "layers.{}.mlp.expert_bias",
-    },
-    without=("norm_topk_prob",), windows="pattern", unrotated="unwindowed", gate=True,
+    "afmoe", without=("norm_topk_prob",), windows="pattern", unrotated="unwindowed", gate=True,
     variant=_afmoe,
+    names=placed(
+        "layers.{}.", attn_gate="self_attn.gate_proj", attn_post_norm="post_attention_layernorm",
+        mlp_norm="pre_mlp_layernorm", mlp_post_norm="post_mlp_layernorm",
+        **{"router": "mlp.router.gate", "router.correction": "mlp.expert_bias"},
+    ),
     num_experts=key(64, "num_experts"), num_experts_per_tok=6, num_key_value_heads=None,
     n_shared_experts=key(2, "num_shared_experts"), head_dim=128,
     first_k_dense_replace=key(1, "num_dense_layers"), mup_enabled=Key(False, read=False),
@@ -111,27 +106,20 @@ def _deepseek(family: Family, entries: Entries) -> tuple[Family, Entries]:
     return family.like(family.model_type, interleaved=pairs), own
 
 
-SELF_ATTENTION = "layers.{}.self_attn."
-LATENT = dict(
-    q_a_proj=f"{SELF_ATTENTION}q_a_proj",
-    q_b_proj=f"{SELF_ATTENTION}q_b_proj",
-    kv_a_proj=f"{SELF_ATTENTION}kv_a_proj_with_mqa",
-    kv_b_proj=f"{SELF_ATTENTION}kv_b_proj",
-) | {
-    "q_a_norm.weight": f"{SELF_ATTENTION}q_a_layernorm.weight",
-    "kv_a_norm.weight": f"{SELF_ATTENTION}kv_a_layernorm.weight",
-}
+LATENT = placed(
+    "layers.{}.self_attn.", "q_a_proj", "q_b_proj", "kv_b_proj", kv_a_proj="kv_a_proj_with_mqa",
+    **{f"{x}_norm.weight": f"{x}_layernorm.weight" for x in ("q_a", "kv_a")},
+)  # fmt: skip
 LATENT_KEYS = dict(
     kv_lora_rank=512, q_lora_rank=1536, v_head_dim=128, qk_nope_head_dim=128,
     head_dim=key(64, "qk_rope_head_dim", "head_dim"), partial_rotary_factor=only(1.0),
     **unread("num_key_value_heads", "qk_head_dim"),
 )  # fmt: skip
 DEEPSEEK_V3 = SIGMOID.like(
-    "deepseek_v3", names=LATENT,
+    "deepseek_v3", names=LATENT, without=("q_norm", "k_norm", "k_proj", "v_proj"), keys=LATENT_KEYS,
+    buffers=(r"layers\.61\..*", *LLAMA.buffers), mixers={"": "latent_attention"}, variant=_deepseek,
     biased={"q_a_proj": "attention_bias", "kv_a_proj": "attention_bias"}
     | biased("attention_bias", "o"),
-    without=("q_norm", "k_norm", "k_proj", "v_proj"), keys=LATENT_KEYS,
-    buffers=(r"layers\.61\..*", *LLAMA.buffers), mixers={"": "latent_attention"}, variant=_deepseek,
     num_experts=256, moe_intermediate_size=2048, first_k_dense_replace=3, n_group=8, topk_group=4,
     routed_scaling_factor=2.5, norm_eps=1e-6, max_position_embeddings=4096, moe_layer_freq=only(1),
     scoring_func=only("sigmoid"), topk_method=only("noaux_tc"), **unread("rope_interleave"),
@@ -139,17 +127,16 @@ DEEPSEEK_V3 = SIGMOID.like(
 
 DEEPSEEK_V2 = DEEPSEEK_V3.like(
     "deepseek_v2", without=("router.correction", "rope_interleave"), buffers=LLAMA.buffers,
-    scoring="softmax",
-    num_experts=64, num_experts_per_tok=key(None), moe_intermediate_size=1407, n_shared_experts=2,
-    first_k_dense_replace=0, n_group=None, topk_group=None, routed_scaling_factor=1.0,
-    norm_topk_prob=only(False), scoring_func=only("softmax"),
+    scoring="softmax", num_experts=64, num_experts_per_tok=key(None), moe_intermediate_size=1407,
+    n_shared_experts=2, first_k_dense_replace=0, n_group=None, topk_group=None,
+    routed_scaling_factor=1.0, norm_topk_prob=only(False), scoring_func=only("softmax"),
     topk_method=Key("greedy", only=("greedy", "group_limited_greedy")), mlp_bias=only(False),
     max_position_embeddings=2048, group_by=only(1),  # a constant, not a key of its files
 )  # fmt: skip
 
 GLM4_MOE_LITE = DEEPSEEK_V3.like(
-    "glm4_moe_lite", buffers=(r"layers\.47\..*", *LLAMA.buffers),
-    num_experts=64, num_experts_per_tok=4, moe_intermediate_size=1536, n_group=1, topk_group=1,
+    "glm4_moe_lite", buffers=(r"layers\.47\..*", *LLAMA.buffers), num_experts=64,
+    num_experts_per_tok=4, moe_intermediate_size=1536, n_group=1, topk_group=1,
     routed_scaling_factor=1.8, norm_eps=1e-5, max_position_embeddings=202752, kv_lora_rank=512,
     q_lora_rank=768, v_head_dim=256, qk_nope_head_dim=192, mlp_layer_types=None,
     first_k_dense_replace=1,
@@ -170,10 +157,10 @@ def _minicpm3(family: Family, entries: Entries) -> tuple[Family, Entries]:
 
 
 MINICPM3 = LLAMA.like(
-    "minicpm3", names=LATENT, without=("k_proj", "v_proj"),
+    "minicpm3", names=LATENT, without=("k_proj", "v_proj"), keys=LATENT_KEYS,
+    mixers={"": "latent_attention"}, variant=_minicpm3,
     biased=biased("mlp_bias", "gate", "up", "down")
     | dict.fromkeys(("q_a_proj", "kv_a_proj", "o_proj"), "attention_bias"),
-    keys=LATENT_KEYS, mixers={"": "latent_attention"}, variant=_minicpm3,
     kv_lora_rank=256, q_lora_rank=768, qk_nope_head_dim=64, v_head_dim=None,
     head_dim=key(32, "qk_rope_head_dim", "head_dim"), norm_eps=1e-5, tie_word_embeddings=True,
     max_position_embeddings=32768, embed_scale=key(12.0, "scale_emb"), residual_scale=None,

@@ -33,14 +33,14 @@ def _falcon(family: Family, entries: Entries) -> tuple[Family, Entries]:
 
 
 FALCON = BASE.like(
-    "falcon", bases=("transformer.", ""),
+    "falcon", bases=("transformer.", ""), norm="layer",
+    biased=biased("bias", "q", "k", "v", "o", "up", "down"), keys=ROPE, rounded_alibi=True,
+    buffers=(), variant=_falcon,
     names=dict(embed="word_embeddings", final_norm="ln_f", lm_head="lm_head")
     | placed("h.{}.", attn_norm="input_layernorm", mlp_norm="input_layernorm")
     | placed("h.{}.mlp.", up_proj="dense_h_to_4h", down_proj="dense_4h_to_h")
     | {"o_proj": "h.{}.self_attention.dense"}
     | fused("h.{}.self_attention.query_key_value", "q_proj", "k_proj", "v_proj", grouped=True),
-    norm="layer", biased=biased("bias", "q", "k", "v", "o", "up", "down"), keys=ROPE,
-    rounded_alibi=True, buffers=(), variant=_falcon,
     hidden_size=key(REQUIRED, "hidden_size", "n_embed"),
     num_hidden_layers=key(REQUIRED, "num_hidden_layers", "n_layer"),
     num_attention_heads=key(REQUIRED, "num_attention_heads", "n_head"),
@@ -55,11 +55,11 @@ FALCON = BASE.like(
 
 BLOOM = BASE.like(
     "bloom", bases=FALCON.bases, norm="layer",
+    biased=biased(True, "q", "k", "v", "o", "up", "down"),
+    activations={"gelu_bloom": "gelu_tanh_8"}, buffers=(),
     names=FALCON.names | dict(
         embed_norm="word_embeddings_layernorm", mlp_norm="h.{}.post_attention_layernorm",
     ),
-    biased=biased(True, "q", "k", "v", "o", "up", "down"),
-    activations={"gelu_bloom": "gelu_tanh_8"}, buffers=(),
     hidden_size=key(REQUIRED, "hidden_size", "n_embed"),
     num_hidden_layers=key(REQUIRED, "n_layer", "num_hidden_layers"),
     num_attention_heads=key(REQUIRED, "n_head", "num_attention_heads"),
@@ -81,12 +81,11 @@ def _mpt(family: Family, entries: Entries) -> tuple[Family, Entries]:
 
 
 MPT = BASE.like(
-    "mpt", bases=FALCON.bases, norm="layer",
+    "mpt", bases=FALCON.bases, norm="layer", norm_bias=False, buffers=(), variant=_mpt,
     names=dict(embed="wte", final_norm="norm_f", lm_head="lm_head")
     | placed("blocks.{}.", attn_norm="norm_1", mlp_norm="norm_2", o_proj="attn.out_proj")
     | placed("blocks.{}.ffn.", "up_proj", "down_proj")
     | fused("blocks.{}.attn.Wqkv", "q_proj", "k_proj", "v_proj"),
-    norm_bias=False, buffers=(), variant=_mpt,
     hidden_size=key(REQUIRED, "d_model"), num_hidden_layers=key(REQUIRED, "n_layers"),
     num_attention_heads=key(REQUIRED, "n_heads"), intermediate_size=None, expansion_ratio=only(4),
     activation=only("gelu"), norm_eps=key(1e-5, "layer_norm_epsilon"), no_bias=only(True),

@@ -171,4 +171,6 @@ ROPE = {
 }  # fmt: skip
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+ATTENTION_BIAS = biased("attention_bias", "q", "k", "v", "o")
+MTP = r"^(model\.)?mtp\..*"  # tensors of blocks that only predict further tokens
 QK_NORM = placed("layers.{}.self_attn.", "q_norm", "k_norm")

@@ -4,12 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 from refimpl.loading.families.family import (
+    ATTENTION_BIAS,
     MOST_LISTED,
     QK_NORM,
     Entries,
     Family,
     Key,
-    biased,
     key,
     only,
     placed,
@@ -20,20 +20,18 @@ from refimpl.loading.families.llama import LLAMA
 from refimpl.loading.families.mixtures import stacked
 
 GEMMA = LLAMA.like(
-    "gemma", norm_offset=1.0, biased=biased("attention_bias", "q", "k", "v", "o"),
+    "gemma", norm_offset=1.0, biased=ATTENTION_BIAS, scaled_embedding=True,
     activations={"gelu": "gelu_tanh"},  # of the files from before the key named the tanh form
-    scaled_embedding=True,
     activation="gelu_pytorch_tanh", head_dim=256, num_key_value_heads=16, tie_word_embeddings=True,
     max_position_embeddings=8192, **unread("hidden_activation"),
 )  # fmt: skip
 
 GEMMA2 = GEMMA.like(
-    "gemma2",
+    "gemma2", activations={}, windows="even",
     names=placed(
         "layers.{}.", attn_post_norm="post_attention_layernorm",
         mlp_norm="pre_feedforward_layernorm", mlp_post_norm="post_feedforward_layernorm",
     ),
-    activations={}, windows="even",
     activation=key("gelu_pytorch_tanh", "hidden_activation", echoes=("hidden_act",)),
     sliding_window=key(4096, echoes=("sliding_window_size",)), layer_types=None,
     query_pre_attn_scalar=256, num_key_value_heads=4, attn_logit_softcapping=50.0,
@@ -43,8 +41,8 @@ GEMMA2 = GEMMA.like(
 VAULTGEMMA = GEMMA2.like("vaultgemma", without=("attn_post_norm", "mlp_post_norm"))
 
 GEMMA3 = GEMMA2.like(
-    "gemma3_text", names=QK_NORM, windows="pattern",
-    rope_theta=1000000.0, rope_local_base_freq=10000.0, sliding_window=key(4096),
+    "gemma3_text", names=QK_NORM, windows="pattern", rope_theta=1000000.0,
+    rope_local_base_freq=10000.0, sliding_window=key(4096),
     sliding_window_pattern=key(6, echoes=("_sliding_window_pattern",)),
     final_logit_softcapping=None, max_position_embeddings=131072,
     **unread("attn_logit_softcapping"),  # transformers stores it, and never applies it
@@ -113,9 +111,12 @@ def _gemma4(family: Family, entries: Entries) -> tuple[Family, Entries]:
 GEMMA4 = GEMMA3.like(
     "gemma4_text", norm_offset=0.0, names={"block_scale": "layers.{}.layer_scalar"},
     without=("query_pre_attn_scalar", "attn_logit_softcapping"), weightless_norms=("v_norm",),
-    variant=_gemma4,
-    sliding_window=512, sliding_window_pattern=None, global_head_dim=512,
+    variant=_gemma4, sliding_window=512, sliding_window_pattern=None, global_head_dim=512,
     num_global_key_value_heads=None, attention_k_eq_v=False,
+    use_bidirectional_attention=Key(None, only=(None, "vision")), hidden_size_per_layer_input=256,
+    num_kv_shared_layers=0, use_double_wide_mlp=False,
+    enable_moe_block=Key(False, only=(False, True)), partial_rotary_factor=key(1.0),
+    **unread("moe_intermediate_size", "num_experts", "top_k_experts", "vocab_size_per_layer_input"),
     attention_scale=only(1.0),  # a constant, not a key of its files
     rope_parameters={
         "full_attention": {
@@ -123,11 +124,6 @@ GEMMA4 = GEMMA3.like(
         },
         "sliding_attention": {"rope_theta": 10000.0},
     },
-    use_bidirectional_attention=Key(None, only=(None, "vision")), hidden_size_per_layer_input=256,
-    num_kv_shared_layers=0, use_double_wide_mlp=False,
-    enable_moe_block=Key(False, only=(False, True)), partial_rotary_factor=key(1.0),
-    # The last is the number of rows of a table, which has to be that of tokens
-    **unread("moe_intermediate_size", "num_experts", "top_k_experts", "vocab_size_per_layer_input"),
 )  # fmt: skip
 
 GEMMA4_UNIFIED = GEMMA4.like(

@@ -5,6 +5,7 @@ from math import inf
 from typing import Any
 
 from refimpl.loading.families.family import (
+    ATTENTION_BIAS,
     LEGACY,
     MLP,
     MOST_LISTED,
@@ -21,7 +22,7 @@ from refimpl.loading.families.family import (
     with_kinds,
 )  # fmt: skip
 from refimpl.loading.families.llama import GRANITE_SHARED, LLAMA, OLMO2, QWEN3
-from refimpl.loading.families.mixtures import EXPERTS, STACKS, linears
+from refimpl.loading.families.mixtures import EXPERTS, NUMBERED, STACKS, linears
 
 
 def _granite(family: Family, entries: Entries) -> tuple[Family, Entries]:
@@ -40,11 +41,10 @@ MAMBA_INS = ("in_proj_z", "in_proj_x", "in_proj_bc", "in_proj_dt")
 
 def mamba(place: str) -> dict[str, Any]:
     """The tensors of Mamba 2 in its module of a block."""
-    names = ("out_proj", "A_log", "D", "dt_bias")
-    return fused(f"{place}in_proj", *MAMBA_INS) | {name: f"{place}{name}" for name in names} | {
-        "conv.weight": f"{place}conv1d.weight", "conv.bias": f"{place}conv1d.bias",
-        "state_norm.weight": f"{place}norm.weight",
-    }  # fmt: skip
+    others = {f"conv.{x}": f"conv1d.{x}" for x in ("weight", "bias")}
+    others["state_norm.weight"] = "norm.weight"
+    own = placed(place, "out_proj", "A_log", "D", "dt_bias", **others)
+    return fused(f"{place}in_proj", *MAMBA_INS) | own
 
 
 MAMBA_NAMES = mamba("layers.{}.mamba.")
@@ -54,11 +54,11 @@ MAMBA_KEYS: dict[str, Any] = dict(
     mamba_expand=2, mamba_conv_bias=True, mamba_proj_bias=False, time_step_limit=None,
 )  # fmt: skip
 GRANITE_HYBRID = GRANITE_SHARED.like(
-    "granitemoehybrid",
+    "granitemoehybrid", biased=GRANITE_SHARED.biased | MAMBA_BIASES,
+    optional={"conv.bias": "mamba_conv_bias"}, mixers={"linear_attention": "mamba2"},
+    variant=_granite,
     names=MAMBA_NAMES | fused("layers.{}.shared_mlp.input_linear", "gate_proj", "up_proj")
     | {"down_proj": "layers.{}.shared_mlp.output_linear"},
-    biased=GRANITE_SHARED.biased | MAMBA_BIASES, optional={"conv.bias": "mamba_conv_bias"},
-    mixers={"linear_attention": "mamba2"}, variant=_granite,
     shared_expert_intermediate_size=1024, moe_layers=None, layer_types=None,
     position_embedding_type=Key(None, only=(None, "rope", "nope")),
     normalization_function=only("rmsnorm"), **MAMBA_KEYS,
@@ -84,22 +84,15 @@ def _lfm2(family: Family, entries: Entries) -> tuple[Family, Entries]:
 
 
 LFM2 = LLAMA.like(
-    "lfm2",
-    names=dict(
-        attn_norm="layers.{}.operator_norm",
-        o_proj="layers.{}.self_attn.out_proj",
-        q_norm="layers.{}.self_attn.q_layernorm",
-        k_norm="layers.{}.self_attn.k_layernorm",
-        in_proj="layers.{}.conv.in_proj",
-        out_proj="layers.{}.conv.out_proj",
-        mlp_norm="layers.{}.ffn_norm",
-        gate_proj="layers.{}.feed_forward.w1",
-        up_proj="layers.{}.feed_forward.w3",
-        down_proj="layers.{}.feed_forward.w2",
-        final_norm="embedding_norm",
-    ) | {f"conv.{x}": f"layers.{{}}.conv.conv.{x}" for x in ("weight", "bias")},
-    biased=biased("conv_bias", "in", "out"), without=("attention_bias", "mlp_bias", "head_dim"),
-    optional={"conv.bias": "conv_bias"}, mixers={"conv": "short_convolution"}, variant=_lfm2,
+    "lfm2", biased=biased("conv_bias", "in", "out"),
+    without=("attention_bias", "mlp_bias", "head_dim"), optional={"conv.bias": "conv_bias"},
+    mixers={"conv": "short_convolution"}, variant=_lfm2,
+    names=placed("layers.{}.", attn_norm="operator_norm", mlp_norm="ffn_norm")
+    | placed(
+        "layers.{}.self_attn.", o_proj="out_proj", q_norm="q_layernorm", k_norm="k_layernorm"
+    )
+    | placed("layers.{}.conv.", "in_proj", "out_proj", "conv.weight", "conv.bias")
+    | linears("", "layers.{}.feed_forward", NUMBERED) | {"final_norm": "embedding_norm"},
     num_key_value_heads=8, norm_eps=key(1e-5, "norm_eps", "block_norm_eps"), conv_bias=False,
     activation=only("silu"), rope_theta=1000000.0, max_position_embeddings=128000,
     tie_word_embeddings=key(True, "tie_embedding", "tie_word_embeddings"), layer_types=None,
@@ -111,17 +104,10 @@ LFM2 = LLAMA.like(
 )  # fmt: skip
 
 LFM2_MOE = LFM2.like(
-    "lfm2_moe",
-    names={
-        "router": "layers.{}.feed_forward.gate",
-        "router.correction": "layers.{}.feed_forward.expert_bias",
-        **{
-            f"experts.{role}": f"layers.{{}}.feed_forward.experts.{{}}.{name}"
-            for role, name in zip(MLP, ("w1", "w3", "w2"), strict=True)
-        },
-    },
-    optional=LFM2.optional | {"router.correction": "use_expert_bias"}, scoring="sigmoid",
-    variant=None,
+    "lfm2_moe", optional=LFM2.optional | {"router.correction": "use_expert_bias"},
+    scoring="sigmoid", variant=None,
+    names=linears("experts.", "layers.{}.feed_forward.experts.{}", NUMBERED)
+    | placed("layers.{}.feed_forward.", **{"router": "gate", "router.correction": "expert_bias"}),
     num_experts=32, num_experts_per_tok=4, moe_intermediate_size=1792, norm_topk_prob=True,
     routed_scaling_factor=1.0, first_k_dense_replace=key(2, "num_dense_layers"),
     use_expert_bias=True, router_sum_eps=only(1e-6),  # a constant, not a key of its files
@@ -151,13 +137,11 @@ def _lfm3_rope(entry: Any) -> Any:
 
 
 LFM3 = LFM2.like(
-    "lfm3",
+    "lfm3", biased=LFM2.biased | ATTENTION_BIAS, gate=True, variant=_lfm3,
     names=placed("layers.{}.self_attn.", "o_proj", "q_norm", "k_norm", attn_gate="gate_proj")
     | placed("layers.{}.", attn_post_norm="post_operator_norm", mlp_post_norm="post_ffn_norm"),
-    biased=LFM2.biased | biased("attention_bias", "q", "k", "v", "o"),
     optional=LFM2.optional
     | dict.fromkeys(("attn_post_norm", "mlp_post_norm"), "use_sandwich_norm"),
-    gate=True, variant=_lfm3,
     num_key_value_heads=4, head_dim=128, conv_taps=7, attention_bias=False, sliding_window=256,
     norm_eps=key(1e-5, "norm_eps", "rms_norm_eps"), rope_local_base_freq=10000.0,
     gating=Key(True, ("use_attention_gate",), only=(True, False)), use_sandwich_norm=True,
@@ -182,16 +166,17 @@ def _qwen3_5(family: Family, entries: Entries) -> tuple[Family, Entries]:
 DELTA = "layers.{}.linear_attn."
 QWEN3_5 = QWEN3.like(
     "qwen3_5_text", bases=("model.", "model.language_model.", ""), norm_offset=1.0,
+    biased=ATTENTION_BIAS | {"attn_gate": "attention_bias"},
+    without=("use_sliding_window", "sliding_window", "max_window_layers"), windows="none",
+    mixers={"linear_attention": "gated_delta_rule"}, gate=True, buffers=(r"^mtp\..*",),
+    variant=_qwen3_5,
     names=fused("layers.{}.self_attn.q_proj", "q_proj", "attn_gate", grouped=True)
     | fused(f"{DELTA}in_proj_qkv", "in_proj_q", "in_proj_k", "in_proj_v")
-    | {name: f"{DELTA}{name}" for name in (
-        "in_proj_z", "in_proj_b", "in_proj_a", "out_proj", "A_log", "dt_bias")}
-    | {"conv.weight": f"{DELTA}conv1d.weight", "state_norm.weight": f"{DELTA}norm.weight"},
-    biased=biased("attention_bias", "q", "k", "v", "o") | {"attn_gate": "attention_bias"},
-    without=("use_sliding_window", "sliding_window", "max_window_layers"), windows="none",
-    mixers={"linear_attention": "gated_delta_rule"}, gate=True,
+    | placed(
+        DELTA, "in_proj_z", "in_proj_b", "in_proj_a", "out_proj", "A_log", "dt_bias",
+        **{"conv.weight": "conv1d.weight", "state_norm.weight": "norm.weight"},
+    ),
     rope_extras=("mrope_section", "mrope_interleaved"),  # equal positions in a text
-    buffers=(r"^mtp\..*",), variant=_qwen3_5,
     num_key_value_heads=4, head_dim=256, linear_num_key_heads=16, linear_num_value_heads=32,
     linear_key_head_dim=128, linear_value_head_dim=128, linear_conv_kernel_dim=4,
     partial_rotary_factor=key(0.25), activation=only("silu", "hidden_act"),
@@ -200,10 +185,9 @@ QWEN3_5 = QWEN3.like(
 )  # fmt: skip
 
 QWEN3_5_MOE = QWEN3_5.like(
-    "qwen3_5_moe_text", without=MLP,
+    "qwen3_5_moe_text", without=MLP, scoring="softmax", stacks=STACKS,
     names=EXPERTS | linears("shared_expert.", "layers.{}.mlp.shared_expert")
     | {"shared_expert.gate": "layers.{}.mlp.shared_expert_gate"},
-    scoring="softmax", stacks=STACKS,
     num_experts=256, num_experts_per_tok=8, moe_intermediate_size=512, intermediate_size=None,
     shared_expert_intermediate_size=512, num_key_value_heads=2,
 )  # fmt: skip
@@ -226,13 +210,12 @@ def _bamba(family: Family, entries: Entries) -> tuple[Family, Entries]:
 
 
 BAMBA = LLAMA.like(
-    "bamba",
+    "bamba", biased=LLAMA.biased | MAMBA_BIASES, without=("head_dim",), keys=MAMBA_KEYS,
+    optional={"conv.bias": "mamba_conv_bias"}, mixers={"linear_attention": "mamba2"},
+    variant=_bamba,
     names=MAMBA_NAMES
     | {"mlp_norm": "layers.{}.pre_ff_layernorm", "final_norm": "final_layernorm"}
     | {name: f"layers.{{}}.feed_forward.{name}" for name in MLP},
-    biased=LLAMA.biased | MAMBA_BIASES, without=("head_dim",), keys=MAMBA_KEYS,
-    optional={"conv.bias": "mamba_conv_bias"}, mixers={"linear_attention": "mamba2"},
-    variant=_bamba,
     num_key_value_heads=8, norm_eps=1e-5, max_position_embeddings=262144, layer_types=None,
     partial_rotary_factor=only(0.5), activation=only("silu", "hidden_act"),
 )  # fmt: skip
@@ -240,8 +223,8 @@ BAMBA = LLAMA.like(
 FALCON_H1 = BAMBA.like(
     "falcon_h1", biased=BAMBA.biased | {"out_proj": "projectors_bias"}, without=("layer_types",),
     optional=BAMBA.optional | {"state_norm.weight": "mamba_rms_norm"},
-    mixers={"": "attention_beside_mamba2"}, variant=None,
-    head_dim=None, max_position_embeddings=8192, partial_rotary_factor=only(1.0), mamba_d_ssm=1024,
+    mixers={"": "attention_beside_mamba2"}, variant=None, head_dim=None,
+    max_position_embeddings=8192, partial_rotary_factor=only(1.0), mamba_d_ssm=1024,
     mamba_rms_norm=False, mamba_norm_before_gate=True, projectors_bias=False,
     embed_scale=key(1.0, "embedding_multiplier"), logit_scale=key(1.0, "lm_head_multiplier"),
     mlp_multipliers=None, ssm_multipliers=None, mamba_use_mlp=only(True), key_multiplier=1.0,
@@ -263,25 +246,21 @@ def _olmo(family: Family, entries: Entries) -> tuple[Family, Entries]:
 
 
 OLMO_HYBRID = OLMO2.like(
-    "olmo_hybrid",
-    names={x: LLAMA.names[x] for x in ("attn_norm", "mlp_norm")} | {
-        f"in_proj_{role}": f"{DELTA}{name}_proj"
-        for role, name in zip("qkvzba", "qkvgba", strict=True)
-    } | {f"conv_{x}.weight": f"{DELTA}{x}_conv1d.weight" for x in "qkv"} | {
-        "out_proj": f"{DELTA}o_proj", "state_norm.weight": f"{DELTA}o_norm.weight",
-        "A_log": f"{DELTA}A_log", "dt_bias": f"{DELTA}dt_bias",
-    },
-    biased=biased("attention_bias", "q", "k", "v", "o"), without=("mlp_bias", "head_dim"),
-    mixers={"linear_attention": "gated_delta_rule"},
+    "olmo_hybrid", biased=ATTENTION_BIAS, without=("mlp_bias", "head_dim"),
+    mixers={"linear_attention": "gated_delta_rule"}, variant=_olmo,
+    names={x: LLAMA.names[x] for x in ("attn_norm", "mlp_norm")} | placed(
+        DELTA, "A_log", "dt_bias", out_proj="o_proj", in_proj_z="g_proj",
+        **{f"in_proj_{x}": f"{x}_proj" for x in "qkvba"},
+        **{f"conv_{x}.weight": f"{x}_conv1d.weight" for x in "qkv"},
+        **{"state_norm.weight": "o_norm.weight"},
+    ),
     mixer_of=dict.fromkeys(("attn_norm", "mlp_norm"), "gated_delta_rule")
     | dict.fromkeys(("attn_post_norm", "mlp_post_norm"), "attention"),
     stacks={  # as transformers writes them
         "attn_norm": Location("layers.{}.attention_layer_norm"),
-        **dict.fromkeys(
-            ("mlp_norm", "attn_post_norm"), Location("layers.{}.feedforward_layer_norm")
-        ),
+        "mlp_norm": Location("layers.{}.feedforward_layer_norm"),
+        "attn_post_norm": Location("layers.{}.feedforward_layer_norm"),
     },
-    variant=_olmo,
     norm_eps=1e-6, max_position_embeddings=65536, layer_types=None,
     activation=only("silu", "hidden_act"), linear_num_key_heads=None, linear_num_value_heads=None,
     linear_key_head_dim=None, linear_value_head_dim=None, linear_conv_kernel_dim=4,
@@ -312,7 +291,10 @@ def _nemotron(family: Family, entries: Entries) -> tuple[Family, Entries]:
 
 MIXER = "layers.{}.mixer."
 NEMOTRON_H = LLAMA.like(
-    "nemotron_h", bases=("backbone.", "model.", ""),
+    "nemotron_h", bases=("backbone.", "model.", ""), without=("gate_proj",),
+    optional={"conv.bias": "mamba_conv_bias"}, unrotated="all",
+    mixers={"linear_attention": "mamba2", "mlp": "no_mixer", "moe": "no_mixer"}, scoring="sigmoid",
+    buffers=(r"^mtp\..*",), variant=_nemotron,
     names=mamba(MIXER) | {f"{x}_proj": f"{MIXER}{x}_proj" for x in ("q", "k", "v", "o")} | dict(
         embed="embeddings", attn_norm="layers.{}.norm", mlp_norm="layers.{}.norm",
         final_norm="norm_f", router=f"{MIXER}gate",
@@ -322,12 +304,9 @@ NEMOTRON_H = LLAMA.like(
     },
     biased=dict.fromkeys((*MAMBA_INS, "out_proj"), "use_bias")
     | dict.fromkeys((f"{of}{x}" for of in ("", "shared_expert.") for x in MLP[1:]), "mlp_bias"),
-    without=("gate_proj",), optional={"conv.bias": "mamba_conv_bias"}, unrotated="all",
-    mixers={"linear_attention": "mamba2", "mlp": "no_mixer", "moe": "no_mixer"}, scoring="sigmoid",
     stacks={
         f"experts.{x}": Location(f"{MIXER}experts.{x}", stacked=True, weight="") for x in MLP[1:]
     },
-    buffers=(r"^mtp\..*",), variant=_nemotron,
     num_key_value_heads=8, head_dim=128, max_position_embeddings=4096, use_bias=False,
     norm_eps=key(1e-5, "layer_norm_epsilon", echoes=("norm_eps", "rms_norm_eps")),
     activation=key("relu2", "mlp_hidden_act"), mamba_hidden_act=only("silu"),
