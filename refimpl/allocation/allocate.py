@@ -11,7 +11,7 @@ from refimpl.allocation.plan import Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, AllocationErrors, Scores, Signal, Signals
 from refimpl.arguments import integer, require
-from refimpl.bases.base import BaseInputs, returned
+from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import nan_mean
 from refimpl.method.correction import LOG_LIMIT, centred_log, clipped_log, correction
@@ -20,7 +20,7 @@ from refimpl.method.projection import project
 from refimpl.method.uncertainty import jackknife
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
-from refimpl.pruners.checks import read_only
+from refimpl.pruners.checks import read_only, returned
 from refimpl.pruners.counts import counts, split_count
 
 ROUNDING = 1e-9  # of the sparsity at an end of what probes span

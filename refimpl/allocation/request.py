@@ -1,12 +1,11 @@
 """The request for an allocation: base, its options, sparsity, correction."""
 
-import csv
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from msgspec import Meta
@@ -41,7 +40,7 @@ class Request(Checked):
 
     base: str | Base = common_option(
         UNIFORM.name,
-        "Base allocation: its name, or a JSON or CSV file with a sparsity per block or per linear.",
+        "Base allocation: its name, or a JSON file with a sparsity per block or per linear.",
         "NAME|FILE",
     )
     options: Mapping[str, float | str] = option(
@@ -163,11 +162,6 @@ class Request(Checked):
         return plan
 
 
-def usual_request(plan: Perturbation | None) -> Request:
-    """The default request; for noise, without a correction."""
-    return Request(correct=None if isinstance(plan, Noise) else "divergence")
-
-
 def base_of(base: str | Base) -> Base:
     """The requested base: a record, a named one, or the contents of a file."""
     if isinstance(base, Base):
@@ -179,9 +173,7 @@ def base_of(base: str | Base) -> Base:
         step = nearest(base, bases(), "check the spelling or the path")
         if base in pruners():
             problem, step = f"base {base!r} is a pruner", "pass it as the pruner"
-        accepted = (
-            f"{', '.join(bases())}, or a JSON or CSV file with a sparsity per block or linear"
-        )
+        accepted = f"{', '.join(bases())}, or a JSON file with a sparsity per block or linear"
         raise RefimplError(problem, accepted, step)
     return record
 
@@ -192,7 +184,7 @@ def _of_file(path: Path, asked: BaseInputs) -> Array:
 
 def own_budget(path: Path, linears: Linears) -> float | None:
     """The sparsity of a file of one's own, its mean over the weights; None for another file."""
-    with suppress(ValueError, *TOO_MUCH):  # CSV, or a damaged file, which `read_custom` refuses
+    with suppress(ValueError, *TOO_MUCH):  # of a damaged file, which `read_custom` refuses
         content = parsed_json(read_file(path).decode("utf-8"))
         if isinstance(content, Mapping) and not any(x.startswith("blocks.") for x in content):
             return None
@@ -201,16 +193,15 @@ def own_budget(path: Path, linears: Linears) -> float | None:
 
 
 def read_custom(path: Path, linears: Linears) -> Array:
-    """Read a base allocation, per block [L] or per linear [L, linears], from a JSON or CSV file.
+    """Read a base allocation, per block [L] or per linear [L, linears], from a JSON file.
 
-    JSON: a list with a number per block, a list per block with a number per linear, or an object
-    from `blocks.3` or `blocks.3.q_proj` to a number. CSV: lines `blocks.3,0.7` or `0.7`.
+    It has a list with a number per block, a list per block with a number per linear, or an object
+    from `blocks.3` or `blocks.3.q_proj` to a number.
     """
     blocks = [f"blocks.{i}" for i in range(len(linears))]
     units = [f"{at}.{name}" for at, names in zip(blocks, linears, strict=True) for name in names]
     try:
-        text = read_file(path).decode("utf-8")
-        content = _csv_content(text) if path.suffix.lower() == ".csv" else parsed_json(text)
+        content = parsed_json(read_file(path).decode("utf-8"))
         if isinstance(content, Mapping):
             if "allocations" in content:
                 raise RefimplError(
@@ -225,16 +216,15 @@ def read_custom(path: Path, linears: Linears) -> Array:
         lists = isinstance(content, list) and all(isinstance(row, list) for row in content)
         if lists and [*map(len, content)] == [*map(len, linears)]:
             content = [number for row in content for number in row]
-        is_csv = path.suffix.lower() == ".csv"
         numbers = content if isinstance(content, list) else [content]
-        if odd := [x for x in numbers if isinstance(x, bool) or isinstance(x, str) > is_csv]:
+        if odd := [x for x in numbers if isinstance(x, bool | str)]:
             raise ValueError(f"{odd[0]!r:.40} is no number")
         values = np.array(content, np.float64)
         if values.shape not in ((len(blocks),), (len(units),)):
             raise ValueError(f"{values.size} numbers")
         if not ((values >= 0) & (values <= 1)).all():
             raise ValueError("a number that is not from 0 to 1")
-    except (OSError, csv.Error, ValueError, TypeError, LookupError, *TOO_MUCH) as error:
+    except (OSError, ValueError, TypeError, LookupError, *TOO_MUCH) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RefimplError(
             f"{path}: not an allocation for this model ({reason})",
@@ -247,13 +237,3 @@ def read_custom(path: Path, linears: Linears) -> Array:
     per_linear = np.zeros(sizes.shape)
     per_linear[sizes > 0] = values
     return per_linear
-
-
-def _csv_content(text: str) -> Any:
-    """The lines of a CSV file: an object if each has a name and a number, else a list."""
-    rows = [row for row in csv.reader(text.splitlines()) if row]
-    if len(rows[0]) != 2:
-        return [number for (number,) in rows]
-    if len(content := dict(rows)) < len(rows):
-        raise ValueError("a name twice")
-    return content

@@ -40,12 +40,6 @@ class Absorption:
     divergence: Array | None = None
     divergence_stderr: Array | None = None
 
-    @property
-    def logarithm(self) -> Array:
-        """Logarithm of r, not clipped, [L]; NaN where r is 0 or unknown."""
-        positive = self.coefficient > 0
-        return np.where(positive, np.log(np.where(positive, self.coefficient, 1)), np.nan)
-
 
 @dataclass(frozen=True)
 class Signal:
@@ -146,9 +140,9 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """The scores and the allocations that they were made for, as `scores.json` has them."""
-        from refimpl.allocation.scores_json import whole_document  # which reads scores
+        from refimpl.allocation.scores_json import document  # which reads scores
 
-        return whole_document(self)
+        return document(self)
 
     def save(self, path: str | Path) -> None:
         """Write `scores.json`: the scores, and the allocations that they were made for.
@@ -162,11 +156,6 @@ class Scores:
     def num_blocks(self) -> int:
         """Number of blocks, L."""
         return len(self.linears)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """Shape [out, in] of every linear that any block has, by name."""
-        return {name: shape for block in self.linears for name, shape in block.items()}
 
     @property
     def linear_sizes(self) -> Array:

@@ -32,17 +32,12 @@ class ScoresDocument(Document, frozen=True, kw_only=True):
     allocations: list[StoredAllocation]
 
 
-def document(scores: Scores, allocations: Sequence[Allocation]) -> dict[str, Any]:
-    """Describe scores and their allocations, one per eta, as one JSON document."""
-    request, stored = _request(allocations[0]), [*map(_stored, allocations)]
-    made = replace(scores, made_for=request)
+def document(scores: Scores, allocations: Sequence[Allocation] = ()) -> dict[str, Any]:
+    """Describe scores and allocations, one per eta, by default those that they were made for."""
+    allocations = allocations or [allocate(scores, which=i) for i in range(len(scores.sweep))]
+    made, stored = replace(scores, made_for=_request(allocations[0])), [*map(_stored, allocations)]
     content: dict[str, Any] = plain(ScoresDocument(format=FORMAT, scores=made, allocations=stored))
     return content
-
-
-def whole_document(scores: Scores) -> dict[str, Any]:
-    """Describe scores and the allocations that they were made for, one per eta."""
-    return document(scores, [allocate(scores, which=i) for i in range(len(scores.sweep))])
 
 
 def _request(allocation: Allocation) -> dict[str, Any]:

@@ -76,8 +76,7 @@ def targets_for(target: Allocation | Pattern | Targets, linears: Linears) -> Tar
         return pattern_targets(target, linears, "exact")
     targets = allocation_targets(target) if isinstance(target, Allocation) else target
     counts, sizes = targets.linear_pruned, linear_sizes(linears)
-    fits = counts.shape == sizes.shape and ((counts >= 0) & (counts <= sizes)).all()
-    if not fits:
+    if counts.shape != sizes.shape or (counts < 0).any() or (counts > sizes).any():
         raise RefimplError(
             f"an allocation for another model: {list(counts.shape)} counts up to {counts.max()}",
             _sizes(linears),
@@ -96,9 +95,8 @@ def read_targets(path: Path, linears: Linears) -> Targets:
             _sizes(linears),
             "run refimpl score on this model",
         )
-    counts, sparsity, sizes = (
-        allocation.linear_pruned, allocation.linear_sparsity, linear_sizes(linears)
-    )  # fmt: skip
+    counts, sparsity = allocation.linear_pruned, allocation.linear_sparsity
+    sizes = linear_sizes(linears)
     with reading_document(path, NAMED):
         for i, j in np.argwhere((counts < 0) | (counts > sizes)).tolist():
             name = f"blocks.{i}.{[*linears[i], *[''] * j][j]}"

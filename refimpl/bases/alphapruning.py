@@ -11,7 +11,6 @@ from refimpl.arguments import Fraction, checked
 from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
 from refimpl.bases.spread import is_flat, relative
 from refimpl.bases.uniform import uniform
-from refimpl.errors import RefimplError
 from refimpl.method.spectrum import PowerLaw, alphapruning_alpha, esd
 from refimpl.pruners.checks import Compat, Floats, finite_vector, unit_sizes
 
@@ -56,12 +55,7 @@ def alphapruning(
 
 def _law(block: BlockInputs, name: str, fit: Any, xmin: Any) -> PowerLaw:
     """The power law of a linear."""
-    try:
-        return alphapruning_alpha(esd(block.weight(name)), fit, xmin)
-    except RefimplError as error:
-        raise RefimplError(
-            f"blocks.{block.index}.{name}: {error.problem}", error.expected, error.remedy
-        ) from error
+    return alphapruning_alpha(esd(block.weight(name)), fit, xmin)
 
 
 def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, Sequence[float]]:

@@ -80,11 +80,6 @@ class BlockInputs:
     dtype: npt.DTypeLike = float
     run: Callable[[Sequence[Callable[[], Any]]], list[Any]] = lambda tasks: [x() for x in tasks]
 
-    @property
-    def means(self) -> dict[str, Floats]:
-        """The sums per sequence."""
-        return {name: total / self.sequences for name, total in self.sums.items()}
-
 
 @dataclass(frozen=True)
 class BaseInputs:
@@ -158,23 +153,6 @@ class Base:
     def of_signal(self, options: Mapping[str, Value]) -> dict[str, Value]:
         """Those of some options that the signal depends on."""
         return {name: x for name, x in options.items() if self.options[name].of_signal}
-
-
-def returned(
-    base: str, what: str, value: Any, shapes: Sequence[tuple[int, ...]], finite: bool = True
-) -> Floats:
-    """What a base returned, whose package may be another one: numbers of one of some shapes."""
-    try:
-        x = np.asarray(value)
-    except ValueError:  # rows of several lengths
-        x = np.array(None)
-    if x.dtype.kind not in "iuf" or x.shape not in shapes or (finite and not np.isfinite(x).all()):
-        raise RefimplError(
-            f"base {base}: its {what} returned {value!r:.60}",
-            f"finite numbers of shape {' or '.join(str([*shape]) for shape in shapes)}",
-            f"correct the {what} of {base}",
-        )
-    return x.astype(np.float64)
 
 
 def bases() -> dict[str, Base]:

@@ -21,11 +21,11 @@ class BlockScores(Iterable[Floats]):
         self.block = block
 
     def __iter__(self) -> Iterator[Floats]:
-        means = self.block.means
         for name, (out, width) in self.block.shapes.items():
             weight, rows = self.block.weight(name), max(1, PIECE // width)
+            mean = self.block.sums[name] / self.block.sequences
             for start in range(0, out, rows):
-                yield wanda_score(weight[start : start + rows], means[name])
+                yield wanda_score(weight[start : start + rows], mean)
 
 
 def mean_score(scores: Iterable[Floats]) -> float:

@@ -52,10 +52,10 @@ class PruneOptions(groups.JsonOptions):
     sparsity: Fraction | None = same_option(Request, "sparsity", default=None)
     allocation: str | None = common_option(
         None,
-        "Instead of --sparsity, a file that refimpl score -o or allocate -o wrote, or a JSON or "
-        "CSV file with a sparsity per block or per linear, which are not changed. With "
-        "--sparsity, a base allocation without a correction: its name, or such a file, projected "
-        "on the budget. Default: the recommended allocation.",
+        "Instead of --sparsity, a file that refimpl score -o or allocate -o wrote, or a JSON "
+        "file with a sparsity per block or per linear, which are not changed. With --sparsity, a "
+        "base allocation without a correction: its name, or such a file, projected on the budget. "
+        "Default: the recommended allocation.",
         "FILE|BASE",
     )
     nm: str | None = common_option(

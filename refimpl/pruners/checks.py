@@ -1,5 +1,6 @@
 """Array types, and arguments that several functions take: checked in one place."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -51,6 +52,23 @@ def read_only(array: npt.ArrayLike) -> npt.NDArray[Any]:
     view: npt.NDArray[Any] = np.asarray(array).view()
     view.flags.writeable = False
     return view
+
+
+def returned(
+    base: str, what: str, value: Any, shapes: Sequence[tuple[int, ...]], finite: bool = True
+) -> Floats:
+    """What a base returned, whose package may be another one: numbers of one of some shapes."""
+    try:
+        x = np.asarray(value)
+    except ValueError:  # rows of several lengths
+        x = np.array(None)
+    if x.dtype.kind not in "iuf" or x.shape not in shapes or (finite and not np.isfinite(x).all()):
+        raise RefimplError(
+            f"base {base}: its {what} returned {value!r:.60}",
+            f"finite numbers of shape {' or '.join(str([*shape]) for shape in shapes)}",
+            f"correct the {what} of {base}",
+        )
+    return x.astype(np.float64)
 
 
 def decimal(value: float) -> Fraction:

@@ -1,6 +1,6 @@
 """The perturbation experiment over a whole model, in work units whose results can be kept."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, groupby
 
 from refimpl.allocation.plan import Perturbation, Probes
@@ -220,28 +220,18 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
     """Sums over all ids [N, S] of the squared inputs of the dense linears, [in] each, float64."""
     squares = SummedSquares(tuple({} for _ in model.config.blocks))
     earlier = Result.of_named(resources.earlier)
-    rows = {n: row for n, row in enumerate(ids) if n not in earlier.squares}
-    units = dense_units(model.config, rows, resources)
+    left, size, dtype = [n for n in range(len(ids)) if n not in earlier.squares], 1, resources.dtype
+    if resources.executor is None:  # as many as fit with their sums, fewer if results are kept
+        read = ({input_of(x): y for x, (_, y) in z.items()} for z in model.config.linears)
+        of_sums = 8 * sum(sum(block.values()) for block in read)  # float64
+        of_states = 2 * state_bytes(model.config, ids.shape[1], dtype)
+        size = max(1, resources.memory // (of_states + of_sums))
+        size = min(size, SEQUENCES_AT_RISK * resources.workers.threads) if resources.keeps else size
+    pieces = (left[start : start + size] for start in range(0, len(left), size))
+    units = [StateGroup((), {n: ids[n] for n in x}, tuple(x), dtype=dtype) for x in pieces]
     for result in chain([earlier], results(units, model, resources)):
         if result is not earlier:
             resources.keep(result.named)
         for sequence, sums in result.squares.items():
             squares.add(sequence, sums)
     return squares.total
-
-
-def dense_units(config: Config, ids: Mapping[int, Array], resources: Resources) -> list[StateGroup]:
-    """The work units of `dense_squares` over these sequences, [S] by their number.
-
-    A unit for workers has one sequence; here, it has as many as fit into memory with their sums, at
-    least one, and fewer if finished units are kept.
-    """
-    left, size, dtype = [*ids], 1, resources.dtype
-    if resources.executor is None:
-        read = ({input_of(x): width for x, (_, width) in y.items()} for y in config.linears)
-        sums_bytes = 8 * sum(sum(block.values()) for block in read)  # float64
-        length = max(map(len, ids.values()), default=1)
-        size = max(1, resources.memory // (2 * state_bytes(config, length, dtype) + sums_bytes))
-        size = min(size, SEQUENCES_AT_RISK * resources.workers.threads) if resources.keeps else size
-    pieces = [left[start : start + size] for start in range(0, len(left), size)]
-    return [StateGroup((), {n: ids[n] for n in x}, tuple(x), dtype=dtype) for x in pieces]

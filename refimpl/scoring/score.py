@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation, allocate, base_only
-from refimpl.allocation.plan import Perturbation, Probes, Units, require_resolved
-from refimpl.allocation.request import Request, usual_request
+from refimpl.allocation.plan import Noise, Perturbation, Probes, Units, require_resolved
+from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signals
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM
@@ -70,11 +70,12 @@ def score(
     Source: arXiv:2606.15161; docs/explanation/method.md, sections 2, 3 and 6.
     """
     started, config = time.perf_counter(), model.config
-    request = request or usual_request(plan)
+    request = request or Request(correct=None if isinstance(plan, Noise) else "divergence")
     plan = request.perturbation(plan)
     settings = replace(settings or Settings(), **changes)
     ids = checked_ids(tokens.ids, config)
-    pruned_base(config, request)
+    alike = replace(request, base=UNIFORM, options={}) if request.record.needs else request
+    _pruned_at(config, {}, alike)  # so a request that cannot be served fails before the long part
     model.check_finite(settings.dtype)
     chosen = Chosen.of(request, bases)
     beside, divergence = probing_bytes(config, plan), request.correct == "divergence"
@@ -196,16 +197,6 @@ def probed_blocks(config: Config, base: Array, plan: Probes, moments: Moments) -
     counts = probe_counts(base, config.linear_sizes, plan.delta, plan.units)
     of_squares = moments if plan.pruner_options.record.needs == "squares" else ()
     return PrunedBlocks(config.linears, counts, plan.pruner_options, of_squares)
-
-
-def pruned_base(config: Config, request: Request) -> PrunedAt:
-    """Where the base would prune if all blocks were alike; a request that cannot be served fails.
-
-    So it fails before the long part, without the signals.
-    """
-    if request.record.needs is not None:
-        request = replace(request, base=UNIFORM, options={})
-    return _pruned_at(config, {}, request)
 
 
 def _options(

@@ -182,7 +182,7 @@ def test_the_inputs_of_a_signal_hold_what_its_base_needs() -> None:
         score(LLAMA, Tokens(TOKENS.ids, "", "ids"), bases=[base])
     width = LLAMA.config.hidden_size
     assert not seen["weights"].sums
-    assert seen["squares"].means["q_proj"].shape == (width,)
+    assert seen["squares"].sums["q_proj"].shape == (width,)
     assert seen["products"].sums["q_proj"].shape == (width, width)
     assert seen["products"].sequences == 2
     for block in seen.values():

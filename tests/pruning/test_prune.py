@@ -196,8 +196,8 @@ def test_a_file_of_allocations_prunes_as_its_options_do(
     words: str, more: str, alone: str, tmp_path: Path
 ) -> None:
     scored = tmp_path / "scores.json"
-    (tmp_path / "base.csv").write_text("0.6\n0.7\n0.7\n0.8\n")
-    first, alone = (x.replace("BASE", str(tmp_path / "base.csv")) for x in (words, alone))
+    (tmp_path / "base.json").write_text("[0.6, 0.7, 0.7, 0.8]")
+    first, alone = (x.replace("BASE", str(tmp_path / "base.json")) for x in (words, alone))
     ran("score", LLAMA, *SMALL, *first.split(), "-o", scored)
     if more:
         ran("allocate", scored, *more.split(), "-o", scored := tmp_path / "allocation.json")
@@ -247,9 +247,9 @@ def test_the_allocation_of_a_sweep_names_its_eta(tmp_path: Path) -> None:
 
 
 def test_blocks_of_which_little_is_left_are_named(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("0.5\n0.95\n0.96\n1\n")
+    (tmp_path / "a.json").write_text("[0.5, 0.95, 0.96, 1]")
     words = ("prune", LLAMA, "-o", tmp_path / "out", "--pruner", "magnitude")
-    text = ran(*words, "--allocation", tmp_path / "a.csv")
+    text = ran(*words, "--allocation", tmp_path / "a.json")
     assert "above 0.95 sparsity: block 2 (0.9600), block 3 (1.0000)" in text
 
 
@@ -418,7 +418,7 @@ def test_from_python(tmp_path: Path) -> None:
     refusal_of(PrunerOptions, "nonsense", says="nonsense")
 
 
-@pytest.mark.parametrize("name", ["mine.csv", "mine.json", "linears.json"])
+@pytest.mark.parametrize("name", ["mine.json", "linears.json"])
 def test_a_file_of_ones_own_sets_the_budget(name: str, tmp_path: Path) -> None:
     linears = read_model(LLAMA).config.linears
     share = [[0.41, 0.6, 0.83, 0.79][i] for i in range(4)]
@@ -428,7 +428,7 @@ def test_a_file_of_ones_own_sets_the_budget(name: str, tmp_path: Path) -> None:
             [x + 0.01 * j for j in range(len(block))]
             for x, block in zip(share, linears, strict=True)
         ]
-    text = "\n".join(map(str, share)) if name.endswith("csv") else json.dumps(content)
+    text = json.dumps(content)
     (tmp_path / name).write_text(text)
     ran("prune", LLAMA, "-o", tmp_path / "out", "--allocation", tmp_path / name,
         "--pruner", "magnitude")  # fmt: skip
@@ -438,6 +438,6 @@ def test_a_file_of_ones_own_sets_the_budget(name: str, tmp_path: Path) -> None:
             wanted = share[i] + (0.01 * j if name == "linears.json" else 0)
             assert linear["sparsity"] == pytest.approx(wanted, abs=1e-12)  # nothing is shifted
             assert abs(linear["pruned"] - wanted * linear["weights"]) <= 2
-    (tmp_path / "bad.csv").write_text("0.5\n0.6\n")
-    error = refused("prune", LLAMA, "-o", tmp_path / "no", "--allocation", tmp_path / "bad.csv")
+    (tmp_path / "bad.json").write_text("[0.5, 0.6]")
+    error = refused("prune", LLAMA, "-o", tmp_path / "no", "--allocation", tmp_path / "bad.json")
     assert "2 numbers" in error

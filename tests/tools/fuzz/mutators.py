@@ -230,6 +230,6 @@ PATHS = [
     "/proc/self/mem", "pipe",
     "a" * 246, "a" * 300, "x\x1b[2Jy", "x\nerror: forged", "link.json", "out.json", "out.onnx",
     "out",
-    "case", "case/case.json", "ids.npy", "base.json", "base.csv", "graph.onnx",
+    "case", "case/case.json", "ids.npy", "base.json", "graph.onnx",
     "pruned", 'x" onload="alert(1)', "<b>|$x^2$", "seeds.txt",
 ]  # fmt: skip

@@ -93,7 +93,6 @@ READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its
         ["prune", "model", "--tokens", "ids.npy", *SMALL, "-o", "out", "--nm", "2:4"],
     ],
     "base.json": [["allocate", "scores.json", "--base", "base.json"]],
-    "base.csv": [["allocate", "scores.json", "--base", "base.csv"]],
     "scores.json": [
         ["allocate", "scores.json"], ["allocate", "scores.json", "--base", "owl", "--json"],
         ["allocate", "scores.json", "--correct", "none"], *_reports("scores.json"),
@@ -169,7 +168,6 @@ def make_folder(folder: Path) -> None:
     shutil.copytree(folder / "model", folder / SNAPSHOT)
     _make_gguf(folder)
     (folder / "base.json").write_text("[0.7, 0.7]")
-    (folder / "base.csv").write_text("".join(f"blocks.{i},0.7\n" for i in range(2)))
     import numpy as np
 
     np.save(folder / "ids.npy", np.arange(60) % 250)
