@@ -24,14 +24,13 @@ from refimpl.pruners.pruner import Pruner
 from refimpl.pruning.inspection import Inspection, inspect
 from refimpl.pruning.prune import prune
 from refimpl.pruning.record import Pruning
-from refimpl.running.held_model import HeldModel
 from refimpl.running.settings import Settings
 from refimpl.scoring.score import recommended, score
 from refimpl.version import SPEC, __version__
 
 __all__ = [
     "SPEC", "Allocation", "Base", "Evaluation", "Explanation", "Forward",
-    "HeldModel", "Inspection", "Model", "Noise", "Pattern", "Probes", "Pruner", "PrunerOptions",
+    "Inspection", "Model", "Noise", "Pattern", "Probes", "Pruner", "PrunerOptions",
     "Pruning", "RefimplError", "Request", "Scores", "Settings", "__version__", "allocate",
     "evaluate", "explain", "forward", "inspect", "prune", "random_tokens", "read_model",
     "read_scores", "recommended", "score", "text_tokens",

@@ -42,7 +42,7 @@ HOSTILE: Mapping[type, tuple[Any, ...]] = {
 # Results: no function takes one that somebody else made, but for scores and allocations.
 RESULTS = {
     *("Allocation", "Estimate", "Evaluation", "Explanation", "Forward"),
-    *("Inspection", "Model", "HeldModel", "Pruning", "Scores", "RefimplError", "Deviation"),
+    *("Inspection", "Model", "Pruning", "Scores", "RefimplError", "Deviation"),
     *("PowerLaw", "RunningDivergence", "Case", "Report", "Place"),
 }
 # Formulas over arrays, which other kinds of arrays pass, too: those that an export records.

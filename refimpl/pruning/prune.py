@@ -36,7 +36,7 @@ from refimpl.pruning.pruned_files import Counts, PrunedFiles, copies
 from refimpl.pruning.record import RECORD_FORMAT, BlockRecord, LinearRecord, Pruning, read_record
 from refimpl.running.file_system import remove
 from refimpl.running.files import json_text, undo_killed, whole
-from refimpl.running.provenance import UnchangedFiles, model_sha256
+from refimpl.running.provenance import check_unchanged, identity, model_sha256, stamps
 from refimpl.running.settings import Resources, Settings, parse_memory, require_memory
 from refimpl.running.target_checks import RECORD, SCORES, check_folder, real_path
 
@@ -125,14 +125,14 @@ def prune(
     check_prune(model, out, force)
     memory = calibration_memory(model, pruner, 0 if inputs is None else inputs.size, settings)
     model.check_finite(settings.dtype)
-    before, source = read_record(model), UnchangedFiles(model)
-    identity = source.identity | _options(targets, pruner, facts, settings.dtype)
+    before, unchanged = read_record(model), partial(check_unchanged, model, stamps(model))
+    depends = identity(model) | _options(targets, pruner, facts, settings.dtype)
     with (
         whole(real_path(out), force, resumable=True) as folder,
         replace(settings, memory=memory).open() as resources,
     ):
-        files = PrunedFiles(model, folder, identity)
-        _prune_blocks(model, targets, pruner, inputs, resources, files, source.check)
+        files = PrunedFiles(model, folder, depends)
+        _prune_blocks(model, targets, pruner, inputs, resources, files, unchanged)
         pruning = _recorded(
             model,
             targets,
@@ -145,7 +145,7 @@ def prune(
             **pruner.options,
             **measure(files.pruned),
         )
-        source.check()
+        unchanged()
         for name in (RECORD, SCORES):  # of the same run, killed when it was nearly done
             remove(folder / name)
         (folder / RECORD).write_text(json_text(plain(pruning)), "utf-8")

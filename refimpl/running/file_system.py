@@ -35,12 +35,10 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def foreign(path: Path) -> RefimplError:
-    """The error for a file or folder that has a name of ours, but that refimpl did not make."""
-    return RefimplError(
-        f"{path} was not made by refimpl, which needs this name while it works",
-        "no such file, or one that an earlier run left",
-        "move it away, or choose another -o",
+def comes_again(error: BaseException) -> bool:
+    """Whether an error would come again if the run were repeated: what it kept is of no use."""
+    return isinstance(error, RefimplError | ArithmeticError) and not isinstance(
+        error, ResumableError
     )
 
 
@@ -146,11 +144,17 @@ def work_folder(work: Path) -> Iterator[Path]:
         with writing(work):
             with suppress(FileExistsError):
                 work.mkdir(0o700)  # the output may be private
-            if not is_folder(work) or (os.listdir(work) and not os.path.lexists(mark)):
-                raise foreign(work)
-            file, free = _locked(mark)
+            if not is_folder(work) or (os.listdir(work) and not is_own(mark)):
+                raise RefimplError(
+                    f"{work} was not made by refimpl, which needs this name while it works",
+                    "no such file, or one that an earlier run left",
+                    "move it away, or choose another -o",
+                )
+            file = mark.open("ab")
         with file:
-            if not free:
+            with writing(work):
+                locked = _locked(file, mark)
+            if not locked:
                 raise ResumableError(
                     f"{work}: another run is writing it",
                     "one run at a time for one output",
@@ -167,19 +171,15 @@ def work_folder(work: Path) -> Iterator[Path]:
             work.rmdir()
 
 
-def _locked(path: Path) -> tuple[IO[bytes], bool]:
-    """Our mark, locked until it is closed; False if another run holds or has just removed it."""
-    if os.path.lexists(path) and not is_own(path):
-        raise foreign(path)
-    file = path.open("ab")
+def _locked(file: IO[bytes], path: Path) -> bool:
+    """Lock our mark until it is closed; False if another run holds or has just removed it."""
     try:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file, os.path.samestat(os.fstat(file.fileno()), path.stat())
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except (BlockingIOError, FileNotFoundError):
-        return file, False
+        return False
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            file.close()
             raise
-    return file, True  # of a system without locks
+        return True

@@ -16,8 +16,7 @@ from refimpl.errors import RefimplError
 from refimpl.running.file_system import (
     DONE,
     NEW,
-    ResumableError,
-    foreign,
+    comes_again,
     is_folder,
     is_own,
     remove,
@@ -26,7 +25,7 @@ from refimpl.running.file_system import (
     work_path,
     writing,
 )
-from refimpl.running.finished_units import discard, runs
+from refimpl.running.finished_units import runs
 from refimpl.running.target_checks import refuse_existing
 
 OLD, DELETED = "old", "deleted"
@@ -56,13 +55,11 @@ def whole(target: Path, force: bool = False, resumable: bool = False) -> Iterato
             _rename(new, target)
             undo(work, target)
         except BaseException as error:
-            final = isinstance(error, RefimplError | ArithmeticError)
-            final = final and not isinstance(error, ResumableError)  # it would come again
             with suppress(OSError):  # the next run undoes the rest
-                undo(work, target, resumable and not final)
+                undo(work, target, resumable and not comes_again(error))
             raise
         for folder in runs(work):
-            discard(folder)
+            remove(folder)
 
 
 def undo_killed(target: Path) -> None:
@@ -77,21 +74,15 @@ def undo(work: Path, target: Path, resumable: bool = False) -> None:
 
     A `resumable` copy stays if some of its blocks are done.
     """
-    for name in (OLD, DELETED, NEW, DONE, f".{DONE}"):
-        path = work / name
-        ours = is_folder(path) if DONE not in name else is_own(path)
-        ours = ours or (name == NEW and is_own(path))
-        if os.path.lexists(path) and not ours:
-            raise foreign(path)
     if not (resumable and is_own(work / DONE) and is_folder(work / NEW)):
         remove(work / DONE)
         remove(work / NEW)
     remove(work / f".{DONE}")
-    if (work / OLD).exists() and not os.path.lexists(target):
+    if is_folder(work / OLD) and not os.path.lexists(target):
         _rename(work / OLD, target)
     try:
         remove(work / DELETED)
-        if (work / OLD).exists():
+        if os.path.lexists(work / OLD):
             _rename(work / OLD, work / DELETED)  # so that no run finds it half deleted
             remove(work / DELETED)
     except OSError as error:

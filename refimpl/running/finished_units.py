@@ -1,7 +1,6 @@
 """The results of a run so far: an `.npz` for each work unit, in a folder named by its inputs."""
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.errors import RefimplError
 from refimpl.running.file_system import (
     DONE,
-    ResumableError,
-    foreign,
+    comes_again,
     is_folder,
     is_own,
     open_file,
+    remove,
     replaced,
     work_path,
     writing,
@@ -28,16 +26,13 @@ from refimpl.running.file_system import (
 RUN = re.compile("[0-9a-f]{32}")  # names of folders that we make
 TREE = "tree"  # the array that holds the JSON of a unit, in which ARRAY is the name of another one
 ARRAY = "array"
-ZIP = b"PK\x03\x04"  # an .npz begins with it
 
 
 class FinishedUnits:
     """The finished units of one run by their names; `check` is called before one is written."""
 
-    def __init__(self, folder: Path, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, folder: Path, check: Callable[[], None]) -> None:
         self.folder, self._check = folder, check
-        if os.path.lexists(folder) and not is_folder(folder):
-            raise foreign(folder)
         with writing(folder):
             folder.mkdir(exist_ok=True)
 
@@ -45,7 +40,7 @@ class FinishedUnits:
     def earlier(self) -> dict[str, Any]:
         """The results by key of all units that are whole."""
         found: dict[str, Any] = {}
-        for path in filter(is_unit, sorted(self.folder.iterdir())):
+        for path in sorted(self.folder.glob("*.npz")):
             with suppress(Exception):  # whatever a damaged file leads to: the unit is made again
                 found |= read_unit(path)
         return found
@@ -64,8 +59,6 @@ class FinishedUnits:
         text = json.dumps(dict(results), default=reference).encode()
         arrays[TREE] = np.frombuffer(text, np.uint8)
         with writing(path):
-            if os.path.lexists(path) and not is_unit(path):
-                raise foreign(path)
             archive = BytesIO()  # zipfile writes, and writes again, in many small pieces
             np.savez(archive, **arrays)
             with replaced(path) as beside:
@@ -93,30 +86,14 @@ def finished_units(
     units = FinishedUnits(work / digest[:32], check)
     try:
         yield units
-    except (RefimplError, ArithmeticError) as error:  # the latter: a number left its range
-        if not isinstance(error, ResumableError):  # it would come again
+    except Exception as error:
+        if comes_again(error):
             with suppress(OSError):
-                discard(units.folder)
+                remove(units.folder)
         raise
     finally:
         with suppress(OSError):  # it is not empty
             units.folder.rmdir()
-
-
-def is_unit(path: Path) -> bool:
-    """Whether a file is named and begins like a unit, and is no link."""
-    if path.suffix != ".npz" or not is_own(path):
-        return False
-    with open_file(path) as file:
-        return path.name.startswith(".") or file.read(len(ZIP)) == ZIP
-
-
-def discard(folder: Path) -> None:
-    """Remove the units in a folder, and the folder if nothing else is in it."""
-    for path in filter(is_unit, [*folder.iterdir()]):
-        path.unlink()
-    with suppress(OSError):
-        folder.rmdir()
 
 
 def runs(work: Path) -> list[Path]:
@@ -129,5 +106,5 @@ def runs(work: Path) -> list[Path]:
 def are_left(output: Path) -> bool:
     """Whether a stopped run left finished units, or a copy with finished blocks."""
     work = work_path(output)
-    units = [path for folder in runs(work) for path in folder.iterdir() if is_unit(path)]
+    units = [path for folder in runs(work) for path in folder.glob("*.npz")]
     return bool(units) or (is_folder(work) and is_own(work / DONE))

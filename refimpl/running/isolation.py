@@ -5,9 +5,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from threading import Thread
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from refimpl.errors import RefimplError
 
@@ -15,23 +16,14 @@ _isolated: Any = None  # the object of a child process
 
 
 class Isolated:
-    """An object in a process of its own, made there by a function or class of a module.
+    """The object that `maker(*arguments)` makes in a process of its own.
 
-    Args:
-        maker: The function or class.
-        arguments: Its arguments.
-        name: What is wrong if the process fails, for messages.
-        seconds: Most of a call.
-        refused: Accepted input and next step, for messages.
+    Messages say that `name` failed, and `refused`: accepted input and next step; a call takes at
+    most so many seconds.
     """
 
     def __init__(
-        self,
-        maker: Callable[..., Any],
-        *arguments: Any,
-        name: str,
-        seconds: float,
-        refused: tuple[str, str],
+        self, maker: Any, *arguments: Any, name: str, seconds: float, refused: tuple[str, str]
     ) -> None:
         from concurrent.futures import ProcessPoolExecutor  # slow, and most commands start none
         from multiprocessing import get_context
@@ -56,8 +48,6 @@ class Isolated:
         limit = seconds or self._seconds
         try:
             return self._pool.submit(_result, method, arguments).result(limit)
-        except RefimplError:
-            raise
         except ChildFailure as error:
             problem = str(error)
         except TimeoutError:
@@ -65,7 +55,7 @@ class Isolated:
             self._end()
         except BrokenExecutor:
             problem = "ended its process"
-        except BaseException:
+        except KeyboardInterrupt:
             self._end()
             raise
         raise RefimplError(f"{self._name}: {problem}", *self._refused)
@@ -88,12 +78,10 @@ class ChildFailure(Exception):
 
 def limit_memory(memory: int) -> None:
     """Limit the private memory of this process, where the system has such a limit."""
-    try:
+    with suppress(ImportError, OSError, ValueError):
         import resource  # not on Windows
 
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    except (ImportError, OSError, ValueError):
-        pass
 
 
 def _begin() -> None:
@@ -106,9 +94,7 @@ def _begin() -> None:
 def _follow() -> None:
     from multiprocessing import parent_process
 
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
+    cast(Any, parent_process()).join()
     os._exit(1)
 
 

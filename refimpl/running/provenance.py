@@ -1,6 +1,7 @@
 """What numbers depend on: the model's files, the tokens, the versions, and the run."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -11,6 +12,8 @@ from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.running.file_system import file_digest
 from refimpl.version import SPEC, __version__
+
+Stamps = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -48,28 +51,19 @@ def model_sha256(model: Model) -> str:
     return digest.hexdigest()
 
 
-def stamps(model: Model) -> tuple[tuple[str, int, int], ...]:
+def stamps(model: Model) -> Stamps:
     """Name, size in bytes and modification time in ns of each of a model's files."""
     stats = [(file.path.name, file.path.stat()) for file in model.files]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-class UnchangedFiles:
-    """The files of a model as they were when a run began, which they must stay until it ends."""
-
-    def __init__(self, model: Model) -> None:
-        self._model, self._stamps = model, stamps(model)
-        self.identity = identity(model)
-
-    def check(self) -> None:
-        """Refuse other sizes or times."""
-        try:
-            same = stamps(self._model) == self._stamps
-        except OSError:
-            same = False
-        if not same:
-            raise RefimplError(
-                f"{self._model.path}: the model's files changed while they were used",
-                "files that stay as they are during a run",
-                "repeat the command",
-            )
+def check_unchanged(model: Model, begun: Stamps) -> None:
+    """Refuse files of other sizes or times than when the run began."""
+    with suppress(OSError):
+        if stamps(model) == begun:
+            return
+    raise RefimplError(
+        f"{model.path}: the model's files changed while they were used",
+        "files that stay as they are during a run",
+        "repeat the command",
+    )

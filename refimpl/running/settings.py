@@ -3,10 +3,11 @@
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +21,7 @@ from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.running.file_system import MIB, work_folder
 from refimpl.running.finished_units import FinishedUnits, finished_units
-from refimpl.running.provenance import Run, UnchangedFiles, versions
+from refimpl.running.provenance import Run, check_unchanged, identity, stamps, versions
 from refimpl.running.threads import Progress, Workers
 
 DEFAULT_MEMORY = 2048 * MIB
@@ -71,7 +72,6 @@ def peak_memory() -> int | None:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     try:
         import resource
-        import sys
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -100,8 +100,8 @@ class Resources:
     workers: Workers
     executor: Executor | None  # None: the threads here
     finished: FinishedUnits | None  # None: nothing is kept
+    earlier: Mapping[str, Any]  # results that an earlier run kept
     progress: Progress
-    earlier: Mapping[str, Any] = field(default_factory=dict)  # results that an earlier run kept
     total: float = 0.0
     done: float = 0.0
 
@@ -173,22 +173,20 @@ class Settings(Checked):
         self, model: Model | None = None, options: Mapping[str, Any] = MappingProxyType({})
     ) -> Iterator[Resources]:
         """Open threads and finished units of a model, which must not change, and of `options`."""
-        memory = parse_memory(self.memory)
-        files = None if model is None else UnchangedFiles(model)
+        memory, progress = parse_memory(self.memory), self.progress
+        if isinstance(progress, bool):
+            progress = progress_line() if progress else lambda done, total: None
+        check: Callable[[], None] = lambda: None  # noqa: E731
+        if model is not None:
+            check = partial(check_unchanged, model, stamps(model))
         with ExitStack() as opened:
             opened.enter_context(loud(self.dtype))
-            finished = None
-            if files is not None and self.finished is not None:
-                work, identity = opened.enter_context(work_folder(self.finished)), files.identity
-                known = {**identity, **options, "dtype": np.dtype(self.dtype).name}
-                units = finished_units(work, known, files.check)
-                finished = opened.enter_context(units)
+            dtype, finished = np.dtype(self.dtype), None
+            if model is not None and self.finished is not None:
+                work = opened.enter_context(work_folder(self.finished))
+                known = {**identity(model), **options, "dtype": dtype.name}
+                finished = opened.enter_context(finished_units(work, known, check))
             workers = opened.enter_context(Workers(self.threads))
             earlier = {} if finished is None else finished.earlier
-            settings = np.dtype(self.dtype), memory, workers, self.executor, finished
-            progress = self.progress
-            if isinstance(progress, bool):
-                progress = progress_line() if progress else lambda done, total: None
-            yield Resources(*settings, progress, earlier)
-            if files is not None:
-                files.check()
+            yield Resources(dtype, memory, workers, self.executor, finished, earlier, progress)
+            check()

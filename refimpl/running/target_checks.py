@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from refimpl.errors import RefimplError
@@ -24,25 +25,8 @@ def real_path(target: Path) -> Path:
     return real
 
 
-def check_file(path: Path, inputs: Mapping[str, Path | None], force: bool) -> None:
-    """Refuse an output file that cannot be written, or would damage an input; errors name these."""
-    folder = path.parent
-    writable = path.name and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-    if not writable or (path.exists() and not path.is_file()):
-        raise RefimplError(
-            f"-o {path}: not a file in a folder that may be written",
-            "the name of a file in a folder that exists",
-            "create the folder, or choose another -o",
-        )
-    _check(path, inputs)
-    if os.path.lexists(path) and not force:
-        raise RefimplError(
-            f"-o {path} exists", "the name of a new file", "add --force to replace it"
-        )
-
-
 def check_parent(target: Path) -> None:
-    """Refuse an output whose folder does not exist, or may not be written."""
+    """Refuse an output whose folder is missing or may not be written, and a name too long."""
     parent = target.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise RefimplError(
@@ -50,6 +34,18 @@ def check_parent(target: Path) -> None:
             "a path in a folder that exists and may be written",
             "create the folder, or choose another -o",
         )
+    with writing(target), suppress(FileNotFoundError):
+        work_path(target).lstat()
+
+
+def check_file(path: Path, inputs: Mapping[str, Path | None], force: bool) -> None:
+    """Refuse an output file that cannot be written, or would damage an input; errors name these."""
+    check_parent(path)
+    if not path.name or (path.exists() and not path.is_file()):
+        raise RefimplError(f"-o {path} is not a file", "the name of a file", "choose another -o")
+    refuse_inputs(path, inputs)
+    if not force:
+        refuse_existing(path, force)
 
 
 def check_folder(
@@ -57,12 +53,10 @@ def check_folder(
 ) -> None:
     """Refuse a folder that could not be written, or would damage an input; errors name these."""
     target = real_path(target)
-    work = work_path(target)
     check_parent(target)
-    with writing(target):
-        _check(target, inputs)
-        refuse_existing(target, force)
-        left = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    refuse_inputs(target, inputs)
+    refuse_existing(target, force)
+    left = sum(path.stat().st_size for path in work_path(target).rglob("*") if path.is_file())
     require_room(target.parent, needed_bytes - left, f"-o {target}")
 
 
@@ -85,7 +79,7 @@ def refuse_existing(target: Path, force: bool) -> None:
         return
     if not force:
         raise RefimplError(
-            f"-o {target} exists", "the path of a new folder", "add --force to replace it"
+            f"-o {target} exists", "the path of something new", "add --force to replace it"
         )
     names = os.listdir(target) if target.is_dir() and not target.is_symlink() else ["?"]
     model = not names or RECORD in names or any(name.endswith(".safetensors") for name in names)
@@ -110,16 +104,8 @@ def refuse_overlap(target: Path, name: str, other: Path) -> None:
         raise _overlap(target, "lies in", f"{name} ({other})")
 
 
-def _check(target: Path, inputs: Mapping[str, Path | None]) -> None:
-    """Refuse a name that leaves no room for those that we need beside it, and inputs."""
-    longest = os.pathconf(target.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
-    spare = len(os.fsencode(work_path(target).name)) - longest
-    if spare > 0:
-        raise RefimplError(
-            f"-o {target}: the name is too long by {spare} bytes",
-            f"at most {longest} bytes in a name, 6 of which we need while we write",
-            "choose a shorter name",
-        )
+def refuse_inputs(target: Path, inputs: Mapping[str, Path | None]) -> None:
+    """Refuse an output that is, holds or lies in an input."""
     for name, path in inputs.items():
         if path is not None and path.exists():
             refuse_overlap(target, name, path)

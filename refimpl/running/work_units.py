@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from itertools import chain, islice
+from itertools import islice
 from traceback import format_exc
 from typing import Any, Protocol, TypeVar
 
@@ -19,7 +19,7 @@ from refimpl.model.config import Config
 from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
 from refimpl.running.file_system import ResumableError
-from refimpl.running.provenance import stamps
+from refimpl.running.provenance import Stamps, stamps
 from refimpl.running.settings import Resources
 from refimpl.running.threads import Workers
 
@@ -27,7 +27,6 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Tick = Callable[[float], None]
 """Called with the cost of the work that is done."""
-Stamps = tuple[tuple[str, int, int], ...]
 
 AHEAD = 2  # units submitted per worker, so that no worker waits for the next one
 AWAKE = 0.2  # seconds: a Ctrl-C that comes as a wait begins does not end that wait
@@ -57,8 +56,7 @@ def results(units: Iterable[WorkUnit[T]], model: Model, resources: Resources) ->
     config = None if model.config_path is None else os.path.abspath(model.config_path)
     where = model.reopen, os.path.abspath(model.path), config, stamps(model)
     run = partial(_run, where)
-    waiting, repeated = iter(units), set[int]()
-    submitted: dict[Future[Any], WorkUnit[T]] = {}
+    waiting, submitted = iter(units), dict[Future[Any], WorkUnit[T]]()
     try:
         while True:
             for unit in islice(waiting, AHEAD * resources.at_once - len(submitted)):
@@ -66,13 +64,8 @@ def results(units: Iterable[WorkUnit[T]], model: Model, resources: Resources) ->
                     submitted[executor.submit(run, unit)] = unit
             if not submitted:
                 return
-            done = wait(submitted, AWAKE, FIRST_COMPLETED).done
-            for future in sorted(done, key=_failed):  # good results are not lost with others
+            for future in wait(submitted, AWAKE, FIRST_COMPLETED).done:
                 unit = submitted.pop(future)
-                if _failed(future) and id(unit) not in repeated:  # dask may lose a result
-                    repeated.add(id(unit))
-                    waiting = chain([unit], waiting)
-                    continue
                 with _lost_workers():
                     result, error = future.result()
                 if error is not None:
@@ -82,10 +75,6 @@ def results(units: Iterable[WorkUnit[T]], model: Model, resources: Resources) ->
     finally:
         for future in submitted:
             future.cancel()
-
-
-def _failed(future: Future[Any]) -> bool:
-    return future.cancelled() or future.exception() is not None
 
 
 @contextmanager

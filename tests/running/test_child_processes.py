@@ -151,7 +151,10 @@ GRAPHS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[int | None, ...], s
 }
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize(
+    "name",
+    [x if x == "a quotient" else pytest.param(x, marks=pytest.mark.thorough) for x in GRAPHS],
+)
 def test_onnxruntime_needs_a_process(name: str, tmp_path: Path) -> None:
     make, codes, says = GRAPHS[name]
     path = tmp_path / "graph.onnx"

@@ -45,7 +45,7 @@ def test_folders_that_do_not_take_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "none" / "o", tmp_path / "folder", tmp_path / "file" / "o"):
         refusal_of(write_json, path, CONTENT, says="cannot be written")
-        refusal_of(check_file, path, {}, True, says="not a file in a folder that may be written")
+        refusal_of(check_file, path, {}, True, says="is not a file" if path.exists() else "missing")
     assert {p.name for p in tmp_path.rglob("*")} == {"folder", "file"}
 
 
@@ -81,11 +81,11 @@ def test_inputs_are_not_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert text.read_text() == "x"
 
 
-@pytest.mark.parametrize("length", [249, 250, 255])
+@pytest.mark.parametrize("length", [249, 250, 255, 300])
 def test_long_names_are_refused_before_any_work(length: int, tmp_path: Path) -> None:
     path = tmp_path / ("x" * length)
     if length == 249:
         check_file(path, {}, force=False)
         write_json(path, CONTENT)
     else:
-        refusal_of(check_file, path, {}, False, says="is too long by", remedy="shorter name")
+        refusal_of(check_file, path, {}, False, says="File name too long")

@@ -111,19 +111,23 @@ def test_a_command_that_is_stopped_at_every_step_and_write(name: str) -> None:
         assert sum(writes[how].values()) > 0
 
 
+@pytest.mark.thorough
 def test_a_folder_that_is_replaced_is_stopped_at_every_step() -> None:
     counts = printed_json(crashes.__file__, "stops('a folder')")
     assert counts["kill"]["aside"] == 3  # the two names are brought to the disk, and a rename
     assert all(counts[how].keys() >= {"old", "new"} for how in crashes.HOWS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "steps", "stride"), [("allocate", 11, 5), ("export", 25, 5)])
 def test_a_command_that_is_stopped_at_a_few_steps(name: str, steps: int, stride: int) -> None:
     counts = printed_json(crashes.__file__, f"stops({name!r}, {steps}, {stride})")
     assert {sum(counts[how].values()) for how in crashes.HOWS} == {-(-steps // stride)}
 
 
-@pytest.mark.parametrize(("name", "writes"), [("allocate", 1), ("score", 3)])
+@pytest.mark.parametrize(
+    ("name", "writes"), [("allocate", 1), pytest.param("score", 3, marks=pytest.mark.thorough)]
+)
 def test_a_command_that_is_stopped_in_a_write(name: str, writes: int) -> None:
     counts = printed_json(crashes.__file__, f"stops({name!r}, writes=True)", writes=True)
     assert counts == {how: {"old": writes} for how in crashes.HOWS}

@@ -17,7 +17,7 @@ from refusals import refusal_of
 
 from refimpl import RefimplError
 from refimpl.running import file_system
-from refimpl.running.finished_units import are_left, discard, finished_units
+from refimpl.running.finished_units import are_left, finished_units
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)
@@ -190,6 +190,7 @@ def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:
         assert bits(found[name]) == bits(values[name])
 
 
+@pytest.mark.thorough
 def test_no_damage_of_a_unit_is_believed(tmp_path: Path) -> None:
     """Each byte changed, removed or added, and the file cut before it: the unit is not there."""
     right = {"half": 0.5, "x": np.arange(9)}
@@ -234,61 +235,39 @@ def test_a_lock_that_fails_removes_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "mine").read_text() == "the user's"
 
 
-def make_folder(path: Path, precious: Path) -> None:
-    path.mkdir()
-    (path / "link").symlink_to(precious)
-
-
 MAKERS: dict[str, Callable[[Path, Path], object]] = {
     "link": Path.symlink_to,
     "hard link": Path.hardlink_to,
     "copy": lambda path, precious: shutil.copy(precious, path),
     "pipe": lambda path, _: os.mkfifo(path),
-    "folder": make_folder,
+    "folder": lambda path, precious: (path.mkdir(), (path / "link").symlink_to(precious)),
 }
-OURS = {  # may be
-    "run": ["folder"],
-    "old": ["folder"],
-    "new": ["folder", "copy"],
-    "done.json": ["copy"],
-}
-NAMES = [(x, make) for x in ("", "run", "unit", "old", "new", "done.json") for make in MAKERS]
 
 
-@pytest.mark.parametrize(("name", "make"), [x for x in NAMES if x[1] not in OURS.get(x[0], [])])
-def test_what_the_user_named_like_ours_stays(name: str, make: str, tmp_path: Path) -> None:
-    """As the hidden folder, a folder of a run, a unit, or what we make beside these."""
-    precious, output = tmp_path / "precious", tmp_path / "out"
+@pytest.mark.parametrize("make", MAKERS)
+def test_what_the_user_named_like_ours_stays(make: str, tmp_path: Path) -> None:
+    precious, hidden = tmp_path / "precious", tmp_path / ".out.part"
     precious.write_text("precious\n")
-    command = words("gaussian" if name in ("run", "unit") else "random")
-    with before_unit(2, interrupt):
-        assert run(*command, "-o", output).code == 130
-    (folder,) = tmp_path.glob(".out.part/*/")
-    unit = next(folder.iterdir())
-    path = {"run": folder, "unit": unit}.get(name, tmp_path / ".out.part" / name)
-    if path.exists():
-        path.rename(tmp_path / "aside")
-    MAKERS[make](path, precious)
-    before = os.lstat(path)
-    assert "was not made by refimpl" in refused(*command, "-o", output)
-    assert os.path.samestat(before, os.lstat(path))
+    MAKERS[make](hidden, precious)
+    before = os.lstat(hidden)
+    assert "was not made by refimpl" in refused(*words("random"), "-o", tmp_path / "out")
+    assert os.path.samestat(before, os.lstat(hidden))
     assert precious.read_text() == "precious\n"
-    (shutil.rmtree if make == "folder" else os.unlink)(path)
-    if (tmp_path / "aside").exists():
-        (tmp_path / "aside").rename(path)
-    ran(*command, "-o", output)
+
+
+@pytest.mark.parametrize("name", ["old", "new", "done.json", "deleted"])
+def test_links_in_the_hidden_folder_are_not_followed(name: str, tmp_path: Path) -> None:
+    precious, output = tmp_path / "precious", tmp_path / "out"
+    precious.mkdir()
+    (precious / "done.json").write_text("precious\n")
+    with before_unit(2, interrupt):
+        assert run(*words("random"), "-o", output).code == 130
+    path = tmp_path / ".out.part" / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    path.symlink_to(precious if name != "done.json" else precious / "done.json")
+    ran(*words("random"), "-o", output, "--force")
+    assert files(precious) == {"done.json": b"precious\n"}
     assert sorted(os.listdir(tmp_path)) == ["out", "precious"]
-
-
-def test_only_units_are_removed(tmp_path: Path) -> None:
-    with finished_units(tmp_path, {}) as finished:
-        finished.write("ours", {"ours": 1})
-        for name, make in MAKERS.items():
-            make(finished.folder / f"{name}.npz", FIXTURES / "text.txt")
-        (finished.folder / ".ours.npz").touch()  # that a killed run was writing
-        discard(finished.folder)
-        left = {path.name for path in finished.folder.iterdir()}
-    assert left == {f"{name}.npz" for name in MAKERS}
 
 
 def test_units_behind_a_link_are_none(tmp_path: Path) -> None:

@@ -236,31 +236,6 @@ def test_a_dead_worker_is_an_error_that_says_what_to_do() -> None:
     assert "a worker was lost (BrokenProcessPool" in lost.value.problem
 
 
-class Losing(ThreadPoolExecutor):
-    """Loses results of the units with these numbers, as dask may when a worker dies."""
-
-    def __init__(self, *numbers: int) -> None:
-        super().__init__(2)
-        self.left = list(numbers)
-
-    def submit(self, call: Any, /, *args: Any, **options: Any) -> Future[Any]:
-        if args[0].number not in self.left:
-            return super().submit(call, *args, **options)
-        self.left.remove(args[0].number)
-        lost = Future[Any]()
-        lost.set_exception(TypeError("cannot unpack"))
-        return lost
-
-
-def test_a_lost_result_is_computed_again_once() -> None:
-    with Losing(1, 4, 5) as pool:
-        found = asked([Asking(n) for n in range(6)], pool)
-    assert (len(found), pool.left) == (6, [])
-    with Losing(0, 0, 0) as pool, pytest.raises(ResumableError, match="cannot unpack"):
-        asked([Asking(0)], pool)
-    assert pool.left == [0]
-
-
 def test_errors_of_units_are_those_of_the_client_and_not_repeated() -> None:
     runs: list[int] = []
 

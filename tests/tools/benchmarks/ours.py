@@ -183,8 +183,8 @@ def sparsegpt(rows: int, columns: int, sparsity: float, out: str) -> dict[str, A
 
 
 def forward(model: str, samples: int, tokens: int, repetitions: int) -> dict[str, Any]:
-    """Tokens per second of the forward, a sequence on each core, with the weights in memory."""
-    ready = held(model)
+    """Tokens per second of the forward, a sequence on each core."""
+    ready = refimpl.read_model(model)
     ids = random_tokens(ready.config.vocab_size, samples, tokens).ids
 
     def logits() -> Any:
@@ -195,16 +195,11 @@ def forward(model: str, samples: int, tokens: int, repetitions: int) -> dict[str
 
 
 def evaluation(model: str, ids: str, repetitions: int) -> dict[str, Any]:
-    """Tokens per second of `refimpl.evaluate`, to the nats of every window, weights in memory."""
-    ready, windows = held(model), id_windows(ids)
+    """Tokens per second of `refimpl.evaluate`, to the nats of every window."""
+    ready, windows = refimpl.read_model(model), id_windows(ids)
     count = sum(len(row) - 1 for row in windows.ids)
     nats = lambda: refimpl.evaluate(ready, windows).perplexity.nats[None]  # noqa: E731
     return timed(nats, count, repetitions)
-
-
-def held(model: str) -> refimpl.HeldModel:
-    """A model whose weights stay in memory after the first pass, as those of the rivals."""
-    return refimpl.HeldModel.of(refimpl.read_model(model), "8G")
 
 
 def timed(run: Callable[[], Any], tokens: int, repetitions: int) -> dict[str, Any]:
