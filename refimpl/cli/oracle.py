@@ -44,7 +44,7 @@ class CaseOptions:
     "make",
     epilog=examples(
         "refimpl case make MODEL -o CASE --text FILE",
-        "refimpl case make MODEL -o CASE --only 'blocks.*' --sample-tokens 4",
+        "refimpl case make MODEL -o CASE --only 'blocks.*'",
     ),
 )
 @with_groups

@@ -64,10 +64,6 @@ class Case:
     expected: Mapping[str, Array]
     errors: dict[str, Mapping[str, float]] = field(default_factory=dict)
 
-    def sampled(self, x: Array) -> Array:
-        """Of an array for all tokens, those that the trace points of the case have."""
-        return self.recipe.sampled(x, self.inputs["token_ids"].shape[-1])
-
 
 @checked
 def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) -> Case:
@@ -126,12 +122,6 @@ def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = P
             f"`shown={max(recipe.shown)}`: the model has {config.num_blocks} blocks",
             f"blocks from 0 to {config.num_blocks - 1}",
             "choose other blocks",
-        )
-    if recipe.sample_tokens < 0 or (recipe.sample_tokens and not recipe.only):
-        raise RefimplError(
-            f"`sample_tokens={recipe.sample_tokens}` without `only`",
-            "1 or more tokens, of steps that do not read all of them",
-            "add `only='blocks.*'`",
         )
     if ids.shape[1] < 2 and not recipe.only:
         raise RefimplError(

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from msgspec import Meta
 
 from refimpl.allocation.plan import Noise
@@ -60,12 +59,6 @@ class Recipe(Checked):
         "'blocks.*'; may be repeated. Default: every step of the method.",
         "PATTERN",
     )
-    sample_tokens: int = common_option(
-        0,
-        "With --only: keep K tokens of each sequence, evenly spread, of the trace points. Default: "
-        "all.",
-        "K",
-    )
 
     def __post_init__(self) -> None:
         """Refuse what no perturbation, base or pruner accepts."""
@@ -91,13 +84,6 @@ class Recipe(Checked):
         ends = [f"{i}.{kind}" for i in range(blocks) for kind in ("drift", "alignment")]
         states = [(prefix or "perturbed.") + end for end in ends]
         return self.asks(*states, f"{prefix}absorption_coefficient", f"{prefix}stderr")
-
-    def sampled(self, x: Array, tokens: int) -> Array:
-        """The tokens that a trace point of the case has, of so many, [..., tokens, D]."""
-        if not self.sample_tokens or x.ndim < 2 or x.shape[-2] != tokens:
-            return x
-        places = np.linspace(0, tokens - 1, min(self.sample_tokens, tokens)).round()
-        return np.take(x, np.unique(places).astype(int), axis=-2)
 
     @property
     def coarse_perturbation(self) -> Noise:

@@ -198,7 +198,7 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
 
     Nothing behind the last of the steps that are wanted is computed.
     """
-    recipe, tokens, left = inputs.recipe, inputs.ids.shape[1], {*(inputs.wanted or ())}
+    recipe, left = inputs.recipe, {*(inputs.wanted or ())}
     perturbs = any(recipe.perturbs(x, inputs.model.config.num_blocks) for x in ("", "coarse."))
     arrays: dict[str, Array] = {}
     kept = [
@@ -216,8 +216,6 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
                 inputs.missing.setdefault(name, frozenset(inputs.missed))
                 measured = function is dense.by_noise or (perturbs and name.endswith(".resid_post"))
                 if measured or recipe.asks(name):
-                    if function is dense.forward and value.dtype.kind == "f":
-                        value = np.array(recipe.sampled(value, tokens), subok=True)
                     arrays[name] = value
                 left.discard(name)
                 if inputs.wanted is not None and not left:

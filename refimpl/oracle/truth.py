@@ -41,9 +41,9 @@ class Truth(StepInputs):
 
         SparseGPT's products are steps of the blocks that are shown; others are never written.
         """
-        alone, known = bool(self.recipe.sample_tokens) or is_experiment(step), self.case.expected
-        unwritten = any(x in known or x.endswith(".products") for x in self.missing[step])
-        return not self.stepwise and (alone or unwritten)
+        expected, missing = self.case.expected, self.missing[step]
+        unwritten = any(x in expected or x.endswith(".products") for x in missing)
+        return not self.stepwise and (is_experiment(step) or unwritten)
 
     def own_errors(self, stepwise: bool = False) -> Mapping[str, float]:
         """Refimpl's own errors in the candidate's dtype, from the tokens or step by step."""
@@ -115,15 +115,13 @@ def truth_of(
 ) -> Truth:
     """Compute the steps from what a candidate wrote, and from the tokens what it did not write.
 
-    All from the tokens, if its numbers are beyond any range; for a case of some tokens its own.
+    All from the tokens, if its numbers are beyond any range.
     With the steps that are wanted come later ones that explain near ties: of tokens, of outliers.
     """
     if wanted is not None:
         later = [f"*.{ROUTER}"] + ["pruned.*.squares"] * ("owl.signal" in wanted)
         wanted = {*wanted}.union(*(fnmatch.filter(case.expected, x) for x in later))
     given = {k: x for k, x in usable(case, actual).items() if not chained or is_choice(k)}
-    if case.recipe.sample_tokens:
-        given = {}
     try:
         return _truth(case, actual, dtype, stepwise, given, wanted)
     except (RefimplError, np.linalg.LinAlgError):
@@ -149,10 +147,6 @@ def _truth(
         case.model, case.recipe, case.inputs["token_ids"], given=given, noises=case.inputs,
         clean=clean, case=case, actual=actual, computed_in=dtype, stepwise=stepwise, wanted=wanted,
     )  # fmt: skip
-    if case.recipe.sample_tokens:
-        truth.values.update((k, case.sampled(x)) for k, x in case.expected.items())
-        truth.missing.update(dict.fromkeys(truth.values, frozenset[str]()))
-        return truth
     truth.values.update((name, case.expected[name]) for name in by_case)
     arrays = every_array(truth, tuple(x for x in TABLE if x is not by_noise or turned or stepwise))
     if wanted is None or {*wanted} - arrays.keys():
