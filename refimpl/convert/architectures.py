@@ -5,22 +5,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 ATTENTION_CAP, FINAL_CAP = "attn_logit_softcapping", "final_logit_softcapping"
-PARALLEL = "use_parallel_residual"
 
 Facts = dict[str, Any]  # of a file's metadata
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture of llama.cpp: its family, and what its files say beside `KEYS`.
-
-    `keys` are our names of its own keys, "" if no computation needs one. `fixed` are entries of
-    `config.json` as llama.cpp computes them; of `keys`, if a file lacks them.
-    """
+    """One architecture of llama.cpp: its family, and what its files say beside `KEYS`."""
 
     model_type: str
     hub_class: str  # in transformers
-    keys: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)  # our names; "" if nothing needs one
+    # Entries of `config.json` as llama.cpp computes them; of `keys`, if a file lacks them
     fixed: Mapping[str, object] = field(default_factory=dict)
     paired: bool = False  # whether channels of q and k that rotate together are neighbours
 
@@ -37,6 +33,8 @@ KEYS = {  # of every architecture
     "expert_count": "num_experts", "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    # With padding or not; of norms that a model lacks
+    "vocab_size": "", "attention.layer_norm_rms_epsilon": "", "attention.layer_norm_epsilon": "",
 }  # fmt: skip
 SLIDING = {"attention.sliding_window": "sliding_window"}
 LLAMA = Architecture("llama", "LlamaForCausalLM", paired=True)
@@ -44,6 +42,7 @@ MIXTRAL = LLAMA.like("mixtral", "MixtralForCausalLM")
 QWEN2 = Architecture("qwen2", "Qwen2ForCausalLM")
 QWEN3 = Architecture("qwen3", "Qwen3ForCausalLM")
 COHERE = Architecture("cohere", "CohereForCausalLM", {"logit_scale": "logit_scale"})
+PARALLEL = {"use_parallel_residual": "use_parallel_residual"}
 CAPS = {**SLIDING, ATTENTION_CAP: ATTENTION_CAP, FINAL_CAP: FINAL_CAP}
 GRANITE_SCALES = {
     "embedding_scale": "embed_scale", "attention.scale": "attention_scale",
@@ -77,7 +76,7 @@ ARCHITECTURES = {
     "exaone": Architecture("exaone", "ExaoneForCausalLM"),
     "glm4": Architecture("glm4", "Glm4ForCausalLM"),
     "gpt2": Architecture("gpt2", "GPT2LMHeadModel"),
-    "gptneox": Architecture("gpt_neox", "GPTNeoXForCausalLM", {PARALLEL: PARALLEL}),
+    "gptneox": Architecture("gpt_neox", "GPTNeoXForCausalLM", PARALLEL),
     "olmo2": Architecture("olmo2", "Olmo2ForCausalLM"),
     "olmoe": Architecture("olmoe", "OlmoeForCausalLM", fixed={"norm_topk_prob": False}),
     "phi2": Architecture("phi", "PhiForCausalLM"),
@@ -85,6 +84,6 @@ ARCHITECTURES = {
         "phi3", "Phi3ForCausalLM", {**SLIDING, "rope.scaling.original_context_length": ""},
         {"sliding_window": None},
     ),
-    "stablelm": Architecture("stablelm", "StableLmForCausalLM", {PARALLEL: PARALLEL}),
+    "stablelm": Architecture("stablelm", "StableLmForCausalLM", PARALLEL),
     "starcoder2": Architecture("starcoder2", "Starcoder2ForCausalLM"),
 }  # fmt: skip

@@ -30,9 +30,10 @@ Found = Iterator[tuple[ConvertedTensor, tuple[str, ...]]]
 
 def converted_blocks(config: Any, tensors: Quantised, source: str) -> dict[str, ConvertedTensor]:
     """The tensors under the names that they have unquantised; scales are left out."""
-    sizes = block_sizes(config, source)
+    block = block_size(config, source)
     problems, made, used = list[str](), dict[str, ConvertedTensor](), set[str]()
-    found = _scaled(tensors, sizes, problems) if sizes else _packed(tensors, problems)
+    packed = config["quant_method"] == "mxfp4"
+    found = _packed(tensors, problems) if packed else _scaled(tensors, block, problems)
     for tensor, names in found:
         made[tensor.name], used = tensor, used.union(names)
     plain = {name: x for name, x in tensors.items() if name not in used}
@@ -50,29 +51,27 @@ def converted_blocks(config: Any, tensors: Quantised, source: str) -> dict[str, 
     return made
 
 
-def block_sizes(config: Any, source: str) -> list[list[int]]:
-    """Rows and columns that blocks of FP8 weights may have, [] of whole tensors; none of MXFP4."""
+def block_size(config: Any, source: str) -> list[int]:
+    """Rows and columns of the blocks of FP8 weights; [] if the checkpoint states none."""
     entries = config if isinstance(config, dict) else {}
     method = entries.get("quant_method")
     odd = method is None or any(
         value not in (ONLY.get(key, (value,)) if key in KEYS else (None, False, [], {}))
         for key, value in entries.items()
     )
-    stated = entries.get("weight_block_size", [128, 128]) or []
-    pair = isinstance(stated, list) and [type(x) for x in stated] in ([int, int], [])
-    if odd or not pair or not all(0 < x < 1 << 31 for x in stated):
+    block = entries.get("weight_block_size") or []
+    pair = isinstance(block, list) and [type(x) for x in block] in ([int, int], [])
+    if odd or not pair or not all(0 < x < 1 << 31 for x in block):
         raise RefimplError(
             f"{source} describes a checkpoint that is quantised by {method}: {config!r:.200}",
             "quant_method fp8 (E4M3, with scales of blocks or of tensors) or mxfp4",
             "one that is not quantised needs no conversion; de-quantise others by transformers' "
             "model.dequantize().save_pretrained(DIR)",
         )
-    if method == "mxfp4":
-        return []
-    return [stated] if "weight_block_size" in entries else [stated, []]
+    return block
 
 
-def _scaled(tensors: Quantised, sizes: list[list[int]], problems: list[str]) -> Found:
+def _scaled(tensors: Quantised, stated: list[int], problems: list[str]) -> Found:
     """FP8 weights with their scales; scales of activations belong to them, and are not used."""
     for name, scale in tensors.items():
         base, weight_suffix, suffix = name.rpartition(".weight_scale")
@@ -83,18 +82,16 @@ def _scaled(tensors: Quantised, sizes: list[list[int]], problems: list[str]) -> 
         if weight is None or not right or 0 in weight.shape:
             problems.append(f"{base}.weight: expected F8_E4M3 of 2 axes beside {name}")
             continue
-        blocks = dict[tuple[int, ...], Any]()  # by the shape of the scales
-        for size in sizes:
-            block = [min(x, n) for x, n in zip(size or weight.shape, weight.shape, strict=True)]
-            grid = tuple(-(-x // of) for x, of in zip(weight.shape, block, strict=True))
-            blocks |= {grid: block} if size else {(): block, (1,): block, grid: block}
-        if scale.dtype not in STORED_DTYPES or scale.shape not in blocks:
-            problems.append(f"{name}: expected floats in one of the shapes {[*blocks]}")
+        single = not stated and prod(scale.shape) == 1
+        sizes = weight.shape if single else stated or [128, 128]
+        block = [min(x, n) for x, n in zip(sizes, weight.shape, strict=True)]
+        grid = tuple(-(-x // of) for x, of in zip(weight.shape, block, strict=True))
+        if scale.dtype not in STORED_DTYPES or not (single or scale.shape == grid):
+            problems.append(f"{name}: expected floats in the shape {[*grid]}, or a single one")
             continue
-        pieces = partial(scaled_weight, weight, scale, blocks[scale.shape])
-        yield ConvertedTensor(weight.name, "F32", weight.shape, "FP8", pieces), (
-            weight.name, name, *(base + x for x in OF_ACTIVATIONS),
-        )  # fmt: skip
+        pieces = partial(scaled_weight, weight, scale, block)
+        names = (weight.name, name, *(base + x for x in OF_ACTIVATIONS))
+        yield ConvertedTensor(weight.name, "F32", weight.shape, "FP8", pieces), names
 
 
 def scaled_weight(weight: StoredTensor, scale: StoredTensor, block: Any) -> Iterator[Array]:
@@ -103,8 +100,7 @@ def scaled_weight(weight: StoredTensor, scale: StoredTensor, block: Any) -> Iter
     grid = scale.array.reshape(-(-count // height), -(-width // across)).astype(np.float32)
     wide = grid.repeat(height, axis=0)[:count].repeat(across, axis=1)[:, :width]
     stored = _bytes(weight, slice(None)).view(ml_dtypes.float8_e4m3fn)
-    with np.errstate(all="ignore"):  # whoever writes counts infinities
-        yield stored.astype(np.float32) * wide
+    yield stored.astype(np.float32) * wide
 
 
 def _packed(tensors: Quantised, problems: list[str]) -> Found:
@@ -125,18 +121,14 @@ def _packed(tensors: Quantised, problems: list[str]) -> Found:
 
 
 def unpacked_experts(blocks: StoredTensor, powers: StoredTensor) -> Iterator[Array]:
-    """MXFP4 experts [in, out] one by one: numbers of 4 bits (E2M1), a power of 2 (E8M0) for 32.
-
-    bfloat16 holds each product exactly.
-    """
+    """MXFP4 experts [in, out], exact: numbers of 4 bits (E2M1), a power of 2 (E8M0) for 32."""
     for expert in range(powers.shape[0]):
         one = slice(expert, expert + 1)
         packed, scales = _bytes(blocks, one)[0], _bytes(powers, one)[0]
         nibbles = np.stack([packed & 15, packed >> 4], axis=-1).view(ml_dtypes.float4_e2m1fn)
         runs = nibbles.reshape(*scales.shape, 32).astype(np.float32)
-        with np.errstate(all="ignore"):
-            runs *= scales.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)[..., None]
-            yield runs.reshape(len(scales), -1).T.astype(STORED_DTYPES["BF16"])
+        runs *= scales.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)[..., None]
+        yield runs.reshape(len(scales), -1).T.astype(STORED_DTYPES["BF16"])
 
 
 def _bytes(tensor: StoredTensor, rows: slice) -> Array:

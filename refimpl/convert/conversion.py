@@ -80,7 +80,7 @@ def _from_gguf(path: Path) -> Contents:
     with refusing_damage(path):
         metadata, stored = read_gguf(path)
         architecture = architecture_of(metadata)
-        entries = config_entries(metadata, stored, architecture, path)
+        entries = config_entries(metadata, stored, architecture)
         hub = read_config(entries, f"the metadata of {path}")
         tensors = converted_tensors(stored, hub, architecture, metadata["general.architecture"])
         claimed(tensors, hub, path)  # type: ignore[arg-type]  # as far as it looks

@@ -1,13 +1,11 @@
 """From the metadata of a GGUF file to the `config.json` of its family."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from refimpl.convert.architectures import ARCHITECTURES, KEYS, MIXTRAL, Architecture, Facts
-from refimpl.errors import RefimplError
 from refimpl.loading.families import FAMILIES, Family
 from refimpl.model.position_tables import Rope
 
@@ -16,10 +14,7 @@ NEEDED = ("context_length", "embedding_length", "block_count", "attention.head_c
 EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
 ROPE_FACTORS = "rope_freqs.weight"
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-NEUTRAL = {  # values that change nothing; the gating function 1 is softmax
-    "attention.causal": True, "expert_gating_func": 1, "rope.scaling.attn_factor": 1,
-    "rope.scaling.finetuned": True,
-}  # fmt: skip
+NEUTRAL = {"rope.scaling.attn_factor": 1, "rope.scaling.finetuned": True}  # they change nothing
 PRESENT = {  # keys that are true if there is such a tensor
     "attention_bias": "attn_q.bias", "use_qkv_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias",
     "use_bias": "attn_output.bias", "attention_out_bias": "attn_output.bias",
@@ -37,12 +32,14 @@ def architecture_of(metadata: Facts) -> Architecture:
 
 
 def config_entries(
-    metadata: Facts, tensors: Mapping[str, Any], architecture: Architecture, path: Path
+    metadata: Facts, tensors: Mapping[str, Any], architecture: Architecture
 ) -> dict[str, Any]:
     """The entries of `config.json`, as the family spells them."""
     family, prefix = FAMILIES[architecture.model_type], metadata["general.architecture"]
     facts = {
-        key.removeprefix(f"{prefix}."): _plain(value)
+        key.removeprefix(f"{prefix}."): float(str(np.float32(value)))
+        if isinstance(value, float)  # its shortest decimals
+        else value
         for key, value in metadata.items()
         if not key.startswith(IRRELEVANT)
     }
@@ -58,8 +55,7 @@ def config_entries(
         values["rope_theta"] = 10000.0  # llama.cpp's, whatever the family's
     for key, ours in {**KEYS, **architecture.keys, EPSILON[family.norm]: "norm_eps"}.items():
         if (value := facts.pop(key, None)) is not None and ours:
-            known = family.keys[ours].only if ours in family.keys else ()
-            values[ours] = next((x for x in known if x == value), value)  # 8, not 8.0
+            values[ours] = value
     if not values.get("sliding_window", 1):
         values["sliding_window"] = None
     values["vocab_size"] = tensors["token_embd.weight"].shape[0]
@@ -70,22 +66,12 @@ def config_entries(
     entries |= {family.spelling(key): value for key, value in values.items()}
     for token in ("bos", "eos", "padding"):
         entries[f"{token[:3]}_token_id"] = metadata.get(f"tokenizer.ggml.{token}_token_id")
-    for key in ("vocab_size", *EPSILON.values()):  # with padding or not; norms that it lacks
-        facts.pop(key, None)
     problems += _heads(entries, family, facts)
     problems += _scaling(entries, family, facts, tensors)
     unknown = {key: value for key, value in facts.items() if value != NEUTRAL.get(key, ...)}
     problems += [f"{key}: not understood (value {value!s:.80})" for key, value in unknown.items()]
-    for key in [x for x in entries if "." in x]:  # of an object in the object
-        outer, inner = key.split(".")
-        entries.setdefault(outer, {})[inner] = entries.pop(key)
     if problems:
-        raise RefimplError(
-            f"{path} does not describe a model that refimpl can compute exactly:",
-            f"metadata of {prefix} as llama.cpp's converter writes it",
-            "use the original checkpoint in safetensors",
-            problems,
-        )
+        raise ValueError("; ".join(problems))
     return entries
 
 
@@ -137,10 +123,3 @@ def _scaling(
         if "rope_scaling" in entries or not right:
             yield f"{ROPE_FACTORS}: not the factors of Llama 3's scaling alone"
         entries["rope_scaling"] = {"rope_type": "llama3"} | llama3
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it: float32 by its shortest decimals, equal ones of all blocks once."""
-    if isinstance(value, list) and value and value == value[:1] * len(value):
-        value = value[0]
-    return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -78,8 +78,7 @@ class GgufTensor:
         stored = self.file.read(self.offset + start // block * size, count // block * size)
         if self.kind.name in STORED_DTYPES:
             return stored.view(STORED_DTYPES[self.kind.name])
-        with np.errstate(all="ignore"):  # whoever writes counts infinities
-            return dequantize(stored.reshape(1, -1), self.kind)[0]
+        return dequantize(stored.reshape(1, -1), self.kind)[0]
 
 
 @contextmanager
@@ -116,9 +115,5 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     if (count := metadata.get("split.count", 1)) != 1:
-        raise RefimplError(
-            f"{path} is one of the {count} files of a model",
-            "a GGUF file that has all tensors",
-            f"run `llama-gguf-split --merge {path} WHOLE.gguf`, and convert WHOLE.gguf",
-        )
+        raise ValueError(f"it is one of {count} files: join them by llama-gguf-split --merge")
     return metadata, tensors

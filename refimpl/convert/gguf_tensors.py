@@ -1,7 +1,7 @@
 """The tensors of a GGUF file as transformers names and arranges them."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from math import prod
 
 import numpy as np
@@ -37,7 +37,9 @@ def converted_tensors(
         theirs = [fused] * len(parts) if fused in stored else [*map(_own_name, parts)]
         if {*theirs} <= stored.keys():
             sources = [stored[x] for x in theirs]
-            tensors[tensor] = _converted(hub, architecture, parts, sources, fused in stored)
+            rotates = without_number(next(iter(parts))).split(".")[-2] in ("q_proj", "k_proj")
+            paired = architecture.paired and rotates
+            tensors[tensor] = _converted(hub, parts, sources, fused in stored, paired)
             used |= {*theirs}
     left = (x for x in stored.values() if x.name not in used)
     return tensors | {x.name: _as_stored(x.name, x, x.shape) for x in left}
@@ -55,11 +57,7 @@ def _as_stored(name: str, source: GgufTensor, shape: tuple[int, ...]) -> Convert
 
 
 def _converted(
-    hub: HubModel,
-    architecture: Architecture,
-    parts: Mapping[str, Role],
-    sources: Sequence[GgufTensor],
-    fused: bool,
+    hub: HubModel, parts: dict[str, Role], sources: list[GgufTensor], fused: bool, paired: bool
 ) -> ConvertedTensor:
     """A tensor of transformers out of those of the file; `fused` if there it is one, too."""
     first, (ours, role) = sources[0], next(iter(parts.items()))
@@ -71,7 +69,6 @@ def _converted(
             expected = experts.num_experts, *expected
         if [x for x in source.shape if x > 1] != [x for x in expected if x > 1]:  # it has no others
             return _as_stored(role.tensor, source, source.shape)  # which `claim` refuses
-    paired = architecture.paired and without_number(ours).split(".")[-2] in ("q_proj", "k_proj")
     moved = paired or role.offset or layout.transposed or layout.groups > 1
     if not moved and prod(first.shape) == prod(role.shape):
         return _as_stored(role.tensor, first, role.shape)

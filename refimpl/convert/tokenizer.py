@@ -50,10 +50,9 @@ def tokenizer_files(metadata: Facts) -> dict[str, bytes]:
         kind = int if key.endswith("_token_id") else bool if key.startswith("add_") else type(value)
         if not UNDERSTOOD.fullmatch(key) or type(value) is not kind:
             raise ValueError(f"{prefix}{key} {value!r:.80} has no known meaning")
-    if model not in ("gpt2", "llama"):
-        raise ValueError(f"the tokenizer model {model!r} is neither gpt2 nor llama")
-    if model == "gpt2" and pre not in CUTS:
-        raise ValueError(f"the pre-tokenizer {pre!r} is none of {', '.join(CUTS)}")
+    if model != "llama" and (model != "gpt2" or pre not in CUTS):
+        known = f"not llama, nor gpt2 with one of {', '.join(CUTS)}"
+        raise ValueError(f"tokenizer {model!r}, with the pre-tokenizer {pre!r}: {known}")
     if len(set(tokens)) < len(tokens) or len(facts["token_type"]) != len(tokens):
         raise ValueError("it has tokens that repeat, or that lack a type")
     parts = (_byte_level if model == "gpt2" else _sentence_piece)(facts, tokens)
@@ -63,20 +62,16 @@ def tokenizer_files(metadata: Facts) -> dict[str, bytes]:
     if adds_bos:
         if bos is None:
             raise ValueError(f"BOS begins a text, but its id is {facts.get('bos_token_id')}")
-        first, *texts = (
-            {"SpecialToken": {"id": bos, "type_id": 0}},
-            *({"Sequence": {"id": name, "type_id": 0}} for name in "AB"),
-        )
+        first = {"SpecialToken": {"id": bos, "type_id": 0}}
+        text, other = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
         template = {
             "type": "TemplateProcessing",
-            "single": [first, texts[0]],
-            "pair": [first, texts[0], first, texts[1]],
+            "single": [first, text],
+            "pair": [first, text, first, other],
             "special_tokens": {bos: {"id": bos, "ids": [tokens.index(bos)], "tokens": [bos]}},
         }
     tokenizer = {
         "version": "1.0",
-        "truncation": None,
-        "padding": None,
         "added_tokens": _added(parts["model"]["vocab"], tokens, facts["token_type"]),
         "post_processor": template,
         **parts,
@@ -153,7 +148,6 @@ def _sentence_piece(facts: Facts, tokens: Sequence[str]) -> dict[str, Any]:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {
         "normalizer": {"type": "Sequence", "normalizers": steps},
-        "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": model,
     }

@@ -34,19 +34,6 @@ class ConvertedTensor:
         """Bytes in the new file."""
         return prod(self.shape) * STORED_DTYPES[self.dtype].itemsize
 
-    def stored(self, piece: Array) -> Array:
-        """A piece in its dtype, contiguous, all finite."""
-        with np.errstate(all="ignore"):  # also of NaN whose first bit of the fraction is 0
-            stored = np.ascontiguousarray(piece, STORED_DTYPES[self.dtype])
-            bad = count_bad(stored)
-        if bad:
-            raise RefimplError(
-                f"{self.name} has {bad} values that are NaN or Inf in {stored.dtype}",
-                f"finite weights, in the range of {stored.dtype}",
-                "use --dtype float32, or repair the checkpoint",
-            )
-        return stored
-
 
 def write_weights(path: Path, tensors: Sequence[ConvertedTensor], progress: Progress) -> None:
     """Write a safetensors file, a piece at a time; spaces align its data to 8 bytes."""
@@ -57,11 +44,18 @@ def write_weights(path: Path, tensors: Sequence[ConvertedTensor], progress: Prog
         header[x.name] = {"dtype": x.dtype, "shape": x.shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    done = 0
+    with path.open("wb") as file, np.errstate(all="ignore"):  # what overflows is counted
         file.write(struct.pack("<Q", len(text)) + text)
-        done = 0
         for tensor in tensors:
-            for piece in map(tensor.stored, tensor.pieces()):
-                file.write(piece.reshape(-1).view(np.uint8).data)
-                done += piece.nbytes
+            for piece in tensor.pieces():
+                stored = np.ascontiguousarray(piece, STORED_DTYPES[tensor.dtype])
+                if bad := count_bad(stored):
+                    raise RefimplError(
+                        f"{tensor.name} has {bad} values that are NaN or Inf in {stored.dtype}",
+                        f"finite weights, in the range of {stored.dtype}",
+                        "use --dtype float32, or repair the checkpoint",
+                    )
+                file.write(stored.reshape(-1).view(np.uint8).data)
+                done += stored.nbytes
                 progress(done, end)

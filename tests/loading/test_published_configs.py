@@ -14,7 +14,7 @@ import pytest
 from config_tables import FILE, PUBLISHED, published
 from refusals import refusal_of
 
-from refimpl.convert.block_formats import block_sizes
+from refimpl.convert.block_formats import block_size
 from refimpl.loading.composites import text_entries
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.families import ALIASES, FAMILIES
@@ -31,7 +31,7 @@ SPELLINGS = {  # of what almost every file states
 def read(entries: dict[str, Any]) -> HubModel:
     """Read a file as `convert` does: what it says of its quantisation, then the rest."""
     if entries.get(QUANTISATION):
-        block_sizes(entries[QUANTISATION], "config.json")
+        block_size(entries[QUANTISATION], "config.json")
     return read_config({key: value for key, value in entries.items() if key != QUANTISATION})
 
 
