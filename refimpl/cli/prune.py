@@ -141,7 +141,7 @@ def command(
         more: dict[str, Any] = {"settings": pruning, "force": how.force, "measure": measure}
         more["scored"] = made and scores_document(made[0], made[1:])
         pruned = prune(opened, output, targets, pruner, calibrated, **more)
-    measured = made and blocks_table(*made)
+    measured = blocks_table(*made) if made else ()
     deliver(plain(pruned), pruning_table(pruned, output, measured), how.json)
 
 

@@ -16,8 +16,7 @@ from refimpl.allocation.scores_json import document, read_scores
 from refimpl.arguments import common_option, option, same_option
 from refimpl.cli import groups
 from refimpl.cli.options import Group, argument, is_given, refuse, with_groups
-from refimpl.cli.terminal import deliver, in_color, progress_bar, shows_bars
-from refimpl.errors import printable
+from refimpl.cli.terminal import deliver, progress_bar
 from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
 from refimpl.loading.model_tokens import model_tokens
 from refimpl.loading.samples import SCORED
@@ -27,7 +26,7 @@ from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
 from refimpl.show.blocks import table
 from refimpl.show.explain import explanation_document, explanation_text
-from refimpl.show.header import command_lines, joined, wrapped
+from refimpl.show.header import joined, wrapped
 
 SHORT = SAMPLES, SEQ_LEN  # the tokens of `refimpl explain`
 # The rest of an allocation is `refimpl allocate`'s: nothing that is measured depends on it.
@@ -106,16 +105,13 @@ def _allocated(
 ) -> tuple[Mapping[str, Any], str]:
     """The document and the table of scores, allocated at every eta; what to do next."""
     allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
-    text = table(scores, allocations, in_color())
-    if to.output is not None:
-        text += f"written:    {printable(to.output)}\n"
-    prune = f"next:       refimpl prune {shlex.quote(model)} -o OUT"
     if to.output is None:
         said = "add -o FILE, and then refimpl prune MODEL -o OUT --allocation FILE"
         after = wrapped({"next:": [said]})
     else:
-        after = command_lines(f"{prune} --allocation {shlex.quote(str(to.output))}")
-    return document(scores, allocations), text + joined(after)
+        prune = f"refimpl prune {shlex.quote(model)} -o OUT --allocation"
+        after = [f"written:    {to.output}", f"next:       {prune} {shlex.quote(str(to.output))}"]
+    return document(scores, allocations), table(scores, allocations) + joined(after)
 
 
 @dataclass(frozen=True)
@@ -159,5 +155,5 @@ def explain_command(
     block, step = shown.block, shown.step
     with progress_bar("explaining") as progress:
         steps = explain(opened, tokens, block, step, plan, wanted, settings, progress=progress)
-    said = explanation_text(steps, shown.source, shows_bars())
+    said = explanation_text(steps, shown.source)
     deliver(explanation_document(steps, shown.source), said, to.json)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import typer
 
@@ -23,7 +23,6 @@ from refimpl.show.header import NARROWEST, fitting
 NO_READER = 74  # exit code if nobody reads stdout: EX_IOERR of sysexits.h
 STEPS = 1000  # of the progress bar
 BAR, BESIDE = 36, 27  # its columns, and those of what stands beside bar and label
-ASCII = str.maketrans("│█▐▉▊▋▌▍▎▏", "|######   ")  # of bars, where the encoding has none
 
 
 def deliver(
@@ -32,8 +31,8 @@ def deliver(
     """Write a document to the output, if there is one, and print its JSON or its table."""
     if output is not None:
         write_json(output, document)
-    if not shows_bars():
-        table = table.replace(" ± ", " +-").translate(ASCII)
+    if not (sys.stdout.encoding or "").lower().startswith("utf"):
+        table = table.replace(" ± ", " +-").replace("±", "+-")
     say(json_text(document) if as_json else table)
 
 
@@ -66,24 +65,9 @@ def complain(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def shows_bars() -> bool:
-    """Whether the encoding of stdout has the characters of bars."""
-    return (sys.stdout.encoding or "").lower().startswith("utf")
-
-
-def in_color() -> bool:
-    """Whether stdout shows colours: a terminal that can, without NO_COLOR."""
-    return _moves(sys.stdout) and not os.environ.get("NO_COLOR")
-
-
 def shows_progress() -> bool:
     """Whether stderr is a terminal that can show progress."""
-    return _moves(sys.stderr)
-
-
-def _moves(stream: TextIO) -> bool:
-    """Whether a stream is a terminal that can move its cursor and change colours."""
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager

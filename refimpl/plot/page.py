@@ -16,7 +16,7 @@ from refimpl.plot.inputs import Panel, Results, panels, read_results
 from refimpl.plot.runs import run_rows, runs_table
 from refimpl.plot.style import FAINT, INK, METADATA, drawn, styled
 from refimpl.show.blocks import columns
-from refimpl.show.header import header
+from refimpl.show.header import header, wrapped
 from refimpl.show.table import Table
 from refimpl.version import __version__
 
@@ -71,7 +71,7 @@ def _numbers(scores: Scores) -> str:
     if scores.made_for.get("base") is None:
         return ""
     made = (allocate(scores, requested(scores)),)
-    facts = "\n".join(map(html, header(scores, made)))
+    facts = "\n".join(map(html, wrapped(header(scores, made))))
     table = table_html(Table(columns(scores, made), left=1))
     return f"<details><summary>The numbers</summary>\n{table}\n<pre>{facts}</pre></details>"
 

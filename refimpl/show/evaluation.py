@@ -3,7 +3,7 @@
 from math import inf, isnan
 
 from refimpl.evaluation.evaluate import Evaluation
-from refimpl.show.header import counted, joined, model_facts, run_facts, wrapped
+from refimpl.show.header import counted, model_facts, page
 from refimpl.show.table import Table, number
 
 FLOOR = "up to 12 % in docs/explanation/numerics.md"  # of pruning, in the perplexity
@@ -11,55 +11,30 @@ FLOOR = "up to 12 % in docs/explanation/numerics.md"  # of pruning, in the perpl
 
 def evaluation_table(evaluation: Evaluation) -> str:
     """The measures of a model's quality, and how they were computed."""
-    rows = _rows(evaluation)
-    table = Table(
-        {
-            "measure": [name for name, *_ in rows],
-            "value": [number(value, form) for _, value, _, form, _ in rows],
-            "stderr": [number(error, form) for _, _, error, form, _ in rows],
-            "over": [over for *_, over in rows],
-        }
-    ).lines()
-    return joined([*_header(evaluation), "", *table, *_footer(evaluation)])
-
-
-def _rows(evaluation: Evaluation) -> list[tuple[str, float, float, str, str]]:
-    """Of every measure its name, value, standard error, number format, and what it is over."""
-    text = evaluation.perplexity
-    windows = counted(len(text.nats), "window")
-    rows = [
-        ("perplexity", text.value, text.stderr, "#.6g", windows),
-        ("nats per token", text.mean_nats, text.nats_stderr, ".5f", windows),
-    ]
-    if text.bytes is not None:
-        size = counted(int(text.bytes.sum()), "byte")
-        rows.append(("bits per byte", text.bits_per_byte, float("nan"), ".5f", size))
-    return rows
-
-
-def _header(evaluation: Evaluation) -> list[str]:
-    """What was evaluated, on what, and how."""
-    windows, tokens = evaluation.windows, int(evaluation.perplexity.tokens.sum())
-    speed = f"{tokens / max(evaluation.run.seconds, 1e-9):,.0f} tokens per second"
+    text, count = evaluation.perplexity, int(evaluation.perplexity.tokens.sum())
+    run = evaluation.run
+    speed = f"{count / max(run.seconds, 1e-9):,.0f} tokens per second"
+    source = [*evaluation.windows.source.split(", "), counted(count, "predicted token")]
     facts = {
         "model": model_facts(evaluation.model, evaluation.family, evaluation.num_blocks),
-        "text" if windows.kind == "text" else "ids": [
-            *windows.source.split(", "),
-            counted(tokens, "predicted token"),
-            f"sha256 {windows.sha256[:12]}",
-        ],
-        "run": run_facts(evaluation.run, speed),
+        "text" if evaluation.windows.kind == "text" else "ids": source,
+        "run": [f"{run.seconds:.1f} s", speed, run.dtype],
     }
-    return wrapped(facts)
-
-
-def _footer(evaluation: Evaluation) -> list[str]:
-    """Notes that explain the rows."""
-    lines = []
-    if isnan(evaluation.perplexity.nats_stderr):
-        lines.append("stderr is -: it takes two windows or more")
-    if evaluation.perplexity.value == inf:
-        lines.append("the perplexity exceeds float64; the nats per token are its logarithm")
+    columns = {
+        "measure": ["perplexity", "nats per token"],
+        "value": [number(text.value, "#.6g"), number(text.mean_nats, ".5f")],
+        "stderr": [number(text.stderr, "#.6g"), number(text.nats_stderr, ".5f")],
+        "over": [counted(len(text.nats), "window")] * 2,
+    }
+    if text.bytes is not None:
+        bits, size = number(text.bits_per_byte, ".5f"), counted(int(text.bytes.sum()), "byte")
+        for cells, cell in zip(columns.values(), ("bits per byte", bits, "-", size), strict=True):
+            cells.append(cell)
+    notes = []
+    if isnan(text.nats_stderr):
+        notes.append("stderr is -: it takes two windows or more")
+    if text.value == inf:
+        notes.append("the perplexity exceeds float64; the nats per token are its logarithm")
     if evaluation.pruning is not None:
-        lines.append(f"stderr does not include the noise floor of pruning: {FLOOR}")
-    return ["", *lines] if lines else []
+        notes.append(f"stderr does not include the noise floor of pruning: {FLOOR}")
+    return page(facts, Table(columns).lines(), notes)

@@ -10,15 +10,13 @@ import numpy as np
 
 from refimpl.explanation.explain import Explanation
 from refimpl.explanation.shown_values import Figure, Step, described, full_name
-from refimpl.model.ops import Array
-from refimpl.show.header import joined, model_facts, terminal_width, wrapped
+from refimpl.show.header import model_facts, page, terminal_width, wrapped
 
 SHOWN_NUMBERS, IN_JSON = 6, 64  # numbers of an array
 IN = " " * 4
-BARS = "▁▂▃▄▅▆▇█"
 
 
-def explanation_text(explanation: Explanation, source: bool = False, bars: bool = True) -> str:
+def explanation_text(explanation: Explanation, source: bool = False) -> str:
     """All steps, one after the other, on request with the code of each function once."""
     tokens = explanation.tokens
     facts = {
@@ -26,54 +24,34 @@ def explanation_text(explanation: Explanation, source: bool = False, bars: bool 
         "tokens": [f"{tokens.samples} x {tokens.seq_len}", *tokens.source.split(", ")],
         "looks at": [f"block {explanation.block}", "the first sequence", explanation.dtype],
     }
-    lines = wrapped(facts)
-    shown: set[Callable[..., Any]] = set()
+    parts, shown = [wrapped(facts)], list[Callable[..., Any]]()
     for number, step, figures in explanation.steps:
-        lines += ["", *_step(f"{number}/{explanation.num_steps}", step, figures, bars)]
-        if source:
-            lines += _code(step, shown)
+        parts += _step(f"{number}/{explanation.num_steps}", step, figures)
+        new = [function for function in step.functions if source and function not in shown]
+        shown += new
+        parts += [indent(inspect.getsource(x).rstrip(), IN).split("\n") for x in new]
     values = [figure.value for _, _, figures in explanation.steps for figure in figures]
     if any(np.asarray(value).dtype.kind == "f" and np.isinf(value).any() for value in values):
-        lines += ["", "inf: larger than the dtype holds, or divided by zero"]
-    return joined(lines)
+        parts.append(["inf: larger than the dtype holds, or divided by zero"])
+    return page(*parts)
 
 
-def _step(number: str, step: Step, figures: tuple[Figure, ...], bars: bool) -> list[str]:
-    """A step without its code: the figures under what the functions say that computed them."""
-    name = max(len(figure.name) for figure in figures)
-    widest = max(len(shape(figure)) for figure in figures)
-    rows = [line for figure in figures for line in _rows(figure, name, widest, bars)]
-    width = terminal_width()
-    said = [
-        line
-        for text in functions_said(step)
-        for line in wrap(f"  {text}", width, subsequent_indent=IN, break_on_hyphens=False)
-    ]
-    return [
-        *wrap(f"{number} {step.name}: {step.title}", width, subsequent_indent=IN),
-        *(*said, f"  why: {step.why}"),
-        "",
-        *((IN + row).rstrip() for row in rows),
-    ]
-
-
-def functions_said(step: Step) -> list[str]:
-    """The names of a step's functions, and what their docstrings say but for the step's title."""
+def _step(number: str, step: Step, figures: tuple[Figure, ...]) -> list[list[str]]:
+    """What the functions of a step say, and below it the figures."""
     said = list[str]()
     for i, function in enumerate(step.functions):
-        says = described(function)[0 if i else 1 :]
+        says = described(function)[0 if i else 1 :]  # the first one's sentence is the title
         said += [full_name(function) + ":" * bool(says), *(f"  {text}" for text in says)]
-    return said
-
-
-def _code(step: Step, shown: set[Callable[..., Any]]) -> list[str]:
-    """The code of a step's functions, as far as it was not shown yet."""
-    new = [function for function in step.functions if function not in shown]
-    shown.update(new)
+    texts = [f"{number} {step.name}: {step.title}", *(f"  {x}" for x in said), f"  why: {step.why}"]
+    name = max(len(figure.name) for figure in figures)
+    widest = max(len(shape(figure)) for figure in figures)
     return [
-        line
-        for function in new
-        for line in ("", *indent(inspect.getsource(function).rstrip(), IN).split("\n"))
+        [
+            line
+            for text in texts
+            for line in wrap(text, terminal_width(), subsequent_indent=IN, break_on_hyphens=False)
+        ],
+        [(IN + row).rstrip() for figure in figures for row in _rows(figure, name, widest)],
     ]
 
 
@@ -83,28 +61,16 @@ def shape(figure: Figure) -> str:
     return str(list(value.shape)) if isinstance(value, np.ndarray) and value.ndim else ""
 
 
-def _rows(figure: Figure, name: int, widest: int, bars: bool) -> list[str]:
-    """Name, shape, numbers and note of a figure, as many as fit; the drift also as bars."""
+def _rows(figure: Figure, name: int, widest: int) -> list[str]:
+    """Name, shape, numbers and note of a figure, as many numbers as fit."""
     start = f"{figure.name:<{name}}  {shape(figure):<{widest}}  "
     note = f"   ({figure.note})" if figure.note else ""
     room = terminal_width() - len(IN + start)
-    below = []
-    if bars and figure.name == "R_k":
-        below = [" " * len(start) + sparkline(np.asarray(figure.value), room)]
     for few in range(SHOWN_NUMBERS, 0, -1):
         if len(row := numbers(figure, few) + note) <= room:
-            return [start + row, *below]
-    texts = wrap(f"{numbers(figure, 1)}{note}", max(room, 20), break_long_words=False)
-    return [*(f"{'' if i else start:<{len(start)}}{text}" for i, text in enumerate(texts)), *below]
-
-
-def sparkline(values: Array, room: int) -> str:
-    """A bar per value, from the least to the largest; of every n-th if there is no room for all."""
-    some = np.asarray(values[:: -(-len(values) // max(room, 1))], np.float64)
-    known = some[np.isfinite(some)]
-    low, high = (known.min(), known.max()) if known.size else (0, 0)
-    levels = (some - low) / ((high - low) or 1) * (len(BARS) - 1)
-    return "".join(BARS[round(x)] if isfinite(x) else "?" for x in levels.tolist())
+            return [start + row]
+    texts = wrap(row, max(room, 20), break_long_words=False)
+    return [f"{'' if i else start:<{len(start)}}{text}" for i, text in enumerate(texts)]
 
 
 def numbers(figure: Figure, few: int = SHOWN_NUMBERS) -> str:

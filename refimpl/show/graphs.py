@@ -8,7 +8,7 @@ from refimpl.onnx.validate import Validation
 from refimpl.oracle.check import Report
 from refimpl.oracle.judging.measures import stage_of
 from refimpl.running.file_system import MIB
-from refimpl.show.header import counted, fitting, joined, model_facts, wrapped
+from refimpl.show.header import counted, fitting, model_facts, page, token_facts
 from refimpl.show.oracle import report_document, steps_table, verdict_lines
 
 VALIDATION_FORMAT = 3  # of `validate --json`
@@ -16,16 +16,13 @@ VALIDATION_FORMAT = 3  # of `validate --json`
 
 def validation_table(validation: Validation) -> str:
     """A row per run, the verdict, and the first wrong step with its usual causes."""
-    graph, tokens = validation.graph, validation.tokens
-    recorded = "recorded here, with every trace point" if graph is None else graph
+    graph, runs = validation.graph, {_name(x): x.steps for x in validation.reports}
     facts = {
         "model": model_facts(validation.model, validation.family, validation.num_blocks),
-        "graph": [recorded],
+        "graph": ["recorded here, with every trace point" if graph is None else graph],
         "against": [validation.ran],
-        "tokens": [*tokens.source.split(", "), f"sha256 {tokens.sha256[:12]}"],
-        "judged by": ["the float64 truth", "and what the dtype costs refimpl itself"],
+        "tokens": token_facts(validation.tokens),
     }
-    runs = {_name(report): report.steps for report in validation.reports}
     if validation.verdict == "pass":
         steps = counted(sum(map(len, runs.values())), "step")
         said = [f"passes: {steps} in {counted(len(runs), 'run')}"]
@@ -34,7 +31,7 @@ def validation_table(validation: Validation) -> str:
         verdict, *causes = verdict_lines(first)
         said = [f"{_name(first)}: {verdict}", *causes]
     lines = [part for line in (*said, *validation.notes) for part in fitting(line)]
-    return joined([*wrapped(facts), "", *steps_table("run", runs).lines(), "", *lines])
+    return page(facts, steps_table("run", runs).lines(), lines)
 
 
 def validation_document(validation: Validation) -> dict[str, Any]:
@@ -65,24 +62,15 @@ def export_table(exported: Exported) -> str:
     """What was written, a line per fact."""
     facts, count = exported.metadata, counted(exported.tensors, "tensor")
     zeros, prunable = (int(facts[f"prunable_{name}"]) for name in ("zeros", "weights"))
+    graph, data = (f"{x / MIB:,.2f} MiB" for x in (exported.graph_bytes, exported.data_bytes))
     lines = {
         "model": [
             facts["model"],
             f"family {facts['family']}",
             f"{zeros:,} of {prunable:,} prunable weights zero ({zeros / prunable:.2%})",
         ],
-        "graph": [
-            f"{exported.graph}, {_size(exported.graph_bytes)}",
-            counted(exported.nodes, "node"),
-            *(f"function {name} of {size:,} nodes" for name, size in exported.functions.items()),
-        ],
-        "operators": [f"opset {exported.opset}"],
+        "graph": [f"{exported.graph}, {graph}", f"opset {exported.opset}"],
         "computes": [f"token_ids to {facts['outputs']}", facts["dtype"]],
-        "weights": [f"{count} in {exported.data}, {_size(exported.data_bytes)}"],
+        "weights": [f"{count} in {exported.data}, {data}"],
     }
-    return "\n".join(wrapped(lines)) + "\n"
-
-
-def _size(size: int) -> str:
-    """Bytes for people."""
-    return f"{size / MIB:,.2f} MiB"
+    return page(lines)

@@ -11,8 +11,8 @@ from refimpl.errors import printable
 from refimpl.show.header import terminal_width
 
 UNKNOWN = "-"
+HEADING = 24  # characters on a line of a heading, if its words are shorter
 LARGE = 5  # zeros that a rounded number may end with
-ESCAPE = re.compile(r"\x1b\[\d+m")  # colours, which have no width
 MARKUP = re.compile(r"[\\`*\[\]<>|$&]")  # what begins markup, HTML or a formula in Markdown
 
 
@@ -22,7 +22,6 @@ class Table:
 
     columns: Mapping[str, Sequence[str]]
     left: int = 0
-    caption: str = ""
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
@@ -30,27 +29,17 @@ class Table:
         return [*zip(*self.columns.values(), strict=True)]
 
     def lines(self) -> list[str]:
-        """Lines that fit the terminal, without empty columns.
-
-        Columns that do not fit follow in further tables, each with the first column.
-        """
-        width = terminal_width()
-        (heading, first), *others = [column for column in self.columns.items() if any(column[1])]
-        room = width - 2 - _width([heading, *first])
-        others = [  # beside the first column, long headings are broken
-            (
-                name if _width([name]) <= room else _wrapped(name, _width([*cells, *name.split()])),
-                cells,
-            )
-            for name, cells in others
+        """Lines without empty columns; what does not fit follows, again with the first column."""
+        first, *others = [
+            ("\n".join(wrap(name, HEADING, break_long_words=False)), cells)
+            for name, cells in self.columns.items()
+            if any(cells)
         ]
-        room = width - 2 - max((_width([name, *cells]) for name, cells in others), default=0)
-        first = [_wrapped(cell, room) for cell in first]
-        tables: list[list[tuple[str, Sequence[str]]]] = [[(heading, first)]]
+        tables: list[list[tuple[str, Sequence[str]]]] = [[first]]
         for column in others:
             line = aligned([*tables[-1], column], self.left)[0]
-            if len(tables[-1]) > 1 and _width([line]) > width:
-                tables.append([(heading, first)])
+            if len(tables[-1]) > 1 and len(line) > terminal_width():
+                tables.append([first])
             tables[-1].append(column)
         lines = [line.rstrip() for table in tables for line in ("", *aligned(table, self.left))]
         return lines[1:]
@@ -70,23 +59,13 @@ def markdown_text(text: str) -> str:
 def aligned(columns: Iterable[tuple[str, Sequence[str]]], left: int = 0) -> list[str]:
     """Lines of a table; a text may have several."""
     texts = [[heading, *cells] for heading, cells in columns]
-    widths, lines = [*map(_width, texts)], list[str]()
+    widths = [max(len(line) for text in column for line in text.split("\n")) for column in texts]
+    lines = list[str]()
     for row in zip(*texts, strict=True):
         for parts in zip_longest(*(text.split("\n") for text in row), fillvalue=""):
-            spaces = [" " * (n - _width([x])) for n, x in zip(widths, parts, strict=True)]
-            pairs = enumerate(zip(parts, spaces, strict=True))
-            lines.append("  ".join(x + y if i < left else y + x for i, (x, y) in pairs))
+            cells = enumerate(zip(parts, widths, strict=True))
+            lines.append("  ".join(f"{x:{'<' if i < left else '>'}{n}}" for i, (x, n) in cells))
     return lines
-
-
-def _width(cells: Sequence[str]) -> int:
-    """Characters of the longest line of some cells."""
-    return max(len(x) for cell in cells for x in ESCAPE.sub("", cell).split("\n"))
-
-
-def _wrapped(text: str, width: int) -> str:
-    """A text on lines of at most so many characters, with whole words."""
-    return "\n".join(wrap(text, max(width, 1), break_long_words=False))
 
 
 def number(value: float, form: str = ".4g") -> str:

@@ -27,7 +27,7 @@ from refimpl.model import ops
 from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.running.settings import Settings
 from refimpl.scoring.signals import signals
-from refimpl.show.explain import explanation_document, explanation_text, sparkline
+from refimpl.show.explain import explanation_document, explanation_text
 
 MODELS = tuple(name if name == "llama4_text" else name.removesuffix("_text") for name in FAMILIES)
 BLOCK = (
@@ -241,13 +241,6 @@ def test_one_step_computes_no_more_than_it_shows(monkeypatch: pytest.MonkeyPatch
         assert [s.name for _, s, _ in explain(model, tokens, 1, step).steps] == [step]
     with pytest.raises(AssertionError, match="the experiment"):
         explain(model, tokens, 1, "coefficient")
-
-
-def test_drift_over_depth_has_bars_where_the_terminal_has_them() -> None:
-    explained = explain(model_of("llama"), tokens_of("llama"), 0, "drift")
-    assert sparkline(explained.figure("drift", "R_k"), 40) in explanation_text(explained)
-    assert explanation_text(explained, bars=False).isascii()
-    assert sparkline(np.array([0.1, 9, 0.3, 9, np.inf, 9, np.nan, 9, 0.25]), 5) == "▁█??▆"
 
 
 def test_the_program_shows_one_step_and_its_code() -> None:
