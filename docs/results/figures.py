@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl import plot
-from refimpl.plot.inputs import panels, read_results
+from refimpl.bench.cells import BENCH, read_bench
 from refimpl.plot.style import title
 
 HERE = Path(__file__).parent
@@ -27,7 +27,7 @@ def main() -> None:
     write("drift", plot.drift(drift), ["noise of eta 0.01", *noise["facts"]])
     write("coefficients", plot.coefficients(noise["r"]), [*noise["facts"], bars])
     for name in ("smollm2", "gemma", "qwen"):
-        plot.save(panels(read_results([STUDY / name]))[0].draw(), STUDY / f"{name}.svg")
+        plot.save(plot.comparison(read_bench(STUDY / name / BENCH)), STUDY / f"{name}.svg")
 
 
 def write(name: str, ax: Any, facts: list[str]) -> None:

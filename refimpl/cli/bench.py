@@ -1,8 +1,5 @@
 """`refimpl bench`: which allocation prunes a model best."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
@@ -11,16 +8,17 @@ from typing import Annotated
 import numpy as np
 
 from refimpl.arguments import common_option, same_option
-from refimpl.bench.cells import BENCH, TABLE, BenchSettings, Grid
+from refimpl.bench.cells import BENCH, TABLE, BenchSettings, BenchText, Grid
 from refimpl.cli import groups, terminal
 from refimpl.cli.eval import InputOptions
 from refimpl.cli.options import Group, argument, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.errors import Interrupted, printable
+from refimpl.loading.files.documents import reading_document
 from refimpl.loading.model_tokens import CALIBRATION, EVALUATION
+from refimpl.running.file_system import file_digest
 from refimpl.running.files import write_text
 from refimpl.running.settings import Settings
-from refimpl.running.threads import Progress
 from refimpl.show.header import joined, terminal_width
 
 SOURCE = Group(
@@ -71,49 +69,37 @@ def command(
 
     If you stop the run, finished cells are kept; the same command continues it.
     """
-    from refimpl.bench.measured_cells import measured_cells, texts_named  # not for --help
-    from refimpl.bench.tables import bench_table, markdown, notes
+    from refimpl.bench.measured_cells import measured_cells  # not for --help
+    from refimpl.bench.tables import LEGEND, bench_table
 
     texts: tuple[Path | None, ...] = how.measure_on or (None,)
     shared = BenchSettings(
-        text=texts_named([source.text], CALIBRATION)[0],
+        text=_named(source.text, CALIBRATION),
         samples=source.samples,
         seq_len=source.seq_len,
         seeds=grid.seeds,
-        measured_on=texts_named(texts, EVALUATION),
+        measured_on=tuple(_named(text, EVALUATION) for text in texts),
         window=how.window,
         windows=how.windows,
         dtype=np.dtype(settings.dtype).name,
     )
     opened, texts = [where.read(model) for model in models], (source.text, *texts)
     try:
-        found, count = measured_cells(opened, grid, texts, shared, how.output, settings, _stages())
+        bar = terminal.progress_bar
+        result, count = measured_cells(opened, grid, texts, shared, how.output, settings, bar)
     except KeyboardInterrupt:
         kept = f"finished cells are kept in {how.output}"
         raise Interrupted(kept, terminal.command_line()) from None
-    write_text(how.output / TABLE, markdown(found))
-    ran = f"{count} of {len(found.rows)} cells ran in this run; the others are on file"
-    if not count:
-        ran = f"all {len(found.rows)} cells are on file: nothing to run"
-    said = [x for note in notes(found) for x in wrap(note, terminal_width())]
-    written = f"written:    {how.output}: {BENCH}, {TABLE}"
-    terminal.say(joined([ran, "", *bench_table(found).lines(), "", *said, written]))
+    table = bench_table(result)
+    write_text(how.output / TABLE, f"{table.markdown()}\n\n{LEGEND}\n")
+    lines = [f"{count} of {len(result.rows)} cells ran in this run; the others are on file"]
+    lines += ["", *table.lines(), "", *wrap(LEGEND, terminal_width())]
+    terminal.say(joined([*lines, f"written:    {how.output}: {BENCH}, {TABLE}"]))
 
 
-def _stages() -> Callable[[str, int, int], AbstractContextManager[Progress]]:
-    """What shows the progress of every cell, and how long the others will take."""
-    seconds = list[float]()
-
-    @contextmanager
-    def stage(words: str, number: int, count: int) -> Iterator[Progress]:
-        begun, left = time.monotonic(), count - number + 1
-        label = f"cell {number} of {count}"
-        if seconds:
-            label += f", {sum(seconds) / len(seconds) * left / 60:.0f} min left"
-        with terminal.progress_bar(label) as progress:
-            yield progress
-        seconds.append(time.monotonic() - begun)
-        if terminal.shows_progress():
-            terminal.complain(printable(f"{label}: {words}, {seconds[-1]:.0f} s"))
-
-    return stage
+def _named(path: Path | None, otherwise: str) -> BenchText:
+    """A text by its name and digest; without a path, that of refimpl."""
+    if path is None:
+        return BenchText(name=Path(otherwise).stem, sha256=None)
+    with reading_document(path, ("a text", "a text in UTF-8", "check the path")):
+        return BenchText(name=printable(path.stem), sha256=file_digest(path))

@@ -54,11 +54,6 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         ),
     },
     "Look": {
-        "compare": (
-            "report:compare_command",
-            "Compare several runs in one table: a row per run, a column per measure.",
-            ("OUT1 OUT2 evaluation.json", "OUT1 OUT2 --json"),
-        ),
         "bench": (
             "bench:command",
             "Compare allocations in one table: score, prune and evaluate, by sparsity and seed.",
@@ -66,8 +61,8 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         ),
         "report": (
             "report:command",
-            "Write a page with pictures and tables of scores, prunings and evaluations.",
-            ("scores.json OUT evaluation.json -o report.html", "scores.json"),
+            "Write a page with figures and tables of scores, evaluations and comparisons.",
+            ("scores.json evaluation.json comparison -o report.html", "scores.json"),
         ),
         "plot": (
             "report:plot_command",

@@ -1,4 +1,4 @@
-"""`refimpl plot`, `report` and `compare`: runs in figures, on a page, or in a table."""
+"""`refimpl plot` and `report`: results in figures, or on a page."""
 
 import os
 import sys
@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 from refimpl.arguments import common_option
-from refimpl.cli.groups import ForceOptions, JsonOptions
+from refimpl.cli.groups import ForceOptions
 from refimpl.cli.options import Group, argument, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
-from refimpl.cli.terminal import deliver, say
+from refimpl.cli.terminal import say
 from refimpl.errors import printable
 from refimpl.running.files import write_text
 
@@ -21,8 +21,8 @@ Runs = Annotated[
     list[Path],
     argument(
         "FILE",
-        "Files that refimpl score or eval wrote with -o, and folders of prune --measure and "
-        "bench, in any order.",
+        "Files that refimpl score or eval wrote with -o, and folders of prune and bench, in any "
+        "order.",
     ),
 ]
 
@@ -42,18 +42,6 @@ class PageOptions(ForceOptions):
     """What is written."""
 
     output: Path = output_option(Path("report.html"), "The page.", "FILE", OutputKind.FILE)
-
-
-@dataclass(frozen=True)
-class CompareOptions(JsonOptions):
-    """What is printed."""
-
-    against: str | None = common_option(
-        None,
-        "The run that perplexities are compared with, window by window. Default: the first that "
-        "was not pruned, or the first.",
-        "RUN",
-    )
 
 
 @contextmanager
@@ -77,10 +65,11 @@ def plot_command(files: Runs, *, to: Annotated[FigureOptions, Group("Output")]) 
     Several figures become panels of one. This needs pip install 'refimpl[plot]'.
     """
     with _without_cache():
-        from refimpl.plot.inputs import panels, read_results  # not for --help
+        from refimpl.plot.inputs import panels, read_result  # not for --help
         from refimpl.plot.style import drawn, save
 
-        save(drawn([x.draw for x in panels(read_results(files), to.figure)]), to.output)
+        shown = panels([read_result(path) for path in files], to.figure)
+        save(drawn([draw for _, draw in shown]), to.output)
     say(printable(f"written: {to.output} ({to.output.stat().st_size:,} bytes)") + "\n")
 
 
@@ -96,14 +85,3 @@ def command(files: Runs, *, to: Annotated[PageOptions, Group("Output")]) -> None
         text = report(files)
     write_text(to.output, text)
     say(printable(f"written: {to.output} ({len(text.encode()):,} bytes)") + "\n")
-
-
-@with_groups
-def compare_command(files: Runs, *, to: Annotated[CompareOptions, Group("Output")]) -> None:
-    """A change is paired by windows, and without the noise floor of pruning."""
-    from refimpl.plot.inputs import read_results  # not for --help
-    from refimpl.plot.runs import run_rows, runs_lines
-    from refimpl.show.header import joined
-
-    rows = run_rows(read_results(files).evaluations, to.against)
-    deliver({"runs": rows}, joined(runs_lines(rows)), to.json)

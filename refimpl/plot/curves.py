@@ -1,55 +1,50 @@
-"""Perplexity against sparsity as arrays: of evaluations, by pruner and allocation."""
+"""Perplexity against sparsity as arrays, by pruner and allocation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import exp, hypot, nan
 from typing import Any
 
 import numpy as np
 
 from refimpl.bases.uniform import UNIFORM
+from refimpl.bench.cells import Comparison
+from refimpl.bench.tables import Change, summaries
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import Evaluation, EvaluationDocument, evaluation_document
+from refimpl.evaluation.measures import LOG_MOST
 from refimpl.loading.files.documents import converted
 from refimpl.model.ops import Array
-from refimpl.pruning.record import PruningFacts
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Points (sparsity, value, and maybe its standard error) of an allocation, [n, 2 or 3]."""
-
-    allocation: str
-    points: Array
-    pruner: str = ""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """What one figure compares: the curves, and the value of the model that was not pruned."""
+    """What one figure compares: points (sparsity, value, and maybe its error), [n, 2 or 3].
+
+    They are by pruner and allocation; `dense` is the value of the model that was not pruned.
+    """
 
     heading: str
     measure: str
-    curves: Sequence[Curve]
+    series: Mapping[tuple[str, str], Array]
     dense: float | None = None
     facts: Sequence[str] = ()
 
 
 def named_curves(named: Mapping[str, Any]) -> Curves:
     """Curves from pairs (sparsity, perplexity) by allocation; "dense" is the model before."""
-    curves = [Curve(x, np.array(pairs, np.float64)) for x, pairs in named.items() if x != "dense"]
+    series = {("", x): np.array(pairs, np.float64) for x, pairs in named.items() if x != "dense"}
     dense = [value for _, value in named.get("dense", ())]
-    return Curves("Perplexity against sparsity", "perplexity", curves, *dense[:1])
+    return Curves("Perplexity against sparsity", "perplexity", series, *dense[:1])
 
 
 def measured_curves(evaluations: Sequence[Evaluation | EvaluationDocument]) -> Curves:
     """The perplexities of models on one text; the one that was not pruned is the dense one."""
-    found = [
+    documents = [
         converted(evaluation_document(x), EvaluationDocument) if isinstance(x, Evaluation) else x
         for x in evaluations
     ]
-    measured = [(x, x.text) for x in found if x.text is not None]
-    texts = {(text.sha256, text.window): text for _, text in measured}
+    texts = {(x.text.sha256, x.text.window): x.text for x in documents}
     if len(texts) != 1:
         raise RefimplError(
             f"evaluations on {len(texts)} texts, or cut in so many ways",
@@ -59,25 +54,46 @@ def measured_curves(evaluations: Sequence[Evaluation | EvaluationDocument]) -> C
     (text,) = texts.values()
     points: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     dense = None
-    for x, result in measured:
-        value, error = (
-            nan if y is None else y for y in (result.perplexity, result.perplexity_stderr)
-        )
-        if (pruning := x.pruning) is None:
+    for x in documents:
+        measured = x.text.perplexity, x.text.perplexity_stderr
+        value, error = (nan if y is None else y for y in measured)
+        if x.pruning is None:
             dense = value
-        else:
-            key = pruning.method, allocation_name(pruning)
-            points.setdefault(key, []).append((pruning.sparsity, value, error))
-    curves = [Curve(name, np.array(sorted(p)), pruner) for (pruner, name), p in points.items()]
-    source = text.source.partition(", ")[0]
+        else:  # of the uniform base, the correction alone is named
+            name = x.pruning.allocation.removesuffix(" measured")
+            key = x.pruning.method, name.removeprefix(f"{UNIFORM.name} + ")
+            points.setdefault(key, []).append((x.pruning.sparsity, value, error))
+    names = dict.fromkeys(x.model if x.pruning is None else x.pruning.model for x in documents)
     windows = f"{text.num_windows} windows of {text.window} tokens"
-    names = dict.fromkeys(x.model if x.pruning is None else x.pruning.model for x, _ in measured)
-    pruners = dict.fromkeys(x.pruner for x in curves)
-    facts = [*names, *pruners, windows, "bars: standard errors over windows"]
-    return Curves(f"Perplexity on {source}", "perplexity", curves, dense, facts)
+    facts = [*names, *dict.fromkeys(pruner for pruner, _ in points), windows]
+    facts.append("bars: standard errors over windows")
+    series = {key: np.array(sorted(x)) for key, x in points.items()}
+    source = text.source.partition(", ")[0]
+    return Curves(f"Perplexity on {source}", "perplexity", series, dense, facts)
 
 
-def allocation_name(pruning: PruningFacts) -> str:
-    """The allocation of a pruning as figures name it: of the uniform base, its correction alone."""
-    name = pruning.allocation.removesuffix(" measured")
-    return name.removeprefix(f"{UNIFORM.name} + ")
+def bench_curves(comparison: Comparison) -> Curves:
+    """Perplexities as multiples of the dense model's, the means over texts."""
+    found = [*summaries(comparison)]
+    models, pruners, texts = (
+        [*dict.fromkeys(getattr(x, name) for x in found)] for name in ("model", "pruner", "text")
+    )
+    changes: dict[tuple[str, str], dict[float, list[Change]]] = {}
+    for x in found:
+        label = f"{x.model}, {x.pruner}" if len(models) > 1 else x.pruner
+        at = changes.setdefault((label, x.allocation), {})
+        at.setdefault(x.sparsity, []).append(x.growth)
+    series = {
+        key: np.array([(sparsity, *_multiple(x)) for sparsity, x in points.items()])
+        for key, points in changes.items()
+    }
+    windows = max((len(text.nats) for row in comparison.rows for text in row.texts), default=0)
+    facts = [*models, *pruners, f"mean over {', '.join(texts)}", f"{windows} windows"]
+    heading = "Perplexity against sparsity"
+    return Curves(heading, "× dense perplexity", series, 1.0, [*facts, "bars: standard errors"])
+
+
+def _multiple(changes: Sequence[Change]) -> Change:
+    """The mean of changes in nats as a factor of the perplexity, and its error."""
+    value = exp(min(float(np.mean([nats for nats, _ in changes])), LOG_MOST))
+    return value, value * hypot(*(error for _, error in changes)) / len(changes)

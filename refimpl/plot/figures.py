@@ -8,24 +8,20 @@ import numpy as np
 from refimpl.allocation.allocate import Allocation, allocate, requested
 from refimpl.allocation.scores import Absorption, Scores
 from refimpl.bases.uniform import UNIFORM
+from refimpl.bench.cells import Comparison
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import Evaluation, EvaluationDocument
 from refimpl.model.ops import Array
-from refimpl.plot.curves import Curves, measured_curves, named_curves
+from refimpl.plot.curves import bench_curves, measured_curves, named_curves
 from refimpl.plot.style import (
     DASHES,
-    FAINT,
     INK,
-    Look,
     block_axis,
-    legend,
+    figure_axes,
     looks,
-    new_figure,
+    per_block,
     points,
     round_ticks,
-    shaded,
-    styled,
-    title,
     value_axis,
 )
 
@@ -34,9 +30,7 @@ if TYPE_CHECKING:
 
 Series = Mapping[str, Any]
 """By name, values per block, [L]; or these and their standard errors, [2, L]."""
-AMPLIFIES, ABSORBS = Look("#dc4a35", "^"), Look("#2f80e4", "v")
 Errors = dict[str, tuple[Array, Array | None]]
-NEITHER = Look(INK, "o")
 
 
 def drift(scores: Scores | Array, ax: "Axes | None" = None, eta: float | None = None) -> "Axes":
@@ -62,10 +56,9 @@ def drift(scores: Scores | Array, ax: "Axes | None" = None, eta: float | None = 
     values = np.asarray(values, np.float64)
     known = values[np.isfinite(values) & (values > 0)]
     low, high = (known.min(), known.max()) if known.size else (1.0, 1.0)
-    with styled():
+    with figure_axes(ax, heading, facts) as ax:
         from matplotlib.colors import LogNorm
 
-        ax = ax or new_figure()[1][0]
         norm = LogNorm(low, high if high > low else 2 * low)
         shown = np.ma.masked_invalid(values)
         image = ax.imshow(shown, norm=norm, cmap="viridis", interpolation="nearest", aspect="auto")
@@ -77,7 +70,6 @@ def drift(scores: Scores | Array, ax: "Axes | None" = None, eta: float | None = 
         round_ticks(bar.ax.yaxis, known)
         bar.outline.set_visible(False)
         bar.solids.set_rasterized(True)
-        title(ax, heading, facts)
     return ax
 
 
@@ -98,25 +90,9 @@ def coefficients(scores: Scores | Series, ax: "Axes | None" = None) -> "Axes":
         facts = [*_facts(scores), *_bars(scores.measured_samples)]
     else:
         series = _pairs(scores)
-    with styled():
-        ax = ax or new_figure()[1][0]
+    with figure_axes(ax, heading, facts) as ax:
         ax.axhline(1, color=INK, linewidth=0.8)
-        if len(series) == 1:
-            ((name, (r, error)),) = series.items()
-            heading = f"{heading}, {name}"
-            ax.vlines(range(len(r)), 1, r, colors=FAINT, linewidth=1)
-            for words, (look, side) in {
-                "above 1: amplified by later blocks": (AMPLIFIES, r > 1),
-                "below 1: absorbed": (ABSORBS, r < 1),
-                "": (NEITHER, r == 1),  # the last block, which none follows
-            }.items():
-                points(ax, words, np.where(side, r, np.nan), error, look, "")
-        else:
-            shaded(ax, series)
-        block_axis(ax, len(next(iter(series.values()))[0]), "perturbed block")
-        value_axis(ax, "absorption coefficient r", [r for r, _ in series.values()])
-        legend(ax)
-        title(ax, heading, facts)
+        per_block(ax, series, "perturbed block", "absorption coefficient r")
     return ax
 
 
@@ -148,13 +124,8 @@ def divergence(scores: Scores | Series, ax: "Axes | None" = None) -> "Axes":
             "scores that were measured by pruning each block alone",
             "score with the correction divergence, which is the default",
         )
-    with styled():
-        ax = ax or new_figure()[1][0]
-        shaded(ax, series)
-        block_axis(ax, len(next(iter(series.values()))[0]), "pruned block")
-        value_axis(ax, "divergence, nats", [d for d, _ in series.values()])
-        legend(ax)
-        title(ax, heading, facts)
+    with figure_axes(ax, heading, facts) as ax:
+        per_block(ax, series, "pruned block", "divergence, nats")
     return ax
 
 
@@ -183,28 +154,26 @@ def allocation(scores: Scores | Allocation | Series, ax: "Axes | None" = None) -
             facts += _bars(0 if errors is None else errors.samples)
     else:
         series = _pairs(scores)
-    with styled():
-        ax = ax or new_figure()[1][0]
+    with figure_axes(ax, "Sparsity of each block", facts) as ax:
         if target is not None:
             ax.axhline(target, color=INK, linewidth=0.8, linestyle=":")
         for name, look in looks(series).items():
             points(ax, name, *series[name], look, "-")
-        block_axis(ax, len(next(iter(series.values()))[0]), "block")
+            block_axis(ax, len(series[name][0]), "block")
         ax.set_ylabel("sparsity")
-        legend(ax)
-        title(ax, "Sparsity of each block", facts)
     return ax
 
 
 def comparison(
-    evaluations: Sequence[Evaluation | EvaluationDocument] | Curves | Mapping[str, Any],
+    evaluations: Sequence[Evaluation | EvaluationDocument] | Comparison | Mapping[str, Any],
     ax: "Axes | None" = None,
 ) -> "Axes":
     """Draw perplexity against sparsity, a line per pruner and allocation, with standard errors.
 
     Args:
-        evaluations: From `evaluate`, all on the same text; or pairs (sparsity, perplexity) by the
-            name of an allocation, where "dense" is the model that was not pruned.
+        evaluations: From `evaluate`, all on the same text; a comparison of `refimpl bench`; or
+            pairs (sparsity, perplexity) by the name of an allocation, where "dense" is the model
+            that was not pruned.
         ax: Where to draw; if None, a new figure.
 
     Returns:
@@ -213,30 +182,29 @@ def comparison(
     Raises:
         RefimplError: Evaluations on different texts, which cannot be compared.
     """
-    found = evaluations
-    if isinstance(found, Mapping):
-        found = named_curves(found)
-    elif not isinstance(found, Curves):
-        found = measured_curves(found)
-    with styled():
-        ax = ax or new_figure()[1][0]
-        styles = looks(dict.fromkeys(x.allocation for x in found.curves))
-        pruners = {x.pruner for x in found.curves}
-        for curve in found.curves:
-            look, dash = styles[curve.allocation], DASHES.get(curve.pruner, "-")
-            name = ", ".join(filter(None, [curve.pruner * (len(pruners) > 1), curve.allocation]))
-            x, y, error = (*curve.points.T, None)[:3]
-            points(ax, name, y, error, look, line=dash, x=x)
-        if found.dense is not None:
-            ax.axhline(found.dense, color=INK, linewidth=0.8, linestyle=":", label="dense")
-        every = sorted({float(x) for curve in found.curves for x in curve.points[:, 0]})
+    if isinstance(evaluations, Comparison):
+        curves = bench_curves(evaluations)
+    elif isinstance(evaluations, Mapping):
+        curves = named_curves(evaluations)
+    else:
+        curves = measured_curves(evaluations)
+    with figure_axes(ax, curves.heading, curves.facts) as ax:
+        styles = looks(dict.fromkeys(name for _, name in curves.series))
+        pruners = {pruner for pruner, _ in curves.series}
+        for (pruner, allocation), values in curves.series.items():
+            label = f"{pruner}, {allocation}" if len(pruners) > 1 else allocation
+            dash = DASHES.get(pruner.rpartition(", ")[2], "-")
+            x, y, error = (*values.T, None)[:3]
+            points(ax, label, y, error, styles[allocation], line=dash, x=x)
+        if curves.dense is not None:
+            ax.axhline(curves.dense, color=INK, linewidth=0.8, linestyle=":", label="dense")
+        every = sorted({float(x) for values in curves.series.values() for x in values[:, 0]})
         if len(every) <= 8:
             ax.set_xticks(every, [f"{x:.3g}" for x in every])
         ax.set_xlabel("sparsity")
-        values = [curve.points[:, 1] for curve in found.curves]
-        value_axis(ax, found.measure, [*values, [] if found.dense is None else [found.dense]])
-        legend(ax)
-        title(ax, found.heading, found.facts)
+        values_of = [values[:, 1] for values in curves.series.values()]
+        dense = [] if curves.dense is None else [curves.dense]
+        value_axis(ax, curves.measure, [*values_of, dense])
     return ax
 
 

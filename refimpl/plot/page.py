@@ -5,27 +5,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
 from io import StringIO
+from math import nan
 from pathlib import Path
 from string import Template
 
 from refimpl.allocation.allocate import allocate, requested
 from refimpl.allocation.scores import Scores
-from refimpl.bench.tables import bench_table, notes
+from refimpl.bench.cells import Comparison
+from refimpl.bench.tables import LEGEND, bench_table
 from refimpl.errors import printable
-from refimpl.plot.inputs import Panel, Results, panels, read_results
-from refimpl.plot.runs import run_rows, runs_table
+from refimpl.evaluation.evaluate import EvaluationDocument
+from refimpl.plot.inputs import Drawable, Panel, panels, read_result
 from refimpl.plot.style import FAINT, INK, METADATA, drawn, styled
 from refimpl.show.blocks import columns
 from refimpl.show.header import header, wrapped
-from refimpl.show.table import Table
+from refimpl.show.table import Table, measured
 from refimpl.version import __version__
 
 
 def report(paths: Sequence[str | Path]) -> str:
-    """One HTML page about files of scores, prunings, evaluations and comparisons.
+    """One HTML page about files of scores, evaluations and comparisons.
 
     Args:
-        paths: Files that refimpl wrote, in any order, or the folders that hold them.
+        paths: Scores, evaluations and comparisons of refimpl, or folders that hold them.
 
     Returns:
         The page. The same files give the same page.
@@ -33,16 +35,13 @@ def report(paths: Sequence[str | Path]) -> str:
     Raises:
         RefimplError: A file that refimpl did not write; files that have nothing to draw.
     """
-    results = read_results([*map(Path, paths)])
-    if not (results.scores or results.evaluations or results.benches):
-        panels(results)  # which says what is missing
+    results = [read_result(Path(path)) for path in paths]
     sections = enumerate(_sections(results))
     body = "\n".join(_section(f"s{i}", *section) for i, section in sections)
-    names = [x.model for x in results.scores] + [x.model for x in results.evaluations]
-    names += [x.rows[0].model for x in results.benches]
+    first = results[0].rows[0].model if isinstance(results[0], Comparison) else results[0].model
     template = Template(files("refimpl.plot").joinpath("page.html").read_text("utf-8"))
     return template.substitute(
-        title=html(f"{names[0]}: results"), version=html(__version__), body=body
+        title=html(f"{first}: results"), version=html(__version__), body=body
     )
 
 
@@ -51,19 +50,32 @@ def html(text: object) -> str:
     return escape(printable(text)).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _sections(results: Results) -> Iterator[tuple[str, list[Panel], str]]:
+def _sections(results: Sequence[Drawable]) -> Iterator[tuple[str, list[Panel], str]]:
     """Of each section its heading, its figures, and HTML below them."""
-    for scores in results.scores:
+    for scores in (x for x in results if isinstance(x, Scores)):
         whose = f"{scores.model}, {scores.tokens.source.partition(', ')[0]}"
-        yield whose, panels(Results([scores], (), ())), _numbers(scores)
-    others = Results((), results.evaluations, ())
-    if results.evaluations:
-        shown = panels(others) if any(x.pruning for x in results.evaluations) else []
-        yield "All runs", shown, table_html(runs_table(run_rows(results.evaluations)))
-    for bench in results.benches:
-        said = "".join(f"<li>{html(note)}</li>" for note in notes(bench))
-        below = f"{table_html(bench_table(bench))}\n<ul>{said}</ul>"
-        yield "Comparison", panels(Results((), (), [bench])), below
+        yield whose, panels([scores]), _numbers(scores)
+    if evaluations := [x for x in results if isinstance(x, EvaluationDocument)]:
+        shown = panels(evaluations) if any(x.pruning for x in evaluations) else []
+        yield "Evaluations", shown, table_html(_evaluations(evaluations))
+    for bench in (x for x in results if isinstance(x, Comparison)):
+        figures, table = panels([bench]), table_html(bench_table(bench))
+        yield "Comparison", figures, f"{table}\n<p>{html(LEGEND)}</p>"
+
+
+def _evaluations(evaluations: Sequence[EvaluationDocument]) -> Table:
+    """A row per evaluation."""
+    rows = list[tuple[str, str, str]]()
+    for x in evaluations:
+        name = f"{x.model}, {x.pruning.name}" if x.pruning else x.model
+        source = x.text.source.partition(", ")[0]
+        value, error = (
+            nan if y is None else y for y in (x.text.perplexity, x.text.perplexity_stderr)
+        )
+        windows = f"{source}, {x.text.num_windows} x {x.text.window}"
+        rows.append((name, windows, measured(value, error)))
+    columns = zip(("run", "text", "perplexity"), zip(*rows, strict=True), strict=True)
+    return Table(dict(columns), left=2)
 
 
 def _numbers(scores: Scores) -> str:
@@ -85,16 +97,15 @@ def _section(ident: str, heading: str, figures: Iterable[Panel], below: str) -> 
 
 def picture(panel: Panel, prefix: str) -> str:
     """The SVG of a figure in a page: with its own ids, and with the page's colours of texts."""
-    figure, text = drawn([panel.draw]), StringIO()
+    figure, text = drawn([panel[1]]), StringIO()
     with styled():
         figure.savefig(text, format="svg", transparent=True, dpi=200, metadata=METADATA[".svg"])
-    svg = text.getvalue()
-    size = re.findall('viewBox="[^"]*"', svg)[0]
-    inner = svg[svg.index(">", svg.index("<svg")) + 1 :].strip()
-    inner = re.sub(r"<!--.*?-->|<style.*?</style>", "", inner, flags=re.DOTALL)
+    size, inner = re.findall('(viewBox="[^"]*").*?>(.*)', text.getvalue(), re.DOTALL)[0]
+    inner = re.sub(r"<!--.*?-->|<style.*?</style>", "", inner.strip(), flags=re.DOTALL)
     inner = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", inner)
     inner = inner.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
-    return f'<svg role="img" aria-label="{html(panel.caption)}" {size}>\n{inner}'
+    label = html(figure.axes[0].get_title(loc="left").replace("\n", " "))
+    return f'<svg role="img" aria-label="{label}" {size}>\n{inner}'
 
 
 def table_html(table: Table) -> str:

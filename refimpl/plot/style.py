@@ -1,7 +1,9 @@
 """How figures look: one colour and marker per allocation; and how they are drawn and saved."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,10 +22,8 @@ if TYPE_CHECKING:
 INK, FAINT = "#24292f", "#b8c0c8"  # of texts and of grids; a page replaces them
 MATPLOTLIB = {
     "axes.axisbelow": True,
-    "axes.edgecolor": FAINT,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "axes.labelcolor": INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.constrained_layout.h_pad": 0.08,
@@ -31,16 +31,13 @@ MATPLOTLIB = {
     "figure.constrained_layout.w_pad": 0.08,
     "font.family": "DejaVu Sans",  # which comes with matplotlib
     "font.size": 9,
-    "grid.color": FAINT,
     "grid.linewidth": 0.5,
     "legend.frameon": False,
     "lines.linewidth": 1.2,
-    "lines.markersize": 5,
     "svg.hashsalt": "refimpl",  # the same figure is the same file
-    "text.color": INK,
     "text.usetex": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), FAINT),
+    **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
 }
 WIDTH, HEIGHT = 4.5, 3.5  # inches of one figure
 METADATA: dict[str, dict[str, None]] = {  # by ending; without the time, and without a version
@@ -69,8 +66,8 @@ LOOKS = {
     "absorption": Look("#dc4a35", "X"),
     "divergence": Look("#2f80e4", "*"),
 }
-OTHERS = [Look(x, y) for x in ("#8c6d5a", "#6d7f52", "#5f7896") for y in "<>pHhd8"]
-MARKERS = "osD^vPX"  # of series that are no allocations
+MARKERS = "<>pHhd8"
+OTHERS = [Look(x, y) for x in ("#8c6d5a", "#6d7f52", "#5f7896") for y in MARKERS]
 DASHES = {"wanda": "-", "sparsegpt": "--", "magnitude": ":", "random": "-."}
 
 
@@ -78,7 +75,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     """The look of each allocation, by its name: "owl", "owl + divergence measured", "lsa:beta=1".
 
     A correction of the uniform base has the correction's look; of another base, the colour of the
-    base and the marker of the correction. Names that refimpl does not know share the other looks.
+    base and the marker of the correction. Other names share the other looks.
     """
     found: dict[str, Look] = {}
     for name in names:
@@ -86,13 +83,13 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
         words = [x for x in re.findall(r"[a-z]+", known) if x in LOOKS]
         if words[:1] == ["uniform"] and len(words) > 1:
             del words[0]
-        look = Look(LOOKS[words[0]].colour, LOOKS[words[-1]].marker) if words else None
         first = crc32(name.encode()) % len(OTHERS)
-        choices = [look] if look else []
-        choices += [Look(look.colour if look else x.colour, x.marker) for x in OTHERS[first:]]
-        choices += OTHERS
-        free = [x for x in choices if x not in found.values()]
-        found[name] = free[0] if free else choices[0]
+        choices = OTHERS[first:] + OTHERS[:first]
+        if words:
+            look = LOOKS[words[0]]
+            markers = LOOKS[words[-1]].marker, *MARKERS[first % len(MARKERS) :], *MARKERS
+            choices = [Look(look.colour, marker) for marker in markers]
+        found[name] = next((x for x in choices if x not in found.values()), choices[0])
     return found
 
 
@@ -114,49 +111,44 @@ def styled() -> Any:
     return matplotlib.rc_context(MATPLOTLIB)
 
 
-def new_figure(panels: int = 1, columns: int = 1) -> tuple["Figure", list["Axes"]]:
-    """A figure of its own, which no window shows, and its axes in reading order."""
-    from matplotlib.figure import Figure
-
-    columns = min(columns, panels)
-    rows = -(-panels // columns)
-    figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows))
-    if panels == 1:
-        return figure, [figure.subplots()]
-    parts = figure.subfigures(rows, columns, squeeze=False).ravel()  # each with its own layout
-    return figure, [part.subplots() for part in parts[:panels]]
-
-
 def drawn(panels: Sequence[Callable[..., Any]]) -> "Figure":
-    """A figure of all panels, two in a row."""
+    """A figure of all panels, two in a row, which no window shows."""
     with styled():
-        figure, axes = new_figure(len(panels), columns=2)
-    for ax, draw in zip(axes, panels, strict=True):
-        draw(ax=ax)
+        from matplotlib.figure import Figure
+
+        columns, rows = min(len(panels), 2), -(-len(panels) // 2)
+        figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows))
+        parts = figure.subfigures(rows, columns, squeeze=False).ravel()  # each with its layout
+        for part, draw in zip(parts, panels, strict=False):
+            draw(ax=part.subplots())
     return figure
+
+
+@contextmanager
+def figure_axes(ax: "Axes | None", heading: str, facts: Sequence[str] = ()) -> Iterator["Axes"]:
+    """The axes of a figure, or new ones, in the style; when drawn, with a legend and a title."""
+    with styled():
+        from matplotlib.figure import Figure
+
+        ax = ax or Figure(figsize=(WIDTH, HEIGHT)).subplots()
+        yield ax
+        handles, names = ax.get_legend_handles_labels()
+        if handles:  # below the axes, in as many columns as the names allow
+            columns = max(1, min(4, len(names), 72 // (6 + max(map(len, names)))))
+            place = {"loc": "upper left", "bbox_to_anchor": (-0.13, 0), "borderaxespad": 4.2}
+            ax.legend(handles, names, ncols=columns, fontsize=8, **place)
+        title(ax, heading, facts)
 
 
 def title(ax: "Axes", heading: str, facts: Sequence[str] = ()) -> None:
     """The heading of a figure, and below it, smaller, what it was measured on."""
     lines, words = wrap(", ".join(facts), 68), "\n".join(map(plain_text, wrap(heading, 46)))
     ax.set_title(words, loc="left", weight="bold", size=10, pad=8 + 11 * len(lines))
-    for i, line in enumerate(reversed(lines)):
-        text = ax.annotate(
-            plain_text(line), (0, 1), (0, 6 + 11 * i), size=7.5, color=INK, annotation_clip=False,
-            xycoords="axes fraction", textcoords="offset points",
-        )  # fmt: skip
-        text.set_in_layout(False)  # it may be wider than the axes
-
-
-def legend(ax: "Axes") -> None:
-    """A legend below the axes, in as many columns as its names allow."""
-    handles, names = ax.get_legend_handles_labels()
-    if handles:
-        columns = max(1, min(4, len(names), 72 // (6 + max(map(len, names)))))
-        ax.legend(
-            handles, names, ncols=columns, fontsize=8,
-            loc="upper left", bbox_to_anchor=(-0.02, -0.19), borderaxespad=0,
-        )  # fmt: skip
+    text = ax.annotate(
+        "\n".join(map(plain_text, lines)), (0, 1), (0, 6), size=7.5, annotation_clip=False,
+        xycoords="axes fraction", textcoords="offset points", linespacing=1.25,
+    )  # fmt: skip
+    text.set_in_layout(False)  # it may be wider than the axes
 
 
 def points(
@@ -171,16 +163,20 @@ def points(
     )  # fmt: skip
 
 
-def shaded(ax: "Axes", series: Mapping[str, tuple[Array, Array | None]]) -> None:
+def per_block(
+    ax: "Axes", series: Mapping[str, tuple[Array, Array | None]], block: str, value: str
+) -> None:
     """Values with their errors over the blocks; several series in their order, by lightness."""
     from matplotlib import colormaps
 
-    shades = [LOOKS["divergence"].colour]
+    shades: Any = [LOOKS["divergence"].colour]
     if len(series) > 1:
-        shades = [*colormaps["viridis"](np.linspace(0.2, 0.75, len(series)))]
-    for i, (name, (y, error)) in enumerate(series.items()):
-        look = Look(shades[i], MARKERS[i % len(MARKERS)])
-        points(ax, name, y, error, look, "-" if len(series) > 1 else "")
+        shades = colormaps["viridis"](np.linspace(0.2, 0.75, len(series)))
+    markers = cycle("osD^vPX")
+    for shade, marker, (name, (y, error)) in zip(shades, markers, series.items(), strict=False):
+        points(ax, name, y, error, Look(shade, marker), "-" if len(series) > 1 else "")
+        block_axis(ax, len(y), block)
+    value_axis(ax, value, [y for y, _ in series.values()])
 
 
 def block_axis(ax: "Axes", count: int, label: str, vertical: bool = False) -> None:

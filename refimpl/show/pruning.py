@@ -42,7 +42,6 @@ def _summary(pruned: Pruning, out: Path) -> list[str]:
             for when, x in (("before", both.before), ("after", both.after))
         ]
         facts["perplexity:"].append(f"on {both.after['source']}")
-        after = f"refimpl compare {out} OTHER, after pruning in another way"
     return [f"written:    {out}", *wrapped(facts), f"next:       {after}"]
 
 

@@ -15,8 +15,8 @@ from tables import cases
 from refimpl import RefimplError, Request, read_model
 from refimpl.allocation.allocate import base_only
 from refimpl.bench import measured_cells
-from refimpl.bench.cells import BenchRow, BenchSettings, Comparison, read_bench
-from refimpl.bench.tables import bench_curves, bench_table, markdown, percent, summaries
+from refimpl.bench.cells import BenchRow, BenchSettings, Comparison
+from refimpl.bench.tables import bench_table, percent, summaries
 from refimpl.loading.files.documents import converted
 from refimpl.loading.model_tokens import model_tokens
 from refimpl.scoring.signals import signals
@@ -62,11 +62,6 @@ def test_a_cell_is_score_prune_and_eval_to_the_bit(
         assert row["pruned"] == json.loads((case / "pruning.json").read_text())["total_pruned"]
 
 
-def measured(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without what depends on the clock."""
-    return {key: value for key, value in row.items() if key != "seconds"}
-
-
 def test_a_cell_is_what_prune_gives_by_default(tmp_path: Path) -> None:
     out, pruned = tmp_path / "bench", tmp_path / "pruned"
     ran("bench", LLAMA, "--bases", "divergence", "--sparsity", "0.5", *WINDOWS, "-o", out)
@@ -105,10 +100,9 @@ def test_a_stopped_run_is_continued_and_a_whole_one_has_nothing_to_do(
         file.write('{"model": "llama", "mod')  # killed while it wrote
     assert "a disk that is full" in refused(*SHORT, *grid, "-o", out)
     ran(*SHORT, *grid, "-o", out)
-    rows, whole = (rows_of(x) for x in (out, tmp_path / "whole"))
-    assert [*map(measured, rows)] == [*map(measured, whole)]  # its block passes, too
+    assert rows_of(out) == rows_of(tmp_path / "whole")
     assert len(calls) == 2 + 2 + 1
-    assert "all 4 cells are on file: nothing to run" in ran(*SHORT, *grid, "-o", out)
+    assert "0 of 4 cells ran" in ran(*SHORT, *grid, "-o", out)
     assert "1 of 5 cells ran" in ran(*SHORT, "--bases", "lsa", "--sparsity", "0.5", "-o", out)
     assert len(rows_of(out)) == 5
     assert sorted(x.name for x in out.iterdir()) == ["bench.jsonl", "table.md"]
@@ -118,25 +112,15 @@ def test_a_stopped_run_is_continued_and_a_whole_one_has_nothing_to_do(
     assert "a cell has two rows" in refused(*SHORT, *grid, "-o", out)
 
 
-def test_files_and_texts_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    texts, files = [], []
-    for i, name in enumerate(("a", "b")):
-        folder = tmp_path / name
-        folder.mkdir()
-        files.append(folder / "own.json")
-        files[-1].write_text(json.dumps([0.4 + i / 10, 0.6 - i / 10, 0.5, 0.5]))
-        texts.append(folder / "seeds.txt")
-        texts[-1].write_text(TEXT.read_text()[300 * i :])
-    on = [word for text in texts for word in ("--measure-on", text)]
-    words = ("bench", LLAMA, *TOKENS, *WINDOWS, "--sparsity", "0.5", "-o", tmp_path / "out")
-    ran(*words, *on, "--bases", f"{files[0]},{files[1]}")
-    table = bench_table(read_bench(tmp_path / "out" / "bench.jsonl"))
-    assert len(table.rows) == 2
-    assert len({*table.columns["allocation"]}) == 2
-    assert table.columns["seeds"] == ["1", "1"]
-    perplexities = [x for name, x in table.columns.items() if name.startswith("perplexity, seeds")]
-    assert len(perplexities) == 2
-    assert "a text twice" in refused(*words, *on[:2], *on[:2])
+def test_names_must_tell_models_and_texts_apart(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    words, out = ("--bases", "uniform", "--sparsity", "0.5"), tmp_path / "two"
+    other = shutil.copy(TEXT, tmp_path / "other")
+    text = refused(*SHORT, "--measure-on", other, *words, "-o", out)
+    assert "two inputs are called text (text)" in text
+    twice = shutil.copytree(LLAMA, tmp_path / "other" / "llama")
+    assert "two inputs are called llama" in refused("bench", twice, *SHORT[1:], *words, "-o", out)
+    assert not out.exists()
 
 
 WRONG: list[tuple[str, str]] = cases("bench", "wrong")
@@ -170,10 +154,6 @@ def test_an_existing_output_is_never_damaged(tmp_path: Path) -> None:
     assert (out / "bench.jsonl").read_bytes() == before
     (out / "bench.jsonl").write_bytes(b"{}" + before)
     assert "not a comparison" in refused(*words, "-o", out)
-    twice = tmp_path / "other" / "llama"
-    shutil.copytree(LLAMA, twice)
-    both = refused("bench", model, twice, *SHORT[2:], *grid, "-o", tmp_path / "two")
-    assert "two models are called llama" in both
 
 
 def test_a_rerun_moves_few_weights() -> None:
@@ -194,7 +174,7 @@ def a_comparison(nats: dict[tuple[str, int, int], list[float]]) -> Comparison:
     for (name, seed, jitter), values in nats.items():
         where = {"pruner": "wanda", "sparsity": 0.6, "allocation": name, "seed": seed}
         texts = [{"nats": values, "tokens": [10, 10]}]
-        rows.append(base | where | {"jitter": jitter, "texts": texts, "passes": 12.0})
+        rows.append(base | where | {"jitter": jitter, "texts": texts})
     text = {"name": "a_text", "sha256": None}
     shared = {"text": text, "samples": 1, "seq_len": None, "seeds": 2, "measured_on": [text]}
     shared |= {"window": None, "windows": None, "dtype": "float32"}
@@ -211,61 +191,46 @@ def test_means_changes_errors_and_the_floor_are_those_by_hand() -> None:
         ("lsa", 1, 0): [22.0, 24.0],
         ("dlp", 1, 0): [11.0, 15.1],
     }
-    (place,) = summaries(a_comparison(nats))
-    uniform, owl, lsa, dlp = place.allocations
-    assert dlp.texts[0].is_finding  # -1 and -0.99 nats: 199 errors
-    assert uniform.texts[0].perplexity == pytest.approx(exp((44 + 46) / 40))
-    assert uniform.texts[0].multiple == pytest.approx(exp(2.25 - 1))
-    assert np.isnan(uniform.texts[0].change[0])
-    change = owl.texts[0].change  # -3 / 20 and -4 / 20 nats
-    assert change == pytest.approx((-0.175, 0.025 * sqrt(2) / sqrt(2)))
-    assert percent(*owl.texts[0].change)[0] == pytest.approx(100 * (exp(-0.175) - 1))
-    assert not owl.texts[0].is_finding  # of two seeds, t is 12.7
-    assert lsa.seeds == 1
-    alone = lsa.texts[0].change  # windows differ by 0.1 and -0.1 nats per token
-    assert alone == pytest.approx((0.0, 0.1))
-    assert not lsa.texts[0].is_finding
-    assert np.isnan(place.floor).all()
+    uniform, owl, lsa, dlp = summaries(a_comparison(nats))
+    assert dlp.is_finding  # -1 and -0.99 nats: 199 errors
+    assert uniform.perplexity == pytest.approx(exp((44 + 46) / 40))
+    assert uniform.multiple == pytest.approx(exp(2.25 - 1))
+    assert np.isnan(uniform.change[0])
+    assert owl.change == pytest.approx((-0.175, 0.025))  # -3 / 20 and -4 / 20 nats
+    assert percent(*owl.change)[0] == pytest.approx(100 * (exp(-0.175) - 1))
+    assert not owl.is_finding  # of two seeds, t is 12.7
+    assert lsa.change == pytest.approx((0.0, 0.1))  # windows differ by 0.1 and -0.1 nats per token
+    assert not lsa.is_finding
+    assert np.isnan(uniform.floor)
 
     nats |= {("uniform", 0, 1): [22.0, 26.0], ("uniform", 0, 2): [18.0, 22.0]}
-    (place,) = summaries(a_comparison(nats))
-    assert place.reruns == 2
-    assert place.floor == pytest.approx([0.2])  # of 2.2, 2.4 and 2.0
-    assert place.allocations[1].texts[0].change[1] == pytest.approx(0.2)  # 0.2 sqrt(2 / 2)
-    assert not place.allocations[1].texts[0].is_finding
-    alone = place.allocations[2].texts[0].change
-    assert alone[1] == pytest.approx(sqrt(0.1**2 + 2 * 0.2**2))
-
-    nats |= {("owl", 1, 1): [22.0, 22.0]}  # 2.2 and 2.1 nats: pooled with those above
-    (place,) = summaries(a_comparison(nats))
-    assert place.floor == pytest.approx([sqrt((2 * 0.2**2 + 0.05**2 * 2) / 3)])
+    _, owl, lsa, _ = summaries(a_comparison(nats))
+    assert owl.floor == pytest.approx(0.2)  # of 2.2, 2.4 and 2.0
+    assert owl.change[1] == pytest.approx(0.2)  # 0.2 sqrt(2 / 2)
+    assert not owl.is_finding
+    assert lsa.change[1] == pytest.approx(sqrt(0.1**2 + 2 * 0.2**2))
+    against_owl = [*summaries(a_comparison(nats), "owl")]
+    assert against_owl[0].change[0] == pytest.approx(0.175)
+    assert np.isnan(against_owl[1].change[0])
 
 
-def test_the_forms_of_the_table_hold_the_same_numbers() -> None:
+def test_the_table_holds_these_numbers() -> None:
     nats = {("uniform", 0, 0): [20.0, 24.0], ("owl & 50%", 0, 0): [19.0, 22.0]}
-    document = a_comparison(nats)
-    table = bench_table(document)
-    head, (uniform, owl) = [*table.columns], table.rows
-    assert head[:5] == ["model", "pruner", "sparsity", "allocation", "seeds"]
-    assert head[5:] == [
-        "block passes",
-        "perplexity, a_text",
-        "× dense, a_text",
-        "against uniform, a_text",
+    table = bench_table(a_comparison(nats))
+    assert [*table.columns] == [
+        *("model", "pruner", "sparsity", "allocation"),
+        *("perplexity, a_text", "× dense, a_text", "against uniform, a_text"),
     ]
-    assert uniform[5:] == ("12", "9.025", "3.32", "")
-    assert owl[5:] == ("12", "7.768", "2.86", "~ -13.9 ± 4.3 %")  # 2 windows: 12.7 errors
-    lines = markdown(document).splitlines()
+    uniform, owl = table.rows
+    assert uniform[4:] == ("9.025", "3.32", "")
+    assert owl[4:] == ("7.768", "2.86", "~ -13.9 ± 4.3 %")  # 2 windows: 12.7 errors
+    lines = table.markdown().splitlines()
     assert lines[2] == f"| {' | '.join(uniform)} |"
-    assert "| owl \\& 50% | 1 | 12 | 7.768 | 2.86 | ~ -13.9 ± 4.3 % |" in lines[3]
-    assert len({line.count("|") for line in lines[:4]}) == 1
-    assert lines[-1] == "- measured on a_text, which calibration has read, too"
-    (curves,) = bench_curves(document).values()
-    assert [f"{points[0, 1]:.6g}" for points in curves[0].values()] == ["3.32012", "2.85765"]
-    assert all(points[0, 2] > 0 for points in curves[0].values())
+    assert "| owl \\& 50% | 7.768 | 2.86 | ~ -13.9 ± 4.3 % |" in lines[3]
+    again = bench_table(a_comparison(nats | {("uniform", 0, 1): [20.2, 24.2]}))
+    assert again.rows[0][-1] == "± 1.4 %"  # of 2.2 and 2.22 nats
 
 
 def test_a_perplexity_beyond_float64_is_shown_as_such() -> None:
     nats = {("uniform", 0, 0): [8000.0, 8000.0], ("owl", 0, 0): [9000.0, 9000.0]}
-    assert "inf" in markdown(a_comparison(nats))
-    assert bench_curves(a_comparison(nats))
+    assert "inf" in bench_table(a_comparison(nats)).markdown()

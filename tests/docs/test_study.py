@@ -4,8 +4,8 @@ PYTHONPATH=.:tests python tests/docs/test_study.py    writes the tables into the
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from math import exp
+from collections.abc import Iterable
+from math import exp, isfinite
 from pathlib import Path
 
 import pytest
@@ -13,16 +13,7 @@ from conftest import FIXTURES
 from tools.regions import fill, regions
 
 from refimpl.bench.cells import Comparison, read_bench
-from refimpl.bench.tables import (
-    AllocationSummary,
-    SettingSummary,
-    bench_table,
-    change,
-    notes,
-    percent,
-    perplexity_of,
-    summaries,
-)
+from refimpl.bench.tables import Summary, bench_table, change, percent, perplexity_of, summaries
 from refimpl.show.evaluation import FLOOR
 from refimpl.show.table import Table, number
 
@@ -36,40 +27,46 @@ WITH_FLOOR = (*MODELS, *OTHERS, "sparsegpt-qwen", "float64")
 PUBLISHED = ("owl", "alphapruning", "dlp", "lsa", "atp")
 
 
-def document(name: str, against: str = "uniform") -> Comparison:
-    return read_bench(STUDY / name / "bench.jsonl", against)
+Setting = dict[str, list[Summary]]
+"""Summaries per text, by allocation; of LSA, those with the beta of its code, which ran later."""
 
 
-def by_base(place: SettingSummary) -> dict[str, AllocationSummary]:
-    """The allocations of a setting; of LSA, the one with the beta of its code, which ran later."""
-    return {x.name.partition(":")[0]: x for x in place.allocations}
+def document(name: str) -> Comparison:
+    return read_bench(STUDY / name / "bench.jsonl")
 
 
-def settings(name: str) -> Iterator[tuple[SettingSummary, str, SettingSummary]]:
-    """Each setting, its best published allocation, and the setting with changes against that."""
-    for i, place in enumerate(summaries(document(name))):
-        found = [x for base, x in by_base(place).items() if base in PUBLISHED]
-        best = min(found, key=lambda x: sum(text.nats for text in x.texts)).name
-        yield place, best, [*summaries(document(name, best))][i]
+def settings(name: str, against: str = "") -> list[Setting]:
+    """The summaries of each setting."""
+    found: dict[tuple[str, str, float], Setting] = {}
+    for x in summaries(document(name), against):
+        place = found.setdefault((x.model, x.pruner, x.sparsity), {})
+        place.setdefault(x.allocation, []).append(x)
+    return [{x.partition(":")[0]: texts for x, texts in y.items()} for y in found.values()]
 
 
-def heading(place: SettingSummary) -> str:
-    model = place.model.removesuffix("-Instruct")
-    return f"{model}, {place.pruner}, {100 * place.sparsity:.0f} %"
+def first_of(place: Setting) -> Summary:
+    return place["uniform"][0]
+
+
+def heading(place: Setting) -> str:
+    x = first_of(place)
+    return f"{x.model.removesuffix('-Instruct')}, {x.pruner}, {100 * x.sparsity:.0f} %"
 
 
 def headline(names: Iterable[str]) -> str:
     """A row per setting of these folders: perplexities, and the changes of divergence."""
     rows, heads = [], ("divergence against uniform", "against the best published")
-    for name, (place, best, against) in [(n, x) for n in names for x in settings(n)]:
+    for name, i, place in [(n, i, x) for n in names for i, x in enumerate(settings(n))]:
+        published = [texts for base, texts in place.items() if base in PUBLISHED]
+        best = min(published, key=lambda texts: sum(x.nats for x in texts))[0].allocation
         row = {"model, pruner, sparsity": heading(place)}
         if name in OTHERS:
             shared = document(name).settings
             row["tokens"] = f"{shared.samples} x {shared.seq_len}"
-        for base, x in by_base(place).items():
-            row[base] = " / ".join(number(text.perplexity) for text in x.texts)
-        for head, setting in zip(heads, (place, against), strict=True):
-            row[head] = " / ".join(map(change, by_base(setting)["divergence"].texts))
+        for base, texts in place.items():
+            row[base] = " / ".join(number(x.perplexity) for x in texts)
+        for head, setting in zip(heads, (place, settings(name, best)[i]), strict=True):
+            row[head] = " / ".join(map(change, setting["divergence"]))
         rows.append(row | {"which": best.partition(":")[0]})
     first, own = ("model, pruner, sparsity", "tokens", "uniform"), ("absorption", "divergence")
     order = (*first, *PUBLISHED, *own, *heads, "which")
@@ -81,13 +78,13 @@ def multiples() -> str:
     """Of each model and text: the dense perplexity, and multiples of it at every sparsity."""
     rows, names = [], ("uniform", "divergence")
     for name in MODELS:
-        found, shared = [*summaries(document(name))], document(name).settings.measured_on
-        model, at = found[0].model.removesuffix("-Instruct"), [x.sparsity for x in found]
-        for i, text in enumerate(shared):
-            first = by_base(found[0])["uniform"].texts[i]
-            line = [f"{model}, {text.name}", number(exp(first.dense))]
+        found = settings(name)
+        at = [first_of(x).sparsity for x in found]
+        for i, text in enumerate(found[0]["uniform"]):
+            model = text.model.removesuffix("-Instruct")
+            line = [f"{model}, {text.text}", number(exp(text.dense))]
             for which in names:
-                cells = (number(by_base(x)[which].texts[i].multiple, ".3g") for x in found)
+                cells = (number(x[which][i].multiple, ".3g") for x in found)
                 line.append(" / ".join(cells))
             rows.append(line)
     sparsity = " / ".join(f"{100 * x:.0f}" for x in at)
@@ -95,18 +92,23 @@ def multiples() -> str:
     return Table({head: [row[i] for row in rows] for i, head in enumerate(heads)}, 1).markdown()
 
 
+def measured_floors(name: str) -> list[Summary]:
+    """Of each setting with reruns, and each text: a summary that has the floor."""
+    return [x for place in settings(name) for x in place["uniform"] if isfinite(x.floor)]
+
+
 def floors() -> str:
     """Of each folder with reruns: the least and the largest floor over sparsities and texts."""
     rows = []
     for name in WITH_FLOOR:
-        found, shared = [x for x in summaries(document(name)) if x.reruns], document(name).settings
-        every = [100 * x for place in found for x in place.floor]
+        found, shared = measured_floors(name), document(name).settings
+        every, at = [100 * x.floor for x in found], dict.fromkeys(x.sparsity for x in found)
         rows.append({
             "model": found[0].model.removesuffix("-Instruct"),
             "pruner": found[0].pruner,
             "tokens": f"{shared.samples} x {shared.seq_len}",
             "dtype": shared.dtype,
-            "sparsity": ", ".join(f"{100 * place.sparsity:.0f}" for place in found) + " %",
+            "sparsity": ", ".join(f"{100 * x:.0f}" for x in at) + " %",
             "floor": f"{min(every):.2g} to {max(every):.2g} %",
         })  # fmt: skip
     return Table({head: [row[head] for row in rows] for head in rows[0]}, 6).markdown()
@@ -115,7 +117,6 @@ def floors() -> str:
 def tables() -> dict[str, dict[str, str]]:
     """By page and region."""
     full = {name: bench_table(document(name)).markdown() for name in WITH_FLOOR}
-    full["notes"] = "\n".join(f"- {note}" for note in notes(document("smollm2")))
     wanda, others = headline(MODELS), headline(OTHERS)
     return {
         "study.md": {"multiples": multiples(), "headline": wanda, "others": others},
@@ -137,18 +138,14 @@ def words_of(page: Path) -> str:
 
 def span(name: str, allocation: str) -> str:
     """Least and largest change against uniform, over the settings and texts of a model."""
-    every = [
-        percent(*text.change)[0]
-        for x in summaries(document(name))
-        for text in by_base(x)[allocation].texts
-    ]
+    every = [percent(*x.change)[0] for place in settings(name) for x in place[allocation]]
     return f"{min(every):+.0f} to {max(every):+.0f} %"
 
 
 def lowest(names: Iterable[str]) -> str:
     """In how many settings divergence has the lowest mean over the texts."""
-    every = [x for name in names for x in summaries(document(name))]
-    means = [{x.name: sum(y.nats for y in x.texts) for x in place.allocations} for place in every]
+    every = [place for name in names for place in settings(name)]
+    means = [{base: sum(x.nats for x in texts) for base, texts in x.items()} for x in every]
     count = sum(min(x, key=x.__getitem__) == "divergence" for x in means)
     return f"{count} of {len(every)} settings"
 
@@ -165,21 +162,17 @@ def test_sentences_have_the_numbers_of_the_rows() -> None:
         assert f"{span(name, 'divergence')} on {model}" in study
         assert f"{span(name, 'absorption')} on {model}" in study
     for which in ("uniform", "divergence"):
-        first = (
-            number(by_base(x)[which].texts[0].perplexity) for x in summaries(document("smollm2"))
-        )
+        first = (number(x[which][0].perplexity) for x in settings("smollm2"))
         assert "{}, {} and {}".format(*first) in practice
-    floor = max(
-        x for name in WITH_FLOOR for y in summaries(document(name)) for x in y.floor if x == x
-    )
+    floor = max(x.floor for name in WITH_FLOOR for x in measured_floors(name))
     assert FLOOR.startswith(said := f"up to {100 * floor:.0f} %")
     assert said in (numerics := words_of(DOCS / "explanation" / "numerics.md"))
     for name in ("smollm2", "float64"):
-        (place,) = (x for x in summaries(document(name)) if x.sparsity == 0.6)
-        assert "{:.2g} / {:.2g} %".format(*(100 * x for x in place.floor)) in numerics
+        at = [100 * x.floor for x in measured_floors(name) if x.sparsity == 0.6]
+        assert "{:.2g} / {:.2g} %".format(*at) in numerics
     calibrate = words_of(DOCS / "how-to" / "calibrate.md")
     for name in ("sparsegpt-4x256-smollm2", "sparsegpt-smollm2"):
-        found = by_base(next(summaries(document(name))))["uniform"].texts
+        found = settings(name)[0]["uniform"]
         assert " / ".join(f"{x.perplexity:.1f}" for x in found) in calibrate
 
 

@@ -134,7 +134,7 @@ def test_hostile_files_are_refused_quickly(kind: str, why: str, tmp_path: Path) 
     words = {
         "scores": ("allocate", tmp_path / name),
         "pruning": ("inspect", tmp_path),
-        "evaluation": ("compare", tmp_path / name),
+        "evaluation": ("report", tmp_path / name),
         "case": ("check", tmp_path, LLAMA / "model.safetensors"),
     }[kind]
     content, problem = HOSTILE[why]

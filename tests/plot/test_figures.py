@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import combinations
+from math import exp
 from pathlib import Path
 from typing import Any, get_args
 from xml.etree import ElementTree
@@ -20,6 +21,8 @@ from refimpl.allocation.request import Correction
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import read_scores
 from refimpl.bases.base import bases
+from refimpl.bench.cells import read_bench
+from refimpl.bench.tables import summaries
 from refimpl.loading.text import text_windows
 from refimpl.model.ops import Array
 from refimpl.plot.style import LOOKS, METADATA, OTHERS, looks, plain_text
@@ -50,16 +53,13 @@ def test_a_heat_map_holds_the_drift(scores: Scores) -> None:
 
 def test_coefficients_and_their_errors(scores: Scores) -> None:
     ax = plot.coefficients(scores)
-    if len(scores.sweep) > 1:
-        found = [drawn(ax, i) for i in range(len(scores.sweep))]
-    else:
-        parts = [drawn(ax, i) for i in range(3)]  # above 1, below 1, at 1
-        found = [(np.nansum([y for y, _ in parts], axis=0), None)]
-    for one, (values, _) in zip(scores.sweep, found, strict=True):
+    for i, one in enumerate(scores.sweep):
+        values, errors = drawn(ax, i)
         np.testing.assert_array_equal(values, one.coefficient)
-    if scores.measured_samples > 1 and len(scores.sweep) > 1:
-        known = np.isfinite(scores.sweep[0].stderr)
-        np.testing.assert_allclose(found[0][1][known], scores.sweep[0].stderr[known], atol=1e-12)
+        known = np.isfinite(one.stderr)
+        if errors is not None:
+            np.testing.assert_allclose(errors[known], one.stderr[known], atol=1e-12)
+        assert (errors is None) == (not known.any())
 
 
 def test_the_divergence_and_the_allocation(files: dict[str, Path]) -> None:
@@ -93,6 +93,20 @@ def test_evaluations_are_compared_on_one_text(files: dict[str, Path]) -> None:
     refusal_of(plot.comparison, [dense, others], says="evaluations on 2 texts")
 
 
+def test_a_comparison_is_drawn_as_multiples_of_the_dense_perplexity() -> None:
+    study = read_bench(FIXTURES.parent / "docs" / "study" / "smollm2" / "bench.jsonl")
+    ax = plot.comparison(study)
+    names = [x.get_label() for x in ax.containers]
+    assert names[0] == "uniform"
+    found = [x for x in summaries(study) if x.allocation == "uniform" and x.sparsity == 0.6]
+    values, errors = drawn(ax)
+    assert values[1] == pytest.approx(exp(np.mean([x.growth[0] for x in found])))
+    error = np.hypot(*(x.growth[1] for x in found)) / 2
+    assert errors is not None
+    assert errors[1] == pytest.approx(values[1] * error)
+    assert "SmolLM2-135M-Instruct, wanda, mean over" in ax.texts[0].get_text()
+
+
 def test_arrays_do_as_well() -> None:
     r = {"eta 0.1": [0.9, 1.1, 1.0], "eta 1": [0.8, 1.2, 1.0]}
     assert len(plot.coefficients(r).containers) == 2
@@ -123,7 +137,7 @@ def luminance(colour: str) -> float:
 
 
 def test_an_allocation_has_one_look_which_no_other_has() -> None:
-    assert {*bases(), *get_args(Correction)} - {"arrival", "propagation"} <= LOOKS.keys()
+    assert {*bases(), *get_args(Correction)} <= LOOKS.keys()
     for one, other in combinations(LOOKS.values(), 2):
         assert one.colour != other.colour
         assert one.marker != other.marker
@@ -131,27 +145,16 @@ def test_an_allocation_has_one_look_which_no_other_has() -> None:
         light = luminance(look.colour)
         assert 1.05 / (light + 0.05) > 3
         assert (light + 0.05) / (luminance("#161b22") + 0.05) > 3
-    names = [
-        *LOOKS,
-        "owl + divergence measured",
-        "lsa:beta=0.1",
-        "my.json",
-        "his.json",
-        "uniform.csv",
-    ]
+    both = "owl + divergence measured"
+    names = [*LOOKS, both, "lsa:beta=0.1", "my.json", "his.json"]
     together = looks(names)
     assert len({*together.values()}) == len(names)
-    assert together["owl + divergence measured"] == (
-        LOOKS["owl"].colour,
-        LOOKS["divergence"].marker,
-    )
-    for name in names[:-1]:
+    assert together[both] == (LOOKS["owl"].colour, LOOKS["divergence"].marker)
+    for name in names:
         if name != "lsa:beta=0.1":  # the second of its base in one figure
             assert looks([name])[name] == together[name]
-    assert (
-        looks(["uniform + divergence measured"])["uniform + divergence measured"]
-        == LOOKS["divergence"]
-    )
+    measured = "uniform + divergence measured"
+    assert looks([measured])[measured] == LOOKS["divergence"]
 
 
 @pytest.mark.parametrize("ending", METADATA)

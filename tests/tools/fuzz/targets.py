@@ -50,10 +50,7 @@ def _model_commands(model: str) -> list[list[str]]:
 
 def _reports(*files: str) -> list[list[str]]:
     """What sets files of results beside each other."""
-    return [
-        ["report", *files, "-o", "out.html"], ["plot", *files, "-o", "out.svg"],
-        ["compare", *files], ["compare", *files, "--json"],
-    ]  # fmt: skip
+    return [["report", *files, "-o", "out.html"], ["plot", *files, "-o", "out.svg"]]
 
 
 BENCH = [
