@@ -13,7 +13,6 @@ from refimpl.errors import RefimplError
 from refimpl.pruners.checks import Bools, Floats
 
 DAMPING = 0.01  # share of the mean of diag(H) that is added to it
-TRIALS = (0.01, 0.1, 1.0, 10.0)  # dampings that an error may suggest
 LEAF = 64  # up to this size LAPACK inverts a triangle
 # Up to so many columns, LAPACK factors the whole Hessian, in two copies of it; of more, `PANEL` at
 # a time, in place.
@@ -79,28 +78,19 @@ class SharedFactor:
         diagonal = np.einsum("ii->i", self.outer)  # a view
         dead: Bools = diagonal == 0
         diagonal[dead] = 1
-        undamped = diagonal.copy()
-
-        def factored_with(share: float) -> bool:
-            diagonal[:] = undamped + share * undamped.mean()
-            return _factor_in_place(self.outer)
-
-        if not factored_with(damping):
-            larger = (share for share in TRIALS if share > damping)
-            enough = next((share for share in larger if factored_with(share)), None)
+        diagonal += damping * diagonal.copy().mean()
+        if not _factor_in_place(self.outer):
             self._refusal = RefimplError(
                 f"the Hessian is not positive definite with damping {damping:g}",
                 "a positive definite H + damping mean(diag H) I",
-                "check the activations of the calibration tokens: more damping does not help"
-                if enough is None
-                else f"use damping {enough:g}, which is enough, or more calibration tokens",
+                f"use a larger damping (default {DAMPING:g}), or more calibration tokens",
             )
             raise self._refusal
         return dead
 
 
 def _factor_in_place(h: Floats) -> bool:
-    """Replace H by V, H = V V^T; or leave it as it is, but for its diagonal, and return False.
+    """Replace H by V, H = V V^T; whether it is positive definite.
 
     Until all of V is known, H stays below the diagonal. Columns K of H, up to their own rows, less
     V V^T of the columns L after them, are V V_KK^T: V_IK = (H_IK - V_IL V_KL^T) V_KK^-T.
@@ -116,12 +106,8 @@ def _factor_in_place(h: Floats) -> bool:
         try:
             upper = np.linalg.cholesky(left[::-1, ::-1])[::-1, ::-1]
         except np.linalg.LinAlgError:
-            upper = np.full_like(own, np.nan)
+            return False
         if not np.isfinite(upper).all():
-            for done in panels if step < size else ():
-                h[: done.start, done] = h[done, : done.start].T
-                low = np.tril(h[done, done], -1)
-                h[done, done] = low + low.T
             return False
         if step == size:
             own[...] = upper

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -37,7 +36,7 @@ from refimpl.running.files import tree_to_disk
 from refimpl.running.target_checks import RECORD, SCORES
 
 PIECE = 1 << 20  # bytes copied at once
-PAGE, SPARE = 1 << 12, 1 << 20  # bytes: files fill whole pages; the record and longer headers
+SPARE = 1 << 20  # bytes: the record, and what files leave free of their last pages
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,7 @@ class Copies:
     @property
     def needed_bytes(self) -> int:
         """Room that the new folder takes on a disk, in bytes."""
-        sizes = [path.stat().st_size for path in self.files.values()]
-        return SPARE + sum(-(-size // PAGE) * PAGE for size in sizes)
+        return SPARE + sum(path.stat().st_size for path in self.files.values())
 
 
 def copies(model: Model) -> Copies:
@@ -75,50 +73,17 @@ def copies(model: Model) -> Copies:
     if model.config_path is not None:
         companions["config.json"] = model.config_path
     entries = sorted(model.folder.iterdir()) if model.path.is_dir() else []
-    used_files = [file.path for file in model.files]
-    used = {path.name for path in used_files} | companions.keys()
-    left = [entry for entry in entries if entry.name not in used]
+    left = [x for x in entries if x.name not in weights.keys() | companions.keys()]
     names = tuple(f"{entry.name}/" if entry.is_dir() else entry.name for entry in left)
     plan = Copies(weights, companions, names)
-    read = {
-        *plan.files.values(),
-        *used_files,
-        model.config_path or model.path,
-        model.folder / RECORD,
-    }
-    refuse_links_away(model.folder, read - {model.path})  # the user named that
+    refuse_links_away(model.folder, {*plan.files.values(), model.folder / RECORD} - {model.path})
     return plan
-
-
-def copy_weights(source: Path, target: Path) -> bool:
-    """Copy a safetensors file; whether `format: pt` was added to its metadata."""
-    with open_file(source) as file, target.open("wb") as copy:
-        header = file.read(*struct.unpack("<Q", file.read(8)))
-        new = with_format(header)
-        copy.write(struct.pack("<Q", len(new)) + new)
-        shutil.copyfileobj(file, copy, PIECE)
-    return new != header
 
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file."""
     with open_file(source) as file, target.open("wb") as copy:
         shutil.copyfileobj(file, copy, PIECE)
-
-
-def with_format(header: bytes) -> bytes:
-    """A safetensors header with a format in its metadata, which older transformers require."""
-    content = json.loads(header)
-    metadata = content.get("__metadata__") or {}
-    if "format" in metadata:
-        return header
-    return _aligned(content | {"__metadata__": {"format": "pt", **metadata}})
-
-
-def _aligned(header: Mapping[str, Any]) -> bytes:
-    """A header as JSON; spaces at the end align the data to 8 bytes."""
-    text = json.dumps(header).encode()
-    return text + b" " * (-len(text) % 8)
 
 
 def _index(model: Model, weights: Mapping[str, Path]) -> str | None:
@@ -149,11 +114,10 @@ class Counts:
 class Done(Document, frozen=True, kw_only=True):
     """What a run has written so far: counts of every linear of its first blocks.
 
-    `identity` is the digest of all that they depend on; `format_added` is as in `FilesRecord`.
+    `identity` is the digest of all that they depend on.
     """
 
     identity: str
-    format_added: tuple[str, ...]
     blocks: list[dict[str, Counts]]
 
 
@@ -178,12 +142,12 @@ class PrunedFiles:
         self._identity = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.counts, self._block = list[Mapping[str, Counts]](), dict[str, Counts]()
         if (done := self._earlier()) is not None:
-            self.format_added = done.format_added
             self.counts.extend(done.blocks)
         else:
             remove(folder)
             folder.mkdir()
-            self.format_added = self._copied()
+            for name, path in self.copies.files.items():
+                copy_file(path, folder / name)
         names = {file.path: file.path.name for file in model.files}
         self._files = {path: SafetensorsFile(folder / name) for path, name in names.items()}
         config = folder / "config.json"
@@ -205,11 +169,7 @@ class PrunedFiles:
             tree_to_disk(path)
         self.counts.append(counts)
         self._block = {}
-        done = Done(
-            identity=self._identity,
-            format_added=self.format_added,
-            blocks=[dict(x) for x in self.counts],
-        )
+        done = Done(identity=self._identity, blocks=[dict(x) for x in self.counts])
         with replaced(self._folder.parent / DONE) as beside:
             beside.write_text(json.dumps(plain(done)), "utf-8")
 
@@ -222,14 +182,6 @@ class PrunedFiles:
                 return done if done.identity == self._identity else None
         return None
 
-    def _copied(self) -> tuple[str, ...]:
-        """Copy all files; the names of those to whose metadata `format: pt` was added."""
-        weights = self.copies.weights.items()
-        added = [name for name, path in weights if copy_weights(path, self._folder / name)]
-        for name, path in self.copies.companions.items():
-            copy_file(path, self._folder / name)
-        return tuple(added)
-
     def record(self, sha256: str | None = None) -> FilesRecord:
         """What became of the model's files; the digest is the new model's."""
         plan = self.copies
@@ -237,7 +189,6 @@ class PrunedFiles:
             sha256=sha256,
             companions=tuple(sorted(plan.companions)),
             left_out=plan.left_out,
-            format_added=self.format_added,
             ignored=tuple(parts(x.name for x in self._model.ignored)),
         )
 

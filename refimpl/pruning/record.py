@@ -79,14 +79,12 @@ class FilesRecord(Document, frozen=True, kw_only=True):
     """What became of the model's files, with sorted names; an older version wrote no digest.
 
     `companions` were copied; `left_out` is in the model's folder, and not in the new one;
-    `format_added` names files whose metadata got `format: pt`, which older transformers require;
     `ignored` are other parts of a composite checkpoint, whose tensors are copied.
     """
 
     sha256: str | None = None
     companions: tuple[str, ...]
     left_out: tuple[str, ...]
-    format_added: tuple[str, ...]
     ignored: tuple[str, ...] = ()
 
 

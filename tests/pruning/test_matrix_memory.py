@@ -110,13 +110,9 @@ def test_a_large_matrix_is_factored_in_parts(columns: int, monkeypatch: pytest.M
     eps = np.finfo(float).eps
     assert np.linalg.norm(upper @ upper.T - damped) <= 8 * columns * eps * np.linalg.norm(damped)
     h[3] = h[:, 3] = 0
-    h[3, 3] = -0.02 * np.diag(h).sum() / columns  # a damping of 0.1 is enough
+    h[3, 3] = -0.02 * np.diag(h).sum() / columns
     parts = SharedFactor.of(h)
-    said = [refusal_of(parts.factored, 0.01, remedy="damping 0.1,") for _ in range(2)]
-    tried = h.copy()
-    assert not compensation._factor_in_place(tried)
-    np.fill_diagonal(tried, h.diagonal())
-    np.testing.assert_array_equal(tried, h)  # for the next trial
+    said = [refusal_of(parts.factored, 0.01, remedy="a larger damping") for _ in range(2)]
     monkeypatch.setattr(compensation, "WHOLE", columns)
     said.append(refusal_of(SharedFactor.of(h).factored, 0.01))
     assert len(set(map(str, said))) == 1  # another linear fails alike
