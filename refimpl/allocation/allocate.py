@@ -244,11 +244,8 @@ def _measured(signal: Signal | None, request: Request) -> Array:
         return signal.main
     other = {name: value for name, value in asked.items() if measured.get(name) != value}
     options = "".join(f" --base-option {name}={value}" for name, value in other.items())
-    wanted = " and ".join(f"{name} {value}" for name, value in other.items())
-    present = " and ".join(f"{name} {measured[name]}" for name in other if name in measured)
     raise RefimplError(
-        f"{base.name}{' with ' * bool(wanted)}{wanted}: not in these scores"
-        + (f" (they have {present})" if present else ""),
+        f"base {base.name}{options}: not in these scores",
         f"scores made with --base {base.name} and the same options",
         f"run refimpl score again with --base {base.name}{options}; to prune by the base alone, no "
         f"scores are needed: refimpl prune MODEL --allocation {base.name} --sparsity S",

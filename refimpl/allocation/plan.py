@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from refimpl.arguments import Checked, Count, NotNegative, option, percentage, same_option
+from refimpl.arguments import Checked, Count, NotNegative, option, same_option
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import NoiseNorm, Sink
 from refimpl.pruners.compensation import DAMPING
@@ -28,16 +28,8 @@ class Perturbation(Checked):
 
     seed: int
     precision = cast("float | None", None)  # no field of `Noise`
-
-    @property
-    def sink(self) -> Sink:
-        """Whether sinks take part; all tokens do if blocks are pruned."""
-        return "include"
-
-    @property
-    def draws(self) -> int:
-        """Noise draws per sample and block; one if nothing is random."""
-        return 1
+    sink: Sink = "include"  # no field of `Probes`: all tokens take part
+    draws = 1  # no field of `Probes`: nothing is random
 
     @property
     def etas(self) -> tuple[float | None, ...]:
@@ -124,7 +116,7 @@ class Probes(Perturbation):
     kind: Literal["pruning"] = same_option(Noise, "kind", default="pruning")
     seed: Count = same_option(Noise, "seed")
     pruner: str = option(WANDA.name, "With `perturbation=pruning`: the pruner.", "NAME")
-    delta: float | None = None
+    delta: Annotated[float, Meta(ge=0.001, le=1)] | None = None
     units: Units = "blocks"
     samples: Annotated[int, Meta(ge=1)] | None = None
     precision: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -155,12 +147,6 @@ class Probes(Perturbation):
     def __post_init__(self) -> None:
         super().__post_init__()
         pruner_named(self.pruner)
-        if self.delta is not None and not 0 < self.delta <= 1:
-            raise RefimplError(
-                f"`delta` {self.delta}",
-                "a number above 0, at most 1",
-                percentage("delta=", self.delta, "use for example delta=0.1"),
-            )
 
 
 def require_resolved(plan: Perturbation, dtype: npt.DTypeLike) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +11,7 @@ from msgspec import Meta
 
 from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.arguments import Checked, Fraction, common_option, option
-from refimpl.bases.base import Base, BaseInputs, base_named, bases
+from refimpl.bases.base import Base, base_named, bases
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
 from refimpl.loading.files.file_reading import parsed_json, read_file
@@ -25,6 +24,7 @@ from refimpl.records import nearest
 
 Correction = Literal["absorption", "divergence"]
 PROBE_DELTA = 0.1
+FILE = "a file"  # the source of a base that is one
 PRECISION = 0.025  # costs less than the noise floor: docs/how-to/calibrate.md
 
 TOO_MUCH = (OverflowError, RecursionError)  # JSON with numbers too large, or nested too deep
@@ -109,9 +109,8 @@ class Request(Checked):
     @property
     def file(self) -> Path | None:
         """The file that is the base, or None."""
-        if isinstance(self.base, str) and isinstance(self.record.allocation, partial):
-            return Path(self.base)
-        return None
+        is_file = isinstance(self.base, str) and self.record.source == FILE
+        return Path(str(self.base)) if is_file else None
 
     @property
     def pruned_at(self) -> "Request":
@@ -167,7 +166,7 @@ def base_of(base: str | Base) -> Base:
     if isinstance(base, Base):
         return base
     if base not in bases() and (path := Path(base)).is_file():
-        return Base(path.name, path.name, "a file", partial(_of_file, path))
+        return Base(path.name, path.name, FILE, lambda asked: read_custom(path, asked.linears))
     if (record := base_named(base)) is None:
         problem = f"base {base!r} is neither a base allocation nor a file"
         step = nearest(base, bases(), "check the spelling or the path")
@@ -176,10 +175,6 @@ def base_of(base: str | Base) -> Base:
         accepted = f"{', '.join(bases())}, or a JSON file with a sparsity per block or linear"
         raise RefimplError(problem, accepted, step)
     return record
-
-
-def _of_file(path: Path, asked: BaseInputs) -> Array:
-    return read_custom(path, asked.linears)
 
 
 def own_budget(path: Path, linears: Linears) -> float | None:

@@ -53,38 +53,6 @@ def stacks(states: Iterable[Address], length: int) -> list[Addresses]:
     return sorted(cut, key=lambda stack: order[stack[0]])
 
 
-def state_groups(
-    cut: list[Addresses],
-    config: Config,
-    length: int,
-    resources: Resources,
-    every: int = 0,
-    beside: int = 0,
-) -> list[list[Addresses]]:
-    """Put stacks of states of `length` tokens into groups that travel together, as memory allows.
-
-    Groups are smaller if finished units are kept. `every` sequences are in each group, and
-    so many bytes `beside` the states.
-
-    Raises:
-        RefimplError: The memory does not hold one stack and the clean states.
-    """
-    workers, size = resources.at_once, state_bytes(config, length, resources.dtype)
-    least = max(map(len, cut), default=1) + 2 * max(every, 1)
-    capacity = (resources.memory // workers - beside) // size
-    need = (least * size + beside) * workers
-    thing = "one experiment" + (f" for each of {workers} workers" if workers > 1 else "")
-    states = f"{least} states of {length} x {config.state_size}"
-    states += f", and {beside} bytes for the outer products of inputs" if beside else ""
-    require_memory(resources.memory, need, thing, states, "a shorter `seq_len`")
-    if resources.executor is not None:
-        share = -(-sum(map(len, cut)) // (2 * workers))
-        capacity = min(capacity, share + 2 * max(every, 1))
-    elif resources.keeps and not every:
-        capacity = min(capacity, STATES_AT_RISK * resources.workers.threads)
-    return list(groups(cut, capacity, 2 * every))
-
-
 def groups(cut: Iterable[Addresses], capacity: int, clean: int = 0) -> Iterator[list[Addresses]]:
     """Put stacks, in order, into groups that fit: a sequence's clean state counts 2.
 
@@ -192,27 +160,44 @@ def work_list(
     divergence: bool = False,
     apart: bool = False,
 ) -> list[list[StateGroup]]:
-    """The work units of the experiment, but for what is finished; a list per sequence if apart."""
-    numbers = [len(block) for block in config.linears]
-    states = addresses(len(ids), config.num_blocks, plan, numbers)
+    """The work units of the experiment, but for what is finished; a list per sequence if apart.
+
+    Stacks travel in groups that fit into memory, smaller ones if their results are kept.
+
+    Raises:
+        RefimplError: The memory does not hold one stack and the clean states.
+    """
+    length, workers, dtype = ids.shape[1], resources.at_once, resources.dtype
+    states = addresses(len(ids), config.num_blocks, plan, [*map(len, config.linears)])
     earlier = Result.of_named(resources.earlier)
     # The states of a stack are in the same unit.
-    left = [x for x in stacks(states, ids.shape[1]) if x[0] not in earlier.states]
-    beside = probing_bytes(config, plan)
+    left = [x for x in stacks(states, length) if x[0] not in earlier.states]
+    beside, size = probing_bytes(config, plan), state_bytes(config, length, dtype)
     every = len(ids) if beside else 0  # the Hessian is of all
+    least = max(map(len, left), default=1) + 2 * max(every, 1)
+    said = f"{least} states of {length} x {config.state_size}"
+    said += f", and {beside} bytes for the outer products of inputs" if beside else ""
+    need = (least * size + beside) * workers
+    require_memory(resources.memory, need, "one experiment", said, "a shorter `seq_len`")
+    room = (resources.memory // workers - beside) // size
     together, counted, rounds = [left], {*earlier.squares}, list[list[StateGroup]]()
     if apart:
         every_one = range(plan.perturbed_samples(len(ids)))
         together = [[x for x in left if x[0].sequence == n] for n in every_one]
     for cut in together:
         rounds.append([])
-        for group in state_groups(cut, config, ids.shape[1], resources, every, beside):
+        capacity = room
+        if resources.executor is not None:
+            share = -(-sum(map(len, cut)) // (2 * workers))
+            capacity = min(room, share + 2 * max(every, 1))
+        elif resources.keeps and not every:
+            capacity = min(room, STATES_AT_RISK * resources.workers.threads)
+        for group in groups(cut, capacity, 2 * every):
             rows = {n: ids[n] for n in (range(every) or sorted({x[0].sequence for x in group}))}
             # The first group with a sequence sums its squares.
             new = () if isinstance(plan, Probes) else tuple(sorted(rows.keys() - counted))
             counted |= rows.keys()
-            options = plan, resources.dtype, pruning, divergence
-            rounds[-1].append(StateGroup(tuple(group), rows, new, *options))
+            rounds[-1].append(StateGroup(tuple(group), rows, new, plan, dtype, pruning, divergence))
     return rounds
 
 
