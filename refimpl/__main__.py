@@ -6,26 +6,20 @@ It imports nothing at its top, so that no import comes before the handler.
 
 def main() -> None:
     """Run the program; before and after a command, Ctrl-C ends it at once with 130."""
-    try:
-        import os
-        import signal
+    import os
+    import signal
 
-        def stop(*_: object) -> None:  # an exception could be lost in an import, or at the end
-            try:
-                os.write(2, b"interrupted\n")
-            finally:  # whoever closed it
-                os._exit(130)
+    def stop(*_: object) -> None:  # an exception could be lost in an import, or at the end
+        try:
+            os.write(2, b"interrupted\n")
+        finally:  # whoever closed it
+            os._exit(130)
 
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, stop)
-        from refimpl.cli.main import main as run
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
+    from refimpl.cli.main import main as run
 
-        run()
-    except KeyboardInterrupt:
-        import sys
-
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
+    run()
 
 
 if __name__ == "__main__":  # not where an executor's worker imports it

@@ -6,17 +6,7 @@ from functools import cache, partial, wraps
 from inspect import signature
 from math import inf, isnan
 from types import NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    ParamSpec,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import numpy as np
@@ -25,8 +15,7 @@ from msgspec import Meta
 
 from refimpl.errors import RefimplError
 
-P = ParamSpec("P")
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 Count = Annotated[int, Meta(ge=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -77,10 +66,10 @@ def is_of_type(value: Any, hint: Any) -> bool:
 
 def _is_for_numpy(value: Any, dtype: bool) -> bool:
     """Whether NumPy makes numbers of a value (not of a text, nor of a mask); or float's dtypes."""
+    if value is None or isinstance(value, np.ma.MaskedArray):
+        return False
     try:
-        if dtype:
-            return value is not None and np.dtype(value) in (np.float32, np.float64)
-        return not isinstance(value, np.ma.MaskedArray) and np.asarray(value).dtype.kind in "biufV"
+        return np.dtype(value).char in "fd" if dtype else np.asarray(value).dtype.kind in "biufV"
     except (ValueError, TypeError, OverflowError):
         return False
 
@@ -114,9 +103,10 @@ def percentage(name: str, value: Any, otherwise: str) -> str:
 def require(value: Any, hint: Any, name: str) -> None:
     """Refuse a value that is not of a declared type."""
     if not is_of_type(value, hint) or (isinstance(value, float) and isnan(value)):
-        makers = (getattr(kind, "made_by", "") for kind in (hint, *get_args(hint)))
-        step = next((f"make one by {x}" for x in makers if x), f"change `{name}`")
-        ranges = [get_args(x) for x in (hint, *get_args(hint)) if get_origin(x) is Annotated]
+        kinds = (hint, *get_args(hint))
+        makers = [x.made_by for x in kinds if hasattr(x, "made_by")]
+        step = f"make one by {makers[0]}" if makers else f"change `{name}`"
+        ranges = [get_args(x) for x in kinds if get_origin(x) is Annotated]
         for kind, limits in ranges[:1]:
             if kind is int and is_of_type(value, int):  # the nearest
                 least = max(value, limits.ge)
@@ -127,20 +117,14 @@ def require(value: Any, hint: Any, name: str) -> None:
 
 
 def option(default: Any, help: str, metavar: str | None = None, **more: Any) -> Any:
-    """A field of a dataclass that an option of a command fills; every option is such a field.
-
-    `more` has what the name and the type of the field do not say: another `name`, more `flags`, and
-    the `kind` of an output.
-    """
+    """A field of a dataclass that an option fills; `more` has its `name`, `flags` or `kind`."""
     metadata = {"help": help, "metavar": metavar, **more}
     if default is dict:
         return field(default_factory=dict, metadata=metadata)
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
-def common_option(default: Any, help: str, metavar: str | None = None, **more: Any) -> Any:
-    """An option that stands at the beginning of --help."""
-    return option(default, help, metavar, common=True, **more)
+common_option = partial(option, common=True)  # at the beginning of --help
 
 
 def same_option(owner: Any, name: str, default: Any = ...) -> Any:
@@ -169,16 +153,15 @@ class Checked:
                 object.__setattr__(self, name, value.item())
 
 
-def checked(function: Callable[P, T]) -> Callable[P, T]:
+def checked(function: F) -> F:
     """A function that refuses arguments of other types than it declares."""
     names = tuple(signature(function).parameters)
 
     @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        hints = hints_of(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
         given = (*zip(names, args, strict=False), *kwargs.items())  # a wrong number fails below
         for name, value in given:
-            require(value, hints.get(name, Any), name)
+            require(value, hints_of(function).get(name, Any), name)
         return function(*args, **kwargs)
 
-    return call
+    return call  # type: ignore[return-value]

@@ -45,11 +45,9 @@ class RefimplError(ValueError):
         problem: What was wrong, naming the thing (file, tensor, option, number).
         expected: What would have been right.
         remedy: What to do next, as an instruction.
-        details: The single problems, if there may be several; a line each, under the problem, as
-            far as they are among the first.
+        details: The single problems, a line each under the problem; the first ones.
 
-    Texts of any length can be quoted: each line is cut to `LONGEST` characters, but not the remedy,
-    which may be a command.
+    Each line is cut to `LONGEST` characters, but not the remedy, which may be a command.
     """
 
     def __init__(
@@ -61,12 +59,8 @@ class RefimplError(ValueError):
         super().__init__(lines[0], self.expected, self.remedy, lines[1:])
 
     def __str__(self) -> str:
-        lines = [self.problem]
-        if self.expected:
-            lines.append(f"expected: {self.expected}")
-        if self.remedy:
-            lines.append(f"next: {self.remedy}")
-        return "\n".join(lines)
+        parts = {"": self.problem, "expected: ": self.expected, "next: ": self.remedy}
+        return "\n".join(f"{what}{text}" for what, text in parts.items() if text)
 
 
 def need(extra: str, *libraries: str, otherwise: str = "") -> None:
