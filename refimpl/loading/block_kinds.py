@@ -1,6 +1,5 @@
 """What differs between the blocks of a model: their windows and rotary positions."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from math import log, sqrt
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 from refimpl.loading.block_mixers import magnitude, mixture_blocks, read_mixers
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.model.config import BlockKind
-from refimpl.model.mixers.mixer import Mixer
 from refimpl.model.mixers.softmax_attention import Attention, SharedAttention
 from refimpl.model.position_tables import Rope, Temperature
 
@@ -53,23 +51,18 @@ def read_block_kinds(keys: Keys, attention: Attention) -> tuple[BlockKind, ...]:
         keys.wrong("yarn needs a rope_theta above 1")
     chunked, mixers = keys.family.windows == "rotated", read_mixers(keys, num_blocks, attention)
     kinds = zip(windows, ropes, mixtures, mixers, strict=True)
-    own, sizes = keys.size("hidden_size_per_layer_input", 0, least=0), _mlp_sizes(keys, mixers)
+    own, wide = keys.size("hidden_size_per_layer_input", 0, least=0), "use_double_wide_mlp"
+    wider = 2 * keys.size("intermediate_size") if keys.has(wide) and keys.flag(wide) else 0
     return tuple(
         BlockKind(
             window, rope, mixture, None if rope and keys.has(TUNED) else warmth,
-            chunked and window is not None, mixer, own, sizes[i],
+            chunked and window is not None, mixer, own,
+            wider if isinstance(mixer, SharedAttention) else 0,
         )
         if mixer.attends
         else BlockKind(None, None, mixture, mixer=mixer)
-        for i, (window, rope, mixture, mixer) in enumerate(kinds)
+        for window, rope, mixture, mixer in kinds
     )  # fmt: skip
-
-
-def _mlp_sizes(keys: Keys, mixers: Sequence[Mixer]) -> list[int]:
-    """Channels inside the MLP of each block; 0: as in the model."""
-    wide = "use_double_wide_mlp"
-    wider = 2 * keys.size("intermediate_size") if keys.has(wide) and keys.flag(wide) else 0
-    return [wider if isinstance(mixer, SharedAttention) else 0 for mixer in mixers]
 
 
 def _with_bases(keys: Keys, ropes: list[Rope | None]) -> list[Rope | None]:
@@ -102,12 +95,10 @@ def _rotating(keys: Keys, num_blocks: int) -> list[bool]:
     listed, interval = keys.get("no_rope_layers"), keys.size("no_rope_layer_interval")
     if listed is None or (listed == [] and keys.family.windows == "rotated"):
         return [(i + 1) % interval != 0 for i in range(num_blocks)]
-    if not isinstance(listed, list) or any(flag not in (0, 1) for flag in listed):
-        keys.wrong(f"no_rope_layers: expected a list of 0 and 1, got {shown(listed)}")
-    elif len(listed) < num_blocks:
-        keys.wrong(f"no_rope_layers: expected {num_blocks} entries, got {len(listed)}")
-    else:
+    valid = isinstance(listed, list) and len(listed) >= num_blocks
+    if valid and all(flag in (0, 1) for flag in listed):
         return [flag == 1 for flag in listed[:num_blocks]]
+    keys.wrong(f"no_rope_layers: expected {num_blocks} entries of 0 and 1, got {shown(listed)}")
     return [True] * num_blocks
 
 
@@ -244,19 +235,14 @@ def _scaling(
         if rotary_dim == 2:
             keys.wrong(f"{source}: dynamic scaling needs more than 2 channels that rotate")
     if name in ("yarn", "longrope") and len(keys.problems) == problems_before:
-        _complete(keys, name, values)
+        original = values[ORIGINAL]
+        factor = values.setdefault("factor", keys.size("max_position_embeddings") / original)
+        mscale, all_dim = values.pop("mscale", 0.0), values.pop("mscale_all_dim", 0.0)
+        if name == "yarn" and mscale and all_dim:
+            raised = magnitude(factor, mscale) / magnitude(factor, all_dim)
+        elif name == "yarn":
+            raised = magnitude(factor, 1.0)
+        else:
+            raised = sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
+        values.setdefault("attention_factor", raised)  # of cosines and sines
     return name, values
-
-
-def _complete(keys: Keys, name: str, values: dict[str, Any]) -> None:
-    """Add the factors that follow from others: of the context, and of cosines and sines."""
-    original = values[ORIGINAL]
-    factor = values.setdefault("factor", keys.size("max_position_embeddings") / original)
-    mscale, all_dim = values.pop("mscale", 0.0), values.pop("mscale_all_dim", 0.0)
-    if name == "yarn" and mscale and all_dim:
-        raised = magnitude(factor, mscale) / magnitude(factor, all_dim)
-    elif name == "yarn":
-        raised = magnitude(factor, 1.0)
-    else:
-        raised = sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
-    values.setdefault("attention_factor", raised)

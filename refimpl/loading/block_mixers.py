@@ -115,20 +115,20 @@ def _mamba2(keys: Keys) -> Mamba2:
     if heads * head_dim != inner or heads % groups:
         keys.wrong(f"mamba_n_heads: {heads} of {head_dim} channels, in {groups} groups, of {inner}")
         groups = heads
-    found = keys.get("time_step_limit")
-    limits = [0.0, inf] if found is None else found
+    limits, numbers = keys.get("time_step_limit"), [0.0, inf]
     if isinstance(limits, list):  # infinity as transformers writes it
-        limits = [inf if x == {"__float__": "Infinity"} else x for x in limits]
-    numbers = [x for x in limits if isinstance(x, int | float)] if isinstance(limits, list) else []
-    if len(numbers) != 2 or not 0 <= numbers[0] <= numbers[1]:
-        keys.wrong(f"time_step_limit: expected two numbers, the smaller first, got {shown(found)}")
+        numbers = [inf if x == {"__float__": "Infinity"} else x for x in limits]
+        numbers = [float(x) for x in numbers if isinstance(x, int | float)]
+    wrong = not isinstance(limits, list | None) or len(numbers) != 2
+    if wrong or not 0 <= numbers[0] <= numbers[1]:
+        keys.wrong(f"time_step_limit: expected two numbers, the smaller first, got {shown(limits)}")
         numbers = [0.0, inf]
-    steps = float(numbers[0]), float(numbers[1])
     first = keys.has(NORM_FIRST) and keys.flag(NORM_FIRST)
     normed = not keys.has("mamba_rms_norm") or keys.flag("mamba_rms_norm")
     return Mamba2(
-        heads, head_dim, groups, keys.size("mamba_d_state"), keys.size("mamba_d_conv"), steps,
-        keys.factors("ssm_multipliers", 5), ("before" if first else "after") if normed else "",
+        heads, head_dim, groups, keys.size("mamba_d_state"), keys.size("mamba_d_conv"),
+        (numbers[0], numbers[1]), keys.factors("ssm_multipliers", 5),
+        ("before" if first else "after") if normed else "",
     )  # fmt: skip
 
 
@@ -161,16 +161,13 @@ def read_experts(
     scoring = keys.family.scoring
     if scoring is None:
         return None
-    count, top_k = keys.size("num_experts", most=MOST_EXPERTS), keys.size("num_experts_per_tok")
     size = keys.size("moe_intermediate_size", otherwise=intermediate_size)
-    groups = keys.size("n_group", otherwise=1)
-    kept = keys.size("topk_group", otherwise=1)
     shared = keys.size("shared_expert_intermediate_size", otherwise=0, least=0)
     if keys.has("n_shared_experts"):
         shared = size * keys.size("n_shared_experts", otherwise=0, least=0)
     facts = Experts(
-        num_experts=count,
-        top_k=top_k,
+        num_experts=keys.size("num_experts", most=MOST_EXPERTS),
+        top_k=keys.size("num_experts_per_tok"),
         intermediate_size=size,
         shared_size=shared,
         scoring=scoring,
@@ -178,12 +175,13 @@ def read_experts(
         least_sum=keys.number_or_none("moe_norm_min") or 0.0,
         sum_eps=keys.number_or_none("router_sum_eps") or 0.0,
         scaling=keys.number("routed_scaling_factor", otherwise=1.0),
-        groups=groups,
-        groups_kept=kept,
+        groups=keys.size("n_group", otherwise=1),
+        groups_kept=keys.size("topk_group", otherwise=1),
         group_by=keys.size("group_by", otherwise=2),
         jitter=keys.number_or_none("router_jitter_noise") or 0.0,
         of_inputs=keys.family.shares_of_inputs,
     )
+    count, top_k, groups, kept = facts.num_experts, facts.top_k, facts.groups, facts.groups_kept
     if keys.problems:
         return facts
     if top_k > count:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.loading.composites import of_others, place_of_text
+from refimpl.loading.composites import OTHER_PARTS, PLACES, part
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.families import Location
 from refimpl.loading.files.file_reading import json_object, read_file, reading
 from refimpl.loading.files.hub import local_files
-from refimpl.loading.files.refused_formats import refuse_convertible, refuse_gguf
+from refimpl.loading.files.refused_formats import refuse_convertible
 from refimpl.loading.files.safetensors_file import SafetensorsFile, open_files
 from refimpl.loading.tensor_claims import claim
 from refimpl.model.model import Model
@@ -47,11 +47,11 @@ def read_model(
         (4, 'llama')
     """
     path, hub_id = local_files(path, download)
-    refuse_gguf(path)
+    refuse_convertible(path)
     files = open_files(path)
     option = None if config is None else Path(config)
     entries, source, config_path = config_file(path, option, files)
-    refuse_convertible(entries, path)
+    refuse_convertible(path, entries)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
     hub = read_config(entries, source)
     weights, ignored = claimed(tensors, hub, path)
@@ -66,11 +66,12 @@ def claimed(
     """The model's weights, and tensors of other parts of a composite checkpoint."""
     ignored = tuple[StoredTensor, ...]()
     if hub.composite:
-        base, head = place_of_text(tensors, hub.names["embed"].name)
+        embed = f"{hub.names['embed'].name}.weight"
+        base, head = next((x for x in PLACES if x[0] + embed in tensors), PLACES[0])
         family = replace(hub.family, bases=(base,))
         hub = replace(hub, family=family, names={**hub.names, "lm_head": Location(head)})
-        ignored = tuple(tensors[name] for name in of_others(tensors))
-        tensors = {name: tensors[name] for name in tensors.keys() - {x.name for x in ignored}}
+        ignored = tuple(x for name, x in tensors.items() if part(name) in OTHER_PARTS)
+        tensors = {name: x for name, x in tensors.items() if part(name) not in OTHER_PARTS}
     return claim(tensors, hub, path), ignored
 
 

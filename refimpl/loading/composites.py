@@ -89,18 +89,12 @@ def text_entries(entries: Mapping[str, Any], source: str) -> Mapping[str, Any] |
     return text | outer
 
 
-def place_of_text(tensors: Iterable[str], embed: str) -> tuple[str, str]:
-    """Prefix of the text model's tensors, and name of its head, by where its embedding is."""
-    names = set(tensors)
-    return next((x for x in PLACES if f"{x[0]}{embed}.weight" in names), PLACES[0])
-
-
-def of_others(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of tensors that belong to other parts of a checkpoint than its text model."""
-    return tuple(n for n in names if n.removeprefix("model.").split(".")[0] in OTHER_PARTS)
+def part(name: str) -> str:
+    """The part of a checkpoint that has a tensor."""
+    return name.removeprefix("model.").split(".")[0]
 
 
 def parts(names: Iterable[str]) -> list[str]:
     """Parts of a checkpoint with their number of tensors, such as "vision_tower (2 tensors)"."""
-    count = Counter(name.removeprefix("model.").split(".")[0] for name in names)
-    return [f"{part} ({n} tensor{'' if n == 1 else 's'})" for part, n in count.items()]
+    count = Counter(map(part, names))
+    return [f"{name} ({n} tensor{'' if n == 1 else 's'})" for name, n in count.items()]

@@ -54,6 +54,8 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
     inner = 4 * hidden if family.keys["intermediate_size"].default is None else None
     intermediate = keys.size("intermediate_size", otherwise=inner)
     blocks = read_block_kinds(keys, Attention(heads, kv_heads, head_dim))
+    scaled = family.scaled_embedding
+    scaled = keys.flag(scaled) if isinstance(scaled, str) else scaled
     gate_scale, mlp_scale = keys.factors("mlp_multipliers", 2)
     absent = {role for role, key in family.optional.items() if not keys.flag(key)}
     config = Config(
@@ -77,9 +79,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
         parallel_residual=keys.has("use_parallel_residual") and keys.flag("use_parallel_residual"),
         attn_soft_cap=keys.number_or_none("attn_logit_softcapping"),
         final_soft_cap=keys.number_or_none("final_logit_softcapping"),
-        embed_scale=keys.number(
-            "embed_scale", otherwise=sqrt(hidden) if family.scaled_embedding else 1.0
-        ),
+        embed_scale=keys.number("embed_scale", otherwise=sqrt(hidden) if scaled is True else 1.0),
         position_offset=family.position_offset or 0,
         residual_scale=keys.number("residual_scale", otherwise=1.0),
         logit_scale=keys.number("logit_scale", otherwise=1.0)
@@ -118,9 +118,8 @@ def _family(entries: Mapping[str, Any], source: str) -> Family:
         raise refusal("quantised", f"{source} describes a quantised checkpoint")
     if isinstance(model_type, str) and model_type in (known := FAMILIES | ALIASES):
         return known[model_type]
-    absent = "model_type" not in entries
     raise RefimplError(
-        f"{source} has no model_type" if absent else f"unknown model family {shown(model_type)}",
+        f"{source}: unknown model family {shown(model_type)}",
         f"one of {', '.join(FAMILIES)}",
         "use a model of one of these families, or add a file to refimpl/loading/families",
     )

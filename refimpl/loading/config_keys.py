@@ -10,6 +10,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.families.family import REQUIRED, Family
 
 LARGEST = 2**31 - 1  # the limit of any size
+FINITE = sys.float_info.max
 T = TypeVar("T")
 
 # Keys that do not change any number of a forward pass.
@@ -19,40 +20,33 @@ auto_map transformers.js_config tokenizer_class is_llama_config unsloth_fixed un
 torch_dtype dtype use_cache cache_implementation attn_implementation _attn_implementation
 _attn_implementation_autoset _flash_attn_2_enabled gradient_checkpointing chunk_size_feed_forward
 pretraining_tp custom_pipeline custom_pipelines internal_version predict_special_tokens
-reorder_and_upcast_attn torchscript use_bfloat16 tf_legacy_loss is_decoder n_ctx
-max_sequence_length model_max_length original_max_position_embeddings
-
-bos_token_id eos_token_id eod_token_id pad_token_id unk_token_id sep_token_id
-decoder_start_token_id prefix
-forced_bos_token_id forced_eos_token_id bad_words_ids suppress_tokens begin_suppress_tokens
-
-router_aux_loss_coef router_z_loss_coef output_router_logits input_jitter_noise
-initializer_range initializer_factor init_std layerdrop dropout attention_dropout
-hidden_dropout residual_dropout embed_dropout embedding_dropout activation_dropout
-classifier_dropout attention_probs_dropout_prob hidden_dropout_prob
-resid_pdrop embd_pdrop attn_pdrop
-
-bias_dropout_fusion masked_softmax_fusion init_config init_device init_method emb_pdrop verbose
-tokenizer_name load_balance_coeff use_grouped_mm aux_loss_alpha seq_aux ep_size num_logits_to_keep
-mamba_chunk_size chunk_size mamba_ssm_dtype mamba_ssm_cache_dtype use_mamba_kernels time_step_floor
-time_step_max rescale_prenorm_residual residual_in_fp32 moe_shared_expert_overlap
-z_loss_coefficient attn_rotary_emb num_nextn_predict_layers num_mtp_layers mtp_layers_block_type
+reorder_and_upcast_attn torchscript use_bfloat16 tf_legacy_loss is_decoder n_ctx max_sequence_length
+model_max_length original_max_position_embeddings bos_token_id eos_token_id eod_token_id
+pad_token_id unk_token_id sep_token_id decoder_start_token_id prefix forced_bos_token_id
+forced_eos_token_id bad_words_ids suppress_tokens begin_suppress_tokens router_aux_loss_coef
+router_z_loss_coef output_router_logits input_jitter_noise initializer_range initializer_factor
+init_std layerdrop dropout attention_dropout hidden_dropout residual_dropout embed_dropout
+embedding_dropout activation_dropout classifier_dropout attention_probs_dropout_prob
+hidden_dropout_prob resid_pdrop embd_pdrop attn_pdrop bias_dropout_fusion masked_softmax_fusion
+init_config init_device init_method emb_pdrop verbose tokenizer_name load_balance_coeff
+use_grouped_mm aux_loss_alpha seq_aux ep_size num_logits_to_keep mamba_chunk_size chunk_size
+mamba_ssm_dtype mamba_ssm_cache_dtype use_mamba_kernels time_step_floor time_step_max
+rescale_prenorm_residual residual_in_fp32 moe_shared_expert_overlap z_loss_coefficient
+attn_rotary_emb num_nextn_predict_layers num_mtp_layers mtp_layers_block_type
 mtp_hybrid_override_pattern mtp_num_hidden_layers mtp_use_dedicated_embeddings mtp_layer_types
-mtp_mlp_layer_types use_mtp num_mtp_modules mtp_transformer_layers linear_a_log_max
-linear_a_log_min linear_dt_init_floor linear_dt_max linear_dt_min im_end_id im_newline_id
-im_start_id mask_init_id text_end_id text_start_id moe_drop_tokens block_mlp_init_scale
-block_out_init_scale block_use_xavier_init conv_use_xavier_init for_llm_compressor
-enable_moe_fp32_combine moe_layer_num_skipped moe_random_routing_dropped_token capacity_factor
-attention_softmax_in_fp32 _num_mtp_layers mtp_loss_scaling_factor mtp_share_layers
-
-summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-id2label label2id num_labels _num_labels problem_type finetuning_task task_specific_params
-output_attentions output_hidden_states output_scores return_dict return_dict_in_generate
-
-max_length min_length do_sample early_stopping num_beams num_beam_groups num_return_sequences
-temperature top_k top_p typical_p epsilon_cutoff eta_cutoff repetition_penalty
-encoder_repetition_penalty length_penalty diversity_penalty no_repeat_ngram_size
-encoder_no_repeat_ngram_size exponential_decay_length_penalty remove_invalid_values
+mtp_mlp_layer_types use_mtp num_mtp_modules mtp_transformer_layers linear_a_log_max linear_a_log_min
+linear_dt_init_floor linear_dt_max linear_dt_min im_end_id im_newline_id im_start_id mask_init_id
+text_end_id text_start_id moe_drop_tokens block_mlp_init_scale block_out_init_scale
+block_use_xavier_init conv_use_xavier_init for_llm_compressor enable_moe_fp32_combine
+moe_layer_num_skipped moe_random_routing_dropped_token capacity_factor attention_softmax_in_fp32
+_num_mtp_layers mtp_loss_scaling_factor mtp_share_layers summary_type summary_use_proj
+summary_activation summary_proj_to_labels summary_first_dropout id2label label2id num_labels
+_num_labels problem_type finetuning_task task_specific_params output_attentions output_hidden_states
+output_scores return_dict return_dict_in_generate max_length min_length do_sample early_stopping
+num_beams num_beam_groups num_return_sequences temperature top_k top_p typical_p epsilon_cutoff
+eta_cutoff repetition_penalty encoder_repetition_penalty length_penalty diversity_penalty
+no_repeat_ngram_size encoder_no_repeat_ngram_size exponential_decay_length_penalty
+remove_invalid_values
 """
 IRRELEVANT = frozenset(_IRRELEVANT.split())
 
@@ -116,9 +110,7 @@ class Keys:
     ) -> int:
         """An integer from `least` to `most`; `otherwise` if the key is absent or null."""
         value = self.get(key)
-        if value is None and otherwise is not None:
-            return otherwise
-        return self.whole(key, value, least, most)
+        return self.whole(key, otherwise if value is None else value, least, most)
 
     def whole(self, key: str, value: Any, least: int = 1, most: int = LARGEST) -> int:
         """A value as an integer from `least` to `most`; any other value is a problem, read as 1."""
@@ -138,16 +130,13 @@ class Keys:
         """A positive number; None if the key is null or the family does not have it."""
         return None if self.get(key) is None else self.number(key)
 
-    def real(
-        self, key: str, value: Any, least: float = 0, most: float = sys.float_info.max
-    ) -> float:
+    def real(self, key: str, value: Any, least: float = 0, most: float = FINITE) -> float:
         """A value as a positive number from `least` to `most`; else a problem, read as 1."""
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and value > 0 and least <= value <= most:
             return float(value)
         wanted = f"a number of at least {least:g}" if least else "a positive number"
-        limit = f" of at most {most:g}" if most < sys.float_info.max else ""
-        self._expected(key, wanted + limit, value)
+        self._expected(key, wanted + f" of at most {most:g}" * (most < FINITE), value)
         return 1.0
 
     def numbers(self, key: str, value: Any, count: int) -> list[Any]:

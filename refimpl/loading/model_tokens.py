@@ -39,12 +39,6 @@ def model_tokens(
         raise RefimplError("`text` with `tokens`", "one of them", "omit one of them")
     own = calibration and text is None and ids is None
     if own or text is not None:
-        if own and not tokenizer.exists():
-            raise RefimplError(
-                f"{model.folder}: no tokenizer.json for the text that comes with refimpl",
-                "a tokenizer, or token ids: `tokens=FILE`, or `tokens=random`",
-                "put tokenizer.json beside the model, or add `tokens=FILE`",
-            )
         path = text or FOLDER / CALIBRATION
         tokens = text_tokens(path, tokenizer, count, length, bos_id=bos)
     elif ids is not None and ids != RANDOM:

@@ -169,16 +169,13 @@ def id_tokens(
     """
     path = Path(path)
     stored = read_ids(path)
-    if stored.ndim == 1:
-        samples = default[0] if samples is None else samples
-        seq_len = default[1] if seq_len is None else seq_len
-        require_sizes(samples, seq_len)
-        ids = cut(stored, samples, seq_len, None, str(path))
-        return Tokens(ids, f"{path.name}, {spread(ids, stored.size)}, ids as given", "ids")
-    rows, width = stored.shape
+    rows, width = stored.shape if stored.ndim == 2 else default
     samples = rows if samples is None else samples
     seq_len = width if seq_len is None else seq_len
     require_sizes(samples, seq_len)
+    if stored.ndim == 1:
+        ids = cut(stored, samples, seq_len, None, str(path))
+        return Tokens(ids, f"{path.name}, {spread(ids, stored.size)}, ids as given", "ids")
     require_rows(path, stored, samples, seq_len, ("samples", "seq_len"))
     ids = np.array(stored[:samples, :seq_len], np.int64, order="C")
     extent = f"{samples:,} of {rows:,} rows, {seq_len:,} of {width:,} ids each, as given"

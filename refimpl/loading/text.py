@@ -80,7 +80,7 @@ def read_tokenizer(path: Path) -> TextTokenizer:
             raise RefimplError(
                 f"no tokenizer at {path}",
                 "the model's tokenizer.json",
-                "put it there, or pass ids with `tokens=FILE.npy`",
+                "put it there, or pass ids: `tokens=FILE.npy` or `tokens=random`",
             )
         return TextTokenizer(path, read_file(path, TOKENIZER))
 

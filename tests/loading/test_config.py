@@ -18,7 +18,7 @@ from strategies import json_like
 
 from refimpl import RefimplError
 from refimpl.loading.config_json import HubModel, read_config
-from refimpl.loading.config_keys import shown
+from refimpl.loading.config_keys import Keys, shown
 from refimpl.loading.families import FAMILIES, REFUSED
 from refimpl.model.config import Config
 from refimpl.model.mixers.mixer import NO_MIXER
@@ -192,6 +192,19 @@ def test_values_in_messages_are_cut_short() -> None:
 @pytest.mark.parametrize("value", [None, False, [], {}, 0])
 def test_unknown_keys_with_nothing_in_them_are_no_matter(value: Any) -> None:
     assert read_config(config_of("llama", something_new=value)) == read_config(config_of("llama"))
+
+
+def test_a_keyword_of_a_family_is_a_field_or_a_key_that_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, get = set[str](), Keys.get
+    monkeypatch.setattr(
+        Keys, "get", lambda keys, key, *more: read.add(key) or get(keys, key, *more)
+    )
+    for case in CASES:
+        read_config(config_of(case))
+    stated = {name for family in FAMILIES.values() for name, key in family.keys.items() if key.read}
+    assert stated - read == set()  # a misspelt field would be a key that nothing reads
 
 
 # Whatever a file says, the answer is a configuration or a refusal

@@ -104,9 +104,9 @@ def test_the_cache_may_be_elsewhere(hub: Hub, snapshot: Path, tmp_path: Path) ->
 
 def test_a_gated_model_needs_the_token(hub: Hub) -> None:
     hub.gated.add(NAME)
-    refusal_of(read_model, NAME, download=True, says="is gated", remedy="HF_TOKEN")
+    refusal_of(read_model, NAME, download=True, says="it is gated", remedy="HF_TOKEN")
     with environment(HF_TOKEN="wrong"):
-        refusal_of(read_model, NAME, download=True, says="is gated")
+        refusal_of(read_model, NAME, download=True, says="it is gated")
     with environment(HF_TOKEN=hub.token):
         assert read_model(NAME, download=True).name == MAIN
 
@@ -154,12 +154,6 @@ def test_a_cache_of_other_weights_says_so(hub: Hub, snapshot: Path) -> None:
 def test_what_only_looks_like_an_id_is_a_path(hub: Hub, name: str) -> None:
     refusal_of(read_model, name, download=True, says="no such file or folder")
     assert not hub.requests
-
-
-@pytest.mark.parametrize("kind", ["Q4_K_M", "folder/x.Q8_0.gguf"])
-def test_an_id_of_a_gguf_file_says_how_to_convert_it(kind: str) -> None:
-    remedy = f"hf download {NAME} FILE.gguf; refimpl convert FILE.gguf -o FOLDER"
-    refusal_of(read_model, f"{NAME}:{kind}", says="is a GGUF file on the hub", remedy=remedy)
 
 
 def test_a_hostile_reference_leads_nowhere(hub: Hub, snapshot: Path, tmp_path: Path) -> None:

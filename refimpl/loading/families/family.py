@@ -67,7 +67,7 @@ class Family:
     scalings: dict[str, str] = field(default_factory=dict)  # of rotary types, as `activations`
     rope_extras: tuple[str, ...] = ()  # keys beside the rotary ones that are not about rotation
     rounded_alibi: bool = False  # whether ALiBi is rounded to bfloat16, and scaled as q k^T is
-    scaled_embedding: bool = False  # whether embeddings are multiplied by sqrt(D)
+    scaled_embedding: bool | str = False  # whether, or by which key, by sqrt(D)
     position_offset: int | None = None  # first row in use of learned positions; None: rotary ones
     interleaved: bool = False  # whether channels 2i and 2i + 1 of a head rotate together
     # Patterns of tensors that no computation needs: of old files, and of blocks that only predict
@@ -115,7 +115,7 @@ def fused(name: str, *roles: str, **layout: Any) -> dict[str, Any]:
     return dict.fromkeys(roles, Location(name, roles, **layout))
 
 
-def placed(place: str, *names: str, **others: str) -> dict[str, str]:
+def placed(place: str, *names: str, **others: str) -> dict[str, Any]:
     """Roles whose tensors are in one place, by names that are the roles' own, or others."""
     named = dict(zip(names, names, strict=True)) | others
     return {role: f"{place}{name}" for role, name in named.items()}

@@ -66,16 +66,6 @@ OWN = placed(
 }  # fmt: skip
 
 
-def _with_shared(family: Family, entries: Entries) -> Family:
-    """The family, whose last blocks may have tensors of keys and values that are unused."""
-    count, shared = (entries.get(f"num_{x}_layers") for x in ("hidden", "kv_shared"))
-    if not (type(count) is type(shared) is int and 0 < shared < count <= MOST_LISTED):
-        return family
-    reading = "|".join(map(str, range(count - shared, count)))
-    unused = rf"layers\.({reading})\.self_attn\.([kv]_proj|[kv]_norm)\.weight"
-    return replace(family, buffers=(*family.buffers, unused))
-
-
 def _gemma4(family: Family, entries: Entries) -> tuple[Family, Entries]:
     """Which blocks see all tokens, the last among them, the sizes of those; experts, if any.
 
@@ -83,7 +73,11 @@ def _gemma4(family: Family, entries: Entries) -> tuple[Family, Entries]:
     """
     if (size := "hidden_size_per_layer_input") in family.keys and entries.get(size, 256):
         family = family.like(family.model_type, names=OWN)
-    family = _with_shared(family, entries)
+    count, shared = (entries.get(f"num_{x}_layers") for x in ("hidden", "kv_shared"))
+    if type(count) is type(shared) is int and 0 < shared < count <= MOST_LISTED:
+        reading = "|".join(map(str, range(count - shared, count)))
+        unused = rf"layers\.({reading})\.self_attn\.([kv]_proj|[kv]_norm)\.weight"
+        family = replace(family, buffers=(*family.buffers, unused))
     if entries.get("enable_moe_block") and "enable_moe_block" in family.keys:
         sizes = dict(num_experts=Key(), num_experts_per_tok=key(None, "top_k_experts"),
                      moe_intermediate_size=Key())  # fmt: skip

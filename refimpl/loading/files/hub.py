@@ -26,7 +26,6 @@ DOWNLOADED = ("config.json", *WEIGHTS, *COMPANIONS)
 
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 _ID = re.compile(rf"({_NAME}/{_NAME})(?:@([A-Za-z0-9][\w./-]*))?", re.ASCII)
-_GGUF_ID = re.compile(rf"({_NAME}/{_NAME})(?:@[\w./-]+)?:[\w./+-]+", re.ASCII)  # as others write
 _PLAIN_NAME = re.compile(r"[\w.-]+", re.ASCII)
 COMMIT, ETAG = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _EXPECTED = "a path that exists, or an id in the Hugging Face cache: ORG/NAME[@REVISION]"
@@ -43,12 +42,6 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
     with reading(path, _EXPECTED):
         if path.exists():
             return path, None
-    if gguf := _GGUF_ID.fullmatch(str(model)):
-        raise RefimplError(
-            f"{model} is a GGUF file on the hub: no such file or folder here",
-            _EXPECTED,
-            f"hf download {gguf[1]} FILE.gguf; refimpl convert FILE.gguf -o FOLDER; pass FOLDER",
-        )
     if match is None or ".." in match[0] or "//" in match[0] or "--" in match[0]:
         return path, None
     repository, revision, hub = match[1], match[2] or "main", _library(path)
@@ -195,18 +188,14 @@ def _refusal(hub: ModuleType, error: Exception, repository: str, revision: str) 
     """Why a download failed."""
     endpoint, login = hub.constants.ENDPOINT, "log in with `hf auth login`, or set HF_TOKEN"
     match error:
-        case hub.errors.GatedRepoError():
-            problem = f"{repository} is gated: {endpoint} does not give it to this account"
-            expected = "a model that this account may download"
-            remedy = f"ask for access at {endpoint}/{repository}, then {login}"
         case hub.errors.RevisionNotFoundError():
             problem = f"{repository} has no revision {revision}"
             expected = f"a branch, a tag or a whole commit of {endpoint}/{repository}"
             remedy = f"check the revision, or omit @{revision}"
         case hub.errors.RepositoryNotFoundError():
-            problem = f"{endpoint} has no model {repository}, or does not show it to this account"
-            expected = "a public model, or a private one that this account may download"
-            remedy = f"check the id, or {login}"
+            problem = f"{endpoint} has no model {repository}, or it is gated or private"
+            expected = "a model that this account may download"
+            remedy = f"check the id, ask for access at {endpoint}/{repository}, and {login}"
         case _:
             problem = f"{repository}@{revision} cannot be downloaded from {endpoint} ({error})"
             expected = "a server that can be reached, and a whole download"

@@ -1,7 +1,7 @@
 """Formats that refimpl refuses by name, each with a way to convert it."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,9 @@ def conversion(file: str | Path, otherwise: str = _OTHER) -> str:
     return CONVERSIONS.get(Path(file).suffix, otherwise)
 
 
-def refusal(kind: str, problem: str, details: Sequence[str] = ()) -> RefimplError:
+def refusal(kind: str, problem: str) -> RefimplError:
     """The refusal of a "quantised" or "multimodal" checkpoint, or of an "adapter"."""
-    return RefimplError(problem, *_ACCEPTED[kind], details)
+    return RefimplError(problem, *_ACCEPTED[kind])
 
 
 def is_gguf(path: Path) -> bool:
@@ -57,25 +57,13 @@ def is_gguf(path: Path) -> bool:
             return path.suffix.lower() == ".gguf" or file.read(4) == b"GGUF"
 
 
-def refuse_gguf(path: Path) -> None:
-    """Refuse a GGUF file, with the command that converts it."""
-    if is_gguf(path):
-        raise _convertible(f"{path} is a GGUF file", path)
-
-
-def refuse_convertible(entries: Mapping[str, Any], path: Path) -> None:
-    """Refuse a checkpoint in FP8 or MXFP4 by its `config.json`, with the command."""
-    how = entries.get(QUANTISATION)
+def refuse_convertible(path: Path, entries: Mapping[str, Any] | None = None) -> None:
+    """Refuse a GGUF file, or FP8 or MXFP4 by a `config.json`, with the command that converts it."""
+    how = (entries or {}).get(QUANTISATION)
     method = how.get("quant_method") if isinstance(how, dict) else None
-    if method in CONVERTIBLE:
-        raise _convertible(f"{path} is quantised ({method})", path)
-
-
-def _convertible(problem: str, path: Path) -> RefimplError:
-    """The refusal of a model that `refimpl convert` makes an ordinary folder of."""
-    command = f"{shlex.join(['refimpl', 'convert', str(path)])} -o FOLDER"
-    return RefimplError(
-        problem,
-        f"a model with weights in {', '.join(STORED_DTYPES)}",
-        f"{command}, and pass FOLDER",
-    )
+    if method in CONVERTIBLE or (entries is None and is_gguf(path)):
+        raise RefimplError(
+            f"{path} is {'a GGUF file' if entries is None else f'quantised ({method})'}",
+            f"a model with weights in {', '.join(STORED_DTYPES)}",
+            f"{shlex.join(['refimpl', 'convert', str(path)])} -o FOLDER, and pass FOLDER",
+        )
