@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-from refimpl.arguments import common_option, option
-from refimpl.cli.groups import JsonFlag
+from refimpl.arguments import common_option, same_option
+from refimpl.cli.groups import ForceOptions, JsonFlag, ModelOptions
 from refimpl.cli.options import Group, argument, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver, progress_bar
@@ -23,23 +23,18 @@ SourcePath = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class ConvertOptions:
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(ForceOptions):
     """What is written."""
 
-    output: Path = output_option(
-        ..., "The new folder, which appears whole or not at all.", "FOLDER", OutputKind.FOLDER
-    )
+    output: Path = output_option(..., "The new folder.", "FOLDER", OutputKind.FOLDER)
     dtype: FloatDtype | None = common_option(
         None,
         "Of all weights. Default: of each tensor the narrowest that contains its values exactly. "
         "Those of GGUF's blocks and of FP8 are products of a number and a scale, which need "
         "float32; MXFP4 fits bfloat16; 16 bits stay 16 bits.",
     )
-    download: bool = option(
-        False, "If the source is an id, download its files that the cache lacks."
-    )
-    force: bool = option(False, "Replace an existing output.")
+    download: bool = same_option(ModelOptions, "download")
 
 
 @with_groups

@@ -6,34 +6,26 @@ from typing import Annotated
 
 import typer
 
-from refimpl.arguments import Device, GraphDtype, GraphOutputs, common_option, option
+from refimpl.arguments import Device, GraphDtype, GraphOutputs, common_option, option, same_option
 from refimpl.cli import groups
 from refimpl.cli.options import Group, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver
 from refimpl.loading.model_tokens import model_tokens
 from refimpl.loading.samples import VALIDATED
+from refimpl.running.settings import Settings
 
 
-@dataclass(frozen=True)
-class GraphOptions:
+@dataclass(frozen=True, kw_only=True)
+class GraphOptions(groups.ForceOptions):
     """What the graph computes, and how it is written."""
 
     output: Path = output_option(
-        ...,
-        "The graph's file, which appears whole or not at all; its weights are beside it, in "
-        "FILE.onnx.data.",
-        "FILE.onnx",
-        OutputKind.GRAPH,
+        ..., "The graph, whose weights are in FILE.onnx.data.", "FILE.onnx", OutputKind.GRAPH
     )
-    dtype: GraphDtype = option(
-        "float32", "Precision of the computation. float64 certifies float32."
-    )
-    outputs: GraphOutputs = common_option(
-        "logits", "logits, or trace: every step of every block as well."
-    )
+    dtype: GraphDtype = same_option(Settings, "dtype", "float32")
+    outputs: GraphOutputs = common_option("logits", "logits, or trace: every step of every block.")
     opset: int = option(21, "Version of ONNX's operators, 18 to 25.", "N")
-    force: bool = option(False, "Replace an existing output.")
 
 
 @with_groups
@@ -64,13 +56,8 @@ class ComparisonOptions:
         "FILE.onnx",
     )
     device: Device = option("auto", "auto: a GPU by CUDA if one works, else the CPU.")
-    dtype: GraphDtype | None = option(
-        None,
-        "Precision. Default: that of the graph's file, or float32 and float64.",
-    )
-    threads: int | None = option(
-        None, "Threads of onnxruntime, 1 or more. Default: one per core.", "N"
-    )
+    dtype: GraphDtype | None = option(None, "Default: the file's, or float32 and float64.")
+    threads: int | None = same_option(Settings, "threads")
     time_limit: float | None = option(
         None,
         "Time limit to open the graph's file, and of each run. Default: a minute, or more by size.",

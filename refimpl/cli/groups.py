@@ -10,7 +10,7 @@ import typer
 from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.allocation.request import Request
 from refimpl.arguments import Count, common_option, option, same_option
-from refimpl.bases.base import Base, bases
+from refimpl.bases.base import bases
 from refimpl.cli import terminal
 from refimpl.cli.options import Group, argument, is_given, refuse
 from refimpl.cli.outputs import OutputKind, output_option
@@ -33,9 +33,7 @@ ModelPath = Annotated[
 class ModelOptions:
     """Where a model's files come from."""
 
-    download: bool = option(
-        False, "If the model is an id, download its files that the cache lacks."
-    )
+    download: bool = option(False, "If it is an id, download the files that the cache lacks.")
 
     def read(self, path: Path) -> Model:
         """The model."""
@@ -61,10 +59,7 @@ class OutputOptions(ForceOptions, JsonOptions):
     """What is printed, and written."""
 
     output: Path | None = output_option(
-        None,
-        "Also write the JSON to this file, which appears whole or not at all.",
-        "FILE",
-        OutputKind.FILE,
+        None, "Also write the JSON to this file.", "FILE", OutputKind.FILE
     )
 
     def deliver(self, document: Mapping[str, Any], table: str) -> None:
@@ -104,24 +99,8 @@ def source_group(samples: int, seq_len: int, otherwise: str = "ids are drawn at 
 
 
 OWN_TEXT = "a text that comes with refimpl is used"
-
-
-def usual(base: Base) -> str:
-    """The options of a base, with their defaults; of words, the default first."""
-    texts = [
-        f"{name}={' or '.join(option.words) or option.default}"
-        if option.default is not None
-        else f"{name}, which has no default"
-        for name, option in base.options.items()
-    ]
-    return (texts and f"{base.name}: {', '.join(texts)}") or ""
-
-
 PRUNERS = f"{', '.join(pruners())}."
-BASES = {
-    "base": f"Names: {', '.join(bases())}.",
-    "options": f"{'; '.join(filter(None, map(usual, bases().values())))}.",
-}
+BASES = {"base": f"Names: {', '.join(bases())}."}
 CHANGES = Group("Allocation", says=BASES, changes=True)
 Where = Annotated[ModelOptions, Group("Model")]
 JsonFlag = Annotated[JsonOptions, Group("Output")]

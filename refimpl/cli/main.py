@@ -158,22 +158,18 @@ def program() -> typer.Typer:
     return app
 
 
-# Of glibc's `mallopt`. By default, freed arrays go back to the system, which clears their pages for
-# the next ones; and each thread has a heap of its own, whose free memory no other thread uses.
-HEAP_OPTIONS = {
-    -1: -1,  # M_TRIM_THRESHOLD: free bytes at the heap's end that go back to the system; none
-    -3: 32 << 20,  # M_MMAP_THRESHOLD: arrays from here on are outside the heap,
-    -4: 0,  # M_MMAP_MAX: but at most so many
-    -8: 1,  # M_ARENA_MAX: heaps
-}
-
-
 def _keep_freed_memory() -> None:
-    """Let one heap keep what threads free; only a process that is ours alone may set that."""
+    """Let one heap of glibc keep what threads free; only a process that is ours may set that.
+
+    By default, freed arrays go back to the system, which clears their pages for the next ones.
+    """
     with suppress(AttributeError, ValueError, OSError):  # Windows, macOS, musl
         if os.confstr("CS_GNU_LIBC_VERSION"):
-            for option, value in HEAP_OPTIONS.items():
-                ctypes.CDLL(None).mallopt(option, value)
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(-1, -1)  # M_TRIM_THRESHOLD: no free bytes go back to the system
+            mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: arrays from here on are outside the heap,
+            mallopt(-4, 0)  # M_MMAP_MAX: but at most so many
+            mallopt(-8, 1)  # M_ARENA_MAX: heaps
 
 
 def main() -> None:
@@ -235,8 +231,7 @@ def main() -> None:
 
 def usage(error: Any) -> RefimplError:
     """The error of a command line that cannot be parsed."""
-    problem = error.format_message().replace("Value error, ", "")
     program, expected = "refimpl", "refimpl [OPTIONS] COMMAND [ARGS]..."
     if error.ctx is not None:
         program, expected = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
-    return RefimplError(problem, expected, f"see {program} --help")
+    return RefimplError(error.format_message(), expected, f"see {program} --help")

@@ -31,7 +31,7 @@ def plain(text: str) -> str:
 
 def prose(*paragraphs: str) -> str:
     """Paragraphs of docstrings, each on one line."""
-    parts = "\n\n".join(filter(None, map(cleandoc, paragraphs))).split("\n\n")
+    parts = "\n\n".join(map(cleandoc, paragraphs)).split("\n\n")
     return "\n\n".join(plain(" ".join(paragraph.split())) for paragraph in parts)
 
 
@@ -62,17 +62,11 @@ def number(text: str) -> float | str:
 
 def assignments(texts: Sequence[str]) -> dict[str, str]:
     """The values of --base-option NAME=VALUE, by name."""
-    values: dict[str, str] = {}
-    for text in texts:
-        key, _, value = (part.strip() for part in text.partition("="))
-        if not key or not value or "=" in value:
-            each = " --base-option ".join(part.strip() for part in text.split(","))
-            step = f"use --base-option {each if '=' in value else 'NAME=VALUE'}"
-            raise RefimplError(f"--base-option {text!r}", "one NAME=VALUE", step)
-        if key in values:
-            problem = f"base option {key} given twice"
-            raise RefimplError(problem, "each option once", "remove one of them")
-        values[key] = value
+    pairs = [text.partition("=") for text in texts]
+    values = {key.strip(): value.strip() for key, _, value in pairs}
+    if len(values) < len(texts) or not all(values) or not all(values.values()):
+        problem = f"--base-option {' '.join(texts)}"
+        raise RefimplError(problem, "NAME=VALUE, each name once", "correct --base-option")
     return values
 
 
@@ -211,7 +205,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
         check_outputs(values, inputs, outputs)
         paths = [Path(values[name]) for name in outputs if values[name] is not None]
         # Allocations are computed with loud arithmetic; scoring names its own precision.
-        with terminal.interruptible(paths, "executor" in values or "nm" in values), loud("float64"):
+        with terminal.interruptible(paths), loud("float64"):
             try:
                 filled = {name: group.take(x, values) for name, (x, group) in groups.items()}
                 command(**values, **filled)

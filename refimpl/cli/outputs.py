@@ -41,20 +41,16 @@ def check_outputs(
     values: Mapping[str, Any], inputs: Mapping[str, str], outputs: Mapping[str, OutputKind]
 ) -> None:
     """Refuse, before any work, outputs that cannot be written, or would damage what is read."""
-    paths = {key: Path(values[key]) for key in outputs if values[key] is not None}
-    real = [Path(os.path.realpath(path.parent), path.name) for path in paths.values()]
-    if len(set(real)) < len(real):
-        raise RefimplError(
-            f"two outputs named {real[0]}", "a name for each output", "choose another name"
-        )
-    read = dict(_read(values, inputs)) if paths else {}
-    for key, path in paths.items():
-        if outputs[key] is not OutputKind.GRAPH:
+    for key, kind in outputs.items():
+        if values[key] is None:
+            continue
+        path, read = Path(values[key]), dict(_read(values, inputs))
+        if kind is not OutputKind.GRAPH:
             with suppress(RefimplError):  # the command reports it
                 undo_killed(path)
-        if outputs[key] is OutputKind.FILE:
+        if kind is OutputKind.FILE:
             check_file(path, read, values.get("force", False))
-        elif outputs[key] is OutputKind.FOLDER:
+        elif kind is OutputKind.FOLDER:
             for name, other in read.items():
                 refuse_overlap(path, name, other)
 

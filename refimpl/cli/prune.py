@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from refimpl.arguments import Fraction, common_option, option, same_option
 from refimpl.bases.base import base_named
 from refimpl.bases.uniform import UNIFORM
 from refimpl.cli import groups
-from refimpl.cli.options import Group, is_given, refuse, with_groups
+from refimpl.cli.options import Group, refuse, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import command_line, deliver, progress_bar
 from refimpl.errors import RefimplError
@@ -46,16 +47,15 @@ TOKENS = ("text", "tokens", "samples", "seq_len")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions(groups.JsonOptions):
+class PruneOptions(groups.ForceOptions, groups.JsonOptions):
     """How much is pruned, and what is written."""
 
     sparsity: Fraction | None = same_option(Request, "sparsity", default=None)
     allocation: str | None = common_option(
         None,
-        "Instead of --sparsity, a file that refimpl score -o or allocate -o wrote, or a JSON "
-        "file with a sparsity per block or per linear, which are not changed. With --sparsity, a "
-        "base allocation without a correction: its name, or such a file, projected on the budget. "
-        "Default: the recommended allocation.",
+        "Instead of --sparsity, a file that refimpl score -o or allocate -o wrote, or a JSON file "
+        "with a sparsity per block or linear. With --sparsity, a base allocation: its name, or "
+        "such a file, projected on the budget. Default: the recommended allocation.",
         "FILE|BASE",
     )
     nm: str | None = common_option(
@@ -69,15 +69,7 @@ class PruneOptions(groups.JsonOptions):
     measure: bool = common_option(
         False, "Measure the perplexity before and after, on a text that calibration never reads."
     )
-    output: Path = output_option(
-        ...,
-        "The new model's folder, which appears whole or not at all.",
-        "FOLDER",
-        OutputKind.FOLDER,
-    )
-    force: bool = option(
-        False, "Replace an existing model, which is deleted when the new one is complete."
-    )
+    output: Path = output_option(..., "The new model's folder.", "FOLDER", OutputKind.FOLDER)
 
 
 @with_groups
@@ -103,27 +95,29 @@ def command(
     opened, output = where.read(model), how.output
     check_prune(opened, output, how.force)
     request = _request(context, how, opened.config.linears)
-    if isinstance(request, Targets):
-        pruner = _probed(context, pruner, request, str(how.allocation))
+    made = request.made if isinstance(request, Targets) else {}
+    if made.get("perturbation") == "pruning" and made.get("correct") is not None:
+        probed = PrunerOptions(made["pruner"], made["damping"], pruner.seed)
+        others = [x for x in ("pruner", "damping") if getattr(pruner, x) != getattr(probed, x)]
+        file = f"{how.allocation}, which was measured with {probed.record.name}"
+        refuse(context, others, file, "the pruner by which the blocks were probed")
+        pruner = probed
     if "damping" not in pruner.options:
         damped = [f"--pruner {name}" for name, x in pruners().items() if "damping" in x.options]
         refuse(context, ("damping",), f"--pruner {pruner.record.name}", " or ".join(damped))
     windows = model_windows(opened) if how.measure else None
-
-    def read_tokens(*default: int) -> Tokens:
-        options = vars(source) | {"seed": pruner.seed, "default": default}
-        return model_tokens(opened, **options, calibration=True)
-
-    calibrated = None if pruner.record.needs is None else read_tokens(SAMPLES, SEQ_LEN)
+    read_tokens = partial(model_tokens, opened, **vars(source), seed=pruner.seed, calibration=True)
+    calibrated = None if pruner.record.needs is None else read_tokens()
     scored: Tokens | None = None
     calibration_memory(opened, pruner, 0 if calibrated is None else calibrated.ids.size, settings)
+    measured: tuple[Scores, Allocation] | None = None
     if isinstance(request, Targets):
-        targets, made = request, None
+        targets = request
     else:
         if request.correct == "divergence" or request.record.needs in SUMS:
-            scored = read_tokens(*SCORED)  # as refimpl score
+            scored = read_tokens(default=SCORED)  # as refimpl score
         scoring = replace(settings, finished=work_path(real_path(output)))
-        targets, made = _scored(opened, scored, request, scoring, pruner)
+        targets, measured = _scored(opened, scored, request, scoring, pruner)
     if calibrated is None and scored is None:
         unused = "no tokens: the weights alone decide"
         refuse(context, TOKENS, f"--pruner {pruner.record.name}", unused)
@@ -139,10 +133,10 @@ def command(
     with ExitStack() as bar:  # which ends before the next one begins
         pruning = replace(settings, progress=bar.enter_context(progress_bar("pruning")))
         more: dict[str, Any] = {"settings": pruning, "force": how.force, "measure": measure}
-        more["scored"] = made and scores_document(made[0], made[1:])
+        more["scored"] = measured and scores_document(measured[0], measured[1:])
         pruned = prune(opened, output, targets, pruner, calibrated, **more)
-    measured = blocks_table(*made) if made else ()
-    deliver(plain(pruned), pruning_table(pruned, output, measured), how.json)
+    table = pruning_table(pruned, output, blocks_table(*measured) if measured else ())
+    deliver(plain(pruned), table, how.json)
 
 
 def _perplexity(model: Model, windows: Windows, settings: Settings) -> dict[str, Any]:
@@ -186,25 +180,6 @@ def _request(context: typer.Context, how: PruneOptions, linears: Linears) -> Req
         published = f"a base allocation, which peers have published: --allocation {UNIFORM.name}"
         refuse(context, ("compat",), "the recommended allocation", published)
     return Request(sparsity=sparsity)
-
-
-def _probed(
-    context: typer.Context, asked: PrunerOptions, targets: Targets, file: str
-) -> PrunerOptions:
-    """The pruner by which an allocation was measured, if it was; another one is refused."""
-    made = targets.made
-    if made.get("perturbation") != "pruning" or made.get("correct") is None:
-        return asked
-    probed = PrunerOptions(made["pruner"], made["damping"], asked.seed)
-    given = [name for name in ("pruner", "damping") if is_given(context, name)]
-    if any(getattr(asked, name) != getattr(probed, name) for name in given):
-        options = " ".join(f"--{name} {getattr(asked, name)}" for name in given)
-        raise RefimplError(
-            f"{file} was measured with {probed.record.name}, and not with {options}",
-            "the pruner by which the blocks were probed",
-            f"omit {options}, or run refimpl score --pruner {asked.record.name}",
-        )
-    return probed
 
 
 def _scored(

@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from refimpl.errors import Interrupted, RefimplError, printable
+from refimpl.errors import Interrupted, RefimplError
 from refimpl.running.file_system import work_path
 from refimpl.running.files import json_text, write_json
 from refimpl.running.finished_units import are_left
@@ -84,28 +84,19 @@ def progress_bar(label: str) -> Iterator[Progress]:
 
 
 @contextmanager
-def interruptible(outputs: Sequence[Path], keeps: bool) -> Iterator[None]:
+def interruptible(outputs: Sequence[Path]) -> Iterator[None]:
     """Turn Ctrl-C into a message about the outputs of a command; and say what is continued."""
     started = time.time_ns()
-
-    def finished_units() -> list[Path]:
-        return [work_path(path) for path in outputs if path.name and are_left(path)]
-
-    if keeps and shows_progress():
-        for path in finished_units():
-            complain(printable(f"found: {path}, finished units; remove the folder to start anew"))
     try:
         with _raising_interrupts():
             yield
     except KeyboardInterrupt:
-        new = [x for x in outputs if x.exists() and x.stat().st_mtime_ns >= started]
-        if new:
-            raise Interrupted(f"{new[0]} is whole", "use it") from None
-        if kept := finished_units():
-            raise Interrupted(f"finished units are kept in {kept[-1]}", command_line()) from None
-        if keeps and not outputs:
-            remedy = "repeat the command, with -o FILE if it must be possible to resume it"
-            raise Interrupted("nothing is kept without -o", remedy) from None
+        for path in outputs:
+            if path.exists() and path.stat().st_mtime_ns >= started:
+                raise Interrupted(f"{path} is whole", "use it") from None
+            if path.name and are_left(path):
+                kept = f"finished units are kept in {work_path(path)}"
+                raise Interrupted(kept, command_line()) from None
         raise Interrupted("nothing was written") from None
 
 

@@ -76,7 +76,7 @@ def options_of(name: str) -> list[Any]:
 
 
 def test_a_command_offers_what_belongs_to_it() -> None:
-    assert len(options_of("prune")) <= 24
+    assert len(options_of("prune")) <= 18
     assert len(options_of("score")) <= 22
 
 

@@ -231,7 +231,8 @@ def test_an_allocation_knows_its_pruner(tmp_path: Path) -> None:
     assert numbers(out / "pruning.json")["method"] == "sparsegpt"
     words = ("prune", LLAMA, *SMALL, "-o", tmp_path / "other", "--allocation", scored)
     error = refused(*words, "--pruner", "wanda")
-    assert "measured with sparsegpt, and not with --pruner wanda" in error
+    assert "--pruner with" in error
+    assert "measured with sparsegpt" in error
     assert "--damping" in refused(*words, "--damping", 0.5)
     error = refused(*words, "--sparsity", 0.5)
     assert "without --sparsity: its counts stand" in error
