@@ -87,8 +87,6 @@ def _tokens(v: Values) -> Iterator[Figure]:
     yield Figure("ids", v.ids, "[sequences, tokens]")
     if (strings := v.strings(v.ids)) is not None:
         yield Figure("strings", strings, "of these ids in tokenizer.json")
-    yield Figure("source", v.tokens.source)
-    yield Figure("V", v.config.vocab_size)
 
 
 def _embed(v: Values) -> Iterator[Figure]:
@@ -109,16 +107,8 @@ def _norm(v: Values, before: str, after: str) -> Iterator[Figure]:
     yield Figure("||y_t||", length(y), "after")
 
 
-def _sizes(v: Values) -> Attention:
-    """The sizes of the block's attention."""
-    mixer = v.config.mixer(v.index)
-    assert isinstance(mixer, Attention)  # only then these are steps
-    return mixer
-
-
 def _qkv(v: Values) -> Iterator[Figure]:
-    x, config = v.points["attn_norm"], v.config
-    sizes = _sizes(v)
+    x, config, sizes = v.points["attn_norm"], v.config, v.attention
     for name in (x for x in "qkv" if f"{x}_proj.weight" in v.weights):
         y = ops.limited(forward.affine(x, v.weights, f"{name}_proj"), config.qkv_limit)
         yield Figure(name, attention.split_heads(y, sizes.head_dim))
@@ -130,17 +120,13 @@ def _rope(v: Values) -> Iterator[Figure]:
     rope = v.config.blocks[v.index].rope
     assert rope is not None  # only then this is a step
     angles = rope.inv_freq(len(v.place.positions))
-    scaling = "" if rope.scaling == "default" else f", scaled as {rope.scaling}"
-    note = f"radians, theta {rope.theta:g}{scaling}; fast channels first"
-    yield Figure("angle per position", angles, note)
+    yield Figure("angle per position", angles, f"radians, theta {rope.theta:g}")
     for name in ("q", "q_rope"):
         yield Figure(name, v.points[name][0, 0, -1], "head 0 of the last token")
-    yield Figure("||q||", length(v.points["q"])[0, 0, -1])
-    yield Figure("||q_rope||", length(v.points["q_rope"])[0, 0, -1], "a turn keeps it, a norm not")
 
 
 def _attention(v: Values) -> Iterator[Figure]:
-    config, points, window = v.config, v.points, v.config.blocks[v.index].window
+    config, points = v.config, v.points
     q, k = (points.get(f"{n}_rope", points[n])[0] for n in "qk")
     one = np.eye(q.shape[1], dtype=q.dtype)  # values that show the weights themselves
     bias, ramps, sinks = v.place.bias, v.place.ramps, v.weights.get("sinks")
@@ -148,13 +134,11 @@ def _attention(v: Values) -> Iterator[Figure]:
         bias = bias + position_tables.alibi_bias(ramps[0], ramps[0], bias.dtype)
     scaled, sink = q[0] * v.place.query_scale, None if sinks is None else sinks[:1, None]
     share = attention.attend(
-        scaled, k[_sizes(v).kv_head_of_head[0]], one, bias, config.attn_soft_cap, sink
+        scaled, k[v.attention.kv_head_of_head[0]], one, bias, config.attn_soft_cap, sink
     )
     yield Figure("scale", config.attention_scale)
-    seen = "" if window is None else f", window {window}"
-    yield Figure("weights", share[-1], f"the last token, head 0{seen}")
-    rest = "" if sink is None else "the sink has the rest"
-    yield Figure("sum of weights", float(share[-1].sum()), rest)
+    yield Figure("weights", share[-1], "the last token, head 0")
+    yield Figure("sum of weights", float(share[-1].sum()), "1, if the block has no sink")
     yield Figure("heads", points["attn_heads"])
 
 
@@ -166,9 +150,7 @@ def _sum(v: Values, names: tuple[str, ...]) -> Iterator[Figure]:
 
 
 def _mlp(v: Values) -> Iterator[Figure]:
-    hidden = v.points["mlp_hidden"]
-    yield Figure("hidden", hidden, "what W_down reads")
-    yield Figure("zeros in it", float((hidden == 0).mean()), "the share of them")
+    yield Figure("hidden", v.points["mlp_hidden"], "what W_down reads")
     yield Figure("mlp_out", v.points["mlp_out"])
 
 

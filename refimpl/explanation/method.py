@@ -19,7 +19,6 @@ from refimpl.model import ops, statistics
 from refimpl.model.forward import block
 from refimpl.pruners import counts
 from refimpl.pruners.decision import decision
-from refimpl.pruners.magnitude import magnitude_keep, magnitude_score
 from refimpl.pruners.wanda import WANDA, wanda_keep, wanda_score
 from refimpl.scoring.score import score
 from refimpl.scoring.signals import Chosen
@@ -66,7 +65,7 @@ def _logarithm(request: Request) -> Callable[..., Any]:
 
 
 def _perturbed(v: Values) -> Iterator[Figure]:
-    h, perturbed = v.leaving[0].stream[0], v.perturbed
+    h, perturbed = v.leaving[0].stream[0], v.after(v.index + 1, v.addresses)[1][0].h.stream[0]
     if isinstance(v.plan, Noise):
         yield Figure("eta", v.plan.etas[0])
         yield Figure("noise", perturbation.noise(v.plan.seed, 0, v.index, 0, h.shape), "first draw")
@@ -101,7 +100,6 @@ def _coefficient(v: Values) -> Iterator[Figure]:
     result = v.scores.sweep[0]
     yield Figure("r", result.coefficient, "per block")
     yield Figure("stderr", result.stderr)
-    yield Figure("blocks that amplify", int((result.coefficient > 1).sum()))
     if result.divergence is not None:
         yield Figure("KL", result.divergence, "nats")
 
@@ -132,9 +130,6 @@ def _correction(v: Values) -> Iterator[Figure]:
     yield Figure("u", u)
     yield Figure("Delta", delta)
     yield Figure("c", c, f"strength {strength:g}, at most {request.max_correction:g}")
-    yield Figure(
-        "at the clip", int((np.abs(u) >= correction.LOG_LIMIT).sum()), f"of {len(u)} blocks"
-    )
 
 
 def _growth(v: Values) -> Iterator[Figure]:
@@ -167,8 +162,6 @@ def _wanda(v: Values) -> Iterator[Figure]:
     yield Figure("M", wanda_score(v.weight, v.moments[v.linear]))
     yield Figure("keep", v.keep.astype(np.int64), "1 stays, 0 goes")
     yield Figure("pruned", int((~v.keep).sum()), f"of {v.keep.size:,}")
-    magnitude = magnitude_keep(magnitude_score(v.weight), int((~v.keep).sum()))
-    yield Figure("decided otherwise", int((magnitude != v.keep).sum()), "by magnitude alone")
 
 
 def _loss(v: Values) -> Iterator[Figure]:

@@ -22,6 +22,7 @@ from refimpl.loading.text import read_tokenizer
 from refimpl.method.perturbation import kept_tokens
 from refimpl.model.config import Config
 from refimpl.model.forward import Place, block, final_state, logits
+from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.model.state import State, checked_ids
@@ -57,6 +58,13 @@ class Values:
     def ids(self) -> Array:
         """Token ids, [N, S]."""
         return checked_ids(self.tokens.ids, self.config)
+
+    @property
+    def attention(self) -> Attention:
+        """The sizes of the block's attention."""
+        mixer = self.config.mixer(self.index)
+        assert isinstance(mixer, Attention)  # only then steps ask for it
+        return mixer
 
     def strings(self, ids: Array) -> npt.NDArray[np.str_] | None:
         """The tokens of some ids as tokenizer.json writes them; None without a tokenizer."""
@@ -114,15 +122,10 @@ class Values:
         """Which tokens of each sequence take part, [S]."""
         return [kept_tokens(x.stream[0], self.plan.sink) for x in self.leaving]
 
-    @property
-    def perturbed(self) -> Array:
-        """The first sequence after the block, perturbed by the plan, [S, D]."""
-        return self.after(self.index + 1, self._states)[1][0].h.stream[0]
-
     @cached_property
     def followed(self) -> tuple[list[list[PerturbedState]], State]:
         """Perturbed states at the end, per sequence and draw, and the first clean one there."""
-        clean, stacks, _ = self.after(self.config.num_blocks, self._states)
+        clean, stacks, _ = self.after(self.config.num_blocks, self.addresses)
         states = [[x.states[0] for x in stacks if x.sequence == n] for n in clean.states]
         return states, clean.states[0]
 
@@ -168,7 +171,7 @@ class Values:
         return self.after(self.index + 1)
 
     @property
-    def _states(self) -> tuple[Address, ...]:
+    def addresses(self) -> tuple[Address, ...]:
         """The states that are perturbed in this block."""
         places = product(range(len(self.ids)), range(self.plan.draws))
         return tuple(Address(sequence, draw, 0, self.index) for sequence, draw in places)

@@ -12,7 +12,7 @@ from refimpl.explanation.explain import Explanation
 from refimpl.explanation.shown_values import Figure, Step, described, full_name
 from refimpl.show.header import model_facts, page, terminal_width, wrapped
 
-SHOWN_NUMBERS, IN_JSON = 6, 64  # numbers of an array
+SHOWN_NUMBERS, IN_JSON = 4, 64  # numbers of an array
 IN = " " * 4
 
 
@@ -45,13 +45,15 @@ def _step(number: str, step: Step, figures: tuple[Figure, ...]) -> list[list[str
     texts = [f"{number} {step.name}: {step.title}", *(f"  {x}" for x in said), f"  why: {step.why}"]
     name = max(len(figure.name) for figure in figures)
     widest = max(len(shape(figure)) for figure in figures)
+    rows = []
+    for figure in figures:
+        start = f"{IN}{figure.name:<{name}}  {shape(figure):<{widest}}  "
+        note = f"   ({figure.note})" if figure.note else ""
+        rows.append((start + numbers(figure) + note, " " * len(start)))
+    width = terminal_width()
     return [
-        [
-            line
-            for text in texts
-            for line in wrap(text, terminal_width(), subsequent_indent=IN, break_on_hyphens=False)
-        ],
-        [(IN + row).rstrip() for figure in figures for row in _rows(figure, name, widest)],
+        [y for x in texts for y in wrap(x, width, subsequent_indent=IN, break_on_hyphens=False)],
+        [y for x, indented in rows for y in wrap(x, width, subsequent_indent=indented)],
     ]
 
 
@@ -61,29 +63,16 @@ def shape(figure: Figure) -> str:
     return str(list(value.shape)) if isinstance(value, np.ndarray) and value.ndim else ""
 
 
-def _rows(figure: Figure, name: int, widest: int) -> list[str]:
-    """Name, shape, numbers and note of a figure, as many numbers as fit."""
-    start = f"{figure.name:<{name}}  {shape(figure):<{widest}}  "
-    note = f"   ({figure.note})" if figure.note else ""
-    room = terminal_width() - len(IN + start)
-    for few in range(SHOWN_NUMBERS, 0, -1):
-        if len(row := numbers(figure, few) + note) <= room:
-            return [start + row]
-    texts = wrap(row, max(room, 20), break_long_words=False)
-    return [f"{'' if i else start:<{len(start)}}{text}" for i, text in enumerate(texts)]
-
-
-def numbers(figure: Figure, few: int = SHOWN_NUMBERS) -> str:
+def numbers(figure: Figure) -> str:
     """A few numbers: the first along the last axis, and the last one of a vector."""
-    value = figure.value
-    if isinstance(value, str):
-        return value
-    array = np.asarray(value)
-    if array.size <= few + 1:
+    if isinstance(figure.value, str):
+        return figure.value
+    array = np.asarray(figure.value)
+    if array.size <= SHOWN_NUMBERS + 1:
         return " ".join(map(_number, array.ravel().tolist()))
-    row = array[(0,) * (array.ndim - 1)]
-    first = " ".join(map(_number, row[:few].tolist())) + " .."
-    return f"{first} {_number(row[-1].item())}" if array.ndim == 1 else first
+    row = array[(0,) * (array.ndim - 1)].tolist()
+    last = [_number(row[-1])] if array.ndim == 1 else []
+    return " ".join([*map(_number, row[:SHOWN_NUMBERS]), "..", *last])
 
 
 def _number(x: float | int | str) -> str:

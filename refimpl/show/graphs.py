@@ -37,16 +37,14 @@ def validation_table(validation: Validation) -> str:
 def validation_document(validation: Validation) -> dict[str, Any]:
     """A validation as one JSON document; an error that is no number is null."""
     facts = {name: x for name, x in vars(validation).items() if name != "reports"}
-    facts |= {"verdict": validation.verdict, "runs": [*map(_run, validation.reports)]}
+    runs = []
+    for report in validation.reports:
+        content = report_document(report, "")
+        shared = {name: content[name] for name in ("dtype", "verdict", "first", "steps")}
+        runs.append({"shape": _shape(report), **shared})
+    facts |= {"verdict": validation.verdict, "runs": runs}
     document: dict[str, Any] = plain({"format": VALIDATION_FORMAT, **facts})
     return document
-
-
-def _run(report: Report) -> dict[str, Any]:
-    """What `check` would say of a run, without what all runs have in common."""
-    content = report_document(report, "")
-    names = ("dtype", "verdict", "first", "steps")
-    return {"shape": _shape(report), **{name: content[name] for name in names}}
 
 
 def _name(report: Report) -> str:
