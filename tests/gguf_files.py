@@ -7,7 +7,7 @@ converter. Beside each file, `hub` holds what a conversion back must find, as sa
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +104,6 @@ RECIPES = {
 }  # fmt: skip
 
 
-# transformers does not read the sizes of experts from a GGUF file: they are its defaults here.
-DEFAULT_SIZES = {
-    "qwen2moe of default sizes": replace(
-        RECIPES["qwen2moe"],
-        changes=RECIPES["qwen2moe"].changes
-        | {"moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632},
-    ),
-    "qwen3moe of default sizes": replace(
-        RECIPES["qwen3moe"], changes=RECIPES["qwen3moe"].changes | {"moe_intermediate_size": 768}
-    ),
-}
 ROTARY_DIMENSION = (
     "llama", "mixtral", "granite", "granitemoe", "smollm3", "nemotron", "phi", "phi3", "gpt_neox",
     "arcee", "cohere2", "stablelm", "glm4",
@@ -220,7 +209,7 @@ def gguf_file(
     change: Callable[[gguf.GGUFWriter], object] = lambda writer: None,
 ) -> Path:
     """Write a model of random weights as GGUF, and as safetensors into `folder / "hub"`."""
-    recipe = (RECIPES | DEFAULT_SIZES)[name]
+    recipe = RECIPES[name]
     entries = config_of(recipe.fixture, **recipe.changes)
     hub, rng = read_config(entries), np.random.default_rng(0)
     path = folder / f"{name}-{kind.name}.gguf"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 from gates import GATES, worst_token
-from gguf_files import DEFAULT_SIZES, RECIPES, Q, gguf_file
+from gguf_files import RECIPES, Q, gguf_file
 from processes import ENV, PROGRAM
 from program import ran, run
 from refusals import refusal_of
@@ -19,11 +19,6 @@ from safetensors.numpy import load_file
 from refimpl import Model, errors, forward, read_model
 from refimpl.convert.conversion import FloatDtype, convert
 
-PEERS = (
-    "llama", "qwen2", "qwen3 with wide heads", "gemma2", "gemma3", "phi3", "gpt2", "nemotron",
-    "starcoder2", "stablelm", *DEFAULT_SIZES,
-)  # fmt: skip
-"""What transformers reads; it drops the biases of Llama, and takes all heads of Qwen3 for 128."""
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 TYPES = [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q5_1]
 FILES = [(name, kind) for name in RECIPES for kind in (TYPES if name == "llama" else TYPES[::3])]
@@ -92,30 +87,6 @@ def test_progress_is_of_all_bytes(tmp_path: Path) -> None:
     convert(path, tmp_path / "out", progress=lambda *of: seen.append(of))
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
-@pytest.mark.parametrize("name", PEERS)
-def test_transformers_reads_the_same_from_the_file(name: str, kind: Q, tmp_path: Path) -> None:
-    import torch
-    import transformers
-
-    path = gguf_file(tmp_path, name, kind, tokenizer=True)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path,
-        gguf_file=path.name,
-        quantization_config=transformers.GgufConfig(dequantize=True),
-        dtype=torch.float32,
-    )
-    ours = read_model(converted(path))
-    # transformers does not read these facts from a GGUF file; llama.cpp computes with them
-    for key, value in ours.config_file.items():
-        if key in ("query_pre_attn_scalar", "attn_logit_softcapping", "sliding_window", "head_dim"):
-            setattr(theirs.config, key, value)
-    theirs.save_pretrained(tmp_path / "theirs")
-    shutil.copyfile(tmp_path / "hub" / "config.json", tmp_path / "theirs" / "config.json")
-    assert_equal(ours, read_model(tmp_path / "theirs"))
 
 
 @pytest.mark.torch

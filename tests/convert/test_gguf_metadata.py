@@ -37,15 +37,6 @@ def without(*keys: str) -> Change:
     return lambda writer: [writer.kv_data[0].pop(f"{writer.arch}.{key}") for key in keys]
 
 
-def replaced(key: str, value: Any, kind: gguf.GGUFValueType) -> Change:
-
-    def change(writer: gguf.GGUFWriter) -> None:
-        writer.kv_data[0].pop(f"{writer.arch}.{key}", None)
-        writer.add_key_value(f"{writer.arch}.{key}", value, kind)
-
-    return change
-
-
 def both(*changes: Change) -> Change:
     return lambda writer: [change(writer) for change in changes]
 
@@ -54,18 +45,11 @@ def ropes(config: Config) -> set[Rope | None]:
     return {kind.rope for kind in config.blocks}
 
 
-def windows(config: Config) -> set[int | None]:
-    return {kind.window for kind in config.blocks}
-
-
+SCALED = Rope(5e5, 8, "llama3", 32.0)
+FACTORS = (Rope(5e5, 8).inv_freq() / SCALED.inv_freq()).astype("f4")
 PLAIN, STRETCHED = {Rope(3000.0, 8)}, {Rope(3000.0, 8, "linear", 2.0)}
-U32, F32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32
 MEANS: dict[str, tuple[str, Change, Callable[[Config], Any], Any]] = {
     "a factor without a type": ("llama", numbers(rope__scaling__factor=2), ropes, STRETCHED),
-    "a factor of type linear": (
-        "llama",
-        both(numbers(rope__scaling__factor=2), lambda w: w.add_rope_scaling_type(LINEAR)),
-        ropes, STRETCHED),
     "a factor of type none": (
         "llama",
         both(numbers(rope__scaling__factor=2),
@@ -75,12 +59,19 @@ MEANS: dict[str, tuple[str, Change, Callable[[Config], Any], Any]] = {
     "a factor of 0": ("llama", numbers(rope__scaling__factor=0), ropes, PLAIN),
     "no base": ("smollm3", without("rope.freq_base"), ropes, {None, Rope(1e4, 8)}),
     "no base, of Gemma 3": (
-        "gemma3", both(without("rope.freq_base")), ropes,
+        "gemma3", without("rope.freq_base"), ropes,
         {Rope(1e4, 10, "linear", 4.0), Rope(1e4, 10)}),
     "a base for windows": (
         "gemma3", numbers(rope__freq_base_swa=5000), ropes,
         {Rope(3000.0, 10, "linear", 4.0), Rope(5000.0, 10)}),
-    "no window": ("phi3", replaced("attention.sliding_window", 0, U32), windows, {None}),
+    "the factors of Llama 3": (
+        "llama",
+        both(without("rope.freq_base"), lambda w: w.add_rope_freq_base(5e5),
+             lambda w: w.add_tensor(ROPE_FACTORS, FACTORS)),
+        ropes, {SCALED}),
+    "no window": (
+        "phi3", both(without("attention.sliding_window"), lambda w: w.add_sliding_window(0)),
+        lambda c: {kind.window for kind in c.blocks}, {None}),
     "a magnitude of 1": ("phi3", numbers(rope__scaling__attn_factor=1), ropes, {Rope(3000.0, 8)}),
     "a soft cap of Gemma 3": (
         "gemma3", numbers(attn_logit_softcapping=2.5), lambda c: c.attn_soft_cap, None),
@@ -99,7 +90,6 @@ def test_metadata_means_what_llama_cpp_computes(name: str, tmp_path: Path) -> No
     assert fact(converted(gguf_file(tmp_path, recipe, change=change)).config) == expected
 
 
-FACTORS = (Rope(3000.0, 8).inv_freq() / Rope(3000.0, 8, "llama3", 32.0).inv_freq()).astype("f4")
 REFUSED: dict[str, tuple[str, Change, str]] = {
     "factors beside a factor": (
         "llama",
@@ -165,22 +155,6 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
 def test_metadata_without_a_certain_meaning_is_refused(name: str, tmp_path: Path) -> None:
     recipe, change, says = REFUSED[name]
     refusal_of(converted, gguf_file(tmp_path, recipe, change=change), says=says)
-
-
-def test_the_factors_of_llama_3(tmp_path: Path) -> None:
-    llama3 = {
-        "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }  # fmt: skip
-    plain, scaled = (Rope(5e5, 8), Rope(5e5, 8, "llama3", 32.0))
-    factors = (plain.inv_freq() / scaled.inv_freq()).astype(np.float32)
-
-    def change(writer: gguf.GGUFWriter) -> None:
-        writer.add_rope_freq_base(5e5)
-        writer.add_tensor(ROPE_FACTORS, factors)
-
-    convert(gguf_file(tmp_path, "llama", change=change), tmp_path / "out")
-    assert read_model(tmp_path / "out").config_file["rope_scaling"] == llama3
 
 
 @pytest.mark.parametrize("name", ["llama", "granitemoe"])

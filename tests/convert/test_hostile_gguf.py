@@ -145,21 +145,17 @@ def test_damaged_files_are_refused_or_read(
         read_model(folder / "out")
 
 
-def test_weights_that_are_not_finite(tmp_path: Path) -> None:
-    path = gguf_file(tmp_path, "llama", Q.Q8_0)
-    stored = {tensor.name: tensor.data_offset for tensor in gguf.GGUFReader(path).tensors}
+@pytest.mark.parametrize(
+    ("kind", "stored", "count"),
+    [(Q.Q8_0, np.float16(np.inf).tobytes(), 32), (Q.BF16, b"\x81\x7f", 1)],
+    ids=["a scale", "a NaN that signals"],
+)
+def test_weights_that_are_not_finite(kind: Q, stored: bytes, count: int, tmp_path: Path) -> None:
+    path = gguf_file(tmp_path, "llama", kind)
+    places = {tensor.name: tensor.data_offset for tensor in gguf.GGUFReader(path).tensors}
     content = bytearray(path.read_bytes())
-    at = stored["blk.0.attn_v.weight"]
-    content[at : at + 2] = np.float16(np.inf).tobytes()
+    at = places["blk.0.attn_v.weight"]
+    content[at : at + 2] = stored
     path.write_bytes(content)
-    refusal_of(convert, path, tmp_path / "out", says="v_proj.weight has 32 values that are NaN")
-
-
-def test_a_nan_that_signals_is_counted_without_a_word(tmp_path: Path) -> None:
-    path = gguf_file(tmp_path, "llama", Q.BF16)
-    stored = {tensor.name: tensor.data_offset for tensor in gguf.GGUFReader(path).tensors}
-    content = bytearray(path.read_bytes())
-    at = stored["blk.0.attn_v.weight"]
-    content[at : at + 2] = b"\x81\x7f"
-    path.write_bytes(content)
-    refusal_of(convert, path, tmp_path / "out", says="v_proj.weight has 1 values that are NaN")
+    says = f"v_proj.weight has {count} values that are NaN"
+    refusal_of(convert, path, tmp_path / "out", says=says)
