@@ -135,10 +135,8 @@ class Grid(Checked):
         runs = [(n, 0, at, x) for n in range(self.seeds) for at in settings for x in every]
         runs += [(0, n, at, every[0]) for n in range(1, self.jitter + 1) for at in settings]
         for seed, jitter, (pruner, sparsity), name in runs:
-            run: Any = {"allocation": name, "seed": seed, "jitter": jitter}
-            yield BenchRow(
-                model=model, model_sha256=sha256, pruner=pruner, sparsity=sparsity, **run
-            )
+            which: Any = {"pruner": pruner, "sparsity": sparsity, "allocation": name}
+            yield BenchRow(model=model, model_sha256=sha256, **which, seed=seed, jitter=jitter)
 
 
 def _words(text: str) -> list[str]:

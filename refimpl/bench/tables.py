@@ -13,11 +13,11 @@ from refimpl.show.table import Table, measured, number
 
 Change = tuple[float, float]
 """A change and its standard error; NaN if unknown."""
-UNSURE = "~"
+UNSURE = "~ "
 LEGEND = (
     "against: change of the perplexity on the same windows, with its standard error over seeds, or "
-    f"over windows if there is one seed; {UNSURE}: chance explains it (Student's t, 95 %); in the "
-    "first row: ± the noise floor, if it was measured"
+    "over windows if there is one seed; ~: chance explains it (Student's t, 95 %); first row: the "
+    "noise floor, if it was measured"
 )
 
 
@@ -56,12 +56,6 @@ class Summary:
     def multiple(self) -> float:
         """Perplexity as a multiple of the dense model's."""
         return exp(min(self.nats - self.dense, LOG_MOST))
-
-    @property
-    def is_finding(self) -> bool:
-        """Whether the change is larger than Student's t times its error."""
-        value, error = self.change
-        return self.count > 1 and abs(value) > t_quantile(self.count - 1) * error
 
 
 def perplexity_of(text: TextNats) -> Perplexity:
@@ -140,9 +134,9 @@ def bench_table(comparison: Comparison) -> Table:
 
 def change(text: Summary) -> str:
     """The change of the perplexity in percent, with its error; one that is no finding is marked."""
-    value, error = percent(*text.change)
+    (nats, stderr), (value, error) = text.change, percent(*text.change)
     if not isfinite(value):
         return "-"
     sign = "+" if value > 0 else ""
-    mark = "" if text.is_finding else f"{UNSURE} "
-    return f"{mark}{sign}{measured(value, error, '.3g')} %"
+    is_finding = text.count > 1 and abs(nats) > t_quantile(text.count - 1) * stderr
+    return f"{'' if is_finding else UNSURE}{sign}{measured(value, error, '.3g')} %"

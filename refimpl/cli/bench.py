@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import wrap
 from typing import Annotated
 
 import numpy as np
@@ -14,12 +13,12 @@ from refimpl.cli.eval import InputOptions
 from refimpl.cli.options import Group, argument, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.errors import Interrupted, printable
-from refimpl.loading.files.documents import reading_document
+from refimpl.loading.files.documents import filled, reading_document
 from refimpl.loading.model_tokens import CALIBRATION, EVALUATION
 from refimpl.running.file_system import file_digest
 from refimpl.running.files import write_text
 from refimpl.running.settings import Settings
-from refimpl.show.header import joined, terminal_width
+from refimpl.show.header import page
 
 SOURCE = Group(
     "Tokens",
@@ -73,14 +72,11 @@ def command(
     from refimpl.bench.tables import LEGEND, bench_table
 
     texts: tuple[Path | None, ...] = how.measure_on or (None,)
-    shared = BenchSettings(
+    shared = filled(
+        BenchSettings,
+        *(source, grid, how),
         text=_named(source.text, CALIBRATION),
-        samples=source.samples,
-        seq_len=source.seq_len,
-        seeds=grid.seeds,
         measured_on=tuple(_named(text, EVALUATION) for text in texts),
-        window=how.window,
-        windows=how.windows,
         dtype=np.dtype(settings.dtype).name,
     )
     opened, texts = [where.read(model) for model in models], (source.text, *texts)
@@ -92,9 +88,9 @@ def command(
         raise Interrupted(kept, terminal.command_line()) from None
     table = bench_table(result)
     write_text(how.output / TABLE, f"{table.markdown()}\n\n{LEGEND}\n")
-    lines = [f"{count} of {len(result.rows)} cells ran in this run; the others are on file"]
-    lines += ["", *table.lines(), "", *wrap(LEGEND, terminal_width())]
-    terminal.say(joined([*lines, f"written:    {how.output}: {BENCH}, {TABLE}"]))
+    ran = f"{count} of {len(result.rows)} cells ran in this run; the others are on file"
+    written = f"{how.output}: {BENCH}, {TABLE}"
+    terminal.say(page([ran], table.lines(), {"note:": LEGEND.split(", "), "written:": [written]}))
 
 
 def _named(path: Path | None, otherwise: str) -> BenchText:

@@ -7,6 +7,7 @@ import numpy as np
 
 from refimpl.allocation.allocate import Allocation, allocate, requested
 from refimpl.allocation.scores import Absorption, Scores
+from refimpl.arguments import integer, require
 from refimpl.bases.uniform import UNIFORM
 from refimpl.bench.cells import Comparison
 from refimpl.errors import RefimplError
@@ -33,27 +34,24 @@ Series = Mapping[str, Any]
 Errors = dict[str, tuple[Array, Array | None]]
 
 
-def drift(scores: Scores | Array, ax: "Axes | None" = None, eta: float | None = None) -> "Axes":
+def drift(scores: Scores | Array, ax: "Axes | None" = None, which: int = 0) -> "Axes":
     """Draw the mean drift after each block, a row per perturbed block, as a heat map.
 
     Args:
         scores: From `score` or `read_scores`; or the drift itself, [L (perturbed), L (observed)],
             NaN where there is none.
         ax: Where to draw; if None, a new figure.
-        eta: Which size of the noise; if None, the first.
+        which: Index of the eta.
 
     Returns:
         The axes.
     """
-    heading, facts, values = "Drift over depth", [], scores
+    heading, facts = "Drift over depth", list[str]()
     if isinstance(scores, Scores):
-        absorption = _absorption(scores, eta)
-        heading, facts, values = (
-            f"{heading}, {_perturbed(absorption)}",
-            _facts(scores),
-            absorption.drift,
-        )
-    values = np.asarray(values, np.float64)
+        require(which, integer(0, len(scores.sweep) - 1), "which")
+        heading += f", {_perturbed(scores.sweep[which])}"
+        facts, scores = _facts(scores), scores.sweep[which].drift
+    values = np.asarray(scores, np.float64)
     known = values[np.isfinite(values) & (values > 0)]
     low, high = (known.min(), known.max()) if known.size else (1.0, 1.0)
     with figure_axes(ax, heading, facts) as ax:
@@ -212,19 +210,6 @@ def _pairs(series: Series) -> Errors:
     """The values of each series, and their errors if they are known."""
     arrays = {name: np.asarray(x, np.float64) for name, x in series.items()}
     return {name: (x[0], x[1]) if x.ndim > 1 else (x, None) for name, x in arrays.items()}
-
-
-def _absorption(scores: Scores, eta: float | None) -> Absorption:
-    """The result at an eta."""
-    found = [x for x in scores.sweep if eta in (None, x.eta)]
-    if not found:
-        known = ", ".join(f"{x.eta:g}" for x in scores.sweep if x.eta is not None)
-        raise RefimplError(
-            f"no eta {eta:g} in these scores",
-            known or "none: the blocks were pruned, without noise",
-            "use one of these, or omit it",
-        )
-    return found[0]
 
 
 def _perturbed(absorption: Absorption) -> str:

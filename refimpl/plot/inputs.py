@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.allocation.scores import Scores
-from refimpl.allocation.scores_json import FORMAT, scores_document
+from refimpl.allocation.scores_json import read_scores
 from refimpl.bench.cells import BENCH, Comparison, read_bench
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import EvaluationDocument
@@ -35,9 +35,7 @@ def read_result(path: Path) -> Drawable:
     with reading_document(path, NAMED):
         document = parsed_object(read_file(path), None, LARGEST)
         if "scores" in document:
-            if document.get("format") != FORMAT:
-                raise ValueError(f"format {document.get('format')!r}, expected {FORMAT}")
-            return scores_document(document).scores
+            return read_scores(path)
         if {"family", "run", "text"} <= document.keys():
             return converted(document, EvaluationDocument)
         raise ValueError("no scores, evaluation or comparison")
@@ -72,8 +70,8 @@ def _panels(results: Sequence[Drawable]) -> Iterator[Panel]:
 
 def _of_scores(scores: Scores) -> Iterator[Panel]:
     """A drift at each eta, and what else the scores have."""
-    for result in scores.sweep:
-        yield "drift", partial(figures.drift, scores, eta=result.eta)
+    for i in range(len(scores.sweep)):
+        yield "drift", partial(figures.drift, scores, which=i)
     yield "coefficients", partial(figures.coefficients, scores)
     if scores.sweep[0].divergence is not None:
         yield "divergence", partial(figures.divergence, scores)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
 from io import StringIO
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from string import Template
 
@@ -69,11 +69,10 @@ def _evaluations(evaluations: Sequence[EvaluationDocument]) -> Table:
     for x in evaluations:
         name = f"{x.model}, {x.pruning.name}" if x.pruning else x.model
         source = x.text.source.partition(", ")[0]
-        value, error = (
-            nan if y is None else y for y in (x.text.perplexity, x.text.perplexity_stderr)
-        )
         windows = f"{source}, {x.text.num_windows} x {x.text.window}"
-        rows.append((name, windows, measured(value, error)))
+        error = x.text.perplexity_stderr
+        value = inf if x.text.perplexity is None else x.text.perplexity
+        rows.append((name, windows, measured(value, nan if error is None else error)))
     columns = zip(("run", "text", "perplexity"), zip(*rows, strict=True), strict=True)
     return Table(dict(columns), left=2)
 

@@ -45,10 +45,10 @@ def drawn(ax: Any, which: int = 0) -> tuple[Array, Array | None]:
 
 
 def test_a_heat_map_holds_the_drift(scores: Scores) -> None:
-    for one in scores.sweep:
-        ax = plot.drift(scores, eta=one.eta)
+    for i, one in enumerate(scores.sweep):
+        ax = plot.drift(scores, which=i)
         np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), one.drift)
-    assert "no eta 7" in str(refusal_of(plot.drift, scores, eta=7))
+    refusal_of(plot.drift, scores, which=7, says="which 7")
 
 
 def test_coefficients_and_their_errors(scores: Scores) -> None:

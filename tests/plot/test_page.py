@@ -89,7 +89,7 @@ CHANGED: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
         "eval-whole.json", lambda d: d["text"].update(perplexity=1e300), "the number 1e+300",
     ),
     "torn scores": ("sweep.json", lambda d: d["allocations"].pop(),
-        "x.json: not a whole file of refimpl (scores.sweep and allocations are not at eta"),
+        "x.json: not a whole scores.json (scores.sweep and allocations are not at eta"),
     "another format": ("eval-whole.json", lambda d: d.update(format=2), "format"),
 }  # fmt: skip
 TEXTS = {
