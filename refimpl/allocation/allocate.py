@@ -148,10 +148,9 @@ def allocated(
     grows: Growth | None = None,
     probed: tuple[Array, float] | None = None,
 ) -> Allocation:
-    """Correct a base, [L] or [L, linears], project and count; peer code does none of that.
+    """Correct a base, [L] or [L, linears], by u or by probes, project and count.
 
-    The correction is by u, or, if any block's error grows as fitted, to equal marginal errors. The
-    errors may have been probed at the base of another sparsity: that base, and its target.
+    Peer code does none of that. Probes may have been at another base and target: `probed`.
     """
     num_blocks, sizes = len(base), linear_sizes(linears)
     share, projected, final = sizes / sizes.sum(axis=1, keepdims=True), base, base
@@ -215,11 +214,7 @@ def base_allocation(signals: Signals, request: Request, linears: Linears) -> Arr
 
 
 def linear_counts(sparsity: Array, sizes: Array, target: float) -> Array:
-    """Count the weights to prune, [L, linears], exactly: they sum to ``round_half_even(S N)``.
-
-    The sparsity is per block [L], or per linear [L, linears]; sizes are the weights of each linear,
-    [L, linears], 0 where a block has fewer linears than another.
-    """
+    """Weights to prune, [L, linears], by sparsity [L] or [L, linears]: ``round_half_even(S N)``."""
     (units, exists), pruned = units_of(sparsity, sizes), np.zeros(sizes.shape, np.int64)
     per_unit = counts(sparsity[exists], units, target)
     if sparsity.ndim == 2:
@@ -253,11 +248,7 @@ def _measured(signal: Signal | None, request: Request) -> Array:
 
 
 def _as_pruned(scores: Scores, request: Request) -> tuple[Array, float] | None:
-    """The base at which blocks were pruned, and its target, if that is another one.
-
-    Results of pruned blocks hold only for the base and the sparsity of that pruning; probes serve
-    the sparsities that they span.
-    """
+    """The base of the pruning, and its target, if probes serve another sparsity that they span."""
     at = scores.pruned_at
     if at is None or request.correct is None:
         return None
@@ -285,13 +276,10 @@ def _errors(without: list[Allocation]) -> AllocationErrors:
     """Errors of an allocation, from those without each of the samples; of one, NaN."""
     grows = [x.growth for x in without if x.growth is not None]
     common = float(jackknife([x.common_rate for x in grows]))
-    return AllocationErrors(
-        len(without),
-        jackknife([x.corrected_sparsity for x in without]),
-        jackknife(np.log([x.level for x in grows])),
-        jackknife([x.rate for x in grows]),
-        common if isfinite(common) else None,
-    )
+    sparsity = jackknife([x.corrected_sparsity for x in without])
+    level, rate = jackknife(np.log([x.level for x in grows])), jackknife([x.rate for x in grows])
+    known = common if isfinite(common) else None
+    return AllocationErrors(len(without), sparsity, level, rate, known)
 
 
 def _logarithms(absorption: Absorption, correct: str | None) -> Array:

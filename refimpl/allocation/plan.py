@@ -128,11 +128,7 @@ class Probes(Perturbation):
         return PrunerOptions(self.pruner, self.damping, self.seed)
 
     def variants(self, linears: int, block: int = 0, blocks: int = 1) -> int:
-        """One per pruned block and probe.
-
-        The block as in the base allocation; then below and above, or each linear at, below, above.
-        Only some blocks, in the middle of equal parts of the depth, have those below and above.
-        """
+        """The block as in the base; then below and above, or each linear at, below and above."""
         if self.delta is None:
             return 1
         at, beside = (1, 2) if self.units == "blocks" else (1 + linears, 2 * linears)
@@ -150,11 +146,7 @@ class Probes(Perturbation):
 
 
 def require_resolved(plan: Perturbation, dtype: npt.DTypeLike) -> None:
-    """Refuse an eta below 64 eps of the dtype, whose rounding has a drift of its own.
-
-    At the limit, r of a model of 30 blocks is within about 2 % of the r in float64, at a tenth of
-    it 50 % off (docs/explanation/numerics.md).
-    """
+    """Refuse an eta below 64 eps of the dtype, whose rounding drifts: explanation/numerics.md."""
     least = ETA_EPSILONS * float(np.finfo(np.dtype(dtype)).eps)
     if small := [eta for eta in plan.etas if eta is not None and eta < least]:
         raise RefimplError(

@@ -188,11 +188,7 @@ def own_budget(path: Path, linears: Linears) -> float | None:
 
 
 def read_custom(path: Path, linears: Linears) -> Array:
-    """Read a base allocation, per block [L] or per linear [L, linears], from a JSON file.
-
-    It has a list with a number per block, a list per block with a number per linear, or an object
-    from `blocks.3` or `blocks.3.q_proj` to a number.
-    """
+    """Read a base allocation, per block [L] or linear [L, linears]: JSON lists, or an object."""
     blocks = [f"blocks.{i}" for i in range(len(linears))]
     units = [f"{at}.{name}" for at, names in zip(blocks, linears, strict=True) for name in names]
     try:

@@ -45,10 +45,7 @@ class Targets:
 def allocation_targets(
     allocation: Allocation, scores: Scores | None = None, tokens: Tokens | None = None
 ) -> Targets:
-    """Targets of an allocation made in this run, and for the record, what its file would say.
-
-    Without scores that it was made from, `tokens` are those that its signals were computed on.
-    """
+    """Targets of an allocation, from scores, or from signals computed on these tokens."""
     made = recorded(allocation, scores)
     if scores is None and tokens is not None:
         made["tokens"] = plain(tokens.facts)

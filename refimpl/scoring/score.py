@@ -229,10 +229,9 @@ def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]
     """Means over draws and then sequences, one result per eta; of probes, at the base's counts."""
     results, kl = [], measured.divergence
     for i, eta in enumerate(plan.etas):
-        drift, alignment, coefficient = (
-            absorption_coefficient(x[i])
-            for x in (measured.drift, measured.alignment, measured.ratios)
-        )
+        drift = absorption_coefficient(measured.drift[i])
+        alignment = absorption_coefficient(measured.alignment[i])
+        coefficient = absorption_coefficient(measured.ratios[i])
         divergence = (None, None) if kl is None else absorption_coefficient(kl[i])
         means = *drift, *alignment, *coefficient, measured.left_out[i]
         results.append(Absorption(eta, *means, *divergence))

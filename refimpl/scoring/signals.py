@@ -14,7 +14,7 @@ from refimpl.bases.base import Base, BlockInputs, Needs, Value, bases
 from refimpl.errors import RefimplError
 from refimpl.loading.samples import Tokens
 from refimpl.model.config import Config
-from refimpl.model.model import Model
+from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
 from refimpl.model.statistics import SUMS, input_of, saw_no_token
@@ -146,18 +146,16 @@ def block_signals(
     for i, shapes in enumerate(config.linears):
         if i in rows and stream is None:
             continue
-        read: Callable[[str], Array] = partial(_stored, model, i)
         sums: Mapping[str, Array] = moments[i] if moments else {}
-        if stream or moments:
-            weights = model.block(i, dtype, workers.map)
-            read = partial(_weight, weights)
-        if stream:
+        weights = model.block(i, dtype, workers.map) if stream or moments else None
+        if stream and weights:
             after, total = sums_of_all(stream, weights, SUMS["products"], workers, one)
             stream.advance(after)
             sums = {x: total[input_of(x)] for x in shapes if input_of(x) in total}
         if i in rows:
             continue
         idle = frozenset(x for x in shapes if stream and saw_no_token(x, sums.get(x)))
+        read = partial(_weight, model, i, weights)
         views = MappingProxyType({x: read_only(y) for x, y in sums.items()})
         facts = MappingProxyType(shapes), read, views, max(len(ids), 1), idle, dtype
         # Signals of squares compute on one thread each, and others on all threads.
@@ -188,11 +186,8 @@ def _signal(
     }
 
 
-def _stored(model: Model, block: int, name: str) -> Array:
-    """The weight of a linear as it is stored, in float64."""
-    return model.weights[f"blocks.{block}.{name}.weight"].read(np.float64)
-
-
-def _weight(weights: Mapping[str, Array], name: str) -> Array:
-    """The weight of a linear, which nobody can change."""
+def _weight(model: Model, block: int, weights: BlockWeights | None, name: str) -> Array:
+    """The weight of a linear, which nobody can change; in float64 if it alone is read."""
+    if weights is None:
+        return model.weights[f"blocks.{block}.{name}.weight"].read(np.float64)
     return read_only(weights[f"{name}.weight"])

@@ -63,16 +63,10 @@ class PerturbedState:
 
     def measures(self, divergence: float | None = None) -> StateMeasures:
         """What is measured of it, after the last block."""
-        share = surviving_drift(self.last, self.first)
-        return StateMeasures(
-            drift=self.drift,
-            alignment=self.alignment,
-            ratio=float(nan_mean(share)),
-            left_out=int(np.count_nonzero(np.isnan(share) & self.kept)),
-            sinks=int(np.count_nonzero(~self.kept)),
-            sink_share=self.sink_share,
-            divergence=divergence,
-        )
+        share, sinks = surviving_drift(self.last, self.first), int(np.count_nonzero(~self.kept))
+        left_out = int(np.count_nonzero(np.isnan(share) & self.kept))
+        facts = float(nan_mean(share)), left_out, sinks, self.sink_share, divergence
+        return StateMeasures(self.drift, self.alignment, *facts)
 
 
 class Stack:
@@ -87,10 +81,6 @@ class Stack:
     def __init__(self, states: tuple[Address, ...], plan: Perturbation) -> None:
         self.addresses, self.plan, self.sequence = states, plan, states[0].sequence
         self.states = list[PerturbedState]()
-
-    def items(self) -> Iterable[tuple[Address, PerturbedState]]:
-        """Every state with its address."""
-        return zip(self.addresses, self.states, strict=True)
 
     def move(
         self,
@@ -192,7 +182,7 @@ class StateGroup:
         divergences: Mapping[Address, float] = {}
         if self.divergence:
             divergences = self._divergences(model, stacks, clean.states, workers, tick)
-        items = [(a, state) for x in stacks for a, state in x.items()]
+        items = [pair for x in stacks for pair in zip(x.addresses, x.states, strict=True)]
         return Result({a: state.measures(divergences.get(a)) for a, state in items}, squares)
 
     def follow(
@@ -282,7 +272,7 @@ class StateGroup:
         return {
             a: float(nan_mean(running[a].value[state.kept]))
             for stack in stacks
-            for a, state in stack.items()
+            for a, state in zip(stack.addresses, stack.states, strict=True)
         }
 
 
