@@ -125,14 +125,14 @@ def prune(
     check_prune(model, out, force)
     memory = calibration_memory(model, pruner, 0 if inputs is None else inputs.size, settings)
     model.check_finite(settings.dtype)
-    before, unchanged = read_record(model), partial(check_unchanged, model, stamps(model))
+    before, begun = read_record(model), stamps(model)
     depends = identity(model) | _options(targets, pruner, facts, settings.dtype)
     with (
         whole(real_path(out), force, resumable=True) as folder,
         replace(settings, memory=memory).open() as resources,
     ):
         files = PrunedFiles(model, folder, depends)
-        _prune_blocks(model, targets, pruner, inputs, resources, files, unchanged)
+        _prune_blocks(model, targets, pruner, inputs, resources, files)
         pruning = _recorded(
             model,
             targets,
@@ -145,7 +145,7 @@ def prune(
             **pruner.options,
             **measure(files.pruned),
         )
-        unchanged()
+        check_unchanged(model, begun)
         for name in (RECORD, SCORES):  # of the same run, killed when it was nearly done
             remove(folder / name)
         (folder / RECORD).write_text(json_text(plain(pruning)), "utf-8")
@@ -202,7 +202,6 @@ def _prune_blocks(
     inputs: Array | None,
     resources: Resources,
     files: PrunedFiles,
-    check: Callable[[], None],
 ) -> None:
     """Prune each block that an earlier run has not finished, and pass the pruned ones."""
     config, needs = model.config, pruner.record.needs
@@ -230,7 +229,6 @@ def _prune_blocks(
                 how = goals, sums, pruner, workers, targets.compat, partial(stored, i)
                 files.write(i, pruned_linears(i, linears, weights, *how))
             del weights
-            check()
             files.finish()
             resources.tick()
         if stream is not None and i < last:

@@ -19,7 +19,6 @@ from refimpl.running.provenance import Run
 from refimpl.running.target_checks import RECORD
 
 RECORD_FORMAT: Literal[1] = 1
-COUNTS = ("weights", "requested", "pruned", "kept_zeros", "zeros")
 NAMED: Named = (
     "a record of a pruning",
     "the record that refimpl prune wrote",

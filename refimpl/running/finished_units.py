@@ -1,8 +1,7 @@
 """The results of a run so far: an `.npz` for each work unit, in a folder named by its inputs."""
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from io import BytesIO
@@ -23,16 +22,16 @@ from refimpl.running.file_system import (
     writing,
 )
 
-RUN = re.compile("[0-9a-f]{32}")  # names of folders that we make
+RUN = 32 * "[0-9a-f]"  # names of folders that we make
 TREE = "tree"  # the array that holds the JSON of a unit, in which ARRAY is the name of another one
 ARRAY = "array"
 
 
 class FinishedUnits:
-    """The finished units of one run by their names; `check` is called before one is written."""
+    """The finished units of one run by their names."""
 
-    def __init__(self, folder: Path, check: Callable[[], None]) -> None:
-        self.folder, self._check = folder, check
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         with writing(folder):
             folder.mkdir(exist_ok=True)
 
@@ -55,7 +54,6 @@ class FinishedUnits:
             arrays[str(len(arrays))] = x
             return {ARRAY: str(len(arrays) - 1)}
 
-        self._check()
         text = json.dumps(dict(results), default=reference).encode()
         arrays[TREE] = np.frombuffer(text, np.uint8)
         with writing(path):
@@ -76,14 +74,10 @@ def read_unit(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def finished_units(
-    work: Path,
-    identity: Mapping[str, Any],
-    check: Callable[[], None] = lambda: None,
-) -> Iterator[FinishedUnits]:
+def finished_units(work: Path, identity: Mapping[str, Any]) -> Iterator[FinishedUnits]:
     """The finished units of a run, whose `identity` is all that they depend on, as JSON."""
     digest = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    units = FinishedUnits(work / digest[:32], check)
+    units = FinishedUnits(work / digest[:32])
     try:
         yield units
     except Exception as error:
@@ -98,9 +92,7 @@ def finished_units(
 
 def runs(work: Path) -> list[Path]:
     """The folders of all runs in the hidden folder."""
-    if not is_folder(work):
-        return []
-    return [x for x in sorted(work.iterdir()) if RUN.fullmatch(x.name) and is_folder(x)]
+    return [x for x in sorted(work.glob(RUN)) if is_folder(x)] if is_folder(work) else []
 
 
 def are_left(output: Path) -> bool:

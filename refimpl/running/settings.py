@@ -3,11 +3,10 @@
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -106,11 +105,6 @@ class Resources:
     done: float = 0.0
 
     @property
-    def keeps(self) -> bool:
-        """Whether results are kept."""
-        return self.finished is not None
-
-    @property
     def at_once(self) -> int:
         """How many work units run at once: one here, on all threads."""
         return 1 if self.executor is None else self.workers.threads
@@ -176,17 +170,16 @@ class Settings(Checked):
         memory, progress = parse_memory(self.memory), self.progress
         if isinstance(progress, bool):
             progress = progress_line() if progress else lambda done, total: None
-        check: Callable[[], None] = lambda: None  # noqa: E731
-        if model is not None:
-            check = partial(check_unchanged, model, stamps(model))
+        begun = None if model is None else stamps(model)
         with ExitStack() as opened:
             opened.enter_context(loud(self.dtype))
             dtype, finished = np.dtype(self.dtype), None
             if model is not None and self.finished is not None:
                 work = opened.enter_context(work_folder(self.finished))
                 known = {**identity(model), **options, "dtype": dtype.name}
-                finished = opened.enter_context(finished_units(work, known, check))
+                finished = opened.enter_context(finished_units(work, known))
             workers = opened.enter_context(Workers(self.threads))
             earlier = {} if finished is None else finished.earlier
             yield Resources(dtype, memory, workers, self.executor, finished, earlier, progress)
-            check()
+            if model is not None and begun is not None:
+                check_unchanged(model, begun)

@@ -190,7 +190,7 @@ def work_list(
         if resources.executor is not None:
             share = -(-sum(map(len, cut)) // (2 * workers))
             capacity = min(room, share + 2 * max(every, 1))
-        elif resources.keeps and not every:
+        elif resources.finished and not every:
             capacity = min(room, STATES_AT_RISK * resources.workers.threads)
         for group in groups(cut, capacity, 2 * every):
             rows = {n: ids[n] for n in (range(every) or sorted({x[0].sequence for x in group}))}
@@ -211,7 +211,9 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
         of_sums = 8 * sum(sum(block.values()) for block in read)  # float64
         of_states = 2 * state_bytes(model.config, ids.shape[1], dtype)
         size = max(1, resources.memory // (of_states + of_sums))
-        size = min(size, SEQUENCES_AT_RISK * resources.workers.threads) if resources.keeps else size
+        size = (
+            min(size, SEQUENCES_AT_RISK * resources.workers.threads) if resources.finished else size
+        )
     pieces = (left[start : start + size] for start in range(0, len(left), size))
     units = [StateGroup((), {n: ids[n] for n in x}, tuple(x), dtype=dtype) for x in pieces]
     for result in chain([earlier], results(units, model, resources)):
