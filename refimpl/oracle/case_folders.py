@@ -95,23 +95,18 @@ def core_cases(forwards: bool = False) -> list[CaseFolder]:
     return [*map(case_folder, folders)]
 
 
-def core_case(path: Path) -> Path:
-    """The folder of a case: the path itself, or that of a core case that it names."""
+def case_or_model(path: Path) -> Path:
+    """The folder of a case: the path, or that of a core case that it names; or a model."""
     if str(path) in (*CORE, *FORWARDS) and not (path / FACTS).is_file():
         return next(case.path for case in core_cases(True) if case.name == str(path))
-    if not path.exists():
+    is_id = len(path.parts) == 2 and not path.is_absolute()
+    if not path.exists() and not is_id:
         raise RefimplError(
             f"{path}: no such case",
             f"a folder with {FACTS}, or a core case: {', '.join((*CORE, *FORWARDS))}",
             "check the path, or see refimpl case list",
         )
     return path
-
-
-def case_or_model(path: Path) -> Path:
-    """The folder of a case, as `core_case` finds it; or a path or an id of a model."""
-    is_id = not path.exists() and len(path.parts) == 2 and not path.is_absolute()
-    return path if is_id else core_case(path)
 
 
 def cases_below(folder: Path) -> list[CaseFolder]:

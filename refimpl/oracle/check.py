@@ -6,16 +6,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
 from refimpl.loading.files.safetensors_file import SafetensorsFile
+from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
 from refimpl.oracle import near_ties
-from refimpl.oracle.answers import misses_budget, trivial_answer, unchanged
 from refimpl.oracle.case import Case, is_choice
 from refimpl.oracle.case_folders import FACTS, matching
 from refimpl.oracle.judging import measures
-from refimpl.oracle.judging.measures import EPS, StepResult, judges_sparsegpt, kind_of
+from refimpl.oracle.judging.measures import (
+    EPS,
+    FLOOR,
+    StepResult,
+    error_of,
+    judges_sparsegpt,
+    kind_of,
+    tolerance_of,
+)
 from refimpl.oracle.truth import Truth, truth_of
 
 Verdict = Literal["pass", "fail", "not judged"]
@@ -153,12 +163,12 @@ def _explained(truth: Truth, result: StepResult) -> StepResult:
     actual, dtype = truth.actual, truth.computed_in
     if name not in actual:
         return result
-    if status in RIGHT_SO_FAR and misses_budget(case, name, actual[name]):
+    if status in RIGHT_SO_FAR and _misses_budget(case, name, actual[name]):
         status = "divergent"
         fault = "does not sum to the budget, within half a unit in the last place of each"
-    elif status in RIGHT_SO_FAR and (start := unchanged(case, name, actual, dtype)):
+    elif status in RIGHT_SO_FAR and (start := _unchanged(case, name, actual, dtype)):
         status, fault = "divergent", f"every bit is that of {start}: nothing was added"
-    elif status == "pass" and (answer := trivial_answer(truth, result)):
+    elif status == "pass" and (answer := _trivial_answer(truth, result)):
         status = "unresolved"
         fault = f"not resolvable in this dtype: {answer} would pass, too"
     elif status != "divergent" or result.fault:
@@ -171,6 +181,69 @@ def _explained(truth: Truth, result: StepResult) -> StepResult:
         status = "conditional"
         fault = "a token at a router's edge may have gone to another expert"
     return replace(result, status=status, fault=fault or result.fault)
+
+
+def _misses_budget(case: Case, step: str, sparsity: Array) -> bool:
+    """Whether an allocation [L] prunes another share than asked."""
+    if not step.endswith((".base", ".corrected")):
+        return False
+    weights, asked = case.model.config.linear_sizes.sum(axis=1), case.recipe.sparsity
+    share = float(np.vdot(sparsity.astype(np.float64), weights) / weights.sum())
+    rounding = EPS[sparsity.dtype.name] / 2 + FLOOR * EPS["float32"]
+    return not abs(share - asked) <= rounding * asked
+
+
+def _trivial_answer(truth: Truth, result: StepResult) -> str:
+    """What would pass for a step with nothing of it computed, and is wrong for the case, or ""."""
+    step, tolerance, case = result.step, result.tolerance, truth.case
+    if result.near_ties and step.endswith(".keep") and not step.endswith(ROUTER):
+        off = np.median(near_ties.score_behind(truth, step)[2])
+        return "a decision by other scores" if off >= measures.RESOLVABLE["numbers"] else ""
+    if result.near_ties and step.endswith(".counts"):
+        name = near_ties.shares_behind(truth, step)
+        tolerance = 2 * truth.tolerance(name)  # of quotas, either of two may be off
+        shares = replace(result, step=name, tolerance=tolerance, near_ties=())
+        return _trivial_answer(truth, shares)
+    name, right, (first, *_) = step.partition(".")[0], case.expected[step], case.recipe.bases
+    base = f"{name if name in case.recipe.bases else first}.base"
+    answers: tuple[tuple[str, str, str | float], ...] = (
+        ("absorption_coefficient", "a coefficient of 1", 1.0),
+        (".base", "the same sparsity everywhere", case.recipe.sparsity),
+        (".corrected", "the base without a correction", base),
+        (".corrected", "the same sparsity everywhere", case.recipe.sparsity),
+        (".perplexity", "the dense perplexity", "dense.perplexity"),
+    )
+    if tolerance >= measures.COARSE_DRIFT:
+        answers += ((".drift", "a drift of 1", 1.0),)
+
+    def error(steps: Mapping[str, Array], answer: str | float) -> float:
+        x, known = steps[answer] if isinstance(answer, str) else answer, steps[step]
+        return error_of(step, np.where(np.isnan(known), known, x), known)[0]
+
+    for end, words, answer in answers:
+        if step.endswith(end) and (answer in truth.values or not isinstance(answer, str)):
+            exact, own = tolerance_of(step, right, 0.0, "float64"), error(truth.values, answer)
+            known = error(case.expected, answer) <= exact
+            if end == ".corrected" and own <= exact:  # of a correction that differs by block
+                errors, log = truth.correction(name)
+                known |= bool(np.ptp(log(errors)) > tolerance)
+            if not known and own <= tolerance:
+                return words
+    return ""
+
+
+def _unchanged(case: Case, step: str, actual: Mapping[str, Array], dtype: str) -> str:
+    """The state that a block adds to, if the candidate added nothing and rounding is not why."""
+    block, _, kind = step.rpartition(".")
+    start = f"{block}.resid_pre"
+    if kind not in ("resid_mid", "resid_post") or start not in actual.keys() & case.expected.keys():
+        return ""
+    after = actual[step]
+    if not np.array_equal(actual[start], after):
+        return ""
+    with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
+        added, size = case.expected[step] - case.expected[start], after.astype(np.float64)
+        return start if np.linalg.norm(added) > 4 * EPS[dtype] * np.linalg.norm(size) else ""
 
 
 def coarse_step(step: str) -> str:

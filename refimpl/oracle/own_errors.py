@@ -101,16 +101,11 @@ def _computed(
         arrays = every_array(case_inputs(case, given, dtype, kind))
         return {name: np.asarray(x) for name, x in arrays.items()}
     except RefimplError as error:
-        raise _beyond(case, dtype, f" ({error.problem})") from error
-
-
-def _beyond(case: Case, dtype: str, reason: str = "") -> RefimplError:
-    """The refusal of a dtype whose range is too small for a case."""
-    return RefimplError(
-        f"{case.folder}: refimpl cannot compute this case in {dtype}{reason}",
-        "a case whose numbers are within the range of the dtype",
-        "compare in another dtype",
-    )
+        raise RefimplError(
+            f"{case.folder}: refimpl cannot compute this case in {dtype} ({error.problem})",
+            "a case whose numbers are within the range of the dtype",
+            "compare in another dtype",
+        ) from error
 
 
 def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> dict[str, float]:

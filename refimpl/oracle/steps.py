@@ -198,14 +198,10 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
 
     Nothing behind the last of the steps that are wanted is computed.
     """
-    recipe, left = inputs.recipe, {*(inputs.wanted or ())}
-    perturbs = any(recipe.perturbs(x, inputs.model.config.num_blocks) for x in ("", "coarse."))
+    recipe, config, left = inputs.recipe, inputs.model.config, {*(inputs.wanted or ())}
+    perturbs = any(recipe.perturbs(x, config.num_blocks) for x in ("", "coarse."))
     arrays: dict[str, Array] = {}
-    kept = [
-        x
-        for y in kept_steps(inputs.model.config, inputs.model.config.num_blocks).values()
-        for x in y
-    ]
+    kept = {x for y in kept_steps(config, config.num_blocks).values() for x in y}
     inputs.model.check_finite(inputs.dtype)
     with loud(inputs.dtype):
         for function in table[:2] if recipe.only else table:

@@ -1,7 +1,6 @@
 """The fixture `refimpl_case`: a case for a test, and the check of the test's own arrays."""
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -13,12 +12,12 @@ from refimpl.loading.files.documents import filled
 from refimpl.loading.files.safetensors_file import write_arrays
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, read_case
-from refimpl.oracle.case_folders import cases_below, core_cases, matching
+from refimpl.oracle.case_folders import matching
 from refimpl.oracle.check import Report, check, read_candidate
 from refimpl.oracle.judging.measures import array_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.oracle import report_table
-from refimpl.testing.cases import SelectedCase, Selection, distinct_cases, selected_cases
+from refimpl.testing.cases import SelectedCase
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,17 +89,6 @@ class CaseFixture:
         if listed:
             pytest.xfail(f"in the list of xfail: {', '.join(sorted(listed))}")
         return report
-
-
-def unittest_cases(
-    *folders: str | PathLike[str], families: Sequence[str] = (), steps: Sequence[str] = ("*",)
-) -> Iterator[CaseFixture]:
-    """The core cases, and those in folders, for `self.subTest` of unittest; see `Selection`."""
-    added = [case for folder in folders for case in cases_below(Path(folder))]
-    core = core_cases(bool(families))
-    selection = Selection(tuple(families), tuple(steps))
-    for selected in selected_cases(selection, distinct_cases([*core, *added])):
-        yield CaseFixture.of(selected, lambda: Path(tempfile.mkdtemp(prefix="refimpl-")))
 
 
 def _message(report: Report, candidate: str) -> str:

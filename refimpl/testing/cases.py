@@ -8,6 +8,7 @@ from refimpl.errors import RefimplError
 from refimpl.oracle.case_folders import CaseFolder, matching
 
 MARKER = "refimpl(families=[...], steps=[...], xfail=[...])"
+ARGUMENTS: Mapping[str, Sequence[str]] = {"families": (), "steps": ("*",), "xfail": ()}
 
 
 def distinct_cases(cases: Iterable[CaseFolder]) -> list[CaseFolder]:
@@ -25,15 +26,6 @@ def distinct_cases(cases: Iterable[CaseFolder]) -> list[CaseFolder]:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The arguments of the marker: families, all if empty; patterns of steps; "case::pattern"."""
-
-    families: tuple[str, ...] = ()
-    steps: tuple[str, ...] = ("*",)
-    xfail: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class SelectedCase:
     """A case, and patterns of the steps that a test asks of it, and that fail: "" for the case."""
 
@@ -42,44 +34,41 @@ class SelectedCase:
     failing: tuple[str, ...] = ()
 
 
-def selection_of(args: Sequence[object], kwargs: Mapping[str, Any]) -> Selection:
-    """The arguments of the marker, each by name and a list of strings."""
-    names = Selection.__dataclass_fields__
+def selected_cases(
+    args: Sequence[object], kwargs: Mapping[str, Any], cases: Iterable[CaseFolder]
+) -> list[SelectedCase]:
+    """The cases that a marker selects; names and patterns that match nothing are refused."""
     for name, value in kwargs.items():
         texts = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
-        if name not in names or not texts or not (value or name == "xfail"):
+        if name not in ARGUMENTS or not texts or not (value or name == "xfail"):
             raise RefimplError(
                 f"@pytest.mark.refimpl({name}={value!r})", MARKER, "pass lists of strings"
             )
     if args:
         raise RefimplError(
-            f"@pytest.mark.refimpl{tuple(args)!r}", MARKER, f"name the argument: {[*names]}"
+            f"@pytest.mark.refimpl{tuple(args)!r}", MARKER, f"name the argument: {[*ARGUMENTS]}"
         )
-    return Selection(**{name: tuple(value) for name, value in kwargs.items()})
-
-
-def selected_cases(selection: Selection, cases: Iterable[CaseFolder]) -> list[SelectedCase]:
-    """The cases that a test runs on; names and patterns that match nothing are refused."""
+    families, patterns, xfail = (tuple(kwargs.get(x, y)) for x, y in ARGUMENTS.items())
     every = list(cases)
     known = {case.facts.family for case in every}
-    chosen = [case for case in every if case.facts.family in (selection.families or known)]
+    chosen = [case for case in every if case.facts.family in (families or known)]
     if not chosen:
         raise RefimplError(
-            f"no case has one of the families {list(selection.families)}",
+            f"no case has one of the families {[*families]}",
             f"one of {sorted(known)}",
             "add a case with --refimpl-cases=DIR; refimpl case make makes one",
         )
-    steps = {case.name: matching(case.steps, selection.steps) for case in chosen}
-    for pattern in selection.steps:
+    steps = {case.name: matching(case.steps, patterns) for case in chosen}
+    for pattern in patterns:
         _check_match(f"steps: {pattern!r}", pattern, [s for case in chosen for s in case.steps])
     failing: dict[str, list[str]] = {case.name: [] for case in chosen}
-    for entry in selection.xfail:
+    for entry in xfail:
         name, _, pattern = entry.partition("::")
         _check_match(f"xfail: {entry!r}", name, list(steps))
         _check_match(f"xfail: {entry!r}", pattern or "*", steps[name])
         failing[name].append(pattern)
     asked = [case for case in chosen if steps[case.name]]
-    return [SelectedCase(x, selection.steps, tuple(failing[x.name])) for x in asked]
+    return [SelectedCase(x, patterns, tuple(failing[x.name])) for x in asked]
 
 
 def _check_match(label: str, pattern: str, names: Sequence[str]) -> None:

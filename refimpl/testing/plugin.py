@@ -11,7 +11,7 @@ import pytest
 
 from refimpl.errors import RefimplError
 from refimpl.oracle.case_folders import CaseFolder, cases_below, core_cases
-from refimpl.testing.cases import MARKER, distinct_cases, selected_cases, selection_of
+from refimpl.testing.cases import MARKER, distinct_cases, selected_cases
 
 if TYPE_CHECKING:
     from refimpl.testing.case_fixture import CaseFixture
@@ -62,10 +62,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     marker = metafunc.definition.get_closest_marker("refimpl")
     try:
-        selection = selection_of(marker.args if marker else (), marker.kwargs if marker else {})
-        core = core_cases(bool(selection.families))  # forwards alone are asked for by family
+        args, kwargs = (marker.args, marker.kwargs) if marker else ((), {})
+        core = core_cases("families" in kwargs)  # forwards alone are asked for by family
         every = distinct_cases([*core, *metafunc.config.stash[ADDED_CASES]])
-        selected = selected_cases(selection, every)
+        selected = selected_cases(args, kwargs, every)
     except RefimplError as error:
         text = f"{metafunc.definition.name}: {error}"
         raise pytest.Collector.CollectError(text) from error

@@ -19,12 +19,16 @@ from refusals import refusal_of
 
 from refimpl.loading.samples import Tokens
 from refimpl.model.attention import merge_heads
-from refimpl.oracle.candidates import candidate_steps, read_outputs
+from refimpl.oracle.candidates import (
+    candidate_steps,
+    named_sources,
+    read_outputs,
+    transformers_sources,
+)
 from refimpl.oracle.case import Case, computed_case, make_case
 from refimpl.oracle.case_folders import FORWARD
 from refimpl.oracle.check import check
 from refimpl.oracle.judging.measures import error_of
-from refimpl.oracle.names import named_sources, transformers_sources
 from refimpl.oracle.recipe import Recipe
 
 MODEL, NAMES = FIXTURES / "llama", HERE.parent / "docs" / "how-to" / "names"

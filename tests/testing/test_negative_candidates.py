@@ -14,7 +14,7 @@ from negative_candidates import CHANGES, negative_candidates, trivial_answers
 from refimpl.loading.samples import Tokens
 from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.case_folders import CORE
-from refimpl.oracle.check import check, unchanged
+from refimpl.oracle.check import _unchanged, check
 from refimpl.oracle.judging.measures import EPS
 from refimpl.oracle.recipe import Recipe
 
@@ -106,9 +106,9 @@ def test_a_block_may_add_less_than_rounding() -> None:
     state = case.expected[start]
     small = replace(case, expected={start: state, end: 1.01 * state})
     actual = {start: state, end: state}
-    assert unchanged(small, end, actual, "bfloat16") == ""
-    assert unchanged(small, end, actual, "float32") == start
-    assert unchanged(small, end, actual | {end: np.nextafter(state, 0)}, "float32") == ""
+    assert _unchanged(small, end, actual, "bfloat16") == ""
+    assert _unchanged(small, end, actual, "float32") == start
+    assert _unchanged(small, end, actual | {end: np.nextafter(state, 0)}, "float32") == ""
 
 
 @pytest.mark.parametrize(("name", "step"), [("plain", "uniform.base"), ("light", "owl.base")])

@@ -281,25 +281,6 @@ def test_fixtures_of_a_session_or_a_module_may_use_it(suite: Suite) -> None:
     suite.run(passed=3 * len(CORE))
 
 
-def test_unittest_has_cases(suite: Suite) -> None:
-    suite.write("opt", computed("opt") | {"logits": -computed("opt")["logits"]})
-    suite.pytester.makepyfile(
-        test_unit=f"""
-        import unittest
-        from refimpl.testing.case_fixture import unittest_cases
-
-        class TestOurs(unittest.TestCase):
-            def test_forward(self):
-                for case in unittest_cases(families=["llama", "opt"], steps=["blocks.*", "logits"]):
-                    with self.subTest(case.name):
-                        case.check("{suite.folder}/" + case.name + ".safetensors")
-        """
-    )
-    done = run_module(suite.pytester.path, ("unittest", "test_unit"), {})
-    assert "opt diverges, first at logits" in done.stderr
-    assert "(failures=1)" in done.stderr.splitlines()[-1]
-
-
 def test_forwards_alone_are_asked_for_by_family(suite: Suite) -> None:
     for case in core_cases(True)[-2:]:
         suite.write(case.name, single(read_case(case.path)))

@@ -41,9 +41,7 @@ RECORDS: Mapping[str, StepRecord] = {  # by pattern of names; the first one coun
     "embed": StepRecord("rows", "the scale of the embeddings (Gemma: the root of D); the first "
         "learned position; token ids that were shifted or padded"),
     "blocks.*.resid_pre": StepRecord("rows", "a block that was skipped, or run twice"),
-    "blocks.*.predicted": StepRecord("rows", "coefficients of the transposed matrix",
-        reads=("resid_pre",)),
-    "blocks.*.attn_norm": StepRecord("rows", NORM, reads=("resid_pre", "predicted")),
+    "blocks.*.attn_norm": StepRecord("rows", NORM, reads=("resid_pre",)),
     "blocks.*.[qkv]": StepRecord("rows", "a weight that was changed, transposed, or taken from "
         "another block; a fused tensor cut in the wrong order; a missing bias, or norm of each "
         "head", reads=("attn_norm", "latent")),
