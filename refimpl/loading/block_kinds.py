@@ -15,10 +15,8 @@ MOST_BLOCKS = 10_000  # so that a typing error in the file does not fill the mem
 ORIGINAL = "original_max_position_embeddings"
 # The keys of each type of scaling: those that it needs, and those that it may have.
 SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "default": ((), ()),
-    "linear": (("factor",), ()),
+    "default": ((), ()), "linear": (("factor",), ()), "dynamic": (("factor",), ()),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor", ORIGINAL), ()),
-    "dynamic": (("factor",), ()),
     "yarn": (
         (ORIGINAL,),
         ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
@@ -46,7 +44,12 @@ def read_block_kinds(keys: Keys, attention: Attention) -> tuple[BlockKind, ...]:
         (full if window is None else sliding) if rotary else None
         for window, rotary in zip(windows, rotates, strict=True)
     ]
-    ropes = _with_bases(keys, ropes)
+    name = "layer_rope_theta"
+    if (bases := keys.get(name)) is not None and keys.numbers(name, bases, num_blocks):
+        ropes = [
+            rope and replace(rope, theta=keys.real(name, base, 1)) if base != 0 else None
+            for rope, base in zip(ropes, bases, strict=True)
+        ]
     if any(rope and rope.scaling == "yarn" and rope.theta == 1 for rope in ropes):
         keys.wrong("yarn needs a rope_theta above 1")
     chunked, mixers = keys.family.windows == "rotated", read_mixers(keys, num_blocks, attention)
@@ -63,17 +66,6 @@ def read_block_kinds(keys: Keys, attention: Attention) -> tuple[BlockKind, ...]:
         else BlockKind(None, None, mixture, mixer=mixer)
         for window, rope, mixture, mixer in kinds
     )  # fmt: skip
-
-
-def _with_bases(keys: Keys, ropes: list[Rope | None]) -> list[Rope | None]:
-    """The rotary positions with the base that `layer_rope_theta` lists for each block; 0: none."""
-    bases = keys.get("layer_rope_theta")
-    if bases is None or not (bases := keys.numbers("layer_rope_theta", bases, len(ropes))):
-        return ropes
-    return [
-        rope and replace(rope, theta=keys.real("layer_rope_theta", base, 1)) if base != 0 else None
-        for rope, base in zip(ropes, bases, strict=True)
-    ]
 
 
 def _temperature(keys: Keys, rope: Rope | None) -> Temperature | None:

@@ -80,8 +80,7 @@ def _gated_delta_rule(keys: Keys) -> Mixer:
         norm_eps=keys.number_or_none("state_norm_eps"),
     )  # fmt: skip
     if sizes.value_heads % sizes.key_heads:
-        counts = f"{sizes.key_heads} does not divide {sizes.value_heads} value heads"
-        keys.wrong(f"linear_num_key_heads: {counts}")
+        keys.wrong(f"linear_num_key_heads: {key_heads} does not divide {value_heads} value heads")
     return sizes
 
 

@@ -79,10 +79,8 @@ def text_entries(entries: Mapping[str, Any], source: str) -> Mapping[str, Any] |
     text = {**DEFAULTS.get(name, {}), **ours}
     for key in ("rope_scaling", "rope_parameters"):
         if isinstance(rope := text.get(key), dict) and SECTIONS[0] in rope:
-            text[key] = {k: v for k, v in rope.items() if k not in SECTIONS}
-            for name in ("type", "rope_type"):
-                if text[key].get(name) == "mrope":
-                    text[key][name] = "default"
+            plain = {k: v for k, v in rope.items() if k not in SECTIONS}
+            text[key] = {k: "default" if v == "mrope" else v for k, v in plain.items()}
     outer = {key: entries[key] for key in OUTER if entries.get(key) is not None}
     if (kind in FLAT and text.get(TIED) is True) or kind == "internvl_chat":
         outer.pop(TIED, None)  # one of both is enough; InternVL's own class has no head to tie

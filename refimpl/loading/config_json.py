@@ -12,7 +12,7 @@ from refimpl.loading.composites import text_entries
 from refimpl.loading.config_keys import LARGEST, Keys, shown
 from refimpl.loading.families import ALIASES, FAMILIES, REFUSED, Family, Location
 from refimpl.loading.files.refused_formats import refusal
-from refimpl.model.config import BlockKind, Config
+from refimpl.model.config import Config
 from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.position_tables import Alibi
 
@@ -54,6 +54,9 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
     inner = 4 * hidden if family.keys["intermediate_size"].default is None else None
     intermediate = keys.size("intermediate_size", otherwise=inner)
     blocks = read_block_kinds(keys, Attention(heads, kv_heads, head_dim))
+    longest = keys.size("max_position_embeddings")  # which dynamic scaling stretches
+    ropes = [kind.rope for kind in blocks if kind.rope and kind.rope.scaling == "dynamic"]
+    stretch = max((rope.factor for rope in ropes), default=1.0)
     scaled = family.scaled_embedding
     scaled = keys.flag(scaled) if isinstance(scaled, str) else scaled
     gate_scale, mlp_scale = keys.factors("mlp_multipliers", 2)
@@ -66,7 +69,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        max_position_embeddings=_longest(keys, blocks),
+        max_position_embeddings=min(int(stretch * longest), LARGEST),
         norm=family.norm,
         norm_eps=keys.number("norm_eps"),
         activation=_activation(keys),
@@ -136,13 +139,6 @@ def _head_dim(keys: Keys, hidden: int, heads: int, kv_heads: int) -> int:
         keys.wrong(f"{keys.spelling('num_attention_heads')}: {heads} does not divide {hidden}")
         return 2
     return keys.size("head_dim", otherwise=hidden // heads)
-
-
-def _longest(keys: Keys, blocks: tuple[BlockKind, ...]) -> int:
-    """Longest sequence: the file's limit, which dynamic scaling stretches by its factor."""
-    ropes = [kind.rope for kind in blocks if kind.rope and kind.rope.scaling == "dynamic"]
-    stretch = max((rope.factor for rope in ropes), default=1.0)
-    return min(int(stretch * keys.size("max_position_embeddings")), LARGEST)
 
 
 def _alibi(keys: Keys, heads: int, head_dim: int) -> Alibi | None:

@@ -83,8 +83,7 @@ def test_pruning_copies_the_other_parts(tmp_path: Path) -> None:
         tmp_path / "m", "llama", PLACES[1], model_type="llava", text_config=config_of("llama"),
         **VISION,
     )  # fmt: skip
-    shown = ran("prune", folder, "--nm", "2:4", "--pruner", "magnitude", "-o", tmp_path / "out")
-    assert "ignored     multi_modal_projector (1 tensor), vision_tower (1 tensor), copied" in shown
+    ran("prune", folder, "--nm", "2:4", "--pruner", "magnitude", "-o", tmp_path / "out")
     prune(read_model(FIXTURES / "llama"), tmp_path / "alone", Pattern(2, 4), "magnitude")
     before, after, alone = (
         load_file(x / "model.safetensors") for x in (folder, tmp_path / "out", tmp_path / "alone")

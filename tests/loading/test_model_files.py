@@ -196,7 +196,7 @@ def test_an_index_names_no_files_outside_its_folder(name: str, tmp_path: Path) -
     folder = sharded(tmp_path / "m", lambda shard_of: shard_of.update({"model.norm.weight": name}))
     error = refusal(folder)
     assert f"not safetensors in its folder: {name}" in error.problem
-    assert "do not use this index" in error.remedy
+    assert "get the model from its source" in error.remedy
 
 
 def test_shards_may_be_links(tmp_path: Path) -> None:

@@ -38,11 +38,6 @@ _ACCEPTED = {
 }
 
 
-def conversion(file: str | Path, otherwise: str = _OTHER) -> str:
-    """How to convert a file of weights, by its suffix."""
-    return CONVERSIONS.get(Path(file).suffix, otherwise)
-
-
 def refusal(kind: str, problem: str) -> RefimplError:
     """The refusal of a "quantised" or "multimodal" checkpoint, or of an "adapter"."""
     return RefimplError(problem, *_ACCEPTED[kind])

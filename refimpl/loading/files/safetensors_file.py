@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.file_reading import DOCUMENT, json_object, read_file, reading
-from refimpl.loading.files.refused_formats import CONVERSIONS, conversion, refusal
+from refimpl.loading.files.refused_formats import CONVERSIONS, refusal
 from refimpl.model.ops import Array
 from refimpl.model.weight import STORED_DTYPES, StoredTensor, WeightFile
 from refimpl.running.file_system import open_file
@@ -98,7 +98,7 @@ def open_files(path: Path) -> tuple[SafetensorsFile, ...]:
         raise RefimplError(
             f"{path}: {file.suffix or 'this file'} is not safetensors",
             _EXPECTED,
-            conversion(file, "save the model with save_pretrained(DIR)"),
+            CONVERSIONS.get(file.suffix, "save the model with save_pretrained(DIR)"),
         )
     if file.name.startswith("adapter_model"):
         raise refusal("adapter", f"{file} is an adapter, not a model")
@@ -126,7 +126,7 @@ def _file_of(folder: Path) -> Path:
     raise RefimplError(
         f"{folder} contains no .safetensors file{only}",
         "a folder with .safetensors weights",
-        conversion(others[0]) if others else "check the path",
+        CONVERSIONS[Path(others[0]).suffix] if others else "check the path",
     )
 
 
@@ -149,7 +149,7 @@ def _open_shards(index: Path) -> tuple[SafetensorsFile, ...]:
         raise RefimplError(
             f"{index} names shards that are not safetensors in its folder: {listed(odd)}",
             "plain names of .safetensors files",
-            conversion(odd[0], "do not use this index; get the model from its source"),
+            CONVERSIONS.get(Path(odd[0]).suffix, "get the model from its source"),
         )
     if absent := [shard for shard in shards if not (index.parent / shard).exists()]:
         raise RefimplError(
