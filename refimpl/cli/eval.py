@@ -10,7 +10,6 @@ from refimpl.arguments import common_option, option
 from refimpl.cli import groups
 from refimpl.cli.options import Group, refuse, with_groups
 from refimpl.cli.terminal import progress_bar
-from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.loading.model_tokens import model_windows
 from refimpl.loading.samples import id_windows
@@ -24,13 +23,12 @@ class InputOptions:
 
     text: Path | None = common_option(
         None,
-        "UTF-8 text, cut into consecutive windows, with the tokenizer.json in the model's folder.",
+        "UTF-8 text, cut into consecutive windows, with the tokenizer.json in the model's folder. "
+        "Default: a text that comes with refimpl.",
         "FILE",
     )
     tokens: Path | None = option(
-        None,
-        "Token ids (.npy) instead of a text, used unchanged: rows are windows.",
-        "FILE",
+        None, "Token ids (.npy) instead of a text, used unchanged: rows are windows.", "FILE"
     )
     window: int | None = option(
         None,
@@ -48,7 +46,7 @@ def command(
     context: typer.Context,
     model: groups.ModelPath,
     *,
-    where: Annotated[groups.ModelOptions, Group("Model", ("download",))],
+    where: groups.Where,
     on: Annotated[InputOptions, Group("Input")],
     settings: Annotated[Settings, Group("Running", ("dtype", "threads"))],
     to: groups.Outputs,
@@ -58,10 +56,8 @@ def command(
     if on.tokens is not None:
         refuse(context, ("text",), "--tokens", "one of them")
         windows = id_windows(on.tokens, on.window, on.windows)
-    elif on.text is not None:
-        windows = model_windows(opened, on.text, on.window, on.windows)
     else:
-        raise RefimplError("nothing to evaluate on", "a text or token ids", "use --text FILE")
+        windows = model_windows(opened, on.text, on.window, on.windows)
     with progress_bar("evaluating") as progress:
         evaluation = evaluate(opened, windows, replace(settings, progress=progress))
     to.deliver(evaluation_document(evaluation), evaluation_table(evaluation))

@@ -217,10 +217,8 @@ def main() -> None:
             "a result, or a message about the input",
             f"report it, with the command and the lines above (refimpl {__version__})",
         )
-    from refimpl.cli import terminal
-
     with suppress(OSError):
-        terminal.complain(str(failure) if code == 130 else f"error: {failure}")
+        print(failure if code == 130 else f"error: {failure}", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

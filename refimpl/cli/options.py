@@ -203,9 +203,9 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
                 problem = f"--{name.replace('_', '-')} {str(value)[:40]}"
                 raise RefimplError(problem, "an integer of at most 64 bits", "use a smaller number")
         check_outputs(values, inputs, outputs)
-        paths = [Path(values[name]) for name in outputs if values[name] is not None]
+        output = next((Path(values[name]) for name in outputs if values[name] is not None), None)
         # Allocations are computed with loud arithmetic; scoring names its own precision.
-        with terminal.interruptible(paths), loud("float64"):
+        with terminal.interruptible(output), loud("float64"):
             try:
                 filled = {name: group.take(x, values) for name, (x, group) in groups.items()}
                 command(**values, **filled)

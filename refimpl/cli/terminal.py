@@ -2,11 +2,10 @@
 
 import os
 import shlex
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,9 @@ from refimpl.running.file_system import work_path
 from refimpl.running.files import json_text, write_json
 from refimpl.running.finished_units import are_left
 from refimpl.running.threads import Progress
-from refimpl.show.header import NARROWEST, fitting
 
 NO_READER = 74  # exit code if nobody reads stdout: EX_IOERR of sysexits.h
 STEPS = 1000  # of the progress bar
-BAR, BESIDE = 36, 27  # its columns, and those of what stands beside bar and label
 
 
 def deliver(
@@ -56,59 +53,32 @@ def command_line(*more: str) -> str:
     return shlex.join(["refimpl", *sys.argv[1:], *more])
 
 
-def complain(text: str) -> None:
-    """Print a message to stderr; on a terminal its lines fit, and a command stays one command."""
-    if sys.stderr.isatty():
-        width = max(shutil.get_terminal_size().columns, NARROWEST)
-        lines = text.split("\n")
-        text = "\n".join(part for line in lines for part in fitting(line, width))
-    print(text, file=sys.stderr)
-
-
-def shows_progress() -> bool:
-    """Whether stderr is a terminal that can show progress."""
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-
-
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress]:
     """A bar on stderr with the time left, on a terminal that can show it; yields its update."""
-    if not shows_progress():
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda done, total: None
         return
-    room = shutil.get_terminal_size().columns - len(label) - BESIDE
-    width = max(1, min(room, BAR))
-    with typer.progressbar(length=STEPS, label=label, width=width, file=sys.stderr) as bar:
+    with typer.progressbar(length=STEPS, label=label, width=0, file=sys.stderr) as bar:
         yield lambda done, total: bar.update(int(STEPS * done / total) - bar.pos)
         bar.update(STEPS - bar.pos)  # costs are sums of floats; and nothing may be left to do
 
 
 @contextmanager
-def interruptible(outputs: Sequence[Path]) -> Iterator[None]:
-    """Turn Ctrl-C into a message about the outputs of a command; and say what is continued."""
-    started = time.time_ns()
+def interruptible(output: Path | None) -> Iterator[None]:
+    """Let Ctrl-C raise in a command, and turn it into a message about the command's output."""
+    started, before = time.time_ns(), signal.getsignal(signal.SIGINT)
+    if callable(before):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with _raising_interrupts():
-            yield
-    except KeyboardInterrupt:
-        for path in outputs:
-            if path.exists() and path.stat().st_mtime_ns >= started:
-                raise Interrupted(f"{path} is whole", "use it") from None
-            if path.name and are_left(path):
-                kept = f"finished units are kept in {work_path(path)}"
-                raise Interrupted(kept, command_line()) from None
-        raise Interrupted("nothing was written") from None
-
-
-@contextmanager
-def _raising_interrupts() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt; around a command it ends the program at once."""
-    before = signal.getsignal(signal.SIGINT)
-    ours = callable(before) and before is not signal.default_int_handler
-    try:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
+    except KeyboardInterrupt:
+        if output and output.exists() and output.stat().st_mtime_ns >= started:
+            raise Interrupted(f"{output} is whole", "use it") from None
+        if output and output.name and are_left(output):
+            kept = f"finished units are kept in {work_path(output)}"
+            raise Interrupted(kept, command_line()) from None
+        raise Interrupted("nothing was written") from None
     finally:
-        if ours:
+        if callable(before):
             signal.signal(signal.SIGINT, before)

@@ -30,11 +30,11 @@ def terminal_width() -> int:
     return WIDTH
 
 
-def fitting(line: str, width: int | None = None) -> list[str]:
+def fitting(line: str) -> list[str]:
     """Pieces of a line that fit the terminal, with whole words; a command stays on one line."""
-    if (width is None and not fits_terminal()) or re.match(r"\w+: +refimpl ", line):
+    if not fits_terminal() or re.match(r"\w+: +refimpl ", line):
         return [line]
-    width = width or terminal_width()
+    width = terminal_width()
     return wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
