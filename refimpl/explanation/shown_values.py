@@ -200,7 +200,7 @@ class Figure:
     """A named value, whole, and a note on what to see in it."""
 
     name: str
-    value: Array | float | int | str
+    value: Array | float | int
     note: str = ""
 
 

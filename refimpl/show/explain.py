@@ -43,11 +43,11 @@ def _step(number: str, step: Step, figures: tuple[Figure, ...]) -> list[list[str
         says = described(function)[0 if i else 1 :]  # the first one's sentence is the title
         said += [full_name(function) + ":" * bool(says), *(f"  {text}" for text in says)]
     texts = [f"{number} {step.name}: {step.title}", *(f"  {x}" for x in said), f"  why: {step.why}"]
-    name = max(len(figure.name) for figure in figures)
-    widest = max(len(shape(figure)) for figure in figures)
+    shapes = [str([*np.shape(figure.value)]) if np.ndim(figure.value) else "" for figure in figures]
+    name, widest = max(len(figure.name) for figure in figures), max(map(len, shapes))
     rows = []
-    for figure in figures:
-        start = f"{IN}{figure.name:<{name}}  {shape(figure):<{widest}}  "
+    for figure, shape in zip(figures, shapes, strict=True):
+        start = f"{IN}{figure.name:<{name}}  {shape:<{widest}}  "
         note = f"   ({figure.note})" if figure.note else ""
         rows.append((start + numbers(figure) + note, " " * len(start)))
     width = terminal_width()
@@ -57,16 +57,8 @@ def _step(number: str, step: Step, figures: tuple[Figure, ...]) -> list[list[str
     ]
 
 
-def shape(figure: Figure) -> str:
-    """The shape of an array; nothing for a number."""
-    value = figure.value
-    return str(list(value.shape)) if isinstance(value, np.ndarray) and value.ndim else ""
-
-
 def numbers(figure: Figure) -> str:
     """A few numbers: the first along the last axis, and the last one of a vector."""
-    if isinstance(figure.value, str):
-        return figure.value
     array = np.asarray(figure.value)
     if array.size <= SHOWN_NUMBERS + 1:
         return " ".join(map(_number, array.ravel().tolist()))
@@ -110,10 +102,7 @@ def explanation_document(found: Explanation, source: bool = False) -> dict[str, 
 
 def _figure_document(figure: Figure) -> dict[str, Any]:
     """One figure as JSON."""
-    if isinstance(figure.value, str):
-        return {"name": figure.name, "value": figure.value, "note": figure.note}
     values = np.asarray(figure.value)
     some = values.ravel()[:IN_JSON].tolist()
     first = [x if isinstance(x, str) or isfinite(x) else None for x in some]
-    shape = list(values.shape)
-    return {"name": figure.name, "shape": shape, "first": first, "note": figure.note}
+    return {"name": figure.name, "shape": [*values.shape], "first": first, "note": figure.note}

@@ -53,12 +53,9 @@ def steps_table(heading: str, stages: Mapping[str, Sequence[StepResult]]) -> Tab
 
 def cases_document(cases: Sequence[CaseFolder]) -> dict[str, Any]:
     """Some cases as one JSON document."""
-    return {
-        "cases": [
-            {"name": x.name, "family": x.facts.family, "folder": str(x.path), "steps": x.steps}
-            for x in cases
-        ]
-    }
+    rows = [(x.name, x.facts.family, str(x.path), x.steps) for x in cases]
+    keys = ("name", "family", "folder", "steps")
+    return {"cases": [dict(zip(keys, row, strict=True)) for row in rows]}
 
 
 def cases_table(cases: Sequence[CaseFolder]) -> str:
@@ -100,12 +97,8 @@ def verdict_lines(report: Report, candidate: str = "") -> Iterator[str]:
         for status, words in UNJUDGED.items():
             if names := [step.step for step in report.steps if step.status == status]:
                 yield f"  {counted(len(names), 'step')} {words}: {_named(names)}"
-        if candidate:
-            yield (
-                "--resolvable exits with 0"
-                if report.is_resolved
-                else "--only PATTERN checks a part"
-            )
+        hint = "--resolvable exits with 0" if report.is_resolved else "--only PATTERN checks a part"
+        yield from [hint] * bool(candidate)
 
 
 def _named(steps: Sequence[str]) -> str:
@@ -171,7 +164,7 @@ def report_document(report: Report, candidate: str) -> dict[str, Any]:
     first, case = report.first, report.case
 
     def checked(step: StepResult, causes: tuple[str, ...] = ()) -> CheckedStep:
-        numbers = {name: getattr(step, name) for name in ("error", "tolerance", "own")}
+        numbers = {"error": step.error, "tolerance": step.tolerance, "own": step.own}
         finite = {name: x if isfinite(x) else None for name, x in numbers.items()}
         return filled(CheckedStep, step, **finite, fault=step.fault or None, usual_causes=causes)
 
