@@ -11,10 +11,10 @@ from refimpl.arguments import common_option, option, same_option
 from refimpl.cli import groups
 from refimpl.cli.options import Group, argument, examples, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
-from refimpl.cli.terminal import deliver, say
+from refimpl.cli.terminal import say
 from refimpl.loading.model_tokens import model_tokens
 from refimpl.loading.samples import SAMPLES, SEQ_LEN
-from refimpl.oracle.case_folders import FORWARD, case_or_model, core_cases
+from refimpl.oracle.case_folders import FORWARD, case_or_model
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.header import fitting, joined
 
@@ -64,16 +64,6 @@ def make(
     case = make_case(opened, tokens, recipe, to.output)
     text = f"{case.folder}: {len(case.expected):,} steps of {opened.name}, {tokens.source}"
     say(joined(fitting(text)))
-
-
-@app.command("list", epilog=examples("refimpl case list", "refimpl case list --json"))
-@with_groups
-def list_command(*, to: groups.JsonFlag) -> None:
-    """List the core cases, in refimpl: the model's family, the tokens, and the number of steps."""
-    from refimpl.show.oracle import cases_document, cases_table  # not for --help
-
-    cases = core_cases(True)
-    deliver(cases_document(cases), cases_table(cases), to.json)
 
 
 def patterns(only: Sequence[str] | None) -> tuple[str, ...]:

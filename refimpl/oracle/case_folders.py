@@ -104,7 +104,7 @@ def case_or_model(path: Path) -> Path:
         raise RefimplError(
             f"{path}: no such case",
             f"a folder with {FACTS}, or a core case: {', '.join((*CORE, *FORWARDS))}",
-            "check the path, or see refimpl case list",
+            "check the path",
         )
     return path
 

@@ -1,11 +1,10 @@
-"""The report on a candidate, as a table and as JSON; and tables of cases."""
+"""The report on a candidate, as a table and as JSON."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
 from refimpl.loading.files.documents import Document, filled, plain
-from refimpl.oracle.case_folders import CaseFolder
 from refimpl.oracle.check import Report, Verdict, Way
 from refimpl.oracle.judging.measures import Status, StepResult, kind_of, stage_of
 from refimpl.show.header import counted, fitting, page
@@ -49,24 +48,6 @@ def steps_table(heading: str, stages: Mapping[str, Sequence[StepResult]]) -> Tab
         "own": [_number(step.own) for step in worst],
     }
     return Table(columns)
-
-
-def cases_document(cases: Sequence[CaseFolder]) -> dict[str, Any]:
-    """Some cases as one JSON document."""
-    rows = [(x.name, x.facts.family, str(x.path), x.steps) for x in cases]
-    keys = ("name", "family", "folder", "steps")
-    return {"cases": [dict(zip(keys, row, strict=True)) for row in rows]}
-
-
-def cases_table(cases: Sequence[CaseFolder]) -> str:
-    """A row per case."""
-    columns = {
-        "case": [case.name for case in cases],
-        "family": [case.facts.family for case in cases],
-        "tokens": [" x ".join(map(str, case.facts.tokens.shape)) for case in cases],
-        "steps": [f"{len(case.steps):,}" for case in cases],
-    }
-    return page(Table(columns).lines())
 
 
 def verdict_lines(report: Report, candidate: str = "") -> Iterator[str]:

@@ -1,22 +1,12 @@
-"""`refimpl case list`, and core cases by name."""
+"""Core cases by name, and a report in a narrow terminal."""
 
-import json
 from pathlib import Path
 
 import pytest
 from conftest import FIXTURES
 from program import ran, refused, run
 
-from refimpl.oracle.case_folders import CORE, FORWARDS
-
 CASES = FIXTURES / "cases"
-
-
-def test_the_core_cases_are_listed() -> None:
-    listed = json.loads(ran("case", "list", "--json"))["cases"]
-    assert [case["name"] for case in listed] == [*CORE, *FORWARDS]
-    table = ran("case", "list").splitlines()
-    assert [line.split()[0] for line in table[1:6]] == [*CORE, *FORWARDS]
 
 
 def test_a_check_that_fails_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
