@@ -41,8 +41,6 @@ from refimpl.scoring.score import score
 from refimpl.scoring.signals import signals
 
 JITTER, LEAST_MOVED = 1e-6, 2  # of a rerun: moves of sparsities, and weights that they are at least
-Bar = Callable[[str], AbstractContextManager[Progress]]
-"""Called with a label; yields what shows progress."""
 
 
 class ModelBench:
@@ -120,7 +118,7 @@ def measured_cells(
     shared: BenchSettings,
     out: Path,
     running: Settings,
-    bar: Bar,
+    bar: Callable[[str], AbstractContextManager[Progress]],
 ) -> tuple[Comparison, int]:
     """Measure all cells that are not on file; the comparison, and how many these were."""
     check_parent(out)
