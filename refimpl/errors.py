@@ -1,14 +1,8 @@
 """The one error a user sees: what was wrong, what was expected, what to do next; and Ctrl-C."""
 
-import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-
-# Controls, line separators, marks that change the direction of a text, and lone surrogates.
-_CONTROLS = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 
 SHOWN = 20  # lines of details, or names of a list
 LONGEST = 1000  # characters of a line
@@ -16,13 +10,12 @@ LONGEST = 1000  # characters of a line
 
 def printable(text: object) -> str:
     """A foreign text on one line: what could move a cursor or forge a line is escaped."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in str(text))
 
 
 def shortened(text: object) -> str:
     """A foreign text on one line of bounded length: a long one without its middle."""
-    line = printable(text)
-    half = LONGEST // 2 - 3
+    line, half = printable(text), LONGEST // 2 - 3
     return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"
 
 
