@@ -46,7 +46,7 @@ def check_outputs(
             continue
         path, read = Path(values[key]), dict(_read(values, inputs))
         if kind is not OutputKind.GRAPH:
-            with suppress(RefimplError):  # the command reports it
+            with suppress(ValueError):  # also of a path without a name; the command reports it
                 undo_killed(path)
         if kind is OutputKind.FILE:
             check_file(path, read, values.get("force", False))

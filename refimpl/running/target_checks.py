@@ -40,9 +40,9 @@ def check_parent(target: Path) -> None:
 
 def check_file(path: Path, inputs: Mapping[str, Path | None], force: bool) -> None:
     """Refuse an output file that cannot be written, or would damage an input; errors name these."""
-    check_parent(path)
     if not path.name or (path.exists() and not path.is_file()):
         raise RefimplError(f"-o {path} is not a file", "the name of a file", "choose another -o")
+    check_parent(path)
     refuse_inputs(path, inputs)
     if not force:
         refuse_existing(path, force)

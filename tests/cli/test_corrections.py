@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FIXTURES
-from program import ran, refusal, refused, run
+from program import ran, refused
 from tables import cases
 
 LLAMA = FIXTURES / "llama"
@@ -20,17 +20,6 @@ def test_a_misspelt_word_is_answered_with_the_right_one(
     monkeypatch.chdir(tmp_path)
     os.symlink(LLAMA, "M")
     assert says in refused(*shlex.split(typed))
-
-
-def test_a_message_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("prune", "a-model", "-o", "x", "--sparsity", "0.5", "--pruner", "Wand")
-    monkeypatch.setenv("COLUMNS", "40")
-    result = run(*words, err_terminal=True)
-    refusal(result)
-    lines = result.err.splitlines()
-    assert max(map(len, lines)) <= 40
-    assert len(lines) > 3
-    assert "next: use wanda" in lines
 
 
 @pytest.mark.parametrize(("words", "said", "corrected"), cases("cli", "percentages"))
