@@ -11,7 +11,7 @@ from refimpl.arguments import Fraction, checked
 from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
 from refimpl.bases.spread import is_flat, relative
 from refimpl.bases.uniform import uniform
-from refimpl.method.spectrum import PowerLaw, alphapruning_alpha, esd
+from refimpl.method.spectrum import alphapruning_alpha, esd
 from refimpl.pruners.checks import Compat, Floats, finite_vector, unit_sizes
 
 
@@ -53,15 +53,13 @@ def alphapruning(
     return phi * (sparsity * float(weights.sum()) / float((weights * phi).sum()))
 
 
-def _law(block: BlockInputs, name: str, fit: Any, xmin: Any) -> PowerLaw:
-    """The power law of a linear."""
-    return alphapruning_alpha(esd(block.weight(name)), fit, xmin)
-
-
 def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, Sequence[float]]:
-    choices = options["fit"], options["xmin"]
-    laws = block.run([partial(_law, block, name, *choices) for name in block.shapes])
-    return {"alpha": [law.alpha for law in laws]}
+    def alpha(name: str) -> float:
+        fit: Any = options["fit"]
+        xmin: Any = options["xmin"]
+        return alphapruning_alpha(esd(block.weight(name)), fit, xmin).alpha
+
+    return {"alpha": block.run([partial(alpha, name) for name in block.shapes])}
 
 
 def _allocation(asked: BaseInputs) -> Floats:
