@@ -40,7 +40,7 @@ def check_parent(target: Path) -> None:
 
 def check_file(path: Path, inputs: Mapping[str, Path | None], force: bool) -> None:
     """Refuse an output file that cannot be written, or would damage an input; errors name these."""
-    if not path.name or (path.exists() and not path.is_file()):
+    if not path.name or (os.path.exists(path) and not path.is_file()):
         raise RefimplError(f"-o {path} is not a file", "the name of a file", "choose another -o")
     check_parent(path)
     refuse_inputs(path, inputs)
