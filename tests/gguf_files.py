@@ -206,6 +206,7 @@ def gguf_file(
     name: str,
     kind: Q = Q.Q8_0,
     tokenizer: bool = False,
+    shard_tensors: int = 0,
     change: Callable[[gguf.GGUFWriter], object] = lambda writer: None,
 ) -> Path:
     """Write a model of random weights as GGUF, and as safetensors into `folder / "hub"`."""
@@ -214,7 +215,7 @@ def gguf_file(
     hub, rng = read_config(entries), np.random.default_rng(0)
     path = folder / f"{name}-{kind.name}.gguf"
     arch = gguf.MODEL_ARCH_NAMES[recipe.arch]
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=shard_tensors)
     metadata(writer, recipe, entries)
     if tokenizer:
         add_tokenizer(writer, hub.config.vocab_size)
@@ -251,7 +252,7 @@ def gguf_file(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return path if not shard_tensors else next(folder.glob(f"{path.stem}-00001-of-*.gguf"))
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:

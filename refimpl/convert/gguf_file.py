@@ -98,7 +98,19 @@ def refusing_damage(path: Path) -> Iterator[None]:
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
-    """The metadata and the tensors of a GGUF file, whose bytes are all there."""
+    """The metadata and the tensors of a GGUF file, or of all files of a split model."""
+    metadata, tensors = _read_file(path)
+    for i in range(1, count := metadata.get("split.count", 1)):
+        part = path.with_name(path.name.replace("-00001-of-", f"-{i + 1:05}-of-"))
+        own, more = _read_file(part) if part.is_file() else ({}, {})
+        if (own.get("split.no"), own.get("split.count")) != (i, count) or tensors.keys() & more:
+            raise ValueError(f"it is one of {count} files: pass the first, beside {part.name}")
+        tensors |= more
+    return metadata, tensors
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+    """The metadata and the tensors of one file, whose bytes are all there."""
     counts = np.fromfile(path, "<u8", 2, offset=8)  # of tensors, and of metadata
     if len(counts) < 2 or counts.max() > MOST_ENTRIES:
         raise ValueError(f"its header has the counts {counts.tolist()}")
@@ -113,7 +125,4 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         tensors[x.name] = GgufTensor(file, x.name, x.tensor_type, shape, x.data_offset)
     for kind in {x.kind for x in tensors.values()}:  # those that the library reads
         dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-    metadata = {name: field.contents() for name, field in reader.fields.items()}
-    if (count := metadata.get("split.count", 1)) != 1:
-        raise ValueError(f"it is one of {count} files: join them by llama-gguf-split --merge")
-    return metadata, tensors
+    return {name: field.contents() for name, field in reader.fields.items()}, tensors

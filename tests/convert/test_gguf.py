@@ -1,6 +1,7 @@
 """GGUF files: the same weights, config and tokenizer as the checkpoint they were made from."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -138,9 +139,18 @@ def test_no_file_appears_at_home(tmp_path: Path) -> None:
     assert [*home.rglob("*")] == []
 
 
-def test_one_file_of_a_split_model(tmp_path: Path) -> None:
-    path = gguf_file(tmp_path, "llama", change=lambda writer: writer.add_uint16("split.count", 3))
-    refusal_of(convert, path, tmp_path / "out", says="one of 3 files: join them")
+def test_a_split_model(tmp_path: Path) -> None:
+    first, out = gguf_file(tmp_path, "llama", shard_tensors=10), tmp_path / "x"
+    assert_equal(read_model(converted(first)), read_model(tmp_path / "hub"))
+    shards = sorted(tmp_path.glob("*.gguf"))
+    refusal_of(convert, shards[1], out, says="pass the first")
+    shards[1].rename(tmp_path / "away")
+    refusal_of(convert, first, out, says=shards[1].name)
+    shutil.copyfile(shards[2], shards[1])
+    refusal_of(convert, first, out, says=shards[1].name)
+    shards[1].unlink()
+    os.mkfifo(shards[1])
+    refusal_of(convert, first, out, says=shards[1].name)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "granitemoe"])
