@@ -60,6 +60,7 @@ RECORDS = {"Base", "Option", "Pruner", "BaseInputs", "BlockInputs", "LinearInput
 LEFT_OUT = RESULTS | OF_STEPS | OF_SPECTRUM | RECORDS
 GOOD = [  # and not elsewhere
     *(
+        ("progress", True),
         ("memory", 5),
         ("eta", 5),
         ("only", ("x",)),

@@ -77,8 +77,17 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def ignored(done: float, total: float) -> None:
-    """Progress that nobody watches."""
+def progress_line() -> Progress:
+    """A function that shows on stderr what share is done, and about how long the rest takes."""
+    started = time.perf_counter()
+
+    def show(done: float, total: float) -> None:
+        share = min(done / total, 1.0) if total else 1.0
+        left = (time.perf_counter() - started) * (1 / share - 1) if share else 0.0
+        end = "\n" if share > 1 - 1e-9 else "\r"
+        print(f"{share:4.0%} done, about {left:.0f} s left ", end=end, file=sys.stderr, flush=True)
+
+    return show
 
 
 @dataclass
@@ -128,7 +137,7 @@ class Settings(Checked):
 
     `executor` is any `concurrent.futures.Executor`, which is left open, or None for threads here;
     `threads` is then the number of its workers.
-    `progress` is called with the cost that is done and in all.
+    `progress` is called with the cost that is done and in all; True shows both on stderr.
     `finished` is the folder of finished work units, which a run of the same continues, and which
     the caller removes in the end.
     """
@@ -150,7 +159,7 @@ class Settings(Checked):
         "dask=ADDRESS",
         type=str,
     )
-    progress: Progress = ignored
+    progress: Progress | bool = False
     finished: Path | None = None
 
     @contextmanager
@@ -158,7 +167,9 @@ class Settings(Checked):
         self, model: Model | None = None, options: Mapping[str, Any] = MappingProxyType({})
     ) -> Iterator[Resources]:
         """Open threads and finished units of a model, which must not change, and of `options`."""
-        memory = parse_memory(self.memory)
+        memory, progress = parse_memory(self.memory), self.progress
+        if isinstance(progress, bool):
+            progress = progress_line() if progress else lambda done, total: None
         begun = None if model is None else stamps(model)
         with ExitStack() as opened:
             opened.enter_context(loud(self.dtype))
@@ -169,6 +180,6 @@ class Settings(Checked):
                 finished = opened.enter_context(finished_units(work, known))
             workers = opened.enter_context(Workers(self.threads))
             earlier = {} if finished is None else finished.earlier
-            yield Resources(dtype, memory, workers, self.executor, finished, earlier, self.progress)
+            yield Resources(dtype, memory, workers, self.executor, finished, earlier, progress)
             if model is not None and begun is not None:
                 check_unchanged(model, begun)
