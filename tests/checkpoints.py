@@ -16,9 +16,9 @@ from refusals import refusal_of
 from safetensors.numpy import save_file
 
 from refimpl import Model, RefimplError, read_model
+from refimpl.loading.checkpoint import roles
 from refimpl.loading.config_json import read_config
 from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.loading.tensor_claims import roles
 from refimpl.model.ops import Array
 from refimpl.model.weight import STORED_DTYPES
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from checkpoints import config_of, write
 from conftest import FIXTURES
 
+from refimpl.loading.checkpoint import roles
 from refimpl.loading.config_json import read_config
-from refimpl.loading.tensor_claims import roles
 from refimpl.model.config import Config
 
 Array = npt.NDArray[Any]

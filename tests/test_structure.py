@@ -268,7 +268,7 @@ def test_every_folder_of_tests_is_numerical_or_not() -> None:
 
 
 MAY_NAME = {  # modules that may hold the name of a base or a pruner as a string
-    **dict.fromkeys(("loading.model_tokens", "loading.samples"), "random ids, not random pruning"),
+    **dict.fromkeys(("loading.text", "loading.samples"), "random ids, not random pruning"),
     "plot.style": "each has its colour and marker in every figure",
     **dict.fromkeys(
         [

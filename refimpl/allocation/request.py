@@ -14,7 +14,7 @@ from refimpl.arguments import Checked, Fraction, common_option, option
 from refimpl.bases.base import Base, base_named, bases
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
-from refimpl.loading.files.file_reading import parsed_json, read_file
+from refimpl.loading.files.documents import parsed_json, read_file
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array

@@ -18,9 +18,9 @@ from refimpl.loading.files.documents import (
     converted,
     parsed_object,
     plain,
+    read_file,
     reading_document,
 )
-from refimpl.loading.files.file_reading import read_file
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.wanda import WANDA
 from refimpl.running.files import write_text

@@ -25,8 +25,8 @@ from refimpl.bench.cells import (
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.loading.checkpoint import read_model
-from refimpl.loading.model_tokens import model_tokens, model_windows
 from refimpl.loading.samples import SAMPLES, SCORED, SEQ_LEN, Tokens
+from refimpl.loading.text import model_tokens, model_windows
 from refimpl.method.projection import project
 from refimpl.model.model import Model
 from refimpl.model.ops import Array

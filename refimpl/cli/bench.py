@@ -14,7 +14,7 @@ from refimpl.cli.options import Group, argument, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.errors import Interrupted, printable
 from refimpl.loading.files.documents import filled, reading_document
-from refimpl.loading.model_tokens import CALIBRATION, EVALUATION
+from refimpl.loading.text import CALIBRATION, EVALUATION
 from refimpl.running.file_system import file_digest
 from refimpl.running.files import write_text
 from refimpl.running.settings import Settings

@@ -11,8 +11,8 @@ from refimpl.cli import groups
 from refimpl.cli.options import Group, refuse, with_groups
 from refimpl.cli.terminal import progress_bar
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
-from refimpl.loading.model_tokens import model_windows
 from refimpl.loading.samples import id_windows
+from refimpl.loading.text import model_windows
 from refimpl.running.settings import Settings
 from refimpl.show.evaluation import evaluation_table
 

@@ -11,8 +11,8 @@ from refimpl.cli import groups
 from refimpl.cli.options import Group, with_groups
 from refimpl.cli.outputs import OutputKind, output_option
 from refimpl.cli.terminal import deliver
-from refimpl.loading.model_tokens import model_tokens
 from refimpl.loading.samples import VALIDATED
+from refimpl.loading.text import model_tokens
 from refimpl.running.settings import Settings
 
 

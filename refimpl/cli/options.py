@@ -20,7 +20,7 @@ from refimpl.arguments import hints_of
 from refimpl.cli import terminal
 from refimpl.cli.outputs import OutputKind, check_outputs
 from refimpl.errors import RefimplError
-from refimpl.loading.files.file_reading import WHOLE
+from refimpl.loading.files.documents import WHOLE
 from refimpl.model.floating_point import loud
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from refimpl.arguments import common_option
 from refimpl.bases.base import bases
 from refimpl.errors import RefimplError
-from refimpl.loading.files.file_reading import parsed_json, read_file
+from refimpl.loading.files.documents import parsed_json, read_file
 from refimpl.loading.files.hub import local_files
 from refimpl.running.files import undo_killed
 from refimpl.running.target_checks import check_file, refuse_overlap

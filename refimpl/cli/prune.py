@@ -23,8 +23,8 @@ from refimpl.cli.terminal import command_line, deliver, progress_bar
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.loading.files.documents import plain
-from refimpl.loading.model_tokens import model_tokens, model_windows
 from refimpl.loading.samples import SAMPLES, SCORED, SEQ_LEN, Tokens, Windows
+from refimpl.loading.text import model_tokens, model_windows
 from refimpl.model.config import Linears
 from refimpl.model.model import Model
 from refimpl.model.statistics import SUMS

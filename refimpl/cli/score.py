@@ -18,8 +18,8 @@ from refimpl.cli import groups
 from refimpl.cli.options import Group, argument, is_given, refuse, with_groups
 from refimpl.cli.terminal import deliver, progress_bar
 from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
-from refimpl.loading.model_tokens import model_tokens
 from refimpl.loading.samples import SCORED
+from refimpl.loading.text import model_tokens
 from refimpl.running.executors import open_executor
 from refimpl.running.file_system import work_path
 from refimpl.running.settings import Settings

@@ -11,8 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from refimpl.convert.written_folder import ConvertedTensor
 from refimpl.errors import RefimplError
+from refimpl.loading.files.safetensors_file import ConvertedTensor
 from refimpl.model.ops import Array
 from refimpl.model.weight import STORED_DTYPES, StoredTensor
 

@@ -6,15 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from refimpl.convert.written_folder import ConvertedTensor, write_weights
 from refimpl.errors import need
 from refimpl.loading.checkpoint import claimed, config_file
 from refimpl.loading.config_json import read_config
-from refimpl.loading.files.companion_files import companion_files, refuse_links_away
-from refimpl.loading.files.file_reading import read_file
-from refimpl.loading.files.hub import local_files
-from refimpl.loading.files.refused_formats import QUANTISATION, is_gguf
-from refimpl.loading.files.safetensors_file import open_files
+from refimpl.loading.files.documents import read_file
+from refimpl.loading.files.hub import companion_files, local_files, refuse_links_away
+from refimpl.loading.files.safetensors_file import (
+    QUANTISATION,
+    ConvertedTensor,
+    is_gguf,
+    open_files,
+    write_weights,
+)
 from refimpl.model.weight import STORED_DTYPES
 from refimpl.running.files import whole
 from refimpl.running.target_checks import check_folder

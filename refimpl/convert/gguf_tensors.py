@@ -7,12 +7,11 @@ from math import prod
 import numpy as np
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-from refimpl.convert.architectures import Architecture
-from refimpl.convert.gguf_config import ROPE_FACTORS
+from refimpl.convert.gguf_config import ROPE_FACTORS, Architecture
 from refimpl.convert.gguf_file import GgufTensor
-from refimpl.convert.written_folder import ConvertedTensor
+from refimpl.loading.checkpoint import Role, roles
 from refimpl.loading.config_json import HubModel
-from refimpl.loading.tensor_claims import Role, roles
+from refimpl.loading.files.safetensors_file import ConvertedTensor
 from refimpl.model.config import without_number
 from refimpl.model.layout import paste
 from refimpl.model.ops import Array

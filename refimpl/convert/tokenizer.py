@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from refimpl.convert.architectures import Facts
+from refimpl.convert.gguf_config import Facts
 
 NORMAL, UNKNOWN, SPECIAL, USER, UNUSED, BYTE = range(1, 7)  # types of tokens
 MOST_SPLIT = 1 << 27  # squares of the lengths of all tokens: the time to split them in all ways

@@ -1,21 +1,23 @@
-"""From a path to a `Model`: its files, its `config.json`, and its tensors under our names."""
+"""From a path to a `Model`: every tensor is claimed by a role, and every role has a tensor."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from refimpl.errors import RefimplError
-from refimpl.loading.composites import OTHER_PARTS, PLACES, part
-from refimpl.loading.config_json import HubModel, read_config
+from refimpl.loading.config_json import OTHER_PARTS, PLACES, HubModel, part, read_config
 from refimpl.loading.families import Location
-from refimpl.loading.files.file_reading import json_object, read_file, reading
+from refimpl.loading.files.documents import json_object, read_file, reading
 from refimpl.loading.files.hub import local_files
-from refimpl.loading.files.refused_formats import refuse_convertible
-from refimpl.loading.files.safetensors_file import SafetensorsFile, open_files
-from refimpl.loading.tensor_claims import claim
+from refimpl.loading.files.safetensors_file import SafetensorsFile, open_files, refuse_convertible
+from refimpl.model.config import LEARNED_ACTIVATION, without_number
+from refimpl.model.layout import OWN_TENSOR, Layout
 from refimpl.model.model import Model
-from refimpl.model.weight import StoredTensor, Weight
+from refimpl.model.weight import STORED_DTYPES, StoredTensor, Weight
 
 _EXPECTED = "the model's config.json"
 
@@ -94,3 +96,171 @@ def config_file(
         "config.json with the head counts, rope theta and norm eps, which shapes do not tell",
         "put the model's config.json beside the file",
     )
+
+
+@dataclass(frozen=True)
+class Role:
+    """The file's tensor and its stored shape for one of our tensors; the rest as for `Weight`."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    layout: Layout = OWN_TENSOR
+    offset: float = 0.0
+
+
+def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
+    """Our name of every tensor of a model, and its `Role` as `save_pretrained` names it."""
+    config, names, gain = hub.config, hub.names, hub.family.norm_offset
+    width, rows = config.hidden_size, config.max_position_embeddings + config.position_offset
+    suffixes = {"weight": gain, "bias": 0.0}
+    if config.norm == "rms" or not hub.family.norm_bias:
+        del suffixes["bias"]
+
+    def norm(role: str, name: str, size: int) -> Iterator[tuple[str, Role]]:
+        for suffix, offset in suffixes.items():
+            yield f"{role}.{suffix}", Role(f"{name}.{suffix}", (size,), offset=offset)
+
+    embed = f"{base}{names['embed'].name}.weight"
+    yield "embed.weight", Role(embed, (config.vocab_size, width))
+    if own := sum(kind.embed_size for kind in config.blocks):
+        table = f"{base}{names['block_embed'].name}.weight"
+        yield "block_embed.weight", Role(table, (config.vocab_size, own))
+    if "pos_embed" in names:
+        table = f"{base}{names['pos_embed'].name}.weight"
+        yield "pos_embed.weight", Role(table, (rows, width))
+    if "embed_norm" in names:
+        yield from norm("embed_norm", base + names["embed_norm"].name, width)
+    for i in range(config.num_blocks):
+        of_mixer, norms = config.mixer(i).shapes(width), config.norm_sizes(i)
+        beside = config.blocks[i].shapes(width)
+        shapes = of_mixer.arrays | LEARNED_ACTIVATION | beside.arrays
+        for role, location in names.items():
+            if hub.family.mixer_of.get(role, config.mixer(i).name) != config.mixer(i).name:
+                continue
+            theirs = base + location.name.format(i, "")
+            if role in norms:
+                yield from norm(f"blocks.{i}.{role}", theirs, norms[role])
+            elif role in shapes:
+                yield f"blocks.{i}.{role}", Role(theirs, shapes[role])
+        matrices = {**config.linears[i], **of_mixer.matrices, **beside.matrices}
+        if size := config.blocks[i].embed_size:
+            name, layout = names["block_embed_stream"].name, Layout((size,) * config.num_blocks, i)
+            stored = Role(f"{base}{name}.weight", (own, width), layout)
+            yield f"blocks.{i}.block_embed_stream.weight", stored
+        for linear in matrices:
+            yield from _linear(hub, i, linear, matrices, base)
+        if config.blocks[i].mixture:
+            yield from _routing(hub, i, base)
+    if "final_norm" in names:
+        yield from norm("final_norm", base + names["final_norm"].name, width)
+    head = embed if hub.tied else f"{names['lm_head'].name}.weight"
+    yield "lm_head.weight", Role(head, (config.vocab_size, width))
+    if "lm_head" in hub.biased:
+        yield "lm_head.bias", Role(f"{names['lm_head'].name}.bias", (config.vocab_size,))
+
+
+def _linear(
+    hub: HubModel, block: int, linear: str, shapes: Mapping[str, tuple[int, int]], base: str
+) -> Iterator[tuple[str, Role]]:
+    """Weight of one linear, and its bias if the model has it."""
+    role, mixer = without_number(linear), hub.config.mixer(block)
+    location, number = hub.names[role], int("0" + "".join(filter(str.isdigit, linear)))
+    ours, theirs = f"blocks.{block}.{linear}", base + location.name.format(block, number)
+    together = location.fused or (role,)
+    of = "".join(linear.rpartition(".")[:2])  # such as experts.7.
+    rows = tuple(shapes[of + other.rpartition(".")[2]][0] for other in together)
+    groups = mixer.runs(together) if location.grouped else 1
+    groups = rows[0] if location.alternating else groups
+    shape = (sum(rows), shapes[linear][1])
+    stack = hub.config.experts.num_experts if location.stacked and hub.config.experts else 0
+    layout = Layout(rows, together.index(role), groups, location.transposed, stack, number)
+    stored_shape = shape[::-1] if location.transposed else shape
+    stacked = (stack,) if stack else ()
+    yield f"{ours}.weight", Role(theirs + location.weight, (*stacked, *stored_shape), layout)
+    if role in hub.biased:
+        layout = replace(layout, transposed=False)
+        yield f"{ours}.bias", Role(theirs + location.bias, (*stacked, sum(rows)), layout)
+
+
+def _routing(hub: HubModel, block: int, base: str) -> Iterator[tuple[str, Role]]:
+    """The tensors of a router, and the gate of the shared expert."""
+    names, experts, width = hub.names, hub.config.experts, hub.config.hidden_size
+    assert experts is not None
+    count = experts.num_experts
+    shapes = {"router": (count, width), "shared_expert.gate": (1, width)}
+    for role, shape in shapes.items():
+        if role in names and (role == "router" or experts.shared_size):
+            name = base + names[role].name.format(block)
+            yield f"blocks.{block}.{role}.weight", Role(f"{name}.weight", shape)
+            if role in hub.biased:
+                yield f"blocks.{block}.{role}.bias", Role(f"{name}.bias", shape[:1])
+    sizes = {"correction": count, "scale": width, "expert_scale": count}
+    for role, size in ((f"router.{x}", size) for x, size in sizes.items()):
+        if location := names.get(role):
+            layout = Layout(stack=int(location.stacked))
+            name, stored_shape = base + location.name.format(block), (1,) * layout.stack + (size,)
+            yield f"blocks.{block}.{role}", Role(name, stored_shape, layout)
+
+
+def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dict[str, Weight]:
+    """Match the file's tensors with the roles of the model; the error lists all problems."""
+    embed = f"{hub.names['embed'].name}.weight"
+    base = next((b for b in hub.family.bases if b + embed in tensors), hub.family.bases[0])
+    stacks = hub.family.stacks
+    if any(
+        base + x.name.format(i) + x.weight in tensors
+        for x in stacks.values()
+        for i in range(hub.config.num_blocks)
+    ):
+        both = replace(hub, names={**hub.names, **stacks}), hub  # maybe of the same names
+        hub = min(both, key=lambda x: len(_unfit(tensors, dict(roles(x, base)))))
+    role_of = dict(roles(hub, base))
+    outside = (b.removeprefix("^") for b in hub.family.buffers if b.startswith("^"))
+    inside = (re.escape(base) + b for b in hub.family.buffers if not b.startswith("^"))
+    buffers = re.compile("|".join((*inside, *outside)) or "(?!)")
+    head = f"{hub.names['lm_head'].name}.weight"
+    claimed = {role.tensor for role in role_of.values()}
+    unclaimed = [n for n in tensors if n not in claimed and not buffers.fullmatch(n)]
+
+    problems = _unfit(tensors, role_of)
+    for name in unclaimed:
+        if name == head and _same_bytes(tensors[name], tensors.get(base + embed)):
+            continue
+        problems.append(f"{name}: no role claims it (shape {list(tensors[name].shape)})")
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise RefimplError(
+            f"{path}: {count} between its tensors and config.json:",
+            f"the tensors of a {hub.family.model_type} model of {hub.config.num_blocks} blocks",
+            "check that config.json belongs to this file; a new kind of tensor needs a new family",
+            problems,
+        )
+    return {n: Weight(tensors[r.tensor], r.layout, r.offset) for n, r in role_of.items()}
+
+
+def _unfit(tensors: Mapping[str, StoredTensor], role_of: Mapping[str, Role]) -> list[str]:
+    """Tensors that are missing, misshapen or of an unknown dtype; a missing block is one line."""
+    block_of = {name: name.split(".")[1] for name in role_of if name.startswith("blocks.")}
+    present = {block_of[n] for n in block_of if role_of[n].tensor in tensors}
+    problems: dict[str, str] = {}  # by tensor, because fused roles share one
+    for name, role in role_of.items():
+        tensor, block, stored = role.tensor, block_of.get(name), tensors.get(role.tensor)
+        if stored is None and block is not None and block not in present:
+            problems[f"blocks.{block}"] = f"block {block}: all its tensors are missing"
+        elif stored is None:
+            role_text = f"needed for {name}, shape {list(role.shape)}"
+            problems.setdefault(tensor, f"{tensor}: missing ({role_text})")
+        elif stored.shape != role.shape:
+            shapes = f"expected shape {list(role.shape)}, got {list(stored.shape)}"
+            problems[tensor] = f"{tensor}: {shapes}"
+        elif stored.dtype not in STORED_DTYPES:
+            problems[tensor] = f"{tensor}: expected {', '.join(STORED_DTYPES)}, got {stored.dtype}"
+    return list(problems.values())
+
+
+def _same_bytes(head: StoredTensor, embed: StoredTensor | None) -> bool:
+    """Whether a stored head is a copy of the embedding that it is tied to."""
+    if embed is None or (head.dtype, head.shape) != (embed.dtype, embed.shape):
+        return False
+    pieces = zip(head.pieces(), embed.pieces(), strict=True)
+    return all(np.array_equal(x.view(np.uint8), y.view(np.uint8)) for x, y in pieces)

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from refimpl.arguments import AtLeastOne, Checked, Count, integer, require
 from refimpl.errors import RefimplError
-from refimpl.loading.files.file_reading import reading
+from refimpl.loading.files.documents import reading
 from refimpl.running.file_system import open_file
 
 Ids = npt.NDArray[np.int64]

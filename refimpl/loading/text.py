@@ -1,8 +1,8 @@
-"""A text as token ids: the tokenizer of a model, its rule for BOS, samples and windows."""
+"""The tokens of a computation: of a text by the model's tokenizer, of a file of ids, or drawn."""
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError, need
-from refimpl.loading.files.file_reading import json_object, read_file, reading
+from refimpl.loading.files.documents import json_object, read_file, reading
 from refimpl.loading.files.tokenizers_library import Library
 from refimpl.loading.samples import (
     SAMPLES,
@@ -18,12 +18,16 @@ from refimpl.loading.samples import (
     Tokens,
     Windows,
     cut,
+    id_tokens,
+    random_tokens,
     require_sizes,
     require_windows,
     spread,
     window_bounds,
     window_extent,
 )
+from refimpl.model.model import Model
+from refimpl.model.state import checked_ids
 from refimpl.running.file_system import MIB
 from refimpl.running.isolation import Isolated
 
@@ -247,3 +251,60 @@ def byte_offsets(text: str) -> npt.NDArray[np.int64]:
     point = np.frombuffer(text.encode("utf-32-le"), "<u4")
     width = 1 + sum((point >= least).astype(np.int64) for least in (0x80, 0x800, 0x10000))
     return np.concatenate([[0], np.cumsum(width)]).astype(np.int64)
+
+
+RANDOM = Path("random")  # in place of a file of ids
+# Two speeches in the public domain, which come with refimpl: docs/how-to/calibrate.md
+CALIBRATION, EVALUATION = "roosevelt-1901.txt", "roosevelt-1902.txt"
+FOLDER = Path(__file__).parent
+
+
+def model_tokens(
+    model: Model,
+    text: Path | None = None,
+    ids: Path | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    seed: int = 0,
+    calibration: bool = False,
+    default: tuple[int, int] = (SAMPLES, SEQ_LEN),
+) -> Tokens:
+    """Tokens of a text or of ids, checked against the model's limits.
+
+    Without either, those for a calibration are cut from a text that comes with refimpl, and others
+    are drawn. `default` has the number of samples and of tokens in each; rows have their own.
+    """
+    config = model.config
+    usual, longest = default[0], min(default[1], config.max_position_embeddings)
+    length = longest if seq_len is None else seq_len
+    count = usual if samples is None else samples
+    tokenizer, bos = model.tokenizer_json, model.config_file.get("bos_token_id")
+    if text is not None and ids is not None:
+        raise RefimplError("`text` with `tokens`", "one of them", "omit one of them")
+    own = calibration and text is None and ids is None
+    if own or text is not None:
+        path = text or FOLDER / CALIBRATION
+        tokens = text_tokens(path, tokenizer, count, length, bos_id=bos)
+    elif ids is not None and ids != RANDOM:
+        tokens = id_tokens(ids, samples, seq_len, (usual, longest))
+    else:
+        tokens = random_tokens(config.vocab_size, count, length, seed)
+    checked_ids(tokens.ids, config)
+    return replace(tokens, source=f"refimpl's {tokens.source}") if own else tokens
+
+
+def model_windows(
+    model: Model, text: Path | None = None, window: int | None = None, count: int | None = None
+) -> Windows:
+    """Windows of a text for a model; without a text, of one that comes with refimpl."""
+    longest = model.config.max_position_embeddings
+    if window is not None and window > longest:
+        raise RefimplError(
+            f"windows of {window} tokens",
+            f"at most {longest}, the model's max_position_embeddings",
+            f"use `window={longest}` or less",
+        )
+    size = min(SEQ_LEN, longest) if window is None else window
+    bos, tokenizer = model.config_file.get("bos_token_id"), model.tokenizer_json
+    windows = text_windows(text or FOLDER / EVALUATION, tokenizer, size, count, bos_id=bos)
+    return windows if text else replace(windows, source=f"refimpl's {windows.source}")

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from refimpl.arguments import Device
 from refimpl.errors import RefimplError
-from refimpl.loading.model_tokens import model_tokens
 from refimpl.loading.samples import VALIDATED, TokenFacts, Tokens
+from refimpl.loading.text import model_tokens
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.onnx.foreign_graph import open_foreign

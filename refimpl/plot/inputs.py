@@ -10,8 +10,7 @@ from refimpl.allocation.scores_json import read_scores
 from refimpl.bench.cells import BENCH, Comparison, read_bench
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import EvaluationDocument
-from refimpl.loading.files.documents import converted, parsed_object, reading_document
-from refimpl.loading.files.file_reading import read_file
+from refimpl.loading.files.documents import converted, parsed_object, read_file, reading_document
 from refimpl.plot import figures
 
 NAMED = (

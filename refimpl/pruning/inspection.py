@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.loading.composites import parts
+from refimpl.loading.config_json import parts
 from refimpl.loading.files.documents import plain
 from refimpl.model.floating_point import is_zero
 from refimpl.model.model import Model

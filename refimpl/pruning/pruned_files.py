@@ -13,10 +13,9 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
-from refimpl.loading.composites import parts
-from refimpl.loading.files.companion_files import INDEX, companion_files, refuse_links_away
-from refimpl.loading.files.documents import Document, converted, plain
-from refimpl.loading.files.file_reading import parsed_json, read_file
+from refimpl.loading.config_json import parts
+from refimpl.loading.files.documents import Document, converted, parsed_json, plain, read_file
+from refimpl.loading.files.hub import INDEX_END, companion_files, refuse_links_away
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.floating_point import is_zero
 from refimpl.model.layout import paste
@@ -89,10 +88,10 @@ def copy_file(source: Path, target: Path) -> None:
 def _index(model: Model, weights: Mapping[str, Path]) -> str | None:
     """The name of the index that led to the weights; `model.safetensors` has precedence."""
     if not model.path.is_dir():
-        return model.path.name if model.path.name.endswith(INDEX) else None
+        return model.path.name if model.path.name.endswith(INDEX_END) else None
     if "model.safetensors" in weights:
         return None
-    paths = model.folder.glob(f"*.safetensors{INDEX}")
+    paths = model.folder.glob(f"*.safetensors{INDEX_END}")
     return next((path.name for path in paths), None)  # at most one, or reading had refused it
 
 

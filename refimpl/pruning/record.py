@@ -10,9 +10,9 @@ from refimpl.loading.files.documents import (
     Named,
     converted,
     parsed_object,
+    read_file,
     reading_document,
 )
-from refimpl.loading.files.file_reading import read_file
 from refimpl.loading.samples import TokenFacts
 from refimpl.model.model import Model
 from refimpl.running.provenance import Run

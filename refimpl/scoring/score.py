@@ -16,7 +16,7 @@ from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signals
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM
-from refimpl.loading.files.file_reading import read_file
+from refimpl.loading.files.documents import read_file
 from refimpl.loading.samples import Tokens
 from refimpl.method.absorption import absorption_coefficient, nan_mean
 from refimpl.model.config import Config

@@ -18,7 +18,7 @@ from refimpl.bench import measured_cells
 from refimpl.bench.cells import BenchRow, BenchSettings, Comparison
 from refimpl.bench.tables import bench_table, change, percent, summaries
 from refimpl.loading.files.documents import converted
-from refimpl.loading.model_tokens import model_tokens
+from refimpl.loading.text import model_tokens
 from refimpl.scoring.signals import signals
 
 LLAMA, TEXT = FIXTURES / "llama", FIXTURES / "text.txt"

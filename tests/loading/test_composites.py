@@ -15,8 +15,7 @@ from refusals import refusal_of
 from safetensors.numpy import load_file, save_file
 
 from refimpl import Pattern, forward, inspect, prune, read_model
-from refimpl.loading.composites import CAPPED, COMPOSITES, PLACES
-from refimpl.loading.config_json import read_config
+from refimpl.loading.config_json import CAPPED, COMPOSITES, PLACES, read_config
 
 IDS = np.arange(2, 26).reshape(2, 12)
 OTHERS = ("vision_tower.blocks.0.weight", "multi_modal_projector.bias")

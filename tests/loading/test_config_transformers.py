@@ -13,8 +13,7 @@ from test_config import CASES, OLD_CASES, as_old_files_spell_it
 from transformers_forward import random_model
 
 from refimpl import forward, read_model
-from refimpl.loading.composites import COMPOSITES, text_entries
-from refimpl.loading.config_json import read_config
+from refimpl.loading.config_json import COMPOSITES, read_config, text_entries
 from refimpl.loading.families import ALIASES, FAMILIES, REFUSED
 
 pytestmark = pytest.mark.torch

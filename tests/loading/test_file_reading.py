@@ -10,7 +10,7 @@ from program import ran, refused
 from refusals import refusal_of
 
 from refimpl.errors import RefimplError, printable
-from refimpl.loading.files.file_reading import DEEPEST, parsed_json, read_file
+from refimpl.loading.files.documents import DEEPEST, parsed_json, read_file
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.loading.samples import read_ids
 from refimpl.oracle.case_folders import cases_below

@@ -30,10 +30,10 @@ from hypothesis import strategies as st
 from tables import cases
 
 from refimpl import RefimplError, read_model
+from refimpl.loading.checkpoint import roles
 from refimpl.loading.config_json import read_config
 from refimpl.loading.files import safetensors_file
 from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.loading.tensor_claims import roles
 
 LLAMA, SHARDED = FIXTURES / "llama", FIXTURES / "llama_sharded"
 

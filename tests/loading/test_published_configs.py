@@ -15,10 +15,9 @@ from config_tables import FILE, PUBLISHED, published
 from refusals import refusal_of
 
 from refimpl.convert.block_formats import block_size
-from refimpl.loading.composites import text_entries
-from refimpl.loading.config_json import HubModel, read_config
+from refimpl.loading.config_json import HubModel, read_config, text_entries
 from refimpl.loading.families import ALIASES, FAMILIES
-from refimpl.loading.files.refused_formats import QUANTISATION
+from refimpl.loading.files.safetensors_file import QUANTISATION
 
 SPELLINGS = {  # of what almost every file states
     "hidden_size": ("hidden_size", "n_embd", "n_embed", "d_model"),

@@ -10,7 +10,7 @@ import pytest
 from conftest import FIXTURES
 from program import ran, refused
 
-from refimpl.loading.model_tokens import CALIBRATION, EVALUATION
+from refimpl.loading.text import CALIBRATION, EVALUATION
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 2, "--seq-len", 12)

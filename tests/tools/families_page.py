@@ -14,7 +14,7 @@ from gates import CASES, GATES, UNRECORDED, expected_of, model_of, worst_point
 from regions import fill
 
 from refimpl import Model, forward
-from refimpl.loading.composites import COMPOSITES, TEXT_FAMILIES
+from refimpl.loading.config_json import COMPOSITES, TEXT_FAMILIES
 from refimpl.loading.families import FAMILIES, REFUSED
 from refimpl.model.config import BlockKind, Config
 from refimpl.model.mixers.softmax_attention import Attention, SharedAttention

@@ -1,17 +1,17 @@
-"""Models of the Hugging Face hub: found in its cache, and downloaded if the user asks for it."""
+"""The folder of a model, or its id in the Hugging Face cache, and the files beside the weights."""
 
 import os
 import re
 import warnings
-from fnmatch import fnmatchcase
+from collections.abc import Iterable
+from fnmatch import fnmatch, fnmatchcase
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from refimpl.errors import RefimplError, listed
-from refimpl.loading.files.file_reading import reading
-from refimpl.loading.files.refused_formats import CONVERSIONS
-from refimpl.loading.files.safetensors_file import shard_of_tensor
+from refimpl.loading.files.documents import reading
+from refimpl.loading.files.safetensors_file import CONVERSIONS, shard_of_tensor
 from refimpl.running.target_checks import require_room
 
 COMPANIONS = (  # copied when a model is pruned
@@ -22,6 +22,10 @@ COMPANIONS = (  # copied when a model is pruned
 )  # fmt: skip
 INDEX = "model.safetensors.index.json"
 WEIGHTS = ("model.safetensors", INDEX, "model-*.safetensors")
+INDEX_END = ".index.json"
+# What is no companion in a folder: by suffix, and by end of the name
+LEFT = {".safetensors", *CONVERSIONS, ".ot", ".npz", ".pkl", ".tflite", ".onnx_data", ".mlmodel"}
+LEFT_ENDS = (INDEX_END, ".onnx.data")
 DOWNLOADED = ("config.json", *WEIGHTS, *COMPANIONS)
 
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
@@ -201,3 +205,39 @@ def _refusal(hub: ModuleType, error: Exception, repository: str, revision: str) 
             expected = "a server that can be reached, and a whole download"
             remedy = "check the network and HF_ENDPOINT, and run the command again: it goes on"
     return RefimplError(problem, expected, remedy)
+
+
+def companion_files(path: Path, others: Iterable[str]) -> dict[str, Path]:
+    """Files by name: of a folder all but weights and `others`; of a file those in `COMPANIONS`."""
+    folder, skipped = path if path.is_dir() else path.parent, {"config.json", *others}
+
+    def belongs(name: str) -> bool:
+        if path.is_dir():
+            return Path(name).suffix.lower() not in LEFT and not name.endswith(LEFT_ENDS)
+        return any(fnmatch(name, pattern) for pattern in COMPANIONS)
+
+    entries = [x for x in sorted(folder.iterdir()) if x.is_file() and x.name not in skipped]
+    return {entry.name: entry for entry in entries if belongs(entry.name)}
+
+
+def refuse_links_away(folder: Path, paths: Iterable[Path]) -> None:
+    """Refuse to copy what links of a folder lead to outside it, or its repository in a cache.
+
+    Whoever made the folder chose where a link leads, and the copy may be published.
+    """
+    real = Path(os.path.realpath(folder))  # Path.resolve raises at a loop of links
+    above = (path.parent for path in real.parents if path.name == "snapshots")
+    inside = (real, *(path / "blobs" for path in above if path.name.startswith("models--")))
+    links = [path for path in sorted(paths) if path.parent == folder and path.is_symlink()]
+    away = [
+        x for x in links if not any(Path(os.path.realpath(x)).is_relative_to(y) for y in inside)
+    ]
+    if away:
+        raise RefimplError(
+            f"{folder} has links to files outside, which would be copied:",
+            "files, or links to files in the folder; in the Hugging Face cache, links to blobs/ of "
+            "the same repository",
+            "if others may have such a file, put a copy in the place of the link, or remove the "
+            "link",
+            [f"{path.name} -> {os.path.realpath(path)}" for path in away],
+        )

@@ -1,21 +1,79 @@
-"""Safetensors files, checked when they are opened: one, or the shards of an index."""
+"""Safetensors files: checked when opened, written whole or in pieces; and refused formats."""
 
 import errno
 import json
-from collections.abc import Mapping
+import shlex
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from refimpl.errors import RefimplError, listed
-from refimpl.loading.files.file_reading import DOCUMENT, json_object, read_file, reading
-from refimpl.loading.files.refused_formats import CONVERSIONS, refusal
+from refimpl.loading.files.documents import DOCUMENT, json_object, read_file, reading
 from refimpl.model.ops import Array
-from refimpl.model.weight import STORED_DTYPES, StoredTensor, WeightFile
+from refimpl.model.weight import STORED_DTYPES, StoredTensor, WeightFile, count_bad
 from refimpl.running.file_system import open_file
+from refimpl.running.threads import Progress
+
+_PICKLE = (
+    "convert it if you trust it, because pickles run code (transformers: "
+    "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW))"
+)
+_GGUF = "refimpl convert FILE.gguf -o FOLDER, and pass FOLDER"
+QUANTISATION = "quantization_config"
+CONVERTIBLE = ("fp8", "mxfp4")  # methods
+_OTHER = "convert it (transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW))"
+CONVERSIONS = dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _PICKLE) | {".gguf": _GGUF}
+CONVERSIONS |= dict.fromkeys((".h5", ".msgpack", ".onnx"), _OTHER)
+
+_ACCEPTED = {
+    "quantised": (
+        f"weights in {', '.join(STORED_DTYPES)}; refimpl convert also reads GGUF, FP8 and MXFP4",
+        "de-quantise it (transformers: model.dequantize().save_pretrained(DIR)) or use the "
+        "original checkpoint",
+    ),
+    "multimodal": (
+        "a text-only decoder, or a checkpoint that refimpl reads the text model of",
+        "save only its language model (transformers: model.language_model.save_pretrained(DIR))",
+    ),
+    "adapter": (
+        "the weights of a whole model",
+        "merge it into its base model (peft: merge_and_unload().save_pretrained(DIR))",
+    ),
+}
+
+
+def refusal(kind: str, problem: str) -> RefimplError:
+    """The refusal of a "quantised" or "multimodal" checkpoint, or of an "adapter"."""
+    return RefimplError(problem, *_ACCEPTED[kind])
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is GGUF, by its name or its first bytes: Ollama's blobs have no suffix."""
+    with reading(path):
+        if not path.is_file() or path.suffix in (".json", ".safetensors"):
+            return False
+        with open_file(path) as file:
+            return path.suffix.lower() == ".gguf" or file.read(4) == b"GGUF"
+
+
+def refuse_convertible(path: Path, entries: Mapping[str, Any] | None = None) -> None:
+    """Refuse a GGUF file, or FP8 or MXFP4 by a `config.json`, with the command that converts it."""
+    how = (entries or {}).get(QUANTISATION)
+    method = how.get("quant_method") if isinstance(how, dict) else None
+    if method in CONVERTIBLE or (entries is None and is_gguf(path)):
+        raise RefimplError(
+            f"{path} is {'a GGUF file' if entries is None else f'quantised ({method})'}",
+            f"a model with weights in {', '.join(STORED_DTYPES)}",
+            f"{shlex.join(['refimpl', 'convert', str(path)])} -o FOLDER, and pass FOLDER",
+        )
+
 
 METADATA = "__metadata__"
 ARRAY_DTYPES = {  # of tensors that are read as arrays
@@ -171,3 +229,49 @@ def _open_shards(index: Path) -> tuple[SafetensorsFile, ...]:
             problems,
         )
     return files
+
+
+@dataclass(frozen=True)
+class ConvertedTensor:
+    """A tensor as it will be written: its name, dtype and shape in the new file.
+
+    `kind` is how the source stores it, such as "Q4_K". `pieces` makes its values in their order, in
+    arrays of any shape and dtype.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kind: str
+    pieces: Callable[[], Iterable[Array]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the new file."""
+        return prod(self.shape) * STORED_DTYPES[self.dtype].itemsize
+
+
+def write_weights(path: Path, tensors: Sequence[ConvertedTensor], progress: Progress) -> None:
+    """Write a safetensors file, a piece at a time; spaces align its data to 8 bytes."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for x in tensors:
+        start, end = end, end + x.nbytes
+        header[x.name] = {"dtype": x.dtype, "shape": x.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    done = 0
+    with path.open("wb") as file, np.errstate(all="ignore"):  # what overflows is counted
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors:
+            for piece in tensor.pieces():
+                stored = np.ascontiguousarray(piece, STORED_DTYPES[tensor.dtype])
+                if bad := count_bad(stored):
+                    raise RefimplError(
+                        f"{tensor.name} has {bad} values that are NaN or Inf in {stored.dtype}",
+                        f"finite weights, in the range of {stored.dtype}",
+                        "use --dtype float32, or repair the checkpoint",
+                    )
+                file.write(stored.reshape(-1).view(np.uint8).data)
+                done += stored.nbytes
+                progress(done, end)
