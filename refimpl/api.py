@@ -18,8 +18,8 @@ from refimpl.loading.samples import random_tokens
 from refimpl.loading.text import text_tokens
 from refimpl.model.forward import Forward, forward
 from refimpl.model.model import Model
+from refimpl.pruners.counts import Pattern
 from refimpl.pruners.decision import PrunerOptions
-from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.pruner import Pruner
 from refimpl.pruning.inspection import Inspection, inspect
 from refimpl.pruning.prune import prune

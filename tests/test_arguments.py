@@ -56,8 +56,10 @@ OF_STEPS |= {"require_steps", "asked_steps", "decide_groups", "above_threshold",
 OF_SPECTRUM = {"finite_matrix", "positions", "heights", "peak", "candidates", "tails", "least_ks"}
 OF_SPECTRUM |= {"certain_law"}
 # What a package that adds a base or a pruner writes, and what its functions are called with.
+OF_RECORDS = {"spread", "by_share", "floored", "is_flat", "relative", "mean_score", "compensated"}
+OF_RECORDS |= {"inverse_of_upper", "require_finite", "PrunedWeight"}
 RECORDS = {"Base", "Option", "Pruner", "BaseInputs", "BlockInputs", "LinearInputs"}
-LEFT_OUT = RESULTS | OF_STEPS | OF_SPECTRUM | RECORDS
+LEFT_OUT = RESULTS | OF_STEPS | OF_SPECTRUM | OF_RECORDS | RECORDS
 GOOD = [  # and not elsewhere
     *(
         ("progress", True),

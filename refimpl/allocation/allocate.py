@@ -10,7 +10,7 @@ import numpy as np
 from refimpl.allocation.plan import Probes
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Absorption, AllocationErrors, Scores, Signal, Signals
-from refimpl.arguments import integer, require
+from refimpl.arguments import integer, read_only, require, returned
 from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import nan_mean
@@ -20,7 +20,6 @@ from refimpl.method.projection import project
 from refimpl.method.uncertainty import jackknife
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
-from refimpl.pruners.checks import read_only, returned
 from refimpl.pruners.counts import counts, split_count
 
 ROUNDING = 1e-9  # of the sparsity at an end of what probes span

@@ -11,9 +11,8 @@ from msgspec import Meta
 from refimpl.arguments import Checked, Count, NotNegative, option, same_option
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import NoiseNorm, Sink
-from refimpl.pruners.compensation import DAMPING
 from refimpl.pruners.decision import PrunerOptions
-from refimpl.pruners.pruner import pruner_named
+from refimpl.pruners.pruner import DAMPING, pruner_named
 from refimpl.pruners.wanda import WANDA
 
 Units = Literal["blocks", "linears"]

@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Meta
 
 from refimpl.allocation.plan import Noise, Perturbation, Probes
-from refimpl.arguments import Checked, Fraction, common_option, option
+from refimpl.arguments import Checked, Compat, Fraction, common_option, option
 from refimpl.bases.base import Base, base_named, bases
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
@@ -18,7 +18,6 @@ from refimpl.loading.files.documents import parsed_json, read_file
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
-from refimpl.pruners.checks import Compat
 from refimpl.pruners.pruner import pruners
 from refimpl.records import nearest
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.plan import Perturbation
+from refimpl.arguments import Ints
 from refimpl.loading.samples import TokenFacts
 from refimpl.method.absorption import nan_mean
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
-from refimpl.pruners.checks import Ints
 from refimpl.running.files import write_json
 from refimpl.running.provenance import Run
 

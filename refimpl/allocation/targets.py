@@ -10,14 +10,14 @@ import numpy as np
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import FORMAT, NAMED, recorded, scores_document
+from refimpl.arguments import Compat
 from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.documents import plain, read_document, reading_document
 from refimpl.loading.samples import Tokens
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
-from refimpl.pruners.checks import Compat
+from refimpl.pruners.counts import Pattern
 from refimpl.pruners.decision import Goal
-from refimpl.pruners.pattern import Pattern
 
 
 @dataclass(frozen=True)

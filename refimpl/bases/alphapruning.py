@@ -7,12 +7,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Fraction, checked
-from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
-from refimpl.bases.spread import is_flat, relative
+from refimpl.arguments import Compat, Floats, Fraction, checked, finite_vector, unit_sizes
+from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value, is_flat, relative
 from refimpl.bases.uniform import uniform
 from refimpl.method.spectrum import alphapruning_alpha, esd
-from refimpl.pruners.checks import Compat, Floats, finite_vector, unit_sizes
 
 
 @checked

@@ -5,11 +5,10 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from refimpl.arguments import Fraction, checked
+from refimpl.arguments import Floats, Fraction, checked
 from refimpl.bases.base import Base, BaseInputs, Option
 from refimpl.bases.uniform import uniform
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Floats
 
 Slope = Annotated[float, Meta(ge=-1, le=1)]
 

@@ -6,11 +6,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Fraction, checked
-from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
-from refimpl.bases.spread import by_share, floored
-from refimpl.bases.wanda_scores import BlockScores, mean_score
-from refimpl.pruners.checks import Compat, Floats
+from refimpl.arguments import Compat, Floats, Fraction, checked
+from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value, by_share, floored
+from refimpl.bases.owl import BlockScores, mean_score
 
 
 @checked

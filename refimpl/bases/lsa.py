@@ -7,11 +7,9 @@ from math import fsum
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Count, Fraction, checked
-from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value
-from refimpl.bases.spread import by_share
+from refimpl.arguments import Compat, Count, Floats, Fraction, checked
+from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value, by_share
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Compat, Floats
 
 PIECE = 1 << 14  # weights of a group of columns decided on together: they stay in a core's cache
 

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from refimpl.arguments import AtLeastOne, Fraction, checked
+from refimpl.arguments import AtLeastOne, Floats, Fraction, checked
 from refimpl.bases.base import Base, BaseInputs
-from refimpl.pruners.checks import Floats
 
 
 @checked

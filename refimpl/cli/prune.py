@@ -13,7 +13,7 @@ from refimpl.allocation.request import Request, own_budget
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document as scores_document
 from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets, read_targets
-from refimpl.arguments import Fraction, common_option, option, same_option
+from refimpl.arguments import Compat, Fraction, common_option, option, same_option
 from refimpl.bases.base import base_named
 from refimpl.bases.uniform import UNIFORM
 from refimpl.cli import groups
@@ -28,9 +28,8 @@ from refimpl.loading.text import model_tokens, model_windows
 from refimpl.model.config import Linears
 from refimpl.model.model import Model
 from refimpl.model.statistics import SUMS
-from refimpl.pruners.checks import Compat
+from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.decision import PrunerOptions
-from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.pruner import pruners
 from refimpl.pruning.inspection import inspect, inspection_document
 from refimpl.pruning.prune import calibration_memory, check_prune, prune

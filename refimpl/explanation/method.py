@@ -9,7 +9,7 @@ from refimpl.allocation.allocate import allocate, base_allocation
 from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.allocation.request import Request
 from refimpl.bases.base import BlockInputs
-from refimpl.bases.wanda_scores import BlockScores
+from refimpl.bases.owl import BlockScores
 from refimpl.explanation.forward import Functions
 from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.method import correction, equal_marginals, perturbation, projection

@@ -7,10 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from refimpl.arguments import Fraction, checked
+from refimpl.arguments import Fraction, checked, finite_vector
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-from refimpl.pruners.checks import finite_vector
 
 Scale = Literal["raw", "max"]
 

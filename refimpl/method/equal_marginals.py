@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from refimpl.arguments import Bools, finite_vector, unit_sizes
 from refimpl.errors import RefimplError
 from refimpl.method.correction import RESOLVED
 from refimpl.method.projection import project
 from refimpl.model.ops import Array
-from refimpl.pruners.checks import Bools, finite_vector, unit_sizes
 
 RESIDUAL_BOUND = 0.5  # of the middle probe, in ln D: more is a bad fit
 BELOW, AT, ABOVE = range(3)  # the probes of a unit, by sparsity

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from refimpl.arguments import Fraction, checked, require
+from refimpl.arguments import Fraction, checked, decimal, finite_vector, require, unit_sizes
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import decimal, finite_vector, unit_sizes
 
 
 @checked

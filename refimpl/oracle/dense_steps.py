@@ -32,7 +32,7 @@ from refimpl.oracle.judging.records import record_of
 from refimpl.oracle.judging.ties import Keep, sparsegpt_scores, unpacked
 from refimpl.oracle.recipe import Recipe, signal_of
 from refimpl.oracle.rounding import RoundedArray
-from refimpl.pruners.pattern import parse_pattern
+from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH
 from refimpl.pruners.wanda import wanda_score
 from refimpl.running.settings import Settings

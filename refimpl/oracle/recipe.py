@@ -14,8 +14,8 @@ from refimpl.errors import RefimplError
 from refimpl.method.perturbation import NoiseNorm, Sink
 from refimpl.model.ops import Array
 from refimpl.oracle.case_folders import matching
+from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.decision import PrunerOptions
-from refimpl.pruners.pattern import parse_pattern
 
 BASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "owl": ("owl", {}), "alphapruning": ("alphapruning", {}), "dlp": ("dlp", {}),

@@ -20,8 +20,8 @@ from refimpl.oracle import dense_steps as dense
 from refimpl.oracle.dense_steps import NamedArrays, Starts, StepInputs, kept_steps
 from refimpl.oracle.judging.ties import sparsegpt_scores
 from refimpl.oracle.recipe import Recipe
+from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.decision import PrunerOptions, decision
-from refimpl.pruners.pattern import parse_pattern
 from refimpl.pruners.wanda import wanda_score
 from refimpl.pruning.block import new_weights
 

@@ -6,13 +6,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Checked, Count, NotNegative, common_option, option
+from refimpl.arguments import (
+    Bools,
+    Checked,
+    Compat,
+    Count,
+    Floats,
+    NotNegative,
+    common_option,
+    option,
+    read_only,
+)
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Compat, Floats, read_only
-from refimpl.pruners.compensation import DAMPING, FLOAT64, SharedFactor
+from refimpl.pruners.counts import Pattern, pattern_keep
 from refimpl.pruners.magnitude import magnitude_keep
-from refimpl.pruners.pattern import Pattern, pattern_keep
-from refimpl.pruners.pruner import LinearInputs, Pruner, pruner_named
+from refimpl.pruners.pruner import (
+    DAMPING,
+    FLOAT64,
+    LinearInputs,
+    Pruner,
+    SharedFactor,
+    pruner_named,
+)
 from refimpl.pruners.wanda import WANDA
 
 Goal = int | float | Pattern

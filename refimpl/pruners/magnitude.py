@@ -3,9 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import NotNegative, checked
+from refimpl.arguments import Bools, Floats, NotNegative, checked, score_matrix
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Floats, score_matrix
 from refimpl.pruners.pruner import LinearInputs, Pruner
 from refimpl.pruners.wanda import wanda_keep
 

@@ -1,20 +1,150 @@
-"""The record of a pruner: its names, its needs and its decision."""
+"""The record of a pruner: its names, its needs and its decision; a linear and its Hessian."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import checked
+from refimpl.arguments import Bools, Compat, Floats, NotNegative, checked, read_only, require
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Compat, Floats, read_only
-from refimpl.pruners.compensation import FLOAT64, PrunedWeight, SharedFactor
 from refimpl.records import named, nearest, records
 
+DAMPING = 0.01  # share of the mean of diag(H) that is added to it
+LEAF = 64  # up to this size LAPACK inverts a triangle
+# Up to so many columns, LAPACK factors the whole Hessian, in two copies of it; of more, `PANEL` at
+# a time, in place.
+WHOLE, PANEL = 4096, 256
+
+FLOAT64 = np.dtype(np.float64)
 Statistics = Literal["squares", "products"]
 """What is summed of a linear's inputs: their squares [in], or their outer products [in, in]."""
+
+
+@dataclass(frozen=True)
+class PrunedWeight:
+    """A linear after pruning with compensation: what stays, and new weights, +0.0 elsewhere."""
+
+    keep: Bools
+    weight: Floats
+
+
+class SharedFactor:
+    """The factor V of a damped Hessian, H = V V^T, for all prunings by it; it overwrites `outer`.
+
+    H_dd = 1 where it was 0, then H += damping mean(diag H) I; V is its Cholesky factor from the
+    last column backwards, upper triangular with a positive diagonal.
+
+    Args:
+        outer: [C, C], symmetric and finite; H is `scale` times this.
+        scale: 2 / n for outer products of n sequences.
+
+    Source: SparseGPT (peer), which inverts H first.
+
+    Example:
+        >>> shared = SharedFactor(np.array([[1.0, 0.0], [0.0, 0.0]]), scale=0.25)
+        >>> shared.factored(damping=0)
+        (array([[0.5, 0. ],
+               [0. , 1. ]]), array([False,  True]))
+    """
+
+    def __init__(self, outer: Floats, scale: float = 1.0) -> None:
+        self.outer, self._scale, self._lock = outer, scale, Lock()
+        self._dead: Bools | None = None
+        self._refusal: RefimplError | None = None  # of all who ask
+
+    @classmethod
+    def of(cls, hessian: "Hessian") -> "SharedFactor":
+        """That of a copy, if it is none yet."""
+        return hessian if isinstance(hessian, cls) else cls(np.array(hessian, dtype=np.float64))
+
+    def factored(self, damping: float) -> tuple[Floats, Bools]:
+        """V, with the damping of the first call, a share of mean(diag H); and where H_dd was 0.
+
+        NaN or Inf, a Hessian that is not positive definite, and a negative damping are refused.
+        """
+        with self._lock:
+            if self._refusal is not None:
+                raise self._refusal
+            if self._dead is None:
+                self._dead = self._factor(damping)
+            return self.outer, self._dead
+
+    def _factor(self, damping: float) -> Bools:
+        require(damping, NotNegative, "damping")
+        require_finite(self.outer)
+        self.outer *= self._scale
+        diagonal = np.einsum("ii->i", self.outer)  # a view
+        dead: Bools = diagonal == 0
+        diagonal[dead] = 1
+        diagonal += damping * diagonal.copy().mean()
+        if not _factor_in_place(self.outer):
+            self._refusal = RefimplError(
+                f"the Hessian is not positive definite with damping {damping:g}",
+                "a positive definite H + damping mean(diag H) I",
+                f"use a larger damping (default {DAMPING:g}), or more calibration tokens",
+            )
+            raise self._refusal
+        return dead
+
+
+def _factor_in_place(h: Floats) -> bool:
+    """Replace H by V, H = V V^T; whether it is positive definite.
+
+    Until all of V is known, H stays below the diagonal. Columns K of H, up to their own rows, less
+    V V^T of the columns L after them, are V V_KK^T: V_IK = (H_IK - V_IL V_KL^T) V_KK^-T.
+    """
+    size, step = len(h), PANEL if len(h) > WHOLE else len(h)
+    panels = [slice(max(0, end - step), end) for end in range(size, 0, -step)]
+    for at in panels:
+        own, above, later = h[at, at], h[: at.start, at], h[at, at.stop :]
+        left = own
+        if at.stop < size:
+            left = own - later @ later.T
+            above -= h[: at.start, at.stop :] @ later.T
+        try:
+            upper = np.linalg.cholesky(left[::-1, ::-1])[::-1, ::-1]
+        except np.linalg.LinAlgError:
+            return False
+        if not np.isfinite(upper).all():
+            return False
+        if step == size:
+            own[...] = upper
+            return True
+        own[...] = np.tril(own, -1) + upper
+        above[...] = above @ inverse_of_upper(np.ascontiguousarray(upper)).T
+    for at in panels:
+        h[at, : at.start] = 0
+        h[at, at] = np.triu(h[at, at])
+    return True
+
+
+Hessian = npt.ArrayLike | SharedFactor
+
+
+def inverse_of_upper(upper: Floats) -> Floats:
+    """Invert a triangle by halves: [[A, B], [0, D]]^-1 = [[A^-1, -A^-1 B D^-1], [0, D^-1]]."""
+    size = len(upper)
+    if size <= LEAF:
+        return np.asarray(np.linalg.inv(upper), np.float64)  # LU of a triangle is itself
+    half = size // 2
+    inverse: Floats = np.zeros_like(upper, order="C")
+    first, last = inverse_of_upper(upper[:half, :half]), inverse_of_upper(upper[half:, half:])
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    inverse[:half, half:] = -first @ upper[:half, half:] @ last
+    return inverse
+
+
+def require_finite(numbers: npt.NDArray[Any]) -> None:
+    """Refuse NaN and Inf."""
+    if not np.isfinite(numbers).all():
+        raise RefimplError(
+            "NaN or Inf in the weight or its Hessian",
+            "finite numbers",
+            "check weights and activations for NaN",
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refimpl.pruners.checks import Floats
+from refimpl.arguments import Floats
 from refimpl.pruners.pruner import LinearInputs, Pruner
 
 

@@ -6,24 +6,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import NotNegative, checked
+from refimpl.arguments import Bools, Compat, Floats, NotNegative, checked
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Compat, Floats
-from refimpl.pruners.compensation import (
+from refimpl.pruners.counts import Pattern, pattern_count, pattern_keep, split_count
+from refimpl.pruners.magnitude import above_threshold, magnitude_keep
+from refimpl.pruners.pruner import (
     DAMPING,
     FLOAT64,
-    Decide,
     Hessian,
+    LinearInputs,
     PrunedWeight,
+    Pruner,
     SharedFactor,
-    compensated,
+    inverse_of_upper,
+    require_finite,
 )
-from refimpl.pruners.counts import split_count
-from refimpl.pruners.magnitude import above_threshold, magnitude_keep
-from refimpl.pruners.pattern import Pattern, pattern_count, pattern_keep
-from refimpl.pruners.pruner import LinearInputs, Pruner
 
 WIDTH = 128  # columns that are decided on together
+Decide = Callable[[Floats, int], Bools]
 
 
 @checked
@@ -54,6 +54,87 @@ def hessian(outer: npt.ArrayLike, sequences: int) -> Floats:
             f"a Hessian from {sequences} sequences", "one or more", "pass calibration tokens"
         )
     return np.asarray(outer, dtype=np.float64) * (2 / sequences)
+
+
+def compensated(
+    weight: npt.ArrayLike,
+    hessian: Hessian,
+    decide: Decide,
+    step: int,
+    damping: float,
+    width: int,
+    new_dtype: np.dtype[Any] = FLOAT64,
+) -> PrunedWeight:
+    """Prune column by column; the columns after each one compensate what it lost.
+
+    U = V^-1 of `SharedFactor`, so H^-1 = U^T U. At every `step`-th column, keep = decide(W^2 /
+    diag(U)^2) for the next `step` columns of the same `width`, W as compensated so far, dead inputs
+    (H_dd = 0) scoring 0. At every column i, q_i = w_i where kept, else 0; err_i = (w_i - q_i) /
+    U_ii; W_j -= err_i U_ij for all j > i.
+
+    The compensation of columns a by columns b after them follows from the change of a:
+    sum_i err_i U_ib = (new_a - W_a) V_ab U_bb. So U is needed within each `width` only.
+
+    Args:
+        weight: W, [R, C], any float dtype.
+        hessian: H, [C, C], in squared units of the linear's input; linears that read the same
+            input may pass the same `SharedFactor` of it.
+        decide: From scores [R, up to step] and their first column to keep, of the same shape.
+        step: Columns per decision; divides `width`.
+        damping: Share of the mean of diag(H) added to it, at least 0.
+        width: Columns after which the rest of W is brought up to date.
+        new_dtype: Of the new weights, which are computed in float64.
+
+    Returns:
+        The decision and the new weights.
+
+    Raises:
+        RefimplError: Shapes that do not fit, NaN or Inf, a Hessian that is not positive definite.
+
+    Source: SparseGPT (peer); docs/explanation/method.md, "Pruners".
+
+    Example:
+        >>> def decide(score, start):
+        ...     return score > 1
+        >>> pruned = compensated([[1.0, 2.0]], np.eye(2), decide, step=2, damping=0, width=2)
+        >>> pruned.keep, pruned.weight
+        (array([[False,  True]]), array([[0., 2.]]))
+    """
+    w, shared = np.asarray(weight), SharedFactor.of(hessian)
+    if w.ndim != 2 or w.size == 0 or shared.outer.shape != (w.shape[1], w.shape[1]):
+        raise RefimplError(
+            f"a Hessian of shape {shared.outer.shape} for a weight of shape {w.shape}",
+            "[in, in] for [out, in]",
+            "collect the Hessian from the inputs of this linear",
+        )
+    require_finite(w)
+    upper, dead = shared.factored(damping)
+    rows, columns = w.shape
+    keep, new = np.ones((rows, columns), bool), np.empty((rows, columns), new_dtype)
+    change = np.zeros((columns, rows))  # a column of the weight lies together in memory
+    for start in range(0, columns, width):
+        block = slice(start, min(start + width, columns))
+        dense = np.array(w[:, block].T, dtype=np.float64, order="C")
+        inverse = inverse_of_upper(upper[block, block])
+        now = dense - inverse.T @ (upper[:start, block].T @ change[:start])
+        scale = np.square(np.diag(inverse))[:, None]
+        errors = np.zeros_like(now)
+        kept = np.ones(now.shape, bool)
+        for i in range(len(now)):
+            before = inverse[:i], errors[:i]
+            if i % step == 0:
+                group = slice(i, i + step)
+                ahead = now[group] - before[0][:, group].T @ before[1] if i else now[group]
+                score = np.square(ahead) / scale[group]
+                score[dead[block][group]] = 0
+                kept[group] = decide(score.T, start + i).T
+            column = now[i] - before[0][:, i] @ before[1]
+            now[i] = np.where(kept[i], column, 0.0)
+            errors[i] = (column - now[i]) / inverse[i, i]
+        change[block] = now - dense
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # the caller looks
+            keep[:, block], new[:, block] = kept.T, now.T
+    return PrunedWeight(keep, new)
 
 
 @checked

@@ -3,9 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import NotNegative, checked, integer, require
+from refimpl.arguments import Bools, Floats, NotNegative, checked, integer, require, score_matrix
 from refimpl.errors import RefimplError
-from refimpl.pruners.checks import Bools, Floats, score_matrix
 from refimpl.pruners.pruner import LinearInputs, Pruner
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.arguments import Compat
 from refimpl.errors import RefimplError
 from refimpl.model.config import Linears
 from refimpl.model.forward import Weights
@@ -30,11 +31,9 @@ from refimpl.model.statistics import (
 )
 from refimpl.model.stream import Stream
 from refimpl.model.weight import count_bad
-from refimpl.pruners.checks import Compat
-from refimpl.pruners.compensation import SharedFactor
 from refimpl.pruners.decision import Goal, PrunerOptions, decision
 from refimpl.pruners.magnitude import MAGNITUDE
-from refimpl.pruners.pruner import Statistics
+from refimpl.pruners.pruner import SharedFactor, Statistics
 from refimpl.running.threads import Workers
 
 Shapes = Mapping[str, tuple[int, int]]

@@ -12,7 +12,7 @@ from refimpl.loading.files.documents import plain
 from refimpl.model.floating_point import is_zero
 from refimpl.model.model import Model
 from refimpl.model.weight import StoredTensor, Weight, count_bad
-from refimpl.pruners.pattern import pattern_of
+from refimpl.pruners.counts import pattern_of
 from refimpl.pruning.record import read_record
 
 AT_ONCE = 1 << 18  # numbers of a tensor that are checked together

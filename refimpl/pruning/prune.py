@@ -20,8 +20,8 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
 from refimpl.model.stream import Stream, state_bytes
+from refimpl.pruners.counts import Pattern
 from refimpl.pruners.decision import PrunerOptions
-from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.pruner import Pruner, pruners
 from refimpl.pruners.wanda import WANDA
 from refimpl.pruning.block import (

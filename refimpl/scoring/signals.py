@@ -10,6 +10,7 @@ import numpy as np
 
 from refimpl.allocation.request import Request, base_of
 from refimpl.allocation.scores import Signal, Signals
+from refimpl.arguments import read_only, returned
 from refimpl.bases.base import Base, BlockInputs, Needs, Value, bases
 from refimpl.errors import RefimplError
 from refimpl.loading.samples import Tokens
@@ -19,7 +20,6 @@ from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
 from refimpl.model.statistics import SUMS, input_of, saw_no_token
 from refimpl.model.stream import Stream, state_bytes
-from refimpl.pruners.checks import read_only, returned
 from refimpl.pruning.block import sums_of_all
 from refimpl.running.settings import Resources, Settings, require_memory
 from refimpl.scoring.experiment import dense_squares

@@ -28,8 +28,7 @@ from refimpl.bases.base import BlockInputs, bases
 from refimpl.explanation.explain import explain
 from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.model.ops import Array
-from refimpl.pruners.compensation import PrunedWeight
-from refimpl.pruners.pruner import LinearInputs, pruners
+from refimpl.pruners.pruner import LinearInputs, PrunedWeight, pruners
 from refimpl.records import named
 from refimpl.running.files import write_json
 from refimpl.scoring.signals import signals

@@ -13,17 +13,8 @@ from hypothesis.extra import numpy as hnp
 from refusals import refusal_of
 from strategies import matrices, seeds, shapes, ties
 
-from refimpl.pruners.checks import Bools, Floats
-from refimpl.pruners.compensation import (
-    PrunedWeight,
-    SharedFactor,
-    compensated,
-    inverse_of_upper,
-)
-from refimpl.pruners.counts import split_count
-from refimpl.pruners.decision import PrunerOptions, decision
-from refimpl.pruners.magnitude import magnitude_keep_peer
-from refimpl.pruners.pattern import (
+from refimpl.arguments import Bools, Floats
+from refimpl.pruners.counts import (
     EXPLAINED,
     GROUPS,
     Pattern,
@@ -31,8 +22,12 @@ from refimpl.pruners.pattern import (
     pattern_count,
     pattern_keep,
     pattern_of,
+    split_count,
 )
-from refimpl.pruners.sparsegpt import hessian, sparsegpt, sparsegpt_peer
+from refimpl.pruners.decision import PrunerOptions, decision
+from refimpl.pruners.magnitude import magnitude_keep_peer
+from refimpl.pruners.pruner import PrunedWeight, SharedFactor, inverse_of_upper
+from refimpl.pruners.sparsegpt import compensated, hessian, sparsegpt, sparsegpt_peer
 from refimpl.pruners.wanda import wanda_keep_peer
 
 Rule = Callable[[Floats], Bools]

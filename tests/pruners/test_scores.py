@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from refusals import refusal_of
 from strategies import matrices
 
-from refimpl.pruners.checks import Bools, Floats
+from refimpl.arguments import Bools, Floats
 from refimpl.pruners.magnitude import magnitude_keep, magnitude_score
 from refimpl.pruners.wanda import wanda_keep, wanda_score
 

@@ -15,10 +15,10 @@ from refimpl import Probes, Request, read_model, score
 from refimpl.loading.samples import random_tokens
 from refimpl.model import statistics
 from refimpl.model.statistics import inputs_of, sum_of_outer_products
-from refimpl.pruners import compensation
-from refimpl.pruners.compensation import SharedFactor
+from refimpl.pruners import pruner as pruner_module
+from refimpl.pruners.counts import Pattern
 from refimpl.pruners.decision import PrunerOptions
-from refimpl.pruners.pattern import Pattern
+from refimpl.pruners.pruner import SharedFactor
 from refimpl.pruning.block import portions
 from refimpl.pruning.prune import prune
 
@@ -34,8 +34,8 @@ CONFIG = config_of("llama", intermediate_size=WIDE, num_hidden_layers=1, head_di
 @pytest.fixture
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matrices of more than 24 inputs count as large."""
-    monkeypatch.setattr(compensation, "WHOLE", 24)
-    monkeypatch.setattr(compensation, "PANEL", 9)
+    monkeypatch.setattr(pruner_module, "WHOLE", 24)
+    monkeypatch.setattr(pruner_module, "PANEL", 9)
     monkeypatch.setattr(statistics, "ONE_PRODUCT", 24)
     monkeypatch.setattr(statistics, "ROWS_AT_ONCE", 10)
 
@@ -46,7 +46,7 @@ def test_one_matrix_is_factored_in_its_place(
     whole: int, together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sum of an input, its Hessian and its factor are one matrix; with little memory, alone."""
-    monkeypatch.setattr(compensation, "WHOLE", whole)
+    monkeypatch.setattr(pruner_module, "WHOLE", whole)
     monkeypatch.setattr(statistics, "ONE_PRODUCT", whole)
     monkeypatch.setattr(statistics, "ROWS_AT_ONCE", 128)
     model = read_model(sparse(tmp_path / "wide", CONFIG))
@@ -113,6 +113,6 @@ def test_a_large_matrix_is_factored_in_parts(columns: int, monkeypatch: pytest.M
     h[3, 3] = -0.02 * np.diag(h).sum() / columns
     parts = SharedFactor.of(h)
     said = [refusal_of(parts.factored, 0.01, remedy="a larger damping") for _ in range(2)]
-    monkeypatch.setattr(compensation, "WHOLE", columns)
+    monkeypatch.setattr(pruner_module, "WHOLE", columns)
     said.append(refusal_of(SharedFactor.of(h).factored, 0.01))
     assert len(set(map(str, said))) == 1  # another linear fails alike

@@ -33,9 +33,9 @@ from refimpl.allocation.targets import Targets, pattern_targets, targets_for
 from refimpl.bases.base import bases
 from refimpl.loading.samples import Tokens, id_tokens, random_tokens
 from refimpl.model.stream import Stream
-from refimpl.pruners import compensation
+from refimpl.pruners import pruner as pruner_module
+from refimpl.pruners.counts import Pattern
 from refimpl.pruners.decision import PrunerOptions
-from refimpl.pruners.pattern import Pattern
 from refimpl.pruners.pruner import Pruner, pruners
 from refimpl.pruning.prune import prune
 from refimpl.running.settings import Settings
@@ -140,8 +140,8 @@ def test_linears_and_probes_share_factors_of_inputs(
         sizes.append(len(hessian))
         return factor_in_place(hessian)
 
-    factor_in_place = compensation._factor_in_place
-    monkeypatch.setattr(compensation, "_factor_in_place", counted)
+    factor_in_place = pruner_module._factor_in_place
+    monkeypatch.setattr(pruner_module, "_factor_in_place", counted)
     model = read_model(FIXTURES / "llama")
     tokens = random_tokens(264, 2, 12)
     request, plan = Request(sparsity=0.5, correct="divergence"), Probes()

@@ -8,9 +8,9 @@ import numpy.typing as npt
 
 from refimpl.model.ops import Array
 from refimpl.oracle.judging.measures import Positions, error_of
-from refimpl.pruners.compensation import SharedFactor, compensated, inverse_of_upper
 from refimpl.pruners.counts import split_count, total_count
-from refimpl.pruners.sparsegpt import WIDTH, hessian
+from refimpl.pruners.pruner import SharedFactor, inverse_of_upper
+from refimpl.pruners.sparsegpt import WIDTH, compensated, hessian
 
 Keep = npt.NDArray[np.bool_]
 """Decisions on weights, True = stays."""
