@@ -73,6 +73,7 @@ NOT_NUMERICAL = {
     "oracle/test_oracle_graphs.py": "products of onnxruntime",
     "oracle/test_sample_project.py": "edits of a file",
 }
+LATER_PAGES = re.compile("docs/tutorial/([2-7]-|many-families|export-and-check)")  # of the course
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -101,8 +102,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = tiers - set(re.findall(r"\w+", config.option.markexpr))
     run, others = [], []
     for item in items:
-        marks = {mark.name for mark in item.iter_markers()} & tiers
         path = item.path.relative_to(ROOT)
+        if LATER_PAGES.match(path.as_posix()):
+            item.add_marker("thorough")
+        marks = {mark.name for mark in item.iter_markers()} & tiers
         file = "/".join(path.parts[1:])
         if NUMERICAL & set(path.parts[1:-1][:1]) and file not in NOT_NUMERICAL and not marks:
             item.add_marker("numerical")

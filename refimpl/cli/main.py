@@ -96,7 +96,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
             "Compare every step of every block, and the logits, with another runtime.",
             ("MODEL", "MODEL --graph model.onnx"),
         ),
-        "case": ("oracle:app", "Cases for `refimpl check`: list, show and make them.", ()),
+        "case": ("oracle:app", "Make cases for `refimpl check`.", ()),
     },
 }
 

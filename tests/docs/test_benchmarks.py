@@ -105,6 +105,7 @@ def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert process.column(found["b"], "x") == (1.0, 1.0, 1.0)
 
 
+@pytest.mark.thorough
 def test_a_side_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     shapes.write_model(tmp_path / "model", shapes.TINY)
     found = process.run("ours.score", model=str(tmp_path / "model"), samples=1, tokens=8)
@@ -113,6 +114,7 @@ def test_a_side_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
         process.run("ours.score", model="no-such-model", samples=1, tokens=8)
 
 
+@pytest.mark.thorough
 def test_a_profile_adds_up(tmp_path: Path) -> None:
     shapes.write_model(tmp_path / "model", shapes.TINY)
     size = {"model": str(tmp_path / "model"), "samples": 1, "tokens": 64}

@@ -27,12 +27,14 @@ def fuzzed(*words: object) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_a_fixed_sample() -> None:
     assert re.search(
         r"^120 cases in .* 0 failures", fuzzed("--cases", 120, "--seed", 0), re.MULTILINE
     )
 
 
+@pytest.mark.thorough
 def test_files_that_are_pipes_devices_or_sparse() -> None:
     assert " 0 failures" in fuzzed("--kinds")
 
