@@ -46,8 +46,7 @@ RESULTS = {
     *("PowerLaw", "RunningDivergence", "Case", "Report", "Place"),
 }
 # Formulas over arrays, which other kinds of arrays pass, too: those that an export records.
-OF_ARRAYS = ("refimpl.model.", "refimpl.method.absorption", "refimpl.method.perturbation",
-             "refimpl.method.divergence")  # fmt: skip
+OF_ARRAYS = ("refimpl.model.", "refimpl.method.absorption", "refimpl.method.perturbation")
 # Of a case that `check` has checked: it calls them, and nobody else.
 OF_STEPS = {"misses_budget", "unchanged", "coarse_step", "trivial_answer", "steps", "signal_of"}
 OF_STEPS |= {"every_array", "is_step", "case_inputs", "is_choice", "entries", "stepwise_steps"}

@@ -13,11 +13,10 @@ from refimpl.allocation.scores import Absorption, AllocationErrors, Scores, Sign
 from refimpl.arguments import integer, read_only, require, returned
 from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
-from refimpl.method.absorption import nan_mean
+from refimpl.method.absorption import jackknife, nan_mean
 from refimpl.method.correction import LOG_LIMIT, centred_log, clipped_log, correction
 from refimpl.method.equal_marginals import Growth, equal_marginals, growth
 from refimpl.method.projection import project
-from refimpl.method.uncertainty import jackknife
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.counts import counts, split_count

@@ -7,8 +7,8 @@ from math import exp, expm1, hypot, inf, isfinite, nan, sqrt
 import numpy as np
 
 from refimpl.bench.cells import BenchRow, Comparison, TextNats
-from refimpl.evaluation.measures import LOG_MOST, Perplexity
-from refimpl.method.uncertainty import t_quantile
+from refimpl.evaluation.likelihood import LOG_MOST, Perplexity
+from refimpl.method.absorption import t_quantile
 from refimpl.show.table import Table, measured, number
 
 Change = tuple[float, float]

@@ -21,7 +21,7 @@ from refimpl.cli import terminal
 from refimpl.cli.outputs import OutputKind, check_outputs
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import WHOLE
-from refimpl.model.floating_point import loud
+from refimpl.model.ops import loud
 
 
 def plain(text: str) -> str:

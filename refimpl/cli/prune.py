@@ -27,7 +27,7 @@ from refimpl.loading.samples import SAMPLES, SCORED, SEQ_LEN, Tokens, Windows
 from refimpl.loading.text import model_tokens, model_windows
 from refimpl.model.config import Linears
 from refimpl.model.model import Model
-from refimpl.model.statistics import SUMS
+from refimpl.model.stream import SUMS
 from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pruner import pruners

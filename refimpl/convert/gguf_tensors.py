@@ -13,9 +13,8 @@ from refimpl.loading.checkpoint import Role, roles
 from refimpl.loading.config_json import HubModel
 from refimpl.loading.files.safetensors_file import ConvertedTensor
 from refimpl.model.config import without_number
-from refimpl.model.layout import paste
 from refimpl.model.ops import Array
-from refimpl.model.weight import STORED_DTYPES
+from refimpl.model.weight import STORED_DTYPES, paste
 
 # llama.cpp's names of our roles, of which gguf's map does not know the names in transformers
 NAMES = {f"experts.{x}_proj.weight": f"ffn_{x}_exps.weight" for x in ("gate", "up", "down")}

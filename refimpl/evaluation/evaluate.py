@@ -11,12 +11,12 @@ import numpy.typing as npt
 from refimpl.arguments import AtLeastOne, Count
 from refimpl.evaluation.likelihood import (
     Batch,
+    Perplexity,
     batches,
     group_likelihoods,
     groups,
     tokens_in_memory,
 )
-from refimpl.evaluation.measures import Perplexity
 from refimpl.loading.files.documents import Document, filled, plain
 from refimpl.loading.samples import Windows
 from refimpl.model.config import Config

@@ -1,4 +1,4 @@
-"""Log likelihoods of token sequences, which travel through the model side by side, block by block.
+"""Perplexity, and log likelihoods of token sequences, which travel side by side, block by block.
 
 A block is read once for all batches that fit into memory. The result is the same for every memory
 and number of threads.
@@ -7,18 +7,18 @@ and number of threads.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import exp, inf, log, nan, sqrt
 
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.loading.samples import Ids
-from refimpl.method.divergence import extended
+from refimpl.method.perturbation import extended
 from refimpl.model.config import Config
-from refimpl.model.floating_point import loud
 from refimpl.model.forward import Weights, final_state, logits
 from refimpl.model.model import Model
-from refimpl.model.ops import Array
+from refimpl.model.ops import Array, loud
 from refimpl.model.state import State, checked_ids
 from refimpl.model.stream import Stream
 from refimpl.running.settings import require_memory
@@ -29,6 +29,7 @@ from refimpl.scoring.state_group import head_cost
 BATCH = 512  # tokens, padding included; a longer sequence is a batch of its own
 CORES = 4  # which a few sequences are divided for, on every machine
 ROWS, PIECE = 512, 4096  # positions and ids whose logits are in memory at a time, per thread
+LOG_MOST = log(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True)
@@ -204,3 +205,46 @@ def _softmax(
             sums = workers.run(partial(add, i, weights, first) for i in range(len(sums)))
             tick(cost * (ids.stop - first))
     return sums
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """``exp(m)``, ``m = sum_w nats_w / sum_w n_w``, the mean nats of a predicted token."""
+
+    nats: Array  # ``- sum ln p`` over the predicted tokens of each window, [W], float64
+    tokens: Array  # predicted tokens n_w of each window: all but its first, [W]
+    bytes: Array | None = None  # of the text that they cover, [W], if there is a text
+
+    @property
+    def mean_nats(self) -> float:
+        """Mean nats per predicted token, m."""
+        return float(self.nats.sum() / self.tokens.sum())
+
+    def minus(self, other: "Perplexity") -> "Perplexity":
+        """The nats that it takes more than another on the same windows: a paired change."""
+        return Perplexity(self.nats - other.nats, self.tokens)
+
+    @property
+    def value(self) -> float:
+        """``exp(m)``; Inf beyond float64, where the mean nats still have a meaning."""
+        return exp(self.mean_nats) if self.mean_nats < LOG_MOST else inf
+
+    @property
+    def nats_stderr(self) -> float:
+        """``sqrt(W / (W - 1) sum_w (nats_w - m n_w)^2) / sum_w n_w``, of a ratio; NaN for W < 2."""
+        windows = len(self.nats)
+        if windows < 2:
+            return nan
+        squares = float(np.square(self.nats - self.mean_nats * self.tokens).sum())
+        return sqrt(windows / (windows - 1) * squares) / float(self.tokens.sum())
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the perplexity to first order, ``exp(m)`` times that of m."""
+        return self.value * self.nats_stderr
+
+    @property
+    def bits_per_byte(self) -> float:
+        """``sum nats / (ln 2 sum bytes)``; NaN where there is no text."""
+        covered = 0.0 if self.bytes is None else float(self.bytes.sum())
+        return float(self.nats.sum()) / (log(2) * covered) if covered else nan

@@ -13,8 +13,8 @@ from refimpl.explanation.forward import forward_steps
 from refimpl.explanation.method import method_steps
 from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.loading.samples import TokenFacts, Tokens
-from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
+from refimpl.model.ops import loud
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
 

@@ -14,8 +14,7 @@ from refimpl.explanation.forward import Functions
 from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.method import correction, equal_marginals, perturbation, projection
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
-from refimpl.method.divergence import RunningDivergence
-from refimpl.model import ops, statistics
+from refimpl.model import ops, stream
 from refimpl.model.forward import block
 from refimpl.pruners import counts
 from refimpl.pruners.decision import decision
@@ -34,7 +33,7 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
     perturb: Functions = (perturbation.perturbed, perturbation.noise, perturbation.kept_tokens)
     if isinstance(plan, Probes):
         perturb = pruned if plan.pruner_options.record is WANDA else (decision, block)
-    divergence = (RunningDivergence,) if request.correct == "divergence" else ()
+    divergence = (perturbation.RunningDivergence,) if request.correct == "divergence" else ()
     ranked = [x for base, _ in Chosen.of(request).bases.values() for x in base.formulas[:-1]]
     exact, fixed = request.compat == "exact", request.correct is not None and not request.measured
     growth = equal_marginals.equal_marginals, equal_marginals.growth
@@ -53,7 +52,7 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
         Step("correction", ALLOCATION, move if exact and fixed else (), _correction),
         Step("projection", ALLOCATION, (projection.project,), _projection),
         Step("counts", ALLOCATION, whole if exact else (allocate,), _counts),
-        Step(WANDA.name, PRUNE, (*pruned[:2], statistics.sum_of_squares), _wanda),
+        Step(WANDA.name, PRUNE, (*pruned[:2], stream.sum_of_squares), _wanda),
         Step("loss", PRUNE, (ops.linear, perturbation.deviation), _loss),
     )
     return [x for x in steps if x.functions and (exact or x.name != "projection")]
@@ -165,13 +164,13 @@ def _wanda(v: Values) -> Iterator[Figure]:
 
 
 def _loss(v: Values) -> Iterator[Figure]:
-    x = v.points[statistics.input_of(v.linear)]
+    x = v.points[stream.input_of(v.linear)]
     x = np.reshape(x, (1, -1, x.shape[-1]))  # an expert's tokens are in one row
     y, left = (ops.linear(x, w)[0] for w in (v.weight, np.where(v.keep, v.weight, 0)))
     everyone = np.ones(len(y), np.bool_)
     yield Figure("R", perturbation.deviation(left, y, everyone).drift, "per token")
     error = float(np.square(left - y, dtype=np.float64).sum())
-    alone = wanda_score(v.weight, statistics.sum_of_squares(x))
+    alone = wanda_score(v.weight, stream.sum_of_squares(x))
     yield Figure("squared error", error, "over the tokens of the first sequence")
     predicted = float(np.square(alone[~v.keep]).sum())
     yield Figure("predicted", predicted, "sum of M^2 of removed weights, same tokens")

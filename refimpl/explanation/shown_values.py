@@ -26,8 +26,7 @@ from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.model.state import State, checked_ids
-from refimpl.model.statistics import add_sums, input_of, second_moments
-from refimpl.model.stream import Stream
+from refimpl.model.stream import Stream, add_sums, input_of, second_moments
 from refimpl.pruners.wanda import wanda_keep, wanda_score
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers

@@ -6,12 +6,11 @@ from math import inf, log
 from typing import Any, Literal
 
 from refimpl.loading.config_keys import Keys, shown
-from refimpl.model.config import BlockKind
+from refimpl.model.config import NO_MIXER, BlockKind, Mixer
 from refimpl.model.experts import Experts
 from refimpl.model.mixers.gated_delta_rule import GatedDeltaRule
 from refimpl.model.mixers.latent_attention import LatentAttention
 from refimpl.model.mixers.mamba2 import Beside, Mamba2
-from refimpl.model.mixers.mixer import NO_MIXER, Mixer
 from refimpl.model.mixers.short_convolution import ShortConvolution
 from refimpl.model.mixers.softmax_attention import Attention, SharedAttention
 

@@ -15,9 +15,8 @@ from refimpl.loading.files.documents import json_object, read_file, reading
 from refimpl.loading.files.hub import local_files
 from refimpl.loading.files.safetensors_file import SafetensorsFile, open_files, refuse_convertible
 from refimpl.model.config import LEARNED_ACTIVATION, without_number
-from refimpl.model.layout import OWN_TENSOR, Layout
 from refimpl.model.model import Model
-from refimpl.model.weight import STORED_DTYPES, StoredTensor, Weight
+from refimpl.model.weight import OWN_TENSOR, STORED_DTYPES, Layout, StoredTensor, Weight
 
 _EXPECTED = "the model's config.json"
 

@@ -14,15 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.model import ops, position_tables
-from refimpl.model.config import LEARNED_ACTIVATION, BlockKind, Config
+from refimpl.model.config import LEARNED_ACTIVATION, BlockKind, Config, Mixer
 from refimpl.model.experts import Observer, inputs_of_experts, route, unobserved
-from refimpl.model.floating_point import loud
 from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.mixers.block_embedding import block_embedding
 from refimpl.model.mixers.gated_delta_rule import GatedDeltaRule, gated_delta_rule
 from refimpl.model.mixers.latent_attention import LatentAttention, latent_attention
 from refimpl.model.mixers.mamba2 import Beside, Mamba2, attention_beside_mamba2, mamba2
-from refimpl.model.mixers.mixer import Mixer
 from refimpl.model.mixers.parts import Part
 from refimpl.model.mixers.parts import Place as Place
 from refimpl.model.mixers.parts import Weights as Weights
@@ -31,7 +29,7 @@ from refimpl.model.mixers.parts import norm as norm
 from refimpl.model.mixers.short_convolution import ShortConvolution, short_convolution
 from refimpl.model.mixers.softmax_attention import Attention, SharedAttention, self_attention
 from refimpl.model.model import Model
-from refimpl.model.ops import Array
+from refimpl.model.ops import Array, loud
 from refimpl.model.state import State, checked_ids
 
 MIXERS: dict[type[Mixer], Part] = {

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.model.config import Config
-from refimpl.model.floating_point import bits_of
-from refimpl.model.ops import Array
+from refimpl.model.ops import Array, bits_of
 from refimpl.model.weight import StoredTensor, Weight, WeightFile
 
 EMBEDDING = ("embed", "pos_embed", "embed_norm")  # roles of weights

@@ -17,11 +17,11 @@ from refimpl.loading.files.documents import json_object, read_file, reading
 from refimpl.loading.files.safetensors_file import ARRAY_DTYPES, SafetensorsFile
 from refimpl.loading.samples import Tokens
 from refimpl.model.attention import merge_heads, split_heads
-from refimpl.model.layout import OWN_TENSOR, Layout, extract
 from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
+from refimpl.model.weight import OWN_TENSOR, Layout, extract
 from refimpl.oracle.case import Case, computed_case, read_case
 from refimpl.oracle.case_folders import FACTS, FORWARD, matching
 from refimpl.oracle.judging.measures import array_of

@@ -27,7 +27,7 @@ from refimpl.model.mixers.softmax_attention import SharedAttention
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import State
-from refimpl.model.statistics import input_of, inputs_of, sum_of_squares
+from refimpl.model.stream import input_of, inputs_of, sum_of_squares
 from refimpl.oracle.judging.records import record_of
 from refimpl.oracle.judging.ties import Keep, sparsegpt_scores, unpacked
 from refimpl.oracle.recipe import Recipe, signal_of

@@ -9,13 +9,12 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError
 from refimpl.evaluation.likelihood import RunningSoftmax
 from refimpl.method.absorption import nan_mean
-from refimpl.method.divergence import RunningDivergence
-from refimpl.model.floating_point import loud
+from refimpl.method.perturbation import RunningDivergence
 from refimpl.model.forward import Weights, block, head
 from refimpl.model.model import Model, zeroed
-from refimpl.model.ops import Array
+from refimpl.model.ops import Array, loud
 from refimpl.model.state import State
-from refimpl.model.statistics import SUMS, block_with_sums, input_of
+from refimpl.model.stream import SUMS, block_with_sums, input_of
 from refimpl.oracle import dense_steps as dense
 from refimpl.oracle.dense_steps import NamedArrays, Starts, StepInputs, kept_steps
 from refimpl.oracle.judging.ties import sparsegpt_scores

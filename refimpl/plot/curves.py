@@ -12,7 +12,7 @@ from refimpl.bench.cells import Comparison
 from refimpl.bench.tables import Change, summaries
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import Evaluation, EvaluationDocument, evaluation_document
-from refimpl.evaluation.measures import LOG_MOST
+from refimpl.evaluation.likelihood import LOG_MOST
 from refimpl.loading.files.documents import converted
 from refimpl.model.ops import Array
 

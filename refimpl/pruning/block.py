@@ -18,9 +18,10 @@ from refimpl.model.forward import Weights
 from refimpl.model.model import BlockWeights, Later, zeroed
 from refimpl.model.ops import Array
 from refimpl.model.state import State
-from refimpl.model.statistics import (
+from refimpl.model.stream import (
     SUMS,
     Statistic,
+    Stream,
     add_sums,
     input_of,
     inputs_of,
@@ -29,7 +30,6 @@ from refimpl.model.statistics import (
     product_rows,
     saw_no_token,
 )
-from refimpl.model.stream import Stream
 from refimpl.model.weight import count_bad
 from refimpl.pruners.decision import Goal, PrunerOptions, decision
 from refimpl.pruners.magnitude import MAGNITUDE

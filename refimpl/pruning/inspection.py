@@ -9,8 +9,8 @@ import numpy as np
 
 from refimpl.loading.config_json import parts
 from refimpl.loading.files.documents import plain
-from refimpl.model.floating_point import is_zero
 from refimpl.model.model import Model
+from refimpl.model.ops import is_zero
 from refimpl.model.weight import StoredTensor, Weight, count_bad
 from refimpl.pruners.counts import pattern_of
 from refimpl.pruning.record import read_record

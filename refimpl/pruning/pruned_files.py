@@ -17,10 +17,9 @@ from refimpl.loading.config_json import parts
 from refimpl.loading.files.documents import Document, converted, parsed_json, plain, read_file
 from refimpl.loading.files.hub import INDEX_END, companion_files, refuse_links_away
 from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.model.floating_point import is_zero
-from refimpl.model.layout import paste
 from refimpl.model.model import Model, zeroed
-from refimpl.model.weight import count_bad
+from refimpl.model.ops import is_zero
+from refimpl.model.weight import count_bad, paste
 from refimpl.pruning.block import PrunedLinear
 from refimpl.pruning.record import FilesRecord
 from refimpl.running.file_system import (

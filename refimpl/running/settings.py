@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from refimpl.arguments import Checked, option, require
 from refimpl.errors import RefimplError
-from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
+from refimpl.model.ops import loud
 from refimpl.running.file_system import MIB, work_folder
 from refimpl.running.finished_units import FinishedUnits, finished_units
 from refimpl.running.provenance import Run, check_unchanged, identity, stamps, versions

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from refimpl.errors import RefimplError
 from refimpl.model.config import Config
-from refimpl.model.floating_point import loud
 from refimpl.model.model import Model
+from refimpl.model.ops import loud
 from refimpl.running.file_system import ResumableError
 from refimpl.running.provenance import Stamps, stamps
 from refimpl.running.settings import Resources

@@ -7,8 +7,7 @@ from refimpl.allocation.plan import Perturbation, Probes
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.model.statistics import add_sums, input_of
-from refimpl.model.stream import state_bytes
+from refimpl.model.stream import add_sums, input_of, state_bytes
 from refimpl.pruning.block import matrix_bytes
 from refimpl.running.settings import Resources, require_memory
 from refimpl.running.work_units import results

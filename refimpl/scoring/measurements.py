@@ -9,7 +9,7 @@ import numpy as np
 from refimpl.allocation.plan import Perturbation, Probes
 from refimpl.model.config import Config
 from refimpl.model.ops import Array
-from refimpl.model.statistics import second_moments
+from refimpl.model.stream import second_moments
 
 Squares = tuple[dict[str, Array], ...]
 """Sums of squares of what the linears of each block read, by trace point."""

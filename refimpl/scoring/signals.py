@@ -18,8 +18,7 @@ from refimpl.model.config import Config
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
-from refimpl.model.statistics import SUMS, input_of, saw_no_token
-from refimpl.model.stream import Stream, state_bytes
+from refimpl.model.stream import SUMS, Stream, input_of, saw_no_token, state_bytes
 from refimpl.pruning.block import sums_of_all
 from refimpl.running.settings import Resources, Settings, require_memory
 from refimpl.scoring.experiment import dense_squares

@@ -14,15 +14,20 @@ import numpy.typing as npt
 
 from refimpl.allocation.plan import Noise, Perturbation, Probes
 from refimpl.method.absorption import nan_mean, surviving_drift
-from refimpl.method.divergence import RunningDivergence
-from refimpl.method.perturbation import deviation, kept_tokens, noise, perturbed, sink_share
+from refimpl.method.perturbation import (
+    RunningDivergence,
+    deviation,
+    kept_tokens,
+    noise,
+    perturbed,
+    sink_share,
+)
 from refimpl.model.config import Config, Linears
 from refimpl.model.forward import Weights, final_state, logits
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.model.state import State
-from refimpl.model.statistics import input_of, sum_of_squares
-from refimpl.model.stream import Stream
+from refimpl.model.stream import Stream, input_of, sum_of_squares
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruning.block import InputSums, input_sums, pruned_linears
 from refimpl.running.file_system import MIB

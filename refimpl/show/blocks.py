@@ -8,9 +8,8 @@ from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.plan import Noise, Probes
 from refimpl.allocation.scores import AllocationErrors, Scores
 from refimpl.bases.uniform import UNIFORM
-from refimpl.method.absorption import nan_mean
+from refimpl.method.absorption import CONFIDENCE, nan_mean, t_quantile
 from refimpl.method.perturbation import SINK_FACTOR
-from refimpl.method.uncertainty import CONFIDENCE, t_quantile
 from refimpl.model.ops import Array
 from refimpl.show.header import counted, header, page, terminal_width
 from refimpl.show.table import Table, measured, number

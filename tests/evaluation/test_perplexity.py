@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from refimpl import forward
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
-from refimpl.evaluation.measures import Perplexity
+from refimpl.evaluation.likelihood import Perplexity
 from refimpl.loading.samples import Windows, id_windows
 from refimpl.loading.text import byte_offsets, encoded_pieces, text_windows
 from refimpl.show.evaluation import evaluation_table

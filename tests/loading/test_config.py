@@ -20,8 +20,7 @@ from refimpl import RefimplError
 from refimpl.loading.config_json import HubModel, read_config
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.loading.families import FAMILIES, REFUSED
-from refimpl.model.config import Config
-from refimpl.model.mixers.mixer import NO_MIXER
+from refimpl.model.config import NO_MIXER, Config
 
 CASES = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
 BY_KIND = ("full_attention", "sliding_attention")

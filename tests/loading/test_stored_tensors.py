@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from strategies import seeds
 
 from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.model.layout import OWN_TENSOR, Layout, extract, paste
 from refimpl.model.ops import Array
-from refimpl.model.weight import STORED_DTYPES
+from refimpl.model.weight import OWN_TENSOR, STORED_DTYPES, Layout, extract, paste
 
 DTYPE_NAMES = st.sampled_from(sorted(STORED_DTYPES))
 

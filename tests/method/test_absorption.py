@@ -13,7 +13,7 @@ from scipy.stats import sem
 from strategies import generators, shapes
 
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
-from refimpl.method.divergence import RunningDivergence
+from refimpl.method.perturbation import RunningDivergence
 
 Floats = npt.NDArray[np.float64]
 Logits = tuple[Floats, Floats, list[int]]

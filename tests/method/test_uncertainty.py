@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refimpl.method.uncertainty import jackknife, t_quantile
+from refimpl.method.absorption import jackknife, t_quantile
 
 # From any printed table: degrees of freedom, and the quantile at 95 and 99 % on both sides.
 PRINTED = {1: (12.706, 63.657), 2: (4.303, 9.925), 3: (3.182, 5.841), 4: (2.776, 4.604),

@@ -16,13 +16,12 @@ from refimpl import forward
 from refimpl.loading.families import FAMILIES
 from refimpl.model import attention, kernels, ops
 from refimpl.model import forward as forward_module
-from refimpl.model.config import Config
+from refimpl.model.config import Config, Mixer
 from refimpl.model.kernels import PLAIN, TILED, Kernels
 from refimpl.model.mixers import parts, softmax_attention
 from refimpl.model.mixers.gated_delta_rule import GatedDeltaRule
 from refimpl.model.mixers.latent_attention import LatentAttention
 from refimpl.model.mixers.mamba2 import Beside, Mamba2
-from refimpl.model.mixers.mixer import Mixer
 from refimpl.model.mixers.short_convolution import ShortConvolution
 from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.state import State

@@ -18,12 +18,11 @@ from strategies import seeds
 
 from refimpl.model import kernels, ops, position_tables
 from refimpl.model.config import LEARNED_ACTIVATION, NORMS, BlockKind, Config
-from refimpl.model.floating_point import is_zero
 from refimpl.model.forward import block, embed, head, places
 from refimpl.model.kernels import PLAIN, TILED, Kernels
 from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.model import zeroed
-from refimpl.model.ops import Array
+from refimpl.model.ops import Array, is_zero
 from refimpl.model.position_tables import Rope
 from refimpl.model.state import State
 

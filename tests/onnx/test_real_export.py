@@ -16,7 +16,7 @@ from graph_models import REAL, real_model
 from transformers_forward import transformers_forward
 
 from refimpl.evaluation.evaluate import evaluate
-from refimpl.evaluation.measures import Perplexity
+from refimpl.evaluation.likelihood import Perplexity
 from refimpl.loading.text import text_tokens, text_windows
 from refimpl.model.ops import Array
 from refimpl.onnx.export import export

@@ -12,7 +12,7 @@ from refimpl import Pattern, Probes, PrunerOptions, Request, prune, read_model, 
 from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.model.model import BlockWeights
 from refimpl.model.ops import Array
-from refimpl.model.statistics import input_of
+from refimpl.model.stream import input_of
 from refimpl.model.weight import Weight
 from refimpl.pruners.magnitude import magnitude_keep, magnitude_score
 from refimpl.pruners.pruner import Pruner

@@ -13,8 +13,8 @@ from refusals import refusal_of
 
 from refimpl import Probes, Request, read_model, score
 from refimpl.loading.samples import random_tokens
-from refimpl.model import statistics
-from refimpl.model.statistics import inputs_of, sum_of_outer_products
+from refimpl.model import stream
+from refimpl.model.stream import inputs_of, sum_of_outer_products
 from refimpl.pruners import pruner as pruner_module
 from refimpl.pruners.counts import Pattern
 from refimpl.pruners.decision import PrunerOptions
@@ -36,8 +36,8 @@ def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matrices of more than 24 inputs count as large."""
     monkeypatch.setattr(pruner_module, "WHOLE", 24)
     monkeypatch.setattr(pruner_module, "PANEL", 9)
-    monkeypatch.setattr(statistics, "ONE_PRODUCT", 24)
-    monkeypatch.setattr(statistics, "ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(stream, "ONE_PRODUCT", 24)
+    monkeypatch.setattr(stream, "ROWS_AT_ONCE", 10)
 
 
 @pytest.mark.parametrize("whole", [WIDE, 512])
@@ -47,8 +47,8 @@ def test_one_matrix_is_factored_in_its_place(
 ) -> None:
     """The sum of an input, its Hessian and its factor are one matrix; with little memory, alone."""
     monkeypatch.setattr(pruner_module, "WHOLE", whole)
-    monkeypatch.setattr(statistics, "ONE_PRODUCT", whole)
-    monkeypatch.setattr(statistics, "ROWS_AT_ONCE", 128)
+    monkeypatch.setattr(stream, "ONE_PRODUCT", whole)
+    monkeypatch.setattr(stream, "ROWS_AT_ONCE", 128)
     model = read_model(sparse(tmp_path / "wide", CONFIG))
     tokens, pruner = random_tokens(264, 2, 8), PrunerOptions("sparsegpt")
     shapes = model.config.linears[0]

@@ -29,8 +29,7 @@ from safetensors import safe_open
 
 from refimpl import Model, Pattern, PrunerOptions, prune, read_model
 from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.model.layout import extract
-from refimpl.model.weight import STORED_DTYPES
+from refimpl.model.weight import STORED_DTYPES, extract
 from refimpl.pruning.pruned_files import Counts, PrunedFiles, copies
 
 Blocks = dict[int, dict[str, Decision]]

@@ -20,8 +20,7 @@ from refimpl import Noise, Probes, Request, allocate, forward, read_model, recom
 from refimpl.bases.lsa import lsa_error
 from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.model.ops import Array
-from refimpl.model.statistics import add_sums, input_of, sum_of_outer_products, sum_of_squares
-from refimpl.model.stream import Stream
+from refimpl.model.stream import Stream, add_sums, input_of, sum_of_outer_products, sum_of_squares
 from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.running.threads import Workers
 from refimpl.scoring.measurements import addresses

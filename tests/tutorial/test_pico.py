@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 import refimpl
 from refimpl.loading.samples import Tokens, Windows, random_tokens
 from refimpl.loading.text import text_tokens
-from refimpl.method.divergence import RunningDivergence
+from refimpl.method.perturbation import RunningDivergence
 from refimpl.method.projection import project
 from refimpl.pruners.wanda import wanda_keep
 

@@ -7,8 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from refimpl.model import attention, ops
-from refimpl.model.config import Config
-from refimpl.model.mixers.mixer import Mixer, WeightShapes
+from refimpl.model.config import Config, Mixer, WeightShapes
 from refimpl.model.mixers.parts import Place, Weights, affine
 from refimpl.model.mixers.short_convolution import causal_convolution
 from refimpl.model.ops import Array

@@ -7,8 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from refimpl.model import attention
-from refimpl.model.config import Config
-from refimpl.model.mixers.mixer import Matrices, Mixer, WeightShapes
+from refimpl.model.config import Config, Matrices, Mixer, WeightShapes
 from refimpl.model.mixers.parts import Place, Weights, affine
 from refimpl.model.ops import Array
 

@@ -7,9 +7,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from refimpl.model import attention, ops
-from refimpl.model.config import Config
+from refimpl.model.config import Config, Mixer, WeightShapes
 from refimpl.model.mixers.gated_delta_rule import decays
-from refimpl.model.mixers.mixer import Mixer, WeightShapes
 from refimpl.model.mixers.parts import Place, Weights, affine
 from refimpl.model.mixers.short_convolution import causal_convolution
 from refimpl.model.mixers.softmax_attention import Attention, self_attention

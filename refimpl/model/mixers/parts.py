@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from refimpl.model import ops
-from refimpl.model.config import BlockKind, Config
+from refimpl.model.config import NO_MIXER, BlockKind, Config, Mixer
 from refimpl.model.experts import Observer, unobserved
 from refimpl.model.kernels import PLAIN, Kernels
-from refimpl.model.mixers.mixer import NO_MIXER, Mixer
 from refimpl.model.ops import Array, linear
 from refimpl.model.state import KeysAndValues
 

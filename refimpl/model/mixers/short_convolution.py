@@ -6,8 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from refimpl.model.config import Config
-from refimpl.model.mixers.mixer import Mixer, WeightShapes
+from refimpl.model.config import Config, Mixer, WeightShapes
 from refimpl.model.mixers.parts import Place, Weights, affine
 from refimpl.model.ops import Array
 

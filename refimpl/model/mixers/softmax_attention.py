@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.model import attention, ops
-from refimpl.model.config import Config
-from refimpl.model.mixers.mixer import Mixer, WeightShapes
+from refimpl.model.config import Config, Mixer, WeightShapes
 from refimpl.model.mixers.parts import Place, Weights, affine, norm
 from refimpl.model.ops import Array
 

@@ -26,7 +26,7 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "norms": ("model.ops.rms_norm", "model.ops.layer_norm"),
     "activation": ("model.ops.ACTIVATIONS",),
     "rest of the block: gate, sums, copies of heads": ("model.forward.block",),
-    "sums of squares of the linears' inputs": ("model.statistics.sum_of_squares",),
+    "sums of squares of the linears' inputs": ("model.stream.sum_of_squares",),
     "noise": ("method.perturbation.noise", "method.perturbation.perturbed"),
     "drift and alignment": ("method.perturbation.deviation",),
     "reading weights: cast and check": ("model.weight.Weight.read", "model.weight.Weight.check"),
