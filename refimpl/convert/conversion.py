@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from refimpl.errors import need
-from refimpl.loading.checkpoint import claimed, config_file
+from refimpl.loading.checkpoint import claim, config_file
 from refimpl.loading.config_json import read_config
 from refimpl.loading.files.documents import read_file
 from refimpl.loading.files.hub import companion_files, local_files, refuse_links_away
@@ -86,7 +86,7 @@ def _from_gguf(path: Path) -> Contents:
         entries = config_entries(metadata, stored, architecture)
         hub = read_config(entries, f"the metadata of {path}")
         tensors = converted_tensors(stored, hub, architecture, metadata["general.architecture"])
-        claimed(tensors, hub, path)  # type: ignore[arg-type]  # as far as it looks
+        claim(tensors, hub, path)  # type: ignore[arg-type]  # as far as it looks
         return entries, tensors, tokenizer_files(metadata)
 
 
@@ -99,7 +99,7 @@ def _from_folder(path: Path) -> Contents:
     stored = {name: tensor for file in files for name, tensor in file.tensors.items()}
     tensors = converted_blocks(entries.pop(QUANTISATION, None), stored, source)
     entries.pop("torch_dtype", None)
-    claimed(tensors, read_config(entries, source), path)  # type: ignore[arg-type]
+    claim(tensors, read_config(entries, source), path)  # type: ignore[arg-type]
     beside = companion_files(path, [file.path.name for file in files])
     refuse_links_away(path, beside.values())
     return entries, tensors, {name: read_file(x, MOST) for name, x in beside.items()}

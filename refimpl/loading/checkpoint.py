@@ -55,25 +55,10 @@ def read_model(
     refuse_convertible(path, entries)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
     hub = read_config(entries, source)
-    weights, ignored = claimed(tensors, hub, path)
+    weights, ignored = claim(tensors, hub, path)
     return Model(
         path, hub.config, entries, weights, files, config_path, hub_id, ignored, read_model
     )
-
-
-def claimed(
-    tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path
-) -> tuple[dict[str, Weight], tuple[StoredTensor, ...]]:
-    """The model's weights, and tensors of other parts of a composite checkpoint."""
-    ignored = tuple[StoredTensor, ...]()
-    if hub.composite:
-        embed = f"{hub.names['embed'].name}.weight"
-        base, head = next((x for x in PLACES if x[0] + embed in tensors), PLACES[0])
-        family = replace(hub.family, bases=(base,))
-        hub = replace(hub, family=family, names={**hub.names, "lm_head": Location(head)})
-        ignored = tuple(x for name, x in tensors.items() if part(name) in OTHER_PARTS)
-        tensors = {name: x for name, x in tensors.items() if part(name) not in OTHER_PARTS}
-    return claim(tensors, hub, path), ignored
 
 
 def config_file(
@@ -201,9 +186,20 @@ def _routing(hub: HubModel, block: int, base: str) -> Iterator[tuple[str, Role]]
             yield f"blocks.{block}.{role}", Role(name, stored_shape, layout)
 
 
-def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dict[str, Weight]:
-    """Match the file's tensors with the roles of the model; the error lists all problems."""
-    embed = f"{hub.names['embed'].name}.weight"
+def claim(
+    tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path
+) -> tuple[dict[str, Weight], tuple[StoredTensor, ...]]:
+    """Match the file's tensors with the roles of the model; the error lists all problems.
+
+    Also returned are the tensors of other parts of a composite checkpoint.
+    """
+    embed, ignored = f"{hub.names['embed'].name}.weight", tuple[StoredTensor, ...]()
+    if hub.composite:
+        base, head = next((x for x in PLACES if x[0] + embed in tensors), PLACES[0])
+        family = replace(hub.family, bases=(base,))
+        hub = replace(hub, family=family, names={**hub.names, "lm_head": Location(head)})
+        ignored = tuple(x for name, x in tensors.items() if part(name) in OTHER_PARTS)
+        tensors = {name: x for name, x in tensors.items() if part(name) not in OTHER_PARTS}
     base = next((b for b in hub.family.bases if b + embed in tensors), hub.family.bases[0])
     stacks = hub.family.stacks
     if any(
@@ -234,7 +230,8 @@ def claim(tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path) -> dic
             "check that config.json belongs to this file; a new kind of tensor needs a new family",
             problems,
         )
-    return {n: Weight(tensors[r.tensor], r.layout, r.offset) for n, r in role_of.items()}
+    weights = {n: Weight(tensors[r.tensor], r.layout, r.offset) for n, r in role_of.items()}
+    return weights, ignored
 
 
 def _unfit(tensors: Mapping[str, StoredTensor], role_of: Mapping[str, Role]) -> list[str]:
