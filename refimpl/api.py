@@ -4,8 +4,7 @@ from types import FunctionType
 
 from refimpl import plot as plot  # a module, so not in __all__
 from refimpl.allocation.allocate import Allocation, allocate
-from refimpl.allocation.plan import Noise, Probes
-from refimpl.allocation.request import Request
+from refimpl.allocation.request import Noise, Probes, Request
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import read_scores
 from refimpl.arguments import checked

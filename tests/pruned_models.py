@@ -10,7 +10,7 @@ import numpy as np
 from msgspec.structs import asdict
 
 from refimpl import Model, PrunerOptions
-from refimpl.allocation.targets import Targets
+from refimpl.allocation.scores_json import Targets
 from refimpl.model.model import zeroed
 from refimpl.model.ops import Array
 from refimpl.model.stream import Stream

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.allocation.plan import Probes
-from refimpl.allocation.request import Request
+from refimpl.allocation.request import Probes, Request
 from refimpl.allocation.scores import Absorption, AllocationErrors, Scores, Signal, Signals
 from refimpl.arguments import integer, read_only, require, returned
 from refimpl.bases.base import BaseInputs

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.allocation.plan import Perturbation
+from refimpl.allocation.request import Perturbation
 from refimpl.arguments import Ints
 from refimpl.loading.samples import TokenFacts
 from refimpl.method.absorption import nan_mean

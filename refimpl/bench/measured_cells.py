@@ -10,8 +10,8 @@ import numpy as np
 from msgspec import structs
 
 from refimpl.allocation.allocate import Allocation, allocate, base_only, linear_counts, units_of
-from refimpl.allocation.plan import Noise, Perturbation, Probes
-from refimpl.allocation.targets import Targets
+from refimpl.allocation.request import Noise, Perturbation, Probes
+from refimpl.allocation.scores_json import Targets
 from refimpl.bench.cells import (
     BenchRow,
     BenchSettings,
@@ -33,9 +33,9 @@ from refimpl.model.ops import Array
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruning.prune import prune
 from refimpl.running.file_system import ResumableError, remove, work_folder, work_path
+from refimpl.running.files import check_parent, real_path
 from refimpl.running.provenance import model_sha256, versions
 from refimpl.running.settings import Settings
-from refimpl.running.target_checks import check_parent, real_path
 from refimpl.running.threads import Progress
 from refimpl.scoring.score import score
 from refimpl.scoring.signals import signals

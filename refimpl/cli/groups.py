@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from refimpl.allocation.plan import Noise, Perturbation, Probes
-from refimpl.allocation.request import Request
+from refimpl.allocation.request import Noise, Perturbation, Probes, Request
 from refimpl.arguments import Count, common_option, option, same_option
 from refimpl.bases.base import bases
 from refimpl.cli import terminal

@@ -12,8 +12,7 @@ from refimpl.bases.base import bases
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import parsed_json, read_file
 from refimpl.loading.files.hub import local_files
-from refimpl.running.files import undo_killed
-from refimpl.running.target_checks import check_file, refuse_overlap
+from refimpl.running.files import check_file, refuse_overlap, undo_killed
 
 READ_BESIDE = (  # of a file of weights
     "config.json",

@@ -11,8 +11,13 @@ import typer
 from refimpl.allocation.allocate import Allocation, base_only
 from refimpl.allocation.request import Request, own_budget
 from refimpl.allocation.scores import Scores
+from refimpl.allocation.scores_json import (
+    Targets,
+    allocation_targets,
+    pattern_targets,
+    read_targets,
+)
 from refimpl.allocation.scores_json import document as scores_document
-from refimpl.allocation.targets import Targets, allocation_targets, pattern_targets, read_targets
 from refimpl.arguments import Compat, Fraction, common_option, option, same_option
 from refimpl.bases.base import base_named
 from refimpl.bases.uniform import UNIFORM
@@ -35,8 +40,8 @@ from refimpl.pruning.inspection import inspect, inspection_document
 from refimpl.pruning.prune import calibration_memory, check_prune, prune
 from refimpl.pruning.record import Measured
 from refimpl.running.file_system import work_path
+from refimpl.running.files import real_path
 from refimpl.running.settings import Settings
-from refimpl.running.target_checks import real_path
 from refimpl.scoring.score import recommended
 from refimpl.scoring.signals import signals
 from refimpl.show.blocks import blocks_table

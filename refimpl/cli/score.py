@@ -20,9 +20,9 @@ from refimpl.cli.terminal import deliver, progress_bar
 from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
 from refimpl.loading.samples import SCORED
 from refimpl.loading.text import model_tokens
-from refimpl.running.executors import open_executor
 from refimpl.running.file_system import work_path
 from refimpl.running.settings import Settings
+from refimpl.running.work_units import open_executor
 from refimpl.scoring.score import score
 from refimpl.show.blocks import table
 from refimpl.show.explain import explanation_document, explanation_text

@@ -19,8 +19,7 @@ from refimpl.loading.files.safetensors_file import (
     write_weights,
 )
 from refimpl.model.weight import STORED_DTYPES
-from refimpl.running.files import whole
-from refimpl.running.target_checks import check_folder
+from refimpl.running.files import check_folder, whole
 from refimpl.running.threads import Progress
 
 FloatDtype = Literal["float32", "float16", "bfloat16"]

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.allocation.plan import Perturbation, require_resolved
-from refimpl.allocation.request import Request
+from refimpl.allocation.request import Perturbation, Request, require_resolved
 from refimpl.arguments import integer, require
 from refimpl.errors import RefimplError
 from refimpl.explanation.forward import forward_steps

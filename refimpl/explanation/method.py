@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.allocate import allocate, base_allocation
-from refimpl.allocation.plan import Noise, Perturbation, Probes
-from refimpl.allocation.request import Request
+from refimpl.allocation.request import Noise, Perturbation, Probes, Request
 from refimpl.bases.base import BlockInputs
 from refimpl.bases.owl import BlockScores
 from refimpl.explanation.forward import Functions

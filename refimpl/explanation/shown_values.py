@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.allocation.allocate import Allocation, allocate
-from refimpl.allocation.plan import Perturbation, Probes
-from refimpl.allocation.request import Request
+from refimpl.allocation.request import Perturbation, Probes, Request
 from refimpl.allocation.scores import Scores
 from refimpl.errors import printable
 from refimpl.loading.samples import Tokens

@@ -22,8 +22,7 @@ from refimpl.running.file_system import (
     work_path,
     writing,
 )
-from refimpl.running.files import keep_rights, undo_killed, whole
-from refimpl.running.target_checks import check_file, require_room
+from refimpl.running.files import check_file, keep_rights, require_room, undo_killed, whole
 
 EXPORT_FORMAT = 5  # of `export --json`
 OLDEST_OPSET = 18  # the first in which the axes of ReduceMean are an input

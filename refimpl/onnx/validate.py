@@ -14,10 +14,9 @@ from refimpl.loading.samples import VALIDATED, TokenFacts, Tokens
 from refimpl.loading.text import model_tokens
 from refimpl.model.config import Config
 from refimpl.model.model import Model
-from refimpl.onnx.foreign_graph import open_foreign
 from refimpl.onnx.recording.graph import distinct
 from refimpl.onnx.recording.model_graph import TOKENS, Recording, record, trace_points
-from refimpl.onnx.session import Candidate, open_session
+from refimpl.onnx.session import Candidate, open_foreign, open_session
 from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.check import Report, Verdict, check
 from refimpl.oracle.recipe import Recipe

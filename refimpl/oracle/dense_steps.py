@@ -14,7 +14,7 @@ from refimpl.allocation.allocate import (
     linear_counts,
     units_of,
 )
-from refimpl.allocation.plan import Noise, require_resolved
+from refimpl.allocation.request import Noise, require_resolved
 from refimpl.allocation.scores import Signal
 from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import absorption_coefficient, nan_mean

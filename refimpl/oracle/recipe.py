@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from refimpl.allocation.plan import Noise
-from refimpl.allocation.request import Correction, Request
+from refimpl.allocation.request import Correction, Noise, Request
 from refimpl.allocation.scores import Signal, Signals
 from refimpl.arguments import Checked, Fraction, common_option, option, require, same_option
 from refimpl.errors import RefimplError

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.allocation.allocate import Allocation
-from refimpl.allocation.targets import Targets, targets_for
+from refimpl.allocation.scores_json import Targets, targets_for
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import filled, plain
 from refimpl.loading.samples import TokenFacts, Tokens
@@ -35,10 +35,17 @@ from refimpl.pruning.block import (
 from refimpl.pruning.pruned_files import Counts, PrunedFiles, copies
 from refimpl.pruning.record import RECORD_FORMAT, BlockRecord, LinearRecord, Pruning, read_record
 from refimpl.running.file_system import remove
-from refimpl.running.files import json_text, undo_killed, whole
+from refimpl.running.files import (
+    RECORD,
+    SCORES,
+    check_folder,
+    json_text,
+    real_path,
+    undo_killed,
+    whole,
+)
 from refimpl.running.provenance import check_unchanged, identity, model_sha256, stamps
 from refimpl.running.settings import Resources, Settings, parse_memory, require_memory
-from refimpl.running.target_checks import RECORD, SCORES, check_folder, real_path
 
 
 def check_prune(model: Model, out: Path, force: bool) -> None:

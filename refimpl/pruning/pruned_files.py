@@ -30,8 +30,7 @@ from refimpl.running.file_system import (
     remove,
     replaced,
 )
-from refimpl.running.files import tree_to_disk
-from refimpl.running.target_checks import RECORD, SCORES
+from refimpl.running.files import RECORD, SCORES, tree_to_disk
 
 PIECE = 1 << 20  # bytes copied at once
 SPARE = 1 << 20  # bytes: the record, and what files leave free of their last pages

@@ -15,8 +15,8 @@ from refimpl.loading.files.documents import (
 )
 from refimpl.loading.samples import TokenFacts
 from refimpl.model.model import Model
+from refimpl.running.files import RECORD
 from refimpl.running.provenance import Run
-from refimpl.running.target_checks import RECORD
 
 RECORD_FORMAT: Literal[1] = 1
 NAMED: Named = (

@@ -1,12 +1,13 @@
 """Work units: independent pieces of a computation, whose results are the same wherever they run.
 
-A unit carries paths, indices, options and token ids, never weights: workers open the model.
+A unit carries paths, indices, options and token ids, never weights: workers open the model. They
+are threads, or those of an executor: of a library's caller, or the one that --executor names.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
 from itertools import islice
 from traceback import format_exc
@@ -14,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, need
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import loud
@@ -28,6 +29,7 @@ T_co = TypeVar("T_co", covariant=True)
 Tick = Callable[[float], None]
 """Called with the cost of the work that is done."""
 
+WAIT = 30  # seconds for a scheduler to answer, and for its first worker
 AHEAD = 2  # units submitted per worker, so that no worker waits for the next one
 AWAKE = 0.2  # seconds: a Ctrl-C that comes as a wait begins does not end that wait
 
@@ -113,3 +115,32 @@ def _opened(
             "share the folder, or copy it with `rsync -t`",
         )
     return model
+
+
+@contextmanager
+def open_executor(name: str) -> Iterator[tuple[Executor, int]]:
+    """Open the executor that --executor names; yields it and its number of workers.
+
+    A dask scheduler repeats the work of a lost worker on another one.
+    """
+    address = name.removeprefix("dask=")
+    if address in (name, ""):
+        raise RefimplError(
+            f"executor {name!r} is unknown",
+            "dask=ADDRESS, with the address of a dask scheduler",
+            "omit `executor` to use the threads of this process",
+        )
+    need("dask", "distributed")
+    from distributed import Client
+
+    with ExitStack() as ends:
+        try:
+            client = ends.enter_context(Client(address, timeout=WAIT))
+            client.wait_for_workers(1, WAIT)
+        except (OSError, ValueError) as error:
+            raise RefimplError(
+                f"no dask scheduler with a worker answers at {address} ({error})",
+                "the address that a scheduler prints when it starts, such as tcp://10.0.0.1:8786",
+                "start one with `dask scheduler`, and workers with `dask worker ADDRESS`",
+            ) from error
+        yield client.get_executor(pure=False), sum(client.nthreads().values())

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.allocation.plan import Perturbation, Probes
+from refimpl.allocation.request import Perturbation, Probes
 from refimpl.model.config import Config
 from refimpl.model.ops import Array
 from refimpl.model.stream import second_moments

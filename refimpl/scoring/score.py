@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation, allocate, base_only
-from refimpl.allocation.plan import Noise, Perturbation, Probes, Units, require_resolved
-from refimpl.allocation.request import Request
+from refimpl.allocation.request import Noise, Perturbation, Probes, Request, Units, require_resolved
 from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signals
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.plan import Noise, Perturbation, Probes
+from refimpl.allocation.request import Noise, Perturbation, Probes
 from refimpl.method.absorption import nan_mean, surviving_drift
 from refimpl.method.perturbation import (
     RunningDivergence,

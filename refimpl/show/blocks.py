@@ -5,7 +5,7 @@ from textwrap import wrap
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation
-from refimpl.allocation.plan import Noise, Probes
+from refimpl.allocation.request import Noise, Probes
 from refimpl.allocation.scores import AllocationErrors, Scores
 from refimpl.bases.uniform import UNIFORM
 from refimpl.method.absorption import CONFIDENCE, nan_mean, t_quantile

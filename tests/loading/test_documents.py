@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from program import ran, refused, run
 
-from refimpl.allocation.plan import Noise, Perturbation, Probes
+from refimpl.allocation.request import Noise, Perturbation, Probes
 from refimpl.allocation.scores_json import ScoresDocument, scores_document
 from refimpl.evaluation.evaluate import EvaluationDocument
 from refimpl.loading.files.documents import converted, plain

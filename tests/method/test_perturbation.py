@@ -13,7 +13,7 @@ from scipy.stats import kstest
 from strategies import generators, seeds, shapes
 from tables import cases
 
-from refimpl.allocation.plan import Noise
+from refimpl.allocation.request import Noise
 from refimpl.method.perturbation import (
     SINK_FACTOR,
     NoiseNorm,

@@ -211,7 +211,7 @@ def test_the_data_file_holds_every_weight_where_the_graph_says(folder: Path) -> 
         ("-o {}/x.pb", "ends in .onnx", ""),
         ("-o {}/x.onnx", "exists", "x.onnx"),
         ("-o {}/x.onnx", "x.onnx.data exists", "x.onnx.data"),
-        ("-o {}/none/x.onnx", "not a file in a folder", ""),
+        ("-o {}/none/x.onnx", "a path in a folder that exists", ""),
         ("-o {}/x.onnx --opset 17", "18 to 25", ""),
         ("-o {}/x.onnx --opset 26", "18 to 25", ""),
     ],

@@ -20,8 +20,7 @@ from refimpl.evaluation.likelihood import Perplexity
 from refimpl.loading.text import text_tokens, text_windows
 from refimpl.model.ops import Array
 from refimpl.onnx.export import export
-from refimpl.onnx.foreign_graph import LARGEST_GRAPH
-from refimpl.onnx.session import open_session
+from refimpl.onnx.session import LARGEST_GRAPH, open_session
 from refimpl.onnx.validate import Validation, validate
 from refimpl.oracle.judging.measures import worst_token
 

@@ -8,7 +8,7 @@ from candidates import by_turns
 from gates import case_of
 
 from refimpl.onnx.export import export
-from refimpl.onnx.foreign_graph import open_foreign
+from refimpl.onnx.session import open_foreign
 from refimpl.oracle.case import Case
 from refimpl.oracle.check import check
 

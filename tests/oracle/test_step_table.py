@@ -8,8 +8,8 @@ from gates import case_of
 from pruned_models import pruned_blocks
 
 from refimpl.allocation.allocate import allocate
-from refimpl.allocation.plan import Probes
-from refimpl.allocation.targets import allocation_targets
+from refimpl.allocation.request import Probes
+from refimpl.allocation.scores_json import allocation_targets
 from refimpl.loading.samples import Tokens
 from refimpl.model.forward import forward
 from refimpl.model.ops import Array

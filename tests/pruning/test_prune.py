@@ -28,8 +28,7 @@ from refimpl import (
     read_model,
     score,
 )
-from refimpl.allocation.scores_json import document
-from refimpl.allocation.targets import Targets, pattern_targets, targets_for
+from refimpl.allocation.scores_json import Targets, document, pattern_targets, targets_for
 from refimpl.bases.base import bases
 from refimpl.loading.samples import Tokens, id_tokens, random_tokens
 from refimpl.model.stream import Stream

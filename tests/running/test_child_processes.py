@@ -175,7 +175,7 @@ def test_a_graph_without_an_end_has_one(tmp_path: Path, monkeypatch: pytest.Monk
     """A minute, and more for a large model or many tokens, unless --time-limit says otherwise."""
     path = tmp_path / "graph.onnx"
     onnx.save(endless(), path)
-    monkeypatch.setattr("refimpl.onnx.foreign_graph.SECONDS", 4.0)
+    monkeypatch.setattr("refimpl.onnx.session.SECONDS", 4.0)
     assert "took longer than 4 s" in refused("validate", LLAMA, "--graph", path)
 
 

@@ -16,7 +16,7 @@ from documents import numbers, units
 from processes import ENV, ended, ran, started
 
 from refimpl import RefimplError
-from refimpl.running.executors import open_executor
+from refimpl.running.work_units import open_executor
 
 pytestmark = pytest.mark.dask
 WORKERS = 3
@@ -130,7 +130,7 @@ def test_control_c_does_not_wait_for_workers(cluster: Cluster, tmp_path: Path) -
 
 
 def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refimpl.running.executors.WAIT", 2)
+    monkeypatch.setattr("refimpl.running.work_units.WAIT", 2)
     with (
         pytest.raises(RefimplError, match="no dask scheduler with a worker answers at tcp://127"),
         open_executor("dask=tcp://127.0.0.1:9"),

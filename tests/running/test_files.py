@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from refusals import refusal_of
 
-from refimpl.running.files import write_json
-from refimpl.running.target_checks import check_file
+from refimpl.running.files import check_file, write_json
 
 CONTENT = {"numbers": [1.5, None], "text": "Gewichtstreue ≤ 1"}
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from program import run
 
 from refimpl.allocation.allocate import Allocation, allocate
-from refimpl.allocation.plan import Noise, Probes
-from refimpl.allocation.request import Request
+from refimpl.allocation.request import Noise, Probes, Request
 from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signal
 from refimpl.loading.samples import TokenFacts
 from refimpl.running.provenance import Run

@@ -12,7 +12,7 @@ from typing import Any
 from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.documents import reading
 from refimpl.loading.files.safetensors_file import CONVERSIONS, shard_of_tensor
-from refimpl.running.target_checks import require_room
+from refimpl.running.files import require_room
 
 COMPANIONS = (  # copied when a model is pruned
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
