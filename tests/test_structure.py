@@ -275,7 +275,7 @@ MAY_NAME = {  # modules that may hold the name of a base or a pruner as a string
             f"oracle.{module}"
             for module in (
                 *("recipe", "check", "near_ties", "steps", "dense_steps"),
-                *("judging.measures", "own_errors"),
+                *("measures", "truth"),
             )
         ],
         "the steps of a case are named after bases and pruners",

@@ -13,7 +13,7 @@ from conftest import FIXTURES
 
 from refimpl import Model
 from refimpl.model.ops import Array
-from refimpl.oracle.judging.measures import array_of
+from refimpl.oracle.measures import array_of
 
 
 def transformers_forward(

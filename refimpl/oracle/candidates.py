@@ -24,7 +24,7 @@ from refimpl.model.state import checked_ids
 from refimpl.model.weight import OWN_TENSOR, Layout, extract
 from refimpl.oracle.case import Case, computed_case, read_case
 from refimpl.oracle.case_folders import FACTS, FORWARD, matching
-from refimpl.oracle.judging.measures import array_of
+from refimpl.oracle.measures import array_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.running.file_system import MIB, open_file
 

@@ -33,7 +33,7 @@ from refimpl.oracle.case_folders import (
     case_folder,
 )
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.judging.records import record_of
+from refimpl.oracle.measures import record_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
 from refimpl.oracle.steps import every_array, is_step, steps

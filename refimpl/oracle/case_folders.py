@@ -11,7 +11,6 @@ from msgspec import Meta
 
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import Document, converted, read_document
-from refimpl.oracle.judging.records import StepMeasure
 
 FACTS = "case.json"
 NEXT = "make the case again with refimpl case make"
@@ -22,6 +21,9 @@ PACKAGE = Path(__file__).parent.parent
 SCHEMA: Literal[4] = 4  # of case.json
 Size = Annotated[int, Meta(ge=1)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+StepMeasure = Literal[
+    "rows", "weight rows", "typical rows", "numbers", "lost", "shares", "counts", "bits"
+]  # fmt: skip
 
 
 class CaseTokens(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,7 +35,7 @@ class CaseTokens(Document, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class StepFacts(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A step, and how a candidate's is compared: see `judging.records`."""
+    """A step, and how a candidate's is compared: see `measures`."""
 
     name: Annotated[str, Meta(pattern="^[a-z0-9_.]+$")]
     shape: tuple[Size, ...]
@@ -71,6 +73,15 @@ class CaseFolder:
     def steps(self) -> tuple[str, ...]:
         """Names of the steps, in the order of execution."""
         return tuple(step.name for step in self.facts.steps)
+
+
+@dataclass(frozen=True)
+class SelectedCase:
+    """A case, and patterns of the steps that a test asks of it, and that fail: "" for the case."""
+
+    case: CaseFolder
+    steps: tuple[str, ...]
+    failing: tuple[str, ...] = ()
 
 
 def case_folder(path: Path) -> CaseFolder:

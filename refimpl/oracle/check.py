@@ -13,11 +13,10 @@ from refimpl.errors import RefimplError
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
-from refimpl.oracle import near_ties
+from refimpl.oracle import measures, near_ties
 from refimpl.oracle.case import Case, is_choice
 from refimpl.oracle.case_folders import FACTS, matching
-from refimpl.oracle.judging import measures
-from refimpl.oracle.judging.measures import (
+from refimpl.oracle.measures import (
     EPS,
     FLOOR,
     StepResult,

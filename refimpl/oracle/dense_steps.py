@@ -28,12 +28,11 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import State
 from refimpl.model.stream import input_of, inputs_of, sum_of_squares
-from refimpl.oracle.judging.records import record_of
-from refimpl.oracle.judging.ties import Keep, sparsegpt_scores, unpacked
+from refimpl.oracle.measures import record_of
 from refimpl.oracle.recipe import Recipe, signal_of
 from refimpl.oracle.rounding import RoundedArray
 from refimpl.pruners.counts import parse_pattern
-from refimpl.pruners.sparsegpt import WIDTH
+from refimpl.pruners.sparsegpt import WIDTH, compensated, hessian
 from refimpl.pruners.wanda import wanda_score
 from refimpl.running.settings import Settings
 from refimpl.scoring.measurements import Moments, wanda_moments
@@ -42,6 +41,10 @@ from refimpl.scoring.state_group import PerturbedState
 
 RATIO = "absorption_coefficient"
 EXPERIMENTS = ("perturbed.", "coarse.", "pruned.")  # beginnings, of drifts and what is made of them
+
+
+Keep = npt.NDArray[np.bool_]
+"""Decisions on weights, True = stays."""
 
 
 def coefficient_of(experiment: str) -> str:
@@ -60,6 +63,26 @@ def sums_behind(step: str) -> str:
     pruner, block, linear = linear_of(step)
     kind = "products" if pruner.startswith("sparsegpt") else "squares"
     return f"{pruner}.blocks.{block}.{input_of(linear)}.{kind}"
+
+
+def unpacked(bits: Array, width: int) -> Keep:
+    """Decisions [..., width] from packed bits."""
+    return np.unpackbits(bits.astype(np.uint8), axis=-1, count=width).astype(np.bool_)
+
+
+def sparsegpt_scores(
+    weight: Array, products: Array, sequences: int, keep: Keep, damping: float, group: int = WIDTH
+) -> tuple[Array, Array]:
+    """SparseGPT's scores when `group` columns were decided on, and new weights, both [out, in]."""
+    score = np.empty(weight.shape)
+
+    def decide(piece: Array, start: int) -> Keep:
+        columns = slice(start, start + piece.shape[1])
+        score[:, columns] = piece
+        return keep[:, columns]
+
+    new = compensated(weight, hessian(products, sequences), decide, group, damping, WIDTH)
+    return score, new.weight
 
 
 @dataclass(frozen=True, eq=False)

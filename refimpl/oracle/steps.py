@@ -16,8 +16,7 @@ from refimpl.model.ops import Array, loud
 from refimpl.model.state import State
 from refimpl.model.stream import SUMS, block_with_sums, input_of
 from refimpl.oracle import dense_steps as dense
-from refimpl.oracle.dense_steps import NamedArrays, Starts, StepInputs, kept_steps
-from refimpl.oracle.judging.ties import sparsegpt_scores
+from refimpl.oracle.dense_steps import NamedArrays, Starts, StepInputs, kept_steps, sparsegpt_scores
 from refimpl.oracle.recipe import Recipe
 from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.decision import PrunerOptions, decision

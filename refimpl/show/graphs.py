@@ -6,7 +6,7 @@ from refimpl.loading.files.documents import plain
 from refimpl.onnx.export import Exported
 from refimpl.onnx.validate import Validation
 from refimpl.oracle.check import Report
-from refimpl.oracle.judging.measures import stage_of
+from refimpl.oracle.measures import stage_of
 from refimpl.running.file_system import MIB
 from refimpl.show.header import counted, fitting, model_facts, page, token_facts
 from refimpl.show.oracle import report_document, steps_table, verdict_lines

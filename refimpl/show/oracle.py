@@ -6,7 +6,7 @@ from typing import Any
 
 from refimpl.loading.files.documents import Document, filled, plain
 from refimpl.oracle.check import Report, Verdict, Way
-from refimpl.oracle.judging.measures import Status, StepResult, kind_of, stage_of
+from refimpl.oracle.measures import Status, StepResult, kind_of, stage_of
 from refimpl.show.header import counted, fitting, page
 from refimpl.show.table import Table
 from refimpl.version import SPEC, __version__

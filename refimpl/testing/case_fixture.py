@@ -12,12 +12,11 @@ from refimpl.loading.files.documents import filled
 from refimpl.loading.files.safetensors_file import write_arrays
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, read_case
-from refimpl.oracle.case_folders import matching
+from refimpl.oracle.case_folders import SelectedCase, matching
 from refimpl.oracle.check import Report, check, read_candidate
-from refimpl.oracle.judging.measures import array_of
+from refimpl.oracle.measures import array_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.oracle import report_table
-from refimpl.testing.cases import SelectedCase
 
 
 @dataclass(frozen=True, repr=False)

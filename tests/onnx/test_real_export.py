@@ -22,7 +22,7 @@ from refimpl.model.ops import Array
 from refimpl.onnx.export import export
 from refimpl.onnx.session import LARGEST_GRAPH, open_session
 from refimpl.onnx.validate import Validation, validate
-from refimpl.oracle.judging.measures import worst_token
+from refimpl.oracle.measures import worst_token
 
 pytestmark = pytest.mark.real
 

@@ -28,9 +28,9 @@ from refimpl.model.forward import MIXERS, forward
 from refimpl.onnx.export import export
 from refimpl.onnx.recording.model_graph import trace_points
 from refimpl.onnx.validate import Validation, validate
+from refimpl.oracle import measures
 from refimpl.oracle.check import Report
-from refimpl.oracle.judging import measures
-from refimpl.oracle.judging.records import record_of
+from refimpl.oracle.measures import record_of
 from refimpl.show.graphs import validation_table
 
 LLAMA, LLAMA_CASE = FIXTURES / "llama", FIXTURES / "cases" / "llama"

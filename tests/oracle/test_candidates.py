@@ -28,7 +28,7 @@ from refimpl.oracle.candidates import (
 from refimpl.oracle.case import Case, computed_case, make_case
 from refimpl.oracle.case_folders import FORWARD
 from refimpl.oracle.check import check
-from refimpl.oracle.judging.measures import error_of
+from refimpl.oracle.measures import error_of
 from refimpl.oracle.recipe import Recipe
 
 MODEL, NAMES = FIXTURES / "llama", HERE.parent / "docs" / "how-to" / "names"

@@ -15,24 +15,23 @@ from refimpl.method.projection import project
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, case_inputs, computed_case, make_case, stepwise_steps
 from refimpl.oracle.check import check
-from refimpl.oracle.judging.measures import error_of
-from refimpl.oracle.judging.ties import (
-    Keep,
+from refimpl.oracle.dense_steps import Keep, unpacked
+from refimpl.oracle.measures import error_of
+from refimpl.oracle.near_ties import (
     count_ties,
     keep_ties,
     near_ties,
     outlier_ties,
     reach,
     rounding_ties,
+    score_behind,
     turnable,
-    unpacked,
+    without_rounding,
 )
-from refimpl.oracle.near_ties import score_behind, without_rounding
-from refimpl.oracle.own_errors import own_errors
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import every_array, steps
-from refimpl.oracle.truth import moved_by, truth_of
+from refimpl.oracle.truth import moved_by, own_errors, truth_of
 from refimpl.pruners.counts import counts, split_count
 
 IDS = np.random.default_rng(0).integers(8, 64, (2, 16))

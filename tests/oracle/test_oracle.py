@@ -36,12 +36,11 @@ from refimpl.model.ops import Array
 from refimpl.oracle.case import make_case, read_case, stepwise_steps
 from refimpl.oracle.case_folders import CORE, FORWARDS
 from refimpl.oracle.check import check
-from refimpl.oracle.judging.measures import error_of, stage_of, step_result
-from refimpl.oracle.judging.records import record_of, usual_causes
-from refimpl.oracle.own_errors import own_errors
+from refimpl.oracle.measures import error_of, record_of, stage_of, step_result, usual_causes
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC, Float16, RoundedModel
 from refimpl.oracle.steps import steps
+from refimpl.oracle.truth import own_errors
 from refimpl.show.oracle import report_table
 
 SCHEMA = FIXTURES.parent / "docs" / "reference" / "case.schema.json"

@@ -16,8 +16,8 @@ from refimpl.loading.samples import Tokens
 from refimpl.model.model import Model
 from refimpl.oracle.case import Case, make_case, read_case
 from refimpl.oracle.check import check
-from refimpl.oracle.own_errors import own_errors
 from refimpl.oracle.steps import steps
+from refimpl.oracle.truth import own_errors
 
 FORWARD = ("blocks.*", "logits")
 
@@ -53,7 +53,7 @@ def test_errors_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a case in memory; those of a folder that has them are not."""
     case, small = case_of("llama"), replace(case_of("opt"), errors={})
     own = own_errors(small, "float32")
-    monkeypatch.setattr("refimpl.oracle.own_errors._measured", None)
+    monkeypatch.setattr("refimpl.oracle.truth._measured", None)
     for stepwise in (True, False):
         assert check(case, case.expected, dtype="float32", stepwise=stepwise).verdict == "pass"
     assert own_errors(small, "float32") is own

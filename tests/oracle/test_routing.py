@@ -18,7 +18,7 @@ from refimpl.model.forward import affine
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, case_inputs, computed_case, stepwise_steps
 from refimpl.oracle.check import check
-from refimpl.oracle.judging.ties import unpacked
+from refimpl.oracle.dense_steps import unpacked
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC, Bfloat16
 from refimpl.oracle.steps import every_array, steps

@@ -18,7 +18,7 @@ from mistakes import AREAS, MISTAKES, Mistake, arrays_of, mistakes, project, wri
 from program import run
 
 from refimpl.oracle.check import check, read_candidate
-from refimpl.oracle.judging.measures import stage_of
+from refimpl.oracle.measures import stage_of
 
 ALLOWED = {"torch", "safetensors"}  # beyond the standard library and its own modules
 

@@ -29,11 +29,11 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, computed_case, stepwise_steps
 from refimpl.oracle.check import check
-from refimpl.oracle.judging.measures import FORWARD, stage_of, worst_token
-from refimpl.oracle.own_errors import own_errors
+from refimpl.oracle.measures import FORWARD, stage_of, worst_token
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import steps
+from refimpl.oracle.truth import own_errors
 from refimpl.pruners.counts import split_count
 
 CHOICES = (".keep", ".counts", "owl.signal")

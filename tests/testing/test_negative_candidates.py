@@ -15,7 +15,7 @@ from refimpl.loading.samples import Tokens
 from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.case_folders import CORE
 from refimpl.oracle.check import _unchanged, check
-from refimpl.oracle.judging.measures import EPS
+from refimpl.oracle.measures import EPS
 from refimpl.oracle.recipe import Recipe
 
 WAYS = [*CHANGES, "the last block left out"]

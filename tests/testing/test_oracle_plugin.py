@@ -21,9 +21,9 @@ from tables import cases
 
 import refimpl
 from refimpl.oracle.case import Case, read_case
-from refimpl.oracle.case_folders import CORE, cases_below, core_cases
+from refimpl.oracle.case_folders import CORE, SelectedCase, cases_below, core_cases
 from refimpl.testing.case_fixture import CaseFixture
-from refimpl.testing.cases import SelectedCase, distinct_cases
+from refimpl.testing.plugin import distinct_cases
 
 pytest_plugins = ["pytester"]
 

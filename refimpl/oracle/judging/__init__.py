@@ -1,1 +1,0 @@
-"""Judging one step: error, tolerance and near ties, from arrays alone."""
