@@ -36,9 +36,8 @@ from refimpl.model.stream import SUMS
 from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pruner import pruners
-from refimpl.pruning.inspection import inspect, inspection_document
 from refimpl.pruning.prune import calibration_memory, check_prune, prune
-from refimpl.pruning.record import Measured
+from refimpl.pruning.record import Measured, inspect, inspection_document
 from refimpl.running.file_system import work_path
 from refimpl.running.files import real_path
 from refimpl.running.settings import Settings

@@ -77,12 +77,6 @@ def copies(model: Model) -> Copies:
     return plan
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file."""
-    with open_file(source) as file, target.open("wb") as copy:
-        shutil.copyfileobj(file, copy, PIECE)
-
-
 def _index(model: Model, weights: Mapping[str, Path]) -> str | None:
     """The name of the index that led to the weights; `model.safetensors` has precedence."""
     if not model.path.is_dir():
@@ -144,7 +138,8 @@ class PrunedFiles:
             remove(folder)
             folder.mkdir()
             for name, path in self.copies.files.items():
-                copy_file(path, folder / name)
+                with open_file(path) as file, (folder / name).open("wb") as copy:
+                    shutil.copyfileobj(file, copy, PIECE)
         names = {file.path: file.path.name for file in model.files}
         self._files = {path: SafetensorsFile(folder / name) for path, name in names.items()}
         config = folder / "config.json"

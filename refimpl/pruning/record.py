@@ -1,23 +1,33 @@
-"""`pruning.json`: how a model was pruned, and what came of it; other fields may be beside."""
+"""`pruning.json`, how a model was pruned and what came of it; and what a model's files hold."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from msgspec import Meta
 
 from refimpl.arguments import AtLeastOne, Count, Fraction
+from refimpl.loading.config_json import parts
 from refimpl.loading.files.documents import (
     Document,
     Named,
     converted,
     parsed_object,
+    plain,
     read_file,
     reading_document,
 )
 from refimpl.loading.samples import TokenFacts
 from refimpl.model.model import Model
+from refimpl.model.ops import is_zero
+from refimpl.model.weight import StoredTensor, Weight, count_bad
+from refimpl.pruners.counts import pattern_of
 from refimpl.running.files import RECORD
 from refimpl.running.provenance import Run
 
+AT_ONCE = 1 << 18  # numbers of a tensor that are checked together
 RECORD_FORMAT: Literal[1] = 1
 NAMED: Named = (
     "a record of a pruning",
@@ -150,3 +160,145 @@ def recorded_pruning(model: Model) -> PruningFacts | None:
     """How a model was pruned, by the record beside it; None without one."""
     record = read_record(model)
     return None if record is None else pruning_record(record).facts
+
+
+@dataclass(frozen=True)
+class LinearZeros:
+    """Weights of a linear, zeros (0.0 or -0.0), pattern "n:m" or None, and the file's dtype."""
+
+    weights: int
+    zeros: int
+    pattern: str | None
+    dtype: str
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros as a fraction of all weights."""
+        return self.zeros / self.weights
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model's files hold.
+
+    Args:
+        model: Its name.
+        family: Its family.
+        blocks: Per block, every linear by name.
+        parameters: Numbers in all tensors of the model, each tensor once.
+        parameter_bytes: Their size in the files.
+        files: Size of each file of weights by its name, bytes.
+        requested: The `method`, `sparsity` and `pattern` (or None) that it was pruned to, by its
+            `pruning.json`; None without one.
+        non_finite: NaN and Inf in the tensors that have some, by the file's names.
+        ignored: Other parts of a composite checkpoint, with their number of tensors.
+    """
+
+    model: str
+    family: str
+    blocks: tuple[Mapping[str, LinearZeros], ...]
+    parameters: int
+    parameter_bytes: int
+    files: Mapping[str, int]
+    requested: Mapping[str, Any] | None
+    non_finite: Mapping[str, int] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def linears(self) -> list[LinearZeros]:
+        """All linears of all blocks."""
+        return [linear for block in self.blocks for linear in block.values()]
+
+    @property
+    def pattern(self) -> str | None:
+        """The pattern of every linear, if they all have the same."""
+        return common_pattern(self.linears)
+
+
+def inspect(model: Model) -> Inspection:
+    """Count zeros, NaN and Inf as stored, and find the pattern of every linear.
+
+    Args:
+        model: From `read_model`.
+
+    Returns:
+        What its files hold.
+
+    Raises:
+        RefimplError: A `pruning.json` beside it that is damaged.
+
+    Example:
+        >>> from refimpl import read_model
+        >>> inspection = inspect(read_model("fixtures/llama"))
+        >>> inspection.blocks[0]["q_proj"], inspection.requested
+        (LinearZeros(weights=1024, zeros=0, pattern=None, dtype='F32'), None)
+    """
+    requested = None
+    if (record := read_record(model)) is not None:
+        requested = {name: record[name] for name in ("method", "pattern")}
+        requested["sparsity"] = float(record["requested_sparsity"])
+    blocks = tuple(
+        {name: _zeros(model.weights[f"blocks.{i}.{name}.weight"]) for name in linears}
+        for i, linears in enumerate(model.config.linears)
+    )
+    stored = {weight.stored.name: weight.stored for weight in model.weights.values()}
+    bad = {name: _bad(tensor) for name, tensor in stored.items()}
+    return Inspection(
+        model.name,
+        model.config.family,
+        blocks,
+        sum(prod(tensor.shape) for tensor in stored.values()),
+        sum(tensor.nbytes for tensor in stored.values()),
+        {file.path.name: file.path.stat().st_size for file in model.files},
+        requested,
+        {name: count for name, count in bad.items() if count},
+        tuple(parts(x.name for x in model.ignored)),
+    )
+
+
+def inspection_document(inspection: Inspection) -> dict[str, Any]:
+    """An inspection as one JSON document; what is unknown is null."""
+    blocks = [
+        {
+            "index": i,
+            **_totals([*block.values()]),
+            "linears": [{"name": x, **vars(y), "sparsity": y.sparsity} for x, y in block.items()],
+        }
+        for i, block in enumerate(inspection.blocks)
+    ]
+    facts = {**vars(inspection), **_totals(inspection.linears)}
+    del facts["blocks"]
+    document: dict[str, Any] = plain({**facts, "blocks": blocks})
+    return document
+
+
+def common_pattern(linears: list[LinearZeros]) -> str | None:
+    """The pattern "n:m" that all linears (at least one) have, or None."""
+    patterns = {linear.pattern for linear in linears}
+    return patterns.pop() if len(patterns) == 1 else None
+
+
+def _totals(linears: list[LinearZeros]) -> dict[str, Any]:
+    """Sums over some linears."""
+    weights, zeros = sum(x.weights for x in linears), sum(x.zeros for x in linears)
+    return {
+        "weights": weights,
+        "zeros": zeros,
+        "sparsity": zeros / weights,
+        "pattern": common_pattern(linears),
+    }
+
+
+def _bad(tensor: StoredTensor) -> int:
+    """Count the NaN and Inf of a tensor, some rows at a time."""
+    count = (tensor.shape or (1,))[0]
+    step = max(1, AT_ONCE * count // max(1, prod(tensor.shape)))
+    pieces = (slice(start, start + step) for start in range(0, count, step))
+    return sum(count_bad(tensor.rows(rows)) for rows in pieces)
+
+
+def _zeros(weight: Weight) -> LinearZeros:
+    """Count the zeros of one linear."""
+    zero = is_zero(weight.as_stored)
+    pattern = None if (found := pattern_of(zero)) is None else str(found)
+    return LinearZeros(zero.size, int(np.count_nonzero(zero)), pattern, weight.stored.dtype)

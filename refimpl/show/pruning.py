@@ -5,8 +5,7 @@ from math import nan
 from pathlib import Path
 
 from refimpl.model.config import without_number
-from refimpl.pruning.inspection import Inspection, LinearZeros, common_pattern
-from refimpl.pruning.record import Pruning
+from refimpl.pruning.record import Inspection, LinearZeros, Pruning, common_pattern
 from refimpl.running.file_system import MIB
 from refimpl.show.header import model_facts, page, token_facts, wrapped
 from refimpl.show.table import Table, measured

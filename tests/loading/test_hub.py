@@ -18,7 +18,7 @@ from refusals import refusal_of
 from refimpl import read_model
 from refimpl.loading.files.hub import DOWNLOADED
 from refimpl.oracle.case import read_case
-from refimpl.pruning.inspection import read_record
+from refimpl.pruning.record import read_record
 
 NAME, MAIN = "org/tiny.model", f"org/tiny.model@{COMMITS['main']}"
 SMALL = ("--samples", "2", "--seq-len", "8")

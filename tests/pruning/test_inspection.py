@@ -19,7 +19,7 @@ from refusals import refusal_of
 
 from refimpl import read_model
 from refimpl.model.ops import Array
-from refimpl.pruning.inspection import LinearZeros, inspect, inspection_document
+from refimpl.pruning.record import LinearZeros, inspect, inspection_document
 from refimpl.show.pruning import inspection_table
 
 LLAMA = FIXTURES / "llama"

@@ -19,7 +19,7 @@ from refimpl.model.position_tables import alibi_bias
 from refimpl.model.state import State
 from refimpl.onnx.recording.array import Recorded
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, Graph, graph_weights
-from refimpl.pruning.inspection import inspect
+from refimpl.pruning.record import inspect
 from refimpl.version import __version__
 
 DTYPES = get_args(GraphDtype)
