@@ -110,11 +110,12 @@ class Noise(Perturbation):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "eta", self.etas)
+        etas = ", ".join(map(str, self.etas)) or "(none)"
         if not self.etas or any(not 0 < eta < inf for eta in self.etas):
-            etas, expected = self.etas or "(none)", "positive, finite relative magnitudes"
+            expected = "positive, finite relative magnitudes"
             raise RefimplError(f"`eta` {etas}", expected, "use for example `eta=0.01`")
         if len(set(self.etas)) < len(self.etas):
-            raise RefimplError(f"`eta` {self.etas}", "each value once", "remove the duplicates")
+            raise RefimplError(f"`eta` {etas}", "each value once", "remove the duplicates")
 
 
 @dataclass(frozen=True, kw_only=True)
