@@ -11,8 +11,7 @@ from refimpl.allocation.request import Noise, Perturbation, Probes, Request
 from refimpl.arguments import Count, common_option, option, same_option
 from refimpl.bases.base import bases
 from refimpl.cli import terminal
-from refimpl.cli.options import Group, argument, is_given, refuse
-from refimpl.cli.outputs import OutputKind, output_option
+from refimpl.cli.options import Group, OutputKind, argument, is_given, output_option, refuse
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import NoiseNorm, Sink
 from refimpl.model.model import Model

@@ -31,7 +31,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
             ("MODEL -o scores.json", "MODEL --text FILE --correct divergence"),
         ),
         "eval": (
-            "eval:command",
+            "evaluation:eval_command",
             "Measure perplexity and bits per byte on a text.",
             ("MODEL --text FILE", "MODEL --text FILE --windows 20 -o evaluation.json"),
         ),
@@ -55,7 +55,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "Look": {
         "bench": (
-            "bench:command",
+            "evaluation:bench_command",
             "Compare allocations in one table: score, prune and evaluate, by sparsity and seed.",
             ("MODEL --bases uniform,owl -o FOLDER", "MODEL --sparsity 0.6 --seeds 3 -o FOLDER"),
         ),
@@ -77,7 +77,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "Interchange": {
         "convert": (
-            "convert:command",
+            "formats:convert_command",
             "Write a GGUF, FP8 or MXFP4 model as a folder that the other commands read.",
             ("model.gguf -o FOLDER", "FP8_FOLDER -o FOLDER --dtype bfloat16"),
         ),
@@ -87,12 +87,12 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
             ("CASE actual.safetensors", "CASE trace.npz --only forward"),
         ),
         "export": (
-            "graphs:export_command",
+            "formats:export_command",
             "Write a model as an ONNX graph that other runtimes execute.",
             ("MODEL -o model.onnx", "MODEL -o trace.onnx --outputs trace"),
         ),
         "validate": (
-            "graphs:validate_command",
+            "formats:validate_command",
             "Compare every step of every block, and the logits, with another runtime.",
             ("MODEL", "MODEL --graph model.onnx"),
         ),

@@ -9,14 +9,13 @@ import typer
 
 from refimpl.arguments import common_option, option, same_option
 from refimpl.cli import groups
-from refimpl.cli.options import Group, argument, examples, with_groups
-from refimpl.cli.outputs import OutputKind, output_option
+from refimpl.cli.options import Group, OutputKind, argument, examples, output_option, with_groups
 from refimpl.cli.terminal import say
 from refimpl.loading.samples import SAMPLES, SEQ_LEN
 from refimpl.loading.text import model_tokens
 from refimpl.oracle.case_folders import FORWARD, case_or_model
 from refimpl.oracle.recipe import Recipe
-from refimpl.show.header import fitting, joined
+from refimpl.show.table import fitting, joined
 
 app = typer.Typer()
 

@@ -22,8 +22,7 @@ from refimpl.arguments import Compat, Fraction, common_option, option, same_opti
 from refimpl.bases.base import base_named
 from refimpl.bases.uniform import UNIFORM
 from refimpl.cli import groups
-from refimpl.cli.options import Group, refuse, with_groups
-from refimpl.cli.outputs import OutputKind, output_option
+from refimpl.cli.options import Group, OutputKind, output_option, refuse, with_groups
 from refimpl.cli.terminal import command_line, deliver, progress_bar
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
@@ -44,7 +43,7 @@ from refimpl.running.settings import Settings
 from refimpl.scoring.score import recommended
 from refimpl.scoring.signals import signals
 from refimpl.show.blocks import blocks_table
-from refimpl.show.pruning import inspection_table, pruning_table
+from refimpl.show.models import inspection_table, pruning_table
 
 TOKENS = ("text", "tokens", "samples", "seq_len")
 

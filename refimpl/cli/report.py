@@ -11,8 +11,7 @@ from typing import Annotated, Literal
 
 from refimpl.arguments import common_option
 from refimpl.cli.groups import ForceOptions
-from refimpl.cli.options import Group, argument, with_groups
-from refimpl.cli.outputs import OutputKind, output_option
+from refimpl.cli.options import Group, OutputKind, argument, output_option, with_groups
 from refimpl.cli.terminal import say
 from refimpl.errors import printable
 from refimpl.running.files import write_text
@@ -65,7 +64,7 @@ def plot_command(files: Runs, *, to: Annotated[FigureOptions, Group("Output")]) 
     Several figures become panels of one. This needs pip install 'refimpl[plot]'.
     """
     with _without_cache():
-        from refimpl.plot.inputs import panels, read_result  # not for --help
+        from refimpl.plot.page import panels, read_result  # not for --help
         from refimpl.plot.style import drawn, save
 
         shown = panels([read_result(path) for path in files], to.figure)

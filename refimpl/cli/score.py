@@ -26,7 +26,7 @@ from refimpl.running.work_units import open_executor
 from refimpl.scoring.score import score
 from refimpl.show.blocks import table
 from refimpl.show.explain import explanation_document, explanation_text
-from refimpl.show.header import joined, wrapped
+from refimpl.show.table import joined, wrapped
 
 SHORT = SAMPLES, SEQ_LEN  # the tokens of `refimpl explain`
 # The rest of an allocation is `refimpl allocate`'s: nothing that is measured depends on it.

@@ -1,26 +1,88 @@
-"""A self-contained page of figures and tables, for light and dark screens."""
+"""Files of results, told apart; their figures, and a self-contained page of figures and tables."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from html import escape
 from importlib.resources import files
 from io import StringIO
 from math import inf, nan
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from refimpl.allocation.allocate import allocate, requested
 from refimpl.allocation.scores import Scores
-from refimpl.bench.cells import Comparison
+from refimpl.allocation.scores_json import read_scores
+from refimpl.bench.cells import BENCH, Comparison, read_bench
 from refimpl.bench.tables import LEGEND, bench_table
-from refimpl.errors import printable
+from refimpl.errors import RefimplError, printable
 from refimpl.evaluation.evaluate import EvaluationDocument
-from refimpl.plot.inputs import Drawable, Panel, panels, read_result
+from refimpl.loading.files.documents import converted, parsed_object, read_file, reading_document
+from refimpl.plot import figures
 from refimpl.plot.style import FAINT, INK, METADATA, drawn, styled
-from refimpl.show.blocks import columns
-from refimpl.show.header import header, wrapped
-from refimpl.show.table import Table, measured
+from refimpl.show.blocks import columns, header
+from refimpl.show.table import Table, measured, wrapped
 from refimpl.version import __version__
+
+NAMED = (
+    "a whole file of refimpl",
+    "scores.json, what refimpl eval -o wrote, or a folder of refimpl bench",
+    "run that command again",
+)
+LARGEST = 1e100  # of numbers that a figure has room for
+Drawable = Scores | EvaluationDocument | Comparison
+
+
+Panel = tuple[str, Callable[..., Any]]
+"""The name of a figure, and what draws it."""
+
+
+def read_result(path: Path) -> Drawable:
+    """Read a file of any kind; a folder stands for the comparison or the scores in it."""
+    if path.name == BENCH or (path / BENCH).is_file():
+        return read_bench(path / BENCH if path.is_dir() else path)
+    path = path / "scores.json" if path.is_dir() else path
+    with reading_document(path, NAMED):
+        document = parsed_object(read_file(path), None, LARGEST)
+        if "scores" in document:
+            return read_scores(path)
+        if {"family", "run", "text"} <= document.keys():
+            return converted(document, EvaluationDocument)
+        raise ValueError("no scores, evaluation or comparison")
+
+
+def panels(results: Sequence[Drawable], wanted: str | None = None) -> list[Panel]:
+    """All figures of some results, or those of one name."""
+    found = [x for x in _panels(results) if wanted in (None, x[0])]
+    if not found:
+        raise RefimplError(
+            f"the files have {'nothing to draw' if wanted is None else f'no {wanted}'}",
+            "scores; evaluations of a pruned model; or a comparison of refimpl bench",
+            "add such a file, or evaluate a pruned model with refimpl eval -o",
+        )
+    return found
+
+
+def _panels(results: Sequence[Drawable]) -> Iterator[Panel]:
+    """The figures of scores and comparisons, and one of the evaluations on each text."""
+    texts: dict[object, list[EvaluationDocument]] = {}
+    for result in results:
+        if isinstance(result, Scores):
+            for i in range(len(result.sweep)):
+                yield "drift", partial(figures.drift, result, which=i)
+            yield "coefficients", partial(figures.coefficients, result)
+            if result.sweep[0].divergence is not None:
+                yield "divergence", partial(figures.divergence, result)
+            if result.made_for.get("base") is not None:  # it is no file
+                yield "allocation", partial(figures.allocation, result)
+        elif isinstance(result, EvaluationDocument):
+            texts.setdefault((result.text.sha256, result.text.window), []).append(result)
+        elif any(row.pruner for row in result.rows):
+            yield "comparison", partial(figures.comparison, result)
+    for same in texts.values():
+        if any(x.pruning is not None for x in same):
+            yield "comparison", partial(figures.comparison, same)
 
 
 def report(paths: Sequence[str | Path]) -> str:
@@ -59,8 +121,8 @@ def _sections(results: Sequence[Drawable]) -> Iterator[tuple[str, list[Panel], s
         shown = panels(evaluations) if any(x.pruning for x in evaluations) else []
         yield "Evaluations", shown, table_html(_evaluations(evaluations))
     for bench in (x for x in results if isinstance(x, Comparison)):
-        figures, table = panels([bench]), table_html(bench_table(bench))
-        yield "Comparison", figures, f"{table}\n<p>{html(LEGEND)}</p>"
+        table = table_html(bench_table(bench))
+        yield "Comparison", panels([bench]), f"{table}\n<p>{html(LEGEND)}</p>"
 
 
 def _evaluations(evaluations: Sequence[EvaluationDocument]) -> Table:
@@ -87,9 +149,9 @@ def _numbers(scores: Scores) -> str:
     return f"<details><summary>The numbers</summary>\n{table}\n<pre>{facts}</pre></details>"
 
 
-def _section(ident: str, heading: str, figures: Iterable[Panel], below: str) -> str:
+def _section(ident: str, heading: str, drawings: Iterable[Panel], below: str) -> str:
     """A section: its heading, figures side by side where they fit, and tables."""
-    shown = [f"<figure>\n{picture(x, f'{ident}-{i}-')}\n</figure>" for i, x in enumerate(figures)]
+    shown = [f"<figure>\n{picture(x, f'{ident}-{i}-')}\n</figure>" for i, x in enumerate(drawings)]
     grid = "\n".join(['<div class="grid">', *shown, "</div>"]) if shown else ""
     return f"<section>\n<h2>{html(heading)}</h2>\n{grid}\n{below}\n</section>"
 

@@ -5,14 +5,25 @@ from textwrap import wrap
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation
-from refimpl.allocation.request import Noise, Probes
+from refimpl.allocation.request import Noise, Probes, Request
 from refimpl.allocation.scores import AllocationErrors, Scores
 from refimpl.bases.uniform import UNIFORM
 from refimpl.method.absorption import CONFIDENCE, nan_mean, t_quantile
+from refimpl.method.correction import MAX_CORRECTION, STRENGTH
 from refimpl.method.perturbation import SINK_FACTOR
 from refimpl.model.ops import Array
-from refimpl.show.header import counted, header, page, terminal_width
-from refimpl.show.table import Table, measured, number
+from refimpl.show.table import (
+    Table,
+    counted,
+    measured,
+    model_facts,
+    number,
+    page,
+    terminal_width,
+    token_facts,
+)
+
+CHANGED = "lo", "hi", "max_correction", "correction_scale", "compat"  # shown if not as usual
 
 
 def table(scores: Scores, allocations: tuple[Allocation, ...]) -> str:
@@ -157,3 +168,38 @@ def footer(scores: Scores, allocation: Allocation) -> list[str]:
     if scores.plan.sink == "exclude":
         lines.append(f"{counted(int(scores.sinks.sum()), 'token')} of all blocks excluded as sinks")
     return lines
+
+
+def header(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, list[str]]:
+    """What was measured, on what, and the request for the allocation; without usual settings."""
+    made, usual = allocations[0], Request()
+    request, options = made.request, made.request.options
+    facts = [f"sparsity {request.sparsity:g}", f"base {request.record.name}"]
+    facts += [
+        f"{name} {x:g}" if isinstance(x, float) else f"{name} {x}" for name, x in options.items()
+    ]
+    facts.append(f"correction {request.correct or 'none'}")
+    if request.measured:
+        facts += ["strength measured", *_growth(made)]
+    elif request.correct is not None:
+        facts.append(f"strength {request.fixed_strength:g}")
+    values = {name: getattr(request, name) for name in CHANGED}
+    facts += [f"{name} {x}" for name, x in values.items() if x != getattr(usual, name)]
+    weights = f"{made.total_weights:,} prunable weights"
+    return {
+        "model": [*model_facts(scores.model, scores.family, scores.num_blocks), weights],
+        "tokens": token_facts(scores.tokens),
+        "allocation": facts,
+    }
+
+
+def _growth(allocation: Allocation) -> list[str]:
+    """How the errors grow that an allocation of measured strength is made of."""
+    grows = allocation.growth
+    assert grows is not None  # the strength is measured
+    probed, fits = int(grows.probed.sum()), int((grows.probed & grows.fits).sum())
+    if not fits:
+        return [f"no error grows as exp(kappa s): strength {STRENGTH}, at most {MAX_CORRECTION}"]
+    word = "probed block" if grows.fits.ndim == 1 else "probed linear"
+    odd = [f"{fits} of {counted(probed, word)} fit"] if fits < probed else []
+    return [f"kappa {grows.common_rate:.3g}", *odd]

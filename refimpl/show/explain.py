@@ -10,7 +10,7 @@ import numpy as np
 
 from refimpl.explanation.explain import Explanation
 from refimpl.explanation.shown_values import Figure, Step, described, full_name
-from refimpl.show.header import model_facts, page, terminal_width, wrapped
+from refimpl.show.table import model_facts, page, terminal_width, wrapped
 
 SHOWN_NUMBERS, IN_JSON = 4, 64  # numbers of an array
 IN = " " * 4

@@ -1,6 +1,9 @@
-"""A table of texts in its forms for a terminal and in Markdown; and numbers as texts."""
+"""Texts for a terminal: lines, labels with their facts, numbers; and tables, also in Markdown."""
 
+import os
 import re
+import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -8,7 +11,72 @@ from math import floor, isfinite, isnan, log10
 from textwrap import wrap
 
 from refimpl.errors import printable
-from refimpl.show.header import terminal_width
+from refimpl.loading.samples import TokenFacts
+
+NARROWEST, WIDTH, LABEL = 40, 100, 12  # columns of a line, and of the label before its facts
+
+
+def fits_terminal() -> bool:
+    """Whether stdout has a width: that of a terminal, or COLUMNS."""
+    return "COLUMNS" in os.environ or sys.stdout.isatty()
+
+
+def terminal_width() -> int:
+    """Columns of a line: what COLUMNS or the terminal says, at most `WIDTH`, at least 40."""
+    if fits_terminal():
+        return max(NARROWEST, min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH))
+    return WIDTH
+
+
+def fitting(line: str) -> list[str]:
+    """Pieces of a line that fit the terminal, with whole words; a command stays on one line."""
+    if not fits_terminal() or re.match(r"\w+: +refimpl ", line):
+        return [line]
+    width = terminal_width()
+    return wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: "1 block", "2 blocks"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def joined(lines: Iterable[str]) -> str:
+    """The text of some lines; what is foreign in a line cannot make another one."""
+    return "\n".join(map(printable, lines)) + "\n"
+
+
+def wrapped(facts: Mapping[str, Sequence[str]]) -> list[str]:
+    """Labels and their facts on lines that fit the terminal, broken between facts."""
+    lines, width = [], terminal_width() - LABEL
+    for label, texts in facts.items():
+        shown = [printable(text) for text in texts]
+        glued = ", ".join(
+            text.replace(" ", "\N{NO-BREAK SPACE}") if len(text) < width else text for text in shown
+        )
+        broken = wrap(glued, width, break_long_words=False, break_on_hyphens=False)
+        for i, line in enumerate(broken):
+            text = line.replace("\N{NO-BREAK SPACE}", " ")
+            lines.append(f"{'' if i else label:<{LABEL}}{text}")
+    return lines
+
+
+def page(*parts: Mapping[str, Sequence[str]] | Iterable[str]) -> str:
+    """Parts with an empty line between them: labels and facts, or lines, which fit the terminal."""
+    texts = [wrapped(part) if isinstance(part, Mapping) else [*part] for part in parts]
+    return joined(line for text in texts if text for line in ("", *text)).removeprefix("\n")
+
+
+def model_facts(name: str, family: str, num_blocks: int) -> list[str]:
+    """Which model it is."""
+    return [name, f"family {family}", counted(num_blocks, "block")]
+
+
+def token_facts(tokens: TokenFacts) -> list[str]:
+    """Where tokens came from."""
+    shape = f"{tokens.samples} x {tokens.seq_len}"
+    return [shape, *tokens.source.split(", "), f"sha256 {tokens.sha256[:12]}"]
+
 
 UNKNOWN = "-"
 HEADING = 24  # characters on a line of a heading, if its words are shorter

@@ -10,7 +10,7 @@ import pytest
 from conftest import FIXTURES
 from tables import cases
 
-from refimpl.show.evaluation import FLOOR
+from refimpl.show.models import FLOOR
 
 LLAMA = FIXTURES / "llama"
 TEXT = FIXTURES / "text.txt"

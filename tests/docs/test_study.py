@@ -14,7 +14,7 @@ from tools.regions import fill, regions
 
 from refimpl.bench.cells import Comparison, read_bench
 from refimpl.bench.tables import Summary, bench_table, change, percent, perplexity_of, summaries
-from refimpl.show.evaluation import FLOOR
+from refimpl.show.models import FLOOR
 from refimpl.show.table import Table, number
 
 ROOT = FIXTURES.parent

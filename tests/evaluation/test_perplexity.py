@@ -22,7 +22,7 @@ from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.evaluation.likelihood import Perplexity
 from refimpl.loading.samples import Windows, id_windows
 from refimpl.loading.text import byte_offsets, encoded_pieces, text_windows
-from refimpl.show.evaluation import evaluation_table
+from refimpl.show.models import evaluation_table
 
 LLAMA = FIXTURES / "llama"
 TOKENIZER = LLAMA / "tokenizer.json"

@@ -31,7 +31,7 @@ from refimpl.onnx.validate import Validation, validate
 from refimpl.oracle import measures
 from refimpl.oracle.check import Report
 from refimpl.oracle.measures import record_of
-from refimpl.show.graphs import validation_table
+from refimpl.show.oracle import validation_table
 
 LLAMA, LLAMA_CASE = FIXTURES / "llama", FIXTURES / "cases" / "llama"
 

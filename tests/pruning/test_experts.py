@@ -18,7 +18,7 @@ from refimpl.pruners.magnitude import magnitude_keep, magnitude_score
 from refimpl.pruners.pruner import Pruner
 from refimpl.pruning.block import InputSums, pruned_linears
 from refimpl.running.threads import Workers
-from refimpl.show.pruning import pruning_table
+from refimpl.show.models import pruning_table
 
 ONE = Tokens(np.array([[7]]), "one token", "ids")  # seen by two of five experts per block
 

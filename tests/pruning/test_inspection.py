@@ -20,7 +20,7 @@ from refusals import refusal_of
 from refimpl import read_model
 from refimpl.model.ops import Array
 from refimpl.pruning.record import LinearZeros, inspect, inspection_document
-from refimpl.show.pruning import inspection_table
+from refimpl.show.models import inspection_table
 
 LLAMA = FIXTURES / "llama"
 

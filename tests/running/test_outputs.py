@@ -123,7 +123,7 @@ def test_every_command_that_writes_is_in_the_table() -> None:
             for mark in get_args(parameter.annotation)[1:]
         )
     }
-    writing.remove("benchcommand")  # a line for each cell; see tests/bench
-    writing.remove("convertcommand")  # of foreign files; see tests/convert
+    writing.remove("evaluationbench_command")  # a line for each cell; see tests/bench
+    writing.remove("formatsconvert_command")  # of foreign files; see tests/convert
     writing -= {"reportcommand", "reportplot_command"}  # as others, after matplotlib's own steps
     assert len({name.split(" --")[0] for name in COMMANDS}) == len(writing)

@@ -17,9 +17,8 @@ from refimpl.allocation.request import Noise, Probes, Request
 from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signal
 from refimpl.loading.samples import TokenFacts
 from refimpl.running.provenance import Run
-from refimpl.show.blocks import table
-from refimpl.show.header import LABEL, WIDTH, header, wrapped
-from refimpl.show.table import aligned
+from refimpl.show.blocks import header, table
+from refimpl.show.table import LABEL, WIDTH, aligned, wrapped
 
 LINEARS = {"q_proj": (30, 20), "down_proj": (20, 30)}
 SEVEN_B = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (4096, 4096))

@@ -1,24 +1,73 @@
-"""`refimpl bench`: which allocation prunes a model best."""
+"""`refimpl eval` and `bench`: what a model is worth, and which allocation prunes it best."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import typer
 
-from refimpl.arguments import common_option, same_option
+from refimpl.arguments import common_option, option, same_option
 from refimpl.bench.cells import BENCH, TABLE, BenchSettings, BenchText, Grid
 from refimpl.cli import groups, terminal
-from refimpl.cli.eval import InputOptions
-from refimpl.cli.options import Group, argument, with_groups
-from refimpl.cli.outputs import OutputKind, output_option
+from refimpl.cli.options import Group, OutputKind, argument, output_option, refuse, with_groups
 from refimpl.errors import Interrupted, printable
+from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.loading.files.documents import filled, reading_document
-from refimpl.loading.text import CALIBRATION, EVALUATION
+from refimpl.loading.samples import id_windows
+from refimpl.loading.text import CALIBRATION, EVALUATION, model_windows
 from refimpl.running.file_system import file_digest
 from refimpl.running.files import write_text
 from refimpl.running.settings import Settings
-from refimpl.show.header import page
+from refimpl.show.models import evaluation_table
+from refimpl.show.table import page
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """The text of the perplexity."""
+
+    text: Path | None = common_option(
+        None,
+        "UTF-8 text, cut into consecutive windows, with the tokenizer.json in the model's folder. "
+        "Default: a text that comes with refimpl.",
+        "FILE",
+    )
+    tokens: Path | None = option(
+        None, "Token ids (.npy) instead of a text, used unchanged: rows are windows.", "FILE"
+    )
+    window: int | None = option(
+        None,
+        "Tokens per window, including BOS. Default: 512, or the model's longest sequence if that "
+        "is shorter; for rows of ids, their width.",
+        "N",
+    )
+    windows: int | None = common_option(
+        None, "Number of windows. Default: all, including a shorter last one.", "N"
+    )
+
+
+@with_groups
+def eval_command(
+    context: typer.Context,
+    model: groups.ModelPath,
+    *,
+    where: groups.Where,
+    on: Annotated[InputOptions, Group("Input")],
+    settings: Annotated[Settings, Group("Running", ("dtype", "threads"))],
+    to: groups.Outputs,
+) -> None:
+    """The model reads each window on its own."""
+    opened = where.read(model)
+    if on.tokens is not None:
+        refuse(context, ("text",), "--tokens", "one of them")
+        windows = id_windows(on.tokens, on.window, on.windows)
+    else:
+        windows = model_windows(opened, on.text, on.window, on.windows)
+    with terminal.progress_bar("evaluating") as progress:
+        evaluation = evaluate(opened, windows, replace(settings, progress=progress))
+    to.deliver(evaluation_document(evaluation), evaluation_table(evaluation))
+
 
 SOURCE = Group(
     "Tokens",
@@ -53,7 +102,7 @@ class BenchOptions:
 
 
 @with_groups
-def command(
+def bench_command(
     models: Annotated[
         list[Path], argument("MODEL", "Models, as for refimpl prune: files, folders or ids.")
     ],
@@ -81,8 +130,8 @@ def command(
     )
     opened, texts = [where.read(model) for model in models], (source.text, *texts)
     try:
-        bar = terminal.progress_bar
-        result, count = measured_cells(opened, grid, texts, shared, how.output, settings, bar)
+        more = how.output, settings, terminal.progress_bar
+        result, count = measured_cells(opened, grid, texts, shared, *more)
     except KeyboardInterrupt:
         kept = f"finished cells are kept in {how.output}"
         raise Interrupted(kept, terminal.command_line()) from None

@@ -1,6 +1,6 @@
-"""`refimpl export` and `refimpl validate`: a model as an ONNX graph, and whether runtimes agree."""
+"""`refimpl convert`, `export` and `validate`: a model in other formats, and other runtimes."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -8,12 +8,54 @@ import typer
 
 from refimpl.arguments import Device, GraphDtype, GraphOutputs, common_option, option, same_option
 from refimpl.cli import groups
-from refimpl.cli.options import Group, with_groups
-from refimpl.cli.outputs import OutputKind, output_option
-from refimpl.cli.terminal import deliver
+from refimpl.cli.options import Group, OutputKind, argument, output_option, with_groups
+from refimpl.cli.terminal import deliver, progress_bar
+from refimpl.convert.conversion import FloatDtype, convert
+from refimpl.errors import printable
 from refimpl.loading.samples import VALIDATED
 from refimpl.loading.text import model_tokens
+from refimpl.running.file_system import MIB
 from refimpl.running.settings import Settings
+
+SourcePath = Annotated[
+    Path,
+    argument(
+        "SOURCE",
+        "A GGUF file, or a folder in FP8 or MXFP4, or the id of one in the Hugging Face cache, "
+        "ORG/NAME[@REVISION].",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(groups.ForceOptions):
+    """What is written."""
+
+    output: Path = output_option(..., "The new folder.", "FOLDER", OutputKind.FOLDER)
+    dtype: FloatDtype | None = common_option(
+        None,
+        "Of all weights. Default: of each tensor the narrowest that contains its values exactly. "
+        "Those of GGUF's blocks and of FP8 are products of a number and a scale, which need "
+        "float32; MXFP4 fits bfloat16; 16 bits stay 16 bits.",
+    )
+    download: bool = same_option(groups.ModelOptions, "download")
+
+
+@with_groups
+def convert_command(
+    source: SourcePath, *, to: Annotated[ConvertOptions, Group("Output")], shown: groups.JsonFlag
+) -> None:
+    """GGUF needs pip install 'refimpl[convert]'."""
+    with progress_bar("convert") as progress:
+        done = convert(
+            source, to.output, to.dtype, force=to.force, download=to.download, progress=progress
+        )
+    lines = [
+        f"written: {to.output} ({done.family}, {done.tensors} tensors, {done.bytes / MIB:,.1f} MiB)"
+    ]
+    reason = "as asked for" if to.dtype else "exact"
+    lines += [f"{kind}: {dtype} ({reason})" for kind, dtype in done.dtypes.items()]
+    deliver({"conversion": asdict(done)}, "".join(printable(x) + "\n" for x in lines), shown.json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +80,7 @@ def export_command(
 ) -> None:
     """The graph takes any batch size and length. Needs pip install 'refimpl[onnx]'."""
     from refimpl.onnx.export import export, exported_document
-    from refimpl.show.graphs import export_table
+    from refimpl.show.oracle import export_table
 
     options = dict(vars(graph))
     exported = export(where.read(model), options.pop("output"), **options)
@@ -81,7 +123,7 @@ def validate_command(
     """
     from refimpl.onnx.validate import validate
     from refimpl.oracle.check import EXIT
-    from refimpl.show.graphs import validation_document, validation_table
+    from refimpl.show.oracle import validation_document, validation_table
 
     opened = where.read(model)
     tokens = model_tokens(opened, **vars(source), default=VALIDATED)
