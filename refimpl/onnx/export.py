@@ -61,7 +61,15 @@ def export(
     out = Path(out)
     data = Path(f"{out}.data")
     require(opset, integer(OLDEST_OPSET, NEWEST_OPSET), "opset")
-    _check_output(model, out, data, force)
+    if out.suffix != ".onnx":
+        raise RefimplError(
+            f"-o {out}", "a name that ends in .onnx", f"use {out.name or 'model'}.onnx"
+        )
+    inputs = {f"the model's {file.path.name}": file.path for file in model.files}
+    _undo(out, data)
+    for path in (out, data):
+        undo_killed(path)
+        check_file(path, inputs | {"config.json": model.config_path}, force)
     recording = graphs.Recording(model, dtype, data.name, opset)
     arrays = distinct(recording.carried)
     require_room(out.parent, SPARE + sum(x.nbytes for x in arrays), f"-o {out}")
@@ -138,16 +146,3 @@ def exported_document(exported: Exported) -> dict[str, Any]:
     """The document of `refimpl export --json`."""
     facts = vars(exported) | {"graph": str(exported.graph), "data": str(exported.data)}
     return {"format": EXPORT_FORMAT, **facts}
-
-
-def _check_output(model: Model, out: Path, data: Path, force: bool) -> None:
-    """Refuse a graph's file, and the data file beside it, that exist or cannot be written."""
-    if out.suffix != ".onnx":
-        raise RefimplError(
-            f"-o {out}", "a name that ends in .onnx", f"use {out.name or 'model'}.onnx"
-        )
-    inputs = {f"the model's {file.path.name}": file.path for file in model.files}
-    _undo(out, data)
-    for path in (out, data):
-        undo_killed(path)
-        check_file(path, inputs | {"config.json": model.config_path}, force)

@@ -9,12 +9,11 @@ from conftest import FIXTURES
 from processes import ENV, PROGRAM
 from program import ran
 
-LLAMA, CASE = FIXTURES / "llama", FIXTURES / "cases" / "llama"
+LLAMA = FIXTURES / "llama"
 COMMANDS: dict[str, tuple[object, ...]] = {
     "export": ("export", LLAMA, "-o", "written.onnx"),
     "validate": ("validate", LLAMA, "--seq-len", 5, "--threads", 1),
     "validate a graph": ("validate", LLAMA, "--graph", "graph.onnx", "--threads", 1),
-    "check a graph": ("check", CASE, "graph.onnx", "--only", "logits"),
 }
 
 

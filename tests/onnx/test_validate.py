@@ -33,7 +33,7 @@ from refimpl.oracle.check import Report
 from refimpl.oracle.measures import record_of
 from refimpl.show.oracle import validation_table
 
-LLAMA, LLAMA_CASE = FIXTURES / "llama", FIXTURES / "cases" / "llama"
+LLAMA = FIXTURES / "llama"
 
 
 def graph_of(case: str, folder: Path, dtype: str = "float32", **options: Any) -> Path:
@@ -102,10 +102,9 @@ def test_a_graph_of_one_length_is_judged_on_it(
 
 def test_a_graph_of_one_length_takes_no_other(folder: Path) -> None:
     path = fixed("llama", folder, 16)
-    for words in (("validate", LLAMA, "--graph", path), ("check", LLAMA_CASE, path)):
-        message = refused_by(*words)
-        assert "a graph for sequences of 16 tokens, and these have 1" in message
-        assert "use --seq-len 16" in message
+    message = refused_by("validate", LLAMA, "--graph", path)
+    assert "a graph for sequences of 16 tokens, and these have 1" in message
+    assert "use --seq-len 16" in message
     assert program(LLAMA, "--graph", path, "--seq-len", 16).code == 0
     assert program(LLAMA, "--graph", path, "--seq-len", 20).code == 0  # cut, as other batches
 

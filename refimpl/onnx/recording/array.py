@@ -89,7 +89,7 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
     def __setitem__(self, mask: Any, values: Any) -> None:
         """Let the array's rows where a mask is true be others: from now on it has another name."""
         changed = self.graph.add("ScatterND", self, _rows(mask), values, axes=self.axes)
-        self.graph.retire(self)
+        self.graph.retired.add(self.name)
         object.__setattr__(self, "name", changed.name)
 
     def __array_ufunc__(
@@ -112,7 +112,7 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
         dtypes = ufunc.resolve_dtypes((*map(_kind, inputs), None))
         result = self.graph.add(UFUNCS[ufunc], *map(_cast, inputs, dtypes))
         if out:  # x += y: from now on x names the result, so no other name may refer to the old x
-            self.graph.retire(self)
+            self.graph.retired.add(self.name)
             return result.astype(self.dtype)
         return result
 

@@ -1,6 +1,6 @@
 """Record NumPy code as an ONNX graph, by running it on arrays that record; the graph's weights."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -36,7 +36,7 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
         self.constants: dict[Any, Recorded] = {}
         self.fresh: dict[str, onnx.NodeProto] = {}  # makers of arrays neither named nor read so far
-        self.retired: set[str] = set()
+        self.retired: set[str] = set()  # names that no later node may read
         self.functions: dict[str, onnx.FunctionProto] = caller.functions if caller else {}
         self.calls: dict[Any, tuple[str, Kinds]] = caller.calls if caller else {}
 
@@ -132,7 +132,7 @@ class Graph:
             value = self.add("Identity", value)
         node = self.fresh.pop(value.name)
         node.name = node.output[0] = name
-        self.retire(value)
+        self.retired.add(value.name)
         return Recorded(self, name, value.kind, value.value)
 
     def labelled(self, value: Recorded, name: str) -> Recorded:
@@ -142,16 +142,8 @@ class Graph:
     def output(self, name: str, value: Recorded) -> Recorded:
         """Make an array an output under a name; use the result in its place."""
         value = self.named(value, name)
-        self.outputs_as_named([value])
+        self.outputs.append(helper.make_value_info(name, value.kind))
         return value
-
-    def outputs_as_named(self, values: Iterable[Recorded]) -> None:
-        """Make arrays outputs under the names that they have."""
-        self.outputs += [helper.make_value_info(value.name, value.kind) for value in values]
-
-    def retire(self, value: Recorded) -> None:
-        """Refuse every later read of an array by this name."""
-        self.retired.add(value.name)
 
     def model(self, name: str = "recorded", **facts: Any) -> onnx.ModelProto:
         """The recorded graph as a model, not checked."""

@@ -43,14 +43,24 @@ class Recording:
         location: str = "memory",
         opset: int = DEFAULT_OPSET,
     ) -> None:
-        _refuse_mixers(model.config)
+        for mixer in (kind.mixer for kind in model.config.blocks):
+            if mixer.not_recorded:
+                name = mixer.name.replace("_", " ")
+                raise RefimplError(
+                    f"blocks with a {name} cannot be part of a graph: {mixer.not_recorded}",
+                    "a model of a family with yes under ONNX in docs/reference/families.md",
+                    "use the commands that need no graph: score, prune, eval",
+                )
         if np.dtype(dtype).name not in DTYPES:
             raise RefimplError(f"dtype {np.dtype(dtype)}", ", ".join(DTYPES), "use one of these")
         self.model, self.dtype, self.location = model, np.dtype(dtype), location
         self.carried = graph_weights(model, dtype)
         self.graph = Graph(opset)
         self.ids: Any = self.graph.input(TOKENS, np.int64, (BATCH, SEQUENCE))
-        self.positions: Any = self._positions()
+        add = self.graph.add
+        length = add("Squeeze", add("Shape", self.ids, start=1, end=2))
+        positions = add("Range", np.int64(0), length, np.int64(1), axes=(SEQUENCE,))
+        self.positions: Any = self.graph.named(positions, "positions")
         self.places = self._places()
         self._entered: dict[str, Recorded] = {}
 
@@ -112,13 +122,6 @@ class Recording:
         """Logits [batch, sequence, V] of the state after the last block."""
         return head(state, self.weights("", HEAD), self.model.config, observe)
 
-    def _positions(self) -> Recorded:
-        """Token positions, [sequence]."""
-        add = self.graph.add
-        length = add("Squeeze", add("Shape", self.ids, start=1, end=2))
-        positions = add("Range", np.int64(0), length, np.int64(1), axes=(SEQUENCE,))
-        return self.graph.named(positions, "positions")
-
     def _places(self) -> list[Place]:
         """The place of each block, with its arrays named after its kind."""
         config, by_kind = self.model.config, {}
@@ -131,18 +134,6 @@ class Recording:
             named = {x: self.graph.named(array, f"places.{number}.{x}") for x, array in arrays}
             by_kind[kind] = _with(place, named)
         return [by_kind[kind] for kind in config.blocks]
-
-
-def _refuse_mixers(config: Config) -> None:
-    """Refuse a model with a mixer that ONNX cannot express."""
-    for kind in config.blocks:
-        if kind.mixer.not_recorded:
-            name = kind.mixer.name.replace("_", " ")
-            raise RefimplError(
-                f"blocks with a {name} cannot be part of a graph: {kind.mixer.not_recorded}",
-                "a model of a family with yes under ONNX in docs/reference/families.md",
-                "use the commands that need no graph: score, prune, eval",
-            )
 
 
 def _arrays(place: Place) -> dict[str, Any]:
@@ -173,7 +164,8 @@ def record(recording: Recording, outputs: GraphOutputs) -> None:
     for i, kind in enumerate(config.blocks):
         state, arrays = recording.block(i, state, kind.points if trace else kind.points[-1:])
         if trace:
-            graph.outputs_as_named(arrays.values())
+            for array in arrays.values():
+                graph.output(array.name, array)
 
     def observe(name: str, value: Any) -> Any:
         return graph.output(name, value) if trace else graph.labelled(value, name)
