@@ -64,6 +64,9 @@ class CandidateSteps:
 
 def read_outputs(path: Path) -> tuple[Mapping[str, Array], str | None]:
     """The arrays of a safetensors or `.npz` file, and the dtype that it states."""
+    if path.suffix == ".onnx":
+        step = f"run refimpl validate MODEL --graph {path}"
+        raise RefimplError(f"{path} is a graph", "a file of arrays, safetensors or .npz", step)
     with reading(path), open_file(path) as file:
         head = file.read(9)
     if head.startswith(b"PK") and head[4:] != b"\0\0\0\0{":  # a header's length may begin so, too
