@@ -46,8 +46,14 @@ STAGES = (
 )
 RANK = {name: rank for rank, names in enumerate(STAGES) for name in names}
 FILES, LINES, MEDIAN = 15, 400, 160
-ALL_LINES, ALL_FILES = 33_987, 219  # of the package; set to what is there after each reduction
-TEST_LINES, TOOL_LINES = 30_215, 7_000  # of tests/ without tests/tools, and of tests/tools
+ALL_LINES, ALL_FILES = 25_000, 160  # limits, not the size of today
+PACKAGE_LINES = {  # limits of packages, or of those that belong together
+    "model": 3150, "method": 900, "pruners bases": 2050, "scoring allocation": 2250,
+    "pruning": 1050, "loading": 4000, "convert": 900, "running": 1150,
+    "evaluation explanation": 1200, "onnx": 1210, "oracle testing": 3180, "show plot bench": 2100,
+    "cli": 1690,
+}  # fmt: skip
+TEST_LINES, TOOL_LINES = 24_500, 5_750  # of tests/ without tests/tools, and of tests/tools
 VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip
@@ -186,7 +192,12 @@ def test_modules_are_small_and_few_to_a_folder() -> None:
     assert {name: n for name, n in PACKAGES.items() if n > FILES} == {}
 
 
-def test_the_package_does_not_grow() -> None:
+@pytest.mark.parametrize("packages", PACKAGE_LINES)
+def test_a_package_fits_into_its_budget(packages: str) -> None:
+    assert sum(lines_of(f"refimpl/{name}") for name in packages.split()) <= PACKAGE_LINES[packages]
+
+
+def test_the_package_fits_into_its_budget() -> None:
     """Lines of Python, script and style, all counted."""
     files = [path for kind in ("py", "js", "css") for path in (ROOT / "refimpl").rglob(f"*.{kind}")]
     assert sum(len(path.read_text("utf-8").splitlines()) for path in files) <= ALL_LINES
@@ -198,7 +209,7 @@ def lines_of(folder: str) -> int:
     return sum(len(path.read_text("utf-8").splitlines()) for path in files)
 
 
-def test_tests_and_tools_do_not_grow() -> None:
+def test_tests_and_tools_fit_into_their_budgets() -> None:
     tools = lines_of("tests/tools")
     assert lines_of("tests") - tools <= TEST_LINES
     assert tools <= TOOL_LINES

@@ -29,11 +29,7 @@ def percent(nats: float, error: float) -> Change:
 
 @dataclass(frozen=True)
 class Summary:
-    """An allocation in a setting, measured on a text: nats per token, mean over seeds.
-
-    Its changes, with errors, are against the dense model, and against the baseline from `count`
-    pairs. The noise floor of the setting is in nats, NaN without reruns.
-    """
+    """An allocation on a text, in nats: means over seeds, paired changes, the noise floor."""
 
     model: str
     pruner: str

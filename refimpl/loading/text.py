@@ -269,11 +269,7 @@ def model_tokens(
     calibration: bool = False,
     default: tuple[int, int] = (SAMPLES, SEQ_LEN),
 ) -> Tokens:
-    """Tokens of a text or of ids, checked against the model's limits.
-
-    Without either, those for a calibration are cut from a text that comes with refimpl, and others
-    are drawn. `default` has the number of samples and of tokens in each; rows have their own.
-    """
+    """Tokens of a text or of ids, checked against the model; else of refimpl's text, or drawn."""
     config = model.config
     usual, longest = default[0], min(default[1], config.max_position_embeddings)
     length = longest if seq_len is None else seq_len

@@ -90,11 +90,7 @@ def export(
 
 
 def _write(out: Path, data: Path, graph: bytes, recording: graphs.Recording) -> None:
-    """Write both files, which get their names one after the other: the graph is the last.
-
-    An old graph never stands beside new data: old files wait in the hidden folder until the new
-    graph has its name.
-    """
+    """Write the data, then the graph, named last: an old graph never stands beside new data."""
     new_is_named = False
     try:
         with whole(out) as new_graph, whole(data) as new_data:

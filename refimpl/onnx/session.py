@@ -91,10 +91,7 @@ def open_session(
     threads: int | None = None,
     weights: Mapping[str, Array] | None = None,
 ) -> Session:
-    """Open a graph, itself or its file; weights replace its external tensors.
-
-    "auto" is CUDA if onnxruntime has it and loads the graph with it, else the CPU.
-    """
+    """Open a graph with weights; "auto" is CUDA if the graph loads there, else the CPU."""
     if uses_gpu(device):
         try:
             return _open(graph, CUDA, threads, weights)
@@ -242,11 +239,7 @@ class Opened:
 
 
 def read_graph(path: Path, trace: tuple[str, ...]) -> tuple[str, Any, Any, dict[str, Any]]:
-    """Read a graph, but not the weights beside it, given the names of all trace points.
-
-    Returns the name of its token ids and their dtype, the outputs to ask for, and what `Candidate`
-    has of it: which points it promises, in which dtype, for which length.
-    """
+    """Read a graph without weights: its token ids, the outputs to ask for, what it promises."""
     try:
         with open_file(path, LARGEST_GRAPH) as file:
             proto = onnx.load(file, load_external_data=False)

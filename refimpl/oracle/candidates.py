@@ -132,11 +132,7 @@ def candidate_case(
 def candidate_steps(
     case: Case, outputs: Mapping[str, Any], names: Path | None = None, decode: bool = False
 ) -> CandidateSteps:
-    """The steps that a candidate has, by the steps' own names, or those of a program.
-
-    If transformers' modules have more than twice as many steps as the candidate, the names may be
-    another program's: then all are asked for. `decode`: it has the last tokens of each sequence.
-    """
+    """The steps that a candidate has, by their own names or those of a program's modules."""
     outputs = {name: x for name, x in outputs.items() if name not in IDS}
     steps = case.expected.keys() & outputs  # a program, too, may have logits
     own = names is None and bool(steps - {LOGITS} or steps == outputs.keys())

@@ -73,10 +73,7 @@ class Truth(StepInputs):
         return self.own_errors(not self.is_chained(step))[step]
 
     def tolerance(self, step: str) -> float:
-        """The largest error of a step; 0 for counts and bits.
-
-        That of an allocation has in it how far it moves with the numbers that it is made of.
-        """
+        """The largest error of a step, with that of its inputs; 0 for counts and bits."""
         dtype, right, fed = self.computed_in, self.case.expected[step], not self.is_chained(step)
         tolerance = tolerance_of(step, right, self.own_error(step), dtype, fed)
         if step.endswith((".base", ".corrected")) and not self.stepwise:
@@ -132,11 +129,7 @@ def truth_of(
     chained: bool = False,
     wanted: Names = None,
 ) -> Truth:
-    """Compute the steps from what a candidate wrote, and from the tokens what it did not write.
-
-    All from the tokens, if its numbers are beyond any range.
-    With the steps that are wanted come later ones that explain near ties: of tokens, of outliers.
-    """
+    """The steps from what a candidate wrote, and from the tokens where it wrote nothing."""
     if wanted is not None:
         later = [f"*.{ROUTER}"] + ["pruned.*.squares"] * ("owl.signal" in wanted)
         wanted = {*wanted}.union(*(fnmatch.filter(case.expected, x) for x in later))

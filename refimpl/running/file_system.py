@@ -107,10 +107,7 @@ def to_disk(path: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """Yield a path for a new file, renamed to `path` when it is on the disk; an error removes it.
-
-    Only one run at a time may write in the folder.
-    """
+    """Yield a path, renamed to `path` when its file is on the disk; an error removes it."""
     beside = path.with_name(f".{path.name}")
     try:
         yield beside

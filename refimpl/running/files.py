@@ -73,10 +73,7 @@ def undo_killed(target: Path) -> None:
 
 
 def undo(work: Path, target: Path, resumable: bool = False) -> None:
-    """Put an old folder back if there is no new one, else delete it; remove what was not whole.
-
-    A `resumable` copy stays if some of its blocks are done.
-    """
+    """Put an old folder back, or delete it beside a new one; a `resumable` copy may stay."""
     if not (resumable and is_own(work / DONE) and is_folder(work / NEW)):
         remove(work / DONE)
         remove(work / NEW)

@@ -233,11 +233,7 @@ def _open_shards(index: Path) -> tuple[SafetensorsFile, ...]:
 
 @dataclass(frozen=True)
 class ConvertedTensor:
-    """A tensor as it will be written: its name, dtype and shape in the new file.
-
-    `kind` is how the source stores it, such as "Q4_K". `pieces` makes its values in their order, in
-    arrays of any shape and dtype.
-    """
+    """A tensor of the new file; `kind` is how the source stores it, `pieces` its values."""
 
     name: str
     dtype: str

@@ -97,11 +97,7 @@ class Graph:
         name: str,
         variant: Hashable = None,
     ) -> dict[str, Recorded]:
-        """Call a function of the model: outputs by its names, in the graph `{name}.{output}`.
-
-        The body is recorded for each variant and each new kind of inputs; where that gives other
-        nodes, it is a function of its own, with a number after its name.
-        """
+        """Call a function of the model, recorded once for each variant and kind of inputs."""
         self._read(function, list(inputs.values()))
         key = function, variant, *((x, y.kind.SerializeToString()) for x, y in inputs.items())
         if key not in self.calls:
