@@ -41,7 +41,11 @@ Panel = tuple[str, Callable[..., Any]]
 def read_result(path: Path) -> Drawable:
     """Read a file of any kind; a folder stands for the comparison or the scores in it."""
     if path.name == BENCH or (path / BENCH).is_file():
-        return read_bench(path / BENCH if path.is_dir() else path)
+        bench = read_bench(path / BENCH if path.is_dir() else path)
+        if all(row.pruner is None for row in bench.rows):
+            problem = f"{path}: no pruned model was measured yet"
+            raise RefimplError(problem, "a comparison with cells", "run refimpl bench again")
+        return bench
     path = path / "scores.json" if path.is_dir() else path
     with reading_document(path, NAMED):
         document = parsed_object(read_file(path), None, LARGEST)

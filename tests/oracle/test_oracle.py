@@ -318,7 +318,7 @@ def test_16_bits_are_read_and_mistakes_found(
     arrays = steps(model, case.inputs["token_ids"], case.recipe, "float32")
     right = written(case, arrays, dtype)
     path = write_arrays(tmp_path / "actual.safetensors", right)
-    done = run("check", CASES / name, path, "--only", "blocks.*", "--only", "logits", "--json")
+    done = run("check", case.folder, path, "--only", "blocks.*", "--only", "logits", "--json")
     document = json.loads(done.out)
     rest = {x["status"] for x in document["steps"]} - {"pass"}
     assert (done.code, document["verdict"]) == ((3, "not judged") if rest else (0, "pass"))

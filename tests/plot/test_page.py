@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import FIXTURES
 from html_page import Page
 from program import ran, refused
 from report_files import EVERYTHING, edited
@@ -111,3 +112,11 @@ def test_changed_files_are_refused(case: str, files: dict[str, Path], tmp_path: 
     assert "no scores, eval" in refused("report", files["dense/pruning.json"], "-o", out)
     assert "nothing to draw" in refused("plot", files["eval-whole.json"], "-o", out)
     assert not out.exists()
+
+
+def test_a_comparison_without_pruned_models_is_refused(tmp_path: Path) -> None:
+    study = FIXTURES.parent / "docs" / "study" / "smollm2" / "bench.jsonl"
+    head, *rows = study.read_bytes().splitlines(keepends=True)
+    dense = [row for row in rows if json.loads(row).get("pruner") is None]
+    (tmp_path / "bench.jsonl").write_bytes(b"".join([head, *dense]))
+    assert "no pruned model" in refused("report", tmp_path / "bench.jsonl", "-o", "x.html")

@@ -83,7 +83,8 @@ def test_no_case_passes_what_nobody_computed(name: str, dtype: str, way: str) ->
         report = check(case, {x: actual[x] for x in answers}, tuple(answers), **how)
         assert report.verdict != "pass"
         passed = {x.step: x.error for x in report.steps if x.status == "pass"}
-        assert {k: x for k, x in passed.items() if x > EPS[dtype]} == {}
+        right = max(EPS[dtype], 1e-14)  # float64 by another kernel of BLAS than the case's
+        assert {k: x for k, x in passed.items() if x > right} == {}
 
 
 def test_a_block_that_adds_nothing_diverges_where_its_tolerance_does_not_see_it() -> None:
