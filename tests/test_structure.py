@@ -185,6 +185,11 @@ def test_the_library_loads_nothing_it_does_not_need() -> None:
     )
 
 
+def test_an_oracle_in_another_project_needs_no_onnx() -> None:
+    code = "import refimpl.testing.case_fixture, refimpl.cli.oracle; print('onnx' in sys.modules)"
+    assert printed(f"import sys; sys.modules['onnxruntime'] = None; {code}") == "False\n"
+
+
 def test_modules_are_small_and_few_to_a_folder() -> None:
     lines = {name: len(path.read_text("utf-8").splitlines()) for name, path in MODULES.items()}
     assert {name: n for name, n in lines.items() if n > LINES} == {}

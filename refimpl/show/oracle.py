@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refimpl.loading.files.documents import Document, filled, plain
-from refimpl.onnx.export import Exported
-from refimpl.onnx.validate import Validation
 from refimpl.oracle.check import Report, Verdict, Way
 from refimpl.oracle.measures import Status, StepResult, kind_of, stage_of
 from refimpl.running.file_system import MIB
 from refimpl.show.table import Table, counted, fitting, model_facts, page, token_facts
 from refimpl.version import SPEC, __version__
+
+if TYPE_CHECKING:  # check needs no onnx
+    from refimpl.onnx.export import Exported
+    from refimpl.onnx.validate import Validation
 
 SHOWN = 3  # names of steps in a line
 UNJUDGED = {"missing": "missing", "conditional": "not judged", "unresolved": "not resolved"}
@@ -165,7 +167,7 @@ def report_document(report: Report, candidate: str) -> dict[str, Any]:
 VALIDATION_FORMAT = 3  # of `validate --json`
 
 
-def validation_table(validation: Validation) -> str:
+def validation_table(validation: "Validation") -> str:
     """A row per run, the verdict, and the first wrong step with its usual causes."""
     graph, runs = validation.graph, {_name(x): x.steps for x in validation.reports}
     facts = {
@@ -185,7 +187,7 @@ def validation_table(validation: Validation) -> str:
     return page(facts, steps_table("run", runs).lines(), lines)
 
 
-def validation_document(validation: Validation) -> dict[str, Any]:
+def validation_document(validation: "Validation") -> dict[str, Any]:
     """A validation as one JSON document; an error that is no number is null."""
     facts = {name: x for name, x in vars(validation).items() if name != "reports"}
     runs = []
@@ -207,7 +209,7 @@ def _shape(report: Report) -> list[int]:
     return list(report.case.inputs["token_ids"].shape)
 
 
-def export_table(exported: Exported) -> str:
+def export_table(exported: "Exported") -> str:
     """What was written, a line per fact."""
     facts, count = exported.metadata, counted(exported.tensors, "tensor")
     zeros, prunable = (int(facts[f"prunable_{name}"]) for name in ("zeros", "weights"))

@@ -142,11 +142,7 @@ def number(value: float, form: str = ".4g") -> str:
 
 
 def measured(value: float, error: float, form: str = ".4g") -> str:
-    """A number and its standard error, in the digits that the error deserves: its first two.
-
-    Beyond five digits of the number, both are rounded: an error of few samples can be as small as
-    what rounding changes. It is at least a unit of the last digit.
-    """
+    """A number and its standard error, in the error's first two digits, at most five of both."""
     if not (isfinite(error) and error > 0):
         return number(value, form)
     decimals = min(1 - floor(log10(error)), 4 - floor(log10(abs(value) or error)))
