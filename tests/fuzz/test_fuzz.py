@@ -34,7 +34,7 @@ def test_a_fixed_sample() -> None:
     )
 
 
-@pytest.mark.thorough
+@pytest.mark.fuzz
 def test_files_that_are_pipes_devices_or_sparse() -> None:
     assert " 0 failures" in fuzzed("--kinds")
 
