@@ -16,7 +16,7 @@ from refimpl.loading.files.safetensors_file import ConvertedTensor
 from refimpl.model.ops import Array
 from refimpl.model.weight import STORED_DTYPES, StoredTensor
 
-KEYS = {  # most only say what the tensors show
+FORMAT_KEYS = {  # most only say what the tensors show
     "quant_method", "fmt", "expert_dtype", "activation_scheme", "weight_block_size", "scale_fmt",
     "dequantize", "modules_to_not_convert", "ignored_layers", "modules_to_convert",
 }  # fmt: skip
@@ -56,7 +56,7 @@ def block_size(config: Any, source: str) -> list[int]:
     entries = config if isinstance(config, dict) else {}
     method = entries.get("quant_method")
     odd = method is None or any(
-        value not in (ONLY.get(key, (value,)) if key in KEYS else (None, False, [], {}))
+        value not in (ONLY.get(key, (value,)) if key in FORMAT_KEYS else (None, False, [], {}))
         for key, value in entries.items()
     )
     block = entries.get("weight_block_size") or []

@@ -23,8 +23,8 @@ from refimpl.running.files import check_folder, whole
 from refimpl.running.threads import Progress
 
 FloatDtype = Literal["float32", "float16", "bfloat16"]
-NAMES = {dtype.name: name for name, dtype in STORED_DTYPES.items()}
-SPARE, MOST = 1 << 26, 1 << 30  # bytes of all files but the weights, and of one of these
+STORED_NAMES = {dtype.name: name for name, dtype in STORED_DTYPES.items()}
+OTHER_FILES, LARGEST_FILE = 1 << 26, 1 << 30  # bytes, beside the weights
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def convert(
     """
     path, _ = local_files(source, download)
     config, made, files = _from_gguf(path) if is_gguf(path) else _from_folder(path)
-    tensors = [replace(x, dtype=NAMES[dtype]) if dtype else x for x in made.values()]
+    tensors = [replace(x, dtype=STORED_NAMES[dtype]) if dtype else x for x in made.values()]
     total = sum(tensor.nbytes for tensor in tensors)
-    check_folder(target, {"SOURCE": path}, force, total + SPARE)
+    check_folder(target, {"SOURCE": path}, force, total + OTHER_FILES)
     matrices = {STORED_DTYPES[tensor.dtype] for tensor in tensors if len(tensor.shape) > 1}
     config["dtype"] = max(matrices, key=lambda each: each.itemsize).name
     files["config.json"] = (json.dumps(config, indent=1) + "\n").encode()
@@ -101,4 +101,4 @@ def _from_folder(path: Path) -> Contents:
     claim(tensors, read_config(entries, source), path)  # type: ignore[arg-type]
     beside = companion_files(path, [file.path.name for file in files])
     refuse_links_away(path, beside.values())
-    return entries, tensors, {name: read_file(x, MOST) for name, x in beside.items()}
+    return entries, tensors, {name: read_file(x, LARGEST_FILE) for name, x in beside.items()}

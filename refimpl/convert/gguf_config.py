@@ -16,7 +16,7 @@ Facts = dict[str, Any]  # of a file's metadata
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture of llama.cpp: its family, and what its files say beside `KEYS`."""
+    """One architecture of llama.cpp: its family, and what its files say beside `COMMON_KEYS`."""
 
     model_type: str
     hub_class: str  # in transformers
@@ -30,7 +30,7 @@ class Architecture:
         return replace(self, model_type=model_type, hub_class=hub_class, **changes)
 
 
-KEYS = {  # of every architecture
+COMMON_KEYS = {  # of every architecture
     "context_length": "max_position_embeddings", "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers", "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
@@ -42,26 +42,26 @@ KEYS = {  # of every architecture
     "vocab_size": "", "attention.layer_norm_rms_epsilon": "", "attention.layer_norm_epsilon": "",
 }  # fmt: skip
 SLIDING = {"attention.sliding_window": "sliding_window"}
-LLAMA = Architecture("llama", "LlamaForCausalLM", paired=True)
-MIXTRAL = LLAMA.like("mixtral", "MixtralForCausalLM")
-QWEN2 = Architecture("qwen2", "Qwen2ForCausalLM")
-QWEN3 = Architecture("qwen3", "Qwen3ForCausalLM")
-COHERE = Architecture("cohere", "CohereForCausalLM", {"logit_scale": "logit_scale"})
+_LLAMA = Architecture("llama", "LlamaForCausalLM", paired=True)
+_MIXTRAL = _LLAMA.like("mixtral", "MixtralForCausalLM")
+_QWEN2 = Architecture("qwen2", "Qwen2ForCausalLM")
+_QWEN3 = Architecture("qwen3", "Qwen3ForCausalLM")
+_COHERE = Architecture("cohere", "CohereForCausalLM", {"logit_scale": "logit_scale"})
 PARALLEL = {"use_parallel_residual": "use_parallel_residual"}
 CAPS = {**SLIDING, ATTENTION_CAP: ATTENTION_CAP, FINAL_CAP: FINAL_CAP}
 GRANITE_SCALES = {
     "embedding_scale": "embed_scale", "attention.scale": "attention_scale",
     "residual_scale": "residual_scale", "logit_scale": "logit_divisor",
 }  # fmt: skip
-GRANITE = LLAMA.like("granite", "GraniteForCausalLM", keys=GRANITE_SCALES)
+_GRANITE = _LLAMA.like("granite", "GraniteForCausalLM", keys=GRANITE_SCALES)
 ARCHITECTURES = {
-    "llama": LLAMA,
-    "smollm3": LLAMA.like("smollm3", "SmolLM3ForCausalLM"),
-    "arcee": LLAMA.like("arcee", "ArceeForCausalLM"),
-    "qwen2": QWEN2,
-    "qwen3": QWEN3,
-    "qwen2moe": QWEN2.like("qwen2_moe", "Qwen2MoeForCausalLM", fixed={"norm_topk_prob": False}),
-    "qwen3moe": QWEN3.like("qwen3_moe", "Qwen3MoeForCausalLM", fixed={"norm_topk_prob": True}),
+    "llama": _LLAMA,
+    "smollm3": _LLAMA.like("smollm3", "SmolLM3ForCausalLM"),
+    "arcee": _LLAMA.like("arcee", "ArceeForCausalLM"),
+    "qwen2": _QWEN2,
+    "qwen3": _QWEN3,
+    "qwen2moe": _QWEN2.like("qwen2_moe", "Qwen2MoeForCausalLM", fixed={"norm_topk_prob": False}),
+    "qwen3moe": _QWEN3.like("qwen3_moe", "Qwen3MoeForCausalLM", fixed={"norm_topk_prob": True}),
     "gemma": Architecture("gemma", "GemmaForCausalLM"),
     "gemma2": Architecture(
         "gemma2", "Gemma2ForCausalLM", CAPS,
@@ -72,11 +72,11 @@ ARCHITECTURES = {
         {"rope_local_base_freq": 10000.0, "_sliding_window_pattern": 6, ATTENTION_CAP: None,
          FINAL_CAP: None},
     ),
-    "granite": GRANITE,
-    "granitemoe": GRANITE.like("granitemoe", "GraniteMoeForCausalLM"),
+    "granite": _GRANITE,
+    "granitemoe": _GRANITE.like("granitemoe", "GraniteMoeForCausalLM"),
     "nemotron": Architecture("nemotron", "NemotronForCausalLM"),
-    "command-r": COHERE,
-    "cohere2": COHERE.like("cohere2", "Cohere2ForCausalLM", keys={**COHERE.keys, **SLIDING}),
+    "command-r": _COHERE,
+    "cohere2": _COHERE.like("cohere2", "Cohere2ForCausalLM", keys={**_COHERE.keys, **SLIDING}),
     "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM"),
     "exaone": Architecture("exaone", "ExaoneForCausalLM"),
     "glm4": Architecture("glm4", "Glm4ForCausalLM"),
@@ -94,18 +94,18 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-IRRELEVANT = ("general.", "tokenizer.", "split.", "quantize.", "GGUF.")  # beginnings of keys
+SKIPPED_KEYS = ("general.", "tokenizer.", "split.", "quantize.", "GGUF.")  # beginnings of keys
 NEEDED = ("context_length", "embedding_length", "block_count", "attention.head_count")
 EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
 ROPE_FACTORS = "rope_freqs.weight"
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LLAMA3_ROPE = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
 NEUTRAL = {"rope.scaling.attn_factor": 1, "rope.scaling.finetuned": True}  # they change nothing
 PRESENT = {  # keys that are true if there is such a tensor
     "attention_bias": "attn_q.bias", "use_qkv_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias",
     "use_bias": "attn_output.bias", "attention_out_bias": "attn_output.bias",
     "use_qk_norm": "attn_q_norm.weight",
 }  # fmt: skip
-LARGEST = ("gemma2", 46), ("gemma3_text", 62)  # of these blocks: the attention scale is of D / H
+LARGEST_GEMMAS = ("gemma2", 46), ("gemma3_text", 62)  # their attention scale is of D / H
 
 
 def architecture_of(metadata: Facts) -> Architecture:
@@ -113,7 +113,7 @@ def architecture_of(metadata: Facts) -> Architecture:
     name = metadata.get("general.architecture")
     if name not in ARCHITECTURES:
         raise ValueError(f"the architecture {name!r} is none of {', '.join(ARCHITECTURES)}")
-    return MIXTRAL if metadata.get("llama.expert_count") else ARCHITECTURES[name]
+    return _MIXTRAL if metadata.get("llama.expert_count") else ARCHITECTURES[name]
 
 
 def config_entries(
@@ -126,7 +126,7 @@ def config_entries(
         if isinstance(value, float)  # its shortest decimals
         else value
         for key, value in metadata.items()
-        if not key.startswith(IRRELEVANT)
+        if not key.startswith(SKIPPED_KEYS)
     }
     entries: dict[str, Any] = {"model_type": family.model_type}
     entries["architectures"] = [architecture.hub_class]
@@ -138,7 +138,7 @@ def config_entries(
     values: dict[str, Any] = {**architecture.fixed}
     if "rope_theta" in family.keys:
         values["rope_theta"] = 10000.0  # llama.cpp's, whatever the family's
-    for key, ours in {**KEYS, **architecture.keys, EPSILON[family.norm]: "norm_eps"}.items():
+    for key, ours in {**COMMON_KEYS, **architecture.keys, EPSILON[family.norm]: "norm_eps"}.items():
         if (value := facts.pop(key, None)) is not None and ours:
             values[ours] = value
     if not values.get("sliding_window", 1):
@@ -183,7 +183,7 @@ def _heads(entries: dict[str, Any], family: Family, facts: Facts) -> Iterator[st
             yield f"rope.dimension_count: expected {head_dim}, got {rotary}"
         entries[family.spelling("partial_rotary_factor")] = rotary / head_dim
     if "query_pre_attn_scalar" in family.keys:
-        largest = (family.model_type, entries.get("num_hidden_layers")) in LARGEST
+        largest = (family.model_type, entries.get("num_hidden_layers")) in LARGEST_GEMMAS
         entries["query_pre_attn_scalar"] = plain if largest else head_dim
 
 
@@ -200,7 +200,7 @@ def _scaling(
     if factors := tensors.get(ROPE_FACTORS):
         theta, channels = (entries[family.spelling(x)] for x in ("rope_theta", "head_dim"))
         stored = factors.array.astype(np.float64)
-        llama3: dict[str, Any] = LLAMA3 | {"factor": float(stored.max())}
+        llama3: dict[str, Any] = LLAMA3_ROPE | {"factor": float(stored.max())}
         right = 2 * stored.size == channels and 1 <= stored.min() <= stored.max() < np.inf
         if right:
             plain, scaled = Rope(theta, channels), Rope(theta, channels, "llama3", **llama3)

@@ -16,7 +16,7 @@ from refimpl.model.weight import STORED_DTYPES, WeightFile
 
 DAMAGES = ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
 MOST_ENTRIES, MOST_ELEMENTS = 1 << 16, 1 << 23
-PIECE = 1 << 20  # weights that are de-quantised at once
+WEIGHTS_AT_ONCE = 1 << 20  # weights that are de-quantised at once
 
 
 class BoundedReader(GGUFReader):
@@ -68,7 +68,7 @@ class GgufTensor:
     def pieces(self) -> Iterator[Array]:
         """All of it, some values at a time."""
         block, count = GGML_QUANT_SIZES[self.kind][0], prod(self.shape)
-        step = PIECE // block * block
+        step = WEIGHTS_AT_ONCE // block * block
         for start in range(0, count, step):
             yield self._values(start, min(step, count - start))
 

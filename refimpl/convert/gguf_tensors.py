@@ -17,7 +17,7 @@ from refimpl.model.ops import Array
 from refimpl.model.weight import STORED_DTYPES, paste
 
 # llama.cpp's names of our roles, of which gguf's map does not know the names in transformers
-NAMES = {f"experts.{x}_proj.weight": f"ffn_{x}_exps.weight" for x in ("gate", "up", "down")}
+_STACKED = {f"experts.{x}_proj.weight": f"ffn_{x}_exps.weight" for x in ("gate", "up", "down")}
 
 
 def converted_tensors(
@@ -46,7 +46,7 @@ def converted_tensors(
 def _own_name(ours: str) -> str:
     """llama.cpp's name of a tensor by our name."""
     _, number, part = ours.split(".", 2) if ours.startswith("blocks.") else ("", "", ours)
-    return f"blk.{number}.{NAMES.get(without_number(part))}"
+    return f"blk.{number}.{_STACKED.get(without_number(part))}"
 
 
 def _as_stored(name: str, source: GgufTensor, shape: tuple[int, ...]) -> ConvertedTensor:

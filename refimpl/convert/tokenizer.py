@@ -10,24 +10,24 @@ from refimpl.convert.gguf_config import Facts
 NORMAL, UNKNOWN, SPECIAL, USER, UNUSED, BYTE = range(1, 7)  # types of tokens
 MOST_SPLIT = 1 << 27  # squares of the lengths of all tokens: the time to split them in all ways
 SPACE = "▁"  # SentencePiece's
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3 = (
+_GPT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN = _LLAMA.replace(r"\p{N}{1,3}", r"\p{N}")
 # What cuts a text before BPE, by tokenizer.ggml.pre: a pattern, digits one by one, NFC first (as in
 # the model's own tokenizer), and whether pieces that are tokens stay whole whatever the merges say
 # and BOS begins a text unless the file says otherwise.
 CUTS = {
     name: cut
     for names, *cut in (
-        ("gpt-2 phi-2 olmo mpt trillion mellum a.x-4.0 granite-docling", GPT2, False, False, False),
-        ("smollm starcoder refact command-r codeshell exaone minerva-7b", GPT2, True, False, False),
-        ("llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0 lfm2", LLAMA3, False, False, True),
-        ("dbrx smaug-bpe glm4 chatglm-bpe", LLAMA3, False, False, False),
-        ("qwen2", QWEN2, False, True, False),
-        ("deepseek-r1-qwen megrez kormo stablelm2", QWEN2, False, False, False),
+        ("gpt-2 phi-2 olmo mpt trillion mellum a.x-4.0 granite-docling", _GPT, False, False, False),
+        ("smollm starcoder refact command-r codeshell exaone minerva-7b", _GPT, True, False, False),
+        ("llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0 lfm2", _LLAMA, False, False, True),
+        ("dbrx smaug-bpe glm4 chatglm-bpe", _LLAMA, False, False, False),
+        ("qwen2", _QWEN, False, True, False),
+        ("deepseek-r1-qwen megrez kormo stablelm2", _QWEN, False, False, False),
     )
     for name in names.split()
 }
@@ -102,11 +102,11 @@ def _byte_level(facts: Facts, tokens: Sequence[str]) -> dict[str, Any]:
     if missing or any(len(merge) != 2 for merge in merges) or (long and not merges):
         raise ValueError("it has merges of tokens that it lacks, or no merges")
     steps: list[Any] = [{"type": "Digits", "individual_digits": True}] if digits else []
-    if pattern != GPT2:
+    if pattern != _GPT:
         split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
         steps.append({**split, "invert": False})
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    steps.append({**byte_level, "use_regex": pattern == GPT2})
+    steps.append({**byte_level, "use_regex": pattern == _GPT})
     return {
         "normalizer": {"type": "NFC"} if normalised else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},

@@ -16,7 +16,8 @@ from refimpl.errors import RefimplError
 from refimpl.loading.samples import Ids
 from refimpl.method.perturbation import extended
 from refimpl.model.config import Config
-from refimpl.model.forward import Weights, final_state, logits
+from refimpl.model.forward import final_state, logits
+from refimpl.model.mixers.parts import Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array, loud
 from refimpl.model.state import State, checked_ids

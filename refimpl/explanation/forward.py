@@ -9,6 +9,7 @@ import numpy as np
 from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.model import attention, experts, forward, ops, position_tables
 from refimpl.model.config import BLOCK_EMBED, Config
+from refimpl.model.mixers import parts
 from refimpl.model.mixers.block_embedding import block_embedding
 from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.ops import Array
@@ -22,7 +23,7 @@ TOP = 5  # candidates for the next token
 def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Step]:
     """Tokens, one block whose weights have these names, and the next token."""
     kind, facts = config.blocks[index], config.experts
-    norm = (ops.rms_norm if config.norm == "rms" else ops.layer_norm, forward.norm)
+    norm = (ops.rms_norm if config.norm == "rms" else ops.layer_norm, parts.norm)
     scaled = () if config.residual_scale == 1 else (ops.scaled,)
     mlp: Functions = (forward.mlp, ops.ACTIVATIONS[config.activation])
     routed = "router.weight" in names and facts is not None
@@ -40,7 +41,7 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     rotation = (attention.rotate, position_tables.rope_tables, *where("q_rope_norm"))
     scores, normed = capped(config.attn_soft_cap), "qkv" if where("v_norm") else "qk"
     attend = (attention.attend, *mask, position_tables.causal_bias, *scores, ops.softmax)
-    attn_out = (forward.affine, attention.merge_heads, *where("attn_post_norm"), *scaled)
+    attn_out = (parts.affine, attention.merge_heads, *where("attn_post_norm"), *scaled)
     share = ops.sigmoid if facts is not None and facts.scoring == "sigmoid" else ops.softmax
     routing: Functions = (experts.route, experts.largest, share) if routed else ()
     of_experts = (forward.mixture,) if routed else ()
@@ -49,15 +50,15 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     own = (block_embedding, *where("block_embed_post_norm")) if kind.embed_size else ()
     head = (forward.head, *norm, *capped(config.final_soft_cap), ops.softmax)
     mixed: list[tuple[str, Functions, Callable[[Values], Any]]] = [
-        ("qkv", (forward.affine, ops.linear, *limited, attention.split_heads), _qkv),
+        ("qkv", (parts.affine, ops.linear, *limited, attention.split_heads), _qkv),
         ("qk_norm", where("q_norm") or where("q_width_norm"), partial(_points, names=normed)),
         ("rope", () if kind.rope is None else rotation, _rope),
         ("attention", attend, _attention),
     ]
     if not isinstance(kind.mixer, Attention):
-        parts = (forward.MIXERS.get(type(kind.mixer)),)
+        mixer = (forward.MIXERS.get(type(kind.mixer)),)
         points = tuple(x for x in kind.mixer.points if x in kind.points)
-        mixed = [(kind.mixer.name, tuple(filter(None, parts)), partial(_points, names=points))]
+        mixed = [(kind.mixer.name, tuple(filter(None, mixer)), partial(_points, names=points))]
     absent = {"attn_out", "mlp_out"}.difference(kind.points)
     heads = "attn_heads" if kind.mixer.attends else "mixed"
     steps: list[tuple[str, Functions, Callable[[Values], Any]]] = [
@@ -110,7 +111,7 @@ def _norm(v: Values, before: str, after: str) -> Iterator[Figure]:
 def _qkv(v: Values) -> Iterator[Figure]:
     x, config, sizes = v.points["attn_norm"], v.config, v.attention
     for name in (x for x in "qkv" if f"{x}_proj.weight" in v.weights):
-        y = ops.limited(forward.affine(x, v.weights, f"{name}_proj"), config.qkv_limit)
+        y = ops.limited(parts.affine(x, v.weights, f"{name}_proj"), config.qkv_limit)
         yield Figure(name, attention.split_heads(y, sizes.head_dim))
     if sizes.num_key_value_heads < sizes.num_attention_heads:
         yield Figure("kv head of head", sizes.kv_head_of_head, "heads share keys and values")
@@ -158,7 +159,7 @@ def _shares(v: Values) -> tuple[Array, Array]:
     """Which experts each token of the first sequence goes to, and the shares, [1, S, E]."""
     assert v.config.experts is not None
     read = v.points[v.config.blocks[v.index].mlp_reads[-1]]
-    scores = forward.affine(read, v.weights, "router")
+    scores = parts.affine(read, v.weights, "router")
     return experts.route(scores, v.config.experts, v.weights)
 
 

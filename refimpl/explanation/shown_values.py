@@ -20,7 +20,8 @@ from refimpl.loading.samples import Tokens
 from refimpl.loading.text import read_tokenizer
 from refimpl.method.perturbation import kept_tokens
 from refimpl.model.config import Config
-from refimpl.model.forward import Place, block, final_state, logits
+from refimpl.model.forward import block, final_state, logits
+from refimpl.model.mixers.parts import Place
 from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array

@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import log, sqrt
 from typing import Any
 
-from refimpl.loading.block_mixers import magnitude, mixture_blocks, read_mixers
+from refimpl.loading.block_mixers import mixture_blocks, read_mixers, yarn_scale
 from refimpl.loading.config_keys import Keys, shown
 from refimpl.model.config import BlockKind
 from refimpl.model.mixers.softmax_attention import Attention, SharedAttention
@@ -231,9 +231,9 @@ def _scaling(
         factor = values.setdefault("factor", keys.size("max_position_embeddings") / original)
         mscale, all_dim = values.pop("mscale", 0.0), values.pop("mscale_all_dim", 0.0)
         if name == "yarn" and mscale and all_dim:
-            raised = magnitude(factor, mscale) / magnitude(factor, all_dim)
+            raised = yarn_scale(factor, mscale) / yarn_scale(factor, all_dim)
         elif name == "yarn":
-            raised = magnitude(factor, 1.0)
+            raised = yarn_scale(factor, 1.0)
         else:
             raised = sqrt(1 + log(factor) / log(original)) if factor > 1 else 1.0
         values.setdefault("attention_factor", raised)  # of cosines and sines

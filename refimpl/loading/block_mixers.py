@@ -83,7 +83,7 @@ def _gated_delta_rule(keys: Keys) -> Mixer:
     return sizes
 
 
-def magnitude(factor: float, mscale: float) -> float:
+def yarn_scale(factor: float, mscale: float) -> float:
     """How much yarn raises the scores of a context that is stretched by a factor."""
     return 1.0 if factor <= 1 else 0.1 * mscale * log(factor) + 1.0
 
@@ -96,7 +96,7 @@ def _latent_attention(keys: Keys) -> Mixer:
     stretched = rope.get("rope_type", rope.get("type", "default")) != "default"
     if stretched and (all_dim := rope.get("mscale_all_dim")):
         all_dim = keys.real("rope_parameters.mscale_all_dim", all_dim)
-        scale *= magnitude(keys.real("rope_parameters.factor", rope.get("factor")), all_dim) ** 2
+        scale *= yarn_scale(keys.real("rope_parameters.factor", rope.get("factor")), all_dim) ** 2
     rank = None if keys.get("q_lora_rank") is None else keys.size("q_lora_rank")
     value = keys.size("v_head_dim", otherwise=max(width // heads, 1))
     return LatentAttention(heads, rank, keys.size("kv_lora_rank"), plain, rotary, value, scale)

@@ -10,7 +10,7 @@ from typing import Any
 from refimpl.errors import RefimplError
 from refimpl.loading.block_kinds import read_block_kinds
 from refimpl.loading.block_mixers import read_experts
-from refimpl.loading.config_keys import LARGEST, Keys, shown
+from refimpl.loading.config_keys import LARGEST_SIZE, Keys, shown
 from refimpl.loading.families import ALIASES, FAMILIES, REFUSED, Family, Location
 from refimpl.loading.families.family import SIZES
 from refimpl.loading.files.safetensors_file import refusal
@@ -100,7 +100,7 @@ def part(name: str) -> str:
     return name.removeprefix("model.").split(".")[0]
 
 
-def parts(names: Iterable[str]) -> list[str]:
+def counted_parts(names: Iterable[str]) -> list[str]:
     """Parts of a checkpoint with their number of tensors, such as "vision_tower (2 tensors)"."""
     count = Counter(map(part, names))
     return [f"{name} ({n} tensor{'' if n == 1 else 's'})" for name, n in count.items()]
@@ -159,7 +159,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        max_position_embeddings=min(int(stretch * longest), LARGEST),
+        max_position_embeddings=min(int(stretch * longest), LARGEST_SIZE),
         norm=family.norm,
         norm_eps=keys.number("norm_eps"),
         activation=_activation(keys),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from refimpl.errors import RefimplError
 from refimpl.loading.families.family import REQUIRED, Family
 
-LARGEST = 2**31 - 1  # the limit of any size
+LARGEST_SIZE = 2**31 - 1  # the limit of any size
 FINITE = sys.float_info.max
 T = TypeVar("T")
 
@@ -106,13 +106,13 @@ class Keys:
         return value
 
     def size(
-        self, key: str, otherwise: int | None = None, least: int = 1, most: int = LARGEST
+        self, key: str, otherwise: int | None = None, least: int = 1, most: int = LARGEST_SIZE
     ) -> int:
         """An integer from `least` to `most`; `otherwise` if the key is absent or null."""
         value = self.get(key)
         return self.whole(key, otherwise if value is None else value, least, most)
 
-    def whole(self, key: str, value: Any, least: int = 1, most: int = LARGEST) -> int:
+    def whole(self, key: str, value: Any, least: int = 1, most: int = LARGEST_SIZE) -> int:
         """A value as an integer from `least` to `most`; any other value is a problem, read as 1."""
         if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
             return value

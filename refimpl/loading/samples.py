@@ -93,7 +93,7 @@ def require_sizes(samples: int, seq_len: int) -> None:
     require(samples, integer(1, MOST_TOKENS // seq_len), "samples")
 
 
-def spread(ids: Ids, total: int) -> str:
+def cut_from(ids: Ids, total: int) -> str:
     """How samples [n, S] were cut from a stream of `total` tokens, as part of a line."""
     samples, seq_len = ids.shape
     return f"{samples:,} sample{'s' * (samples > 1)} of {seq_len:,} tokens spread over {total:,}"
@@ -175,7 +175,7 @@ def id_tokens(
     require_sizes(samples, seq_len)
     if stored.ndim == 1:
         ids = cut(stored, samples, seq_len, None, str(path))
-        return Tokens(ids, f"{path.name}, {spread(ids, stored.size)}, ids as given", "ids")
+        return Tokens(ids, f"{path.name}, {cut_from(ids, stored.size)}, ids as given", "ids")
     require_rows(path, stored, samples, seq_len, ("samples", "seq_len"))
     ids = np.array(stored[:samples, :seq_len], np.int64, order="C")
     extent = f"{samples:,} of {rows:,} rows, {seq_len:,} of {width:,} ids each, as given"

@@ -18,11 +18,11 @@ from refimpl.loading.samples import (
     Tokens,
     Windows,
     cut,
+    cut_from,
     id_tokens,
     random_tokens,
     require_sizes,
     require_windows,
-    spread,
     window_bounds,
     window_extent,
 )
@@ -141,7 +141,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 TEXT = 64 * MIB  # bytes of a text
-PIECE, LONGEST = 1 << 18, 1 << 20  # characters that are tokenised at once: usually, and at most
+USUAL_PIECE, LONGEST_PIECE = 1 << 18, 1 << 20  # characters that are tokenised at once
 LETTER = r"[^\W\d_]"
 # Where a token begins, in byte-level and in SentencePiece vocabularies.
 CUT = re.compile(rf"(?<={LETTER})(?= {LETTER}|[\r\n])|(?<=\S\n)(?={LETTER})")
@@ -163,7 +163,7 @@ def text_tokens(
     path, tokenizer_json = Path(path), Path(tokenizer_json)
     stream, _, bos, reason = _stream(path, tokenizer_json, bos_id)
     ids = cut(stream, samples, seq_len, bos, str(path))
-    return Tokens(ids, f"{path.name}, {spread(ids, stream.size)}, {reason}", "text", bos)
+    return Tokens(ids, f"{path.name}, {cut_from(ids, stream.size)}, {reason}", "text", bos)
 
 
 def text_windows(
@@ -232,14 +232,14 @@ def encoded_pieces(
     text: str, tokenizer: TextTokenizer, name: str, places: bool = False, size: int | None = None
 ) -> Iterator[Encoding]:
     """Tokenise a text in pieces of `size` characters or a little more: the ids of the whole."""
-    start, size = 0, PIECE if size is None else size
+    start, size = 0, USUAL_PIECE if size is None else size
     while start < len(text):
         found = CUT.search(text, start + size)
         end = found.start() if found else len(text)
-        if end - start > LONGEST:
+        if end - start > LONGEST_PIECE:
             raise RefimplError(
                 f"{name}: {end - start:,} characters, and no space or line break at a letter",
-                f"lines of at most {LONGEST - PIECE:,} characters",
+                f"lines of at most {LONGEST_PIECE - USUAL_PIECE:,} characters",
                 "break the text into lines, or pass ids with `tokens`",
             )
         yield tokenizer.encode(text[start:end], places)
@@ -253,7 +253,7 @@ def byte_offsets(text: str) -> npt.NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(width)]).astype(np.int64)
 
 
-RANDOM = Path("random")  # in place of a file of ids
+RANDOM_IDS = Path("random")  # in place of a file of ids
 # Two speeches in the public domain, which come with refimpl: docs/how-to/calibrate.md
 CALIBRATION, EVALUATION = "roosevelt-1901.txt", "roosevelt-1902.txt"
 FOLDER = Path(__file__).parent
@@ -281,7 +281,7 @@ def model_tokens(
     if own or text is not None:
         path = text or FOLDER / CALIBRATION
         tokens = text_tokens(path, tokenizer, count, length, bos_id=bos)
-    elif ids is not None and ids != RANDOM:
+    elif ids is not None and ids != RANDOM_IDS:
         tokens = id_tokens(ids, samples, seq_len, (usual, longest))
     else:
         tokens = random_tokens(config.vocab_size, count, length, seed)

@@ -21,11 +21,7 @@ from refimpl.model.mixers.block_embedding import block_embedding
 from refimpl.model.mixers.gated_delta_rule import GatedDeltaRule, gated_delta_rule
 from refimpl.model.mixers.latent_attention import LatentAttention, latent_attention
 from refimpl.model.mixers.mamba2 import Beside, Mamba2, attention_beside_mamba2, mamba2
-from refimpl.model.mixers.parts import Part
-from refimpl.model.mixers.parts import Place as Place
-from refimpl.model.mixers.parts import Weights as Weights
-from refimpl.model.mixers.parts import affine as affine
-from refimpl.model.mixers.parts import norm as norm
+from refimpl.model.mixers.parts import Part, Place, Weights, affine, norm
 from refimpl.model.mixers.short_convolution import ShortConvolution, short_convolution
 from refimpl.model.mixers.softmax_attention import Attention, SharedAttention, self_attention
 from refimpl.model.model import Model

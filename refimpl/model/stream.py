@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.model.config import Config
-from refimpl.model.forward import MIXERS, Place, Weights, block, embed, places
+from refimpl.model.forward import MIXERS, block, embed, places
 from refimpl.model.kernels import TILED
+from refimpl.model.mixers.parts import Place, Weights
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import State

@@ -22,7 +22,8 @@ from refimpl.method.correction import centred_log, clipped_log
 from refimpl.method.projection import project
 from refimpl.model.config import Config
 from refimpl.model.experts import ROUTER
-from refimpl.model.forward import INSIDE, Place, Weights, affine, block, embed, head, places
+from refimpl.model.forward import INSIDE, block, embed, head, places
+from refimpl.model.mixers.parts import Place, Weights, affine
 from refimpl.model.mixers.softmax_attention import SharedAttention
 from refimpl.model.model import Model
 from refimpl.model.ops import Array

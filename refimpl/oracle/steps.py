@@ -10,7 +10,8 @@ from refimpl.errors import RefimplError
 from refimpl.evaluation.likelihood import RunningSoftmax
 from refimpl.method.absorption import nan_mean
 from refimpl.method.perturbation import RunningDivergence
-from refimpl.model.forward import Weights, block, head
+from refimpl.model.forward import block, head
+from refimpl.model.mixers.parts import Weights
 from refimpl.model.model import Model, zeroed
 from refimpl.model.ops import Array, loud
 from refimpl.model.state import State

@@ -14,7 +14,7 @@ import numpy as np
 from refimpl.arguments import Compat
 from refimpl.errors import RefimplError
 from refimpl.model.config import Linears
-from refimpl.model.forward import Weights
+from refimpl.model.mixers.parts import Weights
 from refimpl.model.model import BlockWeights, Later, zeroed
 from refimpl.model.ops import Array
 from refimpl.model.state import State

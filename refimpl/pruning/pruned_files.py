@@ -13,7 +13,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
-from refimpl.loading.config_json import parts
+from refimpl.loading.config_json import counted_parts
 from refimpl.loading.files.documents import Document, converted, parsed_json, plain, read_file
 from refimpl.loading.files.hub import INDEX_END, companion_files, refuse_links_away
 from refimpl.loading.files.safetensors_file import SafetensorsFile
@@ -181,7 +181,7 @@ class PrunedFiles:
             sha256=sha256,
             companions=tuple(sorted(plan.companions)),
             left_out=plan.left_out,
-            ignored=tuple(parts(x.name for x in self._model.ignored)),
+            ignored=tuple(counted_parts(x.name for x in self._model.ignored)),
         )
 
     def _write(self, block: int, name: str, linear: PrunedLinear) -> Counts:

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Meta
 
 from refimpl.arguments import AtLeastOne, Count, Fraction
-from refimpl.loading.config_json import parts
+from refimpl.loading.config_json import counted_parts
 from refimpl.loading.files.documents import (
     Document,
     Named,
@@ -252,7 +252,7 @@ def inspect(model: Model) -> Inspection:
         {file.path.name: file.path.stat().st_size for file in model.files},
         requested,
         {name: count for name, count in bad.items() if count},
-        tuple(parts(x.name for x in model.ignored)),
+        tuple(counted_parts(x.name for x in model.ignored)),
     )
 
 

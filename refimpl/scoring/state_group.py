@@ -23,7 +23,8 @@ from refimpl.method.perturbation import (
     sink_share,
 )
 from refimpl.model.config import Config, Linears
-from refimpl.model.forward import Weights, final_state, logits
+from refimpl.model.forward import final_state, logits
+from refimpl.model.mixers.parts import Weights
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.model.state import State

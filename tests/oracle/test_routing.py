@@ -14,7 +14,7 @@ from gates import model_of
 from refimpl import read_model
 from refimpl.loading.samples import Tokens
 from refimpl.model.experts import preferences
-from refimpl.model.forward import affine
+from refimpl.model.mixers.parts import affine
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, case_inputs, computed_case, stepwise_steps
 from refimpl.oracle.check import check

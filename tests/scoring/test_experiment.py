@@ -25,7 +25,8 @@ from refimpl.allocation.scores import Absorption
 from refimpl.allocation.scores_json import document
 from refimpl.loading.samples import Tokens
 from refimpl.model import kernels
-from refimpl.model.forward import Weights, block, embed, head, places
+from refimpl.model.forward import block, embed, head, places
+from refimpl.model.mixers.parts import Weights
 from refimpl.pruners.counts import apportion, split_count
 from refimpl.pruners.wanda import wanda_keep, wanda_score
 from refimpl.running.files import write_json

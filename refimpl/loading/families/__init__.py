@@ -1,11 +1,11 @@
 """The families that refimpl reads, one file per lineage, and those that it refuses by name."""
 
-from refimpl.loading.families import gemma, hybrids, layer_norm, llama, mixtures
+from refimpl.loading.families import gemma, hybrids, layer_normed, llama, mixtures
 from refimpl.loading.families.family import Family, Location, only, unread
 
 __all__ = ["ALIASES", "FAMILIES", "REFUSED", "Family", "Location"]
 
-LINEAGES = (llama, gemma, layer_norm, mixtures, hybrids)
+LINEAGES = (llama, gemma, layer_normed, mixtures, hybrids)
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for lineage in LINEAGES
@@ -19,7 +19,7 @@ QWEN2_VL = llama.QWEN2.like(
 )
 ALIASES = {
     "kimi_k2": mixtures.DEEPSEEK_V3,
-    "gpt-sw3": layer_norm.GPT2,
+    "gpt-sw3": layer_normed.GPT2,
     "iquestcoder": llama.LLAMA.like(
         "llama", num_key_value_heads=8, head_dim=128, norm_eps=1e-5, max_position_embeddings=131072,
         **unread("clip_qkv", "use_sliding_window", "sliding_window"),

@@ -12,7 +12,8 @@ from refimpl.arguments import GraphDtype, GraphOutputs
 from refimpl.errors import RefimplError
 from refimpl.model.config import BLOCK_EMBED, Config
 from refimpl.model.experts import Observer
-from refimpl.model.forward import Place, block, embed, head, places
+from refimpl.model.forward import block, embed, head, places
+from refimpl.model.mixers.parts import Place
 from refimpl.model.mixers.softmax_attention import SharedAttention
 from refimpl.model.model import EMBEDDING, HEAD, Model
 from refimpl.model.position_tables import alibi_bias
