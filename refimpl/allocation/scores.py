@@ -29,15 +29,15 @@ class Absorption:
     sequences and draws. The divergence is the mean KL of the next-token distributions, [L], nats.
     """
 
-    eta: float | None
-    drift: Array
+    eta: float | None  # relative size of the noise; null for the pruning perturbation
+    drift: Array  # R_k, [L, L]: perturbed block, observed block; null for earlier blocks
     drift_stderr: Array
-    alignment: Array
+    alignment: Array  # A_k, [L, L]
     alignment_stderr: Array
-    coefficient: Array
-    stderr: Array
-    left_out: Ints
-    divergence: Array | None = None
+    coefficient: Array  # r, [L]; null if no token had a drift
+    stderr: Array  # of r, [L]; null for fewer than two sequences
+    left_out: Ints  # [L]: tokens without a ratio, over all sequences and draws
+    divergence: Array | None = None  # [L]: mean KL in nats, if it was measured
     divergence_stderr: Array | None = None
 
 
@@ -73,7 +73,7 @@ class PrunedAt:
     base: str
     options: Options
     sparsity: float
-    linear_pruned: Ints
+    linear_pruned: Ints  # [L, linears]: weights pruned
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class ProbedErrors:
     next-token distributions, nats, have one more axis, the first: samples.
     """
 
-    sparsity: Array
-    divergences: Array | None = None
+    sparsity: Array  # [3, L] or [3, L, linears]: fraction pruned
+    divergences: Array | None = None  # the same for each probed sample: mean KL in nats
 
     @property
     def divergence(self) -> Array | None:
@@ -171,11 +171,11 @@ class AllocationErrors:
     and of the kappa of all units; with one sample, NaN.
     """
 
-    samples: int
-    sparsity: Array
-    log_level: Array
-    rate: Array
-    common_rate: float | None
+    samples: int  # probed samples
+    sparsity: Array  # of the sparsity of each block, [L]
+    log_level: Array  # of ln a of each unit
+    rate: Array  # of kappa of each unit
+    common_rate: float | None  # of the median of kappa
 
     @property
     def precision(self) -> float:
@@ -187,13 +187,13 @@ class AllocationErrors:
 class StoredAllocation:
     """An `Allocation` as a file holds it, without the request, and with derived numbers."""
 
-    total_weights: int
-    total_pruned: int
-    clipped_share: float
-    base_sparsity: Array
-    corrected_sparsity: Array
-    num_pruned: Ints
-    linear_sparsity: Array
-    linear_pruned: Ints
-    growth: Mapping[str, Any] | None
-    errors: AllocationErrors | None
+    total_weights: int  # prunable weights, N
+    total_pruned: int  # weights to prune
+    clipped_share: float  # share of the blocks at the clip, 0 to 1
+    base_sparsity: Array  # [L]: the base, projected (not with compat peer)
+    corrected_sparsity: Array  # [L]: the allocation
+    num_pruned: Ints  # [L]: weights to prune
+    linear_sparsity: Array  # [L, linears]
+    linear_pruned: Ints  # [L, linears]: weights to prune
+    growth: Mapping[str, Any] | None  # of measured strength: a, kappa, fit and reach of each unit
+    errors: AllocationErrors | None  # standard errors of measured strength

@@ -129,27 +129,27 @@ Unknown = float | None
 class WindowResult(Document, frozen=True, kw_only=True):
     """A window: predicted tokens, their summed -ln p, bytes covered."""
 
-    tokens: Count
-    nats: float
-    bytes: int | None
+    tokens: Count  # predicted tokens
+    nats: float  # their summed -ln p
+    bytes: int | None  # of text that they cover; null for ids
 
 
 class TextResult(Document, frozen=True, kw_only=True):
     """Perplexity, and the sums of every window; without them in the record of a pruning."""
 
-    source: str
+    source: str  # as in the table's header
     kind: str
-    bos: int | None
-    sha256: str
-    window: Count
+    bos: int | None  # id that begins every window
+    sha256: str  # SHA-256 of the ids, as little-endian int64
+    window: Count  # tokens per window, BOS included
     num_windows: Count
-    predicted_tokens: Count
-    bytes: int | None
-    perplexity: Unknown
-    perplexity_stderr: Unknown
-    nats_per_token: float
+    predicted_tokens: Count  # all but the first of each window
+    bytes: int | None  # of text that they cover; null for ids
+    perplexity: Unknown  # null if it is too large for float64
+    perplexity_stderr: Unknown  # over windows
+    nats_per_token: float  # logarithm of the perplexity
     nats_per_token_stderr: Unknown
-    bits_per_byte: Unknown
+    bits_per_byte: Unknown  # null for ids
     windows: tuple[WindowResult, ...] = ()
 
 
@@ -157,12 +157,12 @@ class EvaluationDocument(Document, frozen=True, kw_only=True):
     """What `refimpl eval -o` writes; an older version wrote no digest of the model."""
 
     format: Literal[1]
-    model: str
-    family: str
+    model: str  # name of its folder or file
+    family: str  # model_type of its config.json
     num_blocks: AtLeastOne
-    model_sha256: str | None = None
+    model_sha256: str | None = None  # SHA-256 of the configuration and all weight files
     dtype: str
-    pruning: PruningFacts | None
+    pruning: PruningFacts | None  # by the pruning.json in its folder
     text: TextResult
     run: Run
 

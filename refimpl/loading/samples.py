@@ -29,10 +29,10 @@ class TokenFacts:
 
     samples: int
     seq_len: int
-    source: str
-    kind: str
-    bos: int | None
-    sha256: str
+    source: str  # one line for people
+    kind: str  # text, ids or random
+    bos: int | None  # id at the start of every sample
+    sha256: str  # SHA-256 of the ids, as little-endian int64
 
 
 @dataclass(frozen=True)

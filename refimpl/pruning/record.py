@@ -43,11 +43,11 @@ class PruningFacts(Document, frozen=True, kw_only=True, omit_defaults=False):
     model: str
     method: str
     pattern: str | None
-    sparsity: Positive
+    sparsity: Positive  # pruned weights as a fraction of the prunable ones
     base: str | None
     correct: str | None
-    strength: int | float | str | None
-    sha256: str | None = None
+    strength: int | float | str | None  # of the correction, if there is one
+    sha256: str | None = None  # digest of the model that the pruning wrote
 
     @property
     def allocation(self) -> str:
@@ -68,13 +68,13 @@ class LinearRecord(Document, frozen=True, kw_only=True):
     """Weights of a linear: requested, pruned, and zeros that stayed or that the dtype made."""
 
     name: str
-    sparsity: Positive
-    requested: Count
+    sparsity: Positive  # in the allocation
+    requested: Count  # weights to prune
     weights: AtLeastOne
-    pruned: Count
-    zeros: Count
-    kept_zeros: Count
-    method: str | None = None
+    pruned: Count  # weights that the pruner removed, now +0.0
+    zeros: Count  # in the new file, read back: pruned + kept_zeros
+    kept_zeros: Count  # weights that were kept and are zero
+    method: str | None = None  # magnitude, for experts without calibration tokens
 
 
 class BlockRecord(Document, frozen=True, kw_only=True):
@@ -91,7 +91,7 @@ class FilesRecord(Document, frozen=True, kw_only=True):
     `ignored` are other parts of a composite checkpoint, whose tensors are copied.
     """
 
-    sha256: str | None = None
+    sha256: str | None = None  # SHA-256 of the new model, as model_sha256 of an evaluation
     companions: tuple[str, ...]
     left_out: tuple[str, ...]
     ignored: tuple[str, ...] = ()
@@ -110,24 +110,24 @@ class Pruning(Document, frozen=True, kw_only=True):
     format: Literal[1]
     model: str
     family: str
-    method: str
-    damping: float | None = None
-    seed: int | None = None
+    method: str  # the pruner
+    damping: float | None = None  # of SparseGPT's Hessian
+    seed: int | None = None  # of the pruner random
     compat: Literal["exact", "peer"]
-    pattern: str | None
-    requested_sparsity: Fraction
-    total_weights: AtLeastOne
-    total_requested: Count
-    total_pruned: Count
-    total_zeros: Count
-    calibration: TokenFacts | None
-    without_tokens: tuple[str, ...] = ()
-    allocation: dict[str, Any]
+    pattern: str | None  # n:m, n zeros in m consecutive inputs
+    requested_sparsity: Fraction  # total_requested / total_weights
+    total_weights: AtLeastOne  # prunable weights, N
+    total_requested: Count  # weights to prune
+    total_pruned: Count  # with compat exact the same number
+    total_zeros: Count  # zeros among the prunable weights of the new files
+    calibration: TokenFacts | None  # null for pruners that look at weights alone
+    without_tokens: tuple[str, ...] = ()  # experts that saw no calibration token
+    allocation: dict[str, Any]  # scores.plan and scores.made_for of scores.json, in one object
     blocks: Annotated[list[BlockRecord], Meta(min_length=1)]
     files: FilesRecord
-    before: dict[str, Any] | None
+    before: dict[str, Any] | None  # the record of an earlier pruning of the model
     run: Run
-    measured: Measured | None = None
+    measured: Measured | None = None  # with --measure
 
     @property
     def facts(self) -> PruningFacts:

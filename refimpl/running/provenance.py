@@ -22,9 +22,9 @@ class Run:
 
     dtype: str
     threads: int
-    memory: int
+    memory: int  # bytes allowed for residual states and SparseGPT's matrices
     seconds: float
-    peak_memory: int | None
+    peak_memory: int | None  # largest resident memory in bytes
     versions: Mapping[str, str]  # of refimpl, numpy and python
 
 

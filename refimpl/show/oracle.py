@@ -118,13 +118,13 @@ class CheckedStep(Document, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     step: str
     status: Status
-    error: float | None
-    tolerance: float | None
-    own: float | None
-    where: tuple[int, ...]
-    fault: str | None
-    near_ties: tuple[tuple[int, ...], ...]
-    usual_causes: tuple[str, ...] = ()
+    error: float | None  # of the worst token or number
+    tolerance: float | None  # largest accepted error
+    own: float | None  # refimpl's own error in this dtype
+    where: tuple[int, ...]  # index of the worst token or number
+    fault: str | None  # such as another shape
+    near_ties: tuple[tuple[int, ...], ...]  # discrete choices that rounding could reverse
+    usual_causes: tuple[str, ...] = ()  # the likeliest first
 
 
 class CheckDocument(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -138,10 +138,10 @@ class CheckDocument(Document, frozen=True, kw_only=True, forbid_unknown_fields=T
     dtype: str
     way: Way
     verdict: Verdict
-    first: CheckedStep | None
+    first: CheckedStep | None  # the first divergent step
     steps: tuple[CheckedStep, ...]
-    unknown: tuple[str, ...]
-    not_covered: tuple[str, ...]
+    unknown: tuple[str, ...]  # arrays of the candidate that are no step
+    not_covered: tuple[str, ...]  # kinds of step that the candidate lacks
 
 
 def report_document(report: Report, candidate: str) -> dict[str, Any]:

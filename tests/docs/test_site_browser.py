@@ -34,7 +34,7 @@ NAMES = [
     for page in sorted((ROOT / "docs").rglob("*.md"))
     if page.name != "contents.md"
 ]
-SIX = ("index", "explanation/method", "how-to/prune", "reference/commands/prune")
+SIX = ("index", "explanation/method", "how-to/prune", "reference/cli")
 SIX += ("results/paper", "tutorial/2-drift")
 AXE = os.environ.get("REFIMPL_AXE")
 BOXES = "[...document.querySelectorAll('article pre, .table-wrapper, .formula, p:has(> .picture)')]"

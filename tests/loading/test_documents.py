@@ -3,7 +3,10 @@
 `PYTHONPATH=.:tests python tests/loading/test_documents.py` writes their JSON Schemas.
 """
 
+import inspect
 import json
+import re
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -63,6 +66,19 @@ def texts() -> dict[str, str]:
         }
 
 
+def meanings(name: str) -> dict[str, str]:
+    """The meaning of each field of a class: from its docstring, its options, and comments."""
+    modules = [module for path, module in sys.modules.items() if path.startswith("refimpl.")]
+    kind = next(vars(x)[name] for x in modules if isinstance(vars(x).get(name), type))
+    source, options = inspect.getsource(kind), getattr(kind, "__dataclass_fields__", {}).values()
+    listed = re.findall(
+        r"^ {8}(\w+): ((?:.|\n {12})+)$", source.partition("Args:")[2], re.MULTILINE
+    )
+    found = {x.name: x.metadata["help"] for x in options if "help" in x.metadata}
+    found |= {field: " ".join(text.split()) for field, text in listed}
+    return found | dict(re.findall(r"^    (\w+): .*  # (.*)$", source, re.MULTILINE))
+
+
 def schema_text(kind: str) -> str:
     """The schema of a document, the same in every version of the library."""
 
@@ -80,6 +96,9 @@ def schema_text(kind: str) -> str:
     schema = msgspec.json.schema(DOCUMENTS[kind][0], schema_hook=custom)
     if kind == "scores":
         schema["$defs"] |= msgspec.json.schema_components([Noise, Probes])[1]
+    for name, part in schema["$defs"].items():
+        for field, text in meanings(name).items():
+            part["properties"].get(field, {})["description"] = text
     return json.dumps(json.loads(json.dumps(schema), object_hook=tidy), indent=1) + "\n"
 
 

@@ -1,7 +1,7 @@
-"""The pages of the commands, written from the program: `python tests/tools/cli_page.py`.
+"""The reference of the commands, written from the program: `python tests/tools/cli_page.py`.
 
-Between two comments of a page is what the program says: docs/reference/cli.md lists the commands,
-and docs/reference/commands/ has a page for each, with its options. The rest is written by hand.
+Between two comments of docs/reference/cli.md is what the program says: a list of the commands, and
+a section for each, with its options. The rest is written by hand.
 """
 
 import re
@@ -9,12 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from regions import filled
+from regions import fill
 
 from refimpl.cli.main import COMMANDS, loaded
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
-NAME = "from the program"
 
 
 def commands() -> dict[str, Any]:
@@ -27,14 +26,11 @@ def commands() -> dict[str, Any]:
     return commands
 
 
-def page_of(name: str) -> Path:
-    """The page of a command."""
-    return PAGE.parent / "commands" / f"{name.replace(' ', '-')}.md"
-
-
 def shown(text: str) -> str:
     """A text of --help as it is shown, on a page."""
-    return re.sub(r"(?<!\S)(--?[a-z][\w-]*)", r"`\1`", text.replace("\\[", "[")).replace("*", r"\*")
+    return re.sub(r"(?<![^\s(])(--?[a-z][\w-]*)", r"`\1`", text.replace("\\[", "[")).replace(
+        "*", r"\*"
+    )
 
 
 def value(parameter: Any) -> str:
@@ -54,41 +50,33 @@ def entry(parameter: Any) -> str:
     return f"{term}\n: {' '.join((shown(parameter.help), *notes))}\n"
 
 
-def options(command: Any) -> str:
+def section(name: str, command: Any) -> str:
     """What a command does, its examples, and all arguments and options, by their panels."""
     examples = (command.epilog or "").removeprefix("Examples:").split("\n\n")
     lines = "\n".join(line.strip() for line in examples if line.strip())
-    parts = [shown(command.help), f"```text\n{lines}\n```" if lines else ""]
+    parts = [f"## refimpl {name}", shown(command.help), f"```text\n{lines}\n```" if lines else ""]
     listed = [x for x in command.params if x.name != "help"]
     panels = list(dict.fromkeys(x.rich_help_panel for x in listed))
     ordered = sorted(listed, key=lambda x: panels.index(x.rich_help_panel))
     for panel, group in groupby(ordered, key=lambda x: x.rich_help_panel):
-        parts += [f"## {panel or 'Options'}", "\n".join(map(entry, group)).rstrip()]
+        parts += [f"**{panel or 'Options'}**", "\n".join(map(entry, group)).rstrip()]
     return "\n\n".join(part for part in parts if part)
 
 
 def index() -> str:
-    """The commands in their groups, each with its sentence."""
+    """The commands, each with its sentence."""
     rows = ["| command | does |", "|---|---|"]
     for name, command in commands().items():
         sentence = command.help.partition("\n\n")[0].replace("\n", " ")
-        link = page_of(name).relative_to(PAGE.parent)
-        rows.append(f"| [`{name}`]({link}) | {shown(sentence)} |")
+        rows.append(f"| [`{name}`](#refimpl-{name.replace(' ', '-')}) | {shown(sentence)} |")
     return "\n".join(rows)
 
 
-def pages() -> dict[Path, str]:
-    """Every page as it is to be; a new command's page has no words by hand."""
-    written = {PAGE: filled(PAGE.read_text("utf-8"), {NAME: f"\n\n{index()}\n\n"})}
-    for name, command in commands().items():
-        page = page_of(name)
-        new = f"# refimpl {name}\n\n<!-- {NAME} --><!-- end -->\n"
-        text = page.read_text("utf-8") if page.exists() else new
-        written[page] = filled(text, {NAME: f"\n\n{options(command)}\n\n"})
-    return written
+def texts() -> dict[str, str]:
+    """The parts of the page that the program writes."""
+    sections = "\n\n".join(section(*item) for item in commands().items())
+    return {"commands": f"\n\n{index()}\n\n", "options": f"\n\n{sections}\n\n"}
 
 
 if __name__ == "__main__":
-    PAGE.with_name("commands").mkdir(exist_ok=True)
-    for page, text in pages().items():
-        page.write_text(text, "utf-8")
+    fill(PAGE, texts())

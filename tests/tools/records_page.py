@@ -1,9 +1,10 @@
-"""What pages say of bases and pruners, from their records: `python tests/tools/records_page.py`.
+"""What pages say of records and documents: `python tests/tools/records_page.py`.
 
-docs/reference/bases.md and pruners.md are written whole; lists on other pages stand between
-comments.
+Bases and pruners come from their records, fields of JSON documents from the schemas, which
+tests/loading/test_documents.py writes. All of it stands between comments.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,8 @@ NEEDS = {
     "squares": "the weights, and the squares of each linear's inputs",
     "products": "the weights, and the outer products of each linear's inputs",
 }
-BASES_HEAD = """# Base allocations
-
-A program writes this page from the records in `refimpl/bases/`.
-[The method](../explanation/method.md#6-base-allocations) explains the formulas,
-[the bibliography](../explanation/bibliography.md) names the works and their rivals, and
-[add a base](../how-to/add-a-base.md) explains how to write one.
-"""
-PRUNERS_HEAD = """# Pruners
-
-A program writes this page from the records in `refimpl/pruners/`.
-[The method](../explanation/method.md#7-pruners) explains them,
-[the bibliography](../explanation/bibliography.md#which-weights-are-removed) names the works, and
-[add a pruner](../how-to/add-a-pruner.md) explains how to write one.
-"""
+HEAD = "| field | type | meaning |\n|---|---|---|\n"
+DOCUMENTS = ("scores", "pruning", "evaluation", "check", "case")
 
 
 def formulas(functions: Iterable[Callable[..., Any]]) -> str:
@@ -84,22 +73,47 @@ def titles(records: Iterable[Base | Pruner]) -> str:
     return ", ".join(record.title for record in records)
 
 
+def kind(part: dict[str, Any]) -> str:
+    """The type of a field, from its schema."""
+    if "anyOf" in part:
+        return " or ".join(sorted(map(kind, part["anyOf"]), key="null".__eq__))
+    if "enum" in part:
+        return " or ".join(f"`{x}`" for x in part["enum"])
+    if "$ref" in part:
+        name = part["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    inner = kind(part["items"]) if part.get("items") else ""
+    return f"list of {inner}" if inner else str(part.get("type", "any value"))
+
+
+def fields(name: str, shown: set[str]) -> str:
+    """The fields of a document and of the objects in it that no document before has."""
+    schema, text = json.loads((DOCS / f"reference/{name}.schema.json").read_text("utf-8")), ""
+    for title, part in schema["$defs"].items():
+        if title not in shown:
+            text += f"\n### {title}\n\n{part['description']}\n\n{HEAD}"
+            for field, x in part["properties"].items():
+                text += f"| `{field}` | {kind(x)} | {x.get('description', '')} |\n"
+            shown.add(title)
+    return text + "\n"
+
+
 def pages() -> dict[Path, str]:
     """Every page with what the records say."""
     base_records, pruner_records = bases().values(), pruners().values()
-    written = {
-        DOCS / "reference" / "bases.md": BASES_HEAD + "".join(map(of_base, base_records)),
-        DOCS / "reference" / "pruners.md": PRUNERS_HEAD + "".join(map(of_pruner, pruner_records)),
-    }
-    lists = {
+    shown: set[str] = set()
+    lists = {f"fields of {name}": fields(name, shown) for name in DOCUMENTS} | {
+        "records of bases": "\n" + "".join(map(of_base, base_records)),
+        "records of pruners": "\n" + "".join(map(of_pruner, pruner_records)),
         "modules of bases": f"\n```{{eval-rst}}\n{members(base_records)}```\n",
         "modules of pruners": f"\n```{{eval-rst}}\n{members(pruner_records)}```\n",
         "bases": titles(base_records),
         "pruners": titles(pruner_records),
     }
-    for path in (DOCS / "reference" / "api.md", DOCS / "index.md", DOCS.parent / "README.md"):
-        written[path] = filled(path.read_text("utf-8"), lists)
-    return written
+    names = ("api", "bases", "json", "pruners")
+    paths = [DOCS / "reference" / f"{name}.md" for name in names]
+    paths += [DOCS / "index.md", DOCS.parent / "README.md"]
+    return {path: filled(path.read_text("utf-8"), lists) for path in paths}
 
 
 if __name__ == "__main__":
