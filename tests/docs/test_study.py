@@ -1,11 +1,11 @@
-"""The study's pages: tables of `refimpl bench`, and sentences whose numbers are those of its rows.
+"""The study's page: a table of `refimpl bench`, and sentences with the numbers of its rows.
 
-PYTHONPATH=.:tests python tests/docs/test_study.py    writes the tables into the pages
+PYTHONPATH=.:tests python tests/docs/test_study.py    writes the tables
 """
 
 import re
 from collections.abc import Iterable
-from math import exp, isfinite
+from math import isfinite
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from conftest import FIXTURES
 from tools.regions import fill, regions
 
 from refimpl.bench.cells import Comparison, read_bench
-from refimpl.bench.tables import Summary, bench_table, change, percent, perplexity_of, summaries
+from refimpl.bench.tables import Summary, change, percent, perplexity_of, summaries
 from refimpl.show.models import FLOOR
 from refimpl.show.table import Table, number
 
@@ -60,36 +60,15 @@ def headline(names: Iterable[str]) -> str:
         published = [texts for base, texts in place.items() if base in PUBLISHED]
         best = min(published, key=lambda texts: sum(x.nats for x in texts))[0].allocation
         row = {"model, pruner, sparsity": heading(place)}
-        if name in OTHERS:
-            shared = document(name).settings
-            row["tokens"] = f"{shared.samples} x {shared.seq_len}"
         for base, texts in place.items():
             row[base] = " / ".join(number(x.perplexity) for x in texts)
         for head, setting in zip(heads, (place, settings(name, best)[i]), strict=True):
             row[head] = " / ".join(map(change, setting["divergence"]))
         rows.append(row | {"which": best.partition(":")[0]})
-    first, own = ("model, pruner, sparsity", "tokens", "uniform"), ("absorption", "divergence")
+    first, own = ("model, pruner, sparsity", "uniform"), ("absorption", "divergence")
     order = (*first, *PUBLISHED, *own, *heads, "which")
     shown = [head for head in order if any(head in row for row in rows)]
     return Table({head: [row.get(head, "") for row in rows] for head in shown}, 1).markdown()
-
-
-def multiples() -> str:
-    """Of each model and text: the dense perplexity, and multiples of it at every sparsity."""
-    rows, names = [], ("uniform", "divergence")
-    for name in MODELS:
-        found = settings(name)
-        at = [first_of(x).sparsity for x in found]
-        for i, text in enumerate(found[0]["uniform"]):
-            model = text.model.removesuffix("-Instruct")
-            line = [f"{model}, {text.text}", number(exp(text.dense))]
-            for which in names:
-                cells = (number(x[which][i].multiple, ".3g") for x in found)
-                line.append(" / ".join(cells))
-            rows.append(line)
-    sparsity = " / ".join(f"{100 * x:.0f}" for x in at)
-    heads = ["model, text", "dense", *(f"{name}, {sparsity} %" for name in names)]
-    return Table({head: [row[i] for row in rows] for i, head in enumerate(heads)}, 1).markdown()
 
 
 def measured_floors(name: str) -> list[Summary]:
@@ -116,16 +95,13 @@ def floors() -> str:
 
 def tables() -> dict[str, dict[str, str]]:
     """By page and region."""
-    full = {name: bench_table(document(name)).markdown() for name in WITH_FLOOR}
-    wanda, others = headline(MODELS), headline(OTHERS)
     return {
-        "study.md": {"multiples": multiples(), "headline": wanda, "others": others},
-        "study/tables.md": full,
+        "study.md": {"headline": headline(MODELS)},
         "explanation/numerics.md": {"floors": floors()},
     }
 
 
-@pytest.mark.parametrize("page", ["study.md", "study/tables.md", "explanation/numerics.md"])
+@pytest.mark.parametrize("page", ["study.md", "explanation/numerics.md"])
 def test_the_tables_are_those_of_the_rows(page: str) -> None:
     written = regions((DOCS / page).read_text("utf-8"))
     for name, table in tables()[page].items():
@@ -154,10 +130,19 @@ def test_sentences_have_the_numbers_of_the_rows() -> None:
     study, practice = words_of(DOCS / "study.md"), words_of(DOCS / "tutorial" / "6-prune.md")
     for page in ("docs/study.md", "docs/tutorial/7-divergence.md", "README.md"):
         assert lowest(MODELS) in words_of(ROOT / page)
-    assert f"lowest perplexity in {lowest(OTHERS[:2])}** of SmolLM2 and Gemma" in study
     every = lowest(OTHERS).split()[0]
     assert lowest(OTHERS) == f"{every} of {every} settings"
     assert f"all {every} settings that ran" in study
+    broken = [
+        texts[0].multiple
+        for name in MODELS
+        for place in settings(name)
+        if first_of(place).sparsity == 0.7
+        for texts in (place["uniform"], place["divergence"])
+    ]
+    assert f"{min(broken):.0f} to {max(broken):.0f} times the dense perplexity on `speech`" in study
+    lower = [-percent(*x.change)[0] for y in settings("magnitude") for x in y["divergence"]]
+    assert f"of SmolLM2 by {min(lower):.0f} to {max(lower):.0f} %" in study
     for name, model in MODELS.items():
         assert f"{span(name, 'divergence')} on {model}" in study
         assert f"{span(name, 'absorption')} on {model}" in study
@@ -176,11 +161,11 @@ def test_sentences_have_the_numbers_of_the_rows() -> None:
         assert " / ".join(f"{x.perplexity:.1f}" for x in found) in calibrate
 
 
-def test_one_program_made_all_rows_and_the_page_has_their_number() -> None:
+def test_one_program_made_all_rows_and_their_commands_say_how_many() -> None:
     every = {x.parent.name: document(x.parent.name).rows for x in STUDY.glob("*/bench.jsonl")}
     assert len({str(row.versions) for rows in every.values() for row in rows}) == 1
-    page = (DOCS / "study.md").read_text("utf-8")
-    said = re.findall(r"^\| \[`([\w-]+)`\]\(study/\1/bench.jsonl\) \|.* (\d+) \|$", page, re.M)
+    commands = (STUDY / "commands.sh").read_text("utf-8")
+    said = re.findall(r"^bench ([\w-]+) .*# (\d+) cells$", commands, re.M)
     assert {name: int(count) for name, count in said} == {x: len(y) for x, y in every.items()}
 
 
@@ -198,22 +183,6 @@ def test_another_kernel_changes_the_rows_as_the_page_says(first_run: str, again:
         changes.append(" / ".join(f"{x:+.2f}" for x in percents))
     assert changes[0] in ("+0.00 / -0.00", "+0.00 / +0.00")
     assert ", ".join(changes[1:]) in words_of(DOCS / "study.md")
-
-
-def test_pages_say_how_many_rows_earlier_scripts_made() -> None:
-    for page, name, count in (("measured", "measured", 299), ("fixed-size", "cells", 142)):
-        assert len((STUDY / f"{name}.jsonl").read_text("utf-8").splitlines()) == count
-        assert f"{count} cells" in words_of(STUDY / f"{page}.md")
-    assert not [*STUDY.glob("*.py")]
-
-
-def test_every_script_that_is_named_is_in_the_commit_that_is_named() -> None:
-    named = [re.findall(r"git show (\w+):(\S+?)`", x.read_text("utf-8")) for x in pages()]
-    assert {commit for found in named for commit, _ in found} == {"0055ab1"}
-
-
-def pages() -> list[Path]:
-    return [DOCS / "study.md", *STUDY.glob("*.md")]
 
 
 if __name__ == "__main__":
