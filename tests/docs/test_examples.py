@@ -1,4 +1,4 @@
-"""Nothing on a page rots in silence: blocks are run or allowed by name, links lead somewhere."""
+"""Nothing on a page rots in silence: blocks are run or allowed by name."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,6 @@ RUN = ("python", "console", "bash")  # tests/docs/test_executed.py asks for a re
 # What is not run: formulas, listings; .ci/run runs the recipe of docs/how-to/oracle-in-ci.md.
 NOT_RUN_ANYWHERE = ("math", "text", "yaml", "output")
 SITE = ("{toctree}", "{include}", "{literalinclude}", "{eval-rst}")  # which .ci/run builds
-PAGE = "docs/explanation/method.md"
 
 
 def title(path: Path) -> str:
@@ -51,16 +50,6 @@ def blocks(page: Path) -> list[tuple[int, str, str]]:
             assert "~~~" not in line, f"{page}:{number}: fence blocks with backticks"
     assert not inside, f"{page}: a block is not closed"
     return found
-
-
-def prose(page: Path) -> str:
-    return re.sub(r"^ *```.*?^ *```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
-
-
-def anchors(page: Path) -> set[str]:
-    """What a link into a page can name: its headings, as web pages of repositories spell them."""
-    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
@@ -89,56 +78,6 @@ def test_every_docstring_example_is_collected() -> None:
         sessions = [example.parsed for example in document.examples()]
         in_sessions = sum(len(re.findall(r"^ *>>> ", s, re.MULTILINE)) for s in sessions)
         assert in_sessions == len(re.findall(r"^ *>>> ", document.text, re.MULTILINE)), source
-
-
-def test_the_readme_installs_twice_and_is_short() -> None:
-    readme = ROOT / "README.md"
-    install = [text for _, language, text in blocks(readme) if language == "bash"]
-    assert len(install) == 2
-    assert "refimpl score" in install[0]
-    assert "pytest" in install[1]
-    shown = next(text for _, language, text in blocks(readme) if language == "console")
-    assert [text.strip().count("\n") for text in install[:2]] == [0, 0]  # pasted as one line
-    assert install[0] in (ROOT / "docs" / "index.md").read_text("utf-8")
-    assert install[0].rpartition(" && .venv/bin/")[2] in shown
-    assert len(readme.read_text("utf-8").splitlines()) < 150
-
-
-@pytest.mark.parametrize("page", PAGES, ids=title)
-def test_links_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
-        if link.startswith(("https://", "http://")):
-            continue
-        name, _, anchor = link.partition("#")
-        target = (page.parent / name).resolve() if name else page
-        assert target.exists(), f"{link}: no such file"
-        assert not anchor or anchor in anchors(target), f"{link}: no such heading"
-
-
-def test_every_page_is_linked() -> None:
-    linked = {
-        (page.parent / link.partition("#")[0]).resolve()
-        for page in PAGES
-        for link in re.findall(r"\]\(([^)\s]+)\)", prose(page))
-    }
-    of_the_site = {ROOT / "docs" / name for name in ("contents.md", "readme.md")}
-    assert set(PAGES) - linked - of_the_site - {ROOT / "README.md"} == set()
-
-
-def test_docstrings_name_sections_that_exist() -> None:
-    headings = re.findall(r"^## (\d+) (.*)$", (ROOT / PAGE).read_text("utf-8"), re.MULTILINE)
-    known = {name for heading in headings for name in heading}
-    section = re.compile(r', (?:"([^"]+)"(?: and "([^"]+)")?|sections? ([\dtoand, ]+))')
-    named = 0
-    for source in SOURCES:
-        text = " ".join(source.read_text("utf-8").split())
-        for reference in re.finditer(PAGE, text):
-            found = section.match(text, reference.end())
-            assert found, f"{title(source)}: a reference to {PAGE} without a section"
-            names = {found[1], found[2], *re.findall(r"\d+", found[3] or "")} - {None}
-            assert names <= known, f"{title(source)}: {names - known} is no section"
-            named += 1
-    assert named >= 5
 
 
 # The machinery itself

@@ -1,6 +1,5 @@
 """The table of families says what the code does."""
 
-import re
 from pathlib import Path
 
 import families_page
@@ -36,11 +35,3 @@ def test_the_lists_of_families_are_those_of_the_code(page: Path, texts: dict[str
     written = regions(page.read_text("utf-8"))
     assert written == written | texts, "run PYTHONPATH=.:tests python tests/tools/families_page.py"
     assert texts.keys() <= written.keys()
-
-
-def test_each_of_five_families_takes_at_most_five_lines() -> None:
-    page = (PAGE.parent.parent / "how-to" / "add-a-family.md").read_text("utf-8")
-    entries = re.findall(r"^(\w+) = (\w+\.like.*?)\nassert", page, re.MULTILINE | re.DOTALL)
-    lines = {family: len(entry.splitlines()) for family, entry in entries}
-    assert len(lines) == 5
-    assert {family: count for family, count in lines.items() if count > 5} == {}

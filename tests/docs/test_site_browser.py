@@ -109,34 +109,6 @@ def test_every_page_fits(width: int, opened: Any) -> None:
     assert width < 1000 or {name: boxes for name, boxes in cut.items() if boxes} == {}
 
 
-def test_the_menu_and_the_footer_of_every_page(opened: Any) -> None:
-    page = opened("index")
-    for name in walk(page):
-        assert 15 <= page.locator(".sidebar-tree a").count() <= 25, name
-        assert page.locator(".sidebar-tree .caption").count() == 5, name
-        assert name in ("index",) or page.locator(".sidebar-tree .current-page").count() == 1, name
-        assert all(x.strip() for x in page.locator("th").all_text_contents()), name
-        footer = page.locator("footer .legal")
-        assert "Apache License 2.0" in footer.inner_text(), name
-        anchors = footer.locator("a").evaluate_all("all => all.map((a) => a.href)")
-        assert [link.rpartition("/")[2] for link in anchors] == [
-            "cite.html#licence",
-            "cite.html#cite",
-        ]
-    page.click("footer .legal a >> nth=1")
-    assert "@misc" in page.locator("#cite").inner_text()
-
-
-def test_the_home_page_has_few_words_and_three_doors(opened: Any) -> None:
-    article = opened("index", 1280).locator("article")
-    assert "pip install" in article.locator("pre").first.inner_text()
-    assert article.locator("img, svg.picture").count() == 1
-    doors = article.locator("#three-ways-in h3")
-    assert [x.partition(":")[0] for x in doors.all_inner_texts()] == ["Researcher", "CI", "Learner"]
-    assert len({door.bounding_box()["y"] for door in doors.all()}) == 1  # side by side
-    assert article.evaluate("(x) => x.innerText.split(/\\s+/).length") < 350
-
-
 def test_pictures_follow_the_switch_and_not_the_system(opened: Any) -> None:
     """On every page, texts of pictures have the colour of the page's texts."""
     pictures = 0

@@ -1,13 +1,8 @@
-"""Every command that writes, stopped at every step on the disk: killed, or with a failing disk.
-
-`PYTHONPATH=.:tests python tests/running/crashes.py` writes the table of docs/explanation/safety.md;
-with names of commands, their rows.
-"""
+"""Every command that writes, stopped at every step on the disk: killed, or with a failing disk."""
 
 import json
 import re
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -25,11 +20,10 @@ from refimpl import RefimplError
 from refimpl.running.files import whole
 from refimpl.running.finished_units import runs
 
-LLAMA, CASES, PAGE = FIXTURES / "llama", FIXTURES / "cases", "docs/explanation/safety.md"
+LLAMA, CASES = FIXTURES / "llama", FIXTURES / "cases"
 HOWS = ("kill", "EIO", "full")
 TEXT = FIXTURES / "text.txt"
 SMALL = ("--samples", 1, "--seq-len", 6, "--threads", 1)
-HEAD = "| command | steps, writes | killed | EIO | full disk |\n|---|---|---|---|---|\n"
 
 
 @dataclass(frozen=True)
@@ -162,6 +156,13 @@ def refused(stopped: Result, folder: Path, output: str) -> None:
         assert {*hidden.iterdir()} <= allowed, stopped
 
 
+def same(one: Path, other: Path) -> bool:
+    """Whether two files or folders have the same bytes."""
+    if one.is_dir():
+        return files(one) == files(other)
+    return other.exists() and one.read_bytes() == other.read_bytes()
+
+
 def state(command: Command, target: Path, expected: Any) -> str:
     """What a stopped run left: the old output, the new one, none, or the old one aside."""
     if not target.exists():
@@ -170,48 +171,14 @@ def state(command: Command, target: Path, expected: Any) -> str:
             return "none"
         assert files(aside) == files(old / target.name)
         return "aside"
-    if command.forced:
-        old = target.parent.parent / "old"
-        names = [x.name for x in old.iterdir()]
-        same = [
-            files(old / x) == files(target.parent / x)
-            if (old / x).is_dir()
-            else (target.parent / x).exists()
-            and (old / x).read_bytes() == (target.parent / x).read_bytes()
-            for x in names
-        ]
-        if all(same):
-            return "old"
+    old = target.parent.parent / "old"
+    if command.forced and all(same(x, target.parent / x.name) for x in old.iterdir()):
+        return "old"
     assert command.result(target) == expected
     return "new"
 
 
-Counts = dict[str, dict[str, int]]
-
-
-def both(name: str) -> tuple[Counts, Counts]:
+def both(name: str) -> tuple[dict[str, dict[str, int]], ...]:
     """What was left by stops before each step, and by stops in each write."""
-    steps: Counts = printed_json(__file__, f"stops({name!r})")
+    steps = printed_json(__file__, f"stops({name!r})")
     return steps, printed_json(__file__, f"stops({name!r}, writes=True)", writes=True)
-
-
-def row(name: str, steps: Counts, writes: Counts) -> str:
-    cells = []
-    for how in HOWS:
-        sums = Counter(steps[how]) + Counter(writes[how])
-        cells.append(", ".join(f"{count} {kind}" for kind, count in sums.items()) or "-")
-    numbers = ", ".join(str(sum(x["kill"].values())) for x in (steps, writes))
-    return f"| `{name}` | {numbers} | {' | '.join(cells)} |\n"
-
-
-def main() -> None:
-    page = Path(PAGE)
-    for name in sys.argv[1:] or COMMANDS:
-        line = row(name, *both(name))
-        text = page.read_text("utf-8")
-        page.write_text(re.sub(rf"^\| `{re.escape(name)}` \|.*\n", line, text, flags=re.MULTILINE))
-        print(line, end="", flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -86,6 +86,7 @@ def test_fifty_kills(kind: str, tmp_path: Path) -> None:
     assert survives(COMMANDS[kind], tmp_path, 50) > 12
 
 
+@pytest.mark.thorough
 def test_a_few_stops(tmp_path: Path) -> None:
     words = ("prune", LLAMA, "--nm", "2:4", "--pruner", "sparsegpt", "--seq-len", 64)
     survives(words, tmp_path, 4, POLITE)
@@ -104,7 +105,7 @@ def test_fifty_kills_on_a_real_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", crashes.COMMANDS)
 def test_a_command_that_is_stopped_at_every_step_and_write(name: str) -> None:
     steps, writes = crashes.both(name)
-    print(f"\n{crashes.row(name, steps, writes)}")
+    print(f"\n{name}: steps {steps}, writes {writes}")
     for how in crashes.HOWS:
         assert steps[how]["new"] > 1
         assert sum(steps[how].values()) > 8
