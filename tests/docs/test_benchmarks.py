@@ -148,7 +148,9 @@ def test_the_page_is_what_its_results_make() -> None:
     shown = [tuple(line[2:].split(" | ")[:3]) for line in lines.splitlines()]
     names = [(x["what"], x["shape"], x["against"]) for x in results["figures"]]
     assert sorted(shown) == sorted(names)
-    assert page.index("## Goals") < page.index("<!-- behind -->") < page.index("<!-- ahead -->")
+    assert (
+        page.index("<!-- goals -->") < page.index("<!-- behind -->") < page.index("<!-- ahead -->")
+    )
     assert not results["quick"]
     assert results["rows"].keys() == {*rows.ROWS, "profile"}
     assert {entry["row"] for entry in results["figures"]} == set(rows.ROWS)
