@@ -1,14 +1,20 @@
 """From scores to an allocation: base, correction, projection, counts."""
 
 from dataclasses import dataclass, replace
-from math import isfinite
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from refimpl.allocation.request import Probes, Request
-from refimpl.allocation.scores import Absorption, AllocationErrors, Scores, Signal, Signals
+from refimpl.allocation.scores import (
+    Absorption,
+    AllocationErrors,
+    AllocationNumbers,
+    Scores,
+    Signal,
+    Signals,
+)
 from refimpl.arguments import integer, read_only, require, returned
 from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
@@ -24,40 +30,10 @@ ROUNDING = 1e-9  # of the sparsity at an end of what probes span
 
 
 @dataclass(frozen=True)
-class Allocation:
-    """How many weights each block and linear loses.
-
-    Args:
-        request: The request, with all its defaults.
-        base_sparsity: Base allocation per block, on the budget (except with compat peer), [L].
-        corrected_sparsity: The allocation per block, [L].
-        linear_sparsity: The allocation per linear, [L, linears].
-        linear_pruned: Weights to prune per linear, [L, linears].
-        clipped: Whether each block's logarithm is at the clip, [L].
-        total_weights: Prunable weights, N.
-        growth: How the error of each block grows, if the strength is measured.
-        errors: Standard errors, if the strength is measured.
-    """
+class Allocation(AllocationNumbers):
+    """An allocation, with the request that it answers, and all its defaults."""
 
     request: Request
-    base_sparsity: Array
-    corrected_sparsity: Array
-    linear_sparsity: Array
-    linear_pruned: Array
-    clipped: Array
-    total_weights: int
-    growth: Growth | None = None
-    errors: AllocationErrors | None = None
-
-    @property
-    def num_pruned(self) -> Array:
-        """Weights to prune per block, [L]."""
-        return self.linear_pruned.sum(axis=1)
-
-    @property
-    def total_pruned(self) -> int:
-        """Weights to prune in all."""
-        return int(self.linear_pruned.sum())
 
 
 def allocate(
@@ -83,7 +59,7 @@ def allocate(
     Source: arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
     """
     require(which, integer(0, len(scores.sweep) - 1), "which")
-    request = requested(scores, **changes) if request is None else replace(request, **changes)
+    request = request_for(scores, **changes) if request is None else replace(request, **changes)
     base = base_allocation(scores.signals, request, scores.linears)
     probed = _as_pruned(scores, request)
     u = None if request.compat == "peer" else _logarithms(scores.sweep[which], request.correct)
@@ -107,7 +83,7 @@ def allocate(
     return replace(whole, errors=_errors(without or [whole]))
 
 
-def requested(scores: Scores, **changes: Any) -> Request:
+def request_for(scores: Scores, **changes: Any) -> Request:
     """The request that scores were made for, with changes as of `allocate`."""
     made_for = dict(scores.made_for)
     base, made_base = changes.get("base"), made_for.get("base", "")
@@ -149,39 +125,33 @@ def allocated(
 
     Peer code does none of that. Probes may have been at another base and target: `probed`.
     """
-    num_blocks, sizes = len(base), linear_sizes(linears)
+    sizes = linear_sizes(linears)
     share, projected, final = sizes / sizes.sum(axis=1, keepdims=True), base, base
-    u = np.zeros(num_blocks) if u is None else u
+    u = np.zeros(len(base)) if u is None else u
     if request.compat == "exact":
-        if grows is not None and grows.level.ndim > base.ndim:
-            base = np.broadcast_to(base[:, None], sizes.shape)
         units, exists = units_of(base, sizes)
         target, limits = request.sparsity, {"lo": request.lo, "hi": request.hi}
         projected, final = np.zeros((2, *base.shape))
         projected[exists] = project(base[exists], units, target, **limits)
         at = projected
         if probed is not None:
-            there = probed[0] if base.ndim == probed[0].ndim else probed[0][:, None] + 0 * base
             at = np.zeros(base.shape)
-            at[exists] = project(there[exists], units, probed[1], **limits)
+            at[exists] = project(probed[0][exists], units, probed[1], **limits)
         block_of_unit = np.nonzero(exists)[0]
-        if grows is not None and grows.fits.any():
-            by_block = grows.level.shape != base.shape  # their linears move together
-            start, weights = (_of_blocks(at, share), sizes.sum(axis=1)) if by_block else (at, units)
-            where = np.ones(num_blocks, bool) if by_block else exists
+        if grows is not None and grows.common_rate is not None:
+            start, weights = _of_blocks(at, share), sizes.sum(axis=1)
             top = np.maximum(start, np.minimum(request.hi, grows.reach))  # of each fit
-            level, start, hi = (x[where] for x in (grows.level, start, top))
-            rate = np.full(level.shape, grows.common_rate)
-            best = equal_marginals(level, rate, start, weights, target, request.lo, hi)
-            if by_block:
+            rate = np.full(len(base), grows.common_rate)
+            best = equal_marginals(grows.level, rate, start, weights, target, request.lo, top)
+            if base.ndim == 2:  # the linears of a block move together
                 shifted = at[exists] + (best - start)[block_of_unit]
                 best = project(shifted, units, target, **limits)
         else:
             strength = 0.0 if request.correct is None else request.fixed_strength
-            _, c = correction(u, strength, request.max_correction, request.correction_scale)
+            _, c = correction(u, strength, request.max_correction)
             best = project(base[exists] + c[block_of_unit], units, target, **limits)
         final[exists] = best
-    per_linear = np.where(sizes > 0, final.reshape(num_blocks, -1), 0.0)
+    per_linear = np.where(sizes > 0, final.reshape(len(base), -1), 0.0)
     if request.compat == "exact":
         pruned = linear_counts(final, sizes, request.sparsity)
     else:  # of every row, rounded down
@@ -190,8 +160,9 @@ def allocated(
             rows[i, : len(block)], columns[i, : len(block)] = zip(*block.values(), strict=True)
         pruned = rows * np.minimum((columns * per_linear).astype(np.int64), columns)
     base_sparsity, sparsity = (_of_blocks(x, share) for x in (projected, final))
-    clipped, total = np.abs(u) >= LOG_LIMIT, int(sizes.sum())
-    return Allocation(request, base_sparsity, sparsity, per_linear, pruned, clipped, total, grows)
+    totals, clipped = (int(sizes.sum()), int(pruned.sum())), np.abs(u) >= LOG_LIMIT
+    numbers = base_sparsity, sparsity, pruned.sum(axis=1), per_linear, pruned, clipped
+    return Allocation(*totals, *numbers, grows, None, request)
 
 
 def _of_blocks(units: Array, share: Array) -> Array:
@@ -272,11 +243,11 @@ def _as_pruned(scores: Scores, request: Request) -> tuple[Array, float] | None:
 def _errors(without: list[Allocation]) -> AllocationErrors:
     """Errors of an allocation, from those without each of the samples; of one, NaN."""
     grows = [x.growth for x in without if x.growth is not None]
-    common = float(jackknife([x.common_rate for x in grows]))
+    rates = [x.common_rate for x in grows]
+    common = None if None in rates or len(rates) < 2 else float(jackknife(np.array(rates)))
     sparsity = jackknife([x.corrected_sparsity for x in without])
     level, rate = jackknife(np.log([x.level for x in grows])), jackknife([x.rate for x in grows])
-    known = common if isfinite(common) else None
-    return AllocationErrors(len(without), sparsity, level, rate, known)
+    return AllocationErrors(len(without), sparsity, level, rate, common)
 
 
 def _logarithms(absorption: Absorption, correct: str | None) -> Array:

@@ -25,7 +25,7 @@ from refimpl.bases.base import Base, base_named, bases
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import parsed_json, read_file
-from refimpl.method.correction import MAX_CORRECTION, STRENGTH, Scale
+from refimpl.method.correction import MAX_CORRECTION, STRENGTH
 from refimpl.method.perturbation import NoiseNorm, Sink
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
@@ -35,7 +35,6 @@ from refimpl.pruners.wanda import WANDA
 from refimpl.records import nearest
 
 Correction = Literal["absorption", "divergence"]
-Units = Literal["blocks", "linears"]
 PROBE_DELTA = 0.1
 GROWTH_BLOCKS = 4  # that are also probed below and above: how fast errors grow hardly differs
 MOST_DRAWS = 1 << 16  # the standard error shrinks with the root of the draws
@@ -59,8 +58,8 @@ class Perturbation(Checked):
         """The size of each result; None where the perturbation itself sets it."""
         return (None,)
 
-    def variants(self, linears: int, block: int = 0, blocks: int = 1) -> int:
-        """Perturbed states per sequence and draw of one of the blocks, with so many linears."""
+    def variants(self, block: int = 0, blocks: int = 1) -> int:
+        """Perturbed states per sequence and draw of one of the blocks."""
         return len(self.etas)
 
     def perturbed_samples(self, samples: int) -> int:
@@ -123,9 +122,8 @@ class Probes(Perturbation):
     """A block is pruned alone, everything else dense, at one sparsity or at three.
 
     Args:
-        delta: Also prune the units of four blocks, spread over the depth, this much less and this
-            much more, to measure how errors grow. Default: 0.1 with measured strength.
-        units: Units that are pruned alone, and that get their own sparsity: blocks, or linears.
+        delta: Also prune four blocks, spread over the depth, this much less and this much more, to
+            measure how errors grow. Default: 0.1 with measured strength.
         samples: Perturb at most so many samples, the first; all samples decide which weights to
             prune. Default: all.
         precision: Perturb no fourth or later sample once the sparsities of the blocks are known to
@@ -141,7 +139,6 @@ class Probes(Perturbation):
     seed: Count = same_option(Noise, "seed")
     pruner: str = option(WANDA.name, "With `perturbation=pruning`: the pruner.", "NAME")
     delta: Annotated[float, Meta(ge=0.001, le=1)] | None = None
-    units: Units = "blocks"
     samples: Annotated[int, Meta(ge=1)] | None = None
     precision: Annotated[float, Meta(ge=0, le=1)] | None = None
     damping: NotNegative = DAMPING
@@ -151,14 +148,11 @@ class Probes(Perturbation):
         """The pruner and its options."""
         return PrunerOptions(self.pruner, self.damping, self.seed)
 
-    def variants(self, linears: int, block: int = 0, blocks: int = 1) -> int:
-        """The block as in the base; then below and above, or each linear at, below and above."""
-        if self.delta is None:
-            return 1
-        at, beside = (1, 2) if self.units == "blocks" else (1 + linears, 2 * linears)
+    def variants(self, block: int = 0, blocks: int = 1) -> int:
+        """The block as in the base; then below and above."""
         parts = min(blocks, GROWTH_BLOCKS)
         middles = [(2 * i + 1) * blocks // (2 * parts) for i in range(parts)]
-        return at + beside * (block in middles)
+        return 3 if self.delta is not None and block in middles else 1
 
     def perturbed_samples(self, samples: int) -> int:
         """How many of so many samples are perturbed at most."""
@@ -218,9 +212,6 @@ class Request(Checked):
         MAX_CORRECTION,
         "Largest change of a block's sparsity, 0 to 1 (provisional default).",
         "FRACTION",
-    )
-    correction_scale: Scale = option(
-        "raw", "raw: use the correction unchanged. max: divide it by its largest absolute value."
     )
     lo: Fraction = option(0.0, "Smallest sparsity of any block or linear.", "FRACTION")
     hi: Fraction = option(1.0, "Largest sparsity of any block or linear.", "FRACTION")
@@ -300,13 +291,11 @@ class Request(Checked):
         if self.measured and plan.precision is None:
             together = plan.pruner_options.record.needs == "products"  # factors all samples share
             plan = replace(plan, precision=0.0 if together else PRECISION)
-        lone = plan.units == "linears" and plan.delta is None
-        if lone or (plan.precision is not None and not self.measured):
-            what = "units linears" if lone else f"precision {plan.precision}"
+        if plan.precision is not None and not self.measured:
             raise RefimplError(
-                f"{what} without probes",
-                "measured strength, or for linears a delta: probes prune units alone",
-                f"use `correct=divergence`, or omit {what}",
+                f"precision {plan.precision} without probes",
+                "measured strength",
+                "use `correct=divergence`, or omit the precision",
             )
         return plan
 

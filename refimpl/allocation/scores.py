@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.request import Perturbation
-from refimpl.arguments import Ints
+from refimpl.arguments import Bools, Ints
 from refimpl.loading.samples import TokenFacts
 from refimpl.method.absorption import nan_mean
+from refimpl.method.equal_marginals import Growth
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.running.files import write_json
@@ -78,13 +79,9 @@ class PrunedAt:
 
 @dataclass(frozen=True)
 class ProbedErrors:
-    """The effect of pruning each unit alone, below, at and above its sparsity in the base.
+    """The effect of pruning each block alone, below, at and above its sparsity in the base."""
 
-    Sparsities are [3, L], or [3, L, linears] and NaN where a block lacks a linear. KL of the
-    next-token distributions, nats, have one more axis, the first: samples.
-    """
-
-    sparsity: Array  # [3, L] or [3, L, linears]: fraction pruned
+    sparsity: Array  # [3, L]: fraction pruned
     divergences: Array | None = None  # the same for each probed sample: mean KL in nats
 
     @property
@@ -167,14 +164,13 @@ class Scores:
 class AllocationErrors:
     """Standard errors of an allocation of measured strength, by the jackknife over its samples.
 
-    They are of the sparsity of each block [L], of ln a and kappa of each unit, [L] or [L, linears],
-    and of the kappa of all units; with one sample, NaN.
+    With one sample, they are NaN.
     """
 
     samples: int  # probed samples
     sparsity: Array  # of the sparsity of each block, [L]
-    log_level: Array  # of ln a of each unit
-    rate: Array  # of kappa of each unit
+    log_level: Array  # of ln a of each block
+    rate: Array  # of kappa of each block
     common_rate: float | None  # of the median of kappa
 
     @property
@@ -184,16 +180,16 @@ class AllocationErrors:
 
 
 @dataclass(frozen=True)
-class StoredAllocation:
-    """An `Allocation` as a file holds it, without the request, and with derived numbers."""
+class AllocationNumbers:
+    """How many weights each block and linear loses."""
 
     total_weights: int  # prunable weights, N
     total_pruned: int  # weights to prune
-    clipped_share: float  # share of the blocks at the clip, 0 to 1
     base_sparsity: Array  # [L]: the base, projected (not with compat peer)
     corrected_sparsity: Array  # [L]: the allocation
     num_pruned: Ints  # [L]: weights to prune
     linear_sparsity: Array  # [L, linears]
     linear_pruned: Ints  # [L, linears]: weights to prune
-    growth: Mapping[str, Any] | None  # of measured strength: a, kappa, fit and reach of each unit
+    clipped: Bools  # [L]: whether the logarithm of each block is at the clip
+    growth: Growth | None  # of measured strength: how the error of each block grows
     errors: AllocationErrors | None  # standard errors of measured strength

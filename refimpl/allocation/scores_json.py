@@ -9,7 +9,7 @@ import numpy as np
 
 from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Noise, Probes, Request
-from refimpl.allocation.scores import AllocationErrors, ProbedErrors, Scores, StoredAllocation
+from refimpl.allocation.scores import AllocationNumbers, ProbedErrors, Scores
 from refimpl.arguments import Compat
 from refimpl.bases.base import base_named
 from refimpl.errors import RefimplError, listed
@@ -27,9 +27,9 @@ from refimpl.model.ops import Array
 from refimpl.pruners.counts import Pattern
 from refimpl.pruners.decision import Goal
 
-FORMAT: Literal[5] = 5
-LARGEST = 1 << 24  # no linear has more rows or columns; their products fit into 64 bits
-NAMED = "a whole scores.json", "a file written by refimpl score -o", "run refimpl score again"
+_FORMAT: Literal[6] = 6
+_LARGEST = 1 << 24  # no linear has more rows or columns; their products fit into 64 bits
+_NAMED = "a whole scores.json", "a file written by refimpl score -o", "run refimpl score again"
 RENAMED = {"kind": "perturbation", "options": "base_options", "sparsity": "requested_sparsity"}
 FORMS = dict.fromkeys(("drift", "drift_stderr", "alignment", "alignment_stderr"), "LL")
 FORMS |= {"linear_sparsity": "LW", "linear_pruned": "LW"}
@@ -39,31 +39,23 @@ FORMS |= {"linear_sparsity": "LW", "linear_pruned": "LW"}
 class ScoresDocument(Document, frozen=True, kw_only=True):
     """Scores, made for the request of the allocations, and an allocation per eta."""
 
-    format: Literal[5]
+    format: Literal[6]
     scores: Scores
-    allocations: list[StoredAllocation]
+    allocations: list[AllocationNumbers]
 
 
 def document(scores: Scores, allocations: Sequence[Allocation] = ()) -> dict[str, Any]:
     """Describe scores and allocations, one per eta, by default those that they were made for."""
     allocations = allocations or [allocate(scores, which=i) for i in range(len(scores.sweep))]
-    made, stored = replace(scores, made_for=_request(allocations[0])), [*map(_stored, allocations)]
-    content: dict[str, Any] = plain(ScoresDocument(format=FORMAT, scores=made, allocations=stored))
+    made = replace(scores, made_for=_request(allocations[0]))
+    stored = [filled(AllocationNumbers, x) for x in allocations]
+    content: dict[str, Any] = plain(ScoresDocument(format=_FORMAT, scores=made, allocations=stored))
     return content
 
 
 def _request(allocation: Allocation) -> dict[str, Any]:
     """The request of an allocation, by field."""
     return vars(allocation.request) | {"base": allocation.request.record.name}
-
-
-def _stored(allocation: Allocation) -> StoredAllocation:
-    """An allocation as a file holds it."""
-    growth, derived = None, ("common_rate", "fits")
-    if (grows := allocation.growth) is not None:
-        growth = vars(grows) | {name: getattr(grows, name) for name in derived}
-    share = float(allocation.clipped.mean())
-    return filled(StoredAllocation, allocation, clipped_share=share, growth=growth)
 
 
 def recorded(made: Allocation | Mapping[str, Any], scores: Scores | None) -> dict[str, Any]:
@@ -79,7 +71,7 @@ def recorded(made: Allocation | Mapping[str, Any], scores: Scores | None) -> dic
 
 def read_scores(path: str | Path) -> Scores:
     """Read scores back from the file that `refimpl score -o` wrote."""
-    scores = read_document(Path(path), NAMED, FORMAT, scores_document).scores
+    scores = read_document(Path(path), _NAMED, _FORMAT, scores_document).scores
     known = base_named(scores.made_for["base"]) is not None
     return scores if known else replace(scores, made_for={**scores.made_for, "base": None})
 
@@ -90,7 +82,7 @@ def scores_document(content: Any) -> ScoresDocument:
     scores, made_for = found.scores, dict(found.scores.made_for)
     linears, at, etas = tuple(scores.linears), scores.pruned_at, tuple(x.eta for x in scores.sweep)
     sides = [n for block in linears for shape in block.values() for n in shape]
-    if not linears or not all(linears) or not 0 < min(sides) <= max(sides) < LARGEST:
+    if not linears or not all(linears) or not 0 < min(sides) <= max(sides) < _LARGEST:
         raise ValueError(f"scores.linears is {linears!r:.40}")
     if etas != scores.plan.etas or len(found.allocations) != len(etas):
         raise ValueError(f"scores.sweep and allocations are not at eta {scores.plan.etas}")
@@ -103,13 +95,14 @@ def scores_document(content: Any) -> ScoresDocument:
     converted(made_for, Request, "scores.made_for", exact=True)
 
     exists = linear_sizes(linears) > 0
-    sizes = {"3": 3, "L": len(exists), "W": exists.shape[1]}
+    sizes = {"3": 3, "L": len(exists), "W": exists.shape[1], "N": scores.measured_samples}
     owners: dict[str, Any] = {"scores": scores}
     owners |= {f"scores.{name}": getattr(scores, name) for name in ("pruned_at", "probes")}
     owners |= {f"scores.sweep[{i}]": x for i, x in enumerate(scores.sweep)}
     owners |= {f"allocations[{i}]": x for i, x in enumerate(found.allocations)}
-    owners |= {f"allocations[{i}].errors": x.errors for i, x in enumerate(found.allocations)}
-    units = "LW" if probes and probes.units == "linears" else "L"
+    for part in ("errors", "growth"):
+        parts = [getattr(x, part) for x in found.allocations]
+        owners |= {f"allocations[{i}].{part}": x for i, x in enumerate(parts)}
     arrays = [
         (f"{path}.{name}", x, owner)
         for path, owner in owners.items()
@@ -121,12 +114,9 @@ def scores_document(content: Any) -> ScoresDocument:
         name = path.rpartition(".")[2]
         form = FORMS.get(name, "L")
         if isinstance(owner, ProbedErrors):
-            sizes["N"] = scores.measured_samples
-            form = f"3{units}" if name == "sparsity" else f"N3{units}"
-        elif isinstance(owner, AllocationErrors) and name != "sparsity":
-            form = units
+            form = "3L" if name == "sparsity" else "N3L"
         shape = tuple(sizes[axis] for axis in form)
-        if x.shape != shape or (isinstance(owner, StoredAllocation) and np.isnan(x).any()):
+        if x.shape != shape or (isinstance(owner, AllocationNumbers) and np.isnan(x).any()):
             raise ValueError(f"{path} has {list(x.shape)} numbers, or null; expected {list(shape)}")
     for base, signal in scores.signals.items():
         for i, (name, x) in enumerate(signal.values.items()):
@@ -139,7 +129,7 @@ def scores_document(content: Any) -> ScoresDocument:
         if not signal.values:
             raise ValueError(f"scores.signals.{base}.values is empty")
     scores = replace(scores, linears=linears)
-    return ScoresDocument(format=FORMAT, scores=scores, allocations=found.allocations)
+    return ScoresDocument(format=_FORMAT, scores=scores, allocations=found.allocations)
 
 
 @dataclass(frozen=True)
@@ -206,7 +196,7 @@ def targets_for(target: Allocation | Pattern | Targets, linears: Linears) -> Tar
 
 def read_targets(path: Path, linears: Linears) -> Targets:
     """Targets from a file of `refimpl allocate -o` or `score -o`; of a sweep, at the first eta."""
-    found = read_document(path, NAMED, FORMAT, scores_document)
+    found = read_document(path, _NAMED, _FORMAT, scores_document)
     scores, allocation = found.scores, found.allocations[0]
     if [[*x.items()] for x in scores.linears] != [[*x.items()] for x in linears]:
         raise RefimplError(
@@ -216,7 +206,7 @@ def read_targets(path: Path, linears: Linears) -> Targets:
         )
     counts, sparsity = allocation.linear_pruned, allocation.linear_sparsity
     sizes = linear_sizes(linears)
-    with reading_document(path, NAMED):
+    with reading_document(path, _NAMED):
         for i, j in np.argwhere((counts < 0) | (counts > sizes)).tolist():
             name = f"blocks.{i}.{[*linears[i], *[''] * j][j]}"
             raise ValueError(f"{name}: {counts[i, j]} to prune of {sizes[i, j]} weights")

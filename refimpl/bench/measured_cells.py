@@ -37,8 +37,8 @@ from refimpl.running.files import check_parent, real_path
 from refimpl.running.provenance import model_sha256, versions
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
+from refimpl.scoring.base_signals import signals_of
 from refimpl.scoring.score import score
-from refimpl.scoring.signals import signals
 
 JITTER, LEAST_MOVED = 1e-6, 2  # of a rerun: moves of sparsities, and weights that they are at least
 
@@ -72,7 +72,7 @@ class ModelBench:
             plan = Probes(seed=cell.seed, pruner=str(cell.pruner))
         known = self.measured.get(key)
         if request.correct is None:
-            known = known or signals(self.model, request, tokens, self.running)
+            known = known or signals_of(self.model, request, tokens, self.running)
             made = base_only(known, request, self.model.config.linears)
         else:
             known = known or score(self.model, tokens, plan, request, self.running, bases=())

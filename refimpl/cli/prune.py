@@ -40,8 +40,8 @@ from refimpl.pruning.record import Measured, inspect, inspection_document
 from refimpl.running.file_system import work_path
 from refimpl.running.files import real_path
 from refimpl.running.settings import Settings
+from refimpl.scoring.base_signals import signals_of
 from refimpl.scoring.score import recommended
-from refimpl.scoring.signals import signals
 from refimpl.show.blocks import blocks_table
 from refimpl.show.models import inspection_table, pruning_table
 
@@ -194,7 +194,7 @@ def _scored(
     """Targets from scoring and allocating, and these; most bases alone need no experiment."""
     if wanted.correct != "divergence":
         with progress_bar("signals") as progress:
-            base = signals(model, wanted, tokens, replace(settings, progress=progress))
+            base = signals_of(model, wanted, tokens, replace(settings, progress=progress))
         made = base_only(base, wanted, model.config.linears)
         return allocation_targets(made, None, tokens), None
     assert isinstance(tokens, Tokens)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from refimpl.allocation.allocate import allocate, requested
+from refimpl.allocation.allocate import allocate, request_for
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document, read_scores
@@ -17,7 +17,7 @@ from refimpl.arguments import common_option, option, same_option
 from refimpl.cli import groups
 from refimpl.cli.options import Group, argument, is_given, refuse, with_groups
 from refimpl.cli.terminal import deliver, progress_bar
-from refimpl.explanation.explain import SAMPLES, SEQ_LEN, explain
+from refimpl.explanation.explain import FEW, explain
 from refimpl.loading.samples import SCORED
 from refimpl.loading.text import model_tokens
 from refimpl.running.file_system import work_path
@@ -28,7 +28,6 @@ from refimpl.show.blocks import table
 from refimpl.show.explain import explanation_document, explanation_text
 from refimpl.show.table import joined, wrapped
 
-SHORT = SAMPLES, SEQ_LEN  # the tokens of `refimpl explain`
 # The rest of an allocation is `refimpl allocate`'s: nothing that is measured depends on it.
 MEASURED = ("base", "options", "sparsity", "correct")
 EXPLAINED = ("kind", "eta", "sink", "seed", "pruner")  # of one perturbation
@@ -93,10 +92,10 @@ def allocate_command(
     --compat peer removes the correction.
     """
     read = read_scores(scores)
-    wanted = requested(read, **cast("dict[str, Any]", changes))
+    wanted = request_for(read, **cast("dict[str, Any]", changes))
     if wanted.measured:
-        fixed = "no limit and no scale: the probes set the size of the correction"
-        refuse(context, ("max_correction", "correction_scale"), "--strength measured", fixed)
+        fixed = "no limit: the probes set the size of the correction"
+        refuse(context, ("max_correction",), "--strength measured", fixed)
     to.deliver(*_allocated(read, wanted, to))
 
 
@@ -132,7 +131,7 @@ def explain_command(
     shown: Annotated[StepOptions, Group("Steps")],
     source: Annotated[
         groups.Source,
-        groups.source_group(*SHORT, f"{groups.OWN_TEXT}, or without tokenizer.json, random ids"),
+        groups.source_group(*FEW, f"{groups.OWN_TEXT}, or without tokenizer.json, random ids"),
     ],
     perturbed: Annotated[
         groups.PerturbationOptions,
@@ -151,7 +150,7 @@ def explain_command(
     plan, wanted = perturbed.plan(context, wanted, correct=True)
     opened = where.read(model)
     text = opened.tokenizer_json.exists()
-    tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=text, default=SHORT)
+    tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=text, default=FEW)
     block, step = shown.block, shown.step
     with progress_bar("explaining") as progress:
         steps = explain(opened, tokens, block, step, plan, wanted, settings, progress=progress)

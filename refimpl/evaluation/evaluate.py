@@ -12,9 +12,9 @@ from refimpl.arguments import AtLeastOne, Count
 from refimpl.evaluation.likelihood import (
     Batch,
     Perplexity,
+    batch_groups,
     batches,
     group_likelihoods,
-    groups,
     tokens_in_memory,
 )
 from refimpl.loading.files.documents import Document, filled, plain
@@ -88,7 +88,7 @@ def evaluate(
         size = tokens_in_memory(model, laid, resources.memory // workers, resources.dtype)
         if resources.executor is not None:  # at least two work units for every worker
             size = min(size, -(-sum(batch.ids.size for batch in laid) // (2 * workers)))
-        units = [BatchGroup(tuple(group), resources.dtype) for group in groups(laid, size)]
+        units = [BatchGroup(tuple(group), resources.dtype) for group in batch_groups(laid, size)]
         for new in results(units, model, resources):
             sums |= new
         sha256 = model_sha256(model)  # while the files are known to be unchanged

@@ -27,9 +27,9 @@ from refimpl.running.threads import Workers
 from refimpl.running.work_units import Tick
 from refimpl.scoring.state_group import head_cost
 
-BATCH = 512  # tokens, padding included; a longer sequence is a batch of its own
+_BATCH = 512  # tokens, padding included; a longer sequence is a batch of its own
 CORES = 4  # which a few sequences are divided for, on every machine
-ROWS, PIECE = 512, 4096  # positions and ids whose logits are in memory at a time, per thread
+_ROWS, _PIECE = 512, 4096  # positions and ids whose logits are in memory at a time, per thread
 LOG_MOST = log(np.finfo(np.float64).max)
 
 
@@ -56,7 +56,7 @@ def batches(sequences: Sequence[npt.ArrayLike], config: Config) -> list[Batch]:
     checked = [_checked(n, ids, config) for n, ids in enumerate(sequences)]
     rows = sorted(range(len(checked)), key=lambda n: -len(checked[n]))
     # The layout depends on nothing else, so neither does the rounding of what is computed from it.
-    size = min(BATCH, sum(len(ids) - 1 for ids in checked) // CORES)
+    size = min(_BATCH, sum(len(ids) - 1 for ids in checked) // CORES)
     laid: list[Batch] = []
     # Positions of sequences of different lengths may differ.
     by_length = any(kind.rope is not None and kind.rope.by_length for kind in config.blocks)
@@ -95,7 +95,7 @@ def _checked(n: int, sequence: npt.ArrayLike, config: Config) -> Ids:
     return np.concatenate([inputs[0], last[0]])
 
 
-def groups(batches: Sequence[Batch], tokens: int) -> Iterator[list[Batch]]:
+def batch_groups(batches: Sequence[Batch], tokens: int) -> Iterator[list[Batch]]:
     """Cut batches into runs of at most so many tokens, padding included; at least one batch."""
     group: list[Batch] = []
     for batch in batches:
@@ -187,9 +187,9 @@ def _softmax(
     """The sums over the vocabulary of all scored tokens, from states after the blocks."""
     vocabulary = model.config.vocab_size
     cuts = [
-        (x.stream.reshape(-1, x.stream.shape[2]), batch, slice(start, start + ROWS))
+        (x.stream.reshape(-1, x.stream.shape[2]), batch, slice(start, start + _ROWS))
         for x, batch in zip(states, group, strict=True)
-        for start in range(0, len(batch.targets), ROWS)
+        for start in range(0, len(batch.targets), _ROWS)
     ]
     last = partial(final_state, weights=model.head(dtype, slice(0)), config=model.config)
     sums = [RunningSoftmax.start(batch.targets[rows]) for _, batch, rows in cuts]
@@ -200,8 +200,8 @@ def _softmax(
     cost = sum(len(batch.targets) for batch in group) * head_cost(model.config) / vocabulary
     with loud(dtype):
         inputs = workers.run(partial(last, h[batch.places[at]][None]) for h, batch, at in cuts)
-        for first in range(0, vocabulary, PIECE):
-            ids = slice(first, min(first + PIECE, vocabulary))
+        for first in range(0, vocabulary, _PIECE):
+            ids = slice(first, min(first + _PIECE, vocabulary))
             weights = model.head(dtype, ids)
             sums = workers.run(partial(add, i, weights, first) for i in range(len(sums)))
             tick(cost * (ids.stop - first))

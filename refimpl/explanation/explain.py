@@ -8,8 +8,8 @@ import numpy as np
 from refimpl.allocation.request import Perturbation, Request, require_resolved
 from refimpl.arguments import integer, require
 from refimpl.errors import RefimplError
-from refimpl.explanation.forward import forward_steps
-from refimpl.explanation.method import method_steps
+from refimpl.explanation.forward_steps import forward_steps
+from refimpl.explanation.method_steps import method_steps
 from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.loading.samples import TokenFacts, Tokens
 from refimpl.model.model import Model
@@ -17,7 +17,7 @@ from refimpl.model.ops import loud
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
 
-SAMPLES, SEQ_LEN = 2, 32  # enough to see every step, and a standard error
+FEW = 2, 32  # samples, and their length: enough to see every step, and a standard error
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from refimpl.scoring.measurements import Address, Squares
 from refimpl.scoring.score import probed_blocks, score
 from refimpl.scoring.state_group import PerturbedState, Stack, StateGroup
 
-ROWS = 8192  # of the head held at a time
+_ROWS = 8192  # of the head held at a time
 
 
 @dataclass
@@ -133,7 +133,7 @@ class Values:
         """Scores of what follows the first sequence, [V]; the head is read in pieces."""
         read, size = partial(self.model.head, self.settings.dtype), self.config.vocab_size
         last = final_state(self.followed[1].stream[:, -1:], read(slice(0)), self.config)
-        pieces = (read(slice(i, i + ROWS)) for i in range(0, size, ROWS))
+        pieces = (read(slice(i, i + _ROWS)) for i in range(0, size, _ROWS))
         return np.concatenate([logits(last, rows, self.config)[0, 0] for rows in pieces])
 
     @cached_property
@@ -215,7 +215,7 @@ class Step:
     @property
     def title(self) -> str:
         """The first sentence of the first function's docstring."""
-        return described(self.functions[0])[0]
+        return docstring_of(self.functions[0])[0]
 
     @property
     def why(self) -> str:
@@ -223,7 +223,7 @@ class Step:
         return TUTORIAL.format(self.page)
 
 
-def described(function: Callable[..., Any]) -> list[str]:
+def docstring_of(function: Callable[..., Any]) -> list[str]:
     """The first sentence of a docstring, and the lines of formulas between it and its sections."""
     first, *others = re.sub("`+", "", str(inspect.getdoc(function))).split("\n\n")
     ends = [i for i, text in enumerate(others) if re.match(r"[A-Z]\w+:\s", text)]

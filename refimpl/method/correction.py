@@ -1,7 +1,7 @@
 """The correction of a base allocation, by absorption or divergence."""
 
 from math import lcm, log
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +10,6 @@ from msgspec import Meta
 from refimpl.arguments import Fraction, checked, finite_vector
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
-
-Scale = Literal["raw", "max"]
 
 LOG_LIMIT = log(3.0)
 RESOLVED = 1e-12  # of the largest error: less is rounding, above all of a KL
@@ -77,11 +75,10 @@ def correction(
     u: npt.ArrayLike,
     strength: Annotated[float, Meta(ge=-100, le=100)] = STRENGTH,
     max_correction: Fraction = MAX_CORRECTION,
-    scale: Scale = "raw",
 ) -> tuple[Array, Array]:
     """Return the correction of every block: amplified errors lower its sparsity.
 
-    Delta_l = -(u_l - mean u), divided by max|Delta| where scale is `max`;
+    Delta_l = -(u_l - mean u);
     c_l = clip(strength * Delta_l, -max_correction, max_correction);
     s_u = Project(base_u + c_l), l the block of unit u
 
@@ -89,7 +86,6 @@ def correction(
         u: Clipped logarithms per block, [L].
         strength: Fraction pruned per unit of Delta, in [-100, 100]; may be negative.
         max_correction: Greatest change of a block's fraction pruned, in [0, 1].
-        scale: `raw`, or `max` so that the greatest |Delta| is 1.
 
     Returns:
         `(Delta, c)`, both [L].
@@ -107,14 +103,12 @@ def correction(
         array([-0.025,  0.025,  0.   ])
     """
     logs = finite_vector(u, "u")
-    # Exact: `max` would amplify the rounding error of a mean of equal logarithms.
+    # Exact: equal logarithms change nothing, also where their mean would be rounded.
     ratios = [v.as_integer_ratio() for v in logs.tolist()]
     common = lcm(*(d for _, d in ratios))
     exact = [n * (common // d) for n, d in ratios]  # in units of 1 / common
     total, count = sum(exact), len(exact)
     delta = np.array([(total - v * count) / (common * count) for v in exact])
-    if scale == "max" and delta.any():
-        delta = delta / np.abs(delta).max()
     return delta, np.clip(strength * delta, -max_correction, max_correction)
 
 

@@ -19,34 +19,22 @@ BELOW, AT, ABOVE = range(3)  # the probes of a unit, by sparsity
 class Growth:
     """How the error of each unit grows with its sparsity, ``D_u(s) ~ a_u exp(kappa_u (s - b_u))``.
 
-    Units are blocks, [U], or linears, [L, linears]: then all arrays have that shape.
-
     Args:
         level: a, the error at the base sparsity b, [U]; NaN where it is unknown, or at most 1e-12
             of the largest: rounding.
         rate: kappa, [U]; NaN where a probe has no error, or two sparsities are equal.
         residual: ln D at b minus the line through the outer probes, [U]; NaN as for `rate`.
         reach: Sparsity up to which the fit is trusted: twice as far above b as the upper probe.
-        probed: Units whose error is known at all three sparsities, [U].
+        fits: Units whose error grows as fitted: kappa > 0, and |residual| <= 0.5, [U].
+        common_rate: The kappa of all units: the median over those that fit; None if none does.
     """
 
     level: Array
     rate: Array
     residual: Array
     reach: Array
-    probed: Bools
-
-    @property
-    def fits(self) -> Bools:
-        """Units whose error grows as fitted: kappa > 0, and |residual| <= 0.5, [U]."""
-        known = np.where(np.isnan(self.residual), np.inf, np.abs(self.residual))
-        return (np.where(np.isnan(self.rate), 0.0, self.rate) > 0) & (known <= RESIDUAL_BOUND)
-
-    @property
-    def common_rate(self) -> float:
-        """The kappa of all units: the median over those that fit; NaN if none does."""
-        rates = self.rate[self.fits]
-        return float(np.median(rates)) if rates.size else float("nan")
+    fits: Bools
+    common_rate: float | None
 
 
 def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
@@ -57,11 +45,8 @@ def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
 
     Args:
         error: D, the error when the unit alone is pruned, below, at and above its base sparsity,
-            [3, U], at least 0; NaN where not probed. U stands for any shape.
-        sparsity: The fractions pruned, [3, U]; NaN where there is no unit.
-
-    Returns:
-        Level, rate, residual and reach of every unit.
+            [3, U], at least 0; NaN where not probed.
+        sparsity: The fractions pruned, [3, U].
 
     Raises:
         RefimplError: Shapes that do not fit, or a negative or infinite error.
@@ -72,7 +57,7 @@ def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
         (array([5.493]), array([0.144]), array([ True]))
     """
     d, s = np.asarray(error, np.float64), np.asarray(sparsity, np.float64)
-    if d.ndim < 2 or d.shape[0] != 3 or s.shape != d.shape or np.isinf(d).any() or (d < 0).any():
+    if d.ndim != 2 or d.shape[0] != 3 or s.shape != d.shape or np.isinf(d).any() or (d < 0).any():
         raise RefimplError(
             f"errors of shape {d.shape} at sparsities of shape {s.shape}",
             "three rows of finite errors of at least 0, and of their sparsities",
@@ -84,10 +69,12 @@ def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
     apart = s[ABOVE] > s[BELOW]
     width = np.where(apart, s[ABOVE] - s[BELOW], 1.0)
     rate = np.where(apart, (log_d[ABOVE] - log_d[BELOW]) / width, np.nan)
-    line = log_d[BELOW] + rate * (s[AT] - s[BELOW])
+    residual = log_d[AT] - (log_d[BELOW] + rate * (s[AT] - s[BELOW]))
     reach = s[AT] + 2 * (s[ABOVE] - s[AT])
-    level, probed = np.where(positive[AT], d[AT], np.nan), np.asarray(~np.isnan(d).any(axis=0))
-    return Growth(level, rate, log_d[AT] - line, reach, probed)
+    fits = np.nan_to_num(rate) > 0
+    fits &= np.abs(np.where(np.isnan(residual), np.inf, residual)) <= RESIDUAL_BOUND
+    common = float(np.median(rate[fits])) if fits.any() else None
+    return Growth(np.where(positive[AT], d[AT], np.nan), rate, residual, reach, fits, common)
 
 
 def equal_marginals(

@@ -108,7 +108,7 @@ def alphapruning_alpha(
     zeros = spectrum.size - positive.size
     starts = range(positive.size // 2, positive.size // 2 + 1)
     if fit == "peak" and positive.size:
-        starts = candidates(positive, xmin)
+        starts = _tail_starts(positive, xmin)
     # One candidate at a time: quadratic in time, but linear in memory.
     logs = np.log(positive)
     fits = [law for start in starts if (law := _power_law(logs, start, zeros)) is not None]
@@ -129,7 +129,7 @@ def peak(log10_spectrum: Array) -> float:
     return float(10 ** (low + (high - low) / BINS * int(np.argmax(bins))))
 
 
-def candidates(positive: Array, xmin: str) -> range:
+def _tail_starts(positive: Array, xmin: str) -> range:
     """Indices i <= n_all - 2 with lo <= lambda_i <= 1.5 x2."""
     x2 = peak(np.log10(positive))
     lo = np.log10(0.95 * x2) if xmin == "shipped" else 0.95 * x2

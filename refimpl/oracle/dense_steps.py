@@ -36,8 +36,8 @@ from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH, compensated, hessian
 from refimpl.pruners.wanda import wanda_score
 from refimpl.running.settings import Settings
+from refimpl.scoring.base_signals import Chosen, block_signals
 from refimpl.scoring.measurements import Moments, wanda_moments
-from refimpl.scoring.signals import Chosen, block_signals
 from refimpl.scoring.state_group import PerturbedState
 
 RATIO = "absorption_coefficient"

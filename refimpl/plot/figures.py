@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refimpl.allocation.allocate import Allocation, allocate, requested
+from refimpl.allocation.allocate import Allocation, allocate, request_for
 from refimpl.allocation.scores import Absorption, Scores
 from refimpl.arguments import integer, require
 from refimpl.bases.uniform import UNIFORM
@@ -146,7 +146,7 @@ def allocation(scores: Scores | Allocation | Series, ax: "Axes | None" = None) -
     facts, target = list[str](), None
     if isinstance(scores, Scores):
         facts = _facts(scores)
-        scores = allocate(scores, requested(scores))
+        scores = allocate(scores, request_for(scores))
     if isinstance(scores, Allocation):
         request, errors, base = scores.request, scores.errors, scores.request.record.name
         target, series = request.sparsity, _pairs({base: scores.base_sparsity})

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from refimpl.allocation.allocate import allocate, requested
+from refimpl.allocation.allocate import allocate, request_for
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import read_scores
 from refimpl.bench.cells import BENCH, Comparison, read_bench
@@ -147,7 +147,7 @@ def _numbers(scores: Scores) -> str:
     """A table of the blocks, and how the numbers were made; closed."""
     if scores.made_for.get("base") is None:
         return ""
-    made = (allocate(scores, requested(scores)),)
+    made = (allocate(scores, request_for(scores)),)
     facts = "\n".join(map(html, wrapped(header(scores, made))))
     table = table_html(Table(columns(scores, made), left=1))
     return f"<details><summary>The numbers</summary>\n{table}\n<pre>{facts}</pre></details>"

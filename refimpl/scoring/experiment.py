@@ -20,7 +20,7 @@ from refimpl.scoring.measurements import (
 )
 from refimpl.scoring.state_group import PrunedBlocks, StateGroup
 
-ROWS = 512  # of a product: with more, it is hardly faster, and needs more memory
+_ROWS = 512  # of a product: with more, it is hardly faster, and needs more memory
 STATES_AT_RISK = 32  # per thread, in a group whose results are kept: a kill loses it
 
 Addresses = tuple[Address, ...]
@@ -35,7 +35,7 @@ def probing_bytes(config: Config, plan: Perturbation) -> int:
 def stacks(states: Iterable[Address], length: int) -> list[Addresses]:
     """Cut states of `length` tokens into stacks, whose states share each matrix product.
 
-    A stack holds neighbouring blocks of one sequence, draw and eta, of about `ROWS` tokens in all.
+    A stack holds neighbouring blocks of one sequence, draw and eta, of about `_ROWS` tokens in all.
     A product's rounding may depend on its rows, so stacks follow from the addresses alone: memory,
     threads, workers and resumed runs cut none. They are in the order of their first states.
 
@@ -43,7 +43,7 @@ def stacks(states: Iterable[Address], length: int) -> list[Addresses]:
         >>> [len(x) for x in stacks([Address(0, 0, 0, block) for block in range(5)], 256)]
         [2, 2, 1]
     """
-    size = max(1, ROWS // length)
+    size = max(1, _ROWS // length)
     order = {a: n for n, a in enumerate(states)}
     cut: list[Addresses] = []
     for _, together in groupby(sorted(order), lambda a: (a.sequence, a.draw, a.variant)):
@@ -52,7 +52,7 @@ def stacks(states: Iterable[Address], length: int) -> list[Addresses]:
     return sorted(cut, key=lambda stack: order[stack[0]])
 
 
-def groups(cut: Iterable[Addresses], capacity: int, clean: int = 0) -> Iterator[list[Addresses]]:
+def grouped(cut: Iterable[Addresses], capacity: int, clean: int = 0) -> Iterator[list[Addresses]]:
     """Put stacks, in order, into groups that fit: a sequence's clean state counts 2.
 
     If the clean states of all sequences are in each, they count `clean`. A group has one stack.
@@ -116,8 +116,7 @@ def experiment(
     Source: arXiv:2606.15161; choices in docs/explanation/method.md, section 2.
     """
     config = model.config
-    most = max(map(len, config.linears))
-    measured = Measurements.empty(plan, len(ids), config.num_blocks, divergence, most)
+    measured = Measurements.empty(plan, len(ids), config.num_blocks, divergence)
     squares = SummedSquares(measured.squares)
 
     def note(result: Result) -> None:
@@ -167,7 +166,7 @@ def work_list(
         RefimplError: The memory does not hold one stack and the clean states.
     """
     length, workers, dtype = ids.shape[1], resources.at_once, resources.dtype
-    states = addresses(len(ids), config.num_blocks, plan, [*map(len, config.linears)])
+    states = addresses(len(ids), config.num_blocks, plan)
     earlier = Result.of_named(resources.earlier)
     # The states of a stack are in the same unit.
     left = [x for x in stacks(states, length) if x[0] not in earlier.states]
@@ -191,7 +190,7 @@ def work_list(
             capacity = min(room, share + 2 * max(every, 1))
         elif resources.finished and not every:
             capacity = min(room, STATES_AT_RISK * resources.workers.threads)
-        for group in groups(cut, capacity, 2 * every):
+        for group in grouped(cut, capacity, 2 * every):
             rows = {n: ids[n] for n in (range(every) or sorted({x[0].sequence for x in group}))}
             # The first group with a sequence sums its squares.
             new = () if isinstance(plan, Probes) else tuple(sorted(rows.keys() - counted))

@@ -106,11 +106,11 @@ class Measurements:
         sequences: int,
         blocks: int,
         divergence: bool = False,
-        linears: int = 1,
     ) -> "Measurements":
         """Arrays to fill: nothing is measured so far."""
         perturbed = plan.perturbed_samples(sequences)
-        shape = (plan.variants(linears), perturbed, plan.draws, blocks)
+        variants = max(plan.variants(i, blocks) for i in range(blocks))
+        shape = (variants, perturbed, plan.draws, blocks)
         return cls(
             drift=np.full((*shape, blocks), np.nan),
             alignment=np.full((*shape, blocks), np.nan),
@@ -129,14 +129,9 @@ class Measurements:
         return replace(self, sink_share=self.sink_share[:sequences], **cut)
 
 
-def addresses(
-    sequences: int, blocks: int, plan: Perturbation, linears: Sequence[int] | None = None
-) -> list[Address]:
-    """All perturbed states of an experiment, in order: by block if it has to be pruned for each.
-
-    `linears` are the numbers of linears of the blocks, which matter if each linear is a unit.
-    """
-    variants = [plan.variants(linears[b] if linears else 1, b, blocks) for b in range(blocks)]
+def addresses(sequences: int, blocks: int, plan: Perturbation) -> list[Address]:
+    """All perturbed states of an experiment, in order: by block if it has to be pruned for each."""
+    variants = [plan.variants(b, blocks) for b in range(blocks)]
     states = [
         Address(s, d, e, b)
         for s in range(plan.perturbed_samples(sequences))

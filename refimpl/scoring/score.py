@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation, allocate, base_only
-from refimpl.allocation.request import Noise, Perturbation, Probes, Request, Units, require_resolved
+from refimpl.allocation.request import Noise, Perturbation, Probes, Request, require_resolved
 from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signals
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM
 from refimpl.loading.files.documents import read_file
 from refimpl.loading.samples import Tokens
-from refimpl.method.absorption import absorption_coefficient, nan_mean
+from refimpl.method.absorption import absorption_coefficient
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -25,9 +25,9 @@ from refimpl.model.state import checked_ids
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.wanda import WANDA
 from refimpl.running.settings import Settings, parse_memory
+from refimpl.scoring.base_signals import Chosen, before_squares, block_signals
 from refimpl.scoring.experiment import dense_squares, experiment, probing_bytes, work_list
 from refimpl.scoring.measurements import Measurements, Moments, wanda_moments
-from refimpl.scoring.signals import Chosen, before_squares, block_signals
 from refimpl.scoring.state_group import PrunedBlocks
 
 
@@ -165,13 +165,11 @@ def recommended(
     return scores, allocate(scores, request)
 
 
-def probe_counts(
-    linear_pruned: Array, sizes: Array, delta: float | None, units: Units = "blocks"
-) -> Array:
+def probe_counts(linear_pruned: Array, sizes: Array, delta: float | None) -> Array:
     """Count the weights to prune of every linear, in each variant of its block.
 
-    N_u (s_u + d), rounded half to even, for d = -delta and delta, but at most half the way from
-    s_u to 0 or to 1: where nothing or everything is pruned, an error does not grow. Counts of the
+    N_j (s_j + d), rounded half to even, for d = -delta and delta, but at most half the way from
+    s_j to 0 or to 1: where nothing or everything is pruned, an error does not grow. Counts of the
     base and sizes are [L, linears]; the result is [V, L, linears], in the order of
     `Probes.variants`.
 
@@ -184,16 +182,12 @@ def probe_counts(
     s = linear_pruned / np.maximum(sizes, 1)
     below, above = np.maximum(s - delta, s / 2), np.minimum(s + delta, (s + 1) / 2)
     outer = np.rint(np.stack([below, above]) * sizes).astype(np.int64)
-    blocks = np.concatenate([linear_pruned[None], outer])
-    if units == "blocks":
-        return blocks
-    alone = np.eye(sizes.shape[1], dtype=np.int64)[:, None, :] * blocks[:, None]
-    return np.concatenate([blocks[:1], alone.reshape(-1, *sizes.shape)])
+    return np.concatenate([linear_pruned[None], outer])
 
 
 def probed_blocks(config: Config, base: Array, plan: Probes, moments: Moments) -> PrunedBlocks:
     """What prunes a block alone, from weights to prune in the base allocation, [L, linears]."""
-    counts = probe_counts(base, config.linear_sizes, plan.delta, plan.units)
+    counts = probe_counts(base, config.linear_sizes, plan.delta)
     of_squares = moments if plan.pruner_options.record.needs == "squares" else ()
     return PrunedBlocks(config.linears, counts, plan.pruner_options, of_squares)
 
@@ -240,25 +234,10 @@ def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]
 def _probed(
     measured: Measurements, blocks: PrunedBlocks | None, plan: Perturbation, config: Config
 ) -> ProbedErrors | None:
-    """What probes measured, in the order of their sparsities; NaN where there is no linear."""
+    """What probes measured, in the order of their sparsities."""
     if blocks is None or not isinstance(plan, Probes) or plan.delta is None:
         return None
     at, below, above = range(3)
-    order, kl, sizes = [below, at, above], measured.divergence, config.linear_sizes
-
-    def ordered(x: Array) -> Array:
-        """By probe: per block [3, L], or per linear [3, L, linears], from all variants [V, L]."""
-        if plan.units == "blocks":
-            return x[order]
-        return np.moveaxis(x[1:].reshape(3, -1, x.shape[1]), 1, 2)[order]
-
-    def by_sample(x: Array) -> Array:
-        """The same of every sample, [samples, 3, ...], from [V, samples, draws, L]."""
-        return np.stack([ordered(one) for one in np.moveaxis(nan_mean(x, axis=2), 1, 0)])
-
-    pruned = ordered(blocks.counts.sum(axis=2))
-    weights = config.block_sizes if plan.units == "blocks" else sizes
-    return ProbedErrors(
-        np.where(weights > 0, pruned / np.maximum(weights, 1), np.nan),
-        None if kl is None else by_sample(kl),
-    )
+    order, kl = [below, at, above], measured.divergence  # [V, samples, draws, L]
+    sparsity = blocks.counts.sum(axis=2)[order] / config.block_sizes
+    return ProbedErrors(sparsity, None if kl is None else np.moveaxis(kl[order, :, 0], 1, 0))

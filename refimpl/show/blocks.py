@@ -23,13 +23,13 @@ from refimpl.show.table import (
     token_facts,
 )
 
-CHANGED = "lo", "hi", "max_correction", "correction_scale", "compat"  # shown if not as usual
+CHANGED = "lo", "hi", "max_correction", "compat"  # shown if not as usual
 
 
 def table(scores: Scores, allocations: tuple[Allocation, ...]) -> str:
     """What was done and found, a row per block, and how it came about."""
     made, width = allocations[0], terminal_width()
-    texts = [perturbed(scores), " ".join(costs(scores, made.errors))]
+    texts = [experiment_done(scores), " ".join(costs(scores, made.errors))]
     if made.errors is None:
         texts[1] = " ".join([*findings(scores), *sinks(scores)])
     said = [line for text in texts for line in wrap(text, width)]
@@ -45,7 +45,7 @@ def blocks_table(scores: Scores, allocation: Allocation) -> list[str]:
     return [*said, "", *Table(columns(scores, (allocation,))).lines()]
 
 
-def perturbed(scores: Scores) -> str:
+def experiment_done(scores: Scores) -> str:
     """What was done to the blocks."""
     at, plan = scores.pruned_at, scores.plan
     if at is None or not isinstance(plan, Probes):
@@ -137,7 +137,7 @@ def columns(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, li
     if allocation.request.correct == "divergence" and absorption.divergence is not None:
         found["divergence"] = numbers(absorption.divergence, absorption.divergence_stderr)
     errors = allocation.errors
-    if (grows := allocation.growth) is not None and errors is not None and grows.rate.ndim == 1:
+    if (grows := allocation.growth) is not None and errors is not None:
         found["kappa"] = numbers(grows.rate, errors.rate)
     if np.ptp(allocation.base_sparsity):
         found["base"] = [number(x, ".4f") for x in allocation.base_sparsity]
@@ -197,9 +197,8 @@ def _growth(allocation: Allocation) -> list[str]:
     """How the errors grow that an allocation of measured strength is made of."""
     grows = allocation.growth
     assert grows is not None  # the strength is measured
-    probed, fits = int(grows.probed.sum()), int((grows.probed & grows.fits).sum())
+    probed, fits = int(np.isfinite(grows.rate).sum()), int(grows.fits.sum())
     if not fits:
         return [f"no error grows as exp(kappa s): strength {STRENGTH}, at most {MAX_CORRECTION}"]
-    word = "probed block" if grows.fits.ndim == 1 else "probed linear"
-    odd = [f"{fits} of {counted(probed, word)} fit"] if fits < probed else []
+    odd = [f"{fits} of {counted(probed, 'probed block')} fit"] if fits < probed else []
     return [f"kappa {grows.common_rate:.3g}", *odd]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.explanation.explain import Explanation
-from refimpl.explanation.shown_values import Figure, Step, described, full_name
+from refimpl.explanation.shown_values import Figure, Step, docstring_of, full_name
 from refimpl.show.table import model_facts, page, terminal_width, wrapped
 
 SHOWN_NUMBERS, IN_JSON = 4, 64  # numbers of an array
@@ -40,7 +40,7 @@ def _step(number: str, step: Step, figures: tuple[Figure, ...]) -> list[list[str
     """What the functions of a step say, and below it the figures."""
     said = list[str]()
     for i, function in enumerate(step.functions):
-        says = described(function)[0 if i else 1 :]  # the first one's sentence is the title
+        says = docstring_of(function)[0 if i else 1 :]  # the first one's sentence is the title
         said += [full_name(function) + ":" * bool(says), *(f"  {text}" for text in says)]
     texts = [f"{number} {step.name}: {step.title}", *(f"  {x}" for x in said), f"  why: {step.why}"]
     shapes = [str([*np.shape(figure.value)]) if np.ndim(figure.value) else "" for figure in figures]
@@ -90,7 +90,7 @@ def explanation_document(found: Explanation, source: bool = False) -> dict[str, 
                 "name": step.name,
                 "title": step.title,
                 "why": step.why,
-                "formula": [line for f in step.functions for line in described(f)],
+                "formula": [line for f in step.functions for line in docstring_of(f)],
                 "functions": [full_name(f) for f in step.functions],
                 "figures": [_figure_document(figure) for figure in figures],
                 **({"source": [inspect.getsource(f) for f in step.functions]} if source else {}),

@@ -75,8 +75,7 @@ def requests(draw: st.DrawFn, scores: Scores, folder: Path) -> Request:
         base = str(path)
     correct = draw(st.sampled_from([None, "absorption", "divergence"]))
     strength = draw(st.one_of(st.just(0.0), st.floats(-2, 2)))
-    most, scale = draw(st.floats(0, 1)), draw(st.sampled_from(["raw", "max"]))
-    return Request(base, options, sparsity, correct, strength, most, scale, lo, hi)
+    return Request(base, options, sparsity, correct, strength, draw(st.floats(0, 1)), lo, hi)
 
 
 @given(st.sampled_from(CASES), st.data())
@@ -116,17 +115,14 @@ def test_the_budget_is_met_to_the_weight(folder: Path, case: str, data: st.DataO
 def corrected_plainly(base: Floats, u: Floats, sizes: Floats, wanted: Request) -> Floats:
     """Base plus correction, back on the budget."""
     delta = -(u - u.mean())
-    if wanted.correction_scale == "max":
-        delta = delta / np.abs(delta).max()
     c = np.clip(wanted.strength * delta, -wanted.max_correction, wanted.max_correction)
     return project(base + c, sizes, wanted.sparsity)
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma3"])
-@pytest.mark.parametrize("scale", ["raw", "max"])
 @pytest.mark.parametrize("correct", ["absorption", "divergence"])
-def test_corrections_use_what_they_name(case: str, scale: Any, correct: Any) -> None:
-    wanted = Request("alphapruning", {"epsilon": 0.1}, 0.5, correct, 0.07, 0.05, scale)
+def test_corrections_use_what_they_name(case: str, correct: Any) -> None:
+    wanted = Request("alphapruning", {"epsilon": 0.1}, 0.5, correct, 0.07, 0.05)
     scores = scores_of(case)
     if correct == "divergence":
         scores = measured_by_pruning(scores, wanted)

@@ -21,7 +21,7 @@ from refimpl.bases.dlp import dlp
 from refimpl.bases.lsa import lsa
 from refimpl.bases.owl import owl
 from refimpl.bases.uniform import uniform
-from refimpl.method.correction import Scale, centred_log, clipped_log, correction
+from refimpl.method.correction import centred_log, clipped_log, correction
 from refimpl.method.projection import project
 
 Floats = npt.NDArray[np.float64]
@@ -41,15 +41,20 @@ class Problem:
     def arguments(self) -> tuple[npt.NDArray[np.int64], float, float, float]:
         return self.sizes, self.sparsity, self.lo, self.hi
 
-    def corrected(self, u: Floats, blocks: Floats, strength: float, scale: Scale = "raw") -> Floats:
+    def corrected(self, u: Floats, blocks: Floats, strength: float) -> Floats:
         """The allocation of units, each a linear, of these blocks in ascending order."""
         in_block = [np.flatnonzero(blocks == block) for block in range(len(u))]
         linears = [{f"{j}": (int(self.sizes[i]), 1) for j, i in enumerate(x)} for x in in_block]
         base = np.zeros((len(u), max(map(len, in_block))))
         for row, x in zip(base, in_block, strict=True):
             row[: len(x)] = self.x[x]
-        how: dict[str, Any] = {"max_correction": 0.1, "correction_scale": scale}
-        how |= {"strength": strength, "lo": self.lo, "hi": self.hi, "sparsity": self.sparsity}
+        how: dict[str, Any] = {
+            "max_correction": 0.1,
+            "strength": strength,
+            "lo": self.lo,
+            "hi": self.hi,
+            "sparsity": self.sparsity,
+        }
         found = allocated(base, u, linears, Request(correct="absorption", **how)).linear_sparsity
         return np.concatenate([row[: len(x)] for row, x in zip(found, in_block, strict=True)])
 
@@ -209,7 +214,6 @@ ratios = st.lists(ratio, min_size=1, max_size=9)
 logarithm = st.floats(-LIMIT, LIMIT) | st.sampled_from([-LIMIT, 0.0, LIMIT])
 logs = st.lists(logarithm, min_size=1, max_size=9)
 strengths = st.floats(0, 2)
-scales = st.sampled_from(["raw", "max"])
 
 
 @given(ratios)
@@ -245,16 +249,12 @@ def test_an_error_that_is_rounding_is_zero() -> None:
         assert (np.abs(known) == LIMIT).all()
 
 
-@given(logs, strengths, st.floats(0, 1), scales)
-def test_correction_by_formula(u: list[float], strength: float, most: float, scale: Scale) -> None:
-    delta, c = correction(u, strength, most, scale)
+@given(logs, strengths, st.floats(0, 1))
+def test_correction_by_formula(u: list[float], strength: float, most: float) -> None:
+    delta, c = correction(u, strength, most)
     assert delta.mean() == pytest.approx(0, abs=1e-14)
     expected = -(np.array(u) - sum(u) / len(u))
-    if scale == "raw":
-        np.testing.assert_allclose(delta, expected, rtol=0, atol=1e-14)
-    elif max(u) > min(u):
-        assert np.abs(delta).max() == 1
-        np.testing.assert_allclose(delta * np.abs(expected).max(), expected, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(delta, expected, rtol=0, atol=1e-14)
     if max(u) == min(u):
         assert not delta.any()
     np.testing.assert_array_equal(c, np.clip(strength * delta, -most, most))
@@ -272,9 +272,9 @@ def test_linears_of_a_block_move_alike(p: Problem, strength: float, data: st.Dat
     np.testing.assert_allclose(s, project(p.x + c, *p.arguments), rtol=0, atol=1e-12)
 
 
-def test_equal_logs_correct_nothing_even_scaled() -> None:
+def test_equal_logs_correct_nothing() -> None:
     u = clipped_log([5.0] * 3)  # three times log 3, whose mean in float64 may miss log 3
-    np.testing.assert_array_equal(correction(u, 0.03, 0.1, "max")[1], np.zeros(3))
+    np.testing.assert_array_equal(correction(u, 0.03, 0.1)[1], np.zeros(3))
 
 
 @pytest.mark.parametrize(("call", "names"), cases("allocation", "calls"))

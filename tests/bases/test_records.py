@@ -31,7 +31,7 @@ from refimpl.model.ops import Array
 from refimpl.pruners.pruner import LinearInputs, PrunedWeight, pruners
 from refimpl.records import named
 from refimpl.running.files import write_json
-from refimpl.scoring.signals import signals
+from refimpl.scoring.base_signals import signals_of
 
 LLAMA = model_of("llama")
 TOKENS = random_tokens(264, 2, 16)
@@ -68,9 +68,9 @@ def test_a_base_of_ones_own_is_measured_as_one_of_the_package(
 @pytest.mark.parametrize("name", NEEDY)
 def test_its_signal_alone_and_at_its_own_pruning(name: str) -> None:
     base = own(name)
-    alone = signals(LLAMA, Request(base, correct=None), TOKENS)
+    alone = signals_of(LLAMA, Request(base, correct=None), TOKENS)
     assert bits(alone) == {
-        base.name: bits(signals(LLAMA, Request(name, correct=None), TOKENS)[name])
+        base.name: bits(signals_of(LLAMA, Request(name, correct=None), TOKENS)[name])
     }
     request = Request(base, correct="divergence")
     scores = score(LLAMA, TOKENS, request=request)

@@ -19,7 +19,7 @@ from refimpl.bench.cells import BenchRow, BenchSettings, Comparison
 from refimpl.bench.tables import bench_table, change, percent, summaries
 from refimpl.loading.files.documents import converted
 from refimpl.loading.text import model_tokens
-from refimpl.scoring.signals import signals
+from refimpl.scoring.base_signals import signals_of
 
 LLAMA, TEXT = FIXTURES / "llama", FIXTURES / "text.txt"
 TOKENS = ("--samples", 2, "--seq-len", 16, "--text", TEXT)
@@ -159,7 +159,7 @@ def test_an_existing_output_is_never_damaged(tmp_path: Path) -> None:
 def test_a_rerun_moves_few_weights() -> None:
     model, seeds = read_model(LLAMA), (1, 2)
     request = Request(sparsity=0.5, correct=None)
-    made = base_only(signals(model, request, None), request, model.config.linears)
+    made = base_only(signals_of(model, request, None), request, model.config.linears)
     for seed in seeds:
         counts = measured_cells.jittered(made, model, seed).linear_pruned
         moved = np.abs(counts - made.linear_pruned)

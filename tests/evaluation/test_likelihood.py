@@ -17,9 +17,9 @@ from refimpl import Model
 from refimpl.evaluation import likelihood
 from refimpl.evaluation.likelihood import (
     RunningSoftmax,
+    batch_groups,
     batches,
     group_likelihoods,
-    groups,
     tokens_in_memory,
 )
 from refimpl.model.ops import Array
@@ -36,7 +36,7 @@ def likelihoods_of(
     """Log probabilities of each sequence's tokens but the first."""
     laid, found = batches(list(sequences), model.config), dict[int, Array]()
     with Workers(threads) as workers:
-        for group in groups(laid, tokens_in_memory(model, laid, memory, dtype)):
+        for group in batch_groups(laid, tokens_in_memory(model, laid, memory, dtype)):
             found |= group_likelihoods(model, group, workers, dtype)
     return [found[n] for n in range(len(found))]
 
@@ -76,16 +76,16 @@ def test_padding_and_neighbours_do_not_matter(case: str) -> None:
 )
 def test_layout_changes_rounding_only(order: list[int], tokens: int, rows: int, piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(likelihood, "BATCH", tokens)
-        patch.setattr(likelihood, "ROWS", rows)
-        patch.setattr(likelihood, "PIECE", piece)
+        patch.setattr(likelihood, "_BATCH", tokens)
+        patch.setattr(likelihood, "_ROWS", rows)
+        patch.setattr(likelihood, "_PIECE", piece)
         found = likelihoods_of(model_of("llama_linear"), [IDS[i] for i in order])
     assert_close(found, [found_of("llama_linear")[i] for i in order], 1e-11)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_memory_and_threads_change_no_bit(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likelihood, "BATCH", 12)
+    monkeypatch.setattr(likelihood, "_BATCH", 12)
     model = model_of("llama")
     largest = max(made.ids.size for made in batches(IDS, model.config))
     least = 2 * largest * model.config.hidden_size * np.dtype(dtype).itemsize
@@ -124,7 +124,7 @@ def test_batches_hold_every_sequence_once(
     sequences: list[list[int]], most: int, tokens: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(likelihood, "BATCH", most)
+        patch.setattr(likelihood, "_BATCH", most)
         made = batches(sequences, model_of("llama").config)
     assert sorted(n for b in made for n in b.members) == list(range(len(sequences)))
     total = sum(len(ids) - 1 for ids in sequences)
@@ -140,7 +140,7 @@ def test_batches_hold_every_sequence_once(
             assert targets.tolist() == sequences[n][1:]
     widths = [b.ids.shape[1] for b in made]
     assert all(a >= b for a, b in pairwise(widths))
-    cut = list(groups(made, tokens))
+    cut = list(batch_groups(made, tokens))
     assert [id(b) for part in cut for b in part] == [id(b) for b in made]
     assert all(len(part) == 1 or sum(b.ids.size for b in part) <= tokens for part in cut)
 

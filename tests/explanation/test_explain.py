@@ -19,14 +19,14 @@ from tables import cases
 from refimpl import Noise, Probes, Request, allocate, forward, score
 from refimpl.bases.base import bases
 from refimpl.explanation.explain import explain, steps_of
-from refimpl.explanation.shown_values import described, full_name
+from refimpl.explanation.shown_values import docstring_of, full_name
 from refimpl.loading.families import FAMILIES
 from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.method import perturbation
 from refimpl.model import ops
 from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.running.settings import Settings
-from refimpl.scoring.signals import signals
+from refimpl.scoring.base_signals import signals_of
 from refimpl.show.explain import explanation_document, explanation_text
 
 MODELS = tuple(name if name == "llama4_text" else name.removesuffix("_text") for name in FAMILIES)
@@ -44,7 +44,7 @@ PLANS = {
     "default": (Noise(), Request(correct="absorption")),
     "lsa, all options of the noise": (
         Noise(eta=(0.3,), draws=2, seed=7, **OTHERWISE),
-        Request("lsa", {"block": 8}, 0.5, "absorption", correction_scale="max"),
+        Request("lsa", {"block": 8}, 0.5, "absorption"),
     ),
     "alphapruning": (Noise(), Request("alphapruning", {"fit": "mid"}, 0.6, "absorption", 0.2)),
     "pruning, absorption": (Probes(), Request("dlp", {}, 0.5, "absorption", 0.1)),
@@ -99,7 +99,7 @@ def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> Non
     for base, signal in scores.signals.items():
         near(shown("signals", bases()[base].symbol), signal.main)
     sizes = scores.linear_sizes[k]
-    alone = signals(model, Request("dlp", correct=None), tokens, Settings(np.float64))
+    alone = signals_of(model, Request("dlp", correct=None), tokens, Settings(np.float64))
     near((shown("signals", "mean M") * sizes).sum() / sizes.sum(), alone["dlp"].main[k])
     if request.compat == "exact":
         near(shown("projection", "base"), made.base_sparsity)
@@ -196,11 +196,11 @@ def test_functions_are_those_of_the_family() -> None:
 
 
 def test_title_and_formulas_come_from_the_docstrings() -> None:
-    assert described(perturbation.deviation) == [
+    assert docstring_of(perturbation.deviation) == [
         "Measure relative drift and alignment after some block.",
         "R_k = ||h'_k - h_k|| / ||h_k||;  A_k = <h'_k, h_k> / (||h'_k|| ||h_k||)",
     ]
-    assert described(ops.silu)[0] == (
+    assert docstring_of(ops.silu)[0] == (
         "Compute x / (1 + exp(-x)), without overflow for any finite input."
     )
     explained = explain(model_of("llama"), tokens_of("llama"), 1)

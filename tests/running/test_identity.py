@@ -22,7 +22,7 @@ from refimpl.loading.samples import random_tokens
 from refimpl.running.provenance import identity
 from refimpl.running.settings import Settings
 from refimpl.scoring import score
-from refimpl.scoring.signals import Chosen
+from refimpl.scoring.base_signals import Chosen
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)
@@ -31,19 +31,19 @@ OTHER: dict[type[Any], dict[str, Any]] = {  # another value of each field
         "eta": (0.02,), "sink": "exclude", "draws": 5, "seed": 3, "noise_norm": "expected",
     },
     Probes: {
-        "seed": 3, "delta": 0.05, "pruner": "magnitude", "units": "linears",
+        "seed": 3, "delta": 0.05, "pruner": "magnitude",
         "samples": 1, "damping": 0.1, "precision": 0.1,
     },
     Request: {
         "base": "owl", "options": {"lam": 0.2}, "sparsity": 0.4, "correct": "divergence",
-        "strength": 0.1, "max_correction": 0.3, "correction_scale": "max", "lo": 0.1, "hi": 0.8,
+        "strength": 0.1, "max_correction": 0.3, "lo": 0.1, "hi": 0.8,
         "compat": "peer",
     },
     PrunerOptions: {"pruner": "sparsegpt", "damping": 0.1, "seed": 4},
     Settings: {"dtype": "float64"},
 }  # fmt: skip
 SCHEDULING = {"threads", "memory", "executor", "progress", "finished"}
-NO_RESULT = {"strength", "max_correction", "correction_scale", "compat"}
+NO_RESULT = {"strength", "max_correction", "compat"}
 
 
 def test_every_field_is_covered() -> None:

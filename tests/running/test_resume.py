@@ -44,7 +44,7 @@ ENOUGH = (*PLACES[1][:3], "1M")  # for SparseGPT's matrices, too
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units so small that these runs have many; stacks of two states."""
-    monkeypatch.setattr("refimpl.scoring.experiment.ROWS", 24)
+    monkeypatch.setattr("refimpl.scoring.experiment._ROWS", 24)
     monkeypatch.setattr("refimpl.scoring.experiment.STATES_AT_RISK", 3)
     monkeypatch.setattr("refimpl.scoring.experiment.SEQUENCES_AT_RISK", 1)
 

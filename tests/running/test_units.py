@@ -42,8 +42,8 @@ from refimpl.running.provenance import stamps
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers, cores
 from refimpl.running.work_units import results
+from refimpl.scoring.base_signals import signals_of
 from refimpl.scoring.experiment import SummedSquares, dense_squares, experiment
-from refimpl.scoring.signals import signals
 
 LLAMA = FIXTURES / "llama"
 SCORE = ("score", LLAMA, "--samples", 1, "--seq-len", 8)
@@ -109,13 +109,13 @@ def test_sums_with_a_late_unit() -> None:
 
 
 def test_signals_and_evaluations(place: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refimpl.evaluation.likelihood.BATCH", 40)
+    monkeypatch.setattr("refimpl.evaluation.likelihood._BATCH", 40)
     model = model_of("llama")
     tokens = random_tokens(model.config.vocab_size, 3, 12)
     windows = text_windows(FIXTURES / "text.txt", LLAMA / "tokenizer.json", 20, 12)
     requests = [Request(base) for base in ("owl", "dlp", "alphapruning", "lsa")]
     results = [
-        [signals(model, request, tokens, Settings(**options)) for request in requests]
+        [signals_of(model, request, tokens, Settings(**options)) for request in requests]
         + [evaluate(model, windows, **options)]
         for options in ({}, place)
     ]
@@ -163,7 +163,7 @@ def test_workers_compute_all_that_units_do(
     options: dict[str, Any] = {"executor": processes}
     for name in ("block", "block_with_sums"):
         monkeypatch.setattr(f"refimpl.model.stream.{name}", here)
-    signals(model, Request("owl"), tokens, Settings(**options))
+    signals_of(model, Request("owl"), tokens, Settings(**options))
     scored("llama", "pruning", **options)
 
 

@@ -33,7 +33,7 @@ from refimpl.running.files import write_json
 from refimpl.running.settings import Settings
 from refimpl.scoring import experiment as experiment_module
 from refimpl.scoring import state_group
-from refimpl.scoring.experiment import Addresses, groups, stacks
+from refimpl.scoring.experiment import Addresses, grouped, stacks
 from refimpl.scoring.measurements import addresses
 
 Floats = npt.NDArray[np.float64]
@@ -56,7 +56,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
     And stacks so small that the four blocks of an experiment are cut into two.
     """
-    monkeypatch.setattr(experiment_module, "ROWS", 2 * LENGTH)
+    monkeypatch.setattr(experiment_module, "_ROWS", 2 * LENGTH)
     monkeypatch.setattr(kernels, "QUERIES", 4)
     monkeypatch.setattr(kernels, "ELEMENTS", 50)
     monkeypatch.setattr(state_group, "HEAD_BYTES", 3000)
@@ -436,7 +436,7 @@ def test_groups_fit_and_are_as_large_as_fits(
     def cost(group: list[Addresses]) -> int:
         return sum(map(len, group)) + 2 * len({stack[0].sequence for stack in group})
 
-    parts = list(groups(cut, room))
+    parts = list(grouped(cut, room))
     assert [stack for part in parts for stack in part] == cut
     assert all(part and cost(part) <= room for part in parts)
     assert all(cost([*part, after[0]]) > room for part, after in pairwise(parts))
@@ -452,7 +452,7 @@ def test_stacks_are_of_one_sequence_draw_and_eta_and_of_few_rows(
     assert [a for stack in cut for a in stack] == states
     for stack in cut:
         assert len({(a.sequence, a.draw, a.variant) for a in stack}) == 1
-        assert len(stack) == 1 or len(stack) * length <= experiment_module.ROWS
+        assert len(stack) == 1 or len(stack) * length <= experiment_module._ROWS
     shuffled = data.draw(st.permutations(states))
     assert sorted(stacks(shuffled, length)) == cut
 
@@ -475,5 +475,5 @@ def test_a_block_is_loaded_once_per_group(room: int, parts: int) -> None:
     with Settings(np.float64, threads=2, memory=memory).open() as resources:
         experiment_module.experiment(model, tokens_of("llama").ids, plan, resources)
     cut = stacks(addresses(SEQUENCES, 4, plan), LENGTH)
-    assert len(list(groups(cut, room))) == parts
+    assert len(list(grouped(cut, room))) == parts
     assert loads == list(range(4)) * parts

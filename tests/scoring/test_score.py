@@ -23,9 +23,9 @@ from refimpl.model.ops import Array
 from refimpl.model.stream import Stream, add_sums, input_of, sum_of_outer_products, sum_of_squares
 from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.running.threads import Workers
+from refimpl.scoring.base_signals import signals_of
 from refimpl.scoring.measurements import addresses
 from refimpl.scoring.score import probe_counts
-from refimpl.scoring.signals import signals
 from refimpl.scoring.state_group import PrunedBlocks
 
 LLAMA, TOKENS = model_of("llama"), random_tokens(200, 2, 9)
@@ -125,7 +125,7 @@ def test_progress_never_goes_back_and_ends_at_the_total(
 
 
 def test_lsa_has_its_progress_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refimpl.scoring.experiment.ROWS", 18)  # two states in a stack
+    monkeypatch.setattr("refimpl.scoring.experiment._ROWS", 18)  # two states in a stack
     steps, need = list[tuple[float, float]](), 4 * STATE  # of both sequences, twice
     plan, request = Probes(), Request("lsa", {"block": 8}, correct=None)
     options: Any = {"memory": need, "progress": lambda *step: steps.append(step)}
@@ -140,7 +140,7 @@ def test_lsa_has_its_progress_and_its_memory(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_expert_without_tokens_has_no_error() -> None:
     model, ids = model_of("mixtral"), np.array([[7]])  # seen by two of five experts
-    found = signals(model, Request("lsa", {"block": 8}), Tokens(ids, "one token", "ids"))
+    found = signals_of(model, Request("lsa", {"block": 8}), Tokens(ids, "one token", "ids"))
     stream, idle = Stream(model, {0: ids[0]}), 0
     for i, linears in enumerate(model.config.linears):
         weights = model.block(i, np.float32)
@@ -216,29 +216,25 @@ def test_no_more_samples_are_perturbed_than_the_precision_takes(
     np.testing.assert_array_equal(scored(exact[1][1], **kept)[0], scored(exact[1][1])[0])
 
 
-@pytest.mark.parametrize(("units", "one", "three"), [("blocks", 1, 3), ("linears", 8, 22)])
-def test_growth_is_probed_on_four_blocks(units: Any, one: int, three: int) -> None:
-    states = addresses(1, 30, Probes(delta=0.1, units=units), [7] * 30)
-    found = Counter(a.block for a in states)
-    assert found == {i: three if i in (3, 11, 18, 26) else one for i in range(30)}
+def test_growth_is_probed_on_four_blocks() -> None:
+    found = Counter(a.block for a in addresses(1, 30, Probes(delta=0.1)))
+    assert found == {i: 3 if i in (3, 11, 18, 26) else 1 for i in range(30)}
 
 
 @pytest.mark.parametrize("pruner", ["wanda", "sparsegpt", "magnitude"])
-def test_linears_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None:
-    """Against a forward of our own with one linear pruned, its statistics those of the dense."""
+def test_blocks_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None:
+    """Against a forward of our own with one block pruned, its statistics those of the dense."""
     ids, config = TOKENS.ids, LLAMA.config
-    plan = Probes(pruner=pruner, units="linears", damping=0.2)
+    plan = Probes(pruner=pruner, damping=0.2)
     request = Request(sparsity=0.6, correct="divergence")
     found = score(LLAMA, TOKENS, plan, request, dtype=np.float64)
     assert found.probes is not None
     assert found.probes.divergence is not None
-    assert found.probes.divergence.shape == (3, 4, 7)
+    assert found.pruned_at is not None
+    counts = probe_counts(found.pruned_at.linear_pruned, config.linear_sizes, 0.1)[[1, 0, 2]]
     dense = log_softmax(forward(LLAMA, ids, dtype=np.float64).logits, axis=-1)
-    for block, name, i in ((0, "q_proj", 0), (2, "down_proj", 2), (3, "o_proj", 1)):
-        j = list(config.linears[block]).index(name)
-        share = found.probes.sparsity[i, block, j]
-        weight = LLAMA.block(block, np.float64)[f"{name}.weight"]
-        sums = sum_of_outer_products if pruner == "sparsegpt" else sum_of_squares
+    sums = sum_of_outer_products if pruner == "sparsegpt" else sum_of_squares
+    for block, i in ((0, 0), (2, 2), (3, 1)):
         total: dict[str, Any] = {}
         stream = Stream(LLAMA, dict(enumerate(ids)), np.float64)
         for k in range(block + 1):
@@ -249,31 +245,28 @@ def test_linears_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None
             stream.advance({n: h for n, (h, _) in enumerate(passed)})
         for _, each in passed:
             add_sums(total, each)
-        count = round(share * weight.size)
-        keep, new = decision(
-            weight, total[input_of(name)], len(ids), count, PrunerOptions(pruner, 0.2)
-        )
-        thin = np.where(keep, weight if new is None else new, 0)
-        weights = {f"blocks.{block}.{name}.weight": SimpleNamespace(read=thin.astype)}
-        model = replace(LLAMA, weights={**LLAMA.weights, **weights})  # type: ignore[dict-item]
+        weights = dict[str, Any](LLAMA.weights)
+        for name, count in zip(config.linears[block], counts[i, block].tolist(), strict=True):
+            weight = LLAMA.block(block, np.float64)[f"{name}.weight"]
+            how = PrunerOptions(pruner, 0.2)
+            keep, new = decision(weight, total[input_of(name)], len(ids), count, how)
+            thin = np.where(keep, weight if new is None else new, 0)
+            weights[f"blocks.{block}.{name}.weight"] = SimpleNamespace(read=thin.astype)
+        model = replace(LLAMA, weights=weights)
         pruned = log_softmax(forward(model, ids, dtype=np.float64).logits, axis=-1)
         kl = (np.exp(dense) * (dense - pruned)).sum(axis=-1).mean()
-        assert found.probes.divergence[i, block, j] == pytest.approx(kl, rel=1e-9)
+        assert found.probes.divergence[i, block] == pytest.approx(kl, rel=1e-9)
     made = allocate(found, request)
     assert made.total_pruned == round(0.6 * made.total_weights)
-    assert np.ptp(made.linear_sparsity, axis=1).min() > 0
 
 
-@pytest.mark.parametrize("units", ["blocks", "linears"])
-def test_no_unit_is_pruned_further_than_its_fit_reaches(units: Any) -> None:
+def test_no_block_is_pruned_further_than_its_fit_reaches() -> None:
     request = Request(sparsity=0.6, correct="divergence")
-    plan = Probes(units=units, delta=0.05)
-    found = score(LLAMA, TOKENS, plan, request, dtype=np.float64)
+    found = score(LLAMA, TOKENS, Probes(delta=0.05), request, dtype=np.float64)
     assert found.probes is not None
     made = allocate(found, request)
     _, at, above = found.probes.sparsity
-    final = made.corrected_sparsity if units == "blocks" else made.linear_sparsity
-    reach = at + 2 * (above - at)
+    final, reach = made.corrected_sparsity, at + 2 * (above - at)
     assert (final <= reach + 1e-12).all()
     assert np.isclose(final, reach, rtol=0, atol=1e-12).any()
     assert made.total_pruned == round(0.6 * made.total_weights)

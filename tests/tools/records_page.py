@@ -13,7 +13,7 @@ from regions import filled
 
 from refimpl.arguments import described as accepted
 from refimpl.bases.base import Base, bases
-from refimpl.explanation.shown_values import described, full_name
+from refimpl.explanation.shown_values import docstring_of, full_name
 from refimpl.pruners.pruner import Pruner, pruners
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -29,7 +29,7 @@ DOCUMENTS = ("scores", "pruning", "evaluation", "check", "case")
 
 def formulas(functions: Iterable[Callable[..., Any]]) -> str:
     """The formulas of functions, from their docstrings."""
-    texts = ["\n    ".join([full_name(x), *described(x)[1:]]) for x in functions]
+    texts = ["\n    ".join([full_name(x), *docstring_of(x)[1:]]) for x in functions]
     return "```text\n" + "\n".join(texts) + "\n```\n"
 
 

@@ -153,12 +153,12 @@ def _decoded(kind: Any, value: Any) -> Any:
             return converted(value, named[name])
         except ValueError as error:
             raise ValueError(f".{error}") from error
-    whole = get_args(get_args(kind)[1])[0] is np.int64
-    cells = np.array(value, object)
-    kinds = {*map(type, cells.flat)}
-    if not isinstance(value, list) or not kinds <= ({int} if whole else {int, float, type(None)}):
-        raise ValueError(f"expected {'whole ' * whole}numbers, or lists of as many numbers")
-    return cells.astype(np.int64 if whole else np.float64)
+    scalar, cells = get_args(get_args(kind)[1])[0], np.array(value, object)
+    exact = {np.int64: ((int,), "whole numbers"), np.bool_: ((bool,), "true or false")}
+    kinds, expected = exact.get(scalar, ((int, float, type(None)), "numbers"))
+    if not isinstance(value, list) or not all(type(x) in kinds for x in cells.flat):
+        raise ValueError(f"expected {expected}, or lists of as many")
+    return cells.astype(scalar if scalar in exact else np.float64)
 
 
 @contextmanager

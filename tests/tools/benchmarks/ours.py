@@ -119,7 +119,7 @@ def command(arguments: list[str]) -> dict[str, Any]:
 def spectra(model: str, blocks: int) -> dict[str, Any]:
     """AlphaPruning's alphas of the first blocks."""
     from refimpl.running.settings import Settings
-    from refimpl.scoring.signals import Chosen, block_signals
+    from refimpl.scoring.base_signals import Chosen, block_signals
 
     ready = refimpl.read_model(model)
     first = replace(ready, config=replace(ready.config, blocks=ready.config.blocks[:blocks]))
@@ -133,23 +133,23 @@ def spectra(model: str, blocks: int) -> dict[str, Any]:
 
 def owl(model: str, ids: str) -> dict[str, Any]:
     """OWL's statistic of every block."""
-    from refimpl.scoring.signals import signals
+    from refimpl.scoring.base_signals import signals_of
 
     ready, tokens = refimpl.read_model(model), id_tokens(ids)
     start = time.perf_counter()
-    found = signals(ready, refimpl.Request(base="owl", correct=None), tokens)
+    found = signals_of(ready, refimpl.Request(base="owl", correct=None), tokens)
     return {"seconds": time.perf_counter() - start, "percent": found["owl"].main.tolist()}
 
 
 def allocation(model: str, ids: str, base: str) -> dict[str, Any]:
     """The sparsities of a base, without an experiment."""
     from refimpl.allocation.allocate import base_only
-    from refimpl.scoring.signals import signals
+    from refimpl.scoring.base_signals import signals_of
 
     ready, tokens = refimpl.read_model(model), id_tokens(ids)
     request = refimpl.Request(base=base, correct=None)
     start = time.perf_counter()
-    found = base_only(signals(ready, request, tokens), request, ready.config.linears)
+    found = base_only(signals_of(ready, request, tokens), request, ready.config.linears)
     return {"seconds": time.perf_counter() - start, "sparsity": found.base_sparsity.tolist()}
 
 

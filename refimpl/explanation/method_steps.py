@@ -9,7 +9,7 @@ from refimpl.allocation.allocate import allocate, base_allocation
 from refimpl.allocation.request import Noise, Perturbation, Probes, Request
 from refimpl.bases.base import BlockInputs
 from refimpl.bases.owl import BlockScores
-from refimpl.explanation.forward import Functions
+from refimpl.explanation.forward_steps import Functions
 from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.method import correction, equal_marginals, perturbation, projection
 from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
@@ -18,8 +18,8 @@ from refimpl.model.forward import block
 from refimpl.pruners import counts
 from refimpl.pruners.decision import decision
 from refimpl.pruners.wanda import WANDA, wanda_keep, wanda_score
+from refimpl.scoring.base_signals import Chosen
 from refimpl.scoring.score import score
-from refimpl.scoring.signals import Chosen
 
 # Pages of the tutorial.
 PERTURB, ABSORPTION, DIVERGENCE = "2-drift", "3-coefficient", "7-divergence"
@@ -123,8 +123,8 @@ def _correction(v: Values) -> Iterator[Figure]:
     request, result = v.request, v.scores.sweep[0]
     name = str(request.correct)
     u = _logarithm(request)(getattr(result, {"absorption": "coefficient"}.get(name, name)))
-    strength, scale = request.fixed_strength, request.correction_scale
-    delta, c = correction.correction(u, strength, request.max_correction, scale)
+    strength = request.fixed_strength
+    delta, c = correction.correction(u, strength, request.max_correction)
     yield Figure("u", u)
     yield Figure("Delta", delta)
     yield Figure("c", c, f"strength {strength:g}, at most {request.max_correction:g}")
@@ -133,11 +133,11 @@ def _correction(v: Values) -> Iterator[Figure]:
 def _growth(v: Values) -> Iterator[Figure]:
     grows = v.allocation.growth
     assert grows is not None  # the strength is measured
-    unit, number = "block" if grows.fits.ndim == 1 else "linear", int(grows.probed.sum())
-    yield Figure("a", grows.level, f"{v.request.correct} at the base's sparsity, per {unit}")
-    yield Figure("kappa", grows.rate, f"per probed {unit}; the allocation uses the median")
+    probed = int(np.isfinite(grows.rate).sum())
+    yield Figure("a", grows.level, f"{v.request.correct} at the base's sparsity, per block")
+    yield Figure("kappa", grows.rate, "per probed block; the allocation uses the median")
     yield Figure("residual", grows.residual, "of ln D at the base's sparsity")
-    yield Figure("fits", int(grows.fits.sum()), f"of {number} probed {unit}s")
+    yield Figure("fits", int(grows.fits.sum()), f"of {probed} probed blocks")
 
 
 def _projection(v: Values) -> Iterator[Figure]:

@@ -82,7 +82,7 @@ class Chosen:
         return config.num_blocks * (each + bool(self.needing("weights")))
 
 
-def signals(
+def signals_of(
     model: Model,
     request: Request,
     tokens: Tokens | None,
