@@ -1,7 +1,12 @@
-"""Draw the figures of the docs: `python docs/results/figures.py`.
+r"""Draw the figures of the docs: `python docs/results/figures.py`.
 
-smollm2.json has the numbers of two `scores.json`, by the commands in docs/gallery.md and
-docs/results/paper.md, in five digits: values, and below them their standard errors.
+smollm2.json has the numbers of two `scores.json` in five digits: values, and below them their
+standard errors. They are of
+
+refimpl score real/SmolLM2-135M-Instruct --text real/text/sotu-1901-1979.txt --samples 4 \
+  --seq-len 128 --sparsity 0.6 -o scores.json
+refimpl score real/SmolLM2-135M-Instruct --text real/text/sotu-1901-1979.txt --samples 4 \
+  --seq-len 256 --perturbation gaussian --eta 1e-4,0.01,0.1,1 -o noise.json
 """
 
 import json
