@@ -62,7 +62,7 @@ def allocate(
     request = request_for(scores, **changes) if request is None else replace(request, **changes)
     base = base_allocation(scores.signals, request, scores.linears)
     probed = _as_pruned(scores, request)
-    u = None if request.compat == "peer" else _logarithms(scores.sweep[which], request.correct)
+    u = None if request.compat == "peer" else logarithms(scores.sweep[which], request.correct)
     if not request.measured:
         return allocated(base, u, scores.linears, request)
     probes = scores.probes
@@ -250,7 +250,7 @@ def _errors(without: list[Allocation]) -> AllocationErrors:
     return AllocationErrors(len(without), sparsity, level, rate, common)
 
 
-def _logarithms(absorption: Absorption, correct: str | None) -> Array:
+def logarithms(absorption: Absorption, correct: str | None) -> Array:
     """The logarithms u that the correction is computed from, [L]."""
     if correct is None or correct == "absorption":
         return clipped_log(absorption.coefficient)

@@ -195,6 +195,7 @@ def _softmax(
     sums = [RunningSoftmax.start(batch.targets[rows]) for _, batch, rows in cuts]
 
     def add(i: int, weights: Weights, first: int) -> RunningSoftmax:
+        """The sums of some rows with the next ids, of which these are the weights."""
         return sums[i].add(logits(inputs[i], weights, model.config)[0], first)
 
     cost = sum(len(batch.targets) for batch in group) * head_cost(model.config) / vocabulary

@@ -26,13 +26,18 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     norm = (ops.rms_norm if config.norm == "rms" else ops.layer_norm, parts.norm)
     scaled = () if config.residual_scale == 1 else (ops.scaled,)
     mlp: Functions = (forward.mlp, ops.ACTIVATIONS[config.activation])
-    routed = "router.weight" in names and facts is not None
+    routing: Functions = ()
+    if facts is not None and "router.weight" in names:
+        share = ops.sigmoid if facts.scoring == "sigmoid" else ops.softmax
+        routing, mlp = (experts.route, experts.largest, share), (forward.mixture, *mlp)
 
     def where(role: str, functions: Functions = norm) -> Functions:
+        """Functions of a role, if the block has it."""
         there = f"{role}.weight" in names or role in config.weightless_norms
         return functions if there else ()
 
     def capped(cap: float | None) -> Functions:
+        """The cap of scores or logits, if the family has one."""
         return () if cap is None else (ops.soft_cap,)
 
     read = "resid_pre" if config.parallel_residual else "resid_mid"
@@ -42,66 +47,65 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     scores, normed = capped(config.attn_soft_cap), "qkv" if where("v_norm") else "qk"
     attend = (attention.attend, *mask, position_tables.causal_bias, *scores, ops.softmax)
     attn_out = (parts.affine, attention.merge_heads, *where("attn_post_norm"), *scaled)
-    share = ops.sigmoid if facts is not None and facts.scoring == "sigmoid" else ops.softmax
-    routing: Functions = (experts.route, experts.largest, share) if routed else ()
-    of_experts = (forward.mixture,) if routed else ()
-    mlp_out = (*of_experts, *mlp, *where("mlp_post_norm"), *scaled)
+    mlp_out = (*mlp, *where("mlp_post_norm"), *scaled)
     last = (BLOCK_EMBED[-1],) if kind.embed_size else ()
     own = (block_embedding, *where("block_embed_post_norm")) if kind.embed_size else ()
     head = (forward.head, *norm, *capped(config.final_soft_cap), ops.softmax)
-    mixed: list[tuple[str, Functions, Callable[[Values], Any]]] = [
-        ("qkv", (parts.affine, ops.linear, *limited, attention.split_heads), _qkv),
-        ("qk_norm", where("q_norm") or where("q_width_norm"), partial(_points, names=normed)),
-        ("rope", () if kind.rope is None else rotation, _rope),
-        ("attention", attend, _attention),
+    qk_norm = where("q_norm") or where("q_width_norm")
+    mixed = [
+        Step("qkv", BLOCK, (parts.affine, ops.linear, *limited, attention.split_heads), _qkv),
+        Step("qk_norm", BLOCK, qk_norm, partial(_points, names=normed)),
+        Step("rope", BLOCK, () if kind.rope is None else rotation, _rope),
+        Step("attention", BLOCK, attend, _attention),
     ]
     if not isinstance(kind.mixer, Attention):
-        mixer = (forward.MIXERS.get(type(kind.mixer)),)
         points = tuple(x for x in kind.mixer.points if x in kind.points)
-        mixed = [(kind.mixer.name, tuple(filter(None, mixer)), partial(_points, names=points))]
+        mixer, show = forward.MIXERS.get(type(kind.mixer)), partial(_points, names=points)
+        mixed = [Step(kind.mixer.name, BLOCK, () if mixer is None else (mixer,), show)]
     absent = {"attn_out", "mlp_out"}.difference(kind.points)
     heads = "attn_heads" if kind.mixer.attends else "mixed"
-    steps: list[tuple[str, Functions, Callable[[Values], Any]]] = [
-        ("attn_norm", where("attn_norm"), partial(_norm, before="resid_pre", after="attn_norm")),
-        *mixed,
-        ("attn_out", attn_out, partial(_points, names=(heads, "attn_out"))),
-        ("resid_mid", (forward.block,), partial(_sum, names=("resid_pre", "attn_out"))),
-        ("mlp_norm", where("mlp_norm"), partial(_norm, before=read, after="mlp_norm")),
-        ("routing", routing, _routing),
-        ("mlp_out", mlp_out, _experts if routed else _mlp),
-        ("block_embed", own, partial(_points, names=BLOCK_EMBED[1:])),
-        ("resid_post", (forward.block,), partial(_sum, names=("resid_mid", "mlp_out", *last))),
-    ]
-    return [
+    attn_norm = partial(_norm, before="resid_pre", after="attn_norm")
+    post = partial(_sum, names=("resid_mid", "mlp_out", *last))
+    mlp_norm = partial(_norm, before=read, after="mlp_norm")
+    steps = (
         Step("tokens", BLOCK, (checked_ids,), _tokens),
         Step("embed", BLOCK, (forward.embed,), _embed),
-        *(
-            Step(name, BLOCK, functions, show)
-            for name, functions, show in steps
-            if functions and name not in absent
-        ),
+        Step("attn_norm", BLOCK, where("attn_norm"), attn_norm),
+        *mixed,
+        Step("attn_out", BLOCK, attn_out, partial(_points, names=(heads, "attn_out"))),
+        Step("resid_mid", BLOCK, (forward.block,), partial(_sum, names=("resid_pre", "attn_out"))),
+        Step("mlp_norm", BLOCK, where("mlp_norm"), mlp_norm),
+        Step("routing", BLOCK, routing, _routing),
+        Step("mlp_out", BLOCK, mlp_out, _experts if routing else _mlp),
+        Step("block_embed", BLOCK, own, partial(_points, names=BLOCK_EMBED[1:])),
+        Step("resid_post", BLOCK, (forward.block,), post),
         Step("head", BLOCK, head, _head),
-    ]
+    )
+    return [x for x in steps if x.functions and x.name not in absent]
 
 
 def _tokens(v: Values) -> Iterator[Figure]:
+    """The ids of all sequences, and their strings."""
     yield Figure("ids", v.ids, "[sequences, tokens]")
     if (strings := v.strings(v.ids)) is not None:
         yield Figure("strings", strings, "of these ids in tokenizer.json")
 
 
 def _embed(v: Values) -> Iterator[Figure]:
+    """The embedded first sequence, [1, S, D]."""
     h = v.after(0)[0].states[0].stream
     yield Figure("h_0", h, "the first sequence, as below")
     yield Figure("||h_0,t||", length(h), "per token")
 
 
 def _points(v: Values, names: tuple[str, ...] | str) -> Iterator[Figure]:
+    """Trace points of the block as they are."""
     for name in names:
         yield Figure(name, v.points[name])
 
 
 def _norm(v: Values, before: str, after: str) -> Iterator[Figure]:
+    """A norm's output, and the lengths of the tokens before and after it."""
     x, y = v.points[before], v.points[after]
     yield Figure("||x_t||", length(x), "per token, before")
     yield Figure("y", y)
@@ -109,6 +113,7 @@ def _norm(v: Values, before: str, after: str) -> Iterator[Figure]:
 
 
 def _qkv(v: Values) -> Iterator[Figure]:
+    """Queries, keys and values by head, [1, heads, S, head_dim]."""
     x, config, sizes = v.points["attn_norm"], v.config, v.attention
     for name in (x for x in "qkv" if f"{x}_proj.weight" in v.weights):
         y = ops.limited(parts.affine(x, v.weights, f"{name}_proj"), config.qkv_limit)
@@ -118,6 +123,7 @@ def _qkv(v: Values) -> Iterator[Figure]:
 
 
 def _rope(v: Values) -> Iterator[Figure]:
+    """The angles of the block's positions, and a query before and after its rotation."""
     rope = v.config.blocks[v.index].rope
     assert rope is not None  # only then this is a step
     angles = rope.inv_freq(len(v.place.positions))
@@ -127,6 +133,7 @@ def _rope(v: Values) -> Iterator[Figure]:
 
 
 def _attention(v: Values) -> Iterator[Figure]:
+    """The attention of the first head, [S, S], computed again, and the heads' outputs."""
     config, points = v.config, v.points
     q, k = (points.get(f"{n}_rope", points[n])[0] for n in "qk")
     one = np.eye(q.shape[1], dtype=q.dtype)  # values that show the weights themselves
@@ -144,6 +151,7 @@ def _attention(v: Values) -> Iterator[Figure]:
 
 
 def _sum(v: Values, names: tuple[str, ...]) -> Iterator[Figure]:
+    """The lengths of the summands and of the residual stream, and that stream."""
     after = "resid_mid" if "attn_out" in names else "resid_post"
     for name in (x for x in (*names, after) if x in v.points):
         yield Figure(f"||{name}_t||", length(v.points[name]), "per token")
@@ -151,6 +159,7 @@ def _sum(v: Values, names: tuple[str, ...]) -> Iterator[Figure]:
 
 
 def _mlp(v: Values) -> Iterator[Figure]:
+    """What the last linear of the MLP reads, and what it writes."""
     yield Figure("hidden", v.points["mlp_hidden"], "what W_down reads")
     yield Figure("mlp_out", v.points["mlp_out"])
 
@@ -164,18 +173,21 @@ def _shares(v: Values) -> tuple[Array, Array]:
 
 
 def _routing(v: Values) -> Iterator[Figure]:
+    """The shares of the experts for the last token, and how many tokens each expert gets."""
     chosen, share = _shares(v)
     yield Figure("share", share[0, -1], "the last token")
     yield Figure("tokens", chosen.sum(axis=(0, 1)), "per expert, of the first sequence")
 
 
 def _experts(v: Values) -> Iterator[Figure]:
+    """The hidden state of the expert with most tokens, and the sum of all experts."""
     busiest = int(np.argmax(_shares(v)[0].sum(axis=(0, 1))))
     yield Figure("hidden", v.points[f"experts.{busiest}.mlp_hidden"], f"in expert {busiest}")
     yield Figure("mlp_out", v.points["mlp_out"])
 
 
 def _head(v: Values) -> Iterator[Figure]:
+    """The next token: logits [V], and the likeliest ids."""
     p = ops.softmax(v.logits)
     best = np.argsort(-p, kind="stable")[:TOP]
     yield Figure("logits", v.logits, "after the last token")

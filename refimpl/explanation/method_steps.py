@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.allocation.allocate import allocate, base_allocation
+from refimpl.allocation.allocate import allocate, base_allocation, logarithms
 from refimpl.allocation.request import Noise, Perturbation, Probes, Request
-from refimpl.bases.base import BlockInputs
-from refimpl.bases.owl import BlockScores
 from refimpl.explanation.forward_steps import Functions
 from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.method import correction, equal_marginals, perturbation, projection
@@ -49,12 +47,12 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
         Step("base", BASES, base, _base),
         Step("growth", DIVERGENCE, growth if request.measured else (), _growth),
         Step("correction", ALLOCATION, move if exact and fixed else (), _correction),
-        Step("projection", ALLOCATION, (projection.project,), _projection),
+        Step("projection", ALLOCATION, (projection.project,) if exact else (), _projection),
         Step("counts", ALLOCATION, whole if exact else (allocate,), _counts),
         Step(WANDA.name, PRUNE, (*pruned[:2], stream.sum_of_squares), _wanda),
         Step("loss", PRUNE, (ops.linear, perturbation.deviation), _loss),
     )
-    return [x for x in steps if x.functions and (exact or x.name != "projection")]
+    return [x for x in steps if x.functions]
 
 
 def _logarithm(request: Request) -> Callable[..., Any]:
@@ -63,6 +61,7 @@ def _logarithm(request: Request) -> Callable[..., Any]:
 
 
 def _perturbed(v: Values) -> Iterator[Figure]:
+    """The block's output on the first sequence, clean and perturbed, [S, D]."""
     h, perturbed = v.leaving[0].stream[0], v.after(v.index + 1, v.addresses)[1][0].h.stream[0]
     if isinstance(v.plan, Noise):
         yield Figure("eta", v.plan.etas[0])
@@ -76,6 +75,7 @@ def _perturbed(v: Values) -> Iterator[Figure]:
 
 
 def _drift(v: Values) -> Iterator[Figure]:
+    """How far the perturbed states are from the clean ones, from this block on."""
     note = f"after blocks {v.index} to {v.config.num_blocks - 1}, means"
     states, _ = v.followed
     for name, attribute in (("R_k", "drift"), ("A_k", "alignment")):
@@ -85,6 +85,7 @@ def _drift(v: Values) -> Iterator[Figure]:
 
 
 def _ratio(v: Values) -> Iterator[Figure]:
+    """The share of the drift that is left at the end: per token, and its means."""
     states, _ = v.followed
     ratios = np.array([[state.measures().ratio for state in draws] for draws in states])
     r, stderr = absorption_coefficient(ratios)
@@ -95,6 +96,7 @@ def _ratio(v: Values) -> Iterator[Figure]:
 
 
 def _coefficient(v: Values) -> Iterator[Figure]:
+    """The coefficients of all blocks, [L], and the divergences if they are measured."""
     result = v.scores.sweep[0]
     yield Figure("r", result.coefficient, "per block")
     yield Figure("stderr", result.stderr)
@@ -103,10 +105,8 @@ def _coefficient(v: Values) -> Iterator[Figure]:
 
 
 def _signals(v: Values) -> Iterator[Figure]:
-    squares = BlockInputs(
-        v.index, v.config.linears[v.index], lambda name: v.weights[f"{name}.weight"], v.moments
-    )
-    means = [float(one.mean()) for one in BlockScores(squares)]
+    """Wanda's scores in this block, and what each base ranks the blocks by."""
+    means = [wanda_score(v.weights[f"{name}.weight"], c).mean() for name, c in v.moments.items()]
     yield Figure("mean M", np.array(means), f"per linear of block {v.index}")
     for base, options in Chosen.of(v.request).bases.values():
         if (signal := v.scores.signals.get(base.name)) is not None:
@@ -114,16 +114,16 @@ def _signals(v: Values) -> Iterator[Figure]:
 
 
 def _base(v: Values) -> Iterator[Figure]:
+    """The base allocation, before it is projected on the budget."""
     base = base_allocation(v.scores.signals, v.request, v.config.linears)
     yield Figure("S", v.request.sparsity)
     yield Figure("base", base, "per block" if base.ndim == 1 else "[blocks, linears]")
 
 
 def _correction(v: Values) -> Iterator[Figure]:
+    """What a fixed strength makes of the coefficients or divergences, [L]."""
     request, result = v.request, v.scores.sweep[0]
-    name = str(request.correct)
-    u = _logarithm(request)(getattr(result, {"absorption": "coefficient"}.get(name, name)))
-    strength = request.fixed_strength
+    u, strength = logarithms(result, request.correct), request.fixed_strength
     delta, c = correction.correction(u, strength, request.max_correction)
     yield Figure("u", u)
     yield Figure("Delta", delta)
@@ -131,6 +131,7 @@ def _correction(v: Values) -> Iterator[Figure]:
 
 
 def _growth(v: Values) -> Iterator[Figure]:
+    """What measured strength makes of the probes, [L]."""
     grows = v.allocation.growth
     assert grows is not None  # the strength is measured
     probed = int(np.isfinite(grows.rate).sum())
@@ -141,6 +142,7 @@ def _growth(v: Values) -> Iterator[Figure]:
 
 
 def _projection(v: Values) -> Iterator[Figure]:
+    """The allocation on its budget."""
     result = v.allocation
     yield Figure("base", result.base_sparsity, "projected alone")
     yield Figure("s", result.corrected_sparsity, "per block")
@@ -149,6 +151,7 @@ def _projection(v: Values) -> Iterator[Figure]:
 
 
 def _counts(v: Values) -> Iterator[Figure]:
+    """The allocation in whole weights."""
     result = v.allocation
     yield Figure("n_l", result.num_pruned, "per block")
     yield Figure("n_j", result.linear_pruned[v.index], f"per linear of block {v.index}")
@@ -156,6 +159,7 @@ def _counts(v: Values) -> Iterator[Figure]:
 
 
 def _wanda(v: Values) -> Iterator[Figure]:
+    """The first linear's scores and the decision on its weights, [out, in]."""
     yield Figure("c", v.moments[v.linear], "per input")
     yield Figure("M", wanda_score(v.weight, v.moments[v.linear]))
     yield Figure("keep", v.keep.astype(np.int64), "1 stays, 0 goes")
@@ -163,6 +167,7 @@ def _wanda(v: Values) -> Iterator[Figure]:
 
 
 def _loss(v: Values) -> Iterator[Figure]:
+    """What the decision changes in the linear's output, and what the scores predict."""
     x = v.points[stream.input_of(v.linear)]
     x = np.reshape(x, (1, -1, x.shape[-1]))  # an expert's tokens are in one row
     y, left = (ops.linear(x, w)[0] for w in (v.weight, np.where(v.keep, v.weight, 0)))

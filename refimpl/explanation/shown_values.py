@@ -71,9 +71,8 @@ class Values:
         if not path.exists() or find_spec("tokenizers") is None:
             return None
         tokenizer = read_tokenizer(path)
-        numbers, places = np.unique(ids, return_inverse=True)
-        found = [tokenizer.id_to_token(i) or "" for i in numbers.tolist()]
-        return np.array([*map(printable, found)])[places].reshape(ids.shape)
+        found = [printable(tokenizer.id_to_token(i) or "") for i in ids.flat]
+        return np.array(found).reshape(ids.shape)
 
     @property
     def place(self) -> Place:
@@ -109,6 +108,7 @@ class Values:
         points: dict[str, Array] = {}
 
         def observe(name: str, value: Array) -> Array:
+            """Note what passes a point, and hand it on."""
             points[name] = value
             return value
 
@@ -180,9 +180,8 @@ class Values:
     ) -> tuple[Stream, list[Stack], dict[int, Squares]]:
         """Clean and perturbed states after so many blocks, as `score` takes them there."""
         ids, prune, plan = dict(enumerate(self.ids)), None, self.plan
-        if states and isinstance(plan, Probes):
-            at, moments = self.scores.pruned_at, (self.moments,) * self.config.num_blocks
-            assert at is not None  # as there are probes
+        if states and isinstance(plan, Probes) and (at := self.scores.pruned_at):
+            moments = (self.moments,) * self.config.num_blocks
             alone = replace(plan, delta=None)
             prune = probed_blocks(self.config, at.linear_pruned, alone, moments)
         stacks = tuple((a,) for a in states)
@@ -225,10 +224,9 @@ class Step:
 
 def docstring_of(function: Callable[..., Any]) -> list[str]:
     """The first sentence of a docstring, and the lines of formulas between it and its sections."""
-    first, *others = re.sub("`+", "", str(inspect.getdoc(function))).split("\n\n")
-    ends = [i for i, text in enumerate(others) if re.match(r"[A-Z]\w+:\s", text)]
-    formulas = others[: ends[0]] if ends else others
-    return [" ".join(first.split()), *(line for text in formulas for line in text.split("\n"))]
+    text = re.sub("`+", "", str(inspect.getdoc(function)))
+    first, *formulas = re.split(r"\n\n[A-Z]\w+:\s", text)[0].split("\n\n")
+    return [" ".join(first.split()), *"\n".join(formulas).splitlines()]
 
 
 def full_name(function: Callable[..., Any]) -> str:
