@@ -102,10 +102,20 @@ def embed(
 def mlp(x: Array, weights: Weights, place: Place, config: Config, path: str = "") -> Array:
     """Apply ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate.
 
-    Some activations have parameters that are learned.
-
     Observed: `mlp_hidden` [..., F], the input of `down_proj`. Names of linears, and of this point,
     begin with `path`, such as "experts.7.".
+
+    Args:
+        x: Input after its norm, [..., D].
+        weights: The block's weights: `up_proj` [F, D], `down_proj` [D, F], any `gate_proj` [F, D].
+        place: The block's `Place`: kernels and observer.
+        config: The model's facts: the activation (some have learned weights), the gate, its limit.
+        path: Beginning of the linears' names, "" of the block's own MLP.
+
+    Returns:
+        [..., D].
+
+    Source: gated MLPs: Shazeer, arXiv:2002.05202, section 2.
     """
     hidden, act = affine(x, weights, f"{path}up_proj"), place.kernels.activations[config.activation]
     learned = [weights[name] for name in LEARNED_ACTIVATION if name in weights]
@@ -130,6 +140,17 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     Observed: `experts.7.mlp_norm` [n, D] and `experts.7.mlp_hidden` [n, F], inputs of the linears
     of an expert that n tokens are routed to, if n > 0; the same of `shared_expert` [B, S, ...].
     Before them, `router.keep` [B, S, E]: which experts each token goes to.
+
+    Args:
+        x: Input after its norm, [B, S, D]; the residual stream if the experts are beside an MLP.
+        weights: The block's weights: `router` [E, D] and the linears of each expert.
+        place: The block's `Place`: kernels and observer.
+        config: The model's facts; `Config.experts` are those of the mixture.
+
+    Returns:
+        [B, S, D].
+
+    Source: Shazeer et al., arXiv:1701.06538, equation 1; the shares: `experts.route`.
     """
     assert config.experts is not None
     x, read = inputs_of_experts(x, weights, place.kernels, config.norm_eps, place.observe)

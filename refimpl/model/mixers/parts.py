@@ -45,7 +45,22 @@ Part = Callable[[Array, Weights, Place, Config], Array]
 
 
 def norm(x: Array, weights: Weights, role: str, config: Config, kernels: Kernels = PLAIN) -> Array:
-    """Normalise over the last axis; a norm that the model does not have is the identity."""
+    """Normalise over the last axis: `ops.rms_norm` or `ops.layer_norm`, as the model does.
+
+    A norm that the model does not have is the identity. A norm in `weightless_norms` has no weights
+    and divides only.
+
+    Args:
+        x: Input, [..., n].
+        weights: The block's weights; of this norm, a gain `ROLE.weight` and an offset `ROLE.bias`,
+            both [n].
+        role: Which norm of the block, such as "attn_norm".
+        config: The model's facts: the kind of norm and its eps.
+        kernels: How the norm is evaluated.
+
+    Returns:
+        [..., n].
+    """
     if f"{role}.weight" not in weights and role not in config.weightless_norms:
         return x
     gain = weights.get(f"{role}.weight", 1.0)
@@ -55,5 +70,20 @@ def norm(x: Array, weights: Weights, role: str, config: Config, kernels: Kernels
 
 
 def affine(x: Array, weights: Weights, name: str) -> Array:
-    """Apply one linear, with its bias if the model has one."""
+    """Apply one linear: ``W x + b``, without b if the model has none.
+
+    Args:
+        x: Input, [..., in].
+        weights: The block's weights, with `NAME.weight` [out, in] and any `NAME.bias` [out].
+        name: The linear, such as "q_proj".
+
+    Returns:
+        [..., out].
+
+    Example:
+        >>> import numpy as np
+        >>> w = {"q_proj.weight": np.array([[1.0, 2.0]]), "q_proj.bias": np.array([10.0])}
+        >>> affine(np.array([3.0, 4.0]), w, "q_proj").tolist()
+        [21.0]
+    """
     return linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
