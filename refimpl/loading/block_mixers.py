@@ -84,7 +84,12 @@ def _gated_delta_rule(keys: Keys) -> Mixer:
 
 
 def yarn_scale(factor: float, mscale: float) -> float:
-    """How much yarn raises the scores of a context that is stretched by a factor."""
+    """How much yarn raises the scores of a context that is stretched by a factor.
+
+    ``m = 1 + 0.1 mscale ln(factor)``, or 1 if the context is not stretched.
+
+    Source: Peng et al., arXiv:2309.00071, equation 15, whose temperature t is 1 / m^2.
+    """
     return 1.0 if factor <= 1 else 0.1 * mscale * log(factor) + 1.0
 
 
