@@ -88,7 +88,7 @@ def yarn_scale(factor: float, mscale: float) -> float:
 
     ``m = 1 + 0.1 mscale ln(factor)``, or 1 if the context is not stretched.
 
-    Source: Peng et al., arXiv:2309.00071, equation 15, whose temperature t is 1 / m^2.
+    Source: Peng et al., arXiv:2309.00071, section 3.4, whose temperature t is 1 / m^2.
     """
     return 1.0 if factor <= 1 else 0.1 * mscale * log(factor) + 1.0
 
