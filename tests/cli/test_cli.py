@@ -22,11 +22,9 @@ from program import Result, ran, refused, run
 from tables import cases
 
 import refimpl
-from refimpl.errors import RefimplError
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", "2", "--seq-len", "12")
-ESCAPE = "\x1b["
 
 
 def scored(*words: object, **options: Any) -> str:
@@ -80,14 +78,6 @@ def test_a_command_offers_what_belongs_to_it() -> None:
     assert len(options_of("score")) <= 22
 
 
-@pytest.mark.parametrize("command", commands())
-def test_a_help_text_mentions_no_other_command_s_default(command: str) -> None:
-    others = "|".join({name.split()[0] for name in commands()} - {command.split()[0]})
-    for option in options_of(command):
-        said = re.findall(r"Default: [^.]*", option.help)
-        assert not any(re.search(rf"\b(of|in|for|by) (refimpl )?({others})\b", x) for x in said)
-
-
 # Help
 
 
@@ -104,18 +94,6 @@ def test_help(command: str, flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
         names = [name for one in commands()[command].params for name in one.opts if name[0] == "-"]
     assert [name for name in names if name not in text] == []
     assert all(len(line) <= 100 for line in text.splitlines())
-
-
-@pytest.mark.parametrize("command", commands())
-def test_help_begins_with_what_people_use(command: str) -> None:
-    one, listed = commands()[command], options_of(command)
-    main = [x for x in listed if x.rich_help_panel is None]
-    assert 1 <= len(main) <= 8
-    panels = {x.rich_help_panel or "Advanced: " for x in listed}
-    assert {panel[:10] for panel in panels} == {"Advanced: "}
-    examples = [word for word in one.epilog.split() if word.startswith("-")]
-    assert {*examples} <= {name for x in main for name in x.opts}
-    assert {x.metavar for x in listed if x.is_flag} == {""}  # and no type of a value
 
 
 def test_without_a_command_there_is_help() -> None:
@@ -239,18 +217,6 @@ def test_progress_shows_the_time_left_on_a_terminal() -> None:
     assert percents == sorted(percents)
 
 
-@pytest.mark.usefixtures("slow_clock")
-def test_progress_is_where_the_work_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def score(*arguments: Any, **options: Any) -> None:
-        for done in (1.0, 2.5, 2.5, 7.0, 10.0):
-            arguments[-1].progress(done, 10.0)
-        raise RefimplError("stop")
-
-    monkeypatch.setattr("refimpl.cli.score.score", score)
-    shown = re.findall(r"(\d+)%", run("score", LLAMA, *SMALL, err_terminal=True).err)
-    assert list(dict.fromkeys(shown)) == ["0", "10", "25", "70", "100"]
-
-
 def test_every_bar_of_prune_ends_before_the_next_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,27 +283,3 @@ def test_arithmetic_of_allocations_is_loud(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("refimpl.cli.score.allocate", loud)
     with np.errstate(all="ignore"):
         assert "overflow" in run("allocate", tmp_path / "scores.json").err
-
-
-def test_allocate_keeps_what_the_scores_were_made_for(tmp_path: Path) -> None:
-    path, again = tmp_path / "scores.json", tmp_path / "again.json"
-    made_for = ("--correct", "divergence", "--base", "owl", "--base-option", "m=3", "--sparsity")
-    ran("score", FIXTURES / "llama", *SMALL, *made_for, "60%", "-o", path)
-    ran("allocate", path, "-o", again)
-    assert again.read_text() == path.read_text()
-    expected = json.loads(path.read_text())["scores"]["made_for"]
-    expected |= {"compat": "peer", "correct": None, "strength": 0.05}
-    found = json.loads(ran("allocate", path, "--compat", "peer", "--json"))
-    assert found["scores"]["made_for"] == expected
-    fixed = refused("allocate", path, "--max-correction", 0.1)
-    assert "--max-correction with --strength measured" in fixed
-
-
-@pytest.mark.parametrize("to", [(), ("-o", "scores.json")])
-@pytest.mark.parametrize("correct", ["absorption", "divergence"])
-def test_the_next_command_prunes_by_these_scores(
-    to: tuple[str, ...], correct: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    words = ("score", LLAMA, "--samples", 2, "--seq-len", 8, "--correct", correct, *to)
-    assert f"--allocation {to[1] if to else 'FILE'}" in ran(*words).partition("next:")[2]

@@ -1,11 +1,8 @@
 """`refimpl explain` shows the numbers of `score`, and of each family only the steps it has."""
 
-import inspect
 import json
 import re
-from functools import cache
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +16,8 @@ from tables import cases
 from refimpl import Noise, Probes, Request, allocate, forward, score
 from refimpl.bases.base import bases
 from refimpl.explanation.explain import explain, steps_of
-from refimpl.explanation.shown_values import docstring_of, full_name
 from refimpl.loading.families import FAMILIES
 from refimpl.loading.samples import Tokens, random_tokens
-from refimpl.method import perturbation
-from refimpl.model import ops
 from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import signals_of
@@ -121,15 +115,6 @@ def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> Non
     assert shown("wanda", "pruned") == made.linear_pruned[k, 0]
 
 
-def test_the_step_growth_says_whose_rates_are_used() -> None:
-    few = ("--samples", 2, "--seq-len", 8, "--correct", "divergence")
-    document = ran("explain", FIXTURES / "llama", "--step", "growth", "--json", *few)
-    notes = {x["name"]: x["note"] for x in json.loads(document)["steps"][0]["figures"]}
-    assert notes["a"].endswith("per block")
-    assert notes["kappa"] == "per probed block; the allocation uses the median"
-    assert notes["fits"] == "of 4 probed blocks"
-
-
 def test_sinks_are_left_out_as_score_leaves_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.method.perturbation.SINK_FACTOR", 1.0)  # half of the tokens
     model, tokens, plan = model_of("llama"), tokens_of("llama"), Noise(sink="exclude")
@@ -173,63 +158,6 @@ def test_the_forward_is_the_forward(name: str) -> None:
         assert names == [step for step in STEPS if step in names]
 
 
-def test_functions_are_those_of_the_family() -> None:
-    def called(name: str, step: str, block: int = 0) -> set[str]:
-        steps = steps_of(model_of(name), block, Noise(), Request(correct="absorption"))
-        functions = next(one.functions for one in steps if one.name == step)
-        return {function.__name__ for function in functions}
-
-    assert called("llama", "attn_norm") == {"rms_norm", "norm"}
-    assert called("gpt_neox", "mlp_norm") == {"layer_norm", "norm"}
-    assert "soft_cap" in called("gemma2", "attention") & called("gemma2", "head")
-    assert "soft_cap" not in called("llama", "attention") | called("llama", "head")
-    assert "rms_norm" in called("gemma2", "attn_out")
-    assert called("llama", "attn_out") == {"merge_heads", "affine"}
-    assert "scaled" in called("granite", "attn_out")
-    assert called("opt", "mlp_out") == {"mlp", "relu"}
-    assert called("llama4_text", "mlp_out", 1) == {"mixture", "mlp", "silu"}
-    assert {"mixture", "mlp"} < called("gemma4_experts", "mlp_out")
-    assert called("gemma4_small", "block_embed") == {"block_embedding", "rms_norm", "norm"}
-    assert "tokens_seen" in called("llama4_text", "attention")
-    assert "sigmoid" in called("llama4_text", "routing", 1)
-    assert "softmax" in called("mixtral", "routing")
-
-
-def test_title_and_formulas_come_from_the_docstrings() -> None:
-    assert docstring_of(perturbation.deviation) == [
-        "Measure relative drift and alignment after some block.",
-        "R_k = ||h'_k - h_k|| / ||h_k||;  A_k = <h'_k, h_k> / (||h'_k|| ||h_k||)",
-    ]
-    assert docstring_of(ops.silu)[0] == (
-        "Compute x / (1 + exp(-x)), without overflow for any finite input."
-    )
-    explained = explain(model_of("llama"), tokens_of("llama"), 1)
-    text, (step,) = (
-        explanation_text(explained),
-        (s for _, s, _ in explained.steps if s.name == "ratio"),
-    )
-    assert f"ratio: {step.title}\n  refimpl.method.absorption.surviving_drift\n" in text
-    assert step.title == "Share of each token's drift that reaches the end: R_L / R_l."
-
-
-source_of = cache(inspect.getsource)
-
-
-@pytest.mark.parametrize(
-    ("name", "case"), [*((x, "default") for x in MODELS), *(("llama", case) for case in PLANS)]
-)
-def test_every_function_is_the_librarys_and_has_a_source(name: str, case: str) -> None:
-    steps = steps_of(model_of(name), 1, *PLANS[case])
-    assert len({step.name for step in steps}) == len(steps)
-    for step in steps:
-        assert (FIXTURES.parent / step.why).is_file()
-        assert step.title.endswith(".")
-        for function in step.functions:
-            assert full_name(function).startswith("refimpl.")
-            source = source_of(function)
-            assert f" {function.__name__}(" in source or inspect.isclass(function)
-
-
 def test_one_step_computes_no_more_than_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the experiment was run")
@@ -261,14 +189,6 @@ def test_the_document_says_what_the_text_says() -> None:
     steps = {step["name"]: step for step in document["steps"]}
     assert steps["coefficient"]["figures"][1]["first"] == [None] * 3  # one sample: no error
     assert "refimpl.model.ops.relu" in steps["mlp_out"]["functions"]
-
-
-def test_defaults_are_small_and_tokens_are_used_as_given(tmp_path: Path) -> None:
-    assert "tokens      2 x 32, " in ran("explain", FIXTURES / "gpt2", "--step", "embed")
-    np.save(tmp_path / "ids.npy", np.arange(15).reshape(3, 5))
-    shown = ran("explain", FIXTURES / "gpt2", "--step", "tokens", "--tokens", tmp_path / "ids.npy")
-    assert "tokens      3 x 5, ids.npy" in shown
-    assert "[3, 5]  0 1 2 3 .." in shown
 
 
 @pytest.mark.parametrize(("words", "said"), cases("explanation", "refused"))

@@ -2,18 +2,14 @@
 
 import os
 import shutil
-from inspect import signature
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 from cli_page import commands
 from conftest import FIXTURES
-from crashes import COMMANDS
 from program import ran, refused
-
-from refimpl.cli import options as opt
 
 SMALL = ("--samples", "1", "--seq-len", "6")
 CASE = FIXTURES / "cases" / "llama"
@@ -101,29 +97,3 @@ def test_nothing_is_written_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def functions() -> list[Any]:
     return [command.callback for command in commands().values()]
-
-
-def test_every_output_is_known_as_one() -> None:
-    """Each option -o has a mark, or `check_outputs` would take it for an input."""
-    for command in functions():
-        for parameter in signature(command).parameters.values():
-            _, *marks = get_args(parameter.annotation) or (None,)
-            names = {name for mark in marks for name in getattr(mark, "param_decls", None) or ()}
-            if "-o" in names:
-                assert any(isinstance(mark, opt.OutputKind) for mark in marks), command
-
-
-def test_every_command_that_writes_is_in_the_table() -> None:
-    writing = {
-        command.__module__.rpartition(".")[2] + command.__name__
-        for command in functions()
-        if any(
-            isinstance(mark, opt.OutputKind)
-            for parameter in signature(command).parameters.values()
-            for mark in get_args(parameter.annotation)[1:]
-        )
-    }
-    writing.remove("evaluationbench_command")  # a line for each cell; see tests/bench
-    writing.remove("formatsconvert_command")  # of foreign files; see tests/convert
-    writing -= {"reportcommand", "reportplot_command"}  # as others, after matplotlib's own steps
-    assert len({name.split(" --")[0] for name in COMMANDS}) == len(writing)

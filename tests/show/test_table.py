@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
-from program import run
 
 from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Noise, Probes, Request
@@ -24,7 +22,6 @@ LINEARS = {"q_proj": (30, 20), "down_proj": (20, 30)}
 SEVEN_B = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (4096, 4096))
 SEVEN_B |= {"gate_proj": (11008, 4096), "up_proj": (11008, 4096), "down_proj": (4096, 11008)}
 TOKENS = TokenFacts(3, 48, "a text, 3 samples of 48 tokens", "text", None, "0123456789abcdef")
-MIXTRAL, LLAMA, CASES = FIXTURES / "mixtral", FIXTURES / "llama", FIXTURES / "cases"
 
 
 def absorption(r: Sequence[float], eta: float | None = 0.25, **more: Any) -> Absorption:
@@ -117,54 +114,6 @@ def test_every_line_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatc
 
 
 COLUMNS, NONE = ("r", "base", "sparsity", "to prune"), ("--correct", "none")
-TABLES = {  # commands, and columns of their tables
-    "inspect": (("inspect", MIXTRAL), ("n:m", "dtype", "experts.down_proj")),
-    "check": (
-        ("check", CASES / "opt", CASES / "llama/expected.safetensors", "--only", "blocks.0.*"),
-        ("stage", "steps", "divergent", "worst step", "error", "allowed"),
-    ),
-    "score": (
-        (
-            "score",
-            LLAMA,
-            "--tokens",
-            "random",
-            "--samples",
-            2,
-            "--base",
-            "owl",
-            "--correct",
-            "none",
-        ),
-        COLUMNS,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", TABLES)
-@pytest.mark.parametrize("width", [40, 60, 80])
-def test_no_column_is_lost_on_a_narrow_terminal(
-    name: str, width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words, columns = TABLES[name]
-    texts = []
-    for columns_ in (100, width):
-        monkeypatch.setenv("COLUMNS", str(columns_))
-        texts.append(run(*words).out)
-    for heading in columns:
-        assert re.search(rf"^(.*  )?{heading}(  .*)?$", texts[1], re.MULTILINE), heading
-    tables = [[*map(str.split, text.split("\n\n"))] for text in texts]
-    numbers = [
-        {x for part in table for x in part if re.fullmatch(r"[\d,]*\.?\d+", x)} for table in tables
-    ]
-    assert numbers[1] >= {x for x in numbers[0] if "." in x and len(x) == 6}  # 0.1234
-
-
-@pytest.mark.parametrize("width", [0, 1, 12])
-def test_a_terminal_without_columns(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    text = shown(scores(absorption([4.0, 0.5, 1.0])), base="uniform")
-    assert max(map(len, text.splitlines())) > 12
 
 
 def probed(*divergences: list[float], more: float = 1.0, plan: Probes | None = None) -> Scores:
@@ -247,13 +196,6 @@ def test_header_lines_are_short_and_facts_are_whole(sources: list[str]) -> None:
     assert told == f"3 x 48, {', '.join(sources)}, sha256 0123456789ab"
 
 
-def test_a_fact_longer_than_a_line_has_its_own() -> None:
-    found = scores(model="m" * 150)
-    lines = wrapped(header(found, allocations(found)))
-    assert lines[0] == "model       " + "m" * 150 + ","
-    assert lines[1] == "            family llama, 2 blocks, 2,400 prunable weights"
-
-
 def straight(lines: list[str]) -> None:
     """Every line as long as the headings, and a gap of two wherever a column ends."""
     assert len({len(line) for line in lines}) == 1
@@ -287,20 +229,6 @@ def test_what_is_unknown_is_a_dash_and_explained() -> None:
     found = absorption([2.0, 1.0], stderr=np.array([nan, nan]))
     text = shown(scores(found, tokens=replace(TOKENS, samples=1)))
     assert "no token had a drift" not in text
-
-
-def test_what_arrives_is_shown_where_it_makes_the_correction() -> None:
-    at = PrunedAt("uniform", {}, 0.7, np.array([[420, 420], [420, 420]]))
-    measured = absorption([2.0, 1.0], None, divergence=np.array([0.75, 0.125]))
-    found = scores(measured, plan=Probes(), pruned_at=at)
-    for correct in ("absorption", "divergence"):
-        lines = rows(shown(found, correct=correct, strength=0.05))
-        straight(lines)
-        heads, first, second = (line.split() for line in lines)
-        assert (correct in heads) == (correct == "divergence")
-        if correct in heads:
-            column = heads.index(correct) + 2  # behind the two words of an error
-            assert (first[column], second[column]) == ("0.750", "0.125")
 
 
 def test_alphas_are_means_of_a_block_and_linears_are_announced() -> None:
