@@ -2,7 +2,7 @@
 
 import fractions
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, field, fields
+from dataclasses import field, fields
 from functools import cache, partial, wraps
 from inspect import signature
 from math import inf, isnan
@@ -143,7 +143,7 @@ class Checked:
 
     def __init_subclass__(cls) -> None:
         """Document the fields by the help of their options."""
-        helps = [(k, x.metadata["help"]) for k, x in vars(cls).items() if isinstance(x, Field)]
+        helps = [(k, x.metadata["help"]) for k, x in vars(cls).items() if getattr(x, "metadata", 0)]
         head, raises, errors = (cls.__doc__ or "").partition("\n    Raises:")
         if helps and head:
             title = "" if "Args:" in head else "\n    Args:\n"
@@ -219,7 +219,8 @@ def returned(
         x = np.asarray(value)
     except ValueError:  # rows of several lengths
         x = np.array(None)
-    if x.dtype.kind not in "iuf" or x.shape not in shapes or (finite and not np.isfinite(x).all()):
+    numbers = x.dtype.kind in "iuf" and not isinstance(value, np.ma.MaskedArray)
+    if not numbers or x.shape not in shapes or (finite and not np.isfinite(x).all()):
         raise RefimplError(
             f"base {base}: its {what} returned {value!r:.60}",
             f"finite numbers of shape {' or '.join(str([*shape]) for shape in shapes)}",

@@ -32,7 +32,7 @@ def named(name: str, package: str, kind: type[T]) -> T | None:
     for entry in entry_points(group=package, name=name):
         try:
             record, why = entry.load(), f"no {kind.__name__}"
-        except Exception as error:  # of the code of another package
+        except (Exception, SystemExit) as error:  # of the code of another package
             record, why = None, f"which fails with {type(error).__name__}: {error}"
         if not isinstance(record, kind):
             raise RefimplError(

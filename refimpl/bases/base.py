@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Compat, Floats, Ints, checked, described, finite_vector
+from refimpl.arguments import Checked, Compat, Floats, Ints, checked, described, finite_vector
 from refimpl.errors import RefimplError, listed
 from refimpl.records import named, records
 
@@ -109,7 +109,7 @@ class BaseInputs:
 
 
 @dataclass(frozen=True)
-class Base:
+class Base(Checked):
     """All facts about one base allocation.
 
     Args:

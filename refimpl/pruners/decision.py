@@ -89,6 +89,7 @@ def decision(
             f"{record.name} with compat peer", "a pruner with published code", "use compat exact"
         )
     options = pruner.damping, pruner.seed, linear, new_dtype
+    total = read_only(total) if isinstance(total, np.ndarray) else total
     inputs = LinearInputs(read_only(weight), total, sequences, goal, *options)
     shape = np.shape(weight)
     if record.compensate is not None:
@@ -96,7 +97,8 @@ def decision(
         new = _checked(record, "new weights", pruned.weight, shape, "fV")
         keep = _checked(record, "keep", pruned.keep, shape, "b")
         return _counted(record, keep, goal), new
-    assert record.score is not None  # or the record is not whole
+    if record.score is None:
+        raise _wrong(record, "score", "None")
     score = _checked(record, "score", record.score(inputs), shape, "fiu")
     if np.isnan(score).any():
         raise _wrong(record, "score", "NaN")
@@ -111,10 +113,9 @@ def decision(
 
 def _checked(record: Pruner, what: str, value: Any, shape: tuple[int, ...], kinds: str) -> Any:
     """What a function of a record returned, if it has the shape of the weight and such a dtype."""
-    if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype.kind not in kinds:
-        found = f"{type(value).__name__}"
-        if isinstance(value, np.ndarray):
-            found = f"{value.dtype.name} {list(value.shape)}"
+    plain = type(value) is np.ndarray  # not masked
+    if not plain or value.shape != shape or value.dtype.kind not in kinds:
+        found = f"{value.dtype.name} {list(value.shape)}" if plain else type(value).__name__
         names = {"fV": "floating-point", "b": "bool"}
         raise _wrong(record, what, found, f"{names.get(kinds, 'numbers')} {list(shape)}")
     return value

@@ -8,7 +8,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Bools, Compat, Floats, NotNegative, checked, read_only, require
+from refimpl.arguments import (
+    Bools,
+    Checked,
+    Compat,
+    Floats,
+    NotNegative,
+    checked,
+    read_only,
+    require,
+)
 from refimpl.errors import RefimplError
 from refimpl.records import named, nearest, records
 
@@ -180,13 +189,18 @@ class LinearInputs:
     @property
     def sums(self) -> Floats:
         """The statistic that a pruner with `needs` is sure to get."""
-        assert self.total is not None
+        if self.total is None:
+            raise RefimplError(
+                "a pruner without `needs` reads sums over inputs",
+                "`needs` squares or products",
+                "correct `needs` of this `Pruner`",
+            )
         total = self.total.outer if isinstance(self.total, SharedFactor) else self.total
         return read_only(total)
 
 
 @dataclass(frozen=True)
-class Pruner:
+class Pruner(Checked):
     """All facts about one pruner.
 
     Args:
@@ -212,7 +226,7 @@ class Pruner:
     keep_peer: Callable[[Floats, float], Bools] | None = None
     compensate: Callable[[LinearInputs, Compat], PrunedWeight] | None = None
     needs: Statistics | None = None
-    options: tuple[str, ...] = ()
+    options: tuple[Literal["damping", "seed"], ...] = ()
     deviations: str = ""
 
     @property

@@ -63,6 +63,13 @@ class Chosen:
         for name in rows[0]:
             base, options = self.bases[name]
             values = dict[str, Array]()
+            first, *others = ([(x, np.ndim(y)) for x, y in row[name].items()] for row in rows)
+            if any(other != first for other in others):
+                raise RefimplError(
+                    f"base {name}: its signal differs between blocks in its names or shapes",
+                    "in every block the same names, each with a number, or one for each linear",
+                    f"correct the signal of {name}",
+                )
             for key in rows[0][name]:
                 column = [row[name][key] for row in rows]
                 values[key] = (

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +30,7 @@ os.environ |= {
     "OPENBLAS_NUM_THREADS": "1",
 }
 
+import own_records  # noqa: E402
 import typer  # noqa: E402
 from hub_server import Hub, serving  # noqa: E402
 from mutators import KINDS  # noqa: E402
@@ -42,6 +44,7 @@ from targets import (  # noqa: E402
     kind_cases,
     make_folder,
     option_case,
+    record_case,
     serve,
 )
 
@@ -54,19 +57,25 @@ LATE = (  # what commands import when they need it
     *("huggingface_hub.file_download", "huggingface_hub.utils.tqdm"),
     *("importlib.readers", "typer.rich_utils"),
 )
-CACHE = {"HF_HUB_CACHE": "hub", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
-OPTIONS, HUB, SLOW = 0.35, 0.03, 0.04  # shares: changed options, hostile servers, slow ones
+ENVIRONMENT = {
+    "HF_HUB_CACHE": "hub", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1",
+    # As `loading/files/hub.py` sets before it imports the library, which is imported here before.
+    # Without the second, the library asks the server for one more document, and reads all of it.
+    "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+}  # fmt: skip
+SHARES = {option_case: 0.3, hub_case: 0.03, record_case: 0.12}  # the other cases change files
+SLOW = 0.04  # share of slow ones
 
 
 def case_of(number: int, seed: int, folder: Path) -> FuzzCase:
     """The case with a number."""
     random = Random(f"{seed}:{number}")
     share = random.random()
-    if share < OPTIONS:
-        return option_case(random)
-    if share < OPTIONS + HUB:
-        return hub_case(random)
-    return file_case(folder, random, share > 1 - SLOW)
+    for make, of in SHARES.items():
+        if share < of:
+            return make(random)
+        share -= of
+    return file_case(folder, random, random.random() < SLOW)
 
 
 def state(folder: Path) -> dict[str, tuple[object, ...]]:
@@ -112,10 +121,13 @@ def faults(case: FuzzCase, left: Left, before: dict, after: dict) -> list[str]:
     outputs = {os.path.normpath(word) for word in case.words}
     outputs |= {f"{word}.data" for word in outputs}
     outputs |= {"hub"} if case.tamper else set()  # the cache
+    outputs |= {".out.part", "bench"} if case.record else set()  # what a next run continues
+    spoils = left.code == 2 and not (case.tamper or case.record)
     inside = {n for n in [*changed, *new] if not outputs & {n, *map(str, Path(n).parents)}}
-    if changed and (left.code == 2 or "--force" not in case.words or inside & {*changed}):
+    replaces = "--force" in case.words or case.words[:1] == ["bench"]  # which continues
+    if changed and (spoils or not replaces or inside & {*changed}):
         wrong.append(f"changed {changed[:3]}")
-    if new and ((left.code == 2 and not case.tamper) or inside & {*new}):
+    if new and (spoils or inside & {*new}):
         wrong.append(f"left {new[:3]}")
     return wrong
 
@@ -126,6 +138,16 @@ class Scratch:
     def __init__(self, folder: Path, hub: Hub) -> None:
         self.folder, self.copy, self.hub = folder, folder.with_name("case"), hub
         self.before: dict[str, tuple[object, ...]] = {}
+        self.made: tuple[int, bytes, bytes] = (0, b"", b"")  # code, output and weights of the last
+
+    def judged(self, case: FuzzCase) -> tuple[list[str], Left]:
+        """Run one case; what changes what it is given must make what a right record makes."""
+        wrong, left = self.run(case)
+        if case.record and case.record[2] == own_records.THIEF and case.words[0] != "bench":
+            made = self.made
+            self.run(replace(case, record=(*case.record[:2], own_records.RIGHT)))
+            wrong += ["other results"] if made != self.made else []
+        return wrong, left
 
     def run(self, case: FuzzCase) -> tuple[list[str], Left]:
         """Run one case, and put back what it changed."""
@@ -144,9 +166,12 @@ class Scratch:
             else:
                 path.write_bytes(case.content)
             before = state(self.copy)
+        own_records.CHOSEN = case.record or own_records.CHOSEN
         left = run_forked(case.words, self.copy)
         after = state(self.copy)
         wrong = faults(case, left, before, after)
+        weights = self.copy / "out/model.safetensors"
+        self.made = (left.code, left.out, weights.read_bytes() if weights.is_file() else b"")
         if any(after.get(name) != facts for name, facts in before.items()):
             self.before = {}
             return wrong, left
@@ -186,7 +211,9 @@ def prepare(parent: Path) -> Path:
     commands()  # of the real program
     vars(main)["program"] = lambda: whole  # made once, not in each child
     adopt_orphans()
-    folder = parent / "good"
+    folder, plugins = parent / "good", parent / "plugins"
+    own_records.install(plugins)
+    sys.path.append(str(plugins))
     make_folder(folder)
     gc.collect()
     gc.freeze()  # so that children share its pages
@@ -214,7 +241,7 @@ def main() -> int:
     counts, codes, failed, started = Counter(), Counter(), 0, time.monotonic()
     worst = {"seconds": 0.0, "MiB": 0}
     with tempfile.TemporaryDirectory() as parent, serving(Path(parent) / "home") as hub:
-        os.environ |= CACHE
+        os.environ |= ENVIRONMENT
         folder = prepare(Path(parent))
         serve(hub, folder)
         scratch = Scratch(folder, hub)
@@ -222,7 +249,7 @@ def main() -> int:
             if time.monotonic() - started > asked.seconds:
                 break
             case = fixed[number] if fixed else case_of(number, asked.seed, folder)
-            wrong, left = scratch.run(case)
+            wrong, left = scratch.judged(case)
             counts[case.mutator] += 1
             codes[left.code] += 1
             worst["seconds"] = max(worst["seconds"], round(left.seconds, 1))
@@ -235,6 +262,7 @@ def main() -> int:
                 shown = {
                     "case": number, "seed": asked.seed, "wrong": wrong, "words": case.words,
                     "file": case.file, "mutator": case.mutator, "code": left.code,
+                    "record": case.record,
                     "seconds": round(left.seconds, 2),
                     "err": left.err.decode("utf-8", "replace")[-700:],
                 }  # fmt: skip

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from targets import FuzzCase
+from own_records import THIEF
+from targets import OF_RECORDS, FuzzCase
 
 _HEADER = b'{"embed":{"dtype":"F32","shape":[4611686018427387904,0,7],"data_offsets":[0,0]}}'
 _CASE = ["check", "case", "actual.safetensors", "--only", "embed"]
@@ -69,8 +70,25 @@ SIZES: dict[str, tuple[list[str], str, Callable[[], bytes]]] = {  # command, fil
     ),
 }  # fmt: skip
 
+RECORDS = [  # of other packages: base or pruner, number of the command, what is odd, entry point
+    ("base", 0, ("owl", "allocation", "0"), "own"),
+    ("base", 0, ("owl", "needs", "0"), "own"),
+    ("base", 0, ("owl", "signal", "masked"), "own"),
+    ("base", 4, ("lsa", "signals", "a name of each block"), "own"),
+    ("base", 5, ("alphapruning", "signals", "a number of the last"), "own"),
+    ("base", 0, ("owl", "signal", "text"), "exits"),
+    ("pruner", 0, ("sparsegpt", "needs", "1"), "own"),
+    ("pruner", 0, ("random", "score", "0"), "own"),
+    ("pruner", 4, ("wanda", "options", "0"), "own"),
+    ("pruner", 1, ("sparsegpt", "compensate weight", "masked"), "own"),
+    ("pruner", 3, ("wanda", "score", THIEF), "own"),
+]
 
 REGRESSIONS = [
     *(FuzzCase(words, file, "regressions", content) for file, content, words in CHANGED),
     *(FuzzCase(words, None, "regressions") for words in OPTIONS),
+    *(
+        FuzzCase([{"own": entry}.get(x, x) for x in OF_RECORDS[sort][i]], record=record)
+        for sort, i, record, entry in RECORDS
+    ),
 ]

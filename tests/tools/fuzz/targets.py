@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 import mutators
+import own_records
 from hub_answers import tampering
 from hub_server import Hub, Reply
 from mutators import BYTES, KINDS, json_bytes, line_bytes, protobuf_bytes, tensor_bytes
@@ -57,7 +58,37 @@ BENCH = [
     *("bench", "model", "-o", "bench", "--bases", "uniform", "--sparsity", "0.5", *SMALL),
     *("--measure-on", "text.txt", "--window", "8", "--windows", "2"),
 ]  # fmt: skip
-NAMED = {'x" onload="alert(1)': "model", "<b>|$x^2$": "model", "seeds.txt": "text.txt"}
+NAMED = {  # names of models and texts
+    'x" onload="alert(1)': "model", "<b>|$x^2$": "model", "$(touch x)": "model", "-x": "model",
+    "x\x1b[2Jy\nerror: forged": "model", "\u202e%s{}{0}": "model", "a" * 240: "model",
+    ".hidden.part": "model", "seeds.txt": "text.txt", "bench.jsonl": "text.txt",
+    "x\x1b[2J,\n|.txt": "text.txt", "seconds": "text.txt", "b" * 240: "text.txt",
+}  # fmt: skip
+MODELS, NAMED_TEXTS = (
+    [name for name, other in NAMED.items() if other == x] for x in ("model", "text.txt")
+)
+_PRUNED = ["prune", "model", "-o", "out", *DRAWN]
+OF_RECORDS = {  # commands that take a base, or a pruner, of another package
+    "base": [
+        ["score", "model", *DRAWN, "--base", "own"], ["allocate", "scores.json", "--base", "own"],
+        ["score", "model", *DRAWN, "--base", "own", "--perturbation", "pruning"],
+        ["explain", "model", *DRAWN, "--base", "own"],
+        [*_PRUNED, "--sparsity", "0.5", "--allocation", "own"],
+        [*_PRUNED, "--sparsity", "0.5", "--allocation", "own", "--compat", "peer"],
+        [*BENCH[:5], "own", "--sparsity", "0.4", *BENCH[7:]],
+    ],
+    "pruner": [
+        [*_PRUNED, "--nm", "2:4", "--pruner", "own"],
+        [*_PRUNED, "--sparsity", "0.5", "--pruner", "own"],
+        [*_PRUNED, "--nm", "2:4", "--pruner", "own", "--compat", "peer"],
+        [*_PRUNED, "--sparsity", "0.5", "--allocation", "uniform", "--pruner", "own"],
+        [*_PRUNED, "--allocation", "uniform", "--sparsity", "0.5", "--pruner", "own",
+         "--compat", "peer"],
+        ["score", "model", *DRAWN, "--pruner", "own", "--perturbation", "pruning"],
+        ["explain", "model", *DRAWN, "--pruner", "own", "--perturbation", "pruning"],
+        [*BENCH, "--pruner", "own"],
+    ],
+}  # fmt: skip
 CHECK = ["check", "case", "actual.safetensors", "--only", "blocks.*"]
 OWN_CHECK = ["check", "case", "case/expected.safetensors", "--only", "embed"]
 TRACE = ["check", "model", "trace.npz"]  # what other programs write
@@ -136,13 +167,14 @@ Mutator = Callable[[bytes, Random], bytes]
 
 @dataclass(frozen=True)
 class FuzzCase:
-    """A command, and what changed before it: a file and how, options, or a hub's answers."""
+    """A command, and what changed before it: a file and how, options, a hub's answers, a record."""
 
     words: list[str]
     file: str | None = None
     mutator: str = ""
     content: bytes = b""
     tamper: Callable[[Reply], None] | None = None
+    record: tuple[str, str, str] | None = None  # as `own_records.CHOSEN`
 
 
 def make_folder(folder: Path) -> None:
@@ -282,6 +314,14 @@ def hub_case(random: Random) -> FuzzCase:
     return FuzzCase(words, None, "hub", tamper=tampering(random))
 
 
+def record_case(random: Random) -> FuzzCase:
+    """A command with a base or a pruner of another package."""
+    sort, record = own_records.choice(random)
+    entry = random.choice([*own_records.ENTRIES]) if random.random() < 0.1 else "own"
+    words = random.choice(OF_RECORDS[sort])
+    return FuzzCase([entry if x == "own" else x for x in words], None, sort, record=record)
+
+
 def serve(hub: Hub, folder: Path) -> None:
     """Publish a model for `hub_case`."""
     more = {"README.md": b"tiny", "sub/model.safetensors": b"no"}
@@ -298,7 +338,10 @@ def option_case(random: Random) -> FuzzCase:
         values = [random.choice(good) for _ in range(several)]
         words += [random.choice(mutators.PATHS)] if random.random() < 0.2 else values
     if name in ("score", "explain", "case make", "prune", "validate"):
-        words += random.choice((SMALL, DRAWN))
+        named = [*SMALL, "--text", random.choice(NAMED_TEXTS)]
+        words += (
+            named if name != "validate" and random.random() < 0.2 else random.choice((SMALL, DRAWN))
+        )
     if name == "prune" and random.random() < 0.8:
         words += random.choice((["--sparsity", "0.5"], ["--nm", "2:4"]))
     outputs = [f"{o}" for p in options for o in p.opts if o == "-o"]
@@ -315,8 +358,7 @@ def option_case(random: Random) -> FuzzCase:
 
 
 GOOD = {
-    "model": ["model", "model", "model", "sharded", "org/tiny", "pruned", *NAMED, *FAMILIES],
-    "models": ["model", "pruned", *NAMED],
+    "model": ["model", "model", "model", "sharded", "org/tiny", "pruned", *MODELS, *FAMILIES],
     "scores": ["scores.json", "pruning-scores.json"],
     "files": ["scores.json", "pruning-scores.json", "pruned", "eval.json"],
     "case": ["case"],
