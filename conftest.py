@@ -63,7 +63,7 @@ NOT_NUMERICAL = {
     "running": "equal bits of the same products, files, answers of child processes",
     "show": "tables of numbers that are given",
     "testing": "verdicts of oracle/, in a plugin",
-    "tutorial": "pages on a trained model take minutes; tests/tools/kernels.py runs them",
+    "tutorial": "pages on a trained model take minutes",
     # Files of numerical folders
     "explanation/test_explain.py": "words, and numbers that scoring/ and method/ test",
     "oracle/test_case_commands.py": "options, messages and exit codes",
