@@ -82,11 +82,6 @@ def test_a_text_in_place_of_tokens_says_how_to_make_tokens() -> None:
         refimpl.score(model_of("llama"), "text.txt")  # type: ignore[arg-type]
 
 
-def test_the_package_lists_its_public_names() -> None:
-    assert {"score", "text_tokens", "Model"} <= {*dir(refimpl)}
-    assert "TYPE_CHECKING" not in dir(refimpl)
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
 @pytest.mark.parametrize("words", [("inspect", LLAMA), ("inspect", "nowhere"), ("--help",)])
 @pytest.mark.parametrize("name", ["stdout", "stderr"])

@@ -29,10 +29,6 @@ def evaluated(*words: object) -> dict[str, Any]:
     return document
 
 
-def without_run(document: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in document.items() if name != "run"}
-
-
 def test_the_table_says_what_was_measured() -> None:
     words = (LLAMA, "--text", TEXT, "--window", 32)
     out, text = ran(*words, "--threads", 1), evaluated(*words)["text"]
@@ -85,11 +81,6 @@ def test_ids_in_place_of_a_text(tmp_path: Path) -> None:
     out = ran(FIXTURES / "gemma2", "--tokens", tmp_path / "ids.npy")
     assert "ids         ids.npy" in out
     assert "bits per byte" not in out
-
-
-def test_it_has_few_options() -> None:
-    named = {option for option in program.ran("eval", "--help").split() if option[:2] == "--"}
-    assert len(named - {"--help", "--quiet"}) == 10
 
 
 @pytest.mark.parametrize(("words", "problem"), cases("cli", "eval"))

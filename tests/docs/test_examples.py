@@ -138,16 +138,6 @@ def test_a_page_is_refreshed(tmp_path: Path) -> None:
     assert page.read_text() == text.format(3, 2)
 
 
-def test_a_picture_that_a_page_draws_is_refreshed(tmp_path: Path) -> None:
-    page, picture = tmp_path / "page.md", tmp_path / "a.svg"
-    page.write_text("```bash\necho '<svg x=\"1.0\" />' | tee a.svg > b.svg\n```\n")
-    assert problems(page, blocks_to_run(page)) == ""  # neither is beside the page
-    picture.write_text('<svg x="1.2" />\n')
-    examples.refresh(page)
-    assert picture.read_text() == '<svg x="1.0" />\n'
-    assert sorted(x.name for x in tmp_path.iterdir()) == ["a.svg", "page.md"]
-
-
 def test_a_session_goes_on_in_the_names_of_the_one_before(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     first, second = "```python\nx = 1\n```\n", "```python\nx\n```\n```output\n1\n```\n"

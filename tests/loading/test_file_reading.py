@@ -10,7 +10,7 @@ from program import ran, refused
 from refusals import refusal_of
 
 from refimpl.errors import RefimplError, printable
-from refimpl.loading.files.documents import DEEPEST, parsed_json, read_file
+from refimpl.loading.files.documents import read_file
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.loading.samples import read_ids
 from refimpl.oracle.case_folders import cases_below
@@ -45,14 +45,6 @@ def test_a_file_that_may_block_is_read_as_any_other(tmp_path: Path) -> None:
         refusal_of(reader, tmp_path / "file", 9, says="is larger than")
     with pytest.raises(IsADirectoryError):
         open_file(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "text", ["[" * 5000, "[" * (DEEPEST + 2) + "]" * (DEEPEST + 2), "1" + "0" * 400, "NaN", "1e999"]
-)
-def test_json_that_cannot_be_computed_with(text: str) -> None:
-    with pytest.raises(ValueError, match=r"nested deeper|the number"):
-        parsed_json(text)
 
 
 def test_what_is_foreign_is_escaped(tmp_path: Path) -> None:

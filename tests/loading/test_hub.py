@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 from hub_server import COMMITS, Hub, Reply, environment, serving
-from processes import ran as program_ran
 from program import ran, refused, run
 from refusals import refusal_of
 
@@ -198,13 +197,6 @@ def test_a_repository_of_gguf_files_says_how_to_get_one(hub: Hub, tmp_path: Path
 def test_without_the_library(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refusal_of(read_model, NAME, says="no such file or folder", remedy="refimpl[hub]")
-
-
-def test_the_library_is_imported_for_ids_alone() -> None:
-    code = f"import sys, refimpl; refimpl.read_model({str(FIXTURES / 'llama')!r}); "
-    modules = program_ran(program=(sys.executable, "-c", code + "print(*sys.modules)")).split()
-    assert "refimpl.loading.files.hub" in modules
-    assert "huggingface_hub" not in modules
 
 
 def test_the_bar_is_on_a_terminal_alone(hub: Hub) -> None:

@@ -24,14 +24,12 @@ from program import refused as refused_by
 
 from refimpl import RefimplError, read_model
 from refimpl.loading.samples import Tokens
-from refimpl.model.forward import MIXERS, forward
+from refimpl.model.forward import forward
 from refimpl.onnx.export import export
 from refimpl.onnx.recording.model_graph import trace_points
 from refimpl.onnx.validate import Validation, validate
 from refimpl.oracle import measures
 from refimpl.oracle.check import Report
-from refimpl.oracle.measures import record_of
-from refimpl.show.oracle import validation_table
 
 LLAMA = FIXTURES / "llama"
 
@@ -172,24 +170,6 @@ def shifted_mask(proto: onnx.ModelProto) -> None:
         proto.graph.node.insert(at, new)
 
 
-def shifted_window(proto: onnx.ModelProto) -> None:
-    name = next(n.input[1] for n in proto.graph.node if n.op_type == "GreaterOrEqual")
-    replace_values(proto, name, lambda values: values + 1)
-
-
-@damage
-def angles(proto: onnx.ModelProto, change: Callable[[Any], Any]) -> None:
-    name = next(n.input[1] for n in proto.graph.node if n.input[1:] and n.op_type == "Mul")
-    assert numpy_helper.to_array(tensor(proto, name))[0] == 1  # of position 1, channel 0
-    replace_values(proto, name, change)
-
-
-def swapped(proto: onnx.ModelProto) -> None:
-    names = proto.functions[0].output
-    i, j = (list(names).index(name) for name in "kv")
-    names[i], names[j] = names[j], names[i]
-
-
 @damage
 def then(
     proto: onnx.ModelProto, op: str, output: str, factor: float | None = None, **attributes: Any
@@ -232,30 +212,12 @@ BROKEN: dict[str, tuple[str, Damage, str, str]] = {
     "one number": (
         "llama", number("blocks.2.k_proj.weight", lambda x: x + 0.01), "blocks.2.k", "changed",
     ),
-    "one number of the head": (
-        "llama", number("lm_head.weight", lambda x: x * 1.01), "logits", "lm_head",
-    ),
-    "one gain": (
-        "gemma3", number("blocks.6.mlp_post_norm.weight", lambda x: x * 1.01), "blocks.6.mlp_out",
-        "the norm after it",
-    ),
     "a dropped sum": ("llama", bypassed("resid_mid"), "blocks.0.resid_mid", "lacks a term"),
-    "a dropped gate": ("llama", bypassed("mlp_hidden"), "blocks.0.mlp_out", "gate_proj"),
-    "a dropped gain": ("qwen3", bypassed("q"), "blocks.0.q", "norm of each head"),
-    "a dropped soft cap": ("gemma2", bypassed("logits", 1), "logits", "soft cap"),
     "a mask shifted by one": ("llama", shifted_mask, "blocks.0.attn_out", "shifted by one"),
-    "a window shifted by one": ("mistral", shifted_window, "blocks.0.attn_out", "window"),
-    "another theta": ("llama", angles(lambda x: x**1.1), "blocks.0.q_rope", "theta"),
-    "angles the other way": ("qwen2", angles(lambda x: -x), "blocks.0.q_rope", "positions"),
-    "two names swapped": ("llama", swapped, "blocks.0.k", "wrong order"),
     "NaN": (
         "llama", number("blocks.1.up_proj.weight", lambda _: np.nan), "blocks.1.mlp_out", "-inf",
     ),
-    "Inf": (
-        "llama", number("final_norm.weight", lambda _: np.inf), "final_norm", "beyond the dtype",
-    ),
     "nothing but 0": ("llama", then("Mul", "logits", 0.0), "logits", "never written"),
-    "another scale": ("llama", then("Mul", "logits", 1.0001), "logits", "lm_head"),
     "another shape": (
         "llama", then("Transpose", "logits", perm=[1, 0, 2]), "logits", "axes in another order",
     ),
@@ -328,30 +290,6 @@ def test_json_says_what_the_table_says(folder: Path, tmp_path: Path) -> None:
     assert errors == finite
 
 
-def test_the_program_says_what_it_compared_and_where_it_ran() -> None:
-    result = program(FIXTURES / "gpt2", "--dtype", "float64", "--samples", 2, "--seq-len", 9)
-    assert result.code == 0
-    rows = [line.split("]")[0].strip() for line in result.out.split("\n\n")[1].splitlines()[1:]]
-    forward = [f"forward float64 {shape}" for shape in ("[1, 5", "[2, 9", "[2, 1")]
-    assert rows == forward
-    assert "onnxruntime" in result.out
-    assert "cpu" in result.out
-    assert "float32" not in result.out
-
-
-def test_lines_fit_and_no_word_is_broken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    zeros = graph_of("llama", folder, pruned=True)  # does not agree: causes, counts and notes
-    for graph in (None, zeros):
-        validation = validate(model_of("llama"), graph=graph, threads=1)
-        known = set(validation_table(validation).split())
-        for width in (80, 60):
-            monkeypatch.setenv("COLUMNS", str(width))
-            shown = validation_table(validation).replace(f"{zeros}", "")
-            assert max(map(len, shown.splitlines())) <= width
-            assert set(shown.split()) <= known
-        monkeypatch.delenv("COLUMNS")
-
-
 def test_tokens_of_a_text_and_a_longest_sequence(tmp_path: Path) -> None:
     rows = tmp_path / "ids.npy"
     np.save(rows, np.arange(64).reshape(1, 64))
@@ -398,12 +336,6 @@ def test_a_graphs_tokens_may_be_of_32_bits(folder: Path) -> None:
         proto.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
 
     assert program(LLAMA, "--graph", broken(graph_of("llama", folder), narrow)).code == 0
-
-
-def test_every_point_has_usual_causes() -> None:
-    mixed = [f"blocks.0.{point}" for mixer in MIXERS for point in mixer.points]
-    points = [*trace_points(read_model(LLAMA).config), *mixed]
-    assert all(record_of(point).causes for point in points)
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 99), st.floats(1e-9, 1.0))

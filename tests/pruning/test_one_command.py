@@ -56,13 +56,6 @@ def test_perplexity_before_and_after_is_that_of_eval(tmp_path: Path) -> None:
     assert after == pytest.approx(record["measured"]["after"]["perplexity"], rel=0.01)
 
 
-def test_the_last_lines_say_where_how_much_and_what_next(tmp_path: Path) -> None:
-    lines = ran("prune", LLAMA, "-o", tmp_path / "o", *SMALL, "--sparsity", 0.5).splitlines()[-3:]
-    assert lines[0] == f"written:    {tmp_path / 'o'}"
-    assert lines[1].startswith("sparsity:   50.0000% asked, 50.0000% reached (14,592 of 29,184")
-    assert lines[2] == f"next:       refimpl eval {tmp_path / 'o'} --text FILE --windows 20"
-
-
 def test_a_damaged_record_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     model = shutil.copytree(LLAMA, tmp_path / "model")
     (model / "pruning.json").write_text("{")

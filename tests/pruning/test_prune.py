@@ -17,6 +17,7 @@ from peer_numbers import TINY
 from program import ran, refused
 from pruned_models import pruned_blocks
 from refusals import refusal_of
+from tables import cases
 
 from refimpl import (
     Model,
@@ -177,19 +178,7 @@ def test_one_wish_in_two_spellings_is_one_model(tokens: str, pruner: str, tmp_pa
 
 @pytest.mark.parametrize(
     ("words", "more", "alone"),
-    [
-        ("--sparsity 0.5", "", ""),
-        ("--sparsity 0.5 --correct divergence", "", ""),
-        ("--sparsity 0.5 --base owl --correct none", "", "--allocation owl"),
-        ("--sparsity 0.55 --base dlp --correct none", "", "--allocation dlp"),
-        ("--sparsity 0.5 --base alphapruning --correct none", "", "--allocation alphapruning"),
-        ("--sparsity 0.7 --base BASE --correct none", "", "--allocation BASE"),
-        (
-            "--sparsity 0.7 --base owl --correct none",
-            "--compat peer",
-            "--allocation owl --compat peer",
-        ),
-    ],
+    cases("pruning", "allocations"),
 )
 def test_a_file_of_allocations_prunes_as_its_options_do(
     words: str, more: str, alone: str, tmp_path: Path
@@ -301,27 +290,7 @@ def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_pat
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [
-        ("", "--sparsity 0.5"),
-        ("--nm 2:4 --sparsity 0.5", "--sparsity with --nm"),
-        ("--nm 2:4 --allocation owl", "no mixed N:M as OWL's"),
-        ("--allocation a.json --nm 2:4", "--allocation with --nm"),
-        ("--allocation a.json --sparsity 0.5", "'a.json' is neither a base allocation nor a file"),
-        ("--allocation a.json", "a.json"),
-        ("--allocation a.json --compat peer", "--compat with --allocation"),
-        ("--allocation owl", "--allocation owl alone: no option says how much to prune"),
-        ("--sparsity 0.5 --compat peer", "--allocation uniform"),
-        ("--nm 2:5", "inputs that 5 does not divide: q_proj 32, k_proj 32"),
-        ("--nm 5:4", "5:4"),
-        ("--nm two", "'two'"),
-        ("--sparsity 1.5", "1.5"),
-        ("--sparsity 0.5 --damping 0.1", "--damping with --pruner wanda"),
-        ("--nm 2:4 --pruner magnitude --seq-len 4", "--seq-len with --pruner magnitude"),
-        ("--nm 2:4 --pruner random --compat peer", "random"),
-        ("--nm 2:4 --pruner sparsegpt --damping -1", "damping -1"),
-        ("--nm 2:4 --memory 1K", "does not hold the calibration"),
-        ("--nm 2:4 --text missing.txt", "missing.txt"),
-    ],
+    cases("pruning", "refused"),
 )
 def test_one_clear_error_and_no_output(words: str, says: str, tmp_path: Path) -> None:
     assert says in refused("prune", LLAMA, "-o", tmp_path / "out", *words.split())

@@ -101,16 +101,6 @@ def test_nothing_but_the_pruned_weights_changes(case: str, tmp_path: Path) -> No
             assert found.counts[i][name] == counts
 
 
-@pytest.mark.parametrize("case", ["llama", "gpt2", "gpt_neox", "phi3", "qwen3", "llama3"])
-@pytest.mark.parametrize("only", ["q_proj", "k_proj", "v_proj", "up_proj", "o_proj", "down_proj"])
-def test_one_linear_alone(case: str, only: str, tmp_path: Path) -> None:
-    model = read_model(FIXTURES / case)
-    blocks = decisions(model, only=only)
-    found = write_pruned(model, tmp_path / "new", blocks)
-    assert expected_bytes(model, blocks).items() <= files(tmp_path / "new").items()
-    assert [list(counts) for counts in found.counts] == [[only]] * model.config.num_blocks
-
-
 @pytest.mark.parametrize("dtype", sorted(STORED_DTYPES))
 def test_new_weights_are_rounded_to_the_stored_dtype(dtype: str, tmp_path: Path) -> None:
     model = read_model(llama_of(tmp_path / "old", dtype, {"format": "pt"}))

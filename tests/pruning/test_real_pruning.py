@@ -138,49 +138,52 @@ def test_transformers_and_safetensors_read_a_pruned_model(
     record = json.loads((out / "pruning.json").read_text("utf-8"))
     assert record["method"] == method
 
-    zeros, kept = check_files(dense, out, record, target)
-    check_inspection(out, record, target)
+    check_files(dense, out, record, target)
+    found = json.loads(run("inspect", out, "--json").out)
+    assert found["pattern"] == (target[1] if target == PATTERN else None)
+    assert (found["weights"], found["zeros"]) == (record["total_weights"], record["total_zeros"])
     worst = check_transformers(dense, out, room)
     print(
         f"\n{name}, {method}, {target[1]}: {record['total_pruned']:,} of "
-        f"{record['total_weights']:,} weights pruned as asked, {kept:,} kept zeros, {zeros:,} "
+        f"{record['total_weights']:,} weights pruned as asked, {record['total_zeros']:,} "
         f"zeros in the file; logits against transformers {worst:.1e}"
     )
 
 
-def check_files(
-    dense: Path, out: Path, record: Mapping[str, Any], target: tuple[str, str]
-) -> tuple[int, int]:
-    """Compare both folders' files bit by bit; returns the zeros and kept zeros of all linears."""
-    names = {path.name for path in dense.iterdir()}
+def check_files(dense: Path, out: Path, record: Mapping[str, Any], target: tuple[str, str]) -> None:
+    """Compare both folders' files bit by bit, and the counts of the record with these bits."""
+    names, zeros, kept = {path.name for path in dense.iterdir()}, 0, 0
     assert {path.name for path in out.iterdir()} == names | {"pruning.json"}
     linears = {
         f"model.layers.{block['index']}.{LINEARS[linear['name']]}.weight": linear
         for block in record["blocks"]
         for linear in block["linears"]
     }
-    check_request(list(linears.values()), target)
-    zeros = kept = 0
-    left = set(linears)
+    share = 0.5 if target == PATTERN else 0.6
+    assert record["total_requested"] == round(share * record["total_weights"])
     for file in sorted(names):
         if not file.endswith(".safetensors"):
             assert (out / file).read_bytes() == (dense / file).read_bytes(), file
             continue
         assert header(dense / file) == header(out / file)
-        pairs = zip(tensors_of(dense / file), tensors_of(out / file), strict=True)
-        for (key, old), (same, new) in pairs:
+        for (key, old), (same, new) in zip(
+            tensors_of(dense / file), tensors_of(out / file), strict=True
+        ):
             assert key == same
-            if key not in linears:
+            count = linears.pop(key, None)
+            if count is None:
                 assert np.array_equal(old, new), key
                 continue
-            left.remove(key)
-            count = linears[key]
-            check_linear(old, new, count, record["method"], target)
+            zero = new & np.iinfo(new.dtype).max == 0  # zeros that stay may be -0.0
+            assert count["pruned"] == count["requested"]
+            assert np.count_nonzero(zero) == count["zeros"] == count["pruned"] + count["kept_zeros"]
+            assert abs(count["requested"] - share * count["weights"]) < 2
+            assert target == SPARSITY or (new == 0).reshape(-1, 4).sum(axis=1).min() >= 2
+            assert record["method"] == "sparsegpt" or (new == 0)[new != old].all()
             zeros, kept = zeros + count["zeros"], kept + count["kept_zeros"]
-    assert not left
+    assert not linears
     assert zeros == record["total_zeros"]
     assert zeros - kept == record["total_pruned"] == record["total_requested"]
-    return zeros, kept
 
 
 def header(file: Path) -> dict[str, Any]:
@@ -202,66 +205,6 @@ def bits(tensor: Any) -> Array:
     import torch
 
     return tensor.view({2: torch.int16, 4: torch.int32}[tensor.element_size()]).numpy()
-
-
-def check_request(linears: list[Mapping[str, Any]], target: tuple[str, str]) -> None:
-    """What was asked for: of each linear, and in all."""
-    weights = sum(linear["weights"] for linear in linears)
-    share = 0.5 if target == PATTERN else 0.6
-    assert sum(linear["requested"] for linear in linears) == round(share * weights)
-    for linear in linears:  # whole weights, and a remainder at two levels
-        assert abs(linear["requested"] - share * linear["weights"]) < 2
-        if target == PATTERN:
-            assert 2 * linear["requested"] == linear["weights"]
-
-
-def check_linear(
-    old: Array, new: Array, count: Mapping[str, Any], method: str, target: tuple[str, str]
-) -> None:
-    """One linear's counts against the bits of its weights before and after."""
-    pruned, unsigned, plus_zero = count["pruned"], np.iinfo(new.dtype).max, new == 0
-    was_zero, zero = old & unsigned == 0, new & unsigned == 0
-    gone = zero & ~was_zero
-    assert new.size == count["weights"]
-    assert pruned == count["requested"]
-    assert np.count_nonzero(zero) == count["zeros"] == pruned + count["kept_zeros"]
-    assert np.count_nonzero(plus_zero) >= pruned  # zeros that stay may be -0.0
-    if target == PATTERN:
-        assert in_groups(plus_zero).min() >= 2
-    if method == "sparsegpt":
-        assert np.count_nonzero((new != old) & ~zero) > new.size / 10
-        return
-    assert plus_zero[new != old].all()  # the others are as they were
-    gone_zeros = pruned - np.count_nonzero(gone)
-    assert gone_zeros + count["kept_zeros"] == np.count_nonzero(was_zero)
-    assert gone_zeros >= 0
-    if target == PATTERN:
-        assert in_groups(gone).max() <= 2
-    elif method == "wanda":
-        assert np.count_nonzero(gone, axis=1).max() <= pruned // len(new) + 1
-        assert np.count_nonzero(plus_zero, axis=1).min() >= pruned // len(new)
-    elif method == "magnitude":
-        assert count["kept_zeros"] == 0  # zeros go first
-        assert (old & unsigned)[gone].max() <= (old & unsigned)[~zero].min()
-
-
-def in_groups(true: Array) -> Array:
-    """How many of each 4 consecutive inputs."""
-    return sum(true[:, i::4].astype(np.int8) for i in range(4))
-
-
-def check_inspection(out: Path, record: Mapping[str, Any], target: tuple[str, str]) -> None:
-    """What `refimpl inspect` says of the folder."""
-    table = run("inspect", out)
-    found = json.loads(run("inspect", out, "--json").out)
-    assert found["pattern"] == (target[1] if target == PATTERN else None)
-    assert (found["weights"], found["zeros"]) == (record["total_weights"], record["total_zeros"])
-    for block, recorded in zip(found["blocks"], record["blocks"], strict=True):
-        for linear, count in zip(block["linears"], recorded["linears"], strict=True):
-            assert (linear["name"], linear["zeros"]) == (count["name"], count["zeros"])
-    last = next(line for line in table.out.splitlines() if line.split()[:1] == ["all"]).split()
-    assert last[2] == f"{record['total_zeros'] / record['total_weights']:.4f}"
-    assert last[-2] == (target[1] if target == PATTERN else "-")
 
 
 def check_transformers(dense: Path, out: Path, room: Path) -> float:
