@@ -1,4 +1,4 @@
-"""The table of docs/reference/families.md, from the code.
+"""The tables of docs/reference/families.md and one of names.md, from the code.
 
 Write it with `PYTHONPATH=.:tests python tests/tools/families_page.py`.
 
@@ -7,7 +7,7 @@ values in these fixtures, and the graphs are run by ONNX Runtime.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gates import CASES, GATES, UNRECORDED, expected_of, model_of, worst_point
@@ -23,6 +23,7 @@ from refimpl.onnx.export import export
 from refimpl.onnx.session import onnxruntime
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "families.md"
+NAMES_PAGE = PAGE.with_name("names.md")
 DTYPES = ("float64", "float32")
 HEAD = f"| family | mechanisms | {' | '.join(DTYPES)} | ONNX |\n|---|---|---|---|---|\n"
 
@@ -233,10 +234,31 @@ def composites() -> str:
     return f"| checkpoint | family of its text model |\n|---|---|\n| {kinds} | {families} |\n"
 
 
+def mixer_weights() -> str:
+    """One row per mixer: its linears, and its weights that are not pruned."""
+    rows: dict[str, tuple[dict[str, object], dict[str, object]]] = {}
+    for config in (model_of(case).config for case in CASES):
+        for mixer in (kind.mixer for kind in config.blocks):
+            pruned, kept = rows.setdefault(mixer.name.replace("_", " "), ({}, {}))
+            shapes = mixer.shapes(config.hidden_size)
+            pruned |= shapes.linears
+            kept |= shapes.matrices | shapes.norms | shapes.arrays
+    lines = (
+        f"| {x} | {' | '.join(map(listed, parts))} |\n" for x, parts in rows.items() if parts[0]
+    )
+    return "| mixer | linears | not pruned |\n|---|---|---|\n" + "".join(lines)
+
+
+def listed(found: Iterable[str]) -> str:
+    """Names, as code."""
+    return ", ".join(f"`{name}`" for name in found)
+
+
 def lists() -> dict[Path, dict[str, str]]:
     """All lists and tables that take no time, by page."""
     texts = {"names": names(), "composites": composites(), "refused": refused()}
-    return {PAGE: {name: f"\n{text}" for name, text in texts.items()}}
+    pages = {PAGE: texts, NAMES_PAGE: {"mixers": mixer_weights()}}
+    return {page: {name: f"\n{x}" for name, x in y.items()} for page, y in pages.items()}
 
 
 if __name__ == "__main__":
