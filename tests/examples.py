@@ -7,7 +7,7 @@ A page runs from top to bottom, in one folder where the top of the repository is
 - a ```console block: each `$` line in a shell, and what it prints compared with what follows it.
   `...` stands for anything, the last decimal may be off by one, and a command must succeed unless
   the next line is `$ echo $?`;
-- a ```bash block, which must succeed, unless docs/how-to/contribute.md says why it does not run.
+- a ```bash block, which must succeed, unless tests/docs/cases.txt says why it does not run.
 
 An ```output block is what the block right above it prints: exactly if that is Python, otherwise as
 on a console; then a command may fail whose output a pipe takes. A picture that a page draws,
@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 from sybil import Document, Example, Region, Sybil
+from tables import cases
 from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).parent.parent
@@ -46,8 +47,6 @@ BLOCK = re.compile(
     r"^(<!-- goes on -->\n)?```(python|console|bash)\n(.*?)^```$(?:\n```output\n(.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
-REASONS = ROOT / "docs" / "how-to" / "contribute.md"
-REASON = re.compile(r"^\| `([^`]+\.md)` \| `([^`]+)` \| `?(\w+|-)`? \| \S.* \|$", re.MULTILINE)
 REAL = os.environ.get("REFIMPL_REAL")
 END = "\x1e"  # printed after each command, with its exit code
 ROUNDS = 5
@@ -64,14 +63,14 @@ class Block:
     output: str | None = None
 
 
-def blocks_to_run(page: Path, marker: str = "-") -> list[Block]:
+def blocks_to_run(page: Path, marker: str = "") -> list[Block]:
     """Blocks of a page that run: of those with a reason not to, the ones that a marker selects."""
     text = page.read_text("utf-8")
     name = str(page.relative_to(ROOT)) if page.is_relative_to(ROOT) else ""
     others = tuple(
         first
-        for where, first, needs in REASON.findall(REASONS.read_text("utf-8"))
-        if where == name and (needs == "-" or needs != marker)
+        for where, first, needs, _ in cases("docs", "not_run")
+        if where == name and (not needs or needs != marker)
     )
     found = []
     for match in BLOCK.finditer(text):

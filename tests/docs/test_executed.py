@@ -1,14 +1,15 @@
-"""Which code blocks of the pages run: docs/how-to/contribute.md says why the others do not."""
+"""Which code blocks of the pages run: tests/docs/cases.txt says why the others do not."""
 
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from examples import REASON, ROOT, blocks_to_run, problems
+from examples import ROOT, blocks_to_run, problems
+from tables import cases
 from test_examples import PAGES, RUN, blocks, title
 
-PAGE = ROOT / "docs" / "how-to" / "contribute.md"
+NOT_RUN = cases("docs", "not_run")  # page, beginning, marker of a run with it, and the reason
 CODE = (*RUN, "yaml")  # the other languages are formulas, listings and the site's own
 
 
@@ -31,19 +32,13 @@ def code(page: Path) -> list[tuple[str, bool, bool]]:
     return found
 
 
-def reasons(page: Path) -> list[tuple[str, str]]:
-    """Beginnings of the blocks of a page that a plain run leaves out, each with its marker."""
-    rows = REASON.findall(PAGE.read_text("utf-8"))
-    return [(first, marker) for where, first, marker in rows if where == title(page)]
-
-
 def test_every_block_that_is_not_executed_has_a_reason() -> None:
-    listed, used = {x[:2] for x in REASON.findall(PAGE.read_text("utf-8"))}, set()
+    listed, used = {(where, first) for where, first, *_ in NOT_RUN}, set()
     for page in PAGES:
         for first, runs, in_ci in code(page):
             fits = {x for x in listed if x[0] == title(page) and first.startswith(x[1])}
             assert runs or in_ci or fits, (
-                f"{title(page)}: {first}: not executed, and {PAGE} not why"
+                f"{title(page)}: {first}: neither executed nor in tests/docs/cases.txt"
             )
             used |= set() if runs else fits
     assert listed == used, f"of blocks that are executed, or not there: {listed - used}"
@@ -52,7 +47,7 @@ def test_every_block_that_is_not_executed_has_a_reason() -> None:
 NEEDS = [
     pytest.param(page, marker, marks=getattr(pytest.mark, marker), id=f"{title(page)}-{marker}")
     for page in PAGES
-    for marker in sorted({marker for _, marker in reasons(page)} - {"-"})
+    for marker in sorted({marker for where, _, marker, _ in NOT_RUN if where == title(page)} - {""})
 ]
 
 

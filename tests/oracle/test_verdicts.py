@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from candidates import StoredModel, needs_torch, write_arrays, written
-from conftest import HERE
 from crafted_cases import oracle_case
-from kernels import environment
 from mistakes import ALL, MISTAKES
+from processes import ENV
 
 from refimpl.oracle.check import check, read_candidate
 from refimpl.oracle.rounding import ARITHMETIC
@@ -55,7 +54,7 @@ def under_each(*words: object) -> list[Any]:
             [sys.executable, __file__, *map(str, words)],
             stdout=subprocess.PIPE,
             text=True,
-            env={**environment(kernel, 1), "PYTHONPATH": f"{HERE}:{HERE.parent}"},
+            env=ENV | {"OPENBLAS_CORETYPE": kernel, "OPENBLAS_NUM_THREADS": "1"},
         )
         for kernel in KERNELS
     ]
