@@ -53,11 +53,10 @@ PACKAGE_LINES = {  # limits of packages, or of those that belong together
     "evaluation explanation": 1200, "onnx": 1210, "oracle testing": 3180, "show plot bench": 2100,
     "cli": 1690,
 }  # fmt: skip
-TEST_LINES, TOOL_LINES = 24_500, 4_100  # of tests/ without tests/tools, and of tests/tools
+TEST_LINES, TOOL_LINES = 23_500, 4_100  # of tests/ without tests/tools, and of tests/tools
 VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip
-CAMEL_CASE = re.compile(r"[A-Z]\w*[a-z]\w*")
 PURE = ("refimpl.pruners.",)  # what needs NumPy only
 FORWARD = ("embed", "mlp", "mixture", "block", "head")
 PARTS_OF_THE_FORWARD = "refimpl.model.mixers"  # in files of their own, and below it
@@ -229,28 +228,39 @@ def test_names_of_modules_tell_what_is_in_them() -> None:
     assert [module for module in MODULES if module.rpartition(".")[2] in VAGUE] == []
 
 
-def types_of(module: str) -> Iterator[str]:
-    """Public classes and type aliases at the top of a module, without type variables."""
+# A package or a file and the function it exists for, and words of the field, share a name.
+SHARED = {"allocation", "bases", "block", "convert", "forward", "main", "model", "pruners"}
+TO_GO = {  # names with two meanings that are left
+    "ARRAY", "AT_ONCE", "BASES", "DTYPES", "EXPLAINED", "FLOOR", "FORWARD", "METADATA", "NAMED",
+    "OTHERS", "PIECE", "REFUSED", "SAMPLES", "SECONDS", "SHOWN", "SPARE", "TABLE", "TOKENS",
+    "UNKNOWN", "WHOLE", "WIDTH", "command", "described", "files", "measured", "number", "numbers",
+    "page", "plain", "record",
+}  # fmt: skip
+
+
+def public_names(module: str) -> set[str]:
+    """What a module is called and defines, without private names and type variables."""
+    of_people = stage(module) in ("cli", "show")  # whose files are called as what they show
+    names = set() if of_people else {module.rpartition(".")[2]}
     for node in parsed(module).body:
-        if isinstance(node, ast.ClassDef):
-            names = [node.name]
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [target.id for target in targets if isinstance(target, ast.Name)]
             made = ast.unparse(node.value) if node.value else ""
-            names = [] if made.startswith(("TypeVar(", "ParamSpec(")) else names
-        else:
-            continue
-        yield from (name for name in names if CAMEL_CASE.fullmatch(name))
+            if not made.startswith(("TypeVar(", "ParamSpec(")):
+                names |= {x.id for y in targets for x in ast.walk(y) if isinstance(x, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
 
 
-def test_no_type_has_the_name_of_another() -> None:
+def test_no_public_name_has_two_meanings() -> None:
     homes: dict[str, list[str]] = {}
     for module in MODULES:
-        for name in types_of(module):
+        for name in public_names(module):
             homes.setdefault(name, []).append(module)
-    assert {"Model", "Tokens", "Array", "Weights"} <= homes.keys()
-    assert {name: found for name, found in homes.items() if found[1:]} == {}
+    assert {"Model", "Tokens", "score", "FAMILIES"} <= homes.keys()
+    twice = {name: found for name, found in homes.items() if found[1:]}
+    assert {name: found for name, found in twice.items() if name not in SHARED | TO_GO} == {}
 
 
 def test_every_file_of_families_is_listed() -> None:
