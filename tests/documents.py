@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from refimpl.allocation.scores_json import RENAMED
 from refimpl.pruning.pruned_files import PrunedFiles
-from refimpl.running.file_system import DONE, work_path
-from refimpl.running.finished_units import FinishedUnits, read_unit, runs
+from refimpl.running.file_system import DONE, RUN, FinishedUnits, work_path
 
 
 def numbers(path: Path) -> dict[str, Any]:
@@ -39,8 +38,8 @@ def units(output: Path) -> list[str]:
     found, done = list[str](), work_path(output) / DONE
     if done.exists():
         found += [f"block {i}" for i in range(len(json.loads(done.read_text())["blocks"]))]
-    for path in (x for run in runs(work_path(output)) for x in sorted(run.glob("[!.]*"))):
-        found += read_unit(path)
+    for run in sorted(work_path(output).glob(RUN)):
+        found += FinishedUnits(run).earlier
     return found
 
 

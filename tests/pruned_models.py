@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from msgspec.structs import asdict
 
 from refimpl import Model, PrunerOptions
 from refimpl.allocation.scores_json import Targets
@@ -50,10 +49,9 @@ def as_decided(model: Model, block: int, linears: Mapping[str, Decision]) -> Any
 
 
 def write_pruned(model: Model, into: Path, decisions: Decisions) -> Any:
-    """Write a model, pruned as decided, into a folder; the counts, and what became of its files."""
+    """Write a model, pruned as decided, into a folder; the counts of its linears."""
     files = PrunedFiles(model, into, {})
-    counts = [files.write(i, as_decided(model, i, x)) for i, x in sorted(decisions.items())]
-    return SimpleNamespace(counts=counts, **asdict(files.record()))
+    return [files.write(i, as_decided(model, i, x)) for i, x in sorted(decisions.items())]
 
 
 def pruned_blocks(

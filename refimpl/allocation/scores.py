@@ -14,7 +14,7 @@ from refimpl.method.absorption import nan_mean
 from refimpl.method.equal_marginals import Growth
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
-from refimpl.running.files import write_json
+from refimpl.running.files import json_text, write_text
 from refimpl.running.provenance import Run
 
 Options = Mapping[str, int | float | str]
@@ -147,7 +147,7 @@ class Scores:
         Raises:
             RefimplError: The file cannot be written.
         """
-        write_json(Path(path), self.to_dict())
+        write_text(Path(path), json_text(self.to_dict()))
 
     @property
     def num_blocks(self) -> int:

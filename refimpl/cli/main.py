@@ -45,7 +45,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "prune": (
             "prune:command",
             "Prune a model to a sparsity, by an allocation, or to a pattern N:M.",
-            ("MODEL -o OUT --sparsity 0.5 --measure", "MODEL -o OUT --nm 2:4 --text FILE"),
+            ("MODEL -o OUT --sparsity 0.5", "MODEL -o OUT --nm 2:4 --text FILE"),
         ),
         "allocate": (
             "score:allocate_command",

@@ -1,10 +1,9 @@
 """`refimpl prune` writes a pruned model that any other tool loads; `refimpl inspect` shows one."""
 
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,10 +24,9 @@ from refimpl.cli import groups
 from refimpl.cli.options import Group, OutputKind, output_option, refuse, with_groups
 from refimpl.cli.terminal import command_line, deliver, progress_bar
 from refimpl.errors import RefimplError
-from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.loading.files.documents import plain
-from refimpl.loading.samples import SAMPLES, SCORED, SEQ_LEN, Tokens, Windows
-from refimpl.loading.text import model_tokens, model_windows
+from refimpl.loading.samples import SAMPLES, SCORED, SEQ_LEN, Tokens
+from refimpl.loading.text import model_tokens
 from refimpl.model.config import Linears
 from refimpl.model.model import Model
 from refimpl.model.stream import SUMS
@@ -36,7 +34,7 @@ from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pruner import pruners
 from refimpl.pruning.prune import calibration_memory, check_prune, prune
-from refimpl.pruning.record import Measured, inspect, inspection_document
+from refimpl.pruning.record import inspect, inspection_document
 from refimpl.running.file_system import work_path
 from refimpl.running.files import real_path
 from refimpl.running.settings import Settings
@@ -67,9 +65,6 @@ class PruneOptions(groups.ForceOptions, groups.JsonOptions):
     )
     compat: Compat = option(
         "exact", "peer prunes as the published code of the pruner and of the base does."
-    )
-    measure: bool = common_option(
-        False, "Measure the perplexity before and after, on a text that calibration never reads."
     )
     output: Path = output_option(..., "The new model's folder.", "FOLDER", OutputKind.FOLDER)
 
@@ -107,7 +102,6 @@ def command(
     if "damping" not in pruner.options:
         damped = [f"--pruner {name}" for name, x in pruners().items() if "damping" in x.options]
         refuse(context, ("damping",), f"--pruner {pruner.record.name}", " or ".join(damped))
-    windows = model_windows(opened) if how.measure else None
     read_tokens = partial(model_tokens, opened, **vars(source), seed=pruner.seed, calibration=True)
     calibrated = None if pruner.record.needs is None else read_tokens()
     scored: Tokens | None = None
@@ -123,30 +117,21 @@ def command(
     if calibrated is None and scored is None:
         unused = "no tokens: the weights alone decide"
         refuse(context, TOKENS, f"--pruner {pruner.record.name}", unused)
-    before = None if windows is None else _perplexity(opened, windows, settings)
-
-    def measure(new: Model) -> dict[str, Any]:
-        """Perplexities, if they are asked for."""
-        bar.close()
-        if windows is None or before is None:
-            return {}
-        return {"measured": Measured(before=before, after=_perplexity(new, windows, settings))}
-
-    with ExitStack() as bar:  # which ends before the next one begins
-        pruning = replace(settings, progress=bar.enter_context(progress_bar("pruning")))
-        more: dict[str, Any] = {"settings": pruning, "force": how.force, "measure": measure}
-        more["scored"] = measured and scores_document(measured[0], measured[1:])
-        pruned = prune(opened, output, targets, pruner, calibrated, **more)
+    document = measured and scores_document(measured[0], measured[1:])
+    with progress_bar("pruning") as bar:
+        how_run = replace(settings, progress=bar)
+        pruned = prune(
+            opened,
+            output,
+            targets,
+            pruner,
+            calibrated,
+            settings=how_run,
+            force=how.force,
+            scored=document,
+        )
     table = pruning_table(pruned, output, blocks_table(*measured) if measured else ())
     deliver(plain(pruned), table, how.json)
-
-
-def _perplexity(model: Model, windows: Windows, settings: Settings) -> dict[str, Any]:
-    """The perplexity part of an evaluation, without that of every window; the model's digest."""
-    with progress_bar("measuring") as progress:
-        evaluation = evaluate(model, windows, replace(settings, progress=progress))
-    text = {k: v for k, v in evaluation_document(evaluation)["text"].items() if k != "windows"}
-    return {"model_sha256": evaluation.model_sha256} | text
 
 
 @with_groups

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -13,7 +12,7 @@ from refimpl.allocation.allocate import allocate, request_for
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
 from refimpl.allocation.scores_json import document, read_scores
-from refimpl.arguments import common_option, option, same_option
+from refimpl.arguments import common_option, option
 from refimpl.cli import groups
 from refimpl.cli.options import Group, argument, is_given, refuse, with_groups
 from refimpl.cli.terminal import deliver, progress_bar
@@ -22,7 +21,6 @@ from refimpl.loading.samples import SCORED
 from refimpl.loading.text import model_tokens
 from refimpl.running.file_system import work_path
 from refimpl.running.settings import Settings
-from refimpl.running.work_units import open_executor
 from refimpl.scoring.score import score
 from refimpl.show.blocks import table
 from refimpl.show.explain import explanation_document, explanation_text
@@ -32,13 +30,6 @@ from refimpl.show.table import joined, wrapped
 MEASURED = ("base", "options", "sparsity", "correct")
 EXPLAINED = ("kind", "eta", "sink", "seed", "pruner")  # of one perturbation
 PAPERS = {"correct": "Default: absorption."}
-
-
-@dataclass(frozen=True)
-class ExecutorOptions:
-    """Where the experiment runs."""
-
-    executor: str | None = same_option(Settings, "executor")
 
 
 @with_groups
@@ -53,7 +44,6 @@ def command(
     settings: Annotated[
         Settings, Group("Running", ("dtype", "threads", "memory"), groups.MATRICES)
     ],
-    workers: Annotated[ExecutorOptions, Group("Running")],
     to: groups.Outputs,
 ) -> None:
     """Each block is pruned alone, and the change of the output decides how much it loses.
@@ -68,11 +58,7 @@ def command(
     tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True, default=SCORED)
     finished = None if to.output is None else work_path(to.output)
     others = None if to.json or to.output else ()  # no other allocation is made
-    with ExitStack() as ends:
-        if workers.executor is not None:
-            executor, threads = ends.enter_context(open_executor(workers.executor))
-            settings = replace(settings, executor=executor, threads=threads)
-        progress = ends.enter_context(progress_bar("scoring"))
+    with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress, finished=finished)
         scores = score(opened, tokens, plan, wanted, settings, bases=others)
     to.deliver(*_allocated(scores, wanted, to, str(model)))

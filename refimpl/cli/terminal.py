@@ -13,9 +13,8 @@ from typing import Any
 import typer
 
 from refimpl.errors import Interrupted, RefimplError
-from refimpl.running.file_system import work_path
-from refimpl.running.files import json_text, write_json
-from refimpl.running.finished_units import are_left
+from refimpl.running.file_system import is_folder, work_path
+from refimpl.running.files import json_text, write_text
 from refimpl.running.threads import Progress
 
 NO_READER = 74  # exit code if nobody reads stdout: EX_IOERR of sysexits.h
@@ -27,7 +26,7 @@ def deliver(
 ) -> None:
     """Write a document to the output, if there is one, and print its JSON or its table."""
     if output is not None:
-        write_json(output, document)
+        write_text(output, json_text(document))
     if not (sys.stdout.encoding or "").lower().startswith("utf"):
         table = table.replace(" ± ", " +-").replace("±", "+-")
     say(json_text(document) if as_json else table)
@@ -75,7 +74,7 @@ def interruptible(output: Path | None) -> Iterator[None]:
     except KeyboardInterrupt:
         if output and output.exists() and output.stat().st_mtime_ns >= started:
             raise Interrupted(f"{output} is whole", "use it") from None
-        if output and output.name and are_left(output):
+        if output and output.name and is_folder(work_path(output)):
             kept = f"finished units are kept in {work_path(output)}"
             raise Interrupted(kept, command_line()) from None
         raise Interrupted("nothing was written") from None

@@ -24,7 +24,7 @@ from refimpl.running.threads import Progress
 
 FloatDtype = Literal["float32", "float16", "bfloat16"]
 STORED_NAMES = {dtype.name: name for name, dtype in STORED_DTYPES.items()}
-OTHER_FILES, LARGEST_FILE = 1 << 26, 1 << 30  # bytes, beside the weights
+LARGEST_FILE = 1 << 30  # bytes, beside the weights
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def convert(
     config, made, files = _from_gguf(path) if is_gguf(path) else _from_folder(path)
     tensors = [replace(x, dtype=STORED_NAMES[dtype]) if dtype else x for x in made.values()]
     total = sum(tensor.nbytes for tensor in tensors)
-    check_folder(target, {"SOURCE": path}, force, total + OTHER_FILES)
+    check_folder(target, {"SOURCE": path}, force)
     matrices = {STORED_DTYPES[tensor.dtype] for tensor in tensors if len(tensor.shape) > 1}
     config["dtype"] = max(matrices, key=lambda each: each.itemsize).name
     files["config.json"] = (json.dumps(config, indent=1) + "\n").encode()

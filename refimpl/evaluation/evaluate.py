@@ -23,9 +23,8 @@ from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.pruning.record import PruningFacts, recorded_pruning
 from refimpl.running.provenance import Run, model_sha256
-from refimpl.running.settings import Settings
+from refimpl.running.settings import Settings, Tick, results
 from refimpl.running.threads import Workers
-from refimpl.running.work_units import Tick, results
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array, loud
 from refimpl.model.state import State, checked_ids
 from refimpl.model.stream import Stream
-from refimpl.running.settings import require_memory
+from refimpl.running.settings import Tick, require_memory
 from refimpl.running.threads import Workers
-from refimpl.running.work_units import Tick
 from refimpl.scoring.state_group import head_cost
 
 _BATCH = 512  # tokens, padding included; a longer sequence is a batch of its own

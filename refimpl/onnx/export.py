@@ -22,12 +22,11 @@ from refimpl.running.file_system import (
     work_path,
     writing,
 )
-from refimpl.running.files import check_file, keep_rights, require_room, undo_killed, whole
+from refimpl.running.files import check_file, undo_killed, whole
 
 EXPORT_FORMAT = 5  # of `export --json`
 OLDEST_OPSET = 18  # the first in which the axes of ReduceMean are an input
 NEWEST_OPSET = 25  # the last that is tested
-SPARE = 1 << 20  # bytes for the graph itself, besides its weights
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,6 @@ def export(
         check_file(path, inputs | {"config.json": model.config_path}, force)
     recording = graphs.Recording(model, dtype, data.name, opset)
     arrays = distinct(recording.carried)
-    require_room(out.parent, SPARE + sum(x.nbytes for x in arrays), f"-o {out}")
     graphs.record(recording, outputs)
     proto = graphs.described(recording, outputs)
     _write(out, data, proto.SerializeToString(deterministic=True), recording)
@@ -97,8 +95,6 @@ def _write(out: Path, data: Path, graph: bytes, recording: graphs.Recording) -> 
             write_data(new_data, recording.carried)
             new_graph.write_bytes(graph)
             to_disk(new_graph)
-            keep_rights(new_graph, out)
-            keep_rights(new_data, data)
             for path in (out, data):
                 if path.exists():
                     path.replace(_aside(out, path))

@@ -23,9 +23,7 @@ from refimpl.arguments import (
 from refimpl.errors import RefimplError
 from refimpl.pruners.wanda import wanda_keep
 
-GROUPS = (2, 4, 8, 16)  # the group sizes that `pattern_of` tries
-COMPARED = 8  # up to this size of a group, its scores are compared in pairs
-EXPLAINED = 0.9  # share of the zeros that a pattern must account for
+_COMPARED = 8  # up to this size of a group, its scores are compared in pairs
 
 
 @checked
@@ -266,7 +264,7 @@ def pattern_keep(score: npt.ArrayLike, pattern: Pattern) -> Bools:
     """
     matrix = score_matrix(score)
     count, groups = pattern_count(matrix.shape, pattern), matrix.reshape(-1, pattern.group)
-    if pattern.group > COMPARED:  # every group a row of its own: Wanda's row rule
+    if pattern.group > _COMPARED:  # every group a row of its own: Wanda's row rule
         return wanda_keep(groups, count).reshape(matrix.shape)
     rank = np.zeros(groups.shape, np.int8)
     for right in range(pattern.group):
@@ -276,37 +274,3 @@ def pattern_keep(score: npt.ArrayLike, pattern: Pattern) -> Bools:
             rank[:, left] += ~first
     keep: Bools = rank >= pattern.pruned
     return keep.reshape(matrix.shape)
-
-
-@checked
-def pattern_of(zero: npt.ArrayLike) -> Pattern | None:
-    """Find the pattern n:m that the zeros of a weight follow, if they follow one.
-
-    n = the fewest zeros in any group of m; the first of m = 2, 4, 8, 16 with 0 < n < m where n per
-    group are at least 0.9 of all zeros. Every 2:4 is also a 4:8 and an 8:16, so the smallest m says
-    most. Most long groups of a very sparse weight hold zeros without a pattern: hence the share.
-
-    Args:
-        zero: [out, in], True where the stored weight is zero.
-
-    Returns:
-        The pattern, or None; None also for a weight without zeros, or with nothing but zeros.
-
-    Raises:
-        RefimplError: Not a matrix.
-
-    Example:
-        >>> print(pattern_of([[1, 1, 0, 0, 0, 1, 0, 1]]), pattern_of([[1, 1, 1, 0], [0, 0, 0, 1]]))
-        2:4 None
-    """
-    matrix = np.asarray(zero, dtype=bool)
-    if matrix.ndim != 2 or matrix.size == 0:
-        raise RefimplError(
-            f"zeros of shape {matrix.shape}", "a matrix [out, in]", "look at one linear at a time"
-        )
-    zeros = int(matrix.sum())
-    for group in (m for m in GROUPS if matrix.shape[1] % m == 0):
-        fewest = int(matrix.reshape(-1, group).sum(axis=1).min())
-        if 0 < fewest < group and fewest * (matrix.size // group) >= EXPLAINED * zeros:
-            return Pattern(fewest, group)
-    return None

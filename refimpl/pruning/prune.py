@@ -1,7 +1,7 @@
 """The pruning job: from a model to a folder with a pruned one, and a record of what was done."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace as replaced
 
 from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.scores_json import Targets, targets_for
 from refimpl.errors import RefimplError
-from refimpl.loading.files.documents import filled, plain
+from refimpl.loading.files.documents import plain
 from refimpl.loading.samples import TokenFacts, Tokens
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -32,8 +33,15 @@ from refimpl.pruning.block import (
     product_bytes,
     pruned_linears,
 )
-from refimpl.pruning.pruned_files import Counts, PrunedFiles, copies
-from refimpl.pruning.record import RECORD_FORMAT, BlockRecord, LinearRecord, Pruning, read_record
+from refimpl.pruning.pruned_files import PrunedFiles, copies
+from refimpl.pruning.record import (
+    RECORD_FORMAT,
+    BlockRecord,
+    FilesRecord,
+    LinearRecord,
+    Pruning,
+    read_record,
+)
 from refimpl.running.file_system import remove
 from refimpl.running.files import (
     RECORD,
@@ -50,11 +58,10 @@ from refimpl.running.settings import Resources, Settings, parse_memory, require_
 
 def check_prune(model: Model, out: Path, force: bool) -> None:
     """Refuse, before any work, a damaged earlier record and a folder that must not be written."""
-    files = copies(model)
+    of_model = {f"the model's {name}": path for name, path in copies(model).items()}
     read_record(model)
-    of_model = {f"the model's {name}": path for name, path in files.files.items()}
     undo_killed(real_path(out))
-    check_folder(out, {"the model": model.path, **of_model}, force, files.needed_bytes)
+    check_folder(out, {"the model": model.path, **of_model}, force)
 
 
 def calibration_memory(model: Model, pruner: PrunerOptions, tokens: int, settings: Settings) -> int:
@@ -79,7 +86,6 @@ def prune(
     *,
     settings: Settings | None = None,
     force: bool = False,
-    measure: Callable[[Model], Mapping[str, Any]] = lambda model: {},
     scored: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Pruning:
@@ -98,8 +104,6 @@ def prune(
             executor. The hidden copy beside `out` is kept: an interrupted run of the same continues
             after its last whole block.
         force: Whether an existing folder of models is replaced.
-        measure: Called with the new model before it is in place; it returns further fields of the
-            record.
         scored: The document of the scores that the target was made of, which is kept in the folder.
         **changes: Fields of the settings to change, such as `dtype="float64"`.
 
@@ -146,11 +150,10 @@ def prune(
             files.counts,
             method=pruner.record.name,
             calibration=facts,
-            files=files.record(model_sha256(files.pruned)),
+            files=FilesRecord(sha256=model_sha256(files.pruned)),
             before=before,
             run=resources.run_since(started),
             **pruner.options,
-            **measure(files.pruned),
         )
         check_unchanged(model, begun)
         for name in (RECORD, SCORES):  # of the same run, killed when it was nearly done
@@ -162,27 +165,19 @@ def prune(
 
 
 def _recorded(
-    model: Model, targets: Targets, counts: Sequence[Mapping[str, Counts]], **facts: Any
+    model: Model, targets: Targets, counts: Sequence[Mapping[str, LinearRecord]], **facts: Any
 ) -> Pruning:
     """What was asked for, and what came of it."""
     asked, share = targets.linear_pruned, targets.linear_sparsity
-    linears = [x for block in counts for x in block.values()]
-    idle = [
-        f"blocks.{i}.{name.rpartition('.')[0]}"
-        for i, block in enumerate(counts)
-        for name, linear in block.items()
-        if linear.method is not None
-    ]
-    blocks = [
-        BlockRecord(
-            index=i,
-            linears=[
-                filled(LinearRecord, x, name=name, sparsity=share[i, j], requested=asked[i, j])
-                for j, (name, x) in enumerate(block.items())
-            ],
-        )
-        for i, block in enumerate(counts)
-    ]
+    blocks, idle = list[BlockRecord](), dict[str, None]()
+    for i, block in enumerate(counts):
+        every = [
+            replaced(linear, sparsity=float(share[i, j]), requested=int(asked[i, j]))
+            for j, linear in enumerate(block.values())
+        ]
+        blocks.append(BlockRecord(index=i, linears=every))
+        idle |= {f"blocks.{i}.{x.name.rpartition('.')[0]}": None for x in every if x.method}
+    linears = [x for block in blocks for x in block.linears]
     weights, total = sum(x.weights for x in linears), int(asked.sum())
     return Pruning(
         format=RECORD_FORMAT,
@@ -195,7 +190,7 @@ def _recorded(
         total_requested=total,
         total_pruned=sum(x.pruned for x in linears),
         total_zeros=sum(x.zeros for x in linears),
-        without_tokens=tuple(dict.fromkeys(idle)),
+        without_tokens=tuple(idle),
         allocation=dict(targets.made),
         blocks=blocks,
         **facts,
@@ -229,14 +224,15 @@ def _prune_blocks(
         if i >= done:
             weights = model.block(i, dtype, workers.map)
             goals = [targets.goal(i, j) for j in range(len(linears))]
+            counts = dict[str, LinearRecord]()
             for points in cut[i]:
                 sums = InputSums(points=points)
                 if stream is not None and needs is not None:
                     sums = input_sums(stream, weights, needs, workers, points, resources.tick)
                 how = goals, sums, pruner, workers, targets.compat, partial(stored, i)
-                files.write(i, pruned_linears(i, linears, weights, *how))
+                counts |= files.write(i, pruned_linears(i, linears, weights, *how))
             del weights
-            files.finish()
+            files.finish(counts)
             resources.tick()
         if stream is not None and i < last:
             weights = files.pruned.block(i, dtype, workers.map)

@@ -1,7 +1,7 @@
 """`pruning.json`, how a model was pruned and what came of it; and what a model's files hold."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -22,14 +22,12 @@ from refimpl.loading.files.documents import (
 from refimpl.loading.samples import TokenFacts
 from refimpl.model.model import Model
 from refimpl.model.ops import is_zero
-from refimpl.model.weight import StoredTensor, Weight, count_bad
-from refimpl.pruners.counts import pattern_of
+from refimpl.model.weight import Weight
 from refimpl.running.files import RECORD
 from refimpl.running.provenance import Run
 
-AT_ONCE = 1 << 18  # numbers of a tensor that are checked together
 RECORD_FORMAT: Literal[1] = 1
-NAMED: Named = (
+_DOCUMENT: Named = (
     "a record of a pruning",
     "the record that refimpl prune wrote",
     "prune the model again, or remove this file",
@@ -65,7 +63,11 @@ class PruningFacts(Document, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class LinearRecord(Document, frozen=True, kw_only=True):
-    """Weights of a linear: requested, pruned, and zeros that stayed or that the dtype made."""
+    """Weights of a linear: requested, pruned, and zeros of the file: ``pruned + kept_zeros``.
+
+    -0.0 is a zero. Weights that stay are zero if they were, or if the stored dtype made them so.
+    The method is None if it is that of the pruning.
+    """
 
     name: str
     sparsity: Positive  # in the allocation
@@ -85,23 +87,9 @@ class BlockRecord(Document, frozen=True, kw_only=True):
 
 
 class FilesRecord(Document, frozen=True, kw_only=True):
-    """What became of the model's files, with sorted names; an older version wrote no digest.
-
-    `companions` were copied; `left_out` is in the model's folder, and not in the new one;
-    `ignored` are other parts of a composite checkpoint, whose tensors are copied.
-    """
+    """The new model's digest, which an older version did not write."""
 
     sha256: str | None = None  # SHA-256 of the new model, as model_sha256 of an evaluation
-    companions: tuple[str, ...]
-    left_out: tuple[str, ...]
-    ignored: tuple[str, ...] = ()
-
-
-class Measured(Document, frozen=True, kw_only=True):
-    """The text of an evaluation of the model before pruning, and of the new one."""
-
-    before: dict[str, Any]
-    after: dict[str, Any]
 
 
 class Pruning(Document, frozen=True, kw_only=True):
@@ -127,7 +115,6 @@ class Pruning(Document, frozen=True, kw_only=True):
     files: FilesRecord
     before: dict[str, Any] | None  # the record of an earlier pruning of the model
     run: Run
-    measured: Measured | None = None  # with --measure
 
     @property
     def facts(self) -> PruningFacts:
@@ -138,37 +125,29 @@ class Pruning(Document, frozen=True, kw_only=True):
         return converted(facts, PruningFacts, "allocation")
 
 
-def pruning_record(content: Any) -> Pruning:
-    """The record in a JSON value; ValueError if it is not whole."""
-    record = converted(content, Pruning)
-    _ = record.facts
-    return record
-
-
 def read_record(model: Model) -> dict[str, Any] | None:
     """The content of the `pruning.json` beside a model, which is whole; None without one."""
     path = model.folder / RECORD
-    with reading_document(path, NAMED):
+    with reading_document(path, _DOCUMENT):
         if not path.exists():
             return None
         content = parsed_object(read_file(path), RECORD_FORMAT)
-        pruning_record(content)
+        _ = converted(content, Pruning).facts
         return content
 
 
 def recorded_pruning(model: Model) -> PruningFacts | None:
     """How a model was pruned, by the record beside it; None without one."""
     record = read_record(model)
-    return None if record is None else pruning_record(record).facts
+    return None if record is None else converted(record, Pruning).facts
 
 
 @dataclass(frozen=True)
 class LinearZeros:
-    """Weights of a linear, zeros (0.0 or -0.0), pattern "n:m" or None, and the file's dtype."""
+    """Weights of a linear, zeros (0.0 or -0.0) among them, and the file's dtype."""
 
     weights: int
     zeros: int
-    pattern: str | None
     dtype: str
 
     @property
@@ -190,7 +169,6 @@ class Inspection:
         files: Size of each file of weights by its name, bytes.
         requested: The `method`, `sparsity` and `pattern` (or None) that it was pruned to, by its
             `pruning.json`; None without one.
-        non_finite: NaN and Inf in the tensors that have some, by the file's names.
         ignored: Other parts of a composite checkpoint, with their number of tensors.
     """
 
@@ -201,7 +179,6 @@ class Inspection:
     parameter_bytes: int
     files: Mapping[str, int]
     requested: Mapping[str, Any] | None
-    non_finite: Mapping[str, int] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
     @property
@@ -209,14 +186,9 @@ class Inspection:
         """All linears of all blocks."""
         return [linear for block in self.blocks for linear in block.values()]
 
-    @property
-    def pattern(self) -> str | None:
-        """The pattern of every linear, if they all have the same."""
-        return common_pattern(self.linears)
-
 
 def inspect(model: Model) -> Inspection:
-    """Count zeros, NaN and Inf as stored, and find the pattern of every linear.
+    """Count the zeros of every linear as stored.
 
     Args:
         model: From `read_model`.
@@ -231,74 +203,51 @@ def inspect(model: Model) -> Inspection:
         >>> from refimpl import read_model
         >>> inspection = inspect(read_model("fixtures/llama"))
         >>> inspection.blocks[0]["q_proj"], inspection.requested
-        (LinearZeros(weights=1024, zeros=0, pattern=None, dtype='F32'), None)
+        (LinearZeros(weights=1024, zeros=0, dtype='F32'), None)
     """
     requested = None
     if (record := read_record(model)) is not None:
         requested = {name: record[name] for name in ("method", "pattern")}
         requested["sparsity"] = float(record["requested_sparsity"])
-    blocks = tuple(
-        {name: _zeros(model.weights[f"blocks.{i}.{name}.weight"]) for name in linears}
-        for i, linears in enumerate(model.config.linears)
-    )
+
+    def zeros(weight: Weight) -> LinearZeros:
+        zero = is_zero(weight.as_stored)
+        return LinearZeros(zero.size, int(np.count_nonzero(zero)), weight.stored.dtype)
+
     stored = {weight.stored.name: weight.stored for weight in model.weights.values()}
-    bad = {name: _bad(tensor) for name, tensor in stored.items()}
     return Inspection(
         model.name,
         model.config.family,
-        blocks,
+        tuple(
+            {name: zeros(model.weights[f"blocks.{i}.{name}.weight"]) for name in linears}
+            for i, linears in enumerate(model.config.linears)
+        ),
         sum(prod(tensor.shape) for tensor in stored.values()),
         sum(tensor.nbytes for tensor in stored.values()),
         {file.path.name: file.path.stat().st_size for file in model.files},
         requested,
-        {name: count for name, count in bad.items() if count},
         tuple(counted_parts(x.name for x in model.ignored)),
     )
 
 
 def inspection_document(inspection: Inspection) -> dict[str, Any]:
     """An inspection as one JSON document; what is unknown is null."""
+
+    def sums(linears: Iterable[LinearZeros]) -> dict[str, Any]:
+        weights, zeros = (
+            sum(x) for x in zip(*((y.weights, y.zeros) for y in linears), strict=True)
+        )
+        return {"weights": weights, "zeros": zeros, "sparsity": zeros / weights}
+
     blocks = [
         {
             "index": i,
-            **_totals([*block.values()]),
+            **sums(block.values()),
             "linears": [{"name": x, **vars(y), "sparsity": y.sparsity} for x, y in block.items()],
         }
         for i, block in enumerate(inspection.blocks)
     ]
-    facts = {**vars(inspection), **_totals(inspection.linears)}
-    del facts["blocks"]
-    document: dict[str, Any] = plain({**facts, "blocks": blocks})
+    document: dict[str, Any] = plain(
+        {**vars(inspection), **sums(inspection.linears), "blocks": blocks}
+    )
     return document
-
-
-def common_pattern(linears: list[LinearZeros]) -> str | None:
-    """The pattern "n:m" that all linears (at least one) have, or None."""
-    patterns = {linear.pattern for linear in linears}
-    return patterns.pop() if len(patterns) == 1 else None
-
-
-def _totals(linears: list[LinearZeros]) -> dict[str, Any]:
-    """Sums over some linears."""
-    weights, zeros = sum(x.weights for x in linears), sum(x.zeros for x in linears)
-    return {
-        "weights": weights,
-        "zeros": zeros,
-        "sparsity": zeros / weights,
-        "pattern": common_pattern(linears),
-    }
-
-
-def _bad(tensor: StoredTensor) -> int:
-    """Count the NaN and Inf of a tensor, some rows at a time."""
-    count = (tensor.shape or (1,))[0]
-    step = max(1, AT_ONCE * count // max(1, prod(tensor.shape)))
-    pieces = (slice(start, start + step) for start in range(0, count, step))
-    return sum(count_bad(tensor.rows(rows)) for rows in pieces)
-
-
-def _zeros(weight: Weight) -> LinearZeros:
-    """Count the zeros of one linear."""
-    zero = is_zero(weight.as_stored)
-    pattern = None if (found := pattern_of(zero)) is None else str(found)
-    return LinearZeros(zero.size, int(np.count_nonzero(zero)), pattern, weight.stored.dtype)

@@ -1,21 +1,32 @@
-"""Steps on the file system: errors as ours, no links, bytes on the disk; and the hidden folder."""
+"""Steps on the file system: errors as ours, no links, bytes on the disk; and the hidden folder.
+
+In it are the results of a run so far: an `.npz` for each work unit, in a folder named by all that
+these results depend on.
+"""
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from math import inf
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import numpy as np
 
 from refimpl.errors import RefimplError
 
+try:
+    import fcntl
+except ImportError:  # Windows has no locks: the user must not start two runs at once
+    fcntl = None  # type: ignore[assignment]
+
 MIB = 1 << 20
-AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # whatever it is, no wait
 
 
 class ResumableError(RefimplError):
@@ -37,34 +48,26 @@ def writing(path: Path) -> Iterator[None]:
 
 def comes_again(error: BaseException) -> bool:
     """Whether an error would come again if the run were repeated: what it kept is of no use."""
-    return isinstance(error, RefimplError | ArithmeticError) and not isinstance(
-        error, ResumableError
-    )
+    resumable = isinstance(error, ResumableError)
+    return isinstance(error, RefimplError | ArithmeticError) and not resumable
 
 
 def open_file(path: Path, most: float = inf) -> BufferedReader:
     """Open a regular file, no pipe or device, of at most `most` bytes: the gate for all reading."""
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | AT_ONCE))  # noqa: SIM115
-    try:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise RefimplError(
-                f"{path} is not a regular file",
-                "a regular file, not a pipe or a device",
-                "check the path, or copy the content to a file",
-            )
-        if found.st_size > most:
-            raise RefimplError(
-                f"{path} is larger than {most / MIB:,.0f} MiB",
-                f"at most {most / MIB:,.0f} MiB",
-                "check that this is the right file, or use a part of it",
-            )
-        if AT_ONCE:
-            os.set_blocking(file.fileno(), True)
-    except BaseException:
-        file.close()
-        raise
-    return file
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
+        raise RefimplError(
+            f"{path} is not a regular file",
+            "a regular file, not a folder, a pipe or a device",
+            "check the path, or copy the content to a file",
+        )
+    if status.st_size > most:
+        raise RefimplError(
+            f"{path} is larger than {most / MIB:,.0f} MiB",
+            f"at most {most / MIB:,.0f} MiB",
+            "check that this is the right file, or use a part of it",
+        )
+    return path.open("rb")
 
 
 def is_own(path: Path) -> bool:
@@ -118,14 +121,11 @@ def replaced(path: Path) -> Iterator[Path]:
         raise
 
 
-try:
-    import fcntl
-except ImportError:  # Windows has no locks: the user must not start two runs at once
-    fcntl = None  # type: ignore[assignment]
-
-MARK, NEW = "refimpl.lock", "new"
+RUN = 32 * "[0-9a-f]"  # names of folders that we make
+_TREE = "tree"  # the array that holds the JSON of a unit, in which _ARRAY is another one's name
+_ARRAY = "array"
+_MARK, NEW = "refimpl.lock", "new"
 DONE = "done.json"  # which blocks of a copy in `new` are done
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # errors of file systems without locks
 
 
 def work_path(target: Path) -> Path:
@@ -136,7 +136,7 @@ def work_path(target: Path) -> Path:
 @contextmanager
 def work_folder(work: Path) -> Iterator[Path]:
     """Make, mark and lock the hidden folder, or a dead run's; remove it if nothing is left."""
-    mark = work / MARK
+    mark = work / _MARK
     try:
         with writing(work):
             with suppress(FileExistsError):
@@ -149,34 +149,85 @@ def work_folder(work: Path) -> Iterator[Path]:
                 )
             file = mark.open("ab")
         with file:
-            with writing(work):
-                locked = _locked(file, mark)
-            if not locked:
-                raise ResumableError(
-                    f"{work}: another run is writing it",
-                    "one run at a time for one output",
-                    "wait until it ends, or choose another -o",
-                )
+            _lock(file, mark)
             try:
                 yield work
             finally:
                 with suppress(OSError):
-                    if os.listdir(work) == [MARK]:
+                    if os.listdir(work) == [_MARK]:
                         mark.unlink()
     finally:
         with suppress(OSError):  # it is not empty if a later run needs what is in it
             work.rmdir()
 
 
-def _locked(file: IO[bytes], path: Path) -> bool:
-    """Lock our mark until it is closed; False if another run holds or has just removed it."""
+def _lock(file: IO[bytes], path: Path) -> None:
+    """Lock our mark until it is closed; refuse one that another run holds, or has just removed."""
+    with suppress(OSError):  # some network file systems have no locks
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        raise ResumableError(
+            f"{path.parent}: another run is writing it",
+            "one run at a time for one output",
+            "wait until it ends, or choose another -o",
+        )
+
+
+class FinishedUnits:
+    """The finished units of one run by their names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+
+    @property
+    def earlier(self) -> dict[str, Any]:
+        """The results by key of all units that are whole."""
+        results = dict[str, Any]()
+        for path in sorted(self.folder.glob("*.npz")):
+            with suppress(Exception), open_file(path) as file, np.load(file) as arrays:
+                # Whatever a damaged file leads to: the unit is made again. Nothing is unpickled.
+                results |= json.loads(
+                    arrays[_TREE].tobytes(),
+                    object_hook=lambda x: arrays[x[_ARRAY]] if x.keys() == {_ARRAY} else x,
+                )
+        return results
+
+    def write(self, name: str, results: Mapping[str, Any]) -> None:
+        """Keep a unit: lists and objects of numbers, texts and arrays, by key."""
+        path, arrays, archive = self.folder / f"{name}.npz", dict[str, Any](), BytesIO()
+
+        def reference(x: Any) -> Any:
+            if isinstance(x, np.generic):
+                return x.item()
+            arrays[str(len(arrays))] = x
+            return {_ARRAY: str(len(arrays) - 1)}
+
+        text = json.dumps(dict(results), default=reference).encode()
+        arrays[_TREE] = np.frombuffer(text, np.uint8)
+        np.savez(archive, **arrays)
+        with writing(path), replaced(path) as beside:
+            beside.write_bytes(archive.getbuffer())  # zipfile writes in many small pieces
+
+
+@contextmanager
+def finished_units(work: Path, identity: Mapping[str, Any]) -> Iterator[FinishedUnits]:
+    """The finished units of a run, whose `identity` is all that they depend on, as JSON."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    units = FinishedUnits(work / digest[:32])
     try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        return True
+        yield units
+    except Exception as error:
+        if comes_again(error):
+            with suppress(OSError):
+                remove(units.folder)
+        raise
+    finally:
+        with suppress(OSError):  # it is not empty
+            units.folder.rmdir()

@@ -6,8 +6,6 @@ target, and deletes the old one. The next run undoes or ends what a killed one b
 
 import json
 import os
-import shutil
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,8 +14,8 @@ from typing import Any
 from refimpl.errors import RefimplError
 from refimpl.running.file_system import (
     DONE,
-    MIB,
     NEW,
+    RUN,
     comes_again,
     is_folder,
     is_own,
@@ -27,9 +25,8 @@ from refimpl.running.file_system import (
     work_path,
     writing,
 )
-from refimpl.running.finished_units import runs
 
-OLD, DELETED = "old", "deleted"
+_OLD, _DELETED = "old", "deleted"
 RECORD = "pruning.json"  # says how a pruned model was made
 SCORES = "scores.json"  # beside it: what its allocation was made of, if that was measured for it
 
@@ -38,8 +35,8 @@ SCORES = "scores.json"  # beside it: what its allocation was made of, if that wa
 def whole(target: Path, force: bool = False, resumable: bool = False) -> Iterator[Path]:
     """Yield a path for a new file or folder, renamed to `target` when it is whole.
 
-    It replaces a file, or with `force` a model's folder, whose rights stay; an error restores both.
-    If it is `resumable`, the path may exist, and an error that need not come again leaves it.
+    It replaces a file, or with `force` a model's folder; an error restores both. If it is
+    `resumable`, the path may exist, and an error that need not come again leaves it.
     """
     with writing(target), work_folder(work_path(target)) as work:
         undo(work, target, resumable)
@@ -50,18 +47,17 @@ def whole(target: Path, force: bool = False, resumable: bool = False) -> Iterato
                 rights = new.stat().st_mode & 0o666
                 for path in filter(Path.is_file, new.rglob("*")):
                     path.chmod(rights)
-            keep_rights(new, target)
             tree_to_disk(new)
             if new.is_dir() and os.path.lexists(target):
                 refuse_existing(target, force)  # it may have appeared during the work
-                _rename(target, work / OLD)  # until the next rename none has its name: see `undo`
+                _rename(target, work / _OLD)  # until the next rename none has its name: see `undo`
             _rename(new, target)
             undo(work, target)
         except BaseException as error:
             with suppress(OSError):  # the next run undoes the rest
                 undo(work, target, resumable and not comes_again(error))
             raise
-        for folder in runs(work):
+        for folder in filter(is_folder, work.glob(RUN)):
             remove(folder)
 
 
@@ -78,29 +74,18 @@ def undo(work: Path, target: Path, resumable: bool = False) -> None:
         remove(work / DONE)
         remove(work / NEW)
     remove(work / f".{DONE}")
-    if is_folder(work / OLD) and not os.path.lexists(target):
-        _rename(work / OLD, target)
-    try:
-        remove(work / DELETED)
-        if os.path.lexists(work / OLD):
-            _rename(work / OLD, work / DELETED)  # so that no run finds it half deleted
-            remove(work / DELETED)
-    except OSError as error:
-        raise RefimplError(
-            f"{target} is whole, but the folder it replaces cannot be deleted ({error.strerror})",
-            "an old folder that may be deleted",
-            f"delete {work} yourself",
-        ) from error
+    if is_folder(work / _OLD) and not os.path.lexists(target):
+        _rename(work / _OLD, target)
+    with writing(work / _OLD):
+        remove(work / _DELETED)
+        if os.path.lexists(work / _OLD):
+            _rename(work / _OLD, work / _DELETED)  # so that no run finds it half deleted
+            remove(work / _DELETED)
 
 
 def json_text(content: Mapping[str, Any]) -> str:
     """JSON for a file: without NaN or Inf, and in ASCII, in which any name can be written."""
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all; an existing one is replaced."""
-    write_text(path, json_text(content))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -114,16 +99,6 @@ def _rename(source: Path, target: Path) -> None:
     source.replace(target)
     for parent in {source.parent, target.parent}:
         to_disk(parent)
-
-
-def keep_rights(new: Path, old: Path) -> None:
-    """Give a new file or folder, and its files, the rights of the old ones that it replaces."""
-    if not os.path.lexists(old) or old.is_symlink() or old.is_dir() != new.is_dir():
-        return
-    new.chmod(stat.S_IMODE(old.stat().st_mode))
-    if new.is_dir():
-        for path in new.iterdir():
-            keep_rights(path, old / path.name)
 
 
 def tree_to_disk(path: Path) -> None:
@@ -169,29 +144,12 @@ def check_file(path: Path, inputs: Mapping[str, Path | None], force: bool) -> No
         refuse_existing(path, force)
 
 
-def check_folder(
-    target: Path, inputs: Mapping[str, Path | None], force: bool, needed_bytes: int
-) -> None:
+def check_folder(target: Path, inputs: Mapping[str, Path | None], force: bool) -> None:
     """Refuse a folder that could not be written, or would damage an input; errors name these."""
     target = real_path(target)
     check_parent(target)
     refuse_inputs(target, inputs)
     refuse_existing(target, force)
-    left = sum(path.stat().st_size for path in work_path(target).rglob("*") if path.is_file())
-    require_room(target.parent, needed_bytes - left, f"-o {target}")
-
-
-def require_room(
-    folder: Path, needed: int, what: str, remedy: str = "make room, or choose another -o"
-) -> None:
-    """Refuse what is too large for the disk of a folder."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise RefimplError(
-            f"{what}: needs {needed / MIB:,.1f} MiB, and {free / MIB:,.1f} MiB are free",
-            "room for all of it, also where it replaces an old one",
-            remedy,
-        )
 
 
 def refuse_existing(target: Path, force: bool) -> None:
@@ -211,18 +169,25 @@ def refuse_existing(target: Path, force: bool) -> None:
             "choose another -o, or remove the folder yourself",
         )
     for name, folder in (("home", os.path.expanduser("~")), ("working", os.getcwd())):
-        if _holds(target, Path(folder)):
-            raise _overlap(target, "is, or holds,", f"the {name} folder")
+        refuse_overlap(target, f"the {name} folder", Path(folder), inside=True)
 
 
-def refuse_overlap(target: Path, name: str, other: Path) -> None:
-    """Refuse an output that is or holds an input called `name`, or that lies in it."""
-    if _holds(target, other):
+def refuse_overlap(target: Path, name: str, other: Path, inside: bool = False) -> None:
+    """Refuse an output that is or holds an input called `name`, or lies in it if it must not."""
+    paths = {Path(os.path.realpath(other)), Path(os.path.abspath(other))}
+    above = {parent for path in paths for parent in (path, *path.parents)}
+    beside = Path(os.path.realpath(target.parent), target.name).parents
+    if target.exists() and any(x.exists() and x.samefile(target) for x in above):
         relation = "is, or holds," if target.is_dir() else "is also"
-        raise _overlap(target, relation, f"{name} ({other})")
-    real = Path(os.path.realpath(target.parent), target.name)
-    if other.is_dir() and any(x.exists() and x.samefile(other) for x in real.parents):
-        raise _overlap(target, "lies in", f"{name} ({other})")
+    elif not inside and other.is_dir() and any(x.exists() and x.samefile(other) for x in beside):
+        relation = "lies in"
+    else:
+        return
+    raise RefimplError(
+        f"-o {target} {relation} {name} ({other})",
+        "an output apart from all inputs",
+        "choose another -o",
+    )
 
 
 def refuse_inputs(target: Path, inputs: Mapping[str, Path | None]) -> None:
@@ -230,18 +195,3 @@ def refuse_inputs(target: Path, inputs: Mapping[str, Path | None]) -> None:
     for name, path in inputs.items():
         if path is not None and path.exists():
             refuse_overlap(target, name, path)
-
-
-def _holds(target: Path, other: Path) -> bool:
-    """Whether an output is or holds another file or folder, or the link that leads to it."""
-    paths = {Path(os.path.realpath(other)), Path(os.path.abspath(other))}
-    above = {parent for path in paths for parent in (path, *path.parents)}
-    return target.exists() and any(path.exists() and path.samefile(target) for path in above)
-
-
-def _overlap(target: Path, relation: str, other: str) -> RefimplError:
-    return RefimplError(
-        f"-o {target} {relation} {other}",
-        "an output apart from all inputs",
-        "choose another -o",
-    )

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from threading import Thread
@@ -13,6 +12,10 @@ from typing import Any, cast
 from refimpl.errors import RefimplError
 
 _isolated: Any = None  # the object of a child process
+
+
+class ChildFailure(Exception):
+    """What the library raised, in words: its own classes need not exist in our process."""
 
 
 class Isolated:
@@ -30,50 +33,38 @@ class Isolated:
 
         self._name, self._seconds, self._refused = name, seconds, refused
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin)
-        main, before = sys.modules["__main__"], _interrupts("SIG_BLOCK")  # Ctrl-C is for us alone
+        main, posix = sys.modules["__main__"], sys.platform != "win32"
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if posix else None
         sys.modules["__main__"] = ModuleType("__main__")  # a child would run the user's script
-        try:
+        try:  # Ctrl-C is for us alone
             started = self._pool.submit(_imported, maker)
         finally:
             sys.modules["__main__"] = main
-            _interrupts("SIG_SETMASK", before)
-        try:
-            self._process = started.result()
-        except BrokenExecutor as error:
-            raise RefimplError(f"{name}: its process does not start", *refused) from error
+            if before is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._process = self._answer(None, started)
         self.call(maker, *arguments)
 
     def call(self, method: Any, *arguments: Any, seconds: float | None = None) -> Any:
         """The result of a method by its name; any failure of the process is a RefimplError."""
         limit = seconds or self._seconds
+        return self._answer(limit, _result, method, arguments)
+
+    def _answer(self, limit: float | None, task: Any, *arguments: Any) -> Any:
+        """What a task returns, or one that is submitted; the process is killed if it is late."""
         try:
-            return self._pool.submit(_result, method, arguments).result(limit)
+            submitted = self._pool.submit(task, *arguments) if callable(task) else task
+            return submitted.result(limit)
         except ChildFailure as error:
             problem = str(error)
-        except TimeoutError:
-            problem = f"took longer than {round(limit, 1):g} s"
-            self._end()
         except BrokenExecutor:
             problem = "ended its process"
-        except KeyboardInterrupt:
-            self._end()
-            raise
+        except (TimeoutError, KeyboardInterrupt) as error:
+            os.kill(self._process, getattr(signal, "SIGKILL", signal.SIGTERM))
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            problem = f"took longer than {round(limit or 0, 1):g} s"
         raise RefimplError(f"{self._name}: {problem}", *self._refused)
-
-    def _end(self) -> None:
-        """Kill the process, also if the library never returns."""
-        os.kill(self._process, getattr(signal, "SIGKILL", signal.SIGTERM))
-
-
-def _interrupts(how: str, signals: Iterable[int] = (signal.SIGINT,)) -> Iterable[int]:
-    """Change which signals wait, for this thread and what it starts; which did before."""
-    if sys.platform == "win32":
-        return ()
-    return signal.pthread_sigmask(getattr(signal, how), signals)
-
-
-class ChildFailure(Exception):
-    """What the library raised, in words: its own classes need not exist in our process."""
 
 
 def limit_memory(memory: int) -> None:
@@ -86,19 +77,18 @@ def limit_memory(memory: int) -> None:
 
 def _begin() -> None:
     """Print nothing, and end with the parent, even if that is killed."""
-    for stream in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    Thread(target=_follow, daemon=True).start()
-
-
-def _follow() -> None:
     from multiprocessing import parent_process
 
-    cast(Any, parent_process()).join()
-    os._exit(1)
+    def follow() -> None:
+        cast(Any, parent_process()).join()
+        os._exit(1)
+
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    Thread(target=follow, daemon=True).start()
 
 
-def _imported(_: Callable[..., Any]) -> int:
+def _imported(_: Any) -> int:
     """The number of this process, when it has imported the module of a function."""
     return os.getpid()
 

@@ -1,13 +1,22 @@
-"""Settings of a computation, the memory that it may use, and the resources that it opens."""
+"""Settings of a computation, its memory, the resources that it opens, and its work units.
 
+A work unit is a piece of the computation whose result is the same wherever it runs: on the threads
+here, or on a caller's executor. It carries paths, indices, options and token ids, never weights:
+workers open the model. It has a `dtype`, a `cost(config)` in the unit of the progress, and
+`run(model, workers, tick)`, which calls `tick` with the cost that is done.
+"""
+
+import os
 import platform
-import sys
+import re
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
+from traceback import format_exc
 from types import MappingProxyType
 from typing import Any
 
@@ -18,31 +27,36 @@ from refimpl.arguments import Checked, option, require
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.model.ops import loud
-from refimpl.running.file_system import MIB, work_folder
-from refimpl.running.finished_units import FinishedUnits, finished_units
-from refimpl.running.provenance import Run, check_unchanged, identity, stamps, versions
+from refimpl.running.file_system import (
+    MIB,
+    FinishedUnits,
+    ResumableError,
+    finished_units,
+    work_folder,
+)
+from refimpl.running.provenance import Run, Stamps, check_unchanged, identity, stamps, versions
 from refimpl.running.threads import Progress, Workers
 
-DEFAULT_MEMORY = 2048 * MIB
-FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+Tick = Callable[[float], None]
+"""Called with the cost of the work that is done."""
+
+_AWAKE = 0.2  # seconds: a Ctrl-C that comes as a wait begins does not end that wait
+_DEFAULT = 2048 * MIB
+_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_memory(size: str | int | None, more: int = 0) -> int:
     """Bytes of a size such as 1000, "512M" or "1.5GiB"; of None, free ones: 2 GiB and `more`."""
     require(size, str | int | None, "memory")
     if size is None:
-        return min(DEFAULT_MEMORY + -(-more // MIB) * MIB, free_memory())
-    number = str(size).strip().upper().removesuffix("IB").removesuffix("B")
-    unit = number[-1:] if number[-1:] in FACTORS else ""
-    try:
-        parsed = int(float(number.removesuffix(unit)) * FACTORS[unit])
-    except (ValueError, OverflowError):
-        parsed = 0
-    if parsed <= 0:
-        raise RefimplError(
-            f"`memory` {size!r}", "a size such as 512M or 1.5G", "use for example `memory=1G`"
-        )
-    return parsed
+        return min(_DEFAULT + -(-more // MIB) * MIB, free_memory())
+    read = re.fullmatch(r"([0-9.]{1,20})([KMGT]?)(IB|B)?", str(size).strip().upper())
+    with suppress(ValueError):
+        if read and (parsed := int(float(read[1]) * _FACTORS[read[2]])) > 0:
+            return parsed
+    raise RefimplError(
+        f"`memory` {size!r}", "a size such as 512M or 1.5G", "use for example `memory=1G`"
+    )
 
 
 def require_memory(memory: int, need: int, thing: str, size: str, less: str) -> None:
@@ -62,32 +76,14 @@ def free_memory() -> int:
             fields = dict(line.split(":", 1) for line in lines)
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # not Linux
-        return DEFAULT_MEMORY
+        return _DEFAULT
 
 
 def peak_memory() -> int | None:
     """The largest resident memory of this process so far in bytes, mapped pages included."""
     with suppress(OSError, StopIteration), open("/proc/self/status") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def progress_line() -> Progress:
-    """A function that shows on stderr what share is done, and about how long the rest takes."""
-    started = time.perf_counter()
-
-    def show(done: float, total: float) -> None:
-        share = min(done / total, 1.0) if total else 1.0
-        left = (time.perf_counter() - started) * (1 / share - 1) if share else 0.0
-        end = "\n" if share > 1 - 1e-9 else "\r"
-        print(f"{share:4.0%} done, about {left:.0f} s left ", end=end, file=sys.stderr, flush=True)
-
-    return show
+    return None  # not Linux
 
 
 @dataclass
@@ -137,7 +133,7 @@ class Settings(Checked):
 
     `executor` is any `concurrent.futures.Executor`, which is left open, or None for threads here;
     `threads` is then the number of its workers.
-    `progress` is called with the cost that is done and in all; True shows both on stderr.
+    `progress` is called with the cost that is done and in all.
     `finished` is the folder of finished work units, which a run of the same continues, and which
     the caller removes in the end.
     """
@@ -152,14 +148,8 @@ class Settings(Checked):
         "not depend on it. Default: the free memory, at most 2 GiB.",
         "SIZE",
     )
-    executor: Executor | None = option(
-        None,
-        "Run the work on the workers of this dask scheduler instead of threads of this process. "
-        "Results do not depend on it.",
-        "dask=ADDRESS",
-        type=str,
-    )
-    progress: Progress | bool = False
+    executor: Executor | None = None
+    progress: Progress = lambda done, total: None
     finished: Path | None = None
 
     @contextmanager
@@ -167,10 +157,7 @@ class Settings(Checked):
         self, model: Model | None = None, options: Mapping[str, Any] = MappingProxyType({})
     ) -> Iterator[Resources]:
         """Open threads and finished units of a model, which must not change, and of `options`."""
-        memory, progress = parse_memory(self.memory), self.progress
-        if isinstance(progress, bool):
-            progress = progress_line() if progress else lambda done, total: None
-        begun = None if model is None else stamps(model)
+        memory, begun = parse_memory(self.memory), None if model is None else stamps(model)
         with ExitStack() as opened:
             opened.enter_context(loud(self.dtype))
             dtype, finished = np.dtype(self.dtype), None
@@ -180,6 +167,72 @@ class Settings(Checked):
                 finished = opened.enter_context(finished_units(work, known))
             workers = opened.enter_context(Workers(self.threads))
             earlier = {} if finished is None else finished.earlier
-            yield Resources(dtype, memory, workers, self.executor, finished, earlier, progress)
+            yield Resources(dtype, memory, workers, self.executor, finished, earlier, self.progress)
             if model is not None and begun is not None:
                 check_unchanged(model, begun)
+
+
+def results(units: Iterable[Any], model: Model, resources: Resources) -> Iterator[Any]:
+    """Run units on the executor, or here on the threads, and yield each result as its unit ends."""
+    executor = resources.executor
+    if executor is None:
+        for unit in units:
+            yield unit.run(model, resources.workers, resources.tick)
+        return
+    config = None if model.config_path is None else os.path.abspath(model.config_path)
+    where = model.reopen, os.path.abspath(model.path), config, stamps(model)
+    submitted = dict[Future[Any], Any]()
+    try:
+        with _lost_workers():
+            for unit in units:
+                submitted[executor.submit(partial(_run, where), unit)] = unit
+        while submitted:
+            for future in wait(submitted, _AWAKE, FIRST_COMPLETED).done:
+                unit = submitted.pop(future)
+                with _lost_workers():
+                    result, error = future.result()
+                if error is not None:
+                    raise error
+                yield result
+                resources.tick(unit.cost(model.config))
+    finally:
+        for future in submitted:
+            future.cancel()
+
+
+@contextmanager
+def _lost_workers() -> Iterator[None]:
+    """Whatever an executor raises is its own: a work unit returns its errors."""
+    try:
+        yield
+    except Exception as error:
+        raise ResumableError(
+            f"a worker was lost ({type(error).__name__}: {error or 'no reason given'})",
+            "workers with memory for their work, and work that can be sent to them",
+            "use a smaller `memory` or fewer `threads`, and repeat the command",
+        ) from error
+
+
+def _run(where: Any, unit: Any) -> tuple[Any, Exception | None]:
+    """The result of a unit in a worker's process, with BLAS on one thread; or its error."""
+    try:
+        with loud(unit.dtype), Workers(1) as workers:
+            return unit.run(_opened(*where), workers, lambda cost: None), None
+    except Exception as error:
+        error.add_note(format_exc())  # which is not sent otherwise
+        return None, error
+
+
+@lru_cache(maxsize=1)
+def _opened(
+    reopen: Callable[[str, str | None], Model], path: str, config: str | None, expected: Stamps
+) -> Model:
+    """Open a model, once in each process; name, size and time of each file tell other files."""
+    model = reopen(path, config)
+    if stamps(model) != expected:
+        raise RefimplError(
+            f"{path}: sizes or times of the files differ between this worker and its client",
+            "the same files under the same path, on a shared disk or copied with their times",
+            "share the folder, or copy it with `rsync -t`",
+        )
+    return model

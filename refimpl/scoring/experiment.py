@@ -9,8 +9,7 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.stream import add_sums, input_of, state_bytes
 from refimpl.pruning.block import matrix_bytes
-from refimpl.running.settings import Resources, require_memory
-from refimpl.running.work_units import results
+from refimpl.running.settings import Resources, require_memory, results
 from refimpl.scoring.measurements import (
     Address,
     Measurements,

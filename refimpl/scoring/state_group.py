@@ -32,8 +32,8 @@ from refimpl.model.stream import Stream, input_of, sum_of_squares
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruning.block import InputSums, input_sums, pruned_linears
 from refimpl.running.file_system import MIB
+from refimpl.running.settings import Tick
 from refimpl.running.threads import Workers
-from refimpl.running.work_units import Tick
 from refimpl.scoring.measurements import Address, Moments, Result, Squares, StateMeasures, passes
 
 Clean = Future[tuple[State, dict[str, Array]]]

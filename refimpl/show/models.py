@@ -1,17 +1,16 @@
 """The tables of models: what a pruning removed, the zeros in a file, and the quality."""
 
 from collections.abc import Sequence
-from math import inf, isnan, nan
+from math import inf, isnan
 from pathlib import Path
 
 from refimpl.evaluation.evaluate import Evaluation
 from refimpl.model.config import without_number
-from refimpl.pruning.record import Inspection, LinearZeros, Pruning, common_pattern
+from refimpl.pruning.record import Inspection, LinearZeros, Pruning
 from refimpl.running.file_system import MIB
 from refimpl.show.table import (
     Table,
     counted,
-    measured,
     model_facts,
     number,
     page,
@@ -34,7 +33,7 @@ def pruning_table(pruned: Pruning, out: Path, allocation: Sequence[str] = ()) ->
 
 
 def _summary(pruned: Pruning, out: Path) -> list[str]:
-    """Where the model is, the sparsity asked and reached, the perplexity, and what to do next."""
+    """Where the model is, the sparsity asked and reached, and what to do next."""
     total, reached = pruned.total_weights, pruned.total_pruned
     facts = {
         "sparsity:": [
@@ -44,12 +43,6 @@ def _summary(pruned: Pruning, out: Path) -> list[str]:
         ]
     }
     after = f"refimpl eval {out} --text FILE --windows 20"
-    if (both := pruned.measured) is not None:
-        facts["perplexity:"] = [
-            f"{measured(x['perplexity'], x['perplexity_stderr'] or nan)} {when}"
-            for when, x in (("before", both.before), ("after", both.after))
-        ]
-        facts["perplexity:"].append(f"on {both.after['source']}")
     return [f"written:    {out}", *wrapped(facts), f"next:       {after}"]
 
 
@@ -72,8 +65,6 @@ def _facts(pruned: Pruning) -> dict[str, list[str]]:
         facts["calibration"] = token_facts(pruned.calibration)
     if experts := pruned.without_tokens:
         facts["no tokens"] = [*experts, "pruned by magnitude"]
-    if pruned.files.left_out:
-        facts["not copied"] = [*pruned.files.left_out]
     return facts
 
 
@@ -91,14 +82,11 @@ def inspection_table(inspection: Inspection) -> str:
             kind: [_share([x for name, x in row if without_number(name) == kind]) for row in rows]
             for kind in kinds
         },
-        "n:m": [common_pattern([x for _, x in row]) or "-" for row in rows],
         "dtype": [" ".join(dict.fromkeys(x.dtype for _, x in row)) for row in rows],
     }
     total, zeros = sum(x.weights for x in everything), sum(x.zeros for x in everything)
     last = f"zeros {zeros:,} of {total:,} ({zeros / total:.4%})"
-    bad = [f"{name} ({count:,})" for name, count in inspection.non_finite.items()]
-    below = [last, *wrapped({"NaN or Inf": bad})]
-    return page(_header(inspection), Table(columns).lines(), below)
+    return page(_header(inspection), Table(columns).lines(), [last])
 
 
 def _header(inspection: Inspection) -> dict[str, Sequence[str]]:

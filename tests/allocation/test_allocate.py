@@ -25,7 +25,7 @@ from refimpl.allocation.scores_json import document, read_scores
 from refimpl.bases.alphapruning import alphapruning
 from refimpl.loading.samples import random_tokens
 from refimpl.method.projection import project
-from refimpl.running.files import write_json
+from refimpl.running.files import json_text, write_text
 
 Floats = npt.NDArray[np.float64]
 
@@ -169,7 +169,9 @@ def made_for(kind: str) -> Scores:
     scores = score(model, tokens, request=MADE_FOR, threads=1)
     if kind == "read":
         with tempfile.TemporaryDirectory() as folder:
-            write_json(path := Path(folder, "s.json"), document(scores, (allocate(scores),)))
+            write_text(
+                path := Path(folder, "s.json"), json_text(document(scores, (allocate(scores),)))
+            )
             return read_scores(str(path))
     return scores
 
@@ -204,7 +206,7 @@ def test_a_base_that_was_a_file_is_asked_for_again(tmp_path: Path) -> None:
     scores = score(model_of("llama"), random_tokens(264, 1, 8), request=request, threads=1)
     content = document(scores, (allocate(scores),))
     assert content["scores"]["made_for"]["base"] == "mine.json"  # and not its folder
-    write_json(tmp_path / "s.json", content)
+    write_text(tmp_path / "s.json", json_text(content))
     read = read_scores(tmp_path / "s.json")
     refusal_of(allocate, read, says="no base", remedy="--base FILE")
     assert allocate(read, base=request.base).request == allocate(scores).request == request

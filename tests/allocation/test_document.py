@@ -23,7 +23,7 @@ from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, scor
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.loading.files.documents import plain
 from refimpl.loading.samples import random_tokens
-from refimpl.running.files import write_json
+from refimpl.running.files import json_text, write_text
 from refimpl.show.blocks import table
 
 GAUSSIAN = Noise(eta=(0.01, 0.3), noise_norm="expected", sink="exclude", draws=2, seed=7)
@@ -51,7 +51,7 @@ def whole_document(scores: Scores, wanted: Request) -> dict[str, Any]:
 def test_scores_come_back_as_they_were(case: str, pruning: bool, tmp_path: Path) -> None:
     scores, wanted = scored(case, pruning)
     path, content = tmp_path / "scores.json", whole_document(scores, wanted)
-    write_json(path, content)
+    write_text(path, json_text(content))
     read = read_scores(path)
     assert (bits(read), read.run) == (bits(scores), scores.run)
     assert whole_document(read, wanted) == content
@@ -73,7 +73,7 @@ def test_unknown_numbers_come_back_too(
 ) -> None:
     monkeypatch.setattr("refimpl.scoring.score.require_resolved", lambda *_: None)
     scores = score(model_of("gpt2"), random_tokens(101, samples, 5), plan)
-    write_json(tmp_path / "scores.json", whole_document(scores, Request(correct=None)))
+    write_text(tmp_path / "scores.json", json_text(whole_document(scores, Request(correct=None))))
     read = read_scores(tmp_path / "scores.json")
     assert (bits(read), read.run) == (bits(scores), scores.run)
 

@@ -30,7 +30,7 @@ from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.model.ops import Array
 from refimpl.pruners.pruner import LinearInputs, PrunedWeight, pruners
 from refimpl.records import named
-from refimpl.running.files import write_json
+from refimpl.running.files import json_text, write_text
 from refimpl.scoring.base_signals import signals_of
 
 LLAMA = model_of("llama")
@@ -57,7 +57,7 @@ def test_a_base_of_ones_own_is_measured_as_one_of_the_package(
     found, expected = allocate(scores, base=base, sparsity=0.6), allocate(theirs, plain)
     np.testing.assert_array_equal(found.linear_pruned, expected.linear_pruned)
     path = tmp_path / "scores.json"
-    write_json(path, document(scores, [found]))
+    write_text(path, json_text(document(scores, [found])))
     assert bits(read_scores(path).signals) == bits(scores.signals)
     text = explain(LLAMA, TOKENS, request=Request(base, correct=None)).figure
     np.testing.assert_allclose(

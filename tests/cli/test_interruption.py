@@ -111,7 +111,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from refimpl.running.work_units import results
+from refimpl.running.settings import results
 
 @dataclass
 class Sleeping:

@@ -32,15 +32,23 @@ from refimpl.allocation.scores_json import ScoresDocument, scores_document
 from refimpl.evaluation.evaluate import EvaluationDocument
 from refimpl.loading.files.documents import converted, plain
 from refimpl.oracle.case_folders import CaseFacts
-from refimpl.pruning.record import Pruning, pruning_record
+from refimpl.pruning.record import Pruning
 from refimpl.show.oracle import CheckDocument
 
 LLAMA, FEW = FIXTURES / "llama", ("--samples", 1, "--seq-len", 8)
 ONE = ("--only", "embed")
 REFERENCE = FIXTURES.parent / "docs" / "reference"
+
+
+def pruning_of(content: Any) -> Pruning:
+    pruning = converted(content, Pruning)
+    assert pruning.facts.sparsity >= 0
+    return pruning
+
+
 DOCUMENTS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "scores": (ScoresDocument, scores_document),
-    "pruning": (Pruning, pruning_record),
+    "pruning": (Pruning, pruning_of),
     "evaluation": (EvaluationDocument, lambda x: converted(x, EvaluationDocument)),
     "case": (CaseFacts, lambda x: converted(x, CaseFacts)),
     "check": (CheckDocument, lambda x: converted(x, CheckDocument)),

@@ -36,15 +36,13 @@ def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
     assert {*os.listdir("/proc/self/fd")} <= handles  # other tests' handles may be closed meanwhile
 
 
-def test_a_file_that_may_block_is_read_as_any_other(tmp_path: Path) -> None:
+def test_a_regular_file_is_read_up_to_a_size(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1234\n\n5678")
     with open_file(tmp_path / "file", 10) as file:
-        assert os.get_blocking(file.fileno())
         assert file.read() == b"1234\n\n5678"
     for reader in (open_file, read_file):
         refusal_of(reader, tmp_path / "file", 9, says="is larger than")
-    with pytest.raises(IsADirectoryError):
-        open_file(tmp_path)
+    refusal_of(open_file, tmp_path, says="is not a regular file")
 
 
 def test_what_is_foreign_is_escaped(tmp_path: Path) -> None:

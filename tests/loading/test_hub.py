@@ -265,7 +265,7 @@ HOSTILE: dict[str, tuple[Callable[[Reply], None], str]] = {
     "no size": (sizes(None), "its bytes"),
     "a size in words": (sizes("seven"), "its bytes"),
     "another size": (sizes(3), "a whole download"),
-    "more than the disk": (sizes(1 << 60), "room for all"),
+    "more than the disk": (sizes(1 << 60), "room for all files"),
     "a file without end": (endless("content"), "a whole download"),
     "a file that breaks off": (answers("content", **SHORT), "can be reached"),
     "a listing of something else": (stating(siblings=7), "can be reached"),

@@ -26,7 +26,6 @@ from refusals import refusal_of
 from refimpl import Model, forward, read_model
 from refimpl.errors import need
 from refimpl.model.ops import Array
-from refimpl.onnx import export as exporting
 from refimpl.onnx.export import export
 from refimpl.onnx.recording.graph import distinct, graph_weights
 from refimpl.onnx.session import onnxruntime
@@ -223,13 +222,6 @@ def test_what_cannot_be_exported_is_refused(
     assert message in refused("export", LLAMA, *options.format(tmp_path).split())
     assert contents(tmp_path) == before
     assert len(list(tmp_path.iterdir())) == bool(existing)
-
-
-def test_a_full_disk_is_seen_before(tmp_path: Path) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=exporting.SPARE + 100_000)
-    with patch("shutil.disk_usage", return_value=usage):
-        refusal_of(export, model_of("llama"), tmp_path / "x.onnx", remedy="make room")
-    assert not os.listdir(tmp_path)
 
 
 def test_no_graph_stands_beside_data_of_another(copy: Copy) -> None:

@@ -15,13 +15,10 @@ from strategies import matrices, seeds, shapes, ties
 
 from refimpl.arguments import Bools, Floats
 from refimpl.pruners.counts import (
-    EXPLAINED,
-    GROUPS,
     Pattern,
     parse_pattern,
     pattern_count,
     pattern_keep,
-    pattern_of,
     split_count,
 )
 from refimpl.pruners.decision import PrunerOptions, decision
@@ -89,38 +86,7 @@ def test_what_a_pattern_refuses() -> None:
     says = {"says": "2:4 on a weight of shape (3, 6)", "remedy": "prune to a sparsity"}
     refusal_of(pattern_keep, np.zeros((3, 6)), Pattern(2, 4), **says)
     refusal_of(pattern_keep, np.zeros(8), Pattern(2, 4), says="(8,)")
-    refusal_of(pattern_of, np.ones(4, bool), says="(4,)")
     refusal_of(pattern_keep, [[1.0, float("nan"), 0.0, 2.0]], Pattern(2, 4), says="NaN")
-
-
-def holds(zero: Bools, pattern: Pattern) -> bool:
-    """The definition, group by group: n zeros at the fewest, and few more than that in all."""
-    if zero.shape[1] % pattern.group:
-        return False
-    zeros = zero.reshape(-1, pattern.group).sum(axis=1)
-    return zeros.min() == pattern.pruned and len(zeros) * pattern.pruned >= EXPLAINED * zeros.sum()
-
-
-@given(hnp.arrays(bool, st.tuples(st.integers(1, 3), st.sampled_from([2, 4, 6, 8, 12, 16, 32]))))
-def test_the_pattern_found_is_the_first_that_holds(zero: Bools) -> None:
-    every = [Pattern(n, m) for m in GROUPS for n in range(m - 1, 0, -1)]
-    expected = next((pattern for pattern in every if holds(zero, pattern)), None)
-    assert pattern_of(zero) == expected
-
-
-@pytest.mark.parametrize("text", ["1:2", "1:4", "2:4", "3:4", "3:8", "4:8", "5:16", "8:16"])
-def test_a_pruned_weight_shows_its_pattern(text: str) -> None:
-    score = np.random.default_rng(1).random((64, 256))
-    keep = pattern_keep(score, parse_pattern(text))
-    assert pattern_of(~keep) == parse_pattern(text)
-    few_more = ~keep | (np.random.default_rng(2).random(keep.shape) < 0.01)
-    assert pattern_of(few_more) == parse_pattern(text)
-
-
-@pytest.mark.parametrize("sparsity", [0.0, 0.02, 0.5, 0.7, 0.9, 0.99, 1.0])
-def test_no_pattern_without_one(sparsity: float) -> None:
-    zero = np.random.default_rng(3).random((512, 512)) < sparsity
-    assert pattern_of(zero) is None
 
 
 # The control

@@ -1,4 +1,4 @@
-"""`refimpl inspect`: zeros of every linear as they lie in the file, patterns, sizes, the record."""
+"""`refimpl inspect`: zeros of every linear as they lie in the file, sizes, the record."""
 
 import json
 import shutil
@@ -75,7 +75,6 @@ def test_zeros_are_counted_per_linear(case: str, tmp_path: Path) -> None:
     assert found.parameters == sum(array.size for array in sizes.values())
     assert found.parameter_bytes == sum(array.nbytes for array in sizes.values())
     assert found.requested is None
-    assert found.pattern is None
 
 
 def print_growth(folder: str) -> None:
@@ -84,7 +83,7 @@ def print_growth(folder: str) -> None:
     model, before = read_model(folder), resident()
     found = inspect(model)
     print(resident() - before)
-    assert all(linear.sparsity == 1 and linear.pattern is None for linear in found.linears)
+    assert all(linear.sparsity == 1 for linear in found.linears)
 
 
 @needs_proc
@@ -141,7 +140,7 @@ def test_a_broken_record_is_refused(record: str | dict[str, Any] | None, tmp_pat
         path.mkdir()
     elif isinstance(record, str):
         path.write_text(record)
-    what = ": not a record of a pruning" if record else ": cannot be read"
+    what = ": not a record of a pruning" if record else " is not a regular file"
     error = refusal_of(inspect, read_model(tmp_path / "m"), says=f"pruning.json{what}")
     assert all(name in error.problem for name in changes)
 
@@ -152,12 +151,12 @@ parameters  46,368 in all, 0.2 MiB
 file        model.safetensors, 0.2 MiB
 requested   2:4 by magnitude, as pruning.json says
 
-block  weights  sparsity  q_proj  k_proj  v_proj  o_proj  gate_proj  up_proj  down_proj  n:m  dtype
-    0    7,296    0.4649  0.5000  0.0000  0.5000  0.5000     0.5000   0.5000     0.5000    -    F32
-    1    7,296    0.5000  0.5000  0.5000  0.5000  0.5000     0.5000   0.5000     0.5000  2:4    F32
-    2    7,296    0.5000  0.5000  0.5000  0.5000  0.5000     0.5000   0.5000     0.5000  2:4    F32
-    3    7,296    0.5000  0.5000  0.5000  0.5000  0.5000     0.5000   0.5000     0.5000  2:4    F32
-  all   29,184    0.4912  0.5000  0.3750  0.5000  0.5000     0.5000   0.5000     0.5000    -    F32
+block  weights  sparsity  q_proj  k_proj  v_proj  o_proj  gate_proj  up_proj  down_proj  dtype
+    0    7,296    0.4649  0.5000  0.0000  0.5000  0.5000     0.5000   0.5000     0.5000    F32
+    1    7,296    0.5000  0.5000  0.5000  0.5000  0.5000     0.5000   0.5000     0.5000    F32
+    2    7,296    0.5000  0.5000  0.5000  0.5000  0.5000     0.5000   0.5000     0.5000    F32
+    3    7,296    0.5000  0.5000  0.5000  0.5000  0.5000     0.5000   0.5000     0.5000    F32
+  all   29,184    0.4912  0.5000  0.3750  0.5000  0.5000     0.5000   0.5000     0.5000    F32
 
 zeros 14,336 of 29,184 (49.1228%)
 """
@@ -167,7 +166,7 @@ def test_the_command_prints_a_table(tmp_path: Path) -> None:
     folder = pruned("llama", tmp_path / "new", without_one)
     (folder / "pruning.json").write_text(record_text())
     assert ran("inspect", folder) == TABLE
-    assert inspect(read_model(folder)).blocks[0]["k_proj"] == LinearZeros(512, 0, None, "F32")
+    assert inspect(read_model(folder)).blocks[0]["k_proj"] == LinearZeros(512, 0, "F32")
 
 
 def test_the_command_prints_and_writes_json(tmp_path: Path) -> None:
@@ -175,13 +174,12 @@ def test_the_command_prints_and_writes_json(tmp_path: Path) -> None:
     found = json.loads(ran("inspect", folder, "--json", "-o", tmp_path / "x.json"))
     assert json.loads((tmp_path / "x.json").read_text()) == found
     assert found == inspection_document(inspect(read_model(folder)))
-    assert (found["weights"], found["zeros"], found["pattern"]) == (29184, 14336, None)
+    assert (found["weights"], found["zeros"]) == (29184, 14336)
     assert found["sparsity"] == 14336 / 29184
     assert len(found["files"]) == 4
-    assert [block["pattern"] for block in found["blocks"]] == [None, "2:4", "2:4", "2:4"]
     first = found["blocks"][0]
     assert [linear["name"] for linear in first["linears"]][:2] == ["q_proj", "k_proj"]
-    k_proj = {"name": "k_proj", "weights": 512, "zeros": 0, "pattern": None}
+    k_proj = {"name": "k_proj", "weights": 512, "zeros": 0}
     assert first["linears"][1] == k_proj | {"dtype": "F32", "sparsity": 0.0}
     assert (first["index"], first["weights"], first["zeros"]) == (0, 7296, 3392)
     assert ran("inspect", folder).count(".safetensors, 0.") == 4

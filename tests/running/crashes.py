@@ -17,8 +17,8 @@ from processes import forked, printed_json, stopped_at_step, stopped_at_write
 from program import Result, run
 
 from refimpl import RefimplError
+from refimpl.running.file_system import RUN
 from refimpl.running.files import whole
-from refimpl.running.finished_units import runs
 
 LLAMA, CASES = FIXTURES / "llama", FIXTURES / "cases"
 HOWS = ("kill", "EIO", "full")
@@ -150,7 +150,7 @@ def refused(stopped: Result, folder: Path, output: str) -> None:
     hidden = folder / f".{output}.part"
     assert left <= {hidden.name}, (stopped, left)
     if hidden.exists():
-        allowed = {hidden / "refimpl.lock", *runs(hidden)}
+        allowed = {hidden / "refimpl.lock", *hidden.glob(RUN)}
         if (hidden / "done.json").exists():  # the copy has whole blocks
             allowed |= {hidden / "done.json", hidden / "new"}
         assert {*hidden.iterdir()} <= allowed, stopped

@@ -13,25 +13,13 @@ from typing import Any
 import pytest
 from conftest import FIXTURES
 from documents import numbers, units
-from processes import ENV, ended, ran, started
-
-from refimpl import RefimplError
-from refimpl.running.work_units import open_executor
+from on_dask import PLANS
+from processes import ENV
 
 pytestmark = pytest.mark.dask
 WORKERS = 3
-SCORE = ("score", FIXTURES / "llama", "--samples", 4, "--seq-len", 32)
-LONG = (
-    *("score", FIXTURES / "llama", "--samples", 240, "--seq-len", 64),
-    *("--perturbation", "gaussian"),
-)
-COMMANDS: dict[str, tuple[Any, ...]] = {
-    "score": LONG,
-    "pruning": (
-        *("score", FIXTURES / "gemma2", "--tokens", "random", "--samples", 120, "--seq-len", 64),
-        *("--perturbation", "pruning", "--base", "owl", "--correct", "divergence"),
-    ),
-}
+LONG = ("llama", 240, 64, "gaussian")
+RUNS: dict[str, tuple[Any, ...]] = {"score": LONG, "pruning": ("gemma2", 120, 64, "pruning")}
 
 
 class Cluster:
@@ -43,7 +31,7 @@ class Cluster:
         assert scheduler.stderr is not None
         for line in scheduler.stderr:
             if found := re.search(r"Scheduler at:\s+(tcp://\S+)", line):
-                self.options = ("--executor", f"dask={found[1]}")
+                self.address = found[1]
                 break
         threading.Thread(target=scheduler.stderr.read, daemon=True).start()
         # Without a nanny nobody brings a worker back.
@@ -74,65 +62,56 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made.close()
 
 
-@pytest.mark.parametrize("options", [(), ("--perturbation", "pruning", "--base", "owl")])
-def test_scores(options: tuple[str, ...], cluster: Cluster, tmp_path: Path) -> None:
-    ran(*SCORE, *options, "-o", tmp_path / "here.json")
-    ran(*SCORE, *options, *cluster.options, "-o", tmp_path / "there.json")
-    assert numbers(tmp_path / "there.json") == numbers(tmp_path / "here.json")
+def command(output: Path, address: str, *words: object) -> list[str]:
+    script = Path(__file__).with_name("on_dask.py")
+    case, *others = words
+    return [*map(str, (sys.executable, script, output, address, FIXTURES / str(case), *others))]
 
 
-def wait_until(ready: Callable[[], object], process: "subprocess.Popen[str]") -> None:
+def ran(output: Path, address: str, *words: object) -> Any:
+    subprocess.run(command(output, address, *words), env=ENV, check=True)
+    return numbers(output)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Callable[..., Any]:
+    """The numbers of a run without workers."""
+    return lambda *words: ran(tmp_path / "here.json", "", *words)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_scores(plan: str, cluster: Cluster, here: Any, tmp_path: Path) -> None:
+    words = ("llama", 4, 32, plan)
+    assert ran(tmp_path / "there.json", cluster.address, *words) == here(*words)
+
+
+def wait_until(ready: Callable[[], object], process: "subprocess.Popen[bytes]") -> None:
     """Wait until the run in this process has come so far."""
     while not ready() and process.poll() is None:
         time.sleep(0.002)
     assert process.poll() is None, "ended before anything could be killed"
 
 
-@pytest.mark.parametrize("kind", COMMANDS)
-def test_a_killed_worker_loses_nothing(kind: str, cluster: Cluster, tmp_path: Path) -> None:
-    words = COMMANDS[kind]
-    ran(*words, "-o", tmp_path / "here.json")
-    output = tmp_path / "there.json"
-    with started(*words, "-o", output, *cluster.options) as process:
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_killed_worker_loses_nothing(
+    kind: str, cluster: Cluster, here: Any, tmp_path: Path
+) -> None:
+    expected, output = here(*RUNS[kind]), tmp_path / "there.json"
+    with subprocess.Popen(command(output, cluster.address, *RUNS[kind]), env=ENV) as process:
         for worker, after in ((0, 2), (1, 3)):
             wait_until(lambda: len(units(output)) >= after, process)  # noqa: B023
             cluster.workers[worker].send_signal(signal.SIGKILL)
-        ended(process)
+    assert process.returncode == 0
     assert cluster.workers[2].poll() is None
     assert [worker.wait(5) for worker in cluster.workers[:2]] == [-signal.SIGKILL] * 2
-    assert numbers(output) == numbers(tmp_path / "here.json")
-    assert not (tmp_path / ".there.json.part").exists()
+    assert numbers(output) == expected
 
 
-def test_a_killed_client_is_resumed(cluster: Cluster, tmp_path: Path) -> None:
-    ran(*LONG, "-o", tmp_path / "here.json")
-    output = tmp_path / "there.json"
+def test_a_killed_client_is_resumed(cluster: Cluster, here: Any, tmp_path: Path) -> None:
+    expected, output = here(*LONG), tmp_path / "there.json"
     for after in (4, 12):
-        with started(*LONG, "-o", output, *cluster.options) as process:
+        with subprocess.Popen(command(output, cluster.address, *LONG), env=ENV) as process:
             wait_until(lambda: len(units(output)) >= after, process)  # noqa: B023
             process.kill()
     assert len(units(output)) >= 12
-    ran(*LONG, "-o", output)
-    assert numbers(output) == numbers(tmp_path / "here.json")
-
-
-def test_control_c_does_not_wait_for_workers(cluster: Cluster, tmp_path: Path) -> None:
-    output = tmp_path / "there.json"
-    with started(*LONG, "-o", output, *cluster.options) as process:
-        wait_until(lambda: len(units(output)) >= 2, process)
-        process.send_signal(signal.SIGINT)
-        try:
-            _, err = process.communicate(timeout=20)
-        finally:
-            process.kill()
-    assert (process.returncode, err.count("\n")) == (130, 2), err
-    assert err.startswith(f"interrupted: finished units are kept in {tmp_path}/.there.json.part")
-
-
-def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refimpl.running.work_units.WAIT", 2)
-    with (
-        pytest.raises(RefimplError, match="no dask scheduler with a worker answers at tcp://127"),
-        open_executor("dask=tcp://127.0.0.1:9"),
-    ):
-        pass
+    assert ran(output, "", *LONG) == expected

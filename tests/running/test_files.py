@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from refusals import refusal_of
 
-from refimpl.running.files import check_file, write_json
+from refimpl.running.files import check_file, json_text, write_text
 
 CONTENT = {"numbers": [1.5, None], "text": "Gewichtstreue ≤ 1"}
 
@@ -19,8 +19,8 @@ def test_written_files_are_whole(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     old = os.umask(0o027)
     try:
-        write_json(path, {"first": 1})
-        write_json(path, CONTENT)
+        write_text(path, json_text({"first": 1}))
+        write_text(path, json_text(CONTENT))
     finally:
         os.umask(old)
     assert json.loads(path.read_text("utf-8")) == CONTENT
@@ -34,7 +34,7 @@ def test_numbers_that_json_does_not_have_are_not_written(number: float, tmp_path
     path = tmp_path / "out.json"
     path.write_text("before")
     with pytest.raises(ValueError, match="JSON"):
-        write_json(path, {"x": [number]})
+        write_text(path, json_text({"x": [number]}))
     assert path.read_text() == "before"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -43,7 +43,7 @@ def test_folders_that_do_not_take_a_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "none" / "o", tmp_path / "folder", tmp_path / "file" / "o"):
-        refusal_of(write_json, path, CONTENT, says="cannot be written")
+        refusal_of(write_text, path, "{}", says="cannot be written")
         refusal_of(check_file, path, {}, True, says="is not a file" if path.exists() else "missing")
     assert {p.name for p in tmp_path.rglob("*")} == {"folder", "file"}
 
@@ -57,7 +57,7 @@ def test_a_folder_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(Path, "open", refuse)
         monkeypatch.setattr(os, "access", lambda *_: False)
     path, denied = tmp_path / "out.json", "cannot be written (Permission denied)"
-    refusal_of(write_json, path, CONTENT, says=denied)
+    refusal_of(write_text, path, "{}", says=denied)
     refusal_of(check_file, path, {}, False, says="may be written")
     tmp_path.chmod(0o700)
     assert not list(tmp_path.iterdir())
@@ -85,6 +85,6 @@ def test_long_names_are_refused_before_any_work(length: int, tmp_path: Path) -> 
     path = tmp_path / ("x" * length)
     if length == 249:
         check_file(path, {}, force=False)
-        write_json(path, CONTENT)
+        write_text(path, json_text(CONTENT))
     else:
         refusal_of(check_file, path, {}, False, says="File name too long")

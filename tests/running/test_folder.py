@@ -85,8 +85,7 @@ def test_a_folder_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", failing)
         error = refusal(lambda: write_new(target, force=True))
-    assert "is whole, but the folder it replaces cannot be deleted (Permission denied)" in error
-    assert str(tmp_path / ".out.part") in error
+    assert f"{tmp_path}/.out.part/old: cannot be written (Permission denied)" in error
     assert content_of(target) == NEW
     write_new(target, force=True)
     assert os.listdir(tmp_path) == ["out"]
@@ -147,7 +146,7 @@ def test_a_lock_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.Mon
     assert "another run" in refusal(lambda: write_new(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO, None])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EIO, None])
 def test_without_locks(number: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def without(*_: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -156,29 +155,25 @@ def test_without_locks(number: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(file_system, "fcntl", None)
     else:
         monkeypatch.setattr(file_system.fcntl, "flock", without)
-    if number == errno.EIO:
-        refusal(lambda: write_new(tmp_path / "out"))
-        assert not (tmp_path / "out").exists()
-    else:
-        write_new(tmp_path / "out")
-        assert content_of(tmp_path / "out") == NEW
-        assert os.listdir(tmp_path) == ["out"]
+    write_new(tmp_path / "out")
+    assert content_of(tmp_path / "out") == NEW
+    assert os.listdir(tmp_path) == ["out"]
 
 
-def check(target: Path, force: bool = False, needed: int = 0, **inputs: Path) -> str:
-    return refusal(lambda: check_folder(target, inputs, force, needed))
+def check(target: Path, force: bool = False, **inputs: Path) -> str:
+    return refusal(lambda: check_folder(target, inputs, force))
 
 
 def test_a_good_target_passes_and_nothing_is_made(tmp_path: Path) -> None:
-    check_folder(tmp_path / "out", {"MODEL": FIXTURES / "llama", "--text": None}, False, 1 << 20)
-    check_folder(tmp_path / "out", {"MODEL": tmp_path / "missing"}, False, 1 << 20)
+    check_folder(tmp_path / "out", {"MODEL": FIXTURES / "llama", "--text": None}, False)
+    check_folder(tmp_path / "out", {"MODEL": tmp_path / "missing"}, False)
     assert os.listdir(tmp_path) == []
     (tmp_path / "out").mkdir()
-    check_folder(tmp_path / "out", {}, True, 0)
+    check_folder(tmp_path / "out", {}, True)
     fill(tmp_path / "out", OLD)
-    check_folder(tmp_path / "out", {}, True, 0)
+    check_folder(tmp_path / "out", {}, True)
     (tmp_path / "m.safetensors").touch()  # a named file's folder may hold anything
-    check_folder(tmp_path / "new", {"MODEL": tmp_path / "m.safetensors"}, False, 0)
+    check_folder(tmp_path / "new", {"MODEL": tmp_path / "m.safetensors"}, False)
     assert content_of(tmp_path / "out") == OLD
 
 
@@ -255,7 +250,7 @@ def test_force_replaces_models_only(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert content_of(target) == {name: "precious"}
         shutil.rmtree(target)
     fill(target, {"pruning.json": "{}"})
-    check_folder(target, {}, True, 0)
+    check_folder(target, {}, True)
     monkeypatch.setenv("HOME", str(target / "me"))
     (target / "me").mkdir()
     assert "is, or holds, the home folder" in check(target, force=True)
@@ -266,15 +261,7 @@ def test_force_replaces_models_only(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "is, or holds, the working folder" in check(Path(), force=True)
     assert "exists" in check(Path())
     monkeypatch.chdir(tmp_path)
-    check_folder(target, {}, True, 0)
-    check_folder(Path("out"), {}, True, 0)
+    check_folder(target, {}, True)
+    check_folder(Path("out"), {}, True)
     monkeypatch.setattr(os.path, "ismount", lambda path: True)
     assert "not a model's folder" in check(target, force=True)
-
-
-def test_a_disk_with_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=5 << 20)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    check_folder(tmp_path / "out", {}, False, 5 << 20)
-    error = check(tmp_path / "out", needed=(5 << 20) + (1 << 19))
-    assert "needs 5.5 MiB, and 5.0 MiB are free" in error

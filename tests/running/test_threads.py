@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from refimpl.cli.main import _keep_freed_memory
 from refimpl.running import settings, threads
-from refimpl.running.settings import DEFAULT_MEMORY, parse_memory, peak_memory
+from refimpl.running.settings import parse_memory, peak_memory
 from refimpl.running.threads import Workers
 
 
@@ -147,7 +147,7 @@ def test_what_is_no_size(text: str) -> None:
 
 def test_memory_is_what_is_free_and_at_most_two_gibibytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_memory("1.5G") == 3 * 2**29
-    assert 0 < parse_memory(None) <= DEFAULT_MEMORY == 2**31
+    assert 0 < parse_memory(None) <= 2**31
     monkeypatch.setattr(settings, "free_memory", lambda: 12345)
     assert parse_memory(None) == 12345
 

@@ -4,7 +4,6 @@ import os
 import pickle
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -20,7 +19,6 @@ from conftest import FIXTURES
 from gates import bits, model_of
 from hypothesis import given
 from hypothesis import strategies as st
-from program import refused
 from refusals import refusal_of
 from threadpoolctl import threadpool_info
 
@@ -36,12 +34,11 @@ from refimpl import (
 from refimpl.loading.samples import random_tokens
 from refimpl.loading.text import text_windows
 from refimpl.model.model import Model
-from refimpl.running import work_units
+from refimpl.running import settings
 from refimpl.running.file_system import ResumableError
 from refimpl.running.provenance import stamps
-from refimpl.running.settings import Settings
+from refimpl.running.settings import Settings, results
 from refimpl.running.threads import Workers, cores
-from refimpl.running.work_units import results
 from refimpl.scoring.base_signals import signals_of
 from refimpl.scoring.experiment import SummedSquares, dense_squares, experiment
 
@@ -268,23 +265,10 @@ def test_what_a_unit_refuses_is_refused_here(processes: Executor) -> None:
 def test_other_files_under_the_same_path_are_refused(tmp_path: Path) -> None:
     model = read_model(llama_of(tmp_path / "model", "F32"))
     files = read_model, str(model.path), None
-    assert work_units._opened(*files, stamps(model)).config == model.config
+    assert settings._opened(*files, stamps(model)).config == model.config
     os.utime(model.files[0].path, (1, 1))
     other, says = (("model.safetensors", 1, 1),), "differ between this worker and its client"
-    refusal_of(work_units._opened, *files, other, says=says)
-
-
-@pytest.mark.parametrize("name", ["threads", "processes", "dask", "dask=", "mpi"])
-def test_unknown_executors_are_refused(name: str) -> None:
-    error = refused(*SCORE, "--executor", name)
-    assert f"error: executor {name!r} is unknown" in error
-    assert "expected: dask=ADDRESS" in error
-
-
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    error = refused(*SCORE, "--executor", "dask=tcp://127.0.0.1:1")
-    assert "next: pip install 'refimpl[dask]'" in error
+    refusal_of(settings._opened, *files, other, says=says)
 
 
 def test_an_executor_of_the_caller_is_left_open_and_says_how_much_it_does_at_once() -> None:

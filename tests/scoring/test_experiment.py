@@ -29,7 +29,7 @@ from refimpl.model.forward import block, embed, head, places
 from refimpl.model.mixers.parts import Weights
 from refimpl.pruners.counts import apportion, split_count
 from refimpl.pruners.wanda import wanda_keep, wanda_score
-from refimpl.running.files import write_json
+from refimpl.running.files import json_text, write_text
 from refimpl.running.settings import Settings
 from refimpl.scoring import experiment as experiment_module
 from refimpl.scoring import state_group
@@ -360,7 +360,7 @@ def assert_nothing_moved(found: Scores, tmp_path: Path, correct: Any) -> None:
     np.testing.assert_array_equal(allocation.corrected_sparsity, allocation.base_sparsity)
     assert not allocation.clipped.any()
     content = document(found, (allocation,))
-    write_json(tmp_path / "scores.json", content)  # refuses NaN
+    write_text(tmp_path / "scores.json", json_text(content))  # refuses NaN
     result = content["scores"]["sweep"][0]
     assert result["coefficient"] == result["stderr"] == [None] * found.num_blocks
     assert not any(x for row in result["drift"] for x in row)

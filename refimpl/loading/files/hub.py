@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterable
 from fnmatch import fnmatch, fnmatchcase
@@ -12,7 +13,6 @@ from typing import Any
 from refimpl.errors import RefimplError, listed
 from refimpl.loading.files.documents import reading
 from refimpl.loading.files.safetensors_file import CONVERSIONS, shard_of_tensor
-from refimpl.running.files import require_room
 
 COMPANIONS = (  # copied when a model is pruned
     "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
@@ -154,8 +154,11 @@ def _download_absent(hub: ModuleType, repository: str, revision: str) -> None:
         _check(hub, re.compile(r"\d{1,19}"), str(sizes[name]), f"{of} size", "its bytes")
     cache = Path(hub.constants.HF_HUB_CACHE)
     disk = next(x for x in (cache, *cache.parents) if x.exists())
-    more = "free some space, or set HF_HUB_CACHE to another disk"
-    require_room(disk, sum(sizes[x] for x in absent), f"{repository}@{revision} in {disk}", more)
+    needed, free = sum(sizes[x] for x in absent), shutil.disk_usage(disk).free
+    if free < needed:
+        problem = f"{repository}@{revision} has {needed:,} bytes, and {free:,} are free in {disk}"
+        more = "free some space, or set HF_HUB_CACHE to another disk"
+        raise RefimplError(problem, "room for all files", more)
     for name in absent:
         bar = _bounded_bar(hub, sizes[name])
         hub.hf_hub_download(repository, name, revision=revision, tqdm_class=bar)

@@ -363,7 +363,7 @@ GOOD = {
     "files": ["scores.json", "pruning-scores.json", "pruned", "eval.json"],
     "case": ["case"],
 }
-EXCLUDED = ("--help", "--executor", "--device", "--download", "-o", "--output")
+EXCLUDED = ("--help", "--device", "--download", "-o", "--output")
 
 
 def value_of(option: Any, random: Random) -> str:
