@@ -109,47 +109,6 @@ def test_every_page_fits(width: int, opened: Any) -> None:
     assert width < 1000 or {name: boxes for name, boxes in cut.items() if boxes} == {}
 
 
-def test_pictures_follow_the_switch_and_not_the_system(opened: Any) -> None:
-    """On every page, texts of pictures have the colour of the page's texts."""
-    pictures = 0
-    for system in SCHEMES:
-        page = opened("index", 1280, color_scheme=system)
-        for name in walk(page):
-            assert page.locator("article img[src$=svg]").count() == 0, name
-            for theme in SCHEMES:
-                page.evaluate(f"document.body.dataset.theme = {theme!r}")
-                fills = page.evaluate(
-                    """() => [...document.querySelectorAll('svg.picture use')]
-                    .map((x) => getComputedStyle(x).fill)"""
-                )
-                ink = page.evaluate("getComputedStyle(document.querySelector('article')).color")
-                assert not fills or ink in fills, (name, system, theme)
-            pictures += page.locator("svg.picture").count()
-    assert pictures >= 2 * 14
-
-
-def test_formulas_are_typeset_in_a_font_of_the_site(opened: Any) -> None:
-    page = opened("explanation/method")
-    assert page.locator(".formula math").count() > 10
-    assert page.locator("p math").count() > 50
-    bars = page.locator("math mo", has_text="\u2016").evaluate_all(
-        "all => all.map((x) => [x.getAttribute('form'), x.getAttribute('stretchy')])"
-    )
-    assert bars == [["prefix", "false"], ["postfix", "false"]] * (len(bars) // 2) != []
-    page = opened("index")
-    tools = page.context.new_cdp_session(page)
-    tools.send("DOM.enable")
-    tools.send("CSS.enable")
-    for name in walk(page):
-        assert "\\" not in "".join(page.locator("math").all_text_contents()), name
-        page.evaluate("document.fonts.ready.then(() => true)")
-        root = tools.send("DOM.getDocument")["root"]["nodeId"]
-        found = tools.send("DOM.querySelectorAll", {"nodeId": root, "selector": "math *"})
-        for node in found["nodeIds"]:
-            fonts = tools.send("CSS.getPlatformFontsForNode", {"nodeId": node})["fonts"]
-            assert all(font["isCustomFont"] for font in fonts), (name, fonts)
-
-
 def violations(page: Any) -> list[str]:
     page.evaluate(Path(str(AXE)).read_text("utf-8"))
     found = page.evaluate("axe.run()")["violations"]

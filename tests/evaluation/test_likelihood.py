@@ -115,36 +115,6 @@ def test_few_sequences_are_batches_for_several_cores() -> None:
     assert [len(b.ids) for b in batches(many, config)] == [16] * 4
 
 
-@given(
-    st.lists(st.lists(st.integers(0, 263), min_size=2, max_size=12), min_size=1, max_size=12),
-    st.integers(1, 30),
-    st.integers(1, 60),
-)
-def test_batches_hold_every_sequence_once(
-    sequences: list[list[int]], most: int, tokens: int
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(likelihood, "_BATCH", most)
-        made = batches(sequences, model_of("llama").config)
-    assert sorted(n for b in made for n in b.members) == list(range(len(sequences)))
-    total = sum(len(ids) - 1 for ids in sequences)
-    for b in made:
-        assert b.ids.size <= min(most, total // 4) or len(b.ids) == 1
-        ends = np.cumsum(b.counts)[:-1]
-        for row, (n, places, targets) in enumerate(
-            zip(b.members, np.split(b.places, ends), np.split(b.targets, ends), strict=True)
-        ):
-            inputs = sequences[n][:-1]
-            assert b.ids[row].tolist() == inputs + [0] * (b.ids.shape[1] - len(inputs))
-            assert (places - row * b.ids.shape[1]).tolist() == list(range(len(inputs)))
-            assert targets.tolist() == sequences[n][1:]
-    widths = [b.ids.shape[1] for b in made]
-    assert all(a >= b for a, b in pairwise(widths))
-    cut = list(batch_groups(made, tokens))
-    assert [id(b) for part in cut for b in part] == [id(b) for b in made]
-    assert all(len(part) == 1 or sum(b.ids.size for b in part) <= tokens for part in cut)
-
-
 @given(st.data())
 def test_a_softmax_in_pieces_is_the_whole_one(data: st.DataObject) -> None:
     n, v = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 12))

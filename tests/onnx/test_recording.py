@@ -94,39 +94,6 @@ def test_a_function_is_recorded_once_and_called_by_name() -> None:
     np.testing.assert_array_equal(z, [[[3, 14]]])
 
 
-def test_what_is_another_function_has_a_number_after_its_name() -> None:
-    graph = Graph()
-
-    def times(factor: int) -> Any:
-        return lambda inner, given: {"y": given["x"] * factor * given["x"].shape[-1]}
-
-    two, three = (graph.input(f"x{size}", np.float32, ("batch", size)) for size in (2, 3))
-    one_of: Any = lambda *words: graph.call("sized", *words)["y"]  # noqa: E731
-    graph.output("a", one_of(times(1), {"x": two}, "two"))
-    graph.output("b", one_of(times(1), {"x": three}, "three"))
-    graph.output("c", one_of(times(5), {"x": two}, "five", 5))
-    graph.output("d", one_of(times(1), {"x": two}, "two again", 1))
-    assert [x.op_type for x in graph.nodes if x.domain] == ["sized", "sized_2", "sized_3", "sized"]
-    inputs = {"x2": np.ones((1, 2), np.float32), "x3": np.ones((1, 3), np.float32)}
-    assert [x[0, 0] for x in evaluated(graph, **inputs)] == [2, 3, 10, 2]
-
-
-def test_a_name_costs_a_node_only_where_the_old_one_is_in_use() -> None:
-    graph = Graph()
-    x: Any = graph.input("x", np.float32, ("batch",))
-    assert graph.labelled(x, "other") is x
-    once = graph.named(x * 2, "once")
-    assert graph.named(once, "once") is once
-    read: Any = x * 3
-    graph.output("sum", once + read)
-    assert graph.labelled(read, "read") is read
-    graph.output("copy", read)
-    operators = [f"{node.op_type} {node.output[0]}" for node in graph.model().graph.node]
-    assert operators == ["Mul once", "Mul Mul_1", "Add sum", "Identity copy"]
-    sums, copies = evaluated(graph, x=np.array([1], np.float32))
-    assert (sums.tolist(), copies.tolist()) == ([5], [3])
-
-
 def test_arrays_of_two_graphs_do_not_mix() -> None:
     x, y = (Graph().input("x", np.float32, (2,)) for _ in range(2))
     with pytest.raises(TypeError, match="another graph"):

@@ -7,7 +7,7 @@ block it runs the whole model again, with the output of that block replaced on t
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise, product
+from itertools import product
 from math import sqrt
 from pathlib import Path
 from statistics import stdev
@@ -17,8 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from gates import bits, model_as, model_of
-from hypothesis import given
-from hypothesis import strategies as st
 
 from refimpl import Model, Noise, Probes, Request, Scores, allocate, score
 from refimpl.allocation.scores import Absorption
@@ -33,7 +31,7 @@ from refimpl.running.files import json_text, write_text
 from refimpl.running.settings import Settings
 from refimpl.scoring import experiment as experiment_module
 from refimpl.scoring import state_group
-from refimpl.scoring.experiment import Addresses, grouped, stacks
+from refimpl.scoring.experiment import grouped, stacks
 from refimpl.scoring.measurements import addresses
 
 Floats = npt.NDArray[np.float64]
@@ -419,42 +417,6 @@ def test_a_zero_state_has_no_drift_to_speak_of() -> None:
 
 
 # Groups, loads and progress
-
-
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.data())
-def test_groups_fit_and_are_as_large_as_fits(
-    sequences: int, draws: int, etas: int, blocks: int, data: st.DataObject
-) -> None:
-    plan = Noise(eta=tuple(range(1, etas + 1)), draws=draws)
-    states = addresses(sequences, blocks, plan)
-    assert len(set(states)) == len(states) == sequences * draws * etas * blocks
-    assert states == sorted(states)
-    length = data.draw(st.integers(1, 3 * LENGTH))
-    cut = stacks(states, length)
-    room = data.draw(st.integers(2 + max(map(len, cut)), 40))
-
-    def cost(group: list[Addresses]) -> int:
-        return sum(map(len, group)) + 2 * len({stack[0].sequence for stack in group})
-
-    parts = list(grouped(cut, room))
-    assert [stack for part in parts for stack in part] == cut
-    assert all(part and cost(part) <= room for part in parts)
-    assert all(cost([*part, after[0]]) > room for part, after in pairwise(parts))
-
-
-@given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), st.integers(1, 9), st.data())
-def test_stacks_are_of_one_sequence_draw_and_eta_and_of_few_rows(
-    sequences: int, draws: int, etas: int, blocks: int, data: st.DataObject
-) -> None:
-    states = addresses(sequences, blocks, Noise(eta=(0.1, 0.2)[:etas], draws=draws))
-    length = data.draw(st.integers(1, 3 * LENGTH))
-    cut = stacks(states, length)
-    assert [a for stack in cut for a in stack] == states
-    for stack in cut:
-        assert len({(a.sequence, a.draw, a.variant) for a in stack}) == 1
-        assert len(stack) == 1 or len(stack) * length <= experiment_module._ROWS
-    shuffled = data.draw(st.permutations(states))
-    assert sorted(stacks(shuffled, length)) == cut
 
 
 class Counting(Model):
