@@ -52,3 +52,12 @@ def test_the_page_of_names_lists_trace_points_in_order() -> None:
     lacking = {"experts_norm", "router_norm", *BLOCK_EMBED}  # in llama
     assert lacking < {*listed}
     assert [name for name in listed if name not in lacking] == last_block
+
+
+def test_every_function_on_the_walks_through_the_code_exists() -> None:
+    page = (PAGE.parents[1] / "explanation" / "architecture.md").read_text("utf-8")
+    walks = re.findall(r"^\| `(refimpl/[\w/]+\.py)`, `(\w+)` \|", page, re.MULTILINE)
+    assert len(walks) > 20
+    for path, name in walks:
+        source = (PAGE.parents[2] / path).read_text("utf-8")
+        assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), (path, name)
