@@ -1,5 +1,6 @@
 """pytest's plugin, in small test suites of other projects; and the core cases that travel."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -8,7 +9,6 @@ import tomllib
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from runpy import run_path
 
 import numpy as np
 import pytest
@@ -238,29 +238,30 @@ def test_a_marker_without_effect_is_an_error(suite: Suite, marker: str, words: s
 
 def added(folder: Path, name: str) -> None:
     """A case of one's own: a folder in `cases/`."""
-    (folder / "cases").mkdir(exist_ok=True)
-    run_path(str(FIXTURES / "make_cases.py"))["make"]("qwen2", folder / "cases" / name)
+    case = shutil.copytree(CASES / "opt", folder / "cases" / name)
+    facts = json.loads((case / "case.json").read_text("utf-8"))
+    (case / "case.json").write_text(json.dumps(facts | {"model": str(FIXTURES / "opt")}))
 
 
 def test_adding_a_case_is_adding_a_folder(suite: Suite, tmp_path: Path) -> None:
     for name in ("mine", "other"):
         added(tmp_path, name)
-        suite.write(name, computed("qwen2"))
-    cases, ours = tmp_path / "cases", "families=['qwen2'], steps=['logits']"
+        suite.write(name, computed("opt"))
+    cases, ours = tmp_path / "cases", "families=['opt'], steps=['logits']"
     mine = f"--refimpl-cases={cases / 'mine'}"
-    suite.run("families=['qwen2', 'opt'], steps=['logits']", mine, passed=2)
-    suite.run(ours, mine, f"--refimpl-cases={cases}", passed=2)
-    suite.write("mine", without("qwen2", "logits"))
-    suite.run(ours, f"--refimpl-cases={cases}", passed=1, failed=1)
+    suite.run("families=['llama', 'opt'], steps=['logits']", mine, passed=3)
+    suite.run(ours, mine, f"--refimpl-cases={cases}", passed=3)
+    suite.write("mine", without("opt", "logits"))
+    suite.run(ours, f"--refimpl-cases={cases}", passed=2, failed=1)
 
 
 def test_a_file_of_settings_names_cases_too(suite: Suite, tmp_path: Path) -> None:
     """With a space, pytest would take the folder for tests, and look for its settings there."""
     added(tmp_path, "mine")
-    suite.write("mine", computed("qwen2"))
+    suite.write("mine", computed("opt"))
     suite.pytester.makeini("[pytest]\nrefimpl_cases = elsewhere/cases\n")
     (suite.pytester.path / "elsewhere").symlink_to(tmp_path)
-    result = suite.run("families=['qwen2'], steps=['embed']", passed=1)
+    result = suite.run("families=['opt'], steps=['embed']", passed=2)
     assert f"rootdir: {suite.pytester.path}" in result.stdout.str()
     apart = suite.run("", "--refimpl-cases", tmp_path / "cases")
     assert apart.ret == pytest.ExitCode.USAGE_ERROR
@@ -327,7 +328,7 @@ def test_a_case_that_was_changed_is_refused(suite: Suite, tmp_path: Path) -> Non
     added(tmp_path, "mine")
     facts = tmp_path / "cases/mine/case.json"
     facts.write_text(facts.read_text().replace('"spec": ', '"spec": 9'))
-    result = suite.run("families=['qwen2']", f"--refimpl-cases={tmp_path / 'cases'}", errors=1)
+    result = suite.run("families=['opt']", f"--refimpl-cases={tmp_path / 'cases'}", passed=1, errors=1)
     result.stdout.fnmatch_lines(["*expected: spec*"])
     assert "Traceback" not in result.stdout.str()
 
@@ -379,6 +380,7 @@ def recipe(folder: Path, code: int) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_the_recipe_of_the_page_is_what_runs(tmp_path: Path) -> None:
     """A wrong candidate prints the lines of the page, in that order; CI runs a right one, too."""
     text = (ROOT / "tests/own_candidate.py").read_text("utf-8")
