@@ -328,7 +328,9 @@ def test_a_case_that_was_changed_is_refused(suite: Suite, tmp_path: Path) -> Non
     added(tmp_path, "mine")
     facts = tmp_path / "cases/mine/case.json"
     facts.write_text(facts.read_text().replace('"spec": ', '"spec": 9'))
-    result = suite.run("families=['opt']", f"--refimpl-cases={tmp_path / 'cases'}", passed=1, errors=1)
+    result = suite.run(
+        "families=['opt']", f"--refimpl-cases={tmp_path / 'cases'}", passed=1, errors=1
+    )
     result.stdout.fnmatch_lines(["*expected: spec*"])
     assert "Traceback" not in result.stdout.str()
 
