@@ -38,6 +38,11 @@ class Absorption:
     coefficient: Array  # r, [L]; null if no token had a drift
     stderr: Array  # of r, [L]; null for fewer than two sequences
     left_out: Ints  # [L]: tokens without a ratio, over all sequences and draws
+    steps: Array  # [L, L]: mean of R_(k+1) / R_k, as drift; null for the last block too
+    error_growth: Array  # g, [L]: mean growth of the error itself, ||e_L|| / ||e_l||
+    error_growth_stderr: Array
+    passed_on: Array  # p, [L]: mean r if later blocks passed the error on, ||h_l|| / ||h_L||
+    passed_on_stderr: Array
     divergence: Array | None = None  # [L]: mean KL in nats, if it was measured
     divergence_stderr: Array | None = None
 

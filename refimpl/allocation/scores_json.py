@@ -31,7 +31,7 @@ _FORMAT: Literal[6] = 6
 _LARGEST = 1 << 24  # no linear has more rows or columns; their products fit into 64 bits
 _NAMED = "a whole scores.json", "a file written by refimpl score -o", "run refimpl score again"
 RENAMED = {"kind": "perturbation", "options": "base_options", "sparsity": "requested_sparsity"}
-FORMS = dict.fromkeys(("drift", "drift_stderr", "alignment", "alignment_stderr"), "LL")
+FORMS = dict.fromkeys(("drift", "drift_stderr", "alignment", "alignment_stderr", "steps"), "LL")
 FORMS |= {"linear_sparsity": "LW", "linear_pruned": "LW"}
 """Axes of arrays that are not [L]: blocks, and linears of a block."""
 

@@ -10,7 +10,12 @@ from refimpl.allocation.request import Noise, Perturbation, Probes, Request
 from refimpl.explanation.forward_steps import Functions
 from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.method import correction, equal_marginals, perturbation, projection
-from refimpl.method.absorption import absorption_coefficient, nan_mean, surviving_drift
+from refimpl.method.absorption import (
+    absorption_coefficient,
+    nan_mean,
+    passed_on,
+    surviving_drift,
+)
 from refimpl.model import ops, stream
 from refimpl.model.forward import block
 from refimpl.pruners import counts
@@ -37,7 +42,7 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
     whole = counts.counts, counts.split_count
     base = request.record.formulas[-1:] or (base_allocation,)
     move = correction.correction, _logarithm(request)
-    ratio = surviving_drift, nan_mean, absorption_coefficient
+    ratio = surviving_drift, passed_on, nan_mean, absorption_coefficient
     steps = (
         Step("perturb", PERTURB, perturb, _perturbed),
         Step("drift", PERTURB, (perturbation.deviation, block), _drift),
@@ -87,12 +92,14 @@ def _drift(v: Values) -> Iterator[Figure]:
 def _ratio(v: Values) -> Iterator[Figure]:
     """The share of the drift that is left at the end: per token, and its means."""
     states, _ = v.followed
-    ratios = np.array([[state.measures().ratio for state in draws] for draws in states])
-    r, stderr = absorption_coefficient(ratios)
+    ratios = np.array([[state.measures().ratios for state in draws] for draws in states])
+    (r, growth, passed), (stderr, _, _) = absorption_coefficient(ratios)
     yield Figure("R_L / R_l", surviving_drift(states[0][0].last, states[0][0].first), "per token")
-    yield Figure("mean", ratios, "[sequences, draws]")
+    yield Figure("mean", ratios[..., 0], "[sequences, draws]")
     yield Figure("r_l", float(r))
     yield Figure("stderr", float(stderr), "over the sequences" if len(v.ids) > 1 else "takes two")
+    yield Figure("g_l", float(growth), "growth of the error itself, ||e_L|| / ||e_l||")
+    yield Figure("p_l", float(passed), "if later blocks passed it on, ||h_l|| / ||h_L||")
 
 
 def _coefficient(v: Values) -> Iterator[Figure]:
@@ -100,6 +107,8 @@ def _coefficient(v: Values) -> Iterator[Figure]:
     result = v.scores.sweep[0]
     yield Figure("r", result.coefficient, "per block")
     yield Figure("stderr", result.stderr)
+    yield Figure("g", result.error_growth, "growth of the error itself; r is the mean of g p")
+    yield Figure("p", result.passed_on, "if later blocks passed the error on unchanged")
     if result.divergence is not None:
         yield Figure("KL", result.divergence, "nats")
 

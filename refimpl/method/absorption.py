@@ -48,6 +48,26 @@ def surviving_drift(last: Array, first: Array) -> Array:
     return ratio(last, first)
 
 
+def passed_on(first: Array, last: Array) -> Array:
+    """Share of a drift that is left if later blocks pass the error on: ``||h_l|| / ||h_L||``.
+
+    With this share p and the growth of the error itself, g = ||e_L|| / ||e_l||, each token has
+    R_L / R_l = g p: the share of a drift falls where the stream grows more than the error.
+
+    Args:
+        first: Length of the clean state after the perturbed block, ||h_l||, [tokens].
+        last: Its length after the last block, ||h_L||, [tokens].
+
+    Returns:
+        p, [tokens]; NaN where h_L is zero.
+
+    Example:
+        >>> passed_on(np.array([1.0, 3.0]), np.array([4.0, 3.0])).tolist()
+        [0.25, 1.0]
+    """
+    return ratio(first, last)
+
+
 def absorption_coefficient(ratios: Array) -> tuple[Array, Array]:
     """``r_l = E[R_L / R_l]``: mean over draws, then over sequences, with its standard error.
 

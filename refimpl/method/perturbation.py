@@ -132,10 +132,11 @@ def ratio(top: Array, bottom: Array, otherwise: float = np.nan) -> Array:
 
 
 class Deviation(NamedTuple):
-    """Relative drift and alignment per token, [..., S]."""
+    """Relative drift and alignment, and the clean state's length, per token, [..., S]."""
 
     drift: Array
     alignment: Array
+    length: Array
 
 
 def deviation(state: Array, clean: Array, kept: npt.NDArray[np.bool_]) -> Deviation:
@@ -149,8 +150,8 @@ def deviation(state: Array, clean: Array, kept: npt.NDArray[np.bool_]) -> Deviat
         kept: Tokens that take part, [..., S].
 
     Returns:
-        Drift, NaN where h is zero, and alignment, NaN where a state is; both are NaN for tokens
-        that do not take part; float64.
+        Drift, NaN where h is zero; alignment, NaN where a state is; ||h_k||. For tokens that do not
+        take part, they are NaN, NaN and 0. All float64.
 
     Source: arXiv:2606.15161, for relative L2 drift and direction; the form per token is ours.
 
@@ -166,7 +167,7 @@ def deviation(state: Array, clean: Array, kept: npt.NDArray[np.bool_]) -> Deviat
 
     difference = a - b
     size, size_a, size_b = (np.sqrt(dot(x, x)) for x in (difference, a, b))
-    return Deviation(ratio(size, size_b), ratio(dot(a, b), size_a * size_b))
+    return Deviation(ratio(size, size_b), ratio(dot(a, b), size_a * size_b), size_b)
 
 
 @dataclass(frozen=True)

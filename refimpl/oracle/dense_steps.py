@@ -352,7 +352,7 @@ def measured(inputs: StepInputs, name: str, states: Sequence[Followed]) -> Named
         for kind in ("drift", "alignment"):
             means = np.reshape([getattr(x, kind) for x in after], (*ratios.shape[:2], -1))
             yield f"{name}{i}.{kind}", nan_mean(nan_mean(means, axis=1), axis=0)
-        ratios[..., i] = np.reshape([x.ratio for x in after], ratios.shape[:2])
+        ratios[..., i] = np.reshape([x.ratios[0] for x in after], ratios.shape[:2])
     coefficient, stderr = absorption_coefficient(ratios)
     yield coefficient_of(name), coefficient
     if name == "coarse." and np.isfinite(stderr).all():

@@ -95,6 +95,9 @@ def coefficients(scores: Scores | Series, ax: "Axes | None" = None) -> "Axes":
     with figure_axes(ax, heading, facts) as ax:
         ax.axhline(1, color=INK, linewidth=0.8)
         per_block(ax, series, "perturbed block", "absorption coefficient r")
+        if isinstance(scores, Scores):
+            passed = scores.sweep[0].passed_on
+            ax.plot(passed, color=INK, linestyle=":", label="r if the error is passed on unchanged")
     return ax
 
 

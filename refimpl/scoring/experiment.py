@@ -124,7 +124,8 @@ def experiment(
         for a, state in result.states.items():
             measured.drift[a.index][a.block :] = state.drift
             measured.alignment[a.index][a.block :] = state.alignment
-            measured.ratios[a.index] = state.ratio
+            measured.steps[a.index][a.block : -1] = state.steps
+            measured.ratios[a.index] = state.ratios
             measured.left_out[a.variant, a.block] += state.left_out
             if a.variant == 0:
                 measured.sinks[a.block] += state.sinks if a.draw == 0 else 0  # each once

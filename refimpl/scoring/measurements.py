@@ -36,7 +36,8 @@ class StateMeasures:
 
     drift: Sequence[float]  # after its own block, and every later one
     alignment: Sequence[float]
-    ratio: float
+    steps: Sequence[float]  # from each of them to the next
+    ratios: Sequence[float]  # of the drift, of the error itself, and if it is passed on
     left_out: int
     sinks: int
     sink_share: float
@@ -82,7 +83,9 @@ class Measurements:
     Args:
         drift: Mean R_k of the state perturbed at block l, [E, N, R, L (l), L (k)]; NaN for k < l.
         alignment: Mean alignment A_k, same shape.
-        ratios: Mean of R_L / R_l over tokens, [E, N, R, L]; NaN if no token has one.
+        steps: Mean of R_(k+1) / R_k, as drift; NaN for k = L too.
+        ratios: Means over tokens of R_L / R_l, of the growth of the error itself, and of the share
+            that is left if it is passed on, [E, N, R, L, 3]; NaN if no token has a ratio.
         left_out: Tokens without a ratio, over all sequences, [E, L].
         sinks: Tokens excluded as sinks, over all sequences, [L].
         divergence: Mean KL of the next-token distributions, [E, N, R, L], or None.
@@ -92,6 +95,7 @@ class Measurements:
 
     drift: Array
     alignment: Array
+    steps: Array
     ratios: Array
     left_out: Array
     sinks: Array
@@ -114,7 +118,8 @@ class Measurements:
         return cls(
             drift=np.full((*shape, blocks), np.nan),
             alignment=np.full((*shape, blocks), np.nan),
-            ratios=np.full(shape, np.nan),
+            steps=np.full((*shape, blocks), np.nan),
+            ratios=np.full((*shape, 3), np.nan),
             left_out=np.zeros((shape[0], blocks), np.int64),
             sinks=np.zeros(blocks, np.int64),
             divergence=np.full(shape, np.nan) if divergence else None,
@@ -124,7 +129,7 @@ class Measurements:
 
     def first(self, sequences: int) -> "Measurements":
         """Those of the first sequences alone; sums over sequences are of those begun so far."""
-        names = ("drift", "alignment", "ratios", "divergence")
+        names = ("drift", "alignment", "steps", "ratios", "divergence")
         cut: Any = {x: y[:, :sequences] for x in names if (y := getattr(self, x)) is not None}
         return replace(self, sink_share=self.sink_share[:sequences], **cut)
 

@@ -224,9 +224,11 @@ def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]
     for i, eta in enumerate(plan.etas):
         drift = absorption_coefficient(measured.drift[i])
         alignment = absorption_coefficient(measured.alignment[i])
-        coefficient = absorption_coefficient(measured.ratios[i])
         divergence = (None, None) if kl is None else absorption_coefficient(kl[i])
-        means = *drift, *alignment, *coefficient, measured.left_out[i]
+        each = zip(*(x.T for x in absorption_coefficient(measured.ratios[i])), strict=True)
+        coefficient, growth, passed = each  # and their errors
+        steps, _ = absorption_coefficient(measured.steps[i])
+        means = *drift, *alignment, *coefficient, measured.left_out[i], steps, *growth, *passed
         results.append(Absorption(eta, *means, *divergence))
     return tuple(results)
 

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.allocation.request import Noise, Perturbation, Probes
-from refimpl.method.absorption import nan_mean, surviving_drift
+from refimpl.method.absorption import nan_mean, passed_on, surviving_drift
 from refimpl.method.perturbation import (
     RunningDivergence,
     deviation,
     kept_tokens,
     noise,
     perturbed,
+    ratio,
     sink_share,
 )
 from refimpl.model.config import Config, Linears
@@ -44,8 +45,8 @@ class PerturbedState:
     """A perturbed state on its way, measured after the perturbed block and every later one."""
 
     def __init__(self) -> None:
-        self.drift, self.alignment = list[float](), list[float]()
-        self.sink_share = 0.0
+        self.drift, self.alignment, self.steps = list[float](), list[float](), list[float]()
+        self.sink_share, self.last, self.length = 0.0, np.zeros(0), np.zeros(0)
 
     def start(self, changed: State, clean: State, plan: Perturbation) -> State:
         """The perturbed state after its block, except for sinks; it is measured."""
@@ -54,7 +55,7 @@ class PerturbedState:
         state = changed.where(self.kept, clean)
         self.unperturbed = state.equals(clean)
         self.measure(state, clean)
-        self.first = self.last
+        self.first, self.first_length = self.last, self.length
         return state
 
     def measure(self, state: State, clean: State) -> None:
@@ -63,16 +64,20 @@ class PerturbedState:
             for x, right in zip(state.arrays, clean.arrays, strict=True):
                 x[...] = right  # which passed alone, with another rounding
         distance = deviation(state.stream[0], clean.stream[0], self.kept)
+        if self.drift:
+            self.steps.append(float(nan_mean(surviving_drift(distance.drift, self.last))))
         self.drift.append(float(nan_mean(distance.drift)))
         self.alignment.append(float(nan_mean(distance.alignment)))
-        self.last = distance.drift
+        self.last, _, self.length = distance
 
     def measures(self, divergence: float | None = None) -> StateMeasures:
         """What is measured of it, after the last block."""
         share, sinks = surviving_drift(self.last, self.first), int(np.count_nonzero(~self.kept))
+        passed = np.where(np.isnan(share), np.nan, passed_on(self.first_length, self.length))
+        ratios = [float(nan_mean(x)) for x in (share, ratio(share, passed), passed)]
         left_out = int(np.count_nonzero(np.isnan(share) & self.kept))
-        facts = float(nan_mean(share)), left_out, sinks, self.sink_share, divergence
-        return StateMeasures(self.drift, self.alignment, *facts)
+        facts = ratios, left_out, sinks, self.sink_share, divergence
+        return StateMeasures(self.drift, self.alignment, self.steps, *facts)
 
 
 class Stack:

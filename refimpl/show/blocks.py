@@ -34,9 +34,10 @@ def table(scores: Scores, allocations: tuple[Allocation, ...]) -> str:
         texts[1] = " ".join([*findings(scores), *sinks(scores)])
     said = [line for text in texts for line in wrap(text, width)]
     notes = [line for note in footer(scores, made) for line in wrap(note, width)]
-    return page(
-        said, Table(columns(scores, allocations)).lines(), header(scores, allocations), notes
-    )
+    rows = Table(columns(scores, allocations)).lines()
+    if max(map(len, rows)) > width:
+        rows = Table(columns(scores, allocations, factors=False)).lines()
+    return page(said, rows, header(scores, allocations), notes)
 
 
 def blocks_table(scores: Scores, allocation: Allocation) -> list[str]:
@@ -112,11 +113,24 @@ def findings(scores: Scores) -> list[str]:
     if np.isfinite(r).any():
         at = int(np.nanargmax(r))
         said.append(f"Largest r: {measured(float(r[at]), float(error[at]))}, block {at}.")
+    g, spread = absorption.error_growth[:-1], absorption.error_growth_stderr[:-1]
+    if samples > 1:
+        margin = np.nan_to_num(t_quantile(samples - 1) * spread, posinf=0)
+        more, less = int((g - margin > 1).sum()), int((g + margin < 1).sum())
+        said.append(
+            f"The error itself (g) grows from {more or 'none'} and shrinks from {less or 'none'}: "
+            "r falls, too, where the stream grows (p)."
+        )
     return said
 
 
-def columns(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, list[str]]:
-    """The table: heading to a text per block, without columns that are empty or all the same."""
+def columns(
+    scores: Scores, allocations: tuple[Allocation, ...], factors: bool = True
+) -> dict[str, list[str]]:
+    """The table: heading to a text per block, without columns that are empty or all the same.
+
+    The factors of r are shown for noise of one eta.
+    """
     absorption, allocation = scores.sweep[0], allocations[0]
     base, asked = allocation.request.record, allocation.request.options
     weights = scores.linear_sizes.sum(axis=1)
@@ -134,6 +148,9 @@ def columns(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, li
     for one in scores.sweep:
         name = f"r at {one.eta:g}" if len(scores.sweep) > 1 else "r"
         found[name] = numbers(one.coefficient, one.stderr, "#.4g")
+        if factors and isinstance(scores.plan, Noise) and len(scores.sweep) == 1:
+            found["g"] = numbers(one.error_growth, one.error_growth_stderr, "#.4g")
+            found["p"] = numbers(one.passed_on, one.passed_on_stderr, "#.4g")
     if allocation.request.correct == "divergence" and absorption.divergence is not None:
         found["divergence"] = numbers(absorption.divergence, absorption.divergence_stderr)
     errors = allocation.errors

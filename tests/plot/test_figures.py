@@ -60,6 +60,7 @@ def test_coefficients_and_their_errors(scores: Scores) -> None:
         if errors is not None:
             np.testing.assert_allclose(errors[known], one.stderr[known], atol=1e-12)
         assert (errors is None) == (not known.any())
+    np.testing.assert_array_equal(ax.lines[-1].get_ydata(), scores.sweep[0].passed_on)
 
 
 def test_the_divergence_and_the_allocation(files: dict[str, Path]) -> None:

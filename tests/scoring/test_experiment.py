@@ -128,14 +128,15 @@ def perturbed(h: Floats, z: Floats, eta: float, kept: list[int]) -> Floats:
 
 def measured(
     path: list[Floats], clean: list[Floats], start: int, kept: list[int]
-) -> tuple[Floats, Floats]:
-    """Drift and alignment after every block from `start`, [blocks, tokens]."""
-    drift, alignment = [], []
+) -> tuple[Floats, Floats, Floats]:
+    """Drift, alignment, and lengths of error and state from `start` on, [blocks, tokens]."""
+    drift, alignment, lengths = [], [], []
     for a, b in zip(path[start:], clean[start:], strict=True):
         pairs = [(a[t], b[t]) for t in kept]
         drift.append([sqrt(((x - y) ** 2).sum() / (y @ y)) for x, y in pairs])
         alignment.append([x @ y / sqrt((x @ x) * (y @ y)) for x, y in pairs])
-    return np.array(drift), np.array(alignment)
+        lengths.append([(sqrt(((x - y) ** 2).sum()), sqrt(y @ y)) for x, y in pairs])
+    return np.array(drift), np.array(alignment), np.moveaxis(np.array(lengths), 2, 0)
 
 
 def divergence_of(logits: Floats, clean: Floats, kept: list[int]) -> float:
@@ -151,13 +152,16 @@ class Expected:
 
     drift: Floats
     alignment: Floats
+    steps: Floats
     ratios: Floats
+    growth: Floats
+    passed_on: Floats
     divergence: Floats
 
     @classmethod
     def empty(cls, draws: int, blocks: int) -> "Expected":
         shape = SEQUENCES, draws, blocks
-        return cls(*(np.full((*shape, *more), np.nan) for more in ((blocks,), (blocks,), (), ())))
+        return cls(*(np.full((*shape, *x), np.nan) for x in [(blocks,)] * 3 + [()] * 4))
 
     def note(
         self,
@@ -166,11 +170,14 @@ class Expected:
         clean: tuple[list[Floats], Floats],
         kept: list[int],
     ) -> None:
-        drift, alignment = measured(path[0], clean[0], where[2], kept)
+        drift, alignment, (error, length) = measured(path[0], clean[0], where[2], kept)
         self.drift[where][where[2] :] = drift.mean(axis=1)
         self.alignment[where][where[2] :] = alignment.mean(axis=1)
         if drift[0].all():
             self.ratios[where] = (drift[-1] / drift[0]).mean()
+            self.steps[where][where[2] : -1] = (drift[1:] / drift[:-1]).mean(axis=1)
+            self.growth[where] = (error[-1] / error[0]).mean()
+            self.passed_on[where] = (length[0] / length[-1]).mean()
         self.divergence[where] = divergence_of(path[1], clean[1], kept)
 
     def check(self, found: Absorption) -> None:
@@ -181,11 +188,17 @@ class Expected:
             np.testing.assert_allclose(
                 theirs[later], mine.mean(axis=1).mean(axis=0)[later], rtol=TOLERANCE
             )
-        sequences = self.ratios.mean(axis=1)
-        np.testing.assert_allclose(found.coefficient, sequences.mean(axis=0), rtol=TOLERANCE)
-        errors = [stdev(column) / sqrt(SEQUENCES) for column in sequences.T.tolist()]
-        room = TOLERANCE * float(sequences.max())
-        np.testing.assert_allclose(found.stderr, errors, rtol=0, atol=room)
+        np.testing.assert_allclose(found.steps, self.steps.mean(axis=1).mean(axis=0), TOLERANCE)
+        for each, mean, error in (
+            (self.ratios, found.coefficient, found.stderr),
+            (self.growth, found.error_growth, found.error_growth_stderr),
+            (self.passed_on, found.passed_on, found.passed_on_stderr),
+        ):
+            sequences = each.mean(axis=1)
+            np.testing.assert_allclose(mean, sequences.mean(axis=0), rtol=TOLERANCE)
+            errors = [stdev(column) / sqrt(SEQUENCES) for column in sequences.T.tolist()]
+            room = TOLERANCE * float(sequences.max())
+            np.testing.assert_allclose(error, errors, rtol=0, atol=room)
 
 
 @pytest.mark.parametrize("case", CASES)

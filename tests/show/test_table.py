@@ -28,7 +28,10 @@ def absorption(r: Sequence[float], eta: float | None = 0.25, **more: Any) -> Abs
     """What was found at one eta, its coefficients given."""
     each = len(r)
     drift = np.triu(np.linspace(0.5, 0.1, each * each).reshape(each, each))
-    whole = {"stderr": np.full(each, 0.0123), "left_out": np.zeros(each, np.int64)} | more
+    whole = {"stderr": np.full(each, 0.0123), "left_out": np.zeros(each, np.int64)}
+    factors = {"error_growth": 2.5, "passed_on": 0.25}
+    factors |= {"error_growth_stderr": 0.1, "passed_on_stderr": 0.01}
+    whole |= {"steps": drift} | {k: np.full(each, x) for k, x in factors.items()} | more
     return Absorption(eta, *[drift] * 4, np.array(r), **whole)
 
 
@@ -74,12 +77,13 @@ def rows(text: str) -> list[str]:
 GOLDEN = """\
 The paper's experiment: noise of eta 0.25 on each block's output.
 Of 2 blocks, later blocks amplify the perturbations of 1 and absorb those of 1. Largest r: 4.00 ±
-0.40, block 0.
+0.40, block 0. The error itself (g) grows from 2 and shrinks from none: r falls, too, where the
+stream grows (p).
 
-block  outliers %              r    base  corrected  to prune
-    0       1.000    4.00 ± 0.40  0.7000     0.6542       785
-    1       1.500  0.577 ± 0.012  0.6000     0.6366       764
-    2       2.000          1.000  0.5000     0.5092       611
+block  outliers %              r            g              p    base  corrected  to prune
+    0       1.000    4.00 ± 0.40  2.50 ± 0.10  0.250 ± 0.010  0.7000     0.6542       785
+    1       1.500  0.577 ± 0.012  2.50 ± 0.10  0.250 ± 0.010  0.6000     0.6366       764
+    2       2.000          1.000  2.50 ± 0.10  0.250 ± 0.010  0.5000     0.5092       611
 
 model       tiny, family llama, 3 blocks, 3,600 prunable weights
 tokens      3 x 48, a text, 3 samples of 48 tokens, sha256 0123456789ab
