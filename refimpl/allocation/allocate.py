@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.allocation.request import Probes, Request
+from refimpl.allocation.request import Request
 from refimpl.allocation.scores import (
     Absorption,
     AllocationErrors,
@@ -25,8 +25,6 @@ from refimpl.method.projection import project
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.counts import counts, split_count
-
-ROUNDING = 1e-9  # of the sparsity at an end of what probes span
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def allocate(
     require(which, integer(0, len(scores.sweep) - 1), "which")
     request = request_for(scores, **changes) if request is None else replace(request, **changes)
     base = base_allocation(scores.signals, request, scores.linears)
-    probed = _as_pruned(scores, request)
+    _check_pruned(scores, request)
     u = None if request.compat == "peer" else logarithms(scores.sweep[which], request.correct)
     if not request.measured:
         return allocated(base, u, scores.linears, request)
@@ -76,7 +74,7 @@ def allocate(
 
     def made(some: Array) -> Allocation:
         grows = growth(nan_mean(some, axis=0), probes.sparsity)
-        return allocated(base, u, scores.linears, request, grows, probed)
+        return allocated(base, u, scores.linears, request, grows)
 
     whole = made(each)
     without = [made(np.delete(each, i, axis=0)) for i in range(len(each))] if len(each) > 1 else []
@@ -119,12 +117,8 @@ def allocated(
     linears: Linears,
     request: Request,
     grows: Growth | None = None,
-    probed: tuple[Array, float] | None = None,
 ) -> Allocation:
-    """Correct a base, [L] or [L, linears], by u or by probes, project and count.
-
-    Peer code does none of that. Probes may have been at another base and target: `probed`.
-    """
+    """Correct a base, [L] or [L, linears], by u or probes, project and count; peers only count."""
     sizes = linear_sizes(linears)
     share, projected, final = sizes / sizes.sum(axis=1, keepdims=True), base, base
     u = np.zeros(len(base)) if u is None else u
@@ -133,18 +127,14 @@ def allocated(
         target, limits = request.sparsity, {"lo": request.lo, "hi": request.hi}
         projected, final = np.zeros((2, *base.shape))
         projected[exists] = project(base[exists], units, target, **limits)
-        at = projected
-        if probed is not None:
-            at = np.zeros(base.shape)
-            at[exists] = project(probed[0][exists], units, probed[1], **limits)
         block_of_unit = np.nonzero(exists)[0]
         if grows is not None and grows.common_rate is not None:
-            start, weights = _of_blocks(at, share), sizes.sum(axis=1)
+            start, weights = _of_blocks(projected, share), sizes.sum(axis=1)
             top = np.maximum(start, np.minimum(request.hi, grows.reach))  # of each fit
             rate = np.full(len(base), grows.common_rate)
             best = equal_marginals(grows.level, rate, start, weights, target, request.lo, top)
             if base.ndim == 2:  # the linears of a block move together
-                shifted = at[exists] + (best - start)[block_of_unit]
+                shifted = projected[exists] + (best - start)[block_of_unit]
                 best = project(shifted, units, target, **limits)
         else:
             strength = 0.0 if request.correct is None else request.fixed_strength
@@ -215,29 +205,19 @@ def _measured(signal: Signal | None, request: Request) -> Array:
     )
 
 
-def _as_pruned(scores: Scores, request: Request) -> tuple[Array, float] | None:
-    """The base of the pruning, and its target, if probes serve another sparsity that they span."""
+def _check_pruned(scores: Scores, request: Request) -> None:
+    """Refuse to correct a base by errors that were measured by pruning to another one."""
     at = scores.pruned_at
     if at is None or request.correct is None:
-        return None
-    asked = request.pruned_at
-    reach = (isinstance(scores.plan, Probes) and scores.plan.delta) or 0.0
-    if request.measured and abs(asked.sparsity - at.sparsity) <= reach + ROUNDING:
-        asked = replace(asked, sparsity=at.sparsity)
-    planned = base_only(scores.signals, asked, scores.linears)
+        return
+    planned = base_only(scores.signals, request.pruned_at, scores.linears)
     if not np.array_equal(planned.linear_pruned, at.linear_pruned):
-        low, high = (f"{at.sparsity + x * reach:.4g}" for x in (-1, 1))
         raise RefimplError(
             f"base {request.record.name} at {request.sparsity}: these scores were measured by "
             f"pruning at base {at.base}, sparsity {at.sparsity}",
-            "the same base, options and limits, and "
-            + (f"a sparsity from {low} to {high}" if request.measured else "the same sparsity")
-            + ", or no correction",
+            "the same base, options, limits and sparsity, or no correction",
             "run refimpl score again with the new base or sparsity, or use --correct none",
         )
-    if asked.sparsity == request.sparsity:
-        return None
-    return base_allocation(scores.signals, asked, scores.linears), asked.sparsity
 
 
 def _errors(without: list[Allocation]) -> AllocationErrors:

@@ -42,8 +42,6 @@ ETA_EPSILONS = 64  # machine epsilons: the least eta that a dtype resolves
 FILE = "a file"  # the source of a base that is one
 PRECISION = 0.025  # costs less than the noise floor: docs/how-to/calibrate.md
 
-TOO_MUCH = (OverflowError, RecursionError)  # JSON with numbers too large, or nested too deep
-
 
 class Perturbation(Checked):
     """How states are perturbed and how the perturbation is followed: `Noise` or `Probes`."""
@@ -317,53 +315,42 @@ def base_of(base: str | Base) -> Base:
 
 
 def own_budget(path: Path, linears: Linears) -> float | None:
-    """The sparsity of a file of one's own, its mean over the weights; None for another file."""
-    with suppress(ValueError, *TOO_MUCH):  # of a damaged file, which `read_custom` refuses
-        content = parsed_json(read_file(path).decode("utf-8"))
-        if isinstance(content, Mapping) and not any(x.startswith("blocks.") for x in content):
+    """The mean sparsity of a file of one's own, over the weights; None for a file of scores."""
+    with suppress(OSError):  # which `read_custom` refuses
+        if read_file(path).lstrip().startswith(b"{"):
             return None
     sparsity, sizes = read_custom(path, linears), linear_sizes(linears)
     return float(np.average(sparsity, weights=sizes if sparsity.ndim == 2 else sizes.sum(axis=1)))
 
 
 def read_custom(path: Path, linears: Linears) -> Array:
-    """Read a base allocation, per block [L] or linear [L, linears]: JSON lists, or an object."""
-    blocks = [f"blocks.{i}" for i in range(len(linears))]
-    units = [f"{at}.{name}" for at, names in zip(blocks, linears, strict=True) for name in names]
+    """Read a base allocation: a JSON list of numbers [L], or of lists of them [L, linears]."""
+    sizes, count = linear_sizes(linears), [*map(len, linears)]
     try:
         content = parsed_json(read_file(path).decode("utf-8"))
-        if isinstance(content, Mapping):
-            if "allocations" in content:
-                raise RefimplError(
-                    f"{path} is a file of scores, whose allocation has its own sparsity",
-                    "a file with a sparsity per block or linear",
-                    "prune with `allocation=FILE` and without `sparsity`: its counts stand",
-                )
-            names = min((blocks, units), key=lambda names: len(content.keys() ^ set(names)))
-            if odd := sorted(content.keys() ^ set(names))[:3]:
-                raise ValueError(f"missing or unknown names such as {', '.join(odd)}")
-            content = [content[name] for name in names]
-        lists = isinstance(content, list) and all(isinstance(row, list) for row in content)
-        if lists and [*map(len, content)] == [*map(len, linears)]:
-            content = [number for row in content for number in row]
-        numbers = content if isinstance(content, list) else [content]
-        if odd := [x for x in numbers if isinstance(x, bool | str)]:
+        if isinstance(content, Mapping) and "allocations" in content:
+            raise ValueError("it is a file of scores, whose allocation has its own sparsity")
+        rows = content if isinstance(content, list) else [content]
+        by_linear = any(isinstance(row, list) for row in rows)
+        lists = [row if isinstance(row, list) else [row] for row in rows]
+        if [*map(len, lists)] != (count if by_linear else [1] * len(count)):
+            each = ", ".join(str(len(row)) for row in lists)
+            raise ValueError(f"{len(lists)} rows of {each:.40} numbers")
+        numbers = [x for row in lists for x in row]
+        if odd := [x for x in numbers if type(x) not in (int, float)]:
             raise ValueError(f"{odd[0]!r:.40} is no number")
-        values = np.array(content, np.float64)
-        if values.shape not in ((len(blocks),), (len(units),)):
-            raise ValueError(f"{values.size} numbers")
-        if not ((values >= 0) & (values <= 1)).all():
+        if not all(0 <= x <= 1 for x in numbers):
             raise ValueError("a number that is not from 0 to 1")
-    except (OSError, ValueError, TypeError, LookupError, *TOO_MUCH) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RefimplError(
             f"{path}: not an allocation for this model ({reason})",
-            f"{len(blocks)} numbers (one per block) or {len(units)} (one per linear) from 0 to 1",
-            "correct the file",
+            f"a list of {len(count)} numbers (one per block) from 0 to 1, or of as many lists of "
+            f"them (one per linear)",
+            "correct it; prune by a file of scores with `allocation=FILE` and without `sparsity`",
         ) from error
-    if values.size == len(blocks):
-        return values
-    sizes = linear_sizes(linears)
+    if not by_linear:
+        return np.array(numbers, np.float64)
     per_linear = np.zeros(sizes.shape)
-    per_linear[sizes > 0] = values
+    per_linear[sizes > 0] = numbers
     return per_linear

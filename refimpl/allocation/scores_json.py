@@ -19,7 +19,6 @@ from refimpl.loading.files.documents import (
     filled,
     plain,
     read_document,
-    reading_document,
 )
 from refimpl.loading.samples import Tokens
 from refimpl.model.config import Linears, linear_sizes
@@ -94,7 +93,8 @@ def scores_document(content: Any) -> ScoresDocument:
         made_for |= {"base": Request.base, "options": {}}
     converted(made_for, Request, "scores.made_for", exact=True)
 
-    exists = linear_sizes(linears) > 0
+    weights = linear_sizes(linears)
+    exists = weights > 0
     sizes = {"3": 3, "L": len(exists), "W": exists.shape[1], "N": scores.measured_samples}
     owners: dict[str, Any] = {"scores": scores}
     owners |= {f"scores.{name}": getattr(scores, name) for name in ("pruned_at", "probes")}
@@ -118,6 +118,12 @@ def scores_document(content: Any) -> ScoresDocument:
         shape = tuple(sizes[axis] for axis in form)
         if x.shape != shape or (isinstance(owner, AllocationNumbers) and np.isnan(x).any()):
             raise ValueError(f"{path} has {list(x.shape)} numbers, or null; expected {list(shape)}")
+    for allocation in found.allocations:
+        counts, total = allocation.linear_pruned, allocation.total_pruned
+        within = (counts >= 0) & (counts <= weights) & (allocation.linear_sparsity >= 0)
+        if counts.sum() != total or not within.all():
+            wrong = "one is negative, or more than its linear has"
+            raise ValueError(f"counts sum to {counts.sum()}, total_pruned is {total}, or {wrong}")
     for base, signal in scores.signals.items():
         for i, (name, x) in enumerate(signal.values.items()):
             known = exists if x.ndim == 2 else np.True_
@@ -205,15 +211,6 @@ def read_targets(path: Path, linears: Linears) -> Targets:
             "run refimpl score on this model",
         )
     counts, sparsity = allocation.linear_pruned, allocation.linear_sparsity
-    sizes = linear_sizes(linears)
-    with reading_document(path, _NAMED):
-        for i, j in np.argwhere((counts < 0) | (counts > sizes)).tolist():
-            name = f"blocks.{i}.{[*linears[i], *[''] * j][j]}"
-            raise ValueError(f"{name}: {counts[i, j]} to prune of {sizes[i, j]} weights")
-        if (total := counts.sum()) != allocation.total_pruned:
-            raise ValueError(f"counts sum to {total}, total_pruned is {allocation.total_pruned}")
-        if not (sparsity >= 0).all():
-            raise ValueError("a negative sparsity")
     made = recorded(scores.made_for, scores)
     return Targets(counts, sparsity, scores.made_for["compat"], None, made)
 

@@ -78,30 +78,17 @@ def passes(a: Address, blocks: int, plan: Perturbation) -> int:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured, with E etas or probes, N perturbed sequences, R draws, L blocks.
+    """What was measured, with E etas or probes, N perturbed sequences, R draws, L blocks."""
 
-    Args:
-        drift: Mean R_k of the state perturbed at block l, [E, N, R, L (l), L (k)]; NaN for k < l.
-        alignment: Mean alignment A_k, same shape.
-        steps: Mean of R_(k+1) / R_k, as drift; NaN for k = L too.
-        ratios: Means over tokens of R_L / R_l, of the growth of the error itself, and of the share
-            that is left if it is passed on, [E, N, R, L, 3]; NaN if no token has a ratio.
-        left_out: Tokens without a ratio, over all sequences, [E, L].
-        sinks: Tokens excluded as sinks, over all sequences, [L].
-        divergence: Mean KL of the next-token distributions, [E, N, R, L], or None.
-        squares: Sums of squares of the linears' inputs, per block, over all sequences.
-        sink_share: Share of the clean state's squared norm in sinks, [N, L].
-    """
-
-    drift: Array
-    alignment: Array
-    steps: Array
-    ratios: Array
-    left_out: Array
-    sinks: Array
-    divergence: Array | None
-    squares: Squares
-    sink_share: Array
+    drift: Array  # mean R_k of the state perturbed at block l, [E, N, R, L (l), L (k)], NaN: k < l
+    alignment: Array  # mean A_k, same shape
+    steps: Array  # mean of R_(k+1) / R_k, same shape; NaN for k = L too
+    ratios: Array  # means over tokens of R_L / R_l, g and p, [E, N, R, L, 3]; NaN if none has one
+    left_out: Array  # tokens without a ratio, over all sequences, [E, L]
+    sinks: Array  # tokens excluded as sinks, over all sequences, [L]
+    divergence: Array | None  # mean KL of the next-token distributions, [E, N, R, L]
+    squares: Squares  # of the linears' inputs, per block, over all sequences
+    sink_share: Array  # of the clean state's squared norm, [N, L]
 
     @classmethod
     def empty(

@@ -34,10 +34,10 @@ def table(scores: Scores, allocations: tuple[Allocation, ...]) -> str:
         texts[1] = " ".join([*findings(scores), *sinks(scores)])
     said = [line for text in texts for line in wrap(text, width)]
     notes = [line for note in footer(scores, made) for line in wrap(note, width)]
-    rows = Table(columns(scores, allocations)).lines()
-    if max(map(len, rows)) > width:
-        rows = Table(columns(scores, allocations, factors=False)).lines()
-    return page(said, rows, header(scores, allocations), notes)
+    cells = columns(scores, allocations)
+    if max(map(len, Table(cells).lines())) > width:  # without the factors of r
+        cells = {name: column for name, column in cells.items() if name not in ("g", "p")}
+    return page(said, Table(cells).lines(), header(scores, allocations), notes)
 
 
 def blocks_table(scores: Scores, allocation: Allocation) -> list[str]:
@@ -97,10 +97,10 @@ def findings(scores: Scores) -> list[str]:
     """Which way the blocks go, and the largest coefficient; the last block's is 1 by definition."""
     absorption, samples = scores.sweep[0], scores.measured_samples
     r, error = absorption.coefficient[:-1], absorption.stderr[:-1]
+    g, spread = absorption.error_growth[:-1], absorption.error_growth_stderr[:-1]
     if not len(r):
         return ["There is one block, and no later block that could absorb or amplify."]
-    margin = np.nan_to_num(t_quantile(samples - 1) * error if samples > 1 else 0 * error, posinf=0)
-    less, more = int((r + margin < 1).sum()), int((r - margin > 1).sum())
+    (more, less), (grow, shrink) = _beyond_one(r, error, samples), _beyond_one(g, spread, samples)
     eta = f"At eta {absorption.eta:g}, as in the allocation: " if len(scores.sweep) > 1 else ""
     said = [
         f"{eta}Of {counted(len(r), 'block')}, later blocks amplify the perturbations of "
@@ -113,24 +113,21 @@ def findings(scores: Scores) -> list[str]:
     if np.isfinite(r).any():
         at = int(np.nanargmax(r))
         said.append(f"Largest r: {measured(float(r[at]), float(error[at]))}, block {at}.")
-    g, spread = absorption.error_growth[:-1], absorption.error_growth_stderr[:-1]
-    if samples > 1:
-        margin = np.nan_to_num(t_quantile(samples - 1) * spread, posinf=0)
-        more, less = int((g - margin > 1).sum()), int((g + margin < 1).sum())
-        said.append(
-            f"The error itself (g) grows from {more or 'none'} and shrinks from {less or 'none'}: "
-            "r falls, too, where the stream grows (p)."
-        )
+    said.append(
+        f"The error itself (g) grows from {grow or 'none'} and shrinks from {shrink or 'none'}: r "
+        "falls, too, where the stream grows (p)."
+    )
     return said
 
 
-def columns(
-    scores: Scores, allocations: tuple[Allocation, ...], factors: bool = True
-) -> dict[str, list[str]]:
-    """The table: heading to a text per block, without columns that are empty or all the same.
+def _beyond_one(x: Array, error: Array, samples: int) -> tuple[int, int]:
+    """How many numbers are above 1, and below, by more than chance."""
+    margin = np.nan_to_num(t_quantile(samples - 1) * error if samples > 1 else 0 * error, posinf=0)
+    return int((x - margin > 1).sum()), int((x + margin < 1).sum())
 
-    The factors of r are shown for noise of one eta.
-    """
+
+def columns(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, list[str]]:
+    """The table: heading to a text per block, without columns that are empty or all the same."""
     absorption, allocation = scores.sweep[0], allocations[0]
     base, asked = allocation.request.record, allocation.request.options
     weights = scores.linear_sizes.sum(axis=1)
@@ -148,7 +145,7 @@ def columns(
     for one in scores.sweep:
         name = f"r at {one.eta:g}" if len(scores.sweep) > 1 else "r"
         found[name] = numbers(one.coefficient, one.stderr, "#.4g")
-        if factors and isinstance(scores.plan, Noise) and len(scores.sweep) == 1:
+        if isinstance(scores.plan, Noise) and len(scores.sweep) == 1:
             found["g"] = numbers(one.error_growth, one.error_growth_stderr, "#.4g")
             found["p"] = numbers(one.passed_on, one.passed_on_stderr, "#.4g")
     if allocation.request.correct == "divergence" and absorption.divergence is not None:
@@ -172,10 +169,9 @@ def footer(scores: Scores, allocation: Allocation) -> list[str]:
     lines = [
         f"to prune: {pruned:,} of {total:,} ({pruned / total:.4%}), asked for {asked.sparsity:.4%}"
     ]
-    clipped = float(allocation.clipped.mean())
-    if allocation.errors is None and asked.correct and clipped >= 0.5 and len(coefficient) > 1:
-        blocks = f"{round(clipped * len(coefficient))} of {counted(len(coefficient), 'block')}"
-        lines.append(f"{blocks} are at the clip: there the correction is the clip")
+    clipped, blocks = int(allocation.clipped.sum()), counted(len(coefficient), "block")
+    if allocation.errors is None and asked.correct and 2 * clipped >= len(coefficient) > 1:
+        lines.append(f"{clipped} of {blocks} are at the clip: there the correction is the clip")
     if asked.compat == "peer":
         lines.append("compat peer restores no budget and rounds every row down")
     if np.ptp(allocation.linear_sparsity, axis=1).any():

@@ -270,14 +270,14 @@ def v_proj(content: dict[str, Any], change: float) -> None:
     ("change", "says"),
     [
         (lambda c: v_proj(c, 1), "counts sum to"),
-        (lambda c: v_proj(c, 513), "to prune of 512 weights"),
+        (lambda c: v_proj(c, 513), "more than its linear has"),
         (lambda c: v_proj(c, 0.5), "allocations[0].linear_pruned"),
         (lambda c: c.pop("allocations"), "the document has no allocations"),
         (lambda c: c["allocations"][0].update(base_sparsity=[None] * 4), "or null"),
         (lambda c: c["allocations"][0]["linear_sparsity"][0].__setitem__(0, -1), "negative"),
         (lambda c: c.update(format=7), "format 7"),
         (lambda c: c["scores"]["linears"].pop(), "scores.sinks has [4] numbers"),
-        (lambda c: c["scores"]["linears"][0].update(q_proj=[8, 32]), "another model"),
+        (lambda c: c["scores"]["linears"][0].update(q_proj=[64, 32]), "another model"),
     ],
 )
 def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_path: Path) -> None:
