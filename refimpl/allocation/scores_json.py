@@ -85,8 +85,7 @@ def scores_document(content: Any) -> ScoresDocument:
         raise ValueError(f"scores.linears is {linears!r:.40}")
     if etas != scores.plan.etas or len(found.allocations) != len(etas):
         raise ValueError(f"scores.sweep and allocations are not at eta {scores.plan.etas}")
-    probes = scores.plan if isinstance(scores.plan, Probes) else None
-    if (probes is None) != (at is None):
+    if isinstance(scores.plan, Probes) != (at is not None):
         raise ValueError(f"scores.pruned_at is {at!r:.40}, which does not go with scores.plan")
     base = made_for.get("base")
     if isinstance(base, str) and base_named(base) is None:  # a file, or a base of another program
@@ -103,21 +102,16 @@ def scores_document(content: Any) -> ScoresDocument:
     for part in ("errors", "growth"):
         parts = [getattr(x, part) for x in found.allocations]
         owners |= {f"allocations[{i}].{part}": x for i, x in enumerate(parts)}
-    arrays = [
-        (f"{path}.{name}", x, owner)
-        for path, owner in owners.items()
-        if owner is not None
-        for name, x in vars(owner).items()
-        if isinstance(x, np.ndarray)
-    ]
-    for path, x, owner in arrays:
-        name = path.rpartition(".")[2]
-        form = FORMS.get(name, "L")
-        if isinstance(owner, ProbedErrors):
-            form = "3L" if name == "sparsity" else "N3L"
-        shape = tuple(sizes[axis] for axis in form)
-        if x.shape != shape or (isinstance(owner, AllocationNumbers) and np.isnan(x).any()):
-            raise ValueError(f"{path} has {list(x.shape)} numbers, or null; expected {list(shape)}")
+    for path, owner in owners.items():
+        arrays = {} if owner is None else vars(owner)
+        for name, x in arrays.items():
+            form = FORMS.get(name, "L")
+            if isinstance(owner, ProbedErrors):
+                form = "3L" if name == "sparsity" else "N3L"
+            shape, whole = [sizes[axis] for axis in form], isinstance(owner, AllocationNumbers)
+            if isinstance(x, np.ndarray) and ([*x.shape] != shape or (whole and np.isnan(x).any())):
+                wrong = f"{path}.{name} has {[*x.shape]} numbers, or null"
+                raise ValueError(f"{wrong}; expected {shape}")
     for allocation in found.allocations:
         counts, total = allocation.linear_pruned, allocation.total_pruned
         within = (counts >= 0) & (counts <= weights) & (allocation.linear_sparsity >= 0)

@@ -71,11 +71,6 @@ class Result:
         return cls(states, squares)
 
 
-def passes(a: Address, blocks: int, plan: Perturbation) -> int:
-    """Block passes of a state: its own block's if that is pruned, and those of all blocks after."""
-    return blocks - a.block - (not isinstance(plan, Probes))
-
-
 @dataclass(frozen=True)
 class Measurements:
     """What was measured, with E etas or probes, N perturbed sequences, R draws, L blocks."""

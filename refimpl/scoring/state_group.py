@@ -35,7 +35,7 @@ from refimpl.pruning.block import InputSums, input_sums, pruned_linears
 from refimpl.running.file_system import MIB
 from refimpl.running.settings import Tick
 from refimpl.running.threads import Workers
-from refimpl.scoring.measurements import Address, Moments, Result, Squares, StateMeasures, passes
+from refimpl.scoring.measurements import Address, Moments, Result, Squares, StateMeasures
 
 Clean = Future[tuple[State, dict[str, Array]]]
 """A clean state after a block, of one sequence, and its linears' squares, when computed."""
@@ -184,8 +184,9 @@ class StateGroup:
         """Block passes, and heads in the same unit."""
         per_head = head_cost(config) if self.divergence else 0.0
         clean = len(self.ids) * (config.num_blocks + per_head)
+        after = config.num_blocks - (not isinstance(self.plan, Probes))  # its own block, if pruned
         states = [a for stack in self.stacks for a in stack]
-        return clean + sum(passes(a, config.num_blocks, self.plan) + per_head for a in states)
+        return clean + sum(after - a.block + per_head for a in states)
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> Result:
         """Measure the states from the embedding to the end, and squares of the clean ones."""

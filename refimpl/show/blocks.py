@@ -97,10 +97,17 @@ def findings(scores: Scores) -> list[str]:
     """Which way the blocks go, and the largest coefficient; the last block's is 1 by definition."""
     absorption, samples = scores.sweep[0], scores.measured_samples
     r, error = absorption.coefficient[:-1], absorption.stderr[:-1]
-    g, spread = absorption.error_growth[:-1], absorption.error_growth_stderr[:-1]
+    times = t_quantile(samples - 1) if samples > 1 else 0.0
+
+    def beyond_one(x: Array, error: Array) -> tuple[int, int]:
+        """How many are above 1, and below, by more than chance."""
+        margin = np.nan_to_num(times * error[:-1], posinf=0)
+        return int((x[:-1] - margin > 1).sum()), int((x[:-1] + margin < 1).sum())
+
     if not len(r):
         return ["There is one block, and no later block that could absorb or amplify."]
-    (more, less), (grow, shrink) = _beyond_one(r, error, samples), _beyond_one(g, spread, samples)
+    more, less = beyond_one(absorption.coefficient, absorption.stderr)
+    grow, shrink = beyond_one(absorption.error_growth, absorption.error_growth_stderr)
     eta = f"At eta {absorption.eta:g}, as in the allocation: " if len(scores.sweep) > 1 else ""
     said = [
         f"{eta}Of {counted(len(r), 'block')}, later blocks amplify the perturbations of "
@@ -113,17 +120,8 @@ def findings(scores: Scores) -> list[str]:
     if np.isfinite(r).any():
         at = int(np.nanargmax(r))
         said.append(f"Largest r: {measured(float(r[at]), float(error[at]))}, block {at}.")
-    said.append(
-        f"The error itself (g) grows from {grow or 'none'} and shrinks from {shrink or 'none'}: r "
-        "falls, too, where the stream grows (p)."
-    )
-    return said
-
-
-def _beyond_one(x: Array, error: Array, samples: int) -> tuple[int, int]:
-    """How many numbers are above 1, and below, by more than chance."""
-    margin = np.nan_to_num(t_quantile(samples - 1) * error if samples > 1 else 0 * error, posinf=0)
-    return int((x - margin > 1).sum()), int((x + margin < 1).sum())
+    grown = f"grows from {grow or 'none'} and shrinks from {shrink or 'none'}"
+    return [*said, f"The error itself (g) {grown}: r falls, too, where the stream grows (p)."]
 
 
 def columns(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, list[str]]:
