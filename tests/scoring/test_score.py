@@ -1,7 +1,6 @@
 """What `score` refuses, reports as progress and leaves alone."""
 
 import json
-import re
 from collections import Counter
 from dataclasses import replace
 from math import nan
@@ -16,7 +15,7 @@ from gates import model_of
 from refusals import refusal_of
 from scipy.special import log_softmax
 
-from refimpl import Noise, Probes, Request, allocate, forward, read_model, recommended, score
+from refimpl import Noise, Probes, Request, allocate, forward, read_model, score
 from refimpl.bases.lsa import lsa_error
 from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.model.ops import Array
@@ -283,17 +282,3 @@ def test_a_probe_of_a_block_takes_bits_beside_its_weights() -> None:
     assert found.nbytes == dense.nbytes - linears
     zeros = [np.count_nonzero(found[f"{name}.weight"] == 0) for name in LLAMA.config.linears[0]]
     assert zeros == counts[0, 0].tolist()
-
-
-def test_progress_true_shows_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    score(LLAMA, TOKENS, progress=True)
-    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
-    assert re.fullmatch(r" *\d+% done, about \d+ s left ", lines[0])
-    assert lines[-1].startswith("100% done")
-
-
-def test_the_recommended_allocation_is_that_of_the_default_request() -> None:
-    scores, allocation = recommended(LLAMA, TOKENS, 0.5, "magnitude")
-    theirs = score(LLAMA, TOKENS, Probes(pruner="magnitude"), Request(sparsity=0.5), bases=())
-    np.testing.assert_array_equal(allocation.linear_pruned, allocate(theirs).linear_pruned)
-    assert scores.plan == theirs.plan
