@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-from collections.abc import Iterator
 from functools import reduce
 from types import ModuleType
 from typing import Any
@@ -16,70 +15,10 @@ from refimpl import forward
 from refimpl.loading.families import FAMILIES
 from refimpl.model import attention, kernels, ops
 from refimpl.model import forward as forward_module
-from refimpl.model.config import Config, Mixer
 from refimpl.model.kernels import PLAIN, TILED, Kernels
 from refimpl.model.mixers import parts, softmax_attention
-from refimpl.model.mixers.gated_delta_rule import GatedDeltaRule
-from refimpl.model.mixers.latent_attention import LatentAttention
-from refimpl.model.mixers.mamba2 import Beside, Mamba2
-from refimpl.model.mixers.short_convolution import ShortConvolution
-from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.state import State
 from refimpl.model.stream import Stream
-
-
-def mixer_points(
-    mixer: Any, batch: int, length: int, stream: tuple[int, ...]
-) -> dict[str, tuple[int, ...]]:
-    """The documented names and shapes of what mixes the tokens of a block."""
-    match mixer:
-        case Attention(heads, kv_heads, head_dim):
-            queries, keys = ((batch, n, length, head_dim) for n in (heads, kv_heads))
-            return {"q": queries, "k": keys, "v": keys, "q_rope": queries, "k_rope": keys}
-        case ShortConvolution():
-            return {"conv_in": stream, "conv_out": stream}
-        case GatedDeltaRule():
-            row = (batch, length, sum(mixer.channels))
-            read = (batch, length, mixer.channels[-1])
-            return {"conv_in": row, "conv_out": row, "state_out": read}
-        case Mamba2(heads, head_dim):
-            inner = heads * head_dim
-            row = (batch, length, inner + 2 * mixer.groups * mixer.state)
-            return {"conv_in": row, "conv_out": row, "state_out": (batch, length, inner)}
-        case LatentAttention(heads):
-            one, value = mixer.plain_dim + mixer.rotary_dim, mixer.value_dim
-            of_keys, values = ((batch, heads, length, n) for n in (one, value))
-            rotated = dict.fromkeys(("q_rope", "k_rope"), of_keys)
-            latent = {"latent": (batch, length, mixer.rank), "v": values}
-            return {"q": of_keys} | latent | rotated
-        case Beside():
-            both = mixer.mamba2, mixer.attention
-            return {k: x for m in both for k, x in mixer_points(m, batch, length, stream).items()}
-    raise TypeError(mixer)
-
-
-def trace_points(config: Config, batch: int, length: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The documented names and shapes in order of execution."""
-    stream = (batch, length, config.hidden_size)
-    yield "embed", stream
-    for i, kind in enumerate(config.blocks):
-        yield f"blocks.{i}.resid_pre", stream
-        mixes, fed = type(kind.mixer) is not Mixer, kind.mixture is not None
-        if mixes:
-            yield f"blocks.{i}.attn_norm", stream
-            for name, shape in mixer_points(config.mixer(i), batch, length, stream).items():
-                if kind.rope is not None or not name.endswith("_rope"):
-                    yield f"blocks.{i}.{name}", shape
-            yield f"blocks.{i}.attn_out", stream
-        beside = ("experts_norm", "router_norm") if kind.mixture == "beside" else ()
-        mlp = ("mlp_norm", *beside, "mlp_out") if fed else ()
-        own = (*stream[:2], kind.embed_size)
-        added = {"block_embed_norm": stream, "block_embed": own, "block_embed_out": stream}
-        rest = dict.fromkeys(("resid_mid", *mlp), stream) | (added if kind.embed_size else {})
-        for name, shape in {**rest, "resid_post": stream}.items():
-            yield f"blocks.{i}.{name}", shape
-    yield "final_norm", stream
-    yield "logits", (batch, length, config.vocab_size)
 
 
 def test_the_worst_token_counts() -> None:
@@ -110,10 +49,12 @@ def test_every_trace_point_is_within_the_gate(
     ids, expected = expected_of(case)
     model = model_of(case)
     out = forward(model, ids, trace=True, dtype=dtype, kernels=how)
-    points = dict(trace_points(model.config, *ids.shape))
-    assert list(out.trace) == list(points)
-    assert set(expected) == {name for name in points if not name.endswith("resid_pre")}
-    assert {name: value.shape for name, value in out.trace.items()} == points
+    assert set(expected) == {name for name in out.trace if not name.endswith("resid_pre")}
+    state = out.trace["embed"]
+    for name, value in out.trace.items():  # the fixtures lack a block's input: the state before it
+        if name.endswith("resid_pre"):
+            np.testing.assert_array_equal(value, state)
+        state = value if name.endswith("resid_post") else state
     assert {value.dtype.name for value in out.trace.values()} == {dtype}
     errors = errors_of(out.trace, expected)
     assert {name: error for name, error in errors.items() if not error < GATES[dtype]} == {}

@@ -150,6 +150,7 @@ def test_the_samples_are_the_package_s() -> None:
     np.testing.assert_array_equal(samples, expected)
 
 
+@pytest.mark.thorough
 def test_it_runs_alone(capsys: pytest.CaptureFixture[str]) -> None:
     PICO.main(TOY)
     lines = capsys.readouterr().out.splitlines()

@@ -1,7 +1,6 @@
 """`fixtures/toy`: a model that has learned some English, and how it was made."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,17 +55,6 @@ def written(prompt: str, count: int, seed: int) -> str:
         z = refimpl.forward(model, ids).logits[0, -1]
         ids.append(int(np.argmax(z + 0.5 * noise.gumbel(size=z.size))))
     return TOKENIZER.decode(ids)[len(prompt) :].lower()
-
-
-def test_it_writes_recognisable_english() -> None:
-    known = set(re.findall(r"[a-z]+", " ".join(TEXTS.values()).lower()))
-    words = []
-    for seed in range(4):
-        *whole, _ = re.findall(r"[a-z]+", written("She was ", 96, seed))  # the last may be cut off
-        words += whole
-    assert len(words) > 50
-    assert np.mean([word in known for word in words]) > 0.8
-    assert len(set(words)) > 25
 
 
 @pytest.mark.torch
