@@ -73,7 +73,9 @@ NOT_NUMERICAL = {
     "oracle/test_oracle_graphs.py": "products of onnxruntime",
     "oracle/test_sample_project.py": "edits of a file",
 }
-LATER_PAGES = re.compile("docs/tutorial/([2-7]-|many-families|export-and-check)")  # of the course
+LONG_PAGES = re.compile(  # the first ones of the course, and of commands those without many, remain
+    "docs/(tutorial/([2-7]-|many-families|export-and-check)|how-to/(check|explain|prune|report))"
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -103,7 +105,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     run, others = [], []
     for item in items:
         path = item.path.relative_to(ROOT)
-        if LATER_PAGES.match(path.as_posix()):
+        if LONG_PAGES.match(path.as_posix()):
             item.add_marker("thorough")
         marks = {mark.name for mark in item.iter_markers()} & tiers
         file = "/".join(path.parts[1:])

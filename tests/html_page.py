@@ -63,7 +63,3 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[Element]:
         return self.root.all(tag)
-
-    def figure(self, ident: str) -> Element:
-        (figure,) = [x for x in self.all("figure") if x.attributes["id"] == ident]
-        return figure

@@ -29,7 +29,6 @@ from refimpl.explanation.explain import explain
 from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.model.ops import Array
 from refimpl.pruners.pruner import LinearInputs, PrunedWeight, pruners
-from refimpl.records import named
 from refimpl.running.files import json_text, write_text
 from refimpl.scoring.base_signals import signals_of
 
@@ -150,16 +149,6 @@ def test_a_pruner_cannot_write_into_what_it_gets(tmp_path: Path) -> None:
     for needs in ("squares", "products"):
         record = Pruner("mine", "mine", "", score=spoil, needs=needs)
         prune(LLAMA, tmp_path / needs, Pattern(2, 4), record, TOKENS)
-
-
-def test_an_entry_point_must_be_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = tmp_path / "odd-1.0.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text("[refimpl.bases]\nodd = os:sep\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    named.cache_clear()
-    refusal_of(Request, "odd", says="the entry point odd of refimpl.bases is os:sep, no Base")
 
 
 def test_names_of_the_command_line_are_those_of_the_records() -> None:

@@ -27,17 +27,6 @@ KEEPING: dict[str, tuple[object, ...]] = {
     "prune": ("prune", LLAMA, *SMALL, "--nm", "2:4", "-o", "out"),
     "scored": ("prune", LLAMA, *SMALL, "--sparsity", 0.5, "-o", "out"),
 }
-OTHERS = {  # commands, and a function that is interrupted
-    "check": (
-        ("check", FIXTURES / "cases/llama", FIXTURES / "cases/llama/expected.safetensors"),
-        "refimpl.oracle.check.check",
-    ),
-    "case make": (
-        ("case", "make", LLAMA, *SMALL, "-o", "out"),
-        "refimpl.oracle.case.steps",
-    ),
-    "explain": (("explain", LLAMA), "refimpl.cli.score.explain"),
-}
 NOTHING = "interrupted: nothing was written\nnext: repeat the command\n"
 
 
@@ -90,19 +79,6 @@ def test_the_named_command_goes_on(kind: str, tmp_path: Path) -> None:
     small = "patch('refimpl.scoring.experiment.STATES_AT_RISK', 3)"
     call = f"{small}.start(); goes_on({kind!r}, {str(tmp_path)!r})"
     assert printed_json(__file__, call) is None
-
-
-def leaves_nothing(kind: str, folder: str) -> None:
-    os.chdir(folder)
-    words, place = OTHERS[kind]
-    with patch(place, control_c):
-        assert forked(lambda: run(*words)) == Result(130, "", NOTHING)
-    assert os.listdir() == []
-
-
-@pytest.mark.parametrize("kind", OTHERS)
-def test_a_command_without_finished_units_leaves_nothing(kind: str, tmp_path: Path) -> None:
-    assert printed_json(__file__, f"leaves_nothing({kind!r}, {str(tmp_path)!r})") is None
 
 
 SLEEPING = """

@@ -107,14 +107,6 @@ def test_the_cost_ticks_to_its_sum() -> None:
     assert sum(ticks) == pytest.approx(sum(b.cost(model.config) for b in laid))
 
 
-def test_few_sequences_are_batches_for_several_cores() -> None:
-    config, windows = model_of("llama").config, np.arange(6 * 33).reshape(6, 33)
-    for count, made in ((1, 1), (2, 2), (6, 6)):
-        assert len(batches(windows[:count], config)) == made
-    many = (np.arange(33) + np.arange(64)[:, None]) % 264
-    assert [len(b.ids) for b in batches(many, config)] == [16] * 4
-
-
 @given(st.data())
 def test_a_softmax_in_pieces_is_the_whole_one(data: st.DataObject) -> None:
     n, v = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 12))

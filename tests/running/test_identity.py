@@ -4,8 +4,6 @@ import dataclasses
 import itertools
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 from documents import before_unit, interrupt, units
-from processes import ENV
 from program import refused, run
 
 from refimpl import Noise, Probes, PrunerOptions, read_model
@@ -152,33 +149,3 @@ def test_weights_that_are_cut_during_a_run_are_refused(tmp_path: Path) -> None:
     os.truncate(model / "model.safetensors", 4096)
     with pytest.raises(ValueError, match="was cut to 4,096 bytes"):
         opened.block(0, np.float32)
-
-
-CUT = """
-import os, sys
-from refimpl.cli.main import main
-from refimpl.model.model import Model
-
-read = Model.block
-
-def block(model, index, *rest):
-    weights = read(model, index, *rest)
-    if index == 1:
-        os.truncate(sys.argv[2] + "/model.safetensors", 4096)
-    return weights
-
-Model.block = block
-main()
-"""
-
-
-@pytest.mark.parametrize("command", ["score", "prune"])
-def test_weights_cut_while_a_block_is_used_are_one_error(command: str, tmp_path: Path) -> None:
-    model = shutil.copytree(LLAMA, tmp_path / "model")
-    words = (*SMALL, "-o", tmp_path / "out", *(("--nm", "2:4") if command == "prune" else ()))
-    run = [sys.executable, "-c", CUT, command, model, *words]
-    done = subprocess.run([*map(str, run)], env=ENV, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "model.safetensors was cut to 4,096 bytes" in done.stderr
-    assert done.stderr.count("\n") == 3
-    assert os.listdir(tmp_path) == ["model"]

@@ -267,13 +267,3 @@ def test_links_in_the_hidden_folder_are_not_followed(name: str, tmp_path: Path) 
     ran(*words("random"), "-o", output, "--force")
     assert files(precious) == {"done.json": b"precious\n"}
     assert sorted(os.listdir(tmp_path)) == ["out", "precious"]
-
-
-def test_units_behind_a_link_are_none(tmp_path: Path) -> None:
-    with before_unit(2, interrupt):
-        run(*words("random"), "-o", tmp_path / "out")
-    (tmp_path / ".out.part").rename(tmp_path / "aside")
-    (tmp_path / ".out.part").symlink_to("aside")
-    before = files(tmp_path / "aside" / "new")
-    assert "was not made by refimpl" in refused(*words("random"), "-o", tmp_path / "out")
-    assert files(tmp_path / "aside" / "new") == before
