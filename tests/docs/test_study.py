@@ -24,6 +24,7 @@ MODELS = {"smollm2": "SmolLM2-135M", "gemma": "Gemma-3-270m", "qwen": "Qwen2.5-C
 FEW = ("sparsegpt-4x256-smollm2", "sparsegpt-4x256-qwen")
 OTHERS = ("sparsegpt-smollm2", "sparsegpt-gemma", *FEW, "magnitude")
 WITH_FLOOR = (*MODELS, *OTHERS, "sparsegpt-qwen", "float64")
+TEXTS = ("speech", "novel")
 PUBLISHED = ("owl", "alphapruning", "dlp", "lsa", "atp")
 
 
@@ -48,27 +49,26 @@ def first_of(place: Setting) -> Summary:
     return place["uniform"][0]
 
 
-def heading(place: Setting) -> str:
-    x = first_of(place)
-    return f"{x.model.removesuffix('-Instruct')}, {x.pruner}, {100 * x.sparsity:.0f} %"
-
-
 def headline(names: Iterable[str]) -> str:
-    """A row per setting of these folders: perplexities, and the changes of divergence."""
-    rows, heads = [], ("divergence against uniform", "against the best published")
+    """A row per setting and text of these folders: perplexities, and the changes of divergence."""
+    rows = []
     for name, i, place in [(n, i, x) for n in names for i, x in enumerate(settings(n))]:
         published = [texts for base, texts in place.items() if base in PUBLISHED]
         best = min(published, key=lambda texts: sum(x.nats for x in texts))[0].allocation
-        row = {"model, pruner, sparsity": heading(place)}
-        for base, texts in place.items():
-            row[base] = " / ".join(number(x.perplexity) for x in texts)
-        for head, setting in zip(heads, (place, settings(name, best)[i]), strict=True):
-            row[head] = " / ".join(map(change, setting["divergence"]))
-        rows.append(row | {"which": best.partition(":")[0]})
-    first, own = ("model, pruner, sparsity", "uniform"), ("absorption", "divergence")
-    order = (*first, *PUBLISHED, *own, *heads, "which")
-    shown = [head for head in order if any(head in row for row in rows)]
-    return Table({head: [row.get(head, "") for row in rows] for head in shown}, 1).markdown()
+        against = settings(name, best)[i]["divergence"]
+        for j, text in enumerate(TEXTS):
+            x = first_of(place)
+            row = {
+                "model": x.model.removesuffix("-Instruct"),
+                "sparsity": f"{100 * x.sparsity:.0f} %",
+            }
+            row |= {"text": text} | {base: number(y[j].perplexity) for base, y in place.items()}
+            row["against uniform"] = change(place["divergence"][j])
+            row["against the best published"] = f"{change(against[j])} ({best.partition(':')[0]})"
+            rows.append(row)
+    order = ("model", "sparsity", "text", "uniform", *PUBLISHED, "absorption", "divergence")
+    heads = (*order, "against uniform", "against the best published")
+    return Table({head: [row[head] for row in rows] for head in heads}, 3).markdown()
 
 
 def measured_floors(name: str) -> list[Summary]:

@@ -5,6 +5,7 @@ tests/loading/test_documents.py writes. All of it stands between comments.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def fields(name: str, shown: set[str]) -> str:
             for field, x in part["properties"].items():
                 text += f"| `{field}` | {kind(x)} | {x.get('description', '')} |\n"
             shown.add(title)
-    return text + "\n"
+    return re.sub(r"\bNone\b", "null", text) + "\n"
 
 
 def pages() -> dict[Path, str]:
