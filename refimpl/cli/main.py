@@ -71,7 +71,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         ),
         "inspect": (
             "prune:inspect_command",
-            "Print the sparsity of every block and linear, N:M patterns, dtypes and sizes.",
+            "Print the sparsity of every block and linear, dtypes and sizes.",
             ("OUT", "OUT -o inspection.json"),
         ),
     },

@@ -120,7 +120,7 @@ def test_version() -> None:
 
 def test_json_is_what_output_writes(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
-    printed = scored("--json", "-o", path, "--sparsity", "0.55")
+    printed = scored("--json", "-o", path, "--sparsity", "0.55", "--correct", "absorption")
     assert printed == path.read_text("utf-8")
     assert list(tmp_path.iterdir()) == [path]
     again = tmp_path / "allocation.json"
