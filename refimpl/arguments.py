@@ -2,6 +2,7 @@
 
 import fractions
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import field, fields
 from functools import cache, partial, wraps
 from inspect import signature
@@ -36,30 +37,41 @@ Device = Literal["auto", "cuda", "cpu"]
 GraphDtype = Literal["float32", "float64"]
 GraphOutputs = Literal["logits", "trace"]
 WORDS = {int: "a whole number", float: "a number", str: "a text"}
-ARRAY, DTYPE = (frozenset(get_args(hint)) for hint in (npt.ArrayLike, npt.DTypeLike))
+NUMPY: dict[frozenset[Any], tuple[str, Callable[[Any], bool]]] = {  # by the kinds of a hint
+    frozenset(get_args(npt.DTypeLike)): (
+        "float32 or float64",
+        lambda x: x is not None and np.dtype(x).char in "fd",
+    ),
+    frozenset(get_args(npt.ArrayLike)): (
+        "an array of numbers, without a mask",
+        lambda x: np.asarray(x).dtype.kind in "biufV",
+    ),
+}
 hints_of: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, include_extras=True))
 
 
 def is_of_type(value: Any, hint: Any) -> bool:
     """Whether a value is of a declared type; a bool is no number, and a masked array no array."""
     origin, inner = get_origin(hint), get_args(hint)
+    if isinstance(value, np.ma.MaskedArray):
+        return hint is Any
     if hint is Any or isinstance(hint, TypeVar) or getattr(hint, "_is_protocol", False):
         return True
     if origin in (Union, UnionType):
-        special = next((kinds for kinds in (DTYPE, ARRAY) if {*inner} >= kinds), frozenset[Any]())
-        if special and _is_for_numpy(value, special is DTYPE):
-            return True
+        special = next((kinds for kinds in NUMPY if {*inner} >= kinds), frozenset[Any]())
+        with suppress(ValueError, TypeError, OverflowError):
+            if special and NUMPY[special][1](value):
+                return True
         return any(is_of_type(value, one) for one in inner if one not in special)
     if origin in (Annotated, Literal) or hint in WORDS:
         number = value.item() if isinstance(value, np.generic) else value
         if not isinstance(number, int | float | str | NoneType):
             return False  # msgspec makes numbers of decimals
-        try:
+        with suppress(msgspec.ValidationError):
             msgspec.convert(number, hint)
-        except msgspec.ValidationError:
-            return False
-        return origin is not Annotated or number != inf
-    if isinstance(value, np.ma.MaskedArray) or not isinstance(value, origin or hint):
+            return origin is not Annotated or number != inf
+        return False
+    if not isinstance(value, origin or hint):
         return False
     if origin is tuple:
         kinds = inner[:1] * len(value) if inner[-1] is ... else inner
@@ -69,23 +81,11 @@ def is_of_type(value: Any, hint: Any) -> bool:
     return origin is not Sequence or all(is_of_type(one, inner[0]) for one in value)
 
 
-def _is_for_numpy(value: Any, dtype: bool) -> bool:
-    """Whether NumPy makes numbers of a value (not of a text, nor of a mask); or float's dtypes."""
-    if value is None or isinstance(value, np.ma.MaskedArray):
-        return False
-    try:
-        return np.dtype(value).char in "fd" if dtype else np.asarray(value).dtype.kind in "biufV"
-    except (ValueError, TypeError, OverflowError):
-        return False
-
-
 def described(hint: Any) -> str:
     """A declared type in words."""
     origin, inner = get_origin(hint), get_args(hint)
-    if origin is Union and {*inner} >= DTYPE:
-        return "float32 or float64"
-    if origin is Union and {*inner} >= ARRAY:
-        return "an array of numbers, without a mask"
+    if origin is Union and (special := [x for kinds, (x, _) in NUMPY.items() if {*inner} >= kinds]):
+        return special[0]
     if origin is Annotated:
         least, most = inner[1].ge, inner[1].le
         limits = f", {least} or more" if most is None else f" from {least} to {most:,}"
@@ -172,36 +172,54 @@ def checked(function: F) -> F:
     return call  # type: ignore[return-value]
 
 
+def number_array(
+    name: str,
+    value: Any,
+    shapes: Sequence[tuple[int, ...]] | int,
+    kinds: str = "biuf",
+    finite: bool = True,
+) -> npt.NDArray[Any]:
+    """A value as an array of numbers, of one of some shapes, or not empty with so many axes."""
+    try:
+        x = np.asarray(value)
+    except ValueError:  # rows of several lengths
+        x = np.array(None)
+    if isinstance(shapes, int):
+        fits, words = x.ndim == shapes and x.size > 0, "vector" if shapes == 1 else "matrix"
+    else:
+        fits, words = x.shape in shapes, " or ".join(str([*shape]) for shape in shapes)
+    if not fits or x.dtype.kind not in kinds or isinstance(value, np.ma.MaskedArray):
+        raise RefimplError(
+            f"{name}: {value!r:.60}, of shape {[*x.shape]}",
+            f"numbers of shape {words}",
+            f"correct {name}",
+        )
+    if not (np.isfinite(x) if finite else x == x).all():
+        bad = np.flatnonzero(~np.isfinite(x)).tolist()
+        raise RefimplError(
+            f"{name}: NaN or infinite at {bad[:5]}",
+            "finite numbers",
+            f"correct {name}",
+        )
+    return x
+
+
 def unit_sizes(sizes: npt.ArrayLike) -> Ints:
     """The number of weights of each unit, [U] int64; refuses all but whole numbers from 1 on."""
-    array = np.asarray(sizes)
-    whole = array.ndim == 1 and array.size > 0 and np.issubdtype(array.dtype, np.integer)
-    if not whole or array.min() < 1:
+    array = number_array("unit sizes", sizes, 1, "iu")
+    if array.min() < 1:
         raise RefimplError(
-            f"unit sizes are {np.array2string(array, threshold=8)}",
-            "a vector of whole numbers, each at least 1",
-            "pass the number of weights of every unit",
+            f"unit sizes: {array.min()}",
+            "whole numbers, each at least 1",
+            "correct unit sizes",
         )
     return array.astype(np.int64)
 
 
 def finite_vector(values: npt.ArrayLike, name: str, size: int | None = None) -> Floats:
     """One finite number per unit, [U] float64; `name` says in the error what they are."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0 or array.size != (size or array.size):
-        raise RefimplError(
-            f"{name} has the shape {array.shape}",
-            f"a vector of {size or 'at least one'} numbers",
-            "pass one number per unit",
-        )
-    if not np.isfinite(array).all():
-        bad = np.flatnonzero(~np.isfinite(array)).tolist()
-        raise RefimplError(
-            f"{name} is NaN or infinite at {bad}",
-            "finite numbers",
-            f"check the numbers that {name} was computed from",
-        )
-    return array
+    shapes = [(size,)] if size else 1
+    return number_array(name, values, shapes).astype(np.float64)
 
 
 def read_only(array: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -211,36 +229,11 @@ def read_only(array: npt.ArrayLike) -> npt.NDArray[Any]:
     return view
 
 
-def returned(
-    base: str, what: str, value: Any, shapes: Sequence[tuple[int, ...]], finite: bool = True
-) -> Floats:
-    """What a base returned, whose package may be another one: numbers of one of some shapes."""
-    try:
-        x = np.asarray(value)
-    except ValueError:  # rows of several lengths
-        x = np.array(None)
-    numbers = x.dtype.kind in "iuf" and not isinstance(value, np.ma.MaskedArray)
-    if not numbers or x.shape not in shapes or (finite and not np.isfinite(x).all()):
-        raise RefimplError(
-            f"base {base}: its {what} returned {value!r:.60}",
-            f"finite numbers of shape {' or '.join(str([*shape]) for shape in shapes)}",
-            f"correct the {what} of {base}",
-        )
-    return x.astype(np.float64)
-
-
 def decimal(value: float) -> fractions.Fraction:
     """The decimal that was requested, exactly: 7/10 for 0.7, not the nearest double."""
     return fractions.Fraction(repr(float(value)))
 
 
-def score_matrix(score: npt.ArrayLike) -> Floats:
+def score_matrix(score: npt.ArrayLike) -> npt.NDArray[Any]:
     """Scores [R, C] as they are; refuses what is not a matrix, or holds NaN."""
-    matrix = np.asarray(score)
-    if matrix.ndim != 2 or matrix.size == 0 or np.isnan(matrix).any():
-        raise RefimplError(
-            f"scores of shape {matrix.shape}, or NaN among them",
-            "a matrix [out, in] of numbers",
-            "check weights and activations for NaN",
-        )
-    return matrix
+    return number_array("scores", score, 2, finite=False)

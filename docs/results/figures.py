@@ -31,8 +31,7 @@ def main() -> None:
     drift = [[float("nan") if x is None else x for x in row] for row in noise["drift at 0.01"]]
     write("drift", plot.drift(drift), ["noise of eta 0.01", *noise["facts"]])
     write("coefficients", plot.coefficients(noise["r"]), [*noise["facts"], bars])
-    for name in ("smollm2", "gemma", "qwen"):
-        plot.save(plot.comparison(read_bench(STUDY / name / BENCH)), STUDY / f"{name}.svg")
+    plot.save(plot.comparison(read_bench(STUDY / "smollm2" / BENCH)), STUDY / "smollm2.svg")
 
 
 def write(name: str, ax: Any, facts: list[str]) -> None:

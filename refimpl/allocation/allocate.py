@@ -15,7 +15,7 @@ from refimpl.allocation.scores import (
     Signal,
     Signals,
 )
-from refimpl.arguments import integer, read_only, require, returned
+from refimpl.arguments import integer, number_array, read_only, require
 from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import jackknife, nan_mean
@@ -168,7 +168,8 @@ def base_allocation(signals: Signals, request: Request, linears: Linears) -> Arr
     options = MappingProxyType(request.options)
     asked = BaseInputs(*views, request.sparsity, options, request.compat)
     shapes = sizes.shape[:1], sizes.shape
-    return returned(base.name, "allocation", base.allocation(asked), shapes)
+    name, made = f"the allocation of base {base.name}", base.allocation(asked)
+    return number_array(name, made, shapes, "iuf").astype(np.float64)
 
 
 def linear_counts(sparsity: Array, sizes: Array, target: float) -> Array:

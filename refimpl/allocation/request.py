@@ -189,7 +189,7 @@ class Request(Checked):
         dict, "Option of the base; may be repeated.", "NAME=VALUE", name="base_option"
     )
     sparsity: Fraction = common_option(
-        0.7,
+        0.5,
         "Fraction of all prunable weights to prune, 0 to 1, or a percentage such as 50%.",
         "FRACTION",
     )

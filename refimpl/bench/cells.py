@@ -26,11 +26,11 @@ from refimpl.pruners.wanda import WANDA
 from refimpl.running.files import write_text
 
 CORRECTIONS = get_args(Correction)
-BENCH, TABLE, FORMAT = "bench.jsonl", "table.md", 2
-NAMED: Named = ("a comparison", "what refimpl bench wrote, or a new folder", "choose another -o")
+BENCH, TABLE_FILE, BENCH_FORMAT = "bench.jsonl", "table.md", 2
+_NAMED: Named = ("a comparison", "what refimpl bench wrote, or a new folder", "choose another -o")
 
 
-def requested(name: str, sparsity: float) -> Request:
+def requested_by_name(name: str, sparsity: float) -> Request:
     """What the name of an allocation asks for: BASE[:OPTION=VALUE...][+CORRECTION]."""
     whole, _, correct = (f"{UNIFORM.name}+{name}" if name in CORRECTIONS else name).partition("+")
     base, *pairs = whole.split(":")
@@ -124,7 +124,7 @@ class Grid(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for cell in [*self.cells("", "")][1:]:
-            requested(str(cell.allocation), cell.sparsity)
+            requested_by_name(str(cell.allocation), cell.sparsity)
             PrunerOptions(str(cell.pruner))
 
     def cells(self, model: str, sha256: str) -> Iterator[BenchRow]:
@@ -161,9 +161,9 @@ class Comparison:
 
 def read_bench(path: Path) -> Comparison:
     """Read a comparison back; a last line that a killed run did not finish is no row."""
-    with reading_document(path, NAMED):
+    with reading_document(path, _NAMED):
         head, *lines = read_file(path).split(b"\n")[:-1] or [b""]
-        settings = converted(parsed_object(head, FORMAT).get("settings"), BenchSettings)
+        settings = converted(parsed_object(head, BENCH_FORMAT).get("settings"), BenchSettings)
         rows = tuple(converted(parsed_object(line), BenchRow) for line in lines)
         if len({row.key for row in rows}) < len(rows):
             raise ValueError("a cell has two rows")
@@ -177,9 +177,9 @@ def rows_on_file(folder: Path, settings: BenchSettings, weights: Mapping[str, st
     path = folder / BENCH
     if not path.is_file():
         if folder.exists() and any(folder.iterdir()):
-            raise RefimplError(f"-o {folder} exists, and holds no {BENCH}", *NAMED[1:])
+            raise RefimplError(f"-o {folder} exists, and holds no {BENCH}", *_NAMED[1:])
         folder.mkdir(exist_ok=True)
-        write_text(path, _line({"format": FORMAT, "settings": settings}))
+        write_text(path, _line({"format": BENCH_FORMAT, "settings": settings}))
         return Comparison(settings, ())
     found = read_bench(path)
     old, new = (plain(x) for x in (found.settings, settings))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from refimpl.bench.cells import (
     Grid,
     TextNats,
     append_row,
-    requested,
+    requested_by_name,
     rows_on_file,
 )
 from refimpl.errors import RefimplError
@@ -61,9 +62,9 @@ class ModelBench:
                 ids = np.ascontiguousarray(tokens.ids[seed :: shared.seeds])
                 self.tokens[command, seed] = replace(tokens, ids=ids)
 
-    def allocation(self, cell: BenchRow) -> Allocation:
+    def allocation(self, cell: BenchRow, running: Settings) -> Allocation:
         """The allocation of a cell; what others need of its measurement is kept."""
-        request = requested(str(cell.allocation), cell.sparsity)
+        request = requested_by_name(str(cell.allocation), cell.sparsity)
         tokens = self.tokens["score", cell.seed]
         plan: Perturbation = Noise(seed=cell.seed)
         key: tuple[object, ...] = cell.seed, cell.allocation
@@ -72,26 +73,36 @@ class ModelBench:
             plan = Probes(seed=cell.seed, pruner=str(cell.pruner))
         known = self.measured.get(key)
         if request.correct is None:
-            known = known or signals_of(self.model, request, tokens, self.running)
+            known = known or signals_of(self.model, request, tokens, running)
             made = base_only(known, request, self.model.config.linears)
         else:
-            known = known or score(self.model, tokens, plan, request, self.running, bases=())
+            known = known or score(self.model, tokens, plan, request, running, bases=())
             made = allocate(known, request)
         self.measured[key] = known
         return made
 
-    def row(self, cell: BenchRow, out: Path) -> BenchRow:
+    def row(self, cell: BenchRow, out: Path, progress: Progress) -> BenchRow:
         """Measure a cell, or the dense model; `out` is where the pruned model is meanwhile."""
         model, facts = self.model, dict[str, Any](versions=versions())
+        count = 2 * (cell.pruner is not None) + len(self.windows)
+
+        def stage(i: int) -> Settings:
+            """The settings of a stage: of the allocation, the pruning, or a text."""
+            share = lambda done, total: progress(i + done / total, count)  # noqa: E731
+            return replace(self.running, progress=share)
+
         if cell.pruner is not None:
-            made, tokens = self.allocation(cell), self.tokens["prune", cell.seed]
+            made, tokens = self.allocation(cell, stage(0)), self.tokens["prune", cell.seed]
             target = jittered(made, model, cell.jitter) if cell.jitter else made
             pruner = PrunerOptions(cell.pruner, seed=cell.seed)
-            done = prune(model, out, target, pruner, tokens, settings=self.running, force=True)
+            done = prune(model, out, target, pruner, tokens, settings=stage(1), force=True)
             model = read_model(out)
             facts["block_sparsity"] = tuple(made.corrected_sparsity.tolist())
             facts |= {"pruned": done.total_pruned, "tokens_sha256": tokens.sha256}
-        results = [evaluate(model, x, self.running).perplexity for x in self.windows]
+        results = [
+            evaluate(model, x, stage(i)).perplexity
+            for i, x in enumerate(self.windows, count - len(self.windows))
+        ]
         texts = [TextNats(nats=x.nats.tolist(), tokens=x.tokens.tolist()) for x in results]
         remove(out)
         return structs.replace(cell, texts=tuple(texts), **facts)
@@ -136,11 +147,12 @@ def measured_cells(
         cells = [cell for name, x in benches.items() for cell in grid.cells(name, x.sha256)]
         left = [cell for cell in cells if cell.key not in finished]
         with bar("cells") as progress:
-            for i, cell in enumerate(left, 1):
+            for i, cell in enumerate(left):
+                share = partial(lambda i, done, of: progress(i + done / of, len(left)), i)
                 try:
-                    rows.append(benches[cell.model].row(cell, work / "model"))
+                    rows.append(benches[cell.model].row(cell, work / "model", share))
                 except RefimplError as error:  # the other cells stay finished
                     raise ResumableError(error.problem, error.expected, error.remedy) from error
                 append_row(out, rows[-1])
-                progress(i, len(left))
+                progress(i + 1, len(left))
     return Comparison(shared, tuple(rows)), len(left)

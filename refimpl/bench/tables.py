@@ -9,11 +9,9 @@ import numpy as np
 from refimpl.bench.cells import BenchRow, Comparison, TextNats
 from refimpl.evaluation.likelihood import LOG_MOST, Perplexity
 from refimpl.method.absorption import t_quantile
-from refimpl.show.table import Table, measured, number
+from refimpl.show.table import Table, number, with_error
 
-Change = tuple[float, float]
-"""A change and its standard error; NaN if unknown."""
-UNSURE = "~ "
+Change = tuple[float, float]  # and its standard error; NaN if unknown
 LEGEND = (
     "against: change of the perplexity on the same windows, with its standard error over seeds, or "
     "over windows if there is one seed; ~: chance explains it (Student's t, 95 %); first row: the "
@@ -47,11 +45,6 @@ class Summary:
     def perplexity(self) -> float:
         """The geometric mean over seeds."""
         return exp(self.nats) if self.nats < LOG_MOST else inf
-
-    @property
-    def multiple(self) -> float:
-        """Perplexity as a multiple of the dense model's."""
-        return exp(min(self.nats - self.dense, LOG_MOST))
 
 
 def perplexity_of(text: TextNats) -> Perplexity:
@@ -118,7 +111,7 @@ def bench_table(comparison: Comparison) -> Table:
         key = x.model, x.pruner, f"{100 * x.sparsity:.6g} %", x.allocation
         row = rows.setdefault(key, {})
         row[f"perplexity, {x.text}"] = number(x.perplexity)
-        row[f"× dense, {x.text}"] = number(x.multiple, ".3g")
+        row[f"× dense, {x.text}"] = number(exp(min(x.nats - x.dense, LOG_MOST)), ".3g")
         floor = f"± {100 * x.floor:.2g} %" if isfinite(x.floor) else ""
         shown = floor if x.allocation == comparison.baseline else change(x)
         row[f"against {comparison.baseline}, {x.text}"] = shown
@@ -135,4 +128,4 @@ def change(text: Summary) -> str:
         return "-"
     sign = "+" if value > 0 else ""
     is_finding = text.count > 1 and abs(nats) > t_quantile(text.count - 1) * stderr
-    return f"{'' if is_finding else UNSURE}{sign}{measured(value, error, '.3g')} %"
+    return f"{'' if is_finding else '~ '}{sign}{with_error(value, error, '.3g')} %"

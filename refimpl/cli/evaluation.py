@@ -8,7 +8,7 @@ import numpy as np
 import typer
 
 from refimpl.arguments import common_option, option, same_option
-from refimpl.bench.cells import BENCH, TABLE, BenchSettings, BenchText, Grid
+from refimpl.bench.cells import BENCH, TABLE_FILE, BenchSettings, BenchText, Grid
 from refimpl.cli import groups, terminal
 from refimpl.cli.options import Group, OutputKind, argument, output_option, refuse, with_groups
 from refimpl.errors import Interrupted, printable
@@ -20,7 +20,7 @@ from refimpl.running.file_system import file_digest
 from refimpl.running.files import write_text
 from refimpl.running.settings import Settings
 from refimpl.show.models import evaluation_table
-from refimpl.show.table import page
+from refimpl.show.table import page_text
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class BenchOptions:
     windows: int | None = same_option(InputOptions, "windows")
     output: Path = output_option(
         ...,
-        f"Folder of the results: {BENCH} and {TABLE}. If it contains a comparison with the same "
-        "settings, cells are added.",
+        f"Folder of the results: {BENCH} and {TABLE_FILE}. If it contains a comparison with the "
+        "same settings, cells are added.",
         "FOLDER",
         OutputKind.FOLDER,
     )
@@ -136,10 +136,10 @@ def bench_command(
         kept = f"finished cells are kept in {how.output}"
         raise Interrupted(kept, terminal.command_line()) from None
     table = bench_table(result)
-    write_text(how.output / TABLE, f"{table.markdown()}\n\n{LEGEND}\n")
+    write_text(how.output / TABLE_FILE, f"{table.markdown()}\n\n{LEGEND}\n")
     ran = f"{count} of {len(result.rows)} cells ran in this run; the others are on file"
-    written = f"{how.output}: {BENCH}, {TABLE}"
-    terminal.say(page([ran], table.lines(), {"note:": LEGEND.split(", "), "written:": [written]}))
+    notes = {"note:": LEGEND.split(", "), "written:": [f"{how.output}: {BENCH}, {TABLE_FILE}"]}
+    terminal.say(page_text([ran], table.lines(), notes))
 
 
 def _named(path: Path | None, otherwise: str) -> BenchText:

@@ -98,8 +98,8 @@ def source_group(samples: int, seq_len: int, otherwise: str = "ids are drawn at 
 
 OWN_TEXT = "a text that comes with refimpl is used"
 PRUNERS = f"{', '.join(pruners())}."
-BASES = {"base": f"Names: {', '.join(bases())}."}
-CHANGES = Group("Allocation", says=BASES, changes=True)
+BASE_NAMES = {"base": f"Names: {', '.join(bases())}."}
+CHANGES = Group("Allocation", says=BASE_NAMES, changes=True)
 Where = Annotated[ModelOptions, Group("Model")]
 JsonFlag = Annotated[JsonOptions, Group("Output")]
 Outputs = Annotated[OutputOptions, Group("Output")]

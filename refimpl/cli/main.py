@@ -26,7 +26,7 @@ INTERNAL = 70  # exit code of a failure that is not the input's: EX_SOFTWARE of 
 COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "Measure": {
         "score": (
-            "score:command",
+            "score:score_command",
             "Measure how later blocks absorb or amplify a block's damage, and allocate sparsity.",
             ("MODEL -o scores.json", "MODEL --text FILE --correct divergence"),
         ),
@@ -43,7 +43,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "Prune": {
         "prune": (
-            "prune:command",
+            "prune:prune_command",
             "Prune a model to a sparsity, by an allocation, or to a pattern N:M.",
             ("MODEL -o OUT --sparsity 0.5", "MODEL -o OUT --nm 2:4 --text FILE"),
         ),
@@ -59,15 +59,10 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
             "Compare allocations in one table: score, prune and evaluate, by sparsity and seed.",
             ("MODEL --bases uniform,owl -o FOLDER", "MODEL --sparsity 0.6 --seeds 3 -o FOLDER"),
         ),
-        "report": (
-            "report:command",
-            "Write a page with figures and tables of scores, evaluations and comparisons.",
-            ("scores.json evaluation.json comparison -o report.html", "scores.json"),
-        ),
         "plot": (
-            "report:plot_command",
-            "Draw scores, evaluations or a comparison: SVG, PNG or PDF.",
-            ("scores.json -o scores.svg", "scores.json --figure drift -o drift.png"),
+            "plot:plot_command",
+            "Draw scores, evaluations or a comparison: SVG, PNG, PDF, or a page of HTML.",
+            ("scores.json -o scores.svg", "scores.json evaluation.json -o report.html"),
         ),
         "inspect": (
             "prune:inspect_command",

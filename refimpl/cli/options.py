@@ -100,7 +100,7 @@ def _with_companions(name: str, path: Path) -> Iterator[tuple[str, Path]]:
         )
 
 
-def plain(text: str) -> str:
+def unmarked(text: str) -> str:
     """A text that is not read as markup, so that [onnx] is shown."""
     return text.replace("[", r"\[")
 
@@ -108,25 +108,25 @@ def plain(text: str) -> str:
 def prose(*paragraphs: str) -> str:
     """Paragraphs of docstrings, each on one line."""
     parts = "\n\n".join(map(cleandoc, paragraphs)).split("\n\n")
-    return "\n\n".join(plain(" ".join(paragraph.split())) for paragraph in parts)
+    return "\n\n".join(unmarked(" ".join(paragraph.split())) for paragraph in parts)
 
 
 def examples(*lines: str) -> str:
     """What stands below the options of a command's --help."""
-    return "\n\n".join(map(plain, ("Examples:", *lines)))
+    return "\n\n".join(map(unmarked, ("Examples:", *lines)))
 
 
 def argument(metavar: str, help: str, found: Callable[[Path], Path] | None = None) -> Any:
     """An argument that names a file or a folder, the one that is `found` for it."""
-    return typer.Argument(metavar=metavar, readable=False, help=plain(help), callback=found)
+    return typer.Argument(metavar=metavar, readable=False, help=unmarked(help), callback=found)
 
 
-def numbers(text: str) -> tuple[float | str, ...]:
+def read_numbers(text: str) -> tuple[float | str, ...]:
     """Numbers, separated by commas."""
-    return tuple(number(part.strip()) for part in text.split(","))
+    return tuple(read_number(part.strip()) for part in text.split(","))
 
 
-def number(text: str) -> float | str:
+def read_number(text: str) -> float | str:
     """A number, or a percentage: "0.5", "50%"; the type of its field refuses another text."""
     try:
         if text.endswith("%"):
@@ -154,9 +154,9 @@ def value_type(hint: Any) -> tuple[Any, Callable[[Any], Any] | None]:
     if origin is Annotated:
         return value_type(inner[0])
     if hint is float:
-        return str, number
+        return str, read_number
     if origin is tuple:
-        return (str, numbers) if inner[0] is float else (list[value_type(inner[0])[0]], tuple)  # type: ignore[misc]
+        return (str, read_numbers) if inner[0] is float else (list[value_type(inner[0])[0]], tuple)  # type: ignore[misc]
     if origin is Mapping:
         return list[str], assignments
     if origin not in (Union, UnionType):
@@ -174,7 +174,7 @@ def shown_default(default: Any, read: Callable[[Any], Any] | None) -> Any:
         return None
     if isinstance(default, type):  # a dtype
         return np.dtype(default).name
-    if read is numbers:
+    if read is read_numbers:
         return ",".join(map(str, default))
     return default if read is None else str(default)
 
@@ -205,8 +205,8 @@ class Group:
                 help, default = help.partition(" Default: ")[0], None
             info = typer.Option(
                 *more.get("flags", ()), f"--{name.replace('_', '-')}",
-                help=plain(help), metavar="" if hint is bool else more["metavar"], readable=False,
-                case_sensitive=False, show_default="Default:" not in help,
+                help=unmarked(help), metavar="" if hint is bool else more["metavar"],
+                readable=False, case_sensitive=False, show_default="Default:" not in help,
                 rich_help_panel=None if more.get("common") else f"Advanced: {self.panel}",
             )  # fmt: skip
             hint = hint | None if default is None and not required else hint

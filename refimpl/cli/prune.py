@@ -43,7 +43,7 @@ from refimpl.scoring.score import recommended
 from refimpl.show.blocks import blocks_table
 from refimpl.show.models import inspection_table, pruning_table
 
-TOKENS = ("text", "tokens", "samples", "seq_len")
+_TOKENS = ("text", "tokens", "samples", "seq_len")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class PruneOptions(groups.ForceOptions, groups.JsonOptions):
 
 
 @with_groups
-def command(
+def prune_command(
     context: typer.Context,
     model: groups.ModelPath,
     *,
@@ -116,7 +116,7 @@ def command(
         targets, measured = _scored(opened, scored, request, scoring, pruner)
     if calibrated is None and scored is None:
         unused = "no tokens: the weights alone decide"
-        refuse(context, TOKENS, f"--pruner {pruner.record.name}", unused)
+        refuse(context, _TOKENS, f"--pruner {pruner.record.name}", unused)
     document = measured and scores_document(measured[0], measured[1:])
     with progress_bar("pruning") as bar:
         how_run = replace(settings, progress=bar)

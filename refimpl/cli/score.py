@@ -28,19 +28,19 @@ from refimpl.show.table import joined, wrapped
 
 # The rest of an allocation is `refimpl allocate`'s: nothing that is measured depends on it.
 MEASURED = ("base", "options", "sparsity", "correct")
-EXPLAINED = ("kind", "eta", "sink", "seed", "pruner")  # of one perturbation
+_EXPLAINED = ("kind", "eta", "sink", "seed", "pruner")  # of one perturbation
 PAPERS = {"correct": "Default: absorption."}
 
 
 @with_groups
-def command(
+def score_command(
     context: typer.Context,
     model: groups.ModelPath,
     *,
     where: groups.Where,
     source: Annotated[groups.Source, groups.source_group(*SCORED, groups.OWN_TEXT)],
     perturbed: groups.Plan,
-    wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASES)],
+    wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASE_NAMES)],
     settings: Annotated[
         Settings, Group("Running", ("dtype", "threads", "memory"), groups.MATRICES)
     ],
@@ -121,9 +121,9 @@ def explain_command(
     ],
     perturbed: Annotated[
         groups.PerturbationOptions,
-        Group("Perturbation", EXPLAINED, {"pruner": groups.PRUNERS}),
+        Group("Perturbation", _EXPLAINED, {"pruner": groups.PRUNERS}),
     ],
-    wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASES | PAPERS)],
+    wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASE_NAMES | PAPERS)],
     settings: Annotated[Settings, Group("Running", ("dtype",))],
     to: groups.JsonFlag,
 ) -> None:

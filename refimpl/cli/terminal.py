@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from refimpl.errors import Interrupted, RefimplError
+from refimpl.errors import Interrupted
 from refimpl.running.file_system import is_folder, work_path
 from refimpl.running.files import json_text, write_text
 from refimpl.running.threads import Progress
@@ -39,12 +39,6 @@ def say(text: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at the end
         raise typer.Exit(NO_READER) from None
-    except OSError as error:
-        raise RefimplError(
-            f"stdout takes no more ({error.strerror})",
-            "a terminal, a pipe or a file with room for what is printed",
-            "make room, or print to another file",
-        ) from error
 
 
 def command_line(*more: str) -> str:

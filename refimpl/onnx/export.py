@@ -13,15 +13,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.onnx.recording import model_graph as graphs
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, distinct, write_data
-from refimpl.running.file_system import (
-    NEW,
-    is_own,
-    remove,
-    to_disk,
-    work_folder,
-    work_path,
-    writing,
-)
+from refimpl.running.file_system import remove, to_disk
 from refimpl.running.files import check_file, undo_killed, whole
 
 EXPORT_FORMAT = 5  # of `export --json`
@@ -65,14 +57,13 @@ def export(
             f"-o {out}", "a name that ends in .onnx", f"use {out.name or 'model'}.onnx"
         )
     inputs = {f"the model's {file.path.name}": file.path for file in model.files}
-    _undo(out, data)
     for path in (out, data):
         undo_killed(path)
         check_file(path, inputs | {"config.json": model.config_path}, force)
     recording = graphs.Recording(model, dtype, data.name, opset)
     arrays = distinct(recording.carried)
-    graphs.record(recording, outputs)
-    proto = graphs.described(recording, outputs)
+    graphs.record_model(recording, outputs)
+    proto = graphs.finished_model(recording, outputs)
     _write(out, data, proto.SerializeToString(deterministic=True), recording)
     return Exported(
         out,
@@ -88,50 +79,12 @@ def export(
 
 
 def _write(out: Path, data: Path, graph: bytes, recording: graphs.Recording) -> None:
-    """Write the data, then the graph, named last: an old graph never stands beside new data."""
-    new_is_named = False
-    try:
-        with whole(out) as new_graph, whole(data) as new_data:
-            write_data(new_data, recording.carried)
-            new_graph.write_bytes(graph)
-            to_disk(new_graph)
-            for path in (out, data):
-                if path.exists():
-                    path.replace(_aside(out, path))
-                    to_disk(path.parent)
-            new_is_named = True
-    except BaseException:
-        if new_is_named:
-            remove(data)
-        _undo(out, data)
-        raise
-    _undo(out, data)
-
-
-def _undo(out: Path, data: Path) -> None:
-    """Put old files back if no graph has the name, and remove them if one has it.
-
-    A graph in the hidden folder, without data in theirs, says that the data have the name alone.
-    """
-    work = work_path(out)
-    if not out.name or not work.exists():
-        return
-    with writing(out), work_folder(work):
-        if is_own(work / NEW) and not (work_path(data) / NEW).exists():
-            remove(data)
-            remove(work / NEW)
-        named = out.exists()
-        for path in (data, out):  # the graph is the last, again
-            old = _aside(out, path)
-            if is_own(old) and named:
-                remove(old)
-            elif is_own(old):
-                old.replace(path)
-
-
-def _aside(out: Path, path: Path) -> Path:
-    """Where an old file waits, in the hidden folder of the graph."""
-    return work_path(out) / f"old {path.suffix[1:]}"
+    """Write both files; an old graph, of old weights, is removed before new ones have the name."""
+    with whole(out) as new_graph, whole(data) as new_data:
+        write_data(new_data, recording.carried)
+        new_graph.write_bytes(graph)
+        remove(out)
+        to_disk(out.parent)
 
 
 def exported_document(exported: Exported) -> dict[str, Any]:

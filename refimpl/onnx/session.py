@@ -30,13 +30,13 @@ CUDA = "CUDAExecutionProvider"
 PROVIDERS = {CUDA: [(CUDA, {"use_tf32": "0"}), (CPU, {})], CPU: [(CPU, {})]}
 
 LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message
-DTYPES = ("float16", *graphs.DTYPES)  # of a candidate; export writes no float16
-LOGITS_DTYPES = {helper.np_dtype_to_tensor_dtype(np.dtype(name)): name for name in DTYPES}
+CANDIDATE_DTYPES = ("float16", *graphs.DTYPES)  # of a candidate; export writes no float16
+LOGITS_DTYPES = {helper.np_dtype_to_tensor_dtype(np.dtype(x)): x for x in CANDIDATE_DTYPES}
 # A graph may take this long to open or to run, and then as long as weights and products of weights
 # and tokens take at hundredths of the speed of one core: a graph without an end has one.
-SECONDS, WEIGHTS_PER_SECOND, PRODUCTS_PER_SECOND = 60.0, 1e6, 1e8
+_SECONDS, WEIGHTS_PER_SECOND, PRODUCTS_PER_SECOND = 60.0, 1e6, 1e8
 TimeLimit = Annotated[float, Meta(ge=0.001, le=1_000_000)]
-REFUSED = (
+_REFUSED = (
     "a graph that ends in time, and needs no more memory than is free",
     "write the graph with refimpl export, or use a longer `time_limit`",
 )
@@ -180,7 +180,7 @@ def open_foreign(
     weights = sum(prod(x.shape) for x in model.weights.values())
 
     def longest(work: float) -> float:
-        return SECONDS + work if time_limit is None else time_limit
+        return _SECONDS + work if time_limit is None else time_limit
 
     child = Isolated(
         Opened,
@@ -191,7 +191,7 @@ def open_foreign(
         free_memory(),
         name=f"`graph={path}`",
         seconds=longest(weights / WEIGHTS_PER_SECOND),
-        refused=REFUSED,
+        refused=_REFUSED,
     )
     about = child.call("facts")
 
@@ -271,7 +271,8 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> tuple[str, Any, Any, dict[
         raise RefimplError(
             f"`graph={path}`: inputs {[*inputs][:5]}, outputs {[*outputs][:5]}, logits in dtype "
             f"{logits}, computes in {dtype or 'another dtype'}",
-            f"one input of integers, [batch, sequence], and logits in {', '.join(DTYPES)}",
+            "one input of integers, [batch, sequence], and logits in "
+            f"{', '.join(CANDIDATE_DTYPES)}",
             "write the graph with refimpl export",
         )
     (tokens,) = inputs

@@ -15,13 +15,13 @@ from refimpl.loading.text import model_tokens
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.onnx.recording.graph import distinct
-from refimpl.onnx.recording.model_graph import TOKENS, Recording, record, trace_points
+from refimpl.onnx.recording.model_graph import TOKENS, Recording, record_model, trace_points
 from refimpl.onnx.session import Candidate, open_foreign, open_session
 from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.check import Report, Verdict, check
 from refimpl.oracle.recipe import Recipe
 
-SHORT = 5  # tokens of the first batch
+_SHORT = 5  # tokens of the first batch
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def validate(
 
 def recorded_candidate(recording: Recording, device: Device, threads: int | None) -> Candidate:
     """The forward with every trace point, recorded here; its weights are used in place."""
-    record(recording, "trace")
+    record_model(recording, "trace")
     names = {tensor.name for tensor in recording.graph.initializers}
     arrays = {x.name: x.read() for x in distinct(recording.carried) if x.name in names}
     proto = recording.graph.model().SerializeToString()
@@ -110,7 +110,7 @@ def recorded_candidate(recording: Recording, device: Device, threads: int | None
 def _shapes(ids: npt.NDArray[np.int64], length: int | None) -> list[tuple[int, int]]:
     """[1, at most 5], [n, S] and [n, 1], or those of one length."""
     samples, longest = ids.shape
-    every = dict.fromkeys([(1, min(longest, SHORT)), (samples, longest), (samples, 1)])
+    every = dict.fromkeys([(1, min(longest, _SHORT)), (samples, longest), (samples, 1)])
     fitting = [shape for shape in every if length in (None, shape[1])]
     return fitting or [(samples, min(longest, length or longest))]
 

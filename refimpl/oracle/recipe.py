@@ -41,7 +41,7 @@ class Recipe(Checked):
     draws: int = 2
     sink: Sink = same_option(Noise, "sink")
     seed: int = option(0, "Seed of the noise.", "N")
-    sparsity: Fraction = same_option(Request, "sparsity", default=0.5)
+    sparsity: Fraction = same_option(Request, "sparsity")
     bases: tuple[str, ...] = tuple(BASES)
     beta: float = 0.01
     strength: float = 0.1

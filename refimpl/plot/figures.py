@@ -207,9 +207,8 @@ def comparison(
         if len(every) <= 8:
             ax.set_xticks(every, [f"{x:.3g}" for x in every])
         ax.set_xlabel("sparsity")
-        values_of = [values[:, 1] for values in curves.series.values()]
-        dense = [] if curves.dense is None else [curves.dense]
-        value_axis(ax, curves.measure, [*values_of, dense])
+        dense = nan if curves.dense is None else curves.dense
+        value_axis(ax, curves.measure, [*(x[:, 1] for x in curves.series.values()), [dense]])
     return ax
 
 

@@ -39,12 +39,13 @@ MATPLOTLIB = {
     **dict.fromkeys(("axes.edgecolor", "grid.color"), FAINT),
     **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
 }
-WIDTH, HEIGHT = 4.5, 3.5  # inches of one figure
-METADATA: dict[str, dict[str, None]] = {  # by ending; without the time, and without a version
+_WIDTH, _HEIGHT = 4.5, 3.8  # inches of one figure
+FILE_METADATA: dict[str, dict[str, None]] = {  # by ending; without the time, and without a version
     ".svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
     ".png": {"Software": None},
     ".pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")),
 }
+EVERY_BLOCK = 12  # models of at most so many blocks have a tick for each
 LOG_FROM = 6  # ratio of the largest to the smallest value from which a scale is logarithmic
 
 
@@ -67,7 +68,7 @@ LOOKS = {
     "divergence": Look("#2f80e4", "*"),
 }
 MARKERS = "<>pHhd8"
-OTHERS = [Look(x, y) for x in ("#8c6d5a", "#6d7f52", "#5f7896") for y in MARKERS]
+_OTHER_LOOKS = [Look(x, y) for x in ("#8c6d5a", "#6d7f52", "#5f7896") for y in MARKERS]
 DASHES = {"wanda": "-", "sparsegpt": "--", "magnitude": ":", "random": "-."}
 
 
@@ -83,8 +84,8 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
         words = [x for x in re.findall(r"[a-z]+", known) if x in LOOKS]
         if words[:1] == ["uniform"] and len(words) > 1:
             del words[0]
-        first = crc32(name.encode()) % len(OTHERS)
-        choices = OTHERS[first:] + OTHERS[:first]
+        first = crc32(name.encode()) % len(_OTHER_LOOKS)
+        choices = _OTHER_LOOKS[first:] + _OTHER_LOOKS[:first]
         if words:
             look = LOOKS[words[0]]
             markers = LOOKS[words[-1]].marker, *MARKERS[first % len(MARKERS) :], *MARKERS
@@ -117,7 +118,7 @@ def drawn(panels: Sequence[Callable[..., Any]]) -> "Figure":
         from matplotlib.figure import Figure
 
         columns, rows = min(len(panels), 2), -(-len(panels) // 2)
-        figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows))
+        figure = Figure(figsize=(_WIDTH * columns, _HEIGHT * rows))
         parts = figure.subfigures(rows, columns, squeeze=False).ravel()  # each with its layout
         for part, draw in zip(parts, panels, strict=False):
             draw(ax=part.subplots())
@@ -130,7 +131,7 @@ def figure_axes(ax: "Axes | None", heading: str, facts: Sequence[str] = ()) -> I
     with styled():
         from matplotlib.figure import Figure
 
-        ax = ax or Figure(figsize=(WIDTH, HEIGHT)).subplots()
+        ax = ax or Figure(figsize=(_WIDTH, _HEIGHT)).subplots()
         yield ax
         handles, names = ax.get_legend_handles_labels()
         if handles:  # below the axes, in as many columns as the names allow
@@ -143,12 +144,13 @@ def figure_axes(ax: "Axes | None", heading: str, facts: Sequence[str] = ()) -> I
 def title(ax: "Axes", heading: str, facts: Sequence[str] = ()) -> None:
     """The heading of a figure, and below it, smaller, what it was measured on."""
     lines, words = wrap(", ".join(facts), 68), "\n".join(map(plain_text, wrap(heading, 46)))
-    ax.set_title(words, loc="left", weight="bold", size=10, pad=8 + 11 * len(lines))
-    text = ax.annotate(
-        "\n".join(map(plain_text, lines)), (0, 1), (0, 6), size=7.5, annotation_clip=False,
-        xycoords="axes fraction", textcoords="offset points", linespacing=1.25,
-    )  # fmt: skip
-    text.set_in_layout(False)  # it may be wider than the axes
+    with styled():
+        ax.set_title(words, loc="left", weight="bold", size=10, pad=8 + 11 * len(lines))
+        text = ax.annotate(
+            "\n".join(map(plain_text, lines)), (0, 1), (0, 6), size=7.5, annotation_clip=False,
+            xycoords="axes fraction", textcoords="offset points", linespacing=1.25,
+        )  # fmt: skip
+        text.set_in_layout(False)  # it may be wider than the axes
 
 
 def points(
@@ -169,11 +171,10 @@ def per_block(
     """Values with their errors over the blocks; several series in their order, by lightness."""
     from matplotlib import colormaps
 
-    shades: Any = [LOOKS["divergence"].colour]
-    if len(series) > 1:
-        shades = colormaps["viridis"](np.linspace(0.2, 0.75, len(series)))
-    markers = cycle("osD^vPX")
-    for shade, marker, (name, (y, error)) in zip(shades, markers, series.items(), strict=False):
+    several = colormaps["viridis"](np.linspace(0.2, 0.75, len(series)))
+    shades: Any = several if len(series) > 1 else [INK]  # other colours are those of allocations
+    looks_of = zip(shades, cycle("osD^vPX"), strict=False)
+    for (shade, marker), (name, (y, error)) in zip(looks_of, series.items(), strict=False):
         points(ax, name, y, error, Look(shade, marker), "-" if len(series) > 1 else "")
         block_axis(ax, len(y), block)
     value_axis(ax, value, [y for y, _ in series.values()])
@@ -184,7 +185,9 @@ def block_axis(ax: "Axes", count: int, label: str, vertical: bool = False) -> No
     from matplotlib.ticker import MaxNLocator
 
     axis = ax.yaxis if vertical else ax.xaxis
-    axis.set_major_locator(MaxNLocator(min(count, 10), integer=True, steps=[1, 2, 5, 10]))
+    axis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
+    if count <= EVERY_BLOCK:
+        axis.set_ticks(range(count))
     axis.set_label_text(label)
     if not vertical:
         ax.set_xlim(-0.6, count - 0.4)
@@ -226,10 +229,10 @@ def save(ax: Any, path: str | Path) -> None:
         >>> plot.save(plot.divergence({"60 %": [0.2, 0.1, 0.3]}), "harm.svg")
     """
     path = Path(path)
-    if path.suffix not in METADATA:
+    if path.suffix not in FILE_METADATA:
         raise RefimplError(
-            f"{path}: no format of figures", ", ".join(METADATA), "change the ending"
+            f"{path}: no format of figures", ", ".join(FILE_METADATA), "change the ending"
         )
     with styled(), whole(path) as beside:
-        more = {"format": path.suffix[1:], "metadata": METADATA[path.suffix]}
+        more = {"format": path.suffix[1:], "metadata": FILE_METADATA[path.suffix]}
         ax.figure.figure.savefig(beside, dpi=200, **more)

@@ -10,7 +10,7 @@ import numpy as np
 
 from refimpl.allocation.request import Request, base_of
 from refimpl.allocation.scores import Signal, Signals
-from refimpl.arguments import read_only, returned
+from refimpl.arguments import number_array, read_only
 from refimpl.bases.base import Base, BlockInputs, Needs, Value, bases
 from refimpl.errors import RefimplError
 from refimpl.loading.samples import Tokens
@@ -180,14 +180,15 @@ def _signal(
 ) -> Numbers:
     """The numbers of a base for a block, checked; the first one, which allocates, is finite."""
     numbers, shapes = signal(block, MappingProxyType(options)), ((), (len(block.shapes),))
+    what = f"the signal of base {name}"
     if not isinstance(numbers, Mapping) or {*map(type, numbers)} != {str}:
         raise RefimplError(
-            f"base {name}: its signal returned {numbers!r:.60}",
+            f"{what}: {numbers!r:.60}",
             "a mapping from names to numbers of the block, or of each of its linears",
-            f"correct the signal of {name}",
+            f"correct {what}",
         )
     return {
-        key: returned(name, "signal", x, shapes, finite=i == 0).tolist()
+        key: number_array(what, x, shapes, "iuf", finite=i == 0).astype(float).tolist()
         for i, (key, x) in enumerate(numbers.items())
     }
 

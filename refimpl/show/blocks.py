@@ -8,22 +8,33 @@ from refimpl.allocation.allocate import Allocation
 from refimpl.allocation.request import Noise, Probes, Request
 from refimpl.allocation.scores import AllocationErrors, Scores
 from refimpl.bases.uniform import UNIFORM
-from refimpl.method.absorption import CONFIDENCE, nan_mean, t_quantile
+from refimpl.method.absorption import CONFIDENCE, t_quantile
 from refimpl.method.correction import MAX_CORRECTION, STRENGTH
 from refimpl.method.perturbation import SINK_FACTOR
 from refimpl.model.ops import Array
 from refimpl.show.table import (
     Table,
+    aligned,
     counted,
-    measured,
     model_facts,
     number,
-    page,
+    page_text,
     terminal_width,
     token_facts,
+    with_error,
 )
 
 CHANGED = "lo", "hi", "max_correction", "compat"  # shown if not as usual
+SCALE = "0 % ---------- 100 %"  # above bars of this length
+_R, _DIVERGENCE, _SPARSITY, _PRUNED = "r", "divergence, nats", "sparsity, %", "weights to prune"
+_LEGEND = {  # of the columns of the table
+    _R: "the relative error at the end, divided by that after this block. Above 1, later blocks "
+    "amplify the relative error; below 1, they absorb it.",
+    "g": "the growth of the error's own length, to which r is relative.",
+    "p": "what r would be if the later blocks passed the error on unchanged.",
+    _DIVERGENCE: "how far the predictions move (KL) when this block alone is pruned. More is "
+    "worse: such a block loses fewer weights.",
+}
 
 
 def table(scores: Scores, allocations: tuple[Allocation, ...]) -> str:
@@ -33,17 +44,28 @@ def table(scores: Scores, allocations: tuple[Allocation, ...]) -> str:
     if made.errors is None:
         texts[1] = " ".join([*findings(scores), *sinks(scores)])
     said = [line for text in texts for line in wrap(text, width)]
+    shown = _with_bars(columns(scores, allocations), made)
+    legend = {f"{name.partition(',')[0]}:": [x] for name, x in _LEGEND.items() if name in shown}
     notes = [line for note in footer(scores, made) for line in wrap(note, width)]
-    cells = columns(scores, allocations)
-    if max(map(len, Table(cells).lines())) > width:  # without the factors of r
-        cells = {name: column for name, column in cells.items() if name not in ("g", "p")}
-    return page(said, Table(cells).lines(), header(scores, allocations), notes)
+    return page_text(said, Table(shown).lines(), legend, header(scores, allocations), notes)
 
 
 def blocks_table(scores: Scores, allocation: Allocation) -> list[str]:
-    """What each block costs, and its row: the allocation alone."""
+    """What each block costs and loses: the allocation alone."""
     said = wrap(" ".join(costs(scores, allocation.errors)), terminal_width())
-    return [*said, "", *Table(columns(scores, (allocation,))).lines()]
+    shown = columns(scores, (allocation,))
+    few = {name: shown[name] for name in ("block", _DIVERGENCE, _SPARSITY) if name in shown}
+    return [*said, "", *Table(_with_bars(few, allocation)).lines()]
+
+
+def _with_bars(shown: dict[str, list[str]], allocation: Allocation) -> dict[str, list[str]]:
+    """The columns, and a bar beside the last one, the sparsity, as far as a line has room."""
+    full = [round(len(SCALE) * x) for x in allocation.corrected_sparsity.tolist()]
+    shown = shown | {SCALE: ["#" * n + "." * (len(SCALE) - n) for n in full]}
+    for name in (SCALE, "p", "g"):
+        if len(aligned(shown.items())[0]) > terminal_width():
+            shown.pop(name, None)
+    return shown
 
 
 def experiment_done(scores: Scores) -> str:
@@ -52,36 +74,33 @@ def experiment_done(scores: Scores) -> str:
     if at is None or not isinstance(plan, Probes):
         sizes = " and ".join(f"{eta:g}" for eta in plan.etas)
         return f"The paper's experiment: noise of eta {sizes} on each block's output."
-    base = "" if at.base == UNIFORM.name else f" of base {at.base}"
-    how = f"{plan.pruner}, to a sparsity of {at.sparsity:.4g}{base}"
+    base = "" if at.base == UNIFORM.name else f", as base {at.base} allocates it"
+    how = f"{plan.pruner} to a sparsity of {100 * at.sparsity:.4g}%{base}"
     return f"Each block was pruned alone by {how}."
 
 
 def costs(scores: Scores, errors: AllocationErrors | None) -> list[str]:
     """What pruning each block alone costs, and how sure the allocation is."""
-    said = list[str]()
-    each = None if scores.probes is None else scores.probes.divergences
-    if errors is None or each is None:
-        return said
-    if each.ndim == 3 and (at := each[:, 1]).any():  # linears are too many for a sentence
-        mean, n = nan_mean(at, axis=0), len(at)
-        first = int(np.nanargmax(mean))
-        error = float(np.std(at[:, first], ddof=1) / n**0.5) if n > 1 else np.nan
-        times = float(mean[first] / np.nanmedian(mean))
-        size = f"{measured(float(mean[first]), error)} nats, {times:.2g} times the median"
-        said.append(f"Block {first} costs {size}.")
+    each, stderr = scores.sweep[0].divergence, scores.sweep[0].divergence_stderr
+    if errors is None or each is None or stderr is None:
+        return []
+    first = int(np.nanargmax(each))
+    size = with_error(float(each[first]), float(stderr[first]))
+    times = f"{each[first] / np.nanmedian(each):.2g} times the median"
+    said = [f"Pruning block {first} costs most: {size} nats, {times}."]
     if errors.samples < 2:
         return [*said, "One sample: no number has an error."]
     points, wanted = 100 * errors.precision, 100 * (scores.plan.precision or 0)
     of = f"{errors.samples} of {scores.tokens.samples} samples"
-    sure = f"{points:.2g} percentage points ({of}, root mean square)"
+    said.append(f"The sparsities have a standard error of {points:.2g} points, measured on {of}.")
     if wanted:
-        sure += f"; {wanted:.3g} {'are enough' if points <= wanted else 'take more samples'}"
-    return [*said, f"The sparsities of the blocks are known to {sure}."]
+        goal = "is reached" if points <= wanted else "needs more --samples"
+        said.append(f"The goal, {wanted:.3g} points, {goal}.")
+    return said
 
 
 def sinks(scores: Scores) -> list[str]:
-    """Which block's state is mostly sinks, on which noise is, and the command that spares them."""
+    """Which tokens dominate the noise."""
     share = scores.sink_share
     if not isinstance(scores.plan, Noise) or scores.plan.sink == "exclude" or not share.any():
         return []
@@ -119,7 +138,7 @@ def findings(scores: Scores) -> list[str]:
         said.append(f"Uncertain at {CONFIDENCE:.0%} with {samples} samples: {uncertain}.")
     if np.isfinite(r).any():
         at = int(np.nanargmax(r))
-        said.append(f"Largest r: {measured(float(r[at]), float(error[at]))}, block {at}.")
+        said.append(f"Largest r: {with_error(float(r[at]), float(error[at]))}, block {at}.")
     grown = f"grows from {grow or 'none'} and shrinks from {shrink or 'none'}"
     return [*said, f"The error itself (g) {grown}: r falls, too, where the stream grows (p)."]
 
@@ -133,7 +152,7 @@ def columns(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, li
     def numbers(values: Array, errors: Array | None, form: str = "#.3g") -> list[str]:
         errors = np.full(len(values), np.nan) if errors is None else errors
         pairs = zip(values.tolist(), errors.tolist(), strict=True)
-        return [measured(x, e, form) for x, e in pairs]
+        return [with_error(x, e, form) for x, e in pairs]
 
     found = {"block": [str(i) for i in range(scores.num_blocks)]}
     if np.ptp(weights):
@@ -141,23 +160,18 @@ def columns(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, li
     if (signal := scores.signals.get(base.name)) is not None:
         found[base.column.format(**asked)] = [number(x, "#.4g") for x in signal.of_blocks]
     for one in scores.sweep:
-        name = f"r at {one.eta:g}" if len(scores.sweep) > 1 else "r"
+        name = f"{_R} at {one.eta:g}" if len(scores.sweep) > 1 else _R
         found[name] = numbers(one.coefficient, one.stderr, "#.4g")
         if isinstance(scores.plan, Noise) and len(scores.sweep) == 1:
             found["g"] = numbers(one.error_growth, one.error_growth_stderr, "#.4g")
             found["p"] = numbers(one.passed_on, one.passed_on_stderr, "#.4g")
     if allocation.request.correct == "divergence" and absorption.divergence is not None:
-        found["divergence"] = numbers(absorption.divergence, absorption.divergence_stderr)
-    errors = allocation.errors
-    if (grows := allocation.growth) is not None and errors is not None:
-        found["kappa"] = numbers(grows.rate, errors.rate)
+        found[_DIVERGENCE] = numbers(absorption.divergence, absorption.divergence_stderr)
+    found[_PRUNED] = [f"{n:,}" for n in allocation.num_pruned]
     if np.ptp(allocation.base_sparsity):
-        found["base"] = [number(x, ".4f") for x in allocation.base_sparsity]
-    name = "sparsity" if allocation.request.correct is None else "corrected"
-    found[name] = numbers(
-        allocation.corrected_sparsity, None if errors is None else errors.sparsity, ".4f"
-    )
-    return found | {"to prune": [f"{n:,}" for n in allocation.num_pruned]}
+        found["base, %"] = [number(100 * x, ".2f") for x in allocation.base_sparsity]
+    errors = None if allocation.errors is None else 100 * allocation.errors.sparsity
+    return found | {_SPARSITY: numbers(100 * allocation.corrected_sparsity, errors, ".2f")}
 
 
 def footer(scores: Scores, allocation: Allocation) -> list[str]:
@@ -167,9 +181,6 @@ def footer(scores: Scores, allocation: Allocation) -> list[str]:
     lines = [
         f"to prune: {pruned:,} of {total:,} ({pruned / total:.4%}), asked for {asked.sparsity:.4%}"
     ]
-    clipped, blocks = int(allocation.clipped.sum()), counted(len(coefficient), "block")
-    if allocation.errors is None and asked.correct and 2 * clipped >= len(coefficient) > 1:
-        lines.append(f"{clipped} of {blocks} are at the clip: there the correction is the clip")
     if asked.compat == "peer":
         lines.append("compat peer restores no budget and rounds every row down")
     if np.ptp(allocation.linear_sparsity, axis=1).any():
@@ -190,9 +201,7 @@ def header(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, lis
         f"{name} {x:g}" if isinstance(x, float) else f"{name} {x}" for name, x in options.items()
     ]
     facts.append(f"correction {request.correct or 'none'}")
-    if request.measured:
-        facts += ["strength measured", *_growth(made)]
-    elif request.correct is not None:
+    if request.correct is not None and not request.measured:
         facts.append(f"strength {request.fixed_strength:g}")
     values = {name: getattr(request, name) for name in CHANGED}
     facts += [f"{name} {x}" for name, x in values.items() if x != getattr(usual, name)]
@@ -201,6 +210,7 @@ def header(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, lis
         "model": [*model_facts(scores.model, scores.family, scores.num_blocks), weights],
         "tokens": token_facts(scores.tokens),
         "allocation": facts,
+        "growth": _growth(made) if request.measured else [],
     }
 
 
@@ -210,6 +220,15 @@ def _growth(allocation: Allocation) -> list[str]:
     assert grows is not None  # the strength is measured
     probed, fits = int(np.isfinite(grows.rate).sum()), int(grows.fits.sum())
     if not fits:
-        return [f"no error grows as exp(kappa s): strength {STRENGTH}, at most {MAX_CORRECTION}"]
-    odd = [f"{fits} of {counted(probed, 'probed block')} fit"] if fits < probed else []
-    return [f"kappa {grows.common_rate:.3g}", *odd]
+        limits = f"strength {STRENGTH}, at most {MAX_CORRECTION}"
+        return [f"no divergence grows as exp(kappa s): {limits}"]
+    rate = grows.common_rate or np.nan
+    times = f"{np.exp(rate / 10):.3g} times the divergence"
+    said = [f"kappa {rate:.3g}: 10 points of sparsity more have {times}"]
+    if fits < probed:
+        said.append(f"{fits} of {counted(probed, 'probed block')} fit")
+    if allocation.errors is not None:
+        each = zip(grows.rate.tolist(), allocation.errors.rate.tolist(), strict=True)
+        shown = [(i, with_error(*x, "#.3g")) for i, x in enumerate(each) if np.isfinite(x[0])]
+        said += [f"block {i}: {x}" for i, x in shown]
+    return said

@@ -10,7 +10,7 @@ import numpy as np
 
 from refimpl.explanation.explain import Explanation
 from refimpl.explanation.shown_values import Figure, Step, docstring_of, full_name
-from refimpl.show.table import model_facts, page, terminal_width, wrapped
+from refimpl.show.table import model_facts, page_text, terminal_width, wrapped
 
 SHOWN_NUMBERS, IN_JSON = 4, 64  # numbers of an array
 IN = " " * 4
@@ -30,10 +30,7 @@ def explanation_text(explanation: Explanation, source: bool = False) -> str:
         new = [function for function in step.functions if source and function not in shown]
         shown += new
         parts += [indent(inspect.getsource(x).rstrip(), IN).split("\n") for x in new]
-    values = [figure.value for _, _, figures in explanation.steps for figure in figures]
-    if any(np.asarray(value).dtype.kind == "f" and np.isinf(value).any() for value in values):
-        parts.append(["inf: larger than the dtype holds, or divided by zero"])
-    return page(*parts)
+    return page_text(*parts)
 
 
 def _step(number: str, step: Step, figures: tuple[Figure, ...]) -> list[list[str]]:

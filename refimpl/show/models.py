@@ -13,7 +13,7 @@ from refimpl.show.table import (
     counted,
     model_facts,
     number,
-    page,
+    page_text,
     token_facts,
     wrapped,
 )
@@ -29,7 +29,7 @@ def pruning_table(pruned: Pruning, out: Path, allocation: Sequence[str] = ()) ->
         if share > NEARLY_ALL:
             gone.append(f"block {block.index} ({share:.4f})")
     notes = [f"above {NEARLY_ALL} sparsity: {', '.join(gone)}"] if gone else []
-    return page(_facts(pruned), allocation, notes, _summary(pruned, out))
+    return page_text(_facts(pruned), allocation, notes, _summary(pruned, out))
 
 
 def _summary(pruned: Pruning, out: Path) -> list[str]:
@@ -86,7 +86,7 @@ def inspection_table(inspection: Inspection) -> str:
     }
     total, zeros = sum(x.weights for x in everything), sum(x.zeros for x in everything)
     last = f"zeros {zeros:,} of {total:,} ({zeros / total:.4%})"
-    return page(_header(inspection), Table(columns).lines(), [last])
+    return page_text(_header(inspection), Table(columns).lines(), [last])
 
 
 def _header(inspection: Inspection) -> dict[str, Sequence[str]]:
@@ -111,7 +111,7 @@ def _share(linears: Sequence[LinearZeros]) -> str:
     return f"{sum(x.zeros for x in linears) / weights:.4f}" if weights else "-"
 
 
-FLOOR = "up to 12 % in docs/explanation/numerics.md"  # of pruning, in the perplexity
+NOISE_FLOOR = "up to 12 % in docs/explanation/numerics.md"  # of pruning, in the perplexity
 
 
 def evaluation_table(evaluation: Evaluation) -> str:
@@ -141,5 +141,5 @@ def evaluation_table(evaluation: Evaluation) -> str:
     if text.value == inf:
         notes.append("the perplexity exceeds float64; the nats per token are its logarithm")
     if evaluation.pruning is not None:
-        notes.append(f"stderr does not include the noise floor of pruning: {FLOOR}")
-    return page(facts, Table(columns).lines(), notes)
+        notes.append(f"stderr does not include the noise floor of pruning: {NOISE_FLOOR}")
+    return page_text(facts, Table(columns).lines(), notes)

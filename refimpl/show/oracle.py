@@ -8,7 +8,7 @@ from refimpl.loading.files.documents import Document, filled, plain
 from refimpl.oracle.check import Report, Verdict, Way
 from refimpl.oracle.measures import Status, StepResult, kind_of, stage_of
 from refimpl.running.file_system import MIB
-from refimpl.show.table import Table, counted, fitting, model_facts, page, token_facts
+from refimpl.show.table import Table, counted, fitting, model_facts, page_text, token_facts
 from refimpl.version import SPEC, __version__
 
 if TYPE_CHECKING:  # check needs no onnx
@@ -32,7 +32,7 @@ def report_table(report: Report, candidate: str) -> str:
     for step in report.steps:
         stages.setdefault(stage_of(step.step), []).append(step)
     said = [part for line in verdict_lines(report, candidate) for part in fitting(line)]
-    return page(facts, steps_table("stage", stages).lines(), said)
+    return page_text(facts, steps_table("stage", stages).lines(), said)
 
 
 def steps_table(heading: str, stages: Mapping[str, Sequence[StepResult]]) -> Table:
@@ -184,7 +184,7 @@ def validation_table(validation: "Validation") -> str:
         verdict, *causes = verdict_lines(first)
         said = [f"{_name(first)}: {verdict}", *causes]
     lines = [part for line in (*said, *validation.notes) for part in fitting(line)]
-    return page(facts, steps_table("run", runs).lines(), lines)
+    return page_text(facts, steps_table("run", runs).lines(), lines)
 
 
 def validation_document(validation: "Validation") -> dict[str, Any]:
@@ -224,4 +224,4 @@ def export_table(exported: "Exported") -> str:
         "computes": [f"token_ids to {facts['outputs']}", facts["dtype"]],
         "weights": [f"{count} in {exported.data}, {data}"],
     }
-    return page(lines)
+    return page_text(lines)

@@ -13,7 +13,7 @@ from textwrap import wrap
 from refimpl.errors import printable
 from refimpl.loading.samples import TokenFacts
 
-NARROWEST, WIDTH, LABEL = 40, 100, 12  # columns of a line, and of the label before its facts
+NARROWEST, WIDEST, LABEL = 40, 100, 12  # columns of a line, and of the label before its facts
 
 
 def fits_terminal() -> bool:
@@ -22,10 +22,10 @@ def fits_terminal() -> bool:
 
 
 def terminal_width() -> int:
-    """Columns of a line: what COLUMNS or the terminal says, at most `WIDTH`, at least 40."""
+    """Columns of a line: what COLUMNS or the terminal says, at most `WIDEST`, at least 40."""
     if fits_terminal():
-        return max(NARROWEST, min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH))
-    return WIDTH
+        return max(NARROWEST, min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST))
+    return WIDEST
 
 
 def fitting(line: str) -> list[str]:
@@ -61,7 +61,7 @@ def wrapped(facts: Mapping[str, Sequence[str]]) -> list[str]:
     return lines
 
 
-def page(*parts: Mapping[str, Sequence[str]] | Iterable[str]) -> str:
+def page_text(*parts: Mapping[str, Sequence[str]] | Iterable[str]) -> str:
     """Parts with an empty line between them: labels and facts, or lines, which fit the terminal."""
     texts = [wrapped(part) if isinstance(part, Mapping) else [*part] for part in parts]
     return joined(line for text in texts if text for line in ("", *text)).removeprefix("\n")
@@ -78,7 +78,6 @@ def token_facts(tokens: TokenFacts) -> list[str]:
     return [shape, *tokens.source.split(", "), f"sha256 {tokens.sha256[:12]}"]
 
 
-UNKNOWN = "-"
 HEADING = 24  # characters on a line of a heading, if its words are shorter
 LARGE = 5  # zeros that a rounded number may end with
 MARKUP = re.compile(r"[\\`*\[\]<>|$&]")  # what begins markup, HTML or a formula in Markdown
@@ -138,10 +137,10 @@ def aligned(columns: Iterable[tuple[str, Sequence[str]]], left: int = 0) -> list
 
 def number(value: float, form: str = ".4g") -> str:
     """A number as text, a dash if it is unknown."""
-    return UNKNOWN if isnan(value) else format(value, form)
+    return "-" if isnan(value) else format(value, form)
 
 
-def measured(value: float, error: float, form: str = ".4g") -> str:
+def with_error(value: float, error: float, form: str = ".4g") -> str:
     """A number and its standard error, in the error's first two digits, at most five of both."""
     if not (isfinite(error) and error > 0):
         return number(value, form)

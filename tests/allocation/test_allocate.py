@@ -346,7 +346,7 @@ def test_pruning_scores_serve_every_correction_at_their_base(correct: Any) -> No
 def test_budgets_that_cannot_be_met_are_refused_before_the_long_part(
     changes: dict[str, Any], problem: str
 ) -> None:
-    wanted, progress = Request(**changes, correct=None), Mock()
+    wanted, progress = Request(sparsity=0.7, **changes, correct=None), Mock()
     refusal_of(allocate, scores_of("llama"), wanted, says=problem)
     options: dict[str, Any] = {"request": wanted, "progress": progress}
     refusal_of(score, model_of("llama"), random_tokens(264, 2, 9), **options, says=problem)

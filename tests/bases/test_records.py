@@ -189,7 +189,7 @@ def base_of(signal: Any, needs: Any = "squares", allocation: Any = None) -> Base
 )
 def test_what_a_signal_returns_is_checked(numbers: Any) -> None:
     base = base_of(lambda block, options: numbers)
-    refusal_of(score, LLAMA, TOKENS, bases=[base], says="base mine: its signal returned")
+    refusal_of(score, LLAMA, TOKENS, bases=[base], says="the signal of base mine")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_what_a_signal_returns_is_checked(numbers: Any) -> None:
 )
 def test_what_an_allocation_returns_is_checked(sparsity: Any) -> None:
     base = base_of(None, None, lambda asked: sparsity)
-    refusal_of(allocate, score(LLAMA, TOKENS), base=base, says="base mine: its allocation returned")
+    refusal_of(allocate, score(LLAMA, TOKENS), base=base, says="the allocation of base mine")
 
 
 @pytest.mark.parametrize("needs", ["weights", "squares", "products"])

@@ -1,6 +1,7 @@
 """`refimpl bench`: a cell is what other commands give, a stopped run is continued, and tables."""
 
 import json
+import re
 import shutil
 from math import exp, sqrt
 from pathlib import Path
@@ -29,6 +30,15 @@ SHORT = ("bench", LLAMA, *TOKENS, "--measure-on", TEXT, *WINDOWS)
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(x) for x in (folder / "bench.jsonl").read_text("utf-8").splitlines()[1:]]
+
+
+def test_the_bar_moves_within_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    grid = ("--bases", "uniform", "--sparsity", 0.5)
+    done = run(*SHORT, *grid, "-o", tmp_path / "bench", err_terminal=True)
+    shares = [int(x) for x in re.findall(r"(\d+)%", done.err)]
+    assert shares == sorted(shares)
+    assert [len({x for x in shares if a < x < a + 50}) > 1 for a in (0, 50)] == [True, True]
 
 
 BY_HAND = cases("bench", "by_hand")
@@ -194,7 +204,7 @@ def test_means_changes_errors_and_the_floor_are_those_by_hand() -> None:
     uniform, owl, lsa, dlp = summaries(a_comparison(nats))
     assert not change(dlp).startswith("~")  # -1 and -0.99 nats: 199 errors
     assert uniform.perplexity == pytest.approx(exp((44 + 46) / 40))
-    assert uniform.multiple == pytest.approx(exp(2.25 - 1))
+    assert uniform.nats - uniform.dense == pytest.approx(2.25 - 1)
     assert np.isnan(uniform.change[0])
     assert owl.change == pytest.approx((-0.175, 0.025))  # -3 / 20 and -4 / 20 nats
     assert percent(*owl.change)[0] == pytest.approx(100 * (exp(-0.175) - 1))

@@ -120,7 +120,7 @@ def test_what_is_missing_from_the_command_line() -> None:
     "words",
     [
         *("eval model --text text.txt", "allocate scores.json", "prune model --nm 2:4"),
-        *("export model", "report scores.json", "inspect model"),
+        *("export model", "plot scores.json", "inspect model"),
     ],
 )
 def test_outputs_without_a_name(words: str, output: str) -> None:

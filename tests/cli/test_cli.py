@@ -61,7 +61,7 @@ def test_options_of_allocate_change_the_numbers(tmp_path: Path) -> None:
     plain = rows(scored("--correct", "absorption", "-o", path))
     for words in (
         *("--base owl", "--sparsity 0.6", "--correct none", "--strength 0.1"),
-        *("--max-correction 0.01", "--lo 0.7", "--hi 0.7"),
+        *("--max-correction 0.01", "--lo 0.5", "--hi 0.5"),
         "--compat peer",
     ):
         assert rows(ran("allocate", path, *words.split())) != plain, words

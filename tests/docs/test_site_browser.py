@@ -20,7 +20,7 @@ import pytest
 from examples import ROOT
 from report_files import EVERYTHING
 
-from refimpl.plot.page import report
+from refimpl.plot.report_page import report
 
 playwright = pytest.importorskip("playwright.sync_api")
 for package in ("furo", "myst_parser", "sphinx_copybutton", "latex2mathml"):

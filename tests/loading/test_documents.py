@@ -161,7 +161,7 @@ def test_hostile_files_are_refused_quickly(kind: str, why: str, tmp_path: Path) 
     words = {
         "scores": ("allocate", tmp_path / name),
         "pruning": ("inspect", tmp_path),
-        "evaluation": ("report", tmp_path / name),
+        "evaluation": ("plot", tmp_path / name, "-o", tmp_path / "x.svg"),
         "case": ("check", tmp_path, LLAMA / "model.safetensors"),
     }[kind]
     content, problem = HOSTILE[why]

@@ -61,7 +61,7 @@ def test_what_is_foreign_is_escaped(tmp_path: Path) -> None:
         assert "m\\x1b[2J\\u202e\\nerror: forged" in text
         assert not set("\x1b\u202e") & set(text)
     page = tmp_path / "page.html"
-    ran("report", scores, "-o", page)
+    ran("plot", scores, "-o", page)
     assert not set("\x1b\u202e") & set(page.read_text("utf-8"))
 
 

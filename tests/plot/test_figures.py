@@ -25,7 +25,7 @@ from refimpl.bench.cells import read_bench
 from refimpl.bench.tables import summaries
 from refimpl.loading.text import text_windows
 from refimpl.model.ops import Array
-from refimpl.plot.style import LOOKS, METADATA, looks, plain_text
+from refimpl.plot.style import FILE_METADATA, LOOKS, looks, plain_text
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 HOSTILE = ['x" onload="alert(1)', "<b>", "$x$", "a|b", "]]>", "--><script>alert(1)</script>"]
@@ -146,7 +146,7 @@ def test_an_allocation_has_one_look_which_no_other_has() -> None:
     assert looks([measured])[measured] == LOOKS["divergence"]
 
 
-@pytest.mark.parametrize("ending", METADATA)
+@pytest.mark.parametrize("ending", FILE_METADATA)
 def test_the_same_figure_is_the_same_file(ending: str, scores: Scores, tmp_path: Path) -> None:
     for name in ("a", "b"):
         plot.save(plot.coefficients(scores), tmp_path / f"{name}{ending}")

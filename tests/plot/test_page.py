@@ -13,7 +13,7 @@ from html_page import Page
 from program import ran, refused
 from report_files import EVERYTHING, edited
 
-from refimpl.plot.page import report
+from refimpl.plot.report_page import report
 
 EVIL = "\"'></title></svg><script>alert(1)</script><img src=x onerror=alert(2)>&amp;$x$|"
 
@@ -48,7 +48,7 @@ def test_tables_hold_the_numbers(files: dict[str, Path]) -> None:
     document = json.loads(files["sweep.json"].read_text())
     head, body = Page(report([files["sweep.json"]])).root.rows()
     assert [row[0] for row in body] == ["0", "1", "2", "3"]
-    column = [row[head.index("to prune")] for row in body]
+    column = [row[head.index("weights to prune")] for row in body]
     assert column == [f"{n:,}" for n in document["allocations"][0]["num_pruned"]]
 
 
@@ -76,9 +76,9 @@ def test_the_command_says_where_the_page_is(files: dict[str, Path], tmp_path: Pa
     out = tmp_path / "report.html"
     out.write_text("old")
     paths = [files[name] for name in EVERYTHING]
-    refused("report", *paths, "-o", out)
+    refused("plot", *paths, "-o", out)
     assert out.read_text() == "old"
-    printed = ran("report", *paths, "-o", out, "--force")
+    printed = ran("plot", *paths, "-o", out, "--force")
     assert printed == f"written: {out} ({out.stat().st_size:,} bytes)\n"
     assert out.read_text("utf-8") == report(paths)  # the same files give the same page
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
@@ -108,9 +108,9 @@ def test_changed_files_are_refused(case: str, files: dict[str, Path], tmp_path: 
     else:
         name, change, problem = CHANGED[case]
         edited(files[name], path, change)
-    assert problem in refused("report", files["sweep.json"], path, "-o", out)
-    assert "no scores, eval" in refused("report", files["dense/pruning.json"], "-o", out)
-    assert "nothing to draw" in refused("plot", files["eval-whole.json"], "-o", out)
+    assert problem in refused("plot", files["sweep.json"], path, "-o", out)
+    assert "no scores, eval" in refused("plot", files["dense/pruning.json"], "-o", out)
+    assert "nothing to draw" in refused("plot", files["eval-whole.json"], "-o", tmp_path / "x.svg")
     assert not out.exists()
 
 
@@ -119,4 +119,4 @@ def test_a_comparison_without_pruned_models_is_refused(tmp_path: Path) -> None:
     head, *rows = study.read_bytes().splitlines(keepends=True)
     dense = [row for row in rows if json.loads(row).get("pruner") is None]
     (tmp_path / "bench.jsonl").write_bytes(b"".join([head, *dense]))
-    assert "no pruned model" in refused("report", tmp_path / "bench.jsonl", "-o", "x.html")
+    assert "no pruned model" in refused("plot", tmp_path / "bench.jsonl", "-o", "x.html")

@@ -6,6 +6,7 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import FIXTURES
 from program import ran, refused
@@ -53,11 +54,13 @@ def test_what_was_measured_is_kept_and_shown(tmp_path: Path) -> None:
     printed = ran("prune", LLAMA, "-o", out, *words)
     document = json.loads((out / "scores.json").read_text())
     (allocation,) = document["allocations"]
-    heading = re.search(r"^block +r +divergence +kappa +corrected +to prune$", printed, re.M)
+    heading = re.search(r"^block +divergence, nats +sparsity, % +0 % -+ 100 %$", printed, re.M)
     assert heading is not None
     shown = printed[heading.end() :].split("\n\n")[0].splitlines()[1:]
-    assert [int(row.split()[-1].replace(",", "")) for row in shown] == allocation["num_pruned"]
-    assert "Block 0 costs" in printed
+    sparsity = 100 * np.array(allocation["corrected_sparsity"])
+    np.testing.assert_allclose([float(row.split()[4]) for row in shown[:3]], sparsity[:3], atol=0.1)
+    assert [row.count("#") for row in shown] == [round(x / 5) for x in sparsity]
+    assert "Pruning block 0 costs most" in printed
     again = tmp_path / "again"  # from the new model, its own allocation is no companion
     ran("prune", LLAMA, "-o", again, *SMALL, "--allocation", out / "scores.json")
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()

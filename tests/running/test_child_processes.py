@@ -75,7 +75,7 @@ def test_a_graph_without_an_end_has_one(
 ) -> None:
     """A minute, and more for a large model or many tokens, unless --time-limit says otherwise."""
     words = ("validate", LLAMA, "--graph", endless_graph)
-    monkeypatch.setattr("refimpl.onnx.session.SECONDS", 0.5)
+    monkeypatch.setattr("refimpl.onnx.session._SECONDS", 0.5)
     assert "took longer than 0.5 s" in refused(*words)
     assert "took longer than 0.4 s" in refused(*words, "--time-limit", 0.4)
 

@@ -47,7 +47,7 @@ READ = {  # what a command reads, in any way
     ("eval", "llama", "--tokens", "ids.npy"): ("ids.npy", "llama/config.json"),
     ("validate", "llama", "--graph", "graph.onnx"): ("graph.onnx", "graph.onnx.data"),
     CHECK: ("cases/llama/case.json", "llama/model.safetensors", "cases/llama/new.json"),
-    ("report", "scores.json"): ("scores.json",),
+    ("plot", "scores.json"): ("scores.json",),
     ("case", "make", "llama"): ("llama", "llama/new"),
     ("export", "llama/model.safetensors"): ("llama/model.safetensors",),
 }  # fmt: skip

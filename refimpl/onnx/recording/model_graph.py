@@ -24,7 +24,7 @@ from refimpl.pruning.record import inspect
 from refimpl.version import __version__
 
 DTYPES = get_args(GraphDtype)
-TOKENS, BATCH, SEQUENCE = "token_ids", "batch", "sequence"
+TOKENS, _BATCH, SEQUENCE = "token_ids", "batch", "sequence"
 
 
 def trace_points(config: Config) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ class Recording:
         self.model, self.dtype, self.location = model, np.dtype(dtype), location
         self.carried = graph_weights(model, dtype)
         self.graph = Graph(opset)
-        self.ids: Any = self.graph.input(TOKENS, np.int64, (BATCH, SEQUENCE))
+        self.ids: Any = self.graph.input(TOKENS, np.int64, (_BATCH, SEQUENCE))
         add = self.graph.add
         length = add("Squeeze", add("Shape", self.ids, start=1, end=2))
         positions = add("Range", np.int64(0), length, np.int64(1), axes=(SEQUENCE,))
@@ -155,7 +155,7 @@ def _with(place: Place, arrays: Mapping[str, Any]) -> Place:
     return replace(place, rope=rope, **others)
 
 
-def record(recording: Recording, outputs: GraphOutputs) -> None:
+def record_model(recording: Recording, outputs: GraphOutputs) -> None:
     """Record a model: `token_ids` [batch, sequence] to `logits` or a trace."""
     graph, trace, config = recording.graph, outputs == "trace", recording.model.config
     state = recording.embed()
@@ -176,7 +176,7 @@ def record(recording: Recording, outputs: GraphOutputs) -> None:
         graph.output("logits", logits)
 
 
-def described(recording: Recording, outputs: GraphOutputs) -> onnx.ModelProto:
+def finished_model(recording: Recording, outputs: GraphOutputs) -> onnx.ModelProto:
     """Finish a graph with metadata about the model; zeros are those of its file."""
     model = recording.model
     linears = inspect(model).linears

@@ -23,9 +23,9 @@ CHANGED: list[tuple[str, bytes, list[str]]] = [
      ["inspect", "model"]),
     ("scores.json", b'{"format": 4, "seed": 1' + b"0" * 400 + b"}", ["allocate", "scores.json"]),
     ("eval.json", b'{"format": 1, "model": "m", "family": "llama", "num_blocks": 4, "run": {}, '
-     b'"text": null}', ["report", "scores.json", "eval.json", "-o", "out.html"]),
+     b'"text": null}', ["plot", "scores.json", "eval.json", "-o", "out.html"]),
     ("eval.json", b'{"format": 1, "model": "\\u001b[2J", "family": "llama", "num_blocks": 2, '
-     b'"run": {"dtype": "float32"}, "text": null}', ["report", "eval.json", "-o", "out.html"]),
+     b'"run": {"dtype": "float32"}, "text": null}', ["plot", "eval.json", "-o", "out.html"]),
     ("base.json", b"[" * 100_000, ["allocate", "scores.json", "--base", "base.json"]),
     ("sharded/model.safetensors.index.json", b'{"weight_map": {"a\\u001b[2J": "../x"}}',
      ["inspect", "sharded"]),

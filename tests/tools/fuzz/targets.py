@@ -51,7 +51,7 @@ def _model_commands(model: str) -> list[list[str]]:
 
 def _reports(*files: str) -> list[list[str]]:
     """What sets files of results beside each other."""
-    return [["report", *files, "-o", "out.html"], ["plot", *files, "-o", "out.svg"]]
+    return [["plot", *files, "-o", "out.html"], ["plot", *files, "-o", "out.svg"]]
 
 
 BENCH = [
@@ -347,8 +347,8 @@ def option_case(random: Random) -> FuzzCase:
     outputs = [f"{o}" for p in options for o in p.opts if o == "-o"]
     if outputs and random.random() < 0.4:
         words += ["-o", random.choice(mutators.PATHS)]
-    elif name in ("report", "case make", "prune", "export"):
-        words += ["-o", {"report": "out.html", "export": "out.onnx"}.get(name, "out")]
+    elif name in ("plot", "case make", "prune", "export"):
+        words += ["-o", {"plot": "out.html", "export": "out.onnx"}.get(name, "out")]
     for option in random.sample(options, min(len(options), random.choice((1, 1, 2, 3)))):
         word = option.opts[-1]
         if word in EXCLUDED:

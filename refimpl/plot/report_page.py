@@ -20,22 +20,21 @@ from refimpl.errors import RefimplError, printable
 from refimpl.evaluation.evaluate import EvaluationDocument
 from refimpl.loading.files.documents import converted, parsed_object, read_file, reading_document
 from refimpl.plot import figures
-from refimpl.plot.style import FAINT, INK, METADATA, drawn, styled
+from refimpl.plot.style import FAINT, FILE_METADATA, INK, drawn, styled
 from refimpl.show.blocks import columns, header
-from refimpl.show.table import Table, measured, wrapped
+from refimpl.show.table import Table, with_error, wrapped
 from refimpl.version import __version__
 
-NAMED = (
+_NAMED = (
     "a whole file of refimpl",
     "scores.json, what refimpl eval -o wrote, or a folder of refimpl bench",
     "run that command again",
 )
-LARGEST = 1e100  # of numbers that a figure has room for
+_LARGEST = 1e100  # of numbers that a figure has room for
 Drawable = Scores | EvaluationDocument | Comparison
 
 
-Panel = tuple[str, Callable[..., Any]]
-"""The name of a figure, and what draws it."""
+Panel = tuple[str, Callable[..., Any]]  # the name of a figure, and what draws it
 
 
 def read_result(path: Path) -> Drawable:
@@ -47,8 +46,8 @@ def read_result(path: Path) -> Drawable:
             raise RefimplError(problem, "a comparison with cells", "run refimpl bench again")
         return bench
     path = path / "scores.json" if path.is_dir() else path
-    with reading_document(path, NAMED):
-        document = parsed_object(read_file(path), None, LARGEST)
+    with reading_document(path, _NAMED):
+        document = parsed_object(read_file(path), None, _LARGEST)
         if "scores" in document:
             return read_scores(path)
         if {"family", "run", "text"} <= document.keys():
@@ -90,17 +89,7 @@ def _panels(results: Sequence[Drawable]) -> Iterator[Panel]:
 
 
 def report(paths: Sequence[str | Path]) -> str:
-    """One HTML page about files of scores, evaluations and comparisons.
-
-    Args:
-        paths: Scores, evaluations and comparisons of refimpl, or folders that hold them.
-
-    Returns:
-        The page. The same files give the same page.
-
-    Raises:
-        RefimplError: A file that refimpl did not write; files that have nothing to draw.
-    """
+    """One HTML page about files of scores, evaluations and comparisons; the same for the same."""
     results = [read_result(Path(path)) for path in paths]
     sections = enumerate(_sections(results))
     body = "\n".join(_section(f"s{i}", *section) for i, section in sections)
@@ -138,7 +127,7 @@ def _evaluations(evaluations: Sequence[EvaluationDocument]) -> Table:
         windows = f"{source}, {x.text.num_windows} x {x.text.window}"
         error = x.text.perplexity_stderr
         value = inf if x.text.perplexity is None else x.text.perplexity
-        rows.append((name, windows, measured(value, nan if error is None else error)))
+        rows.append((name, windows, with_error(value, nan if error is None else error)))
     columns = zip(("run", "text", "perplexity"), zip(*rows, strict=True), strict=True)
     return Table(dict(columns), left=2)
 
@@ -164,7 +153,8 @@ def picture(panel: Panel, prefix: str) -> str:
     """The SVG of a figure in a page: with its own ids, and with the page's colours of texts."""
     figure, text = drawn([panel[1]]), StringIO()
     with styled():
-        figure.savefig(text, format="svg", transparent=True, dpi=200, metadata=METADATA[".svg"])
+        more = {"dpi": 200, "metadata": FILE_METADATA[".svg"]}
+        figure.savefig(text, format="svg", transparent=True, **more)
     size, inner = re.findall('(viewBox="[^"]*").*?>(.*)', text.getvalue(), re.DOTALL)[0]
     inner = re.sub(r"<!--.*?-->|<style.*?</style>", "", inner.strip(), flags=re.DOTALL)
     inner = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", inner)
