@@ -85,7 +85,7 @@ def test_a_pattern_out_of_range(pruned: int, group: int) -> None:
 def test_what_a_pattern_refuses() -> None:
     says = {"says": "2:4 on a weight of shape (3, 6)", "remedy": "prune to a sparsity"}
     refusal_of(pattern_keep, np.zeros((3, 6)), Pattern(2, 4), **says)
-    refusal_of(pattern_keep, np.zeros(8), Pattern(2, 4), says="(8,)")
+    refusal_of(pattern_keep, np.zeros(8), Pattern(2, 4), says="of shape [8]")
     refusal_of(pattern_keep, [[1.0, float("nan"), 0.0, 2.0]], Pattern(2, 4), says="NaN")
 
 
