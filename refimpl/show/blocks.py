@@ -82,10 +82,10 @@ def experiment_done(scores: Scores) -> str:
 def costs(scores: Scores, errors: AllocationErrors | None) -> list[str]:
     """What pruning each block alone costs, and how sure the allocation is."""
     each, stderr = scores.sweep[0].divergence, scores.sweep[0].divergence_stderr
-    if errors is None or each is None or stderr is None:
+    if errors is None or each is None:
         return []
     first = int(np.nanargmax(each))
-    size = with_error(float(each[first]), float(stderr[first]))
+    size = with_error(float(each[first]), np.nan if stderr is None else float(stderr[first]))
     times = f"{each[first] / np.nanmedian(each):.2g} times the median"
     said = [f"Pruning block {first} costs most: {size} nats, {times}."]
     if errors.samples < 2:
