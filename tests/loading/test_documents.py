@@ -144,6 +144,7 @@ HOSTILE = {
         b"{" + b",".join(b'"k%d":0' % i for i in range(900_000)) + b"}", ""
     ),
     "NaN": (b'{"format": NaN}', "the number NaN"),
+    "a number beyond float64": (b'{"format": 1e999}', "the number"),
     "a number beyond 64 bits": (b'{"format": 1' + b"0" * 400 + b"}", "the number 1000"),
     "digits beyond Python's limit": (b'{"format": 1' + b"0" * 5000 + b"}", "4300 digits"),
     "a key twice": (b'{"format": 1, "schema": 2, "format": 9}', ""),
