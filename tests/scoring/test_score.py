@@ -15,7 +15,7 @@ from gates import model_of
 from refusals import refusal_of
 from scipy.special import log_softmax
 
-from refimpl import Noise, Probes, Request, allocate, forward, read_model, score
+from refimpl import Noise, Probes, Request, allocate, forward, read_model, recommended, score
 from refimpl.bases.lsa import lsa_error
 from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.model.ops import Array
@@ -282,3 +282,10 @@ def test_a_probe_of_a_block_takes_bits_beside_its_weights() -> None:
     assert found.nbytes == dense.nbytes - linears
     zeros = [np.count_nonzero(found[f"{name}.weight"] == 0) for name in LLAMA.config.linears[0]]
     assert zeros == counts[0, 0].tolist()
+
+
+def test_the_recommended_allocation_is_that_of_the_default_request() -> None:
+    scores, allocation = recommended(LLAMA, TOKENS, 0.5, "magnitude")
+    theirs = score(LLAMA, TOKENS, Probes(pruner="magnitude"), Request(sparsity=0.5), bases=())
+    np.testing.assert_array_equal(allocation.linear_pruned, allocate(theirs).linear_pruned)
+    assert scores.plan == theirs.plan
