@@ -20,7 +20,7 @@ from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import jackknife, nan_mean
 from refimpl.method.correction import LOG_LIMIT, centred_log, clipped_log, correction
-from refimpl.method.equal_marginals import Growth, equal_marginals, growth
+from refimpl.method.equal_marginals import Growth, equal_marginals, growth, own_rate_error
 from refimpl.method.projection import project
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
@@ -78,7 +78,7 @@ def allocate(
 
     whole = made(each)
     without = [made(np.delete(each, i, axis=0)) for i in range(len(each))] if len(each) > 1 else []
-    return replace(whole, errors=_errors(without or [whole]))
+    return replace(whole, errors=_errors(whole, without or [whole]))
 
 
 def request_for(scores: Scores, **changes: Any) -> Request:
@@ -221,14 +221,16 @@ def _check_pruned(scores: Scores, request: Request) -> None:
         )
 
 
-def _errors(without: list[Allocation]) -> AllocationErrors:
+def _errors(made: Allocation, without: list[Allocation]) -> AllocationErrors:
     """Errors of an allocation, from those without each of the samples; of one, NaN."""
+    assert made.growth is not None  # the strength is measured
+    own_rate = own_rate_error(made.growth, made.base_sparsity, made.corrected_sparsity)
     grows = [x.growth for x in without if x.growth is not None]
     rates = [x.common_rate for x in grows]
     common = None if None in rates or len(rates) < 2 else float(jackknife(np.array(rates)))
     sparsity = jackknife([x.corrected_sparsity for x in without])
     level, rate = jackknife(np.log([x.level for x in grows])), jackknife([x.rate for x in grows])
-    return AllocationErrors(len(without), sparsity, level, rate, common)
+    return AllocationErrors(len(without), sparsity, own_rate, level, rate, common)
 
 
 def logarithms(absorption: Absorption, correct: str | None) -> Array:

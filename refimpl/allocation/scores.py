@@ -173,15 +173,21 @@ class AllocationErrors:
     """
 
     samples: int  # probed samples
-    sparsity: Array  # of the sparsity of each block, [L]
+    sparsity: Array  # of the sparsity of each block, [L], from sampling
+    own_rate: Array  # of the same, as kappa differs between blocks, [L]
     log_level: Array  # of ln a of each block
     rate: Array  # of kappa of each block
     common_rate: float | None  # of the median of kappa
 
     @property
     def precision(self) -> float:
-        """The error of a block's sparsity, the root mean square of all blocks; NaN if unknown."""
+        """The sampling error of a block's sparsity, root mean square; NaN if unknown."""
         return float(np.sqrt(nan_mean(np.square(self.sparsity))))
+
+    @property
+    def whole(self) -> Array:
+        """The error of each block's sparsity: of sampling, and of the spread of kappa, [L]."""
+        return np.hypot(self.sparsity, self.own_rate)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,10 @@ TOP = 5  # candidates for the next token
 
 
 def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Step]:
-    """Tokens, one block whose weights have these names, and the next token."""
+    """Tokens, one block whose weights have these names, and the next token.
+
+    The docstring of a step's first function says what the step does; the others take part in it.
+    """
     kind, facts = config.blocks[index], config.experts
     norm = (ops.rms_norm if config.norm == "rms" else ops.layer_norm, parts.norm)
     scaled = () if config.residual_scale == 1 else (ops.scaled,)

@@ -17,24 +17,15 @@ BELOW, AT, ABOVE = range(3)  # the probes of a unit, by sparsity
 
 @dataclass(frozen=True)
 class Growth:
-    """How the error of each unit grows with its sparsity, ``D_u(s) ~ a_u exp(kappa_u (s - b_u))``.
+    """How the error of each unit grows: ``D_u(s) ~ a_u exp(kappa_u (s - b_u))``."""
 
-    Args:
-        level: a, the error at the base sparsity b, [U]; NaN where it is unknown, or at most 1e-12
-            of the largest: rounding.
-        rate: kappa, [U]; NaN where a probe has no error, or two sparsities are equal.
-        residual: ln D at b minus the line through the outer probes, [U]; NaN as for `rate`.
-        reach: Sparsity up to which the fit is trusted: twice as far above b as the upper probe.
-        fits: Units whose error grows as fitted: kappa > 0, and |residual| <= 0.5, [U].
-        common_rate: The kappa of all units: the median over those that fit; None if none does.
-    """
-
-    level: Array
-    rate: Array
-    residual: Array
-    reach: Array
-    fits: Bools
-    common_rate: float | None
+    level: Array  # a, the error at the base sparsity b, [U]; NaN if unknown, or rounding: 1e-12 max
+    rate: Array  # kappa, [U]; NaN where a probe has no error, or two sparsities are equal
+    residual: Array  # ln D at b minus the line through the outer probes, [U]; NaN as for `rate`
+    reach: Array  # sparsity up to which the fit is trusted, twice as far as the upper probe, [U]
+    fits: Bools  # kappa > 0, and |residual| <= 0.5, [U]
+    common_rate: float | None  # kappa of all units: the median over those that fit, if one does
+    rate_spread: float | None  # standard deviation of kappa over those that fit, if two do
 
 
 def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
@@ -74,7 +65,26 @@ def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
     fits = np.nan_to_num(rate) > 0
     fits &= np.abs(np.where(np.isnan(residual), np.inf, residual)) <= RESIDUAL_BOUND
     common = float(np.median(rate[fits])) if fits.any() else None
-    return Growth(np.where(positive[AT], d[AT], np.nan), rate, residual, reach, fits, common)
+    spread = float(np.std(rate[fits], ddof=1)) if fits.sum() > 1 else None
+    level = np.where(positive[AT], d[AT], np.nan)
+    return Growth(level, rate, residual, reach, fits, common, spread)
+
+
+def own_rate_error(grows: Growth, base: Array, sparsity: Array) -> Array:
+    """Error of each unit's sparsity because its rate is not the common one.
+
+    sd(s_u) = sd(kappa) |s_u - b_u + 1 / kappa| / kappa, from s_u of `equal_marginals` at a fixed t
+
+    Args:
+        grows: The fit.
+        base: b, where the errors were measured, [U].
+        sparsity: s, the allocation, [U].
+
+    Returns:
+        The error to first order, [U]; zeros if the spread of kappa is unknown.
+    """
+    kappa, spread = grows.common_rate or np.inf, grows.rate_spread or 0.0
+    return np.asarray(spread * np.abs(sparsity - base + 1 / kappa) / kappa)
 
 
 def equal_marginals(

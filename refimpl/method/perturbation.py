@@ -177,13 +177,6 @@ class RunningDivergence:
     With logits z and z' and ``lse`` the logarithm of the sum of exponentials,
     ``KL = E_p[z - z'] - lse(z) + lse(z')``; sums are kept relative to the largest logit so far.
 
-    Args:
-        largest: Largest clean logit so far, [S].
-        total: ``sum exp(z - largest)``, [S].
-        largest_perturbed: Largest perturbed logit so far, [S].
-        total_perturbed: ``sum exp(z' - largest_perturbed)``, [S].
-        gap: ``sum exp(z - largest) (z - z')``, [S].
-
     Example:
         >>> z, perturbed = np.array([[0.0, 1.0]]), np.array([[0.0, 2.0]])
         >>> whole = RunningDivergence.start(1).add(z, perturbed).value
@@ -192,11 +185,11 @@ class RunningDivergence:
         True
     """
 
-    largest: Array
-    total: Array
+    largest: Array  # clean logit so far, [S]
+    total: Array  # sum exp(z - largest), [S]
     largest_perturbed: Array
     total_perturbed: Array
-    gap: Array
+    gap: Array  # sum exp(z - largest) (z - z'), [S]
 
     @classmethod
     def start(cls, tokens: int) -> "RunningDivergence":

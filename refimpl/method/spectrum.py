@@ -15,19 +15,12 @@ BINS = 100
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """A power law fitted to the upper end of a spectrum: p(lambda) ~ lambda^-alpha.
+    """A power law fitted to the upper end of a spectrum: p(lambda) ~ lambda^-alpha."""
 
-    Args:
-        alpha: Exponent, greater than 1.
-        start: Index of the first eigenvalue of the tail, among the positive ones, ascending.
-        ks: Kolmogorov-Smirnov distance of the tail from the fit.
-        zeros_dropped: Zero eigenvalues left out.
-    """
-
-    alpha: float
-    start: int
-    ks: float
-    zeros_dropped: int
+    alpha: float  # exponent, greater than 1
+    start: int  # first eigenvalue of the tail, among the positive ones, ascending
+    ks: float  # Kolmogorov-Smirnov distance of the tail from the fit
+    zeros_dropped: int  # zero eigenvalues left out
 
 
 @checked

@@ -92,10 +92,12 @@ def costs(scores: Scores, errors: AllocationErrors | None) -> list[str]:
         return [*said, "One sample: no number has an error."]
     points, wanted = 100 * errors.precision, 100 * (scores.plan.precision or 0)
     of = f"{errors.samples} of {scores.tokens.samples} samples"
-    said.append(f"The sparsities have a standard error of {points:.2g} points, measured on {of}.")
+    said.append(f"The sparsities have a sampling error of {points:.2g} points, measured on {of}.")
     if wanted:
         goal = "is reached" if points <= wanted else "needs more --samples"
         said.append(f"The goal, {wanted:.3g} points, {goal}.")
+    if (own := 100 * float(np.sqrt(np.square(errors.own_rate).mean()))) > 0:
+        said.append(f"The spread of kappa over the blocks makes it {np.hypot(points, own):.2g}.")
     return said
 
 
@@ -170,7 +172,7 @@ def columns(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, li
     found[_PRUNED] = [f"{n:,}" for n in allocation.num_pruned]
     if np.ptp(allocation.base_sparsity):
         found["base, %"] = [number(100 * x, ".2f") for x in allocation.base_sparsity]
-    errors = None if allocation.errors is None else 100 * allocation.errors.sparsity
+    errors = None if allocation.errors is None else 100 * allocation.errors.whole
     return found | {_SPARSITY: numbers(100 * allocation.corrected_sparsity, errors, ".2f")}
 
 

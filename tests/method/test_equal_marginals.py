@@ -1,6 +1,6 @@
 """Equal marginal errors: the fit, and the exact minimiser of what it fits, on generated input."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, log
 
 import numpy as np
@@ -12,7 +12,13 @@ from refusals import refusal_of
 from tables import cases
 
 from refimpl.method.correction import centred_log, correction
-from refimpl.method.equal_marginals import RESIDUAL_BOUND, equal_marginals, growth
+from refimpl.method.equal_marginals import (
+    RESIDUAL_BOUND,
+    Growth,
+    equal_marginals,
+    growth,
+    own_rate_error,
+)
 from refimpl.method.projection import project
 
 Floats = npt.NDArray[np.float64]
@@ -120,3 +126,21 @@ def test_what_does_not_grow_does_not_fit() -> None:
 @pytest.mark.parametrize(("call", "problem"), cases("method", "calls"))
 def test_refused(call: str, problem: str) -> None:
     refusal_of(lambda: eval(call), says=problem)
+
+
+@given(st.floats(0.05, 0.95), st.floats(2, 12), st.floats(0.01, 0.1))
+def test_the_error_of_a_common_rate_is_the_change_by_an_own_rate(
+    s: float, k: float, sd: float
+) -> None:
+    """Of the closed form at one price, differentiated by finite differences."""
+    base, small = 0.6, 1e-6
+
+    def solved(rate: float) -> float:
+        return base + (log(k) + k * (s - base) - log(rate)) / rate  # at k, it is s
+
+    slope = (solved(k + small) - solved(k - small)) / (2 * small)
+    rates = np.array([k - sd, k + sd])
+    grows = Growth(*[rates] * 4, np.array([True, True]), k, float(np.std(rates, ddof=1)))
+    found = own_rate_error(grows, np.array([base]), np.array([s]))
+    assert found[0] == pytest.approx(abs(slope) * grows.rate_spread, rel=1e-4, abs=1e-7)
+    assert own_rate_error(replace(grows, rate_spread=None), np.array([base]), np.array([s])) == 0
