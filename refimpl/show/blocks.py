@@ -97,7 +97,7 @@ def costs(scores: Scores, errors: AllocationErrors | None) -> list[str]:
         goal = "is reached" if points <= wanted else "needs more --samples"
         said.append(f"The goal, {wanted:.3g} points, {goal}.")
     if (own := 100 * float(np.sqrt(np.square(errors.own_rate).mean()))) > 0:
-        said.append(f"The spread of kappa over the blocks makes it {np.hypot(points, own):.2g}.")
+        said.append(f"With the spread of kappa over the blocks, it is {np.hypot(points, own):.2g}.")
     return said
 
 
