@@ -84,10 +84,9 @@ def costs(scores: Scores, errors: AllocationErrors | None) -> list[str]:
     each, stderr = scores.sweep[0].divergence, scores.sweep[0].divergence_stderr
     if errors is None or each is None:
         return []
-    first = int(np.nanargmax(each))
+    first, times = int(np.nanargmax(each)), np.nanmax(each) / np.nanmedian(each)
     size = with_error(float(each[first]), np.nan if stderr is None else float(stderr[first]))
-    times = f"{each[first] / np.nanmedian(each):.2g} times the median"
-    said = [f"Pruning block {first} costs most: {size} nats, {times}."]
+    said = [f"Pruning block {first} costs most: {size} nats, {times:.2g} times the median."]
     if errors.samples < 2:
         return [*said, "One sample: no number has an error."]
     points, wanted = 100 * errors.precision, 100 * (scores.plan.precision or 0)
@@ -96,9 +95,8 @@ def costs(scores: Scores, errors: AllocationErrors | None) -> list[str]:
     if wanted:
         goal = "is reached" if points <= wanted else "needs more --samples"
         said.append(f"The goal, {wanted:.3g} points, {goal}.")
-    if (own := 100 * float(np.sqrt(np.square(errors.own_rate).mean()))) > 0:
-        said.append(f"With the spread of kappa over the blocks, it is {np.hypot(points, own):.2g}.")
-    return said
+    whole = 100 * float(np.sqrt(np.square(errors.whole).mean()))
+    return [*said, f"With the spread of kappa over the blocks, it is {whole:.2g}."]
 
 
 def sinks(scores: Scores) -> list[str]:
