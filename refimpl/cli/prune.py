@@ -77,7 +77,8 @@ def prune_command(
     how: Annotated[PruneOptions, Group("Pruning")],
     where: groups.Where,
     pruner: Annotated[
-        PrunerOptions, Group("Pruning", ("pruner", "damping"), says={"pruner": groups.PRUNERS})
+        PrunerOptions,
+        Group("Pruning", ("pruner", "damping", "refit"), says={"pruner": groups.PRUNERS}),
     ],
     source: Annotated[groups.Source, groups.source_group(SAMPLES, SEQ_LEN, groups.OWN_TEXT)],
     settings: Annotated[
@@ -94,16 +95,17 @@ def prune_command(
     request = _request(context, how, opened.config.linears)
     made = request.made if isinstance(request, Targets) else {}
     if made.get("perturbation") == "pruning" and made.get("correct") is not None:
-        probed = PrunerOptions(made["pruner"], made["damping"], pruner.seed)
+        probed = replace(pruner, pruner=made["pruner"], damping=made["damping"])
         others = [x for x in ("pruner", "damping") if getattr(pruner, x) != getattr(probed, x)]
         file = f"{how.allocation}, which was measured with {probed.record.name}"
         refuse(context, others, file, "the pruner by which the blocks were probed")
         pruner = probed
     if "damping" not in pruner.options:
         damped = [f"--pruner {name}" for name, x in pruners().items() if "damping" in x.options]
+        damped.append("--refit")
         refuse(context, ("damping",), f"--pruner {pruner.record.name}", " or ".join(damped))
     read_tokens = partial(model_tokens, opened, **vars(source), seed=pruner.seed, calibration=True)
-    calibrated = None if pruner.record.needs is None else read_tokens()
+    calibrated = None if pruner.needs is None else read_tokens()
     scored: Tokens | None = None
     calibration_memory(opened, pruner, 0 if calibrated is None else calibrated.ids.size, settings)
     measured: tuple[Scores, Allocation] | None = None

@@ -33,7 +33,7 @@ from refimpl.oracle.measures import record_of
 from refimpl.oracle.recipe import Recipe, signal_of
 from refimpl.oracle.rounding import RoundedArray
 from refimpl.pruners.counts import parse_pattern
-from refimpl.pruners.sparsegpt import WIDTH, compensated, hessian
+from refimpl.pruners.sparsegpt import WIDTH, compensated
 from refimpl.pruners.wanda import wanda_score
 from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import Chosen, block_signals
@@ -82,7 +82,7 @@ def sparsegpt_scores(
         score[:, columns] = piece
         return keep[:, columns]
 
-    new = compensated(weight, hessian(products, sequences), decide, group, damping, WIDTH)
+    new = compensated(weight, products * (2 / sequences), decide, group, damping, WIDTH)
     return score, new.weight
 
 

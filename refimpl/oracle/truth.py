@@ -34,7 +34,6 @@ from refimpl.oracle.recipe import signal_of
 from refimpl.oracle.rounding import ARITHMETIC, FEWER, RoundedArray, fewer_bits
 from refimpl.oracle.steps import TABLE, every_array
 from refimpl.pruners.pruner import SharedFactor, inverse_of_upper
-from refimpl.pruners.sparsegpt import hessian
 
 Arrays = Mapping[str, Array]
 Names = Collection[str] | None
@@ -322,6 +321,6 @@ def moved_by_rounding(case: Case, step: str, dtype: str) -> float:
 
 def sparsegpt_error(products: Array, truth: Array, sequences: int, damping: float) -> float:
     """The largest relative error of the factor's ``diag(U)^2``, by which scores are divided."""
-    factors = (SharedFactor(hessian(x, sequences)).factored(damping)[0] for x in (products, truth))
+    factors = (SharedFactor(x * (2 / sequences)).factored(damping)[0] for x in (products, truth))
     scale, right = (np.square(np.diag(inverse_of_upper(x))) for x in factors)
     return float(np.max(np.abs(scale / right - 1)))

@@ -1,6 +1,6 @@
 """Which weights of one linear stay: every pruner, for a count, a pattern, or a peer's fraction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,10 @@ from refimpl.pruners.pruner import (
     LinearInputs,
     Pruner,
     SharedFactor,
+    Statistics,
     pruner_named,
 )
+from refimpl.pruners.refit import refitted
 from refimpl.pruners.wanda import WANDA
 
 Goal = int | float | Pattern
@@ -47,6 +49,9 @@ class PrunerOptions(Checked):
         DAMPING, "Damping of the pruner's Hessian, as a fraction of its mean diagonal.", "X"
     )
     seed: Count = option(0, "Seed of all random numbers, 0 or more.", "N")
+    refit: bool = option(
+        False, "Give the weights that stay the values with the least output error, row by row."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,9 +63,20 @@ class PrunerOptions(Checked):
         return pruner_named(self.pruner) if isinstance(self.pruner, str) else self.pruner
 
     @property
+    def needs(self) -> Statistics | None:
+        """What is summed of a linear's inputs: refits need outer products."""
+        return "products" if self.refit else self.record.needs
+
+    @property
+    def matrices(self) -> int:
+        """Matrices [in, in] that are held of each input, if outer products are needed."""
+        return self.record.matrices + self.refit
+
+    @property
     def options(self) -> dict[str, float]:
-        """The options that this pruner uses."""
-        return {name: getattr(self, name) for name in self.record.options}
+        """The options that are used."""
+        names = ("damping", "refit") if self.refit else ()
+        return {name: getattr(self, name) for name in dict.fromkeys((*self.record.options, *names))}
 
 
 def decision(
@@ -84,31 +100,46 @@ def decision(
                [1, 0]])
     """
     record = pruner.record
-    if compat == "peer" and not record.has_peer:
-        raise RefimplError(
-            f"{record.name} with compat peer", "a pruner with published code", "use compat exact"
-        )
-    options = pruner.damping, pruner.seed, linear, new_dtype
+    if compat == "peer" and (pruner.refit or not record.peer):
+        name = f"refitted {record.name}" if pruner.refit else record.name
+        expected = "a pruner with published code, without refits"
+        raise RefimplError(f"{name} with compat peer", expected, "use compat exact")
     total = read_only(total) if isinstance(total, np.ndarray) else total
-    inputs = LinearInputs(read_only(weight), total, sequences, goal, *options)
-    shape = np.shape(weight)
+    of_record: Any = total
+    if pruner.refit and total is not None and record.needs != "products":
+        of_record = SharedFactor.of(total).squares if record.needs else None
+    options = pruner.damping, pruner.seed, linear, new_dtype
+    inputs = LinearInputs(read_only(weight), of_record, sequences, goal, *options)
+    keep, new = _decided(record, inputs, np.shape(weight), compat)
+    if pruner.refit:
+        shared = replace(inputs, total=total).shared
+        new = refitted(weight, keep, shared, pruner.damping, new_dtype)
+    return keep, new
+
+
+def _decided(
+    record: Pruner, inputs: LinearInputs, shape: tuple[int, ...], compat: Compat
+) -> tuple[Bools, Floats | None]:
+    """What a record decides, and its new weights, if it makes some."""
+    goal, new = inputs.goal, None
     if record.compensate is not None:
         pruned = record.compensate(inputs, compat)
         new = _checked(record, "new weights", pruned.weight, shape, "fV")
-        keep = _checked(record, "keep", pruned.keep, shape, "b")
-        return _counted(record, keep, goal), new
-    if record.score is None:
-        raise _wrong(record, "score", "None")
-    score = _checked(record, "score", record.score(inputs), shape, "fiu")
-    if np.isnan(score).any():
-        raise _wrong(record, "score", "NaN")
-    if isinstance(goal, Pattern):
-        return pattern_keep(score, goal), None
-    if isinstance(goal, int):
+        keep = pruned.keep
+    else:
+        if record.score is None:
+            raise _wrong(record, "score", "None")
+        score = _checked(record, "score", record.score(inputs), shape, "fiu")
+        if np.isnan(score).any():
+            raise _wrong(record, "score", "NaN")
+        if isinstance(goal, Pattern):
+            return pattern_keep(score, goal), None
         keep = (record.keep or magnitude_keep)(score, goal)
-        return _counted(record, _checked(record, "keep", keep, shape, "b"), goal), None
-    assert record.keep_peer is not None  # `has_peer`
-    return _checked(record, "keep_peer", record.keep_peer(score, goal), shape, "b"), None
+    keep = _checked(record, "keep", keep, shape, "b")
+    removed = keep.size - int(np.count_nonzero(keep))
+    if isinstance(goal, int) and removed != goal:
+        raise _wrong(record, "keep", f"{removed} weights removed", f"exactly {goal}")
+    return keep, new
 
 
 def _checked(record: Pruner, what: str, value: Any, shape: tuple[int, ...], kinds: str) -> Any:
@@ -119,14 +150,6 @@ def _checked(record: Pruner, what: str, value: Any, shape: tuple[int, ...], kind
         names = {"fV": "floating-point", "b": "bool"}
         raise _wrong(record, what, found, f"{names.get(kinds, 'numbers')} {list(shape)}")
     return value
-
-
-def _counted(record: Pruner, keep: Bools, goal: Goal) -> Bools:
-    """The decision, if it removes as many weights as it was asked to."""
-    removed = keep.size - int(np.count_nonzero(keep))
-    if isinstance(goal, int) and removed != goal:
-        raise _wrong(record, "keep", f"{removed} weights removed", f"exactly {goal}")
-    return keep
 
 
 def _wrong(record: Pruner, what: str, found: str, expected: str = "numbers") -> RefimplError:

@@ -30,20 +30,22 @@ def magnitude_score(weight: npt.ArrayLike) -> Floats:
 
 
 @checked
-def magnitude_keep(score: npt.ArrayLike, count: int) -> Bools:
+def magnitude_keep(score: npt.ArrayLike, count: int | NotNegative) -> Bools:
     """Decide which weights of a linear stay if its n lowest scores are removed.
 
-    Ties go to the lower row-major index.
+    Ties go to the lower row-major index. Of a fraction s, as Wanda's code takes it: keep = score >
+    sorted(score)[int(R C s)].
 
     Args:
         score: [R, C], without NaN.
-        count: Weights to prune n, 0 <= n <= R C.
+        count: Weights to prune n, 0 <= n <= R C; or, as a float, the fraction s, in [0, 1).
 
     Returns:
-        keep, [R, C], True = stays; exactly n are False.
+        keep, [R, C], True = stays.
 
     Raises:
-        RefimplError: The score holds NaN, or the count does not fit it.
+        RefimplError: The score holds NaN, or the count does not fit it, or a fraction is so near 1
+            that the peer reads past the end of its list.
 
     Source: magnitude pruning in Wanda's code (peer).
 
@@ -53,46 +55,21 @@ def magnitude_keep(score: npt.ArrayLike, count: int) -> Bools:
         >>> magnitude_keep([[3.0, 1.0], [1.0, 1.0]], 2).astype(int)
         array([[1, 0],
                [0, 1]])
-    """
-    matrix = np.asarray(score)
-    return wanda_keep(matrix.reshape(1, -1), count).reshape(matrix.shape)  # one row: no row rule
-
-
-@checked
-def magnitude_keep_peer(score: npt.ArrayLike, sparsity: NotNegative) -> Bools:
-    """Decide as the magnitude pruning of Wanda's code: keep = score > sorted(score)[int(R C s)].
-
-    Args:
-        score: [R, C], without NaN.
-        sparsity: s, in [0, 1).
-
-    Returns:
-        keep, [R, C], True = stays.
-
-    Raises:
-        RefimplError: The score is not a matrix or holds NaN, or the sparsity is negative, NaN, or
-            so near 1 that the peer reads past the end of its list.
-
-    Source: magnitude pruning in Wanda's code (peer).
-
-    Example:
-        >>> magnitude_keep_peer([[3.0, 1.0], [1.0, 2.0]], 0.25).astype(int)
+        >>> magnitude_keep([[3.0, 1.0], [1.0, 2.0]], 0.25).astype(int)
         array([[1, 0],
                [0, 1]])
     """
-    return above_threshold(sparsity, np.asarray(score_matrix(score), np.float64))
-
-
-def above_threshold(sparsity: float, score: Floats) -> Bools:
-    """The decision of the peers' code: keep = score > sorted(score)[int(size s)]."""
-    index = int(score.size * sparsity)
-    if index >= score.size:
+    matrix = score_matrix(score)
+    if not isinstance(count, float):  # one row: no row rule
+        return wanda_keep(matrix.reshape(1, -1), count).reshape(matrix.shape)
+    index = int(matrix.size * count)
+    if index >= matrix.size:
         raise RefimplError(
-            f"sparsity {sparsity}: the peer's threshold is number {index} of {score.size} scores",
-            f"a sparsity s below 1, so that int({score.size} s) is below {score.size}",
+            f"sparsity {count}: the peer's threshold is number {index} of {matrix.size} scores",
+            f"a sparsity s below 1, so that int({matrix.size} s) is below {matrix.size}",
             "use compat exact, or the peer's Wanda",
         )
-    keep: Bools = score > np.partition(score, index, axis=None)[index]
+    keep: Bools = matrix > np.partition(matrix, index, axis=None)[index]
     return keep
 
 
@@ -105,6 +82,6 @@ MAGNITUDE = Pruner(
     "magnitude",
     "magnitude pruning in Wanda's code",
     score=_score,
-    keep_peer=magnitude_keep_peer,
+    peer=True,
     deviations="the code prunes one weight more than requested, and all ties",
 )

@@ -22,10 +22,10 @@ from refimpl.errors import RefimplError
 from refimpl.records import named, nearest, records
 
 DAMPING = 0.01  # share of the mean of diag(H) that is added to it
-LEAF = 64  # up to this size LAPACK inverts a triangle
-# Up to so many columns, LAPACK factors the whole Hessian, in two copies of it; of more, `PANEL` at
+_LEAF = 64  # up to this size LAPACK inverts a triangle
+# Up to so many columns, LAPACK factors the whole Hessian, in two copies of it; of more, `_PANEL` at
 # a time, in place.
-WHOLE, PANEL = 4096, 256
+_WHOLE, _PANEL = 4096, 256
 
 FLOAT64 = np.dtype(np.float64)
 Statistics = Literal["squares", "products"]
@@ -47,7 +47,7 @@ class SharedFactor:
     last column backwards, upper triangular with a positive diagonal.
 
     Args:
-        outer: [C, C], symmetric and finite; H is `scale` times this.
+        outer: [C, C], symmetric and finite; H is `scale` times this. `squares` is its diagonal.
         scale: 2 / n for outer products of n sequences.
 
     Source: SparseGPT (peer), which inverts H first.
@@ -61,13 +61,35 @@ class SharedFactor:
 
     def __init__(self, outer: Floats, scale: float = 1.0) -> None:
         self.outer, self._scale, self._lock = outer, scale, Lock()
+        self.squares = outer.diagonal().copy()
         self._dead: Bools | None = None
+        self._inverse: tuple[Floats, Floats] | None = None
         self._refusal: RefimplError | None = None  # of all who ask
 
     @classmethod
     def of(cls, hessian: "Hessian") -> "SharedFactor":
         """That of a copy, if it is none yet."""
         return hessian if isinstance(hessian, cls) else cls(np.array(hessian, dtype=np.float64))
+
+    def checked(self, weight: npt.ArrayLike) -> npt.NDArray[Any]:
+        """A weight [out, in]; refuses one that the Hessian does not fit, and NaN or Inf."""
+        w = np.asarray(weight)
+        if w.ndim != 2 or w.size == 0 or self.outer.shape != w.shape[1:] * 2:
+            raise RefimplError(
+                f"a Hessian of shape {self.outer.shape} for a weight of shape {w.shape}",
+                "[in, in] for [out, in]",
+                "collect the Hessian from the inputs of this linear",
+            )
+        require_finite(w)
+        return w
+
+    def inverse(self, invert: Callable[[Floats], tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+        """What a function makes of `outer` before it is factored, once for all prunings by it."""
+        with self._lock:
+            if self._inverse is None:
+                require_finite(self.outer)
+                self._inverse = invert(self.outer)
+            return self._inverse
 
     def factored(self, damping: float) -> tuple[Floats, Bools]:
         """V, with the damping of the first call, a share of mean(diag H); and where H_dd was 0.
@@ -105,7 +127,7 @@ def _factor_in_place(h: Floats) -> bool:
     Until all of V is known, H stays below the diagonal. Columns K of H, up to their own rows, less
     V V^T of the columns L after them, are V V_KK^T: V_IK = (H_IK - V_IL V_KL^T) V_KK^-T.
     """
-    size, step = len(h), PANEL if len(h) > WHOLE else len(h)
+    size, step = len(h), _PANEL if len(h) > _WHOLE else len(h)
     panels = [slice(max(0, end - step), end) for end in range(size, 0, -step)]
     for at in panels:
         own, above, later = h[at, at], h[: at.start, at], h[at, at.stop :]
@@ -136,7 +158,7 @@ Hessian = npt.ArrayLike | SharedFactor
 def inverse_of_upper(upper: Floats) -> Floats:
     """Invert a triangle by halves: [[A, B], [0, D]]^-1 = [[A^-1, -A^-1 B D^-1], [0, D^-1]]."""
     size = len(upper)
-    if size <= LEAF:
+    if size <= _LEAF:
         return np.asarray(np.linalg.inv(upper), np.float64)  # LU of a triangle is itself
     half = size // 2
     inverse: Floats = np.zeros_like(upper, order="C")
@@ -187,6 +209,13 @@ class LinearInputs:
         return self.sums / self.sequences
 
     @property
+    def shared(self) -> SharedFactor:
+        """The factor of H = (2/n) sum x x^T, with SparseGPT's scale."""
+        if isinstance(self.total, SharedFactor):
+            return self.total
+        return SharedFactor(np.array(self.sums, np.float64), 2 / self.sequences)
+
+    @property
     def sums(self) -> Floats:
         """The statistic that a pruner with `needs` is sure to get."""
         if self.total is None:
@@ -206,15 +235,15 @@ class Pruner(Checked):
     Args:
         name: Value of --pruner.
         title: Name in texts.
-        source: Where it was published, and the code that `keep_peer` reproduces.
+        source: Where it was published, and its code.
         score: From a linear to the score of every weight, [out, in]; the lowest are removed.
-        keep: From scores and a count to the weights that stay, [out, in]; by default all but the
-            lowest of the linear.
-        keep_peer: The same from scores and a fraction, as the published code decides; None if
-            there is none.
+        keep: From scores and a count to the weights that stay, [out, in]; from a fraction, a float,
+            as the published code decides. By default all but the lowest of the linear.
         compensate: In place of all these, for pruners that change the weights that stay.
         needs: Statistic of the linear's inputs; None for pruners that look at weights alone.
         options: Which fields of `PrunerOptions` it uses.
+        matrices: Matrices [in, in] that it holds of each input, if it needs products.
+        peer: Whether `compat="peer"` reproduces published code.
         deviations: How the published code differs.
     """
 
@@ -222,17 +251,13 @@ class Pruner(Checked):
     title: str
     source: str
     score: Callable[[LinearInputs], Floats] | None = None
-    keep: Callable[[Floats, int], Bools] | None = None
-    keep_peer: Callable[[Floats, float], Bools] | None = None
+    keep: Callable[[Floats, Any], Bools] | None = None
     compensate: Callable[[LinearInputs, Compat], PrunedWeight] | None = None
     needs: Statistics | None = None
     options: tuple[Literal["damping", "seed"], ...] = ()
+    peer: bool = False
+    matrices: int = 1
     deviations: str = ""
-
-    @property
-    def has_peer(self) -> bool:
-        """Whether there is published code to reproduce."""
-        return self.keep_peer is not None or self.compensate is not None
 
 
 def pruners() -> dict[str, Pruner]:

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Bools, Floats, NotNegative, checked, integer, require, score_matrix
+from refimpl.arguments import Bools, Floats, Fraction, checked, integer, require, score_matrix
 from refimpl.errors import RefimplError
 from refimpl.pruners.pruner import LinearInputs, Pruner
 
@@ -50,15 +50,16 @@ def wanda_score(weight: npt.ArrayLike, second_moment: npt.ArrayLike) -> Floats:
 
 
 @checked
-def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
+def wanda_keep(score: npt.ArrayLike, count: int | Fraction) -> Bools:
     """Decide which weights stay if every row loses its lowest scores, `count` in all.
 
     n div R of every row; the n mod R others from the rows whose next candidate scores lowest,
-    ties to the lower row; within a row ties to the lowest column.
+    ties to the lower row; within a row ties to the lowest column. Of a fraction s, as Wanda's code
+    takes it: int(C s) of every row.
 
     Args:
         score: [R, C], without NaN.
-        count: Weights to prune n, 0 <= n <= R C.
+        count: Weights to prune n, 0 <= n <= R C; or, as a float, the fraction s.
 
     Returns:
         keep, [R, C], True = stays; exactly n are False.
@@ -68,16 +69,21 @@ def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
 
     Source: Wanda (peer); docs/explanation/method.md, "The budget, exactly".
 
-    Differs: Wanda's code prunes `int(C s)` per row and leaves the rest (38 of 64 columns at 0.6);
-    this meets the count.
+    Differs: Wanda's code prunes `int(C s)` per row and leaves the rest (38 of 64 columns at 0.6); a
+    count is met.
 
     Example:
         >>> wanda_keep([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]], 3).astype(int)
         array([[1, 0, 1],
                [0, 0, 1]])
+        >>> wanda_keep([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]], 0.6).astype(int)
+        array([[1, 0, 1],
+               [0, 1, 1]])
     """
     matrix = score_matrix(score)
     rows, columns = matrix.shape
+    if isinstance(count, float):
+        count = rows * int(columns * count)
     require(count, integer(0, rows * columns), "count")
     base, extra = divmod(int(count), rows)
     rank = base if extra else max(base - 1, 0)
@@ -99,36 +105,13 @@ def wanda_keep(score: npt.ArrayLike, count: int) -> Bools:
     return keep
 
 
-@checked
-def wanda_keep_peer(score: npt.ArrayLike, sparsity: NotNegative) -> Bools:
-    """Decide as Wanda's code does: each row loses its int(C s) lowest scores, or all if s >= 1.
-
-    Ties go to the lowest column.
-
-    Args:
-        score: [R, C], without NaN.
-        sparsity: s, at least 0; may exceed 1.
-
-    Returns:
-        keep, [R, C], True = stays.
-
-    Raises:
-        RefimplError: The score is not a matrix or holds NaN, or the sparsity is negative or NaN.
-
-    Source: Wanda (peer); docs/explanation/method.md, "exact and peer".
-
-    Example:
-        >>> wanda_keep_peer([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]], 0.6).astype(int)
-        array([[1, 0, 1],
-               [0, 1, 1]])
-    """
-    matrix = np.asarray(score_matrix(score), np.float64)
-    rows, columns = matrix.shape
-    return wanda_keep(matrix, rows * min(int(columns * sparsity), columns))
-
-
 def _score(linear: LinearInputs) -> Floats:
     return wanda_score(linear.weight, linear.mean)
+
+
+def _keep(score: Floats, count: int | float) -> Bools:
+    """The code prunes all of a row that should lose more."""
+    return wanda_keep(score, min(count, 1.0) if isinstance(count, float) else count)
 
 
 WANDA = Pruner(
@@ -137,8 +120,8 @@ WANDA = Pruner(
     "arXiv:2306.11695; its code, `lib/prune.py`",
     needs="squares",
     score=_score,
-    keep=wanda_keep,
-    keep_peer=wanda_keep_peer,
+    keep=_keep,
+    peer=True,
     deviations="the code prunes `int(C s)` of every row, and all of a row that should lose more "
     "than all; here the counts are exact",
 )

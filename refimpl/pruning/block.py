@@ -78,26 +78,23 @@ class PrunedLinear:
         return weights.without(f"{name}.weight", self.keep) if self.new is None else self.new
 
 
-def product_bytes(linears: Shapes) -> dict[str, int]:
-    """Bytes of a block's sums of outer products, by trace point."""
-    return {input_of(name): 8 * width**2 for name, (_, width) in linears.items()}
+def product_bytes(linears: Shapes, pruner: PrunerOptions) -> dict[str, int]:
+    """Bytes of the matrices that pruning a block holds, by trace point; none if none are needed."""
+    each = 8 * pruner.matrices if pruner.needs == "products" else 0
+    return {input_of(name): each * width**2 for name, (_, width) in linears.items()}
 
 
-def matrix_bytes(linears: Linears, needs: Statistics | None) -> int:
-    """Bytes of the outer products of the block that has most; 0 if none are needed."""
-    each = (sum(product_bytes(block).values()) for block in linears)
-    return max(each, default=0) if needs == "products" else 0
+def matrix_bytes(linears: Linears, pruner: PrunerOptions) -> int:
+    """Bytes of the matrices of the block that has most."""
+    return max((sum(product_bytes(block, pruner).values()) for block in linears), default=0)
 
 
-def portions(
-    linears: Shapes, needs: Statistics | None, memory: float
-) -> list[Collection[str] | None]:
+def portions(linears: Shapes, pruner: PrunerOptions, memory: float) -> list[Collection[str] | None]:
     """Trace points whose sums are in memory together.
 
     A block's outer products are summed a trace point at a time if all exceed half of the memory.
     """
-    sizes = product_bytes(linears)
-    if needs != "products" or 2 * sum(sizes.values()) <= memory:
+    if 2 * sum(product_bytes(linears, pruner).values()) <= memory:
         return [None]
     return [(point,) for point in inputs_of(linears)]
 
@@ -192,7 +189,7 @@ def pruned_linears(
         dtype = weight.dtype if new_dtype is None else new_dtype(name)
         array = total.outer if isinstance(total, SharedFactor) else total
         # Of an expert that saw no token, the lowest magnitudes are removed.
-        idle = pruner.record.needs is not None and saw_no_token(name, array)
+        idle = pruner.needs is not None and saw_no_token(name, array)
         how = PrunerOptions(MAGNITUDE) if idle else pruner
         place = block, j
         try:

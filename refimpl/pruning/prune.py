@@ -66,13 +66,13 @@ def check_prune(model: Model, out: Path, force: bool) -> None:
 
 def calibration_memory(model: Model, pruner: PrunerOptions, tokens: int, settings: Settings) -> int:
     """The memory for states and outer products of so many tokens; too little is refused."""
-    config, needs = model.config, pruner.record.needs if tokens else None
-    memory = parse_memory(settings.memory, matrix_bytes(config.linears, needs))
+    config = model.config
+    memory = parse_memory(settings.memory, matrix_bytes(config.linears, pruner))
     need = state_bytes(config, 2 * tokens, settings.dtype)
     thing, size = "the calibration's residual states", f"{tokens} tokens, before and after a block"
-    if needs == "products":
+    if tokens and pruner.needs == "products":
         thing, size = f"{thing} and outer products", f"{size}, and the products of one input"
-        need += max(x for block in config.linears for x in product_bytes(block).values())
+        need += max(x for block in config.linears for x in product_bytes(block, pruner).values())
     require_memory(memory, need, thing, size, "fewer `samples`")
     return memory
 
@@ -206,13 +206,13 @@ def _prune_blocks(
     files: PrunedFiles,
 ) -> None:
     """Prune each block that an earlier run has not finished, and pass the pruned ones."""
-    config, needs = model.config, pruner.record.needs
+    config, needs = model.config, pruner.needs
     workers, dtype = resources.workers, resources.dtype
     done, last = len(files.counts), config.num_blocks - 1
     if done > last:
         return
     stream = None if inputs is None else Stream(model, dict(enumerate(inputs)), dtype)
-    cut = [portions(linears, needs, resources.memory) for linears in config.linears]
+    cut = [portions(linears, pruner, resources.memory) for linears in config.linears]
     resources.total = last + 1 - done
     if stream is not None:
         resources.total += (sum(map(len, cut[done:])) + last) * len(stream.states)
@@ -242,13 +242,12 @@ def _prune_blocks(
 
 def _calibration(model: Model, pruner: PrunerOptions, tokens: Tokens | None) -> Array | None:
     """Checked ids [N, S] for a pruner that needs inputs; else None."""
-    record = pruner.record
-    if record.needs is None:
+    if pruner.needs is None:
         return None
     if tokens is None:
         alone = next(x.name for x in pruners().values() if x.needs is None)
         raise RefimplError(
-            f"{record.name} without calibration tokens",
+            f"{pruner.record.name} without calibration tokens",
             "token ids: the pruner looks at the inputs of linears",
             f"pass tokens, or use {alone}",
         )

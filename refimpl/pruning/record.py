@@ -101,6 +101,7 @@ class Pruning(Document, frozen=True, kw_only=True):
     method: str  # the pruner
     damping: float | None = None  # of SparseGPT's Hessian
     seed: int | None = None  # of the pruner random
+    refit: bool = False
     compat: Literal["exact", "peer"]
     pattern: str | None  # n:m, n zeros in m consecutive inputs
     requested_sparsity: Fraction  # total_requested / total_weights

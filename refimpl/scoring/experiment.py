@@ -27,8 +27,7 @@ Addresses = tuple[Address, ...]
 
 def probing_bytes(config: Config, plan: Perturbation) -> int:
     """Bytes of a block's outer products, if the probes need them."""
-    needs = plan.pruner_options.record.needs if isinstance(plan, Probes) else None
-    return matrix_bytes(config.linears, needs)
+    return matrix_bytes(config.linears, plan.pruner_options) if isinstance(plan, Probes) else 0
 
 
 def stacks(states: Iterable[Address], length: int) -> list[Addresses]:

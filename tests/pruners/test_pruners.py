@@ -22,10 +22,10 @@ from refimpl.pruners.counts import (
     split_count,
 )
 from refimpl.pruners.decision import PrunerOptions, decision
-from refimpl.pruners.magnitude import magnitude_keep_peer
-from refimpl.pruners.pruner import PrunedWeight, SharedFactor, inverse_of_upper
-from refimpl.pruners.sparsegpt import compensated, hessian, sparsegpt, sparsegpt_peer
-from refimpl.pruners.wanda import wanda_keep_peer
+from refimpl.pruners.magnitude import magnitude_keep
+from refimpl.pruners.pruner import LinearInputs, PrunedWeight, SharedFactor, inverse_of_upper
+from refimpl.pruners.sparsegpt import compensated, sparsegpt
+from refimpl.pruners.wanda import WANDA, wanda_keep
 
 Rule = Callable[[Floats], Bools]
 
@@ -336,14 +336,15 @@ def test_the_hessian_has_the_peers_scale() -> None:
     for seen, sequence in enumerate(x):  # a running mean, as the peer's
         running = running * (seen / (seen + 1)) + 2 / (seen + 1) * sequence.T @ sequence
     outer = np.einsum("nti,ntj->ij", x, x)
-    np.testing.assert_allclose(hessian(outer, 3), running, rtol=1e-13)
-    refusal_of(hessian, outer, 0, says="0 sequences")
+    upper, _ = LinearInputs(np.ones((1, 5)), outer, 3, 1, 0.0, 0, (0, 0)).shared.factored(0)
+    np.testing.assert_allclose(upper @ upper.T, running, rtol=1e-12)
 
 
 @given(matrices(ties, 4, 9), st.floats(0, 1.5))
 def test_wanda_as_its_code_decides(weight: Floats, sparsity: float) -> None:
     score = np.abs(weight)
-    keep = wanda_keep_peer(score, sparsity)
+    assert WANDA.keep is not None
+    keep = WANDA.keep(score, sparsity)
     for row, kept in zip(score, keep, strict=True):
         np.testing.assert_array_equal(kept, lowest(row, min(int(row.size * sparsity), row.size)))
 
@@ -351,7 +352,7 @@ def test_wanda_as_its_code_decides(weight: Floats, sparsity: float) -> None:
 @given(matrices(ties, 4, 9), st.floats(0, 0.999))
 def test_magnitude_as_its_code_decides(weight: Floats, sparsity: float) -> None:
     score = np.abs(weight)
-    keep = magnitude_keep_peer(score, sparsity)
+    keep = magnitude_keep(score, sparsity)
     np.testing.assert_array_equal(keep, above_threshold(score, sparsity))
     assert int((~keep).sum()) > int(score.size * sparsity)
 
@@ -363,7 +364,7 @@ def test_sparsegpt_as_its_code_decides(
     weight, h = problem(seed, *shape)
     dead = data.draw(hnp.arrays(bool, shape[1], elements=st.sampled_from([False, False, True])))
     h[dead] = h[:, dead] = 0
-    found = sparsegpt_peer(weight, h, sparsity, width=width)
+    found = sparsegpt(weight, h, sparsity, width=width, compat="peer")
     start = np.where(dead, 0, weight)
     expected = by_elimination(start, h, sparsity, width=width)
     same(found, PrunedWeight(expected.keep & ~dead, expected.weight))
@@ -374,7 +375,7 @@ def test_sparsegpt_as_its_code_decides(
 def test_the_peers_pattern_loses_dead_inputs_on_top(seed: int, rows: int, groups: int) -> None:
     weight, h = problem(seed, rows, 4 * groups)
     h[:3] = h[:, :3] = 0
-    found = sparsegpt_peer(weight, h, Pattern(2, 4))
+    found = sparsegpt(weight, h, Pattern(2, 4), compat="peer")
     pruned = (~found.keep).reshape(rows, groups, 4).sum(axis=2)
     assert (pruned[:, 0] == 3).all()
     assert (pruned[:, 1:] == 2).all()
@@ -384,17 +385,17 @@ def test_the_peers_pattern_loses_dead_inputs_on_top(seed: int, rows: int, groups
 @pytest.mark.parametrize("sparsity", [1.0, 1.3, -0.1, float("nan"), float("inf")])
 def test_sparsities_at_which_the_peers_fail(sparsity: float) -> None:
     weight, h = problem(14, 3, 5)
-    refusal_of(magnitude_keep_peer, np.abs(weight), sparsity, says="sparsity")
-    refused = str(refusal_of(sparsegpt_peer, weight, h, sparsity))
+    refusal_of(magnitude_keep, np.abs(weight), sparsity, says=str(sparsity))
+    refused = str(refusal_of(sparsegpt, weight, h, sparsity, compat="peer"))
     assert "sparsity" in refused or "target" in refused
     if not sparsity >= 1 or sparsity == np.inf:
-        refusal_of(wanda_keep_peer, np.abs(weight), sparsity, says="sparsity")
+        refusal_of(wanda_keep, np.abs(weight), sparsity, says=str(sparsity))
 
 
 def test_the_peers_refuse_nan_too() -> None:
     spoiled = np.array([[1.0, float("nan")]])
-    for decide in (wanda_keep_peer, magnitude_keep_peer):
+    for decide in (wanda_keep, magnitude_keep):
         refusal_of(decide, spoiled, 0.5, says="NaN")
-    refusal_of(sparsegpt_peer, spoiled, np.eye(2), 0.5, says="NaN")
+    refusal_of(sparsegpt, spoiled, np.eye(2), 0.5, compat="peer", says="NaN")
     says = "(3, 3) for a weight of shape (1, 2)"
-    refusal_of(sparsegpt_peer, [[1.0, 2.0]], np.eye(3), 0.5, says=says)
+    refusal_of(sparsegpt, [[1.0, 2.0]], np.eye(3), 0.5, compat="peer", says=says)

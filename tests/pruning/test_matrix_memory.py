@@ -34,8 +34,8 @@ CONFIG = config_of("llama", intermediate_size=WIDE, num_hidden_layers=1, head_di
 @pytest.fixture
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matrices of more than 24 inputs count as large."""
-    monkeypatch.setattr(pruner_module, "WHOLE", 24)
-    monkeypatch.setattr(pruner_module, "PANEL", 9)
+    monkeypatch.setattr(pruner_module, "_WHOLE", 24)
+    monkeypatch.setattr(pruner_module, "_PANEL", 9)
     monkeypatch.setattr(stream, "ONE_PRODUCT", 24)
     monkeypatch.setattr(stream, "ROWS_AT_ONCE", 10)
 
@@ -46,7 +46,7 @@ def test_one_matrix_is_factored_in_its_place(
     whole: int, together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sum of an input, its Hessian and its factor are one matrix; with little memory, alone."""
-    monkeypatch.setattr(pruner_module, "WHOLE", whole)
+    monkeypatch.setattr(pruner_module, "_WHOLE", whole)
     monkeypatch.setattr(stream, "ONE_PRODUCT", whole)
     monkeypatch.setattr(stream, "ROWS_AT_ONCE", 128)
     model = read_model(sparse(tmp_path / "wide", CONFIG))
@@ -80,8 +80,9 @@ def test_results_do_not_depend_on_memory(case: str, threads: int, tmp_path: Path
     one, other = ((tmp_path / x / "model.safetensors").read_bytes() for x in ("least", "most"))
     assert one == other
     linears = read_model(FIXTURES / case).config.linears[0]
-    assert portions(linears, "products", inf) == portions(linears, "squares", 0) == [None]
-    assert len(portions(linears, "products", least)) == len(inputs_of(linears))
+    sparsegpt, wanda = PrunerOptions("sparsegpt"), PrunerOptions("wanda")
+    assert portions(linears, sparsegpt, inf) == portions(linears, wanda, 0) == [None]
+    assert len(portions(linears, sparsegpt, least)) == len(inputs_of(linears))
 
 
 def test_scores_by_probes_of_sparsegpt_have_room_for_its_matrices() -> None:
@@ -113,6 +114,6 @@ def test_a_large_matrix_is_factored_in_parts(columns: int, monkeypatch: pytest.M
     h[3, 3] = -0.02 * np.diag(h).sum() / columns
     parts = SharedFactor.of(h)
     said = [refusal_of(parts.factored, 0.01, remedy="a larger damping") for _ in range(2)]
-    monkeypatch.setattr(pruner_module, "WHOLE", columns)
+    monkeypatch.setattr(pruner_module, "_WHOLE", columns)
     said.append(refusal_of(SharedFactor.of(h).factored, 0.01))
     assert len(set(map(str, said))) == 1  # another linear fails alike

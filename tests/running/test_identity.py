@@ -36,7 +36,7 @@ OTHER: dict[type[Any], dict[str, Any]] = {  # another value of each field
         "strength": 0.1, "max_correction": 0.3, "lo": 0.1, "hi": 0.8,
         "compat": "peer",
     },
-    PrunerOptions: {"pruner": "sparsegpt", "damping": 0.1, "seed": 4},
+    PrunerOptions: {"pruner": "sparsegpt", "damping": 0.1, "seed": 4, "refit": True},
     Settings: {"dtype": "float64"},
 }  # fmt: skip
 SCHEDULING = {"threads", "memory", "executor", "progress", "finished"}
