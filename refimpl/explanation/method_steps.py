@@ -26,7 +26,7 @@ from refimpl.scoring.score import score
 
 # Pages of the tutorial.
 PERTURB, ABSORPTION, DIVERGENCE = "2-drift", "3-coefficient", "7-divergence"
-BASES, ALLOCATION, PRUNE = "4-bases", "5-correction", "6-prune"
+_BASES, ALLOCATION, PRUNE = "4-bases", "5-correction", "6-prune"
 
 
 def method_steps(plan: Perturbation, request: Request) -> list[Step]:
@@ -48,8 +48,8 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
         Step("drift", PERTURB, (perturbation.deviation, block), _drift),
         Step("ratio", ABSORPTION, ratio, _ratio),
         Step("coefficient", ABSORPTION, (absorption_coefficient, *divergence, score), _coefficient),
-        Step("signals", BASES, (wanda_score, *ranked), _signals),
-        Step("base", BASES, base, _base),
+        Step("signals", _BASES, (wanda_score, *ranked), _signals),
+        Step("base", _BASES, base, _base),
         Step("growth", DIVERGENCE, growth if request.measured else (), _growth),
         Step("correction", ALLOCATION, move if exact and fixed else (), _correction),
         Step("projection", ALLOCATION, (projection.project,) if exact else (), _projection),
