@@ -41,24 +41,19 @@ HOSTILE: Mapping[type, tuple[Any, ...]] = {
 }
 # Results: no function takes one that somebody else made, but for scores and allocations.
 RESULTS = {
-    *("Allocation", "Estimate", "Evaluation", "Explanation", "Forward"),
-    *("Inspection", "Model", "Pruning", "Scores", "RefimplError", "Deviation"),
-    *("PowerLaw", "RunningDivergence", "Case", "Report", "Place"),
+    *("Allocation", "Case", "Evaluation", "Explanation", "Forward", "Inspection", "Model"),
+    *("PowerLaw", "Report", "RunningDivergence", "Scores"),
 }
 # Formulas over arrays, which other kinds of arrays pass, too: those that an export records.
 OF_ARRAYS = ("refimpl.model.", "refimpl.method.absorption", "refimpl.method.perturbation")
-# Of a case that `check` has checked: it calls them, and nobody else.
-OF_STEPS = {"misses_budget", "unchanged", "coarse_step", "trivial_answer", "steps", "signal_of"}
-OF_STEPS |= {"every_array", "is_step", "case_inputs", "is_choice", "entries", "stepwise_steps"}
-OF_STEPS |= {"require_steps", "asked_steps", "decide_groups", "above_threshold", "allocated"}
-# Of a spectrum that `alphapruning_alpha` has checked.
-OF_SPECTRUM = {"finite_matrix", "positions", "heights", "peak", "candidates", "tails", "least_ks"}
-OF_SPECTRUM |= {"certain_law"}
+# Of a case that `check` has checked, or of a spectrum: it calls them, and nobody else.
+OF_STEPS = {"asked_steps", "case_inputs", "coarse_step", "entries", "every_array", "is_choice"}
+OF_STEPS |= {"is_step", "peak", "require_steps", "signal_of", "steps", "stepwise_steps"}
 # What a package that adds a base or a pruner writes, and what its functions are called with.
 OF_RECORDS = {"spread", "by_share", "floored", "is_flat", "relative", "mean_score", "compensated"}
 OF_RECORDS |= {"inverse_of_upper", "require_finite", "PrunedWeight"}
 RECORDS = {"Base", "Option", "Pruner", "BaseInputs", "BlockInputs", "LinearInputs"}
-LEFT_OUT = RESULTS | OF_STEPS | OF_SPECTRUM | OF_RECORDS | RECORDS
+LEFT_OUT = RESULTS | OF_STEPS | OF_RECORDS | RECORDS
 GOOD = [  # and not elsewhere
     *(
         ("progress", True),

@@ -142,19 +142,6 @@ def test_force_replaces_an_old_file(tmp_path: Path) -> None:
 # Tokens
 
 
-def tokens_line(text: str) -> str:
-    return " ".join(re.findall(r"^tokens +(.*\n(?: .*\n)*)", text, re.MULTILINE)[0].split())
-
-
-def test_the_header_says_where_tokens_came_from(tmp_path: Path) -> None:
-    random, other = (tokens_line(scored("--tokens", "random", "--seed", n)) for n in (0, 5))
-    assert "2 x 12, drawn uniformly from 264 ids with seed 0 (no text was given)" in random
-    assert other.split("sha256")[1] != random.split("sha256")[1]
-    np.save(tmp_path / "ids.npy", np.arange(60).reshape(3, 20))
-    ids = tokens_line(ran("score", LLAMA, "--tokens", tmp_path / "ids.npy"))
-    assert ids.startswith("3 x 20, ids.npy")
-
-
 @pytest.mark.parametrize(("limit", "length"), [(64, 64), (128, 128), (2048, 128)])
 def test_the_default_is_4_samples_of_128_or_what_the_model_allows(
     limit: int, length: int, tmp_path: Path
@@ -213,17 +200,6 @@ def test_progress_shows_the_time_left_on_a_terminal() -> None:
     assert len({time for found in left for _, time in found}) > 3
     percents = [int(percent) for found in left for percent, _ in found]
     assert percents == sorted(percents)
-
-
-def test_every_bar_of_prune_ends_before_the_next_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    words = ("--sparsity", "50%", *SMALL, "--pruner", "magnitude")
-    result = run("prune", LLAMA, "-o", tmp_path / "out", *words, err_terminal=True)
-    lines = re.sub(r"\x1b\[\?25[lh]", "", result.err).split("\n")[:-1]  # the cursor, hidden
-    bars = [re.findall(r"(\w+) .* (\d+)%", line.split("\r")[-1]) for line in lines]
-    assert bars == [[(x, "100")] for x in ("scoring", "pruning")]
 
 
 @pytest.mark.parametrize(("term", "terminal"), [("dumb", True), ("xterm", False)])

@@ -5,7 +5,6 @@ package axe-core, which checks the site and the report for what keeps people out
 """
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -150,45 +149,3 @@ def focus(page: Any, wanted: str) -> None:
         if page.evaluate(f"document.activeElement.matches({wanted!r})"):
             return
     raise AssertionError(f"Tab does not reach {wanted}")
-
-
-def test_keys_are_enough(opened: Any) -> None:
-    page = opened("how-to/prune", permissions=["clipboard-read", "clipboard-write"])
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
-    page.keyboard.press("Enter")
-    assert page.url.endswith("#furo-main-content")
-
-    focus(page, "button.copybtn")
-    page.keyboard.press("Enter")
-    copied = page.evaluate("navigator.clipboard.readText()")
-    assert re.fullmatch(r"refimpl prune fixtures/llama -o half .*", copied)  # no prompt, no output
-
-    page = opened("index", 1280)  # without space for the contents of the page
-    page.click(".toc-content-icon")
-    page.wait_for_function(
-        "document.querySelector('.toc-tree').getBoundingClientRect().right < 1280"
-    )
-
-    page = opened("index")
-    theme = page.evaluate("document.body.dataset.theme")
-    focus(page, "button.theme-toggle")
-    page.keyboard.press("Enter")
-    assert page.evaluate("document.body.dataset.theme") != theme
-
-    page = opened("index")
-    focus(page, "input[name=q]")
-    page.keyboard.type("absorption coefficient")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("ul.search li a")
-    focus(page, "ul.search li a")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("article h1")
-    assert "search.html" not in page.url
-
-
-def test_wide_code_scrolls_by_keys(opened: Any) -> None:
-    page = opened("how-to/prune", 400)
-    focus(page, "pre[tabindex]")
-    page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.activeElement.scrollLeft > 0")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from examples import ROOT
 from regions import regions
-from tutorial_sources import PAGES, code, filled, named
+from tutorial_sources import PAGES, filled, named
 
 LESSONS = [page for page in PAGES if page.name[0].isdigit()]
 SIDE = [page for page in PAGES if page not in LESSONS and page.name != "index.md"]
@@ -49,16 +49,6 @@ def test_every_function_of_pico_is_on_a_page_or_is_its_frame() -> None:
     assert functions - {name.rpartition(".")[2] for name in shown} == {
         "read", "samples", "rotate", "ln_p", "continued", "main",
     }  # fmt: skip
-
-
-def test_code_leaves_docstring_and_decorators_out_and_nothing_else() -> None:
-    assert (
-        code("refimpl.model.ops.relu")
-        == "def relu(x: Array) -> Array:\n    return np.maximum(x, 0)"
-    )
-    assert code("refimpl.method.absorption.surviving_drift").endswith("return ratio(last, first)")
-    assert "# compared, not subtracted" in code("refimpl.model.position_tables.causal_bias")
-    assert '"""R = ' in code("pico.drift")  # its formula
 
 
 def test_the_answer_on_the_first_page_is_what_the_last_one_prints() -> None:

@@ -1,6 +1,5 @@
 """Bytes: fused, transposed and interleaved tensors cut and joined, and files read unchanged."""
 
-import ast
 import json
 import struct
 from collections.abc import Callable
@@ -10,12 +9,11 @@ from typing import Any
 
 import numpy as np
 from checkpoints import save_tensors
-from conftest import FIXTURES
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from refimpl.loading.files.safetensors_file import SafetensorsFile
+from refimpl.loading.files.safetensors_file import SafetensorsFile, write_arrays
 from refimpl.model.ops import Array
 from refimpl.model.weight import OWN_TENSOR, STORED_DTYPES, Layout, extract, paste
 
@@ -119,35 +117,24 @@ def read_by_hand(path: Path) -> dict[str, Array]:
     return arrays
 
 
-@given(ARRAYS, st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=2))
-def test_contiguous_copies_of_any_strides_are_written_and_read_unchanged(
-    scratch: Path, plan: dict[str, Any], metadata: dict[str, str]
+@given(ARRAYS)
+def test_arrays_of_any_strides_are_written_and_read_unchanged(
+    scratch: Path, plan: dict[str, Any]
 ) -> None:
+    """The library silently writes other bytes for arrays that are not contiguous."""
     path = scratch / "any.safetensors"
     arrays = {
         name: STRIDES[strides](random_bytes(shape, dtype, seed).astype(dtype))
         for name, (dtype, shape, strides, seed) in plan.items()
     }
-    save_tensors(path, arrays, metadata)
+    path.unlink(missing_ok=True)  # the arrays of an example may be mapped
+    write_arrays(path, arrays)
     by_hand, file = read_by_hand(path), SafetensorsFile(path)
     assert by_hand.keys() == file.tensors.keys() == arrays.keys()
-    assert file.metadata == metadata
     for name, array in arrays.items():
         assert contents(by_hand[name]) == contents(array)
         if file.tensors[name].dtype in STORED_DTYPES:
             assert contents(file.tensors[name].array) == contents(array)
-
-
-def test_only_contiguous_arrays_reach_the_library() -> None:
-    """It silently writes other bytes for any others: each caller copies its arrays first."""
-    callers = 0
-    sources = ((x, x.read_text("utf-8")) for x in (FIXTURES.parent / "refimpl").rglob("*.py"))
-    for path, source in sources:
-        for node in ast.walk(ast.parse(source)) if "save_file(" in source else ():
-            if isinstance(node, ast.FunctionDef) and "save_file(" in ast.unparse(node):
-                callers += 1
-                assert "np.ascontiguousarray(" in ast.unparse(node), f"{path.name}: {node.name}"
-    assert callers >= 1
 
 
 def test_a_mapped_file_may_be_replaced(tmp_path: Path) -> None:
