@@ -96,7 +96,7 @@ def choice(random: Random) -> tuple[str, tuple[str, str, str]]:
 
     sort = random.choice([*GROUPS])
     record = random.choice([*({"base": bases, "pruner": pruners}[sort]()).values()])
-    functions = ("signal", "allocation") if sort == "base" else ("score", "keep", "keep_peer")
+    functions = ("signal", "allocation") if sort == "base" else ("score", "keep")
     names = [name for name in functions if getattr(record, name)]
     if getattr(record, "compensate", None):
         names += ["compensate keep", "compensate weight"]
