@@ -142,6 +142,12 @@ class Base(Checked):
     formulas: tuple[Callable[..., Any], ...] = ()
     deviations: str = ""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.needs is None) != (self.signal is None):
+            problem = f"base {self.name} has only one of `needs` and `signal`"
+            raise RefimplError(problem, "both or neither", "correct the `Base`")
+
     def checked(self, options: Mapping[str, Any]) -> dict[str, Value]:
         """All options: those that are given, checked, and the defaults of the others."""
         if unknown := options.keys() - self.options.keys():

@@ -219,11 +219,7 @@ class LinearInputs:
     def sums(self) -> Floats:
         """The statistic that a pruner with `needs` is sure to get."""
         if self.total is None:
-            raise RefimplError(
-                "a pruner without `needs` reads sums over inputs",
-                "`needs` squares or products",
-                "correct `needs` of this `Pruner`",
-            )
+            raise RefimplError("sums without `needs`", "squares or products", "correct it")
         total = self.total.outer if isinstance(self.total, SharedFactor) else self.total
         return read_only(total)
 

@@ -12,12 +12,11 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from io import BufferedReader, BytesIO
 from math import inf
 from pathlib import Path
 from typing import IO, Any
-
-import numpy as np
 
 from refimpl.errors import RefimplError
 
@@ -183,6 +182,7 @@ class FinishedUnits:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._numpy = import_module("numpy")  # which the plugin of pytest does without
         with writing(folder):
             folder.mkdir(exist_ok=True)
 
@@ -191,7 +191,7 @@ class FinishedUnits:
         """The results by key of all units that are whole."""
         results = dict[str, Any]()
         for path in sorted(self.folder.glob("*.npz")):
-            with suppress(Exception), open_file(path) as file, np.load(file) as arrays:
+            with suppress(Exception), open_file(path) as file, self._numpy.load(file) as arrays:
                 # Whatever a damaged file leads to: the unit is made again. Nothing is unpickled.
                 results |= json.loads(
                     arrays[_TREE].tobytes(),
@@ -204,14 +204,14 @@ class FinishedUnits:
         path, arrays, archive = self.folder / f"{name}.npz", dict[str, Any](), BytesIO()
 
         def reference(x: Any) -> Any:
-            if isinstance(x, np.generic):
+            if isinstance(x, self._numpy.generic):
                 return x.item()
             arrays[str(len(arrays))] = x
             return {_ARRAY: str(len(arrays) - 1)}
 
         text = json.dumps(dict(results), default=reference).encode()
-        arrays[_TREE] = np.frombuffer(text, np.uint8)
-        np.savez(archive, **arrays)
+        arrays[_TREE] = self._numpy.frombuffer(text, "uint8")
+        self._numpy.savez(archive, **arrays)
         with writing(path), replaced(path) as beside:
             beside.write_bytes(archive.getbuffer())  # zipfile writes in many small pieces
 

@@ -6,9 +6,12 @@ Mechanisms are read off the models of the fixtures, deviations are measured agai
 values in these fixtures, and the graphs are run by ONNX Runtime.
 """
 
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from gates import CASES, GATES, UNRECORDED, expected_of, model_of, worst_point
 from regions import fill
@@ -16,161 +19,44 @@ from regions import fill
 from refimpl import Model, forward
 from refimpl.loading.config_json import COMPOSITES, TEXT_FAMILIES
 from refimpl.loading.families import FAMILIES, REFUSED
-from refimpl.model.config import BlockKind, Config
-from refimpl.model.mixers.softmax_attention import Attention, SharedAttention
-from refimpl.model.position_tables import Rope
+from refimpl.model.config import BlockKind, Config, Mixer
+from refimpl.model.experts import Experts
+from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.onnx.export import export
 from refimpl.onnx.session import onnxruntime
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "families.md"
 NAMES_PAGE = PAGE.with_name("names.md")
 DTYPES = ("float64", "float32")
+OPTIONAL = re.compile(r"(post|q|q_a|kv_a|width|rope|embed|state)_norm$|^sinks$|_proj.bias$")
 HEAD = f"| family | mechanisms | {' | '.join(DTYPES)} | ONNX |\n|---|---|---|---|---|\n"
 
 
-def norms(model: Model, roles: set[str]) -> Iterator[str]:
-    """The kind of the norms, and where they are."""
-    config, family = model.config, FAMILIES[model.config.family]
-    kind = "RMS norm" if config.norm == "rms" else "layer norm"
-    details = {
-        "gain + 1": family.norm_offset != 0,
-        "no weights": "attn_norm" in config.weightless_norms,
-        "no offset": config.norm == "layer" and not family.norm_bias,
-    }
-    shown = [detail for detail, holds in details.items() if holds]
-    yield f"{kind} ({', '.join(shown)})" if shown else kind
-    stored = (model.weights.get(f"blocks.0.{role}.weight") for role in ("attn_norm", "mlp_norm"))
-    attn, mlp = (weight and weight.stored.name for weight in stored)
-    if attn and attn == mlp:
-        yield "one norm for attention and MLP"
-    before = "attn_norm" in roles | set(config.weightless_norms)
-    if family.mixer_of:
-        yield "norms before or after, by what mixes tokens"
-    elif "attn_post_norm" in roles:
-        yield "norms before and after" if before else "norms after only"
-    if "embed_norm.weight" in model.weights:
-        yield "a norm of embeddings"
-    for role, where in {
-        "q_norm": "per head",
-        "q_width_norm": "over all heads",
-        "q_rope_norm": "after the rotation",
-    }.items():
-        if role in roles | set(config.weightless_norms):
-            yield f"q and k norm {where}" + ("" if role in roles else " (no weights)")
-    if "v_norm" in config.weightless_norms:
-        yield "v norm (no weights)"
-
-
-def rotation(rope: Rope | None, config: Config) -> str:
-    """The positions of one kind of block."""
-    if rope is None:
-        return "blocks without rotation"
-    part = "partial rotation" if rope.rotary_dim < config.head_dim else "rotary"
-    part += " of interleaved pairs" if rope.interleaved else ""
-    return part if rope.scaling == "default" else f"{part}, scaled ({rope.scaling})"
-
-
-def positions(model: Model) -> Iterator[str]:
-    """How positions enter, and which tokens a block sees."""
-    config, kinds = model.config, tuple[BlockKind, ...](dict.fromkeys(model.config.blocks))
-    if "pos_embed.weight" in model.weights:
-        yield "learned positions"
-    elif config.alibi:
-        yield "ALiBi in bfloat16" if config.alibi.rounded else "ALiBi"
-    else:
-        yield from dict.fromkeys(rotation(kind.rope, config) for kind in kinds)
-    windows = {kind.window is not None for kind in kinds}
-    what = "attention within chunks" if any(kind.chunked for kind in kinds) else "windows"
-    if True in windows:
-        yield f"{what} in some blocks" if False in windows else what
-    if any(kind.temperature for kind in kinds):
-        yield "queries that grow with the position"
-    if len({kind.rope.theta for kind in kinds if kind.rope}) > 1:
-        yield "two rotary bases"
-
-
-def mlp(model: Model) -> Iterator[str]:
-    """The MLP, or the experts in its place."""
-    config, experts = model.config, model.config.experts
-    yield f"{'gated' if config.gated else 'plain'} {config.activation}"
-    if config.gate_limit is not None:
-        yield "clamped gate"
-    if experts is not None:
-        details = {
-            experts.scoring: True,
-            "normalised": experts.normalised,
-            "scaled": experts.scaling != 1,
-            "in groups": experts.groups > 1,
-            "shared expert": experts.shared_size > 0,
-            "shares of inputs": experts.of_inputs,
-            "beside an MLP": any(kind.mixture == "beside" for kind in config.blocks),
-        }
-        yield f"experts ({', '.join(detail for detail, holds in details.items() if holds)})"
-        if not all(kind.mixture for kind in config.blocks):
-            yield "an MLP in some blocks"
-
-
-def others(model: Model, roles: set[str]) -> Iterator[str]:
-    """Constants, biases, and how the file stores the linears."""
-    config, family = model.config, FAMILIES[model.config.family]
-    parts = {
-        "an embedding per block": "block_embed_gate" in roles,
-        "a multiplier per block": "block_scale" in roles,
-        "parallel residual": config.parallel_residual,
-        "attention sinks": "sinks" in roles,
-        "soft caps": config.attn_soft_cap or config.final_soft_cap,
-        "q, k, v limited": config.qkv_limit,
-    }
-    yield from (words for words, holds in parts.items() if holds)
-    multipliers = {
-        "embedding": config.embed_scale,
-        "attention": config.attention_scale * config.head_dim**0.5,
-        "residual": config.residual_scale,
-        "logits": config.logit_scale,
-        "MLP": config.mlp_scale,
-    }
-    if scaled := [name for name, factor in multipliers.items() if abs(factor - 1) > 1e-9]:
-        yield f"multipliers ({', '.join(scaled)})"
-    biased = [name.removesuffix("_proj") for name in config.linears[0] if f"{name}:bias" in roles]
-    if biased:
-        every = len(biased) == len(config.linears[0])
-        yield "biases" if every else f"biases of {', '.join(biased)}"
-    if "lm_head.bias" in model.weights:
-        yield "bias of the head"
-    layouts = family.names.values()
-    if any(location.fused for location in layouts):
-        grouped = any(location.grouped for location in layouts)
-        yield "fused linears, head by head" if grouped else "fused linears"
-    if any(location.transposed for location in layouts):
-        yield "linears stored [in, out]"
-
-
-def mixers(model: Model) -> Iterator[str]:
-    """What mixes tokens in other ways than plain attention."""
-    for mixer in dict.fromkeys(kind.mixer for kind in model.config.blocks):
-        if isinstance(mixer, SharedAttention):
-            yield "keys and values of earlier blocks, where MLPs may be wider"
-        elif isinstance(mixer, Attention) and mixer.keys_as_values:
-            yield "keys as values in some blocks"
-        elif isinstance(mixer, Attention) and mixer.gate_width:
-            per = "head" if mixer.gate_width == 1 else "channel"
-            yield f"gate per {per}"
-        elif mixer.points and not isinstance(mixer, Attention):
-            every = all(kind.mixer == mixer for kind in model.config.blocks)
-            yield mixer.name.replace("_", " ") + ("" if every else " in some blocks")
-    if any(kind.mixture is None for kind in model.config.blocks):
-        yield "blocks of a mixer or an MLP alone"
-    shapes = (x.get("q_proj") for x in model.config.linears)
-    if len({shape for shape in shapes if shape}) > 1:
-        yield "heads of each block"
+def settings(part: Any) -> Iterator[str]:
+    """Fields of a configuration that are not at their defaults: words, or the names of others."""
+    for x in fields(part):
+        value = getattr(part, x.name)
+        number = type(value) in (int, float) and x.default is MISSING and x.name != "window"
+        shown = isinstance(part, Config | BlockKind | Experts) or isinstance(value, str | bool)
+        if number or not shown or x.name == "family" or value in (x.default, None, False, ()):
+            continue
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mixer):
+            yield from () if value.name == Attention.name else [value.name.replace("_", " ")]
+            yield from settings(value)
+        elif x.name == "blocks":
+            yield from (setting for kind in value for setting in settings(kind))
+        else:
+            yield x.name
+            yield from settings(value) if is_dataclass(value) else ()
 
 
 def mechanisms(model: Model) -> list[str]:
-    """What the forward does for this model, in words."""
-    inside = (n.split(".", 2)[2] for n in model.weights if n.startswith("blocks."))
-    roles = {n.removesuffix(".weight").replace(".bias", ":bias") for n in inside}
-    parts = norms(model, roles), positions(model), mixers(model), mlp(model), others(model, roles)
-    return [words for part in parts for words in part]
+    """What the configuration of a model sets, and weights that not all models have."""
+    roles = (n.split(".", 2)[-1].removesuffix(".weight") for n in model.weights)
+    some = {x if x.endswith(("norm", "sinks")) else "bias" for x in roles if OPTIONAL.search(x)}
+    return [*settings(model.config), *sorted(some)]
 
 
 def deviation(case: str, dtype: str) -> float:

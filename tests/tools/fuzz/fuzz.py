@@ -34,7 +34,7 @@ import own_records  # noqa: E402
 import typer  # noqa: E402
 from hub_server import Hub, serving  # noqa: E402
 from mutators import KINDS  # noqa: E402
-from regressions import REGRESSIONS, SIZES  # noqa: E402
+from regressions import REGRESSIONS  # noqa: E402
 from server import CPU, MEMORY, Left, adopt_orphans, run_forked  # noqa: E402
 from targets import (  # noqa: E402
     FuzzCase,
@@ -161,8 +161,6 @@ class Scratch:
             path.unlink()
             if case.mutator in KINDS:
                 KINDS[case.mutator](path, self.folder / case.file)
-            elif case.mutator in SIZES:
-                path.write_bytes(SIZES[case.mutator][2]())
             else:
                 path.write_bytes(case.content)
             before = state(self.copy)
@@ -229,13 +227,10 @@ def main() -> int:
     parser.add_argument("--only", type=int)
     parser.add_argument("--regressions", action="store_true", help="run the known ones instead")
     parser.add_argument("--kinds", action="store_true", help="run `kind_cases` instead")
-    parser.add_argument("--sizes", action="store_true", help="print the table of hostile sizes")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after")
     asked = parser.parse_args()
     numbers = range(asked.first, asked.first + asked.cases) if asked.only is None else [asked.only]
     fixed = REGRESSIONS if asked.regressions else kind_cases() if asked.kinds else []
-    if asked.sizes:
-        fixed = [FuzzCase(words, file, name) for name, (words, file, _) in SIZES.items()]
     if fixed:
         numbers = range(len(fixed))
     counts, codes, failed, started = Counter(), Counter(), 0, time.monotonic()
@@ -254,9 +249,6 @@ def main() -> int:
             codes[left.code] += 1
             worst["seconds"] = max(worst["seconds"], round(left.seconds, 1))
             worst["MiB"] = max(worst["MiB"], left.memory >> 20)
-            if asked.sizes:
-                cells = f"{left.code} | {left.memory >> 20} | {left.cpu:.1f} | {left.seconds:.1f}"
-                print(f"| {case.mutator} | {cells} |", flush=True)
             if wrong or asked.only is not None:
                 failed += bool(wrong)
                 shown = {

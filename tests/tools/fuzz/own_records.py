@@ -135,6 +135,8 @@ def _record(name: str, field: str, how: str) -> Any:
         return replace(record, **{field.split()[0]: lambda *x: (steal(*x), function(*x))[1]})
     if how.isdigit():
         return replace(record, **{field: FIELDS[field][int(how)]})
+    if field in ("signal", "signals"):  # the allocation of a record has to fit its own signal
+        record = replace(record, allocation=lambda x: np.full(len(x.linears), x.sparsity))
     if field == "signals":
         right = record.signal
         return replace(record, signal=lambda b, o: SIGNALS[how](right(b, o), b.index))

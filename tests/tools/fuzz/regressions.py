@@ -1,7 +1,5 @@
 """Small reproductions of every failure that fuzzing ever found, and inputs of hostile sizes."""
 
-from collections.abc import Callable
-
 from own_records import THIEF
 from targets import OF_RECORDS, FuzzCase
 
@@ -27,6 +25,9 @@ CHANGED: list[tuple[str, bytes, list[str]]] = [
     ("eval.json", b'{"format": 1, "model": "\\u001b[2J", "family": "llama", "num_blocks": 2, '
      b'"run": {"dtype": "float32"}, "text": null}', ["plot", "eval.json", "-o", "out.html"]),
     ("base.json", b"[" * 100_000, ["allocate", "scores.json", "--base", "base.json"]),
+    ("text.txt", b"abcdefgh" * 10**6, ["score", "model", "--text", "text.txt", *_SMALL]),
+    ("model/config.json", b"[" * 30 * 10**6, ["inspect", "model"]),
+    ("model/model.safetensors", (b"\0" * 5 + b"\1\0\0") * 9, ["inspect", "model"]),
     ("sharded/model.safetensors.index.json", b'{"weight_map": {"a\\u001b[2J": "../x"}}',
      ["inspect", "sharded"]),
 ]  # fmt: skip
@@ -50,26 +51,6 @@ OPTIONS = [
     ["explain", "model", *_SMALL, "--eta", "1e-7"],
     ["inspect", "x\x1b[2J\nerror: forged"],
 ]
-HAN = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工"
-_LONG = HAN * 23 + "\n"  # a line
-_TEXT = ["score", "model", "--text", "text.txt", *_SMALL]
-_WINDOW = ["eval", "model", "--text", "text.txt", "--window", "64", "--windows", "1"]
-SIZES: dict[str, tuple[list[str], str, Callable[[], bytes]]] = {  # command, file, content
-    "text, 4 MB of Chinese": (_TEXT, "text.txt", lambda: (_LONG * 1400).encode()),
-    "text, the same, first window": (_WINDOW, "text.txt", lambda: (_LONG * 1400).encode()),
-    "text, 8 MB without a space": (_TEXT, "text.txt", lambda: b"abcdefgh" * 10**6),
-    "text, 8 MB of one letter": (_TEXT, "text.txt", lambda: b"a" * 8 * 10**6),
-    "`config.json`, 30 MB of `[`": (
-        ["inspect", "model"], "model/config.json", lambda: b"[" * 30 * 10**6,
-    ),
-    "`config.json`, 30 MB of `[],`": (
-        ["inspect", "model"], "model/config.json", lambda: b"[" + b"[]," * 10**7 + b"1]",
-    ),
-    "weights, a header of 1 TB": (
-        ["inspect", "model"], "model/model.safetensors", lambda: (b"\0" * 5 + b"\1\0\0") * 9,
-    ),
-}  # fmt: skip
-
 RECORDS = [  # of other packages: base or pruner, number of the command, what is odd, entry point
     ("base", 0, ("owl", "allocation", "0"), "own"),
     ("base", 0, ("owl", "needs", "0"), "own"),

@@ -99,9 +99,9 @@ def _child(words: list[str], folder: Path, files: list[Path]) -> None:
             code = 0
         except SystemExit as left:
             code = left.code if isinstance(left.code, int) else 0 if left.code is None else 98
-        with suppress(OSError):  # as the interpreter does at its end: pools of processes end
-            threading._shutdown()
-            multiprocessing.util._exit_function()
+        for end in (threading._shutdown, multiprocessing.util._exit_function):
+            with suppress(OSError):  # as the interpreter does at its end: pools of processes end
+                end()
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException as error:
