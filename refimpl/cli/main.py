@@ -144,7 +144,6 @@ def program() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         help="Perturbation-absorption scores, layer-wise sparsity, pruning and evaluation, in "
         "NumPy.",
-        epilog="refimpl help COMMAND is refimpl COMMAND --help.",
     )
     app.callback(invoke_without_command=True)(options)
     for panel, commands in COMMANDS.items():
@@ -180,10 +179,7 @@ def main() -> None:
     failure: Exception
     code = 2
     try:
-        words = sys.argv[1:]
-        if words[:1] == ["help"]:
-            words = [*words[1:], "--help"]
-        sys.exit(program()(words, prog_name="refimpl", standalone_mode=False))
+        sys.exit(program()(sys.argv[1:], prog_name="refimpl", standalone_mode=False))
     except RefimplError as error:
         failure = error
     except UsageError as error:

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
@@ -17,12 +16,7 @@ from refimpl.errors import printable
 from refimpl.running.files import write_text
 
 Runs = Annotated[
-    list[Path],
-    argument(
-        "FILE",
-        "Files that refimpl score or eval wrote with -o, and folders of prune and bench, in any "
-        "order.",
-    ),
+    list[Path], argument("FILE", "What score -o and eval -o wrote, and folders of prune and bench.")
 ]
 
 
@@ -41,14 +35,6 @@ class FigureOptions(ForceOptions):
     )
 
 
-@cache
-def _font_folder() -> TemporaryDirectory[str]:
-    """A folder for matplotlib's list of fonts until the end: commands write their output alone."""
-    folder = TemporaryDirectory()
-    os.environ.setdefault("MPLCONFIGDIR", folder.name)
-    return folder
-
-
 @with_groups
 def plot_command(
     context: typer.Context, files: Runs, *, to: Annotated[FigureOptions, Group("Output")]
@@ -58,14 +44,15 @@ def plot_command(
     Several figures become panels of one. A page is one file that loads nothing from the network.
     This needs pip install 'refimpl[plot]'.
     """
-    _font_folder()
-    from refimpl.plot.report_page import panels, read_result, report  # not for --help
-    from refimpl.plot.style import drawn, save
+    with TemporaryDirectory() as fonts:  # matplotlib's list: commands write their output alone
+        os.environ.setdefault("MPLCONFIGDIR", fonts)
+        from refimpl.plot.report_page import panels, read_result, report  # not for --help
+        from refimpl.plot.style import drawn, save
 
-    if to.output.suffix == ".html":
-        refuse(context, ("figure",), "a page", "all figures; or a file .svg, .png or .pdf")
-        write_text(to.output, report(files))
-    else:
-        shown = panels([read_result(path) for path in files], to.figure)
-        save(drawn([draw for _, draw in shown]), to.output)
+        if to.output.suffix == ".html":
+            refuse(context, ("figure",), "a page", "all figures; or a file .svg, .png or .pdf")
+            write_text(to.output, report(files))
+        else:
+            shown = panels([read_result(path) for path in files], to.figure)
+            save(drawn([draw for _, draw in shown]), to.output)
     say(printable(f"written: {to.output} ({to.output.stat().st_size:,} bytes)") + "\n")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -119,19 +119,10 @@ def prune_command(
     if calibrated is None and scored is None:
         unused = "no tokens: the weights alone decide"
         refuse(context, _TOKENS, f"--pruner {pruner.record.name}", unused)
-    document = measured and scores_document(measured[0], measured[1:])
     with progress_bar("pruning") as bar:
-        how_run = replace(settings, progress=bar)
-        pruned = prune(
-            opened,
-            output,
-            targets,
-            pruner,
-            calibrated,
-            settings=how_run,
-            force=how.force,
-            scored=document,
-        )
+        more: Any = {"settings": replace(settings, progress=bar), "force": how.force}
+        more["scored"] = measured and scores_document(measured[0], measured[1:])
+        pruned = prune(opened, output, targets, pruner, calibrated, **more)
     table = pruning_table(pruned, output, blocks_table(*measured) if measured else ())
     deliver(plain(pruned), table, how.json)
 
