@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from itertools import cycle
 from pathlib import Path
 from textwrap import wrap
@@ -20,22 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT = "#24292f", "#b8c0c8"  # of texts and of grids; a page replaces them
-MATPLOTLIB = {
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.constrained_layout.h_pad": 0.08,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.08,
-    "font.family": "DejaVu Sans",  # which comes with matplotlib
-    "font.size": 9,
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    "lines.linewidth": 1.2,
-    "svg.hashsalt": "refimpl",  # the same figure is the same file
-    "text.usetex": False,
+COLOURS = {
     **dict.fromkeys(("axes.edgecolor", "grid.color"), FAINT),
     **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
 }
@@ -109,7 +95,7 @@ def styled() -> Any:
             "matplotlib 3.9 or newer, which draws all figures",
             "run pip install 'refimpl[plot]'",
         ) from None
-    return matplotlib.rc_context(MATPLOTLIB)
+    return matplotlib.rc_context(COLOURS, files("refimpl.plot").joinpath("refimpl.mplstyle"))
 
 
 def drawn(panels: Sequence[Callable[..., Any]]) -> "Figure":
