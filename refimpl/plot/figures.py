@@ -120,7 +120,7 @@ def divergence(scores: Scores | Series, ax: "Axes | None" = None) -> "Axes":
         series = _pairs(scores)
     elif (d := scores.sweep[0].divergence) is not None:
         at = scores.pruned_at
-        heading += "" if at is None else f" to {at.sparsity:.4g}"
+        heading += "" if at is None else f" to {100 * at.sparsity:.4g} %"
         facts = [*_facts(scores), *_bars(scores.measured_samples)]
         series = {"": (d, scores.sweep[0].divergence_stderr)}
     else:
