@@ -21,6 +21,7 @@ from refimpl.model.ops import Array
 from refimpl.plot.style import (
     DASHES,
     INK,
+    Look,
     block_axis,
     figure_axes,
     looks,
@@ -96,8 +97,8 @@ def coefficients(scores: Scores | Series, ax: "Axes | None" = None) -> "Axes":
         ax.axhline(1, color=INK, linewidth=0.8)
         per_block(ax, series, "perturbed block", "absorption coefficient r")
         if isinstance(scores, Scores):
-            passed = scores.sweep[0].passed_on
-            ax.plot(passed, color=INK, linestyle=":", label="r if the error is passed on unchanged")
+            first, name = scores.sweep[0], "r if the error is passed on unchanged"
+            points(ax, name, first.passed_on, first.passed_on_stderr, Look(INK, "None"), ":")
     return ax
 
 
