@@ -225,12 +225,9 @@ def _errors(made: Allocation, without: list[Allocation]) -> AllocationErrors:
     """Errors of an allocation, from those without each of the samples; of one, NaN."""
     assert made.growth is not None  # the strength is measured
     own_rate = own_rate_error(made.growth, made.base_sparsity, made.corrected_sparsity)
-    grows = [x.growth for x in without if x.growth is not None]
-    rates = [x.common_rate for x in grows]
-    common = None if None in rates or len(rates) < 2 else float(jackknife(np.array(rates)))
     sparsity = jackknife([x.corrected_sparsity for x in without])
-    level, rate = jackknife(np.log([x.level for x in grows])), jackknife([x.rate for x in grows])
-    return AllocationErrors(len(without), sparsity, own_rate, level, rate, common)
+    rate = jackknife([x.growth.rate for x in without if x.growth is not None])
+    return AllocationErrors(len(without), sparsity, own_rate, rate)
 
 
 def logarithms(absorption: Absorption, correct: str | None) -> Array:

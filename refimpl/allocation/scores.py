@@ -175,9 +175,7 @@ class AllocationErrors:
     samples: int  # probed samples
     sparsity: Array  # of the sparsity of each block, [L], from sampling
     own_rate: Array  # of the same, as kappa differs between blocks, [L]
-    log_level: Array  # of ln a of each block
     rate: Array  # of kappa of each block
-    common_rate: float | None  # of the median of kappa
 
     @property
     def precision(self) -> float:
