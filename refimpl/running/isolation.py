@@ -31,7 +31,7 @@ class Isolated:
         from concurrent.futures import ProcessPoolExecutor  # slow, and most commands start none
         from multiprocessing import get_context
 
-        self._name, self._seconds, self._refused = name, seconds, refused
+        self._name, self._seconds, self._refused, self._process = name, seconds, refused, 0
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin)
         main, posix = sys.modules["__main__"], sys.platform != "win32"
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if posix else None
@@ -47,8 +47,7 @@ class Isolated:
 
     def call(self, method: Any, *arguments: Any, seconds: float | None = None) -> Any:
         """The result of a method by its name; any failure of the process is a RefimplError."""
-        limit = seconds or self._seconds
-        return self._answer(limit, _result, method, arguments)
+        return self._answer(seconds or self._seconds, _result, method, arguments)
 
     def _answer(self, limit: float | None, task: Any, *arguments: Any) -> Any:
         """What a task returns, or one that is submitted; the process is killed if it is late."""
@@ -60,7 +59,8 @@ class Isolated:
         except BrokenExecutor:
             problem = "ended its process"
         except (TimeoutError, KeyboardInterrupt) as error:
-            os.kill(self._process, getattr(signal, "SIGKILL", signal.SIGTERM))
+            if self._process:  # else it is starting, and ends with us
+                os.kill(self._process, getattr(signal, "SIGKILL", signal.SIGTERM))
             if isinstance(error, KeyboardInterrupt):
                 raise
             problem = f"took longer than {round(limit or 0, 1):g} s"

@@ -115,7 +115,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npz").rename(tmp_path / "zip.npy")
     problems = {"zip.npy": r"zip\.npy is not an array", "a.txt": r"a \.npy file"}
     (tmp_path / "folder.npy").mkdir()
-    problems["folder.npy"] = "Is a directory"
+    problems["folder.npy"] = "is not a regular file"
     problems["absent.npy"] = r"absent\.npy: cannot be read \(No such file"
     for name, problem in problems.items():
         with pytest.raises(RefimplError, match=problem):

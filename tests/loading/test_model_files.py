@@ -3,7 +3,6 @@
 import copy
 import errno
 import json
-import os
 import re
 import shutil
 import struct
@@ -149,11 +148,11 @@ def test_no_such_file(tmp_path: Path) -> None:
 def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
     assert "contains no .safetensors file" in refusal(tmp_path / "model.safetensors").problem
-    assert "model.safetensors: cannot be read" in refusal(tmp_path).problem
+    assert "model.safetensors is not a regular file" in refusal(tmp_path).problem
     (tmp_path / "model.safetensors").rmdir()
     shutil.copy(LLAMA / "model.safetensors", tmp_path)
     (tmp_path / "config.json").mkdir()
-    assert "config.json: cannot be read (Is a directory)" in refusal(tmp_path).problem
+    assert "config.json is not a regular file" in refusal(tmp_path).problem
     index = tmp_path / "x.safetensors.index.json"
     index.mkdir()
     assert "contains no .safetensors file" in refusal(index).problem
@@ -164,8 +163,7 @@ def test_what_the_system_forbids(method: str, monkeypatch: pytest.MonkeyPatch) -
     def forbidden(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    owner = {"open": os, "safe_open": safetensors_file}.get(method, Path)
-    monkeypatch.setattr(owner, method, forbidden)
+    monkeypatch.setattr(safetensors_file if method == "safe_open" else Path, method, forbidden)
     assert "(Permission denied)" in refusal(LLAMA).problem
 
 

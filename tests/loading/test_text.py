@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 import struct
 import sys
 from collections.abc import Callable
@@ -221,16 +220,16 @@ def test_files_that_cannot_be_read_are_refused(
     model = save()
     for path, tokenizer, problem in (
         (text.with_name("absent.txt"), model, r"absent\.txt: cannot be read \(No such file"),
-        (text.parent, model, "Is a directory"),
+        (text.parent, model, "is not a regular file"),
         (text, model.with_name("absent.json"), r"no tokenizer at(.|\n)*`tokens=FILE"),
     ):
         with pytest.raises(RefimplError, match=problem):
             text_tokens(path, tokenizer)
 
-    def forbidden(path: Path, flags: int) -> int:
+    def forbidden(path: Path, mode: str) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(os, "open", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
     refusal_of(text_tokens, text, model, says="json: cannot be read (Permission denied)")
 
 
