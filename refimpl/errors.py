@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-SHOWN = 20  # lines of details, or names of a list
+MOST_LINES = 20  # lines of details, or names of a list
 LONGEST = 1000  # characters of a line
 
 
@@ -20,10 +20,10 @@ def shortened(text: object) -> str:
 
 
 def first_few(texts: Sequence[str]) -> list[str]:
-    """The texts; of more than `SHOWN`, the first ones and the number of the others."""
-    if len(texts) <= SHOWN:
+    """The texts; of more than `MOST_LINES`, the first ones and the number of the others."""
+    if len(texts) <= MOST_LINES:
         return [*texts]
-    return [*texts[: SHOWN - 1], f"and {len(texts) - SHOWN + 1:,} more"]
+    return [*texts[: MOST_LINES - 1], f"and {len(texts) - MOST_LINES + 1:,} more"]
 
 
 def listed(names: Sequence[str]) -> str:

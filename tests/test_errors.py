@@ -14,7 +14,7 @@ from program import ran, refused
 import refimpl
 from refimpl import RefimplError
 from refimpl.cli.options import as_options
-from refimpl.errors import LONGEST, SHOWN, first_few, listed
+from refimpl.errors import LONGEST, MOST_LINES, first_few, listed
 from refimpl.loading.samples import random_tokens
 
 LLAMA = FIXTURES / "llama"
@@ -24,14 +24,14 @@ def test_the_first_problems_are_listed_and_the_others_counted() -> None:
     error = RefimplError("many:", "none", "correct them", [f"problem {i}" for i in range(900_000)])
     lines = error.problem.split("\n  ")
     assert lines[:2] == ["many:", "problem 0"]
-    assert lines[-2:] == [f"problem {SHOWN - 2}", f"and {900_000 - SHOWN + 1:,} more"]
-    assert len(lines) == 1 + SHOWN
+    assert lines[-2:] == [f"problem {MOST_LINES - 2}", f"and {900_000 - MOST_LINES + 1:,} more"]
+    assert len(lines) == 1 + MOST_LINES
     again = pickle.loads(pickle.dumps(error))  # as a worker's error travels
     assert (str(again), again.args) == (str(error), error.args)
     assert len(pickle.dumps(error)) < 10_000
 
 
-@pytest.mark.parametrize("number", [0, 1, SHOWN])
+@pytest.mark.parametrize("number", [0, 1, MOST_LINES])
 def test_few_problems_are_all_listed(number: int) -> None:
     problems = [str(i) for i in range(number)]
     assert first_few(problems) == problems
@@ -58,7 +58,7 @@ def test_errors_of_a_config_and_an_index_are_short(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").symlink_to(FIXTURES / "llama/model.safetensors")
     said = refused("inspect", tmp_path)
     assert len(said) < 10_000
-    assert said.count("not understood") == SHOWN - 1
+    assert said.count("not understood") == MOST_LINES - 1
     assert "\n  and 99,982 more\n" in said
 
     index = tmp_path / "x.safetensors.index.json"

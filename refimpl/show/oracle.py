@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # check needs no onnx
     from refimpl.onnx.export import Exported
     from refimpl.onnx.validate import Validation
 
-SHOWN = 3  # names of steps in a line
+_SHOWN = 3  # names of steps in a line
 UNJUDGED = {"missing": "missing", "conditional": "not judged", "unresolved": "not resolved"}
 
 
@@ -88,7 +88,7 @@ def verdict_lines(report: Report, candidate: str = "") -> Iterator[str]:
 
 def _named(steps: Sequence[str]) -> str:
     """The first few names."""
-    return ", ".join([*steps[:SHOWN], *["..."] * (len(steps) > SHOWN)])
+    return ", ".join([*steps[:_SHOWN], *["..."] * (len(steps) > _SHOWN)])
 
 
 def _said(step: StepResult) -> str:
