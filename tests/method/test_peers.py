@@ -73,7 +73,7 @@ def test_end_to_end(run: str, dtype: str) -> None:
         ours, theirs = scores.signals[base].main, numbers(run, signal)
         theirs = theirs.reshape(4, 7).mean(axis=1) if base == "lsa" else theirs
         np.testing.assert_allclose(ours.ravel(), theirs, rtol=relative[dtype])
-    found = allocate(scores, Request(base, options, correct=None, compat="peer"))
+    found = allocate(scores, Request(base, options, 0.7, correct=None, compat="peer"))
     per_linear = base == "alphapruning"
     s = found.linear_sparsity.ravel() if per_linear else found.base_sparsity
     if dtype == "float64" or base != "dlp":

@@ -3,7 +3,7 @@
 `CHOSEN` names what the records of the next run do. Entry points of a made-up package load them.
 """
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -20,32 +20,21 @@ VALUES: dict[str, Callable[[np.ndarray], Any]] = {  # what is returned for a rig
     "text": lambda x: FORGED,
     "list": lambda x: x.tolist(),
     "jagged": lambda x: [[1.0], [1.0, 2.0]],
-    "dict": lambda x: {"a": x},
     "generator": lambda x: (y for y in x),
-    "function": lambda x: np.mean,
     "number": lambda x: 0.5,
     "shorter": lambda x: x[:-1],
-    "deeper": lambda x: x[None],
-    "transposed": lambda x: x.T[:, :-1] if x.ndim == 2 else x[:, None],
     "empty": lambda x: x[:0],
     "complex": lambda x: x.astype(complex),
     "objects": lambda x: x.astype(object),
     "texts": lambda x: x.astype(str),
-    "dates": lambda x: x.astype(int).astype("datetime64[s]"),
-    "bool": lambda x: x > 0,
     "integers": lambda x: x.astype(np.int8),
     "half": lambda x: x.astype(np.float16),
-    "other bytes": lambda x: x.astype(x.dtype.newbyteorder()),
     "NaN": lambda x: x * np.nan,
-    "one NaN": lambda x: np.where(np.arange(x.size).reshape(x.shape) == 1, np.nan, x),
     "infinite": lambda x: np.where(np.arange(x.size).reshape(x.shape) == 1, np.inf, x),
     "large": lambda x: np.full(x.shape, 1e308),
-    "tiny": lambda x: np.full(x.shape, 5e-324),
     "negative": lambda x: np.full(x.shape, -3.0),
     "zeros": lambda x: np.zeros(x.shape, x.dtype),
-    "ones": lambda x: np.ones(x.shape, x.dtype),
     "strided": lambda x: np.repeat(x, 2, -1)[..., ::2],
-    "reversed": lambda x: x[::-1],
     "masked": lambda x: np.ma.masked_array(x, x > np.mean(x)),
     "read-only": lambda x: np.broadcast_to(x[:1], x.shape),
 }
@@ -168,21 +157,13 @@ def steal(*inputs: Any) -> None:
     """Change what can be changed without force of everything in some inputs."""
     for value in inputs:
         if is_dataclass(value):
-            for x in fields(value):
-                steal(getattr(value, x.name))
-                with suppress(Exception):
-                    setattr(value, x.name, None)
-        elif isinstance(value, np.ndarray):
-            with suppress(Exception):
-                value[...] = 0
-        elif isinstance(value, Mapping):
-            steal(*value.values())
-            with suppress(Exception):
-                value.clear() if isinstance(value, MutableMapping) else value.update(a=1)
-        elif isinstance(value, list | tuple):
-            steal(*value)
-            with suppress(Exception):
-                value.clear()
+            steal(*(getattr(value, x.name) for x in fields(value)))
+        elif isinstance(value, Mapping | list | tuple):
+            steal(*(value.values() if isinstance(value, Mapping) else value))
+        with suppress(Exception):
+            value.clear()
+        with suppress(Exception):
+            value[...] = 0
 
 
 def install(folder: Path) -> None:

@@ -27,7 +27,7 @@ FAMILIES = (
     *("mixtral", "qwen2_moe", "phimoe", "ernie4_5_moe", "cohere2", "exaone4", "llama_yarn"),
     *("gptj", "bloom", "olmo3"),
 )
-GGUF = ("model", "sentence", "gemma3", "granitemoe")
+GGUF = ("llama", "gemma3", "granitemoe")
 COMMIT = "0123456789" * 4
 HUB = "hub/models--org--tiny"
 SNAPSHOT = f"{HUB}/snapshots/{COMMIT}"
@@ -247,30 +247,13 @@ def _make_trace(folder: Path) -> None:
 
 
 def _make_gguf(folder: Path) -> None:
-    """Models with either tokenizer."""
-    import gguf
+    """Models, one with a tokenizer, and one in parts."""
     from gguf_files import gguf_file
 
-    def scored(writer: gguf.GGUFWriter) -> None:
-        letters = [chr(97 + i) for i in range(26)]
-        tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *letters]
-        tokens = [*tokens, "\u2581a", "ab", "\u2581ab"]
-        tokens += [f"[PAD{i}]" for i in range(len(tokens), 264)]
-        del tokens[264:]
-        kinds = [2, 3, 3, *[6] * 256, *[1] * 99]
-        writer.add_tokenizer_model("llama")
-        writer.add_token_list(tokens)
-        writer.add_token_scores([-float(i) for i in range(264)])
-        writer.add_token_types(kinds[:264])
-
     made = folder / "made"
-    makers: dict[str, dict[str, Any]] = {name: {"name": name} for name in GGUF} | {
-        "model": {"name": "llama", "tokenizer": True},
-        "sentence": {"name": "llama", "change": scored},
-    }
-    for name, options in makers.items():
+    for name in GGUF:
         made.mkdir()
-        gguf_file(made, **options).rename(folder / f"{name}.gguf")
+        gguf_file(made, name, tokenizer=name == "llama").rename(folder / f"{name}.gguf")
         shutil.rmtree(made)
     made.mkdir()
     gguf_file(made, "llama", shard_tensors=30)
