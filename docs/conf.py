@@ -2,7 +2,7 @@
 
 import re
 import sys
-from html import escape
+from html import escape, unescape
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ html_theme_options = {"top_of_page_buttons": []}
 html_show_copyright = False
 html_static_path = ["_static"]
 templates_path = ["_templates"]
+html_extra_path = ["play.html"]
+html_favicon = "_static/icon.svg"
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_math_renderer = "mathml"
@@ -55,6 +57,10 @@ COLOURS = {  # of pictures by matplotlib, whose other colours do for both themes
 PRIME = '<mpadded voffset="-0.3em"><mi style="font-size: 1.4em">&#x02032;</mi></mpadded>'
 DOTTED = re.compile(r'(?<=<span class="pre">)\w+[._][\w.*]+(?=</span>)')
 NOTEBOOK = '</h1>\n<p><a href="{}.ipynb" download>Download this page as a notebook</a></p>'
+PLAY = (Path(__file__).parent / "play.html").read_text("utf-8")
+FIGURE = re.compile(r'<figure class="play" id="(\w+)">.*?</figure>', re.DOTALL)
+FIGURES = {found[1]: found[0] for found in FIGURE.finditer(PLAY)}
+LESSON = re.compile(r"tutorial/(\d)-")
 BAR = re.compile("<mo[^>]*>&#x02016;</mo>")
 NAMES = {
     '<p class="caption" role="heading"': 'aria-level="2"',
@@ -93,6 +99,9 @@ def inlined(page: Any, node: nodes.Element) -> None:
     if path.suffix != ".svg":
         HTML5Translator.visit_image(page, node)
         return
+    if path.stem in FIGURES:  # to play with
+        page.body.append(FIGURES[path.stem])
+        return
     name, text = re.sub(r"\W", "-", f"picture-{path.stem}"), path.read_text("utf-8")
     size, body = re.findall(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>(.*)', text, re.DOTALL)[0]
     body = re.sub(r"<style.*?</style>", "", body, count=1, flags=re.DOTALL)
@@ -114,9 +123,42 @@ def linked(app: Any, name: str, source: list[str]) -> None:
     page = "../" * name.count("/") + "readme.md"
     menu = re.split(r"^## (.+)$", (Path(app.srcdir) / "contents.md").read_text("utf-8"), flags=re.M)
     source[0] += dict(zip(menu[1::2], menu[2::2], strict=True)).get(name, "")
-    source[0] = re.sub(r"(<!-- source .*-->\n```)text", r"\1python", source[0])  # with colours
+    listing = r"\1{code-block} python\n:class: listing"
+    source[0] = re.sub(r"(<!-- source .*-->\n```)text", listing, source[0])
+    source[0] = re.sub(r"\[([^]]*)\]\(((?:\.\./)*play\.html)\)", r'<a href="\2">\1</a>', source[0])
+    source[0] = source[0].replace("<!-- pico -->", columns(Path(app.srcdir, "tutorial", "pico.py")))
     source[0] = re.sub(r"\]\((\.\./)+README\.md", f"]({page}", source[0])
     source[0] = re.sub(r"\[([^]]*)\]\((\.\./)+fixtures/README\.md[^)]*\)", r"\1", source[0])
+
+
+def columns(path: Path) -> str:
+    """Return a file of Python as Markdown with two columns: comments, and the code below them."""
+    title, *parts = path.read_text("utf-8").split("\n\n")
+    while not parts[0].startswith("# A block has"):  # imports, and what is above them
+        title += "\n\n" + parts.pop(0)
+    rows, (_, words, code) = list[tuple[str, str]](), title.split('"""', 2)
+    rows.append((words, code.strip()))
+    for part in parts:
+        lines = part.splitlines()
+        count = next((i for i, line in enumerate(lines) if not line.startswith("# ")), 0)
+        words, code = "\n".join(line[2:] for line in lines[:count]), "\n".join(lines[count:])
+        if words:
+            rows.append((words, code))
+        else:  # a function below another one that says what it is for
+            rows[-1] = rows[-1][0], f"{rows[-1][1]}\n\n{code}"
+    sides = (
+        "`````{container} columns\n````{container} words\n"
+        f"{words.strip()}\n````\n```{{code-block}} python\n{code}\n```\n`````\n"
+        for words, code in rows
+    )
+    return "\n".join(sides)
+
+
+def described(body: str) -> str:
+    """Return the first paragraph of a page, without markup, as its description."""
+    found = re.search(r"<p>(.*?)</p>", body, re.DOTALL)
+    words = " ".join(unescape(re.sub("<[^>]*>", "", found[1] if found else "")).split())
+    return words if len(words) < 200 else words[:197].rsplit(" ", 1)[0] + " …"
 
 
 def arranged(app: Any, name: str, template: str, context: dict[str, Any], _: Any) -> None:
@@ -124,6 +166,14 @@ def arranged(app: Any, name: str, template: str, context: dict[str, Any], _: Any
     styles = re.findall("<style>.*?</style>", context.get("body", ""), re.DOTALL)
     for style in styles:
         context["body"] = context["body"].replace(style, "")
+    if name.startswith("tutorial/") and (lesson := LESSON.match(name)):
+        place = f'<p class="place">Tutorial, page {lesson[1]} of 8</p>\n<h1>'
+        context["body"] = context["body"].replace("<h1>", place, 1)
+    if 'class="play"' in context.get("body", ""):
+        styles += re.findall("<style>.*?</style>", PLAY, re.DOTALL)
+        context["body"] += "\n".join(re.findall("<script.*?</script>", PLAY, re.DOTALL))
+    if words := described(context.get("body", "")):
+        styles.append(f'<meta name="description" content="{escape(words)}">')
     page = Path(app.srcdir, f"{name}.md")
     if page in notebooks.PAGES:
         context["body"] = context["body"].replace("</h1>", NOTEBOOK.format(page.stem), 1)

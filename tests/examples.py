@@ -98,6 +98,7 @@ def repository() -> Iterator[Path]:
 def reader() -> Iterator[Path]:
     """What a page or a docstring runs under: the repository in sight, loud arithmetic."""
     loud = np.errstate(over="raise", invalid="raise", divide="raise")
+    sys.path_importer_cache.clear()  # it knows relative names in folders that are gone
     with repository() as folder, chdir(folder), loud, threadpool_limits(1, "blas"):
         yield folder
 

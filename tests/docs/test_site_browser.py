@@ -34,7 +34,7 @@ NAMES = [
     if page.name != "contents.md"
 ]
 SIX = ("index", "explanation/method", "how-to/prune", "reference/cli")
-SIX += ("results/paper", "tutorial/2-drift")
+SIX += ("tutorial/8-the-verdict", "tutorial/2-drift")
 AXE = os.environ.get("REFIMPL_AXE")
 BOXES = "[...document.querySelectorAll('article pre, .table-wrapper, .formula, p:has(> .picture)')]"
 needs_axe = pytest.mark.skipif(not AXE, reason="REFIMPL_AXE names no axe.min.js (npm: axe-core)")
@@ -140,6 +140,85 @@ def test_the_report_opens_and_fits(
     assert [x for x in said if not x.startswith("data:")] == [page.url]
     assert not AXE or violations(page) == []
     context.close()
+
+
+def play(page: Any, name: str) -> str:
+    """What a figure to play with says."""
+    return page.locator(f"#{name} output").inner_text()
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_both_figures_answer_to_keys_and_say_what_they_show(
+    width: int, scheme: str, opened: Any
+) -> None:
+    page = opened("play", width, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    first = (
+        "Block 0 of 8 is perturbed. After block 7, the state is 4.38 times as long and the error"
+    )
+    assert play(page, "travel").startswith(f"{first} 2.82 times")
+    assert "The drift is 0.70 of what it was; passed on unchanged (dashed), it would be 0.24." in (
+        play(page, "travel")
+    )
+    page.locator("#travel [name=from]").focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    assert play(page, "travel").startswith("Block 3 of 8")
+    page.select_option("#travel [name=model]", index=1)
+    assert play(page, "travel").startswith("Block 3 of 30 is perturbed. After block 29")
+    page.click("#travel button")
+    page.wait_for_function("document.querySelector('#travel [name=to]').value == 29")
+
+    slider, said = page.locator("#price [name=t]"), play(page, "price")
+    assert "more than the budget of 50 %. Pay less." in said
+    slider.focus()
+    for _ in range(200):
+        if "the budget is met" in (said := play(page, "price")):
+            break
+        page.keyboard.press("ArrowLeft")
+    assert "The harms add up to" in said
+    assert page.locator("#price svg text", has_text="block 0: 30 %").count() == 1
+    for name in ("travel", "price"):
+        svg = page.locator(f"#{name} svg")
+        assert svg.get_attribute("aria-label") == play(page, name)
+        box = svg.bounding_box()
+        for text in svg.locator("text").all():  # no label is cut off
+            inner = text.bounding_box()
+            assert box["x"] <= inner["x"] + 1
+            assert inner["x"] + inner["width"] <= box["x"] + box["width"] + 1
+
+
+@pytest.mark.parametrize("name", ["index", "tutorial/2-drift", "tutorial/7-divergence"])
+def test_a_page_has_its_figure_with_scripts_and_without(name: str, opened: Any) -> None:
+    page = opened(name, 800)
+    assert page.locator(".play output").count() == 1
+    page = opened(name, 800, java_script_enabled=False)
+    assert page.locator(".play svg text").count() > 8
+    assert page.locator(".play output").count() == 0
+
+
+def test_the_tutorial_is_in_the_menu_and_its_contents_beside_it(opened: Any) -> None:
+    page = opened("tutorial/3-coefficient", 1440)
+    entries = page.locator(".sidebar-tree a").all_inner_texts()
+    assert [f"{i} of 8" for i in range(1, 9)] == [x[:6] for x in entries if " of 8: " in x]
+    assert page.locator(".sidebar-tree .current-page").inner_text() == "3 of 8: The coefficient"
+    contents = page.locator(".toc-tree").bounding_box()
+    assert contents["x"] + contents["width"] <= 1440
+    assert page.locator(".place").inner_text() == "Tutorial, page 3 of 8"
+    assert page.title().startswith("3 The coefficient")
+    assert page.locator("meta[name=description]").get_attribute("content").startswith("Question:")
+    assert page.locator("link[rel~=icon]").get_attribute("href").endswith("icon.svg")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_one_types_and_what_is_printed_look_different(scheme: str, opened: Any) -> None:
+    page = opened("tutorial/2-drift", 1440, color_scheme=scheme)
+    kinds = (".listing", ".highlight-python:not(.listing)", ".highlight-output")
+    style = "(x) => (({content, color}) => [content, color])(getComputedStyle(x, '::before'))"
+    looks = [page.locator(f"article {kind}").first.evaluate(style) for kind in kinds]
+    assert [x for x, _ in looks] == ['"Listing, to read"', '"Python"', '"prints"']
+    assert len({colour for _, colour in looks}) == 3
 
 
 def focus(page: Any, wanted: str) -> None:

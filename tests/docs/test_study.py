@@ -127,8 +127,8 @@ def lowest(names: Iterable[str]) -> str:
 
 
 def test_sentences_have_the_numbers_of_the_rows() -> None:
-    study, practice = words_of(DOCS / "study.md"), words_of(DOCS / "tutorial" / "6-prune.md")
-    for page in ("docs/study.md", "docs/tutorial/7-divergence.md", "README.md"):
+    study, practice = words_of(DOCS / "study.md"), words_of(DOCS / "tutorial" / "8-the-verdict.md")
+    for page in ("docs/study.md", "docs/tutorial/8-the-verdict.md", "README.md"):
         assert lowest(MODELS) in words_of(ROOT / page)
     every = lowest(OTHERS).split()[0]
     assert lowest(OTHERS) == f"{every} of {every} settings"
@@ -146,6 +146,7 @@ def test_sentences_have_the_numbers_of_the_rows() -> None:
     for name, model in MODELS.items():
         assert f"{span(name, 'divergence')} on {model}" in study
         assert f"{span(name, 'absorption')} on {model}" in study
+        assert f"{span(name, 'absorption')} on {model}" in practice
     for which in ("uniform", "divergence"):
         first = (number(x[which][0].perplexity) for x in settings("smollm2"))
         assert "{}, {} and {}".format(*first) in practice

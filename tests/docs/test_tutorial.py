@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -47,11 +48,33 @@ def test_every_function_of_pico_is_on_a_page_or_is_its_frame() -> None:
     source = (ROOT / "docs" / "tutorial" / "pico.py").read_text("utf-8")
     functions = {x.name for x in ast.parse(source).body if isinstance(x, ast.FunctionDef)}
     assert functions - {name.rpartition(".")[2] for name in shown} == {
-        "read", "samples", "rotate", "ln_p", "continued", "main",
+        "read", "samples", "start", "ln_p", "compared", "continued", "main",
     }  # fmt: skip
 
 
-def test_the_answer_on_the_first_page_is_what_the_last_one_prints() -> None:
-    first, last = (page.read_text("utf-8") for page in (LESSONS[0], LESSONS[-1]))
+def test_the_answer_on_the_first_page_is_what_a_later_one_prints() -> None:
+    first, later = (LESSONS[i].read_text("utf-8") for i in (0, 7))
     (table,) = (text for language, text in FENCED.findall(first) if language == "text")
-    assert table in "".join(text for _, text in FENCED.findall(last))
+    assert table in "".join(text for _, text in FENCED.findall(later))
+
+
+def test_the_pages_are_listed_and_each_leads_to_the_next() -> None:
+    assert [page.name[0] for page in LESSONS] == list("012345678")
+    index = (ROOT / "docs" / "tutorial" / "index.md").read_text("utf-8")
+    assert re.findall(r"^\d\. \[.*?\]\((.*?\.md)\)", index, re.M) == [x.name for x in LESSONS]
+    for page, following in pairwise(LESSONS):
+        assert "Next: [" in (last := page.read_text("utf-8").splitlines()[-1])
+        assert last.endswith(f"]({following.name})")
+
+
+def test_every_exercise_has_a_stub_on_a_page_and_is_graded() -> None:
+    texts = "".join(page.read_text("utf-8") for page in LESSONS)
+    stubs = re.findall(r"^def (\w+)\(.*\n    \.\.\.\n\ngrade\(\1\)$", texts, re.M)
+    assert stubs == [*named("grade.EXERCISES")]
+    assert len(stubs) == 12
+
+
+def test_the_tutorial_does_not_grow() -> None:
+    """Words of all pages without code: 7,000 is the limit."""
+    texts = (re.sub(r"^```.*?^```$", "", x.read_text("utf-8"), flags=re.M | re.S) for x in PAGES)
+    assert sum(len(text.split()) for text in texts) <= 6_000
