@@ -32,9 +32,7 @@ def graded(function: Callable[..., Any], name: str, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("name", grade.EXERCISES)
 def test_the_right_function_passes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for function in (grade.EXERCISES[name][1], getattr(pico, name, None)):
-        if function and not (name == "divergence" and function is pico.divergence):  # of models
-            assert graded(function, name, capsys).startswith(f"{name}: right.")
+    assert graded(grade.EXERCISES[name][1], name, capsys).startswith(f"{name}: right.")
 
 
 @pytest.mark.parametrize("name", grade.EXERCISES)
@@ -44,14 +42,11 @@ def test_each_mistake_is_named(name: str, capsys: pytest.CaptureFixture[str]) ->
         said = graded(wrong, name, capsys).splitlines()
         assert said[0].endswith(f"known mistake: {words}."), said
         assert said[1] == f"Hint 1: {grade.HINTS[name][0]}"
-    assert len(mistakes) >= 3
 
 
 def test_it_says_what_it_cannot_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing to grade yet" in graded(lambda *_: None, "drift", capsys)
-    assert "ValueError: no" in graded(lambda *_: int("no"), "drift", capsys).replace(
-        "invalid literal for int() with base 10: 'no'", "no"
-    )
+    assert "your function raises TypeError: " in graded(lambda _: 0, "drift", capsys)
     said = graded(lambda a, b: pico.drift(a, b)[0], "drift", capsys)
     assert "The shape is (64,), and should be (4, 64)." in said
     assert said.count("Hint") == 2
@@ -60,14 +55,3 @@ def test_it_says_what_it_cannot_name(capsys: pytest.CaptureFixture[str]) -> None
     )
     assert "nan" not in graded(lambda a, b: pico.drift(a, b) * np.nan, "drift", capsys)
     assert "no exercise" in graded(pico.drift, "drifts", capsys)
-
-
-def test_a_function_may_change_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    def spoiling(state: Any, clean: Any) -> Any:
-        found = pico.drift(state, clean)
-        state *= 0
-        clean *= 0
-        return found
-
-    for _ in range(2):
-        assert ": right." in graded(spoiling, "drift", capsys)

@@ -163,10 +163,6 @@ def test_harms_and_one_price_are_the_package_s() -> None:
     found, _ = PICO.allocation(PICO.equal_prices(below, at, above, 0.5), model, 0.5)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
-    _, counts = PICO.allocation(np.full(8, 0.5), model, 0.5)
-    third = [[0] * 7 if i != 3 else row for i, row in enumerate(counts)]
-    assert at[3] == PICO.divergence(ids, model, PICO.pruned(ids, model, third))
-
 
 def test_changes_are_paired() -> None:
     rng = np.random.default_rng(0)
@@ -191,22 +187,15 @@ def test_its_texts_have_more_words_than_those_of_its_baselines() -> None:
     model, calibration, test = PICO.start(TOY)
     texts = [(TOY / f"{x}.txt").read_text("utf-8") for x in ("calibration", "evaluation")]
     known = set(re.findall("[a-z]+", " ".join(texts).lower()))
-    r = PICO.absorption_coefficients(calibration, model)
     harms = [PICO.harms(calibration[:4], model, s) for s in (0.4, 0.5, 0.6)]
-    desired = {
-        "uniform": np.full(8, 0.5),
-        "absorption": PICO.owl(calibration, model, 0.5) + PICO.correction(r),
-        "divergence": PICO.equal_prices(*harms, 0.5),
-    }
-    characters = {i: x for x, i in model.ids.items()}
-    share = {}
-    for name, x in desired.items():
+    share, characters = [], {i: x for x, i in model.ids.items()}
+    for x in (PICO.equal_prices(*harms, 0.5), np.full(8, 0.5), PICO.owl(calibration, model, 0.5)):
         other = PICO.pruned(calibration, model, PICO.allocation(x, model, 0.5)[1])
         ids = test[:, :32]
         for _ in range(80):
             ids = np.c_[ids, PICO.forward(ids, other)[:, -1].argmax(-1)]
         written = ("".join(characters[i] for i in row[32:].tolist()) for row in ids)
         words = [x for text in written for x in re.findall("[a-z]+", text.lower())[1:-1]]
-        share[name] = np.mean([x in known for x in words])
-    assert share["divergence"] > share["uniform"] + 0.05
-    assert share["uniform"] > share["absorption"] + 0.05
+        share.append(np.mean([x in known for x in words]))
+    assert share[0] > share[1] + 0.05
+    assert share[0] > share[2] + 0.05

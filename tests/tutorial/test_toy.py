@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from tokenizers import Tokenizer
 
 import refimpl
 from refimpl.loading.samples import Windows
 from refimpl.loading.text import text_tokens
 
 TOY = FIXTURES / "toy"
-TOKENIZER = Tokenizer.from_file(str(TOY / "tokenizer.json"))
 TEXTS = {x: (TOY / f"{x}.txt").read_text("utf-8") for x in ("calibration", "evaluation")}
 PROVENANCE = json.loads((TOY / "provenance.json").read_text("utf-8"))
 
@@ -32,29 +30,12 @@ def test_it_is_small_and_its_making_is_recorded() -> None:
     assert {"seed", "steps", "batch", "texts", "versions"} <= PROVENANCE.keys()
 
 
-def test_every_letter_is_a_token() -> None:
-    for text in TEXTS.values():
-        ids = TOKENIZER.encode(text).ids
-        assert len(ids) == len(text) == 20_000
-        assert TOKENIZER.decode(ids) == text
-
-
 def test_its_loss_is_the_one_that_transformers_computed() -> None:
     count, length = PROVENANCE["evaluation"]["windows"]
     tokens = text_tokens(TOY / "evaluation.txt", TOY / "tokenizer.json", count, length)
     windows = Windows(tuple(tokens.ids), None, length, "ids", "ids")
     perplexity = refimpl.evaluate(refimpl.read_model(TOY), windows).perplexity
     assert abs(perplexity.mean_nats - PROVENANCE["evaluation"]["nats"]) < 1e-4  # float32
-
-
-def written(prompt: str, count: int, seed: int) -> str:
-    """Letters drawn from softmax(z / 0.5), in lower case."""
-    model, noise = refimpl.read_model(TOY), np.random.default_rng(seed)
-    ids = TOKENIZER.encode(prompt).ids
-    for _ in range(count):
-        z = refimpl.forward(model, ids).logits[0, -1]
-        ids.append(int(np.argmax(z + 0.5 * noise.gumbel(size=z.size))))
-    return TOKENIZER.decode(ids)[len(prompt) :].lower()
 
 
 @pytest.mark.torch
