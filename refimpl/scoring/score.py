@@ -145,7 +145,7 @@ def recommended(
         **changes: Fields of the settings to change.
 
     Returns:
-        The scores, and the allocation: divergence of measured strength on the uniform base.
+        The scores, and the allocation: uniform, corrected by the divergence with measured strength.
 
     Raises:
         RefimplError: As `score` raises it.

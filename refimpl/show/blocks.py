@@ -127,20 +127,19 @@ def findings(scores: Scores) -> list[str]:
         return ["There is one block, and no later block that could absorb or amplify."]
     more, less = beyond_one(absorption.coefficient, absorption.stderr)
     grow, shrink = beyond_one(absorption.error_growth, absorption.error_growth_stderr)
-    eta = f"At eta {absorption.eta:g}, as in the allocation: " if len(scores.sweep) > 1 else ""
+    eta = f"At eta {absorption.eta:g}, as in the allocation: l" if len(scores.sweep) > 1 else "L"
+    unsure = int(np.isfinite(r).sum()) - less - more
     said = [
-        f"{eta}Of {counted(len(r), 'block')}, later blocks amplify the perturbations of "
-        f"{more or 'none'} and absorb those of {less or 'none'}."
+        f"{eta}ater blocks amplify the relative errors of {more} of {counted(len(r), 'block')} "
+        f"and absorb those of {less}; {unsure} are uncertain at {CONFIDENCE:.0%}."
     ]
     if samples < 2:
         said.append("One sample: these numbers have no error.")
-    if uncertain := int(np.isfinite(r).sum()) - less - more:
-        said.append(f"Uncertain at {CONFIDENCE:.0%} with {samples} samples: {uncertain}.")
     if np.isfinite(r).any():
         at = int(np.nanargmax(r))
         said.append(f"Largest r: {with_error(float(r[at]), float(error[at]))}, block {at}.")
-    grown = f"grows from {grow or 'none'} and shrinks from {shrink or 'none'}"
-    return [*said, f"The error itself (g) {grown}: r falls, too, where the stream grows (p)."]
+    itself = f"The errors themselves (g) grow for {grow} and shrink for {shrink}"
+    return [*said, f"{itself}; r also depends on the growth of the stream (p)."]
 
 
 def columns(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, list[str]]:

@@ -76,9 +76,9 @@ def rows(text: str) -> list[str]:
 
 GOLDEN = """\
 The paper's experiment: noise of eta 0.25 on each block's output.
-Of 2 blocks, later blocks amplify the perturbations of 1 and absorb those of 1. Largest r: 4.00 ±
-0.40, block 0. The error itself (g) grows from 2 and shrinks from none: r falls, too, where the
-stream grows (p).
+Later blocks amplify the relative errors of 1 of 2 blocks and absorb those of 1; 0 are uncertain at
+95%. Largest r: 4.00 ± 0.40, block 0. The errors themselves (g) grow for 2 and shrink for 0; r also
+depends on the growth of the stream (p).
 
 block  outliers %              r            g              p  weights to prune  base, %  sparsity, %
     0       1.000    4.00 ± 0.40  2.50 ± 0.10  0.250 ± 0.010               785    70.00        65.42
@@ -107,7 +107,7 @@ def test_the_table_word_for_word() -> None:
 def test_a_sweep_has_a_column_per_eta() -> None:
     found = scores(absorption([4.0, 2.0, 1.0], 1e-4), absorption([0.2, 0.1, 1.0], 1.0))
     text = shown(found)
-    assert "\nAt eta 0.0001, as in the allocation: Of 2 blocks, later blocks amplify" in text
+    assert "\nAt eta 0.0001, as in the allocation: later blocks amplify" in text
     heading, first, *_ = rows(text)
     assert (
         " ".join(heading.split())
@@ -142,8 +142,8 @@ DIVERGENCE, UP = {"correct": "divergence"}, ([0.1, 0.1], [0.2, 0.2], [0.4, 0.4])
 # Scores, a request, what the table says (its lines joined), and what it does not say.
 SAYS: list[tuple[Scores, dict[str, Any], tuple[str, ...], tuple[str, ...]]] = [
     (scores(absorption([2.0, 0.5, 1.5, 1.0], stderr=np.array([0.1, 0.1, 0.3, 0.0]))), {},
-     ("Of 3 blocks, later blocks amplify the perturbations of 1 and absorb those of 1.",
-      "Uncertain at 95% with 3 samples: 1."), ()),
+     ("Later blocks amplify the relative errors of 1 of 3 blocks and absorb those of 1; 1 are "
+      "uncertain at 95%.",), ()),
     (scores(tokens=replace(TOKENS, samples=1), measured_samples=1), {},
      ("One sample: these numbers have no error.",), ()),
     (scores(), {}, ("strength 0.05",), ("sinks", "max_correction", "lo ", "hi ")),
