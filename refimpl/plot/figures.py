@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, hypot, nan
+from math import exp, hypot, isfinite, nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -191,7 +191,9 @@ def comparison(
     if isinstance(evaluations, Comparison):
         curves = bench_curves(evaluations)
     elif isinstance(evaluations, Mapping):
-        curves = named_curves(evaluations)
+        series = {("", x): np.array(pairs, np.float64) for x, pairs in evaluations.items()}
+        dense = series.pop(("", "dense"), np.array([[0, nan]]))
+        curves = Curves("Perplexity against sparsity", "perplexity", series, float(dense[0, 1]))
     else:
         curves = measured_curves(evaluations)
     with figure_axes(ax, curves.heading, curves.facts) as ax:
@@ -202,14 +204,14 @@ def comparison(
             dash = DASHES.get(pruner.rpartition(", ")[2], "-")
             x, y, error = (*values.T, None)[:3]
             points(ax, label, y, error, styles[allocation], line=dash, x=x)
-        if curves.dense is not None:
+        if isfinite(curves.dense):
             ax.axhline(curves.dense, color=INK, linewidth=0.8, linestyle=":", label="dense")
         every = sorted({float(x) for values in curves.series.values() for x in values[:, 0]})
         if len(every) <= 8:
             ax.set_xticks(every, [f"{x:.3g}" for x in every])
         ax.set_xlabel("sparsity")
-        dense = nan if curves.dense is None else curves.dense
-        value_axis(ax, curves.measure, [*(x[:, 1] for x in curves.series.values()), [dense]])
+        values_of = [values[:, 1] for values in curves.series.values()]
+        value_axis(ax, curves.measure, [*values_of, [curves.dense]])
     return ax
 
 
@@ -246,15 +248,8 @@ class Curves:
     heading: str
     measure: str
     series: Mapping[tuple[str, str], Array]
-    dense: float | None = None
+    dense: float = nan
     facts: Sequence[str] = ()
-
-
-def named_curves(named: Mapping[str, Any]) -> Curves:
-    """Curves from pairs (sparsity, perplexity) by allocation; "dense" is the model before."""
-    series = {("", x): np.array(pairs, np.float64) for x, pairs in named.items() if x != "dense"}
-    dense = [value for _, value in named.get("dense", ())]
-    return Curves("Perplexity against sparsity", "perplexity", series, *dense[:1])
 
 
 def measured_curves(evaluations: Sequence[Evaluation | EvaluationDocument]) -> Curves:
@@ -272,7 +267,7 @@ def measured_curves(evaluations: Sequence[Evaluation | EvaluationDocument]) -> C
         )
     (text,) = texts.values()
     pairs: dict[tuple[str, str], list[tuple[float, ...]]] = {}
-    dense = None
+    dense = nan
     for x in documents:
         measured = x.text.perplexity, x.text.perplexity_stderr
         value, error = (nan if y is None else y for y in measured)

@@ -29,21 +29,15 @@ def pruning_table(pruned: Pruning, out: Path, allocation: Sequence[str] = ()) ->
         if share > NEARLY_ALL:
             gone.append(f"block {block.index} ({share:.4f})")
     notes = [f"above {NEARLY_ALL} sparsity: {', '.join(gone)}"] if gone else []
-    return page_text(_facts(pruned), allocation, notes, _summary(pruned, out))
-
-
-def _summary(pruned: Pruning, out: Path) -> list[str]:
-    """Where the model is, the sparsity asked and reached, and what to do next."""
     total, reached = pruned.total_weights, pruned.total_pruned
-    facts = {
-        "sparsity:": [
-            f"{pruned.total_requested / total:.4%} asked",
-            f"{reached / total:.4%} reached ({reached:,} of {total:,} weights; "
-            f"{pruned.total_zeros:,} zeros in the file)",
-        ]
-    }
-    after = f"refimpl eval {out} --text FILE --windows 20"
-    return [f"written:    {out}", *wrapped(facts), f"next:       {after}"]
+    sparsity = [
+        f"{pruned.total_requested / total:.4%} asked",
+        f"{reached / total:.4%} reached ({reached:,} of {total:,} weights; "
+        f"{pruned.total_zeros:,} zeros in the file)",
+    ]
+    after = f"next:       refimpl eval {out} --text FILE --windows 20"
+    below = [f"written:    {out}", *wrapped({"sparsity:": sparsity}), after]
+    return page_text(_facts(pruned), allocation, notes, below)
 
 
 def _facts(pruned: Pruning) -> dict[str, list[str]]:
