@@ -20,6 +20,7 @@ from refimpl.model.model import Model
 from refimpl.pruners.counts import Pattern
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pruner import Pruner
+from refimpl.pruning.masks import masks
 from refimpl.pruning.prune import prune
 from refimpl.pruning.record import Inspection, Pruning, inspect
 from refimpl.running.settings import Settings
@@ -30,7 +31,7 @@ __all__ = [
     "SPEC", "Allocation", "Base", "Evaluation", "Explanation", "Forward",
     "Inspection", "Model", "Noise", "Pattern", "Probes", "Pruner", "PrunerOptions",
     "Pruning", "RefimplError", "Request", "Scores", "Settings", "__version__", "allocate",
-    "evaluate", "explain", "forward", "inspect", "prune", "random_tokens", "read_model",
+    "evaluate", "explain", "forward", "inspect", "masks", "prune", "random_tokens", "read_model",
     "read_scores", "recommended", "score", "text_tokens",
 ]  # fmt: skip
 

@@ -88,7 +88,8 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
     model, tokens, case = model_of("llama"), random_tokens(264, 2, 8), case_of("gpt2")
     vector, matrix, weights = np.array([0.5, 0.75]), np.eye(4), "fixtures/llama/model.safetensors"
     usual: dict[str, Any] = {
-        "model": model, "tokens": tokens, "plan": Noise(), "request": Request(correct=None),
+        "model": model, "dense": model, "pruned": model, "tokens": tokens, "plan": Noise(),
+        "request": Request(correct=None),
         "dtype": "float32", "threads": 1, "memory": "64M", "executor": None,
         "progress": print, "settings": Settings(), "force": False, "trace": False,
         "download": False, "stepwise": False, "config": None, "which": 0, "block": 0,

@@ -163,19 +163,8 @@ def pruned_linears(
 ) -> dict[str, PrunedLinear]:
     """Prune the linears of a block that read at the points of some sums, a thread for each.
 
-    Args:
-        block: Its number.
-        linears: The shapes of its linears.
-        weights: Its dense weights.
-        goals: What each linear loses; None for one that is left alone.
-        sums: The statistic that the pruner needs; none for one that looks at weights alone.
-        pruner: How weights are chosen.
-        workers: Threads.
-        compat: Whether goals are counts or the fractions that a peer's code takes.
-        new_dtype: From a linear's name to the dtype of its new weights; that of `weights` if None.
-
-    Returns:
-        Linears by name.
+    A goal is what a linear loses, None for one that is left alone: a count, or with compat `peer`
+    the fractions that the code takes. New weights have a linear's `new_dtype`, or that of the dense.
 
     Raises:
         RefimplError: What the pruner refuses, with the name of the linear; new weights beyond

@@ -101,7 +101,7 @@ class Pruning(Document, frozen=True, kw_only=True):
     method: str  # the pruner
     damping: float | None = None  # of SparseGPT's Hessian
     seed: int | None = None  # of the pruner random
-    refit: bool = False
+    refit: bool = False  # whether the weights that stay have refitted values
     compat: Literal["exact", "peer"]
     pattern: str | None  # n:m, n zeros in m consecutive inputs
     requested_sparsity: Fraction  # total_requested / total_weights
@@ -121,7 +121,8 @@ class Pruning(Document, frozen=True, kw_only=True):
     def facts(self) -> PruningFacts:
         """What other documents repeat."""
         facts = {name: self.allocation.get(name) for name in ("base", "correct", "strength")}
-        facts |= {name: getattr(self, name) for name in ("model", "method", "pattern")}
+        facts |= {name: getattr(self, name) for name in ("model", "pattern")}
+        facts["method"] = f"{self.method} + refit" if self.refit else self.method
         facts |= {"sparsity": self.total_pruned / self.total_weights, "sha256": self.files.sha256}
         return converted(facts, PruningFacts, "allocation")
 

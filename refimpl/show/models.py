@@ -45,7 +45,7 @@ def _facts(pruned: Pruning) -> dict[str, list[str]]:
     made, weights = pruned.allocation, f"{pruned.total_weights:,} prunable weights"
     facts = {
         "model": [*model_facts(pruned.model, pruned.family, len(pruned.blocks)), weights],
-        "pruner": [pruned.method, f"compat {pruned.compat}"],
+        "pruner": [pruned.method, *["refit"] * pruned.refit, f"compat {pruned.compat}"],
         "allocation": [f"pattern {pruned.pattern}, zeros per group : inputs per group"],
     }
     if pruned.pattern is None:
