@@ -164,7 +164,7 @@ def pruned_linears(
     """Prune the linears of a block that read at the points of some sums, a thread for each.
 
     A goal is what a linear loses, None for one that is left alone: a count, or with compat `peer`
-    the fractions that the code takes. New weights have a linear's `new_dtype`, or that of the dense.
+    the fraction that the code takes. New weights have the linear's `new_dtype`, or the dense one.
 
     Raises:
         RefimplError: What the pruner refuses, with the name of the linear; new weights beyond
