@@ -15,7 +15,6 @@ from gates import bits
 from program import ran, refused, run
 
 from refimpl import RefimplError
-from refimpl.running import file_system
 from refimpl.running.file_system import finished_units
 
 LLAMA = FIXTURES / "llama"
@@ -220,18 +219,6 @@ def test_a_unit_is_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with finished_units(tmp_path, {}) as finished:
         finished.write("unit", {"a": 1})
     assert steps == ["fsync", "replace"]
-
-
-def test_a_lock_that_fails_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(file_system.fcntl, "flock", failing)
-    (tmp_path / "refimpl.lock").write_text("")
-    (tmp_path / "mine").write_text("the user's")
-    with file_system.work_folder(tmp_path):
-        pass
-    assert (tmp_path / "mine").read_text() == "the user's"
 
 
 MAKERS: dict[str, Callable[[Path, Path], object]] = {
