@@ -1,6 +1,5 @@
 """The program in processes of its own, and processes that are killed before any of their steps."""
 
-import ctypes
 import errno
 import json
 import os
@@ -12,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from mmap import mmap
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from conftest import FIXTURES, HERE
@@ -97,33 +95,6 @@ def stopped_at_step(number: int, action: Callable[[], Result], how: str) -> Resu
     return result if reached[0] else None
 
 
-def stopped_at_write(number: int, action: Callable[[], Result], how: str) -> Result | None:
-    """Do something in a forked process; half of a write to a file is done, and then it ends so.
-
-    The process is killed, or the other half fails with EIO, or it and all later writes with ENOSPC.
-    Returns None if there are not so many writes. See `with_failing_writes`.
-    """
-    reached = mmap(-1, 1)
-    flag = ctypes.addressof(ctypes.c_char.from_buffer(reached))
-    errors = {"kill": 0, "EIO": errno.EIO, "full": errno.ENOSPC}
-
-    def failing() -> Result:
-        shim = ctypes.CDLL(None)
-        shim.fail_write_at(ctypes.c_long(number), errors[how], ctypes.c_void_p(flag))
-        return action()
-
-    result = forked(failing)
-    return result if reached[0] else None
-
-
-def with_failing_writes(folder: Path) -> dict[str, str]:
-    """An environment in which a process can call `stopped_at_write`; needs a C compiler."""
-    library = folder / "failing_writes.so"
-    source = HERE / "running" / "failing_writes.c"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    return {"LD_PRELOAD": str(library)}
-
-
 def forked(action: Callable[[], Result]) -> Result:
     """The result of something in a forked process; minus the signal if it is killed."""
     reading, writing = os.pipe()
@@ -142,21 +113,12 @@ def forked(action: Callable[[], Result]) -> Result:
     return Result(*json.loads(text)) if text else Result(status, "", "")
 
 
-def printed_json(test: str, call: str, writes: bool = False) -> Any:
-    """What a call of a test file's function prints, in a process whose one thread may fork.
-
-    `writes` asks for one that can call `stopped_at_write`.
-    """
-    with TemporaryDirectory() as folder:
-        preload = with_failing_writes(Path(folder)) if writes else {}
-        return _printed_json(test, call, preload)
-
-
-def _printed_json(test: str, call: str, more: dict[str, str]) -> Any:
+def printed_json(test: str, call: str) -> Any:
+    """What a call of a test file's function prints, in a process whose one thread may fork."""
     done = subprocess.run(
         [sys.executable, "-c", f"from {Path(test).stem} import *; {call}"],
         cwd=Path(test).parent,
-        env=ENV | {"OPENBLAS_NUM_THREADS": "1"} | more,
+        env=ENV | {"OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -82,9 +82,8 @@ def test_the_named_command_goes_on(kind: str, tmp_path: Path) -> None:
 
 
 SLEEPING = """
-import signal, sys, threading, time
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
+import sys, time
+from dataclasses import dataclass
 from pathlib import Path
 
 from refimpl.running.settings import results
@@ -101,42 +100,26 @@ class Sleeping:
         Path(self.begun).touch()
         time.sleep(600)
 
-def elsewhere(begun):
-    '''Take the signal in another thread: it does not end a wait of the main thread.'''
-    while not begun.exists():
-        time.sleep(0.01)
-    time.sleep(0.5)
-    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-
-class Never(Executor):
-    def submit(self, call, unit):
-        Path("a").touch()
-        return Future()
-
 def score(model, tokens, plan, request, settings, **_):
-    if how == "elsewhere":
-        settings = replace(settings, executor=Never())
     with settings.open() as resources:
         print("ready", flush=True)
-        if how == "elsewhere":
-            threading.Thread(target=elsewhere, args=(Path("a"),), daemon=True).start()
         list(results([Sleeping("a"), Sleeping("b")], model, resources))
 
 if __name__ == "__main__":
     import refimpl.cli.score as cli
     from refimpl.__main__ import main
 
-    cli.score, how = score, sys.argv.pop()
+    cli.score = score
     sys.argv = ["refimpl", *sys.argv[1:]]
     main()
 """
 
 
-@pytest.mark.parametrize("when", ["at once", "soon", "computing", "elsewhere"])
+@pytest.mark.parametrize("when", ["at once", "soon", "computing"])
 def test_control_c_of_a_terminal_is_one_message(when: str, tmp_path: Path) -> None:
     script = tmp_path / "sleeping.py"
     script.write_text(SLEEPING)
-    words = (script, "score", LLAMA, "--threads", 2, when)
+    words = (script, "score", LLAMA, "--threads", 2)
     with started(*words, program=(sys.executable,), session=True, folder=tmp_path) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -144,8 +127,7 @@ def test_control_c_of_a_terminal_is_one_message(when: str, tmp_path: Path) -> No
             time.sleep(0.1)
         while when == "computing" and not (tmp_path / "a").exists():
             time.sleep(0.01)
-        if when != "elsewhere":
-            os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)
         try:
             _, err = process.communicate(timeout=30)  # until the last process has ended
         finally:

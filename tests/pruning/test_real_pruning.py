@@ -37,10 +37,7 @@ GATE = 1e-4
 QWEN = "Qwen2.5-Coder-0.5B-Instruct"
 CASES = [  # every method on one model, and each file and family with a method that rewrites weights
     *((SMOL, *x) for x in product(("wanda", "sparsegpt", "magnitude", "random"), TARGETS)),
-    ("float32", "wanda", SPARSITY), ("float32", "sparsegpt", PATTERN),
-    ("sharded", "wanda", PATTERN), ("sharded", "sparsegpt", SPARSITY),
-    ("bfloat16", "wanda", SPARSITY), ("bfloat16", "sparsegpt", SPARSITY),
-    ("bfloat16", "magnitude", PATTERN), ("gemma-3-270m", "magnitude", SPARSITY),
+    ("gemma-3-270m", "magnitude", SPARSITY),
     ("gemma-3-270m", "wanda", SPARSITY), ("gemma-3-270m", "sparsegpt", PATTERN),
     (QWEN, "wanda", PATTERN), (QWEN, "sparsegpt", SPARSITY), (QWEN, "random", SPARSITY),
 ]  # fmt: skip
@@ -63,12 +60,6 @@ with torch.no_grad():
 numpy.save(logits, found.numpy())
 encoded = [AutoTokenizer.from_pretrained(path).encode(text) for path in (folder, original)]
 print(json.dumps([{name: sorted(map(str, what)) for name, what in info.items()}, encoded]))
-"""
-SHARDS = """
-import sys, torch
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float16)
-model.save_pretrained(sys.argv[2], max_shard_size="60MB")
 """
 
 
@@ -98,36 +89,13 @@ def room(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-def model_folder(name: str, room: Path) -> Path:
-    """The folder of a real model, or of a variant that is made in `room`."""
-    if name not in ("sharded", "bfloat16", "float32"):
-        return original(name)
-    source, variant = original(SMOL), room / name
-    if name == "sharded":
-        python(SHARDS, source, variant)
-        assert len(list(variant.glob("model-*.safetensors"))) > 2
-    else:  # a file without metadata, as safetensors writes it unless asked
-        import torch
-        from safetensors.torch import load_file, save_file
-
-        variant.mkdir()
-        tensors = load_file(source / "model.safetensors")
-        dtype = getattr(torch, name)
-        cast = {key: tensor.to(dtype) for key, tensor in tensors.items()}
-        save_file(cast, variant / "model.safetensors")
-    for file in source.iterdir():
-        if file.suffix != ".safetensors" and not (variant / file.name).exists():
-            shutil.copyfile(file, variant / file.name)
-    return variant
-
-
 @pytest.mark.parametrize(
     ("name", "method", "target"), CASES, ids=["-".join((n, m, t[1])) for n, m, t in CASES]
 )
 def test_transformers_and_safetensors_read_a_pruned_model(
     name: str, method: str, target: tuple[str, str], room: Path
 ) -> None:
-    dense, out = model_folder(name, room), room / "out"
+    dense, out = original(name), room / "out"
     options: list[object] = [*target, "--pruner", method]
     if target == SPARSITY:
         options += ["--allocation", "uniform"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from conftest import FIXTURES
 from documents import content, files, numbers
-from processes import forked, printed_json, stopped_at_step, stopped_at_write
+from processes import forked, stopped_at_step
 from program import Result, run
 
 from refimpl import RefimplError
@@ -83,12 +83,8 @@ def written(
     return Result(0, "", "")
 
 
-def stops(name: str, most: int = 10**9, stride: int = 1, writes: bool = False) -> None:
-    """Stop a command before each of its steps, in each way; check what is left; print counts.
-
-    `writes` stops it in the middle of each write, in place of its other steps.
-    """
-    stopping = stopped_at_write if writes else stopped_at_step
+def stops(name: str, most: int = 10**9, stride: int = 1) -> None:
+    """Stop a command before each of its steps, in each way; check what is left; print counts."""
     command, top = COMMANDS.get(name, FOLDER), Path(tempfile.mkdtemp())
     scores = top / "scores.json"
     if "SCORES" in command.words:
@@ -117,14 +113,14 @@ def stops(name: str, most: int = 10**9, stride: int = 1, writes: bool = False) -
                 folder.rmdir()
                 shutil.copytree(old.parent, folder)
             action = partial(written, command, words, target, force)
-            stopped = stopping(number, action, how)
+            stopped = stopped_at_step(number, action, how)
             if stopped is None:
                 shutil.rmtree(folder)
                 break
             assert stopped.code in (0, 2, -9), (how, number, stopped)
             assert "Traceback" not in stopped.err, (how, number, stopped)
             assert files(LLAMA) == inputs
-            if stopped.code == 2 and (writes or how == "full"):  # else a removal may have failed
+            if stopped.code == 2 and how == "full":  # else a removal may have failed
                 refused(stopped, folder, target.name)
             counts[how][state(command, target, expected)] += 1
             again = forked(action)
@@ -176,9 +172,3 @@ def state(command: Command, target: Path, expected: Any) -> str:
         return "old"
     assert command.result(target) == expected
     return "new"
-
-
-def both(name: str) -> tuple[dict[str, dict[str, int]], ...]:
-    """What was left by stops before each step, and by stops in each write."""
-    steps = printed_json(__file__, f"stops({name!r})")
-    return steps, printed_json(__file__, f"stops({name!r}, writes=True)", writes=True)

@@ -103,13 +103,12 @@ def test_fifty_kills_on_a_real_model(tmp_path: Path) -> None:
 
 @pytest.mark.kills
 @pytest.mark.parametrize("name", crashes.COMMANDS)
-def test_a_command_that_is_stopped_at_every_step_and_write(name: str) -> None:
-    steps, writes = crashes.both(name)
-    print(f"\n{name}: steps {steps}, writes {writes}")
+def test_a_command_that_is_stopped_at_every_step(name: str) -> None:
+    steps = printed_json(crashes.__file__, f"stops({name!r})")
+    print(f"\n{name}: {steps}")
     for how in crashes.HOWS:
         assert steps[how]["new"] > 1
         assert sum(steps[how].values()) > 8
-        assert sum(writes[how].values()) > 0
 
 
 @pytest.mark.thorough
@@ -119,16 +118,10 @@ def test_a_folder_that_is_replaced_is_stopped_at_every_step() -> None:
     assert all(counts[how].keys() >= {"old", "new"} for how in crashes.HOWS)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize(("name", "steps", "stride"), [("allocate", 6, 5), ("export", 21, 5)])
+@pytest.mark.parametrize(
+    ("name", "steps", "stride"),
+    [("allocate", 9, 4), pytest.param("export", 21, 5, marks=pytest.mark.thorough)],
+)
 def test_a_command_that_is_stopped_at_a_few_steps(name: str, steps: int, stride: int) -> None:
     counts = printed_json(crashes.__file__, f"stops({name!r}, {steps}, {stride})")
     assert {sum(counts[how].values()) for how in crashes.HOWS} <= {-(-steps // stride)}
-
-
-@pytest.mark.parametrize(
-    ("name", "writes"), [("allocate", 1), pytest.param("score", 3, marks=pytest.mark.thorough)]
-)
-def test_a_command_that_is_stopped_in_a_write(name: str, writes: int) -> None:
-    counts = printed_json(crashes.__file__, f"stops({name!r}, writes=True)", writes=True)
-    assert counts == {how: {"old": writes} for how in crashes.HOWS}
