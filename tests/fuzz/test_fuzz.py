@@ -35,8 +35,9 @@ def test_a_fixed_sample() -> None:
 
 
 @pytest.mark.fuzz
-def test_files_that_are_pipes_devices_or_sparse() -> None:
-    assert " 0 failures" in fuzzed("--kinds")
+@pytest.mark.parametrize("which", ["--kinds", "--good"])
+def test_files_that_are_pipes_devices_or_sparse_and_good_ones(which: str) -> None:
+    assert " 0 failures" in fuzzed(which)
 
 
 def test_what_was_found_before() -> None:

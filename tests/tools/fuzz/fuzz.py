@@ -40,6 +40,7 @@ from targets import (  # noqa: E402
     FuzzCase,
     commands,
     file_case,
+    good_cases,
     hub_case,
     kind_cases,
     make_folder,
@@ -105,6 +106,7 @@ def faults(case: FuzzCase, left: Left, before: dict, after: dict) -> list[str]:
     inside = {n for n in [*changed, *new] if not outputs & {n, *map(str, Path(n).parents)}}
     replaces = "--force" in case.words or case.words[:1] == ["bench"]  # which continues
     found = {
+        "refuses good files": left.code == 2 and case.mutator == "good",
         "hangs": left.hung,
         f"exit code {left.code}": left.code not in allowed,
         "traceback": "Traceback" in err,
@@ -215,8 +217,10 @@ def main() -> int:
     parser.add_argument("--only", type=int)
     parser.add_argument("--regressions", action="store_true", help="run the known ones instead")
     parser.add_argument("--kinds", action="store_true", help="run `kind_cases` instead")
+    parser.add_argument("--good", action="store_true", help="run `good_cases` instead")
     asked = parser.parse_args()
-    fixed = REGRESSIONS if asked.regressions else kind_cases() if asked.kinds else []
+    fixed = [*REGRESSIONS] * asked.regressions + kind_cases() * asked.kinds
+    fixed += good_cases() * asked.good
     numbers = range(len(fixed) or asked.cases) if asked.only is None else [asked.only]
     counts, codes, failed, started = Counter(), Counter(), 0, time.monotonic()
     slowest, largest = 0.0, 0
