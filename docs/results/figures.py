@@ -28,8 +28,6 @@ def main() -> None:
     allocated = {"uniform": pruned["uniform"], "divergence": pruned["allocated"]}
     write("divergence", plot.divergence({"": pruned["divergence"]}), [*pruned["facts"], bars])
     write("allocation", plot.allocation(allocated), [*pruned["facts"], bars])
-    drift = [[float("nan") if x is None else x for x in row] for row in noise["drift at 0.01"]]
-    write("drift", plot.drift(drift), ["noise of eta 0.01", *noise["facts"]])
     write("coefficients", plot.coefficients(noise["r"]), [*noise["facts"], bars])
     plot.save(plot.comparison(read_bench(STUDY / "smollm2" / BENCH)), STUDY / "smollm2.svg")
 
