@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "tutorial"
-PAGES = [x for x in sorted(FOLDER.glob("*.md")) if re.search("^```(python|bash)$", x.read_text("utf-8"), re.M)]
-PAGES = [page for page in PAGES if page.name not in ("index.md", "pico.md")]
+TYPED = re.compile("^```(python|bash)$", re.M)
+TEXTS = ("index.md", "pico.md")
+PAGES = [
+    page
+    for page in sorted(FOLDER.glob("*.md"))
+    if page.name not in TEXTS and TYPED.search(page.read_text("utf-8"))
+]
 CODE = re.compile(
     r"^(?:<!-- goes on -->\n)?```(python|bash)\n(.*?)^```$(?:\n```output\n(.*?)^```$)?", re.M | re.S
 )
