@@ -138,7 +138,7 @@ def bench_command(
     table = bench_table(result)
     write_text(how.output / TABLE_FILE, f"{table.markdown()}\n\n{LEGEND}\n")
     ran = f"{count} of {len(result.rows)} cells ran in this run; the others are on file"
-    notes = {"note:": LEGEND.split(", "), "written:": [f"{how.output}: {BENCH}, {TABLE_FILE}"]}
+    notes = {"note:": [LEGEND], "written:": [f"{how.output}: {BENCH}, {TABLE_FILE}"]}
     terminal.say(page_text([ran], table.lines(), notes))
 
 
