@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from refimpl.arguments import Checked, Compat, Floats, Ints, checked, described,
 from refimpl.errors import RefimplError, listed
 from refimpl.records import named, records
 
-PEER_FLOOR = 0.01  # what the code of some peers has in place of a sparsity of 0 or less
+_PEER_FLOOR = 0.01  # what the code of some peers has in place of a sparsity of 0 or less
 Value = float | str
 Needs = Literal["weights", "squares", "products"]
 """What a signal is made of: the weights; with the sums over the dense model's inputs of their
@@ -41,11 +41,6 @@ class Option:
     help: str
     kind: Any = float
     of_signal: bool = False
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """What it may be, if it is a word."""
-        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     def checked(self, base: str, name: str, value: Any) -> Value:
         """A value as the formulas take it; refuses what is not accepted."""
@@ -205,7 +200,7 @@ def spread(signal: Floats, name: str, sparsity: float, half: float, compat: Comp
 
 def floored(allocation: Floats, compat: Compat) -> Floats:
     """An allocation; that of a peer without sparsities of 0 or less."""
-    return np.where(allocation <= 0, PEER_FLOOR, allocation) if compat == "peer" else allocation
+    return np.where(allocation <= 0, _PEER_FLOOR, allocation) if compat == "peer" else allocation
 
 
 def by_share(

@@ -11,7 +11,7 @@ from refimpl.arguments import Compat, Count, Floats, Fraction, checked
 from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value, by_share
 from refimpl.errors import RefimplError
 
-PIECE = 1 << 14  # weights of a group of columns decided on together: they stay in a core's cache
+_AT_ONCE = 1 << 14  # weights of a group of columns decided on together: they stay in a core's cache
 
 
 @checked
@@ -114,7 +114,7 @@ def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, fl
     for name, (out, width) in block.shapes.items():
         if name in block.idle:
             continue
-        weight, rows = block.weight(name), max(1, PIECE // (group or width))
+        weight, rows = block.weight(name), max(1, _AT_ONCE // (group or width))
         pieces = [
             partial(lsa_error, weight[start : start + rows], block.sums[name], group)
             for start in range(0, out, rows)

@@ -11,7 +11,7 @@ from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value, flo
 from refimpl.errors import RefimplError
 from refimpl.pruners.wanda import wanda_score
 
-PIECE = 1 << 16  # scores computed at a time: they stay in a core's cache
+_AT_ONCE = 1 << 16  # scores computed at a time: they stay in a core's cache
 
 
 class BlockScores(Iterable[Floats]):
@@ -22,7 +22,7 @@ class BlockScores(Iterable[Floats]):
 
     def __iter__(self) -> Iterator[Floats]:
         for name, (out, width) in self.block.shapes.items():
-            weight, rows = self.block.weight(name), max(1, PIECE // width)
+            weight, rows = self.block.weight(name), max(1, _AT_ONCE // width)
             mean = self.block.sums[name] / self.block.sequences
             for start in range(0, out, rows):
                 yield wanda_score(weight[start : start + rows], mean)
