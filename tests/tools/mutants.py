@@ -30,7 +30,7 @@ PAIRS: list[tuple[Any, Any]] = [
     (ast.And, ast.Or),
 ]  # fmt: skip
 OTHER = dict(PAIRS) | {b: a for a, b in PAIRS} | {ast.Pow: ast.Mult, ast.FloorDiv: ast.Mult}
-TEXTS = (ast.Raise, ast.JoinedStr)
+TEXTS = (ast.Raise, ast.JoinedStr)  # messages stay
 FAILED = r"^(?:FAILED|ERROR) (\S+)"
 FIRST = 40  # tests
 
@@ -73,11 +73,9 @@ def mutants(path: Path) -> list[dict[str, Any]]:
             place = {"file": str(path.relative_to(ROOT)), "line": node.lineno, "kind": change[0]}
             was = b"".join(lines)[begin:end]
             found.append(place | {"was": was, "new": text, "begin": begin})
-        for field, child in ast.iter_fields(node):  # no messages and no types
-            skipped = field in ("annotation", "returns") or isinstance(node, TEXTS)
-            for one in [] if skipped else child if isinstance(child, list) else [child]:
-                if isinstance(one, ast.AST):
-                    visit(one)
+        for child in [] if isinstance(node, TEXTS) else ast.iter_child_nodes(node):
+            if child not in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+                visit(child)
 
     visit(ast.parse(path.read_bytes()))
     return found
@@ -100,7 +98,7 @@ def run(tree: Path, words: list[str], **variables: str) -> tuple[int, str]:
     """The exit code of pytest in a tree, and what it printed; 124 if it takes too long."""
     paths = f"{tree}{os.pathsep}{tree}/tests/tools"
     env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | variables
-    command = ["timeout", "3600", sys.executable, "-m", "pytest", "-q", "-p", "mutants"]
+    command = ["timeout", "1500", sys.executable, "-m", "pytest", "-q", "-p", "mutants"]
     done = subprocess.run([*command, *words], cwd=tree, env=env, capture_output=True, text=True)
     return done.returncode, done.stdout
 
@@ -115,15 +113,9 @@ def noticed(tree: Path, mutant: dict[str, Any], tests: Counter[str], near: set[s
     for some in filter(None, (order[:middle], order[middle:])):
         listed = tree.with_suffix(".json")
         listed.write_text(json.dumps(some))
-        words = [
-            "-x",
-            "-n",
-            "0",
-            "-p",
-            "no:cacheprovider",
-            *{name.partition("::")[0] for name in some},
-        ]
-        code, out = run(tree, words, MUTANTS=str(listed))
+        alone = ["-x", "-n", "0", "-p", "no:cacheprovider"]
+        files = {name.partition("::")[0] for name in some}
+        code, out = run(tree, [*alone, *files], MUTANTS=str(listed))
         if code not in (0, 5):
             break
     path.write_bytes(old)
@@ -149,7 +141,7 @@ def main(count: int, seed: int, jobs: int, *paths: str) -> None:
         lines = CoverageData(f"{scratch}/lines")
         lines.read()
         print(f"{len(tests)} tests; these fail without any change: {sorted(fail)}\n")
-        print("| place | kind | was | is | noticed by |\n|---|---|---|---|---|")
+        print("| place | kind | was | is | noticed by |\n|---|---|---|---|---|", flush=True)
 
         def judged(job: int) -> int:
             tree, left = Path(scratch, f"tree{job}"), 0
@@ -160,8 +152,7 @@ def main(count: int, seed: int, jobs: int, *paths: str) -> None:
                 why = noticed(tree, mutant, tests, {unit(x.rpartition("|")[0]) for x in near})
                 was, left = " ".join(mutant["was"].decode().split()), left + (not why)
                 cells = [f"{file}:{line}", mutant["kind"], was, mutant["new"], why or "**nothing**"]
-                row = " | ".join(x.replace("|", "\\|")[:90] for x in cells)
-                print(f"| {row} |", flush=True)
+                print("|", " | ".join(x.replace("|", "\\|")[:90] for x in cells), "|", flush=True)
             return left
 
         left = sum(pool.map(judged, range(jobs)))
