@@ -164,6 +164,7 @@ def test_both_figures_answer_to_keys_and_say_what_they_show(width: int, opened: 
             break
         page.keyboard.press("ArrowLeft")
     assert page.locator("#price svg text", has_text="block 0: 30 %").count() == 1
+    page.select_option("#price [name=model]", index=3)
     for svg, words in (("#travel svg", said), ("#price svg", price)):
         assert page.locator(svg).get_attribute("aria-label") == words.inner_text()
         box = page.locator(svg).bounding_box()
