@@ -1,10 +1,16 @@
 """Candidates for the oracle's tests: refimpl itself in other dtypes, changed or not."""
 
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterable
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import ml_dtypes
 import numpy as np
@@ -13,12 +19,14 @@ from conftest import FIXTURES
 from gates import case_of
 from safetensors.numpy import save_file
 
+from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, read_case, stepwise_steps
+from refimpl.oracle.case import Case, case_inputs, read_case
 from refimpl.oracle.case_folders import CORE
 from refimpl.oracle.check import Report
-from refimpl.oracle.rounding import RoundedModel
-from refimpl.oracle.steps import steps
+from refimpl.oracle.measures import array_of, record_of
+from refimpl.oracle.rounding import RoundedArray, RoundedModel
+from refimpl.oracle.steps import every_array, steps
 
 CASES, PROJECT = FIXTURES / "cases", Path(__file__).parent / "tools" / "sample_project"
 CASE_NAMES = (
@@ -61,12 +69,56 @@ def read_cases_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("refimpl.oracle.case.read_case", once)
 
 
+def project(edit: tuple[str, str] = ("", "")) -> ModuleType:
+    """The sample project's candidate.py, imported by itself: other modules keep their names."""
+    with tempfile.TemporaryDirectory() as away:
+        folder = write_project(Path(away) / "project", edit)
+        modules = {path.stem for path in folder.glob("*.py")}
+        others = {name: sys.modules.pop(name) for name in modules & sys.modules.keys()}
+        with patch.object(sys, "path", [str(folder), *sys.path]):
+            try:
+                return import_module("candidate")
+            finally:
+                for name in modules:
+                    sys.modules.pop(name, None)
+                sys.modules.update(others)
+
+
+def write_project(folder: Path, edit: tuple[str, str] = ("", "")) -> Path:
+    """The sample project in a new folder; with an edit, a text of it is replaced."""
+    shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    found = [path for path in folder.glob("*.py") if edit[0] in path.read_text("utf-8")]
+    assert not edit[0] or len(found) == 1
+    for path in found if edit[0] else ():
+        path.write_text(path.read_text("utf-8").replace(*edit), "utf-8")
+    return folder
+
+
+def project_arrays(
+    candidate: ModuleType, case: Case, dtype: str = "float32", pruners: bool = True
+) -> Arrays:
+    """The arrays of the sample project, from the tokens."""
+    import torch
+
+    with torch.inference_mode():
+        arrays = candidate.candidate(case.folder, getattr(torch, dtype), "cpu", pruners)
+    return {name: array_of(x) for name, x in arrays.items()}
+
+
+def stepwise_steps(
+    case: Case, dtype: Any = np.float64, rounded: type[RoundedArray] | None = None
+) -> Arrays:
+    """Every step from the case's own values of those before its block or stage."""
+    inner = {x for x in case.expected if record_of(x).reads and not x.endswith("resid_post")}
+    given = {k: x for k, x in case.expected.items() if k not in inner or k.endswith(ROUTER)}
+    arrays = every_array(case_inputs(case, given, dtype, rounded))
+    return {name: np.asarray(value) for name, value in arrays.items()}
+
+
 @cache
-def computed(name: str, dtype: str = "float32", stepwise: bool = False) -> Arrays:
+def computed(name: str, dtype: str = "float32") -> Arrays:
     """The arrays of refimpl in a dtype, written in it: a right candidate."""
     case = case_of(name)
-    if stepwise:
-        return written(case, stepwise_steps(case, dtype), dtype)
     return written(case, steps(case.model, case.inputs["token_ids"], case.recipe, dtype), dtype)
 
 

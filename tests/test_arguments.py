@@ -47,8 +47,8 @@ RESULTS = {
 # Formulas over arrays, which other kinds of arrays pass, too: those that an export records.
 OF_ARRAYS = ("refimpl.model.", "refimpl.method.absorption", "refimpl.method.perturbation")
 # Of a case that `check` has checked, or of a spectrum: it calls them, and nobody else.
-OF_STEPS = {"asked_steps", "case_inputs", "coarse_step", "entries", "every_array", "is_choice"}
-OF_STEPS |= {"is_step", "peak", "require_steps", "signal_of", "steps", "stepwise_steps"}
+OF_STEPS = {"asked_steps", "case_inputs", "computed_again", "every_array", "is_choice"}
+OF_STEPS |= {"is_step", "peak", "require_steps", "signal_of", "steps"}
 # What a package that adds a base or a pruner writes, and what its functions are called with.
 OF_RECORDS = {"spread", "by_share", "floored", "is_flat", "relative", "mean_score", "compensated"}
 OF_RECORDS |= {"inverse_of_upper", "require_finite", "PrunedWeight"}
@@ -92,7 +92,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "request": Request(correct=None),
         "dtype": "float32", "threads": 1, "memory": "64M", "executor": None,
         "progress": print, "settings": Settings(), "force": False, "trace": False,
-        "download": False, "stepwise": False, "config": None, "which": 0, "block": 0,
+        "download": False, "config": None, "which": 0, "block": 0,
         "step": "norm", "token_ids": tokens.ids, "measure": dict, "bases": ["uniform"],
         "scores": score(model, tokens, threads=1), "folder": folder / "case", "m": 5.0,
         "statistic": "mean", "group": 2, "fit": "mid", "xmin": "shipped", "num_units": 2,

@@ -95,16 +95,6 @@ class CheckOptions:
     dtype: Literal["bfloat16", "float16", "float32", "float64", "tf32"] | None = common_option(
         None, "Precision of the candidate. Default: as its file states, or its coarsest tensor."
     )
-    stepwise: bool = common_option(
-        False,
-        "The candidate started each step from the case's own values, so no step depends on an "
-        "earlier choice. Default: it ran from the tokens.",
-    )
-    resolvable: bool = common_option(
-        False,
-        "Exit with 0, not 3, if all steps that the candidate's dtype resolves agree, and some of "
-        "each kind do. The coarse steps of an experiment must agree.",
-    )
     download: bool = same_option(groups.ModelOptions, "download")
     decode: bool = option(
         False, "The candidate has only the last tokens of each sequence, computed with a cache."
@@ -136,8 +126,8 @@ def check_command(
 ) -> None:
     """Exits with 0 if all steps agree, with 1 if one diverges, and with 2 if an input is unusable.
 
-    Exits with 3 if nothing diverges, but a step is missing, could not be judged, or is not resolved
-    by the dtype.
+    Exits with 3 if nothing diverges, but a step is missing or follows from a choice that was not
+    written, or if no step of a kind is resolved by the dtype.
     """
     from refimpl.loading.samples import read_ids
     from refimpl.oracle.candidates import candidate_case, candidate_steps, read_outputs
@@ -149,7 +139,7 @@ def check_command(
     opened = candidate_case(case, ids, outputs, download=how.download)
     steps = candidate_steps(opened, outputs, how.names, how.decode)
     only = patterns(how.only) or steps.asked or ("*",)
-    asked = only, how.dtype or stated, how.stepwise, how.decode
+    asked = only, how.dtype or stated
     report = check(opened, steps.arrays, *asked)
     options = {"names": how.names, "tokens": how.ids}
     report = replace(
@@ -161,5 +151,5 @@ def check_command(
         ),
     )
     to.deliver(report_document(report, str(actual)), report_table(report, str(actual)))
-    if (code := EXIT[report.verdict]) and not (how.resolvable and report.is_resolved):
+    if code := EXIT[report.verdict]:
         raise typer.Exit(code)

@@ -17,6 +17,7 @@ from refimpl.loading.files.documents import json_object, read_file, reading
 from refimpl.loading.files.safetensors_file import ARRAY_DTYPES, SafetensorsFile
 from refimpl.loading.samples import Tokens
 from refimpl.model.attention import merge_heads, split_heads
+from refimpl.model.experts import ROUTER
 from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -148,7 +149,11 @@ def candidate_steps(
     for step, key in _found(case, sources, [*outputs]).items():
         x = _as_array(outputs[key])
         x = merge_heads(x) if own and x.ndim == 4 else x
-        arrays[step] = _as_step(x, sources[step], case, step, decode)
+        arrays[step] = (
+            _as_choice(x, case)
+            if step.endswith(ROUTER)
+            else _as_step(x, sources[step], case, step, decode)
+        )
     every = [step for step in case.expected if step in sources]
     some = word == TRANSFORMERS and 2 * len(arrays) >= len(every)
     return CandidateSteps(arrays, tuple(arrays if some else every))
@@ -227,6 +232,15 @@ def _as_step(x: Array, source: ModuleOutput, case: Case, step: str, decode: bool
     return rows
 
 
+def _as_choice(x: Array, case: Case) -> Array:
+    """The experts of tokens as packed bits, from their numbers [tokens, k]; else as it is."""
+    experts, shape = case.model.config.experts, case.inputs["token_ids"].shape
+    if experts is None or x.dtype.kind not in "iu" or x.size % (shape[0] * shape[1]):
+        return x
+    chosen = np.eye(experts.num_experts, dtype=bool)[x.reshape(*shape, -1) % experts.num_experts]
+    return np.packbits(chosen.any(axis=-2), axis=-1)
+
+
 def numbered(names: Sequence[str], block: int) -> tuple[str, ...]:
     """Names of one block: its number in place of `{}`, the next in place of `{+1}`."""
     return tuple(x.replace("{}", str(block)).replace("{+1}", str(block + 1)) for x in names)
@@ -295,7 +309,13 @@ def transformers_sources(model: Model) -> Sources:
             after = module(f"{of}{part}_post_norm") or module(of + linear)
             if part == "mlp" and config.blocks[i].mixture and not after:
                 after = module(f"{of}router").rpartition(".")[0]
-            add(f"{of}{part}_out", "" if scaled else after)
+            later = after.replace("block_sparse_moe", "mlp")
+            add(f"{of}{part}_out", *[] if scaled else [after, later])
+        if gate := module(f"{of}router"):  # its third output; transformers 5 has another name
+            add(of + ROUTER, *(f"{gate.replace(x, 'mlp')}:2" for x in ("mlp", "block_sparse_moe")))
+        if isinstance(config.mixer(i), Attention):  # docs/how-to/candidates.md takes them
+            add(f"{of}q_rope", f"{of}q_rope")
+            add(f"{of}k_rope", f"{of}k_rope")
         if not config.parallel_residual and norm["mlp_norm"]:
             add(f"{of}resid_mid", norm["mlp_norm"] + INPUT)
         add(f"{of}mlp_norm", norm["mlp_norm"])

@@ -19,7 +19,6 @@ from refimpl.loading.files.documents import converted, filled, plain, reading_do
 from refimpl.loading.files.safetensors_file import SafetensorsFile, write_arrays
 from refimpl.loading.samples import Tokens
 from refimpl.method.perturbation import noise
-from refimpl.model.experts import ROUTER
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
@@ -36,7 +35,7 @@ from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.measures import record_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
-from refimpl.oracle.steps import every_array, is_step, steps
+from refimpl.oracle.steps import is_step, steps
 from refimpl.running.file_system import file_digest
 from refimpl.running.files import whole
 from refimpl.running.threads import kernel
@@ -71,16 +70,6 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
 
     Raises:
         RefimplError: A folder that exists or cannot be written; as `steps` raises it.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from refimpl.loading.samples import random_tokens
-        >>> model = read_model("fixtures/llama")
-        >>> with TemporaryDirectory() as parent:
-        ...     tokens, folder = random_tokens(264, 1, 8), f"{parent}/case"
-        ...     case = make_case(model, tokens, Recipe(), folder)
-        ...     len(case.expected) == len(read_case(case.folder).expected)
-        True
     """
     folder = Path(folder)
     if os.path.lexists(folder):
@@ -243,20 +232,6 @@ def case_inputs(
 def is_choice(step: str) -> bool:
     """Whether a step is discrete: a decision, counts, or the experts of tokens."""
     return record_of(step).measure in ("bits", "counts")
-
-
-def entries(case: Case) -> dict[str, Array]:
-    """The case's values that a step-wise candidate is fed: none within a block, but the experts."""
-    inner = {x for x in case.expected if record_of(x).reads and not x.endswith("resid_post")}
-    return {k: x for k, x in case.expected.items() if k not in inner or k.endswith(ROUTER)}
-
-
-def stepwise_steps(
-    case: Case, dtype: npt.DTypeLike = np.float64, rounded: type[RoundedArray] | None = None
-) -> dict[str, Array]:
-    """Compute every step of a case from the case's own values, as docs/how-to/check.md says."""
-    arrays = every_array(case_inputs(case, entries(case), dtype, rounded))
-    return {name: np.asarray(value) for name, value in arrays.items()}
 
 
 def _noises(recipe: Recipe, steps: Iterable[str]) -> list[str]:

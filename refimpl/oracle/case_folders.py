@@ -77,11 +77,10 @@ class CaseFolder:
 
 @dataclass(frozen=True)
 class SelectedCase:
-    """A case, and patterns of the steps that a test asks of it, and that fail: "" for the case."""
+    """A case, and patterns of the steps that a test asks of it."""
 
     case: CaseFolder
     steps: tuple[str, ...]
-    failing: tuple[str, ...] = ()
 
 
 def case_folder(path: Path) -> CaseFolder:

@@ -1,6 +1,6 @@
 """The steps of the dense model, and what steps are computed from: earlier ones, or a case's."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -202,8 +202,12 @@ class StepInputs:
             sparsity[exists] = project(sparsity[exists], units, target)
         return linear_counts(sparsity, sizes, target)
 
-    def scores(self, step: str) -> tuple[Array, int]:
-        """Scores [out, in] that a decision compares, and their group (`ties.together`)."""
+    def scores(self, step: str, decided: Array | None = None) -> tuple[Array, int]:
+        """Scores [out, in] that a decision compares, and their group (`near_ties.together`).
+
+        Those of SparseGPT follow from the decisions before them, packed bits: the right ones if
+        none are given.
+        """
         pruner, block, linear = linear_of(step)
         weight = self.model.weights[f"blocks.{block}.{linear}.weight"].read(np.float64)
         if pruner == "magnitude":
@@ -212,7 +216,8 @@ class StepInputs:
         total, count = self.value(sums_behind(step)), len(self.ids)
         if not pruner.startswith("sparsegpt"):
             return wanda_score(weight, total / count), group
-        right, width = unpacked(self.values[step], weight.shape[1]), group or WIDTH
+        bits, width = self.values[step] if decided is None else decided, group or WIDTH
+        right = unpacked(bits, weight.shape[1])
         score, _ = sparsegpt_scores(weight, total, count, right, self.recipe.damping, width)
         return score, group or -WIDTH
 
@@ -226,13 +231,6 @@ class StepInputs:
             found = block_signals(*how, moments=moments)
         return next(iter(found.values()))
 
-    def dense_scores(self) -> Iterator[Array]:
-        """Wanda's scores of each block of the dense model, all linears in one row."""
-        for i, linears in enumerate(self.model.config.linears):
-            weights, sums, n = self.model.block(i, np.float64), self.squares[i], len(self.ids)
-            pairs = [(weights[f"{x}.weight"], sums[input_of(x)] / n) for x in linears]
-            yield np.concatenate([wanda_score(*x).ravel() for x in pairs])
-
     def correction(self, name: str) -> tuple[Array, Callable[[Array], Array]]:
         """What corrects an allocation, [L], and how logarithms are made of it."""
         if name == "divergence":
@@ -240,7 +238,8 @@ class StepInputs:
         return self.number(RATIO), clipped_log
 
 
-NamedArrays = Iterator[tuple[str, Array]]
+NamedArray = tuple[str, Array]
+NamedArrays = Iterator[NamedArray]
 
 
 def kept_steps(config: Config, until: int) -> dict[int, tuple[str, str]]:
@@ -249,11 +248,22 @@ def kept_steps(config: Config, until: int) -> dict[int, tuple[str, str]]:
     return {i: (f"blocks.{i}.k", f"blocks.{i}.v") for i in blocks}
 
 
-def forward(inputs: StepInputs) -> NamedArrays:
+def forward_points(inputs: StepInputs) -> NamedArrays:
     """The trace points: one pass through each block, and the head."""
-    model, config, dtype = inputs.model, inputs.model.config, inputs.dtype
-    x, trace, prefix = inputs.embedded, dict[str, Array](), ""
-    read = dict[str, Array]()  # by what follows
+    x = inputs.embedded
+    yield "embed", x.stream
+    if "embed" in inputs.given:
+        x = x.with_stream(inputs.state("embed"))
+    for i in range(len(inputs.places)):
+        x = yield from points_of_block(inputs, i, x)
+    if inputs.recipe.asks("final_norm", "logits"):  # the head of a real model is large
+        yield from points_of_head(inputs, x)
+
+
+def points_of_block(inputs: StepInputs, i: int, x: State) -> Generator[NamedArray, None, State]:
+    """The trace points of one block; it continues with those that are given."""
+    config, place, prefix = inputs.model.config, inputs.places[i], f"blocks.{i}."
+    trace, read = dict[str, Array](), dict[str, Array]()  # by what follows
 
     def observe(name: str, value: Array) -> Array:
         trace[name] = np.packbits(value, axis=-1) if name == ROUTER else value
@@ -262,31 +272,31 @@ def forward(inputs: StepInputs) -> NamedArrays:
         read[name] = value
         return value
 
-    yield "embed", x.stream
-    x, before = x.with_stream(observe("embed", x.stream)), "embed"
-    for i, place in enumerate(inputs.places):
-        trace.clear()
-        read.clear()
-        prefix = f"blocks.{i}."
-        x = block(x, model.block(i, dtype), replace(place, observe=observe), config)
-        points = inputs_of(config.linears[i]) if not inputs.recipe.only else ()
-        inputs.squares.append(
-            {point: sum_of_squares(read[point]) for point in points if point in read}
-        )
-        for name, value in trace.items():
-            if name == ROUTER or (name not in INSIDE and "." not in name):
-                reads = [f"{prefix}{x}" for x in record_of(prefix + name).reads if x in trace]
-                if name in ("k", "v") and isinstance(place.mixer, SharedAttention):
-                    reads = [f"blocks.{place.mixer.source}.{name}"]
-                reads = [before] if name == "resid_pre" else reads
-                yield inputs.of(prefix + name, *reads), value
-        before = f"{prefix}resid_post"
-    if not inputs.recipe.asks("final_norm", "logits"):
-        return  # the head of a real model is large
-    trace.clear()
-    prefix = ""
-    head(x, model.head(dtype), config, observe)
-    yield inputs.of("final_norm", before), trace["final_norm"]
+    x = block(x, inputs.model.block(i, inputs.dtype), replace(place, observe=observe), config)
+    points = inputs_of(config.linears[i]) if not inputs.recipe.only else ()
+    inputs.squares.append({point: sum_of_squares(read[point]) for point in points if point in read})
+    for name, value in trace.items():
+        if name == ROUTER or (name not in INSIDE and "." not in name):
+            reads = [f"{prefix}{x}" for x in record_of(prefix + name).reads if x in trace]
+            if name in ("k", "v") and isinstance(place.mixer, SharedAttention):
+                reads = [f"blocks.{place.mixer.source}.{name}"]
+            if name == "resid_pre":
+                reads = [f"blocks.{i - 1}.resid_post" if i else "embed"]
+            yield inputs.of(prefix + name, *reads), value
+    return x
+
+
+def points_of_head(inputs: StepInputs, x: State) -> NamedArrays:
+    """The last norm and the logits."""
+    trace = dict[str, Array]()
+
+    def observe(name: str, value: Array) -> Array:
+        trace[name] = value
+        return inputs.state(name) if name in inputs.given else value
+
+    head(x, inputs.model.head(inputs.dtype), inputs.model.config, observe)
+    last = f"blocks.{len(inputs.places) - 1}.resid_post"
+    yield inputs.of("final_norm", last), trace["final_norm"]
     yield inputs.of("logits", "final_norm"), trace["logits"]
 
 

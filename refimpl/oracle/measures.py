@@ -17,101 +17,60 @@ from refimpl.oracle.case_folders import StepMeasure
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A kind of step: how it is measured (docs/explanation/tolerances.md), and why it goes wrong.
+    """A kind of step, and how it is measured (docs/explanation/tolerances.md).
 
     Of "weight" and "typical rows" none counts as less than a share of the root mean square of all
     (`LEAST`); "lost" is the error of ``1 - A`` of an alignment A. Trace points say what
-    they read of their block, later steps note it themselves (`StepInputs.of`). `exact` ones are
-    computed in float32 or more in every dtype. A semicolon separates two causes.
+    they read of their block, later steps note it themselves (`StepInputs.of`).
     """
 
     measure: StepMeasure
-    causes: str
     reads: tuple[str, ...] = ()
     domain: tuple[float, float] = (-inf, inf)
-    exact: bool = False
 
-
-STREAM = "a sum that lacks a term, or has it twice"
-NORM = "another eps, or eps outside the root; weights stored minus 1; RMSNorm in place of LayerNorm"
-STATISTIC = "a mean over tokens in place of a sum; the dense model's statistics; another input"
-SIGNAL = "another statistic, threshold or fit; another linear's input; singular values, not squared"
 
 # fmt: off
 RECORDS: Mapping[str, StepRecord] = {  # by pattern of names; the first one counts
-    "embed": StepRecord("rows", "the scale of the embeddings (Gemma: the root of D); the first "
-        "learned position; token ids that were shifted or padded"),
-    "blocks.*.resid_pre": StepRecord("rows", "a block that was skipped, or run twice"),
-    "blocks.*.attn_norm": StepRecord("rows", NORM, reads=("resid_pre",)),
-    "blocks.*.[qkv]": StepRecord("rows", "a weight that was changed, transposed, or taken from "
-        "another block; a fused tensor cut in the wrong order; a missing bias, or norm of each "
-        "head", reads=("attn_norm", "latent")),
-    "blocks.*.[qk]_rope": StepRecord("rows", "theta, or its scaling; pairs of channels: i and "
-        "i + h/2; positions, which begin at 0; how many channels rotate", reads=("q", "k")),
-    "blocks.*.latent": StepRecord("rows", "the eps of its norm; the rotated part taken for a part "
-        "of it", reads=("attn_norm",)),
-    "blocks.*.conv_in": StepRecord("rows", "the parts of in_proj in another order; a missing gate",
-        reads=("attn_norm",)),
-    "blocks.*.conv_out": StepRecord("rows", "taps in reverse; a window that is not causal; a "
-        "missing bias or activation", reads=("conv_in",)),
-    "blocks.*.state_out": StepRecord("rows", "the decay; keys without length 1; D x left out; "
-        "heads of another group", reads=("attn_norm", "conv_in", "conv_out")),
-    "blocks.*.attn_out": StepRecord("rows", "token 0 is right: the scale, the causal mask (shifted "
-        "by one, or absent), the soft cap; token 0 is wrong: the order of heads, o_proj, the norm "
-        "after it; right up to some token: the window",
-        reads=("attn_norm", "q", "k", "v", "q_rope", "k_rope", "conv_out", "state_out")),
-    "blocks.*.resid_mid": StepRecord("rows", STREAM, reads=("resid_pre", "attn_out")),
-    "blocks.*.mlp_norm": StepRecord("rows", f"a parallel residual; {NORM}",
-        reads=("resid_pre", "resid_mid")),
-    "blocks.*.mlp_out": StepRecord("rows", "the activation: exact GELU or its tanh form, SiLU; "
-        "gate_proj and up_proj swapped; down_proj: a missing bias; the norm after it, or a factor",
-        reads=("mlp_norm", "router_norm", "experts_norm", "router.keep")),
-    "blocks.*.block_embed_norm": StepRecord("rows", STREAM, reads=("resid_mid", "mlp_out")),
-    "blocks.*.block_embed": StepRecord("rows", f"the columns of another block; a factor; {NORM}",
-        reads=("token_ids",)),
-    "blocks.*.block_embed_out": StepRecord("rows", "the activation of the gate; the norm after it",
-        reads=("block_embed_norm", "block_embed")),
-    "blocks.*.resid_post": StepRecord("rows", STREAM,
-        reads=("resid_mid", "mlp_out", "block_embed_out")),
-    "blocks.*.router.keep": StepRecord("bits", "one expert more or fewer per token; softmax or "
-        "sigmoid; the correction of scores; the router's input or bias",
-        reads=("mlp_norm", "router_norm")),
-    "blocks.*.router_norm": StepRecord("rows", f"a missing factor; {NORM}", reads=("resid_mid",)),
-    "blocks.*.experts_norm": StepRecord("rows", NORM, reads=("resid_mid",)),
-    "final_norm": StepRecord("rows", f"no norm behind the last block; {NORM}"),
-    "logits": StepRecord("rows", "lm_head: tied to the embeddings, or a weight of its own; the "
-        "soft cap of the logits, or their factor"),
-    "*.drift": StepRecord("numbers", "noise: its scale, its axes, one for all draws; added before "
-        "the block; norms of all tokens together; sinks; the order of the means",
-        domain=(0, inf)),
-    "*.alignment": StepRecord("lost", "the difference in place of the perturbed state; one norm "
-        "twice", domain=(-1, 1)),
-    "*absorption_coefficient": StepRecord("numbers", "a ratio of means in place of a mean of "
-        "ratios; the inverse; another denominator; tokens without a drift", domain=(0, inf)),
-    "*.stderr": StepRecord("shares", "n in place of n - 1; over tokens or draws, not sequences",
-        domain=(0, inf)),
-    "*.divergence": StepRecord("shares", "KL in the wrong direction; no final norm; a base of 2; a "
-        "sum over tokens in place of a mean"),
-    "alphapruning*.signal": StepRecord("numbers", SIGNAL, domain=(0, inf), exact=True),
-    "*.signal": StepRecord("numbers", SIGNAL, domain=(0, inf)),
-    "*.base": StepRecord("shares", "a spread that is halved or doubled; the sign; not projected "
-        "onto the budget; a mean over blocks, not weights", domain=(0, 1), exact=True),
-    "*.corrected": StepRecord("shares", "the sign; log r that is not clipped or not centred; "
-        "another strength or limit; not projected onto the budget again",
-        domain=(0, 1), exact=True),
-    "*.counts": StepRecord("counts", "quotas rounded one by one, not by the largest remainder; "
-        "another order of linears; the budget, rounded half to even"),
-    "*.squares": StepRecord("typical rows", STATISTIC, domain=(0, inf)),
-    "*.products": StepRecord("typical rows", f"a factor 2 / n or damping; {STATISTIC}"),
-    "*score": StepRecord("rows", "the square of the norm; a sum per token, not per sequence",
-        domain=(0, inf)),
-    "*.keep": StepRecord("bits", "inverted bits (1 is kept), or packed from the lowest; ties: the "
-        "lower index goes first; the group that is compared; counts; SparseGPT: dead inputs, "
-        "damping, the factor of the inverse, the update of later columns"),
-    "*.weight": StepRecord("weight rows", "the update of later columns, or its order; a factor of "
-        "H in place of one of its inverse; weights that are not rounded to the file's dtype"),
-    "*.perplexity": StepRecord("numbers", "the token itself in place of the next one; a mean of "
-        "perplexities; nats, or a power of 2", domain=(1, inf)),
+    "embed": StepRecord("rows"),
+    "blocks.*.resid_pre": StepRecord("rows"),
+    "blocks.*.attn_norm": StepRecord("rows", ("resid_pre",)),
+    "blocks.*.[qkv]": StepRecord("rows", ("attn_norm", "latent")),
+    "blocks.*.[qk]_rope": StepRecord("rows", ("q", "k")),
+    "blocks.*.latent": StepRecord("rows", ("attn_norm",)),
+    "blocks.*.conv_in": StepRecord("rows", ("attn_norm",)),
+    "blocks.*.conv_out": StepRecord("rows", ("conv_in",)),
+    "blocks.*.state_out": StepRecord("rows", ("attn_norm", "conv_in", "conv_out")),
+    "blocks.*.attn_out": StepRecord("rows",
+        ("attn_norm", "q", "k", "v", "q_rope", "k_rope", "conv_out", "state_out")),
+    "blocks.*.resid_mid": StepRecord("rows", ("resid_pre", "attn_out")),
+    "blocks.*.mlp_norm": StepRecord("rows", ("resid_pre", "resid_mid")),
+    "blocks.*.mlp_out": StepRecord("rows",
+        ("mlp_norm", "router_norm", "experts_norm", "router.keep")),
+    "blocks.*.block_embed_norm": StepRecord("rows", ("resid_mid", "mlp_out")),
+    "blocks.*.block_embed": StepRecord("rows", ("token_ids",)),
+    "blocks.*.block_embed_out": StepRecord("rows", ("block_embed_norm", "block_embed")),
+    "blocks.*.resid_post": StepRecord("rows", ("resid_mid", "mlp_out", "block_embed_out")),
+    "blocks.*.router.keep": StepRecord("bits", ("mlp_norm", "router_norm")),
+    "blocks.*.router_norm": StepRecord("rows", ("resid_mid",)),
+    "blocks.*.experts_norm": StepRecord("rows", ("resid_mid",)),
+    "final_norm": StepRecord("rows"),
+    "logits": StepRecord("rows"),
+    "*.drift": StepRecord("numbers", domain=(0, inf)),
+    "*.alignment": StepRecord("lost", domain=(-1, 1)),
+    "*absorption_coefficient": StepRecord("numbers", domain=(0, inf)),
+    "*.stderr": StepRecord("shares", domain=(0, inf)),
+    "*.divergence": StepRecord("shares"),
+    "alphapruning*.signal": StepRecord("numbers", domain=(0, inf)),
+    "*.signal": StepRecord("numbers", domain=(0, inf)),
+    "*.base": StepRecord("shares", domain=(0, 1)),
+    "*.corrected": StepRecord("shares", domain=(0, 1)),
+    "*.counts": StepRecord("counts"),
+    "*.squares": StepRecord("typical rows", domain=(0, inf)),
+    "*.products": StepRecord("typical rows"),
+    "*score": StepRecord("rows", domain=(0, inf)),
+    "*.keep": StepRecord("bits"),
+    "*.weight": StepRecord("weight rows"),
+    "*.perplexity": StepRecord("numbers", domain=(1, inf)),
 }
 # fmt: on
 FAULTS = {
@@ -123,7 +82,6 @@ FAULTS = {
     "shape": "a graph for one batch size or length, or axes in another order",
     "missing": "a graph without an output of this name",
 }
-SINGLE, HALF, COARSE = 1e-9, 1e-4, 2e-2  # errors above the first two suggest float32 or 16 bits
 
 
 @cache
@@ -139,16 +97,6 @@ def record_of(step: str) -> StepRecord:
     )
 
 
-def usual_causes(step: str, dtype: str, error: float, fault: str) -> tuple[str, ...]:
-    """Usual causes of an error or another fault of a step, the likeliest first."""
-    causes = tuple(text for word, text in FAULTS.items() if word in fault.split())
-    if dtype == "float64" and isfinite(error) and SINGLE < error < 1e-5:
-        causes += ("float32 in some step: the error has the size of its rounding",)
-    if dtype == "float32" and HALF < error < COARSE:
-        causes += ("16 bits (or TF32) in some step, if later points have errors of the same size",)
-    return (*causes, *record_of(step).causes.split("; "))
-
-
 UNRESOLVED = "refimpl itself is not near it in this dtype"
 # Errors that are a share of the truth, and the tolerance from which on a step is not resolved:
 # of sixteen parts of equal size and any direction, a missing one changes a row by a quarter; a
@@ -159,9 +107,8 @@ RESOLVABLE: Mapping[str, float] = {
     "typical rows": 0.5, "numbers": 0.5, "shares": 0.5, "lost": 1.0,
 }  # fmt: skip
 LEAST = {"weight rows": 0.25, "typical rows": 1.0}  # that a row counts as, of a typical one
-COARSE_DRIFT = 1 / 16  # tolerance: below, a drift of 1 that passes is nearly right, as many are 1
 UNCHANGED = 2.0**-49  # what rounding in float64 leaves of ``1 - A`` where nothing was lost
-FORWARD = ("embed", "blocks", "final_norm", "logits")  # first words of the trace points
+_FORWARD = ("embed", "blocks", "final_norm", "logits")  # first words of the trace points
 
 ERROR_FACTOR = 8.0  # of refimpl's own error
 FLOOR = 64.0  # units in the last place, where that error happens to be small
@@ -188,10 +135,7 @@ class StepResult:
     where: tuple[int, ...] = ()
     fault: str = ""
     near_ties: Positions = ()
-
-    def causes(self, dtype: str) -> tuple[str, ...]:
-        """The usual causes of an error that starts at this step, the likeliest first."""
-        return usual_causes(self.step, dtype, self.error, self.fault)
+    diagnosis: str = ""
 
 
 def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, ...], str]:
@@ -257,7 +201,7 @@ def lost(alignment: Array) -> Array:
     return np.maximum(1 - alignment, 0.0)
 
 
-def tolerance_of(step: str, truth: Array, own: float, dtype: str, stepwise: bool = False) -> float:
+def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
     """The largest error that a step may have (its truth in float64), if refimpl's own is this.
 
     ``8 own + 64 eps``, in 16 bits ``8 own + 4 eps``; for SparseGPT four times that; 0 for counts
@@ -269,24 +213,19 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str, stepwise: bool
         return 0.0
     if measure == "lost":
         units = FLOOR if dtype == "float64" else COSINE
-        return ERROR_FACTOR * own + units * min(EPS[dtype], EPS["float32"]) / _least_lost(truth)
-    eps = EPS[arithmetic_of(step, dtype, stepwise)]
+        left = lost(truth)
+        least = float(np.min(left[left > UNCHANGED], initial=1.0))  # except where nothing was lost
+        return ERROR_FACTOR * own + units * EPS[dtype] / least
+    eps = EPS[dtype]
     factor = SPARSEGPT_FACTOR if step.startswith("sparsegpt") else 1.0
     if step.startswith("alphapruning") and step.endswith(".signal"):
         factor = max(1.0, float(truth.max()) - 1)
     return factor * (ERROR_FACTOR * own + (FLOOR_16 if eps > EPS["float32"] else FLOOR) * eps)
 
 
-def arithmetic_of(step: str, dtype: str, stepwise: bool) -> str:
-    """The dtype of a step: step by step float32 at least, if no state of the model is behind it."""
-    return (
-        "float32" if stepwise and record_of(step).exact and EPS[dtype] > EPS["float32"] else dtype
-    )
-
-
 def kind_of(step: str) -> str:
     """The kind of a step: a trace point of all blocks, or a stage of the method."""
-    if step.split(".")[0] in FORWARD:
+    if step.split(".")[0] in _FORWARD:
         return ".".join("*" if part.isdigit() else part for part in step.split("."))
     return stage_of(step)
 
@@ -294,7 +233,7 @@ def kind_of(step: str) -> str:
 def stage_of(step: str) -> str:
     """The part of the method that a step belongs to."""
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
-    if first in FORWARD:
+    if first in _FORWARD:
         return "forward"
     if first in ("perturbed", "coarse", "absorption_coefficient"):
         return "experiment"
@@ -303,23 +242,9 @@ def stage_of(step: str) -> str:
     return "allocation" if last in ("base", "corrected", "counts") else first
 
 
-def judges_sparsegpt(dtype: str) -> bool:
-    """Whether SparseGPT's steps are judged in a dtype: in fewer bits they are not reproducible."""
-    return EPS[dtype] <= EPS["float32"]
-
-
-def writing_error(step: str, truth: Array, array: Array, dtype: str, stepwise: bool) -> float:
-    """What a step is off by where it is written in fewer bits than it is computed in."""
-    unit = EPS.get(array.dtype.name, 0.0) / 2
-    if record_of(step).measure == "lost":
-        return unit / _least_lost(truth) if unit > EPS["float32"] else 0.0
-    return unit if arithmetic_of(step, dtype, stepwise) != dtype else 0.0
-
-
-def _least_lost(alignment: Array) -> float:
-    """The smallest ``1 - A`` of alignments A, except where nothing was lost."""
-    left = lost(alignment)
-    return float(np.min(left[left > UNCHANGED], initial=1.0))
+def is_judged(step: str, dtype: str) -> bool:
+    """Whether a step is judged in a dtype: the method is not in fewer bits than float32."""
+    return EPS[dtype] <= EPS["float32"] or stage_of(step) == "forward"
 
 
 def step_result(

@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Iterator, Mapping
-from math import inf, isfinite
+from math import inf
 
 import numpy as np
 
@@ -11,22 +11,12 @@ from refimpl.model.ops import Array
 from refimpl.oracle import measures
 from refimpl.oracle.case import FACTOR
 from refimpl.oracle.dense_steps import RATIO, Keep, linear_of, sums_behind, unpacked
-from refimpl.oracle.measures import (
-    EPS,
-    ERROR_FACTOR,
-    FLOOR_16,
-    FORWARD,
-    Positions,
-    error_of,
-    record_of,
-    tolerance_of,
-)
-from refimpl.oracle.truth import Truth, is_experiment, moved_by_rounding
-from refimpl.pruners.counts import split_count, total_count
+from refimpl.oracle.measures import EPS, ERROR_FACTOR, FLOOR_16, Positions, error_of, tolerance_of
+from refimpl.oracle.truth import Start, Truth, moved_by_rounding
+from refimpl.pruners.counts import parse_pattern, pattern_keep, split_count, total_count
 
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
 BIAS = "router.correction"
-NEAR = 0.25  # of the tolerance: twice refimpl's own error
 
 
 def ties_of(truth: Truth, step: str, array: Array) -> Positions:
@@ -37,27 +27,26 @@ def ties_of(truth: Truth, step: str, array: Array) -> Positions:
         name, sizes = shares_behind(truth, step), truth.model.config.linear_sizes
         shares = truth.value(name)
         return count_ties(array, right, shares, sizes, recipe.sparsity, truth.tolerance(name))
-    if step == "owl.signal":
-        m = float(recipe.request("owl").options["m"])
-        sums = fnmatch.filter(truth.case.expected, "pruned.*.squares")
-        relative = max(map(truth.tolerance, sums), default=_of_scores(truth))
-        scores, allowed = truth.dense_scores(), truth.tolerance(step)
-        return outlier_ties(array, right, scores, m, allowed, relative, TIE_SHARE)
+    if step == "owl.signal":  # a score on the line may fall on either side
+        off = np.abs(array - right) / 100 * truth.model.config.block_sizes
+        return positions(np.argwhere(off > 0.5)) if (off < 1.5).all() else ()
     if step.endswith(ROUTER):
-        router = _Router(truth, step, truth.is_chained(step))
+        router = _Router(truth, step, truth.start_of(step))
         mine = unpacked(array, router.experts.num_experts)
         turned = (mine != router.truth).any(axis=-1)
         explained = router.chosen(np.where(mine, 1, -1) * router.slack) == mine
-        most = 2 + max(ERROR_FACTOR * truth.own_error(step) / 2, int(router.near().sum()))
+        most = 2 + ERROR_FACTOR * truth.own_error(step)
         rounding = explained[turned].all() and turned.sum() <= most
         return positions(np.argwhere(turned)) if rounding else ()
     if last == "keep":
-        score, group, slack = score_behind(truth, step)
-        explain = sequential_ties if first == "sparsegpt_pattern" else keep_ties
-        found = explain(array, right, score, group, np.minimum(slack, 1.0))
-        near = turnable(right, score, group, np.minimum(NEAR * slack, 1.0))
-        own = ERROR_FACTOR * truth.own_error(step)
-        most = 2 + max(TIE_SHARE * score.size, own, near)
+        if first == "sparsegpt_pattern":  # later groups were decided after the candidate's choice
+            score, group, slack = score_behind(truth, step, array)
+            rule = pattern_keep(score, parse_pattern(recipe.pattern))
+            right = np.packbits(rule, axis=1)
+        else:
+            score, group, slack = score_behind(truth, step)
+        found = keep_ties(array, right, score, group, np.minimum(slack, 1.0))
+        most = 2 + max(TIE_SHARE * score.size, ERROR_FACTOR * truth.own_error(step))
         return found if len(found) <= most else ()
     if first == "sparsegpt" and last == "weight":
         stored = truth.model.weights[step.removeprefix("sparsegpt.")].stored.numpy_dtype
@@ -76,54 +65,37 @@ def shares_behind(truth: Truth, step: str) -> str:
     return f"{truth.recipe.bases[0]}.base" if name == "pruned" else f"{name}.corrected"
 
 
-def carries_nothing(truth: Truth, step: str) -> bool:
-    """Whether SparseGPT decided on products that were not written, some next to nothing."""
-    if not step.startswith("sparsegpt") or not step.endswith(".keep"):
-        return False
-    name = sums_behind(step)
-    own = [x for other, x in truth.own_errors().items() if other.endswith(".products")]
-    slip = _of_scores(truth, max(filter(isfinite, own), default=0.0))
-    carried = np.sqrt(np.diag(truth.value(name)))
-    least = slip * np.sqrt(np.mean(np.square(carried)))
-    return name not in truth.given and bool((carried <= least).any())
-
-
 def without_rounding(truth: Truth) -> Mapping[str, Array]:
     """The arrays, with the right drift and coefficient where both drifts are 0 but for rounding."""
-    own, expected, ratio = truth.own_errors(), truth.case.expected, f"pruned.{RATIO}"
+    expected, values, arrays = truth.case.expected, truth.values, dict(truth.actual)
     states = [k for k in expected if k.endswith(".resid_post")]  # of two right passes
-    each = (tolerance_of(k, expected[k], own[k], truth.computed_in) for k in states)
-    floor = 2 * max(each, default=0.0)
-    every = {k: x for k, x in truth.actual.items() if k.startswith("pruned.") and is_experiment(k)}
-    values = truth.values  # of what is wanted
-    fit = {k: x for k, x in every.items() if k in values and x.shape == values[k].shape}
-    with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
-        arrays = {k: x.astype(np.float64) for k, x in fit.items() if x.dtype.name in EPS}
-        for name in [x for x in arrays if x.endswith((".drift", ".alignment"))]:
-            right, found, drift = values[name], arrays[name], name.endswith(".drift")
-            if drift:
-                nothing = (right + found > 0) & (np.maximum(right, found) <= floor)
-                least = np.minimum(right, expected[name])
-            else:
-                rest = np.square(floor) + 4 * EPS[fit[name].dtype.name]
-                nothing = np.abs(found - right) <= rest
-                least = measures.lost(np.maximum(right, expected[name]))
-            nothing &= least <= measures.UNCHANGED
-            arrays[name] = np.where(nothing, right, found)
-            if nothing[0] and drift and ratio in arrays:
-                block = int(name.split(".")[1])
-                arrays[ratio][block] = values[ratio][block]
-    return {**truth.actual, **arrays}
+    own, dtype, ratio = truth.own_errors() if states else {}, truth.computed_in, f"pruned.{RATIO}"
+    floor = 2 * max((tolerance_of(k, expected[k], own[k], dtype) for k in states), default=0.0)
+    for name in fnmatch.filter(values.keys() & arrays.keys(), "pruned.*.drift"):
+        right, found = values[name], arrays[name]
+        if not right.max() <= floor or right.shape != found.shape or not (found >= 0).all():
+            continue
+        if not found.max() <= floor or expected[name].max() > measures.UNCHANGED:
+            continue
+        other, block = name.replace("drift", "alignment"), int(name.split(".")[1])
+        if other in arrays and other in values:
+            lost, unit = measures.lost(arrays[other].astype(np.float64)).max(), arrays[other].dtype
+            kept = lost <= floor**2 + 4 * EPS.get(unit.name, 0.0)
+            arrays[other] = values[other] if kept else arrays[other]
+        arrays[name], some = right, arrays.get(ratio)
+        if some is not None and found.any() and some.shape == values[ratio].shape:
+            arrays[ratio] = np.where(np.arange(len(some)) == block, values[ratio], some)
+    return arrays
 
 
-def score_behind(truth: Truth, step: str) -> tuple[Array, int, Array]:
+def score_behind(truth: Truth, step: str, decided: Array | None = None) -> tuple[Array, int, Array]:
     """Scores [out, in] behind a decision, their group, and relative errors, [in] or of all.
 
     An input that carries less than most is off by as much more of itself: the rounding of what it
     is made of is of the size of the others.
     """
     sums, (pruner, block, _) = sums_behind(step), linear_of(step)
-    score, group = truth.scores(step)
+    score, group = truth.scores(step, decided)
     sequential = pruner.startswith("sparsegpt")
     if pruner == "magnitude" or (sums in truth.given and not sequential):
         return score, group, np.array([_of_scores(truth)])
@@ -132,7 +104,7 @@ def score_behind(truth: Truth, step: str) -> tuple[Array, int, Array]:
         slack, size = _of_scores(truth, truth.own_errors()[sums]), np.sqrt(total)
         typical = np.sqrt(total.mean())
     else:
-        own = truth.own_errors(not truth.is_chained(step))[f"{FACTOR}{block}"]
+        own = truth.own_errors(truth.start_of(step))[f"{FACTOR}{block}"]
         slack = tolerance_of(f"{step}score", np.zeros(1), own, truth.computed_in)
         slack += moved_by_rounding(truth.case, step, truth.computed_in)
         if group < 0:
@@ -154,12 +126,12 @@ class _Router:
     ``t ||w|| ||x|| / sqrt(D) + 4 eps |z| + 4 eps |s + b| / (ds / dz)``: scores s are rounded, too.
     """
 
-    def __init__(self, truth: Truth, step: str, chained: bool) -> None:
+    def __init__(self, truth: Truth, step: str, start: Start = "chained") -> None:
         experts, dtype = truth.model.config.experts, truth.computed_in
         assert experts is not None
         self.experts = experts
         norm, self.logits, self.truth, self.weights = truth.router(step)
-        x, own = truth.value(norm), truth.own_errors()[norm] if chained else 0.0
+        x, own = truth.value(norm), 0.0 if start == "stepwise" else truth.own_errors(start)[norm]
         w = np.linalg.norm(self.weights["router.weight"], axis=1)
         sizes = w * np.linalg.norm(x, axis=-1, keepdims=True)
         rounding = FLOOR_16 * EPS[dtype] * np.abs(self.logits)
@@ -176,33 +148,15 @@ class _Router:
         chosen: Keep = route(self.logits + change, self.experts, self.weights)[0]
         return chosen
 
-    def near(self) -> Array:
-        """Tokens whose experts, or shares, a quarter of the tolerance may turn, [N, S]."""
-        slack = NEAR * self.slack
-        less = self.chosen(np.where(self.truth, -slack, slack))
-        turns: Array = np.any(less != self.truth, axis=-1)
-        if self.experts.scoring == "sparsemixer":
-            best, other = (np.expand_dims(self.logits, axis) for axis in (-1, -2))
-            limit = best - other - 2 * self.experts.jitter * np.maximum(np.abs(other), best)
-            at = np.abs(limit) <= np.expand_dims(slack, -1) + np.expand_dims(slack, -2)
-            turns |= np.any(at & np.expand_dims(self.truth, -1), axis=(-1, -2))
-        return turns
-
 
 def follows_a_choice(truth: Truth, step: str) -> bool:
-    """Whether a step follows from experts that were not written, and that rounding may turn."""
-    names, experts = list(truth.case.expected), truth.model.config.experts
-    routers = {name for name in names if name.endswith(ROUTER)}
-    if experts is None or EPS[truth.computed_in] <= EPS["float32"]:
-        return False
-    unwritten = routers if experts.scoring == "sparsemixer" else routers - truth.given.keys()
-    if step.split(".")[0] in FORWARD:
-        unwritten = unwritten.intersection(names[: names.index(step)])
-    elif record_of(step).exact or step.endswith((".score", ".counts")):
-        return False
-    elif not step.startswith("pruned.blocks.") and not step.endswith(".signal"):
-        unwritten = routers  # of perturbed and pruned models: no steps
-    return bool(unwritten) and any(_Router(truth, name, True).near().any() for name in routers)
+    """Whether a step in 16 bits follows from experts that were not written, and may be others."""
+    names = list(truth.case.expected)
+    before = [x for x in names[: names.index(step)] if x.endswith(ROUTER)]
+    mixed = truth.model.config.experts
+    unsure = mixed is not None and mixed.scoring == "sparsemixer"  # whose shares have edges, too
+    lacks = any(unsure or x not in truth.given for x in before)
+    return lacks and EPS[truth.computed_in] > EPS["float32"]
 
 
 def near_ties(keep: Keep, truth: Keep, score: Array, relative: float | Array) -> Keep:
@@ -275,39 +229,6 @@ def keep_ties(
     return ()
 
 
-def sequential_ties(
-    keep: Array, truth: Array, score: Array, group: int, relative: float | Array
-) -> Positions:
-    """As `keep_ties`, where what follows a near tie in a row was decided on other weights."""
-    width = score.shape[1]
-    decided, right = unpacked(keep, width), unpacked(truth, width)
-    differ = (decided != right).reshape(len(score), -1, group)
-    rows = np.flatnonzero(differ.any(axis=(1, 2)))
-    first = differ.any(axis=2).argmax(axis=1)[rows]
-    slack = np.broadcast_to(np.asarray(relative), score.shape)
-    every = (decided, right, score, slack)
-    tied = near_ties(*(x.reshape(len(score), -1, group)[rows, first] for x in every))
-    if not (tied == differ[rows, first]).all():
-        return ()
-    return positions(np.argwhere(decided != right))
-
-
-def turnable(truth: Array, score: Array, group: int, relative: Array) -> int:
-    """How many decisions, not of equal scores, a relative error may turn (as `near_ties`)."""
-    every = (unpacked(truth, score.shape[1]), score, *reach(score, relative))
-    count = 0
-    for stays, by, low, high in together(group, *every):
-        (lowest, highest), (last, best) = edges(stays, low, high), edges(stays, by, by)
-        near = np.where(stays, low <= highest, high >= lowest)
-        near &= np.where(stays, by != best, by != last)  # of equal scores the position decides
-        more, top, line = between_rows(stays, lowest, highest)
-        _, best_top, last_line = between_rows(stays, last, best)
-        spared = more & (highest >= line) & (best != last_line)
-        instead = ~more & (lowest <= top) & (last != best_top)
-        count += int(near.sum() + spared.sum() + instead.sum())
-    return count
-
-
 def count_ties(
     counts: Array, truth: Array, sparsity: Array, sizes: Array, target: float, relative: float
 ) -> Positions:
@@ -327,32 +248,6 @@ def count_ties(
     slack, missed = relative * sparsity.max() * whole, sparsity * whole - np.array(per_block)
     explained = np.max(missed - slack) - np.min(missed + slack) <= 1
     return positions(np.argwhere(counts != truth)) if explained else ()
-
-
-def outlier_ties(
-    percent: Array,
-    truth: Array,
-    scores: Iterator[Array],
-    m: float,
-    allowed: float,
-    relative: float,
-    share: float,
-) -> Positions:
-    """Blocks where OWL's percentages [L] differ by more than is `allowed`, if ties explain it."""
-    ties = []
-    for i, score in enumerate(scores):
-        line = m * score.mean()
-        outliers, right = (x[i].astype(np.float64) * score.size / 100 for x in (percent, truth))
-        slack = allowed * right
-        if abs(outliers - right) < 0.5:
-            continue
-        fewest, most = (np.sum(score > line * (1 + x)) for x in (2 * relative, -2 * relative))
-        if not fewest - slack <= outliers <= most + slack:
-            return ()
-        if abs(outliers - right) > max(2, share * score.size) + slack:
-            return ()
-        ties.append((i,))
-    return tuple(ties)
 
 
 def rounding_ties(

@@ -144,3 +144,22 @@ class RoundedModel(Model):
             offset = np.array(self.weights[prefix + name].offset, dtype)
             rounded[name] = self.kind.of(value - offset) + offset if offset else self.kind.of(value)
         return rounded
+
+
+@dataclass(frozen=True)
+class ChangedModel(Model):
+    """A model whose weights are changed as they are read."""
+
+    change: Callable[[Mapping[str, Array]], Mapping[str, Array]] = dict
+
+    def embedding(self) -> dict[str, Array]:
+        """As `Model.embedding`, changed."""
+        return dict(self.change(super().embedding()))
+
+    def block(self, index: int, dtype: npt.DTypeLike, *each: Any) -> BlockWeights:
+        """As `Model.block`, changed."""
+        return BlockWeights(dict(self.change(super().block(index, dtype, *each))))
+
+    def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
+        """As `Model.head`, changed; all of it may be read."""
+        return dict(self.change(super().head(dtype, rows)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from refimpl.model.state import State
 from refimpl.model.stream import SUMS, block_with_sums, input_of
 from refimpl.oracle import dense_steps as dense
 from refimpl.oracle.dense_steps import NamedArrays, Starts, StepInputs, kept_steps, sparsegpt_scores
+from refimpl.oracle.measures import stage_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.decision import PrunerOptions, decision
@@ -79,7 +81,8 @@ def _by_pruners(inputs: StepInputs) -> NamedArrays:
     """Every pruner of the recipe, on the first base's counts; then perplexities, also the dense."""
     perplexities = list[tuple[str, Array]]()
     for name in METHODS:
-        if inputs.recipe.pattern or not name.endswith("pattern"):
+        asked = inputs.wanted is None or any(x.startswith(f"{name}.") for x in inputs.wanted)
+        if asked and (inputs.recipe.pattern or not name.endswith("pattern")):
             perplexities.append((yield from _pruned(inputs, name)))
     yield inputs.of("dense.perplexity", "logits"), _perplexity(inputs.ids, inputs.state("logits"))
     yield from perplexities
@@ -155,11 +158,12 @@ def _perplexity(ids: npt.NDArray[np.int64], logits: Array) -> Array:
 
 StepTable = tuple[Callable[[StepInputs], NamedArrays], ...]
 TABLE: StepTable = (
-    dense.forward, dense.by_noise, dense.signals, dense.allocations, _by_pruning, _by_pruners,
+    dense.forward_points, dense.by_noise, dense.signals, dense.allocations, _by_pruning,
+    _by_pruners,
 )  # fmt: skip
 # Of what pruners compute in every block, by its last word: the pruners where it is a step, if the
 # block is shown. Outer products are large, and other weights follow from the decisions.
-SHOWN = {
+_SHOWN = {
     "score": ("wanda", "pattern"),
     "weight": ("wanda", "sparsegpt"),
     "products": ("sparsegpt",),
@@ -181,12 +185,6 @@ def steps(
 
     Raises:
         RefimplError: As `score`, `allocate` and `prune` raise it.
-
-    Example:
-        >>> from refimpl import read_model
-        >>> arrays = steps(read_model("fixtures/llama"), np.arange(32).reshape(2, 16), Recipe())
-        >>> list(arrays)[:2], arrays["perturbed.1.drift"].shape, len(arrays)
-        (['embed', 'blocks.0.resid_pre'], (3,), 362)
     """
     every = every_array(StepInputs(model, recipe, ids, dtype, choices))
     return {name: x for name, x in every.items() if is_step(name, recipe)}
@@ -218,9 +216,36 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
     return arrays
 
 
+def computed_again(inputs: StepInputs, step: str) -> Array:
+    """One step from given values, those of its block or stage."""
+    first, *rest = step.split(".")
+    arrays: NamedArrays
+    if first == "embed":
+        return inputs.embedded.stream
+    if first == "blocks":
+        before = inputs.state_at(int(rest[0]), "resid_pre")
+        arrays = dense.points_of_block(inputs, int(rest[0]), before)
+    elif first in ("final_norm", "logits"):
+        arrays = dense.points_of_head(inputs, inputs.state_at(-1, "resid_post"))
+    elif first in METHODS or step.endswith(".perplexity"):
+        arrays = _by_pruners(inputs)
+    else:
+        stage = first if first in ("pruned", "divergence") else stage_of(step)
+        last = {
+            "experiment": dense.by_noise, "signals": dense.signals, "allocation": dense.allocations
+        }.get(stage, _by_pruning)  # fmt: skip
+        reads = dense.forward_points(inputs) if last in (dense.signals, _by_pruning) else iter(())
+        arrays = chain(reads, last(inputs))
+    for name, value in arrays:
+        if name == step:
+            return value
+        inputs.values[name] = value
+    raise RefimplError(f"{step} is not computed", "a step of the recipe", "choose another one")
+
+
 def is_step(name: str, recipe: Recipe) -> bool:
     """Whether an array of `every_array` is a step: of scores and weights, those that are shown."""
     pruner, *rest = name.split(".")
-    if not rest or rest[0] != "blocks" or rest[-1] not in SHOWN:
+    if not rest or rest[0] != "blocks" or rest[-1] not in _SHOWN:
         return True
-    return pruner in SHOWN[rest[-1]] and int(rest[1]) in recipe.shown
+    return pruner in _SHOWN[rest[-1]] and int(rest[1]) in recipe.shown

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf, isfinite
+from typing import Literal
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
 from refimpl.oracle import measures
-from refimpl.oracle.case import FACTOR, Case, case_inputs, entries, is_choice, require_steps
+from refimpl.oracle.case import FACTOR, Case, case_inputs, is_choice, require_steps
 from refimpl.oracle.dense_steps import (
     EXPERIMENTS,
     RATIO,
@@ -21,15 +22,7 @@ from refimpl.oracle.dense_steps import (
     coefficient_of,
     unpacked,
 )
-from refimpl.oracle.measures import (
-    EPS,
-    FLOOR_16,
-    RESOLVABLE,
-    error_of,
-    judges_sparsegpt,
-    record_of,
-    tolerance_of,
-)
+from refimpl.oracle.measures import EPS, FLOOR_16, RESOLVABLE, error_of, record_of, tolerance_of
 from refimpl.oracle.recipe import signal_of
 from refimpl.oracle.rounding import ARITHMETIC, FEWER, RoundedArray, fewer_bits
 from refimpl.oracle.steps import TABLE, every_array
@@ -37,7 +30,8 @@ from refimpl.pruners.pruner import SharedFactor, inverse_of_upper
 
 Arrays = Mapping[str, Array]
 Names = Collection[str] | None
-SAMPLES = (0, 8, 7)  # bits less than float32, in whose units own errors are
+Start = Literal["stepwise", "block", "chained"]
+_SAMPLES = (0, 8, 7)  # bits less than float32, in whose units own errors are
 ENDS = (".drift", ".alignment", RATIO, ".stderr", ".divergence")  # of steps of `EXPERIMENTS`
 
 
@@ -52,7 +46,6 @@ class Truth(StepInputs):
     case: Case
     actual: Mapping[str, Array]
     computed_in: str
-    stepwise: bool
 
     def is_chained(self, step: str) -> bool:
         """Whether errors of earlier steps are part of it, as these, or states, were not written.
@@ -61,25 +54,36 @@ class Truth(StepInputs):
         """
         expected, missing = self.case.expected, self.missing[step]
         unwritten = any(x in expected or x.endswith(".products") for x in missing)
-        return not self.stepwise and (is_experiment(step) or unwritten)
+        return is_experiment(step) or unwritten
 
-    def own_errors(self, stepwise: bool = False) -> Mapping[str, float]:
-        """Refimpl's own errors in the candidate's dtype, from the tokens or step by step."""
-        return own_errors(self.case, self.computed_in, stepwise)
+    def start_of(self, step: str) -> Start:
+        """From where the errors of earlier steps are part of it: the tokens, if not of its block.
+
+        A block whose state before it was written is computed from that.
+        """
+        prefix, behind = ".".join(step.split(".")[:2]) + ".", {step}
+        if not self.is_chained(step):
+            return "stepwise"
+        while more := {x for y in behind for x in self.missing.get(y, ())} - behind:
+            behind |= more
+        inside = f"{prefix}resid_pre" in self.given and all(x.startswith(prefix) for x in behind)
+        return "block" if inside else "chained"
+
+    def own_errors(self, start: Start = "chained") -> Mapping[str, float]:
+        """Refimpl's own errors in the candidate's dtype, from the tokens or another start."""
+        return own_errors(self.case, self.computed_in, start)
 
     def own_error(self, step: str) -> float:
-        """Refimpl's own error of a step, from the tokens or on the values that it was fed."""
-        return self.own_errors(not self.is_chained(step))[step]
+        """Refimpl's own error of a step, from where the candidate did not write its inputs."""
+        return self.own_errors(self.start_of(step))[step]
 
     def tolerance(self, step: str) -> float:
         """The largest error of a step, with that of its inputs; 0 for counts and bits."""
-        dtype, right, fed = self.computed_in, self.case.expected[step], not self.is_chained(step)
-        tolerance = tolerance_of(step, right, self.own_error(step), dtype, fed)
-        if step.endswith((".base", ".corrected")) and not self.stepwise:
-            floor = tolerance_of(step, right, 0.0, dtype, fed)
+        dtype, right = self.computed_in, self.case.expected[step]
+        tolerance = tolerance_of(step, right, self.own_error(step), dtype)
+        if step.endswith((".base", ".corrected")):
+            floor = tolerance_of(step, right, 0.0, dtype)
             tolerance = max(tolerance, self._moved(step) + floor)
-        if step in self.actual:
-            tolerance += measures.writing_error(step, right, self.actual[step], dtype, fed)
         if step == "coarse.stderr":  # a difference of coefficients: off by as much as these
             ratio = coefficient_of("coarse.")
             largest = self.case.expected[ratio].max()
@@ -124,42 +128,37 @@ def truth_of(
     case: Case,
     actual: Arrays,
     dtype: str,
-    stepwise: bool = False,
-    chained: bool = False,
     wanted: Names = None,
 ) -> Truth:
     """The steps from what a candidate wrote, and from the tokens where it wrote nothing."""
     if wanted is not None:
         later = [f"*.{ROUTER}"] + ["pruned.*.squares"] * ("owl.signal" in wanted)
         wanted = {*wanted}.union(*(fnmatch.filter(case.expected, x) for x in later))
-    given = {k: x for k, x in usable(case, actual).items() if not chained or is_choice(k)}
+    given = usable(case, actual)
     try:
-        return _truth(case, actual, dtype, stepwise, given, wanted)
+        return _truth(case, actual, dtype, given, wanted)
     except (RefimplError, np.linalg.LinAlgError):
         if not actual:
             raise
-        return _truth(case, actual, dtype, stepwise, {}, wanted)
+        return _truth(case, actual, dtype, {}, wanted)
 
 
-def _truth(
-    case: Case, actual: Arrays, dtype: str, stepwise: bool, given: Arrays, wanted: Names
-) -> Truth:
-    """The truth of what is given; of a step-wise candidate the case's values are."""
-    given = {**given, **(entries(case) if stepwise else {})}
+def _truth(case: Case, actual: Arrays, dtype: str, given: Arrays, wanted: Names) -> Truth:
+    """The truth of what is given."""
     choices = {x: y for x, y in given.items() if x.endswith(ROUTER)}
     turned = any(not np.array_equal(x, case.expected[name]) for name, x in choices.items())
-    clean = {} if stepwise else dict(case.expected)
-    if turned and not stepwise:  # experiments begin with states of the candidate's experts
+    clean = dict(case.expected)
+    if turned:  # experiments begin with states of the candidate's experts
         clean |= every_array(case_inputs(case, choices), TABLE[:1])
     by_case = {x for x in case.expected if is_experiment(x) and not x.startswith("pruned.")}
-    if wanted is not None and not (turned or stepwise):
+    if wanted is not None and not turned:
         wanted = {*wanted} - by_case
     truth = Truth(
         case.model, case.recipe, case.inputs["token_ids"], given=given, noises=case.inputs,
-        clean=clean, case=case, actual=actual, computed_in=dtype, stepwise=stepwise, wanted=wanted,
+        clean=clean, case=case, actual=actual, computed_in=dtype, wanted=wanted,
     )  # fmt: skip
     truth.values.update((name, case.expected[name]) for name in by_case)
-    arrays = every_array(truth, tuple(x for x in TABLE if x is not by_noise or turned or stepwise))
+    arrays = every_array(truth, tuple(x for x in TABLE if x is not by_noise or turned))
     if wanted is None or {*wanted} - arrays.keys():
         require_steps(case, by_case | arrays.keys())
     truth.missing.update({x: frozenset() for x in by_case - truth.missing.keys()})
@@ -201,38 +200,35 @@ def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> f
     return float(moved.max() / (np.abs(at).max() or 1.0))
 
 
-def own_errors(case: Case, dtype: str, stepwise: bool = False) -> Mapping[str, float]:
+def own_errors(case: Case, dtype: str, start: Start = "chained") -> Mapping[str, float]:
     """Refimpl's own errors in a dtype by step: those of the case's folder, or measured once."""
-    if dtype not in EPS:
-        raise RefimplError(
-            f"dtype {dtype} is not supported", " or ".join(EPS), "choose one of these"
-        )
-    key = f"{'stepwise' if stepwise else 'chained'}.{dtype}"
+    key = f"{start}.{dtype}"
     if key not in case.errors:
-        case.errors[key] = _measured(case, dtype, stepwise)
+        case.errors[key] = _measured(case, dtype, start)
     return case.errors[key]
 
 
-def _measured(case: Case, dtype: str, stepwise: bool) -> Mapping[str, float]:
+def _measured(case: Case, dtype: str, start: Start) -> Mapping[str, float]:
     """The largest error by step of several samples (docs/explanation/tolerances.md)."""
-    arrays = _computed(case, dtype, stepwise, ARITHMETIC.get(dtype))
-    require_steps(case, arrays)
+    forward = start == "block" or EPS[dtype] > EPS["float32"]
+    arrays = _computed(case, dtype, start, ARITHMETIC.get(dtype), forward)
     scale = 2.0**-FEWER if dtype == "float64" else 1.0
-    kinds = {name: measures.arithmetic_of(name, dtype, stepwise) for name in case.expected}
-    errors = {
-        name: x * scale if kinds[name] == dtype else 0.0
-        for name, x in pooled_errors(case.expected, arrays).items()
-    }
-
-    for sample in SAMPLES:
-        for name, x in _sample(case, stepwise, sample).items():
-            errors[name] = max(errors[name], x * EPS[kinds[name]])
+    errors = {name: x * scale for name, x in pooled_errors(case.expected, arrays).items()}
+    for sample in _SAMPLES:
+        for name, x in _sample(case, start, sample, forward).items():
+            errors[name] = max(errors[name], x * EPS[dtype])
+    if forward:
+        return errors
+    require_steps(case, arrays)
 
     def raise_to(least: float, kind: str) -> None:
         for name in fnmatch.filter(errors, kind):
             errors[name] = max(errors[name], least)
 
-    states, tokens = own_errors(case, dtype) if stepwise else errors, case.inputs["token_ids"].size
+    states, tokens = (
+        own_errors(case, dtype) if start == "stepwise" else errors,
+        case.inputs["token_ids"].size,
+    )
     rho = max((x for name, x in states.items() if name.endswith(".resid_post")), default=0.0)
     for experiment in EXPERIMENTS:
         drifts = [case.expected[x] for x in fnmatch.filter(errors, f"{experiment}*.drift")]
@@ -249,7 +245,7 @@ def _measured(case: Case, dtype: str, stepwise: bool) -> Mapping[str, float]:
         raise_to(EPS["float64"] * float(np.abs(truth).max()) / largest, step)
     worst = 0.0  # of SparseGPT's factors up to each block, as errors grow with depth
     for i in range(0 if case.recipe.only else case.model.config.num_blocks):
-        for name, truth in _products(case).items() if judges_sparsegpt(dtype) else ():
+        for name, truth in _products(case).items():
             if f".blocks.{i}." in name:
                 how = len(case.inputs["token_ids"]), case.recipe.damping
                 worst = max(worst, sparsegpt_error(arrays[name], truth, *how))
@@ -264,21 +260,23 @@ def _products(case: Case) -> Mapping[str, Array]:
     return {name: x for name, x in every.items() if name.endswith(".products")}
 
 
-@lru_cache(maxsize=2 * len(SAMPLES))
-def _sample(case: Case, stepwise: bool, fewer: int) -> Mapping[str, float]:
+@lru_cache(maxsize=3 * len(_SAMPLES))
+def _sample(case: Case, start: Start, fewer: int, forward: bool) -> Mapping[str, float]:
     """Errors of float32 with so many bits less in units of it; of counts none."""
-    computed = _computed(case, "float32", stepwise, fewer_bits(fewer) if fewer else None)
+    computed = _computed(case, "float32", start, fewer_bits(fewer) if fewer else None, forward)
     errors, unit = pooled_errors(case.expected, computed).items(), EPS["float32"] * 2.0**fewer
     return {k: x / unit for k, x in errors if record_of(k).measure in RESOLVABLE and isfinite(x)}
 
 
 def _computed(
-    case: Case, dtype: str, stepwise: bool, kind: type[RoundedArray] | None
+    case: Case, dtype: str, start: Start, kind: type[RoundedArray] | None, forward: bool
 ) -> Mapping[str, Array]:
-    """Every step in a dtype that NumPy has, or rounded further."""
-    given = {k: x for k, x in case.expected.items() if stepwise or is_choice(k)}
+    """Every step in a dtype that NumPy has, or rounded further; from blocks on the forward's."""
+    read = {"stepwise": "*", "block": "*.resid_pre", "chained": ""}[start]
+    given = {k: x for k, x in case.expected.items() if fnmatch.fnmatch(k, read) or is_choice(k)}
+    table = TABLE[:1] if forward else TABLE
     try:
-        arrays = every_array(case_inputs(case, given, dtype, kind))
+        arrays = every_array(case_inputs(case, given, dtype, kind), table)
         return {name: np.asarray(x) for name, x in arrays.items()}
     except RefimplError as error:
         raise RefimplError(
@@ -291,7 +289,7 @@ def _computed(
 def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> dict[str, float]:
     """Errors by step; of drifts, alignments, corrections, perplexities the largest counts."""
     errors = {}
-    for step, value in truth.items():
+    for step, value in ((x, y) for x, y in truth.items() if x in computed):
         found = computed[step]
         if step.endswith((".drift", RATIO)):
             undefined = value == 0 if step.endswith(".drift") else np.isnan(value)

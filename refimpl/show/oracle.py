@@ -5,7 +5,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from refimpl.loading.files.documents import Document, filled, plain
-from refimpl.oracle.check import Report, Verdict, Way
+from refimpl.oracle.check import Report, Verdict
 from refimpl.oracle.measures import Status, StepResult, kind_of, stage_of
 from refimpl.running.file_system import MIB
 from refimpl.show.table import Table, counted, fitting, model_facts, page_text, token_facts
@@ -24,7 +24,7 @@ def report_table(report: Report, candidate: str) -> str:
     case = report.case
     facts = {
         "case": [case.name, f"family {case.model.config.family}"],
-        "candidate": [candidate, report.dtype, report.way],
+        "candidate": [candidate, report.dtype],
     }
     if report.uncovered:
         facts["not covered"] = list(dict.fromkeys(map(kind_of, report.uncovered)))
@@ -55,7 +55,7 @@ def steps_table(heading: str, stages: Mapping[str, Sequence[StepResult]]) -> Tab
 
 
 def verdict_lines(report: Report, candidate: str = "") -> Iterator[str]:
-    """Whether it agrees; if not, the first wrong step and its usual causes.
+    """Whether it agrees; if not, the first wrong step and its diagnosis.
 
     If `refimpl check` read a candidate, also how to repeat that.
     """
@@ -68,22 +68,19 @@ def verdict_lines(report: Report, candidate: str = "") -> Iterator[str]:
         yield f"passes: {counted(asked, 'step')}{of}"
     elif first is not None:
         yield f"divergent, first at {first.step}: {_said(first)}"
-        if causes := first.causes(report.dtype):
-            yield from ("usual causes:", *(f"  {text}" for text in causes))
-        words = f"--only '{first.step}'" + " --stepwise" * (report.way == "stepwise")
-        words += f" {report.options}" if report.options else ""
+        yield from [first.diagnosis] * bool(first.diagnosis)
+        words = f"--only '{first.step}'" + (f" {report.options}" if report.options else "")
         if candidate:
             yield f"again: refimpl check {report.case.folder} {candidate} {words}"
     else:
         passed = sum(step.status == "pass" for step in report.steps)
         yield f"not judged: {passed:,} of {counted(asked, 'step')} agree in {report.dtype}"
         if kinds := report.unjudged_kinds:
-            yield f"  nothing was judged of {', '.join(kinds)}"
+            yield f"  nothing was judged of {', '.join(kinds)}: write what they read, or float32"
         for status, words in UNJUDGED.items():
             if names := [step.step for step in report.steps if step.status == status]:
                 yield f"  {counted(len(names), 'step')} {words}: {_named(names)}"
-        hint = "--resolvable exits with 0" if report.is_resolved else "--only PATTERN checks a part"
-        yield from [hint] * bool(candidate)
+        yield from ["--only PATTERN checks a part"] * bool(candidate)
 
 
 def _named(steps: Sequence[str]) -> str:
@@ -124,7 +121,7 @@ class CheckedStep(Document, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     where: tuple[int, ...]  # index of the worst token or number
     fault: str | None  # such as another shape
     near_ties: tuple[tuple[int, ...], ...]  # discrete choices that rounding could reverse
-    usual_causes: tuple[str, ...] = ()  # the likeliest first
+    diagnosis: str | None  # the mistake that gives its numbers, or which of them are wrong
 
 
 class CheckDocument(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,7 +133,6 @@ class CheckDocument(Document, frozen=True, kw_only=True, forbid_unknown_fields=T
     spec: int
     candidate: str
     dtype: str
-    way: Way
     verdict: Verdict
     first: CheckedStep | None  # the first divergent step
     steps: tuple[CheckedStep, ...]
@@ -148,16 +144,17 @@ def report_document(report: Report, candidate: str) -> dict[str, Any]:
     """A report as one JSON document."""
     first, case = report.first, report.case
 
-    def checked(step: StepResult, causes: tuple[str, ...] = ()) -> CheckedStep:
+    def checked(step: StepResult) -> CheckedStep:
         numbers = {"error": step.error, "tolerance": step.tolerance, "own": step.own}
         finite = {name: x if isfinite(x) else None for name, x in numbers.items()}
-        return filled(CheckedStep, step, **finite, fault=step.fault or None, usual_causes=causes)
+        words = {"fault": step.fault or None, "diagnosis": step.diagnosis or None}
+        return filled(CheckedStep, step, **finite, **words)
 
     document: dict[str, Any] = plain(
         filled(
             CheckDocument, report, case=case.name, family=case.model.config.family,
             refimpl=__version__, spec=SPEC, candidate=candidate,
-            first=first and checked(first, first.causes(report.dtype)),
+            first=first and checked(first),
             steps=tuple(map(checked, report.steps)), not_covered=report.uncovered,
         )
     )  # fmt: skip
@@ -168,7 +165,7 @@ VALIDATION_FORMAT = 3  # of `validate --json`
 
 
 def validation_table(validation: "Validation") -> str:
-    """A row per run, the verdict, and the first wrong step with its usual causes."""
+    """A row per run, the verdict, and the first wrong step with its diagnosis."""
     graph, runs = validation.graph, {_name(x): x.steps for x in validation.reports}
     facts = {
         "model": model_facts(validation.model, validation.family, validation.num_blocks),
@@ -181,8 +178,8 @@ def validation_table(validation: "Validation") -> str:
         said = [f"passes: {steps} in {counted(len(runs), 'run')}"]
     else:
         first = next(x for x in validation.reports if x.verdict == validation.verdict)
-        verdict, *causes = verdict_lines(first)
-        said = [f"{_name(first)}: {verdict}", *causes]
+        verdict, *words = verdict_lines(first)
+        said = [f"{_name(first)}: {verdict}", *words]
     lines = [part for line in (*said, *validation.notes) for part in fitting(line)]
     return page_text(facts, steps_table("run", runs).lines(), lines)
 

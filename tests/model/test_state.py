@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from candidates import written
+from candidates import stepwise_steps, written
 from gates import GATES, model_of
 
 from refimpl import Noise, Probes, Request, score
 from refimpl.loading.samples import Tokens
 from refimpl.model.stream import Stream, state_bytes
-from refimpl.oracle.case import computed_case, make_case, read_case, stepwise_steps
+from refimpl.oracle.case import computed_case, make_case, read_case
 from refimpl.oracle.check import check
 from refimpl.oracle.recipe import Recipe
 from refimpl.scoring.measurements import Address
@@ -68,9 +68,9 @@ def test_a_check_finds_what_is_of_another_block(tmp_path: Path) -> None:
     make_case(model_of(CASE), tokens, recipe, tmp_path / CASE)
     case = read_case(tmp_path / CASE)
     actual = written(case, stepwise_steps(case, "float32"), "float32")
-    assert check(case, actual, stepwise=True).first is None
+    assert check(case, actual).first is None
     for point in ("k", "v"):  # blocks 0 and 3 have heads of the same size
         wrong = actual | {f"blocks.3.{point}": actual[f"blocks.0.{point}"]}
-        found = check(case, wrong, ("blocks.3.*",), stepwise=True).first
+        found = check(case, wrong, ("blocks.3.*",)).first
         assert found is not None
         assert found.step == f"blocks.3.{point}"

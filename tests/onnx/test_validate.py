@@ -207,13 +207,13 @@ def without_output(proto: onnx.ModelProto) -> None:
     outputs.remove(next(value for value in outputs if value.name == "blocks.3.v"))
 
 
-# The family, the damage, the first point that shows it, and a part of a usual cause.
+# The family, the damage, the first point that shows it, and a part of what is said of it.
 BROKEN: dict[str, tuple[str, Damage, str, str]] = {
     "one number": (
-        "llama", number("blocks.2.k_proj.weight", lambda x: x + 0.01), "blocks.2.k", "changed",
+        "llama", number("blocks.2.k_proj.weight", lambda x: x + 0.01), "blocks.2.k", "channels",
     ),
-    "a dropped sum": ("llama", bypassed("resid_mid"), "blocks.0.resid_mid", "lacks a term"),
-    "a mask shifted by one": ("llama", shifted_mask, "blocks.0.attn_out", "shifted by one"),
+    "a dropped sum": ("llama", bypassed("resid_mid"), "blocks.0.resid_mid", "those of embed"),
+    "a mask shifted by one": ("llama", shifted_mask, "blocks.0.attn_out", "the mask"),
     "NaN": (
         "llama", number("blocks.1.up_proj.weight", lambda _: np.nan), "blocks.1.mlp_out", "-inf",
     ),
@@ -250,8 +250,7 @@ def test_what_is_broken_fails_where_it_is_broken(name: str, folder: Path) -> Non
     assert (result.code, result.err) == (1, "")
     (where,) = re.findall(r": divergent, first at (\S+): ", result.out)
     assert where == point
-    causes = result.out.split("usual causes:\n")[1].splitlines()
-    assert any(cause in line for line in causes), causes
+    assert cause in result.out
     assert "passes:" not in result.out
 
 

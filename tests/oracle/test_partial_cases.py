@@ -54,8 +54,7 @@ def test_errors_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     case, small = case_of("llama"), replace(case_of("opt"), errors={})
     own = own_errors(small, "float32")
     monkeypatch.setattr("refimpl.oracle.truth._measured", None)
-    for stepwise in (True, False):
-        assert check(case, case.expected, dtype="float32", stepwise=stepwise).verdict == "pass"
+    assert check(case, case.expected, dtype="float32").verdict == "pass"
     assert own_errors(small, "float32") is own
     refusal_of(check, case, case.expected, dtype="float8", says="dtype float8 is not supported")
 
@@ -69,20 +68,17 @@ def test_a_check_of_one_step_moves_no_allocation(monkeypatch: pytest.MonkeyPatch
         check(case, case.expected, ("owl.base",))
 
 
-@pytest.mark.parametrize("way", ["own inputs", "stepwise", "chained"])
 def test_a_check_of_some_steps_computes_nothing_behind_them(
-    way: str, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No later block, and no statistics of all; nothing, if the experiments are the case's."""
     case, blocks, block = case_of("llama"), list[int](), Model.block
     monkeypatch.setattr(Model, "block", lambda x, i, *y: blocks.append(i) or block(x, i, *y))
     asked = {"blocks.1.q": [0, 1], "logits": [0, 1, 2, 3], "perturbed.0.drift": []}
     for step, read in asked.items():
-        if (way, read) != ("stepwise", []):
-            options = {x: x == way for x in ("stepwise", "chained")}
-            assert check(case, case.expected, (step,), **options).verdict == "pass"
-            assert blocks == read
-            blocks.clear()
+        assert check(case, case.expected, (step,)).verdict == "pass"
+        assert blocks == read
+        blocks.clear()
 
 
 def test_an_experiment_brings_its_noise_and_states(tmp_path: Path) -> None:
@@ -114,5 +110,3 @@ def test_what_such_a_case_cannot_be_is_refused(tmp_path: Path, forwards: Case) -
     assert "no step of the forward" in refused(*make, "--only", "blocks.*", "--only", "blocks.9.*")
     assert "samples of 1 token" in refused(*make[:-1], 1)
     assert not (tmp_path / "new").exists()
-    arrays = dict(forwards.expected)
-    refusal_of(check, forwards, arrays, stepwise=True, says="holds some of the steps")

@@ -16,11 +16,11 @@ from refimpl.loading.samples import Tokens
 from refimpl.model.experts import preferences
 from refimpl.model.mixers.parts import affine
 from refimpl.model.ops import Array
-from refimpl.oracle.case import Case, case_inputs, computed_case, stepwise_steps
+from refimpl.oracle.case import Case, case_inputs, computed_case
 from refimpl.oracle.check import check
 from refimpl.oracle.dense_steps import unpacked
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.rounding import ARITHMETIC, Bfloat16
+from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import every_array, steps
 
 FORWARD = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))
@@ -106,7 +106,7 @@ def test_a_clear_token_may_not() -> None:
     wrong = case.expected[STEP] | 0b1000_0000  # one expert more for some tokens
     first = check(case, {**case.expected, STEP: wrong}, dtype="bfloat16").first
     assert first is not None
-    assert (first.step, first.causes("bfloat16")[0][:10]) == (STEP, "one expert")
+    assert (first.step, first.diagnosis[:5]) == (STEP, "wrong")
 
 
 def test_a_choice_that_was_not_made_is_found_at_what_follows() -> None:
@@ -125,22 +125,9 @@ def test_other_right_arithmetic_in_16_bits_does_not_diverge() -> None:
     actual = candidate(case, with_another_expert(case, 0), recipe)
     report = check(case, actual, dtype="bfloat16")
     assert report.first is None
-    status = {x.step: x.status for x in report.steps}
-    assert {status["owl.signal"], status["coarse.0.drift"]} <= {"pass", "conditional"}
-    rounded = replace(case, model=StoredModel.of(case.model, Bfloat16))
-    fed = written(case, stepwise_steps(rounded, "float32"), "bfloat16")
-    assert check(case, fed, dtype="bfloat16", stepwise=True).first is None
-    step = "pruned.blocks.0.experts.1.mlp_norm.squares"  # its tokens are those of the case
-    assert (
-        check(case, fed | {step: 2 * fed[step]}, dtype="bfloat16", stepwise=True).first is not None
-    )
-    step = step.replace("pruned", "wanda").replace("0", "2")  # and here they are not known
-    report = check(case, fed | {step: 2 * fed[step]}, dtype="bfloat16", stepwise=True)
-    assert [x.step for x in report.steps if x.status == "conditional"] == [step]
-    assert report.first is None
 
 
-def test_without_its_choice_a_candidate_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_choice_a_candidate_is_inconclusive() -> None:
     case = mixture("qwen2_moe")
     actual = candidate(case, with_another_expert(case, 0), FORWARD, "float16")
     del actual[STEP]
@@ -150,10 +137,8 @@ def test_without_its_choice_a_candidate_is_inconclusive(monkeypatch: pytest.Monk
     assert status["blocks.0.mlp_norm"] == "pass"
     assert status["blocks.0.mlp_out"] == "conditional"
     wrong = actual | {"blocks.1.attn_norm": -actual["blocks.1.attn_norm"]}  # read what was written
-    for status in ("conditional", "divergent"):  # then no token is near the edge of any router
-        (alone,) = check(case, wrong, ("blocks.1.attn_norm",)).steps
-        assert alone.status == status
-        monkeypatch.setattr("refimpl.oracle.near_ties._Router.near", lambda _: np.zeros(1))
+    (alone,) = check(case, wrong, ("blocks.1.attn_norm",)).steps
+    assert alone.status == "conditional"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -12,25 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from candidates import CASES, Arrays, computed, needs_torch, write_arrays
+from candidates import CASES, Arrays, computed, needs_torch, write_arrays, write_project
 from conftest import FIXTURES
 from gates import case_of
-from mistakes import MISTAKES, write_project
 from safetensors.numpy import load_file
 from tables import cases
 
 import refimpl
 from refimpl.oracle.case import Case, read_case
 from refimpl.oracle.case_folders import CORE, SelectedCase, cases_below, core_cases
-from refimpl.testing.case_fixture import CaseFixture
-from refimpl.testing.plugin import distinct_cases
+from refimpl.testing.plugin import CaseFixture
 
 pytest_plugins = ["pytester"]
 
 ROOT = FIXTURES.parent
 PAGE = ROOT / "docs/how-to/oracle-in-ci.md"
 PLUGIN = "refimpl.testing.plugin"
-NONE = np.zeros(3, np.float32)
 TEST = """
 import pytest
 from pathlib import Path
@@ -170,12 +167,12 @@ def test_a_wrong_candidate_fails_at_its_step(suite: Suite) -> None:
         [
             f"*AssertionError: opt diverges, first at {step}",
             f"*divergent, first at {step}: *allowed*",
-            "*usual causes:*",
+            "*your numbers equal refimpl's to * if they are multiplied by 1.001",
             f"*again: refimpl check *opt *opt.safetensors --only '{step}'",
             "FAILED *test_ours[[]opt[]] - AssertionError: opt diverges, first a*",
         ]
     )
-    assert "case_fixture.py" not in result.stdout.str()  # the traceback ends in the reader's test
+    assert "testing/plugin.py" not in result.stdout.str()  # the traceback ends in the reader's test
 
 
 def test_a_missing_step_fails(suite: Suite) -> None:
@@ -191,38 +188,6 @@ def test_only_the_families_asked_for(suite: Suite) -> None:
     for path in suite.folder.glob("[!o]*"):
         path.unlink()
     suite.run("families=['opt', 'qwen2'], steps=['embed']", passed=1)
-
-
-def test_a_case_that_is_known_to_fail(suite: Suite) -> None:
-    known = "families=['opt', 'llama'], steps=['blocks.1.*'], xfail=['opt']"
-    suite.run(known, passed=1, failed=1).stdout.fnmatch_lines(["*XPASS(strict)*"])
-    suite.write("opt", without("opt", "blocks.1.v"))
-    suite.run(known, passed=1, xfailed=1)
-    (suite.folder / "opt.safetensors").unlink()
-    suite.run(known, passed=1, failed=1)  # nothing was computed
-
-
-LISTED = ("wanda.blocks.0.q_proj.weight", "blocks.1.attn_out", "owl.signal",
-          "pruned.blocks.1.attn_heads.squares")  # fmt: skip
-
-
-def test_steps_that_are_known_to_fail(suite: Suite) -> None:
-    follows = "'opt::blocks.1.attn_out', 'opt::*.signal', 'opt::pruned.*.squares'"  # from v
-    known = f"families=['opt'], xfail=['opt::blocks.1.v', 'opt::wanda.*.weight', {follows}]"
-    right, v = computed("opt"), "blocks.1.v"
-    weights = {
-        k: x * 2 for k, x in right.items() if k.startswith("wanda.") and k.endswith(".weight")
-    }
-    wrong = right | weights | {v: right[v] * 2}
-    for arrays, message in (
-        (wrong, ""),
-        (without("opt", v) | dict.fromkeys(LISTED, NONE), ""),
-        (wrong | {"logits": -right["logits"]}, "opt diverges, first at logits"),
-        (right | weights, "opt::blocks.1.v, *: passes, *"),
-    ):
-        suite.write("opt", arrays)
-        result = suite.run(known, **{"failed" if message else "xfailed": 1})
-        result.stdout.fnmatch_lines([f"*AssertionError: {message}"] if message else [])
 
 
 @pytest.mark.parametrize(("marker", "words"), cases("testing", "markers"))
@@ -250,7 +215,7 @@ def test_adding_a_case_is_adding_a_folder(suite: Suite, tmp_path: Path) -> None:
     cases, ours = tmp_path / "cases", "families=['opt'], steps=['logits']"
     mine = f"--refimpl-cases={cases / 'mine'}"
     suite.run("families=['llama', 'opt'], steps=['logits']", mine, passed=3)
-    suite.run(ours, mine, f"--refimpl-cases={cases}", passed=3)
+    suite.run(ours, f"--refimpl-cases={cases}", passed=3)
     suite.write("mine", without("opt", "logits"))
     suite.run(ours, f"--refimpl-cases={cases}", passed=2, failed=1)
 
@@ -298,13 +263,12 @@ def single(case: Case) -> Arrays:
 def test_cases_are_found_below_a_folder() -> None:
     every = cases_below(CASES)
     assert (len(every), len(cases_below(CASES / "opt"))) == (3, 1)
-    assert len(distinct_cases([*core_cases(), *every])) == 3
     assert every[0].steps[:2] == ("embed", "blocks.0.resid_pre")
 
 
-@pytest.mark.parametrize("what", ["none", "empty", "no case", "torn", "old", "named alike"])
+@pytest.mark.parametrize("what", ["none", "empty", "no case", "torn", "old"])
 def test_a_bad_folder_ends_the_run(suite: Suite, tmp_path: Path, what: str) -> None:
-    added(tmp_path, "llama" if what == "named alike" else "mine")
+    added(tmp_path, "mine")
     cases = tmp_path / "cases"
     facts = cases / "mine" / "case.json"
     if what == "none":
@@ -314,7 +278,7 @@ def test_a_bad_folder_ends_the_run(suite: Suite, tmp_path: Path, what: str) -> N
     elif what == "no case":
         added(tmp_path, "other")  # what is left of a case is not passed over
         facts.unlink()
-    elif what != "named alike":
+    else:
         facts.write_text(facts.read_text()[:500] if what == "torn" else '{"schema": 0}')
     result = suite.run("", f"--refimpl-cases={cases}")
     text = result.stderr.str()
@@ -348,11 +312,9 @@ def test_the_fixture_describes_the_case(tmp_path: Path) -> None:
     assert case.inputs["noise"].shape[1:3] == case.inputs["token_ids"].shape
     assert case.recipe.sparsity == 0.7
     assert case.expected.keys() == case_of("opt").expected.keys()
-    for stepwise in (False, True):
-        report = case.check(computed("opt", stepwise=stepwise), stepwise=stepwise)
-        assert (report.verdict, report.way == "stepwise") == ("pass", stepwise)
+    assert case.check(computed("opt")).verdict == "pass"
     with pytest.raises(AssertionError, match="opt diverges, first at embed"):
-        case.check(computed("opt") | {"embed": -computed("opt")["embed"]}, stepwise=True)
+        case.check(computed("opt") | {"embed": -computed("opt")["embed"]})
 
 
 def test_diverged_arrays_are_kept_for_the_command(tmp_path: Path) -> None:
@@ -397,7 +359,7 @@ def test_the_recipe_of_the_page_is_what_runs(tmp_path: Path) -> None:
 def test_the_recipe_on_the_sample_project(tmp_path: Path) -> None:
     write_project(tmp_path / "right")
     recipe(tmp_path / "right", 0)
-    write_project(tmp_path / "wrong", MISTAKES["eps omitted"])
+    write_project(tmp_path / "wrong", (" + eps) * scale", ") * scale"))
     assert "llama diverges, first at blocks.0.attn_norm" in recipe(tmp_path / "wrong", 1)
 
 

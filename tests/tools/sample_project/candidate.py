@@ -1,7 +1,4 @@
-"""Compute a case of refimpl with torch: ``python candidate.py CASE -o ACTUAL.safetensors``.
-
-With ``--stepwise`` each step is computed from the case's values of the steps before it.
-"""
+"""Compute a case of refimpl with torch: ``python candidate.py CASE -o ACTUAL.safetensors``."""
 
 import argparse
 import json
@@ -23,23 +20,19 @@ INSIDE = ("attn_heads", "mlp_hidden")  # inputs of linears that are no trace poi
 
 
 def candidate(
-    case: Path, dtype: torch.dtype, device: str, stepwise: bool = False, pruners: bool = True
+    case: Path, dtype: torch.dtype, device: str, pruners: bool = True
 ) -> dict[str, Tensor]:
-    """Every step of a case, by name; stepwise, each reads the case's values of those before it.
-
-    Without pruners, only the steps before theirs.
-    """
+    """Every step of a case, by name; without pruners, only the steps before theirs."""
     facts = json.loads((case / "case.json").read_text())
     recipe = facts["recipe"]
     model = read_model(case / facts["model"], dtype, device)
     inputs = load_file(case / "inputs.safetensors", device)
     ids = inputs["token_ids"]
-    given = load_file(case / "expected.safetensors", device) if stepwise else {}
     steps: dict[str, Tensor] = {}
 
     def read(name: str) -> Tensor:
-        """A step as later steps read it: our value or, in the same dtype, the case's."""
-        return given.get(name, steps[name]).to(steps[name].dtype)
+        """A step as later steps read it."""
+        return steps[name]
 
     blocks = [model.cast(model.stored(i)) for i in range(model.layers)]
     x = steps["embed"] = embedded(model, ids)
@@ -87,7 +80,7 @@ def candidate(
     for name in ("magnitude", "wanda", "sparsegpt", *patterned) if pruners else ():
         pattern = (int(zeros), int(group)) if name in patterned else None
         start = steps["embed"]
-        pruned = pruned_blocks(model, name, first, pattern, recipe["damping"], start, given)
+        pruned = pruned_blocks(model, name, first, pattern, recipe["damping"], start)
         for i, block in enumerate(pruned):
             steps |= named(name, i, block, i in recipe["shown"])
         steps[f"{name}.perplexity"] = perplexity(model, block.after, ids)
@@ -177,12 +170,11 @@ def main() -> None:
     parser.add_argument("--dtype", choices=dtypes, default="float32")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--tf32", action="store_true", help="float32 products in TF32, on cuda")
-    parser.add_argument("--stepwise", action="store_true", help="each step from the case's values")
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = options.tf32
     with torch.inference_mode():
         dtype = getattr(torch, options.dtype)
-        steps = candidate(options.case, dtype, options.device, options.stepwise)
+        steps = candidate(options.case, dtype, options.device)
     save_file(steps, options.output)
     device = torch.cuda.get_device_name(options.device) if options.device != "cpu" else "the CPU"
     name = options.case.name

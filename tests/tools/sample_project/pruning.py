@@ -31,17 +31,12 @@ def pruned_blocks(
     pattern: tuple[int, int] | None,
     damping: float,
     x: Tensor,
-    given: Weights,
 ) -> Iterator[Pruned]:
-    """Prune block by block; what linears read has passed the pruned blocks before.
-
-    Values of a case that are given take the place of ours: decisions come from its sums, weights
-    from its decisions, and the blocks before have its weights.
-    """
+    """Prune block by block; what linears read has passed the pruned blocks before."""
     by_products = method.startswith("sparsegpt")
-    kind, add = ("products", products) if by_products else ("squares", squares)
+    add = products if by_products else squares
     for index in range(model.layers):
-        prefix, stored = f"{method}.blocks.{index}", model.stored(index)
+        stored = model.stored(index)
         seen: Weights = {}
         passed(model, index, model.cast(stored), x, seen)
         sums = {point: add(seen[point]) for point in dict.fromkeys(READS.values())}
@@ -49,15 +44,11 @@ def pruned_blocks(
         keep: dict[str, Tensor] = {}
         for name, count in zip(linears(stored), counts[index], strict=True):
             weight, point = stored[f"{name}.weight"], READS[name]
-            total = given.get(f"{prefix}.{point}.{kind}", sums[point])
-            bits = given.get(f"{prefix}.{name}.keep")
-            stays = None if bits is None else unpacked(bits, weight.shape[1])
+            total = sums[point]
             if by_products:
                 wide, hessian = weight.double(), total * 2 / len(x)
                 count = pattern or count
                 keep[name], new = sparsegpt(wide, hessian, count, damping)
-                if stays is not None:
-                    _, new = sparsegpt(wide, hessian, count, damping, stays)
             elif method == "magnitude":
                 score = weight.double().abs()
                 keep[name] = ~lowest(score.flatten(), count).reshape(score.shape)
@@ -65,10 +56,9 @@ def pruned_blocks(
                 score = scores[name] = wanda_score(weight, total, len(x))
                 keep[name] = pattern_keep(score, *pattern) if pattern else wanda_keep(score, count)
             if not by_products:
-                new = weight * (keep[name] if stays is None else stays)
+                new = weight * keep[name]
             stored[f"{name}.weight"] = rounded(new, weight.dtype)  # as a file would hold it
-        weights = {name: given.get(f"{prefix}.{name}", y) for name, y in stored.items()}
-        x = passed(model, index, model.cast(weights), x)
+        x = passed(model, index, model.cast(stored), x)
         yield Pruned(sums, scores, keep, model.cast(stored), x)
 
 
@@ -125,9 +115,8 @@ def sparsegpt(
     hessian: Tensor,
     count: int | tuple[int, int],
     damping: float,
-    stays: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What stays, unless it is given, and weights that make up for the rest, [out, in], float64.
+    """What stays, and weights that make up for the rest, [out, in], float64.
 
     A count is of the whole matrix; n and m are zeros in each m inputs, decided on in order.
     """
@@ -147,10 +136,9 @@ def sparsegpt(
         end = start + width
         score = (w[:, start:end] / u.diagonal()[start:end]).square()
         score[:, dead[start:end]] = 0
-        decided = ~lowest(score.flatten(), taken).reshape(score.shape)
-        keep[:, start:end] = decided if stays is None else stays[:, start:end]
+        keep[:, start:end] = ~lowest(score.flatten(), taken).reshape(score.shape)
         for i in range(start, end):
-            if pattern is not None and stays is None and i % pattern[1] == 0:
+            if pattern is not None and i % pattern[1] == 0:
                 group = slice(i, i + pattern[1])
                 near = (w[:, group] / u.diagonal()[group]).square()
                 near[:, dead[group]] = 0

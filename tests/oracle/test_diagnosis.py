@@ -1,0 +1,127 @@
+"""Mistakes are found at their step, and the report says which one gives the candidate's numbers."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from candidates import Arrays, computed, written
+from crafted_cases import CRAFTED, oracle_case
+from gates import case_of, model_of
+
+from refimpl.loading.samples import Tokens
+from refimpl.model.ops import Array
+from refimpl.oracle.case import Case, case_inputs, computed_case
+from refimpl.oracle.check import check
+from refimpl.oracle.diagnosis import alternatives
+from refimpl.oracle.measures import error_of
+from refimpl.oracle.recipe import Recipe
+from refimpl.oracle.steps import every_array
+from refimpl.oracle.truth import truth_of
+from refimpl.oracle.variants import VARIANTS, Mistake
+
+NAMED = {words: x for named in VARIANTS.values() for words, x in named.items()}
+FORWARD = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))
+FAMILIES = ("gpt_oss", "qwen3_5", "granitemoehybrid", "deepseek_v3", "gptj", "lfm2", "qwen2_moe")
+
+
+@cache
+def forward_case(name: str) -> Case:
+    ids = np.random.default_rng(0).integers(5, 40, (2, 24))
+    return computed_case(model_of(name), Tokens(ids, "drawn uniformly", "ids"), FORWARD)
+
+
+def mistaken(case: Case, change: Mistake) -> Arrays:
+    """A candidate in float32 that makes a mistake wherever it can, from the tokens."""
+    with change.made(case_inputs(case, dtype=np.float32)) as inputs:
+        return written(case, every_array(inputs), "float32")
+
+
+# A mistake of each kind, and the first step that goes wrong, on the case "llama" or another.
+MADE: dict[str, tuple[str, ...]] = {
+    "eps is added outside the root": ("blocks.0.attn_norm",),
+    "positions begin at 1": ("blocks.0.q_rope",),
+    "key-value heads are tiled (h % K), not repeated": ("blocks.0.attn_out",),
+    "the mask shows the next token": ("blocks.0.attn_out",),
+    "the activation is applied to gate * up": ("blocks.0.mlp_out",),
+    "lm_head is tied to the embeddings": ("logits",),
+    "noise is not scaled to the state": ("perturbed.0.drift",),
+    "it is a ratio of means": ("pruned.absorption_coefficient",),
+    "the line is a multiple of the median": ("owl.signal",),
+    "singular values are not squared": ("alphapruning.signal",),
+    "it is added to the projected base": ("owl.corrected", "bound"),
+    "the correction is not centred": ("owl.corrected",),
+    "each linear is rounded down": ("owl.counts",),
+    "outputs are compared, not inputs": ("pruned.blocks.0.q_proj.keep",),
+    "the damping is 0.5 times that": ("sparsegpt.blocks.0.q_proj.keep",),
+    "the highest scores go": ("pruned.blocks.0.q_proj.keep",),
+    "it is in nats": ("dense.perplexity",),
+}
+
+
+@pytest.mark.parametrize("words", MADE)
+def test_a_mistake_is_named_at_its_step(words: str) -> None:
+    step, *name = MADE[words]
+    case = oracle_case(*name or ["llama"])
+    first = check(case, mistaken(case, NAMED[words])).first
+    assert first is not None
+    assert (first.step, first.diagnosis.partition(" if ")[2]) == (step, words)
+
+
+def kinds(case: Case) -> list[str]:
+    """A step of each kind."""
+    found: dict[str, str] = {}
+    for step in case.expected:
+        found.setdefault(".".join(x for x in step.split(".") if not x.isdigit()), step)
+    return [*found.values()]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["llama", "opt", "gemma2", *CRAFTED, *FAMILIES])
+def test_each_mistake_with_an_effect_is_found_and_named(name: str) -> None:
+    """One step is wrong by it; another mistake may have the same numbers there."""
+    case = forward_case(name) if name in FAMILIES else oracle_case(name)
+    right = written(case, dict(case.expected), "float32")
+    for step in kinds(case):
+        truth = truth_of(case, right, "float32", wanted={step})
+        for words, value in alternatives(truth, step):
+            if words not in NAMED or value.shape != case.expected[step].shape:
+                continue
+            if not error_of(step, value, truth.values[step])[0] > 4 * truth.tolerance(step):
+                continue
+            wrong = right | {step: value.astype(right[step].dtype)}
+            first = check(case, wrong, (step,), "float32").first
+            assert first is not None, (step, words)
+            assert " if " in first.diagnosis or first.fault, (step, words, first)
+
+
+def wrong_parts() -> Iterator[tuple[str, Array, str]]:
+    x = case_of("llama").expected["blocks.1.attn_out"]
+    yield "blocks.1.attn_out", np.where(np.arange(12)[:, None] > 3, x**2, x), "tokens 4 to 11 of 12"
+    q = case_of("llama").expected["blocks.1.q"]
+    heads = np.isin(np.arange(q.shape[1]), (1, 3))[:, None, None]
+    yield "blocks.1.q", np.where(heads, np.cos(q), q), "heads 1, 3 of 4"
+    dlp = case_of("llama").expected["dlp.signal"]
+    yield "dlp.signal", dlp * [1, 1, 1.3, 1], "blocks 2 of 4"
+
+
+@pytest.mark.parametrize(("step", "value", "words"), [*wrong_parts()])
+def test_what_no_mistake_explains_is_described(step: str, value: Array, words: str) -> None:
+    actual = computed("llama") | {step: value.astype(np.float32)}
+    first = check(case_of("llama"), actual, (step,)).first
+    assert first is not None
+    assert first.diagnosis == f"wrong: {words}"
+
+
+def test_a_step_is_judged_from_its_block_if_nothing_is_written_between() -> None:
+    """With the state before the block, smaller mistakes are seen in bfloat16."""
+    case, step = forward_case("qwen2_moe"), "blocks.2.attn_out"
+    names = ("resid_pre", "router.keep", "attn_out")
+    inputs = case_inputs(replace(case, recipe=FORWARD), dtype=np.float32)
+    arrays = written(case, every_array(inputs), "bfloat16")
+    some = {k: x for k, x in arrays.items() if k.endswith(names)}
+    alone = {step: arrays[step]}
+    (within,), (chained,) = (check(case, x, (step,), "bfloat16").steps for x in (some, alone))
+    assert within.tolerance < chained.tolerance
+    assert within.error < within.tolerance
