@@ -1,8 +1,8 @@
 """Grades the exercises of the tutorial: `grade(mine)`, by the name of your function.
 
 Your function gets what the toy model has there. Its result is compared with the right one, whose
-numbers are refimpl's. If it is wrong, known mistakes are tried: one that gives your numbers is
-named.
+numbers are refimpl's. If it is wrong, known mistakes are tried, and then those of `refimpl check`:
+one that gives your numbers is named.
 """
 
 from functools import cache
@@ -11,6 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pico
+
+import refimpl
+from refimpl.loading.samples import Tokens
+from refimpl.oracle.case import computed_case
+from refimpl.oracle.check import check
+from refimpl.oracle.recipe import Recipe
 
 FOLDER = Path("fixtures/toy")
 TOLERANCE = 1e-9  # of the largest right number
@@ -308,6 +314,28 @@ HINTS = {
     ),
 }
 TRIES = dict.fromkeys(HINTS, 0)
+STEPS = {  # of a case, which `refimpl check` explains: the name, and the step made of a result
+    "rms_norm": ("attn_norm", lambda y, x: y),
+    "rotate": ("q_rope", lambda y, x: y),
+    "attention": ("attn_out", lambda y, x: y @ x.w["o_proj"].T),
+}
+
+
+@cache
+def case():
+    """Every step of block 0, of two sequences."""
+    model, ids = refimpl.read_model(FOLDER), toy().ids[:2]
+    tokens = Tokens(ids, "the toy model's text", "ids")
+    return computed_case(model, tokens, Recipe(only=("blocks.0.*",)))
+
+
+def explained(name, found):
+    """What the oracle says about a result, if the exercise is a step of it."""
+    step, made = STEPS[name]
+    step, steps = f"blocks.0.{step}", case().expected
+    candidate = {**steps, step: made(np.asarray(found)[:2], toy())}
+    (result,) = check(case(), candidate, only=(step,)).steps
+    return result.diagnosis
 
 
 def error(found, right):
@@ -337,7 +365,9 @@ def verdict(mine, name):
             return f"not yet. Your numbers are those of a known mistake: {words}.", False
     if np.shape(found) != right.shape:
         return f"not yet. The shape is {np.shape(found)}, and should be {right.shape}.", False
-    return f"not yet. The error is {error(found, right):.2g} of the largest number.", False
+    words = f"not yet. The error is {error(found, right):.2g} of the largest number."
+    cause = explained(name, found) if name in STEPS else ""
+    return f"{words} refimpl check says: {cause}." if cause else words, False
 
 
 def grade(mine):
