@@ -64,7 +64,7 @@ NO_TOKENS = {
     getattr(tokenize, name)
     for name in ("NL", "NEWLINE", "INDENT", "DEDENT", "COMMENT", "ENCODING", "ENDMARKER")
 }
-TEST_LINES, TOOL_LINES = 23_000, 3_560  # of tests/ without tests/tools, and of tests/tools
+TEST_LINES, TOOL_LINES = 23_300, 3_600  # of tests/ without tests/tools, and of tests/tools
 VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip
