@@ -18,6 +18,7 @@ from examples import (
     run_session,
     shell,
 )
+from regions import REGION
 from tables import cases
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -146,3 +147,14 @@ def test_a_session_goes_on_in_the_names_of_the_one_before(tmp_path: Path) -> Non
     page.write_text(first + second)
     with pytest.raises(NameError, match="'x' is not defined"):
         problems(page, blocks_to_run(page))
+
+
+def test_pages_fit_into_their_budgets() -> None:
+    """Words that are written by hand, pages of the site, the README, and lines of a release."""
+    words = {page: len(REGION.sub("", page.read_text("utf-8")).split()) for page in PAGES}
+    site = set(PAGES) - {ROOT / "docs" / name for name in ("contents.md", "readme.md")}
+    assert sum(words.values()) <= 45_000
+    assert len(site) <= 60
+    assert words[ROOT / "README.md"] <= 800
+    releases = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.MULTILINE)
+    assert max(len(release.splitlines()) for release in releases[1:]) <= 60
