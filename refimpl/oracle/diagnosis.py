@@ -202,7 +202,7 @@ def of_facts(inputs: StepInputs, block: int) -> Changes:
     c = inputs.model.config
     kind, h, d = c.blocks[block], c.head_dim, c.hidden_size
     likely: Mapping[str, tuple[Any, ...]] = {  # values that other models have
-        "norm_eps": (1e-5, 1e-6, 1e-8, 1e-12), "theta": (1e4, 1e5, 5e5, 1e6),
+        "norm_eps": (0.0, 1e-5, 1e-6, 1e-8), "theta": (1e4, 1e5, 5e5, 1e6),
         "attention_scale": (h**-0.5, 1 / h, d**-0.5), "embed_scale": (d**0.5,),
         "attn_soft_cap": (c.final_soft_cap,), "final_soft_cap": (c.attn_soft_cap,),
         "position_offset": (0, 1, 2), "rotary_dim": (h, h // 2, h // 4), "qkv_limit": (),
