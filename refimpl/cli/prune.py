@@ -104,6 +104,8 @@ def prune_command(
         damped = [f"--pruner {name}" for name, x in pruners().items() if "damping" in x.options]
         damped.append("--refit")
         refuse(context, ("damping",), f"--pruner {pruner.record.name}", " or ".join(damped))
+    if how.compat == "peer":
+        refuse(context, ("refit",), "--compat peer", "no refit: the published code has none")
     read_tokens = partial(model_tokens, opened, **vars(source), seed=pruner.seed, calibration=True)
     calibrated = None if pruner.needs is None else read_tokens()
     scored: Tokens | None = None
