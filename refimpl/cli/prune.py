@@ -100,17 +100,16 @@ def prune_command(
         file = f"{how.allocation}, which was measured with {probed.record.name}"
         refuse(context, others, file, "the pruner by which the blocks were probed")
         pruner = probed
-    if "damping" not in pruner.options:
-        damped = [f"--pruner {name}" for name, x in pruners().items() if "damping" in x.options]
-        damped.append("--refit")
-        refuse(context, ("damping",), f"--pruner {pruner.record.name}", " or ".join(damped))
     if how.compat == "peer":
         refuse(context, ("refit",), "--compat peer", "no refit: the published code has none")
+    if "damping" not in pruner.options:
+        damped = [f"--pruner {name}" for name, x in pruners().items() if "damping" in x.options]
+        other = " or ".join(("--refit", *damped))
+        refuse(context, ("damping",), f"--pruner {pruner.record.name}", other)
     read_tokens = partial(model_tokens, opened, **vars(source), seed=pruner.seed, calibration=True)
     calibrated = None if pruner.needs is None else read_tokens()
-    scored: Tokens | None = None
+    scored, measured = None, None
     calibration_memory(opened, pruner, 0 if calibrated is None else calibrated.ids.size, settings)
-    measured: tuple[Scores, Allocation] | None = None
     if isinstance(request, Targets):
         targets = request
     else:
