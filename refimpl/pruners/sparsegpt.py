@@ -48,14 +48,7 @@ def compensated(
     The compensation of columns a by columns b after them follows from the change of a:
     sum_i err_i U_ib = (new_a - W_a) V_ab U_bb. So U is needed within each `width` only.
 
-    Source: SparseGPT (peer); docs/explanation/method.md, "Pruners".
-
-    Example:
-        >>> def decide(score, start):
-        ...     return score > 1
-        >>> pruned = compensated([[1.0, 2.0]], np.eye(2), decide, step=2, damping=0, width=2)
-        >>> pruned.keep, pruned.weight
-        (array([[False,  True]]), array([[0., 2.]]))
+    Source: SparseGPT (peer).
     """
     shared = SharedFactor.of(hessian)
     w = shared.checked(weight)

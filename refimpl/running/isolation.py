@@ -14,10 +14,6 @@ from refimpl.errors import RefimplError
 _isolated: Any = None  # the object of a child process
 
 
-class ChildFailure(Exception):
-    """What the library raised, in words: its own classes need not exist in our process."""
-
-
 class Isolated:
     """The object that `maker(*arguments)` makes in a process of its own.
 
@@ -53,9 +49,9 @@ class Isolated:
         """What a task returns, or one that is submitted; the process is killed if it is late."""
         try:
             submitted = self._pool.submit(task, *arguments) if callable(task) else task
-            return submitted.result(limit)
-        except ChildFailure as error:
-            problem = str(error)
+            answer, problem = submitted.result(limit)
+            if not problem:
+                return answer
         except BrokenExecutor:
             problem = "ended its process"
         except (TimeoutError, KeyboardInterrupt) as error:
@@ -88,20 +84,24 @@ def _begin() -> None:
     Thread(target=follow, daemon=True).start()
 
 
-def _imported(_: Any) -> int:
+def _imported(_: Any) -> tuple[int, str]:
     """The number of this process, when it has imported the module of a function."""
-    return os.getpid()
+    return os.getpid(), ""
 
 
-def _result(method: Any, arguments: tuple[Any, ...]) -> Any:
-    """The result of a method of the object; or of the function that makes it, nothing."""
+def _result(method: Any, arguments: tuple[Any, ...]) -> tuple[Any, str]:
+    """The result of a method of the object; or of the function that makes it, nothing.
+
+    What the library raises is a text: its own classes need not exist in our process.
+    """
     global _isolated
     try:
         if isinstance(method, str):
-            return getattr(_isolated, method)(*arguments)
+            return getattr(_isolated, method)(*arguments), ""
         _isolated = method(*arguments)
+        return None, ""
     except RefimplError:
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
         why = " ".join(str(error)[:2000].split())
-        raise ChildFailure(f"{type(error).__name__}: {why}".removesuffix(": ")) from None
+        return None, f"{type(error).__name__}: {why}".removesuffix(": ")
