@@ -20,9 +20,8 @@ from refimpl.model.model import Model
 from refimpl.pruners.counts import Pattern
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pruner import Pruner
-from refimpl.pruning.masks import masks
 from refimpl.pruning.prune import prune
-from refimpl.pruning.record import Inspection, Pruning, inspect
+from refimpl.pruning.record import Inspection, Pruning, inspect, masks
 from refimpl.running.settings import Settings
 from refimpl.scoring.score import recommended, score
 from refimpl.version import SPEC, __version__

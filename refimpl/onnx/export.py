@@ -13,7 +13,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.onnx.recording import model_graph as graphs
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, distinct, write_data
-from refimpl.running.file_system import remove, to_disk
+from refimpl.running import file_system as disk
 from refimpl.running.files import check_file, undo_killed, whole
 
 EXPORT_FORMAT = 5  # of `export --json`
@@ -57,6 +57,7 @@ def export(
             f"-o {out}", "a name that ends in .onnx", f"use {out.name or 'model'}.onnx"
         )
     inputs = {f"the model's {file.path.name}": file.path for file in model.files}
+    _undo(out, data)
     for path in (out, data):
         undo_killed(path)
         check_file(path, inputs | {"config.json": model.config_path}, force)
@@ -79,12 +80,46 @@ def export(
 
 
 def _write(out: Path, data: Path, graph: bytes, recording: graphs.Recording) -> None:
-    """Write both files; an old graph, of old weights, is removed before new ones have the name."""
-    with whole(out) as new_graph, whole(data) as new_data:
-        write_data(new_data, recording.carried)
-        new_graph.write_bytes(graph)
-        remove(out)
-        to_disk(out.parent)
+    """Write the data, then the graph, named last: an old graph never stands beside new data."""
+    new_is_named = False
+    try:
+        with whole(out) as new_graph, whole(data) as new_data:
+            write_data(new_data, recording.carried)
+            new_graph.write_bytes(graph)
+            disk.to_disk(new_graph)
+            for path in filter(Path.exists, (out, data)):
+                path.replace(_aside(out, path))
+                disk.to_disk(path.parent)
+            new_is_named = True
+    except BaseException:
+        if new_is_named:
+            disk.remove(data)
+        raise
+    finally:
+        _undo(out, data)
+
+
+def _undo(out: Path, data: Path) -> None:
+    """Put old files back if no graph has the name, and remove them if one has it.
+
+    A graph in the hidden folder, without data in theirs, says that the data have the name alone.
+    """
+    if not out.name or not disk.work_path(out).exists():
+        return
+    with disk.writing(out), disk.work_folder(disk.work_path(out)) as work:
+        if disk.is_own(work / disk.NEW) and not (disk.work_path(data) / disk.NEW).exists():
+            disk.remove(data)
+            disk.remove(work / disk.NEW)
+        named = out.exists()
+        for path in (data, out):  # the graph is the last, again
+            old = _aside(out, path)
+            if disk.is_own(old):
+                disk.remove(old) if named else old.replace(path)
+
+
+def _aside(out: Path, path: Path) -> Path:
+    """Where an old file waits, in the hidden folder of the graph."""
+    return disk.work_path(out) / f"old {path.suffix[1:]}"
 
 
 def exported_document(exported: Exported) -> dict[str, Any]:

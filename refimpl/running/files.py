@@ -12,19 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import RefimplError
-from refimpl.running.file_system import (
-    DONE,
-    NEW,
-    RUN,
-    comes_again,
-    is_folder,
-    is_own,
-    remove,
-    to_disk,
-    work_folder,
-    work_path,
-    writing,
-)
+from refimpl.running import file_system as disk
 
 _OLD, _DELETED = "old", "deleted"
 RECORD = "pruning.json"  # says how a pruned model was made
@@ -38,9 +26,9 @@ def whole(target: Path, force: bool = False, resumable: bool = False) -> Iterato
     It replaces a file, or with `force` a model's folder; an error restores both. If it is
     `resumable`, the path may exist, and an error that need not come again leaves it.
     """
-    with writing(target), work_folder(work_path(target)) as work:
+    with disk.writing(target), disk.work_folder(disk.work_path(target)) as work:
         undo(work, target, resumable)
-        new = work / NEW
+        new = work / disk.NEW
         try:
             yield new
             if new.is_dir():  # some libraries make their files private, whatever the umask says
@@ -55,32 +43,32 @@ def whole(target: Path, force: bool = False, resumable: bool = False) -> Iterato
             undo(work, target)
         except BaseException as error:
             with suppress(OSError):  # the next run undoes the rest
-                undo(work, target, resumable and not comes_again(error))
+                undo(work, target, resumable and not disk.comes_again(error))
             raise
-        for folder in filter(is_folder, work.glob(RUN)):
-            remove(folder)
+        for folder in filter(disk.is_folder, work.glob(disk.RUN)):
+            disk.remove(folder)
 
 
 def undo_killed(target: Path) -> None:
     """Undo what a killed run of `whole` left beside an output, but for what can be continued."""
-    if target.name and os.path.lexists(work_path(target)):  # "", "." and "/" are refused later
-        with writing(target), work_folder(work_path(target)) as work:
+    if target.name and os.path.lexists(disk.work_path(target)):  # "", "." and "/" are refused later
+        with disk.writing(target), disk.work_folder(disk.work_path(target)) as work:
             undo(work, target, resumable=True)
 
 
 def undo(work: Path, target: Path, resumable: bool = False) -> None:
     """Put an old folder back, or delete it beside a new one; a `resumable` copy may stay."""
-    if not (resumable and is_own(work / DONE) and is_folder(work / NEW)):
-        remove(work / DONE)
-        remove(work / NEW)
-    remove(work / f".{DONE}")
-    if is_folder(work / _OLD) and not os.path.lexists(target):
+    if not (resumable and disk.is_own(work / disk.DONE) and disk.is_folder(work / disk.NEW)):
+        disk.remove(work / disk.DONE)
+        disk.remove(work / disk.NEW)
+    disk.remove(work / f".{disk.DONE}")
+    if disk.is_folder(work / _OLD) and not os.path.lexists(target):
         _rename(work / _OLD, target)
-    with writing(work / _OLD):
-        remove(work / _DELETED)
+    with disk.writing(work / _OLD):
+        disk.remove(work / _DELETED)
         if os.path.lexists(work / _OLD):
             _rename(work / _OLD, work / _DELETED)  # so that no run finds it half deleted
-            remove(work / _DELETED)
+            disk.remove(work / _DELETED)
 
 
 def json_text(content: Mapping[str, Any]) -> str:
@@ -98,15 +86,15 @@ def _rename(source: Path, target: Path) -> None:
     """Rename a file or a folder, and bring both names to the disk before anything else happens."""
     source.replace(target)
     for parent in {source.parent, target.parent}:
-        to_disk(parent)
+        disk.to_disk(parent)
 
 
 def tree_to_disk(path: Path) -> None:
     """Bring a file, or a folder after all that it holds, to the disk."""
     for folder, _, names in os.walk(path):
         for name in names:
-            to_disk(Path(folder, name))
-    to_disk(path)
+            disk.to_disk(Path(folder, name))
+    disk.to_disk(path)
 
 
 def real_path(target: Path) -> Path:
@@ -130,8 +118,8 @@ def check_parent(target: Path) -> None:
             "a path in a folder that exists and may be written",
             "create the folder, or choose another -o",
         )
-    with writing(target), suppress(FileNotFoundError):
-        work_path(target).lstat()
+    with disk.writing(target), suppress(FileNotFoundError):
+        disk.work_path(target).lstat()
 
 
 def check_file(path: Path, inputs: Mapping[str, Path | None], force: bool) -> None:

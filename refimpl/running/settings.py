@@ -27,13 +27,7 @@ from refimpl.arguments import Checked, option, require
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.model.ops import loud
-from refimpl.running.file_system import (
-    MIB,
-    FinishedUnits,
-    ResumableError,
-    finished_units,
-    work_folder,
-)
+from refimpl.running import file_system as disk
 from refimpl.running.provenance import Run, Stamps, check_unchanged, identity, stamps, versions
 from refimpl.running.threads import Progress, Workers
 
@@ -41,7 +35,7 @@ Tick = Callable[[float], None]
 """Called with the cost of the work that is done."""
 
 _AWAKE = 0.2  # seconds: a Ctrl-C that comes as a wait begins does not end that wait
-_DEFAULT = 2048 * MIB
+_DEFAULT = 2048 * disk.MIB
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -49,7 +43,7 @@ def parse_memory(size: str | int | None, more: int = 0) -> int:
     """Bytes of a size such as 1000, "512M" or "1.5GiB"; of None, free ones: 2 GiB and `more`."""
     require(size, str | int | None, "memory")
     if size is None:
-        return min(_DEFAULT + -(-more // MIB) * MIB, free_memory())
+        return min(_DEFAULT + -(-more // disk.MIB) * disk.MIB, free_memory())
     read = re.fullmatch(r"([0-9.]{1,20})([KMGT]?)(IB|B)?", str(size).strip().upper())
     with suppress(ValueError):
         if read and (parsed := int(float(read[1]) * _FACTORS[read[2]])) > 0:
@@ -94,7 +88,7 @@ class Resources:
     memory: int  # bytes for the states of all workers together
     workers: Workers
     executor: Executor | None  # None: the threads here
-    finished: FinishedUnits | None  # None: nothing is kept
+    finished: disk.FinishedUnits | None  # None: nothing is kept
     earlier: Mapping[str, Any]  # results that an earlier run kept
     progress: Progress
     total: float = 0.0
@@ -162,9 +156,9 @@ class Settings(Checked):
             opened.enter_context(loud(self.dtype))
             dtype, finished = np.dtype(self.dtype), None
             if model is not None and self.finished is not None:
-                work = opened.enter_context(work_folder(self.finished))
+                work = opened.enter_context(disk.work_folder(self.finished))
                 known = {**identity(model), **options, "dtype": dtype.name}
-                finished = opened.enter_context(finished_units(work, known))
+                finished = opened.enter_context(disk.finished_units(work, known))
             workers = opened.enter_context(Workers(self.threads))
             earlier = {} if finished is None else finished.earlier
             yield Resources(dtype, memory, workers, self.executor, finished, earlier, self.progress)
@@ -206,7 +200,7 @@ def _lost_workers() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ResumableError(
+        raise disk.ResumableError(
             f"a worker was lost ({type(error).__name__}: {error or 'no reason given'})",
             "workers with memory for their work, and work that can be sent to them",
             "use a smaller `memory` or fewer `threads`, and repeat the command",

@@ -23,7 +23,7 @@ from refimpl.evaluation.likelihood import (
     tokens_in_memory,
 )
 from refimpl.model.ops import Array
-from refimpl.running.settings import MIB
+from refimpl.running.file_system import MIB
 from refimpl.running.threads import Workers
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-11}

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from conftest import FIXTURES
 from gates import GATES, GRAPH_CASES, UNRECORDED, layouts, model_of, worst_point
 from graph_models import axes, prunable, pruned, reference_session
 from onnx import numpy_helper
-from program import ran, refused
+from processes import printed_json, stopped_at_step
+from program import Result, ran, refused
 from refusals import refusal_of
 
-from refimpl import Model, forward, read_model
+from refimpl import Model, RefimplError, forward, read_model
 from refimpl.errors import need
 from refimpl.model.ops import Array
 from refimpl.onnx.export import export
@@ -273,3 +275,49 @@ def test_the_command_says_what_it_wrote(copy: Copy) -> None:
     assert document["metadata"]["family"] == "gemma2"
     assert document["graph_bytes"] == (path / "model.onnx").stat().st_size
     agrees(path / "model.onnx", model_of("gemma2"), "float32")
+
+
+def pair(folder: Path) -> dict[str, bytes]:
+    """The graph and its data, as far as they are there."""
+    return {path.name: path.read_bytes() for path in folder.glob("m.onnx*")}
+
+
+def exported(folder: Path, force: bool = False, dtype: str = "float32") -> Result:
+    """Export as the command does, in a process that has imported and read everything."""
+    try:
+        export(model_of("llama"), folder / "m.onnx", dtype=dtype, force=force)
+    except RefimplError as error:
+        return Result(2, "", str(error))
+    return Result(0, "", "")
+
+
+def killed_at_every_step(folder: str, force: bool) -> None:
+    """Kill an export before each of its steps, and check what is left, and what runs after it."""
+    whole, old = Path(folder, "whole"), Path(folder, "old")
+    for path in (whole, old):
+        path.mkdir()
+    assert exported(whole).code == 0
+    assert not force or exported(old, dtype="float64").code == 0
+    before, new, states = pair(old), pair(whole), list[str]()
+    for number in range(99):
+        here = Path(shutil.copytree(old, Path(folder, str(number))))
+        if stopped_at_step(number, partial(exported, here, force), "kill") is None:
+            break
+        left = pair(here)
+        states.append("old" if left == before else "new" if left == new else "between")
+        assert states[-1] != "between" or "m.onnx" not in left, number  # which is looked for
+        if states[-1] == "between" and force:
+            other = Path(shutil.copytree(here, Path(folder, f"{number} again")))
+            assert "exists" in exported(other).err
+            assert pair(other) == before
+        again = exported(here, force)
+        assert (again.code == 0) == (left != new or force), (number, again)
+        assert pair(here) == new
+        assert len([*here.iterdir()]) == 2
+    assert states.count("between") > 1
+    assert {*states} == {"old", "between", "new"}
+
+
+@pytest.mark.parametrize("force", [pytest.param(False, marks=pytest.mark.thorough), True])
+def test_a_killed_export_is_undone_by_the_next(force: bool, tmp_path: Path) -> None:
+    assert printed_json(__file__, f"killed_at_every_step({str(tmp_path)!r}, {force})") is None
