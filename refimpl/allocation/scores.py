@@ -14,7 +14,7 @@ from refimpl.method.absorption import nan_mean
 from refimpl.method.equal_marginals import Growth
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
-from refimpl.running.files import json_text, write_text
+from refimpl.running.outputs import json_text, write_text
 from refimpl.running.provenance import Run
 
 Options = Mapping[str, int | float | str]

@@ -23,7 +23,7 @@ from refimpl.loading.files.documents import (
 )
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.wanda import WANDA
-from refimpl.running.files import write_text
+from refimpl.running.outputs import write_text
 
 CORRECTIONS = get_args(Correction)
 BENCH, TABLE_FILE, BENCH_FORMAT = "bench.jsonl", "table.md", 2

@@ -13,16 +13,7 @@ from msgspec import structs
 from refimpl.allocation.allocate import Allocation, allocate, base_only, linear_counts, units_of
 from refimpl.allocation.request import Noise, Perturbation, Probes
 from refimpl.allocation.scores_json import Targets
-from refimpl.bench.cells import (
-    BenchRow,
-    BenchSettings,
-    Comparison,
-    Grid,
-    TextNats,
-    append_row,
-    requested_by_name,
-    rows_on_file,
-)
+from refimpl.bench import cells as bench
 from refimpl.errors import RefimplError
 from refimpl.evaluation.evaluate import evaluate
 from refimpl.loading.checkpoint import read_model
@@ -34,7 +25,7 @@ from refimpl.model.ops import Array
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruning.prune import prune
 from refimpl.running.file_system import ResumableError, remove, work_folder, work_path
-from refimpl.running.files import check_parent, real_path
+from refimpl.running.outputs import check_parent, real_path
 from refimpl.running.provenance import model_sha256, versions
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
@@ -48,7 +39,11 @@ class ModelBench:
     """The cells of one model; what several of them need is measured once."""
 
     def __init__(
-        self, model: Model, texts: Sequence[Path | None], shared: BenchSettings, running: Settings
+        self,
+        model: Model,
+        texts: Sequence[Path | None],
+        shared: bench.BenchSettings,
+        running: Settings,
     ) -> None:
         self.model, self.running, self.sha256 = model, running, model_sha256(model)
         size = shared.window, shared.windows
@@ -62,9 +57,9 @@ class ModelBench:
                 ids = np.ascontiguousarray(tokens.ids[seed :: shared.seeds])
                 self.tokens[command, seed] = replace(tokens, ids=ids)
 
-    def allocation(self, cell: BenchRow, running: Settings) -> Allocation:
+    def allocation(self, cell: bench.BenchRow, running: Settings) -> Allocation:
         """The allocation of a cell; what others need of its measurement is kept."""
-        request = requested_by_name(str(cell.allocation), cell.sparsity)
+        request = bench.requested_by_name(str(cell.allocation), cell.sparsity)
         tokens = self.tokens["score", cell.seed]
         plan: Perturbation = Noise(seed=cell.seed)
         key: tuple[object, ...] = cell.seed, cell.allocation
@@ -81,7 +76,7 @@ class ModelBench:
         self.measured[key] = known
         return made
 
-    def row(self, cell: BenchRow, out: Path, progress: Progress) -> BenchRow:
+    def row(self, cell: bench.BenchRow, out: Path, progress: Progress) -> bench.BenchRow:
         """Measure a cell, or the dense model; `out` is where the pruned model is meanwhile."""
         model, facts = self.model, dict[str, Any](versions=versions())
         count = 2 * (cell.pruner is not None) + len(self.windows)
@@ -103,7 +98,7 @@ class ModelBench:
             evaluate(model, x, stage(i)).perplexity
             for i, x in enumerate(self.windows, count - len(self.windows))
         ]
-        texts = [TextNats(nats=x.nats.tolist(), tokens=x.tokens.tolist()) for x in results]
+        texts = [bench.TextNats(nats=x.nats.tolist(), tokens=x.tokens.tolist()) for x in results]
         remove(out)
         return structs.replace(cell, texts=tuple(texts), **facts)
 
@@ -124,13 +119,13 @@ def jittered(made: Allocation, model: Model, seed: int) -> Targets:
 
 def measured_cells(
     models: Sequence[Model],
-    grid: Grid,
+    grid: bench.Grid,
     texts: Sequence[Path | None],
-    shared: BenchSettings,
+    shared: bench.BenchSettings,
     out: Path,
     running: Settings,
     bar: Callable[[str], AbstractContextManager[Progress]],
-) -> tuple[Comparison, int]:
+) -> tuple[bench.Comparison, int]:
     """Measure all cells that are not on file; the comparison, and how many these were."""
     check_parent(out)
     names = [model.name for model in models] + [f"{x.name} (text)" for x in shared.measured_on]
@@ -142,7 +137,7 @@ def measured_cells(
         )
     with work_folder(work_path(real_path(out))) as work:
         benches = {x.name: ModelBench(x, texts, shared, running) for x in models}
-        on_file = rows_on_file(out, shared, {name: x.sha256 for name, x in benches.items()})
+        on_file = bench.rows_on_file(out, shared, {name: x.sha256 for name, x in benches.items()})
         rows, finished = [*on_file.rows], {row.key for row in on_file.rows}
         cells = [cell for name, x in benches.items() for cell in grid.cells(name, x.sha256)]
         left = [cell for cell in cells if cell.key not in finished]
@@ -153,6 +148,6 @@ def measured_cells(
                     rows.append(benches[cell.model].row(cell, work / "model", share))
                 except RefimplError as error:  # the other cells stay finished
                     raise ResumableError(error.problem, error.expected, error.remedy) from error
-                append_row(out, rows[-1])
+                bench.append_row(out, rows[-1])
                 progress(i + 1, len(left))
-    return Comparison(shared, tuple(rows)), len(left)
+    return bench.Comparison(shared, tuple(rows)), len(left)

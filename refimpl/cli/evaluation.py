@@ -17,7 +17,7 @@ from refimpl.loading.files.documents import filled, reading_document
 from refimpl.loading.samples import id_windows
 from refimpl.loading.text import CALIBRATION, EVALUATION, model_windows
 from refimpl.running.file_system import file_digest
-from refimpl.running.files import write_text
+from refimpl.running.outputs import write_text
 from refimpl.running.settings import Settings
 from refimpl.show.models import evaluation_table
 from refimpl.show.table import page_text

@@ -26,7 +26,7 @@ from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import WHOLE, parsed_json, read_file
 from refimpl.loading.files.hub import local_files
 from refimpl.model.ops import loud
-from refimpl.running.files import check_file, refuse_overlap, undo_killed
+from refimpl.running.outputs import check_file, refuse_overlap, undo_killed
 
 READ_BESIDE = (  # of a file of weights
     "config.json",

@@ -13,7 +13,7 @@ from refimpl.cli.groups import ForceOptions
 from refimpl.cli.options import Group, OutputKind, argument, output_option, refuse, with_groups
 from refimpl.cli.terminal import say
 from refimpl.errors import printable
-from refimpl.running.files import write_text
+from refimpl.running.outputs import write_text
 
 Runs = Annotated[
     list[Path], argument("FILE", "What score -o and eval -o wrote, and folders of prune and bench.")

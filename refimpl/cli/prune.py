@@ -36,7 +36,7 @@ from refimpl.pruners.pruner import pruners
 from refimpl.pruning.prune import calibration_memory, check_prune, prune
 from refimpl.pruning.record import inspect, inspection_document
 from refimpl.running.file_system import work_path
-from refimpl.running.files import real_path
+from refimpl.running.outputs import real_path
 from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import signals_of
 from refimpl.scoring.score import recommended

@@ -14,7 +14,7 @@ import typer
 
 from refimpl.errors import Interrupted
 from refimpl.running.file_system import is_folder, work_path
-from refimpl.running.files import json_text, write_text
+from refimpl.running.outputs import json_text, write_text
 from refimpl.running.threads import Progress
 
 NO_READER = 74  # exit code if nobody reads stdout: EX_IOERR of sysexits.h

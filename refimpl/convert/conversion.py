@@ -19,7 +19,7 @@ from refimpl.loading.files.safetensors_file import (
     write_weights,
 )
 from refimpl.model.weight import STORED_DTYPES
-from refimpl.running.files import check_folder, whole
+from refimpl.running.outputs import check_folder, whole
 from refimpl.running.threads import Progress
 
 FloatDtype = Literal["float32", "float16", "bfloat16"]

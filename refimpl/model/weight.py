@@ -16,7 +16,7 @@ import numpy.typing as npt
 from refimpl.errors import RefimplError, unreadable
 from refimpl.model.ops import Array
 
-CHUNK = 1 << 22  # weights that are checked at once
+CHUNK = 1 << 20  # weights that are checked at once
 STORED_DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),

@@ -14,7 +14,7 @@ from refimpl.model.model import Model
 from refimpl.onnx.recording import model_graph as graphs
 from refimpl.onnx.recording.graph import DEFAULT_OPSET, distinct, write_data
 from refimpl.running import file_system as disk
-from refimpl.running.files import check_file, undo_killed, whole
+from refimpl.running.outputs import check_file, undo_killed, whole
 
 EXPORT_FORMAT = 5  # of `export --json`
 OLDEST_OPSET = 18  # the first in which the axes of ReduceMean are an input

@@ -37,7 +37,7 @@ from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
 from refimpl.oracle.steps import is_step, steps
 from refimpl.running.file_system import file_digest
-from refimpl.running.files import whole
+from refimpl.running.outputs import whole
 from refimpl.running.threads import kernel
 from refimpl.version import SPEC, __version__
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from refimpl.errors import RefimplError, printable
 from refimpl.model.ops import Array
-from refimpl.running.files import whole
+from refimpl.running.outputs import whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,23 +13,12 @@ import numpy as np
 
 from refimpl.arguments import Compat
 from refimpl.errors import RefimplError
+from refimpl.model import stream as streams
 from refimpl.model.config import Linears
 from refimpl.model.mixers.parts import Weights
 from refimpl.model.model import BlockWeights, Later, zeroed
 from refimpl.model.ops import Array
 from refimpl.model.state import State
-from refimpl.model.stream import (
-    SUMS,
-    Statistic,
-    Stream,
-    add_sums,
-    input_of,
-    inputs_of,
-    mirrored,
-    outer_products,
-    product_rows,
-    saw_no_token,
-)
 from refimpl.model.weight import count_bad
 from refimpl.pruners.decision import Goal, PrunerOptions, decision
 from refimpl.pruners.magnitude import MAGNITUDE
@@ -81,7 +70,7 @@ class PrunedLinear:
 def product_bytes(linears: Shapes, pruner: PrunerOptions) -> dict[str, int]:
     """Bytes of the matrices that pruning a block holds, by trace point; none if none are needed."""
     each = 8 * pruner.matrices if pruner.needs == "products" else 0
-    return {input_of(name): each * width**2 for name, (_, width) in linears.items()}
+    return {streams.input_of(name): each * width**2 for name, (_, width) in linears.items()}
 
 
 def matrix_bytes(linears: Linears, pruner: PrunerOptions) -> int:
@@ -96,11 +85,11 @@ def portions(linears: Shapes, pruner: PrunerOptions, memory: float) -> list[Coll
     """
     if 2 * sum(product_bytes(linears, pruner).values()) <= memory:
         return [None]
-    return [(point,) for point in inputs_of(linears)]
+    return [(point,) for point in streams.inputs_of(linears)]
 
 
 def input_sums(
-    stream: Stream,
+    stream: streams.Stream,
     weights: Weights,
     needs: Statistics,
     workers: Workers,
@@ -108,16 +97,16 @@ def input_sums(
     tick: Callable[[], None] | None = None,
 ) -> InputSums:
     """Sum over what the dense linears of a stream's next block read: over all, or some, points."""
-    _, total = sums_of_all(stream, weights, SUMS[needs], workers, tick, points)
+    _, total = sums_of_all(stream, weights, streams.SUMS[needs], workers, tick, points)
     count = len(stream.states)
     by_point = {x: y if y.ndim < 2 else SharedFactor(y, 2 / count) for x, y in total.items()}
     return InputSums(by_point, count, points)
 
 
 def sums_of_all(
-    stream: Stream,
+    stream: streams.Stream,
     weights: Weights,
-    statistic: Statistic,
+    statistic: streams.Statistic,
     workers: Workers,
     tick: Callable[[], None] | None = None,
     points: Collection[str] | None = None,
@@ -128,7 +117,7 @@ def sums_of_all(
     place, and those of some trace points may be summed alone.
     """
     after, total, numbers = dict[int, State](), dict[str, Array](), list(stream.states)
-    of_products, most = statistic is SUMS["products"], workers.threads
+    of_products, most = statistic is streams.SUMS["products"], workers.threads
     for start in range(0, len(numbers), most):
         together, read = numbers[start : start + most], list[Mapping[str, Array]]()
         how = weights, np.asarray if of_products else statistic
@@ -138,16 +127,18 @@ def sums_of_all(
             if of_products:
                 read.append(sums)
             else:
-                add_sums(total, sums)
+                streams.add_sums(total, sums)
         for point in dict.fromkeys(p for x in read for p in x if points is None or p in points):
             inputs = [x[point] for x in read if point in x]
             width = inputs[0].shape[-1]
             if point not in total:
                 total[point] = np.zeros((width, width))
-            for rows in product_rows(width):
-                for products in workers.run([partial(outer_products, x, rows) for x in inputs]):
+            for rows in streams.product_rows(width):
+                for products in workers.run(
+                    [partial(streams.outer_products, x, rows) for x in inputs]
+                ):
                     total[point][rows, rows.start :] += products
-    return after, {p: mirrored(x) if of_products else x for p, x in total.items()}
+    return after, {p: streams.mirrored(x) if of_products else x for p, x in total.items()}
 
 
 def pruned_linears(
@@ -174,11 +165,11 @@ def pruned_linears(
     """
 
     def pruned(j: int, name: str, goal: Goal) -> PrunedLinear:
-        weight, total = weights[f"{name}.weight"], sums.by_point.get(input_of(name))
+        weight, total = weights[f"{name}.weight"], sums.by_point.get(streams.input_of(name))
         dtype = weight.dtype if new_dtype is None else new_dtype(name)
         array = total.outer if isinstance(total, SharedFactor) else total
         # Of an expert that saw no token, the lowest magnitudes are removed.
-        idle = pruner.needs is not None and saw_no_token(name, array)
+        idle = pruner.needs is not None and streams.saw_no_token(name, array)
         how = PrunerOptions(MAGNITUDE) if idle else pruner
         place = block, j
         try:
@@ -194,7 +185,7 @@ def pruned_linears(
     tasks = {
         name: partial(pruned, j, name, goal)
         for j, (name, goal) in enumerate(zip(linears, goals, strict=False))
-        if goal is not None and (sums.points is None or input_of(name) in sums.points)
+        if goal is not None and (sums.points is None or streams.input_of(name) in sums.points)
     }
     # The largest first: threads end together, and hold fewer results beside their scores.
     names = sorted(tasks, key=lambda name: -prod(linears[name]))

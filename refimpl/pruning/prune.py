@@ -43,7 +43,7 @@ from refimpl.pruning.record import (
     read_record,
 )
 from refimpl.running.file_system import remove
-from refimpl.running.files import (
+from refimpl.running.outputs import (
     RECORD,
     SCORES,
     check_folder,

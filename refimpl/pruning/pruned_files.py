@@ -21,7 +21,7 @@ from refimpl.model.weight import paste
 from refimpl.pruning.block import PrunedLinear
 from refimpl.pruning.record import LinearRecord
 from refimpl.running.file_system import DONE, is_folder, is_own, open_file, remove, replaced
-from refimpl.running.files import RECORD, SCORES, tree_to_disk
+from refimpl.running.outputs import RECORD, SCORES, tree_to_disk
 
 _AT_ONCE = 1 << 20  # bytes copied
 

@@ -23,8 +23,8 @@ from refimpl.loading.files.documents import (
 from refimpl.loading.samples import TokenFacts
 from refimpl.model.model import Model
 from refimpl.model.ops import is_zero
-from refimpl.model.weight import Weight, paste
-from refimpl.running.files import RECORD
+from refimpl.model.weight import Weight, count_bad, paste
+from refimpl.running.outputs import RECORD
 from refimpl.running.provenance import Run
 
 RECORD_FORMAT: Literal[1] = 1
@@ -172,6 +172,7 @@ class Inspection:
         files: Size of each file of weights by its name, bytes.
         requested: The `method`, `sparsity` and `pattern` (or None) that it was pruned to, by its
             `pruning.json`; None without one.
+        non_finite: NaN and Inf in the tensors that have some, by the file's names.
         ignored: Other parts of a composite checkpoint, with their number of tensors.
     """
 
@@ -182,6 +183,7 @@ class Inspection:
     parameter_bytes: int
     files: Mapping[str, int]
     requested: Mapping[str, Any] | None
+    non_finite: Mapping[str, int]
     ignored: tuple[str, ...] = ()
 
     @property
@@ -191,7 +193,7 @@ class Inspection:
 
 
 def inspect(model: Model) -> Inspection:
-    """Count the zeros of every linear as stored.
+    """Count the zeros of every linear, and NaN and Inf of every tensor, as stored.
 
     Args:
         model: From `read_model`.
@@ -218,6 +220,7 @@ def inspect(model: Model) -> Inspection:
         return LinearZeros(zero.size, int(np.count_nonzero(zero)), weight.stored.dtype)
 
     stored = {weight.stored.name: weight.stored for weight in model.weights.values()}
+    bad = {name: sum(map(count_bad, tensor.pieces())) for name, tensor in stored.items()}
     return Inspection(
         model.name,
         model.config.family,
@@ -229,6 +232,7 @@ def inspect(model: Model) -> Inspection:
         sum(tensor.nbytes for tensor in stored.values()),
         {file.path.name: file.path.stat().st_size for file in model.files},
         requested,
+        {name: count for name, count in bad.items() if count},
         tuple(counted_parts(x.name for x in model.ignored)),
     )
 

@@ -9,6 +9,7 @@ workers open the model. It has a `dtype`, a `cost(config)` in the unit of the pr
 import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -127,7 +128,7 @@ class Settings(Checked):
 
     `executor` is any `concurrent.futures.Executor`, which is left open, or None for threads here;
     `threads` is then the number of its workers.
-    `progress` is called with the cost that is done and in all.
+    `progress` is called with the cost that is done and in all; True shows the share on stderr.
     `finished` is the folder of finished work units, which a run of the same continues, and which
     the caller removes in the end.
     """
@@ -143,7 +144,7 @@ class Settings(Checked):
         "SIZE",
     )
     executor: Executor | None = None
-    progress: Progress = lambda done, total: None
+    progress: Progress | bool = False
     finished: Path | None = None
 
     @contextmanager
@@ -161,9 +162,16 @@ class Settings(Checked):
                 finished = opened.enter_context(disk.finished_units(work, known))
             workers = opened.enter_context(Workers(self.threads))
             earlier = {} if finished is None else finished.earlier
-            yield Resources(dtype, memory, workers, self.executor, finished, earlier, self.progress)
+            shown = _shown_progress if self.progress is True else self.progress or (lambda *_: None)
+            yield Resources(dtype, memory, workers, self.executor, finished, earlier, shown)
             if model is not None and begun is not None:
                 check_unchanged(model, begun)
+
+
+def _shown_progress(done: float, total: float) -> None:
+    """Show on stderr what share is done."""
+    end = "\n" if done >= total * (1 - 1e-9) else "\r"
+    print(f"{done / max(total, 1e-9):4.0%} done", end=end, file=sys.stderr, flush=True)
 
 
 def results(units: Iterable[Any], model: Model, resources: Resources) -> Iterator[Any]:

@@ -80,7 +80,9 @@ def inspection_table(inspection: Inspection) -> str:
     }
     total, zeros = sum(x.weights for x in everything), sum(x.zeros for x in everything)
     last = f"zeros {zeros:,} of {total:,} ({zeros / total:.4%})"
-    return page_text(_header(inspection), Table(columns).lines(), [last])
+    bad = [f"{name} ({count:,})" for name, count in inspection.non_finite.items()]
+    below = [last, *wrapped({"NaN or Inf": bad})]
+    return page_text(_header(inspection), Table(columns).lines(), below)
 
 
 def _header(inspection: Inspection) -> dict[str, Sequence[str]]:

@@ -25,7 +25,7 @@ from refimpl.allocation.scores_json import document, read_scores
 from refimpl.bases.alphapruning import alphapruning
 from refimpl.loading.samples import random_tokens
 from refimpl.method.projection import project
-from refimpl.running.files import json_text, write_text
+from refimpl.running.outputs import json_text, write_text
 
 Floats = npt.NDArray[np.float64]
 

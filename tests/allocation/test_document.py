@@ -23,7 +23,7 @@ from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, scor
 from refimpl.allocation.scores_json import document, read_scores
 from refimpl.loading.files.documents import plain
 from refimpl.loading.samples import random_tokens
-from refimpl.running.files import json_text, write_text
+from refimpl.running.outputs import json_text, write_text
 from refimpl.show.blocks import table
 
 GAUSSIAN = Noise(eta=(0.01, 0.3), noise_norm="expected", sink="exclude", draws=2, seed=7)

@@ -29,7 +29,7 @@ from refimpl.explanation.explain import explain
 from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.model.ops import Array
 from refimpl.pruners.pruner import LinearInputs, PrunedWeight, pruners
-from refimpl.running.files import json_text, write_text
+from refimpl.running.outputs import json_text, write_text
 from refimpl.scoring.base_signals import signals_of
 
 LLAMA = model_of("llama")

@@ -329,6 +329,7 @@ def test_weights_that_are_not_finite_are_named(name: str, words: str, tmp_path: 
     model = altered(tmp_path / "model", "llama", spoil)
     assert name in refused("prune", model, "-o", tmp_path / "out", *words.split())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert f"NaN or Inf  {name}" in ran("inspect", model)
 
 
 CASES_OF_MIXERS = (  # other mixers of tokens than attention alone

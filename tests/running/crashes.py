@@ -18,7 +18,7 @@ from program import Result, run
 
 from refimpl import RefimplError
 from refimpl.running.file_system import RUN
-from refimpl.running.files import whole
+from refimpl.running.outputs import whole
 
 LLAMA, CASES = FIXTURES / "llama", FIXTURES / "cases"
 HOWS = ("kill", "EIO", "full")

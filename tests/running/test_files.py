@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from refusals import refusal_of
 
-from refimpl.running.files import check_file, json_text, write_text
+from refimpl.running.outputs import check_file, json_text, write_text
 
 CONTENT = {"numbers": [1.5, None], "text": "Gewichtstreue ≤ 1"}
 

@@ -14,7 +14,7 @@ from refusals import refusal_of
 
 from refimpl import RefimplError
 from refimpl.running import file_system
-from refimpl.running.files import check_folder, undo_killed, whole
+from refimpl.running.outputs import check_folder, undo_killed, whole
 
 OLD = {"model.safetensors": "old weights", "config.json": "old"}
 NEW = {"model.safetensors": "new weights", "config.json": "new", "pruning.json": "{}"}

@@ -27,7 +27,7 @@ from refimpl.model.forward import block, embed, head, places
 from refimpl.model.mixers.parts import Weights
 from refimpl.pruners.counts import apportion, split_count
 from refimpl.pruners.wanda import wanda_keep, wanda_score
-from refimpl.running.files import json_text, write_text
+from refimpl.running.outputs import json_text, write_text
 from refimpl.running.settings import Settings
 from refimpl.scoring import experiment as experiment_module
 from refimpl.scoring import state_group

@@ -1,6 +1,7 @@
 """What `score` refuses, reports as progress and leaves alone."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from math import nan
@@ -289,3 +290,10 @@ def test_the_recommended_allocation_is_that_of_the_default_request() -> None:
     theirs = score(LLAMA, TOKENS, Probes(pruner="magnitude"), Request(sparsity=0.5), bases=())
     np.testing.assert_array_equal(allocation.linear_pruned, allocate(theirs).linear_pruned)
     assert scores.plan == theirs.plan
+
+
+def test_progress_true_shows_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    score(LLAMA, TOKENS, progress=True)
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert re.fullmatch(r" *\d+% done", lines[0])
+    assert lines[-1].startswith("100% done")
