@@ -87,8 +87,8 @@ def test_each_mistake_with_an_effect_is_found_and_named(name: str) -> None:
     for step in kinds(case):
         truth = truth_of(case, right, "float32", wanted={step})
         for words, value in takewhile(lambda x: x[0] in NAMED, alternatives(truth, step)):
-            if value.shape != case.expected[step].shape:
-                continue
+            if value.shape != case.expected[step].shape or "of equal scores" in words:
+                continue  # either of two equal scores may go
             if not error_of(step, value, truth.values[step])[0] > 4 * truth.tolerance(step):
                 continue
             wrong = right | {step: value.astype(right[step].dtype)}

@@ -43,6 +43,8 @@ def test_no_case_accepts_a_wrong_candidate(name: str, dtype: str) -> None:
     same = {"permuted blocks"} if case.model.config.num_blocks == 1 else set()
     assert list(wrong) == [way for way in WAYS if way not in same]
     verdicts = {way: check(case, arrays, dtype=dtype).verdict for way, arrays in wrong.items()}
+    if dtype == "bfloat16" and verdicts["1 % too large"] == "not judged":
+        del verdicts["1 % too large"]  # two units of bfloat16: within a right candidate's errors
     assert set(verdicts.values()) == {"fail"}, verdicts
 
 
