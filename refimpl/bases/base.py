@@ -52,7 +52,7 @@ class Option:
         raise RefimplError(
             f"base {base}: option {name} is {'missing' if value is None else repr(value)}",
             described(self.kind),
-            f"use for example {name}={'NUMBER' if self.default is None else self.default}",
+            f"use for example {name}={self.default or 'NUMBER'}, and repeat the option for others",
         )
 
 

@@ -1,4 +1,4 @@
-"""Files of results, told apart; their figures, and a self-contained page of figures and tables."""
+"""Files of results of each kind; their figures, and a self-contained page of figures and tables."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
