@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, hypot, isfinite, nan
+from math import isfinite, nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,13 +58,11 @@ def drift(scores: Scores | Array, ax: "Axes | None" = None, which: int = 0) -> "
         facts, scores = _facts(scores), scores.sweep[which].drift
     values = np.asarray(scores, np.float64)
     known = values[np.isfinite(values) & (values > 0)]
-    low, high = (known.min(), known.max()) if known.size else (1.0, 1.0)
     with figure_axes(ax, heading, facts) as ax:
         from matplotlib.colors import LogNorm
 
-        norm = LogNorm(low, high if high > low else 2 * low)
-        shown = np.ma.masked_invalid(values)
-        image = ax.imshow(shown, norm=norm, cmap="viridis", interpolation="nearest", aspect="auto")
+        norm = LogNorm(*(known.min(), known.max()) if known.size else (1, 2))
+        image = ax.imshow(np.ma.masked_invalid(values), norm=norm, cmap="viridis", aspect="auto")
         ax.grid(False)
         block_axis(ax, len(values), "observed after block")
         block_axis(ax, len(values), "perturbed block", vertical=True)
@@ -297,17 +295,13 @@ def bench_curves(comparison: Comparison) -> Curves:
         label = f"{x.model}, {x.pruner}" if len(models) > 1 else x.pruner
         at = changes.setdefault((label, x.allocation), {})
         at.setdefault(x.sparsity, []).append(x.growth)
-    series = {
-        key: np.array([(sparsity, *_multiple(x)) for sparsity, x in growth.items()])
-        for key, growth in changes.items()
-    }
+    series = {}
+    for key, growth in changes.items():  # means in nats, as factors of the perplexity
+        nats, errors = zip(*(np.transpose(x) for x in growth.values()), strict=True)
+        factors = np.exp(np.minimum([x.mean() for x in nats], LOG_MOST))
+        error = factors * [np.linalg.norm(x) / len(x) for x in errors]
+        series[key] = np.column_stack([[*growth], factors, error])
     windows = max((len(text.nats) for row in comparison.rows for text in row.texts), default=0)
     facts = [*models, *pruners, f"mean over {', '.join(texts)}", f"{windows} windows"]
     heading = "Perplexity against sparsity"
     return Curves(heading, "× dense perplexity", series, 1.0, [*facts, "bars: standard errors"])
-
-
-def _multiple(changes: Sequence[Change]) -> Change:
-    """The mean of changes in nats as a factor of the perplexity, and its error."""
-    value = exp(min(float(np.mean([nats for nats, _ in changes])), LOG_MOST))
-    return value, value * hypot(*(error for _, error in changes)) / len(changes)

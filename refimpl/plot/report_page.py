@@ -108,38 +108,27 @@ def html(text: object) -> str:
 def _sections(results: Sequence[Drawable]) -> Iterator[tuple[str, list[Panel], str]]:
     """Of each section its heading, its figures, and HTML below them."""
     for scores in (x for x in results if isinstance(x, Scores)):
-        whose = f"{scores.model}, {scores.tokens.source.partition(', ')[0]}"
-        yield whose, panels([scores]), _numbers(scores)
+        whose, numbers = f"{scores.model}, {scores.tokens.source.partition(', ')[0]}", ""
+        if scores.made_for.get("base") is not None:
+            made = (allocate(scores, request_for(scores)),)
+            facts = "\n".join(map(html, wrapped(header(scores, made))))
+            numbers = f"{table_html(Table(columns(scores, made), left=1))}\n<pre>{facts}</pre>"
+            numbers = f"<details><summary>The numbers</summary>\n{numbers}</details>"
+        yield whose, panels([scores]), numbers
     if evaluations := [x for x in results if isinstance(x, EvaluationDocument)]:
         shown = panels(evaluations) if any(x.pruning for x in evaluations) else []
-        yield "Evaluations", shown, table_html(_evaluations(evaluations))
+        of_runs: dict[str, list[str]] = {"run": [], "text": [], "perplexity": []}
+        for x in evaluations:
+            text, size = x.text, f"{x.text.num_windows} x {x.text.window}"
+            of_runs["run"].append(f"{x.model}, {x.pruning.name}" if x.pruning else x.model)
+            of_runs["text"].append(f"{text.source.partition(', ')[0]}, {size}")
+            value = inf if text.perplexity is None else text.perplexity
+            error = nan if text.perplexity_stderr is None else text.perplexity_stderr
+            of_runs["perplexity"].append(with_error(value, error))
+        yield "Evaluations", shown, table_html(Table(of_runs, left=2))
     for bench in (x for x in results if isinstance(x, Comparison)):
         table = table_html(bench_table(bench))
         yield "Comparison", panels([bench]), f"{table}\n<p>{html(LEGEND)}</p>"
-
-
-def _evaluations(evaluations: Sequence[EvaluationDocument]) -> Table:
-    """A row per evaluation."""
-    rows = list[tuple[str, str, str]]()
-    for x in evaluations:
-        name = f"{x.model}, {x.pruning.name}" if x.pruning else x.model
-        source = x.text.source.partition(", ")[0]
-        windows = f"{source}, {x.text.num_windows} x {x.text.window}"
-        error = x.text.perplexity_stderr
-        value = inf if x.text.perplexity is None else x.text.perplexity
-        rows.append((name, windows, with_error(value, nan if error is None else error)))
-    columns = zip(("run", "text", "perplexity"), zip(*rows, strict=True), strict=True)
-    return Table(dict(columns), left=2)
-
-
-def _numbers(scores: Scores) -> str:
-    """A table of the blocks, and how the numbers were made; closed."""
-    if scores.made_for.get("base") is None:
-        return ""
-    made = (allocate(scores, request_for(scores)),)
-    facts = "\n".join(map(html, wrapped(header(scores, made))))
-    table = table_html(Table(columns(scores, made), left=1))
-    return f"<details><summary>The numbers</summary>\n{table}\n<pre>{facts}</pre></details>"
 
 
 def _section(ident: str, heading: str, drawings: Iterable[Panel], below: str) -> str:

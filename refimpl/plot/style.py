@@ -12,7 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
-from refimpl.errors import RefimplError, printable
+from refimpl.errors import RefimplError, need, printable
 from refimpl.model.ops import Array
 from refimpl.running.outputs import whole
 
@@ -54,7 +54,7 @@ LOOKS = {
     "divergence": Look("#2f80e4", "*"),
 }
 MARKERS = "<>pHhd8"
-_OTHER_LOOKS = [Look(x, y) for x in ("#8c6d5a", "#6d7f52", "#5f7896") for y in MARKERS]
+_OTHER_COLOURS = "#8c6d5a", "#6d7f52", "#5f7896"
 DASHES = {"wanda": "-", "sparsegpt": "--", "magnitude": ":", "random": "-."}
 
 
@@ -66,16 +66,13 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     """
     found: dict[str, Look] = {}
     for name in names:
-        known = re.sub(r":[^+]*", "", name.lower())  # without the options of a base
+        known = re.sub(r":[^+]*|^uniform \+", "", name.lower())  # without the options of a base
         words = [x for x in re.findall(r"[a-z]+", known) if x in LOOKS]
-        if words[:1] == ["uniform"] and len(words) > 1:
-            del words[0]
-        first = crc32(name.encode()) % len(_OTHER_LOOKS)
-        choices = _OTHER_LOOKS[first:] + _OTHER_LOOKS[:first]
+        first = crc32(name.encode()) % len(MARKERS)
+        markers, colours = MARKERS[first:] + MARKERS[:first], [*_OTHER_COLOURS]
         if words:
-            look = LOOKS[words[0]]
-            markers = LOOKS[words[-1]].marker, *MARKERS[first % len(MARKERS) :], *MARKERS
-            choices = [Look(look.colour, marker) for marker in markers]
+            markers, colours = LOOKS[words[-1]].marker + markers, [LOOKS[words[0]].colour]
+        choices = [Look(colour, marker) for colour in colours for marker in markers]
         found[name] = next((x for x in choices if x not in found.values()), choices[0])
     return found
 
@@ -87,14 +84,9 @@ def plain_text(text: object) -> str:
 
 def styled() -> Any:
     """A context in which matplotlib has the style of these figures, and nothing else changes."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise RefimplError(
-            "matplotlib is not installed",
-            "matplotlib 3.9 or newer, which draws all figures",
-            "run pip install 'refimpl[plot]'",
-        ) from None
+    need("plot", "matplotlib")
+    import matplotlib
+
     return matplotlib.rc_context(COLOURS, files("refimpl.plot").joinpath("refimpl.mplstyle"))
 
 

@@ -15,6 +15,7 @@ from refimpl.model.ops import Array
 from refimpl.show.table import (
     Table,
     aligned,
+    allocation_facts,
     counted,
     model_facts,
     number,
@@ -113,9 +114,9 @@ def sinks(scores: Scores) -> list[str]:
 
 
 def findings(scores: Scores) -> list[str]:
-    """Which way the blocks go, and the largest coefficient; the last block's is 1 by definition."""
+    """Which way the blocks go; the last block's coefficient is 1 by definition."""
     absorption, samples = scores.sweep[0], scores.measured_samples
-    r, error = absorption.coefficient[:-1], absorption.stderr[:-1]
+    r = absorption.coefficient[:-1]
     times = t_quantile(samples - 1) if samples > 1 else 0.0
 
     def beyond_one(x: Array, error: Array) -> tuple[int, int]:
@@ -135,9 +136,7 @@ def findings(scores: Scores) -> list[str]:
     ]
     if samples < 2:
         said.append("One sample: these numbers have no error.")
-    if np.isfinite(r).any():
-        at = int(np.nanargmax(r))
-        said.append(f"Largest r: {with_error(float(r[at]), float(error[at]))}, block {at}.")
+
     itself = f"The errors themselves (g) grow for {grow} and shrink for {shrink}"
     return [*said, f"{itself}; r also depends on the growth of the stream (p)."]
 
@@ -194,12 +193,8 @@ def footer(scores: Scores, allocation: Allocation) -> list[str]:
 def header(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, list[str]]:
     """What was measured, on what, and the request for the allocation; without usual settings."""
     made, usual = allocations[0], Request()
-    request, options = made.request, made.request.options
-    facts = [f"sparsity {request.sparsity:g}", f"base {request.record.name}"]
-    facts += [
-        f"{name} {x:g}" if isinstance(x, float) else f"{name} {x}" for name, x in options.items()
-    ]
-    facts.append(f"correction {request.correct or 'none'}")
+    request, name = made.request, made.request.record.name
+    facts = allocation_facts(request.sparsity, name, request.options, request.correct)
     if request.correct is not None and not request.measured:
         facts.append(f"strength {request.fixed_strength:g}")
     values = {name: getattr(request, name) for name in CHANGED}
@@ -226,8 +221,5 @@ def _growth(allocation: Allocation) -> list[str]:
     said = [f"kappa {rate:.3g}: 10 points of sparsity more have {times}"]
     if fits < probed:
         said.append(f"{fits} of {counted(probed, 'probed block')} fit")
-    if allocation.errors is not None:
-        each = zip(grows.rate.tolist(), allocation.errors.rate.tolist(), strict=True)
-        shown = [(i, with_error(*x, "#.3g")) for i, x in enumerate(each) if np.isfinite(x[0])]
-        said += [f"block {i}: {x}" for i, x in shown]
+
     return said

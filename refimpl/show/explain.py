@@ -75,12 +75,9 @@ def _number(x: float | int | str) -> str:
 
 def explanation_document(found: Explanation, source: bool = False) -> dict[str, Any]:
     """An explanation as one JSON document."""
+    facts = ("model", "family", "num_blocks", "block", "dtype")
     return {
-        "model": found.model,
-        "family": found.family,
-        "num_blocks": found.num_blocks,
-        "block": found.block,
-        "dtype": found.dtype,
+        **{name: getattr(found, name) for name in facts},
         "tokens": vars(found.tokens),
         "steps": [
             {

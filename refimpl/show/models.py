@@ -10,6 +10,7 @@ from refimpl.pruning.record import Inspection, LinearZeros, Pruning
 from refimpl.running.file_system import MIB
 from refimpl.show.table import (
     Table,
+    allocation_facts,
     counted,
     model_facts,
     number,
@@ -23,13 +24,26 @@ NEARLY_ALL = 0.95  # sparsity above which a block is named
 
 def pruning_table(pruned: Pruning, out: Path, allocation: Sequence[str] = ()) -> str:
     """How a model was pruned, the table of its allocation if that was measured, and the result."""
+    made, total, reached = pruned.allocation, pruned.total_weights, pruned.total_pruned
+    facts = {
+        "model": [
+            *model_facts(pruned.model, pruned.family, len(pruned.blocks)),
+            f"{total:,} prunable weights",
+        ],
+        "pruner": [pruned.method, *["refit"] * pruned.refit, f"compat {pruned.compat}"],
+        "allocation": [f"pattern {pruned.pattern}, zeros per group : inputs per group"],
+        "calibration": token_facts(pruned.calibration) if pruned.calibration else [],
+        "no tokens": [*pruned.without_tokens, "pruned by magnitude"] * bool(pruned.without_tokens),
+    }
+    if pruned.pattern is None:
+        keys = ("requested_sparsity", "base", "base_options", "correct")
+        facts["allocation"] = allocation_facts(*(made[key] for key in keys))
     gone = []
     for block in pruned.blocks:
         share = sum(x.pruned for x in block.linears) / sum(x.weights for x in block.linears)
         if share > NEARLY_ALL:
             gone.append(f"block {block.index} ({share:.4f})")
     notes = [f"above {NEARLY_ALL} sparsity: {', '.join(gone)}"] if gone else []
-    total, reached = pruned.total_weights, pruned.total_pruned
     sparsity = [
         f"{pruned.total_requested / total:.4%} asked",
         f"{reached / total:.4%} reached ({reached:,} of {total:,} weights; "
@@ -37,34 +51,22 @@ def pruning_table(pruned: Pruning, out: Path, allocation: Sequence[str] = ()) ->
     ]
     after = f"next:       refimpl eval {out} --text FILE --windows 20"
     below = [f"written:    {out}", *wrapped({"sparsity:": sparsity}), after]
-    return page_text(_facts(pruned), allocation, notes, below)
-
-
-def _facts(pruned: Pruning) -> dict[str, list[str]]:
-    """How the model was pruned, by label."""
-    made, weights = pruned.allocation, f"{pruned.total_weights:,} prunable weights"
-    facts = {
-        "model": [*model_facts(pruned.model, pruned.family, len(pruned.blocks)), weights],
-        "pruner": [pruned.method, *["refit"] * pruned.refit, f"compat {pruned.compat}"],
-        "allocation": [f"pattern {pruned.pattern}, zeros per group : inputs per group"],
-    }
-    if pruned.pattern is None:
-        facts["allocation"] = [
-            f"sparsity {made['requested_sparsity']:g}",
-            f"base {made['base']}",
-            *(f"{name} {value}" for name, value in made["base_options"].items()),
-            f"correction {made['correct'] or 'none'}",
-        ]
-    if pruned.calibration is not None:
-        facts["calibration"] = token_facts(pruned.calibration)
-    if experts := pruned.without_tokens:
-        facts["no tokens"] = [*experts, "pruned by magnitude"]
-    return facts
+    return page_text(facts, allocation, notes, below)
 
 
 def inspection_table(inspection: Inspection) -> str:
     """What a model's file holds: sizes, and a row per block with the sparsity of every linear."""
-    everything = inspection.linears
+    size = f"{inspection.parameter_bytes / MIB:,.1f} MiB"
+    files = [f"{name}, {size / MIB:,.1f} MiB" for name, size in inspection.files.items()]
+    facts: dict[str, Sequence[str]] = {
+        "model": model_facts(inspection.model, inspection.family, len(inspection.blocks)),
+        "parameters": [f"{inspection.parameters:,} in all", size],
+        "files" if len(files) > 1 else "file": files,
+        "ignored": inspection.ignored,
+    }
+    if (asked := inspection.requested) is not None:
+        what = asked["pattern"] or f"sparsity {asked['sparsity']:g}"
+        facts["requested"] = [f"{what} by {asked['method']}", "as pruning.json says"]
     rows = [[*block.items()] for block in inspection.blocks]
     rows.append([linear for row in rows for linear in row])
     kinds = dict.fromkeys(without_number(name) for name, _ in rows[-1])
@@ -78,27 +80,11 @@ def inspection_table(inspection: Inspection) -> str:
         },
         "dtype": [" ".join(dict.fromkeys(x.dtype for _, x in row)) for row in rows],
     }
-    total, zeros = sum(x.weights for x in everything), sum(x.zeros for x in everything)
+    total, zeros = (sum(getattr(x, y) for x in inspection.linears) for y in ("weights", "zeros"))
     last = f"zeros {zeros:,} of {total:,} ({zeros / total:.4%})"
     bad = [f"{name} ({count:,})" for name, count in inspection.non_finite.items()]
     below = [last, *wrapped({"NaN or Inf": bad})]
-    return page_text(_header(inspection), Table(columns).lines(), below)
-
-
-def _header(inspection: Inspection) -> dict[str, Sequence[str]]:
-    """Facts of the whole model, each label once."""
-    size = f"{inspection.parameter_bytes / MIB:,.1f} MiB"
-    files = [f"{name}, {size / MIB:,.1f} MiB" for name, size in inspection.files.items()]
-    facts: dict[str, Sequence[str]] = {
-        "model": model_facts(inspection.model, inspection.family, len(inspection.blocks)),
-        "parameters": [f"{inspection.parameters:,} in all", size],
-        "files" if len(files) > 1 else "file": files,
-        "ignored": inspection.ignored,
-    }
-    if (asked := inspection.requested) is not None:
-        what = asked["pattern"] or f"sparsity {asked['sparsity']:g}"
-        facts["requested"] = [f"{what} by {asked['method']}", "as pruning.json says"]
-    return facts
+    return page_text(facts, Table(columns).lines(), below)
 
 
 def _share(linears: Sequence[LinearZeros]) -> str:
@@ -121,16 +107,15 @@ def evaluation_table(evaluation: Evaluation) -> str:
         "text" if evaluation.windows.kind == "text" else "ids": source,
         "run": [f"{run.seconds:.1f} s", speed, run.dtype],
     }
-    columns = {
-        "measure": ["perplexity", "nats per token"],
-        "value": [number(text.value, "#.6g"), number(text.mean_nats, ".5f")],
-        "stderr": [number(text.stderr, "#.6g"), number(text.nats_stderr, ".5f")],
-        "over": [counted(len(text.nats), "window")] * 2,
-    }
+    windows, rows = counted(len(text.nats), "window"), [("measure", "value", "stderr", "over")]
+    for name, value, error, form in (
+        ("perplexity", text.value, text.stderr, "#.6g"),
+        ("nats per token", text.mean_nats, text.nats_stderr, ".5f"),
+    ):
+        rows.append((name, number(value, form), number(error, form), windows))
     if text.bytes is not None:
-        bits, size = number(text.bits_per_byte, ".5f"), counted(int(text.bytes.sum()), "byte")
-        for cells, cell in zip(columns.values(), ("bits per byte", bits, "-", size), strict=True):
-            cells.append(cell)
+        size = counted(int(text.bytes.sum()), "byte")
+        rows.append(("bits per byte", number(text.bits_per_byte, ".5f"), "-", size))
     notes = []
     if isnan(text.nats_stderr):
         notes.append("stderr is -: it takes two windows or more")
@@ -138,4 +123,5 @@ def evaluation_table(evaluation: Evaluation) -> str:
         notes.append("the perplexity exceeds float64; the nats per token are its logarithm")
     if evaluation.pruning is not None:
         notes.append(f"stderr does not include the noise floor of pruning: {NOISE_FLOOR}")
-    return page_text(facts, Table(columns).lines(), notes)
+    table = Table({heading: cells for heading, *cells in zip(*rows, strict=True)})
+    return page_text(facts, table.lines(), notes)

@@ -48,16 +48,13 @@ def joined(lines: Iterable[str]) -> str:
 
 def wrapped(facts: Mapping[str, Sequence[str]]) -> list[str]:
     """Labels and their facts on lines that fit the terminal, broken between facts."""
-    lines, width = [], terminal_width() - LABEL
+    lines, width, glue = list[str](), terminal_width() - LABEL, "\N{NO-BREAK SPACE}"
     for label, texts in facts.items():
-        shown = [printable(text) for text in texts]
-        glued = ", ".join(
-            text.replace(" ", "\N{NO-BREAK SPACE}") if len(text) < width else text for text in shown
-        )
+        shown = map(printable, texts)
+        glued = ", ".join(x.replace(" ", glue) if len(x) < width else x for x in shown)
         broken = wrap(glued, width, break_long_words=False, break_on_hyphens=False)
         for i, line in enumerate(broken):
-            text = line.replace("\N{NO-BREAK SPACE}", " ")
-            lines.append(f"{'' if i else label:<{LABEL}}{text}")
+            lines.append(f"{'' if i else label:<{LABEL}}{line.replace(glue, ' ')}")
     return lines
 
 
@@ -76,6 +73,14 @@ def token_facts(tokens: TokenFacts) -> list[str]:
     """Where tokens came from."""
     shape = f"{tokens.samples} x {tokens.seq_len}"
     return [shape, *tokens.source.split(", "), f"sha256 {tokens.sha256[:12]}"]
+
+
+def allocation_facts(
+    sparsity: float, base: str, options: Mapping[str, object], correct: str | None
+) -> list[str]:
+    """What an allocation was made for."""
+    words = [f"{x} {y:g}" if isinstance(y, float) else f"{x} {y}" for x, y in options.items()]
+    return [f"sparsity {sparsity:g}", f"base {base}", *words, f"correction {correct or 'none'}"]
 
 
 HEADING = 24  # characters on a line of a heading, if its words are shorter
@@ -114,13 +119,9 @@ class Table:
     def markdown(self) -> str:
         """The table in Markdown, in which a foreign text is no markup."""
         rule = ["---"] * self.left + ["---:"] * (len(self.columns) - self.left)
-        head, *body = ([markdown_text(x) for x in row] for row in (self.columns, *self.rows))
+        rows = (self.columns, *self.rows)
+        head, *body = ([MARKUP.sub(r"\\\g<0>", printable(x)) for x in row] for row in rows)
         return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
-
-
-def markdown_text(text: str) -> str:
-    """A foreign text on one line of Markdown, as text."""
-    return MARKUP.sub(r"\\\g<0>", printable(text))
 
 
 def aligned(columns: Iterable[tuple[str, Sequence[str]]], left: int = 0) -> list[str]:
