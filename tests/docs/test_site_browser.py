@@ -5,6 +5,7 @@ package axe-core, which checks the site and the report for what keeps people out
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -172,6 +173,23 @@ def test_both_figures_answer_to_keys_and_say_what_they_show(width: int, opened: 
             inner = text.bounding_box()
             assert box["x"] <= inner["x"] + 1
             assert inner["x"] + inner["width"] <= box["x"] + box["width"] + 1
+
+
+@pytest.mark.parametrize(("width", "paper"), [(390, "A4"), (1440, "Letter")])
+def test_the_cheat_sheet_has_seven_pictures_on_one_sheet(
+    width: int, paper: str, opened: Any
+) -> None:
+    page = opened("tutorial/cheat-sheet", width)
+    pictures = page.locator("tr:has(math) .picture").all()
+    assert len(pictures) == 7
+    for picture in pictures:
+        box = picture.bounding_box()
+        assert box["x"] + box["width"] <= width
+        for label in picture.locator("text").all():
+            inner = label.bounding_box()
+            assert box["x"] <= inner["x"] + 1
+            assert inner["x"] + inner["width"] <= box["x"] + box["width"] + 1
+    assert len(re.findall(rb"/Type\s*/Page\b", page.pdf(format=paper))) == 1
 
 
 @pytest.mark.parametrize("name", ["index", "tutorial/2-drift", "tutorial/7-divergence"])

@@ -2,14 +2,18 @@
 
 import json
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
 from conftest import FIXTURES, ROOT
 
 import refimpl
 from refimpl.allocation.request import Noise
 from refimpl.loading.samples import random_tokens
+from refimpl.loading.text import text_tokens
 
 sys.path.append(str(ROOT / "docs"))
 import play
@@ -59,3 +63,39 @@ def test_the_file_of_the_claim_has_three_models_with_two_noises() -> None:
     rows = json.loads((ROOT / "docs" / "results" / "claim.json").read_text("utf-8"))
     found = [(x["model"], x["noise on"], x["eta"]) for x in rows]
     assert found == [(m, n, e) for m in play.MODELS for n in play.NOISE for e in (0.01, 1.0)]
+
+
+def test_a_folder_of_models_makes_the_page_and_the_file_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With tiny models under the names of the real ones; without a folder, their numbers stay."""
+    here, real = tmp_path / "docs", tmp_path / "real"
+    shutil.copytree(ROOT / "docs" / "results", here / "results")
+    (here / "tutorial").mkdir()
+    (here / "play.html").write_text(PAGE, "utf-8")
+    for attribute, path in {"HERE": "", "TUTORIAL": "tutorial", "RESULTS": "results"}.items():
+        monkeypatch.setattr(play, attribute, here / path)
+    known = play.numbers(PAGE)  # the toy model's take seconds, and have a test of their own
+    monkeypatch.setattr(play, "toy_travel", lambda: known["travel"][0])
+    monkeypatch.setattr(play, "toy_prices", lambda: known["price"][:3])
+    for name in play.MODELS:
+        shutil.copytree(FIXTURES / "llama", real / name)
+    (real / play.TEXT).parent.mkdir()
+    shutil.copy(FIXTURES / "text.txt", real / play.TEXT)
+
+    play.main(str(real))
+    written = (here / "play.html").read_text("utf-8")
+    rows = json.loads((here / "results" / "claim.json").read_text("utf-8"))
+    model = refimpl.read_model(FIXTURES / "llama")
+    ids = text_tokens(real / play.TEXT, FIXTURES / "llama" / "tokenizer.json", 4, 128).ids
+    spared = play.travel(model, ids, 1.0, spared=1, omitted=1)
+    for row in rows[3::4]:  # noise of the size of the state, on all but the first token
+        np.testing.assert_allclose(row["grown"], spared["grown"][:, -1], atol=1e-4)
+    toy_model, all_tokens, but_first = play.numbers(written)["travel"]
+    assert toy_model == known["travel"][0]
+    assert all_tokens["name"] == "SmolLM2-135M, noise on all tokens"
+    assert [x for x, _ in all_tokens["eta"]] == ["1 %", "100 %"]
+    np.testing.assert_allclose(but_first["size"], spared["size"], rtol=1e-3)
+    assert (here / "tutorial" / "travel.svg").read_text("utf-8").startswith("<svg")
+    play.main()
+    assert (here / "play.html").read_text("utf-8") == written
