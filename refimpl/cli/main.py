@@ -96,6 +96,9 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
+RENAMED = {"--seq-len": "--window", "--samples": "--windows"}  # what `eval` calls them
+
+
 class Commands(TyperGroup):
     """The program's commands, each of which is imported when it is called: that takes time."""
 
@@ -220,7 +223,9 @@ def main() -> None:
 
 def usage(error: Any) -> RefimplError:
     """The error of a command line that cannot be parsed."""
-    program, expected = "refimpl", "refimpl [OPTIONS] COMMAND [ARGS]..."
+    program, expected, step = "refimpl", "refimpl [OPTIONS] COMMAND [ARGS]...", ""
     if error.ctx is not None:
         program, expected = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
-    return RefimplError(error.format_message(), expected, f"see {program} --help")
+        meant = RENAMED.get(getattr(error, "option_name", ""))
+        step = f"use {meant}; " if any(meant in x.opts for x in error.ctx.command.params) else ""
+    return RefimplError(error.format_message(), expected, f"{step}see {program} --help")
