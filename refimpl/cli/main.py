@@ -96,7 +96,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
-RENAMED = {"--seq-len": "--window", "--samples": "--windows"}  # what `eval` calls them
+SAME_IN_EVAL = {"--seq-len": "--window", "--samples": "--windows"}  # what `eval` calls them
 
 
 class Commands(TyperGroup):
@@ -226,6 +226,6 @@ def usage(error: Any) -> RefimplError:
     program, expected, step = "refimpl", "refimpl [OPTIONS] COMMAND [ARGS]...", ""
     if error.ctx is not None:
         program, expected = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
-        meant = RENAMED.get(getattr(error, "option_name", ""))
+        meant = SAME_IN_EVAL.get(getattr(error, "option_name", ""))
         step = f"use {meant}; " if any(meant in x.opts for x in error.ctx.command.params) else ""
     return RefimplError(error.format_message(), expected, f"{step}see {program} --help")
