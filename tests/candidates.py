@@ -24,7 +24,7 @@ from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, case_inputs, read_case
 from refimpl.oracle.case_folders import CORE
 from refimpl.oracle.check import Report
-from refimpl.oracle.measures import array_of, record_of
+from refimpl.oracle.measures import array_of, reads_of
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
 from refimpl.oracle.steps import every_array, steps
 
@@ -109,7 +109,7 @@ def stepwise_steps(
     case: Case, dtype: Any = np.float64, rounded: type[RoundedArray] | None = None
 ) -> Arrays:
     """Every step from the case's own values of those before its block or stage."""
-    inner = {x for x in case.expected if record_of(x).reads and not x.endswith("resid_post")}
+    inner = {x for x in case.expected if reads_of(x) and not x.endswith("resid_post")}
     given = {k: x for k, x in case.expected.items() if k not in inner or k.endswith(ROUTER)}
     arrays = every_array(case_inputs(case, given, dtype, rounded))
     return {name: np.asarray(value) for name, value in arrays.items()}

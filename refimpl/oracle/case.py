@@ -32,7 +32,7 @@ from refimpl.oracle.case_folders import (
     case_folder,
 )
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.measures import record_of
+from refimpl.oracle.measures import measure_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
 from refimpl.oracle.steps import is_step, steps
@@ -87,7 +87,7 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
         recipe=plain(recipe),
         sha256=_hashes(model, case.inputs),
         steps=[
-            filled(StepFacts, x, name=name, dtype=x.dtype.name, measure=record_of(name).measure)
+            filled(StepFacts, x, name=name, dtype=x.dtype.name, measure=measure_of(name))
             for name, x in case.expected.items()
         ],
     )
@@ -124,6 +124,12 @@ def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = P
             f"`only={unknown[0]}`: no step of the forward or the experiments matches",
             f"names such as {', '.join([*expected][:3]) or 'blocks.0.q'}, or a pattern of some",
             "choose other steps, or omit `only` for the whole method",
+        )
+    if still := [k for k, x in expected.items() if k.endswith(".drift") and not x.all()]:
+        raise RefimplError(
+            f"{still[0]} is 0: the block loses no weight, so it has no absorption coefficient",
+            "a sparsity with which every block loses weights that matter",
+            "use a larger `sparsity`, or `only='blocks.*'`",
         )
     shape, inputs = (ids.shape[1], config.hidden_size), {"token_ids": ids}
     for draw, name in enumerate(_noises(recipe, expected)):
@@ -231,7 +237,7 @@ def case_inputs(
 
 def is_choice(step: str) -> bool:
     """Whether a step is discrete: a decision, counts, or the experts of tokens."""
-    return record_of(step).measure in ("bits", "counts")
+    return measure_of(step) in ("bits", "counts")
 
 
 def _noises(recipe: Recipe, steps: Iterable[str]) -> list[str]:

@@ -98,7 +98,7 @@ def check(
         )
     some = [name for name in wanted if measures.is_judged(name, dtype)]
     truth = truth_of(case, actual, dtype, some if len(some) < len(case.expected) else None)
-    judged, results = near_ties.without_rounding(truth), list[StepResult]()
+    results = list[StepResult]()
     for name in wanted:
         if name in actual and name not in some:
             results.append(StepResult(name, "unresolved", fault=NOT_IN_16_BITS))
@@ -108,7 +108,7 @@ def check(
             continue
         right, numbers = truth.values[name], (truth.own_error(name), truth.tolerance(name))
         ties = partial(near_ties.ties_of, truth, name, actual.get(name, right))
-        result = measures.step_result(name, judged, right, *numbers, ties)
+        result = measures.step_result(name, actual, right, *numbers, ties)
         wrong = result.status == "divergent"
         if wrong and not result.fault and near_ties.follows_a_choice(truth, name):
             fault = "a token at a router's edge may have gone to another expert"

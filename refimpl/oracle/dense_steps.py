@@ -23,18 +23,16 @@ from refimpl.method.projection import project
 from refimpl.model.config import Config
 from refimpl.model.experts import ROUTER
 from refimpl.model.forward import INSIDE, block, embed, head, places
-from refimpl.model.mixers.parts import Place, Weights, affine
+from refimpl.model.mixers.parts import Place, Weights
 from refimpl.model.mixers.softmax_attention import SharedAttention
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import State
 from refimpl.model.stream import input_of, inputs_of, sum_of_squares
-from refimpl.oracle.measures import record_of
+from refimpl.oracle.measures import reads_of
 from refimpl.oracle.recipe import Recipe, signal_of
 from refimpl.oracle.rounding import RoundedArray
-from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.sparsegpt import WIDTH, compensated
-from refimpl.pruners.wanda import wanda_score
 from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import Chosen, block_signals
 from refimpl.scoring.measurements import Moments, wanda_moments
@@ -173,14 +171,6 @@ class StepInputs:
         """A decision, [out, in], or the choice of a router, [N, S, experts]."""
         return unpacked(self.value(step), shape[-1])
 
-    def router(self, step: str) -> tuple[str, Array, Keep, Mapping[str, Array]]:
-        """What a router reads, logits and choice [N, S, E], and the weights of its block."""
-        index, config = int(step.split(".")[1]), self.model.config
-        read = step.replace(ROUTER, config.blocks[index].mlp_reads[-1])
-        weights = self.model.block(index, np.float64)
-        logits = affine(self.value(read), weights, "router")
-        return read, logits, unpacked(self.values[step], logits.shape[-1]), weights
-
     def base(self, name: str, others: Mapping[str, Array] = {}) -> Array:
         """A base [L] of the signals, or others, before it is projected."""
         step = signal_of(name)
@@ -201,25 +191,6 @@ class StepInputs:
             sparsity = sparsity.copy()
             sparsity[exists] = project(sparsity[exists], units, target)
         return linear_counts(sparsity, sizes, target)
-
-    def scores(self, step: str, decided: Array | None = None) -> tuple[Array, int]:
-        """Scores [out, in] that a decision compares, and their group (`near_ties.together`).
-
-        Those of SparseGPT follow from the decisions before them, packed bits: the right ones if
-        none are given.
-        """
-        pruner, block, linear = linear_of(step)
-        weight = self.model.weights[f"blocks.{block}.{linear}.weight"].read(np.float64)
-        if pruner == "magnitude":
-            return np.abs(weight), -weight.shape[1]
-        group = parse_pattern(self.recipe.pattern).group if pruner.endswith("pattern") else 0
-        total, count = self.value(sums_behind(step)), len(self.ids)
-        if not pruner.startswith("sparsegpt"):
-            return wanda_score(weight, total / count), group
-        bits, width = self.values[step] if decided is None else decided, group or WIDTH
-        right = unpacked(bits, weight.shape[1])
-        score, _ = sparsegpt_scores(weight, total, count, right, self.recipe.damping, width)
-        return score, group or -WIDTH
 
     def signal(self, base: str) -> Signal:
         """The signal of a base, measured on the weights, and on what the dense linears read."""
@@ -277,7 +248,7 @@ def points_of_block(inputs: StepInputs, i: int, x: State) -> Generator[NamedArra
     inputs.squares.append({point: sum_of_squares(read[point]) for point in points if point in read})
     for name, value in trace.items():
         if name == ROUTER or (name not in INSIDE and "." not in name):
-            reads = [f"{prefix}{x}" for x in record_of(prefix + name).reads if x in trace]
+            reads = [f"{prefix}{x}" for x in reads_of(prefix + name) if x in trace]
             if name in ("k", "v") and isinstance(place.mixer, SharedAttention):
                 reads = [f"blocks.{place.mixer.source}.{name}"]
             if name == "resid_pre":

@@ -16,7 +16,7 @@ import numpy as np
 from refimpl.model.config import BlockKind, Config
 from refimpl.model.ops import ACTIVATIONS, Array
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.measures import FAULTS, StepResult, error_of, record_of, stage_of
+from refimpl.oracle.measures import FAULTS, StepResult, error_of, reads_of, stage_of
 from refimpl.oracle.steps import computed_again
 from refimpl.oracle.truth import Truth
 from refimpl.oracle.variants import CALLED, VARIANTS, ByName, Calls, Edit, Mistake, swap, weights
@@ -271,7 +271,7 @@ def of_weights(inputs: StepInputs, block: int) -> Changes:
 def of_inputs(inputs: StepInputs, step: str) -> Changes:
     """What a point of a block reads: another point there, none, twice or half of it."""
     prefix = step[: step.index(".", 7) + 1] if step.startswith("blocks.") else ""
-    for name in [x for x in (prefix + y for y in record_of(step).reads) if x in inputs.given]:
+    for name in [x for x in (prefix + y for y in reads_of(step)) if x in inputs.given]:
         right, short = inputs.given[name], name.removeprefix(prefix)
         others = {f"{short} is left out": right * 0, f"{short} counts twice": right * 2}
         for other, x in inputs.given.items():

@@ -22,7 +22,7 @@ from refimpl.oracle.dense_steps import (
     coefficient_of,
     unpacked,
 )
-from refimpl.oracle.measures import EPS, FLOOR_16, RESOLVABLE, error_of, record_of, tolerance_of
+from refimpl.oracle.measures import EPS, FLOOR_16, RESOLVABLE, error_of, measure_of, tolerance_of
 from refimpl.oracle.recipe import signal_of
 from refimpl.oracle.rounding import ARITHMETIC, FEWER, RoundedArray, fewer_bits
 from refimpl.oracle.steps import TABLE, every_array
@@ -189,15 +189,9 @@ def usable(case: Case, actual: Arrays) -> dict[str, Array]:
 
 def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> float:
     """How far a function of x, [L] or [L, ...], moves when each of x is `relative` off."""
-    at, moved = function(x), np.zeros(())
-    for i in range(len(x)):
-        changes = []
-        for factor in (1 + min(relative, 1.0), 1 / (1 + min(relative, 1.0))):
-            other = np.array(x, np.float64)
-            other[i] *= factor
-            changes.append(np.abs(function(other) - at))
-        moved = moved + np.maximum(*changes)
-    return float(moved.max() / (np.abs(at).max() or 1.0))
+    at, factors = function(x), 1 + min(relative, 1.0) * np.eye(len(x))
+    moved = sum(np.abs(function((x.T * one).T) - at) for one in factors)
+    return float(np.max(moved) / (np.abs(at).max() or 1.0))
 
 
 def own_errors(case: Case, dtype: str, start: Start = "chained") -> Mapping[str, float]:
@@ -231,8 +225,8 @@ def _measured(case: Case, dtype: str, start: Start) -> Mapping[str, float]:
     )
     rho = max((x for name, x in states.items() if name.endswith(".resid_post")), default=0.0)
     for experiment in EXPERIMENTS:
-        drifts = [case.expected[x] for x in fnmatch.filter(errors, f"{experiment}*.drift")]
-        least = min((float(x) for every in drifts for x in every if x > 0), default=inf)
+        drifts = fnmatch.filter(errors, f"{experiment}*.drift")
+        least = min((float(case.expected[x].min()) for x in drifts), default=inf)
         difference = (2 / (tokens * case.model.config.hidden_size)) ** 0.5 * rho / least
         raise_to(difference, f"{experiment}*.drift")
         raise_to(difference, coefficient_of(experiment))
@@ -265,7 +259,7 @@ def _sample(case: Case, start: Start, fewer: int, forward: bool) -> Mapping[str,
     """Errors of float32 with so many bits less in units of it; of counts none."""
     computed = _computed(case, "float32", start, fewer_bits(fewer) if fewer else None, forward)
     errors, unit = pooled_errors(case.expected, computed).items(), EPS["float32"] * 2.0**fewer
-    return {k: x / unit for k, x in errors if record_of(k).measure in RESOLVABLE and isfinite(x)}
+    return {k: x / unit for k, x in errors if measure_of(k) in RESOLVABLE and isfinite(x)}
 
 
 def _computed(
@@ -288,15 +282,7 @@ def _computed(
 
 def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> dict[str, float]:
     """Errors by step; of drifts, alignments, corrections, perplexities the largest counts."""
-    errors = {}
-    for step, value in ((x, y) for x, y in truth.items() if x in computed):
-        found = computed[step]
-        if step.endswith((".drift", RATIO)):
-            undefined = value == 0 if step.endswith(".drift") else np.isnan(value)
-            found = np.where(undefined, value, found)
-        elif record_of(step).measure == "lost":
-            found = np.where(measures.lost(value) <= measures.UNCHANGED, value, found)
-        errors[step] = error_of(step, found, value)[0]
+    errors = {k: error_of(k, computed[k], x)[0] for k, x in truth.items() if k in computed}
     kinds = [f"{x}*.{y}" for x in EXPERIMENTS for y in ("drift", "alignment")]
     for kind in (*kinds, "*.corrected", "*.perplexity"):
         alike = [x for x in fnmatch.filter(errors, kind) if isfinite(errors[x])]
