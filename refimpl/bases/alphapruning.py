@@ -52,10 +52,10 @@ def alphapruning(
 
 
 def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, Sequence[float]]:
+    how: Any = options["fit"], options["xmin"]
+
     def alpha(name: str) -> float:
-        fit: Any = options["fit"]
-        xmin: Any = options["xmin"]
-        return alphapruning_alpha(esd(block.weight(name)), fit, xmin).alpha
+        return alphapruning_alpha(esd(block.weight(name)), *how).alpha
 
     return {"alpha": block.run([partial(alpha, name) for name in block.shapes])}
 

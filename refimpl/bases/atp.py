@@ -6,7 +6,7 @@ import numpy as np
 from msgspec import Meta
 
 from refimpl.arguments import Floats, Fraction, checked
-from refimpl.bases.base import Base, BaseInputs, Option
+from refimpl.bases.base import Base, Option
 from refimpl.bases.uniform import uniform
 from refimpl.errors import RefimplError
 
@@ -47,15 +47,11 @@ def atp(num_blocks: int, sparsity: Fraction, beta: Slope) -> Floats:
     return line
 
 
-def _allocation(asked: BaseInputs) -> Floats:
-    return atp(len(asked.linears), asked.sparsity, float(asked.options["beta"]))
-
-
 ATP = Base(
     "atp",
     "ATP",
     "arXiv:2502.14770",
-    _allocation,
+    lambda asked: atp(len(asked.linears), asked.sparsity, float(asked.options["beta"])),
     options={"beta": Option(None, "Step of the sparsity per block.", Slope)},
     formulas=(atp,),
     deviations="its script picks beta on the test text; here the caller does",

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.arguments import Compat, Floats, Fraction, checked
-from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value, by_share, floored
+from refimpl.bases.base import Base, BlockInputs, Option, Value, by_share, floored
 from refimpl.bases.owl import BlockScores, mean_score
 
 
@@ -76,15 +76,11 @@ def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, fl
     return {"score": dlp_score(BlockScores(block), statistic)}
 
 
-def _allocation(asked: BaseInputs) -> Floats:
-    return dlp(asked.signal, asked.sparsity, float(asked.options["a"]), asked.compat)
-
-
 DLP = Base(
     "dlp",
     "DLP",
     "arXiv:2505.23807; its code",
-    _allocation,
+    lambda asked: dlp(asked.signal, asked.sparsity, float(asked.options["a"]), asked.compat),
     options={
         "a": Option(0.15, "Half the spread of the allocation.", Fraction),
         "statistic": Option(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.arguments import Compat, Count, Floats, Fraction, checked
-from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value, by_share
+from refimpl.bases.base import Base, BlockInputs, Option, Value, by_share
 from refimpl.errors import RefimplError
 
 _AT_ONCE = 1 << 14  # weights of a group of columns decided on together: they stay in a core's cache
@@ -123,15 +123,11 @@ def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, fl
     return {"error": 2 / block.sequences * (fsum(errors) / len(block.shapes))}
 
 
-def _allocation(asked: BaseInputs) -> Floats:
-    return lsa(asked.signal, asked.sparsity, float(asked.options["beta"]), asked.compat)
-
-
 LSA = Base(
     "lsa",
     "LSA",
     "ICLR 2026; its code, `layersp/blk.py`",
-    _allocation,
+    lambda asked: lsa(asked.signal, asked.sparsity, float(asked.options["beta"]), asked.compat),
     options={
         "beta": Option(
             0.15,

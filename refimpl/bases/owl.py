@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.arguments import Compat, Floats, Fraction, checked, finite_vector, require
-from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value, floored, spread
+from refimpl.bases.base import Base, BlockInputs, Option, Value, floored, spread
 from refimpl.errors import RefimplError
 from refimpl.pruners.wanda import wanda_score
 
@@ -106,15 +106,11 @@ def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, fl
     return {"outlier_percent": owl_outlier_percent(BlockScores(block), float(options["m"]))}
 
 
-def _allocation(asked: BaseInputs) -> Floats:
-    return owl(asked.signal, asked.sparsity, float(asked.options["lam"]), asked.compat)
-
-
 OWL = Base(
     "owl",
     "OWL",
     "arXiv:2310.05175; its code, `lib/prune_all.py`",
-    _allocation,
+    lambda asked: owl(asked.signal, asked.sparsity, float(asked.options["lam"]), asked.compat),
     options={
         "m": Option(5.0, "Multiple of the mean score that outliers exceed.", of_signal=True),
         "lam": Option(0.08, "Half the spread of the allocation.", Fraction),

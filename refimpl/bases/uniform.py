@@ -3,7 +3,7 @@
 import numpy as np
 
 from refimpl.arguments import AtLeastOne, Floats, Fraction, checked
-from refimpl.bases.base import Base, BaseInputs
+from refimpl.bases.base import Base
 
 
 @checked
@@ -29,8 +29,10 @@ def uniform(num_units: AtLeastOne, sparsity: Fraction) -> Floats:
     return np.full(num_units, float(sparsity))
 
 
-def _allocation(asked: BaseInputs) -> Floats:
-    return uniform(len(asked.linears), asked.sparsity)
-
-
-UNIFORM = Base("uniform", "uniform", "the usual baseline", _allocation, formulas=(uniform,))
+UNIFORM = Base(
+    "uniform",
+    "uniform",
+    "the usual baseline",
+    lambda asked: uniform(len(asked.linears), asked.sparsity),
+    formulas=(uniform,),
+)

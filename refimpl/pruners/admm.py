@@ -113,10 +113,7 @@ def _decided(t: Floats, count: int, turn: int, pattern: Pattern | None, peer: bo
 
 
 def _pruned(linear: LinearInputs, compat: Compat) -> PrunedWeight:
-    total = linear.total if isinstance(linear.total, SharedFactor) else linear.sums
-    pruned = admm(linear.weight, total, linear.goal, compat)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # the caller looks
-        return PrunedWeight(pruned.keep, pruned.weight.astype(linear.new_dtype))
+    return admm(linear.weight, linear.total, linear.goal, compat)
 
 
 ADMM = Pruner(

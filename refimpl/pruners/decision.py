@@ -1,6 +1,6 @@
 """Which weights of one linear stay: every pruner, for a count, a pattern, or a peer's fraction."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ class PrunerOptions(Checked):
 
 def decision(
     weight: npt.ArrayLike,
-    total: Floats | SharedFactor | None,
+    total: Any,
     sequences: int,
     goal: Goal,
     pruner: PrunerOptions,
@@ -104,41 +104,34 @@ def decision(
         name = f"refitted {record.name}" if pruner.refit else record.name
         expected = "a pruner with published code, without refits"
         raise RefimplError(f"{name} with compat peer", expected, "use compat exact")
-    total = read_only(total) if isinstance(total, np.ndarray) else total
-    of_record: Any = total
-    if pruner.refit and total is not None and record.needs != "products":
-        of_record = SharedFactor.of(total).squares if record.needs else None
+    if isinstance(total, np.ndarray):
+        products = np.array(total, np.float64) if total.ndim == 2 else None
+        total = read_only(total) if products is None else SharedFactor(products, 2 / sequences)
+    sums = total
+    if pruner.refit and isinstance(total, SharedFactor) and record.needs != "products":
+        sums = total.squares if record.needs else None
     options = pruner.damping, pruner.seed, linear, new_dtype
-    inputs = LinearInputs(read_only(weight), of_record, sequences, goal, *options)
-    keep, new = _decided(record, inputs, np.shape(weight), compat)
-    if pruner.refit:
-        shared = replace(inputs, total=total).shared
-        new = refitted(weight, keep, shared, pruner.damping, new_dtype)
-    return keep, new
-
-
-def _decided(
-    record: Pruner, inputs: LinearInputs, shape: tuple[int, ...], compat: Compat
-) -> tuple[Bools, Floats | None]:
-    """What a record decides, and its new weights, if it makes some."""
-    goal, new = inputs.goal, None
+    inputs = LinearInputs(read_only(weight), sums, sequences, goal, *options)
+    new, shape = None, np.shape(weight)
     if record.compensate is not None:
         pruned = record.compensate(inputs, compat)
         new = _checked(record, "new weights", pruned.weight, shape, "fV")
         keep = pruned.keep
+    elif record.score is None:
+        raise _wrong(record, "score", "None")
     else:
-        if record.score is None:
-            raise _wrong(record, "score", "None")
         score = _checked(record, "score", record.score(inputs), shape, "fiu")
         if np.isnan(score).any():
             raise _wrong(record, "score", "NaN")
-        if isinstance(goal, Pattern):
-            return pattern_keep(score, goal), None
-        keep = (record.keep or magnitude_keep)(score, goal)
+        of_linear = record.keep or magnitude_keep
+        rule: Any = pattern_keep if isinstance(goal, Pattern) else of_linear
+        keep = rule(score, goal)
     keep = _checked(record, "keep", keep, shape, "b")
     removed = keep.size - int(np.count_nonzero(keep))
     if isinstance(goal, int) and removed != goal:
         raise _wrong(record, "keep", f"{removed} weights removed", f"exactly {goal}")
+    if pruner.refit:
+        new = refitted(weight, keep, total, pruner.damping)
     return keep, new
 
 

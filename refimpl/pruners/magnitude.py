@@ -10,26 +10,6 @@ from refimpl.pruners.wanda import wanda_keep
 
 
 @checked
-def magnitude_score(weight: npt.ArrayLike) -> Floats:
-    """Return the magnitude of every weight, M = |W|.
-
-    Args:
-        weight: [out, in], any float dtype.
-
-    Returns:
-        Scores, [out, in], float64.
-
-    Source: magnitude pruning in Wanda's code (peer).
-
-    Example:
-        >>> magnitude_score([[-2.0, 0.5]])
-        array([[2. , 0.5]])
-    """
-    magnitude: Floats = np.array(weight, dtype=np.float64)
-    return np.abs(magnitude, out=magnitude)
-
-
-@checked
 def magnitude_keep(score: npt.ArrayLike, count: int | NotNegative) -> Bools:
     """Decide which weights of a linear stay if its n lowest scores are removed.
 
@@ -74,7 +54,9 @@ def magnitude_keep(score: npt.ArrayLike, count: int | NotNegative) -> Bools:
 
 
 def _score(linear: LinearInputs) -> Floats:
-    return magnitude_score(linear.weight)
+    """M = |W|."""
+    magnitude: Floats = np.array(linear.weight, dtype=np.float64)
+    return np.abs(magnitude, out=magnitude)
 
 
 MAGNITUDE = Pruner(

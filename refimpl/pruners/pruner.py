@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -62,9 +62,8 @@ class SharedFactor:
     def __init__(self, outer: Floats, scale: float = 1.0) -> None:
         self.outer, self._scale, self._lock = outer, scale, Lock()
         self.squares = outer.diagonal().copy()
-        self._dead: Bools | None = None
+        self._dead, self._fits = cast(Bools | None, None), False
         self._inverse: tuple[Floats, Floats] | None = None
-        self._refusal: RefimplError | None = None  # of all who ask
 
     @classmethod
     def of(cls, hessian: "Hessian") -> "SharedFactor":
@@ -97,28 +96,22 @@ class SharedFactor:
         NaN or Inf, a Hessian that is not positive definite, and a negative damping are refused.
         """
         with self._lock:
-            if self._refusal is not None:
-                raise self._refusal
             if self._dead is None:
-                self._dead = self._factor(damping)
+                require(damping, NotNegative, "damping")
+                require_finite(self.outer)
+                self.outer *= self._scale
+                diagonal = np.einsum("ii->i", self.outer)  # a view
+                self._dead = diagonal == 0
+                diagonal[self._dead] = 1
+                diagonal += damping * diagonal.copy().mean()
+                self._fits = _factor_in_place(self.outer)
+            if not self._fits:
+                raise RefimplError(
+                    f"the Hessian is not positive definite with damping {damping:g}",
+                    "a positive definite H + damping mean(diag H) I",
+                    f"use a larger damping (default {DAMPING:g}), or more calibration tokens",
+                )
             return self.outer, self._dead
-
-    def _factor(self, damping: float) -> Bools:
-        require(damping, NotNegative, "damping")
-        require_finite(self.outer)
-        self.outer *= self._scale
-        diagonal = np.einsum("ii->i", self.outer)  # a view
-        dead: Bools = diagonal == 0
-        diagonal[dead] = 1
-        diagonal += damping * diagonal.copy().mean()
-        if not _factor_in_place(self.outer):
-            self._refusal = RefimplError(
-                f"the Hessian is not positive definite with damping {damping:g}",
-                "a positive definite H + damping mean(diag H) I",
-                f"use a larger damping (default {DAMPING:g}), or more calibration tokens",
-            )
-            raise self._refusal
-        return dead
 
 
 def _factor_in_place(h: Floats) -> bool:
@@ -184,8 +177,8 @@ class LinearInputs:
 
     Args:
         weight: [out, in], any float dtype.
-        total: Sum over the calibration tokens of the statistic that the pruner needs; of outer
-            products perhaps as a `SharedFactor`, whose factor takes the place of the sum.
+        total: Sum over the calibration tokens of the statistic that the pruner needs: None, squares
+            [in], or the `SharedFactor` of outer products, with SparseGPT's scale.
         sequences: Number of sequences in this sum.
         goal: A count or a `Pattern`; with `compat="peer"` a fraction or a `Pattern`.
         damping: Of a Hessian, as a fraction of its mean diagonal.
@@ -195,7 +188,7 @@ class LinearInputs:
     """
 
     weight: npt.ArrayLike
-    total: Floats | SharedFactor | None
+    total: Any
     sequences: int
     goal: Any
     damping: float
@@ -209,19 +202,11 @@ class LinearInputs:
         return self.sums / self.sequences
 
     @property
-    def shared(self) -> SharedFactor:
-        """The factor of H = (2/n) sum x x^T, with SparseGPT's scale."""
-        if isinstance(self.total, SharedFactor):
-            return self.total
-        return SharedFactor(np.array(self.sums, np.float64), 2 / self.sequences)
-
-    @property
     def sums(self) -> Floats:
         """The statistic that a pruner with `needs` is sure to get."""
         if self.total is None:
             raise RefimplError("sums without `needs`", "squares or products", "correct it")
-        total = self.total.outer if isinstance(self.total, SharedFactor) else self.total
-        return read_only(total)
+        return read_only(self.total.outer if isinstance(self.total, SharedFactor) else self.total)
 
 
 @dataclass(frozen=True)

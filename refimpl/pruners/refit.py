@@ -1,13 +1,11 @@
 """Refitting: the best values of the weights that stay, after any decision."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from refimpl.arguments import Floats, checked
 from refimpl.errors import RefimplError
-from refimpl.pruners.pruner import DAMPING, FLOAT64, Hessian, SharedFactor
+from refimpl.pruners.pruner import DAMPING, Hessian, SharedFactor
 
 
 @checked
@@ -16,7 +14,6 @@ def refitted(
     keep: npt.ArrayLike,
     hessian: Hessian,
     damping: float = DAMPING,
-    new_dtype: np.dtype[Any] = FLOAT64,
 ) -> Floats:
     """Return the weights that minimise the output error of a linear, if the others are removed.
 
@@ -29,10 +26,9 @@ def refitted(
         hessian: H, [C, C], in squared units of the linear's input; linears that read the same
             input may pass the same `SharedFactor` of it.
         damping: Share of the mean of diag(H) added to it, at least 0.
-        new_dtype: Of the new weights, which are computed in float64.
 
     Returns:
-        New weights, [R, C], +0.0 where none stays.
+        New weights, [R, C], float64, +0.0 where none stays.
 
     Raises:
         RefimplError: Shapes that do not fit, NaN or Inf, a Hessian that is not positive definite.
@@ -53,9 +49,8 @@ def refitted(
         )
     upper, _ = shared.factored(damping)
     h = upper @ upper.T
-    new = np.zeros(w.shape, new_dtype)
+    new = np.zeros(w.shape)
     for row, kept in enumerate(stay):
         aim = h[kept] @ np.asarray(w[row], np.float64)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # the caller looks
-            new[row, kept] = np.linalg.solve(h[np.ix_(kept, kept)], aim)
+        new[row, kept] = np.linalg.solve(h[np.ix_(kept, kept)], aim)
     return new

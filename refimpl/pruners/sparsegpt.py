@@ -134,30 +134,24 @@ def sparsegpt(
     shared, peer = SharedFactor.of(hessian), compat == "peer"
     w = shared.checked(weight)
     dead = shared.factored(damping)[1] & peer
-    step = width
+    starts, step = range(0, w.shape[1], width), width
+    lost: Any = target
     if isinstance(target, Pattern):
-        pattern, step = target, target.group
-        pattern_count(w.shape, pattern)
+        step = target.group
+        pattern_count(w.shape, target)
         if width % step != 0:
             raise RefimplError(
-                f"the pattern {pattern} with SparseGPT, which takes {width} columns at a time",
+                f"the pattern {target} with SparseGPT, which takes {width} columns at a time",
                 f"an m that divides {width}",
                 "choose m among 1, 2, 4, 8, 16, 32, 64, 128",
             )
+    elif not peer:
+        lost = split_count(lost, [w.shape[0] * min(width, w.shape[1] - x) for x in starts])
 
-        def decide(score: Floats, start: int) -> Bools:
-            return pattern_keep(score, pattern)
-    elif peer:
-
-        def decide(score: Floats, start: int) -> Bools:
-            return magnitude_keep(score, float(target))
-    else:
-        starts = range(0, w.shape[1], width)
-        count: Any = target
-        lost = split_count(count, [w.shape[0] * min(width, w.shape[1] - x) for x in starts])
-
-        def decide(score: Floats, start: int) -> Bools:
-            return magnitude_keep(score, int(lost[start // width]))
+    def decide(score: Floats, start: int) -> Bools:
+        if isinstance(target, Pattern):
+            return pattern_keep(score, target)
+        return magnitude_keep(score, float(lost) if peer else int(lost[start // width]))
 
     pruned = compensated(
         np.where(dead, 0, w) if peer else w, shared, decide, step, damping, width, new_dtype
@@ -167,7 +161,7 @@ def sparsegpt(
 
 def _pruned(linear: LinearInputs, compat: Compat) -> PrunedWeight:
     how: dict[str, Any] = {"new_dtype": linear.new_dtype, "compat": compat}
-    return sparsegpt(linear.weight, linear.shared, linear.goal, linear.damping, **how)
+    return sparsegpt(linear.weight, linear.total, linear.goal, linear.damping, **how)
 
 
 SPARSEGPT = Pruner(

@@ -11,7 +11,8 @@ from refusals import refusal_of
 from strategies import matrices
 
 from refimpl.arguments import Bools, Floats
-from refimpl.pruners.magnitude import magnitude_keep, magnitude_score
+from refimpl.pruners.magnitude import MAGNITUDE, magnitude_keep
+from refimpl.pruners.pruner import LinearInputs
 from refimpl.pruners.wanda import wanda_keep, wanda_score
 
 scores = matrices(st.sampled_from([0.0, 1.0, 2.0]), 7, 9) | matrices(st.floats(0, 1e9), 7, 9)
@@ -68,7 +69,9 @@ def test_wanda_score_is_its_formula(weight: Floats, data: st.DataObject) -> None
     score = wanda_score(-weight, moment)
     for (row, column), value in np.ndenumerate(score):
         assert value == abs(weight[row, column]) * math.sqrt(moment[column])
-    np.testing.assert_array_equal(magnitude_score(-weight), weight)
+    assert MAGNITUDE.score is not None
+    linear = LinearInputs(-weight, None, 1, 0, 0.0, 0, (0, 0))
+    np.testing.assert_array_equal(MAGNITUDE.score(linear), weight)
 
 
 def test_scores_are_float64_from_float32() -> None:
