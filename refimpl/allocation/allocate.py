@@ -63,9 +63,7 @@ def allocate(
     u = None if request.compat == "peer" else logarithms(scores.sweep[which], request.correct)
     if not request.measured:
         return allocated(base, u, scores.linears, request)
-    probes = scores.probes
-    each = None if probes is None else probes.divergences
-    if probes is None or each is None:
+    if (probes := scores.probes) is None:
         raise RefimplError(
             "measured strength of divergence: not measured at several sparsities in these scores",
             "scores made with --correct divergence, or a number",
@@ -76,7 +74,7 @@ def allocate(
         grows = growth(nan_mean(some, axis=0), probes.sparsity)
         return allocated(base, u, scores.linears, request, grows)
 
-    whole = made(each)
+    whole, each = made(probes.divergences), probes.divergences
     without = [made(np.delete(each, i, axis=0)) for i in range(len(each))] if len(each) > 1 else []
     return replace(whole, errors=_errors(whole, without or [whole]))
 
@@ -152,7 +150,7 @@ def allocated(
     base_sparsity, sparsity = (_of_blocks(x, share) for x in (projected, final))
     totals, clipped = (int(sizes.sum()), int(pruned.sum())), np.abs(u) >= LOG_LIMIT
     numbers = base_sparsity, sparsity, pruned.sum(axis=1), per_linear, pruned, clipped
-    return Allocation(*totals, *numbers, grows, None, request)
+    return Allocation(*totals, *numbers, grows, None, None, request)
 
 
 def _of_blocks(units: Array, share: Array) -> Array:

@@ -22,13 +22,7 @@ Options = Mapping[str, int | float | str]
 
 @dataclass(frozen=True)
 class Absorption:
-    """The experiment's result at one eta; None for the pruning perturbation.
-
-    Drift R_k and alignment A_k are means for the state perturbed at block l, [L (l), L (k)], NaN
-    for k < l. The coefficient r [L] is NaN where no token had a drift. All standard errors are over
-    sequences, and NaN with fewer than two of them. Left out are tokens without a ratio, over all
-    sequences and draws. The divergence is the mean KL of the next-token distributions, [L], nats.
-    """
+    """The experiment's result at one eta; standard errors are over sequences."""
 
     eta: float | None  # relative size of the noise; null for the pruning perturbation
     drift: Array  # R_k, [L, L]: perturbed block, observed block; null for earlier blocks
@@ -87,12 +81,7 @@ class ProbedErrors:
     """The effect of pruning each block alone, below, at and above its sparsity in the base."""
 
     sparsity: Array  # [3, L]: fraction pruned
-    divergences: Array | None = None  # the same for each probed sample: mean KL in nats
-
-    @property
-    def divergence(self) -> Array | None:
-        """Mean KL of the next-token distributions, or None."""
-        return None if self.divergences is None else nan_mean(self.divergences, axis=0)
+    divergences: Array  # the same for each probed sample: mean KL in nats
 
 
 @dataclass(frozen=True, repr=False)
@@ -167,13 +156,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class AllocationErrors:
-    """Standard errors of an allocation of measured strength, by the jackknife over its samples.
-
-    With one sample, they are NaN.
-    """
+    """Standard errors of an allocation of measured strength; with one sample, NaN."""
 
     samples: int  # probed samples
-    sparsity: Array  # of the sparsity of each block, [L], from sampling
+    sparsity: Array  # of the sparsity of each block, [L], from sampling: a jackknife
     own_rate: Array  # of the same, as kappa differs between blocks, [L]
     rate: Array  # of kappa of each block
 
@@ -202,3 +188,4 @@ class AllocationNumbers:
     clipped: Bools  # [L]: whether the logarithm of each block is at the clip
     growth: Growth | None  # of measured strength: how the error of each block grows
     errors: AllocationErrors | None  # standard errors of measured strength
+    context: Array | None  # [2]: divergence of the judges of a step in context, without and with it

@@ -31,7 +31,7 @@ _LARGEST = 1 << 24  # no linear has more rows or columns; their products fit int
 _NAMED = "a whole scores.json", "a file written by refimpl score -o", "run refimpl score again"
 RENAMED = {"kind": "perturbation", "options": "base_options", "sparsity": "requested_sparsity"}
 FORMS = dict.fromkeys(("drift", "drift_stderr", "alignment", "alignment_stderr", "steps"), "LL")
-FORMS |= {"linear_sparsity": "LW", "linear_pruned": "LW"}
+FORMS |= {"linear_sparsity": "LW", "linear_pruned": "LW", "context": "2"}
 """Axes of arrays that are not [L]: blocks, and linears of a block."""
 
 
@@ -94,7 +94,7 @@ def scores_document(content: Any) -> ScoresDocument:
 
     weights = linear_sizes(linears)
     exists = weights > 0
-    sizes = {"3": 3, "L": len(exists), "W": exists.shape[1], "N": scores.measured_samples}
+    sizes = {"2": 2, "3": 3, "L": len(exists), "W": exists.shape[1], "N": scores.measured_samples}
     owners: dict[str, Any] = {"scores": scores}
     owners |= {f"scores.{name}": getattr(scores, name) for name in ("pruned_at", "probes")}
     owners |= {f"scores.sweep[{i}]": x for i, x in enumerate(scores.sweep)}

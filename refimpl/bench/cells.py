@@ -25,7 +25,8 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.wanda import WANDA
 from refimpl.running.outputs import write_text
 
-CORRECTIONS = get_args(Correction)
+CONTEXT = "context"  # divergence, and a step by costs in context
+CORRECTIONS = *get_args(Correction), CONTEXT
 BENCH, TABLE_FILE, BENCH_FORMAT = "bench.jsonl", "table.md", 2
 _NAMED: Named = ("a comparison", "what refimpl bench wrote, or a new folder", "choose another -o")
 
@@ -41,6 +42,7 @@ def requested_by_name(name: str, sparsity: float) -> Request:
             "use one of these; for a file, use refimpl prune --allocation FILE and refimpl eval",
         )
     options = {pair.partition("=")[0]: pair.partition("=")[2] for pair in pairs}
+    correct = "divergence" if correct == CONTEXT else correct
     return Request(base, options, sparsity, cast(Any, correct or None))
 
 

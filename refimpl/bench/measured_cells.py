@@ -30,6 +30,7 @@ from refimpl.running.provenance import model_sha256, versions
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.scoring.base_signals import signals_of
+from refimpl.scoring.context import step_in_context
 from refimpl.scoring.score import score
 
 JITTER, LEAST_MOVED = 1e-6, 2  # of a rerun: moves of sparsities, and weights that they are at least
@@ -49,20 +50,29 @@ class ModelBench:
         size = shared.window, shared.windows
         self.windows = [model_windows(model, path, *size) for path in texts[1:]]
         self.measured = dict[object, Any]()
-        self.tokens = dict[tuple[str, int], Tokens]()  # as each command takes them, by seed
+        self.text, self.shared = texts[0], shared
+        self.tokens = dict[object, Tokens]()  # as each command takes them, by seed
         for command, default in {"score": SCORED, "prune": (SAMPLES, SEQ_LEN)}.items():
-            count = (default[0] if shared.samples is None else shared.samples) * shared.seeds
-            tokens = model_tokens(model, texts[0], None, count, shared.seq_len, 0, True, default)
-            for seed in range(shared.seeds):  # every so-manyth sample, from all over the text
-                ids = np.ascontiguousarray(tokens.ids[seed :: shared.seeds])
-                self.tokens[command, seed] = replace(tokens, ids=ids)
+            for seed in range(shared.seeds):
+                self.tokens[command, seed] = self.samples(seed, default)
+
+    def samples(self, seed: int, default: tuple[int, int], between: bool = False) -> Tokens:
+        """Every so-manyth sample, from all over the text; or of those that lie between these."""
+        text, seeds, length = self.text, self.shared.seeds, self.shared.seq_len
+        count = (default[0] if self.shared.samples is None else self.shared.samples) * seeds
+        count = 2 * count - 1 if between else count
+        tokens = model_tokens(self.model, text, None, count, length, 0, True, default)
+        ids = (tokens.ids[1::2] if between else tokens.ids)[seed::seeds]
+        return replace(tokens, ids=np.ascontiguousarray(ids))
 
     def allocation(self, cell: bench.BenchRow, running: Settings) -> Allocation:
         """The allocation of a cell; what others need of its measurement is kept."""
-        request = bench.requested_by_name(str(cell.allocation), cell.sparsity)
+        name, in_context = str(cell.allocation), str(cell.allocation).endswith(bench.CONTEXT)
+        request = bench.requested_by_name(name, cell.sparsity)
         tokens = self.tokens["score", cell.seed]
         plan: Perturbation = Noise(seed=cell.seed)
-        key: tuple[object, ...] = cell.seed, cell.allocation
+        key: tuple[object, ...] = cell.seed, request.record.name, str(request.options)
+        key += (request.correct,)
         if request.correct == "divergence":
             key += cell.pruner, cell.sparsity
             plan = Probes(seed=cell.seed, pruner=str(cell.pruner))
@@ -74,6 +84,9 @@ class ModelBench:
             known = known or score(self.model, tokens, plan, request, running, bases=())
             made = allocate(known, request)
         self.measured[key] = known
+        if in_context:
+            how = self.samples(cell.seed, SCORED, True), made, PrunerOptions(str(cell.pruner))
+            made = step_in_context(self.model, tokens, *how, running)
         return made
 
     def row(self, cell: bench.BenchRow, out: Path, progress: Progress) -> bench.BenchRow:

@@ -34,24 +34,6 @@ def kept_tokens(h: Array, sink: Sink) -> npt.NDArray[np.bool_]:
     return norms <= SINK_FACTOR * np.median(norms)
 
 
-def sink_share(h: Array) -> float:
-    """Share of the squared norm of a state that its sinks hold, and so of the noise on it.
-
-    Args:
-        h: Residual stream, [S, D].
-
-    Returns:
-        Fraction in [0, 1]; 0 without sinks.
-
-    Example:
-        >>> sink_share(np.array([[99.0], [1.0], [1.0]])) > 0.99
-        True
-    """
-    norms = np.linalg.norm(h.astype(np.float64), axis=-1)
-    is_sink = ~kept_tokens(h, "exclude")
-    return float(np.square(norms[is_sink]).sum() / (np.square(norms).sum() or 1.0))
-
-
 def noise(seed: int, sequence: int, block: int, draw: int, shape: tuple[int, int]) -> Array:
     """Standard normal noise that depends on its address only, not on batching or order.
 

@@ -87,11 +87,7 @@ class Measurements:
 
     @classmethod
     def empty(
-        cls,
-        plan: Perturbation,
-        sequences: int,
-        blocks: int,
-        divergence: bool = False,
+        cls, plan: Perturbation, sequences: int, blocks: int, divergence: bool = False
     ) -> "Measurements":
         """Arrays to fill: nothing is measured so far."""
         perturbed = plan.perturbed_samples(sequences)

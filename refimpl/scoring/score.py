@@ -26,9 +26,10 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.wanda import WANDA
 from refimpl.running.settings import Settings, parse_memory
 from refimpl.scoring.base_signals import Chosen, before_squares, block_signals
+from refimpl.scoring.context import step_in_context
 from refimpl.scoring.experiment import dense_squares, experiment, probing_bytes, work_list
 from refimpl.scoring.measurements import Measurements, Moments, wanda_moments
-from refimpl.scoring.state_group import PrunedBlocks
+from refimpl.scoring.state_group import PrunedBlocks, probe_counts
 
 
 def score(
@@ -132,6 +133,7 @@ def recommended(
     sparsity: float,
     pruner: str | PrunerOptions = WANDA.name,
     settings: Settings | None = None,
+    context: Tokens | None = None,
     **changes: Any,
 ) -> tuple[Scores, Allocation]:
     """Measure a model and allocate as docs/study.md recommends, and `refimpl prune` does.
@@ -142,6 +144,8 @@ def recommended(
         sparsity: Fraction of all prunable weights to prune, in [0, 1].
         pruner: The pruner that will be used, by which blocks are probed.
         settings: How and where it runs.
+        context: Other tokens, in samples as long, which judge a step by costs in context; None for
+            no step.
         **changes: Fields of the settings to change.
 
     Returns:
@@ -161,28 +165,12 @@ def recommended(
     how = pruner if isinstance(pruner, PrunerOptions) else PrunerOptions(pruner)
     plan = Probes(pruner=how.record.name, damping=how.damping, seed=how.seed)
     request = Request(sparsity=sparsity)
-    scores = score(model, tokens, plan, request, settings, bases=(), **changes)
-    return scores, allocate(scores, request)
-
-
-def probe_counts(linear_pruned: Array, sizes: Array, delta: float | None) -> Array:
-    """Count the weights to prune of every linear, in each variant of its block.
-
-    N_j (s_j + d), rounded half to even, for d = -delta and delta, but at most half the way from
-    s_j to 0 or to 1: where nothing or everything is pruned, an error does not grow. Counts of the
-    base and sizes are [L, linears]; the result is [V, L, linears], in the order of
-    `Probes.variants`.
-
-    Example:
-        >>> probe_counts(np.array([[50, 5]]), np.array([[100, 50]]), 0.1).tolist()
-        [[[50, 5]], [[40, 2]], [[60, 10]]]
-    """
-    if delta is None:
-        return linear_pruned[None]
-    s = linear_pruned / np.maximum(sizes, 1)
-    below, above = np.maximum(s - delta, s / 2), np.minimum(s + delta, (s + 1) / 2)
-    outer = np.rint(np.stack([below, above]) * sizes).astype(np.int64)
-    return np.concatenate([linear_pruned[None], outer])
+    settings = replace(settings or Settings(), **changes)
+    scores = score(model, tokens, plan, request, settings, bases=())
+    made = allocate(scores, request)
+    if context is not None:
+        made = step_in_context(model, tokens, context, made, how, settings)
+    return scores, made
 
 
 def probed_blocks(config: Config, base: Array, plan: Probes, moments: Moments) -> PrunedBlocks:
@@ -237,9 +225,8 @@ def _probed(
     measured: Measurements, blocks: PrunedBlocks | None, plan: Perturbation, config: Config
 ) -> ProbedErrors | None:
     """What probes measured, in the order of their sparsities."""
-    if blocks is None or not isinstance(plan, Probes) or plan.delta is None:
+    kl, order = measured.divergence, [1, 0, 2]  # below, at and above, of [V, samples, draws, L]
+    if blocks is None or not isinstance(plan, Probes) or plan.delta is None or kl is None:
         return None
-    at, below, above = range(3)
-    order, kl = [below, at, above], measured.divergence  # [V, samples, draws, L]
     sparsity = blocks.counts.sum(axis=2)[order] / config.block_sizes
-    return ProbedErrors(sparsity, None if kl is None else np.moveaxis(kl[order, :, 0], 1, 0))
+    return ProbedErrors(sparsity, np.moveaxis(kl[order, :, 0], 1, 0))

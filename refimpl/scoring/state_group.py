@@ -4,10 +4,11 @@ The states travel through each block together with the clean states that they be
 is loaded once for all of them, and nothing before the perturbed block is computed twice.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,6 @@ from refimpl.method.perturbation import (
     noise,
     perturbed,
     ratio,
-    sink_share,
 )
 from refimpl.model.config import Config, Linears
 from refimpl.model.forward import final_state, logits
@@ -37,8 +37,16 @@ from refimpl.running.settings import Tick
 from refimpl.running.threads import Workers
 from refimpl.scoring.measurements import Address, Moments, Result, Squares, StateMeasures
 
+K = TypeVar("K")
 Clean = Future[tuple[State, dict[str, Array]]]
 """A clean state after a block, of one sequence, and its linears' squares, when computed."""
+
+
+def sink_share(h: Array) -> float:
+    """Share of the squared norm of a state [S, D] that its sinks hold, and of the noise on it."""
+    norms = np.linalg.norm(h.astype(np.float64), axis=-1)
+    is_sink = ~kept_tokens(h, "exclude")
+    return float(np.square(norms[is_sink]).sum() / (np.square(norms).sum() or 1.0))
 
 
 class PerturbedState:
@@ -131,7 +139,7 @@ def with_noise(clean: State, a: Address, plan: Noise) -> State:
 class PrunedBlocks:
     """How a block is pruned alone, with exact counts [V, L, linears] for V variants of each.
 
-    A pruner that needs squares has Wanda's statistic here; outer products are summed anew.
+    A pruner that needs squares may have Wanda's statistic here; other sums are made anew.
     """
 
     linears: Linears
@@ -151,14 +159,34 @@ class PrunedBlocks:
         sums, pruned = InputSums(), dict[int, Weights]()
         if self.moments:
             sums = InputSums({input_of(name): x for name, x in self.moments[i].items()})
-        elif self.pruner.record.needs == "products":
-            sums = input_sums(clean, weights, "products", workers)
+        elif self.pruner.record.needs is not None:
+            sums = input_sums(clean, weights, self.pruner.record.needs, workers)
         for variant in variants:
             goals = [count or None for count in self.counts[variant, i].tolist()]
             how = goals, sums, self.pruner, workers
             linears = pruned_linears(i, self.linears[i], weights, *how).items()
             pruned[variant] = weights | {f"{x}.weight": y.weight(weights, x) for x, y in linears}
         return pruned
+
+
+def probe_counts(linear_pruned: Array, sizes: Array, delta: float | None) -> Array:
+    """Count the weights to prune of every linear, in each variant of its block.
+
+    N_j (s_j + d), rounded half to even, for d = -delta and delta, but at most half the way from
+    s_j to 0 or to 1: where nothing or everything is pruned, an error does not grow. Counts of the
+    base and sizes are [L, linears]; the result is [V, L, linears], in the order of
+    `Probes.variants`.
+
+    Example:
+        >>> probe_counts(np.array([[50, 5]]), np.array([[100, 50]]), 0.1).tolist()
+        [[[50, 5]], [[40, 2]], [[60, 10]]]
+    """
+    if delta is None:
+        return linear_pruned[None]
+    s = linear_pruned / np.maximum(sizes, 1)
+    below, above = np.maximum(s - delta, s / 2), np.minimum(s + delta, (s + 1) / 2)
+    outer = np.rint(np.stack([below, above]) * sizes).astype(np.int64)
+    return np.concatenate([linear_pruned[None], outer])
 
 
 HEAD_BYTES = MIB  # logits of one state held at a time: more do not stay in a core's cache
@@ -191,11 +219,22 @@ class StateGroup:
     def run(self, model: Model, workers: Workers, tick: Tick) -> Result:
         """Measure the states from the embedding to the end, and squares of the clean ones."""
         clean, stacks, squares = self.follow(model, model.config.num_blocks, workers, tick)
-        divergences: Mapping[Address, float] = {}
-        if self.divergence:
-            divergences = self._divergences(model, stacks, clean.states, workers, tick)
         items = [pair for x in stacks for pair in zip(x.addresses, x.states, strict=True)]
-        return Result({a: state.measures(divergences.get(a)) for a, state in items}, squares)
+        of_output, config = dict[Address, float](), model.config
+        if self.divergence:
+            last = partial(final_state, weights=model.head(self.dtype, slice(0)), config=config)
+
+            def end(stack: Stack) -> Array:
+                stack.h = stack.h.with_stream(last(stack.h.stream))
+                return stack.h.stream
+
+            ends = zip(stacks, workers.run([partial(end, x) for x in stacks]), strict=True)
+            left = {a: (a.sequence, h[k]) for x, h in ends for k, a in enumerate(x.addresses)}
+            finals = workers.run([partial(last, x.stream) for x in clean.states.values()])
+            right = dict(zip(clean.states, finals, strict=True))
+            kl = divergences(model, right, left, self.dtype, workers, tick)
+            of_output = {a: float(nan_mean(kl[a][state.kept])) for a, state in items}
+        return Result({a: state.measures(of_output.get(a)) for a, state in items}, squares)
 
     def follow(
         self, model: Model, blocks: int, workers: Workers, tick: Tick = lambda cost: None
@@ -246,46 +285,36 @@ class StateGroup:
             return with_noise(ahead[a.sequence].result()[0], a, self.plan)
         return clean.through(clean.states[a.sequence], pruned[a.variant])
 
-    def _divergences(
-        self,
-        model: Model,
-        stacks: Sequence[Stack],
-        clean: Mapping[int, State],
-        workers: Workers,
-        tick: Tick,
-    ) -> dict[Address, float]:
-        """Mean KL over the kept tokens for every state, the head loaded piece by piece."""
-        config, dtype = model.config, self.dtype
-        tokens = next(iter(clean.values())).stream.shape[1]
-        step = max(1, HEAD_BYTES // (tokens * np.dtype(dtype).itemsize))
-        last = partial(final_state, weights=model.head(dtype, slice(0)), config=config)
 
-        def end(stack: Stack) -> None:
-            stack.h = stack.h.with_stream(last(stack.h.stream))
+def divergences(
+    model: Model,
+    finals: Mapping[int, Array],
+    ends: Mapping[K, tuple[int, Array]],
+    dtype: npt.DTypeLike,
+    workers: Workers,
+    tick: Tick = lambda cost: None,
+) -> dict[K, Array]:
+    """KL per token [S] of states [S, D] from the final one [1, S, D] of their sequence, by key.
 
-        workers.run(partial(end, stack) for stack in stacks)
-        passed = workers.run(partial(last, x.stream) for x in clean.values())
-        finals = dict(zip(clean, passed, strict=True))
-        ends = {a: stack.h.stream[k] for stack in stacks for k, a in enumerate(stack.addresses)}
-        running = {a: RunningDivergence.start(tokens) for a in ends}
+    The head is loaded piece by piece.
+    """
+    config, tokens = model.config, next(iter(finals.values())).shape[1]
+    step = max(1, HEAD_BYTES // (tokens * np.dtype(dtype).itemsize))
+    running = {key: RunningDivergence.start(tokens) for key in ends}
 
-        def add(a: Address, weights: Weights, right: Array) -> RunningDivergence:
-            return running[a].add(right, logits(ends[a][None], weights, config)[0])
+    def add(key: K, weights: Weights, right: Array) -> RunningDivergence:
+        return running[key].add(right, logits(ends[key][1][None], weights, config)[0])
 
-        for start in range(0, config.vocab_size, step):
-            weights = model.head(dtype, slice(start, start + step))
-            for sequence, h in finals.items():
-                (right,) = workers.run([partial(logits, h, weights, config)])
-                of_sequence = [a for a in ends if a.sequence == sequence]
-                sums = workers.run([partial(add, a, weights, right[0]) for a in of_sequence])
-                running |= zip(of_sequence, sums, strict=True)
-            pieces = -(-config.vocab_size // step)
-            tick(head_cost(config) * (len(ends) + len(clean)) / pieces)
-        return {
-            a: float(nan_mean(running[a].value[state.kept]))
-            for stack in stacks
-            for a, state in zip(stack.addresses, stack.states, strict=True)
-        }
+    for start in range(0, config.vocab_size, step):
+        weights = model.head(dtype, slice(start, start + step))
+        for sequence, h in finals.items():
+            (right,) = workers.run([partial(logits, h, weights, config)])
+            of_sequence = [key for key, (n, _) in ends.items() if n == sequence]
+            sums = workers.run([partial(add, key, weights, right[0]) for key in of_sequence])
+            running |= zip(of_sequence, sums, strict=True)
+        pieces = -(-config.vocab_size // step)
+        tick(head_cost(config) * (len(ends) + len(finals)) / pieces)
+    return {key: x.value for key, x in running.items()}
 
 
 def head_cost(config: Config) -> float:

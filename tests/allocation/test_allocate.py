@@ -338,7 +338,7 @@ def test_pruning_scores_serve_every_correction_at_their_base(correct: Any) -> No
     ("changes", "problem"),
     [
         ({"lo": 0.8}, "sparsity 0.7 is infeasible with lo 0.8 and hi 1"),
-        ({"hi": 0.6}, "sparsity 0.7 is infeasible with lo 0.0 and hi 0.6"),
+        ({"hi": 0.6}, "sparsity 0.7 is infeasible with lo 0 and hi 0.6"),
         ({"lo": 0.8, "hi": 0.75}, "lo 0.8"),
         ({"base": "atp", "options": {"beta": 0.5}}, "beta 0.5"),
     ],

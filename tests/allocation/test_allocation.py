@@ -135,7 +135,7 @@ def test_each_unit_may_have_a_limit_of_its_own() -> None:
     for sparsity, expected in ((0.5, [0.2, 0.8]), (0.6, [0.4, 0.8]), (0.4, [0.05, 0.75])):
         found = project([0.2, 0.9], [1, 1], sparsity, 0.0, [0.4, 0.8])
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
-    refusal_of(project, [0.2, 0.9], [1, 1], 0.61, 0.0, [0.4, 0.8], says="in [0.0, 0.6]")
+    refusal_of(project, [0.2, 0.9], [1, 1], 0.61, 0.0, [0.4, 0.8], says="in [0, 0.6]")
 
 
 @pytest.mark.parametrize(("changes", "names"), cases("allocation", "projections"))

@@ -22,8 +22,8 @@ from refimpl.method.perturbation import (
     noise,
     perturbed,
     ratio,
-    sink_share,
 )
+from refimpl.scoring.state_group import sink_share
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

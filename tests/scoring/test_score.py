@@ -25,8 +25,7 @@ from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.running.threads import Workers
 from refimpl.scoring.base_signals import signals_of
 from refimpl.scoring.measurements import addresses
-from refimpl.scoring.score import probe_counts
-from refimpl.scoring.state_group import PrunedBlocks
+from refimpl.scoring.state_group import PrunedBlocks, probe_counts
 
 LLAMA, TOKENS = model_of("llama"), random_tokens(200, 2, 9)
 STATE = 9 * LLAMA.config.hidden_size * 4  # bytes
@@ -162,6 +161,7 @@ def test_probes_are_what_scores_at_their_counts_say(tmp_path: Path) -> None:
     assert probed.pruned_at is not None
     sizes = LLAMA.config.linear_sizes
     counts = probe_counts(probed.pruned_at.linear_pruned, sizes, 0.1)[[1, 0, 2]]
+    mean = probed.probes.divergences.mean(axis=0)
     for i, shift in enumerate((-0.1, 0.0, 0.1)):
         np.testing.assert_allclose(probed.probes.sparsity[i], 0.6 + shift, rtol=0, atol=1e-3)
         path = tmp_path / f"{i}.json"
@@ -172,9 +172,11 @@ def test_probes_are_what_scores_at_their_counts_say(tmp_path: Path) -> None:
         assert alone.pruned_at is not None
         np.testing.assert_array_equal(alone.pruned_at.linear_pruned, counts[i])
         assert alone.probes is None
-        found, expected = probed.probes.divergence[i], alone.sweep[0].divergence
+        found, expected = mean[i], alone.sweep[0].divergence
         np.testing.assert_allclose(found, expected, rtol=1e-12)
-    np.testing.assert_array_equal(probed.sweep[0].divergence, probed.probes.divergence[1])
+    np.testing.assert_array_equal(
+        probed.sweep[0].divergence, probed.probes.divergences.mean(axis=0)[1]
+    )
 
 
 def test_probes_stay_half_the_way_from_nothing_and_everything() -> None:
@@ -229,7 +231,6 @@ def test_blocks_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None:
     request = Request(sparsity=0.6, correct="divergence")
     found = score(LLAMA, TOKENS, plan, request, dtype=np.float64)
     assert found.probes is not None
-    assert found.probes.divergence is not None
     assert found.pruned_at is not None
     counts = probe_counts(found.pruned_at.linear_pruned, config.linear_sizes, 0.1)[[1, 0, 2]]
     dense = log_softmax(forward(LLAMA, ids, dtype=np.float64).logits, axis=-1)
@@ -255,7 +256,7 @@ def test_blocks_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None:
         model = replace(LLAMA, weights=weights)
         pruned = log_softmax(forward(model, ids, dtype=np.float64).logits, axis=-1)
         kl = (np.exp(dense) * (dense - pruned)).sum(axis=-1).mean()
-        assert found.probes.divergence[i, block] == pytest.approx(kl, rel=1e-9)
+        assert found.probes.divergences.mean(axis=0)[i, block] == pytest.approx(kl, rel=1e-9)
     made = allocate(found, request)
     assert made.total_pruned == round(0.6 * made.total_weights)
 
