@@ -25,14 +25,15 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.wanda import WANDA
 from refimpl.running.outputs import write_text
 
-CONTEXT = "context"  # divergence, and a step by costs in context
-CORRECTIONS = *get_args(Correction), CONTEXT
+CORRECTIONS = get_args(Correction)
+CONTEXT = "context"  # the correction divergence, and a step by costs in context
 BENCH, TABLE_FILE, BENCH_FORMAT = "bench.jsonl", "table.md", 2
 _NAMED: Named = ("a comparison", "what refimpl bench wrote, or a new folder", "choose another -o")
 
 
 def requested_by_name(name: str, sparsity: float) -> Request:
-    """What the name of an allocation asks for: BASE[:OPTION=VALUE...][+CORRECTION]."""
+    """What the name of an allocation asks for: BASE[:OPTION=VALUE...][+CORRECTION] or context."""
+    name = "divergence" if name == CONTEXT else name
     whole, _, correct = (f"{UNIFORM.name}+{name}" if name in CORRECTIONS else name).partition("+")
     base, *pairs = whole.split(":")
     if base not in bases():
@@ -42,7 +43,6 @@ def requested_by_name(name: str, sparsity: float) -> Request:
             "use one of these; for a file, use refimpl prune --allocation FILE and refimpl eval",
         )
     options = {pair.partition("=")[0]: pair.partition("=")[2] for pair in pairs}
-    correct = "divergence" if correct == CONTEXT else correct
     return Request(base, options, sparsity, cast(Any, correct or None))
 
 
@@ -105,8 +105,8 @@ class Grid(Checked):
     bases: str = common_option(
         f"{UNIFORM.name},divergence",
         f"Allocations: names of bases, corrections ({', '.join(CORRECTIONS)}) of the uniform base, "
-        "or BASE+CORRECTION. An option of a base follows a colon, as in lsa:beta=0.1. The others "
-        "are compared with the first.",
+        f"BASE+CORRECTION, or {CONTEXT}: divergence, and a step by costs in context. An option of "
+        "a base follows a colon, as in lsa:beta=0.1. The others are compared with the first.",
         "A,B",
     )
     pruner: str = common_option(WANDA.name, "Pruners.", "A,B")

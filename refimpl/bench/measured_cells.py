@@ -58,21 +58,20 @@ class ModelBench:
 
     def samples(self, seed: int, default: tuple[int, int], between: bool = False) -> Tokens:
         """Every so-manyth sample, from all over the text; or of those that lie between these."""
-        text, seeds, length = self.text, self.shared.seeds, self.shared.seq_len
-        count = (default[0] if self.shared.samples is None else self.shared.samples) * seeds
-        count = 2 * count - 1 if between else count
-        tokens = model_tokens(self.model, text, None, count, length, 0, True, default)
-        ids = (tokens.ids[1::2] if between else tokens.ids)[seed::seeds]
-        return replace(tokens, ids=np.ascontiguousarray(ids))
+        shared = self.shared
+        count = (default[0] if shared.samples is None else shared.samples) * shared.seeds
+        most = 2 * count - 1 if between else count
+        tokens = model_tokens(self.model, self.text, None, most, shared.seq_len, 0, True, default)
+        ids = tokens.ids[1::2] if between else tokens.ids
+        return replace(tokens, ids=np.ascontiguousarray(ids[seed :: shared.seeds]))
 
     def allocation(self, cell: bench.BenchRow, running: Settings) -> Allocation:
         """The allocation of a cell; what others need of its measurement is kept."""
-        name, in_context = str(cell.allocation), str(cell.allocation).endswith(bench.CONTEXT)
-        request = bench.requested_by_name(name, cell.sparsity)
+        request = bench.requested_by_name(str(cell.allocation), cell.sparsity)
         tokens = self.tokens["score", cell.seed]
         plan: Perturbation = Noise(seed=cell.seed)
-        key: tuple[object, ...] = cell.seed, request.record.name, str(request.options)
-        key += (request.correct,)
+        what = request.record.name, str(request.options), request.correct
+        key: tuple[object, ...] = cell.seed, *what
         if request.correct == "divergence":
             key += cell.pruner, cell.sparsity
             plan = Probes(seed=cell.seed, pruner=str(cell.pruner))
@@ -84,7 +83,7 @@ class ModelBench:
             known = known or score(self.model, tokens, plan, request, running, bases=())
             made = allocate(known, request)
         self.measured[key] = known
-        if in_context:
+        if cell.allocation == bench.CONTEXT:
             how = self.samples(cell.seed, SCORED, True), made, PrunerOptions(str(cell.pruner))
             made = step_in_context(self.model, tokens, *how, running)
         return made

@@ -37,18 +37,8 @@ def step_in_context(
     """Move an allocation towards equal costs of the next weight in all blocks of the pruned model.
 
     Each block is pruned 0.05 less and more while all others stay pruned. No sparsity moves by more
-    than 0.06, and the step is taken only if the divergence of other samples, the judges, falls.
-
-    Args:
-        model: From `read_model`.
-        tokens: Calibration: they decide which weights go, and what that costs.
-        judges: Samples of the same length.
-        made: The allocation, per block.
-        pruner: The pruner that will be used.
-        settings: How and where it runs.
-
-    Returns:
-        The new allocation, or the old one; `context` has what was measured.
+    than 0.06, and the step is taken only if the divergence of the judges, samples as long, falls:
+    `context` of the result has it without and with the step.
 
     Source: docs/explanation/method.md, "Costs in context".
     """
