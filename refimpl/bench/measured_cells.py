@@ -47,14 +47,11 @@ class ModelBench:
         running: Settings,
     ) -> None:
         self.model, self.running, self.sha256 = model, running, model_sha256(model)
-        size = shared.window, shared.windows
-        self.windows = [model_windows(model, path, *size) for path in texts[1:]]
+        self.windows = [model_windows(model, x, shared.window, shared.windows) for x in texts[1:]]
         self.measured = dict[object, Any]()
-        self.text, self.shared = texts[0], shared
-        self.tokens = dict[object, Tokens]()  # as each command takes them, by seed
-        for command, default in {"score": SCORED, "prune": (SAMPLES, SEQ_LEN)}.items():
-            for seed in range(shared.seeds):
-                self.tokens[command, seed] = self.samples(seed, default)
+        self.text, self.shared, seeds = texts[0], shared, range(shared.seeds)
+        takes = {"score": SCORED, "prune": (SAMPLES, SEQ_LEN)}  # each command, by default
+        self.tokens = {(x, n): self.samples(n, y) for x, y in takes.items() for n in seeds}
 
     def samples(self, seed: int, default: tuple[int, int], between: bool = False) -> Tokens:
         """Every so-manyth sample, from all over the text; or of those that lie between these."""
@@ -70,19 +67,18 @@ class ModelBench:
         request = bench.requested_by_name(str(cell.allocation), cell.sparsity)
         tokens = self.tokens["score", cell.seed]
         plan: Perturbation = Noise(seed=cell.seed)
-        what = request.record.name, str(request.options), request.correct
-        key: tuple[object, ...] = cell.seed, *what
+        key = [cell.seed, request.record.name, request.options, request.correct]
         if request.correct == "divergence":
-            key += cell.pruner, cell.sparsity
+            key += [cell.pruner, cell.sparsity]
             plan = Probes(seed=cell.seed, pruner=str(cell.pruner))
-        known = self.measured.get(key)
+        known = self.measured.get(str(key))
         if request.correct is None:
             known = known or signals_of(self.model, request, tokens, running)
             made = base_only(known, request, self.model.config.linears)
         else:
             known = known or score(self.model, tokens, plan, request, running, bases=())
             made = allocate(known, request)
-        self.measured[key] = known
+        self.measured[str(key)] = known
         if cell.allocation == bench.CONTEXT:
             how = self.samples(cell.seed, SCORED, True), made, PrunerOptions(str(cell.pruner))
             made = step_in_context(self.model, tokens, *how, running)
@@ -93,8 +89,7 @@ class ModelBench:
         model, facts = self.model, dict[str, Any](versions=versions())
         count = 2 * (cell.pruner is not None) + len(self.windows)
 
-        def stage(i: int) -> Settings:
-            """The settings of a stage: of the allocation, the pruning, or a text."""
+        def stage(i: int) -> Settings:  # of the allocation, the pruning, or a text
             share = lambda done, total: progress(i + done / total, count)  # noqa: E731
             return replace(self.running, progress=share)
 
@@ -106,10 +101,8 @@ class ModelBench:
             model = read_model(out)
             facts["block_sparsity"] = tuple(made.corrected_sparsity.tolist())
             facts |= {"pruned": done.total_pruned, "tokens_sha256": tokens.sha256}
-        results = [
-            evaluate(model, x, stage(i)).perplexity
-            for i, x in enumerate(self.windows, count - len(self.windows))
-        ]
+        numbered = enumerate(self.windows, count - len(self.windows))
+        results = [evaluate(model, x, stage(i)).perplexity for i, x in numbered]
         texts = [bench.TextNats(nats=x.nats.tolist(), tokens=x.tokens.tolist()) for x in results]
         remove(out)
         return structs.replace(cell, texts=tuple(texts), **facts)
@@ -123,8 +116,7 @@ def jittered(made: Allocation, model: Model, seed: int) -> Targets:
     units, exists = units_of(moved, sizes)
     noise = np.random.default_rng(seed).standard_normal(len(units))
     noise *= np.maximum(JITTER, LEAST_MOVED / units)
-    limits = {"lo": request.lo, "hi": request.hi}
-    moved[exists] = project(moved[exists] + noise, units, request.sparsity, **limits)
+    moved[exists] = project(moved[exists] + noise, units, request.sparsity, request.lo, request.hi)
     share = np.where(sizes > 0, moved.reshape(len(sizes), -1), 0.0)
     return Targets(linear_counts(moved, sizes, request.sparsity), share, "exact", None, {})
 

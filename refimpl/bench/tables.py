@@ -115,9 +115,8 @@ def bench_table(comparison: Comparison) -> Table:
         floor = f"± {100 * x.floor:.2g} %" if isfinite(x.floor) else ""
         shown = floor if x.allocation == comparison.baseline else change(x)
         row[f"against {comparison.baseline}, {x.text}"] = shown
-    columns = dict(
-        zip(("model", "pruner", "sparsity", "allocation"), zip(*rows, strict=True), strict=True)
-    )
+    names = "model", "pruner", "sparsity", "allocation"
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
     return Table(columns | {x: [row[x] for row in rows.values()] for x in row}, left=4)
 
 
