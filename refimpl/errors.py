@@ -70,11 +70,7 @@ class Interrupted(Exception):
     """Ctrl-C, with what is kept, and the next command."""
 
     def __init__(self, kept: str, remedy: str = "repeat the command") -> None:
-        super().__init__(kept, remedy)
-        self.kept, self.remedy = printable(kept), printable(remedy)
-
-    def __str__(self) -> str:
-        return f"interrupted: {self.kept}\nnext: {self.remedy}"
+        super().__init__(f"interrupted: {printable(kept)}\nnext: {printable(remedy)}")
 
 
 def unreadable(path: Path | str, error: OSError, expected: str) -> RefimplError:

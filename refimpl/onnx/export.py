@@ -16,14 +16,14 @@ from refimpl.onnx.recording.graph import DEFAULT_OPSET, distinct, write_data
 from refimpl.running import file_system as disk
 from refimpl.running.outputs import check_file, undo_killed, whole
 
-EXPORT_FORMAT = 5  # of `export --json`
+EXPORT_FORMAT = 6  # of `export --json`
 OLDEST_OPSET = 18  # the first in which the axes of ReduceMean are an input
 NEWEST_OPSET = 25  # the last that is tested
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written; nodes are those of the graph, where a call is one, and of each function."""
+    """What was written."""
 
     graph: Path
     graph_bytes: int
@@ -31,8 +31,7 @@ class Exported:
     data_bytes: int
     opset: int
     metadata: Mapping[str, str]
-    nodes: int
-    functions: Mapping[str, int]
+
     tensors: int
 
 
@@ -62,7 +61,6 @@ def export(
         undo_killed(path)
         check_file(path, inputs | {"config.json": model.config_path}, force)
     recording = graphs.Recording(model, dtype, data.name, opset)
-    arrays = distinct(recording.carried)
     graphs.record_model(recording, outputs)
     proto = graphs.finished_model(recording, outputs)
     _write(out, data, proto.SerializeToString(deterministic=True), recording)
@@ -73,9 +71,7 @@ def export(
         data.stat().st_size,
         opset,
         {entry.key: entry.value for entry in proto.metadata_props},
-        len(proto.graph.node),
-        {function.name: len(function.node) for function in proto.functions},
-        len(arrays),
+        len(distinct(recording.carried)),
     )
 
 

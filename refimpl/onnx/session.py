@@ -23,7 +23,6 @@ from refimpl.running.isolation import Isolated, limit_memory
 from refimpl.running.settings import free_memory
 from refimpl.running.threads import thread_count
 
-RunGraph = Callable[[Mapping[str, Array]], Mapping[str, Array]]  # inputs to outputs, by our names
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 # The default of CUDA multiplies float32 with ten bits.
@@ -67,7 +66,7 @@ class Session:
 class Candidate:
     """A graph that gives trace points; all its sequences have one length, unless that is None."""
 
-    outputs: RunGraph
+    outputs: Callable[[Mapping[str, Array]], Mapping[str, Array]]  # from inputs, by our names
     runtime: str
     dtype: str
     points: tuple[str, ...]
@@ -243,10 +242,8 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> tuple[str, Any, Any, dict[
     try:
         with open_file(path, LARGEST_GRAPH) as file:
             proto = onnx.load(file, load_external_data=False)
-        tensors = [*proto.graph.initializer]
-        for sparse in proto.graph.sparse_initializer:
-            tensors += [sparse.values, sparse.indices]
-        places = {x.value for t in tensors for x in t.external_data if x.key == "location"}
+        stored = (x for tensor in proto.graph.initializer for x in tensor.external_data)
+        places = {x.value for x in stored if x.key == "location"}
         for data in (path.parent / name for name in places):  # the runtimes open them
             if data.exists():
                 open_file(data).close()

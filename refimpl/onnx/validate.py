@@ -21,8 +21,6 @@ from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.check import Report, Verdict, check
 from refimpl.oracle.recipe import Recipe
 
-_SHORT = 5  # tokens of the first batch
-
 
 @dataclass(frozen=True)
 class Validation:
@@ -58,8 +56,7 @@ def validate(
 
     Options are those of `refimpl validate`.
     """
-    if tokens is None:
-        tokens = model_tokens(model, default=VALIDATED)
+    tokens = tokens or model_tokens(model, default=VALIDATED)
     if graph is not None:
         opened = [open_foreign(Path(graph), model, device, threads, time_limit)]
         if dtype not in (None, opened[0].dtype):
@@ -69,8 +66,15 @@ def validate(
                 "omit `dtype`",
             )
     else:
-        dtypes = [dtype] if dtype else ["float32", "float64"]
-        opened = [recorded_candidate(Recording(model, x), device, threads) for x in dtypes]
+        points, opened = trace_points(model.config), list[Candidate]()
+        for kind in [dtype] if dtype else ["float32", "float64"]:
+            recording = Recording(model, kind)
+            record_model(recording, "trace")
+            names = {tensor.name for tensor in recording.graph.initializers}
+            arrays = {x.name: x.read() for x in distinct(recording.carried) if x.name in names}
+            proto = recording.graph.model().SerializeToString()
+            session = open_session(proto, device, threads=threads, weights=arrays)
+            opened.append(Candidate(session.run, session.runtime, kind, points))
 
     @cache
     def case_of(rows: int, length: int, points: tuple[str, ...]) -> Case:
@@ -96,21 +100,10 @@ def validate(
     )
 
 
-def recorded_candidate(recording: Recording, device: Device, threads: int | None) -> Candidate:
-    """The forward with every trace point, recorded here; its weights are used in place."""
-    record_model(recording, "trace")
-    names = {tensor.name for tensor in recording.graph.initializers}
-    arrays = {x.name: x.read() for x in distinct(recording.carried) if x.name in names}
-    proto = recording.graph.model().SerializeToString()
-    session = open_session(proto, device, threads=threads, weights=arrays)
-    points = trace_points(recording.model.config)
-    return Candidate(session.run, session.runtime, recording.dtype.name, points)
-
-
 def _shapes(ids: npt.NDArray[np.int64], length: int | None) -> list[tuple[int, int]]:
     """[1, at most 5], [n, S] and [n, 1], or those of one length."""
     samples, longest = ids.shape
-    every = dict.fromkeys([(1, min(longest, _SHORT)), (samples, longest), (samples, 1)])
+    every = dict.fromkeys([(1, min(longest, 5)), (samples, longest), (samples, 1)])
     fitting = [shape for shape in every if length in (None, shape[1])]
     return fitting or [(samples, min(longest, length or longest))]
 

@@ -16,8 +16,8 @@ from refimpl.arguments import (
     decimal,
     finite_vector,
     integer,
+    number_array,
     require,
-    score_matrix,
     unit_sizes,
 )
 from refimpl.errors import RefimplError
@@ -262,7 +262,7 @@ def pattern_keep(score: npt.ArrayLike, pattern: Pattern) -> Bools:
         array([[1, 0, 0, 1],
                [1, 0, 1, 0]])
     """
-    matrix = score_matrix(score)
+    matrix = number_array("scores", score, 2, finite=False)
     count, groups = pattern_count(matrix.shape, pattern), matrix.reshape(-1, pattern.group)
     if pattern.group > _COMPARED:  # every group a row of its own: Wanda's row rule
         return wanda_keep(groups, count).reshape(matrix.shape)

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Bools, Floats, NotNegative, checked, score_matrix
+from refimpl.arguments import Bools, Floats, NotNegative, checked, number_array
 from refimpl.errors import RefimplError
 from refimpl.pruners.pruner import LinearInputs, Pruner
 from refimpl.pruners.wanda import wanda_keep
@@ -39,7 +39,7 @@ def magnitude_keep(score: npt.ArrayLike, count: int | NotNegative) -> Bools:
         array([[1, 0],
                [0, 1]])
     """
-    matrix = score_matrix(score)
+    matrix = number_array("scores", score, 2, finite=False)
     if not isinstance(count, float):  # one row: no row rule
         return wanda_keep(matrix.reshape(1, -1), count).reshape(matrix.shape)
     index = int(matrix.size * count)

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Bools, Floats, Fraction, checked, integer, require, score_matrix
+from refimpl.arguments import Bools, Floats, Fraction, checked, integer, number_array, require
 from refimpl.errors import RefimplError
 from refimpl.pruners.pruner import LinearInputs, Pruner
 
@@ -80,7 +80,7 @@ def wanda_keep(score: npt.ArrayLike, count: int | Fraction) -> Bools:
         array([[1, 0, 1],
                [0, 1, 1]])
     """
-    matrix = score_matrix(score)
+    matrix = number_array("scores", score, 2, finite=False)
     rows, columns = matrix.shape
     if isinstance(count, float):
         count = rows * int(columns * count)

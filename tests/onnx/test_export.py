@@ -174,7 +174,7 @@ def test_weights_enter_as_they_are_stored(stored: str, dtype: str, copy: Copy) -
 )  # fmt: skip
 def test_equal_blocks_are_one_function(case: str, functions: list[str], tmp_path: Path) -> None:
     made = export(model_of(case), tmp_path / "model.onnx")
-    assert [*made.functions] == functions
+    assert [x.name for x in onnx.load(made.graph, load_external_data=False).functions] == functions
 
 
 @pytest.mark.parametrize("case", UNRECORDED)

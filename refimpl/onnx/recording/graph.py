@@ -216,8 +216,7 @@ def write_data(path: Path, weights: Mapping[str, GraphWeight]) -> None:
     """Write all arrays to a data file, little-endian, one at a time in memory."""
     with path.open("wb") as file:
         for array in distinct(weights):
-            values = array.read().reshape(-1)
             file.write(b"\0" * (array.offset - file.tell()))
-            little = values.astype(values.dtype.newbyteorder("<"), copy=False)
-            file.write(little.view(np.uint8).data)
+            little = array.read().astype(array.dtype.newbyteorder("<"), copy=False)
+            file.write(little.reshape(-1).view(np.uint8).data)
     to_disk(path)

@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from refimpl.arguments import GraphDtype, GraphOutputs
+from refimpl.arguments import GraphDtype, GraphOutputs, require
 from refimpl.errors import RefimplError
 from refimpl.model.config import BLOCK_EMBED, Config
-from refimpl.model.experts import Observer
 from refimpl.model.forward import block, embed, head, places
 from refimpl.model.mixers.parts import Place
 from refimpl.model.mixers.softmax_attention import SharedAttention
@@ -52,8 +51,7 @@ class Recording:
                     "a model of a family with yes under ONNX in docs/reference/families.md",
                     "use the commands that need no graph: score, prune, eval",
                 )
-        if np.dtype(dtype).name not in DTYPES:
-            raise RefimplError(f"dtype {np.dtype(dtype)}", ", ".join(DTYPES), "use one of these")
+        require(np.dtype(dtype).name, GraphDtype, "dtype")
         self.model, self.dtype, self.location = model, np.dtype(dtype), location
         self.carried = graph_weights(model, dtype)
         self.graph = Graph(opset)
@@ -74,11 +72,6 @@ class Recording:
                 tensor = array.tensor(self.location)
                 self._entered[array.name] = self.graph.initializer(tensor)
         return {x.removeprefix(prefix): self._entered[self.carried[x].name] for x in wanted}
-
-    def embed(self) -> State:
-        """The state before the first block."""
-        weights = self.weights("", EMBEDDING)
-        return embed(self.ids, self.positions, weights, self.model.config, self.dtype)
 
     def block(
         self, index: int, state: State, points: tuple[str, ...]
@@ -119,10 +112,6 @@ class Recording:
         kept = {index: (outputs["k"], outputs["v"])} if keeps else {}
         return State(outputs["resid_post"], self.ids, {**state.kept, **kept}), outputs
 
-    def head(self, state: State, observe: Observer) -> Any:
-        """Logits [batch, sequence, V] of the state after the last block."""
-        return head(state, self.weights("", HEAD), self.model.config, observe)
-
     def _places(self) -> list[Place]:
         """The place of each block, with its arrays named after its kind."""
         config, by_kind = self.model.config, {}
@@ -158,20 +147,19 @@ def _with(place: Place, arrays: Mapping[str, Any]) -> Place:
 def record_model(recording: Recording, outputs: GraphOutputs) -> None:
     """Record a model: `token_ids` [batch, sequence] to `logits` or a trace."""
     graph, trace, config = recording.graph, outputs == "trace", recording.model.config
-    state = recording.embed()
-    h: Any = state.stream
-    h = graph.output("embed", h) if trace else graph.labelled(h, "embed")
-    state = state.with_stream(h)
+
+    def observe(name: str, value: Any) -> Any:
+        return graph.output(name, value) if trace else graph.labelled(value, name)
+
+    ids, weights = recording.ids, recording.weights("", EMBEDDING)
+    state = embed(ids, recording.positions, weights, config, recording.dtype)
+    state = state.with_stream(observe("embed", state.stream))
     for i, kind in enumerate(config.blocks):
         state, arrays = recording.block(i, state, kind.points if trace else kind.points[-1:])
         if trace:
             for array in arrays.values():
                 graph.output(array.name, array)
-
-    def observe(name: str, value: Any) -> Any:
-        return graph.output(name, value) if trace else graph.labelled(value, name)
-
-    logits = recording.head(state, observe)
+    logits: Any = head(state, recording.weights("", HEAD), config, observe)
     if not trace:
         graph.output("logits", logits)
 
