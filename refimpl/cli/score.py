@@ -96,7 +96,7 @@ def _allocated(
     else:
         prune = f"refimpl prune {shlex.quote(model)} -o OUT --allocation"
         after = [f"written:    {to.output}", f"next:       {prune} {shlex.quote(str(to.output))}"]
-    return document(scores, allocations), table(scores, allocations) + joined(after)
+    return document(scores, allocations), table(scores, allocations[0]) + joined(after)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The figures: functions that take scores, evaluations or arrays, and return matplotlib's Axes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,9 @@ if TYPE_CHECKING:
 Series = Mapping[str, Any]
 """By name, values per block, [L]; or these and their standard errors, [2, L]."""
 Errors = dict[str, tuple[Array, Array | None]]
+Curves = tuple[str, str, dict[tuple[str, str], Array], float, list[str]]
+"""Heading, measure, points (sparsity, value, and maybe its error), [n, 2 or 3], by pruner and
+allocation, the value of the model that was not pruned, and facts."""
 
 
 def drift(scores: Scores | Array, ax: "Axes | None" = None, which: int = 0) -> "Axes":
@@ -187,29 +189,28 @@ def comparison(
         RefimplError: Evaluations on different texts, which cannot be compared.
     """
     if isinstance(evaluations, Comparison):
-        curves = bench_curves(evaluations)
+        heading, measure, curves, dense, facts = bench_curves(evaluations)
     elif isinstance(evaluations, Mapping):
-        series = {("", x): np.array(pairs, np.float64) for x, pairs in evaluations.items()}
-        dense = series.pop(("", "dense"), np.array([[0, nan]]))
-        curves = Curves("Perplexity against sparsity", "perplexity", series, float(dense[0, 1]))
+        curves = {("", x): np.array(pairs, np.float64) for x, pairs in evaluations.items()}
+        dense = float(curves.pop(("", "dense"), np.array([[0, nan]]))[0, 1])
+        heading, measure, facts = "Perplexity against sparsity", "perplexity", []
     else:
-        curves = measured_curves(evaluations)
-    with figure_axes(ax, curves.heading, curves.facts) as ax:
-        styles = looks(dict.fromkeys(name for _, name in curves.series))
-        pruners = {pruner for pruner, _ in curves.series}
-        for (pruner, allocation), values in curves.series.items():
+        heading, measure, curves, dense, facts = measured_curves(evaluations)
+    with figure_axes(ax, heading, facts) as ax:
+        styles = looks(dict.fromkeys(name for _, name in curves))
+        pruners = {pruner for pruner, _ in curves}
+        for (pruner, allocation), values in curves.items():
             label = f"{pruner}, {allocation}" if len(pruners) > 1 else allocation
             dash = DASHES.get(pruner.rpartition(", ")[2], "-")
             x, y, error = (*values.T, None)[:3]
             points(ax, label, y, error, styles[allocation], line=dash, x=x)
-        if isfinite(curves.dense):
-            ax.axhline(curves.dense, color=INK, linewidth=0.8, linestyle=":", label="dense")
-        every = sorted({float(x) for values in curves.series.values() for x in values[:, 0]})
+        if isfinite(dense):
+            ax.axhline(dense, color=INK, linewidth=0.8, linestyle=":", label="dense")
+        every = sorted({float(x) for values in curves.values() for x in values[:, 0]})
         if len(every) <= 8:
             ax.set_xticks(every, [f"{x:.3g}" for x in every])
         ax.set_xlabel("sparsity")
-        values_of = [values[:, 1] for values in curves.series.values()]
-        value_axis(ax, curves.measure, [*values_of, [curves.dense]])
+        value_axis(ax, measure, [*(values[:, 1] for values in curves.values()), [dense]])
     return ax
 
 
@@ -234,20 +235,6 @@ def _facts(scores: Scores) -> list[str]:
 def _bars(samples: int) -> list[str]:
     """What the bars are."""
     return [f"bars: standard errors over {samples} samples"] if samples > 1 else []
-
-
-@dataclass(frozen=True)
-class Curves:
-    """What one figure compares: points (sparsity, value, and maybe its error), [n, 2 or 3].
-
-    They are by pruner and allocation; `dense` is the value of the model that was not pruned.
-    """
-
-    heading: str
-    measure: str
-    series: Mapping[tuple[str, str], Array]
-    dense: float = nan
-    facts: Sequence[str] = ()
 
 
 def measured_curves(evaluations: Sequence[Evaluation | EvaluationDocument]) -> Curves:
@@ -281,15 +268,13 @@ def measured_curves(evaluations: Sequence[Evaluation | EvaluationDocument]) -> C
     facts.append("bars: standard errors over windows")
     series = {key: np.array(sorted(x)) for key, x in pairs.items()}
     source = text.source.partition(", ")[0]
-    return Curves(f"Perplexity on {source}", "perplexity", series, dense, facts)
+    return f"Perplexity on {source}", "perplexity", series, dense, facts
 
 
 def bench_curves(comparison: Comparison) -> Curves:
     """Perplexities as multiples of the dense model's, the means over texts."""
-    found = [*summaries(comparison)]
-    models, pruners, texts = (
-        [*dict.fromkeys(getattr(x, name) for x in found)] for name in ("model", "pruner", "text")
-    )
+    found, names = [*summaries(comparison)], ("model", "pruner", "text")
+    models, pruners, texts = ([*dict.fromkeys(getattr(x, y) for x in found)] for y in names)
     changes: dict[tuple[str, str], dict[float, list[Change]]] = {}
     for x in found:
         label = f"{x.model}, {x.pruner}" if len(models) > 1 else x.pruner
@@ -303,5 +288,5 @@ def bench_curves(comparison: Comparison) -> Curves:
         series[key] = np.column_stack([[*growth], factors, error])
     windows = max((len(text.nats) for row in comparison.rows for text in row.texts), default=0)
     facts = [*models, *pruners, f"mean over {', '.join(texts)}", f"{windows} windows"]
-    heading = "Perplexity against sparsity"
-    return Curves(heading, "× dense perplexity", series, 1.0, [*facts, "bars: standard errors"])
+    heading, facts = "Perplexity against sparsity", [*facts, "bars: standard errors"]
+    return heading, "× dense perplexity", series, 1.0, facts

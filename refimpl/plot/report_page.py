@@ -32,8 +32,6 @@ _NAMED = (
 )
 _LARGEST = 1e100  # of numbers that a figure has room for
 Drawable = Scores | EvaluationDocument | Comparison
-
-
 Panel = tuple[str, Callable[..., Any]]  # the name of a figure, and what draws it
 
 
@@ -110,7 +108,7 @@ def _sections(results: Sequence[Drawable]) -> Iterator[tuple[str, list[Panel], s
     for scores in (x for x in results if isinstance(x, Scores)):
         whose, numbers = f"{scores.model}, {scores.tokens.source.partition(', ')[0]}", ""
         if scores.made_for.get("base") is not None:
-            made = (allocate(scores, request_for(scores)),)
+            made = allocate(scores, request_for(scores))
             facts = "\n".join(map(html, wrapped(header(scores, made))))
             numbers = f"{table_html(Table(columns(scores, made), left=1))}\n<pre>{facts}</pre>"
             numbers = f"<details><summary>The numbers</summary>\n{numbers}</details>"

@@ -38,23 +38,23 @@ _LEGEND = {  # of the columns of the table
 }
 
 
-def table(scores: Scores, allocations: tuple[Allocation, ...]) -> str:
+def table(scores: Scores, allocation: Allocation) -> str:
     """What was done and found, a row per block, and how it came about."""
-    made, width = allocations[0], terminal_width()
-    texts = [experiment_done(scores), " ".join(costs(scores, made.errors))]
-    if made.errors is None:
+    width = terminal_width()
+    texts = [experiment_done(scores), " ".join(costs(scores, allocation.errors))]
+    if allocation.errors is None:
         texts[1] = " ".join([*findings(scores), *sinks(scores)])
     said = [line for text in texts for line in wrap(text, width)]
-    shown = _with_bars(columns(scores, allocations), made)
+    shown = _with_bars(columns(scores, allocation), allocation)
     legend = {f"{name.partition(',')[0]}:": [x] for name, x in _LEGEND.items() if name in shown}
-    notes = [line for note in footer(scores, made) for line in wrap(note, width)]
-    return page_text(said, Table(shown).lines(), legend, header(scores, allocations), notes)
+    notes = [line for note in footer(scores, allocation) for line in wrap(note, width)]
+    return page_text(said, Table(shown).lines(), legend, header(scores, allocation), notes)
 
 
 def blocks_table(scores: Scores, allocation: Allocation) -> list[str]:
     """What each block costs and loses: the allocation alone."""
     said = wrap(" ".join(costs(scores, allocation.errors)), terminal_width())
-    shown = columns(scores, (allocation,))
+    shown = columns(scores, allocation)
     few = {name: shown[name] for name in ("block", _DIVERGENCE, _SPARSITY) if name in shown}
     return [*said, "", *Table(_with_bars(few, allocation)).lines()]
 
@@ -141,9 +141,9 @@ def findings(scores: Scores) -> list[str]:
     return [*said, f"{itself}; r also depends on the growth of the stream (p)."]
 
 
-def columns(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, list[str]]:
+def columns(scores: Scores, allocation: Allocation) -> dict[str, list[str]]:
     """The table: heading to a text per block, without columns that are empty or all the same."""
-    absorption, allocation = scores.sweep[0], allocations[0]
+    absorption = scores.sweep[0]
     base, asked = allocation.request.record, allocation.request.options
     weights = scores.linear_sizes.sum(axis=1)
 
@@ -190,21 +190,20 @@ def footer(scores: Scores, allocation: Allocation) -> list[str]:
     return lines
 
 
-def header(scores: Scores, allocations: tuple[Allocation, ...]) -> dict[str, list[str]]:
+def header(scores: Scores, allocation: Allocation) -> dict[str, list[str]]:
     """What was measured, on what, and the request for the allocation; without usual settings."""
-    made, usual = allocations[0], Request()
-    request, name = made.request, made.request.record.name
+    request, usual, name = allocation.request, Request(), allocation.request.record.name
     facts = allocation_facts(request.sparsity, name, request.options, request.correct)
     if request.correct is not None and not request.measured:
         facts.append(f"strength {request.fixed_strength:g}")
     values = {name: getattr(request, name) for name in CHANGED}
     facts += [f"{name} {x}" for name, x in values.items() if x != getattr(usual, name)]
-    weights = f"{made.total_weights:,} prunable weights"
+    weights = f"{allocation.total_weights:,} prunable weights"
     return {
         "model": [*model_facts(scores.model, scores.family, scores.num_blocks), weights],
         "tokens": token_facts(scores.tokens),
         "allocation": facts,
-        "growth": _growth(made) if request.measured else [],
+        "growth": _growth(allocation) if request.measured else [],
     }
 
 
@@ -214,12 +213,9 @@ def _growth(allocation: Allocation) -> list[str]:
     assert grows is not None  # the strength is measured
     probed, fits = int(np.isfinite(grows.rate).sum()), int(grows.fits.sum())
     if not fits:
-        limits = f"strength {STRENGTH}, at most {MAX_CORRECTION}"
-        return [f"no divergence grows as exp(kappa s): {limits}"]
+        grown = "no divergence grows as exp(kappa s)"
+        return [f"{grown}: strength {STRENGTH}, at most {MAX_CORRECTION}"]
     rate = grows.common_rate or np.nan
     times = f"{np.exp(rate / 10):.3g} times the divergence"
-    said = [f"kappa {rate:.3g}: 10 points of sparsity more have {times}"]
-    if fits < probed:
-        said.append(f"{fits} of {counted(probed, 'probed block')} fit")
-
-    return said
+    some = [f"{fits} of {counted(probed, 'probed block')} fit"] * (fits < probed)
+    return [f"kappa {rate:.3g}: 10 points of sparsity more have {times}", *some]

@@ -10,7 +10,7 @@ import numpy as np
 
 from refimpl.explanation.explain import Explanation
 from refimpl.explanation.shown_values import Figure, Step, docstring_of, full_name
-from refimpl.show.table import model_facts, page_text, terminal_width, wrapped
+from refimpl.show.table import model_facts, number, page_text, terminal_width, wrapped
 
 SHOWN_NUMBERS, IN_JSON = 4, 64  # numbers of an array
 IN = " " * 4
@@ -25,21 +25,21 @@ def explanation_text(explanation: Explanation, source: bool = False) -> str:
         "looks at": [f"block {explanation.block}", "the first sequence", explanation.dtype],
     }
     parts, shown = [wrapped(facts)], list[Callable[..., Any]]()
-    for number, step, figures in explanation.steps:
-        parts += _step(f"{number}/{explanation.num_steps}", step, figures)
+    for which, step, figures in explanation.steps:
+        parts += _step(f"{which}/{explanation.num_steps}", step, figures)
         new = [function for function in step.functions if source and function not in shown]
         shown += new
         parts += [indent(inspect.getsource(x).rstrip(), IN).split("\n") for x in new]
     return page_text(*parts)
 
 
-def _step(number: str, step: Step, figures: tuple[Figure, ...]) -> list[list[str]]:
+def _step(which: str, step: Step, figures: tuple[Figure, ...]) -> list[list[str]]:
     """What the functions of a step say, and below it the figures."""
     said = list[str]()
     for i, function in enumerate(step.functions):
         says = docstring_of(function)[0 if i else 1 :]  # the first one's sentence is the title
         said += [full_name(function) + ":" * bool(says), *(f"  {text}" for text in says)]
-    texts = [f"{number} {step.name}: {step.title}", *(f"  {x}" for x in said), f"  why: {step.why}"]
+    texts = [f"{which} {step.name}: {step.title}", *(f"  {x}" for x in said), f"  why: {step.why}"]
     shapes = [str([*np.shape(figure.value)]) if np.ndim(figure.value) else "" for figure in figures]
     name, widest = max(len(figure.name) for figure in figures), max(map(len, shapes))
     rows = []
@@ -68,9 +68,7 @@ def _number(x: float | int | str) -> str:
     """One number: whole ones in full, others with four digits, a dash where unknown; or a token."""
     if isinstance(x, str):
         return f'"{x}"'
-    if isinstance(x, int):
-        return f"{x:,}"
-    return "-" if np.isnan(x) else f"{x:.4g}"
+    return f"{x:,}" if isinstance(x, int) else number(x)
 
 
 def explanation_document(found: Explanation, source: bool = False) -> dict[str, Any]:

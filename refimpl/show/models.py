@@ -25,11 +25,9 @@ NEARLY_ALL = 0.95  # sparsity above which a block is named
 def pruning_table(pruned: Pruning, out: Path, allocation: Sequence[str] = ()) -> str:
     """How a model was pruned, the table of its allocation if that was measured, and the result."""
     made, total, reached = pruned.allocation, pruned.total_weights, pruned.total_pruned
+    model = model_facts(pruned.model, pruned.family, len(pruned.blocks))
     facts = {
-        "model": [
-            *model_facts(pruned.model, pruned.family, len(pruned.blocks)),
-            f"{total:,} prunable weights",
-        ],
+        "model": [*model, f"{total:,} prunable weights"],
         "pruner": [pruned.method, *["refit"] * pruned.refit, f"compat {pruned.compat}"],
         "allocation": [f"pattern {pruned.pattern}, zeros per group : inputs per group"],
         "calibration": token_facts(pruned.calibration) if pruned.calibration else [],
@@ -49,8 +47,8 @@ def pruning_table(pruned: Pruning, out: Path, allocation: Sequence[str] = ()) ->
         f"{reached / total:.4%} reached ({reached:,} of {total:,} weights; "
         f"{pruned.total_zeros:,} zeros in the file)",
     ]
-    after = f"next:       refimpl eval {out} --text FILE --windows 20"
-    below = [f"written:    {out}", *wrapped({"sparsity:": sparsity}), after]
+    below = [f"written:    {out}", *wrapped({"sparsity:": sparsity})]
+    below.append(f"next:       refimpl eval {out} --text FILE --windows 20")
     return page_text(facts, allocation, notes, below)
 
 
@@ -81,9 +79,8 @@ def inspection_table(inspection: Inspection) -> str:
         "dtype": [" ".join(dict.fromkeys(x.dtype for _, x in row)) for row in rows],
     }
     total, zeros = (sum(getattr(x, y) for x in inspection.linears) for y in ("weights", "zeros"))
-    last = f"zeros {zeros:,} of {total:,} ({zeros / total:.4%})"
     bad = [f"{name} ({count:,})" for name, count in inspection.non_finite.items()]
-    below = [last, *wrapped({"NaN or Inf": bad})]
+    below = [f"zeros {zeros:,} of {total:,} ({zeros / total:.4%})", *wrapped({"NaN or Inf": bad})]
     return page_text(facts, Table(columns).lines(), below)
 
 

@@ -122,7 +122,7 @@ def read_and_use(text: str) -> str | None:
                 problem = refused.problem
                 continue
             json.dumps(document(scores, allocations), allow_nan=False)
-            table(scores, allocations)
+            table(scores, allocations[0])
         return problem
 
 

@@ -61,13 +61,12 @@ def scores(*sweep: Absorption, **changes: Any) -> Scores:
 
 
 def shown(found: Scores, **request: Any) -> str:
-    return table(found, allocations(found, **request))
+    return table(found, allocated(found, **request))
 
 
-def allocations(found: Scores, **request: Any) -> tuple[Allocation, ...]:
+def allocated(found: Scores, **request: Any) -> Allocation:
     correct = None if request.get("compat") == "peer" else "absorption"
-    wanted = Request(**{"correct": correct, "sparsity": 0.7} | request)
-    return tuple(allocate(found, wanted, which) for which in range(len(found.sweep)))
+    return allocate(found, Request(**{"correct": correct, "sparsity": 0.7} | request))
 
 
 def rows(text: str) -> list[str]:
@@ -100,7 +99,7 @@ to prune: 2,160 of 3,600 (60.0000%), asked for 60.0000%
 
 def test_the_table_word_for_word() -> None:
     found = scores(absorption([4.0, 0.5773, 1.0], stderr=np.array([0.4, 0.0123, 0.0])))
-    made = allocations(found, base="owl", options={"lam": 0.1}, sparsity=0.6)
+    made = allocated(found, base="owl", options={"lam": 0.1}, sparsity=0.6)
     assert table(found, made) == GOLDEN
 
 
@@ -186,7 +185,7 @@ words = st.text(st.sampled_from("abc-./_é "), min_size=1, max_size=40).map(lamb
 @given(st.lists(words, min_size=1, max_size=12))
 def test_header_lines_are_short_and_facts_are_whole(sources: list[str]) -> None:
     found = scores(tokens=replace(TOKENS, source=", ".join(sources)))
-    lines = wrapped(header(found, allocations(found)))
+    lines = wrapped(header(found, allocated(found)))
     assert all(len(line) <= WIDEST for line in lines)
     labels = [line[:LABEL].strip() for line in lines]
     assert [label for label in labels if label] == ["model", "tokens", "allocation"]
