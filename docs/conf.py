@@ -57,6 +57,7 @@ COLOURS = {  # of pictures by matplotlib, whose other colours do for both themes
 PRIME = '<mpadded voffset="-0.3em"><mi style="font-size: 1.4em">&#x02032;</mi></mpadded>'
 DOTTED = re.compile(r'(?<=<span class="pre">)\w+[._][\w.*]+(?=</span>)')
 NOTEBOOK = '</h1>\n<p><a href="{}.ipynb" download>Download this page as a notebook</a></p>'
+TITLE = "refimpl: layer-wise pruning of language models, in NumPy"  # of the front page
 PLAY = (Path(__file__).parent / "play.html").read_text("utf-8")
 FIGURE = re.compile(r'<figure class="play" id="(\w+)">.*?</figure>', re.DOTALL)
 FIGURES = {found[1]: found[0] for found in FIGURE.finditer(PLAY)}
@@ -178,6 +179,8 @@ def arranged(app: Any, name: str, template: str, context: dict[str, Any], _: Any
     if page in notebooks.PAGES:
         context["body"] = context["body"].replace("</h1>", NOTEBOOK.format(page.stem), 1)
     context["metatags"] = "".join([context.get("metatags", ""), *styles])
+    if name == app.config.root_doc:
+        context["docstitle"] = TITLE
     if "toctree" in context:
         tree = context["toctree"](collapse=True, titles_only=True, maxdepth=1, includehidden=True)
         context["furo_navigation_tree"] = get_navigation_tree(tree)
