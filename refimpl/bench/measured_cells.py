@@ -49,23 +49,23 @@ class ModelBench:
         self.model, self.running, self.sha256 = model, running, model_sha256(model)
         self.windows = [model_windows(model, x, shared.window, shared.windows) for x in texts[1:]]
         self.measured = dict[object, Any]()
-        self.text, self.shared, seeds = texts[0], shared, range(shared.seeds)
+        self.text, self.shared = texts[0], shared
         takes = {"score": SCORED, "prune": (SAMPLES, SEQ_LEN)}  # each command, by default
-        self.tokens = {(x, n): self.samples(n, y) for x, y in takes.items() for n in seeds}
+        self.tokens = {x: self.samples(default) for x, default in takes.items()}
 
-    def samples(self, seed: int, default: tuple[int, int], between: bool = False) -> Tokens:
-        """Every so-manyth sample, from all over the text; or of those that lie between these."""
-        shared = self.shared
-        count = (default[0] if shared.samples is None else shared.samples) * shared.seeds
+    def samples(self, default: tuple[int, int], between: bool = False) -> list[Tokens]:
+        """Every so-manyth sample of the text, by seed; or of those that lie between all these."""
+        shared, seeds = self.shared, self.shared.seeds
+        count = (default[0] if shared.samples is None else shared.samples) * seeds
         most = 2 * count - 1 if between else count
         tokens = model_tokens(self.model, self.text, None, most, shared.seq_len, 0, True, default)
         ids = tokens.ids[1::2] if between else tokens.ids
-        return replace(tokens, ids=np.ascontiguousarray(ids[seed :: shared.seeds]))
+        return [replace(tokens, ids=np.ascontiguousarray(ids[n::seeds])) for n in range(seeds)]
 
     def allocation(self, cell: bench.BenchRow, running: Settings) -> Allocation:
         """The allocation of a cell; what others need of its measurement is kept."""
         request = bench.requested_by_name(str(cell.allocation), cell.sparsity)
-        tokens = self.tokens["score", cell.seed]
+        tokens = self.tokens["score"][cell.seed]
         plan: Perturbation = Noise(seed=cell.seed)
         key = [cell.seed, request.record.name, request.options, request.correct]
         if request.correct == "divergence":
@@ -80,8 +80,8 @@ class ModelBench:
             made = allocate(known, request)
         self.measured[str(key)] = known
         if cell.allocation == bench.CONTEXT:
-            how = self.samples(cell.seed, SCORED, True), made, PrunerOptions(str(cell.pruner))
-            made = step_in_context(self.model, tokens, *how, running)
+            judges, how = self.samples(SCORED, True)[cell.seed], PrunerOptions(str(cell.pruner))
+            made = step_in_context(self.model, tokens, judges, made, how, running)
         return made
 
     def row(self, cell: bench.BenchRow, out: Path, progress: Progress) -> bench.BenchRow:
@@ -94,7 +94,7 @@ class ModelBench:
             return replace(self.running, progress=share)
 
         if cell.pruner is not None:
-            made, tokens = self.allocation(cell, stage(0)), self.tokens["prune", cell.seed]
+            made, tokens = self.allocation(cell, stage(0)), self.tokens["prune"][cell.seed]
             target = jittered(made, model, cell.jitter) if cell.jitter else made
             pruner = PrunerOptions(cell.pruner, seed=cell.seed)
             done = prune(model, out, target, pruner, tokens, settings=stage(1), force=True)
