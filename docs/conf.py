@@ -179,8 +179,6 @@ def arranged(app: Any, name: str, template: str, context: dict[str, Any], _: Any
     if page in notebooks.PAGES:
         context["body"] = context["body"].replace("</h1>", NOTEBOOK.format(page.stem), 1)
     context["metatags"] = "".join([context.get("metatags", ""), *styles])
-    if name == app.config.root_doc:
-        context["docstitle"] = TITLE
     if "toctree" in context:
         tree = context["toctree"](collapse=True, titles_only=True, maxdepth=1, includehidden=True)
         context["furo_navigation_tree"] = get_navigation_tree(tree)
@@ -199,7 +197,7 @@ def labelled(app: Any, error: Exception | None) -> None:
     if error is None:
         notebooks.write(Path(app.outdir, "tutorial"))
     for page in Path(app.outdir).rglob("*.html"):
-        text = page.read_text("utf-8")
+        text = page.read_text("utf-8").replace("<title>refimpl</title>", f"<title>{TITLE}</title>")
         for nameless, name in NAMES.items():
             text = text.replace(f"{nameless}>", f"{nameless} {name}>")
         text = text.replace('<th class="head"><p></p></th>', '<td class="head"></td>')

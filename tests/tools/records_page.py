@@ -94,7 +94,8 @@ def fields(name: str, shown: set[str]) -> str:
         if title not in shown:
             text += f"\n### {title}\n\n{part['description']}\n\n{HEAD}"
             for field, x in part["properties"].items():
-                text += f"| `{field}` | {kind(x)} | {x.get('description', '')} |\n"
+                meaning = x.get("description", "").replace("|", "\\|")
+                text += f"| `{field}` | {kind(x)} | {meaning} |\n"
             shown.add(title)
     return re.sub(r"\bNone\b", "null", text) + "\n"
 
