@@ -35,7 +35,7 @@ from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.measures import measure_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
-from refimpl.oracle.steps import is_step, steps
+from refimpl.oracle.steps import steps
 from refimpl.running.file_system import file_digest
 from refimpl.running.outputs import whole
 from refimpl.running.threads import kernel
@@ -162,18 +162,18 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
     with reading_document(folder / FACTS, ("the facts of a case", "a recipe", NEXT)):
         recipe = converted(facts.recipe, Recipe, "recipe", exact=True)
     inputs, arrays = (SafetensorsFile(folder / name).arrays for name in (INPUTS, EXPECTED))
-    has = {name: (x.shape, x.dtype.name) for name, x in arrays.items()}
-    wrong = [x.name for x in facts.steps if has.get(x.name) != (x.shape, x.dtype)]
+    found, has = ({k: (x.shape, x.dtype.name) for k, x in y.items()} for y in (inputs, arrays))
+    steps = {x.name: (x.shape, x.dtype) for x in facts.steps}
+    wrong = sorted({x for x, _ in has.items() ^ steps.items()})[:3]
     model_path = folder / facts.model
     is_id = "@" in facts.model and not model_path.exists()
     model = read_model(facts.model if is_id else model_path, download=download)
     size = (*facts.tokens.shape, model.config.hidden_size)
     noise_of = (model.config.num_blocks, *size), "float64"
     needed = dict.fromkeys(_noises(recipe, arrays), noise_of)
-    found = {name: (x.shape, x.dtype.name) for name, x in inputs.items()}
     if wrong or found != {"token_ids": (size[:-1], "int64")} | needed:
         raise RefimplError(
-            f"{folder} is not a whole case (steps {wrong[:3]}, inputs {found})",
+            f"{folder} is not a whole case (steps {wrong}, inputs {found})",
             f"the steps of {FACTS} in {EXPECTED}; in {INPUTS} token_ids [N, S] of int64, and the "
             "noise of every draw, [blocks, N, S, width] of float64",
             NEXT,
@@ -206,21 +206,6 @@ def _stored_errors(case: Case) -> dict[str, Mapping[str, float]]:
     return {way: dict(zip(names, x.tolist(), strict=True)) for way, x in arrays.items()}
 
 
-def require_steps(case: Case, computed: Iterable[str]) -> None:
-    """Refuse a case whose steps are not those that its recipe computes."""
-    found = dict.fromkeys(x for x in computed if is_step(x, case.recipe))
-    unknown = [x for x in case.expected if x not in found]
-    absent = [x for x in found if x not in case.expected and not x.endswith(".stderr")]  # if finite
-    if unknown or absent:
-        raise RefimplError(
-            f"{case.folder}: its recipe does not compute the step {unknown[0]}"
-            if unknown
-            else f"{case.folder} has no step {absent[0]}, which its recipe computes",
-            f"every step of the recipe in {FACTS} and in {EXPECTED}, and no other",
-            NEXT,
-        )
-
-
 def case_inputs(
     case: Case,
     given: Mapping[str, Array] = {},
@@ -233,11 +218,6 @@ def case_inputs(
     return StepInputs(
         model, case.recipe, case.inputs["token_ids"], dtype, given, case.inputs, rounded
     )
-
-
-def is_choice(step: str) -> bool:
-    """Whether a step is discrete: a decision, counts, or the experts of tokens."""
-    return measure_of(step) in ("bits", "counts")
 
 
 def _noises(recipe: Recipe, steps: Iterable[str]) -> list[str]:

@@ -75,14 +75,6 @@ class CaseFolder:
         return tuple(step.name for step in self.facts.steps)
 
 
-@dataclass(frozen=True)
-class SelectedCase:
-    """A case, and patterns of the steps that a test asks of it."""
-
-    case: CaseFolder
-    steps: tuple[str, ...]
-
-
 def case_folder(path: Path) -> CaseFolder:
     """Read the `case.json` of a folder."""
     expected = f"a case: a folder with {FACTS} and the files that refimpl case make wrote"

@@ -12,7 +12,7 @@ from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.ops import Array
 from refimpl.oracle import measures, near_ties
 from refimpl.oracle.case import Case
-from refimpl.oracle.case_folders import FACTS, matching
+from refimpl.oracle.case_folders import FACTS, NEXT, matching
 from refimpl.oracle.diagnosis import diagnosis
 from refimpl.oracle.measures import EPS, StepResult, kind_of
 from refimpl.oracle.truth import truth_of
@@ -98,6 +98,12 @@ def check(
         )
     some = [name for name in wanted if measures.is_judged(name, dtype)]
     truth = truth_of(case, actual, dtype, some if len(some) < len(case.expected) else None)
+    if unknown := [x for x in some if x not in truth.values]:
+        raise RefimplError(
+            f"{case.folder}: its recipe does not compute the step {unknown[0]}",
+            f"the steps of the recipe in {FACTS}",
+            NEXT,
+        )
     results = list[StepResult]()
     for name in wanted:
         if name in actual and name not in some:
@@ -116,8 +122,7 @@ def check(
         if wrong and all(x.status != "divergent" for x in results):
             result = replace(result, diagnosis=diagnosis(truth, result))
         results.append(result)
-    unknown = tuple(sorted(actual.keys() - case.expected.keys()))
-    return Report(case, dtype, tuple(results), unknown)
+    return Report(case, dtype, tuple(results), tuple(sorted(actual.keys() - case.expected.keys())))
 
 
 def asked_steps(steps: Sequence[str], only: Sequence[str]) -> list[str]:

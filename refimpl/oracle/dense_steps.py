@@ -15,7 +15,6 @@ from refimpl.allocation.allocate import (
     units_of,
 )
 from refimpl.allocation.request import Noise, require_resolved
-from refimpl.allocation.scores import Signal
 from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import absorption_coefficient, nan_mean
 from refimpl.method.correction import centred_log, clipped_log
@@ -192,16 +191,6 @@ class StepInputs:
             sparsity[exists] = project(sparsity[exists], units, target)
         return linear_counts(sparsity, sizes, target)
 
-    def signal(self, base: str) -> Signal:
-        """The signal of a base, measured on the weights, and on what the dense linears read."""
-        request, moments = self.recipe.request(base), Moments()
-        if (needs := request.record.needs or "weights") == "squares":
-            moments = wanda_moments(self.squares, len(self.ids), self.model.config)
-        with Settings(self.dtype).open() as resources:
-            how = self.model, Chosen.of(request, ()), needs, resources
-            found = block_signals(*how, moments=moments)
-        return next(iter(found.values()))
-
     def correction(self, name: str) -> tuple[Array, Callable[[Array], Array]]:
         """What corrects an allocation, [L], and how logarithms are made of it."""
         if name == "divergence":
@@ -299,13 +288,11 @@ def by_noise(inputs: StepInputs) -> NamedArrays:
 Starts = Iterator[tuple[int, State]]  # numbers of sequences, and their perturbed states
 
 
-@dataclass
-class Followed:
+class Followed(PerturbedState):
     """A perturbed state of a sequence on its way, and what is measured of it."""
 
     sequence: int
     state: State
-    measured: PerturbedState
 
 
 def followed(inputs: StepInputs, start: Callable[[int, Weights, State], Starts]) -> list[Followed]:
@@ -315,11 +302,11 @@ def followed(inputs: StepInputs, start: Callable[[int, Weights, State], Starts])
         weights, clean = inputs.model.block(k, inputs.dtype), inputs.state_at(k, "resid_post")
         for x in states:
             x.state = block(x.state, weights, place, config)
-            x.measured.measure(x.state, clean.sequence(x.sequence))
+            x.measure(x.state, clean.sequence(x.sequence))
         for n, changed in start(k, weights, clean):
-            measured = PerturbedState()
-            state = measured.start(changed, clean.sequence(n), plan)
-            states.append(Followed(n, state, measured))
+            states.append(Followed())
+            states[-1].sequence = n
+            states[-1].state = states[-1].start(changed, clean.sequence(n), plan)
     return states
 
 
@@ -329,7 +316,7 @@ def measured(inputs: StepInputs, name: str, states: Sequence[Followed]) -> Named
     size = len(states) // blocks  # of sequences and draws
     ratios = np.empty((sequences, size // sequences, blocks))
     for i in range(blocks):
-        after = [x.measured.measures() for x in states[i * size : (i + 1) * size]]
+        after = [x.measures() for x in states[i * size : (i + 1) * size]]
         for kind in ("drift", "alignment"):
             means = np.reshape([getattr(x, kind) for x in after], (*ratios.shape[:2], -1))
             yield f"{name}{i}.{kind}", nan_mean(nan_mean(means, axis=1), axis=0)
@@ -342,11 +329,16 @@ def measured(inputs: StepInputs, name: str, states: Sequence[Followed]) -> Named
 
 def signals(inputs: StepInputs) -> NamedArrays:
     """The signals of the bases, from the weights and what the linears read."""
-    used = {signal_of(base) for base in ("owl", "dlp", *inputs.recipe.bases)}
-    for base in ("owl", "dlp", "alphapruning", "dlp_median", "alphapruning_mid"):
-        if (step := f"{base}.signal") in used:
-            states = inputs.recipe.request(base).record.needs == "squares"
-            yield inputs.of(step, *inputs.entries * states), inputs.signal(base).main
+    for base in dict.fromkeys(("owl", "dlp", *inputs.recipe.bases)):
+        request, moments = inputs.recipe.request(base), Moments()
+        if (needs := request.record.needs) is None:
+            continue
+        if needs == "squares":
+            moments = wanda_moments(inputs.squares, len(inputs.ids), inputs.model.config)
+        with Settings(inputs.dtype).open() as resources:
+            how = inputs.model, Chosen.of(request, ()), needs, resources
+            (found,) = block_signals(*how, moments=moments).values()
+        yield inputs.of(signal_of(base), *inputs.entries * (needs == "squares")), found.main
 
 
 def allocations(inputs: StepInputs) -> NamedArrays:

@@ -69,7 +69,7 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
     for x in states:
         z, other = right[x.sequence], logits(x.state)[0]
         nats = RunningDivergence.start(len(z)).add(z, other).value
-        ends.append(nan_mean(nats[x.measured.kept]))
+        ends.append(nan_mean(nats[x.kept]))
     yield from dense.measured(inputs, "pruned.", states)
     yield "pruned.divergence", nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1)
     inputs.missed.clear()

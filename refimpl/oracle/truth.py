@@ -13,7 +13,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
 from refimpl.oracle import measures
-from refimpl.oracle.case import FACTOR, Case, case_inputs, is_choice, require_steps
+from refimpl.oracle.case import FACTOR, Case, case_inputs
 from refimpl.oracle.dense_steps import (
     EXPERIMENTS,
     RATIO,
@@ -47,25 +47,19 @@ class Truth(StepInputs):
     actual: Mapping[str, Array]
     computed_in: str
 
-    def is_chained(self, step: str) -> bool:
-        """Whether errors of earlier steps are part of it, as these, or states, were not written.
-
-        SparseGPT's products are steps of the blocks that are shown; others are never written.
-        """
-        expected, missing = self.case.expected, self.missing[step]
-        unwritten = any(x in expected or x.endswith(".products") for x in missing)
-        return is_experiment(step) or unwritten
-
     def start_of(self, step: str) -> Start:
         """From where the errors of earlier steps are part of it: the tokens, if not of its block.
 
-        A block whose state before it was written is computed from that.
+        That is so for experiments, and where such a step was not written; SparseGPT's products are
+        steps of some blocks alone. A block is computed from the state before it, if that was.
         """
-        prefix, behind = ".".join(step.split(".")[:2]) + ".", {step}
-        if not self.is_chained(step):
+        missing, behind = self.missing[step], {step}
+        unwritten = any(x in self.case.expected or x.endswith(".products") for x in missing)
+        if not unwritten and not is_experiment(step):
             return "stepwise"
         while more := {x for y in behind for x in self.missing.get(y, ())} - behind:
             behind |= more
+        prefix = ".".join(step.split(".")[:2]) + "."
         inside = f"{prefix}resid_pre" in self.given and all(x.startswith(prefix) for x in behind)
         return "block" if inside else "chained"
 
@@ -124,44 +118,30 @@ def is_experiment(step: str) -> bool:
     return step.endswith(ENDS) and (step.startswith(EXPERIMENTS) or step == RATIO)
 
 
-def truth_of(
-    case: Case,
-    actual: Arrays,
-    dtype: str,
-    wanted: Names = None,
-) -> Truth:
-    """The steps from what a candidate wrote, and from the tokens where it wrote nothing."""
-    if wanted is not None:
-        later = [f"*.{ROUTER}"] + ["pruned.*.squares"] * ("owl.signal" in wanted)
-        wanted = {*wanted}.union(*(fnmatch.filter(case.expected, x) for x in later))
-    given = usable(case, actual)
-    try:
-        return _truth(case, actual, dtype, given, wanted)
-    except (RefimplError, np.linalg.LinAlgError):
-        if not actual:
-            raise
-        return _truth(case, actual, dtype, {}, wanted)
-
-
-def _truth(case: Case, actual: Arrays, dtype: str, given: Arrays, wanted: Names) -> Truth:
-    """The truth of what is given."""
+def truth_of(case: Case, actual: Arrays, dtype: str, wanted: Names = None) -> Truth:
+    """The steps from what a candidate wrote, and from the tokens where it wrote nothing usable."""
+    given, clean, table = usable(case, actual), dict(case.expected), TABLE
     choices = {x: y for x, y in given.items() if x.endswith(ROUTER)}
-    turned = any(not np.array_equal(x, case.expected[name]) for name, x in choices.items())
-    clean = dict(case.expected)
-    if turned:  # experiments begin with states of the candidate's experts
+    by_case = {x: y for x, y in clean.items() if is_experiment(x) and not x.startswith("pruned.")}
+    if any(not np.array_equal(x, clean[name]) for name, x in choices.items()):
+        by_case = {}  # experiments begin with states of the candidate's experts
         clean |= every_array(case_inputs(case, choices), TABLE[:1])
-    by_case = {x for x in case.expected if is_experiment(x) and not x.startswith("pruned.")}
-    if wanted is not None and not turned:
-        wanted = {*wanted} - by_case
-    truth = Truth(
-        case.model, case.recipe, case.inputs["token_ids"], given=given, noises=case.inputs,
-        clean=clean, case=case, actual=actual, computed_in=dtype, wanted=wanted,
-    )  # fmt: skip
-    truth.values.update((name, case.expected[name]) for name in by_case)
-    arrays = every_array(truth, tuple(x for x in TABLE if x is not by_noise or turned))
-    if wanted is None or {*wanted} - arrays.keys():
-        require_steps(case, by_case | arrays.keys())
-    truth.missing.update({x: frozenset() for x in by_case - truth.missing.keys()})
+    else:
+        wanted = None if wanted is None else {*wanted} - by_case.keys()
+        table = tuple(x for x in TABLE if x is not by_noise)
+    for some in (given, {}):
+        truth = Truth(
+            case.model, case.recipe, case.inputs["token_ids"], given=some, noises=case.inputs,
+            clean=clean, case=case, actual=actual, computed_in=dtype, wanted=wanted,
+        )  # fmt: skip
+        truth.values.update(by_case)
+        try:
+            arrays = every_array(truth, table)
+            break
+        except (RefimplError, np.linalg.LinAlgError):
+            if not some:
+                raise
+    truth.missing.update({x: frozenset() for x in by_case.keys() - truth.missing.keys()})
     truth.values.update({k: np.asarray(x) for k, x in arrays.items()})
     return truth
 
@@ -213,7 +193,6 @@ def _measured(case: Case, dtype: str, start: Start) -> Mapping[str, float]:
             errors[name] = max(errors[name], x * EPS[dtype])
     if forward:
         return errors
-    require_steps(case, arrays)
 
     def raise_to(least: float, kind: str) -> None:
         for name in fnmatch.filter(errors, kind):
@@ -267,17 +246,10 @@ def _computed(
 ) -> Mapping[str, Array]:
     """Every step in a dtype that NumPy has, or rounded further; from blocks on the forward's."""
     read = {"stepwise": "*", "block": "*.resid_pre", "chained": ""}[start]
-    given = {k: x for k, x in case.expected.items() if fnmatch.fnmatch(k, read) or is_choice(k)}
-    table = TABLE[:1] if forward else TABLE
-    try:
-        arrays = every_array(case_inputs(case, given, dtype, kind), table)
-        return {name: np.asarray(x) for name, x in arrays.items()}
-    except RefimplError as error:
-        raise RefimplError(
-            f"{case.folder}: refimpl cannot compute this case in {dtype} ({error.problem})",
-            "a case whose numbers are within the range of the dtype",
-            "compare in another dtype",
-        ) from error
+    choices = [x for x in case.expected if measure_of(x) in ("bits", "counts")]
+    given = {x: case.expected[x] for x in (*fnmatch.filter(case.expected, read), *choices)}
+    arrays = every_array(case_inputs(case, given, dtype, kind), TABLE[:1] if forward else TABLE)
+    return {name: np.asarray(x) for name, x in arrays.items()}
 
 
 def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> dict[str, float]:

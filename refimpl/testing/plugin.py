@@ -5,8 +5,7 @@ pytest imports it at every start, so only what is called imports NumPy and the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from refimpl.errors import RefimplError
-from refimpl.oracle.case_folders import CaseFolder, SelectedCase, cases_below, core_cases, matching
+from refimpl.oracle.case_folders import CaseFolder, cases_below, core_cases, matching
 
 if TYPE_CHECKING:
-    from refimpl.model.ops import Array
-    from refimpl.oracle.case import Case
     from refimpl.oracle.check import Report
-    from refimpl.oracle.recipe import Recipe
 
 MARKER = "refimpl(families=[...], steps=[...])"
 ARGUMENTS: Mapping[str, Sequence[str]] = {"families": (), "steps": ("*",)}
@@ -28,44 +24,23 @@ OPTION = "--refimpl-cases"
 ADDED_CASES = pytest.StashKey[list[CaseFolder]]()
 
 
-@dataclass(frozen=True, repr=False)
 class CaseFixture:
-    """A case for a test, what the test asks of it, and a new folder for arrays that diverged.
+    """A case for a test: what the test asks of it, and `check`.
 
-    Args:
-        name: The case's name.
-        folder: The case's folder, for programs that read its files themselves.
-        model: The model's folder: `config.json` and safetensors files.
-        family: The model's family.
-        recipe: The computation: eta, sparsity, and so on.
-        inputs: `token_ids` [N, S], int64; `noise` [L, N, S, D], float64, unscaled; further draws.
-        expected: Every step in float64.
-        steps: Names of the steps that are asked for, in the order of execution.
+    `name`, `folder`, `recipe`, `inputs` and `expected` are those of `refimpl.oracle.case.Case`,
+    `model` is the folder of the model; `steps` are those that match the patterns.
     """
 
-    name: str
-    folder: Path
-    model: Path
-    family: str
-    recipe: Recipe
-    inputs: Mapping[str, Array]
-    expected: Mapping[str, Array]
-    steps: tuple[str, ...]
-    case: Case
-    selected: SelectedCase
-    new_folder: Callable[[], Path]
-
-    @classmethod
-    def of(cls, selected: SelectedCase, new_folder: Callable[[], Path]) -> CaseFixture:
-        """The fixture of a case that a test selected, which is read."""
-        from refimpl.loading.files.documents import filled
+    def __init__(
+        self, selected: CaseFolder, patterns: Sequence[str], new_folder: Callable[[], Path]
+    ) -> None:
         from refimpl.oracle.case import read_case
 
-        case, facts = read_case(selected.case.path), selected.case
-        return filled(
-            cls, case, case=case, selected=selected, new_folder=new_folder, model=case.model.path,
-            family=facts.facts.family, steps=tuple(matching(facts.steps, selected.steps)),
-        )  # fmt: skip
+        case = self.case = read_case(selected.path)
+        self.name, self.folder, self.recipe = case.name, case.folder, case.recipe
+        self.inputs, self.expected, self.model = case.inputs, case.expected, case.model.path
+        self.family, self.steps = selected.facts.family, tuple(matching(selected.steps, patterns))
+        self._new_folder = new_folder
 
     def __repr__(self) -> str:
         return f"<refimpl case {self.name}>"
@@ -75,38 +50,28 @@ class CaseFixture:
     ) -> Report:
         """Check arrays or torch tensors by the names of the steps, or a safetensors file of them.
 
-        The dtype is that of the coarsest array if None.
+        The dtype is that of the coarsest array if None. Arrays that diverge are kept in a file, so
+        that `refimpl check` can be run on them.
         """
         __tracebackhide__ = True
-        from refimpl.oracle.check import check, read_candidate
+        from refimpl.loading.files.safetensors_file import SafetensorsFile, write_arrays
+        from refimpl.oracle.check import check
         from refimpl.oracle.measures import array_of
+        from refimpl.show.oracle import report_table
 
         if isinstance(actual, Mapping):
-            file, arrays = "", {name: array_of(x) for name, x in actual.items()}
+            path, arrays = None, {name: array_of(x) for name, x in actual.items()}
         else:
-            file, arrays = str(actual), read_candidate(Path(actual))
-        report = check(self.case, arrays, self.selected.steps, dtype)
+            path, arrays = Path(actual), SafetensorsFile(Path(actual)).arrays
+        report = check(self.case, arrays, self.steps, dtype)
         if report.verdict != "pass":
-            raise AssertionError(_message(report, file or str(_saved(arrays, self.new_folder()))))
+            if path is None:
+                path = self._new_folder() / "actual.safetensors"
+                write_arrays(path, {k: x for k, x in arrays.items() if x.dtype.kind in "fiubV"})
+            first = report.first  # pytest's summary shows the first line
+            verdict = f"diverges, first at {first.step}" if first else "is not judged in some steps"
+            raise AssertionError(f"{self.name} {verdict}\n\n{report_table(report, str(path))}")
         return report
-
-
-def _message(report: Report, candidate: str) -> str:
-    """The verdict in a line of its own, which pytest's summary shows; and the table."""
-    from refimpl.show.oracle import report_table
-
-    first = report.first
-    verdict = f"diverges, first at {first.step}" if first else "is not judged in some steps"
-    return f"{report.case.name} {verdict}\n\n{report_table(report, candidate)}"
-
-
-def _saved(arrays: Mapping[str, Array], folder: Path) -> Path:
-    """Write arrays that diverged, so that `refimpl check` can be run on them."""
-    from refimpl.loading.files.safetensors_file import write_arrays
-
-    path = folder / "actual.safetensors"
-    write_arrays(path, {k: x for k, x in arrays.items() if x.dtype.kind in "fiubV"})
-    return path
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -156,7 +121,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     except RefimplError as error:
         text = f"{metafunc.definition.name}: {error}"
         raise pytest.Collector.CollectError(text) from error
-    names = [x.case.name for x in selected]
+    names = [case.name for case, _ in selected]
     metafunc.parametrize("refimpl_case", selected, indirect=True, ids=names)
 
 
@@ -166,45 +131,38 @@ def refimpl_case(
 ) -> CaseFixture:
     """A case, with `check` for the test's own arrays."""
     try:
-        return CaseFixture.of(request.param, lambda: tmp_path_factory.mktemp("refimpl"))
+        found, patterns = request.param
+        return CaseFixture(found, patterns, lambda: tmp_path_factory.mktemp("refimpl"))
     except RefimplError as error:
         pytest.fail(str(error), pytrace=False)
 
 
 def selected_cases(
-    args: Sequence[object], kwargs: Mapping[str, Any], cases: Iterable[CaseFolder]
-) -> list[SelectedCase]:
-    """The cases that a marker selects; names and patterns that match nothing are refused."""
-    for name, value in kwargs.items():
-        texts = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
-        if name not in ARGUMENTS or not texts or not value:
-            raise RefimplError(
-                f"@pytest.mark.refimpl({name}={value!r})", MARKER, "pass lists of strings"
-            )
-    if args:
+    args: Sequence[object], kwargs: Mapping[str, Any], cases: Sequence[CaseFolder]
+) -> list[tuple[CaseFolder, Sequence[str]]]:
+    """The cases that a marker selects, and patterns of steps; what matches nothing is refused."""
+    lists = [x for x in kwargs.values() if x and isinstance(x, list | tuple)]
+    texts = all(isinstance(text, str) for x in lists for text in x)
+    if args or kwargs.keys() - ARGUMENTS.keys() or len(lists) < len(kwargs) or not texts:
         raise RefimplError(
-            f"@pytest.mark.refimpl{tuple(args)!r}", MARKER, f"name the argument: {[*ARGUMENTS]}"
+            f"@pytest.mark.refimpl with {args or kwargs}",
+            MARKER,
+            "pass lists of strings, and name the argument",
         )
     families, patterns = (tuple(kwargs.get(x, y)) for x, y in ARGUMENTS.items())
-    every = list(cases)
-    known = {case.facts.family for case in every}
-    chosen = [case for case in every if case.facts.family in (families or known)]
+    chosen = [case for case in cases if not families or case.facts.family in families]
     if not chosen:
         raise RefimplError(
             f"no case has one of the families {[*families]}",
-            f"one of {sorted(known)}",
+            f"one of {sorted({case.facts.family for case in cases})}",
             "add a case with --refimpl-cases=DIR; refimpl case make makes one",
         )
-    steps = {case.name: matching(case.steps, patterns) for case in chosen}
+    every = [step for case in chosen for step in case.steps]
     for pattern in patterns:
-        _check_match(f"steps: {pattern!r}", pattern, [s for case in chosen for s in case.steps])
-    return [SelectedCase(case, patterns) for case in chosen if steps[case.name]]
-
-
-def _check_match(label: str, pattern: str, names: Sequence[str]) -> None:
-    """Refuse a pattern that matches none of the names."""
-    if not matching(names, [pattern]):
-        examples = ", ".join(dict.fromkeys(names[:3]))
-        raise RefimplError(
-            f"{label} matches nothing", f"such as {examples}", "correct or remove it"
-        )
+        if not matching(every, [pattern]):
+            raise RefimplError(
+                f"steps: {pattern!r} matches nothing",
+                f"such as {', '.join(every[:3])}",
+                "correct or remove it",
+            )
+    return [(case, patterns) for case in chosen if matching(case.steps, patterns)]

@@ -20,7 +20,7 @@ from tables import cases
 
 import refimpl
 from refimpl.oracle.case import Case, read_case
-from refimpl.oracle.case_folders import CORE, SelectedCase, cases_below, core_cases
+from refimpl.oracle.case_folders import CORE, cases_below, core_cases
 from refimpl.testing.plugin import CaseFixture
 
 pytest_plugins = ["pytester"]
@@ -301,7 +301,7 @@ def test_a_case_that_was_changed_is_refused(suite: Suite, tmp_path: Path) -> Non
 
 def opt_fixture(folder: Path, *patterns: str) -> CaseFixture:
     opt = next(case for case in core_cases() if case.name == "opt")
-    return CaseFixture.of(SelectedCase(opt, patterns), lambda: folder)
+    return CaseFixture(opt, patterns, lambda: folder)
 
 
 def test_the_fixture_describes_the_case(tmp_path: Path) -> None:
