@@ -137,14 +137,12 @@ def check_command(
     outputs, stated = read_outputs(actual)
     ids = None if how.ids is None else read_ids(how.ids)
     opened = candidate_case(case, ids, outputs, download=how.download)
-    steps = candidate_steps(opened, outputs, how.names, how.decode)
-    only = patterns(how.only) or steps.asked or ("*",)
-    asked = only, how.dtype or stated
-    report = check(opened, steps.arrays, *asked)
+    arrays, found = candidate_steps(opened, outputs, how.names, how.decode)
+    report = check(opened, arrays, patterns(how.only) or found or ("*",), how.dtype or stated)
     options = {"names": how.names, "tokens": how.ids}
     report = replace(
         report,
-        uncovered=tuple(x for x in opened.expected if x not in steps.asked) if steps.asked else (),
+        uncovered=tuple(x for x in opened.expected if x not in found) if found else (),
         options=" ".join(
             [f"--{name} {x}" for name, x in options.items() if x is not None]
             + ["--decode"] * how.decode

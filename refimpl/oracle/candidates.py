@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile
 
 import ml_dtypes
@@ -25,7 +24,6 @@ from refimpl.model.state import checked_ids
 from refimpl.model.weight import OWN_TENSOR, Layout, extract
 from refimpl.oracle.case import Case, computed_case, read_case
 from refimpl.oracle.case_folders import FACTS, FORWARD, matching
-from refimpl.oracle.measures import array_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.running.file_system import MIB, open_file
 
@@ -53,14 +51,6 @@ class ModuleOutput:
 
 Sources = dict[str, ModuleOutput]
 """Where a program's values are, by step."""
-
-
-@dataclass(frozen=True)
-class CandidateSteps:
-    """The steps that a candidate has, and those that are asked for: all of a case if none."""
-
-    arrays: Mapping[str, Array]
-    asked: tuple[str, ...] = ()
 
 
 def read_outputs(path: Path) -> tuple[Mapping[str, Array], str | None]:
@@ -131,14 +121,17 @@ def candidate_case(
 
 
 def candidate_steps(
-    case: Case, outputs: Mapping[str, Any], names: Path | None = None, decode: bool = False
-) -> CandidateSteps:
-    """The steps that a candidate has, by their own names or those of a program's modules."""
+    case: Case, outputs: Mapping[str, Array], names: Path | None = None, decode: bool = False
+) -> tuple[Mapping[str, Array], tuple[str, ...]]:
+    """The steps that a candidate has, by their own names or those of a program's modules.
+
+    Also those that are asked for: none for all of the case.
+    """
     outputs = {name: x for name, x in outputs.items() if name not in IDS}
     steps = case.expected.keys() & outputs  # a program, too, may have logits
     own = names is None and bool(steps - {LOGITS} or steps == outputs.keys())
     if own and not decode:
-        return CandidateSteps(outputs)
+        return outputs, ()
     word = TRANSFORMERS if names is None else str(names)
     if own:
         trace = [x for x in matching(case.expected, FORWARD) if not x.endswith(".keep")]
@@ -147,22 +140,15 @@ def candidate_steps(
         sources = named_sources(word, case)
     arrays = dict[str, Array]()
     for step, key in _found(case, sources, [*outputs]).items():
-        x = _as_array(outputs[key])
-        x = merge_heads(x) if own and x.ndim == 4 else x
-        arrays[step] = (
-            _as_choice(x, case)
-            if step.endswith(ROUTER)
-            else _as_step(x, sources[step], case, step, decode)
-        )
+        x = outputs[key]
+        if step.endswith(ROUTER):
+            arrays[step] = _as_choice(x, case)
+        else:
+            x = merge_heads(x) if own and x.ndim == 4 else x
+            arrays[step] = _as_step(x, sources[step].layout, case, step, decode)
     every = [step for step in case.expected if step in sources]
     some = word == TRANSFORMERS and 2 * len(arrays) >= len(every)
-    return CandidateSteps(arrays, tuple(arrays if some else every))
-
-
-def _as_array(value: Any) -> Array:
-    """An output as an array; of a tuple the first counts."""
-    value = value[0] if isinstance(value, tuple | list) else value
-    return value if isinstance(value, np.ndarray) else array_of(value)
+    return arrays, tuple(arrays if some else every)
 
 
 def _found(case: Case, sources: Sources, keys: Sequence[str]) -> dict[str, str]:
@@ -187,13 +173,7 @@ def _key(name: str, keys: Sequence[str]) -> str | None:
     if name in keys:
         return name
     found = [key for key in keys if _is_tail(name, key) or _is_tail(key, name)]
-    if len(found) > 1:
-        raise RefimplError(
-            f"{name} is the end of several names: {', '.join(found[:3])}",
-            "one output of each module",
-            "remove the others, or name the modules in a file and add `names=FILE`",
-        )
-    return found[0] if found else None
+    return found[0] if len(found) == 1 else None
 
 
 def _is_tail(short: str, long: str) -> bool:
@@ -202,11 +182,8 @@ def _is_tail(short: str, long: str) -> bool:
     return prefix != long and not any(part.isdigit() for part in prefix.split("."))
 
 
-def _as_step(x: Array, source: ModuleOutput, case: Case, step: str, decode: bool = False) -> Array:
-    """An output in the shape of its step; as it is if none fits.
-
-    If it has the last tokens alone, the case's values are before them.
-    """
+def _as_step(x: Array, layout: Layout, case: Case, step: str, decode: bool) -> Array:
+    """An output in the shape of its step, or as it is; the case's values before the last tokens."""
     truth, (n, s) = case.expected[step], case.inputs["token_ids"].shape
     if truth.ndim < 3:
         return x
@@ -218,10 +195,9 @@ def _as_step(x: Array, source: ModuleOutput, case: Case, step: str, decode: bool
         rows = merge_heads(x)
     else:
         rows = x.reshape(n, tokens, -1)
-    layout = source.layout
     if len(layout.rows) > 1 and rows.shape[-1] == sum(layout.rows):
-        own = replace(layout, transposed=False, stack=0)
-        rows = np.moveaxis(extract(np.moveaxis(rows, -1, 0), own), 0, -1)
+        layout = replace(layout, transposed=False, stack=0)
+        rows = np.moveaxis(extract(np.moveaxis(rows, -1, 0), layout), 0, -1)
     if rows.shape[-1] != heads * width:
         return x
     rows = split_heads(rows, width) if truth.ndim == 4 else rows
@@ -270,63 +246,59 @@ def named_sources(word: str, case: Case) -> Sources:
 
 def transformers_sources(model: Model) -> Sources:
     """Where transformers' modules hold the steps; none returns what is rotated or clipped."""
-    config, blocks, last = model.config, range(model.config.num_blocks), model.config.num_blocks - 1
+    config, weights, sources = model.config, model.weights, Sources()
 
     def module(role: str) -> str:
-        weight = model.weights.get(f"{role}.weight")
+        weight = weights.get(f"{role}.weight")
         return weight.stored.name.rpartition(".")[0] if weight else ""
 
-    whole = []  # the module of each block: that of a linear, up to the block's number
-    for i in blocks:
+    def whole(i: int) -> str:
+        """The module of a block: that of a linear, up to the block's number."""
         one = module(f"blocks.{i}.{next(iter(config.linears[i]))}")
         start = re.match(rf"(?:.*?\.)?{i}(?=\.)", one)
-        whole.append(start[0] if start else "")
-    sources: Sources = {}
+        return start[0] if start else ""
 
     def add(step: str, *names: str, layout: Layout = OWN_TENSOR) -> None:
         if every := tuple(name for name in names if name not in ("", INPUT)):
             sources[step] = ModuleOutput(every, layout)
 
-    plain = config.embed_scale == 1 and not {"pos_embed.weight", "embed_norm.weight"} & {
-        *model.weights
-    }
-    add("embed", whole[0] + INPUT, module("embed") if plain else "")
-    for i in blocks:
-        at, of = f"blocks.{i}", f"blocks.{i}."
-        norm = {x: module(f"{of}{x}") for x in ("attn_norm", "mlp_norm", "experts_norm")}
-        add(f"{of}resid_pre", whole[i] + INPUT, whole[i - 1] if i else "")
-        add(f"{of}attn_norm", norm["attn_norm"])
-        with_weights = [x for x in "qkv" if f"{x}_norm" not in config.weightless_norms]
-        for x in with_weights if isinstance(config.mixer(i), Attention) else "":
-            name, limited = f"{at}.{x}_proj", config.qkv_limit is not None
-            if named := module(f"{of}{x}_norm") or (not limited and module(f"{of}{x}_width_norm")):
-                add(of + x, named)
-            elif not limited and f"{name}.weight" in model.weights:
-                add(of + x, module(name), layout=model.weights[f"{name}.weight"].layout)
-        scaled = config.residual_scale != 1
+    changed = {"pos_embed.weight", "embed_norm.weight"} & weights.keys() or config.embed_scale != 1
+    add("embed", whole(0) + INPUT, "" if changed else module("embed"))
+    for i, kind in enumerate(config.blocks):
+        of, mixer = f"blocks.{i}.", config.mixer(i)
+        add(f"{of}resid_pre", whole(i) + INPUT, whole(i - 1) if i else "")
+        for norm in ("attn_norm", "mlp_norm", "experts_norm"):
+            add(of + norm, module(of + norm))
+        if isinstance(mixer, Attention):
+            for x in (x for x in "qkv" if f"{x}_norm" not in config.weightless_norms):
+                limited, projected = config.qkv_limit is not None, f"{of}{x}_proj"
+                wide = "" if limited else module(f"{of}{x}_width_norm")
+                if named := module(f"{of}{x}_norm") or wide:
+                    add(of + x, named)
+                elif not limited and f"{projected}.weight" in weights:
+                    layout = weights[f"{projected}.weight"].layout
+                    add(of + x, module(projected), layout=layout)
+            for x in ("q_rope", "k_rope"):  # docs/how-to/candidates.md takes them
+                add(of + x, of + x)
         ends = [x for x in ("o_proj", "out_proj") if x in config.linears[i]]
+        gate = module(f"{of}router")
         for part, linear in (("attn", ends[0] if len(ends) == 1 else ""), ("mlp", "down_proj")):
             after = module(f"{of}{part}_post_norm") or module(of + linear)
-            if part == "mlp" and config.blocks[i].mixture and not after:
-                after = module(f"{of}router").rpartition(".")[0]
-            later = after.replace("block_sparse_moe", "mlp")
-            add(f"{of}{part}_out", *[] if scaled else [after, later])
-        if gate := module(f"{of}router"):  # its third output; transformers 5 has another name
+            if part == "mlp" and kind.mixture and not after:
+                after = gate.rpartition(".")[0]
+            if config.residual_scale == 1:
+                add(f"{of}{part}_out", after, after.replace("block_sparse_moe", "mlp"))
+        if gate:  # its third output; transformers 5 has another name
             add(of + ROUTER, *(f"{gate.replace(x, 'mlp')}:2" for x in ("mlp", "block_sparse_moe")))
-        if isinstance(config.mixer(i), Attention):  # docs/how-to/candidates.md takes them
-            add(f"{of}q_rope", f"{of}q_rope")
-            add(f"{of}k_rope", f"{of}k_rope")
-        if not config.parallel_residual and norm["mlp_norm"]:
-            add(f"{of}resid_mid", norm["mlp_norm"] + INPUT)
-        add(f"{of}mlp_norm", norm["mlp_norm"])
-        add(f"{of}experts_norm", norm["experts_norm"])
+        if not config.parallel_residual:
+            add(f"{of}resid_mid", module(f"{of}mlp_norm") + INPUT)
         add(f"{of}block_embed_norm", module(f"{of}block_embed_gate") + INPUT)
         add(f"{of}block_embed_out", module(f"{of}block_embed_post_norm"))
-        following = whole[i + 1] if i < last else module("final_norm")
-        add(f"{of}resid_post", whole[i], following + INPUT)
+        last = i == config.num_blocks - 1
+        add(f"{of}resid_post", whole(i), (module("final_norm") if last else whole(i + 1)) + INPUT)
     head = module("lm_head")
     head = "lm_head" if head == module("embed") else head  # tied
-    add("final_norm", module("final_norm"), head + INPUT)
     as_is = config.logit_scale == 1 and config.final_soft_cap is None
-    add("logits", LOGITS, head if as_is else "", "lm_head" if as_is else "")
+    add("final_norm", module("final_norm"), head + INPUT)
+    add("logits", LOGITS, *(head, "lm_head") if as_is else ())
     return sources

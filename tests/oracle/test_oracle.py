@@ -74,7 +74,7 @@ def test_the_stored_errors_are_those_that_are_measured(way: str) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ("wanda.blocks.1.v_proj.keep", r"has no step wanda\.blocks\.1\.v_proj\.keep"),
+        ("wanda.blocks.1.v_proj.keep", r"steps \['wanda\.blocks\.1\.v_proj\.keep'\]"),
         ({"bases": ["owl"]}, r"its recipe does not compute the step \w+\."),
     ],
 )
