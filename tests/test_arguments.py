@@ -48,7 +48,7 @@ RESULTS = {
 OF_ARRAYS = ("refimpl.model.", "refimpl.method.absorption", "refimpl.method.perturbation")
 # Of a case that `check` has checked, or of a spectrum: it calls them, and nobody else.
 OF_STEPS = {"asked_steps", "case_inputs", "computed_again", "every_array"}
-OF_STEPS |= {"is_step", "peak", "signal_of", "steps"}
+OF_STEPS |= {"is_step", "peak", "steps"}
 # What a package that adds a base or a pruner writes, and what its functions are called with.
 OF_RECORDS = {"spread", "by_share", "floored", "is_flat", "relative", "mean_score", "compensated"}
 OF_RECORDS |= {"inverse_of_upper", "require_finite", "PrunedWeight"}

@@ -96,9 +96,6 @@ class CheckOptions:
         None, "Precision of the candidate. Default: as its file states, or its coarsest tensor."
     )
     download: bool = same_option(groups.ModelOptions, "download")
-    decode: bool = option(
-        False, "The candidate has only the last tokens of each sequence, computed with a cache."
-    )
 
 
 @with_groups
@@ -137,16 +134,13 @@ def check_command(
     outputs, stated = read_outputs(actual)
     ids = None if how.ids is None else read_ids(how.ids)
     opened = candidate_case(case, ids, outputs, download=how.download)
-    arrays, found = candidate_steps(opened, outputs, how.names, how.decode)
+    arrays, found = candidate_steps(opened, outputs, how.names)
     report = check(opened, arrays, patterns(how.only) or found or ("*",), how.dtype or stated)
     options = {"names": how.names, "tokens": how.ids}
     report = replace(
         report,
         uncovered=tuple(x for x in opened.expected if x not in found) if found else (),
-        options=" ".join(
-            [f"--{name} {x}" for name, x in options.items() if x is not None]
-            + ["--decode"] * how.decode
-        ),
+        options=" ".join(f"--{name} {x}" for name, x in options.items() if x is not None),
     )
     to.deliver(report_document(report, str(actual)), report_table(report, str(actual)))
     if code := EXIT[report.verdict]:

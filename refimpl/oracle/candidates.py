@@ -23,7 +23,7 @@ from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
 from refimpl.model.weight import OWN_TENSOR, Layout, extract
 from refimpl.oracle.case import Case, computed_case, read_case
-from refimpl.oracle.case_folders import FACTS, FORWARD, matching
+from refimpl.oracle.case_folders import FACTS, FORWARD
 from refimpl.oracle.recipe import Recipe
 from refimpl.running.file_system import MIB, open_file
 
@@ -121,7 +121,7 @@ def candidate_case(
 
 
 def candidate_steps(
-    case: Case, outputs: Mapping[str, Array], names: Path | None = None, decode: bool = False
+    case: Case, outputs: Mapping[str, Array], names: Path | None = None
 ) -> tuple[Mapping[str, Array], tuple[str, ...]]:
     """The steps that a candidate has, by their own names or those of a program's modules.
 
@@ -129,23 +129,15 @@ def candidate_steps(
     """
     outputs = {name: x for name, x in outputs.items() if name not in IDS}
     steps = case.expected.keys() & outputs  # a program, too, may have logits
-    own = names is None and bool(steps - {LOGITS} or steps == outputs.keys())
-    if own and not decode:
+    if names is None and (steps - {LOGITS} or steps == outputs.keys()):
         return outputs, ()
     word = TRANSFORMERS if names is None else str(names)
-    if own:
-        trace = [x for x in matching(case.expected, FORWARD) if not x.endswith(".keep")]
-        sources = {step: ModuleOutput((step,)) for step in trace}
-    else:
-        sources = named_sources(word, case)
-    arrays = dict[str, Array]()
+    sources, arrays = named_sources(word, case), dict[str, Array]()
     for step, key in _found(case, sources, [*outputs]).items():
-        x = outputs[key]
         if step.endswith(ROUTER):
-            arrays[step] = _as_choice(x, case)
+            arrays[step] = _as_choice(outputs[key], case)
         else:
-            x = merge_heads(x) if own and x.ndim == 4 else x
-            arrays[step] = _as_step(x, sources[step].layout, case, step, decode)
+            arrays[step] = _as_step(outputs[key], sources[step].layout, case, step)
     every = [step for step in case.expected if step in sources]
     some = word == TRANSFORMERS and 2 * len(arrays) >= len(every)
     return arrays, tuple(arrays if some else every)
@@ -182,30 +174,22 @@ def _is_tail(short: str, long: str) -> bool:
     return prefix != long and not any(part.isdigit() for part in prefix.split("."))
 
 
-def _as_step(x: Array, layout: Layout, case: Case, step: str, decode: bool) -> Array:
-    """An output in the shape of its step, or as it is; the case's values before the last tokens."""
+def _as_step(x: Array, layout: Layout, case: Case, step: str) -> Array:
+    """An output in the shape of its step; as it is if none fits."""
     truth, (n, s) = case.expected[step], case.inputs["token_ids"].shape
-    if truth.ndim < 3:
-        return x
     heads, width = truth.shape[1] if truth.ndim == 4 else 1, truth.shape[-1]
-    tokens = x.size // (n * heads * width) if decode else s
-    if not 0 < tokens <= s or x.size % (n * tokens):
+    if truth.ndim < 3 or x.size % (n * s):
         return x
-    if truth.ndim == 4 and heads != tokens and x.shape == (n, heads, tokens, width):
+    if truth.ndim == 4 and heads != s and x.shape == truth.shape:
         rows = merge_heads(x)
     else:
-        rows = x.reshape(n, tokens, -1)
+        rows = x.reshape(n, s, -1)
     if len(layout.rows) > 1 and rows.shape[-1] == sum(layout.rows):
         layout = replace(layout, transposed=False, stack=0)
         rows = np.moveaxis(extract(np.moveaxis(rows, -1, 0), layout), 0, -1)
     if rows.shape[-1] != heads * width:
         return x
-    rows = split_heads(rows, width) if truth.ndim == 4 else rows
-    if decode and tokens < s:
-        every = np.array(truth, rows.dtype)
-        every[..., s - tokens :, :] = rows
-        return every
-    return rows
+    return split_heads(rows, width) if truth.ndim == 4 else rows
 
 
 def _as_choice(x: Array, case: Case) -> Array:

@@ -15,6 +15,7 @@ from refimpl.allocation.allocate import (
     units_of,
 )
 from refimpl.allocation.request import Noise, require_resolved
+from refimpl.allocation.scores import Signal
 from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import absorption_coefficient, nan_mean
 from refimpl.method.correction import centred_log, clipped_log
@@ -29,7 +30,7 @@ from refimpl.model.ops import Array
 from refimpl.model.state import State
 from refimpl.model.stream import input_of, inputs_of, sum_of_squares
 from refimpl.oracle.measures import reads_of
-from refimpl.oracle.recipe import Recipe, signal_of
+from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray
 from refimpl.pruners.sparsegpt import WIDTH, compensated
 from refimpl.running.settings import Settings
@@ -130,11 +131,6 @@ class StepInputs:
         kept = {i: (array(k), array(v)) for i, (k, v) in kept_steps(config, until).items()}
         return State(array(f"blocks.{index}.{point}"), self.ids, kept)
 
-    @property
-    def known(self) -> set[str]:
-        """Steps that have a value."""
-        return self.given.keys() | self.values.keys()
-
     def value(self, step: str) -> Array:
         """A value as it is."""
         if step in self.given:
@@ -170,12 +166,17 @@ class StepInputs:
         """A decision, [out, in], or the choice of a router, [N, S, experts]."""
         return unpacked(self.value(step), shape[-1])
 
-    def base(self, name: str, others: Mapping[str, Array] = {}) -> Array:
-        """A base [L] of the signals, or others, before it is projected."""
-        step = signal_of(name)
-        if step in self.known and step not in others:
-            others = {step: self.number(step)}
-        every, request = self.recipe.signals(others, name), self.recipe.request(name)
+    def needs(self, base: str) -> list[str]:
+        """The signal of a base, if it has one."""
+        return [f"{base}.signal"] * (self.recipe.request(base).record.needs is not None)
+
+    def base(self, name: str, signal: Array | None = None) -> Array:
+        """A base [L] of its signal, or of another one, before it is projected."""
+        request, every = self.recipe.request(name), {}
+        for step in self.needs(name):
+            values = {"signal": self.number(step) if signal is None else signal}
+            options = request.record.of_signal(request.options)
+            every[request.record.name] = Signal(options, values)
         return base_allocation(every, request, self.model.config.linears)
 
     def allocated(self, name: str, base: Array, u: Array | None = None) -> Allocation:
@@ -329,22 +330,21 @@ def measured(inputs: StepInputs, name: str, states: Sequence[Followed]) -> Named
 
 def signals(inputs: StepInputs) -> NamedArrays:
     """The signals of the bases, from the weights and what the linears read."""
-    for base in dict.fromkeys(("owl", "dlp", *inputs.recipe.bases)):
-        request, moments = inputs.recipe.request(base), Moments()
-        if (needs := request.record.needs) is None:
-            continue
-        if needs == "squares":
+    every = dict.fromkeys(("owl", "dlp", *inputs.recipe.bases))
+    for step in (step for base in every for step in inputs.needs(base)):
+        request, moments = inputs.recipe.request(step.split(".")[0]), Moments()
+        if (needs := request.record.needs or "weights") == "squares":
             moments = wanda_moments(inputs.squares, len(inputs.ids), inputs.model.config)
         with Settings(inputs.dtype).open() as resources:
             how = inputs.model, Chosen.of(request, ()), needs, resources
             (found,) = block_signals(*how, moments=moments).values()
-        yield inputs.of(signal_of(base), *inputs.entries * (needs == "squares")), found.main
+        yield inputs.of(step, *inputs.entries * (needs == "squares")), found.main
 
 
 def allocations(inputs: StepInputs) -> NamedArrays:
     """Bases from signals, corrections from these and coefficients, counts from corrections."""
     for name in inputs.recipe.bases:
-        base, signal = inputs.base(name), {signal_of(name)} & inputs.known
+        base, signal = inputs.base(name), inputs.needs(name)
         yield inputs.of(f"{name}.base", *signal), inputs.allocated(name, base).base_sparsity
         final, u = f"{name}.corrected", clipped_log(inputs.number(RATIO))
         corrected = inputs.allocated(name, base, u).corrected_sparsity

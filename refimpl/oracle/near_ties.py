@@ -70,9 +70,10 @@ def score_behind(truth: Truth, step: str, decided: Array) -> tuple[Array, Array,
     less than most is off by as much more of itself: the rounding of what it is made of is of the
     size of the others.
     """
-    sums, (pruner, block, linear) = sums_behind(step), linear_of(step)
+    pruner, block, linear = linear_of(step)
+    sums = sums_behind(step)
     weight = truth.model.weights[f"blocks.{block}.{linear}.weight"].read(np.float64)
-    columns, sequences, width = weight.shape[1], len(truth.ids), WIDTH
+    columns, width = weight.shape[1], WIDTH
     right = unpacked(truth.values[step], columns)
     rule: Rule = partial(wanda_keep, count=int((~right).sum()))
     if pruner.endswith("pattern"):
@@ -84,21 +85,24 @@ def score_behind(truth: Truth, step: str, decided: Array) -> tuple[Array, Array,
         return np.abs(weight), np.array([_of_scores(truth)]), partial(lowest, right, columns)
     total = truth.value(sums)
     if not pruner.startswith("sparsegpt"):
-        score = wanda_score(weight, total / sequences)
+        score = wanda_score(weight, total / len(truth.ids))
         if sums in truth.given:
             return score, np.array([_of_scores(truth)]), rule
-        slack, size = _of_scores(truth, truth.own_errors()[sums]), np.sqrt(total)
+        slack = _of_scores(truth, truth.own_errors()[sums])
+        size = np.sqrt(total)
         typical = np.sqrt(total.mean())
     else:
-        keep, damping = unpacked(decided, columns), truth.recipe.damping
-        score, _ = sparsegpt_scores(weight, total, sequences, keep, damping, width)
+        keep = unpacked(decided, columns)
+        how = keep, truth.recipe.damping, width
+        score, _ = sparsegpt_scores(weight, total, len(truth.ids), *how)
         own = truth.own_errors(truth.start_of(step))[f"{FACTOR}{block}"]
         slack = tolerance_of(f"{step}score", np.zeros(1), own, truth.computed_in)
         slack += moved_by_rounding(truth.case, step, truth.computed_in)
         if width == WIDTH:
             return score, np.array([slack]), rule
         # A weight is off by what those before it in the row left of themselves: small ones by more.
-        size, typical = np.sqrt(score), np.sqrt(score.mean(axis=1, keepdims=True))
+        size = np.sqrt(score)
+        typical = np.sqrt(score.mean(axis=1, keepdims=True))
     small = np.divide(typical, size, out=np.full(size.shape, inf), where=size > 0)
     return score, slack * np.maximum(small, 1.0), rule
 
@@ -120,25 +124,33 @@ def router_ties(truth: Truth, step: str, array: Array) -> Positions:
     x [D] may be off by t in any direction, and scores s are rounded, too, so z by
     ``t ||w|| ||x|| / sqrt(D) + 4 eps |z| + 4 eps |s + b| / (ds / dz)``.
     """
-    index, config, dtype = int(step.split(".")[1]), truth.model.config, truth.computed_in
-    start, experts, weights = truth.start_of(step), config.experts, truth.model.block(index, float)
+    index = int(step.split(".")[1])
+    experts = truth.model.config.experts
     assert experts is not None
-    norm = step.replace(ROUTER, config.blocks[index].mlp_reads[-1])
-    x, own = truth.value(norm), 0.0 if start == "stepwise" else truth.own_errors(start)[norm]
-    logits, w = affine(x, weights, "router"), np.linalg.norm(weights["router.weight"], axis=1)
-    slack = tolerance_of(norm, x, own, dtype) / x.shape[-1] ** 0.5 * w
+    weights = truth.model.block(index, np.float64)
+    norm = step.replace(ROUTER, truth.model.config.blocks[index].mlp_reads[-1])
+    x = truth.value(norm)
+    start, own = truth.start_of(step), 0.0
+    if start != "stepwise":
+        own = truth.own_errors(start)[norm]
+    units = FLOOR_16 * EPS[truth.computed_in]
+    logits = affine(x, weights, "router")
+    w = np.linalg.norm(weights["router.weight"], axis=1)
+    slack = tolerance_of(norm, x, own, truth.computed_in) / x.shape[-1] ** 0.5 * w
     slack = slack * np.linalg.norm(x, axis=-1, keepdims=True)
-    slack += FLOOR_16 * EPS[dtype] * np.abs(logits)
+    slack += units * np.abs(logits)
     if experts.scoring != "sparsemixer":
-        score, correction = preferences(logits, experts, None)[1], weights.get(BIAS)
+        score = preferences(logits, experts, None)[1]
+        correction = weights.get(BIAS)
         slope = score * (1 - score) if experts.scoring == "sigmoid" else score
         compared = score if correction is None else np.abs(score + correction)
-        slack += FLOOR_16 * EPS[dtype] * compared / np.maximum(slope, EPS["float64"] * compared)
-    mine, right = (unpacked(y, experts.num_experts) for y in (array, truth.values[step]))
+        slack += units * compared / np.maximum(slope, EPS["float64"] * compared)
+    mine = unpacked(array, experts.num_experts)
+    right = unpacked(truth.values[step], experts.num_experts)
     turned = (mine != right).any(axis=-1)
     explained = route(logits + np.where(mine, 1, -1) * slack, experts, weights)[0] == mine
-    rounding = explained[turned].all() and turned.sum() <= 2 + ERROR_FACTOR * truth.own_error(step)
-    return positions(turned) if rounding else ()
+    most = 2 + ERROR_FACTOR * truth.own_error(step)
+    return positions(turned) if explained[turned].all() and turned.sum() <= most else ()
 
 
 def follows_a_choice(truth: Truth, step: str) -> bool:
@@ -170,7 +182,8 @@ def count_ties(
     Quotas q are rounded to n if the budget is met and ``max(q - n) - min(q - n) <= 1``
     (docs/explanation/method.md, section 5).
     """
-    per_block, whole = [int(n) for n in counts.sum(axis=1)], sizes.sum(axis=1)
+    per_block = [int(n) for n in counts.sum(axis=1)]
+    whole = sizes.sum(axis=1)
     rows = list(zip(per_block, counts, sizes, strict=True))
     if (
         sum(per_block) != total_count(target, int(whole.sum()))
@@ -178,7 +191,8 @@ def count_ties(
         or any((split_count(n, size[size > 0]) != x[size > 0]).any() for n, x, size in rows)
     ):
         return ()
-    slack, missed = relative * sparsity.max() * whole, sparsity * whole - np.array(per_block)
+    slack = relative * sparsity.max() * whole
+    missed = sparsity * whole - np.array(per_block)
     explained = np.max(missed - slack) - np.min(missed + slack) <= 1
     return positions(counts != truth) if explained else ()
 

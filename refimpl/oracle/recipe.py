@@ -7,11 +7,9 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from refimpl.allocation.request import Correction, Noise, Request
-from refimpl.allocation.scores import Signal, Signals
 from refimpl.arguments import Checked, Fraction, common_option, option, require, same_option
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import NoiseNorm, Sink
-from refimpl.model.ops import Array
 from refimpl.oracle.case_folders import matching
 from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.decision import PrunerOptions
@@ -96,16 +94,3 @@ class Recipe(Checked):
         options: dict[str, Any] = {**shipped} | ({"beta": self.beta} if name == "atp" else {})
         limits = {x: getattr(self, x) for x in ("sparsity", "strength", "max_correction")}
         return Request(name, options, correct=correct, **limits)
-
-    def signals(self, arrays: Mapping[str, Array], base: str) -> Signals:
-        """The signal of a base among some steps, with the options that it was measured with."""
-        request, array = self.request(base), arrays.get(signal_of(base))
-        if request.record.needs is None or array is None:
-            return {}
-        options = request.record.of_signal(request.options)
-        return {request.record.name: Signal(options, {"signal": array})}
-
-
-def signal_of(base: str) -> str:
-    """The step that a base is made from; none has this name for bases without a signal."""
-    return f"{base}.signal"

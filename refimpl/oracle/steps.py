@@ -35,7 +35,8 @@ METHODS = {
 def _by_pruning(inputs: StepInputs) -> NamedArrays:
     """Each block pruned alone by Wanda, what that does, and the corrections by it."""
     model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
-    first, wanda = recipe.bases[0], PrunerOptions("wanda")
+    first = recipe.bases[0]
+    wanda = PrunerOptions("wanda")
     inputs.missed.update({*inputs.entries} - inputs.given.keys())
     counts = inputs.counts(inputs.number(f"{first}.base"))
     yield inputs.of("pruned.counts", f"{first}.base"), counts
@@ -67,14 +68,15 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
     right = [logits(clean.sequence(n))[0] for n in range(len(clean))]
     ends = []
     for x in states:
-        z, other = right[x.sequence], logits(x.state)[0]
-        nats = RunningDivergence.start(len(z)).add(z, other).value
+        z = right[x.sequence]
+        nats = RunningDivergence.start(len(z)).add(z, logits(x.state)[0]).value
         ends.append(nan_mean(nats[x.kept]))
     yield from dense.measured(inputs, "pruned.", states)
     yield "pruned.divergence", nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1)
     inputs.missed.clear()
-    base, (errors, log) = inputs.base(first), inputs.correction("divergence")
-    yield "divergence.corrected", inputs.allocated(first, base, log(errors)).corrected_sparsity
+    errors, log = inputs.correction("divergence")
+    corrected = inputs.allocated(first, inputs.base(first), log(errors))
+    yield "divergence.corrected", corrected.corrected_sparsity
 
 
 def _by_pruners(inputs: StepInputs) -> NamedArrays:
@@ -94,9 +96,11 @@ def _pruned(inputs: StepInputs, name: str) -> Generator[tuple[str, Array], None,
     Returns the perplexity of what is left.
     """
     model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
-    method, sequences, given = METHODS[name], len(inputs.ids), inputs.given
+    method = METHODS[name]
+    sequences = len(inputs.ids)
     kind = "products" if method == "sparsegpt" else "squares"
-    pruner, x = PrunerOptions(method, recipe.damping), inputs.embedded
+    pruner = PrunerOptions(method, recipe.damping)
+    x = inputs.embedded
     pattern = parse_pattern(recipe.pattern) if name.endswith("pattern") else None
     inputs.missed.clear()
     counts = inputs.value(f"{recipe.bases[0]}.counts").tolist()
@@ -110,15 +114,16 @@ def _pruned(inputs: StepInputs, name: str) -> Generator[tuple[str, Array], None,
         exact = model.block(i, np.float64) if method == "magnitude" else weights
         for linear, count in zip(config.linears[i], counts[i], strict=False):
             step, point = f"{prefix}.{linear}", f"{prefix}.{input_of(linear)}.{kind}"
-            dense, total = weights[f"{linear}.weight"], sums.get(input_of(linear))
+            dense = weights[f"{linear}.weight"]
+            total = sums.get(input_of(linear))
             if method != "magnitude":
                 _require_tokens(linear, sums)
                 total = inputs.number(point)
             if method == "wanda" and total is not None:
                 yield inputs.of(f"{step}.score", point), wanda_score(dense, total / sequences)
             # Magnitude decides on the weights as the file holds them, in every dtype.
-            how = sequences, pattern or count, pruner
-            keep, new = decision(exact[f"{linear}.weight"], total, *how)
+            stored = exact[f"{linear}.weight"]
+            keep, new = decision(stored, total, sequences, pattern or count, pruner)
             read = [] if method == "magnitude" else [point]
             read += [] if pattern else [f"{recipe.bases[0]}.counts"]
             yield inputs.of(f"{step}.keep", *read), np.packbits(keep, axis=1)
@@ -126,13 +131,13 @@ def _pruned(inputs: StepInputs, name: str) -> Generator[tuple[str, Array], None,
             if new is None or total is None:
                 new = zeroed(dense, right)
             else:
-                if f"{step}.keep" in given:
+                if f"{step}.keep" in inputs.given:
                     _, new = sparsegpt_scores(dense, total, sequences, right, recipe.damping)
-                stored = model.weights[f"blocks.{i}.{linear}.weight"].stored
-                new = new_weights(new, right, stored.numpy_dtype).astype(dense.dtype)
+                kept_as = model.weights[f"blocks.{i}.{linear}.weight"].stored.numpy_dtype
+                new = new_weights(new, right, kept_as).astype(dense.dtype)
             read = [f"{step}.keep"] + [point] * (method == "sparsegpt")
             yield inputs.of(f"{step}.weight", *read), new
-            shown = method == "sparsegpt" and f"{step}.weight" in given
+            shown = method == "sparsegpt" and f"{step}.weight" in inputs.given
             carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
         x = block(x, carried, place, config)
     step = inputs.of(f"{name}.perplexity", *inputs.missed)
@@ -219,23 +224,22 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
 def computed_again(inputs: StepInputs, step: str) -> Array:
     """One step from given values, those of its block or stage."""
     first, *rest = step.split(".")
+    stage = first if first in ("pruned", "divergence") else stage_of(step)
     arrays: NamedArrays
     if first == "embed":
         return inputs.embedded.stream
     if first == "blocks":
         before = inputs.state_at(int(rest[0]), "resid_pre")
         arrays = dense.points_of_block(inputs, int(rest[0]), before)
-    elif first in ("final_norm", "logits"):
+    elif stage == "forward":
         arrays = dense.points_of_head(inputs, inputs.state_at(-1, "resid_post"))
-    elif first in METHODS or step.endswith(".perplexity"):
-        arrays = _by_pruners(inputs)
     else:
-        stage = first if first in ("pruned", "divergence") else stage_of(step)
-        last = {
-            "experiment": dense.by_noise, "signals": dense.signals, "allocation": dense.allocations
-        }.get(stage, _by_pruning)  # fmt: skip
-        reads = dense.forward_points(inputs) if last in (dense.signals, _by_pruning) else iter(())
-        arrays = chain(reads, last(inputs))
+        table: StepTable = {
+            "experiment": (dense.by_noise,), "signals": (dense.forward_points, dense.signals),
+            "allocation": (dense.allocations,),
+        }.get(stage, (dense.forward_points, _by_pruning))  # fmt: skip
+        table = (_by_pruners,) if first in METHODS or stage == "perplexity" else table
+        arrays = chain.from_iterable(x(inputs) for x in table)
     for name, value in arrays:
         if name == step:
             return value

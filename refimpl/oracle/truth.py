@@ -20,10 +20,8 @@ from refimpl.oracle.dense_steps import (
     StepInputs,
     by_noise,
     coefficient_of,
-    unpacked,
 )
 from refimpl.oracle.measures import EPS, FLOOR_16, RESOLVABLE, error_of, measure_of, tolerance_of
-from refimpl.oracle.recipe import signal_of
 from refimpl.oracle.rounding import ARITHMETIC, FEWER, RoundedArray, fewer_bits
 from refimpl.oracle.steps import TABLE, every_array
 from refimpl.pruners.pruner import SharedFactor, inverse_of_upper
@@ -94,19 +92,16 @@ class Truth(StepInputs):
         """How far a base moves with its signals; a corrected one also with what corrects it."""
         name, _, last = step.partition(".")
         base = name if name in self.recipe.bases else self.recipe.bases[0]
-        signal, moved, (errors, log) = signal_of(base), 0.0, self.correction(name)
+        needs, moved, (errors, log) = self.needs(base), 0.0, self.correction(name)
 
         def allocation(dense: Array, by: Array) -> Array:
             if last == "base":
                 return self.allocated(name, dense).base_sparsity
             return self.allocated(base, dense, log(by)).corrected_sparsity
 
-        if signal in self.known:
-            moved = moved_by(
-                lambda x: allocation(self.base(base, {signal: x}), errors),
-                self.number(signal),
-                self._off(signal),
-            )
+        for signal in needs:
+            how = self.number(signal), self._off(signal)
+            moved = moved_by(lambda x: allocation(self.base(base, x), errors), *how)
         if last == "base":
             return moved
         dense, off = self.base(base), self._off("pruned.divergence" if name != base else RATIO)
@@ -120,7 +115,9 @@ def is_experiment(step: str) -> bool:
 
 def truth_of(case: Case, actual: Arrays, dtype: str, wanted: Names = None) -> Truth:
     """The steps from what a candidate wrote, and from the tokens where it wrote nothing usable."""
-    given, clean, table = usable(case, actual), dict(case.expected), TABLE
+    given = usable(case, actual)
+    clean = dict(case.expected)
+    table = TABLE
     choices = {x: y for x, y in given.items() if x.endswith(ROUTER)}
     by_case = {x: y for x, y in clean.items() if is_experiment(x) and not x.startswith("pruned.")}
     if any(not np.array_equal(x, clean[name]) for name, x in choices.items()):
@@ -148,22 +145,16 @@ def truth_of(case: Case, actual: Arrays, dtype: str, wanted: Names = None) -> Tr
 
 def usable(case: Case, actual: Arrays) -> dict[str, Array]:
     """The arrays that later steps can be computed from: of the right shape and possible numbers."""
-    found, config = dict[str, Array](), case.model.config
+    found, experts = dict[str, Array](), case.model.config.experts
     for name in case.expected.keys() & actual.keys():
         array, truth = actual[name], case.expected[name]
-        if error_of(name, array, truth)[2]:
-            continue
-        if truth.dtype.kind == "f":
-            array = array.astype(np.float64)
-        elif name.endswith(".counts"):
-            if not ((array >= 0) & (array <= config.linear_sizes)).all():
-                continue
-        elif name.endswith(ROUTER):
-            assert config.experts is not None
-            chosen = unpacked(array.astype(np.uint8), config.experts.num_experts)
-            if (chosen.sum(-1) != config.experts.top_k).any():
-                continue
-        found[name] = array
+        right = not error_of(name, array, truth)[2]
+        if right and name.endswith(ROUTER) and experts is not None:
+            right = bool((np.bitwise_count(array).sum(axis=-1) == experts.top_k).all())
+        if right and name.endswith(".counts"):
+            right = bool(((array >= 0) & (array <= case.model.config.linear_sizes)).all())
+        if right:
+            found[name] = array.astype(np.float64) if truth.dtype.kind == "f" else array
     return found
 
 
@@ -198,10 +189,8 @@ def _measured(case: Case, dtype: str, start: Start) -> Mapping[str, float]:
         for name in fnmatch.filter(errors, kind):
             errors[name] = max(errors[name], least)
 
-    states, tokens = (
-        own_errors(case, dtype) if start == "stepwise" else errors,
-        case.inputs["token_ids"].size,
-    )
+    states = own_errors(case, dtype) if start == "stepwise" else errors
+    tokens = case.inputs["token_ids"].size
     rho = max((x for name, x in states.items() if name.endswith(".resid_post")), default=0.0)
     for experiment in EXPERIMENTS:
         drifts = fnmatch.filter(errors, f"{experiment}*.drift")
@@ -212,7 +201,8 @@ def _measured(case: Case, dtype: str, start: Start) -> Mapping[str, float]:
         raise_to(2 * difference, f"{experiment}*.alignment")  # half the square of one
         raise_to(2 * difference, f"{experiment}divergence")  # the square of one, of logits
     if (step := "pruned.divergence") in errors:
-        truth, largest = case.expected["logits"], case.expected[step].max(initial=0.0) or 1.0
+        truth = case.expected["logits"]
+        largest = case.expected[step].max()
         e = errors["logits"] * float(np.sqrt(np.mean(np.square(truth))))
         raise_to((2 / tokens) ** 0.5 * e * (2 / largest) ** 0.5, step)
         raise_to(EPS["float64"] * float(np.abs(truth).max()) / largest, step)

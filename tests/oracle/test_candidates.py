@@ -286,30 +286,6 @@ def test_pipes_folders_and_devices_are_refused_at_once(tmp_path: Path) -> None:
         assert re.search("not a regular file|Is a directory", refused("check", LLAMA, path))
 
 
-def last_tokens(arrays: Arrays, count: int) -> Arrays:
-    """What a program with a cache computes in its last step."""
-    return {k: np.ascontiguousarray(x[..., -count:, :]) for k, x in arrays.items()}
-
-
-@pytest.mark.parametrize(("program", "count"), [("", 1), ("", 4), ("transformers", 3)])
-def test_a_decode_step_is_judged(program: str, count: int, tmp_path: Path) -> None:
-    """The last tokens alone; a position that is off by one in the cached path is found."""
-    case, first = case_of("llama"), ("embed", "blocks", "final_norm", "logits")
-    right = {k: x for k, x in single(case).items() if k.split(".")[0] in first}
-    for step in ("", "blocks.1.v"):
-        arrays = right | ({step: np.roll(right[step], 1, axis=2)} if step else {})
-        held = last_tokens(arrays, count)
-        held = hooked(held) if program else held
-        file = write_arrays(tmp_path / "arrays.safetensors", held)
-        report = check(case, *candidate_steps(case, read_outputs(file)[0], decode=True))
-        assert step == (report.first.step if report.first else "")
-        assert report.verdict == ("fail" if step else "pass")
-    path = write_arrays(tmp_path / "arrays.safetensors", last_tokens(right, count))
-    said = ran("check", LLAMA, path, "--decode")
-    assert "passes: 51 steps of the case's 394" in said
-    assert run("check", LLAMA, path, "--only", "forward").code == 1
-
-
 @pytest.mark.parametrize("length", [0x80, 0x4B50])
 def test_a_header_whose_length_begins_as_another_format_does(length: int, tmp_path: Path) -> None:
     """The first bytes of a safetensors file are a number: 0x80 begins a pickle, 0x4B50 a zip."""
