@@ -13,7 +13,7 @@ from refimpl.cli.options import Group, OutputKind, argument, examples, output_op
 from refimpl.cli.terminal import say
 from refimpl.loading.samples import SAMPLES, SEQ_LEN
 from refimpl.loading.text import model_tokens
-from refimpl.oracle.case_folders import FORWARD, case_or_model
+from refimpl.oracle.case_folders import FORWARD, case_or_model, family_model
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.table import fitting, joined
 
@@ -58,7 +58,7 @@ def make(
     """Compute every step of the method on a model in float64, to check other implementations."""
     from refimpl.oracle.case import make_case  # not for --help
 
-    opened = where.read(model)
+    opened = where.read(model if model.exists() else family_model(str(model)) or model)
     tokens = model_tokens(opened, **vars(source))
     case = make_case(opened, tokens, recipe, to.output)
     text = f"{case.folder}: {len(case.expected):,} steps of {opened.name}, {tokens.source}"
@@ -104,8 +104,8 @@ def check_command(
         Path,
         argument(
             "MODEL_OR_CASE",
-            "A case's folder, or the name of a core case: llama. Or a model, whose forward is "
-            "computed on the candidate's token ids.",
+            "A case's folder, or the name of a core case: llama. Or a model, or a family such as "
+            "mixtral (a tiny random model): its forward is computed on the candidate's token ids.",
             case_or_model,
         ),
     ],

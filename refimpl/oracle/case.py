@@ -17,19 +17,22 @@ from refimpl.errors import RefimplError
 from refimpl.loading.checkpoint import read_model
 from refimpl.loading.files.documents import converted, filled, plain, reading_document
 from refimpl.loading.files.safetensors_file import SafetensorsFile, write_arrays
-from refimpl.loading.samples import Tokens
+from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.method.perturbation import noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
 from refimpl.oracle.case_folders import (
     FACTS,
+    FORWARD,
     NEXT,
     SCHEMA,
     CaseFacts,
+    CaseFolder,
     CaseTokens,
     StepFacts,
     case_folder,
+    family_model,
 )
 from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.measures import measure_of
@@ -100,6 +103,15 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
         lines[-1] = f' "steps": [\n{table}\n ]'  # a line per fact, and one per step
         (new / FACTS).write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
     return case
+
+
+def forward_case(family: str, below: Path) -> CaseFolder:
+    """Write a case of the forward of a family's tiny model: eight tokens, in a folder below one."""
+    model = read_model(family_model(family) or family)
+    make_case(
+        model, random_tokens(model.config.vocab_size, 1, 8), Recipe(only=FORWARD), below / family
+    )
+    return case_folder(below / family)
 
 
 @checked

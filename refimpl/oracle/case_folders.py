@@ -16,8 +16,9 @@ FACTS = "case.json"
 NEXT = "make the case again with refimpl case make"
 CORE = ("llama", "opt", "phi3")  # the wheel holds them, with their models: see pyproject.toml
 FORWARD = ("embed", "blocks.*", "final_norm", "logits")  # patterns of its steps
-FORWARDS = ("bloom", "gpt_oss")  # forwards alone: ALiBi; a mixture of experts with sinks
 PACKAGE = Path(__file__).parent.parent
+PLACES = PACKAGE / "fixtures", PACKAGE.parent / "fixtures"  # in the wheel; in a checkout
+FIXTURES = next(path for path in PLACES if path.is_dir())
 SCHEMA: Literal[4] = 4  # of case.json
 Size = Annotated[int, Meta(ge=1)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -88,27 +89,32 @@ def matching(steps: Iterable[str], patterns: Sequence[str]) -> list[str]:
     return [step for step in steps if any(fnmatchcase(step, pattern) for pattern in patterns)]
 
 
-def core_cases(forwards: bool = False) -> list[CaseFolder]:
-    """The cases in the wheel, or in a checkout's `fixtures/`; with those of a forward alone."""
-    inside = PACKAGE / "fixtures"
-    fixtures = inside if inside.is_dir() else PACKAGE.parent / "fixtures"
-    folders = [fixtures / "cases" / name for name in CORE]
-    folders += [fixtures / "forwards" / name for name in FORWARDS if forwards]
-    return [*map(case_folder, folders)]
+def core_cases() -> list[CaseFolder]:
+    """The cases of the whole method in the wheel, or in a checkout's `fixtures/`."""
+    return [case_folder(FIXTURES / "cases" / name) for name in CORE]
+
+
+def family_model(name: str) -> Path | None:
+    """The tiny random model, beside these cases, of a family named by its `model_type`."""
+    names = (name, name.removesuffix("_text")) if name.isidentifier() else ()
+    found = (FIXTURES / x for x in names if (FIXTURES / x / "config.json").is_file())
+    return next(found, None)
 
 
 def case_or_model(path: Path) -> Path:
     """The folder of a case: the path, or that of a core case that it names; or a model."""
-    if str(path) in (*CORE, *FORWARDS) and not (path / FACTS).is_file():
-        return next(case.path for case in core_cases(True) if case.name == str(path))
-    is_id = len(path.parts) == 2 and not path.is_absolute()
-    if not path.exists() and not is_id:
+    if (name := str(path)) in CORE and not (path / FACTS).is_file():
+        return FIXTURES / "cases" / name
+    if path.exists() or (len(path.parts) == 2 and not path.is_absolute()):  # an id
+        return path
+    if (model := family_model(name)) is None:
         raise RefimplError(
             f"{path}: no such case",
-            f"a folder with {FACTS}, or a core case: {', '.join((*CORE, *FORWARDS))}",
+            f"a folder with {FACTS}, a core case ({', '.join(CORE)}), a model, or a family such "
+            "as mixtral, which stands for a tiny random model",
             "check the path",
         )
-    return path
+    return model
 
 
 def cases_below(folder: Path) -> list[CaseFolder]:

@@ -6,14 +6,23 @@ pytest imports it at every start, so only what is called imports NumPy and the o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from refimpl.errors import RefimplError
-from refimpl.oracle.case_folders import CaseFolder, cases_below, core_cases, matching
+from refimpl.oracle.case_folders import (
+    CaseFolder,
+    cases_below,
+    core_cases,
+    family_model,
+    matching,
+)
 
 if TYPE_CHECKING:
     from refimpl.oracle.check import Report
@@ -22,6 +31,7 @@ MARKER = "refimpl(families=[...], steps=[...])"
 ARGUMENTS: Mapping[str, Sequence[str]] = {"families": (), "steps": ("*",)}
 OPTION = "--refimpl-cases"
 ADDED_CASES = pytest.StashKey[list[CaseFolder]]()
+FORWARDS = pytest.StashKey[Path]()
 
 
 class CaseFixture:
@@ -115,9 +125,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("refimpl")
     try:
         args, kwargs = (marker.args, marker.kwargs) if marker else ((), {})
-        core = core_cases("families" in kwargs)  # forwards alone are asked for by family
-        every = [*core, *metafunc.config.stash[ADDED_CASES]]
-        selected = selected_cases(args, kwargs, every)
+        selected = selected_cases(args, kwargs, metafunc.config)
     except RefimplError as error:
         text = f"{metafunc.definition.name}: {error}"
         raise pytest.Collector.CollectError(text) from error
@@ -138,7 +146,7 @@ def refimpl_case(
 
 
 def selected_cases(
-    args: Sequence[object], kwargs: Mapping[str, Any], cases: Sequence[CaseFolder]
+    args: Sequence[object], kwargs: Mapping[str, Any], config: pytest.Config
 ) -> list[tuple[CaseFolder, Sequence[str]]]:
     """The cases that a marker selects, and patterns of steps; what matches nothing is refused."""
     lists = [x for x in kwargs.values() if x and isinstance(x, list | tuple)]
@@ -150,6 +158,10 @@ def selected_cases(
             "pass lists of strings, and name the argument",
         )
     families, patterns = (tuple(kwargs.get(x, y)) for x, y in ARGUMENTS.items())
+    cases = [*core_cases(), *config.stash[ADDED_CASES]]
+    have = {case.facts.family for case in cases}
+    made = [x for x in dict.fromkeys(families) if x not in have and family_model(x)]
+    cases += [_forward_case(family, config) for family in made]
     chosen = [case for case in cases if not families or case.facts.family in families]
     if not chosen:
         raise RefimplError(
@@ -166,3 +178,13 @@ def selected_cases(
                 "correct or remove it",
             )
     return [(case, patterns) for case in chosen if matching(case.steps, patterns)]
+
+
+def _forward_case(family: str, config: pytest.Config) -> CaseFolder:
+    """A case of the forward of a family's tiny model, in a folder that the run removes."""
+    from refimpl.oracle.case import forward_case
+
+    if FORWARDS not in config.stash:
+        config.stash[FORWARDS] = Path(mkdtemp(prefix="refimpl"))
+        config.add_cleanup(partial(rmtree, config.stash[FORWARDS]))
+    return forward_case(family, config.stash[FORWARDS])

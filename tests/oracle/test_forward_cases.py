@@ -1,20 +1,24 @@
-"""The forwards that travel with the package: mixtures, sinks and ALiBi, which core cases lack."""
+"""Forwards of families: mixtures, sinks and ALiBi, which core cases lack."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
 
+from refimpl.loading.families import FAMILIES
 from refimpl.model.model import Model
-from refimpl.oracle.case import Case, read_case
-from refimpl.oracle.case_folders import FORWARDS
+from refimpl.oracle.case import Case, forward_case, read_case
+from refimpl.oracle.case_folders import family_model
 from refimpl.oracle.check import Report, check
 from refimpl.oracle.steps import steps
 
-CASES = {name: read_case(FIXTURES / "forwards" / name) for name in FORWARDS}
+
+@pytest.fixture(scope="module")
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return read_case(forward_case(request.param, tmp_path_factory.mktemp("cases")).path)
 
 
 def judged(case: Case, model: Model) -> Report:
@@ -44,14 +48,34 @@ MISTAKES: dict[str, tuple[str, Callable[[Model], Model], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", FORWARDS)
-def test_a_right_candidate_passes(name: str) -> None:
-    assert judged(CASES[name], CASES[name].model).verdict == "pass"
+TWO = ("bloom", "gpt_oss")
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_found_at_its_step(mistake: str) -> None:
-    name, change, step = MISTAKES[mistake]
-    first = judged(CASES[name], change(CASES[name].model)).first
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_a_model_in_the_package(family: str) -> None:
+    folder = family_model(family)
+    assert folder is not None
+    assert json.loads((folder / "config.json").read_text())["model_type"] == family
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(x, marks=[] if x in ("bloom", "gpt_oss") else pytest.mark.thorough)
+        for x in FAMILIES
+    ],
+    indirect=True,
+)
+def test_a_right_candidate_passes(case: Case) -> None:
+    assert judged(case, case.model).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "step"), MISTAKES.values(), ids=MISTAKES.keys(), indirect=["case"]
+)
+def test_a_mistake_is_found_at_its_step(
+    case: Case, change: Callable[[Model], Model], step: str
+) -> None:
+    first = judged(case, change(case.model)).first
     assert first is not None
     assert first.step == step

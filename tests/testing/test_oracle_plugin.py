@@ -19,8 +19,9 @@ from safetensors.numpy import load_file
 from tables import cases
 
 import refimpl
-from refimpl.oracle.case import Case, read_case
-from refimpl.oracle.case_folders import CORE, cases_below, core_cases
+from refimpl.loading.families import FAMILIES
+from refimpl.oracle.case import Case, forward_case, read_case
+from refimpl.oracle.case_folders import CORE, cases_below, core_cases, family_model
 from refimpl.testing.plugin import CaseFixture
 
 pytest_plugins = ["pytester"]
@@ -113,19 +114,22 @@ def test_the_package_registers_it() -> None:
     assert facts["project"]["entry-points"]["pytest11"] == {"refimpl": PLUGIN}
 
 
-def test_the_wheel_carries_the_core_cases() -> None:
-    """Every file a core case is read from, in at most 3 MiB, and nothing else of `fixtures/`."""
-    facts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    included = facts["tool"]["hatch"]["build"]["only-include"]
-    carried: set[Path] = set()
-    for path in (ROOT / name for name in included if name.startswith("fixtures/")):
-        carried |= {file.resolve() for file in (path.rglob("*") if path.is_dir() else [path])}
-    needed: set[Path] = set()
-    for case in core_cases(True):
+def test_the_wheel_carries_the_core_cases_and_a_model_of_each_family() -> None:
+    """Of `fixtures/`, what the patterns name: every file of a core case; at most 9 MB in all."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]
+    kept, left_out = (
+        {file for x in build[key] for file in ROOT.glob(x[1:]) if x.startswith("/fixtures")}
+        for key in ("include", "exclude")
+    )
+    files = {file for path in kept for file in (path.rglob("*") if path.is_dir() else [path])}
+    carried = {file.resolve() for file in files if not left_out & {*file.parents}}
+    for case in core_cases():
         model = read_case(case.path).model
-        needed |= {*case.path.iterdir(), model.path / "config.json", *(f.path for f in model.files)}
-    assert carried == {file.resolve() for file in needed}
-    assert sum(file.stat().st_size for file in carried) <= 3 * 2**20
+        assert carried >= {*case.path.iterdir(), *(file.path.resolve() for file in model.files)}
+    for folder in {family_model(family) for family in FAMILIES}:
+        assert folder is not None
+        assert carried >= {folder / "config.json", *folder.glob("model*.safetensors")}
+    assert sum(file.stat().st_size for file in carried) <= 9e6
     assert len({case.facts.family for case in core_cases()}) >= 2
 
 
@@ -187,7 +191,7 @@ def test_a_missing_step_fails(suite: Suite) -> None:
 def test_only_the_families_asked_for(suite: Suite) -> None:
     for path in suite.folder.glob("[!o]*"):
         path.unlink()
-    suite.run("families=['opt', 'qwen2'], steps=['embed']", passed=1)
+    suite.run("families=['opt', 'kimi_k2'], steps=['embed']", passed=1)
 
 
 @pytest.mark.parametrize(("marker", "words"), cases("testing", "markers"))
@@ -248,8 +252,10 @@ def test_fixtures_of_a_session_or_a_module_may_use_it(suite: Suite) -> None:
 
 
 def test_forwards_alone_are_asked_for_by_family(suite: Suite) -> None:
-    for case in core_cases(True)[-2:]:
-        suite.write(case.name, single(read_case(case.path)))
+    (suite.pytester.path / "made").mkdir()
+    for family in ("bloom", "gpt_oss"):
+        case = forward_case(family, suite.pytester.path / "made")
+        suite.write(family, single(read_case(case.path)))
     result = suite.run("families=['opt', 'bloom', 'gpt_oss'], steps=['embed', 'logits']", passed=3)
     assert "test_ours[gpt_oss]" in result.stdout.str()
 
