@@ -17,8 +17,8 @@ NEXT = "make the case again with refimpl case make"
 CORE = ("llama", "opt", "phi3")  # the wheel holds them, with their models: see pyproject.toml
 FORWARD = ("embed", "blocks.*", "final_norm", "logits")  # patterns of its steps
 PACKAGE = Path(__file__).parent.parent
-PLACES = PACKAGE / "fixtures", PACKAGE.parent / "fixtures"  # in the wheel; in a checkout
-FIXTURES = next(path for path in PLACES if path.is_dir())
+IN_WHEEL = PACKAGE / "fixtures"
+FIXTURES = IN_WHEEL if IN_WHEEL.is_dir() else PACKAGE.parent / "fixtures"
 SCHEMA: Literal[4] = 4  # of case.json
 Size = Annotated[int, Meta(ge=1)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
