@@ -94,14 +94,12 @@ def write_project(folder: Path, edit: tuple[str, str] = ("", "")) -> Path:
     return folder
 
 
-def project_arrays(
-    candidate: ModuleType, case: Case, dtype: str = "float32", pruners: bool = True
-) -> Arrays:
+def project_arrays(candidate: ModuleType, case: Case, dtype: str = "float32") -> Arrays:
     """The arrays of the sample project, from the tokens."""
     import torch
 
     with torch.inference_mode():
-        arrays = candidate.candidate(case.folder, getattr(torch, dtype), "cpu", pruners)
+        arrays = candidate.candidate(case.folder, getattr(torch, dtype))
     return {name: array_of(x) for name, x in arrays.items()}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-import cli_page
+import pages
 import pytest
 
 import refimpl
@@ -28,7 +28,7 @@ INTERRUPTED, REFUSED = 130, 2
 
 def promises() -> Iterator[str]:
     """Everything that is stable, a line each; the changelog names it by its last word."""
-    for name, command in cli_page.commands().items():
+    for name, command in pages.commands().items():
         yield f"command {name}"
         for parameter in command.params:
             words = [x for x in parameter.opts if x.startswith("--")] or [parameter.name.upper()]

@@ -12,8 +12,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from statistics import median
 
+import pages
 import pytest
-import records_page
 from conftest import NOT_NUMERICAL, NUMERICAL
 
 from refimpl.bases.base import Base, bases
@@ -64,7 +64,7 @@ NO_TOKENS = {
     getattr(tokenize, name)
     for name in ("NL", "NEWLINE", "INDENT", "DEDENT", "COMMENT", "ENCODING", "ENDMARKER")
 }
-TEST_LINES, TOOL_LINES = 23_300, 3_600  # of tests/ without tests/tools, and of tests/tools
+TEST_LINES, TOOL_LINES = 26_000, 2_810  # of tests/, and of tests/tools in it
 VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip
@@ -256,9 +256,8 @@ def lines_of(folder: str) -> int:
 
 
 def test_tests_and_tools_fit_into_their_budgets() -> None:
-    tools = lines_of("tests/tools")
-    assert lines_of("tests") - tools <= TEST_LINES
-    assert tools <= TOOL_LINES
+    assert lines_of("tests") <= TEST_LINES
+    assert lines_of("tests/tools") <= TOOL_LINES
 
 
 def test_fixtures_fit_into_a_checkout_that_anyone_can_hold() -> None:
@@ -352,7 +351,7 @@ def strings(module: str) -> Iterator[str]:
 
 def test_only_its_own_module_names_a_base_or_a_pruner() -> None:
     records: tuple[Base | Pruner, ...] = (*bases().values(), *pruners().values())
-    homes = {record.name: records_page.module_of(record) for record in records}
+    homes = {record.name: pages.module_of(record) for record in records}
     assert len(homes) == len(records)
     named = {
         (module, name)

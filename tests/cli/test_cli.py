@@ -15,9 +15,9 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import typer
-from cli_page import commands
 from conftest import FIXTURES
 from documents import facts
+from pages import commands
 from program import Result, ran, refused, run
 from tables import cases
 

@@ -3,22 +3,19 @@
 import re
 from pathlib import Path
 
-import examples
 import pytest
 from examples import (
     DOCSTRINGS,
     MARKDOWN,
     ROOT,
-    Block,
     blocks_to_run,
     matches,
     problems,
     reader,
-    run_python,
     run_session,
     shell,
 )
-from regions import REGION
+from pages import REGION
 from tables import cases
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -99,12 +96,6 @@ def test_a_wrong_block_is_seen(block: str, seen: str, tmp_path: Path) -> None:
     assert bool(seen) == bool(found)
 
 
-@pytest.mark.parametrize("block", ["for i in 1, 2:\n    i\n3\n", "(1,\n"])
-def test_a_block_that_no_shell_of_python_takes_is_seen(block: str) -> None:
-    with pytest.raises((SyntaxError, AssertionError)):
-        run_python(Block(1, False, "python", block), {}, "page")
-
-
 @pytest.mark.parametrize(("expected", "got", "same"), cases("docs", "compared"))
 def test_output_is_compared(expected: str, got: str, same: bool) -> None:
     assert matches(expected, got) == same
@@ -128,15 +119,6 @@ def test_a_page_runs_in_order_in_one_folder(tmp_path: Path) -> None:
     )
     found = problems(page, blocks_to_run(page))
     assert re.findall(r"page.md:(\d+): (?s:.*)No such file", found) == ["16"]
-
-
-def test_a_page_is_refreshed(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    bash = "```bash\nseq 2\n```\n```output\n1\n{}\n```"
-    text = f"Text.\n\n```console\n$ seq 3\n1\n...\n{{}}\n```\n\n{bash}\n"
-    page.write_text(text.format(4, 4))
-    examples.refresh(page)
-    assert page.read_text() == text.format(3, 2)
 
 
 def test_a_session_goes_on_in_the_names_of_the_one_before(tmp_path: Path) -> None:

@@ -4,20 +4,15 @@ import re
 import shlex
 
 import pytest
-from cli_page import PAGE, commands, texts
 from conftest import FIXTURES
-from regions import regions
+from pages import DOCS, ROOT, commands
 
 from refimpl import read_model
 from refimpl.model.config import BLOCK_EMBED, LINEARS, NORMS, BlockKind
 from refimpl.model.forward import MIXERS, forward
 from refimpl.model.position_tables import Rope
 
-REFERENCE = PAGE.parent
-
-
-def test_the_page_of_the_commands_is_the_programs() -> None:
-    assert regions(PAGE.read_text("utf-8")) == texts(), "run python tests/tools/cli_page.py"
+REFERENCE = DOCS / "reference"
 
 
 @pytest.mark.parametrize("name", commands())
@@ -55,9 +50,9 @@ def test_the_page_of_names_lists_trace_points_in_order() -> None:
 
 
 def test_every_function_on_the_walks_through_the_code_exists() -> None:
-    page = (PAGE.parents[1] / "explanation" / "architecture.md").read_text("utf-8")
+    page = (DOCS / "explanation" / "architecture.md").read_text("utf-8")
     walks = re.findall(r"^\| `(refimpl/[\w/]+\.py)`, `(\w+)` \|", page, re.MULTILINE)
     assert len(walks) > 20
     for path, name in walks:
-        source = (PAGE.parents[2] / path).read_text("utf-8")
+        source = (ROOT / path).read_text("utf-8")
         assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), (path, name)

@@ -1,4 +1,4 @@
-"""Pages say what the records say; the examples of records work from a package of their own."""
+"""The examples of records work from a package of their own."""
 
 import os
 import re
@@ -7,14 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from records_page import DOCS, pages
+from pages import DOCS
 
 LONGEST = 30  # lines of an example
-
-
-@pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
-def test_pages_say_what_the_records_say(path: Path) -> None:
-    assert path.read_text("utf-8") == pages()[path], "run python tests/tools/records_page.py"
 
 
 COMMANDS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FIXTURES
-from tools.regions import fill, regions
+from tools.pages import fill, regions
 
 from refimpl.bench.cells import Comparison, read_bench
 from refimpl.bench.tables import Summary, change, percent, perplexity_of, summaries

@@ -2,13 +2,12 @@
 
 import ast
 import re
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from examples import ROOT
-from regions import regions
-from tutorial_sources import PAGES, filled, named
+from pages import TUTORIAL as PAGES
+from pages import named, regions
 
 LESSONS = [page for page in PAGES if page.name[0].isdigit()]
 SIDE = [page for page in PAGES if page not in LESSONS and page.name != "index.md"]
@@ -16,9 +15,8 @@ FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("page", [*LESSONS, *SIDE], ids=lambda page: page.stem)
-def test_the_code_is_not_typed(page: Path) -> None:
+def test_the_code_is_in_regions(page: Path) -> None:
     text = page.read_text("utf-8")
-    assert filled(text) == text, "run python tests/tools/tutorial_sources.py"
     shown_regions = regions(text)
     assert text.count("<!-- source ") == len(shown_regions) == text.count("<!-- end -->")
     assert page in SIDE or all(x.startswith("source pico.") for x in shown_regions)
@@ -39,23 +37,8 @@ def test_the_answer_on_the_first_page_is_what_a_later_one_prints() -> None:
     assert table in "".join(text for _, text in FENCED.findall(later))
 
 
-def test_the_pages_are_listed_and_each_leads_to_the_next() -> None:
-    assert [page.name[0] for page in LESSONS] == list("012345678")
-    index = (ROOT / "docs" / "tutorial" / "index.md").read_text("utf-8")
-    assert re.findall(r"^\d\. \[.*?\]\((.*?\.md)\)", index, re.M) == [x.name for x in LESSONS]
-    for page, following in pairwise(LESSONS):
-        assert "Next: [" in (last := page.read_text("utf-8").splitlines()[-1])
-        assert last.endswith(f"]({following.name})")
-
-
 def test_every_exercise_has_a_stub_on_a_page_and_is_graded() -> None:
     texts = "".join(page.read_text("utf-8") for page in LESSONS)
     stubs = re.findall(r"^def (\w+)\(.*\n    \.\.\.\n\ngrade\(\1\)$", texts, re.M)
     assert stubs == [*named("grade.EXERCISES")]
     assert len(stubs) == 12
-
-
-def test_the_tutorial_does_not_grow() -> None:
-    """Words of all pages without code: 7,000 is the limit."""
-    texts = (re.sub(r"^```.*?^```$", "", x.read_text("utf-8"), flags=re.M | re.S) for x in PAGES)
-    assert sum(len(text.split()) for text in texts) <= 6_000

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_page import commands
 from conftest import FIXTURES
+from pages import commands
 from program import ran, refused
 
 SMALL = ("--samples", "1", "--seq-len", "6")

@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from regions import fill
+from pages import fill
 
 import refimpl
 from refimpl.loading.samples import Tokens, id_windows, random_tokens
@@ -278,14 +278,8 @@ def number(value: float) -> str:
 
 def table(results: dict[str, Any]) -> str:
     """A line for each row: how many times as much the other side takes, and what both take."""
-    heads = [
-        "what",
-        "input",
-        "against",
-        *(f"{name}, ratio" for name in results),
-        "refimpl",
-        "other",
-    ]
+    ratio_heads = (f"{name}, ratio" for name in results)
+    heads = ["what", "input", "against", *ratio_heads, "refimpl", "other"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for key in map(key_of, ROWS):
         for unit, what in (("seconds", "time"), ("MB", "memory")):

@@ -1,10 +1,13 @@
 """Mutants: which small changes of the code no test notices.
 
-    python tests/tools/mutants.py 100 1 2                  # mutants, seed, jobs
+    python tests/tools/mutants.py 100 1 2 FOLDER           # mutants, seed, jobs; what is kept
 
-It needs pytest-cov. The default tests, or those of further words, run once to learn which of them
-execute a line. Each mutant then runs in a clone: first the quickest tests that execute its line,
-then, if it survives, all others. Tests of the code's own text do not count.
+A clone of the last commit in FOLDER has all mutants, each behind a switch. The default tests run
+once with all switches off, to learn which of them reach a mutant. Then pytest starts once for many
+mutants: for each it forks, turns a switch, and runs the quickest tests that reach it; survivors
+meet the rest of these tests' files, then all other tests, and the thorough ones. A mutant of what
+an import computes gets a pytest of its own. The same command goes on where it was stopped. Tests
+of the code's own text do not count.
 """
 
 import ast
@@ -13,11 +16,16 @@ import json
 import os
 import random
 import re
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +38,25 @@ PAIRS: list[tuple[Any, Any]] = [
     (ast.And, ast.Or),
 ]  # fmt: skip
 OTHER = dict(PAIRS) | {b: a for a, b in PAIRS} | {ast.Pow: ast.Mult, ast.FloorDiv: ast.Mult}
-TEXTS = (ast.Raise, ast.JoinedStr)  # messages stay
-FAILED = r"^(?:FAILED|ERROR) (\S+)"
-FIRST = 40  # tests
+LEFT = (ast.Raise, ast.JoinedStr, ast.pattern)  # messages and patterns stay
+QUICK = 20.0  # seconds of the tests that every mutant meets
+STAGES = ("quick", "files", "others", "thorough")
+SWITCH = """
+import os, sys
+ACTIVE, SEEN = int(os.environ.get("MUTANT", -1)), os.environ.get("MUTANTS_SEEN")
+known = set()
+def on(number):
+    test = SEEN and os.environ.get("PYTEST_CURRENT_TEST", "")
+    if SEEN and (number, test) not in known and (test or "pytest" in sys.modules):
+        known.add((number, test))
+        with open(SEEN, "a") as file:
+            file.write(f"{number} {test}\\n")
+    return number == ACTIVE
+"""
+FAILURES: list[str] = []
 
 
-def changed(node: ast.AST) -> tuple[str, ast.AST] | None:
+def changed(node: ast.AST) -> tuple[str, Any] | None:
     """What a node becomes: a kind of change, and the new node."""
     new: Any = copy.deepcopy(node)
     match new:
@@ -60,106 +81,228 @@ def changed(node: ast.AST) -> tuple[str, ast.AST] | None:
     return None
 
 
-def mutants(path: Path) -> list[dict[str, Any]]:
-    """All mutants of a file: what stands where, and what takes its place."""
-    lines, found = path.read_bytes().splitlines(keepends=True), list[dict[str, Any]]()
+def mutants(file: str) -> list[dict[str, Any]]:
+    """All mutants of a file: the node, what takes its place, and whether an import computes it."""
+    found: list[dict[str, Any]] = []
 
-    def visit(node: Any) -> None:
+    def visit(node: Any, imported: bool) -> None:
         if change := changed(node):
-            begin = len(b"".join(lines[: node.lineno - 1])) + node.col_offset
-            end = len(b"".join(lines[: node.end_lineno - 1])) + node.end_col_offset
-            text = ast.unparse(ast.fix_missing_locations(change[1]))
-            text = f"({text})" if isinstance(change[1], ast.expr) else text
-            place = {"file": str(path.relative_to(ROOT)), "line": node.lineno, "kind": change[0]}
-            was = b"".join(lines)[begin:end]
-            found.append(place | {"was": was, "new": text, "begin": begin})
-        for child in [] if isinstance(node, TEXTS) else ast.iter_child_nodes(node):
-            if child not in (getattr(node, "annotation", None), getattr(node, "returns", None)):
-                visit(child)
+            texts = dict(zip(("was", "new"), map(ast.unparse, (node, change[1])), strict=True))
+            place = {"file": file, "line": node.lineno, "kind": change[0], "imported": imported}
+            found.append(place | texts | {"node": node})
+        for name, value in ast.iter_fields(node) if not isinstance(node, LEFT) else ():
+            inside = name == "body" and isinstance(node, ast.FunctionDef | ast.Lambda)
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST) and name not in ("annotation", "returns"):
+                    visit(child, imported and not inside)
 
-    visit(ast.parse(path.read_bytes()))
-    return found
+    tree = ast.parse((ROOT / file).read_bytes())
+    visit(tree, True)
+    return [x | {"tree": tree} for x in found]
+
+
+def drawn(count: int, seed: int) -> list[dict[str, Any]]:
+    """Different mutants of all packages, evenly by kind."""
+    kinds, draw = defaultdict(list), random.Random(seed)
+    for path in sorted(x for name in PACKAGES for x in (ROOT / "refimpl" / name).rglob("*.py")):
+        for mutant in mutants(str(path.relative_to(ROOT))):
+            kinds[mutant["kind"]].append(mutant)
+    chosen = (kinds[draw.choice(sorted(kinds))] for _ in range(count))
+    return [some.pop(draw.randrange(len(some))) for some in chosen]
+
+
+class Switches(ast.NodeTransformer):
+    """Puts the chosen nodes behind switches."""
+
+    def __init__(self, numbers: dict[Any, int]) -> None:
+        self.numbers = numbers
+
+    def visit(self, node: Any) -> Any:
+        new = changed(node) if node in self.numbers else None
+        old = self.generic_visit(node)
+        if new is None:
+            return old
+        test = ast.parse(f"_mutant({self.numbers[node]})", mode="eval").body
+        if isinstance(node, ast.stmt):
+            return ast.If(test, [new[1]], [old])
+        if isinstance(node, ast.keyword):
+            return ast.keyword(node.arg, ast.IfExp(test, new[1].value, old.value))
+        return ast.IfExp(test, new[1], old)
+
+
+def write(tree: Path, chosen: list[dict[str, Any]]) -> None:
+    """A clone with the mutants."""
+    subprocess.run(["git", "clone", "-q", ROOT, tree], check=True)
+    (tree / "refimpl/mutant_switch.py").write_text(SWITCH)
+    for file in {x["file"] for x in chosen}:
+        own = {x["node"]: i for i, x in enumerate(chosen) if x["file"] == file}
+        (module,) = {x["tree"] for x in chosen if x["file"] == file}
+        new = Switches(own).visit(copy.copy(module))
+        first = next(
+            i for i, x in enumerate(new.body) if isinstance(x, ast.Import | ast.ImportFrom)
+        )
+        new.body[first:first] = ast.parse("from refimpl.mutant_switch import on as _mutant").body
+        (tree / file).write_text(ast.unparse(ast.fix_missing_locations(new)))
 
 
 def unit(nodeid: str) -> str:
-    """What runs together: a test, or all of a page or docstrings, whose parts follow each other."""
+    """What runs together: a test, or all of a page, whose parts follow each other."""
     return nodeid if nodeid.startswith("tests/") else nodeid.partition("::")[0]
 
 
-def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """As a plugin: run those tests alone that are listed, in this order."""
-    if file := os.environ.get("MUTANTS"):
-        order = {name: i for i, name in enumerate(json.loads(Path(file).read_text()))}
-        listed = (item for item in items if unit(item.nodeid) in order)
-        items[:] = sorted(listed, key=lambda item: order[unit(item.nodeid)])
+def pytest_runtest_logreport(report: Any) -> None:
+    """As a plugin: keep what fails."""
+    if report.failed:
+        FAILURES.append(unit(report.nodeid))
 
 
-def run(tree: Path, words: list[str], **variables: str) -> tuple[int, str]:
-    """The exit code of pytest in a tree, and what it printed; 124 if it takes too long."""
-    paths = f"{tree}{os.pathsep}{tree}/tests/tools"
+def pytest_runtestloop(session: Any) -> bool | None:
+    """As a plugin: run the listed tests for each mutant in a fork, and write what noticed it.
+
+    Number -1 is no mutant; what fails with it is not counted.
+    """
+    if "MUTANTS" not in os.environ or session.testsfailed:
+        return None
+    asked, out = json.loads(Path(os.environ["MUTANTS"]).read_text()), set[str]()
+    for number, tests, limit in asked["jobs"]:
+        order = {name: i for i, name in enumerate(tests)}
+        items = [x for x in session.items if unit(x.nodeid) not in out]
+        if tests:
+            items = [x for x in items if unit(x.nodeid) in order]
+            items.sort(key=lambda item: order[unit(item.nodeid)])
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+            child = os.fork()
+            if not child:
+                _child(session.config, items, number, limit, Path(scratch))
+            code = os.waitstatus_to_exitcode(os.wait4(child, 0)[1])
+            with suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+            failed = Path(scratch, "failed").read_text().split("\n")[:-1] if code == 1 else []
+        assert code != 99, "the child did not get to its tests' end"
+        out |= {*failed} if number < 0 else set()
+        result = {"number": number, "stage": asked["stage"]}
+        result["why"] = "" if code == 0 else " ".join(failed) or f"signal {-code}"
+        with open(asked["results"], "a") as file:
+            file.write(json.dumps(result) + "\n")
+    return True
+
+
+def _child(config: Any, items: list[Any], number: int, limit: int, scratch: Path) -> None:
+    """Run tests with a mutant, until one fails; without one, all. Never returns."""
+    code = 99
+    try:
+        os.setsid()
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+        signal.alarm(5400)
+        new = {"MUTANT": str(number), "PYTEST_DEBUG_TEMPROOT": str(scratch)}
+        os.environ |= new | {"REFIMPL_MADE_CASES": str(scratch)}
+        getattr(sys.modules.get("processes"), "ENV", {}).update(os.environ)
+        vars(import_module("refimpl.mutant_switch"))["ACTIVE"] = number
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if FAILURES and number >= 0:
+                break
+        (scratch / "failed").write_text("".join(f"{name}\n" for name in FAILURES))
+        code = 1 if FAILURES else 0
+    finally:
+        os._exit(code)
+
+
+def run(tree: Path, words: list[str], **variables: str) -> str:
+    """What pytest prints in a tree."""
+    paths = f"{tree}{os.pathsep}{ROOT}/tests/tools"
     env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | variables
-    command = ["timeout", "1500", sys.executable, "-m", "pytest", "-q", "-p", "mutants"]
-    done = subprocess.run([*command, *words], cwd=tree, env=env, capture_output=True, text=True)
-    return done.returncode, done.stdout
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "mutants", *words]
+    return subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True).stdout
 
 
-def noticed(tree: Path, mutant: dict[str, Any], tests: Counter[str], near: set[str]) -> str:
-    """The first test that fails with a mutant, or nothing; those `near` execute its line."""
-    path, begin, was = tree / mutant["file"], mutant["begin"], mutant["was"]
-    order, old = sorted(tests, key=lambda x: (x not in near, tests[x])), path.read_bytes()
-    path.write_bytes(old[:begin] + mutant["new"].encode() + old[begin + len(was) :])
-    os.utime(path, (begin + len(was),) * 2)  # or a module compiled in this second may be taken
-    middle = min(FIRST, len(near & tests.keys()))
-    for some in filter(None, (order[:middle], order[middle:])):
-        listed = tree.with_suffix(".json")
-        listed.write_text(json.dumps(some))
-        alone = ["-x", "-n", "0", "-p", "no:cacheprovider"]
-        files = {name.partition("::")[0] for name in some}
-        code, out = run(tree, [*alone, *files], MUTANTS=str(listed))
-        if code not in (0, 5):
-            break
-    path.write_bytes(old)
-    failed = re.search(FAILED, out, re.MULTILINE)
-    return "" if code in (0, 5) else failed[1] if failed else f"exit code {code}"
-
-
-def main(count: int, seed: int, jobs: int, *paths: str) -> None:
-    """Draw mutants, evenly by kind; run them, and print a table."""
-    kinds, draw, tests = defaultdict(list), random.Random(seed), Counter[str]()
-    for path in sorted(x for name in PACKAGES for x in (ROOT / "refimpl" / name).rglob("*.py")):
-        for mutant in mutants(path):
-            kinds[mutant["kind"]].append(mutant)
-    drawn = [draw.choice(kinds[draw.choice(sorted(kinds))]) for _ in range(count)]
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(jobs) as pool:
-        words = ["--cov=refimpl", "--cov-context=test", "--cov-report=", "-n", str(jobs), "-vv"]
-        words += ["--durations=0", "--durations-min=0", *paths]
-        out = run(ROOT, words, COVERAGE_FILE=f"{scratch}/lines")[1]
-        fail = {unit(x) for x in re.findall(FAILED, out, re.MULTILINE)}  # without any change
+def learn(folder: Path, jobs: int, paths: list[str]) -> dict[str, float]:
+    """The seconds of each test that passes; which mutants they reach is in `folder/seen`."""
+    kept, seconds = folder / "tests.json", Counter[str]()
+    if not kept.exists():
+        words = ["-n", str(jobs), "-vv", "--durations=0", "--durations-min=0", *paths]
+        out = run(folder / "tree", words, MUTANTS_SEEN=f"{folder}/seen")
+        fail = {unit(x) for x in re.findall(r"^(?:FAILED|ERROR) (\S+)", out, re.MULTILINE)}
+        print(f"fail without any change: {sorted(fail)}\n", flush=True)
         for took, name in re.findall(r"^([\d.]+)s (?:call|setup|teardown) +(\S.*)$", out, re.M):
             if not name.startswith(NOT_COUNTED) and unit(name) not in fail:
-                tests[unit(name)] += float(took)
-        lines = CoverageData(f"{scratch}/lines")
-        lines.read()
-        print(f"{len(tests)} tests; these fail without any change: {sorted(fail)}\n")
-        print("| place | kind | was | is | noticed by |\n|---|---|---|---|---|", flush=True)
+                seconds[unit(name)] += float(took)
+        kept.write_text(json.dumps(seconds))
+    found: dict[str, float] = json.loads(kept.read_text())
+    return found
 
-        def judged(job: int) -> int:
-            tree, left = Path(scratch, f"tree{job}"), 0
-            subprocess.run(["git", "clone", "-q", ROOT, tree], check=True)
-            for mutant in drawn[job::jobs]:
-                file, line = mutant["file"], mutant["line"]
-                near = lines.contexts_by_lineno(str(ROOT / file)).get(line, [])
-                why = noticed(tree, mutant, tests, {unit(x.rpartition("|")[0]) for x in near})
-                was, left = " ".join(mutant["was"].decode().split()), left + (not why)
-                cells = [f"{file}:{line}", mutant["kind"], was, mutant["new"], why or "**nothing**"]
-                print("|", " | ".join(x.replace("|", "\\|")[:90] for x in cells), "|", flush=True)
-            return left
 
-        left = sum(pool.map(judged, range(jobs)))
-    print(f"\n{count - left} of {count} noticed")
+def tests_of(stage: str, seconds: dict[str, float], near: set[str]) -> list[str]:
+    """The tests of a stage, the quickest first; `near` reach the mutant."""
+    order = sorted(seconds, key=lambda name: seconds[name])
+    files, own = {name.partition("::")[0] for name in near}, [x for x in order if x in near]
+    totals = accumulate(seconds[x] for x in own)
+    quick = [x for x, took in zip(own, totals, strict=True) if took < QUICK]
+    beside = [x for x in order if x.partition("::")[0] in files and x not in quick]
+    others = [x for x in order if x.partition("::")[0] not in files]
+    return {"quick": quick, "files": beside, "others": others, "thorough": []}[stage]
+
+
+def main(count: int, seed: int, jobs: int, folder: Path, *paths: str) -> None:
+    """Draw mutants, run them stage by stage, and print what noticed each."""
+    chosen, results = drawn(count, seed), folder / "results.jsonl"
+    if not folder.exists():
+        write(folder / "tree", chosen)
+    seconds, near = learn(folder, jobs, [*paths]), defaultdict[int, set[str]](set)
+    results.touch()
+    for line in (folder / "seen").read_text().splitlines():
+        number, _, test = line.partition(" ")
+        name, _, phase = test.rpartition(" ")
+        chosen[int(number)]["imported"] |= not test
+        near[int(number)].add(unit(name) if phase == "(call)" else name.partition("::")[0])
+    for number, mutant in enumerate(chosen):
+        package = "/".join(["tests", *mutant["file"].split("/")[1:2]])
+        files = {x for x in near[number] if "::" not in x} if not mutant["imported"] else {package}
+        near[number] |= {x for x in seconds for y in files - {""} if x.startswith(y)}
+
+    def judge(stage: str, numbers: list[int]) -> None:
+        rows = [(i, tests_of(stage, seconds, near[i])) for i in numbers]
+        rows = [(i, tests) for i, tests in rows if tests or stage == STAGES[-1]]
+        if not rows:
+            return
+        every = [x for x in seconds if any(x in tests for _, tests in rows)]
+        rows = [(-1, every), *rows] if rows[1:] else rows
+        limits = [100 + 10 * int(sum(seconds[x] for x in tests or seconds)) for _, tests in rows]
+        asked = {"stage": stage, "results": str(results)}
+        asked["jobs"] = [(*row, limit) for row, limit in zip(rows, limits, strict=True)]
+        listed = folder / f"{stage}-{numbers[0]}.json"
+        listed.write_text(json.dumps(asked))
+        words = ["-n", "0", "-p", "no:cacheprovider"]
+        words += sorted({x.partition("::")[0] for x in every}) or ["-m", "thorough", "tests"]
+        alone = str(rows[0][0])
+        out = run(folder / "tree", words, MUTANTS=str(listed), MUTANT=alone)
+        if all((i, stage) not in done(results) for i in numbers):  # nothing could be imported
+            last = {"number": numbers[0], "stage": stage, "why": out[-300:]}
+            with results.open("a") as file:
+                file.write(json.dumps(last) + "\n")
+
+    left = [*range(count)]
+    for stage in STAGES:
+        todo = [i for i in left if (i, stage) not in done(results)]
+        shared = [i for i in todo if not chosen[i]["imported"]]
+        groups = [[i] for i in todo if i not in shared] + [shared[j::jobs] for j in range(jobs)]
+        with ThreadPoolExecutor(jobs) as pool:
+            [*pool.map(lambda group, stage=stage: judge(stage, group), filter(None, groups))]
+        left = [i for i in left if not done(results).get((i, stage))]
+        print(f"left after {stage}: {len(left)} of {count}: {left}", flush=True)
+    print("\n| place | kind | was | is | noticed by |\n|---|---|---|---|---|")
+    why = {i: x for (i, _), x in done(results).items() if x}
+    for i, x in enumerate(chosen):
+        cells = [f"{x['file']}:{x['line']}", x["kind"], x["was"], x["new"]]
+        cells = [" ".join(y.split()).replace("|", "\\|")[:90] for y in cells]
+        print("|", " | ".join([*cells, why.get(i, "**nothing**")[:120]]), "|")
+
+
+def done(results: Path) -> dict[tuple[int, str], str]:
+    """What noticed each mutant in each stage that it has had."""
+    lines = map(json.loads, results.read_text().splitlines())
+    return {(x["number"], x["stage"]): x["why"] for x in lines}
 
 
 if __name__ == "__main__":
-    from coverage import CoverageData
-
-    main(*map(int, sys.argv[1:4]), *sys.argv[4:])
+    main(*map(int, sys.argv[1:4]), Path(sys.argv[4]).absolute(), *sys.argv[5:])

@@ -24,15 +24,12 @@ from pathlib import Path
 from random import Random
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), *map(str, HERE.parents[:3])]
-os.environ |= {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "fuzz"), *map(str, HERE.parents[:3])]
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+os.environ |= {"HF_HUB_CACHE": "hub", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 import own_records  # noqa: E402
 import typer  # noqa: E402
-from hub_server import Hub, serving  # noqa: E402
 from mutators import KINDS  # noqa: E402
 from regressions import REGRESSIONS  # noqa: E402
 from server import CPU, MEMORY, Left, adopt_orphans, run_forked  # noqa: E402
@@ -41,12 +38,10 @@ from targets import (  # noqa: E402
     commands,
     file_case,
     good_cases,
-    hub_case,
     kind_cases,
     make_folder,
     option_case,
     record_case,
-    serve,
 )
 
 MESSAGE = re.compile(r"error: [^\n]+\n(  [^\n]+\n)*expected: [^\n]+\nnext: [^\n]+\n")
@@ -58,13 +53,7 @@ LATE = (  # what commands import when they need it
     *("huggingface_hub.file_download", "huggingface_hub.utils.tqdm"),
     *("importlib.readers", "typer.rich_utils"),
 )
-ENVIRONMENT = {
-    "HF_HUB_CACHE": "hub", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1",
-    # As `loading/files/hub.py` sets before it imports the library, which is imported here before.
-    # Without the second, the library asks the server for one more document, and reads all of it.
-    "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-}  # fmt: skip
-SHARES = {option_case: 0.3, hub_case: 0.03, record_case: 0.12}  # the other cases change files
+SHARES = {option_case: 0.3, record_case: 0.12}  # the other cases change files
 SLOW = 0.04  # share of slow ones
 
 
@@ -100,9 +89,8 @@ def faults(case: FuzzCase, left: Left, before: dict, after: dict) -> list[str]:
     new = sorted(n for n in after.keys() - before.keys())
     outputs = {os.path.normpath(word) for word in case.words}
     outputs |= {f"{word}.data" for word in outputs}
-    outputs |= {"hub"} if case.tamper else set()  # the cache
     outputs |= {".out.part", "bench"} if case.record else set()  # what a next run continues
-    spoils = left.code == 2 and not (case.tamper or case.record)
+    spoils = left.code == 2 and not case.record
     inside = {n for n in [*changed, *new] if not outputs & {n, *map(str, Path(n).parents)}}
     replaces = "--force" in case.words or case.words[:1] == ["bench"]  # which continues
     found = {
@@ -126,8 +114,8 @@ def faults(case: FuzzCase, left: Left, before: dict, after: dict) -> list[str]:
 class Scratch:
     """A copy of the folder of good inputs, in which cases run one after the other."""
 
-    def __init__(self, folder: Path, hub: Hub) -> None:
-        self.folder, self.copy, self.hub = folder, folder.with_name("case"), hub
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.copy = folder, folder.with_name("case")
         self.before: dict[str, tuple[object, ...]] = {}
         self.made: tuple[int, bytes, bytes] = (0, b"", b"")  # code, output and weights of the last
 
@@ -147,7 +135,6 @@ class Scratch:
             shutil.copytree(self.folder, self.copy, symlinks=True, copy_function=copied)
             self.before = state(self.copy)
         before, path = self.before, self.copy / (case.file or "")
-        self.hub.tamper = case.tamper or (lambda reply: None)
         if case.file is not None:
             path.unlink()
             if case.mutator in KINDS:
@@ -219,16 +206,14 @@ def main() -> int:
     parser.add_argument("--kinds", action="store_true", help="run `kind_cases` instead")
     parser.add_argument("--good", action="store_true", help="run `good_cases` instead")
     asked = parser.parse_args()
-    fixed = [*REGRESSIONS] * asked.regressions + kind_cases() * asked.kinds
-    fixed += good_cases() * asked.good
-    numbers = range(len(fixed) or asked.cases) if asked.only is None else [asked.only]
     counts, codes, failed, started = Counter(), Counter(), 0, time.monotonic()
     slowest, largest = 0.0, 0
-    with tempfile.TemporaryDirectory() as parent, serving(Path(parent) / "home") as hub:
-        os.environ |= ENVIRONMENT
+    with tempfile.TemporaryDirectory() as parent:
         folder = prepare(Path(parent))
-        serve(hub, folder)
-        scratch = Scratch(folder, hub)
+        fixed = [*REGRESSIONS] * asked.regressions + good_cases() * asked.good
+        fixed += kind_cases(folder) if asked.kinds else []
+        numbers = range(len(fixed) or asked.cases) if asked.only is None else [asked.only]
+        scratch = Scratch(folder)
         for number in numbers:
             case = fixed[number] if fixed else case_of(number, asked.seed, folder)
             wrong, left = scratch.judged(case)
@@ -242,12 +227,9 @@ def main() -> int:
                 known |= {"words": case.words, "file": case.file, "mutator": case.mutator}
                 shown = known | {"record": case.record, "err": err}
                 print(json.dumps(shown), flush=True)
-    minutes = (time.monotonic() - started) / 60
-    print(
-        f"{sum(counts.values()):,} cases in {minutes:.1f} min, {failed} failures; "
-        f"exit codes {dict(sorted(codes.items()))}; at most {slowest:.1f} s and {largest} MiB; "
-        f"cases by mutator {dict(counts)}"
-    )
+    took = f"{sum(counts.values()):,} cases in {(time.monotonic() - started) / 60:.1f} min"
+    print(f"{took}, {failed} failures; exit codes {dict(sorted(codes.items()))}; at most")
+    print(f"{slowest:.1f} s and {largest} MiB; cases by mutator {dict(counts)}")
     return 1 if failed else 0
 
 

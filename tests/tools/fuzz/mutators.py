@@ -26,9 +26,8 @@ ODD: list[Any] = [
 def flip(data: bytes, random: Random) -> bytes:
     """Flip some bits."""
     changed = bytearray(data)
-    for _ in range(random.choice((1, 1, 2, 8, 64))):
-        if changed:
-            changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
+    for _ in range(random.choice((1, 1, 2, 8, 64)) if data else 0):
+        changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
     return bytes(changed)
 
 
@@ -37,35 +36,18 @@ def flip_front(data: bytes, random: Random) -> bytes:
     return flip(data[:256], random) + data[256:]
 
 
-def truncate(data: bytes, random: Random) -> bytes:
-    """Keep a part from the start."""
-    return data[: random.choice((0, 1, 7, 8, 9, random.randrange(len(data) + 1)))]
-
-
-def insert(data: bytes, random: Random) -> bytes:
-    """Insert bytes somewhere."""
-    piece = random.choice((b"\x00", b"\xff" * 8, b"\x1b[31m", random.randbytes(16), b"\n" * 1000))
-    at = random.randrange(len(data) + 1)
-    return data[:at] + piece + data[at:]
-
-
-def drop(data: bytes, random: Random) -> bytes:
-    """Remove bytes somewhere."""
-    at = random.randrange(len(data) + 1)
-    return data[:at] + data[at + random.choice((1, 4, 8, 100)) :]
-
-
-def repeat(data: bytes, random: Random) -> bytes:
-    """Say a part twice."""
+def splice(data: bytes, random: Random) -> bytes:
+    """Cut, repeat, insert or overwrite somewhere."""
     a, b = sorted(random.randrange(len(data) + 1) for _ in range(2))
-    return data[:b] + data[a:]
-
-
-def overwrite(data: bytes, random: Random) -> bytes:
-    """Overwrite eight bytes with an extreme number."""
-    at = random.randrange(max(1, len(data) - 8))
+    piece = random.choice((b"\x00", b"\xff" * 8, b"\x1b[31m", random.randbytes(16), b"\n" * 1000))
     value = random.choice((0, 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1))
-    return data[:at] + struct.pack("<Q", value) + data[at + 8 :]
+    return random.choice((
+        data[: random.choice((0, 1, 7, 8, 9, a))],
+        data[:a] + data[a + random.choice((1, 4, 8, 100)) :],
+        data[:b] + data[a:],
+        data[:a] + piece + data[a:],
+        data[:a] + struct.pack("<Q", value) + data[a + 8 :],
+    ))  # fmt: skip
 
 
 def nest(data: bytes, random: Random) -> bytes:
@@ -87,16 +69,8 @@ def other_kind(data: bytes, random: Random) -> bytes:
 
 
 BYTES: tuple[Callable[[bytes, Random], bytes], ...] = (
-    flip, flip_front, truncate, insert, drop, repeat, overwrite, nest, other_kind,
+    flip, flip_front, splice, splice, splice, splice, splice, nest, other_kind,
 )  # fmt: skip
-
-
-def sparse(path: Path, good: Path) -> None:
-    """A file that begins as it should and goes on with zeros, which take no room."""
-    path.write_bytes(good.read_bytes())
-    os.truncate(path, 1 << 31 if good.suffix == ".gguf" else 1 << 40)  # cases digest GGUF files
-
-
 KINDS: dict[str, Callable[[Path, Path], object]] = {  # what is at a path, in place of a good file
     "pipe": lambda path, good: os.mkfifo(path),
     "socket": lambda path, good: os.mknod(path, stat.S_IFSOCK | 0o600),
@@ -107,8 +81,14 @@ KINDS: dict[str, Callable[[Path, Path], object]] = {  # what is at a path, in pl
     "link to an endless device": lambda path, good: path.symlink_to("/dev/zero"),
     "link to an empty device": lambda path, good: path.symlink_to("/dev/null"),
     "link to a terminal": lambda path, good: path.symlink_to("/dev/tty"),
-    "sparse": sparse,
+    "sparse": lambda path, good: sparse(path, good),
 }
+
+
+def sparse(path: Path, good: Path) -> None:
+    """A file that begins as it should and goes on with zeros, which take no room."""
+    path.write_bytes(good.read_bytes())
+    os.truncate(path, 1 << 31 if good.suffix == ".gguf" else 1 << 40)  # cases digest GGUF files
 
 
 def changed_json(value: Any, random: Random) -> Any:
@@ -116,43 +96,37 @@ def changed_json(value: Any, random: Random) -> Any:
     value = copy.deepcopy(value)
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         if not isinstance(value, dict | list) or not value or random.random() < 0.02:
-            value = _odd(random)
-            continue
-        _change_inside(value, random)
+            value = copy.deepcopy(random.choice(ODD))
+        else:
+            _change_inside(value, random)
     return value
-
-
-def _odd(random: Random) -> Any:
-    """One of the odd values, as a copy: the next change may be inside of it."""
-    return copy.deepcopy(random.choice(ODD))
 
 
 def _change_inside(holder: Any, random: Random) -> None:
     """Change something somewhere below a list or an object."""
     while True:
-        keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+        keys = [*(holder if isinstance(holder, dict) else range(len(holder)))]
         key = random.choice(keys)
         inner = holder[key]
-        if isinstance(inner, dict | list) and inner and random.random() < 0.85:
-            holder = inner
-            continue
-        break
-    how = random.randrange(7)
-    if how == 0:
+        if not isinstance(inner, dict | list) or not inner or random.random() > 0.85:
+            break
+        holder = inner
+    odd = copy.deepcopy(random.choice(ODD))  # the next change may be inside of it
+    other = copy.deepcopy(random.choice([holder[k] for k in keys]))
+    how = random.choice(("lose", "rename", "add", "number", "swap", "odd"))
+    if how == "lose":
         del holder[key]
-    elif how == 1 and isinstance(holder, dict):
+    elif how == "rename" and isinstance(holder, dict):
         holder[random.choice(STRINGS)] = holder.pop(key)
-    elif how == 2 and isinstance(holder, list):
-        holder.insert(random.randrange(len(holder) + 1), copy.deepcopy(holder[key]))
-    elif how == 3 and isinstance(inner, int | float) and not isinstance(inner, bool):
+    elif how == "add" and isinstance(holder, dict):
+        holder[random.choice(STRINGS)] = odd
+    elif how == "add":
+        holder.insert(random.randrange(len(holder) + 1), other)
+    elif how == "number" and isinstance(inner, int | float) and not isinstance(inner, bool):
         half = inner // 2 if isinstance(inner, int) else inner / 2
         holder[key] = random.choice((-inner, inner + 1, inner * 2, half, str(inner), [inner]))
-    elif how == 4 and isinstance(holder, dict):
-        holder[random.choice(STRINGS)] = _odd(random)
-    elif how == 5:
-        holder[key] = copy.deepcopy(random.choice([holder[k] for k in keys]))
     else:
-        holder[key] = _odd(random)
+        holder[key] = other if how == "swap" else odd
 
 
 def json_bytes(data: bytes, random: Random) -> bytes:
@@ -168,31 +142,22 @@ def line_bytes(data: bytes, random: Random) -> bytes:
     return b"\n".join(lines)
 
 
-def header_bytes(data: bytes, random: Random) -> bytes:
-    """Change the JSON header of a safetensors file, and keep its length right."""
+def tensor_bytes(data: bytes, random: Random) -> bytes:
+    """Change the header of a safetensors file, or put NaN or an infinity into a tensor."""
     (length,) = struct.unpack("<Q", data[:8])
-    header = json_bytes(data[8 : 8 + length], random)
-    return struct.pack("<Q", len(header)) + header + data[8 + length :]
-
-
-def non_finite_bytes(data: bytes, random: Random) -> bytes:
-    """Put NaN or an infinity into a tensor of a safetensors file."""
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    entry = random.choice([x for name, x in header.items() if name != "__metadata__"])
+    start, old = 8 + length, data[8 : 8 + length]
+    if random.random() < 2 / 3:
+        new = json_bytes(old, random)
+        return struct.pack("<Q", len(new)) + new + data[start:]
+    entry = random.choice([x for name, x in json.loads(old).items() if name != "__metadata__"])
     odd = {
         "F16": b"\x00\x7c", "BF16": b"\x80\x7f", "F32": b"\x00\x00\x80\x7f",
         "F64": b"\x00" * 6 + b"\xf0\x7f",
     }.get(entry["dtype"], b"\xff")  # fmt: skip
     value = random.choice((odd, odd[:-1] + bytes([odd[-1] | 0x80]), b"\xff" * len(odd)))
-    begin, end = (8 + length + x for x in entry["data_offsets"])
-    at = begin + random.randrange((end - begin) // len(odd)) * len(odd)
+    begin, end = entry["data_offsets"]
+    at = start + begin + random.randrange((end - begin) // len(odd)) * len(odd)
     return data[:at] + value + data[at + len(odd) :]
-
-
-def tensor_bytes(data: bytes, random: Random) -> bytes:
-    """Change a safetensors file: its header, or a number that is none."""
-    return random.choice((header_bytes, header_bytes, non_finite_bytes))(data, random)
 
 
 def protobuf_bytes(data: bytes, random: Random) -> bytes:

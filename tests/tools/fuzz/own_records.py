@@ -39,7 +39,7 @@ VALUES: dict[str, Callable[[np.ndarray], Any]] = {  # what is returned for a rig
     "read-only": lambda x: np.broadcast_to(x[:1], x.shape),
 }
 SIGNALS: dict[str, Callable[[Mapping, int], Any]] = {  # for a right signal of a block, by number
-    "None": lambda x, i: None,
+    "no mapping": lambda x, i: None,
     "a number": lambda x, i: 0.5,
     "nothing": lambda x, i: {},
     "numbered": lambda x, i: dict(enumerate(x.values())),
@@ -86,18 +86,18 @@ def choice(random: Random) -> tuple[str, tuple[str, str, str]]:
     sort = random.choice([*GROUPS])
     record = random.choice([*({"base": bases, "pruner": pruners}[sort]()).values()])
     functions = ("signal", "allocation") if sort == "base" else ("score", "keep")
-    names = [name for name in functions if getattr(record, name)]
+    names = [name for name in functions if getattr(record, name)] or ["score"]
     if getattr(record, "compensate", None):
         names += ["compensate keep", "compensate weight"]
-    field, share = random.choice(names or ["score"]), random.random()
+    field, share = random.choice(names), random.random()
     if share < 0.2 and not field.startswith("keep"):  # whose scores are the record's own
-        return sort, (record.name, field, THIEF)
-    if share < 0.4:
+        how = THIEF
+    elif share < 0.4:
         field = random.choice([name for name in FIELDS if hasattr(record, name)])
-        return sort, (record.name, field, str(random.randrange(len(FIELDS[field]))))
-    if field == "signal" and share < 0.6:
-        return sort, (record.name, "signals", random.choice([*SIGNALS]))
-    return sort, (record.name, field, random.choice([*VALUES]))
+        how = str(random.randrange(len(FIELDS[field])))
+    else:
+        how = random.choice([*SIGNALS] if field == "signal" and share < 0.6 else [*VALUES])
+    return sort, (record.name, field, how)
 
 
 def __getattr__(name: str) -> Any:
@@ -119,38 +119,32 @@ def _record(name: str, field: str, how: str) -> Any:
     record = replace((bases() | pruners())[name], name="own")
     if how == RIGHT:
         return record
-    if how == THIEF:
-        function = getattr(record, field.split()[0])
-        return replace(record, **{field.split()[0]: lambda *x: (steal(*x), function(*x))[1]})
     if how.isdigit():
         return replace(record, **{field: FIELDS[field][int(how)]})
-    if field in ("signal", "signals"):  # the allocation of a record has to fit its own signal
-        record = replace(record, allocation=lambda x: np.full(len(x.linears), x.sparsity))
-    if field == "signals":
-        right = record.signal
-        return replace(record, signal=lambda b, o: SIGNALS[how](right(b, o), b.index))
-    if field == "signal":
-        right = record.signal
-        return replace(record, signal=lambda b, o: {n: odd(x, how) for n, x in right(b, o).items()})
-    if field.startswith("compensate"):
-        part, right = field.split()[1], record.compensate
-
-        def compensate(*inputs: Any) -> Any:
-            pruned = right(*inputs)
-            return replace(pruned, **{part: odd(getattr(pruned, part), how)})
-
-        return replace(record, compensate=compensate)
+    field, _, part = field.partition(" ")
     right = getattr(record, field)
-    return replace(record, **{field: lambda *x: odd(right(*x), how)})
+    if field == "signal" and how != THIEF:  # the allocation of a record has to fit its own signal
+        record = replace(record, allocation=lambda x: np.full(len(x.linears), x.sparsity))
+
+    def function(*inputs: Any) -> Any:
+        if how == THIEF:
+            steal(*inputs)
+        made = right(*inputs)
+        if part and how != THIEF:
+            return replace(made, **{part: odd(getattr(made, part), how)})
+        if how in SIGNALS:
+            return SIGNALS[how](made, inputs[0].index)
+        if field == "signal" and how != THIEF:
+            return {name: odd(x, how) for name, x in made.items()}
+        return made if how == THIEF else odd(made, how)
+
+    return replace(record, **{field: function})
 
 
 def odd(value: Any, how: str) -> Any:
-    """A right array, changed."""
-    with np.errstate(all="ignore"):
-        try:
-            return VALUES[how](np.asarray(value))
-        except (IndexError, TypeError, ValueError):  # a number is no array
-            return None
+    """A right array, changed; a number is no array."""
+    with np.errstate(all="ignore"), suppress(IndexError, TypeError, ValueError):
+        return VALUES[how](np.asarray(value))
 
 
 def steal(*inputs: Any) -> None:

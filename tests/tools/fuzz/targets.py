@@ -13,8 +13,6 @@ from typing import Any
 
 import mutators
 import own_records
-from hub_answers import tampering
-from hub_server import Hub, Reply
 from mutators import BYTES, KINDS, json_bytes, line_bytes, protobuf_bytes, tensor_bytes
 from server import run_forked
 
@@ -31,7 +29,6 @@ GGUF = ("llama", "gemma3", "granitemoe")
 COMMIT = "0123456789" * 4
 HUB = "hub/models--org--tiny"
 SNAPSHOT = f"{HUB}/snapshots/{COMMIT}"
-SERVED = "served/model"  # by a server on localhost
 
 
 def _model_commands(model: str) -> list[list[str]]:
@@ -49,11 +46,6 @@ def _model_commands(model: str) -> list[list[str]]:
     ]  # fmt: skip
 
 
-def _reports(*files: str) -> list[list[str]]:
-    """What sets files of results beside each other."""
-    return [["plot", *files, "-o", "out.html"], ["plot", *files, "-o", "out.svg"]]
-
-
 BENCH = [
     *("bench", "model", "-o", "bench", "--bases", "uniform", "--sparsity", "0.5", *SMALL),
     *("--measure-on", "text.txt", "--window", "8", "--windows", "2"),
@@ -68,98 +60,85 @@ MODELS, NAMED_TEXTS = (
     [name for name, other in NAMED.items() if other == x] for x in ("model", "text.txt")
 )
 _PRUNED = ["prune", "model", "-o", "out", *DRAWN]
+_SHARE, _PATTERN = ["--sparsity", "0.5"], ["--nm", "2:4"]
 OF_RECORDS = {  # commands that take a base, or a pruner, of another package
     "base": [
         ["score", "model", *DRAWN, "--base", "own"],
         ["score", "model", *DRAWN, "--base", "own", "--perturbation", "pruning"],
         ["explain", "model", *DRAWN, "--base", "own"],
-        [*_PRUNED, "--sparsity", "0.5", "--allocation", "own"],
-        [*_PRUNED, "--sparsity", "0.5", "--allocation", "own", "--compat", "peer"],
+        [*_PRUNED, *_SHARE, "--allocation", "own"],
+        [*_PRUNED, *_SHARE, "--allocation", "own", "--compat", "peer"],
     ],
     "pruner": [
-        [*_PRUNED, "--nm", "2:4", "--pruner", "own"],
-        [*_PRUNED, "--sparsity", "0.5", "--pruner", "own"],
-        [*_PRUNED, "--nm", "2:4", "--pruner", "own", "--compat", "peer"],
-        [*_PRUNED, "--sparsity", "0.5", "--allocation", "uniform", "--pruner", "own"],
-        [*_PRUNED, "--allocation", "uniform", "--sparsity", "0.5", "--pruner", "own",
-         "--compat", "peer"],
-        ["score", "model", *DRAWN, "--pruner", "own", "--perturbation", "pruning"],
-        ["explain", "model", *DRAWN, "--pruner", "own", "--perturbation", "pruning"],
-        [*BENCH, "--pruner", "own"],
-        ["prune", "model", "-o", "out", "--nm", "2:4", "--pruner", "own"],
+        [*x, "--pruner", "own"]
+        for x in (
+            [*_PRUNED, *_PATTERN], [*_PRUNED, *_SHARE],
+            [*_PRUNED, *_PATTERN, "--compat", "peer"],
+            [*_PRUNED, *_SHARE, "--allocation", "uniform"],
+            [*_PRUNED, *_SHARE, "--allocation", "uniform", "--compat", "peer"],
+            ["score", "model", *DRAWN, "--perturbation", "pruning"],
+            ["explain", "model", *DRAWN, "--perturbation", "pruning"],
+            BENCH, ["prune", "model", "-o", "out", *_PATTERN],
+        )
     ],
 }  # fmt: skip
-CHECK = ["check", "case", "actual.safetensors", "--only", "blocks.*"]
-OWN_CHECK = ["check", "case", "case/expected.safetensors", "--only", "embed"]
+CHECK = ["check", "case", "actual.safetensors"]
 TRACE = ["check", "model", "trace.npz"]  # what other programs write
 TEXT = ["--text", "text.txt"]
-READERS: dict[str, list[list[str]]] = {  # the commands that read a file, by its path
-    "model/config.json": [["inspect", "model"], ["score", "model", *DRAWN]],
-    "model/model.safetensors": [
-        *_model_commands("model"), ["case", "make", "model", "-o", "out", *DRAWN],
-    ],
-    **{f"{name}/config.json": _model_commands(name) for name in FAMILIES},
-    **{f"{name}/model.safetensors": _model_commands(name) for name in FAMILIES[-8:]},
-    "sharded/model.safetensors.index.json": [["inspect", "sharded"], ["score", "sharded", *DRAWN]],
-    "sharded/model-00002-of-00004.safetensors": _model_commands("sharded"),
-    "model/tokenizer.json": [
-        ["eval", "model", *TEXT, "--window", "8", "--windows", "2"],
-        ["score", "model", *SMALL], ["explain", "model", *SMALL],
-    ],
-    "model/tokenizer_config.json": [["score", "model", *TEXT, *SMALL]],
-    "model/special_tokens_map.json": [["score", "model", *TEXT, *SMALL]],
-    "pruned/pruning.json": [
-        ["inspect", "pruned"], *_reports("pruned"), *_reports("scores.json", "pruned"),
-        *_reports("eval.json", "pruned"), ["eval", "pruned", "--tokens", "ids.npy"],
-        ["prune", "pruned", "-o", "out", "--sparsity", "0.5", "--pruner", "magnitude"],
-        ["prune", "model", "-o", "pruned", "--nm", "2:4", "--pruner", "magnitude", "--force"],
-    ],
-    "text.txt": [
-        ["score", "model", *TEXT, *SMALL], ["eval", "model", *TEXT, "--window", "8"],
-        ["explain", "model", *TEXT, *SMALL], ["case", "make", "model", "-o", "out", *TEXT, *SMALL],
-    ],
-    "ids.npy": [
-        ["score", "model", "--tokens", "ids.npy", *SMALL], ["eval", "model", "--tokens", "ids.npy"],
-        ["prune", "model", "--tokens", "ids.npy", *SMALL, "-o", "out", "--nm", "2:4"],
-    ],
-    "base.json": [["allocate", "scores.json", "--base", "base.json"]],
-    "scores.json": [
-        ["allocate", "scores.json"], ["allocate", "scores.json", "--base", "owl", "--json"],
-        ["allocate", "scores.json", "--correct", "none"], *_reports("scores.json"),
-        *_reports("scores.json", "eval.json"), *_reports("scores.json", "pruning-scores.json"),
-        ["prune", "model", "-o", "out", "--allocation", "scores.json"],
-        ["prune", "model", "-o", "out", "--allocation", "scores.json", *DRAWN, "--json"],
-    ],
-    "pruning-scores.json": [
-        ["allocate", "pruning-scores.json", "--base", "owl", "--correct", "divergence"],
-        *_reports("pruning-scores.json"),
-    ],
-    "eval.json": [*_reports("scores.json", "eval.json"), *_reports("eval.json", "pruned")],
-    "bench/bench.jsonl": [BENCH, *_reports("bench/bench.jsonl"), *_reports("bench", "eval.json")],
-    "case/case.json": [OWN_CHECK, CHECK],
-    "case/inputs.safetensors": [OWN_CHECK],
-    "case/expected.safetensors": [CHECK],
-    "actual.safetensors": [CHECK],
-    "trace.npz": [TRACE, [*TRACE, "--tokens", "ids.npy"]],
-    "names.json": [[*TRACE, "--names", "names.json"]],
-    **{f"{x}.gguf": [["convert", f"{x}.gguf", "-o", "out"]] for x in GGUF},
-    "split-00002-of-00002.gguf": [["convert", "split-00001-of-00002.gguf", "-o", "out"]],
-    f"{HUB}/refs/main": [["inspect", "org/tiny"], ["score", "org/tiny", *DRAWN]],
-    f"{SNAPSHOT}/config.json": [["inspect", "org/tiny"], ["inspect", SNAPSHOT]],
-    f"{SNAPSHOT}/tokenizer_config.json": [["score", "org/tiny", *TEXT, *SMALL]],
-    "graph.onnx": [
-        ["validate", "model", "--graph", "graph.onnx", "--time-limit", "5", *DRAWN],
-        ["export", "model", "-o", "graph.onnx", "--force"],
-    ],
-    "beside.onnx.data": [
-        ["validate", "model", "--graph", "beside.onnx", "--time-limit", "5", *DRAWN],
-        ["validate", "model", "--graph", "beside.onnx", "--dtype", "float32", *DRAWN],
-    ],
-}  # fmt: skip
+COMMANDS: list[list[str]] = [  # on good files
+    *(words for name in ("model", "sharded", *FAMILIES) for words in _model_commands(name)),
+    *(["case", "make", "model", "-o", "out", *words] for words in (DRAWN, [*TEXT, *SMALL])),
+    *([word, "model", *TEXT, *SMALL] for word in ("score", "explain")),
+    *([word, "model", *SMALL] for word in ("score", "explain")),
+    ["eval", "model", *TEXT, "--window", "8"], ["score", "model", "--tokens", "ids.npy", *SMALL],
+    ["prune", "model", "--tokens", "ids.npy", *SMALL, "-o", "out", *_PATTERN],
+    ["inspect", "pruned"], ["eval", "pruned", "--tokens", "ids.npy"],
+    ["prune", "pruned", "-o", "out", *_SHARE, "--pruner", "magnitude"],
+    ["prune", "model", "-o", "pruned", *_PATTERN, "--pruner", "magnitude", "--force"],
+    ["allocate", "scores.json"], ["allocate", "scores.json", "--base", "owl", "--json"],
+    ["allocate", "scores.json", "--base", "base.json"],
+    ["allocate", "scores.json", "--correct", "none"],
+    ["allocate", "pruning-scores.json", "--base", "owl", "--correct", "divergence"],
+    ["prune", "model", "-o", "out", "--allocation", "scores.json"],
+    ["prune", "model", "-o", "out", "--allocation", "scores.json", *DRAWN, "--json"],
+    *(
+        ["plot", *files, "-o", f"out.{kind}"]
+        for files in (
+            ["pruned"], ["scores.json"], ["pruning-scores.json"], ["scores.json", "pruned"],
+            ["eval.json", "pruned"], ["scores.json", "eval.json"], ["bench/bench.jsonl"],
+            ["scores.json", "pruning-scores.json"], ["bench", "eval.json"],
+        )
+        for kind in ("html", "svg")
+    ),
+    BENCH, CHECK, [*CHECK, "--only", "embed"], ["check", "case", "case/expected.safetensors"],
+    TRACE, [*TRACE, "--tokens", "ids.npy"], [*TRACE, "--names", "names.json"],
+    *(["convert", f"{x}.gguf", "-o", "out"] for x in (*GGUF, "split-00001-of-00002")),
+    *(["inspect", name] for name in ("org/tiny", SNAPSHOT)),
+    *(["score", "org/tiny", *words] for words in (DRAWN, [*TEXT, *SMALL])),
+    ["validate", "model", "--graph", "graph.onnx", "--time-limit", "5", *DRAWN],
+    ["export", "model", "-o", "graph.onnx", "--force"],
+    ["validate", "model", "--graph", "beside.onnx", "--time-limit", "5", *DRAWN],
+    ["validate", "model", "--graph", "beside.onnx", "--dtype", "float32", *DRAWN],
+]  # fmt: skip
+ALSO = {"org/tiny": HUB, "split-00001-of-00002.gguf": "split-00002-of-00002.gguf"}  # as read
+
+
+@cache
+def readers(folder: Path) -> dict[str, list[list[str]]]:
+    """The commands that name each file of a folder, or a folder around it."""
+    found: dict[str, list[list[str]]] = {}
+    for path in sorted(x for x in folder.rglob("*") if x.is_file() and not x.is_symlink()):
+        name = str(path.relative_to(folder))
+        around = {name, name.removesuffix(".data"), *map(str, Path(name).parents)} - {"."}
+        some = [x for x in COMMANDS if around & {*x, *(ALSO.get(word) for word in x)}]
+        found |= {name: some} if some else {}
+    return found
+
+
 # A second per case: onnxruntime starts in a process of its own, `check` computes every step.
 SLOW = (
     *("graph.onnx", "beside.onnx.data", "actual.safetensors", "names.json"),
-    *(name for name in READERS if name[:5] == "case/" or name == "trace.npz"),
+    "trace.npz",
 )
 READ_BY_OTHERS = (f"{HUB}/refs/main",)  # by huggingface_hub, from its own cache
 OF_A_KIND = 0.15  # share of changed files that are links, pipes, devices and such
@@ -168,13 +147,12 @@ Mutator = Callable[[bytes, Random], bytes]
 
 @dataclass(frozen=True)
 class FuzzCase:
-    """A command, and what changed before it: a file and how, options, a hub's answers, a record."""
+    """A command, and what changed before it: a file and how, options, a record."""
 
     words: list[str]
     file: str | None = None
     mutator: str = ""
     content: bytes = b""
-    tamper: Callable[[Reply], None] | None = None
     record: tuple[str, str, str] | None = None  # as `own_records.CHOSEN`
 
 
@@ -276,9 +254,9 @@ def mutators_of(path: str) -> tuple[Mutator, ...]:
 
 def file_case(folder: Path, random: Random, slow: bool) -> FuzzCase:
     """A changed file, and a command that reads it."""
-    names = [name for name in READERS if (name in SLOW) == slow]
-    path = random.choice(names)
-    words = list(random.choice(READERS[path]))
+    files = readers(folder)
+    path = random.choice([x for x in files if (x in SLOW or x[:5] == "case/") == slow])
+    words = list(random.choice(files[path]))
     if random.random() < OF_A_KIND and path not in READ_BY_OTHERS:
         return FuzzCase(words, path, random.choice(list(KINDS)))
     mutator = random.choice(mutators_of(path))
@@ -286,22 +264,16 @@ def file_case(folder: Path, random: Random, slow: bool) -> FuzzCase:
     return FuzzCase(words, path, mutator.__name__, content)
 
 
-def kind_cases() -> list[FuzzCase]:
+def kind_cases(folder: Path) -> list[FuzzCase]:
     """Every file as a pipe, a device, or a sparse one, before the first command that reads it."""
     kinds = ("pipe", "link to an endless device", "sparse")
-    files = {path: words[0] for path, words in READERS.items() if path not in READ_BY_OTHERS}
+    files = {path: x[0] for path, x in readers(folder).items() if path not in READ_BY_OTHERS}
     return [FuzzCase(words, path, kind) for path, words in files.items() for kind in kinds]
 
 
 def good_cases() -> list[FuzzCase]:
     """Every command as it is, on good files: what is refused would be fuzzed in vain."""
-    return [FuzzCase(words, None, "good") for each in READERS.values() for words in each]
-
-
-def hub_case(random: Random) -> FuzzCase:
-    """A download from a server that answers otherwise than a hub would."""
-    words = ["inspect", SERVED, "--download"]
-    return FuzzCase(words, None, "hub", tamper=tampering(random))
+    return [FuzzCase(words, None, "good") for words in COMMANDS]
 
 
 def record_case(random: Random) -> FuzzCase:
@@ -312,47 +284,22 @@ def record_case(random: Random) -> FuzzCase:
     return FuzzCase([entry if x == "own" else x for x in words], None, sort, record=record)
 
 
-def serve(hub: Hub, folder: Path) -> None:
-    """Publish a model for `hub_case`."""
-    more = {"README.md": b"tiny", "sub/model.safetensors": b"no"}
-    hub.add(SERVED, folder / "model", **more)
-
-
 def option_case(random: Random) -> FuzzCase:
-    """A command with absurd values of a few of its options, or absurd paths as arguments."""
-    name, command = random.choice(commands())
-    words, options = [*name.split()], [p for p in command.params if p.param_type_name == "option"]
-    for argument in (p for p in command.params if p.param_type_name == "argument"):
-        good = GOOD.get(argument.name, ["actual.safetensors"])
-        several = random.choice((1, 1, 2, 3)) if argument.name == "files" else 1
-        values = [random.choice(good) for _ in range(several)]
-        words += [random.choice(mutators.PATHS)] if random.random() < 0.2 else values
-    if name in ("score", "explain", "case make", "prune", "validate"):
-        named = [*SMALL, "--text", random.choice(NAMED_TEXTS)]
-        words += (
-            named if name != "validate" and random.random() < 0.2 else random.choice((SMALL, DRAWN))
-        )
-    if name == "prune" and random.random() < 0.8:
-        words += random.choice((["--sparsity", "0.5"], ["--nm", "2:4"]))
-    outputs = [f"{o}" for p in options for o in p.opts if o == "-o"]
-    if outputs and random.random() < 0.4:
-        words += ["-o", random.choice(mutators.PATHS)]
-    elif name in ("plot", "case make", "prune", "export"):
-        words += ["-o", {"plot": "out.html", "export": "out.onnx"}.get(name, "out")]
+    """A command with absurd values of a few of its options, or absurd names and paths."""
+    name, command = random.choice([*commands().items()])
+    words = list(random.choice([x for x in COMMANDS if x[: name.count(" ") + 1] == name.split()]))
+    for i, word in enumerate(words):
+        others = {"model": [*MODELS, "sharded", "org/tiny"], "text.txt": NAMED_TEXTS}.get(word, [])
+        if (others or "." in word or word == "out") and random.random() < 0.3:
+            words[i] = random.choice([*others, *random.sample(mutators.PATHS, 8)])
+    options = [p for p in command.params if p.param_type_name == "option"]
     for option in random.sample(options, min(len(options), random.choice((1, 1, 2, 3)))):
         word = option.opts[-1]
-        if word in EXCLUDED:
-            continue
-        words += [word] if option.is_flag else [word, value_of(option, random)]
+        if word not in EXCLUDED:
+            words += [word] if option.is_flag else [word, value_of(option, random)]
     return FuzzCase(words, None, "options")
 
 
-GOOD = {
-    "model": ["model", "model", "model", "sharded", "org/tiny", "pruned", *MODELS, *FAMILIES],
-    "scores": ["scores.json", "pruning-scores.json"],
-    "files": ["scores.json", "pruning-scores.json", "pruned", "eval.json"],
-    "case": ["case"],
-}
 EXCLUDED = ("--help", "--device", "--download", "-o", "--output")
 
 
@@ -372,8 +319,8 @@ def value_of(option: Any, random: Random) -> str:
 
 
 @cache
-def commands() -> list[tuple[str, object]]:
-    """Every command of the program and its parameters."""
-    from cli_page import commands
+def commands() -> dict[str, Any]:
+    """Every command of the program by name, with its parameters."""
+    from pages import commands
 
-    return [*commands().items()]
+    return commands()

@@ -2,162 +2,142 @@
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from allocation import BASES, correction, correction_by_error, counts, project
-from experiment import experiment
-from forward import Model, Weights, embedded, final_norm, head, passed, perplexity, read_model
-from pruned_experiment import pruned_experiment
-from pruning import Pruned, packed, pruned_blocks
+import torch.nn.functional as F
+from allocation import base, correction, counts, project, relative, signals
+from experiment import divergences, experiment, kept, noisy
+from forward import READS, Weights, embedded, final_norm, head, passed, read_model
+from pruning import Pruned, linears, packed, pruned_block, squares, wanda_score
 from safetensors.torch import load_file, save_file
-from signals import alpha, block_scores, eigenvalues, linears, outlier_percent
 from torch import Tensor
 
 INSIDE = ("attn_heads", "mlp_hidden")  # inputs of linears that are no trace points
 
 
-def candidate(
-    case: Path, dtype: torch.dtype, device: str, pruners: bool = True
-) -> dict[str, Tensor]:
-    """Every step of a case, by name; without pruners, only the steps before theirs."""
+def candidate(case: Path, dtype: torch.dtype) -> Weights:
+    """Every step of a case, by name."""
     facts = json.loads((case / "case.json").read_text())
     recipe = facts["recipe"]
-    model = read_model(case / facts["model"], dtype, device)
-    inputs = load_file(case / "inputs.safetensors", device)
+    model = read_model(case / facts["model"], dtype)
+    inputs = load_file(case / "inputs.safetensors", str(torch.get_default_device()))
     ids = inputs["token_ids"]
+    stored = [model.stored(i) for i in range(model.layers)]
+    blocks = [model.cast(x) for x in stored]
     steps: dict[str, Tensor] = {}
 
-    def read(name: str) -> Tensor:
-        """A step as later steps read it."""
-        return steps[name]
+    def effects_of(starts: list[Tensor], prefix: str, scaled: dict[str, Any]) -> dict[str, Any]:
+        """Add the steps of an experiment."""
+        found = experiment(model, blocks, after, starts, scaled)
+        for i in range(model.layers):
+            steps[f"{prefix}.{i}.drift"] = found["drift"][i]
+            steps[f"{prefix}.{i}.alignment"] = found["alignment"][i]
+        name = f"{prefix}.absorption_coefficient".removeprefix("perturbed.")
+        steps[name] = found["coefficient"]
+        return found
 
-    blocks = [model.cast(model.stored(i)) for i in range(model.layers)]
+    def perplexity(x: Tensor) -> Tensor:
+        """``exp`` of the mean nats per predicted token, from states after the last block, [1]."""
+        logits = head(model, final_norm(model, x))[:, :-1].double().flatten(0, 1)
+        return F.cross_entropy(logits, ids[:, 1:].flatten()).exp().reshape(1)
+
+    def allocated(name: str, change: list[float]) -> tuple[list[float], list[float]]:
+        """A base, and what a correction makes of it."""
+        known = steps.get(f"{name}.signal")
+        plain = base(name, None if known is None else known.tolist(), totals, recipe)
+        moved = [s + c for s, c in zip(plain, change, strict=True)]
+        whole, corrected = (project(x, totals, recipe["sparsity"]) for x in (plain, moved))
+        return whole, corrected
+
     x = steps["embed"] = embedded(model, ids)
-    before, after = [], []
+    before, after, scores = [], [], []
     for i, weights in enumerate(blocks):
-        steps[f"blocks.{i}.resid_pre"] = x
-        before.append(read(f"blocks.{i}.resid_pre"))
+        before.append(x)
         seen: Weights = {}
-        passed(model, i, weights, before[i], seen)
-        steps |= {f"blocks.{i}.{name}": x for name, x in seen.items() if name not in INSIDE}
-        x = read(f"blocks.{i}.resid_post")
+        x = passed(model, weights, x, seen)
         after.append(x)
+        steps |= {f"blocks.{i}.{name}": y for name, y in seen.items() if name not in INSIDE}
+        some = [
+            wanda_score(stored[i][f"{name}.weight"], squares(seen[READS[name]]), len(x)).flatten()
+            for name in linears(weights)
+        ]
+        scores.append(torch.cat(some))
     steps["final_norm"] = final_norm(model, x)
-    steps["logits"] = head(model, read("final_norm"))
+    steps["logits"] = head(model, steps["final_norm"])
+    steps["dense.perplexity"] = perplexity(x)
 
     noise = [inputs[f"noise.{d}" if d else "noise"] for d in range(recipe["draws"])]
-    for prefix, eta, draws in (("", "eta", noise[:1]), ("coarse.", "coarse_eta", noise)):
+    for prefix, eta, draws in (("perturbed", "eta", noise[:1]), ("coarse", "coarse_eta", noise)):
         scaled = recipe | {"eta": recipe[eta]}
-        result = experiment(model, blocks, after, torch.stack(draws, 1), scaled)
-        for i in range(model.layers):
-            steps[f"{prefix or 'perturbed.'}{i}.drift"] = result.drift[i]
-            steps[f"{prefix or 'perturbed.'}{i}.alignment"] = result.alignment[i]
-        steps[f"{prefix}absorption_coefficient"] = result.coefficient
+        starts = [noisy(torch.stack(draws, 1)[i], h, scaled) for i, h in enumerate(after)]
+        found = effects_of(starts, prefix, scaled)
     if len(ids) > 1:
-        steps["coarse.stderr"] = result.stderr
-    signals, sizes = measured(model, before)
-    steps |= {
-        f"{base}.signal": x
-        for base, x in signals.items()
-        if base in recipe["bases"] or base in ("owl", "dlp")
-    }
-    coefficient = read("absorption_coefficient").tolist()
-    change = correction(coefficient, recipe["strength"], recipe["max_correction"])
-    allocate(recipe, sizes, change, steps, read)
-    pruned_experiment(model, blocks, (before, after), steps, read, recipe)
-    divergence = read("pruned.divergence").tolist()
-    change = correction_by_error(divergence, recipe["strength"], recipe["max_correction"])
-    _, final = corrected_base(recipe["bases"][0], change, recipe, sizes, read)
+        steps["coarse.stderr"] = found["stderr"]
+
+    each = [[w[f"{name}.weight"] for name in linears(w)] for w in stored]
+    sizes = [[w.numel() for w in block] for block in each]
+    totals = [sum(x) for x in sizes]
+    of_bases = {*recipe["bases"], "owl", "dlp"}
+    measured = signals(scores, each)
+    steps |= {f"{name}.signal": x for name, x in measured.items() if name in of_bases}
+    change = correction(steps["absorption_coefficient"].tolist(), recipe)
+    for name in recipe["bases"]:
+        for kind, values in zip(("base", "corrected"), allocated(name, change), strict=True):
+            steps[f"{name}.{kind}"] = torch.tensor(values, dtype=torch.float64)
+        steps[f"{name}.counts"] = counts(values, sizes, recipe["sparsity"])
+    first = recipe["bases"][0]
+    alone = counts(steps[f"{first}.base"].tolist(), sizes, recipe["sparsity"])
+    steps["pruned.counts"] = alone
+
+    starts = []
+    for i, goal in enumerate(alone.tolist()):
+        pruned = pruned_block(model, "wanda", stored[i], goal, before[i])
+        steps |= {f"pruned.blocks.{i}.{k}.squares": x for k, x in pruned.sums.items()}
+        steps |= {f"pruned.blocks.{i}.{k}.keep": packed(x) for k, x in pruned.keep.items()}
+        masks = {f"{k}.weight": x * pruned.keep[k] for k, x in weights_of(blocks[i]).items()}
+        state = passed(model, blocks[i] | masks, before[i])
+        starts.append(torch.where(kept(after[i], recipe["sink"])[..., None], state, after[i]))
+    ends = effects_of(starts, "pruned", recipe)["ends"]
+    steps["pruned.divergence"] = divergences(model, after, ends, recipe)
+    change = correction(relative(steps["pruned.divergence"].tolist()), recipe)
+    final = allocated(first, change)[1]
     steps["divergence.corrected"] = torch.tensor(final, dtype=torch.float64)
 
-    steps["dense.perplexity"] = perplexity(model, after[-1], ids)
-    first = read(f"{recipe['bases'][0]}.counts").tolist()
+    goals = steps[f"{first}.counts"].tolist()
     zeros, _, group = recipe["pattern"].partition(":")
-    patterned = ["pattern", "sparsegpt_pattern"] if zeros else []
-    for name in ("magnitude", "wanda", "sparsegpt", *patterned) if pruners else ():
-        pattern = (int(zeros), int(group)) if name in patterned else None
-        start = steps["embed"]
-        pruned = pruned_blocks(model, name, first, pattern, recipe["damping"], start)
-        for i, block in enumerate(pruned):
-            steps |= named(name, i, block, i in recipe["shown"])
-        steps[f"{name}.perplexity"] = perplexity(model, block.after, ids)
+    for name in ("magnitude", "wanda", "sparsegpt", "pattern", "sparsegpt_pattern")[
+        : 5 if zeros else 3
+    ]:
+        x = steps["embed"]
+        for i, goal in enumerate(goals):
+            goal = [(int(zeros), int(group))] * len(goal) if "pattern" in name else goal
+            pruned = pruned_block(model, name, stored[i], goal, x, recipe["damping"])
+            new = model.cast(pruned.weights)
+            steps |= named(name, i, pruned, new if i in recipe["shown"] else {})
+            x = passed(model, new, x)
+        steps[f"{name}.perplexity"] = perplexity(x)
     return {name: x.cpu().clone().contiguous() for name, x in steps.items()}
 
 
-Reader = Callable[[str], Tensor]
+def weights_of(block: Weights) -> Weights:
+    """The weights of a block's linears."""
+    return {name: block[f"{name}.weight"] for name in linears(block)}
 
 
-def allocate(
-    recipe: dict[str, Any],
-    sizes: list[list[int]],
-    change: list[float],
-    steps: Weights,
-    read: Reader,
-) -> None:
-    """Add every base, corrected and counted."""
-    for base in recipe["bases"]:
-        projected, corrected = corrected_base(base, change, recipe, sizes, read)
-        steps[f"{base}.base"] = torch.tensor(projected, dtype=torch.float64)
-        steps[f"{base}.corrected"] = torch.tensor(corrected, dtype=torch.float64)
-        whole = counts(read(f"{base}.corrected").tolist(), sizes, recipe["sparsity"])
-        steps[f"{base}.counts"] = torch.tensor(whole)
-    first = recipe["bases"][0]
-    whole = counts(read(f"{first}.base").tolist(), sizes, recipe["sparsity"])
-    steps["pruned.counts"] = torch.tensor(whole)
-
-
-def corrected_base(
-    base: str, change: list[float], recipe: dict[str, Any], sizes: list[list[int]], read: Reader
-) -> tuple[list[float], list[float]]:
-    """The base, and what is made of it."""
-    signal = None
-    if base not in ("uniform", "atp"):
-        signal = read(f"{base}.signal").tolist()
-    totals = [sum(x) for x in sizes]
-    extra = {"beta": recipe["beta"]} if base == "atp" else {}
-    unprojected = BASES[base](signal, totals, recipe["sparsity"], **extra)
-    base_sparsity = project(unprojected, totals, recipe["sparsity"])
-    moved = [s + c for s, c in zip(unprojected, change, strict=True)]
-    corrected = project(moved, totals, recipe["sparsity"])
-    return base_sparsity, corrected
-
-
-def measured(model: Model, before: list[Tensor]) -> tuple[dict[str, Tensor], list[list[int]]]:
-    """Signals of the dense model by base, and how many weights every linear has."""
-    outliers, typical, medians, tails, middle, sizes = [], [], [], [], [], []
-    for i in range(model.layers):
-        stored = model.stored(i)
-        scores = block_scores(model, i, stored, before[i])
-        outliers.append(outlier_percent(scores))
-        typical.append(scores.mean())
-        medians.append(scores.quantile(0.5))
-        weights = [stored[f"{name}.weight"] for name in linears(stored)]
-        spectra = [eigenvalues(w) for w in weights]
-        tails.append([alpha(x) for x in spectra])
-        middle.append([alpha(x, "mid") for x in spectra])
-        sizes.append([w.numel() for w in weights])
-    signals = {"owl": torch.stack(outliers), "dlp": torch.stack(typical)}
-    signals["dlp_median"] = torch.stack(medians)
-    signals["alphapruning_mid"] = torch.tensor(middle, dtype=torch.float64)
-    return signals | {"alphapruning": torch.tensor(tails, dtype=torch.float64)}, sizes
-
-
-def named(pruner: str, index: int, block: Pruned, shown: bool) -> dict[str, Tensor]:
-    """A pruned block's steps."""
+def named(pruner: str, index: int, block: Pruned, shown: Weights) -> Weights:
+    """A pruned block's steps, its weights if they are shown; of some pruners, decisions alone."""
     prefix, kind = f"{pruner}.blocks.{index}", "products" if pruner == "sparsegpt" else "squares"
-    steps = {}
-    brief = pruner in ("magnitude", "sparsegpt_pattern")  # their decisions alone are steps
-    if not brief and (shown or kind == "squares"):
+    steps = {f"{prefix}.{linear}.keep": packed(keep) for linear, keep in block.keep.items()}
+    if pruner in ("magnitude", "sparsegpt_pattern"):
+        return steps
+    if shown or kind == "squares":
         steps |= {f"{prefix}.{point}.{kind}": x for point, x in block.sums.items()}
-    for linear, keep in block.keep.items():
-        steps[f"{prefix}.{linear}.keep"] = packed(keep)
-        if shown and linear in block.scores:
-            steps[f"{prefix}.{linear}.score"] = block.scores[linear]
-        if shown and pruner in ("wanda", "sparsegpt"):
-            steps[f"{prefix}.{linear}.weight"] = block.weights[f"{linear}.weight"]
+    if shown:
+        steps |= {f"{prefix}.{linear}.score": x for linear, x in block.scores.items()}
+    if shown and pruner != "pattern":
+        steps |= {f"{prefix}.{linear}.weight": x for linear, x in weights_of(shown).items()}
     return steps
 
 
@@ -169,16 +149,12 @@ def main() -> None:
     dtypes = ("float32", "float64", "float16", "bfloat16")
     parser.add_argument("--dtype", choices=dtypes, default="float32")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--tf32", action="store_true", help="float32 products in TF32, on cuda")
     options = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = options.tf32
+    torch.set_default_device(options.device)
     with torch.inference_mode():
-        dtype = getattr(torch, options.dtype)
-        steps = candidate(options.case, dtype, options.device)
+        steps = candidate(options.case, getattr(torch, options.dtype))
     save_file(steps, options.output)
-    device = torch.cuda.get_device_name(options.device) if options.device != "cpu" else "the CPU"
-    name = options.case.name
-    print(f"{name}: {len(steps)} steps in {options.dtype} on {device}, torch {torch.__version__}")
+    print(f"{options.case.name}: {len(steps)} steps in {options.dtype} on {options.device}")
 
 
 if __name__ == "__main__":

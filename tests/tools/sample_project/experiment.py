@@ -1,60 +1,34 @@
-"""The perturbation experiment: drift, alignment and the absorption coefficient of each block."""
+"""The perturbation experiment: drift, alignment, absorption coefficient and divergence."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from forward import Model, Weights, passed
+from forward import Model, Weights, final_norm, head, passed
 from torch import Tensor
 
 SINK = 20  # medians of a token's norm
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """The effect of a perturbation after block l, at every later block and in the end."""
-
-    drift: list[Tensor]  # of L, each [L - l]
-    alignment: list[Tensor]
-    coefficient: Tensor  # [L], NaN where no token has a drift
-    stderr: Tensor  # [L], NaN of fewer than two sequences
-    ends: list[Tensor]  # of L, the states after the last block
+States = list[Tensor]
+Effects = dict[str, Any]
 
 
 def experiment(
-    model: Model, blocks: list[Weights], clean: list[Tensor], noise: Tensor, recipe: dict[str, Any]
-) -> Experiment:
-    """Perturb the states [N, S, D] after each block by noise [L, draws, N, S, D]."""
-    starts = []
-    for i, h in enumerate(clean):
-        perturbation = shaped(noise[i].double(), h.double(), kept(h, recipe["sink"]), recipe)
-        starts.append((h + perturbation.to(h.dtype)).flatten(0, 1))
-    return followed(model, blocks, clean, starts, recipe)
-
-
-def followed(
-    model: Model, blocks: list[Weights], clean: list[Tensor], starts: list[Tensor],
-    recipe: dict[str, Any],
-) -> Experiment:  # fmt: skip
+    model: Model, blocks: list[Weights], clean: States, starts: States, recipe: dict[str, Any]
+) -> Effects:
     """Follow states [draws N, S, D], each perturbed after one block, to the end."""
-    drifts, alignments, coefficients, errors, ends = [], [], [], [], []
-    last = len(blocks) - 1
+    found: Effects = {name: [] for name in ("drift", "alignment", "coefficient", "stderr", "ends")}
     for i, state in enumerate(starts):
-        sequences = len(clean[i])
-        draws = len(state) // sequences
-        keep = kept(clean[i], recipe["sink"]).repeat(draws, 1)
-        effects = []
-        for k in range(i, last + 1):
-            state = state if k == i else passed(model, k, blocks[k], state)
+        draws = len(state) // len(clean[i])
+        keep, effects = kept(clean[i], recipe["sink"]).repeat(draws, 1), []
+        for k in range(i, len(blocks)):
+            state = state if k == i else passed(model, blocks[k], state)
             effects.append(compared(state, clean[k].repeat(draws, 1, 1), keep))
-        ends.append(state)
-        drifts.append(torch.stack([meaned(drift, drift.isfinite()) for drift, _ in effects]))
-        alignments.append(torch.stack([meaned(cosine, cosine.isfinite()) for _, cosine in effects]))
         ratio = effects[-1][0] / effects[0][0]  # 0 / 0 is NaN, and left out
-        coefficients.append(meaned(ratio, ratio.isfinite()))
-        errors.append(standard_error(ratio, sequences))
-    ratios, stderr = torch.stack(coefficients), torch.stack(errors)
-    return Experiment(drifts, alignments, ratios, stderr, ends)
+        found["drift"].append(torch.stack([meaned(drift) for drift, _ in effects]))
+        found["alignment"].append(torch.stack([meaned(cosine) for _, cosine in effects]))
+        found["coefficient"].append(meaned(ratio))
+        found["stderr"].append(standard_error(ratio, len(clean[i])))
+        found["ends"].append(state)
+    return found | {name: torch.stack(found[name]) for name in ("coefficient", "stderr")}
 
 
 def kept(h: Tensor, sink: str) -> Tensor:
@@ -65,14 +39,15 @@ def kept(h: Tensor, sink: str) -> Tensor:
     return norm <= SINK * norm.quantile(0.5, dim=-1, keepdim=True)
 
 
-def shaped(noise: Tensor, h: Tensor, keep: Tensor, recipe: dict[str, Any]) -> Tensor:
-    """The perturbation, [N, S, D]: noise, scaled; 0 for tokens left out."""
-    mask = keep[..., None].double()
-    noise = noise * mask
+def noisy(noise: Tensor, h: Tensor, recipe: dict[str, Any]) -> Tensor:
+    """States [N, S, D] with scaled noise [draws, N, S, D]; tokens left out stay as they are."""
+    mask = kept(h, recipe["sink"])[..., None].double()
+    noise = noise.double() * mask
     expected = recipe.get("noise_norm") == "expected"  # the deviation of each number
-    measured = torch.ones_like(h) if expected else noise
-    size, unit = ((x * mask).norm(dim=-1, keepdim=True) for x in (h, measured))
-    return torch.where(unit > 0, recipe["eta"] * size / unit, 0.0) * noise
+    measured = torch.ones_like(h).double() * mask if expected else noise
+    size, unit = ((x * mask).norm(dim=-1, keepdim=True) for x in (h.double(), measured))
+    perturbation = torch.where(unit > 0, recipe["eta"] * size / unit, 0.0) * noise
+    return (h + perturbation.to(h.dtype)).flatten(0, 1)
 
 
 def compared(state: Tensor, clean: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,16 +62,21 @@ def standard_error(ratio: Tensor, sequences: int) -> Tensor:
     """Over the sequences, of the mean of tokens and then of draws; ratios are [draws N, S]."""
     means = ratio.nanmean(1).unflatten(0, (-1, sequences)).nanmean(0)
     means = means[means.isfinite()]
-    n = len(means)
-    return (
-        ((means - means.mean()).square().sum() / max(n - 1, 0) / n).sqrt()
-        if n > 1
-        else means.new_tensor(torch.nan)
+    return means.std() / len(means) ** 0.5 if len(means) > 1 else means.new_tensor(torch.nan)
+
+
+def meaned(x: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The mean over tokens, then over sequences, of what is valid, or finite, in [N, S]."""
+    valid = x.isfinite() if valid is None else valid
+    means = torch.where(valid, x, 0.0).sum(1) / valid.sum(1)
+    return means[valid.any(1)].mean()
+
+
+def divergences(model: Model, clean: States, ends: States, recipe: dict[str, Any]) -> Tensor:
+    """How far the predictions of each end are from the clean ones, in nats, [L]."""
+    p, *others = (
+        head(model, final_norm(model, x)).double().log_softmax(-1) for x in (clean[-1], *ends)
     )
-
-
-def meaned(x: Tensor, valid: Tensor) -> Tensor:
-    """The mean over tokens, then over sequences, of what is valid in [N, S]; NaN if nothing is."""
-    count = valid.sum(1)
-    means = torch.where(valid, x, 0.0).sum(1) / count
-    return means[count > 0].mean()
+    losses = [(p.exp() * (p - q)).sum(-1) for q in others]
+    kept_of = [kept(h, recipe["sink"]) for h in clean]
+    return torch.stack([meaned(x, keep) for x, keep in zip(losses, kept_of, strict=True)])

@@ -1,13 +1,11 @@
-"""Which weights stay: Wanda, SparseGPT and n:m patterns, through the pruned blocks before."""
+"""Which weights stay: magnitude, Wanda, SparseGPT and n:m patterns."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from allocation import shares
-from families import READS
-from forward import Model, Weights, passed
-from signals import linears, squares, wanda_score
+from forward import LINEARS, READS, Model, Weights, passed
 from torch import Tensor
 
 WIDTH = 128  # columns that SparseGPT decides on at once
@@ -21,45 +19,57 @@ class Pruned:
     scores: dict[str, Tensor]  # by linear; none for SparseGPT
     keep: dict[str, Tensor]
     weights: Weights
-    after: Tensor  # states behind it
 
 
-def pruned_blocks(
-    model: Model,
-    method: str,
-    counts: list[list[int]],
-    pattern: tuple[int, int] | None,
-    damping: float,
-    x: Tensor,
-) -> Iterator[Pruned]:
-    """Prune block by block; what linears read has passed the pruned blocks before."""
-    by_products = method.startswith("sparsegpt")
-    add = products if by_products else squares
-    for index in range(model.layers):
-        stored = model.stored(index)
-        seen: Weights = {}
-        passed(model, index, model.cast(stored), x, seen)
-        sums = {point: add(seen[point]) for point in dict.fromkeys(READS.values())}
-        scores: dict[str, Tensor] = {}
-        keep: dict[str, Tensor] = {}
-        for name, count in zip(linears(stored), counts[index], strict=True):
-            weight, point = stored[f"{name}.weight"], READS[name]
-            total = sums[point]
-            if by_products:
-                wide, hessian = weight.double(), total * 2 / len(x)
-                count = pattern or count
-                keep[name], new = sparsegpt(wide, hessian, count, damping)
-            elif method == "magnitude":
-                score = weight.double().abs()
+def linears(weights: Weights) -> list[str]:
+    """The linears of a block, in order."""
+    return [name for name in LINEARS if f"{name}.weight" in weights]
+
+
+def squares(x: Tensor) -> Tensor:
+    """Sums over the tokens of the squared inputs, [in], float64."""
+    return x.double().square().sum((0, 1))
+
+
+def products(x: Tensor) -> Tensor:
+    """Sums over the tokens of outer products of the inputs, [in, in], float64."""
+    rows = x.double().flatten(0, 1)
+    return rows.T @ rows
+
+
+def wanda_score(weight: Tensor, total: Tensor, sequences: int) -> Tensor:
+    """``|W| sqrt(c)``, c the sum of squared inputs per sequence, [out, in]."""
+    return weight.double().abs() * (total / sequences).sqrt()
+
+
+def pruned_block(
+    model: Model, method: str, stored: Weights, counts: list[Any], x: Tensor, damping: float = 0
+) -> Pruned:
+    """Prune a block whose inputs are x; a count is of a linear, or the n and m of a pattern."""
+    by_products, seen, scores, keep = (
+        method.startswith("sparsegpt"),
+        Weights(),
+        Weights(),
+        Weights(),
+    )
+    passed(model, model.cast(stored), x, seen)
+    add, weights = products if by_products else squares, dict(stored)
+    sums = {point: add(seen[point]) for point in dict.fromkeys(READS.values())}
+    for name, count in zip(linears(stored), counts, strict=True):
+        weight, total = stored[f"{name}.weight"], sums[READS[name]]
+        if by_products:
+            keep[name], new = sparsegpt(weight.double(), total * 2 / len(x), count, damping)
+        else:
+            score = weight.double().abs()
+            if method == "magnitude":
                 keep[name] = ~lowest(score.flatten(), count).reshape(score.shape)
             else:
                 score = scores[name] = wanda_score(weight, total, len(x))
-                keep[name] = pattern_keep(score, *pattern) if pattern else wanda_keep(score, count)
-            if not by_products:
-                new = weight * keep[name]
-            stored[f"{name}.weight"] = rounded(new, weight.dtype)  # as a file would hold it
-        x = passed(model, index, model.cast(stored), x)
-        yield Pruned(sums, scores, keep, model.cast(stored), x)
+                as_pattern = isinstance(count, tuple)
+                keep[name] = pattern_keep(score, *count) if as_pattern else wanda_keep(score, count)
+            new = weight * keep[name]
+        weights[f"{name}.weight"] = rounded(new, weight.dtype)  # as a file would hold it
+    return Pruned(sums, scores, keep, weights)
 
 
 def packed(keep: Tensor) -> Tensor:
@@ -67,18 +77,6 @@ def packed(keep: Tensor) -> Tensor:
     filled = torch.nn.functional.pad(keep.to(torch.uint8), (0, -keep.shape[1] % 8))
     places = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=keep.device)
     return (filled.unflatten(1, (-1, 8)) * places).sum(-1, dtype=torch.uint8)
-
-
-def unpacked(bits: Tensor, width: int) -> Tensor:
-    """Decisions out of bytes, the first in the highest bit, [out, in]."""
-    places = torch.arange(7, -1, -1, device=bits.device)
-    return (bits[..., None].int() >> places & 1).flatten(1)[:, :width].bool()
-
-
-def products(x: Tensor) -> Tensor:
-    """Sums over the tokens of outer products of the inputs, [in, in], float64."""
-    rows = x.double().flatten(0, 1)
-    return rows.T @ rows
 
 
 def lowest(score: Tensor, count: int) -> Tensor:
@@ -111,10 +109,7 @@ def pattern_keep(score: Tensor, zeros: int, group: int) -> Tensor:
 
 
 def sparsegpt(
-    weight: Tensor,
-    hessian: Tensor,
-    count: int | tuple[int, int],
-    damping: float,
+    weight: Tensor, hessian: Tensor, count: int | tuple[int, int], damping: float
 ) -> tuple[Tensor, Tensor]:
     """What stays, and weights that make up for the rest, [out, in], float64.
 
