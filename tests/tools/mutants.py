@@ -159,15 +159,15 @@ def pytest_runtest_logreport(report: Any) -> None:
 def pytest_runtestloop(session: Any) -> bool | None:
     """As a plugin: run the listed tests for each mutant in a fork, and write what noticed it.
 
-    Number -1 is no mutant; what fails with it is not counted.
+    Number -1, the last, is no mutant: the tests that noticed one have to pass.
     """
     if "MUTANTS" not in os.environ or session.testsfailed:
         return None
-    asked, out = json.loads(Path(os.environ["MUTANTS"]).read_text()), set[str]()
-    for number, tests, limit in asked["jobs"]:
-        order = {name: i for i, name in enumerate(tests)}
-        items = [x for x in session.items if unit(x.nodeid) not in out]
-        if tests:
+    asked, noticed = json.loads(Path(os.environ["MUTANTS"]).read_text()), list[str]()
+    last = [(-1, noticed, 5000)] if asked["jobs"][1:] else []
+    for number, tests, limit in asked["jobs"] + last:
+        order, items = {name: i for i, name in enumerate(tests)}, session.items
+        if tests or number < 0:
             items = [x for x in items if unit(x.nodeid) in order]
             items.sort(key=lambda item: order[unit(item.nodeid)])
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
@@ -179,7 +179,7 @@ def pytest_runtestloop(session: Any) -> bool | None:
                 os.killpg(child, signal.SIGKILL)
             failed = Path(scratch, "failed").read_text().split("\n")[:-1] if code == 1 else []
         assert code != 99, "the child did not get to its tests' end"
-        out |= {*failed} if number < 0 else set()
+        noticed += failed
         result = {"number": number, "stage": asked["stage"]}
         result["why"] = "" if code == 0 else " ".join(failed) or f"signal {-code}"
         with open(asked["results"], "a") as file:
@@ -266,7 +266,6 @@ def main(count: int, seed: int, jobs: int, folder: Path, *paths: str) -> None:
         if not rows:
             return
         every = [x for x in seconds if any(x in tests for _, tests in rows)]
-        rows = [(-1, every), *rows] if rows[1:] else rows
         limits = [100 + 10 * int(sum(seconds[x] for x in tests or seconds)) for _, tests in rows]
         asked = {"stage": stage, "results": str(results)}
         asked["jobs"] = [(*row, limit) for row, limit in zip(rows, limits, strict=True)]
@@ -274,7 +273,7 @@ def main(count: int, seed: int, jobs: int, folder: Path, *paths: str) -> None:
         listed.write_text(json.dumps(asked))
         words = ["-n", "0", "-p", "no:cacheprovider"]
         words += sorted({x.partition("::")[0] for x in every}) or ["-m", "thorough", "tests"]
-        alone = str(rows[0][0])
+        alone = str(rows[0][0] if len(rows) == 1 else -1)
         out = run(folder / "tree", words, MUTANTS=str(listed), MUTANT=alone)
         if all((i, stage) not in done(results) for i in numbers):  # nothing could be imported
             last = {"number": numbers[0], "stage": stage, "why": out[-300:]}
@@ -290,6 +289,8 @@ def main(count: int, seed: int, jobs: int, folder: Path, *paths: str) -> None:
             [*pool.map(lambda group, stage=stage: judge(stage, group), filter(None, groups))]
         left = [i for i in left if not done(results).get((i, stage))]
         print(f"left after {stage}: {len(left)} of {count}: {left}", flush=True)
+        if wrong := done(results).get((-1, stage)):
+            print(f"these fail without any change, too: {wrong}", flush=True)
     print("\n| place | kind | was | is | noticed by |\n|---|---|---|---|---|")
     why = {i: x for (i, _), x in done(results).items() if x}
     for i, x in enumerate(chosen):
