@@ -14,7 +14,6 @@ from refimpl.model.model import zeroed
 from refimpl.model.ops import Array
 from refimpl.model.stream import Stream
 from refimpl.pruning.block import (
-    InputSums,
     PrunedLinear,
     input_sums,
     new_weights,
@@ -61,16 +60,12 @@ def pruned_blocks(
     dtype, workers, needs = resources.dtype, resources.workers, pruner.record.needs
     stream = Stream(model, dict(enumerate([] if ids is None or needs is None else ids)), dtype)
     for i, shapes in enumerate(model.config.linears):
-        weights, sums = model.block(i, dtype), InputSums()
-        if needs is not None:
-            sums = input_sums(stream, weights, needs, workers)
-        by_point = {x: np.copy(getattr(y, "outer", y)) for x, y in sums.by_point.items()}
-        goals = [targets.goal(i, j) for j in range(len(shapes))]
-
-        def stored(name: str, block: int = i) -> Any:
-            return model.weights[f"blocks.{block}.{name}.weight"].stored.numpy_dtype
-
-        how = goals, sums, pruner, workers, targets.compat, stored
+        weights = model.block(i, dtype)
+        _, sums = input_sums(stream, weights, needs, workers)
+        by_point = {x: np.copy(getattr(y, "outer", y)) for x, y in sums.items()}
+        goals = {name: targets.goal(i, j) for j, name in enumerate(shapes)}
+        dtypes = {x: model.weights[f"blocks.{i}.{x}.weight"].stored.numpy_dtype for x in shapes}
+        how = goals, sums, max(len(stream.states), 1), pruner, workers, targets.compat, dtypes
         linears = pruned_linears(i, shapes, weights, *how)
         new = {
             f"{name}.weight": zeroed(weights[f"{name}.weight"], x.keep)

@@ -50,7 +50,7 @@ OF_ARRAYS = ("refimpl.model.", "refimpl.method.absorption", "refimpl.method.pert
 OF_STEPS = {"asked_steps", "case_inputs", "computed_again", "every_array"}
 OF_STEPS |= {"is_step", "peak", "steps"}
 # What a package that adds a base or a pruner writes, and what its functions are called with.
-OF_RECORDS = {"spread", "by_share", "floored", "is_flat", "relative", "mean_score", "compensated"}
+OF_RECORDS = {"spread", "by_share", "floored", "relative", "mean_score", "compensated"}
 OF_RECORDS |= {"inverse_of_upper", "require_finite", "PrunedWeight"}
 RECORDS = {"Base", "Option", "Pruner", "BaseInputs", "BlockInputs", "LinearInputs"}
 LEFT_OUT = RESULTS | OF_STEPS | OF_RECORDS | RECORDS

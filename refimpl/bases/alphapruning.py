@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.arguments import Compat, Floats, Fraction, checked, finite_vector, unit_sizes
-from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value, is_flat, relative
+from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value, relative
 from refimpl.bases.uniform import uniform
 from refimpl.method.spectrum import alphapruning_alpha, esd
 
@@ -44,10 +44,9 @@ def alphapruning(
     """
     weights = unit_sizes(sizes)
     q = finite_vector(alpha, "alpha", weights.size)
-    flat = uniform(q.size, sparsity)
-    if is_flat(q, "alpha", compat):
-        return flat
-    phi = relative(q) * 2 * epsilon + (1 - epsilon)
+    if (part := relative(q, "alpha", compat)) is None:
+        return uniform(q.size, sparsity)
+    phi = part * 2 * epsilon + (1 - epsilon)
     return phi * (sparsity * float(weights.sum()) / float((weights * phi).sum()))
 
 

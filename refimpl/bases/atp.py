@@ -30,8 +30,6 @@ def atp(num_blocks: int, sparsity: Fraction, beta: Slope) -> Floats:
     Raises:
         RefimplError: A number is out of range, or a sparsity outside [0, 1].
 
-    Differs: ATP's script chooses beta on the test text; here the caller does.
-
     Example:
         >>> atp(3, 0.5, beta=0.1).round(4)
         array([0.4, 0.5, 0.6])

@@ -22,8 +22,7 @@ from refimpl.records import named, records
 _PEER_FLOOR = 0.01  # what the code of some peers has in place of a sparsity of 0 or less
 Value = float | str
 Needs = Literal["weights", "squares", "products"]
-"""What a signal is made of: the weights; with the sums over the dense model's inputs of their
-squares, or of their outer products."""
+"""What a signal is made of, beside the weights: sums over the inputs of the dense linears."""
 
 
 @dataclass(frozen=True)
@@ -172,29 +171,25 @@ def base_named(name: str) -> Base | None:
     return named(name, "refimpl.bases", Base)
 
 
-def is_flat(signal: Floats, name: str, compat: Compat) -> bool:
-    """Whether a signal is the same for every unit, for which the peers' code fails."""
-    flat = bool(signal.max() == signal.min())
-    if flat and compat == "peer":
+def relative(signal: Floats, name: str, compat: Compat) -> Floats | None:
+    """A signal from 0, at its smallest value, to 1; None of one that is the same for every unit."""
+    low, high = float(signal.min()), float(signal.max())
+    if low < high:
+        return (signal - low) / (high - low)
+    if compat == "peer":
         raise RefimplError(
             f"{name} is the same for every unit, which gives NaN in the peer's code",
             "at least two different values",
             "use `compat=exact`, which falls back to uniform",
         )
-    return flat
-
-
-def relative(signal: Floats) -> Floats:
-    """A signal from 0, at its smallest value, to 1."""
-    low, high = float(signal.min()), float(signal.max())
-    return (signal - low) / (high - low)
+    return None
 
 
 def spread(signal: Floats, name: str, sparsity: float, half: float, compat: Compat) -> Floats:
     """``s_l = S - d_l + mean(d)``, d from 0 to 2 half in proportion to a signal."""
-    if is_flat(signal, name, compat):
+    if (part := relative(signal, name, compat)) is None:
         return np.full(signal.size, float(sparsity))
-    d = 2 * half * relative(signal)
+    d = 2 * half * part
     return sparsity - d + d.mean()
 
 

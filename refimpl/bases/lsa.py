@@ -35,9 +35,6 @@ def lsa_error(weight: npt.ArrayLike, outer: npt.ArrayLike, group: int = 128) -> 
 
     Source: LSA (peer), `blk_s`.
 
-    Differs: here, a narrower last group also loses half; the peer prunes as many of its
-    columns as of a full group's (if it has fewer, all, and adds infinity), in float32.
-
     Example:
         >>> lsa_error([[1.0, 2.0, 3.0, 1.0]], np.eye(4), group=2)  # 1 of each pair
         2.0

@@ -64,8 +64,7 @@ def check_outputs(
         if kind is OutputKind.FILE:
             check_file(path, read, values.get("force", False))
         elif kind is OutputKind.FOLDER:
-            for name, other in read.items():
-                refuse_overlap(path, name, other)
+            refuse_overlap(path, read)
 
 
 def _read(values: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[tuple[str, Path]]:

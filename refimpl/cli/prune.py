@@ -33,7 +33,8 @@ from refimpl.model.stream import SUMS
 from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pruner import pruners
-from refimpl.pruning.prune import calibration_memory, check_prune, prune
+from refimpl.pruning.block import calibration_memory
+from refimpl.pruning.prune import check_prune, prune
 from refimpl.pruning.record import inspect, inspection_document
 from refimpl.running.file_system import work_path
 from refimpl.running.outputs import real_path

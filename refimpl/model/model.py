@@ -51,16 +51,6 @@ class BlockWeights(Mapping[str, Array]):
         """Bytes of the arrays in memory."""
         return sum(value.nbytes for value in self._values.values() if not callable(value))
 
-    def without(self, name: str, keep: Array) -> Later:
-        """A weight with zeros where `keep` is False, made at each use from the bits of `keep`."""
-        bits, shape = np.packbits(keep), keep.shape
-
-        def made() -> Array:
-            every = np.unpackbits(bits, count=prod(shape)).view(np.bool_)
-            return zeroed(self[name], every.reshape(shape))
-
-        return made
-
 
 def zeroed(weight: Array, keep: Array) -> Array:
     """A weight, of the same kind of array, with zeros where `keep` is False.

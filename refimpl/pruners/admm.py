@@ -52,9 +52,6 @@ def admm(
 
     Source: arXiv:2401.02938, algorithms 1 and 2; its code, `lib/admm.py` (peer).
 
-    Differs: of a sparsity, the peer prunes k_t = int(s R C) in every round, without the paper's
-    schedule; its 4:8 is 2:4. It computes in float32, and leaves ties to `torch.topk`.
-
     Example:
         >>> pruned = admm([[1.0, 2.0]], [[2.0, 1.0], [1.0, 2.0]], 1)
         >>> pruned.keep, pruned.weight.round(3)

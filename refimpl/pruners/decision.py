@@ -22,7 +22,6 @@ from refimpl.pruners.counts import Pattern, pattern_keep
 from refimpl.pruners.magnitude import magnitude_keep
 from refimpl.pruners.pruner import (
     DAMPING,
-    FLOAT64,
     LinearInputs,
     Pruner,
     SharedFactor,
@@ -87,7 +86,6 @@ def decision(
     pruner: PrunerOptions,
     compat: Compat = "exact",
     linear: tuple[int, int] = (0, 0),
-    new_dtype: np.dtype[Any] = FLOAT64,
 ) -> tuple[Bools, Floats | None]:
     """Decide which weights [out, in] stay, and compute new ones, or None if the pruner makes none.
 
@@ -110,7 +108,7 @@ def decision(
     sums = total
     if pruner.refit and isinstance(total, SharedFactor) and record.needs != "products":
         sums = total.squares if record.needs else None
-    options = pruner.damping, pruner.seed, linear, new_dtype
+    options = pruner.damping, pruner.seed, linear
     inputs = LinearInputs(read_only(weight), sums, sequences, goal, *options)
     new, shape = None, np.shape(weight)
     if record.compensate is not None:

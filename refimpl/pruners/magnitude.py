@@ -29,8 +29,6 @@ def magnitude_keep(score: npt.ArrayLike, count: int | NotNegative) -> Bools:
 
     Source: magnitude pruning in Wanda's code (peer).
 
-    Differs: the peer prunes every score `<= sorted[int(R C s)]`: one too many, and all ties.
-
     Example:
         >>> magnitude_keep([[3.0, 1.0], [1.0, 1.0]], 2).astype(int)
         array([[1, 0],

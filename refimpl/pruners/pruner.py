@@ -27,7 +27,6 @@ _LEAF = 64  # up to this size LAPACK inverts a triangle
 # a time, in place.
 _WHOLE, _PANEL = 4096, 256
 
-FLOAT64 = np.dtype(np.float64)
 Statistics = Literal["squares", "products"]
 """What is summed of a linear's inputs: their squares [in], or their outer products [in, in]."""
 
@@ -184,7 +183,6 @@ class LinearInputs:
         damping: Of a Hessian, as a fraction of its mean diagonal.
         seed: Of a random choice.
         place: Numbers of the block and of the linear in it.
-        new_dtype: Of new weights.
     """
 
     weight: npt.ArrayLike
@@ -194,7 +192,6 @@ class LinearInputs:
     damping: float
     seed: int
     place: tuple[int, int]
-    new_dtype: np.dtype[Any] = FLOAT64
 
     @property
     def mean(self) -> Floats:

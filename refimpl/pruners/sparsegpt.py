@@ -12,7 +12,6 @@ from refimpl.pruners.counts import Pattern, pattern_count, pattern_keep, split_c
 from refimpl.pruners.magnitude import magnitude_keep
 from refimpl.pruners.pruner import (
     DAMPING,
-    FLOAT64,
     Hessian,
     LinearInputs,
     PrunedWeight,
@@ -26,13 +25,7 @@ Decide = Callable[[Floats, int], Bools]
 
 
 def compensated(
-    weight: npt.ArrayLike,
-    hessian: Hessian,
-    decide: Decide,
-    step: int,
-    damping: float,
-    width: int,
-    new_dtype: np.dtype[Any] = FLOAT64,
+    weight: npt.ArrayLike, hessian: Hessian, decide: Decide, step: int, damping: float, width: int
 ) -> PrunedWeight:
     """Prune column by column; the columns after each one compensate what it lost.
 
@@ -54,7 +47,7 @@ def compensated(
     w = shared.checked(weight)
     upper, dead = shared.factored(damping)
     rows, columns = w.shape
-    keep, new = np.ones((rows, columns), bool), np.empty((rows, columns), new_dtype)
+    keep, new = np.ones((rows, columns), bool), np.empty((rows, columns))
     change = np.zeros((columns, rows))  # a column of the weight lies together in memory
     for start in range(0, columns, width):
         block = slice(start, min(start + width, columns))
@@ -76,8 +69,7 @@ def compensated(
             now[i] = np.where(kept[i], column, 0.0)
             errors[i] = (column - now[i]) / inverse[i, i]
         change[block] = now - dense
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # the caller looks
-            keep[:, block], new[:, block] = kept.T, now.T
+        keep[:, block], new[:, block] = kept.T, now.T
     return PrunedWeight(keep, new)
 
 
@@ -88,17 +80,15 @@ def sparsegpt(
     target: NotNegative | Pattern,
     damping: float = DAMPING,
     width: int = WIDTH,
-    new_dtype: np.dtype[Any] = FLOAT64,
     compat: Compat = "exact",
 ) -> PrunedWeight:
     """Prune a linear with SparseGPT, to the exact count, or as its code does.
 
-    Every `width` columns lose the lowest W^2 / diag(U)^2, W as compensated so far and dead inputs
-    (H_dd = 0) scoring 0; the columns after each one compensate: `compensated`. `split_count` splits
-    a count over the column blocks, ties go to the lower row-major index of the column block. For a
-    pattern n:m, each group loses its n lowest scores at its first column, ties to the lowest
-    column. With `peer`, keep = score > sorted(score)[int(size s)] per `width` columns, and the
-    weights of dead inputs are zero from the start.
+    Every `width` columns lose their lowest scores, and the columns after each one compensate:
+    `compensated`. `split_count` splits a count over the column blocks, ties go to the lower
+    row-major index of the column block. For a pattern n:m, each group loses its n lowest scores at
+    its first column, ties to the lowest column. With `peer`, keep = score > sorted(score)[int(size
+    s)] per `width` columns, and the weights of dead inputs are zero from the start.
 
     Args:
         weight: W, [R, C], any float dtype.
@@ -108,12 +98,11 @@ def sparsegpt(
             every m in each row.
         damping: Share of the mean of diag(H) added to it, at least 0.
         width: Columns decided on together.
-        new_dtype: Of the new weights.
         compat: `exact` or `peer`.
 
     Returns:
-        The decision and the new weights; exactly the requested number are pruned. With `peer`,
-        dead inputs are not kept.
+        The decision and the new weights, float64; exactly the requested number are pruned. With
+        `peer`, dead inputs are not kept.
 
     Raises:
         RefimplError: Shapes that do not fit, NaN or Inf, a Hessian that is not positive definite,
@@ -121,10 +110,6 @@ def sparsegpt(
             sparsity so near 1 that the code reads past the end of its list.
 
     Source: SparseGPT (peer); docs/explanation/method.md, "Pruners".
-
-    Differs: the peer prunes every score `<= sorted[int(n s)]` (one too many, and all ties), and
-    zeroes dead inputs on top of the count. It computes in float32: if a score lies within its
-    rounding of the threshold, a decision may differ, and with it the columns after.
 
     Example:
         >>> pruned = sparsegpt([[1.0, 2.0]], [[2.0, 1.0], [1.0, 2.0]], 1, damping=0)
@@ -153,15 +138,13 @@ def sparsegpt(
             return pattern_keep(score, target)
         return magnitude_keep(score, float(lost) if peer else int(lost[start // width]))
 
-    pruned = compensated(
-        np.where(dead, 0, w) if peer else w, shared, decide, step, damping, width, new_dtype
-    )
+    pruned = compensated(np.where(dead, 0, w) if peer else w, shared, decide, step, damping, width)
     return PrunedWeight(pruned.keep & ~dead, pruned.weight)
 
 
 def _pruned(linear: LinearInputs, compat: Compat) -> PrunedWeight:
-    how: dict[str, Any] = {"new_dtype": linear.new_dtype, "compat": compat}
-    return sparsegpt(linear.weight, linear.total, linear.goal, linear.damping, **how)
+    how: Any = linear.total, linear.goal, linear.damping, WIDTH, compat
+    return sparsegpt(linear.weight, *how)
 
 
 SPARSEGPT = Pruner(

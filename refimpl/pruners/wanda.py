@@ -69,9 +69,6 @@ def wanda_keep(score: npt.ArrayLike, count: int | Fraction) -> Bools:
 
     Source: Wanda (peer); docs/explanation/method.md, "The budget, exactly".
 
-    Differs: Wanda's code prunes `int(C s)` per row and leaves the rest (38 of 64 columns at 0.6); a
-    count is met.
-
     Example:
         >>> wanda_keep([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0]], 3).astype(int)
         array([[1, 0, 1],

@@ -23,8 +23,6 @@ from refimpl.pruning.record import LinearRecord
 from refimpl.running.file_system import DONE, is_folder, is_own, open_file, remove, replaced
 from refimpl.running.outputs import RECORD, SCORES, tree_to_disk
 
-_AT_ONCE = 1 << 20  # bytes copied
-
 
 def copies(model: Model) -> dict[str, Path]:
     """Files of a model by their names in the new folder: its weights and their index, and others.
@@ -32,11 +30,10 @@ def copies(model: Model) -> dict[str, Path]:
     A link out of the folder is refused.
     """
     files = {file.path.name: file.path for file in model.files}
-    indexes = []
+    beside = [*model.folder.glob(f"*.safetensors{INDEX_END}")]  # at most one, or it is refused
+    indexes = [] if "model.safetensors" in files else beside  # which has precedence
     if not model.path.is_dir():
         indexes = [model.path] if model.path.name.endswith(INDEX_END) else []
-    elif "model.safetensors" not in files:  # which has precedence; at most one, or it is refused
-        indexes = [*model.folder.glob(f"*.safetensors{INDEX_END}")]
     files |= companion_files(model.path, (RECORD, SCORES, *files))
     files |= {path.name: path for path in indexes}
     if model.config_path is not None:
@@ -77,12 +74,10 @@ class PrunedFiles:
             folder.mkdir()
             for name, path in files.items():
                 with open_file(path) as file, (folder / name).open("wb") as copy:
-                    shutil.copyfileobj(file, copy, _AT_ONCE)
-        names = {file.path: file.path.name for file in model.files}
-        self._files = {path: SafetensorsFile(folder / name) for path, name in names.items()}
-        config = folder / "config.json"
+                    shutil.copyfileobj(file, copy, 1 << 20)
+        self._files = {x.path: SafetensorsFile(folder / x.path.name) for x in model.files}
         path = folder if model.path.is_dir() else folder / model.path.name
-        self.pruned = read_model(path, None if model.config_path is None else config)
+        self.pruned = read_model(path, model.config_path and folder / "config.json")
 
     def write(self, block: int, linears: Mapping[str, PrunedLinear]) -> dict[str, LinearRecord]:
         """Write some pruned linears of a block over the copy, and count what it holds then."""
@@ -90,9 +85,7 @@ class PrunedFiles:
 
     def finish(self, counts: Mapping[str, LinearRecord]) -> None:
         """Bring the next block, whose linears have these counts, to the disk; it is done."""
-        paths = {file.path for file in self._files.values()} if self.counts else {self._folder}
-        for path in sorted(paths):
-            tree_to_disk(path)
+        tree_to_disk(self._folder)
         names = self._model.config.linears[len(self.counts)]
         self.counts.append({name: counts[name] for name in names if name in counts})
         with replaced(self._folder.parent / DONE) as beside:

@@ -1,25 +1,19 @@
 """`pruning.json`, how a model was pruned and what came of it; what its files hold; its masks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from msgspec import Meta
+from msgspec.structs import replace as replaced
 
-from refimpl.arguments import AtLeastOne, Bools, Count, Fraction
+from refimpl.allocation.scores_json import Targets
+from refimpl.arguments import AtLeastOne, Bools, Count, Fraction, NotNegative
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import counted_parts
-from refimpl.loading.files.documents import (
-    Document,
-    Named,
-    converted,
-    parsed_object,
-    plain,
-    read_file,
-    reading_document,
-)
+from refimpl.loading.files import documents
 from refimpl.loading.samples import TokenFacts
 from refimpl.model.model import Model
 from refimpl.model.ops import is_zero
@@ -28,21 +22,20 @@ from refimpl.running.outputs import RECORD
 from refimpl.running.provenance import Run
 
 RECORD_FORMAT: Literal[1] = 1
-_DOCUMENT: Named = (
+_DOCUMENT: documents.Named = (
     "a record of a pruning",
     "the record that refimpl prune wrote",
     "prune the model again, or remove this file",
 )
-Positive = Annotated[float, Meta(ge=0)]
 
 
-class PruningFacts(Document, frozen=True, kw_only=True, omit_defaults=False):
+class PruningFacts(documents.Document, frozen=True, kw_only=True, omit_defaults=False):
     """How a model was pruned, as other documents repeat it; an older version wrote no digest."""
 
     model: str
     method: str
     pattern: str | None
-    sparsity: Positive  # pruned weights as a fraction of the prunable ones
+    sparsity: NotNegative  # pruned weights as a fraction of the prunable ones
     base: str | None
     correct: str | None
     strength: int | float | str | None  # of the correction, if there is one
@@ -53,8 +46,7 @@ class PruningFacts(Document, frozen=True, kw_only=True, omit_defaults=False):
         """How sparsity was divided among the blocks: "owl + absorption 0.05", "2:4"."""
         if self.pattern is not None or self.correct is None:
             return self.pattern or self.base or "custom"
-        strength = self.strength
-        size = f"{strength:g}" if isinstance(strength, int | float) else str(strength)
+        size = self.strength if isinstance(self.strength, str | None) else f"{self.strength:g}"
         return f"{self.base} + {self.correct} {size}"
 
     @property
@@ -63,7 +55,7 @@ class PruningFacts(Document, frozen=True, kw_only=True, omit_defaults=False):
         return f"{self.method} {100 * self.sparsity:.3g} %, {self.allocation}"
 
 
-class LinearRecord(Document, frozen=True, kw_only=True):
+class LinearRecord(documents.Document, frozen=True, kw_only=True):
     """Weights of a linear: requested, pruned, and zeros of the file: ``pruned + kept_zeros``.
 
     -0.0 is a zero. Weights that stay are zero if they were, or if the stored dtype made them so.
@@ -71,7 +63,7 @@ class LinearRecord(Document, frozen=True, kw_only=True):
     """
 
     name: str
-    sparsity: Positive  # in the allocation
+    sparsity: NotNegative  # in the allocation
     requested: Count  # weights to prune
     weights: AtLeastOne
     pruned: Count  # weights that the pruner removed, now +0.0
@@ -80,20 +72,20 @@ class LinearRecord(Document, frozen=True, kw_only=True):
     method: str | None = None  # magnitude, for experts without calibration tokens
 
 
-class BlockRecord(Document, frozen=True, kw_only=True):
+class BlockRecord(documents.Document, frozen=True, kw_only=True):
     """The linears of a block."""
 
     index: Count
     linears: Annotated[list[LinearRecord], Meta(min_length=1)]
 
 
-class FilesRecord(Document, frozen=True, kw_only=True):
+class FilesRecord(documents.Document, frozen=True, kw_only=True):
     """The new model's digest, which an older version did not write."""
 
     sha256: str | None = None  # SHA-256 of the new model, as model_sha256 of an evaluation
 
 
-class Pruning(Document, frozen=True, kw_only=True):
+class Pruning(documents.Document, frozen=True, kw_only=True):
     """What pruning did to a model: the content of `pruning.json`."""
 
     format: Literal[1]
@@ -125,24 +117,57 @@ class Pruning(Document, frozen=True, kw_only=True):
         facts |= {name: getattr(self, name) for name in ("model", "pattern")}
         facts["method"] = f"{self.method} + refit" if self.refit else self.method
         facts |= {"sparsity": self.total_pruned / self.total_weights, "sha256": self.files.sha256}
-        return converted(facts, PruningFacts, "allocation")
+        return documents.converted(facts, PruningFacts, "allocation")
+
+
+def pruning_record(
+    model: Model, targets: Targets, counts: Sequence[Mapping[str, LinearRecord]], **facts: Any
+) -> Pruning:
+    """What was asked for, and what came of it: the counts of every block's linears."""
+    asked, share = targets.linear_pruned, targets.linear_sparsity
+    blocks, idle = list[BlockRecord](), dict[str, None]()
+    for i, block in enumerate(counts):
+        every = [
+            replaced(linear, sparsity=float(share[i, j]), requested=int(asked[i, j]))
+            for j, linear in enumerate(block.values())
+        ]
+        blocks.append(BlockRecord(index=i, linears=every))
+        idle |= {f"blocks.{i}.{x.name.rpartition('.')[0]}": None for x in every if x.method}
+    linears = [x for block in blocks for x in block.linears]
+    weights, total = sum(x.weights for x in linears), int(asked.sum())
+    return Pruning(
+        format=RECORD_FORMAT,
+        model=model.name,
+        family=model.config.family,
+        compat=targets.compat,
+        pattern=None if targets.pattern is None else str(targets.pattern),
+        requested_sparsity=total / weights,
+        total_weights=weights,
+        total_requested=total,
+        total_pruned=sum(x.pruned for x in linears),
+        total_zeros=sum(x.zeros for x in linears),
+        without_tokens=tuple(idle),
+        allocation=dict(targets.made),
+        blocks=blocks,
+        **facts,
+    )
 
 
 def read_record(model: Model) -> dict[str, Any] | None:
     """The content of the `pruning.json` beside a model, which is whole; None without one."""
     path = model.folder / RECORD
-    with reading_document(path, _DOCUMENT):
+    with documents.reading_document(path, _DOCUMENT):
         if not path.exists():
             return None
-        content = parsed_object(read_file(path), RECORD_FORMAT)
-        _ = converted(content, Pruning).facts
+        content = documents.parsed_object(documents.read_file(path), RECORD_FORMAT)
+        _ = documents.converted(content, Pruning).facts
         return content
 
 
 def recorded_pruning(model: Model) -> PruningFacts | None:
     """How a model was pruned, by the record beside it; None without one."""
     record = read_record(model)
-    return None if record is None else converted(record, Pruning).facts
+    return None if record is None else documents.converted(record, Pruning).facts
 
 
 @dataclass(frozen=True)
@@ -152,6 +177,12 @@ class LinearZeros:
     weights: int
     zeros: int
     dtype: str
+
+    @classmethod
+    def of(cls, linears: Sequence["LinearZeros"]) -> "LinearZeros":
+        """Those of several linears together."""
+        dtypes = " ".join(dict.fromkeys(x.dtype for x in linears))
+        return cls(sum(x.weights for x in linears), sum(x.zeros for x in linears), dtypes)
 
     @property
     def sparsity(self) -> float:
@@ -170,8 +201,7 @@ class Inspection:
         parameters: Numbers in all tensors of the model, each tensor once.
         parameter_bytes: Their size in the files.
         files: Size of each file of weights by its name, bytes.
-        requested: The `method`, `sparsity` and `pattern` (or None) that it was pruned to, by its
-            `pruning.json`; None without one.
+        requested: `method`, `sparsity` and `pattern` of its `pruning.json`; None without one.
         non_finite: NaN and Inf in the tensors that have some, by the file's names.
         ignored: Other parts of a composite checkpoint, with their number of tensors.
     """
@@ -210,10 +240,8 @@ def inspect(model: Model) -> Inspection:
         >>> inspection.blocks[0]["q_proj"], inspection.requested
         (LinearZeros(weights=1024, zeros=0, dtype='F32'), None)
     """
-    requested = None
-    if (record := read_record(model)) is not None:
-        requested = {name: record[name] for name in ("method", "pattern")}
-        requested["sparsity"] = float(record["requested_sparsity"])
+    record, names = read_record(model), ("method", "pattern", "requested_sparsity")
+    requested = record and {x.removeprefix("requested_"): record[x] for x in names}
 
     def zeros(weight: Weight) -> LinearZeros:
         zero = is_zero(weight.as_stored)
@@ -240,24 +268,19 @@ def inspect(model: Model) -> Inspection:
 def inspection_document(inspection: Inspection) -> dict[str, Any]:
     """An inspection as one JSON document; what is unknown is null."""
 
-    def sums(linears: Iterable[LinearZeros]) -> dict[str, Any]:
-        weights, zeros = (
-            sum(x) for x in zip(*((y.weights, y.zeros) for y in linears), strict=True)
-        )
-        return {"weights": weights, "zeros": zeros, "sparsity": zeros / weights}
+    def sums(linears: Sequence[LinearZeros]) -> dict[str, Any]:
+        every = LinearZeros.of(linears)
+        return {"weights": every.weights, "zeros": every.zeros, "sparsity": every.sparsity}
 
     blocks = [
         {
             "index": i,
-            **sums(block.values()),
+            **sums([*block.values()]),
             "linears": [{"name": x, **vars(y), "sparsity": y.sparsity} for x, y in block.items()],
         }
         for i, block in enumerate(inspection.blocks)
     ]
-    document: dict[str, Any] = plain(
-        {**vars(inspection), **sums(inspection.linears), "blocks": blocks}
-    )
-    return document
+    return dict(documents.plain({**vars(inspection), **sums(inspection.linears), "blocks": blocks}))
 
 
 def masks(
@@ -265,8 +288,8 @@ def masks(
 ) -> dict[str, Bools]:
     """Return which weights of every linear stayed in a pruned model.
 
-    A weight was pruned if it is zero now and was not before. If it was zero before, the counts of
-    `pruning.json` say whether it counts as pruned; without that record, it stayed.
+    A weight was pruned if it is zero now and was not before. Of one that was zero before, the
+    counts of `pruning.json` say whether it was pruned; without that record, it stayed.
 
     Args:
         dense: The model before.
@@ -278,8 +301,8 @@ def masks(
         Masks by name, bool, True = stays.
 
     Raises:
-        RefimplError: Models of other sizes; a linear that had zeros of which some were pruned, and
-            others not; a damaged record.
+        RefimplError: Models of other sizes; a linear of whose old zeros only some were pruned; a
+            damaged record.
 
     Example:
         >>> from refimpl import read_model

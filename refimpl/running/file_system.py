@@ -1,7 +1,6 @@
 """Steps on the file system: errors as ours, no links, bytes on the disk; and the hidden folder.
 
-In it are the results of a run so far: an `.npz` for each work unit, in a folder named by all that
-these results depend on.
+In it, an `.npz` holds the results of each work unit, in a folder named by all they depend on.
 """
 
 import errno
@@ -13,7 +12,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from io import BufferedReader, BytesIO
+from io import BufferedReader
 from math import inf
 from pathlib import Path
 from typing import IO, Any
@@ -201,7 +200,7 @@ class FinishedUnits:
 
     def write(self, name: str, results: Mapping[str, Any]) -> None:
         """Keep a unit: lists and objects of numbers, texts and arrays, by key."""
-        path, arrays, archive = self.folder / f"{name}.npz", dict[str, Any](), BytesIO()
+        path, arrays = self.folder / f"{name}.npz", dict[str, Any]()
 
         def reference(x: Any) -> Any:
             if isinstance(x, self._numpy.generic):
@@ -211,9 +210,8 @@ class FinishedUnits:
 
         text = json.dumps(dict(results), default=reference).encode()
         arrays[_TREE] = self._numpy.frombuffer(text, "uint8")
-        self._numpy.savez(archive, **arrays)
-        with writing(path), replaced(path) as beside:
-            beside.write_bytes(archive.getbuffer())  # zipfile writes in many small pieces
+        with writing(path), replaced(path) as beside, beside.open("wb") as file:
+            self._numpy.savez(file, **arrays)
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def check_file(path: Path, inputs: Mapping[str, Path | None], force: bool) -> No
     if not path.name or (os.path.exists(path) and not path.is_file()):
         raise RefimplError(f"-o {path} is not a file", "the name of a file", "choose another -o")
     check_parent(path)
-    refuse_inputs(path, inputs)
+    refuse_overlap(path, inputs)
     if not force:
         refuse_existing(path, force)
 
@@ -136,7 +136,7 @@ def check_folder(target: Path, inputs: Mapping[str, Path | None], force: bool) -
     """Refuse a folder that could not be written, or would damage an input; errors name these."""
     target = real_path(target)
     check_parent(target)
-    refuse_inputs(target, inputs)
+    refuse_overlap(target, inputs)
     refuse_existing(target, force)
 
 
@@ -156,30 +156,22 @@ def refuse_existing(target: Path, force: bool) -> None:
             f"an empty folder, or one with {RECORD} or .safetensors files, which may be written",
             "choose another -o, or remove the folder yourself",
         )
-    for name, folder in (("home", os.path.expanduser("~")), ("working", os.getcwd())):
-        refuse_overlap(target, f"the {name} folder", Path(folder), inside=True)
+    home = Path(os.path.expanduser("~"))
+    refuse_overlap(target, {"the home folder": home, "the working folder": Path.cwd()}, inside=True)
 
 
-def refuse_overlap(target: Path, name: str, other: Path, inside: bool = False) -> None:
-    """Refuse an output that is or holds an input called `name`, or lies in it if it must not."""
-    paths = {Path(os.path.realpath(other)), Path(os.path.abspath(other))}
-    above = {parent for path in paths for parent in (path, *path.parents)}
-    beside = Path(os.path.realpath(target.parent), target.name).parents
-    if target.exists() and any(x.exists() and x.samefile(target) for x in above):
-        relation = "is, or holds," if target.is_dir() else "is also"
-    elif not inside and other.is_dir() and any(x.exists() and x.samefile(other) for x in beside):
-        relation = "lies in"
-    else:
-        return
-    raise RefimplError(
-        f"-o {target} {relation} {name} ({other})",
-        "an output apart from all inputs",
-        "choose another -o",
-    )
-
-
-def refuse_inputs(target: Path, inputs: Mapping[str, Path | None]) -> None:
-    """Refuse an output that is, holds or lies in an input."""
-    for name, path in inputs.items():
-        if path is not None and path.exists():
-            refuse_overlap(target, name, path)
+def refuse_overlap(target: Path, inputs: Mapping[str, Path | None], inside: bool = False) -> None:
+    """Refuse an output that is or holds an input, by its name, or lies in one if it must not."""
+    beside = [x for x in Path(os.path.realpath(target.parent), target.name).parents if x.exists()]
+    for name, other in ((x, y) for x, y in inputs.items() if y is not None and y.exists()):
+        paths = {Path(os.path.realpath(other)), Path(os.path.abspath(other))}
+        above = {parent for path in paths for parent in (path, *path.parents) if parent.exists()}
+        is_above = target.exists() and any(x.samefile(target) for x in above)
+        within = not inside and other.is_dir() and any(x.samefile(other) for x in beside)
+        if is_above or within:
+            holds = "is, or holds," if target.is_dir() else "is also"
+            raise RefimplError(
+                f"-o {target} {holds if is_above else 'lies in'} {name} ({other})",
+                "an output apart from all inputs",
+                "choose another -o",
+            )

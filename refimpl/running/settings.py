@@ -32,9 +32,7 @@ from refimpl.running import file_system as disk
 from refimpl.running.provenance import Run, Stamps, check_unchanged, identity, stamps, versions
 from refimpl.running.threads import Progress, Workers
 
-Tick = Callable[[float], None]
-"""Called with the cost of the work that is done."""
-
+Tick = Callable[[float], None]  # called with the cost of the work that is done
 _AWAKE = 0.2  # seconds: a Ctrl-C that comes as a wait begins does not end that wait
 _DEFAULT = 2048 * disk.MIB
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -126,11 +124,10 @@ class Resources:
 class Settings(Checked):
     """How and where a computation runs; its numbers depend on `dtype` alone.
 
-    `executor` is any `concurrent.futures.Executor`, which is left open, or None for threads here;
-    `threads` is then the number of its workers.
-    `progress` is called with the cost that is done and in all; True shows the share on stderr.
-    `finished` is the folder of finished work units, which a run of the same continues, and which
-    the caller removes in the end.
+    `executor` is any `concurrent.futures.Executor` with `threads` workers, which is left open, or
+    None for threads here. `progress` is called with the cost that is done and in all; True shows
+    the share on stderr. `finished` is the folder of finished work units, which a run of the same
+    continues, and which the caller removes in the end.
     """
 
     dtype: npt.DTypeLike = option(

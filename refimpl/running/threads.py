@@ -6,14 +6,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from threading import Lock
-from typing import Annotated, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-from msgspec import Meta
 from threadpoolctl import ThreadpoolController
 
-from refimpl.arguments import require
+from refimpl.arguments import integer, require
 
-ThreadCount = Annotated[int, Meta(ge=1, le=1024)] | None
 T = TypeVar("T")
 U = TypeVar("U")
 Progress = Callable[[float, float], None]
@@ -26,17 +24,12 @@ def kernel() -> str:
     return next(filter(None, names), "unknown")
 
 
-def cores() -> int:
-    """The number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0)) or 1
-    return os.cpu_count() or 1
-
-
 def thread_count(threads: int | None) -> int:
-    """The number of threads that was asked for; one per core if it is None."""
-    require(threads, ThreadCount, "threads")
-    return threads or cores()
+    """The number of threads that was asked for; if None, one per core that this process may use."""
+    require(threads, integer(1, 1024) | None, "threads")
+    if threads is None and hasattr(os, "sched_getaffinity"):
+        threads = len(os.sched_getaffinity(0))
+    return threads or os.cpu_count() or 1
 
 
 class Workers:

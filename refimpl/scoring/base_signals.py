@@ -19,7 +19,7 @@ from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
 from refimpl.model.stream import SUMS, Stream, input_of, saw_no_token, state_bytes
-from refimpl.pruning.block import sums_of_all
+from refimpl.pruning.block import input_sums
 from refimpl.running.settings import Resources, Settings, require_memory
 from refimpl.scoring.experiment import dense_squares
 from refimpl.scoring.measurements import Moments, wanda_moments
@@ -155,9 +155,10 @@ def block_signals(
         sums: Mapping[str, Array] = moments[i] if moments else {}
         weights = model.block(i, dtype, workers.map) if stream or moments else None
         if stream and weights:
-            after, total = sums_of_all(stream, weights, SUMS["products"], workers, one)
+            after, read_sums = input_sums(stream, weights, "products", workers, tick=one)
             stream.advance(after)
-            sums = {x: total[input_of(x)] for x in shapes if input_of(x) in total}
+            total: Mapping[str, Any] = read_sums
+            sums = {x: total[input_of(x)].outer for x in shapes if input_of(x) in total}
         if i in rows:
             continue
         idle = frozenset(x for x in shapes if stream and saw_no_token(x, sums.get(x)))

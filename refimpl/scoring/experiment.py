@@ -27,7 +27,9 @@ Addresses = tuple[Address, ...]
 
 def probing_bytes(config: Config, plan: Perturbation) -> int:
     """Bytes of a block's outer products, if the probes need them."""
-    return matrix_bytes(config.linears, plan.pruner_options) if isinstance(plan, Probes) else 0
+    if not isinstance(plan, Probes):
+        return 0
+    return max(sum(matrix_bytes(linears, plan.pruner_options)) for linears in config.linears)
 
 
 def stacks(states: Iterable[Address], length: int) -> list[Addresses]:

@@ -156,14 +156,16 @@ class PrunedBlocks:
         workers: Workers,
     ) -> dict[int, Weights]:
         """Block i's weights after each pruning, from its dense ones and what they read."""
-        sums, pruned = InputSums(), dict[int, Weights]()
+        pruned, sequences = dict[int, Weights](), 1
         if self.moments:
-            sums = InputSums({input_of(name): x for name, x in self.moments[i].items()})
-        elif self.pruner.record.needs is not None:
-            sums = input_sums(clean, weights, self.pruner.record.needs, workers)
+            sums: InputSums = {input_of(name): x for name, x in self.moments[i].items()}
+        else:
+            sums = input_sums(clean, weights, self.pruner.record.needs, workers)[1]
+            sequences = len(clean.states)
         for variant in variants:
-            goals = [count or None for count in self.counts[variant, i].tolist()]
-            how = goals, sums, self.pruner, workers
+            counted = zip(self.linears[i], self.counts[variant, i].tolist(), strict=False)
+            goals = {name: count for name, count in counted if count}
+            how = goals, sums, sequences, self.pruner, workers
             linears = pruned_linears(i, self.linears[i], weights, *how).items()
             pruned[variant] = weights | {f"{x}.weight": y.weight(weights, x) for x, y in linears}
         return pruned

@@ -70,24 +70,24 @@ def inspection_table(inspection: Inspection) -> str:
     kinds = dict.fromkeys(without_number(name) for name, _ in rows[-1])
     columns = {
         "block": [*map(str, range(len(inspection.blocks))), "all"],
-        "weights": [f"{sum(x.weights for _, x in row):,}" for row in rows],
+        "weights": [f"{LinearZeros.of([x for _, x in row]).weights:,}" for row in rows],
         "sparsity": [_share([x for _, x in row]) for row in rows],
         **{
             kind: [_share([x for name, x in row if without_number(name) == kind]) for row in rows]
             for kind in kinds
         },
-        "dtype": [" ".join(dict.fromkeys(x.dtype for _, x in row)) for row in rows],
+        "dtype": [LinearZeros.of([x for _, x in row]).dtype for row in rows],
     }
-    total, zeros = (sum(getattr(x, y) for x in inspection.linears) for y in ("weights", "zeros"))
+    every = LinearZeros.of(inspection.linears)
+    last = f"zeros {every.zeros:,} of {every.weights:,} ({every.sparsity:.4%})"
     bad = [f"{name} ({count:,})" for name, count in inspection.non_finite.items()]
-    below = [f"zeros {zeros:,} of {total:,} ({zeros / total:.4%})", *wrapped({"NaN or Inf": bad})]
+    below = [last, *wrapped({"NaN or Inf": bad})]
     return page_text(facts, Table(columns).lines(), below)
 
 
 def _share(linears: Sequence[LinearZeros]) -> str:
     """The zeros of some linears as a fraction of their weights."""
-    weights = sum(x.weights for x in linears)
-    return f"{sum(x.zeros for x in linears) / weights:.4f}" if weights else "-"
+    return f"{LinearZeros.of(linears).sparsity:.4f}" if linears else "-"
 
 
 NOISE_FLOOR = "up to 12 % in docs/explanation/numerics.md"  # of pruning, in the perplexity

@@ -16,7 +16,7 @@ from refimpl.model.stream import input_of
 from refimpl.model.weight import Weight
 from refimpl.pruners.magnitude import magnitude_keep
 from refimpl.pruners.pruner import Pruner
-from refimpl.pruning.block import InputSums, pruned_linears
+from refimpl.pruning.block import pruned_linears
 from refimpl.running.threads import Workers
 from refimpl.show.models import pruning_table
 
@@ -51,10 +51,10 @@ def test_the_pruning_perturbation_falls_back_too() -> None:
     nothing = np.zeros(6)
     names = "experts.2.up_proj", "up_proj"
     weights = BlockWeights({f"{name}.weight": weight for name in names})
-    sums = InputSums({input_of(name): nothing for name in names})
-    shapes = dict.fromkeys(names, (4, 6))
+    sums = {input_of(name): nothing for name in names}
+    shapes, goals = dict.fromkeys(names, (4, 6)), dict(zip(names, (10, 12), strict=True))
     with Workers(1) as workers:
-        found = pruned_linears(0, shapes, weights, [10, 12], sums, PrunerOptions(), workers)
+        found = pruned_linears(0, shapes, weights, goals, sums, 1, PrunerOptions(), workers)
     np.testing.assert_array_equal(found[names[0]].keep, keep)
     assert found[names[1]].keep[:, 3:].all()  # equal scores: the lowest columns
 

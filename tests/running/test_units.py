@@ -38,7 +38,7 @@ from refimpl.running import settings
 from refimpl.running.file_system import ResumableError
 from refimpl.running.provenance import stamps
 from refimpl.running.settings import Settings, results
-from refimpl.running.threads import Workers, cores
+from refimpl.running.threads import Workers, thread_count
 from refimpl.scoring.base_signals import signals_of
 from refimpl.scoring.experiment import SummedSquares, dense_squares, experiment
 
@@ -279,4 +279,4 @@ def test_an_executor_of_the_caller_is_left_open_and_says_how_much_it_does_at_onc
     with Settings(threads=4).open() as resources:
         assert resources.at_once == 1
     with Settings(executor=Executor()).open() as resources:
-        assert resources.at_once == cores()
+        assert resources.at_once == thread_count(None)
