@@ -253,7 +253,7 @@ def uncompensated(old: Any) -> Any:
 
     def compensated(weight: Array, *how: Any) -> Any:
         right = old(weight, *how)
-        return replace(right, weight=np.where(right.keep, weight, 0.0))
+        return right._replace(weight=np.where(right.keep, weight, 0.0))
 
     return compensated
 

@@ -112,9 +112,8 @@ def decision(
     inputs = LinearInputs(read_only(weight), sums, sequences, goal, *options)
     new, shape = None, np.shape(weight)
     if record.compensate is not None:
-        pruned = record.compensate(inputs, compat)
-        new = _checked(record, "new weights", pruned.weight, shape, "fV")
-        keep = pruned.keep
+        keep, weight_after = record.compensate(inputs, compat)
+        new = _checked(record, "new weights", weight_after, shape, "fV")
     elif record.score is None:
         raise _wrong(record, "score", "None")
     else:

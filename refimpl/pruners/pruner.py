@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,7 @@ Statistics = Literal["squares", "products"]
 """What is summed of a linear's inputs: their squares [in], or their outer products [in, in]."""
 
 
-@dataclass(frozen=True)
-class PrunedWeight:
+class PrunedWeight(NamedTuple):
     """A linear after pruning with compensation: what stays, and new weights, +0.0 elsewhere."""
 
     keep: Bools
