@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What made each folder beside this file; run it in the repository's top folder, with the models in real/.
 # With the files that are there, every command prints its table and runs nothing; for new rows, name another folder.
-# All rows: refimpl 81e27362, numpy 2.4.6, one core of an AMD EPYC beside other programs.
+# All rows but those in context: refimpl 81e27362, numpy 2.4.6, one core of an AMD EPYC beside other programs.
 # The first 79 cells of smollm2 took 69 minutes, those of gemma 114, the first 31 of qwen 85.
 set -euo pipefail
 export OPENBLAS_CORETYPE=Haswell
@@ -35,6 +35,9 @@ bench sparsegpt-4x256-smollm2 SmolLM2-135M-Instruct $gpt --bases $few # 19 cells
 bench sparsegpt-4x256-qwen Qwen2.5-Coder-0.5B-Instruct $gpt --bases $few --sparsity 0.6 # 7 cells
 bench magnitude SmolLM2-135M-Instruct --seeds 1 --pruner magnitude --bases $few # 19 cells
 bench float64 SmolLM2-135M-Instruct --seeds 1 --sparsity 0.6 --bases uniform --dtype float64 # 4 cells
+# Of refimpl ac26d6ee, with uniform of the first seed.
+bench context-smollm2 SmolLM2-135M-Instruct --sparsity 0.6 --bases context,divergence --jitter 0 --seq-len 128 --windows 4 # 8 cells
+python docs/study/curves.py real/text/sotu-1901-1979.txt real/SmolLM2-135M-Instruct # the table of cost curves
 export OPENBLAS_CORETYPE=Prescott # another kernel of BLAS
 bench prescott SmolLM2-135M-Instruct --sparsity 0.6 --bases uniform --jitter 0 # 4 cells
 gpt="--seeds 1 --pruner sparsegpt --samples 8 --seq-len 512"

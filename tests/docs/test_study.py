@@ -4,16 +4,22 @@ PYTHONPATH=.:tests python tests/docs/test_study.py    writes the tables
 """
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from math import exp, isfinite
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import FIXTURES
 from tools.pages import fill, regions
 
+from refimpl import Probes, Request, read_model, score, text_tokens
 from refimpl.bench.cells import Comparison, read_bench
 from refimpl.bench.tables import Summary, change, percent, perplexity_of, summaries
+from refimpl.model.ops import Array
 from refimpl.show.models import NOISE_FLOOR
 from refimpl.show.table import Table, number
 
@@ -24,6 +30,7 @@ MODELS = {"smollm2": "SmolLM2-135M", "gemma": "Gemma-3-270m", "qwen": "Qwen2.5-C
 FEW = ("sparsegpt-4x256-smollm2", "sparsegpt-4x256-qwen")
 OTHERS = ("sparsegpt-smollm2", "sparsegpt-gemma", *FEW, "magnitude")
 WITH_FLOOR = (*MODELS, *OTHERS, "sparsegpt-qwen", "float64")
+IN_CONTEXT = ("context-smollm2",)
 TEXTS = ("speech", "novel")
 PUBLISHED = ("owl", "alphapruning", "dlp", "lsa", "atp")
 
@@ -71,6 +78,21 @@ def headline(names: Iterable[str]) -> str:
     return Table({head: [row[head] for row in rows] for head in heads}, 3).markdown()
 
 
+def in_context(names: Iterable[str]) -> str:
+    """A row per folder and text: perplexities, and what a step in context changes."""
+    rows = []
+    for name in names:
+        (place,), (against,) = settings(name), settings(name, "divergence")
+        seeds = {row.seed for row in document(name).rows if row.allocation == "context"}
+        for j, text in enumerate(TEXTS):
+            model = against["context"][j].model.removesuffix("-Instruct")
+            row = {"model": model, "seeds": str(len(seeds)), "text": text}
+            order = ("divergence", "context")
+            row |= {base: number(place[base][j].perplexity) for base in order}
+            rows.append(row | {"against divergence": change(against["context"][j])})
+    return Table({head: [row[head] for row in rows] for head in rows[0]}, 3).markdown()
+
+
 def measured_floors(name: str) -> list[Summary]:
     """Of each setting with reruns, and each text: a summary that has the floor."""
     return [x for place in settings(name) for x in place["uniform"] if isfinite(x.floor)]
@@ -96,7 +118,7 @@ def floors() -> str:
 def tables() -> dict[str, dict[str, str]]:
     """By page and region."""
     return {
-        "study.md": {"headline": headline(MODELS)},
+        "study.md": {"headline": headline(MODELS), "context": in_context(IN_CONTEXT)},
         "explanation/numerics.md": {"floors": floors()},
     }
 
@@ -162,9 +184,21 @@ def test_sentences_have_the_numbers_of_the_rows() -> None:
         assert " / ".join(f"{x.perplexity:.1f}" for x in found) in calibrate
 
 
+def test_a_step_in_context_gains_what_the_page_says() -> None:
+    rows = {(row.allocation, row.seed): row.texts for row in document("context-smollm2").rows}
+    said = []
+    for seed in range(3):
+        texts = zip(rows["context", seed], rows["divergence", seed], strict=True)
+        nats = (perplexity_of(a).minus(perplexity_of(b)).mean_nats for a, b in texts)
+        said.append(" / ".join(f"{percent(x, 0)[0]:+.1f}" for x in nats))
+    assert f"by {said[0]}, {said[1]} and {said[2]} %" in words_of(DOCS / "study.md")
+
+
 def test_one_program_made_all_rows_and_their_commands_say_how_many() -> None:
     every = {x.parent.name: document(x.parent.name).rows for x in STUDY.glob("*/bench.jsonl")}
-    assert len({str(row.versions) for rows in every.values() for row in rows}) == 1
+    assert {len({str(row.versions) for row in rows}) for rows in every.values()} == {1}
+    first = [rows[0].versions for name, rows in every.items() if not name.startswith("context")]
+    assert len({str(x) for x in first}) == 1
     commands = (STUDY / "commands.sh").read_text("utf-8")
     said = re.findall(r"^bench ([\w-]+) .*# (\d+) cells$", commands, re.M)
     assert {name: int(count) for name, count in said} == {x: len(y) for x, y in every.items()}
@@ -184,6 +218,24 @@ def test_another_kernel_changes_the_rows_as_the_page_says(first_run: str, again:
         changes.append(" / ".join(f"{x:+.2f}" for x in percents))
     assert changes[0] in ("+0.00 / -0.00", "+0.00 / +0.00")
     assert ", ".join(changes[1:]) in words_of(DOCS / "study.md")
+
+
+@pytest.mark.thorough
+def test_the_curves_are_of_what_score_measures() -> None:
+    text, folder = FIXTURES / "text.txt", FIXTURES / "llama"
+    command = sys.executable, STUDY / "curves.py", text, folder
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    *_, row = shown.splitlines()
+    model, at, alone = read_model(folder), (0.4, 0.5, 0.6, 0.7), list[Array]()
+    tokens = text_tokens(text, model.tokenizer_json, 7, 64)
+    first = replace(tokens, ids=tokens.ids[:1].copy())
+    for s in at:
+        found = score(model, first, Probes(), Request(sparsity=s, strength=0.05)).sweep[0]
+        assert found.divergence is not None
+        alone.append(np.log(found.divergence))
+    off = np.polyval(np.polyfit(at[:3], np.array(alone[:3]), 1), 0.7) - alone[3]
+    middle, size = (100 * np.expm1(np.median(x)) for x in (off, np.abs(off)))
+    assert f"{middle:+.0f} / {size:.0f} %" in row
 
 
 if __name__ == "__main__":
