@@ -10,7 +10,6 @@ from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.model import attention, experts, forward, ops, position_tables
 from refimpl.model.config import BLOCK_EMBED, Config
 from refimpl.model.mixers import parts
-from refimpl.model.mixers.block_embedding import block_embedding
 from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
@@ -52,7 +51,7 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     attn_out = (parts.affine, attention.merge_heads, *where("attn_post_norm"), *scaled)
     mlp_out = (*mlp, *where("mlp_post_norm"), *scaled)
     last = (BLOCK_EMBED[-1],) if kind.embed_size else ()
-    own = (block_embedding, *where("block_embed_post_norm")) if kind.embed_size else ()
+    own = (parts.block_embedding, *where("block_embed_post_norm")) if kind.embed_size else ()
     head = (forward.head, *norm, *capped(config.final_soft_cap), ops.softmax)
     qk_norm = where("q_norm") or where("q_width_norm")
     mixed = [

@@ -17,11 +17,10 @@ from refimpl.model import ops, position_tables
 from refimpl.model.config import LEARNED_ACTIVATION, BlockKind, Config, Mixer
 from refimpl.model.experts import Observer, inputs_of_experts, route, unobserved
 from refimpl.model.kernels import PLAIN, Kernels
-from refimpl.model.mixers.block_embedding import block_embedding
 from refimpl.model.mixers.gated_delta_rule import GatedDeltaRule, gated_delta_rule
 from refimpl.model.mixers.latent_attention import LatentAttention, latent_attention
 from refimpl.model.mixers.mamba2 import Beside, Mamba2, attention_beside_mamba2, mamba2
-from refimpl.model.mixers.parts import Part, Place, Weights, affine, norm
+from refimpl.model.mixers.parts import Part, Place, Weights, affine, block_embedding, norm
 from refimpl.model.mixers.short_convolution import ShortConvolution, short_convolution
 from refimpl.model.mixers.softmax_attention import Attention, SharedAttention, self_attention
 from refimpl.model.model import Model

@@ -1,7 +1,8 @@
 """The unchanged code on arrays that round whatever is stored, to measure what a dtype costs."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import ml_dtypes
@@ -148,18 +149,25 @@ class RoundedModel(Model):
 
 @dataclass(frozen=True)
 class ChangedModel(Model):
-    """A model whose weights are changed as they are read."""
+    """A model whose weights are read once, held, and changed as they are asked for."""
 
     change: Callable[[Mapping[str, Array]], Mapping[str, Array]] = dict
+    held: dict[Any, Mapping[str, Array]] = field(default_factory=dict)
 
     def embedding(self) -> dict[str, Array]:
         """As `Model.embedding`, changed."""
-        return dict(self.change(super().embedding()))
+        return self._changed("embedding", super().embedding)
 
     def block(self, index: int, dtype: npt.DTypeLike, *each: Any) -> BlockWeights:
         """As `Model.block`, changed."""
-        return BlockWeights(dict(self.change(super().block(index, dtype, *each))))
+        key = index, np.dtype(dtype)
+        return BlockWeights(self._changed(key, partial(super().block, index, dtype, *each)))
 
     def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
         """As `Model.head`, changed; all of it may be read."""
-        return dict(self.change(super().head(dtype, rows)))
+        return self._changed(np.dtype(dtype), partial(super().head, dtype, rows))
+
+    def _changed(self, key: Any, read: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
+        if key not in self.held:
+            self.held[key] = dict(read())
+        return dict(self.change(self.held[key]))

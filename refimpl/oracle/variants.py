@@ -1,38 +1,25 @@
-"""Mistakes that people make, by kind of step: what is changed, in words that follow "if"."""
+"""Mistakes that people make, by kind of step: what is changed, in words that follow "if".
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+Others follow from refimpl's own source (`mutations`), its facts and its weights (`diagnosis`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
+from itertools import permutations
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from refimpl.allocation import allocate
-from refimpl.bases import alphapruning, dlp, owl
-from refimpl.method import perturbation
-from refimpl.model import attention, ops, position_tables
-from refimpl.model import forward as forward_pass
-from refimpl.model.config import Config
-from refimpl.model.experts import Experts, Observer, preferences
-from refimpl.model.kernels import PLAIN
-from refimpl.model.mixers import gated_delta_rule, mamba2, short_convolution
-from refimpl.model.mixers.parts import Place, affine
-from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.ops import Array
-from refimpl.oracle import dense_steps, steps
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.rounding import ChangedModel
-from refimpl.pruners import sparsegpt, wanda
-from refimpl.pruners.counts import Pattern, pattern_keep
-from refimpl.pruners.magnitude import magnitude_keep
-from refimpl.pruners.wanda import wanda_keep, wanda_score
-from refimpl.scoring import state_group
+from refimpl.oracle.mutations import TABLE, function_named, reworded
 
 ByName = Mapping[str, Array]
 Edit = Callable[[Any], Any]
-Calls = Iterable[tuple[Any, str]]
-"""Functions by their owner and name."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +35,10 @@ class Mistake:
     @contextmanager
     def made(self, inputs: StepInputs) -> Iterator[StepInputs]:
         """The computation with this change."""
-        old = [(owner, name, vars(owner)[name]) for owner, name, _ in self.swaps]
+        old = [(owner, name, getattr(owner, name)) for owner, name, _ in self.swaps]
         try:
             for owner, name, wrap in self.swaps:
-                _put(owner, name, wrap(vars(owner)[name]))
+                _put(owner, name, wrap(getattr(owner, name)))
             yield self.edit(inputs)
         finally:
             for right in reversed(old):
@@ -62,7 +49,7 @@ class Mistake:
 
 
 def _put(owner: Any, name: str, value: Any) -> None:
-    put = setattr if isinstance(owner, ModuleType | type) else object.__setattr__
+    put = setattr if isinstance(owner, ModuleType) else object.__setattr__
     put(owner, name, value)
 
 
@@ -71,74 +58,17 @@ def swap(owner: Any, name: str, wrap: Edit) -> Mistake:
     return Mistake(swaps=((owner, name, wrap),))
 
 
-def with_recipe(**new: Any) -> Mistake:
-    """Another recipe; a function is one of the right one."""
-
-    def other(inputs: StepInputs) -> StepInputs:
-        facts = {k: x(inputs.recipe) if callable(x) else x for k, x in new.items()}
-        return replace(inputs, recipe=replace(inputs.recipe, **facts))
-
-    return Mistake(other)
+def text(place: str, *edits: str) -> Mistake:
+    """Another text in a function of refimpl: each first edit is replaced by the second one."""
+    module, _, name = f"refimpl.{place}".partition(":")
+    import_module(module)
+    function = function_named(module, name)
+    return swap(function, "__code__", lambda _: reworded(function, edits))
 
 
 def weights(change: Callable[[ByName], ByName]) -> Mistake:
     """Other weights, by our names without that of the block."""
-    return Mistake(lambda x: replace(x, model=x.model.as_kind(ChangedModel, change=change)))
-
-
-def given(function: Callable[[ByName], ByName]) -> Mistake:
-    """Other values of earlier steps, by name."""
-    return Mistake(lambda x: replace(x, given={**x.given, **function(x.given)}))
-
-
-def mean(x: Array) -> Array:
-    """The mean over channels, [..., 1]."""
-    return np.mean(x, axis=-1, keepdims=True)
-
-
-def norms(scaled: Callable[[Array, float], Array]) -> Mistake:
-    """Norms that scale x, centred in a LayerNorm, in another way."""
-    rms = swap(PLAIN, "rms_norm", lambda _: lambda x, w, eps: scaled(x, eps) * w)
-    return rms + swap(
-        ops, "layer_norm", lambda _: lambda x, w, b, eps: scaled(x - mean(x), eps) * w + b
-    )
-
-
-def gated(function: Callable[..., Array]) -> Mistake:
-    """Another function of gate, up and activation in an MLP."""
-
-    def mlp(x: Array, w: ByName, place: Place, c: Config, path: str = "") -> Array:
-        up, gate = (affine(x, w, f"{path}{name}_proj") for name in ("up", "gate"))
-        gate, up = ops.clamped_gate(gate * c.gate_scale, up, c.gate_limit)
-        hidden = function(gate, up, place.kernels.activations[c.activation])
-        hidden = place.observe(f"{path}mlp_hidden", hidden)
-        return affine(hidden, w, f"{path}down_proj") * c.mlp_scale
-
-    return swap(forward_pass, "mlp", lambda _: mlp)
-
-
-def shares(function: Callable[..., Array]) -> Mistake:
-    """Other shares of the experts, of scores, preferences, logits and the choice, [B, S, E]."""
-
-    def wrap(old: Any) -> Any:
-        def route(logits: Array, e: Experts, w: ByName, observe: Observer) -> tuple[Array, Array]:
-            chosen, _ = old(logits, e, w, observe)
-            preference, score = preferences(logits, e, w.get("router.correction"))
-            return chosen, np.where(chosen, function(score, preference, logits, chosen), 0.0)
-
-        return route
-
-    return swap(forward_pass, "route", wrap)
-
-
-def mask(hidden: Callable[[Array], Array]) -> Mistake:
-    """Another mask, a function of how far back each key is."""
-
-    def bias(p: Array, seen: Any, dtype: Any) -> Array:
-        back = p[:, None] - p
-        return np.where(hidden(back) | (seen is not None and back >= seen), -np.inf, 0.0)
-
-    return swap(position_tables, "causal_bias", lambda _: bias)
+    return Mistake(lambda x: replace(x, model=replace(x.model, change=change)))  # type: ignore[call-arg]
 
 
 def tied(inputs: StepInputs) -> StepInputs:
@@ -149,229 +79,109 @@ def tied(inputs: StepInputs) -> StepInputs:
     return new.edit(inputs)
 
 
-def at(moved: Callable[[Array], Array]) -> Mistake:
-    """Rotations at other positions."""
-    return swap(position_tables, "rotation", lambda old: lambda p, *how: old(moved(p), *how))
+def _variants() -> Iterator[tuple[str, str, Mistake]]:
+    """The mistakes of `mistakes.toml`, and those that no other text of a function makes.
+
+    Yields:
+        Pattern of the names of steps, words that follow "if", and the mistake.
+    """
+    yield "logits", "lm_head is tied to the embeddings", Mistake(tied)
+    for patterns, places in TABLE.items():
+        for place, texts in places.items():
+            for words, edits in texts.items():
+                yield from ((x, words, text(place, *edits)) for x in patterns.split())
 
 
-Mistakes = Mapping[str, Mistake]
-"""Mistakes by words that follow "refimpl's numbers if"."""
-_NORMS: Mistakes = {
-    "eps is added outside the root": norms(lambda x, e: x / (np.sqrt(mean(x * x)) + e)),
-    "squares are summed, not averaged": norms(
-        lambda x, e: x / np.sqrt(mean(x * x) * x.shape[-1] + e)),
-    "the variance is divided by n - 1": norms(
-        lambda x, e: x / np.sqrt(mean(x * x) * x.shape[-1] / (x.shape[-1] - 1) + e)),
-}  # fmt: skip
-_FORWARD: dict[str, Mistakes] = {
-    "blocks.*.[qk]_rope": {
-        "positions begin at 1": at(lambda x: x + 1),
-        "all positions are 0": at(lambda x: x * 0),
-    },
-    "blocks.*.attn_out": {
-        "there is no causal mask": mask(lambda back: back > len(back)),
-        "the mask shows the next token": mask(lambda back: back < -1),
-        "key-value heads are tiled (h % K), not repeated": swap(
-            Attention, "kv_head_of_head",
-            lambda _: property(lambda x: np.arange(x.num_attention_heads) % x.num_key_value_heads)),
-        "softmax is over the queries": swap(ops, "softmax", lambda old: lambda x, _=None: (
-            np.swapaxes(old(np.swapaxes(x, -2, -1)), -2, -1))),
-        "heads are merged without moving their axis": swap(
-            attention, "merge_heads", lambda _: lambda x: x.reshape(x.shape[0], x.shape[2], -1)),
-    },
-    "blocks.*.mlp_out": {
-        "the activation is applied to up in place of gate": gated(lambda g, u, act: g * act(u)),
-        "the activation is applied to gate * up": gated(lambda g, u, act: act(g * u)),
-        "the activation is applied to both gate and up": gated(lambda g, u, act: act(g) * act(u)),
-        "the activation is left out": gated(lambda g, u, act: g * u),
-        "gate and up are added": gated(lambda g, u, act: act(g) + u),
-        "the gate is left out": gated(lambda g, u, act: act(u)),
-        "1 is not added to up": swap(ops, "clamped_gate", lambda _: lambda g, u, limit: (
-            np.minimum(g, limit), ops.limited(u, limit))),
-        "all experts have the same share": shares(lambda s, p, z, on: on / on.sum(-1)[..., None]),
-        "shares are a softmax over the chosen logits": shares(
-            lambda s, p, z, on: ops.softmax(np.where(on, z, -np.inf))),
-    },
-    "logits": {
-        "lm_head is tied to the embeddings": Mistake(tied),
-        "the last norm is left out": given(lambda x: {
-            "final_norm": [x[k] for k in sorted(x, key=len) if k.endswith("resid_post")][-1]
-        }),
-    },
-    "*norm": _NORMS, "blocks.*.[qkv]*": _NORMS, "blocks.*_out": _NORMS, "blocks.*.latent": _NORMS,
-}  # fmt: skip
+VARIANTS = [*_variants()]  # patterns of names of steps, words, and the mistake
 
 
-def noised(function: Callable[[Array, Array, Any], Array]) -> Mistake:
-    """Another perturbation of states h [S, D], of noise and eta."""
-    return swap(perturbation, "perturbed", lambda _: lambda h, z, eta, *_: h + function(h, z, eta))
+FUSED = (  # weights that files hold in one tensor
+    "q_proj k_proj v_proj", "q_proj attn_gate", "k_proj v_proj", "gate_proj up_proj",
+    "in_proj_q in_proj_k in_proj_v", "in_proj_b in_proj_a", "in_proj_z in_proj_x in_proj_bc",
+)  # fmt: skip
 
 
-def told(owner: Any, name: str, *more: Any) -> Mistake:
-    """A function with other arguments after its first one."""
-    return swap(owner, name, lambda old: lambda x, *_: old(x, *more))
+def in_layouts(every: ByName, mixer: Any, head_dim: int) -> Iterator[tuple[str, Mistake]]:
+    """Rows of weights in the order of another layout: of one weight, and of several in one.
+
+    A porter reads q, k and v of a fused tensor as three thirds, or for each head in turn; gate and
+    up as halves, or row by row; heads as [head, channel], or [channel, head]; the channels of a
+    head in the order that the other pairs of a rotation need.
+
+    Args:
+        every: The block's weights by our names.
+        mixer: The facts of its mixer, whose numbers are tried as numbers of heads and groups.
+        head_dim: Channels of a head.
+    """
+    counts = {x for x in vars(mixer).values() if type(x) is int and x > 1} | {2, 3}
+
+    def changed(name: str, new: Edit) -> Mistake:
+        names = name, name.replace(".weight", ".bias")
+        return weights(lambda w: {k: new(x) if k in names else x for k, x in w.items()})
+
+    for name in (x for x in every if x.endswith(("proj.weight", "gate.weight"))):
+        rows, parts = len(every[name]), counts if not name.startswith("experts.") else ()
+        for n in (x for x in sorted(parts) if rows % x == 0):
+            for k in (n, rows // n):
+                words = f"rows of {name} are not [{k}, {rows // k}], but transposed"
+                yield words, changed(name, partial(_transposed, n=k))
+            words = f"the {n} parts of {name} are in another order"
+            yield words, changed(name, partial(np.roll, shift=rows // n, axis=0))
+        for n in (2, head_dim // 2) if parts and rows % head_dim == 0 else ():
+            words = f"rows of {name} are permuted in each head, as for other pairs of a rotation"
+            yield words, changed(name, partial(_in_each_head, head_dim, n))
+    prefixes = dict.fromkeys(k.rpartition(".")[0].rpartition(".")[0] for k in every)
+    for names in (x.split() for x in FUSED):
+        groups = [tuple(f"{p}.{x}".lstrip(".") for x in names) for p in prefixes]
+        if groups := [x for x in groups if all(f"{y}.weight" in every for y in x)]:
+            sizes = [len(every[f"{x}.weight"]) for x in groups[0]]
+            runs = {n for n in (1, *counts, *sizes) if all(y % n == 0 for y in sizes)}
+            orders = [(n, tuple(range(len(names)))) for n in sorted(runs)]
+            orders += [(1, x) for x in permutations(range(len(names)))][1:]
+            for one, other in permutations(orders, 2):
+                if one[0] == 1 or other[0] == 1:
+                    how = f"{_in_words(names, *one)}, and is read as {_in_words(names, *other)}"
+                    yield f"one tensor holds {how}", weights(partial(_misread, groups, one, other))
 
 
-def size(x: Array, axis: Any = -1) -> Array:
-    """The length of the rows of an array."""
-    return np.linalg.norm(x, axis=axis, keepdims=True)
+def _transposed(x: Array, n: int) -> Array:
+    return x.reshape(n, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
 
 
-def apart(**new: Callable[[Any, Array, Array], Any]) -> Mistake:
-    """Another drift or alignment, of the right ones, and perturbed and clean states [S, D]."""
-
-    def wrap(old: Any) -> Any:
-        def deviation(x: Array, y: Array, kept: Array) -> Any:
-            right = old(x, y, kept)
-            found = {k: np.where(kept, f(right, x, y), np.nan) for k, f in new.items()}
-            return right._replace(**found)
-
-        return deviation
-
-    return swap(state_group, "deviation", wrap)
+def _in_each_head(head_dim: int, n: int, x: Array) -> Array:
+    return np.concatenate([_transposed(y, n) for y in np.split(x, len(x) // head_dim)])
 
 
-def chosen(keep: Callable[..., Array]) -> Mistake:
-    """Another decision: of scores, the goal and the rule; and the weight, without activations."""
-
-    def wrap(old: Any) -> Any:
-        def decision(w: Array, total: Any, n: int, goal: Any, how: Any) -> Any:
-            if how.pruner == "sparsegpt":
-                return old(w, total, n, goal, how)
-            is_wanda = how.pruner == "wanda"
-            rule = wanda_keep if is_wanda else magnitude_keep
-            score = wanda_score(w, total / n) if is_wanda else np.abs(w.astype(np.float64))
-            return keep(score, goal, pattern_keep if isinstance(goal, Pattern) else rule, w), None
-
-        return decision
-
-    return swap(steps, "decision", wrap)
+def _in_words(names: list[str], runs: int, order: tuple[int, ...]) -> str:
+    text = ", ".join(names[i] for i in order)
+    return text if runs == 1 else f"{text} in {runs} alternating runs"
 
 
-def uncompensated(old: Any) -> Any:
-    """SparseGPT's decisions without its update of later columns."""
-
-    def compensated(weight: Array, *how: Any) -> Any:
-        right = old(weight, *how)
-        return right._replace(weight=np.where(right.keep, weight, 0.0))
-
-    return compensated
-
-
-def predicted(function: Callable[[Array, Array], Array]) -> Mistake:
-    """Another perplexity, of ids [N, S] and probabilities [N, S, V]."""
-    return swap(steps, "_perplexity", lambda _: lambda ids, z: np.atleast_1d(
-        function(ids, ops.softmax(z.astype(np.float64)))))  # fmt: skip
+def _rows(sizes: list[int], runs: int, order: tuple[int, ...]) -> Array:
+    """Numbers of the rows of all parts, in the order of a tensor in which their runs alternate."""
+    starts = np.cumsum([0, *sizes])
+    return np.concatenate([
+        starts[i] + np.arange(j * sizes[i] // runs, (j + 1) * sizes[i] // runs)
+        for j in range(runs) for i in order
+    ])  # fmt: skip
 
 
-def nats(ids: Array, p: Array) -> Array:
-    """Of each token, the negative logarithm of its probability."""
-    return -np.log(np.take_along_axis(p, ids[..., None], -1)[..., 0])
+def _misread(groups: list[tuple[str, ...]], one: Any, other: Any, w: ByName) -> ByName:
+    """Weights of a fused tensor that is written in one order and read in another.
 
-
-def other_counts(function: Callable[[Array, Array], Array]) -> Mistake:
-    """Other counts, of sparsities [L] and sizes [L, linears]."""
-    return swap(
-        dense_steps, "linear_counts",
-        lambda _: lambda s, n, target: function(s[:, None], n).astype(np.int64),
-    )  # fmt: skip
-
-
-def _every(scores: Any) -> Array:
-    return np.concatenate([x.ravel() for x in scores])
-
-
-VARIANTS: Mapping[str, Mistakes] = _FORWARD | {  # by pattern of names; all that fit are tried
-    "*.drift": {
-        "noise is not scaled to the state": noised(lambda h, z, eta: eta * z),
-        "noise has the length eta": noised(lambda h, z, eta: eta * z / size(z)),
-        "noise has its length in expectation alone": with_recipe(noise_norm="expected"),
-        "noise has its length exactly": with_recipe(noise_norm="exact"),
-        "sinks are left out": with_recipe(sink="exclude"),
-        "sinks count": with_recipe(sink="include"),
-        "drift is not relative": apart(drift=lambda _, x, y: size(x - y)[..., 0]),
-    },
-    "*absorption_coefficient": {
-        "it is a ratio of means": swap(state_group, "surviving_drift", lambda _: lambda x, y: (
-            np.full_like(x, np.nanmean(x) / np.nanmean(y)))),
-    },
-    "owl.signal": {
-        "the line is a multiple of the median": swap(
-            owl, "mean_score", lambda _: lambda x: float(np.median(_every(x)))),
-    },
-    "dlp*.signal": {
-        "it is the mean": told(dlp, "dlp_score", "mean"),
-        "it is the median": told(dlp, "dlp_score", "median"),
-    },
-    "alphapruning*.signal": {
-        f"the fit is {fit} and xmin {xmin}": told(alphapruning, "alphapruning_alpha", fit, xmin)
-        for fit in ("peak", "mid") for xmin in ("shipped", "intended")
-    } | {
-        "singular values are not squared": swap(
-            alphapruning, "esd", lambda old: lambda x: np.sqrt(old(x))),
-    },
-    "*.corrected": {
-        "the correction is not centred": swap(allocate, "correction", lambda _: (
-            lambda u, s, most, *_: (u, np.clip(-s * u, -most, most)))),
-        "logarithms are not clipped": swap(dense_steps, "clipped_log", lambda _: np.log),
-        "it is made of r - 1": swap(dense_steps, "clipped_log", lambda _: lambda r: r - 1),
-        "it is added to the projected base": swap(dense_steps, "allocated", lambda old: (
-            lambda x, u, *how: old(old(x, None, *how).base_sparsity, u, *how))),
-    },
-    "*.counts": {
-        "each linear is rounded down": other_counts(lambda s, n: np.floor(s * n)),
-    },
-    "*.keep": {
-        "the whole matrix is compared": chosen(lambda s, goal, *_: magnitude_keep(s, goal)),
-        "each row is compared": chosen(lambda s, goal, *_: wanda_keep(s, goal)),
-        "outputs are compared, not inputs": chosen(lambda s, goal, rule, _: rule(s.T, goal).T),
-        "the highest scores go": chosen(lambda s, goal, rule, _: rule(-s, goal)),
-        "of equal scores the last goes": chosen(lambda s, g, rule, _: rule(s[:, ::-1], g)[:, ::-1]),
-        "each row loses one weight more": chosen(lambda s, g, rule, _: rule(s, g + len(s))),
-        "scores are sizes of weights": chosen(lambda s, goal, rule, w: rule(np.abs(w), goal)),
-        "n of m is what stays": chosen(
-            lambda s, goal, rule, _: rule(s, Pattern(goal.group - goal.pruned, goal.group))),
-        **{f"the damping is {x:g} times that": with_recipe(damping=lambda r, x=x: r.damping * x)
-           for x in (0.0, 0.5, 2.0, 10.0)},
-    },
-    "sparsegpt*.weight": {
-        "weights are not compensated": swap(dense_steps, "compensated", uncompensated),
-        "weights are not rounded to the file's dtype": swap(
-            steps, "new_weights", lambda _: lambda x, *_: x),
-    },
-    "*.weight": {"weights are not pruned": swap(steps, "zeroed", lambda _: lambda w, keep: w)},
-    "*.perplexity": {
-        "the token itself is predicted": predicted(lambda ids, p: np.exp(nats(ids, p).mean())),
-        "it is in nats": predicted(lambda ids, p: nats(ids[:, 1:], p[:, :-1]).mean()),
-        "it is a power of 2": predicted(lambda ids, p: np.exp2(nats(ids[:, 1:], p[:, :-1]).mean())),
-        "it is a mean of perplexities": predicted(
-            lambda ids, p: np.exp(nats(ids[:, 1:], p[:, :-1]).mean(1)).mean()),
-        "the sum is divided by one token more": predicted(
-            lambda ids, p: np.exp(nats(ids[:, 1:], p[:, :-1]).sum() / ids.size)),
-    },
-}  # fmt: skip
-CALLED: Mapping[str, Calls] = {  # of stages, whose arguments people confuse
-    "forward": (
-        *((PLAIN, x) for x in ("rms_norm", "rotate", "attention")),
-        *((ops, x) for x in ("layer_norm", "softmax", "sigmoid", "silu", "softplus", "soft_cap")),
-        *((x, "causal_convolution") for x in (mamba2, gated_delta_rule, short_convolution)),
-        *((gated_delta_rule, x) for x in ("unit", "decays", "delta_rule")),
-        *((mamba2, x) for x in ("decays", "state_space")),
-        (ops, "clamped_gate"), (forward_pass, "norm"),
-    ),
-    "experiment": (
-        (perturbation, "perturbed"), (state_group, "deviation"), (state_group, "surviving_drift"),
-    ),
-    "pruned": (
-        (state_group, "deviation"), (state_group, "surviving_drift"),
-        (perturbation.RunningDivergence, "add"), (dense_steps, "sum_of_squares"),
-    ),
-    "signals": ((owl, "wanda_score"), (owl, "owl_outlier_percent")),
-    "allocation": (
-        (owl, "owl"), (dlp, "dlp"), (alphapruning, "alphapruning"), (allocate, "project"),
-        (allocate, "correction"), (dense_steps, "clipped_log"), (dense_steps, "centred_log"),
-    ),
-    "wanda": ((steps, "wanda_score"), (wanda, "wanda_score")),
-    "pattern": ((steps, "wanda_score"), (wanda, "wanda_score")),
-    "sparsegpt": ((sparsegpt, "inverse_of_upper"),),
-}  # fmt: skip
+    Args:
+        groups: Names of the parts of each fused tensor.
+        one: Runs of each part that alternate, and the order of the parts, as it is written.
+        other: The same, as it is read.
+        w: The block's weights by our names.
+    """
+    new = dict(w)
+    for names in groups:
+        for kind in ("weight", "bias"):
+            parts = [w[f"{x}.{kind}"] for x in names if f"{x}.{kind}" in w]
+            if len(parts) == len(names):
+                sizes, rows = [len(x) for x in parts], np.concatenate(parts)
+                rows[_rows(sizes, *other)] = rows[_rows(sizes, *one)]
+                cut = np.split(rows, np.cumsum(sizes)[:-1])
+                new.update(zip((f"{x}.{kind}" for x in names), cut, strict=True))
+    return new

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import cache
 from itertools import takewhile
 
@@ -18,11 +19,12 @@ from refimpl.oracle.check import check
 from refimpl.oracle.diagnosis import alternatives
 from refimpl.oracle.measures import error_of
 from refimpl.oracle.recipe import Recipe
+from refimpl.oracle.rounding import ChangedModel
 from refimpl.oracle.steps import every_array
 from refimpl.oracle.truth import truth_of
 from refimpl.oracle.variants import VARIANTS, Mistake
 
-NAMED = {words: x for named in VARIANTS.values() for words, x in named.items()}
+NAMED = {words for _, words, _ in VARIANTS}
 FORWARD = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))
 FAMILIES = ("gpt_oss", "qwen3_5", "granitemoehybrid", "deepseek_v3", "gptj", "lfm2", "qwen2_moe")
 
@@ -35,8 +37,10 @@ def forward_case(name: str) -> Case:
 
 def mistaken(case: Case, change: Mistake) -> Arrays:
     """A candidate in float32 that makes a mistake wherever it can, from the tokens."""
-    with change.made(case_inputs(case, dtype=np.float32)) as inputs:
-        return written(case, every_array(inputs), "float32")
+    inputs = replace(case_inputs(case, dtype=np.float32), noises=None)
+    inputs = replace(inputs, model=inputs.model.as_kind(ChangedModel))
+    with change.made(inputs) as other:
+        return written(case, every_array(other), "float32")
 
 
 # A mistake of each kind, and the first step that goes wrong, on the case "llama" or another.
@@ -55,7 +59,7 @@ MADE: dict[str, tuple[str, ...]] = {
     "the correction is not centred": ("owl.corrected",),
     "each linear is rounded down": ("owl.counts",),
     "outputs are compared, not inputs": ("pruned.blocks.0.q_proj.keep",),
-    "the damping is 0.5 times that": ("sparsegpt.blocks.0.q_proj.keep",),
+    "the damping is a plain number": ("sparsegpt.blocks.0.q_proj.keep",),
     "the highest scores go": ("pruned.blocks.0.q_proj.keep",),
     "it is in nats": ("dense.perplexity",),
 }
@@ -65,7 +69,8 @@ MADE: dict[str, tuple[str, ...]] = {
 def test_a_mistake_is_named_at_its_step(words: str) -> None:
     step, *name = MADE[words]
     case = oracle_case(*name or ["llama"])
-    first = check(case, mistaken(case, NAMED[words])).first
+    (change, *_) = (x for pattern, k, x in VARIANTS if k == words and fnmatchcase(step, pattern))
+    first = check(case, mistaken(case, change)).first
     assert first is not None
     assert (first.step, first.diagnosis.partition(" if ")[2]) == (step, words)
 

@@ -76,9 +76,9 @@ def right() -> ModuleType:
         (("repeat_interleave(groups, 1)", "repeat(1, groups, 1, 1)"), "llama",
          "blocks.0.attn_out", "key-value heads are tiled (h % K), not repeated"),
         (("recipe[\"eta\"] * size", "recipe[\"eta\"] * 1"), "qwen2", "perturbed.0.drift",
-         "noise has the length eta"),
+         "`eta * ratio(size, length, 0.0)` is `eta / length` in perturbed"),
         (("damping * h.diagonal()", "0.5 * damping * h.diagonal()"), "plain",
-         "sparsegpt.blocks.0.q_proj.keep", "the damping is 0.5 times that"),
+         "sparsegpt.blocks.0.q_proj.keep", "damping is 0.005 in sparsegpt"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_at_its_step(
