@@ -336,7 +336,7 @@ MAY_NAME = {  # modules that may hold the name of a base or a pruner as a string
             f"oracle.{module}"
             for module in (
                 *("recipe", "near_ties", "steps", "dense_steps"),
-                *("measures", "truth", "variants"),
+                *("measures", "truth"),
             )
         ],
         "the steps of a case are named after bases and pruners",

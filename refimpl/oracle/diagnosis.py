@@ -20,7 +20,7 @@ from refimpl.model.position_tables import Rope
 from refimpl.oracle import dense_steps
 from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.measures import FAULTS, StepResult, error_of, reads_of, stage_of, worst_token
-from refimpl.oracle.mutations import Source, called, numbers_like
+from refimpl.oracle.mutations import SyntaxTree, called, numbers_like
 from refimpl.oracle.rounding import ChangedModel
 from refimpl.oracle.steps import computed_again
 from refimpl.oracle.truth import Truth
@@ -44,7 +44,7 @@ POWERS = {
     2.0: "the square of {}", -2.0: "1 / the square of {}",
 }  # fmt: skip
 CLEAR = 1e-3  # share of an error that an explanation may leave
-SECONDS = 2.0  # of processor time, after which no other expressions are tried
+TIME_LIMIT = 2.0  # of processor time, after which no other expressions are tried
 
 
 def diagnosis(truth: Truth, result: StepResult) -> str:
@@ -154,10 +154,10 @@ def remembered(known: dict[Any, Any], block: Any) -> Any:
 
 def mutated(inputs: Truth, step: str, numbers: Mapping[str, float]) -> Iterator[tuple[str, Array]]:
     """The step with another expression in a function of refimpl, the likely ones first."""
-    forward, end = stage_of(step) == "forward", process_time() + SECONDS
+    forward, end = stage_of(step) == "forward", process_time() + TIME_LIMIT
 
     def belongs(module: str, name: str) -> bool:
-        _, package, *_, last = module.split(".")
+        package, last = module.split(".")[1], module.rpartition(".")[2]
         if name.split(".")[0] in MACHINERY:
             return False
         if package == "model":
@@ -169,7 +169,7 @@ def mutated(inputs: Truth, step: str, numbers: Mapping[str, float]) -> Iterator[
     narrow = inputs.computed_in == "float32" and 1e-5 < error < 3e-2
     if narrow and forward:
         inputs = replace(inputs, dtype=np.float32)
-    mutants = chain.from_iterable(Source(x, numbers, narrow).mutants() for x in functions)
+    mutants = chain.from_iterable(SyntaxTree(x, numbers, narrow).mutants() for x in functions)
     for x in sorted(mutants, key=lambda x: x.rank):
         if process_time() > end:
             return

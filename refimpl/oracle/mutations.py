@@ -31,8 +31,8 @@ OPERATORS: Mapping[type, str] = {  # other expressions of both sides; likely one
     ast.LtE: "{a} < {b}; {a} >= {b}", ast.Gt: "{a} >= {b}; {a} < {b}",
     ast.GtE: "{a} > {b}; {a} <= {b}", ast.Eq: "{a} != {b}",
 }  # fmt: skip
-TABLE = tomllib.loads((Path(__file__).parent / "mistakes.toml").read_text("utf-8"))
-FUNCTIONS: Mapping[str, str] = TABLE.pop("functions")  # that people confuse
+MISTAKES = tomllib.loads((Path(__file__).parent / "mistakes.toml").read_text("utf-8"))
+ALIKE: Mapping[str, str] = MISTAKES.pop("functions")  # that people confuse
 ASIDE = ("annotation", "returns", "targets", "target")  # fields that are not changed
 LONG = 90  # characters of an expression that is printed whole
 
@@ -123,7 +123,7 @@ def _code(tree: ast.AST, function: FunctionType) -> CodeType:
     return next(x for x in every if x.co_name == function.__name__)
 
 
-class Source:
+class SyntaxTree:
     """A function's syntax tree, in which one place at a time is replaced.
 
     A factor, a term or a function is left out (rank 0); an operator or a function is another one,
@@ -294,7 +294,7 @@ class Source:
         for i in range(len(args) - 1):
             yield 2, call(f, [*args[:i], args[i + 1], args[i], *args[i + 2 :]]), ""
         owner = self.function.__globals__.get(f.rpartition(".")[0].split(".")[0])
-        for other in FUNCTIONS.get(name, "").split():
+        for other in ALIKE.get(name, "").split():
             there = hasattr(owner, other) or (owner is None and "." in f)
             new = f"{f.rpartition('.')[0]}.{other}" if there else f"__import__('numpy').{other}"
             yield 1, call(new, args), f"`{other}` is taken in place of `{name}` in `{short}`"

@@ -16,7 +16,7 @@ import numpy as np
 
 from refimpl.model.ops import Array
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.mutations import TABLE, function_named, reworded
+from refimpl.oracle.mutations import MISTAKES, function_named, reworded
 
 ByName = Mapping[str, Array]
 Edit = Callable[[Any], Any]
@@ -58,7 +58,7 @@ def swap(owner: Any, name: str, wrap: Edit) -> Mistake:
     return Mistake(swaps=((owner, name, wrap),))
 
 
-def text(place: str, *edits: str) -> Mistake:
+def reworded_at(place: str, *edits: str) -> Mistake:
     """Another text in a function of refimpl: each first edit is replaced by the second one."""
     module, _, name = f"refimpl.{place}".partition(":")
     import_module(module)
@@ -86,10 +86,10 @@ def _variants() -> Iterator[tuple[str, str, Mistake]]:
         Pattern of the names of steps, words that follow "if", and the mistake.
     """
     yield "logits", "lm_head is tied to the embeddings", Mistake(tied)
-    for patterns, places in TABLE.items():
+    for patterns, places in MISTAKES.items():
         for place, texts in places.items():
             for words, edits in texts.items():
-                yield from ((x, words, text(place, *edits)) for x in patterns.split())
+                yield from ((x, words, reworded_at(place, *edits)) for x in patterns.split())
 
 
 VARIANTS = [*_variants()]  # patterns of names of steps, words, and the mistake

@@ -131,3 +131,10 @@ def test_a_step_is_judged_from_its_block_if_nothing_is_written_between() -> None
     (within,), (chained,) = (check(case, x, (step,), "bfloat16").steps for x in (some, alone))
     assert within.tolerance < chained.tolerance
     assert within.error < within.tolerance
+
+
+def test_each_text_of_a_mistake_is_one_of_refimpl() -> None:
+    """Its pieces occur once in the function, and what takes their place is an expression."""
+    for _, words, change in VARIANTS:
+        for owner, name, made in change.swaps:
+            assert made(getattr(owner, name)) is not getattr(owner, name), words
