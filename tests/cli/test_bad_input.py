@@ -24,7 +24,6 @@ from refimpl.running.threads import Progress
 
 SMALL = "--samples 1 --seq-len 4"
 WORDS = "Entia non sunt multiplicanda praeter necessitatem.\n" * 4
-Change = Callable[[Path], object]
 
 
 def state(folder: Path) -> dict[str, tuple[bytes, int]]:

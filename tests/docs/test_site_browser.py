@@ -199,35 +199,3 @@ def test_a_page_has_its_figure_with_scripts_and_without(name: str, opened: Any) 
     page = opened(name, 800, java_script_enabled=False)
     assert page.locator(".play svg text").count() > 8
     assert page.locator(".play output").count() == 0
-
-
-def test_the_tutorial_is_in_the_menu_and_its_contents_beside_it(opened: Any) -> None:
-    page = opened("tutorial/3-coefficient", 1440)
-    entries = page.locator(".sidebar-tree a").all_inner_texts()
-    assert [f"{i} of 8" for i in range(1, 9)] == [x[:6] for x in entries if " of 8: " in x]
-    assert page.locator(".sidebar-tree .current-page").inner_text() == "3 of 8: The coefficient"
-    contents = page.locator(".toc-tree").bounding_box()
-    assert contents["x"] + contents["width"] <= 1440
-    assert page.locator(".place").inner_text() == "Tutorial, page 3 of 8"
-    assert page.title().startswith("3 The coefficient")
-    assert page.locator("meta[name=description]").get_attribute("content").startswith("Question:")
-    assert page.locator("link[rel~=icon]").get_attribute("href").endswith("icon.svg")
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_what_one_types_and_what_is_printed_look_different(scheme: str, opened: Any) -> None:
-    page = opened("tutorial/2-drift", 1440, color_scheme=scheme)
-    kinds = (".listing", ".highlight-python:not(.listing)", ".highlight-output")
-    style = "(x) => (({content, color}) => [content, color])(getComputedStyle(x, '::before'))"
-    looks = [page.locator(f"article {kind}").first.evaluate(style) for kind in kinds]
-    assert [x for x, _ in looks] == ['"Listing, to read"', '"Python"', '"prints"']
-    assert len({colour for _, colour in looks}) == 3
-
-
-def focus(page: Any, wanted: str) -> None:
-    """Press Tab until an element has the focus."""
-    for _ in range(400):
-        page.keyboard.press("Tab")
-        if page.evaluate(f"document.activeElement.matches({wanted!r})"):
-            return
-    raise AssertionError(f"Tab does not reach {wanted}")

@@ -14,7 +14,6 @@ from refimpl.bases.alphapruning import alphapruning
 from refimpl.loading.samples import id_tokens
 
 LSA = {f"lsa {run['block']}": run for run in json.loads((TINY / "lsa.json").read_text())["runs"]}
-EXACT = {"rtol": 0, "atol": 1e-12}
 DLP_FLOAT32 = 1e-7  # what float32 leaves of the peer's densities, and of its scores; measured 4e-8
 LSA_FLOAT32 = 1e-6  # relative, of what it leaves of the peer's errors; measured 3.4e-7
 ALPHA = 1e-5  # the peer fits in float32 throughout; measured at most 1.9e-6

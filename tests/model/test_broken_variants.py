@@ -378,10 +378,6 @@ def transposed(w: Array) -> Array:
     return w.reshape(n, n, n).swapaxes(0, 1).reshape(w.shape)
 
 
-def kept_top(right: Callable[..., Array]) -> Callable[..., Array]:
-    return lambda x, share: np.where(right(x, share) > 0, x, 0.0) if share else x
-
-
 MAMBA, SPACE = (
     "granite_hybrid bamba nemotron_h falcon_h1",
     ("x", "b", "c", "step", "rate", "positions"),

@@ -47,6 +47,7 @@ def mistaken(case: Case, change: Mistake) -> Arrays:
 MADE: dict[str, tuple[str, ...]] = {
     "eps is added outside the root": ("blocks.0.attn_norm",),
     "positions begin at 1": ("blocks.0.q_rope",),
+    "softmax is over the queries": ("blocks.0.attn_out",),
     "key-value heads are tiled (h % K), not repeated": ("blocks.0.attn_out",),
     "the mask shows the next token": ("blocks.0.attn_out",),
     "the activation is applied to gate * up": ("blocks.0.mlp_out",),

@@ -48,9 +48,6 @@ MISTAKES: dict[str, tuple[str, Callable[[Model], Model], str]] = {
 }
 
 
-TWO = ("bloom", "gpt_oss")
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_a_model_in_the_package(family: str) -> None:
     folder = family_model(family)

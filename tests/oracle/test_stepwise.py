@@ -24,8 +24,6 @@ from refimpl.oracle.measures import stage_of, worst_token
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import steps
 
-CHOICES = (".keep", ".counts", "owl.signal")
-
 
 @pytest.mark.parametrize("name", EACH_CASE)
 def test_in_float64_every_step_comes_to_the_truth(name: str) -> None:

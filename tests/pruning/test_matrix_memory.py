@@ -19,7 +19,7 @@ from refimpl.pruners import pruner as pruner_module
 from refimpl.pruners.counts import Pattern
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pruner import SharedFactor
-from refimpl.pruning.block import portions
+from refimpl.pruning.block import matrix_bytes, portions
 from refimpl.pruning.prune import prune
 
 LLAMA = FIXTURES / "llama"
@@ -83,6 +83,8 @@ def test_results_do_not_depend_on_memory(case: str, threads: int, tmp_path: Path
     sparsegpt, wanda = PrunerOptions("sparsegpt"), PrunerOptions("wanda")
     assert portions(linears, sparsegpt, inf) == portions(linears, wanda, 0) == [inputs_of(linears)]
     assert len(portions(linears, sparsegpt, least)) == len(inputs_of(linears))
+    half = 2 * sum(matrix_bytes(linears, sparsegpt))  # is enough, and one byte less is not
+    assert [len(portions(linears, sparsegpt, half - x)) for x in (0, 1)] == [1, 4]
 
 
 def test_scores_by_probes_of_sparsegpt_have_room_for_its_matrices() -> None:

@@ -43,7 +43,6 @@ from refimpl.scoring.base_signals import signals_of
 from refimpl.scoring.experiment import SummedSquares, dense_squares, experiment
 
 LLAMA = FIXTURES / "llama"
-SCORE = ("score", LLAMA, "--samples", 1, "--seq-len", 8)
 PLANS = {
     "gaussian": (
         Noise(eta=(0.01, 0.5), draws=2, sink="exclude"),

@@ -46,7 +46,6 @@ ROWS: list[tuple[str, str, int, int, tuple[str, ...]]] = [
     ("evaluation of windows", SMOL, 2, 512, ("nats", "torch_nats")),
     ("evaluation of windows", QWEN, 1, 256, ("nats", "torch_nats")),
     ("OWL's statistic", SMOL, 4, 512, ("owl", "torch_owl")),
-    ("`prune --sparsity 0.6`, whole process", SMOL, 8, 512, ("prune",)),
 ]
 AGAINST = {
     "hooked_score": "one hooked full forward per block, in torch",
@@ -82,13 +81,6 @@ def score(model: str, tokens: Tokens) -> float:
     """`refimpl score` with Gaussian noise."""
     ids = f"--tokens random --samples {len(tokens.ids)} --seq-len {len(tokens.ids[0])}"
     return command("score", model, "--perturbation", "gaussian", *ids.split())
-
-
-def prune(model: str, tokens: Tokens) -> float:
-    """`refimpl prune` as it recommends, on its own text."""
-    with tempfile.TemporaryDirectory() as folder:
-        size = "--samples", len(tokens.ids), "--seq-len", len(tokens.ids[0])
-        return command("prune", model, "-o", f"{folder}/out", "--sparsity", 0.6, *size)
 
 
 def logits(model: str, tokens: Tokens) -> float:
@@ -250,7 +242,7 @@ def this_side(side: str, model: str, samples: str, tokens: str) -> None:
 
     vocabulary = refimpl.read_model(model).config.vocab_size
     took = globals()[side](model, random_tokens(vocabulary, int(samples), int(tokens)))
-    who = (resource.RUSAGE_CHILDREN if side in ("score", "prune") else resource.RUSAGE_SELF,)
+    who = (resource.RUSAGE_CHILDREN if side == "score" else resource.RUSAGE_SELF,)
     peak = max(resource.getrusage(x).ru_maxrss for x in who) * 1024 / 1e6
     print(json.dumps({"seconds": took, "MB": peak}))
 

@@ -38,7 +38,6 @@ from targets import (  # noqa: E402
     commands,
     file_case,
     good_cases,
-    kind_cases,
     make_folder,
     option_case,
     record_case,
@@ -203,7 +202,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int)
     parser.add_argument("--regressions", action="store_true", help="run the known ones instead")
-    parser.add_argument("--kinds", action="store_true", help="run `kind_cases` instead")
     parser.add_argument("--good", action="store_true", help="run `good_cases` instead")
     asked = parser.parse_args()
     counts, codes, failed, started = Counter(), Counter(), 0, time.monotonic()
@@ -211,7 +209,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as parent:
         folder = prepare(Path(parent))
         fixed = [*REGRESSIONS] * asked.regressions + good_cases() * asked.good
-        fixed += kind_cases(folder) if asked.kinds else []
         numbers = range(len(fixed) or asked.cases) if asked.only is None else [asked.only]
         scratch = Scratch(folder)
         for number in numbers:

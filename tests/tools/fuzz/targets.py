@@ -264,13 +264,6 @@ def file_case(folder: Path, random: Random, slow: bool) -> FuzzCase:
     return FuzzCase(words, path, mutator.__name__, content)
 
 
-def kind_cases(folder: Path) -> list[FuzzCase]:
-    """Every file as a pipe, a device, or a sparse one, before the first command that reads it."""
-    kinds = ("pipe", "link to an endless device", "sparse")
-    files = {path: x[0] for path, x in readers(folder).items() if path not in READ_BY_OTHERS}
-    return [FuzzCase(words, path, kind) for path, words in files.items() for kind in kinds]
-
-
 def good_cases() -> list[FuzzCase]:
     """Every command as it is, on good files: what is refused would be fuzzed in vain."""
     return [FuzzCase(words, None, "good") for words in COMMANDS]
