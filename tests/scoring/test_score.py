@@ -133,6 +133,7 @@ def test_lsa_has_its_progress_and_its_memory(monkeypatch: pytest.MonkeyPatch) ->
     assert found.signals["lsa"].main.min() > 0
     assert steps == sorted(steps, key=lambda step: step[0])
     assert steps[-1][0] == pytest.approx(steps[-1][1], rel=1e-12)
+    assert len({round(total, 6) for _, total in steps}) == 1
     assert len(steps) >= 2 * 4 * 3  # passes of LSA, of the statistics, of the experiment
     refusal_of(score, LLAMA, TOKENS, plan, request, memory=need - 1, remedy=f"--memory {need}")
 
