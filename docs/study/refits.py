@@ -2,7 +2,7 @@
 
 Block 0, two linears at 60 %, 8 x 512 tokens: squared output errors as shares of the squared output,
 also after swaps and a refit. The page's table: SmolLM2-135M-Instruct, `sotu-1901-1979.txt`, refimpl
-f8229504, numpy 2.4.6, one core of an AMD EPYC beside other programs.
+050e5de8, numpy 2.4.6, one core of an AMD EPYC beside other programs.
 """
 
 import sys
