@@ -37,7 +37,7 @@ bench magnitude SmolLM2-135M-Instruct --seeds 1 --pruner magnitude --bases $few 
 bench float64 SmolLM2-135M-Instruct --seeds 1 --sparsity 0.6 --bases uniform --dtype float64 # 4 cells
 # Of refimpl ac26d6ee, with uniform of the first seed.
 bench context-smollm2 SmolLM2-135M-Instruct --sparsity 0.6 --bases context,divergence --jitter 0 --seq-len 128 --windows 4 # 8 cells
-python docs/study/curves.py real/text/sotu-1901-1979.txt real/SmolLM2-135M-Instruct # the table of cost curves
+python docs/study/curves.py real/text/sotu-1901-1979.txt real/SmolLM2-135M-Instruct real/gemma-3-270m # cost curves
 export OPENBLAS_CORETYPE=Prescott # another kernel of BLAS
 bench prescott SmolLM2-135M-Instruct --sparsity 0.6 --bases uniform --jitter 0 # 4 cells
 gpt="--seeds 1 --pruner sparsegpt --samples 8 --seq-len 512"
