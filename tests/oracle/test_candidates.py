@@ -150,6 +150,12 @@ def test_outputs_of_another_program_are_no_pass(tmp_path: Path, forward_case: Ca
     assert "passes: 1 step of the case's 51" in ran(*command, "--only", "logits")
 
 
+@pytest.mark.parametrize("name", ["llama", "cohere", "gemma2"])
+def test_a_head_gives_the_logits_unless_they_are_scaled_or_capped(name: str) -> None:
+    names = transformers_sources(model_of(name))["logits"].names
+    assert ("lm_head" in names) == (name == "llama")
+
+
 def own_names(case: Case) -> dict[str, Any]:
     """Names of one's own: heads apart, blocks in a tuple with something else."""
     outputs: dict[str, Any] = {}
