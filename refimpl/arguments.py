@@ -30,12 +30,22 @@ AtLeastOne = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 NotNegative = Annotated[float, Meta(ge=0)]
 WORDS = {int: "a whole number", float: "a number", str: "a text"}
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """The types that a union joins, or the type itself; aliases are what they stand for."""
+    hint = getattr(hint, "__value__", hint)  # NumPy has them from Python 3.12 on
+    if get_origin(hint) not in (Union, UnionType):
+        return (hint,)
+    return tuple(kind for one in get_args(hint) for kind in members(one))
+
+
 NUMPY: dict[frozenset[Any], tuple[str, Callable[[Any], bool]]] = {  # by the kinds of a hint
-    frozenset(get_args(npt.DTypeLike)): (
+    frozenset(members(npt.DTypeLike)): (
         "float32 or float64",
         lambda x: x is not None and np.dtype(x).char in "fd",
     ),
-    frozenset(get_args(npt.ArrayLike)): (
+    frozenset(members(npt.ArrayLike)): (
         "an array of numbers, without a mask",
         lambda x: np.asarray(x).dtype.kind in "biufV",
     ),
@@ -50,15 +60,16 @@ def integer(least: int, most: int) -> Any:
 
 def is_of_type(value: Any, hint: Any) -> bool:
     """Whether a value is of a declared type; a bool is no number, and a masked array no array."""
-    origin, inner = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(value, np.ma.MaskedArray):
         return hint is Any
-    if origin in (Union, UnionType):
-        special = next((kinds for kinds in NUMPY if {*inner} >= kinds), frozenset[Any]())
+    hint, *others = members(hint)
+    if others:
+        special = next((kinds for kinds in NUMPY if {hint, *others} >= kinds), frozenset[Any]())
         with suppress(ValueError, TypeError, OverflowError):
             if special and NUMPY[special][1](value):
                 return True
-        return any(is_of_type(value, one) for one in inner if one not in special)
+        return any(is_of_type(value, one) for one in (hint, *others) if one not in special)
+    origin, inner = get_origin(hint), get_args(hint)
     if origin in (Annotated, Literal) or hint in WORDS:
         number = value.item() if isinstance(value, np.generic) else value
         with suppress(msgspec.ValidationError):
@@ -75,16 +86,17 @@ def is_of_type(value: Any, hint: Any) -> bool:
 
 def described(hint: Any) -> str:
     """A declared type in words."""
-    origin, inner = get_origin(hint), get_args(hint)
+    origin, inner, kinds = get_origin(hint), get_args(hint), members(hint)
     if origin is Annotated:
         least, most = inner[1].ge, inner[1].le
         limits = f", {least} or more" if most is None else f" from {least} to {most:,}"
         return WORDS[inner[0]] + limits
     if origin is tuple:
         return f"{described(inner[0])}, or several, separated by commas"
-    if origin in (Union, UnionType, Literal):
-        special = [words for kinds, (words, _) in NUMPY.items() if {*inner} >= kinds]
-        texts = special or dict.fromkeys(described(one) for one in inner if one is not NoneType)
+    if origin is Literal or len(kinds) > 1:
+        special = [words for known, (words, _) in NUMPY.items() if {*kinds} >= known]
+        every = inner if origin is Literal else kinds
+        texts = special or dict.fromkeys(described(one) for one in every if one is not NoneType)
         return " or ".join(x for x in texts if not any(y.startswith(f"{x}, or") for y in texts))
     name = getattr(origin or hint, "__name__", hint)
     return WORDS.get(hint) or str(name)
@@ -100,8 +112,8 @@ def require(value: Any, hint: Any, name: str) -> None:
     """Refuse a value that is not of a declared type."""
     if is_of_type(value, hint) and not (isinstance(value, float) and isnan(value)):
         return
-    kinds, step = (hint, *get_args(hint)), f"change `{name}`"
-    for kind in kinds:
+    step = f"change `{name}`"
+    for kind in members(hint):
         if hasattr(kind, "made_by"):
             step = f"make one by {kind.made_by}"
         elif kind == Fraction:

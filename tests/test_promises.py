@@ -100,7 +100,10 @@ def test_the_version_is_in_one_place() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     assert project["tool"]["hatch"]["version"]["path"] == "refimpl/version.py"
     assert "version" in project["project"]["dynamic"]
-    others = [*ROOT.glob("*.toml"), *ROOT.glob("*.cff"), ROOT / "docs" / "conf.py"]
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert re.findall(r"(?m)^version: (.*)", citation) == [refimpl.__version__]
+    assert re.findall(r"(?m)^date-released: \d{4}-\d\d-\d\d$", citation)
+    others = [*ROOT.glob("*.toml"), ROOT / "docs" / "conf.py"]
     others += [x for x in (ROOT / "refimpl").rglob("*.py") if x.name != "version.py"]
     assert [x for x in others if f'"{refimpl.__version__}"' in x.read_text("utf-8")] == []
 

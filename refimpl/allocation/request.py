@@ -95,8 +95,8 @@ class Noise(Perturbation):
     seed: Count = option(0, "Seed of all random numbers, 0 or more.", "N")
     noise_norm: NoiseNorm = option(
         "exact",
-        "With `perturbation` gaussian: noise of the length eta ||h||, or of this length only as a "
-        "root mean square, as N(0, eta^2 ||h||^2 / D).",
+        "With `perturbation` gaussian. exact: the noise of every token has the length eta ||h||; "
+        "expected: only its root mean square has, as that of N(0, eta^2 ||h||^2 / D).",
     )
 
     @property

@@ -14,7 +14,7 @@ from refimpl.cli.options import Group, OutputKind, argument, output_option, refu
 from refimpl.errors import Interrupted, printable
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.loading.files.documents import filled, reading_document
-from refimpl.loading.samples import id_windows
+from refimpl.loading.samples import SAMPLES, SCORED, SEQ_LEN, id_windows
 from refimpl.loading.text import CALIBRATION, EVALUATION, model_windows
 from refimpl.running.file_system import file_digest
 from refimpl.running.outputs import write_text
@@ -29,8 +29,8 @@ class InputOptions:
 
     text: Path | None = common_option(
         None,
-        "UTF-8 text, cut into consecutive windows, with the tokenizer.json in the model's folder. "
-        "Default: a text that comes with refimpl.",
+        "UTF-8 text, tokenised with the tokenizer.json in the model's folder, and cut into "
+        "consecutive windows. Default: a text that comes with refimpl.",
         "FILE",
     )
     tokens: Path | None = option(
@@ -57,7 +57,7 @@ def eval_command(
     settings: Annotated[Settings, Group("Running", ("dtype", "threads"))],
     to: groups.Outputs,
 ) -> None:
-    """The model reads each window on its own."""
+    """The model reads each window without the text before it."""
     opened = where.read(model)
     if on.tokens is not None:
         refuse(context, ("text",), "--tokens", "one of them")
@@ -74,8 +74,8 @@ SOURCE = Group(
     only=("text", "samples", "seq_len"),
     says={
         "text": "Default: a text that comes with refimpl.",
-        "samples": "They are those of one seed. Default: as refimpl score and prune have.",
-        "seq_len": "Default: as refimpl score and prune have.",
+        "samples": f"Each seed has as many. Default: {SCORED[0]} to score, {SAMPLES} to prune.",
+        "seq_len": f"Default: {SCORED[1]} to score, {SEQ_LEN} to prune, or the model's longest.",
     },
 )
 

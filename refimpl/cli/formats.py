@@ -16,14 +16,11 @@ from refimpl.loading.samples import VALIDATED
 from refimpl.loading.text import model_tokens
 from refimpl.running.file_system import MIB
 from refimpl.running.settings import Settings
+from refimpl.version import __version__
 
 SourcePath = Annotated[
     Path,
-    argument(
-        "SOURCE",
-        "A GGUF file, or a folder in FP8 or MXFP4, or the id of one in the Hugging Face cache, "
-        "ORG/NAME[@REVISION].",
-    ),
+    argument("SOURCE", "A GGUF file; or, in FP8 or MXFP4, a folder, or an id ORG/NAME[@REVISION]."),
 ]
 
 
@@ -34,9 +31,7 @@ class ConvertOptions(groups.ForceOptions):
     output: Path = output_option(..., "The new folder.", "FOLDER", OutputKind.FOLDER)
     dtype: FloatDtype | None = common_option(
         None,
-        "Of all weights. Default: of each tensor the narrowest that contains its values exactly. "
-        "Those of GGUF's blocks and of FP8 are products of a number and a scale, which need "
-        "float32; MXFP4 fits bfloat16; 16 bits stay 16 bits.",
+        "Dtype of all weights. Default: for each tensor, the narrowest that stores it exactly.",
     )
     download: bool = same_option(groups.ModelOptions, "download")
 
@@ -45,17 +40,19 @@ class ConvertOptions(groups.ForceOptions):
 def convert_command(
     source: SourcePath, *, to: Annotated[ConvertOptions, Group("Output")], shown: groups.JsonFlag
 ) -> None:
-    """GGUF needs pip install 'refimpl[convert]'."""
+    """GGUF needs the extra [convert]."""
     with progress_bar("convert") as progress:
         done = convert(
             source, to.output, to.dtype, force=to.force, download=to.download, progress=progress
         )
-    lines = [
-        f"written: {to.output} ({done.family}, {done.tensors} tensors, {done.bytes / MIB:,.1f} MiB)"
-    ]
-    reason = "as asked for" if to.dtype else "exact"
+    size, reason = f"{done.bytes / MIB:,.1f} MiB", "as asked for" if to.dtype else "exact"
+    lines = [f"written: {to.output} ({done.family}, {done.tensors} tensors, {size})"]
     lines += [f"{kind}: {dtype} ({reason})" for kind, dtype in done.dtypes.items()]
-    deliver({"conversion": asdict(done)}, "".join(printable(x) + "\n" for x in lines), shown.json)
+    deliver(
+        {"refimpl": __version__, "conversion": asdict(done)},
+        "".join(printable(x) + "\n" for x in lines),
+        shown.json,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +75,7 @@ def export_command(
     graph: Annotated[GraphOptions, Group("Graph")],
     to: groups.JsonFlag,
 ) -> None:
-    """The graph takes any batch size and length. Needs pip install 'refimpl[onnx]'."""
+    """The graph takes any batch size and length. The command needs the extra [onnx]."""
     from refimpl.onnx.export import export, exported_document
     from refimpl.show.oracle import export_table
 
@@ -98,7 +95,7 @@ class ComparisonOptions:
         "FILE.onnx",
     )
     device: Device = option("auto", "auto: a GPU by CUDA if one works, else the CPU.")
-    dtype: GraphDtype | None = option(None, "Default: the file's, or float32 and float64.")
+    dtype: GraphDtype | None = option(None, "Precision. Default: the file's, or both.")
     threads: int | None = same_option(Settings, "threads")
     time_limit: float | None = option(
         None,
@@ -116,10 +113,10 @@ def validate_command(
     source: Annotated[groups.Source, groups.source_group(*VALIDATED)],
     to: groups.Outputs,
 ) -> None:
-    """Judges as refimpl check does. Needs pip install 'refimpl[onnx]'.
+    """The verdict is made as by refimpl check. The command needs the extra [onnx].
 
-    Exits with 0 if all steps agree, with 1 if one diverges, and with 3 if nothing diverges, but a
-    step is missing or not resolved by the dtype.
+    It exits with 0 if all steps agree, with 1 if one diverges, and with 3 if none diverges, but a
+    step is missing or the dtype does not resolve it.
     """
     from refimpl.onnx.validate import validate
     from refimpl.oracle.check import EXIT

@@ -31,7 +31,7 @@ ModelPath = Annotated[
 class ModelOptions:
     """Where a model's files come from."""
 
-    download: bool = option(False, "If it is an id, download the files that the cache lacks.")
+    download: bool = option(False, "If it is an id, download the files that are not in the cache.")
 
     def read(self, path: Path) -> Model:
         """The model."""
@@ -77,7 +77,7 @@ class Source:
     )
     ids: Path | None = option(
         None,
-        "Token ids (.npy), used unchanged, or the word random to draw them.",
+        "Token ids (.npy), used unchanged; or the word random, which draws them.",
         "FILE",
         name="tokens",
     )
@@ -97,7 +97,7 @@ def source_group(samples: int, seq_len: int, otherwise: str = "ids are drawn at 
 
 
 OWN_TEXT = "a text that comes with refimpl is used"
-PRUNERS = f"{', '.join(pruners())}."
+PRUNERS = f"Names: {', '.join(pruners())}."
 BASE_NAMES = {"base": f"Names: {', '.join(bases())}."}
 CHANGES = Group("Allocation", says=BASE_NAMES, changes=True)
 Where = Annotated[ModelOptions, Group("Model")]

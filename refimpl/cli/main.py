@@ -97,6 +97,16 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 SAME_IN_EVAL = {"--seq-len": "--window", "--samples": "--windows"}  # what `eval` calls them
+GONE = {  # what earlier versions took, and what does it now
+    "generate": "load the pruned folder in transformers",
+    "compare": "run refimpl bench, or refimpl eval on both models",
+    "report": "run refimpl plot FILE -o report.html",
+    "--budget": "omit it, and use fewer --samples",
+    "--config": "put config.json beside the weights",
+    "--imatrix": "use --text FILE",
+    **dict.fromkeys(("--variant", "--probe"), "use --sink, --noise-norm or --pruner"),
+    **dict.fromkeys(("--estimate", "--executor", "--runtime", "--quiet", "--verbose"), "omit it"),
+}
 
 
 class Commands(TyperGroup):
@@ -224,8 +234,11 @@ def main() -> None:
 def usage(error: Any) -> RefimplError:
     """The error of a command line that cannot be parsed."""
     program, expected, step = "refimpl", "refimpl [OPTIONS] COMMAND [ARGS]...", ""
+    problem = error.format_message()
+    if (word := f"{problem} - -".replace("'", " ").split()[3]) in GONE:  # after "No such option:"
+        return RefimplError(f"{word} was removed", "what refimpl --help lists", GONE[word])
     if error.ctx is not None:
         program, expected = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
         meant = SAME_IN_EVAL.get(getattr(error, "option_name", ""))
         step = f"use {meant}; " if any(meant in x.opts for x in error.ctx.command.params) else ""
-    return RefimplError(error.format_message(), expected, f"{step}see {program} --help")
+    return RefimplError(problem, expected, f"{step}see {program} --help")

@@ -29,12 +29,9 @@ from refimpl.model.ops import loud
 from refimpl.running.outputs import check_file, refuse_overlap, undo_killed
 
 READ_BESIDE = (  # of a file of weights
-    "config.json",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
+    "config.json", "model.safetensors.index.json", "special_tokens_map.json",
+    "tokenizer.json", "tokenizer_config.json",
+)  # fmt: skip
 
 
 class OutputKind(Enum):

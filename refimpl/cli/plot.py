@@ -42,7 +42,7 @@ def plot_command(
     """Scores have a drift, coefficients, a divergence and an allocation; others a comparison.
 
     Several figures become panels of one. A page is one file that loads nothing from the network.
-    This needs pip install 'refimpl[plot]'.
+    The command needs the extra [plot].
     """
     with TemporaryDirectory() as fonts:  # matplotlib's list: commands write their output alone
         os.environ.setdefault("MPLCONFIGDIR", fonts)

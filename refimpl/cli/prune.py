@@ -54,9 +54,9 @@ class PruneOptions(groups.ForceOptions, groups.JsonOptions):
     sparsity: Fraction | None = same_option(Request, "sparsity", default=None)
     allocation: str | None = common_option(
         None,
-        "Instead of --sparsity, a file that refimpl score -o or allocate -o wrote, or a JSON file "
-        "with a sparsity per block or linear. With --sparsity, a base allocation: its name, or "
-        "such a file, projected on the budget. Default: the recommended allocation.",
+        "Without --sparsity: a file that refimpl score -o or allocate -o wrote, or a JSON file "
+        "with a sparsity per block or linear. With --sparsity: a base allocation, by its name or "
+        "such a JSON file. Default: the recommended allocation.",
         "FILE|BASE",
     )
     nm: str | None = common_option(
@@ -131,7 +131,7 @@ def prune_command(
 
 @with_groups
 def inspect_command(model: groups.ModelPath, *, where: groups.Where, to: groups.Outputs) -> None:
-    """Zeros are counted in the file, so zeros of the original model count, too."""
+    """The zeros are those in the file, which may include zeros of the model before pruning."""
     inspection = inspect(where.read(model))
     to.deliver(inspection_document(inspection), inspection_table(inspection))
 

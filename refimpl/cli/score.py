@@ -46,12 +46,11 @@ def score_command(
     ],
     to: groups.Outputs,
 ) -> None:
-    """Each block is pruned alone, and the change of the output decides how much it loses.
+    """Refimpl prunes each block alone. Blocks whose pruning changes the predictions less lose more.
 
-    The paper's experiment adds noise instead (--perturbation gaussian), and its allocation is
-    --correct absorption, which implies noise. The absorption coefficient r is the share of a
-    block's drift that is left after the last block. Above 1, later blocks amplify the drift; below
-    1, they absorb it.
+    The paper's experiment (--correct absorption) adds noise to a block's output instead. Its
+    absorption coefficient r is the share of this drift that is left after the last block. Later
+    blocks amplify the drift if r is above 1, and absorb it if r is below 1.
     """
     plan, wanted = perturbed.plan(context, wanted, is_given(context, "correct"))
     opened = where.read(model)
@@ -72,9 +71,9 @@ def allocate_command(
     changes: Annotated[Request, groups.CHANGES],
     to: groups.Outputs,
 ) -> None:
-    """Settings without an option stay as in SCORES: base, sparsity, correction, strength.
+    """Settings that you do not pass stay as in SCORES: base, sparsity, correction, strength.
 
-    But a new base resets its options and the correction, a new correction resets the strength, and
+    A new base resets its options and the correction, a new correction resets the strength, and
     --compat peer removes the correction.
     """
     read = read_scores(scores)
@@ -104,7 +103,7 @@ class StepOptions:
     """What is shown."""
 
     block: int = common_option(0, "The block to show and to perturb, from 0.", "K")
-    step: str | None = common_option(None, "The only step to show. Default: all steps.", "NAME")
+    step: str | None = common_option(None, "Show this step alone. Default: all steps.", "NAME")
     source: bool = option(False, "Also show the code of each step's functions.")
 
 
@@ -127,10 +126,7 @@ def explain_command(
     settings: Annotated[Settings, Group("Running", ("dtype",))],
     to: groups.JsonFlag,
 ) -> None:
-    """The numbers are those of refimpl score on the same tokens.
-
-    With --step, refimpl computes only what that step needs.
-    """
+    """The numbers equal those of refimpl score on the same tokens."""
     if not is_given(context, "correct"):  # the paper's
         wanted = replace(wanted, correct="absorption", strength="default")
     plan, wanted = perturbed.plan(context, wanted, correct=True)

@@ -1,4 +1,4 @@
-"""Figures by matplotlib: `pip install 'refimpl[plot]'`."""
+"""Figures by matplotlib: `pip install '.[plot]'`."""
 
 from refimpl.plot.figures import allocation, coefficients, comparison, divergence, drift
 from refimpl.plot.style import save

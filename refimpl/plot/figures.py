@@ -37,8 +37,7 @@ Series = Mapping[str, Any]
 """By name, values per block, [L]; or these and their standard errors, [2, L]."""
 Errors = dict[str, tuple[Array, Array | None]]
 Curves = tuple[str, str, dict[tuple[str, str], Array], float, list[str]]
-"""Heading, measure, points (sparsity, value, and maybe its error), [n, 2 or 3], by pruner and
-allocation, the value of the model that was not pruned, and facts."""
+"""Heading, measure, (sparsity, value, maybe error) by pruner and allocation, dense value, facts."""
 
 
 def drift(scores: Scores | Array, ax: "Axes | None" = None, which: int = 0) -> "Axes":

@@ -43,14 +43,16 @@ def read_result(path: Path) -> Drawable:
             problem = f"{path}: no pruned model was measured yet"
             raise RefimplError(problem, "a comparison with cells", "run refimpl bench again")
         return bench
+    if path.is_dir() and not (path / "scores.json").is_file():
+        raise RefimplError(f"{path}: no {BENCH} and no scores.json", *_NAMED[1:])
     path = path / "scores.json" if path.is_dir() else path
     with reading_document(path, _NAMED):
         document = parsed_object(read_file(path), None, _LARGEST)
-        if "scores" in document:
-            return read_scores(path)
         if {"family", "run", "text"} <= document.keys():
             return converted(document, EvaluationDocument)
-        raise ValueError("no scores, evaluation or comparison")
+        if "scores" not in document:
+            raise ValueError("no scores, evaluation or comparison")
+    return read_scores(path)
 
 
 def panels(results: Sequence[Drawable], wanted: str | None = None) -> list[Panel]:

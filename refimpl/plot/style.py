@@ -31,8 +31,6 @@ FILE_METADATA: dict[str, dict[str, None]] = {  # by ending; without the time, an
     ".png": {"Software": None},
     ".pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")),
 }
-EVERY_BLOCK = 12  # models of at most so many blocks have a tick for each
-LOG_FROM = 6  # ratio of the largest to the smallest value from which a scale is logarithmic
 
 
 class Look(NamedTuple):
@@ -121,7 +119,9 @@ def figure_axes(ax: "Axes | None", heading: str, facts: Sequence[str] = ()) -> I
 
 def title(ax: "Axes", heading: str, facts: Sequence[str] = ()) -> None:
     """The heading of a figure, and below it, smaller, what it was measured on."""
-    lines, words = wrap(", ".join(facts), 68), "\n".join(map(plain_text, wrap(heading, 46)))
+    glue, words = "\N{NO-BREAK SPACE}", "\n".join(map(plain_text, wrap(heading, 46)))
+    glued = ", ".join(fact.replace(" ", glue) for fact in facts)  # each is on one line
+    lines = [x.replace(glue, " ") for x in wrap(glued, 68, break_on_hyphens=False)]
     with styled():
         ax.set_title(words, loc="left", weight="bold", size=10, pad=8 + 11 * len(lines))
         text = ax.annotate(
@@ -164,7 +164,7 @@ def block_axis(ax: "Axes", count: int, label: str, vertical: bool = False) -> No
 
     axis = ax.yaxis if vertical else ax.xaxis
     axis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
-    if count <= EVERY_BLOCK:
+    if count <= 12:  # a tick for each
         axis.set_ticks(range(count))
     axis.set_label_text(label)
     if not vertical:
@@ -172,11 +172,11 @@ def block_axis(ax: "Axes", count: int, label: str, vertical: bool = False) -> No
 
 
 def value_axis(ax: "Axes", label: str, values: Iterable[Array | Sequence[float]]) -> None:
-    """The axis of the values, logarithmic if they differ much."""
+    """The axis of the values, logarithmic if the largest is more than six times the smallest."""
     known = np.concatenate([np.ravel(x) for x in values])
     known = known[np.isfinite(known)]
     ax.set_ylabel(label)
-    if known.size and known.min() > 0 and known.max() > LOG_FROM * known.min():
+    if known.size and known.min() > 0 and known.max() > 6 * known.min():
         ax.set_yscale("log", nonpositive="mask")
         ax.set_ylabel(f"{label}, log scale")
         round_ticks(ax.yaxis, known)

@@ -43,13 +43,15 @@ class PrunerOptions(Checked):
         RefimplError: An unknown pruner, a damping or a seed below 0.
     """
 
-    pruner: str | Pruner = common_option(WANDA.name, "The pruner; random is a control.", "NAME")
+    pruner: str | Pruner = common_option(
+        WANDA.name, "How weights are chosen; random is a control.", "NAME"
+    )
     damping: NotNegative = option(
         DAMPING, "Damping of the pruner's Hessian, as a fraction of its mean diagonal.", "X"
     )
     seed: Count = option(0, "Seed of all random numbers, 0 or more.", "N")
     refit: bool = option(
-        False, "Give the weights that stay the values with the least output error, row by row."
+        False, "After pruning, give the other weights the values of the least output error."
     )
 
     def __post_init__(self) -> None:

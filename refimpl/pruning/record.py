@@ -20,6 +20,7 @@ from refimpl.model.ops import is_zero
 from refimpl.model.weight import Weight, count_bad, paste
 from refimpl.running.outputs import RECORD
 from refimpl.running.provenance import Run
+from refimpl.version import __version__
 
 RECORD_FORMAT: Literal[1] = 1
 _DOCUMENT: documents.Named = (
@@ -280,7 +281,8 @@ def inspection_document(inspection: Inspection) -> dict[str, Any]:
         }
         for i, block in enumerate(inspection.blocks)
     ]
-    return dict(documents.plain({**vars(inspection), **sums(inspection.linears), "blocks": blocks}))
+    total = {**vars(inspection), **sums(inspection.linears), "blocks": blocks}
+    return dict(documents.plain({"refimpl": __version__, **total}))
 
 
 def masks(

@@ -25,7 +25,6 @@ from refimpl.show.table import (
     with_error,
 )
 
-CHANGED = "lo", "hi", "max_correction", "compat"  # shown if not as usual
 SCALE = "0 % ---------- 100 %"  # above bars of this length
 _R, _DIVERGENCE, _SPARSITY, _PRUNED = "r", "divergence, nats", "sparsity, %", "weights to prune"
 _LEGEND = {  # of the columns of the table
@@ -196,7 +195,7 @@ def header(scores: Scores, allocation: Allocation) -> dict[str, list[str]]:
     facts = allocation_facts(request.sparsity, name, request.options, request.correct)
     if request.correct is not None and not request.measured:
         facts.append(f"strength {request.fixed_strength:g}")
-    values = {name: getattr(request, name) for name in CHANGED}
+    values = {name: getattr(request, name) for name in ("lo", "hi", "max_correction", "compat")}
     facts += [f"{name} {x}" for name, x in values.items() if x != getattr(usual, name)]
     weights = f"{allocation.total_weights:,} prunable weights"
     return {

@@ -11,6 +11,7 @@ import numpy as np
 from refimpl.explanation.explain import Explanation
 from refimpl.explanation.shown_values import Figure, Step, docstring_of, full_name
 from refimpl.show.table import model_facts, number, page_text, terminal_width, wrapped
+from refimpl.version import __version__
 
 SHOWN_NUMBERS, IN_JSON = 4, 64  # numbers of an array
 IN = " " * 4
@@ -73,9 +74,9 @@ def _number(x: float | int | str) -> str:
 
 def explanation_document(found: Explanation, source: bool = False) -> dict[str, Any]:
     """An explanation as one JSON document."""
-    facts = ("model", "family", "num_blocks", "block", "dtype")
     return {
-        **{name: getattr(found, name) for name in facts},
+        "refimpl": __version__,
+        **{x: getattr(found, x) for x in ("model", "family", "num_blocks", "block", "dtype")},
         "tokens": vars(found.tokens),
         "steps": [
             {

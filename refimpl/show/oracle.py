@@ -193,7 +193,7 @@ def validation_document(validation: "Validation") -> dict[str, Any]:
         shared = {name: content[name] for name in ("dtype", "verdict", "first", "steps")}
         runs.append({"shape": _shape(report), **shared})
     facts |= {"verdict": validation.verdict, "runs": runs}
-    document: dict[str, Any] = plain({"format": VALIDATION_FORMAT, **facts})
+    document: dict[str, Any] = plain({"format": VALIDATION_FORMAT, "refimpl": __version__, **facts})
     return document
 
 

@@ -104,6 +104,7 @@ def test_what_is_missing_from_the_command_line() -> None:
         ("score model -o", "requires an argument"),
         ("prune model", "Missing option '-o'"),
         ("trim model", "No such command 'trim'"),
+        ("report model", "report was removed"),
         ("--model model", "No such option"),
     ):
         error = refusal(run(*words.split()))

@@ -108,7 +108,7 @@ def test_a_comparison_is_drawn_as_multiples_of_the_dense_perplexity() -> None:
     error = np.hypot(*(x.growth[1] for x in found)) / 2
     assert errors is not None
     assert errors[1] == pytest.approx(values[1] * error)
-    assert "SmolLM2-135M-Instruct, wanda, mean over" in ax.texts[0].get_text()
+    assert "SmolLM2-135M-Instruct, wanda,\nmean over" in ax.texts[0].get_text()
 
 
 def test_arrays_do_as_well() -> None:

@@ -139,6 +139,10 @@ def test_changed_files_are_refused(case: str, files: dict[str, Path], tmp_path: 
         edited(files[name], path, change)
     assert problem in refused("plot", files["sweep.json"], path, "-o", out)
     assert "no scores, eval" in refused("plot", files["dense/pruning.json"], "-o", out)
+    old = tmp_path / "old"  # of a version whose bench wrote another file
+    old.mkdir()
+    (old / "bench.json").write_text("{}")
+    assert "no bench.jsonl and no scores.json" in refused("plot", old, "-o", out)
     assert "nothing to draw" in refused("plot", files["eval-whole.json"], "-o", tmp_path / "x.svg")
     assert not out.exists()
 
