@@ -43,6 +43,7 @@ from refimpl.scoring.base_signals import signals_of
 from refimpl.scoring.score import recommended
 from refimpl.show.blocks import blocks_table
 from refimpl.show.models import inspection_table, pruning_table
+from refimpl.version import __version__
 
 _TOKENS = ("text", "tokens", "samples", "seq_len")
 
@@ -133,7 +134,8 @@ def prune_command(
 def inspect_command(model: groups.ModelPath, *, where: groups.Where, to: groups.Outputs) -> None:
     """The zeros are those in the file, which may include zeros of the model before pruning."""
     inspection = inspect(where.read(model))
-    to.deliver(inspection_document(inspection), inspection_table(inspection))
+    named = {"refimpl": __version__} | inspection_document(inspection)
+    to.deliver(named, inspection_table(inspection))
 
 
 def _request(context: typer.Context, how: PruneOptions, linears: Linears) -> Request | Targets:

@@ -20,7 +20,6 @@ from refimpl.model.ops import is_zero
 from refimpl.model.weight import Weight, count_bad, paste
 from refimpl.running.outputs import RECORD
 from refimpl.running.provenance import Run
-from refimpl.version import __version__
 
 RECORD_FORMAT: Literal[1] = 1
 _DOCUMENT: documents.Named = (
@@ -281,8 +280,7 @@ def inspection_document(inspection: Inspection) -> dict[str, Any]:
         }
         for i, block in enumerate(inspection.blocks)
     ]
-    total = {**vars(inspection), **sums(inspection.linears), "blocks": blocks}
-    return dict(documents.plain({"refimpl": __version__, **total}))
+    return dict(documents.plain({**vars(inspection), **sums(inspection.linears), "blocks": blocks}))
 
 
 def masks(
