@@ -17,6 +17,7 @@ from program import ran
 from pruned_models import Decision, write_pruned
 from refusals import refusal_of
 
+import refimpl
 from refimpl import read_model
 from refimpl.model.ops import Array
 from refimpl.pruning.record import LinearZeros, inspect, inspection_document
@@ -173,6 +174,7 @@ def test_the_command_prints_and_writes_json(tmp_path: Path) -> None:
     folder = pruned("llama_sharded", tmp_path / "new", without_one)
     found = json.loads(ran("inspect", folder, "--json", "-o", tmp_path / "x.json"))
     assert json.loads((tmp_path / "x.json").read_text()) == found
+    assert found.pop("refimpl") == refimpl.__version__
     assert found == inspection_document(inspect(read_model(folder)))
     assert (found["weights"], found["zeros"]) == (29184, 14336)
     assert found["sparsity"] == 14336 / 29184
