@@ -121,6 +121,14 @@ def test_what_no_mistake_explains_is_described(step: str, value: Array, words: s
     assert first.diagnosis == f"wrong: {words}"
 
 
+def test_an_input_that_counts_twice_is_named() -> None:
+    right, block = computed("llama"), "blocks.1."
+    twice = {f"{block}resid_mid": right[f"{block}resid_pre"] + 2 * right[f"{block}attn_out"]}
+    first = check(case_of("llama"), right | twice, (f"{block}*",)).first
+    assert first is not None
+    assert first.diagnosis.endswith(" if attn_out counts twice")
+
+
 def test_a_step_is_judged_from_its_block_if_nothing_is_written_between() -> None:
     """With the state before the block, smaller mistakes are seen in bfloat16."""
     case, step = forward_case("qwen2_moe"), "blocks.2.attn_out"

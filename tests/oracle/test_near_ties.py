@@ -26,7 +26,7 @@ from refimpl.oracle.near_ties import (
 )
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import every_array
-from refimpl.oracle.truth import moved_by, own_errors, truth_of
+from refimpl.oracle.truth import moved_by, moved_by_rounding, own_errors, truth_of
 from refimpl.pruners.counts import counts, parse_pattern, pattern_keep, split_count
 from refimpl.pruners.wanda import wanda_keep
 
@@ -175,6 +175,20 @@ def test_an_input_that_carries_little_is_off_by_more() -> None:
     assert slack * np.minimum(carried, typical) == pytest.approx(slack.min() * typical)
     given = score_behind(truth_of(case, dict(case.expected), "float32"), step, right)[1]
     assert given.shape == (1,)  # the candidate wrote the sums that it decided on
+
+    step = "sparsegpt_pattern.blocks.1.down_proj.keep"  # by what is typical of its row
+    score, slack, _ = score_behind(truth_of(case, {}, "float32"), step, case.expected[step])
+    least = slack / np.maximum(np.sqrt(score.mean(axis=1, keepdims=True) / score), 1)
+    assert least == pytest.approx(np.full(score.shape, slack.min()))
+
+
+def test_weights_of_a_narrower_file_move_the_blocks_after_them() -> None:
+    """SparseGPT's weights are rounded as in the file: of a float32 file, float32 is."""
+    steps = [f"sparsegpt.blocks.{i}.q_proj.keep" for i in (0, 1)]
+    moved = [
+        moved_by_rounding(case_of(x), y, "float32") for x in ("llama", "mistral") for y in steps
+    ]
+    assert [x > 0 for x in moved] == [False, False, False, True]
 
 
 def test_a_function_moves_with_its_arguments() -> None:
