@@ -64,7 +64,7 @@ NO_TOKENS = {
     getattr(tokenize, name)
     for name in ("NL", "NEWLINE", "INDENT", "DEDENT", "COMMENT", "ENCODING", "ENDMARKER")
 }
-TEST_LINES, TOOL_LINES = 26_150, 2_750  # of tests/, and of tests/tools in it
+TEST_LINES, TOOL_LINES = 26_200, 2_750  # of tests/, and of tests/tools in it
 VAGUE = (
     "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
 )  # fmt: skip
