@@ -2,8 +2,8 @@
 
 They go into docs/play.html, beside static pictures for readers without scripts, which are also
 docs/tutorial/travel.svg and price.svg. The numbers of the toy model are computed anew. Those of
-three real models, and docs/results/claim.json, need about half an hour, and a FOLDER with the
-models and the text of docs/how-to/real-models.md; without it, they are taken from that file.
+three real models, and docs/results/claim.json, need six minutes of processor time, and a FOLDER
+with the models and the text of docs/how-to/real-models.md; without it, they stay as they are.
 """
 
 import json
