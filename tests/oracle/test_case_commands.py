@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 from conftest import FIXTURES
 from program import ran, refused, run
+from refusals import refusal_of
+
+from refimpl.oracle.case_folders import case_or_model
 
 CASES = FIXTURES / "cases"
 
@@ -30,3 +33,9 @@ def test_check_takes_a_core_case_by_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert "-o" in refused(
         "check", "llama", expected, "-o", CASES / "llama" / "case.json", "--force"
     )
+
+
+@pytest.mark.parametrize("name", ["tiny", "a/b/tiny", "/org/tiny"])
+def test_two_words_are_a_model_of_the_hub_and_nothing_else_is(name: str) -> None:
+    assert case_or_model(Path("org/tiny")) == Path("org/tiny")
+    refusal_of(case_or_model, Path(name), says=f"{name}: no such case")

@@ -138,12 +138,6 @@ def test_lsa_has_its_progress_and_its_memory(monkeypatch: pytest.MonkeyPatch) ->
     refusal_of(score, LLAMA, TOKENS, plan, request, memory=need - 1, remedy=f"--memory {need}")
 
 
-@pytest.mark.parametrize(("eta", "dtype"), [(7e-6, "float32"), (1e-14, "float64")])
-def test_noise_within_rounding_is_refused(eta: float, dtype: str) -> None:
-    says = f"eta {eta:g} in {dtype}, whose rounding it does not exceed"
-    refusal_of(score, LLAMA, TOKENS, Noise(eta=(0.1, eta)), dtype=dtype, says=says)
-
-
 def test_an_expert_without_tokens_has_no_error() -> None:
     model, ids = model_of("mixtral"), np.array([[7]])  # seen by two of five experts
     found = signals_of(model, Request("lsa", {"block": 8}), Tokens(ids, "one token", "ids"))
