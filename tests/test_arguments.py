@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from conftest import FIXTURES
 from gates import case_of, model_of
@@ -20,6 +22,7 @@ from tables import cases
 import refimpl
 from refimpl import Noise, Pattern, Probes, PrunerOptions, RefimplError, Request, score
 from refimpl.allocation.scores_json import read_scores
+from refimpl.arguments import described, is_of_type, members
 from refimpl.loading.samples import Tokens, Windows, random_tokens
 from refimpl.oracle.recipe import Recipe
 from refimpl.running.settings import Settings
@@ -209,6 +212,15 @@ def test_any_value_of_another_type_is_refused(data: st.DataObject) -> None:
 def plain(value: object) -> bool:
     """Whether some field of some dataclass takes a value of this type."""
     return value is None or isinstance(value, int | float | str | tuple | Mapping | np.number)
+
+
+def test_an_alias_is_what_it_stands_for() -> None:
+    """As NumPy's own types are from Python 3.12 on."""
+    array, number = SimpleNamespace(__value__=npt.ArrayLike), SimpleNamespace(__value__=int | None)
+    assert members(number) == (int, type(None))
+    assert described(array) == described(npt.ArrayLike)
+    assert [is_of_type(x, array) for x in ([1.0], MASKED, "abc")] == [True, False, False]
+    assert [is_of_type(x, number) for x in (1, None, True, 1.5)] == [True, True, False, False]
 
 
 def test_numbers_of_numpy_are_as_good_as_those_of_python() -> None:
