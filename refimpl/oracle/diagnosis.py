@@ -57,7 +57,7 @@ def diagnosis(truth: Truth, result: StepResult) -> str:
     for text, value in alternatives(truth, result.step):
         error = distance(result.step, candidate, value)
         allowed = result.tolerance or least / 100
-        if error <= allowed and error < min(least / 3, best / 2):
+        if error <= allowed and error < min(least / 8, best / 2):
             best, words = error, text
             if error <= max(CLEAR * least, result.own):
                 break

@@ -249,6 +249,9 @@ class SyntaxTree:
                     yield 2, text.format(**sides), ""
                 if isinstance(op, ast.FloorDiv) and isinstance(b, ast.BinOp):
                     yield 0, f"{sides['a']} % ({ast.unparse(b.right)})", ""
+                for dtype in ("float16", "bfloat16") if self.narrow else ():
+                    new = f"({ast.unparse(node)}).astype('{dtype}').astype('float32')"
+                    yield 1, new, f"`{_short(ast.unparse(node))}` is rounded to {dtype}"
                 if isinstance(op, ast.operator):
                     yield from _regrouped(sides["a"], op, b)
             case ast.UnaryOp(operand=a):
@@ -328,7 +331,8 @@ class SyntaxTree:
                 yield 2, before + name, ""
         if type(value) in (int, float):
             for words, x in numbers_like(value, self.numbers).items():
-                yield 3 - ("(" in words), repr(x), f"`{text}` is {words}"
+                rank = 1 if text.isupper() else 3 - ("(" in words)  # constants are like arguments
+                yield rank, repr(x), f"`{text}` is {words}"
         if self.narrow and isinstance(value, np.ndarray) and value.dtype.kind == "f":
             for dtype in ("float16", "bfloat16"):
                 new = f"{text}.astype('{dtype}').astype({text}.dtype)"
