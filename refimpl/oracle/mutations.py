@@ -266,14 +266,14 @@ class SyntaxTree:
             case ast.Subscript(value=x, slice=ast.Slice(lower=a, upper=b)) if a or b:
                 name, first, last = (ast.unparse(y) if y else "" for y in (x, a, b))
                 end = first or last
-                for other in (f"{last}:{first}", ":", f"-({end}):", f":-({end})"):
-                    yield 2, f"{name}[{other}]", ""
+                for turned in (f"{last}:{first}", ":", f"-({end}):", f":-({end})"):
+                    yield 2, f"{name}[{turned}]", ""
             case ast.Tuple() if len(node.elts) <= 4:
                 names = [ast.unparse(x) for x in node.elts]
                 for i, j in combinations(range(len(names)), 2):
-                    new = [*names]
-                    new[i], new[j] = names[j], names[i]
-                    yield 2, f"({', '.join(new)})", ""
+                    turned = [*names]
+                    turned[i], turned[j] = names[j], names[i]
+                    yield 2, f"({', '.join(turned)})", ""
             case ast.Constant(value=bool() as value):
                 yield 2, f"{not value}", ""
             case ast.Constant(value=int() | float() as value):
