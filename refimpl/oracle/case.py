@@ -105,6 +105,7 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
     return case
 
 
+@checked
 def forward_case(family: str, below: Path) -> CaseFolder:
     """Write a case of the forward of a family's tiny model: eight tokens, in a folder below one."""
     model = read_model(family_model(family) or family)
