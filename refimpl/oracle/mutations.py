@@ -266,8 +266,8 @@ class SyntaxTree:
             case ast.Subscript(value=x, slice=ast.Slice(lower=a, upper=b)) if a or b:
                 name, first, last = (ast.unparse(y) if y else "" for y in (x, a, b))
                 end = first or last
-                for turned in (f"{last}:{first}", ":", f"-({end}):", f":-({end})"):
-                    yield 2, f"{name}[{turned}]", ""
+                for other in (f"{last}:{first}", ":", f"-({end}):", f":-({end})"):
+                    yield 2, f"{name}[{other}]", ""
             case ast.Tuple() if len(node.elts) <= 4:
                 names = [ast.unparse(x) for x in node.elts]
                 for i, j in combinations(range(len(names)), 2):
