@@ -242,7 +242,8 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> tuple[str, Any, Any, dict[
     try:
         with open_file(path, LARGEST_GRAPH) as file:
             proto = onnx.load(file, load_external_data=False)
-        stored = (x for tensor in proto.graph.initializer for x in tensor.external_data)
+        sparse = (y for x in proto.graph.sparse_initializer for y in (x.values, x.indices))
+        stored = (x for y in (*proto.graph.initializer, *sparse) for x in y.external_data)
         places = {x.value for x in stored if x.key == "location"}
         for data in (path.parent / name for name in places):  # the runtimes open them
             if data.exists():
