@@ -63,6 +63,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {  # of the record itself
     "keep": (3,),
     "symbol": (FORGED,),
 }
+PARTS = ("keep", "weight")  # of what `compensate` returns
 GROUPS = {"base": "refimpl.bases", "pruner": "refimpl.pruners"}
 ENTRIES = {  # of both groups
     "own": "own_records:RECORD",
@@ -131,7 +132,9 @@ def _record(name: str, field: str, how: str) -> Any:
             steal(*inputs)
         made = right(*inputs)
         if part and how != THIEF:
-            return replace(made, **{part: odd(getattr(made, part), how)})
+            return tuple(
+                odd(x, how) if at == part else x for x, at in zip(made, PARTS, strict=True)
+            )
         if how in SIGNALS:
             return SIGNALS[how](made, inputs[0].index)
         if field == "signal" and how != THIEF:
