@@ -38,7 +38,7 @@ METHOD = ("method", "pruners", "bases", "allocation", "scoring", "pruning", "eva
 MODEL = ("model", "weight", "state", "config")  # modules that compute nothing
 MACHINERY = ("StepInputs", "Request", "Option", "Base", "Chosen", "Signal", "computed_again")
 IMPOSSIBLE = "which cannot be"  # of numbers outside their domain
-STRUCTURE = ("family", "num_experts", "blocks", "experts", "alibi", "mixer", "groups")
+STRUCTURE = ("num_experts", "blocks", "experts", "alibi", "mixer", "groups", "groups_kept")
 POWERS = {
     -0.5: "1 / the root of {}", 1.0: "{}", -1.0: "1 / {}", 0.5: "the root of {}",
     2.0: "the square of {}", -2.0: "1 / the square of {}",
@@ -305,8 +305,8 @@ def _others(name: str, value: Any, hint: Any, numbers: Mapping[str, float]) -> d
         for k, n in numbers.items() if "scale" in name else ():
             found |= {f"{name} is {x.format(k)}": n**power for power, x in POWERS.items() if n > 0}
     if isinstance(value, int | float):
-        near = numbers_like(value, numbers if isinstance(value, int) else {})
-        found |= {f"{name} is {k}": x for k, x in near.items()}
+        near = numbers_like(value, numbers if name.endswith("dim") else {})
+        found |= {f"{name} is {k}": x for k, x in near.items() if name != "theta" or x >= 1e4}
     for first in (0, 1) if name == "slopes" else ():
         powers = (-8 * (i + first) / len(value) for i in range(len(value)))
         found[f"slopes are 2^(-8 (i + {first}) / heads)"] = tuple(2.0**x for x in powers)
