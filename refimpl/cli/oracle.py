@@ -127,21 +127,16 @@ def check_command(
     written, or if no step of a kind is resolved by the dtype.
     """
     from refimpl.loading.samples import read_ids
-    from refimpl.oracle.candidates import candidate_case, candidate_steps, read_outputs
-    from refimpl.oracle.check import EXIT, check
+    from refimpl.oracle.candidates import checked_file
+    from refimpl.oracle.check import EXIT
     from refimpl.show.oracle import report_document, report_table
 
-    outputs, stated = read_outputs(actual)
     ids = None if how.ids is None else read_ids(how.ids)
-    opened = candidate_case(case, ids, outputs, download=how.download)
-    arrays, found = candidate_steps(opened, outputs, how.names)
-    report = check(opened, arrays, patterns(how.only) or found or ("*",), how.dtype or stated)
+    only, download = patterns(how.only), how.download
+    report = checked_file(case, actual, only, how.names, ids, how.dtype, download=download)
     options = {"names": how.names, "tokens": how.ids}
-    report = replace(
-        report,
-        uncovered=tuple(x for x in opened.expected if x not in found) if found else (),
-        options=" ".join(f"--{name} {x}" for name, x in options.items() if x is not None),
-    )
+    words = " ".join(f"--{name} {x}" for name, x in options.items() if x is not None)
+    report = replace(report, options=words)
     to.deliver(report_document(report, str(actual)), report_table(report, str(actual)))
     if code := EXIT[report.verdict]:
         raise typer.Exit(code)

@@ -23,7 +23,8 @@ from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
 from refimpl.model.weight import OWN_TENSOR, Layout, extract
 from refimpl.oracle.case import Case, computed_case, read_case
-from refimpl.oracle.case_folders import FACTS, FORWARD
+from refimpl.oracle.case_folders import FACTS, FORWARD, matching
+from refimpl.oracle.check import Report, check
 from refimpl.oracle.recipe import Recipe
 from refimpl.running.file_system import MIB, open_file
 
@@ -55,13 +56,16 @@ Sources = dict[str, ModuleOutput]
 
 def read_outputs(path: Path) -> tuple[Mapping[str, Array], str | None]:
     """The arrays of a safetensors or `.npz` file, and the dtype that it states."""
-    if path.suffix == ".onnx":
-        step = f"run refimpl validate MODEL --graph {path}"
-        raise RefimplError(f"{path} is a graph", "a file of arrays, safetensors or .npz", step)
     with reading(path), open_file(path) as file:
         head = file.read(9)
     if head.startswith(b"PK") and head[4:] != b"\0\0\0\0{":  # a header's length may begin so, too
         return _npz_arrays(path), None
+    if head[8:] != b"{":
+        raise RefimplError(
+            f"{path} is no file of arrays",
+            "a safetensors file, or an archive .npz of numpy.savez",
+            f"save the arrays; for a graph, run refimpl validate MODEL --graph {path}",
+        )
     tensors = SafetensorsFile(path)
     return tensors.arrays, tensors.metadata.get("dtype")
 
@@ -90,6 +94,24 @@ def _npz_arrays(path: Path) -> dict[str, Array]:
             "save the arrays again, each of numbers: docs/how-to/candidates.md has the lines",
         ) from error
     return arrays
+
+
+def checked_file(
+    path: Path,
+    actual: Path,
+    only: tuple[str, ...] = (),
+    names: Path | None = None,
+    ids: Array | None = None,
+    dtype: str | None = None,
+    *,
+    download: bool = False,
+) -> Report:
+    """Check a file of a candidate's arrays against a case, or the forward of a model."""
+    outputs, stated = read_outputs(actual)
+    case = candidate_case(path, ids, outputs, download=download)
+    arrays, found = candidate_steps(case, outputs, names)
+    report = check(case, arrays, only or found or ("*",), dtype or stated)
+    return replace(report, uncovered=tuple(x for x in case.expected if found and x not in found))
 
 
 def candidate_case(
@@ -125,12 +147,13 @@ def candidate_steps(
 ) -> tuple[Mapping[str, Array], tuple[str, ...]]:
     """The steps that a candidate has, by their own names or those of a program's modules.
 
-    Also those that are asked for: none for all of the case.
+    Also those that are asked for, none for all of the case: the forward's if it has no others.
     """
     outputs = {name: x for name, x in outputs.items() if name not in IDS}
     steps = case.expected.keys() & outputs  # a program, too, may have logits
     if names is None and (steps - {LOGITS} or steps == outputs.keys()):
-        return outputs, ()
+        forward = matching(case.expected, FORWARD)
+        return outputs, () if steps - {*forward} else tuple(forward)
     word = TRANSFORMERS if names is None else str(names)
     sources, arrays = named_sources(word, case), dict[str, Array]()
     for step, key in _found(case, sources, [*outputs]).items():

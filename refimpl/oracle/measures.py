@@ -64,7 +64,6 @@ def reads_of(step: str) -> tuple[str, ...]:
     return READS.get(step.split(".", 2)[2], ()) if step.startswith("blocks.") else ()
 
 
-UNRESOLVED = "refimpl itself is not near it in this dtype"
 # Errors that are a share of the truth, and the tolerance from which on a step is not resolved:
 # of sixteen parts of equal size and any direction, a missing one changes a row by a quarter; a
 # number or sum that is half as large, or another coefficient, is off by 0.5, an alignment of 1
@@ -213,7 +212,7 @@ def step_result(
     if step not in actual:
         return StepResult(step, "missing", inf, tolerance, own, fault="missing")
     if not isfinite(own):
-        return StepResult(step, "unresolved", fault=UNRESOLVED)
+        return StepResult(step, "unresolved", fault="refimpl itself is not near it in this dtype")
     measure = measure_of(step)
     error, where, fault = error_of(step, actual[step], truth)
     status: Status = "divergent"

@@ -13,25 +13,25 @@ from refimpl.oracle.case import FACTOR
 from refimpl.oracle.dense_steps import Keep, linear_of, sparsegpt_scores, sums_behind, unpacked
 from refimpl.oracle.measures import EPS, ERROR_FACTOR, FLOOR_16, Positions, error_of, tolerance_of
 from refimpl.oracle.truth import Truth, moved_by_rounding
-from refimpl.pruners.counts import parse_pattern, pattern_keep, split_count, total_count
+from refimpl.pruners.counts import parse_pattern, pattern_keep
 from refimpl.pruners.magnitude import magnitude_keep
 from refimpl.pruners.sparsegpt import WIDTH
 from refimpl.pruners.wanda import wanda_keep, wanda_score
 
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
 BIAS = "router.correction"
-Rule = Callable[[Array], Keep]
-"""A decision [out, in] on scores."""
+Rule = Callable[[Array], Array]
+"""A decision [out, in] on scores, or counts [L, linears] of sparsities."""
 
 
 def ties_of(truth: Truth, step: str, array: Array) -> Positions:
     """Where a discrete step differs; none if rounding does not explain all of them."""
-    right, recipe = truth.values[step], truth.recipe
+    right = truth.values[step]
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
     if last == "counts":
-        name, sizes = shares_behind(truth, step), truth.model.config.linear_sizes
-        shares = truth.value(name)
-        return count_ties(array, right, shares, sizes, recipe.sparsity, truth.tolerance(name))
+        shares = truth.number(shares_behind(truth, step))
+        slack = truth.tolerance(shares_behind(truth, step)) * shares.max()
+        return count_ties(array, shares, truth.model.config.linear_sizes, slack, truth.counts)
     if step == "owl.signal":  # a score on the line may fall on either side
         off = np.abs(array - right) / 100 * truth.model.config.block_sizes
         return positions(off > 0.5) if (off < 1.5).all() else ()
@@ -174,27 +174,16 @@ def keep_ties(keep: Keep, score: Array, relative: float | Array, rule: Rule) -> 
     return positions(rule(score) != keep) if (rule(moved) == keep).all() else ()
 
 
-def count_ties(
-    counts: Array, truth: Array, sparsity: Array, sizes: Array, target: float, relative: float
-) -> Positions:
-    """Where counts [L, linears] differ, if sparsities off by a share of the largest explain it.
+def count_ties(counts: Array, shares: Array, sizes: Array, slack: float, rule: Rule) -> Positions:
+    """Where counts [L, linears] differ from a rule's, if it makes them of sparsities that near.
 
-    Quotas q are rounded to n if the budget is met and ``max(q - n) - min(q - n) <= 1``
-    (docs/explanation/method.md, section 5).
+    Each sparsity [L] moves towards that of the block's counts, as far as it may be off.
     """
-    per_block = [int(n) for n in counts.sum(axis=1)]
-    whole = sizes.sum(axis=1)
-    rows = list(zip(per_block, counts, sizes, strict=True))
-    if (
-        sum(per_block) != total_count(target, int(whole.sum()))
-        or not all(0 <= n <= size.sum() for n, _, size in rows)
-        or any((split_count(n, size[size > 0]) != x[size > 0]).any() for n, x, size in rows)
-    ):
+    if not ((counts >= 0) & (counts <= sizes)).all():
         return ()
-    slack = relative * sparsity.max() * whole
-    missed = sparsity * whole - np.array(per_block)
-    explained = np.max(missed - slack) - np.min(missed + slack) <= 1
-    return positions(counts != truth) if explained else ()
+    goals = counts.sum(axis=1) / np.maximum(sizes.sum(axis=1), 1)
+    explained = rule(np.clip(goals, shares - slack, shares + slack)) == counts
+    return positions(rule(shares) != counts) if explained.all() else ()
 
 
 def rounding_ties(

@@ -1,10 +1,13 @@
-"""The pytest plugin: fixture `refimpl_case`, marker `refimpl`, and `--refimpl-cases=DIR`.
+"""The pytest plugin: fixture `refimpl_case`, marker `refimpl`, `--refimpl=PROGRAM`, and cases.
 
 pytest imports it at every start, so only what is called imports NumPy and the oracle.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -32,6 +35,7 @@ ARGUMENTS: Mapping[str, Sequence[str]] = {"families": (), "steps": ("*",)}
 OPTION = "--refimpl-cases"
 ADDED_CASES = pytest.StashKey[list[CaseFolder]]()
 FORWARDS = pytest.StashKey[Path]()
+REPORTS = pytest.StashKey[list[dict[str, Any]]]()
 
 
 class CaseFixture:
@@ -67,7 +71,6 @@ class CaseFixture:
         from refimpl.loading.files.safetensors_file import SafetensorsFile, write_arrays
         from refimpl.oracle.check import check
         from refimpl.oracle.measures import array_of
-        from refimpl.show.oracle import report_table
 
         if isinstance(actual, Mapping):
             path, arrays = None, {name: array_of(x) for name, x in actual.items()}
@@ -78,16 +81,72 @@ class CaseFixture:
             if path is None:
                 path = self._new_folder() / "actual.safetensors"
                 write_arrays(path, {k: x for k, x in arrays.items() if x.dtype.kind in "fiubV"})
-            first = report.first  # pytest's summary shows the first line
-            verdict = f"diverges, first at {first.step}" if first else "is not judged in some steps"
-            raise AssertionError(f"{self.name} {verdict}\n\n{report_table(report, str(path))}")
+            raise AssertionError(_message(report, path))
         return report
 
 
+def _message(report: Report, path: Path) -> str:
+    """The verdict in a line of its own, which pytest's summary shows; and the table."""
+    from refimpl.show.oracle import report_table
+
+    first = report.first
+    verdict = f"diverges, first at {first.step}" if first else "is not judged in some steps"
+    return f"{report.case.name} {verdict}\n\n{report_table(report, str(path))}"
+
+
+class ProgramOnCase(pytest.Item):
+    """The program is run on a case, and the file that it writes is checked as by the command."""
+
+    def __init__(self, *, folder: Path, **options: Any) -> None:
+        super().__init__(**options)
+        self.folder = folder
+
+    def runtest(self) -> None:
+        """Fail unless the program exits with 0, and its file passes."""
+        from refimpl.oracle.candidates import checked_file
+        from refimpl.show.oracle import report_document
+
+        actual = Path(mkdtemp(prefix="refimpl-")) / "actual.safetensors"
+        words = [sys.executable] * (self.path.suffix == ".py") + [str(self.path)]
+        try:
+            subprocess.run([*words, str(self.folder), "-o", str(actual)], check=True)
+            report = checked_file(self.folder, actual)
+        except (OSError, subprocess.CalledProcessError, RefimplError) as error:
+            pytest.fail(str(error), pytrace=False)
+        self.config.stash[REPORTS].append(report_document(report, str(actual)))
+        if report.verdict != "pass":
+            pytest.fail(_message(report, actual), pytrace=False)
+
+
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    """Add a test of the program for each core case, and for those that are added."""
+    for name in session.config.getoption("refimpl"):
+        path = session.config.invocation_params.dir / name
+        for case in (*core_cases(), *session.config.stash[ADDED_CASES]):
+            how: Any = {"nodeid": f"{name}::{case.name}", "path": path, "folder": case.path}
+            items.append(ProgramOnCase.from_parent(session, name=case.name, **how))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write what `refimpl check --json` prints, of each case."""
+    if name := session.config.getoption("refimpl_report"):
+        content = json.dumps(session.config.stash[REPORTS], indent=1)
+        (session.config.invocation_params.dir / name).write_text(content + "\n", "utf-8")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option for further cases, and that of a file of settings."""
+    """Add the options, and that of a file of settings."""
     parser.addini("refimpl_cases", "more folders of cases, relative to this file", "paths", [])
-    parser.getgroup("refimpl").addoption(
+    group = parser.getgroup("refimpl")
+    group.addoption(
+        "--refimpl",
+        action="append",
+        default=[],
+        metavar="PROGRAM",
+        help="run PROGRAM CASE -o FILE on each case, and check the file; no test is needed",
+    )
+    group.addoption("--refimpl-report", metavar="FILE", help="write the reports on PROGRAM as JSON")
+    group.addoption(
         OPTION,
         action="append",
         default=[],
@@ -115,7 +174,9 @@ def pytest_configure(config: pytest.Config) -> None:
         added = [case for folder in folders for case in cases_below(folder)]
     except RefimplError as error:
         raise pytest.UsageError(f"{OPTION}: {error}") from error
-    config.stash[ADDED_CASES] = added
+    config.stash[ADDED_CASES], config.stash[REPORTS] = added, []
+    if config.getoption("refimpl") and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args = []  # the program alone
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

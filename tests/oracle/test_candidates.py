@@ -359,7 +359,7 @@ def test_a_complex_step_diverges_by_name() -> None:
     assert report.first.fault == "dtype complex128, expected a float"
 
 
-def test_a_graph_is_sent_to_validate(tmp_path: Path) -> None:
+def test_another_kind_of_file_is_told_which_are_read(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    path.write_bytes(b"")
-    refusal_of(read_outputs, path, says="is a graph", remedy="validate MODEL --graph")
+    path.write_text("some text, or a graph")
+    refusal_of(read_outputs, path, says="is no file of arrays", remedy="validate MODEL --graph")

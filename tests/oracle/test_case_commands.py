@@ -29,7 +29,7 @@ def test_check_takes_a_core_case_by_name(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "llama").mkdir()  # a model's folder, for example
     assert "passes: 394 steps" in ran("check", "llama", expected)
     said = refused("check", "lama", expected)
-    assert "a core case: llama, opt, phi3" in said
+    assert "a core case (llama, opt, phi3)" in said
     assert "-o" in refused(
         "check", "llama", expected, "-o", CASES / "llama" / "case.json", "--force"
     )

@@ -97,7 +97,8 @@ def test_only_as_many_as_are_within_rounding_are_ties() -> None:
 def test_counts_are_near_ties_only_within_rounding() -> None:
     """All counts that rounded sparsities lead to, and no others."""
     generator, sizes = np.random.default_rng(0), np.array([30, 50, 20])
-    accepted = 0
+    accepted, every = 0, np.tile(sizes, (4, 1))
+    rule = partial(linear_counts, sizes=sizes)
     for _ in range(300):
         wish = generator.uniform(0.2, 0.8, 4)
         sparsity = project(wish, np.full(4, 100), 0.5)
@@ -108,12 +109,12 @@ def test_counts_are_near_ties_only_within_rounding() -> None:
         if (rounded != truth).any():
             accepted += 1
             size = float(np.abs(other - sparsity).max() / sparsity.max()) * 1.001
-            places = count_ties(rounded, truth, sparsity, np.tile(sizes, (4, 1)), 0.5, size)
+            places = count_ties(rounded, sparsity, every, size * sparsity.max(), rule)
             assert len(places) == (rounded != truth).sum()
         wrong = rounded.copy()
         for i, more in enumerate((2, -2)):
             wrong[i] = split_count(int(rounded[i].sum()) + more, sizes)
-        assert not count_ties(wrong, truth, sparsity, np.tile(sizes, (4, 1)), 0.5, 1e-3)
+        assert not count_ties(wrong, sparsity, every, 1e-3 * sparsity.max(), rule)
     assert accepted > 5
 
 

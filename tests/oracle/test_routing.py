@@ -16,6 +16,7 @@ from refimpl.loading.samples import Tokens
 from refimpl.model.experts import preferences
 from refimpl.model.mixers.parts import affine
 from refimpl.model.ops import Array
+from refimpl.oracle.candidates import transformers_sources
 from refimpl.oracle.case import Case, case_inputs, computed_case
 from refimpl.oracle.check import check
 from refimpl.oracle.dense_steps import unpacked
@@ -139,6 +140,38 @@ def test_without_its_choice_a_candidate_is_inconclusive() -> None:
     wrong = actual | {"blocks.1.attn_norm": -actual["blocks.1.attn_norm"]}  # read what was written
     (alone,) = check(case, wrong, ("blocks.1.attn_norm",)).steps
     assert alone.status == "conditional"
+
+
+NOT_RESOLVED = {"gemma4_small", "deepseek_v3", "lfm2"}  # a kind: its error grows from resid_pre on
+HOOKED = (
+    "gpt_oss",
+    "qwen3",
+    "gemma3",
+    "qwen3_5",
+    "granitemoehybrid",
+    "qwen2_moe",
+    "mixtral",
+    "phi3",
+)
+
+
+@pytest.mark.parametrize(
+    "fixture",
+    ["llama", *(pytest.param(x, marks=pytest.mark.thorough) for x in (*HOOKED, *NOT_RESOLVED))],
+)
+def test_what_hooks_take_is_judged_in_bfloat16(fixture: str) -> None:
+    """A right candidate passes, or a kind is not judged; without the router's choice none does."""
+    case = mixture(fixture)
+    model, ids = StoredModel.of(case.model, ARITHMETIC["bfloat16"]), case.inputs["token_ids"]
+    right = written(case, steps(model, ids, FORWARD, np.float32), "bfloat16")
+    some = {x: right[x] for x in case.expected if x in transformers_sources(case.model)}
+    verdict = "not judged" if fixture in NOT_RESOLVED else "pass"
+    assert check(case, some, tuple(some)).verdict == verdict
+    without = {k: x for k, x in some.items() if not k.endswith(".router.keep")}
+    if case.model.config.experts is not None:
+        assert check(case, without, tuple(without)).verdict == "not judged"
+    wrong = {k: x * -1 if k.endswith(".attn_norm") else x for k, x in some.items()}
+    assert check(case, wrong, tuple(some)).verdict == "fail"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

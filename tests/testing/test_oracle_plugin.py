@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from functools import cache
 from importlib.metadata import entry_points
@@ -340,8 +341,7 @@ def block(language: str) -> str:
 
 
 def recipe(folder: Path, code: int) -> str:
-    """Run the page's test by the page's command, in a folder with a candidate."""
-    (folder / "test_refimpl.py").write_text(block("python"), "utf-8")
+    """Run the page's command in a folder with a candidate."""
     install, test = re.findall(r"^- run: (.*)$", block("yaml"), re.M)
     assert install.split() == ["pip", "install", '"$REFIMPL"', "pytest"]
     words = (*test.split(), *plugin_words())
@@ -359,6 +359,40 @@ def test_the_recipe_of_the_page_is_what_runs(tmp_path: Path) -> None:
     (tmp_path / "candidate.py").write_text(text.replace(line, f"{line}[:, ::-1]"), "utf-8")
     shown = [line.replace("[", "[[]").replace("...", "*") for line in block("text").splitlines()]
     pytest.LineMatcher(recipe(tmp_path, 1).splitlines()).fnmatch_lines(shown)
+
+
+def test_a_program_is_run_on_each_case_without_a_test(pytester: pytest.Pytester) -> None:
+    """One that writes the forward alone, right and wrong; the action's script names the step."""
+    candidate = pytester.makepyfile(
+        candidate="import sys\nfrom safetensors.numpy import load_file, save_file\n"
+        "arrays = load_file(f'{sys.argv[1]}/expected.safetensors')\n"
+        "forward = ('embed', 'blocks', 'final_norm', 'logits')\n"
+        "save_file({k: x * SCALE for k, x in arrays.items() if k.split('.')[0] in forward}, "
+        "sys.argv[3])\n"
+    )
+    text = candidate.read_text("utf-8")
+    for scale, outcomes in (("1.01", {"failed": 3}), ("1.0", {"passed": 3})):
+        candidate.write_text(text.replace("SCALE", scale), "utf-8")
+        words = (*plugin_words(), "-p", "no:cacheprovider", f"--refimpl-report={scale}.json")
+        result = pytester.runpytest_inprocess(*words, "--refimpl=candidate.py")
+        result.assert_outcomes(**outcomes)
+        if "failed" in outcomes:
+            result.stdout.fnmatch_lines(
+                ["FAILED candidate.py::llama - *llama diverges, first at e*"]
+            )
+    (report, *_) = json.loads((pytester.path / "1.0.json").read_text())
+    assert (report["verdict"], "dense.perplexity" in report["not_covered"]) == ("pass", True)
+    action = (ROOT / ".ci/action.yml").read_text("utf-8")
+    script = textwrap.dedent(action.partition("<<'END'\n")[2].partition("        END")[0])
+    script = script.replace("check.json", "1.01.json")
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=pytester.path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("::error title=refimpl, llama::embed: your numbers equal")
 
 
 @needs_torch
