@@ -131,8 +131,8 @@ def written(case: Case, arrays: Arrays, dtype: str) -> Arrays:
 class StoredModel(RoundedModel):
     """Weights in 16 bits and states in float32: another right candidate than refimpl's own."""
 
-    def _rounded(self, *args: object) -> Arrays:
-        return {k: np.asarray(x) for k, x in super()._rounded(*args).items()}  # type: ignore[arg-type]
+    def other(self, *args: Any) -> Arrays:
+        return {k: np.asarray(x) for k, x in super().other(*args).items()}
 
 
 def open_steps(report: Report) -> set[str]:

@@ -50,7 +50,7 @@ RESULTS = {
 # Formulas over arrays, which other kinds of arrays pass, too: those that an export records.
 OF_ARRAYS = ("refimpl.model.", "refimpl.method.absorption", "refimpl.method.perturbation")
 # Of a case that `check` has checked, or of a spectrum: it calls them, and nobody else.
-OF_STEPS = {"asked_steps", "case_inputs", "computed_again", "every_array"}
+OF_STEPS = {"case_inputs", "computed_again", "every_array"}
 OF_STEPS |= {"is_step", "peak", "steps"}
 # What a package that adds a base or a pruner writes, and what its functions are called with.
 OF_RECORDS = {"spread", "by_share", "floored", "relative", "mean_score", "compensated"}

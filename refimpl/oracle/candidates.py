@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from zipfile import ZipFile
 
 import ml_dtypes
 import numpy as np
@@ -74,17 +73,14 @@ def _npz_arrays(path: Path) -> dict[str, Array]:
     """The arrays of an `.npz` file; nothing is unpickled."""
     arrays: dict[str, Array] = {}
     try:
-        with reading(path), open_file(path) as file, ZipFile(file) as archive:
+        with reading(path), open_file(path) as file, np.load(file) as archive:
             limit = max(SMALL, DENSEST * os.fstat(file.fileno()).st_size)
-            if (size := sum(x.file_size for x in archive.infolist())) > limit:
+            if (size := sum(x.file_size for x in archive.zip.infolist())) > limit:
                 raise ValueError(f"{size / MIB:,.0f} MiB, more than {limit / MIB:,.0f}")
-            for name in archive.namelist():
-                with archive.open(name) as member:
-                    x = np.lib.format.read_array(member, allow_pickle=False)
+            for name, x in archive.items():
                 if x.dtype.name not in NUMBERS and x.dtype != PAIR:
                     raise ValueError(f"{name}: dtype {x.dtype}")
-                pair = x.dtype == PAIR
-                arrays[name.removesuffix(".npy")] = x.view(ml_dtypes.bfloat16) if pair else x
+                arrays[name] = x.view(ml_dtypes.bfloat16) if x.dtype == PAIR else x
     except RefimplError:
         raise
     except Exception as error:  # zlib.error, EOFError, RuntimeError, even tokenize.TokenError

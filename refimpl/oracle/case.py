@@ -228,9 +228,7 @@ def case_inputs(
     """Given values, and those of a case, as a computation in some dtype reads them."""
     model = case.model if rounded is None else RoundedModel.of(case.model, rounded)
     dtype = dtype if rounded is None else rounded.held
-    return StepInputs(
-        model, case.recipe, case.inputs["token_ids"], dtype, given, case.inputs, rounded
-    )
+    return StepInputs(model, case.recipe, case.inputs["token_ids"], dtype, given, rounded)
 
 
 def _noises(recipe: Recipe, steps: Iterable[str]) -> list[str]:

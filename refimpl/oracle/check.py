@@ -1,15 +1,12 @@
 """A candidate checked against a case, step by step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from refimpl.arguments import checked
 from refimpl.errors import RefimplError
-from refimpl.loading.files.safetensors_file import SafetensorsFile
-from refimpl.model.ops import Array
 from refimpl.oracle import measures, near_ties
 from refimpl.oracle.case import Case
 from refimpl.oracle.case_folders import FACTS, NEXT, matching
@@ -82,7 +79,13 @@ def check(
         >>> check(case, case.expected).verdict, check(case, actual).first.step
         ('pass', 'blocks.2.v')
     """
-    wanted = asked_steps([*case.expected], only)
+    wanted = matching(case.expected, only)
+    if not wanted:
+        raise RefimplError(
+            f"`only={' '.join(only)}`: no step of the case matches",
+            f"names such as {', '.join([*case.expected][:3])}, or patterns such as 'blocks.*'",
+            f"choose from the steps in the case's {FACTS}",
+        )
     actual = {name: measures.array_of(x) for name, x in actual.items()}
     names = {x.dtype.name for x in actual.values()} & EPS.keys() if dtype is None else {dtype}
     if not names:
@@ -118,25 +121,8 @@ def check(
         wrong = result.status == "divergent"
         if wrong and not result.fault and near_ties.follows_a_choice(truth, name):
             fault = "a token at a router's edge may have gone to another expert"
-            result, wrong = replace(result, status="conditional", fault=fault), False
-        if wrong and all(x.status != "divergent" for x in results):
+            result = replace(result, status="conditional", fault=fault)
+        elif wrong and all(x.status != "divergent" for x in results):
             result = replace(result, diagnosis=diagnosis(truth, result))
         results.append(result)
     return Report(case, dtype, tuple(results), tuple(sorted(actual.keys() - case.expected.keys())))
-
-
-def asked_steps(steps: Sequence[str], only: Sequence[str]) -> list[str]:
-    """The steps that `--only` asks for, one or more."""
-    if found := matching(steps, only):
-        return found
-    raise RefimplError(
-        f"`only={' '.join(only)}`: no step of the case matches",
-        f"names such as {', '.join(steps[:3])}, or patterns such as 'blocks.*'",
-        f"choose from the steps in the case's {FACTS}",
-    )
-
-
-@checked
-def read_candidate(path: str | Path) -> dict[str, Array]:
-    """Read a candidate's arrays by name from a safetensors file."""
-    return SafetensorsFile(Path(path)).arrays

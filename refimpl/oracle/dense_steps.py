@@ -28,7 +28,7 @@ from refimpl.model.mixers.softmax_attention import SharedAttention
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import State
-from refimpl.model.stream import input_of, inputs_of, sum_of_squares
+from refimpl.model.stream import inputs_of, sum_of_squares
 from refimpl.oracle.measures import reads_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray
@@ -49,19 +49,6 @@ Keep = npt.NDArray[np.bool_]
 def coefficient_of(experiment: str) -> str:
     """The coefficients of one of the `EXPERIMENTS`."""
     return experiment.removeprefix("perturbed.") + RATIO
-
-
-def linear_of(step: str) -> tuple[str, int, str]:
-    """The pruner, block and linear of a step such as `wanda.blocks.1.experts.3.down_proj.keep`."""
-    pruner, _, block, rest = step.split(".", 3)
-    return pruner, int(block), rest.rpartition(".")[0]
-
-
-def sums_behind(step: str) -> str:
-    """The step with the sums that a decision, not by magnitude, is made of."""
-    pruner, block, linear = linear_of(step)
-    kind = "products" if pruner.startswith("sparsegpt") else "squares"
-    return f"{pruner}.blocks.{block}.{input_of(linear)}.{kind}"
 
 
 def unpacked(bits: Array, width: int) -> Keep:
@@ -88,9 +75,9 @@ def sparsegpt_scores(
 class StepInputs:
     """The values that steps are computed from: those `given`, else those computed before, `values`.
 
-    Noises are the case's, or drawn; experiments compare with `clean` states, if there are any;
-    `squares` are sums over what the dense linears of each block read; `missed` are steps that were
-    read and not given, `missing` those of each step. All steps are `wanted` if it is None.
+    Experiments compare with `clean` states, if there are any; `squares` are sums over what the
+    dense linears of each block read; `missed` are steps that were read and not given, `missing`
+    those of each step. All steps are `wanted` if it is None.
     """
 
     model: Model
@@ -98,7 +85,6 @@ class StepInputs:
     ids: npt.NDArray[np.int64]
     dtype: npt.DTypeLike = np.float64
     given: Mapping[str, Array] = field(default_factory=dict)
-    noises: Mapping[str, Array] | None = None
     rounded: type[RoundedArray] | None = None
     clean: Mapping[str, Array] = field(default_factory=dict)
     values: dict[str, Array] = field(default_factory=dict)
@@ -276,10 +262,7 @@ def by_noise(inputs: StepInputs) -> NamedArrays:
                 kept = experiment.kept_tokens(h, recipe.sink)
                 how = plan.etas[0], kept, plan.noise_norm
                 for draw in range(plan.draws):
-                    if inputs.noises is None:
-                        noise = experiment.noise(recipe.seed, n, i, draw, h.shape)
-                    else:
-                        noise = inputs.noises[f"noise.{draw}" if draw else "noise"][i][n]
+                    noise = experiment.noise(recipe.seed, n, i, draw, h.shape)
                     changed = experiment.perturbed(h, noise, *how)[None]
                     yield n, clean.sequence(n).with_stream(changed)
 

@@ -19,7 +19,7 @@ from refimpl.model.ops import ACTIVATIONS, Array
 from refimpl.model.position_tables import Rope
 from refimpl.oracle import dense_steps
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.measures import FAULTS, StepResult, error_of, reads_of, stage_of, worst_token
+from refimpl.oracle.measures import FAULTS, StepResult, error_of, reads_of, stage_of
 from refimpl.oracle.mutations import SyntaxTree, called, numbers_like
 from refimpl.oracle.rounding import ChangedModel
 from refimpl.oracle.steps import computed_again
@@ -37,7 +37,6 @@ EDITS: Mapping[tuple[str, str], Callable[[Array], Array]] = {  # of a kind of we
 METHOD = ("method", "pruners", "bases", "allocation", "scoring", "pruning", "evaluation")
 MODEL = ("model", "weight", "state", "config")  # modules that compute nothing
 MACHINERY = ("StepInputs", "Request", "Option", "Base", "Chosen", "Signal", "computed_again")
-IMPOSSIBLE = "which cannot be"  # of numbers outside their domain
 STRUCTURE = ("num_experts", "blocks", "experts", "alibi", "mixer", "groups", "groups_kept")
 POWERS = {
     -0.5: "1 / the root of {}", 1.0: "{}", -1.0: "1 / {}", 0.5: "the root of {}",
@@ -49,8 +48,7 @@ TIME_LIMIT = 2.0  # of processor time, after which no other expressions are trie
 
 def diagnosis(truth: Truth, result: StepResult) -> str:
     """What gives the candidate's numbers, or where these are wrong."""
-    known = [text for word, text in FAULTS.items() if word in result.fault.split()]
-    if known and IMPOSSIBLE not in result.fault:
+    if known := [text for word, text in FAULTS.items() if word in result.fault.split()]:
         return known[0]
     candidate, best, words = truth.actual[result.step], inf, ""
     least = distance(result.step, candidate, truth.values[result.step])
@@ -64,15 +62,12 @@ def diagnosis(truth: Truth, result: StepResult) -> str:
     if words:
         to = f"to {best:.0e}" if best else "exactly"
         return f"your numbers equal refimpl's {to} if {words}"
-    return known[0] if known else where_wrong(truth, result)
+    return where_wrong(truth, result)
 
 
 def distance(step: str, candidate: Array, value: Array) -> float:
-    """The error of a candidate, also of numbers that cannot be; infinite for a fault."""
+    """The error of a candidate; infinite for a fault."""
     error, _, fault = error_of(step, candidate, value)
-    if IMPOSSIBLE in fault and candidate.shape == value.shape:
-        with np.errstate(all="ignore"):
-            return worst_token(candidate[..., None], value[..., None])[0]
     return inf if fault else error
 
 
@@ -83,20 +78,12 @@ def alternatives(truth: Truth, step: str) -> Iterator[tuple[str, Array]]:
     other steps' numbers, the model's facts and weights, other expressions in the functions that
     compute the step, and last a factor without a cause.
     """
-    forward = (stage := stage_of(step)) == "forward"
+    forward = stage_of(step) == "forward"
     clean, every = {} if forward else truth.clean, {**truth.values, **truth.given}
     for x in every.values():
         x.flags.writeable = False
     model = truth.model.as_kind(ChangedModel)  # whose weights are read once
-    inputs = replace(
-        truth,
-        model=model,
-        given=every,
-        clean=clean,
-        wanted={step},
-    )
-    if stage == "experiment":  # noise is drawn again, as it is in the case
-        inputs = replace(inputs, noises=None)
+    inputs = replace(truth, model=model, given=every, clean=clean, wanted={step})
     named = [(words, x) for k, words, x in VARIANTS if fnmatchcase(step, k)]
     yield from attempts(inputs, step, named)
     yield from simple(truth, step)

@@ -134,7 +134,7 @@ def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, 
         elif measure == "shares":
             least = float(truth.max()) or 1.0
         elif measure == "lost":
-            exact, truth = lost(exact), lost(truth)
+            exact, truth = (np.maximum(1 - x, 0.0) for x in (exact, truth))
         return *worst_token(exact, truth, least), fault
 
 
@@ -150,11 +150,6 @@ def worst_token(
     return float(errors.max()), tuple(map(int, token))
 
 
-def lost(alignment: Array) -> Array:
-    """``1 - A`` of alignments A, 0 where rounding leaves it below."""
-    return np.maximum(1 - alignment, 0.0)
-
-
 def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
     """The largest error that a step may have (its truth in float64), if refimpl's own is this.
 
@@ -167,7 +162,7 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
         return 0.0
     if measure == "lost":
         units = FLOOR if dtype == "float64" else COSINE
-        least = max(float(lost(truth).min()), EPS["float64"])
+        least = max(1 - float(truth.max()), EPS["float64"])
         return ERROR_FACTOR * own + units * EPS[dtype] / least
     eps = EPS[dtype]
     factor = SPARSEGPT_FACTOR if step.startswith("sparsegpt") else 1.0

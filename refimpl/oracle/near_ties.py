@@ -9,10 +9,11 @@ import numpy as np
 from refimpl.model.experts import ROUTER, preferences, route
 from refimpl.model.mixers.parts import affine
 from refimpl.model.ops import Array
+from refimpl.model.stream import input_of
 from refimpl.oracle.case import FACTOR
-from refimpl.oracle.dense_steps import Keep, linear_of, sparsegpt_scores, sums_behind, unpacked
+from refimpl.oracle.dense_steps import Keep, sparsegpt_scores, unpacked
 from refimpl.oracle.measures import EPS, ERROR_FACTOR, FLOOR_16, Positions, error_of, tolerance_of
-from refimpl.oracle.truth import Truth, moved_by_rounding
+from refimpl.oracle.truth import Truth, is_experiment, moved_by_rounding
 from refimpl.pruners.counts import parse_pattern, pattern_keep
 from refimpl.pruners.magnitude import magnitude_keep
 from refimpl.pruners.sparsegpt import WIDTH
@@ -29,8 +30,9 @@ def ties_of(truth: Truth, step: str, array: Array) -> Positions:
     right = truth.values[step]
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
     if last == "counts":
-        shares = truth.number(shares_behind(truth, step))
-        slack = truth.tolerance(shares_behind(truth, step)) * shares.max()
+        name = f"{truth.recipe.bases[0]}.base" if first == "pruned" else f"{first}.corrected"
+        shares = truth.number(name)
+        slack = truth.tolerance(name) * shares.max()
         return count_ties(array, shares, truth.model.config.linear_sizes, slack, truth.counts)
     if step == "owl.signal":  # a score on the line may fall on either side
         off = np.abs(array - right) / 100 * truth.model.config.block_sizes
@@ -57,12 +59,6 @@ def ties_of(truth: Truth, step: str, array: Array) -> Positions:
     return ()
 
 
-def shares_behind(truth: Truth, step: str) -> str:
-    """The step with the sparsities that counts are made of."""
-    name = step.removesuffix(".counts")
-    return f"{truth.recipe.bases[0]}.base" if name == "pruned" else f"{name}.corrected"
-
-
 def score_behind(truth: Truth, step: str, decided: Array) -> tuple[Array, Array, Rule]:
     """Scores [out, in] behind a decision, their relative errors, [in] or of all, and the rule.
 
@@ -70,8 +66,11 @@ def score_behind(truth: Truth, step: str, decided: Array) -> tuple[Array, Array,
     less than most is off by as much more of itself: the rounding of what it is made of is of the
     size of the others.
     """
-    pruner, block, linear = linear_of(step)
-    sums = sums_behind(step)
+    pruner, _, block, rest = step.split(".", 3)
+    linear = rest.removesuffix(".keep")
+    kind = "products" if pruner.startswith("sparsegpt") else "squares"
+    sums = f"{pruner}.blocks.{block}.{input_of(linear)}.{kind}"
+    of_scores = partial(tolerance_of, "score", np.zeros(1), dtype=truth.computed_in)
     weight = truth.model.weights[f"blocks.{block}.{linear}.weight"].read(np.float64)
     columns, width = weight.shape[1], WIDTH
     right = unpacked(truth.values[step], columns)
@@ -82,13 +81,13 @@ def score_behind(truth: Truth, step: str, decided: Array) -> tuple[Array, Array,
     elif pruner.startswith("sparsegpt"):
         rule = partial(lowest, right, WIDTH)
     elif pruner == "magnitude":
-        return np.abs(weight), np.array([_of_scores(truth)]), partial(lowest, right, columns)
+        return np.abs(weight), np.array([of_scores(own=0.0)]), partial(lowest, right, columns)
     total = truth.value(sums)
     if not pruner.startswith("sparsegpt"):
         score = wanda_score(weight, total / len(truth.ids))
         if sums in truth.given:
-            return score, np.array([_of_scores(truth)]), rule
-        slack = _of_scores(truth, truth.own_errors()[sums])
+            return score, np.array([of_scores(own=0.0)]), rule
+        slack = of_scores(own=truth.own_errors()[sums])
         size = np.sqrt(total)
         typical = np.sqrt(total.mean())
     else:
@@ -111,11 +110,6 @@ def lowest(right: Keep, width: int, score: Array) -> Keep:
     """The lowest scores of every so many columns go, as many there as in the right decision."""
     parts = [slice(i, i + width) for i in range(0, right.shape[1], width)]
     return np.hstack([magnitude_keep(score[:, x], int((~right[:, x]).sum())) for x in parts])
-
-
-def _of_scores(truth: Truth, own: float = 0.0) -> float:
-    """The tolerance of scores whose statistics have this error of refimpl's own."""
-    return tolerance_of("score", np.zeros(1), own, truth.computed_in)
 
 
 def router_ties(truth: Truth, step: str, array: Array) -> Positions:
@@ -154,13 +148,18 @@ def router_ties(truth: Truth, step: str, array: Array) -> Positions:
 
 
 def follows_a_choice(truth: Truth, step: str) -> bool:
-    """Whether a step in 16 bits follows from experts that were not written, and may be others."""
+    """Whether a step follows from other experts: in 16 bits from those that were not written.
+
+    Experiments are those of the case, so they follow from its experts.
+    """
     names = list(truth.case.expected)
     before = [x for x in names[: names.index(step)] if x.endswith(ROUTER)]
     mixed = truth.model.config.experts
     unsure = mixed is not None and mixed.scoring == "sparsemixer"  # whose shares have edges, too
     lacks = any(unsure or x not in truth.given for x in before)
-    return lacks and EPS[truth.computed_in] > EPS["float32"]
+    turned = [x for x in before if not np.array_equal(truth.value(x), truth.case.expected[x])]
+    others = bool(turned) and is_experiment(step)
+    return others or (lacks and EPS[truth.computed_in] > EPS["float32"])
 
 
 def keep_ties(keep: Keep, score: Array, relative: float | Array, rule: Rule) -> Positions:

@@ -1,6 +1,6 @@
 """The unchanged code on arrays that round whatever is stored, to measure what a dtype costs."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -109,7 +109,31 @@ ARITHMETIC: Mapping[str, type[RoundedArray]] = {
 
 
 @dataclass(frozen=True)
-class RoundedModel(Model):
+class OtherModel(Model):
+    """A model that has other weights than those that are read."""
+
+    def other(
+        self, prefix: str, dtype: npt.DTypeLike, read: Callable[[], Mapping[str, Array]]
+    ) -> dict[str, Array]:
+        """Weights by our names without the prefix of the block; the dtype of embeddings is ""."""
+        raise NotImplementedError
+
+    def embedding(self) -> dict[str, Array]:
+        """As `Model.embedding`."""
+        return self.other("", "", super().embedding)
+
+    def block(self, index: int, dtype: npt.DTypeLike, *each: Any) -> BlockWeights:
+        """As `Model.block`."""
+        read = partial(super().block, index, dtype, *each)
+        return BlockWeights(self.other(f"blocks.{index}.", dtype, read))
+
+    def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
+        """As `Model.head`."""
+        return self.other("", dtype, partial(super().head, dtype, rows))
+
+
+@dataclass(frozen=True)
+class RoundedModel(OtherModel):
     """A model whose weights are rounded once, and round what is computed with them."""
 
     kind: type[RoundedArray] = Bfloat16
@@ -119,55 +143,28 @@ class RoundedModel(Model):
         """The same model, rounded."""
         return model.as_kind(cls, kind=kind)
 
-    def embedding(self) -> dict[str, Array]:
-        """As `Model.embedding`, rounded."""
-        return self._rounded("", super().embedding(), self.kind.held)
-
-    def block(
-        self, index: int, dtype: npt.DTypeLike, each: Callable[..., Iterable[Any]] = map
-    ) -> BlockWeights:
-        """As `Model.block`; rounded in the dtype that is held, exact in another."""
-        prefix = f"blocks.{index}."
-        return BlockWeights(self._rounded(prefix, super().block(index, dtype, each), dtype))
-
-    def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
-        """As `Model.head`, rounded."""
-        return self._rounded("", super().head(dtype, rows), dtype)
-
-    def _rounded(
-        self, prefix: str, weights: Mapping[str, Array], dtype: npt.DTypeLike
-    ) -> dict[str, Array]:
-        """Weights as stored, rounded; then with their offset, rounded again."""
-        if np.dtype(dtype) != self.kind.held:
-            return dict(weights)
-        rounded = {name: x for name, x in weights.items() if prefix + name not in self.weights}
-        for name, value in ((x, weights[x]) for x in weights if x not in rounded):  # not tables
-            offset = np.array(self.weights[prefix + name].offset, dtype)
-            rounded[name] = self.kind.of(value - offset) + offset if offset else self.kind.of(value)
-        return rounded
+    def other(self, prefix: str, dtype: npt.DTypeLike, read: Any) -> dict[str, Array]:
+        """Weights as stored, rounded; then with their offset, rounded again; exact in float64."""
+        weights: dict[str, Array] = dict(read())
+        if dtype != "" and np.dtype(dtype) != self.kind.held:
+            return weights
+        for name in [x for x in weights if prefix + x in self.weights]:  # not tables
+            offset = np.array(self.weights[prefix + name].offset, self.kind.held)
+            stored = self.kind.of(weights[name] - offset if offset else weights[name])
+            weights[name] = stored + offset if offset else stored
+        return weights
 
 
 @dataclass(frozen=True)
-class ChangedModel(Model):
+class ChangedModel(OtherModel):
     """A model whose weights are read once, held, and changed as they are asked for."""
 
     change: Callable[[Mapping[str, Array]], Mapping[str, Array]] = dict
     held: dict[Any, Mapping[str, Array]] = field(default_factory=dict)
 
-    def embedding(self) -> dict[str, Array]:
-        """As `Model.embedding`, changed."""
-        return self._changed("embedding", super().embedding)
-
-    def block(self, index: int, dtype: npt.DTypeLike, *each: Any) -> BlockWeights:
-        """As `Model.block`, changed."""
-        key = index, np.dtype(dtype)
-        return BlockWeights(self._changed(key, partial(super().block, index, dtype, *each)))
-
-    def head(self, dtype: npt.DTypeLike, rows: slice = slice(None)) -> dict[str, Array]:
-        """As `Model.head`, changed; all of it may be read."""
-        return self._changed(np.dtype(dtype), partial(super().head, dtype, rows))
-
-    def _changed(self, key: Any, read: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
+    def other(self, prefix: str, dtype: npt.DTypeLike, read: Any) -> dict[str, Array]:
+        """The weights, changed; all of a head may be read."""
+        key = prefix, dtype and np.dtype(dtype)
         if key not in self.held:
             self.held[key] = dict(read())
         return dict(self.change(self.held[key]))

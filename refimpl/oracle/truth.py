@@ -115,20 +115,13 @@ def is_experiment(step: str) -> bool:
 
 def truth_of(case: Case, actual: Arrays, dtype: str, wanted: Names = None) -> Truth:
     """The steps from what a candidate wrote, and from the tokens where it wrote nothing usable."""
-    given = usable(case, actual)
-    clean = dict(case.expected)
-    table = TABLE
-    choices = {x: y for x, y in given.items() if x.endswith(ROUTER)}
+    given, clean = usable(case, actual), case.expected
     by_case = {x: y for x, y in clean.items() if is_experiment(x) and not x.startswith("pruned.")}
-    if any(not np.array_equal(x, clean[name]) for name, x in choices.items()):
-        by_case = {}  # experiments begin with states of the candidate's experts
-        clean |= every_array(case_inputs(case, choices), TABLE[:1])
-    else:
-        wanted = None if wanted is None else {*wanted} - by_case.keys()
-        table = tuple(x for x in TABLE if x is not by_noise)
+    wanted = None if wanted is None else {*wanted} - by_case.keys()
+    table = tuple(x for x in TABLE if x is not by_noise)
     for some in (given, {}):
         truth = Truth(
-            case.model, case.recipe, case.inputs["token_ids"], given=some, noises=case.inputs,
+            case.model, case.recipe, case.inputs["token_ids"], given=some,
             clean=clean, case=case, actual=actual, computed_in=dtype, wanted=wanted,
         )  # fmt: skip
         truth.values.update(by_case)
@@ -151,8 +144,6 @@ def usable(case: Case, actual: Arrays) -> dict[str, Array]:
         right = not error_of(name, array, truth)[2]
         if right and name.endswith(ROUTER) and experts is not None:
             right = bool((np.bitwise_count(array).sum(axis=-1) == experts.top_k).all())
-        if right and name.endswith(".counts"):
-            right = bool(((array >= 0) & (array <= case.model.config.linear_sizes)).all())
         if right:
             found[name] = array.astype(np.float64) if truth.dtype.kind == "f" else array
     return found

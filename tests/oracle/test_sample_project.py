@@ -15,7 +15,8 @@ from crafted_cases import CRAFTED, oracle_case
 from gates import case_folder_of, case_of
 from program import run
 
-from refimpl.oracle.check import check, read_candidate
+from refimpl.loading.files.safetensors_file import SafetensorsFile
+from refimpl.oracle.check import check
 from refimpl.oracle.measures import kind_of
 
 
@@ -45,7 +46,7 @@ def checked(case: Path, dtype: str, folder: Path) -> tuple[int, dict[str, Any]]:
 def test_it_agrees_with_every_case_of_its_families(name: str, dtype: str, tmp_path: Path) -> None:
     """In 16 bits the method is not judged."""
     code, report = checked(case_folder_of(name), dtype, tmp_path)
-    arrays, truth = read_candidate(tmp_path / "actual.safetensors"), case_of(name).expected
+    arrays, truth = SafetensorsFile(tmp_path / "actual.safetensors").arrays, case_of(name).expected
     assert {k: v.shape for k, v in arrays.items()} == {k: v.shape for k, v in truth.items()}
     statuses = {step["step"]: step["status"] for step in report["steps"]}
     rest = {kind_of(x) for x, status in statuses.items() if status != "pass"}

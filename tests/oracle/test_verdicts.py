@@ -13,7 +13,8 @@ from candidates import StoredModel, write_arrays, written
 from crafted_cases import oracle_case
 from processes import ENV
 
-from refimpl.oracle.check import check, read_candidate
+from refimpl.loading.files.safetensors_file import SafetensorsFile
+from refimpl.oracle.check import check
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import steps
 
@@ -40,7 +41,7 @@ def judged(folder: Path, dtype: str) -> Iterator[Any]:
     """The verdicts on the candidates of a folder, and on each step its status and tolerance."""
     for path in sorted(folder.iterdir()):
         case = oracle_case(path.stem.split("-")[0])
-        report = check(case, read_candidate(path), dtype=dtype)
+        report = check(case, SafetensorsFile(path).arrays, dtype=dtype)
         found = {x.step: [x.status, f"{x.tolerance:.6g}"] for x in report.steps}
         yield [path.stem, report.verdict, found]
 
