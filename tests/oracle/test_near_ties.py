@@ -11,13 +11,11 @@ from gates import case_of, model_of
 
 from refimpl.errors import RefimplError
 from refimpl.loading.samples import Tokens
-from refimpl.method.correction import centred_log
 from refimpl.method.projection import project
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, case_inputs, computed_case
 from refimpl.oracle.check import check
 from refimpl.oracle.dense_steps import Keep, unpacked
-from refimpl.oracle.measures import error_of
 from refimpl.oracle.near_ties import (
     count_ties,
     keep_ties,
@@ -221,37 +219,3 @@ def test_an_own_error_is_at_least_that_of_a_difference_of_states() -> None:
     logit = errors["logits"] * np.sqrt(np.mean(np.square(case.expected["logits"])))
     nats = case.expected["pruned.divergence"].max()
     assert errors["pruned.divergence"] >= 2 * logit / np.sqrt(nats * tokens) * 0.999
-
-
-def test_a_divergence_that_should_be_zero_is_measured_in_nats() -> None:
-    """One of several as a share of the largest."""
-    step, none = "pruned.divergence", np.zeros(3)
-    assert error_of(step, np.array([0, 1e-9, 0]), none)[0] == 1e-9
-    assert error_of(step, np.array([0, 1e-9, 2]), np.array([0, 0, 2.0]))[0] == 5e-10
-
-
-def test_a_correction_is_judged_by_the_divergences_that_it_is_made_of() -> None:
-    """A block without a divergence is corrected as the average, and one with next to none is not.
-
-    As a share of the largest, 1e-9 is nothing.
-    """
-    case, step, correction = case_of("llama"), "pruned.divergence", "divergence.corrected"
-    truth = case.expected[step].copy()
-    truth[1] = 0.0
-    found = np.where(truth == 0, 1e-9 * truth.max(), truth)
-    right, own = ({**case.expected, step: x} for x in (truth, found))
-    for arrays in (right, own):
-        inputs = case_inputs(case, arrays)
-        u, name = centred_log(inputs.correction("divergence")[0]), case.recipe.bases[0]
-        arrays[correction] = inputs.allocated(name, inputs.base(name), u).corrected_sparsity
-    assert np.abs(right[correction] - own[correction]).max() > 0.01
-    for arrays in (right, own):
-        (result,) = check(case, arrays, (correction,), "float64").steps
-        assert result.status == "pass"
-        crossed = {**arrays, step: own[step] if arrays is right else right[step]}
-        (result,) = check(case, crossed, (correction,), "float64").steps
-        assert result.status == "divergent"
-    for other in (truth[:, None], truth[:0], np.full(4, np.nan)):  # nothing follows from them
-        misshapen = {**own, step: other}
-        statuses = {one.step: one.status for one in check(case, misshapen, dtype="float64").steps}
-        assert statuses[step] == statuses[correction] == "divergent"

@@ -371,28 +371,18 @@ def test_a_program_is_run_on_each_case_without_a_test(pytester: pytest.Pytester)
         "sys.argv[3])\n"
     )
     text = candidate.read_text("utf-8")
-    for scale, outcomes in (("1.01", {"failed": 3}), ("1.0", {"passed": 3})):
+    words = (*plugin_words(), "-p", "no:cacheprovider", "--refimpl=candidate.py")
+    for scale, outcomes in (("1.0", {"passed": 3}), ("1.01", {"failed": 3})):
         candidate.write_text(text.replace("SCALE", scale), "utf-8")
-        words = (*plugin_words(), "-p", "no:cacheprovider", f"--refimpl-report={scale}.json")
-        result = pytester.runpytest_inprocess(*words, "--refimpl=candidate.py")
+        result = pytester.runpytest_inprocess(*words, f"--refimpl-report={scale}.json")
         result.assert_outcomes(**outcomes)
-        if "failed" in outcomes:
-            result.stdout.fnmatch_lines(
-                ["FAILED candidate.py::llama - *llama diverges, first at e*"]
-            )
+    result.stdout.fnmatch_lines(["FAILED candidate.py::llama - *llama diverges, first at embed"])
     (report, *_) = json.loads((pytester.path / "1.0.json").read_text())
     assert (report["verdict"], "dense.perplexity" in report["not_covered"]) == ("pass", True)
-    action = (ROOT / ".ci/action.yml").read_text("utf-8")
+    action = (ROOT / ".ci/action.yml").read_text("utf-8").replace("check.json", "1.01.json")
     script = textwrap.dedent(action.partition("<<'END'\n")[2].partition("        END")[0])
-    script = script.replace("check.json", "1.01.json")
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=pytester.path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.startswith("::error title=refimpl, llama::embed: your numbers equal")
+    said = subprocess.check_output([sys.executable, "-c", script], cwd=pytester.path, text=True)
+    assert said.startswith("::error title=refimpl, llama::embed: your numbers equal")
 
 
 @needs_torch
@@ -401,15 +391,3 @@ def test_the_recipe_on_the_sample_project(tmp_path: Path) -> None:
     recipe(tmp_path / "right", 0)
     write_project(tmp_path / "wrong", (" + eps) * scale", ") * scale"))
     assert "llama diverges, first at blocks.0.attn_norm" in recipe(tmp_path / "wrong", 1)
-
-
-@needs_torch
-def test_tensors_are_taken_as_they_are(tmp_path: Path) -> None:
-    import torch
-
-    tensors = {k: torch.from_numpy(v.copy()) for k, v in computed("opt").items()}
-    tensors["logits"].requires_grad_()
-    assert opt_fixture(tmp_path, "*").check(tensors).verdict == "pass"
-    logits = {"logits": -tensors["logits"].bfloat16()}
-    with pytest.raises((AssertionError, refimpl.RefimplError), match=r"bfloat16|first at logits"):
-        opt_fixture(tmp_path, "logits").check(logits)
