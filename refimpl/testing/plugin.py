@@ -19,13 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from refimpl.errors import RefimplError
-from refimpl.oracle.case_folders import (
-    CaseFolder,
-    cases_below,
-    core_cases,
-    family_model,
-    matching,
-)
+from refimpl.oracle.case_folders import CaseFolder, cases_below, core_cases, family_model, matching
 
 if TYPE_CHECKING:
     from refimpl.oracle.check import Report
@@ -158,10 +152,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Add the marker; end the run before it begins if a case cannot be used."""
-    config.addinivalue_line(
-        "markers",
-        f"{MARKER}: families and steps (patterns) that are implemented",
-    )
+    config.addinivalue_line("markers", f"{MARKER}: families and step patterns that are implemented")
     if OPTION in config.invocation_params.args:  # pytest takes DIR for tests, and moves its rootdir
         raise pytest.UsageError(
             f"{OPTION} DIR: pytest would look for its settings in DIR\n"
