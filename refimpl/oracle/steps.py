@@ -200,7 +200,9 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
 
     Nothing behind the last of the steps that are wanted is computed.
     """
-    recipe, config, left = inputs.recipe, inputs.model.config, {*(inputs.wanted or ())}
+    recipe = inputs.recipe
+    config = inputs.model.config
+    left = {*(inputs.wanted or ())}
     perturbs = any(recipe.perturbs(x, config.num_blocks) for x in ("", "coarse."))
     arrays: dict[str, Array] = {}
     kept = {x for y in kept_steps(config, config.num_blocks).values() for x in y}

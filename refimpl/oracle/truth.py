@@ -115,7 +115,8 @@ def is_experiment(step: str) -> bool:
 
 def truth_of(case: Case, actual: Arrays, dtype: str, wanted: Names = None) -> Truth:
     """The steps from what a candidate wrote, and from the tokens where it wrote nothing usable."""
-    given, clean = usable(case, actual), case.expected
+    given = usable(case, actual)
+    clean = case.expected
     by_case = {x: y for x, y in clean.items() if is_experiment(x) and not x.startswith("pruned.")}
     wanted = None if wanted is None else {*wanted} - by_case.keys()
     table = tuple(x for x in TABLE if x is not by_noise)
@@ -138,9 +139,11 @@ def truth_of(case: Case, actual: Arrays, dtype: str, wanted: Names = None) -> Tr
 
 def usable(case: Case, actual: Arrays) -> dict[str, Array]:
     """The arrays that later steps can be computed from: of the right shape and possible numbers."""
-    found, experts = dict[str, Array](), case.model.config.experts
+    found = dict[str, Array]()
+    experts = case.model.config.experts
     for name in case.expected.keys() & actual.keys():
-        array, truth = actual[name], case.expected[name]
+        array = actual[name]
+        truth = case.expected[name]
         right = not error_of(name, array, truth)[2]
         if right and name.endswith(ROUTER) and experts is not None:
             right = bool((np.bitwise_count(array).sum(axis=-1) == experts.top_k).all())
