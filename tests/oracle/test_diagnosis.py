@@ -37,7 +37,7 @@ def forward_case(name: str) -> Case:
 
 def mistaken(case: Case, change: Mistake) -> Arrays:
     """A candidate in float32 that makes a mistake wherever it can, from the tokens."""
-    inputs = replace(case_inputs(case, dtype=np.float32), noises=None)
+    inputs = case_inputs(case, dtype=np.float32)
     inputs = replace(inputs, model=inputs.model.as_kind(ChangedModel))
     with change.made(inputs) as other:
         return written(case, every_array(other), "float32")
