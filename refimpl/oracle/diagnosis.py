@@ -36,7 +36,10 @@ EDITS: Mapping[tuple[str, str], Callable[[Array], Array]] = {  # of a kind of we
 }  # fmt: skip
 METHOD = ("method", "pruners", "bases", "allocation", "scoring", "pruning", "evaluation")
 MODEL = ("model", "weight", "state", "config")  # modules that compute nothing
-MACHINERY = ("StepInputs", "Request", "Option", "Base", "Chosen", "Signal", "computed_again")
+MACHINERY = (
+    "StepInputs", "Request", "Option", "Base", "Chosen", "Signal", "computed_again",
+    "_factor_in_place",
+)  # fmt: skip
 STRUCTURE = ("num_experts", "blocks", "experts", "alibi", "mixer", "groups", "groups_kept")
 POWERS = {
     -0.5: "1 / the root of {}", 1.0: "{}", -1.0: "1 / {}", 0.5: "the root of {}",
@@ -187,7 +190,7 @@ def simple(truth: Truth, step: str) -> Iterator[tuple[str, Array]]:
 def numbers_of(inputs: StepInputs, block: int, forward: bool = True) -> dict[str, float]:
     """The model's numbers, and those of the case, by name."""
     c, (sequences, tokens) = inputs.model.config, inputs.ids.shape
-    kind, found = c.blocks[block], {"tokens": tokens, "sequences": sequences}
+    kind, found = c.blocks[block], dict[str, float]({"blocks": c.num_blocks} if forward else {})
     records = (kind.mixer, c, kind, kind.rope, c.experts) if forward else ()
     for record in records:
         for name, x in vars(record).items() if record is not None else ():
@@ -195,7 +198,7 @@ def numbers_of(inputs: StepInputs, block: int, forward: bool = True) -> dict[str
                 found.setdefault(name, x)
     if {"plain_dim", "rotary_dim"} <= found.keys():
         found["channels of a query"] = found["plain_dim"] + found["rotary_dim"]
-    return found
+    return found | {"tokens": tokens, "sequences": sequences}
 
 
 def multiples(truth: Truth, step: str, numbers: Mapping[str, float]) -> Iterator[tuple[str, Array]]:
