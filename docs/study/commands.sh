@@ -35,8 +35,9 @@ bench sparsegpt-4x256-smollm2 SmolLM2-135M-Instruct $gpt --bases $few # 19 cells
 bench sparsegpt-4x256-qwen Qwen2.5-Coder-0.5B-Instruct $gpt --bases $few --sparsity 0.6 # 7 cells
 bench magnitude SmolLM2-135M-Instruct --seeds 1 --pruner magnitude --bases $few # 19 cells
 bench float64 SmolLM2-135M-Instruct --seeds 1 --sparsity 0.6 --bases uniform --dtype float64 # 4 cells
-# Of refimpl ac26d6ee, with uniform of the first seed.
+# Of refimpl ac26d6ee (Gemma: 055e7fbb); SmolLM2 with uniform of the first seed.
 bench context-smollm2 SmolLM2-135M-Instruct --sparsity 0.6 --bases context,divergence --jitter 0 --seq-len 128 --windows 4 # 8 cells
+bench context-gemma gemma-3-270m --sparsity 0.6 --bases divergence,context,atp:beta=0.0055 --jitter 0 --seq-len 128 --windows 2 # 10 cells
 python docs/study/curves.py real/text/sotu-1901-1979.txt real/SmolLM2-135M-Instruct real/gemma-3-270m # cost curves
 export OPENBLAS_CORETYPE=Prescott # another kernel of BLAS
 bench prescott SmolLM2-135M-Instruct --sparsity 0.6 --bases uniform --jitter 0 # 4 cells

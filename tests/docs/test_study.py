@@ -30,7 +30,7 @@ MODELS = {"smollm2": "SmolLM2-135M", "gemma": "Gemma-3-270m", "qwen": "Qwen2.5-C
 FEW = ("sparsegpt-4x256-smollm2", "sparsegpt-4x256-qwen")
 OTHERS = ("sparsegpt-smollm2", "sparsegpt-gemma", *FEW, "magnitude")
 WITH_FLOOR = (*MODELS, *OTHERS, "sparsegpt-qwen", "float64")
-IN_CONTEXT = ("context-smollm2",)
+IN_CONTEXT = ("context-smollm2", "context-gemma")
 TEXTS = ("speech", "novel")
 PUBLISHED = ("owl", "alphapruning", "dlp", "lsa", "atp")
 
@@ -184,8 +184,9 @@ def test_sentences_have_the_numbers_of_the_rows() -> None:
         assert " / ".join(f"{x.perplexity:.1f}" for x in found) in calibrate
 
 
-def test_a_step_in_context_gains_what_the_page_says() -> None:
-    rows = {(row.allocation, row.seed): row.texts for row in document("context-smollm2").rows}
+@pytest.mark.parametrize("name", IN_CONTEXT)
+def test_a_step_in_context_gains_what_the_page_says(name: str) -> None:
+    rows = {(row.allocation, row.seed): row.texts for row in document(name).rows}
     said = []
     for seed in range(3):
         texts = zip(rows["context", seed], rows["divergence", seed], strict=True)
