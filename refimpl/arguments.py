@@ -55,7 +55,7 @@ hints_of: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, includ
 
 def integer(least: int, most: int) -> Any:
     """The type of the whole numbers from the least to the most."""
-    return Annotated[int, Meta(ge=least, le=most)]
+    return Annotated[int, Meta(ge=int(least), le=int(most))]  # typing keeps equal ones: 1 is 1.0
 
 
 def is_of_type(value: Any, hint: Any) -> bool:

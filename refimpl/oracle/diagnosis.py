@@ -65,7 +65,10 @@ def diagnosis(truth: Truth, result: StepResult) -> str:
     if words:
         to = f"to {best:.0e}" if best else "exactly"
         return f"your numbers equal refimpl's {to} if {words}"
-    return where_wrong(truth, result)
+    text = where_wrong(truth, result)
+    if truth.computed_in == "float64" and 1e-9 < least < 1e-5:
+        text += "; the error has the size of float32 in some step"
+    return text
 
 
 def distance(step: str, candidate: Array, value: Array) -> float:

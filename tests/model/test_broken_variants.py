@@ -482,6 +482,8 @@ VARIANTS: list[Row] = [
     ("pairs of neighbours, latent", rope(interleaved=True), "minicpm3 glm4_moe_lite"),
     ("groups by two experts", facts(experts=lambda c: replace(c.experts, group_by=2)),
      "deepseek_v2"),
+    ("every group", facts(experts=lambda c: replace(c.experts, groups_kept=c.experts.groups)),
+     "deepseek_v2 deepseek_v3 glm4_moe dots1"),
     ("no decay of the state", arguments("state_space", SPACE, rate=np.zeros_like), MAMBA),
     ("b and c exchanged", op("state_space", lambda f: lambda x, b, c, *r: f(x, c, b, *r)), MAMBA),
     ("no skip", kernel_weights("D", np.zeros_like), MAMBA),
