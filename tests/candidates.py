@@ -120,6 +120,12 @@ def computed(name: str, dtype: str = "float32") -> Arrays:
     return written(case, steps(case.model, case.inputs["token_ids"], case.recipe, dtype), dtype)
 
 
+def single(case: Case) -> Arrays:
+    """The steps of a case, those of floats in float32."""
+    kinds = {"f": np.float32}
+    return {k: x.astype(kinds.get(x.dtype.kind, x.dtype)) for k, x in case.expected.items()}
+
+
 def written(case: Case, arrays: Arrays, dtype: str) -> Arrays:
     """The case's steps alone, in a dtype; in 16 bits what is float64 in the method stays that."""
     narrow = ("f4",) if dtype.endswith("float16") else ("f4", "f8")

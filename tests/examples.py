@@ -280,22 +280,11 @@ def problems(page: Path, blocks: list[Block]) -> str:
     )
 
 
-def other_pictures(page: Path, folder: Path) -> Iterator[tuple[Path, str]]:
-    """Pictures that a page has drawn and that are beside it, and what it drew."""
-    for drawn in folder.glob("*.svg"):
-        if (beside := page.parent / drawn.name).exists():
-            yield beside, drawn.read_text("utf-8")
-
-
-def run_page(example: Example) -> str:
-    return problems(Path(example.path), example.parsed)
-
-
 def page_examples(document: Document) -> Iterable[Region]:
     """One region for all blocks of a page that run."""
     blocks = blocks_to_run(Path(document.path))
     if blocks:
-        yield Region(0, len(document.text), blocks, run_page)
+        yield Region(0, len(document.text), blocks, lambda x: problems(Path(x.path), x.parsed))
 
 
 MARKDOWN = Sybil(
@@ -339,8 +328,9 @@ def refresh(page: Path) -> None:
                 old, now = parts(block), printed(block, namespace, str(page), folder)
                 texts = [updated(x, y) for (_, x), (_, y) in zip(old, now, strict=True)]
                 new = new.replace(fenced(block, [x for _, x in old]), fenced(block, [*texts]), 1)
-            for path, drawn in other_pictures(page, folder):
-                path.write_text(drawn, "utf-8")
+            for drawn in folder.glob("*.svg"):
+                if (beside := page.parent / drawn.name).exists():
+                    beside.write_text(drawn.read_text("utf-8"), "utf-8")
         if new == text:
             return
         page.write_text(new, "utf-8")

@@ -58,14 +58,12 @@ OF_RECORDS |= {"inverse_of_upper", "require_finite", "PrunedWeight"}
 RECORDS = {"Base", "Option", "Pruner", "BaseInputs", "BlockInputs", "LinearInputs"}
 LEFT_OUT = RESULTS | OF_STEPS | OF_RECORDS | RECORDS
 GOOD = [  # and not elsewhere
-    *(
-        ("progress", True),
-        ("memory", 5),
-        ("eta", 5),
-        ("only", ("x",)),
-        ("bases", []),
-        ("bases", {}),
-    ),
+    ("progress", True),
+    ("memory", 5),
+    ("eta", 5),
+    ("only", ("x",)),
+    ("bases", []),
+    ("bases", {}),
     *((x, {"no such option": 1.0}) for x in ("actual", "scores")),
     *((x, "no such word") for x in ("name", "prompt")),
 ]

@@ -42,10 +42,7 @@ def test_the_bar_moves_within_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [len({x for x in shares if a < x < a + 50}) > 1 for a in (0, 50)] == [True, True]
 
 
-BY_HAND = cases("bench", "by_hand")
-
-
-@pytest.mark.parametrize(("name", "words", "pruner"), BY_HAND)
+@pytest.mark.parametrize(("name", "words", "pruner"), cases("bench", "by_hand"))
 def test_a_cell_is_score_prune_and_eval_to_the_bit(
     name: str, words: str, pruner: str, tmp_path: Path
 ) -> None:
@@ -150,10 +147,7 @@ def test_names_must_tell_models_and_texts_apart(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-WRONG: list[tuple[str, str]] = cases("bench", "wrong")
-
-
-@pytest.mark.parametrize(("words", "said"), WRONG)
+@pytest.mark.parametrize(("words", "said"), cases("bench", "wrong"))
 def test_bad_input_is_one_error_and_leaves_nothing(words: str, said: str, tmp_path: Path) -> None:
     assert said in refused(*SHORT, *words.split(), "-o", tmp_path / "bench")
     assert [*tmp_path.iterdir()] == []

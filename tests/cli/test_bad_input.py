@@ -86,15 +86,13 @@ def here(tmp_path: Path, scores: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 # Options
 
-OPTIONS = dict(cases("cli", "options"))
 
-
-@pytest.mark.parametrize("options", OPTIONS)
-def test_options(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("options", "says"), cases("cli", "options"))
+def test_options(options: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.cli.score.progress_bar", never)
     given = {word for word in options.split() if word.startswith("--")}
     small = [f"{name} {n}" for name, n in (("--samples", 1), ("--seq-len", 4)) if name not in given]
-    refused(f"score model {' '.join(small)} {options}", OPTIONS[options])
+    refused(f"score model {' '.join(small)} {options}", says)
 
 
 def test_what_is_missing_from_the_command_line() -> None:
@@ -164,12 +162,10 @@ def test_a_file_that_may_not_be_read(
 
 # Scores
 
-ALLOCATE = dict(cases("cli", "allocate"))
 
-
-@pytest.mark.parametrize("words", ALLOCATE)
-def test_allocations(words: str) -> None:
-    refused(f"allocate {words}", ALLOCATE[words])
+@pytest.mark.parametrize(("words", "says"), cases("cli", "allocate"))
+def test_allocations(words: str, says: str) -> None:
+    refused(f"allocate {words}", says)
 
 
 # What nobody expects
@@ -201,12 +197,6 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
     assert "error: refimpl itself failed (ZeroDivisionError" in result.err
 
 
-def started(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":
-    """Run the program as a process of its own."""
-    command, env = [*PROGRAM, *words], ENV | {"PYTHONUNBUFFERED": "", "PYTHONWARNINGS": "error"}
-    return subprocess.run(command, env=env, stderr=-1, text=True, timeout=60, **options)
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -219,7 +209,11 @@ def test_a_limit_on_the_size_of_files(words: str, says: str, here: Path) -> None
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
     before = state(here)
-    done = started(*words.split(), stdout=subprocess.PIPE, preexec_fn=limited)
+    command = [*PROGRAM, *words.split()]
+    env = ENV | {"PYTHONUNBUFFERED": "", "PYTHONWARNINGS": "error"}
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=60, preexec_fn=limited
+    )
     error = refusal(Result(done.returncode, done.stdout, done.stderr))
     assert says in error
     assert "-o" in error
@@ -245,9 +239,6 @@ def test_nobody_reads_stdout(here: Path) -> None:
         assert (done.returncode, done.stderr) == (code, b""), words
 
 
-OUT_OF_RANGE = dict(cases("cli", "out_of_range"))
-
-
-@pytest.mark.parametrize("command", OUT_OF_RANGE)
-def test_numbers_out_of_range(command: str) -> None:
-    assert OUT_OF_RANGE[command] in refusal(run(*command.split()))
+@pytest.mark.parametrize(("command", "says"), cases("cli", "out_of_range"))
+def test_numbers_out_of_range(command: str, says: str) -> None:
+    assert says in refusal(run(*command.split()))

@@ -44,14 +44,11 @@ def test_a_token_stays_whole_where_merges_are_ignored(pre: str, tmp_path: Path) 
     assert made.encode("abc").tokens == (["<s>"] if pre in WHOLE else []) + parts
 
 
-SAID: dict[str, tuple[dict[str, Any], int | None, str]] = dict(cases("convert", "said_of_bos"))
-
-
-@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize(("name", "said"), cases("convert", "said_of_bos"))
 def test_bos_is_what_the_file_says_or_the_default_of_its_pre_tokenizer(
-    name: str, tmp_path: Path
+    name: str, said: tuple[dict[str, Any], int | None, str], tmp_path: Path
 ) -> None:
-    facts, bos, reason = SAID[name]
+    facts, bos, reason = said
     tokenizer(tmp_path, **facts)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text("utf-8"))
     assert settings.get("add_bos_token", ...) == facts.get("add_bos_token", ...)
@@ -62,12 +59,9 @@ def test_bos_is_what_the_file_says_or_the_default_of_its_pre_tokenizer(
     assert reason in tokens.source
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = dict(cases("convert", "gguf_tokenizers"))
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_certain_ids_is_refused(name: str, tmp_path: Path) -> None:
-    facts, says = REFUSED[name]
+@pytest.mark.parametrize(("name", "case"), cases("convert", "gguf_tokenizers"))
+def test_what_has_no_certain_ids_is_refused(name: str, case: Any, tmp_path: Path) -> None:
+    facts, says = case
     refusal_of(tokenizer, tmp_path, **facts, says=says, remedy="original")
 
 

@@ -13,17 +13,13 @@ NOT_RUN = cases("docs", "not_run")  # page, beginning, marker of a run with it, 
 CODE = (*RUN, "yaml")  # the other languages are formulas, listings and the site's own
 
 
-def by_ci() -> set[tuple[str, str, int]]:
-    """Page, language and number (from 1) of every block that .ci/run executes."""
+def code(page: Path) -> list[tuple[str, bool, bool]]:
+    """First command of every block of code, and whether every run, and CI, executes it."""
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     names = dict(re.findall(r"^(\w+)=(\S+\.md)$", script, re.MULTILINE))
     calls = re.findall(r"fenced \$?(\S+) (\w+) (\d+)", script)
-    return {(names.get(page, page), language, int(number)) for page, language, number in calls}
-
-
-def code(page: Path) -> list[tuple[str, bool, bool]]:
-    """First command of every block of code, and whether every run, and CI, executes it."""
-    runs, found, numbers, ci = {x.line for x in blocks_to_run(page)}, [], Counter[str](), by_ci()
+    ci = {(names.get(x, x), language, int(number)) for x, language, number in calls}
+    runs, found, numbers = {x.line for x in blocks_to_run(page)}, [], Counter[str]()
     for line, language, text in blocks(page):
         if language in CODE:
             numbers[language] += 1

@@ -36,14 +36,6 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def nats_of(windows: Windows, case: str) -> list[float]:
-    nats = []
-    for ids in windows.ids:
-        p = log_softmax(forward(model_of(case), ids, dtype="f8").logits[0, :-1], axis=-1)
-        nats.append(-float(p[np.arange(len(ids) - 1), ids[1:]].sum()))
-    return nats
-
-
 def perplexity_of(case: str, windows: Windows) -> Perplexity:
     return evaluate(model_of(case), windows, dtype="float64").perplexity
 
@@ -54,7 +46,10 @@ def plain_encoding() -> Any:
 
 def test_a_text_in_windows(text: Path) -> None:
     windows = text_windows(text, TOKENIZER, window=17)
-    found, nats = perplexity_of("llama", windows), nats_of(windows, "llama")
+    found, nats = perplexity_of("llama", windows), list[float]()
+    for ids in windows.ids:
+        p = log_softmax(forward(model_of("llama"), ids, dtype="f8").logits[0, :-1], axis=-1)
+        nats.append(-float(p[np.arange(len(ids) - 1), ids[1:]].sum()))
     tokens = [len(ids) - 1 for ids in windows.ids]
     assert [len(ids) for ids in windows.ids[:-1]] == [17] * (len(windows.ids) - 1)
     assert 2 <= len(windows.ids[-1]) < 17

@@ -189,12 +189,11 @@ def test_too_short_a_text_says_what_would_do(text: Path, save: Callable[..., Pat
     assert not suggested(caught, "seq-len")  # of a few tokens
 
 
-REFUSED: dict[str, tuple[dict[str, str | bytes], str]] = dict(cases("loading", "malformed"))
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_malformed_files_are_refused(text: Path, save: Callable[..., Path], name: str) -> None:
-    model, (files, problem) = save(), REFUSED[name]
+@pytest.mark.parametrize(("name", "case"), cases("loading", "malformed"))
+def test_malformed_files_are_refused(
+    text: Path, save: Callable[..., Path], name: str, case: tuple[dict[str, str | bytes], str]
+) -> None:
+    model, (files, problem) = save(), case
     for file, content in files.items():
         content = content.encode() if isinstance(content, str) else content
         (text.parent / file).write_bytes(content)

@@ -162,20 +162,15 @@ def test_noise_is_cast_before_it_is_added() -> None:
 # Drift and alignment
 
 
-def plainly(state: Floats, clean: Floats, kept: Bools) -> tuple[list[float], ...]:
-    pairs = [(state[t], clean[t]) for t in np.flatnonzero(kept).tolist()]
-    nothing = float("nan")
+@given(pairs_of_states())
+def test_deviation_is_its_formula(pair: States) -> None:
+    (state, clean, counted), found, nothing = pair, deviation(*pair), float("nan")
+    pairs = [(state[t], clean[t]) for t in np.flatnonzero(counted).tolist()]
     drift = [length(a - b) / length(b) if b.any() else nothing for a, b in pairs]
     alignment = [
         fsum((a * b).tolist()) / length(a) / length(b) if a.any() and b.any() else nothing
         for a, b in pairs
     ]
-    return drift, alignment
-
-
-@given(pairs_of_states())
-def test_deviation_is_its_formula(pair: States) -> None:
-    found, (drift, alignment), counted = deviation(*pair), plainly(*pair), pair[2]
     np.testing.assert_allclose(found.drift[counted], drift, rtol=ROUNDING, atol=0)
     np.testing.assert_allclose(found.alignment[counted], alignment, rtol=0, atol=ROUNDING)
     assert np.isnan(found.drift[~counted]).all()

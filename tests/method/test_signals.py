@@ -163,12 +163,6 @@ def law(spectrum: list[float], start: int) -> tuple[float, float]:
     return alpha, max(distances)
 
 
-def peak_of(spectrum: list[float]) -> float:
-    """Left edge of the first highest of 100 bins, by numpy's own histogram."""
-    heights, edges = np.histogram(np.log10(spectrum), bins=100)
-    return float(10 ** edges[heights.argmax()])
-
-
 def off_the_edges(spectrum: list[float]) -> bool:
     """Whether no eigenvalue is so close to a bin's edge that rounding chooses its bin."""
     logs = np.log10(spectrum)
@@ -181,7 +175,8 @@ def off_the_edges(spectrum: list[float]) -> bool:
 @given(spectra, st.sampled_from(["shipped", "intended"]))
 def test_peak_is_the_least_ks_of_the_candidates(spectrum: list[float], xmin: str) -> None:
     assume(off_the_edges(spectrum))
-    x2 = peak_of(spectrum)
+    heights, edges = np.histogram(np.log10(spectrum), bins=100)
+    x2 = float(10 ** edges[heights.argmax()])  # left edge of the first highest bin
     lo = np.log10(0.95 * x2) if xmin == "shipped" else 0.95 * x2
     starts = [i for i in range(len(spectrum) - 1) if lo <= spectrum[i] <= 1.5 * x2]
     distances = {i: law(spectrum, i)[1] for i in starts}

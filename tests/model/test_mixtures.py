@@ -50,10 +50,6 @@ def clamped(gates: Callable[..., tuple[Array, Array]]) -> Break:
     return op("clamped_gate", lambda _: gates)
 
 
-def one_fewer(facts: Experts) -> int:
-    return facts.top_k - 1
-
-
 def all_alike(right: Any, *arguments: Any) -> tuple[Array, Array]:
     chosen, share = right(*arguments)
     return chosen, chosen * (share.sum(axis=-1, keepdims=True) / chosen.sum(-1, keepdims=True))
@@ -82,19 +78,20 @@ def corrected_shares(right: Any, logits: Array, facts: Experts, weights: Any, _:
 
 
 VARIANTS: list[Row] = [
-    ("one expert too few", mixture(top_k=one_fewer), "mixtral"),
+    ("one expert too few", mixture(top_k=lambda facts: facts.top_k - 1), "mixtral"),
     ("one expert too many", mixture(top_k=lambda facts: facts.top_k + 1), "mixtral"),
-    ("shares not normalised", mixture(normalised=False), "mixtral"),
+    ("shares not normalised", mixture(normalised=False),
+     "mixtral qwen3_moe ernie4_5_moe glm4_moe gemma4_experts gpt_oss"),
     ("sigmoid for softmax", mixture(scoring="sigmoid"), "mixtral"),
     ("equal shares", routed(all_alike), "mixtral"),
     ("the next expert", routed(next_expert), "mixtral"),
     ("one choice per sequence", routed(of_last_token), "mixtral"),
-    ("w1 and w3 exchanged", swapped("gate_proj", "up_proj"), "mixtral granitemoe"),
+    ("gate and up exchanged", swapped("gate_proj", "up_proj"),
+     "mixtral granitemoe gpt_oss llama4_text"),
     ("one expert for all", layout(r"experts\.\d+\.down", expert=0), "granitemoe"),
     ("shares normalised", mixture(normalised=True), "qwen2_moe olmoe dots1"),
-    ("not normalised", mixture(normalised=False), "qwen3_moe ernie4_5_moe glm4_moe"),
-    ("softmax for sigmoid", mixture(scoring="softmax"), "llama4_text glm4_moe dots1"),
-    ("softmax for sparsemixer", mixture(scoring="softmax"), "phimoe"),
+    ("softmax for sigmoid or sparsemixer", mixture(scoring="softmax"),
+     "llama4_text glm4_moe dots1 phimoe"),
     ("no near logits", mixture(jitter=1e-9), "phimoe"),
     ("near logits twice as far", mixture(jitter=0.4), "phimoe"),
     ("correction skipped", without("router.correction"),
@@ -115,16 +112,12 @@ VARIANTS: list[Row] = [
      "gemma4_experts"),
     ("experts not normalised", without("routed_norm"), "gemma4_experts"),
     ("the MLP not normalised", without("dense_norm"), "gemma4_experts"),
-    ("shares of all experts", mixture(normalised=False), "gemma4_experts"),
     ("shared gate skipped", without(r"shared_expert\.gate\.weight"), "qwen2_moe"),
     ("shares of outputs", mixture(of_inputs=False), "llama4_text"),
-    ("q, k and v not limited", facts(qkv_limit=None), "olmoe"),
-    ("softmax of all scores", mixture(normalised=False), "gpt_oss"),
     ("router's bias skipped", without(r"router\.bias"), "gpt_oss"),
     ("experts' biases skipped", without(r"experts\.\d+\.\w+\.bias"), "gpt_oss"),
     ("gate and up in halves", layout(r"(gate|up)_proj", groups=1), "gpt_oss"),
     ("biases of gate and up in halves", layout(r"(gate|up)_proj\.bias", groups=1), "gpt_oss"),
-    ("gate and up exchanged", swapped("gate_proj", "up_proj"), "gpt_oss llama4_text"),
     ("one bias for all experts", layout(r"down_proj\.bias", expert=0), "gpt_oss"),
     ("SiLU in the gate", facts(activation="silu"), "gpt_oss"),
     ("nothing clamped", clamped(lambda gate, up, _: (gate, up + 1)), "gpt_oss"),

@@ -18,6 +18,7 @@ import onnx
 import pytest
 from checkpoints import arrays_of, save_tensors
 from conftest import FIXTURES
+from documents import files
 from gates import GATES, GRAPH_CASES, UNRECORDED, layouts, model_of, worst_point
 from graph_models import axes, prunable, pruned, reference_session
 from onnx import numpy_helper
@@ -82,10 +83,6 @@ def agrees(
             assert error < GATES[dtype], (runtime, name, shape)
             worst = max(worst, error)
     return worst
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.*"))}
 
 
 @pytest.mark.parametrize(("half", "dtype"), [(False, "float64"), (True, "float32")])
@@ -157,10 +154,10 @@ def test_weights_enter_as_they_are_stored(stored: str, dtype: str, copy: Copy) -
         arrays = {name: array.astype(stored_dtype) for name, array in arrays_of(case).items()}
         save_tensors(path / "model.safetensors", arrays, {"format": "pt"})
     model = read_model(path)
-    before = contents(model.path)
+    before = files(model.path)
     export(model, model.path / "model.onnx", dtype=dtype)
     agrees(model.path / "model.onnx", model, dtype)
-    after = contents(model.path)
+    after = files(model.path)
     assert {name: after[name] for name in before} == before
     assert after.keys() - before.keys() == {"model.onnx", "model.onnx.data"}
 
@@ -220,9 +217,9 @@ def test_what_cannot_be_exported_is_refused(
 ) -> None:
     if existing:
         (tmp_path / existing).write_text("before")
-    before = contents(tmp_path)
+    before = files(tmp_path)
     assert message in refused("export", LLAMA, *options.format(tmp_path).split())
-    assert contents(tmp_path) == before
+    assert files(tmp_path) == before
     assert len(list(tmp_path.iterdir())) == bool(existing)
 
 

@@ -29,7 +29,6 @@ from refimpl.onnx.export import export
 from refimpl.onnx.recording.model_graph import trace_points
 from refimpl.onnx.validate import Validation, validate
 from refimpl.oracle import measures
-from refimpl.oracle.check import Report
 
 LLAMA = FIXTURES / "llama"
 
@@ -58,10 +57,6 @@ def runs(validation: Validation) -> list[tuple[str, tuple[int, ...], int]]:
     return [(x.dtype, x.case.inputs["token_ids"].shape, len(x.steps)) for x in validation.reports]
 
 
-def steps_of(report: Report) -> list[str]:
-    return [step.step for step in report.steps]
-
-
 @pytest.mark.parametrize("case", layouts(GRAPH_CASES))
 def test_every_family_agrees(case: str) -> None:
     model = model_of(case)
@@ -71,7 +66,7 @@ def test_every_family_agrees(case: str) -> None:
     assert tuple(names) == trace_points(model.config)
     shapes = [((n, s), len(names)) for n, s in ((1, 5), (3, 13), (3, 1))]
     assert runs(result) == [(dtype, *x) for dtype in ("float32", "float64") for x in shapes]
-    assert all(steps_of(report) == names for report in result.reports)
+    assert all([step.step for step in x.steps] == names for x in result.reports)
     assert (result.graph, result.notes) == (None, ())
 
 
@@ -125,24 +120,12 @@ def damage(change: Callable[..., None]) -> Callable[..., Damage]:
     return lambda *arguments, **options: lambda proto: change(proto, *arguments, **options)
 
 
-def tensor(proto: onnx.ModelProto, name: str) -> TensorProto:
-    return next(t for t in proto.graph.initializer if t.name == name)
-
-
-def replace_values(proto: onnx.ModelProto, name: str, change: Callable[[Any], Any]) -> None:
-    initializer = tensor(proto, name)
-    values = change(numpy_helper.to_array(initializer).copy())
-    initializer.CopyFrom(numpy_helper.from_array(values, name))
-
-
 @damage
-def number(proto: onnx.ModelProto, name: str, change: Callable[[Any], Any], at: int = 0) -> None:
-
-    def change_one(values: Any) -> Any:
-        values.flat[at] = change(values.flat[at])
-        return values
-
-    replace_values(proto, name, change_one)
+def number(proto: onnx.ModelProto, name: str, change: Callable[[Any], Any]) -> None:
+    initializer = next(t for t in proto.graph.initializer if t.name == name)
+    values = numpy_helper.to_array(initializer).copy()
+    values.flat[0] = change(values.flat[0])
+    initializer.CopyFrom(numpy_helper.from_array(values, name))
 
 
 def node(proto: onnx.ModelProto, output: str) -> NodeProto:
@@ -152,9 +135,9 @@ def node(proto: onnx.ModelProto, output: str) -> NodeProto:
 
 
 @damage
-def bypassed(proto: onnx.ModelProto, output: str, which: int = 0) -> None:
+def bypassed(proto: onnx.ModelProto, output: str) -> None:
     maker = node(proto, output)
-    kept = maker.input[which]
+    kept, *_ = maker.input
     maker.CopyFrom(helper.make_node("Identity", [kept], list(maker.output), maker.name))
 
 

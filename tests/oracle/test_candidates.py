@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from candidates import EACH_CASE, Arrays, needs_torch, write_arrays
+from candidates import EACH_CASE, Arrays, needs_torch, single, write_arrays
 from conftest import FIXTURES, HERE
 from gates import case_of, model_of
 from program import ran, refused, run
@@ -70,11 +70,6 @@ def forward_case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def module_steps(case: Case, outputs: dict[str, Any]) -> Arrays:
     """The steps that outputs of transformers' modules have."""
     return dict(candidate_steps(case, outputs, Path("transformers"))[0])
-
-
-def single(case: Case) -> Arrays:
-    """What a right program in float32 has of each step."""
-    return {step: x.astype(np.float32) for step, x in case.expected.items()}
 
 
 def merged(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -156,23 +151,16 @@ def test_a_head_gives_the_logits_unless_they_are_scaled_or_capped(name: str) -> 
     assert ("lm_head" in names) == (name == "llama")
 
 
-def own_names(case: Case) -> dict[str, Any]:
-    """Names of one's own: heads apart, blocks in a tuple with something else."""
-    outputs: dict[str, Any] = {}
-    for i in range(case.model.config.num_blocks):
-        outputs[f"h.{i}.query"] = case.expected[f"blocks.{i}.q"].swapaxes(1, 2)
-        outputs[f"h.{i}"] = (case.expected[f"blocks.{i}.resid_post"], None)
-    return outputs
-
-
 def test_own_names_are_a_file(tmp_path: Path, forward_case: Case) -> None:
-    case, outputs = forward_case, own_names(forward_case)
+    case, saved = forward_case, Arrays()
     names = {f"blocks.{i}.{x}" for i in range(4) for x in ("q", "resid_post")}
     file = tmp_path / "names.json"
     patterns = {"blocks.{}.q": ["h.{}.q", "h.{}.query"], "blocks.{}.resid_pre": "h.{}.in",
                 "blocks.{}.resid_post": ["h.{+1}.in", "h.{}"]}  # fmt: skip
     file.write_text(json.dumps(patterns))
-    saved: Arrays = {k: x[0] if isinstance(x, tuple) else x for k, x in outputs.items()}
+    for i in range(4):
+        saved[f"h.{i}.query"] = case.expected[f"blocks.{i}.q"].swapaxes(1, 2)  # heads apart
+        saved[f"h.{i}"] = case.expected[f"blocks.{i}.resid_post"]
     actual = write_arrays(tmp_path / "hooks.safetensors", saved)
     done = run("check", case.folder, actual, "--names", file, "--json")
     document = json.loads(done.out)

@@ -17,7 +17,6 @@ from gates import case_of, model_of
 
 from refimpl.loading.samples import random_tokens
 from refimpl.model.model import Model
-from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.check import check
 from refimpl.oracle.measures import stage_of, worst_token
@@ -52,16 +51,6 @@ def test_where_rotary_tables_depend_on_the_length_it_is_one(fixture: str, length
     assert len(perplexities) == 6
     for step in perplexities:
         np.testing.assert_allclose(arrays[step], case.expected[step], 1e-12, err_msg=step)
-
-
-def rolled(x: Array) -> Array:
-    """Other numbers, of the same size and the same sum."""
-    return np.roll(x, 1, axis=-1 if x.ndim != 2 or len(x) == 1 else 0)
-
-
-def heavier(x: Array) -> Array:
-    """Another Hessian."""
-    return x + np.diag(np.linspace(0, np.trace(x), len(x)))
 
 
 def wrong_in_block(case: Case, index: int, change: Callable[[Arrays], Arrays]) -> Case:
@@ -141,8 +130,12 @@ def right_steps() -> Arrays:
 def test_a_step_is_computed_from_what_the_page_says(step: str) -> None:
     """Change a value of the case: the steps that are computed from it change, and no others."""
     case, patterns = case_of("llama"), READ_BY[step].split()
-    change = heavier if step.endswith(".products") else rolled
-    other = replace(case, expected={**case.expected, step: change(case.expected[step])})
+    x = case.expected[step]
+    if step.endswith(".products"):
+        x = x + np.diag(np.linspace(0, np.trace(x), len(x)))
+    else:  # other numbers, of the same size and the same sum
+        x = np.roll(x, 1, axis=-1 if x.ndim != 2 or len(x) == 1 else 0)
+    other = replace(case, expected={**case.expected, step: x})
     before, after = right_steps(), stepwise_steps(other)
     changed = {x for x in case.expected if not np.array_equal(before[x], after[x])}
     matched = {pattern: {x for x in changed if fnmatchcase(x, pattern)} for pattern in patterns}

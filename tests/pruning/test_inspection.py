@@ -37,16 +37,11 @@ def pruned(case: str, into: Path, keep: Any) -> Path:
     return into
 
 
-def two_of_four(block: int, name: str, shape: tuple[int, int]) -> Array:
-    """2:4, other places in each row."""
-    rows, width = shape
-    first = np.array([True, True, False, False])
-    return np.array([np.tile(np.roll(first, block + row), width // 4) for row in range(rows)])
-
-
 def without_one(block: int, name: str, shape: tuple[int, int]) -> Array:
-    whole = (block, name) == (0, "k_proj")
-    return np.ones(shape, bool) if whole else two_of_four(block, name, shape)
+    """2:4, other places in each row; of one linear everything."""
+    rows, width = shape
+    first = np.array([True, True, False, False]) | ((block, name) == (0, "k_proj"))
+    return np.array([np.tile(np.roll(first, block + row), width // 4) for row in range(rows)])
 
 
 @pytest.mark.parametrize("case", layouts([*CASES, "llama_sharded"]))

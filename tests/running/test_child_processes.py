@@ -97,14 +97,11 @@ def library(action: str, folder: Path) -> None:
     )
 
 
-ACTIONS = dict(cases("running", "actions"))
-
-
-@pytest.mark.parametrize("fault", ACTIONS)
+@pytest.mark.parametrize(("fault", "case"), cases("running", "actions"))
 def test_whatever_the_library_does_is_our_error(
-    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, case: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    action, says = ACTIONS[fault]
+    action, says = case
     library(action, tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("refimpl.loading.text.SECONDS", 1.0)

@@ -100,7 +100,6 @@ def test_a_target_that_came_meanwhile_stays(tmp_path: Path) -> None:
 
 
 def test_files_are_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is written to the disk before it gets its name."""
     events: list[str] = []
     fsync, rename = os.fsync, Path.replace
 

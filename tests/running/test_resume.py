@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -130,10 +131,6 @@ def test_what_says_which_blocks_are_done_is_not_believed_if_it_is_damaged(
     assert result(output) == expected
 
 
-def full_disk() -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
 @pytest.mark.parametrize("kind", ["gaussian", "sparsegpt", "scored"])
 def test_a_full_disk_leaves_finished_units(
     kind: str, tmp_path: Path, whole: Any, monkeypatch: Any
@@ -144,8 +141,9 @@ def test_a_full_disk_leaves_finished_units(
         with monkeypatch.context() as patched:
 
             def fill() -> None:
+                full = OSError(errno.ENOSPC, "No space left on device")
                 for writer in writers:
-                    patched.setattr(f"refimpl.{writer}", lambda *_, **__: full_disk())
+                    patched.setattr(f"refimpl.{writer}", Mock(side_effect=full))
 
             with before_unit(number, fill):
                 said = refused(*words(kind), "-o", output)

@@ -19,7 +19,6 @@ from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.method.equal_marginals import context_slopes
 from refimpl.method.projection import project
 from refimpl.model.forward import final_state
-from refimpl.model.model import Model
 from refimpl.model.stream import Stream, add_sums, input_of, sum_of_outer_products, sum_of_squares
 from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.scoring.context import _LIMIT, final_states
@@ -28,12 +27,6 @@ from refimpl.scoring.state_group import probe_counts
 LLAMA, TOKENS, JUDGES = model_of("llama"), random_tokens(200, 3, 16), random_tokens(200, 3, 16, 5)
 EXACT, SIZES = Settings(dtype=np.float64, threads=2), LLAMA.config.linear_sizes
 Floats = npt.NDArray[np.float64]
-
-
-def logits_of(model: Model, ends: Floats) -> Floats:
-    """Logits of states after the last norm, [S, V]."""
-    found: Floats = log_softmax(ends @ model.head(np.float64)["lm_head.weight"].T, axis=-1)
-    return found
 
 
 @pytest.mark.parametrize("pruner", ["wanda", "sparsegpt", "magnitude"])
@@ -52,7 +45,8 @@ def test_states_are_those_of_the_pruned_model(pruner: Any, tmp_path: Path) -> No
     for model, states in ((LLAMA, dense), (thin, ends)):
         expected = log_softmax(forward(model, ids, dtype=np.float64).logits, axis=-1)
         for n in range(6):
-            found = logits_of(model, states[0, -1, n])
+            head = model.head(np.float64)["lm_head.weight"]
+            found = log_softmax(states[0, -1, n] @ head.T, axis=-1)  # after the last norm
             np.testing.assert_allclose(found, expected[n], rtol=0, atol=near)
     for variant, block in ((1, 0), (2, 2), (1, 3)):
         stream, total = Stream(thin, dict(enumerate(TOKENS.ids)), np.float64), dict[str, Any]()

@@ -7,13 +7,21 @@ import subprocess
 import sys
 import textwrap
 import tomllib
-from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
 import pytest
-from candidates import CASES, Arrays, computed, needs_torch, write_arrays, write_project
+from candidates import (
+    CASES,
+    Arrays,
+    computed,
+    needs_torch,
+    read_cases_once,
+    single,
+    write_arrays,
+    write_project,
+)
 from conftest import FIXTURES
 from gates import case_of
 from safetensors.numpy import load_file
@@ -21,8 +29,8 @@ from tables import cases
 
 import refimpl
 from refimpl.loading.families import FAMILIES
-from refimpl.oracle.case import Case, forward_case, read_case
-from refimpl.oracle.case_folders import CORE, cases_below, core_cases, family_model
+from refimpl.oracle.case import forward_case, read_case
+from refimpl.oracle.case_folders import CORE, core_cases, family_model
 from refimpl.testing.plugin import CaseFixture
 
 pytest_plugins = ["pytester"]
@@ -65,17 +73,6 @@ class Suite:
         return result
 
 
-@cache
-def unchanged_case(folder: Path, changed: int) -> Case:
-    """A case, read once for all runs in this process."""
-    return read_case(folder)
-
-
-def case_once(folder: Path) -> Case:
-    """A case as its files are now."""
-    return unchanged_case(folder.resolve(), (folder / "case.json").stat().st_mtime_ns)
-
-
 @pytest.fixture
 def suite(
     pytester: pytest.Pytester,
@@ -83,7 +80,7 @@ def suite(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Suite:
     """Its runs share the cases, and so their tolerances."""
-    monkeypatch.setattr("refimpl.oracle.case.read_case", case_once)
+    read_cases_once(monkeypatch)
     right = Suite(pytester, tmp_path_factory.mktemp("ours"))
     for name in CORE:
         right.write(name, computed(name))
@@ -189,12 +186,6 @@ def test_a_missing_step_fails(suite: Suite) -> None:
     suite.run("families=['opt'], steps=['blocks.0.*', 'logits']", passed=1)
 
 
-def test_only_the_families_asked_for(suite: Suite) -> None:
-    for path in suite.folder.glob("[!o]*"):
-        path.unlink()
-    suite.run("families=['opt', 'kimi_k2'], steps=['embed']", passed=1)
-
-
 @pytest.mark.parametrize(("marker", "words"), cases("testing", "markers"))
 def test_a_marker_without_effect_is_an_error(suite: Suite, marker: str, words: str) -> None:
     result = suite.run(marker)
@@ -257,20 +248,9 @@ def test_forwards_alone_are_asked_for_by_family(suite: Suite) -> None:
     for family in ("bloom", "gpt_oss"):
         case = forward_case(family, suite.pytester.path / "made")
         suite.write(family, single(read_case(case.path)))
-    result = suite.run("families=['opt', 'bloom', 'gpt_oss'], steps=['embed', 'logits']", passed=3)
+    asked = "families=['opt', 'bloom', 'gpt_oss', 'kimi_k2'], steps=['embed', 'logits']"
+    result = suite.run(asked, passed=3)  # of the last there is no model
     assert "test_ours[gpt_oss]" in result.stdout.str()
-
-
-def single(case: Case) -> Arrays:
-    """The steps of a case, those of floats in float32."""
-    kinds = {"f": np.float32}
-    return {k: x.astype(kinds.get(x.dtype.kind, x.dtype)) for k, x in case.expected.items()}
-
-
-def test_cases_are_found_below_a_folder() -> None:
-    every = cases_below(CASES)
-    assert (len(every), len(cases_below(CASES / "opt"))) == (3, 1)
-    assert every[0].steps[:2] == ("embed", "blocks.0.resid_pre")
 
 
 @pytest.mark.parametrize("what", ["none", "empty", "no case", "torn", "old"])
@@ -320,8 +300,6 @@ def test_the_fixture_describes_the_case(tmp_path: Path) -> None:
     assert case.recipe.sparsity == 0.7
     assert case.expected.keys() == case_of("opt").expected.keys()
     assert case.check(computed("opt")).verdict == "pass"
-    with pytest.raises(AssertionError, match="opt diverges, first at embed"):
-        case.check(computed("opt") | {"embed": -computed("opt")["embed"]})
 
 
 def test_diverged_arrays_are_kept_for_the_command(tmp_path: Path) -> None:
