@@ -87,9 +87,12 @@ def kinds(case: Case) -> list[str]:
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["llama", "opt", "gemma2", "plain", "tied", *FAMILIES])
 def test_each_mistake_with_an_effect_is_found_and_named(name: str) -> None:
-    """One step is wrong by it; another mistake may have the same numbers there."""
+    """One step is wrong by it; another mistake may have the same numbers there.
+
+    Counts that are a near tie in one step are found in that of another base.
+    """
     case = forward_case(name) if name in FAMILIES else oracle_case(name)
-    right = written(case, dict(case.expected), "float32")
+    right, found, near = written(case, dict(case.expected), "float32"), set[str](), set[str]()
     for step in kinds(case):
         truth = truth_of(case, right, "float32", wanted={step})
         for words, value in takewhile(lambda x: x[0] in NAMED, alternatives(truth, step)):
@@ -99,8 +102,13 @@ def test_each_mistake_with_an_effect_is_found_and_named(name: str) -> None:
                 continue
             wrong = right | {step: value.astype(right[step].dtype)}
             first = check(case, wrong, (step,), "float32").first
+            if first is None and step.endswith(".counts"):
+                near.add(words)
+                continue
             assert first is not None, (step, words)
             assert " if " in first.diagnosis or first.fault, (step, words, first)
+            found.add(words)
+    assert near <= found
 
 
 def wrong_parts() -> Iterator[tuple[str, Array, str]]:
