@@ -85,12 +85,9 @@ def kinds(case: Case) -> list[str]:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", ["llama", "opt", "gemma2", "plain", "tied", *FAMILIES])
+@pytest.mark.parametrize("name", ["llama", "opt", "plain", "tied", *FAMILIES])
 def test_each_mistake_with_an_effect_is_found_and_named(name: str) -> None:
-    """One step is wrong by it; another mistake may have the same numbers there.
-
-    Counts that are a near tie in one step are found in that of another base.
-    """
+    """One step is wrong by it; another mistake may have the same numbers there."""
     case = forward_case(name) if name in FAMILIES else oracle_case(name)
     right, found, near = written(case, dict(case.expected), "float32"), set[str](), set[str]()
     for step in kinds(case):
@@ -98,7 +95,8 @@ def test_each_mistake_with_an_effect_is_found_and_named(name: str) -> None:
         for words, value in takewhile(lambda x: x[0] in NAMED, alternatives(truth, step)):
             if value.shape != case.expected[step].shape or "of equal scores" in words:
                 continue  # either of two equal scores may go
-            if not error_of(step, value, truth.values[step])[0] > 4 * truth.tolerance(step):
+            error = error_of(step, value, truth.values[step])[0]
+            if words in found or not error > 4 * truth.tolerance(step):
                 continue
             wrong = right | {step: value.astype(right[step].dtype)}
             first = check(case, wrong, (step,), "float32").first
