@@ -215,7 +215,8 @@ def plain(value: object) -> bool:
 
 def test_an_alias_is_what_it_stands_for() -> None:
     """As NumPy's own types are from Python 3.12 on."""
-    array, number = SimpleNamespace(__value__=npt.ArrayLike), SimpleNamespace(__value__=int | None)
+    plain = getattr(npt.ArrayLike, "__value__", npt.ArrayLike)
+    array, number = SimpleNamespace(__value__=plain), SimpleNamespace(__value__=int | None)
     assert members(number) == (int, type(None))
     assert described(array) == described(npt.ArrayLike)
     assert [is_of_type(x, array) for x in ([1.0], MASKED, "abc")] == [True, False, False]
