@@ -25,8 +25,7 @@ from refimpl.model import ops
 from refimpl.model.ops import Array
 
 pytestmark = pytest.mark.programs
-PAGE = (HERE.parent / "docs/how-to/llama-cpp-port.md").read_text("utf-8")
-TRACE = PAGE.partition("cat > trace.py <<'END_OF_FILE'\n")[2].partition("\nEND_OF_FILE\n")[0]
+TRACE = HERE.parent / "docs/how-to/port/llama_cpp_trace.py"
 IDS, REAL = np.arange(3, 23), Path(os.environ.get("REFIMPL_REAL", "real"))
 GELUS = ("gelu", "gelu_tanh", "gelu_tanh_8")
 # llama.cpp masks no window in these; the tokens are within it
@@ -65,8 +64,7 @@ def assert_near(path: Path, model: Model, ids: Array, shown: str) -> None:
     folder, points = path.parent, {"result_output": "logits"}
     points |= {f"l_out-{i}": f"blocks.{i}.resid_post" for i in range(model.config.num_blocks)}
     np.save(folder / "ids.npy", ids)
-    (folder / "trace.py").write_text(TRACE, "utf-8")
-    ran_python(folder / "trace.py", path, folder / "ids.npy", folder / "out.npz")
+    ran_python(TRACE, path, folder / "ids.npy", folder / "out.npz")
     found = np.load(folder / "out.npz")
     right, single = (forward(model, ids[None], dtype=x, trace=True) for x in ("f8", "f4"))
     truth, ours = (x.trace | {"logits": x.logits} for x in (right, single))

@@ -157,7 +157,10 @@ HOOKED = (
 
 @pytest.mark.parametrize(
     "fixture",
-    ["llama", *(pytest.param(x, marks=pytest.mark.thorough) for x in (*HOOKED, *NOT_RESOLVED))],
+    [
+        "llama",
+        *(pytest.param(x, marks=pytest.mark.thorough) for x in (*HOOKED, *sorted(NOT_RESOLVED))),
+    ],
 )
 def test_what_hooks_take_is_judged_in_bfloat16(fixture: str) -> None:
     """A right candidate passes, or a kind is not judged; without the router's choice none does."""
