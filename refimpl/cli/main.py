@@ -114,6 +114,8 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is called, instead of what stands for it in the list."""
+        if args[0] in GONE:
+            raise removed(args[0])
         name, listed, rest = super().resolve_command(ctx, args)
         return name, listed and loaded(str(name)), rest
 
@@ -234,11 +236,16 @@ def main() -> None:
 def usage(error: Any) -> RefimplError:
     """The error of a command line that cannot be parsed."""
     program, expected, step = "refimpl", "refimpl [OPTIONS] COMMAND [ARGS]...", ""
-    problem = error.format_message()
-    if (word := f"{problem} - -".replace("'", " ").split()[3]) in GONE:  # after "No such option:"
-        return RefimplError(f"{word} was removed", "what refimpl --help lists", GONE[word])
+    word = getattr(error, "option_name", "")
+    if word in GONE:
+        return removed(word)
     if error.ctx is not None:
         program, expected = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
-        meant = SAME_IN_EVAL.get(getattr(error, "option_name", ""))
+        meant = SAME_IN_EVAL.get(word)
         step = f"use {meant}; " if any(meant in x.opts for x in error.ctx.command.params) else ""
-    return RefimplError(problem, expected, f"{step}see {program} --help")
+    return RefimplError(error.format_message(), expected, f"{step}see {program} --help")
+
+
+def removed(word: str) -> RefimplError:
+    """The error of a command or an option that earlier versions had."""
+    return RefimplError(f"{word} was removed", "what refimpl --help lists", GONE[word])

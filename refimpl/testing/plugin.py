@@ -110,6 +110,7 @@ class ProgramOnCase(pytest.Item):
         self.config.stash[REPORTS].append(report_document(report, str(actual)))
         if report.verdict != "pass":
             pytest.fail(_message(report, actual), pytrace=False)
+        rmtree(actual.parent)
 
 
 def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
