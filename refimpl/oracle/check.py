@@ -96,9 +96,7 @@ def check(
         )
     dtype = max(names, key=lambda name: EPS.get(name, 0.0))
     if dtype not in EPS:
-        raise RefimplError(
-            f"dtype {dtype} is not supported", " or ".join(EPS), "choose one of these"
-        )
+        raise RefimplError(f"dtype {dtype} is not supported", " or ".join(EPS), "choose one")
     some = [name for name in wanted if measures.is_judged(name, dtype)]
     truth = truth_of(case, actual, dtype, some if len(some) < len(case.expected) else None)
     if unknown := [x for x in some if x not in truth.values]:
@@ -123,6 +121,6 @@ def check(
             fault = "a token at a router's edge may have gone to another expert"
             result = replace(result, status="conditional", fault=fault)
         elif wrong and all(x.status != "divergent" for x in results):
-            result = replace(result, diagnosis=diagnosis(truth, result))
+            result = replace(result, diagnose=partial(diagnosis, truth, result))
         results.append(result)
     return Report(case, dtype, tuple(results), tuple(sorted(actual.keys() - case.expected.keys())))

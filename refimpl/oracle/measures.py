@@ -1,7 +1,8 @@
 """Steps: how each is measured, why it goes wrong, its error against the truth, its tolerance."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf, isfinite
 from typing import Any, Literal
 
@@ -100,7 +101,12 @@ class StepResult:
     where: tuple[int, ...] = ()
     fault: str = ""
     near_ties: Positions = ()
-    diagnosis: str = ""
+    diagnose: Callable[[], str] = field(default=str, compare=False, repr=False)
+
+    @cached_property
+    def diagnosis(self) -> str:
+        """The mistake that gives the candidate's numbers, or where they are wrong."""
+        return self.diagnose()
 
 
 def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, ...], str]:

@@ -108,7 +108,7 @@ def test_a_right_candidate_passes(name: str, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("name", "dtype", "share"),
     [
-        *(("opt", "float32", slice(i, None, 24)) for i in range(0, 24, 3)),
+        ("opt", "float32", slice(0, None, 3)),
         pytest.param("gemma2", "float32", slice(1, None, 3), marks=pytest.mark.thorough),
         pytest.param("gemma2", "float64", slice(2, None, 3), marks=pytest.mark.thorough),
     ],
