@@ -107,11 +107,9 @@ def check(
         )
     results = list[StepResult]()
     for name in wanted:
-        if name in actual and name not in some:
-            results.append(StepResult(name, "unresolved", fault=NOT_IN_16_BITS))
-            continue
         if name not in some:
-            results.append(StepResult(name, "missing", fault="missing"))
+            text = NOT_IN_16_BITS if name in actual else "missing"
+            results.append(StepResult(name, "unresolved" if name in actual else "missing", fault=text))
             continue
         right, numbers = truth.values[name], (truth.own_error(name), truth.tolerance(name))
         ties = partial(near_ties.ties_of, truth, name, actual.get(name, right))

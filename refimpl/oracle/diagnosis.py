@@ -112,7 +112,13 @@ def attempts(
         assert isinstance(inputs.model, ChangedModel)
         once = swap(dense_steps, "block", partial(remembered, inputs.model.held))
     for words, change in mistakes:
-        fresh = replace(inputs, values={}, squares=[], missed=set(), missing={})
+        fresh = replace(
+            inputs,
+            values={},
+            squares=[],
+            missed=set(),
+            missing={},
+        )
         with suppress(Exception), np.errstate(all="ignore"), catch_warnings(action="ignore"):
             with (once + change).made(fresh) as other:
                 value = np.asarray(computed_again(other, step))

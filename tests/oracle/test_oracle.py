@@ -95,10 +95,7 @@ def test_steps_that_do_not_belong_to_the_recipe_are_refused(
     assert re.search(problem, refused("check", folder, path))
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    by_turns(CASE_NAMES, "float64", "float32"),
-)
+@pytest.mark.parametrize(("name", "dtype"), by_turns(CASE_NAMES, "float64", "float32"))
 def test_a_right_candidate_passes(name: str, dtype: str) -> None:
     report = check(case_of(name), computed(name, dtype))
     assert (report.verdict, report.first) == ("pass", None)
