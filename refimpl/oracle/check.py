@@ -108,8 +108,8 @@ def check(
     results = list[StepResult]()
     for name in wanted:
         if name not in some:
-            text = NOT_IN_16_BITS if name in actual else "missing"
-            results.append(StepResult(name, "unresolved" if name in actual else "missing", fault=text))
+            x = NOT_IN_16_BITS if name in actual else "missing"
+            results.append(StepResult(name, "unresolved" if name in actual else "missing", fault=x))
             continue
         right, numbers = truth.values[name], (truth.own_error(name), truth.tolerance(name))
         ties = partial(near_ties.ties_of, truth, name, actual.get(name, right))
