@@ -98,8 +98,7 @@ def described(hint: Any) -> str:
         every = inner if origin is Literal else kinds
         texts = special or dict.fromkeys(described(one) for one in every if one is not NoneType)
         return " or ".join(x for x in texts if not any(y.startswith(f"{x}, or") for y in texts))
-    name = getattr(origin or hint, "__name__", hint)
-    return WORDS.get(hint) or str(name)
+    return WORDS.get(hint) or str(getattr(origin or hint, "__name__", hint))
 
 
 def percentage(name: str, value: Any, otherwise: str) -> str:
@@ -190,12 +189,13 @@ def number_array(
         fits, words = x.ndim == shapes and x.size > 0, ("vector", "matrix")[shapes - 1]
     else:
         fits, words = x.shape in shapes, " or ".join(str([*shape]) for shape in shapes)
-    problem = f"{value!r:.60}, of shape {[*x.shape]}"
     if fits and x.dtype.kind in kinds and not isinstance(value, np.ma.MaskedArray):
         bad = np.flatnonzero(~np.isfinite(x) if finite else np.isnan(x))
         if not bad.size:
             return x
         problem = f"NaN or infinite at {bad[:5].tolist()}"
+    else:
+        problem = f"{value!r:.60}, of shape {[*x.shape]}"
     raise RefimplError(f"{name}: {problem}", f"numbers of shape {words}", f"correct {name}")
 
 
