@@ -32,12 +32,12 @@ NotNegative = Annotated[float, Meta(ge=0)]
 WORDS = {int: "a whole number", float: "a number", str: "a text"}
 
 
+@cache
 def members(hint: Any) -> tuple[Any, ...]:
     """The types that a union joins, or the type itself; aliases are what they stand for."""
     hint = getattr(hint, "__value__", hint)  # NumPy has them from Python 3.12 on
-    if get_origin(hint) not in (Union, UnionType):
-        return (hint,)
-    return tuple(kind for one in get_args(hint) for kind in members(one))
+    joined = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    return tuple(kind for one in joined for kind in members(one)) or (hint,)
 
 
 NUMPY: dict[frozenset[Any], tuple[str, Callable[[Any], bool]]] = {  # by the kinds of a hint
@@ -62,13 +62,13 @@ def is_of_type(value: Any, hint: Any) -> bool:
     """Whether a value is of a declared type; a bool is no number, and a masked array no array."""
     if hint is Any or isinstance(value, np.ma.MaskedArray):
         return hint is Any
-    hint, *others = members(hint)
+    hint, *others = kinds = members(hint)
     if others:
-        special = next((kinds for kinds in NUMPY if {hint, *others} >= kinds), frozenset[Any]())
+        special = next((x for x in NUMPY if x.issubset(kinds)), frozenset[Any]())
         with suppress(ValueError, TypeError, OverflowError):
             if special and NUMPY[special][1](value):
                 return True
-        return any(is_of_type(value, one) for one in (hint, *others) if one not in special)
+        return any(is_of_type(value, one) for one in kinds if one not in special)
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Annotated, Literal) or hint in WORDS:
         number = value.item() if isinstance(value, np.generic) else value

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -216,7 +215,7 @@ def plain(value: object) -> bool:
 def test_an_alias_is_what_it_stands_for() -> None:
     """As NumPy's own types are from Python 3.12 on."""
     plain = getattr(npt.ArrayLike, "__value__", npt.ArrayLike)
-    array, number = SimpleNamespace(__value__=plain), SimpleNamespace(__value__=int | None)
+    array, number = (type("Alias", (), {"__value__": x}) for x in (plain, int | None))
     assert members(number) == (int, type(None))
     assert described(array) == described(npt.ArrayLike)
     assert [is_of_type(x, array) for x in ([1.0], MASKED, "abc")] == [True, False, False]
