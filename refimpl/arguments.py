@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import field, fields
+from dataclasses import field
 from fractions import Fraction as Ratio
 from functools import cache, partial, wraps
 from inspect import signature
@@ -101,12 +101,6 @@ def described(hint: Any) -> str:
     return WORDS.get(hint) or str(getattr(origin or hint, "__name__", hint))
 
 
-def percentage(name: str, value: Any, otherwise: str) -> str:
-    """The next step for a fraction out of range; from 2 to 100, it was probably a percentage."""
-    meant = isinstance(value, int | float) and 2 <= value <= 100
-    return f"use `{name}={value / 100:g}`, which is {value:g}%" if meant else otherwise
-
-
 def require(value: Any, hint: Any, name: str) -> None:
     """Refuse a value that is not of a declared type."""
     if is_of_type(value, hint) and not (isinstance(value, float) and isnan(value)):
@@ -116,7 +110,8 @@ def require(value: Any, hint: Any, name: str) -> None:
         if hasattr(kind, "made_by"):
             step = f"make one by {kind.made_by}"
         elif kind == Fraction:
-            step = percentage(name, value, step)
+            if isinstance(value, int | float) and 2 <= value <= 100:  # probably a percentage
+                step = f"use `{name}={value / 100:g}`, which is {value:g}%"
         elif get_origin(kind) is Annotated and is_of_type(value, int):  # the nearest
             least, most = kind.__metadata__[0].ge, kind.__metadata__[0].le
             nearest = least if value < least else most
@@ -137,7 +132,7 @@ common_option = partial(option, common=True)  # at the beginning of --help
 
 def same_option(owner: Any, name: str, default: Any = ...) -> Any:
     """The option of another dataclass, which may have another default."""
-    (known,) = (x for x in fields(owner) if x.name == name)
+    known = owner.__dataclass_fields__[name]
     return field(default=known.default if default is ... else default, metadata=known.metadata)
 
 

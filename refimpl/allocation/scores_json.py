@@ -13,13 +13,7 @@ from refimpl.allocation.scores import AllocationNumbers, ProbedErrors, Scores
 from refimpl.arguments import Compat
 from refimpl.bases.base import base_named
 from refimpl.errors import RefimplError, listed
-from refimpl.loading.files.documents import (
-    Document,
-    converted,
-    filled,
-    plain,
-    read_document,
-)
+from refimpl.loading.files.documents import Document, converted, filled, plain, read_document
 from refimpl.loading.samples import Tokens
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
@@ -76,7 +70,15 @@ def read_scores(path: str | Path) -> Scores:
 
 
 def scores_document(content: Any) -> ScoresDocument:
-    """The document in a JSON value; ValueError if it is not whole."""
+    """The document in a JSON value; ValueError if it is not whole.
+
+    The first files of format 6 lack `context`, which is null in them.
+    """
+    if isinstance(content.get("allocations"), list):
+        every = [
+            {"context": None} | x if isinstance(x, dict) else x for x in content["allocations"]
+        ]
+        content = content | {"allocations": every}
     found = converted(content, ScoresDocument, exact=True)
     scores, made_for = found.scores, dict(found.scores.made_for)
     linears, at, etas = tuple(scores.linears), scores.pruned_at, tuple(x.eta for x in scores.sweep)

@@ -98,15 +98,26 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
 
 SAME_IN_EVAL = {"--seq-len": "--window", "--samples": "--windows"}  # what `eval` calls them
 GONE = {  # what earlier versions took, and what does it now
-    "generate": "load the pruned folder in transformers",
-    "compare": "run refimpl bench, or refimpl eval on both models",
-    "report": "run refimpl plot FILE -o report.html",
+    **dict.fromkeys(("generate", "--choices"), "load the folder in transformers, or in lm_eval"),
+    **dict.fromkeys(("compare", "--measure"), "run refimpl bench, or refimpl eval on both models"),
+    **dict.fromkeys(("report", "--html"), "run refimpl plot FILE -o report.html"),
+    **dict.fromkeys(("case list", "case show"), "read case.json in the case's folder"),
+    "estimate": "run refimpl score or prune, whose bar shows the time left",
     "--budget": "omit it, and use fewer --samples",
     "--config": "put config.json beside the weights",
+    "--correction-scale": "use another --strength",
+    "--decode": "join the arrays of the prompt and of each decoded token, and check these",
     "--imatrix": "use --text FILE",
+    "--keep-models": "run refimpl prune",
+    "--pruners": "use --pruner",
+    "--sample-tokens": "use --seq-len",
     **dict.fromkeys(("--variant", "--probe"), "use --sink, --noise-norm or --pruner"),
-    **dict.fromkeys(("--estimate", "--executor", "--runtime", "--quiet", "--verbose"), "omit it"),
-}
+    **dict.fromkeys(("--baseline", "--junit-xml", "--plant"), "use pytest, with refimpl_case"),
+    **dict.fromkeys(
+        ("--against", "--draws", "--dry-run", "--estimate", "--executor", "--experiment", "--quiet",
+         "--resolvable", "--runtime", "--stepwise", "--verbose"), "omit it"
+    ),
+}  # fmt: skip
 
 
 class Commands(TyperGroup):
@@ -114,10 +125,10 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is called, instead of what stands for it in the list."""
-        if args[0] in GONE:
-            raise removed(args[0])
+        if (word := f"{ctx.command_path} {args[0]}".partition(" ")[2]) in GONE:
+            raise removed(word)
         name, listed, rest = super().resolve_command(ctx, args)
-        return name, listed and loaded(str(name)), rest
+        return name, loaded(str(name)) if listed and not ctx.parent else listed, rest
 
 
 def loaded(name: str) -> Any:
@@ -126,7 +137,8 @@ def loaded(name: str) -> Any:
     module, _, function = location.partition(":")
     found = getattr(import_module(f"refimpl.cli.{module}"), function)
     if isinstance(found, typer.Typer):
-        found.info.help = summary
+        found.info.help, found.info.cls = summary, Commands
+        found.callback(invoke_without_command=True)(help_alone)
         return typer.main.get_command(found)
     from refimpl.cli import options as opt
 
@@ -147,6 +159,11 @@ def options(
     if version:
         typer.echo(__version__)
         raise typer.Exit
+    help_alone(context)
+
+
+def help_alone(context: typer.Context) -> None:
+    """Print the help if there is no command."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

@@ -14,7 +14,6 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
-import numpy as np
 import numpy.typing as npt
 import typer
 from typer.models import ArgumentInfo
@@ -168,8 +167,6 @@ def shown_default(default: Any, read: Callable[[Any], Any] | None) -> Any:
     """A field's default as the default of its option; None if the field knows better."""
     if default in (None, MISSING, "default") or read is tuple:
         return None
-    if isinstance(default, type):  # a dtype
-        return np.dtype(default).name
     if read is read_numbers:
         return ",".join(map(str, default))
     return default if read is None else str(default)
@@ -270,8 +267,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def ungrouped(**values: Any) -> None:
         for name, value in values.items():
-            numbers = value if isinstance(value, list | tuple) else [value]
-            if any(isinstance(x, int) and not -WHOLE <= x < WHOLE for x in numbers):
+            if isinstance(value, int) and not -WHOLE <= value < WHOLE:
                 problem = f"--{name.replace('_', '-')} {str(value)[:40]}"
                 raise RefimplError(problem, "an integer of at most 64 bits", "use a smaller number")
         check_outputs(values, inputs, outputs)

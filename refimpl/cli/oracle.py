@@ -17,14 +17,7 @@ from refimpl.oracle.case_folders import FORWARD, case_or_model, family_model
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.table import fitting, joined
 
-app = typer.Typer()
-
-
-@app.callback(invoke_without_command=True)
-def cases(context: typer.Context) -> None:
-    """Print the help if there is no command."""
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ class Settings(Checked):
     """
 
     dtype: npt.DTypeLike = option(
-        np.float32, "Precision of the computation. float64 certifies float32."
+        "float32", "Precision of the computation. float64 certifies float32."
     )
     threads: int | None = option(None, "Worker threads, 1 or more. Default: one per core.", "N")
     memory: str | int | None = option(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,6 +65,14 @@ def test_only_the_files_we_read_are_downloaded_once(hub: Hub) -> None:
     ours, theirs = read_model(FIXTURES / "llama").weights, model.weights
     for name, weight in ours.items():
         np.testing.assert_array_equal(weight.read("f8"), theirs[name].read("f8"))
+
+
+def test_a_program_may_have_imported_the_library_before(hub: Hub) -> None:
+    code = f"""import refimpl, huggingface_hub.constants as settings; before = {{**vars(settings)}}
+refimpl.read_model({NAME!r}, download=True); assert vars(settings) == before"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert hub.downloads
+    assert not any("harness" in line for line in hub.requests)  # whose answer nothing bounds
 
 
 def test_a_revision_is_a_branch_or_a_commit(hub: Hub, snapshot: Path) -> None:

@@ -4,9 +4,11 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch, fnmatchcase
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -33,8 +35,10 @@ _ID = re.compile(rf"({_NAME}/{_NAME})(?:@([A-Za-z0-9][\w./-]*))?", re.ASCII)
 _PLAIN_NAME = re.compile(r"[\w.-]+", re.ASCII)
 COMMIT, ETAG = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _EXPECTED = "a path that exists, or an id in the Hugging Face cache: ORG/NAME[@REVISION]"
-# Its client Xet receives files where nothing bounds them; and it tells the server what else runs.
-_SETTINGS = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY")
+# Its client Xet receives files where nothing bounds them. To tell the server what else runs, it
+# reads a list from there, whatever its length.
+_SETTINGS = dict.fromkeys(("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY"), True)
+_LOCK = Lock()  # of the settings, which belong to the whole process
 
 
 def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | None]:
@@ -48,11 +52,12 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
             return path, None
     if match is None or ".." in match[0] or "//" in match[0] or "--" in match[0]:
         return path, None
-    repository, revision, hub = match[1], match[2] or "main", _library(path)
-    offline = hub.constants.is_offline_mode()
-    if download and not offline:
-        _download(hub, repository, revision)
-    snapshot = _snapshot(hub, repository, revision)
+    repository, revision = match[1], match[2] or "main"
+    with _library(path) as hub:
+        offline = hub.constants.is_offline_mode()
+        if download and not offline:
+            _download(hub, repository, revision)
+        snapshot = _snapshot(hub, repository, revision)
     unset = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE, and " * offline
     if snapshot is None:
         raise RefimplError(
@@ -72,10 +77,9 @@ def local_files(model: str | Path, download: bool = False) -> tuple[Path, str | 
     return snapshot, name
 
 
-def _library(path: Path) -> ModuleType:
-    """huggingface_hub, which is imported here alone."""
-    for setting in _SETTINGS:
-        os.environ.setdefault(setting, "1")
+@contextmanager
+def _library(path: Path) -> Iterator[ModuleType]:
+    """huggingface_hub, which is imported here alone, with our settings while it is used here."""
     try:
         import huggingface_hub
         import huggingface_hub.constants
@@ -87,7 +91,14 @@ def _library(path: Path) -> ModuleType:
             "a path that exists, or for an id, refimpl with its extra [hub]",
             "check the path, or run pip install 'refimpl[hub]'",
         ) from error
-    return huggingface_hub
+    settings = vars(huggingface_hub.constants)
+    with _LOCK:
+        before = {name: settings[name] for name in _SETTINGS}
+        settings.update(_SETTINGS)
+        try:
+            yield huggingface_hub
+        finally:
+            settings.update(before)
 
 
 def _snapshot(hub: ModuleType, repository: str, revision: str) -> Path | None:
