@@ -53,7 +53,7 @@ OF_STEPS = {"case_inputs", "computed_again", "every_array"}
 OF_STEPS |= {"is_step", "peak", "steps"}
 # What a package that adds a base or a pruner writes, and what its functions are called with.
 OF_RECORDS = {"spread", "by_share", "floored", "relative", "mean_score", "compensated"}
-OF_RECORDS |= {"inverse_of_upper", "require_finite", "PrunedWeight"}
+OF_RECORDS |= {"inverse_of_upper", "require_finite"}
 RECORDS = {"Base", "Option", "Pruner", "BaseInputs", "BlockInputs", "LinearInputs"}
 LEFT_OUT = RESULTS | OF_STEPS | OF_RECORDS | RECORDS
 GOOD = [  # and not elsewhere

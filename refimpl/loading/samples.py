@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from refimpl.arguments import AtLeastOne, Checked, Count, integer, require
 from refimpl.errors import RefimplError
-from refimpl.loading.files.documents import reading
+from refimpl.loading.files.documents import filled, reading
 from refimpl.running.file_system import open_file
 
 Ids = npt.NDArray[np.int64]
@@ -54,7 +54,7 @@ class Tokens(Checked):
     def facts(self) -> TokenFacts:
         """Where they came from, their number, and their hash."""
         samples, seq_len = self.ids.shape
-        return TokenFacts(samples, seq_len, self.source, self.kind, self.bos, self.sha256)
+        return filled(TokenFacts, self, samples=samples, seq_len=seq_len)
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ def sparsegpt_scores(
         score[:, columns] = piece
         return keep[:, columns]
 
-    new = compensated(weight, products * (2 / sequences), decide, group, damping, WIDTH)
-    return score, new.weight
+    _, new = compensated(weight, products * (2 / sequences), decide, group, damping, WIDTH)
+    return score, new
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from refimpl.arguments import Fraction as Share
 from refimpl.errors import RefimplError
 from refimpl.pruners.counts import Pattern, pattern_count, pattern_keep
 from refimpl.pruners.magnitude import magnitude_keep
-from refimpl.pruners.pruner import Hessian, LinearInputs, PrunedWeight, Pruner, SharedFactor
+from refimpl.pruners.pruner import Hessian, LinearInputs, Pruner, SharedFactor
 
 _ROUNDS, _DECIDING = 20, 15  # the decision of the 15th round stays
 _PENALTY = 0.1  # share of the mean of diag(G) added to it
@@ -23,7 +23,7 @@ def admm(
     outer: Hessian,
     target: int | NotNegative | Pattern,
     compat: Compat = "exact",
-) -> PrunedWeight:
+) -> tuple[Bools, Floats]:
     """Prune a linear by the alternating direction method of multipliers, to the exact count.
 
     D = sqrt(diag(X^T X)) + 1e-8;  G = D^-1 X^T X D^-1 + 0.1 mean(diag G) I;  A = (G + I)^-1.
@@ -53,8 +53,8 @@ def admm(
     Source: arXiv:2401.02938, algorithms 1 and 2; its code, `lib/admm.py` (peer).
 
     Example:
-        >>> pruned = admm([[1.0, 2.0]], [[2.0, 1.0], [1.0, 2.0]], 1)
-        >>> pruned.keep, pruned.weight.round(3)
+        >>> keep, new = admm([[1.0, 2.0]], [[2.0, 1.0], [1.0, 2.0]], 1)
+        >>> keep, new.round(3)
         (array([[False,  True]]), array([[0.   , 2.455]]))
     """
     shared, peer = SharedFactor.of(outer), compat == "peer"
@@ -86,7 +86,7 @@ def admm(
             first, stay = w[rows] * norms, keep[rows]
             change = (np.where(stay, t[rows], -t[rows]) - first) @ inverse
             t[rows] = np.where(stay, 0, t[rows]) + first + change
-    return PrunedWeight(keep, np.where(keep, t / norms, 0.0))
+    return keep, np.where(keep, t / norms, 0.0)
 
 
 def _inverse(outer: Floats) -> tuple[Floats, Floats]:
@@ -109,7 +109,7 @@ def _decided(t: Floats, count: int, turn: int, pattern: Pattern | None, peer: bo
     return magnitude_keep(size, int(wanted) if peer else round(wanted))
 
 
-def _pruned(linear: LinearInputs, compat: Compat) -> PrunedWeight:
+def _pruned(linear: LinearInputs, compat: Compat) -> tuple[Bools, Floats]:
     return admm(linear.weight, linear.total, linear.goal, compat)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +29,6 @@ _WHOLE, _PANEL = 4096, 256
 
 Statistics = Literal["squares", "products"]
 """What is summed of a linear's inputs: their squares [in], or their outer products [in, in]."""
-
-
-class PrunedWeight(NamedTuple):
-    """A linear after pruning with compensation: what stays, and new weights, +0.0 elsewhere."""
-
-    keep: Bools
-    weight: Floats
 
 
 class SharedFactor:
@@ -216,7 +209,8 @@ class Pruner(Checked):
         score: From a linear to the score of every weight, [out, in]; the lowest are removed.
         keep: From scores and a count to the weights that stay, [out, in]; from a fraction, a float,
             as the published code decides. By default all but the lowest of the linear.
-        compensate: In place of all these, for pruners that change the weights that stay.
+        compensate: In place of all these, for pruners that change the weights that stay: from a
+            linear to which of them stay, and new weights, +0.0 elsewhere.
         needs: Statistic of the linear's inputs; None for pruners that look at weights alone.
         options: Which fields of `PrunerOptions` it uses.
         matrices: Matrices [in, in] that it holds of each input, if it needs products.
@@ -229,7 +223,7 @@ class Pruner(Checked):
     source: str
     score: Callable[[LinearInputs], Floats] | None = None
     keep: Callable[[Floats, Any], Bools] | None = None
-    compensate: Callable[[LinearInputs, Compat], PrunedWeight] | None = None
+    compensate: Callable[[LinearInputs, Compat], tuple[Bools, Floats]] | None = None
     needs: Statistics | None = None
     options: tuple[Literal["damping", "seed"], ...] = ()
     peer: bool = False

@@ -14,7 +14,6 @@ from refimpl.pruners.pruner import (
     DAMPING,
     Hessian,
     LinearInputs,
-    PrunedWeight,
     Pruner,
     SharedFactor,
     inverse_of_upper,
@@ -26,7 +25,7 @@ Decide = Callable[[Floats, int], Bools]
 
 def compensated(
     weight: npt.ArrayLike, hessian: Hessian, decide: Decide, step: int, damping: float, width: int
-) -> PrunedWeight:
+) -> tuple[Bools, Floats]:
     """Prune column by column; the columns after each one compensate what it lost.
 
     The arguments, results and errors are those of `sparsegpt`; a decision takes scores [R, up to
@@ -70,7 +69,7 @@ def compensated(
             errors[i] = (column - now[i]) / inverse[i, i]
         change[block] = now - dense
         keep[:, block], new[:, block] = kept.T, now.T
-    return PrunedWeight(keep, new)
+    return keep, new
 
 
 @checked
@@ -81,7 +80,7 @@ def sparsegpt(
     damping: float = DAMPING,
     width: int = WIDTH,
     compat: Compat = "exact",
-) -> PrunedWeight:
+) -> tuple[Bools, Floats]:
     """Prune a linear with SparseGPT, to the exact count, or as its code does.
 
     Every `width` columns lose their lowest scores, and the columns after each one compensate:
@@ -112,8 +111,7 @@ def sparsegpt(
     Source: SparseGPT (peer); docs/explanation/method.md, "Pruners".
 
     Example:
-        >>> pruned = sparsegpt([[1.0, 2.0]], [[2.0, 1.0], [1.0, 2.0]], 1, damping=0)
-        >>> pruned.keep, pruned.weight
+        >>> sparsegpt([[1.0, 2.0]], [[2.0, 1.0], [1.0, 2.0]], 1, damping=0)
         (array([[False,  True]]), array([[0. , 2.5]]))
     """
     shared, peer = SharedFactor.of(hessian), compat == "peer"
@@ -138,11 +136,12 @@ def sparsegpt(
             return pattern_keep(score, target)
         return magnitude_keep(score, float(lost) if peer else int(lost[start // width]))
 
-    pruned = compensated(np.where(dead, 0, w) if peer else w, shared, decide, step, damping, width)
-    return PrunedWeight(pruned.keep & ~dead, pruned.weight)
+    start = np.where(dead, 0, w) if peer else w
+    keep, new = compensated(start, shared, decide, step, damping, width)
+    return keep & ~dead, new
 
 
-def _pruned(linear: LinearInputs, compat: Compat) -> PrunedWeight:
+def _pruned(linear: LinearInputs, compat: Compat) -> tuple[Bools, Floats]:
     how: Any = linear.total, linear.goal, linear.damping, WIDTH, compat
     return sparsegpt(linear.weight, *how)
 

@@ -28,7 +28,7 @@ from refimpl.bases.base import BlockInputs, bases
 from refimpl.explanation.explain import explain
 from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.model.ops import Array
-from refimpl.pruners.pruner import LinearInputs, PrunedWeight, pruners
+from refimpl.pruners.pruner import LinearInputs, pruners
 from refimpl.running.outputs import json_text, write_text
 from refimpl.scoring.base_signals import signals_of
 
@@ -123,7 +123,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no decision": ({"keep": lambda score, count: score}, "keep is float"),
     "another count": ({"keep": lambda score, count: score > 2}, "weights removed"),
     "no weights": (
-        {"compensate": lambda x, _: PrunedWeight(np.ones(x.weight.shape, bool), None)},
+        {"compensate": lambda x, _: (np.ones(x.weight.shape, bool), None)},
         "new weights is NoneType",
     ),
 }
