@@ -18,7 +18,6 @@ from msgspec import Meta
 from refimpl.errors import RefimplError
 
 Compat = Literal["exact", "peer"]
-Device = Literal["auto", "cuda", "cpu"]
 GraphDtype = Literal["float32", "float64"]
 GraphOutputs = Literal["logits", "trace"]
 Floats = npt.NDArray[np.float64]

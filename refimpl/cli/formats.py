@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from refimpl.arguments import Device, GraphDtype, GraphOutputs, common_option, option, same_option
+from refimpl.arguments import GraphDtype, GraphOutputs, common_option, option, same_option
 from refimpl.cli import groups
 from refimpl.cli.options import Group, OutputKind, argument, output_option, with_groups
 from refimpl.cli.terminal import deliver, progress_bar
@@ -94,7 +94,6 @@ class ComparisonOptions:
         "Default: a graph with every trace point, recorded for this run.",
         "FILE.onnx",
     )
-    device: Device = option("auto", "auto: a GPU by CUDA if one works, else the CPU.")
     dtype: GraphDtype | None = option(None, "Precision. Default: the file's, or both.")
     threads: int | None = same_option(Settings, "threads")
     time_limit: float | None = option(

@@ -106,6 +106,7 @@ GONE = {  # what earlier versions took, and what does it now
     "--budget": "omit it, and use fewer --samples",
     "--config": "put config.json beside the weights",
     "--correction-scale": "use another --strength",
+    "--device": "omit it; on a GPU, run the graph yourself, and check what it writes",
     "--decode": "join the arrays of the prompt and of each decoded token, and check these",
     "--imatrix": "use --text FILE",
     "--keep-models": "run refimpl prune",

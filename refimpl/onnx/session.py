@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ import onnx
 from msgspec import Meta
 from onnx import TensorProto, helper
 
-from refimpl.arguments import Device, require
+from refimpl.arguments import require
 from refimpl.errors import RefimplError, need
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -22,11 +21,6 @@ from refimpl.running.file_system import open_file
 from refimpl.running.isolation import Isolated, limit_memory
 from refimpl.running.settings import free_memory
 from refimpl.running.threads import thread_count
-
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-# The default of CUDA multiplies float32 with ten bits.
-PROVIDERS = {CUDA: [(CUDA, {"use_tf32": "0"}), (CPU, {})], CPU: [(CPU, {})]}
 
 LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message
 CANDIDATE_DTYPES = ("float16", *graphs.DTYPES)  # of a candidate; export writes no float16
@@ -58,7 +52,7 @@ class Session:
     """A graph that is ready to run, and where; its runtime reads the weights in place."""
 
     run: Callable[..., dict[str, Array]]
-    runtime: str  # with its version and device, such as "onnxruntime 1.32.0, cpu"
+    runtime: str  # with its version, such as "onnxruntime 1.32.0, cpu"
     weights: Mapping[str, Array] = field(default_factory=dict)
 
 
@@ -85,40 +79,11 @@ class Candidate:
 
 def open_session(
     graph: bytes | str | Path,
-    device: Device = "auto",
     *,
     threads: int | None = None,
     weights: Mapping[str, Array] | None = None,
 ) -> Session:
-    """Open a graph with weights; "auto" is CUDA if the graph loads there, else the CPU."""
-    if uses_gpu(device):
-        try:
-            return _open(graph, CUDA, threads, weights)
-        except RefimplError:
-            if device != "auto":
-                raise
-    return _open(graph, CPU, threads, weights)
-
-
-def uses_gpu(device: Device) -> bool:
-    """Whether CUDA may be used; refuses "cuda" where onnxruntime does not have it."""
-    installed = CUDA in onnxruntime().get_available_providers()
-    if device == "cuda" and not installed:
-        raise RefimplError(
-            f"`device=cuda`: {CUDA} is not installed",
-            "a GPU, and an onnxruntime that supports it",
-            "pip install onnxruntime-gpu in place of onnxruntime, or use `device=cpu`",
-        )
-    return installed and device != "cpu"
-
-
-def _open(
-    graph: bytes | str | Path,
-    provider: str,
-    threads: int | None,
-    weights: Mapping[str, Array] | None,
-) -> Session:
-    """Open a graph with one provider; the CPU runs the operators that it does not support."""
+    """Open a graph with weights on the CPU."""
     ort = onnxruntime()
     ort.set_default_logger_severity(4)  # errors are raised
     options = ort.SessionOptions()
@@ -134,14 +99,8 @@ def _open(
         options.add_external_initializers(list(arrays), values)
     source = graph if isinstance(graph, bytes) else str(graph)
     runtime = f"onnxruntime {ort.__version__}"
-    opened = partial(ort.InferenceSession, providers=PROVIDERS[provider], enable_fallback=0)
-    session = _guarded(runtime, "load", lambda: opened(source, options))
-    if provider not in session.get_providers():
-        raise RefimplError(
-            f"{runtime} does not use {provider}",
-            "a device with its libraries",
-            "use `device=auto` or cpu",
-        )
+    on_cpu = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}
+    session = _guarded(runtime, "load", lambda: ort.InferenceSession(source, options, **on_cpu))
     every = [output.name for output in session.get_outputs()]
 
     def run(inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -150,7 +109,7 @@ def _open(
             values = _guarded(runtime, "run", lambda: session.run(names, dict(inputs)))
         return dict(zip(names, values, strict=True))
 
-    return Session(run, f"{runtime}, {provider.removesuffix('ExecutionProvider').lower()}", arrays)
+    return Session(run, f"{runtime}, cpu", arrays)
 
 
 def _guarded(runtime: str, verb: str, action: Callable[[], Any]) -> Any:
@@ -162,14 +121,13 @@ def _guarded(runtime: str, verb: str, action: Callable[[], Any]) -> Any:
         raise RefimplError(
             f"{runtime} cannot {verb} the graph: {why}",
             "a graph and inputs that the runtime supports",
-            "read the reason above; try `device=cpu`, or another version of the runtime",
+            "read the reason above; try another version of the runtime",
         ) from error
 
 
 def open_foreign(
     path: Path,
     model: Model,
-    device: Device = "auto",
     threads: int | None = None,
     time_limit: float | None = None,
 ) -> Candidate:
@@ -183,11 +141,7 @@ def open_foreign(
 
     child = Isolated(
         Opened,
-        path,
-        trace,
-        device,
-        threads,
-        free_memory(),
+        *(path, trace, threads, free_memory()),
         name=f"`graph={path}`",
         seconds=longest(weights / WEIGHTS_PER_SECOND),
         refused=_REFUSED,
@@ -205,18 +159,12 @@ class Opened:
     """The child's side of `open_foreign`."""
 
     def __init__(
-        self,
-        path: Path,
-        trace: tuple[str, ...],
-        device: Device,
-        threads: int | None,
-        memory: int,
+        self, path: Path, trace: tuple[str, ...], threads: int | None, memory: int
     ) -> None:
-        if not uses_gpu(device):  # a GPU reserves more than it uses
-            limit_memory(memory)
+        limit_memory(memory)
         self.path = path
         self.tokens, self.ids, self.outputs, about = read_graph(path, trace)
-        self.session = open_session(path, device, threads=threads)
+        self.session = open_session(path, threads=threads)
         self.about = about | {"runtime": self.session.runtime}
 
     def facts(self) -> dict[str, Any]:

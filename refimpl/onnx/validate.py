@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Device
 from refimpl.errors import RefimplError
 from refimpl.loading.samples import VALIDATED, TokenFacts, Tokens
 from refimpl.loading.text import model_tokens
@@ -47,7 +46,6 @@ def validate(
     tokens: Tokens | None = None,
     graph: str | Path | None = None,
     *,
-    device: Device = "auto",
     dtype: str | None = None,
     threads: int | None = None,
     time_limit: float | None = None,
@@ -58,7 +56,7 @@ def validate(
     """
     tokens = tokens or model_tokens(model, default=VALIDATED)
     if graph is not None:
-        opened = [open_foreign(Path(graph), model, device, threads, time_limit)]
+        opened = [open_foreign(Path(graph), model, threads, time_limit)]
         if dtype not in (None, opened[0].dtype):
             raise RefimplError(
                 f"`dtype={dtype}` with a graph that computes in {opened[0].dtype}",
@@ -73,7 +71,7 @@ def validate(
             names = {tensor.name for tensor in recording.graph.initializers}
             arrays = {x.name: x.read() for x in distinct(recording.carried) if x.name in names}
             proto = recording.graph.model().SerializeToString()
-            session = open_session(proto, device, threads=threads, weights=arrays)
+            session = open_session(proto, threads=threads, weights=arrays)
             opened.append(Candidate(session.run, session.runtime, kind, points))
 
     @cache

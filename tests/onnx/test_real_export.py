@@ -48,7 +48,7 @@ def test_a_graph_agrees(name: str, tmp_path: Path) -> None:
     print_worst(result)
     assert result.verdict == "pass"
 
-    run = open_session(made.graph, "cpu").run
+    run = open_session(made.graph).run
     windows = text_windows(TEXT, folder / "tokenizer.json", 512, 1)
     ids = np.array(windows.ids)
     logits = run({"token_ids": ids})["logits"]
@@ -64,7 +64,7 @@ def test_a_graph_agrees_with_transformers(name: str, tmp_path: Path) -> None:
     model = real_model(name, TEXT)
     made = export(model, tmp_path / "x.onnx")
     ids = text_tokens(TEXT, model.folder / "tokenizer.json", 1, 256).ids
-    graph = open_session(made.graph, "cpu").run({"token_ids": ids})["logits"]
+    graph = open_session(made.graph).run({"token_ids": ids})["logits"]
     error, _ = worst_token(graph, transformers_forward(model, "float32")(ids)["logits"])
     print(f"\n{name}: logits {error:.1e} from transformers'")
     assert error < GATE

@@ -16,7 +16,7 @@ FORWARD = ("embed", "blocks.*", "final_norm", "logits")
 
 
 def graph_arrays(case: Case, path: Path) -> tuple[dict[str, np.ndarray], str]:
-    graph = open_foreign(path, case.model, device="cpu")
+    graph = open_foreign(path, case.model)
     return dict(graph.run(case.inputs["token_ids"])), graph.dtype
 
 

@@ -293,7 +293,7 @@ def option_case(random: Random) -> FuzzCase:
     return FuzzCase(words, None, "options")
 
 
-EXCLUDED = ("--help", "--device", "--download", "-o", "--output")
+EXCLUDED = ("--help", "--download", "-o", "--output")
 
 
 def value_of(option: Any, random: Random) -> str:
