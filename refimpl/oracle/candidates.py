@@ -104,16 +104,19 @@ def checked_file(
 ) -> Report:
     """Check a file of a candidate's arrays against a case, or the forward of a model."""
     outputs, stated = read_outputs(actual)
-    case = candidate_case(path, ids, outputs, download=download)
+    case = _case(path, outputs, ids, only, download)
     arrays, found = candidate_steps(case, outputs, names)
     report = check(case, arrays, only or found or ("*",), dtype or stated)
     return replace(report, uncovered=tuple(x for x in case.expected if found and x not in found))
 
 
-def candidate_case(
-    path: Path, ids: Array | None, outputs: Mapping[str, Array], *, download: bool = False
+def _case(
+    path: Path, outputs: Mapping[str, Array], ids: Array | None, only: Sequence[str], download: bool
 ) -> Case:
-    """The case in a folder, or the forward of a model on ids, those of the candidate if None."""
+    """The case in a folder, or the forward of a model on ids, those of the candidate if None.
+
+    The forward has the inputs of linears, too, that `only` names, such as `blocks.0.attn_heads`.
+    """
     if ids is None:
         ids = next((outputs[name] for name in IDS if name in outputs), None)
     if (path / FACTS).exists() or (path.is_dir() and not (path / "config.json").exists()):
@@ -135,7 +138,7 @@ def candidate_case(
         )
     model = read_model(path, download=download)
     tokens = Tokens(checked_ids(ids, model.config), "of the candidate", "ids")
-    return computed_case(model, tokens, Recipe(only=FORWARD), path)
+    return computed_case(model, tokens, Recipe(only=(*FORWARD, *matching(only, FORWARD))), path)
 
 
 def candidate_steps(

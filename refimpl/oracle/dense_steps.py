@@ -222,8 +222,9 @@ def points_of_block(inputs: StepInputs, i: int, x: State) -> Generator[NamedArra
     x = block(x, inputs.model.block(i, inputs.dtype), replace(place, observe=observe), config)
     points = inputs_of(config.linears[i]) if not inputs.recipe.only else ()
     inputs.squares.append({point: sum_of_squares(read[point]) for point in points if point in read})
+    named = {ROUTER, *(x.removeprefix(prefix) for x in inputs.recipe.only)}
     for name, value in trace.items():
-        if name == ROUTER or (name not in INSIDE and "." not in name):
+        if name in named or (name not in INSIDE and "." not in name):
             reads = [f"{prefix}{x}" for x in reads_of(prefix + name) if x in trace]
             if name in ("k", "v") and isinstance(place.mixer, SharedAttention):
                 reads = [f"blocks.{place.mixer.source}.{name}"]

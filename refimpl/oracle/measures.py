@@ -15,18 +15,23 @@ from refimpl.oracle.case_folders import StepMeasure
 # fmt: off
 READS: Mapping[str, tuple[str, ...]] = {  # what trace points read of their block; others note it
     "attn_norm": ("resid_pre",),
-    "q": ("attn_norm", "latent"), "k": ("attn_norm", "latent"), "v": ("attn_norm", "latent"),
-    "q_rope": ("q", "k"), "k_rope": ("q", "k"),
+    "q": ("attn_norm", "latent"),
+    "k": ("attn_norm", "latent"),
+    "v": ("attn_norm", "latent"),
+    "q_rope": ("q", "k"),
+    "k_rope": ("q", "k"),
     "latent": ("attn_norm",),
     "conv_in": ("attn_norm",),
     "conv_out": ("conv_in",),
     "state_out": ("attn_norm", "conv_in", "conv_out"),
+    "attn_heads": ("attn_norm", "q", "k", "v", "q_rope", "k_rope"),  # a step if it is asked for
     "attn_out": ("attn_norm", "q", "k", "v", "q_rope", "k_rope", "conv_out", "state_out"),
     "resid_mid": ("resid_pre", "attn_out"),
     "mlp_norm": ("resid_pre", "resid_mid"),
     "router_norm": ("resid_mid",),
     "experts_norm": ("resid_mid",),
     "router.keep": ("mlp_norm", "router_norm"),
+    "mlp_hidden": ("mlp_norm",),  # the same
     "mlp_out": ("mlp_norm", "router_norm", "experts_norm", "router.keep"),
     "block_embed_norm": ("resid_mid", "mlp_out"),
     "block_embed": ("token_ids",),
@@ -110,7 +115,10 @@ class StepResult:
 
 
 def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, ...], str]:
-    """The error of an array, the index of its worst place, and a fault (always divergent) or ""."""
+    """The error of an array, the index of its worst place, and a fault (always divergent) or "".
+
+    Of rows [..., D] it is ``max_t ||a_t - e_t|| / max(||e_t||, least)``.
+    """
     measure = measure_of(step)
     if actual.shape != truth.shape:
         return inf, (), f"shape {list(actual.shape)}, expected {list(truth.shape)}"
@@ -126,7 +134,7 @@ def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, 
     if actual.dtype.kind != "f" and actual.dtype.name != "bfloat16":
         return inf, (), f"dtype {actual.dtype}, expected a float"
     with np.errstate(all="ignore"):  # a candidate's numbers may be of any size
-        exact = actual.astype(np.float64)
+        exact, truth = actual.astype(np.float64), truth.astype(np.float64)
         if not measure.endswith("rows"):
             exact, truth = exact[..., None], truth[..., None]
         for name, bad in (("NaN", np.isnan(exact)), ("Inf", np.isinf(exact))):
@@ -141,19 +149,11 @@ def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, 
             least = float(truth.max()) or 1.0
         elif measure == "lost":
             exact, truth = (np.maximum(1 - x, 0.0) for x in (exact, truth))
-        return *worst_token(exact, truth, least), fault
-
-
-def worst_token(
-    actual: Array, expected: Array, least: float = 0.0
-) -> tuple[float, tuple[int, ...]]:
-    """Error of rows [..., D], ``max_t ||a_t - e_t|| / max(||e_t||, least)``, and its place."""
-    exact, truth = (x.astype(np.float64) for x in (actual, expected))
-    missed = np.linalg.norm(exact - truth, axis=-1)
-    size = np.maximum(np.linalg.norm(truth, axis=-1), least)
-    errors = np.where((size == 0) & (missed > 0), inf, missed / np.where(size == 0, 1, size))
+        missed = np.linalg.norm(exact - truth, axis=-1)
+        size = np.maximum(np.linalg.norm(truth, axis=-1), least)
+        errors = np.where((size == 0) & (missed > 0), inf, missed / np.where(size == 0, 1, size))
     token = np.unravel_index(int(errors.argmax()), errors.shape)
-    return float(errors.max()), tuple(map(int, token))
+    return float(errors.max()), tuple(map(int, token)), fault
 
 
 def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
@@ -194,11 +194,6 @@ def stage_of(step: str) -> str:
     if last in ("signal", "perplexity"):
         return {"signal": "signals"}.get(last, last)
     return "allocation" if last in ("base", "corrected", "counts") else first
-
-
-def is_judged(step: str, dtype: str) -> bool:
-    """Whether a step is judged in a dtype: the method is not in fewer bits than float32."""
-    return EPS[dtype] <= EPS["float32"] or stage_of(step) == "forward"
 
 
 def step_result(

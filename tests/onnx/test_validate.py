@@ -325,15 +325,14 @@ def test_the_measure_is_that_of_the_gates(rows: int, width: int, seed: int, size
     rng = np.random.default_rng(seed)
     right = rng.normal(size=(2, rows, width)) * 10.0 ** rng.integers(-3, 4, (2, rows, 1))
     wrong = right + size * rng.normal(size=right.shape)
-    error, token = measures.worst_token(wrong, right)
+    error, token, _ = measures.error_of("logits", wrong, right)
     assert error == pytest.approx(worst_token(wrong, right))
     assert error == pytest.approx(worst_token(wrong[token], right[token]))
-    assert measures.error_of("embed", wrong, right)[0] == error
 
 
 def test_a_token_that_should_be_0_must_be_0() -> None:
     right, wrong = np.array([[0.0, 0.0], [1.0, 0.0]]), np.array([[0.0, 1e-30], [1.0, 0.0]])
-    assert measures.worst_token(wrong, right) == (np.inf, (0,))
-    assert measures.worst_token(right, right)[0] == 0
+    assert measures.error_of("logits", wrong, right)[:2] == (np.inf, (0,))
+    assert measures.error_of("logits", right, right)[0] == 0
     nothing = np.zeros((2, 2))
     assert measures.error_of("embed", nothing, nothing) == (0, (0,), "")

@@ -351,3 +351,12 @@ def test_another_kind_of_file_is_told_which_are_read(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_text("some text, or a graph")
     refusal_of(read_outputs, path, says="is no file of arrays", remedy="validate MODEL --graph")
+
+
+def test_only_names_the_input_of_a_linear(one: Case, tmp_path: Path) -> None:
+    weight = one.model.weights["blocks.0.o_proj.weight"].read(np.float64)
+    heads = np.linalg.solve(weight, one.expected["blocks.0.attn_out"][0].T).T  # what it reads
+    asked = "--only", "blocks.0.attn_heads"
+    for x, code in (heads, 0), (heads[:, ::-1], 1):
+        arrays = {"token_ids": one.inputs["token_ids"], asked[1]: x[None].astype(np.float32)}
+        assert run("check", MODEL, npz(tmp_path, arrays), *asked).code == code

@@ -19,7 +19,7 @@ from refimpl.loading.samples import random_tokens
 from refimpl.model.model import Model
 from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.check import check
-from refimpl.oracle.measures import stage_of, worst_token
+from refimpl.oracle.measures import error_of, stage_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import steps
 
@@ -75,7 +75,7 @@ def test_a_mistake_stays_in_its_block() -> None:
     chained = written(case, arrays, "float32")
     found = [x.step for x in check(case, chained).steps if x.status == "divergent"]
     assert [step for step in found if stage_of(step) == "forward"] == ["blocks.1.v"]
-    assert worst_token(chained["logits"], case.expected["logits"])[0] > 0.1
+    assert error_of("logits", chained["logits"], case.expected["logits"])[0] > 0.1
 
 
 # A value of the case that is changed, and how; and the steps that change with it, as patterns, all
