@@ -4,9 +4,8 @@
     python tests/tools/benchmark.py --page                      # writes the page's table
 
 The sides of a row take turns, each in a process of its own; a figure is the median of three runs.
-`--models` names the folder that docs/how-to/real-models.md fills. The other sides are plain
-programs in torch, with float32 weights in memory before their clock starts; they need the
-`fixtures` group. What is measured is kept in benchmark.json.
+`--models` names the folder that docs/how-to/real-models.md fills. The other sides are programs in
+torch (group `fixtures`), with float32 weights in memory. What is measured is in benchmark.json.
 """
 
 import argparse
@@ -260,7 +259,8 @@ def measured(models: Path) -> dict[str, Any]:
             for unit in ("seconds", "MB")
         }
     packages = {name: version(name) for name in PACKAGES}
-    return {"system": platform.platform(), "packages": packages, "rows": rows}
+    today = time.strftime("%Y-%m-%d")
+    return {"measured": today, "system": platform.platform(), "packages": packages, "rows": rows}
 
 
 def number(value: float) -> str:
