@@ -15,9 +15,9 @@ FUZZ = HERE / "tools" / "fuzz" / "fuzz.py"
 
 
 def fuzzed(*words: object) -> str:
-    """Run the fuzzing in a process of its own; what it printed."""
+    """What the fuzzing prints, in a process of its own under a shell that completion knows."""
     done = subprocess.run(
-        [sys.executable, FUZZ, *map(str, words)],
+        ["bash", "-c", '"$@"; exit $?', "bash", sys.executable, FUZZ, *map(str, words)],
         env=ENV,
         capture_output=True,
         text=True,
