@@ -45,14 +45,19 @@ class Reply:
 
 @dataclass
 class Hub:
-    """What the server holds: repository, then commit, then file; and what was asked of it."""
+    """A user's HF_HOME; repository, then commit, then file; and what was asked of the server."""
 
+    home: Path
     repositories: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     token: str = "right"
     requests: list[str] = field(default_factory=list)
     url: str = ""
     tamper: Callable[[Reply], None] = lambda reply: None
+
+    def reset(self) -> None:
+        """Hold nothing, as at the beginning."""
+        vars(self).update(vars(Hub(self.home, url=self.url)))
 
     def add(self, name: str, folder: Path, revision: str = "main", **more: bytes) -> None:
         """Publish the files of a folder as a revision, and some more."""
@@ -146,7 +151,7 @@ class _Server(ThreadingHTTPServer):
 @contextmanager
 def serving(home: Path) -> Iterator[Hub]:
     """A hub, with the environment of a user of it whose HF_HOME is `home`."""
-    hub = Hub()
+    hub = Hub(home)
     handler = type("Answer", (_Answer,), {"hub": hub})
     server = _Server(("127.0.0.1", 0), handler)
     hub.url = f"http://127.0.0.1:{server.server_port}"

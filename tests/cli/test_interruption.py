@@ -14,6 +14,7 @@ from unittest.mock import patch
 import pytest
 from conftest import FIXTURES
 from documents import before_unit, content, numbers, units
+from gates import layouts
 from processes import forked, printed_json, started
 from program import Result, ran, refused, run
 from tables import cases
@@ -74,7 +75,7 @@ def goes_on(kind: str, folder: str) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", KEEPING)
+@pytest.mark.parametrize("kind", layouts(KEEPING, ("score", "scored")))
 def test_the_named_command_goes_on(kind: str, tmp_path: Path) -> None:
     small = "patch('refimpl.scoring.experiment.STATES_AT_RISK', 3)"
     call = f"{small}.start(); goes_on({kind!r}, {str(tmp_path)!r})"
@@ -162,17 +163,19 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize(("module", "words"), cases("cli", "importing"))
-def test_control_c_is_one_line_around_a_command(module: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("start", "module", "words"),
+    [(i % 2, *case) for i, case in enumerate(cases("cli", "importing"))],
+)
+def test_control_c_is_one_line_around_a_command(start: int, module: str, words: str) -> None:
     """While a module is imported; without one, when everything is done and Python ends."""
     project = tomllib.loads((FIXTURES.parent / "pyproject.toml").read_text())["project"]
     entry, _, function = project["scripts"]["refimpl"].partition(":")
     assert function == "main"
     typed = [str(LLAMA) if word == "LLAMA" else word for word in words.split()]
-    code = START.format(module=module, words=typed, entry=entry)
-    for start in (code, code.replace(f"from {entry}", "from refimpl.__main__")):
-        with started("-c", start, program=(sys.executable,)) as process:
-            out, err = process.communicate(timeout=60)
-        printed = "" if module else f"{refimpl.__version__}\n"
-        assert (process.returncode, out) == (130, printed)
-        assert err in ("interrupted\n", NOTHING)
+    code = START.format(module=module, words=typed, entry=("refimpl.__main__", entry)[start])
+    with started("-c", code, program=(sys.executable,)) as process:
+        out, err = process.communicate(timeout=60)
+    printed = "" if module else f"{refimpl.__version__}\n"
+    assert (process.returncode, out) == (130, printed)
+    assert err in ("interrupted\n", NOTHING)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from gates import model_of
+from gates import LAYOUTS, layouts, model_of
 from program import ran, refused
 from refusals import refusal_of
 from tables import cases
@@ -63,7 +63,8 @@ def near(a: Any, b: Any) -> None:
     np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14 * size)
 
 
-# three families with all, some with two, as each case costs a second or more
+# three families with all, of which one by default, some with two
+MORE, thorough = ("gemma2", "gpt_neox"), pytest.mark.thorough
 CASES = [
     (name, case)
     for name in ("llama", "gemma2", "gemma3", "gpt_neox", "gpt2", "smollm3", "olmo2", "granite")
@@ -74,7 +75,10 @@ CASES = [
 
 @pytest.mark.parametrize(
     ("name", "case", "block"),
-    [(*case, block) for case, block in zip(CASES, cycle((0, -1)), strict=False)],
+    [
+        pytest.param(name, case, block, marks=thorough if name in MORE else ())
+        for (name, case), block in zip(CASES, cycle((0, -1)), strict=False)
+    ],
 )
 def test_the_numbers_are_those_of_score(name: str, case: str, block: int) -> None:
     model, tokens = model_of(name), tokens_of(name)
@@ -125,7 +129,7 @@ def test_sinks_are_left_out_as_score_leaves_them_out(monkeypatch: pytest.MonkeyP
     assert shown("perturb", "tokens left out") == scores.sinks[1] > 0
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", layouts(MODELS, ("llama", *LAYOUTS)))
 def test_the_forward_is_the_forward(name: str) -> None:
     model, tokens = model_of(name), tokens_of(name)
     out = forward(model, tokens.ids[:1], trace=True, dtype=np.float64)

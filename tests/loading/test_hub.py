@@ -24,16 +24,31 @@ NAME, MAIN = "org/tiny.model", f"org/tiny.model@{COMMITS['main']}"
 SMALL = ("--samples", "2", "--seq-len", "8")
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """One for all tests, as huggingface_hub reads its address when it is imported: a while."""
+    with serving(tmp_path_factory.mktemp("user") / "home") as server:
+        yield server
+
+
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def tmp_path(server: Hub) -> Path:
+    """The folder above HF_HOME, empty again."""
+    for path in server.home.parent.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return server.home.parent
+
+
+@pytest.fixture
+def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """A server with one model in two revisions; the working folder is empty."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with serving(tmp_path / "home") as server:
-        others = {"pytorch_model.bin": b"pickle", "consolidated.safetensors": b"twice"}
-        server.add(NAME, FIXTURES / "llama", **others, **{"sub/model.safetensors": b"no"})
-        server.add(NAME, FIXTURES / "qwen2", "v2")
-        yield server
+    server.reset()
+    others = {"pytorch_model.bin": b"pickle", "consolidated.safetensors": b"twice"}
+    server.add(NAME, FIXTURES / "llama", **others, **{"sub/model.safetensors": b"no"})
+    server.add(NAME, FIXTURES / "qwen2", "v2")
+    return server
 
 
 def repository(hub_home: Path) -> Path:
@@ -319,9 +334,10 @@ def test_a_name_that_is_no_plain_one_is_not_downloaded(hub: Hub, name: str) -> N
 
 
 def test_the_library_is_left_as_it_was(hub: Hub) -> None:
+    read_model(NAME, download=True)  # imports it, with refimpl's settings
     from huggingface_hub.utils import logging
 
     before = logging.get_verbosity()
     hub.tamper = stating(sha=OUT)
-    refusal_of(read_model, NAME, download=True)
+    refusal_of(read_model, f"{NAME}@v2", download=True)
     assert logging.get_verbosity() == before
