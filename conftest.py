@@ -136,6 +136,12 @@ def processes() -> Iterator[Executor]:
         yield pool
 
 
+@pytest.fixture
+def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A diagnosis tries mistakes that have a name, and no other expressions for two seconds."""
+    monkeypatch.setattr("refimpl.oracle.diagnosis.TIME_LIMIT", 0.0)
+
+
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Real files of every kind for a report; tests change copies of them only."""

@@ -31,6 +31,7 @@ from refimpl.onnx.validate import Validation, validate
 from refimpl.oracle import measures
 
 LLAMA = FIXTURES / "llama"
+pytestmark = pytest.mark.usefixtures("few_attempts")
 
 
 def graph_of(case: str, folder: Path, dtype: str = "float32", **options: Any) -> Path:

@@ -176,6 +176,7 @@ def candidate(tmp_path: Path, **changes: Array) -> Path:
     return write_arrays(tmp_path / "actual.safetensors", computed("llama") | changes)
 
 
+@pytest.mark.usefixtures("few_attempts")
 def test_the_command_reports_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read_cases_once(monkeypatch)
     case = CASES / "llama"

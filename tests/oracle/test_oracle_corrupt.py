@@ -1,6 +1,6 @@
-"""`refimpl check` on 120 candidates that are damaged or made to deceive: the exit code, each time.
+"""`refimpl check` on 46 candidates that are damaged or made to deceive: the exit code, each time.
 
-A dozen run always, the rest in a tier. Every one is drawn from its number;
+Eight run always, the rest in a tier. Every one is drawn from its number;
 `python -m pytest -k "corrupt and 17"` runs it again.
 """
 
@@ -17,7 +17,8 @@ from program import refused, run
 
 from refimpl.model.ops import Array
 
-COUNT = 120
+pytestmark = pytest.mark.usefixtures("few_attempts")
+COUNT = 46
 CASE = CASES / "llama"
 Draw = np.random.Generator
 

@@ -99,6 +99,7 @@ def test_scores_that_rounding_makes_equal_may_be_chosen_among(fixture: str, tmp_
     assert check(case, actual, tuple(routers), "float32").first is not None
 
 
+@pytest.mark.usefixtures("few_attempts")
 def test_a_clear_token_may_not() -> None:
     """That is named at the router, and does not hide what follows."""
     case = mixture("qwen2_moe")
