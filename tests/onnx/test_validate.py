@@ -34,6 +34,21 @@ LLAMA = FIXTURES / "llama"
 pytestmark = pytest.mark.usefixtures("few_attempts")
 
 
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our graphs need no process of their own, which costs most of a second each time."""
+
+    class Opened:
+        def __init__(self, maker: Any, *arguments: Any, **_: Any) -> None:
+            self.made = maker(*arguments)
+
+        def call(self, method: str, *arguments: Any, **_: Any) -> Any:
+            return getattr(self.made, method)(*arguments)
+
+    monkeypatch.setattr("refimpl.onnx.session.Isolated", Opened)
+    monkeypatch.setattr("refimpl.onnx.session.limit_memory", lambda _: None)
+
+
 def graph_of(case: str, folder: Path, dtype: str = "float32", **options: Any) -> Path:
     """A fixture's graph with its weights in it, of all trace points by default; made once."""
     words = "-".join([case, dtype, *(f"{name}={value}" for name, value in options.items())])
