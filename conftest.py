@@ -74,7 +74,8 @@ NOT_NUMERICAL = {
     "oracle/test_sample_project.py": "edits of a file",
 }
 LONG_PAGES = re.compile(  # the first ones of the course, and of commands those without many, remain
-    "docs/(tutorial/([2-7]-|many-families|export-and-check)|how-to/(check|explain|prune|report))"
+    "docs/(tutorial/([2-7]-|many-families|export-and-check|pico)"
+    "|how-to/(check|debug-a-divergence|explain|prune|report))"
 )
 
 

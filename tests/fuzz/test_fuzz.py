@@ -1,4 +1,4 @@
-"""Hostile input: a fixed sample of the fuzzing here, a long run by `pytest -m fuzz tests/fuzz`.
+"""Hostile input: a fixed sample of the fuzzing, a long run by `pytest -m fuzz tests/fuzz`.
 
 Every failure that the fuzzing found is in regressions.py or in the tests of what was at fault.
 """
@@ -39,6 +39,7 @@ def test_good_files_are_not_refused() -> None:
     assert " 0 failures" in fuzzed("--good")
 
 
+@pytest.mark.thorough
 def test_what_was_found_before() -> None:
     assert " 0 failures" in fuzzed("--regressions")
 

@@ -37,6 +37,7 @@ def test_the_first_token_can_be_spared() -> None:
     assert 1e-4 < abs(spared[0, -1] - perturbed[0, -1]) < 0.5
 
 
+@pytest.mark.thorough
 def test_the_numbers_of_the_toy_model_are_on_the_page() -> None:
     known = play.numbers(PAGE)
     assert (known["alphabet"], known["range"]) == (play.ALPHABET, play.RANGE)
