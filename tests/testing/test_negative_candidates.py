@@ -18,8 +18,6 @@ from refimpl.oracle.measures import EPS
 from refimpl.oracle.recipe import Recipe
 
 WAYS = [*CHANGES, "the last block left out"]
-
-
 DTYPES = ("bfloat16", "float32", "float16", "float64")
 MECHANISMS = ("mixtral", "qwen3_5", "granitemoehybrid", "deepseek_v2", "gemma4_small")
 
