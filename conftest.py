@@ -33,6 +33,7 @@ settings.load_profile("refimpl")
 os.environ.pop("COLUMNS", None)  # the width of a table
 # Children whose files may not grow, as on a full disk, would leave halves of compiled modules:
 # CPython 3.11 does not notice a short write. This process may write until it runs a test.
+sys.dont_write_bytecode = False  # of a worker, which inherits the next line
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that open graphs without refimpl
 

@@ -140,8 +140,8 @@ def is_part(part: Any, whole: Any) -> bool:
 HOSTILE = {
     "a bomb": (b"[" * 100_000, "nested deeper than 64"),
     "a bomb in an unknown key": (b'{"x":' + b"[" * 99 + b"]" * 99 + b"}", "nested deeper than 64"),
-    "900,000 unknown keys": (
-        b"{" + b",".join(b'"k%d":0' % i for i in range(900_000)) + b"}", ""
+    "300,000 unknown keys": (
+        b"{" + b",".join(b'"k%d":0' % i for i in range(300_000)) + b"}", ""
     ),
     "NaN": (b'{"format": NaN}', "the number NaN"),
     "a number beyond float64": (b'{"format": 1e999}', "the number"),

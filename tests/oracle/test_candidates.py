@@ -261,7 +261,7 @@ HOSTILE = {
     "fields": zipped(embed_npy=saved(np.zeros(2, [("a", "f4"), ("b", "f4")]))),
     "text": zipped(embed_npy=saved(np.array(["a"]))),
     "long double": zipped(embed_npy=saved(np.zeros(2, np.longdouble))),
-    "a bomb": zipped(embed_npy=saved(np.zeros(1 << 25))),
+    "a bomb": zipped(embed_npy=saved(np.zeros(1 << 24))),
     "one array": saved(np.zeros(3)),
     "nothing": b"",
 }
