@@ -110,11 +110,7 @@ def base_only(signals: Signals, request: Request, linears: Linears) -> Allocatio
 
 
 def allocated(
-    base: Array,
-    u: Array | None,
-    linears: Linears,
-    request: Request,
-    grows: Growth | None = None,
+    base: Array, u: Array | None, linears: Linears, request: Request, grows: Growth | None = None
 ) -> Allocation:
     """Correct a base, [L] or [L, linears], by u or probes, project and count; peers only count."""
     sizes = linear_sizes(linears)

@@ -152,8 +152,7 @@ def loaded(name: str) -> Any:
 def options(
     context: typer.Context,
     version: Annotated[
-        bool,
-        typer.Option("-V", "--version", help="Print the version.", metavar=""),
+        bool, typer.Option("-V", "--version", help="Print the version.", metavar="")
     ] = False,
 ) -> None:
     """Print the version, or the help if there is no command."""

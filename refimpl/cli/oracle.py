@@ -80,10 +80,7 @@ class CheckOptions:
         "FILE",
     )
     ids: Path | None = option(
-        None,
-        "Token ids of the candidate (.npy), if its file lacks them.",
-        "FILE",
-        name="tokens",
+        None, "Token ids of the candidate (.npy), if its file lacks them.", "FILE", name="tokens"
     )
     dtype: Literal["bfloat16", "float16", "float32", "float64", "tf32"] | None = common_option(
         None, "Precision of the candidate. Default: as its file states, or its coarsest tensor."

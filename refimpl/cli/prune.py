@@ -167,11 +167,7 @@ def _request(context: typer.Context, how: PruneOptions, linears: Linears) -> Req
 
 
 def _scored(
-    model: Model,
-    tokens: Tokens | None,
-    wanted: Request,
-    settings: Settings,
-    pruner: PrunerOptions,
+    model: Model, tokens: Tokens | None, wanted: Request, settings: Settings, pruner: PrunerOptions
 ) -> tuple[Targets, tuple[Scores, Allocation] | None]:
     """Targets from scoring and allocating, and these; most bases alone need no experiment."""
     if wanted.correct != "divergence":

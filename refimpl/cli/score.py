@@ -119,8 +119,7 @@ def explain_command(
         groups.source_group(*FEW, f"{groups.OWN_TEXT}, or without tokenizer.json, random ids"),
     ],
     perturbed: Annotated[
-        groups.PerturbationOptions,
-        Group("Perturbation", _EXPLAINED, {"pruner": groups.PRUNERS}),
+        groups.PerturbationOptions, Group("Perturbation", _EXPLAINED, {"pruner": groups.PRUNERS})
     ],
     wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASE_NAMES | PAPERS)],
     settings: Annotated[Settings, Group("Running", ("dtype",))],

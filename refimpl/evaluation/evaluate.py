@@ -6,11 +6,9 @@ from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from refimpl.arguments import AtLeastOne, Count
 from refimpl.evaluation.likelihood import (
-    Batch,
     Perplexity,
     batch_groups,
     batches,
@@ -19,12 +17,10 @@ from refimpl.evaluation.likelihood import (
 )
 from refimpl.loading.files.documents import Document, filled, plain
 from refimpl.loading.samples import Windows
-from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.pruning.record import PruningFacts, recorded_pruning
 from refimpl.running.provenance import Run, model_sha256
-from refimpl.running.settings import Settings, Tick, results
-from refimpl.running.threads import Workers
+from refimpl.running.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -60,11 +56,11 @@ def evaluate(
     Args:
         model: From `read_model`.
         windows: From `text_windows` or `id_windows`.
-        settings: How and where it runs; sums over the vocabulary are float64.
+        settings: How it runs, on threads here; sums over the vocabulary are float64.
         **changes: Fields of the settings to change, such as `dtype="float64"`.
 
     Returns:
-        The numbers, the same for every executor, memory and number of threads.
+        The numbers, the same for every memory and number of threads.
 
     Raises:
         RefimplError: Tokens the model cannot read; NaN or Inf among the weights.
@@ -82,14 +78,13 @@ def evaluate(
     pruning, config = recorded_pruning(model), model.config
     laid = batches(windows.ids, config)
     with settings.open(model) as resources:
-        started, workers, sums = time.perf_counter(), resources.at_once, dict[int, float]()
+        started, sums = time.perf_counter(), dict[int, float]()
         resources.total = sum(batch.cost(config) for batch in laid)
-        size = tokens_in_memory(model, laid, resources.memory // workers, resources.dtype)
-        if resources.executor is not None:  # at least two work units for every worker
-            size = min(size, -(-sum(batch.ids.size for batch in laid) // (2 * workers)))
-        units = [BatchGroup(tuple(group), resources.dtype) for group in batch_groups(laid, size)]
-        for new in results(units, model, resources):
-            sums |= new
+        size = tokens_in_memory(model, laid, resources.memory, resources.dtype)
+        how = resources.workers, resources.dtype, resources.tick
+        for group in batch_groups(laid, size):
+            likelihoods = group_likelihoods(model, group, *how)
+            sums |= {n: float(x.sum()) for n, x in likelihoods.items()}
         sha256 = model_sha256(model)  # while the files are known to be unchanged
     lengths = np.array([len(ids) - 1 for ids in windows.ids])
     covered = None if windows.bytes is None else np.array(windows.bytes)
@@ -103,23 +98,6 @@ def evaluate(
         resources.run_since(started),
         pruning,
     )
-
-
-@dataclass(frozen=True)
-class BatchGroup:
-    """Batches that pass through the model together: the work unit of an evaluation."""
-
-    batches: tuple[Batch, ...]
-    dtype: npt.DTypeLike
-
-    def cost(self, config: Config) -> float:
-        """The cost of its batches."""
-        return sum(batch.cost(config) for batch in self.batches)
-
-    def run(self, model: Model, workers: Workers, tick: Tick) -> dict[int, float]:
-        """The summed log likelihood of each sequence, by its number."""
-        likelihoods = group_likelihoods(model, self.batches, workers, self.dtype, tick=tick)
-        return {n: float(x.sum()) for n, x in likelihoods.items()}
 
 
 Unknown = float | None

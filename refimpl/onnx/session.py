@@ -126,10 +126,7 @@ def _guarded(runtime: str, verb: str, action: Callable[[], Any]) -> Any:
 
 
 def open_foreign(
-    path: Path,
-    model: Model,
-    threads: int | None = None,
-    time_limit: float | None = None,
+    path: Path, model: Model, threads: int | None = None, time_limit: float | None = None
 ) -> Candidate:
     """Open a graph's file in a child process; no step of it may take longer than the limit."""
     require(time_limit, TimeLimit | None, "time_limit")

@@ -90,10 +90,7 @@ class Chosen:
 
 
 def signals_of(
-    model: Model,
-    request: Request,
-    tokens: Tokens | None,
-    settings: Settings | None = None,
+    model: Model, request: Request, tokens: Tokens | None, settings: Settings | None = None
 ) -> Signals:
     """Measure what a base is made of, without an experiment; None for tokens that it needs not."""
     settings, config, base = settings or Settings(), model.config, request.record

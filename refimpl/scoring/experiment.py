@@ -10,13 +10,7 @@ from refimpl.model.ops import Array
 from refimpl.model.stream import add_sums, input_of, state_bytes
 from refimpl.pruning.block import matrix_bytes
 from refimpl.running.settings import Resources, require_memory, results
-from refimpl.scoring.measurements import (
-    Address,
-    Measurements,
-    Result,
-    Squares,
-    addresses,
-)
+from refimpl.scoring.measurements import Address, Measurements, Result, Squares, addresses
 from refimpl.scoring.state_group import PrunedBlocks, StateGroup
 
 _ROWS = 512  # of a product: with more, it is hardly faster, and needs more memory

@@ -276,11 +276,7 @@ class StateGroup:
         return clean, stacks, squares
 
     def _perturbed(
-        self,
-        clean: Stream,
-        ahead: Mapping[int, Clean],
-        pruned: Mapping[int, Weights],
-        a: Address,
+        self, clean: Stream, ahead: Mapping[int, Clean], pruned: Mapping[int, Weights], a: Address
     ) -> State:
         """A state after the block that perturbs it: with noise, or through the pruned block."""
         if isinstance(self.plan, Noise):

@@ -65,11 +65,7 @@ class Graph:
         return Recorded(self, tensor.name, kind, tensor if inside else None)
 
     def add(
-        self,
-        op: str,
-        *operands: Any,
-        axes: Sequence[int | str] = (),
-        **attributes: Any,
+        self, op: str, *operands: Any, axes: Sequence[int | str] = (), **attributes: Any
     ) -> Any:
         """Add a node, with the axes of its output if ONNX cannot infer them."""
         inputs = [x if isinstance(x, Recorded) else self.constant(x) for x in operands]
