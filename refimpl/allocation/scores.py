@@ -131,9 +131,9 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """The scores and the allocations that they were made for, as `scores.json` has them."""
-        from refimpl.allocation.scores_json import document  # which reads scores
+        from refimpl.allocation.scores_json import scores_document  # which reads scores
 
-        return document(self)
+        return scores_document(self)
 
     def save(self, path: str | Path) -> None:
         """Write `scores.json`: the scores, and the allocations that they were made for.
@@ -169,7 +169,7 @@ class AllocationErrors:
         return float(np.sqrt(nan_mean(np.square(self.sparsity))))
 
     @property
-    def whole(self) -> Array:
+    def combined(self) -> Array:
         """The error of each block's sparsity: of sampling, and of the spread of kappa, [L]."""
         return np.hypot(self.sparsity, self.own_rate)
 

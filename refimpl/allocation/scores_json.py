@@ -22,7 +22,7 @@ from refimpl.pruners.decision import Goal
 
 _FORMAT: Literal[6] = 6
 _LARGEST = 1 << 24  # no linear has more rows or columns; their products fit into 64 bits
-_NAMED = "a whole scores.json", "a file written by refimpl score -o", "run refimpl score again"
+_WORDS = "a whole scores.json", "a file written by refimpl score -o", "run refimpl score again"
 RENAMED = {"kind": "perturbation", "options": "base_options", "sparsity": "requested_sparsity"}
 FORMS = dict.fromkeys(("drift", "drift_stderr", "alignment", "alignment_stderr", "steps"), "LL")
 FORMS |= {"linear_sparsity": "LW", "linear_pruned": "LW", "context": "2"}
@@ -37,7 +37,7 @@ class ScoresDocument(Document, frozen=True, kw_only=True):
     allocations: list[AllocationNumbers]
 
 
-def document(scores: Scores, allocations: Sequence[Allocation] = ()) -> dict[str, Any]:
+def scores_document(scores: Scores, allocations: Sequence[Allocation] = ()) -> dict[str, Any]:
     """Describe scores and allocations, one per eta, by default those that they were made for."""
     allocations = allocations or [allocate(scores, which=i) for i in range(len(scores.sweep))]
     made = replace(scores, made_for=_request(allocations[0]))
@@ -51,25 +51,25 @@ def _request(allocation: Allocation) -> dict[str, Any]:
     return vars(allocation.request) | {"base": allocation.request.record.name}
 
 
-def recorded(made: Allocation | Mapping[str, Any], scores: Scores | None) -> dict[str, Any]:
+def allocation_origin(of: Allocation | Mapping[str, Any], scores: Scores | None) -> dict[str, Any]:
     """How an allocation, or one of this request, was made; null where nothing was scored."""
     facts: dict[str, Any] = dict.fromkeys(("model", "eta", "dtype", "tokens"))
     facts |= dict.fromkeys(x.name for plan in (Noise, Probes) for x in fields(plan))
     if scores is not None:
         facts |= {**vars(scores.plan), "model": scores.model, "eta": scores.sweep[0].eta}
         facts |= {"dtype": scores.run.dtype, "tokens": scores.tokens}
-    facts |= _request(made) if isinstance(made, Allocation) else made
+    facts |= _request(of) if isinstance(of, Allocation) else of
     return plain({RENAMED.get(x, x): value for x, value in facts.items()})
 
 
 def read_scores(path: str | Path) -> Scores:
     """Read scores back from the file that `refimpl score -o` wrote."""
-    scores = read_document(Path(path), _NAMED, _FORMAT, scores_document).scores
+    scores = read_document(Path(path), _WORDS, _FORMAT, parsed_scores).scores
     known = base_named(scores.made_for["base"]) is not None
     return scores if known else replace(scores, made_for={**scores.made_for, "base": None})
 
 
-def scores_document(content: Any) -> ScoresDocument:
+def parsed_scores(content: Any) -> ScoresDocument:
     """The document in a JSON value; ValueError if it is not whole.
 
     The first files of format 6 lack `context`, which is null in them.
@@ -138,14 +138,14 @@ def scores_document(content: Any) -> ScoresDocument:
 class Targets:
     """How much every linear loses: weights and fractions [L, linears], which the peers' code takes.
 
-    A pattern fixes the counts. `made` tells `pruning.json` how the targets were made.
+    A pattern fixes the counts. `origin` tells `pruning.json` how the targets were made.
     """
 
     linear_pruned: Array
     linear_sparsity: Array
     compat: Compat
     pattern: Pattern | None
-    made: Mapping[str, Any]
+    origin: Mapping[str, Any]
 
     def goal(self, block: int, linear: int) -> Goal:
         """What one linear shall lose: a pattern, a count, or for the peers' code a fraction."""
@@ -160,7 +160,7 @@ def allocation_targets(
     allocation: Allocation, scores: Scores | None = None, tokens: Tokens | None = None
 ) -> Targets:
     """Targets of an allocation, from scores, or from signals computed on these tokens."""
-    made = recorded(allocation, scores)
+    made = allocation_origin(allocation, scores)
     if scores is None and tokens is not None:
         made["tokens"] = plain(tokens.facts)
     counts, sparsity = allocation.linear_pruned, allocation.linear_sparsity
@@ -198,7 +198,7 @@ def targets_for(target: Allocation | Pattern | Targets, linears: Linears) -> Tar
 
 def read_targets(path: Path, linears: Linears) -> Targets:
     """Targets from a file of `refimpl allocate -o` or `score -o`; of a sweep, at the first eta."""
-    found = read_document(path, _NAMED, _FORMAT, scores_document)
+    found = read_document(path, _WORDS, _FORMAT, parsed_scores)
     scores, allocation = found.scores, found.allocations[0]
     if [[*x.items()] for x in scores.linears] != [[*x.items()] for x in linears]:
         raise RefimplError(
@@ -207,7 +207,7 @@ def read_targets(path: Path, linears: Linears) -> Targets:
             "run refimpl score on this model",
         )
     counts, sparsity = allocation.linear_pruned, allocation.linear_sparsity
-    made = recorded(scores.made_for, scores)
+    made = allocation_origin(scores.made_for, scores)
     return Targets(counts, sparsity, scores.made_for["compat"], None, made)
 
 

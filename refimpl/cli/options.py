@@ -22,7 +22,7 @@ from refimpl.arguments import common_option, hints_of
 from refimpl.bases.base import bases
 from refimpl.cli import terminal
 from refimpl.errors import RefimplError
-from refimpl.loading.files.documents import WHOLE, parsed_json, read_file
+from refimpl.loading.files.documents import INT64_LIMIT, parsed_json, read_file
 from refimpl.loading.files.hub import local_files
 from refimpl.model.ops import loud
 from refimpl.running.outputs import check_file, refuse_overlap, undo_killed
@@ -267,7 +267,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def ungrouped(**values: Any) -> None:
         for name, value in values.items():
-            if isinstance(value, int) and not -WHOLE <= value < WHOLE:
+            if isinstance(value, int) and not -INT64_LIMIT <= value < INT64_LIMIT:
                 problem = f"--{name.replace('_', '-')} {str(value)[:40]}"
                 raise RefimplError(problem, "an integer of at most 64 bits", "use a smaller number")
         check_outputs(values, inputs, outputs)

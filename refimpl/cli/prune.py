@@ -15,8 +15,8 @@ from refimpl.allocation.scores_json import (
     allocation_targets,
     pattern_targets,
     read_targets,
+    scores_document,
 )
-from refimpl.allocation.scores_json import document as scores_document
 from refimpl.arguments import Compat, Fraction, common_option, option, same_option
 from refimpl.bases.base import base_named
 from refimpl.bases.uniform import UNIFORM
@@ -95,7 +95,7 @@ def prune_command(
     opened, output = where.read(model), how.output
     check_prune(opened, output, how.force)
     request = _request(context, how, opened.config.linears)
-    made = request.made if isinstance(request, Targets) else {}
+    made = request.origin if isinstance(request, Targets) else {}
     if made.get("perturbation") == "pruning" and made.get("correct") is not None:
         probed = replace(pruner, pruner=made["pruner"], damping=made["damping"])
         others = [x for x in ("pruner", "damping") if getattr(pruner, x) != getattr(probed, x)]

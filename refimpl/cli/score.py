@@ -11,7 +11,7 @@ import typer
 from refimpl.allocation.allocate import allocate, request_for
 from refimpl.allocation.request import Request
 from refimpl.allocation.scores import Scores
-from refimpl.allocation.scores_json import document, read_scores
+from refimpl.allocation.scores_json import read_scores, scores_document
 from refimpl.arguments import common_option, option
 from refimpl.cli import groups
 from refimpl.cli.options import Group, argument, is_given, refuse, with_groups
@@ -22,7 +22,7 @@ from refimpl.loading.text import model_tokens
 from refimpl.running.file_system import work_path
 from refimpl.running.settings import Settings
 from refimpl.scoring.score import score
-from refimpl.show.blocks import table
+from refimpl.show.blocks import scores_table
 from refimpl.show.explain import explanation_document, explanation_text
 from refimpl.show.table import joined, wrapped
 
@@ -95,7 +95,8 @@ def _allocated(
     else:
         prune = f"refimpl prune {shlex.quote(model)} -o OUT --allocation"
         after = [f"written:    {to.output}", f"next:       {prune} {shlex.quote(str(to.output))}"]
-    return document(scores, allocations), table(scores, allocations[0]) + joined(after)
+    text = scores_table(scores, allocations[0]) + joined(after)
+    return scores_document(scores, allocations), text
 
 
 @dataclass(frozen=True)

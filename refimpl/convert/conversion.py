@@ -83,9 +83,9 @@ def _from_gguf(path: Path) -> Contents:
         metadata, stored = read_gguf(path)
         architecture = architecture_of(metadata)
         entries = config_entries(metadata, stored, architecture)
-        hub = read_config(entries, f"the metadata of {path}")
-        tensors = converted_tensors(stored, hub, architecture, metadata["general.architecture"])
-        claim(tensors, hub, path)  # type: ignore[arg-type]  # as far as it looks
+        facts = read_config(entries, f"the metadata of {path}")
+        tensors = converted_tensors(stored, facts, architecture, metadata["general.architecture"])
+        claim(tensors, facts, path)  # type: ignore[arg-type]  # as far as it looks
         return entries, tensors, tokenizer_files(metadata)
 
 

@@ -10,7 +10,7 @@ from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 from refimpl.convert.gguf_config import ROPE_FACTORS, Architecture
 from refimpl.convert.gguf_file import GgufTensor
 from refimpl.loading.checkpoint import Role, roles
-from refimpl.loading.config_json import HubModel
+from refimpl.loading.config_json import ConfigFacts
 from refimpl.loading.files.safetensors_file import ConvertedTensor
 from refimpl.model.config import without_number
 from refimpl.model.ops import Array
@@ -21,13 +21,13 @@ _STACKED = {f"experts.{x}_proj.weight": f"ffn_{x}_exps.weight" for x in ("gate",
 
 
 def converted_tensors(
-    stored: Mapping[str, GgufTensor], hub: HubModel, architecture: Architecture, name: str
+    stored: Mapping[str, GgufTensor], facts: ConfigFacts, architecture: Architecture, name: str
 ) -> dict[str, ConvertedTensor]:
     """The tensors as `save_pretrained` would write them; those of no role keep their names."""
     number = next(x for x, of in MODEL_ARCH_NAMES.items() if of == name)
-    names = get_tensor_name_map(number, hub.config.num_blocks)
+    names = get_tensor_name_map(number, facts.config.num_blocks)
     parts_of: dict[str, dict[str, Role]] = defaultdict(dict)
-    for ours, role in roles(hub, hub.family.bases[0]):
+    for ours, role in roles(facts, facts.family.bases[0]):
         parts_of[role.tensor][ours] = role
     tensors, used = dict[str, ConvertedTensor](), {ROPE_FACTORS}
     for tensor, parts in parts_of.items():
@@ -37,7 +37,7 @@ def converted_tensors(
             sources = [stored[x] for x in theirs]
             rotates = without_number(next(iter(parts))).split(".")[-2] in ("q_proj", "k_proj")
             paired = architecture.paired and rotates
-            tensors[tensor] = _converted(hub, parts, sources, fused in stored, paired)
+            tensors[tensor] = _converted(facts, parts, sources, fused in stored, paired)
             used |= {*theirs}
     left = (x for x in stored.values() if x.name not in used)
     return tensors | {x.name: _as_stored(x.name, x, x.shape) for x in left}
@@ -55,11 +55,11 @@ def _as_stored(name: str, source: GgufTensor, shape: tuple[int, ...]) -> Convert
 
 
 def _converted(
-    hub: HubModel, parts: dict[str, Role], sources: list[GgufTensor], fused: bool, paired: bool
+    facts: ConfigFacts, parts: dict[str, Role], sources: list[GgufTensor], fused: bool, paired: bool
 ) -> ConvertedTensor:
     """A tensor of transformers out of those of the file; `fused` if there it is one, too."""
     first, (ours, role) = sources[0], next(iter(parts.items()))
-    layout, experts = role.layout, hub.config.experts
+    layout, experts = role.layout, facts.config.experts
     for of, source in zip(parts.values(), sources, strict=True):
         shape = of.layout.weight_shape(of.shape)
         expected = (sum(layout.rows), *shape[1:]) if fused and layout.rows else shape
@@ -82,7 +82,7 @@ def _converted(
                 values = np.split(values, np.cumsum(layout.rows)[:-1])[of.layout.index]
             values = values.reshape(of.layout.weight_shape(of.shape))
             if paired:  # llama.cpp rotates channels 2i and 2i + 1 together, transformers i, i + h/2
-                halves = values.reshape(-1, hub.config.head_dim // 2, 2, *values.shape[1:])
+                halves = values.reshape(-1, facts.config.head_dim // 2, 2, *values.shape[1:])
                 values = halves.swapaxes(1, 2).reshape(values.shape)
             paste(array, values - np.float32(of.offset) if of.offset else values, of.layout)
         return [array]

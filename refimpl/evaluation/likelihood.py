@@ -39,7 +39,7 @@ class Batch:
     ids: Ids  # inputs, padded with 0 at the end, which no token before it sees, [B, S]
     members: tuple[int, ...]  # which sequences these are
     counts: tuple[int, ...]  # predicted tokens of each member
-    places: Ids  # where, in B S, the tokens are predicted, member by member, [n]
+    positions: Ids  # where, in B S, the tokens are predicted, member by member, [n]
     targets: Ids  # the predicted tokens, [n]
 
     def cost(self, config: Config) -> float:
@@ -199,7 +199,7 @@ def _softmax(
 
     cost = sum(len(batch.targets) for batch in group) * head_cost(model.config) / vocabulary
     with loud(dtype):
-        inputs = workers.run(partial(last, h[batch.places[at]][None]) for h, batch, at in cuts)
+        inputs = workers.run(partial(last, h[batch.positions[at]][None]) for h, batch, at in cuts)
         for first in range(0, vocabulary, _PIECE):
             ids = slice(first, min(first + _PIECE, vocabulary))
             weights = model.head(dtype, ids)

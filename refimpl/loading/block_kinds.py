@@ -209,7 +209,7 @@ def _scaling(
             limit = keys.size("max_position_embeddings") if name != "llama3" else None
             original = keys.get(key, entry.get(key))
             least = 1 if name == "llama3" else 2
-            values[key] = keys.whole(place, limit if original is None else original, least)
+            values[key] = keys.whole_number(place, limit if original is None else original, least)
         elif key in ("short_factor", "long_factor"):
             factors = keys.numbers(place, entry.get(key), rotary_dim // 2)
             values[key] = tuple(keys.real(place, factor, least=1e-3) for factor in factors)

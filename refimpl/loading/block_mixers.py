@@ -113,7 +113,7 @@ def _mamba2(keys: Keys) -> Mamba2:
     if keys.has("mamba_expand"):
         inner = keys.size("mamba_expand") * keys.size("hidden_size")
         inner = keys.size("mamba_d_ssm", otherwise=inner)
-    head_dim = inner // heads if head_dim == "auto" else keys.whole("mamba_d_head", head_dim)
+    head_dim = inner // heads if head_dim == "auto" else keys.whole_number("mamba_d_head", head_dim)
     inner = inner or heads * head_dim
     if heads * head_dim != inner or heads % groups:
         keys.wrong(f"mamba_n_heads: {heads} of {head_dim} channels, in {groups} groups, of {inner}")

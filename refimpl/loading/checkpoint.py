@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import RefimplError
-from refimpl.loading.config_json import OTHER_PARTS, PLACES, HubModel, part, read_config
+from refimpl.loading.config_json import OTHER_PARTS, TEXT_NAMES, ConfigFacts, part, read_config
 from refimpl.loading.families import Location
 from refimpl.loading.files.documents import json_object, read_file, reading
 from refimpl.loading.files.hub import local_files
@@ -54,10 +54,10 @@ def read_model(
     entries, source, config_path = config_file(path, option, files)
     refuse_convertible(path, entries)
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    hub = read_config(entries, source)
-    weights, ignored = claim(tensors, hub, path)
+    facts = read_config(entries, source)
+    weights, ignored = claim(tensors, facts, path)
     return Model(
-        path, hub.config, entries, weights, files, config_path, hub_id, ignored, read_model
+        path, facts.config, entries, weights, files, config_path, hub_id, ignored, read_model
     )
 
 
@@ -92,12 +92,12 @@ class Role:
     offset: float = 0.0
 
 
-def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
+def roles(facts: ConfigFacts, base: str) -> Iterator[tuple[str, Role]]:
     """Our name of every tensor of a model, and its `Role` as `save_pretrained` names it."""
-    config, names, gain = hub.config, hub.names, hub.family.norm_offset
+    config, names, gain = facts.config, facts.names, facts.family.norm_offset
     width, rows = config.hidden_size, config.max_position_embeddings + config.position_offset
     suffixes = {"weight": gain, "bias": 0.0}
-    if config.norm == "rms" or not hub.family.norm_bias:
+    if config.norm == "rms" or not facts.family.norm_bias:
         del suffixes["bias"]
 
     def norm(role: str, name: str, size: int) -> Iterator[tuple[str, Role]]:
@@ -119,7 +119,7 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
         beside = config.blocks[i].shapes(width)
         shapes = of_mixer.arrays | LEARNED_ACTIVATION | beside.arrays
         for role, location in names.items():
-            if hub.family.mixer_of.get(role, config.mixer(i).name) != config.mixer(i).name:
+            if facts.family.mixer_of.get(role, config.mixer(i).name) != config.mixer(i).name:
                 continue
             theirs = base + location.name.format(i, "")
             if role in norms:
@@ -132,23 +132,23 @@ def roles(hub: HubModel, base: str) -> Iterator[tuple[str, Role]]:
             stored = Role(f"{base}{name}.weight", (own, width), layout)
             yield f"blocks.{i}.block_embed_stream.weight", stored
         for linear in matrices:
-            yield from _linear(hub, i, linear, matrices, base)
+            yield from _linear(facts, i, linear, matrices, base)
         if config.blocks[i].mixture:
-            yield from _routing(hub, i, base)
+            yield from _routing(facts, i, base)
     if "final_norm" in names:
         yield from norm("final_norm", base + names["final_norm"].name, width)
-    head = embed if hub.tied else f"{names['lm_head'].name}.weight"
+    head = embed if facts.tied else f"{names['lm_head'].name}.weight"
     yield "lm_head.weight", Role(head, (config.vocab_size, width))
-    if "lm_head" in hub.biased:
+    if "lm_head" in facts.biased:
         yield "lm_head.bias", Role(f"{names['lm_head'].name}.bias", (config.vocab_size,))
 
 
 def _linear(
-    hub: HubModel, block: int, linear: str, shapes: Mapping[str, tuple[int, int]], base: str
+    facts: ConfigFacts, block: int, linear: str, shapes: Mapping[str, tuple[int, int]], base: str
 ) -> Iterator[tuple[str, Role]]:
     """Weight of one linear, and its bias if the model has it."""
-    role, mixer = without_number(linear), hub.config.mixer(block)
-    location, number = hub.names[role], int("0" + "".join(filter(str.isdigit, linear)))
+    role, mixer = without_number(linear), facts.config.mixer(block)
+    location, number = facts.names[role], int("0" + "".join(filter(str.isdigit, linear)))
     ours, theirs = f"blocks.{block}.{linear}", base + location.name.format(block, number)
     together = location.fused or (role,)
     of = "".join(linear.rpartition(".")[:2])  # such as experts.7.
@@ -156,19 +156,19 @@ def _linear(
     groups = mixer.runs(together) if location.grouped else 1
     groups = rows[0] if location.alternating else groups
     shape = (sum(rows), shapes[linear][1])
-    stack = hub.config.experts.num_experts if location.stacked and hub.config.experts else 0
+    stack = facts.config.experts.num_experts if location.stacked and facts.config.experts else 0
     layout = Layout(rows, together.index(role), groups, location.transposed, stack, number)
     stored_shape = shape[::-1] if location.transposed else shape
     stacked = (stack,) if stack else ()
     yield f"{ours}.weight", Role(theirs + location.weight, (*stacked, *stored_shape), layout)
-    if role in hub.biased:
+    if role in facts.biased:
         layout = replace(layout, transposed=False)
         yield f"{ours}.bias", Role(theirs + location.bias, (*stacked, sum(rows)), layout)
 
 
-def _routing(hub: HubModel, block: int, base: str) -> Iterator[tuple[str, Role]]:
+def _routing(facts: ConfigFacts, block: int, base: str) -> Iterator[tuple[str, Role]]:
     """The tensors of a router, and the gate of the shared expert."""
-    names, experts, width = hub.names, hub.config.experts, hub.config.hidden_size
+    names, experts, width = facts.names, facts.config.experts, facts.config.hidden_size
     assert experts is not None
     count = experts.num_experts
     shapes = {"router": (count, width), "shared_expert.gate": (1, width)}
@@ -176,7 +176,7 @@ def _routing(hub: HubModel, block: int, base: str) -> Iterator[tuple[str, Role]]
         if role in names and (role == "router" or experts.shared_size):
             name = base + names[role].name.format(block)
             yield f"blocks.{block}.{role}.weight", Role(f"{name}.weight", shape)
-            if role in hub.biased:
+            if role in facts.biased:
                 yield f"blocks.{block}.{role}.bias", Role(f"{name}.bias", shape[:1])
     sizes = {"correction": count, "scale": width, "expert_scale": count}
     for role, size in ((f"router.{x}", size) for x, size in sizes.items()):
@@ -187,33 +187,33 @@ def _routing(hub: HubModel, block: int, base: str) -> Iterator[tuple[str, Role]]
 
 
 def claim(
-    tensors: Mapping[str, StoredTensor], hub: HubModel, path: Path
+    tensors: Mapping[str, StoredTensor], facts: ConfigFacts, path: Path
 ) -> tuple[dict[str, Weight], tuple[StoredTensor, ...]]:
     """Match the file's tensors with the roles of the model; the error lists all problems.
 
     Also returned are the tensors of other parts of a composite checkpoint.
     """
-    embed, ignored = f"{hub.names['embed'].name}.weight", tuple[StoredTensor, ...]()
-    if hub.composite:
-        base, head = next((x for x in PLACES if x[0] + embed in tensors), PLACES[0])
-        family = replace(hub.family, bases=(base,))
-        hub = replace(hub, family=family, names={**hub.names, "lm_head": Location(head)})
+    embed, ignored = f"{facts.names['embed'].name}.weight", tuple[StoredTensor, ...]()
+    if facts.composite:
+        base, head = next((x for x in TEXT_NAMES if x[0] + embed in tensors), TEXT_NAMES[0])
+        family = replace(facts.family, bases=(base,))
+        facts = replace(facts, family=family, names={**facts.names, "lm_head": Location(head)})
         ignored = tuple(x for name, x in tensors.items() if part(name) in OTHER_PARTS)
         tensors = {name: x for name, x in tensors.items() if part(name) not in OTHER_PARTS}
-    base = next((b for b in hub.family.bases if b + embed in tensors), hub.family.bases[0])
-    stacks = hub.family.stacks
+    base = next((b for b in facts.family.bases if b + embed in tensors), facts.family.bases[0])
+    stacks = facts.family.stacks
     if any(
         base + x.name.format(i) + x.weight in tensors
         for x in stacks.values()
-        for i in range(hub.config.num_blocks)
+        for i in range(facts.config.num_blocks)
     ):
-        both = replace(hub, names={**hub.names, **stacks}), hub  # maybe of the same names
-        hub = min(both, key=lambda x: len(_unfit(tensors, dict(roles(x, base)))))
-    role_of = dict(roles(hub, base))
-    outside = (b.removeprefix("^") for b in hub.family.buffers if b.startswith("^"))
-    inside = (re.escape(base) + b for b in hub.family.buffers if not b.startswith("^"))
+        both = replace(facts, names={**facts.names, **stacks}), facts  # maybe of the same names
+        facts = min(both, key=lambda x: len(_unfit(tensors, dict(roles(x, base)))))
+    role_of = dict(roles(facts, base))
+    outside = (b.removeprefix("^") for b in facts.family.buffers if b.startswith("^"))
+    inside = (re.escape(base) + b for b in facts.family.buffers if not b.startswith("^"))
     buffers = re.compile("|".join((*inside, *outside)) or "(?!)")
-    head = f"{hub.names['lm_head'].name}.weight"
+    head = f"{facts.names['lm_head'].name}.weight"
     claimed = {role.tensor for role in role_of.values()}
     unclaimed = [n for n in tensors if n not in claimed and not buffers.fullmatch(n)]
 
@@ -226,7 +226,7 @@ def claim(
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RefimplError(
             f"{path}: {count} between its tensors and config.json:",
-            f"the tensors of a {hub.family.model_type} model of {hub.config.num_blocks} blocks",
+            f"the tensors of a {facts.family.model_type} model of {facts.config.num_blocks} blocks",
             "check that config.json belongs to this file; a new kind of tensor needs a new family",
             problems,
         )

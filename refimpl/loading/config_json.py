@@ -55,7 +55,7 @@ OTHER_PARTS = (
     "visual_embeddings_table", "vision_encoder", "vision_projection",
 )  # fmt: skip
 # Where the text model's tensors and its head may be
-PLACES = (
+TEXT_NAMES = (
     ("model.language_model.", "lm_head"),
     ("language_model.model.", "language_model.lm_head"),
     ("model.text_model.", "lm_head"),
@@ -113,7 +113,7 @@ ACTIVATION_NAMES = {
 
 
 @dataclass(frozen=True)
-class HubModel:
+class ConfigFacts:
     """What a `config.json` says of a model and of its tensors."""
 
     config: Config
@@ -124,7 +124,7 @@ class HubModel:
     composite: bool  # whether the checkpoint has other parts than this text model
 
 
-def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubModel:
+def read_config(entries: Mapping[str, Any], source: str = "config.json") -> ConfigFacts:
     """Read a parsed `config.json`; refuse unknown keys, and spellings of a key that disagree."""
     if (model_type := str(entries.get("model_type"))) in REFUSED:
         raise RefimplError(
@@ -200,7 +200,7 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> HubM
             keys.get(name)  # notes any other value
     keys.refuse(source)
     biased = frozenset(role for role in has_bias if has_bias[role])
-    return HubModel(config, family, tied, biased, names, text is not None)
+    return ConfigFacts(config, family, tied, biased, names, text is not None)
 
 
 def _family(entries: Mapping[str, Any], source: str) -> Family:

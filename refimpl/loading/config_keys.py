@@ -110,9 +110,9 @@ class Keys:
     ) -> int:
         """An integer from `least` to `most`; `otherwise` if the key is absent or null."""
         value = self.get(key)
-        return self.whole(key, otherwise if value is None else value, least, most)
+        return self.whole_number(key, otherwise if value is None else value, least, most)
 
-    def whole(self, key: str, value: Any, least: int = 1, most: int = LARGEST_SIZE) -> int:
+    def whole_number(self, key: str, value: Any, least: int = 1, most: int = LARGEST_SIZE) -> int:
         """A value as an integer from `least` to `most`; any other value is a problem, read as 1."""
         if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
             return value

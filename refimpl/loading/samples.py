@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from msgspec import Meta
 from refimpl.arguments import AtLeastOne, Checked, Count, integer, require
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import filled, reading
+from refimpl.model.ops import Array
 from refimpl.running.file_system import open_file
 
 Ids = npt.NDArray[np.int64]
@@ -93,13 +94,13 @@ def require_sizes(samples: int, seq_len: int) -> None:
     require(samples, integer(1, MOST_TOKENS // seq_len), "samples")
 
 
-def cut_from(ids: Ids, total: int) -> str:
+def samples_extent(ids: Ids, total: int) -> str:
     """How samples [n, S] were cut from a stream of `total` tokens, as part of a line."""
     samples, seq_len = ids.shape
     return f"{samples:,} sample{'s' * (samples > 1)} of {seq_len:,} tokens spread over {total:,}"
 
 
-def cut(stream: npt.NDArray[Any], samples: int, seq_len: int, bos: int | None, name: str) -> Ids:
+def spread_samples(stream: Array, samples: int, seq_len: int, bos: int | None, name: str) -> Ids:
     """Cut n samples [n, S] that do not overlap out of a stream of ids [N], evenly spread over it.
 
     ``start_i = i (N - body) // (n - 1)``, body = S, or S - 1 if every sample begins with `bos`.
@@ -135,7 +136,7 @@ def require_windows(window: int, count: int | None) -> None:
 
 
 def window_bounds(
-    stream: npt.NDArray[Any], body: int, count: int | None, least: int, name: str
+    stream: Array, body: int, count: int | None, least: int, name: str
 ) -> list[tuple[int, int]]:
     """First token of each window and the one after its last; the last has at least `least`."""
     rows = [(a, min(a + body, len(stream))) for a in range(0, len(stream), body)][:count]
@@ -174,8 +175,8 @@ def id_tokens(
     seq_len = width if seq_len is None else seq_len
     require_sizes(samples, seq_len)
     if stored.ndim == 1:
-        ids = cut(stored, samples, seq_len, None, str(path))
-        return Tokens(ids, f"{path.name}, {cut_from(ids, stored.size)}, ids as given", "ids")
+        ids = spread_samples(stored, samples, seq_len, None, str(path))
+        return Tokens(ids, f"{path.name}, {samples_extent(ids, stored.size)}, ids as given", "ids")
     require_rows(path, stored, samples, seq_len, ("samples", "seq_len"))
     ids = np.array(stored[:samples, :seq_len], np.int64, order="C")
     extent = f"{samples:,} of {rows:,} rows, {seq_len:,} of {width:,} ids each, as given"
@@ -201,7 +202,7 @@ def id_windows(path: str | Path, window: int | None = None, count: int | None = 
 
 
 def require_rows(
-    path: Path, stored: npt.NDArray[Any], rows: int, width: int, options: tuple[str, str]
+    path: Path, stored: Array, rows: int, width: int, options: tuple[str, str]
 ) -> None:
     """Refuse a file whose array [rows, width] is too small."""
     if rows > len(stored) or width > stored.shape[1]:
@@ -214,7 +215,7 @@ def require_rows(
         )
 
 
-def read_ids(path: Path) -> npt.NDArray[Any]:
+def read_ids(path: Path) -> Array:
     """Read ids, [N] or [rows, width], from `.npy`."""
     if path.suffix.lower() != ".npy":
         raise RefimplError(

@@ -17,12 +17,12 @@ from refimpl.loading.samples import (
     SEQ_LEN,
     Tokens,
     Windows,
-    cut,
-    cut_from,
     id_tokens,
     random_tokens,
     require_sizes,
     require_windows,
+    samples_extent,
+    spread_samples,
     window_bounds,
     window_extent,
 )
@@ -41,7 +41,7 @@ class Encoding:
 
     ids: npt.NDArray[np.int32]  # of the text, [N]
     front: tuple[int, ...]  # special ids that the post-processor puts before them
-    places: npt.NDArray[np.int32]  # first character and the one after the last, [N, 2], if asked
+    spans: npt.NDArray[np.int32]  # first character and the one after the last, [N, 2], if asked
     text: str = ""
 
 
@@ -58,14 +58,14 @@ class TextTokenizer:
             refused=("the tokenizer.json of the model", "get it again, or pass ids with `tokens`"),
         )
 
-    def encode(self, text: str, places: bool = False) -> Encoding:
-        """Encode a text, with the ids that the post-processor adds; `places` if asked for."""
-        answer, marks, ends = self._library.call("encode", text, places)
+    def encode(self, text: str, spans: bool = False) -> Encoding:
+        """Encode a text, with the ids that the post-processor adds; `spans` if asked for."""
+        answer, marks, ends = self._library.call("encode", text, spans)
         unsigned, is_text = np.frombuffer(answer, "<u4"), np.frombuffer(marks, np.uint8) > 0
         ids = np.minimum(unsigned, np.iinfo(np.int32).max).astype(np.int32)  # no model has more
         front = tuple(ids[: is_text.argmax()].tolist()) if is_text.any() else ()
-        spans = np.frombuffer(ends, "<u4").reshape(-1, 2).astype(np.int32)
-        return Encoding(ids[is_text], front, spans[is_text] if places else spans, text)
+        pairs = np.frombuffer(ends, "<u4").reshape(-1, 2).astype(np.int32)
+        return Encoding(ids[is_text], front, pairs[is_text] if spans else pairs, text)
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token, or None."""
@@ -144,7 +144,7 @@ TEXT = 64 * MIB  # bytes of a text
 USUAL_PIECE, LONGEST_PIECE = 1 << 18, 1 << 20  # characters that are tokenised at once
 LETTER = r"[^\W\d_]"
 # Where a token begins, in byte-level and in SentencePiece vocabularies.
-CUT = re.compile(rf"(?<={LETTER})(?= {LETTER}|[\r\n])|(?<=\S\n)(?={LETTER})")
+TOKEN_START = re.compile(rf"(?<={LETTER})(?= {LETTER}|[\r\n])|(?<=\S\n)(?={LETTER})")
 
 
 def text_tokens(
@@ -162,8 +162,8 @@ def text_tokens(
     require_sizes(samples, seq_len)
     path, tokenizer_json = Path(path), Path(tokenizer_json)
     stream, _, bos, reason = _stream(path, tokenizer_json, bos_id)
-    ids = cut(stream, samples, seq_len, bos, str(path))
-    return Tokens(ids, f"{path.name}, {cut_from(ids, stream.size)}, {reason}", "text", bos)
+    ids = spread_samples(stream, samples, seq_len, bos, str(path))
+    return Tokens(ids, f"{path.name}, {samples_extent(ids, stream.size)}, {reason}", "text", bos)
 
 
 def text_windows(
@@ -192,19 +192,19 @@ def text_windows(
 
 
 def _stream(
-    path: Path, tokenizer: Path, bos_id: int | None, places: bool = False, most: int | None = None
+    path: Path, tokenizer: Path, bos_id: int | None, spans: bool = False, most: int | None = None
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], int | None, str]:
-    """The ids of a text (if `most`, so many at least), [N]; with places, their bytes; its BOS."""
+    """The ids of a text (if `most`, so many at least), [N]; with spans, their bytes; its BOS."""
     library, front = read_tokenizer(tokenizer), tuple[int, ...]()
     ids, starts = list[npt.NDArray[np.int32]](), list[npt.NDArray[np.int64]]()  # of each piece
     num_bytes = num_tokens = 0
-    for piece in encoded_pieces(file_text(path), library, str(path), places):
+    for piece in encoded_pieces(file_text(path), library, str(path), spans):
         front = front if ids else piece.front
         ids.append(piece.ids)
         num_tokens += len(piece.ids)
-        if places:
+        if spans:
             offsets = byte_offsets(piece.text)
-            starts.append(num_bytes + offsets[piece.places[:, 0]])
+            starts.append(num_bytes + offsets[piece.spans[:, 0]])
             num_bytes += int(offsets[-1])
         if most is not None and num_tokens >= most:
             break
@@ -229,12 +229,12 @@ def file_text(path: Path) -> str:
 
 
 def encoded_pieces(
-    text: str, tokenizer: TextTokenizer, name: str, places: bool = False, size: int | None = None
+    text: str, tokenizer: TextTokenizer, name: str, spans: bool = False, size: int | None = None
 ) -> Iterator[Encoding]:
     """Tokenise a text in pieces of `size` characters or a little more: the ids of the whole."""
     start, size = 0, USUAL_PIECE if size is None else size
     while start < len(text):
-        found = CUT.search(text, start + size)
+        found = TOKEN_START.search(text, start + size)
         end = found.start() if found else len(text)
         if end - start > LONGEST_PIECE:
             raise RefimplError(
@@ -242,7 +242,7 @@ def encoded_pieces(
                 f"lines of at most {LONGEST_PIECE - USUAL_PIECE:,} characters",
                 "break the text into lines, or pass ids with `tokens`",
             )
-        yield tokenizer.encode(text[start:end], places)
+        yield tokenizer.encode(text[start:end], spans)
         start = end
 
 

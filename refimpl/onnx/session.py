@@ -137,7 +137,7 @@ def open_foreign(
         return _SECONDS + work if time_limit is None else time_limit
 
     child = Isolated(
-        Opened,
+        ForeignGraph,
         *(path, trace, threads, free_memory()),
         name=f"`graph={path}`",
         seconds=longest(weights / WEIGHTS_PER_SECOND),
@@ -152,7 +152,7 @@ def open_foreign(
     return Candidate(run, about["runtime"], about["dtype"], about["points"], about["length"])
 
 
-class Opened:
+class ForeignGraph:
     """The child's side of `open_foreign`."""
 
     def __init__(

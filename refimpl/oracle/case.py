@@ -41,7 +41,7 @@ from refimpl.oracle.rounding import RoundedArray, RoundedModel
 from refimpl.oracle.steps import steps
 from refimpl.running.file_system import file_digest
 from refimpl.running.outputs import whole
-from refimpl.running.threads import kernel
+from refimpl.running.threads import blas_kernel
 from refimpl.version import SPEC, __version__
 
 INPUTS, EXPECTED = "inputs.safetensors", "expected.safetensors"
@@ -83,7 +83,7 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
     facts = CaseFacts(
         schema=SCHEMA,
         spec=SPEC,
-        versions={"refimpl": __version__, "numpy": np.__version__, "kernels": kernel()},
+        versions={"refimpl": __version__, "numpy": np.__version__, "kernels": blas_kernel()},
         model=model.hub_id or os.path.relpath(model.path, folder),
         family=model.config.family,
         tokens=filled(CaseTokens, tokens, shape=tokens.ids.shape),

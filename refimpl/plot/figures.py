@@ -155,7 +155,7 @@ def allocation(scores: Scores | Allocation | Series, ax: "Axes | None" = None) -
         target, series = request.sparsity, _pairs({base: scores.base_sparsity})
         if request.correct is not None:
             name = request.correct if base == UNIFORM.name else f"{base} + {request.correct}"
-            series[name] = scores.corrected_sparsity, None if errors is None else errors.whole
+            series[name] = scores.corrected_sparsity, None if errors is None else errors.combined
             facts += _bars(0 if errors is None else errors.samples)
     else:
         series = _pairs(scores)

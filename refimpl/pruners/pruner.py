@@ -174,7 +174,7 @@ class LinearInputs:
         goal: A count or a `Pattern`; with `compat="peer"` a fraction or a `Pattern`.
         damping: Of a Hessian, as a fraction of its mean diagonal.
         seed: Of a random choice.
-        place: Numbers of the block and of the linear in it.
+        block_and_linear: Numbers of the block and of the linear in it.
     """
 
     weight: npt.ArrayLike
@@ -183,7 +183,7 @@ class LinearInputs:
     goal: Any
     damping: float
     seed: int
-    place: tuple[int, int]
+    block_and_linear: tuple[int, int]
 
     @property
     def mean(self) -> Floats:

@@ -8,7 +8,7 @@ from refimpl.pruners.pruner import LinearInputs, Pruner
 
 def _score(linear: LinearInputs) -> Floats:
     """Uniform in [0, 1), from Philox, keyed by (seed; block, linear): on no other linear's."""
-    key = np.random.SeedSequence(linear.seed, spawn_key=linear.place)
+    key = np.random.SeedSequence(linear.seed, spawn_key=linear.block_and_linear)
     return np.random.Generator(np.random.Philox(key)).random(np.shape(linear.weight))
 
 

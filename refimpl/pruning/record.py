@@ -22,7 +22,7 @@ from refimpl.running.outputs import RECORD
 from refimpl.running.provenance import Run
 
 RECORD_FORMAT: Literal[1] = 1
-_DOCUMENT: documents.Named = (
+_WORDS: documents.ErrorText = (
     "a record of a pruning",
     "the record that refimpl prune wrote",
     "prune the model again, or remove this file",
@@ -147,7 +147,7 @@ def pruning_record(
         total_pruned=sum(x.pruned for x in linears),
         total_zeros=sum(x.zeros for x in linears),
         without_tokens=tuple(idle),
-        allocation=dict(targets.made),
+        allocation=dict(targets.origin),
         blocks=blocks,
         **facts,
     )
@@ -156,7 +156,7 @@ def pruning_record(
 def read_record(model: Model) -> dict[str, Any] | None:
     """The content of the `pruning.json` beside a model, which is whole; None without one."""
     path = model.folder / RECORD
-    with documents.reading_document(path, _DOCUMENT):
+    with documents.reading_document(path, _WORDS):
         if not path.exists():
             return None
         content = documents.parsed_object(documents.read_file(path), RECORD_FORMAT)

@@ -119,7 +119,7 @@ def replaced(path: Path) -> Iterator[Path]:
         raise
 
 
-RUN = 32 * "[0-9a-f]"  # names of folders that we make
+RUN_FOLDER = 32 * "[0-9a-f]"  # names of folders that we make
 _TREE = "tree"  # the array that holds the JSON of a unit, in which _ARRAY is another one's name
 _ARRAY = "array"
 _MARK, NEW = "refimpl.lock", "new"

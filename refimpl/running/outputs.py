@@ -45,7 +45,7 @@ def whole(target: Path, force: bool = False, resumable: bool = False) -> Iterato
             with suppress(OSError):  # the next run undoes the rest
                 undo(work, target, resumable and not disk.comes_again(error))
             raise
-        for folder in filter(disk.is_folder, work.glob(disk.RUN)):
+        for folder in filter(disk.is_folder, work.glob(disk.RUN_FOLDER)):
             disk.remove(folder)
 
 

@@ -18,7 +18,7 @@ Progress = Callable[[float, float], None]
 """Called with the cost done and the cost in all."""
 
 
-def kernel() -> str:
+def blas_kernel() -> str:
     """The kernel of BLAS of this process, such as "Haswell", as OpenBLAS names it."""
     names = (x.get("architecture") for x in ThreadpoolController().info())
     return next(filter(None, names), "unknown")

@@ -37,7 +37,7 @@ _LEGEND = {  # of the columns of the table
 }
 
 
-def table(scores: Scores, allocation: Allocation) -> str:
+def scores_table(scores: Scores, allocation: Allocation) -> str:
     """What was done and found, a row per block, and how it came about."""
     width = terminal_width()
     texts = [experiment_done(scores), " ".join(costs(scores, allocation.errors))]
@@ -95,7 +95,7 @@ def costs(scores: Scores, errors: AllocationErrors | None) -> list[str]:
     if wanted:
         goal = "is reached" if points <= wanted else "needs more --samples"
         said.append(f"The goal, {wanted:.3g} points, {goal}.")
-    whole = 100 * float(np.sqrt(np.square(errors.whole).mean()))
+    whole = 100 * float(np.sqrt(np.square(errors.combined).mean()))
     return [*said, f"With the spread of kappa over the blocks, it is {whole:.2g}."]
 
 
@@ -167,7 +167,7 @@ def columns(scores: Scores, allocation: Allocation) -> dict[str, list[str]]:
     found[_PRUNED] = [f"{n:,}" for n in allocation.num_pruned]
     if np.ptp(allocation.base_sparsity):
         found["base, %"] = [number(100 * x, ".2f") for x in allocation.base_sparsity]
-    errors = None if allocation.errors is None else 100 * allocation.errors.whole
+    errors = None if allocation.errors is None else 100 * allocation.errors.combined
     return found | {_SPARSITY: numbers(100 * allocation.corrected_sparsity, errors, ".2f")}
 
 

@@ -21,7 +21,7 @@ from refimpl import Noise, Probes, Request, Scores, allocate, score
 from refimpl.allocation.allocate import base_only
 from refimpl.allocation.request import read_custom
 from refimpl.allocation.scores import PrunedAt
-from refimpl.allocation.scores_json import document, read_scores
+from refimpl.allocation.scores_json import read_scores, scores_document
 from refimpl.bases.alphapruning import alphapruning
 from refimpl.loading.samples import random_tokens
 from refimpl.method.projection import project
@@ -164,7 +164,8 @@ def made_for(kind: str) -> Scores:
     if kind == "read":
         with tempfile.TemporaryDirectory() as folder:
             write_text(
-                path := Path(folder, "s.json"), json_text(document(scores, (allocate(scores),)))
+                path := Path(folder, "s.json"),
+                json_text(scores_document(scores, (allocate(scores),))),
             )
             return read_scores(str(path))
     return scores
@@ -198,7 +199,7 @@ def test_a_base_that_was_a_file_is_asked_for_again(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text("[0.5, 0.6, 0.7, 0.6]")
     request = Request(str(tmp_path / "mine.json"), sparsity=0.6)
     scores = score(model_of("llama"), random_tokens(264, 1, 8), request=request, threads=1)
-    content = document(scores, (allocate(scores),))
+    content = scores_document(scores, (allocate(scores),))
     assert content["scores"]["made_for"]["base"] == "mine.json"  # and not its folder
     write_text(tmp_path / "s.json", json_text(content))
     read = read_scores(tmp_path / "s.json")

@@ -20,11 +20,11 @@ from tables import cases
 
 import refimpl
 from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, score
-from refimpl.allocation.scores_json import document, read_scores
+from refimpl.allocation.scores_json import read_scores, scores_document
 from refimpl.loading.files.documents import plain
 from refimpl.loading.samples import random_tokens
 from refimpl.running.outputs import json_text, write_text
-from refimpl.show.blocks import table
+from refimpl.show.blocks import scores_table
 
 GAUSSIAN = Noise(eta=(0.01, 0.3), noise_norm="expected", sink="exclude", draws=2, seed=7)
 PRUNING = Probes()
@@ -41,7 +41,7 @@ def scored(case: str, pruning: bool = False, samples: int = 3) -> tuple[Scores, 
 
 
 def whole_document(scores: Scores, wanted: Request) -> dict[str, Any]:
-    return document(scores, [allocate(scores, wanted, i) for i in range(len(scores.sweep))])
+    return scores_document(scores, [allocate(scores, wanted, i) for i in range(len(scores.sweep))])
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def read_and_use(text: str) -> str | None:
             except RefimplError as refused:
                 problem = refused.problem
                 continue
-            json.dumps(document(scores, allocations), allow_nan=False)
-            table(scores, allocations[0])
+            json.dumps(scores_document(scores, allocations), allow_nan=False)
+            scores_table(scores, allocations[0])
         return problem
 
 

@@ -23,7 +23,7 @@ from refimpl import (
     read_model,
     score,
 )
-from refimpl.allocation.scores_json import document, read_scores
+from refimpl.allocation.scores_json import read_scores, scores_document
 from refimpl.bases.base import BlockInputs, bases
 from refimpl.explanation.explain import explain
 from refimpl.loading.samples import Tokens, random_tokens
@@ -56,7 +56,7 @@ def test_a_base_of_ones_own_is_measured_as_one_of_the_package(
     found, expected = allocate(scores, base=base, sparsity=0.6), allocate(theirs, plain)
     np.testing.assert_array_equal(found.linear_pruned, expected.linear_pruned)
     path = tmp_path / "scores.json"
-    write_text(path, json_text(document(scores, [found])))
+    write_text(path, json_text(scores_document(scores, [found])))
     assert bits(read_scores(path).signals) == bits(scores.signals)
     text = explain(LLAMA, TOKENS, request=Request(base, correct=None)).figure
     np.testing.assert_allclose(

@@ -15,7 +15,7 @@ from refusals import refusal_of
 from safetensors.numpy import load_file, save_file
 
 from refimpl import Pattern, forward, inspect, prune, read_model
-from refimpl.loading.config_json import CAPPED, COMPOSITES, PLACES, read_config
+from refimpl.loading.config_json import CAPPED, COMPOSITES, TEXT_NAMES, read_config
 
 IDS = np.arange(2, 26).reshape(2, 12)
 OTHERS = ("vision_tower.blocks.0.weight", "multi_modal_projector.bias")
@@ -36,7 +36,7 @@ def composite(folder: Path, fixture: str, place: tuple[str, str], **config: Any)
     return folder
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", TEXT_NAMES)
 @pytest.mark.parametrize(
     ("kind", "fixture", "key"),
     [
@@ -69,7 +69,7 @@ def test_rotary_sections_are_plain_in_a_text(flat: bool, tmp_path: Path) -> None
     text = entries | sections | {"model_type": "qwen2_vl_text"}
     config = text | {"image_token_id": 7} if flat else {"text_config": text}
     folder = composite(
-        tmp_path / "m", "qwen2", PLACES[3], **config | VISION | {"model_type": "qwen2_vl"}
+        tmp_path / "m", "qwen2", TEXT_NAMES[3], **config | VISION | {"model_type": "qwen2_vl"}
     )
     alone = tmp_path / "alone"
     shutil.copytree(FIXTURES / "qwen2", alone)
@@ -79,7 +79,7 @@ def test_rotary_sections_are_plain_in_a_text(flat: bool, tmp_path: Path) -> None
 
 def test_pruning_copies_the_other_parts(tmp_path: Path) -> None:
     folder = composite(
-        tmp_path / "m", "llama", PLACES[1], model_type="llava", text_config=config_of("llama"),
+        tmp_path / "m", "llama", TEXT_NAMES[1], model_type="llava", text_config=config_of("llama"),
         **VISION,
     )  # fmt: skip
     ran("prune", folder, "--nm", "2:4", "--pruner", "magnitude", "-o", tmp_path / "out")
@@ -104,7 +104,7 @@ def test_pruning_copies_the_other_parts(tmp_path: Path) -> None:
 )
 def test_an_unknown_tensor_is_refused(name: str, tmp_path: Path) -> None:
     text = {"text_config": config_of("llama")}
-    folder = composite(tmp_path / "m", "llama", PLACES[1], model_type="llava", **text, **VISION)
+    folder = composite(tmp_path / "m", "llama", TEXT_NAMES[1], model_type="llava", **text, **VISION)
     file = folder / "model.safetensors"
     save_file(load_file(file) | {name: np.ones(3, np.float32)}, file)
     refusal_of(read_model, folder, says=name)

@@ -17,7 +17,7 @@ from refusals import refusal_of
 from strategies import json_like
 
 from refimpl import RefimplError
-from refimpl.loading.config_json import HubModel, read_config
+from refimpl.loading.config_json import ConfigFacts, read_config
 from refimpl.loading.config_keys import Keys
 from refimpl.loading.families import FAMILIES, REFUSED
 from refimpl.model.config import NO_MIXER, Config
@@ -240,7 +240,7 @@ def test_any_configuration_is_read_or_refused(config: dict[str, Any]) -> None:
     except RefimplError as error:
         str(error).encode("utf-8", "backslashreplace")
         return
-    assert isinstance(hub, HubModel)
+    assert isinstance(hub, ConfigFacts)
     for kind in set(hub.config.blocks):
         if kind.rope is not None:
             for inv_freq in (kind.rope.inv_freq(), kind.rope.inv_freq(10**6)):

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from program import ran, refused, run
 
 from refimpl.allocation.request import Noise, Perturbation, Probes
-from refimpl.allocation.scores_json import ScoresDocument, scores_document
+from refimpl.allocation.scores_json import ScoresDocument, parsed_scores
 from refimpl.evaluation.evaluate import EvaluationDocument
 from refimpl.loading.files.documents import converted, plain
 from refimpl.oracle.case_folders import CaseFacts
@@ -47,7 +47,7 @@ def pruning_of(content: Any) -> Pruning:
 
 
 DOCUMENTS: dict[str, tuple[type, Callable[[Any], Any]]] = {
-    "scores": (ScoresDocument, scores_document),
+    "scores": (ScoresDocument, parsed_scores),
     "pruning": (Pruning, pruning_of),
     "evaluation": (EvaluationDocument, lambda x: converted(x, EvaluationDocument)),
     "case": (CaseFacts, lambda x: converted(x, CaseFacts)),

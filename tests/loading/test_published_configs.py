@@ -15,7 +15,7 @@ from config_tables import FILE, PUBLISHED, published
 from refusals import refusal_of
 
 from refimpl.convert.block_formats import block_size
-from refimpl.loading.config_json import HubModel, read_config, text_entries
+from refimpl.loading.config_json import ConfigFacts, read_config, text_entries
 from refimpl.loading.families import ALIASES, FAMILIES
 from refimpl.loading.files.safetensors_file import QUANTISATION
 
@@ -27,7 +27,7 @@ SPELLINGS = {  # of what almost every file states
 }
 
 
-def read(entries: dict[str, Any]) -> HubModel:
+def read(entries: dict[str, Any]) -> ConfigFacts:
     """Read a file as `convert` does: what it says of its quantisation, then the rest."""
     if entries.get(QUANTISATION):
         block_size(entries[QUANTISATION], "config.json")
@@ -42,7 +42,7 @@ def facts(value: Any) -> Any:
     return [facts(x) for x in value] if isinstance(value, tuple) else value
 
 
-def meaning(hub: HubModel) -> dict[str, Any]:
+def meaning(hub: ConfigFacts) -> dict[str, Any]:
     """What a file reads as: the kinds of its blocks, and which block is of which kind."""
     kinds = list(dict.fromkeys(hub.config.blocks))
     blocks = "".join(str(kinds.index(kind)) for kind in hub.config.blocks)

@@ -20,7 +20,7 @@ from tables import cases
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 
 from refimpl.errors import RefimplError
-from refimpl.loading.samples import SHORTEST, cut
+from refimpl.loading.samples import SHORTEST, spread_samples
 from refimpl.loading.text import TextTokenizer, encoded_pieces, text_tokens
 
 BOS, EOS = 256, 257
@@ -72,7 +72,7 @@ def test_samples_are_pieces_of_the_stream_in_order(
 ) -> None:
     total = samples * body + spare
     extra = int(bos is not None)
-    ids = cut(np.arange(total), samples, body + extra, bos, "stream")
+    ids = spread_samples(np.arange(total), samples, body + extra, bos, "stream")
     assert ids.shape == (samples, body + extra)
     assert ids.dtype == np.int64
     assert ids.flags.c_contiguous
@@ -92,23 +92,28 @@ def test_numbers_in_the_error_work_and_are_the_largest(
 ) -> None:
     stream, extra = np.arange(total), int(bos is not None)
     if samples * (seq_len - extra) <= total:
-        assert cut(stream, samples, seq_len, bos, "stream").shape == (samples, seq_len)
+        assert spread_samples(stream, samples, seq_len, bos, "stream").shape == (samples, seq_len)
         return
-    caught = refusal_of(cut, stream, samples, seq_len, bos, "stream", says=f"has {total} tokens")
+    caught = refusal_of(
+        spread_samples, stream, samples, seq_len, bos, "stream", says=f"has {total} tokens"
+    )
     lengths, counts = suggested(caught, "seq-len"), suggested(caught, "samples")
     assert lengths or counts or (caught.remedy == "use a longer text" and total < SHORTEST)
     assert all(length >= SHORTEST for length in lengths)
     if " or " not in caught.remedy and lengths and counts:  # neither alone is enough
         assert total // samples + extra < SHORTEST
         assert total < seq_len - extra
-        assert cut(stream, counts[0], lengths[0], bos, "stream").shape == (1, total + extra)
+        assert spread_samples(stream, counts[0], lengths[0], bos, "stream").shape == (
+            1,
+            total + extra,
+        )
         return
     for longest in lengths:
-        assert cut(stream, samples, longest, bos, "stream").shape == (samples, longest)
-        refusal_of(cut, stream, samples, longest + 1, bos, "stream")
+        assert spread_samples(stream, samples, longest, bos, "stream").shape == (samples, longest)
+        refusal_of(spread_samples, stream, samples, longest + 1, bos, "stream")
     for most in counts:
-        assert cut(stream, most, seq_len, bos, "stream").shape == (most, seq_len)
-        refusal_of(cut, stream, most + 1, seq_len, bos, "stream")
+        assert spread_samples(stream, most, seq_len, bos, "stream").shape == (most, seq_len)
+        refusal_of(spread_samples, stream, most + 1, seq_len, bos, "stream")
     assert bool(lengths) == (total // samples + extra >= SHORTEST)
     assert bool(counts) == (total >= seq_len - extra)
 
@@ -306,7 +311,7 @@ def test_pieces_have_the_ids_of_the_whole_text(
     whole = tokenizer.encode(text, add_special_tokens=False)
     ids = np.concatenate([part.ids for part in parts]).tolist()
     starts = np.cumsum([0, *(len(part.text) for part in parts[:-1])])
-    places = np.concatenate([a + p.places for a, p in zip(starts, parts, strict=True)])
+    places = np.concatenate([a + p.spans for a, p in zip(starts, parts, strict=True)])
     if kind == "a space":  # each piece begins with one, and a few ids differ after it
         assert abs(len(ids) - len(whole.ids)) <= 8 * len(parts)
         return

@@ -29,7 +29,7 @@ from refimpl import (
     read_model,
     score,
 )
-from refimpl.allocation.scores_json import Targets, document, pattern_targets, targets_for
+from refimpl.allocation.scores_json import Targets, pattern_targets, scores_document, targets_for
 from refimpl.bases.base import bases
 from refimpl.loading.samples import Tokens, id_tokens, random_tokens
 from refimpl.model.stream import Stream
@@ -254,7 +254,7 @@ def scores_of_llama() -> Scores:
 
 def edited(change: Any, tmp_path: Path) -> Path:
     """A file of allocations for the llama fixture with something changed."""
-    content = document(scores_of_llama(), (allocate(scores_of_llama()),))
+    content = scores_document(scores_of_llama(), (allocate(scores_of_llama()),))
     change(content)
     path = tmp_path / "edited.json"
     path.write_text(json.dumps(content))

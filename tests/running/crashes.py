@@ -17,7 +17,7 @@ from processes import forked, stopped_at_step
 from program import Result, run
 
 from refimpl import RefimplError
-from refimpl.running.file_system import RUN
+from refimpl.running.file_system import RUN_FOLDER
 from refimpl.running.outputs import whole
 
 LLAMA, CASES = FIXTURES / "llama", FIXTURES / "cases"
@@ -146,7 +146,7 @@ def refused(stopped: Result, folder: Path, output: str) -> None:
     hidden = folder / f".{output}.part"
     assert left <= {hidden.name}, (stopped, left)
     if hidden.exists():
-        allowed = {hidden / "refimpl.lock", *hidden.glob(RUN)}
+        allowed = {hidden / "refimpl.lock", *hidden.glob(RUN_FOLDER)}
         if (hidden / "done.json").exists():  # the copy has whole blocks
             allowed |= {hidden / "done.json", hidden / "new"}
         assert {*hidden.iterdir()} <= allowed, stopped

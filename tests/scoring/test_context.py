@@ -14,7 +14,7 @@ from refusals import refusal_of
 from scipy.special import log_softmax
 
 from refimpl import Settings, forward, prune, read_model, recommended
-from refimpl.allocation.scores_json import document
+from refimpl.allocation.scores_json import scores_document
 from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.method.equal_marginals import context_slopes
 from refimpl.method.projection import project
@@ -80,7 +80,7 @@ def test_a_step_keeps_the_budget_and_its_limit_and_helps_other_samples() -> None
     assert change.any() == taken
     again = recommended(LLAMA, TOKENS, 0.6, settings=replace(EXACT, threads=1), context=JUDGES)[1]
     np.testing.assert_array_equal(again.linear_pruned, made.linear_pruned)
-    stored = document(scores, [made])["allocations"][0]["context"]
+    stored = scores_document(scores, [made])["allocations"][0]["context"]
     assert stored == made.context.tolist()
 
 

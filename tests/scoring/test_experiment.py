@@ -20,7 +20,7 @@ from gates import bits, model_as, model_of
 
 from refimpl import Model, Noise, Probes, Request, Scores, allocate, score
 from refimpl.allocation.scores import Absorption
-from refimpl.allocation.scores_json import document
+from refimpl.allocation.scores_json import scores_document
 from refimpl.loading.samples import Tokens
 from refimpl.model import kernels
 from refimpl.model.forward import block, embed, head, places
@@ -370,7 +370,7 @@ def assert_nothing_moved(found: Scores, tmp_path: Path, correct: Any) -> None:
     allocation = allocate(found, sparsity=sparsity, correct=correct)
     np.testing.assert_array_equal(allocation.corrected_sparsity, allocation.base_sparsity)
     assert not allocation.clipped.any()
-    content = document(found, (allocation,))
+    content = scores_document(found, (allocation,))
     write_text(tmp_path / "scores.json", json_text(content))  # refuses NaN
     result = content["scores"]["sweep"][0]
     assert result["coefficient"] == result["stderr"] == [None] * found.num_blocks

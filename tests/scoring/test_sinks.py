@@ -10,7 +10,7 @@ from gates import model_of
 
 from refimpl import Noise, Probes, Request, allocate, read_model, score
 from refimpl.loading.samples import Tokens
-from refimpl.show.blocks import sinks, table
+from refimpl.show.blocks import scores_table, sinks
 
 IDS = np.random.default_rng(0).integers(2, 264, (3, 24))
 IDS[:, 5] = 1  # the long token
@@ -30,7 +30,7 @@ def test_noise_on_sinks_is_named_with_the_option_that_spares_them(model: Any) ->
     scores = score(model, TOKENS, Noise(eta=0.1), dtype=np.float64, threads=2)
     assert (scores.sinks == 0).all()  # none is excluded
     assert (scores.sink_share > 0.9).all()
-    text = " ".join(table(scores, allocate(scores)).split())
+    text = " ".join(scores_table(scores, allocate(scores)).split())
     assert "tokens of more than 20 times the median norm hold 100.0% of the squared norm" in text
     assert "--sink exclude" in text
     excluded = score(model, TOKENS, Noise(eta=0.1, sink="exclude"), dtype=np.float64)

@@ -15,7 +15,7 @@ from refimpl.allocation.request import Noise, Probes, Request
 from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signal
 from refimpl.loading.samples import TokenFacts
 from refimpl.running.provenance import Run
-from refimpl.show.blocks import SCALE, header, table
+from refimpl.show.blocks import SCALE, header, scores_table
 from refimpl.show.table import LABEL, WIDEST, aligned, wrapped
 
 LINEARS = {"q_proj": (30, 20), "down_proj": (20, 30)}
@@ -61,7 +61,7 @@ def scores(*sweep: Absorption, **changes: Any) -> Scores:
 
 
 def shown(found: Scores, **request: Any) -> str:
-    return table(found, allocated(found, **request))
+    return scores_table(found, allocated(found, **request))
 
 
 def allocated(found: Scores, **request: Any) -> Allocation:
@@ -100,7 +100,7 @@ to prune: 2,160 of 3,600 (60.0000%), asked for 60.0000%
 def test_the_table_word_for_word() -> None:
     found = scores(absorption([4.0, 0.5773, 1.0], stderr=np.array([0.4, 0.0123, 0.0])))
     made = allocated(found, base="owl", options={"lam": 0.1}, sparsity=0.6)
-    assert table(found, made) == GOLDEN
+    assert scores_table(found, made) == GOLDEN
 
 
 def test_a_sweep_has_a_column_per_eta() -> None:

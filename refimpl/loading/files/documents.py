@@ -15,7 +15,7 @@ from refimpl.running.file_system import MIB, open_file
 
 DOCUMENT = 32 * MIB  # bytes of a JSON document: in memory twenty times as much
 DEEPEST = 64  # nesting of JSON
-WHOLE = 1 << 63  # the limit of integers
+INT64_LIMIT = 1 << 63  # the limit of integers
 
 
 @contextmanager
@@ -67,13 +67,13 @@ def _check(value: Any, limit: float, depth: int) -> None:
         for inner in value:
             _check(inner, limit, depth + 1)
     elif isinstance(value, int | float):
-        within = -WHOLE <= value < WHOLE if isinstance(value, int) else True
+        within = -INT64_LIMIT <= value < INT64_LIMIT if isinstance(value, int) else True
         if not within or not abs(value) < limit:
             raise ValueError(f"the number {json.dumps(value):.40}")
 
 
 T = TypeVar("T")
-Named = tuple[str, str, str]
+ErrorText = tuple[str, str, str]
 """What messages call a document, what is expected, and what to do next."""
 
 
@@ -162,7 +162,7 @@ def _decoded(kind: Any, value: Any) -> Any:
 
 
 @contextmanager
-def reading_document(path: Path, named: Named) -> Iterator[None]:
+def reading_document(path: Path, named: ErrorText) -> Iterator[None]:
     """Refuse a file that cannot be read, or whose contents are not those of a document."""
     name, expected, remedy = named
     try:
@@ -184,7 +184,7 @@ def parsed_object(content: bytes, version: int | None = None, limit: float = inf
     return document
 
 
-def read_document(path: Path, named: Named, version: int | None, made: Callable[[Any], T]) -> T:
+def read_document(path: Path, named: ErrorText, version: int | None, made: Callable[[Any], T]) -> T:
     """Read a document, made of a JSON object of this format."""
     with reading_document(path, named):
         return made(parsed_object(read_file(path), version))
