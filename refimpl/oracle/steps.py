@@ -74,7 +74,12 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
     yield from dense.measured(inputs, "pruned.", states)
     yield "pruned.divergence", nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1)
     inputs.missed.clear()
-    errors, log = inputs.correction("divergence")
+    yield from _by_divergence(inputs)
+
+
+def _by_divergence(inputs: StepInputs) -> NamedArrays:
+    """The first base, corrected by what pruning each block does."""
+    first, (errors, log) = inputs.recipe.bases[0], inputs.correction("divergence")
     corrected = inputs.allocated(first, inputs.base(first), log(errors))
     yield "divergence.corrected", corrected.corrected_sparsity
 
@@ -238,7 +243,7 @@ def computed_again(inputs: StepInputs, step: str) -> Array:
     else:
         table: StepTable = {
             "experiment": (dense.by_noise,), "signals": (dense.forward_points, dense.signals),
-            "allocation": (dense.allocations,),
+            "allocation": (dense.allocations,), "divergence": (_by_divergence,),
         }.get(stage, (dense.forward_points, _by_pruning))  # fmt: skip
         table = (_by_pruners,) if first in METHODS or stage == "perplexity" else table
         arrays = chain.from_iterable(x(inputs) for x in table)

@@ -1,22 +1,28 @@
-"""Mistakes that people make, by kind of step: what is changed, in words that follow "if".
+"""Mistakes that people make: what is changed of functions, facts, weights and inputs, in words.
 
-Others follow from refimpl's own source (`mutations`), its facts and its weights (`diagnosis`).
+Those of functions are in `mistakes.toml`, by kind of step; slips are in `mutations`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
-from itertools import permutations
-from types import ModuleType
-from typing import Any
+from itertools import combinations, pairwise, permutations
+from operator import attrgetter
+from pathlib import Path
+from re import fullmatch
+from tomllib import loads
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
-from refimpl.model.ops import Array
+from refimpl.model.config import Mixer
+from refimpl.model.ops import ACTIVATIONS, Array
+from refimpl.model.position_tables import Rope
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.mutations import MISTAKES, function_named, reworded
+from refimpl.oracle.measures import reads_of
+from refimpl.oracle.mutations import function_at, reworded
 
 ByName = Mapping[str, Array]
 Edit = Callable[[Any], Any]
@@ -58,12 +64,19 @@ def swap(owner: Any, name: str, wrap: Edit) -> Mistake:
     return Mistake(swaps=((owner, name, wrap),))
 
 
-def reworded_at(place: str, *edits: str) -> Mistake:
-    """Another text in a function of refimpl: each first edit is replaced by the second one."""
-    module, _, name = f"refimpl.{place}".partition(":")
-    import_module(module)
-    function = function_named(module, name)
-    return swap(function, "__code__", lambda _: reworded(function, edits))
+def reworded_at(words: str, texts: list[str]) -> Mistake:
+    """Functions of refimpl, each with pieces of its text that the next piece replaces."""
+    change = Mistake()
+    starts = [i for i, x in enumerate(texts) if fullmatch(r"[a-z0-9_.]+:[A-Za-z0-9_.]+", x)]
+    for i, end in pairwise([*starts, len(texts)]):
+        function, edits = function_at(texts[i]), tuple(texts[i + 1 : end])
+        change += swap(function, "__code__", partial(_reworded, function, edits))
+    narrow = "float16" in words  # so it is rounded as the candidate rounds
+    return Mistake(lambda x: replace(x, dtype=np.float32)) + change if narrow else change
+
+
+def _reworded(function: FunctionType, edits: tuple[str, ...], _: Any) -> CodeType:
+    return reworded(function, edits)
 
 
 def weights(change: Callable[[ByName], ByName]) -> Mistake:
@@ -86,13 +99,171 @@ def _variants() -> Iterator[tuple[str, str, Mistake]]:
         Pattern of the names of steps, words that follow "if", and the mistake.
     """
     yield "logits", "lm_head is tied to the embeddings", Mistake(tied)
-    for patterns, places in MISTAKES.items():
-        for place, texts in places.items():
-            for words, edits in texts.items():
-                yield from ((x, words, reworded_at(place, *edits)) for x in patterns.split())
+    for patterns, mistakes in MISTAKES.items():
+        for words, texts in mistakes.items():
+            yield from ((x, words, reworded_at(words, texts)) for x in patterns.split())
 
 
+MISTAKES = loads((Path(__file__).parent / "mistakes.toml").read_text("utf-8"))
+SLIPS = [  # patterns of names of steps, and a function of refimpl
+    (x, y) for k, v in MISTAKES.items() for y in v.pop("slips", "").split() for x in k.split()
+]  # fmt: skip
 VARIANTS = [*_variants()]  # patterns of names of steps, words, and the mistake
+
+
+Changes = Iterator[tuple[str, Mistake]]
+"""With words that follow "refimpl's numbers if"."""
+EDITS: Mapping[tuple[str, str], Callable[[Array], Array]] = {  # of a kind of weight
+    ("is transposed", ""): lambda x: x.T, ("is reversed", ""): lambda x: x[..., ::-1],
+    ("is taken plus 1", "of a norm"): lambda x: x + 1, ("is negated", "of one axis"): lambda x: -x,
+    ("is taken minus 1", "of a norm"): lambda x: x - 1,
+    ("is left out (0)", "of one axis"): lambda x: x * 0,
+    ("is left out (1)", "of a norm"): lambda x: x * 0 + 1,
+}  # fmt: skip
+STRUCTURE = ("num_experts", "blocks", "experts", "alibi", "mixer", "groups", "groups_kept")
+POWERS = {
+    -0.5: "1 / the root of {}", 1.0: "{}", -1.0: "1 / {}", 0.5: "the root of {}",
+    2.0: "the square of {}", -2.0: "1 / the square of {}",
+}  # fmt: skip
+
+
+def numbers_of(inputs: StepInputs, block: int, forward: bool = True) -> dict[str, float]:
+    """The model's numbers, and those of the case, by name."""
+    c, (sequences, tokens) = inputs.model.config, inputs.ids.shape
+    kind, found = c.blocks[block], dict[str, float]({"blocks": c.num_blocks} if forward else {})
+    records = (kind.mixer, c, kind, kind.rope, c.experts) if forward else ()
+    for record in records:
+        for name, x in vars(record).items() if record is not None else ():
+            if type(x) in (int, float) and x not in (0, 1):
+                found.setdefault(name, x)
+    if {"plain_dim", "rotary_dim"} <= found.keys():
+        found["channels of a query"] = found["plain_dim"] + found["rotary_dim"]
+    return found | {"tokens": tokens, "sequences": sequences}
+
+
+def of_facts(inputs: StepInputs, block: int, numbers: Mapping[str, float]) -> Changes:
+    """Other values of the model's facts, of its mixture, and of one block's kind and records."""
+    c = inputs.model.config
+    kind = c.blocks[block]
+    inside = [f"mixer.{k}." for k, x in vars(kind.mixer).items() if isinstance(x, Mixer)]
+    paths = [(kind, x) for x in ("", "mixer.", *inside, "rope.", "temperature.")]
+    for owner, path in [(c, ""), (c, "experts."), (c, "alibi."), *paths]:
+        record = attrgetter(path[:-1])(owner) if path else owner
+        hints = get_type_hints(type(record)) if record is not None else {}
+        for name in (x for x in hints if x in vars(record) and x not in STRUCTURE):
+            old, found = vars(record)[name], dict[str, Any]()
+            for i, other in enumerate(() if owner is c else c.blocks):
+                with suppress(AttributeError):
+                    value = attrgetter(path + name)(other)
+                    words = f"that of block {i}" if isinstance(value, Mixer | Rope) else value
+                    found[f"{name} is {words}"] = value
+            for words, value in (found | _others(name, old, hints[name], numbers)).items():
+                if value != old:
+                    change = partial(_with_fact, block, owner is c, path + name, value)
+                    yield words, Mistake(change)
+
+
+def _others(name: str, value: Any, hint: Any, numbers: Mapping[str, float]) -> dict[str, Any]:
+    """Values that a fact has if it is left out or misread, by words."""
+    found: dict[str, Any] = {f"{name} is left out": None}
+    if isinstance(value, bool):
+        return {f"{name} is {not value}": not value}
+    if isinstance(value, str):
+        every = ACTIVATIONS if name == "activation" else get_args(hint)
+        return {f"{name} is {x or 'absent'}": x for x in every}
+    if isinstance(value, tuple) and all(type(x) is float for x in value):
+        for i, j in combinations(range(len(value)), 2):
+            order = [{i: j, j: i}.get(k, k) for k in range(len(value))]
+            found[f"numbers {i} and {j} of {name} are swapped"] = tuple(value[k] for k in order)
+    if type(value) is float:
+        found = {f"{name} is left out (1)": 1.0} | found
+        for dtype in ("bfloat16", "float16"):
+            found[f"{name} is rounded to {dtype}"] = float(np.array(value).astype(dtype))
+        for k, n in numbers.items() if "scale" in name else ():
+            for power, x in POWERS.items() if n > 0 else ():
+                found[f"{name} is {x.format(k)}"] = n**power
+                if k == "blocks":
+                    found[f"{name} is multiplied by {x.format(k)}"] = value * n**power
+        for k in ("head_dim", "hidden_size") if name == "theta" else ():
+            exponent = numbers["rotary_dim"] / numbers.get(k, np.inf)
+            found[f"exponents of frequencies are 2i / {k}"] = value**exponent
+            found["exponents of frequencies are i / rotary_dim"] = value**0.5
+        near = [value**2, abs(value) ** 0.5, 1 / (value or 1), 10 * value, value / 10]
+        usual = {"eps": (1e-5, 1e-6, 1e-8, 1e-3), "theta": (1e4, 5e5, 1e6)}
+        near += next((x for k, x in usual.items() if k in name), (0.0, -value, 10.0, 0.5))
+        found |= {f"{name} is {x:.4g}": x for x in near if name != "theta" or x >= 1e4}
+    if type(value) is int:
+        alike = numbers if name.endswith("dim") else {}
+        found |= {f"{name} is {k} ({x})": x for k, x in alike.items() if type(x) is int}
+        some = 0, 1, 2, 3, value + 1, value - 1, value * 2, value // 2
+        found |= {f"{name} is {x}": x for x in some}
+    for first in (0, 1) if name == "slopes" else ():
+        powers = (-8 * (i + first) / len(value) for i in range(len(value)))
+        found[f"slopes are 2^(-8 (i + {first}) / heads)"] = tuple(2.0**x for x in powers)
+    return found
+
+
+def _with_fact(block: int, of_model: bool, path: str, value: Any, inputs: StepInputs) -> StepInputs:
+    """The computation where a fact of the model, or of a block, has another value."""
+    c = inputs.model.config
+    if of_model:
+        new = _replaced(c, path.split("."), value)
+    else:
+        blocks = [*c.blocks]
+        blocks[block] = _replaced(blocks[block], path.split("."), value)
+        new = replace(c, blocks=tuple(blocks))
+    return replace(inputs, model=replace(inputs.model, config=new))
+
+
+def _replaced(record: Any, path: list[str], value: Any) -> Any:
+    first, *rest = path
+    new = _replaced(getattr(record, first), rest, value) if rest else value
+    return replace(record, **{first: new})
+
+
+def of_weights(inputs: StepInputs, block: int) -> Changes:
+    """Weights of a block, or of the ends, left out, changed, or in the place of others."""
+    model, c = inputs.model, inputs.model.config
+    ends = {**model.head(np.float64), **model.embedding()} if block < 0 else {}
+    every: ByName = ends or model.block(block, np.float64)
+    shapes = {k: x.shape for k, x in every.items() if not k.startswith("experts.")}
+
+    def changed(new: Callable[[ByName], ByName]) -> Mistake:
+        return weights(lambda w: {**w, **new(w)})
+
+    for a, shape in shapes.items():
+        gone = partial(lambda a, w: {k: x for k, x in w.items() if k != a}, a)
+        yield f"{a} is left out", weights(gone)
+        sort = "of a norm" if "norm" in a else "of one axis" if len(shape) == 1 else ""
+        for (words, kind), edit in EDITS.items():
+            if kind == sort:
+                yield f"{a} {words}", changed(partial(lambda a, f, w: {a: f(w[a])}, a, edit))
+        for b in (x for x in shapes if shapes[x] == shape and x != a):
+            yield f"{b} is taken for {a}", changed(partial(lambda a, b, w: {a: w[b]}, a, b))
+            pair = changed(partial(lambda a, b, w: {a: w[b], b: w[a]}, a, b))
+            yield f"{a} and {b} are swapped", pair
+    if block >= 0:
+        yield from in_layouts(every, c.blocks[block].mixer, c.head_dim)
+
+
+def of_inputs(inputs: StepInputs, step: str) -> Changes:
+    """What a point of a block reads: another point there, none, twice or half of it."""
+    prefix = step[: step.index(".", 7) + 1] if step.startswith("blocks.") else ""
+    for name in [x for x in (prefix + y for y in reads_of(step)) if x in inputs.given]:
+        right, short = inputs.given[name], name.removeprefix(prefix)
+        others = {
+            f"{short} is left out": right * 0,
+            f"{short} counts twice": right * 2,
+        }
+        for other, x in inputs.given.items():
+            if other.startswith(prefix) and x.shape == right.shape and other not in (name, step):
+                others[f"{other.removeprefix(prefix)} is read in place of {short}"] = x
+        for words, value in others.items():
+            yield words, Mistake(partial(_with_given, name, value))
+
+
+def _with_given(name: str, value: Array, inputs: StepInputs) -> StepInputs:
+    return replace(inputs, given={**inputs.given, name: value})
 
 
 FUSED = (  # weights that files hold in one tensor
