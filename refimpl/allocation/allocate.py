@@ -70,12 +70,12 @@ def allocate(
             "run refimpl score again with --correct divergence, or use --strength 0.05",
         )
 
-    def made(some: Array) -> Allocation:
+    def solve(some: Array) -> Allocation:
         grows = growth(nan_mean(some, axis=0), probes.sparsity)
         return allocated(base, u, scores.linears, request, grows)
 
-    whole, each = made(probes.divergences), probes.divergences
-    without = [made(np.delete(each, i, axis=0)) for i in range(len(each))] if len(each) > 1 else []
+    whole, each = solve(probes.divergences), probes.divergences
+    without = [solve(np.delete(each, i, axis=0)) for i in range(len(each))] if len(each) > 1 else []
     return replace(whole, errors=_errors(whole, without or [whole]))
 
 

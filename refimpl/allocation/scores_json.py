@@ -40,10 +40,9 @@ class ScoresDocument(Document, frozen=True, kw_only=True):
 def scores_document(scores: Scores, allocations: Sequence[Allocation] = ()) -> dict[str, Any]:
     """Describe scores and allocations, one per eta, by default those that they were made for."""
     allocations = allocations or [allocate(scores, which=i) for i in range(len(scores.sweep))]
-    made = replace(scores, made_for=_request(allocations[0]))
+    scores = replace(scores, made_for=_request(allocations[0]))
     stored = [filled(AllocationNumbers, x) for x in allocations]
-    content: dict[str, Any] = plain(ScoresDocument(format=_FORMAT, scores=made, allocations=stored))
-    return content
+    return dict(plain(ScoresDocument(format=_FORMAT, scores=scores, allocations=stored)))
 
 
 def _request(allocation: Allocation) -> dict[str, Any]:
@@ -79,13 +78,13 @@ def parsed_scores(content: Any) -> ScoresDocument:
             {"context": None} | x if isinstance(x, dict) else x for x in content["allocations"]
         ]
         content = content | {"allocations": every}
-    found = converted(content, ScoresDocument, exact=True)
-    scores, made_for = found.scores, dict(found.scores.made_for)
+    parsed = converted(content, ScoresDocument, exact=True)
+    scores, made_for = parsed.scores, dict(parsed.scores.made_for)
     linears, at, etas = tuple(scores.linears), scores.pruned_at, tuple(x.eta for x in scores.sweep)
     sides = [n for block in linears for shape in block.values() for n in shape]
     if not linears or not all(linears) or not 0 < min(sides) <= max(sides) < _LARGEST:
         raise ValueError(f"scores.linears is {linears!r:.40}")
-    if etas != scores.plan.etas or len(found.allocations) != len(etas):
+    if etas != scores.plan.etas or len(parsed.allocations) != len(etas):
         raise ValueError(f"scores.sweep and allocations are not at eta {scores.plan.etas}")
     if isinstance(scores.plan, Probes) != (at is not None):
         raise ValueError(f"scores.pruned_at is {at!r:.40}, which does not go with scores.plan")
@@ -100,9 +99,9 @@ def parsed_scores(content: Any) -> ScoresDocument:
     owners: dict[str, Any] = {"scores": scores}
     owners |= {f"scores.{name}": getattr(scores, name) for name in ("pruned_at", "probes")}
     owners |= {f"scores.sweep[{i}]": x for i, x in enumerate(scores.sweep)}
-    owners |= {f"allocations[{i}]": x for i, x in enumerate(found.allocations)}
+    owners |= {f"allocations[{i}]": x for i, x in enumerate(parsed.allocations)}
     for part in ("errors", "growth"):
-        parts = [getattr(x, part) for x in found.allocations]
+        parts = [getattr(x, part) for x in parsed.allocations]
         owners |= {f"allocations[{i}].{part}": x for i, x in enumerate(parts)}
     for path, owner in owners.items():
         arrays = {} if owner is None else vars(owner)
@@ -114,7 +113,7 @@ def parsed_scores(content: Any) -> ScoresDocument:
             if isinstance(x, np.ndarray) and ([*x.shape] != shape or (whole and np.isnan(x).any())):
                 wrong = f"{path}.{name} has {[*x.shape]} numbers, or null"
                 raise ValueError(f"{wrong}; expected {shape}")
-    for allocation in found.allocations:
+    for allocation in parsed.allocations:
         counts, total = allocation.linear_pruned, allocation.total_pruned
         within = (counts >= 0) & (counts <= weights) & (allocation.linear_sparsity >= 0)
         if counts.sum() != total or not within.all():
@@ -131,7 +130,7 @@ def parsed_scores(content: Any) -> ScoresDocument:
         if not signal.values:
             raise ValueError(f"scores.signals.{base}.values is empty")
     scores = replace(scores, linears=linears)
-    return ScoresDocument(format=_FORMAT, scores=scores, allocations=found.allocations)
+    return ScoresDocument(format=_FORMAT, scores=scores, allocations=parsed.allocations)
 
 
 @dataclass(frozen=True)
@@ -160,11 +159,11 @@ def allocation_targets(
     allocation: Allocation, scores: Scores | None = None, tokens: Tokens | None = None
 ) -> Targets:
     """Targets of an allocation, from scores, or from signals computed on these tokens."""
-    made = allocation_origin(allocation, scores)
+    origin = allocation_origin(allocation, scores)
     if scores is None and tokens is not None:
-        made["tokens"] = plain(tokens.facts)
+        origin["tokens"] = plain(tokens.facts)
     counts, sparsity = allocation.linear_pruned, allocation.linear_sparsity
-    return Targets(counts, sparsity, allocation.request.compat, None, made)
+    return Targets(counts, sparsity, allocation.request.compat, None, origin)
 
 
 def pattern_targets(pattern: Pattern, linears: Linears, compat: Compat) -> Targets:
@@ -198,8 +197,8 @@ def targets_for(target: Allocation | Pattern | Targets, linears: Linears) -> Tar
 
 def read_targets(path: Path, linears: Linears) -> Targets:
     """Targets from a file of `refimpl allocate -o` or `score -o`; of a sweep, at the first eta."""
-    found = read_document(path, _WORDS, _FORMAT, parsed_scores)
-    scores, allocation = found.scores, found.allocations[0]
+    parsed = read_document(path, _WORDS, _FORMAT, parsed_scores)
+    scores, allocation = parsed.scores, parsed.allocations[0]
     if [[*x.items()] for x in scores.linears] != [[*x.items()] for x in linears]:
         raise RefimplError(
             f"{path}: an allocation for another model: {_sizes(scores.linears)}",
@@ -207,8 +206,8 @@ def read_targets(path: Path, linears: Linears) -> Targets:
             "run refimpl score on this model",
         )
     counts, sparsity = allocation.linear_pruned, allocation.linear_sparsity
-    made = allocation_origin(scores.made_for, scores)
-    return Targets(counts, sparsity, scores.made_for["compat"], None, made)
+    origin = allocation_origin(scores.made_for, scores)
+    return Targets(counts, sparsity, scores.made_for["compat"], None, origin)
 
 
 def _sizes(linears: Linears) -> str:

@@ -182,10 +182,10 @@ def rows_on_file(folder: Path, settings: BenchSettings, weights: Mapping[str, st
         folder.mkdir(exist_ok=True)
         write_text(path, _line({"format": BENCH_FORMAT, "settings": settings}))
         return Comparison(settings, ())
-    found = read_bench(path)
-    old, new = (plain(x) for x in (found.settings, settings))
+    stored = read_bench(path)
+    old, new = (plain(x) for x in (stored.settings, settings))
     what = [f"{x}: {old[x]} there, {new[x]} here" for x in old if old[x] != new[x]]
-    other = {x.model for x in found.rows if weights.get(x.model, x.model_sha256) != x.model_sha256}
+    other = {x.model for x in stored.rows if weights.get(x.model, x.model_sha256) != x.model_sha256}
     what += [f"other weights of {name}" for name in other]
     if what:
         raise RefimplError(
@@ -194,7 +194,7 @@ def rows_on_file(folder: Path, settings: BenchSettings, weights: Mapping[str, st
             "choose another -o",
         )
     os.truncate(path, read_file(path).rindex(b"\n") + 1)
-    return found
+    return stored
 
 
 def _line(content: Any) -> str:

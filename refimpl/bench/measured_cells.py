@@ -71,18 +71,18 @@ class ModelBench:
         if request.correct == "divergence":
             key += [cell.pruner, cell.sparsity]
             plan = Probes(seed=cell.seed, pruner=str(cell.pruner))
-        known = self.measured.get(str(key))
+        measured = self.measured.get(str(key))
         if request.correct is None:
-            known = known or signals_of(self.model, request, tokens, running)
-            made = base_only(known, request, self.model.config.linears)
+            measured = measured or signals_of(self.model, request, tokens, running)
+            allocation = base_only(measured, request, self.model.config.linears)
         else:
-            known = known or score(self.model, tokens, plan, request, running, bases=())
-            made = allocate(known, request)
-        self.measured[str(key)] = known
+            measured = measured or score(self.model, tokens, plan, request, running, bases=())
+            allocation = allocate(measured, request)
+        self.measured[str(key)] = measured
         if cell.allocation == bench.CONTEXT:
             judges, how = self.samples(SCORED, True)[cell.seed], PrunerOptions(str(cell.pruner))
-            made = step_in_context(self.model, tokens, judges, made, how, running)
-        return made
+            allocation = step_in_context(self.model, tokens, judges, allocation, how, running)
+        return allocation
 
     def row(self, cell: bench.BenchRow, out: Path, progress: Progress) -> bench.BenchRow:
         """Measure a cell, or the dense model; `out` is where the pruned model is meanwhile."""
@@ -94,12 +94,12 @@ class ModelBench:
             return replace(self.running, progress=share)
 
         if cell.pruner is not None:
-            made, tokens = self.allocation(cell, stage(0)), self.tokens["prune"][cell.seed]
-            target = jittered(made, model, cell.jitter) if cell.jitter else made
+            allocation, tokens = self.allocation(cell, stage(0)), self.tokens["prune"][cell.seed]
+            target = jittered(allocation, model, cell.jitter) if cell.jitter else allocation
             pruner = PrunerOptions(cell.pruner, seed=cell.seed)
             done = prune(model, out, target, pruner, tokens, settings=stage(1), force=True)
             model = read_model(out)
-            facts["block_sparsity"] = tuple(made.corrected_sparsity.tolist())
+            facts["block_sparsity"] = tuple(allocation.corrected_sparsity.tolist())
             facts |= {"pruned": done.total_pruned, "tokens_sha256": tokens.sha256}
         numbered = enumerate(self.windows, count - len(self.windows))
         results = [evaluate(model, x, stage(i)).perplexity for i, x in numbered]
@@ -108,11 +108,11 @@ class ModelBench:
         return structs.replace(cell, texts=tuple(texts), **facts)
 
 
-def jittered(made: Allocation, model: Model, seed: int) -> Targets:
+def jittered(source: Allocation, model: Model, seed: int) -> Targets:
     """An allocation with every sparsity moved by about 1e-6, or by two weights, on its budget."""
-    sizes, request = model.config.linear_sizes, made.request
-    per_linear = np.ptp(made.linear_sparsity, axis=1).any()
-    moved: Array = (made.linear_sparsity if per_linear else made.corrected_sparsity).copy()
+    sizes, request = model.config.linear_sizes, source.request
+    per_linear = np.ptp(source.linear_sparsity, axis=1).any()
+    moved: Array = (source.linear_sparsity if per_linear else source.corrected_sparsity).copy()
     units, exists = units_of(moved, sizes)
     noise = np.random.default_rng(seed).standard_normal(len(units))
     noise *= np.maximum(JITTER, LEAST_MOVED / units)

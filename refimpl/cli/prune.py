@@ -95,9 +95,9 @@ def prune_command(
     opened, output = where.read(model), how.output
     check_prune(opened, output, how.force)
     request = _request(context, how, opened.config.linears)
-    made = request.origin if isinstance(request, Targets) else {}
-    if made.get("perturbation") == "pruning" and made.get("correct") is not None:
-        probed = replace(pruner, pruner=made["pruner"], damping=made["damping"])
+    origin = request.origin if isinstance(request, Targets) else {}
+    if origin.get("perturbation") == "pruning" and origin.get("correct") is not None:
+        probed = replace(pruner, pruner=origin["pruner"], damping=origin["damping"])
         others = [x for x in ("pruner", "damping") if getattr(pruner, x) != getattr(probed, x)]
         file = f"{how.allocation}, which was measured with {probed.record.name}"
         refuse(context, others, file, "the pruner by which the blocks were probed")
@@ -173,8 +173,8 @@ def _scored(
     if wanted.correct != "divergence":
         with progress_bar("signals") as progress:
             base = signals_of(model, wanted, tokens, replace(settings, progress=progress))
-        made = base_only(base, wanted, model.config.linears)
-        return allocation_targets(made, None, tokens), None
+        allocation = base_only(base, wanted, model.config.linears)
+        return allocation_targets(allocation, None, tokens), None
     assert isinstance(tokens, Tokens)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress)

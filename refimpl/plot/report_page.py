@@ -57,14 +57,14 @@ def read_result(path: Path) -> Drawable:
 
 def panels(results: Sequence[Drawable], wanted: str | None = None) -> list[Panel]:
     """All figures of some results, or those of one name."""
-    found = [x for x in _panels(results) if wanted in (None, x[0])]
-    if not found:
+    drawable = [x for x in _panels(results) if wanted in (None, x[0])]
+    if not drawable:
         raise RefimplError(
             f"the files have {'nothing to draw' if wanted is None else f'no {wanted}'}",
             "scores; evaluations of a pruned model; or a comparison of refimpl bench",
             "add such a file, or evaluate a pruned model with refimpl eval -o",
         )
-    return found
+    return drawable
 
 
 def _panels(results: Sequence[Drawable]) -> Iterator[Panel]:
@@ -110,9 +110,9 @@ def _sections(results: Sequence[Drawable]) -> Iterator[tuple[str, list[Panel], s
     for scores in (x for x in results if isinstance(x, Scores)):
         whose, numbers = f"{scores.model}, {scores.tokens.source.partition(', ')[0]}", ""
         if scores.made_for.get("base") is not None:
-            made = allocate(scores, request_for(scores))
-            facts = "\n".join(map(html, wrapped(header(scores, made))))
-            numbers = f"{table_html(Table(columns(scores, made), left=1))}\n<pre>{facts}</pre>"
+            allocated = allocate(scores, request_for(scores))
+            facts = "\n".join(map(html, wrapped(header(scores, allocated))))
+            numbers = f"{table_html(Table(columns(scores, allocated), left=1))}\n<pre>{facts}</pre>"
             numbers = f"<details><summary>The numbers</summary>\n{numbers}</details>"
         yield whose, panels([scores]), numbers
     if evaluations := [x for x in results if isinstance(x, EvaluationDocument)]:

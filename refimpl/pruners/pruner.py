@@ -239,8 +239,8 @@ def pruners() -> dict[str, Pruner]:
 @checked
 def pruner_named(name: str, what: str = "pruner") -> Pruner:
     """The pruner with this name, from this package or the entry points of another one."""
-    found = named(name, "refimpl.pruners", Pruner)
-    if found is None:
+    record = named(name, "refimpl.pruners", Pruner)
+    if record is None:
         step = nearest(name, pruners(), "choose one of these")
         raise RefimplError(f"{what} {name!r}", " or ".join(pruners()), step)
-    return found
+    return record

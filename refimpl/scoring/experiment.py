@@ -204,9 +204,8 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
         of_sums = 8 * sum(sum(block.values()) for block in read)  # float64
         of_states = 2 * state_bytes(model.config, ids.shape[1], dtype)
         size = max(1, resources.memory // (of_states + of_sums))
-        size = (
-            min(size, SEQUENCES_AT_RISK * resources.workers.threads) if resources.finished else size
-        )
+        if resources.finished:
+            size = min(size, SEQUENCES_AT_RISK * resources.workers.threads)
     pieces = (left[start : start + size] for start in range(0, len(left), size))
     units = [StateGroup((), {n: ids[n] for n in x}, tuple(x), dtype=dtype) for x in pieces]
     for result in chain([earlier], results(units, model, resources)):

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from functools import partial
 from hashlib import sha256
 from itertools import chain
 from typing import Any
@@ -118,12 +117,11 @@ def score(
                 sink_share=measured.sink_share.mean(axis=0),
             )
 
-        def precise(measured: Measurements, error: float) -> bool:
+        def precise(measured: Measurements) -> bool:
             errors = allocate(scores_of(measured), request).errors
-            return errors is not None and errors.precision <= error
+            return errors is not None and errors.precision <= (plan.precision or 0)
 
-        enough = partial(precise, error=plan.precision) if plan.precision else None
-        how: Any = {"divergence": divergence, "enough": enough}
+        how: Any = {"divergence": divergence, "enough": precise if plan.precision else None}
         return scores_of(experiment(model, ids, plan, resources, pruning, **how))
 
 
@@ -167,10 +165,10 @@ def recommended(
     request = Request(sparsity=sparsity)
     settings = replace(settings or Settings(), **changes)
     scores = score(model, tokens, plan, request, settings, bases=())
-    made = allocate(scores, request)
+    allocation = allocate(scores, request)
     if context is not None:
-        made = step_in_context(model, tokens, context, made, how, settings)
-    return scores, made
+        allocation = step_in_context(model, tokens, context, allocation, how, settings)
+    return scores, allocation
 
 
 def probed_blocks(config: Config, base: Array, plan: Probes, moments: Moments) -> PrunedBlocks:

@@ -151,24 +151,24 @@ def columns(scores: Scores, allocation: Allocation) -> dict[str, list[str]]:
         pairs = zip(values.tolist(), errors.tolist(), strict=True)
         return [with_error(x, e, form) for x, e in pairs]
 
-    found = {"block": [str(i) for i in range(scores.num_blocks)]}
+    shown = {"block": [str(i) for i in range(scores.num_blocks)]}
     if np.ptp(weights):
-        found["weights"] = [f"{n:,}" for n in weights.tolist()]
+        shown["weights"] = [f"{n:,}" for n in weights.tolist()]
     if (signal := scores.signals.get(base.name)) is not None:
-        found[base.column.format(**asked)] = [number(x, "#.4g") for x in signal.of_blocks]
+        shown[base.column.format(**asked)] = [number(x, "#.4g") for x in signal.of_blocks]
     for one in scores.sweep:
         name = f"{_R} at {one.eta:g}" if len(scores.sweep) > 1 else _R
-        found[name] = numbers(one.coefficient, one.stderr, "#.4g")
+        shown[name] = numbers(one.coefficient, one.stderr, "#.4g")
         if isinstance(scores.plan, Noise) and len(scores.sweep) == 1:
-            found["g"] = numbers(one.error_growth, one.error_growth_stderr, "#.4g")
-            found["p"] = numbers(one.passed_on, one.passed_on_stderr, "#.4g")
+            shown["g"] = numbers(one.error_growth, one.error_growth_stderr, "#.4g")
+            shown["p"] = numbers(one.passed_on, one.passed_on_stderr, "#.4g")
     if allocation.request.correct == "divergence" and absorption.divergence is not None:
-        found[_DIVERGENCE] = numbers(absorption.divergence, absorption.divergence_stderr)
-    found[_PRUNED] = [f"{n:,}" for n in allocation.num_pruned]
+        shown[_DIVERGENCE] = numbers(absorption.divergence, absorption.divergence_stderr)
+    shown[_PRUNED] = [f"{n:,}" for n in allocation.num_pruned]
     if np.ptp(allocation.base_sparsity):
-        found["base, %"] = [number(100 * x, ".2f") for x in allocation.base_sparsity]
+        shown["base, %"] = [number(100 * x, ".2f") for x in allocation.base_sparsity]
     errors = None if allocation.errors is None else 100 * allocation.errors.combined
-    return found | {_SPARSITY: numbers(100 * allocation.corrected_sparsity, errors, ".2f")}
+    return shown | {_SPARSITY: numbers(100 * allocation.corrected_sparsity, errors, ".2f")}
 
 
 def footer(scores: Scores, allocation: Allocation) -> list[str]:
