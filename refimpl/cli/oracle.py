@@ -70,7 +70,8 @@ class CheckOptions:
     only: list[str] | None = common_option(
         None,
         "Check these steps alone: a shell pattern such as 'blocks.*', or the word forward; may be "
-        "repeated. All of them must be there. Default: every step of the case.",
+        "repeated. All of them must be there. blocks.0.attn_heads is the input of o_proj in the "
+        "forward of a model. Default: every step of the case.",
         "PATTERN",
     )
     names: Path | None = common_option(
@@ -94,8 +95,8 @@ def check_command(
         Path,
         argument(
             "MODEL_OR_CASE",
-            "A case's folder, or the name of a core case: llama. Or a model, or a family such as "
-            "mixtral (a tiny random model): its forward is computed on the candidate's token ids.",
+            "The folder or name of a case (core cases: llama, opt, phi3). Or a model, or a family, "
+            "such as mixtral (a tiny random model): its forward is computed on your token ids.",
             case_or_model,
         ),
     ],
