@@ -76,7 +76,12 @@ def allocate(
 
     whole, each = solve(probes.divergences), probes.divergences
     without = [solve(np.delete(each, i, axis=0)) for i in range(len(each))] if len(each) > 1 else []
-    return replace(whole, errors=_errors(whole, without or [whole]))
+    some, grows = without or [whole], whole.growth
+    assert grows is not None  # the strength is measured
+    own_rate = own_rate_error(grows, whole.base_sparsity, whole.corrected_sparsity)
+    sparsity = jackknife([x.corrected_sparsity for x in some])
+    rate = jackknife([x.growth.rate for x in some if x.growth is not None])
+    return replace(whole, errors=AllocationErrors(len(some), sparsity, own_rate, rate))
 
 
 def request_for(scores: Scores, **changes: Any) -> Request:
@@ -213,15 +218,6 @@ def _check_pruned(scores: Scores, request: Request) -> None:
             "the same base, options, limits and sparsity, or no correction",
             "run refimpl score again with the new base or sparsity, or use --correct none",
         )
-
-
-def _errors(made: Allocation, without: list[Allocation]) -> AllocationErrors:
-    """Errors of an allocation, from those without each of the samples; of one, NaN."""
-    assert made.growth is not None  # the strength is measured
-    own_rate = own_rate_error(made.growth, made.base_sparsity, made.corrected_sparsity)
-    sparsity = jackknife([x.corrected_sparsity for x in without])
-    rate = jackknife([x.growth.rate for x in without if x.growth is not None])
-    return AllocationErrors(len(without), sparsity, own_rate, rate)
 
 
 def logarithms(absorption: Absorption, correct: str | None) -> Array:

@@ -22,7 +22,7 @@ from refimpl.pruners.decision import Goal
 
 _FORMAT: Literal[6] = 6
 _LARGEST = 1 << 24  # no linear has more rows or columns; their products fit into 64 bits
-_WORDS = "a whole scores.json", "a file written by refimpl score -o", "run refimpl score again"
+_ERROR_TEXT = "a whole scores.json", "a file written by refimpl score -o", "run refimpl score again"
 RENAMED = {"kind": "perturbation", "options": "base_options", "sparsity": "requested_sparsity"}
 FORMS = dict.fromkeys(("drift", "drift_stderr", "alignment", "alignment_stderr", "steps"), "LL")
 FORMS |= {"linear_sparsity": "LW", "linear_pruned": "LW", "context": "2"}
@@ -63,7 +63,7 @@ def allocation_origin(of: Allocation | Mapping[str, Any], scores: Scores | None)
 
 def read_scores(path: str | Path) -> Scores:
     """Read scores back from the file that `refimpl score -o` wrote."""
-    scores = read_document(Path(path), _WORDS, _FORMAT, parsed_scores).scores
+    scores = read_document(Path(path), _ERROR_TEXT, _FORMAT, parsed_scores).scores
     known = base_named(scores.made_for["base"]) is not None
     return scores if known else replace(scores, made_for={**scores.made_for, "base": None})
 
@@ -197,7 +197,7 @@ def targets_for(target: Allocation | Pattern | Targets, linears: Linears) -> Tar
 
 def read_targets(path: Path, linears: Linears) -> Targets:
     """Targets from a file of `refimpl allocate -o` or `score -o`; of a sweep, at the first eta."""
-    parsed = read_document(path, _WORDS, _FORMAT, parsed_scores)
+    parsed = read_document(path, _ERROR_TEXT, _FORMAT, parsed_scores)
     scores, allocation = parsed.scores, parsed.allocations[0]
     if [[*x.items()] for x in scores.linears] != [[*x.items()] for x in linears]:
         raise RefimplError(

@@ -27,7 +27,7 @@ from refimpl.running.outputs import write_text
 CORRECTIONS = get_args(Correction)
 CONTEXT = "context"  # the correction divergence, and a step by costs in context
 BENCH, TABLE_FILE, BENCH_FORMAT = "bench.jsonl", "table.md", 2
-_WORDS = "a comparison", "what refimpl bench wrote, or a new folder", "choose another -o"
+_ERROR_TEXT = "a comparison", "what refimpl bench wrote, or a new folder", "choose another -o"
 
 
 def requested_by_name(name: str, sparsity: float) -> Request:
@@ -162,7 +162,7 @@ class Comparison:
 
 def read_bench(path: Path) -> Comparison:
     """Read a comparison back; a last line that a killed run did not finish is no row."""
-    with reading_document(path, _WORDS):
+    with reading_document(path, _ERROR_TEXT):
         head, *lines = read_file(path).split(b"\n")[:-1] or [b""]
         settings = converted(parsed_object(head, BENCH_FORMAT).get("settings"), BenchSettings)
         rows = tuple(converted(parsed_object(line), BenchRow) for line in lines)
@@ -178,7 +178,7 @@ def rows_on_file(folder: Path, settings: BenchSettings, weights: Mapping[str, st
     path = folder / BENCH
     if not path.is_file():
         if folder.exists() and any(folder.iterdir()):
-            raise RefimplError(f"-o {folder} exists, and holds no {BENCH}", *_WORDS[1:])
+            raise RefimplError(f"-o {folder} exists, and holds no {BENCH}", *_ERROR_TEXT[1:])
         folder.mkdir(exist_ok=True)
         write_text(path, _line({"format": BENCH_FORMAT, "settings": settings}))
         return Comparison(settings, ())

@@ -76,12 +76,13 @@ def export_command(
     to: groups.JsonFlag,
 ) -> None:
     """The graph takes any batch size and length. The command needs the extra [onnx]."""
-    from refimpl.onnx.export import export, exported_document
+    from refimpl.onnx.export import EXPORT_FORMAT, export
     from refimpl.show.oracle import export_table
 
     options = dict(vars(graph))
     exported = export(where.read(model), options.pop("output"), **options)
-    deliver(exported_document(exported), export_table(exported), to.json)
+    facts = vars(exported) | {"graph": str(exported.graph), "data": str(exported.data)}
+    deliver({"format": EXPORT_FORMAT, **facts}, export_table(exported), to.json)
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,8 @@ def tiled_attention(
                 alibi = alibi if seen is None else seen + alibi
             at = (row, heads, slice(first, first + length))
             some_sinks = None if sink is None else sink[heads]
-            queries, near_keys, values = q[at][:, tile], k[at][:, keys], v[at][:, keys]
-            mixed[at][:, tile] = tile_of_attention(
-                queries, near_keys, values, alibi, cap, some_sinks
-            )
+            near_tiles = q[at][:, tile], k[at][:, keys], v[at][:, keys]
+            mixed[at][:, tile] = tile_of_attention(*near_tiles, alibi, cap, some_sinks)
     return mixed
 
 

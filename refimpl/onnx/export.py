@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +30,6 @@ class Exported:
     data_bytes: int
     opset: int
     metadata: Mapping[str, str]
-
     tensors: int
 
 
@@ -116,9 +114,3 @@ def _undo(out: Path, data: Path) -> None:
 def _aside(out: Path, path: Path) -> Path:
     """Where an old file waits, in the hidden folder of the graph."""
     return disk.work_path(out) / f"old {path.suffix[1:]}"
-
-
-def exported_document(exported: Exported) -> dict[str, Any]:
-    """The document of `refimpl export --json`."""
-    facts = vars(exported) | {"graph": str(exported.graph), "data": str(exported.data)}
-    return {"format": EXPORT_FORMAT, **facts}

@@ -25,7 +25,7 @@ from refimpl.show.blocks import columns, header
 from refimpl.show.table import Table, with_error, wrapped
 from refimpl.version import __version__
 
-_WORDS = (
+_ERROR_TEXT = (
     "a whole file of refimpl",
     "scores.json, what refimpl eval -o wrote, or a folder of refimpl bench",
     "run that command again",
@@ -44,9 +44,9 @@ def read_result(path: Path) -> Drawable:
             raise RefimplError(problem, "a comparison with cells", "run refimpl bench again")
         return bench
     if path.is_dir() and not (path / "scores.json").is_file():
-        raise RefimplError(f"{path}: no {BENCH} and no scores.json", *_WORDS[1:])
+        raise RefimplError(f"{path}: no {BENCH} and no scores.json", *_ERROR_TEXT[1:])
     path = path / "scores.json" if path.is_dir() else path
-    with reading_document(path, _WORDS):
+    with reading_document(path, _ERROR_TEXT):
         document = parsed_object(read_file(path), None, _LARGEST)
         if {"family", "run", "text"} <= document.keys():
             return converted(document, EvaluationDocument)

@@ -22,7 +22,7 @@ from refimpl.running.outputs import RECORD
 from refimpl.running.provenance import Run
 
 RECORD_FORMAT: Literal[1] = 1
-_WORDS: documents.ErrorText = (
+_ERROR_TEXT: documents.ErrorText = (
     "a record of a pruning",
     "the record that refimpl prune wrote",
     "prune the model again, or remove this file",
@@ -156,7 +156,7 @@ def pruning_record(
 def read_record(model: Model) -> dict[str, Any] | None:
     """The content of the `pruning.json` beside a model, which is whole; None without one."""
     path = model.folder / RECORD
-    with documents.reading_document(path, _WORDS):
+    with documents.reading_document(path, _ERROR_TEXT):
         if not path.exists():
             return None
         content = documents.parsed_object(documents.read_file(path), RECORD_FORMAT)
