@@ -22,7 +22,7 @@ def records(package: str, kind: type[T]) -> dict[str, T]:
 
 
 @cache
-def named(name: str, package: str, kind: type[T]) -> T | None:
+def record_named(name: str, package: str, kind: type[T]) -> T | None:
     """The record of a name: in the package, or an entry point of the group of the same name."""
     ours: Mapping[str, T] = records(package, kind)  # type: ignore[arg-type]  # mypy's lru_cache
     if name in ours:

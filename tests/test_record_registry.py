@@ -7,7 +7,7 @@ import pytest
 from refusals import refusal_of
 
 from refimpl.bases.base import Base
-from refimpl.records import named
+from refimpl.records import record_named
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from refimpl.records import named
     [
         ("absent_module:BASE", "which fails with ModuleNotFoundError"),
         ("refimpl.records:absent", "which fails with AttributeError"),
-        ("refimpl.records:named", "no Base"),
+        ("refimpl.records:record_named", "no Base"),
     ],
 )
 def test_an_entry_point_that_fails_is_named(
@@ -25,4 +25,4 @@ def test_an_entry_point_that_fails_is_named(
         return [EntryPoint(name, value, group)]
 
     monkeypatch.setattr("importlib.metadata.entry_points", entries)
-    refusal_of(named, f"own {value}", "refimpl.bases", Base, says=says)
+    refusal_of(record_named, f"own {value}", "refimpl.bases", Base, says=says)

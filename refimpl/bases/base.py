@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from refimpl.arguments import Checked, Compat, Floats, Ints, checked, described, finite_vector
 from refimpl.errors import RefimplError, listed
-from refimpl.records import named, records
+from refimpl.records import record_named, records
 
 _PEER_FLOOR = 0.01  # what the code of some peers has in place of a sparsity of 0 or less
 Value = float | str
@@ -168,7 +168,7 @@ def bases() -> dict[str, Base]:
 @checked
 def base_named(name: str) -> Base | None:
     """The base with this name, from this package or the entry points of another one."""
-    return named(name, "refimpl.bases", Base)
+    return record_named(name, "refimpl.bases", Base)
 
 
 def relative(signal: Floats, name: str, compat: Compat) -> Floats | None:

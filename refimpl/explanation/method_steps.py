@@ -21,7 +21,7 @@ from refimpl.model.forward import block
 from refimpl.pruners import counts
 from refimpl.pruners.decision import decision
 from refimpl.pruners.wanda import WANDA, wanda_keep, wanda_score
-from refimpl.scoring.base_signals import Chosen
+from refimpl.scoring.base_signals import MeasuredBases
 from refimpl.scoring.score import score
 
 # Pages of the tutorial.
@@ -36,7 +36,7 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
     if isinstance(plan, Probes):
         perturb = pruned if plan.pruner_options.record is WANDA else (decision, block)
     divergence = (perturbation.RunningDivergence,) if request.correct == "divergence" else ()
-    ranked = [x for base, _ in Chosen.of(request).bases.values() for x in base.formulas[:-1]]
+    ranked = [x for base, _ in MeasuredBases.of(request).bases.values() for x in base.formulas[:-1]]
     exact, fixed = request.compat == "exact", request.correct is not None and not request.measured
     growth = equal_marginals.equal_marginals, equal_marginals.growth
     whole = counts.counts, counts.split_count
@@ -117,7 +117,7 @@ def _signals(v: Values) -> Iterator[Figure]:
     """Wanda's scores in this block, and what each base ranks the blocks by."""
     means = [wanda_score(v.weights[f"{name}.weight"], c).mean() for name, c in v.moments.items()]
     yield Figure("mean M", np.array(means), f"per linear of block {v.index}")
-    for base, options in Chosen.of(v.request).bases.values():
+    for base, options in MeasuredBases.of(v.request).bases.values():
         if (signal := v.scores.signals.get(base.name)) is not None:
             yield Figure(base.symbol, signal.main, base.unit.format(**options))
 

@@ -125,10 +125,10 @@ class Model:
         They are as stored, and `check_finite` checks them; rows are read when `np.take` looks them
         up.
         """
-        found = {name: self.weights[name] for name in self.named(EMBEDDING)}
+        found = {name: self.weights[name] for name in self.names_of(EMBEDDING)}
         return {n: x.stored.table if n in TABLES else x.as_stored for n, x in found.items()}
 
-    def named(self, roles: tuple[str, ...]) -> list[str]:
+    def names_of(self, roles: tuple[str, ...]) -> list[str]:
         """Names of the weights that have one of some roles, which are no block's."""
         return [name for name in self.weights if name.split(".")[0] in roles]
 
@@ -184,7 +184,7 @@ class Model:
         """
         return {
             name: self.weights[name].read(dtype, rows if "lm_head" in name else slice(None))
-            for name in self.named(HEAD)
+            for name in self.names_of(HEAD)
         }
 
     def check_finite(self, dtype: npt.DTypeLike | None = None) -> None:

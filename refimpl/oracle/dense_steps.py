@@ -34,7 +34,7 @@ from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray
 from refimpl.pruners.sparsegpt import WIDTH, compensated
 from refimpl.running.settings import Settings
-from refimpl.scoring.base_signals import Chosen, block_signals
+from refimpl.scoring.base_signals import MeasuredBases, block_signals
 from refimpl.scoring.measurements import Moments, wanda_moments
 from refimpl.scoring.state_group import PerturbedState
 
@@ -320,7 +320,7 @@ def signals(inputs: StepInputs) -> NamedArrays:
         if (needs := request.record.needs or "weights") == "squares":
             moments = wanda_moments(inputs.squares, len(inputs.ids), inputs.model.config)
         with Settings(inputs.dtype).open() as resources:
-            how = inputs.model, Chosen.of(request, ()), needs, resources
+            how = inputs.model, MeasuredBases.of(request, ()), needs, resources
             (found,) = block_signals(*how, moments=moments).values()
         yield inputs.of(step, *inputs.entries * (needs == "squares")), found.main
 

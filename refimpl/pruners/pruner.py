@@ -19,7 +19,7 @@ from refimpl.arguments import (
     require,
 )
 from refimpl.errors import RefimplError
-from refimpl.records import named, nearest, records
+from refimpl.records import nearest, record_named, records
 
 DAMPING = 0.01  # share of the mean of diag(H) that is added to it
 _LEAF = 64  # up to this size LAPACK inverts a triangle
@@ -239,7 +239,7 @@ def pruners() -> dict[str, Pruner]:
 @checked
 def pruner_named(name: str, what: str = "pruner") -> Pruner:
     """The pruner with this name, from this package or the entry points of another one."""
-    record = named(name, "refimpl.pruners", Pruner)
+    record = record_named(name, "refimpl.pruners", Pruner)
     if record is None:
         step = nearest(name, pruners(), "choose one of these")
         raise RefimplError(f"{what} {name!r}", " or ".join(pruners()), step)

@@ -42,7 +42,7 @@ def copies(model: Model) -> dict[str, Path]:
     return files
 
 
-class Done(Document, frozen=True, kw_only=True):
+class DoneBlocks(Document, frozen=True, kw_only=True):
     """What a run has written so far, and the digest of all that it depends on."""
 
     identity: str
@@ -89,7 +89,7 @@ class PrunedFiles:
         names = self._model.config.linears[len(self.counts)]
         self.counts.append({name: counts[name] for name in names if name in counts})
         with replaced(self._folder.parent / DONE) as beside:
-            done = Done(identity=self._identity, blocks=self.counts)
+            done = DoneBlocks(identity=self._identity, blocks=self.counts)
             beside.write_text(json.dumps(plain(done)), "utf-8")
 
     def _earlier(self) -> list[dict[str, LinearRecord]]:
@@ -97,7 +97,7 @@ class PrunedFiles:
         path = self._folder.parent / DONE
         if is_own(path) and is_folder(self._folder):
             with suppress(ValueError, OSError):
-                done: Done = converted(parsed_json(read_file(path)), Done)
+                done: DoneBlocks = converted(parsed_json(read_file(path)), DoneBlocks)
                 return done.blocks if done.identity == self._identity else []
         return []
 

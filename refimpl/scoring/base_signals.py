@@ -31,13 +31,13 @@ Asked = Mapping[str, tuple[Callable[..., Numbers], Mapping[str, Value]]]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class MeasuredBases:
     """The bases whose signals are measured, with all their options."""
 
     bases: Mapping[str, tuple[Base, Mapping[str, Value]]]
 
     @classmethod
-    def of(cls, request: Request, others: Iterable[str | Base] | None = None) -> "Chosen":
+    def of(cls, request: Request, others: Iterable[str | Base] | None = None) -> "MeasuredBases":
         """The base of a request, and others; by default those of squares, which are at hand."""
         if others is None:
             others = [base for base in bases().values() if base.needs == "squares"]
@@ -102,7 +102,7 @@ def signals_of(
         "tokens": tokens and tokens.sha256,
         "base": [base.name, dict(request.options)],
     }
-    chosen = Chosen.of(request, ())
+    chosen = MeasuredBases.of(request, ())
     with settings.open(model, run) as resources:
         if base.needs != "squares":
             resources.total = chosen.cost(config, len(ids))
@@ -113,7 +113,7 @@ def signals_of(
 
 
 def before_squares(
-    model: Model, chosen: Chosen, ids: Array, resources: Resources
+    model: Model, chosen: MeasuredBases, ids: Array, resources: Resources
 ) -> dict[str, Signal]:
     """The signals that are made of the weights alone, or of outer products; from ids [N, S]."""
     if chosen.needing("products"):
@@ -127,7 +127,7 @@ def before_squares(
 
 def block_signals(
     model: Model,
-    chosen: Chosen,
+    chosen: MeasuredBases,
     needs: Needs,
     resources: Resources,
     ids: Sequence[Array] | Array = (),

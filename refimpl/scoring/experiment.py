@@ -130,7 +130,7 @@ def experiment(
 
     apart = enough is not None
     rounds = work_list(config, ids, plan, resources, pruning, divergence, apart)
-    note(Result.of_named(resources.earlier))
+    note(Result.of_names(resources.earlier))
     resources.total = resources.done + sum(unit.cost(config) for unit in chain(*rounds))
     for n, units in enumerate(rounds):
         if n > 2 and enough is not None and enough(measured.first(n)):
@@ -139,7 +139,7 @@ def experiment(
             resources.tick(0)
             break
         for result in results(units, model, resources):
-            resources.keep(result.named)
+            resources.keep(result.by_name)
             note(result)
     return measured
 
@@ -162,7 +162,7 @@ def work_list(
     """
     length, workers, dtype = ids.shape[1], resources.at_once, resources.dtype
     states = addresses(len(ids), config.num_blocks, plan)
-    earlier = Result.of_named(resources.earlier)
+    earlier = Result.of_names(resources.earlier)
     # The states of a stack are in the same unit.
     left = [x for x in stacks(states, length) if x[0] not in earlier.states]
     beside, size = probing_bytes(config, plan), state_bytes(config, length, dtype)
@@ -197,7 +197,7 @@ def work_list(
 def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
     """Sums over all ids [N, S] of the squared inputs of the dense linears, [in] each, float64."""
     squares = SummedSquares(tuple({} for _ in model.config.blocks))
-    earlier = Result.of_named(resources.earlier)
+    earlier = Result.of_names(resources.earlier)
     left, size, dtype = [n for n in range(len(ids)) if n not in earlier.squares], 1, resources.dtype
     if resources.executor is None:  # as many as fit with their sums, fewer if results are kept
         read = ({input_of(x): y for x, (_, y) in z.items()} for z in model.config.linears)
@@ -210,7 +210,7 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
     units = [StateGroup((), {n: ids[n] for n in x}, tuple(x), dtype=dtype) for x in pieces]
     for result in chain([earlier], results(units, model, resources)):
         if result is not earlier:
-            resources.keep(result.named)
+            resources.keep(result.by_name)
         for sequence, sums in result.squares.items():
             squares.add(sequence, sums)
     return squares.total

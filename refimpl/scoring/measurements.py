@@ -52,14 +52,14 @@ class Result:
     squares: Mapping[int, Squares]
 
     @property
-    def named(self) -> dict[str, Any]:
+    def by_name(self) -> dict[str, Any]:
         """The same as a finished unit has it, by names."""
         states = {f"state {a.sequence} {a.draw} {a.variant} {a.block}": vars(x)
                   for a, x in self.states.items()}  # fmt: skip
         return states | {f"squares {n}": x for n, x in self.squares.items()}
 
     @classmethod
-    def of_named(cls, named: Mapping[str, Any]) -> "Result":
+    def of_names(cls, named: Mapping[str, Any]) -> "Result":
         """The result in finished units, which also have others."""
         states, squares = dict[Address, StateMeasures](), dict[int, Squares]()
         for name, value in named.items():

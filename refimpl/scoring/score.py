@@ -24,7 +24,7 @@ from refimpl.model.state import checked_ids
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.wanda import WANDA
 from refimpl.running.settings import Settings, parse_memory
-from refimpl.scoring.base_signals import Chosen, before_squares, block_signals
+from refimpl.scoring.base_signals import MeasuredBases, before_squares, block_signals
 from refimpl.scoring.context import step_in_context
 from refimpl.scoring.experiment import dense_squares, experiment, probing_bytes, work_list
 from refimpl.scoring.measurements import Measurements, Moments, wanda_moments
@@ -76,7 +76,7 @@ def score(
     alike = replace(request, base=UNIFORM, options={}) if request.record.needs else request
     _pruned_at(config, {}, alike)  # so a request that cannot be served fails before the long part
     model.check_finite(settings.dtype)
-    chosen = Chosen.of(request, bases)
+    chosen = MeasuredBases.of(request, bases)
     beside, divergence = probing_bytes(config, plan), request.correct == "divergence"
     settings = replace(settings, memory=parse_memory(settings.memory, beside))
     with settings.open(model, _options(tokens, plan, request, chosen)) as resources:
@@ -179,7 +179,7 @@ def probed_blocks(config: Config, base: Array, plan: Probes, moments: Moments) -
 
 
 def _options(
-    tokens: Tokens, plan: Perturbation, request: Request, chosen: Chosen
+    tokens: Tokens, plan: Perturbation, request: Request, chosen: MeasuredBases
 ) -> dict[str, Any]:
     """What finished units depend on, besides the model and the dtype."""
     base: list[Any] | None = None  # where blocks are pruned

@@ -19,7 +19,7 @@ from refimpl.loading.samples import random_tokens
 from refimpl.running.provenance import identity
 from refimpl.running.settings import Settings
 from refimpl.scoring import score
-from refimpl.scoring.base_signals import Chosen
+from refimpl.scoring.base_signals import MeasuredBases
 
 LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)
@@ -58,7 +58,7 @@ def test_every_field_identifies_scores(plan: Noise | Probes) -> None:
 
     def identity(bases: Any = None, **new: Any) -> dict[str, Any]:
         asked = fields | new
-        return score._options(chosen=Chosen.of(asked["request"], bases), **asked)
+        return score._options(chosen=MeasuredBases.of(asked["request"], bases), **asked)
 
     def changed(**new: Any) -> bool:
         return identity(**new) != identity()

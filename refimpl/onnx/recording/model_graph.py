@@ -66,7 +66,7 @@ class Recording:
     def weights(self, prefix: str, roles: tuple[str, ...] = ()) -> dict[str, Any]:
         """Weights by our names without a prefix; each array enters the graph at its first use."""
         wanted = [name for name in self.model.weights if name.startswith(prefix)]
-        wanted = self.model.named(roles) if roles else wanted
+        wanted = self.model.names_of(roles) if roles else wanted
         for array in (self.carried[name] for name in wanted):
             if array.name not in self._entered:
                 tensor = array.tensor(self.location)
