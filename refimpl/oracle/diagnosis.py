@@ -13,10 +13,8 @@ from warnings import catch_warnings
 
 import numpy as np
 
-from refimpl.model.config import Config
-from refimpl.model.experts import unobserved
 from refimpl.model.ops import Array
-from refimpl.oracle import dense_steps, variants
+from refimpl.oracle import variants
 from refimpl.oracle.measures import FAULTS, StepResult, error_of, reads_of, stage_of
 from refimpl.oracle.mutations import function_at, slips
 from refimpl.oracle.rounding import ChangedModel
@@ -105,10 +103,6 @@ def attempts(
     inputs: Truth, step: str, mistakes: Iterable[tuple[str, Mistake]]
 ) -> Iterator[tuple[str, Array]]:
     """The step with one thing changed each time, where that is possible."""
-    once = Mistake()
-    if stage_of(step) != "forward":  # where states travel often through the same blocks
-        assert isinstance(inputs.model, ChangedModel)
-        once = swap(dense_steps, "block", partial(remembered, inputs.model.held))
     for words, change in mistakes:
         fresh = replace(
             inputs,
@@ -118,29 +112,9 @@ def attempts(
             missing={},
         )
         with suppress(Exception), np.errstate(all="ignore"), catch_warnings(action="ignore"):
-            with (once + change).made(fresh) as other:
+            with change.made(fresh) as other:
                 value = np.asarray(computed_again(other, step))
             yield words, value
-
-
-def remembered(known: dict[Any, Any], block: Any) -> Any:
-    """The blocks of the model, which compute each state once.
-
-    Experiments send the same states through the same blocks again where the mistake is in what is
-    measured of them. Blocks that are observed are computed anew.
-    """
-
-    def function(state: Any, weights: Any, place: Any, config: Config) -> Any:
-        if place.observe is not unobserved:
-            return block(state, weights, place, config)
-        arrays = [weights[x] for x in weights]
-        key = tuple(map(id, arrays)), *(x.tobytes() for x in state.arrays)
-        if key not in known:
-            known[key] = block(state, weights, place, config), arrays
-        found = known[key][0]
-        return found.with_stream(found.stream.copy())
-
-    return function
 
 
 def slipped(inputs: Truth, step: str, end: float) -> Iterator[tuple[str, Array]]:

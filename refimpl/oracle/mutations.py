@@ -21,11 +21,13 @@ ALIKE: Mapping[str, str] = {  # of which people take one for another
     "exp": "exp2 expm1", "maximum": "minimum", "minimum": "maximum", "floor": "rint ceil",
     "rint": "floor ceil", "sigmoid": "silu", "silu": "sigmoid gelu", "cos": "sin", "sin": "cos",
     "nan_mean": "nanmax nanmedian nansum", "nanmean": "nanmax nanmedian nansum",
-    "cumsum": "cumprod", "argmax": "argmin",
+    "cumsum": "cumprod", "argmax": "argmin", "softplus": "sigmoid", "softmax": "sigmoid",
 }  # fmt: skip
 MEANS = (  # that people take in place of f(a)
     "{f}({a}[1:])", "{f}({a}[:-1])", "{a}[-1]", "np.exp({f}(np.log({a})))", "{f}({a} ** 2) ** 0.5",
 )  # fmt: skip
+FRACTIONS = ("float", "Fraction", "NotNegative", "Slope")  # in the type of an argument
+FACTORS = ("2 * {}", "{} / 2", "10 * {}", "{} / 10", "{} + 1", "{} - 1")  # in place of one
 LONG = 90  # characters of an expression that is printed whole
 
 
@@ -66,7 +68,14 @@ def slips(function: FunctionType) -> Iterator[tuple[str, CodeType]]:
     tree = ast.parse(dedent(getsource(function)))
     body = tree.body[0]
     assert isinstance(body, ast.FunctionDef)
-    body.decorator_list = []
+    body.decorator_list, right = [], body.body
+    for argument in body.args.args:
+        kind = ast.unparse(argument.annotation) if argument.annotation else ""
+        if any(x in kind for x in FRACTIONS):
+            for other in (x.format(argument.arg) for x in FACTORS):
+                body.body = [*ast.parse(f"{argument.arg} = {other}").body, *right]
+                yield f"`{argument.arg}` is `{other}` in {body.name}", _code(tree, function)
+    body.body = right
     for parent in [x for x in ast.walk(body) if not isinstance(x, ast.arguments | ast.arg)]:
         for key, right in ast.iter_fields(parent):
             if key in ("annotation", "returns"):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations, pairwise, permutations
+from itertools import combinations, pairwise, permutations, product
+from math import prod
 from operator import attrgetter
 from pathlib import Path
 from re import fullmatch
@@ -121,6 +122,8 @@ EDITS: Mapping[tuple[str, str], Callable[[Array], Array]] = {  # of a kind of we
     ("is left out (1)", "of a norm"): lambda x: x * 0 + 1,
 }  # fmt: skip
 STRUCTURE = ("num_experts", "blocks", "experts", "alibi", "mixer", "groups", "groups_kept")
+SCALED_BY = ("dim", "size", "query", "blocks")  # ends of names of numbers that scales are made of
+SMALL_BLOCK = 10_000_000  # weights of a block whose neighbours are read, too
 POWERS = {
     -0.5: "1 / the root of {}", 1.0: "{}", -1.0: "1 / {}", 0.5: "the root of {}",
     2.0: "the square of {}", -2.0: "1 / the square of {}",
@@ -179,16 +182,18 @@ def _others(name: str, value: Any, hint: Any, numbers: Mapping[str, float]) -> d
         found = {f"{name} is left out (1)": 1.0} | found
         for dtype in ("bfloat16", "float16"):
             found[f"{name} is rounded to {dtype}"] = float(np.array(value).astype(dtype))
-        for k, n in numbers.items() if "scale" in name else ():
-            for power, x in POWERS.items() if n > 0 else ():
+        sizes = [(k, n) for k, n in numbers.items() if "scale" in name and k.endswith(SCALED_BY)]
+        for (power, x), (k, n) in product(POWERS.items(), sizes):
+            if k == "blocks":
+                found[f"{name} is multiplied by {x.format(k)}"] = value * n**power
+            else:
                 found[f"{name} is {x.format(k)}"] = n**power
-                if k == "blocks":
-                    found[f"{name} is multiplied by {x.format(k)}"] = value * n**power
+        found |= {f"{name} is {x.format(name)}": value**p for p, x in POWERS.items() if value > 0}
         for k in ("head_dim", "hidden_size") if name == "theta" else ():
             exponent = numbers["rotary_dim"] / numbers.get(k, np.inf)
             found[f"exponents of frequencies are 2i / {k}"] = value**exponent
             found["exponents of frequencies are i / rotary_dim"] = value**0.5
-        near = [value**2, abs(value) ** 0.5, 1 / (value or 1), 10 * value, value / 10]
+        near = [10 * value, value / 10, 2 * value, value / 2]
         usual = {"eps": (1e-5, 1e-6, 1e-8, 1e-3), "theta": (1e4, 5e5, 1e6)}
         near += next((x for k, x in usual.items() if k in name), (0.0, -value, 10.0, 0.5))
         found |= {f"{name} is {x:.4g}": x for x in near if name != "theta" or x >= 1e4}
@@ -231,6 +236,13 @@ def of_weights(inputs: StepInputs, block: int) -> Changes:
     def changed(new: Callable[[ByName], ByName]) -> Mistake:
         return weights(lambda w: {**w, **new(w)})
 
+    for dtype in ("bfloat16", "float16"):
+        yield f"weights are rounded to {dtype}", weights(partial(_rounded, dtype))
+    small = block >= 0 and sum(prod(x.shape) for x in every.values()) < SMALL_BLOCK
+    for i in {block - 1, block + 1} & {*range(c.num_blocks)} if small else ():
+        other = dict(model.block(i, np.float64))
+        if {k: x.shape for k, x in other.items()} == {k: x.shape for k, x in every.items()}:
+            yield f"weights are those of block {i}", weights(partial(lambda x, _: x, other))
     for a, shape in shapes.items():
         gone = partial(lambda a, w: {k: x for k, x in w.items() if k != a}, a)
         yield f"{a} is left out", weights(gone)
@@ -244,6 +256,10 @@ def of_weights(inputs: StepInputs, block: int) -> Changes:
             yield f"{a} and {b} are swapped", pair
     if block >= 0:
         yield from in_layouts(every, c.blocks[block].mixer, c.head_dim)
+
+
+def _rounded(dtype: str, w: ByName) -> ByName:
+    return {k: x.astype(dtype).astype(x.dtype) if x.dtype.kind == "f" else x for k, x in w.items()}
 
 
 def of_inputs(inputs: StepInputs, step: str) -> Changes:
