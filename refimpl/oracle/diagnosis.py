@@ -104,13 +104,7 @@ def attempts(
 ) -> Iterator[tuple[str, Array]]:
     """The step with one thing changed each time, where that is possible."""
     for words, change in mistakes:
-        fresh = replace(
-            inputs,
-            values={},
-            squares=[],
-            missed=set(),
-            missing={},
-        )
+        fresh = replace(inputs, values={}, squares=[], missed=set(), missing={})
         with suppress(Exception), np.errstate(all="ignore"), catch_warnings(action="ignore"):
             with change.made(fresh) as other:
                 value = np.asarray(computed_again(other, step))

@@ -175,6 +175,8 @@ def _others(name: str, value: Any, hint: Any, numbers: Mapping[str, float]) -> d
         every = ACTIVATIONS if name == "activation" else get_args(hint)
         return {f"{name} is {x or 'absent'}": x for x in every}
     if isinstance(value, tuple) and all(type(x) is float for x in value):
+        for i in range(len(value)):
+            found[f"number {i} of {name} is left out (1)"] = (*value[:i], 1.0, *value[i + 1 :])
         for i, j in combinations(range(len(value)), 2):
             order = [{i: j, j: i}.get(k, k) for k in range(len(value))]
             found[f"numbers {i} and {j} of {name} are swapped"] = tuple(value[k] for k in order)
