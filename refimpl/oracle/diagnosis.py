@@ -25,6 +25,7 @@ from refimpl.oracle.variants import Mistake, swap
 SAME = 2  # explanations of the same decisions or counts that are given
 CLEAR = 1e-3  # share of an error that an explanation may leave
 TIME_LIMIT = 2.0  # of processor time, after which no more slips are tried
+TOTAL_LIMIT = 30.0  # the same of all that is tried, which takes long in a real model
 
 
 def diagnosis(truth: Truth, result: StepResult) -> str:
@@ -33,6 +34,7 @@ def diagnosis(truth: Truth, result: StepResult) -> str:
         return known[0]
     candidate, best, found = truth.actual[result.step], inf, list[str]()
     least = distance(result.step, candidate, truth.values[result.step])
+    end = process_time() + TOTAL_LIMIT
     for text, value in alternatives(truth, result.step):
         error = distance(result.step, candidate, value)
         allowed = result.tolerance or least / 100
@@ -44,7 +46,7 @@ def diagnosis(truth: Truth, result: StepResult) -> str:
             best, found = error, [text]
             if error <= max(CLEAR * least, result.own) and result.tolerance:
                 break
-        if len(found) == SAME:
+        if len(found) == SAME or process_time() > end:
             break
     words = ", or ".join(found)
     if words:

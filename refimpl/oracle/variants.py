@@ -183,7 +183,8 @@ def _others(name: str, value: Any, hint: Any, numbers: Mapping[str, float]) -> d
     if type(value) is float:
         found = {f"{name} is left out (1)": 1.0} | found
         for dtype in ("bfloat16", "float16"):
-            found[f"{name} is rounded to {dtype}"] = float(np.array(value).astype(dtype))
+            with np.errstate(over="ignore"):
+                found[f"{name} is rounded to {dtype}"] = float(np.array(value).astype(dtype))
         sizes = [(k, n) for k, n in numbers.items() if "scale" in name and k.endswith(SCALED_BY)]
         for (power, x), (k, n) in product(POWERS.items(), sizes):
             if k == "blocks":
@@ -311,9 +312,6 @@ def in_layouts(every: ByName, mixer: Any, head_dim: int) -> Iterator[tuple[str, 
     for name in (x for x in every if x.endswith(("proj.weight", "gate.weight"))):
         rows, parts = len(every[name]), counts if not name.startswith("experts.") else ()
         for n in (x for x in sorted(parts) if rows % x == 0):
-            for k in (n, rows // n):
-                words = f"rows of {name} are not [{k}, {rows // k}], but transposed"
-                yield words, changed(name, partial(_transposed, n=k))
             words = f"the {n} parts of {name} are in another order"
             yield words, changed(name, partial(np.roll, shift=rows // n, axis=0))
         for n in (2, head_dim // 2) if parts and rows % head_dim == 0 else ():
@@ -333,12 +331,8 @@ def in_layouts(every: ByName, mixer: Any, head_dim: int) -> Iterator[tuple[str, 
                     yield f"one tensor holds {how}", weights(partial(_misread, groups, one, other))
 
 
-def _transposed(x: Array, n: int) -> Array:
-    return x.reshape(n, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
-
-
 def _in_each_head(head_dim: int, n: int, x: Array) -> Array:
-    return np.concatenate([_transposed(y, n) for y in np.split(x, len(x) // head_dim)])
+    return x.reshape(-1, n, head_dim // n, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
 
 
 def _in_words(names: list[str], runs: int, order: tuple[int, ...]) -> str:
