@@ -101,7 +101,9 @@ def test_what_comes_from_files_is_text(files: dict[str, Path], tmp_path: Path) -
     assert "a\\udcffb" in report([lone])
 
 
-def test_the_command_says_where_the_page_is(files: dict[str, Path], tmp_path: Path) -> None:
+def test_the_command_says_where_the_page_is(
+    page: str, files: dict[str, Path], tmp_path: Path
+) -> None:
     out = tmp_path / "report.html"
     out.write_text("old")
     paths = [files[name] for name in EVERYTHING]
@@ -109,7 +111,7 @@ def test_the_command_says_where_the_page_is(files: dict[str, Path], tmp_path: Pa
     assert out.read_text() == "old"
     printed = ran("plot", *paths, "-o", out, "--force")
     assert printed == f"written: {out} ({out.stat().st_size:,} bytes)\n"
-    assert out.read_text("utf-8") == report(paths)  # the same files give the same page
+    assert out.read_text("utf-8") == page  # the same files give the same page
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
