@@ -42,17 +42,12 @@ def convert_command(
 ) -> None:
     """GGUF needs the extra [convert]."""
     with progress_bar("convert") as progress:
-        done = convert(
-            source, to.output, to.dtype, force=to.force, download=to.download, progress=progress
-        )
+        done = convert(source, **vars(to), progress=progress)
     size, reason = f"{done.bytes / MIB:,.1f} MiB", "as asked for" if to.dtype else "exact"
     lines = [f"written: {to.output} ({done.family}, {done.tensors} tensors, {size})"]
     lines += [f"{kind}: {dtype} ({reason})" for kind, dtype in done.dtypes.items()]
-    deliver(
-        {"refimpl": __version__, "conversion": asdict(done)},
-        "".join(printable(x) + "\n" for x in lines),
-        shown.json,
-    )
+    document = {"refimpl": __version__, "conversion": asdict(done)}
+    deliver(document, "".join(printable(x) + "\n" for x in lines), shown.json)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
+from shellingham import ShellDetectionFailure, detect_shell
 from typer.core import TyperGroup
 
 from refimpl.errors import Interrupted, RefimplError
@@ -211,6 +212,7 @@ def main() -> None:
     failure: Exception
     code = 2
     try:
+        require_known_shell()
         sys.exit(program()(sys.argv[1:], prog_name="refimpl", standalone_mode=False))
     except RefimplError as error:
         failure = error
@@ -248,6 +250,15 @@ def main() -> None:
         except OSError:  # the interpreter would try again, and fail, at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
+
+
+def require_known_shell() -> None:
+    """Refuse completion where typer has none, before it says so in its own way."""
+    asked = {"--install-completion", "--show-completion"} & {*sys.argv[1:2]}
+    with suppress(ShellDetectionFailure):
+        if not asked or detect_shell()[0] in ("bash", "zsh", "fish", "powershell", "pwsh"):
+            return
+    raise RefimplError(f"{min(asked)}: unknown shell", "bash, zsh, fish or PowerShell", "use one")
 
 
 def usage(error: Any) -> RefimplError:

@@ -43,7 +43,7 @@ Contents = tuple[dict[str, Any], dict[str, ConvertedTensor], dict[str, bytes]]
 
 def convert(
     source: str | Path,
-    target: Path,
+    output: Path,
     dtype: FloatDtype | None = None,
     *,
     force: bool = False,
@@ -58,11 +58,11 @@ def convert(
     config, made, files = _from_gguf(path) if is_gguf(path) else _from_folder(path)
     tensors = [replace(x, dtype=STORED_NAMES[dtype]) if dtype else x for x in made.values()]
     total = sum(tensor.nbytes for tensor in tensors)
-    check_folder(target, {"SOURCE": path}, force)
+    check_folder(output, {"SOURCE": path}, force)
     matrices = {STORED_DTYPES[tensor.dtype] for tensor in tensors if len(tensor.shape) > 1}
     config["dtype"] = max(matrices, key=lambda each: each.itemsize).name
     files["config.json"] = (json.dumps(config, indent=1) + "\n").encode()
-    with whole(target, force) as folder:
+    with whole(output, force) as folder:
         folder.mkdir()
         write_weights(folder / "model.safetensors", tensors, progress)
         for name, content in files.items():

@@ -15,9 +15,9 @@ FUZZ = HERE / "tools" / "fuzz" / "fuzz.py"
 
 
 def fuzzed(*words: object) -> str:
-    """What the fuzzing prints, in a process of its own under a shell that completion knows."""
+    """What the fuzzing prints, in a process of its own."""
     done = subprocess.run(
-        ["bash", "-c", '"$@"; exit $?', "bash", sys.executable, FUZZ, *map(str, words)],
+        [sys.executable, FUZZ, *map(str, words)],
         env=ENV,
         capture_output=True,
         text=True,
