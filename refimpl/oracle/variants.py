@@ -191,7 +191,8 @@ def _others(name: str, value: Any, hint: Any, numbers: Mapping[str, float]) -> d
                 found[f"{name} is multiplied by {x.format(k)}"] = value * n**power
             else:
                 found[f"{name} is {x.format(k)}"] = n**power
-        found |= {f"{name} is {x.format(name)}": value**p for p, x in POWERS.items() if value > 0}
+        for power, x in POWERS.items() if value > 0 and name != "theta" else ():
+            found[f"{name} is {x.format(name)}"] = value**power
         for k in ("head_dim", "hidden_size") if name == "theta" else ():
             exponent = numbers["rotary_dim"] / numbers.get(k, np.inf)
             found[f"exponents of frequencies are 2i / {k}"] = value**exponent
