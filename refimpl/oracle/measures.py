@@ -137,7 +137,10 @@ def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, 
         exact, truth = actual.astype(np.float64), truth.astype(np.float64)
         if not measure.endswith("rows"):
             exact, truth = exact[..., None], truth[..., None]
-        for name, bad in (("NaN", np.isnan(exact)), ("Inf", np.isinf(exact))):
+        nan, absent = np.isnan(exact), np.isnan(truth)  # of linears that a block does not have
+        exact, truth = (np.where(absent, 0.0, x) for x in (exact, truth))
+        odd = ("NaN", nan > absent), ("NaN missing", nan < absent), ("Inf", np.isinf(exact))
+        for name, bad in odd:
             if bad.any():
                 first = tuple(np.argwhere(bad)[0].tolist())[:-1]
                 return inf, first, f"{bad.sum():,} {name} among {actual.size:,} numbers"
@@ -173,7 +176,7 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
     eps = EPS[dtype]
     factor = SPARSEGPT_FACTOR if step.startswith("sparsegpt") else 1.0
     if step.startswith("alphapruning") and step.endswith(".signal"):
-        factor = max(1.0, float(truth.max()) - 1)
+        factor = max(1.0, float(np.nanmax(truth)) - 1)
     return factor * (ERROR_FACTOR * own + (FLOOR_16 if eps > EPS["float32"] else FLOOR) * eps)
 
 

@@ -188,3 +188,12 @@ def test_an_activation_in_a_mixture_is_resolved_in_16_bits(dtype: str) -> None:
     assert (first.step, first.error > 1.5 * first.tolerance) == (step, True)
     (alone,) = check(case, {step: wrong[step], **choices}, (step,)).steps
     assert alone.status == ("divergent" if dtype == "float16" else "unresolved")
+
+
+def test_a_signal_of_blocks_with_other_linears_is_judged() -> None:
+    case = mixture("lfm2", Recipe(bases=("alphapruning",), pattern=""))
+    right, step = written(case, case.expected, "float32"), "alphapruning.signal"
+    assert {x.status for x in check(case, right, ("alphapruning.*",)).steps} == {"pass"}
+    for change in (np.sqrt, np.nan_to_num):
+        wrong = right | {step: change(right[step])}
+        assert getattr(check(case, wrong).first, "step", "") == step
