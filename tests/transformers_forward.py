@@ -64,7 +64,7 @@ def random_model(config: dict[str, Any], token_ids: Array, folder: Path) -> tupl
     config = {key: value for key, value in config.items() if key != "time_step_limit"}
     with casts_lifted():
         made = transformers.AutoConfig.for_model(**json.loads(json.dumps(config)))
-        theirs = lifted(transformers.AutoModelForCausalLM.from_config(made, **how))
+        theirs = lifted(transformers.AutoModelForCausalLM.from_config(made, **how)).double()
         with torch.no_grad():
             for name, weight in theirs.named_parameters():
                 weight.copy_(torch.randn_like(weight) * 0.2 + ("norm" in name))

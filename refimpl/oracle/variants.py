@@ -198,7 +198,7 @@ def _others(name: str, value: Any, hint: Any, numbers: Mapping[str, float]) -> d
             found[f"exponents of frequencies are 2i / {k}"] = value**exponent
             found["exponents of frequencies are i / rotary_dim"] = value**0.5
         near = [10 * value, value / 10, 2 * value, value / 2]
-        usual = {"eps": (1e-5, 1e-6, 1e-8, 1e-3), "theta": (1e4, 5e5, 1e6)}
+        usual = {"eps": (0.0, 1e-5, 1e-6, 1e-8, 1e-3), "theta": (1e4, 5e5, 1e6)}
         near += next((x for k, x in usual.items() if k in name), (0.0, -value, 10.0, 0.5))
         found |= {f"{name} is {x:.4g}": x for x in near if name != "theta" or x >= 1e4}
     if type(value) is int:

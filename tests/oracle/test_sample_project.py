@@ -77,9 +77,9 @@ def right() -> ModuleType:
         (("repeat_interleave(groups, 1)", "repeat(1, groups, 1, 1)"), "llama",
          "blocks.0.attn_out", "key-value heads are tiled (h % K), not repeated"),
         (("recipe[\"eta\"] * size", "recipe[\"eta\"] * 1"), "qwen2", "perturbed.0.drift",
-         "`eta * ratio(size, length, 0.0)` is `eta / length` in perturbed"),
+         "noise has the size eta, whatever the state's"),
         (("damping * h.diagonal()", "0.5 * damping * h.diagonal()"), "plain",
-         "sparsegpt.blocks.0.q_proj.keep", "damping is 0.005 in sparsegpt"),
+         "sparsegpt.blocks.0.q_proj.keep", "`damping` is `damping / 2` in factored"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_at_its_step(
