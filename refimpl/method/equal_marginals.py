@@ -143,7 +143,7 @@ def equal_marginals(
 def context_slopes(cost: Array, sparsity: Array, dense_rate: float) -> tuple[Array, float]:
     """Slope of each unit's cost while all others are pruned, and the rate at which slopes grow.
 
-    g_u = (D_u(s_above) - D_u(s_below)) / (s_above - s_below), at least 0.05 of their median;
+    m_u = (D_u(s_above) - D_u(s_below)) / (s_above - s_below), at least 0.05 of their median;
     kappa = max(kappa_dense, median of 2 ln((D_above - D) / (D - D_below)) / (s_above - s_below)),
     the median over units with both differences above 0, and at most 40
 
@@ -153,7 +153,7 @@ def context_slopes(cost: Array, sparsity: Array, dense_rate: float) -> tuple[Arr
         dense_rate: The kappa of units that are pruned alone.
 
     Returns:
-        g, [U], and kappa.
+        m, [U], and kappa.
     """
     width, (down, up) = sparsity[ABOVE] - sparsity[BELOW], np.diff(cost, axis=0)
     slopes = (up + down) / width

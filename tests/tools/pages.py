@@ -3,20 +3,17 @@
 It stands in regions, `<!-- name -->` to `<!-- end -->`: the commands and their options from the
 program; bases and pruners from their records; fields of JSON documents from the schemas, which
 tests/loading/test_documents.py writes; lists of families; and in the tutorial, where a region
-`source pico.rms_norm` holds that function of docs/tutorial/pico.py or of the library, without its
-docstring. `python tests/tools/pages.py families` also measures the table of families: errors
-against transformers' values in the fixtures.
+`source pico.rms_norm` holds that function of docs/tutorial/pico.py. `python tests/tools/pages.py
+families` also measures the table of families: errors against transformers' values in the fixtures.
 """
 
-import ast
-import inspect
 import json
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
+from inspect import getsource
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -297,19 +294,6 @@ def named(name: str) -> Any:
     return getattr(import_module(module), function)
 
 
-def code(name: str) -> str:
-    """The source of a function as it stands; of the library without decorators and docstring."""
-    source = textwrap.dedent(inspect.getsource(named(name)))
-    if name.startswith("pico."):
-        return source.rstrip()
-    (function,) = ast.parse(source).body
-    assert isinstance(function, ast.FunctionDef)
-    lines, first = source.splitlines(), function.body[0]
-    if ast.get_docstring(function) is not None:
-        del lines[first.lineno - 1 : first.end_lineno]
-    return "\n".join(lines[function.lineno - 1 :])
-
-
 def pages() -> dict[Path, str]:
     """Every page as the programs write it, but for what is measured."""
     base_records, pruner_records = bases().values(), pruners().values()
@@ -335,7 +319,10 @@ def pages() -> dict[Path, str]:
     for path in (*paths, DOCS / "index.md", ROOT / "README.md", *TUTORIAL):
         page = path.read_text("utf-8")
         sources = (x for x in regions(page) if x.startswith("source "))
-        own = {x: f"\n```text\n{code(x.removeprefix('source '))}\n```\n" for x in sources}
+        own = {
+            x: f"\n```text\n{getsource(named(x.removeprefix('source '))).rstrip()}\n```\n"
+            for x in sources
+        }
         made[path] = filled(page, texts | own)
     return made
 
