@@ -1,7 +1,7 @@
 """What runs leave on the disk, to compare: documents, folders of models, finished units."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,8 @@ JUNK = (
 )
 
 
-def changed(text: str, data: st.DataObject) -> Any:
-    """A document in which a value is another one, or gone, or there twice."""
+def changed(text: str, data: st.DataObject, more: Sequence[Any] = ()) -> Any:
+    """A document in which a value is another one (junk, or one of more), or gone, or twice."""
     content = holder = json.loads(text)
     while True:
         key: Any = data.draw(
@@ -100,7 +100,7 @@ def changed(text: str, data: st.DataObject) -> Any:
             break
         holder = holder[key]
     if data.draw(st.booleans()):
-        holder[key] = data.draw(st.sampled_from(JUNK))
+        holder[key] = data.draw(st.sampled_from([*JUNK, *more]))
     elif data.draw(st.booleans()):
         del holder[key]
     else:

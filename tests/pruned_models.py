@@ -13,12 +13,7 @@ from refimpl.allocation.scores_json import Targets
 from refimpl.model.model import zeroed
 from refimpl.model.ops import Array
 from refimpl.model.stream import Stream
-from refimpl.pruning.block import (
-    PrunedLinear,
-    input_sums,
-    new_weights,
-    pruned_linears,
-)
+from refimpl.pruning.block import PrunedLinear, input_sums, new_weights, pruned_linears
 from refimpl.pruning.pruned_files import PrunedFiles
 from refimpl.running.settings import Resources
 

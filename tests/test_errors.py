@@ -3,6 +3,7 @@
 import json
 import pickle
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,28 @@ def test_errors_of_a_config_and_an_index_are_short(tmp_path: Path) -> None:
     said = refused("inspect", index)
     assert len(said) < 2_000
     assert ", 18.safetensors, and 9,980 more\n" in said
+
+
+MISSING: dict[str, tuple[str, tuple[object, ...]]] = {
+    "onnx": ("onnx", ("export", LLAMA, "-o", "x.onnx")),
+    "onnxruntime": ("onnx", ("validate", LLAMA, "--dtype", "float32", "--seq-len", 5)),
+    "tokenizers": ("text", ("score", LLAMA, "--text", FIXTURES / "text.txt")),
+    "huggingface_hub": ("hub", ("inspect", "org/tiny")),
+    "gguf": ("convert", ("convert", "x.gguf", "-o", "out")),
+}
+
+
+@pytest.mark.parametrize("library", MISSING)
+def test_a_missing_library_is_named(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra, words = MISSING[library]
+    monkeypatch.chdir(tmp_path)
+    Path("x.gguf").write_bytes(b"GGUF")
+    for name in [name for name in sys.modules if name.startswith("refimpl.onnx")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    assert f"pip install 'refimpl[{extra}]'" in refused(*words)
 
 
 def test_the_library_names_parameters_and_a_command_its_options() -> None:

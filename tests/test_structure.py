@@ -65,9 +65,6 @@ NO_TOKENS = {
     for name in ("NL", "NEWLINE", "INDENT", "DEDENT", "COMMENT", "ENCODING", "ENDMARKER")
 }
 TEST_LINES, TOOL_LINES = 26_000, 2_500  # of tests/; of its tools, without the sample project
-VAGUE = (
-    "room", "part", "place", "fed", "own", "run", "work", "values", "data", "trial", "disk",
-)  # fmt: skip
 PURE = ("refimpl.pruners.",)  # what needs NumPy only
 FORWARD = ("embed", "mlp", "mixture", "block", "head")
 PARTS_OF_THE_FORWARD = "refimpl.model.mixers"  # in files of their own, and below it
@@ -264,10 +261,6 @@ def test_tests_and_tools_fit_into_their_budgets() -> None:
 def test_fixtures_fit_into_a_checkout_that_anyone_can_hold() -> None:
     files = [path for path in (ROOT / "fixtures").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files if "__pycache__" not in path.parts) <= 20e6
-
-
-def test_names_of_modules_tell_what_is_in_them() -> None:
-    assert [module for module in MODULES if module.rpartition(".")[2] in VAGUE] == []
 
 
 # A package or a file and the function it exists for, and words of the field, share a name.

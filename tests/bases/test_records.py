@@ -193,8 +193,7 @@ def test_what_a_signal_returns_is_checked(numbers: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "sparsity",
-    [None, "x", [0.5], [0.5] * 3, np.full((4, 2), 0.5), [np.nan] * 4, [1j] * 4],
+    "sparsity", [None, "x", [0.5], [0.5] * 3, np.full((4, 2), 0.5), [np.nan] * 4, [1j] * 4]
 )
 def test_what_an_allocation_returns_is_checked(sparsity: Any) -> None:
     base = base_of(None, None, lambda asked: sparsity)

@@ -17,7 +17,7 @@ from program import ran, run
 from refusals import refusal_of
 from safetensors.numpy import load_file
 
-from refimpl import Model, errors, forward, read_model
+from refimpl import Model, forward, read_model
 from refimpl.convert.conversion import FloatDtype, convert
 
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
@@ -120,14 +120,6 @@ def test_a_file_is_known_by_its_first_bytes(name: str, tmp_path: Path) -> None:
         assert (refused.code, refused.err.count("\n")) == (2, 3)
         assert f"next: refimpl convert {blob} -o FOLDER" in refused.err
     assert_equal(read_model(converted(blob)), read_model(tmp_path / "hub"))
-
-
-def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = gguf_file(tmp_path, "llama")
-    monkeypatch.setattr(errors, "find_spec", lambda name: None)
-    refused = run("convert", path, "-o", tmp_path / "out")
-    assert (refused.code, refused.err.count("\n")) == (2, 3)
-    assert "next: pip install 'refimpl[convert]'" in refused.err
 
 
 def test_no_file_appears_at_home(tmp_path: Path) -> None:

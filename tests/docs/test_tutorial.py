@@ -2,24 +2,13 @@
 
 import ast
 import re
-from pathlib import Path
 
-import pytest
 from examples import ROOT
 from pages import TUTORIAL as PAGES
 from pages import named, regions
 
 LESSONS = [page for page in PAGES if page.name[0].isdigit()]
-SIDE = [page for page in PAGES if page not in LESSONS and page.name != "index.md"]
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("page", [*LESSONS, *SIDE], ids=lambda page: page.stem)
-def test_the_code_is_in_regions(page: Path) -> None:
-    text = page.read_text("utf-8")
-    shown_regions = regions(text)
-    assert text.count("<!-- source ") == len(shown_regions) == text.count("<!-- end -->")
-    assert page in SIDE or all(x.startswith("source pico.") for x in shown_regions)
 
 
 def test_every_function_of_pico_is_on_a_page_or_is_its_frame() -> None:

@@ -218,11 +218,6 @@ def test_a_repository_of_gguf_files_says_how_to_get_one(hub: Hub, tmp_path: Path
     refusal_of(read_model, NAME, download=True, says="lacks config.json", remedy="refimpl convert")
 
 
-def test_without_the_library(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refusal_of(read_model, NAME, says="no such file or folder", remedy="refimpl[hub]")
-
-
 def test_the_bar_is_on_a_terminal_alone(hub: Hub) -> None:
     assert "100%" in run("inspect", NAME, "--download", err_terminal=True).err
     assert run("inspect", f"{NAME}@v2", "--download").err == ""

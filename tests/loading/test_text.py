@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,14 +234,6 @@ def test_files_that_cannot_be_read_are_refused(
 
     monkeypatch.setattr(Path, "open", forbidden)
     refusal_of(text_tokens, text, model, says="json: cannot be read (Permission denied)")
-
-
-def test_missing_library_says_how_to_install_it(
-    text: Path, save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = save()
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    refusal_of(text_tokens, text, model, says="pip install 'refimpl[text]'")
 
 
 @pytest.mark.torch

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import cycle
@@ -27,7 +26,6 @@ from program import Result, ran, refused
 from refusals import refusal_of
 
 from refimpl import Model, RefimplError, forward, read_model
-from refimpl.errors import need
 from refimpl.model.ops import Array
 from refimpl.onnx.export import export
 from refimpl.onnx.recording.graph import distinct, graph_weights
@@ -252,14 +250,6 @@ def test_weights_that_are_not_numbers_are_refused(tensor: str, copy: Copy) -> No
     says = f"{tensor} holds 1 NaN"
     refusal_of(export, read_model(path), path / "model.onnx", says=says)
     assert sorted(os.listdir(path)) == before
-
-
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in sys.modules if name.startswith("refimpl.onnx")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    assert "pip install 'refimpl[onnx]'" in refused("export", LLAMA, "-o", tmp_path / "x.onnx")
-    refusal_of(need, "onnx", "onnxruntime", "no_such", says="no_such: not installed")
 
 
 def test_the_command_says_what_it_wrote(copy: Copy) -> None:

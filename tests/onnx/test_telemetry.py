@@ -1,13 +1,12 @@
-"""onnxruntime: it sends telemetry, and keeps files for it at home; and it may be missing."""
+"""onnxruntime sends telemetry, and keeps files for it at home."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import FIXTURES
 from processes import ENV, PROGRAM
-from program import ran, refused
+from program import ran
 
 LLAMA = FIXTURES / "llama"
 COMMANDS: dict[str, tuple[object, ...]] = {
@@ -28,10 +27,3 @@ def test_no_file_appears_at_home(name: str, tmp_path: Path) -> None:
     command = [*PROGRAM, *map(str, COMMANDS[name])]
     subprocess.run(command, cwd=work, env=env | {"HOME": str(home)}, check=True)
     assert [*home.rglob("*")] == []
-
-
-def test_a_missing_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    error = refused("validate", LLAMA, "--dtype", "float32", "--seq-len", 5)
-    assert "onnxruntime: not installed" in error
-    assert "pip install 'refimpl[onnx]'" in error

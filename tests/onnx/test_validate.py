@@ -96,10 +96,7 @@ def test_batches_have_one_shape_each() -> None:
     assert shapes(1, 5) == [(1, 5), (1, 1)]
 
 
-@pytest.mark.parametrize(
-    ("length", "shapes"),
-    [(5, [(1, 5)]), (8, [(3, 8)]), (13, [(3, 13)])],
-)
+@pytest.mark.parametrize(("length", "shapes"), [(5, [(1, 5)]), (8, [(3, 8)]), (13, [(3, 13)])])
 def test_a_graph_of_one_length_is_judged_on_it(
     length: int, shapes: list[tuple[int, ...]], folder: Path
 ) -> None:

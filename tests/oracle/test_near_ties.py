@@ -16,12 +16,7 @@ from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, case_inputs, computed_case
 from refimpl.oracle.check import check
 from refimpl.oracle.dense_steps import Keep, unpacked
-from refimpl.oracle.near_ties import (
-    count_ties,
-    keep_ties,
-    rounding_ties,
-    score_behind,
-)
+from refimpl.oracle.near_ties import count_ties, keep_ties, rounding_ties, score_behind
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import every_array
 from refimpl.oracle.truth import moved_by, moved_by_rounding, own_errors, truth_of

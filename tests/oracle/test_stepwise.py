@@ -7,12 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from candidates import (
-    EACH_CASE,
-    Arrays,
-    stepwise_steps,
-    written,
-)
+from candidates import EACH_CASE, Arrays, stepwise_steps, written
 from gates import case_of, model_of
 
 from refimpl.loading.samples import random_tokens

@@ -14,13 +14,7 @@ from refusals import refusal_of
 from strategies import matrices, seeds, shapes, ties
 
 from refimpl.arguments import Bools, Floats
-from refimpl.pruners.counts import (
-    Pattern,
-    parse_pattern,
-    pattern_count,
-    pattern_keep,
-    split_count,
-)
+from refimpl.pruners.counts import Pattern, parse_pattern, pattern_count, pattern_keep, split_count
 from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.pruners.magnitude import magnitude_keep
 from refimpl.pruners.pruner import SharedFactor, inverse_of_upper

@@ -19,16 +19,7 @@ from pruned_models import pruned_blocks
 from refusals import refusal_of
 from tables import cases
 
-from refimpl import (
-    Model,
-    Probes,
-    Request,
-    Scores,
-    allocate,
-    forward,
-    read_model,
-    score,
-)
+from refimpl import Model, Probes, Request, Scores, allocate, forward, read_model, score
 from refimpl.allocation.scores_json import Targets, pattern_targets, scores_document, targets_for
 from refimpl.bases.base import bases
 from refimpl.loading.samples import Tokens, id_tokens, random_tokens
@@ -131,9 +122,7 @@ def test_passed_blocks_are_those_of_the_file(method: Pruner, dtype: str, tmp_pat
         assert on_the_way.states[n].equals(in_the_file.states[n])
 
 
-def test_linears_and_probes_share_factors_of_inputs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_linears_and_probes_share_factors_of_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
     def counted(hessian: Any) -> bool:
@@ -163,23 +152,23 @@ def test_the_random_control_follows_its_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokens", ["", "--samples 3", "--text TEXT --seq-len 24"])
-@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt", "magnitude"])
 def test_one_wish_in_two_spellings_is_one_model(tokens: str, pruner: str, tmp_path: Path) -> None:
     """Also where `score` and `prune` have other default tokens than pruning itself."""
     words = (*tokens.replace("TEXT", str(FIXTURES / "text.txt")).split(), "--sparsity", 0.6)
     scored, by = tmp_path / "scores.json", ("--pruner", pruner)
     ran("score", LLAMA, *words, "--pruner", pruner, "-o", scored)
-    ran("prune", LLAMA, "-o", tmp_path / "a", *words, *by)
-    ran("prune", LLAMA, "-o", tmp_path / "b", *words[:-2], *by, "--allocation", scored)
+    text = ran("prune", LLAMA, "-o", tmp_path / "a", *words, *by)
+    assert "base uniform, correction divergence\n" in text
+    drawn = () if pruner == "magnitude" else words[:-2]
+    ran("prune", LLAMA, "-o", tmp_path / "b", *drawn, *by, "--allocation", scored)
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     one, other = (numbers(tmp_path / x / "pruning.json") for x in "ab")
     assert one["allocation"] == other["allocation"]
+    assert one["allocation"]["pruner"] == one["method"] == pruner
 
 
-@pytest.mark.parametrize(
-    ("words", "more", "alone"),
-    cases("pruning", "allocations"),
-)
+@pytest.mark.parametrize(("words", "more", "alone"), cases("pruning", "allocations"))
 def test_a_file_of_allocations_prunes_as_its_options_do(
     words: str, more: str, alone: str, tmp_path: Path
 ) -> None:
@@ -197,18 +186,6 @@ def test_a_file_of_allocations_prunes_as_its_options_do(
     assert record["allocation"] == {x: expected.get(x) for x in record["allocation"]}
     got = [sum(x["pruned"] for x in row["linears"]) for row in record["blocks"]]
     assert got == scores["allocations"][0]["num_pruned"]
-
-
-def test_the_recommended_allocation_is_that_of_score(tmp_path: Path) -> None:
-    words, scores = (*SMALL, "--sparsity", 0.5), tmp_path / "scores.json"
-    text = ran("prune", LLAMA, "-o", tmp_path / "a", *words, "--pruner", "magnitude")
-    assert "base uniform, correction divergence\n" in text
-    ran("score", LLAMA, *words, "--pruner", "magnitude", "-o", scores)
-    of_scores = ("--allocation", scores, "--pruner", "magnitude")
-    ran("prune", LLAMA, "-o", tmp_path / "b", *of_scores)
-    assert weights(tmp_path / "a") == weights(tmp_path / "b")
-    record = numbers(tmp_path / "a" / "pruning.json")
-    assert record["allocation"]["pruner"] == record["method"] == "magnitude"
 
 
 def test_an_allocation_knows_its_pruner(tmp_path: Path) -> None:
@@ -288,10 +265,7 @@ def test_allocations_that_do_not_fit_are_refused(change: Any, says: str, tmp_pat
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    cases("pruning", "refused"),
-)
+@pytest.mark.parametrize(("words", "says"), cases("pruning", "refused"))
 def test_one_clear_error_and_no_output(words: str, says: str, tmp_path: Path) -> None:
     assert says in refused("prune", LLAMA, "-o", tmp_path / "out", *words.split())
     assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,6 @@
 `pytest -m kills -s` prints what became of the kills.
 """
 
-import os
 import shutil
 import signal
 import subprocess
@@ -90,15 +89,6 @@ def test_fifty_kills(kind: str, tmp_path: Path) -> None:
 def test_a_few_stops(tmp_path: Path) -> None:
     words = ("prune", LLAMA, "--nm", "2:4", "--pruner", "sparsegpt", "--seq-len", 64)
     survives(words, tmp_path, 4, POLITE)
-
-
-@pytest.mark.real
-def test_fifty_kills_on_a_real_model(tmp_path: Path) -> None:
-    source = Path(os.environ.get("REFIMPL_REAL", "real")) / "SmolLM2-135M-Instruct"
-    if not source.is_dir():
-        pytest.skip("REFIMPL_REAL names no folder of models: see docs/how-to/real-models.md")
-    words = ("prune", source, "--nm", "2:4", "--samples", 1, "--seq-len", 64)
-    assert survives(words, tmp_path, 50, POLITE) > 12
 
 
 @pytest.mark.kills

@@ -23,15 +23,7 @@ from hypothesis import strategies as st
 from refusals import refusal_of
 from threadpoolctl import threadpool_info
 
-from refimpl import (
-    Noise,
-    Probes,
-    Request,
-    Scores,
-    evaluate,
-    read_model,
-    score,
-)
+from refimpl import Noise, Probes, Request, Scores, evaluate, read_model, score
 from refimpl.loading.samples import random_tokens
 from refimpl.loading.text import text_windows
 from refimpl.model.model import Model

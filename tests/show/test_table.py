@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from refimpl.allocation.allocate import Allocation, allocate
 from refimpl.allocation.request import Noise, Probes, Request
 from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signal
 from refimpl.loading.samples import TokenFacts
 from refimpl.running.provenance import Run
-from refimpl.show.blocks import SCALE, header, scores_table
-from refimpl.show.table import LABEL, WIDEST, aligned, wrapped
+from refimpl.show.blocks import SCALE, scores_table
+from refimpl.show.table import WIDEST
 
 LINEARS = {"q_proj": (30, 20), "down_proj": (20, 30)}
 SEVEN_B = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (4096, 4096))
@@ -179,21 +177,6 @@ def test_what_the_table_says_and_omits(
     assert [words for words in omits if words in text] == []
 
 
-words = st.text(st.sampled_from("abc-./_é "), min_size=1, max_size=40).map(lambda s: f"x{s}x")
-
-
-@given(st.lists(words, min_size=1, max_size=12))
-def test_header_lines_are_short_and_facts_are_whole(sources: list[str]) -> None:
-    found = scores(tokens=replace(TOKENS, source=", ".join(sources)))
-    lines = wrapped(header(found, allocated(found)))
-    assert all(len(line) <= WIDEST for line in lines)
-    labels = [line[:LABEL].strip() for line in lines]
-    assert [label for label in labels if label] == ["model", "tokens", "allocation"]
-    start = labels.index("tokens")
-    told = " ".join(line[LABEL:] for line in lines[start : labels.index("allocation")])
-    assert told == f"3 x 48, {', '.join(sources)}, sha256 0123456789ab"
-
-
 def straight(lines: list[str]) -> None:
     """Every line as long as the headings, and a gap of two wherever a column ends."""
     assert len({len(line) for line in lines}) == 1
@@ -241,17 +224,3 @@ def test_alphas_are_means_of_a_block_and_linears_are_announced() -> None:
     uneven = scores(linears=(LINEARS, {"q_proj": (30, 20)}), signals=fewer)
     heads, *each = (re.sub(" ± ", "±", x).split() for x in rows(shown(uneven, base="alphapruning")))
     assert [row[heads.index("alpha")] for row in each] == ["2.500", "4.000"]
-
-
-cells = st.text(st.sampled_from("ab1,.│"), min_size=1, max_size=8)
-
-
-@given(st.integers(1, 4), st.integers(0, 4), st.data())
-def test_aligned_columns(width: int, height: int, data: st.DataObject) -> None:
-    names = data.draw(st.lists(cells, min_size=width, max_size=width, unique=True))
-    given_ = {n: data.draw(st.lists(cells, min_size=height, max_size=height)) for n in names}
-    lines = aligned(given_.items())
-    assert len(lines) == 1 + height
-    assert len({len(line) for line in lines}) == 1
-    by_row = [[texts[i] for texts in given_.values()] for i in range(height)]
-    assert [line.split() for line in lines] == [names, *by_row]

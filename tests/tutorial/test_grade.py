@@ -57,9 +57,7 @@ def test_it_says_what_it_cannot_name(capsys: pytest.CaptureFixture[str]) -> None
     assert "no exercise" in graded(pico.drift, "drifts", capsys)
 
 
-def test_the_oracle_names_what_the_grader_does_not_know(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_oracle_names_what_the_grader_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
     said = graded(lambda x, w, eps: pico.rms_norm(x, 1 + w, eps), "rms_norm", capsys)
     assert "refimpl check says: " in said
     assert "attn_norm.weight is taken plus 1" in said

@@ -136,10 +136,7 @@ def readers(folder: Path) -> dict[str, list[list[str]]]:
 
 
 # A second per case: onnxruntime starts in a process of its own, `check` computes every step.
-SLOW = (
-    *("graph.onnx", "beside.onnx.data", "actual.safetensors", "names.json"),
-    "trace.npz",
-)
+SLOW = (*("graph.onnx", "beside.onnx.data", "actual.safetensors", "names.json"), "trace.npz")
 READ_BY_OTHERS = (f"{HUB}/refs/main",)  # by huggingface_hub, from its own cache
 OF_A_KIND = 0.15  # share of changed files that are links, pipes, devices and such
 Mutator = Callable[[bytes, Random], bytes]
