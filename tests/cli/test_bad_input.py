@@ -73,7 +73,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(tmp_path: Path, scores: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with a model, its scores and other inputs that are valid."""
     shutil.copytree(
-        FIXTURES / "llama", tmp_path / "model", ignore=shutil.ignore_patterns("expected*", "prov*")
+        FIXTURES / "llama", tmp_path / "model", ignore=shutil.ignore_patterns("expected*")
     )
     shutil.copytree(scores, tmp_path, dirs_exist_ok=True)
     (tmp_path / "out").mkdir()

@@ -48,7 +48,7 @@ def test_every_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert named(refused("prune", tmp_path / "link", "-o", out, *HOW)) == names
     index = "model.safetensors.index.json"  # that was named; LICENSE and others are beside it
     assert "README.md" in (found := named(refused("prune", tmp_path / "model" / index, "-o", out)))
-    assert found == names - {index, "anything", "provenance.json"}
+    assert found == names - {index, "anything"}
     for name in names:
         (tmp_path / "model" / name).unlink()
         if name != "pruning.json":

@@ -230,7 +230,7 @@ def test_a_folder_takes_everything_along_but_other_weights(tmp_path: Path) -> No
     (old / "onnx").mkdir()
     model = read_model(old)
     write_pruned(model, tmp_path / "new", decisions(model))
-    beside = {"config.json", "provenance.json", "tokenizer.json", "tokenizer_config.json"}
+    beside = {"config.json", "tokenizer.json", "tokenizer_config.json"}
     new = files(tmp_path / "new")
     assert new.keys() == along | beside | {"model.safetensors"}
     for name in along | beside:

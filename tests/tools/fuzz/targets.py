@@ -157,8 +157,7 @@ def make_folder(folder: Path) -> None:
     """One good input of every kind."""
     folder.mkdir(parents=True)
     _make_model(folder / "model")
-    ignored = shutil.ignore_patterns("expected*", "provenance*")
-    shutil.copytree(FIXTURES / "llama_sharded", folder / "sharded", ignore=ignored)
+    shutil.copytree(FIXTURES / "llama_sharded", folder / "sharded")
     (folder / "model/tokenizer_config.json").write_text(
         '{"add_bos_token": true, "bos_token": "<s>"}'
     )
