@@ -19,7 +19,6 @@ from refimpl.arguments import Checked, Compat, Floats, Ints, checked, described,
 from refimpl.errors import RefimplError, listed
 from refimpl.records import record_named, records
 
-_PEER_FLOOR = 0.01  # what the code of some peers has in place of a sparsity of 0 or less
 Value = float | str
 Needs = Literal["weights", "squares", "products"]
 """What a signal is made of, beside the weights: sums over the inputs of the dense linears."""
@@ -194,8 +193,8 @@ def spread(signal: Floats, name: str, sparsity: float, half: float, compat: Comp
 
 
 def floored(allocation: Floats, compat: Compat) -> Floats:
-    """An allocation; that of a peer without sparsities of 0 or less."""
-    return np.where(allocation <= 0, _PEER_FLOOR, allocation) if compat == "peer" else allocation
+    """An allocation; that of a peer with 0.01 in place of sparsities of 0 or less."""
+    return np.where(allocation <= 0, 0.01, allocation) if compat == "peer" else allocation
 
 
 def by_share(

@@ -18,7 +18,7 @@ def dlp_score(scores: Iterable[Floats], statistic: Literal["mean", "median"] = "
     u = mean(M) or median(M), over all linears of the block together
 
     Args:
-        scores: Wanda scores M of the block's linears, each [out, in].
+        scores: Wanda scores M of the block's linears, each [out, in], at least 0.
         statistic: `mean` as in DLP's code, or `median` as in its paper.
 
     Returns:
@@ -38,10 +38,23 @@ def dlp_score(scores: Iterable[Floats], statistic: Literal["mean", "median"] = "
     mean = mean_score(scores)
     if statistic == "mean":
         return mean
-    every = np.concatenate([score.ravel() for score in scores])
-    middle = [(every.size - 1) // 2, every.size // 2]
-    every.partition(middle)
-    return float(np.mean(every[middle], dtype=np.float64))
+    size = sum(score.size for score in scores)
+    return (_ranked(scores, (size - 1) // 2) + _ranked(scores, size // 2)) / 2
+
+
+def _ranked(scores: Iterable[Floats], rank: int) -> float:
+    """The score of a rank, a piece of them in memory at a time: 16 of its bits after the others."""
+    low = 0
+    for shift in (48, 32, 16, 0):
+        counts = np.zeros(1 << 16, int)
+        for score in scores:
+            digits = np.asarray(score, float).view(np.uint64) - low >> shift
+            np.add.at(counts, digits[digits < counts.size], 1)
+        ends = np.append(0, counts).cumsum()
+        digit = int(np.searchsorted(ends, rank, "right")) - 1
+        rank -= ends[digit]
+        low += digit << shift
+    return float(np.uint64(low).view(float))
 
 
 @checked

@@ -97,9 +97,8 @@ def owl(
         >>> owl([2.0, 3.0, 4.0], 0.7, lam=0.1).round(4)
         array([0.8, 0.7, 0.6])
     """
-    name = "outlier percent"
-    outliers = finite_vector(outlier_percent, name)
-    return floored(spread(outliers, name, sparsity, lam, compat), compat)
+    outliers = finite_vector(outlier_percent, "outlier percent")
+    return floored(spread(outliers, "outlier percent", sparsity, lam, compat), compat)
 
 
 def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, float]:

@@ -155,11 +155,8 @@ def inverse_of_upper(upper: Floats) -> Floats:
 def require_finite(numbers: npt.NDArray[Any]) -> None:
     """Refuse NaN and Inf."""
     if not np.isfinite(numbers).all():
-        raise RefimplError(
-            "NaN or Inf in the weight or its Hessian",
-            "finite numbers",
-            "check weights and activations for NaN",
-        )
+        problem = "NaN or Inf in the weight or its Hessian"
+        raise RefimplError(problem, "finite numbers", "check weights and activations for NaN")
 
 
 @dataclass(frozen=True)
@@ -237,10 +234,10 @@ def pruners() -> dict[str, Pruner]:
 
 
 @checked
-def pruner_named(name: str, what: str = "pruner") -> Pruner:
+def pruner_named(name: str) -> Pruner:
     """The pruner with this name, from this package or the entry points of another one."""
     record = record_named(name, "refimpl.pruners", Pruner)
     if record is None:
         step = nearest(name, pruners(), "choose one of these")
-        raise RefimplError(f"{what} {name!r}", " or ".join(pruners()), step)
+        raise RefimplError(f"pruner {name!r}", " or ".join(pruners()), step)
     return record

@@ -98,8 +98,7 @@ def wanda_keep(score: npt.ArrayLike, count: int | Fraction) -> Bools:
     open_ties = wanted - below.sum(axis=1)
     crowded = np.flatnonzero(tied.sum(axis=1) > open_ties)  # only here does the column decide
     tied[crowded] &= np.cumsum(tied[crowded], axis=1) <= open_ties[crowded, None]
-    keep: Bools = ~(below | tied)
-    return keep
+    return ~(below | tied)
 
 
 def _score(linear: LinearInputs) -> Floats:

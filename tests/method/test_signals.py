@@ -57,6 +57,19 @@ def test_dlp_is_the_mean_or_the_median_of_the_whole_block(scores: list[Floats]) 
     assert dlp_score(scores, "median") == (together[(n - 1) // 2] + together[n // 2]) / 2
 
 
+def test_the_median_holds_a_piece_of_the_scores_at_a_time() -> None:
+    class Pieces(list[Floats]):
+        def __iter__(self) -> Iterator[Floats]:
+            yield from (np.random.default_rng(i).random((64, 256)) for i in range(64))
+
+    tracemalloc.start()
+    found = dlp_score(Pieces(), "median")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == float(np.median(np.stack([*Pieces()])))
+    assert peak < 4_000_000  # all of them are 8.4 MB
+
+
 def test_scores_of_float32_are_summed_in_float64() -> None:
     score = np.full((1, 2**12), 0.1, np.float32)
     assert dlp_score([score]) == pytest.approx(float(np.float32(0.1)), rel=1e-14)
