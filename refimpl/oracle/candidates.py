@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -20,10 +20,11 @@ from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
-from refimpl.model.weight import OWN_TENSOR, Layout, extract
+from refimpl.model.weight import extract
 from refimpl.oracle.case import Case, computed_case, read_case
 from refimpl.oracle.case_folders import FACTS, FORWARD, matching
 from refimpl.oracle.check import Report, check
+from refimpl.oracle.measures import Arrays
 from refimpl.oracle.recipe import Recipe
 from refimpl.running.file_system import MIB, open_file
 
@@ -38,22 +39,11 @@ NUMBERS = {dtype.name for dtype in ARRAY_DTYPES.values()}
 PAIR = np.dtype("V2")  # what NumPy makes of bfloat16
 
 
-@dataclass(frozen=True)
-class ModuleOutput:
-    """Where the value of a step is: in the first module that is there, or what it reads (":input").
-
-    It is rows of the output, if the weight is fused.
-    """
-
-    names: tuple[str, ...]
-    layout: Layout = OWN_TENSOR
+Sources = dict[str, tuple[str, ...]]
+"""Modules by step: the first that is there returns the value, or reads it (":input")."""
 
 
-Sources = dict[str, ModuleOutput]
-"""Where a program's values are, by step."""
-
-
-def read_outputs(path: Path) -> tuple[Mapping[str, Array], str | None]:
+def read_outputs(path: Path) -> tuple[Arrays, str | None]:
     """The arrays of a safetensors or `.npz` file, and the dtype that it states."""
     with reading(path), open_file(path) as file:
         head = file.read(9)
@@ -111,7 +101,7 @@ def checked_file(
 
 
 def _case(
-    path: Path, outputs: Mapping[str, Array], ids: Array | None, only: Sequence[str], download: bool
+    path: Path, outputs: Arrays, ids: Array | None, only: Sequence[str], download: bool
 ) -> Case:
     """The case in a folder, or the forward of a model on ids, those of the candidate if None.
 
@@ -142,8 +132,8 @@ def _case(
 
 
 def candidate_steps(
-    case: Case, outputs: Mapping[str, Array], names: Path | None = None
-) -> tuple[Mapping[str, Array], tuple[str, ...]]:
+    case: Case, outputs: Arrays, names: Path | None = None
+) -> tuple[Arrays, tuple[str, ...]]:
     """The steps that a candidate has, by their own names or those of a program's modules.
 
     Also those that are asked for, none for all of the case: the forward's if it has no others.
@@ -155,31 +145,20 @@ def candidate_steps(
         return outputs, () if steps - {*forward} else tuple(forward)
     word = TRANSFORMERS if names is None else str(names)
     sources, arrays = named_sources(word, case), dict[str, Array]()
-    for step, key in _found(case, sources, [*outputs]).items():
-        if step.endswith(ROUTER):
-            arrays[step] = _as_choice(outputs[key], case)
-        else:
-            arrays[step] = _as_step(outputs[key], sources[step].layout, case, step)
     every = [step for step in case.expected if step in sources]
-    some = word == TRANSFORMERS and 2 * len(arrays) >= len(every)
-    return arrays, tuple(arrays if some else every)
-
-
-def _found(case: Case, sources: Sources, keys: Sequence[str]) -> dict[str, str]:
-    """The key of each step that a map of names finds, in the order of execution."""
-    found: dict[str, str] = {}
-    for step in case.expected:
-        names = sources[step].names if step in sources else ()
-        if (key := next(filter(None, (_key(name, keys) for name in names)), None)) is not None:
-            found[step] = key
-    if not found:
-        wanted = [name for source in sources.values() for name in source.names]
+    for step in every:
+        keys = filter(None, (_key(name, [*outputs]) for name in sources[step]))
+        if key := next(keys, ""):
+            arrays[step] = _as_step(outputs[key], case, step, fused=word == TRANSFORMERS)
+    if not arrays:
+        wanted = [name for names in sources.values() for name in names]
         raise RefimplError(
-            f"no output belongs to a step; there are {', '.join(keys[:3]) or 'none'}",
+            f"no output belongs to a step; there are {', '.join([*outputs][:3]) or 'none'}",
             f"names such as {', '.join(wanted[:3])}",
             "name the modules of your program in a file, and add `names=FILE`",
         )
-    return found
+    some = word == TRANSFORMERS and 2 * len(arrays) >= len(every)
+    return arrays, tuple(arrays if some else every)
 
 
 def _key(name: str, keys: Sequence[str]) -> str | None:
@@ -196,31 +175,30 @@ def _is_tail(short: str, long: str) -> bool:
     return prefix != long and not any(part.isdigit() for part in prefix.split("."))
 
 
-def _as_step(x: Array, layout: Layout, case: Case, step: str) -> Array:
-    """An output in the shape of its step; as it is if none fits."""
+def _as_step(x: Array, case: Case, step: str, fused: bool) -> Array:
+    """An output, or the rows of a fused one, in the shape of its step; as it is if none fits.
+
+    A router's is packed bits, from the numbers of the experts of each token.
+    """
     truth, (n, s) = case.expected[step], case.inputs["token_ids"].shape
     heads, width = truth.shape[1] if truth.ndim == 4 else 1, truth.shape[-1]
-    if truth.ndim < 3 or x.size % (n * s):
+    experts, is_router = case.model.config.experts, step.endswith(ROUTER)
+    if truth.ndim < 3 or x.size % (n * s) or (is_router and x.dtype.kind not in "iu"):
         return x
+    if is_router and experts:
+        chosen = np.eye(experts.num_experts, dtype=bool)[x.reshape(n, s, -1) % experts.num_experts]
+        return np.packbits(chosen.any(axis=-2), axis=-1)
     if truth.ndim == 4 and heads != s and x.shape == truth.shape:
         rows = merge_heads(x)
     else:
         rows = x.reshape(n, s, -1)
-    if len(layout.rows) > 1 and rows.shape[-1] == sum(layout.rows):
-        layout = replace(layout, transposed=False, stack=0)
+    weight = case.model.weights.get(f"{step}_proj.weight") if fused else None
+    if weight and rows.shape[-1] == sum(weight.layout.rows) > heads * width:
+        layout = replace(weight.layout, transposed=False, stack=0)
         rows = np.moveaxis(extract(np.moveaxis(rows, -1, 0), layout), 0, -1)
     if rows.shape[-1] != heads * width:
         return x
     return split_heads(rows, width) if truth.ndim == 4 else rows
-
-
-def _as_choice(x: Array, case: Case) -> Array:
-    """The experts of tokens as packed bits, from their numbers [tokens, k]; else as it is."""
-    experts, shape = case.model.config.experts, case.inputs["token_ids"].shape
-    if experts is None or x.dtype.kind not in "iu" or x.size % (shape[0] * shape[1]):
-        return x
-    chosen = np.eye(experts.num_experts, dtype=bool)[x.reshape(*shape, -1) % experts.num_experts]
-    return np.packbits(chosen.any(axis=-2), axis=-1)
 
 
 def numbered(names: Sequence[str], block: int) -> tuple[str, ...]:
@@ -241,7 +219,7 @@ def named_sources(word: str, case: Case) -> Sources:
             for i in range(case.model.config.num_blocks if "{}" in pattern else 1):
                 (step,) = numbered([pattern], i)
                 if step in case.expected:
-                    found[step] = ModuleOutput(numbered(names, i))
+                    found[step] = numbered(names, i)
         if not found:
             raise RefimplError(
                 f"{word}: {pattern!r}: {modules!r}", NAMES, "correct the step or the module's name"
@@ -264,9 +242,9 @@ def transformers_sources(model: Model) -> Sources:
         start = re.match(rf"(?:.*?\.)?{i}(?=\.)", one)
         return start[0] if start else ""
 
-    def add(step: str, *names: str, layout: Layout = OWN_TENSOR) -> None:
+    def add(step: str, *names: str) -> None:
         if every := tuple(name for name in names if name not in ("", INPUT)):
-            sources[step] = ModuleOutput(every, layout)
+            sources[step] = every
 
     changed = {"pos_embed.weight", "embed_norm.weight"} & weights.keys() or config.embed_scale != 1
     add("embed", whole(0) + INPUT, "" if changed else module("embed"))
@@ -277,13 +255,10 @@ def transformers_sources(model: Model) -> Sources:
             add(of + norm, module(of + norm))
         if isinstance(mixer, Attention):
             for x in (x for x in "qkv" if f"{x}_norm" not in config.weightless_norms):
-                limited, projected = config.qkv_limit is not None, f"{of}{x}_proj"
-                wide = "" if limited else module(f"{of}{x}_width_norm")
-                if named := module(f"{of}{x}_norm") or wide:
-                    add(of + x, named)
-                elif not limited and f"{projected}.weight" in weights:
-                    layout = weights[f"{projected}.weight"].layout
-                    add(of + x, module(projected), layout=layout)
+                kinds = (
+                    ("norm",) if config.qkv_limit is not None else ("norm", "width_norm", "proj")
+                )
+                add(of + x, next(filter(None, (module(f"{of}{x}_{kind}") for kind in kinds)), ""))
             for x in ("q_rope", "k_rope"):  # docs/how-to/candidates.md takes them
                 add(of + x, of + x)
         ends = [x for x in ("o_proj", "out_proj") if x in config.linears[i]]

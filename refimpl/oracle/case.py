@@ -35,7 +35,7 @@ from refimpl.oracle.case_folders import (
     family_model,
 )
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.measures import measure_of
+from refimpl.oracle.measures import Arrays, measure_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
 from refimpl.oracle.steps import steps
@@ -62,8 +62,8 @@ class Case:
     name: str
     model: Model
     recipe: Recipe
-    inputs: Mapping[str, Array]
-    expected: Mapping[str, Array]
+    inputs: Arrays
+    expected: Arrays
     errors: dict[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -226,7 +226,7 @@ def case_inputs(
     rounded: type[RoundedArray] | None = None,
 ) -> StepInputs:
     """Given values, and those of a case, as a computation in some dtype reads them."""
-    model = case.model if rounded is None else RoundedModel.of(case.model, rounded)
+    model = case.model if rounded is None else case.model.as_kind(RoundedModel, kind=rounded)
     dtype = dtype if rounded is None else rounded.held
     return StepInputs(model, case.recipe, case.inputs["token_ids"], dtype, given, rounded)
 
@@ -238,7 +238,7 @@ def _noises(recipe: Recipe, steps: Iterable[str]) -> list[str]:
     return [f"noise.{draw}" if draw else "noise" for draw in range(draws)]
 
 
-def _hashes(model: Model, inputs: Mapping[str, Array]) -> dict[str, Any]:
+def _hashes(model: Model, inputs: Arrays) -> dict[str, Any]:
     """SHA-256 of the model's files and of the inputs' bytes, by name."""
     hashes = {f"model {x.name}": file_digest(x) for x in sorted(x.path for x in model.files)}
     for name, value in sorted(inputs.items()):

@@ -1,6 +1,6 @@
 """The steps of the dense model, and what steps are computed from: earlier ones, or a case's."""
 
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -16,7 +16,6 @@ from refimpl.allocation.allocate import (
 )
 from refimpl.allocation.request import Noise, require_resolved
 from refimpl.allocation.scores import Signal
-from refimpl.method import perturbation as experiment
 from refimpl.method.absorption import absorption_coefficient, nan_mean
 from refimpl.method.correction import centred_log, clipped_log
 from refimpl.method.projection import project
@@ -29,14 +28,14 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import State
 from refimpl.model.stream import inputs_of, sum_of_squares
-from refimpl.oracle.measures import reads_of
+from refimpl.oracle.measures import Arrays, reads_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray
 from refimpl.pruners.sparsegpt import WIDTH, compensated
 from refimpl.running.settings import Settings
 from refimpl.scoring.base_signals import MeasuredBases, block_signals
-from refimpl.scoring.measurements import Moments, wanda_moments
-from refimpl.scoring.state_group import PerturbedState
+from refimpl.scoring.measurements import Address, Moments, wanda_moments
+from refimpl.scoring.state_group import PerturbedState, with_noise
 
 RATIO = "absorption_coefficient"
 EXPERIMENTS = ("perturbed.", "coarse.", "pruned.")  # beginnings, of drifts and what is made of them
@@ -84,37 +83,41 @@ class StepInputs:
     recipe: Recipe
     ids: npt.NDArray[np.int64]
     dtype: npt.DTypeLike = np.float64
-    given: Mapping[str, Array] = field(default_factory=dict)
+    given: Arrays = field(default_factory=dict)
     rounded: type[RoundedArray] | None = None
-    clean: Mapping[str, Array] = field(default_factory=dict)
+    clean: Arrays = field(default_factory=dict)
     values: dict[str, Array] = field(default_factory=dict)
     squares: list[dict[str, Array]] = field(default_factory=list)
     missed: set[str] = field(default_factory=set)
     missing: dict[str, frozenset[str]] = field(default_factory=dict)
     wanted: Collection[str] | None = None
 
+    @property
+    def config(self) -> Config:
+        """The model's facts."""
+        return self.model.config
+
     @cached_property
     def places(self) -> list[Place]:
         """The tokens' place, as each block sees it."""
-        config = self.model.config
-        by_kind = places(np.arange(self.ids.shape[1]), config, self.dtype)
-        return [by_kind[kind] for kind in config.blocks]
+        by_kind = places(np.arange(self.ids.shape[1]), self.config, self.dtype)
+        return [by_kind[kind] for kind in self.config.blocks]
 
     @cached_property
     def embedded(self) -> State:
         """The state before the first block."""
-        positions, config = np.arange(self.ids.shape[1]), self.model.config
-        return embed(self.ids, positions, self.model.embedding(), config, self.dtype)
+        positions = np.arange(self.ids.shape[1])
+        return embed(self.ids, positions, self.model.embedding(), self.config, self.dtype)
 
     def state_at(self, block: int, point: str) -> State:
         """The clean state of an experiment before or after a block (the last, -1)."""
-        index, config = block % self.model.config.num_blocks, self.model.config
+        index = block % self.config.num_blocks
 
         def array(step: str) -> Array:
             return self.clean[step] if step in self.clean else self.state(step)
 
         until = index + (point == "resid_post")
-        kept = {i: (array(k), array(v)) for i, (k, v) in kept_steps(config, until).items()}
+        kept = {i: (array(k), array(v)) for i, (k, v) in kept_steps(self.config, until).items()}
         return State(array(f"blocks.{index}.{point}"), self.ids, kept)
 
     def value(self, step: str) -> Array:
@@ -163,15 +166,15 @@ class StepInputs:
             values = {"signal": self.number(step) if signal is None else signal}
             options = request.record.of_signal(request.options)
             every[request.record.name] = Signal(options, values)
-        return base_allocation(every, request, self.model.config.linears)
+        return base_allocation(every, request, self.config.linears)
 
     def allocated(self, name: str, base: Array, u: Array | None = None) -> Allocation:
         """A base [L] on the budget, and corrected by logarithms u [L]."""
-        return allocated(base, u, self.model.config.linears, self.recipe.request(name))
+        return allocated(base, u, self.config.linears, self.recipe.request(name))
 
     def counts(self, sparsity: Array) -> Array:
         """Counts of sparsities, which are given in few bits if they do not sum to the budget."""
-        sizes, target = self.model.config.linear_sizes, self.recipe.sparsity
+        sizes, target = self.config.linear_sizes, self.recipe.sparsity
         units, exists = units_of(sparsity, sizes)
         if abs(sparsity[exists] @ units - target * units.sum()) > 0.5:
             sparsity = sparsity.copy()
@@ -209,7 +212,7 @@ def forward_points(inputs: StepInputs) -> NamedArrays:
 
 def points_of_block(inputs: StepInputs, i: int, x: State) -> Generator[NamedArray, None, State]:
     """The trace points of one block; it continues with those that are given."""
-    config, place, prefix = inputs.model.config, inputs.places[i], f"blocks.{i}."
+    config, place, prefix = inputs.config, inputs.places[i], f"blocks.{i}."
     trace, read = dict[str, Array](), dict[str, Array]()  # by what follows
 
     def observe(name: str, value: Array) -> Array:
@@ -242,7 +245,7 @@ def points_of_head(inputs: StepInputs, x: State) -> NamedArrays:
         trace[name] = value
         return inputs.state(name) if name in inputs.given else value
 
-    head(x, inputs.model.head(inputs.dtype), inputs.model.config, observe)
+    head(x, inputs.model.head(inputs.dtype), inputs.config, observe)
     last = f"blocks.{len(inputs.places) - 1}.resid_post"
     yield inputs.of("final_norm", last), trace["final_norm"]
     yield inputs.of("logits", "final_norm"), trace["logits"]
@@ -252,20 +255,16 @@ def by_noise(inputs: StepInputs) -> NamedArrays:
     """Both experiments by noise, those that the recipe asks for."""
     recipe = inputs.recipe
     for prefix in ("", "coarse."):
-        if not recipe.perturbs(prefix, inputs.model.config.num_blocks):
+        if not recipe.perturbs(prefix, inputs.config.num_blocks):
             continue
         plan = recipe.coarse_perturbation if prefix else recipe.perturbation
         if not inputs.given:
             require_resolved(plan, inputs.dtype)
 
         def start(i: int, _: Weights, clean: State, plan: Noise = plan) -> Starts:
-            for n, h in enumerate(clean.stream):
-                kept = experiment.kept_tokens(h, recipe.sink)
-                how = plan.etas[0], kept, plan.noise_norm
+            for n in range(len(clean)):
                 for draw in range(plan.draws):
-                    noise = experiment.noise(recipe.seed, n, i, draw, h.shape)
-                    changed = experiment.perturbed(h, noise, *how)[None]
-                    yield n, clean.sequence(n).with_stream(changed)
+                    yield n, with_noise(clean.sequence(n), Address(n, draw, 0, i), plan)
 
         yield from measured(inputs, prefix or "perturbed.", followed(inputs, start))
 
@@ -282,7 +281,7 @@ class Followed(PerturbedState):
 
 def followed(inputs: StepInputs, start: Callable[[int, Weights, State], Starts]) -> list[Followed]:
     """The states that `start` perturbs after each block, through all later ones."""
-    config, plan, states = inputs.model.config, inputs.recipe.perturbation, list[Followed]()
+    config, plan, states = inputs.config, inputs.recipe.perturbation, list[Followed]()
     for k, place in enumerate(inputs.places):
         weights, clean = inputs.model.block(k, inputs.dtype), inputs.state_at(k, "resid_post")
         for x in states:
@@ -297,16 +296,15 @@ def followed(inputs: StepInputs, start: Callable[[int, Weights, State], Starts])
 
 def measured(inputs: StepInputs, name: str, states: Sequence[Followed]) -> NamedArrays:
     """An experiment's steps, from its states by block, sequence and draw."""
-    blocks, sequences = inputs.model.config.num_blocks, len(inputs.ids)
-    size = len(states) // blocks  # of sequences and draws
-    ratios = np.empty((sequences, size // sequences, blocks))
+    blocks, sequences = inputs.config.num_blocks, len(inputs.ids)
+    size, every = len(states) // blocks, [x.measures() for x in states]  # by sequence and draw
     for i in range(blocks):
-        after = [x.measures() for x in states[i * size : (i + 1) * size]]
         for kind in ("drift", "alignment"):
-            means = np.reshape([getattr(x, kind) for x in after], (*ratios.shape[:2], -1))
-            yield f"{name}{i}.{kind}", nan_mean(nan_mean(means, axis=1), axis=0)
-        ratios[..., i] = np.reshape([x.ratios[0] for x in after], ratios.shape[:2])
-    coefficient, stderr = absorption_coefficient(ratios)
+            means = [getattr(x, kind) for x in every[i * size : (i + 1) * size]]
+            of_draws = nan_mean(np.reshape(means, (sequences, size // sequences, -1)), axis=1)
+            yield f"{name}{i}.{kind}", nan_mean(of_draws, axis=0)
+    ratios = np.reshape([x.ratios[0] for x in every], (blocks, sequences, -1))
+    coefficient, stderr = absorption_coefficient(np.ascontiguousarray(np.moveaxis(ratios, 0, -1)))
     yield coefficient_of(name), coefficient
     if name == "coarse." and np.isfinite(stderr).all():
         yield "coarse.stderr", stderr
@@ -318,7 +316,7 @@ def signals(inputs: StepInputs) -> NamedArrays:
     for step in (step for base in every for step in inputs.needs(base)):
         request, moments = inputs.recipe.request(step.split(".")[0]), Moments()
         if (needs := request.record.needs or "weights") == "squares":
-            moments = wanda_moments(inputs.squares, len(inputs.ids), inputs.model.config)
+            moments = wanda_moments(inputs.squares, len(inputs.ids), inputs.config)
         with Settings(inputs.dtype).open() as resources:
             how = inputs.model, MeasuredBases.of(request, ()), needs, resources
             (found,) = block_signals(*how, moments=moments).values()

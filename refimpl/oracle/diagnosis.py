@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import product
 from math import inf, isclose
 from time import process_time
 from typing import Any
@@ -18,12 +19,18 @@ from refimpl.oracle.mutations import function_at, slips
 from refimpl.oracle.rounding import ChangedModel
 from refimpl.oracle.steps import computed_again
 from refimpl.oracle.truth import Truth
-from refimpl.oracle.variants import Mistake, swap
+from refimpl.oracle.variants import Mistake
 
 SAME = 2  # explanations of the same decisions or counts that are given
 CLEAR = 1e-3  # share of an error that an explanation may leave
 TIME_LIMIT = 2.0  # of processor time, after which no more slips are tried
 TOTAL_LIMIT = 30.0  # the same of all that is tried, which takes long in a real model
+AXES = {  # of a step, by their number
+    1: ("blocks",),
+    2: ("rows", "columns"),
+    3: ("sequences", "tokens", "channels"),
+    4: ("sequences", "heads", "tokens", "channels"),
+}
 
 
 def diagnosis(truth: Truth, result: StepResult) -> str:
@@ -115,13 +122,13 @@ def slipped(inputs: Truth, step: str, end: float) -> Iterator[tuple[str, Array]]
     """The step with a slip in a function that computes it, until a time of this process."""
     for place in dict.fromkeys(x for pattern, x in variants.SLIPS if fnmatchcase(step, pattern)):
         function = function_at(place)
-        stopped = swap(function, "__code__", lambda _: _stopped.__code__)
+        stopped = Mistake(codes=((function, _stopped.__code__),))
         if [*attempts(inputs, step, [("", stopped)])]:
             continue  # it is not called
         for words, code in slips(function):
             if process_time() > end:
                 return
-            change = swap(function, "__code__", {function.__code__: code}.__getitem__)
+            change = Mistake(codes=((function, code),))
             yield from attempts(inputs, step, [(words, change)])
 
 
@@ -142,7 +149,7 @@ def simple(truth: Truth, step: str) -> Iterator[tuple[str, Array]]:
         yield "bits are packed from the lowest", lowest
     if right.dtype.kind != "f" or right.size == 1:
         return
-    for axis, name in enumerate(axes_of(right)):
+    for axis, name in enumerate(AXES[right.ndim]):
         yield f"{name} are one late", np.roll(right, 1, axis)
         yield f"{name} are one early", np.roll(right, -1, axis)
         yield f"{name} are in reverse order", np.flip(right, axis)
@@ -155,27 +162,13 @@ def multiples(truth: Truth, step: str, numbers: Mapping[str, float]) -> Iterator
         return
     with np.errstate(all="ignore"):
         factor = float(np.vdot(right, mine.astype(np.float64)) / np.vdot(right, right))
-    yield f"they are multiplied by {factor:.6g}{power_of(factor, numbers)}", right * factor
-
-
-def power_of(factor: float, numbers: Mapping[str, float]) -> str:
-    """A number as a power of one of the model's, in words, or nothing."""
-    every = {**numbers, "2": 2.0, "10": 10.0, "e": np.e}
-    for power, text in variants.POWERS.items():
-        for name, x in every.items():
-            if x > 0 and isclose(abs(factor), x**power, rel_tol=1e-5):
-                return f", {'minus ' * (factor < 0)}{text.format(name)}"
-    return ""
-
-
-def axes_of(x: Array) -> tuple[str, ...]:
-    """Names of an array's axes."""
-    return {
-        1: ("blocks",),
-        2: ("rows", "columns"),
-        3: ("sequences", "tokens", "channels"),
-        4: ("sequences", "heads", "tokens", "channels"),
-    }[x.ndim]
+    every, sign = {**numbers, "2": 2.0, "10": 10.0, "e": np.e}, "minus " * (factor < 0)
+    powers = (
+        f", {sign}{text.format(name)}"
+        for (power, text), (name, x) in product(variants.POWERS.items(), every.items())
+        if x > 0 and isclose(abs(factor), x**power, rel_tol=1e-5)
+    )
+    yield f"they are multiplied by {factor:.6g}{next(powers, '')}", right * factor
 
 
 def where_wrong(truth: Truth, result: StepResult) -> str:
@@ -191,7 +184,7 @@ def where_wrong(truth: Truth, result: StepResult) -> str:
             size = np.sqrt(np.mean(np.square(right), -1, keepdims=True, dtype=np.float64))
             wrong = ~(off <= result.tolerance * np.maximum(size, np.abs(right)))
     parts = []
-    for axis, name in enumerate(axes_of(right)):
+    for axis, name in enumerate(AXES[right.ndim]):
         hit = wrong.any(axis=tuple(i for i in range(wrong.ndim) if i != axis))
         if hit.any() and not hit.all():
             parts.append(f"{name} {spans(np.flatnonzero(hit))} of {len(hit)}")

@@ -10,33 +10,35 @@ import ml_dtypes
 import numpy as np
 
 from refimpl.model.ops import Array
-from refimpl.oracle.case_folders import StepMeasure
+from refimpl.oracle.case_folders import FORWARD, StepMeasure, matching
 
-# fmt: off
-READS: Mapping[str, tuple[str, ...]] = {  # what trace points read of their block; others note it
-    "attn_norm": ("resid_pre",),
-    "q": ("attn_norm", "latent"),
-    "k": ("attn_norm", "latent"),
-    "v": ("attn_norm", "latent"),
-    "q_rope": ("q", "k"),
-    "k_rope": ("q", "k"),
-    "latent": ("attn_norm",),
-    "conv_in": ("attn_norm",),
-    "conv_out": ("conv_in",),
-    "state_out": ("attn_norm", "conv_in", "conv_out"),
-    "attn_heads": ("attn_norm", "q", "k", "v", "q_rope", "k_rope"),  # a step if it is asked for
-    "attn_out": ("attn_norm", "q", "k", "v", "q_rope", "k_rope", "conv_out", "state_out"),
-    "resid_mid": ("resid_pre", "attn_out"),
-    "mlp_norm": ("resid_pre", "resid_mid"),
-    "router_norm": ("resid_mid",),
-    "experts_norm": ("resid_mid",),
-    "router.keep": ("mlp_norm", "router_norm"),
-    "mlp_hidden": ("mlp_norm",),  # the same
-    "mlp_out": ("mlp_norm", "router_norm", "experts_norm", "router.keep"),
-    "block_embed_norm": ("resid_mid", "mlp_out"),
-    "block_embed": ("token_ids",),
-    "block_embed_out": ("block_embed_norm", "block_embed"),
-    "resid_post": ("resid_mid", "mlp_out", "block_embed_out"),
+Arrays = Mapping[str, Array]
+"""Arrays by the name of their step, or of their weight."""
+
+# What trace points read of their block, by names; others note it.
+READS: Mapping[str, tuple[str, ...]] = {
+    name: tuple(read.split())
+    for names, read in {
+        "attn_norm": "resid_pre",
+        "q k v": "attn_norm latent",
+        "q_rope k_rope": "q k",
+        "latent conv_in": "attn_norm",
+        "conv_out": "conv_in",
+        "state_out": "attn_norm conv_in conv_out",
+        "attn_heads": "attn_norm q k v q_rope k_rope",  # a step if it is asked for
+        "attn_out": "attn_norm q k v q_rope k_rope conv_out state_out",
+        "resid_mid": "resid_pre attn_out",
+        "mlp_norm": "resid_pre resid_mid",
+        "router_norm experts_norm": "resid_mid",
+        "router.keep": "mlp_norm router_norm",
+        "mlp_hidden": "mlp_norm",  # the same
+        "mlp_out": "mlp_norm router_norm experts_norm router.keep",
+        "block_embed_norm": "resid_mid mlp_out",
+        "block_embed": "token_ids",
+        "block_embed_out": "block_embed_norm block_embed",
+        "resid_post": "resid_mid mlp_out block_embed_out",
+    }.items()
+    for name in names.split()
 }
 MEASURES: Mapping[str, StepMeasure] = {  # by the last word of a step; rows for others
     "drift": "numbers", "absorption_coefficient": "numbers", "signal": "numbers",
@@ -44,8 +46,7 @@ MEASURES: Mapping[str, StepMeasure] = {  # by the last word of a step; rows for 
     "stderr": "shares", "divergence": "shares", "base": "shares", "corrected": "shares",
     "counts": "counts", "keep": "bits",
     "squares": "typical rows", "products": "typical rows", "weight": "weight rows",
-}
-# fmt: on
+}  # fmt: skip
 FAULTS = {
     "NaN": "a row of the mask with only -inf, or exp, log or a root out of range",
     "Inf": "numbers beyond the dtype: exp without subtracting the maximum, or a step in 16 bits",
@@ -79,7 +80,6 @@ RESOLVABLE: Mapping[str, float] = {
     "typical rows": 0.5, "numbers": 0.5, "shares": 0.5, "lost": 1.0,
 }  # fmt: skip
 LEAST = {"weight rows": 0.25, "typical rows": 1.0}  # that a row counts as, of a typical one
-_FORWARD = ("embed", "blocks", "final_norm", "logits")  # first words of the trace points
 
 ERROR_FACTOR = 8.0  # of refimpl's own error
 FLOOR = 64.0  # units in the last place, where that error happens to be small
@@ -154,7 +154,7 @@ def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, 
             exact, truth = (np.maximum(1 - x, 0.0) for x in (exact, truth))
         missed = np.linalg.norm(exact - truth, axis=-1)
         size = np.maximum(np.linalg.norm(truth, axis=-1), least)
-        errors = np.where((size == 0) & (missed > 0), inf, missed / np.where(size == 0, 1, size))
+        errors = np.where(missed > 0, missed / size, 0.0)
     token = np.unravel_index(int(errors.argmax()), errors.shape)
     return float(errors.max()), tuple(map(int, token)), fault
 
@@ -182,7 +182,7 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
 
 def kind_of(step: str) -> str:
     """The kind of a step: a trace point of all blocks, or a stage of the method."""
-    if step.split(".")[0] in _FORWARD:
+    if stage_of(step) == "forward":
         return ".".join("*" if part.isdigit() else part for part in step.split("."))
     return stage_of(step)
 
@@ -190,7 +190,7 @@ def kind_of(step: str) -> str:
 def stage_of(step: str) -> str:
     """The part of the method that a step belongs to."""
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
-    if first in _FORWARD:
+    if matching([step], FORWARD):
         return "forward"
     if first in ("perturbed", "coarse", "absorption_coefficient"):
         return "experiment"
@@ -201,7 +201,7 @@ def stage_of(step: str) -> str:
 
 def step_result(
     step: str,
-    actual: Mapping[str, Array],
+    actual: Arrays,
     truth: Array,
     own: float,
     tolerance: float,

@@ -44,7 +44,7 @@ def function_at(place: str) -> FunctionType:
     return function
 
 
-def reworded(function: FunctionType, edits: tuple[str, ...]) -> CodeType:
+def reworded(function: FunctionType, edits: list[str]) -> CodeType:
     """The code of a function with pieces of its text in place of others, which occur once."""
     body = dedent(getsource(function))
     for old, new in zip(edits[::2], edits[1::2], strict=True):

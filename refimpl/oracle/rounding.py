@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
+from refimpl.oracle.measures import Arrays
 
 FEWER = 8  # bits less than float64, whose error is that of this arithmetic, divided by 2^8
 
@@ -82,9 +83,6 @@ def narrowed(dtype: npt.DTypeLike) -> type[RoundedArray]:
     return type("Narrowed", (RoundedArray,), {"narrow": dtype})
 
 
-Float16, Bfloat16 = narrowed(np.float16), narrowed(ml_dtypes.bfloat16)
-
-
 def fewer_bits(fewer: int, dtype: npt.DTypeLike = np.float32) -> type[RoundedArray]:
     """Numbers of a dtype with so many bits less."""
 
@@ -102,21 +100,27 @@ def fewer_bits(fewer: int, dtype: npt.DTypeLike = np.float32) -> type[RoundedArr
 
 ARITHMETIC: Mapping[str, type[RoundedArray]] = {
     "float64": fewer_bits(FEWER, np.float64),
-    "float16": Float16,
-    "bfloat16": Bfloat16,
+    "float16": narrowed(np.float16),
+    "bfloat16": narrowed(ml_dtypes.bfloat16),
     "tf32": fewer_bits(13),  # ten bits in the range of float32; a GPU rounds factors alone
 }
 
 
 @dataclass(frozen=True)
-class OtherModel(Model):
-    """A model that has other weights than those that are read."""
+class ChangedModel(Model):
+    """A model whose weights are read once, held, and changed as they are asked for."""
+
+    change: Callable[[Arrays], Arrays] = dict
+    held: dict[Any, Arrays] = field(default_factory=dict)
 
     def other(
-        self, prefix: str, dtype: npt.DTypeLike, read: Callable[[], Mapping[str, Array]]
+        self, prefix: str, dtype: npt.DTypeLike, read: Callable[[], Arrays]
     ) -> dict[str, Array]:
         """Weights by our names without the prefix of the block; the dtype of embeddings is ""."""
-        raise NotImplementedError
+        key = prefix, dtype and np.dtype(dtype)  # all of a head may be read
+        if key not in self.held:
+            self.held[key] = dict(read())
+        return dict(self.change(self.held[key]))
 
     def embedding(self) -> dict[str, Array]:
         """As `Model.embedding`."""
@@ -133,15 +137,10 @@ class OtherModel(Model):
 
 
 @dataclass(frozen=True)
-class RoundedModel(OtherModel):
+class RoundedModel(ChangedModel):
     """A model whose weights are rounded once, and round what is computed with them."""
 
-    kind: type[RoundedArray] = Bfloat16
-
-    @classmethod
-    def of(cls, model: Model, kind: type[RoundedArray]) -> Self:
-        """The same model, rounded."""
-        return model.as_kind(cls, kind=kind)
+    kind: type[RoundedArray] = RoundedArray
 
     def other(self, prefix: str, dtype: npt.DTypeLike, read: Any) -> dict[str, Array]:
         """Weights as stored, rounded; then with their offset, rounded again; exact in float64."""
@@ -153,18 +152,3 @@ class RoundedModel(OtherModel):
             stored = self.kind.of(weights[name] - offset if offset else weights[name])
             weights[name] = stored + offset if offset else stored
         return weights
-
-
-@dataclass(frozen=True)
-class ChangedModel(OtherModel):
-    """A model whose weights are read once, held, and changed as they are asked for."""
-
-    change: Callable[[Mapping[str, Array]], Mapping[str, Array]] = dict
-    held: dict[Any, Mapping[str, Array]] = field(default_factory=dict)
-
-    def other(self, prefix: str, dtype: npt.DTypeLike, read: Any) -> dict[str, Array]:
-        """The weights, changed; all of a head may be read."""
-        key = prefix, dtype and np.dtype(dtype)
-        if key not in self.held:
-            self.held[key] = dict(read())
-        return dict(self.change(self.held[key]))

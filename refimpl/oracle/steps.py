@@ -34,9 +34,8 @@ METHODS = {
 
 def _by_pruning(inputs: StepInputs) -> NamedArrays:
     """Each block pruned alone by Wanda, what that does, and the corrections by it."""
-    model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
-    first = recipe.bases[0]
-    wanda = PrunerOptions("wanda")
+    model, config = inputs.model, inputs.config
+    first, wanda = inputs.recipe.bases[0], PrunerOptions("wanda")
     inputs.missed.update({*inputs.entries} - inputs.given.keys())
     counts = inputs.counts(inputs.number(f"{first}.base"))
     yield inputs.of("pruned.counts", f"{first}.base"), counts
@@ -73,15 +72,14 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
         ends.append(nan_mean(nats[x.kept]))
     yield from dense.measured(inputs, "pruned.", states)
     yield "pruned.divergence", nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1)
-    inputs.missed.clear()
-    yield from _by_divergence(inputs)
 
 
 def _by_divergence(inputs: StepInputs) -> NamedArrays:
     """The first base, corrected by what pruning each block does."""
     first, (errors, log) = inputs.recipe.bases[0], inputs.correction("divergence")
     corrected = inputs.allocated(first, inputs.base(first), log(errors))
-    yield "divergence.corrected", corrected.corrected_sparsity
+    reads = "pruned.divergence", *inputs.needs(first)
+    yield inputs.of("divergence.corrected", *reads), corrected.corrected_sparsity
 
 
 def _by_pruners(inputs: StepInputs) -> NamedArrays:
@@ -100,9 +98,8 @@ def _pruned(inputs: StepInputs, name: str) -> Generator[tuple[str, Array], None,
 
     Returns the perplexity of what is left.
     """
-    model, config, recipe = inputs.model, inputs.model.config, inputs.recipe
-    method = METHODS[name]
-    sequences = len(inputs.ids)
+    model, config, recipe = inputs.model, inputs.config, inputs.recipe
+    method, sequences = METHODS[name], len(inputs.ids)
     kind = "products" if method == "sparsegpt" else "squares"
     pruner = PrunerOptions(method, recipe.damping)
     x = inputs.embedded
@@ -120,28 +117,26 @@ def _pruned(inputs: StepInputs, name: str) -> Generator[tuple[str, Array], None,
         for linear, count in zip(config.linears[i], counts[i], strict=False):
             step, point = f"{prefix}.{linear}", f"{prefix}.{input_of(linear)}.{kind}"
             dense = weights[f"{linear}.weight"]
-            total = sums.get(input_of(linear))
+            total, reads = sums.get(input_of(linear)), list[str]()
             if method != "magnitude":
                 _require_tokens(linear, sums)
-                total = inputs.number(point)
+                total, reads = inputs.number(point), [point]
             if method == "wanda" and total is not None:
                 yield inputs.of(f"{step}.score", point), wanda_score(dense, total / sequences)
             # Magnitude decides on the weights as the file holds them, in every dtype.
             stored = exact[f"{linear}.weight"]
             keep, new = decision(stored, total, sequences, pattern or count, pruner)
-            read = [] if method == "magnitude" else [point]
-            read += [] if pattern else [f"{recipe.bases[0]}.counts"]
-            yield inputs.of(f"{step}.keep", *read), np.packbits(keep, axis=1)
+            goal = [] if pattern else [f"{recipe.bases[0]}.counts"]
+            yield inputs.of(f"{step}.keep", *reads, *goal), np.packbits(keep, axis=1)
             right = inputs.keep(f"{step}.keep", dense.shape)
             if new is None or total is None:
-                new = zeroed(dense, right)
+                new, reads = zeroed(dense, right), []
             else:
                 if f"{step}.keep" in inputs.given:
                     _, new = sparsegpt_scores(dense, total, sequences, right, recipe.damping)
                 kept_as = model.weights[f"blocks.{i}.{linear}.weight"].stored.numpy_dtype
                 new = new_weights(new, right, kept_as).astype(dense.dtype)
-            read = [f"{step}.keep"] + [point] * (method == "sparsegpt")
-            yield inputs.of(f"{step}.weight", *read), new
+            yield inputs.of(f"{step}.weight", f"{step}.keep", *reads), new
             shown = method == "sparsegpt" and f"{step}.weight" in inputs.given
             carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
         x = block(x, carried, place, config)
@@ -169,7 +164,7 @@ def _perplexity(ids: npt.NDArray[np.int64], logits: Array) -> Array:
 StepTable = tuple[Callable[[StepInputs], NamedArrays], ...]
 TABLE: StepTable = (
     dense.forward_points, dense.by_noise, dense.signals, dense.allocations, _by_pruning,
-    _by_pruners,
+    _by_divergence, _by_pruners,
 )  # fmt: skip
 # Of what pruners compute in every block, by its last word: the pruners where it is a step, if the
 # block is shown. Outer products are large, and other weights follow from the decisions.
@@ -206,7 +201,7 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
     Nothing behind the last of the steps that are wanted is computed.
     """
     recipe = inputs.recipe
-    config = inputs.model.config
+    config = inputs.config
     left = {*(inputs.wanted or ())}
     perturbs = any(recipe.perturbs(x, config.num_blocks) for x in ("", "coarse."))
     arrays: dict[str, Array] = {}
@@ -231,27 +226,25 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
 def computed_again(inputs: StepInputs, step: str) -> Array:
     """One step from given values, those of its block or stage."""
     first, *rest = step.split(".")
-    stage = first if first in ("pruned", "divergence") else stage_of(step)
+    stage = first if first in ("embed", "pruned", "divergence") else stage_of(step)
     arrays: NamedArrays
-    if first == "embed":
-        return inputs.embedded.stream
     if first == "blocks":
         before = inputs.state_at(int(rest[0]), "resid_pre")
         arrays = dense.points_of_block(inputs, int(rest[0]), before)
     elif stage == "forward":
         arrays = dense.points_of_head(inputs, inputs.state_at(-1, "resid_post"))
     else:
-        table: StepTable = {
-            "experiment": (dense.by_noise,), "signals": (dense.forward_points, dense.signals),
-            "allocation": (dense.allocations,), "divergence": (_by_divergence,),
-        }.get(stage, (dense.forward_points, _by_pruning))  # fmt: skip
-        table = (_by_pruners,) if first in METHODS or stage == "perplexity" else table
-        arrays = chain.from_iterable(x(inputs) for x in table)
+        table: Mapping[str, StepTable] = {
+            "embed": (dense.forward_points,), "experiment": (dense.by_noise,),
+            "signals": (dense.forward_points, dense.signals), "allocation": (dense.allocations,),
+            "pruned": (dense.forward_points, _by_pruning), "divergence": (_by_divergence,),
+        }  # fmt: skip
+        arrays = chain.from_iterable(x(inputs) for x in table.get(stage, (_by_pruners,)))
     for name, value in arrays:
         if name == step:
             return value
         inputs.values[name] = value
-    raise RefimplError(f"{step} is not computed", "a step of the recipe", "choose another one")
+    raise KeyError(step)
 
 
 def is_step(name: str, recipe: Recipe) -> bool:

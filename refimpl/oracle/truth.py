@@ -21,12 +21,19 @@ from refimpl.oracle.dense_steps import (
     by_noise,
     coefficient_of,
 )
-from refimpl.oracle.measures import EPS, FLOOR_16, RESOLVABLE, error_of, measure_of, tolerance_of
+from refimpl.oracle.measures import (
+    EPS,
+    FLOOR_16,
+    RESOLVABLE,
+    Arrays,
+    error_of,
+    measure_of,
+    tolerance_of,
+)
 from refimpl.oracle.rounding import ARITHMETIC, FEWER, RoundedArray, fewer_bits
 from refimpl.oracle.steps import TABLE, every_array
 from refimpl.pruners.pruner import SharedFactor, inverse_of_upper
 
-Arrays = Mapping[str, Array]
 Names = Collection[str] | None
 Start = Literal["stepwise", "block", "chained"]
 _SAMPLES = (0, 8, 7)  # bits less than float32, in whose units own errors are
@@ -42,7 +49,7 @@ class Truth(StepInputs):
     """
 
     case: Case
-    actual: Mapping[str, Array]
+    actual: Arrays
     computed_in: str
 
     def start_of(self, step: str) -> Start:
@@ -61,13 +68,9 @@ class Truth(StepInputs):
         inside = f"{prefix}resid_pre" in self.given and all(x.startswith(prefix) for x in behind)
         return "block" if inside else "chained"
 
-    def own_errors(self, start: Start = "chained") -> Mapping[str, float]:
-        """Refimpl's own errors in the candidate's dtype, from the tokens or another start."""
-        return own_errors(self.case, self.computed_in, start)
-
     def own_error(self, step: str) -> float:
         """Refimpl's own error of a step, from where the candidate did not write its inputs."""
-        return self.own_errors(self.start_of(step))[step]
+        return own_errors(self.case, self.computed_in, self.start_of(step))[step]
 
     def tolerance(self, step: str) -> float:
         """The largest error of a step, with that of its inputs; 0 for counts and bits."""
@@ -211,7 +214,7 @@ def _measured(case: Case, dtype: str, start: Start) -> Mapping[str, float]:
 
 
 @lru_cache(maxsize=1)
-def _products(case: Case) -> Mapping[str, Array]:
+def _products(case: Case) -> Arrays:
     """SparseGPT's products in float64, of the blocks that are not shown too."""
     every = every_array(case_inputs(case, case.expected))
     return {name: x for name, x in every.items() if name.endswith(".products")}
@@ -227,7 +230,7 @@ def _sample(case: Case, start: Start, fewer: int, forward: bool) -> Mapping[str,
 
 def _computed(
     case: Case, dtype: str, start: Start, kind: type[RoundedArray] | None, forward: bool
-) -> Mapping[str, Array]:
+) -> Arrays:
     """Every step in a dtype that NumPy has, or rounded further; from blocks on the forward's."""
     read = {"stepwise": "*", "block": "*.resid_pre", "chained": ""}[start]
     choices = [x for x in case.expected if measure_of(x) in ("bits", "counts")]
@@ -236,7 +239,7 @@ def _computed(
     return {name: np.asarray(x) for name, x in arrays.items()}
 
 
-def pooled_errors(truth: Mapping[str, Array], computed: Mapping[str, Array]) -> dict[str, float]:
+def pooled_errors(truth: Arrays, computed: Arrays) -> dict[str, float]:
     """Errors by step; of drifts, alignments, corrections, perplexities the largest counts."""
     errors = {k: error_of(k, computed[k], x)[0] for k, x in truth.items() if k in computed}
     kinds = [f"{x}*.{y}" for x in EXPERIMENTS for y in ("drift", "alignment")]

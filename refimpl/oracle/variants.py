@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from re import fullmatch
 from tomllib import loads
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
@@ -22,72 +22,41 @@ from refimpl.model.config import Mixer
 from refimpl.model.ops import ACTIVATIONS, Array
 from refimpl.model.position_tables import Rope
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.measures import reads_of
+from refimpl.oracle.measures import Arrays, reads_of
 from refimpl.oracle.mutations import function_at, reworded
 
-ByName = Mapping[str, Array]
 Edit = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """Other inputs of a computation, or other functions of a module, a class or a record.
-
-    A function, or constant, is made of the right one, for as long as the context is open.
-    """
+    """Other inputs of a computation, or other code of functions for as long as it is `made`."""
 
     edit: Callable[[StepInputs], StepInputs] = lambda x: x
-    swaps: tuple[tuple[Any, str, Edit], ...] = ()
+    codes: tuple[tuple[FunctionType, CodeType | list[str]], ...] = ()  # or what is `reworded`
 
     @contextmanager
     def made(self, inputs: StepInputs) -> Iterator[StepInputs]:
         """The computation with this change."""
-        old = [(owner, name, getattr(owner, name)) for owner, name, _ in self.swaps]
+        right = [(function, function.__code__) for function, _ in self.codes]
         try:
-            for owner, name, wrap in self.swaps:
-                _put(owner, name, wrap(getattr(owner, name)))
+            for function, code in self.codes:
+                made = code if isinstance(code, CodeType) else reworded(function, code)
+                function.__code__ = made
             yield self.edit(inputs)
         finally:
-            for right in reversed(old):
-                _put(*right)
-
-    def __add__(self, other: "Mistake") -> "Mistake":
-        return Mistake(lambda x: other.edit(self.edit(x)), self.swaps + other.swaps)
+            for function, old in right:
+                function.__code__ = old
 
 
-def _put(owner: Any, name: str, value: Any) -> None:
-    put = setattr if isinstance(owner, ModuleType) else object.__setattr__
-    put(owner, name, value)
-
-
-def swap(owner: Any, name: str, wrap: Edit) -> Mistake:
-    """Another function in place of one."""
-    return Mistake(swaps=((owner, name, wrap),))
-
-
-def reworded_at(words: str, texts: list[str]) -> Mistake:
-    """Functions of refimpl, each with pieces of its text that the next piece replaces."""
-    change = Mistake()
-    starts = [i for i, x in enumerate(texts) if fullmatch(r"[a-z0-9_.]+:[A-Za-z0-9_.]+", x)]
-    for i, end in pairwise([*starts, len(texts)]):
-        function, edits = function_at(texts[i]), tuple(texts[i + 1 : end])
-        change += swap(function, "__code__", partial(_reworded, function, edits))
-    narrow = "float16" in words  # so it is rounded as the candidate rounds
-    return Mistake(lambda x: replace(x, dtype=np.float32)) + change if narrow else change
-
-
-def _reworded(function: FunctionType, edits: tuple[str, ...], _: Any) -> CodeType:
-    return reworded(function, edits)
-
-
-def weights(change: Callable[[ByName], ByName]) -> Mistake:
+def weights(change: Callable[[Arrays], Arrays]) -> Mistake:
     """Other weights, by our names without that of the block."""
     return Mistake(lambda x: replace(x, model=replace(x.model, change=change)))  # type: ignore[call-arg]
 
 
 def tied(inputs: StepInputs) -> StepInputs:
     """The embeddings in place of the head's weight."""
-    rows = np.arange(inputs.model.config.vocab_size)
+    rows = np.arange(inputs.config.vocab_size)
     embed = np.take(inputs.model.embedding()["embed.weight"], rows, axis=0)
     new = weights(lambda w: {**w, "lm_head.weight": embed} if "lm_head.weight" in w else w)
     return new.edit(inputs)
@@ -102,7 +71,13 @@ def _variants() -> Iterator[tuple[str, str, Mistake]]:
     yield "logits", "lm_head is tied to the embeddings", Mistake(tied)
     for patterns, mistakes in MISTAKES.items():
         for words, texts in mistakes.items():
-            yield from ((x, words, reworded_at(words, texts)) for x in patterns.split())
+            starts = [i for i, x in enumerate(texts) if fullmatch(r"[a-z0-9_.]+:[A-Za-z0-9_.]+", x)]
+            ends = pairwise([*starts, len(texts)])
+            codes = tuple((function_at(texts[i]), texts[i + 1 : end]) for i, end in ends)
+            change = Mistake(codes=codes)
+            if "float16" in words:  # so it is rounded as the candidate rounds
+                change = replace(change, edit=lambda x: replace(x, dtype=np.float32))
+            yield from ((x, words, change) for x in patterns.split())
 
 
 MISTAKES = loads((Path(__file__).parent / "mistakes.toml").read_text("utf-8"))
@@ -132,7 +107,7 @@ POWERS = {
 
 def numbers_of(inputs: StepInputs, block: int, forward: bool = True) -> dict[str, float]:
     """The model's numbers, and those of the case, by name."""
-    c, (sequences, tokens) = inputs.model.config, inputs.ids.shape
+    c, (sequences, tokens) = inputs.config, inputs.ids.shape
     kind, found = c.blocks[block], dict[str, float]({"blocks": c.num_blocks} if forward else {})
     records = (kind.mixer, c, kind, kind.rope, c.experts) if forward else ()
     for record in records:
@@ -146,8 +121,8 @@ def numbers_of(inputs: StepInputs, block: int, forward: bool = True) -> dict[str
 
 def of_facts(inputs: StepInputs, block: int, numbers: Mapping[str, float]) -> Changes:
     """Other values of the model's facts, of its mixture, and of one block's kind and records."""
-    c = inputs.model.config
-    kind = c.blocks[block]
+    c = inputs.config
+    kind, place = c.blocks[block], f"blocks.{block % c.num_blocks}."
     inside = [f"mixer.{k}." for k, x in vars(kind.mixer).items() if isinstance(x, Mixer)]
     paths = [(kind, x) for x in ("", "mixer.", *inside, "rope.", "temperature.")]
     for owner, path in [(c, ""), (c, "experts."), (c, "alibi."), *paths]:
@@ -162,8 +137,8 @@ def of_facts(inputs: StepInputs, block: int, numbers: Mapping[str, float]) -> Ch
                     found[f"{name} is {words}"] = value
             for words, value in (found | _others(name, old, hints[name], numbers)).items():
                 if value != old:
-                    change = partial(_with_fact, block, owner is c, path + name, value)
-                    yield words, Mistake(change)
+                    where = f"model.config.{'' if owner is c else place}{path}{name}".split(".")
+                    yield words, Mistake(partial(_replaced, path=where, value=value))
 
 
 def _others(name: str, value: Any, hint: Any, numbers: Mapping[str, float]) -> dict[str, Any]:
@@ -212,33 +187,27 @@ def _others(name: str, value: Any, hint: Any, numbers: Mapping[str, float]) -> d
     return found
 
 
-def _with_fact(block: int, of_model: bool, path: str, value: Any, inputs: StepInputs) -> StepInputs:
-    """The computation where a fact of the model, or of a block, has another value."""
-    c = inputs.model.config
-    if of_model:
-        new = _replaced(c, path.split("."), value)
-    else:
-        blocks = [*c.blocks]
-        blocks[block] = _replaced(blocks[block], path.split("."), value)
-        new = replace(c, blocks=tuple(blocks))
-    return replace(inputs, model=replace(inputs.model, config=new))
-
-
 def _replaced(record: Any, path: list[str], value: Any) -> Any:
-    first, *rest = path
-    new = _replaced(getattr(record, first), rest, value) if rest else value
-    return replace(record, **{first: new})
+    """A record, or a tuple, with another value at the end of a path of names and numbers."""
+    if not path:
+        return value
+    first, rest = path[0], path[1:]
+    if isinstance(record, tuple):
+        return tuple(
+            _replaced(x, rest, value) if f"{i}" == first else x for i, x in enumerate(record)
+        )
+    return replace(record, **{first: _replaced(getattr(record, first), rest, value)})
 
 
 def of_weights(inputs: StepInputs, block: int) -> Changes:
     """Weights of a block, or of the ends, left out, changed, or in the place of others."""
-    model, c = inputs.model, inputs.model.config
+    model, c = inputs.model, inputs.config
     ends = {**model.head(np.float64), **model.embedding()} if block < 0 else {}
-    every: ByName = ends or model.block(block, np.float64)
+    every: Arrays = ends or model.block(block, np.float64)
     shapes = {k: x.shape for k, x in every.items() if not k.startswith("experts.")}
 
-    def changed(new: Callable[[ByName], ByName]) -> Mistake:
-        return weights(lambda w: {**w, **new(w)})
+    def taken(of: Mapping[str, str], edit: Edit = lambda x: x) -> Mistake:
+        return weights(lambda w: {**w, **{name: edit(w[other]) for name, other in of.items()}})
 
     for dtype in ("bfloat16", "float16"):
         yield f"weights are rounded to {dtype}", weights(partial(_rounded, dtype))
@@ -253,16 +222,15 @@ def of_weights(inputs: StepInputs, block: int) -> Changes:
         sort = "of a norm" if "norm" in a else "of one axis" if len(shape) == 1 else ""
         for (words, kind), edit in EDITS.items():
             if kind == sort:
-                yield f"{a} {words}", changed(partial(lambda a, f, w: {a: f(w[a])}, a, edit))
+                yield f"{a} {words}", taken({a: a}, edit)
         for b in (x for x in shapes if shapes[x] == shape and x != a):
-            yield f"{b} is taken for {a}", changed(partial(lambda a, b, w: {a: w[b]}, a, b))
-            pair = changed(partial(lambda a, b, w: {a: w[b], b: w[a]}, a, b))
-            yield f"{a} and {b} are swapped", pair
+            yield f"{b} is taken for {a}", taken({a: b})
+            yield f"{a} and {b} are swapped", taken({a: b, b: a})
     if block >= 0:
         yield from in_layouts(every, c.blocks[block].mixer, c.head_dim)
 
 
-def _rounded(dtype: str, w: ByName) -> ByName:
+def _rounded(dtype: str, w: Arrays) -> Arrays:
     return {k: x.astype(dtype).astype(x.dtype) if x.dtype.kind == "f" else x for k, x in w.items()}
 
 
@@ -279,11 +247,8 @@ def of_inputs(inputs: StepInputs, step: str) -> Changes:
             if other.startswith(prefix) and x.shape == right.shape and other not in (name, step):
                 others[f"{other.removeprefix(prefix)} is read in place of {short}"] = x
         for words, value in others.items():
-            yield words, Mistake(partial(_with_given, name, value))
-
-
-def _with_given(name: str, value: Array, inputs: StepInputs) -> StepInputs:
-    return replace(inputs, given={**inputs.given, name: value})
+            given = {**inputs.given, name: value}
+            yield words, Mistake(partial(_replaced, path=["given"], value=given))
 
 
 FUSED = (  # weights that files hold in one tensor
@@ -292,17 +257,12 @@ FUSED = (  # weights that files hold in one tensor
 )  # fmt: skip
 
 
-def in_layouts(every: ByName, mixer: Any, head_dim: int) -> Iterator[tuple[str, Mistake]]:
+def in_layouts(every: Arrays, mixer: Any, head_dim: int) -> Iterator[tuple[str, Mistake]]:
     """Rows of weights in the order of another layout: of one weight, and of several in one.
 
     A porter reads q, k and v of a fused tensor as three thirds, or for each head in turn; gate and
     up as halves, or row by row; heads as [head, channel], or [channel, head]; the channels of a
     head in the order that the other pairs of a rotation need.
-
-    Args:
-        every: The block's weights by our names.
-        mixer: The facts of its mixer, whose numbers are tried as numbers of heads and groups.
-        head_dim: Channels of a head.
     """
     counts = {x for x in vars(mixer).values() if type(x) is int and x > 1} | {2, 3}
 
@@ -343,29 +303,16 @@ def _in_words(names: list[str], runs: int, order: tuple[int, ...]) -> str:
 
 def _rows(sizes: list[int], runs: int, order: tuple[int, ...]) -> Array:
     """Numbers of the rows of all parts, in the order of a tensor in which their runs alternate."""
-    starts = np.cumsum([0, *sizes])
-    return np.concatenate([
-        starts[i] + np.arange(j * sizes[i] // runs, (j + 1) * sizes[i] // runs)
-        for j in range(runs) for i in order
-    ])  # fmt: skip
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    return np.concatenate([np.split(parts[i], runs)[j] for j in range(runs) for i in order])
 
 
-def _misread(groups: list[tuple[str, ...]], one: Any, other: Any, w: ByName) -> ByName:
-    """Weights of a fused tensor that is written in one order and read in another.
-
-    Args:
-        groups: Names of the parts of each fused tensor.
-        one: Runs of each part that alternate, and the order of the parts, as it is written.
-        other: The same, as it is read.
-        w: The block's weights by our names.
-    """
+def _misread(groups: list[tuple[str, ...]], one: Any, other: Any, w: Arrays) -> Arrays:
+    """Weights of a fused tensor that is written in one order, with runs, and read in another."""
     new = dict(w)
-    for names in groups:
-        for kind in ("weight", "bias"):
-            parts = [w[f"{x}.{kind}"] for x in names if f"{x}.{kind}" in w]
-            if len(parts) == len(names):
-                sizes, rows = [len(x) for x in parts], np.concatenate(parts)
-                rows[_rows(sizes, *other)] = rows[_rows(sizes, *one)]
-                cut = np.split(rows, np.cumsum(sizes)[:-1])
-                new.update(zip((f"{x}.{kind}" for x in names), cut, strict=True))
+    for keys in [[f"{x}.{kind}" for x in names] for names in groups for kind in ("weight", "bias")]:
+        if all(key in w for key in keys):
+            sizes, rows = [len(w[key]) for key in keys], np.concatenate([w[key] for key in keys])
+            rows[_rows(sizes, *other)] = rows[_rows(sizes, *one)]
+            new.update(zip(keys, np.split(rows, np.cumsum(sizes)[:-1]), strict=True))
     return new

@@ -103,7 +103,7 @@ def test_arrays_of_a_program_are_a_candidate(program: str, one: Case, tmp_path: 
             written = arrays
         else:
             sources = named_sources(str(file), one)
-            written = {x.names[0]: merged(arrays[k])[0] for k, x in sources.items()}
+            written = {x[0]: merged(arrays[k])[0] for k, x in sources.items()}
         path = npz(tmp_path, written)
         found, asked = candidate_steps(one, read_outputs(path)[0], file)
         report = check(one, found, asked or ("*",))
@@ -147,7 +147,7 @@ def test_outputs_of_another_program_are_no_pass(tmp_path: Path, forward_case: Ca
 
 @pytest.mark.parametrize("name", ["llama", "cohere", "gemma2"])
 def test_a_head_gives_the_logits_unless_they_are_scaled_or_capped(name: str) -> None:
-    names = transformers_sources(model_of(name))["logits"].names
+    names = transformers_sources(model_of(name))["logits"]
     assert ("lm_head" in names) == (name == "llama")
 
 

@@ -18,10 +18,10 @@ from refimpl.model.ops import Array
 from refimpl.oracle import diagnosis as diagnosis_module
 from refimpl.oracle import variants
 from refimpl.oracle.case import Case, case_inputs, computed_case
-from refimpl.oracle.check import check
+from refimpl.oracle.check import check, ties_of
 from refimpl.oracle.diagnosis import alternatives, diagnosis
 from refimpl.oracle.measures import error_of, step_result
-from refimpl.oracle.near_ties import ties_of
+from refimpl.oracle.mutations import reworded
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ChangedModel
 from refimpl.oracle.steps import every_array
@@ -151,5 +151,5 @@ def test_a_step_is_judged_from_its_block_if_nothing_is_written_between() -> None
 def test_each_text_of_a_mistake_is_one_of_refimpl() -> None:
     """Its pieces occur once in the function, and what takes their place is an expression."""
     for _, words, change in VARIANTS:
-        for owner, name, made in change.swaps:
-            assert made(getattr(owner, name)) is not getattr(owner, name), words
+        for function, texts in change.codes:
+            assert reworded(function, texts) is not function.__code__, words

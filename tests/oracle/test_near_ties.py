@@ -14,9 +14,8 @@ from refimpl.loading.samples import Tokens
 from refimpl.method.projection import project
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, case_inputs, computed_case
-from refimpl.oracle.check import check
+from refimpl.oracle.check import check, count_ties, keep_ties, rounding_ties, score_behind
 from refimpl.oracle.dense_steps import Keep, unpacked
-from refimpl.oracle.near_ties import count_ties, keep_ties, rounding_ties, score_behind
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import every_array
 from refimpl.oracle.truth import moved_by, moved_by_rounding, own_errors, truth_of
@@ -168,7 +167,7 @@ def test_an_input_that_carries_little_is_off_by_more() -> None:
     assert slack.shape == carried.shape
     assert slack * np.minimum(carried, typical) == pytest.approx(slack.min() * typical)
     given = score_behind(truth_of(case, dict(case.expected), "float32"), step, right)[1]
-    assert given.shape == (1,)  # the candidate wrote the sums that it decided on
+    assert np.ndim(given) == 0  # the candidate wrote the sums that it decided on
 
     step = "sparsegpt_pattern.blocks.1.down_proj.keep"  # by what is typical of its row
     score, slack, _ = score_behind(truth_of(case, {}, "float32"), step, case.expected[step])

@@ -37,7 +37,7 @@ from refimpl.oracle.case_folders import CORE
 from refimpl.oracle.check import check
 from refimpl.oracle.measures import error_of, measure_of, stage_of, step_result
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.rounding import ARITHMETIC, Float16, RoundedModel
+from refimpl.oracle.rounding import ARITHMETIC, RoundedModel
 from refimpl.oracle.steps import every_array, steps
 from refimpl.oracle.truth import own_errors
 from refimpl.show.oracle import report_table
@@ -289,7 +289,7 @@ def test_every_step_has_a_stage() -> None:
 @pytest.mark.parametrize(("name", "dtype"), by_turns(CASE_NAMES, "float16", "bfloat16"))
 def test_other_right_arithmetic_in_16_bits_does_not_diverge(name: str, dtype: str) -> None:
     case = case_of(name)
-    model = StoredModel.of(case.model, ARITHMETIC[dtype])
+    model = case.model.as_kind(StoredModel, kind=ARITHMETIC[dtype])
     arrays = steps(model, case.inputs["token_ids"], case.recipe, np.float32)
     report = check(case, written(case, arrays, dtype))
     assert (report.dtype, report.first) == (dtype, None)
@@ -302,7 +302,7 @@ def test_16_bits_are_read_and_mistakes_found(
 ) -> None:
     read_cases_once(monkeypatch)
     case = case_of(name)
-    model = RoundedModel.of(case.model, ARITHMETIC[dtype])
+    model = case.model.as_kind(RoundedModel, kind=ARITHMETIC[dtype])
     arrays = steps(model, case.inputs["token_ids"], case.recipe, "float32")
     right = written(case, arrays, dtype)
     path = write_arrays(tmp_path / "actual.safetensors", right)
@@ -322,14 +322,14 @@ def test_rounding_is_that_of_native_float16() -> None:
     """NumPy's own float16 computes in float32 and rounds once, too."""
     generator = np.random.default_rng(0)
     x, y = generator.standard_normal((2, 8, 8)).astype(np.float16)
-    a, b = (Float16.of(z.astype(np.float32)) for z in (x, y))
+    a, b = (ARITHMETIC["float16"].of(z.astype(np.float32)) for z in (x, y))
     for function in (
         np.add, np.multiply, np.divide, np.matmul, lambda u, v: np.exp(u) - v,
         lambda u, v: np.mean(u * v, axis=-1), lambda u, v: np.where(u > v, u, v) @ v.T,
     ):  # fmt: skip
         native, rounded = function(x, y), function(a, b)
         assert native.dtype == np.float16
-        assert isinstance(rounded, Float16)
+        assert isinstance(rounded, ARITHMETIC["float16"])
         np.testing.assert_allclose(rounded, native.astype(np.float32), rtol=2**-10, atol=2**-14)
         assert np.array_equal(rounded, np.asarray(rounded).astype(np.float16))
     a += b
@@ -344,7 +344,7 @@ def test_activations_whose_squares_float16_lacks_are_resolved(tmp_path: Path) ->
     recipe = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))
     ids = np.random.default_rng(0).integers(8, 64, (2, 16))
     case = changed_case("llama", tensors, tmp_path, ids, recipe)
-    model = StoredModel.of(case.model, Float16)
+    model = case.model.as_kind(StoredModel, kind=ARITHMETIC["float16"])
     actual = written(case, steps(model, case.inputs["token_ids"], recipe, "float32"), "float16")
     report = check(case, actual)
     assert report.verdict == "pass", [x for x in report.steps if x.status != "pass"][:2]

@@ -52,7 +52,7 @@ def with_another_expert(case: Case, rank: int) -> Array:
 
 def candidate(case: Case, choice: Array, recipe: Recipe, dtype: str = "bfloat16") -> Arrays:
     """In 16 bits, with this choice in block 0."""
-    model, ids = StoredModel.of(case.model, ARITHMETIC[dtype]), case.inputs["token_ids"]
+    model, ids = case.model.as_kind(StoredModel, kind=ARITHMETIC[dtype]), case.inputs["token_ids"]
     arrays = steps(model, ids, recipe, "float32", choices={STEP: choice})
     return written(case, arrays | {STEP: choice}, dtype)
 
@@ -159,7 +159,10 @@ NOT_RESOLVED = {  # under some kernels of BLAS, a kind: its error grows from res
 def test_what_hooks_take_is_judged_in_bfloat16(fixture: str) -> None:
     """A right candidate passes, or a kind is not judged; without the router's choice none does."""
     case = mixture(fixture)
-    model, ids = StoredModel.of(case.model, ARITHMETIC["bfloat16"]), case.inputs["token_ids"]
+    model, ids = (
+        case.model.as_kind(StoredModel, kind=ARITHMETIC["bfloat16"]),
+        case.inputs["token_ids"],
+    )
     right = written(case, steps(model, ids, FORWARD, np.float32), "bfloat16")
     some = {x: right[x] for x in case.expected if x in transformers_sources(case.model)}
     unresolved = ("not judged",) if fixture in NOT_RESOLVED else ()

@@ -26,7 +26,9 @@ def saved(folder: Path, dtype: str) -> None:
     """Right candidates in a dtype, and ones with an error of half to twice each tolerance."""
     for name in CASES:
         case = oracle_case(name)
-        model = StoredModel.of(case.model, ARITHMETIC[dtype]) if "16" in dtype else case.model
+        model = (
+            case.model.as_kind(StoredModel, kind=ARITHMETIC[dtype]) if "16" in dtype else case.model
+        )
         wide = "float32" if "16" in dtype else dtype
         arrays = steps(model, case.inputs["token_ids"], case.recipe, wide)
         right = written(case, arrays, dtype)
