@@ -131,6 +131,13 @@ def test_a_session_goes_on_in_the_names_of_the_one_before(tmp_path: Path) -> Non
         problems(page, blocks_to_run(page))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    named = r"`(?:tests/)?((?:docs|fixtures|refimpl|tests)/[\w/.-]+|\w+/test_\w+\.py)"
+    for path in re.findall(named, page.read_text("utf-8")):
+        assert (ROOT / path).exists() or (ROOT / "tests" / path).exists(), path
+
+
 def test_pages_fit_into_their_budgets() -> None:
     """Words that are written by hand, listings too; pages of the site; a release's lines."""
     generated = re.compile(REGION.pattern.replace("-- ([", "-- (?!source )(["), re.DOTALL)
