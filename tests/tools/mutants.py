@@ -2,12 +2,13 @@
 
     python tests/tools/mutants.py 100 1 2 FOLDER           # mutants, seed, jobs; what is kept
 
-A clone of the last commit in FOLDER has all mutants, each behind a switch. The default tests run
-once with all switches off, to learn which of them reach a mutant. Then pytest starts once for many
-mutants: for each it forks, turns a switch, and runs the quickest tests that reach it; survivors
-meet the rest of these tests' files, then all other tests, and the thorough ones. A mutant of what
-an import computes gets a pytest of its own. The same command goes on where it was stopped. Tests
-of the code's own text do not count.
+A clone of the last commit in FOLDER has all mutants, each behind a switch. The default and the
+thorough tests run once with all switches off, to learn which of them reach a mutant. Then pytest
+starts once for many mutants: for each it forks, turns a switch, and runs the quickest default tests
+that reach it; survivors meet the slower ones, and the thorough tests that reach them. What only a
+thorough test noticed meets all other default tests as well: they may have read what an earlier test
+had computed. A mutant of what an import computes gets a pytest of its own. The same command goes on
+where it was stopped. Tests of the code's own text do not count.
 """
 
 import ast
@@ -40,7 +41,8 @@ PAIRS: list[tuple[Any, Any]] = [
 OTHER = dict(PAIRS) | {b: a for a, b in PAIRS} | {ast.Pow: ast.Mult, ast.FloorDiv: ast.Mult}
 LEFT = (ast.Raise, ast.JoinedStr, ast.pattern)  # messages and patterns stay
 QUICK = 20.0  # seconds of the tests that every mutant meets
-STAGES = ("quick", "files", "others", "thorough")
+STAGES = ("quick", "slower", "thorough", "others")
+BOTH = ["-m", "thorough or not thorough"]
 SWITCH = """
 import os, sys
 ACTIVE, SEEN = int(os.environ.get("MUTANT", -1)), os.environ.get("MUTANTS_SEEN")
@@ -167,9 +169,8 @@ def pytest_runtestloop(session: Any) -> bool | None:
     last = [(-1, noticed, 5000)] if asked["jobs"][1:] else []
     for number, tests, limit in asked["jobs"] + last:
         order, items = {name: i for i, name in enumerate(tests)}, session.items
-        if tests or number < 0:
-            items = [x for x in items if unit(x.nodeid) in order]
-            items.sort(key=lambda item: order[unit(item.nodeid)])
+        items = [x for x in items if unit(x.nodeid) in order]
+        items.sort(key=lambda item: order[unit(item.nodeid)])
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             child = os.fork()
             if not child:
@@ -216,31 +217,34 @@ def run(tree: Path, words: list[str], **variables: str) -> str:
     return subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True).stdout
 
 
-def learn(folder: Path, jobs: int, paths: list[str]) -> dict[str, float]:
-    """The seconds of each test that passes; which mutants they reach is in `folder/seen`."""
-    kept, seconds = folder / "tests.json", Counter[str]()
-    if not kept.exists():
+def learn(folder: Path, jobs: int, paths: list[str]) -> dict[str, dict[str, float]]:
+    """The seconds of each test that passes, by tier; `folder/seen` has the mutants they reach."""
+    kept, seconds = folder / "tests.json", {"default": Counter[str](), "thorough": Counter[str]()}
+    for tier in seconds if not kept.exists() else ():
         words = ["-n", str(jobs), "-vv", "--durations=0", "--durations-min=0", *paths]
+        words += ["-m", "thorough"] if tier == "thorough" else []
         out = run(folder / "tree", words, MUTANTS_SEEN=f"{folder}/seen")
         fail = {unit(x) for x in re.findall(r"^(?:FAILED|ERROR) (\S+)", out, re.MULTILINE)}
-        print(f"fail without any change: {sorted(fail)}\n", flush=True)
+        print(f"fail without any change, {tier}: {sorted(fail)}\n", flush=True)
         for took, name in re.findall(r"^([\d.]+)s (?:call|setup|teardown) +(\S.*)$", out, re.M):
             if not name.startswith(NOT_COUNTED) and unit(name) not in fail:
-                seconds[unit(name)] += float(took)
+                seconds[tier][unit(name)] += float(took)
+    if not kept.exists():
         kept.write_text(json.dumps(seconds))
-    found: dict[str, float] = json.loads(kept.read_text())
+    found: dict[str, dict[str, float]] = json.loads(kept.read_text())
     return found
 
 
-def tests_of(stage: str, seconds: dict[str, float], near: set[str]) -> list[str]:
+def tests_of(stage: str, seconds: dict[str, dict[str, float]], near: set[str]) -> list[str]:
     """The tests of a stage, the quickest first; `near` reach the mutant."""
-    order = sorted(seconds, key=lambda name: seconds[name])
-    files, own = {name.partition("::")[0] for name in near}, [x for x in order if x in near]
-    totals = accumulate(seconds[x] for x in own)
+    tier = seconds["thorough" if stage == "thorough" else "default"]
+    order = sorted(tier, key=lambda name: tier[name])
+    own = [x for x in order if x in near]
+    totals = accumulate(tier[x] for x in own)
     quick = [x for x, took in zip(own, totals, strict=True) if took < QUICK]
-    beside = [x for x in order if x.partition("::")[0] in files and x not in quick]
-    others = [x for x in order if x.partition("::")[0] not in files]
-    return {"quick": quick, "files": beside, "others": others, "thorough": []}[stage]
+    slower = [x for x in own if x not in quick]
+    others = [x for x in order if x not in near]
+    return {"quick": quick, "slower": slower, "thorough": own, "others": others}[stage]
 
 
 def main(count: int, seed: int, jobs: int, folder: Path, *paths: str) -> None:
@@ -248,7 +252,8 @@ def main(count: int, seed: int, jobs: int, folder: Path, *paths: str) -> None:
     chosen, results = drawn(count, seed), folder / "results.jsonl"
     if not folder.exists():
         write(folder / "tree", chosen)
-    seconds, near = learn(folder, jobs, [*paths]), defaultdict[int, set[str]](set)
+    tiers, near = learn(folder, jobs, [*paths]), defaultdict[int, set[str]](set)
+    seconds = tiers["default"] | tiers["thorough"]
     results.touch()
     for line in (folder / "seen").read_text().splitlines():
         number, _, test = line.partition(" ")
@@ -261,18 +266,18 @@ def main(count: int, seed: int, jobs: int, folder: Path, *paths: str) -> None:
         near[number] |= {x for x in seconds for y in files - {""} if x.startswith(y)}
 
     def judge(stage: str, numbers: list[int]) -> None:
-        rows = [(i, tests_of(stage, seconds, near[i])) for i in numbers]
-        rows = [(i, tests) for i, tests in rows if tests or stage == STAGES[-1]]
+        rows = [(i, tests_of(stage, tiers, near[i])) for i in numbers]
+        rows = [(i, tests) for i, tests in rows if tests]
         if not rows:
             return
         every = [x for x in seconds if any(x in tests for _, tests in rows)]
-        limits = [100 + 10 * int(sum(seconds[x] for x in tests or seconds)) for _, tests in rows]
+        limits = [100 + 10 * int(sum(seconds[x] for x in tests)) for _, tests in rows]
         asked = {"stage": stage, "results": str(results)}
         asked["jobs"] = [(*row, limit) for row, limit in zip(rows, limits, strict=True)]
         listed = folder / f"{stage}-{numbers[0]}.json"
         listed.write_text(json.dumps(asked))
         words = ["-n", "0", "-p", "no:cacheprovider"]
-        words += sorted({x.partition("::")[0] for x in every}) or ["-m", "thorough", "tests"]
+        words += BOTH + sorted({x.partition("::")[0] for x in every})
         alone = str(rows[0][0] if len(rows) == 1 else -1)
         out = run(folder / "tree", words, MUTANTS=str(listed), MUTANT=alone)
         if all((i, stage) not in done(results) for i in numbers):  # nothing could be imported
@@ -287,12 +292,14 @@ def main(count: int, seed: int, jobs: int, folder: Path, *paths: str) -> None:
         groups = [[i] for i in todo if i not in shared] + [shared[j::jobs] for j in range(jobs)]
         with ThreadPoolExecutor(jobs) as pool:
             [*pool.map(lambda group, stage=stage: judge(stage, group), filter(None, groups))]
-        left = [i for i in left if not done(results).get((i, stage))]
-        print(f"left after {stage}: {len(left)} of {count}: {left}", flush=True)
+        noticed = [i for i in left if done(results).get((i, stage))]
+        left = noticed if stage == "thorough" else [i for i in left if i not in noticed]
+        print(f"{stage}: noticed {len(noticed)}; go on: {left}", flush=True)
         if wrong := done(results).get((-1, stage)):
             print(f"these fail without any change, too: {wrong}", flush=True)
     print("\n| place | kind | was | is | noticed by |\n|---|---|---|---|---|")
-    why = {i: x for (i, _), x in done(results).items() if x}
+    why = {i: x for (i, _), x in done(results).items() if i >= 0 and x}
+    print(f"\nonly the thorough tests noticed {len(left)} of {count}: {left}")
     for i, x in enumerate(chosen):
         cells = [f"{x['file']}:{x['line']}", x["kind"], x["was"], x["new"]]
         cells = [" ".join(y.split()).replace("|", "\\|")[:90] for y in cells]
