@@ -163,7 +163,7 @@ def group_likelihoods(
     with loud(dtype):
         stream = Stream(model, {i: batch.ids for i, batch in enumerate(group)}, dtype)
     for i in range(model.config.num_blocks):
-        weights = model.block(i, dtype)
+        weights = model.block(i, dtype, workers.map)
         with loud(dtype):
             passes = [partial(stream.through, h, weights) for h in stream.states.values()]
             stream.advance(dict(zip(stream.states, workers.run(passes), strict=True)))

@@ -10,6 +10,7 @@ from refimpl.model.ops import Array
 
 NoiseNorm = Literal["exact", "expected"]
 Sink = Literal["include", "exclude"]
+Extended = tuple[Array, Array, Array, Array]
 
 SINK_FACTOR = 20.0  # a token is a sink when its norm exceeds this many medians
 
@@ -179,14 +180,17 @@ class RunningDivergence:
         none, zero = np.full(tokens, -np.inf), np.zeros(tokens)
         return cls(none, zero, none, zero, zero)
 
-    def add(self, logits: Array, perturbed: Array) -> "RunningDivergence":
-        """Add the clean and the perturbed logits of further ids, both [S, ids]."""
+    def add(
+        self, logits: Array, perturbed: Array, clean: Extended | None = None
+    ) -> "RunningDivergence":
+        """Add clean and perturbed logits of further ids, [S, ids]; `extended` may give `clean`."""
         gap = np.subtract(logits, perturbed, dtype=np.float64)  # in float32 it rounds, or overflows
-        largest, total, e, shrink = extended(self.largest, self.total, logits)
+        largest, total, e, shrink = clean or extended(self.largest, self.total, logits)
         largest_perturbed, total_perturbed, _, _ = extended(
             self.largest_perturbed, self.total_perturbed, perturbed
         )
-        gap = self.gap * shrink + (e * gap).sum(axis=-1)
+        gap *= e
+        gap = self.gap * shrink + gap.sum(axis=-1)
         return RunningDivergence(largest, total, largest_perturbed, total_perturbed, gap)
 
     @property
@@ -197,9 +201,10 @@ class RunningDivergence:
         return np.maximum(self.gap / self.total - lse + lse_perturbed, 0)
 
 
-def extended(largest: Array, total: Array, logits: Array) -> tuple[Array, Array, Array, Array]:
+def extended(largest: Array, total: Array, logits: Array) -> Extended:
     """Largest logit and total with further logits, their exponentials, and the total's factor."""
     new = np.maximum(largest, logits.max(axis=-1))
-    e = np.exp(logits - new[:, None])
+    e = logits - new[:, None]
+    np.exp(e, out=e)
     shrink = np.exp(largest - new)
     return new, total * shrink + e.sum(axis=-1), e, shrink

@@ -16,8 +16,10 @@ import numpy.typing as npt
 from refimpl.allocation.request import Noise, Perturbation, Probes
 from refimpl.method.absorption import nan_mean, passed_on, surviving_drift
 from refimpl.method.perturbation import (
+    Extended,
     RunningDivergence,
     deviation,
+    extended,
     kept_tokens,
     noise,
     perturbed,
@@ -300,15 +302,20 @@ def divergences(
     step = max(1, HEAD_BYTES // (tokens * np.dtype(dtype).itemsize))
     running = {key: RunningDivergence.start(tokens) for key in ends}
 
-    def add(key: K, weights: Weights, right: Array) -> RunningDivergence:
-        return running[key].add(right, logits(ends[key][1][None], weights, config)[0])
+    def right(h: Array, weights: Weights, same: RunningDivergence) -> tuple[Array, Extended]:
+        z = logits(h, weights, config)[0]
+        return z, extended(same.largest, same.total, z)
+
+    def add(key: K, weights: Weights, z: Array, clean: Extended) -> RunningDivergence:
+        return running[key].add(z, logits(ends[key][1][None], weights, config)[0], clean)
 
     for start in range(0, config.vocab_size, step):
         weights = model.head(dtype, slice(start, start + step))
-        for sequence, h in finals.items():
-            (right,) = workers.run([partial(logits, h, weights, config)])
+        for sequence in dict.fromkeys(n for n, _ in ends.values()):
             of_sequence = [key for key, (n, _) in ends.items() if n == sequence]
-            sums = workers.run([partial(add, key, weights, right[0]) for key in of_sequence])
+            how = finals[sequence], weights, running[of_sequence[0]]
+            ((z, clean),) = workers.run([partial(right, *how)])
+            sums = workers.run([partial(add, key, weights, z, clean) for key in of_sequence])
             running |= zip(of_sequence, sums, strict=True)
         pieces = -(-config.vocab_size // step)
         tick(head_cost(config) * (len(ends) + len(finals)) / pieces)

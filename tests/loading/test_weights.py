@@ -27,7 +27,8 @@ from tables import cases
 
 from refimpl import Model, forward, read_model
 from refimpl.model import weight
-from refimpl.model.weight import STORED_DTYPES
+from refimpl.model.ops import bits_of
+from refimpl.model.weight import STORED_DTYPES, widened
 
 LAYER = "model.layers.0."
 
@@ -118,6 +119,15 @@ def test_the_same_values_in_any_dtypes(case: str, dtypes: list[str], tmp_path: P
         assert {array.flags.aligned for array in block.values()} == {True}
         assert {array.dtype.name for array in model.head(computed).values()} == {computed}
     same_logits(model, expected)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # a NaN that signals
+@pytest.mark.parametrize("finite", [True, False])
+def test_every_float16_is_the_same_number_in_float32(finite: bool) -> None:
+    half = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    half = half[np.isfinite(half)] if finite else half
+    for x in (half, half[::-3], half.reshape(64, -1).T, half[:0]):
+        np.testing.assert_array_equal(bits_of(widened(x)), bits_of(x.astype(np.float32)))
 
 
 @pytest.mark.parametrize("case", ["llama", "llama3", "mistral", "qwen3", "gpt2"])
