@@ -14,6 +14,7 @@ from refimpl.scoring.measurements import Address, Measurements, Result, Squares,
 from refimpl.scoring.state_group import PrunedBlocks, StateGroup
 
 _ROWS = 512  # of a product: with more, it is hardly faster, and needs more memory
+LEAST_SEQUENCES = 3  # of probes: the errors of two are often far too small by chance
 STATES_AT_RISK = 32  # per thread, in a group whose results are kept: a kill loses it
 
 Addresses = tuple[Address, ...]
@@ -101,8 +102,7 @@ def experiment(
         resources: What it runs on; only the dtype changes the numbers.
         pruning: For the pruning perturbation: how a block is pruned.
         divergence: Whether to compare the output distributions too.
-        enough: Whether what three or more sequences gave suffices, so that no further one is begun;
-            the errors of two are often far too small by chance.
+        enough: Whether what three or more sequences gave suffices, so that no further one is begun.
 
     Returns:
         Means over tokens, per eta, sequence, draw and block; of the sequences that were begun.
@@ -132,8 +132,8 @@ def experiment(
     rounds = work_list(config, ids, plan, resources, pruning, divergence, apart)
     note(Result.of_names(resources.earlier))
     resources.total = resources.done + sum(unit.cost(config) for unit in chain(*rounds))
-    for n, units in enumerate(rounds):
-        if n > 2 and enough is not None and enough(measured.first(n)):
+    for n, units in enumerate(rounds, LEAST_SEQUENCES - 1):
+        if n >= LEAST_SEQUENCES and enough is not None and enough(measured.first(n)):
             measured = measured.first(n)
             resources.total = resources.done  # whatever was left out
             resources.tick(0)
@@ -153,7 +153,9 @@ def work_list(
     divergence: bool = False,
     apart: bool = False,
 ) -> list[list[StateGroup]]:
-    """The work units of the experiment, but for what is finished; a list per sequence if apart.
+    """The work units of the experiment, but for what is finished, in a list.
+
+    If apart, the first `LEAST_SEQUENCES` have a list, and each later sequence one of its own.
 
     Stacks travel in groups that fit into memory, smaller ones if their results are kept.
 
@@ -175,8 +177,9 @@ def work_list(
     room = (resources.memory // workers - beside) // size
     together, counted, rounds = [left], {*earlier.squares}, list[list[StateGroup]]()
     if apart:
-        every_one = range(plan.perturbed_samples(len(ids)))
-        together = [[x for x in left if x[0].sequence == n] for n in every_one]
+        later = range(LEAST_SEQUENCES, plan.perturbed_samples(len(ids)))
+        together = [[x for x in left if x[0].sequence < LEAST_SEQUENCES]]
+        together += [[x for x in left if x[0].sequence == n] for n in later]
     for cut in together:
         rounds.append([])
         capacity = room

@@ -255,10 +255,8 @@ class StateGroup:
                 pruned = self.pruning.pruned(i, sorted(variants), clean, weights, workers)
             # Tasks start in order: the clean ones come first and wait for nobody.
             ahead = {
-                sequence: workers.submit(
-                    partial(clean.through_with_sums, h, weights, sum_of_squares)
-                )
-                for sequence, h in clean.states.items()
+                sequence: workers.submit(partial(self._passed, clean, weights, sequence))
+                for sequence in clean.states
             }
             through = partial(clean.through, weights=weights)
             perturb = partial(self._perturbed, clean, ahead, pruned)
@@ -276,6 +274,15 @@ class StateGroup:
             tick(len(ahead))
             del weights, pruned, ahead, through, perturb, moves  # before the next block is read
         return clean, stacks, squares
+
+    def _passed(
+        self, clean: Stream, weights: Weights, sequence: int
+    ) -> tuple[State, dict[str, Array]]:
+        """A clean state after the block, and the squares if they are counted."""
+        h = clean.states[sequence]
+        if sequence in self.counted:
+            return clean.through_with_sums(h, weights, sum_of_squares)
+        return clean.through(h, weights), {}
 
     def _perturbed(
         self, clean: Stream, ahead: Mapping[int, Clean], pruned: Mapping[int, Weights], a: Address
