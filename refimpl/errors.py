@@ -69,8 +69,8 @@ def need(extra: str, *libraries: str, otherwise: str = "") -> None:
 class Interrupted(Exception):
     """Ctrl-C, with what is kept, and the next command."""
 
-    def __init__(self, kept: str, remedy: str = "repeat the command") -> None:
-        super().__init__(f"interrupted: {printable(kept)}\nnext: {printable(remedy)}")
+    def __init__(self, outcome: str, remedy: str = "repeat the command") -> None:
+        super().__init__(f"interrupted: {printable(outcome)}\nnext: {printable(remedy)}")
 
 
 def unreadable(path: Path | str, error: OSError, expected: str) -> RefimplError:

@@ -133,8 +133,8 @@ def bench_command(
         more = how.output, settings, terminal.progress_bar
         result, count = measured_cells(opened, grid, texts, shared, *more)
     except KeyboardInterrupt:
-        kept = f"finished cells are kept in {how.output}"
-        raise Interrupted(kept, terminal.command_line()) from None
+        outcome = f"finished cells are kept in {how.output}"
+        raise Interrupted(outcome, terminal.command_line()) from None
     table = bench_table(result)
     write_text(how.output / TABLE_FILE, f"{table.markdown()}\n\n{LEGEND}\n")
     ran = f"{count} of {len(result.rows)} cells ran in this run; the others are on file"

@@ -24,7 +24,7 @@ from refimpl.cli import terminal
 from refimpl.errors import RefimplError
 from refimpl.loading.files.documents import INT64_LIMIT, parsed_json, read_file
 from refimpl.loading.files.hub import local_files
-from refimpl.model.ops import loud
+from refimpl.model.ops import within_range
 from refimpl.running.outputs import check_file, refuse_overlap, undo_killed
 
 READ_BESIDE = (  # of a file of weights
@@ -272,8 +272,8 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
                 raise RefimplError(problem, "an integer of at most 64 bits", "use a smaller number")
         check_outputs(values, inputs, outputs)
         output = next((Path(values[name]) for name in outputs if values[name] is not None), None)
-        # Allocations are computed with loud arithmetic; scoring names its own precision.
-        with terminal.interruptible(output), loud("float64"):
+        # An overflow of an allocation is refused, too; scoring names its own precision.
+        with terminal.interruptible(output), within_range("float64"):
             try:
                 filled = {name: group.take(x, values) for name, (x, group) in groups.items()}
                 command(**values, **filled)

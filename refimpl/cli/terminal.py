@@ -69,8 +69,8 @@ def interruptible(output: Path | None) -> Iterator[None]:
         if output and output.exists() and output.stat().st_mtime_ns >= started:
             raise Interrupted(f"{output} is whole", "use it") from None
         if output and output.name and is_folder(work_path(output)):
-            kept = f"finished units are kept in {work_path(output)}"
-            raise Interrupted(kept, command_line()) from None
+            outcome = f"finished units are kept in {work_path(output)}"
+            raise Interrupted(outcome, command_line()) from None
         raise Interrupted("nothing was written") from None
     finally:
         if callable(before):

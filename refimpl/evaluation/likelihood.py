@@ -19,7 +19,7 @@ from refimpl.model.config import Config
 from refimpl.model.forward import final_state, logits
 from refimpl.model.mixers.parts import Weights
 from refimpl.model.model import Model
-from refimpl.model.ops import Array, loud
+from refimpl.model.ops import Array, within_range
 from refimpl.model.state import State, checked_ids
 from refimpl.model.stream import Stream
 from refimpl.running.settings import Tick, require_memory
@@ -160,11 +160,11 @@ def group_likelihoods(
 ) -> dict[int, Array]:
     """``ln p`` of the predicted tokens, [n], of each sequence of batches that fit into memory."""
     model.check_finite(dtype)
-    with loud(dtype):
+    with within_range(dtype):
         stream = Stream(model, {i: batch.ids for i, batch in enumerate(group)}, dtype)
     for i in range(model.config.num_blocks):
         weights = model.block(i, dtype, workers.map)
-        with loud(dtype):
+        with within_range(dtype):
             passes = [partial(stream.through, h, weights) for h in stream.states.values()]
             stream.advance(dict(zip(stream.states, workers.run(passes), strict=True)))
         tick(sum(batch.ids.size for batch in group))
@@ -198,7 +198,7 @@ def _softmax(
         return sums[i].add(logits(inputs[i], weights, model.config)[0], first)
 
     cost = sum(len(batch.targets) for batch in group) * head_cost(model.config) / vocabulary
-    with loud(dtype):
+    with within_range(dtype):
         inputs = workers.run(partial(last, h[batch.positions[at]][None]) for h, batch, at in cuts)
         for first in range(0, vocabulary, _PIECE):
             ids = slice(first, min(first + _PIECE, vocabulary))

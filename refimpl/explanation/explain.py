@@ -13,7 +13,7 @@ from refimpl.explanation.method_steps import method_steps
 from refimpl.explanation.shown_values import Figure, Step, Values
 from refimpl.loading.samples import TokenFacts, Tokens
 from refimpl.model.model import Model
-from refimpl.model.ops import loud
+from refimpl.model.ops import within_range
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Workers
 
@@ -106,7 +106,7 @@ def explain(
     values = Values(model, tokens, block, plan, request, settings)
     model.check_finite(settings.dtype)
     chosen = [(number, x) for number, x in enumerate(steps, 1) if step in (None, x.name)]
-    with loud(settings.dtype), Workers(settings.threads):  # one thread of BLAS, as in score
+    with within_range(settings.dtype), Workers(settings.threads):  # one thread of BLAS, as in score
         shown = tuple((number, x, tuple(x.figures(values))) for number, x in chosen)
     facts = (model.name, model.config.family, model.config.num_blocks, block, tokens.facts)
     return Explanation(*facts, np.dtype(settings.dtype).name, shown, len(steps))

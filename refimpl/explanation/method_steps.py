@@ -32,7 +32,7 @@ _BASES, ALLOCATION, PRUNE = "4-bases", "5-correction", "6-prune"
 def method_steps(plan: Perturbation, request: Request) -> list[Step]:
     """From a perturbation of the block to the weights that its first linear loses."""
     pruned: Functions = (wanda_keep, wanda_score, block)
-    perturb: Functions = (perturbation.perturbed, perturbation.noise, perturbation.kept_tokens)
+    perturb: Functions = (perturbation.perturbed, perturbation.noise, perturbation.included_tokens)
     if isinstance(plan, Probes):
         perturb = pruned if plan.pruner_options.record is WANDA else (decision, block)
     divergence = (perturbation.RunningDivergence,) if request.correct == "divergence" else ()
@@ -73,10 +73,10 @@ def _perturbed(v: Values) -> Iterator[Figure]:
         yield Figure("noise", perturbation.noise(v.plan.seed, 0, v.index, 0, h.shape), "first draw")
     yield Figure("h_l", h)
     yield Figure("h'_l", perturbed)
-    size = perturbation.deviation(perturbed, h, v.kept[0]).drift
+    size = perturbation.deviation(perturbed, h, v.included[0]).drift
     yield Figure("||e_t|| / ||h_t||", size, "per token, as rounded to the dtype")
     if v.plan.sink == "exclude":
-        yield Figure("tokens left out", int(sum((~kept).sum() for kept in v.kept)), "sinks")
+        yield Figure("tokens left out", int(sum((~mask).sum() for mask in v.included)), "sinks")
 
 
 def _drift(v: Values) -> Iterator[Figure]:

@@ -18,7 +18,7 @@ from refimpl.allocation.scores import Scores
 from refimpl.errors import printable
 from refimpl.loading.samples import Tokens
 from refimpl.loading.text import read_tokenizer
-from refimpl.method.perturbation import kept_tokens
+from refimpl.method.perturbation import included_tokens
 from refimpl.model.config import Config
 from refimpl.model.forward import block, final_state, logits
 from refimpl.model.mixers.parts import Place
@@ -117,9 +117,9 @@ class Values:
         return points
 
     @cached_property
-    def kept(self) -> list[npt.NDArray[np.bool_]]:
+    def included(self) -> list[npt.NDArray[np.bool_]]:
         """Which tokens of each sequence take part, [S]."""
-        return [kept_tokens(x.stream[0], self.plan.sink) for x in self.leaving]
+        return [included_tokens(x.stream[0], self.plan.sink) for x in self.leaving]
 
     @cached_property
     def followed(self) -> tuple[list[list[PerturbedState]], State]:

@@ -64,7 +64,7 @@ def _with_shared(keys: Keys, types: list[Any], own: list[Attention]) -> list[Att
         return own
     for i in range(first, count):
         of = source[str(types[i])]
-        x = replace(own[of], kept=of)
+        x = replace(own[of], shared_as=of)
         sizes = x.num_attention_heads, x.num_key_value_heads, x.head_dim
         own[of], own[i] = x, SharedAttention(*sizes, source=of)
     return own
@@ -179,20 +179,20 @@ def read_experts(
         sum_eps=keys.number_or_none("router_sum_eps") or 0.0,
         scaling=keys.number("routed_scaling_factor", otherwise=1.0),
         groups=keys.size("n_group", otherwise=1),
-        groups_kept=keys.size("topk_group", otherwise=1),
+        top_groups=keys.size("topk_group", otherwise=1),
         group_by=keys.size("group_by", otherwise=2),
         jitter=keys.number_or_none("router_jitter_noise") or 0.0,
         of_inputs=keys.family.shares_of_inputs,
     )
-    count, top_k, groups, kept = facts.num_experts, facts.top_k, facts.groups, facts.groups_kept
+    count, top_k, groups, top = facts.num_experts, facts.top_k, facts.groups, facts.top_groups
     if keys.problems:
         return facts
     if top_k > count:
         keys.wrong(f"{keys.spelling('num_experts_per_tok')}: {top_k} of {count} experts")
-    elif count % groups or kept > groups:
-        keys.wrong(f"n_group: {groups} groups, {kept} of them kept, of {count} experts")
-    elif groups > 1 and (count // groups < 2 or kept * (count // groups) < top_k):
-        keys.wrong(f"topk_group: {kept} groups of {count // groups} for {top_k} experts per token")
+    elif count % groups or top > groups:
+        keys.wrong(f"n_group: {groups} groups, {top} of them chosen, of {count} experts")
+    elif groups > 1 and (count // groups < 2 or top * (count // groups) < top_k):
+        keys.wrong(f"topk_group: {top} groups of {count // groups} for {top_k} experts per token")
     if scoring == "sparsemixer" and top_k != 2:
         keys.wrong(f"num_experts_per_tok: only 2 is supported, got {top_k}")
     return facts if any(kind.mixture for kind in blocks) else None

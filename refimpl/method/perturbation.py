@@ -15,7 +15,7 @@ Extended = tuple[Array, Array, Array, Array]
 SINK_FACTOR = 20.0  # a token is a sink when its norm exceeds this many medians
 
 
-def kept_tokens(h: Array, sink: Sink) -> npt.NDArray[np.bool_]:
+def included_tokens(h: Array, sink: Sink) -> npt.NDArray[np.bool_]:
     """Which tokens take part: all, or those with ``||h_t|| <= 20 median_t ||h_t||``.
 
     Args:
@@ -26,7 +26,7 @@ def kept_tokens(h: Array, sink: Sink) -> npt.NDArray[np.bool_]:
         True where a token takes part, [S].
 
     Example:
-        >>> kept_tokens(np.array([[100.0], [1.0], [1.0]]), "exclude").tolist()
+        >>> included_tokens(np.array([[100.0], [1.0], [1.0]]), "exclude").tolist()
         [False, True, True]
     """
     if sink == "include":
@@ -62,7 +62,7 @@ def perturbed(
     h: Array,
     noise: Array,
     eta: float | Array,
-    kept: npt.NDArray[np.bool_],
+    included: npt.NDArray[np.bool_],
     norm: NoiseNorm = "exact",
 ) -> Array:
     """Perturb a state: ``h' = h + e``, ``||e_t|| = eta ||h_t||`` for every token t.
@@ -74,7 +74,7 @@ def perturbed(
         h: Residual stream after the block, [S, D].
         noise: Standard normal, [..., S, D], float64.
         eta: Relative magnitude, [..., 1, 1].
-        kept: Tokens that take part, [S]; the others are not perturbed.
+        included: Tokens that take part, [S]; the others are not perturbed.
         norm: "exact", or "expected".
 
     Returns:
@@ -91,7 +91,7 @@ def perturbed(
     exact = h.astype(np.float64)
     measured = noise if norm == "exact" else np.ones_like(exact)
     size, length = (np.linalg.norm(x, axis=-1, keepdims=True) for x in (exact, measured))
-    e = np.where(np.expand_dims(kept, -1), eta * ratio(size, length, 0.0) * noise, 0.0)
+    e = np.where(np.expand_dims(included, -1), eta * ratio(size, length, 0.0) * noise, 0.0)
     return h + e.astype(h.dtype)
 
 
@@ -122,7 +122,7 @@ class Deviation(NamedTuple):
     length: Array
 
 
-def deviation(state: Array, clean: Array, kept: npt.NDArray[np.bool_]) -> Deviation:
+def deviation(state: Array, clean: Array, included: npt.NDArray[np.bool_]) -> Deviation:
     """Measure relative drift and alignment after some block.
 
     R_k = ||h'_k - h_k|| / ||h_k||;  A_k = <h'_k, h_k> / (||h'_k|| ||h_k||)
@@ -130,7 +130,7 @@ def deviation(state: Array, clean: Array, kept: npt.NDArray[np.bool_]) -> Deviat
     Args:
         state: Perturbed residual stream h'_k, [..., S, D].
         clean: Clean residual stream h_k, [..., S, D].
-        kept: Tokens that take part, [..., S].
+        included: Tokens that take part, [..., S].
 
     Returns:
         Drift, NaN where h is zero; alignment, NaN where a state is; ||h_k||. For tokens that do not
@@ -146,7 +146,7 @@ def deviation(state: Array, clean: Array, kept: npt.NDArray[np.bool_]) -> Deviat
     a, b = state.astype(np.float64), clean.astype(np.float64)
 
     def dot(x: Array, y: Array) -> Array:
-        return np.where(kept, np.vecdot(x, y), 0.0)
+        return np.where(included, np.vecdot(x, y), 0.0)
 
     difference = a - b
     size, size_a, size_b = (np.sqrt(dot(x, x)) for x in (difference, a, b))

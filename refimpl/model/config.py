@@ -63,7 +63,7 @@ class Mixer:
         return 1
 
     @property
-    def kept_size(self) -> int:
+    def shared_kv_size(self) -> int:
         """Numbers of a token that later blocks read of it."""
         return 0
 
@@ -162,8 +162,8 @@ class Config:
 
     @property
     def state_size(self) -> int:
-        """Numbers of a token in a state between two blocks, at most: D, and the `State.kept`."""
-        return self.hidden_size + sum(kind.mixer.kept_size for kind in self.blocks)
+        """Numbers of a token in a state between two blocks, at most: D, and `State.shared_kv`."""
+        return self.hidden_size + sum(kind.mixer.shared_kv_size for kind in self.blocks)
 
     def norm_sizes(self, block: int) -> dict[str, int]:
         """Width of what every norm of a block normalises together, by its role."""

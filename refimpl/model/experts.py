@@ -34,7 +34,7 @@ class Experts:
     sum_eps: float = 0.0  # Added to the sum that shares are divided by
     scaling: float = 1.0  # Multiplies the shares
     groups: int = 1  # Groups of experts, of equal size
-    groups_kept: int = 1  # Groups that a token may choose from
+    top_groups: int = 1  # Groups that a token may choose from
     group_by: int = 2  # How many of a group's largest preferences it is ranked by, as a sum
     jitter: float = 0.0  # sparsemixer: half the relative distance of logits that count as near
     of_inputs: bool = False  # Whether shares multiply an expert's input, not its output
@@ -88,8 +88,8 @@ def preferences(logits: Array, experts: Experts, correction: Array | None) -> tu
         shape = (*score.shape[:-1], experts.groups, experts.num_experts // experts.groups)
         grouped = np.reshape(preference, shape)
         of_group = np.sum(np.where(largest(grouped, experts.group_by), grouped, 0.0), axis=-1)
-        kept = np.expand_dims(largest(of_group, experts.groups_kept), -1)
-        preference = np.reshape(np.where(kept, grouped, -np.inf), score.shape)
+        chosen = np.expand_dims(largest(of_group, experts.top_groups), -1)
+        preference = np.reshape(np.where(chosen, grouped, -np.inf), score.shape)
     return preference, score
 
 
@@ -106,7 +106,7 @@ def route(
 
     In some models, each expert has a factor of its own, `router.expert_scale`.
 
-    With groups, only the `groups_kept` groups take part whose two largest sums are the largest.
+    With groups, only the `top_groups` groups take part whose two largest sums are the largest.
 
     Args:
         logits: The router's output, [B, S, E].

@@ -24,7 +24,7 @@ from refimpl.model.mixers.parts import Part, Place, Weights, affine, block_embed
 from refimpl.model.mixers.short_convolution import ShortConvolution, short_convolution
 from refimpl.model.mixers.softmax_attention import Attention, SharedAttention, self_attention
 from refimpl.model.model import Model
-from refimpl.model.ops import Array, loud
+from refimpl.model.ops import Array, within_range
 from refimpl.model.state import State, checked_ids
 
 MIXERS: dict[type[Mixer], Part] = {
@@ -197,7 +197,7 @@ def block(state: State, weights: Weights, place: Place, config: Config) -> State
     Returns:
         State after the block, whose residual stream is h_l.
     """
-    place = replace(place, token_ids=state.token_ids, kept=dict(state.kept))
+    place = replace(place, token_ids=state.token_ids, shared_kv=dict(state.shared_kv))
     observe, parts = place.observe, halves(weights, place)
 
     def added(h: Array, start: Array, name: str) -> Array:
@@ -217,7 +217,7 @@ def block(state: State, weights: Weights, place: Place, config: Config) -> State
     post = added(mid, x if config.parallel_residual else mid, "mlp")
     post = added(post, post, "block_embed")
     post = post * weights["block_scale"] if "block_scale" in weights else post
-    return State(observe("resid_post", post), state.token_ids, place.kept)
+    return State(observe("resid_post", post), state.token_ids, place.shared_kv)
 
 
 def final_state(
@@ -288,7 +288,7 @@ def forward(
             points[prefix + name] = value
         return value
 
-    with loud(dtype):
+    with within_range(dtype):
         state = embed(ids, positions, model.embedding(), config, dtype)
         record("", "embed", state.stream)
         for i, kind in enumerate(config.blocks):

@@ -18,7 +18,7 @@ from refimpl.model.weight import StoredTensor, Weight, WeightFile
 EMBEDDING = ("embed", "pos_embed", "embed_norm")  # roles of weights
 HEAD = ("final_norm", "lm_head")
 TABLES = ("embed.weight", "pos_embed.weight")
-EXPERTS_KEPT = 1 << 26  # bytes of a block's experts that `Model.block` returns as arrays
+EXPERTS_IN_MEMORY = 1 << 26  # bytes of a block's experts that `Model.block` returns as arrays
 Later = Callable[[], Array]
 M = TypeVar("M", bound="Model")
 
@@ -137,8 +137,8 @@ class Model:
     ) -> BlockWeights:
         """Read the weights of one block.
 
-        Experts beyond the first `EXPERTS_KEPT` bytes (in `dtype`) are checked, and read when used.
-        A block with an embedding of its own has the tables `embed.weight` [V, D] and
+        Experts beyond the first `EXPERTS_IN_MEMORY` bytes (in `dtype`) are checked, and read when
+        used. A block with an embedding of its own has the tables `embed.weight` [V, D] and
         `block_embed.weight` [V, P], which are as of `embedding`.
 
         Args:
@@ -158,7 +158,7 @@ class Model:
         for name, weight in weights.items():
             if name.startswith("experts."):
                 size += prod(weight.shape) * np.dtype(dtype).itemsize
-                if size > EXPERTS_KEPT:
+                if size > EXPERTS_IN_MEMORY:
                     later[name] = partial(weight.read, dtype, checked=False)
         now = [name for name in weights if name not in later]
         arrays = zip(now, each(lambda name: weights[name].read(dtype), now), strict=True)

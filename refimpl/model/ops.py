@@ -334,11 +334,11 @@ def soft_cap(x: Array, cap: float | None) -> Array:
 
 
 @contextmanager
-def loud(dtype: npt.DTypeLike) -> Iterator[None]:
+def within_range(dtype: npt.DTypeLike) -> Iterator[None]:
     """Turn overflow, division by zero and invalid operations into an error that names the dtype.
 
     Example:
-        >>> with loud(np.float32):
+        >>> with within_range(np.float32):
         ...     np.float32(1e38) * np.float32(10)
         Traceback (most recent call last):
         ...

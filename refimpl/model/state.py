@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +22,13 @@ class State:
     Args:
         stream: The residual stream, [B, S, D].
         token_ids: Ids, [B, S]; blocks with embeddings of their own look them up.
-        kept: Keys, before their rotation, and values that later blocks read, [B, K, S, h] each, by
-            the number of the block that computed them.
+        shared_kv: Keys, before their rotation, and values that later blocks read, [B, K, S, h]
+            each, by the number of the block that computed them.
     """
 
     stream: Array
     token_ids: Array
-    kept: Mapping[int, KeysAndValues] = field(default_factory=dict)
+    shared_kv: Mapping[int, KeysAndValues] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of sequences, B."""
@@ -36,15 +37,14 @@ class State:
     @property
     def arrays(self) -> list[Array]:
         """All arrays: the stream, ids, keys and values."""
-        return [self.stream, self.token_ids, *(x for pair in self.kept.values() for x in pair)]
+        return [self.stream, self.token_ids, *chain(*self.shared_kv.values())]
 
     def changed(self, change: Callable[..., Array], *others: "State") -> "State":
         """The state whose arrays are a function of this one's, and of those of similar states."""
         every = zip(self.arrays, *(x.arrays for x in others), strict=True)
-        stream, ids, *kept = (change(*together) for together in every)
-        return State(
-            stream, ids, dict(zip(self.kept, zip(kept[::2], kept[1::2], strict=True), strict=True))
-        )
+        stream, ids, *rest = (change(*together) for together in every)
+        pairs = zip(rest[::2], rest[1::2], strict=True)
+        return State(stream, ids, dict(zip(self.shared_kv, pairs, strict=True)))
 
     def with_stream(self, h: Array) -> "State":
         """The same state with another residual stream, [B, S, D]."""

@@ -117,8 +117,8 @@ class StepInputs:
             return self.clean[step] if step in self.clean else self.state(step)
 
         until = index + (point == "resid_post")
-        kept = {i: (array(k), array(v)) for i, (k, v) in kept_steps(self.config, until).items()}
-        return State(array(f"blocks.{index}.{point}"), self.ids, kept)
+        shared = {i: (array(k), array(v)) for i, (k, v) in kv_steps(self.config, until).items()}
+        return State(array(f"blocks.{index}.{point}"), self.ids, shared)
 
     def value(self, step: str) -> Array:
         """A value as it is."""
@@ -192,9 +192,9 @@ NamedArray = tuple[str, Array]
 NamedArrays = Iterator[NamedArray]
 
 
-def kept_steps(config: Config, until: int) -> dict[int, tuple[str, str]]:
+def kv_steps(config: Config, until: int) -> dict[int, tuple[str, str]]:
     """Steps of the keys and values that later blocks read, of the blocks before one, by number."""
-    blocks = (i for i, kind in enumerate(config.blocks[:until]) if kind.mixer.kept_size)
+    blocks = (i for i, kind in enumerate(config.blocks[:until]) if kind.mixer.shared_kv_size)
     return {i: (f"blocks.{i}.k", f"blocks.{i}.v") for i in blocks}
 
 

@@ -14,11 +14,11 @@ from refimpl.method.perturbation import RunningDivergence
 from refimpl.model.forward import block, head
 from refimpl.model.mixers.parts import Weights
 from refimpl.model.model import Model, zeroed
-from refimpl.model.ops import Array, loud
+from refimpl.model.ops import Array, within_range
 from refimpl.model.state import State
 from refimpl.model.stream import SUMS, block_with_sums, input_of
 from refimpl.oracle import dense_steps as dense
-from refimpl.oracle.dense_steps import NamedArrays, Starts, StepInputs, kept_steps, sparsegpt_scores
+from refimpl.oracle.dense_steps import NamedArrays, Starts, StepInputs, kv_steps, sparsegpt_scores
 from refimpl.oracle.measures import stage_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.pruners.counts import parse_pattern
@@ -69,7 +69,7 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
     for x in states:
         z = right[x.sequence]
         nats = RunningDivergence.start(len(z)).add(z, logits(x.state)[0]).value
-        ends.append(nan_mean(nats[x.kept]))
+        ends.append(nan_mean(nats[x.included]))
     yield from dense.measured(inputs, "pruned.", states)
     yield "pruned.divergence", nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1)
 
@@ -134,8 +134,8 @@ def _pruned(inputs: StepInputs, name: str) -> Generator[tuple[str, Array], None,
             else:
                 if f"{step}.keep" in inputs.given:
                     _, new = sparsegpt_scores(dense, total, sequences, right, recipe.damping)
-                kept_as = model.weights[f"blocks.{i}.{linear}.weight"].stored.numpy_dtype
-                new = new_weights(new, right, kept_as).astype(dense.dtype)
+                stored_as = model.weights[f"blocks.{i}.{linear}.weight"].stored.numpy_dtype
+                new = new_weights(new, right, stored_as).astype(dense.dtype)
             yield inputs.of(f"{step}.weight", f"{step}.keep", *reads), new
             shown = method == "sparsegpt" and f"{step}.weight" in inputs.given
             carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
@@ -205,12 +205,12 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
     left = {*(inputs.wanted or ())}
     perturbs = any(recipe.perturbs(x, config.num_blocks) for x in ("", "coarse."))
     arrays: dict[str, Array] = {}
-    kept = {x for y in kept_steps(config, config.num_blocks).values() for x in y}
+    shared = {x for y in kv_steps(config, config.num_blocks).values() for x in y}
     inputs.model.check_finite(inputs.dtype)
-    with loud(inputs.dtype):
+    with within_range(inputs.dtype):
         for function in table[:2] if recipe.only else table:
             for name, value in function(inputs):
-                state = name == "embed" or name.endswith(".resid_post") or name in kept
+                state = name == "embed" or name.endswith(".resid_post") or name in shared
                 if not recipe.only or state:  # what later steps read
                     inputs.values[name] = value
                 inputs.missing.setdefault(name, frozenset(inputs.missed))

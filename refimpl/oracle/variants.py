@@ -96,7 +96,7 @@ EDITS: Mapping[tuple[str, str], Callable[[Array], Array]] = {  # of a kind of we
     ("is left out (0)", "of one axis"): lambda x: x * 0,
     ("is left out (1)", "of a norm"): lambda x: x * 0 + 1,
 }  # fmt: skip
-STRUCTURE = ("num_experts", "blocks", "experts", "alibi", "mixer", "groups", "groups_kept")
+STRUCTURE = ("num_experts", "blocks", "experts", "alibi", "mixer", "groups", "top_groups")
 SCALED_BY = ("dim", "size", "query", "blocks")  # ends of names of numbers that scales are made of
 SMALL_BLOCK = 10_000_000  # weights of a block whose neighbours are read, too
 POWERS = {

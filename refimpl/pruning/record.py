@@ -338,8 +338,8 @@ def _stayed(dense: Weight, pruned: Weight, count: int | None, what: str) -> Bool
     lost = zero & ~is_zero(old)
     if count == np.count_nonzero(zero):
         return ~zero
-    kept_as_they_were = np.array_equal(new, np.where(lost, 0, old))
-    if count is None or (kept_as_they_were and count == np.count_nonzero(lost)):
+    others_unchanged = np.array_equal(new, np.where(lost, 0, old))
+    if count is None or (others_unchanged and count == np.count_nonzero(lost)):
         return ~lost
     raise RefimplError(
         f"{what}: {np.count_nonzero(zero)} weights are zero, of which {count} were pruned, and the "

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from refimpl.arguments import Checked, option, require
 from refimpl.errors import RefimplError
 from refimpl.model.model import Model
-from refimpl.model.ops import loud
+from refimpl.model.ops import within_range
 from refimpl.running import file_system as disk
 from refimpl.running.provenance import Run, Stamps, check_unchanged, identity, stamps, versions
 from refimpl.running.threads import Progress, Workers
@@ -151,7 +151,7 @@ class Settings(Checked):
         """Open threads and finished units of a model, which must not change, and of `options`."""
         memory, begun = parse_memory(self.memory), None if model is None else stamps(model)
         with ExitStack() as opened:
-            opened.enter_context(loud(self.dtype))
+            opened.enter_context(within_range(self.dtype))
             dtype, finished = np.dtype(self.dtype), None
             if model is not None and self.finished is not None:
                 work = opened.enter_context(disk.work_folder(self.finished))
@@ -215,7 +215,7 @@ def _lost_workers() -> Iterator[None]:
 def _run(where: Any, unit: Any) -> tuple[Any, Exception | None]:
     """The result of a unit in a worker's process, with BLAS on one thread; or its error."""
     try:
-        with loud(unit.dtype), Workers(1) as workers:
+        with within_range(unit.dtype), Workers(1) as workers:
             return unit.run(_opened(*where), workers, lambda cost: None), None
     except Exception as error:
         error.add_note(format_exc())  # which is not sent otherwise

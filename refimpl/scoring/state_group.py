@@ -20,7 +20,7 @@ from refimpl.method.perturbation import (
     RunningDivergence,
     deviation,
     extended,
-    kept_tokens,
+    included_tokens,
     noise,
     perturbed,
     ratio,
@@ -47,7 +47,7 @@ Clean = Future[tuple[State, dict[str, Array]]]
 def sink_share(h: Array) -> float:
     """Share of the squared norm of a state [S, D] that its sinks hold, and of the noise on it."""
     norms = np.linalg.norm(h.astype(np.float64), axis=-1)
-    is_sink = ~kept_tokens(h, "exclude")
+    is_sink = ~included_tokens(h, "exclude")
     return float(np.square(norms[is_sink]).sum() / (np.square(norms).sum() or 1.0))
 
 
@@ -61,8 +61,8 @@ class PerturbedState:
     def start(self, changed: State, clean: State, plan: Perturbation) -> State:
         """The perturbed state after its block, except for sinks; it is measured."""
         h = clean.stream[0]
-        self.kept, self.sink_share = kept_tokens(h, plan.sink), sink_share(h)
-        state = changed.where(self.kept, clean)
+        self.included, self.sink_share = included_tokens(h, plan.sink), sink_share(h)
+        state = changed.where(self.included, clean)
         self.unperturbed = state.equals(clean)
         self.measure(state, clean)
         self.first, self.first_length = self.last, self.length
@@ -73,7 +73,7 @@ class PerturbedState:
         if self.unperturbed:
             for x, right in zip(state.arrays, clean.arrays, strict=True):
                 x[...] = right  # which passed alone, with another rounding
-        distance = deviation(state.stream[0], clean.stream[0], self.kept)
+        distance = deviation(state.stream[0], clean.stream[0], self.included)
         if self.drift:
             self.steps.append(float(nan_mean(surviving_drift(distance.drift, self.last))))
         self.drift.append(float(nan_mean(distance.drift)))
@@ -82,10 +82,10 @@ class PerturbedState:
 
     def measures(self, divergence: float | None = None) -> StateMeasures:
         """What is measured of it, after the last block."""
-        share, sinks = surviving_drift(self.last, self.first), int(np.count_nonzero(~self.kept))
+        share, sinks = surviving_drift(self.last, self.first), int(np.count_nonzero(~self.included))
         passed = np.where(np.isnan(share), np.nan, passed_on(self.first_length, self.length))
         ratios = [float(nan_mean(x)) for x in (share, ratio(share, passed), passed)]
-        left_out = int(np.count_nonzero(np.isnan(share) & self.kept))
+        left_out = int(np.count_nonzero(np.isnan(share) & self.included))
         facts = ratios, left_out, sinks, self.sink_share, divergence
         return StateMeasures(self.drift, self.alignment, self.steps, *facts)
 
@@ -133,8 +133,8 @@ def with_noise(clean: State, a: Address, plan: Noise) -> State:
     """The clean state after the addressed block with the noise of that address."""
     h = clean.stream[0]
     e = noise(plan.seed, a.sequence, a.block, a.draw, h.shape)
-    kept, eta = kept_tokens(h, plan.sink), plan.etas[a.variant]
-    return clean.with_stream(perturbed(h, e, eta, kept, plan.noise_norm)[None])
+    included, eta = included_tokens(h, plan.sink), plan.etas[a.variant]
+    return clean.with_stream(perturbed(h, e, eta, included, plan.noise_norm)[None])
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class StateGroup:
             finals = workers.run([partial(last, x.stream) for x in clean.states.values()])
             right = dict(zip(clean.states, finals, strict=True))
             kl = divergences(model, right, left, self.dtype, workers, tick)
-            of_output = {a: float(nan_mean(kl[a][state.kept])) for a, state in items}
+            of_output = {a: float(nan_mean(kl[a][state.included])) for a, state in items}
         return Result({a: state.measures(of_output.get(a)) for a, state in items}, squares)
 
     def follow(

@@ -18,7 +18,7 @@ from refimpl.method.perturbation import (
     SINK_FACTOR,
     NoiseNorm,
     deviation,
-    kept_tokens,
+    included_tokens,
     noise,
     perturbed,
     ratio,
@@ -51,18 +51,18 @@ def states(draw: st.DrawFn) -> Floats:
 
 @st.composite
 def noisy(draw: st.DrawFn) -> States:
-    """A state [S, D], noise for it, and which tokens are kept (at least one)."""
+    """A state [S, D], noise for it, and which tokens are included (at least one)."""
     h, seed = draw(states()), draw(seeds)
-    kept = np.random.default_rng(seed).random(len(h)) < 0.7
-    kept[seed % len(h)] = True
-    return h, noise(seed, 0, 0, 0, h.shape), kept  # type: ignore[arg-type]
+    included = np.random.default_rng(seed).random(len(h)) < 0.7
+    included[seed % len(h)] = True
+    return h, noise(seed, 0, 0, 0, h.shape), included  # type: ignore[arg-type]
 
 
 @st.composite
 def pairs_of_states(draw: st.DrawFn) -> States:
-    """A perturbed state and a clean one, [S, D], and which tokens are kept."""
-    h, z, kept = draw(noisy())
-    return h + draw(st.sampled_from([0.0, 1e-3, 1.0, 1e3])) * z, h, kept
+    """A perturbed state and a clean one, [S, D], and which tokens are included."""
+    h, z, included = draw(noisy())
+    return h + draw(st.sampled_from([0.0, 1e-3, 1.0, 1e3])) * z, h, included
 
 
 # Sinks
@@ -77,9 +77,9 @@ def test_sinks_exceed_twenty_medians(h: Floats, dtype: type) -> None:
     middle = sorted(norms)[(len(norms) - 1) // 2], sorted(norms)[len(norms) // 2]
     limit = 20 * sum(middle) / 2
     assume(all(n == limit or abs(n - limit) > ROUNDING * limit for n in norms))
-    assert kept_tokens(h, "exclude").tolist() == [n <= limit for n in norms]
-    assert kept_tokens(h, "exclude").sum() * 2 >= len(h)
-    assert kept_tokens(h, "include").all()
+    assert included_tokens(h, "exclude").tolist() == [n <= limit for n in norms]
+    assert included_tokens(h, "exclude").sum() * 2 >= len(h)
+    assert included_tokens(h, "include").all()
     share = fsum(n * n for n in norms if n > limit) / (fsum(n * n for n in norms) or 1)
     assert sink_share(h) == pytest.approx(share, abs=1e-6)
 
@@ -115,35 +115,35 @@ def test_noise_is_standard_normal_and_independent() -> None:
 
 @given(noisy(), st.floats(1e-4, 10), noise_norms)
 def test_perturbed_is_its_formula(case: States, eta: float, norm: NoiseNorm) -> None:
-    h, z, kept = case
+    h, z, included = case
     e = np.zeros_like(h)
-    for t in np.flatnonzero(kept).tolist():
+    for t in np.flatnonzero(included).tolist():
         size = length(z[t]) if norm == "exact" else sqrt(h.shape[1])
         e[t] = eta * length(h[t]) * z[t] / size
-    result = perturbed(h, z, eta, kept, norm)
+    result = perturbed(h, z, eta, included, norm)
     room = 4 * EPS * np.abs(h).max() + ROUNDING * np.abs(e).max()
     np.testing.assert_allclose(result, h + e, rtol=0, atol=room)
     # Exactly nothing happens to the tokens that are left out.
-    np.testing.assert_array_equal(result[~kept], h[~kept])
+    np.testing.assert_array_equal(result[~included], h[~included])
 
 
 @given(noisy())
 def test_eta_0_changes_nothing(case: States) -> None:
-    h, z, kept = case
-    before = h.copy(), z.copy(), kept.copy()
-    np.testing.assert_array_equal(perturbed(h, z, 0.0, kept), h, strict=True)
-    perturbed(h, z, 0.3, kept)
-    for array, copy in zip((h, z, kept), before, strict=True):
+    h, z, included = case
+    before = h.copy(), z.copy(), included.copy()
+    np.testing.assert_array_equal(perturbed(h, z, 0.0, included), h, strict=True)
+    perturbed(h, z, 0.3, included)
+    for array, copy in zip((h, z, included), before, strict=True):
         np.testing.assert_array_equal(array, copy)
 
 
 @given(noisy(), st.floats(1e-3, 1))
 def test_noise_is_scaled_in_float64_and_then_cast(case: States, eta: float) -> None:
-    h, z, kept = case
+    h, z, included = case
     small = h.astype(np.float32)
-    result = perturbed(small, z, eta, kept)
+    result = perturbed(small, z, eta, included)
     assert result.dtype == np.float32
-    exact = perturbed(small.astype(np.float64), z, eta, kept)
+    exact = perturbed(small.astype(np.float64), z, eta, included)
     # One rounding of e and one of the sum.
     room = np.finfo(np.float32).eps * (np.abs(small) + 2 * np.abs(exact - small) + 1e-30)
     assert (np.abs(result - exact) <= room).all()
@@ -180,10 +180,10 @@ def test_deviation_is_its_formula(pair: States) -> None:
 def test_float32_states_are_measured_in_float64() -> None:
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((5, 64)).astype(np.float32) for _ in range(2))
-    kept = np.ones(5, np.bool_)
-    exact = deviation(a.astype(np.float64), b.astype(np.float64), kept)
-    np.testing.assert_array_equal(deviation(a, b, kept).drift, exact.drift, strict=True)
-    np.testing.assert_array_equal(deviation(a, b, kept).alignment, exact.alignment, strict=True)
+    included = np.ones(5, np.bool_)
+    exact = deviation(a.astype(np.float64), b.astype(np.float64), included)
+    np.testing.assert_array_equal(deviation(a, b, included).drift, exact.drift, strict=True)
+    np.testing.assert_array_equal(deviation(a, b, included).alignment, exact.alignment, strict=True)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.one_of(st.just(0.0), st.floats(1e-6, 1e6)))))

@@ -346,7 +346,8 @@ def shared(change: Callable[[Array], Array]) -> Break:
         def wrong(*arguments: Any) -> State:
             state = right(*arguments)
             return replace(
-                state, kept={i: (change(k), change(v)) for i, (k, v) in state.kept.items()}
+                state,
+                shared_kv={i: (change(k), change(v)) for i, (k, v) in state.shared_kv.items()},
             )
 
         return wrong
@@ -467,7 +468,7 @@ VARIANTS: list[Row] = [
     ("a scale without yarn's", mixers(scale=lambda m: 10**-0.5), "deepseek_v3"),
     ("groups by two experts", facts(experts=lambda c: replace(c.experts, group_by=2)),
      "deepseek_v2"),
-    ("every group", facts(experts=lambda c: replace(c.experts, groups_kept=c.experts.groups)),
+    ("every group", facts(experts=lambda c: replace(c.experts, top_groups=c.experts.groups)),
      "deepseek_v2 deepseek_v3 glm4_moe dots1"),
     ("no decay of the state", arguments("state_space", SPACE, rate=np.zeros_like), MAMBA),
     ("b and c exchanged", op("state_space", lambda f: lambda x, b, c, *r: f(x, c, b, *r)), MAMBA),

@@ -33,9 +33,9 @@ def states(upto: int) -> Stream:
 def test_each_block_adds_what_later_ones_read() -> None:
     config = model_of(CASE).config
     found = [states(i).states[0] for i in range(6)]
-    assert [[*state.kept] for state in found] == [[], [], [1], *(3 * [[1, 2]])]
-    assert [x.shape for x in found[5].kept[1]] == 2 * [(1, 2, 9, 16)]
-    assert [x.shape for x in found[5].kept[2]] == 2 * [(1, 2, 9, 10)]
+    assert [[*state.shared_kv] for state in found] == [[], [], [1], *(3 * [[1, 2]])]
+    assert [x.shape for x in found[5].shared_kv[1]] == 2 * [(1, 2, 9, 16)]
+    assert [x.shape for x in found[5].shared_kv[2]] == 2 * [(1, 2, 9, 10)]
     assert config.state_size == config.hidden_size + 2 * 2 * 16 + 2 * 2 * 10
     assert state_bytes(config, 9, np.float32) == 4 * 9 * config.state_size
     assert model_of("llama").config.state_size == model_of("llama").config.hidden_size

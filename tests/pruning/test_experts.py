@@ -77,7 +77,7 @@ def test_experts_that_are_read_when_they_are_used_change_no_bit(
     request = Request("owl", sparsity=0.5, correct="divergence", strength=1.0)
     for kept in (1 << 26, 1 << 13):
         assert not passes or kept < 1 << 26
-        monkeypatch.setattr("refimpl.model.model.EXPERTS_KEPT", kept)
+        monkeypatch.setattr("refimpl.model.model.EXPERTS_IN_MEMORY", kept)
         scores = score(model, tokens, plan, request)
         sweep, signals = scores.sweep[0], scores.signals
         results.append([sweep.drift, sweep.divergence, signals["owl"].main])

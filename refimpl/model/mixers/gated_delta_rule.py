@@ -50,13 +50,13 @@ class GatedDeltaRule(Mixer):
         q, k, v = self.channels
         rows = dict(zip(self.reads, (q, k, v, v), strict=False))
         linears = {name: (count, width) for name, count in rows.items()}
-        kept = {"in_proj_b": (self.value_heads, width), "in_proj_a": (self.value_heads, width)}
+        never = dict.fromkeys(("in_proj_b", "in_proj_a"), (self.value_heads, width))
         arrays: dict[str, tuple[int, ...]] = {"conv.weight": (q + k + v, 1, self.taps)}
         arrays |= dict.fromkeys(("A_log", "dt_bias"), (self.value_heads,))
         for name, channels in zip("qkv", self.channels, strict=True):  # in files that split it
             arrays[f"conv_{name}.weight"] = (channels, 1, self.taps)
         arrays["state_norm.weight"] = (self.value_dim,)
-        return WeightShapes(linears | {"out_proj": (width, v)}, kept, arrays=arrays)
+        return WeightShapes(linears | {"out_proj": (width, v)}, never, arrays=arrays)
 
 
 def decays(log_decay: Array, positions: Array) -> Array:

@@ -35,7 +35,7 @@ class Place:
     observe: Observer = unobserved
     token_ids: Array | None = None  # [B, S], as of `State`; None until a block runs
     # As of `State`: a block adds its own to those of earlier ones
-    kept: dict[int, KeysAndValues] = field(default_factory=dict)
+    shared_kv: dict[int, KeysAndValues] = field(default_factory=dict)
 
     @property
     def interleaved(self) -> bool:

@@ -25,7 +25,7 @@ class Attention(Mixer):
     key_scale: float = 1.0  # Multiplies keys, before any norm and rotation
     keys_as_values: bool = False  # Whether values are keys before their norm and rotation
     # The block's number if later ones read its keys, before their rotation, and values
-    kept: int | None = None
+    shared_as: int | None = None
 
     name = "attention"
     points = ("q", "k", "v", "q_rope", "k_rope")
@@ -37,9 +37,9 @@ class Attention(Mixer):
         return self.num_attention_heads if "attn_gate" in fused else self.num_key_value_heads
 
     @property
-    def kept_size(self) -> int:
+    def shared_kv_size(self) -> int:
         """As of `Mixer`: the keys and values of a token."""
-        return 0 if self.kept is None else 2 * self.num_key_value_heads * self.head_dim
+        return 0 if self.shared_as is None else 2 * self.num_key_value_heads * self.head_dim
 
     @property
     def kv_head_of_head(self) -> npt.NDArray[np.intp]:
@@ -99,7 +99,7 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
 
     def heads_of(name: str) -> Array:
         if isinstance(sizes, SharedAttention) and name != "q":
-            return observe(name, place.kept[sizes.source]["kv".index(name)])
+            return observe(name, place.shared_kv[sizes.source]["kv".index(name)])
         linear = "k" if name == "v" and sizes.keys_as_values else name
         y, scale = affine(x, weights, f"{linear}_proj"), sizes.key_scale if name == "k" else 1.0
         y = norm(ops.scaled(y, scale), weights, f"{name}_width_norm", config, kernels)
@@ -107,8 +107,8 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
         return observe(name, norm(y, weights, f"{name}_norm", config, kernels))
 
     q, k, v = map(heads_of, "qkv")
-    if sizes.kept is not None:
-        place.kept[sizes.kept] = k, v
+    if sizes.shared_as is not None:
+        place.shared_kv[sizes.shared_as] = k, v
     if place.rope is not None:
         q, k = (kernels.rotate(x, *place.rope, place.interleaved) for x in (q, k))
         q = observe("q_rope", norm(q, weights, "q_rope_norm", config, kernels))

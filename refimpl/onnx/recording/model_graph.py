@@ -80,8 +80,8 @@ class Recording:
         config, prefix = self.model.config, f"blocks.{index}."
         kind = config.blocks[index]
         source = kind.mixer.source if isinstance(kind.mixer, SharedAttention) else None
-        keeps = ("k", "v") if kind.mixer.kept_size else ()
-        points = tuple(dict.fromkeys((*points, *keeps)))
+        shares = ("k", "v") if kind.mixer.shared_kv_size else ()
+        points = tuple(dict.fromkeys((*points, *shares)))
 
         def body(graph: Graph, arrays: dict[str, Any]) -> Mapping[str, Any]:
             outputs: dict[str, Any] = {}
@@ -95,22 +95,22 @@ class Recording:
                 return outputs[step]
 
             place = replace(_with(self.places[index], arrays), observe=observe)
-            kept = {} if source is None else {source: (arrays["kept_k"], arrays["kept_v"])}
-            before = State(arrays["x"], arrays.get("token_ids", self.ids), kept)
+            shared = {} if source is None else {source: (arrays["shared_k"], arrays["shared_v"])}
+            before = State(arrays["x"], arrays.get("token_ids", self.ids), shared)
             block(before, arrays, place, config)
             return outputs
 
         inputs: dict[str, Any] = {"x": state.stream, **_arrays(self.places[index])}
         if source is not None:
-            inputs |= dict(zip(("kept_k", "kept_v"), state.kept[source], strict=True))
+            inputs |= dict(zip(("shared_k", "shared_v"), state.shared_kv[source], strict=True))
         inputs |= self.weights(prefix)
         if size := kind.embed_size:
             tables: Any = self.weights("", ("embed", "block_embed"))
             own = tables["block_embed.weight"][..., index * size : (index + 1) * size]
             inputs |= tables | {"block_embed.weight": own, "token_ids": self.ids}
         outputs: dict[str, Any] = self.graph.call("block", body, inputs, prefix.rstrip("."), kind)
-        kept = {index: (outputs["k"], outputs["v"])} if keeps else {}
-        return State(outputs["resid_post"], self.ids, {**state.kept, **kept}), outputs
+        shared = {index: (outputs["k"], outputs["v"])} if shares else {}
+        return State(outputs["resid_post"], self.ids, {**state.shared_kv, **shared}), outputs
 
     def _places(self) -> list[Place]:
         """The place of each block, with its arrays named after its kind."""
