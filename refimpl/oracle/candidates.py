@@ -255,18 +255,16 @@ def transformers_sources(model: Model) -> Sources:
             add(of + norm, module(of + norm))
         if isinstance(mixer, Attention):
             for x in (x for x in "qkv" if f"{x}_norm" not in config.weightless_norms):
-                kinds = (
-                    ("norm",) if config.qkv_limit is not None else ("norm", "width_norm", "proj")
-                )
+                kinds = ("norm", "width_norm", "proj")[: 3 if config.qkv_limit is None else 1]
                 add(of + x, next(filter(None, (module(f"{of}{x}_{kind}") for kind in kinds)), ""))
             for x in ("q_rope", "k_rope"):  # docs/how-to/candidates.md takes them
                 add(of + x, of + x)
         ends = [x for x in ("o_proj", "out_proj") if x in config.linears[i]]
         gate = module(f"{of}router")
-        for part, linear in (("attn", ends[0] if len(ends) == 1 else ""), ("mlp", "down_proj")):
+        parts = ("attn", ends[0] if len(ends) == 1 else "", ""), ("mlp", "down_proj", gate)
+        for part, linear, within in parts:
             after = module(f"{of}{part}_post_norm") or module(of + linear)
-            if part == "mlp" and kind.mixture and not after:
-                after = gate.rpartition(".")[0]
+            after = after or within.rpartition(".")[0]
             if config.residual_scale == 1:
                 add(f"{of}{part}_out", after, after.replace("block_sparse_moe", "mlp"))
         if gate:  # its third output; transformers 5 has another name

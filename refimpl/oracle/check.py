@@ -14,7 +14,6 @@ from refimpl.model.experts import ROUTER, preferences, route
 from refimpl.model.mixers.parts import affine
 from refimpl.model.ops import Array
 from refimpl.model.stream import input_of
-from refimpl.oracle import measures
 from refimpl.oracle.case import FACTOR, Case
 from refimpl.oracle.case_folders import FACTS, NEXT, matching
 from refimpl.oracle.dense_steps import Keep, sparsegpt_scores, unpacked
@@ -25,8 +24,11 @@ from refimpl.oracle.measures import (
     FLOOR_16,
     Positions,
     StepResult,
+    array_of,
     error_of,
     kind_of,
+    stage_of,
+    step_result,
     tolerance_of,
 )
 from refimpl.oracle.truth import Truth, is_experiment, moved_by_rounding, own_errors, truth_of
@@ -38,7 +40,6 @@ from refimpl.pruners.wanda import wanda_keep, wanda_score
 Verdict = Literal["pass", "fail", "not judged"]
 NOT_IN_16_BITS = "the method is judged in float32 and float64 alone"
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
-BIAS = "router.correction"
 Rule = Callable[[Array], Array]
 """A decision [out, in] on scores, or counts [L, linears] of sparsities."""
 EXIT: Mapping[Verdict, int] = {"pass": 0, "fail": 1, "not judged": 3}
@@ -111,19 +112,20 @@ def check(
             f"names such as {', '.join([*case.expected][:3])}, or patterns such as 'blocks.*'",
             f"choose from the steps in the case's {FACTS}",
         )
-    actual = {name: measures.array_of(x) for name, x in actual.items()}
-    names = {x.dtype.name for x in actual.values()} & EPS.keys() if dtype is None else {dtype}
-    if not names:
-        raise RefimplError(
-            "the candidate has no float array",
-            f"arrays of {', '.join(EPS)}",
-            "add `dtype`, or write the results in the dtype of their computation",
-        )
-    dtype = max(names, key=lambda name: EPS.get(name, 0.0))
+    actual = {name: array_of(x) for name, x in actual.items()}
+    if dtype is None:
+        names = EPS.keys() & {x.dtype.name for x in actual.values()}
+        if not names:
+            raise RefimplError(
+                "the candidate has no float array",
+                f"arrays of {', '.join(EPS)}",
+                "add `dtype`, or write the results in the dtype of their computation",
+            )
+        dtype = max(names, key=lambda name: EPS[name])
     if dtype not in EPS:
         raise RefimplError(f"dtype {dtype} is not supported", " or ".join(EPS), "choose one")
     narrow = EPS[dtype] > EPS["float32"]  # in which the forward alone is judged
-    some = [name for name in wanted if not narrow or measures.stage_of(name) == "forward"]
+    some = [name for name in wanted if not narrow or stage_of(name) == "forward"]
     truth = truth_of(case, actual, dtype, some if len(some) < len(case.expected) else None)
     if unknown := [x for x in some if x not in truth.values]:
         raise RefimplError(
@@ -134,17 +136,20 @@ def check(
     results = list[StepResult]()
     for name in wanted:
         if name not in some:
-            x = NOT_IN_16_BITS if name in actual else "missing"
-            results.append(StepResult(name, "unresolved" if name in actual else "missing", fault=x))
+            if name in actual:
+                results.append(StepResult(name, "unresolved", fault=NOT_IN_16_BITS))
+            else:
+                results.append(StepResult(name, "missing", fault="missing"))
             continue
-        right, numbers = truth.values[name], (truth.own_error(name), truth.tolerance(name))
-        ties = partial(ties_of, truth, name, actual.get(name, right))
-        result = measures.step_result(name, actual, right, *numbers, ties)
-        wrong = result.status == "divergent"
-        if wrong and not result.fault and follows_a_choice(truth, name):
-            fault = "a token at a router's edge may have gone to another expert"
-            result = replace(result, status="conditional", fault=fault)
-        elif wrong and all(x.status != "divergent" for x in results):
+        numbers = truth.own_error(name), truth.tolerance(name)
+        result = step_result(name, actual, truth.values[name], *numbers)
+        if result.status == "divergent" and not result.fault:
+            if near := ties_of(truth, name, actual[name]):
+                result = replace(result, status="pass", near_ties=near)
+            elif follows_a_choice(truth, name):
+                fault = "a token at a router's edge may have gone to another expert"
+                result = replace(result, status="conditional", fault=fault)
+        if result.status == "divergent" and all(x.status != "divergent" for x in results):
             result = replace(result, diagnose=partial(diagnosis, truth, result))
         results.append(result)
     return Report(case, dtype, tuple(results), tuple(sorted(actual.keys() - case.expected.keys())))
@@ -255,7 +260,7 @@ def router_ties(truth: Truth, step: str, array: Array) -> Positions:
     slack += units * np.abs(logits)
     if experts.scoring != "sparsemixer":
         score = preferences(logits, experts, None)[1]
-        correction = weights.get(BIAS)
+        correction = weights.get("router.correction")
         slope = score * (1 - score) if experts.scoring == "sigmoid" else score
         compared = score if correction is None else np.abs(score + correction)
         slack += units * compared / np.maximum(slope, EPS["float64"] * compared)

@@ -3,20 +3,15 @@
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.allocate import (
-    Allocation,
-    allocated,
-    base_allocation,
-    linear_counts,
-    units_of,
-)
+from refimpl.allocation.allocate import allocated, base_allocation, linear_counts, units_of
 from refimpl.allocation.request import Noise, require_resolved
 from refimpl.allocation.scores import Signal
-from refimpl.method.absorption import absorption_coefficient, nan_mean
+from refimpl.method.absorption import absorption_coefficient
 from refimpl.method.correction import centred_log, clipped_log
 from refimpl.method.projection import project
 from refimpl.model.config import Config
@@ -168,9 +163,19 @@ class StepInputs:
             every[request.record.name] = Signal(options, values)
         return base_allocation(every, request, self.config.linears)
 
-    def allocated(self, name: str, base: Array, u: Array | None = None) -> Allocation:
-        """A base [L] on the budget, and corrected by logarithms u [L]."""
-        return allocated(base, u, self.config.linears, self.recipe.request(name))
+    def allocation(
+        self, step: str, base: Array | None = None, errors: Array | None = None
+    ) -> Array:
+        """A base on the budget, or a corrected one, [L]; of another base, or of other errors."""
+        first, _, last = step.partition(".")
+        name = first if first in self.recipe.bases else self.recipe.bases[0]
+        how = self.config.linears, self.recipe.request(name)
+        base = self.base(name) if base is None else base
+        if last == "base":
+            return allocated(base, None, *how).base_sparsity
+        by, log = corrected_by(first)
+        u = log(self.number(by) if errors is None else errors)
+        return allocated(base, u, *how).corrected_sparsity
 
     def counts(self, sparsity: Array) -> Array:
         """Counts of sparsities, which are given in few bits if they do not sum to the budget."""
@@ -181,11 +186,10 @@ class StepInputs:
             sparsity[exists] = project(sparsity[exists], units, target)
         return linear_counts(sparsity, sizes, target)
 
-    def correction(self, name: str) -> tuple[Array, Callable[[Array], Array]]:
-        """What corrects an allocation, [L], and how logarithms are made of it."""
-        if name == "divergence":
-            return self.number("pruned.divergence"), centred_log
-        return self.number(RATIO), clipped_log
+
+def corrected_by(name: str) -> tuple[str, Callable[[Array], Array]]:
+    """The step that corrects an allocation, [L], and how logarithms are made of it."""
+    return ("pruned.divergence", centred_log) if name == "divergence" else (RATIO, clipped_log)
 
 
 NamedArray = tuple[str, Array]
@@ -279,31 +283,34 @@ class Followed(PerturbedState):
     state: State
 
 
-def followed(inputs: StepInputs, start: Callable[[int, Weights, State], Starts]) -> list[Followed]:
-    """The states that `start` perturbs after each block, through all later ones."""
-    config, plan, states = inputs.config, inputs.recipe.perturbation, list[Followed]()
+def followed(
+    inputs: StepInputs, start: Callable[[int, Weights, State], Starts]
+) -> list[list[Followed]]:
+    """The states that `start` perturbs after each block, through all later ones, by block."""
+    config, plan, states = inputs.config, inputs.recipe.perturbation, list[list[Followed]]()
     for k, place in enumerate(inputs.places):
         weights, clean = inputs.model.block(k, inputs.dtype), inputs.state_at(k, "resid_post")
-        for x in states:
+        for x in chain.from_iterable(states):
             x.state = block(x.state, weights, place, config)
             x.measure(x.state, clean.sequence(x.sequence))
+        states.append([])
         for n, changed in start(k, weights, clean):
-            states.append(Followed())
-            states[-1].sequence = n
-            states[-1].state = states[-1].start(changed, clean.sequence(n), plan)
+            x = Followed()
+            x.sequence, x.state = n, x.start(changed, clean.sequence(n), plan)
+            states[k].append(x)
     return states
 
 
-def measured(inputs: StepInputs, name: str, states: Sequence[Followed]) -> NamedArrays:
-    """An experiment's steps, from its states by block, sequence and draw."""
-    blocks, sequences = inputs.config.num_blocks, len(inputs.ids)
-    size, every = len(states) // blocks, [x.measures() for x in states]  # by sequence and draw
-    for i in range(blocks):
+def measured(inputs: StepInputs, name: str, states: Sequence[Sequence[Followed]]) -> NamedArrays:
+    """An experiment's steps, from its states by block, and then by sequence and draw."""
+    blocks, sequences = len(states), len(inputs.ids)
+    for i, of_block in enumerate(states):
         for kind in ("drift", "alignment"):
-            means = [getattr(x, kind) for x in every[i * size : (i + 1) * size]]
-            of_draws = nan_mean(np.reshape(means, (sequences, size // sequences, -1)), axis=1)
-            yield f"{name}{i}.{kind}", nan_mean(of_draws, axis=0)
-    ratios = np.reshape([x.ratios[0] for x in every], (blocks, sequences, -1))
+            after = np.reshape([getattr(x, kind) for x in of_block], (sequences, -1, blocks - i))
+            yield f"{name}{i}.{kind}", absorption_coefficient(after)[0]
+    ratios = np.reshape(
+        [[x.measures().ratios[0] for x in y] for y in states], (blocks, sequences, -1)
+    )
     coefficient, stderr = absorption_coefficient(np.ascontiguousarray(np.moveaxis(ratios, 0, -1)))
     yield coefficient_of(name), coefficient
     if name == "coarse." and np.isfinite(stderr).all():
@@ -314,7 +321,7 @@ def signals(inputs: StepInputs) -> NamedArrays:
     """The signals of the bases, from the weights and what the linears read."""
     every = dict.fromkeys(("owl", "dlp", *inputs.recipe.bases))
     for step in (step for base in every for step in inputs.needs(base)):
-        request, moments = inputs.recipe.request(step.split(".")[0]), Moments()
+        request, moments = inputs.recipe.request(step.partition(".")[0]), Moments()
         if (needs := request.record.needs or "weights") == "squares":
             moments = wanda_moments(inputs.squares, len(inputs.ids), inputs.config)
         with Settings(inputs.dtype).open() as resources:
@@ -326,9 +333,7 @@ def signals(inputs: StepInputs) -> NamedArrays:
 def allocations(inputs: StepInputs) -> NamedArrays:
     """Bases from signals, corrections from these and coefficients, counts from corrections."""
     for name in inputs.recipe.bases:
-        base, signal = inputs.base(name), inputs.needs(name)
-        yield inputs.of(f"{name}.base", *signal), inputs.allocated(name, base).base_sparsity
-        final, u = f"{name}.corrected", clipped_log(inputs.number(RATIO))
-        corrected = inputs.allocated(name, base, u).corrected_sparsity
-        yield inputs.of(final, RATIO, *signal), corrected
+        signal, final = inputs.needs(name), f"{name}.corrected"
+        yield inputs.of(f"{name}.base", *signal), inputs.allocation(f"{name}.base")
+        yield inputs.of(final, RATIO, *signal), inputs.allocation(final)
         yield inputs.of(f"{name}.counts", final), inputs.counts(inputs.number(final))

@@ -200,30 +200,21 @@ def stage_of(step: str) -> str:
 
 
 def step_result(
-    step: str,
-    actual: Arrays,
-    truth: Array,
-    own: float,
-    tolerance: float,
-    ties: Callable[[], Positions] = lambda: (),
+    step: str, actual: Arrays, truth: Array, own: float, tolerance: float
 ) -> StepResult:
-    """Judge one step; `ties` is asked for near ties only if the step is off otherwise."""
+    """Judge one step by its error."""
     if step not in actual:
         return StepResult(step, "missing", inf, tolerance, own, fault="missing")
     if not isfinite(own):
         return StepResult(step, "unresolved", fault="refimpl itself is not near it in this dtype")
-    measure = measure_of(step)
     error, where, fault = error_of(step, actual[step], truth)
     status: Status = "divergent"
-    near: Positions = ()
     if not fault and error <= tolerance:
         status = "pass"
-        if tolerance >= RESOLVABLE.get(measure, inf):
+        if tolerance >= RESOLVABLE.get(measure_of(step), inf):
             share = f"{error / tolerance:.2g} of a tolerance of {tolerance:.2g}"
             status, fault = "unresolved", f"not resolvable in this dtype: {share}"
-    elif not fault and (near := ties()):
-        status = "pass"
-    return StepResult(step, status, error, tolerance, own, where, fault, near)
+    return StepResult(step, status, error, tolerance, own, where, fault)
 
 
 def array_of(value: Any) -> Array:

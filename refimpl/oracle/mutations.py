@@ -1,7 +1,6 @@
 """Other texts of a function: pieces replaced by others, and the slips that people make anywhere."""
 
 import ast
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -34,8 +33,7 @@ LONG = 90  # characters of an expression that is printed whole
 def function_at(place: str) -> FunctionType:
     """A function, method or property of refimpl, such as "model.position_tables:Rope.inv_freq"."""
     module, _, name = f"refimpl.{place}".partition(":")
-    import_module(module)
-    value: Any = sys.modules[module]
+    value: Any = import_module(module)
     for part in name.split("."):
         value = vars(value)[part]
         value = getattr(value, "fget", value)
@@ -84,10 +82,8 @@ def slips(function: FunctionType) -> Iterator[tuple[str, CodeType]]:
                 for words, text in _others(node):
                     new: list[Any] = ast.parse(text).body
                     new = new if isinstance(node, ast.stmt) else [new[0].value]
-                    if isinstance(right, list):
-                        setattr(parent, key, [*right[:i], *new, *right[i + 1 :]])
-                    else:
-                        setattr(parent, key, new[0])
+                    several = isinstance(right, list)
+                    setattr(parent, key, [*right[:i], *new, *right[i + 1 :]] if several else new[0])
                     with suppress(SyntaxError):
                         yield f"{words} in {function.__name__}", _code(tree, function)
                     setattr(parent, key, right)

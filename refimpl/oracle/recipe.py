@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from refimpl.allocation.request import Correction, Noise, Request
+from refimpl.allocation.request import Noise, Request
 from refimpl.arguments import Checked, Fraction, common_option, option, require, same_option
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import NoiseNorm, Sink
@@ -87,10 +87,10 @@ class Recipe(Checked):
         """The same at an eta that 16 bits resolve, and with several draws."""
         return replace(self.perturbation, eta=(self.coarse_eta,), draws=self.draws)
 
-    def request(self, base: str, correct: Correction = "absorption") -> Request:
+    def request(self, base: str) -> Request:
         """The request for a base allocation and its correction."""
         require(base, Literal[tuple(BASES)], "base")
         name, shipped = BASES[base]
         options: dict[str, Any] = {**shipped} | ({"beta": self.beta} if name == "atp" else {})
         limits = {x: getattr(self, x) for x in ("sparsity", "strength", "max_correction")}
-        return Request(name, options, correct=correct, **limits)
+        return Request(name, options, correct="absorption", **limits)

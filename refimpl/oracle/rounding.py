@@ -25,6 +25,7 @@ class RoundedArray(np.ndarray):
 
     held: npt.DTypeLike = np.float32
     narrow: npt.DTypeLike = np.float32
+    fewer = 0  # bits than in the dtype that is held
     squares: Array | None = None  # of ``x * x`` in 16 bits, before they are rounded
 
     @classmethod
@@ -35,8 +36,11 @@ class RoundedArray(np.ndarray):
 
     @classmethod
     def rounded(cls, x: Array) -> Array:
-        """Numbers of the dtype that is held, by way of the narrow one."""
-        return x.astype(cls.narrow).astype(cls.held)
+        """By way of the narrow dtype; or the upper part of each number, after Veltkamp."""
+        if not cls.fewer:
+            return x.astype(cls.narrow).astype(cls.held)
+        far = x * x.dtype.type(2.0**cls.fewer + 1)
+        return np.where(np.isfinite(far), far - (far - x), x)
 
     def astype(self, dtype: npt.DTypeLike, *_: Any, **__: Any) -> Any:  # type: ignore[override]
         """The array itself in the dtype that is held; in any other a plain array."""
@@ -78,31 +82,16 @@ class RoundedArray(np.ndarray):
         return self.of(x) if getattr(x, "dtype", None) == self.held else x
 
 
-def narrowed(dtype: npt.DTypeLike) -> type[RoundedArray]:
-    """Numbers of a narrow dtype."""
-    return type("Narrowed", (RoundedArray,), {"narrow": dtype})
-
-
-def fewer_bits(fewer: int, dtype: npt.DTypeLike = np.float32) -> type[RoundedArray]:
-    """Numbers of a dtype with so many bits less."""
-
-    class FewerBits(RoundedArray):
-        held = dtype
-
-        @classmethod
-        def rounded(cls, x: Array) -> Array:
-            """The upper part of each number, after Veltkamp."""
-            far = x * x.dtype.type(2.0**fewer + 1)
-            return np.where(np.isfinite(far), far - (far - x), x)
-
-    return FewerBits
+def rounding(**facts: Any) -> type[RoundedArray]:
+    """Numbers of a narrow dtype, or of a dtype with fewer bits."""
+    return type("Rounded", (RoundedArray,), facts)
 
 
 ARITHMETIC: Mapping[str, type[RoundedArray]] = {
-    "float64": fewer_bits(FEWER, np.float64),
-    "float16": narrowed(np.float16),
-    "bfloat16": narrowed(ml_dtypes.bfloat16),
-    "tf32": fewer_bits(13),  # ten bits in the range of float32; a GPU rounds factors alone
+    "float64": rounding(held=np.float64, fewer=FEWER),
+    "float16": rounding(narrow=np.float16),
+    "bfloat16": rounding(narrow=ml_dtypes.bfloat16),
+    "tf32": rounding(fewer=13),  # ten bits in the range of float32; a GPU rounds factors alone
 }
 
 

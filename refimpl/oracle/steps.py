@@ -1,8 +1,9 @@
 """The whole method on one model: every array that a candidate is checked against, by name."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,14 @@ from refimpl.model.ops import Array, within_range
 from refimpl.model.state import State
 from refimpl.model.stream import SUMS, block_with_sums, input_of
 from refimpl.oracle import dense_steps as dense
-from refimpl.oracle.dense_steps import NamedArrays, Starts, StepInputs, kv_steps, sparsegpt_scores
+from refimpl.oracle.dense_steps import (
+    NamedArray,
+    NamedArrays,
+    Starts,
+    StepInputs,
+    kv_steps,
+    sparsegpt_scores,
+)
 from refimpl.oracle.measures import stage_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.pruners.counts import parse_pattern
@@ -66,7 +74,7 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
     clean = inputs.state_at(-1, "resid_post")
     right = [logits(clean.sequence(n))[0] for n in range(len(clean))]
     ends = []
-    for x in states:
+    for x in chain.from_iterable(states):
         z = right[x.sequence]
         nats = RunningDivergence.start(len(z)).add(z, logits(x.state)[0]).value
         ends.append(nan_mean(nats[x.included]))
@@ -76,60 +84,59 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
 
 def _by_divergence(inputs: StepInputs) -> NamedArrays:
     """The first base, corrected by what pruning each block does."""
-    first, (errors, log) = inputs.recipe.bases[0], inputs.correction("divergence")
-    corrected = inputs.allocated(first, inputs.base(first), log(errors))
-    reads = "pruned.divergence", *inputs.needs(first)
-    yield inputs.of("divergence.corrected", *reads), corrected.corrected_sparsity
+    step, needs = "divergence.corrected", inputs.needs(inputs.recipe.bases[0])
+    yield inputs.of(step, "pruned.divergence", *needs), inputs.allocation(step)
 
 
 def _by_pruners(inputs: StepInputs) -> NamedArrays:
     """Every pruner of the recipe, on the first base's counts; then perplexities, also the dense."""
-    perplexities = list[tuple[str, Array]]()
+    perplexities = list[NamedArray]()
     for name in METHODS:
         asked = inputs.wanted is None or any(x.startswith(f"{name}.") for x in inputs.wanted)
         if asked and (inputs.recipe.pattern or not name.endswith("pattern")):
-            perplexities.append((yield from _pruned(inputs, name)))
+            yield from _pruned(inputs, name, perplexities)
     yield inputs.of("dense.perplexity", "logits"), _perplexity(inputs.ids, inputs.state("logits"))
     yield from perplexities
 
 
-def _pruned(inputs: StepInputs, name: str) -> Generator[tuple[str, Array], None, tuple[str, Array]]:
+def _pruned(inputs: StepInputs, name: str, perplexities: list[NamedArray]) -> NamedArrays:
     """One pruner, block by block through the pruned ones before; also what is no step.
 
-    Returns the perplexity of what is left.
+    The perplexity of what is left is added to those of others.
     """
     model, config, recipe = inputs.model, inputs.config, inputs.recipe
-    method, sequences = METHODS[name], len(inputs.ids)
-    kind = "products" if method == "sparsegpt" else "squares"
-    pruner = PrunerOptions(method, recipe.damping)
-    x = inputs.embedded
+    pruner, sequences, x = (
+        PrunerOptions(METHODS[name], recipe.damping),
+        len(inputs.ids),
+        inputs.embedded,
+    )
     pattern = parse_pattern(recipe.pattern) if name.endswith("pattern") else None
     inputs.missed.clear()
-    counts = inputs.value(f"{recipe.bases[0]}.counts").tolist()
+    counts, kind = inputs.value(f"{recipe.bases[0]}.counts").tolist(), pruner.needs
     for i, place in enumerate(inputs.places):
         prefix, weights = f"{name}.blocks.{i}", model.block(i, inputs.dtype)
         sums: dict[str, Array] = {}
-        if method != "magnitude":
+        if kind:
             _, sums = block_with_sums(SUMS[kind], x, weights, place, config)
         yield from ((f"{prefix}.{point}.{kind}", total) for point, total in sums.items())
         carried = dict(weights)
-        exact = model.block(i, np.float64) if method == "magnitude" else weights
+        # Magnitude decides on the weights as the file holds them, in every dtype.
+        exact = weights if kind else model.block(i, np.float64)
         for linear, count in zip(config.linears[i], counts[i], strict=False):
             step, point = f"{prefix}.{linear}", f"{prefix}.{input_of(linear)}.{kind}"
-            dense = weights[f"{linear}.weight"]
-            total, reads = sums.get(input_of(linear)), list[str]()
-            if method != "magnitude":
+            dense, reads = weights[f"{linear}.weight"], [point] if kind else []
+            total: Any = None
+            if kind:
                 _require_tokens(linear, sums)
-                total, reads = inputs.number(point), [point]
-            if method == "wanda" and total is not None:
+                total = inputs.number(point)
+            if kind == "squares":
                 yield inputs.of(f"{step}.score", point), wanda_score(dense, total / sequences)
-            # Magnitude decides on the weights as the file holds them, in every dtype.
-            stored = exact[f"{linear}.weight"]
-            keep, new = decision(stored, total, sequences, pattern or count, pruner)
             goal = [] if pattern else [f"{recipe.bases[0]}.counts"]
+            how = total, sequences, pattern or count, pruner
+            keep, new = decision(exact[f"{linear}.weight"], *how)
             yield inputs.of(f"{step}.keep", *reads, *goal), np.packbits(keep, axis=1)
             right = inputs.keep(f"{step}.keep", dense.shape)
-            if new is None or total is None:
+            if new is None:
                 new, reads = zeroed(dense, right), []
             else:
                 if f"{step}.keep" in inputs.given:
@@ -137,11 +144,11 @@ def _pruned(inputs: StepInputs, name: str) -> Generator[tuple[str, Array], None,
                 stored_as = model.weights[f"blocks.{i}.{linear}.weight"].stored.numpy_dtype
                 new = new_weights(new, right, stored_as).astype(dense.dtype)
             yield inputs.of(f"{step}.weight", f"{step}.keep", *reads), new
-            shown = method == "sparsegpt" and f"{step}.weight" in inputs.given
+            shown = kind == "products" and f"{step}.weight" in inputs.given
             carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
         x = block(x, carried, place, config)
-    step = inputs.of(f"{name}.perplexity", *inputs.missed)
-    return step, _perplexity(inputs.ids, head(x, model.head(inputs.dtype), config))
+    end = _perplexity(inputs.ids, head(x, model.head(inputs.dtype), config))
+    perplexities.append((inputs.of(f"{name}.perplexity", *inputs.missed), end))
 
 
 def _require_tokens(linear: str, sums: dict[str, Array]) -> None:
@@ -180,18 +187,16 @@ def steps(
     ids: npt.NDArray[np.int64],
     recipe: Recipe,
     dtype: npt.DTypeLike = np.float64,
-    choices: Mapping[str, Array] = {},
 ) -> dict[str, Array]:
     """Compute every step of a recipe, as `score`, `allocate` and `prune` do.
 
     Their names (docs/reference/names.md, Steps of a case) are in the order of execution. Statistics
-    and scores are float64 in every dtype; `choices` are steps `blocks.{l}.router.keep` with which
-    the trace points are computed in place of the model's own.
+    and scores are float64 in every dtype.
 
     Raises:
         RefimplError: As `score`, `allocate` and `prune` raise it.
     """
-    every = every_array(StepInputs(model, recipe, ids, dtype, choices))
+    every = every_array(StepInputs(model, recipe, ids, dtype))
     return {name: x for name, x in every.items() if is_step(name, recipe)}
 
 

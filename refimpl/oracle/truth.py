@@ -12,7 +12,6 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
-from refimpl.oracle import measures
 from refimpl.oracle.case import FACTOR, Case, case_inputs
 from refimpl.oracle.dense_steps import (
     EXPERIMENTS,
@@ -20,21 +19,22 @@ from refimpl.oracle.dense_steps import (
     StepInputs,
     by_noise,
     coefficient_of,
+    corrected_by,
 )
 from refimpl.oracle.measures import (
     EPS,
     FLOOR_16,
     RESOLVABLE,
+    SPARSEGPT_FACTOR,
     Arrays,
     error_of,
     measure_of,
     tolerance_of,
 )
-from refimpl.oracle.rounding import ARITHMETIC, FEWER, RoundedArray, fewer_bits
+from refimpl.oracle.rounding import ARITHMETIC, FEWER, RoundedArray, rounding
 from refimpl.oracle.steps import TABLE, every_array
 from refimpl.pruners.pruner import SharedFactor, inverse_of_upper
 
-Names = Collection[str] | None
 Start = Literal["stepwise", "block", "chained"]
 _SAMPLES = (0, 8, 7)  # bits less than float32, in whose units own errors are
 ENDS = (".drift", ".alignment", RATIO, ".stderr", ".divergence")  # of steps of `EXPERIMENTS`
@@ -95,20 +95,14 @@ class Truth(StepInputs):
         """How far a base moves with its signals; a corrected one also with what corrects it."""
         name, _, last = step.partition(".")
         base = name if name in self.recipe.bases else self.recipe.bases[0]
-        needs, moved, (errors, log) = self.needs(base), 0.0, self.correction(name)
-
-        def allocation(dense: Array, by: Array) -> Array:
-            if last == "base":
-                return self.allocated(name, dense).base_sparsity
-            return self.allocated(base, dense, log(by)).corrected_sparsity
-
-        for signal in needs:
+        moved, (by, _) = 0.0, corrected_by(name)
+        for signal in self.needs(base):
             how = self.number(signal), self._off(signal)
-            moved = moved_by(lambda x: allocation(self.base(base, x), errors), *how)
-        if last == "base":
-            return moved
-        dense, off = self.base(base), self._off("pruned.divergence" if name != base else RATIO)
-        return moved + moved_by(lambda x: allocation(dense, x), errors, off)
+            moved = moved_by(lambda x: self.allocation(step, self.base(base, x)), *how)
+        if last != "base":
+            how = self.number(by), self._off(by)
+            moved += moved_by(lambda x: self.allocation(step, errors=x), *how)
+        return moved
 
 
 def is_experiment(step: str) -> bool:
@@ -116,7 +110,9 @@ def is_experiment(step: str) -> bool:
     return step.endswith(ENDS) and (step.startswith(EXPERIMENTS) or step == RATIO)
 
 
-def truth_of(case: Case, actual: Arrays, dtype: str, wanted: Names = None) -> Truth:
+def truth_of(
+    case: Case, actual: Arrays, dtype: str, wanted: Collection[str] | None = None
+) -> Truth:
     """The steps from what a candidate wrote, and from the tokens where it wrote nothing usable."""
     given = usable(case, actual)
     clean = case.expected
@@ -223,7 +219,7 @@ def _products(case: Case) -> Arrays:
 @lru_cache(maxsize=3 * len(_SAMPLES))
 def _sample(case: Case, start: Start, fewer: int, forward: bool) -> Mapping[str, float]:
     """Errors of float32 with so many bits less in units of it; of counts none."""
-    computed = _computed(case, "float32", start, fewer_bits(fewer) if fewer else None, forward)
+    computed = _computed(case, "float32", start, rounding(fewer=fewer) if fewer else None, forward)
     errors, unit = pooled_errors(case.expected, computed).items(), EPS["float32"] * 2.0**fewer
     return {k: x / unit for k, x in errors if measure_of(k) in RESOLVABLE and isfinite(x)}
 
@@ -259,7 +255,7 @@ def moved_by_rounding(case: Case, step: str, dtype: str) -> float:
         return 0.0
     names = {weight.stored.numpy_dtype.name for weight in case.model.weights.values()}
     unit = max((EPS[name] for name in names & EPS.keys()), default=0.0)
-    return measures.SPARSEGPT_FACTOR * FLOOR_16 * unit if unit > EPS[dtype] else 0.0
+    return SPARSEGPT_FACTOR * FLOOR_16 * unit if unit > EPS[dtype] else 0.0
 
 
 def sparsegpt_error(products: Array, truth: Array, sequences: int, damping: float) -> float:

@@ -54,6 +54,11 @@ def weights(change: Callable[[Arrays], Arrays]) -> Mistake:
     return Mistake(lambda x: replace(x, model=replace(x.model, change=change)))  # type: ignore[call-arg]
 
 
+def taken(of: Mapping[str, str], edit: Edit = lambda x: x) -> Mistake:
+    """Weights in the place of others, or changed, by name."""
+    return weights(lambda w: {**w, **{name: edit(w[other]) for name, other in of.items()}})
+
+
 def tied(inputs: StepInputs) -> StepInputs:
     """The embeddings in place of the head's weight."""
     rows = np.arange(inputs.config.vocab_size)
@@ -105,13 +110,13 @@ POWERS = {
 }  # fmt: skip
 
 
-def numbers_of(inputs: StepInputs, block: int, forward: bool = True) -> dict[str, float]:
+def numbers_of(inputs: StepInputs, block: int, forward: bool) -> dict[str, float]:
     """The model's numbers, and those of the case, by name."""
     c, (sequences, tokens) = inputs.config, inputs.ids.shape
     kind, found = c.blocks[block], dict[str, float]({"blocks": c.num_blocks} if forward else {})
     records = (kind.mixer, c, kind, kind.rope, c.experts) if forward else ()
-    for record in records:
-        for name, x in vars(record).items() if record is not None else ():
+    for record in filter(None, records):
+        for name, x in vars(record).items():
             if type(x) in (int, float) and x not in (0, 1):
                 found.setdefault(name, x)
     if {"plain_dim", "rotary_dim"} <= found.keys():
@@ -162,10 +167,8 @@ def _others(name: str, value: Any, hint: Any, numbers: Mapping[str, float]) -> d
                 found[f"{name} is rounded to {dtype}"] = float(np.array(value).astype(dtype))
         sizes = [(k, n) for k, n in numbers.items() if "scale" in name and k.endswith(SCALED_BY)]
         for (power, x), (k, n) in product(POWERS.items(), sizes):
-            if k == "blocks":
-                found[f"{name} is multiplied by {x.format(k)}"] = value * n**power
-            else:
-                found[f"{name} is {x.format(k)}"] = n**power
+            how, times = ("is multiplied by", value) if k == "blocks" else ("is", 1.0)
+            found[f"{name} {how} {x.format(k)}"] = times * n**power
         for power, x in POWERS.items() if value > 0 and name != "theta" else ():
             found[f"{name} is {x.format(name)}"] = value**power
         for k in ("head_dim", "hidden_size") if name == "theta" else ():
@@ -206,9 +209,6 @@ def of_weights(inputs: StepInputs, block: int) -> Changes:
     every: Arrays = ends or model.block(block, np.float64)
     shapes = {k: x.shape for k, x in every.items() if not k.startswith("experts.")}
 
-    def taken(of: Mapping[str, str], edit: Edit = lambda x: x) -> Mistake:
-        return weights(lambda w: {**w, **{name: edit(w[other]) for name, other in of.items()}})
-
     for dtype in ("bfloat16", "float16"):
         yield f"weights are rounded to {dtype}", weights(partial(_rounded, dtype))
     small = block >= 0 and sum(prod(x.shape) for x in every.values()) < SMALL_BLOCK
@@ -239,10 +239,7 @@ def of_inputs(inputs: StepInputs, step: str) -> Changes:
     prefix = step[: step.index(".", 7) + 1] if step.startswith("blocks.") else ""
     for name in [x for x in (prefix + y for y in reads_of(step)) if x in inputs.given]:
         right, short = inputs.given[name], name.removeprefix(prefix)
-        others = {
-            f"{short} is left out": right * 0,
-            f"{short} counts twice": right * 2,
-        }
+        others = {f"{short} is left out": right * 0, f"{short} counts twice": right * 2}
         for other, x in inputs.given.items():
             if other.startswith(prefix) and x.shape == right.shape and other not in (name, step):
                 others[f"{other.removeprefix(prefix)} is read in place of {short}"] = x
@@ -266,18 +263,15 @@ def in_layouts(every: Arrays, mixer: Any, head_dim: int) -> Iterator[tuple[str, 
     """
     counts = {x for x in vars(mixer).values() if type(x) is int and x > 1} | {2, 3}
 
-    def changed(name: str, new: Edit) -> Mistake:
-        names = name, name.replace(".weight", ".bias")
-        return weights(lambda w: {k: new(x) if k in names else x for k, x in w.items()})
-
     for name in (x for x in every if x.endswith(("proj.weight", "gate.weight"))):
         rows, parts = len(every[name]), counts if not name.startswith("experts.") else ()
+        both = {x: x for x in (name, name.replace(".weight", ".bias")) if x in every}
         for n in (x for x in sorted(parts) if rows % x == 0):
             words = f"the {n} parts of {name} are in another order"
-            yield words, changed(name, partial(np.roll, shift=rows // n, axis=0))
+            yield words, taken(both, partial(np.roll, shift=rows // n, axis=0))
         for n in (2, head_dim // 2) if parts and rows % head_dim == 0 else ():
             words = f"rows of {name} are permuted in each head, as for other pairs of a rotation"
-            yield words, changed(name, partial(_in_each_head, head_dim, n))
+            yield words, taken(both, partial(_in_each_head, head_dim, n))
     prefixes = dict.fromkeys(k.rpartition(".")[0].rpartition(".")[0] for k in every)
     for names in (x.split() for x in FUSED):
         groups = [tuple(f"{p}.{x}".lstrip(".") for x in names) for p in prefixes]
@@ -303,8 +297,11 @@ def _in_words(names: list[str], runs: int, order: tuple[int, ...]) -> str:
 
 def _rows(sizes: list[int], runs: int, order: tuple[int, ...]) -> Array:
     """Numbers of the rows of all parts, in the order of a tensor in which their runs alternate."""
-    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    return np.concatenate([np.split(parts[i], runs)[j] for j in range(runs) for i in order])
+    starts = np.cumsum([0, *sizes])
+    return np.concatenate([
+        starts[i] + np.arange(j * sizes[i] // runs, (j + 1) * sizes[i] // runs)
+        for j in range(runs) for i in order
+    ])  # fmt: skip
 
 
 def _misread(groups: list[tuple[str, ...]], one: Any, other: Any, w: Arrays) -> Arrays:

@@ -213,8 +213,13 @@ def selected_cases(
     families, patterns = (tuple(kwargs.get(x, y)) for x, y in ARGUMENTS.items())
     cases = [*core_cases(), *config.stash[ADDED_CASES]]
     have = {case.facts.family for case in cases}
-    made = [x for x in dict.fromkeys(families) if x not in have and family_model(x)]
-    cases += [_forward_case(family, config) for family in made]
+    for family in (x for x in dict.fromkeys(families) if x not in have and family_model(x)):
+        from refimpl.oracle.case import forward_case
+
+        if FORWARDS not in config.stash:  # a folder that the run removes
+            config.stash[FORWARDS] = Path(mkdtemp(prefix="refimpl"))
+            config.add_cleanup(partial(rmtree, config.stash[FORWARDS]))
+        cases.append(forward_case(family, config.stash[FORWARDS]))
     chosen = [case for case in cases if not families or case.facts.family in families]
     if not chosen:
         raise RefimplError(
@@ -231,13 +236,3 @@ def selected_cases(
                 "correct or remove it",
             )
     return [(case, patterns) for case in chosen if matching(case.steps, patterns)]
-
-
-def _forward_case(family: str, config: pytest.Config) -> CaseFolder:
-    """A case of the forward of a family's tiny model, in a folder that the run removes."""
-    from refimpl.oracle.case import forward_case
-
-    if FORWARDS not in config.stash:
-        config.stash[FORWARDS] = Path(mkdtemp(prefix="refimpl"))
-        config.add_cleanup(partial(rmtree, config.stash[FORWARDS]))
-    return forward_case(family, config.stash[FORWARDS])

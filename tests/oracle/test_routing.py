@@ -19,7 +19,7 @@ from refimpl.model.ops import Array
 from refimpl.oracle.candidates import transformers_sources
 from refimpl.oracle.case import Case, case_inputs, computed_case
 from refimpl.oracle.check import check
-from refimpl.oracle.dense_steps import unpacked
+from refimpl.oracle.dense_steps import StepInputs, unpacked
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import ARITHMETIC
 from refimpl.oracle.steps import every_array, steps
@@ -53,7 +53,7 @@ def with_another_expert(case: Case, rank: int) -> Array:
 def candidate(case: Case, choice: Array, recipe: Recipe, dtype: str = "bfloat16") -> Arrays:
     """In 16 bits, with this choice in block 0."""
     model, ids = case.model.as_kind(StoredModel, kind=ARITHMETIC[dtype]), case.inputs["token_ids"]
-    arrays = steps(model, ids, recipe, "float32", choices={STEP: choice})
+    arrays = every_array(StepInputs(model, recipe, ids, "float32", {STEP: choice}))
     return written(case, arrays | {STEP: choice}, dtype)
 
 
@@ -183,8 +183,8 @@ def test_an_activation_in_a_mixture_is_resolved_in_16_bits(dtype: str) -> None:
     case, step = mixture("gpt_oss"), "blocks.0.mlp_out"
     choices = {k: x for k, x in case.expected.items() if k.endswith("router.keep")}
     config = replace(case.model.config, activation="silu")
-    arrays = steps(replace(case.model, config=config), case.inputs["token_ids"], FORWARD, "float32",
-                   choices=choices)  # fmt: skip
+    model, ids = replace(case.model, config=config), case.inputs["token_ids"]
+    arrays = every_array(StepInputs(model, FORWARD, ids, "float32", choices))
     wrong = written(case, arrays, dtype) | choices
     first = check(case, wrong).first
     assert first is not None

@@ -1,6 +1,7 @@
 """The table of steps: a chain of its functions computes what the commands do."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,10 +26,12 @@ def by_commands(case: Case) -> Iterator[tuple[str, Array]]:
     model, recipe, ids = case.model, case.recipe, case.inputs["token_ids"]
     tokens, first = Tokens(ids, "of the case", "ids"), recipe.bases[0]
     yield from forward(model, ids, trace=True, dtype=np.float64).trace.items()
+    absorption = recipe.request(first)
+    divergence = replace(absorption, correct="divergence")
     for name, plan, request in (
-        ("perturbed.", recipe.perturbation, recipe.request(first)),
-        ("coarse.", recipe.coarse_perturbation, recipe.request(first)),
-        ("pruned.", Probes(), recipe.request(first, "divergence")),
+        ("perturbed.", recipe.perturbation, absorption),
+        ("coarse.", recipe.coarse_perturbation, absorption),
+        ("pruned.", Probes(), divergence),
     ):
         scores = score(model, tokens, plan, request, dtype=np.float64)
         (experiment,) = scores.sweep
@@ -40,9 +43,9 @@ def by_commands(case: Case) -> Iterator[tuple[str, Array]]:
             chained = scores
     assert experiment.divergence is not None
     yield "pruned.divergence", experiment.divergence
-    made = allocate(scores, recipe.request(first, "divergence"))
+    made = allocate(scores, divergence)
     yield "divergence.corrected", made.corrected_sparsity
-    made = allocate(chained, recipe.request(first))
+    made = allocate(chained, absorption)
     yield f"{first}.signal", chained.signals[first].main
     yield f"{first}.base", made.base_sparsity
     yield f"{first}.corrected", made.corrected_sparsity
