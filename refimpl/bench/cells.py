@@ -104,9 +104,12 @@ class Grid(Checked):
     bases: str = common_option(
         f"{UNIFORM.name},divergence",
         f"Allocations: names of bases, corrections ({', '.join(CORRECTIONS)}) of the uniform base, "
-        f"BASE+CORRECTION, or {CONTEXT}: divergence, and a step by costs in context. An option of "
-        "a base follows a colon, as in lsa:beta=0.1. The others are compared with the first.",
+        f"BASE+CORRECTION, or {CONTEXT}: divergence, and a step by costs in context. The "
+        "others are compared with the first.",
         "A,B",
+    )
+    options: Mapping[str, float | str] = option(
+        dict, "Option of the last base; may be repeated.", "NAME=VALUE", name="base_option"
     )
     pruner: str = common_option(WANDA.name, "Pruners.", "A,B")
     seeds: AtLeastOne = common_option(
@@ -124,6 +127,9 @@ class Grid(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if ":" in self.bases:
+            step = "pass options of the last base by `base_option=NAME=VALUE`"
+            raise RefimplError(f"`bases={self.bases}`", "names of allocations", step)
         for cell in [*self.cells("", "")][1:]:
             requested_by_name(str(cell.allocation), cell.sparsity)
             PrunerOptions(str(cell.pruner))
@@ -131,7 +137,10 @@ class Grid(Checked):
     def cells(self, model: str, sha256: str) -> Iterator[BenchRow]:
         """The row of the dense model, of each cell, and of reruns, before measuring."""
         yield BenchRow(model=model, model_sha256=sha256)
-        every, pruners = _words(self.bases), _words(self.pruner)
+        (*others, last), pruners = _words(self.bases), _words(self.pruner)
+        base, *correction = last.partition("+")  # as in lsa:beta=0.1+divergence
+        pairs = (f":{name}={value}" for name, value in self.options.items())
+        every = [*others, "".join([base, *pairs, *correction])]
         settings = [(p, s) for p in pruners for s in dict.fromkeys(self.sparsity)]
         runs = [(n, 0, at, x) for n in range(self.seeds) for at in settings for x in every]
         runs += [(0, n, at, every[0]) for n in range(1, self.jitter + 1) for at in settings]

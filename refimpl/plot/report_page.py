@@ -1,7 +1,7 @@
 """Files of results of each kind; their figures, and a self-contained page of figures and tables."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from html import escape
 from importlib.resources import files
@@ -91,12 +91,16 @@ def _panels(results: Sequence[Drawable]) -> Iterator[Panel]:
 def report(paths: Sequence[str | Path]) -> str:
     """One HTML page about files of scores, evaluations and comparisons; the same for the same."""
     results = [read_result(Path(path)) for path in paths]
-    sections = enumerate(_sections(results))
-    body = "\n".join(_section(f"s{i}", *section) for i, section in sections)
+    body = list[str]()
+    for i, (heading, drawings, below) in enumerate(_sections(results)):
+        pictures = (picture(x, f"s{i}-{j}-") for j, x in enumerate(drawings))
+        shown = [f"<figure>\n{x}\n</figure>" for x in pictures]
+        grid = "\n".join(['<div class="grid">', *shown, "</div>"]) if shown else ""
+        body.append(f"<section>\n<h2>{html(heading)}</h2>\n{grid}\n{below}\n</section>")
     first = results[0].rows[0].model if isinstance(results[0], Comparison) else results[0].model
     template = Template(files("refimpl.plot").joinpath("page.html").read_text("utf-8"))
     return template.substitute(
-        title=html(f"{first}: results"), version=html(__version__), body=body
+        title=html(f"{first}: results"), version=html(__version__), body="\n".join(body)
     )
 
 
@@ -129,13 +133,6 @@ def _sections(results: Sequence[Drawable]) -> Iterator[tuple[str, list[Panel], s
     for bench in (x for x in results if isinstance(x, Comparison)):
         table = table_html(bench_table(bench))
         yield "Comparison", panels([bench]), f"{table}\n<p>{html(LEGEND)}</p>"
-
-
-def _section(ident: str, heading: str, drawings: Iterable[Panel], below: str) -> str:
-    """A section: its heading, figures side by side where they fit, and tables."""
-    shown = [f"<figure>\n{picture(x, f'{ident}-{i}-')}\n</figure>" for i, x in enumerate(drawings)]
-    grid = "\n".join(['<div class="grid">', *shown, "</div>"]) if shown else ""
-    return f"<section>\n<h2>{html(heading)}</h2>\n{grid}\n{below}\n</section>"
 
 
 def picture(panel: Panel, prefix: str) -> str:

@@ -52,7 +52,6 @@ LOOKS = {
     "divergence": Look("#2f80e4", "*"),
 }
 MARKERS = "<>pHhd8"
-_OTHER_COLOURS = "#8c6d5a", "#6d7f52", "#5f7896"
 DASHES = {"wanda": "-", "sparsegpt": "--", "magnitude": ":", "random": "-."}
 
 
@@ -67,7 +66,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
         known = re.sub(r":[^+]*|^uniform \+", "", name.lower())  # without the options of a base
         words = [x for x in re.findall(r"[a-z]+", known) if x in LOOKS]
         first = crc32(name.encode()) % len(MARKERS)
-        markers, colours = MARKERS[first:] + MARKERS[:first], [*_OTHER_COLOURS]
+        markers, colours = MARKERS[first:] + MARKERS[:first], ["#8c6d5a", "#6d7f52", "#5f7896"]
         if words:
             markers, colours = LOOKS[words[-1]].marker + markers, [LOOKS[words[0]].colour]
         choices = [Look(colour, marker) for colour in colours for marker in markers]

@@ -40,7 +40,15 @@ _LEGEND = {  # of the columns of the table
 def scores_table(scores: Scores, allocation: Allocation) -> str:
     """What was done and found, a row per block, and how it came about."""
     width = terminal_width()
-    texts = [experiment_done(scores), " ".join(costs(scores, allocation.errors))]
+    at, plan = scores.pruned_at, scores.plan
+    if at is None or not isinstance(plan, Probes):
+        sizes = " and ".join(f"{eta:g}" for eta in plan.etas)
+        done = f"The paper's experiment: noise of eta {sizes} on each block's output."
+    else:
+        base = "" if at.base == UNIFORM.name else f", as base {at.base} allocates it"
+        sparsity = f"{100 * at.sparsity:.4g}%"
+        done = f"Each block was pruned alone by {plan.pruner} to a sparsity of {sparsity}{base}."
+    texts = [done, " ".join(costs(scores, allocation.errors))]
     if allocation.errors is None:
         texts[1] = " ".join([*findings(scores), *sinks(scores)])
     said = [line for text in texts for line in wrap(text, width)]
@@ -66,17 +74,6 @@ def _with_bars(shown: dict[str, list[str]], allocation: Allocation) -> dict[str,
         if len(aligned(shown.items())[0]) > terminal_width():
             shown.pop(name, None)
     return shown
-
-
-def experiment_done(scores: Scores) -> str:
-    """What was done to the blocks."""
-    at, plan = scores.pruned_at, scores.plan
-    if at is None or not isinstance(plan, Probes):
-        sizes = " and ".join(f"{eta:g}" for eta in plan.etas)
-        return f"The paper's experiment: noise of eta {sizes} on each block's output."
-    base = "" if at.base == UNIFORM.name else f", as base {at.base} allocates it"
-    how = f"{plan.pruner} to a sparsity of {100 * at.sparsity:.4g}%{base}"
-    return f"Each block was pruned alone by {how}."
 
 
 def costs(scores: Scores, errors: AllocationErrors | None) -> list[str]:
@@ -135,7 +132,6 @@ def findings(scores: Scores) -> list[str]:
     ]
     if samples < 2:
         said.append("One sample: these numbers have no error.")
-
     itself = f"The errors themselves (g) grow for {grow} and shrink for {shrink}"
     return [*said, f"{itself}; r also depends on the growth of the stream (p)."]
 

@@ -83,8 +83,6 @@ def allocation_facts(
     return [f"sparsity {sparsity:g}", f"base {base}", *words, f"correction {correct or 'none'}"]
 
 
-HEADING = 24  # characters on a line of a heading, if its words are shorter
-LARGE = 5  # zeros that a rounded number may end with
 MARKUP = re.compile(r"[\\`*\[\]<>|$&]")  # what begins markup, HTML or a formula in Markdown
 
 
@@ -103,7 +101,7 @@ class Table:
     def lines(self) -> list[str]:
         """Lines without empty columns; what does not fit follows, again with the first column."""
         first, *others = [
-            ("\n".join(wrap(name, HEADING, break_long_words=False)), cells)
+            ("\n".join(wrap(name, 24, break_long_words=False)), cells)
             for name, cells in self.columns.items()
             if any(cells)
         ]
@@ -147,7 +145,7 @@ def with_error(value: float, error: float, form: str = ".4g") -> str:
         return number(value, form)
     decimals = min(1 - floor(log10(error)), 4 - floor(log10(abs(value) or error)))
     error = max(error, 10.0**-decimals)
-    if decimals < -LARGE:
+    if decimals < -5:  # zeros that it would end with
         return f"{value:.3g} ± {error:.2g}"
     shown = max(decimals, 0)
     return f"{round(value, decimals):,.{shown}f} ± {round(error, decimals):,.{shown}f}"

@@ -46,7 +46,7 @@ def test_the_bar_moves_within_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_cell_is_score_prune_and_eval_to_the_bit(
     name: str, words: str, pruner: str, tmp_path: Path
 ) -> None:
-    grid = ("--bases", name, "--sparsity", "0.5, 60%", "--pruner", pruner, "--seeds", 2)
+    grid = ("--bases", *name.split(), "--sparsity", "0.5, 60%", "--pruner", pruner, "--seeds", 2)
     done = run(*SHORT, *grid, "-o", tmp_path / "bench")
     assert (done.code, done.err) == (0, "")  # progress belongs to terminals
     dense, *pruned = rows_of(tmp_path / "bench")
