@@ -52,7 +52,7 @@ OF_ARRAYS = ("refimpl.model.", "refimpl.method.absorption", "refimpl.method.pert
 OF_STEPS = {"case_inputs", "computed_again", "every_array"}
 OF_STEPS |= {"is_step", "peak", "steps"}
 OF_STEPS |= {"count_ties", "follows_a_choice", "keep_ties", "lowest", "rounding_ties"}
-OF_STEPS |= {"router_ties", "score_behind", "ties_of"}
+OF_STEPS |= {"positions", "router_ties", "score_behind", "ties_of"}
 # What a package that adds a base or a pruner writes, and what its functions are called with.
 OF_RECORDS = {"spread", "by_share", "floored", "relative", "mean_score", "compensated"}
 OF_RECORDS |= {"inverse_of_upper", "require_finite"}
