@@ -59,7 +59,7 @@ def read_outputs(path: Path) -> tuple[Arrays, str | None]:
     return tensors.arrays, tensors.metadata.get("dtype")
 
 
-def _npz_arrays(path: Path) -> dict[str, Array]:
+def _npz_arrays(path: Path) -> Arrays:
     """The arrays of an `.npz` file; nothing is unpickled."""
     arrays: dict[str, Array] = {}
     try:
@@ -214,12 +214,13 @@ def named_sources(word: str, case: Case) -> Sources:
         content = json_object(read_file(Path(word)), word, NAMES)
     sources: Sources = {}
     for pattern, modules in content.items():
-        names, found = modules if isinstance(modules, list) else [modules], Sources()
-        if all(isinstance(name, str) for name in names):
-            for i in range(case.model.config.num_blocks if "{}" in pattern else 1):
-                (step,) = numbered([pattern], i)
-                if step in case.expected:
-                    found[step] = numbered(names, i)
+        names = modules if isinstance(modules, list) else [modules]
+        blocks = range(case.model.config.num_blocks if "{}" in pattern else 1)
+        found = {
+            step: numbered(names, i)
+            for i in blocks if all(isinstance(name, str) for name in names)
+            for step in numbered([pattern], i) if step in case.expected
+        }  # fmt: skip
         if not found:
             raise RefimplError(
                 f"{word}: {pattern!r}: {modules!r}", NAMES, "correct the step or the module's name"

@@ -22,20 +22,10 @@ from refimpl.method.perturbation import noise
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
-from refimpl.oracle.case_folders import (
-    FACTS,
-    FORWARD,
-    NEXT,
-    SCHEMA,
-    CaseFacts,
-    CaseFolder,
-    CaseTokens,
-    StepFacts,
-    case_folder,
-    family_model,
-)
+from refimpl.oracle import case_folders
+from refimpl.oracle.case_folders import FACTS, FORWARD, NEXT, CaseFolder, case_folder, family_model
 from refimpl.oracle.dense_steps import StepInputs
-from refimpl.oracle.measures import Arrays, measure_of
+from refimpl.oracle.measures import Arrays, OwnErrors, measure_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
 from refimpl.oracle.steps import steps
@@ -64,7 +54,7 @@ class Case:
     recipe: Recipe
     inputs: Arrays
     expected: Arrays
-    errors: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    errors: dict[str, OwnErrors] = field(default_factory=dict)
 
 
 @checked
@@ -80,18 +70,18 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
             f"-o {folder} exists", "a folder that does not exist yet", "choose another folder"
         )
     case = computed_case(model, tokens, recipe, folder)
-    facts = CaseFacts(
-        schema=SCHEMA,
+    facts = case_folders.CaseFacts(
+        schema=case_folders.SCHEMA,
         spec=SPEC,
         versions={"refimpl": __version__, "numpy": np.__version__, "kernels": blas_kernel()},
         model=model.hub_id or os.path.relpath(model.path, folder),
         family=model.config.family,
-        tokens=filled(CaseTokens, tokens, shape=tokens.ids.shape),
+        tokens=filled(case_folders.CaseTokens, tokens, shape=tokens.ids.shape),
         recipe=plain(recipe),
         sha256=_hashes(model, case.inputs),
         steps=[
-            filled(StepFacts, x, name=name, dtype=x.dtype.name, measure=measure_of(name))
-            for name, x in case.expected.items()
+            filled(case_folders.StepFacts, x, name=k, dtype=x.dtype.name, measure=measure_of(k))
+            for k, x in case.expected.items()
         ],
     )
     with whole(folder) as new:
@@ -109,9 +99,8 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
 def forward_case(family: str, below: Path) -> CaseFolder:
     """Write a case of the forward of a family's tiny model: eight tokens, in a folder below one."""
     model = read_model(family_model(family) or family)
-    make_case(
-        model, random_tokens(model.config.vocab_size, 1, 8), Recipe(only=FORWARD), below / family
-    )
+    tokens = random_tokens(model.config.vocab_size, 1, 8)
+    make_case(model, tokens, Recipe(only=FORWARD), below / family)
     return case_folder(below / family)
 
 
@@ -206,7 +195,7 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
     return case
 
 
-def _stored_errors(case: Case) -> dict[str, Mapping[str, float]]:
+def _stored_errors(case: Case) -> dict[str, OwnErrors]:
     """Refimpl's own errors by way and dtype, then by step, if the folder of the case has them."""
     path = case.folder / ERRORS
     if not path.exists():

@@ -14,23 +14,12 @@ from refimpl.model.experts import ROUTER, preferences, route
 from refimpl.model.mixers.parts import affine
 from refimpl.model.ops import Array
 from refimpl.model.stream import input_of
+from refimpl.oracle import measures
 from refimpl.oracle.case import FACTOR, Case
 from refimpl.oracle.case_folders import FACTS, NEXT, matching
 from refimpl.oracle.dense_steps import Keep, sparsegpt_scores, unpacked
 from refimpl.oracle.diagnosis import diagnosis
-from refimpl.oracle.measures import (
-    EPS,
-    ERROR_FACTOR,
-    FLOOR_16,
-    Positions,
-    StepResult,
-    array_of,
-    error_of,
-    kind_of,
-    stage_of,
-    step_result,
-    tolerance_of,
-)
+from refimpl.oracle.measures import EPS, ERROR_FACTOR, Positions, StepResult, kind_of, tolerance_of
 from refimpl.oracle.truth import Truth, is_experiment, moved_by_rounding, own_errors, truth_of
 from refimpl.pruners.counts import parse_pattern, pattern_keep
 from refimpl.pruners.magnitude import magnitude_keep
@@ -38,7 +27,6 @@ from refimpl.pruners.sparsegpt import WIDTH
 from refimpl.pruners.wanda import wanda_keep, wanda_score
 
 Verdict = Literal["pass", "fail", "not judged"]
-NOT_IN_16_BITS = "the method is judged in float32 and float64 alone"
 TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
 Rule = Callable[[Array], Array]
 """A decision [out, in] on scores, or counts [L, linears] of sparsities."""
@@ -112,7 +100,7 @@ def check(
             f"names such as {', '.join([*case.expected][:3])}, or patterns such as 'blocks.*'",
             f"choose from the steps in the case's {FACTS}",
         )
-    actual = {name: array_of(x) for name, x in actual.items()}
+    actual = {name: measures.array_of(x) for name, x in actual.items()}
     if dtype is None:
         names = EPS.keys() & {x.dtype.name for x in actual.values()}
         if not names:
@@ -121,11 +109,11 @@ def check(
                 f"arrays of {', '.join(EPS)}",
                 "add `dtype`, or write the results in the dtype of their computation",
             )
-        dtype = max(names, key=lambda name: EPS[name])
+        dtype = max(names, key=EPS.__getitem__)
     if dtype not in EPS:
         raise RefimplError(f"dtype {dtype} is not supported", " or ".join(EPS), "choose one")
     narrow = EPS[dtype] > EPS["float32"]  # in which the forward alone is judged
-    some = [name for name in wanted if not narrow or stage_of(name) == "forward"]
+    some = [name for name in wanted if not narrow or measures.stage_of(name) == "forward"]
     truth = truth_of(case, actual, dtype, some if len(some) < len(case.expected) else None)
     if unknown := [x for x in some if x not in truth.values]:
         raise RefimplError(
@@ -137,12 +125,13 @@ def check(
     for name in wanted:
         if name not in some:
             if name in actual:
-                results.append(StepResult(name, "unresolved", fault=NOT_IN_16_BITS))
+                fault = "the method is judged in float32 and float64 alone"
+                results.append(StepResult(name, "unresolved", fault=fault))
             else:
                 results.append(StepResult(name, "missing", fault="missing"))
             continue
         numbers = truth.own_error(name), truth.tolerance(name)
-        result = step_result(name, actual, truth.values[name], *numbers)
+        result = measures.step_result(name, actual, truth.values[name], *numbers)
         if result.status == "divergent" and not result.fault:
             if near := ties_of(truth, name, actual[name]):
                 result = replace(result, status="pass", near_ties=near)
@@ -252,7 +241,7 @@ def router_ties(truth: Truth, step: str, array: Array) -> Positions:
     x = truth.value(norm)
     start, dtype = truth.start_of(step), truth.computed_in
     own = 0.0 if start == "stepwise" else own_errors(truth.case, dtype, start)[norm]
-    units = FLOOR_16 * EPS[dtype]
+    units = measures.FLOOR_16 * EPS[dtype]
     logits = affine(x, weights, "router")
     w = np.linalg.norm(weights["router.weight"], axis=1)
     slack = tolerance_of(norm, x, own, dtype) / x.shape[-1] ** 0.5 * w
@@ -282,9 +271,8 @@ def follows_a_choice(truth: Truth, step: str) -> bool:
     mixed = truth.config.experts
     unsure = mixed is not None and mixed.scoring == "sparsemixer"  # whose shares have edges, too
     lacks = any(unsure or x not in truth.given for x in before)
-    turned = [x for x in before if not np.array_equal(truth.value(x), truth.case.expected[x])]
-    others = bool(turned) and is_experiment(step)
-    return others or (lacks and EPS[truth.computed_in] > EPS["float32"])
+    turned = any(not np.array_equal(truth.value(x), truth.case.expected[x]) for x in before)
+    return (turned and is_experiment(step)) or (lacks and EPS[truth.computed_in] > EPS["float32"])
 
 
 def keep_ties(keep: Keep, score: Array, relative: float | Array, rule: Rule) -> Positions:
@@ -317,7 +305,7 @@ def rounding_ties(
     unit = np.abs(np.spacing(truth.astype(stored)).astype(np.float64))
     missed = np.abs(weight.astype(np.float64) - truth)
     turned = (missed > unit / 2) & (missed <= unit * 1.01)
-    rest, _, _ = error_of("sparsegpt.weight", np.where(turned, truth, weight), truth)
+    rest, _, _ = measures.error_of("sparsegpt.weight", np.where(turned, truth, weight), truth)
     return positions(turned) if rest <= allowed else ()
 
 

@@ -76,7 +76,7 @@ class StepInputs:
 
     model: Model
     recipe: Recipe
-    ids: npt.NDArray[np.int64]
+    ids: Array
     dtype: npt.DTypeLike = np.float64
     given: Arrays = field(default_factory=dict)
     rounded: type[RoundedArray] | None = None
@@ -173,9 +173,13 @@ class StepInputs:
         base = self.base(name) if base is None else base
         if last == "base":
             return allocated(base, None, *how).base_sparsity
-        by, log = corrected_by(first)
+        by, log = self.corrected_by(first)
         u = log(self.number(by) if errors is None else errors)
         return allocated(base, u, *how).corrected_sparsity
+
+    def corrected_by(self, name: str) -> tuple[str, Callable[[Array], Array]]:
+        """The step that corrects an allocation, and how logarithms are made of it."""
+        return ("pruned.divergence", centred_log) if name == "divergence" else (RATIO, clipped_log)
 
     def counts(self, sparsity: Array) -> Array:
         """Counts of sparsities, which are given in few bits if they do not sum to the budget."""
@@ -185,11 +189,6 @@ class StepInputs:
             sparsity = sparsity.copy()
             sparsity[exists] = project(sparsity[exists], units, target)
         return linear_counts(sparsity, sizes, target)
-
-
-def corrected_by(name: str) -> tuple[str, Callable[[Array], Array]]:
-    """The step that corrects an allocation, [L], and how logarithms are made of it."""
-    return ("pruned.divergence", centred_log) if name == "divergence" else (RATIO, clipped_log)
 
 
 NamedArray = tuple[str, Array]

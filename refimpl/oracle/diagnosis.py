@@ -1,6 +1,6 @@
 """Why a step is wrong: the mistake that gives the candidate's numbers, or where these are wrong."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -14,6 +14,7 @@ import numpy as np
 
 from refimpl.model.ops import Array
 from refimpl.oracle import variants
+from refimpl.oracle.dense_steps import NamedArrays
 from refimpl.oracle.measures import FAULTS, StepResult, error_of, reads_of, stage_of
 from refimpl.oracle.mutations import function_at, slips
 from refimpl.oracle.rounding import ChangedModel
@@ -80,7 +81,7 @@ def distance(step: str, candidate: Array, value: Array) -> float:
     return inf if fault else error
 
 
-def alternatives(truth: Truth, step: str) -> Iterator[tuple[str, Array]]:
+def alternatives(truth: Truth, step: str) -> NamedArrays:
     """Other numbers for a step, with words that follow "if".
 
     What is named comes first, as of equal numbers the first words count: mistakes of the table,
@@ -106,9 +107,7 @@ def alternatives(truth: Truth, step: str) -> Iterator[tuple[str, Array]]:
     yield from multiples(truth, step, numbers)
 
 
-def attempts(
-    inputs: Truth, step: str, mistakes: Iterable[tuple[str, Mistake]]
-) -> Iterator[tuple[str, Array]]:
+def attempts(inputs: Truth, step: str, mistakes: Iterable[tuple[str, Mistake]]) -> NamedArrays:
     """The step with one thing changed each time, where that is possible."""
     for words, change in mistakes:
         fresh = replace(inputs, values={}, squares=[], missed=set(), missing={})
@@ -118,7 +117,7 @@ def attempts(
             yield words, value
 
 
-def slipped(inputs: Truth, step: str, end: float) -> Iterator[tuple[str, Array]]:
+def slipped(inputs: Truth, step: str, end: float) -> NamedArrays:
     """The step with a slip in a function that computes it, until a time of this process."""
     for place in dict.fromkeys(x for pattern, x in variants.SLIPS if fnmatchcase(step, pattern)):
         function = function_at(place)
@@ -136,7 +135,7 @@ def _stopped(*_: Any, **__: Any) -> None:
     raise NotImplementedError
 
 
-def simple(truth: Truth, step: str) -> Iterator[tuple[str, Array]]:
+def simple(truth: Truth, step: str) -> NamedArrays:
     """Numbers that need no computation: other steps', and the same in another order."""
     right = truth.values[step]
     for name, x in truth.case.expected.items():
@@ -155,7 +154,7 @@ def simple(truth: Truth, step: str) -> Iterator[tuple[str, Array]]:
         yield f"{name} are in reverse order", np.flip(right, axis)
 
 
-def multiples(truth: Truth, step: str, numbers: Mapping[str, float]) -> Iterator[tuple[str, Array]]:
+def multiples(truth: Truth, step: str, numbers: Mapping[str, float]) -> NamedArrays:
     """Multiples by one number, which is a power of a known one or not."""
     right, mine = truth.values[step], truth.actual[step]
     if right.dtype.kind != "f" or right.size == 1:
@@ -174,8 +173,6 @@ def multiples(truth: Truth, step: str, numbers: Mapping[str, float]) -> Iterator
 def where_wrong(truth: Truth, result: StepResult) -> str:
     """Which parts of a step are wrong, along each axis, and which are right."""
     right, mine = truth.values[result.step], truth.actual[result.step]
-    if mine.shape != right.shape or mine.dtype.kind not in "fiubV":
-        return ""
     with np.errstate(all="ignore"):
         if right.dtype == np.uint8:
             wrong = np.unpackbits(right, -1) != np.unpackbits(mine.astype(np.uint8), -1)

@@ -14,6 +14,8 @@ from refimpl.oracle.case_folders import FORWARD, StepMeasure, matching
 
 Arrays = Mapping[str, Array]
 """Arrays by the name of their step, or of their weight."""
+OwnErrors = Mapping[str, float]
+"""Refimpl's own errors by step."""
 
 # What trace points read of their block, by names; others note it.
 READS: Mapping[str, tuple[str, ...]] = {

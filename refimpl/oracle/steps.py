@@ -19,15 +19,8 @@ from refimpl.model.ops import Array, within_range
 from refimpl.model.state import State
 from refimpl.model.stream import SUMS, block_with_sums, input_of
 from refimpl.oracle import dense_steps as dense
-from refimpl.oracle.dense_steps import (
-    NamedArray,
-    NamedArrays,
-    Starts,
-    StepInputs,
-    kv_steps,
-    sparsegpt_scores,
-)
-from refimpl.oracle.measures import stage_of
+from refimpl.oracle.dense_steps import NamedArray, NamedArrays, Starts, StepInputs
+from refimpl.oracle.measures import Arrays, stage_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.decision import PrunerOptions, decision
@@ -115,7 +108,7 @@ def _pruned(inputs: StepInputs, name: str, perplexities: list[NamedArray]) -> Na
     counts, kind = inputs.value(f"{recipe.bases[0]}.counts").tolist(), pruner.needs
     for i, place in enumerate(inputs.places):
         prefix, weights = f"{name}.blocks.{i}", model.block(i, inputs.dtype)
-        sums: dict[str, Array] = {}
+        sums: Arrays = {}
         if kind:
             _, sums = block_with_sums(SUMS[kind], x, weights, place, config)
         yield from ((f"{prefix}.{point}.{kind}", total) for point, total in sums.items())
@@ -124,25 +117,25 @@ def _pruned(inputs: StepInputs, name: str, perplexities: list[NamedArray]) -> Na
         exact = weights if kind else model.block(i, np.float64)
         for linear, count in zip(config.linears[i], counts[i], strict=False):
             step, point = f"{prefix}.{linear}", f"{prefix}.{input_of(linear)}.{kind}"
-            dense, reads = weights[f"{linear}.weight"], [point] if kind else []
+            weight, reads = weights[f"{linear}.weight"], [point] if kind else []
             total: Any = None
             if kind:
                 _require_tokens(linear, sums)
                 total = inputs.number(point)
             if kind == "squares":
-                yield inputs.of(f"{step}.score", point), wanda_score(dense, total / sequences)
+                yield inputs.of(f"{step}.score", point), wanda_score(weight, total / sequences)
             goal = [] if pattern else [f"{recipe.bases[0]}.counts"]
             how = total, sequences, pattern or count, pruner
             keep, new = decision(exact[f"{linear}.weight"], *how)
             yield inputs.of(f"{step}.keep", *reads, *goal), np.packbits(keep, axis=1)
-            right = inputs.keep(f"{step}.keep", dense.shape)
+            right = inputs.keep(f"{step}.keep", weight.shape)
             if new is None:
-                new, reads = zeroed(dense, right), []
+                new, reads = zeroed(weight, right), []
             else:
                 if f"{step}.keep" in inputs.given:
-                    _, new = sparsegpt_scores(dense, total, sequences, right, recipe.damping)
+                    _, new = dense.sparsegpt_scores(weight, total, sequences, right, recipe.damping)
                 stored_as = model.weights[f"blocks.{i}.{linear}.weight"].stored.numpy_dtype
-                new = new_weights(new, right, stored_as).astype(dense.dtype)
+                new = new_weights(new, right, stored_as).astype(weight.dtype)
             yield inputs.of(f"{step}.weight", f"{step}.keep", *reads), new
             shown = kind == "products" and f"{step}.weight" in inputs.given
             carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
@@ -151,7 +144,7 @@ def _pruned(inputs: StepInputs, name: str, perplexities: list[NamedArray]) -> Na
     perplexities.append((inputs.of(f"{name}.perplexity", *inputs.missed), end))
 
 
-def _require_tokens(linear: str, sums: dict[str, Array]) -> None:
+def _require_tokens(linear: str, sums: Arrays) -> None:
     """Refuse an expert without tokens."""
     if input_of(linear) not in sums:
         raise RefimplError(
@@ -161,7 +154,7 @@ def _require_tokens(linear: str, sums: dict[str, Array]) -> None:
         )
 
 
-def _perplexity(ids: npt.NDArray[np.int64], logits: Array) -> Array:
+def _perplexity(ids: Array, logits: Array) -> Array:
     """``exp`` of the mean nats per predicted token, [1], from the logits of all tokens."""
     softmax = RunningSoftmax.start(ids[:, 1:].ravel())
     softmax = softmax.add(logits[:, :-1].reshape(-1, logits.shape[-1]), 0)
@@ -184,10 +177,10 @@ _SHOWN = {
 
 def steps(
     model: Model,
-    ids: npt.NDArray[np.int64],
+    ids: Array,
     recipe: Recipe,
     dtype: npt.DTypeLike = np.float64,
-) -> dict[str, Array]:
+) -> Arrays:
     """Compute every step of a recipe, as `score`, `allocate` and `prune` do.
 
     Their names (docs/reference/names.md, Steps of a case) are in the order of execution. Statistics
@@ -200,7 +193,7 @@ def steps(
     return {name: x for name, x in every.items() if is_step(name, recipe)}
 
 
-def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array]:
+def every_array(inputs: StepInputs, table: StepTable = TABLE) -> Arrays:
     """What a table computes, of all blocks and pruners; with an experiment its states, too.
 
     Nothing behind the last of the steps that are wanted is computed.
@@ -210,7 +203,7 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> dict[str, Array
     left = {*(inputs.wanted or ())}
     perturbs = any(recipe.perturbs(x, config.num_blocks) for x in ("", "coarse."))
     arrays: dict[str, Array] = {}
-    shared = {x for y in kv_steps(config, config.num_blocks).values() for x in y}
+    shared = {x for y in dense.kv_steps(config, config.num_blocks).values() for x in y}
     inputs.model.check_finite(inputs.dtype)
     with within_range(inputs.dtype):
         for function in table[:2] if recipe.only else table:

@@ -1,7 +1,7 @@
 """What every step should be by what a candidate wrote before, how far rounding may move it."""
 
 import fnmatch
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf, isfinite
@@ -12,25 +12,10 @@ import numpy as np
 from refimpl.errors import RefimplError
 from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
+from refimpl.oracle import measures
 from refimpl.oracle.case import FACTOR, Case, case_inputs
-from refimpl.oracle.dense_steps import (
-    EXPERIMENTS,
-    RATIO,
-    StepInputs,
-    by_noise,
-    coefficient_of,
-    corrected_by,
-)
-from refimpl.oracle.measures import (
-    EPS,
-    FLOOR_16,
-    RESOLVABLE,
-    SPARSEGPT_FACTOR,
-    Arrays,
-    error_of,
-    measure_of,
-    tolerance_of,
-)
+from refimpl.oracle.dense_steps import EXPERIMENTS, RATIO, StepInputs, by_noise, coefficient_of
+from refimpl.oracle.measures import EPS, Arrays, OwnErrors, error_of, measure_of, tolerance_of
 from refimpl.oracle.rounding import ARITHMETIC, FEWER, RoundedArray, rounding
 from refimpl.oracle.steps import TABLE, every_array
 from refimpl.pruners.pruner import SharedFactor, inverse_of_upper
@@ -95,7 +80,7 @@ class Truth(StepInputs):
         """How far a base moves with its signals; a corrected one also with what corrects it."""
         name, _, last = step.partition(".")
         base = name if name in self.recipe.bases else self.recipe.bases[0]
-        moved, (by, _) = 0.0, corrected_by(name)
+        moved, (by, _) = 0.0, self.corrected_by(name)
         for signal in self.needs(base):
             how = self.number(signal), self._off(signal)
             moved = moved_by(lambda x: self.allocation(step, self.base(base, x)), *how)
@@ -136,7 +121,7 @@ def truth_of(
     return truth
 
 
-def usable(case: Case, actual: Arrays) -> dict[str, Array]:
+def usable(case: Case, actual: Arrays) -> Arrays:
     """The arrays that later steps can be computed from: of the right shape and possible numbers."""
     found = dict[str, Array]()
     experts = case.model.config.experts
@@ -158,7 +143,7 @@ def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> f
     return float(np.max(moved) / (np.abs(at).max() or 1.0))
 
 
-def own_errors(case: Case, dtype: str, start: Start = "chained") -> Mapping[str, float]:
+def own_errors(case: Case, dtype: str, start: Start = "chained") -> OwnErrors:
     """Refimpl's own errors in a dtype by step: those of the case's folder, or measured once."""
     key = f"{start}.{dtype}"
     if key not in case.errors:
@@ -166,7 +151,7 @@ def own_errors(case: Case, dtype: str, start: Start = "chained") -> Mapping[str,
     return case.errors[key]
 
 
-def _measured(case: Case, dtype: str, start: Start) -> Mapping[str, float]:
+def _measured(case: Case, dtype: str, start: Start) -> OwnErrors:
     """The largest error by step of several samples (docs/explanation/tolerances.md)."""
     forward = start == "block" or EPS[dtype] > EPS["float32"]
     arrays = _computed(case, dtype, start, ARITHMETIC.get(dtype), forward)
@@ -217,11 +202,11 @@ def _products(case: Case) -> Arrays:
 
 
 @lru_cache(maxsize=3 * len(_SAMPLES))
-def _sample(case: Case, start: Start, fewer: int, forward: bool) -> Mapping[str, float]:
+def _sample(case: Case, start: Start, fewer: int, forward: bool) -> OwnErrors:
     """Errors of float32 with so many bits less in units of it; of counts none."""
     computed = _computed(case, "float32", start, rounding(fewer=fewer) if fewer else None, forward)
     errors, unit = pooled_errors(case.expected, computed).items(), EPS["float32"] * 2.0**fewer
-    return {k: x / unit for k, x in errors if measure_of(k) in RESOLVABLE and isfinite(x)}
+    return {k: x / unit for k, x in errors if measure_of(k) in measures.RESOLVABLE and isfinite(x)}
 
 
 def _computed(
@@ -255,7 +240,7 @@ def moved_by_rounding(case: Case, step: str, dtype: str) -> float:
         return 0.0
     names = {weight.stored.numpy_dtype.name for weight in case.model.weights.values()}
     unit = max((EPS[name] for name in names & EPS.keys()), default=0.0)
-    return SPARSEGPT_FACTOR * FLOOR_16 * unit if unit > EPS[dtype] else 0.0
+    return measures.SPARSEGPT_FACTOR * measures.FLOOR_16 * unit if unit > EPS[dtype] else 0.0
 
 
 def sparsegpt_error(products: Array, truth: Array, sequences: int, damping: float) -> float:

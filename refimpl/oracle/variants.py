@@ -32,7 +32,7 @@ Edit = Callable[[Any], Any]
 class Mistake:
     """Other inputs of a computation, or other code of functions for as long as it is `made`."""
 
-    edit: Callable[[StepInputs], StepInputs] = lambda x: x
+    edit: Edit = lambda x: x  # of the inputs
     codes: tuple[tuple[FunctionType, CodeType | list[str]], ...] = ()  # or what is `reworded`
 
     @contextmanager
@@ -49,13 +49,16 @@ class Mistake:
                 function.__code__ = old
 
 
-def weights(change: Callable[[Arrays], Arrays]) -> Mistake:
+def weights(change: Edit) -> Mistake:
     """Other weights, by our names without that of the block."""
-    return Mistake(lambda x: replace(x, model=replace(x.model, change=change)))  # type: ignore[call-arg]
+    return Mistake(lambda x: replace(x, model=replace(x.model, change=change)))
 
 
 def taken(of: Mapping[str, str], edit: Edit = lambda x: x) -> Mistake:
-    """Weights in the place of others, or changed, by name."""
+    """Weights in the place of others, or changed.
+
+    By the name of each weight, that of the one which is taken for it: its own, if it is changed.
+    """
     return weights(lambda w: {**w, **{name: edit(w[other]) for name, other in of.items()}})
 
 
@@ -94,7 +97,7 @@ VARIANTS = [*_variants()]  # patterns of names of steps, words, and the mistake
 
 Changes = Iterator[tuple[str, Mistake]]
 """With words that follow "refimpl's numbers if"."""
-EDITS: Mapping[tuple[str, str], Callable[[Array], Array]] = {  # of a kind of weight
+EDITS: Mapping[tuple[str, str], Edit] = {  # of a kind of weight
     ("is transposed", ""): lambda x: x.T, ("is reversed", ""): lambda x: x[..., ::-1],
     ("is taken plus 1", "of a norm"): lambda x: x + 1, ("is negated", "of one axis"): lambda x: -x,
     ("is taken minus 1", "of a norm"): lambda x: x - 1,
@@ -113,7 +116,8 @@ POWERS = {
 def numbers_of(inputs: StepInputs, block: int, forward: bool) -> dict[str, float]:
     """The model's numbers, and those of the case, by name."""
     c, (sequences, tokens) = inputs.config, inputs.ids.shape
-    kind, found = c.blocks[block], dict[str, float]({"blocks": c.num_blocks} if forward else {})
+    kind = c.blocks[block]
+    found: dict[str, float] = {"blocks": c.num_blocks} if forward else {}
     records = (kind.mixer, c, kind, kind.rope, c.experts) if forward else ()
     for record in filter(None, records):
         for name, x in vars(record).items():
@@ -254,12 +258,17 @@ FUSED = (  # weights that files hold in one tensor
 )  # fmt: skip
 
 
-def in_layouts(every: Arrays, mixer: Any, head_dim: int) -> Iterator[tuple[str, Mistake]]:
+def in_layouts(every: Arrays, mixer: Any, head_dim: int) -> Changes:
     """Rows of weights in the order of another layout: of one weight, and of several in one.
 
     A porter reads q, k and v of a fused tensor as three thirds, or for each head in turn; gate and
     up as halves, or row by row; heads as [head, channel], or [channel, head]; the channels of a
     head in the order that the other pairs of a rotation need.
+
+    Args:
+        every: The block's weights by our names.
+        mixer: The facts of its mixer, whose numbers are tried as numbers of heads and groups.
+        head_dim: Channels of a head.
     """
     counts = {x for x in vars(mixer).values() if type(x) is int and x > 1} | {2, 3}
 
@@ -305,7 +314,14 @@ def _rows(sizes: list[int], runs: int, order: tuple[int, ...]) -> Array:
 
 
 def _misread(groups: list[tuple[str, ...]], one: Any, other: Any, w: Arrays) -> Arrays:
-    """Weights of a fused tensor that is written in one order, with runs, and read in another."""
+    """Weights of a fused tensor that is written in one order and read in another.
+
+    Args:
+        groups: Names of the parts of each fused tensor.
+        one: Runs of each part that alternate, and the order of the parts, as it is written.
+        other: The same, as it is read.
+        w: The block's weights by our names.
+    """
     new = dict(w)
     for keys in [[f"{x}.{kind}" for x in names] for names in groups for kind in ("weight", "bias")]:
         if all(key in w for key in keys):

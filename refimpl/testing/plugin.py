@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from refimpl.oracle.check import Report
 
 MARKER = "refimpl(families=[...], steps=[...])"
-ARGUMENTS: Mapping[str, Sequence[str]] = {"families": (), "steps": ("*",)}
 OPTION = "--refimpl-cases"
 ADDED_CASES = pytest.StashKey[list[CaseFolder]]()
 FORWARDS = pytest.StashKey[Path]()
@@ -204,13 +203,13 @@ def selected_cases(
     """The cases that a marker selects, and patterns of steps; what matches nothing is refused."""
     lists = [x for x in kwargs.values() if x and isinstance(x, list | tuple)]
     texts = all(isinstance(text, str) for x in lists for text in x)
-    if args or kwargs.keys() - ARGUMENTS.keys() or len(lists) < len(kwargs) or not texts:
+    if args or kwargs.keys() - {"families", "steps"} or len(lists) < len(kwargs) or not texts:
         raise RefimplError(
             f"@pytest.mark.refimpl with {args or kwargs}",
             MARKER,
             "pass lists of strings, and name the argument",
         )
-    families, patterns = (tuple(kwargs.get(x, y)) for x, y in ARGUMENTS.items())
+    families, patterns = tuple(kwargs.get("families", ())), tuple(kwargs.get("steps", ("*",)))
     cases = [*core_cases(), *config.stash[ADDED_CASES]]
     have = {case.facts.family for case in cases}
     for family in (x for x in dict.fromkeys(families) if x not in have and family_model(x)):
