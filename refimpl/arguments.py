@@ -121,9 +121,8 @@ def require(value: Any, hint: Any, name: str) -> None:
 def option(default: Any, help: str, metavar: str | None = None, **more: Any) -> Any:
     """A field of a dataclass that an option fills; `more` has its `name`, `flags` or `kind`."""
     metadata = {"help": help, "metavar": metavar, **more}
-    if default is dict:
-        return field(default_factory=dict, metadata=metadata)
-    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
+    value = {"default_factory" if default is dict else "default": default}
+    return field(**({} if default is ... else value), metadata=metadata)
 
 
 common_option = partial(option, common=True)  # at the beginning of --help

@@ -1,6 +1,7 @@
 """The one error a user sees: what was wrong, what was expected, what to do next; and Ctrl-C."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -73,10 +74,11 @@ class Interrupted(Exception):
         super().__init__(f"interrupted: {printable(outcome)}\nnext: {printable(remedy)}")
 
 
-def unreadable(path: Path | str, error: OSError, expected: str) -> RefimplError:
-    """The error for a file or folder that the system does not let us read."""
-    return RefimplError(
-        f"{path}: cannot be read ({error.strerror or error})",
-        expected,
-        "check the path and its permissions",
-    )
+@contextmanager
+def reading(path: Path | str, expected: str = "a file that can be read") -> Iterator[None]:
+    """Turn any `OSError` inside into the error for a file or folder that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"{path}: cannot be read ({error.strerror or error})"
+        raise RefimplError(problem, expected, "check the path and its permissions") from error

@@ -2,5 +2,4 @@
 
 __version__ = "0.1.0"
 
-SPEC = 3
-"""Of the numbers: it changes only when an output changes."""
+SPEC = 3  # of the numbers: it changes only when an output changes

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, reading
 from refimpl.loading.config_json import OTHER_PARTS, TEXT_NAMES, ConfigFacts, part, read_config
 from refimpl.loading.families import Location
-from refimpl.loading.files.documents import json_object, read_file, reading
+from refimpl.loading.files.documents import json_object, read_file
 from refimpl.loading.files.hub import local_files
 from refimpl.loading.files.safetensors_file import SafetensorsFile, open_files, refuse_convertible
 from refimpl.model.config import LEARNED_ACTIVATION, without_number

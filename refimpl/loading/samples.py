@@ -10,8 +10,8 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from refimpl.arguments import AtLeastOne, Checked, Count, integer, require
-from refimpl.errors import RefimplError
-from refimpl.loading.files.documents import filled, reading
+from refimpl.errors import RefimplError, reading
+from refimpl.loading.files.documents import filled
 from refimpl.model.ops import Array
 from refimpl.running.file_system import open_file
 

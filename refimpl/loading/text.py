@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.errors import RefimplError, need
-from refimpl.loading.files.documents import json_object, read_file, reading
+from refimpl.errors import RefimplError, need, reading
+from refimpl.loading.files.documents import json_object, read_file
 from refimpl.loading.files.tokenizers_library import Library
 from refimpl.loading.samples import (
     SAMPLES,

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.errors import RefimplError, unreadable
+from refimpl.errors import RefimplError, reading
 from refimpl.model.ops import Array
 
 CHUNK = 1 << 20  # weights that are checked at once
@@ -111,11 +111,9 @@ class WeightFile:
         """Some of its bytes, uint8, read-only."""
         content = np.empty(size, np.uint8)
         left = content.data
-        try:
+        with reading(self.path, "a file that can be read to its end"):
             while left and (count := self._read_into(left, start)):
                 left, start = left[count:], start + count
-        except OSError as error:
-            raise unreadable(self.path, error, "a file that can be read to its end") from error
         if left:
             raise RefimplError(
                 f"{self.path} was cut to {os.fstat(self._descriptor).st_size:,} bytes while it "

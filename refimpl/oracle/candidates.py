@@ -9,9 +9,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from refimpl.errors import RefimplError
+from refimpl.errors import RefimplError, reading
 from refimpl.loading.checkpoint import read_model
-from refimpl.loading.files.documents import json_object, read_file, reading
+from refimpl.loading.files.documents import json_object, read_file
 from refimpl.loading.files.safetensors_file import ARRAY_DTYPES, SafetensorsFile
 from refimpl.loading.samples import Tokens
 from refimpl.model.attention import merge_heads, split_heads

@@ -92,16 +92,9 @@ def test_model_safetensors_goes_before_its_neighbours(tmp_path: Path) -> None:
 
 DOCUMENTS: list[tuple[str, str | bytes, str]] = [
     *(
-        (place, text, problem)
+        (place, text, "not a JSON object")
         for place in ("config.json", "metadata", "index")
-        for text, problem in (
-            ("", "is not JSON"),
-            ("{", "is not JSON"),
-            ("[1]", "is not a JSON object"),
-            ("null", "is not a JSON object"),
-            ("[" * 100_000, "is not JSON"),
-            ('{"a":' * 100_000, "is not JSON"),
-        )
+        for text in ("", "{", "[1]", "null", "[" * 100_000, '{"a":' * 100_000)
     ),
     ("metadata", json.dumps(config_of("llama", vocab_size=0)), "in the metadata of"),
     *cases("loading", "documents"),

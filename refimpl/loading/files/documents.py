@@ -10,21 +10,12 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import msgspec
 
-from refimpl.errors import RefimplError, unreadable
+from refimpl.errors import RefimplError, reading
 from refimpl.running.file_system import MIB, open_file
 
 DOCUMENT = 32 * MIB  # bytes of a JSON document: in memory twenty times as much
 DEEPEST = 64  # nesting of JSON
 INT64_LIMIT = 1 << 63  # the limit of integers
-
-
-@contextmanager
-def reading(path: Path, expected: str = "a file that can be read") -> Iterator[None]:
-    """Turn any `OSError` inside into the error for a file that cannot be read."""
-    try:
-        yield
-    except OSError as error:
-        raise unreadable(path, error, expected) from error
 
 
 def read_file(path: Path, most: int = DOCUMENT) -> bytes:
@@ -40,19 +31,6 @@ def parsed_json(text: str | bytes, limit: float = inf) -> Any:
     except RecursionError:
         raise ValueError(f"nested deeper than {DEEPEST}") from None
     _check(value, limit, 0)
-    return value
-
-
-def json_object(text: str | bytes, source: str, expected: str) -> dict[str, Any]:
-    """Parse a JSON object; `source` is the file."""
-    try:
-        value = parsed_json(text)
-    except ValueError as error:
-        raise RefimplError(
-            f"{source} is not JSON ({error})", expected, f"correct {source}"
-        ) from error
-    if not isinstance(value, dict):
-        raise RefimplError(f"{source} is not a JSON object", expected, "correct it or get it again")
     return value
 
 
@@ -162,26 +140,33 @@ def _decoded(kind: Any, value: Any) -> Any:
 
 
 @contextmanager
-def reading_document(path: Path, named: ErrorText) -> Iterator[None]:
+def reading_document(path: Path | str, named: ErrorText) -> Iterator[None]:
     """Refuse a file that cannot be read, or whose contents are not those of a document."""
     name, expected, remedy = named
-    try:
-        yield
-    except OSError as error:
-        raise unreadable(path, error, expected) from error
-    except ValueError as error:
-        why = str(error).partition("\n")[0].replace("`", "")  # no parameters of a call
-        raise RefimplError(f"{path}: not {name} ({why})", expected, remedy) from error
+    with reading(path, expected):
+        try:
+            yield
+        except ValueError as error:
+            why = str(error).partition("\n")[0].replace("`", "")  # no parameters of a call
+            raise RefimplError(f"{path}: not {name} ({why})", expected, remedy) from error
 
 
-def parsed_object(content: bytes, version: int | None = None, limit: float = inf) -> dict[str, Any]:
+def parsed_object(
+    content: str | bytes, version: int | None = None, limit: float = inf
+) -> dict[str, Any]:
     """Parse a JSON object of this format, or of any; its numbers are smaller than a limit."""
-    document = parsed_json(content.decode("utf-8"), limit)
+    document = parsed_json(content, limit)
     if not isinstance(document, dict):
         raise ValueError("not an object")
     if version is not None and document.get("format") != version:
         raise ValueError(f"format {document.get('format')!r}, expected {version}")
     return document
+
+
+def json_object(text: str | bytes, source: str, expected: str) -> dict[str, Any]:
+    """Parse a JSON object; `source` is the file."""
+    with reading_document(source, ("a JSON object", expected, f"correct {source}")):
+        return parsed_object(text)
 
 
 def read_document(path: Path, named: ErrorText, version: int | None, made: Callable[[Any], T]) -> T:

@@ -12,8 +12,7 @@ from threading import Lock
 from types import ModuleType
 from typing import Any
 
-from refimpl.errors import RefimplError, listed
-from refimpl.loading.files.documents import reading
+from refimpl.errors import RefimplError, listed, reading
 from refimpl.loading.files.safetensors_file import CONVERSIONS, shard_of_tensor
 
 COMPANIONS = (  # copied when a model is pruned

@@ -14,8 +14,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from refimpl.errors import RefimplError, listed
-from refimpl.loading.files.documents import DOCUMENT, json_object, read_file, reading
+from refimpl.errors import RefimplError, listed, reading
+from refimpl.loading.files.documents import DOCUMENT, json_object, read_file
 from refimpl.model.ops import Array
 from refimpl.model.weight import STORED_DTYPES, StoredTensor, WeightFile, count_bad
 from refimpl.running.file_system import open_file
