@@ -1,8 +1,10 @@
-"""`refimpl eval` and `bench`: what a model is worth, and which allocation prunes it best."""
+"""`refimpl eval`, `bench` and `plot`: what a model is worth, allocations compared, and figures."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
@@ -148,3 +150,46 @@ def _named(path: Path | None, otherwise: str) -> BenchText:
         return BenchText(name=Path(otherwise).stem, sha256=None)
     with reading_document(path, ("a text", "a text in UTF-8", "check the path")):
         return BenchText(name=printable(path.stem), sha256=file_digest(path))
+
+
+Runs = Annotated[
+    list[Path], argument("FILE", "What score -o and eval -o wrote, and folders of prune and bench.")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureOptions(groups.ForceOptions):
+    """What is drawn, and written."""
+
+    output: Path = output_option(
+        ...,
+        "The figure: .svg, .png or .pdf; or .html, a page of all figures and tables.",
+        "FILE",
+        OutputKind.FILE,
+    )
+    figure: Literal["drift", "coefficients", "divergence", "allocation", "comparison"] | None = (
+        common_option(None, "Draw only the figures of this name. Default: all.", "NAME")
+    )
+
+
+@with_groups
+def plot_command(
+    context: typer.Context, files: Runs, *, to: Annotated[FigureOptions, Group("Output")]
+) -> None:
+    """Scores have a drift, coefficients, a divergence and an allocation; others a comparison.
+
+    Several figures become panels of one. A page is one file that loads nothing from the network.
+    The command needs the extra [plot].
+    """
+    with TemporaryDirectory() as fonts:  # matplotlib's list: commands write their output alone
+        os.environ.setdefault("MPLCONFIGDIR", fonts)
+        from refimpl.plot.report_page import panels, read_result, report  # not for --help
+        from refimpl.plot.style import drawn, save
+
+        if to.output.suffix == ".html":
+            refuse(context, ("figure",), "a page", "all figures; or a file .svg, .png or .pdf")
+            write_text(to.output, report(files))
+        else:
+            shown = panels([read_result(path) for path in files], to.figure)
+            save(drawn([draw for _, draw in shown]), to.output)
+    terminal.say(printable(f"written: {to.output} ({to.output.stat().st_size:,} bytes)") + "\n")

@@ -61,7 +61,7 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
             ("MODEL --bases uniform,owl -o FOLDER", "MODEL --sparsity 0.6 --seeds 3 -o FOLDER"),
         ),
         "plot": (
-            "plot:plot_command",
+            "evaluation:plot_command",
             "Draw scores, evaluations or a comparison: SVG, PNG, PDF, or a page of HTML.",
             ("scores.json -o scores.svg", "scores.json evaluation.json -o report.html"),
         ),
@@ -93,6 +93,11 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
             ("MODEL", "MODEL --graph model.onnx"),
         ),
         "case": ("oracle:app", "Make cases for `refimpl check`.", ()),
+        "vectors": (
+            "oracle:vectors_command",
+            "Write inputs and outputs of single kernels at boundary shapes, for `refimpl check`.",
+            ("attention -o FOLDER", "all -o FOLDER"),
+        ),
     },
 }
 

@@ -1,4 +1,4 @@
-"""`refimpl case` and `refimpl check`: cases, and whether another implementation agrees."""
+"""`refimpl case`, `vectors` and `check`: whether another implementation agrees with refimpl."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,15 +21,10 @@ app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True)
-class CaseOptions:
-    """Where a case is written."""
+class FolderOptions:
+    """Where a case, or unit vectors, are written."""
 
-    output: Path = output_option(
-        ...,
-        "The case's folder, which refers to the model by a relative path.",
-        "CASE",
-        OutputKind.FOLDER,
-    )
+    output: Path = output_option(..., "The new folder.", "FOLDER", OutputKind.FOLDER)
 
 
 @app.command(
@@ -43,7 +38,7 @@ class CaseOptions:
 def make(
     model: groups.ModelPath,
     *,
-    to: Annotated[CaseOptions, Group("Output")],
+    to: Annotated[FolderOptions, Group("Output")],
     where: groups.Where,
     source: Annotated[groups.Source, groups.source_group(SAMPLES, SEQ_LEN)],
     recipe: Annotated[Recipe, Group("Recipe")],
@@ -56,6 +51,18 @@ def make(
     case = make_case(opened, tokens, recipe, to.output)
     text = f"{case.folder}: {len(case.expected):,} steps of {opened.name}, {tokens.source}"
     say(joined(fitting(text)))
+
+
+@with_groups
+def vectors_command(
+    kernel: Annotated[str, typer.Argument(metavar="KERNEL", help="The kernel's name, or all.")],
+    *,
+    to: Annotated[FolderOptions, Group("Output")],
+) -> None:
+    """KERNEL.json says what each vector tests; KERNEL.safetensors has its inputs and outputs."""
+    from refimpl.oracle.vectors import write_vectors  # not for --help
+
+    say(joined(fitting(f"written: {write_vectors(kernel, to.output)}")))
 
 
 def patterns(only: Sequence[str] | None) -> tuple[str, ...]:
@@ -95,8 +102,9 @@ def check_command(
         Path,
         argument(
             "MODEL_OR_CASE",
-            "The folder or name of a case (core cases: llama, opt, phi3). Or a model, or a family, "
-            "such as mixtral (a tiny random model): its forward is computed on your token ids.",
+            "The folder or name of a case (core cases: llama, opt, phi3), or a folder of refimpl "
+            "vectors. Or a model, or a family, such as mixtral (a tiny random model): its forward "
+            "is computed on your token ids.",
             case_or_model,
         ),
     ],

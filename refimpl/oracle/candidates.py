@@ -26,6 +26,7 @@ from refimpl.oracle.case_folders import FACTS, FORWARD, matching
 from refimpl.oracle.check import Report, check
 from refimpl.oracle.measures import Arrays
 from refimpl.oracle.recipe import Recipe
+from refimpl.oracle.vectors import KERNELS, check_vectors
 from refimpl.running.file_system import MIB, open_file
 
 TRANSFORMERS = "transformers"  # the word for the names of its modules
@@ -94,6 +95,8 @@ def checked_file(
 ) -> Report:
     """Check a file of a candidate's arrays against a case, or the forward of a model."""
     outputs, stated = read_outputs(actual)
+    if any((path / f"{name}.json").is_file() for name in KERNELS):
+        return check_vectors(path, outputs, only, dtype or stated)
     case = _case(path, outputs, ids, only, download)
     arrays, found = candidate_steps(case, outputs, names)
     report = check(case, arrays, only or found or ("*",), dtype or stated)

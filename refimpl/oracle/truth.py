@@ -21,7 +21,7 @@ from refimpl.oracle.steps import TABLE, every_array
 from refimpl.pruners.pruner import SharedFactor, inverse_of_upper
 
 Start = Literal["stepwise", "block", "chained"]
-_SAMPLES = (0, 8, 7)  # bits less than float32, in whose units own errors are
+FEWER_BITS = (0, 8, 7)  # bits less than float32, in whose units own errors are
 ENDS = (".drift", ".alignment", RATIO, ".stderr", ".divergence")  # of steps of `EXPERIMENTS`
 
 
@@ -157,7 +157,7 @@ def _measured(case: Case, dtype: str, start: Start) -> OwnErrors:
     arrays = _computed(case, dtype, start, ARITHMETIC.get(dtype), forward)
     scale = 2.0**-FEWER if dtype == "float64" else 1.0
     errors = {name: x * scale for name, x in pooled_errors(case.expected, arrays).items()}
-    for sample in _SAMPLES:
+    for sample in FEWER_BITS:
         for name, x in _sample(case, start, sample, forward).items():
             errors[name] = max(errors[name], x * EPS[dtype])
     if forward:
@@ -201,7 +201,7 @@ def _products(case: Case) -> Arrays:
     return {name: x for name, x in every.items() if name.endswith(".products")}
 
 
-@lru_cache(maxsize=3 * len(_SAMPLES))
+@lru_cache(maxsize=3 * len(FEWER_BITS))
 def _sample(case: Case, start: Start, fewer: int, forward: bool) -> OwnErrors:
     """Errors of float32 with so many bits less in units of it; of counts none."""
     computed = _computed(case, "float32", start, rounding(fewer=fewer) if fewer else None, forward)
