@@ -13,7 +13,6 @@ from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
-from shellingham import ShellDetectionFailure, detect_shell
 from typer.core import TyperGroup
 
 from refimpl.errors import Interrupted, RefimplError
@@ -98,6 +97,11 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
             "Write inputs and outputs of single kernels at boundary shapes, for `refimpl check`.",
             ("attention -o FOLDER", "all -o FOLDER"),
         ),
+        "fuzz": (
+            "oracle:fuzz_command",
+            "Find the smallest configuration of a family on which another implementation differs.",
+            ("--family llama -- PROGRAM {case} {out}",),
+        ),
     },
 }
 
@@ -122,7 +126,8 @@ GONE = {  # what earlier versions took, and what does it now
     **dict.fromkeys(("--baseline", "--junit-xml", "--plant"), "use pytest, with refimpl_case"),
     **dict.fromkeys(
         ("--against", "--draws", "--dry-run", "--estimate", "--executor", "--experiment", "--quiet",
-         "--resolvable", "--runtime", "--stepwise", "--verbose"), "omit it"
+         "--install-completion", "--resolvable", "--runtime", "--show-completion", "--stepwise",
+         "--verbose"), "omit it"
     ),
 }  # fmt: skip
 
@@ -178,6 +183,7 @@ def program() -> typer.Typer:
     """The program."""
     app = typer.Typer(
         cls=Commands,
+        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         help="Perturbation-absorption scores, layer-wise sparsity, pruning and evaluation, in "
@@ -217,7 +223,6 @@ def main() -> None:
     failure: Exception
     code = 2
     try:
-        require_known_shell()
         sys.exit(program()(sys.argv[1:], prog_name="refimpl", standalone_mode=False))
     except RefimplError as error:
         failure = error
@@ -255,15 +260,6 @@ def main() -> None:
         except OSError:  # the interpreter would try again, and fail, at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
-
-
-def require_known_shell() -> None:
-    """Refuse completion where typer has none, before it says so in its own way."""
-    asked = {"--install-completion", "--show-completion"} & {*sys.argv[1:2]}
-    with suppress(ShellDetectionFailure):
-        if not asked or detect_shell()[0] in ("bash", "zsh", "fish", "powershell", "pwsh"):
-            return
-    raise RefimplError(f"{min(asked)}: unknown shell", "bash, zsh, fish or PowerShell", "use one")
 
 
 def usage(error: Any) -> RefimplError:

@@ -206,7 +206,7 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> Arrays:
     shared = {x for y in dense.kv_steps(config, config.num_blocks).values() for x in y}
     inputs.model.check_finite(inputs.dtype)
     with within_range(inputs.dtype):
-        for function in table[:2] if recipe.only else table:
+        for function in (x for x in table if not recipe.only or x in TABLE[:2]):
             for name, value in function(inputs):
                 state = name == "embed" or name.endswith(".resid_post") or name in shared
                 if not recipe.only or state:  # what later steps read

@@ -14,6 +14,7 @@ from refimpl.oracle.case import Case, forward_case, read_case
 from refimpl.oracle.case_folders import family_model
 from refimpl.oracle.check import Report, check
 from refimpl.oracle.steps import steps
+from refimpl.oracle.truth import truth_of
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +77,9 @@ def test_a_mistake_is_found_at_its_step(
     first = judged(case, change(case.model)).first
     assert first is not None
     assert first.step == step
+
+
+@pytest.mark.parametrize("case", ["llama"], indirect=True)
+def test_the_forward_alone_is_computed(case: Case) -> None:
+    truth = truth_of(case, case.expected, "float32")
+    assert truth.missing.keys() == case.expected.keys()

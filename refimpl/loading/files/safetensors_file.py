@@ -139,7 +139,7 @@ class SafetensorsFile(WeightFile):
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write a safetensors file; contiguous arrays, as the library writes others in wrong order."""
     try:
-        save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, path)
+        save_file({name: np.asarray(x, order="C") for name, x in arrays.items()}, path)
     except SafetensorError as error:  # the library's own class for an error of the disk
         raise OSError(errno.EIO, str(error)) from error
 
