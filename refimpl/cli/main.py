@@ -97,11 +97,6 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
             "Write inputs and outputs of single kernels at boundary shapes, for `refimpl check`.",
             ("attention -o FOLDER", "all -o FOLDER"),
         ),
-        "fuzz": (
-            "oracle:fuzz_command",
-            "Find the smallest configuration of a family on which another implementation differs.",
-            ("--family llama -- PROGRAM {case} {out}",),
-        ),
     },
 }
 
