@@ -71,10 +71,10 @@ def is_of_type(value: Any, hint: Any) -> bool:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Annotated, Literal) or hint in WORDS:
         number = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(number, int | float | str | NoneType):  # msgspec would take a decimal
+            return False
         with suppress(msgspec.ValidationError):
-            msgspec.convert(number, hint)  # which takes a decimal for a number
-            is_plain = isinstance(number, int | float | str | NoneType)
-            return is_plain and (origin is not Annotated or number != inf)
+            return bool(msgspec.convert(number, hint) != inf) or origin is not Annotated
         return False
     if origin is tuple:
         return isinstance(value, tuple) and all(is_of_type(one, inner[0]) for one in value)

@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
+from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -224,7 +225,8 @@ def test_an_alias_is_what_it_stands_for() -> None:
     assert [is_of_type(x, number) for x in (1, None, True, 1.5)] == [True, True, False, False]
 
 
-def test_numbers_of_numpy_are_as_good_as_those_of_python() -> None:
+def test_numbers_of_numpy_are_as_good_as_those_of_python_and_decimals_are_none() -> None:
+    assert not any(is_of_type(Decimal(x), kind) for x in ("1", "sNaN") for kind in (int, float))
     wanted = Request(sparsity=np.float64(0.5), lo=np.float32(0.25))
     plan = Noise(seed=np.int64(3), draws=np.uint8(2))  # type: ignore[arg-type]
     assert (wanted, plan) == (Request(sparsity=0.5, lo=0.25), Noise(seed=3, draws=2))
