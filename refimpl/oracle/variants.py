@@ -136,7 +136,7 @@ def of_facts(inputs: StepInputs, block: int, numbers: Mapping[str, float]) -> Ch
     paths = [(kind, x) for x in ("", "mixer.", *inside, "rope.", "temperature.")]
     for owner, path in [(c, ""), (c, "experts."), (c, "alibi."), *paths]:
         record = attrgetter(path[:-1])(owner) if path else owner
-        hints = get_type_hints(type(record)) if record is not None else {}
+        hints = get_type_hints(type(record))  # none of None
         for name in (x for x in hints if x in vars(record) and x not in STRUCTURE):
             old, found = vars(record)[name], dict[str, Any]()
             for i, other in enumerate(() if owner is c else c.blocks):
@@ -240,9 +240,9 @@ def _rounded(dtype: str, w: Arrays) -> Arrays:
 
 def of_inputs(inputs: StepInputs, step: str) -> Changes:
     """What a point of a block reads: another point there, none, twice or half of it."""
-    prefix = step[: step.index(".", 7) + 1] if step.startswith("blocks.") else ""
-    for name in [x for x in (prefix + y for y in reads_of(step)) if x in inputs.given]:
-        right, short = inputs.given[name], name.removeprefix(prefix)
+    prefix = step[: step.find(".", 7) + 1]  # of a block
+    for short in (x for x in reads_of(step) if prefix + x in inputs.given):
+        name, right = prefix + short, inputs.given[prefix + short]
         others = {f"{short} is left out": right * 0, f"{short} counts twice": right * 2}
         for other, x in inputs.given.items():
             if other.startswith(prefix) and x.shape == right.shape and other not in (name, step):
