@@ -173,6 +173,8 @@ def multiples(truth: Truth, step: str, numbers: Mapping[str, float]) -> NamedArr
 def where_wrong(truth: Truth, result: StepResult) -> str:
     """Which parts of a step are wrong, along each axis, and which are right."""
     right, mine = truth.values[result.step], truth.actual[result.step]
+    if mine.shape != right.shape or mine.dtype.kind not in "fiubV":
+        return ""
     with np.errstate(all="ignore"):
         if right.dtype == np.uint8:
             wrong = np.unpackbits(right, -1) != np.unpackbits(mine.astype(np.uint8), -1)

@@ -55,10 +55,7 @@ def weights(change: Edit) -> Mistake:
 
 
 def taken(of: Mapping[str, str], edit: Edit = lambda x: x) -> Mistake:
-    """Weights in the place of others, or changed.
-
-    By the name of each weight, that of the one which is taken for it: its own, if it is changed.
-    """
+    """Weights in the place of others, or changed, by name."""
     return weights(lambda w: {**w, **{name: edit(w[other]) for name, other in of.items()}})
 
 

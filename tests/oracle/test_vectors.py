@@ -108,6 +108,15 @@ def test_a_wrong_kernel_fails(what: str, folder: Path, tmp_path: Path) -> None:
     assert failed[0].diagnosis.startswith("wrong: ")
 
 
+def test_an_output_of_another_shape_fails(folder: Path, tmp_path: Path) -> None:
+    step = "rope.halves.out"
+    actual = write_arrays(tmp_path / "actual.safetensors", right() | {step: right()[step][0]})
+    first = checked_file(folder, actual).first
+    assert first is not None
+    assert first.fault == "shape [2, 5, 8], expected [1, 2, 5, 8]"
+    assert (first.step, first.diagnosis) == (step, "")
+
+
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, actual = tmp_path / "vectors", tmp_path / "actual.safetensors"
     ran("vectors", "wanda", "-o", path)
