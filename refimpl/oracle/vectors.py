@@ -40,16 +40,21 @@ from refimpl.version import SPEC
 
 SEED = 0
 KERNELS: dict[str, Any] = loads((Path(__file__).parent / "vectors.toml").read_text("utf-8"))
+JUDGED = ("float64", "float32")  # dtypes
 NAMED = "unit vectors", "what refimpl vectors wrote", "run refimpl vectors again"
 Cast = Callable[[Any], Any]
 
 
 class KernelFacts(Document, frozen=True):
-    """The flags and facts of a kernel's vectors by name; by output and dtype, its tolerance."""
+    """The flags and facts of a kernel's vectors by name; tolerances by output and dtype.
+
+    Refimpl's own errors, of which these follow, are in units of the dtype.
+    """
 
     spec: Annotated[int, Meta(ge=SPEC, le=SPEC)]
     seed: int
     vectors: dict[str, dict[str, Any]]
+    own_errors: dict[str, float]
     tolerances: dict[str, dict[str, float]]
 
 
@@ -137,31 +142,32 @@ def write_vectors(kernel: str, folder: Path) -> Path:
     with whole(folder) as new:
         new.mkdir()
         for name in KERNELS if kernel == "all" else [kernel]:
-            vectors, arrays, allowed = {}, dict[str, Array](), dict[str, Any]()
+            vectors, arrays, allowed = {}, dict[str, Array](), dict[str, dict[str, float]]()
+            own: dict[str, float] = {}
             for vector, facts, inputs in vectors_of(name):
                 computed = partial(outputs_of, vector, facts, inputs)
                 truth = computed(np.float64)
                 arrays |= truth
                 arrays |= {f"{vector}.{k}": x for k, x in inputs.items()}
-                allowed |= tolerances(truth, computed)
+                own |= own_units(truth, computed)
+                for step, x in truth.items():
+                    errors = {dtype: own[step] * EPS[dtype] for dtype in JUDGED}
+                    allowed[step] = {k: tolerance_of(step, x, y, k) for k, y in errors.items()}
                 vectors[vector] = facts
-            document = plain(KernelFacts(SPEC, SEED, vectors, allowed))
+            document = plain(KernelFacts(SPEC, SEED, vectors, own, allowed))
             (new / f"{name}.json").write_text(json_text(document), "utf-8")
             write_arrays(new / f"{name}.safetensors", arrays)
     return folder
 
 
-def tolerances(truth: Arrays, computed: Callable[[Cast], Arrays]) -> dict[str, Any]:
-    """By output and dtype, how far it may be off: as a step that is computed from its inputs."""
-    own = dict.fromkeys(truth, 0.0)  # in units of the dtype
+def own_units(truth: Arrays, computed: Callable[[Cast], Arrays]) -> dict[str, float]:
+    """Refimpl's own errors in units of float32, as of steps that are computed from their inputs."""
+    own = dict.fromkeys(truth, 0.0)
     for fewer in FEWER_BITS:
         outputs, unit = computed(rounding(fewer=fewer).of), EPS["float32"] * 2**fewer
         for step, x in truth.items():
             own[step] = max(own[step], error_of(step, outputs[step], x)[0] / unit)
-    return {
-        step: {k: tolerance_of(step, x, own[step] * EPS[k], k) for k in ("float64", "float32")}
-        for step, x in truth.items()
-    }
+    return own
 
 
 def check_vectors(folder: Path, arrays: Arrays, only: tuple[str, ...], dtype: str | None) -> Report:
@@ -174,18 +180,19 @@ def check_vectors(folder: Path, arrays: Arrays, only: tuple[str, ...], dtype: st
         dtype: The candidate's dtype; the coarsest of its float arrays if None.
     """
     truth: dict[str, Array] = {}
-    allowed: dict[str, dict[str, float]] = {}
+    own: dict[str, float] = {}
     for path in (x for x in (folder / f"{name}.json" for name in KERNELS) if x.is_file()):
         kernel = read_document(path, NAMED, None, lambda x: converted(x, KernelFacts))
         stored = SafetensorsFile(path.with_suffix(".safetensors")).arrays
-        allowed |= kernel.tolerances
-        truth |= {step: x for step, x in stored.items() if step in allowed}
+        own |= kernel.own_errors
+        truth |= {step: x for step, x in stored.items() if step in own}
     floats = {x.dtype.name for x in arrays.values()} & EPS.keys()
     dtype = dtype or max(floats, key=EPS.__getitem__, default="float32")
     results = []
     for step in matching(truth, only or ("*",)) or only:  # a pattern of none is missing
-        right, largest = truth.get(step, np.zeros(0)), allowed.get(step, {}).get(dtype, inf)
-        result = step_result(step, arrays, right, 0.0, largest)
+        right, error = truth.get(step, np.zeros(0)), own.get(step, inf) * EPS[dtype]
+        error = error if dtype in JUDGED else inf
+        result = step_result(step, arrays, right, error, tolerance_of(step, right, error, dtype))
         if result.status == "divergent":
             seen: Any = SimpleNamespace(values=truth, actual=arrays)
             result = replace(result, diagnose=partial(where_wrong, seen, result))

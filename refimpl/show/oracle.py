@@ -69,6 +69,8 @@ def verdict_lines(report: Report, candidate: str = "") -> Iterator[str]:
     elif first is not None:
         yield f"divergent, first at {first.step}: {_said(first)}"
         yield from [first.diagnosis] * bool(first.diagnosis)
+        if others := [x.step for x in report.steps if x.status == "divergent" and x != first]:
+            yield f"also divergent ({len(others):,}): {_named(others)}"
         words = f"--only '{first.step}'" + (f" {report.options}" if report.options else "")
         if candidate:
             yield f"again: refimpl check {report.case.folder} {candidate} {words}"
