@@ -224,7 +224,7 @@ def learn(folder: Path, jobs: int, paths: list[str]) -> dict[str, dict[str, floa
         words = ["-n", str(jobs), "-vv", "--durations=0", "--durations-min=0", *paths]
         words += ["-m", "thorough"] if tier == "thorough" else []
         out = run(folder / "tree", words, MUTANTS_SEEN=f"{folder}/seen")
-        fail = {unit(x) for x in re.findall(r"^(?:FAILED|ERROR) (\S+)", out, re.MULTILINE)}
+        fail = {unit(x) for x in re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", out, re.M)}
         print(f"fail without any change, {tier}: {sorted(fail)}\n", flush=True)
         for took, name in re.findall(r"^([\d.]+)s (?:call|setup|teardown) +(\S.*)$", out, re.M):
             if not name.startswith(NOT_COUNTED) and unit(name) not in fail:
