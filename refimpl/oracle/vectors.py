@@ -64,9 +64,9 @@ def vectors_of(kernel: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Arr
     Yields:
         KERNEL.FLAGS; what `vectors.toml` says of the vector, with its flags; its inputs by name.
     """
-    for flags, change in KERNELS[kernel]["at"].items():
+    for flags, *change in KERNELS[kernel]["at"]:
         name = f"{kernel}.{re.sub('[^a-z0-9]+', '_', flags.lower())}"
-        facts = {"flags": flags.split(", "), **KERNELS[kernel]["facts"], **change}
+        facts = {"flags": flags.split(", "), **KERNELS[kernel]["facts"], **dict(*change)}
         yield name, facts, _drawn(name, facts)
 
 

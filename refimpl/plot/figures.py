@@ -40,26 +40,22 @@ Curves = tuple[str, str, dict[tuple[str, str], Array], float, list[str]]
 """Heading, measure, (sparsity, value, maybe error) by pruner and allocation, dense value, facts."""
 
 
-def drift(scores: Scores | Array, ax: "Axes | None" = None, which: int = 0) -> "Axes":
+def drift(scores: Scores, ax: "Axes | None" = None, which: int = 0) -> "Axes":
     """Draw the mean drift after each block, a row per perturbed block, as a heat map.
 
     Args:
-        scores: From `score` or `read_scores`; or the drift itself, [L (perturbed), L (observed)],
-            NaN where there is none.
+        scores: From `score` or `read_scores`.
         ax: Where to draw; if None, a new figure.
         which: Index of the eta.
 
     Returns:
         The axes.
     """
-    heading, facts = "Drift over depth", list[str]()
-    if isinstance(scores, Scores):
-        require(which, integer(0, len(scores.sweep) - 1), "which")
-        heading += f", {_perturbed(scores.sweep[which])}"
-        facts, scores = _facts(scores), scores.sweep[which].drift
-    values = np.asarray(scores, np.float64)
+    require(which, integer(0, len(scores.sweep) - 1), "which")
+    values = scores.sweep[which].drift
     known = values[np.isfinite(values) & (values > 0)]
-    with figure_axes(ax, heading, facts) as ax:
+    heading = f"Drift over depth, {_perturbed(scores.sweep[which])}"
+    with figure_axes(ax, heading, _facts(scores)) as ax:
         from matplotlib.colors import LogNorm
 
         norm = LogNorm(*(known.min(), known.max()) if known.size else (1, 2))

@@ -114,7 +114,6 @@ def test_a_comparison_is_drawn_as_multiples_of_the_dense_perplexity() -> None:
 def test_arrays_do_as_well() -> None:
     r = {"eta 0.1": [0.9, 1.1, 1.0], "eta 1": [0.8, 1.2, 1.0]}
     assert len(plot.coefficients(r).containers) == 2
-    assert plot.drift(np.tril(np.full((3, 3), np.nan), -1) + 0.1).images
     points = {"uniform": [(0.5, 20.0), (0.6, 90.0)], "dense": [(0.5, 18.0)]}
     ax = plot.comparison(points)
     np.testing.assert_array_equal(drawn(ax)[0], [20.0, 90.0])
