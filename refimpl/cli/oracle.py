@@ -1,6 +1,5 @@
 """`refimpl case`, `vectors` and `check`: whether another implementation agrees with refimpl."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -65,17 +64,12 @@ def vectors_command(
     say(joined(fitting(f"written: {write_vectors(kernel, to.output)}")))
 
 
-def patterns(only: Sequence[str] | None) -> tuple[str, ...]:
-    """Patterns of steps, with those of the forward in place of the word."""
-    return tuple(x for word in only or () for x in (FORWARD if word == "forward" else [word]))
-
-
 @dataclass(frozen=True)
 class CheckOptions:
     """What is checked, and how."""
 
-    only: list[str] | None = common_option(
-        None,
+    only: tuple[str, ...] = common_option(
+        (),
         "Check these steps alone: a shell pattern such as 'blocks.*', or the word forward; may be "
         "repeated. All of them must be there. blocks.0.attn_heads is the input of o_proj in the "
         "forward of a model. Default: every step of the case.",
@@ -131,8 +125,8 @@ def check_command(
     from refimpl.show.oracle import report_document, report_table
 
     ids = None if how.ids is None else read_ids(how.ids)
-    only, download = patterns(how.only), how.download
-    report = checked_file(case, actual, only, how.names, ids, how.dtype, download=download)
+    only = tuple(x for word in how.only for x in (FORWARD if word == "forward" else [word]))
+    report = checked_file(case, actual, only, how.names, ids, how.dtype, download=how.download)
     options = {"names": how.names, "tokens": how.ids}
     words = " ".join(f"--{name} {x}" for name, x in options.items() if x is not None)
     report = replace(report, options=words)

@@ -7,16 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from refimpl.allocation import scores_json
 from refimpl.allocation.allocate import Allocation, base_only
 from refimpl.allocation.request import Request, own_budget
 from refimpl.allocation.scores import Scores
-from refimpl.allocation.scores_json import (
-    Targets,
-    allocation_targets,
-    pattern_targets,
-    read_targets,
-    scores_document,
-)
 from refimpl.arguments import Compat, Fraction, common_option, option, same_option
 from refimpl.bases.base import base_named
 from refimpl.bases.uniform import UNIFORM
@@ -95,7 +89,7 @@ def prune_command(
     opened, output = where.read(model), how.output
     check_prune(opened, output, how.force)
     request = _request(context, how, opened.config.linears)
-    origin = request.origin if isinstance(request, Targets) else {}
+    origin = request.origin if isinstance(request, scores_json.Targets) else {}
     if origin.get("perturbation") == "pruning" and origin.get("correct") is not None:
         probed = replace(pruner, pruner=origin["pruner"], damping=origin["damping"])
         others = [x for x in ("pruner", "damping") if getattr(pruner, x) != getattr(probed, x)]
@@ -112,7 +106,7 @@ def prune_command(
     calibrated = None if pruner.needs is None else read_tokens()
     scored, measured = None, None
     calibration_memory(opened, pruner, 0 if calibrated is None else calibrated.ids.size, settings)
-    if isinstance(request, Targets):
+    if isinstance(request, scores_json.Targets):
         targets = request
     else:
         if request.correct == "divergence" or request.record.needs in SUMS:
@@ -124,7 +118,7 @@ def prune_command(
         refuse(context, _TOKENS, f"--pruner {pruner.record.name}", unused)
     with progress_bar("pruning") as bar:
         more: Any = {"settings": replace(settings, progress=bar), "force": how.force}
-        more["scored"] = measured and scores_document(measured[0], measured[1:])
+        more["scored"] = measured and scores_json.scores_document(measured[0], measured[1:])
         pruned = prune(opened, output, targets, pruner, calibrated, **more)
     table = pruning_table(pruned, output, blocks_table(*measured) if measured else ())
     deliver(plain(pruned), table, how.json)
@@ -138,13 +132,15 @@ def inspect_command(model: groups.ModelPath, *, where: groups.Where, to: groups.
     to.deliver(named, inspection_table(inspection))
 
 
-def _request(context: typer.Context, how: PruneOptions, linears: Linears) -> Request | Targets:
+def _request(
+    context: typer.Context, how: PruneOptions, linears: Linears
+) -> Request | scores_json.Targets:
     """What --sparsity asks for; or a file or a pattern, which say how much every linear loses."""
     sparsity, name = how.sparsity, how.allocation
     if how.nm is not None:
         sets = "no other target: the pattern sets every linear's sparsity (no mixed N:M as OWL's)"
         refuse(context, ("sparsity", "allocation"), "--nm", sets)
-        return pattern_targets(parse_pattern(how.nm), linears, how.compat)
+        return scores_json.pattern_targets(parse_pattern(how.nm), linears, how.compat)
     if sparsity is None:
         if name is None or base_named(name) is not None:
             base = "" if name is None else f"--allocation {name} alone: "
@@ -157,7 +153,7 @@ def _request(context: typer.Context, how: PruneOptions, linears: Linears) -> Req
         sparsity = own_budget(file, linears) if file.is_file() else None
         if sparsity is None:
             refuse(context, ("compat",), "--allocation", "that of the command that wrote the file")
-            return read_targets(file, linears)
+            return scores_json.read_targets(file, linears)
     if name is not None:
         return Request(name, sparsity=sparsity, correct=None, compat=how.compat)
     if how.compat == "peer":
@@ -168,15 +164,15 @@ def _request(context: typer.Context, how: PruneOptions, linears: Linears) -> Req
 
 def _scored(
     model: Model, tokens: Tokens | None, wanted: Request, settings: Settings, pruner: PrunerOptions
-) -> tuple[Targets, tuple[Scores, Allocation] | None]:
+) -> tuple[scores_json.Targets, tuple[Scores, Allocation] | None]:
     """Targets from scoring and allocating, and these; most bases alone need no experiment."""
     if wanted.correct != "divergence":
         with progress_bar("signals") as progress:
             base = signals_of(model, wanted, tokens, replace(settings, progress=progress))
         allocation = base_only(base, wanted, model.config.linears)
-        return allocation_targets(allocation, None, tokens), None
+        return scores_json.allocation_targets(allocation, None, tokens), None
     assert isinstance(tokens, Tokens)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress)
         scores, allocation = recommended(model, tokens, wanted.sparsity, pruner, settings)
-    return allocation_targets(allocation, scores), (scores, allocation)
+    return scores_json.allocation_targets(allocation, scores), (scores, allocation)
