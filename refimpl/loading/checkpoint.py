@@ -76,9 +76,9 @@ def config_file(
     raise RefimplError(
         f"{option}: no such file"
         if option
-        else f"{path} has no config.json beside it, and none in its metadata",
+        else f"{path} has no config.json {'in' if path.is_dir() else 'beside'} it or its metadata",
         "config.json with the head counts, rope theta and norm eps, which shapes do not tell",
-        "put the model's config.json beside the file",
+        "put the model's config.json beside its weights",
     )
 
 

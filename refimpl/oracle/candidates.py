@@ -154,7 +154,7 @@ def candidate_steps(
         if key := next(keys, ""):
             arrays[step] = _as_step(outputs[key], case, step, fused=word == TRANSFORMERS)
     if not arrays:
-        wanted = [name for names in sources.values() for name in names]
+        wanted = [*dict.fromkeys(name for names in sources.values() for name in names)]
         raise RefimplError(
             f"no output belongs to a step; there are {', '.join([*outputs][:3]) or 'none'}",
             f"names such as {', '.join(wanted[:3])}",

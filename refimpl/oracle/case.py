@@ -66,9 +66,7 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
     """
     folder = Path(folder)
     if os.path.lexists(folder):
-        raise RefimplError(
-            f"-o {folder} exists", "a folder that does not exist yet", "choose another folder"
-        )
+        raise RefimplError(f"-o {folder} exists", "a new folder", "choose another folder")
     case = computed_case(model, tokens, recipe, folder)
     facts = case_folders.CaseFacts(
         schema=case_folders.SCHEMA,

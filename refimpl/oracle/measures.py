@@ -198,7 +198,7 @@ def stage_of(step: str) -> str:
         return "experiment"
     if last in ("signal", "perplexity"):
         return {"signal": "signals"}.get(last, last)
-    return "allocation" if last in ("base", "corrected", "counts") else first
+    return "allocation" if last in ("base", "corrected", "counts") and first != last else first
 
 
 def step_result(

@@ -137,8 +137,7 @@ def write_vectors(kernel: str, folder: Path) -> Path:
     """
     require(kernel, Literal[("all", *KERNELS)], "KERNEL")
     if os.path.lexists(folder):
-        problem, expected = f"-o {folder} exists", "a folder that does not exist yet"
-        raise RefimplError(problem, expected, "choose another folder")
+        raise RefimplError(f"-o {folder} exists", "a new folder", "choose another folder")
     with whole(folder) as new:
         new.mkdir()
         for name in KERNELS if kernel == "all" else [kernel]:
@@ -179,19 +178,22 @@ def check_vectors(folder: Path, arrays: Arrays, only: tuple[str, ...], dtype: st
         only: Outputs that are asked for, as shell patterns; all if empty.
         dtype: The candidate's dtype; the coarsest of its float arrays if None.
     """
-    truth: dict[str, Array] = {}
-    own: dict[str, float] = {}
+    truth, own = dict[str, Array](), dict[str, float]()
     for path in (x for x in (folder / f"{name}.json" for name in KERNELS) if x.is_file()):
         kernel = read_document(path, NAMED, None, lambda x: converted(x, KernelFacts))
         stored = SafetensorsFile(path.with_suffix(".safetensors")).arrays
         own |= kernel.own_errors
         truth |= {step: x for step, x in stored.items() if step in own}
+    asked = matching(truth, only or ("*",))
+    if not asked or not truth.keys() & arrays:
+        which = f"in the file ({', '.join([*arrays][:3])})" if asked else f"named {' '.join(only)}"
+        expected = f"names such as {', '.join([*truth][:3])}"
+        raise RefimplError(f"no output of these vectors is {which}", expected, "use these names")
     floats = {x.dtype.name for x in arrays.values()} & EPS.keys()
     dtype = dtype or max(floats, key=EPS.__getitem__, default="float32")
     results = []
-    for step in matching(truth, only or ("*",)) or only:  # a pattern of none is missing
-        right, error = truth.get(step, np.zeros(0)), own.get(step, inf) * EPS[dtype]
-        error = error if dtype in JUDGED else inf
+    for step in asked:
+        right, error = truth[step], own[step] * EPS[dtype] if dtype in JUDGED else inf
         result = step_result(step, arrays, right, error, tolerance_of(step, right, error, dtype))
         if result.status == "divergent":
             seen: Any = SimpleNamespace(values=truth, actual=arrays)

@@ -208,7 +208,9 @@ def save(ax: Any, path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in FILE_METADATA:
         raise RefimplError(
-            f"{path}: no format of figures", ", ".join(FILE_METADATA), "change the ending"
+            f"{path}: no format of figures",
+            f"{', '.join(FILE_METADATA)}; refimpl plot also writes .html",
+            "change the ending",
         )
     with styled(), whole(path) as beside:
         more = {"format": path.suffix[1:], "metadata": FILE_METADATA[path.suffix]}

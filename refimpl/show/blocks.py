@@ -93,7 +93,7 @@ def costs(scores: Scores, errors: AllocationErrors | None) -> list[str]:
         goal = "is reached" if points <= wanted else "needs more --samples"
         said.append(f"The goal, {wanted:.3g} points, {goal}.")
     whole = 100 * float(np.sqrt(np.square(errors.combined).mean()))
-    return [*said, f"With the spread of kappa over the blocks, it is {whole:.2g}."]
+    return [*said, f"With the spread of kappa over the blocks, the error is {whole:.2g}."]
 
 
 def sinks(scores: Scores) -> list[str]:
@@ -132,8 +132,8 @@ def findings(scores: Scores) -> list[str]:
     ]
     if samples < 2:
         said.append("One sample: these numbers have no error.")
-    itself = f"The errors themselves (g) grow for {grow} and shrink for {shrink}"
-    return [*said, f"{itself}; r also depends on the growth of the stream (p)."]
+    itself = f"The errors themselves grow for {grow} and shrink for {shrink}"
+    return [*said, f"{itself}; r also depends on the growth of the stream."]
 
 
 def columns(scores: Scores, allocation: Allocation) -> dict[str, list[str]]:

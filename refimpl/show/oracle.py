@@ -21,11 +21,9 @@ UNJUDGED = {"missing": "missing", "conditional": "not judged", "unresolved": "no
 
 def report_table(report: Report, candidate: str) -> str:
     """A row per stage, the verdict, and the first wrong step."""
-    case = report.case
-    facts = {
-        "case": [case.name, f"family {case.model.config.family}"],
-        "candidate": [candidate, report.dtype],
-    }
+    name, family = report.case.name, report.case.model.config.family
+    judge = {"vectors": [name]} if family == "none" else {"case": [name, f"family {family}"]}
+    facts = {**judge, "candidate": [candidate, report.dtype]}
     if report.uncovered:
         facts["not covered"] = list(dict.fromkeys(map(kind_of, report.uncovered)))
     stages: dict[str, list[StepResult]] = {}
@@ -64,7 +62,7 @@ def verdict_lines(report: Report, candidate: str = "") -> Iterator[str]:
         yield f"no steps of this case, and not checked: {_named(report.unknown)}"
     if report.verdict == "pass":
         every = len(report.case.expected)
-        of = f" of the case's {every:,}" if asked < every else ""
+        of = f" of {every:,}" if asked < every else ""
         yield f"passes: {counted(asked, 'step')}{of}"
     elif first is not None:
         yield f"divergent, first at {first.step}: {_said(first)}"
@@ -77,7 +75,8 @@ def verdict_lines(report: Report, candidate: str = "") -> Iterator[str]:
     else:
         passed = sum(step.status == "pass" for step in report.steps)
         yield f"not judged: {passed:,} of {counted(asked, 'step')} agree in {report.dtype}"
-        if kinds := report.unjudged_kinds:
+        there = {kind_of(x.step) for x in report.steps if x.status != "missing"}
+        if kinds := [x for x in report.unjudged_kinds if x in there]:
             yield f"  nothing was judged of {', '.join(kinds)}: write what they read, or float32"
         for status, words in UNJUDGED.items():
             if names := [step.step for step in report.steps if step.status == status]:

@@ -75,9 +75,9 @@ def test_the_configuration_is_that_of_option_file_or_metadata(tmp_path: Path) ->
 def test_without_a_configuration_the_error_says_what_is_missing(tmp_path: Path) -> None:
     shutil.copy(LLAMA / "model.safetensors", tmp_path)
     error = refusal(tmp_path)
-    assert "no config.json beside it, and none in its metadata" in error.problem
+    assert "no config.json in it or its metadata" in error.problem
     assert "head counts, rope theta and norm eps" in error.expected
-    assert "config.json beside the file" in error.remedy
+    assert "config.json beside its weights" in error.remedy
     assert "other.json: no such file" in refusal(tmp_path, tmp_path / "other.json").problem
 
 

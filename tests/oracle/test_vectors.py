@@ -124,8 +124,10 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for code, arrays in {0: right(), 1: {keep: ~right()[keep]}, 3: {keep: right()[keep]}}.items():
         write_arrays(actual, arrays)
         assert check().code == code
-    assert check("--only", "wanda.ties.*").code == 0
-    assert check("--only", "rope.*").code == 3
+    assert check("--only", "wanda.ties.*").out.startswith("vectors     vectors\n")
+    assert "names such as wanda" in refused("check", path, actual, "--only", "rope.*")
+    write_arrays(actual, {"logits": right()["rope.halves.out"]})
+    assert "in the file (logits)" in refused("check", path, actual)
     facts = (path / "wanda.json").read_text("utf-8").replace('"spec": ', '"spec": 1')
     (path / "wanda.json").write_text(facts, "utf-8")
     assert "run refimpl vectors again" in refused("check", path, actual)

@@ -74,8 +74,7 @@ def rows(text: str) -> list[str]:
 GOLDEN = """\
 The paper's experiment: noise of eta 0.25 on each block's output.
 Later blocks amplify the relative errors of 1 of 2 blocks and absorb those of 1; 0 are uncertain at
-95%. The errors themselves (g) grow for 2 and shrink for 0; r also depends on the growth of the
-stream (p).
+95%. The errors themselves grow for 2 and shrink for 0; r also depends on the growth of the stream.
 
 block  outliers %              r            g              p  weights to prune  base, %  sparsity, %
     0       1.000    4.00 ± 0.40  2.50 ± 0.10  0.250 ± 0.010               785    70.00        65.42
