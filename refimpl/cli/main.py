@@ -113,6 +113,7 @@ GONE = {  # what earlier versions took, and what does it now
     "--correction-scale": "use another --strength",
     "--device": "omit it; on a GPU, run the graph yourself, and check what it writes",
     "--decode": "join the arrays of the prompt and of each decoded token, and check these",
+    "help": "run refimpl --help, or refimpl COMMAND --help",
     "--imatrix": "use --text FILE",
     "--keep-models": "run refimpl prune",
     "--pruners": "use --pruner",

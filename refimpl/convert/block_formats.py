@@ -62,8 +62,9 @@ def block_size(config: Any, source: str) -> list[int]:
     block = entries.get("weight_block_size") or []
     pair = isinstance(block, list) and [type(x) for x in block] in ([int, int], [])
     if odd or not pair or not all(0 < x < 1 << 31 for x in block):
+        how = f"quantised by {method}: {config!r:.200}" if config else "not quantised"
         raise RefimplError(
-            f"{source} describes a checkpoint that is quantised by {method}: {config!r:.200}",
+            f"{source} describes a checkpoint that is {how}",
             "quant_method fp8 (E4M3, with scales of blocks or of tensors) or mxfp4",
             "one that is not quantised needs no conversion; de-quantise others by transformers' "
             "model.dequantize().save_pretrained(DIR)",

@@ -51,6 +51,7 @@ def drift(scores: Scores, ax: "Axes | None" = None, which: int = 0) -> "Axes":
     Returns:
         The axes.
     """
+    require(scores, Scores, "scores")
     require(which, integer(0, len(scores.sweep) - 1), "which")
     values = scores.sweep[which].drift
     known = values[np.isfinite(values) & (values > 0)]

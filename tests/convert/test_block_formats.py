@@ -205,7 +205,7 @@ def test_a_block_that_is_larger_than_memory(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_quantised(tmp_path: Path) -> None:
     _, arrays = fp8_arrays(BLOCKS)
-    for how, says in ((None, "is quantised by None"), (QWEN, "are not there, or not whole")):
+    for how, says in ((None, "is not quantised"), (QWEN, "are not there, or not whole")):
         folder = write(tmp_path / "in", arrays, config_of("llama", quantization_config=how))
         refusal_of(convert, folder, tmp_path / "out", says=says)
     quantised, _ = fp8_arrays(BLOCKS)

@@ -49,6 +49,7 @@ def test_a_heat_map_holds_the_drift(scores: Scores) -> None:
         ax = plot.drift(scores, which=i)
         np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), one.drift)
     refusal_of(plot.drift, scores, which=7, says="which 7")
+    refusal_of(plot.drift, scores.sweep[0].drift, says="expected: Scores")
 
 
 def test_coefficients_and_their_errors(scores: Scores) -> None:
