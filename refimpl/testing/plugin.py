@@ -105,7 +105,7 @@ class ProgramOnCase(pytest.Item):
             subprocess.run([*words, str(self.folder), "-o", str(actual)], check=True)
             report = checked_file(self.folder, actual)
         except (OSError, subprocess.CalledProcessError, RefimplError) as error:
-            pytest.fail(str(error), pytrace=False)
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
         self.config.stash[REPORTS].append(report_document(report, str(actual)))
         if report.verdict != "pass":
             pytest.fail(_message(report, actual), pytrace=False)
@@ -223,7 +223,7 @@ def selected_cases(
     if not chosen:
         raise RefimplError(
             f"no case has one of the families {[*families]}",
-            f"one of {sorted({case.facts.family for case in cases})}",
+            f"one of {sorted({x.facts.family for x in cases})}, or another family of refimpl",
             "add a case with --refimpl-cases=DIR; refimpl case make makes one",
         )
     every = [step for case in chosen for step in case.steps]
