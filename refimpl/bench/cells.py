@@ -36,9 +36,11 @@ def requested_by_name(name: str, sparsity: float) -> Request:
     whole, _, correct = (f"{UNIFORM.name}+{name}" if name in CORRECTIONS else name).partition("+")
     base, *pairs = whole.split(":")
     if base not in bases():
+        known = [*bases(), *CORRECTIONS, CONTEXT]
+        odd = "has no options" if base in known else "is no base allocation"
         raise RefimplError(
-            f"base {base!r} is no base allocation",
-            ", ".join(bases()),
+            f"base {base!r} {odd}",
+            ", ".join(bases() if base in known else known),
             "use one of these; for a file, use refimpl prune --allocation FILE and refimpl eval",
         )
     options = {pair.partition("=")[0]: pair.partition("=")[2] for pair in pairs}

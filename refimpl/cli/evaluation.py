@@ -139,7 +139,8 @@ def bench_command(
         raise Interrupted(outcome, terminal.command_line()) from None
     table = bench_table(result)
     write_text(how.output / TABLE_FILE, f"{table.markdown()}\n\n{LEGEND}\n")
-    ran = f"{count} of {len(result.rows)} cells ran in this run; the others are on file"
+    others = "; the others are on file" * (count < len(result.rows))
+    ran = f"{count} of {len(result.rows)} cells ran in this run{others}"
     notes = {"note:": [LEGEND], "written:": [f"{how.output}: {BENCH}, {TABLE_FILE}"]}
     terminal.say(page_text([ran], table.lines(), notes))
 
