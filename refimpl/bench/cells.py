@@ -38,11 +38,9 @@ def requested_by_name(name: str, sparsity: float) -> Request:
     if base not in bases():
         known = [*bases(), *CORRECTIONS, CONTEXT]
         odd = "has no options" if base in known else "is no base allocation"
-        raise RefimplError(
-            f"base {base!r} {odd}",
-            ", ".join(bases() if base in known else known),
-            "use one of these; for a file, use refimpl prune --allocation FILE and refimpl eval",
-        )
+        expected = ", ".join(bases() if base in known else known)
+        step = "use one of these; for a file, use refimpl prune --allocation FILE and refimpl eval"
+        raise RefimplError(f"base {base!r} {odd}", expected, step)
     options = {pair.partition("=")[0]: pair.partition("=")[2] for pair in pairs}
     return Request(base, options, sparsity, cast(Any, correct or None))
 

@@ -207,11 +207,8 @@ def save(ax: Any, path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix not in FILE_METADATA:
-        raise RefimplError(
-            f"{path}: no format of figures",
-            f"{', '.join(FILE_METADATA)}; refimpl plot also writes .html",
-            "change the ending",
-        )
+        expected = f"{', '.join(FILE_METADATA)}; refimpl plot also writes .html"
+        raise RefimplError(f"{path}: no format of figures", expected, "change the ending")
     with styled(), whole(path) as beside:
         more = {"format": path.suffix[1:], "metadata": FILE_METADATA[path.suffix]}
         ax.figure.figure.savefig(beside, dpi=200, **more)
