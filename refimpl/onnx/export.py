@@ -86,7 +86,7 @@ def _write(out: Path, data: Path, graph: bytes, recording: graphs.Recording) -> 
                 disk.to_disk(path.parent)
             new_is_named = True
     except BaseException:
-        if new_is_named:
+        if new_is_named and not out.exists():
             disk.remove(data)
         raise
     finally:

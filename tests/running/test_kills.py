@@ -110,7 +110,7 @@ def test_a_folder_that_is_replaced_is_stopped_at_every_step() -> None:
 
 @pytest.mark.parametrize(
     ("name", "steps", "stride"),
-    [("allocate", 9, 4), pytest.param("export", 21, 5, marks=pytest.mark.thorough)],
+    [("allocate", 9, 4), pytest.param("export", 23, 11, marks=pytest.mark.thorough)],
 )
 def test_a_command_that_is_stopped_at_a_few_steps(name: str, steps: int, stride: int) -> None:
     counts = printed_json(crashes.__file__, f"stops({name!r}, {steps}, {stride})")
