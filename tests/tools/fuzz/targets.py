@@ -116,6 +116,7 @@ COMMANDS: list[list[str]] = [  # on good files
     *(["inspect", name] for name in ("org/tiny", SNAPSHOT)),
     *(["score", "org/tiny", *words] for words in (DRAWN, [*TEXT, *SMALL])),
     ["validate", "model", "--graph", "graph.onnx", "--time-limit", "5", *DRAWN],
+    ["vectors", "router", "-o", "out"], ["check", "vectors", "vectors/router.safetensors"],
     ["export", "model", "-o", "graph.onnx", "--force"],
     ["validate", "model", "--graph", "beside.onnx", "--time-limit", "5", *DRAWN],
     ["validate", "model", "--graph", "beside.onnx", "--dtype", "float32", *DRAWN],
@@ -183,6 +184,7 @@ def make_folder(folder: Path) -> None:
         ["eval", "model", "--tokens", "ids.npy", "-o", "eval.json"],
         ["export", "model", "-o", "beside.onnx"],
         ["case", "make", "model", "-o", "case", *DRAWN],
+        ["vectors", "router", "-o", "vectors"],
         BENCH,
     ):
         left = run_forked(words, folder)
