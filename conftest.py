@@ -76,7 +76,7 @@ NOT_NUMERICAL = {
 }
 LONG_PAGES = re.compile(  # the first ones of the course, and of commands those without many, remain
     "docs/(tutorial/([2-7]-|many-families|export-and-check|pico)"
-    "|how-to/(check|debug-a-divergence|explain|prune|report))"
+    "|how-to/(check|debug-a-divergence|explain|export|prune|report))"
 )
 
 
