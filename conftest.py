@@ -5,7 +5,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -128,16 +127,6 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[Executor]:
-    """An executor of the caller: two processes for all tests of a module, which start slowly."""
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        yield pool
 
 
 @pytest.fixture

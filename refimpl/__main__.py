@@ -22,5 +22,5 @@ def main() -> None:
     run()
 
 
-if __name__ == "__main__":  # not where an executor's worker imports it
+if __name__ == "__main__":  # not where a child process imports it
     main()

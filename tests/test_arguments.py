@@ -93,7 +93,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
     usual: dict[str, Any] = {
         "model": model, "dense": model, "pruned": model, "tokens": tokens, "plan": Noise(),
         "request": Request(correct=None),
-        "dtype": "float32", "threads": 1, "memory": "64M", "executor": None,
+        "dtype": "float32", "threads": 1, "memory": "64M",
         "progress": print, "settings": Settings(), "force": False, "trace": False,
         "download": False, "config": None, "which": 0, "block": 0,
         "step": "norm", "token_ids": tokens.ids, "measure": dict, "bases": ["uniform"],
@@ -142,7 +142,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         else:
             wanted = {*inspect.signature(function).parameters}
             if "settings" in wanted:  # any of its fields, too
-                wanted |= {"dtype", "threads", "memory", "executor", "progress"}
+                wanted |= {"dtype", "threads", "memory", "progress"}
             good[full_name] = {key: known[key] for key in wanted if key in known}
     return good
 

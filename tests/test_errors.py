@@ -27,7 +27,7 @@ def test_the_first_problems_are_listed_and_the_others_counted() -> None:
     assert lines[:2] == ["many:", "problem 0"]
     assert lines[-2:] == [f"problem {MOST_LINES - 2}", f"and {900_000 - MOST_LINES + 1:,} more"]
     assert len(lines) == 1 + MOST_LINES
-    again = pickle.loads(pickle.dumps(error))  # as a worker's error travels
+    again = pickle.loads(pickle.dumps(error))  # as an error of a child process travels
     assert (str(again), again.args) == (str(error), error.args)
     assert len(pickle.dumps(error)) < 10_000
 

@@ -56,9 +56,7 @@ def read_model(
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
     facts = read_config(entries, source)
     weights, ignored = claim(tensors, facts, path)
-    return Model(
-        path, facts.config, entries, weights, files, config_path, hub_id, ignored, read_model
-    )
+    return Model(path, facts.config, entries, weights, files, config_path, hub_id, ignored)
 
 
 def config_file(

@@ -76,7 +76,6 @@ class Model:
         config_path: The file that holds `config.json`; None if the metadata of the weights does.
         hub_id: `org/name@commit` of a model in the Hugging Face cache; else None.
         ignored: Tensors of other parts of a composite checkpoint than its text model.
-        reopen: The function that opens it in another process, by its path and its `config_path`.
     """
 
     path: Path
@@ -87,7 +86,6 @@ class Model:
     config_path: Path | None = None
     hub_id: str | None = None
     ignored: tuple[StoredTensor, ...] = ()
-    reopen: Callable[[str, str | None], "Model"] | None = None
 
     def __repr__(self) -> str:
         config = self.config

@@ -62,9 +62,8 @@ def prune(
         target: How much every linear loses: an allocation for this model, or a pattern.
         pruner: A pruner by its name, with options, or a `Pruner` of your own.
         tokens: Calibration tokens; None for pruners that look at weights alone.
-        settings: How and where it runs, on this process's threads whatever the executor; statistics
-            and scores are float64. The hidden copy beside `out` is kept: an interrupted run of the
-            same continues after its last whole block.
+        settings: How it runs; statistics and scores are float64. The hidden copy beside `out` is
+            kept: an interrupted run of the same continues after its last whole block.
         force: Whether an existing folder of models is replaced.
         scored: The document of the scores that the target was made of, which is kept in the folder.
         **changes: Fields of the settings to change, such as `dtype="float64"`.

@@ -1,1 +1,1 @@
-"""Threads, executors and work units, and the facts of a run."""
+"""Threads, settings, files and the facts of a run."""

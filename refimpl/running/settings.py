@@ -1,23 +1,13 @@
-"""Settings of a computation, its memory, the resources that it opens, and its work units.
+"""Settings of a computation, its memory, and the resources that it opens."""
 
-A work unit is a piece of the computation whose result is the same wherever it runs: on the threads
-here, or on a caller's executor. It carries paths, indices, options and token ids, never weights:
-workers open the model. It has a `dtype`, a `cost(config)` in the unit of the progress, and
-`run(model, workers, tick)`, which calls `tick` with the cost that is done.
-"""
-
-import os
 import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from pathlib import Path
-from traceback import format_exc
 from types import MappingProxyType
 from typing import Any
 
@@ -29,11 +19,10 @@ from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.model.ops import within_range
 from refimpl.running import file_system as disk
-from refimpl.running.provenance import Run, Stamps, check_unchanged, identity, stamps, versions
+from refimpl.running.provenance import Run, check_unchanged, identity, stamps, versions
 from refimpl.running.threads import Progress, Workers
 
 Tick = Callable[[float], None]  # called with the cost of the work that is done
-_AWAKE = 0.2  # seconds: a Ctrl-C that comes as a wait begins does not end that wait
 _DEFAULT = 2048 * disk.MIB
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -84,19 +73,13 @@ class Resources:
     """Open resources of a computation, and its progress."""
 
     dtype: np.dtype[Any]
-    memory: int  # bytes for the states of all workers together
+    memory: int  # bytes for the states
     workers: Workers
-    executor: Executor | None  # None: the threads here
     finished: disk.FinishedUnits | None  # None: nothing is kept
     earlier: Mapping[str, Any]  # results that an earlier run kept
     progress: Progress
     total: float = 0.0
     done: float = 0.0
-
-    @property
-    def at_once(self) -> int:
-        """How many work units run at once: one here, on all threads."""
-        return 1 if self.executor is None else self.workers.threads
 
     def run_since(self, started: float) -> Run:
         """The run that began when `time.perf_counter()` was `started`, and ends now."""
@@ -122,12 +105,11 @@ class Resources:
 
 @dataclass(frozen=True)
 class Settings(Checked):
-    """How and where a computation runs; its numbers depend on `dtype` alone.
+    """How a computation runs; its numbers depend on `dtype` alone.
 
-    `executor` is any `concurrent.futures.Executor` with `threads` workers, which is left open, or
-    None for threads here. `progress` is called with the cost that is done and in all; True shows
-    the share on stderr. `finished` is the folder of finished work units, which a run of the same
-    continues, and which the caller removes in the end.
+    `progress` is called with the cost that is done and in all; True shows the share on stderr.
+    `finished` is the folder of finished work units, which a run of the same continues, and which
+    the caller removes in the end.
     """
 
     dtype: npt.DTypeLike = option(
@@ -136,11 +118,10 @@ class Settings(Checked):
     threads: int | None = option(None, "Worker threads, 1 or more. Default: one per core.", "N")
     memory: str | int | None = option(
         None,
-        "Memory for the residual states of all workers together, such as 512M or 1.5G. Results do "
-        "not depend on it. Default: the free memory, at most 2 GiB.",
+        "Memory for the residual states, such as 512M or 1.5G. Results do not depend on it. "
+        "Default: the free memory, at most 2 GiB.",
         "SIZE",
     )
-    executor: Executor | None = None
     progress: Progress | bool = False
     finished: Path | None = None
 
@@ -160,7 +141,7 @@ class Settings(Checked):
             workers = opened.enter_context(Workers(self.threads))
             earlier = {} if finished is None else finished.earlier
             shown = _shown_progress if self.progress is True else self.progress or (lambda *_: None)
-            yield Resources(dtype, memory, workers, self.executor, finished, earlier, shown)
+            yield Resources(dtype, memory, workers, finished, earlier, shown)
             if model is not None and begun is not None:
                 check_unchanged(model, begun)
 
@@ -169,69 +150,3 @@ def _shown_progress(done: float, total: float) -> None:
     """Show on stderr what share is done."""
     end = "\n" if done >= total * (1 - 1e-9) else "\r"
     print(f"{done / max(total, 1e-9):4.0%} done", end=end, file=sys.stderr, flush=True)
-
-
-def results(units: Iterable[Any], model: Model, resources: Resources) -> Iterator[Any]:
-    """Run units on the executor, or here on the threads, and yield each result as its unit ends."""
-    executor = resources.executor
-    if executor is None:
-        for unit in units:
-            yield unit.run(model, resources.workers, resources.tick)
-        return
-    config = None if model.config_path is None else os.path.abspath(model.config_path)
-    where = model.reopen, os.path.abspath(model.path), config, stamps(model)
-    submitted = dict[Future[Any], Any]()
-    try:
-        with _lost_workers():
-            for unit in units:
-                submitted[executor.submit(partial(_run, where), unit)] = unit
-        while submitted:
-            for future in wait(submitted, _AWAKE, FIRST_COMPLETED).done:
-                unit = submitted.pop(future)
-                with _lost_workers():
-                    result, error = future.result()
-                if error is not None:
-                    raise error
-                yield result
-                resources.tick(unit.cost(model.config))
-    finally:
-        for future in submitted:
-            future.cancel()
-
-
-@contextmanager
-def _lost_workers() -> Iterator[None]:
-    """Whatever an executor raises is its own: a work unit returns its errors."""
-    try:
-        yield
-    except Exception as error:
-        raise disk.ResumableError(
-            f"a worker was lost ({type(error).__name__}: {error or 'no reason given'})",
-            "workers with memory for their work, and work that can be sent to them",
-            "use a smaller `memory` or fewer `threads`, and repeat the command",
-        ) from error
-
-
-def _run(where: Any, unit: Any) -> tuple[Any, Exception | None]:
-    """The result of a unit in a worker's process, with BLAS on one thread; or its error."""
-    try:
-        with within_range(unit.dtype), Workers(1) as workers:
-            return unit.run(_opened(*where), workers, lambda cost: None), None
-    except Exception as error:
-        error.add_note(format_exc())  # which is not sent otherwise
-        return None, error
-
-
-@lru_cache(maxsize=1)
-def _opened(
-    reopen: Callable[[str, str | None], Model], path: str, config: str | None, expected: Stamps
-) -> Model:
-    """Open a model, once in each process; name, size and time of each file tell other files."""
-    model = reopen(path, config)
-    if stamps(model) != expected:
-        raise RefimplError(
-            f"{path}: sizes or times of the files differ between this worker and its client",
-            "the same files under the same path, on a shared disk or copied with their times",
-            "share the folder, or copy it with `rsync -t`",
-        )
-    return model

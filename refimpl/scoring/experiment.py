@@ -9,7 +9,7 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.stream import add_sums, input_of, state_bytes
 from refimpl.pruning.block import matrix_bytes
-from refimpl.running.settings import Resources, require_memory, results
+from refimpl.running.settings import Resources, require_memory
 from refimpl.scoring.measurements import Address, Measurements, Result, Squares, addresses
 from refimpl.scoring.state_group import PrunedBlocks, StateGroup
 
@@ -32,7 +32,7 @@ def stacks(states: Iterable[Address], length: int) -> list[Addresses]:
 
     A stack holds neighbouring blocks of one sequence, draw and eta, of about `_ROWS` tokens in all.
     A product's rounding may depend on its rows, so stacks follow from the addresses alone: memory,
-    threads, workers and resumed runs cut none. They are in the order of their first states.
+    threads and resumed runs cut none. They are in the order of their first states.
 
     Example:
         >>> [len(x) for x in stacks([Address(0, 0, 0, block) for block in range(5)], 256)]
@@ -74,9 +74,9 @@ class SummedSquares:
     def __init__(self, total: Squares) -> None:
         self.total, self._next, self._waiting = total, 0, dict[int, Squares]()
 
-    def add(self, sequence: int, squares: Squares) -> None:
-        """Add the squares of a sequence when those of all sequences before it are added."""
-        self._waiting[sequence] = squares
+    def note(self, result: Result) -> None:
+        """Add the squares of each sequence when those of all sequences before it are added."""
+        self._waiting |= result.squares
         while self._next in self._waiting:
             for total, sums in zip(self.total, self._waiting.pop(self._next), strict=True):
                 add_sums(total, sums)
@@ -114,8 +114,7 @@ def experiment(
     squares = SummedSquares(measured.squares)
 
     def note(result: Result) -> None:
-        for sequence, sums in result.squares.items():
-            squares.add(sequence, sums)
+        squares.note(result)
         for a, state in result.states.items():
             measured.drift[a.index][a.block :] = state.drift
             measured.alignment[a.index][a.block :] = state.alignment
@@ -138,7 +137,8 @@ def experiment(
             resources.total = resources.done  # whatever was left out
             resources.tick(0)
             break
-        for result in results(units, model, resources):
+        for unit in units:
+            result = unit.run(model, resources.workers, resources.tick)
             resources.keep(result.by_name)
             note(result)
     return measured
@@ -162,7 +162,7 @@ def work_list(
     Raises:
         RefimplError: The memory does not hold one stack and the clean states.
     """
-    length, workers, dtype = ids.shape[1], resources.at_once, resources.dtype
+    length, dtype = ids.shape[1], resources.dtype
     states = addresses(len(ids), config.num_blocks, plan)
     earlier = Result.of_names(resources.earlier)
     # The states of a stack are in the same unit.
@@ -172,9 +172,11 @@ def work_list(
     least = max(map(len, left), default=1) + 2 * max(every, 1)
     said = f"{least} states of {length} x {config.state_size}"
     said += f", and {beside} bytes for the outer products of inputs" if beside else ""
-    need = (least * size + beside) * workers
+    need = least * size + beside
     require_memory(resources.memory, need, "one experiment", said, "a shorter `seq_len`")
-    room = (resources.memory // workers - beside) // size
+    capacity = (resources.memory - beside) // size
+    if resources.finished and not every:
+        capacity = min(capacity, STATES_AT_RISK * resources.workers.threads)
     together, counted, rounds = [left], {*earlier.squares}, list[list[StateGroup]]()
     if apart:
         later = range(LEAST_SEQUENCES, plan.perturbed_samples(len(ids)))
@@ -182,12 +184,6 @@ def work_list(
         together += [[x for x in left if x[0].sequence == n] for n in later]
     for cut in together:
         rounds.append([])
-        capacity = room
-        if resources.executor is not None:
-            share = -(-sum(map(len, cut)) // (2 * workers))
-            capacity = min(room, share + 2 * max(every, 1))
-        elif resources.finished and not every:
-            capacity = min(room, STATES_AT_RISK * resources.workers.threads)
         for group in grouped(cut, capacity, 2 * every):
             rows = {n: ids[n] for n in (range(every) or sorted({x[0].sequence for x in group}))}
             # The first group with a sequence sums its squares.
@@ -201,19 +197,18 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
     """Sums over all ids [N, S] of the squared inputs of the dense linears, [in] each, float64."""
     squares = SummedSquares(tuple({} for _ in model.config.blocks))
     earlier = Result.of_names(resources.earlier)
-    left, size, dtype = [n for n in range(len(ids)) if n not in earlier.squares], 1, resources.dtype
-    if resources.executor is None:  # as many as fit with their sums, fewer if results are kept
-        read = ({input_of(x): y for x, (_, y) in z.items()} for z in model.config.linears)
-        of_sums = 8 * sum(sum(block.values()) for block in read)  # float64
-        of_states = 2 * state_bytes(model.config, ids.shape[1], dtype)
-        size = max(1, resources.memory // (of_states + of_sums))
-        if resources.finished:
-            size = min(size, SEQUENCES_AT_RISK * resources.workers.threads)
-    pieces = (left[start : start + size] for start in range(0, len(left), size))
-    units = [StateGroup((), {n: ids[n] for n in x}, tuple(x), dtype=dtype) for x in pieces]
-    for result in chain([earlier], results(units, model, resources)):
-        if result is not earlier:
-            resources.keep(result.by_name)
-        for sequence, sums in result.squares.items():
-            squares.add(sequence, sums)
+    left, dtype = [n for n in range(len(ids)) if n not in earlier.squares], resources.dtype
+    read = ({input_of(x): y for x, (_, y) in z.items()} for z in model.config.linears)
+    of_sums = 8 * sum(sum(block.values()) for block in read)  # float64
+    of_states = 2 * state_bytes(model.config, ids.shape[1], dtype)
+    size = max(1, resources.memory // (of_states + of_sums))
+    if resources.finished:
+        size = min(size, SEQUENCES_AT_RISK * resources.workers.threads)
+    squares.note(earlier)
+    for start in range(0, len(left), size):
+        numbers = left[start : start + size]
+        unit = StateGroup((), {n: ids[n] for n in numbers}, tuple(numbers), dtype=dtype)
+        result = unit.run(model, resources.workers, resources.tick)
+        resources.keep(result.by_name)
+        squares.note(result)
     return squares.total

@@ -52,7 +52,7 @@ def score(
         request: Which base's signals to compute, at which allocation the pruning perturbation
             prunes, and whether the divergence is measured; if None, `Request()`, or without a
             correction if the plan is noise.
-        settings: How and where it runs.
+        settings: How it runs.
         bases: Bases beside the request's whose signals are measured, by name or as a `Base` of your
             own, so that allocations can be made from them; if None, those of this package that need
             the squares of inputs alone. None at all spares one more reading of the blocks.
@@ -60,7 +60,7 @@ def score(
 
     Returns:
         Drift, alignment and coefficients per block and eta, signals, and how they were made; the
-        numbers are the same for every executor, memory and number of threads, resumed or not.
+        numbers are the same for every memory and number of threads, resumed or not.
 
     Raises:
         RefimplError: Tokens the model cannot read; NaN or Inf among the weights; activations
@@ -141,7 +141,7 @@ def recommended(
         tokens: Token ids and where they came from.
         sparsity: Fraction of all prunable weights to prune, in [0, 1].
         pruner: The pruner that will be used, by which blocks are probed.
-        settings: How and where it runs.
+        settings: How it runs.
         context: Other tokens, in samples as long, which judge a step by costs in context; None for
             no step.
         **changes: Fields of the settings to change.

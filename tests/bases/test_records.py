@@ -1,7 +1,6 @@
 """Bases and pruners of one's own: what a record says is all that the program needs."""
 
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,14 +41,10 @@ def own(name: str) -> Base:
     return replace(bases()[name], name="one's own")
 
 
-@pytest.mark.parametrize("here", [True, False])
 @pytest.mark.parametrize("name", NEEDY)
-def test_a_base_of_ones_own_is_measured_as_one_of_the_package(
-    name: str, here: bool, tmp_path: Path, processes: Executor
-) -> None:
+def test_a_base_of_ones_own_is_measured_as_one_of_the_package(name: str, tmp_path: Path) -> None:
     base, plain = own(name), Request(name, sparsity=0.6, correct=None)
-    options: dict[str, Any] = {"executor": None if here else processes, "threads": 2}
-    scores = score(LLAMA, TOKENS, bases=[base], **options)
+    scores = score(LLAMA, TOKENS, bases=[base], threads=2)
     assert scores.signals.keys() == {base.name}
     theirs = score(LLAMA, TOKENS, request=plain)
     assert bits(scores.signals[base.name]) == bits(theirs.signals[name])
@@ -89,14 +84,11 @@ def test_what_cannot_be_measured_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", pruners())
-def test_a_pruner_of_ones_own_prunes_as_one_of_the_package(
-    name: str, tmp_path: Path, processes: Executor
-) -> None:
+def test_a_pruner_of_ones_own_prunes_as_one_of_the_package(name: str, tmp_path: Path) -> None:
     record = replace(pruners()[name], name="one's own")
     for chosen, folder in ((record, "mine"), (name, "theirs")):
         pruner = PrunerOptions(chosen, 0.02, 3)
-        executor = processes if folder == "mine" and record.needs == "products" else None
-        prune(LLAMA, tmp_path / folder, Pattern(2, 4), pruner, TOKENS, executor=executor, threads=2)
+        prune(LLAMA, tmp_path / folder, Pattern(2, 4), pruner, TOKENS, threads=2)
     mine, theirs = (tmp_path / x / "model.safetensors" for x in ("mine", "theirs"))
     assert mine.read_bytes() == theirs.read_bytes()
     assert '"method": "one\'s own"' in (tmp_path / "mine" / "pruning.json").read_text()

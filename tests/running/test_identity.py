@@ -39,7 +39,7 @@ OTHER: dict[type[Any], dict[str, Any]] = {  # another value of each field
     PrunerOptions: {"pruner": "sparsegpt", "damping": 0.1, "seed": 4, "refit": True},
     Settings: {"dtype": "float64"},
 }  # fmt: skip
-SCHEDULING = {"threads", "memory", "executor", "progress", "finished"}
+SCHEDULING = {"threads", "memory", "progress", "finished"}
 NO_RESULT = {"strength", "max_correction", "compat"}
 
 
