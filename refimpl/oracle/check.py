@@ -112,7 +112,7 @@ def check(
         dtype = max(names, key=EPS.__getitem__)
     if dtype not in EPS:
         raise RefimplError(f"dtype {dtype} is not supported", " or ".join(EPS), "choose one")
-    narrow = EPS[dtype] > EPS["float32"]  # in which the forward alone is judged
+    narrow = dtype in measures.NARROW  # in which the forward alone is judged
     some = [name for name in wanted if not narrow or measures.stage_of(name) == "forward"]
     truth = truth_of(case, actual, dtype, some if len(some) < len(case.expected) else None)
     if unknown := [x for x in some if x not in truth.values]:
@@ -272,7 +272,7 @@ def follows_a_choice(truth: Truth, step: str) -> bool:
     unsure = mixed is not None and mixed.scoring == "sparsemixer"  # whose shares have edges, too
     lacks = any(unsure or x not in truth.given for x in before)
     turned = any(not np.array_equal(truth.value(x), truth.case.expected[x]) for x in before)
-    return (turned and is_experiment(step)) or (lacks and EPS[truth.computed_in] > EPS["float32"])
+    return (turned and is_experiment(step)) or (lacks and truth.computed_in in measures.NARROW)
 
 
 def keep_ties(keep: Keep, score: Array, relative: float | Array, rule: Rule) -> Positions:
