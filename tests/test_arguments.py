@@ -130,7 +130,7 @@ def arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "read_case": {"folder": "fixtures/cases/opt"}, "Noise": vars(Noise()),
         "Probes": vars(Probes(delta=0.1, samples=1)),
         "Settings": {"dtype": "float32", "threads": 1, "progress": print, "finished": folder},
-        "forward_case": {"family": "llama", "below": folder / "f"},
+        "forward_case": {"name": "llama", "folder": folder / "f"},
         "Pattern": {"pruned": 2, "group": 4}, "Request": vars(Request(correct="absorption")),
     }  # fmt: skip
     good = {}

@@ -97,6 +97,14 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
             "Write inputs and outputs of single kernels at boundary shapes, for `refimpl check`.",
             ("attention -o FOLDER", "all -o FOLDER"),
         ),
+        "fuzz": (
+            "oracle:fuzz_command",
+            "Find the smallest configuration of a family on which another implementation fails.",
+            (
+                "--family llama -o FOLDER -- PROGRAM {case} {out}",
+                "--family llama -o FOLDER --only logits -- PROGRAM {case} {out}",
+            ),
+        ),
     },
 }
 
@@ -120,11 +128,6 @@ GONE = {  # what earlier versions took, and what does it now
     "--sample-tokens": "use --seq-len",
     **dict.fromkeys(("--variant", "--probe"), "use --sink, --noise-norm or --pruner"),
     **dict.fromkeys(("--baseline", "--junit-xml", "--plant"), "use pytest, with refimpl_case"),
-    **dict.fromkeys(
-        ("--against", "--draws", "--dry-run", "--estimate", "--executor", "--experiment", "--quiet",
-         "--install-completion", "--resolvable", "--runtime", "--show-completion", "--stepwise",
-         "--verbose"), "omit it"
-    ),
 }  # fmt: skip
 
 

@@ -6,15 +6,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from refimpl.arguments import common_option, option, same_option
+from refimpl.arguments import common_option, same_option
 from refimpl.cli import groups
 from refimpl.cli.options import Group, OutputKind, argument, examples, output_option, with_groups
 from refimpl.cli.terminal import say
 from refimpl.loading.samples import SAMPLES, SEQ_LEN
 from refimpl.loading.text import model_tokens
 from refimpl.oracle.case_folders import FORWARD, case_or_model, family_model
+from refimpl.oracle.check import EXIT
 from refimpl.oracle.recipe import Recipe
 from refimpl.show.table import fitting, joined
+from refimpl.testing.fuzz import Fuzzing, fuzz
 
 app = typer.Typer(add_completion=False)
 
@@ -81,9 +83,6 @@ class CheckOptions:
         "its modules. Default: recognised. Other steps are not checked.",
         "FILE",
     )
-    ids: Path | None = option(
-        None, "Token ids of the candidate (.npy), if its file lacks them.", "FILE", name="tokens"
-    )
     dtype: Literal["bfloat16", "float16", "float32", "float64", "tf32"] | None = common_option(
         None, "Precision of the candidate. Default: as its file states, or its coarsest tensor."
     )
@@ -119,17 +118,22 @@ def check_command(
     Exits with 3 if nothing diverges, but a step is missing or follows from a choice that was not
     written, or if no step of a kind is resolved by the dtype.
     """
-    from refimpl.loading.samples import read_ids
     from refimpl.oracle.candidates import checked_file
-    from refimpl.oracle.check import EXIT
     from refimpl.show.oracle import report_document, report_table
 
-    ids = None if how.ids is None else read_ids(how.ids)
     only = tuple(x for word in how.only for x in (FORWARD if word == "forward" else [word]))
-    report = checked_file(case, actual, only, how.names, ids, how.dtype, download=how.download)
-    options = {"names": how.names, "tokens": how.ids}
-    words = " ".join(f"--{name} {x}" for name, x in options.items() if x is not None)
-    report = replace(report, options=words)
+    report = checked_file(case, actual, only, how.names, how.dtype, download=how.download)
+    report = replace(report, options=f"--names {how.names}" if how.names else "")
     to.deliver(report_document(report, str(actual)), report_table(report, str(actual)))
-    if code := EXIT[report.verdict]:
-        raise typer.Exit(code)
+    raise typer.Exit(EXIT[report.verdict])
+
+
+@with_groups
+def fuzz_command(
+    program: Annotated[list[str], argument("PROGRAM...", "Its words; {case} and {out} are files.")],
+    *,
+    plan: Annotated[Fuzzing, Group("Cases")],
+    to: Annotated[FolderOptions, Group("Output")],
+) -> None:
+    """Exits with 0 if all cases pass, with 1 if one fails, and with 3 if some are not judged."""
+    raise typer.Exit(EXIT[fuzz(program, plan, to.output, lambda line: say(joined(fitting(line))))])

@@ -30,7 +30,7 @@ from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
 from refimpl.oracle.steps import steps
 from refimpl.running.file_system import file_digest
-from refimpl.running.outputs import whole
+from refimpl.running.outputs import check_folder, whole
 from refimpl.running.threads import blas_kernel
 from refimpl.version import SPEC, __version__
 
@@ -65,8 +65,7 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
         RefimplError: A folder that exists or cannot be written; as `steps` raises it.
     """
     folder = Path(folder)
-    if os.path.lexists(folder):
-        raise RefimplError(f"-o {folder} exists", "a new folder", "choose another folder")
+    check_folder(folder, {}, None)
     case = computed_case(model, tokens, recipe, folder)
     facts = case_folders.CaseFacts(
         schema=case_folders.SCHEMA,
@@ -94,12 +93,14 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
 
 
 @checked
-def forward_case(family: str, below: Path) -> CaseFolder:
-    """Write a case of the forward of a family's tiny model: eight tokens, in a folder below one."""
-    model = read_model(family_model(family) or family)
-    tokens = random_tokens(model.config.vocab_size, 1, 8)
-    make_case(model, tokens, Recipe(only=FORWARD), below / family)
-    return case_folder(below / family)
+def forward_case(
+    name: str | Path, folder: Path, samples: int = 1, seq_len: int = 8, seed: int = 0
+) -> CaseFolder:
+    """Write a case of the forward of a model, or of a family's tiny one, on a few random tokens."""
+    model = read_model(family_model(str(name)) or name)
+    tokens = random_tokens(model.config.vocab_size, samples, seq_len, seed)
+    make_case(model, tokens, Recipe(only=FORWARD), folder)
+    return case_folder(folder)
 
 
 @checked

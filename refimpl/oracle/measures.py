@@ -55,7 +55,6 @@ FAULTS = {
     "0": "an output that was never written",
     "dtype": "a graph or a runtime in another precision",
     "shape": "a graph for one batch size or length, or axes in another order",
-    "missing": "a graph without an output of this name",
 }
 
 
@@ -90,7 +89,6 @@ COSINE = 3.0  # six halves: a product, two norms, their product, the quotient, a
 SPARSEGPT_FACTOR = 4.0  # right inverses of a Hessian differ by more than rounding
 BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7, "tf32": 10}
 EPS = {dtype: 2.0**-bits for dtype, bits in BITS.items()}
-NARROW = ("float16", "bfloat16", "tf32")  # in which the forward alone is judged
 
 Status = Literal["pass", "divergent", "missing", "conditional", "unresolved"]
 Positions = tuple[tuple[int, ...], ...]
@@ -180,7 +178,7 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
     factor = SPARSEGPT_FACTOR if step.startswith("sparsegpt") else 1.0
     if step.startswith("alphapruning") and step.endswith(".signal"):
         factor = max(1.0, float(np.nanmax(truth)) - 1)
-    return factor * (ERROR_FACTOR * own + (FLOOR_16 if dtype in NARROW else FLOOR) * eps)
+    return factor * (ERROR_FACTOR * own + (FLOOR_16 if eps > EPS["float32"] else FLOOR) * eps)
 
 
 def kind_of(step: str) -> str:
@@ -218,6 +216,12 @@ def step_result(
             share = f"{error / tolerance:.2g} of a tolerance of {tolerance:.2g}"
             status, fault = "unresolved", f"not resolvable in this dtype: {share}"
     return StepResult(step, status, error, tolerance, own, where, fault)
+
+
+def coarsest(arrays: Arrays) -> str:
+    """The coarsest dtype of some floats; none if there are no floats."""
+    names = EPS.keys() & {x.dtype.name for x in arrays.values()}
+    return max(names, key=EPS.__getitem__, default="")
 
 
 def array_of(value: Any) -> Array:

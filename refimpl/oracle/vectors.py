@@ -3,7 +3,6 @@
 `vectors.toml` lists them; functions of the forward and of the method compute them.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -30,12 +29,12 @@ from refimpl.oracle.case import Case
 from refimpl.oracle.case_folders import matching
 from refimpl.oracle.check import Report
 from refimpl.oracle.diagnosis import where_wrong
-from refimpl.oracle.measures import EPS, Arrays, error_of, step_result, tolerance_of
+from refimpl.oracle.measures import EPS, Arrays, coarsest, error_of, step_result, tolerance_of
 from refimpl.oracle.mutations import function_at
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import rounding
 from refimpl.oracle.truth import FEWER_BITS
-from refimpl.running.outputs import json_text, whole
+from refimpl.running.outputs import check_folder, json_text, whole
 from refimpl.version import SPEC
 
 SEED = 0
@@ -136,8 +135,7 @@ def write_vectors(kernel: str, folder: Path) -> Path:
         RefimplError: An unknown kernel, or a folder that exists.
     """
     require(kernel, Literal[("all", *KERNELS)], "KERNEL")
-    if os.path.lexists(folder):
-        raise RefimplError(f"-o {folder} exists", "a new folder", "choose another folder")
+    check_folder(folder, {}, None)
     with whole(folder) as new:
         new.mkdir()
         for name in KERNELS if kernel == "all" else [kernel]:
@@ -186,11 +184,10 @@ def check_vectors(folder: Path, arrays: Arrays, only: tuple[str, ...], dtype: st
         truth |= {step: x for step, x in stored.items() if step in own}
     asked = matching(truth, only or ("*",))
     if not asked or not truth.keys() & arrays:
-        which = f"in the file ({', '.join([*arrays][:3])})" if asked else f"named {' '.join(only)}"
-        expected = f"names such as {', '.join([*truth][:3])}"
-        raise RefimplError(f"no output of these vectors is {which}", expected, "use these names")
-    floats = {x.dtype.name for x in arrays.values()} & EPS.keys()
-    dtype = dtype or max(floats, key=EPS.__getitem__, default="float32")
+        names = f"names such as {', '.join([*truth][:3])}"
+        problem = f"no output is named in the file ({', '.join([*arrays][:3])}), or by `only`"
+        raise RefimplError(problem, names, "use these names")
+    dtype = dtype or coarsest(arrays) or "float32"
     results = []
     for step in asked:
         right, error = truth[step], own[step] * EPS[dtype] if dtype in JUDGED else inf

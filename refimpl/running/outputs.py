@@ -132,22 +132,24 @@ def check_file(path: Path, inputs: Mapping[str, Path | None], force: bool) -> No
         refuse_existing(path, force)
 
 
-def check_folder(target: Path, inputs: Mapping[str, Path | None], force: bool) -> None:
-    """Refuse a folder that could not be written, or would damage an input; errors name these."""
+def check_folder(target: Path, inputs: Mapping[str, Path | None], force: bool | None) -> None:
+    """Refuse a folder that could not be written, or would damage an input; errors name these.
+
+    `force` is None if no option replaces a folder.
+    """
     target = real_path(target)
     check_parent(target)
     refuse_overlap(target, inputs)
     refuse_existing(target, force)
 
 
-def refuse_existing(target: Path, force: bool) -> None:
+def refuse_existing(target: Path, force: bool | None) -> None:
     """Refuse to replace a folder without force, and anything but a model's folder with it."""
     if not os.path.lexists(target):
         return
     if not force:
-        raise RefimplError(
-            f"-o {target} exists", "the path of something new", "add --force to replace it"
-        )
+        step = "choose another -o" if force is None else "add --force to replace it"
+        raise RefimplError(f"-o {target} exists", "the path of something new", step)
     names = os.listdir(target) if target.is_dir() and not target.is_symlink() else ["?"]
     model = not names or RECORD in names or any(name.endswith(".safetensors") for name in names)
     if not model or os.path.ismount(target) or not os.access(target, os.W_OK | os.X_OK):

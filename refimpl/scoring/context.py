@@ -104,7 +104,7 @@ def final_states(
         first = stream.states = {n: states[0, -1, n] for n in range(calibration)}
         pruned: Mapping[int, Weights] = {0: weights}
         if counts is not None:
-            how = PrunedBlocks(config.linears, counts, pruner)
+            how = PrunedBlocks(counts, pruner)
             pruned = how.pruned(i, range(len(counts)), stream, weights, workers)
         begun = {(v, i, n): h for v in pruned if v > 0 for n, h in first.items()}
         ways = [(h, 0) for h in states.values()] + [(h, v) for (v, _, _), h in begun.items()]

@@ -16,6 +16,7 @@ from refimpl.scoring.state_group import PrunedBlocks, StateGroup
 _ROWS = 512  # of a product: with more, it is hardly faster, and needs more memory
 LEAST_SEQUENCES = 3  # of probes: the errors of two are often far too small by chance
 STATES_AT_RISK = 32  # per thread, in a group whose results are kept: a kill loses it
+SEQUENCES_AT_RISK = 8  # the same of sequences without perturbed states
 
 Addresses = tuple[Address, ...]
 
@@ -63,9 +64,6 @@ def grouped(cut: Iterable[Addresses], capacity: int, clean: int = 0) -> Iterator
         states += len(stack)
     if group:
         yield group
-
-
-SEQUENCES_AT_RISK = 8  # per thread, in a unit whose results are kept: a kill loses it
 
 
 class SummedSquares:

@@ -175,7 +175,7 @@ def probed_blocks(config: Config, base: Array, plan: Probes, moments: Moments) -
     """What prunes a block alone, from weights to prune in the base allocation, [L, linears]."""
     counts = probe_counts(base, config.linear_sizes, plan.delta)
     of_squares = moments if plan.pruner_options.record.needs == "squares" else ()
-    return PrunedBlocks(config.linears, counts, plan.pruner_options, of_squares)
+    return PrunedBlocks(counts, plan.pruner_options, of_squares)
 
 
 def _options(

@@ -25,7 +25,7 @@ from refimpl.method.perturbation import (
     perturbed,
     ratio,
 )
-from refimpl.model.config import Config, Linears
+from refimpl.model.config import Config
 from refimpl.model.forward import final_state, logits
 from refimpl.model.mixers.parts import Weights
 from refimpl.model.model import BlockWeights, Model
@@ -144,7 +144,6 @@ class PrunedBlocks:
     A pruner that needs squares may have Wanda's statistic here; other sums are made anew.
     """
 
-    linears: Linears
     counts: Array
     pruner: PrunerOptions
     moments: Moments = ()
@@ -158,18 +157,18 @@ class PrunedBlocks:
         workers: Workers,
     ) -> dict[int, Weights]:
         """Block i's weights after each pruning, from its dense ones and what they read."""
-        pruned, sequences = dict[int, Weights](), 1
+        pruned, sequences, linears = dict[int, Weights](), 1, clean.config.linears[i]
         if self.moments:
             sums: InputSums = {input_of(name): x for name, x in self.moments[i].items()}
         else:
             sums = input_sums(clean, weights, self.pruner.record.needs, workers)[1]
             sequences = len(clean.states)
         for variant in variants:
-            counted = zip(self.linears[i], self.counts[variant, i].tolist(), strict=False)
+            counted = zip(linears, self.counts[variant, i].tolist(), strict=False)
             goals = {name: count for name, count in counted if count}
             how = goals, sums, sequences, self.pruner, workers
-            linears = pruned_linears(i, self.linears[i], weights, *how).items()
-            pruned[variant] = weights | {f"{x}.weight": y.weight(weights, x) for x, y in linears}
+            new = pruned_linears(i, linears, weights, *how).items()
+            pruned[variant] = weights | {f"{x}.weight": y.weight(weights, x) for x, y in new}
         return pruned
 
 

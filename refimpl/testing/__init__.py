@@ -1,1 +1,1 @@
-"""For the tests of other projects: a pytest plugin, and the cases that travel with the package."""
+"""For the tests of other projects: a pytest plugin, the cases in the package, and random ones."""

@@ -49,9 +49,6 @@ class CaseFixture:
         self.family, self.steps = selected.facts.family, tuple(matching(selected.steps, patterns))
         self._new_folder = new_folder
 
-    def __repr__(self) -> str:
-        return f"<refimpl case {self.name}>"
-
     def check(
         self, actual: Mapping[str, Any] | str | PathLike[str], dtype: str | None = None
     ) -> Report:
@@ -218,7 +215,7 @@ def selected_cases(
         if FORWARDS not in config.stash:  # a folder that the run removes
             config.stash[FORWARDS] = Path(mkdtemp(prefix="refimpl"))
             config.add_cleanup(partial(rmtree, config.stash[FORWARDS]))
-        cases.append(forward_case(family, config.stash[FORWARDS]))
+        cases.append(forward_case(family, config.stash[FORWARDS] / family))
     chosen = [case for case in cases if not families or case.facts.family in families]
     if not chosen:
         raise RefimplError(

@@ -19,7 +19,7 @@ from refimpl.oracle.truth import truth_of
 
 @pytest.fixture(scope="module")
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return read_case(forward_case(request.param, tmp_path_factory.mktemp("cases")).path)
+    return read_case(forward_case(request.param, tmp_path_factory.mktemp("cases") / "case").path)
 
 
 def judged(case: Case, model: Model) -> Report:

@@ -48,7 +48,8 @@ DECISIONS: dict[str, tuple[str, Any]] = {  # with ties in another order, and gro
 }
 MISTAKES = {  # of the oracle's table, and a kernel that has them
     "softmax is over the queries": "attention", "the mask comes after the softmax": "attention",
-    "eps is added outside the root": "norms", "the state is not corrected": "delta_rule",
+    "eps is added outside the root": "norms",
+    "the decay multiplies what a token puts in, too": "delta_rule",
 }  # fmt: skip
 
 

@@ -278,7 +278,7 @@ def test_no_block_is_pruned_further_than_its_fit_reaches() -> None:
 
 def test_a_probe_of_a_block_takes_bits_beside_its_weights() -> None:
     dense, counts = LLAMA.block(0, np.float32), LLAMA.config.linear_sizes[None] // 2
-    pruned = PrunedBlocks(LLAMA.config.linears, counts, PrunerOptions("magnitude"))
+    pruned = PrunedBlocks(counts, PrunerOptions("magnitude"))
     with Workers(1) as workers:
         found = pruned.pruned(0, [0], Stream(LLAMA, {}, np.float32), dense, workers)[0]
     linears = sum(dense[f"{name}.weight"].nbytes for name in LLAMA.config.linears[0])

@@ -244,9 +244,8 @@ def test_fixtures_of_a_session_or_a_module_may_use_it(suite: Suite) -> None:
 
 
 def test_forwards_alone_are_asked_for_by_family(suite: Suite) -> None:
-    (suite.pytester.path / "made").mkdir()
     for family in ("bloom", "gpt_oss"):
-        case = forward_case(family, suite.pytester.path / "made")
+        case = forward_case(family, suite.pytester.path / family)
         suite.write(family, single(read_case(case.path)))
     asked = "families=['opt', 'bloom', 'gpt_oss', 'kimi_k2'], steps=['embed', 'logits']"
     result = suite.run(asked, passed=3)  # of the last there is no model

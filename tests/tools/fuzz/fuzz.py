@@ -45,7 +45,7 @@ from targets import (  # noqa: E402
 
 MESSAGE = re.compile(r"error: [^\n]+\n(  [^\n]+\n)*expected: [^\n]+\nnext: [^\n]+\n")
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-JUDGING = ("validate", "check")  # exit with 1 or 3, too
+JUDGING = ("validate", "check", "fuzz")  # exit with 1 or 3, too
 NOT_IMPORTED = ("refimpl.__main__", "refimpl.testing.plugin")
 LATE = (  # what commands import when they need it
     *("gguf", "onnx.reference", "numpy.ma", "subprocess", "huggingface_hub.hf_api"),

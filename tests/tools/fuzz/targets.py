@@ -111,11 +111,12 @@ COMMANDS: list[list[str]] = [  # on good files
         for kind in ("html", "svg")
     ),
     BENCH, CHECK, [*CHECK, "--only", "embed"], ["check", "case", "case/expected.safetensors"],
-    TRACE, [*TRACE, "--tokens", "ids.npy"], [*TRACE, "--names", "names.json"],
+    TRACE, [*TRACE, "--names", "names.json"],
     *(["convert", f"{x}.gguf", "-o", "out"] for x in (*GGUF, "split-00001-of-00002")),
     *(["inspect", name] for name in ("org/tiny", SNAPSHOT)),
     *(["score", "org/tiny", *words] for words in (DRAWN, [*TEXT, *SMALL])),
     ["validate", "model", "--graph", "graph.onnx", "--time-limit", "5", *DRAWN],
+    ["fuzz", "--family", "model", "--cases", "1", "-o", "out", "--", "true"],
     ["vectors", "router", "-o", "out"], ["check", "vectors", "vectors/router.safetensors"],
     ["export", "model", "-o", "graph.onnx", "--force"],
     ["validate", "model", "--graph", "beside.onnx", "--time-limit", "5", *DRAWN],
