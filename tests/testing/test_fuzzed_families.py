@@ -60,8 +60,8 @@ def fuzzed(mistake: str, family: str, output: Path, **plan: Any) -> tuple[str, l
 
 @pytest.mark.parametrize("family", ["llama", *(pytest.param(x, marks=THOROUGH) for x in FAMILIES)])
 def test_a_right_program_passes(family: str, tmp_path: Path) -> None:
-    every = [f"case {n}: pass" for n in range(8)]
-    assert fuzzed("", family, tmp_path / "kept", cases=8) == ("pass", every)
+    every = [f"case {n}: pass" for n in range(4)]
+    assert fuzzed("", family, tmp_path / "kept", cases=4) == ("pass", every)
     assert not any(tmp_path.iterdir())
 
 
