@@ -35,9 +35,10 @@ bench sparsegpt-4x256-smollm2 SmolLM2-135M-Instruct $gpt $few # 19 cells
 bench sparsegpt-4x256-qwen Qwen2.5-Coder-0.5B-Instruct $gpt $few --sparsity 0.6 # 7 cells
 bench magnitude SmolLM2-135M-Instruct --seeds 1 --pruner magnitude $few # 19 cells
 bench float64 SmolLM2-135M-Instruct --seeds 1 --sparsity 0.6 --bases uniform --dtype float64 # 4 cells
-# Of refimpl ac26d6ee (Gemma: 055e7fbb); SmolLM2 with uniform of the first seed.
-bench context-smollm2 SmolLM2-135M-Instruct --sparsity 0.6 --bases context,divergence --jitter 0 --seq-len 128 --windows 4 # 8 cells
-bench context-gemma gemma-3-270m --sparsity 0.6 --bases divergence,context,atp --base-option beta=0.0055 --jitter 0 --seq-len 128 --windows 2 # 10 cells
+# The allocation context was removed. Of refimpl ac26d6ee, 055e7fbb and fad8ab98; SmolLM2 with uniform of the first seed:
+# bench context-smollm2 SmolLM2-135M-Instruct --sparsity 0.6 --bases context,divergence --jitter 0 --seq-len 128 --windows 4 # 8 cells
+# bench context-gemma gemma-3-270m --sparsity 0.6 --bases divergence,context,atp --base-option beta=0.0055 --jitter 0 --seq-len 128 --windows 2 # 10 cells
+# bench context-qwen Qwen2.5-Coder-0.5B-Instruct --sparsity 0.6 --bases divergence,context --jitter 0 --seq-len 128 --windows 2 # 7 cells
 python docs/study/curves.py real/text/sotu-1901-1979.txt real/SmolLM2-135M-Instruct real/gemma-3-270m # cost curves
 export OPENBLAS_CORETYPE=Prescott # another kernel of BLAS
 bench prescott SmolLM2-135M-Instruct --sparsity 0.6 --bases uniform --jitter 0 # 4 cells

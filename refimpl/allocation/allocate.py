@@ -151,7 +151,7 @@ def allocated(
     base_sparsity, sparsity = (_of_blocks(x, share) for x in (projected, final))
     totals, clipped = (int(sizes.sum()), int(pruned.sum())), np.abs(u) >= LOG_LIMIT
     numbers = base_sparsity, sparsity, pruned.sum(axis=1), per_linear, pruned, clipped
-    return Allocation(*totals, *numbers, grows, None, None, request)
+    return Allocation(*totals, *numbers, grows, None, request)
 
 
 def _of_blocks(units: Array, share: Array) -> Array:

@@ -188,4 +188,3 @@ class AllocationNumbers:
     clipped: Bools  # [L]: whether the logarithm of each block is at the clip
     growth: Growth | None  # of measured strength: how the error of each block grows
     errors: AllocationErrors | None  # standard errors of measured strength
-    context: Array | None  # [2]: divergence of the judges of a step in context, without and with it

@@ -25,7 +25,7 @@ _LARGEST = 1 << 24  # no linear has more rows or columns; their products fit int
 _ERROR_TEXT = "a whole scores.json", "a file written by refimpl score -o", "run refimpl score again"
 RENAMED = {"kind": "perturbation", "options": "base_options", "sparsity": "requested_sparsity"}
 FORMS = dict.fromkeys(("drift", "drift_stderr", "alignment", "alignment_stderr", "steps"), "LL")
-FORMS |= {"linear_sparsity": "LW", "linear_pruned": "LW", "context": "2"}
+FORMS |= {"linear_sparsity": "LW", "linear_pruned": "LW"}
 """Axes of arrays that are not [L]: blocks, and linears of a block."""
 
 
@@ -71,13 +71,11 @@ def read_scores(path: str | Path) -> Scores:
 def parsed_scores(content: Any) -> ScoresDocument:
     """The document in a JSON value; ValueError if it is not whole.
 
-    The first files of format 6 lack `context`, which is null in them.
+    Some files of format 6 have a `context`, which is left out.
     """
-    if isinstance(content.get("allocations"), list):
-        every = [
-            {"context": None} | x if isinstance(x, dict) else x for x in content["allocations"]
-        ]
-        content = content | {"allocations": every}
+    for x in content["allocations"] if isinstance(content.get("allocations"), list) else ():
+        if isinstance(x, dict):
+            x.pop("context", None)
     parsed = converted(content, ScoresDocument, exact=True)
     scores, made_for = parsed.scores, dict(parsed.scores.made_for)
     linears, at, etas = tuple(scores.linears), scores.pruned_at, tuple(x.eta for x in scores.sweep)
@@ -95,7 +93,7 @@ def parsed_scores(content: Any) -> ScoresDocument:
 
     weights = linear_sizes(linears)
     exists = weights > 0
-    sizes = {"2": 2, "3": 3, "L": len(exists), "W": exists.shape[1], "N": scores.measured_samples}
+    sizes = {"3": 3, "L": len(exists), "W": exists.shape[1], "N": scores.measured_samples}
     owners: dict[str, Any] = {"scores": scores}
     owners |= {f"scores.{name}": getattr(scores, name) for name in ("pruned_at", "probes")}
     owners |= {f"scores.sweep[{i}]": x for i, x in enumerate(scores.sweep)}

@@ -25,18 +25,16 @@ from refimpl.pruners.wanda import WANDA
 from refimpl.running.outputs import write_text
 
 CORRECTIONS = get_args(Correction)
-CONTEXT = "context"  # the correction divergence, and a step by costs in context
 BENCH, TABLE_FILE, BENCH_FORMAT = "bench.jsonl", "table.md", 2
 _ERROR_TEXT = "a comparison", "what refimpl bench wrote, or a new folder", "choose another -o"
 
 
 def requested_by_name(name: str, sparsity: float) -> Request:
-    """What the name of an allocation asks for: BASE[:OPTION=VALUE...][+CORRECTION] or context."""
-    name = "divergence" if name == CONTEXT else name
+    """What the name of an allocation asks for: BASE[:OPTION=VALUE...][+CORRECTION]."""
     whole, _, correct = (f"{UNIFORM.name}+{name}" if name in CORRECTIONS else name).partition("+")
     base, *pairs = whole.split(":")
     if base not in bases():
-        known = [*bases(), *CORRECTIONS, CONTEXT]
+        known = [*bases(), *CORRECTIONS]
         odd = "has no options" if base in known else "is no base allocation"
         expected = ", ".join(bases() if base in known else known)
         step = "use one of these; for a file, use refimpl prune --allocation FILE and refimpl eval"
@@ -104,8 +102,7 @@ class Grid(Checked):
     bases: str = common_option(
         f"{UNIFORM.name},divergence",
         f"Allocations: names of bases, corrections ({', '.join(CORRECTIONS)}) of the uniform base, "
-        f"BASE+CORRECTION, or {CONTEXT}: divergence, and a step by costs in context. The "
-        "others are compared with the first.",
+        "or BASE+CORRECTION. The others are compared with the first.",
         "A,B",
     )
     options: Mapping[str, float | str] = option(

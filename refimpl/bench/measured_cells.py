@@ -30,7 +30,6 @@ from refimpl.running.provenance import model_sha256, versions
 from refimpl.running.settings import Settings
 from refimpl.running.threads import Progress
 from refimpl.scoring.base_signals import signals_of
-from refimpl.scoring.context import step_in_context
 from refimpl.scoring.score import score
 
 JITTER, LEAST_MOVED = 1e-6, 2  # of a rerun: moves of sparsities, and weights that they are at least
@@ -53,14 +52,13 @@ class ModelBench:
         takes = {"score": SCORED, "prune": (SAMPLES, SEQ_LEN)}  # each command, by default
         self.tokens = {x: self.samples(default) for x, default in takes.items()}
 
-    def samples(self, default: tuple[int, int], between: bool = False) -> list[Tokens]:
-        """Every so-manyth sample of the text, by seed; or of those that lie between all these."""
+    def samples(self, default: tuple[int, int]) -> list[Tokens]:
+        """Every so-manyth sample of the text, by seed."""
         shared, seeds = self.shared, self.shared.seeds
         count = (default[0] if shared.samples is None else shared.samples) * seeds
-        most = 2 * count - 1 if between else count
-        tokens = model_tokens(self.model, self.text, None, most, shared.seq_len, 0, True, default)
-        ids = tokens.ids[1::2] if between else tokens.ids
-        return [replace(tokens, ids=np.ascontiguousarray(ids[n::seeds])) for n in range(seeds)]
+        tokens = model_tokens(self.model, self.text, None, count, shared.seq_len, 0, True, default)
+        every = (tokens.ids[n::seeds] for n in range(seeds))
+        return [replace(tokens, ids=np.ascontiguousarray(ids)) for ids in every]
 
     def allocation(self, cell: bench.BenchRow, running: Settings) -> Allocation:
         """The allocation of a cell; what others need of its measurement is kept."""
@@ -79,9 +77,6 @@ class ModelBench:
             measured = measured or score(self.model, tokens, plan, request, running, bases=())
             allocation = allocate(measured, request)
         self.measured[str(key)] = measured
-        if cell.allocation == bench.CONTEXT:
-            judges, how = self.samples(SCORED, True)[cell.seed], PrunerOptions(str(cell.pruner))
-            allocation = step_in_context(self.model, tokens, judges, allocation, how, running)
         return allocation
 
     def row(self, cell: bench.BenchRow, out: Path, progress: Progress) -> bench.BenchRow:

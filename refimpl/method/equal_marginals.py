@@ -93,13 +93,13 @@ def equal_marginals(
     base: npt.ArrayLike,
     sizes: npt.ArrayLike,
     sparsity: float,
-    lo: npt.ArrayLike = 0.0,
+    lo: float = 0.0,
     hi: npt.ArrayLike = 1.0,
 ) -> Array:
     """Return the allocation with the least sum of errors on the budget.
 
-    argmin sum a_u exp(kappa_u (s_u - b_u)), lo_u <= s_u <= hi_u and sum N_u s_u = S N, which is
-    s_u = clip(b_u + (t - ln(kappa_u a_u / N_u)) / kappa_u, lo_u, hi_u): the error that one more
+    argmin sum a_u exp(kappa_u (s_u - b_u)) with lo <= s_u <= hi_u and sum N_u s_u = S N, which is
+    s_u = clip(b_u + (t - ln(kappa_u a_u / N_u)) / kappa_u, lo, hi_u): the error that one more
     weight costs, exp(t), is the same in every unit. With one kappa and units of one size this is
     the correction `Delta` of the centred logarithms of a, with strength 1 / kappa and unclipped.
 
@@ -110,7 +110,7 @@ def equal_marginals(
         base: b, where the errors were measured, [U].
         sizes: Weights per unit N_u, [U].
         sparsity: Target S over all weights, in [0, 1].
-        lo: Least fraction pruned of any unit, or of each, [U].
+        lo: Least fraction pruned of any unit.
         hi: Greatest fraction pruned of any unit, or of each, [U].
 
     Returns:
@@ -138,26 +138,3 @@ def equal_marginals(
     log_density = np.where(known, log_density, mean)
     desired = b - (np.log(kappa) + log_density) / kappa
     return project(desired, sizes, sparsity, lo, hi, slopes=1 / kappa)
-
-
-def context_slopes(cost: Array, sparsity: Array, dense_rate: float) -> tuple[Array, float]:
-    """Slope of each unit's cost while all others are pruned, and the rate at which slopes grow.
-
-    m_u = (D_u(s_above) - D_u(s_below)) / (s_above - s_below), at least 0.05 of their median;
-    kappa = max(kappa_dense, median of 2 ln((D_above - D) / (D - D_below)) / (s_above - s_below)),
-    the median over units with both differences above 0, and at most 40
-
-    Args:
-        cost: Divergence of the pruned model below, at and above each unit's sparsity, [3, U].
-        sparsity: These sparsities, [3, U].
-        dense_rate: The kappa of units that are pruned alone.
-
-    Returns:
-        m, [U], and kappa.
-    """
-    width, (down, up) = sparsity[ABOVE] - sparsity[BELOW], np.diff(cost, axis=0)
-    slopes = (up + down) / width
-    convex = (up > 0) & (down > 0)
-    rates = 2 * np.log(up[convex] / down[convex]) / width[convex]
-    rate = max([dense_rate, *([min(float(np.median(rates)), 40.0)] if rates.size else [])])
-    return np.maximum(slopes, 0.05 * np.median(slopes)), rate

@@ -18,20 +18,20 @@ def project(
     x: npt.ArrayLike,
     sizes: npt.ArrayLike,
     sparsity: Fraction,
-    lo: npt.ArrayLike = 0.0,
+    lo: float = 0.0,
     hi: npt.ArrayLike = 1.0,
     slopes: npt.ArrayLike | None = None,
 ) -> npt.NDArray[np.float64]:
     """Return the allocation nearest to `x` that meets the budget.
 
-    argmin sum N_u (s_u - x_u)^2 / g_u with lo_u <= s_u <= hi_u and sum N_u s_u = S N, which is
-    s_u = clip(x_u + g_u t, lo_u, hi_u) with the one t that meets the budget.
+    argmin sum N_u (s_u - x_u)^2 / g_u with lo <= s_u <= hi_u and sum N_u s_u = S N, which is
+    s_u = clip(x_u + g_u t, lo, hi_u) with the one t that meets the budget.
 
     Args:
         x: Desired fraction pruned per unit, [U]; may leave [0, 1].
         sizes: Weights per unit N_u, [U].
         sparsity: Target S over all weights, in [0, 1]: the requested decimal.
-        lo: Least fraction pruned of any unit, or of each, [U].
+        lo: Least fraction pruned of any unit.
         hi: Greatest fraction pruned of any unit, or of each, [U].
         slopes: How easily each unit moves, g_u above 0, [U]; 1 for all if None.
 
@@ -53,24 +53,20 @@ def project(
     desired = [
         v.as_integer_ratio() for v in finite_vector(x, "the allocation", len(weights)).tolist()
     ]
-    count = len(weights)
-    floors, tops = (
-        finite_vector(x if np.ndim(x) else np.full(count, x), name, count).tolist()
-        for name, x in (("lo", lo), ("hi", hi))
-    )
-    for floor, top in {*zip(floors, tops, strict=True)}:
-        require(floor, Annotated[float, Meta(ge=0, le=top)], "lo")
-        require(top, Annotated[float, Meta(ge=floor, le=1)], "hi")
+    each = np.full(len(weights), hi) if np.ndim(hi) == 0 else hi
+    tops: list[float] = finite_vector(each, "hi", len(weights)).tolist()
+    for top in {*tops}:
+        require(lo, Annotated[float, Meta(ge=0, le=top)], "lo")
+        require(top, Annotated[float, Meta(ge=lo, le=1)], "hi")
     # Floats are fractions. In units of 1 / scale all is whole, t too, so sums are exact and quick;
     # one rounding, the last, is left, however unequal the units.
-    least, most = [decimal(floor) for floor in floors], [decimal(top) for top in tops]
-    asked, whole = decimal(sparsity), sum(weights)
-    start, end = (sum(map(mul, weights, x)) / whole for x in (least, most))
-    if not start <= asked <= end:
-        low, limit = float(start), float(end)
+    least, asked, most = decimal(lo), decimal(sparsity), [decimal(top) for top in tops]
+    whole, room = sum(weights), sum(map(mul, weights, most))
+    if not least <= asked <= room / whole:
+        limit = float(room / whole)
         raise RefimplError(
-            f"sparsity {sparsity} is infeasible with lo {low:g} and hi {limit:g}",
-            f"a sparsity in [{low:g}, {limit:g}]",
+            f"sparsity {sparsity} is infeasible with lo {lo:g} and hi {limit:g}",
+            f"a sparsity in [{lo:g}, {limit:g}]",
             "change `sparsity`, `lo` or `hi`",
         )
     rates = [1.0] * len(desired)
@@ -78,22 +74,22 @@ def project(
         rates = finite_vector(slopes, "slopes", len(desired)).tolist()
     if min(rates) <= 0:
         raise RefimplError(f"a slope of {min(rates)}", "slopes above 0", "correct or omit slopes")
-    if asked in (start, end):
-        return np.array(floors if asked == start else tops)
+    if asked in (least, room / whole):
+        return np.full(len(desired), float(lo)) if asked == least else np.array(tops)
 
     ratios = [rate.as_integer_ratio() for rate in rates]
     common = lcm(*(d for _, d in ratios))
     slope = [n * (common // d) for n, d in ratios]
-    decimals = (x.denominator for x in (asked, *least, *most))
+    decimals = (x.denominator for x in (least, asked, *most))
     scale = lcm(*slope) * lcm(*decimals, *(d for _, d in desired))
-    bottom, high = ([int(x * scale) for x in ends] for ends in (least, most))
+    low, high = int(least * scale), [int(top * scale) for top in most]
     budget = int(asked * scale) * whole
     wanted = [n * (scale // d) for n, d in desired]
 
     def allocation(t: int, parts: int = 1) -> list[int]:
         return [
             min(max(v * parts + g * t, low * parts), top * parts)
-            for v, g, low, top in zip(wanted, slope, bottom, high, strict=True)
+            for v, g, top in zip(wanted, slope, high, strict=True)
         ]
 
     def spent(t: int) -> int:
@@ -102,8 +98,8 @@ def project(
     bends = sorted(
         {
             (end - v) // g
-            for v, g, *ends in zip(wanted, slope, bottom, high, strict=True)
-            for end in ends
+            for v, g, top in zip(wanted, slope, high, strict=True)
+            for end in (low, top)
         }
     )
     k = bisect_left(bends, budget, key=spent)

@@ -25,7 +25,6 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.wanda import WANDA
 from refimpl.running.settings import Settings, parse_memory
 from refimpl.scoring.base_signals import MeasuredBases, before_squares, block_signals
-from refimpl.scoring.context import step_in_context
 from refimpl.scoring.experiment import dense_squares, experiment, probing_bytes, work_list
 from refimpl.scoring.measurements import Measurements, Moments, wanda_moments
 from refimpl.scoring.state_group import PrunedBlocks, probe_counts
@@ -131,7 +130,6 @@ def recommended(
     sparsity: float,
     pruner: str | PrunerOptions = WANDA.name,
     settings: Settings | None = None,
-    context: Tokens | None = None,
     **changes: Any,
 ) -> tuple[Scores, Allocation]:
     """Measure a model and allocate as docs/study.md recommends, and `refimpl prune` does.
@@ -142,8 +140,6 @@ def recommended(
         sparsity: Fraction of all prunable weights to prune, in [0, 1].
         pruner: The pruner that will be used, by which blocks are probed.
         settings: How it runs.
-        context: Other tokens, in samples as long, which judge a step by costs in context; None for
-            no step.
         **changes: Fields of the settings to change.
 
     Returns:
@@ -165,10 +161,7 @@ def recommended(
     request = Request(sparsity=sparsity)
     settings = replace(settings or Settings(), **changes)
     scores = score(model, tokens, plan, request, settings, bases=())
-    allocation = allocate(scores, request)
-    if context is not None:
-        allocation = step_in_context(model, tokens, context, allocation, how, settings)
-    return scores, allocation
+    return scores, allocate(scores, request)
 
 
 def probed_blocks(config: Config, base: Array, plan: Probes, moments: Moments) -> PrunedBlocks:

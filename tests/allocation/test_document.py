@@ -158,7 +158,7 @@ def test_every_key_is_needed_and_no_other(pruning: bool) -> None:
             problem = read_and_use(json.dumps(content))
             assert problem is not None, path
             named = name in problem or path[-1] in ("format", "kind")
-            assert named == (name != "context"), problem  # which older files lack
+            assert named, problem
 
 
 @pytest.mark.parametrize(("old", "new", "path"), cases("allocation", "scores_values"))

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from math import exp, sqrt
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from conftest import FIXTURES
 from program import ran, refused, run
 from tables import cases
 
-from refimpl import RefimplError, Request, read_model, recommended
+from refimpl import RefimplError, Request, read_model
 from refimpl.allocation.allocate import base_only
 from refimpl.bench import measured_cells
 from refimpl.bench.cells import BenchRow, BenchSettings, Comparison
@@ -82,22 +81,6 @@ def test_a_cell_is_what_prune_gives_by_default(tmp_path: Path) -> None:
         record["total_pruned"],
         record["calibration"]["sha256"],
     )
-
-
-def test_context_is_a_step_of_the_library_judged_by_samples_between(tmp_path: Path) -> None:
-    out, model = tmp_path / "bench", read_model(LLAMA)
-    grid = ("--bases", "context,divergence", "--sparsity", "0.6", "--seeds", 2)
-    ran(*SHORT, *grid, "-o", out)
-    _, *rows = rows_of(out)
-    every = model_tokens(model, TEXT, None, 2 * 4 - 1, 16)
-    for row in rows:
-        measured, judges = (
-            replace(every, ids=every.ids[i::2][row.get("seed", 0) :: 2].copy()) for i in range(2)
-        )
-        context = judges if row["allocation"] == "context" else None
-        _, made = recommended(model, measured, 0.6, context=context)
-        assert row["block_sparsity"] == made.corrected_sparsity.tolist()
-    assert len({tuple(row["block_sparsity"]) for row in rows}) > 2  # a step is taken
 
 
 def test_a_stopped_run_is_continued_and_a_whole_one_has_nothing_to_do(
