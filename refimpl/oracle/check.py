@@ -106,7 +106,7 @@ def check(
         problem = f"dtype {dtype} is not supported" if dtype else "the candidate has no float array"
         step = "add `dtype`, or write the results in the dtype of their computation"
         raise RefimplError(problem, f"arrays of {', '.join(EPS)}", step)
-    narrow = EPS[dtype] > EPS["float32"]  # in which the forward alone is judged
+    narrow = dtype in measures.NARROW  # in which the forward alone is judged
     some = [name for name in wanted if not narrow or measures.stage_of(name) == "forward"]
     truth = truth_of(case, actual, dtype, some if len(some) < len(case.expected) else None)
     if unknown := [x for x in some if x not in truth.values]:
@@ -266,7 +266,7 @@ def follows_a_choice(truth: Truth, step: str) -> bool:
     unsure = mixed is not None and mixed.scoring == "sparsemixer"  # whose shares have edges, too
     lacks = any(unsure or x not in truth.given for x in before)
     turned = any(not np.array_equal(truth.value(x), truth.case.expected[x]) for x in before)
-    return (turned and is_experiment(step)) or (lacks and EPS[truth.computed_in] > EPS["float32"])
+    return (turned and is_experiment(step)) or (lacks and truth.computed_in in measures.NARROW)
 
 
 def keep_ties(keep: Keep, score: Array, relative: float | Array, rule: Rule) -> Positions:

@@ -125,9 +125,12 @@ class StepInputs:
     def state(self, step: str) -> Array:
         """A value that the model computes with."""
         value = self.value(step)
-        if step not in self.given:
-            return value
-        return value.astype(self.dtype) if self.rounded is None else self.rounded.of(value)
+        return value if step not in self.given else self.written(value.astype(self.dtype))
+
+    def written(self, value: Array) -> Array:
+        """A value as one kernel writes it, and the next one reads it."""
+        kind = self.rounded
+        return value if kind is None or value.dtype != kind.held else kind.of(value)
 
     def number(self, step: str) -> Array:
         """A value that the method has in float64 in every dtype; only float64 itself is rounded."""
@@ -219,6 +222,7 @@ def points_of_block(inputs: StepInputs, i: int, x: State) -> Generator[NamedArra
     trace, read = dict[str, Array](), dict[str, Array]()  # by what follows
 
     def observe(name: str, value: Array) -> Array:
+        value = inputs.written(value)
         trace[name] = np.packbits(value, axis=-1) if name == ROUTER else value
         if (step := prefix + name) in inputs.given:
             value = inputs.keep(step, value.shape) if name == ROUTER else inputs.state(step)
@@ -245,8 +249,8 @@ def points_of_head(inputs: StepInputs, x: State) -> NamedArrays:
     trace = dict[str, Array]()
 
     def observe(name: str, value: Array) -> Array:
-        trace[name] = value
-        return inputs.state(name) if name in inputs.given else value
+        trace[name] = inputs.written(value)
+        return inputs.state(name) if name in inputs.given else trace[name]
 
     head(x, inputs.model.head(inputs.dtype), inputs.config, observe)
     last = f"blocks.{len(inputs.places) - 1}.resid_post"

@@ -89,6 +89,7 @@ COSINE = 3.0  # six halves: a product, two norms, their product, the quotient, a
 SPARSEGPT_FACTOR = 4.0  # right inverses of a Hessian differ by more than rounding
 BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7, "tf32": 10}
 EPS = {dtype: 2.0**-bits for dtype, bits in BITS.items()}
+NARROW = ("float16", "bfloat16", "tf32")  # in which the forward alone is judged
 
 Status = Literal["pass", "divergent", "missing", "conditional", "unresolved"]
 Positions = tuple[tuple[int, ...], ...]
@@ -178,7 +179,7 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
     factor = SPARSEGPT_FACTOR if step.startswith("sparsegpt") else 1.0
     if step.startswith("alphapruning") and step.endswith(".signal"):
         factor = max(1.0, float(np.nanmax(truth)) - 1)
-    return factor * (ERROR_FACTOR * own + (FLOOR_16 if eps > EPS["float32"] else FLOOR) * eps)
+    return factor * (ERROR_FACTOR * own + (FLOOR_16 if dtype in NARROW else FLOOR) * eps)
 
 
 def kind_of(step: str) -> str:

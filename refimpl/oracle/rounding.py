@@ -19,14 +19,15 @@ FEWER = 8  # bits less than float64, whose error is that of this arithmetic, div
 class RoundedArray(np.ndarray):
     """Numbers of few bits, held in a dtype of more, in which NumPy does each operation.
 
-    Its result is rounded once, so sums and products are as wide as on a GPU, and in 16 bits so is
-    the mean square of a norm: float16 has no square of 256. Results in float64 are plain arrays.
+    Its result is rounded once, so sums are as wide as on a GPU. If kernels are fused, only the
+    factors of matrix products, these, quotients (the ends of norms, softmax and sigmoids) and
+    steps are rounded. Results in float64 are plain arrays.
     """
 
     held: npt.DTypeLike = np.float32
     narrow: npt.DTypeLike = np.float32
     fewer = 0  # bits than in the dtype that is held
-    squares: Array | None = None  # of ``x * x`` in 16 bits, before they are rounded
+    fused = False
 
     @classmethod
     def of(cls, x: npt.ArrayLike) -> "RoundedArray":
@@ -49,37 +50,29 @@ class RoundedArray(np.ndarray):
     def __array_ufunc__(
         self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any
     ) -> Any:
-        plain = [self._operands(x) for x in inputs]
-        wide = getattr(ufunc, method)(*plain, **options)
-        result = self._result(wide)
-        if out is None:
-            square = ufunc is np.multiply and method == "__call__" and inputs[0] is inputs[1]
-            if square and np.dtype(self.narrow).itemsize == 2:
-                result.squares = wide
-            return result
-        (target,) = out
-        np.asarray(target)[...] = np.asarray(result)
-        return target
+        plain = [self._operands(x, factor=ufunc is np.matmul) for x in inputs]
+        ends = ufunc in (np.matmul, np.divide)
+        result = self._result(getattr(ufunc, method)(*plain, **options), ends)
+        if out is not None:
+            np.asarray(out[0])[...] = np.asarray(result)
+        return result if out is None else out[0]
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
-        squares = getattr(next(iter(args), None), "squares", None)
-        if function is np.mean and squares is not None:
-            return np.mean(squares, *args[1:], **options)
-        return self._result(function(*self._operands(args), **self._operands(options)))
+        return self._result(function(*self._operands(args), **options))
 
-    def _operands(self, x: Any) -> Any:
+    def _operands(self, x: Any, factor: bool = False) -> Any:
         """Plain arrays; one that was not rounded yet, such as a rotary table, is rounded."""
-        if isinstance(x, dict):
-            return {name: self._operands(value) for name, value in x.items()}
         if isinstance(x, tuple | list):
             return type(x)(self._operands(value) for value in x)
         if not isinstance(x, np.ndarray):
             return x
-        fresh = not isinstance(x, RoundedArray) and x.dtype == self.held
-        return np.asarray(self.of(x) if fresh else x)
+        fresh = (factor and self.fused) or not isinstance(x, RoundedArray)
+        return np.asarray(self.of(x) if fresh and x.dtype == self.held else x)
 
-    def _result(self, x: Any) -> Any:
-        return self.of(x) if getattr(x, "dtype", None) == self.held else x
+    def _result(self, x: Any, ends: bool = False) -> Any:
+        if getattr(x, "dtype", None) != self.held:
+            return x
+        return self.of(x) if ends or not self.fused else np.asarray(x).view(type(self))
 
 
 def rounding(**facts: Any) -> type[RoundedArray]:
@@ -89,9 +82,9 @@ def rounding(**facts: Any) -> type[RoundedArray]:
 
 ARITHMETIC: Mapping[str, type[RoundedArray]] = {
     "float64": rounding(held=np.float64, fewer=FEWER),
-    "float16": rounding(narrow=np.float16),
-    "bfloat16": rounding(narrow=ml_dtypes.bfloat16),
-    "tf32": rounding(fewer=13),  # ten bits in the range of float32; a GPU rounds factors alone
+    "float16": rounding(narrow=np.float16, fused=True),
+    "bfloat16": rounding(narrow=ml_dtypes.bfloat16, fused=True),
+    "tf32": rounding(fewer=13, fused=True),  # ten bits in the range of float32
 }
 
 
@@ -138,6 +131,5 @@ class RoundedModel(ChangedModel):
             return weights
         for name in [x for x in weights if prefix + x in self.weights]:  # not tables
             offset = np.array(self.weights[prefix + name].offset, self.kind.held)
-            stored = self.kind.of(weights[name] - offset if offset else weights[name])
-            weights[name] = stored + offset if offset else stored
+            weights[name] = self.kind.of(weights[name] - offset) + offset
         return weights

@@ -153,12 +153,13 @@ def own_errors(case: Case, dtype: str, start: Start = "chained") -> OwnErrors:
 
 def _measured(case: Case, dtype: str, start: Start) -> OwnErrors:
     """The largest error by step of several samples (docs/explanation/tolerances.md)."""
-    forward = start == "block" or EPS[dtype] > EPS["float32"]
+    narrow = dtype in measures.NARROW
+    forward = start == "block" or narrow
     arrays = _computed(case, dtype, start, ARITHMETIC.get(dtype), forward)
     scale = 2.0**-FEWER if dtype == "float64" else 1.0
     errors = {name: x * scale for name, x in pooled_errors(case.expected, arrays).items()}
-    for sample in FEWER_BITS:
-        for name, x in _sample(case, start, sample, forward).items():
+    for fewer in FEWER_BITS[narrow:]:  # float32 itself is not fused
+        for name, x in _sample(case, start, fewer, forward, narrow).items():
             errors[name] = max(errors[name], x * EPS[dtype])
     if forward:
         return errors
@@ -202,9 +203,10 @@ def _products(case: Case) -> Arrays:
 
 
 @lru_cache(maxsize=3 * len(FEWER_BITS))
-def _sample(case: Case, start: Start, fewer: int, forward: bool) -> OwnErrors:
+def _sample(case: Case, start: Start, fewer: int, forward: bool, fused: bool) -> OwnErrors:
     """Errors of float32 with so many bits less in units of it; of counts none."""
-    computed = _computed(case, "float32", start, rounding(fewer=fewer) if fewer else None, forward)
+    kind = rounding(fewer=fewer, fused=fused) if fewer else None
+    computed = _computed(case, "float32", start, kind, forward)
     errors, unit = pooled_errors(case.expected, computed).items(), EPS["float32"] * 2.0**fewer
     return {k: x / unit for k, x in errors if measure_of(k) in measures.RESOLVABLE and isfinite(x)}
 

@@ -147,7 +147,8 @@ class Fuzzing(Checked):
 def fuzz(words: list[str], plan: Fuzzing, output: Path, say: Callable[[str], None]) -> Verdict:
     """Run a program on cases of a family; the first that fails is kept, as small as possible.
 
-    `say` prints a line for each case; for the smallest its keys, how to repeat it, what is wrong.
+    `say` prints a line for each case, and for the smallest one its changed keys, the command that
+    repeats it, and what is wrong.
 
     Raises:
         RefimplError: A family, steps or a program that do not exist, or an output that does.

@@ -37,7 +37,7 @@ from refimpl.oracle.case_folders import CORE
 from refimpl.oracle.check import check
 from refimpl.oracle.measures import error_of, measure_of, stage_of, step_result
 from refimpl.oracle.recipe import Recipe
-from refimpl.oracle.rounding import ARITHMETIC, RoundedModel
+from refimpl.oracle.rounding import ARITHMETIC, RoundedModel, rounding
 from refimpl.oracle.steps import every_array, steps
 from refimpl.oracle.truth import own_errors
 from refimpl.show.oracle import report_table
@@ -322,19 +322,34 @@ def test_rounding_is_that_of_native_float16() -> None:
     """NumPy's own float16 computes in float32 and rounds once, too."""
     generator = np.random.default_rng(0)
     x, y = generator.standard_normal((2, 8, 8)).astype(np.float16)
-    a, b = (ARITHMETIC["float16"].of(z.astype(np.float32)) for z in (x, y))
+    kind = rounding(narrow=np.float16)
+    a, b = (kind.of(z.astype(np.float32)) for z in (x, y))
     for function in (
         np.add, np.multiply, np.divide, np.matmul, lambda u, v: np.exp(u) - v,
         lambda u, v: np.mean(u * v, axis=-1), lambda u, v: np.where(u > v, u, v) @ v.T,
     ):  # fmt: skip
         native, rounded = function(x, y), function(a, b)
         assert native.dtype == np.float16
-        assert isinstance(rounded, ARITHMETIC["float16"])
+        assert isinstance(rounded, kind)
         np.testing.assert_allclose(rounded, native.astype(np.float32), rtol=2**-10, atol=2**-14)
         assert np.array_equal(rounded, np.asarray(rounded).astype(np.float16))
     a += b
     assert np.array_equal(a, (x + y).astype(np.float32))
     assert type(a.astype(np.float64)) is np.ndarray
+
+
+def test_fused_kernels_round_what_they_read_and_write() -> None:
+    """A softmax is rounded at its end, and the factors of a product are."""
+    x = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float16)
+    a, wide = ARITHMETIC["float16"].of(x.astype(np.float32)), x.astype(np.float32)
+    inside, right = np.exp(a) - a.max(), np.exp(wide) - wide.max()
+    np.testing.assert_array_equal(np.asarray(inside), right)
+    for of_it, exact in (
+        (inside / np.sum(inside), right / right.sum()),
+        (inside @ a, right.astype(np.float16).astype(np.float32) @ wide),
+    ):
+        assert isinstance(of_it, ARITHMETIC["float16"])
+        np.testing.assert_array_equal(np.asarray(of_it), exact.astype(np.float16))
 
 
 def test_activations_whose_squares_float16_lacks_are_resolved(tmp_path: Path) -> None:
