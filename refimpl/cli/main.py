@@ -128,6 +128,10 @@ GONE = {  # what earlier versions took, and what does it now
     "--sample-tokens": "use --seq-len",
     **dict.fromkeys(("--variant", "--probe"), "use --sink, --noise-norm or --pruner"),
     **dict.fromkeys(("--baseline", "--junit-xml", "--plant"), "use pytest, with refimpl_case"),
+    **dict.fromkeys((
+        "--against", "--draws", "--dry-run", "--estimate", "--executor", "--experiment", "--quiet",
+        "--install-completion", "--resolvable", "--runtime", "--show-completion", "--stepwise",
+        "--verbose"), "omit it"),
 }  # fmt: skip
 
 

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from refimpl.arguments import common_option, same_option
+from refimpl.arguments import common_option, option, same_option
 from refimpl.cli import groups
 from refimpl.cli.options import Group, OutputKind, argument, examples, output_option, with_groups
 from refimpl.cli.terminal import say
-from refimpl.loading.samples import SAMPLES, SEQ_LEN
+from refimpl.loading.samples import SAMPLES, SEQ_LEN, read_ids
 from refimpl.loading.text import model_tokens
 from refimpl.oracle.case_folders import FORWARD, case_or_model, family_model
 from refimpl.oracle.check import EXIT
@@ -83,6 +83,9 @@ class CheckOptions:
         "its modules. Default: recognised. Other steps are not checked.",
         "FILE",
     )
+    ids: Path | None = option(
+        None, "Token ids of the candidate (.npy), if its file lacks them.", "FILE", name="tokens"
+    )
     dtype: Literal["bfloat16", "float16", "float32", "float64", "tf32"] | None = common_option(
         None, "Precision of the candidate. Default: as its file states, or its coarsest tensor."
     )
@@ -122,8 +125,11 @@ def check_command(
     from refimpl.show.oracle import report_document, report_table
 
     only = tuple(x for word in how.only for x in (FORWARD if word == "forward" else [word]))
-    report = checked_file(case, actual, only, how.names, how.dtype, download=how.download)
-    report = replace(report, options=f"--names {how.names}" if how.names else "")
+    ids = None if how.ids is None else read_ids(how.ids)
+    report = checked_file(case, actual, only, how.names, ids, how.dtype, download=how.download)
+    options = {"names": how.names, "tokens": how.ids}
+    words = " ".join(f"--{name} {x}" for name, x in options.items() if x is not None)
+    report = replace(report, options=words)
     to.deliver(report_document(report, str(actual)), report_table(report, str(actual)))
     raise typer.Exit(EXIT[report.verdict])
 

@@ -88,6 +88,7 @@ def checked_file(
     actual: Path,
     only: tuple[str, ...] = (),
     names: Path | None = None,
+    ids: Array | None = None,
     dtype: str | None = None,
     *,
     download: bool = False,
@@ -96,18 +97,21 @@ def checked_file(
     outputs, stated = read_outputs(actual)
     if any((path / f"{name}.json").is_file() for name in KERNELS):
         return check_vectors(path, outputs, only, dtype or stated)
-    case = _case(path, outputs, only, download)
+    case = _case(path, outputs, ids, only, download)
     arrays, found = candidate_steps(case, outputs, names)
     report = check(case, arrays, only or found or ("*",), dtype or stated)
     return replace(report, uncovered=tuple(x for x in case.expected if found and x not in found))
 
 
-def _case(path: Path, outputs: Arrays, only: Sequence[str], download: bool) -> Case:
-    """The case in a folder, or the forward of a model on the candidate's ids.
+def _case(
+    path: Path, outputs: Arrays, ids: Array | None, only: Sequence[str], download: bool
+) -> Case:
+    """The case in a folder, or the forward of a model on ids, those of the candidate if None.
 
     The forward has the inputs of linears, too, that `only` names, such as `blocks.0.attn_heads`.
     """
-    ids = next((outputs[name] for name in IDS if name in outputs), None)
+    if ids is None:
+        ids = next((outputs[name] for name in IDS if name in outputs), None)
     if (path / FACTS).exists() or (path.is_dir() and not (path / "config.json").exists()):
         case = read_case(path, download=download)
         right = case.inputs["token_ids"]
@@ -122,8 +126,8 @@ def _case(path: Path, outputs: Arrays, only: Sequence[str], download: bool) -> C
     if ids is None:
         raise RefimplError(
             "the candidate does not hold the token ids that it was computed from",
-            f"an array of them named {' or '.join(IDS)}",
-            "write it into the file, beside the others",
+            f"an array of them named {' or '.join(IDS)}, or `tokens=FILE`",
+            "add `tokens=ids.npy`",
         )
     model = read_model(path, download=download)
     tokens = Tokens(checked_ids(ids, model.config), "of the candidate", "ids")

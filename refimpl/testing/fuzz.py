@@ -48,7 +48,11 @@ class Fuzzing(Checked):
     @cached_property
     def tiny(self) -> dict[str, Any]:
         """The `config.json` of the tiny model."""
-        tiny = read_model(family_model(self.family) or self.family).config_file
+        folder = family_model(self.family)
+        if folder is None:
+            known = "a family of which the package has a tiny model, such as mixtral"
+            raise RefimplError(f"--family {self.family}: no such family", known, "check the name")
+        tiny = read_model(folder).config_file
         new = {key: 0 if key.endswith("_token_id") else x for key, x in tiny.items()}
         return new | {"dtype": "float32"}
 
@@ -171,4 +175,6 @@ def fuzz(words: list[str], plan: Fuzzing, output: Path, say: Callable[[str], Non
                 say(line)
             return "fail"
         worst = worst if verdict == "pass" else verdict
+    if worst == "not judged":
+        say("write the steps that are missing, or name those that you write with --only")
     return worst

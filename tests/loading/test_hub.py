@@ -97,7 +97,7 @@ def test_a_revision_is_a_branch_or_a_commit(hub: Hub, snapshot: Path) -> None:
     for revision in ("v2", commit):
         assert read_model(f"{NAME}@{revision}").name == f"{NAME}@{commit}"
     assert read_model(NAME).config.family == "llama"
-    refusal_of(read_model, f"{NAME}@v3", download=True, says="@v3: no download from")
+    refusal_of(read_model, f"{NAME}@v3", download=True, says="no revision v3")
 
 
 def test_a_path_that_exists_is_a_path(hub: Hub, snapshot: Path) -> None:
@@ -135,9 +135,9 @@ def test_a_gated_model_needs_the_token(hub: Hub) -> None:
 
 
 def test_an_absent_model_and_an_absent_server(hub: Hub) -> None:
-    refusal_of(read_model, "org/none", download=True, says="org/none@main: no download from")
+    refusal_of(read_model, "org/none", download=True, says="has no model org/none")
     with environment(HF_ENDPOINT="http://127.0.0.1:9"):
-        refusal_of(read_model, NAME, download=True, says="no download", remedy="network")
+        refusal_of(read_model, NAME, download=True, says="cannot be downloaded", remedy="network")
     read_model(NAME, download=True)
     with environment(HF_ENDPOINT="http://127.0.0.1:9"):
         assert read_model(NAME, download=True).name == MAIN
@@ -283,8 +283,9 @@ HOSTILE: dict[str, tuple[Callable[[Reply], None], str]] = {
     "a negative size": (sizes(-1), "its bytes"),
     "no size": (sizes(None), "its bytes"),
     "a size in words": (sizes("seven"), "its bytes"),
-    "another size": (sizes(3), "can be reached"),
-    "a file without end": (endless("content"), "can be reached"),
+    "another size": (sizes(3), "a whole download"),
+    "more than the disk": (sizes(1 << 60), "room for all files"),
+    "a file without end": (endless("content"), "a whole download"),
     "a file that breaks off": (answers("content", **SHORT), "can be reached"),
     "a listing of something else": (stating(siblings=7), "can be reached"),
 }  # fmt: skip

@@ -118,15 +118,17 @@ def test_the_command_computes_the_forward_of_a_model(one: Case, tmp_path: Path) 
     assert "passes: 43 steps of 51" in ran("check", MODEL, held)
     (tmp_path / "other").mkdir()
     wrong = {"model.layers.1.mlp.down_proj": -arrays["model.layers.1.mlp.down_proj"]}
-    words = ("check", MODEL, npz(tmp_path / "other", arrays | wrong | {"input_ids": ids}))
+    apart = npz(tmp_path / "other", arrays | wrong)
+    np.save(tmp_path / "ids.npy", ids[0])
+    words = ("check", MODEL, apart, "--tokens", tmp_path / "ids.npy")
     done = run(*words)
     assert done.code == 1
     again = " ".join(done.out.replace("\\\n", "").split())
-    assert again.endswith(f"{words[2]} --only 'blocks.1.mlp_out'")
+    assert again.endswith(f"--only 'blocks.1.mlp_out' --tokens {tmp_path / 'ids.npy'}")
     assert "not covered blocks.*.q_rope, blocks.*.k_rope" in done.out
-    (tmp_path / "third").mkdir()
-    assert "input_ids" in refused("check", MODEL, npz(tmp_path / "third", arrays))
+    assert "--tokens FILE" in refused("check", MODEL, apart)
     assert "are not those of" in refused("check", LLAMA, held)
+    assert "are not those of" in refused("check", LLAMA, apart, *words[3:])
     assert "blocks.0.q_rope" in json.loads(run(*words, "--json").out)["not_covered"]
 
 

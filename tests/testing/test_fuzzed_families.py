@@ -23,6 +23,7 @@ from refimpl.oracle.steps import steps
 from refimpl.testing import fuzz
 from refimpl.testing.fuzz import Fuzzing
 
+UNJUDGED = "write the steps that are missing, or name those that you write with --only"
 THOROUGH = pytest.mark.thorough
 COPY = ["cp", "{case}/expected.safetensors", "{out}"]
 EMBED = """import sys; from safetensors.numpy import load_file, save_file
@@ -92,7 +93,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = [sys.executable, "-c"]
     assert run(*words, "--only", "logits", "--", *COPY).out == "case 0: pass\ncase 1: pass\n"
     some = run(*words, "--", *python, EMBED, "{case}", "{out}")
-    assert (some.code, some.out) == (3, "case 0: not judged\ncase 1: not judged\n")
+    assert (some.code, some.out) == (3, f"case 0: not judged\ncase 1: not judged\n{UNJUDGED}\n")
     for wrong, message in (
         (["--", "./absent"], "./absent: cannot be read"),
         (["--family", "lama", "--", *COPY], "lama: no such"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -139,12 +140,7 @@ def _download(hub: ModuleType, repository: str, revision: str) -> None:
         answered = isinstance(error, hub.errors.HfHubHTTPError)
         snapshot = None if answered else _snapshot(hub, repository, revision)
         if snapshot is None or _missing(snapshot):
-            raise RefimplError(
-                f"{repository}@{revision}: no download from {hub.constants.ENDPOINT} ({error})",
-                "a model that this account may download, and a server that can be reached",
-                "check the id; if it is gated or private, log in with `hf auth login` or set "
-                "HF_TOKEN; else check the network, and run the command again: it goes on",
-            ) from error
+            raise _refusal(hub, error, repository, revision) from error
     finally:
         logging.set_verbosity(verbosity)
 
@@ -166,6 +162,13 @@ def _download_absent(hub: ModuleType, repository: str, revision: str) -> None:
         _check(hub, re.compile(commit), facts.commit_hash, f"{of} commit", f"{commit}, as listed")
         _check(hub, ETAG, facts.etag, f"{of} ETag", "40 hexadecimal digits, or 64")
         _check(hub, re.compile(r"\d{1,19}"), str(sizes[name]), f"{of} size", "its bytes")
+    cache = Path(hub.constants.HF_HUB_CACHE)
+    disk = next(x for x in (cache, *cache.parents) if x.exists())
+    needed, free = sum(sizes[x] for x in absent), shutil.disk_usage(disk).free
+    if free < needed:
+        problem = f"{repository}@{revision} has {needed:,} bytes, and {free:,} are free in {disk}"
+        more = "free some space, or set HF_HUB_CACHE to another disk"
+        raise RefimplError(problem, "room for all files", more)
     for name in absent:
         bar = _bounded_bar(hub, sizes[name])
         hub.hf_hub_download(repository, name, revision=revision, tqdm_class=bar)
@@ -196,6 +199,25 @@ def _bounded_bar(hub: ModuleType, most: int) -> type:
             return super().update(n)
 
     return BoundedBar
+
+
+def _refusal(hub: ModuleType, error: Exception, repository: str, revision: str) -> RefimplError:
+    """Why a download failed."""
+    endpoint, login = hub.constants.ENDPOINT, "log in with `hf auth login`, or set HF_TOKEN"
+    match error:
+        case hub.errors.RevisionNotFoundError():
+            problem = f"{repository} has no revision {revision}"
+            expected = f"a branch, a tag or a whole commit of {endpoint}/{repository}"
+            remedy = f"check the revision, or omit @{revision}"
+        case hub.errors.RepositoryNotFoundError():
+            problem = f"{endpoint} has no model {repository}, or it is gated or private"
+            expected = "a model that this account may download"
+            remedy = f"check the id, ask for access at {endpoint}/{repository}, and {login}"
+        case _:
+            problem = f"{repository}@{revision} cannot be downloaded from {endpoint} ({error})"
+            expected = "a server that can be reached, and a whole download"
+            remedy = "check the network and HF_ENDPOINT, and run the command again: it goes on"
+    return RefimplError(problem, expected, remedy)
 
 
 def companion_files(path: Path, others: Iterable[str]) -> dict[str, Path]:
