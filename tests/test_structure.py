@@ -52,7 +52,7 @@ ALL_LINES, ALL_FILES = 25_000, 160  # limits, not the size of today
 PACKAGE_LINES = {  # limits of packages, of those that belong together, and of modules at the top
     "model": 3150, "method": 900, "pruners bases": 2000, "scoring allocation": 2250,
     "pruning": 850, "loading": 4000, "convert": 900, "running": 900,
-    "evaluation explanation": 1200, "onnx": 1150, "oracle testing": 3543, "show plot bench": 2000,
+    "evaluation explanation": 1200, "onnx": 1150, "oracle testing": 3557, "show plot bench": 2000,
     "cli": 1600, "": 439,
 }  # fmt: skip
 PACKAGE_TOKENS = {  # mean tokens per line: 5 % above those of 30 November 2026, when lines were cut
