@@ -18,7 +18,8 @@ from refimpl.loading.samples import Tokens
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
 from refimpl.pruners.counts import Pattern
-from refimpl.pruners.decision import Goal
+from refimpl.pruners.decision import Goal, PrunerOptions
+from refimpl.pruners.wanda import WANDA
 
 _FORMAT: Literal[6] = 6
 _LARGEST = 1 << 24  # no linear has more rows or columns; their products fit into 64 bits
@@ -151,6 +152,17 @@ class Targets:
         if self.compat == "peer":
             return float(self.linear_sparsity[block, linear])
         return int(self.linear_pruned[block, linear])
+
+    def probed_by(self, pruner: PrunerOptions) -> PrunerOptions:
+        """The pruner of the probes, if it must prune, too, in place of another.
+
+        Wanda's probes are cheap, and also for pruners of outer products (docs/study.md).
+        """
+        made, probes = self.origin, self.origin.get("perturbation") == "pruning"
+        also = made.get("pruner") == WANDA.name and pruner.record.needs == "products"
+        if not probes or made.get("correct") is None or also:
+            return pruner
+        return replace(pruner, pruner=made["pruner"], damping=made["damping"])
 
 
 def allocation_targets(

@@ -89,9 +89,8 @@ def prune_command(
     opened, output = where.read(model), how.output
     check_prune(opened, output, how.force)
     request = _request(context, how, opened.config.linears)
-    origin = request.origin if isinstance(request, scores_json.Targets) else {}
-    if origin.get("perturbation") == "pruning" and origin.get("correct") is not None:
-        probed = replace(pruner, pruner=origin["pruner"], damping=origin["damping"])
+    if isinstance(request, scores_json.Targets):
+        probed = request.probed_by(pruner)
         others = [x for x in ("pruner", "damping") if getattr(pruner, x) != getattr(probed, x)]
         file = f"{how.allocation}, which was measured with {probed.record.name}"
         refuse(context, others, file, "the pruner by which the blocks were probed")

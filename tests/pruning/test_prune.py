@@ -203,6 +203,20 @@ def test_an_allocation_knows_its_pruner(tmp_path: Path) -> None:
     assert "a file of scores with --allocation FILE and without --sparsity" in error
 
 
+def test_wandas_probes_allocate_for_pruners_of_outer_products(tmp_path: Path) -> None:
+    scored = tmp_path / "scores.json"
+    ran("score", LLAMA, *SMALL, "--sparsity", 0.5, "-o", scored)
+    for by in ("sparsegpt", "admm"):
+        words = (*SMALL, "-o", tmp_path / by, "--allocation", scored)
+        ran("prune", LLAMA, *words, "--pruner", by)
+        record = numbers(tmp_path / by / "pruning.json")
+        assert (record["method"], record["allocation"]["pruner"]) == (by, "wanda")
+        got = [sum(x["pruned"] for x in row["linears"]) for row in record["blocks"]]
+        assert got == json.loads(scored.read_text())["allocations"][0]["num_pruned"]
+    words = (*SMALL, "-o", tmp_path / "other", "--allocation", scored)
+    assert "measured with wanda" in refused("prune", LLAMA, *words, "--pruner", "magnitude")
+
+
 def test_the_allocation_of_a_sweep_names_its_eta(tmp_path: Path) -> None:
     words = (*SMALL, "--perturbation", "gaussian", "--eta", "0.03,0.5", "--correct", "absorption")
     ran("score", LLAMA, *words, "-o", tmp_path / "scores.json")
