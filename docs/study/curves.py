@@ -7,15 +7,17 @@ and of its size.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from refimpl import Request, Settings, read_model, text_tokens
 from refimpl.allocation.allocate import base_only, linear_counts
+from refimpl.model.forward import final_state
+from refimpl.model.stream import Stream
 from refimpl.pruners.decision import PrunerOptions
-from refimpl.scoring.context import final_states
-from refimpl.scoring.state_group import divergences
+from refimpl.scoring.state_group import PrunedBlocks, divergences
 
 AT, WANDA = np.array([0.4, 0.5, 0.6, 0.7]), PrunerOptions("wanda")  # the last is predicted
 LENGTH = 64  # of samples: one for costs of blocks; four decide and three judge for allocations
@@ -26,6 +28,33 @@ FORMS = {  # f of ln D = ln a + k f(s); k is that of each block, the median over
     "a s / (1 - s)": (lambda s: np.log(s / (1 - s)), np.ones_like),
 }
 TRIED = "uniform", "first block dense", "ATP", "ATP, other sign"
+
+
+def final_states(model, ids, calibration, counts, pruner, resources):
+    """Final states [S, D] of sequences [N, S], through blocks that are pruned one after another.
+
+    By counts [V, L, linears], each block is also pruned in every later way, on the first sequences,
+    with all others as in the first way. None leaves the model dense.
+    """
+    workers, dtype, config = resources.workers, resources.dtype, model.config
+    stream = Stream(model, dict(enumerate(ids)), dtype)
+    states = {(0, -1, n): h for n, h in stream.states.items()}
+    for i in range(config.num_blocks):
+        weights = model.block(i, dtype, workers.map)
+        first = stream.states = {n: states[0, -1, n] for n in range(calibration)}
+        pruned = {0: weights}
+        if counts is not None:
+            how = PrunedBlocks(counts, pruner)
+            pruned = how.pruned(i, range(len(counts)), stream, weights, workers)
+        begun = {(v, i, n): h for v in pruned if v > 0 for n, h in first.items()}
+        ways = [(h, 0) for h in states.values()] + [(h, v) for (v, _, _), h in begun.items()]
+        passed = workers.run([partial(stream.through, h, pruned[v]) for h, v in ways])
+        states = dict(zip([*states, *begun], passed, strict=True))
+        stream.advance({})
+        resources.tick()
+    last = partial(final_state, weights=model.head(dtype, slice(0)), config=config)
+    ends = workers.run([partial(last, h.stream) for h in states.values()])
+    return {key: x[0] for key, x in zip(states, ends, strict=True)}
 
 
 def costs(model, counts, ids, calibration, dense, resources):
