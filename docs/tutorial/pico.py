@@ -22,7 +22,6 @@ from safetensors.numpy import load_file
 READS = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attn_norm") | {"o_proj": "attn_heads"}
 READS |= {"gate_proj": "mlp_norm", "up_proj": "mlp_norm", "down_proj": "mlp_hidden"}
 
-
 # A model is a folder: facts, weights, and the id of each token. Here a token is one character.
 def read(folder):
     """A Llama's config, weights in float64, and the id of each character."""
@@ -38,12 +37,10 @@ def read(folder):
     model.ids = {x.replace("Ġ", " ").replace("Ċ", "\n"): i for x, i in vocab.items()}
     return model
 
-
 def samples(path, model, count=16, length=128):
     """Sequences of ids, spread evenly over a text. [B, S]"""
     ids = np.array([model.ids[x] for x in path.read_text("utf-8")])
     return np.stack([ids[i * (len(ids) - length) // (count - 1) :][:length] for i in range(count)])
-
 
 def start(folder):
     """The model of a folder, 16 sequences to calibrate on, and 16 of another text to test on."""
@@ -51,12 +48,10 @@ def start(folder):
     model = read(folder)
     return model, *(samples(folder / f"{x}.txt", model) for x in ("calibration", "evaluation"))
 
-
 # 1 The model, from ids to logits (page 1). A norm makes all states equally long.
 def rms_norm(x, weight, eps):
     """w x / sqrt(mean(x^2) + eps): each token to a root mean square of 1. [..., D]"""
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
-
 
 # A rotation tells attention where a token stands: two rotated vectors have a product that depends
 # on the distance of their tokens alone.
@@ -67,7 +62,6 @@ def rotate(x, theta):
     cos, sin, left, right = np.cos(angle), np.sin(angle), x[..., :half], x[..., half:]
     return np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
 
-
 # Attention mixes tokens: each gets a mean of the values of itself and of earlier tokens.
 def attention(q, k, v):
     """softmax(q k^T / sqrt(h)) v, each token seeing itself and earlier ones. -> [B, S, H h]"""
@@ -75,7 +69,6 @@ def attention(q, k, v):
     share = np.exp(q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])) * np.tri(q.shape[2])
     out = share / share.sum(axis=-1, keepdims=True) @ v
     return out.swapaxes(1, 2).reshape(len(q), q.shape[2], -1)
-
 
 # A block adds attention, and then an MLP, to the stream that it reads.
 def block(h, w, model):
@@ -96,14 +89,12 @@ def block(h, w, model):
     at["resid_post"] = at["resid_mid"] + at["mlp_out"]
     return at
 
-
 def forward(ids, model):
     """Logits of the next token. [B, S] -> [B, S, V]"""
     h = model.embed[ids]
     for w in model.blocks:
         h = block(h, w, model)["resid_post"]
     return rms_norm(h, model.final_norm, model.rms_norm_eps) @ model.head.T
-
 
 # 2 The paper's experiment (pages 2 and 3): perturb a block, and see what arrives at the end.
 def perturbed(h, i, eta, seed):
@@ -114,11 +105,9 @@ def perturbed(h, i, eta, seed):
     size, length = (np.linalg.norm(x, axis=-1, keepdims=True) for x in (h, e))
     return h + eta * size / length * e
 
-
 def drift(state, clean):
     """R = ||h' - h|| / ||h|| of each token. [B, S]"""
     return np.linalg.norm(state - clean, axis=-1) / np.linalg.norm(clean, axis=-1)
-
 
 def absorption_coefficients(ids, model, eta=0.01, seed=0):
     """r_l = E[R_L / R_l]: what later blocks leave of the drift of block l. [L]"""
@@ -133,13 +122,11 @@ def absorption_coefficients(ids, model, eta=0.01, seed=0):
         r.append(np.mean(drift(state, clean[-1]) / first))
     return np.array(r)
 
-
 # 3 Which weights matter (page 4). Wanda needs the weights and what they multiply, no training.
 def wanda_scores(w, at):
     """M = |W| sqrt(c), c_j = sum x_j^2 / B: a weight's size times its input's. name: [out, in]"""
     squares = {x: np.square(at[y]).sum(axis=(0, 1)) / len(at[y]) for x, y in READS.items()}
     return {x: np.abs(w[x]) * np.sqrt(squares[x]) for x in READS}
-
 
 # OWL protects blocks with many outliers among their scores.
 def owl(ids, model, sparsity, m=5.0, lam=0.08):
@@ -153,20 +140,17 @@ def owl(ids, model, sparsity, m=5.0, lam=0.08):
     protected = 2 * lam * (percent - np.min(percent)) / np.ptp(percent)
     return sparsity - protected + protected.mean()
 
-
 # 4 From coefficients to whole numbers of weights (page 5).
 def correction(r, strength=0.05, most=0.1):
     """c = clip(-strength (u - mean u)), u = clip(log r): what is amplified is protected. [L]"""
     u = np.clip(np.log(r), -np.log(3), np.log(3))
     return np.clip(-strength * (u - u.mean()), -most, most)
 
-
 def apportion(quotas, total):
     """Whole numbers that sum to a total: round down, then one more by largest remainder."""
     count = [int(q) for q in quotas]
     order = sorted(range(len(count)), key=lambda u: count[u] - quotas[u])
     return [n + (u in order[: total - sum(count)]) for u, n in enumerate(count)]
-
 
 def allocation(x, model, sparsity):
     """s = clip(x + shift, 0, 1) with the one shift that meets the budget, and exact counts."""
@@ -180,7 +164,6 @@ def allocation(x, model, sparsity):
     parts = ([Fraction(n * size, sum(row)) for size in row] for n, row in zip(zeros, sizes))
     return s, [apportion(quotas, n) for quotas, n in zip(parts, zeros)]
 
-
 # 5 Prune (page 6): block by block, each on what the pruned blocks before it produce.
 def wanda_keep(score, n):
     """Which weights stay if each row loses its lowest scores, n in all. [out, in]"""
@@ -189,7 +172,6 @@ def wanda_keep(score, n):
     if more:  # the rows whose next weight scores lowest lose one more
         lose[np.argsort(np.sort(score)[:, each], kind="stable")[:more]] += 1
     return np.argsort(np.argsort(score, kind="stable")) >= lose
-
 
 def pruned(ids, model, counts):
     """The model with as many zeros in each linear as `counts` says. [L, 7] -> model"""
@@ -202,24 +184,20 @@ def pruned(ids, model, counts):
         h = block(h, w, model)["resid_post"]
     return SimpleNamespace(**vars(model) | {"blocks": blocks})
 
-
 # 6 Measure (pages 6 and 7): how well a model predicts, and how far its predictions moved.
 def ln_p(ids, model):
     """Log probability of every next token. [B, S] -> [B, S, V]"""
     z = forward(ids, model)
     return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
-
 def nats(ids, model):
     """-mean ln p(next token) of each sequence. [B]"""
     p = np.take_along_axis(ln_p(ids[:, :-1], model), ids[:, 1:, None], axis=-1)
     return -p[..., 0].mean(axis=1)
 
-
 def perplexity(ids, model):
     """exp(-mean ln p(next token))."""
     return np.exp(nats(ids, model).mean())
-
 
 def change(before, after):
     """Percent of change in perplexity, and its uncertainty, from pairs of nats of sequences."""
@@ -227,12 +205,10 @@ def change(before, after):
     percent = 100 * np.expm1(d.mean())
     return percent, (100 + percent) * d.std(ddof=1) / np.sqrt(len(d))
 
-
 def divergence(ids, model, other):
     """KL(p || p') = sum p (ln p - ln p'), the mean over the tokens, in nats."""
     ln_p1, ln_p2 = ln_p(ids, model), ln_p(ids, other)
     return np.sum(np.exp(ln_p1) * (ln_p1 - ln_p2), axis=-1).mean()
-
 
 # 7 The allocation by measured harm (page 7): prune each block alone, then pay one price everywhere.
 def harms(ids, model, sparsity):
@@ -242,12 +218,10 @@ def harms(ids, model, sparsity):
     alone = ([counts[i] if i == one else [0] * 7 for i in each] for one in each)
     return np.array([divergence(ids, model, pruned(ids, model, x)) for x in alone])
 
-
 def equal_prices(below, at, above, sparsity, step=0.1):
     """s_l = s - ln(delta_l) / kappa: where one more zero costs the same in every block. [L]"""
     kappa = np.median(np.log(above / below)) / (2 * step)
     return sparsity - np.log(at) / kappa
-
 
 # 8 Everything: allocations with equally many zeros, compared in pairs with the first one.
 def compared(desired, model, calibration, test, targets=(0.5, 0.6, 0.7)):
@@ -263,14 +237,12 @@ def compared(desired, model, calibration, test, targets=(0.5, 0.6, 0.7)):
         print(f"{name:20} {''.join(f'{x:7.2f}' for x in found[name])}   {text}".rstrip())
     return found
 
-
 def continued(prompt, model, tokens=60):
     """The most likely continuation, one token after another."""
     ids, characters = [model.ids[x] for x in prompt], {i: x for x, i in model.ids.items()}
     for _ in range(tokens):
         ids.append(int(forward(np.array([ids]), model)[0, -1].argmax()))
     return "".join(characters.get(i, "?") for i in ids)
-
 
 def main(folder, sparsity=0.5, prompt="She had "):
     """Measure, allocate in three ways, prune, and compare predictions and texts."""
@@ -290,7 +262,6 @@ def main(folder, sparsity=0.5, prompt="She had "):
     print(f"dense: {continued(prompt, model)}")
     for name, (_, counts) in found.items():
         print(f"{name}: {continued(prompt, pruned(calibration, model, counts))}")
-
 
 if __name__ == "__main__":
     main(sys.argv[1])
