@@ -74,9 +74,10 @@ def parsed_scores(content: Any) -> ScoresDocument:
 
     Some files of format 6 have a `context`, which is left out.
     """
-    for x in content["allocations"] if isinstance(content.get("allocations"), list) else ():
-        if isinstance(x, dict):
-            x.pop("context", None)
+    if isinstance(every := content.get("allocations"), list):
+        less = [{k: y for k, y in x.items() if k != "context"} if isinstance(x, dict) else x
+                for x in every]  # fmt: skip
+        content = content | {"allocations": less}
     parsed = converted(content, ScoresDocument, exact=True)
     scores, made_for = parsed.scores, dict(parsed.scores.made_for)
     linears, at, etas = tuple(scores.linears), scores.pruned_at, tuple(x.eta for x in scores.sweep)
@@ -154,9 +155,10 @@ class Targets:
         return int(self.linear_pruned[block, linear])
 
     def probed_by(self, pruner: PrunerOptions) -> PrunerOptions:
-        """The pruner of the probes, if it must prune, too, in place of another.
+        """The pruner that prunes when this one is asked for: that of the probes, if there are any.
 
-        Wanda's probes are cheap, and also for pruners of outer products (docs/study.md).
+        An allocation by Wanda's probes, which are cheap, is also for pruners of outer products
+        (docs/study.md, "Other pruners").
         """
         made, probes = self.origin, self.origin.get("perturbation") == "pruning"
         also = made.get("pruner") == WANDA.name and pruner.record.needs == "products"

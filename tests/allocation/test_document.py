@@ -20,7 +20,7 @@ from tables import cases
 
 import refimpl
 from refimpl import Noise, Probes, RefimplError, Request, Scores, allocate, score
-from refimpl.allocation.scores_json import read_scores, scores_document
+from refimpl.allocation.scores_json import parsed_scores, read_scores, scores_document
 from refimpl.loading.files.documents import plain
 from refimpl.loading.samples import random_tokens
 from refimpl.running.outputs import json_text, write_text
@@ -159,6 +159,15 @@ def test_every_key_is_needed_and_no_other(pruning: bool) -> None:
             assert problem is not None, path
             named = name in problem or path[-1] in ("format", "kind")
             assert named, problem
+
+
+@pytest.mark.parametrize("context", [None, [1.3, 1.2]])
+def test_a_context_of_other_files_of_this_format_is_left_out(context: Any) -> None:
+    content = json.loads(text_of(True))
+    right = plain(parsed_scores(content).allocations)
+    for x in content["allocations"]:
+        x["context"] = context
+    assert plain(parsed_scores(content).allocations) == right
 
 
 @pytest.mark.parametrize(("old", "new", "path"), cases("allocation", "scores_values"))
