@@ -36,7 +36,7 @@ bench sparsegpt-4x256-qwen Qwen2.5-Coder-0.5B-Instruct $gpt $few --sparsity 0.6 
 bench magnitude SmolLM2-135M-Instruct --seeds 1 --pruner magnitude $few # 19 cells
 bench float64 SmolLM2-135M-Instruct --seeds 1 --sparsity 0.6 --bases uniform --dtype float64 # 4 cells
 bench admm-smollm2 SmolLM2-135M-Instruct $gpt --pruner admm --sparsity 0.6 --bases uniform,atp --base-option beta=0.0055 --jitter 0 --samples 8 --seq-len 512 # 3 cells
-# Wanda's probes for other pruners: SmolLM2 of refimpl 2b7f1512, Gemma by the library (refimpl.recommended) of fad8ab98.
+# Wanda's probes for other pruners: ADMM on SmolLM2 of refimpl 2b7f1512, the others by the library (refimpl.recommended) of fad8ab98.
 # --allocation uniform gives the first column, --sparsity 0.6 in place of the file the second (fad8ab98).
 # refimpl score real/SmolLM2-135M-Instruct --sparsity 0.6 --text real/text/sotu-1901-1979.txt -o scores.json
 # refimpl prune real/SmolLM2-135M-Instruct -o pruned --allocation scores.json --pruner admm --text real/text/sotu-1901-1979.txt
