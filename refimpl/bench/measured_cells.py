@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import structs
 
 from refimpl.allocation.allocate import Allocation, allocate, base_only, linear_counts, units_of
-from refimpl.allocation.request import Noise, Perturbation, Probes
+from refimpl.allocation.request import Noise, Perturbation, probes_for
 from refimpl.allocation.scores_json import Targets
 from refimpl.bench import cells as bench
 from refimpl.errors import RefimplError
@@ -68,7 +68,7 @@ class ModelBench:
         key = [cell.seed, request.record.name, request.options, request.correct]
         if request.correct == "divergence":
             key += [cell.pruner, cell.sparsity]
-            plan = Probes(seed=cell.seed, pruner=str(cell.pruner))
+            plan = probes_for(PrunerOptions(str(cell.pruner), seed=cell.seed))
         measured = self.measured.get(str(key))
         if request.correct is None:
             measured = measured or signals_of(self.model, request, tokens, running)

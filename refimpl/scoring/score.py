@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from refimpl.allocation.allocate import Allocation, allocate, base_only
-from refimpl.allocation.request import Noise, Perturbation, Probes, Request, require_resolved
+from refimpl.allocation.request import (
+    Noise,
+    Perturbation,
+    Probes,
+    Request,
+    probes_for,
+    require_resolved,
+)
 from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signals
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM
@@ -138,7 +145,7 @@ def recommended(
         model: From `read_model`.
         tokens: Token ids and where they came from.
         sparsity: Fraction of all prunable weights to prune, in [0, 1].
-        pruner: The pruner that will be used, by which blocks are probed.
+        pruner: The pruner that will be used, by which blocks are probed; ADMM's by Wanda.
         settings: How it runs.
         **changes: Fields of the settings to change.
 
@@ -157,7 +164,7 @@ def recommended(
         14592
     """
     how = pruner if isinstance(pruner, PrunerOptions) else PrunerOptions(pruner)
-    plan = Probes(pruner=how.record.name, damping=how.damping, seed=how.seed)
+    plan = probes_for(how)
     request = Request(sparsity=sparsity)
     settings = replace(settings or Settings(), **changes)
     scores = score(model, tokens, plan, request, settings, bases=())

@@ -69,13 +69,16 @@ def test_a_cell_is_score_prune_and_eval_to_the_bit(
         assert row["pruned"] == json.loads((case / "pruning.json").read_text())["total_pruned"]
 
 
-def test_a_cell_is_what_prune_gives_by_default(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("pruner", "probe"), [("wanda", "wanda"), ("admm", "wanda")])
+def test_a_cell_is_what_prune_gives_by_default(pruner: str, probe: str, tmp_path: Path) -> None:
     out, pruned = tmp_path / "bench", tmp_path / "pruned"
-    ran("bench", LLAMA, "--bases", "divergence", "--sparsity", "0.5", *WINDOWS, "-o", out)
-    ran("prune", LLAMA, "--sparsity", "0.5", "-o", pruned)
+    words = ("--sparsity", "0.5", "--pruner", pruner)
+    ran("bench", LLAMA, "--bases", "divergence", *words, *WINDOWS, "-o", out)
+    ran("prune", LLAMA, *words, "-o", pruned)
     record = json.loads((pruned / "pruning.json").read_text())
     _, row = rows_of(out)
     scores = json.loads((pruned / "scores.json").read_text())
+    assert (scores["scores"]["plan"]["pruner"], record["method"]) == (probe, pruner)
     assert row["block_sparsity"] == scores["allocations"][0]["corrected_sparsity"]
     assert (row["pruned"], row["tokens_sha256"]) == (
         record["total_pruned"],

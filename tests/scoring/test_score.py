@@ -287,9 +287,10 @@ def test_a_probe_of_a_block_takes_bits_beside_its_weights() -> None:
     assert zeros == counts[0, 0].tolist()
 
 
-def test_the_recommended_allocation_is_that_of_the_default_request() -> None:
-    scores, allocation = recommended(LLAMA, TOKENS, 0.5, "magnitude")
-    theirs = score(LLAMA, TOKENS, Probes(pruner="magnitude"), Request(sparsity=0.5), bases=())
+@pytest.mark.parametrize(("pruner", "probe"), [("magnitude", "magnitude"), ("admm", "wanda")])
+def test_the_recommended_allocation_is_that_of_the_default_request(pruner: str, probe: str) -> None:
+    scores, allocation = recommended(LLAMA, TOKENS, 0.5, pruner)
+    theirs = score(LLAMA, TOKENS, Probes(pruner=probe), Request(sparsity=0.5), bases=())
     np.testing.assert_array_equal(allocation.linear_pruned, allocate(theirs).linear_pruned)
     assert scores.plan == theirs.plan
 
