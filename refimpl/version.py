@@ -1,5 +1,5 @@
 """The version, in one place."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 SPEC = 3  # of the numbers: it changes only when an output changes
