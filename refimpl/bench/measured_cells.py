@@ -67,8 +67,8 @@ class ModelBench:
         plan: Perturbation = Noise(seed=cell.seed)
         key = [cell.seed, request.record.name, request.options, request.correct]
         if request.correct == "divergence":
-            key += [cell.pruner, cell.sparsity]
             plan = probes_for(PrunerOptions(str(cell.pruner), seed=cell.seed))
+            key += [plan.pruner, cell.sparsity]
         measured = self.measured.get(str(key))
         if request.correct is None:
             measured = measured or signals_of(self.model, request, tokens, running)
