@@ -16,6 +16,7 @@ from refimpl.loading.files.safetensors_file import ARRAY_DTYPES, SafetensorsFile
 from refimpl.loading.samples import Tokens
 from refimpl.model.attention import merge_heads, split_heads
 from refimpl.model.experts import ROUTER
+from refimpl.model.mixers.latent_attention import LatentAttention
 from refimpl.model.mixers.softmax_attention import Attention
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
@@ -30,6 +31,7 @@ from refimpl.oracle.vectors import KERNELS, check_vectors
 from refimpl.running.file_system import MIB, open_file
 
 TRANSFORMERS = "transformers"  # the word for the names of its modules
+PREFIX = r"^(.*?\.)??(?=\d+(\.|$))|^.*\."  # of a module's name, up to a block's number
 INPUT = ":input"  # behind a module's name: what it reads first, not what it returns
 LOGITS = "logits"  # the output of the model itself
 NAMES = "a JSON object: steps, such as blocks.{}.q, with the name of a module, or a list of names"
@@ -165,32 +167,30 @@ def candidate_steps(
 
 
 def _key(name: str, keys: Sequence[str]) -> str | None:
-    """The only key of a module, whose prefix may be absent on either side."""
+    """The only key of a module, whose prefix may be absent on either side, or another one."""
     if name in keys:
         return name
-    found = [key for key in keys if _is_tail(name, key) or _is_tail(key, name)]
+    end = re.sub(PREFIX, "", name)
+    alike = [key for key in keys if re.sub(PREFIX, "", key) == end]
+    found = [key for key in alike if f".{key}".endswith(f".{name}") or name.endswith(f".{key}")]
+    found = found or alike
     return found[0] if len(found) == 1 else None
-
-
-def _is_tail(short: str, long: str) -> bool:
-    """Whether a name lacks only a prefix without a block's number of the other."""
-    prefix = long.removesuffix(f".{short}")
-    return prefix != long and not any(part.isdigit() for part in prefix.split("."))
 
 
 def _as_step(x: Array, case: Case, step: str, fused: bool) -> Array:
     """An output, or the rows of a fused one, in the shape of its step; as it is if none fits.
 
-    A router's is packed bits, from the numbers of the experts of each token.
+    A router's is packed bits, from the numbers of the experts of each token, or shares of all.
     """
     truth, (n, s) = case.expected[step], case.inputs["token_ids"].shape
     heads, width = truth.shape[1] if truth.ndim == 4 else 1, truth.shape[-1]
-    experts, is_router = case.model.config.experts, step.endswith(ROUTER)
-    if truth.ndim < 3 or x.size % (n * s) or (is_router and x.dtype.kind not in "iu"):
+    experts = case.model.config.experts
+    if truth.ndim < 3 or x.size % (n * s):
         return x
-    if is_router and experts:
-        chosen = np.eye(experts.num_experts, dtype=bool)[x.reshape(n, s, -1) % experts.num_experts]
-        return np.packbits(chosen.any(axis=-2), axis=-1)
+    if experts and step.endswith(ROUTER):
+        x, one = x.reshape(n, s, -1), np.eye(experts.num_experts, dtype=bool)
+        chosen = one[x % experts.num_experts].any(axis=-2) if x.dtype.kind in "iu" else x != 0
+        return np.packbits(chosen, axis=-1)
     if truth.ndim == 4 and heads != s and x.shape == truth.shape:
         rows = merge_heads(x)
     else:
@@ -258,27 +258,34 @@ def transformers_sources(model: Model) -> Sources:
         for norm in ("attn_norm", "mlp_norm", "experts_norm"):
             add(of + norm, module(of + norm))
         if isinstance(mixer, Attention):
-            for x in (x for x in "qkv" if f"{x}_norm" not in config.weightless_norms):
+            for x in "qkv":
                 kinds = ("norm", "width_norm", "proj")[: 3 if config.qkv_limit is None else 1]
                 add(of + x, next(filter(None, (module(f"{of}{x}_{kind}") for kind in kinds)), ""))
-            for x in ("q_rope", "k_rope"):  # docs/how-to/candidates.md takes them
-                add(of + x, of + x)
+            if "v_norm" in config.weightless_norms:  # beside those with weights; not what v_proj is
+                add(f"{of}v", module(f"{of}q_norm").replace("q_norm", "v_norm"))
+        rotated = () if isinstance(mixer, LatentAttention) else ("q_rope", "k_rope")
+        for x in rotated[kind.temperature is not None :]:  # unscaled queries
+            add(of + x, of + x)
         ends = [x for x in ("o_proj", "out_proj") if x in config.linears[i]]
-        gate = module(f"{of}router")
-        parts = ("attn", ends[0] if len(ends) == 1 else "", ""), ("mlp", "down_proj", gate)
-        for part, linear, within in parts:
-            after = module(f"{of}{part}_post_norm") or module(of + linear)
-            after = after or within.rpartition(".")[0]
+        # The MLP in transformers is the module around its router.
+        mixture = re.sub(r"(\.(gate|router|proj|wg|layer))+$", "", module(f"{of}router"))
+        down = module(f"{of}down_proj") or mixture
+        if config.mlp_scale != 1:  # by the module around it
+            down = down.rpartition(".")[0]
+        for part, end in ("attn", module(of + ends[0]) if len(ends) == 1 else ""), ("mlp", down):
+            after = module(f"{of}{part}_post_norm") or end
             if config.residual_scale == 1:
                 add(f"{of}{part}_out", after, after.replace("block_sparse_moe", "mlp"))
-        if gate:  # its third output; transformers 5 has another name
-            add(of + ROUTER, *(f"{gate.replace(x, 'mlp')}:2" for x in ("mlp", "block_sparse_moe")))
+        if mixture and config.experts:  # experts, or shares of all; transformers 5 has other names
+            end = "" if config.experts.of_inputs else ":2"
+            homes = mixture, mixture.replace("block_sparse_moe", "mlp")
+            add(of + ROUTER, *(f"{x}.{y}{end}" for x in homes for y in ("gate", "router")))
         if not config.parallel_residual:
             add(f"{of}resid_mid", module(f"{of}mlp_norm") + INPUT)
         add(f"{of}block_embed_norm", module(f"{of}block_embed_gate") + INPUT)
         add(f"{of}block_embed_out", module(f"{of}block_embed_post_norm"))
-        last = i == config.num_blocks - 1
-        add(f"{of}resid_post", whole(i), (module("final_norm") if last else whole(i + 1)) + INPUT)
+        after = whole(i + 1) if i + 1 < config.num_blocks else module("final_norm")
+        add(f"{of}resid_post", whole(i), after + INPUT)
     head = module("lm_head")
     head = "lm_head" if head == module("embed") else head  # tied
     as_is = config.logit_scale == 1 and config.final_soft_cap is None

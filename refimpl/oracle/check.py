@@ -63,9 +63,17 @@ class Report:
 
     @property
     def unjudged_kinds(self) -> list[str]:
-        """Kinds of which no step was judged."""
-        judged = {kind_of(x.step) for x in self.steps if x.status in ("pass", "divergent")}
-        return [x for x in dict.fromkeys(kind_of(x.step) for x in self.steps) if x not in judged]
+        """Kinds of which no step was judged, of blocks with one mixer, or MLPs alike."""
+
+        def of(step: str) -> tuple[str, Any]:
+            parts = step.split(".")
+            block = parts[0] == "blocks" and self.case.model.config.blocks[int(parts[1])]
+            alike = block and (block.mixture if parts[2] == "mlp_out" else type(block.mixer))
+            return kind_of(step), alike
+
+        judged = {of(x.step) for x in self.steps if x.status in ("pass", "divergent")}
+        left = (x.step for x in self.steps if of(x.step) not in judged)
+        return list(dict.fromkeys(map(kind_of, left)))
 
 
 @checked
@@ -117,21 +125,15 @@ def check(
         )
     results = list[StepResult]()
     for name in wanted:
-        if name not in some:
-            if name in actual:
-                fault = "the method is judged in float32 and float64 alone"
-                results.append(StepResult(name, "unresolved", fault=fault))
-            else:
-                results.append(StepResult(name, "missing", fault="missing"))
-            continue
-        numbers = truth.own_error(name), truth.tolerance(name)
-        result = measures.step_result(name, actual, truth.values[name], *numbers)
-        if result.status == "divergent" and not result.fault:
-            if near := ties_of(truth, name, actual[name]):
-                result = replace(result, status="pass", near_ties=near)
-            elif follows_a_choice(truth, name):
-                fault = "a token at a router's edge may have gone to another expert"
-                result = replace(result, status="conditional", fault=fault)
+        numbers = (truth.own_error(name), truth.tolerance(name)) if name in some else (inf, inf)
+        right = truth.values[name] if name in some else case.expected[name]
+        result = measures.step_result(name, actual, right, *numbers)
+        wrong = result.status == "divergent"
+        if wrong and not result.fault and (near := ties_of(truth, name, actual[name])):
+            result = replace(result, status="pass", near_ties=near)
+        elif name in truth.given and follows_a_choice(truth, name, wrong):
+            fault = "a token at a router's edge may have gone to another expert"
+            result = replace(result, status="conditional", fault=fault)
         if result.status == "divergent" and all(x.status != "divergent" for x in results):
             result = replace(result, diagnose=partial(diagnosis, truth, result))
         results.append(result)
@@ -255,18 +257,21 @@ def router_ties(truth: Truth, step: str, array: Array) -> Positions:
     return positions(turned) if explained[turned].all() and turned.sum() <= most else ()
 
 
-def follows_a_choice(truth: Truth, step: str) -> bool:
-    """Whether a step follows from other experts: in 16 bits from those that were not written.
+def follows_a_choice(truth: Truth, step: str, wrong: bool) -> bool:
+    """Whether a step follows from other experts: in 16 bits, from those that were not written.
 
-    Experiments are those of the case, so they follow from its experts.
+    A wrong one may also follow from shares with edges. Experiments are those of the case, so they
+    follow from its experts.
     """
-    names = list(truth.case.expected)
-    before = [x for x in names[: names.index(step)] if x.endswith(ROUTER)]
+    behind = truth.behind(step)
     mixed = truth.config.experts
-    unsure = mixed is not None and mixed.scoring == "sparsemixer"  # whose shares have edges, too
-    lacks = any(unsure or x not in truth.given for x in before)
-    turned = any(not np.array_equal(truth.value(x), truth.case.expected[x]) for x in before)
-    return (turned and is_experiment(step)) or (lacks and truth.computed_in in measures.NARROW)
+    if truth.computed_in in measures.NARROW:
+        unsure = wrong and mixed is not None and mixed.scoring == "sparsemixer"
+        unsure = unsure and any(x.endswith("mlp_out") for x in {step, *behind})
+        return unsure or any(x.endswith(ROUTER) for x in behind)
+    expected = truth.case.expected if wrong and is_experiment(step) else {}
+    routers = (x for x in expected if x.endswith(ROUTER))
+    return any(not np.array_equal(truth.value(x), expected[x]) for x in routers)
 
 
 def keep_ties(keep: Keep, score: Array, relative: float | Array, rule: Rule) -> Positions:

@@ -15,7 +15,7 @@ import numpy as np
 from refimpl.model.ops import Array
 from refimpl.oracle import variants
 from refimpl.oracle.dense_steps import NamedArrays
-from refimpl.oracle.measures import FAULTS, StepResult, error_of, reads_of, stage_of
+from refimpl.oracle.measures import FAULTS, StepResult, error_of, stage_of
 from refimpl.oracle.mutations import function_at, slips
 from refimpl.oracle.rounding import ChangedModel
 from refimpl.oracle.steps import computed_again
@@ -54,25 +54,13 @@ def diagnosis(truth: Truth, result: StepResult) -> str:
                 break
         if len(found) == SAME or process_time() > end:
             break
-    words = ", or ".join(found)
-    if words:
+    if found:
         to = f"to {best:.0e}" if best else "exactly"
-        words += later(truth, result.step) if words.endswith("left out") else ""
-        return f"your numbers equal refimpl's {to} if {words}"
+        return f"your numbers equal refimpl's {to} if {', or '.join(found)}"
     text = where_wrong(truth, result)
     if truth.computed_in == "float64" and 1e-9 < least < 1e-5:
         text += "; the error has the size of float32 in some step"
     return text
-
-
-def later(truth: Truth, step: str) -> str:
-    """Words about a point that reads a step and is wrong, too: what is left out may come there."""
-    prefix, _, point = step.rpartition(".")
-    after = (x for x in truth.case.expected if x.startswith(prefix) and point in reads_of(x))
-    for name in (x for x in after if x in truth.given and x in truth.values):
-        if distance(name, truth.actual[name], truth.values[name]) > truth.tolerance(name):
-            return f"; {name}, which reads it, is wrong, too: does it come later?"
-    return ""
 
 
 def distance(step: str, candidate: Array, value: Array) -> float:

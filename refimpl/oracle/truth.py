@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf, isfinite
-from typing import Literal
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from refimpl.oracle.rounding import ARITHMETIC, FEWER, RoundedArray, rounding
 from refimpl.oracle.steps import TABLE, every_array
 from refimpl.pruners.pruner import SharedFactor, inverse_of_upper
 
-Start = Literal["stepwise", "block", "chained"]
+Start = str | frozenset[str]  # steps without errors: "stepwise" all, "chained" none, or some
 FEWER_BITS = (0, 8, 7)  # bits less than float32, in whose units own errors are
 ENDS = (".drift", ".alignment", RATIO, ".stderr", ".divergence")  # of steps of `EXPERIMENTS`
 
@@ -38,20 +37,23 @@ class Truth(StepInputs):
     computed_in: str
 
     def start_of(self, step: str) -> Start:
-        """From where the errors of earlier steps are part of it: the tokens, if not of its block.
+        """Which steps are exact: all, if what a step reads was written; else what was.
 
-        That is so for experiments, and where such a step was not written; SparseGPT's products are
-        steps of some blocks alone. A block is computed from the state before it, if that was.
+        Errors of experiments and of the method begin at the tokens. SparseGPT's products are steps
+        of some blocks alone.
         """
-        missing, behind = self.missing[step], {step}
+        missing = self.missing[step]
         unwritten = any(x in self.case.expected or x.endswith(".products") for x in missing)
         if not unwritten and not is_experiment(step):
             return "stepwise"
-        while more := {x for y in behind for x in self.missing.get(y, ())} - behind:
+        return (measures.stage_of(step) == "forward" and frozenset(self.given)) or "chained"
+
+    def behind(self, step: str) -> set[str]:
+        """What a step is computed from that was not written."""
+        behind, more = set[str](), {step}
+        while more := {x for y in more for x in self.missing.get(y, ())} - behind:
             behind |= more
-        prefix = ".".join(step.split(".")[:2]) + "."
-        inside = f"{prefix}resid_pre" in self.given and all(x.startswith(prefix) for x in behind)
-        return "block" if inside else "chained"
+        return behind
 
     def own_error(self, step: str) -> float:
         """Refimpl's own error of a step, from where the candidate did not write its inputs."""
@@ -145,7 +147,7 @@ def moved_by(function: Callable[[Array], Array], x: Array, relative: float) -> f
 
 def own_errors(case: Case, dtype: str, start: Start = "chained") -> OwnErrors:
     """Refimpl's own errors in a dtype by step: those of the case's folder, or measured once."""
-    key = f"{start}.{dtype}"
+    key = f"{start if isinstance(start, str) else sorted(start)}.{dtype}"
     if key not in case.errors:
         case.errors[key] = _measured(case, dtype, start)
     return case.errors[key]
@@ -154,7 +156,7 @@ def own_errors(case: Case, dtype: str, start: Start = "chained") -> OwnErrors:
 def _measured(case: Case, dtype: str, start: Start) -> OwnErrors:
     """The largest error by step of several samples (docs/explanation/tolerances.md)."""
     narrow = dtype in measures.NARROW
-    forward = start == "block" or narrow
+    forward = narrow or not isinstance(start, str)
     arrays = _computed(case, dtype, start, ARITHMETIC.get(dtype), forward)
     scale = 2.0**-FEWER if dtype == "float64" else 1.0
     errors = {name: x * scale for name, x in pooled_errors(case.expected, arrays).items()}
@@ -215,9 +217,9 @@ def _computed(
     case: Case, dtype: str, start: Start, kind: type[RoundedArray] | None, forward: bool
 ) -> Arrays:
     """Every step in a dtype that NumPy has, or rounded further; from blocks on the forward's."""
-    read = {"stepwise": "*", "block": "*.resid_pre", "chained": ""}[start]
-    choices = [x for x in case.expected if measure_of(x) in ("bits", "counts")]
-    given = {x: case.expected[x] for x in (*fnmatch.filter(case.expected, read), *choices)}
+    exact = [*case.expected] if start == "stepwise" else () if start == "chained" else start
+    choices = ("bits", "counts")
+    given = {k: x for k, x in case.expected.items() if k in exact or measure_of(k) in choices}
     arrays = every_array(case_inputs(case, given, dtype, kind), TABLE[:1] if forward else TABLE)
     return {name: np.asarray(x) for name, x in arrays.items()}
 

@@ -61,9 +61,10 @@ def verdict_lines(report: Report, candidate: str = "") -> Iterator[str]:
     if report.unknown:
         yield f"no steps of this case, and not checked: {_named(report.unknown)}"
     if report.verdict == "pass":
+        passed = sum(step.status == "pass" for step in report.steps)
         every = len(report.case.expected)
-        of = f" of {every:,}" if asked < every else ""
-        yield f"passes: {counted(asked, 'step')}{of}"
+        of = f" of {every:,}" if passed < every else ""
+        yield f"passes: {counted(passed, 'step')}{of}"
     elif first is not None:
         yield f"divergent, first at {first.step}: {_said(first)}"
         yield from [first.diagnosis] * bool(first.diagnosis)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from candidates import EACH_CASE, Arrays, needs_torch, single, write_arrays
 from conftest import FIXTURES, HERE
+from gates import CASES as FIXTURE_CASES
 from gates import case_of, model_of
 from program import ran, refused, run
 from refusals import refusal_of
@@ -314,12 +315,22 @@ def test_transformers_hooks_agree_with_every_case(name: str) -> None:
         assert (error < 1e-5, fault) == (True, ""), step
 
 
+REFUSED = {  # what the hooks of the page take of these
+    "exaone": 3,  # its own names; transformers has no such model, and reads it as Llama
+    "falcon_alibi": 1,  # transformers' eager attention adds the biases twice: families.md
+}
+NOT_RESOLVED = ("granite_hybrid", "olmo_hybrid", "phimoe", "qwen3_next")
+
+
 @needs_torch
-@pytest.mark.parametrize("fixture", ["olmoe", "llama4_text", "gemma3", "gemma4_small"])
-def test_the_hooks_of_the_page_serve_other_families(fixture: str, tmp_path: Path) -> None:
-    """Clipped queries, a complex rotation, and outputs that are views of another order."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fixture", FIXTURE_CASES)
+def test_the_hooks_of_the_page_serve_other_families(
+    fixture: str, dtype: str, tmp_path: Path
+) -> None:
+    """With other names of modules, clipped queries, a complex rotation, and views of outputs."""
     pytest.importorskip("transformers")
-    ids = Tokens(np.arange(8, 40).reshape(2, 16), "of the test", "ids")
+    ids = Tokens(np.random.default_rng(0).integers(5, 40, (2, 24)), "of the test", "ids")
     recipe = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))
     case = make_case(model_of(fixture), ids, recipe, tmp_path / "case")
     program = (HERE.parent / "docs" / "how-to" / "candidates.md").read_text()
@@ -330,15 +341,17 @@ def test_the_hooks_of_the_page_serve_other_families(fixture: str, tmp_path: Path
         ("hooks.safetensors", tmp_path / "hooks.safetensors"),
     ):
         program = re.sub(f'"{name}(?=["/])', f'"{path}', program)
-    exec(program, {})
+    experts = ', experts_implementation="eager"' if case.model.config.experts else ""
+    exec(program.replace("torch.float32", f"torch.{dtype}{experts}"), {})
     done = run("check", case.folder, tmp_path / "hooks.safetensors", "--names", "transformers")
-    assert done.code == 0, done.out
+    narrow = 3 if dtype == "bfloat16" and fixture in NOT_RESOLVED else 0
+    assert done.code == REFUSED.get(fixture, narrow), done.out
 
 
-def test_values_after_a_norm_without_weights_are_in_no_module_that_is_known() -> None:
+def test_values_after_a_norm_without_weights_are_in_the_module_of_that_norm() -> None:
     known = transformers_sources(model_of("gemma4_small"))
     assert {"blocks.0.q", "blocks.0.k", "blocks.4.block_embed_out"} <= known.keys()
-    assert [name for name in known if name.endswith(".v")] == []  # that of v_proj is another value
+    assert known["blocks.0.v"][0].endswith(".self_attn.v_norm")
 
 
 def test_a_complex_step_diverges_by_name() -> None:
