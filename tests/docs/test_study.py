@@ -28,9 +28,11 @@ DOCS = ROOT / "docs"
 STUDY = DOCS / "study"
 MODELS = {"smollm2": "SmolLM2-135M", "gemma": "Gemma-3-270m", "qwen": "Qwen2.5-Coder-0.5B"}
 FEW = ("sparsegpt-4x256-smollm2", "sparsegpt-4x256-qwen")
+ADMM = ("admm-smollm2", "admm-gemma")
+LATER = (*ADMM, "large-qwen")
+SHOWN = ("sparsegpt-smollm2", "admm-smollm2", "sparsegpt-gemma", "admm-gemma")
 OTHERS = ("sparsegpt-smollm2", "sparsegpt-gemma", *FEW, "magnitude")
 WITH_FLOOR = (*MODELS, *OTHERS, "sparsegpt-qwen", "float64")
-IN_CONTEXT = ("context-smollm2", "context-gemma", "context-qwen")
 TEXTS = ("speech", "novel")
 PUBLISHED = ("owl", "alphapruning", "dlp", "lsa", "atp")
 
@@ -78,18 +80,18 @@ def headline(names: Iterable[str]) -> str:
     return Table({head: [row[head] for row in rows] for head in heads}, 3).markdown()
 
 
-def in_context(names: Iterable[str]) -> str:
-    """A row per folder and text: perplexities, and what a step in context changes."""
+def pruners(names: Iterable[str]) -> str:
+    """A row per setting of these folders: perplexities of both texts, and their changes."""
     rows = []
-    for name in names:
-        (place,), (against,) = settings(name), settings(name, "divergence")
-        seeds = {row.seed for row in document(name).rows if row.allocation == "context"}
-        for j, text in enumerate(TEXTS):
-            model = against["context"][j].model.removesuffix("-Instruct")
-            row = {"model": model, "seeds": str(len(seeds)), "text": text}
-            order = ("divergence", "context")
-            row |= {base: number(place[base][j].perplexity) for base in order}
-            rows.append(row | {"against divergence": change(against["context"][j])})
+    for name, i, place in [(n, i, x) for n in names for i, x in enumerate(settings(n))]:
+        x, atp = first_of(place), place["atp"][0].allocation
+        row = {"model": x.model.removesuffix("-Instruct"), "pruner": x.pruner}
+        row["sparsity"] = f"{100 * x.sparsity:.0f} %"
+        for base in ("uniform", "atp", "divergence"):
+            row[base] = " / ".join(number(text.perplexity) for text in place[base])
+        for base, found in (("uniform", place), ("ATP", settings(name, atp)[i])):
+            row[f"against {base}"] = " / ".join(map(change, found["divergence"]))
+        rows.append(row)
     return Table({head: [row[head] for row in rows] for head in rows[0]}, 3).markdown()
 
 
@@ -118,7 +120,7 @@ def floors() -> str:
 def tables() -> dict[str, dict[str, str]]:
     """By page and region."""
     return {
-        "study.md": {"headline": headline(MODELS), "context": in_context(IN_CONTEXT)},
+        "study.md": {"headline": headline(MODELS), "pruners": pruners(SHOWN)},
         "explanation/numerics.md": {"floors": floors()},
     }
 
@@ -155,6 +157,13 @@ def test_sentences_have_the_numbers_of_the_rows() -> None:
     every = lowest(OTHERS).split()[0]
     assert lowest(OTHERS) == f"{every} of {every} settings"
     assert f"all {every} settings that ran" in study
+    assert f"both texts in {lowest(ADMM)}" in study
+    for place in settings("large-qwen"):
+        by_base = (place[base] for base in ("uniform", "divergence"))
+        said = (" / ".join(f"{x.perplexity:.1f}" for x in texts) for texts in by_base)
+        lowered = " and ".join(f"{-percent(*x.change)[0]:.0f}" for x in place["divergence"])
+        at = f"at {100 * first_of(place).sparsity:.0f} %"
+        assert f"from {' to '.join(said)} {at} (by {lowered} %" in study
     broken = [
         exp(texts[0].nats - texts[0].dense)
         for name in MODELS
@@ -184,25 +193,13 @@ def test_sentences_have_the_numbers_of_the_rows() -> None:
         assert " / ".join(f"{x.perplexity:.1f}" for x in found) in calibrate
 
 
-@pytest.mark.parametrize("name", IN_CONTEXT)
-def test_a_step_in_context_gains_what_the_page_says(name: str) -> None:
-    rows = {(row.allocation, row.seed): row.texts for row in document(name).rows}
-    said = []
-    for seed in range(3):
-        texts = zip(rows["context", seed], rows["divergence", seed], strict=True)
-        nats = (perplexity_of(a).minus(perplexity_of(b)).mean_nats for a, b in texts)
-        said.append(" / ".join(f"{percent(x, 0)[0]:+.1f}" for x in nats))
-    assert f"by {said[0]}, {said[1]} and {said[2]} %" in words_of(DOCS / "study.md")
-
-
 def test_one_program_made_all_rows_and_their_commands_say_how_many() -> None:
     every = {x.parent.name: document(x.parent.name).rows for x in STUDY.glob("*/bench.jsonl")}
     assert {len({str(row.versions) for row in rows}) for rows in every.values()} == {1}
-    later = ("context", "admm")  # runs
-    first = [rows[0].versions for name, rows in every.items() if not name.startswith(later)]
+    first = [rows[0].versions for name, rows in every.items() if name not in LATER]
     assert len({str(x) for x in first}) == 1
     commands = (STUDY / "commands.sh").read_text("utf-8")
-    said = re.findall(r"^(?:# )?bench ([\w-]+) .*# (\d+) cells$", commands, re.M)
+    said = re.findall(r"^(?:bench|later) ([\w-]+) .*# (\d+) cells$", commands, re.M)
     assert {name: int(count) for name, count in said} == {x: len(y) for x, y in every.items()}
 
 
