@@ -26,6 +26,8 @@ CASES = sorted(path.parent.name for path in FIXTURES.glob("*/expected.safetensor
 SAME_TABLES = [case for case in CASES if case != "llama_dynamic"]
 # Whose blocks ONNX has no operators for
 UNRECORDED = ("qwen3_5", "qwen3_5_moe", "qwen3_next", "olmo_hybrid")
+# In bfloat16 by hooks: outputs of recurrences, from attn_norm on, and shares with edges
+NOT_RESOLVED = ("granite_hybrid", "olmo_hybrid", "phimoe", "qwen3_next")
 GRAPH_CASES = [case for case in CASES if case not in UNRECORDED]
 # One of each way in which files store linears, and blocks differ; the others are thorough.
 LAYOUTS = (

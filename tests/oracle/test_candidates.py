@@ -14,7 +14,7 @@ import pytest
 from candidates import EACH_CASE, Arrays, needs_torch, single, write_arrays
 from conftest import FIXTURES, HERE
 from gates import CASES as FIXTURE_CASES
-from gates import case_of, model_of
+from gates import NOT_RESOLVED, case_of, model_of
 from program import ran, refused, run
 from refusals import refusal_of
 
@@ -319,7 +319,6 @@ REFUSED = {  # what the hooks of the page take of these
     "exaone": 3,  # its own names; transformers has no such model, and reads it as Llama
     "falcon_alibi": 1,  # transformers' eager attention adds the biases twice: families.md
 }
-NOT_RESOLVED = ("granite_hybrid", "olmo_hybrid", "phimoe", "qwen3_next")
 
 
 @needs_torch

@@ -9,7 +9,7 @@ import pytest
 from candidates import Arrays, StoredModel, written
 from checkpoints import config_of, write
 from crafted_cases import copied_tensors
-from gates import CASES, model_of
+from gates import CASES, NOT_RESOLVED, model_of
 
 from refimpl import read_model
 from refimpl.loading.samples import Tokens
@@ -145,11 +145,6 @@ def test_without_its_choice_a_candidate_is_inconclusive() -> None:
     some = {k: x for k, x in actual.items() if k not in between}
     (alone,) = check(case, some, ("blocks.1.attn_norm",)).steps
     assert alone.status == "conditional"  # right or wrong, it follows from that choice
-
-
-NOT_RESOLVED = {  # outputs of recurrences, from attn_norm on, and shares with edges
-    "granite_hybrid", "olmo_hybrid", "phimoe", "qwen3_next",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(
