@@ -43,6 +43,14 @@ def requested_by_name(name: str, sparsity: float) -> Request:
     return Request(base, options, sparsity, cast(Any, correct or None))
 
 
+def pruner_by_name(name: str, seed: int) -> PrunerOptions:
+    """What the name of a pruner asks for: PRUNER[+refit]."""
+    pruner, plus, refit = name.partition("+")
+    if plus and refit != "refit":
+        raise RefimplError(f"pruner {name!r}", "PRUNER, or PRUNER+refit", "correct the name")
+    return PrunerOptions(pruner, seed=seed, refit=bool(plus))
+
+
 class BenchText(Document, frozen=True, kw_only=True):
     """A text by name, with the SHA-256 of its file; null for a text that comes with refimpl."""
 
@@ -108,7 +116,7 @@ class Grid(Checked):
     options: Mapping[str, float | str] = option(
         dict, "Option of the last base; may be repeated.", "NAME=VALUE", name="base_option"
     )
-    pruner: str = common_option(WANDA.name, "Pruners.", "A,B")
+    pruner: str = common_option(WANDA.name, "Pruners, or PRUNER+refit.", "A,B")
     seeds: AtLeastOne = common_option(
         1,
         "Sets of calibration tokens with which every cell is repeated, each with its own samples "
@@ -129,7 +137,7 @@ class Grid(Checked):
             raise RefimplError(f"`bases={self.bases}`", "names of allocations", step)
         for cell in [*self.cells("", "")][1:]:
             requested_by_name(str(cell.allocation), cell.sparsity)
-            PrunerOptions(str(cell.pruner))
+            pruner_by_name(str(cell.pruner), cell.seed)
 
     def cells(self, model: str, sha256: str) -> Iterator[BenchRow]:
         """The row of the dense model, of each cell, and of reruns, before measuring."""

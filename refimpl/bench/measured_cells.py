@@ -22,7 +22,6 @@ from refimpl.loading.text import model_tokens, model_windows
 from refimpl.method.projection import project
 from refimpl.model.model import Model
 from refimpl.model.ops import Array
-from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruning.prune import prune
 from refimpl.running.file_system import ResumableError, remove, work_folder, work_path
 from refimpl.running.outputs import check_parent, real_path
@@ -67,7 +66,7 @@ class ModelBench:
         plan: Perturbation = Noise(seed=cell.seed)
         key = [cell.seed, request.record.name, request.options, request.correct]
         if request.correct == "divergence":
-            plan = probes_for(PrunerOptions(str(cell.pruner), seed=cell.seed))
+            plan = probes_for(bench.pruner_by_name(str(cell.pruner), cell.seed))
             key += [plan.pruner, cell.sparsity]
         measured = self.measured.get(str(key))
         if request.correct is None:
@@ -91,7 +90,7 @@ class ModelBench:
         if cell.pruner is not None:
             allocation, tokens = self.allocation(cell, stage(0)), self.tokens["prune"][cell.seed]
             target = jittered(allocation, model, cell.jitter) if cell.jitter else allocation
-            pruner = PrunerOptions(cell.pruner, seed=cell.seed)
+            pruner = bench.pruner_by_name(cell.pruner, cell.seed)
             done = prune(model, out, target, pruner, tokens, settings=stage(1), force=True)
             model = read_model(out)
             facts["block_sparsity"] = tuple(allocation.corrected_sparsity.tolist())

@@ -18,10 +18,10 @@ from refimpl.evaluation.likelihood import LOG_MOST
 from refimpl.loading.files.documents import converted
 from refimpl.model.ops import Array
 from refimpl.plot.style import (
-    DASHES,
     INK,
     Look,
     block_axis,
+    dashes,
     figure_axes,
     looks,
     per_block,
@@ -194,12 +194,11 @@ def comparison(
         heading, measure, curves, dense, facts = measured_curves(evaluations)
     with figure_axes(ax, heading, facts) as ax:
         styles = looks(dict.fromkeys(name for _, name in curves))
-        pruners = {pruner for pruner, _ in curves}
+        lines = dashes(dict.fromkeys(pruner for pruner, _ in curves))
         for (pruner, allocation), values in curves.items():
-            label = f"{pruner}, {allocation}" if len(pruners) > 1 else allocation
-            dash = DASHES.get(pruner.rpartition(", ")[2], "-")
+            label = f"{pruner}, {allocation}" if len(lines) > 1 else allocation
             x, y, error = (*values.T, None)[:3]
-            points(ax, label, y, error, styles[allocation], line=dash, x=x)
+            points(ax, label, y, error, styles[allocation], line=lines[pruner], x=x)
         if isfinite(dense):
             ax.axhline(dense, color=INK, linewidth=0.8, linestyle=":", label="dense")
         every = sorted({float(x) for values in curves.values() for x in values[:, 0]})

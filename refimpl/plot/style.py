@@ -52,7 +52,13 @@ LOOKS = {
     "divergence": Look("#2f80e4", "*"),
 }
 MARKERS = "<>pHhd8"
-DASHES = {"wanda": "-", "sparsegpt": "--", "magnitude": ":", "random": "-."}
+DASHES: Any = {"": "-", "wanda": "-", "sparsegpt": "--", "magnitude": ":", "random": "-."}
+
+
+def dashes(pruners: Iterable[str]) -> dict[str, Any]:
+    """The line of each pruner, by its name; "admm", "wanda + refit", … share the other lines."""
+    others = cycle([(0, (9, 2)), (0, (6, 1, 1, 1)), (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1))])
+    return {x: DASHES.get(x.rpartition(", ")[2]) or next(others) for x in pruners}
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
@@ -131,7 +137,7 @@ def title(ax: "Axes", heading: str, facts: Sequence[str] = ()) -> None:
 
 
 def points(
-    ax: "Axes", name: str, y: Array, error: Array | None, look: Look, line: str, x: Any = None
+    ax: "Axes", name: str, y: Array, error: Array | None, look: Look, line: Any, x: Any = None
 ) -> None:
     """Points with their standard errors; unknown values are gaps, unknown errors have no bar."""
     bars = None if error is None or not np.isfinite(error).any() else np.nan_to_num(error)

@@ -60,7 +60,9 @@ def test_a_cell_is_score_prune_and_eval_to_the_bit(
         sparsity = ("--sparsity", row["sparsity"])
         ran("score", LLAMA, *words.split(), *sparsity, *tokens, *seed, "-o", f"{case}.json")
         ran("allocate", f"{case}.json", "-o", f"{case}-allocation.json")
-        target = ("--allocation", f"{case}-allocation.json", "--pruner", pruner)
+        method, *refit = pruner.split("+")
+        target = ("--allocation", f"{case}-allocation.json", "--pruner", method)
+        target += tuple(f"--{x}" for x in refit)
         calibration = tokens if pruner != "magnitude" else ()
         ran("prune", LLAMA, "-o", case, *target, *calibration)
         by_hand = json.loads(ran("eval", case, "--text", TEXT, *WINDOWS, "--json"))
@@ -69,16 +71,19 @@ def test_a_cell_is_score_prune_and_eval_to_the_bit(
         assert row["pruned"] == json.loads((case / "pruning.json").read_text())["total_pruned"]
 
 
-@pytest.mark.parametrize(("pruner", "probe"), [("wanda", "wanda"), ("admm", "wanda")])
-def test_a_cell_is_what_prune_gives_by_default(pruner: str, probe: str, tmp_path: Path) -> None:
-    out, pruned = tmp_path / "bench", tmp_path / "pruned"
-    words = ("--sparsity", "0.5", "--pruner", pruner)
-    ran("bench", LLAMA, "--bases", "divergence", *words, *WINDOWS, "-o", out)
-    ran("prune", LLAMA, *words, "-o", pruned)
+@pytest.mark.parametrize(
+    ("name", "probe"), [("wanda", "wanda"), ("admm", "wanda"), ("sparsegpt+refit", "sparsegpt")]
+)
+def test_a_cell_is_what_prune_gives_by_default(name: str, probe: str, tmp_path: Path) -> None:
+    out, pruned, (pruner, *refit) = tmp_path / "bench", tmp_path / "pruned", name.split("+")
+    words = ("--sparsity", "0.5", "--pruner")
+    ran("bench", LLAMA, "--bases", "divergence", *words, name, *WINDOWS, "-o", out)
+    ran("prune", LLAMA, *words, pruner, *[f"--{x}" for x in refit], "-o", pruned)
     record = json.loads((pruned / "pruning.json").read_text())
     _, row = rows_of(out)
     scores = json.loads((pruned / "scores.json").read_text())
     assert (scores["scores"]["plan"]["pruner"], record["method"]) == (probe, pruner)
+    assert record.get("refit", False) == bool(refit)
     assert row["block_sparsity"] == scores["allocations"][0]["corrected_sparsity"]
     assert (row["pruned"], row["tokens_sha256"]) == (
         record["total_pruned"],

@@ -25,7 +25,7 @@ from refimpl.bench.cells import read_bench
 from refimpl.bench.tables import summaries
 from refimpl.loading.text import text_windows
 from refimpl.model.ops import Array
-from refimpl.plot.style import FILE_METADATA, LOOKS, looks, plain_text
+from refimpl.plot.style import FILE_METADATA, LOOKS, dashes, looks, plain_text
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 HOSTILE = ['x" onload="alert(1)', "<b>", "$x$", "a|b", "]]>", "--><script>alert(1)</script>"]
@@ -110,6 +110,8 @@ def test_a_comparison_is_drawn_as_multiples_of_the_dense_perplexity() -> None:
     assert errors is not None
     assert errors[1] == pytest.approx(values[1] * error)
     assert "SmolLM2-135M-Instruct, wanda,\nmean over" in ax.texts[0].get_text()
+    names = ["wanda", "sparsegpt", "admm", "admm+refit", "magnitude", "of my own", "random"]
+    assert len({*dashes(names).values()}) == len(names)
 
 
 def test_arrays_do_as_well() -> None:
