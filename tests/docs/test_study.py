@@ -3,6 +3,7 @@
 PYTHONPATH=.:tests python tests/docs/test_study.py    writes the tables
 """
 
+import csv
 import re
 import subprocess
 import sys
@@ -28,9 +29,10 @@ DOCS = ROOT / "docs"
 STUDY = DOCS / "study"
 MODELS = {"smollm2": "SmolLM2-135M", "gemma": "Gemma-3-270m", "qwen": "Qwen2.5-Coder-0.5B"}
 FEW = ("sparsegpt-4x256-smollm2", "sparsegpt-4x256-qwen")
-ADMM = ("admm-smollm2", "admm-gemma")
-LATER = (*ADMM, "large-qwen")
-SHOWN = ("sparsegpt-smollm2", "admm-smollm2", "sparsegpt-gemma", "admm-gemma")
+ADMM = ("admm-smollm2", "admm-gemma", "admm-qwen")
+LATER = (*ADMM, "admm-refit-smollm2", "large-qwen")
+SMOLLM2 = ("sparsegpt-smollm2", "admm-smollm2", "admm-refit-smollm2")
+SHOWN = (*SMOLLM2, "sparsegpt-gemma", *ADMM[1:])
 OTHERS = ("sparsegpt-smollm2", "sparsegpt-gemma", *FEW, "magnitude")
 WITH_FLOOR = (*MODELS, *OTHERS, "sparsegpt-qwen", "float64")
 TEXTS = ("speech", "novel")
@@ -95,6 +97,13 @@ def pruners(names: Iterable[str]) -> str:
     return Table({head: [row[head] for row in rows] for head in rows[0]}, 3).markdown()
 
 
+def seconds() -> str:
+    """What each pruner and allocation costs, and gives."""
+    with (STUDY / "seconds.csv").open(encoding="utf-8", newline="") as file:
+        rows = [*csv.DictReader(line for line in file if not line.startswith("#"))]
+    return Table({head: [row[head] for row in rows] for head in rows[0]}, 2).markdown()
+
+
 def measured_floors(name: str) -> list[Summary]:
     """Of each setting with reruns, and each text: a summary that has the floor."""
     return [x for place in settings(name) for x in place["uniform"] if isfinite(x.floor)]
@@ -120,7 +129,7 @@ def floors() -> str:
 def tables() -> dict[str, dict[str, str]]:
     """By page and region."""
     return {
-        "study.md": {"headline": headline(MODELS), "pruners": pruners(SHOWN)},
+        "study.md": {"headline": headline(MODELS), "pruners": pruners(SHOWN), "seconds": seconds()},
         "explanation/numerics.md": {"floors": floors()},
     }
 
