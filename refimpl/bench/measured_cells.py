@@ -56,8 +56,7 @@ class ModelBench:
         shared, seeds = self.shared, self.shared.seeds
         count = (default[0] if shared.samples is None else shared.samples) * seeds
         tokens = model_tokens(self.model, self.text, None, count, shared.seq_len, 0, True, default)
-        every = (tokens.ids[n::seeds] for n in range(seeds))
-        return [replace(tokens, ids=np.ascontiguousarray(ids)) for ids in every]
+        return [replace(tokens, ids=tokens.ids[n::seeds].copy()) for n in range(seeds)]
 
     def allocation(self, cell: bench.BenchRow, running: Settings) -> Allocation:
         """The allocation of a cell; what others need of its measurement is kept."""

@@ -130,9 +130,8 @@ def _sections(results: Sequence[Drawable]) -> Iterator[tuple[str, list[Panel], s
             error = nan if text.perplexity_stderr is None else text.perplexity_stderr
             of_runs["perplexity"].append(with_error(value, error))
         yield "Evaluations", shown, table_html(Table(of_runs, left=2))
-    for bench in (x for x in results if isinstance(x, Comparison)):
-        table = table_html(bench_table(bench))
-        yield "Comparison", panels([bench]), f"{table}\n<p>{html(LEGEND)}</p>"
+    for one in (x for x in results if isinstance(x, Comparison)):
+        yield "Comparison", panels([one]), f"{table_html(bench_table(one))}\n<p>{html(LEGEND)}</p>"
 
 
 def picture(panel: Panel, prefix: str) -> str:

@@ -52,13 +52,13 @@ LOOKS = {
     "divergence": Look("#2f80e4", "*"),
 }
 MARKERS = "<>pHhd8"
-DASHES: Any = {"": "-", "wanda": "-", "sparsegpt": "--", "magnitude": ":", "random": "-."}
 
 
 def dashes(pruners: Iterable[str]) -> dict[str, Any]:
     """The line of each pruner, by its name; "admm", "wanda + refit", … share the other lines."""
-    others = cycle([(0, (9, 2)), (0, (6, 1, 1, 1)), (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1))])
-    return {x: DASHES.get(x.rpartition(", ")[2]) or next(others) for x in pruners}
+    known = {"": "-", "wanda": "-", "sparsegpt": "--", "magnitude": ":", "random": "-."}
+    others = cycle([(0, (1.5, 1)), (0, (0.6, 0.6)), (0, (4, 0.7)), (0, (1, 4))])
+    return {x: known.get(x.rpartition(", ")[2]) or next(others) for x in pruners}
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
@@ -103,6 +103,8 @@ def drawn(panels: Sequence[Callable[..., Any]]) -> "Figure":
         parts = figure.subfigures(rows, columns, squeeze=False).ravel()  # each with its layout
         for part, draw in zip(parts, panels, strict=False):
             draw(ax=part.subplots())
+        tall = [x.get_legend().get_window_extent().height for x in figure.axes if x.get_legend()]
+        figure.set_figheight(rows * max(_HEIGHT, _HEIGHT - 0.9 + max(tall, default=0) / figure.dpi))
     return figure
 
 
@@ -116,7 +118,7 @@ def figure_axes(ax: "Axes | None", heading: str, facts: Sequence[str] = ()) -> I
         yield ax
         handles, names = ax.get_legend_handles_labels()
         if handles:  # below the axes, in as many columns as the names allow
-            columns = max(1, min(4, len(names), 72 // (6 + max(map(len, names)))))
+            columns = max(1, min(4, len(names), 49 // max(map(len, names))))
             place = {"loc": "upper left", "bbox_to_anchor": (-0.13, 0), "borderaxespad": 4.2}
             ax.legend(handles, names, ncols=columns, fontsize=8, **place)
         title(ax, heading, facts)

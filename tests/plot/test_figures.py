@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from math import exp
 from pathlib import Path
@@ -26,6 +27,7 @@ from refimpl.bench.tables import summaries
 from refimpl.loading.text import text_windows
 from refimpl.model.ops import Array
 from refimpl.plot.style import FILE_METADATA, LOOKS, dashes, looks, plain_text
+from refimpl.plot.style import drawn as drawn_figure
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 HOSTILE = ['x" onload="alert(1)', "<b>", "$x$", "a|b", "]]>", "--><script>alert(1)</script>"]
@@ -112,6 +114,16 @@ def test_a_comparison_is_drawn_as_multiples_of_the_dense_perplexity() -> None:
     assert "SmolLM2-135M-Instruct, wanda,\nmean over" in ax.texts[0].get_text()
     names = ["wanda", "sparsegpt", "admm", "admm+refit", "magnitude", "of my own", "random"]
     assert len({*dashes(names).values()}) == len(names)
+
+
+def test_a_long_legend_is_not_cut_off() -> None:
+    values = {f"base number {i} + divergence": [(0.5, 20 + i), (0.7, 40 + i)] for i in range(16)}
+    figure = drawn_figure([partial(plot.comparison, values)])
+    figure.draw_without_rendering()
+    (ax,), legend = figure.axes, figure.axes[0].get_legend().get_window_extent()
+    assert 0 <= legend.x0 < legend.x1 <= figure.bbox.width
+    assert 0 <= legend.y0 < legend.y1 < ax.bbox.y0
+    assert ax.bbox.height > 0.8 * figure.dpi
 
 
 def test_arrays_do_as_well() -> None:
