@@ -36,8 +36,8 @@ bench sparsegpt-4x256-qwen Qwen2.5-Coder-0.5B-Instruct $gpt $few --sparsity 0.6 
 bench magnitude SmolLM2-135M-Instruct --seeds 1 --pruner magnitude $few # 19 cells
 bench float64 SmolLM2-135M-Instruct --seeds 1 --sparsity 0.6 --bases uniform --dtype float64 # 4 cells
 
-# Of refimpl 2e6e3de5 (uniform and ATP with ADMM: e5dcef3c; admm-qwen: 82691478; admm-refit-smollm2 and seconds.csv:
-# d1739f88): 2 to 4 minutes of processor time for a cell, 7 of large-qwen and with a refit, 20 of admm-qwen.
+# Of refimpl 2e6e3de5 (uniform and ATP with ADMM: e5dcef3c; admm-qwen: 82691478, at 50 % d1739f88; admm-refit-smollm2 and
+# seconds.csv: d1739f88): 2 to 4 minutes of processor time for a cell, 7 of large-qwen and with a refit, 20 of admm-qwen.
 later() { # folder, model, options; Wanda probes on 4 x 128 tokens, and a pruner has 8 x 512
   refimpl bench "real/$2" --text real/text/sotu-1901-1979.txt --window 512 --measure-on real/text/sotu-1980-on.txt \
     --measure-on real/text/austen-persuasion.txt -o "docs/study/$1" "${@:3}"
@@ -46,7 +46,7 @@ later() { # folder, model, options; Wanda probes on 4 x 128 tokens, and a pruner
 line="--pruner admm --windows 8 --bases uniform,divergence,atp --base-option beta=0.0055"
 later admm-smollm2 SmolLM2-135M-Instruct $line # 10 cells
 later admm-gemma gemma-3-270m $line # 10 cells
-later admm-qwen Qwen2.5-Coder-0.5B-Instruct $line --sparsity 0.6 # 4 cells
+later admm-qwen Qwen2.5-Coder-0.5B-Instruct $line --sparsity 0.6,0.5 # 7 cells
 later admm-refit-smollm2 SmolLM2-135M-Instruct $line --sparsity 0.6 --pruner admm+refit # 4 cells
 later large-qwen Qwen2.5-Coder-1.5B-Instruct --sparsity 0.5,0.6 --windows 4 # 5 cells
 for pruner in wanda sparsegpt admm; do # seconds.csv: user time of prune, whose models eval measures
