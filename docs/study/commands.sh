@@ -58,6 +58,8 @@ for pruner in wanda sparsegpt admm; do # seconds.csv: user time of prune, whose 
     done
   done
 done
+# Probes of another pruner, at 60 %: score MODEL --sparsity 0.6 [--pruner admm] --text real/text/sotu-1901-1979.txt -o FILE, then
+# prune MODEL --allocation FILE --pruner sparsegpt|admm, and eval as above (refimpl fad8ab98; ADMM's own probes: 2e6e3de5).
 python docs/study/curves.py real/text/sotu-1901-1979.txt real/SmolLM2-135M-Instruct real/gemma-3-270m # cost curves
 export OPENBLAS_CORETYPE=Prescott # another kernel of BLAS
 bench prescott SmolLM2-135M-Instruct --sparsity 0.6 --bases uniform --jitter 0 # 4 cells
