@@ -22,7 +22,7 @@ from refimpl.loading.files.documents import (
 )
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.wanda import WANDA
-from refimpl.running.outputs import write_text
+from refimpl.running.outputs import check_file, write_text
 
 CORRECTIONS = get_args(Correction)
 BENCH, TABLE_FILE, BENCH_FORMAT = "bench.jsonl", "table.md", 2
@@ -196,6 +196,7 @@ def rows_on_file(folder: Path, settings: BenchSettings, weights: Mapping[str, st
         folder.mkdir(exist_ok=True)
         write_text(path, _line({"format": BENCH_FORMAT, "settings": settings}))
         return Comparison(settings, ())
+    check_file(folder / TABLE_FILE, {}, force=True)
     stored = read_bench(path)
     old, new = (plain(x) for x in (stored.settings, settings))
     what = [f"{x}: {old[x]} there, {new[x]} here" for x in old if old[x] != new[x]]

@@ -125,6 +125,5 @@ def change(text: Summary) -> str:
     (nats, stderr), (value, error) = text.change, percent(*text.change)
     if not isfinite(value):
         return "-"
-    sign = "+" if value > 0 else ""
     is_finding = text.count > 1 and abs(nats) > t_quantile(text.count - 1) * stderr
-    return f"{'' if is_finding else '~ '}{sign}{with_error(value, error, '.3g')} %"
+    return f"{'' if is_finding else '~ '}{'+' * (value > 0)}{with_error(value, error, '.3g')} %"

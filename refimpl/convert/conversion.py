@@ -10,7 +10,7 @@ from refimpl.errors import need
 from refimpl.loading.checkpoint import claim, config_file
 from refimpl.loading.config_json import read_config
 from refimpl.loading.files.documents import read_file
-from refimpl.loading.files.hub import companion_files, local_files, refuse_links_away
+from refimpl.loading.files.hub import LARGEST, companion_files, local_files, refuse_links_away
 from refimpl.loading.files.safetensors_file import (
     QUANTISATION,
     ConvertedTensor,
@@ -24,7 +24,6 @@ from refimpl.running.threads import Progress
 
 FloatDtype = Literal["float32", "float16", "bfloat16"]
 STORED_NAMES = {dtype.name: name for name, dtype in STORED_DTYPES.items()}
-LARGEST_FILE = 1 << 30  # bytes, beside the weights
 
 
 @dataclass(frozen=True)
@@ -101,4 +100,4 @@ def _from_folder(path: Path) -> Contents:
     claim(tensors, read_config(entries, source), path)  # type: ignore[arg-type]
     beside = companion_files(path, [file.path.name for file in files])
     refuse_links_away(path, beside.values())
-    return entries, tensors, {name: read_file(x, LARGEST_FILE) for name, x in beside.items()}
+    return entries, tensors, {name: read_file(x, LARGEST) for name, x in beside.items()}

@@ -93,7 +93,7 @@ def costs(scores: Scores, errors: AllocationErrors | None) -> list[str]:
         goal = "is reached" if points <= wanted else "needs more --samples"
         said.append(f"The goal, {wanted:.3g} points, {goal}.")
     whole = 100 * float(np.sqrt(np.square(errors.combined).mean()))
-    return [*said, f"With the spread of kappa over the blocks, the error is {whole:.2g}."]
+    return [*said, f"With the spread of kappa over the blocks, the error is {whole:.2g} points."]
 
 
 def sinks(scores: Scores) -> list[str]:

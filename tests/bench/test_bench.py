@@ -164,6 +164,11 @@ def test_an_existing_output_is_never_damaged(tmp_path: Path) -> None:
     (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
     assert "other weights of llama" in refused(*words, "-o", out)
     assert (out / "bench.jsonl").read_bytes() == before
+    (out / "table.md").unlink()
+    (out / "table.md").mkdir()
+    assert "table.md is not a file" in refused(*words, "--bases", "lsa", "-o", out)
+    assert (out / "bench.jsonl").read_bytes() == before
+    (out / "table.md").rmdir()
     (out / "bench.jsonl").write_bytes(b"{}" + before)
     assert "not a comparison" in refused(*words, "-o", out)
 

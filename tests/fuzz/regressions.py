@@ -1,7 +1,7 @@
 """Small reproductions of every failure that fuzzing ever found, and inputs of hostile sizes."""
 
 from own_records import THIEF
-from targets import OF_RECORDS, FuzzCase
+from targets import BENCH, OF_RECORDS, FuzzCase
 
 _HEADER = b'{"embed":{"dtype":"F32","shape":[4611686018427387904,0,7],"data_offsets":[0,0]}}'
 _CASE = ["check", "case", "actual.safetensors", "--only", "embed"]
@@ -65,7 +65,13 @@ RECORDS = [  # of other packages: base or pruner, number of the command, what is
     ("pruner", 3, ("wanda", "score", THIEF), "own"),
 ]
 
+KINDS = [  # what stands in the place of a file
+    ("model/special_tokens_map.json", "sparse", ["prune", "model", "--nm", "2:4", "-o", "out"]),
+    ("bench/table.md", "folder", BENCH),
+]
+
 REGRESSIONS = [
+    *(FuzzCase(words, file, kind) for file, kind, words in KINDS),
     *(FuzzCase(words, file, "regressions", content) for file, content, words in CHANGED),
     *(FuzzCase(words, None, "regressions") for words in OPTIONS),
     *(

@@ -102,6 +102,21 @@ def test_companions_of_a_converted_model(tmp_path: Path) -> None:
     assert named(refused("convert", model, "-o", tmp_path / "out")) == {"README.md"}
 
 
+@pytest.mark.parametrize("words", [("prune", *HOW), ("convert",)], ids=["prune", "convert"])
+def test_a_file_too_large_to_be_copied_is_refused(words: tuple[str, ...], tmp_path: Path) -> None:
+    model, out = fp8_model(tmp_path, FP8["blocks"])[0], tmp_path / "out"
+    if words[0] == "prune":
+        model = shutil.copytree(FIXTURES / "llama", tmp_path / "llama")
+    (model / "notes").write_bytes(b"{}")
+    os.truncate(model / "notes", 1 << 40)  # takes no room
+    left = sorted(tmp_path.iterdir())
+    assert "notes: 1,099,511,627,776 bytes" in refused(words[0], model, *words[1:], "-o", out)
+    assert sorted(tmp_path.iterdir()) == left
+    os.truncate(model / "notes", 2)
+    ran(words[0], model, *words[1:], "-o", out)
+    assert (out / "notes").read_bytes() == b"{}"
+
+
 def test_a_file_that_was_named_may_be_a_link(tmp_path: Path) -> None:
     shutil.copy(FIXTURES / "llama/model.safetensors", tmp_path / "weights")
     (tmp_path / "named").mkdir()

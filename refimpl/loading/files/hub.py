@@ -27,6 +27,7 @@ INDEX_END = ".index.json"
 # What is no companion in a folder: by suffix, and by end of the name
 LEFT = {".safetensors", *CONVERSIONS, ".ot", ".npz", ".pkl", ".tflite", ".onnx_data", ".mlmodel"}
 LEFT_ENDS = (INDEX_END, ".onnx.data")
+LARGEST = 1 << 30  # bytes of a companion
 DOWNLOADED = ("config.json", *WEIGHTS, *COMPANIONS)
 
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
@@ -221,7 +222,10 @@ def _refusal(hub: ModuleType, error: Exception, repository: str, revision: str) 
 
 
 def companion_files(path: Path, others: Iterable[str]) -> dict[str, Path]:
-    """Files by name: of a folder all but weights and `others`; of a file those in `COMPANIONS`."""
+    """Files by name: of a folder all but weights and `others`; of a file those in `COMPANIONS`.
+
+    One that is too large to be copied is refused.
+    """
     folder, skipped = path if path.is_dir() else path.parent, {"config.json", *others}
 
     def belongs(name: str) -> bool:
@@ -230,7 +234,16 @@ def companion_files(path: Path, others: Iterable[str]) -> dict[str, Path]:
         return any(fnmatch(name, pattern) for pattern in COMPANIONS)
 
     entries = [x for x in sorted(folder.iterdir()) if x.is_file() and x.name not in skipped]
-    return {entry.name: entry for entry in entries if belongs(entry.name)}
+    found = {entry.name: entry for entry in entries if belongs(entry.name)}
+    sizes = {name: entry.stat().st_size for name, entry in found.items()}
+    if large := [f"{name}: {size:,} bytes" for name, size in sizes.items() if size > LARGEST]:
+        raise RefimplError(
+            f"{folder} has large files beside the weights, which would be copied:",
+            f"files of at most {LARGEST:,} bytes",
+            "move what the model does not need to another folder",
+            large,
+        )
+    return found
 
 
 def refuse_links_away(folder: Path, paths: Iterable[Path]) -> None:
