@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from refimpl.allocation.scores_json import RENAMED
 from refimpl.pruning.pruned_files import PrunedFiles
-from refimpl.running.file_system import DONE, RUN_FOLDER, FinishedUnits, work_path
+from refimpl.running.file_system import DONE, NEW, RUN_FOLDER, FinishedUnits, work_path
 
 
 def numbers(path: Path) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def units(output: Path) -> list[str]:
     """What is finished beside an output: keys of results, and pruned blocks."""
     found, done = list[str](), work_path(output) / DONE
-    if done.exists():
+    if done.exists() and done.with_name(NEW).exists():  # not yet renamed to the output
         found += [f"block {i}" for i in range(len(json.loads(done.read_text())["blocks"]))]
     for run in sorted(work_path(output).glob(RUN_FOLDER)):
         found += FinishedUnits(run).earlier
