@@ -16,12 +16,19 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).parent
 HERE = ROOT / "tests"
 FIXTURES = ROOT / "fixtures"
-MADE = "REFIMPL_MADE_CASES"  # names the folder of cases that a run makes: tests/gates.py
+MADE = (
+    "REFIMPL_MADE_CASES"  # names the folder of cases that a run makes: tests/gates.py
+)
 sys.path += [str(HERE), str(HERE / "tools")]
-sys.path += sorted({str(path.parent) for path in HERE.glob("*/test_*.py")})  # shared helpers
+sys.path += sorted(
+    {str(path.parent) for path in HERE.glob("*/test_*.py")}
+)  # shared helpers
 pytest_plugins = ["examples"]  # README.md, docs/ and docstrings
 
-for name, examples_of_a_property in (("refimpl", 50), ("thorough", 1000)):  # --hypothesis-profile
+for name, examples_of_a_property in (
+    ("refimpl", 50),
+    ("thorough", 1000),
+):  # --hypothesis-profile
     settings.register_profile(
         name,
         max_examples=examples_of_a_property,
@@ -94,13 +101,18 @@ def pytest_configure(config: pytest.Config) -> None:
             compileall.compile_dir(folder, quiet=2)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     elif hasattr(os, "sched_setaffinity"):
-        number, count = int(config.workerinput["workerid"][2:]), config.workerinput["workercount"]
+        number, count = (
+            int(config.workerinput["workerid"][2:]),
+            config.workerinput["workercount"],
+        )
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[number::count] or {cores[number % len(cores)]})
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
     """Leave out the tests of a tier that -m does not name; mark those of numerical folders."""
     lines = [line.partition(": ") for line in config.getini("markers")]
     tiers = {name for name, _, text in lines if text.startswith("a tier, ")}
@@ -112,7 +124,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("thorough")
         marks = {mark.name for mark in item.iter_markers()} & tiers
         file = "/".join(path.parts[1:])
-        if NUMERICAL & set(path.parts[1:-1][:1]) and file not in NOT_NUMERICAL and not marks:
+        if (
+            NUMERICAL & set(path.parts[1:-1][:1])
+            and file not in NOT_NUMERICAL
+            and not marks
+        ):
             item.add_marker("numerical")
         (others if marks & left_out else run).append(item)
     config.hook.pytest_deselected(items=others)

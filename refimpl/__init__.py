@@ -13,7 +13,9 @@ else:
         """A public name, on first use: pytest imports this package whenever it starts."""
         if name.startswith("_") and name not in ("__all__", "__version__"):
             raise AttributeError(f"module 'refimpl' has no attribute {name!r}")
-        from importlib import import_module  # the program shall be interruptible at once
+        from importlib import (
+            import_module,
+        )  # the program shall be interruptible at once
 
         value = globals()[name] = getattr(import_module("refimpl.api"), name)
         return value

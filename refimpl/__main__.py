@@ -9,7 +9,9 @@ def main() -> None:
     import os
     import signal
 
-    def stop(*_: object) -> None:  # an exception could be lost in an import, or at the end
+    def stop(
+        *_: object,
+    ) -> None:  # an exception could be lost in an import, or at the end
         try:
             os.write(2, b"interrupted\n")
         finally:  # whoever closed it

@@ -27,12 +27,39 @@ from refimpl.scoring.score import recommended, score
 from refimpl.version import SPEC, __version__
 
 __all__ = [
-    "SPEC", "Allocation", "Base", "Evaluation", "Explanation", "Forward",
-    "Inspection", "Model", "Noise", "Pattern", "Probes", "Pruner", "PrunerOptions",
-    "Pruning", "RefimplError", "Request", "Scores", "Settings", "__version__", "allocate",
-    "evaluate", "explain", "forward", "inspect", "masks", "prune", "random_tokens", "read_model",
-    "read_scores", "recommended", "score", "text_tokens",
-]  # fmt: skip
+    "SPEC",
+    "Allocation",
+    "Base",
+    "Evaluation",
+    "Explanation",
+    "Forward",
+    "Inspection",
+    "Model",
+    "Noise",
+    "Pattern",
+    "Probes",
+    "Pruner",
+    "PrunerOptions",
+    "Pruning",
+    "RefimplError",
+    "Request",
+    "Scores",
+    "Settings",
+    "__version__",
+    "allocate",
+    "evaluate",
+    "explain",
+    "forward",
+    "inspect",
+    "masks",
+    "prune",
+    "random_tokens",
+    "read_model",
+    "read_scores",
+    "recommended",
+    "score",
+    "text_tokens",
+]
 
 for _name, _public in [*globals().items()]:  # calls within the package are not checked
     if _name in __all__ and isinstance(_public, FunctionType):

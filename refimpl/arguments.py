@@ -8,7 +8,16 @@ from functools import cache, partial, wraps
 from inspect import signature
 from math import inf, isnan
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 import numpy as np
@@ -39,7 +48,9 @@ def members(hint: Any) -> tuple[Any, ...]:
     return tuple(kind for one in joined for kind in members(one)) or (hint,)
 
 
-NUMPY: dict[frozenset[Any], tuple[str, Callable[[Any], bool]]] = {  # by the kinds of a hint
+NUMPY: dict[
+    frozenset[Any], tuple[str, Callable[[Any], bool]]
+] = {  # by the kinds of a hint
     frozenset(members(npt.DTypeLike)): (
         "float32 or float64",
         lambda x: x is not None and np.dtype(x).char in "fd",
@@ -49,12 +60,16 @@ NUMPY: dict[frozenset[Any], tuple[str, Callable[[Any], bool]]] = {  # by the kin
         lambda x: np.asarray(x).dtype.kind in "biufV",
     ),
 }
-hints_of: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, include_extras=True))
+hints_of: Callable[[Any], dict[str, Any]] = cache(
+    partial(get_type_hints, include_extras=True)
+)
 
 
 def integer(least: int, most: int) -> Any:
     """The type of the whole numbers from the least to the most."""
-    return Annotated[int, Meta(ge=int(least), le=int(most))]  # typing keeps equal ones: 1 is 1.0
+    return Annotated[
+        int, Meta(ge=int(least), le=int(most))
+    ]  # typing keeps equal ones: 1 is 1.0
 
 
 def is_of_type(value: Any, hint: Any) -> bool:
@@ -71,13 +86,17 @@ def is_of_type(value: Any, hint: Any) -> bool:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Annotated, Literal) or hint in WORDS:
         number = value.item() if isinstance(value, np.generic) else value
-        if not isinstance(number, int | float | str | NoneType):  # msgspec would take a decimal
+        if not isinstance(
+            number, int | float | str | NoneType
+        ):  # msgspec would take a decimal
             return False
         with suppress(msgspec.ValidationError):
             return bool(msgspec.convert(number, hint) != inf) or origin is not Annotated
         return False
     if origin is tuple:
-        return isinstance(value, tuple) and all(is_of_type(one, inner[0]) for one in value)
+        return isinstance(value, tuple) and all(
+            is_of_type(one, inner[0]) for one in value
+        )
     if origin is Mapping and isinstance(value, Mapping):
         return all(all(map(is_of_type, pair, inner)) for pair in value.items())
     return isinstance(value, origin or hint)
@@ -95,8 +114,12 @@ def described(hint: Any) -> str:
     if origin is Literal or len(kinds) > 1:
         special = [words for known, (words, _) in NUMPY.items() if {*kinds} >= known]
         every = inner if origin is Literal else kinds
-        texts = special or dict.fromkeys(described(one) for one in every if one is not NoneType)
-        return " or ".join(x for x in texts if not any(y.startswith(f"{x}, or") for y in texts))
+        texts = special or dict.fromkeys(
+            described(one) for one in every if one is not NoneType
+        )
+        return " or ".join(
+            x for x in texts if not any(y.startswith(f"{x}, or") for y in texts)
+        )
     return WORDS.get(hint) or str(getattr(origin or hint, "__name__", hint))
 
 
@@ -109,7 +132,9 @@ def require(value: Any, hint: Any, name: str) -> None:
         if hasattr(kind, "made_by"):
             step = f"make one by {kind.made_by}"
         elif kind == Fraction:
-            if isinstance(value, int | float) and 2 <= value <= 100:  # probably a percentage
+            if (
+                isinstance(value, int | float) and 2 <= value <= 100
+            ):  # probably a percentage
                 step = f"use `{name}={value / 100:g}`, which is {value:g}%"
         elif get_origin(kind) is Annotated and is_of_type(value, int):  # the nearest
             least, most = kind.__metadata__[0].ge, kind.__metadata__[0].le
@@ -131,7 +156,9 @@ common_option = partial(option, common=True)  # at the beginning of --help
 def same_option(owner: Any, name: str, default: Any = ...) -> Any:
     """The option of another dataclass, which may have another default."""
     known = owner.__dataclass_fields__[name]
-    return field(default=known.default if default is ... else default, metadata=known.metadata)
+    return field(
+        default=known.default if default is ... else default, metadata=known.metadata
+    )
 
 
 class Checked:
@@ -139,7 +166,11 @@ class Checked:
 
     def __init_subclass__(cls) -> None:
         """Document the fields by the help of their options."""
-        helps = [(k, x.metadata["help"]) for k, x in vars(cls).items() if getattr(x, "metadata", 0)]
+        helps = [
+            (k, x.metadata["help"])
+            for k, x in vars(cls).items()
+            if getattr(x, "metadata", 0)
+        ]
         head, raises, errors = (cls.__doc__ or "").partition("\n    Raises:")
         if helps and head:
             title = "" if "Args:" in head else "\n    Args:\n"
@@ -159,7 +190,10 @@ def checked(function: F) -> F:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        given = (*zip(names, args, strict=False), *kwargs.items())  # a wrong number fails below
+        given = (
+            *zip(names, args, strict=False),
+            *kwargs.items(),
+        )  # a wrong number fails below
         for name, value in given:
             require(value, hints_of(function).get(name, Any), name)
         return function(*args, **kwargs)
@@ -189,7 +223,9 @@ def number_array(
         problem = f"NaN or infinite at {bad[:5].tolist()}"
     else:
         problem = f"{value!r:.60}, of shape {[*x.shape]}"
-    raise RefimplError(f"{name}: {problem}", f"numbers of shape {words}", f"correct {name}")
+    raise RefimplError(
+        f"{name}: {problem}", f"numbers of shape {words}", f"correct {name}"
+    )
 
 
 def unit_sizes(sizes: npt.ArrayLike) -> Ints:

@@ -45,7 +45,11 @@ class RefimplError(ValueError):
     """
 
     def __init__(
-        self, problem: str, expected: str = "", remedy: str = "", details: Sequence[str] = ()
+        self,
+        problem: str,
+        expected: str = "",
+        remedy: str = "",
+        details: Sequence[str] = (),
     ) -> None:
         lines = [shortened(problem), *map(shortened, first_few(details))]
         self.problem, self.expected = "\n  ".join(lines), shortened(expected)
@@ -71,14 +75,20 @@ class Interrupted(Exception):
     """Ctrl-C, with what is kept, and the next command."""
 
     def __init__(self, outcome: str, remedy: str = "repeat the command") -> None:
-        super().__init__(f"interrupted: {printable(outcome)}\nnext: {printable(remedy)}")
+        super().__init__(
+            f"interrupted: {printable(outcome)}\nnext: {printable(remedy)}"
+        )
 
 
 @contextmanager
-def reading(path: Path | str, expected: str = "a file that can be read") -> Iterator[None]:
+def reading(
+    path: Path | str, expected: str = "a file that can be read"
+) -> Iterator[None]:
     """Turn any `OSError` inside into the error for a file or folder that cannot be read."""
     try:
         yield
     except OSError as error:
         problem = f"{path}: cannot be read ({error.strerror or error})"
-        raise RefimplError(problem, expected, "check the path and its permissions") from error
+        raise RefimplError(
+            problem, expected, "check the path and its permissions"
+        ) from error

@@ -30,8 +30,15 @@ from refimpl.oracle.steps import every_array, steps
 
 CASES, PROJECT = FIXTURES / "cases", Path(__file__).parent / "tools" / "sample_project"
 CASE_NAMES = (
-    *CORE, "gemma2", "gemma3", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3",
-)  # fmt: skip
+    *CORE,
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "gpt_neox",
+    "mistral",
+    "qwen2",
+    "qwen3",
+)
 
 Arrays = dict[str, Array]
 
@@ -65,7 +72,9 @@ def read_cases_once(patch: pytest.MonkeyPatch) -> None:
 
     def once(folder: str | Path, **options: Any) -> Case:
         path = Path(folder)
-        return case_of(path.name) if path.parent == CASES else read_case(folder, **options)
+        return (
+            case_of(path.name) if path.parent == CASES else read_case(folder, **options)
+        )
 
     patch.setattr("refimpl.oracle.case.read_case", once)
 
@@ -109,7 +118,9 @@ def stepwise_steps(
 ) -> Arrays:
     """Every step from the case's own values of those before its block or stage."""
     inner = {x for x in case.expected if reads_of(x) and not x.endswith("resid_post")}
-    given = {k: x for k, x in case.expected.items() if k not in inner or k.endswith(ROUTER)}
+    given = {
+        k: x for k, x in case.expected.items() if k not in inner or k.endswith(ROUTER)
+    }
     arrays = every_array(case_inputs(case, given, dtype, rounded))
     return {name: np.asarray(value) for name, value in arrays.items()}
 
@@ -118,13 +129,17 @@ def stepwise_steps(
 def computed(name: str, dtype: str = "float32") -> Arrays:
     """The arrays of refimpl in a dtype, written in it: a right candidate."""
     case = case_of(name)
-    return written(case, steps(case.model, case.inputs["token_ids"], case.recipe, dtype), dtype)
+    return written(
+        case, steps(case.model, case.inputs["token_ids"], case.recipe, dtype), dtype
+    )
 
 
 def single(case: Case) -> Arrays:
     """The steps of a case, those of floats in float32."""
     kinds = {"f": np.float32}
-    return {k: x.astype(kinds.get(x.dtype.kind, x.dtype)) for k, x in case.expected.items()}
+    return {
+        k: x.astype(kinds.get(x.dtype.kind, x.dtype)) for k, x in case.expected.items()
+    }
 
 
 def written(case: Case, arrays: Arrays, dtype: str) -> Arrays:
@@ -132,7 +147,10 @@ def written(case: Case, arrays: Arrays, dtype: str) -> Arrays:
     narrow = ("f4",) if dtype.endswith("float16") else ("f4", "f8")
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     expected = {name: arrays[name] for name in case.expected}
-    return {k: v.astype(kind) if v.dtype.str[1:] in narrow else v for k, v in expected.items()}
+    return {
+        k: v.astype(kind) if v.dtype.str[1:] in narrow else v
+        for k, v in expected.items()
+    }
 
 
 class StoredModel(RoundedModel):

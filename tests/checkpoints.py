@@ -23,7 +23,9 @@ from refimpl.model.ops import Array
 from refimpl.model.weight import STORED_DTYPES
 
 Change = Callable[[dict[str, Array]], object]
-needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+needs_proc = pytest.mark.skipif(
+    sys.platform != "linux", reason="reads /proc/self/status"
+)
 
 
 def arrays_of(case: str) -> dict[str, Array]:
@@ -59,10 +61,13 @@ def write(
     return folder
 
 
-def llama_of(folder: Path, dtype: str, metadata: Mapping[str, str] | None = None) -> Path:
+def llama_of(
+    folder: Path, dtype: str, metadata: Mapping[str, str] | None = None
+) -> Path:
     """The llama fixture in one dtype, its file without metadata unless given."""
     arrays = {
-        name: array.astype(STORED_DTYPES[dtype]) for name, array in arrays_of("llama").items()
+        name: array.astype(STORED_DTYPES[dtype])
+        for name, array in arrays_of("llama").items()
     }
     return write(folder, arrays, config_of("llama"), metadata)
 
@@ -74,7 +79,9 @@ def altered(folder: Path, case: str, change: Change, **config: Any) -> Path:
     return write(folder, arrays, config_of(case, **config))
 
 
-def write_raw(path: Path, header: Mapping[str, Any], data: bytes, pad: str = "") -> Path:
+def write_raw(
+    path: Path, header: Mapping[str, Any], data: bytes, pad: str = ""
+) -> Path:
     """A safetensors file with any header at all."""
     text = json.dumps(header).encode() + pad.encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
@@ -96,7 +103,11 @@ def sparse(folder: Path, config: Mapping[str, Any], dtype: str = "F32") -> Path:
         if role.tensor not in header:
             start, end = end, end + int(np.prod(role.shape)) * size
             offsets = [start, end]
-            header[role.tensor] = {"dtype": dtype, "shape": role.shape, "data_offsets": offsets}
+            header[role.tensor] = {
+                "dtype": dtype,
+                "shape": role.shape,
+                "data_offsets": offsets,
+            }
     folder.mkdir()
     path = write_raw(folder / "model.safetensors", header, b"")
     os.truncate(path, path.stat().st_size + end)

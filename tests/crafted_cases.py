@@ -72,14 +72,18 @@ def exact(tensors: Arrays) -> None:
     """Scores of 0, 1.25 and 5, of which the mean is 1: some are exactly five times their mean."""
     rng = np.random.default_rng(2)
     for name, x in tensors.items():
-        if ".layers." in name and "layer_norm" in name:  # linears read 0.25, their score is |W|
+        if (
+            ".layers." in name and "layer_norm" in name
+        ):  # linears read 0.25, their score is |W|
             x[:] = 0.25 if name.endswith("bias") else 0
     for i in range(3):
         shapes = {f"self_attn.{x}_proj": (32, 32) for x in "qkv"} | {"fc1": (56, 32)}
         shapes |= {"fc2": (32, 56)}
         part = f"model.decoder.layers.{i}"
         tenth = (4 * 32 * 32 + 2 * 56 * 32) // 10
-        scores = np.zeros(10 * tenth - 32 * 32)  # those of the output projection, which reads 0
+        scores = np.zeros(
+            10 * tenth - 32 * 32
+        )  # those of the output projection, which reads 0
         scores[:tenth], scores[tenth : 5 * tenth] = 5, 1.25
         scores = rng.permutation(scores) * rng.choice([-1, 1], scores.size)
         for name, (out, width) in shapes.items():
@@ -132,8 +136,12 @@ CRAFTED = {
     "tied-rows": Crafted("llama", UNEVEN, one_row, blocks=1),
     "exact": Crafted("opt", unpruned(bases=("owl",)), exact, {"ffn_dim": 56}),
     "sink": Crafted("llama", unpruned(sink="exclude"), sink, token=7),
-    "light": Crafted("llama", unpruned(bases=("uniform", "owl"), sparsity=0.05, strength=0.0)),
-    "bound": Crafted("llama", unpruned(bases=("uniform", "owl"), sparsity=0.05, strength=0.5)),
+    "light": Crafted(
+        "llama", unpruned(bases=("uniform", "owl"), sparsity=0.05, strength=0.0)
+    ),
+    "bound": Crafted(
+        "llama", unpruned(bases=("uniform", "owl"), sparsity=0.05, strength=0.5)
+    ),
     "strong": Crafted("llama", unpruned(strength=0.5)),
     "amplifying": Crafted("llama", unpruned(strength=0.02), amplifying),
     "half": Crafted("llama", unpruned(sparsity=513 / 1024)),
@@ -158,7 +166,11 @@ def make_crafted(name: str, folder: Path) -> Case:
     tensors = copied_tensors(facts.model)
     if facts.blocks is not None:
         config["num_hidden_layers"] = facts.blocks
-        gone = [x for x in tensors if ".layers." in x and int(x.split(".")[2]) >= facts.blocks]
+        gone = [
+            x
+            for x in tensors
+            if ".layers." in x and int(x.split(".")[2]) >= facts.blocks
+        ]
         tensors = {name: x for name, x in tensors.items() if name not in gone}
     facts.weights(tensors)
     if facts.model == "llama":
@@ -170,7 +182,9 @@ def make_crafted(name: str, folder: Path) -> Case:
     if facts.token is not None:
         ids[0, 0] = ids[1, 1] = ids[1, 5] = facts.token
     model = read_model(
-        write(folder.with_name(f"{name}.model"), tensors, config_of(facts.model, **config))
+        write(
+            folder.with_name(f"{name}.model"), tensors, config_of(facts.model, **config)
+        )
     )
     tokens = Tokens(ids, "drawn uniformly with seed 4", "ids")
     return make_case(model, tokens, facts.recipe, folder)
@@ -181,8 +195,12 @@ def copied_tensors(fixture: str) -> Arrays:
     return {name: value.copy() for name, value in arrays_of(fixture).items()}
 
 
-def changed_case(fixture: str, tensors: Arrays, folder: Path, ids: Array, recipe: Recipe) -> Case:
+def changed_case(
+    fixture: str, tensors: Arrays, folder: Path, ids: Array, recipe: Recipe
+) -> Case:
     """A case of a fixture with other weights."""
     folder.mkdir(exist_ok=True)
     model = read_model(write(folder / "model", tensors, config_of(fixture)))
-    return make_case(model, Tokens(ids, "drawn uniformly", "ids"), recipe, folder / "case")
+    return make_case(
+        model, Tokens(ids, "drawn uniformly", "ids"), recipe, folder / "case"
+    )

@@ -29,7 +29,11 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def content(folder: Path) -> dict[str, bytes]:
     """Files of a model's folder, documents of ours without what differs from run to run."""
-    ours = (path for path in folder.iterdir() if path.name in ("pruning.json", "scores.json"))
+    ours = (
+        path
+        for path in folder.iterdir()
+        if path.name in ("pruning.json", "scores.json")
+    )
     return files(folder) | {path.name: repr(numbers(path)).encode() for path in ours}
 
 
@@ -37,7 +41,9 @@ def units(output: Path) -> list[str]:
     """What is finished beside an output: keys of results, and pruned blocks."""
     found, done = list[str](), work_path(output) / DONE
     if done.exists() and done.with_name(NEW).exists():  # not yet renamed to the output
-        found += [f"block {i}" for i in range(len(json.loads(done.read_text())["blocks"]))]
+        found += [
+            f"block {i}" for i in range(len(json.loads(done.read_text())["blocks"]))
+        ]
     for run in sorted(work_path(output).glob(RUN_FOLDER)):
         found += FinishedUnits(run).earlier
     return found
@@ -72,7 +78,10 @@ def interrupt() -> None:
 def facts(document: dict[str, Any]) -> dict[str, Any]:
     """What a `scores.json` says, without nesting, by the names that `pruning.json` has."""
     scores = document["scores"]
-    asked = {RENAMED.get(x, x): value for x, value in (scores["plan"] | scores["made_for"]).items()}
+    asked = {
+        RENAMED.get(x, x): value
+        for x, value in (scores["plan"] | scores["made_for"]).items()
+    }
     first = {"eta": scores["sweep"][0]["eta"], "dtype": scores["run"]["dtype"]}
     return {**scores, **asked, **document["allocations"][0], **first}
 
@@ -94,9 +103,13 @@ def changed(text: str, data: st.DataObject, more: Sequence[Any] = ()) -> Any:
     content = holder = json.loads(text)
     while True:
         key: Any = data.draw(
-            st.sampled_from([*holder] if isinstance(holder, dict) else range(len(holder)))
+            st.sampled_from(
+                [*holder] if isinstance(holder, dict) else range(len(holder))
+            )
         )
-        if not (isinstance(holder[key], dict | list) and holder[key]) or data.draw(st.booleans()):
+        if not (isinstance(holder[key], dict | list) and holder[key]) or data.draw(
+            st.booleans()
+        ):
             break
         holder = holder[key]
     if data.draw(st.booleans()):

@@ -127,7 +127,9 @@ def run_python(block: Block, namespace: dict[str, Any], path: str) -> str:
     with redirect_stdout(shown):
         for number, line in enumerate([*block.text.splitlines(), ""], block.line):
             statement.append(line)
-            above = "\n" * (number + 1 - len(statement))  # so that errors name the page's line
+            above = "\n" * (
+                number + 1 - len(statement)
+            )  # so that errors name the page's line
             code = compile_command(above + "\n".join(statement), path, "single")
             if code:
                 exec(code, namespace)
@@ -139,7 +141,9 @@ def run_python(block: Block, namespace: dict[str, Any], path: str) -> str:
 def run_docstring(example: Example) -> str:
     """Run the `>>>` lines of one docstring on a copy of its module's namespace."""
     with reader():
-        return run_session(example.parsed, dict(example.namespace), example.path, example.line)
+        return run_session(
+            example.parsed, dict(example.namespace), example.path, example.line
+        )
 
 
 def docstring_examples(document: Document) -> Iterable[Region]:
@@ -160,7 +164,9 @@ def commands(block: str) -> list[tuple[str, str]]:
         if line.startswith("$ "):
             found.append((line[2:], ""))
         elif not found:
-            raise ValueError(f"a console block starts with {line!r}, expected `$ command`")
+            raise ValueError(
+                f"a console block starts with {line!r}, expected `$ command`"
+            )
         elif open_command:
             found[-1] = (found[-1][0] + line, "")
         else:
@@ -203,8 +209,12 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def outputs(texts: Iterable[str], folder: Path) -> list[tuple[int, str]]:
     """Exit code and output (both streams) of every command, in one shell."""
-    script = "".join(f"(exit $code)\n{text}code=$?; printf '\\036%d\\n' $code\n" for text in texts)
-    printed = re.findall(rf"([^{END}]*){END}(\d+)\n", shell("code=0\n" + script, folder).stdout)
+    script = "".join(
+        f"(exit $code)\n{text}code=$?; printf '\\036%d\\n' $code\n" for text in texts
+    )
+    printed = re.findall(
+        rf"([^{END}]*){END}(\d+)\n", shell("code=0\n" + script, folder).stdout
+    )
     return [(int(code), text) for text, code in printed]
 
 
@@ -221,7 +231,8 @@ def matches(expected: str, got: str) -> bool:
             pattern += re.escape(part)
     found = re.fullmatch(pattern, got, re.DOTALL)
     return found is not None and all(
-        units_apart(want, have) <= 1 for want, have in zip(numbers, found.groups(), strict=True)
+        units_apart(want, have) <= 1
+        for want, have in zip(numbers, found.groups(), strict=True)
     )
 
 
@@ -241,7 +252,9 @@ def parts(block: Block) -> list[tuple[str, str | None]]:
     return [*commands(block.text)] if block.language == "console" else one
 
 
-def printed(block: Block, namespace: dict[str, Any], path: str, folder: Path) -> list[Any]:
+def printed(
+    block: Block, namespace: dict[str, Any], path: str, folder: Path
+) -> list[Any]:
     """Exit code and output of the parts of a block."""
     if block.language == "python":
         return [(0, run_python(block, namespace, path))]
@@ -257,12 +270,18 @@ def run_block(block: Block, namespace: dict[str, Any], path: str, folder: Path) 
     if len(found) != len(wanted):
         return f"{len(wanted)} commands, of which {len(found)} came to an end"
     same = eq if block.language == "python" else matches
-    for i, ((text, expected), (code, got)) in enumerate(zip(wanted, found, strict=True)):
+    for i, ((text, expected), (code, got)) in enumerate(
+        zip(wanted, found, strict=True)
+    ):
         if code and [x for x, _ in wanted[i + 1 : i + 2]] != ["echo $?\n"]:
             return f"{text}exit code {code}, and no `$ echo $?` that says so; it printed\n{got}"
         if expected is not None and not same(expected, got):
             lines = unified_diff(
-                expected.splitlines(), got.splitlines(), "the page", "the program", lineterm=""
+                expected.splitlines(),
+                got.splitlines(),
+                "the page",
+                "the program",
+                lineterm="",
             )
             return text + "\n".join(lines)
     return ""
@@ -284,7 +303,9 @@ def page_examples(document: Document) -> Iterable[Region]:
     """One region for all blocks of a page that run."""
     blocks = blocks_to_run(Path(document.path))
     if blocks:
-        yield Region(0, len(document.text), blocks, lambda x: problems(Path(x.path), x.parsed))
+        yield Region(
+            0, len(document.text), blocks, lambda x: problems(Path(x.path), x.parsed)
+        )
 
 
 MARKDOWN = Sybil(
@@ -304,7 +325,9 @@ pytest_collect_file = (MARKDOWN + DOCSTRINGS).pytest()
 def fenced(block: Block, texts: list[str | None]) -> str:
     """A block with what it prints, as it stands on its page."""
     if block.language == "console":
-        text = "".join(f"$ {x}{y}" for (x, _), y in zip(parts(block), texts, strict=True))
+        text = "".join(
+            f"$ {x}{y}" for (x, _), y in zip(parts(block), texts, strict=True)
+        )
         return f"```console\n{text}```"
     output = "" if block.output is None else f"\n```output\n{texts[0]}```"
     return f"```{block.language}\n{block.text}```{output}"
@@ -315,7 +338,11 @@ def updated(expected: str | None, got: str) -> str:
     old, now = (expected or "").splitlines(), got.splitlines()
     if len(old) == len(now):
         now = [a if matches(a, b) else b for a, b in zip(old, now, strict=True)]
-    return expected if expected and matches(expected, got) else "".join(f"{x}\n" for x in now)
+    return (
+        expected
+        if expected and matches(expected, got)
+        else "".join(f"{x}\n" for x in now)
+    )
 
 
 def refresh(page: Path) -> None:
@@ -327,7 +354,9 @@ def refresh(page: Path) -> None:
             for block in blocks_to_run(page):
                 old, now = parts(block), printed(block, namespace, str(page), folder)
                 texts = [updated(x, y) for (_, x), (_, y) in zip(old, now, strict=True)]
-                new = new.replace(fenced(block, [x for _, x in old]), fenced(block, [*texts]), 1)
+                new = new.replace(
+                    fenced(block, [x for _, x in old]), fenced(block, [*texts]), 1
+                )
             for drawn in folder.glob("*.svg"):
                 if (beside := page.parent / drawn.name).exists():
                     beside.write_text(drawn.read_text("utf-8"), "utf-8")

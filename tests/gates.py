@@ -31,8 +31,15 @@ NOT_RESOLVED = ("granite_hybrid", "olmo_hybrid", "phimoe", "qwen3_next")
 GRAPH_CASES = [case for case in CASES if case not in UNRECORDED]
 # One of each way in which files store linears, and blocks differ; the others are thorough.
 LAYOUTS = (
-    "llama_sharded", "gpt2", "phi3", "gpt_neox", "mixtral", "gemma3", "bamba", "deepseek_v2",
-)  # fmt: skip
+    "llama_sharded",
+    "gpt2",
+    "phi3",
+    "gpt_neox",
+    "mixtral",
+    "gemma3",
+    "bamba",
+    "deepseek_v2",
+)
 GATES = {"float32": 1e-5, "float64": 1e-12}
 assert len(CASES) >= 13, f"expected at least 13 cases in {FIXTURES}, found {CASES}"
 
@@ -40,7 +47,8 @@ assert len(CASES) >= 13, f"expected at least 13 cases in {FIXTURES}, found {CASE
 def layouts(cases: Iterable[str], plain: Collection[str] = LAYOUTS) -> list[Any]:
     """Cases as parameters, of which a plain run takes those of `plain`."""
     return [
-        case if case in plain else pytest.param(case, marks=pytest.mark.thorough) for case in cases
+        case if case in plain else pytest.param(case, marks=pytest.mark.thorough)
+        for case in cases
     ]
 
 
@@ -49,7 +57,9 @@ def worst_token(actual: Array, expected: Array) -> float:
 
     Infinite where a token should be 0 and is not, or is not finite.
     """
-    assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
+    assert actual.shape == expected.shape, (
+        f"shape {actual.shape}, expected {expected.shape}"
+    )
     actual, expected = actual.astype(np.float64), expected.astype(np.float64)
     if not np.isfinite(actual).all():
         return np.inf
@@ -60,9 +70,13 @@ def worst_token(actual: Array, expected: Array) -> float:
     return float(np.max(error / np.where(nothing, 1, size)))
 
 
-def errors_of(actual: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[str, float]:
+def errors_of(
+    actual: Mapping[str, Array], expected: Mapping[str, Array]
+) -> dict[str, float]:
     """The `worst_token` of each trace point of a fixture, which stores four tokens of most."""
-    return {name: worst_token(stored(actual[name], x), x) for name, x in expected.items()}
+    return {
+        name: worst_token(stored(actual[name], x), x) for name, x in expected.items()
+    }
 
 
 def stored(actual: Array, expected: Array) -> Array:
@@ -73,7 +87,9 @@ def stored(actual: Array, expected: Array) -> Array:
     return actual[..., [last * n // 3 for n in range(4)], :]
 
 
-def worst_point(actual: Mapping[str, Array], expected: Mapping[str, Array]) -> tuple[float, str]:
+def worst_point(
+    actual: Mapping[str, Array], expected: Mapping[str, Array]
+) -> tuple[float, str]:
     """The largest `worst_token` of all trace points, and the name of that point."""
     return max((error, name) for name, error in errors_of(actual, expected).items())
 

@@ -50,9 +50,13 @@ RECIPES = {
     "gemma3": Recipe(
         A.GEMMA3,
         "gemma3",
-        WIDE | {
-            "query_pre_attn_scalar": 10, "rope_parameters": ..., "rope_theta": 3000.0,
-            "rope_local_base_freq": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+        WIDE
+        | {
+            "query_pre_attn_scalar": 10,
+            "rope_parameters": ...,
+            "rope_theta": 3000.0,
+            "rope_local_base_freq": 10000.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0},
         },
     ),
     "gemma": Recipe(A.GEMMA, "gemma", WIDE | THETA),
@@ -61,19 +65,30 @@ RECIPES = {
     "smollm3": Recipe(
         A.SMOLLM3,
         "smollm3",
-        WIDE | THETA | {
-            "layer_types": ..., "no_rope_layers": ..., "num_hidden_layers": 5,
-            "sliding_window": None, "use_sliding_window": False,
+        WIDE
+        | THETA
+        | {
+            "layer_types": ...,
+            "no_rope_layers": ...,
+            "num_hidden_layers": 5,
+            "sliding_window": None,
+            "use_sliding_window": False,
         },
     ),
     "nemotron": Recipe(
-        A.NEMOTRON, "nemotron", WIDE | THETA | {"head_dim": ..., "partial_rotary_factor": 0.5}
+        A.NEMOTRON,
+        "nemotron",
+        WIDE | THETA | {"head_dim": ..., "partial_rotary_factor": 0.5},
     ),
     "phi2": Recipe(
         A.PHI2,
         "phi",
-        WIDE | THETA | {
-            "qk_layernorm": False, "num_key_value_heads": 4, "partial_rotary_factor": 0.5,
+        WIDE
+        | THETA
+        | {
+            "qk_layernorm": False,
+            "num_key_value_heads": 4,
+            "partial_rotary_factor": 0.5,
         },
     ),
     "phi3": Recipe(A.PHI3, "phi3", WIDE | THETA | {"sliding_window": 6}),
@@ -82,9 +97,14 @@ RECIPES = {
     "qwen2moe": Recipe(
         A.QWEN2MOE,
         "qwen2_moe",
-        WIDE | THETA | MOE | {"mlp_only_layers": [], "shared_expert_intermediate_size": 96},
+        WIDE
+        | THETA
+        | MOE
+        | {"mlp_only_layers": [], "shared_expert_intermediate_size": 96},
     ),
-    "qwen3moe": Recipe(A.QWEN3MOE, "qwen3_moe", WIDE | THETA | MOE | {"decoder_sparse_step": 1}),
+    "qwen3moe": Recipe(
+        A.QWEN3MOE, "qwen3_moe", WIDE | THETA | MOE | {"decoder_sparse_step": 1}
+    ),
     "olmoe": Recipe(
         A.OLMOE, "olmoe", WIDE | THETA | {"clip_qkv": None, "num_key_value_heads": 4}
     ),
@@ -92,22 +112,36 @@ RECIPES = {
     "arcee": Recipe(A.ARCEE, "arcee", WIDE | THETA),
     "ernie4_5": Recipe(A.ERNIE4_5, "ernie4_5", WIDE | THETA | {"use_bias": False}),
     "exaone": Recipe(A.EXAONE, "exaone", WIDE | THETA),
-    "starcoder2": Recipe(A.STARCODER2, "starcoder2", WIDE | THETA | {"sliding_window": None}),
+    "starcoder2": Recipe(
+        A.STARCODER2, "starcoder2", WIDE | THETA | {"sliding_window": None}
+    ),
     "command-r": Recipe(A.COMMAND_R, "cohere", WIDE | THETA),
     "cohere2": Recipe(A.COHERE2, "cohere2", WIDE | THETA),
     "stablelm": Recipe(
-        A.STABLELM, "stablelm",
+        A.STABLELM,
+        "stablelm",
         WIDE | THETA | {"partial_rotary_factor": 0.5, "use_parallel_residual": False},
     ),
     "glm4": Recipe(A.GLM4, "glm4", WIDE | THETA | {"partial_rotary_factor": 0.5}),
     "gptneox": Recipe(A.GPTNEOX, "gpt_neox", WIDE | {"rope_parameters": ...}),
-}  # fmt: skip
+}
 
 
 ROTARY_DIMENSION = (
-    "llama", "mixtral", "granite", "granitemoe", "smollm3", "nemotron", "phi", "phi3", "gpt_neox",
-    "arcee", "cohere2", "stablelm", "glm4",
-)  # fmt: skip
+    "llama",
+    "mixtral",
+    "granite",
+    "granitemoe",
+    "smollm3",
+    "nemotron",
+    "phi",
+    "phi3",
+    "gpt_neox",
+    "arcee",
+    "cohere2",
+    "stablelm",
+    "glm4",
+)
 PERMUTED = (A.ARCEE, A.LLAMA, A.GRANITE, A.GRANITE_MOE, A.SMOLLM3)
 EXPERT = re.compile(r"(.*experts)\.\d+(\..*)")
 PLUS_ONE = (A.GEMMA, A.GEMMA2, A.GEMMA3, A.NEMOTRON)
@@ -134,7 +168,9 @@ def quantised(values: Array, kind: Q) -> tuple[Array, Q, Array]:
 def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -> None:
     """Write the facts of a config as llama.cpp's converter does."""
     config, arch = read_config(entries).config, recipe.arch
-    by_window = sorted(config.blocks, key=lambda kind: kind.window is not None)  # all tokens first
+    by_window = sorted(
+        config.blocks, key=lambda kind: kind.window is not None
+    )  # all tokens first
     rope = next((kind.rope for kind in by_window if kind.rope), None)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -174,7 +210,9 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
         writer.add_residual_scale(config.residual_scale)
         writer.add_logit_scale(entries["logits_scaling"])
     if arch == A.PHI3:
-        writer.add_rope_scaling_orig_ctx_len(entries["original_max_position_embeddings"])
+        writer.add_rope_scaling_orig_ctx_len(
+            entries["original_max_position_embeddings"]
+        )
     if entries.get("logit_scale"):
         writer.add_logit_scale(config.logit_scale)
     if arch in (A.GPTNEOX, A.STABLELM):
@@ -186,10 +224,18 @@ def metadata(writer: gguf.GGUFWriter, recipe: Recipe, entries: dict[str, Any]) -
 
 def parts_of(arch: A, name: str, x: Array, config: Config) -> dict[str, Array]:
     """What llama.cpp's converter makes of a tensor: others, with its numbers in other places."""
-    heads, kv_heads, inner = config.num_attention_heads, config.num_key_value_heads, x.shape[1:]
+    heads, kv_heads, inner = (
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        x.shape[1:],
+    )
     if arch in PERMUTED and (".q_proj." in name or ".k_proj." in name):
         h = heads if ".q_proj." in name else kv_heads
-        return {name: x.reshape(h, 2, x.shape[0] // h // 2, *inner).swapaxes(1, 2).reshape(x.shape)}
+        return {
+            name: x.reshape(h, 2, x.shape[0] // h // 2, *inner)
+            .swapaxes(1, 2)
+            .reshape(x.shape)
+        }
     if arch == A.GPTNEOX and "query_key_value" in name:
         x = x.reshape(heads, 3, -1, *inner).swapaxes(0, 1).reshape(x.shape)
     if arch == A.GPT2 and x.ndim == 2 and ".c_" in name:
@@ -221,12 +267,16 @@ def gguf_file(
         add_tokenizer(writer, hub.config.vocab_size)
     names = gguf.get_tensor_name_map(recipe.arch, hub.config.num_blocks)
     arrays: dict[str, Array] = {}
-    stacks: dict[str, list[Array]] = {}  # of all experts, by the name without their number
+    stacks: dict[
+        str, list[Array]
+    ] = {}  # of all experts, by the name without their number
     for role in dict(roles(hub, hub.family.bases[0])).values():
         if role.tensor in arrays:
             continue
         raised = recipe.arch in PLUS_ONE and role.tensor.endswith("norm.weight")
-        values = rng.standard_normal(role.shape) * 0.2 + (0.5 if "norm" in role.tensor else 0)
+        values = rng.standard_normal(role.shape) * 0.2 + (
+            0.5 if "norm" in role.tensor else 0
+        )
         stored = values.astype(np.float32) + np.float32(raised)
         meant, plain = stored.copy(), Q.F32 if role.tensor.endswith("bias") else kind
         places = np.arange(values.size).reshape(role.shape)
@@ -252,7 +302,9 @@ def gguf_file(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path if not shard_tensors else next(folder.glob(f"{path.stem}-00001-of-*.gguf"))
+    return (
+        path if not shard_tensors else next(folder.glob(f"{path.stem}-00001-of-*.gguf"))
+    )
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
@@ -265,7 +317,11 @@ def add_tokenizer(writer: gguf.GGUFWriter, size: int) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([3 if x in special else 5 if x[:4] == "[PAD" else 1 for x in tokens])
-    merges = [x if isinstance(x, str) else " ".join(x) for x in model["model"]["merges"]]
+    writer.add_token_types(
+        [3 if x in special else 5 if x[:4] == "[PAD" else 1 for x in tokens]
+    )
+    merges = [
+        x if isinstance(x, str) else " ".join(x) for x in model["model"]["merges"]
+    ]
     writer.add_token_merges(merges)
     writer.add_add_bos_token(True)

@@ -59,14 +59,22 @@ class Hub:
         """Hold nothing, as at the beginning."""
         vars(self).update(vars(Hub(self.home, url=self.url)))
 
-    def add(self, name: str, folder: Path, revision: str = "main", **more: bytes) -> None:
+    def add(
+        self, name: str, folder: Path, revision: str = "main", **more: bytes
+    ) -> None:
         """Publish the files of a folder as a revision, and some more."""
-        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        files = {
+            path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()
+        }
         self.repositories.setdefault(name, {})[COMMITS[revision]] = files | more
 
     @property
     def downloads(self) -> list[str]:
-        sent = [line for line in self.requests if line.startswith("GET ") and "/resolve/" in line]
+        sent = [
+            line
+            for line in self.requests
+            if line.startswith("GET ") and "/resolve/" in line
+        ]
         return sorted(line.split("/")[-1] for line in sent)
 
 
@@ -108,7 +116,10 @@ class _Answer(BaseHTTPRequestHandler):
         if name in self.hub.gated and not allowed:
             return self.send(403, error="GatedRepo")
         content = files["/".join(rest[2:])]
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit}
+        headers = {
+            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+            "X-Repo-Commit": commit,
+        }
         start = self.headers.get("Range", "").removeprefix("bytes=").removesuffix("-")
         if not start.isdigit():
             return self.send(200, content, headers)
@@ -156,7 +167,11 @@ def serving(home: Path) -> Iterator[Hub]:
     server = _Server(("127.0.0.1", 0), handler)
     hub.url = f"http://127.0.0.1:{server.server_port}"
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    of_user = [name for name in os.environ if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]
+    of_user = [
+        name
+        for name in os.environ
+        if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
+    ]
     try:
         with patch.dict(os.environ):
             for name in of_user:

@@ -30,7 +30,8 @@ def negative_candidates(case: Case, dtype: str) -> dict[str, dict[str, Array]]:
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     with np.errstate(over="ignore"):  # sums beyond float16 are Inf
         right = {
-            name: x.astype(kind) if x.dtype.kind == "f" else x for name, x in case.expected.items()
+            name: x.astype(kind) if x.dtype.kind == "f" else x
+            for name, x in case.expected.items()
         }
         wrong = {
             name: {step: change(case, step, x) for step, x in right.items()}
@@ -50,7 +51,11 @@ def negative_candidates(case: Case, dtype: str) -> dict[str, dict[str, Array]]:
 
 def trivial_answers(case: Case) -> dict[str, dict[str, Array]]:
     """Steps with nothing of them computed, in float64, by the name of the way."""
-    first, sizes, asked = case.recipe.bases[0], case.model.config.linear_sizes, case.recipe.sparsity
+    first, sizes, asked = (
+        case.recipe.bases[0],
+        case.model.config.linear_sizes,
+        case.recipe.sparsity,
+    )
 
     def uncomputed(step: str, x: Array) -> Array | None:
         """What a step reads, or is without the method."""
@@ -84,10 +89,15 @@ def trivial_answers(case: Case) -> dict[str, dict[str, Array]]:
         "uncorrected": uncorrected,
     }
     answers = {
-        way: {k: answer(k, x) for k, x in case.expected.items()} for way, answer in ways.items()
+        way: {k: answer(k, x) for k, x in case.expected.items()}
+        for way, answer in ways.items()
     }
     return {
-        way: {k: x for k, x in of.items() if x is not None and x.shape == case.expected[k].shape}
+        way: {
+            k: x
+            for k, x in of.items()
+            if x is not None and x.shape == case.expected[k].shape
+        }
         for way, of in answers.items()
     }
 
@@ -113,7 +123,9 @@ def _permuted(case: Case, step: str, x: Array) -> Array:
         if len(parts) > at and parts[at].isdigit():
             parts[at] = str((int(parts[at]) + 1) % blocks)
             other = case.expected.get(".".join(parts))
-            return x if other is None or other.shape != x.shape else other.astype(x.dtype)
+            return (
+                x if other is None or other.shape != x.shape else other.astype(x.dtype)
+            )
     return np.roll(x, 1, axis=0) if len(x) == blocks else x
 
 

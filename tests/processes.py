@@ -20,9 +20,17 @@ PROGRAM = (sys.executable, "-m", "refimpl")
 FOLDERS = os.pathsep.join(map(str, (FIXTURES.parent, HERE, HERE / "tools")))
 ENV = os.environ | {"PYTHONPATH": FOLDERS, "OMP_NUM_THREADS": "1"}
 CHANGES = (
-    "open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "fcntl.flock",
-    "os.fsync", "os.truncate", "os.chmod",
-)  # fmt: skip
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "shutil.rmtree",
+    "fcntl.flock",
+    "os.fsync",
+    "os.truncate",
+    "os.chmod",
+)
 
 
 def started(
@@ -40,7 +48,9 @@ def started(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=session,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's & ignores it
+        preexec_fn=partial(
+            signal.signal, signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's & ignores it
     )
 
 
@@ -56,7 +66,9 @@ def ran(*words: object, program: tuple[str, ...] = PROGRAM) -> str:
         return ended(process)
 
 
-def stopped_at_step(number: int, action: Callable[[], Result], how: str) -> Result | None:
+def stopped_at_step(
+    number: int, action: Callable[[], Result], how: str
+) -> Result | None:
     """Do something in a forked process; at a step kill it, fail with EIO, or let the disk be full.
 
     A step is anything that changes the file system, as Python's audit events tell, and an fsync.
@@ -102,7 +114,10 @@ def forked(action: Callable[[], Result]) -> Result:
     if not child:
         try:
             result = action()
-            os.write(writing, json.dumps([result.code, result.out[-999:], result.err]).encode())
+            os.write(
+                writing,
+                json.dumps([result.code, result.out[-999:], result.err]).encode(),
+            )
             os._exit(0)
         finally:
             os._exit(99)

@@ -61,11 +61,16 @@ remembering = cache(cache)  # a function of which each call is computed once
 
 
 def run(
-    *words: object, encoding: str = "utf-8", terminal: bool = False, err_terminal: bool = False
+    *words: object,
+    encoding: str = "utf-8",
+    terminal: bool = False,
+    err_terminal: bool = False,
 ) -> Result:
     """Run `refimpl` with these words, stdout in this encoding; terminals only where asked for."""
     out = (Terminal if terminal else TextIOWrapper)(BytesIO(), encoding)
-    err = (Terminal if err_terminal else TextIOWrapper)(BytesIO(), "utf-8", "backslashreplace")
+    err = (Terminal if err_terminal else TextIOWrapper)(
+        BytesIO(), "utf-8", "backslashreplace"
+    )
     argv = ["refimpl", *(str(word) for word in words)]
     code: object = None
     with (
@@ -97,8 +102,12 @@ def ran(*words: object, quiet: bool = True, **options: Any) -> str:
 def refusal(result: Result) -> str:
     """Check that a run was refused with one error of three parts, and nothing else; returns it."""
     assert (result.code, result.out) == (2, ""), result
-    assert re.fullmatch(r"error: .+\nexpected: .+\nnext: .+\n", result.err, re.DOTALL), result.err
-    assert len(re.findall("^(error|expected|next): ", result.err, re.MULTILINE)) == 3, result.err
+    assert re.fullmatch(
+        r"error: .+\nexpected: .+\nnext: .+\n", result.err, re.DOTALL
+    ), result.err
+    assert len(re.findall("^(error|expected|next): ", result.err, re.MULTILINE)) == 3, (
+        result.err
+    )
     assert "Traceback" not in result.err
     return result.err
 

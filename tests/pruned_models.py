@@ -31,12 +31,16 @@ Decisions = Mapping[int, Mapping[str, Decision]]
 
 def as_decided(model: Model, block: int, linears: Mapping[str, Decision]) -> Any:
     """Linears as `PrunedFiles` writes them."""
-    stored = {name: model.weights[f"blocks.{block}.{name}.weight"].stored for name in linears}
+    stored = {
+        name: model.weights[f"blocks.{block}.{name}.weight"].stored for name in linears
+    }
     return {
         name: PrunedLinear(
             np.packbits(x.keep),
             x.keep.shape,
-            None if x.new is None else new_weights(x.new, x.keep, stored[name].numpy_dtype),
+            None
+            if x.new is None
+            else new_weights(x.new, x.keep, stored[name].numpy_dtype),
         )
         for name, x in linears.items()
     }
@@ -45,22 +49,41 @@ def as_decided(model: Model, block: int, linears: Mapping[str, Decision]) -> Any
 def write_pruned(model: Model, into: Path, decisions: Decisions) -> Any:
     """Write a model, pruned as decided, into a folder; the counts of its linears."""
     files = PrunedFiles(model, into, {})
-    return [files.write(i, as_decided(model, i, x)) for i, x in sorted(decisions.items())]
+    return [
+        files.write(i, as_decided(model, i, x)) for i, x in sorted(decisions.items())
+    ]
 
 
 def pruned_blocks(
-    model: Model, targets: Targets, pruner: PrunerOptions, ids: Array | None, resources: Resources
+    model: Model,
+    targets: Targets,
+    pruner: PrunerOptions,
+    ids: Array | None,
+    resources: Resources,
 ) -> Iterator[Any]:
     """Prune a model block by block, as `prune` does: linears, weights, and what was read."""
     dtype, workers, needs = resources.dtype, resources.workers, pruner.record.needs
-    stream = Stream(model, dict(enumerate([] if ids is None or needs is None else ids)), dtype)
+    stream = Stream(
+        model, dict(enumerate([] if ids is None or needs is None else ids)), dtype
+    )
     for i, shapes in enumerate(model.config.linears):
         weights = model.block(i, dtype)
         _, sums = input_sums(stream, weights, needs, workers)
         by_point = {x: np.copy(getattr(y, "outer", y)) for x, y in sums.items()}
         goals = {name: targets.goal(i, j) for j, name in enumerate(shapes)}
-        dtypes = {x: model.weights[f"blocks.{i}.{x}.weight"].stored.numpy_dtype for x in shapes}
-        how = goals, sums, max(len(stream.states), 1), pruner, workers, targets.compat, dtypes
+        dtypes = {
+            x: model.weights[f"blocks.{i}.{x}.weight"].stored.numpy_dtype
+            for x in shapes
+        }
+        how = (
+            goals,
+            sums,
+            max(len(stream.states), 1),
+            pruner,
+            workers,
+            targets.compat,
+            dtypes,
+        )
         linears = pruned_linears(i, shapes, weights, *how)
         new = {
             f"{name}.weight": zeroed(weights[f"{name}.weight"], x.keep)

@@ -23,7 +23,9 @@ def e4m3(byte: int) -> float:
     if (exponent, fraction) == (15, 7):
         return float("nan")
     return sign * (
-        fraction / 8 * 2**-6 if exponent == 0 else (1 + fraction / 8) * 2.0 ** (exponent - 7)
+        fraction / 8 * 2**-6
+        if exponent == 0
+        else (1 + fraction / 8) * 2.0 ** (exponent - 7)
     )
 
 
@@ -48,27 +50,37 @@ FP8 = {
     "one block": Fp8(QWEN, (128, 128)),
     "per tensor": Fp8(QWEN | {"weight_block_size": None}, (0, 0), shape=()),
     "AutoFP8": Fp8(
-        {"quant_method": "fp8", "activation_scheme": "static"}, (0, 0), "_scale", shape=(1,)
+        {"quant_method": "fp8", "activation_scheme": "static"},
+        (0, 0),
+        "_scale",
+        shape=(1,),
     ),
 }
 
 
-def fp8_arrays(how: Fp8, case: str = "llama") -> tuple[dict[str, Array], dict[str, Array]]:
+def fp8_arrays(
+    how: Fp8, case: str = "llama"
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """The tensors of a fixture with its linears in FP8, and the same values in float32."""
     stored, plain = arrays_of(case), dict(arrays_of(case))
     for name, weight in list(stored.items()):
         if not name.endswith("_proj.weight"):
             continue
-        rows, columns = (of or size for of, size in zip(how.block, weight.shape, strict=True))
+        rows, columns = (
+            of or size for of, size in zip(how.block, weight.shape, strict=True)
+        )
         of_row, of_column = (
-            np.arange(n) // of for n, of in zip(weight.shape, (rows, columns), strict=True)
+            np.arange(n) // of
+            for n, of in zip(weight.shape, (rows, columns), strict=True)
         )
         grid = np.zeros((of_row[-1] + 1, of_column[-1] + 1), np.float32)
         np.maximum.at(grid, (of_row[:, None], of_column), np.abs(weight))
         grid = (grid / 448).astype(how.dtype)
         wide = grid.astype(np.float32)[of_row][:, of_column]
         stored[name] = (weight / wide).astype(ml_dtypes.float8_e4m3fn)
-        stored[name + how.suffix] = grid if how.shape is None else grid.reshape(how.shape)
+        stored[name + how.suffix] = (
+            grid if how.shape is None else grid.reshape(how.shape)
+        )
         if how.config.get("activation_scheme") == "static":
             stored[name.replace("weight", "input_scale")] = np.ones(1, np.float32)
         plain[name] = E4M3[stored[name].view(np.uint8)] * wide
@@ -79,7 +91,9 @@ def fp8_model(folder: Path, how: Fp8, case: str = "llama") -> tuple[Path, Path]:
     """A checkpoint in FP8, and one with the same values in float32."""
     stored, plain = fp8_arrays(how, case)
     config = config_of(case, quantization_config=dict(how.config))
-    return write(folder / "fp8", stored, config), write(folder / "plain", plain, config_of(case))
+    return write(folder / "fp8", stored, config), write(
+        folder / "plain", plain, config_of(case)
+    )
 
 
 F = 64  # channels inside an expert of `mxfp4_arrays`: a multiple of 32
@@ -88,16 +102,22 @@ F = 64  # channels inside an expert of `mxfp4_arrays`: a multiple of 32
 def e2m1(nibble: int) -> float:
     """The value of 4 bits: a sign, 2 bits of exponent with bias 1, 1 bit of fraction."""
     sign, exponent, fraction = -1.0 if nibble & 8 else 1.0, nibble >> 1 & 3, nibble & 1
-    return sign * (fraction / 2 if exponent == 0 else (1 + fraction / 2) * 2.0 ** (exponent - 1))
+    return sign * (
+        fraction / 2 if exponent == 0 else (1 + fraction / 2) * 2.0 ** (exponent - 1)
+    )
 
 
 E2M1 = np.array([e2m1(nibble) for nibble in range(16)], np.float32)
-E8M0 = np.array([2.0 ** (byte - 127) for byte in range(255)] + [np.nan]).astype(np.float32)
+E8M0 = np.array([2.0 ** (byte - 127) for byte in range(255)] + [np.nan]).astype(
+    np.float32
+)
 
 
 def unpacked(blocks: Array, scales: Array) -> Array:
     """MXFP4 [E, out, in / 32, 16] and [E, out, in / 32] as [E, in, out]."""
-    numbers = E2M1[np.stack([blocks & 15, blocks >> 4], axis=-1)].reshape(*scales.shape, 32)
+    numbers = E2M1[np.stack([blocks & 15, blocks >> 4], axis=-1)].reshape(
+        *scales.shape, 32
+    )
     products = numbers * E8M0[scales][..., None]
     return products.reshape(*scales.shape[:2], -1).transpose(0, 2, 1)
 
@@ -126,4 +146,6 @@ def mxfp4_model(folder: Path) -> tuple[Path, Path]:
     how = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
     config = config_of("gpt_oss", intermediate_size=F)
     quantised = config | {"quantization_config": how}
-    return write(folder / "mxfp4", stored, quantised), write(folder / "plain", plain, config)
+    return write(folder / "mxfp4", stored, quantised), write(
+        folder / "plain", plain, config
+    )

@@ -10,7 +10,11 @@ from refimpl.cli.options import as_options
 
 
 def refusal_of(
-    call: Callable[..., object], *arguments: Any, says: str = "", remedy: str = "", **options: Any
+    call: Callable[..., object],
+    *arguments: Any,
+    says: str = "",
+    remedy: str = "",
+    **options: Any,
 ) -> RefimplError:
     """The error of a call, as a command shows it; it says these words, and has all three parts."""
     with pytest.raises(RefimplError) as caught:

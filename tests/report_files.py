@@ -17,7 +17,13 @@ SCORES: dict[str, tuple[object, ...]] = {
     "one.json": (LLAMA, "--samples", 1, "--seq-len", 12, *PAPER),
     "perturbed.json": (LLAMA, *TOKENS, *PRUNING),
 }
-EVERYTHING = ("sweep.json", "eval-whole.json", "perturbed.json", "eval-dense.json", "w.json")
+EVERYTHING = (
+    "sweep.json",
+    "eval-whole.json",
+    "perturbed.json",
+    "eval-dense.json",
+    "w.json",
+)
 
 
 def report_files(folder: Path) -> dict[str, Path]:
@@ -29,10 +35,14 @@ def report_files(folder: Path) -> dict[str, Path]:
     for name, model in {"whole": LLAMA, "dense": folder / "dense"}.items():
         ran("eval", model, *text, "--windows", 4, "-o", folder / f"eval-{name}.json")
     ran("eval", LLAMA, *text, "--windows", 1, "-o", folder / "w.json")
-    return {name: folder / name for name in {*SCORES, *EVERYTHING, "dense/pruning.json"}}
+    return {
+        name: folder / name for name in {*SCORES, *EVERYTHING, "dense/pruning.json"}
+    }
 
 
-def edited(path: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+def edited(
+    path: Path, target: Path, change: Callable[[dict[str, Any]], object]
+) -> Path:
     document = json.loads(path.read_text())
     change(document)
     target.write_text(json.dumps(document))

@@ -15,14 +15,25 @@ def shapes(*largest: int) -> st.SearchStrategy[Any]:
     return st.tuples(*(st.integers(1, size) for size in largest))
 
 
-def matrices(elements: st.SearchStrategy[float], *largest: int) -> st.SearchStrategy[Any]:
-    return shapes(*largest).flatmap(lambda s: hnp.arrays(np.float64, s, elements=elements))
+def matrices(
+    elements: st.SearchStrategy[float], *largest: int
+) -> st.SearchStrategy[Any]:
+    return shapes(*largest).flatmap(
+        lambda s: hnp.arrays(np.float64, s, elements=elements)
+    )
 
 
 def json_like(scalars: st.SearchStrategy[Any], keys: st.SearchStrategy[str]) -> Any:
     """Whatever may stand in a file of JSON, and a few numbers that may not."""
     return st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | scalars,
-        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=5)
+        | scalars,
+        lambda inner: (
+            st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4)
+        ),
         max_leaves=12,
     )

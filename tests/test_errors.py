@@ -22,10 +22,15 @@ LLAMA = FIXTURES / "llama"
 
 
 def test_the_first_problems_are_listed_and_the_others_counted() -> None:
-    error = RefimplError("many:", "none", "correct them", [f"problem {i}" for i in range(900_000)])
+    error = RefimplError(
+        "many:", "none", "correct them", [f"problem {i}" for i in range(900_000)]
+    )
     lines = error.problem.split("\n  ")
     assert lines[:2] == ["many:", "problem 0"]
-    assert lines[-2:] == [f"problem {MOST_LINES - 2}", f"and {900_000 - MOST_LINES + 1:,} more"]
+    assert lines[-2:] == [
+        f"problem {MOST_LINES - 2}",
+        f"and {900_000 - MOST_LINES + 1:,} more",
+    ]
     assert len(lines) == 1 + MOST_LINES
     again = pickle.loads(pickle.dumps(error))  # as an error of a child process travels
     assert (str(again), again.args) == (str(error), error.args)
@@ -43,7 +48,9 @@ def test_few_problems_are_all_listed(number: int) -> None:
 def test_a_quoted_value_is_cut_and_a_command_is_not() -> None:
     long = "a" * 100_000
     command = f"refimpl inspect {long}"
-    error = RefimplError(f"key {long} is wrong", long, command, [f"value {long} of a key"] * 3)
+    error = RefimplError(
+        f"key {long} is wrong", long, command, [f"value {long} of a key"] * 3
+    )
     first, *others = error.problem.split("\n  ")
     assert first.startswith("key aaa")
     assert first.endswith("aaa is wrong")
@@ -63,7 +70,9 @@ def test_errors_of_a_config_and_an_index_are_short(tmp_path: Path) -> None:
     assert "\n  and 99,982 more\n" in said
 
     index = tmp_path / "x.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(9999)}}))
+    index.write_text(
+        json.dumps({"weight_map": {str(i): f"{i}.safetensors" for i in range(9999)}})
+    )
     said = refused("inspect", index)
     assert len(said) < 2_000
     assert ", 18.safetensors, and 9,980 more\n" in said
@@ -85,7 +94,9 @@ def test_a_missing_library_is_named(
     extra, words = MISSING[library]
     monkeypatch.chdir(tmp_path)
     Path("x.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr(refimpl, "onnx", refimpl.onnx)  # or the modules imported here stay there
+    monkeypatch.setattr(
+        refimpl, "onnx", refimpl.onnx
+    )  # or the modules imported here stay there
     for name in [name for name in sys.modules if name.startswith("refimpl.onnx")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
@@ -107,7 +118,9 @@ def test_a_text_in_place_of_tokens_says_how_to_make_tokens() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
-@pytest.mark.parametrize("words", [("inspect", LLAMA), ("inspect", "nowhere"), ("--help",)])
+@pytest.mark.parametrize(
+    "words", [("inspect", LLAMA), ("inspect", "nowhere"), ("--help",)]
+)
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
 def test_a_stream_that_takes_nothing(words: tuple[object, ...], name: str) -> None:
     with open("/dev/full", "w") as full:
@@ -121,6 +134,8 @@ def test_a_stream_that_takes_nothing(words: tuple[object, ...], name: str) -> No
         assert done.stderr.count("\n") == 3
 
 
-def test_a_terminal_of_any_width_is_filled_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_of_any_width_is_filled_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("COLUMNS", "999999999999")
     assert len(ran("score", "--help")) < 1 << 20

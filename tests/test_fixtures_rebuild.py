@@ -33,7 +33,11 @@ def stored(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
     start = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:start])
     return {
-        name: (entry["dtype"], entry["shape"], raw[start:][slice(*entry["data_offsets"])])
+        name: (
+            entry["dtype"],
+            entry["shape"],
+            raw[start:][slice(*entry["data_offsets"])],
+        )
         for name, entry in header.items()
         if name != "__metadata__"
     }
@@ -41,7 +45,11 @@ def stored(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 def test_the_script_makes_these_cases(rebuilt: Path) -> None:
     folders = sorted(path.name for path in rebuilt.iterdir() if path.is_dir())
-    assert folders == [*VERSIONS] == [*json.loads((rebuilt / "versions.json").read_text("utf-8"))]
+    assert (
+        folders
+        == [*VERSIONS]
+        == [*json.loads((rebuilt / "versions.json").read_text("utf-8"))]
+    )
 
 
 @pytest.mark.parametrize("case", VERSIONS)
@@ -59,7 +67,9 @@ def test_model_is_rebuilt(case: str, rebuilt: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_expected_values_are_rebuilt(case: str, rebuilt: Path) -> None:
-    ours, again = (load_file(root / case / "expected.safetensors") for root in (FIXTURES, rebuilt))
+    ours, again = (
+        load_file(root / case / "expected.safetensors") for root in (FIXTURES, rebuilt)
+    )
     assert ours.keys() == again.keys()
     np.testing.assert_array_equal(again.pop("token_ids"), ours.pop("token_ids"))
     errors = {name: worst_token(again[name], value) for name, value in ours.items()}
@@ -70,4 +80,6 @@ def test_shards_hold_the_same_model() -> None:
     whole = stored(FIXTURES / "llama" / "model.safetensors")
     shards = sorted((FIXTURES / "llama_sharded").glob("model-*.safetensors"))
     assert len(shards) > 1
-    assert {name: tensor for shard in shards for name, tensor in stored(shard).items()} == whole
+    assert {
+        name: tensor for shard in shards for name, tensor in stored(shard).items()
+    } == whole

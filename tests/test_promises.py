@@ -31,7 +31,9 @@ def promises() -> Iterator[str]:
     for name, command in pages.commands().items():
         yield f"command {name}"
         for parameter in command.params:
-            words = [x for x in parameter.opts if x.startswith("--")] or [parameter.name.upper()]
+            words = [x for x in parameter.opts if x.startswith("--")] or [
+                parameter.name.upper()
+            ]
             yield from (f"command {name} {word}" for word in words)
     for module in (refimpl, plot):
         for name in module.__all__:
@@ -40,7 +42,10 @@ def promises() -> Iterator[str]:
             if inspect.isfunction(found) or hasattr(found, "__dataclass_fields__"):
                 parameters = inspect.signature(found).parameters.values()
                 named = [x.name for x in parameters if x.kind is not x.VAR_KEYWORD]
-                yield from (f"library {module.__name__}.{name} {parameter}" for parameter in named)
+                yield from (
+                    f"library {module.__name__}.{name} {parameter}"
+                    for parameter in named
+                )
     for code in sorted({*EXIT.values(), REFUSED, INTERNAL, NO_READER, INTERRUPTED}):
         yield f"exit code {code}"
     for path in sorted((ROOT / "docs" / "reference").glob("*.schema.json")):
@@ -53,7 +58,9 @@ def promises() -> Iterator[str]:
     module = import_module("refimpl.testing.plugin")
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         match node:
-            case ast.Call(func=ast.Attribute(attr="addini" | "addoption"), args=[name, *_]):
+            case ast.Call(
+                func=ast.Attribute(attr="addini" | "addoption"), args=[name, *_]
+            ):
                 yield f"pytest {eval(ast.unparse(name), vars(module))}"
             case ast.FunctionDef(name=name, decorator_list=[ast.Call(func=mark)]):
                 if ast.unparse(mark) == "pytest.fixture":
@@ -86,7 +93,10 @@ def test_a_change_without_an_entry_is_found() -> None:
     today = {*promises()}
     assert len(today) > 400
     assert {"command score --eta", "library refimpl.score plan", "exit code 3"} <= today
-    assert {"document scores Absorption coefficient", "pytest fixture refimpl_case"} <= today
+    assert {
+        "document scores Absorption coefficient",
+        "pytest fixture refimpl_case",
+    } <= today
     for change, text, is_named in (
         ("command score --eta", "`--beta` and `--eta-2` are gone", False),
         ("command score --eta", "`--eta` is gone", True),
@@ -105,7 +115,9 @@ def test_the_version_is_in_one_place() -> None:
     assert re.findall(r"(?m)^date-released: \d{4}-\d\d-\d\d$", citation)
     others = [*ROOT.glob("*.toml"), ROOT / "docs" / "conf.py"]
     others += [x for x in (ROOT / "refimpl").rglob("*.py") if x.name != "version.py"]
-    assert [x for x in others if f'"{refimpl.__version__}"' in x.read_text("utf-8")] == []
+    assert [
+        x for x in others if f'"{refimpl.__version__}"' in x.read_text("utf-8")
+    ] == []
 
 
 @pytest.mark.parametrize("word", ["Unreleased", "promises.txt"])

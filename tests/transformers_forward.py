@@ -30,11 +30,17 @@ def transformers_forward(
     # torch has no grouped product of experts in float64
     experts = {"experts_implementation": "eager"} if model.config.experts else {}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        model.folder, dtype=getattr(torch, dtype), attn_implementation=attention, **experts
+        model.folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation=attention,
+        **experts,
     )
     double = dtype == "float64"
     theirs = lifted(theirs) if double else theirs.eval()
-    states = ["embed", *(f"blocks.{i}.resid_post" for i in range(model.config.num_blocks))]
+    states = [
+        "embed",
+        *(f"blocks.{i}.resid_post" for i in range(model.config.num_blocks)),
+    ]
     names = [*states[:-1], "final_norm", "logits"]
 
     def run(token_ids: Array) -> dict[str, Array]:
@@ -49,7 +55,9 @@ def transformers_forward(
     return run
 
 
-def random_model(config: dict[str, Any], token_ids: Array, folder: Path) -> tuple[Any, Array]:
+def random_model(
+    config: dict[str, Any], token_ids: Array, folder: Path
+) -> tuple[Any, Array]:
     """Write a model with a configuration and random weights; its configuration, and its logits.
 
     The logits [B, S, V] are float64, with transformers' casts to float32 lifted.
@@ -58,13 +66,17 @@ def random_model(config: dict[str, Any], token_ids: Array, folder: Path) -> tupl
     sys.path.append(str(FIXTURES))
     from transformers_trace import casts_lifted, lifted
 
-    attention = "sdpa" if config.get("alibi") else "eager"  # see fixtures/make_fixtures.py
+    attention = (
+        "sdpa" if config.get("alibi") else "eager"
+    )  # see fixtures/make_fixtures.py
     how = {"attn_implementation": attention, "experts_implementation": "eager"}
     # Its infinity is an object in files, which transformers reads from files alone
     config = {key: value for key, value in config.items() if key != "time_step_limit"}
     with casts_lifted():
         made = transformers.AutoConfig.for_model(**json.loads(json.dumps(config)))
-        theirs = lifted(transformers.AutoModelForCausalLM.from_config(made, **how)).double()
+        theirs = lifted(
+            transformers.AutoModelForCausalLM.from_config(made, **how)
+        ).double()
         with torch.no_grad():
             for name, weight in theirs.named_parameters():
                 weight.copy_(torch.randn_like(weight) * 0.2 + ("norm" in name))

@@ -20,7 +20,12 @@ from refimpl.bases.base import BaseInputs
 from refimpl.errors import RefimplError
 from refimpl.method.absorption import jackknife, nan_mean
 from refimpl.method.correction import LOG_LIMIT, centred_log, clipped_log, correction
-from refimpl.method.equal_marginals import Growth, equal_marginals, growth, own_rate_error
+from refimpl.method.equal_marginals import (
+    Growth,
+    equal_marginals,
+    growth,
+    own_rate_error,
+)
 from refimpl.method.projection import project
 from refimpl.model.config import Linears, linear_sizes
 from refimpl.model.ops import Array
@@ -57,10 +62,18 @@ def allocate(
     Source: arXiv:2606.15161, claim 3; docs/explanation/method.md, sections 4 to 6.
     """
     require(which, integer(0, len(scores.sweep) - 1), "which")
-    request = request_for(scores, **changes) if request is None else replace(request, **changes)
+    request = (
+        request_for(scores, **changes)
+        if request is None
+        else replace(request, **changes)
+    )
     base = base_allocation(scores.signals, request, scores.linears)
     _check_pruned(scores, request)
-    u = None if request.compat == "peer" else logarithms(scores.sweep[which], request.correct)
+    u = (
+        None
+        if request.compat == "peer"
+        else logarithms(scores.sweep[which], request.correct)
+    )
     if not request.measured:
         return allocated(base, u, scores.linears, request)
     if (probes := scores.probes) is None:
@@ -75,7 +88,11 @@ def allocate(
         return allocated(base, u, scores.linears, request, grows)
 
     whole, each = solve(probes.divergences), probes.divergences
-    without = [solve(np.delete(each, i, axis=0)) for i in range(len(each))] if len(each) > 1 else []
+    without = (
+        [solve(np.delete(each, i, axis=0)) for i in range(len(each))]
+        if len(each) > 1
+        else []
+    )
     some, grows = without or [whole], whole.growth
     assert grows is not None  # the strength is measured
     own_rate = own_rate_error(grows, whole.base_sparsity, whole.corrected_sparsity)
@@ -99,7 +116,10 @@ def request_for(scores: Scores, **changes: Any) -> Request:
     if changes.get("correct") == "none":
         changes["correct"] = None
     if base in (None, made_base):
-        changes["options"] = {**made_for.get("options", {}), **changes.get("options", {})}
+        changes["options"] = {
+            **made_for.get("options", {}),
+            **changes.get("options", {}),
+        }
     else:
         made_for.pop("options", None)
         changes = changes if made_base is None else {"correct": None} | changes
@@ -115,7 +135,11 @@ def base_only(signals: Signals, request: Request, linears: Linears) -> Allocatio
 
 
 def allocated(
-    base: Array, u: Array | None, linears: Linears, request: Request, grows: Growth | None = None
+    base: Array,
+    u: Array | None,
+    linears: Linears,
+    request: Request,
+    grows: Growth | None = None,
 ) -> Allocation:
     """Correct a base, [L] or [L, linears], by u or probes, project and count; peers only count."""
     sizes = linear_sizes(linears)
@@ -131,7 +155,9 @@ def allocated(
             start, weights = _of_blocks(projected, share), sizes.sum(axis=1)
             top = np.maximum(start, np.minimum(request.hi, grows.reach))  # of each fit
             rate = np.full(len(base), grows.common_rate)
-            best = equal_marginals(grows.level, rate, start, weights, target, request.lo, top)
+            best = equal_marginals(
+                grows.level, rate, start, weights, target, request.lo, top
+            )
             if base.ndim == 2:  # the linears of a block move together
                 shifted = projected[exists] + (best - start)[block_of_unit]
                 best = project(shifted, units, target, **limits)
@@ -146,7 +172,9 @@ def allocated(
     else:  # of every row, rounded down
         rows, columns = np.zeros((2, *sizes.shape), np.int64)
         for i, block in enumerate(linears):
-            rows[i, : len(block)], columns[i, : len(block)] = zip(*block.values(), strict=True)
+            rows[i, : len(block)], columns[i, : len(block)] = zip(
+                *block.values(), strict=True
+            )
         pruned = rows * np.minimum((columns * per_linear).astype(np.int64), columns)
     base_sparsity, sparsity = (_of_blocks(x, share) for x in (projected, final))
     totals, clipped = (int(sizes.sum()), int(pruned.sum())), np.abs(u) >= LOG_LIMIT
@@ -192,10 +220,15 @@ def units_of(units: Array, sizes: Array) -> tuple[Array, Array]:
 def _measured(signal: Signal | None, request: Request) -> Array:
     """The signal of a base; refuses one that was measured with other options, or not at all."""
     base = request.record
-    measured, asked = {} if signal is None else signal.options, base.of_signal(request.options)
+    measured, asked = (
+        {} if signal is None else signal.options,
+        base.of_signal(request.options),
+    )
     if signal is not None and measured == asked:
         return signal.main
-    other = {name: value for name, value in asked.items() if measured.get(name) != value}
+    other = {
+        name: value for name, value in asked.items() if measured.get(name) != value
+    }
     options = "".join(f" --base-option {name}={value}" for name, value in other.items())
     raise RefimplError(
         f"base {base.name}{options}: not in these scores",

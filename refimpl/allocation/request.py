@@ -37,7 +37,9 @@ from refimpl.records import nearest
 
 Correction = Literal["absorption", "divergence"]
 PROBE_DELTA = 0.1
-GROWTH_BLOCKS = 4  # that are also probed below and above: how fast errors grow hardly differs
+GROWTH_BLOCKS = (
+    4  # that are also probed below and above: how fast errors grow hardly differs
+)
 MOST_DRAWS = 1 << 16  # the standard error shrinks with the root of the draws
 ETA_EPSILONS = 64  # machine epsilons: the least eta that a dtype resolves
 FILE = "a file"  # the source of a base that is one
@@ -113,7 +115,9 @@ class Noise(Perturbation):
             expected = "positive, finite relative magnitudes"
             raise RefimplError(f"`eta` {etas}", expected, "use for example `eta=0.01`")
         if len(set(self.etas)) < len(self.etas):
-            raise RefimplError(f"`eta` {etas}", "each value once", "remove the duplicates")
+            raise RefimplError(
+                f"`eta` {etas}", "each value once", "remove the duplicates"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +182,8 @@ def require_resolved(plan: Perturbation, dtype: npt.DTypeLike) -> None:
         raise RefimplError(
             f"eta {small[0]:g} in {np.dtype(dtype)}, whose rounding it does not exceed",
             f"eta of {least:.1e} or more",
-            "use a larger `eta`" + (", or `dtype=float64`" if np.dtype(dtype).itemsize < 8 else ""),
+            "use a larger `eta`"
+            + (", or `dtype=float64`" if np.dtype(dtype).itemsize < 8 else ""),
         )
 
 
@@ -209,7 +214,9 @@ class Request(Checked):
         "pruning, none with gaussian.",
         "NAME",
     )
-    strength: Annotated[float, Meta(ge=-100, le=100)] | Literal["measured", "default"] = option(
+    strength: (
+        Annotated[float, Meta(ge=-100, le=100)] | Literal["measured", "default"]
+    ) = option(
         "default",
         "Change of a block's sparsity per unit of the correction; measured: equal marginal errors, "
         "from probes at three sparsities. Default: measured for divergence, 0.05 (provisional) for "
@@ -297,7 +304,9 @@ class Request(Checked):
         if self.measured and plan.delta is None:
             plan = replace(plan, delta=PROBE_DELTA)
         if self.measured and plan.precision is None:
-            together = plan.pruner_options.record.needs == "products"  # factors all samples share
+            together = (
+                plan.pruner_options.record.needs == "products"
+            )  # factors all samples share
             plan = replace(plan, precision=0.0 if together else PRECISION)
         if plan.precision is not None and not self.measured:
             raise RefimplError(
@@ -313,13 +322,17 @@ def base_of(base: str | Base) -> Base:
     if isinstance(base, Base):
         return base
     if base not in bases() and (path := Path(base)).is_file():
-        return Base(path.name, path.name, FILE, lambda asked: read_custom(path, asked.linears))
+        return Base(
+            path.name, path.name, FILE, lambda asked: read_custom(path, asked.linears)
+        )
     if (record := base_named(base)) is None:
         problem = f"base {base!r} is neither a base allocation nor a file"
         step = nearest(base, bases(), "check the spelling or the path")
         if base in pruners():
             problem, step = f"base {base!r} is a pruner", "pass it as the pruner"
-        accepted = f"{', '.join(bases())}, or a JSON file with a sparsity per block or linear"
+        accepted = (
+            f"{', '.join(bases())}, or a JSON file with a sparsity per block or linear"
+        )
         raise RefimplError(problem, accepted, step)
     return record
 
@@ -330,7 +343,9 @@ def own_budget(path: Path, linears: Linears) -> float | None:
         if read_file(path).lstrip().startswith(b"{"):
             return None
     sparsity, sizes = read_custom(path, linears), linear_sizes(linears)
-    return float(np.average(sparsity, weights=sizes if sparsity.ndim == 2 else sizes.sum(axis=1)))
+    return float(
+        np.average(sparsity, weights=sizes if sparsity.ndim == 2 else sizes.sum(axis=1))
+    )
 
 
 def read_custom(path: Path, linears: Linears) -> Array:
@@ -339,7 +354,9 @@ def read_custom(path: Path, linears: Linears) -> Array:
     try:
         content = parsed_json(read_file(path).decode("utf-8"))
         if isinstance(content, Mapping) and "allocations" in content:
-            raise ValueError("it is a file of scores, whose allocation has its own sparsity")
+            raise ValueError(
+                "it is a file of scores, whose allocation has its own sparsity"
+            )
         rows = content if isinstance(content, list) else [content]
         by_linear = any(isinstance(row, list) for row in rows)
         lists = [row if isinstance(row, list) else [row] for row in rows]

@@ -25,7 +25,8 @@ class Absorption:
     """The experiment's result at one eta; standard errors are over sequences."""
 
     eta: float | None  # relative size of the noise; null for the pruning perturbation
-    drift: Array  # R_k, [L, L]: perturbed block, observed block; null for earlier blocks
+    # R_k, [L, L]: perturbed block, observed block; null for earlier blocks
+    drift: Array
     drift_stderr: Array
     alignment: Array  # A_k, [L, L]
     alignment_stderr: Array
@@ -35,7 +36,8 @@ class Absorption:
     steps: Array  # [L, L]: mean of R_(k+1) / R_k, as drift; null for the last block too
     error_growth: Array  # g, [L]: mean growth of the error itself, ||e_L|| / ||e_l||
     error_growth_stderr: Array
-    passed_on: Array  # p, [L]: mean r if later blocks passed the error on, ||h_l|| / ||h_L||
+    # p, [L]: mean r if later blocks passed the error on, ||h_l|| / ||h_L||
+    passed_on: Array
     passed_on_stderr: Array
     divergence: Array | None = None  # [L]: mean KL in nats, if it was measured
     divergence_stderr: Array | None = None
@@ -125,7 +127,11 @@ class Scores:
     def __repr__(self) -> str:
         """The scores on one line: what was measured, on what."""
         tokens, plan = self.tokens, self.plan
-        what = f"eta {', '.join(f'{x:g}' for x in plan.etas if x)}" if plan.etas[0] else "pruning"
+        what = (
+            f"eta {', '.join(f'{x:g}' for x in plan.etas if x)}"
+            if plan.etas[0]
+            else "pruning"
+        )
         size = f"{self.measured_samples} of {tokens.samples} samples of {tokens.seq_len} tokens"
         return f"<Scores of {self.model}: {self.num_blocks} blocks, {what}, {size}>"
 

@@ -7,7 +7,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Compat, Floats, Fraction, checked, finite_vector, unit_sizes
+from refimpl.arguments import (
+    Compat,
+    Floats,
+    Fraction,
+    checked,
+    finite_vector,
+    unit_sizes,
+)
 from refimpl.bases.base import Base, BaseInputs, BlockInputs, Option, Value, relative
 from refimpl.bases.uniform import uniform
 from refimpl.method.spectrum import alphapruning_alpha, esd
@@ -50,7 +57,9 @@ def alphapruning(
     return phi * (sparsity * float(weights.sum()) / float((weights * phi).sum()))
 
 
-def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, Sequence[float]]:
+def _signal(
+    block: BlockInputs, options: Mapping[str, Value]
+) -> Mapping[str, Sequence[float]]:
     how: Any = options["fit"], options["xmin"]
 
     def alpha(name: str) -> float:
@@ -61,7 +70,9 @@ def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, Se
 
 def _allocation(asked: BaseInputs) -> Floats:
     q, epsilon = np.nanmean(asked.signal, axis=1), float(asked.options["epsilon"])
-    return alphapruning(q, asked.sizes.sum(axis=1), asked.sparsity, epsilon, asked.compat)
+    return alphapruning(
+        q, asked.sizes.sum(axis=1), asked.sparsity, epsilon, asked.compat
+    )
 
 
 ALPHAPRUNING = Base(

@@ -15,7 +15,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Checked, Compat, Floats, Ints, checked, described, finite_vector
+from refimpl.arguments import (
+    Checked,
+    Compat,
+    Floats,
+    Ints,
+    checked,
+    described,
+    finite_vector,
+)
 from refimpl.errors import RefimplError, listed
 from refimpl.records import record_named, records
 
@@ -76,7 +84,9 @@ class BlockInputs:
     sequences: int = 1
     idle: frozenset[str] = frozenset()
     dtype: npt.DTypeLike = float
-    run: Callable[[Sequence[Callable[[], Any]]], list[Any]] = lambda tasks: [x() for x in tasks]
+    run: Callable[[Sequence[Callable[[], Any]]], list[Any]] = lambda tasks: [
+        x() for x in tasks
+    ]
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,9 @@ class Base(Checked):
         if unknown := options.keys() - self.options.keys():
             raise RefimplError(
                 f"base {self.name}: unknown option {listed(sorted(unknown))}",
-                f"the options {', '.join(self.options)}" if self.options else "no option",
+                f"the options {', '.join(self.options)}"
+                if self.options
+                else "no option",
                 "correct or remove the option",
             )
         return {
@@ -184,7 +196,9 @@ def relative(signal: Floats, name: str, compat: Compat) -> Floats | None:
     return None
 
 
-def spread(signal: Floats, name: str, sparsity: float, half: float, compat: Compat) -> Floats:
+def spread(
+    signal: Floats, name: str, sparsity: float, half: float, compat: Compat
+) -> Floats:
     """``s_l = S - d_l + mean(d)``, d from 0 to 2 half in proportion to a signal."""
     if (part := relative(signal, name, compat)) is None:
         return np.full(signal.size, float(sparsity))
@@ -194,7 +208,9 @@ def spread(signal: Floats, name: str, sparsity: float, half: float, compat: Comp
 
 def floored(allocation: Floats, compat: Compat) -> Floats:
     """An allocation; that of a peer with 0.01 in place of sparsities of 0 or less."""
-    return np.where(allocation <= 0, 0.01, allocation) if compat == "peer" else allocation
+    return (
+        np.where(allocation <= 0, 0.01, allocation) if compat == "peer" else allocation
+    )
 
 
 def by_share(

@@ -12,7 +12,9 @@ from refimpl.bases.owl import BlockScores, mean_score
 
 
 @checked
-def dlp_score(scores: Iterable[Floats], statistic: Literal["mean", "median"] = "mean") -> float:
+def dlp_score(
+    scores: Iterable[Floats], statistic: Literal["mean", "median"] = "mean"
+) -> float:
     """Return the typical score of a block, as DLP ranks blocks.
 
     u = mean(M) or median(M), over all linears of the block together
@@ -59,7 +61,10 @@ def _ranked(scores: Iterable[Floats], rank: int) -> float:
 
 @checked
 def dlp(
-    score: npt.ArrayLike, sparsity: Fraction, a: Fraction = 0.15, compat: Compat = "exact"
+    score: npt.ArrayLike,
+    sparsity: Fraction,
+    a: Fraction = 0.15,
+    compat: Compat = "exact",
 ) -> Floats:
     """Return DLP's allocation: blocks with higher scores are pruned more.
 
@@ -93,7 +98,9 @@ DLP = Base(
     "dlp",
     "DLP",
     "arXiv:2505.23807; its code",
-    lambda asked: dlp(asked.signal, asked.sparsity, float(asked.options["a"]), asked.compat),
+    lambda asked: dlp(
+        asked.signal, asked.sparsity, float(asked.options["a"]), asked.compat
+    ),
     options={
         "a": Option(0.15, "Half the spread of the allocation.", Fraction),
         "statistic": Option(

@@ -11,7 +11,9 @@ from refimpl.arguments import Compat, Count, Floats, Fraction, checked
 from refimpl.bases.base import Base, BlockInputs, Option, Value, by_share
 from refimpl.errors import RefimplError
 
-_AT_ONCE = 1 << 14  # weights of a group of columns decided on together: they stay in a core's cache
+_AT_ONCE = (
+    1 << 14
+)  # weights of a group of columns decided on together: they stay in a core's cache
 
 
 @checked
@@ -53,26 +55,35 @@ def lsa_error(weight: npt.ArrayLike, outer: npt.ArrayLike, group: int = 128) -> 
         columns = slice(start, start + (group or w.shape[1]))
         own, among = w[:, columns], np.ascontiguousarray(h[columns, columns])
         twice, change = 2 * own, np.empty_like(own)
-        eps = own * (own * among.diagonal() + 2 * (lost[:, :start] @ h[:start, columns]))
+        eps = own * (
+            own * among.diagonal() + 2 * (lost[:, :start] @ h[:start, columns])
+        )
         for _ in range(own.shape[1] // 2):
             j = eps.argmin(axis=1)
             error += float(eps[rows, j].sum())
             lost[rows, start + j] = taken = own[rows, j]
-            np.take(among, j, axis=0, out=change, mode="clip")  # other modes copy it once more
+            np.take(
+                among, j, axis=0, out=change, mode="clip"
+            )  # other modes copy it once more
             change *= twice
             change *= taken[:, None]
             eps += change
             eps[rows, j] = np.inf
     if not np.isfinite(error):
         raise RefimplError(
-            f"a reconstruction error of {error}", "finite inputs", "check the activations"
+            f"a reconstruction error of {error}",
+            "finite inputs",
+            "check the activations",
         )
     return max(error, 0.0)
 
 
 @checked
 def lsa(
-    error: npt.ArrayLike, sparsity: Fraction, beta: Fraction = 0.15, compat: Compat = "exact"
+    error: npt.ArrayLike,
+    sparsity: Fraction,
+    beta: Fraction = 0.15,
+    compat: Compat = "exact",
 ) -> Floats:
     """Return LSA's allocation: blocks with a larger error without half of their weights lose more.
 
@@ -124,14 +135,18 @@ LSA = Base(
     "lsa",
     "LSA",
     "ICLR 2026; its code, `layersp/blk.py`",
-    lambda asked: lsa(asked.signal, asked.sparsity, float(asked.options["beta"]), asked.compat),
+    lambda asked: lsa(
+        asked.signal, asked.sparsity, float(asked.options["beta"]), asked.compat
+    ),
     options={
         "beta": Option(
             0.15,
             "Half the spread of the allocation; the code has 0.04, 0.1, 0.15, 0.12 for 50 to 80 %.",
             Fraction,
         ),
-        "block": Option(128, "Columns of a group, which loses half; 0: the row.", Count, True),
+        "block": Option(
+            128, "Columns of a group, which loses half; 0: the row.", Count, True
+        ),
     },
     needs="products",
     signal=_signal,

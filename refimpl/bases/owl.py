@@ -37,7 +37,9 @@ def mean_score(scores: Iterable[Floats]) -> float:
     size, total = sum(n for n, _ in sums), fsum(x for _, x in sums)
     if size == 0 or not np.isfinite(total):
         raise RefimplError(
-            f"{size} scores with the sum {total}", "finite scores", "check the activations"
+            f"{size} scores with the sum {total}",
+            "finite scores",
+            "check the activations",
         )
     return total / size
 
@@ -102,16 +104,22 @@ def owl(
 
 
 def _signal(block: BlockInputs, options: Mapping[str, Value]) -> Mapping[str, float]:
-    return {"outlier_percent": owl_outlier_percent(BlockScores(block), float(options["m"]))}
+    return {
+        "outlier_percent": owl_outlier_percent(BlockScores(block), float(options["m"]))
+    }
 
 
 OWL = Base(
     "owl",
     "OWL",
     "arXiv:2310.05175; its code, `lib/prune_all.py`",
-    lambda asked: owl(asked.signal, asked.sparsity, float(asked.options["lam"]), asked.compat),
+    lambda asked: owl(
+        asked.signal, asked.sparsity, float(asked.options["lam"]), asked.compat
+    ),
     options={
-        "m": Option(5.0, "Multiple of the mean score that outliers exceed.", of_signal=True),
+        "m": Option(
+            5.0, "Multiple of the mean score that outliers exceed.", of_signal=True
+        ),
         "lam": Option(0.08, "Half the spread of the allocation.", Fraction),
     },
     needs="squares",

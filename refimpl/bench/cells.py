@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from refimpl.allocation.request import Correction, Request
-from refimpl.arguments import AtLeastOne, Checked, Count, Fraction, common_option, option
+from refimpl.arguments import (
+    AtLeastOne,
+    Checked,
+    Count,
+    Fraction,
+    common_option,
+    option,
+)
 from refimpl.bases.base import bases
 from refimpl.bases.uniform import UNIFORM
 from refimpl.errors import RefimplError
@@ -26,12 +33,18 @@ from refimpl.running.outputs import check_file, write_text
 
 CORRECTIONS = get_args(Correction)
 BENCH, TABLE_FILE, BENCH_FORMAT = "bench.jsonl", "table.md", 2
-_ERROR_TEXT = "a comparison", "what refimpl bench wrote, or a new folder", "choose another -o"
+_ERROR_TEXT = (
+    "a comparison",
+    "what refimpl bench wrote, or a new folder",
+    "choose another -o",
+)
 
 
 def requested_by_name(name: str, sparsity: float) -> Request:
     """What the name of an allocation asks for: BASE[:OPTION=VALUE...][+CORRECTION]."""
-    whole, _, correct = (f"{UNIFORM.name}+{name}" if name in CORRECTIONS else name).partition("+")
+    whole, _, correct = (
+        f"{UNIFORM.name}+{name}" if name in CORRECTIONS else name
+    ).partition("+")
     base, *pairs = whole.split(":")
     if base not in bases():
         known = [*bases(), *CORRECTIONS]
@@ -47,7 +60,9 @@ def pruner_by_name(name: str, seed: int) -> PrunerOptions:
     """What the name of a pruner asks for: PRUNER[+refit]."""
     pruner, plus, refit = name.partition("+")
     if plus and refit != "refit":
-        raise RefimplError(f"pruner {name!r}", "PRUNER, or PRUNER+refit", "correct the name")
+        raise RefimplError(
+            f"pruner {name!r}", "PRUNER, or PRUNER+refit", "correct the name"
+        )
     return PrunerOptions(pruner, seed=seed, refit=bool(plus))
 
 
@@ -97,7 +112,14 @@ class BenchRow(Document, frozen=True, kw_only=True):
     @property
     def key(self) -> tuple[object, ...]:
         """What tells this row from all others of a comparison."""
-        return self.model, self.pruner, self.sparsity, self.allocation, self.seed, self.jitter
+        return (
+            self.model,
+            self.pruner,
+            self.sparsity,
+            self.allocation,
+            self.seed,
+            self.jitter,
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +136,10 @@ class Grid(Checked):
         "A,B",
     )
     options: Mapping[str, float | str] = option(
-        dict, "Option of the last base; may be repeated.", "NAME=VALUE", name="base_option"
+        dict,
+        "Option of the last base; may be repeated.",
+        "NAME=VALUE",
+        name="base_option",
     )
     pruner: str = common_option(WANDA.name, "Pruners, or PRUNER+refit.", "A,B")
     seeds: AtLeastOne = common_option(
@@ -147,17 +172,25 @@ class Grid(Checked):
         pairs = (f":{name}={value}" for name, value in self.options.items())
         every = [*others, "".join([base, *pairs, *correction])]
         settings = [(p, s) for p in pruners for s in dict.fromkeys(self.sparsity)]
-        runs = [(n, 0, at, x) for n in range(self.seeds) for at in settings for x in every]
-        runs += [(0, n, at, every[0]) for n in range(1, self.jitter + 1) for at in settings]
+        runs = [
+            (n, 0, at, x) for n in range(self.seeds) for at in settings for x in every
+        ]
+        runs += [
+            (0, n, at, every[0]) for n in range(1, self.jitter + 1) for at in settings
+        ]
         for seed, jitter, (pruner, sparsity), name in runs:
             which: Any = {"pruner": pruner, "sparsity": sparsity, "allocation": name}
-            yield BenchRow(model=model, model_sha256=sha256, **which, seed=seed, jitter=jitter)
+            yield BenchRow(
+                model=model, model_sha256=sha256, **which, seed=seed, jitter=jitter
+            )
 
 
 def _words(text: str) -> list[str]:
     """Words separated by commas, each once."""
     if not all(words := [word.strip() for word in text.split(",")]):
-        raise RefimplError(f"an empty name in {text!r}", "names separated by commas", "remove it")
+        raise RefimplError(
+            f"an empty name in {text!r}", "names separated by commas", "remove it"
+        )
     return [*dict.fromkeys(words)]
 
 
@@ -178,21 +211,29 @@ def read_bench(path: Path) -> Comparison:
     """Read a comparison back; a last line that a killed run did not finish is no row."""
     with reading_document(path, _ERROR_TEXT):
         head, *lines = read_file(path).split(b"\n")[:-1] or [b""]
-        settings = converted(parsed_object(head, BENCH_FORMAT).get("settings"), BenchSettings)
+        settings = converted(
+            parsed_object(head, BENCH_FORMAT).get("settings"), BenchSettings
+        )
         rows = tuple(converted(parsed_object(line), BenchRow) for line in lines)
         if len({row.key for row in rows}) < len(rows):
             raise ValueError("a cell has two rows")
-        if {row.model for row in rows} != {row.model for row in rows if row.pruner is None}:
+        if {row.model for row in rows} != {
+            row.model for row in rows if row.pruner is None
+        }:
             raise ValueError("a model was not measured before pruning")
         return Comparison(settings, rows)
 
 
-def rows_on_file(folder: Path, settings: BenchSettings, weights: Mapping[str, str]) -> Comparison:
+def rows_on_file(
+    folder: Path, settings: BenchSettings, weights: Mapping[str, str]
+) -> Comparison:
     """The comparison in an output folder, to which a run adds rows, or a new one."""
     path = folder / BENCH
     if not path.is_file():
         if folder.exists() and any(folder.iterdir()):
-            raise RefimplError(f"-o {folder} exists, and holds no {BENCH}", *_ERROR_TEXT[1:])
+            raise RefimplError(
+                f"-o {folder} exists, and holds no {BENCH}", *_ERROR_TEXT[1:]
+            )
         folder.mkdir(exist_ok=True)
         write_text(path, _line({"format": BENCH_FORMAT, "settings": settings}))
         return Comparison(settings, ())
@@ -200,7 +241,11 @@ def rows_on_file(folder: Path, settings: BenchSettings, weights: Mapping[str, st
     stored = read_bench(path)
     old, new = (plain(x) for x in (stored.settings, settings))
     what = [f"{x}: {old[x]} there, {new[x]} here" for x in old if old[x] != new[x]]
-    other = {x.model for x in stored.rows if weights.get(x.model, x.model_sha256) != x.model_sha256}
+    other = {
+        x.model
+        for x in stored.rows
+        if weights.get(x.model, x.model_sha256) != x.model_sha256
+    }
     what += [f"other weights of {name}" for name in other]
     if what:
         raise RefimplError(

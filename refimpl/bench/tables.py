@@ -76,16 +76,22 @@ def summaries(comparison: Comparison, against: str = "") -> Iterator[Summary]:
             known = floor if isfinite(floor) else 0.0
             for name, seeds in runs.items():
                 base = runs.get(against, {}) if name != against else {}
-                pairs = [x.minus(base[seed]) for seed, x in seeds.items() if seed in base]
+                pairs = [
+                    x.minus(base[seed]) for seed, x in seeds.items() if seed in base
+                ]
                 yield Summary(
                     *key,
                     allocation=name,
                     text=text.name,
                     nats=float(np.mean([x.mean_nats for x in seeds.values()])),
                     dense=dense.mean_nats,
-                    growth=_mean_change([x.minus(dense) for x in seeds.values()], known),
+                    growth=_mean_change(
+                        [x.minus(dense) for x in seeds.values()], known
+                    ),
                     change=_mean_change(pairs, sqrt(2) * known),
-                    count=len(pairs) if len(pairs) > 1 else sum(len(x.nats) for x in pairs),
+                    count=len(pairs)
+                    if len(pairs) > 1
+                    else sum(len(x.nats) for x in pairs),
                     floor=floor,
                 )
 

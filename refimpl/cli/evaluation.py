@@ -12,7 +12,14 @@ import typer
 from refimpl.arguments import common_option, option, same_option
 from refimpl.bench.cells import BENCH, TABLE_FILE, BenchSettings, BenchText, Grid
 from refimpl.cli import groups, terminal
-from refimpl.cli.options import Group, OutputKind, argument, output_option, refuse, with_groups
+from refimpl.cli.options import (
+    Group,
+    OutputKind,
+    argument,
+    output_option,
+    refuse,
+    with_groups,
+)
 from refimpl.errors import Interrupted, printable
 from refimpl.evaluation.evaluate import evaluate, evaluation_document
 from refimpl.loading.files.documents import filled, reading_document
@@ -36,7 +43,9 @@ class InputOptions:
         "FILE",
     )
     tokens: Path | None = option(
-        None, "Token ids (.npy) instead of a text, used unchanged: rows are windows.", "FILE"
+        None,
+        "Token ids (.npy) instead of a text, used unchanged: rows are windows.",
+        "FILE",
     )
     window: int | None = option(
         None,
@@ -106,7 +115,8 @@ class BenchOptions:
 @with_groups
 def bench_command(
     models: Annotated[
-        list[Path], argument("MODEL", "Models, as for refimpl prune: files, folders or ids.")
+        list[Path],
+        argument("MODEL", "Models, as for refimpl prune: files, folders or ids."),
     ],
     *,
     grid: Annotated[Grid, Group("Comparison")],
@@ -154,7 +164,10 @@ def _named(path: Path | None, otherwise: str) -> BenchText:
 
 
 Runs = Annotated[
-    list[Path], argument("FILE", "What score -o and eval -o wrote, and folders of prune and bench.")
+    list[Path],
+    argument(
+        "FILE", "What score -o and eval -o wrote, and folders of prune and bench."
+    ),
 ]
 
 
@@ -168,29 +181,46 @@ class FigureOptions(groups.ForceOptions):
         "FILE",
         OutputKind.FILE,
     )
-    figure: Literal["drift", "coefficients", "divergence", "allocation", "comparison"] | None = (
-        common_option(None, "Draw only the figures of this name. Default: all.", "NAME")
-    )
+    figure: (
+        Literal["drift", "coefficients", "divergence", "allocation", "comparison"]
+        | None
+    ) = common_option(None, "Draw only the figures of this name. Default: all.", "NAME")
 
 
 @with_groups
 def plot_command(
-    context: typer.Context, files: Runs, *, to: Annotated[FigureOptions, Group("Output")]
+    context: typer.Context,
+    files: Runs,
+    *,
+    to: Annotated[FigureOptions, Group("Output")],
 ) -> None:
     """Scores have a drift, coefficients, a divergence and an allocation; others a comparison.
 
     Several figures become panels of one. A page is one file that loads nothing from the network.
     The command needs the extra [plot].
     """
-    with TemporaryDirectory() as fonts:  # matplotlib's list: commands write their output alone
+    with (
+        TemporaryDirectory() as fonts
+    ):  # matplotlib's list: commands write their output alone
         os.environ.setdefault("MPLCONFIGDIR", fonts)
-        from refimpl.plot.report_page import panels, read_result, report  # not for --help
+        from refimpl.plot.report_page import (
+            panels,
+            read_result,
+            report,
+        )  # not for --help
         from refimpl.plot.style import drawn, save
 
         if to.output.suffix == ".html":
-            refuse(context, ("figure",), "a page", "all figures; or a file .svg, .png or .pdf")
+            refuse(
+                context,
+                ("figure",),
+                "a page",
+                "all figures; or a file .svg, .png or .pdf",
+            )
             write_text(to.output, report(files))
         else:
             shown = panels([read_result(path) for path in files], to.figure)
             save(drawn([draw for _, draw in shown]), to.output)
-    terminal.say(printable(f"written: {to.output} ({to.output.stat().st_size:,} bytes)") + "\n")
+    terminal.say(
+        printable(f"written: {to.output} ({to.output.stat().st_size:,} bytes)") + "\n"
+    )

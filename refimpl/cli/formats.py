@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from refimpl.arguments import GraphDtype, GraphOutputs, common_option, option, same_option
+from refimpl.arguments import (
+    GraphDtype,
+    GraphOutputs,
+    common_option,
+    option,
+    same_option,
+)
 from refimpl.cli import groups
 from refimpl.cli.options import Group, OutputKind, argument, output_option, with_groups
 from refimpl.cli.terminal import deliver, progress_bar
@@ -20,7 +26,10 @@ from refimpl.version import __version__
 
 SourcePath = Annotated[
     Path,
-    argument("SOURCE", "A GGUF file; or, in FP8 or MXFP4, a folder, or an id ORG/NAME[@REVISION]."),
+    argument(
+        "SOURCE",
+        "A GGUF file; or, in FP8 or MXFP4, a folder, or an id ORG/NAME[@REVISION].",
+    ),
 ]
 
 
@@ -38,12 +47,18 @@ class ConvertOptions(groups.ForceOptions):
 
 @with_groups
 def convert_command(
-    source: SourcePath, *, to: Annotated[ConvertOptions, Group("Output")], shown: groups.JsonFlag
+    source: SourcePath,
+    *,
+    to: Annotated[ConvertOptions, Group("Output")],
+    shown: groups.JsonFlag,
 ) -> None:
     """GGUF needs the extra [convert]."""
     with progress_bar("convert") as progress:
         done = convert(source, **vars(to), progress=progress)
-    size, reason = f"{done.bytes / MIB:,.1f} MiB", "as asked for" if to.dtype else "exact"
+    size, reason = (
+        f"{done.bytes / MIB:,.1f} MiB",
+        "as asked for" if to.dtype else "exact",
+    )
     lines = [f"written: {to.output} ({done.family}, {done.tensors} tensors, {size})"]
     lines += [f"{kind}: {dtype} ({reason})" for kind, dtype in done.dtypes.items()]
     document = {"refimpl": __version__, "conversion": asdict(done)}
@@ -55,10 +70,15 @@ class GraphOptions(groups.ForceOptions):
     """What the graph computes, and how it is written."""
 
     output: Path = output_option(
-        ..., "The graph, whose weights are in FILE.onnx.data.", "FILE.onnx", OutputKind.GRAPH
+        ...,
+        "The graph, whose weights are in FILE.onnx.data.",
+        "FILE.onnx",
+        OutputKind.GRAPH,
     )
     dtype: GraphDtype = same_option(Settings, "dtype", "float32")
-    outputs: GraphOutputs = common_option("logits", "logits, or trace: every step of every block.")
+    outputs: GraphOutputs = common_option(
+        "logits", "logits, or trace: every step of every block."
+    )
     opset: int = option(21, "Version of ONNX's operators, 18 to 25.", "N")
 
 

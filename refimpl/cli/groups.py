@@ -11,7 +11,14 @@ from refimpl.allocation.request import Noise, Perturbation, Probes, Request
 from refimpl.arguments import Count, common_option, option, same_option
 from refimpl.bases.base import bases
 from refimpl.cli import terminal
-from refimpl.cli.options import Group, OutputKind, argument, is_given, output_option, refuse
+from refimpl.cli.options import (
+    Group,
+    OutputKind,
+    argument,
+    is_given,
+    output_option,
+    refuse,
+)
 from refimpl.loading.checkpoint import read_model
 from refimpl.method.perturbation import NoiseNorm, Sink
 from refimpl.model.model import Model
@@ -31,7 +38,9 @@ ModelPath = Annotated[
 class ModelOptions:
     """Where a model's files come from."""
 
-    download: bool = option(False, "If it is an id, download the files that are not in the cache.")
+    download: bool = option(
+        False, "If it is an id, download the files that are not in the cache."
+    )
 
     def read(self, path: Path) -> Model:
         """The model."""
@@ -85,7 +94,9 @@ class Source:
     seq_len: int | None = option(None, "Tokens per sample, including BOS.", "N")
 
 
-def source_group(samples: int, seq_len: int, otherwise: str = "ids are drawn at random") -> Group:
+def source_group(
+    samples: int, seq_len: int, otherwise: str = "ids are drawn at random"
+) -> Group:
     """The options of `Source`, with these defaults."""
     longest = "or the model's longest sequence if that is shorter; for rows of ids, their width"
     says = {
@@ -103,7 +114,9 @@ CHANGES = Group("Allocation", says=BASE_NAMES, changes=True)
 Where = Annotated[ModelOptions, Group("Model")]
 JsonFlag = Annotated[JsonOptions, Group("Output")]
 Outputs = Annotated[OutputOptions, Group("Output")]
-MATRICES = {"memory": "Default: the free memory, at most 2 GiB plus SparseGPT's matrices."}
+MATRICES = {
+    "memory": "Default: the free memory, at most 2 GiB plus SparseGPT's matrices."
+}
 
 
 @dataclass(frozen=True)
@@ -127,14 +140,18 @@ class PerturbationOptions:
         """
         kind, of_noise = self.kind, ("eta", "sink", "noise_norm")
         if not is_given(context, "perturbation"):
-            kind = "gaussian" if correct and wanted.correct == "absorption" else "pruning"
+            kind = (
+                "gaussian" if correct and wanted.correct == "absorption" else "pruning"
+            )
         elif kind == "gaussian" and not correct:
             wanted = replace(wanted, correct=None)
         others = of_noise if kind == "pruning" else ("pruner",)
         other = f"--perturbation {'gaussian' if kind == 'pruning' else 'pruning'}"
         refuse(context, others, f"--perturbation {kind}", other, f"add {other}, or ")
         if kind == "pruning":
-            return wanted.perturbation(Probes(seed=self.seed, pruner=self.pruner)), wanted
+            return wanted.perturbation(
+                Probes(seed=self.seed, pruner=self.pruner)
+            ), wanted
         noise = {name: getattr(self, name) for name in of_noise}
         return wanted.perturbation(Noise(seed=self.seed, **noise)), wanted
 

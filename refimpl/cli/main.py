@@ -20,7 +20,9 @@ from refimpl.version import __version__
 
 # What typer raises for a command line it cannot read; its parent has no public name.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-INTERNAL = 70  # exit code of a failure that is not the input's: EX_SOFTWARE of sysexits.h
+INTERNAL = (
+    70  # exit code of a failure that is not the input's: EX_SOFTWARE of sysexits.h
+)
 
 # By heading in --help: where each command is, what it does, and two examples of it.
 COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -57,7 +59,10 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
         "bench": (
             "evaluation:bench_command",
             "Compare allocations in one table: score, prune and evaluate, by sparsity and seed.",
-            ("MODEL --bases uniform,owl -o FOLDER", "MODEL --sparsity 0.6 --seeds 3 -o FOLDER"),
+            (
+                "MODEL --bases uniform,owl -o FOLDER",
+                "MODEL --sparsity 0.6 --seeds 3 -o FOLDER",
+            ),
         ),
         "plot": (
             "evaluation:plot_command",
@@ -109,10 +114,17 @@ COMMANDS: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
-SAME_IN_EVAL = {"--seq-len": "--window", "--samples": "--windows"}  # what `eval` calls them
+SAME_IN_EVAL = {
+    "--seq-len": "--window",
+    "--samples": "--windows",
+}  # what `eval` calls them
 GONE = {  # what earlier versions took, and what does it now
-    **dict.fromkeys(("generate", "--choices"), "load the folder in transformers, or in lm_eval"),
-    **dict.fromkeys(("compare", "--measure"), "run refimpl bench, or refimpl eval on both models"),
+    **dict.fromkeys(
+        ("generate", "--choices"), "load the folder in transformers, or in lm_eval"
+    ),
+    **dict.fromkeys(
+        ("compare", "--measure"), "run refimpl bench, or refimpl eval on both models"
+    ),
     **dict.fromkeys(("report", "--html"), "run refimpl plot FILE -o report.html"),
     **dict.fromkeys(("case list", "case show"), "read case.json in the case's folder"),
     "estimate": "run refimpl score or prune, whose bar shows the time left",
@@ -127,12 +139,28 @@ GONE = {  # what earlier versions took, and what does it now
     "--pruners": "use --pruner",
     "--sample-tokens": "use --seq-len",
     **dict.fromkeys(("--variant", "--probe"), "use --sink, --noise-norm or --pruner"),
-    **dict.fromkeys(("--baseline", "--junit-xml", "--plant"), "use pytest, with refimpl_case"),
-    **dict.fromkeys((
-        "--against", "--draws", "--dry-run", "--estimate", "--executor", "--experiment", "--quiet",
-        "--install-completion", "--resolvable", "--runtime", "--show-completion", "--stepwise",
-        "--verbose"), "omit it"),
-}  # fmt: skip
+    **dict.fromkeys(
+        ("--baseline", "--junit-xml", "--plant"), "use pytest, with refimpl_case"
+    ),
+    **dict.fromkeys(
+        (
+            "--against",
+            "--draws",
+            "--dry-run",
+            "--estimate",
+            "--executor",
+            "--experiment",
+            "--quiet",
+            "--install-completion",
+            "--resolvable",
+            "--runtime",
+            "--show-completion",
+            "--stepwise",
+            "--verbose",
+        ),
+        "omit it",
+    ),
+}
 
 
 class Commands(TyperGroup):
@@ -208,7 +236,9 @@ def _keep_freed_memory() -> None:
         if os.confstr("CS_GNU_LIBC_VERSION"):
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(-1, -1)  # M_TRIM_THRESHOLD: no free bytes go back to the system
-            mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: arrays from here on are outside the heap,
+            mallopt(
+                -3, 32 << 20
+            )  # M_MMAP_THRESHOLD: arrays from here on are outside the heap,
             mallopt(-4, 0)  # M_MMAP_MAX: but at most so many
             mallopt(-8, 1)  # M_ARENA_MAX: heaps
 
@@ -216,13 +246,19 @@ def _keep_freed_memory() -> None:
 def main() -> None:
     """Run the program, and exit with one of the codes of docs/reference/cli.md."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed; its number must not go to a file of ours
+        if (
+            getattr(sys, name) is None
+        ):  # closed; its number must not go to a file of ours
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-    if len(os.environ.get("COLUMNS", "")) > 4:  # help would fill all columns with spaces
+    if (
+        len(os.environ.get("COLUMNS", "")) > 4
+    ):  # help would fill all columns with spaces
         os.environ["COLUMNS"] = "1000"
     _keep_freed_memory()
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # names of files may be any bytes
     failure: Exception
     code = 2
     try:
@@ -272,9 +308,16 @@ def usage(error: Any) -> RefimplError:
     if word in GONE:
         return removed(word)
     if error.ctx is not None:
-        program, expected = error.ctx.command_path, error.ctx.get_usage().split(maxsplit=1)[1]
+        program, expected = (
+            error.ctx.command_path,
+            error.ctx.get_usage().split(maxsplit=1)[1],
+        )
         meant = SAME_IN_EVAL.get(word)
-        step = f"use {meant}; " if any(meant in x.opts for x in error.ctx.command.params) else ""
+        step = (
+            f"use {meant}; "
+            if any(meant in x.opts for x in error.ctx.command.params)
+            else ""
+        )
     return RefimplError(error.format_message(), expected, f"{step}see {program} --help")
 
 

@@ -28,9 +28,12 @@ from refimpl.model.ops import within_range
 from refimpl.running.outputs import check_file, refuse_overlap, undo_killed
 
 READ_BESIDE = (  # of a file of weights
-    "config.json", "model.safetensors.index.json", "special_tokens_map.json",
-    "tokenizer.json", "tokenizer_config.json",
-)  # fmt: skip
+    "config.json",
+    "model.safetensors.index.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
 class OutputKind(Enum):
@@ -47,7 +50,9 @@ def output_option(default: Any, help: str, metavar: str, kind: OutputKind) -> An
 
 
 def check_outputs(
-    values: Mapping[str, Any], inputs: Mapping[str, str], outputs: Mapping[str, OutputKind]
+    values: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    outputs: Mapping[str, OutputKind],
 ) -> None:
     """Refuse, before any work, outputs that cannot be written, or would damage what is read."""
     for key, kind in outputs.items():
@@ -55,7 +60,9 @@ def check_outputs(
             continue
         path, read = Path(values[key]), dict(_read(values, inputs))
         if kind is not OutputKind.GRAPH:
-            with suppress(ValueError):  # also of a path without a name; the command reports it
+            with suppress(
+                ValueError
+            ):  # also of a path without a name; the command reports it
                 undo_killed(path)
         if kind is OutputKind.FILE:
             check_file(path, read, values.get("force", False))
@@ -63,7 +70,9 @@ def check_outputs(
             refuse_overlap(path, read)
 
 
-def _read(values: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+def _read(
+    values: Mapping[str, Any], inputs: Mapping[str, str]
+) -> Iterator[tuple[str, Path]]:
     """All files and folders that exist and that a command reads, by what to call them."""
     for key, name in inputs.items():
         value = values[key]
@@ -84,10 +93,18 @@ def _with_companions(name: str, path: Path) -> Iterator[tuple[str, Path]]:
         return
     yield name, path
     files = path.iterdir() if path.is_dir() else ()
-    if path.name.endswith((".safetensors", ".index.json", ".onnx")):  # all but other documents
-        files = (x for x in path.parent.iterdir() if x.name in READ_BESIDE or x.suffix != ".json")
+    if path.name.endswith(
+        (".safetensors", ".index.json", ".onnx")
+    ):  # all but other documents
+        files = (
+            x
+            for x in path.parent.iterdir()
+            if x.name in READ_BESIDE or x.suffix != ".json"
+        )
     yield from ((f"{name}: {other.name}", other) for other in files)
-    with suppress(OSError, ValueError, KeyError, TypeError):  # the command refuses a damaged case
+    with suppress(
+        OSError, ValueError, KeyError, TypeError
+    ):  # the command refuses a damaged case
         model = parsed_json(read_file(path / "case.json"))["model"]
         inside = path / model
         yield from _with_companions(
@@ -111,9 +128,13 @@ def examples(*lines: str) -> str:
     return "\n\n".join(map(unmarked, ("Examples:", *lines)))
 
 
-def argument(metavar: str, help: str, found: Callable[[Path], Path] | None = None) -> Any:
+def argument(
+    metavar: str, help: str, found: Callable[[Path], Path] | None = None
+) -> Any:
     """An argument that names a file or a folder, the one that is `found` for it."""
-    return typer.Argument(metavar=metavar, readable=False, help=unmarked(help), callback=found)
+    return typer.Argument(
+        metavar=metavar, readable=False, help=unmarked(help), callback=found
+    )
 
 
 def read_numbers(text: str) -> tuple[float | str, ...]:
@@ -137,7 +158,9 @@ def assignments(texts: Sequence[str]) -> dict[str, str]:
     values = {key.strip(): value.strip() for key, _, value in pairs}
     if len(values) < len(texts) or not all(values) or not all(values.values()):
         problem = f"--base-option {' '.join(texts)}"
-        raise RefimplError(problem, "NAME=VALUE, each name once", "correct --base-option")
+        raise RefimplError(
+            problem, "NAME=VALUE, each name once", "correct --base-option"
+        )
     return values
 
 
@@ -151,7 +174,9 @@ def value_type(hint: Any) -> tuple[Any, Callable[[Any], Any] | None]:
     if hint is float:
         return str, read_number
     if origin is tuple:
-        return (str, read_numbers) if inner[0] is float else (list[value_type(inner[0])[0]], tuple)  # type: ignore[misc]
+        if inner[0] is float:
+            return str, read_numbers
+        return list[value_type(inner[0])[0]], tuple  # type: ignore[misc]
     if origin is Mapping:
         return list[str], assignments
     if origin not in (Union, UnionType):
@@ -178,8 +203,11 @@ class Group:
 
     panel: str  # heading in --help, for those that are not common
     only: tuple[str, ...] = ()  # the fields, if not all that are options
-    says: Mapping[str, str] = field(default_factory=dict)  # what a command adds to the help
-    changes: bool = False  # without defaults: what is given fills a dictionary of fields
+    says: Mapping[str, str] = field(
+        default_factory=dict
+    )  # what a command adds to the help
+    # without defaults: what is given fills a dictionary of fields
+    changes: bool = False
 
     def options(self, target: Any) -> Iterator[tuple[Field[Any], str, Any, Any]]:
         """The fields that are options: name, type for typer, and what makes their value of it."""
@@ -197,11 +225,17 @@ class Group:
             if self.changes:
                 help, default = help.partition(" Default: ")[0], None
             info = typer.Option(
-                *more.get("flags", ()), f"--{name.replace('_', '-')}",
-                help=unmarked(help), metavar="" if hint is bool else more["metavar"],
-                readable=False, case_sensitive=False, show_default="Default:" not in help,
-                rich_help_panel=None if more.get("common") else f"Advanced: {self.panel}",
-            )  # fmt: skip
+                *more.get("flags", ()),
+                f"--{name.replace('_', '-')}",
+                help=unmarked(help),
+                metavar="" if hint is bool else more["metavar"],
+                readable=False,
+                case_sensitive=False,
+                show_default="Default:" not in help,
+                rich_help_panel=None
+                if more.get("common")
+                else f"Advanced: {self.panel}",
+            )
             hint = hint | None if default is None and not required else hint
             marks = [more["kind"]] if "kind" in more else []
             yield Parameter(
@@ -213,7 +247,10 @@ class Group:
 
     def take(self, target: Any, values: dict[str, Any]) -> Any:
         """Remove the options of the group from the values of a command, and fill the dataclass."""
-        taken = [(x.name, values.pop(name), read) for x, name, _, read in self.options(target)]
+        taken = [
+            (x.name, values.pop(name), read)
+            for x, name, _, read in self.options(target)
+        ]
         filled = {
             name: read(value) if read else value
             for name, value, read in taken
@@ -258,10 +295,16 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     parameters = {
         each.name: each
         for name, parameter in own.parameters.items()
-        for each in (groups[name][1].parameters(groups[name][0]) if name in groups else [parameter])
+        for each in (
+            groups[name][1].parameters(groups[name][0])
+            if name in groups
+            else [parameter]
+        )
     }
     kinds = {name: _kind(parameter) for name, parameter in parameters.items()}
-    outputs = {name: kind for name, kind in kinds.items() if isinstance(kind, OutputKind)}
+    outputs = {
+        name: kind for name, kind in kinds.items() if isinstance(kind, OutputKind)
+    }
     inputs = {name: kind for name, kind in kinds.items() if isinstance(kind, str)}
 
     @wraps(command)
@@ -269,13 +312,19 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
         for name, value in values.items():
             if isinstance(value, int) and not -INT64_LIMIT <= value < INT64_LIMIT:
                 problem = f"--{name.replace('_', '-')} {str(value)[:40]}"
-                raise RefimplError(problem, "an integer of at most 64 bits", "use a smaller number")
+                raise RefimplError(
+                    problem, "an integer of at most 64 bits", "use a smaller number"
+                )
         check_outputs(values, inputs, outputs)
-        output = next((Path(values[name]) for name in outputs if values[name] is not None), None)
+        output = next(
+            (Path(values[name]) for name in outputs if values[name] is not None), None
+        )
         # An overflow of an allocation is refused, too; scoring names its own precision.
         with terminal.interruptible(output), within_range("float64"):
             try:
-                filled = {name: group.take(x, values) for name, (x, group) in groups.items()}
+                filled = {
+                    name: group.take(x, values) for name, (x, group) in groups.items()
+                }
                 command(**values, **filled)
             except RefimplError as error:
                 raise as_options(error) from error
@@ -304,7 +353,11 @@ def is_given(context: typer.Context, name: str) -> bool:
 
 
 def refuse(
-    context: typer.Context, names: Iterable[str], other: str, expected: str, step: str = ""
+    context: typer.Context,
+    names: Iterable[str],
+    other: str,
+    expected: str,
+    step: str = "",
 ) -> None:
     """Refuse options that have no meaning beside another option."""
     for name in names:

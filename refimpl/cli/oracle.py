@@ -8,7 +8,14 @@ import typer
 
 from refimpl.arguments import common_option, option, same_option
 from refimpl.cli import groups
-from refimpl.cli.options import Group, OutputKind, argument, examples, output_option, with_groups
+from refimpl.cli.options import (
+    Group,
+    OutputKind,
+    argument,
+    examples,
+    output_option,
+    with_groups,
+)
 from refimpl.cli.terminal import say
 from refimpl.loading.samples import SAMPLES, SEQ_LEN, read_ids
 from refimpl.loading.text import model_tokens
@@ -50,13 +57,17 @@ def make(
     opened = where.read(model if model.exists() else family_model(str(model)) or model)
     tokens = model_tokens(opened, **vars(source))
     case = make_case(opened, tokens, recipe, to.output)
-    text = f"{case.folder}: {len(case.expected):,} steps of {opened.name}, {tokens.source}"
+    text = (
+        f"{case.folder}: {len(case.expected):,} steps of {opened.name}, {tokens.source}"
+    )
     say(joined(fitting(text)))
 
 
 @with_groups
 def vectors_command(
-    kernel: Annotated[str, typer.Argument(metavar="KERNEL", help="The kernel's name, or all.")],
+    kernel: Annotated[
+        str, typer.Argument(metavar="KERNEL", help="The kernel's name, or all.")
+    ],
     *,
     to: Annotated[FolderOptions, Group("Output")],
 ) -> None:
@@ -84,10 +95,16 @@ class CheckOptions:
         "FILE",
     )
     ids: Path | None = option(
-        None, "Token ids of the candidate (.npy), if its file lacks them.", "FILE", name="tokens"
+        None,
+        "Token ids of the candidate (.npy), if its file lacks them.",
+        "FILE",
+        name="tokens",
     )
-    dtype: Literal["bfloat16", "float16", "float32", "float64", "tf32"] | None = common_option(
-        None, "Precision of the candidate. Default: as its file states, or its coarsest tensor."
+    dtype: Literal["bfloat16", "float16", "float32", "float64", "tf32"] | None = (
+        common_option(
+            None,
+            "Precision of the candidate. Default: as its file states, or its coarsest tensor.",
+        )
     )
     download: bool = same_option(groups.ModelOptions, "download")
 
@@ -124,9 +141,13 @@ def check_command(
     from refimpl.oracle.candidates import checked_file
     from refimpl.show.oracle import report_document, report_table
 
-    only = tuple(x for word in how.only for x in (FORWARD if word == "forward" else [word]))
+    only = tuple(
+        x for word in how.only for x in (FORWARD if word == "forward" else [word])
+    )
     ids = None if how.ids is None else read_ids(how.ids)
-    report = checked_file(case, actual, only, how.names, ids, how.dtype, download=how.download)
+    report = checked_file(
+        case, actual, only, how.names, ids, how.dtype, download=how.download
+    )
     options = {"names": how.names, "tokens": how.ids}
     words = " ".join(f"--{name} {x}" for name, x in options.items() if x is not None)
     report = replace(report, options=words)
@@ -136,10 +157,14 @@ def check_command(
 
 @with_groups
 def fuzz_command(
-    program: Annotated[list[str], argument("PROGRAM...", "Its words; {case} and {out} are files.")],
+    program: Annotated[
+        list[str], argument("PROGRAM...", "Its words; {case} and {out} are files.")
+    ],
     *,
     plan: Annotated[Fuzzing, Group("Cases")],
     to: Annotated[FolderOptions, Group("Output")],
 ) -> None:
     """Exits with 0 if all cases pass, with 1 if one fails, and with 3 if some are not judged."""
-    raise typer.Exit(EXIT[fuzz(program, plan, to.output, lambda line: say(joined(fitting(line))))])
+    raise typer.Exit(
+        EXIT[fuzz(program, plan, to.output, lambda line: say(joined(fitting(line))))]
+    )

@@ -62,7 +62,9 @@ class PruneOptions(groups.ForceOptions, groups.JsonOptions):
     compat: Compat = option(
         "exact", "peer prunes as the published code of the pruner and of the base does."
     )
-    output: Path = output_option(..., "The new model's folder.", "FOLDER", OutputKind.FOLDER)
+    output: Path = output_option(
+        ..., "The new model's folder.", "FOLDER", OutputKind.FOLDER
+    )
 
 
 @with_groups
@@ -74,9 +76,13 @@ def prune_command(
     where: groups.Where,
     pruner: Annotated[
         PrunerOptions,
-        Group("Pruning", ("pruner", "damping", "refit"), says={"pruner": groups.PRUNERS}),
+        Group(
+            "Pruning", ("pruner", "damping", "refit"), says={"pruner": groups.PRUNERS}
+        ),
     ],
-    source: Annotated[groups.Source, groups.source_group(SAMPLES, SEQ_LEN, groups.OWN_TEXT)],
+    source: Annotated[
+        groups.Source, groups.source_group(SAMPLES, SEQ_LEN, groups.OWN_TEXT)
+    ],
     settings: Annotated[
         Settings, Group("Running", ("dtype", "threads", "memory"), groups.MATRICES)
     ],
@@ -91,20 +97,35 @@ def prune_command(
     request = _request(context, how, opened.config.linears)
     if isinstance(request, scores_json.Targets):
         probed = request.probed_by(pruner)
-        others = [x for x in ("pruner", "damping") if getattr(pruner, x) != getattr(probed, x)]
+        others = [
+            x for x in ("pruner", "damping") if getattr(pruner, x) != getattr(probed, x)
+        ]
         file = f"{how.allocation}, which was measured with {probed.record.name}"
         refuse(context, others, file, "the pruner by which the blocks were probed")
         pruner = probed
     if how.compat == "peer":
-        refuse(context, ("refit",), "--compat peer", "no refit: the published code has none")
+        refuse(
+            context,
+            ("refit",),
+            "--compat peer",
+            "no refit: the published code has none",
+        )
     if "damping" not in pruner.options:
-        damped = [f"--pruner {name}" for name, x in pruners().items() if "damping" in x.options]
+        damped = [
+            f"--pruner {name}"
+            for name, x in pruners().items()
+            if "damping" in x.options
+        ]
         other = " or ".join(("--refit", *damped))
         refuse(context, ("damping",), f"--pruner {pruner.record.name}", other)
-    read_tokens = partial(model_tokens, opened, **vars(source), seed=pruner.seed, calibration=True)
+    read_tokens = partial(
+        model_tokens, opened, **vars(source), seed=pruner.seed, calibration=True
+    )
     calibrated = None if pruner.needs is None else read_tokens()
     scored, measured = None, None
-    calibration_memory(opened, pruner, 0 if calibrated is None else calibrated.ids.size, settings)
+    calibration_memory(
+        opened, pruner, 0 if calibrated is None else calibrated.ids.size, settings
+    )
     if isinstance(request, scores_json.Targets):
         targets = request
     else:
@@ -117,14 +138,18 @@ def prune_command(
         refuse(context, _TOKENS, f"--pruner {pruner.record.name}", unused)
     with progress_bar("pruning") as bar:
         more: Any = {"settings": replace(settings, progress=bar), "force": how.force}
-        more["scored"] = measured and scores_json.scores_document(measured[0], measured[1:])
+        more["scored"] = measured and scores_json.scores_document(
+            measured[0], measured[1:]
+        )
         pruned = prune(opened, output, targets, pruner, calibrated, **more)
     table = pruning_table(pruned, output, blocks_table(*measured) if measured else ())
     deliver(plain(pruned), table, how.json)
 
 
 @with_groups
-def inspect_command(model: groups.ModelPath, *, where: groups.Where, to: groups.Outputs) -> None:
+def inspect_command(
+    model: groups.ModelPath, *, where: groups.Where, to: groups.Outputs
+) -> None:
     """The zeros are those in the file, which may include zeros of the model before pruning."""
     inspection = inspect(where.read(model))
     named = {"refimpl": __version__} | inspection_document(inspection)
@@ -151,7 +176,12 @@ def _request(
         file = Path(name)
         sparsity = own_budget(file, linears) if file.is_file() else None
         if sparsity is None:
-            refuse(context, ("compat",), "--allocation", "that of the command that wrote the file")
+            refuse(
+                context,
+                ("compat",),
+                "--allocation",
+                "that of the command that wrote the file",
+            )
             return scores_json.read_targets(file, linears)
     if name is not None:
         return Request(name, sparsity=sparsity, correct=None, compat=how.compat)
@@ -162,16 +192,24 @@ def _request(
 
 
 def _scored(
-    model: Model, tokens: Tokens | None, wanted: Request, settings: Settings, pruner: PrunerOptions
+    model: Model,
+    tokens: Tokens | None,
+    wanted: Request,
+    settings: Settings,
+    pruner: PrunerOptions,
 ) -> tuple[scores_json.Targets, tuple[Scores, Allocation] | None]:
     """Targets from scoring and allocating, and these; most bases alone need no experiment."""
     if wanted.correct != "divergence":
         with progress_bar("signals") as progress:
-            base = signals_of(model, wanted, tokens, replace(settings, progress=progress))
+            base = signals_of(
+                model, wanted, tokens, replace(settings, progress=progress)
+            )
         allocation = base_only(base, wanted, model.config.linears)
         return scores_json.allocation_targets(allocation, None, tokens), None
     assert isinstance(tokens, Tokens)
     with progress_bar("scoring") as progress:
         settings = replace(settings, progress=progress)
-        scores, allocation = recommended(model, tokens, wanted.sparsity, pruner, settings)
+        scores, allocation = recommended(
+            model, tokens, wanted.sparsity, pruner, settings
+        )
     return scores_json.allocation_targets(allocation, scores), (scores, allocation)

@@ -54,7 +54,9 @@ def score_command(
     """
     plan, wanted = perturbed.plan(context, wanted, is_given(context, "correct"))
     opened = where.read(model)
-    tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=True, default=SCORED)
+    tokens = model_tokens(
+        opened, **vars(source), seed=plan.seed, calibration=True, default=SCORED
+    )
     finished = None if to.output is None else work_path(to.output)
     others = None if to.json or to.output else ()  # no other allocation is made
     with progress_bar("scoring") as progress:
@@ -88,13 +90,18 @@ def _allocated(
     scores: Scores, wanted: Request, to: groups.OutputOptions, model: str = "MODEL"
 ) -> tuple[Mapping[str, Any], str]:
     """The document and the table of scores, allocated at every eta; what to do next."""
-    allocations = tuple(allocate(scores, wanted, which) for which in range(len(scores.sweep)))
+    allocations = tuple(
+        allocate(scores, wanted, which) for which in range(len(scores.sweep))
+    )
     if to.output is None:
         said = "add -o FILE, and then refimpl prune MODEL -o OUT --allocation FILE"
         after = wrapped({"next:": [said]})
     else:
         prune = f"refimpl prune {shlex.quote(model)} -o OUT --allocation"
-        after = [f"written:    {to.output}", f"next:       {prune} {shlex.quote(str(to.output))}"]
+        after = [
+            f"written:    {to.output}",
+            f"next:       {prune} {shlex.quote(str(to.output))}",
+        ]
     text = scores_table(scores, allocations[0]) + joined(after)
     return scores_document(scores, allocations), text
 
@@ -104,7 +111,9 @@ class StepOptions:
     """What is shown."""
 
     block: int = common_option(0, "The block to show and to perturb, from 0.", "K")
-    step: str | None = common_option(None, "Show this step alone. Default: all steps.", "NAME")
+    step: str | None = common_option(
+        None, "Show this step alone. Default: all steps.", "NAME"
+    )
     source: bool = option(False, "Also show the code of each step's functions.")
 
 
@@ -117,12 +126,17 @@ def explain_command(
     shown: Annotated[StepOptions, Group("Steps")],
     source: Annotated[
         groups.Source,
-        groups.source_group(*FEW, f"{groups.OWN_TEXT}, or without tokenizer.json, random ids"),
+        groups.source_group(
+            *FEW, f"{groups.OWN_TEXT}, or without tokenizer.json, random ids"
+        ),
     ],
     perturbed: Annotated[
-        groups.PerturbationOptions, Group("Perturbation", _EXPLAINED, {"pruner": groups.PRUNERS})
+        groups.PerturbationOptions,
+        Group("Perturbation", _EXPLAINED, {"pruner": groups.PRUNERS}),
     ],
-    wanted: Annotated[Request, Group("Allocation", MEASURED, groups.BASE_NAMES | PAPERS)],
+    wanted: Annotated[
+        Request, Group("Allocation", MEASURED, groups.BASE_NAMES | PAPERS)
+    ],
     settings: Annotated[Settings, Group("Running", ("dtype",))],
     to: groups.JsonFlag,
 ) -> None:
@@ -132,9 +146,13 @@ def explain_command(
     plan, wanted = perturbed.plan(context, wanted, correct=True)
     opened = where.read(model)
     text = opened.tokenizer_json.exists()
-    tokens = model_tokens(opened, **vars(source), seed=plan.seed, calibration=text, default=FEW)
+    tokens = model_tokens(
+        opened, **vars(source), seed=plan.seed, calibration=text, default=FEW
+    )
     block, step = shown.block, shown.step
     with progress_bar("explaining") as progress:
-        steps = explain(opened, tokens, block, step, plan, wanted, settings, progress=progress)
+        steps = explain(
+            opened, tokens, block, step, plan, wanted, settings, progress=progress
+        )
     said = explanation_text(steps, shown.source)
     deliver(explanation_document(steps, shown.source), said, to.json)

@@ -35,9 +35,13 @@ def deliver(
 def say(text: str) -> None:
     """Print to stdout; a reader that has left ends the program with a code of its own."""
     try:
-        print(text, end="", flush=True)  # typer.echo would print UTF-8 where stdout takes ASCII
+        print(
+            text, end="", flush=True
+        )  # typer.echo would print UTF-8 where stdout takes ASCII
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at the end
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # flushed again at the end
         raise typer.Exit(NO_READER) from None
 
 
@@ -54,7 +58,9 @@ def progress_bar(label: str) -> Iterator[Progress]:
         return
     with typer.progressbar(length=STEPS, label=label, width=0, file=sys.stderr) as bar:
         yield lambda done, total: bar.update(int(STEPS * done / total) - bar.pos)
-        bar.update(STEPS - bar.pos)  # costs are sums of floats; and nothing may be left to do
+        bar.update(
+            STEPS - bar.pos
+        )  # costs are sums of floats; and nothing may be left to do
 
 
 @contextmanager

@@ -10,7 +10,12 @@ from refimpl.errors import need
 from refimpl.loading.checkpoint import claim, config_file
 from refimpl.loading.config_json import read_config
 from refimpl.loading.files.documents import read_file
-from refimpl.loading.files.hub import LARGEST, companion_files, local_files, refuse_links_away
+from refimpl.loading.files.hub import (
+    LARGEST,
+    companion_files,
+    local_files,
+    refuse_links_away,
+)
 from refimpl.loading.files.safetensors_file import (
     QUANTISATION,
     ConvertedTensor,
@@ -55,10 +60,14 @@ def convert(
     """
     path, _ = local_files(source, download)
     config, made, files = _from_gguf(path) if is_gguf(path) else _from_folder(path)
-    tensors = [replace(x, dtype=STORED_NAMES[dtype]) if dtype else x for x in made.values()]
+    tensors = [
+        replace(x, dtype=STORED_NAMES[dtype]) if dtype else x for x in made.values()
+    ]
     total = sum(tensor.nbytes for tensor in tensors)
     check_folder(output, {"SOURCE": path}, force)
-    matrices = {STORED_DTYPES[tensor.dtype] for tensor in tensors if len(tensor.shape) > 1}
+    matrices = {
+        STORED_DTYPES[tensor.dtype] for tensor in tensors if len(tensor.shape) > 1
+    }
     config["dtype"] = max(matrices, key=lambda each: each.itemsize).name
     files["config.json"] = (json.dumps(config, indent=1) + "\n").encode()
     with whole(output, force) as folder:
@@ -66,7 +75,10 @@ def convert(
         write_weights(folder / "model.safetensors", tensors, progress)
         for name, content in files.items():
             (folder / name).write_bytes(content)
-    dtypes = {x.kind: STORED_DTYPES[x.dtype].name for x in sorted(tensors, key=lambda x: x.kind)}
+    dtypes = {
+        x.kind: STORED_DTYPES[x.dtype].name
+        for x in sorted(tensors, key=lambda x: x.kind)
+    }
     return Conversion(str(config["model_type"]), len(tensors), total, dtypes)
 
 
@@ -83,7 +95,9 @@ def _from_gguf(path: Path) -> Contents:
         architecture = architecture_of(metadata)
         entries = config_entries(metadata, stored, architecture)
         facts = read_config(entries, f"the metadata of {path}")
-        tensors = converted_tensors(stored, facts, architecture, metadata["general.architecture"])
+        tensors = converted_tensors(
+            stored, facts, architecture, metadata["general.architecture"]
+        )
         claim(tensors, facts, path)  # type: ignore[arg-type]  # as far as it looks
         return entries, tensors, tokenizer_files(metadata)
 

@@ -20,10 +20,13 @@ class Architecture:
 
     model_type: str
     hub_class: str  # in transformers
-    keys: Mapping[str, str] = field(default_factory=dict)  # our names; "" if nothing needs one
+    keys: Mapping[str, str] = field(
+        default_factory=dict
+    )  # our names; "" if nothing needs one
     # Entries of `config.json` as llama.cpp computes them; of `keys`, if a file lacks them
     fixed: Mapping[str, object] = field(default_factory=dict)
-    paired: bool = False  # whether channels of q and k that rotate together are neighbours
+    # whether channels of q and k that rotate together are neighbours
+    paired: bool = False
 
     def like(self, model_type: str, hub_class: str, **changes: Any) -> "Architecture":
         """The same for another family, with some changes."""
@@ -31,16 +34,22 @@ class Architecture:
 
 
 COMMON_KEYS = {  # of every architecture
-    "context_length": "max_position_embeddings", "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers", "feed_forward_length": "intermediate_size",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads", "rope.freq_base": "rope_theta",
-    "expert_count": "num_experts", "expert_used_count": "num_experts_per_tok",
+    "attention.head_count_kv": "num_key_value_heads",
+    "rope.freq_base": "rope_theta",
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
     # With padding or not; of norms that a model lacks
-    "vocab_size": "", "attention.layer_norm_rms_epsilon": "", "attention.layer_norm_epsilon": "",
-}  # fmt: skip
+    "vocab_size": "",
+    "attention.layer_norm_rms_epsilon": "",
+    "attention.layer_norm_epsilon": "",
+}
 SLIDING = {"attention.sliding_window": "sliding_window"}
 _LLAMA = Architecture("llama", "LlamaForCausalLM", paired=True)
 _MIXTRAL = _LLAMA.like("mixtral", "MixtralForCausalLM")
@@ -50,9 +59,11 @@ _COHERE = Architecture("cohere", "CohereForCausalLM", {"logit_scale": "logit_sca
 PARALLEL = {"use_parallel_residual": "use_parallel_residual"}
 CAPS = {**SLIDING, ATTENTION_CAP: ATTENTION_CAP, FINAL_CAP: FINAL_CAP}
 GRANITE_SCALES = {
-    "embedding_scale": "embed_scale", "attention.scale": "attention_scale",
-    "residual_scale": "residual_scale", "logit_scale": "logit_divisor",
-}  # fmt: skip
+    "embedding_scale": "embed_scale",
+    "attention.scale": "attention_scale",
+    "residual_scale": "residual_scale",
+    "logit_scale": "logit_divisor",
+}
 _GRANITE = _LLAMA.like("granite", "GraniteForCausalLM", keys=GRANITE_SCALES)
 ARCHITECTURES = {
     "llama": _LLAMA,
@@ -60,23 +71,37 @@ ARCHITECTURES = {
     "arcee": _LLAMA.like("arcee", "ArceeForCausalLM"),
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,
-    "qwen2moe": _QWEN2.like("qwen2_moe", "Qwen2MoeForCausalLM", fixed={"norm_topk_prob": False}),
-    "qwen3moe": _QWEN3.like("qwen3_moe", "Qwen3MoeForCausalLM", fixed={"norm_topk_prob": True}),
+    "qwen2moe": _QWEN2.like(
+        "qwen2_moe", "Qwen2MoeForCausalLM", fixed={"norm_topk_prob": False}
+    ),
+    "qwen3moe": _QWEN3.like(
+        "qwen3_moe", "Qwen3MoeForCausalLM", fixed={"norm_topk_prob": True}
+    ),
     "gemma": Architecture("gemma", "GemmaForCausalLM"),
     "gemma2": Architecture(
-        "gemma2", "Gemma2ForCausalLM", CAPS,
+        "gemma2",
+        "Gemma2ForCausalLM",
+        CAPS,
         {"sliding_window": 4096, ATTENTION_CAP: 50.0, FINAL_CAP: 30.0},
     ),
     "gemma3": Architecture(
-        "gemma3_text", "Gemma3ForCausalLM", {**CAPS, "rope.freq_base_swa": "rope_local_base_freq"},
-        {"rope_local_base_freq": 10000.0, "_sliding_window_pattern": 6, ATTENTION_CAP: None,
-         FINAL_CAP: None},
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        {**CAPS, "rope.freq_base_swa": "rope_local_base_freq"},
+        {
+            "rope_local_base_freq": 10000.0,
+            "_sliding_window_pattern": 6,
+            ATTENTION_CAP: None,
+            FINAL_CAP: None,
+        },
     ),
     "granite": _GRANITE,
     "granitemoe": _GRANITE.like("granitemoe", "GraniteMoeForCausalLM"),
     "nemotron": Architecture("nemotron", "NemotronForCausalLM"),
     "command-r": _COHERE,
-    "cohere2": _COHERE.like("cohere2", "Cohere2ForCausalLM", keys={**_COHERE.keys, **SLIDING}),
+    "cohere2": _COHERE.like(
+        "cohere2", "Cohere2ForCausalLM", keys={**_COHERE.keys, **SLIDING}
+    ),
     "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM"),
     "exaone": Architecture("exaone", "ExaoneForCausalLM"),
     "glm4": Architecture("glm4", "Glm4ForCausalLM"),
@@ -86,33 +111,57 @@ ARCHITECTURES = {
     "olmoe": Architecture("olmoe", "OlmoeForCausalLM", fixed={"norm_topk_prob": False}),
     "phi2": Architecture("phi", "PhiForCausalLM"),
     "phi3": Architecture(
-        "phi3", "Phi3ForCausalLM", {**SLIDING, "rope.scaling.original_context_length": ""},
+        "phi3",
+        "Phi3ForCausalLM",
+        {**SLIDING, "rope.scaling.original_context_length": ""},
         {"sliding_window": None},
     ),
     "stablelm": Architecture("stablelm", "StableLmForCausalLM", PARALLEL),
     "starcoder2": Architecture("starcoder2", "Starcoder2ForCausalLM"),
-}  # fmt: skip
+}
 
 
-SKIPPED_KEYS = ("general.", "tokenizer.", "split.", "quantize.", "GGUF.")  # beginnings of keys
+SKIPPED_KEYS = (
+    "general.",
+    "tokenizer.",
+    "split.",
+    "quantize.",
+    "GGUF.",
+)  # beginnings of keys
 NEEDED = ("context_length", "embedding_length", "block_count", "attention.head_count")
-EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
+EPSILON = {
+    "rms": "attention.layer_norm_rms_epsilon",
+    "layer": "attention.layer_norm_epsilon",
+}
 ROPE_FACTORS = "rope_freqs.weight"
-LLAMA3_ROPE = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
-NEUTRAL = {"rope.scaling.attn_factor": 1, "rope.scaling.finetuned": True}  # they change nothing
+LLAMA3_ROPE = dict(
+    low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
+)
+NEUTRAL = {
+    "rope.scaling.attn_factor": 1,
+    "rope.scaling.finetuned": True,
+}  # they change nothing
 PRESENT = {  # keys that are true if there is such a tensor
-    "attention_bias": "attn_q.bias", "use_qkv_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias",
-    "use_bias": "attn_output.bias", "attention_out_bias": "attn_output.bias",
+    "attention_bias": "attn_q.bias",
+    "use_qkv_bias": "attn_q.bias",
+    "mlp_bias": "ffn_up.bias",
+    "use_bias": "attn_output.bias",
+    "attention_out_bias": "attn_output.bias",
     "use_qk_norm": "attn_q_norm.weight",
-}  # fmt: skip
-LARGEST_GEMMAS = ("gemma2", 46), ("gemma3_text", 62)  # their attention scale is of D / H
+}
+LARGEST_GEMMAS = (
+    ("gemma2", 46),
+    ("gemma3_text", 62),
+)  # their attention scale is of D / H
 
 
 def architecture_of(metadata: Facts) -> Architecture:
     """The architecture of a file; Mixtral's files call theirs llama."""
     name = metadata.get("general.architecture")
     if name not in ARCHITECTURES:
-        raise ValueError(f"the architecture {name!r} is none of {', '.join(ARCHITECTURES)}")
+        raise ValueError(
+            f"the architecture {name!r} is none of {', '.join(ARCHITECTURES)}"
+        )
     return _MIXTRAL if metadata.get("llama.expert_count") else ARCHITECTURES[name]
 
 
@@ -130,7 +179,11 @@ def config_entries(
     }
     entries: dict[str, Any] = {"model_type": family.model_type}
     entries["architectures"] = [architecture.hub_class]
-    own = (key for key, ours in architecture.keys.items() if ours not in ("", *architecture.fixed))
+    own = (
+        key
+        for key, ours in architecture.keys.items()
+        if ours not in ("", *architecture.fixed)
+    )
     needed = {*NEEDED, EPSILON[family.norm], *own}
     if any("ffn_gate_inp" in name for name in tensors):
         needed |= {"expert_count", "expert_used_count"}
@@ -138,7 +191,11 @@ def config_entries(
     values: dict[str, Any] = {**architecture.fixed}
     if "rope_theta" in family.keys:
         values["rope_theta"] = 10000.0  # llama.cpp's, whatever the family's
-    for key, ours in {**COMMON_KEYS, **architecture.keys, EPSILON[family.norm]: "norm_eps"}.items():
+    for key, ours in {
+        **COMMON_KEYS,
+        **architecture.keys,
+        EPSILON[family.norm]: "norm_eps",
+    }.items():
         if (value := facts.pop(key, None)) is not None and ours:
             values[ours] = value
     if not values.get("sliding_window", 1):
@@ -147,14 +204,22 @@ def config_entries(
     values["tie_word_embeddings"] = "output.weight" not in tensors
     for key, part in PRESENT.items():
         if key in (*family.biased.values(), *family.optional.values()):
-            values[key] = any(x.replace("_qkv.", "_q.").endswith(f".{part}") for x in tensors)
+            values[key] = any(
+                x.replace("_qkv.", "_q.").endswith(f".{part}") for x in tensors
+            )
     entries |= {family.spelling(key): value for key, value in values.items()}
     for token in ("bos", "eos", "padding"):
-        entries[f"{token[:3]}_token_id"] = metadata.get(f"tokenizer.ggml.{token}_token_id")
+        entries[f"{token[:3]}_token_id"] = metadata.get(
+            f"tokenizer.ggml.{token}_token_id"
+        )
     problems += _heads(entries, family, facts)
     problems += _scaling(entries, family, facts, tensors)
-    unknown = {key: value for key, value in facts.items() if value != NEUTRAL.get(key, ...)}
-    problems += [f"{key}: not understood (value {value!s:.80})" for key, value in unknown.items()]
+    unknown = {
+        key: value for key, value in facts.items() if value != NEUTRAL.get(key, ...)
+    }
+    problems += [
+        f"{key}: not understood (value {value!s:.80})" for key, value in unknown.items()
+    ]
     if problems:
         raise ValueError("; ".join(problems))
     return entries
@@ -183,7 +248,10 @@ def _heads(entries: dict[str, Any], family: Family, facts: Facts) -> Iterator[st
             yield f"rope.dimension_count: expected {head_dim}, got {rotary}"
         entries[family.spelling("partial_rotary_factor")] = rotary / head_dim
     if "query_pre_attn_scalar" in family.keys:
-        largest = (family.model_type, entries.get("num_hidden_layers")) in LARGEST_GEMMAS
+        largest = (
+            family.model_type,
+            entries.get("num_hidden_layers"),
+        ) in LARGEST_GEMMAS
         entries["query_pre_attn_scalar"] = plain if largest else head_dim
 
 
@@ -198,13 +266,22 @@ def _scaling(
     if kind == "linear" and factor != 1:
         entries["rope_scaling"] = {"rope_type": "linear", "factor": factor}
     if factors := tensors.get(ROPE_FACTORS):
-        theta, channels = (entries[family.spelling(x)] for x in ("rope_theta", "head_dim"))
+        theta, channels = (
+            entries[family.spelling(x)] for x in ("rope_theta", "head_dim")
+        )
         stored = factors.array.astype(np.float64)
         llama3: dict[str, Any] = LLAMA3_ROPE | {"factor": float(stored.max())}
-        right = 2 * stored.size == channels and 1 <= stored.min() <= stored.max() < np.inf
+        right = (
+            2 * stored.size == channels and 1 <= stored.min() <= stored.max() < np.inf
+        )
         if right:
-            plain, scaled = Rope(theta, channels), Rope(theta, channels, "llama3", **llama3)
-            right = np.allclose(plain.inv_freq() / scaled.inv_freq(), stored, rtol=1e-5, atol=0)
+            plain, scaled = (
+                Rope(theta, channels),
+                Rope(theta, channels, "llama3", **llama3),
+            )
+            right = np.allclose(
+                plain.inv_freq() / scaled.inv_freq(), stored, rtol=1e-5, atol=0
+            )
         if "rope_scaling" in entries or not right:
             yield f"{ROPE_FACTORS}: not the factors of Llama 3's scaling alone"
         entries["rope_scaling"] = {"rope_type": "llama3"} | llama3

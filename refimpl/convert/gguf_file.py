@@ -8,13 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType, dequantize
+from gguf import (
+    GGML_QUANT_SIZES,
+    GGMLQuantizationType,
+    GGUFReader,
+    GGUFValueType,
+    dequantize,
+)
 
 from refimpl.errors import RefimplError
 from refimpl.model.ops import Array
 from refimpl.model.weight import STORED_DTYPES, WeightFile
 
-DAMAGES = ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
+DAMAGES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 MOST_ENTRIES, MOST_ELEMENTS = 1 << 16, 1 << 23
 WEIGHTS_AT_ONCE = 1 << 20  # weights that are de-quantised at once
 
@@ -24,7 +37,9 @@ class BoundedReader(GGUFReader):
 
     elements = 0  # of all arrays of the metadata
 
-    def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+    def _get(
+        self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None
+    ) -> Any:
         little = np.dtype(dtype).newbyteorder("<")
         end = int(offset) + int(count) * little.itemsize
         if end > self.data.size:
@@ -75,7 +90,9 @@ class GgufTensor:
     def _values(self, start: int, count: int) -> Array:
         """So many values."""
         block, size = GGML_QUANT_SIZES[self.kind]
-        stored = self.file.read(self.offset + start // block * size, count // block * size)
+        stored = self.file.read(
+            self.offset + start // block * size, count // block * size
+        )
         if self.kind.name in STORED_DTYPES:
             return stored.view(STORED_DTYPES[self.kind.name])
         return dequantize(stored.reshape(1, -1), self.kind)[0]
@@ -103,8 +120,13 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     for i in range(1, count := metadata.get("split.count", 1)):
         part = path.with_name(path.name.replace("-00001-of-", f"-{i + 1:05}-of-"))
         own, more = _read_file(part) if part.is_file() else ({}, {})
-        if (own.get("split.no"), own.get("split.count")) != (i, count) or tensors.keys() & more:
-            raise ValueError(f"it is one of {count} files: pass the first, beside {part.name}")
+        if (own.get("split.no"), own.get("split.count")) != (
+            i,
+            count,
+        ) or tensors.keys() & more:
+            raise ValueError(
+                f"it is one of {count} files: pass the first, beside {part.name}"
+            )
         tensors |= more
     return metadata, tensors
 
@@ -120,7 +142,9 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         file = WeightFile(path, opened)
     for x in sorted(reader.tensors, key=lambda x: x.data_offset):
         if x.data_offset < end:
-            raise ValueError(f"{x.name} begins before byte {end:,}, in what is before it")
+            raise ValueError(
+                f"{x.name} begins before byte {end:,}, in what is before it"
+            )
         end, shape = x.data_offset + x.n_bytes, tuple(map(int, x.shape[::-1]))
         tensors[x.name] = GgufTensor(file, x.name, x.tensor_type, shape, x.data_offset)
     for kind in {x.kind for x in tensors.values()}:  # those that the library reads

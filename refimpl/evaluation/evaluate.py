@@ -85,7 +85,9 @@ def evaluate(
         how = resources.workers, resources.dtype, resources.tick
         # While the files are known to be unchanged, and beside the windows if there is a thread.
         sha256 = partial(model_sha256, model)
-        beside = resources.workers.submit(sha256) if resources.workers.threads > 1 else None
+        beside = (
+            resources.workers.submit(sha256) if resources.workers.threads > 1 else None
+        )
         for group in batch_groups(laid, size):
             likelihoods = group_likelihoods(model, group, *how)
             sums |= {n: float(x.sum()) for n, x in likelihoods.items()}
@@ -171,5 +173,7 @@ def _text(windows: Windows, result: Perplexity) -> TextResult:
         nats_per_token=result.mean_nats,
         nats_per_token_stderr=result.nats_stderr,
         bits_per_byte=result.bits_per_byte,
-        windows=tuple(WindowResult(tokens=n, nats=x, bytes=size) for n, x, size in rows),
+        windows=tuple(
+            WindowResult(tokens=n, nats=x, bytes=size) for n, x, size in rows
+        ),
     )

@@ -28,7 +28,10 @@ from refimpl.scoring.state_group import head_cost
 
 _BATCH = 512  # tokens, padding included; a longer sequence is a batch of its own
 CORES = 4  # which a few sequences are divided for, on every machine
-_ROWS, _PIECE = 512, 4096  # positions and ids whose logits are in memory at a time, per thread
+_ROWS, _PIECE = (
+    512,
+    4096,
+)  # positions and ids whose logits are in memory at a time, per thread
 LOG_MOST = log(np.finfo(np.float64).max)
 
 
@@ -58,7 +61,9 @@ def batches(sequences: Sequence[npt.ArrayLike], config: Config) -> list[Batch]:
     size = min(_BATCH, sum(len(ids) - 1 for ids in checked) // CORES)
     laid: list[Batch] = []
     # Positions of sequences of different lengths may differ.
-    by_length = any(kind.rope is not None and kind.rope.by_length for kind in config.blocks)
+    by_length = any(
+        kind.rope is not None and kind.rope.by_length for kind in config.blocks
+    )
     while rows:
         width = len(checked[rows[0]]) - 1
         height = max(1, size // width)
@@ -76,7 +81,9 @@ def _batch(members: Sequence[int], width: int, checked: Sequence[Ids]) -> Batch:
         np.stack([np.pad(ids[:-1], (0, width + 1 - len(ids))) for ids in rows]),
         tuple(members),
         tuple(len(ids) - 1 for ids in rows),
-        np.concatenate([i * width + np.arange(len(ids) - 1) for i, ids in enumerate(rows)]),
+        np.concatenate(
+            [i * width + np.arange(len(ids) - 1) for i, ids in enumerate(rows)]
+        ),
         np.concatenate([ids[1:] for ids in rows]),
     )
 
@@ -143,7 +150,9 @@ def tokens_in_memory(
     model: Model, batches: Sequence[Batch], memory: int, dtype: npt.DTypeLike
 ) -> int:
     """Number of tokens, padding included, whose states fit into `memory` bytes."""
-    channels = model.config.state_size + model.config.hidden_size  # a state, and the head's input
+    channels = (
+        model.config.state_size + model.config.hidden_size
+    )  # a state, and the head's input
     each = channels * np.dtype(dtype).itemsize
     need = max(batch.ids.size for batch in batches) * each
     size = f"{need // each} tokens of {each} bytes"
@@ -165,7 +174,9 @@ def group_likelihoods(
     for i in range(model.config.num_blocks):
         weights = model.block(i, dtype, workers.map)
         with within_range(dtype):
-            passes = [partial(stream.through, h, weights) for h in stream.states.values()]
+            passes = [
+                partial(stream.through, h, weights) for h in stream.states.values()
+            ]
             stream.advance(dict(zip(stream.states, workers.run(passes), strict=True)))
         tick(sum(batch.ids.size for batch in group))
     sums = _softmax(model, group, list(stream.states.values()), workers, dtype, tick)
@@ -190,20 +201,30 @@ def _softmax(
         for x, batch in zip(states, group, strict=True)
         for start in range(0, len(batch.targets), _ROWS)
     ]
-    last = partial(final_state, weights=model.head(dtype, slice(0)), config=model.config)
+    last = partial(
+        final_state, weights=model.head(dtype, slice(0)), config=model.config
+    )
     sums = [RunningSoftmax.start(batch.targets[rows]) for _, batch, rows in cuts]
 
     def add(i: int, weights: Weights, first: int) -> RunningSoftmax:
         """The sums of some rows with the next ids, of which these are the weights."""
         return sums[i].add(logits(inputs[i], weights, model.config)[0], first)
 
-    cost = sum(len(batch.targets) for batch in group) * head_cost(model.config) / vocabulary
+    cost = (
+        sum(len(batch.targets) for batch in group)
+        * head_cost(model.config)
+        / vocabulary
+    )
     with within_range(dtype):
-        inputs = workers.run(partial(last, h[batch.positions[at]][None]) for h, batch, at in cuts)
+        inputs = workers.run(
+            partial(last, h[batch.positions[at]][None]) for h, batch, at in cuts
+        )
         for first in range(0, vocabulary, _PIECE):
             ids = slice(first, min(first + _PIECE, vocabulary))
             weights = model.head(dtype, ids)
-            sums = workers.run(partial(add, i, weights, first) for i in range(len(sums)))
+            sums = workers.run(
+                partial(add, i, weights, first) for i in range(len(sums))
+            )
             tick(cost * (ids.stop - first))
     return sums
 

@@ -101,19 +101,36 @@ def explain(
     names = [one.name for one in steps]
     if step is not None and step not in names:
         raise RefimplError(
-            f"no step {step!r} in {model.name}", f"one of {', '.join(names)}", "change `step`"
+            f"no step {step!r} in {model.name}",
+            f"one of {', '.join(names)}",
+            "change `step`",
         )
     values = Values(model, tokens, block, plan, request, settings)
     model.check_finite(settings.dtype)
-    chosen = [(number, x) for number, x in enumerate(steps, 1) if step in (None, x.name)]
-    with within_range(settings.dtype), Workers(settings.threads):  # one thread of BLAS, as in score
+    chosen = [
+        (number, x) for number, x in enumerate(steps, 1) if step in (None, x.name)
+    ]
+    with (
+        within_range(settings.dtype),
+        Workers(settings.threads),
+    ):  # one thread of BLAS, as in score
         shown = tuple((number, x, tuple(x.figures(values))) for number, x in chosen)
-    facts = (model.name, model.config.family, model.config.num_blocks, block, tokens.facts)
+    facts = (
+        model.name,
+        model.config.family,
+        model.config.num_blocks,
+        block,
+        tokens.facts,
+    )
     return Explanation(*facts, np.dtype(settings.dtype).name, shown, len(steps))
 
 
-def steps_of(model: Model, block: int, plan: Perturbation, request: Request) -> list[Step]:
+def steps_of(
+    model: Model, block: int, plan: Perturbation, request: Request
+) -> list[Step]:
     """All steps of a model, in order, before anything is computed."""
     prefix = f"blocks.{block}."
-    names = frozenset(n.removeprefix(prefix) for n in model.weights if n.startswith(prefix))
+    names = frozenset(
+        n.removeprefix(prefix) for n in model.weights if n.startswith(prefix)
+    )
     return [*forward_steps(model.config, names, block), *method_steps(plan, request)]

@@ -47,22 +47,40 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
     mask = (position_tables.tokens_seen,) if kind.chunked else ()
     rotation = (attention.rotate, position_tables.rope_tables, *where("q_rope_norm"))
     scores, normed = capped(config.attn_soft_cap), "qkv" if where("v_norm") else "qk"
-    attend = (attention.attend, *mask, position_tables.causal_bias, *scores, ops.softmax)
+    attend = (
+        attention.attend,
+        *mask,
+        position_tables.causal_bias,
+        *scores,
+        ops.softmax,
+    )
     attn_out = (parts.affine, attention.merge_heads, *where("attn_post_norm"), *scaled)
     mlp_out = (*mlp, *where("mlp_post_norm"), *scaled)
     last = (BLOCK_EMBED[-1],) if kind.embed_size else ()
-    own = (parts.block_embedding, *where("block_embed_post_norm")) if kind.embed_size else ()
+    own = (
+        (parts.block_embedding, *where("block_embed_post_norm"))
+        if kind.embed_size
+        else ()
+    )
     head = (forward.head, *norm, *capped(config.final_soft_cap), ops.softmax)
     qk_norm = where("q_norm") or where("q_width_norm")
     mixed = [
-        Step("qkv", BLOCK, (parts.affine, ops.linear, *limited, attention.split_heads), _qkv),
+        Step(
+            "qkv",
+            BLOCK,
+            (parts.affine, ops.linear, *limited, attention.split_heads),
+            _qkv,
+        ),
         Step("qk_norm", BLOCK, qk_norm, partial(_points, names=normed)),
         Step("rope", BLOCK, () if kind.rope is None else rotation, _rope),
         Step("attention", BLOCK, attend, _attention),
     ]
     if not isinstance(kind.mixer, Attention):
         points = tuple(x for x in kind.mixer.points if x in kind.points)
-        mixer, show = forward.MIXERS.get(type(kind.mixer)), partial(_points, names=points)
+        mixer, show = (
+            forward.MIXERS.get(type(kind.mixer)),
+            partial(_points, names=points),
+        )
         mixed = [Step(kind.mixer.name, BLOCK, () if mixer is None else (mixer,), show)]
     absent = {"attn_out", "mlp_out"}.difference(kind.points)
     heads = "attn_heads" if kind.mixer.attends else "mixed"
@@ -75,7 +93,12 @@ def forward_steps(config: Config, names: frozenset[str], index: int) -> list[Ste
         Step("attn_norm", BLOCK, where("attn_norm"), attn_norm),
         *mixed,
         Step("attn_out", BLOCK, attn_out, partial(_points, names=(heads, "attn_out"))),
-        Step("resid_mid", BLOCK, (forward.block,), partial(_sum, names=("resid_pre", "attn_out"))),
+        Step(
+            "resid_mid",
+            BLOCK,
+            (forward.block,),
+            partial(_sum, names=("resid_pre", "attn_out")),
+        ),
         Step("mlp_norm", BLOCK, where("mlp_norm"), mlp_norm),
         Step("routing", BLOCK, routing, _routing),
         Step("mlp_out", BLOCK, mlp_out, _experts if routing else _mlp),
@@ -121,7 +144,9 @@ def _qkv(v: Values) -> Iterator[Figure]:
         y = ops.limited(parts.affine(x, v.weights, f"{name}_proj"), config.qkv_limit)
         yield Figure(name, attention.split_heads(y, sizes.head_dim))
     if sizes.num_key_value_heads < sizes.num_attention_heads:
-        yield Figure("kv head of head", sizes.kv_head_of_head, "heads share keys and values")
+        yield Figure(
+            "kv head of head", sizes.kv_head_of_head, "heads share keys and values"
+        )
 
 
 def _rope(v: Values) -> Iterator[Figure]:
@@ -142,13 +167,18 @@ def _attention(v: Values) -> Iterator[Figure]:
     bias, ramps, sinks = v.place.bias, v.place.ramps, v.weights.get("sinks")
     if ramps is not None:
         bias = bias + position_tables.alibi_bias(ramps[0], ramps[0], bias.dtype)
-    scaled, sink = q[0] * v.place.query_scale, None if sinks is None else sinks[:1, None]
+    scaled, sink = (
+        q[0] * v.place.query_scale,
+        None if sinks is None else sinks[:1, None],
+    )
     share = attention.attend(
         scaled, k[v.attention.kv_head_of_head[0]], one, bias, config.attn_soft_cap, sink
     )
     yield Figure("scale", config.attention_scale)
     yield Figure("weights", share[-1], "the last token, head 0")
-    yield Figure("sum of weights", float(share[-1].sum()), "1, if the block has no sink")
+    yield Figure(
+        "sum of weights", float(share[-1].sum()), "1, if the block has no sink"
+    )
     yield Figure("heads", points["attn_heads"])
 
 
@@ -184,7 +214,9 @@ def _routing(v: Values) -> Iterator[Figure]:
 def _experts(v: Values) -> Iterator[Figure]:
     """The hidden state of the expert with most tokens, and the sum of all experts."""
     busiest = int(np.argmax(_shares(v)[0].sum(axis=(0, 1))))
-    yield Figure("hidden", v.points[f"experts.{busiest}.mlp_hidden"], f"in expert {busiest}")
+    yield Figure(
+        "hidden", v.points[f"experts.{busiest}.mlp_hidden"], f"in expert {busiest}"
+    )
     yield Figure("mlp_out", v.points["mlp_out"])
 
 

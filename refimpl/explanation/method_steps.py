@@ -32,12 +32,25 @@ _BASES, ALLOCATION, PRUNE = "4-bases", "5-correction", "6-prune"
 def method_steps(plan: Perturbation, request: Request) -> list[Step]:
     """From a perturbation of the block to the weights that its first linear loses."""
     pruned: Functions = (wanda_keep, wanda_score, block)
-    perturb: Functions = (perturbation.perturbed, perturbation.noise, perturbation.included_tokens)
+    perturb: Functions = (
+        perturbation.perturbed,
+        perturbation.noise,
+        perturbation.included_tokens,
+    )
     if isinstance(plan, Probes):
         perturb = pruned if plan.pruner_options.record is WANDA else (decision, block)
-    divergence = (perturbation.RunningDivergence,) if request.correct == "divergence" else ()
-    ranked = [x for base, _ in MeasuredBases.of(request).bases.values() for x in base.formulas[:-1]]
-    exact, fixed = request.compat == "exact", request.correct is not None and not request.measured
+    divergence = (
+        (perturbation.RunningDivergence,) if request.correct == "divergence" else ()
+    )
+    ranked = [
+        x
+        for base, _ in MeasuredBases.of(request).bases.values()
+        for x in base.formulas[:-1]
+    ]
+    exact, fixed = (
+        request.compat == "exact",
+        request.correct is not None and not request.measured,
+    )
     growth = equal_marginals.equal_marginals, equal_marginals.growth
     whole = counts.counts, counts.split_count
     base = request.record.formulas[-1:] or (base_allocation,)
@@ -47,12 +60,22 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
         Step("perturb", PERTURB, perturb, _perturbed),
         Step("drift", PERTURB, (perturbation.deviation, block), _drift),
         Step("ratio", ABSORPTION, ratio, _ratio),
-        Step("coefficient", ABSORPTION, (absorption_coefficient, *divergence, score), _coefficient),
+        Step(
+            "coefficient",
+            ABSORPTION,
+            (absorption_coefficient, *divergence, score),
+            _coefficient,
+        ),
         Step("signals", _BASES, (wanda_score, *ranked), _signals),
         Step("base", _BASES, base, _base),
         Step("growth", DIVERGENCE, growth if request.measured else (), _growth),
         Step("correction", ALLOCATION, move if exact and fixed else (), _correction),
-        Step("projection", ALLOCATION, (projection.project,) if exact else (), _projection),
+        Step(
+            "projection",
+            ALLOCATION,
+            (projection.project,) if exact else (),
+            _projection,
+        ),
         Step("counts", ALLOCATION, whole if exact else (allocate,), _counts),
         Step(WANDA.name, PRUNE, (*pruned[:2], stream.sum_of_squares), _wanda),
         Step("loss", PRUNE, (ops.linear, perturbation.deviation), _loss),
@@ -62,21 +85,34 @@ def method_steps(plan: Perturbation, request: Request) -> list[Step]:
 
 def _logarithm(request: Request) -> Callable[..., Any]:
     """What makes logarithms of the numbers that a correction is made of."""
-    return correction.clipped_log if request.correct == "absorption" else correction.centred_log
+    return (
+        correction.clipped_log
+        if request.correct == "absorption"
+        else correction.centred_log
+    )
 
 
 def _perturbed(v: Values) -> Iterator[Figure]:
     """The block's output on the first sequence, clean and perturbed, [S, D]."""
-    h, perturbed = v.leaving[0].stream[0], v.after(v.index + 1, v.addresses)[1][0].h.stream[0]
+    h, perturbed = (
+        v.leaving[0].stream[0],
+        v.after(v.index + 1, v.addresses)[1][0].h.stream[0],
+    )
     if isinstance(v.plan, Noise):
         yield Figure("eta", v.plan.etas[0])
-        yield Figure("noise", perturbation.noise(v.plan.seed, 0, v.index, 0, h.shape), "first draw")
+        yield Figure(
+            "noise",
+            perturbation.noise(v.plan.seed, 0, v.index, 0, h.shape),
+            "first draw",
+        )
     yield Figure("h_l", h)
     yield Figure("h'_l", perturbed)
     size = perturbation.deviation(perturbed, h, v.included[0]).drift
     yield Figure("||e_t|| / ||h_t||", size, "per token, as rounded to the dtype")
     if v.plan.sink == "exclude":
-        yield Figure("tokens left out", int(sum((~mask).sum() for mask in v.included)), "sinks")
+        yield Figure(
+            "tokens left out", int(sum((~mask).sum() for mask in v.included)), "sinks"
+        )
 
 
 def _drift(v: Values) -> Iterator[Figure]:
@@ -84,7 +120,9 @@ def _drift(v: Values) -> Iterator[Figure]:
     note = f"after blocks {v.index} to {v.config.num_blocks - 1}, means"
     states, _ = v.followed
     for name, attribute in (("R_k", "drift"), ("A_k", "alignment")):
-        means = np.array([[getattr(state, attribute) for state in draws] for draws in states])
+        means = np.array(
+            [[getattr(state, attribute) for state in draws] for draws in states]
+        )
         yield Figure(name, nan_mean(nan_mean(means, axis=1), axis=0), note)
     yield Figure("R_L", states[0][0].last, "per token, at the end")
 
@@ -92,14 +130,22 @@ def _drift(v: Values) -> Iterator[Figure]:
 def _ratio(v: Values) -> Iterator[Figure]:
     """The share of the drift that is left at the end: per token, and its means."""
     states, _ = v.followed
-    ratios = np.array([[state.measures().ratios for state in draws] for draws in states])
+    ratios = np.array(
+        [[state.measures().ratios for state in draws] for draws in states]
+    )
     (r, growth, passed), (stderr, _, _) = absorption_coefficient(ratios)
-    yield Figure("R_L / R_l", surviving_drift(states[0][0].last, states[0][0].first), "per token")
+    yield Figure(
+        "R_L / R_l", surviving_drift(states[0][0].last, states[0][0].first), "per token"
+    )
     yield Figure("mean", ratios[..., 0], "[sequences, draws]")
     yield Figure("r_l", float(r))
-    yield Figure("stderr", float(stderr), "over the sequences" if len(v.ids) > 1 else "takes two")
+    yield Figure(
+        "stderr", float(stderr), "over the sequences" if len(v.ids) > 1 else "takes two"
+    )
     yield Figure("g_l", float(growth), "growth of the error itself, ||e_L|| / ||e_l||")
-    yield Figure("p_l", float(passed), "if later blocks passed it on, ||h_l|| / ||h_L||")
+    yield Figure(
+        "p_l", float(passed), "if later blocks passed it on, ||h_l|| / ||h_L||"
+    )
 
 
 def _coefficient(v: Values) -> Iterator[Figure]:
@@ -107,7 +153,9 @@ def _coefficient(v: Values) -> Iterator[Figure]:
     result = v.scores.sweep[0]
     yield Figure("r", result.coefficient, "per block")
     yield Figure("stderr", result.stderr)
-    yield Figure("g", result.error_growth, "growth of the error itself; r is the mean of g p")
+    yield Figure(
+        "g", result.error_growth, "growth of the error itself; r is the mean of g p"
+    )
     yield Figure("p", result.passed_on, "if later blocks passed the error on unchanged")
     if result.divergence is not None:
         yield Figure("KL", result.divergence, "nats")
@@ -115,7 +163,10 @@ def _coefficient(v: Values) -> Iterator[Figure]:
 
 def _signals(v: Values) -> Iterator[Figure]:
     """Wanda's scores in this block, and what each base ranks the blocks by."""
-    means = [wanda_score(v.weights[f"{name}.weight"], c).mean() for name, c in v.moments.items()]
+    means = [
+        wanda_score(v.weights[f"{name}.weight"], c).mean()
+        for name, c in v.moments.items()
+    ]
     yield Figure("mean M", np.array(means), f"per linear of block {v.index}")
     for base, options in MeasuredBases.of(v.request).bases.values():
         if (signal := v.scores.signals.get(base.name)) is not None:
@@ -144,8 +195,12 @@ def _growth(v: Values) -> Iterator[Figure]:
     grows = v.allocation.growth
     assert grows is not None  # the strength is measured
     probed = int(np.isfinite(grows.rate).sum())
-    yield Figure("a", grows.level, f"{v.request.correct} at the base's sparsity, per block")
-    yield Figure("kappa", grows.rate, "per probed block; the allocation uses the median")
+    yield Figure(
+        "a", grows.level, f"{v.request.correct} at the base's sparsity, per block"
+    )
+    yield Figure(
+        "kappa", grows.rate, "per probed block; the allocation uses the median"
+    )
     yield Figure("residual", grows.residual, "of ln D at the base's sparsity")
     yield Figure("fits", int(grows.fits.sum()), f"of {probed} probed blocks")
 
@@ -155,7 +210,9 @@ def _projection(v: Values) -> Iterator[Figure]:
     result = v.allocation
     yield Figure("base", result.base_sparsity, "projected alone")
     yield Figure("s", result.corrected_sparsity, "per block")
-    spent = float((result.linear_sparsity * v.scores.linear_sizes).sum() / result.total_weights)
+    spent = float(
+        (result.linear_sparsity * v.scores.linear_sizes).sum() / result.total_weights
+    )
     yield Figure("sum N_l s_l / N", spent, f"asked for {v.request.sparsity:g}")
 
 

@@ -125,16 +125,23 @@ class Values:
     def followed(self) -> tuple[list[list[PerturbedState]], State]:
         """Perturbed states at the end, per sequence and draw, and the first clean one there."""
         clean, stacks, _ = self.after(self.config.num_blocks, self.addresses)
-        states = [[x.states[0] for x in stacks if x.sequence == n] for n in clean.states]
+        states = [
+            [x.states[0] for x in stacks if x.sequence == n] for n in clean.states
+        ]
         return states, clean.states[0]
 
     @cached_property
     def logits(self) -> Array:
         """Scores of what follows the first sequence, [V]; the head is read in pieces."""
-        read, size = partial(self.model.head, self.settings.dtype), self.config.vocab_size
+        read, size = (
+            partial(self.model.head, self.settings.dtype),
+            self.config.vocab_size,
+        )
         last = final_state(self.followed[1].stream[:, -1:], read(slice(0)), self.config)
         pieces = (read(slice(i, i + _ROWS)) for i in range(0, size, _ROWS))
-        return np.concatenate([logits(last, rows, self.config)[0, 0] for rows in pieces])
+        return np.concatenate(
+            [logits(last, rows, self.config)[0, 0] for rows in pieces]
+        )
 
     @cached_property
     def scores(self) -> Scores:
@@ -162,7 +169,9 @@ class Values:
         """Which of its weights stay under the allocation, [out, in]."""
         position = [*self.config.linears[self.index]].index(self.linear)
         pruned = self.allocation.linear_pruned[self.index, position]
-        return wanda_keep(wanda_score(self.weight, self.moments[self.linear]), int(pruned))
+        return wanda_keep(
+            wanda_score(self.weight, self.moments[self.linear]), int(pruned)
+        )
 
     @cached_property
     def _read(self) -> tuple[Stream, list[Stack], dict[int, Squares]]:
@@ -173,7 +182,9 @@ class Values:
     def addresses(self) -> tuple[Address, ...]:
         """The states that are perturbed in this block."""
         places = product(range(len(self.ids)), range(self.plan.draws))
-        return tuple(Address(sequence, draw, 0, self.index) for sequence, draw in places)
+        return tuple(
+            Address(sequence, draw, 0, self.index) for sequence, draw in places
+        )
 
     def after(
         self, blocks: int, states: tuple[Address, ...] = ()

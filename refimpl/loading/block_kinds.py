@@ -15,16 +15,28 @@ MOST_BLOCKS = 10_000  # so that a typing error in the file does not fill the mem
 ORIGINAL = "original_max_position_embeddings"
 # The keys of each type of scaling: those that it needs, and those that it may have.
 SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "default": ((), ()), "linear": (("factor",), ()), "dynamic": (("factor",), ()),
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), ()),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor", ORIGINAL), ()),
     "yarn": (
         (ORIGINAL,),
-        ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
-         "truncate"),
+        (
+            "factor",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+        ),
     ),
     "proportional": ((), ("factor",)),
-    "longrope": (("short_factor", "long_factor", ORIGINAL), ("factor", "attention_factor")),
-}  # fmt: skip
+    "longrope": (
+        ("short_factor", "long_factor", ORIGINAL),
+        ("factor", "attention_factor"),
+    ),
+}
 TEMPERATURE, TUNED = "llama_4_scaling_beta", "attn_temperature_tuning"
 SLIDES = {"sliding_attention": True, "full_attention": False}
 CHUNKS = {"chunked_attention": True, "full_attention": False}
@@ -47,34 +59,55 @@ def read_block_kinds(keys: Keys, attention: Attention) -> tuple[BlockKind, ...]:
     name = "layer_rope_theta"
     if (bases := keys.get(name)) is not None and keys.numbers(name, bases, num_blocks):
         ropes = [
-            rope and replace(rope, theta=keys.real(name, base, 1)) if base != 0 else None
+            rope and replace(rope, theta=keys.real(name, base, 1))
+            if base != 0
+            else None
             for rope, base in zip(ropes, bases, strict=True)
         ]
     if any(rope and rope.scaling == "yarn" and rope.theta == 1 for rope in ropes):
         keys.wrong("yarn needs a rope_theta above 1")
-    chunked, mixers = keys.family.windows == "rotated", read_mixers(keys, num_blocks, attention)
+    chunked, mixers = (
+        keys.family.windows == "rotated",
+        read_mixers(keys, num_blocks, attention),
+    )
     kinds = zip(windows, ropes, mixtures, mixers, strict=True)
-    own, wide = keys.size("hidden_size_per_layer_input", 0, least=0), "use_double_wide_mlp"
-    wider = 2 * keys.size("intermediate_size") if keys.has(wide) and keys.flag(wide) else 0
+    own, wide = (
+        keys.size("hidden_size_per_layer_input", 0, least=0),
+        "use_double_wide_mlp",
+    )
+    wider = (
+        2 * keys.size("intermediate_size") if keys.has(wide) and keys.flag(wide) else 0
+    )
     return tuple(
         BlockKind(
-            window, rope, mixture, None if rope and keys.has(TUNED) else warmth,
-            chunked and window is not None, mixer, own,
+            window,
+            rope,
+            mixture,
+            None if rope and keys.has(TUNED) else warmth,
+            chunked and window is not None,
+            mixer,
+            own,
             wider if isinstance(mixer, SharedAttention) else 0,
         )
         if mixer.attends
         else BlockKind(None, None, mixture, mixer=mixer)
         for window, rope, mixture, mixer in kinds
-    )  # fmt: skip
+    )
 
 
 def _temperature(keys: Keys, rope: Rope | None) -> Temperature | None:
     """How queries grow with their position: an entry among the rotary parameters, or keys."""
     if keys.has(TUNED):  # then in blocks without rotation
-        warmth = Temperature(keys.number("attn_scale"), keys.size("floor_scale"), offset=1)
+        warmth = Temperature(
+            keys.number("attn_scale"), keys.size("floor_scale"), offset=1
+        )
         return warmth if keys.flag(TUNED) else None
     entry = keys.mapping("rope_scaling") or keys.mapping("rope_parameters")
-    if TEMPERATURE not in keys.family.rope_extras or rope is None or entry.get(TEMPERATURE) == 0:
+    if (
+        TEMPERATURE not in keys.family.rope_extras
+        or rope is None
+        or entry.get(TEMPERATURE) == 0
+    ):
         return None
     beta = keys.real(f"rope_parameters.{TEMPERATURE}", entry.get(TEMPERATURE))
     return Temperature(beta, rope.original_max_position_embeddings)
@@ -90,7 +123,9 @@ def _rotating(keys: Keys, num_blocks: int) -> list[bool]:
     valid = isinstance(listed, list) and len(listed) >= num_blocks
     if valid and all(flag in (0, 1) for flag in listed):
         return [flag == 1 for flag in listed[:num_blocks]]
-    keys.wrong(f"no_rope_layers: expected {num_blocks} entries of 0 and 1, got {shown(listed)}")
+    keys.wrong(
+        f"no_rope_layers: expected {num_blocks} entries of 0 and 1, got {shown(listed)}"
+    )
     return [True] * num_blocks
 
 
@@ -109,7 +144,9 @@ def _windows(keys: Keys, num_blocks: int, rotates: list[bool]) -> list[int | Non
     if types is not None:
         name = "sliding_window_pattern"
         keys.ignore(name, f"_{name}", keys.spelling(name))
-        known = (CHUNKS if rule == "rotated" else SLIDES) | dict.fromkeys(keys.family.mixers, False)
+        known = (CHUNKS if rule == "rotated" else SLIDES) | dict.fromkeys(
+            keys.family.mixers, False
+        )
         slides = keys.listed("layer_types", types, known, num_blocks)
     elif rule == "none":
         keys.wrong("layer_types: expected the kind of each block, it is missing")
@@ -117,12 +154,19 @@ def _windows(keys: Keys, num_blocks: int, rotates: list[bool]) -> list[int | Non
     elif rule == "even":
         slides = [i % 2 == 0 for i in range(num_blocks)]
     elif rule in ("pattern", "after first"):
-        pattern, full = keys.size("sliding_window_pattern"), 0 if rule == "after first" else -1
+        pattern, full = (
+            keys.size("sliding_window_pattern"),
+            0 if rule == "after first" else -1,
+        )
         slides = [(i - full) % pattern != 0 for i in range(num_blocks)]
     elif rule in ("unrotated", "rotated"):
         slides = [has_window and rotary == (rule == "rotated") for rotary in rotates]
     else:
-        first = keys.size("max_window_layers", least=0) if has_window and rule == "above" else 0
+        first = (
+            keys.size("max_window_layers", least=0)
+            if has_window and rule == "above"
+            else 0
+        )
         slides = [has_window and i >= first for i in range(num_blocks)]
     if any(slides) and not has_window:
         name = keys.spelling("sliding_window")
@@ -143,37 +187,61 @@ def _ropes(keys: Keys, head_dim: int) -> tuple[Rope | None, Rope | None]:
     local, source, sliding = "rope_local_base_freq", "rope_parameters", dict[str, Any]()
     if keys.has(local):
         for kind, entry in new.items():
-            if kind != ORIGINAL and (kind not in SLIDES or not isinstance(entry, dict | None)):
-                keys.wrong(f"rope_parameters: expected {' and '.join(SLIDES)}, got {shown(kind)}")
+            if kind != ORIGINAL and (
+                kind not in SLIDES or not isinstance(entry, dict | None)
+            ):
+                keys.wrong(
+                    f"rope_parameters: expected {' and '.join(SLIDES)}, got {shown(kind)}"
+                )
         source = "rope_parameters.full_attention"
-        sliding, new = (e if isinstance(e := new.get(kind), dict) else {} for kind in SLIDES)
+        sliding, new = (
+            e if isinstance(e := new.get(kind), dict) else {} for kind in SLIDES
+        )
     if old and new and old != new:
-        keys.wrong(f"rope_scaling: {shown(old)} contradicts rope_parameters {shown(new)}")
+        keys.wrong(
+            f"rope_scaling: {shown(old)} contradicts rope_parameters {shown(new)}"
+        )
     wide = keys.size("global_head_dim", otherwise=head_dim)
     full = _rope(keys, new or old, source if new else "rope_scaling", wide)
     if not keys.has(local):
         return full, full
-    return full, _rope(keys, sliding, "rope_parameters.sliding_attention", head_dim, local)
+    return full, _rope(
+        keys, sliding, "rope_parameters.sliding_attention", head_dim, local
+    )
 
 
 def _rope(
-    keys: Keys, entry: dict[str, Any], source: str, head_dim: int, base: str = "rope_theta"
+    keys: Keys,
+    entry: dict[str, Any],
+    source: str,
+    head_dim: int,
+    base: str = "rope_theta",
 ) -> Rope | None:
     """Rotary positions from one entry and the keys beside it; None if there is a problem."""
     problems_before = len(keys.problems)
-    scaling = {k: v for k, v in entry.items() if v is not None and (v != 0 or k[:6] != "mscale")}
+    scaling = {
+        k: v
+        for k, v in entry.items()
+        if v is not None and (v != 0 or k[:6] != "mscale")
+    }
     theta = keys.real(base, keys.get(base, scaling.pop("rope_theta", None)), least=1)
-    fraction = keys.get("partial_rotary_factor", scaling.pop("partial_rotary_factor", None))
+    fraction = keys.get(
+        "partial_rotary_factor", scaling.pop("partial_rotary_factor", None)
+    )
     rotary_dim = int(head_dim * keys.real("partial_rotary_factor", fraction, most=1))
     if keys.has("rotary_dim"):
         rotary_dim = keys.size("rotary_dim", most=head_dim)
     known = len(keys.problems) == problems_before
     if known and (rotary_dim < 2 or rotary_dim % 2):
-        keys.wrong(f"{source}: {rotary_dim} of {head_dim} channels cannot rotate in pairs")
+        keys.wrong(
+            f"{source}: {rotary_dim} of {head_dim} channels cannot rotate in pairs"
+        )
     if keys.has("alpha") and (alpha := scaling.get("alpha")):  # a base for all lengths
         kind = shown(scaling.get("rope_type", scaling.get("type")))
         if kind != '"dynamic"' or rotary_dim <= 2:
-            keys.wrong(f"{source}: alpha needs type dynamic and head_dim above 2, got {kind}")
+            keys.wrong(
+                f"{source}: alpha needs type dynamic and head_dim above 2, got {kind}"
+            )
         else:
             stretch = keys.real(f"{source}.alpha", alpha, most=1e9)
             theta *= stretch ** (rotary_dim / (rotary_dim - 2))
@@ -209,10 +277,14 @@ def _scaling(
             limit = keys.size("max_position_embeddings") if name != "llama3" else None
             original = keys.get(key, entry.get(key))
             least = 1 if name == "llama3" else 2
-            values[key] = keys.whole_number(place, limit if original is None else original, least)
+            values[key] = keys.whole_number(
+                place, limit if original is None else original, least
+            )
         elif key in ("short_factor", "long_factor"):
             factors = keys.numbers(place, entry.get(key), rotary_dim // 2)
-            values[key] = tuple(keys.real(place, factor, least=1e-3) for factor in factors)
+            values[key] = tuple(
+                keys.real(place, factor, least=1e-3) for factor in factors
+            )
         elif key == "truncate":
             values[key] = entry[key]
             if not isinstance(values[key], bool):
@@ -221,14 +293,20 @@ def _scaling(
             smallest = 1 if key == "factor" else 1e-3
             values[key] = keys.real(place, entry.get(key), least=smallest)
     if name == "llama3" and values["high_freq_factor"] < values["low_freq_factor"]:
-        keys.wrong(f"{source}: high_freq_factor is below low_freq_factor, got {shown(entry)}")
+        keys.wrong(
+            f"{source}: high_freq_factor is below low_freq_factor, got {shown(entry)}"
+        )
     if name == "dynamic":
         values[ORIGINAL] = keys.size("max_position_embeddings")
         if rotary_dim == 2:
-            keys.wrong(f"{source}: dynamic scaling needs more than 2 channels that rotate")
+            keys.wrong(
+                f"{source}: dynamic scaling needs more than 2 channels that rotate"
+            )
     if name in ("yarn", "longrope") and len(keys.problems) == problems_before:
         original = values[ORIGINAL]
-        factor = values.setdefault("factor", keys.size("max_position_embeddings") / original)
+        factor = values.setdefault(
+            "factor", keys.size("max_position_embeddings") / original
+        )
         mscale, all_dim = values.pop("mscale", 0.0), values.pop("mscale_all_dim", 0.0)
         if name == "yarn" and mscale and all_dim:
             raised = yarn_scale(factor, mscale) / yarn_scale(factor, all_dim)

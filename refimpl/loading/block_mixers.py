@@ -14,7 +14,9 @@ from refimpl.model.mixers.mamba2 import Beside, Mamba2
 from refimpl.model.mixers.short_convolution import ShortConvolution
 from refimpl.model.mixers.softmax_attention import Attention, SharedAttention
 
-MOST_EXPERTS = 10_000  # so that a damaged file does not fill the memory with names of linears
+MOST_EXPERTS = (
+    10_000  # so that a damaged file does not fill the memory with names of linears
+)
 NEGATIVE, NORM_FIRST = "linear_allow_neg_eigval", "mamba_norm_before_gate"
 
 
@@ -33,15 +35,23 @@ def read_mixers(keys: Keys, num_blocks: int, attention: Attention) -> Sequence[M
 def _attention(keys: Keys, num_blocks: int, plain: Attention) -> Sequence[Attention]:
     """Softmax attention with a gate, or with sizes of the blocks that see all tokens."""
     if keys.has("num_kv_shared_layers"):
-        kv_heads, types, wide = plain.num_key_value_heads, keys.get("layer_types"), plain
+        kv_heads, types, wide = (
+            plain.num_key_value_heads,
+            keys.get("layer_types"),
+            plain,
+        )
         if keys.has("global_head_dim"):  # of blocks that see all tokens
             kv_heads = keys.size("num_global_key_value_heads", otherwise=kv_heads)
             wide = Attention(
-                plain.num_attention_heads, kv_heads, keys.size("global_head_dim"),
+                plain.num_attention_heads,
+                kv_heads,
+                keys.size("global_head_dim"),
                 keys_as_values=keys.flag("attention_k_eq_v"),
-            )  # fmt: skip
+            )
         if plain.num_attention_heads % kv_heads:
-            keys.wrong(f"num_global_key_value_heads: {kv_heads} does not divide the heads")
+            keys.wrong(
+                f"num_global_key_value_heads: {kv_heads} does not divide the heads"
+            )
         if not isinstance(types, list) or len(types) != num_blocks:
             keys.wrong(f"layer_types: expected the kind of each of {num_blocks} blocks")
             return [plain] * num_blocks
@@ -60,7 +70,9 @@ def _with_shared(keys: Keys, types: list[Any], own: list[Attention]) -> list[Att
     source = {str(kind): i for i, kind in enumerate(types[:first])}
     if source.keys() != {*map(str, types)}:
         kinds = f"a kind of block is not among the {first} of {count} before them"
-        keys.wrong(f"num_kv_shared_layers: {shown(keys.get('num_kv_shared_layers'))}, but {kinds}")
+        keys.wrong(
+            f"num_kv_shared_layers: {shown(keys.get('num_kv_shared_layers'))}, but {kinds}"
+        )
         return own
     for i in range(first, count):
         of = source[str(types[i])]
@@ -71,15 +83,29 @@ def _with_shared(keys: Keys, types: list[Any], own: list[Attention]) -> list[Att
 
 
 def _gated_delta_rule(keys: Keys) -> Mixer:
-    named = "num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim"
-    key_heads, value_heads, key_dim, value_dim, taps = (keys.size(f"linear_{x}") for x in named)
+    named = (
+        "num_key_heads",
+        "num_value_heads",
+        "key_head_dim",
+        "value_head_dim",
+        "conv_kernel_dim",
+    )
+    key_heads, value_heads, key_dim, value_dim, taps = (
+        keys.size(f"linear_{x}") for x in named
+    )
     sizes = GatedDeltaRule(
-        key_heads, value_heads, key_dim, value_dim, taps,
+        key_heads,
+        value_heads,
+        key_dim,
+        value_dim,
+        taps,
         most=2.0 if keys.has(NEGATIVE) and keys.flag(NEGATIVE) else 1.0,
         norm_eps=keys.number_or_none("state_norm_eps"),
-    )  # fmt: skip
+    )
     if sizes.value_heads % sizes.key_heads:
-        keys.wrong(f"linear_num_key_heads: {key_heads} does not divide {value_heads} value heads")
+        keys.wrong(
+            f"linear_num_key_heads: {key_heads} does not divide {value_heads} value heads"
+        )
     return sizes
 
 
@@ -101,10 +127,15 @@ def _latent_attention(keys: Keys) -> Mixer:
     stretched = rope.get("rope_type", rope.get("type", "default")) != "default"
     if stretched and (all_dim := rope.get("mscale_all_dim")):
         all_dim = keys.real("rope_parameters.mscale_all_dim", all_dim)
-        scale *= yarn_scale(keys.real("rope_parameters.factor", rope.get("factor")), all_dim) ** 2
+        scale *= (
+            yarn_scale(keys.real("rope_parameters.factor", rope.get("factor")), all_dim)
+            ** 2
+        )
     rank = None if keys.get("q_lora_rank") is None else keys.size("q_lora_rank")
     value = keys.size("v_head_dim", otherwise=max(width // heads, 1))
-    return LatentAttention(heads, rank, keys.size("kv_lora_rank"), plain, rotary, value, scale)
+    return LatentAttention(
+        heads, rank, keys.size("kv_lora_rank"), plain, rotary, value, scale
+    )
 
 
 def _mamba2(keys: Keys) -> Mamba2:
@@ -113,10 +144,16 @@ def _mamba2(keys: Keys) -> Mamba2:
     if keys.has("mamba_expand"):
         inner = keys.size("mamba_expand") * keys.size("hidden_size")
         inner = keys.size("mamba_d_ssm", otherwise=inner)
-    head_dim = inner // heads if head_dim == "auto" else keys.whole_number("mamba_d_head", head_dim)
+    head_dim = (
+        inner // heads
+        if head_dim == "auto"
+        else keys.whole_number("mamba_d_head", head_dim)
+    )
     inner = inner or heads * head_dim
     if heads * head_dim != inner or heads % groups:
-        keys.wrong(f"mamba_n_heads: {heads} of {head_dim} channels, in {groups} groups, of {inner}")
+        keys.wrong(
+            f"mamba_n_heads: {heads} of {head_dim} channels, in {groups} groups, of {inner}"
+        )
         groups = heads
     limits, numbers = keys.get("time_step_limit"), [0.0, inf]
     if isinstance(limits, list):  # infinity as transformers writes it
@@ -124,26 +161,41 @@ def _mamba2(keys: Keys) -> Mamba2:
         numbers = [float(x) for x in numbers if isinstance(x, int | float)]
     wrong = not isinstance(limits, list | None) or len(numbers) != 2
     if wrong or not 0 <= numbers[0] <= numbers[1]:
-        keys.wrong(f"time_step_limit: expected two numbers, the smaller first, got {shown(limits)}")
+        keys.wrong(
+            f"time_step_limit: expected two numbers, the smaller first, got {shown(limits)}"
+        )
         numbers = [0.0, inf]
     first = keys.has(NORM_FIRST) and keys.flag(NORM_FIRST)
     normed = not keys.has("mamba_rms_norm") or keys.flag("mamba_rms_norm")
     return Mamba2(
-        heads, head_dim, groups, keys.size("mamba_d_state"), keys.size("mamba_d_conv"),
-        (numbers[0], numbers[1]), keys.factors("ssm_multipliers", 5),
+        heads,
+        head_dim,
+        groups,
+        keys.size("mamba_d_state"),
+        keys.size("mamba_d_conv"),
+        (numbers[0], numbers[1]),
+        keys.factors("ssm_multipliers", 5),
         ("before" if first else "after") if normed else "",
-    )  # fmt: skip
+    )
 
 
 def _attention_beside_mamba2(keys: Keys) -> Mixer:
     heads = keys.size("num_attention_heads")
     kv_heads = keys.size("num_key_value_heads", otherwise=heads)
-    head_dim = keys.size("head_dim", otherwise=max(keys.size("hidden_size") // heads, 1))
+    head_dim = keys.size(
+        "head_dim", otherwise=max(keys.size("hidden_size") // heads, 1)
+    )
     attention = Attention(
-        heads, kv_heads, head_dim, key_scale=keys.number("key_multiplier", otherwise=1.0)
+        heads,
+        kv_heads,
+        head_dim,
+        key_scale=keys.number("key_multiplier", otherwise=1.0),
     )
     before, after = (
-        (keys.number(f"ssm_{end}_multiplier"), keys.number(f"attention_{end}_multiplier"))
+        (
+            keys.number(f"ssm_{end}_multiplier"),
+            keys.number(f"attention_{end}_multiplier"),
+        )
         for end in ("in", "out")
     )
     return Beside(_mamba2(keys), attention, before, after)
@@ -152,9 +204,11 @@ def _attention_beside_mamba2(keys: Keys) -> Mixer:
 BUILDERS: dict[str, Callable[[Keys], Mixer]] = {
     "no_mixer": lambda keys: NO_MIXER,
     "short_convolution": lambda keys: ShortConvolution(keys.size("conv_taps")),
-    "gated_delta_rule": _gated_delta_rule, "latent_attention": _latent_attention,
-    "mamba2": _mamba2, "attention_beside_mamba2": _attention_beside_mamba2,
-}  # fmt: skip
+    "gated_delta_rule": _gated_delta_rule,
+    "latent_attention": _latent_attention,
+    "mamba2": _mamba2,
+    "attention_beside_mamba2": _attention_beside_mamba2,
+}
 
 
 def read_experts(
@@ -184,15 +238,26 @@ def read_experts(
         jitter=keys.number_or_none("router_jitter_noise") or 0.0,
         of_inputs=keys.family.shares_of_inputs,
     )
-    count, top_k, groups, top = facts.num_experts, facts.top_k, facts.groups, facts.top_groups
+    count, top_k, groups, top = (
+        facts.num_experts,
+        facts.top_k,
+        facts.groups,
+        facts.top_groups,
+    )
     if keys.problems:
         return facts
     if top_k > count:
-        keys.wrong(f"{keys.spelling('num_experts_per_tok')}: {top_k} of {count} experts")
+        keys.wrong(
+            f"{keys.spelling('num_experts_per_tok')}: {top_k} of {count} experts"
+        )
     elif count % groups or top > groups:
-        keys.wrong(f"n_group: {groups} groups, {top} of them chosen, of {count} experts")
+        keys.wrong(
+            f"n_group: {groups} groups, {top} of them chosen, of {count} experts"
+        )
     elif groups > 1 and (count // groups < 2 or top * (count // groups) < top_k):
-        keys.wrong(f"topk_group: {top} groups of {count // groups} for {top_k} experts per token")
+        keys.wrong(
+            f"topk_group: {top} groups of {count // groups} for {top_k} experts per token"
+        )
     if scoring == "sparsemixer" and top_k != 2:
         keys.wrong(f"num_experts_per_tok: only 2 is supported, got {top_k}")
     return facts if any(kind.mixture for kind in blocks) else None
@@ -201,7 +266,9 @@ def read_experts(
 MLPS: dict[str, bool | None] = {"none": None, "sparse": True, "dense": False}
 
 
-def mixture_blocks(keys: Keys, num_blocks: int) -> list[bool | Literal["beside"] | None]:
+def mixture_blocks(
+    keys: Keys, num_blocks: int
+) -> list[bool | Literal["beside"] | None]:
     """Which blocks have a mixture: all, except where a key says otherwise; None: nor an MLP."""
     if keys.family.scoring is None:
         return [False] * num_blocks
@@ -216,7 +283,10 @@ def mixture_blocks(keys: Keys, num_blocks: int) -> list[bool | Literal["beside"]
     if (types := keys.get("mlp_layer_types")) is not None:
         return keys.listed("mlp_layer_types", types, MLPS, num_blocks)
     return [
-        i >= first and (i <= last or last == -1) and (i + 1) % step == 0 and i not in plain
+        i >= first
+        and (i <= last or last == -1)
+        and (i + 1) % step == 0
+        and i not in plain
         for i in range(num_blocks)
     ]
 
@@ -224,7 +294,9 @@ def mixture_blocks(keys: Keys, num_blocks: int) -> list[bool | Literal["beside"]
 def _listed(keys: Keys, key: str) -> list[int] | None:
     """The blocks that a key lists; None if it is absent or null."""
     blocks: Any = keys.get(key)
-    if blocks is None or (isinstance(blocks, list) and all(type(i) is int for i in blocks)):
+    if blocks is None or (
+        isinstance(blocks, list) and all(type(i) is int for i in blocks)
+    ):
         return blocks
     keys.wrong(f"{key}: expected a list of blocks, got {shown(blocks)}")
     return None

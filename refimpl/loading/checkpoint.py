@@ -9,11 +9,21 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import RefimplError, reading
-from refimpl.loading.config_json import OTHER_PARTS, TEXT_NAMES, ConfigFacts, part, read_config
+from refimpl.loading.config_json import (
+    OTHER_PARTS,
+    TEXT_NAMES,
+    ConfigFacts,
+    part,
+    read_config,
+)
 from refimpl.loading.families import Location
 from refimpl.loading.files.documents import json_object, read_file
 from refimpl.loading.files.hub import local_files
-from refimpl.loading.files.safetensors_file import SafetensorsFile, open_files, refuse_convertible
+from refimpl.loading.files.safetensors_file import (
+    SafetensorsFile,
+    open_files,
+    refuse_convertible,
+)
 from refimpl.model.config import LEARNED_ACTIVATION, without_number
 from refimpl.model.model import Model
 from refimpl.model.weight import OWN_TENSOR, STORED_DTYPES, Layout, StoredTensor, Weight
@@ -56,7 +66,9 @@ def read_model(
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
     facts = read_config(entries, source)
     weights, ignored = claim(tensors, facts, path)
-    return Model(path, facts.config, entries, weights, files, config_path, hub_id, ignored)
+    return Model(
+        path, facts.config, entries, weights, files, config_path, hub_id, ignored
+    )
 
 
 def config_file(
@@ -93,7 +105,10 @@ class Role:
 def roles(facts: ConfigFacts, base: str) -> Iterator[tuple[str, Role]]:
     """Our name of every tensor of a model, and its `Role` as `save_pretrained` names it."""
     config, names, gain = facts.config, facts.names, facts.family.norm_offset
-    width, rows = config.hidden_size, config.max_position_embeddings + config.position_offset
+    width, rows = (
+        config.hidden_size,
+        config.max_position_embeddings + config.position_offset,
+    )
     suffixes = {"weight": gain, "bias": 0.0}
     if config.norm == "rms" or not facts.family.norm_bias:
         del suffixes["bias"]
@@ -117,7 +132,10 @@ def roles(facts: ConfigFacts, base: str) -> Iterator[tuple[str, Role]]:
         beside = config.blocks[i].shapes(width)
         shapes = of_mixer.arrays | LEARNED_ACTIVATION | beside.arrays
         for role, location in names.items():
-            if facts.family.mixer_of.get(role, config.mixer(i).name) != config.mixer(i).name:
+            if (
+                facts.family.mixer_of.get(role, config.mixer(i).name)
+                != config.mixer(i).name
+            ):
                 continue
             theirs = base + location.name.format(i, "")
             if role in norms:
@@ -126,7 +144,10 @@ def roles(facts: ConfigFacts, base: str) -> Iterator[tuple[str, Role]]:
                 yield f"blocks.{i}.{role}", Role(theirs, shapes[role])
         matrices = {**config.linears[i], **of_mixer.matrices, **beside.matrices}
         if size := config.blocks[i].embed_size:
-            name, layout = names["block_embed_stream"].name, Layout((size,) * config.num_blocks, i)
+            name, layout = (
+                names["block_embed_stream"].name,
+                Layout((size,) * config.num_blocks, i),
+            )
             stored = Role(f"{base}{name}.weight", (own, width), layout)
             yield f"blocks.{i}.block_embed_stream.weight", stored
         for linear in matrices:
@@ -138,30 +159,55 @@ def roles(facts: ConfigFacts, base: str) -> Iterator[tuple[str, Role]]:
     head = embed if facts.tied else f"{names['lm_head'].name}.weight"
     yield "lm_head.weight", Role(head, (config.vocab_size, width))
     if "lm_head" in facts.biased:
-        yield "lm_head.bias", Role(f"{names['lm_head'].name}.bias", (config.vocab_size,))
+        yield (
+            "lm_head.bias",
+            Role(f"{names['lm_head'].name}.bias", (config.vocab_size,)),
+        )
 
 
 def _linear(
-    facts: ConfigFacts, block: int, linear: str, shapes: Mapping[str, tuple[int, int]], base: str
+    facts: ConfigFacts,
+    block: int,
+    linear: str,
+    shapes: Mapping[str, tuple[int, int]],
+    base: str,
 ) -> Iterator[tuple[str, Role]]:
     """Weight of one linear, and its bias if the model has it."""
     role, mixer = without_number(linear), facts.config.mixer(block)
-    location, number = facts.names[role], int("0" + "".join(filter(str.isdigit, linear)))
-    ours, theirs = f"blocks.{block}.{linear}", base + location.name.format(block, number)
+    location, number = (
+        facts.names[role],
+        int("0" + "".join(filter(str.isdigit, linear))),
+    )
+    ours, theirs = (
+        f"blocks.{block}.{linear}",
+        base + location.name.format(block, number),
+    )
     together = location.fused or (role,)
     of = "".join(linear.rpartition(".")[:2])  # such as experts.7.
     rows = tuple(shapes[of + other.rpartition(".")[2]][0] for other in together)
     groups = mixer.runs(together) if location.grouped else 1
     groups = rows[0] if location.alternating else groups
     shape = (sum(rows), shapes[linear][1])
-    stack = facts.config.experts.num_experts if location.stacked and facts.config.experts else 0
-    layout = Layout(rows, together.index(role), groups, location.transposed, stack, number)
+    stack = (
+        facts.config.experts.num_experts
+        if location.stacked and facts.config.experts
+        else 0
+    )
+    layout = Layout(
+        rows, together.index(role), groups, location.transposed, stack, number
+    )
     stored_shape = shape[::-1] if location.transposed else shape
     stacked = (stack,) if stack else ()
-    yield f"{ours}.weight", Role(theirs + location.weight, (*stacked, *stored_shape), layout)
+    yield (
+        f"{ours}.weight",
+        Role(theirs + location.weight, (*stacked, *stored_shape), layout),
+    )
     if role in facts.biased:
         layout = replace(layout, transposed=False)
-        yield f"{ours}.bias", Role(theirs + location.bias, (*stacked, sum(rows)), layout)
+        yield (
+            f"{ours}.bias",
+            Role(theirs + location.bias, (*stacked, sum(rows)), layout),
+        )
 
 
 def _routing(facts: ConfigFacts, block: int, base: str) -> Iterator[tuple[str, Role]]:
@@ -180,7 +226,10 @@ def _routing(facts: ConfigFacts, block: int, base: str) -> Iterator[tuple[str, R
     for role, size in ((f"router.{x}", size) for x, size in sizes.items()):
         if location := names.get(role):
             layout = Layout(stack=int(location.stacked))
-            name, stored_shape = base + location.name.format(block), (1,) * layout.stack + (size,)
+            name, stored_shape = (
+                base + location.name.format(block),
+                (1,) * layout.stack + (size,),
+            )
             yield f"blocks.{block}.{role}", Role(name, stored_shape, layout)
 
 
@@ -193,23 +242,36 @@ def claim(
     """
     embed, ignored = f"{facts.names['embed'].name}.weight", tuple[StoredTensor, ...]()
     if facts.composite:
-        base, head = next((x for x in TEXT_NAMES if x[0] + embed in tensors), TEXT_NAMES[0])
+        base, head = next(
+            (x for x in TEXT_NAMES if x[0] + embed in tensors), TEXT_NAMES[0]
+        )
         family = replace(facts.family, bases=(base,))
-        facts = replace(facts, family=family, names={**facts.names, "lm_head": Location(head)})
+        facts = replace(
+            facts, family=family, names={**facts.names, "lm_head": Location(head)}
+        )
         ignored = tuple(x for name, x in tensors.items() if part(name) in OTHER_PARTS)
-        tensors = {name: x for name, x in tensors.items() if part(name) not in OTHER_PARTS}
-    base = next((b for b in facts.family.bases if b + embed in tensors), facts.family.bases[0])
+        tensors = {
+            name: x for name, x in tensors.items() if part(name) not in OTHER_PARTS
+        }
+    base = next(
+        (b for b in facts.family.bases if b + embed in tensors), facts.family.bases[0]
+    )
     stacks = facts.family.stacks
     if any(
         base + x.name.format(i) + x.weight in tensors
         for x in stacks.values()
         for i in range(facts.config.num_blocks)
     ):
-        both = replace(facts, names={**facts.names, **stacks}), facts  # maybe of the same names
+        both = (
+            replace(facts, names={**facts.names, **stacks}),
+            facts,
+        )  # maybe of the same names
         facts = min(both, key=lambda x: len(_unfit(tensors, dict(roles(x, base)))))
     role_of = dict(roles(facts, base))
     outside = (b.removeprefix("^") for b in facts.family.buffers if b.startswith("^"))
-    inside = (re.escape(base) + b for b in facts.family.buffers if not b.startswith("^"))
+    inside = (
+        re.escape(base) + b for b in facts.family.buffers if not b.startswith("^")
+    )
     buffers = re.compile("|".join((*inside, *outside)) or "(?!)")
     head = f"{facts.names['lm_head'].name}.weight"
     claimed = {role.tensor for role in role_of.values()}
@@ -219,7 +281,9 @@ def claim(
     for name in unclaimed:
         if name == head and _same_bytes(tensors[name], tensors.get(base + embed)):
             continue
-        problems.append(f"{name}: no role claims it (shape {list(tensors[name].shape)})")
+        problems.append(
+            f"{name}: no role claims it (shape {list(tensors[name].shape)})"
+        )
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RefimplError(
@@ -228,17 +292,27 @@ def claim(
             "check that config.json belongs to this file; a new kind of tensor needs a new family",
             problems,
         )
-    weights = {n: Weight(tensors[r.tensor], r.layout, r.offset) for n, r in role_of.items()}
+    weights = {
+        n: Weight(tensors[r.tensor], r.layout, r.offset) for n, r in role_of.items()
+    }
     return weights, ignored
 
 
-def _unfit(tensors: Mapping[str, StoredTensor], role_of: Mapping[str, Role]) -> list[str]:
+def _unfit(
+    tensors: Mapping[str, StoredTensor], role_of: Mapping[str, Role]
+) -> list[str]:
     """Tensors that are missing, misshapen or of an unknown dtype; a missing block is one line."""
-    block_of = {name: name.split(".")[1] for name in role_of if name.startswith("blocks.")}
+    block_of = {
+        name: name.split(".")[1] for name in role_of if name.startswith("blocks.")
+    }
     present = {block_of[n] for n in block_of if role_of[n].tensor in tensors}
     problems: dict[str, str] = {}  # by tensor, because fused roles share one
     for name, role in role_of.items():
-        tensor, block, stored = role.tensor, block_of.get(name), tensors.get(role.tensor)
+        tensor, block, stored = (
+            role.tensor,
+            block_of.get(name),
+            tensors.get(role.tensor),
+        )
         if stored is None and block is not None and block not in present:
             problems[f"blocks.{block}"] = f"block {block}: all its tensors are missing"
         elif stored is None:
@@ -248,7 +322,9 @@ def _unfit(tensors: Mapping[str, StoredTensor], role_of: Mapping[str, Role]) -> 
             shapes = f"expected shape {list(role.shape)}, got {list(stored.shape)}"
             problems[tensor] = f"{tensor}: {shapes}"
         elif stored.dtype not in STORED_DTYPES:
-            problems[tensor] = f"{tensor}: expected {', '.join(STORED_DTYPES)}, got {stored.dtype}"
+            problems[tensor] = (
+                f"{tensor}: expected {', '.join(STORED_DTYPES)}, got {stored.dtype}"
+            )
     return list(problems.values())
 
 

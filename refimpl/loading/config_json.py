@@ -22,22 +22,64 @@ from refimpl.model.position_tables import Alibi
 # compared with transformers; some of their text models have a type of their own. Their heads
 # neither scale nor cap logits, so text models that do (Cohere's, Granite's) are not among these.
 COMPOSITES = (
-    "gemma3", "mistral3", "llava", "llava_next", "idefics3", "smolvlm", "internvl", "qwen2_vl",
-    "qwen2_5_vl", "qwen3_vl", "llama4", "qwen3_vl_moe", "lfm2_vl", "exaone4_5", "kimi_k25",
-    "qwen3_5", "qwen3_5_moe", "gemma4", "gemma4_unified", "internvl_chat",
-    "llava_next_video", "llava_onevision", "vipllava", "video_llava", "lighton_ocr", "got_ocr2",
-    "ovis2", "deepseek_vl", "janus", "video_llama_3",
-)  # fmt: skip
+    "gemma3",
+    "mistral3",
+    "llava",
+    "llava_next",
+    "idefics3",
+    "smolvlm",
+    "internvl",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llama4",
+    "qwen3_vl_moe",
+    "lfm2_vl",
+    "exaone4_5",
+    "kimi_k25",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "gemma4",
+    "gemma4_unified",
+    "internvl_chat",
+    "llava_next_video",
+    "llava_onevision",
+    "vipllava",
+    "video_llava",
+    "lighton_ocr",
+    "got_ocr2",
+    "ovis2",
+    "deepseek_vl",
+    "janus",
+    "video_llama_3",
+)
 CAPPED = ("gemma4", "gemma4_unified")  # whose heads cap logits as their text models do
 TEXT_FAMILIES = (
-    "gemma3_text", "llama", "mistral", "ministral3", "qwen2", "qwen3", "llama4_text",
-    "qwen3_moe", "lfm2", "exaone4", "deepseek_v3", "qwen3_5_text", "qwen3_5_moe_text",
-    "gemma4_text", "gemma4_unified_text",
-)  # fmt: skip
+    "gemma3_text",
+    "llama",
+    "mistral",
+    "ministral3",
+    "qwen2",
+    "qwen3",
+    "llama4_text",
+    "qwen3_moe",
+    "lfm2",
+    "exaone4",
+    "deepseek_v3",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+    "gemma4_text",
+    "gemma4_unified_text",
+)
 # Kinds whose files may hold the keys of the text model among those of images, and its type
 FLAT = {"qwen2_vl": "qwen2_vl_text", "qwen2_5_vl": "qwen2_5_vl_text", "llava": "llama"}
 OF_IMAGES = re.compile("(un)?(freeze|tune|use)?_?mm_|image_")
-OTHERS = ("vision_config", "audio_config", "perceiver_config", "pixel_shuffle_factor")  # not text
+OTHERS = (
+    "vision_config",
+    "audio_config",
+    "perceiver_config",
+    "pixel_shuffle_factor",
+)  # not text
 # Sizes that published files omit: defaults of the configuration classes in transformers.
 DEFAULTS: dict[str, dict[str, int]] = {
     family: dict(zip(SIZES, sizes, strict=True))
@@ -48,12 +90,30 @@ DEFAULTS: dict[str, dict[str, int]] = {
     }.items()
 }
 OTHER_PARTS = (
-    "vision_tower", "vision_model", "visual", "multi_modal_projector", "connector", "image_newline",
-    "audio_tower", "embed_vision", "embed_audio", "vision_embedder",
-    "mm_projector", "mlp1", "projector", "aligner", "image_tower", "video_tower",
-    "vqmodel", "generation_head", "generation_aligner", "generation_embeddings",
-    "visual_embeddings_table", "vision_encoder", "vision_projection",
-)  # fmt: skip
+    "vision_tower",
+    "vision_model",
+    "visual",
+    "multi_modal_projector",
+    "connector",
+    "image_newline",
+    "audio_tower",
+    "embed_vision",
+    "embed_audio",
+    "vision_embedder",
+    "mm_projector",
+    "mlp1",
+    "projector",
+    "aligner",
+    "image_tower",
+    "video_tower",
+    "vqmodel",
+    "generation_head",
+    "generation_aligner",
+    "generation_embeddings",
+    "visual_embeddings_table",
+    "vision_encoder",
+    "vision_projection",
+)
 # Where the text model's tensors and its head may be
 TEXT_NAMES = (
     ("model.language_model.", "lm_head"),
@@ -62,28 +122,47 @@ TEXT_NAMES = (
     ("model.", "lm_head"),
 )
 TIED = "tie_word_embeddings"
-OUTER = (TIED, "quantization_config", "quantization", "compression_config")  # hold for the text
-SECTIONS = ("mrope_section", "mrope_interleaved")  # three positions per token: equal ones in a text
+OUTER = (
+    TIED,
+    "quantization_config",
+    "quantization",
+    "compression_config",
+)  # hold for the text
+SECTIONS = (
+    "mrope_section",
+    "mrope_interleaved",
+)  # three positions per token: equal ones in a text
 
 
 def text_entries(entries: Mapping[str, Any], source: str) -> Mapping[str, Any] | None:
     """The `config.json` of the text model of a composite checkpoint; None if it is not one."""
-    kind, inner = entries.get("model_type"), entries.get("text_config", entries.get("llm_config"))
-    if kind not in COMPOSITES and not any(entries.get(key) for key in ("text_config", *OTHERS)):
+    kind, inner = (
+        entries.get("model_type"),
+        entries.get("text_config", entries.get("llm_config")),
+    )
+    if kind not in COMPOSITES and not any(
+        entries.get(key) for key in ("text_config", *OTHERS)
+    ):
         return None
     flat = inner is None and kind in FLAT and "hidden_size" in entries
     if kind not in COMPOSITES or not (flat or isinstance(inner, dict)):
-        raise refusal("multimodal", f"{source} describes a multimodal model ({shown(kind)})")
+        raise refusal(
+            "multimodal", f"{source} describes a multimodal model ({shown(kind)})"
+        )
     ours = dict(entries if flat else inner or {})
     if flat:
         ours = {k: v for k, v in ours.items() if not OF_IMAGES.match(k)}
         ours["model_type"] = FLAT[kind]
-    ours = {k: v for k, v in ours.items() if k not in OTHERS and not k.endswith("_token_id")}
+    ours = {
+        k: v for k, v in ours.items() if k not in OTHERS and not k.endswith("_token_id")
+    }
     name = shown(ours.get("model_type")).strip('"')
     family = (FAMILIES | ALIASES).get(name)
     capped = ours.get("final_logit_softcapping") and kind not in CAPPED
     if family is None or family.model_type not in TEXT_FAMILIES or capped:
-        raise refusal("multimodal", f"{source} describes a multimodal model ({kind} of {name})")
+        raise refusal(
+            "multimodal", f"{source} describes a multimodal model ({kind} of {name})"
+        )
     text = {**DEFAULTS.get(name, {}), **ours}
     for key in ("rope_scaling", "rope_parameters"):
         if isinstance(rope := text.get(key), dict) and SECTIONS[0] in rope:
@@ -91,7 +170,9 @@ def text_entries(entries: Mapping[str, Any], source: str) -> Mapping[str, Any] |
             text[key] = {k: "default" if v == "mrope" else v for k, v in plain.items()}
     outer = {key: entries[key] for key in OUTER if entries.get(key) is not None}
     if (kind in FLAT and text.get(TIED) is True) or kind == "internvl_chat":
-        outer.pop(TIED, None)  # one of both is enough; InternVL's own class has no head to tie
+        outer.pop(
+            TIED, None
+        )  # one of both is enough; InternVL's own class has no head to tie
     return text | outer
 
 
@@ -107,9 +188,14 @@ def counted_parts(names: Iterable[str]) -> list[str]:
 
 
 ACTIVATION_NAMES = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu2",
-}  # fmt: skip
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
 
 
 @dataclass(frozen=True)
@@ -145,7 +231,9 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> Conf
     intermediate = keys.size("intermediate_size", otherwise=inner)
     blocks = read_block_kinds(keys, Attention(heads, kv_heads, head_dim))
     longest = keys.size("max_position_embeddings")  # which dynamic scaling stretches
-    ropes = [kind.rope for kind in blocks if kind.rope and kind.rope.scaling == "dynamic"]
+    ropes = [
+        kind.rope for kind in blocks if kind.rope and kind.rope.scaling == "dynamic"
+    ]
     stretch = max((rope.factor for rope in ropes), default=1.0)
     scaled = family.scaled_embedding
     scaled = keys.flag(scaled) if isinstance(scaled, str) else scaled
@@ -169,10 +257,13 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> Conf
             otherwise=keys.number("query_pre_attn_scalar", otherwise=head_dim) ** -0.5,
         ),
         blocks=blocks,
-        parallel_residual=keys.has("use_parallel_residual") and keys.flag("use_parallel_residual"),
+        parallel_residual=keys.has("use_parallel_residual")
+        and keys.flag("use_parallel_residual"),
         attn_soft_cap=keys.number_or_none("attn_logit_softcapping"),
         final_soft_cap=keys.number_or_none("final_logit_softcapping"),
-        embed_scale=keys.number("embed_scale", otherwise=sqrt(hidden) if scaled is True else 1.0),
+        embed_scale=keys.number(
+            "embed_scale", otherwise=sqrt(hidden) if scaled is True else 1.0
+        ),
         position_offset=family.position_offset or 0,
         residual_scale=keys.number("residual_scale", otherwise=1.0),
         logit_scale=keys.number("logit_scale", otherwise=1.0)
@@ -192,7 +283,9 @@ def read_config(entries: Mapping[str, Any], source: str = "config.json") -> Conf
     }
     names = {role: place for role, place in family.names.items() if role not in absent}
     if keys.get("word_embed_proj_dim") not in (None, keys.get("hidden_size")):
-        keys.wrong("word_embed_proj_dim: embeddings projected to hidden_size are not supported")
+        keys.wrong(
+            "word_embed_proj_dim: embeddings projected to hidden_size are not supported"
+        )
     for name, key in family.keys.items():
         if not key.read:
             keys.ignore(name)
@@ -224,9 +317,13 @@ def _head_dim(keys: Keys, hidden: int, heads: int, kv_heads: int) -> int:
     if keys.problems:
         return 2
     if heads % kv_heads:
-        keys.wrong(f"num_key_value_heads: {kv_heads} does not divide {heads} attention heads")
+        keys.wrong(
+            f"num_key_value_heads: {kv_heads} does not divide {heads} attention heads"
+        )
     if not divides:
-        keys.wrong(f"{keys.spelling('num_attention_heads')}: {heads} does not divide {hidden}")
+        keys.wrong(
+            f"{keys.spelling('num_attention_heads')}: {heads} does not divide {hidden}"
+        )
         return 2
     return keys.size("head_dim", otherwise=hidden // heads)
 
@@ -248,5 +345,7 @@ def _activation(keys: Keys) -> str:
     name, known = keys.get("activation"), ACTIVATION_NAMES | keys.family.activations
     if isinstance(name, str) and name in known:
         return known[name]
-    keys.wrong(f"{keys.spelling('activation')}: {shown(name)} is not one of {', '.join(known)}")
+    keys.wrong(
+        f"{keys.spelling('activation')}: {shown(name)} is not one of {', '.join(known)}"
+    )
     return "relu"

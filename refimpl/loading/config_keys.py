@@ -92,13 +92,19 @@ class Keys:
         default = None if facts.default is REQUIRED else facts.default
         value = inner
         if inner is None:
-            value = next((self.entries[x] for x in spellings if x in self.entries), default)
+            value = next(
+                (self.entries[x] for x in spellings if x in self.entries), default
+            )
         for other in (*spellings, *facts.echoes):
             self._read.add(other)
             if self.entries.get(other) not in (None, value):
-                self.wrong(f"{other}: {shown(self.entries[other])} contradicts {shown(value)}")
+                self.wrong(
+                    f"{other}: {shown(self.entries[other])} contradicts {shown(value)}"
+                )
         same = [
-            x for x in facts.only if x == value and isinstance(x, bool) == isinstance(value, bool)
+            x
+            for x in facts.only
+            if x == value and isinstance(x, bool) == isinstance(value, bool)
         ]
         if facts.only and not same:  # 1 is not true
             known = " or ".join(map(shown, facts.only))
@@ -106,17 +112,31 @@ class Keys:
         return value
 
     def size(
-        self, key: str, otherwise: int | None = None, least: int = 1, most: int = LARGEST_SIZE
+        self,
+        key: str,
+        otherwise: int | None = None,
+        least: int = 1,
+        most: int = LARGEST_SIZE,
     ) -> int:
         """An integer from `least` to `most`; `otherwise` if the key is absent or null."""
         value = self.get(key)
-        return self.whole_number(key, otherwise if value is None else value, least, most)
+        return self.whole_number(
+            key, otherwise if value is None else value, least, most
+        )
 
-    def whole_number(self, key: str, value: Any, least: int = 1, most: int = LARGEST_SIZE) -> int:
+    def whole_number(
+        self, key: str, value: Any, least: int = 1, most: int = LARGEST_SIZE
+    ) -> int:
         """A value as an integer from `least` to `most`; any other value is a problem, read as 1."""
-        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+        if (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and least <= value <= most
+        ):
             return value
-        wanted = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        wanted = (
+            "a positive integer" if least == 1 else f"an integer of at least {least}"
+        )
         limit = f" of at most {most}" if isinstance(value, int) and value > most else ""
         self._expected(key, wanted + limit, value)
         return 1
@@ -130,7 +150,9 @@ class Keys:
         """A positive number; None if the key is null or the family does not have it."""
         return None if self.get(key) is None else self.number(key)
 
-    def real(self, key: str, value: Any, least: float = 0, most: float = FINITE) -> float:
+    def real(
+        self, key: str, value: Any, least: float = 0, most: float = FINITE
+    ) -> float:
         """A value as a positive number from `least` to `most`; else a problem, read as 1."""
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and value > 0 and least <= value <= most:
@@ -153,9 +175,13 @@ class Keys:
         listed = [] if value is None else self.numbers(key, value, count)
         return tuple(self.real(key, x) for x in listed or [1.0] * count)
 
-    def listed(self, key: str, value: Any, known: Mapping[str, T], count: int) -> list[T]:
+    def listed(
+        self, key: str, value: Any, known: Mapping[str, T], count: int
+    ) -> list[T]:
         """What each of `count` words means; a problem is read as the last one known."""
-        valid = isinstance(value, list) and all(isinstance(x, str) and x in known for x in value)
+        valid = isinstance(value, list) and all(
+            isinstance(x, str) and x in known for x in value
+        )
         if valid and len(value) == count:
             return [known[word] for word in value]
         got = f"{len(value)} entries" if valid else shown(value)

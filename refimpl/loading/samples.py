@@ -18,7 +18,10 @@ from refimpl.running.file_system import open_file
 Ids = npt.NDArray[np.int64]
 
 SAMPLES, SEQ_LEN = 8, 512  # defaults
-SCORED = 4, 128  # those of `refimpl score`: docs/how-to/calibrate.md, "How many tokens are enough"
+SCORED = (
+    4,
+    128,
+)  # those of `refimpl score`: docs/how-to/calibrate.md, "How many tokens are enough"
 SHORTEST = 16  # tokens of a sample that a message advises
 VALIDATED = 3, 13  # those of `refimpl validate`
 MOST_TOKENS = 1 << 26
@@ -62,8 +65,12 @@ class Tokens(Checked):
 class Windows:
     """Windows of a text and where they came from."""
 
-    ids: tuple[Ids, ...]  # of each window, BOS included, [tokens]; the last may be shorter
-    bytes: tuple[int, ...] | None  # of the text that the predicted tokens of each window cover
+    ids: tuple[
+        Ids, ...
+    ]  # of each window, BOS included, [tokens]; the last may be shorter
+    bytes: (
+        tuple[int, ...] | None
+    )  # of the text that the predicted tokens of each window cover
     window: int  # tokens per window, BOS included
     source: str  # one line for people
     kind: Literal["text", "ids"]
@@ -72,7 +79,9 @@ class Windows:
     @property
     def sha256(self) -> str:
         """Provenance: SHA-256 of all ids in order, as little-endian int64 bytes, in hex."""
-        return hashlib.sha256(np.concatenate(self.ids).astype("<i8").tobytes()).hexdigest()
+        return hashlib.sha256(
+            np.concatenate(self.ids).astype("<i8").tobytes()
+        ).hexdigest()
 
 
 def random_tokens(
@@ -84,7 +93,9 @@ def random_tokens(
     require(vocab_size, AtLeastOne, "vocab_size")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     ids = generator.integers(0, vocab_size, (samples, seq_len), np.int64)
-    source = f"drawn uniformly from {vocab_size:,} ids with seed {seed} (no text was given)"
+    source = (
+        f"drawn uniformly from {vocab_size:,} ids with seed {seed} (no text was given)"
+    )
     return Tokens(ids, source, "random")
 
 
@@ -100,7 +111,9 @@ def samples_extent(ids: Ids, total: int) -> str:
     return f"{samples:,} sample{'s' * (samples > 1)} of {seq_len:,} tokens spread over {total:,}"
 
 
-def spread_samples(stream: Array, samples: int, seq_len: int, bos: int | None, name: str) -> Ids:
+def spread_samples(
+    stream: Array, samples: int, seq_len: int, bos: int | None, name: str
+) -> Ids:
     """Cut n samples [n, S] that do not overlap out of a stream of ids [N], evenly spread over it.
 
     ``start_i = i (N - body) // (n - 1)``, body = S, or S - 1 if every sample begins with `bos`.
@@ -117,7 +130,9 @@ def spread_samples(stream: Array, samples: int, seq_len: int, bos: int | None, n
         longest, most, one = total // samples + extra, total // body, total + extra
         options = [f"`seq_len={longest}`"] if longest >= SHORTEST else []
         options += [f"`samples={most}`"] if most else []
-        fallback = f"`samples=1` `seq_len={one}`" if one >= SHORTEST else "a longer text"
+        fallback = (
+            f"`samples=1` `seq_len={one}`" if one >= SHORTEST else "a longer text"
+        )
         raise RefimplError(
             f"{name} has {total} tokens, too few for {samples} samples of {seq_len}"
             + (", BOS included" if extra else ""),
@@ -126,7 +141,9 @@ def spread_samples(stream: Array, samples: int, seq_len: int, bos: int | None, n
         )
     starts = [i * (total - body) // max(samples - 1, 1) for i in range(samples)]
     front = [] if bos is None else [bos]
-    return np.array([[*front, *stream[s : s + body].tolist()] for s in starts], np.int64)
+    return np.array(
+        [[*front, *stream[s : s + body].tolist()] for s in starts], np.int64
+    )
 
 
 def require_windows(window: int, count: int | None) -> None:
@@ -139,14 +156,18 @@ def window_bounds(
     stream: Array, body: int, count: int | None, least: int, name: str
 ) -> list[tuple[int, int]]:
     """First token of each window and the one after its last; the last has at least `least`."""
-    rows = [(a, min(a + body, len(stream))) for a in range(0, len(stream), body)][:count]
+    rows = [(a, min(a + body, len(stream))) for a in range(0, len(stream), body)][
+        :count
+    ]
     if rows and rows[-1][1] - rows[-1][0] < least:
         rows.pop()
     if len(rows) < (count or 1):
         raise RefimplError(
             f"{name} has {len(stream)} tokens, enough for {len(rows)} windows",
             f"at least {count or 1} windows",
-            f"use `windows={len(rows)}`, or a longer text" if rows else "use a longer text",
+            f"use `windows={len(rows)}`, or a longer text"
+            if rows
+            else "use a longer text",
         )
     return rows
 
@@ -176,14 +197,20 @@ def id_tokens(
     require_sizes(samples, seq_len)
     if stored.ndim == 1:
         ids = spread_samples(stored, samples, seq_len, None, str(path))
-        return Tokens(ids, f"{path.name}, {samples_extent(ids, stored.size)}, ids as given", "ids")
+        return Tokens(
+            ids, f"{path.name}, {samples_extent(ids, stored.size)}, ids as given", "ids"
+        )
     require_rows(path, stored, samples, seq_len, ("samples", "seq_len"))
     ids = np.array(stored[:samples, :seq_len], np.int64, order="C")
-    extent = f"{samples:,} of {rows:,} rows, {seq_len:,} of {width:,} ids each, as given"
+    extent = (
+        f"{samples:,} of {rows:,} rows, {seq_len:,} of {width:,} ids each, as given"
+    )
     return Tokens(ids, f"{path.name}, {extent}", "ids")
 
 
-def id_windows(path: str | Path, window: int | None = None, count: int | None = None) -> Windows:
+def id_windows(
+    path: str | Path, window: int | None = None, count: int | None = None
+) -> Windows:
     """Windows of a file of ids as they are: its rows, or pieces of an array of one dimension."""
     path = Path(path)
     stored = read_ids(path)
@@ -219,7 +246,9 @@ def read_ids(path: Path) -> Array:
     """Read ids, [N] or [rows, width], from `.npy`."""
     if path.suffix.lower() != ".npy":
         raise RefimplError(
-            f"{path} is not a file of token ids", "a .npy file", "pass a text with `text`"
+            f"{path} is not a file of token ids",
+            "a .npy file",
+            "pass a text with `text`",
         )
     with reading(path):
         open_file(path).close()  # NumPy opens it itself, and would wait for a pipe
@@ -227,18 +256,26 @@ def read_ids(path: Path) -> Array:
             ids = np.lib.format.open_memmap(path, mode="r")
         except OSError:
             raise
-        except Exception as error:  # a damaged header raises many types, even tokenize.TokenError
+        except (
+            Exception
+        ) as error:  # a damaged header raises many types, even tokenize.TokenError
             raise RefimplError(
                 f"{path} is not an array of integers ({error})",
                 "a .npy file of integers",
                 "save it with numpy.save(path, ids)",
             ) from error
-    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or (ids.ndim == 2 and not ids.size):
+    if (
+        ids.dtype.kind not in "iu"
+        or ids.ndim not in (1, 2)
+        or (ids.ndim == 2 and not ids.size)
+    ):
         raise RefimplError(
             f"{path} contains {ids.dtype} of shape {list(ids.shape)}",
             "integers, [tokens] or [samples, tokens]",
             "save integer ids (numpy: ids.astype(numpy.int64))",
         )
     if ids.dtype == np.uint64 and ids.size and ids.max() > np.iinfo(np.int64).max:
-        raise RefimplError(f"{path} contains the id {ids.max()}", "64-bit ids", "save other ids")
+        raise RefimplError(
+            f"{path} contains the id {ids.max()}", "64-bit ids", "save other ids"
+        )
     return ids

@@ -41,7 +41,9 @@ class Encoding:
 
     ids: npt.NDArray[np.int32]  # of the text, [N]
     front: tuple[int, ...]  # special ids that the post-processor puts before them
-    spans: npt.NDArray[np.int32]  # first character and the one after the last, [N, 2], if asked
+    spans: npt.NDArray[
+        np.int32
+    ]  # first character and the one after the last, [N, 2], if asked
     text: str = ""
 
 
@@ -55,14 +57,22 @@ class TextTokenizer:
             MEMORY,
             name=f"{path} is not a tokenizer that works",
             seconds=SECONDS,
-            refused=("the tokenizer.json of the model", "get it again, or pass ids with `tokens`"),
+            refused=(
+                "the tokenizer.json of the model",
+                "get it again, or pass ids with `tokens`",
+            ),
         )
 
     def encode(self, text: str, spans: bool = False) -> Encoding:
         """Encode a text, with the ids that the post-processor adds; `spans` if asked for."""
         answer, marks, ends = self._library.call("encode", text, spans)
-        unsigned, is_text = np.frombuffer(answer, "<u4"), np.frombuffer(marks, np.uint8) > 0
-        ids = np.minimum(unsigned, np.iinfo(np.int32).max).astype(np.int32)  # no model has more
+        unsigned, is_text = (
+            np.frombuffer(answer, "<u4"),
+            np.frombuffer(marks, np.uint8) > 0,
+        )
+        ids = np.minimum(unsigned, np.iinfo(np.int32).max).astype(
+            np.int32
+        )  # no model has more
         front = tuple(ids[: is_text.argmax()].tolist()) if is_text.any() else ()
         pairs = np.frombuffer(ends, "<u4").reshape(-1, 2).astype(np.int32)
         return Encoding(ids[is_text], front, pairs[is_text] if spans else pairs, text)
@@ -137,7 +147,11 @@ def _bos_token(tokenizer: TextTokenizer, folder: Path) -> int | None:
 def _read_settings(path: Path) -> dict[str, Any]:
     """The settings in a file beside the tokenizer; none if it does not exist."""
     with reading(path):
-        return json_object(read_file(path), str(path), "an object") if path.exists() else {}
+        return (
+            json_object(read_file(path), str(path), "an object")
+            if path.exists()
+            else {}
+        )
 
 
 TEXT = 64 * MIB  # bytes of a text
@@ -163,7 +177,9 @@ def text_tokens(
     path, tokenizer_json = Path(path), Path(tokenizer_json)
     stream, _, bos, reason = _stream(path, tokenizer_json, bos_id)
     ids = spread_samples(stream, samples, seq_len, bos, str(path))
-    return Tokens(ids, f"{path.name}, {samples_extent(ids, stream.size)}, {reason}", "text", bos)
+    return Tokens(
+        ids, f"{path.name}, {samples_extent(ids, stream.size)}, {reason}", "text", bos
+    )
 
 
 def text_windows(
@@ -192,11 +208,18 @@ def text_windows(
 
 
 def _stream(
-    path: Path, tokenizer: Path, bos_id: int | None, spans: bool = False, most: int | None = None
+    path: Path,
+    tokenizer: Path,
+    bos_id: int | None,
+    spans: bool = False,
+    most: int | None = None,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], int | None, str]:
     """The ids of a text (if `most`, so many at least), [N]; with spans, their bytes; its BOS."""
     library, front = read_tokenizer(tokenizer), tuple[int, ...]()
-    ids, starts = list[npt.NDArray[np.int32]](), list[npt.NDArray[np.int64]]()  # of each piece
+    ids, starts = (
+        list[npt.NDArray[np.int32]](),
+        list[npt.NDArray[np.int64]](),
+    )  # of each piece
     num_bytes = num_tokens = 0
     for piece in encoded_pieces(file_text(path), library, str(path), spans):
         front = front if ids else piece.front
@@ -221,7 +244,9 @@ def file_text(path: Path) -> str:
         text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise RefimplError(
-            f"{path} is not UTF-8 (byte {error.start})", "a text in UTF-8", "convert the file"
+            f"{path} is not UTF-8 (byte {error.start})",
+            "a text in UTF-8",
+            "convert the file",
         ) from error
     if not text or text.isspace():
         raise RefimplError(f"{path} is empty", "a text", "use another file")
@@ -229,7 +254,11 @@ def file_text(path: Path) -> str:
 
 
 def encoded_pieces(
-    text: str, tokenizer: TextTokenizer, name: str, spans: bool = False, size: int | None = None
+    text: str,
+    tokenizer: TextTokenizer,
+    name: str,
+    spans: bool = False,
+    size: int | None = None,
 ) -> Iterator[Encoding]:
     """Tokenise a text in pieces of `size` characters or a little more: the ids of the whole."""
     start, size = 0, USUAL_PIECE if size is None else size
@@ -249,7 +278,9 @@ def encoded_pieces(
 def byte_offsets(text: str) -> npt.NDArray[np.int64]:
     """Where each character of a text starts in UTF-8, and where the text ends: [characters + 1]."""
     point = np.frombuffer(text.encode("utf-32-le"), "<u4")
-    width = 1 + sum((point >= least).astype(np.int64) for least in (0x80, 0x800, 0x10000))
+    width = 1 + sum(
+        (point >= least).astype(np.int64) for least in (0x80, 0x800, 0x10000)
+    )
     return np.concatenate([[0], np.cumsum(width)]).astype(np.int64)
 
 
@@ -290,7 +321,10 @@ def model_tokens(
 
 
 def model_windows(
-    model: Model, text: Path | None = None, window: int | None = None, count: int | None = None
+    model: Model,
+    text: Path | None = None,
+    window: int | None = None,
+    count: int | None = None,
 ) -> Windows:
     """Windows of a text for a model; without a text, of one that comes with refimpl."""
     longest = model.config.max_position_embeddings
@@ -302,5 +336,7 @@ def model_windows(
         )
     size = min(SEQ_LEN, longest) if window is None else window
     bos, tokenizer = model.config_file.get("bos_token_id"), model.tokenizer_json
-    windows = text_windows(text or FOLDER / EVALUATION, tokenizer, size, count, bos_id=bos)
+    windows = text_windows(
+        text or FOLDER / EVALUATION, tokenizer, size, count, bos_id=bos
+    )
     return windows if text else replace(windows, source=f"refimpl's {windows.source}")

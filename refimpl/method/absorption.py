@@ -26,7 +26,9 @@ def nan_mean(x: Array, axis: int | tuple[int, ...] | None = None) -> Array:
         2.0
     """
     numbers = ~np.isnan(x)
-    return ratio(np.sum(np.where(numbers, x, 0.0), axis=axis), np.sum(numbers, axis=axis))
+    return ratio(
+        np.sum(np.where(numbers, x, 0.0), axis=axis), np.sum(numbers, axis=axis)
+    )
 
 
 def surviving_drift(last: Array, first: Array) -> Array:
@@ -107,10 +109,15 @@ def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
         >>> [round(t_quantile(n), 3) for n in (1, 2, 3, 7)]
         [12.706, 4.303, 3.182, 2.365]
     """
-    low, high = 0.0, pi / 2  # of atan(t / sqrt(freedom)), where the distribution is a finite sum
+    low, high = (
+        0.0,
+        pi / 2,
+    )  # of atan(t / sqrt(freedom)), where the distribution is a finite sum
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < confidence else (low, middle)
+        low, high = (
+            (middle, high) if _within(middle, freedom) < confidence else (low, middle)
+        )
     return sqrt(freedom) * sin(low) / cos(low)
 
 

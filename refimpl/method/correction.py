@@ -66,7 +66,9 @@ def centred_log(error: npt.ArrayLike) -> Array:
     a, known = _checked(error, "error")
     known &= a > RESOLVED * np.max(a, where=known, initial=0.0)
     log_a = np.log(np.where(known, a, 1.0))
-    v = log_a - log_a.sum() / max(int(known.sum()), 1)  # the others contribute log 1 = 0
+    v = log_a - log_a.sum() / max(
+        int(known.sum()), 1
+    )  # the others contribute log 1 = 0
     return np.where(known, np.clip(v, -LOG_LIMIT, LOG_LIMIT), 0.0)
 
 
@@ -118,5 +120,7 @@ def _checked(values: npt.ArrayLike, name: str) -> tuple[Array, Array]:
     known = ~np.isnan(numbers)
     filled = finite_vector(np.where(known, numbers, 1.0), name)
     if filled.min() < 0:
-        raise RefimplError(f"{name} {filled.min()}", "numbers of at least 0", "check the drifts")
+        raise RefimplError(
+            f"{name} {filled.min()}", "numbers of at least 0", "check the drifts"
+        )
     return filled, known

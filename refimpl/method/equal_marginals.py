@@ -20,12 +20,17 @@ class Growth:
     """How the error of each unit grows: ``D_u(s) ~ a_u exp(kappa_u (s - b_u))``."""
 
     level: Array  # a, the error at the base sparsity b, [U]; NaN if unknown, or rounding: 1e-12 max
-    rate: Array  # kappa, [U]; NaN where a probe has no error, or two sparsities are equal
+    # kappa, [U]; NaN where a probe has no error, or two sparsities are equal
+    rate: Array
     residual: Array  # ln D at b minus the line through the outer probes, [U]; NaN as for `rate`
     reach: Array  # sparsity up to which the fit is trusted, twice as far as the upper probe, [U]
     fits: Bools  # kappa > 0, and |residual| <= 0.5, [U]
-    common_rate: float | None  # kappa of all units: the median over those that fit, if one does
-    rate_spread: float | None  # standard deviation of kappa over those that fit, if two do
+    common_rate: (
+        float | None
+    )  # kappa of all units: the median over those that fit, if one does
+    rate_spread: (
+        float | None
+    )  # standard deviation of kappa over those that fit, if two do
 
 
 def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
@@ -48,7 +53,13 @@ def growth(error: npt.ArrayLike, sparsity: npt.ArrayLike) -> Growth:
         (array([5.493]), array([0.144]), array([ True]))
     """
     d, s = np.asarray(error, np.float64), np.asarray(sparsity, np.float64)
-    if d.ndim != 2 or d.shape[0] != 3 or s.shape != d.shape or np.isinf(d).any() or (d < 0).any():
+    if (
+        d.ndim != 2
+        or d.shape[0] != 3
+        or s.shape != d.shape
+        or np.isinf(d).any()
+        or (d < 0).any()
+    ):
         raise RefimplError(
             f"errors of shape {d.shape} at sparsities of shape {s.shape}",
             "three rows of finite errors of at least 0, and of their sparsities",

@@ -35,7 +35,9 @@ def included_tokens(h: Array, sink: Sink) -> npt.NDArray[np.bool_]:
     return norms <= SINK_FACTOR * np.median(norms)
 
 
-def noise(seed: int, sequence: int, block: int, draw: int, shape: tuple[int, int]) -> Array:
+def noise(
+    seed: int, sequence: int, block: int, draw: int, shape: tuple[int, int]
+) -> Array:
     """Standard normal noise that depends on its address only, not on batching or order.
 
     It comes from Philox, keyed by (seed; sequence, block, draw).
@@ -90,8 +92,12 @@ def perturbed(
     """
     exact = h.astype(np.float64)
     measured = noise if norm == "exact" else np.ones_like(exact)
-    size, length = (np.linalg.norm(x, axis=-1, keepdims=True) for x in (exact, measured))
-    e = np.where(np.expand_dims(included, -1), eta * ratio(size, length, 0.0) * noise, 0.0)
+    size, length = (
+        np.linalg.norm(x, axis=-1, keepdims=True) for x in (exact, measured)
+    )
+    e = np.where(
+        np.expand_dims(included, -1), eta * ratio(size, length, 0.0) * noise, 0.0
+    )
     return h + e.astype(h.dtype)
 
 
@@ -184,14 +190,18 @@ class RunningDivergence:
         self, logits: Array, perturbed: Array, clean: Extended | None = None
     ) -> "RunningDivergence":
         """Add clean and perturbed logits of further ids, [S, ids]; `extended` may give `clean`."""
-        gap = np.subtract(logits, perturbed, dtype=np.float64)  # in float32 it rounds, or overflows
+        gap = np.subtract(
+            logits, perturbed, dtype=np.float64
+        )  # in float32 it rounds, or overflows
         largest, total, e, shrink = clean or extended(self.largest, self.total, logits)
         largest_perturbed, total_perturbed, _, _ = extended(
             self.largest_perturbed, self.total_perturbed, perturbed
         )
         gap *= e
         gap = self.gap * shrink + gap.sum(axis=-1)
-        return RunningDivergence(largest, total, largest_perturbed, total_perturbed, gap)
+        return RunningDivergence(
+            largest, total, largest_perturbed, total_perturbed, gap
+        )
 
     @property
     def value(self) -> Array:

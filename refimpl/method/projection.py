@@ -9,7 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from refimpl.arguments import Fraction, checked, decimal, finite_vector, require, unit_sizes
+from refimpl.arguments import (
+    Fraction,
+    checked,
+    decimal,
+    finite_vector,
+    require,
+    unit_sizes,
+)
 from refimpl.errors import RefimplError
 
 
@@ -51,7 +58,8 @@ def project(
     """
     weights: list[int] = unit_sizes(sizes).tolist()
     desired = [
-        v.as_integer_ratio() for v in finite_vector(x, "the allocation", len(weights)).tolist()
+        v.as_integer_ratio()
+        for v in finite_vector(x, "the allocation", len(weights)).tolist()
     ]
     each = np.full(len(weights), hi) if np.ndim(hi) == 0 else hi
     tops: list[float] = finite_vector(each, "hi", len(weights)).tolist()
@@ -73,7 +81,9 @@ def project(
     if slopes is not None:
         rates = finite_vector(slopes, "slopes", len(desired)).tolist()
     if min(rates) <= 0:
-        raise RefimplError(f"a slope of {min(rates)}", "slopes above 0", "correct or omit slopes")
+        raise RefimplError(
+            f"a slope of {min(rates)}", "slopes above 0", "correct or omit slopes"
+        )
     if asked in (least, room / whole):
         return np.full(len(desired), float(lo)) if asked == least else np.array(tops)
 

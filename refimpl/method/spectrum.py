@@ -90,7 +90,9 @@ def alphapruning_alpha(
         (2.3428, 24, 0)
     """
     spectrum = np.asarray(eigenvalues, dtype=np.float64)
-    steps = np.diff(spectrum, axis=-1, prepend=0.0)  # from 0: the first step is the smallest value
+    steps = np.diff(
+        spectrum, axis=-1, prepend=0.0
+    )  # from 0: the first step is the smallest value
     if spectrum.ndim != 1 or not np.isfinite(spectrum).all() or (steps < 0).any():
         raise RefimplError(
             f"a spectrum of shape {spectrum.shape} that is not a finite ascending vector",
@@ -104,7 +106,9 @@ def alphapruning_alpha(
         starts = _tail_starts(positive, xmin)
     # One candidate at a time: quadratic in time, but linear in memory.
     logs = np.log(positive)
-    fits = [law for start in starts if (law := _power_law(logs, start, zeros)) is not None]
+    fits = [
+        law for start in starts if (law := _power_law(logs, start, zeros)) is not None
+    ]
     if not fits:
         raise RefimplError(
             f"no power law fits {positive.size} positive eigenvalues ({zeros} are zero)",
@@ -117,7 +121,9 @@ def alphapruning_alpha(
 def peak(log10_spectrum: Array) -> float:
     """Left edge of the first highest of 100 bins, as an eigenvalue; the last has both its edges."""
     low, high = float(log10_spectrum[0]), float(log10_spectrum[-1])
-    places = (log10_spectrum - low) / ((high - low) / BINS or 1.0)  # no width: all in the first bin
+    places = (log10_spectrum - low) / (
+        (high - low) / BINS or 1.0
+    )  # no width: all in the first bin
     bins = np.bincount(np.clip(places.astype(np.int64), 0, BINS - 1), minlength=BINS)
     return float(10 ** (low + (high - low) / BINS * int(np.argmax(bins))))
 

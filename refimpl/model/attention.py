@@ -17,7 +17,9 @@ def split_heads(x: Array, head_dim: int) -> Array:
         [[[[0.0, 1.0]], [[2.0, 3.0]]]]
     """
     batch, sequence, width = x.shape
-    return np.transpose(np.reshape(x, (batch, sequence, width // head_dim, head_dim)), (0, 2, 1, 3))
+    return np.transpose(
+        np.reshape(x, (batch, sequence, width // head_dim, head_dim)), (0, 2, 1, 3)
+    )
 
 
 def merge_heads(x: Array) -> Array:
@@ -28,7 +30,9 @@ def merge_heads(x: Array) -> Array:
         [[[0.0, 1.0, 2.0, 3.0]]]
     """
     batch, heads, sequence, head_dim = x.shape
-    return np.reshape(np.transpose(x, (0, 2, 1, 3)), (batch, sequence, heads * head_dim))
+    return np.reshape(
+        np.transpose(x, (0, 2, 1, 3)), (batch, sequence, heads * head_dim)
+    )
 
 
 def rotate(x: Array, cos: Array, sin: Array, interleaved: bool = False) -> Array:
@@ -52,7 +56,9 @@ def rotate(x: Array, cos: Array, sin: Array, interleaved: bool = False) -> Array
         [[[[0.0, 1.0, 5.0]]]]
     """
     half, width = cos.shape[-1], 2 * cos.shape[-1]
-    channels = ((0, width, 2), (1, width, 2)) if interleaved else ((0, half), (half, width))
+    channels = (
+        ((0, width, 2), (1, width, 2)) if interleaved else ((0, half), (half, width))
+    )
     first, second = (x[..., slice(*some)] for some in channels)
     turned = [first * cos - second * sin, second * cos + first * sin]
     if interleaved:
@@ -61,7 +67,12 @@ def rotate(x: Array, cos: Array, sin: Array, interleaved: bool = False) -> Array
 
 
 def attend(
-    q: Array, k: Array, v: Array, bias: Array, cap: float | None, sink: Array | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array,
+    cap: float | None,
+    sink: Array | None = None,
 ) -> Array:
     """Average the values by the attention weights: ``softmax(cap(q k^T) + bias) v``.
 

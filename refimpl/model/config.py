@@ -15,15 +15,35 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 Linears = Sequence[Mapping[str, tuple[int, int]]]
 """Per block, the shape [out, in] of every linear by its name, in order."""
 NORMS = (
-    "attn_norm", "attn_post_norm", "mlp_norm", "mlp_post_norm", "q_norm", "k_norm",
-    "q_width_norm", "k_width_norm", "q_rope_norm", "k_rope_norm", "v_norm",
-)  # fmt: skip
-BESIDE_NORMS = "experts_norm", "dense_norm", "routed_norm"  # norms where experts are beside an MLP
-BLOCK_EMBED = "block_embed_norm", "block_embed", "block_embed_out"  # points of a block's embedding
+    "attn_norm",
+    "attn_post_norm",
+    "mlp_norm",
+    "mlp_post_norm",
+    "q_norm",
+    "k_norm",
+    "q_width_norm",
+    "k_width_norm",
+    "q_rope_norm",
+    "k_rope_norm",
+    "v_norm",
+)
+BESIDE_NORMS = (
+    "experts_norm",
+    "dense_norm",
+    "routed_norm",
+)  # norms where experts are beside an MLP
+BLOCK_EMBED = (
+    "block_embed_norm",
+    "block_embed",
+    "block_embed_out",
+)  # points of a block's embedding
 # Parameters of xIELU, in the order of its arguments, with their shapes
 LEARNED_ACTIVATION: dict[str, tuple[int, ...]] = {
-    "act.alpha_p": (1,), "act.alpha_n": (1,), "act.beta": (), "act.eps": (),
-}  # fmt: skip
+    "act.alpha_p": (1,),
+    "act.alpha_n": (1,),
+    "act.beta": (),
+    "act.eps": (),
+}
 Matrices = dict[str, tuple[int, int]]  # [out, in]
 
 
@@ -81,7 +101,9 @@ class BlockKind:
 
     # Number of tokens that a token sees, itself included; None for all earlier ones
     window: int | None
-    rope: Rope | None  # Rotary positions; None if the block does not rotate queries and keys
+    rope: (
+        Rope | None
+    )  # Rotary positions; None if the block does not rotate queries and keys
     # Whether experts take the place of the MLP, or are beside it; None in a block of a mixer alone
     mixture: bool | Literal["beside"] | None = False
     # How queries grow with their position; None if they do not
@@ -89,7 +111,8 @@ class BlockKind:
     # Whether a text is cut into chunks of `window` tokens, and a token sees its own chunk only
     chunked: bool = False
     mixer: Mixer = NO_MIXER
-    embed_size: int = 0  # P, channels of an embedding of tokens that is the block's own; 0 without
+    # P, channels of an embedding of tokens that is the block's own; 0 without
+    embed_size: int = 0
     mlp_size: int = 0  # Channels inside its MLP; 0: as in the model
 
     @property
@@ -99,7 +122,9 @@ class BlockKind:
         fed = () if self.mixture is None else (*self.mlp_reads, "mlp_out")
         own = BLOCK_EMBED if self.embed_size else ()
         points = ("resid_pre", *mixed, "resid_mid", *fed, *own, "resid_post")
-        return tuple(point for point in points if self.rope or not point.endswith("_rope"))
+        return tuple(
+            point for point in points if self.rope or not point.endswith("_rope")
+        )
 
     def shapes(self, width: int) -> WeightShapes:
         """The shapes of what is beside its mixer and its MLP, in streams of D channels."""
@@ -111,7 +136,9 @@ class BlockKind:
     @property
     def mlp_reads(self) -> tuple[str, ...]:
         """The trace points that an MLP, experts beside it, and, last, a router read."""
-        return "mlp_norm", *(("experts_norm", "router_norm") if self.mixture == "beside" else ())
+        return "mlp_norm", *(
+            ("experts_norm", "router_norm") if self.mixture == "beside" else ()
+        )
 
 
 @dataclass(frozen=True)
@@ -141,9 +168,12 @@ class Config:
     logit_scale: float = 1.0  # Multiplies logits, before their cap
     # Largest size of an element of q, k and v, after a norm over all heads, or None
     qkv_limit: float | None = None
-    weightless_norms: tuple[str, ...] = ()  # Roles of norms that have no gain and no offset
+    weightless_norms: tuple[
+        str, ...
+    ] = ()  # Roles of norms that have no gain and no offset
     position_offset: int = 0  # Row of the learned position table that position 0 uses
-    experts: Experts | None = None  # The mixture of the blocks that have one; None if no block has
+    # The mixture of the blocks that have one; None if no block has
+    experts: Experts | None = None
     gate_scale: float = 1.0  # Multiplies the gate, before its activation
     mlp_scale: float = 1.0  # Multiplies the MLP's output
     # Clamps the gate from above and the other half to both sides, before 1 is added to that one;
@@ -182,8 +212,14 @@ class Config:
         d, e, inner = self.hidden_size, self.experts, self.intermediate_size
 
         def mlp(size: int, of: str = "") -> dict[str, tuple[int, int]]:
-            shapes = dict(zip(LINEARS[4:], ((size, d), (size, d), (d, size)), strict=True))
-            return {of + name: x for name, x in shapes.items() if self.gated or name != "gate_proj"}
+            shapes = dict(
+                zip(LINEARS[4:], ((size, d), (size, d), (d, size)), strict=True)
+            )
+            return {
+                of + name: x
+                for name, x in shapes.items()
+                if self.gated or name != "gate_proj"
+            }
 
         mixture = dict[str, tuple[int, int]]()
         if e is not None:

@@ -29,14 +29,17 @@ class Experts:
     shared_size: int = 0
     # How the router turns its logits into scores, see `experts.route`
     scoring: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
-    normalised: bool = True  # Whether the shares of a token's experts sum to 1, before scaling
+    # Whether the shares of a token's experts sum to 1, before scaling
+    normalised: bool = True
     least_sum: float = 0.0  # Smallest sum that shares are divided by
     sum_eps: float = 0.0  # Added to the sum that shares are divided by
     scaling: float = 1.0  # Multiplies the shares
     groups: int = 1  # Groups of experts, of equal size
     top_groups: int = 1  # Groups that a token may choose from
-    group_by: int = 2  # How many of a group's largest preferences it is ranked by, as a sum
-    jitter: float = 0.0  # sparsemixer: half the relative distance of logits that count as near
+    # How many of a group's largest preferences it is ranked by, as a sum
+    group_by: int = 2
+    # sparsemixer: half the relative distance of logits that count as near
+    jitter: float = 0.0
     of_inputs: bool = False  # Whether shares multiply an expert's input, not its output
 
 
@@ -46,7 +49,11 @@ def unobserved(name: str, value: Array) -> Array:
 
 
 def inputs_of_experts(
-    x: Array, weights: Mapping[str, Array], kernels: Kernels, eps: float, observe: Observer
+    x: Array,
+    weights: Mapping[str, Array],
+    kernels: Kernels,
+    eps: float,
+    observe: Observer,
 ) -> tuple[Array, Array]:
     """The inputs of experts and of their router: x, unless an MLP is beside them.
 
@@ -57,7 +64,9 @@ def inputs_of_experts(
     """
     if "router.scale" not in weights:
         return x, x
-    own = observe("experts_norm", kernels.rms_norm(x, weights["experts_norm.weight"], eps))
+    own = observe(
+        "experts_norm", kernels.rms_norm(x, weights["experts_norm.weight"], eps)
+    )
     gain = weights["router.scale"] * x.shape[-1] ** -0.5
     return own, observe("router_norm", kernels.rms_norm(x, gain, eps))
 
@@ -78,16 +87,24 @@ def largest(x: Array, count: int) -> Array:
     return chosen
 
 
-def preferences(logits: Array, experts: Experts, correction: Array | None) -> tuple[Array, Array]:
+def preferences(
+    logits: Array, experts: Experts, correction: Array | None
+) -> tuple[Array, Array]:
     """Numbers that choose experts, -inf in groups that take no part, and scores; [B, S, E]."""
     if experts.scoring == "sparsemixer":
         return logits, logits
     score = ops.softmax(logits) if experts.scoring == "softmax" else ops.sigmoid(logits)
     preference = score if correction is None else score + correction
     if experts.groups > 1:
-        shape = (*score.shape[:-1], experts.groups, experts.num_experts // experts.groups)
+        shape = (
+            *score.shape[:-1],
+            experts.groups,
+            experts.num_experts // experts.groups,
+        )
         grouped = np.reshape(preference, shape)
-        of_group = np.sum(np.where(largest(grouped, experts.group_by), grouped, 0.0), axis=-1)
+        of_group = np.sum(
+            np.where(largest(grouped, experts.group_by), grouped, 0.0), axis=-1
+        )
         chosen = np.expand_dims(largest(of_group, experts.top_groups), -1)
         preference = np.reshape(np.where(chosen, grouped, -np.inf), score.shape)
     return preference, score

@@ -20,9 +20,20 @@ from refimpl.model.kernels import PLAIN, Kernels
 from refimpl.model.mixers.gated_delta_rule import GatedDeltaRule, gated_delta_rule
 from refimpl.model.mixers.latent_attention import LatentAttention, latent_attention
 from refimpl.model.mixers.mamba2 import Beside, Mamba2, attention_beside_mamba2, mamba2
-from refimpl.model.mixers.parts import Part, Place, Weights, affine, block_embedding, norm
+from refimpl.model.mixers.parts import (
+    Part,
+    Place,
+    Weights,
+    affine,
+    block_embedding,
+    norm,
+)
 from refimpl.model.mixers.short_convolution import ShortConvolution, short_convolution
-from refimpl.model.mixers.softmax_attention import Attention, SharedAttention, self_attention
+from refimpl.model.mixers.softmax_attention import (
+    Attention,
+    SharedAttention,
+    self_attention,
+)
 from refimpl.model.model import Model
 from refimpl.model.ops import Array, within_range
 from refimpl.model.state import State, checked_ids
@@ -61,22 +72,32 @@ def places(
 
     Rotary tables may depend on the length, S, so all tokens of a sequence are in one `Place`.
     """
-    ramps = position_tables.alibi_ramps(positions, config.alibi) if config.alibi else None
+    ramps = (
+        position_tables.alibi_ramps(positions, config.alibi) if config.alibi else None
+    )
 
     def place(kind: BlockKind) -> Place:
         scale: Array | float = getattr(kind.mixer, "scale", config.attention_scale)
         if kind.temperature is not None:
-            scale = (scale * position_tables.query_scale(positions, kind.temperature)).astype(dtype)
+            scale = (
+                scale * position_tables.query_scale(positions, kind.temperature)
+            ).astype(dtype)
         seen = position_tables.tokens_seen(positions, kind.window, kind.chunked)
         bias = position_tables.causal_bias(positions, seen, dtype)
-        tables = position_tables.rotation(positions, kind.rope, dtype) if kind.rope else None
+        tables = (
+            position_tables.rotation(positions, kind.rope, dtype) if kind.rope else None
+        )
         return Place(positions, bias, tables, kind, ramps, scale, kind.mixer, kernels)
 
     return {kind: place(kind) for kind in dict.fromkeys(config.blocks)}
 
 
 def embed(
-    token_ids: Array, positions: Array, weights: Weights, config: Config, dtype: npt.DTypeLike
+    token_ids: Array,
+    positions: Array,
+    weights: Weights,
+    config: Config,
+    dtype: npt.DTypeLike,
 ) -> State:
     """Look up tokens (and learned positions): ``norm(scale * E[id] + P[offset + position])``.
 
@@ -91,14 +112,19 @@ def embed(
     Returns:
         The state before the first block, whose residual stream is h_0, [B, S, D].
     """
-    x = np.take(weights["embed.weight"], token_ids, axis=0).astype(dtype) * config.embed_scale
+    x = (
+        np.take(weights["embed.weight"], token_ids, axis=0).astype(dtype)
+        * config.embed_scale
+    )
     if "pos_embed.weight" in weights:
         row = positions + config.position_offset
         x = x + np.take(weights["pos_embed.weight"], row, axis=0).astype(dtype)
     return State(norm(x, weights, "embed_norm", config).astype(dtype), token_ids)
 
 
-def mlp(x: Array, weights: Weights, place: Place, config: Config, path: str = "") -> Array:
+def mlp(
+    x: Array, weights: Weights, place: Place, config: Config, path: str = ""
+) -> Array:
     """Apply ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate.
 
     Observed: `mlp_hidden` [..., F], the input of `down_proj`. Names of linears, and of this point,
@@ -116,7 +142,10 @@ def mlp(x: Array, weights: Weights, place: Place, config: Config, path: str = ""
 
     Source: gated MLPs: Shazeer, arXiv:2002.05202, section 2.
     """
-    hidden, act = affine(x, weights, f"{path}up_proj"), place.kernels.activations[config.activation]
+    hidden, act = (
+        affine(x, weights, f"{path}up_proj"),
+        place.kernels.activations[config.activation],
+    )
     learned = [weights[name] for name in LEARNED_ACTIVATION if name in weights]
     if config.gated:
         gate = ops.scaled(affine(x, weights, f"{path}gate_proj"), config.gate_scale)
@@ -152,14 +181,24 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     Source: Shazeer et al., arXiv:1701.06538, equation 1; the shares: `experts.route`.
     """
     assert config.experts is not None
-    x, read = inputs_of_experts(x, weights, place.kernels, config.norm_eps, place.observe)
-    chosen, share = route(affine(read, weights, "router"), config.experts, weights, place.observe)
+    x, read = inputs_of_experts(
+        x, weights, place.kernels, config.norm_eps, place.observe
+    )
+    chosen, share = route(
+        affine(read, weights, "router"), config.experts, weights, place.observe
+    )
     out = np.zeros_like(x)
     for e in np.flatnonzero(np.any(chosen, axis=(0, 1))).tolist():
         name, routed = f"experts.{e}.", chosen[..., e]
         part = np.expand_dims(share[..., e][routed], -1)
         before, after = (part, 1) if config.experts.of_inputs else (1, part)
-        y = mlp(place.observe(f"{name}mlp_norm", x[routed] * before), weights, place, config, name)
+        y = mlp(
+            place.observe(f"{name}mlp_norm", x[routed] * before),
+            weights,
+            place,
+            config,
+            name,
+        )
         out[routed] += y * after
     if config.experts.shared_size:
         name = "shared_expert."
@@ -172,7 +211,13 @@ def mixture(x: Array, weights: Weights, place: Place, config: Config) -> Array:
 
 def halves(weights: Weights, place: Place) -> dict[str, Part | None]:
     """The parts of a block, if it has them: the mixer, `attn`, its `mlp`, its `block_embed`."""
-    feed = mlp if "up_proj.weight" in weights else mixture if "router.weight" in weights else None
+    feed = (
+        mlp
+        if "up_proj.weight" in weights
+        else mixture
+        if "router.weight" in weights
+        else None
+    )
     own = block_embedding if "block_embed.weight" in weights else None
     return {"attn": MIXERS.get(type(place.mixer)), "mlp": feed, "block_embed": own}
 
@@ -204,11 +249,15 @@ def block(state: State, weights: Weights, place: Place, config: Config) -> State
         """The stream h plus the output of half a block for the input `start`."""
         if (part := parts[name]) is None:
             return h
-        y = observe(f"{name}_norm", norm(start, weights, f"{name}_norm", config, place.kernels))
+        y = observe(
+            f"{name}_norm", norm(start, weights, f"{name}_norm", config, place.kernels)
+        )
         y = part(y, weights, place, config)
         if name == "mlp" and "router.scale" in weights:
             z = mixture(start, weights, place, config)
-            y = norm(y, weights, "dense_norm", config) + norm(z, weights, "routed_norm", config)
+            y = norm(y, weights, "dense_norm", config) + norm(
+                z, weights, "routed_norm", config
+            )
         y = norm(y, weights, f"{name}_post_norm", config, place.kernels)
         return h + observe(f"{name}_out", ops.scaled(y, config.residual_scale))
 
@@ -230,7 +279,9 @@ def final_state(
     return observe("final_norm", norm(h, weights, "final_norm", config))
 
 
-def logits(h: Array, weights: Weights, config: Config, observe: Observer = unobserved) -> Array:
+def logits(
+    h: Array, weights: Weights, config: Config, observe: Observer = unobserved
+) -> Array:
     """Compute the scores of the ids whose rows `lm_head.weight` has: ``cap(scale (W h + b))``.
 
     Observed: `logits` [B, S, V], of `final_state`'s h, [B, S, D].
@@ -239,9 +290,13 @@ def logits(h: Array, weights: Weights, config: Config, observe: Observer = unobs
     return observe("logits", ops.soft_cap(scores, config.final_soft_cap))
 
 
-def head(state: State, weights: Weights, config: Config, observe: Observer = unobserved) -> Array:
+def head(
+    state: State, weights: Weights, config: Config, observe: Observer = unobserved
+) -> Array:
     """Turn the last residual stream into logits: ``cap(scale (W norm(x) + b))``, [B, S, V]."""
-    return logits(final_state(state.stream, weights, config, observe), weights, config, observe)
+    return logits(
+        final_state(state.stream, weights, config, observe), weights, config, observe
+    )
 
 
 def forward(

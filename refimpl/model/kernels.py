@@ -15,7 +15,9 @@ from refimpl.model.ops import Array
 from refimpl.model.position_tables import alibi_bias
 
 QUERIES = 64  # of a tile of scores, [heads, 64, S]
-ELEMENTS = 1 << 16  # at a time: fewer calls are faster on several threads, which share a lock
+ELEMENTS = (
+    1 << 16
+)  # at a time: fewer calls are faster on several threads, which share a lock
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,11 @@ def tiled_attention(
         near = bias[tile, keys]
         seen = near if near.any() else None  # a tile without a mask
         some = max(1, ELEMENTS // near.size)
-        firsts = range(q.shape[0]), range(0, q.shape[1], some), range(0, q.shape[2], length)
+        firsts = (
+            range(q.shape[0]),
+            range(0, q.shape[1], some),
+            range(0, q.shape[2], length),
+        )
         for row, head, first in product(*firsts):
             heads, alibi = slice(head, head + some), seen
             if ramps is not None:
@@ -91,7 +97,12 @@ def tiled_attention(
 
 
 def tile_of_attention(
-    q: Array, k: Array, v: Array, bias: Array | None, cap: float | None, sink: Array | None
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None,
+    cap: float | None,
+    sink: Array | None,
 ) -> Array:
     """Evaluate `attention.attend`, with the scores changed in place and the shares of few values.
 
@@ -155,5 +166,7 @@ TILED = replace(
     PLAIN,
     attention=tiled_attention,
     rms_norm=rms_norm_in_rows,
-    activations={name: in_pieces(function) for name, function in ops.ACTIVATIONS.items()},
+    activations={
+        name: in_pieces(function) for name, function in ops.ACTIVATIONS.items()
+    },
 )

@@ -18,7 +18,9 @@ from refimpl.model.weight import StoredTensor, Weight, WeightFile
 EMBEDDING = ("embed", "pos_embed", "embed_norm")  # roles of weights
 HEAD = ("final_norm", "lm_head")
 TABLES = ("embed.weight", "pos_embed.weight")
-EXPERTS_IN_MEMORY = 1 << 26  # bytes of a block's experts that `Model.block` returns as arrays
+EXPERTS_IN_MEMORY = (
+    1 << 26
+)  # bytes of a block's experts that `Model.block` returns as arrays
 Later = Callable[[], Array]
 M = TypeVar("M", bound="Model")
 
@@ -49,7 +51,9 @@ class BlockWeights(Mapping[str, Array]):
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays in memory."""
-        return sum(value.nbytes for value in self._values.values() if not callable(value))
+        return sum(
+            value.nbytes for value in self._values.values() if not callable(value)
+        )
 
 
 def zeroed(weight: Array, keep: Array) -> Array:
@@ -89,7 +93,9 @@ class Model:
 
     def __repr__(self) -> str:
         config = self.config
-        sizes = f"{config.num_blocks} blocks, D {config.hidden_size}, V {config.vocab_size}"
+        sizes = (
+            f"{config.num_blocks} blocks, D {config.hidden_size}, V {config.vocab_size}"
+        )
         return f"{type(self).__name__}({self.name!r}, {config.family}: {sizes})"
 
     def as_kind(self, subclass: type[M], /, **more: Any) -> M:
@@ -124,7 +130,9 @@ class Model:
         up.
         """
         found = {name: self.weights[name] for name in self.names_of(EMBEDDING)}
-        return {n: x.stored.table if n in TABLES else x.as_stored for n, x in found.items()}
+        return {
+            n: x.stored.table if n in TABLES else x.as_stored for n, x in found.items()
+        }
 
     def names_of(self, roles: tuple[str, ...]) -> list[str]:
         """Names of the weights that have one of some roles, which are no block's."""
@@ -151,7 +159,9 @@ class Model:
             RefimplError: NaN or Inf in a weight.
         """
         prefix = f"blocks.{index}."
-        weights = {n[len(prefix) :]: w for n, w in self.weights.items() if n.startswith(prefix)}
+        weights = {
+            n[len(prefix) :]: w for n, w in self.weights.items() if n.startswith(prefix)
+        }
         size, later = 0, dict[str, Later]()
         for name, weight in weights.items():
             if name.startswith("experts."):
@@ -159,12 +169,17 @@ class Model:
                 if size > EXPERTS_IN_MEMORY:
                     later[name] = partial(weight.read, dtype, checked=False)
         now = [name for name in weights if name not in later]
-        arrays = zip(now, each(lambda name: weights[name].read(dtype), now), strict=True)
+        arrays = zip(
+            now, each(lambda name: weights[name].read(dtype), now), strict=True
+        )
         values: dict[str, Array | Later] = dict(arrays)
         for _ in each(lambda name: weights[name].check(dtype), later):
             pass
         if size := self.config.blocks[index].embed_size:
-            tables = {"embed": slice(None), "block_embed": slice(index * size, (index + 1) * size)}
+            tables = {
+                "embed": slice(None),
+                "block_embed": slice(index * size, (index + 1) * size),
+            }
             for name, columns in tables.items():
                 stored = self.weights[f"{name}.weight"].stored
                 later[f"{name}.weight"] = partial(stored.columns, columns)
@@ -181,7 +196,9 @@ class Model:
             RefimplError: NaN or Inf in a weight.
         """
         return {
-            name: self.weights[name].read(dtype, rows if "lm_head" in name else slice(None))
+            name: self.weights[name].read(
+                dtype, rows if "lm_head" in name else slice(None)
+            )
             for name in self.names_of(HEAD)
         }
 

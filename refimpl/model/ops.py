@@ -56,7 +56,9 @@ def rms_norm(x: Array, weight: Array | float, eps: float) -> Array:
     return x / np.sqrt(mean_square + eps) * weight
 
 
-def layer_norm(x: Array, weight: Array | float, bias: Array | float, eps: float) -> Array:
+def layer_norm(
+    x: Array, weight: Array | float, bias: Array | float, eps: float
+) -> Array:
     """Centre and scale each token: ``w * (x - mean) / sqrt(var + eps) + b``.
 
     Args:
@@ -141,7 +143,9 @@ def sigmoid_gelu(x: Array) -> Array:
         [0.0, 0.8458]
     """
     a = np.maximum(x, (1 - math.log(np.finfo(x.dtype).max)) / 1.702)
-    return a / (1 + np.exp(-1.702 * np.minimum(a, 100)))  # above 100, the exponential is 0 beside 1
+    return a / (
+        1 + np.exp(-1.702 * np.minimum(a, 100))
+    )  # above 100, the exponential is 0 beside 1
 
 
 def gelu_tanh(x: Array) -> Array:
@@ -167,20 +171,36 @@ def gelu_tanh_8(x: Array) -> Array:
 
 
 def _gelu_tanh(x: Array, root: float) -> Array:
-    a = np.minimum(np.maximum(x, -10), 10)  # tanh is 1 from there on; the cube would overflow
+    a = np.minimum(
+        np.maximum(x, -10), 10
+    )  # tanh is 1 from there on; the cube would overflow
     return 0.5 * x * (1 + np.tanh(root * (a + 0.044715 * (a * a * a))))
 
 
 # exp(x^2) erfc(x) as a polynomial in t = (x - 2) / (x + 2), for 0 <= x <= 6; lowest power first.
 # Interpolated at 20 Chebyshev nodes with 40 digits; largest error of erf: 3e-16.
 _ERFCX = (
-    0.25539567631050575, -0.4271858474139584, 0.24165819424246857, -0.07897858101572681,
-    0.003732892404169214, 0.006997461738522181, -0.0008471432474075247, -0.0009819770045915277,
-    4.3555593714334314e-05, 0.000174360854035441, 2.7524818341682527e-05, -2.7577662783630134e-05,
-    -1.3958140108691665e-05, 1.3844883978557756e-06, 3.7273327879521996e-06, 1.1958788541954323e-06,
-    -3.569380703471743e-07, -4.469879094362201e-07, -1.6243883451869724e-07,
+    0.25539567631050575,
+    -0.4271858474139584,
+    0.24165819424246857,
+    -0.07897858101572681,
+    0.003732892404169214,
+    0.006997461738522181,
+    -0.0008471432474075247,
+    -0.0009819770045915277,
+    4.3555593714334314e-05,
+    0.000174360854035441,
+    2.7524818341682527e-05,
+    -2.7577662783630134e-05,
+    -1.3958140108691665e-05,
+    1.3844883978557756e-06,
+    3.7273327879521996e-06,
+    1.1958788541954323e-06,
+    -3.569380703471743e-07,
+    -4.469879094362201e-07,
+    -1.6243883451869724e-07,
     -2.293727350852713e-08,
-)  # fmt: skip
+)
 
 
 def erf(x: Array) -> Array:
@@ -280,7 +300,16 @@ def xielu(x: Array, alpha_p: Array, alpha_n: Array, beta: Array, eps: Array) -> 
 
 ACTIVATIONS: Mapping[str, Callable[..., Array]] = {
     function.__name__: function
-    for function in (silu, gelu, gelu_tanh, sigmoid_gelu, gelu_tanh_8, relu, relu2, xielu)
+    for function in (
+        silu,
+        gelu,
+        gelu_tanh,
+        sigmoid_gelu,
+        gelu_tanh_8,
+        relu,
+        relu2,
+        xielu,
+    )
 }
 
 

@@ -26,16 +26,21 @@ class Rope:
         "default", "linear", "llama3", "yarn", "dynamic", "longrope", "proportional"
     ] = "default"
     factor: float = 1.0  # Stretch of the context
-    low_freq_factor: float = 1.0  # llama3: waves longer than original / low are stretched by factor
-    high_freq_factor: float = 4.0  # llama3: waves shorter than original / high are not stretched
-    original_max_position_embeddings: int = 8192  # Context length before stretching, in tokens
+    # llama3: waves longer than original / low are stretched by factor
+    low_freq_factor: float = 1.0
+    # llama3: waves shorter than original / high are not stretched
+    high_freq_factor: float = 4.0
+    # Context length before stretching, in tokens
+    original_max_position_embeddings: int = 8192
     # Channels 2i and 2i + 1 rotate together, not i and i + rotary_dim / 2
     interleaved: bool = False
     attention_factor: float = 1.0  # yarn, longrope: multiplies cosines and sines
     # yarn: waves with more turns than this in the original context do not change
     beta_fast: float = 32.0
-    beta_slow: float = 1.0  # yarn: waves with fewer turns than this are stretched by factor
-    truncate: bool = True  # yarn: the two limits between waves are rounded to whole waves
+    # yarn: waves with fewer turns than this are stretched by factor
+    beta_slow: float = 1.0
+    # yarn: the two limits between waves are rounded to whole waves
+    truncate: bool = True
     # longrope: divisor of each wave for sequences within the original context
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()  # longrope: the same for longer sequences
@@ -71,11 +76,15 @@ class Rope:
         if self.scaling == "linear":
             return plain / self.factor
         if self.scaling == "proportional":
-            return np.where(np.arange(0, dim, 2) < self.turning_dim, plain / self.factor, 0.0)
+            return np.where(
+                np.arange(0, dim, 2) < self.turning_dim, plain / self.factor, 0.0
+            )
         if self.scaling == "llama3":
             low, high = self.low_freq_factor, self.high_freq_factor
             turns = original * plain / (2 * pi)
-            blend = np.sign(turns - low) if high == low else (turns - low) / (high - low)
+            blend = (
+                np.sign(turns - low) if high == low else (turns - low) / (high - low)
+            )
             short = np.clip(blend, 0, 1)  # 1: a short wave, not stretched
             return (1 - short) * plain / self.factor + short * plain
         if self.scaling == "yarn":
@@ -83,7 +92,9 @@ class Rope:
             long = np.clip((np.arange(dim // 2) - low) / (high - low), 0, 1)
             return (1 - long) * plain + long * plain / self.factor
         if self.scaling == "dynamic":
-            stretch = self.factor * np.maximum(length, original) / original - (self.factor - 1)
+            stretch = self.factor * np.maximum(length, original) / original - (
+                self.factor - 1
+            )
             return plain * stretch ** -(np.arange(0, dim, 2) / (dim - 2))
         if self.scaling == "longrope":
             long, short = (np.array(x) for x in (self.long_factor, self.short_factor))
@@ -109,7 +120,8 @@ class Alibi:
 
     slopes: tuple[float, ...]  # One per head
     scale: float = 1.0  # Multiplies the biases
-    rounded: bool = False  # Whether slopes, positions and their products are rounded to bfloat16
+    # Whether slopes, positions and their products are rounded to bfloat16
+    rounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,7 +165,9 @@ def rotation(positions: Array, rope: Rope, dtype: npt.DTypeLike) -> tuple[Array,
     return rope_tables(positions, rope.inv_freq(length), dtype, rope.attention_factor)
 
 
-def tokens_seen(positions: Array, window: int | None, chunked: bool) -> Array | int | None:
+def tokens_seen(
+    positions: Array, window: int | None, chunked: bool
+) -> Array | int | None:
     """How many tokens each token sees at most, itself included: of a window, or of its chunk.
 
     Returns:
@@ -169,7 +183,9 @@ def tokens_seen(positions: Array, window: int | None, chunked: bool) -> Array | 
     return np.expand_dims(positions - first + 1, -1)
 
 
-def causal_bias(positions: Array, window: Array | int | None, dtype: npt.DTypeLike) -> Array:
+def causal_bias(
+    positions: Array, window: Array | int | None, dtype: npt.DTypeLike
+) -> Array:
     """The causal mask, added to attention scores: 0 for a visible key, ``-inf`` for a hidden one.
 
     Token q sees keys ``k <= q``, and with a window, from `tokens_seen`, only the last ``window`` of
@@ -208,7 +224,9 @@ def alibi_ramps(positions: Array, alibi: Alibi) -> Array:
         return x.astype(bfloat16).astype(np.float32) if alibi.rounded else x
 
     slopes = np.expand_dims(np.array(alibi.slopes), -1)
-    return rounded(rounded(slopes) * rounded(positions)).astype(np.float64) * alibi.scale
+    return (
+        rounded(rounded(slopes) * rounded(positions)).astype(np.float64) * alibi.scale
+    )
 
 
 def alibi_bias(query_ramps: Array, key_ramps: Array, dtype: npt.DTypeLike) -> Array:
@@ -227,7 +245,9 @@ def alibi_bias(query_ramps: Array, key_ramps: Array, dtype: npt.DTypeLike) -> Ar
         >>> alibi_bias(np.array([0.0, 0.5]), np.array([0.0, 0.5]), np.float32).tolist()
         [[0.0, 0.5], [-0.5, 0.0]]
     """
-    return (np.expand_dims(key_ramps, -2) - np.expand_dims(query_ramps, -1)).astype(dtype)
+    return (np.expand_dims(key_ramps, -2) - np.expand_dims(query_ramps, -1)).astype(
+        dtype
+    )
 
 
 def query_scale(positions: Array, temperature: Temperature) -> Array:

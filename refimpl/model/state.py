@@ -62,7 +62,9 @@ class State:
         """This state at some tokens, True in [S], and another one at the rest."""
 
         def chosen(x: Array, y: Array) -> Array:
-            return np.asarray(np.where(tokens if x.ndim == 2 else tokens[:, None], x, y))
+            return np.asarray(
+                np.where(tokens if x.ndim == 2 else tokens[:, None], x, y)
+            )
 
         return self.changed(chosen, other)
 
@@ -85,7 +87,9 @@ class State:
 
         def rows(x: Array) -> Array:
             if x.ndim == 4:
-                return np.swapaxes(np.reshape(x, (x.shape[1], sequences, -1, x.shape[3])), 0, 1)
+                return np.swapaxes(
+                    np.reshape(x, (x.shape[1], sequences, -1, x.shape[3])), 0, 1
+                )
             return np.reshape(x, (sequences, -1, *x.shape[2:]))
 
         return self.changed(rows)

@@ -18,9 +18,14 @@ from refimpl.model.ops import Array
 from refimpl.model.state import State
 
 INPUT_OF = {
-    "q_proj": "attn_norm", "k_proj": "attn_norm", "v_proj": "attn_norm", "o_proj": "attn_heads",
-    "gate_proj": "mlp_norm", "up_proj": "mlp_norm", "down_proj": "mlp_hidden",
-}  # fmt: skip
+    "q_proj": "attn_norm",
+    "k_proj": "attn_norm",
+    "v_proj": "attn_norm",
+    "o_proj": "attn_heads",
+    "gate_proj": "mlp_norm",
+    "up_proj": "mlp_norm",
+    "down_proj": "mlp_hidden",
+}
 INPUT_OF |= {name: point for mixer in MIXERS for name, point in mixer.reads.items()}
 ONE_PRODUCT = 4096  # inputs up to which outer products are one product
 ROWS_AT_ONCE = 1024  # of each product beyond that
@@ -102,7 +107,9 @@ def in_a_row(place: Place, sequences: int) -> Place:
     return replace(
         place,
         positions=np.tile(place.positions, sequences),
-        rope=None if rope is None else (np.tile(rope[0], times), np.tile(rope[1], times)),
+        rope=None
+        if rope is None
+        else (np.tile(rope[0], times), np.tile(rope[1], times)),
         query_scale=np.tile(scale, times) if isinstance(scale, np.ndarray) else scale,
     )
 
@@ -174,7 +181,10 @@ def mirrored(total: Array) -> Array:
     return total
 
 
-SUMS: Mapping[str, Statistic] = {"squares": sum_of_squares, "products": sum_of_outer_products}
+SUMS: Mapping[str, Statistic] = {
+    "squares": sum_of_squares,
+    "products": sum_of_outer_products,
+}
 """What may be summed of the inputs of linears, by the word for it in a record's `needs`."""
 
 
@@ -182,7 +192,10 @@ def block_with_sums(
     statistic: Statistic, state: State, weights: Weights, place: Place, config: Config
 ) -> tuple[State, dict[str, Array]]:
     """The state after `block`, and the sums of its linears' inputs, by trace point."""
-    sums, linears = dict[str, Array](), (name.removesuffix(".weight") for name in weights)
+    sums, linears = (
+        dict[str, Array](),
+        (name.removesuffix(".weight") for name in weights),
+    )
     read = {input_of(name) for name in linears if name.rpartition(".")[2] in INPUT_OF}
 
     def observe(name: str, value: Array) -> Array:

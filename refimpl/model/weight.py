@@ -91,7 +91,9 @@ def _runs(stored: Array, layout: Layout) -> Array:
     runs = whole if one_group else whole.reshape(layout.groups, -1, *whole.shape[1:])
     if len(layout.rows) < 2:
         return runs
-    start, stop = (sum(layout.rows[:i]) // layout.groups for i in (layout.index, layout.index + 1))
+    start, stop = (
+        sum(layout.rows[:i]) // layout.groups for i in (layout.index, layout.index + 1)
+    )
     return runs[start:stop] if one_group else runs[:, start:stop]
 
 
@@ -129,8 +131,12 @@ class WeightFile:
         if isinstance(rows, slice):
             first, stop, _ = rows.indices(count)
             number = max(0, stop - first)
-            return self.read(start + first * width, number * width).reshape(number, width)
-        if 8 * len(rows) >= count:  # one large read takes less time than many small ones
+            return self.read(start + first * width, number * width).reshape(
+                number, width
+            )
+        if (
+            8 * len(rows) >= count
+        ):  # one large read takes less time than many small ones
             return self.read(start, count * width).reshape(count, width)[rows]
         each = [self.read(start + int(row) * width, width) for row in rows]
         return np.stack(each) if each else np.empty((0, width), np.uint8)
@@ -205,8 +211,14 @@ class TableOnDisk:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.array(self._tensor.array[:, self._columns], dtype, copy=copy)
 
-    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
-        if function is not np.take or options != {"axis": 0} or not isinstance(args[1], np.ndarray):
+    def __array_function__(
+        self, function: Any, types: Any, args: Any, options: Any
+    ) -> Any:
+        if (
+            function is not np.take
+            or options != {"axis": 0}
+            or not isinstance(args[1], np.ndarray)
+        ):
             return NotImplemented
         ids, place = np.unique(args[1], return_inverse=True)
         return self._tensor.rows(ids)[:, self._columns][place.reshape(args[1].shape)]
@@ -225,7 +237,9 @@ class Weight:
         """Its shape, [out, in] or [out]."""
         return self.layout.weight_shape(self.stored.shape)
 
-    def read(self, dtype: npt.DTypeLike, rows: slice = slice(None), checked: bool = True) -> Array:
+    def read(
+        self, dtype: npt.DTypeLike, rows: slice = slice(None), checked: bool = True
+    ) -> Array:
         """Some rows, [out, in] or [out]: ``cast(rows of the stored tensor) + offset``, all finite.
 
         Example:
@@ -253,7 +267,10 @@ class Weight:
             if bad := count_bad(self._cast(dtype, rows)):
                 bad_cast += bad
                 bad_stored += count_bad(self._rows(rows))
-        tensor, name = f"{self.stored.file.path}: {self.stored.name}", np.dtype(dtype).name
+        tensor, name = (
+            f"{self.stored.file.path}: {self.stored.name}",
+            np.dtype(dtype).name,
+        )
         if bad_stored:
             raise RefimplError(
                 f"{tensor} holds {bad_stored} NaN or Inf among {size} weights",
@@ -272,7 +289,9 @@ class Weight:
         stored = self._rows(rows)
         if stored.dtype == np.float16 and dtype == np.float32:
             return widened(stored)
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller counts Inf and NaN
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # the caller counts Inf and NaN
             return np.require(stored, dtype, ["A"])
 
     def _rows(self, rows: slice) -> Array:
@@ -298,7 +317,9 @@ def widened(half: Array) -> Array:
         True
     """
     bits, small = half.view(np.uint16), np.array(2.0**-136, np.float32)
-    if not half.size or np.max(bits << 1) >= 0xF800 or small + small == 0:  # Inf, NaN, subnormals
+    if (
+        not half.size or np.max(bits << 1) >= 0xF800 or small + small == 0
+    ):  # Inf, NaN, subnormals
         return half.astype(np.float32)
     wide = bits.view(np.int16).astype(np.int32)
     wide <<= 13

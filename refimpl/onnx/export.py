@@ -101,7 +101,10 @@ def _undo(out: Path, data: Path) -> None:
     if not out.name or not disk.work_path(out).exists():
         return
     with disk.writing(out), disk.work_folder(disk.work_path(out)) as work:
-        if disk.is_own(work / disk.NEW) and not (disk.work_path(data) / disk.NEW).exists():
+        if (
+            disk.is_own(work / disk.NEW)
+            and not (disk.work_path(data) / disk.NEW).exists()
+        ):
             disk.remove(data)
             disk.remove(work / disk.NEW)
         named = out.exists()

@@ -23,8 +23,13 @@ from refimpl.running.settings import free_memory
 from refimpl.running.threads import thread_count
 
 LARGEST_GRAPH = (1 << 31) - 1  # bytes: one protobuf message
-CANDIDATE_DTYPES = ("float16", *graphs.DTYPES)  # of a candidate; export writes no float16
-LOGITS_DTYPES = {helper.np_dtype_to_tensor_dtype(np.dtype(x)): x for x in CANDIDATE_DTYPES}
+CANDIDATE_DTYPES = (
+    "float16",
+    *graphs.DTYPES,
+)  # of a candidate; export writes no float16
+LOGITS_DTYPES = {
+    helper.np_dtype_to_tensor_dtype(np.dtype(x)): x for x in CANDIDATE_DTYPES
+}
 # A graph may take this long to open or to run, and then as long as weights and products of weights
 # and tokens take at hundredths of the speed of one core: a graph without an end has one.
 _SECONDS, WEIGHTS_PER_SECOND, PRODUCTS_PER_SECOND = 60.0, 1e6, 1e8
@@ -60,7 +65,9 @@ class Session:
 class Candidate:
     """A graph that gives trace points; all its sequences have one length, unless that is None."""
 
-    outputs: Callable[[Mapping[str, Array]], Mapping[str, Array]]  # from inputs, by our names
+    outputs: Callable[
+        [Mapping[str, Array]], Mapping[str, Array]
+    ]  # from inputs, by our names
     runtime: str
     dtype: str
     points: tuple[str, ...]
@@ -93,17 +100,23 @@ def open_session(
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     # Run nodes in the recorded order: others delay what only an output needs, and hold its inputs.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    arrays = {name: np.ascontiguousarray(array) for name, array in (weights or {}).items()}
+    arrays = {
+        name: np.ascontiguousarray(array) for name, array in (weights or {}).items()
+    }
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     if values:
         options.add_external_initializers(list(arrays), values)
     source = graph if isinstance(graph, bytes) else str(graph)
     runtime = f"onnxruntime {ort.__version__}"
     on_cpu = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}
-    session = _guarded(runtime, "load", lambda: ort.InferenceSession(source, options, **on_cpu))
+    session = _guarded(
+        runtime, "load", lambda: ort.InferenceSession(source, options, **on_cpu)
+    )
     every = [output.name for output in session.get_outputs()]
 
-    def run(inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(
+        inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
         names = list(outputs or every)
         with np.errstate(all="ignore"):  # an overflow shows in the values
             values = _guarded(runtime, "run", lambda: session.run(names, dict(inputs)))
@@ -126,7 +139,10 @@ def _guarded(runtime: str, verb: str, action: Callable[[], Any]) -> Any:
 
 
 def open_foreign(
-    path: Path, model: Model, threads: int | None = None, time_limit: float | None = None
+    path: Path,
+    model: Model,
+    threads: int | None = None,
+    time_limit: float | None = None,
 ) -> Candidate:
     """Open a graph's file in a child process; no step of it may take longer than the limit."""
     require(time_limit, TimeLimit | None, "time_limit")
@@ -147,9 +163,13 @@ def open_foreign(
 
     def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         products = weights * inputs[graphs.TOKENS].size
-        return child.call("run", dict(inputs), seconds=longest(products / PRODUCTS_PER_SECOND))
+        return child.call(
+            "run", dict(inputs), seconds=longest(products / PRODUCTS_PER_SECOND)
+        )
 
-    return Candidate(run, about["runtime"], about["dtype"], about["points"], about["length"])
+    return Candidate(
+        run, about["runtime"], about["dtype"], about["points"], about["length"]
+    )
 
 
 class ForeignGraph:
@@ -173,7 +193,10 @@ class ForeignGraph:
         inputs[self.tokens] = inputs.pop(graphs.TOKENS).astype(self.ids)
         arrays = self.session.run(inputs, self.outputs)
         for name, array in arrays.items():
-            if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in "fiu":
+            if (
+                not isinstance(array, np.ndarray | np.generic)
+                or array.dtype.kind not in "fiu"
+            ):
                 raise RefimplError(
                     f"`graph={self.path}`: output {name} is no array of numbers",
                     "arrays of float32 or float64",
@@ -182,20 +205,28 @@ class ForeignGraph:
         return arrays
 
 
-def read_graph(path: Path, trace: tuple[str, ...]) -> tuple[str, Any, Any, dict[str, Any]]:
+def read_graph(
+    path: Path, trace: tuple[str, ...]
+) -> tuple[str, Any, Any, dict[str, Any]]:
     """Read a graph without weights: its token ids, the outputs to ask for, what it promises."""
     try:
         with open_file(path, LARGEST_GRAPH) as file:
             proto = onnx.load(file, load_external_data=False)
-        sparse = (y for x in proto.graph.sparse_initializer for y in (x.values, x.indices))
-        stored = (x for y in (*proto.graph.initializer, *sparse) for x in y.external_data)
+        sparse = (
+            y for x in proto.graph.sparse_initializer for y in (x.values, x.indices)
+        )
+        stored = (
+            x for y in (*proto.graph.initializer, *sparse) for x in y.external_data
+        )
         places = {x.value for x in stored if x.key == "location"}
         for data in (path.parent / name for name in places):  # the runtimes open them
             if data.exists():
                 open_file(data).close()
     except RefimplError:
         raise
-    except Exception as error:  # protobuf's own class for what it cannot read has no stubs
+    except (
+        Exception
+    ) as error:  # protobuf's own class for what it cannot read has no stubs
         why = error.strerror if isinstance(error, OSError) else "no ONNX graph"
         raise RefimplError(
             f"`graph={path}`: cannot be read ({why})",
@@ -203,14 +234,22 @@ def read_graph(path: Path, trace: tuple[str, ...]) -> tuple[str, Any, Any, dict[
             "check the path, or write the graph again",
         ) from error
     weights = {tensor.name for tensor in proto.graph.initializer}
-    inputs = {v.name: v.type.tensor_type for v in proto.graph.input if v.name not in weights}
+    inputs = {
+        v.name: v.type.tensor_type for v in proto.graph.input if v.name not in weights
+    }
     outputs = {v.name: v.type.tensor_type.elem_type for v in proto.graph.output}
     facts = {entry.key: entry.value for entry in proto.metadata_props}
     logits = outputs.get("logits", TensorProto.UNDEFINED)
     dtype = facts.get("dtype") or LOGITS_DTYPES.get(logits, "")
     integers = (TensorProto.INT64, TensorProto.INT32)
-    takes_tokens = [len(x.shape.dim) == 2 and x.elem_type in integers for x in inputs.values()]
-    if dtype not in LOGITS_DTYPES.values() or logits not in LOGITS_DTYPES or takes_tokens != [True]:
+    takes_tokens = [
+        len(x.shape.dim) == 2 and x.elem_type in integers for x in inputs.values()
+    ]
+    if (
+        dtype not in LOGITS_DTYPES.values()
+        or logits not in LOGITS_DTYPES
+        or takes_tokens != [True]
+    ):
         raise RefimplError(
             f"`graph={path}`: inputs {[*inputs][:5]}, outputs {[*outputs][:5]}, logits in dtype "
             f"{logits}, computes in {dtype or 'another dtype'}",

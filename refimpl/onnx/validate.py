@@ -14,7 +14,12 @@ from refimpl.loading.text import model_tokens
 from refimpl.model.config import Config
 from refimpl.model.model import Model
 from refimpl.onnx.recording.graph import distinct
-from refimpl.onnx.recording.model_graph import TOKENS, Recording, record_model, trace_points
+from refimpl.onnx.recording.model_graph import (
+    TOKENS,
+    Recording,
+    record_model,
+    trace_points,
+)
 from refimpl.onnx.session import Candidate, open_foreign, open_session
 from refimpl.oracle.case import Case, computed_case
 from refimpl.oracle.check import Report, Verdict, check
@@ -69,7 +74,9 @@ def validate(
             recording = Recording(model, kind)
             record_model(recording, "trace")
             names = {tensor.name for tensor in recording.graph.initializers}
-            arrays = {x.name: x.read() for x in distinct(recording.carried) if x.name in names}
+            arrays = {
+                x.name: x.read() for x in distinct(recording.carried) if x.name in names
+            }
             proto = recording.graph.model().SerializeToString()
             session = open_session(proto, threads=threads, weights=arrays)
             opened.append(Candidate(session.run, session.runtime, kind, points))
@@ -78,10 +85,14 @@ def validate(
     def case_of(rows: int, length: int, points: tuple[str, ...]) -> Case:
         """The truth, once for all dtypes."""
         recipe = Recipe(only=points)
-        return computed_case(model, replace(tokens, ids=tokens.ids[:rows, :length]), recipe)
+        return computed_case(
+            model, replace(tokens, ids=tokens.ids[:rows, :length]), recipe
+        )
 
     reports = [
-        check(case, candidate.run(case.inputs[TOKENS]), candidate.points, candidate.dtype)
+        check(
+            case, candidate.run(case.inputs[TOKENS]), candidate.points, candidate.dtype
+        )
         for candidate in opened
         for rows, length in _shapes(tokens.ids, candidate.length)
         for case in [case_of(rows, length, candidate.points)]
@@ -94,7 +105,13 @@ def validate(
         "; ".join(dict.fromkeys(candidate.runtime for candidate in opened)),
         tokens.facts,
         tuple(reports),
-        tuple(notes_on(model.config, opened, max(x.case.inputs[TOKENS].shape[1] for x in reports))),
+        tuple(
+            notes_on(
+                model.config,
+                opened,
+                max(x.case.inputs[TOKENS].shape[1] for x in reports),
+            )
+        ),
     )
 
 
@@ -106,7 +123,9 @@ def _shapes(ids: npt.NDArray[np.int64], length: int | None) -> list[tuple[int, i
     return fitting or [(samples, min(longest, length or longest))]
 
 
-def notes_on(config: Config, candidates: Sequence[Candidate], longest: int) -> Iterator[str]:
+def notes_on(
+    config: Config, candidates: Sequence[Candidate], longest: int
+) -> Iterator[str]:
     """Sentences on what was not compared."""
     total = len(trace_points(config))
     for points in (x.points for x in candidates if len(x.points) < total):
@@ -114,6 +133,8 @@ def notes_on(config: Config, candidates: Sequence[Candidate], longest: int) -> I
             f"the graph has {len(points)} of {total} trace points: write it with --outputs trace "
             "to see where it goes wrong"
         )
-    if windows := [kind.window for kind in config.blocks if (kind.window or 0) >= longest]:
+    if windows := [
+        kind.window for kind in config.blocks if (kind.window or 0) >= longest
+    ]:
         window = max(w for w in windows if w is not None)
         yield f"no sample is longer than the window of {window:,}: use {window + 8} tokens"

@@ -50,7 +50,9 @@ def read_outputs(path: Path) -> tuple[Arrays, str | None]:
     """The arrays of a safetensors or `.npz` file, and the dtype that it states."""
     with reading(path), open_file(path) as file:
         head = file.read(9)
-    if head.startswith(b"PK") and head[4:] != b"\0\0\0\0{":  # a header's length may begin so, too
+    if (
+        head.startswith(b"PK") and head[4:] != b"\0\0\0\0{"
+    ):  # a header's length may begin so, too
         return _npz_arrays(path), None
     if head[8:] != b"{":
         raise RefimplError(
@@ -76,7 +78,9 @@ def _npz_arrays(path: Path) -> Arrays:
                 arrays[name] = x.view(ml_dtypes.bfloat16) if x.dtype == PAIR else x
     except RefimplError:
         raise
-    except Exception as error:  # zlib.error, EOFError, RuntimeError, even tokenize.TokenError
+    except (
+        Exception
+    ) as error:  # zlib.error, EOFError, RuntimeError, even tokenize.TokenError
         raise RefimplError(
             f"{path} holds no whole arrays ({error})",
             f"what numpy.savez writes, of {', '.join(sorted(NUMBERS))}",
@@ -102,7 +106,9 @@ def checked_file(
     case = _case(path, outputs, ids, only, download)
     arrays, found = candidate_steps(case, outputs, names)
     report = check(case, arrays, only or found or ("*",), dtype or stated)
-    return replace(report, uncovered=tuple(x for x in case.expected if found and x not in found))
+    return replace(
+        report, uncovered=tuple(x for x in case.expected if found and x not in found)
+    )
 
 
 def _case(
@@ -114,7 +120,9 @@ def _case(
     """
     if ids is None:
         ids = next((outputs[name] for name in IDS if name in outputs), None)
-    if (path / FACTS).exists() or (path.is_dir() and not (path / "config.json").exists()):
+    if (path / FACTS).exists() or (
+        path.is_dir() and not (path / "config.json").exists()
+    ):
         case = read_case(path, download=download)
         right = case.inputs["token_ids"]
         if ids is not None and not np.array_equal(np.atleast_2d(ids), right):
@@ -133,7 +141,9 @@ def _case(
         )
     model = read_model(path, download=download)
     tokens = Tokens(checked_ids(ids, model.config), "of the candidate", "ids")
-    return computed_case(model, tokens, Recipe(only=(*FORWARD, *matching(only, FORWARD))), path)
+    return computed_case(
+        model, tokens, Recipe(only=(*FORWARD, *matching(only, FORWARD))), path
+    )
 
 
 def candidate_steps(
@@ -154,7 +164,9 @@ def candidate_steps(
     for step in every:
         keys = filter(None, (_key(name, [*outputs]) for name in sources[step]))
         if key := next(keys, ""):
-            arrays[step] = _as_step(outputs[key], case, step, fused=word == TRANSFORMERS)
+            arrays[step] = _as_step(
+                outputs[key], case, step, fused=word == TRANSFORMERS
+            )
     if not arrays:
         wanted = [*dict.fromkeys(name for names in sources.values() for name in names)]
         raise RefimplError(
@@ -172,7 +184,11 @@ def _key(name: str, keys: Sequence[str]) -> str | None:
         return name
     end = re.sub(PREFIX, "", name)
     alike = [key for key in keys if re.sub(PREFIX, "", key) == end]
-    found = [key for key in alike if f".{key}".endswith(f".{name}") or name.endswith(f".{key}")]
+    found = [
+        key
+        for key in alike
+        if f".{key}".endswith(f".{name}") or name.endswith(f".{key}")
+    ]
     found = found or alike
     return found[0] if len(found) == 1 else None
 
@@ -189,7 +205,11 @@ def _as_step(x: Array, case: Case, step: str, fused: bool) -> Array:
         return x
     if experts and step.endswith(ROUTER):
         x, one = x.reshape(n, s, -1), np.eye(experts.num_experts, dtype=bool)
-        chosen = one[x % experts.num_experts].any(axis=-2) if x.dtype.kind in "iu" else x != 0
+        chosen = (
+            one[x % experts.num_experts].any(axis=-2)
+            if x.dtype.kind in "iu"
+            else x != 0
+        )
         return np.packbits(chosen, axis=-1)
     if truth.ndim == 4 and heads != s and x.shape == truth.shape:
         rows = merge_heads(x)
@@ -206,7 +226,9 @@ def _as_step(x: Array, case: Case, step: str, fused: bool) -> Array:
 
 def numbered(names: Sequence[str], block: int) -> tuple[str, ...]:
     """Names of one block: its number in place of `{}`, the next in place of `{+1}`."""
-    return tuple(x.replace("{}", str(block)).replace("{+1}", str(block + 1)) for x in names)
+    return tuple(
+        x.replace("{}", str(block)).replace("{+1}", str(block + 1)) for x in names
+    )
 
 
 def named_sources(word: str, case: Case) -> Sources:
@@ -221,12 +243,16 @@ def named_sources(word: str, case: Case) -> Sources:
         blocks = range(case.model.config.num_blocks if "{}" in pattern else 1)
         found = {
             step: numbered(names, i)
-            for i in blocks if all(isinstance(name, str) for name in names)
-            for step in numbered([pattern], i) if step in case.expected
-        }  # fmt: skip
+            for i in blocks
+            if all(isinstance(name, str) for name in names)
+            for step in numbered([pattern], i)
+            if step in case.expected
+        }
         if not found:
             raise RefimplError(
-                f"{word}: {pattern!r}: {modules!r}", NAMES, "correct the step or the module's name"
+                f"{word}: {pattern!r}: {modules!r}",
+                NAMES,
+                "correct the step or the module's name",
             )
         sources |= found
     return sources
@@ -250,7 +276,10 @@ def transformers_sources(model: Model) -> Sources:
         if every := tuple(name for name in names if name not in ("", INPUT)):
             sources[step] = every
 
-    changed = {"pos_embed.weight", "embed_norm.weight"} & weights.keys() or config.embed_scale != 1
+    changed = {
+        "pos_embed.weight",
+        "embed_norm.weight",
+    } & weights.keys() or config.embed_scale != 1
     add("embed", whole(0) + INPUT, "" if changed else module("embed"))
     for i, kind in enumerate(config.blocks):
         of, mixer = f"blocks.{i}.", config.mixer(i)
@@ -259,27 +288,46 @@ def transformers_sources(model: Model) -> Sources:
             add(of + norm, module(of + norm))
         if isinstance(mixer, Attention):
             for x in "qkv":
-                kinds = ("norm", "width_norm", "proj")[: 3 if config.qkv_limit is None else 1]
-                add(of + x, next(filter(None, (module(f"{of}{x}_{kind}") for kind in kinds)), ""))
-            if "v_norm" in config.weightless_norms:  # beside those with weights; not what v_proj is
+                kinds = ("norm", "width_norm", "proj")[
+                    : 3 if config.qkv_limit is None else 1
+                ]
+                add(
+                    of + x,
+                    next(
+                        filter(None, (module(f"{of}{x}_{kind}") for kind in kinds)), ""
+                    ),
+                )
+            if (
+                "v_norm" in config.weightless_norms
+            ):  # beside those with weights; not what v_proj is
                 add(f"{of}v", module(f"{of}q_norm").replace("q_norm", "v_norm"))
         rotated = () if isinstance(mixer, LatentAttention) else ("q_rope", "k_rope")
         for x in rotated[kind.temperature is not None :]:  # unscaled queries
             add(of + x, of + x)
         ends = [x for x in ("o_proj", "out_proj") if x in config.linears[i]]
         # The MLP in transformers is the module around its router.
-        mixture = re.sub(r"(\.(gate|router|proj|wg|layer))+$", "", module(f"{of}router"))
+        mixture = re.sub(
+            r"(\.(gate|router|proj|wg|layer))+$", "", module(f"{of}router")
+        )
         down = module(f"{of}down_proj") or mixture
         if config.mlp_scale != 1:  # by the module around it
             down = down.rpartition(".")[0]
-        for part, end in ("attn", module(of + ends[0]) if len(ends) == 1 else ""), ("mlp", down):
+        for part, end in (
+            ("attn", module(of + ends[0]) if len(ends) == 1 else ""),
+            ("mlp", down),
+        ):
             after = module(f"{of}{part}_post_norm") or end
             if config.residual_scale == 1:
                 add(f"{of}{part}_out", after, after.replace("block_sparse_moe", "mlp"))
-        if mixture and config.experts:  # experts, or shares of all; transformers 5 has other names
+        if (
+            mixture and config.experts
+        ):  # experts, or shares of all; transformers 5 has other names
             end = "" if config.experts.of_inputs else ":2"
             homes = mixture, mixture.replace("block_sparse_moe", "mlp")
-            add(of + ROUTER, *(f"{x}.{y}{end}" for x in homes for y in ("gate", "router")))
+            add(
+                of + ROUTER,
+                *(f"{x}.{y}{end}" for x in homes for y in ("gate", "router")),
+            )
         if not config.parallel_residual:
             add(f"{of}resid_mid", module(f"{of}mlp_norm") + INPUT)
         add(f"{of}block_embed_norm", module(f"{of}block_embed_gate") + INPUT)

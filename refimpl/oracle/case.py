@@ -23,7 +23,14 @@ from refimpl.model.model import Model
 from refimpl.model.ops import Array
 from refimpl.model.state import checked_ids
 from refimpl.oracle import case_folders
-from refimpl.oracle.case_folders import FACTS, FORWARD, NEXT, CaseFolder, case_folder, family_model
+from refimpl.oracle.case_folders import (
+    FACTS,
+    FORWARD,
+    NEXT,
+    CaseFolder,
+    case_folder,
+    family_model,
+)
 from refimpl.oracle.dense_steps import StepInputs
 from refimpl.oracle.measures import Arrays, OwnErrors, measure_of
 from refimpl.oracle.recipe import Recipe
@@ -36,7 +43,9 @@ from refimpl.version import SPEC, __version__
 
 INPUTS, EXPECTED = "inputs.safetensors", "expected.safetensors"
 ERRORS = "errors.safetensors"
-FACTOR = "factor."  # with a block: of SparseGPT's factors up to there, among errors of steps
+FACTOR = (
+    "factor."  # with a block: of SparseGPT's factors up to there, among errors of steps
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +79,24 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
     facts = case_folders.CaseFacts(
         schema=case_folders.SCHEMA,
         spec=SPEC,
-        versions={"refimpl": __version__, "numpy": np.__version__, "kernels": blas_kernel()},
+        versions={
+            "refimpl": __version__,
+            "numpy": np.__version__,
+            "kernels": blas_kernel(),
+        },
         model=model.hub_id or os.path.relpath(model.path, folder),
         family=model.config.family,
         tokens=filled(case_folders.CaseTokens, tokens, shape=tokens.ids.shape),
         recipe=plain(recipe),
         sha256=_hashes(model, case.inputs),
         steps=[
-            filled(case_folders.StepFacts, x, name=k, dtype=x.dtype.name, measure=measure_of(k))
+            filled(
+                case_folders.StepFacts,
+                x,
+                name=k,
+                dtype=x.dtype.name,
+                measure=measure_of(k),
+            )
             for k, x in case.expected.items()
         ],
     )
@@ -85,7 +104,9 @@ def make_case(model: Model, tokens: Tokens, recipe: Recipe, folder: str | Path) 
         new.mkdir()
         for name, arrays in ((INPUTS, case.inputs), (EXPECTED, case.expected)):
             write_arrays(new / name, arrays)
-        lines = [f" {json.dumps(key)}: {json.dumps(x)}" for key, x in plain(facts).items()]
+        lines = [
+            f" {json.dumps(key)}: {json.dumps(x)}" for key, x in plain(facts).items()
+        ]
         table = ",\n".join(f"  {json.dumps(plain(step))}" for step in facts.steps)
         lines[-1] = f' "steps": [\n{table}\n ]'  # a line per fact, and one per step
         (new / FACTS).write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
@@ -104,7 +125,9 @@ def forward_case(
 
 
 @checked
-def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = Path()) -> Case:
+def computed_case(
+    model: Model, tokens: Tokens, recipe: Recipe, folder: Path = Path()
+) -> Case:
     """Compute every step in float64; as `make_case`, which writes the case, too."""
     ids, config = tokens.ids, model.config
     if recipe.shown and max(recipe.shown) >= config.num_blocks:
@@ -126,7 +149,9 @@ def computed_case(model: Model, tokens: Tokens, recipe: Recipe, folder: Path = P
             f"names such as {', '.join([*expected][:3]) or 'blocks.0.q'}, or a pattern of some",
             "choose other steps, or omit `only` for the whole method",
         )
-    if still := [k for k, x in expected.items() if k.endswith(".drift") and not x.all()]:
+    if still := [
+        k for k, x in expected.items() if k.endswith(".drift") and not x.all()
+    ]:
         raise RefimplError(
             f"{still[0]} is 0: the block loses no weight, so it has no absorption coefficient",
             "a sparsity with which every block loses weights that matter",
@@ -162,8 +187,12 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
         )
     with reading_document(folder / FACTS, ("the facts of a case", "a recipe", NEXT)):
         recipe = converted(facts.recipe, Recipe, "recipe", exact=True)
-    inputs, arrays = (SafetensorsFile(folder / name).arrays for name in (INPUTS, EXPECTED))
-    found, has = ({k: (x.shape, x.dtype.name) for k, x in y.items()} for y in (inputs, arrays))
+    inputs, arrays = (
+        SafetensorsFile(folder / name).arrays for name in (INPUTS, EXPECTED)
+    )
+    found, has = (
+        {k: (x.shape, x.dtype.name) for k, x in y.items()} for y in (inputs, arrays)
+    )
     steps = {x.name: (x.shape, x.dtype) for x in facts.steps}
     wrong = sorted({x for x, _ in has.items() ^ steps.items()})[:3]
     model_path = folder / facts.model
@@ -185,7 +214,9 @@ def read_case(folder: str | Path, *, download: bool = False) -> Case:
     name = os.path.basename(os.path.realpath(folder))
     case = Case(folder, name, model, recipe, inputs, expected)
     case.errors.update(_stored_errors(case))
-    if other := [name for name, value in hashes.items() if facts.sha256.get(name) != value]:
+    if other := [
+        name for name, value in hashes.items() if facts.sha256.get(name) != value
+    ]:
         raise RefimplError(
             f"{folder}: {', '.join(other)} changed since the case was made",
             "the model and inputs with the SHA-256 in case.json",
@@ -203,7 +234,9 @@ def _stored_errors(case: Case) -> dict[str, OwnErrors]:
     names = [*case.expected, *(f"{FACTOR}{i}" for i in blocks)]
     arrays = SafetensorsFile(path).arrays
     if any(x.shape != (len(names),) or np.isnan(x).any() for x in arrays.values()):
-        raise RefimplError(f"{path} does not hold an error of each step", "that of the case", NEXT)
+        raise RefimplError(
+            f"{path} does not hold an error of each step", "that of the case", NEXT
+        )
     return {way: dict(zip(names, x.tolist(), strict=True)) for way, x in arrays.items()}
 
 
@@ -214,9 +247,15 @@ def case_inputs(
     rounded: type[RoundedArray] | None = None,
 ) -> StepInputs:
     """Given values, and those of a case, as a computation in some dtype reads them."""
-    model = case.model if rounded is None else case.model.as_kind(RoundedModel, kind=rounded)
+    model = (
+        case.model
+        if rounded is None
+        else case.model.as_kind(RoundedModel, kind=rounded)
+    )
     dtype = dtype if rounded is None else rounded.held
-    return StepInputs(model, case.recipe, case.inputs["token_ids"], dtype, given, rounded)
+    return StepInputs(
+        model, case.recipe, case.inputs["token_ids"], dtype, given, rounded
+    )
 
 
 def _noises(recipe: Recipe, steps: Iterable[str]) -> list[str]:
@@ -228,7 +267,9 @@ def _noises(recipe: Recipe, steps: Iterable[str]) -> list[str]:
 
 def _hashes(model: Model, inputs: Arrays) -> dict[str, Any]:
     """SHA-256 of the model's files and of the inputs' bytes, by name."""
-    hashes = {f"model {x.name}": file_digest(x) for x in sorted(x.path for x in model.files)}
+    hashes = {
+        f"model {x.name}": file_digest(x) for x in sorted(x.path for x in model.files)
+    }
     for name, value in sorted(inputs.items()):
         little = value.astype(value.dtype.newbyteorder("<"))
         hashes[name] = hashlib.sha256(little.tobytes()).hexdigest()

@@ -14,7 +14,11 @@ from refimpl.loading.files.documents import Document, converted, read_document
 
 FACTS = "case.json"
 NEXT = "make the case again with refimpl case make"
-CORE = ("llama", "opt", "phi3")  # the wheel holds them, with their models: see pyproject.toml
+CORE = (
+    "llama",
+    "opt",
+    "phi3",
+)  # the wheel holds them, with their models: see pyproject.toml
 FORWARD = ("embed", "blocks.*", "final_norm", "logits")  # patterns of its steps
 PACKAGE = Path(__file__).parent.parent
 IN_WHEEL = PACKAGE / "fixtures"
@@ -24,7 +28,7 @@ Size = Annotated[int, Meta(ge=1)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 StepMeasure = Literal[
     "rows", "weight rows", "typical rows", "numbers", "lost", "shares", "counts", "bits"
-]  # fmt: skip
+]
 
 
 class CaseTokens(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,7 +82,9 @@ class CaseFolder:
 
 def case_folder(path: Path) -> CaseFolder:
     """Read the `case.json` of a folder."""
-    expected = f"a case: a folder with {FACTS} and the files that refimpl case make wrote"
+    expected = (
+        f"a case: a folder with {FACTS} and the files that refimpl case make wrote"
+    )
     named = "the facts of a case", expected, NEXT
     facts = read_document(path / FACTS, named, None, lambda x: converted(x, CaseFacts))
     return CaseFolder(Path(os.path.realpath(path)), facts)
@@ -86,7 +92,11 @@ def case_folder(path: Path) -> CaseFolder:
 
 def matching(steps: Iterable[str], patterns: Sequence[str]) -> list[str]:
     """The steps that match one of some shell patterns."""
-    return [step for step in steps if any(fnmatchcase(step, pattern) for pattern in patterns)]
+    return [
+        step
+        for step in steps
+        if any(fnmatchcase(step, pattern) for pattern in patterns)
+    ]
 
 
 def core_cases() -> list[CaseFolder]:

@@ -19,15 +19,30 @@ from refimpl.oracle.case import FACTOR, Case
 from refimpl.oracle.case_folders import FACTS, NEXT, matching
 from refimpl.oracle.dense_steps import Keep, sparsegpt_scores, unpacked
 from refimpl.oracle.diagnosis import diagnosis
-from refimpl.oracle.measures import EPS, ERROR_FACTOR, Positions, StepResult, kind_of, tolerance_of
-from refimpl.oracle.truth import Truth, is_experiment, moved_by_rounding, own_errors, truth_of
+from refimpl.oracle.measures import (
+    EPS,
+    ERROR_FACTOR,
+    Positions,
+    StepResult,
+    kind_of,
+    tolerance_of,
+)
+from refimpl.oracle.truth import (
+    Truth,
+    is_experiment,
+    moved_by_rounding,
+    own_errors,
+    truth_of,
+)
 from refimpl.pruners.counts import parse_pattern, pattern_keep
 from refimpl.pruners.magnitude import magnitude_keep
 from refimpl.pruners.sparsegpt import WIDTH
 from refimpl.pruners.wanda import wanda_keep, wanda_score
 
 Verdict = Literal["pass", "fail", "not judged"]
-TIE_SHARE = 1e-3  # largest share of a linear's decisions that may be near ties, and two more
+TIE_SHARE = (
+    1e-3  # largest share of a linear's decisions that may be near ties, and two more
+)
 Rule = Callable[[Array], Array]
 """A decision [out, in] on scores, or counts [L, linears] of sparsities."""
 EXIT: Mapping[Verdict, int] = {"pass": 0, "fail": 1, "not judged": 3}
@@ -67,8 +82,12 @@ class Report:
 
         def of(step: str) -> tuple[str, Any]:
             parts = step.split(".")
-            block = parts[0] == "blocks" and self.case.model.config.blocks[int(parts[1])]
-            alike = block and (block.mixture if parts[2] == "mlp_out" else type(block.mixer))
+            block = (
+                parts[0] == "blocks" and self.case.model.config.blocks[int(parts[1])]
+            )
+            alike = block and (
+                block.mixture if parts[2] == "mlp_out" else type(block.mixer)
+            )
             return kind_of(step), alike
 
         judged = {of(x.step) for x in self.steps if x.status in ("pass", "divergent")}
@@ -111,12 +130,20 @@ def check(
     actual = {name: measures.array_of(x) for name, x in actual.items()}
     dtype = dtype or measures.coarsest(actual)
     if dtype not in EPS:
-        problem = f"dtype {dtype} is not supported" if dtype else "the candidate has no float array"
+        problem = (
+            f"dtype {dtype} is not supported"
+            if dtype
+            else "the candidate has no float array"
+        )
         step = "add `dtype`, or write the results in the dtype of their computation"
         raise RefimplError(problem, f"arrays of {', '.join(EPS)}", step)
     narrow = dtype in measures.NARROW  # in which the forward alone is judged
-    some = [name for name in wanted if not narrow or measures.stage_of(name) == "forward"]
-    truth = truth_of(case, actual, dtype, some if len(some) < len(case.expected) else None)
+    some = [
+        name for name in wanted if not narrow or measures.stage_of(name) == "forward"
+    ]
+    truth = truth_of(
+        case, actual, dtype, some if len(some) < len(case.expected) else None
+    )
     if unknown := [x for x in some if x not in truth.values]:
         raise RefimplError(
             f"{case.folder}: its recipe does not compute the step {unknown[0]}",
@@ -125,7 +152,11 @@ def check(
         )
     results = list[StepResult]()
     for name in wanted:
-        numbers = (truth.own_error(name), truth.tolerance(name)) if name in some else (inf, inf)
+        numbers = (
+            (truth.own_error(name), truth.tolerance(name))
+            if name in some
+            else (inf, inf)
+        )
         right = truth.values[name] if name in some else case.expected[name]
         result = measures.step_result(name, actual, right, *numbers)
         wrong = result.status == "divergent"
@@ -134,10 +165,14 @@ def check(
         elif name in truth.given and follows_a_choice(truth, name, wrong):
             fault = "a token at a router's edge may have gone to another expert"
             result = replace(result, status="conditional", fault=fault)
-        if result.status == "divergent" and all(x.status != "divergent" for x in results):
+        if result.status == "divergent" and all(
+            x.status != "divergent" for x in results
+        ):
             result = replace(result, diagnose=partial(diagnosis, truth, result))
         results.append(result)
-    return Report(case, dtype, tuple(results), tuple(sorted(actual.keys() - case.expected.keys())))
+    return Report(
+        case, dtype, tuple(results), tuple(sorted(actual.keys() - case.expected.keys()))
+    )
 
 
 def ties_of(truth: Truth, step: str, array: Array) -> Positions:
@@ -145,7 +180,11 @@ def ties_of(truth: Truth, step: str, array: Array) -> Positions:
     right = truth.values[step]
     first, last = step.split(".")[0], step.rsplit(".", 1)[-1]
     if last == "counts":
-        name = f"{truth.recipe.bases[0]}.base" if first == "pruned" else f"{first}.corrected"
+        name = (
+            f"{truth.recipe.bases[0]}.base"
+            if first == "pruned"
+            else f"{first}.corrected"
+        )
         shares = truth.number(name)
         slack = truth.tolerance(name) * shares.max()
         return count_ties(array, shares, truth.config.linear_sizes, slack, truth.counts)
@@ -170,7 +209,9 @@ def ties_of(truth: Truth, step: str, array: Array) -> Positions:
     return ()
 
 
-def score_behind(truth: Truth, step: str, decided: Array) -> tuple[Array, float | Array, Rule]:
+def score_behind(
+    truth: Truth, step: str, decided: Array
+) -> tuple[Array, float | Array, Rule]:
     """Scores [out, in] behind a decision, their relative errors, [in] or of all, and the rule.
 
     Scores of SparseGPT follow from the decisions before them, packed bits. An input that carries
@@ -181,7 +222,9 @@ def score_behind(truth: Truth, step: str, decided: Array) -> tuple[Array, float 
     linear = rest.removesuffix(".keep")
     kind = "products" if pruner.startswith("sparsegpt") else "squares"
     sums = f"{pruner}.blocks.{block}.{input_of(linear)}.{kind}"
-    of_scores = partial(tolerance_of, f"{step}score", np.zeros(1), dtype=truth.computed_in)
+    of_scores = partial(
+        tolerance_of, f"{step}score", np.zeros(1), dtype=truth.computed_in
+    )
     weight = truth.model.weights[f"blocks.{block}.{linear}.weight"].read(np.float64)
     columns, width = weight.shape[1], WIDTH
     right = unpacked(truth.values[step], columns)
@@ -220,7 +263,9 @@ def score_behind(truth: Truth, step: str, decided: Array) -> tuple[Array, float 
 def lowest(right: Keep, width: int, score: Array) -> Keep:
     """The lowest scores of every so many columns go, as many there as in the right decision."""
     parts = [slice(i, i + width) for i in range(0, right.shape[1], width)]
-    return np.hstack([magnitude_keep(score[:, x], int((~right[:, x]).sum())) for x in parts])
+    return np.hstack(
+        [magnitude_keep(score[:, x], int((~right[:, x]).sum())) for x in parts]
+    )
 
 
 def router_ties(truth: Truth, step: str, array: Array) -> Positions:
@@ -252,7 +297,9 @@ def router_ties(truth: Truth, step: str, array: Array) -> Positions:
     mine = unpacked(array, experts.num_experts)
     right = unpacked(truth.values[step], experts.num_experts)
     turned = (mine != right).any(axis=-1)
-    explained = route(logits + np.where(mine, 1, -1) * slack, experts, weights)[0] == mine
+    explained = (
+        route(logits + np.where(mine, 1, -1) * slack, experts, weights)[0] == mine
+    )
     most = 2 + ERROR_FACTOR * truth.own_error(step)
     return positions(turned) if explained[turned].all() and turned.sum() <= most else ()
 
@@ -274,18 +321,24 @@ def follows_a_choice(truth: Truth, step: str, wrong: bool) -> bool:
     return any(not np.array_equal(truth.value(x), expected[x]) for x in routers)
 
 
-def keep_ties(keep: Keep, score: Array, relative: float | Array, rule: Rule) -> Positions:
+def keep_ties(
+    keep: Keep, score: Array, relative: float | Array, rule: Rule
+) -> Positions:
     """Where decisions [out, in] differ from a rule's, if it makes them of scores that near.
 
     Those that stay score ``score / sqrt(1 - relative)``, the others ``score sqrt(1 - relative)``.
     """
     half = np.broadcast_to(np.sqrt(1 - np.asarray(relative)), score.shape)
     high = np.divide(score, half, out=np.full(score.shape, inf), where=half > 0)
-    moved = np.where(keep, high + np.finfo(float).tiny, score * half)  # equal scores of 0, too
+    moved = np.where(
+        keep, high + np.finfo(float).tiny, score * half
+    )  # equal scores of 0, too
     return positions(rule(score) != keep) if (rule(moved) == keep).all() else ()
 
 
-def count_ties(counts: Array, shares: Array, sizes: Array, slack: float, rule: Rule) -> Positions:
+def count_ties(
+    counts: Array, shares: Array, sizes: Array, slack: float, rule: Rule
+) -> Positions:
     """Where counts [L, linears] differ from a rule's, if it makes them of sparsities that near.
 
     Each sparsity [L] moves towards that of the block's counts, as far as it may be off.
@@ -304,7 +357,9 @@ def rounding_ties(
     unit = np.abs(np.spacing(truth.astype(stored)).astype(np.float64))
     missed = np.abs(weight.astype(np.float64) - truth)
     turned = (missed > unit / 2) & (missed <= unit * 1.01)
-    rest, _, _ = measures.error_of("sparsegpt.weight", np.where(turned, truth, weight), truth)
+    rest, _, _ = measures.error_of(
+        "sparsegpt.weight", np.where(turned, truth, weight), truth
+    )
     return positions(turned) if rest <= allowed else ()
 
 

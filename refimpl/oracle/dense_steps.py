@@ -8,7 +8,12 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.allocation.allocate import allocated, base_allocation, linear_counts, units_of
+from refimpl.allocation.allocate import (
+    allocated,
+    base_allocation,
+    linear_counts,
+    units_of,
+)
 from refimpl.allocation.request import Noise, require_resolved
 from refimpl.allocation.scores import Signal
 from refimpl.method.absorption import absorption_coefficient
@@ -33,7 +38,11 @@ from refimpl.scoring.measurements import Address, Moments, wanda_moments
 from refimpl.scoring.state_group import PerturbedState, with_noise
 
 RATIO = "absorption_coefficient"
-EXPERIMENTS = ("perturbed.", "coarse.", "pruned.")  # beginnings, of drifts and what is made of them
+EXPERIMENTS = (
+    "perturbed.",
+    "coarse.",
+    "pruned.",
+)  # beginnings, of drifts and what is made of them
 
 
 Keep = npt.NDArray[np.bool_]
@@ -51,7 +60,12 @@ def unpacked(bits: Array, width: int) -> Keep:
 
 
 def sparsegpt_scores(
-    weight: Array, products: Array, sequences: int, keep: Keep, damping: float, group: int = WIDTH
+    weight: Array,
+    products: Array,
+    sequences: int,
+    keep: Keep,
+    damping: float,
+    group: int = WIDTH,
 ) -> tuple[Array, Array]:
     """SparseGPT's scores when `group` columns were decided on, and new weights, both [out, in]."""
     score = np.empty(weight.shape)
@@ -61,7 +75,9 @@ def sparsegpt_scores(
         score[:, columns] = piece
         return keep[:, columns]
 
-    _, new = compensated(weight, products * (2 / sequences), decide, group, damping, WIDTH)
+    _, new = compensated(
+        weight, products * (2 / sequences), decide, group, damping, WIDTH
+    )
     return score, new
 
 
@@ -102,7 +118,9 @@ class StepInputs:
     def embedded(self) -> State:
         """The state before the first block."""
         positions = np.arange(self.ids.shape[1])
-        return embed(self.ids, positions, self.model.embedding(), self.config, self.dtype)
+        return embed(
+            self.ids, positions, self.model.embedding(), self.config, self.dtype
+        )
 
     def state_at(self, block: int, point: str) -> State:
         """The clean state of an experiment before or after a block (the last, -1)."""
@@ -112,7 +130,10 @@ class StepInputs:
             return self.clean[step] if step in self.clean else self.state(step)
 
         until = index + (point == "resid_post")
-        shared = {i: (array(k), array(v)) for i, (k, v) in kv_steps(self.config, until).items()}
+        shared = {
+            i: (array(k), array(v))
+            for i, (k, v) in kv_steps(self.config, until).items()
+        }
         return State(array(f"blocks.{index}.{point}"), self.ids, shared)
 
     def value(self, step: str) -> Array:
@@ -125,7 +146,9 @@ class StepInputs:
     def state(self, step: str) -> Array:
         """A value that the model computes with."""
         value = self.value(step)
-        return value if step not in self.given else self.written(value.astype(self.dtype))
+        return (
+            value if step not in self.given else self.written(value.astype(self.dtype))
+        )
 
     def written(self, value: Array) -> Array:
         """A value as one kernel writes it, and the next one reads it."""
@@ -135,7 +158,11 @@ class StepInputs:
     def number(self, step: str) -> Array:
         """A value that the method has in float64 in every dtype; only float64 itself is rounded."""
         value = self.value(step)
-        if step in self.given and self.rounded is not None and self.rounded.held == np.float64:
+        if (
+            step in self.given
+            and self.rounded is not None
+            and self.rounded.held == np.float64
+        ):
             return np.asarray(self.rounded.of(value))
         return value.astype(np.float64) if value.dtype.kind == "f" else value
 
@@ -182,7 +209,11 @@ class StepInputs:
 
     def corrected_by(self, name: str) -> tuple[str, Callable[[Array], Array]]:
         """The step that corrects an allocation, and how logarithms are made of it."""
-        return ("pruned.divergence", centred_log) if name == "divergence" else (RATIO, clipped_log)
+        return (
+            ("pruned.divergence", centred_log)
+            if name == "divergence"
+            else (RATIO, clipped_log)
+        )
 
     def counts(self, sparsity: Array) -> Array:
         """Counts of sparsities, which are given in few bits if they do not sum to the budget."""
@@ -200,7 +231,9 @@ NamedArrays = Iterator[NamedArray]
 
 def kv_steps(config: Config, until: int) -> dict[int, tuple[str, str]]:
     """Steps of the keys and values that later blocks read, of the blocks before one, by number."""
-    blocks = (i for i, kind in enumerate(config.blocks[:until]) if kind.mixer.shared_kv_size)
+    blocks = (
+        i for i, kind in enumerate(config.blocks[:until]) if kind.mixer.shared_kv_size
+    )
     return {i: (f"blocks.{i}.k", f"blocks.{i}.v") for i in blocks}
 
 
@@ -216,7 +249,9 @@ def forward_points(inputs: StepInputs) -> NamedArrays:
         yield from points_of_head(inputs, x)
 
 
-def points_of_block(inputs: StepInputs, i: int, x: State) -> Generator[NamedArray, None, State]:
+def points_of_block(
+    inputs: StepInputs, i: int, x: State
+) -> Generator[NamedArray, None, State]:
     """The trace points of one block; it continues with those that are given."""
     config, place, prefix = inputs.config, inputs.places[i], f"blocks.{i}."
     trace, read = dict[str, Array](), dict[str, Array]()  # by what follows
@@ -225,13 +260,19 @@ def points_of_block(inputs: StepInputs, i: int, x: State) -> Generator[NamedArra
         value = inputs.written(value)
         trace[name] = np.packbits(value, axis=-1) if name == ROUTER else value
         if (step := prefix + name) in inputs.given:
-            value = inputs.keep(step, value.shape) if name == ROUTER else inputs.state(step)
+            value = (
+                inputs.keep(step, value.shape) if name == ROUTER else inputs.state(step)
+            )
         read[name] = value
         return value
 
-    x = block(x, inputs.model.block(i, inputs.dtype), replace(place, observe=observe), config)
+    x = block(
+        x, inputs.model.block(i, inputs.dtype), replace(place, observe=observe), config
+    )
     points = inputs_of(config.linears[i]) if not inputs.recipe.only else ()
-    inputs.squares.append({point: sum_of_squares(read[point]) for point in points if point in read})
+    inputs.squares.append(
+        {point: sum_of_squares(read[point]) for point in points if point in read}
+    )
     named = {ROUTER, *(x.removeprefix(prefix) for x in inputs.recipe.only)}
     for name, value in trace.items():
         if name in named or (name not in INSIDE and "." not in name):
@@ -290,9 +331,16 @@ def followed(
     inputs: StepInputs, start: Callable[[int, Weights, State], Starts]
 ) -> list[list[Followed]]:
     """The states that `start` perturbs after each block, through all later ones, by block."""
-    config, plan, states = inputs.config, inputs.recipe.perturbation, list[list[Followed]]()
+    config, plan, states = (
+        inputs.config,
+        inputs.recipe.perturbation,
+        list[list[Followed]](),
+    )
     for k, place in enumerate(inputs.places):
-        weights, clean = inputs.model.block(k, inputs.dtype), inputs.state_at(k, "resid_post")
+        weights, clean = (
+            inputs.model.block(k, inputs.dtype),
+            inputs.state_at(k, "resid_post"),
+        )
         for x in chain.from_iterable(states):
             x.state = block(x.state, weights, place, config)
             x.measure(x.state, clean.sequence(x.sequence))
@@ -304,17 +352,23 @@ def followed(
     return states
 
 
-def measured(inputs: StepInputs, name: str, states: Sequence[Sequence[Followed]]) -> NamedArrays:
+def measured(
+    inputs: StepInputs, name: str, states: Sequence[Sequence[Followed]]
+) -> NamedArrays:
     """An experiment's steps, from its states by block, and then by sequence and draw."""
     blocks, sequences = len(states), len(inputs.ids)
     for i, of_block in enumerate(states):
         for kind in ("drift", "alignment"):
-            after = np.reshape([getattr(x, kind) for x in of_block], (sequences, -1, blocks - i))
+            after = np.reshape(
+                [getattr(x, kind) for x in of_block], (sequences, -1, blocks - i)
+            )
             yield f"{name}{i}.{kind}", absorption_coefficient(after)[0]
     ratios = np.reshape(
         [[x.measures().ratios[0] for x in y] for y in states], (blocks, sequences, -1)
     )
-    coefficient, stderr = absorption_coefficient(np.ascontiguousarray(np.moveaxis(ratios, 0, -1)))
+    coefficient, stderr = absorption_coefficient(
+        np.ascontiguousarray(np.moveaxis(ratios, 0, -1))
+    )
     yield coefficient_of(name), coefficient
     if name == "coarse." and np.isfinite(stderr).all():
         yield "coarse.stderr", stderr

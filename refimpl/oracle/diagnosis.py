@@ -89,17 +89,27 @@ def alternatives(truth: Truth, step: str) -> NamedArrays:
     numbers = variants.numbers_of(inputs, block, forward)
     if forward:
         facts = variants.of_facts(inputs, block, numbers)
-        for some in (variants.of_inputs(inputs, step), facts, variants.of_weights(inputs, block)):
+        for some in (
+            variants.of_inputs(inputs, step),
+            facts,
+            variants.of_weights(inputs, block),
+        ):
             yield from attempts(inputs, step, some)
     yield from slipped(inputs, step, end)
     yield from multiples(truth, step, numbers)
 
 
-def attempts(inputs: Truth, step: str, mistakes: Iterable[tuple[str, Mistake]]) -> NamedArrays:
+def attempts(
+    inputs: Truth, step: str, mistakes: Iterable[tuple[str, Mistake]]
+) -> NamedArrays:
     """The step with one thing changed each time, where that is possible."""
     for words, change in mistakes:
         fresh = replace(inputs, values={}, squares=[], missed=set(), missing={})
-        with suppress(Exception), np.errstate(all="ignore"), catch_warnings(action="ignore"):
+        with (
+            suppress(Exception),
+            np.errstate(all="ignore"),
+            catch_warnings(action="ignore"),
+        ):
             with change.made(fresh) as other:
                 value = np.asarray(computed_again(other, step))
             yield words, value
@@ -107,7 +117,9 @@ def attempts(inputs: Truth, step: str, mistakes: Iterable[tuple[str, Mistake]]) 
 
 def slipped(inputs: Truth, step: str, end: float) -> NamedArrays:
     """The step with a slip in a function that computes it, until a time of this process."""
-    for place in dict.fromkeys(x for pattern, x in variants.SLIPS if fnmatchcase(step, pattern)):
+    for place in dict.fromkeys(
+        x for pattern, x in variants.SLIPS if fnmatchcase(step, pattern)
+    ):
         function = function_at(place)
         stopped = Mistake(codes=((function, _stopped.__code__),))
         if [*attempts(inputs, step, [("", stopped)])]:
@@ -168,14 +180,18 @@ def where_wrong(truth: Truth, result: StepResult) -> str:
             wrong = np.unpackbits(right, -1) != np.unpackbits(mine.astype(np.uint8), -1)
         else:
             off = np.abs(mine.astype(np.float64) - right)
-            size = np.sqrt(np.mean(np.square(right), -1, keepdims=True, dtype=np.float64))
+            size = np.sqrt(
+                np.mean(np.square(right), -1, keepdims=True, dtype=np.float64)
+            )
             wrong = ~(off <= result.tolerance * np.maximum(size, np.abs(right)))
     parts = []
     for axis, name in enumerate(AXES[right.ndim]):
         hit = wrong.any(axis=tuple(i for i in range(wrong.ndim) if i != axis))
         if hit.any() and not hit.all():
             parts.append(f"{name} {spans(np.flatnonzero(hit))} of {len(hit)}")
-    return "wrong: " + (", ".join(parts) or f"{wrong.mean():.0%} of all numbers, in every part")
+    return "wrong: " + (
+        ", ".join(parts) or f"{wrong.mean():.0%} of all numbers, in every part"
+    )
 
 
 def spans(indices: Array) -> str:

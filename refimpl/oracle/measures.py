@@ -43,12 +43,21 @@ READS: Mapping[str, tuple[str, ...]] = {
     for name in names.split()
 }
 MEASURES: Mapping[str, StepMeasure] = {  # by the last word of a step; rows for others
-    "drift": "numbers", "absorption_coefficient": "numbers", "signal": "numbers",
-    "perplexity": "numbers", "alignment": "lost",
-    "stderr": "shares", "divergence": "shares", "base": "shares", "corrected": "shares",
-    "counts": "counts", "keep": "bits",
-    "squares": "typical rows", "products": "typical rows", "weight": "weight rows",
-}  # fmt: skip
+    "drift": "numbers",
+    "absorption_coefficient": "numbers",
+    "signal": "numbers",
+    "perplexity": "numbers",
+    "alignment": "lost",
+    "stderr": "shares",
+    "divergence": "shares",
+    "base": "shares",
+    "corrected": "shares",
+    "counts": "counts",
+    "keep": "bits",
+    "squares": "typical rows",
+    "products": "typical rows",
+    "weight": "weight rows",
+}
 FAULTS = {
     "NaN": "a row of the mask with only -inf, or exp, log or a root out of range",
     "Inf": "numbers beyond the dtype: exp without subtracting the maximum, or a step in 16 bits",
@@ -77,10 +86,17 @@ def reads_of(step: str) -> tuple[str, ...]:
 # number or sum that is half as large, or another coefficient, is off by 0.5, an alignment of 1
 # by 1.
 RESOLVABLE: Mapping[str, float] = {
-    "rows": 0.25, "weight rows": 0.25,
-    "typical rows": 0.5, "numbers": 0.5, "shares": 0.5, "lost": 1.0,
-}  # fmt: skip
-LEAST = {"weight rows": 0.25, "typical rows": 1.0}  # that a row counts as, of a typical one
+    "rows": 0.25,
+    "weight rows": 0.25,
+    "typical rows": 0.5,
+    "numbers": 0.5,
+    "shares": 0.5,
+    "lost": 1.0,
+}
+LEAST = {
+    "weight rows": 0.25,
+    "typical rows": 1.0,
+}  # that a row counts as, of a typical one
 
 ERROR_FACTOR = 8.0  # of refimpl's own error
 FLOOR = 64.0  # units in the last place, where that error happens to be small
@@ -116,7 +132,9 @@ class StepResult:
         return self.diagnose()
 
 
-def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, ...], str]:
+def error_of(
+    step: str, actual: Array, truth: Array
+) -> tuple[float, tuple[int, ...], str]:
     """The error of an array, the index of its worst place, and a fault (always divergent) or "".
 
     Of rows [..., D] it is ``max_t ||a_t - e_t|| / max(||e_t||, least)``.
@@ -130,7 +148,9 @@ def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, 
         if measure == "bits":
             if actual.size and not 0 <= actual.min() <= actual.max() <= 255:
                 return inf, (), "numbers that are no bytes"
-            actual, truth = (np.unpackbits(x.astype(np.uint8), axis=-1) for x in (actual, truth))
+            actual, truth = (
+                np.unpackbits(x.astype(np.uint8), axis=-1) for x in (actual, truth)
+            )
         wrong = np.argwhere(actual != truth)
         return float(len(wrong)), tuple(wrong[0].tolist()) if len(wrong) else (), ""
     if actual.dtype.kind != "f" and actual.dtype.name != "bfloat16":
@@ -139,17 +159,30 @@ def error_of(step: str, actual: Array, truth: Array) -> tuple[float, tuple[int, 
         exact, truth = actual.astype(np.float64), truth.astype(np.float64)
         if not measure.endswith("rows"):
             exact, truth = exact[..., None], truth[..., None]
-        nan, absent = np.isnan(exact), np.isnan(truth)  # of linears that a block does not have
+        nan, absent = (
+            np.isnan(exact),
+            np.isnan(truth),
+        )  # of linears that a block does not have
         exact, truth = (np.where(absent, 0.0, x) for x in (exact, truth))
-        odd = ("NaN", nan > absent), ("NaN missing", nan < absent), ("Inf", np.isinf(exact))
+        odd = (
+            ("NaN", nan > absent),
+            ("NaN missing", nan < absent),
+            ("Inf", np.isinf(exact)),
+        )
         for name, bad in odd:
             if bad.any():
                 first = tuple(np.argwhere(bad)[0].tolist())[:-1]
                 return inf, first, f"{bad.sum():,} {name} among {actual.size:,} numbers"
-        fault = f"all {actual.size:,} numbers are 0" if truth.any() and not exact.any() else ""
+        fault = (
+            f"all {actual.size:,} numbers are 0"
+            if truth.any() and not exact.any()
+            else ""
+        )
         least = 0.0
         if measure in LEAST:
-            least = LEAST[measure] * float(np.sqrt(np.mean(np.square(truth)) * truth.shape[-1]))
+            least = LEAST[measure] * float(
+                np.sqrt(np.mean(np.square(truth)) * truth.shape[-1])
+            )
         elif measure == "shares":
             least = float(truth.max()) or 1.0
         elif measure == "lost":
@@ -179,7 +212,9 @@ def tolerance_of(step: str, truth: Array, own: float, dtype: str) -> float:
     factor = SPARSEGPT_FACTOR if step.startswith("sparsegpt") else 1.0
     if step.startswith("alphapruning") and step.endswith(".signal"):
         factor = max(1.0, float(np.nanmax(truth)) - 1)
-    return factor * (ERROR_FACTOR * own + (FLOOR_16 if dtype in NARROW else FLOOR) * eps)
+    return factor * (
+        ERROR_FACTOR * own + (FLOOR_16 if dtype in NARROW else FLOOR) * eps
+    )
 
 
 def kind_of(step: str) -> str:
@@ -198,7 +233,11 @@ def stage_of(step: str) -> str:
         return "experiment"
     if last in ("signal", "perplexity"):
         return {"signal": "signals"}.get(last, last)
-    return "allocation" if last in ("base", "corrected", "counts") and first != last else first
+    return (
+        "allocation"
+        if last in ("base", "corrected", "counts") and first != last
+        else first
+    )
 
 
 def step_result(
@@ -208,7 +247,9 @@ def step_result(
     if step not in actual:
         return StepResult(step, "missing", inf, tolerance, own, fault="missing")
     if not isfinite(own):
-        return StepResult(step, "unresolved", fault="refimpl itself is not near it in this dtype")
+        return StepResult(
+            step, "unresolved", fault="refimpl itself is not near it in this dtype"
+        )
     error, where, fault = error_of(step, actual[step], truth)
     status: Status = "divergent"
     if not fault and error <= tolerance:

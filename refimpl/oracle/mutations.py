@@ -1,6 +1,7 @@
 """Other texts of a function: pieces replaced by others, and the slips that people make anywhere."""
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -11,22 +12,60 @@ from types import CodeType, FunctionType
 from typing import Any
 
 OPERATORS: Mapping[type, str] = {  # that people write in place of one
-    ast.Add: "-", ast.Sub: "+", ast.Mult: "/ +", ast.Div: "*", ast.FloorDiv: "/ %", ast.Mod: "//",
-    ast.Lt: "<= >", ast.LtE: "< >=", ast.Gt: ">= <", ast.GtE: "> <=", ast.Eq: "!=",
-}  # fmt: skip
+    ast.Add: "-",
+    ast.Sub: "+",
+    ast.Mult: "/ +",
+    ast.Div: "*",
+    ast.FloorDiv: "/ %",
+    ast.Mod: "//",
+    ast.Lt: "<= >",
+    ast.LtE: "< >=",
+    ast.Gt: ">= <",
+    ast.GtE: "> <=",
+    ast.Eq: "!=",
+}
 ALIKE: Mapping[str, str] = {  # of which people take one for another
-    "mean": "sum median max", "sum": "mean max", "median": "mean", "max": "mean sum min",
-    "min": "max", "sqrt": "square", "square": "abs", "abs": "square", "log": "log2 log10 log1p",
-    "exp": "exp2 expm1", "maximum": "minimum", "minimum": "maximum", "floor": "rint ceil",
-    "rint": "floor ceil", "sigmoid": "silu", "silu": "sigmoid gelu", "cos": "sin", "sin": "cos",
-    "nan_mean": "nanmax nanmedian nansum", "nanmean": "nanmax nanmedian nansum",
-    "cumsum": "cumprod", "argmax": "argmin", "softplus": "sigmoid", "softmax": "sigmoid",
-}  # fmt: skip
+    "mean": "sum median max",
+    "sum": "mean max",
+    "median": "mean",
+    "max": "mean sum min",
+    "min": "max",
+    "sqrt": "square",
+    "square": "abs",
+    "abs": "square",
+    "log": "log2 log10 log1p",
+    "exp": "exp2 expm1",
+    "maximum": "minimum",
+    "minimum": "maximum",
+    "floor": "rint ceil",
+    "rint": "floor ceil",
+    "sigmoid": "silu",
+    "silu": "sigmoid gelu",
+    "cos": "sin",
+    "sin": "cos",
+    "nan_mean": "nanmax nanmedian nansum",
+    "nanmean": "nanmax nanmedian nansum",
+    "cumsum": "cumprod",
+    "argmax": "argmin",
+    "softplus": "sigmoid",
+    "softmax": "sigmoid",
+}
 MEANS = (  # that people take in place of f(a)
-    "{f}({a}[1:])", "{f}({a}[:-1])", "{a}[-1]", "np.exp({f}(np.log({a})))", "{f}({a} ** 2) ** 0.5",
-)  # fmt: skip
+    "{f}({a}[1:])",
+    "{f}({a}[:-1])",
+    "{a}[-1]",
+    "np.exp({f}(np.log({a})))",
+    "{f}({a} ** 2) ** 0.5",
+)
 FRACTIONS = ("float", "Fraction", "NotNegative", "Slope")  # in the type of an argument
-FACTORS = ("2 * {}", "{} / 2", "10 * {}", "{} / 10", "{} + 1", "{} - 1")  # in place of one
+FACTORS = (
+    "2 * {}",
+    "{} / 2",
+    "10 * {}",
+    "{} / 10",
+    "{} + 1",
+    "{} - 1",
+)  # in place of one
 LONG = 90  # characters of an expression that is printed whole
 
 
@@ -42,9 +81,30 @@ def function_at(place: str) -> FunctionType:
     return function
 
 
+def statements_on_lines(text: str) -> str:
+    """A text with each statement on one line, so that pieces of it do not depend on a formatter.
+
+    Comments inside a statement of several lines are left out.
+    """
+    lines = text.split("\n")
+    for node in reversed([*ast.walk(ast.parse(text))]):
+        if not isinstance(node, ast.stmt) or hasattr(node, "body"):
+            continue
+        first, last = node.lineno - 1, node.end_lineno or node.lineno
+        whole = "\n".join(lines[first:last])
+        if last - first == 1 or '"""' in whole:
+            continue
+        words = [x.partition("  #")[0].strip() for x in lines[first:last]]
+        joined = re.sub(r"([(\[{]) ", r"\1", " ".join(words))
+        joined = re.sub(r",? ([)\]}])", r"\1", joined)
+        indent = lines[first][: len(lines[first]) - len(lines[first].lstrip())]
+        lines[first:last] = [indent + joined, *[""] * (last - first - 1)]
+    return "\n".join(x for n, x in enumerate(lines) if x or n == 0)
+
+
 def reworded(function: FunctionType, edits: list[str]) -> CodeType:
     """The code of a function with pieces of its text in place of others, which occur once."""
-    body = dedent(getsource(function))
+    body = statements_on_lines(dedent(getsource(function)))
     for old, new in zip(edits[::2], edits[1::2], strict=True):
         assert body.count(old) == 1, (function.__name__, old)
         body = body.replace(old, new)
@@ -72,9 +132,14 @@ def slips(function: FunctionType) -> Iterator[tuple[str, CodeType]]:
         if any(x in kind for x in FRACTIONS):
             for other in (x.format(argument.arg) for x in FACTORS):
                 body.body = [*ast.parse(f"{argument.arg} = {other}").body, *right]
-                yield f"`{argument.arg}` is `{other}` in {body.name}", _code(tree, function)
+                yield (
+                    f"`{argument.arg}` is `{other}` in {body.name}",
+                    _code(tree, function),
+                )
     body.body = right
-    for parent in [x for x in ast.walk(body) if not isinstance(x, ast.arguments | ast.arg)]:
+    for parent in [
+        x for x in ast.walk(body) if not isinstance(x, ast.arguments | ast.arg)
+    ]:
         for key, right in ast.iter_fields(parent):
             if key in ("annotation", "returns"):
                 continue
@@ -83,7 +148,11 @@ def slips(function: FunctionType) -> Iterator[tuple[str, CodeType]]:
                     new: list[Any] = ast.parse(text).body
                     new = new if isinstance(node, ast.stmt) else [new[0].value]
                     several = isinstance(right, list)
-                    setattr(parent, key, [*right[:i], *new, *right[i + 1 :]] if several else new[0])
+                    setattr(
+                        parent,
+                        key,
+                        [*right[:i], *new, *right[i + 1 :]] if several else new[0],
+                    )
                     with suppress(SyntaxError):
                         yield f"{words} in {function.__name__}", _code(tree, function)
                     setattr(parent, key, right)
@@ -102,7 +171,10 @@ def _others(node: Any) -> Iterator[tuple[str, str]]:
             names = [ast.unparse(x) for x in every]
             for order in [*permutations(names)][1:]:
                 new = ", ".join(order)
-                yield f"`{', '.join(names)}` are `{new}`", f"{new} = {ast.unparse(node.value)}"
+                yield (
+                    f"`{', '.join(names)}` are `{new}`",
+                    f"{new} = {ast.unparse(node.value)}",
+                )
         case ast.expr():
             for text in _expressions(node):
                 yield f"`{_short(node)}` is `{_short(ast.parse(text))}`", text
@@ -110,7 +182,10 @@ def _others(node: Any) -> Iterator[tuple[str, str]]:
 
 def _expressions(node: ast.expr) -> Iterator[str]:
     match node:
-        case ast.BinOp(left=a, op=op, right=b) | ast.Compare(left=a, ops=[op], comparators=[b]):
+        case (
+            ast.BinOp(left=a, op=op, right=b)
+            | ast.Compare(left=a, ops=[op], comparators=[b])
+        ):
             sides = ast.unparse(a), ast.unparse(b)
             yield from sides if isinstance(node, ast.BinOp) else ()
             for other in OPERATORS.get(type(op), "").split():
@@ -126,9 +201,15 @@ def _expressions(node: ast.expr) -> Iterator[str]:
                 yield ast.unparse(f.value)
             owner, _, last = name.rpartition(".")
             for another in ALIKE.get(last, "").split():
-                new = f"{owner or 'np'}.{another}" if owner or name == "nan_mean" else another
+                new = (
+                    f"{owner or 'np'}.{another}"
+                    if owner or name == "nan_mean"
+                    else another
+                )
                 yield new + ast.unparse(node).removeprefix(name)
-            for text in MEANS if last in ("mean", "nan_mean") and len(args) == 1 else ():
+            for text in (
+                MEANS if last in ("mean", "nan_mean") and len(args) == 1 else ()
+            ):
                 yield text.format(f=name, a=args[0])
             for x in node.keywords:
                 for axis in ("0", "-1", "-2", "None") if x.arg == "axis" else ():
@@ -137,4 +218,6 @@ def _expressions(node: ast.expr) -> Iterator[str]:
 
 def _short(node: ast.AST) -> str:
     text = ast.unparse(node)
-    return text if len(text) <= LONG else f"{text[: LONG // 2]} ... {text[-LONG // 2 :]}"
+    return (
+        text if len(text) <= LONG else f"{text[: LONG // 2]} ... {text[-LONG // 2 :]}"
+    )

@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from refimpl.allocation.request import Noise, Request
-from refimpl.arguments import Checked, Fraction, common_option, option, require, same_option
+from refimpl.arguments import (
+    Checked,
+    Fraction,
+    common_option,
+    option,
+    require,
+    same_option,
+)
 from refimpl.errors import RefimplError
 from refimpl.method.perturbation import NoiseNorm, Sink
 from refimpl.oracle.case_folders import matching
@@ -15,11 +22,14 @@ from refimpl.pruners.counts import parse_pattern
 from refimpl.pruners.decision import PrunerOptions
 
 BASES: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "owl": ("owl", {}), "alphapruning": ("alphapruning", {}), "dlp": ("dlp", {}),
-    "uniform": ("uniform", {}), "atp": ("atp", {}),
+    "owl": ("owl", {}),
+    "alphapruning": ("alphapruning", {}),
+    "dlp": ("dlp", {}),
+    "uniform": ("uniform", {}),
+    "atp": ("atp", {}),
     "dlp_median": ("dlp", {"statistic": "median"}),
     "alphapruning_mid": ("alphapruning", {"fit": "mid"}),
-}  # fmt: skip
+}
 """Bases by the name of their steps: the base of `refimpl allocate`, and its options."""
 
 
@@ -34,7 +44,9 @@ class Recipe(Checked):
         beta: Step per block of the base `atp`.
     """
 
-    eta: float = option(0.01, "Size of the noise as a fraction of the state's norm.", "X")
+    eta: float = option(
+        0.01, "Size of the noise as a fraction of the state's norm.", "X"
+    )
     coarse_eta: float = 0.3
     draws: int = 2
     sink: Sink = same_option(Noise, "sink")
@@ -47,7 +59,9 @@ class Recipe(Checked):
     pattern: str = option("2:4", "Pattern N:M; empty for none.", "N:M", name="nm")
     damping: float = 0.01
     shown: tuple[Annotated[int, Meta(ge=0)], ...] = option(
-        (0,), "Block whose scores and weights are steps; may be repeated. Default: 0.", "N"
+        (0,),
+        "Block whose scores and weights are steps; may be repeated. Default: 0.",
+        "N",
     )
     noise_norm: NoiseNorm = same_option(Noise, "noise_norm")
     only: tuple[str, ...] = common_option(
@@ -62,15 +76,22 @@ class Recipe(Checked):
         super().__post_init__()
         if not 0 < len(self.bases) == len({*self.bases}):
             raise RefimplError(
-                f"bases {' '.join(self.bases)}", "one or more, each once", "omit `bases`"
+                f"bases {' '.join(self.bases)}",
+                "one or more, each once",
+                "omit `bases`",
             )
         _ = self.coarse_perturbation, *map(self.request, self.bases)
-        _ = PrunerOptions(damping=self.damping), self.pattern and parse_pattern(self.pattern)
+        _ = (
+            PrunerOptions(damping=self.damping),
+            self.pattern and parse_pattern(self.pattern),
+        )
 
     @property
     def perturbation(self) -> Noise:
         """The perturbation of the recipe."""
-        return Noise(eta=(self.eta,), sink=self.sink, seed=self.seed, noise_norm=self.noise_norm)
+        return Noise(
+            eta=(self.eta,), sink=self.sink, seed=self.seed, noise_norm=self.noise_norm
+        )
 
     def asks(self, *steps: str) -> bool:
         """Whether one of some steps is asked for."""
@@ -91,6 +112,10 @@ class Recipe(Checked):
         """The request for a base allocation and its correction."""
         require(base, Literal[tuple(BASES)], "base")
         name, shipped = BASES[base]
-        options: dict[str, Any] = {**shipped} | ({"beta": self.beta} if name == "atp" else {})
-        limits = {x: getattr(self, x) for x in ("sparsity", "strength", "max_correction")}
+        options: dict[str, Any] = {**shipped} | (
+            {"beta": self.beta} if name == "atp" else {}
+        )
+        limits = {
+            x: getattr(self, x) for x in ("sparsity", "strength", "max_correction")
+        }
         return Request(name, options, correct="absorption", **limits)

@@ -13,7 +13,9 @@ from refimpl.model.model import BlockWeights, Model
 from refimpl.model.ops import Array
 from refimpl.oracle.measures import Arrays
 
-FEWER = 8  # bits less than float64, whose error is that of this arithmetic, divided by 2^8
+FEWER = (
+    8  # bits less than float64, whose error is that of this arithmetic, divided by 2^8
+)
 
 
 class RoundedArray(np.ndarray):
@@ -48,7 +50,12 @@ class RoundedArray(np.ndarray):
         return self if np.dtype(dtype) == self.held else np.asarray(self).astype(dtype)
 
     def __array_ufunc__(
-        self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any
+        self,
+        ufunc: np.ufunc,
+        method: str,
+        *inputs: Any,
+        out: Any = None,
+        **options: Any,
     ) -> Any:
         plain = [self._operands(x, factor=ufunc is np.matmul) for x in inputs]
         ends = ufunc in (np.matmul, np.divide)
@@ -57,7 +64,9 @@ class RoundedArray(np.ndarray):
             np.asarray(out[0])[...] = np.asarray(result)
         return result if out is None else out[0]
 
-    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+    def __array_function__(
+        self, function: Any, types: Any, args: Any, options: Any
+    ) -> Any:
         return self._result(function(*self._operands(args), **options))
 
     def _operands(self, x: Any, factor: bool = False) -> Any:

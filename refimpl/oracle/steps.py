@@ -28,9 +28,12 @@ from refimpl.pruners.wanda import wanda_score
 from refimpl.pruning.block import new_weights
 
 METHODS = {
-    "magnitude": "magnitude", "wanda": "wanda", "sparsegpt": "sparsegpt",
-    "pattern": "wanda", "sparsegpt_pattern": "sparsegpt",
-}  # fmt: skip
+    "magnitude": "magnitude",
+    "wanda": "wanda",
+    "sparsegpt": "sparsegpt",
+    "pattern": "wanda",
+    "sparsegpt_pattern": "sparsegpt",
+}
 
 
 def _by_pruning(inputs: StepInputs) -> NamedArrays:
@@ -47,9 +50,14 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
             yield inputs.of(f"{prefix}.{point}.squares", *inputs.entries), total
         for linear, goal in zip(config.linears[i], goals[i], strict=False):
             _require_tokens(linear, sums)
-            sums_of, step = f"{prefix}.{input_of(linear)}.squares", f"{prefix}.{linear}.keep"
+            sums_of, step = (
+                f"{prefix}.{input_of(linear)}.squares",
+                f"{prefix}.{linear}.keep",
+            )
             total = inputs.number(sums_of)
-            keep, _ = decision(exact[f"{linear}.weight"], total, len(inputs.ids), goal, wanda)
+            keep, _ = decision(
+                exact[f"{linear}.weight"], total, len(inputs.ids), goal, wanda
+            )
             yield inputs.of(step, sums_of, "pruned.counts"), np.packbits(keep, axis=1)
 
     def start(i: int, weights: Weights, _: State) -> Starts:
@@ -72,7 +80,10 @@ def _by_pruning(inputs: StepInputs) -> NamedArrays:
         nats = RunningDivergence.start(len(z)).add(z, logits(x.state)[0]).value
         ends.append(nan_mean(nats[x.included]))
     yield from dense.measured(inputs, "pruned.", states)
-    yield "pruned.divergence", nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1)
+    yield (
+        "pruned.divergence",
+        nan_mean(np.reshape(ends, (config.num_blocks, -1)), axis=1),
+    )
 
 
 def _by_divergence(inputs: StepInputs) -> NamedArrays:
@@ -85,14 +96,21 @@ def _by_pruners(inputs: StepInputs) -> NamedArrays:
     """Every pruner of the recipe, on the first base's counts; then perplexities, also the dense."""
     perplexities = list[NamedArray]()
     for name in METHODS:
-        asked = inputs.wanted is None or any(x.startswith(f"{name}.") for x in inputs.wanted)
+        asked = inputs.wanted is None or any(
+            x.startswith(f"{name}.") for x in inputs.wanted
+        )
         if asked and (inputs.recipe.pattern or not name.endswith("pattern")):
             yield from _pruned(inputs, name, perplexities)
-    yield inputs.of("dense.perplexity", "logits"), _perplexity(inputs.ids, inputs.state("logits"))
+    yield (
+        inputs.of("dense.perplexity", "logits"),
+        _perplexity(inputs.ids, inputs.state("logits")),
+    )
     yield from perplexities
 
 
-def _pruned(inputs: StepInputs, name: str, perplexities: list[NamedArray]) -> NamedArrays:
+def _pruned(
+    inputs: StepInputs, name: str, perplexities: list[NamedArray]
+) -> NamedArrays:
     """One pruner, block by block through the pruned ones before; also what is no step.
 
     The perplexity of what is left is added to those of others.
@@ -111,7 +129,9 @@ def _pruned(inputs: StepInputs, name: str, perplexities: list[NamedArray]) -> Na
         sums: Arrays = {}
         if kind:
             _, sums = block_with_sums(SUMS[kind], x, weights, place, config)
-        yield from ((f"{prefix}.{point}.{kind}", total) for point, total in sums.items())
+        yield from (
+            (f"{prefix}.{point}.{kind}", total) for point, total in sums.items()
+        )
         carried = dict(weights)
         # Magnitude decides on the weights as the file holds them, in every dtype.
         exact = weights if kind else model.block(i, np.float64)
@@ -123,7 +143,10 @@ def _pruned(inputs: StepInputs, name: str, perplexities: list[NamedArray]) -> Na
                 _require_tokens(linear, sums)
                 total = inputs.number(point)
             if kind == "squares":
-                yield inputs.of(f"{step}.score", point), wanda_score(weight, total / sequences)
+                yield (
+                    inputs.of(f"{step}.score", point),
+                    wanda_score(weight, total / sequences),
+                )
             goal = [] if pattern else [f"{recipe.bases[0]}.counts"]
             how = total, sequences, pattern or count, pruner
             keep, new = decision(exact[f"{linear}.weight"], *how)
@@ -133,12 +156,18 @@ def _pruned(inputs: StepInputs, name: str, perplexities: list[NamedArray]) -> Na
                 new, reads = zeroed(weight, right), []
             else:
                 if f"{step}.keep" in inputs.given:
-                    _, new = dense.sparsegpt_scores(weight, total, sequences, right, recipe.damping)
-                stored_as = model.weights[f"blocks.{i}.{linear}.weight"].stored.numpy_dtype
+                    _, new = dense.sparsegpt_scores(
+                        weight, total, sequences, right, recipe.damping
+                    )
+                stored_as = model.weights[
+                    f"blocks.{i}.{linear}.weight"
+                ].stored.numpy_dtype
                 new = new_weights(new, right, stored_as).astype(weight.dtype)
             yield inputs.of(f"{step}.weight", f"{step}.keep", *reads), new
             shown = kind == "products" and f"{step}.weight" in inputs.given
-            carried[f"{linear}.weight"] = inputs.state(f"{step}.weight") if shown else new
+            carried[f"{linear}.weight"] = (
+                inputs.state(f"{step}.weight") if shown else new
+            )
         x = block(x, carried, place, config)
     end = _perplexity(inputs.ids, head(x, model.head(inputs.dtype), config))
     perplexities.append((inputs.of(f"{name}.perplexity", *inputs.missed), end))
@@ -163,9 +192,14 @@ def _perplexity(ids: Array, logits: Array) -> Array:
 
 StepTable = tuple[Callable[[StepInputs], NamedArrays], ...]
 TABLE: StepTable = (
-    dense.forward_points, dense.by_noise, dense.signals, dense.allocations, _by_pruning,
-    _by_divergence, _by_pruners,
-)  # fmt: skip
+    dense.forward_points,
+    dense.by_noise,
+    dense.signals,
+    dense.allocations,
+    _by_pruning,
+    _by_divergence,
+    _by_pruners,
+)
 # Of what pruners compute in every block, by its last word: the pruners where it is a step, if the
 # block is shown. Outer products are large, and other weights follow from the decisions.
 _SHOWN = {
@@ -208,11 +242,15 @@ def every_array(inputs: StepInputs, table: StepTable = TABLE) -> Arrays:
     with within_range(inputs.dtype):
         for function in (x for x in table if not recipe.only or x in TABLE[:2]):
             for name, value in function(inputs):
-                state = name == "embed" or name.endswith(".resid_post") or name in shared
+                state = (
+                    name == "embed" or name.endswith(".resid_post") or name in shared
+                )
                 if not recipe.only or state:  # what later steps read
                     inputs.values[name] = value
                 inputs.missing.setdefault(name, frozenset(inputs.missed))
-                measured = function is dense.by_noise or (perturbs and name.endswith(".resid_post"))
+                measured = function is dense.by_noise or (
+                    perturbs and name.endswith(".resid_post")
+                )
                 if measured or recipe.asks(name):
                     arrays[name] = value
                 left.discard(name)
@@ -233,11 +271,16 @@ def computed_again(inputs: StepInputs, step: str) -> Array:
         arrays = dense.points_of_head(inputs, inputs.state_at(-1, "resid_post"))
     else:
         table: Mapping[str, StepTable] = {
-            "embed": (dense.forward_points,), "experiment": (dense.by_noise,),
-            "signals": (dense.forward_points, dense.signals), "allocation": (dense.allocations,),
-            "pruned": (dense.forward_points, _by_pruning), "divergence": (_by_divergence,),
-        }  # fmt: skip
-        arrays = chain.from_iterable(x(inputs) for x in table.get(stage, (_by_pruners,)))
+            "embed": (dense.forward_points,),
+            "experiment": (dense.by_noise,),
+            "signals": (dense.forward_points, dense.signals),
+            "allocation": (dense.allocations,),
+            "pruned": (dense.forward_points, _by_pruning),
+            "divergence": (_by_divergence,),
+        }
+        arrays = chain.from_iterable(
+            x(inputs) for x in table.get(stage, (_by_pruners,))
+        )
     for name, value in arrays:
         if name == step:
             return value

@@ -13,15 +13,36 @@ from refimpl.model.experts import ROUTER
 from refimpl.model.ops import Array
 from refimpl.oracle import measures
 from refimpl.oracle.case import FACTOR, Case, case_inputs
-from refimpl.oracle.dense_steps import EXPERIMENTS, RATIO, StepInputs, by_noise, coefficient_of
-from refimpl.oracle.measures import EPS, Arrays, OwnErrors, error_of, measure_of, tolerance_of
+from refimpl.oracle.dense_steps import (
+    EXPERIMENTS,
+    RATIO,
+    StepInputs,
+    by_noise,
+    coefficient_of,
+)
+from refimpl.oracle.measures import (
+    EPS,
+    Arrays,
+    OwnErrors,
+    error_of,
+    measure_of,
+    tolerance_of,
+)
 from refimpl.oracle.rounding import ARITHMETIC, FEWER, RoundedArray, rounding
 from refimpl.oracle.steps import TABLE, every_array
 from refimpl.pruners.pruner import SharedFactor, inverse_of_upper
 
-Start = str | frozenset[str]  # steps without errors: "stepwise" all, "chained" none, or some
+Start = (
+    str | frozenset[str]
+)  # steps without errors: "stepwise" all, "chained" none, or some
 FEWER_BITS = (0, 8, 7)  # bits less than float32, in whose units own errors are
-ENDS = (".drift", ".alignment", RATIO, ".stderr", ".divergence")  # of steps of `EXPERIMENTS`
+ENDS = (
+    ".drift",
+    ".alignment",
+    RATIO,
+    ".stderr",
+    ".divergence",
+)  # of steps of `EXPERIMENTS`
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,10 +64,14 @@ class Truth(StepInputs):
         of some blocks alone.
         """
         missing = self.missing[step]
-        unwritten = any(x in self.case.expected or x.endswith(".products") for x in missing)
+        unwritten = any(
+            x in self.case.expected or x.endswith(".products") for x in missing
+        )
         if not unwritten and not is_experiment(step):
             return "stepwise"
-        return (measures.stage_of(step) == "forward" and frozenset(self.given)) or "chained"
+        return (
+            measures.stage_of(step) == "forward" and frozenset(self.given)
+        ) or "chained"
 
     def behind(self, step: str) -> set[str]:
         """What a step is computed from that was not written."""
@@ -66,11 +91,15 @@ class Truth(StepInputs):
         if step.endswith((".base", ".corrected")):
             floor = tolerance_of(step, right, 0.0, dtype)
             tolerance = max(tolerance, self._moved(step) + floor)
-        if step == "coarse.stderr":  # a difference of coefficients: off by as much as these
+        if (
+            step == "coarse.stderr"
+        ):  # a difference of coefficients: off by as much as these
             ratio = coefficient_of("coarse.")
             largest = self.case.expected[ratio].max()
             tolerance += self.tolerance(ratio) * largest / (right.max() or 1.0)
-        return tolerance + (moved_by_rounding(self.case, step, dtype) if tolerance else 0.0)
+        return tolerance + (
+            moved_by_rounding(self.case, step, dtype) if tolerance else 0.0
+        )
 
     def _off(self, step: str) -> float:
         """How far what a step is made of may be off."""
@@ -103,14 +132,25 @@ def truth_of(
     """The steps from what a candidate wrote, and from the tokens where it wrote nothing usable."""
     given = usable(case, actual)
     clean = case.expected
-    by_case = {x: y for x, y in clean.items() if is_experiment(x) and not x.startswith("pruned.")}
+    by_case = {
+        x: y
+        for x, y in clean.items()
+        if is_experiment(x) and not x.startswith("pruned.")
+    }
     wanted = None if wanted is None else {*wanted} - by_case.keys()
     table = tuple(x for x in TABLE if x is not by_noise)
     for some in (given, {}):
         truth = Truth(
-            case.model, case.recipe, case.inputs["token_ids"], given=some,
-            clean=clean, case=case, actual=actual, computed_in=dtype, wanted=wanted,
-        )  # fmt: skip
+            case.model,
+            case.recipe,
+            case.inputs["token_ids"],
+            given=some,
+            clean=clean,
+            case=case,
+            actual=actual,
+            computed_in=dtype,
+            wanted=wanted,
+        )
         truth.values.update(by_case)
         try:
             arrays = every_array(truth, table)
@@ -118,7 +158,9 @@ def truth_of(
         except (RefimplError, np.linalg.LinAlgError):
             if not some:
                 raise
-    truth.missing.update({x: frozenset() for x in by_case.keys() - truth.missing.keys()})
+    truth.missing.update(
+        {x: frozenset() for x in by_case.keys() - truth.missing.keys()}
+    )
     truth.values.update({k: np.asarray(x) for k, x in arrays.items()})
     return truth
 
@@ -159,7 +201,9 @@ def _measured(case: Case, dtype: str, start: Start) -> OwnErrors:
     forward = narrow or not isinstance(start, str)
     arrays = _computed(case, dtype, start, ARITHMETIC.get(dtype), forward)
     scale = 2.0**-FEWER if dtype == "float64" else 1.0
-    errors = {name: x * scale for name, x in pooled_errors(case.expected, arrays).items()}
+    errors = {
+        name: x * scale for name, x in pooled_errors(case.expected, arrays).items()
+    }
     for fewer in FEWER_BITS[narrow:]:  # float32 itself is not fused
         for name, x in _sample(case, start, fewer, forward, narrow).items():
             errors[name] = max(errors[name], x * EPS[dtype])
@@ -172,7 +216,9 @@ def _measured(case: Case, dtype: str, start: Start) -> OwnErrors:
 
     states = own_errors(case, dtype) if start == "stepwise" else errors
     tokens = case.inputs["token_ids"].size
-    rho = max((x for name, x in states.items() if name.endswith(".resid_post")), default=0.0)
+    rho = max(
+        (x for name, x in states.items() if name.endswith(".resid_post")), default=0.0
+    )
     for experiment in EXPERIMENTS:
         drifts = fnmatch.filter(errors, f"{experiment}*.drift")
         least = min((float(case.expected[x].min()) for x in drifts), default=inf)
@@ -180,7 +226,9 @@ def _measured(case: Case, dtype: str, start: Start) -> OwnErrors:
         raise_to(difference, f"{experiment}*.drift")
         raise_to(difference, coefficient_of(experiment))
         raise_to(2 * difference, f"{experiment}*.alignment")  # half the square of one
-        raise_to(2 * difference, f"{experiment}divergence")  # the square of one, of logits
+        raise_to(
+            2 * difference, f"{experiment}divergence"
+        )  # the square of one, of logits
     if (step := "pruned.divergence") in errors:
         truth = case.expected["logits"]
         largest = case.expected[step].max()
@@ -205,28 +253,45 @@ def _products(case: Case) -> Arrays:
 
 
 @lru_cache(maxsize=3 * len(FEWER_BITS))
-def _sample(case: Case, start: Start, fewer: int, forward: bool, fused: bool) -> OwnErrors:
+def _sample(
+    case: Case, start: Start, fewer: int, forward: bool, fused: bool
+) -> OwnErrors:
     """Errors of float32 with so many bits less in units of it; of counts none."""
     kind = rounding(fewer=fewer, fused=fused) if fewer else None
     computed = _computed(case, "float32", start, kind, forward)
-    errors, unit = pooled_errors(case.expected, computed).items(), EPS["float32"] * 2.0**fewer
-    return {k: x / unit for k, x in errors if measure_of(k) in measures.RESOLVABLE and isfinite(x)}
+    errors, unit = (
+        pooled_errors(case.expected, computed).items(),
+        EPS["float32"] * 2.0**fewer,
+    )
+    return {
+        k: x / unit
+        for k, x in errors
+        if measure_of(k) in measures.RESOLVABLE and isfinite(x)
+    }
 
 
 def _computed(
     case: Case, dtype: str, start: Start, kind: type[RoundedArray] | None, forward: bool
 ) -> Arrays:
     """Every step in a dtype that NumPy has, or rounded further; from blocks on the forward's."""
-    exact = [*case.expected] if start == "stepwise" else () if start == "chained" else start
+    exact = (
+        [*case.expected] if start == "stepwise" else () if start == "chained" else start
+    )
     choices = ("bits", "counts")
-    given = {k: x for k, x in case.expected.items() if k in exact or measure_of(k) in choices}
-    arrays = every_array(case_inputs(case, given, dtype, kind), TABLE[:1] if forward else TABLE)
+    given = {
+        k: x for k, x in case.expected.items() if k in exact or measure_of(k) in choices
+    }
+    arrays = every_array(
+        case_inputs(case, given, dtype, kind), TABLE[:1] if forward else TABLE
+    )
     return {name: np.asarray(x) for name, x in arrays.items()}
 
 
 def pooled_errors(truth: Arrays, computed: Arrays) -> dict[str, float]:
     """Errors by step; of drifts, alignments, corrections, perplexities the largest counts."""
-    errors = {k: error_of(k, computed[k], x)[0] for k, x in truth.items() if k in computed}
+    errors = {
+        k: error_of(k, computed[k], x)[0] for k, x in truth.items() if k in computed
+    }
     kinds = [f"{x}*.{y}" for x in EXPERIMENTS for y in ("drift", "alignment")]
     for kind in (*kinds, "*.corrected", "*.perplexity"):
         alike = [x for x in fnmatch.filter(errors, kind) if isfinite(errors[x])]
@@ -244,11 +309,20 @@ def moved_by_rounding(case: Case, step: str, dtype: str) -> float:
         return 0.0
     names = {weight.stored.numpy_dtype.name for weight in case.model.weights.values()}
     unit = max((EPS[name] for name in names & EPS.keys()), default=0.0)
-    return measures.SPARSEGPT_FACTOR * measures.FLOOR_16 * unit if unit > EPS[dtype] else 0.0
+    return (
+        measures.SPARSEGPT_FACTOR * measures.FLOOR_16 * unit
+        if unit > EPS[dtype]
+        else 0.0
+    )
 
 
-def sparsegpt_error(products: Array, truth: Array, sequences: int, damping: float) -> float:
+def sparsegpt_error(
+    products: Array, truth: Array, sequences: int, damping: float
+) -> float:
     """The largest relative error of the factor's ``diag(U)^2``, by which scores are divided."""
-    factors = (SharedFactor(x * (2 / sequences)).factored(damping)[0] for x in (products, truth))
+    factors = (
+        SharedFactor(x * (2 / sequences)).factored(damping)[0]
+        for x in (products, truth)
+    )
     scale, right = (np.square(np.diag(inverse_of_upper(x))) for x in factors)
     return float(np.max(np.abs(scale / right - 1)))

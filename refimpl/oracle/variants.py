@@ -33,7 +33,9 @@ class Mistake:
     """Other inputs of a computation, or other code of functions for as long as it is `made`."""
 
     edit: Edit = lambda x: x  # of the inputs
-    codes: tuple[tuple[FunctionType, CodeType | list[str]], ...] = ()  # or what is `reworded`
+    codes: tuple[
+        tuple[FunctionType, CodeType | list[str]], ...
+    ] = ()  # or what is `reworded`
 
     @contextmanager
     def made(self, inputs: StepInputs) -> Iterator[StepInputs]:
@@ -56,14 +58,18 @@ def weights(change: Edit) -> Mistake:
 
 def taken(of: Mapping[str, str], edit: Edit = lambda x: x) -> Mistake:
     """Weights in the place of others, or changed, by name."""
-    return weights(lambda w: {**w, **{name: edit(w[other]) for name, other in of.items()}})
+    return weights(
+        lambda w: {**w, **{name: edit(w[other]) for name, other in of.items()}}
+    )
 
 
 def tied(inputs: StepInputs) -> StepInputs:
     """The embeddings in place of the head's weight."""
     rows = np.arange(inputs.config.vocab_size)
     embed = np.take(inputs.model.embedding()["embed.weight"], rows, axis=0)
-    new = weights(lambda w: {**w, "lm_head.weight": embed} if "lm_head.weight" in w else w)
+    new = weights(
+        lambda w: {**w, "lm_head.weight": embed} if "lm_head.weight" in w else w
+    )
     return new.edit(inputs)
 
 
@@ -76,9 +82,15 @@ def _variants() -> Iterator[tuple[str, str, Mistake]]:
     yield "logits", "lm_head is tied to the embeddings", Mistake(tied)
     for patterns, mistakes in MISTAKES.items():
         for words, texts in mistakes.items():
-            starts = [i for i, x in enumerate(texts) if fullmatch(r"[a-z0-9_.]+:[A-Za-z0-9_.]+", x)]
+            starts = [
+                i
+                for i, x in enumerate(texts)
+                if fullmatch(r"[a-z0-9_.]+:[A-Za-z0-9_.]+", x)
+            ]
             ends = pairwise([*starts, len(texts)])
-            codes = tuple((function_at(texts[i]), texts[i + 1 : end]) for i, end in ends)
+            codes = tuple(
+                (function_at(texts[i]), texts[i + 1 : end]) for i, end in ends
+            )
             change = Mistake(codes=codes)
             if "float16" in words:  # so it is rounded as the candidate rounds
                 change = replace(change, edit=lambda x: replace(x, dtype=np.float32))
@@ -87,27 +99,49 @@ def _variants() -> Iterator[tuple[str, str, Mistake]]:
 
 MISTAKES = loads((Path(__file__).parent / "mistakes.toml").read_text("utf-8"))
 SLIPS = [  # patterns of names of steps, and a function of refimpl
-    (x, y) for k, v in MISTAKES.items() for y in v.pop("slips", "").split() for x in k.split()
-]  # fmt: skip
+    (x, y)
+    for k, v in MISTAKES.items()
+    for y in v.pop("slips", "").split()
+    for x in k.split()
+]
 VARIANTS = [*_variants()]  # patterns of names of steps, words, and the mistake
 
 
 Changes = Iterator[tuple[str, Mistake]]
 """With words that follow "refimpl's numbers if"."""
 EDITS: Mapping[tuple[str, str], Edit] = {  # of a kind of weight
-    ("is transposed", ""): lambda x: x.T, ("is reversed", ""): lambda x: x[..., ::-1],
-    ("is taken plus 1", "of a norm"): lambda x: x + 1, ("is negated", "of one axis"): lambda x: -x,
+    ("is transposed", ""): lambda x: x.T,
+    ("is reversed", ""): lambda x: x[..., ::-1],
+    ("is taken plus 1", "of a norm"): lambda x: x + 1,
+    ("is negated", "of one axis"): lambda x: -x,
     ("is taken minus 1", "of a norm"): lambda x: x - 1,
     ("is left out (0)", "of one axis"): lambda x: x * 0,
     ("is left out (1)", "of a norm"): lambda x: x * 0 + 1,
-}  # fmt: skip
-STRUCTURE = ("num_experts", "blocks", "experts", "alibi", "mixer", "groups", "top_groups")
-SCALED_BY = ("dim", "size", "query", "blocks")  # ends of names of numbers that scales are made of
+}
+STRUCTURE = (
+    "num_experts",
+    "blocks",
+    "experts",
+    "alibi",
+    "mixer",
+    "groups",
+    "top_groups",
+)
+SCALED_BY = (
+    "dim",
+    "size",
+    "query",
+    "blocks",
+)  # ends of names of numbers that scales are made of
 SMALL_BLOCK = 10_000_000  # weights of a block whose neighbours are read, too
 POWERS = {
-    -0.5: "1 / the root of {}", 1.0: "{}", -1.0: "1 / {}", 0.5: "the root of {}",
-    2.0: "the square of {}", -2.0: "1 / the square of {}",
-}  # fmt: skip
+    -0.5: "1 / the root of {}",
+    1.0: "{}",
+    -1.0: "1 / {}",
+    0.5: "the root of {}",
+    2.0: "the square of {}",
+    -2.0: "1 / the square of {}",
+}
 
 
 def numbers_of(inputs: StepInputs, block: int, forward: bool) -> dict[str, float]:
@@ -129,7 +163,9 @@ def of_facts(inputs: StepInputs, block: int, numbers: Mapping[str, float]) -> Ch
     """Other values of the model's facts, of its mixture, and of one block's kind and records."""
     c = inputs.config
     kind, place = c.blocks[block], f"blocks.{block % c.num_blocks}."
-    inside = [f"mixer.{k}." for k, x in vars(kind.mixer).items() if isinstance(x, Mixer)]
+    inside = [
+        f"mixer.{k}." for k, x in vars(kind.mixer).items() if isinstance(x, Mixer)
+    ]
     paths = [(kind, x) for x in ("", "mixer.", *inside, "rope.", "temperature.")]
     for owner, path in [(c, ""), (c, "experts."), (c, "alibi."), *paths]:
         record = attrgetter(path[:-1])(owner) if path else owner
@@ -139,15 +175,27 @@ def of_facts(inputs: StepInputs, block: int, numbers: Mapping[str, float]) -> Ch
             for i, other in enumerate(() if owner is c else c.blocks):
                 with suppress(AttributeError):
                     value = attrgetter(path + name)(other)
-                    words = f"that of block {i}" if isinstance(value, Mixer | Rope) else value
+                    words = (
+                        f"that of block {i}"
+                        if isinstance(value, Mixer | Rope)
+                        else value
+                    )
                     found[f"{name} is {words}"] = value
-            for words, value in (found | _others(name, old, hints[name], numbers)).items():
+            for words, value in (
+                found | _others(name, old, hints[name], numbers)
+            ).items():
                 if value != old:
-                    where = f"model.config.{'' if owner is c else place}{path}{name}".split(".")
+                    where = (
+                        f"model.config.{'' if owner is c else place}{path}{name}".split(
+                            "."
+                        )
+                    )
                     yield words, Mistake(partial(_replaced, path=where, value=value))
 
 
-def _others(name: str, value: Any, hint: Any, numbers: Mapping[str, float]) -> dict[str, Any]:
+def _others(
+    name: str, value: Any, hint: Any, numbers: Mapping[str, float]
+) -> dict[str, Any]:
     """Values that a fact has if it is left out or misread, by words."""
     found: dict[str, Any] = {f"{name} is left out": None}
     if isinstance(value, bool):
@@ -157,16 +205,28 @@ def _others(name: str, value: Any, hint: Any, numbers: Mapping[str, float]) -> d
         return {f"{name} is {x or 'absent'}": x for x in every}
     if isinstance(value, tuple) and all(type(x) is float for x in value):
         for i in range(len(value)):
-            found[f"number {i} of {name} is left out (1)"] = (*value[:i], 1.0, *value[i + 1 :])
+            found[f"number {i} of {name} is left out (1)"] = (
+                *value[:i],
+                1.0,
+                *value[i + 1 :],
+            )
         for i, j in combinations(range(len(value)), 2):
             order = [{i: j, j: i}.get(k, k) for k in range(len(value))]
-            found[f"numbers {i} and {j} of {name} are swapped"] = tuple(value[k] for k in order)
+            found[f"numbers {i} and {j} of {name} are swapped"] = tuple(
+                value[k] for k in order
+            )
     if type(value) is float:
         found = {f"{name} is left out (1)": 1.0} | found
         for dtype in ("bfloat16", "float16"):
             with np.errstate(over="ignore"):
-                found[f"{name} is rounded to {dtype}"] = float(np.array(value).astype(dtype))
-        sizes = [(k, n) for k, n in numbers.items() if "scale" in name and k.endswith(SCALED_BY)]
+                found[f"{name} is rounded to {dtype}"] = float(
+                    np.array(value).astype(dtype)
+                )
+        sizes = [
+            (k, n)
+            for k, n in numbers.items()
+            if "scale" in name and k.endswith(SCALED_BY)
+        ]
         for (power, x), (k, n) in product(POWERS.items(), sizes):
             how, times = ("is multiplied by", value) if k == "blocks" else ("is", 1.0)
             found[f"{name} {how} {x.format(k)}"] = times * n**power
@@ -178,7 +238,9 @@ def _others(name: str, value: Any, hint: Any, numbers: Mapping[str, float]) -> d
             found["exponents of frequencies are i / rotary_dim"] = value**0.5
         near = [10 * value, value / 10, 2 * value, value / 2]
         usual = {"eps": (0.0, 1e-5, 1e-6, 1e-8, 1e-3), "theta": (1e4, 5e5, 1e6)}
-        near += next((x for k, x in usual.items() if k in name), (0.0, -value, 10.0, 0.5))
+        near += next(
+            (x for k, x in usual.items() if k in name), (0.0, -value, 10.0, 0.5)
+        )
         found |= {f"{name} is {x:.4g}": x for x in near if name != "theta" or x >= 1e4}
     if type(value) is int:
         alike = numbers if name.endswith("dim") else {}
@@ -187,7 +249,9 @@ def _others(name: str, value: Any, hint: Any, numbers: Mapping[str, float]) -> d
         found |= {f"{name} is {x}": x for x in some}
     for first in (0, 1) if name == "slopes" else ():
         powers = (-8 * (i + first) / len(value) for i in range(len(value)))
-        found[f"slopes are 2^(-8 (i + {first}) / heads)"] = tuple(2.0**x for x in powers)
+        found[f"slopes are 2^(-8 (i + {first}) / heads)"] = tuple(
+            2.0**x for x in powers
+        )
     return found
 
 
@@ -198,7 +262,8 @@ def _replaced(record: Any, path: list[str], value: Any) -> Any:
     first, rest = path[0], path[1:]
     if isinstance(record, tuple):
         return tuple(
-            _replaced(x, rest, value) if f"{i}" == first else x for i, x in enumerate(record)
+            _replaced(x, rest, value) if f"{i}" == first else x
+            for i, x in enumerate(record)
         )
     return replace(record, **{first: _replaced(getattr(record, first), rest, value)})
 
@@ -215,8 +280,13 @@ def of_weights(inputs: StepInputs, block: int) -> Changes:
     small = block >= 0 and sum(prod(x.shape) for x in every.values()) < SMALL_BLOCK
     for i in {block - 1, block + 1} & {*range(c.num_blocks)} if small else ():
         other = dict(model.block(i, np.float64))
-        if {k: x.shape for k, x in other.items()} == {k: x.shape for k, x in every.items()}:
-            yield f"weights are those of block {i}", weights(partial(lambda x, _: x, other))
+        if {k: x.shape for k, x in other.items()} == {
+            k: x.shape for k, x in every.items()
+        }:
+            yield (
+                f"weights are those of block {i}",
+                weights(partial(lambda x, _: x, other)),
+            )
     for a, shape in shapes.items():
         gone = partial(lambda a, w: {k: x for k, x in w.items() if k != a}, a)
         yield f"{a} is left out", weights(gone)
@@ -232,7 +302,10 @@ def of_weights(inputs: StepInputs, block: int) -> Changes:
 
 
 def _rounded(dtype: str, w: Arrays) -> Arrays:
-    return {k: x.astype(dtype).astype(x.dtype) if x.dtype.kind == "f" else x for k, x in w.items()}
+    return {
+        k: x.astype(dtype).astype(x.dtype) if x.dtype.kind == "f" else x
+        for k, x in w.items()
+    }
 
 
 def of_inputs(inputs: StepInputs, step: str) -> Changes:
@@ -242,7 +315,11 @@ def of_inputs(inputs: StepInputs, step: str) -> Changes:
         name, right = prefix + short, inputs.given[prefix + short]
         others = {f"{short} is left out": right * 0, f"{short} counts twice": right * 2}
         for other, x in inputs.given.items():
-            if other.startswith(prefix) and x.shape == right.shape and other not in (name, step):
+            if (
+                other.startswith(prefix)
+                and x.shape == right.shape
+                and other not in (name, step)
+            ):
                 others[f"{other.removeprefix(prefix)} is read in place of {short}"] = x
         for words, value in others.items():
             given = {**inputs.given, name: value}
@@ -250,9 +327,14 @@ def of_inputs(inputs: StepInputs, step: str) -> Changes:
 
 
 FUSED = (  # weights that files hold in one tensor
-    "q_proj k_proj v_proj", "q_proj attn_gate", "k_proj v_proj", "gate_proj up_proj",
-    "in_proj_q in_proj_k in_proj_v", "in_proj_b in_proj_a", "in_proj_z in_proj_x in_proj_bc",
-)  # fmt: skip
+    "q_proj k_proj v_proj",
+    "q_proj attn_gate",
+    "k_proj v_proj",
+    "gate_proj up_proj",
+    "in_proj_q in_proj_k in_proj_v",
+    "in_proj_b in_proj_a",
+    "in_proj_z in_proj_x in_proj_bc",
+)
 
 
 def in_layouts(every: Arrays, mixer: Any, head_dim: int) -> Changes:
@@ -270,7 +352,10 @@ def in_layouts(every: Arrays, mixer: Any, head_dim: int) -> Changes:
     counts = {x for x in vars(mixer).values() if type(x) is int and x > 1} | {2, 3}
 
     for name in (x for x in every if x.endswith(("proj.weight", "gate.weight"))):
-        rows, parts = len(every[name]), counts if not name.startswith("experts.") else ()
+        rows, parts = (
+            len(every[name]),
+            counts if not name.startswith("experts.") else (),
+        )
         both = {x: x for x in (name, name.replace(".weight", ".bias")) if x in every}
         for n in (x for x in sorted(parts) if rows % x == 0):
             words = f"the {n} parts of {name} are in another order"
@@ -289,7 +374,10 @@ def in_layouts(every: Arrays, mixer: Any, head_dim: int) -> Changes:
             for one, other in permutations(orders, 2):
                 if one[0] == 1 or other[0] == 1:
                     how = f"{_in_words(names, *one)}, and is read as {_in_words(names, *other)}"
-                    yield f"one tensor holds {how}", weights(partial(_misread, groups, one, other))
+                    yield (
+                        f"one tensor holds {how}",
+                        weights(partial(_misread, groups, one, other)),
+                    )
 
 
 def _in_each_head(head_dim: int, n: int, x: Array) -> Array:
@@ -304,10 +392,13 @@ def _in_words(names: list[str], runs: int, order: tuple[int, ...]) -> str:
 def _rows(sizes: list[int], runs: int, order: tuple[int, ...]) -> Array:
     """Numbers of the rows of all parts, in the order of a tensor in which their runs alternate."""
     starts = np.cumsum([0, *sizes])
-    return np.concatenate([
-        starts[i] + np.arange(j * sizes[i] // runs, (j + 1) * sizes[i] // runs)
-        for j in range(runs) for i in order
-    ])  # fmt: skip
+    return np.concatenate(
+        [
+            starts[i] + np.arange(j * sizes[i] // runs, (j + 1) * sizes[i] // runs)
+            for j in range(runs)
+            for i in order
+        ]
+    )
 
 
 def _misread(groups: list[tuple[str, ...]], one: Any, other: Any, w: Arrays) -> Arrays:
@@ -320,9 +411,16 @@ def _misread(groups: list[tuple[str, ...]], one: Any, other: Any, w: Arrays) -> 
         w: The block's weights by our names.
     """
     new = dict(w)
-    for keys in [[f"{x}.{kind}" for x in names] for names in groups for kind in ("weight", "bias")]:
+    for keys in [
+        [f"{x}.{kind}" for x in names]
+        for names in groups
+        for kind in ("weight", "bias")
+    ]:
         if all(key in w for key in keys):
-            sizes, rows = [len(w[key]) for key in keys], np.concatenate([w[key] for key in keys])
+            sizes, rows = (
+                [len(w[key]) for key in keys],
+                np.concatenate([w[key] for key in keys]),
+            )
             rows[_rows(sizes, *other)] = rows[_rows(sizes, *one)]
             new.update(zip(keys, np.split(rows, np.cumsum(sizes)[:-1]), strict=True))
     return new

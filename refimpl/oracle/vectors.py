@@ -29,7 +29,14 @@ from refimpl.oracle.case import Case
 from refimpl.oracle.case_folders import matching
 from refimpl.oracle.check import Report
 from refimpl.oracle.diagnosis import where_wrong
-from refimpl.oracle.measures import EPS, Arrays, coarsest, error_of, step_result, tolerance_of
+from refimpl.oracle.measures import (
+    EPS,
+    Arrays,
+    coarsest,
+    error_of,
+    step_result,
+    tolerance_of,
+)
 from refimpl.oracle.mutations import function_at
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import rounding
@@ -37,7 +44,9 @@ from refimpl.oracle.truth import FEWER_BITS
 from refimpl.running.outputs import check_folder, json_text, whole
 from refimpl.version import SPEC
 
-KERNELS: dict[str, Any] = loads((Path(__file__).parent / "vectors.toml").read_text("utf-8"))
+KERNELS: dict[str, Any] = loads(
+    (Path(__file__).parent / "vectors.toml").read_text("utf-8")
+)
 JUDGED = ("float64", "float32")  # dtypes
 NAMED = "unit vectors", "what refimpl vectors wrote", "run refimpl vectors again"
 Cast = Callable[[Any], Any]
@@ -63,7 +72,11 @@ def vectors_of(kernel: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Arr
     """
     for flags, *change in KERNELS[kernel]["at"]:
         name = f"{kernel}.{re.sub('[^a-z0-9]+', '_', flags.lower())}"
-        facts = {"flags": flags.split(", "), **KERNELS[kernel]["facts"], **dict(*change)}
+        facts = {
+            "flags": flags.split(", "),
+            **KERNELS[kernel]["facts"],
+            **dict(*change),
+        }
         yield name, facts, _drawn(name, facts)
 
 
@@ -83,7 +96,9 @@ def _drawn(vector: str, facts: Mapping[str, Any]) -> dict[str, Array]:
         elif name == "positions":
             arrays[name] = np.arange(len(x))
         elif words == "S S":
-            arrays[name] = causal_bias(np.arange(len(x)), facts.get("window"), np.float32)
+            arrays[name] = causal_bias(
+                np.arange(len(x)), facts.get("window"), np.float32
+            )
     return arrays
 
 
@@ -137,7 +152,11 @@ def write_vectors(kernel: str, folder: Path) -> Path:
     with whole(folder) as new:
         new.mkdir()
         for name in KERNELS if kernel == "all" else [kernel]:
-            vectors, arrays, allowed = {}, dict[str, Array](), dict[str, dict[str, float]]()
+            vectors, arrays, allowed = (
+                {},
+                dict[str, Array](),
+                dict[str, dict[str, float]](),
+            )
             own: dict[str, float] = {}
             for vector, facts, inputs in vectors_of(name):
                 computed = partial(outputs_of, vector, facts, inputs)
@@ -147,7 +166,9 @@ def write_vectors(kernel: str, folder: Path) -> Path:
                 own |= own_units(truth, computed)
                 for step, x in truth.items():
                     errors = {dtype: own[step] * EPS[dtype] for dtype in JUDGED}
-                    allowed[step] = {k: tolerance_of(step, x, y, k) for k, y in errors.items()}
+                    allowed[step] = {
+                        k: tolerance_of(step, x, y, k) for k, y in errors.items()
+                    }
                 vectors[vector] = facts
             document = plain(KernelFacts(SPEC, vectors, own, allowed))
             (new / f"{name}.json").write_text(json_text(document), "utf-8")
@@ -165,7 +186,9 @@ def own_units(truth: Arrays, computed: Callable[[Cast], Arrays]) -> dict[str, fl
     return own
 
 
-def check_vectors(folder: Path, arrays: Arrays, only: tuple[str, ...], dtype: str | None) -> Report:
+def check_vectors(
+    folder: Path, arrays: Arrays, only: tuple[str, ...], dtype: str | None
+) -> Report:
     """Judge outputs, each as a step of a case that is computed from its inputs.
 
     Args:
@@ -175,7 +198,9 @@ def check_vectors(folder: Path, arrays: Arrays, only: tuple[str, ...], dtype: st
         dtype: The candidate's dtype; the coarsest of its float arrays if None.
     """
     truth, own = dict[str, Array](), dict[str, float]()
-    for path in (x for x in (folder / f"{name}.json" for name in KERNELS) if x.is_file()):
+    for path in (
+        x for x in (folder / f"{name}.json" for name in KERNELS) if x.is_file()
+    ):
         kernel = read_document(path, NAMED, None, lambda x: converted(x, KernelFacts))
         stored = SafetensorsFile(path.with_suffix(".safetensors")).arrays
         own |= kernel.own_errors
@@ -183,13 +208,17 @@ def check_vectors(folder: Path, arrays: Arrays, only: tuple[str, ...], dtype: st
     asked = matching(truth, only or ("*",))
     if not asked or not truth.keys() & arrays:
         names = f"names such as {', '.join([*truth][:3])}"
-        problem = f"no output is named in the file ({', '.join([*arrays][:3])}), or by `only`"
+        problem = (
+            f"no output is named in the file ({', '.join([*arrays][:3])}), or by `only`"
+        )
         raise RefimplError(problem, names, "use these names")
     dtype = dtype or coarsest(arrays) or "float32"
     results = []
     for step in asked:
         right, error = truth[step], own[step] * EPS[dtype] if dtype in JUDGED else inf
-        result = step_result(step, arrays, right, error, tolerance_of(step, right, error, dtype))
+        result = step_result(
+            step, arrays, right, error, tolerance_of(step, right, error, dtype)
+        )
         if result.status == "divergent":
             seen: Any = SimpleNamespace(values=truth, actual=arrays)
             result = replace(result, diagnose=partial(where_wrong, seen, result))

@@ -13,7 +13,11 @@ from refimpl.bases.uniform import UNIFORM
 from refimpl.bench.cells import Comparison
 from refimpl.bench.tables import Change, summaries
 from refimpl.errors import RefimplError
-from refimpl.evaluation.evaluate import Evaluation, EvaluationDocument, evaluation_document
+from refimpl.evaluation.evaluate import (
+    Evaluation,
+    EvaluationDocument,
+    evaluation_document,
+)
 from refimpl.evaluation.likelihood import LOG_MOST
 from refimpl.loading.files.documents import converted
 from refimpl.model.ops import Array
@@ -60,7 +64,9 @@ def drift(scores: Scores, ax: "Axes | None" = None, which: int = 0) -> "Axes":
         from matplotlib.colors import LogNorm
 
         norm = LogNorm(*(known.min(), known.max()) if known.size else (1, 2))
-        image = ax.imshow(np.ma.masked_invalid(values), norm=norm, cmap="viridis", aspect="auto")
+        image = ax.imshow(
+            np.ma.masked_invalid(values), norm=norm, cmap="viridis", aspect="auto"
+        )
         ax.grid(False)
         block_axis(ax, len(values), "observed after block")
         block_axis(ax, len(values), "perturbed block", vertical=True)
@@ -94,7 +100,14 @@ def coefficients(scores: Scores | Series, ax: "Axes | None" = None) -> "Axes":
         per_block(ax, series, "perturbed block", "absorption coefficient r")
         if isinstance(scores, Scores):
             first, name = scores.sweep[0], "r if the error is passed on unchanged"
-            points(ax, name, first.passed_on, first.passed_on_stderr, Look(INK, "None"), ":")
+            points(
+                ax,
+                name,
+                first.passed_on,
+                first.passed_on_stderr,
+                Look(INK, "None"),
+                ":",
+            )
     return ax
 
 
@@ -131,7 +144,9 @@ def divergence(scores: Scores | Series, ax: "Axes | None" = None) -> "Axes":
     return ax
 
 
-def allocation(scores: Scores | Allocation | Series, ax: "Axes | None" = None) -> "Axes":
+def allocation(
+    scores: Scores | Allocation | Series, ax: "Axes | None" = None
+) -> "Axes":
     """Draw the sparsity of each block: of the base, and of the allocation with its errors.
 
     Args:
@@ -148,11 +163,22 @@ def allocation(scores: Scores | Allocation | Series, ax: "Axes | None" = None) -
         facts = _facts(scores)
         scores = allocate(scores, request_for(scores))
     if isinstance(scores, Allocation):
-        request, errors, base = scores.request, scores.errors, scores.request.record.name
+        request, errors, base = (
+            scores.request,
+            scores.errors,
+            scores.request.record.name,
+        )
         target, series = request.sparsity, _pairs({base: scores.base_sparsity})
         if request.correct is not None:
-            name = request.correct if base == UNIFORM.name else f"{base} + {request.correct}"
-            series[name] = scores.corrected_sparsity, None if errors is None else errors.combined
+            name = (
+                request.correct
+                if base == UNIFORM.name
+                else f"{base} + {request.correct}"
+            )
+            series[name] = (
+                scores.corrected_sparsity,
+                None if errors is None else errors.combined,
+            )
             facts += _bars(0 if errors is None else errors.samples)
     else:
         series = _pairs(scores)
@@ -167,7 +193,9 @@ def allocation(scores: Scores | Allocation | Series, ax: "Axes | None" = None) -
 
 
 def comparison(
-    evaluations: Sequence[Evaluation | EvaluationDocument] | Comparison | Mapping[str, Any],
+    evaluations: Sequence[Evaluation | EvaluationDocument]
+    | Comparison
+    | Mapping[str, Any],
     ax: "Axes | None" = None,
 ) -> "Axes":
     """Draw perplexity against sparsity, a line per pruner and allocation, with standard errors.
@@ -187,7 +215,9 @@ def comparison(
     if isinstance(evaluations, Comparison):
         heading, measure, curves, dense, facts = bench_curves(evaluations)
     elif isinstance(evaluations, Mapping):
-        curves = {("", x): np.array(pairs, np.float64) for x, pairs in evaluations.items()}
+        curves = {
+            ("", x): np.array(pairs, np.float64) for x, pairs in evaluations.items()
+        }
         dense = float(curves.pop(("", "dense"), np.array([[0, nan]]))[0, 1])
         heading, measure, facts = "Perplexity against sparsity", "perplexity", []
     else:
@@ -205,26 +235,35 @@ def comparison(
         if len(every) <= 8:
             ax.set_xticks(every, [f"{x:.3g}" for x in every])
         ax.set_xlabel("sparsity")
-        value_axis(ax, measure, [*(values[:, 1] for values in curves.values()), [dense]])
+        value_axis(
+            ax, measure, [*(values[:, 1] for values in curves.values()), [dense]]
+        )
     return ax
 
 
 def _pairs(series: Series) -> Errors:
     """The values of each series, and their errors if they are known."""
     arrays = {name: np.asarray(x, np.float64) for name, x in series.items()}
-    return {name: (x[0], x[1]) if x.ndim > 1 else (x, None) for name, x in arrays.items()}
+    return {
+        name: (x[0], x[1]) if x.ndim > 1 else (x, None) for name, x in arrays.items()
+    }
 
 
 def _perturbed(absorption: Absorption) -> str:
     """How a state was perturbed, in a few words."""
-    return "blocks pruned alone" if absorption.eta is None else f"eta {absorption.eta:g}"
+    return (
+        "blocks pruned alone" if absorption.eta is None else f"eta {absorption.eta:g}"
+    )
 
 
 def _facts(scores: Scores) -> list[str]:
     """Of which model, and on what."""
     tokens = scores.tokens
     source = tokens.source.partition(", ")[0]
-    return [scores.model, f"{scores.measured_samples} x {tokens.seq_len} tokens of {source}"]
+    return [
+        scores.model,
+        f"{scores.measured_samples} x {tokens.seq_len} tokens of {source}",
+    ]
 
 
 def _bars(samples: int) -> list[str]:
@@ -235,7 +274,9 @@ def _bars(samples: int) -> list[str]:
 def measured_curves(evaluations: Sequence[Evaluation | EvaluationDocument]) -> Curves:
     """The perplexities of models on one text; the one that was not pruned is the dense one."""
     documents = [
-        converted(evaluation_document(x), EvaluationDocument) if isinstance(x, Evaluation) else x
+        converted(evaluation_document(x), EvaluationDocument)
+        if isinstance(x, Evaluation)
+        else x
         for x in evaluations
     ]
     texts = {(x.text.sha256, x.text.window): x.text for x in documents}
@@ -257,7 +298,9 @@ def measured_curves(evaluations: Sequence[Evaluation | EvaluationDocument]) -> C
             name = x.pruning.allocation.removesuffix(" measured")
             key = x.pruning.method, name.removeprefix(f"{UNIFORM.name} + ")
             pairs.setdefault(key, []).append((x.pruning.sparsity, value, error))
-    names = dict.fromkeys(x.model if x.pruning is None else x.pruning.model for x in documents)
+    names = dict.fromkeys(
+        x.model if x.pruning is None else x.pruning.model for x in documents
+    )
     windows = f"{text.num_windows} windows of {text.window} tokens"
     facts = [*names, *dict.fromkeys(pruner for pruner, _ in pairs), windows]
     facts.append("bars: standard errors over windows")
@@ -269,7 +312,9 @@ def measured_curves(evaluations: Sequence[Evaluation | EvaluationDocument]) -> C
 def bench_curves(comparison: Comparison) -> Curves:
     """Perplexities as multiples of the dense model's, the means over texts."""
     found, names = [*summaries(comparison)], ("model", "pruner", "text")
-    models, pruners, texts = ([*dict.fromkeys(getattr(x, y) for x in found)] for y in names)
+    models, pruners, texts = (
+        [*dict.fromkeys(getattr(x, y) for x in found)] for y in names
+    )
     changes: dict[tuple[str, str], dict[float, list[Change]]] = {}
     for x in found:
         label = f"{x.model}, {x.pruner}" if len(models) > 1 else x.pruner
@@ -281,7 +326,9 @@ def bench_curves(comparison: Comparison) -> Curves:
         factors = np.exp(np.minimum([x.mean() for x in nats], LOG_MOST))
         error = factors * [np.linalg.norm(x) / len(x) for x in errors]
         series[key] = np.column_stack([[*growth], factors, error])
-    windows = max((len(text.nats) for row in comparison.rows for text in row.texts), default=0)
+    windows = max(
+        (len(text.nats) for row in comparison.rows for text in row.texts), default=0
+    )
     facts = [*models, *pruners, f"mean over {', '.join(texts)}", f"{windows} windows"]
     heading, facts = "Perplexity against sparsity", [*facts, "bars: standard errors"]
     return heading, "× dense perplexity", series, 1.0, facts

@@ -18,7 +18,12 @@ from refimpl.bench.cells import BENCH, Comparison, read_bench
 from refimpl.bench.tables import LEGEND, bench_table
 from refimpl.errors import RefimplError, printable
 from refimpl.evaluation.evaluate import EvaluationDocument
-from refimpl.loading.files.documents import converted, parsed_object, read_file, reading_document
+from refimpl.loading.files.documents import (
+    converted,
+    parsed_object,
+    read_file,
+    reading_document,
+)
 from refimpl.plot import figures
 from refimpl.plot.style import FAINT, FILE_METADATA, INK, drawn, styled
 from refimpl.show.blocks import columns, header
@@ -41,7 +46,9 @@ def read_result(path: Path) -> Drawable:
         bench = read_bench(path / BENCH if path.is_dir() else path)
         if all(row.pruner is None for row in bench.rows):
             problem = f"{path}: no pruned model was measured yet"
-            raise RefimplError(problem, "a comparison with cells", "run refimpl bench again")
+            raise RefimplError(
+                problem, "a comparison with cells", "run refimpl bench again"
+            )
         return bench
     if path.is_dir() and not (path / "scores.json").is_file():
         raise RefimplError(f"{path}: no {BENCH} and no scores.json", *_ERROR_TEXT[1:])
@@ -80,7 +87,9 @@ def _panels(results: Sequence[Drawable]) -> Iterator[Panel]:
             if result.made_for.get("base") is not None:  # it is no file
                 yield "allocation", partial(figures.allocation, result)
         elif isinstance(result, EvaluationDocument):
-            texts.setdefault((result.text.sha256, result.text.window), []).append(result)
+            texts.setdefault((result.text.sha256, result.text.window), []).append(
+                result
+            )
         elif any(row.pruner for row in result.rows):
             yield "comparison", partial(figures.comparison, result)
     for same in texts.values():
@@ -97,7 +106,11 @@ def report(paths: Sequence[str | Path]) -> str:
         shown = [f"<figure>\n{x}\n</figure>" for x in pictures]
         grid = "\n".join(['<div class="grid">', *shown, "</div>"]) if shown else ""
         body.append(f"<section>\n<h2>{html(heading)}</h2>\n{grid}\n{below}\n</section>")
-    first = results[0].rows[0].model if isinstance(results[0], Comparison) else results[0].model
+    first = (
+        results[0].rows[0].model
+        if isinstance(results[0], Comparison)
+        else results[0].model
+    )
     template = Template(files("refimpl.plot").joinpath("page.html").read_text("utf-8"))
     return template.substitute(
         title=html(f"{first}: results"), version=html(__version__), body="\n".join(body)
@@ -112,7 +125,10 @@ def html(text: object) -> str:
 def _sections(results: Sequence[Drawable]) -> Iterator[tuple[str, list[Panel], str]]:
     """Of each section its heading, its figures, and HTML below them."""
     for scores in (x for x in results if isinstance(x, Scores)):
-        whose, numbers = f"{scores.model}, {scores.tokens.source.partition(', ')[0]}", ""
+        whose, numbers = (
+            f"{scores.model}, {scores.tokens.source.partition(', ')[0]}",
+            "",
+        )
         if scores.made_for.get("base") is not None:
             allocated = allocate(scores, request_for(scores))
             facts = "\n".join(map(html, wrapped(header(scores, allocated))))
@@ -124,14 +140,20 @@ def _sections(results: Sequence[Drawable]) -> Iterator[tuple[str, list[Panel], s
         of_runs: dict[str, list[str]] = {"run": [], "text": [], "perplexity": []}
         for x in evaluations:
             text, size = x.text, f"{x.text.num_windows} x {x.text.window}"
-            of_runs["run"].append(f"{x.model}, {x.pruning.name}" if x.pruning else x.model)
+            of_runs["run"].append(
+                f"{x.model}, {x.pruning.name}" if x.pruning else x.model
+            )
             of_runs["text"].append(f"{text.source.partition(', ')[0]}, {size}")
             value = inf if text.perplexity is None else text.perplexity
             error = nan if text.perplexity_stderr is None else text.perplexity_stderr
             of_runs["perplexity"].append(with_error(value, error))
         yield "Evaluations", shown, table_html(Table(of_runs, left=2))
     for one in (x for x in results if isinstance(x, Comparison)):
-        yield "Comparison", panels([one]), f"{table_html(bench_table(one))}\n<p>{html(LEGEND)}</p>"
+        yield (
+            "Comparison",
+            panels([one]),
+            f"{table_html(bench_table(one))}\n<p>{html(LEGEND)}</p>",
+        )
 
 
 def picture(panel: Panel, prefix: str) -> str:

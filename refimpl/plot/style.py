@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 INK, FAINT = "#24292f", "#b8c0c8"  # of texts and of grids; a page replaces them
 COLOURS = {
     **dict.fromkeys(("axes.edgecolor", "grid.color"), FAINT),
-    **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(
+        ("axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK
+    ),
 }
 _WIDTH, _HEIGHT = 4.5, 3.8  # inches of one figure
-FILE_METADATA: dict[str, dict[str, None]] = {  # by ending; without the time, and without a version
+FILE_METADATA: dict[
+    str, dict[str, None]
+] = {  # by ending; without the time, and without a version
     ".svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
     ".png": {"Software": None},
     ".pdf": dict.fromkeys(("CreationDate", "Creator", "Producer")),
@@ -69,12 +73,20 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     """
     found: dict[str, Look] = {}
     for name in names:
-        known = re.sub(r":[^+]*|^uniform \+", "", name.lower())  # without the options of a base
+        known = re.sub(
+            r":[^+]*|^uniform \+", "", name.lower()
+        )  # without the options of a base
         words = [x for x in re.findall(r"[a-z]+", known) if x in LOOKS]
         first = crc32(name.encode()) % len(MARKERS)
-        markers, colours = MARKERS[first:] + MARKERS[:first], ["#8c6d5a", "#6d7f52", "#5f7896"]
+        markers, colours = (
+            MARKERS[first:] + MARKERS[:first],
+            ["#8c6d5a", "#6d7f52", "#5f7896"],
+        )
         if words:
-            markers, colours = LOOKS[words[-1]].marker + markers, [LOOKS[words[0]].colour]
+            markers, colours = (
+                LOOKS[words[-1]].marker + markers,
+                [LOOKS[words[0]].colour],
+            )
         choices = [Look(colour, marker) for colour in colours for marker in markers]
         found[name] = next((x for x in choices if x not in found.values()), choices[0])
     return found
@@ -90,7 +102,9 @@ def styled() -> Any:
     need("plot", "matplotlib")
     import matplotlib
 
-    return matplotlib.rc_context(COLOURS, files("refimpl.plot").joinpath("refimpl.mplstyle"))
+    return matplotlib.rc_context(
+        COLOURS, files("refimpl.plot").joinpath("refimpl.mplstyle")
+    )
 
 
 def drawn(panels: Sequence[Callable[..., Any]]) -> "Figure":
@@ -100,16 +114,26 @@ def drawn(panels: Sequence[Callable[..., Any]]) -> "Figure":
 
         columns, rows = min(len(panels), 2), -(-len(panels) // 2)
         figure = Figure(figsize=(_WIDTH * columns, _HEIGHT * rows))
-        parts = figure.subfigures(rows, columns, squeeze=False).ravel()  # each with its layout
+        parts = figure.subfigures(
+            rows, columns, squeeze=False
+        ).ravel()  # each with its layout
         for part, draw in zip(parts, panels, strict=False):
             draw(ax=part.subplots())
-        tall = [x.get_legend().get_window_extent().height for x in figure.axes if x.get_legend()]
-        figure.set_figheight(rows * max(_HEIGHT, _HEIGHT - 0.9 + max(tall, default=0) / figure.dpi))
+        tall = [
+            x.get_legend().get_window_extent().height
+            for x in figure.axes
+            if x.get_legend()
+        ]
+        figure.set_figheight(
+            rows * max(_HEIGHT, _HEIGHT - 0.9 + max(tall, default=0) / figure.dpi)
+        )
     return figure
 
 
 @contextmanager
-def figure_axes(ax: "Axes | None", heading: str, facts: Sequence[str] = ()) -> Iterator["Axes"]:
+def figure_axes(
+    ax: "Axes | None", heading: str, facts: Sequence[str] = ()
+) -> Iterator["Axes"]:
     """The axes of a figure, or new ones, in the style; when drawn, with a legend and a title."""
     with styled():
         from matplotlib.figure import Figure
@@ -119,7 +143,11 @@ def figure_axes(ax: "Axes | None", heading: str, facts: Sequence[str] = ()) -> I
         handles, names = ax.get_legend_handles_labels()
         if handles:  # below the axes, in as many columns as the names allow
             columns = max(1, min(4, len(names), 49 // max(map(len, names))))
-            place = {"loc": "upper left", "bbox_to_anchor": (-0.13, 0), "borderaxespad": 4.2}
+            place = {
+                "loc": "upper left",
+                "bbox_to_anchor": (-0.13, 0),
+                "borderaxespad": 4.2,
+            }
             ax.legend(handles, names, ncols=columns, fontsize=8, **place)
         title(ax, heading, facts)
 
@@ -132,22 +160,43 @@ def title(ax: "Axes", heading: str, facts: Sequence[str] = ()) -> None:
     with styled():
         ax.set_title(words, loc="left", weight="bold", size=10, pad=8 + 11 * len(lines))
         text = ax.annotate(
-            "\n".join(map(plain_text, lines)), (0, 1), (0, 6), size=7.5, annotation_clip=False,
-            xycoords="axes fraction", textcoords="offset points", linespacing=1.25,
-        )  # fmt: skip
+            "\n".join(map(plain_text, lines)),
+            (0, 1),
+            (0, 6),
+            size=7.5,
+            annotation_clip=False,
+            xycoords="axes fraction",
+            textcoords="offset points",
+            linespacing=1.25,
+        )
         text.set_in_layout(False)  # it may be wider than the axes
 
 
 def points(
-    ax: "Axes", name: str, y: Array, error: Array | None, look: Look, line: Any, x: Any = None
+    ax: "Axes",
+    name: str,
+    y: Array,
+    error: Array | None,
+    look: Look,
+    line: Any,
+    x: Any = None,
 ) -> None:
     """Points with their standard errors; unknown values are gaps, unknown errors have no bar."""
-    bars = None if error is None or not np.isfinite(error).any() else np.nan_to_num(error)
+    bars = (
+        None if error is None or not np.isfinite(error).any() else np.nan_to_num(error)
+    )
     ax.errorbar(
-        np.arange(len(y)) if x is None else x, y, bars, color=look.colour, marker=look.marker,
-        markersize=8 if look.marker == "*" else 5, linestyle=line or "none", elinewidth=1,
-        capsize=2, label=plain_text(name) or None,
-    )  # fmt: skip
+        np.arange(len(y)) if x is None else x,
+        y,
+        bars,
+        color=look.colour,
+        marker=look.marker,
+        markersize=8 if look.marker == "*" else 5,
+        linestyle=line or "none",
+        elinewidth=1,
+        capsize=2,
+        label=plain_text(name) or None,
+    )
 
 
 def per_block(
@@ -157,9 +206,13 @@ def per_block(
     from matplotlib import colormaps
 
     several = colormaps["viridis"](np.linspace(0.2, 0.75, len(series)))
-    shades: Any = several if len(series) > 1 else [INK]  # other colours are those of allocations
+    shades: Any = (
+        several if len(series) > 1 else [INK]
+    )  # other colours are those of allocations
     looks_of = zip(shades, cycle("osD^vPX"), strict=False)
-    for (shade, marker), (name, (y, error)) in zip(looks_of, series.items(), strict=False):
+    for (shade, marker), (name, (y, error)) in zip(
+        looks_of, series.items(), strict=False
+    ):
         points(ax, name, y, error, Look(shade, marker), "-" if len(series) > 1 else "")
         block_axis(ax, len(y), block)
     value_axis(ax, value, [y for y, _ in series.values()])
@@ -178,7 +231,9 @@ def block_axis(ax: "Axes", count: int, label: str, vertical: bool = False) -> No
         ax.set_xlim(-0.6, count - 0.4)
 
 
-def value_axis(ax: "Axes", label: str, values: Iterable[Array | Sequence[float]]) -> None:
+def value_axis(
+    ax: "Axes", label: str, values: Iterable[Array | Sequence[float]]
+) -> None:
     """The axis of the values, logarithmic if the largest is more than six times the smallest."""
     known = np.concatenate([np.ravel(x) for x in values])
     known = known[np.isfinite(known)]
@@ -194,7 +249,9 @@ def round_ticks(axis: Any, known: Array) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     wide = known.size > 0 and known.max() > 1000 * known.min()
-    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=9))
+    axis.set_major_locator(
+        LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=9)
+    )
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -216,7 +273,9 @@ def save(ax: Any, path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in FILE_METADATA:
         expected = f"{', '.join(FILE_METADATA)}; refimpl plot also writes .html"
-        raise RefimplError(f"{path}: no format of figures", expected, "change the ending")
+        raise RefimplError(
+            f"{path}: no format of figures", expected, "change the ending"
+        )
     with styled(), whole(path) as beside:
         more = {"format": path.suffix[1:], "metadata": FILE_METADATA[path.suffix]}
         ax.figure.figure.savefig(beside, dpi=200, **more)

@@ -5,7 +5,15 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Bools, Compat, Floats, NotNegative, checked, integer, require
+from refimpl.arguments import (
+    Bools,
+    Compat,
+    Floats,
+    NotNegative,
+    checked,
+    integer,
+    require,
+)
 from refimpl.arguments import Fraction as Share
 from refimpl.errors import RefimplError
 from refimpl.pruners.counts import Pattern, pattern_count, pattern_keep
@@ -98,7 +106,9 @@ def _inverse(outer: Floats) -> tuple[Floats, Floats]:
     return np.asarray(np.linalg.inv(g), np.float64), norms
 
 
-def _decided(t: Floats, count: int, turn: int, pattern: Pattern | None, peer: bool) -> Bools:
+def _decided(
+    t: Floats, count: int, turn: int, pattern: Pattern | None, peer: bool
+) -> Bools:
     """M of a round."""
     size = np.abs(t)
     left = Fraction(_DECIDING - 1 - turn, _DECIDING) ** 3

@@ -84,7 +84,9 @@ def apportion(quotas: npt.ArrayLike, sizes: npt.ArrayLike, total: int) -> Ints:
             "project the sparsities onto the budget first",
         )
     counts = np.floor(asked).astype(np.int64)
-    order = np.argsort(counts - asked, kind="stable")  # largest remainder first, then lower index
+    order = np.argsort(
+        counts - asked, kind="stable"
+    )  # largest remainder first, then lower index
     counts[order[: total - counts.sum()]] += 1
     return counts
 
@@ -112,14 +114,20 @@ def split_count(count: int, sizes: npt.ArrayLike) -> Ints:
     parts: list[int] = unit_sizes(sizes).tolist()
     whole = sum(parts)
     require(count, integer(0, whole), "count")
-    floors, remainders = zip(*(divmod(int(count) * part, whole) for part in parts), strict=True)
-    order = sorted(range(len(parts)), key=lambda j: -remainders[j])  # sorted() is stable
+    floors, remainders = zip(
+        *(divmod(int(count) * part, whole) for part in parts), strict=True
+    )
+    order = sorted(
+        range(len(parts)), key=lambda j: -remainders[j]
+    )  # sorted() is stable
     favoured = set(order[: count - sum(floors)])
     return np.array([n + (j in favoured) for j, n in enumerate(floors)], dtype=np.int64)
 
 
 @checked
-def counts(sparsity_per_unit: npt.ArrayLike, sizes: npt.ArrayLike, sparsity: Fraction) -> Ints:
+def counts(
+    sparsity_per_unit: npt.ArrayLike, sizes: npt.ArrayLike, sparsity: Fraction
+) -> Ints:
     """Return how many weights each unit loses; their sum is exactly the budget.
 
     Z = round_half_even(S N); quotas s_u N_u; largest remainder, so sum n_u = Z.
@@ -263,7 +271,10 @@ def pattern_keep(score: npt.ArrayLike, pattern: Pattern) -> Bools:
                [1, 0, 1, 0]])
     """
     matrix = number_array("scores", score, 2, finite=False)
-    count, groups = pattern_count(matrix.shape, pattern), matrix.reshape(-1, pattern.group)
+    count, groups = (
+        pattern_count(matrix.shape, pattern),
+        matrix.reshape(-1, pattern.group),
+    )
     if pattern.group > _COMPARED:  # every group a row of its own: Wanda's row rule
         return wanda_keep(groups, count).reshape(matrix.shape)
     rank = np.zeros(groups.shape, np.int8)

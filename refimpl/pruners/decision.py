@@ -47,11 +47,14 @@ class PrunerOptions(Checked):
         WANDA.name, "How weights are chosen; random is a control.", "NAME"
     )
     damping: NotNegative = option(
-        DAMPING, "Damping of the pruner's Hessian, as a fraction of its mean diagonal.", "X"
+        DAMPING,
+        "Damping of the pruner's Hessian, as a fraction of its mean diagonal.",
+        "X",
     )
     seed: Count = option(0, "Seed of all random numbers, 0 or more.", "N")
     refit: bool = option(
-        False, "After pruning, give the other weights the values of the least output error."
+        False,
+        "After pruning, give the other weights the values of the least output error.",
     )
 
     def __post_init__(self) -> None:
@@ -61,7 +64,9 @@ class PrunerOptions(Checked):
     @property
     def record(self) -> Pruner:
         """The pruner."""
-        return pruner_named(self.pruner) if isinstance(self.pruner, str) else self.pruner
+        return (
+            pruner_named(self.pruner) if isinstance(self.pruner, str) else self.pruner
+        )
 
     @property
     def needs(self) -> Statistics | None:
@@ -77,7 +82,10 @@ class PrunerOptions(Checked):
     def options(self) -> dict[str, float]:
         """The options that are used."""
         names = ("damping", "refit") if self.refit else ()
-        return {name: getattr(self, name) for name in dict.fromkeys((*self.record.options, *names))}
+        return {
+            name: getattr(self, name)
+            for name in dict.fromkeys((*self.record.options, *names))
+        }
 
 
 def decision(
@@ -106,7 +114,11 @@ def decision(
         raise RefimplError(f"{name} with compat peer", expected, "use compat exact")
     if isinstance(total, np.ndarray):
         products = np.array(total, np.float64) if total.ndim == 2 else None
-        total = read_only(total) if products is None else SharedFactor(products, 2 / sequences)
+        total = (
+            read_only(total)
+            if products is None
+            else SharedFactor(products, 2 / sequences)
+        )
     sums = total
     if pruner.refit and isinstance(total, SharedFactor) and record.needs != "products":
         sums = total.squares if record.needs else None
@@ -134,17 +146,25 @@ def decision(
     return keep, new
 
 
-def _checked(record: Pruner, what: str, value: Any, shape: tuple[int, ...], kinds: str) -> Any:
+def _checked(
+    record: Pruner, what: str, value: Any, shape: tuple[int, ...], kinds: str
+) -> Any:
     """What a function of a record returned, if it has the shape of the weight and such a dtype."""
     plain = type(value) is np.ndarray  # not masked
     if not plain or value.shape != shape or value.dtype.kind not in kinds:
-        found = f"{value.dtype.name} {list(value.shape)}" if plain else type(value).__name__
+        found = (
+            f"{value.dtype.name} {list(value.shape)}" if plain else type(value).__name__
+        )
         names = {"fV": "floating-point", "b": "bool"}
-        raise _wrong(record, what, found, f"{names.get(kinds, 'numbers')} {list(shape)}")
+        raise _wrong(
+            record, what, found, f"{names.get(kinds, 'numbers')} {list(shape)}"
+        )
     return value
 
 
-def _wrong(record: Pruner, what: str, found: str, expected: str = "numbers") -> RefimplError:
+def _wrong(
+    record: Pruner, what: str, found: str, expected: str = "numbers"
+) -> RefimplError:
     """The error for what a function of a record returned."""
     return RefimplError(
         f"pruner {record.name!r}: {what} is {found}",

@@ -59,7 +59,11 @@ class SharedFactor:
     @classmethod
     def of(cls, hessian: "Hessian") -> "SharedFactor":
         """That of a copy, if it is none yet."""
-        return hessian if isinstance(hessian, cls) else cls(np.array(hessian, dtype=np.float64))
+        return (
+            hessian
+            if isinstance(hessian, cls)
+            else cls(np.array(hessian, dtype=np.float64))
+        )
 
     def checked(self, weight: npt.ArrayLike) -> npt.NDArray[Any]:
         """A weight [out, in]; refuses one that the Hessian does not fit, and NaN or Inf."""
@@ -73,7 +77,9 @@ class SharedFactor:
         require_finite(w)
         return w
 
-    def inverse(self, invert: Callable[[Floats], tuple[Floats, Floats]]) -> tuple[Floats, Floats]:
+    def inverse(
+        self, invert: Callable[[Floats], tuple[Floats, Floats]]
+    ) -> tuple[Floats, Floats]:
         """What a function makes of `outer` before it is factored, once for all prunings by it."""
         with self._lock:
             if self._inverse is None:
@@ -143,10 +149,15 @@ def inverse_of_upper(upper: Floats) -> Floats:
     """Invert a triangle by halves: [[A, B], [0, D]]^-1 = [[A^-1, -A^-1 B D^-1], [0, D^-1]]."""
     size = len(upper)
     if size <= _LEAF:
-        return np.asarray(np.linalg.inv(upper), np.float64)  # LU of a triangle is itself
+        return np.asarray(
+            np.linalg.inv(upper), np.float64
+        )  # LU of a triangle is itself
     half = size // 2
     inverse: Floats = np.zeros_like(upper, order="C")
-    first, last = inverse_of_upper(upper[:half, :half]), inverse_of_upper(upper[half:, half:])
+    first, last = (
+        inverse_of_upper(upper[:half, :half]),
+        inverse_of_upper(upper[half:, half:]),
+    )
     inverse[:half, :half], inverse[half:, half:] = first, last
     inverse[:half, half:] = -first @ upper[:half, half:] @ last
     return inverse
@@ -156,7 +167,9 @@ def require_finite(numbers: npt.NDArray[Any]) -> None:
     """Refuse NaN and Inf."""
     if not np.isfinite(numbers).all():
         problem = "NaN or Inf in the weight or its Hessian"
-        raise RefimplError(problem, "finite numbers", "check weights and activations for NaN")
+        raise RefimplError(
+            problem, "finite numbers", "check weights and activations for NaN"
+        )
 
 
 @dataclass(frozen=True)
@@ -191,8 +204,12 @@ class LinearInputs:
     def sums(self) -> Floats:
         """The statistic that a pruner with `needs` is sure to get."""
         if self.total is None:
-            raise RefimplError("sums without `needs`", "squares or products", "correct it")
-        return read_only(self.total.outer if isinstance(self.total, SharedFactor) else self.total)
+            raise RefimplError(
+                "sums without `needs`", "squares or products", "correct it"
+            )
+        return read_only(
+            self.total.outer if isinstance(self.total, SharedFactor) else self.total
+        )
 
 
 @dataclass(frozen=True)

@@ -12,4 +12,6 @@ def _score(linear: LinearInputs) -> Floats:
     return np.random.Generator(np.random.Philox(key)).random(np.shape(linear.weight))
 
 
-RANDOM = Pruner("random", "random", "ours, as a control", score=_score, options=("seed",))
+RANDOM = Pruner(
+    "random", "random", "ours, as a control", score=_score, options=("seed",)
+)

@@ -10,7 +10,10 @@ from refimpl.pruners.pruner import DAMPING, Hessian, SharedFactor
 
 @checked
 def refitted(
-    weight: npt.ArrayLike, keep: npt.ArrayLike, hessian: Hessian, damping: float = DAMPING
+    weight: npt.ArrayLike,
+    keep: npt.ArrayLike,
+    hessian: Hessian,
+    damping: float = DAMPING,
 ) -> Floats:
     """Return the weights that minimise the output error of a linear, if the others are removed.
 

@@ -24,7 +24,12 @@ Decide = Callable[[Floats, int], Bools]
 
 
 def compensated(
-    weight: npt.ArrayLike, hessian: Hessian, decide: Decide, step: int, damping: float, width: int
+    weight: npt.ArrayLike,
+    hessian: Hessian,
+    decide: Decide,
+    step: int,
+    damping: float,
+    width: int,
 ) -> tuple[Bools, Floats]:
     """Prune column by column; the columns after each one compensate what it lost.
 
@@ -60,7 +65,9 @@ def compensated(
             before = inverse[:i], errors[:i]
             if i % step == 0:
                 group = slice(i, i + step)
-                ahead = now[group] - before[0][:, group].T @ before[1] if i else now[group]
+                ahead = (
+                    now[group] - before[0][:, group].T @ before[1] if i else now[group]
+                )
                 score = np.square(ahead) / scale[group]
                 score[dead[block][group]] = 0
                 kept[group] = decide(score.T, start + i).T
@@ -129,7 +136,9 @@ def sparsegpt(
                 "choose m among 1, 2, 4, 8, 16, 32, 64, 128",
             )
     elif not peer:
-        lost = split_count(lost, [w.shape[0] * min(width, w.shape[1] - x) for x in starts])
+        lost = split_count(
+            lost, [w.shape[0] * min(width, w.shape[1] - x) for x in starts]
+        )
 
     def decide(score: Floats, start: int) -> Bools:
         if isinstance(target, Pattern):

@@ -3,7 +3,15 @@
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Bools, Floats, Fraction, checked, integer, number_array, require
+from refimpl.arguments import (
+    Bools,
+    Floats,
+    Fraction,
+    checked,
+    integer,
+    number_array,
+    require,
+)
 from refimpl.errors import RefimplError
 from refimpl.pruners.pruner import LinearInputs, Pruner
 
@@ -96,7 +104,9 @@ def wanda_keep(score: npt.ArrayLike, count: int | Fraction) -> Bools:
     tied = (matrix == threshold[:, None]) & (wanted > 0)[:, None]
     below = (matrix < threshold[:, None]) & (wanted > 0)[:, None]
     open_ties = wanted - below.sum(axis=1)
-    crowded = np.flatnonzero(tied.sum(axis=1) > open_ties)  # only here does the column decide
+    crowded = np.flatnonzero(
+        tied.sum(axis=1) > open_ties
+    )  # only here does the column decide
     tied[crowded] &= np.cumsum(tied[crowded], axis=1) <= open_ties[crowded, None]
     return ~(below | tied)
 

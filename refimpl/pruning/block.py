@@ -50,7 +50,11 @@ class PrunedLinear:
     @property
     def keep(self) -> Array:
         """Which weights stay, [out, in]."""
-        return np.unpackbits(self.bits, count=prod(self.shape)).view(bool).reshape(self.shape)
+        return (
+            np.unpackbits(self.bits, count=prod(self.shape))
+            .view(bool)
+            .reshape(self.shape)
+        )
 
     def weight(self, weights: Weights, name: str) -> Array | Later:
         """This linear's weight after pruning, made of the dense one of the block at each use."""
@@ -66,19 +70,31 @@ def matrix_bytes(linears: Shapes, pruner: PrunerOptions) -> list[int]:
     return [each * width**2 for width in widths.values()]
 
 
-def calibration_memory(model: Model, pruner: PrunerOptions, tokens: int, settings: Settings) -> int:
+def calibration_memory(
+    model: Model, pruner: PrunerOptions, tokens: int, settings: Settings
+) -> int:
     """The memory for states and outer products of so many tokens; too little is refused."""
     matrices = [matrix_bytes(linears, pruner) for linears in model.config.linears]
     memory = parse_memory(settings.memory, max(map(sum, matrices)))
-    need = streams.state_bytes(model.config, 2 * tokens, settings.dtype) + max(map(max, matrices))
-    thing, size = "the calibration's residual states", f"{tokens} tokens, before and after a block"
+    need = streams.state_bytes(model.config, 2 * tokens, settings.dtype) + max(
+        map(max, matrices)
+    )
+    thing, size = (
+        "the calibration's residual states",
+        f"{tokens} tokens, before and after a block",
+    )
     if pruner.needs == "products":
-        thing, size = f"{thing} and outer products", f"{size}, and the products of one input"
+        thing, size = (
+            f"{thing} and outer products",
+            f"{size}, and the products of one input",
+        )
     require_memory(memory, need, thing, size, "fewer `samples`")
     return memory
 
 
-def portions(linears: Shapes, pruner: PrunerOptions, memory: float) -> list[tuple[str, ...]]:
+def portions(
+    linears: Shapes, pruner: PrunerOptions, memory: float
+) -> list[tuple[str, ...]]:
     """Trace points whose sums are in memory together.
 
     A block's outer products are summed a trace point at a time if all exceed half of the memory.
@@ -108,14 +124,18 @@ def input_sums(
     how = weights, np.asarray if of_products else streams.SUMS[needs]
     for start in range(0, len(numbers), most):
         together, read = numbers[start : start + most], list[Mapping[str, Array]]()
-        passes = [partial(stream.through_with_sums, stream.states[n], *how) for n in together]
+        passes = [
+            partial(stream.through_with_sums, stream.states[n], *how) for n in together
+        ]
         for n, (h, sums) in zip(together, workers.run(passes, tick), strict=True):
             after[n] = h
             if of_products:
                 read.append(sums)
             else:
                 streams.add_sums(total, sums)
-        for point in dict.fromkeys(p for x in read for p in x if points is None or p in points):
+        for point in dict.fromkeys(
+            p for x in read for p in x if points is None or p in points
+        ):
             inputs = [x[point] for x in read if point in x]
             width = inputs[0].shape[-1]
             if point not in total:
@@ -128,7 +148,9 @@ def input_sums(
     if not of_products:
         return after, total
     scale = 2 / len(numbers)
-    return after, {p: SharedFactor(streams.mirrored(x), scale) for p, x in total.items()}
+    return after, {
+        p: SharedFactor(streams.mirrored(x), scale) for p, x in total.items()
+    }
 
 
 def pruned_linears(
@@ -163,13 +185,17 @@ def pruned_linears(
         idle = pruner.needs is not None and streams.saw_no_token(name, squares)
         how = PrunerOptions(MAGNITUDE) if idle else pruner
         try:
-            keep, new = decision(weight, total, sequences, goals[name], how, compat, place)
+            keep, new = decision(
+                weight, total, sequences, goals[name], how, compat, place
+            )
             dtype = new_dtypes.get(name, weight.dtype)
             stored = None if new is None else new_weights(new, keep, dtype)
         except RefimplError as error:
             problem = f"blocks.{block}.{name}: {error.problem}"
             raise RefimplError(problem, error.expected, error.remedy) from error
-        return PrunedLinear(np.packbits(keep), keep.shape, stored, MAGNITUDE.name if idle else None)
+        return PrunedLinear(
+            np.packbits(keep), keep.shape, stored, MAGNITUDE.name if idle else None
+        )
 
     # The largest first: threads end together, and hold fewer results beside their scores.
     names = sorted(goals, key=lambda name: -prod(linears[name]))
@@ -181,7 +207,9 @@ def new_weights(new: Array, keep: Array, dtype: np.dtype[Any]) -> Array:
 
     Rounds half to even; float64 becomes bfloat16 by way of float32, as in torch.
     """
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # checked right after
+    with np.errstate(
+        over="ignore", under="ignore", invalid="ignore"
+    ):  # checked right after
         values = zeroed(new.astype(dtype, copy=False), keep)
     if bad := count_bad(values):
         raise RefimplError(

@@ -23,9 +23,20 @@ from refimpl.pruners.counts import Pattern
 from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.pruner import Pruner
 from refimpl.pruners.wanda import WANDA
-from refimpl.pruning.block import calibration_memory, input_sums, portions, pruned_linears
+from refimpl.pruning.block import (
+    calibration_memory,
+    input_sums,
+    portions,
+    pruned_linears,
+)
 from refimpl.pruning.pruned_files import PrunedFiles, copies
-from refimpl.pruning.record import FilesRecord, LinearRecord, Pruning, pruning_record, read_record
+from refimpl.pruning.record import (
+    FilesRecord,
+    LinearRecord,
+    Pruning,
+    pruning_record,
+    read_record,
+)
 from refimpl.running import outputs
 from refimpl.running.file_system import remove
 from refimpl.running.provenance import check_unchanged, identity, model_sha256, stamps
@@ -100,7 +111,9 @@ def prune(
     read = None if pruner.needs is None else tokens
     inputs = None if read is None else checked_ids(read.ids, config)
     check_prune(model, out, force)
-    memory = calibration_memory(model, pruner, 0 if inputs is None else inputs.size, settings)
+    memory = calibration_memory(
+        model, pruner, 0 if inputs is None else inputs.size, settings
+    )
     model.check_finite(settings.dtype)
     before, begun = read_record(model), stamps(model)
     counts = targets.linear_pruned.tobytes() + targets.linear_sparsity.tobytes()
@@ -129,7 +142,10 @@ def prune(
             **pruner.options,
         )
         check_unchanged(model, begun)
-        for name in (outputs.RECORD, outputs.SCORES):  # of the same run, killed near its end
+        for name in (
+            outputs.RECORD,
+            outputs.SCORES,
+        ):  # of the same run, killed near its end
             remove(folder / name)
         (folder / outputs.RECORD).write_text(outputs.json_text(plain(pruning)), "utf-8")
         if scored is not None:
@@ -160,17 +176,25 @@ def _prune_blocks(
         if i >= done:
             weights = model.block(i, dtype, workers.map)
             counts, stored = dict[str, LinearRecord](), model.weights
-            dtypes = {x: stored[f"blocks.{i}.{x}.weight"].stored.numpy_dtype for x in linears}
+            dtypes = {
+                x: stored[f"blocks.{i}.{x}.weight"].stored.numpy_dtype for x in linears
+            }
             for points in cut[i]:
-                sums = input_sums(stream, weights, pruner.needs, workers, points, resources.tick)[1]
+                sums = input_sums(
+                    stream, weights, pruner.needs, workers, points, resources.tick
+                )[1]
                 numbers = {x: j for j, x in enumerate(linears) if input_of(x) in points}
                 goals = {x: targets.goal(i, j) for x, j in numbers.items()}
                 by = sums, sequences, pruner, workers, targets.compat, dtypes
-                counts |= files.write(i, pruned_linears(i, linears, weights, goals, *by))
+                counts |= files.write(
+                    i, pruned_linears(i, linears, weights, goals, *by)
+                )
             del weights
             files.finish(counts)
             resources.tick()
         if stream is not None and i < last:
             weights = files.pruned.block(i, dtype, workers.map)
-            passes = [partial(stream.through, h, weights) for h in stream.states.values()]
+            passes = [
+                partial(stream.through, h, weights) for h in stream.states.values()
+            ]
             stream.advance(dict(enumerate(workers.run(passes, resources.tick))))

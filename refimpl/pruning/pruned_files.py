@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from refimpl.loading.checkpoint import read_model
-from refimpl.loading.files.documents import Document, converted, parsed_json, plain, read_file
+from refimpl.loading.files.documents import (
+    Document,
+    converted,
+    parsed_json,
+    plain,
+    read_file,
+)
 from refimpl.loading.files.hub import INDEX_END, companion_files, refuse_links_away
 from refimpl.loading.files.safetensors_file import SafetensorsFile
 from refimpl.model.model import Model, zeroed
@@ -20,7 +26,14 @@ from refimpl.model.ops import is_zero
 from refimpl.model.weight import paste
 from refimpl.pruning.block import PrunedLinear
 from refimpl.pruning.record import LinearRecord
-from refimpl.running.file_system import DONE, is_folder, is_own, open_file, remove, replaced
+from refimpl.running.file_system import (
+    DONE,
+    is_folder,
+    is_own,
+    open_file,
+    remove,
+    replaced,
+)
 from refimpl.running.outputs import RECORD, SCORES, tree_to_disk
 
 
@@ -30,7 +43,9 @@ def copies(model: Model) -> dict[str, Path]:
     A link out of the folder is refused.
     """
     files = {file.path.name: file.path for file in model.files}
-    beside = [*model.folder.glob(f"*.safetensors{INDEX_END}")]  # at most one, or it is refused
+    beside = [
+        *model.folder.glob(f"*.safetensors{INDEX_END}")
+    ]  # at most one, or it is refused
     indexes = [] if "model.safetensors" in files else beside  # which has precedence
     if not model.path.is_dir():
         indexes = [model.path] if model.path.name.endswith(INDEX_END) else []
@@ -38,7 +53,9 @@ def copies(model: Model) -> dict[str, Path]:
     files |= {path.name: path for path in indexes}
     if model.config_path is not None:
         files["config.json"] = model.config_path
-    refuse_links_away(model.folder, {*files.values(), model.folder / RECORD} - {model.path})
+    refuse_links_away(
+        model.folder, {*files.values(), model.folder / RECORD} - {model.path}
+    )
     return files
 
 
@@ -67,7 +84,9 @@ class PrunedFiles:
 
     def __init__(self, model: Model, folder: Path, identity: Mapping[str, Any]) -> None:
         self._model, self._folder, files = model, folder, copies(model)
-        self._identity = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self._identity = sha256(
+            json.dumps(identity, sort_keys=True).encode()
+        ).hexdigest()
         self.counts = self._earlier()
         if not self.counts:
             remove(folder)
@@ -75,13 +94,19 @@ class PrunedFiles:
             for name, path in files.items():
                 with open_file(path) as file, (folder / name).open("wb") as copy:
                     shutil.copyfileobj(file, copy, 1 << 20)
-        self._files = {x.path: SafetensorsFile(folder / x.path.name) for x in model.files}
+        self._files = {
+            x.path: SafetensorsFile(folder / x.path.name) for x in model.files
+        }
         path = folder if model.path.is_dir() else folder / model.path.name
         self.pruned = read_model(path, model.config_path and folder / "config.json")
 
-    def write(self, block: int, linears: Mapping[str, PrunedLinear]) -> dict[str, LinearRecord]:
+    def write(
+        self, block: int, linears: Mapping[str, PrunedLinear]
+    ) -> dict[str, LinearRecord]:
         """Write some pruned linears of a block over the copy, and count what it holds then."""
-        return {name: self._write(block, name, linear) for name, linear in linears.items()}
+        return {
+            name: self._write(block, name, linear) for name, linear in linears.items()
+        }
 
     def finish(self, counts: Mapping[str, LinearRecord]) -> None:
         """Bring the next block, whose linears have these counts, to the disk; it is done."""
@@ -124,7 +149,9 @@ class PrunedFiles:
             requested=0,
             weights=values.size,
             pruned=values.size - int(np.count_nonzero(keep)),
-            zeros=int(np.count_nonzero(is_zero(replace(weight, stored=copy).as_stored))),
+            zeros=int(
+                np.count_nonzero(is_zero(replace(weight, stored=copy).as_stored))
+            ),
             kept_zeros=int(np.count_nonzero(is_zero(values) & keep)),
             method=linear.method,
         )

@@ -46,7 +46,11 @@ class PruningFacts(documents.Document, frozen=True, kw_only=True, omit_defaults=
         """How sparsity was divided among the blocks: "owl + absorption 0.05", "2:4"."""
         if self.pattern is not None or self.correct is None:
             return self.pattern or self.base or "custom"
-        size = self.strength if isinstance(self.strength, str | None) else f"{self.strength:g}"
+        size = (
+            self.strength
+            if isinstance(self.strength, str | None)
+            else f"{self.strength:g}"
+        )
         return f"{self.base} + {self.correct} {size}"
 
     @property
@@ -82,7 +86,8 @@ class BlockRecord(documents.Document, frozen=True, kw_only=True):
 class FilesRecord(documents.Document, frozen=True, kw_only=True):
     """The new model's digest, which an older version did not write."""
 
-    sha256: str | None = None  # SHA-256 of the new model, as model_sha256 of an evaluation
+    # SHA-256 of the new model, as model_sha256 of an evaluation
+    sha256: str | None = None
 
 
 class Pruning(documents.Document, frozen=True, kw_only=True):
@@ -104,7 +109,9 @@ class Pruning(documents.Document, frozen=True, kw_only=True):
     total_zeros: Count  # zeros among the prunable weights of the new files
     calibration: TokenFacts | None  # null for pruners that look at weights alone
     without_tokens: tuple[str, ...] = ()  # experts that saw no calibration token
-    allocation: dict[str, Any]  # scores.plan and scores.made_for of scores.json, in one object
+    allocation: dict[
+        str, Any
+    ]  # scores.plan and scores.made_for of scores.json, in one object
     blocks: Annotated[list[BlockRecord], Meta(min_length=1)]
     files: FilesRecord
     before: dict[str, Any] | None  # the record of an earlier pruning of the model
@@ -113,15 +120,23 @@ class Pruning(documents.Document, frozen=True, kw_only=True):
     @property
     def facts(self) -> PruningFacts:
         """What other documents repeat."""
-        facts = {name: self.allocation.get(name) for name in ("base", "correct", "strength")}
+        facts = {
+            name: self.allocation.get(name) for name in ("base", "correct", "strength")
+        }
         facts |= {name: getattr(self, name) for name in ("model", "pattern")}
         facts["method"] = f"{self.method} + refit" if self.refit else self.method
-        facts |= {"sparsity": self.total_pruned / self.total_weights, "sha256": self.files.sha256}
+        facts |= {
+            "sparsity": self.total_pruned / self.total_weights,
+            "sha256": self.files.sha256,
+        }
         return documents.converted(facts, PruningFacts, "allocation")
 
 
 def pruning_record(
-    model: Model, targets: Targets, counts: Sequence[Mapping[str, LinearRecord]], **facts: Any
+    model: Model,
+    targets: Targets,
+    counts: Sequence[Mapping[str, LinearRecord]],
+    **facts: Any,
 ) -> Pruning:
     """What was asked for, and what came of it: the counts of every block's linears."""
     asked, share = targets.linear_pruned, targets.linear_sparsity
@@ -132,7 +147,9 @@ def pruning_record(
             for j, linear in enumerate(block.values())
         ]
         blocks.append(BlockRecord(index=i, linears=every))
-        idle |= {f"blocks.{i}.{x.name.rpartition('.')[0]}": None for x in every if x.method}
+        idle |= {
+            f"blocks.{i}.{x.name.rpartition('.')[0]}": None for x in every if x.method
+        }
     linears = [x for block in blocks for x in block.linears]
     weights, total = sum(x.weights for x in linears), int(asked.sum())
     return Pruning(
@@ -182,7 +199,9 @@ class LinearZeros:
     def of(cls, linears: Sequence["LinearZeros"]) -> "LinearZeros":
         """Those of several linears together."""
         dtypes = " ".join(dict.fromkeys(x.dtype for x in linears))
-        return cls(sum(x.weights for x in linears), sum(x.zeros for x in linears), dtypes)
+        return cls(
+            sum(x.weights for x in linears), sum(x.zeros for x in linears), dtypes
+        )
 
     @property
     def sparsity(self) -> float:
@@ -248,12 +267,17 @@ def inspect(model: Model) -> Inspection:
         return LinearZeros(zero.size, int(np.count_nonzero(zero)), weight.stored.dtype)
 
     stored = {weight.stored.name: weight.stored for weight in model.weights.values()}
-    bad = {name: sum(map(count_bad, tensor.pieces())) for name, tensor in stored.items()}
+    bad = {
+        name: sum(map(count_bad, tensor.pieces())) for name, tensor in stored.items()
+    }
     return Inspection(
         model.name,
         model.config.family,
         tuple(
-            {name: zeros(model.weights[f"blocks.{i}.{name}.weight"]) for name in linears}
+            {
+                name: zeros(model.weights[f"blocks.{i}.{name}.weight"])
+                for name in linears
+            }
             for i, linears in enumerate(model.config.linears)
         ),
         sum(prod(tensor.shape) for tensor in stored.values()),
@@ -270,17 +294,27 @@ def inspection_document(inspection: Inspection) -> dict[str, Any]:
 
     def sums(linears: Sequence[LinearZeros]) -> dict[str, Any]:
         every = LinearZeros.of(linears)
-        return {"weights": every.weights, "zeros": every.zeros, "sparsity": every.sparsity}
+        return {
+            "weights": every.weights,
+            "zeros": every.zeros,
+            "sparsity": every.sparsity,
+        }
 
     blocks = [
         {
             "index": i,
             **sums([*block.values()]),
-            "linears": [{"name": x, **vars(y), "sparsity": y.sparsity} for x, y in block.items()],
+            "linears": [
+                {"name": x, **vars(y), "sparsity": y.sparsity} for x, y in block.items()
+            ],
         }
         for i, block in enumerate(inspection.blocks)
     ]
-    return dict(documents.plain({**vars(inspection), **sums(inspection.linears), "blocks": blocks}))
+    return dict(
+        documents.plain(
+            {**vars(inspection), **sums(inspection.linears), "blocks": blocks}
+        )
+    )
 
 
 def masks(
@@ -320,13 +354,17 @@ def masks(
     for i, linears in enumerate(dense.config.linears):
         for j, name in enumerate(linears):
             key = f"blocks.{i}.{name}.weight"
-            count = None if record is None else record["blocks"][i]["linears"][j]["pruned"]
+            count = (
+                None if record is None else record["blocks"][i]["linears"][j]["pruned"]
+            )
             weight = pruned.weights[key]
             keep = _stayed(dense.weights[key], weight, count, f"{pruned.name}: {key}")
             if names == "refimpl":
                 found[key] = keep
             else:
-                stored = found.setdefault(weight.stored.name, np.ones(weight.stored.shape, bool))
+                stored = found.setdefault(
+                    weight.stored.name, np.ones(weight.stored.shape, bool)
+                )
                 paste(stored, keep, weight.layout)
     return found
 

@@ -100,7 +100,9 @@ def to_disk(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems have no fsync of folders
+        if (
+            error.errno != errno.EINVAL
+        ):  # some network file systems have no fsync of folders
             raise
     finally:
         os.close(handle)
@@ -190,11 +192,17 @@ class FinishedUnits:
         """The results by key of all units that are whole."""
         results = dict[str, Any]()
         for path in sorted(self.folder.glob("*.npz")):
-            with suppress(Exception), open_file(path) as file, self._numpy.load(file) as arrays:
+            with (
+                suppress(Exception),
+                open_file(path) as file,
+                self._numpy.load(file) as arrays,
+            ):
                 # Whatever a damaged file leads to: the unit is made again. Nothing is unpickled.
                 results |= json.loads(
                     arrays[_TREE].tobytes(),
-                    object_hook=lambda x: arrays[x[_ARRAY]] if x.keys() == {_ARRAY} else x,
+                    object_hook=lambda x: (
+                        arrays[x[_ARRAY]] if x.keys() == {_ARRAY} else x
+                    ),
                 )
         return results
 

@@ -22,16 +22,32 @@ class Isolated:
     """
 
     def __init__(
-        self, maker: Any, *arguments: Any, name: str, seconds: float, refused: tuple[str, str]
+        self,
+        maker: Any,
+        *arguments: Any,
+        name: str,
+        seconds: float,
+        refused: tuple[str, str],
     ) -> None:
-        from concurrent.futures import ProcessPoolExecutor  # slow, and most commands start none
+        from concurrent.futures import (
+            ProcessPoolExecutor,
+        )  # slow, and most commands start none
         from multiprocessing import get_context
 
-        self._name, self._seconds, self._refused, self._process = name, seconds, refused, 0
+        self._name, self._seconds, self._refused, self._process = (
+            name,
+            seconds,
+            refused,
+            0,
+        )
         self._pool = ProcessPoolExecutor(1, get_context("spawn"), _begin)
         main, posix = sys.modules["__main__"], sys.platform != "win32"
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if posix else None
-        sys.modules["__main__"] = ModuleType("__main__")  # a child would run the user's script
+        before = (
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if posix else None
+        )
+        sys.modules["__main__"] = ModuleType(
+            "__main__"
+        )  # a child would run the user's script
         try:  # Ctrl-C is for us alone
             started = self._pool.submit(_imported, maker)
         finally:

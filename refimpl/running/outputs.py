@@ -31,14 +31,18 @@ def whole(target: Path, force: bool = False, resumable: bool = False) -> Iterato
         new = work / disk.NEW
         try:
             yield new
-            if new.is_dir():  # some libraries make their files private, whatever the umask says
+            if (
+                new.is_dir()
+            ):  # some libraries make their files private, whatever the umask says
                 rights = new.stat().st_mode & 0o666
                 for path in filter(Path.is_file, new.rglob("*")):
                     path.chmod(rights)
             tree_to_disk(new)
             if new.is_dir() and os.path.lexists(target):
                 refuse_existing(target, force)  # it may have appeared during the work
-                _rename(target, work / _OLD)  # until the next rename none has its name: see `undo`
+                _rename(
+                    target, work / _OLD
+                )  # until the next rename none has its name: see `undo`
             _rename(new, target)
             undo(work, target)
         except BaseException as error:
@@ -51,14 +55,18 @@ def whole(target: Path, force: bool = False, resumable: bool = False) -> Iterato
 
 def undo_killed(target: Path) -> None:
     """Undo what a killed run of `whole` left beside an output, but for what can be continued."""
-    if target.name and os.path.lexists(disk.work_path(target)):  # "", "." and "/" are refused later
+    if target.name and os.path.lexists(
+        disk.work_path(target)
+    ):  # "", "." and "/" are refused later
         with disk.writing(target), disk.work_folder(disk.work_path(target)) as work:
             undo(work, target, resumable=True)
 
 
 def undo(work: Path, target: Path, resumable: bool = False) -> None:
     """Put an old folder back, or delete it beside a new one; a `resumable` copy may stay."""
-    if not (resumable and disk.is_own(work / disk.DONE) and disk.is_folder(work / disk.NEW)):
+    if not (
+        resumable and disk.is_own(work / disk.DONE) and disk.is_folder(work / disk.NEW)
+    ):
         disk.remove(work / disk.DONE)
         disk.remove(work / disk.NEW)
     disk.remove(work / f".{disk.DONE}")
@@ -67,7 +75,9 @@ def undo(work: Path, target: Path, resumable: bool = False) -> None:
     with disk.writing(work / _OLD):
         disk.remove(work / _DELETED)
         if os.path.lexists(work / _OLD):
-            _rename(work / _OLD, work / _DELETED)  # so that no run finds it half deleted
+            _rename(
+                work / _OLD, work / _DELETED
+            )  # so that no run finds it half deleted
             disk.remove(work / _DELETED)
 
 
@@ -100,7 +110,11 @@ def tree_to_disk(path: Path) -> None:
 def real_path(target: Path) -> Path:
     """The absolute path of a folder behind all links, which may exist; refuse files and links."""
     real = Path(os.path.realpath(target))
-    if target.is_symlink() or (target.exists() and not target.is_dir()) or not real.name:
+    if (
+        target.is_symlink()
+        or (target.exists() and not target.is_dir())
+        or not real.name
+    ):
         raise RefimplError(
             f"-o {target} is a link, or not a folder",
             "the path of a new folder",
@@ -125,14 +139,18 @@ def check_parent(target: Path) -> None:
 def check_file(path: Path, inputs: Mapping[str, Path | None], force: bool) -> None:
     """Refuse an output file that cannot be written, or would damage an input; errors name these."""
     if not path.name or (os.path.exists(path) and not path.is_file()):
-        raise RefimplError(f"-o {path} is not a file", "the name of a file", "choose another -o")
+        raise RefimplError(
+            f"-o {path} is not a file", "the name of a file", "choose another -o"
+        )
     check_parent(path)
     refuse_overlap(path, inputs)
     if not force:
         refuse_existing(path, force)
 
 
-def check_folder(target: Path, inputs: Mapping[str, Path | None], force: bool | None) -> None:
+def check_folder(
+    target: Path, inputs: Mapping[str, Path | None], force: bool | None
+) -> None:
     """Refuse a folder that could not be written, or would damage an input; errors name these.
 
     `force` is None if no option replaces a folder.
@@ -151,7 +169,11 @@ def refuse_existing(target: Path, force: bool | None) -> None:
         step = "choose another -o" if force is None else "add --force to replace it"
         raise RefimplError(f"-o {target} exists", "the path of something new", step)
     names = os.listdir(target) if target.is_dir() and not target.is_symlink() else ["?"]
-    model = not names or RECORD in names or any(name.endswith(".safetensors") for name in names)
+    model = (
+        not names
+        or RECORD in names
+        or any(name.endswith(".safetensors") for name in names)
+    )
     if not model or os.path.ismount(target) or not os.access(target, os.W_OK | os.X_OK):
         raise RefimplError(
             f"-o {target} is not a model's folder that may be replaced",
@@ -159,17 +181,34 @@ def refuse_existing(target: Path, force: bool | None) -> None:
             "choose another -o, or remove the folder yourself",
         )
     home = Path(os.path.expanduser("~"))
-    refuse_overlap(target, {"the home folder": home, "the working folder": Path.cwd()}, inside=True)
+    refuse_overlap(
+        target, {"the home folder": home, "the working folder": Path.cwd()}, inside=True
+    )
 
 
-def refuse_overlap(target: Path, inputs: Mapping[str, Path | None], inside: bool = False) -> None:
+def refuse_overlap(
+    target: Path, inputs: Mapping[str, Path | None], inside: bool = False
+) -> None:
     """Refuse an output that is or holds an input, by its name, or lies in one if it must not."""
-    beside = [x for x in Path(os.path.realpath(target.parent), target.name).parents if x.exists()]
-    for name, other in ((x, y) for x, y in inputs.items() if y is not None and y.exists()):
+    beside = [
+        x
+        for x in Path(os.path.realpath(target.parent), target.name).parents
+        if x.exists()
+    ]
+    for name, other in (
+        (x, y) for x, y in inputs.items() if y is not None and y.exists()
+    ):
         paths = {Path(os.path.realpath(other)), Path(os.path.abspath(other))}
-        above = {parent for path in paths for parent in (path, *path.parents) if parent.exists()}
+        above = {
+            parent
+            for path in paths
+            for parent in (path, *path.parents)
+            if parent.exists()
+        }
         is_above = target.exists() and any(x.samefile(target) for x in above)
-        within = not inside and other.is_dir() and any(x.samefile(other) for x in beside)
+        within = (
+            not inside and other.is_dir() and any(x.samefile(other) for x in beside)
+        )
         if is_above or within:
             holds = "is, or holds," if target.is_dir() else "is also"
             raise RefimplError(

@@ -37,7 +37,9 @@ def parse_memory(size: str | int | None, more: int = 0) -> int:
         if read and (parsed := int(float(read[1]) * _FACTORS[read[2]])) > 0:
             return parsed
     raise RefimplError(
-        f"`memory` {size!r}", "a size such as 512M or 1.5G", "use for example `memory=1G`"
+        f"`memory` {size!r}",
+        "a size such as 512M or 1.5G",
+        "use for example `memory=1G`",
     )
 
 
@@ -64,7 +66,9 @@ def free_memory() -> int:
 def peak_memory() -> int | None:
     """The largest resident memory of this process so far in bytes, mapped pages included."""
     with suppress(OSError, StopIteration), open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+        return next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")
+        )
     return None  # not Linux
 
 
@@ -115,7 +119,9 @@ class Settings(Checked):
     dtype: npt.DTypeLike = option(
         "float32", "Precision of the computation. float64 certifies float32."
     )
-    threads: int | None = option(None, "Worker threads, 1 or more. Default: one per core.", "N")
+    threads: int | None = option(
+        None, "Worker threads, 1 or more. Default: one per core.", "N"
+    )
     memory: str | int | None = option(
         None,
         "Memory for the residual states, such as 512M or 1.5G. Results do not depend on it. "
@@ -127,10 +133,15 @@ class Settings(Checked):
 
     @contextmanager
     def open(
-        self, model: Model | None = None, options: Mapping[str, Any] = MappingProxyType({})
+        self,
+        model: Model | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> Iterator[Resources]:
         """Open threads and finished units of a model, which must not change, and of `options`."""
-        memory, begun = parse_memory(self.memory), None if model is None else stamps(model)
+        memory, begun = (
+            parse_memory(self.memory),
+            None if model is None else stamps(model),
+        )
         with ExitStack() as opened:
             opened.enter_context(within_range(self.dtype))
             dtype, finished = np.dtype(self.dtype), None
@@ -140,7 +151,11 @@ class Settings(Checked):
                 finished = opened.enter_context(disk.finished_units(work, known))
             workers = opened.enter_context(Workers(self.threads))
             earlier = {} if finished is None else finished.earlier
-            shown = _shown_progress if self.progress is True else self.progress or (lambda *_: None)
+            shown = (
+                _shown_progress
+                if self.progress is True
+                else self.progress or (lambda *_: None)
+            )
             yield Resources(dtype, memory, workers, finished, earlier, shown)
             if model is not None and begun is not None:
                 check_unchanged(model, begun)

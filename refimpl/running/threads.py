@@ -41,7 +41,9 @@ class Workers:
     def __init__(self, threads: int | None = None) -> None:
         wanted = thread_count(threads)
         self._blas = ThreadpoolController().select(user_api="blas")
-        self.threads = wanted if len(self._blas) else 1  # without a BLAS that can be limited
+        self.threads = (
+            wanted if len(self._blas) else 1
+        )  # without a BLAS that can be limited
 
     def __enter__(self) -> Self:
         with Workers._lock:

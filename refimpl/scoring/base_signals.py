@@ -37,17 +37,23 @@ class MeasuredBases:
     bases: Mapping[str, tuple[Base, Mapping[str, Value]]]
 
     @classmethod
-    def of(cls, request: Request, others: Iterable[str | Base] | None = None) -> "MeasuredBases":
+    def of(
+        cls, request: Request, others: Iterable[str | Base] | None = None
+    ) -> "MeasuredBases":
         """The base of a request, and others; by default those of squares, which are at hand."""
         if others is None:
             others = [base for base in bases().values() if base.needs == "squares"]
         records = [base_of(other) for other in others]
         asked = request.record
         chosen: dict[str, tuple[Base, Mapping[str, Value]]] = {
-            base.name: (base, base.checked({})) for base in records if base.needs is not None
+            base.name: (base, base.checked({}))
+            for base in records
+            if base.needs is not None
         }
         chosen |= {asked.name: (asked, request.options)}
-        return cls({name: pair for name, pair in chosen.items() if pair[0].needs is not None})
+        return cls(
+            {name: pair for name, pair in chosen.items() if pair[0].needs is not None}
+        )
 
     def needing(self, needs: str) -> Asked:
         """Those that are made of one statistic."""
@@ -57,13 +63,17 @@ class MeasuredBases:
             if base.needs == needs and base.signal is not None
         }
 
-    def signals(self, rows: Sequence[Mapping[str, Numbers]], config: Config) -> dict[str, Signal]:
+    def signals(
+        self, rows: Sequence[Mapping[str, Numbers]], config: Config
+    ) -> dict[str, Signal]:
         """Signals from the numbers of every block."""
         signals = dict[str, Signal]()
         for name in rows[0]:
             base, options = self.bases[name]
             values = dict[str, Array]()
-            first, *others = ([(x, np.ndim(y)) for x, y in row[name].items()] for row in rows)
+            first, *others = (
+                [(x, np.ndim(y)) for x, y in row[name].items()] for row in rows
+            )
             if any(other != first for other in others):
                 raise RefimplError(
                     f"base {name}: its signal differs between blocks in its names or shapes",
@@ -90,13 +100,22 @@ class MeasuredBases:
 
 
 def signals_of(
-    model: Model, request: Request, tokens: Tokens | None, settings: Settings | None = None
+    model: Model,
+    request: Request,
+    tokens: Tokens | None,
+    settings: Settings | None = None,
 ) -> Signals:
     """Measure what a base is made of, without an experiment; None for tokens that it needs not."""
     settings, config, base = settings or Settings(), model.config, request.record
     if base.needs in SUMS and tokens is None:
-        raise RefimplError(f"base {base.name} without tokens", "calibration tokens", "pass tokens")
-    ids = np.zeros((0, 1), np.int64) if tokens is None else checked_ids(tokens.ids, config)
+        raise RefimplError(
+            f"base {base.name} without tokens", "calibration tokens", "pass tokens"
+        )
+    ids = (
+        np.zeros((0, 1), np.int64)
+        if tokens is None
+        else checked_ids(tokens.ids, config)
+    )
     run = {
         "command": "signals",
         "tokens": tokens and tokens.sha256,
@@ -141,8 +160,16 @@ def block_signals(
     asked, config, dtype = chosen.needing(needs), model.config, resources.dtype
     if not asked:
         return {}
-    key, workers, one = f"signals of {needs}", resources.workers, partial(resources.tick, 1)
-    rows = {int(x.split()[-1]): row for x, row in resources.earlier.items() if x.startswith(key)}
+    key, workers, one = (
+        f"signals of {needs}",
+        resources.workers,
+        partial(resources.tick, 1),
+    )
+    rows = {
+        int(x.split()[-1]): row
+        for x, row in resources.earlier.items()
+        if x.startswith(key)
+    }
     stream = None
     if len(ids) and len(rows) < config.num_blocks:
         stream = Stream(model, dict(enumerate(ids)), dtype)
@@ -152,7 +179,9 @@ def block_signals(
         sums: Mapping[str, Array] = moments[i] if moments else {}
         weights = model.block(i, dtype, workers.map) if stream or moments else None
         if stream and weights:
-            after, read_sums = input_sums(stream, weights, "products", workers, tick=one)
+            after, read_sums = input_sums(
+                stream, weights, "products", workers, tick=one
+            )
             stream.advance(after)
             total: Mapping[str, Any] = read_sums
             sums = {x: total[input_of(x)].outer for x in shapes if input_of(x) in total}
@@ -163,7 +192,9 @@ def block_signals(
         views = MappingProxyType({x: read_only(y) for x, y in sums.items()})
         facts = MappingProxyType(shapes), read, views, max(len(ids), 1), idle, dtype
         # Signals of squares compute on one thread each, and others on all threads.
-        block = BlockInputs(i, *facts) if moments else BlockInputs(i, *facts, workers.run)
+        block = (
+            BlockInputs(i, *facts) if moments else BlockInputs(i, *facts, workers.run)
+        )
         tasks = [partial(_signal, name, *how, block) for name, how in asked.items()]
         numbers = workers.run(tasks) if moments else [task() for task in tasks]
         rows[i] = dict(zip(asked, numbers, strict=True))
@@ -174,10 +205,16 @@ def block_signals(
 
 
 def _signal(
-    name: str, signal: Callable[..., Numbers], options: Mapping[str, Value], block: BlockInputs
+    name: str,
+    signal: Callable[..., Numbers],
+    options: Mapping[str, Value],
+    block: BlockInputs,
 ) -> Numbers:
     """The numbers of a base for a block, checked; the first one, which allocates, is finite."""
-    numbers, shapes = signal(block, MappingProxyType(options)), ((), (len(block.shapes),))
+    numbers, shapes = (
+        signal(block, MappingProxyType(options)),
+        ((), (len(block.shapes),)),
+    )
     what = f"the signal of base {name}"
     if not isinstance(numbers, Mapping) or {*map(type, numbers)} != {str}:
         raise RefimplError(

@@ -10,7 +10,13 @@ from refimpl.model.ops import Array
 from refimpl.model.stream import add_sums, input_of, state_bytes
 from refimpl.pruning.block import matrix_bytes
 from refimpl.running.settings import Resources, require_memory
-from refimpl.scoring.measurements import Address, Measurements, Result, Squares, addresses
+from refimpl.scoring.measurements import (
+    Address,
+    Measurements,
+    Result,
+    Squares,
+    addresses,
+)
 from refimpl.scoring.state_group import PrunedBlocks, StateGroup
 
 _ROWS = 512  # of a product: with more, it is hardly faster, and needs more memory
@@ -25,7 +31,9 @@ def probing_bytes(config: Config, plan: Perturbation) -> int:
     """Bytes of a block's outer products, if the probes need them."""
     if not isinstance(plan, Probes):
         return 0
-    return max(sum(matrix_bytes(linears, plan.pruner_options)) for linears in config.linears)
+    return max(
+        sum(matrix_bytes(linears, plan.pruner_options)) for linears in config.linears
+    )
 
 
 def stacks(states: Iterable[Address], length: int) -> list[Addresses]:
@@ -42,13 +50,17 @@ def stacks(states: Iterable[Address], length: int) -> list[Addresses]:
     size = max(1, _ROWS // length)
     order = {a: n for n, a in enumerate(states)}
     cut: list[Addresses] = []
-    for _, together in groupby(sorted(order), lambda a: (a.sequence, a.draw, a.variant)):
+    for _, together in groupby(
+        sorted(order), lambda a: (a.sequence, a.draw, a.variant)
+    ):
         alike = tuple(together)
         cut += [alike[start : start + size] for start in range(0, len(alike), size)]
     return sorted(cut, key=lambda stack: order[stack[0]])
 
 
-def grouped(cut: Iterable[Addresses], capacity: int, clean: int = 0) -> Iterator[list[Addresses]]:
+def grouped(
+    cut: Iterable[Addresses], capacity: int, clean: int = 0
+) -> Iterator[list[Addresses]]:
     """Put stacks, in order, into groups that fit: a sequence's clean state counts 2.
 
     If the clean states of all sequences are in each, they count `clean`. A group has one stack.
@@ -76,7 +88,9 @@ class SummedSquares:
         """Add the squares of each sequence when those of all sequences before it are added."""
         self._waiting |= result.squares
         while self._next in self._waiting:
-            for total, sums in zip(self.total, self._waiting.pop(self._next), strict=True):
+            for total, sums in zip(
+                self.total, self._waiting.pop(self._next), strict=True
+            ):
                 add_sums(total, sums)
             self._next += 1
 
@@ -120,7 +134,9 @@ def experiment(
             measured.ratios[a.index] = state.ratios
             measured.left_out[a.variant, a.block] += state.left_out
             if a.variant == 0:
-                measured.sinks[a.block] += state.sinks if a.draw == 0 else 0  # each once
+                measured.sinks[a.block] += (
+                    state.sinks if a.draw == 0 else 0
+                )  # each once
                 measured.sink_share[a.sequence, a.block] = state.sink_share
             if measured.divergence is not None:
                 measured.divergence[a.index] = state.divergence
@@ -171,7 +187,9 @@ def work_list(
     said = f"{least} states of {length} x {config.state_size}"
     said += f", and {beside} bytes for the outer products of inputs" if beside else ""
     need = least * size + beside
-    require_memory(resources.memory, need, "one experiment", said, "a shorter `seq_len`")
+    require_memory(
+        resources.memory, need, "one experiment", said, "a shorter `seq_len`"
+    )
     capacity = (resources.memory - beside) // size
     if resources.finished and not every:
         capacity = min(capacity, STATES_AT_RISK * resources.workers.threads)
@@ -183,11 +201,18 @@ def work_list(
     for cut in together:
         rounds.append([])
         for group in grouped(cut, capacity, 2 * every):
-            rows = {n: ids[n] for n in (range(every) or sorted({x[0].sequence for x in group}))}
+            rows = {
+                n: ids[n]
+                for n in (range(every) or sorted({x[0].sequence for x in group}))
+            }
             # The first group with a sequence sums its squares.
-            new = () if isinstance(plan, Probes) else tuple(sorted(rows.keys() - counted))
+            new = (
+                () if isinstance(plan, Probes) else tuple(sorted(rows.keys() - counted))
+            )
             counted |= rows.keys()
-            rounds[-1].append(StateGroup(tuple(group), rows, new, plan, dtype, pruning, divergence))
+            rounds[-1].append(
+                StateGroup(tuple(group), rows, new, plan, dtype, pruning, divergence)
+            )
     return rounds
 
 
@@ -195,7 +220,10 @@ def dense_squares(model: Model, ids: Array, resources: Resources) -> Squares:
     """Sums over all ids [N, S] of the squared inputs of the dense linears, [in] each, float64."""
     squares = SummedSquares(tuple({} for _ in model.config.blocks))
     earlier = Result.of_names(resources.earlier)
-    left, dtype = [n for n in range(len(ids)) if n not in earlier.squares], resources.dtype
+    left, dtype = (
+        [n for n in range(len(ids)) if n not in earlier.squares],
+        resources.dtype,
+    )
     read = ({input_of(x): y for x, (_, y) in z.items()} for z in model.config.linears)
     of_sums = 8 * sum(sum(block.values()) for block in read)  # float64
     of_states = 2 * state_bytes(model.config, ids.shape[1], dtype)

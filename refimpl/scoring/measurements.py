@@ -54,8 +54,10 @@ class Result:
     @property
     def by_name(self) -> dict[str, Any]:
         """The same as a finished unit has it, by names."""
-        states = {f"state {a.sequence} {a.draw} {a.variant} {a.block}": vars(x)
-                  for a, x in self.states.items()}  # fmt: skip
+        states = {
+            f"state {a.sequence} {a.draw} {a.variant} {a.block}": vars(x)
+            for a, x in self.states.items()
+        }
         return states | {f"squares {n}": x for n, x in self.squares.items()}
 
     @classmethod
@@ -108,7 +110,9 @@ class Measurements:
     def first(self, sequences: int) -> "Measurements":
         """Those of the first sequences alone; sums over sequences are of those begun so far."""
         names = ("drift", "alignment", "steps", "ratios", "divergence")
-        cut: Any = {x: y[:, :sequences] for x in names if (y := getattr(self, x)) is not None}
+        cut: Any = {
+            x: y[:, :sequences] for x in names if (y := getattr(self, x)) is not None
+        }
         return replace(self, sink_share=self.sink_share[:sequences], **cut)
 
 

@@ -18,7 +18,13 @@ from refimpl.allocation.request import (
     probes_for,
     require_resolved,
 )
-from refimpl.allocation.scores import Absorption, ProbedErrors, PrunedAt, Scores, Signals
+from refimpl.allocation.scores import (
+    Absorption,
+    ProbedErrors,
+    PrunedAt,
+    Scores,
+    Signals,
+)
 from refimpl.bases.base import Base
 from refimpl.bases.uniform import UNIFORM
 from refimpl.loading.files.documents import read_file
@@ -32,7 +38,12 @@ from refimpl.pruners.decision import PrunerOptions
 from refimpl.pruners.wanda import WANDA
 from refimpl.running.settings import Settings, parse_memory
 from refimpl.scoring.base_signals import MeasuredBases, before_squares, block_signals
-from refimpl.scoring.experiment import dense_squares, experiment, probing_bytes, work_list
+from refimpl.scoring.experiment import (
+    dense_squares,
+    experiment,
+    probing_bytes,
+    work_list,
+)
 from refimpl.scoring.measurements import Measurements, Moments, wanda_moments
 from refimpl.scoring.state_group import PrunedBlocks, probe_counts
 
@@ -75,12 +86,18 @@ def score(
     Source: arXiv:2606.15161; docs/explanation/method.md, sections 2, 3 and 6.
     """
     started, config = time.perf_counter(), model.config
-    request = request or Request(correct=None if isinstance(plan, Noise) else "divergence")
+    request = request or Request(
+        correct=None if isinstance(plan, Noise) else "divergence"
+    )
     plan = request.perturbation(plan)
     settings = replace(settings or Settings(), **changes)
     ids = checked_ids(tokens.ids, config)
-    alike = replace(request, base=UNIFORM, options={}) if request.record.needs else request
-    _pruned_at(config, {}, alike)  # so a request that cannot be served fails before the long part
+    alike = (
+        replace(request, base=UNIFORM, options={}) if request.record.needs else request
+    )
+    _pruned_at(
+        config, {}, alike
+    )  # so a request that cannot be served fails before the long part
     model.check_finite(settings.dtype)
     chosen = MeasuredBases.of(request, bases)
     beside, divergence = probing_bytes(config, plan), request.correct == "divergence"
@@ -89,13 +106,21 @@ def score(
         require_resolved(plan, resources.dtype)
         # Too little memory is refused before anything is measured.
         units = chain(*work_list(config, ids, plan, resources, divergence=divergence))
-        resources.total = chosen.cost(config, len(ids)) + sum(x.cost(config) for x in units)
+        resources.total = chosen.cost(config, len(ids)) + sum(
+            x.cost(config) for x in units
+        )
         resources.total += isinstance(plan, Probes) * len(ids) * config.num_blocks
         signals = before_squares(model, chosen, ids, resources)
         pruned_at, pruning = None, None
-        if isinstance(plan, Probes):  # which weights go depends on the dense model on all tokens
-            moments = wanda_moments(dense_squares(model, ids, resources), len(ids), config)
-            signals |= block_signals(model, chosen, "squares", resources, moments=moments)
+        if isinstance(
+            plan, Probes
+        ):  # which weights go depends on the dense model on all tokens
+            moments = wanda_moments(
+                dense_squares(model, ids, resources), len(ids), config
+            )
+            signals |= block_signals(
+                model, chosen, "squares", resources, moments=moments
+            )
             pruned_at = _pruned_at(config, signals, request)
             pruning = probed_blocks(config, pruned_at.linear_pruned, plan, moments)
 
@@ -127,7 +152,10 @@ def score(
             errors = allocate(scores_of(measured), request).errors
             return errors is not None and errors.precision <= (plan.precision or 0)
 
-        how: Any = {"divergence": divergence, "enough": precise if plan.precision else None}
+        how: Any = {
+            "divergence": divergence,
+            "enough": precise if plan.precision else None,
+        }
         return scores_of(experiment(model, ids, plan, resources, pruning, **how))
 
 
@@ -171,7 +199,9 @@ def recommended(
     return scores, allocate(scores, request)
 
 
-def probed_blocks(config: Config, base: Array, plan: Probes, moments: Moments) -> PrunedBlocks:
+def probed_blocks(
+    config: Config, base: Array, plan: Probes, moments: Moments
+) -> PrunedBlocks:
     """What prunes a block alone, from weights to prune in the base allocation, [L, linears]."""
     counts = probe_counts(base, config.linear_sizes, plan.delta)
     of_squares = moments if plan.pruner_options.record.needs == "squares" else ()
@@ -211,20 +241,41 @@ def _sweep(measured: Measurements, plan: Perturbation) -> tuple[Absorption, ...]
         drift = absorption_coefficient(measured.drift[i])
         alignment = absorption_coefficient(measured.alignment[i])
         divergence = (None, None) if kl is None else absorption_coefficient(kl[i])
-        each = zip(*(x.T for x in absorption_coefficient(measured.ratios[i])), strict=True)
+        each = zip(
+            *(x.T for x in absorption_coefficient(measured.ratios[i])), strict=True
+        )
         coefficient, growth, passed = each  # and their errors
         steps, _ = absorption_coefficient(measured.steps[i])
-        means = *drift, *alignment, *coefficient, measured.left_out[i], steps, *growth, *passed
+        means = (
+            *drift,
+            *alignment,
+            *coefficient,
+            measured.left_out[i],
+            steps,
+            *growth,
+            *passed,
+        )
         results.append(Absorption(eta, *means, *divergence))
     return tuple(results)
 
 
 def _probed(
-    measured: Measurements, blocks: PrunedBlocks | None, plan: Perturbation, config: Config
+    measured: Measurements,
+    blocks: PrunedBlocks | None,
+    plan: Perturbation,
+    config: Config,
 ) -> ProbedErrors | None:
     """What probes measured, in the order of their sparsities."""
-    kl, order = measured.divergence, [1, 0, 2]  # below, at and above, of [V, samples, draws, L]
-    if blocks is None or not isinstance(plan, Probes) or plan.delta is None or kl is None:
+    kl, order = (
+        measured.divergence,
+        [1, 0, 2],
+    )  # below, at and above, of [V, samples, draws, L]
+    if (
+        blocks is None
+        or not isinstance(plan, Probes)
+        or plan.delta is None
+        or kl is None
+    ):
         return None
     sparsity = blocks.counts.sum(axis=2)[order] / config.block_sizes
     return ProbedErrors(sparsity, np.moveaxis(kl[order, :, 0], 1, 0))

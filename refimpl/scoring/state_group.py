@@ -37,7 +37,13 @@ from refimpl.pruning.block import InputSums, input_sums, pruned_linears
 from refimpl.running.file_system import MIB
 from refimpl.running.settings import Tick
 from refimpl.running.threads import Workers
-from refimpl.scoring.measurements import Address, Moments, Result, Squares, StateMeasures
+from refimpl.scoring.measurements import (
+    Address,
+    Moments,
+    Result,
+    Squares,
+    StateMeasures,
+)
 
 K = TypeVar("K")
 Clean = Future[tuple[State, dict[str, Array]]]
@@ -55,7 +61,11 @@ class PerturbedState:
     """A perturbed state on its way, measured after the perturbed block and every later one."""
 
     def __init__(self) -> None:
-        self.drift, self.alignment, self.steps = list[float](), list[float](), list[float]()
+        self.drift, self.alignment, self.steps = (
+            list[float](),
+            list[float](),
+            list[float](),
+        )
         self.sink_share, self.last, self.length = 0.0, np.zeros(0), np.zeros(0)
 
     def start(self, changed: State, clean: State, plan: Perturbation) -> State:
@@ -75,15 +85,22 @@ class PerturbedState:
                 x[...] = right  # which passed alone, with another rounding
         distance = deviation(state.stream[0], clean.stream[0], self.included)
         if self.drift:
-            self.steps.append(float(nan_mean(surviving_drift(distance.drift, self.last))))
+            self.steps.append(
+                float(nan_mean(surviving_drift(distance.drift, self.last)))
+            )
         self.drift.append(float(nan_mean(distance.drift)))
         self.alignment.append(float(nan_mean(distance.alignment)))
         self.last, _, self.length = distance
 
     def measures(self, divergence: float | None = None) -> StateMeasures:
         """What is measured of it, after the last block."""
-        share, sinks = surviving_drift(self.last, self.first), int(np.count_nonzero(~self.included))
-        passed = np.where(np.isnan(share), np.nan, passed_on(self.first_length, self.length))
+        share, sinks = (
+            surviving_drift(self.last, self.first),
+            int(np.count_nonzero(~self.included)),
+        )
+        passed = np.where(
+            np.isnan(share), np.nan, passed_on(self.first_length, self.length)
+        )
         ratios = [float(nan_mean(x)) for x in (share, ratio(share, passed), passed)]
         left_out = int(np.count_nonzero(np.isnan(share) & self.included))
         facts = ratios, left_out, sinks, self.sink_share, divergence
@@ -168,7 +185,9 @@ class PrunedBlocks:
             goals = {name: count for name, count in counted if count}
             how = goals, sums, sequences, self.pruner, workers
             new = pruned_linears(i, linears, weights, *how).items()
-            pruned[variant] = weights | {f"{x}.weight": y.weight(weights, x) for x, y in new}
+            pruned[variant] = weights | {
+                f"{x}.weight": y.weight(weights, x) for x, y in new
+            }
         return pruned
 
 
@@ -192,7 +211,9 @@ def probe_counts(linear_pruned: Array, sizes: Array, delta: float | None) -> Arr
     return np.concatenate([linear_pruned[None], outer])
 
 
-HEAD_BYTES = MIB  # logits of one state held at a time: more do not stay in a core's cache
+HEAD_BYTES = (
+    MIB  # logits of one state held at a time: more do not stay in a core's cache
+)
 
 
 @dataclass(frozen=True)
@@ -215,32 +236,56 @@ class StateGroup:
         """Block passes, and heads in the same unit."""
         per_head = head_cost(config) if self.divergence else 0.0
         clean = len(self.ids) * (config.num_blocks + per_head)
-        after = config.num_blocks - (not isinstance(self.plan, Probes))  # its own block, if pruned
+        after = config.num_blocks - (
+            not isinstance(self.plan, Probes)
+        )  # its own block, if pruned
         states = [a for stack in self.stacks for a in stack]
         return clean + sum(after - a.block + per_head for a in states)
 
     def run(self, model: Model, workers: Workers, tick: Tick) -> Result:
         """Measure the states from the embedding to the end, and squares of the clean ones."""
-        clean, stacks, squares = self.follow(model, model.config.num_blocks, workers, tick)
-        items = [pair for x in stacks for pair in zip(x.addresses, x.states, strict=True)]
+        clean, stacks, squares = self.follow(
+            model, model.config.num_blocks, workers, tick
+        )
+        items = [
+            pair for x in stacks for pair in zip(x.addresses, x.states, strict=True)
+        ]
         of_output, config = dict[Address, float](), model.config
         if self.divergence:
-            last = partial(final_state, weights=model.head(self.dtype, slice(0)), config=config)
+            last = partial(
+                final_state, weights=model.head(self.dtype, slice(0)), config=config
+            )
 
             def end(stack: Stack) -> Array:
                 stack.h = stack.h.with_stream(last(stack.h.stream))
                 return stack.h.stream
 
-            ends = zip(stacks, workers.run([partial(end, x) for x in stacks]), strict=True)
-            left = {a: (a.sequence, h[k]) for x, h in ends for k, a in enumerate(x.addresses)}
-            finals = workers.run([partial(last, x.stream) for x in clean.states.values()])
+            ends = zip(
+                stacks, workers.run([partial(end, x) for x in stacks]), strict=True
+            )
+            left = {
+                a: (a.sequence, h[k])
+                for x, h in ends
+                for k, a in enumerate(x.addresses)
+            }
+            finals = workers.run(
+                [partial(last, x.stream) for x in clean.states.values()]
+            )
             right = dict(zip(clean.states, finals, strict=True))
             kl = divergences(model, right, left, self.dtype, workers, tick)
-            of_output = {a: float(nan_mean(kl[a][state.included])) for a, state in items}
-        return Result({a: state.measures(of_output.get(a)) for a, state in items}, squares)
+            of_output = {
+                a: float(nan_mean(kl[a][state.included])) for a, state in items
+            }
+        return Result(
+            {a: state.measures(of_output.get(a)) for a, state in items}, squares
+        )
 
     def follow(
-        self, model: Model, blocks: int, workers: Workers, tick: Tick = lambda cost: None
+        self,
+        model: Model,
+        blocks: int,
+        workers: Workers,
+        tick: Tick = lambda cost: None,
     ) -> tuple[Stream, list[Stack], dict[int, Squares]]:
         """Clean and perturbed states after so many blocks, and the squares of clean ones."""
         clean = Stream(model, self.ids, self.dtype)
@@ -248,13 +293,19 @@ class StateGroup:
         squares: dict[int, Squares] = dict.fromkeys(self.counted, ())
         for i in range(blocks):
             weights = model.block(i, self.dtype, workers.map)
-            variants = {a.variant for stack in self.stacks for a in stack if a.block == i}
+            variants = {
+                a.variant for stack in self.stacks for a in stack if a.block == i
+            }
             pruned = dict[int, Weights]()
             if self.pruning is not None and variants:
-                pruned = self.pruning.pruned(i, sorted(variants), clean, weights, workers)
+                pruned = self.pruning.pruned(
+                    i, sorted(variants), clean, weights, workers
+                )
             # Tasks start in order: the clean ones come first and wait for nobody.
             ahead = {
-                sequence: workers.submit(partial(self._passed, clean, weights, sequence))
+                sequence: workers.submit(
+                    partial(self._passed, clean, weights, sequence)
+                )
                 for sequence in clean.states
             }
             through = partial(clean.through, weights=weights)
@@ -267,11 +318,20 @@ class StateGroup:
             for states in moves:
                 if count := states.result():
                     tick(count)
-            clean.advance({sequence: passed.result()[0] for sequence, passed in ahead.items()})
+            clean.advance(
+                {sequence: passed.result()[0] for sequence, passed in ahead.items()}
+            )
             for sequence in self.counted:
                 squares[sequence] += (ahead[sequence].result()[1],)
             tick(len(ahead))
-            del weights, pruned, ahead, through, perturb, moves  # before the next block is read
+            del (
+                weights,
+                pruned,
+                ahead,
+                through,
+                perturb,
+                moves,
+            )  # before the next block is read
         return clean, stacks, squares
 
     def _passed(
@@ -284,7 +344,11 @@ class StateGroup:
         return clean.through(h, weights), {}
 
     def _perturbed(
-        self, clean: Stream, ahead: Mapping[int, Clean], pruned: Mapping[int, Weights], a: Address
+        self,
+        clean: Stream,
+        ahead: Mapping[int, Clean],
+        pruned: Mapping[int, Weights],
+        a: Address,
     ) -> State:
         """A state after the block that perturbs it: with noise, or through the pruned block."""
         if isinstance(self.plan, Noise):
@@ -308,12 +372,16 @@ def divergences(
     step = max(1, HEAD_BYTES // (tokens * np.dtype(dtype).itemsize))
     running = {key: RunningDivergence.start(tokens) for key in ends}
 
-    def right(h: Array, weights: Weights, same: RunningDivergence) -> tuple[Array, Extended]:
+    def right(
+        h: Array, weights: Weights, same: RunningDivergence
+    ) -> tuple[Array, Extended]:
         z = logits(h, weights, config)[0]
         return z, extended(same.largest, same.total, z)
 
     def add(key: K, weights: Weights, z: Array, clean: Extended) -> RunningDivergence:
-        return running[key].add(z, logits(ends[key][1][None], weights, config)[0], clean)
+        return running[key].add(
+            z, logits(ends[key][1][None], weights, config)[0], clean
+        )
 
     for start in range(0, config.vocab_size, step):
         weights = model.head(dtype, slice(start, start + step))
@@ -321,7 +389,9 @@ def divergences(
             of_sequence = [key for key, (n, _) in ends.items() if n == sequence]
             how = finals[sequence], weights, running[of_sequence[0]]
             ((z, clean),) = workers.run([partial(right, *how)])
-            sums = workers.run([partial(add, key, weights, z, clean) for key in of_sequence])
+            sums = workers.run(
+                [partial(add, key, weights, z, clean) for key in of_sequence]
+            )
             running |= zip(of_sequence, sums, strict=True)
         pieces = -(-config.vocab_size // step)
         tick(head_cost(config) * (len(ends) + len(finals)) / pieces)

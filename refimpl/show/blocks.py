@@ -26,7 +26,12 @@ from refimpl.show.table import (
 )
 
 SCALE = "0 % ---------- 100 %"  # above bars of this length
-_R, _DIVERGENCE, _SPARSITY, _PRUNED = "r", "divergence, nats", "sparsity, %", "weights to prune"
+_R, _DIVERGENCE, _SPARSITY, _PRUNED = (
+    "r",
+    "divergence, nats",
+    "sparsity, %",
+    "weights to prune",
+)
 _LEGEND = {  # of the columns of the table
     _R: "the relative error at the end, divided by that after this block. Above 1, later blocks "
     "amplify the relative error; below 1, they absorb it.",
@@ -53,20 +58,30 @@ def scores_table(scores: Scores, allocation: Allocation) -> str:
         texts[1] = " ".join([*findings(scores), *sinks(scores)])
     said = [line for text in texts for line in wrap(text, width)]
     shown = _with_bars(columns(scores, allocation), allocation)
-    legend = {f"{name.partition(',')[0]}:": [x] for name, x in _LEGEND.items() if name in shown}
+    legend = {
+        f"{name.partition(',')[0]}:": [x]
+        for name, x in _LEGEND.items()
+        if name in shown
+    }
     notes = [line for note in footer(scores, allocation) for line in wrap(note, width)]
-    return page_text(said, Table(shown).lines(), legend, header(scores, allocation), notes)
+    return page_text(
+        said, Table(shown).lines(), legend, header(scores, allocation), notes
+    )
 
 
 def blocks_table(scores: Scores, allocation: Allocation) -> list[str]:
     """What each block costs and loses: the allocation alone."""
     said = wrap(" ".join(costs(scores, allocation.errors)), terminal_width())
     shown = columns(scores, allocation)
-    few = {name: shown[name] for name in ("block", _DIVERGENCE, _SPARSITY) if name in shown}
+    few = {
+        name: shown[name] for name in ("block", _DIVERGENCE, _SPARSITY) if name in shown
+    }
     return [*said, "", *Table(_with_bars(few, allocation)).lines()]
 
 
-def _with_bars(shown: dict[str, list[str]], allocation: Allocation) -> dict[str, list[str]]:
+def _with_bars(
+    shown: dict[str, list[str]], allocation: Allocation
+) -> dict[str, list[str]]:
     """The columns, and a bar beside the last one, the sparsity, as far as a line has room."""
     full = [round(len(SCALE) * x) for x in allocation.corrected_sparsity.tolist()]
     shown = shown | {SCALE: ["#" * n + "." * (len(SCALE) - n) for n in full]}
@@ -82,24 +97,37 @@ def costs(scores: Scores, errors: AllocationErrors | None) -> list[str]:
     if errors is None or each is None:
         return []
     first, times = int(np.nanargmax(each)), np.nanmax(each) / np.nanmedian(each)
-    size = with_error(float(each[first]), np.nan if stderr is None else float(stderr[first]))
-    said = [f"Pruning block {first} costs most: {size} nats, {times:.2g} times the median."]
+    size = with_error(
+        float(each[first]), np.nan if stderr is None else float(stderr[first])
+    )
+    said = [
+        f"Pruning block {first} costs most: {size} nats, {times:.2g} times the median."
+    ]
     if errors.samples < 2:
         return [*said, "One sample: no number has an error."]
     points, wanted = 100 * errors.precision, 100 * (scores.plan.precision or 0)
     of = f"{errors.samples} of {scores.tokens.samples} samples"
-    said.append(f"The sparsities have a sampling error of {points:.2g} points, measured on {of}.")
+    said.append(
+        f"The sparsities have a sampling error of {points:.2g} points, measured on {of}."
+    )
     if wanted:
         goal = "is reached" if points <= wanted else "needs more --samples"
         said.append(f"The goal, {wanted:.3g} points, {goal}.")
     whole = 100 * float(np.sqrt(np.square(errors.combined).mean()))
-    return [*said, f"With the spread of kappa over the blocks, the error is {whole:.2g} points."]
+    return [
+        *said,
+        f"With the spread of kappa over the blocks, the error is {whole:.2g} points.",
+    ]
 
 
 def sinks(scores: Scores) -> list[str]:
     """Which tokens dominate the noise."""
     share = scores.sink_share
-    if not isinstance(scores.plan, Noise) or scores.plan.sink == "exclude" or not share.any():
+    if (
+        not isinstance(scores.plan, Noise)
+        or scores.plan.sink == "exclude"
+        or not share.any()
+    ):
         return []
     at = int(np.argmax(share))
     return [
@@ -124,7 +152,11 @@ def findings(scores: Scores) -> list[str]:
         return ["There is one block, and no later block that could absorb or amplify."]
     more, less = beyond_one(absorption.coefficient, absorption.stderr)
     grow, shrink = beyond_one(absorption.error_growth, absorption.error_growth_stderr)
-    eta = f"At eta {absorption.eta:g}, as in the allocation: l" if len(scores.sweep) > 1 else "L"
+    eta = (
+        f"At eta {absorption.eta:g}, as in the allocation: l"
+        if len(scores.sweep) > 1
+        else "L"
+    )
     unsure = int(np.isfinite(r).sum()) - less - more
     said = [
         f"{eta}ater blocks amplify the relative errors of {more} of {counted(len(r), 'block')} "
@@ -151,7 +183,9 @@ def columns(scores: Scores, allocation: Allocation) -> dict[str, list[str]]:
     if np.ptp(weights):
         shown["weights"] = [f"{n:,}" for n in weights.tolist()]
     if (signal := scores.signals.get(base.name)) is not None:
-        shown[base.column.format(**asked)] = [number(x, "#.4g") for x in signal.of_blocks]
+        shown[base.column.format(**asked)] = [
+            number(x, "#.4g") for x in signal.of_blocks
+        ]
     for one in scores.sweep:
         name = f"{_R} at {one.eta:g}" if len(scores.sweep) > 1 else _R
         shown[name] = numbers(one.coefficient, one.stderr, "#.4g")
@@ -159,17 +193,25 @@ def columns(scores: Scores, allocation: Allocation) -> dict[str, list[str]]:
             shown["g"] = numbers(one.error_growth, one.error_growth_stderr, "#.4g")
             shown["p"] = numbers(one.passed_on, one.passed_on_stderr, "#.4g")
     if allocation.request.correct == "divergence" and absorption.divergence is not None:
-        shown[_DIVERGENCE] = numbers(absorption.divergence, absorption.divergence_stderr)
+        shown[_DIVERGENCE] = numbers(
+            absorption.divergence, absorption.divergence_stderr
+        )
     shown[_PRUNED] = [f"{n:,}" for n in allocation.num_pruned]
     if np.ptp(allocation.base_sparsity):
         shown["base, %"] = [number(100 * x, ".2f") for x in allocation.base_sparsity]
     errors = None if allocation.errors is None else 100 * allocation.errors.combined
-    return shown | {_SPARSITY: numbers(100 * allocation.corrected_sparsity, errors, ".2f")}
+    return shown | {
+        _SPARSITY: numbers(100 * allocation.corrected_sparsity, errors, ".2f")
+    }
 
 
 def footer(scores: Scores, allocation: Allocation) -> list[str]:
     """The totals, and notes that explain the rows."""
-    total, pruned, asked = allocation.total_weights, allocation.total_pruned, allocation.request
+    total, pruned, asked = (
+        allocation.total_weights,
+        allocation.total_pruned,
+        allocation.request,
+    )
     coefficient = scores.sweep[0].coefficient
     lines = [
         f"to prune: {pruned:,} of {total:,} ({pruned / total:.4%}), asked for {asked.sparsity:.4%}"
@@ -177,11 +219,15 @@ def footer(scores: Scores, allocation: Allocation) -> list[str]:
     if asked.compat == "peer":
         lines.append("compat peer restores no budget and rounds every row down")
     if np.ptp(allocation.linear_sparsity, axis=1).any():
-        lines.append("sparsities are per linear (all of them with --json); rows show block means")
+        lines.append(
+            "sparsities are per linear (all of them with --json); rows show block means"
+        )
     if np.isnan(coefficient).any():
         lines.append("r is - where no token had a drift; such a block counts as r = 1")
     if scores.plan.sink == "exclude":
-        lines.append(f"{counted(int(scores.sinks.sum()), 'token')} of all blocks excluded as sinks")
+        lines.append(
+            f"{counted(int(scores.sinks.sum()), 'token')} of all blocks excluded as sinks"
+        )
     return lines
 
 
@@ -191,11 +237,17 @@ def header(scores: Scores, allocation: Allocation) -> dict[str, list[str]]:
     facts = allocation_facts(request.sparsity, name, request.options, request.correct)
     if request.correct is not None and not request.measured:
         facts.append(f"strength {request.fixed_strength:g}")
-    values = {name: getattr(request, name) for name in ("lo", "hi", "max_correction", "compat")}
+    values = {
+        name: getattr(request, name)
+        for name in ("lo", "hi", "max_correction", "compat")
+    }
     facts += [f"{name} {x}" for name, x in values.items() if x != getattr(usual, name)]
     weights = f"{allocation.total_weights:,} prunable weights"
     return {
-        "model": [*model_facts(scores.model, scores.family, scores.num_blocks), weights],
+        "model": [
+            *model_facts(scores.model, scores.family, scores.num_blocks),
+            weights,
+        ],
         "tokens": token_facts(scores.tokens),
         "allocation": facts,
         "growth": _growth(allocation) if request.measured else [],

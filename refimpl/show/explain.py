@@ -21,14 +21,22 @@ def explanation_text(explanation: Explanation, source: bool = False) -> str:
     """All steps, one after the other, on request with the code of each function once."""
     tokens = explanation.tokens
     facts = {
-        "model": model_facts(explanation.model, explanation.family, explanation.num_blocks),
+        "model": model_facts(
+            explanation.model, explanation.family, explanation.num_blocks
+        ),
         "tokens": [f"{tokens.samples} x {tokens.seq_len}", *tokens.source.split(", ")],
-        "looks at": [f"block {explanation.block}", "the first sequence", explanation.dtype],
+        "looks at": [
+            f"block {explanation.block}",
+            "the first sequence",
+            explanation.dtype,
+        ],
     }
     parts, shown = [wrapped(facts)], list[Callable[..., Any]]()
     for which, step, figures in explanation.steps:
         parts += _step(f"{which}/{explanation.num_steps}", step, figures)
-        new = [function for function in step.functions if source and function not in shown]
+        new = [
+            function for function in step.functions if source and function not in shown
+        ]
         shown += new
         parts += [indent(inspect.getsource(x).rstrip(), IN).split("\n") for x in new]
     return page_text(*parts)
@@ -38,10 +46,22 @@ def _step(which: str, step: Step, figures: tuple[Figure, ...]) -> list[list[str]
     """What the functions of a step say, and below it the figures."""
     said = list[str]()
     for i, function in enumerate(step.functions):
-        says = docstring_of(function)[0 if i else 1 :]  # the first one's sentence is the title
-        said += [full_name(function) + ":" * bool(says), *(f"  {text}" for text in says)]
-    texts = [f"{which} {step.name}: {step.title}", *(f"  {x}" for x in said), f"  why: {step.why}"]
-    shapes = [str([*np.shape(figure.value)]) if np.ndim(figure.value) else "" for figure in figures]
+        says = docstring_of(function)[
+            0 if i else 1 :
+        ]  # the first one's sentence is the title
+        said += [
+            full_name(function) + ":" * bool(says),
+            *(f"  {text}" for text in says),
+        ]
+    texts = [
+        f"{which} {step.name}: {step.title}",
+        *(f"  {x}" for x in said),
+        f"  why: {step.why}",
+    ]
+    shapes = [
+        str([*np.shape(figure.value)]) if np.ndim(figure.value) else ""
+        for figure in figures
+    ]
     name, widest = max(len(figure.name) for figure in figures), max(map(len, shapes))
     rows = []
     for figure, shape in zip(figures, shapes, strict=True):
@@ -50,7 +70,11 @@ def _step(which: str, step: Step, figures: tuple[Figure, ...]) -> list[list[str]
         rows.append((start + numbers(figure) + note, " " * len(start)))
     width = terminal_width()
     return [
-        [y for x in texts for y in wrap(x, width, subsequent_indent=IN, break_on_hyphens=False)],
+        [
+            y
+            for x in texts
+            for y in wrap(x, width, subsequent_indent=IN, break_on_hyphens=False)
+        ],
         [y for x, indented in rows for y in wrap(x, width, subsequent_indent=indented)],
     ]
 
@@ -76,7 +100,10 @@ def explanation_document(found: Explanation, source: bool = False) -> dict[str, 
     """An explanation as one JSON document."""
     return {
         "refimpl": __version__,
-        **{x: getattr(found, x) for x in ("model", "family", "num_blocks", "block", "dtype")},
+        **{
+            x: getattr(found, x)
+            for x in ("model", "family", "num_blocks", "block", "dtype")
+        },
         "tokens": vars(found.tokens),
         "steps": [
             {
@@ -86,7 +113,11 @@ def explanation_document(found: Explanation, source: bool = False) -> dict[str, 
                 "formula": [line for f in step.functions for line in docstring_of(f)],
                 "functions": [full_name(f) for f in step.functions],
                 "figures": [_figure_document(figure) for figure in figures],
-                **({"source": [inspect.getsource(f) for f in step.functions]} if source else {}),
+                **(
+                    {"source": [inspect.getsource(f) for f in step.functions]}
+                    if source
+                    else {}
+                ),
             }
             for _, step, figures in found.steps
         ],
@@ -98,4 +129,9 @@ def _figure_document(figure: Figure) -> dict[str, Any]:
     values = np.asarray(figure.value)
     some = values.ravel()[:IN_JSON].tolist()
     first = [x if isinstance(x, str) or isfinite(x) else None for x in some]
-    return {"name": figure.name, "shape": [*values.shape], "first": first, "note": figure.note}
+    return {
+        "name": figure.name,
+        "shape": [*values.shape],
+        "first": first,
+        "note": figure.note,
+    }

@@ -31,14 +31,17 @@ def pruning_table(pruned: Pruning, out: Path, allocation: Sequence[str] = ()) ->
         "pruner": [pruned.method, *["refit"] * pruned.refit, f"compat {pruned.compat}"],
         "allocation": [f"pattern {pruned.pattern}, zeros per group : inputs per group"],
         "calibration": token_facts(pruned.calibration) if pruned.calibration else [],
-        "no tokens": [*pruned.without_tokens, "pruned by magnitude"] * bool(pruned.without_tokens),
+        "no tokens": [*pruned.without_tokens, "pruned by magnitude"]
+        * bool(pruned.without_tokens),
     }
     if pruned.pattern is None:
         keys = ("requested_sparsity", "base", "base_options", "correct")
         facts["allocation"] = allocation_facts(*(made[key] for key in keys))
     gone = []
     for block in pruned.blocks:
-        share = sum(x.pruned for x in block.linears) / sum(x.weights for x in block.linears)
+        share = sum(x.pruned for x in block.linears) / sum(
+            x.weights for x in block.linears
+        )
         if share > NEARLY_ALL:
             gone.append(f"block {block.index} ({share:.4f})")
     notes = [f"above {NEARLY_ALL} sparsity: {', '.join(gone)}"] if gone else []
@@ -55,9 +58,13 @@ def pruning_table(pruned: Pruning, out: Path, allocation: Sequence[str] = ()) ->
 def inspection_table(inspection: Inspection) -> str:
     """What a model's file holds: sizes, and a row per block with the sparsity of every linear."""
     size = f"{inspection.parameter_bytes / MIB:,.1f} MiB"
-    files = [f"{name}, {size / MIB:,.1f} MiB" for name, size in inspection.files.items()]
+    files = [
+        f"{name}, {size / MIB:,.1f} MiB" for name, size in inspection.files.items()
+    ]
     facts: dict[str, Sequence[str]] = {
-        "model": model_facts(inspection.model, inspection.family, len(inspection.blocks)),
+        "model": model_facts(
+            inspection.model, inspection.family, len(inspection.blocks)
+        ),
         "parameters": [f"{inspection.parameters:,} in all", size],
         "files" if len(files) > 1 else "file": files,
         "ignored": inspection.ignored,
@@ -73,7 +80,10 @@ def inspection_table(inspection: Inspection) -> str:
         "weights": [f"{LinearZeros.of([x for _, x in row]).weights:,}" for row in rows],
         "sparsity": [_share([x for _, x in row]) for row in rows],
         **{
-            kind: [_share([x for name, x in row if without_number(name) == kind]) for row in rows]
+            kind: [
+                _share([x for name, x in row if without_number(name) == kind])
+                for row in rows
+            ]
             for kind in kinds
         },
         "dtype": [LinearZeros.of([x for _, x in row]).dtype for row in rows],
@@ -90,7 +100,9 @@ def _share(linears: Sequence[LinearZeros]) -> str:
     return f"{LinearZeros.of(linears).sparsity:.4f}" if linears else "-"
 
 
-NOISE_FLOOR = "up to 12 % in docs/explanation/numerics.md"  # of pruning, in the perplexity
+NOISE_FLOOR = (
+    "up to 12 % in docs/explanation/numerics.md"  # of pruning, in the perplexity
+)
 
 
 def evaluation_table(evaluation: Evaluation) -> str:
@@ -100,11 +112,16 @@ def evaluation_table(evaluation: Evaluation) -> str:
     speed = f"{count / max(run.seconds, 1e-9):,.0f} tokens per second"
     source = [*evaluation.windows.source.split(", "), counted(count, "predicted token")]
     facts = {
-        "model": model_facts(evaluation.model, evaluation.family, evaluation.num_blocks),
+        "model": model_facts(
+            evaluation.model, evaluation.family, evaluation.num_blocks
+        ),
         "text" if evaluation.windows.kind == "text" else "ids": source,
         "run": [f"{run.seconds:.1f} s", speed, run.dtype],
     }
-    windows, rows = counted(len(text.nats), "window"), [("measure", "value", "stderr", "over")]
+    windows, rows = (
+        counted(len(text.nats), "window"),
+        [("measure", "value", "stderr", "over")],
+    )
     for name, value, error, form in (
         ("perplexity", text.value, text.stderr, "#.6g"),
         ("nats per token", text.mean_nats, text.nats_stderr, ".5f"),
@@ -117,8 +134,12 @@ def evaluation_table(evaluation: Evaluation) -> str:
     if isnan(text.nats_stderr):
         notes.append("stderr is -: it takes two windows or more")
     if text.value == inf:
-        notes.append("the perplexity exceeds float64; the nats per token are its logarithm")
+        notes.append(
+            "the perplexity exceeds float64; the nats per token are its logarithm"
+        )
     if evaluation.pruning is not None:
-        notes.append(f"stderr does not include the noise floor of pruning: {NOISE_FLOOR}")
+        notes.append(
+            f"stderr does not include the noise floor of pruning: {NOISE_FLOOR}"
+        )
     table = Table({heading: cells for heading, *cells in zip(*rows, strict=True)})
     return page_text(facts, table.lines(), notes)

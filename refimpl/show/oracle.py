@@ -8,7 +8,14 @@ from refimpl.loading.files.documents import Document, filled, plain
 from refimpl.oracle.check import Report, Verdict
 from refimpl.oracle.measures import Status, StepResult, kind_of, stage_of
 from refimpl.running.file_system import MIB
-from refimpl.show.table import Table, counted, fitting, model_facts, page_text, token_facts
+from refimpl.show.table import (
+    Table,
+    counted,
+    fitting,
+    model_facts,
+    page_text,
+    token_facts,
+)
 from refimpl.version import SPEC, __version__
 
 if TYPE_CHECKING:  # check needs no onnx
@@ -16,13 +23,21 @@ if TYPE_CHECKING:  # check needs no onnx
     from refimpl.onnx.validate import Validation
 
 _SHOWN = 3  # names of steps in a line
-UNJUDGED = {"missing": "missing", "conditional": "not judged", "unresolved": "not resolved"}
+UNJUDGED = {
+    "missing": "missing",
+    "conditional": "not judged",
+    "unresolved": "not resolved",
+}
 
 
 def report_table(report: Report, candidate: str) -> str:
     """A row per stage, the verdict, and the first wrong step."""
     name, family = report.case.name, report.case.model.config.family
-    judge = {"vectors": [name]} if family == "none" else {"case": [name, f"family {family}"]}
+    judge = (
+        {"vectors": [name]}
+        if family == "none"
+        else {"case": [name, f"family {family}"]}
+    )
     facts = {**judge, "candidate": [candidate, report.dtype]}
     if report.uncovered:
         facts["not covered"] = list(dict.fromkeys(map(kind_of, report.uncovered)))
@@ -41,7 +56,10 @@ def steps_table(heading: str, stages: Mapping[str, Sequence[StepResult]]) -> Tab
         heading: list(stages),
         "steps": [f"{len(group):,}" for group in groups],
         **{
-            status: [f"{sum(step.status == status for step in group) or ''}" for group in groups]
+            status: [
+                f"{sum(step.status == status for step in group) or ''}"
+                for group in groups
+            ]
             for status in ("pass", "divergent", "missing", "conditional", "unresolved")
         },
         "worst step": [step.step for step in worst],
@@ -68,9 +86,13 @@ def verdict_lines(report: Report, candidate: str = "") -> Iterator[str]:
     elif first is not None:
         yield f"divergent, first at {first.step}: {_said(first)}"
         yield from [first.diagnosis] * bool(first.diagnosis)
-        if others := [x.step for x in report.steps if x.status == "divergent" and x != first]:
+        if others := [
+            x.step for x in report.steps if x.status == "divergent" and x != first
+        ]:
             yield f"also divergent ({len(others):,}): {_named(others)}"
-        words = f"--only '{first.step}'" + (f" {report.options}" if report.options else "")
+        words = f"--only '{first.step}'" + (
+            f" {report.options}" if report.options else ""
+        )
         if candidate:
             yield f"again: refimpl check {report.case.folder} {candidate} {words}"
     else:
@@ -122,8 +144,12 @@ class CheckedStep(Document, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     own: float | None  # refimpl's own error in this dtype
     where: tuple[int, ...]  # index of the worst token or number
     fault: str | None  # such as another shape
-    near_ties: tuple[tuple[int, ...], ...]  # discrete choices that rounding could reverse
-    diagnosis: str | None  # the mistake that gives its numbers, or which of them are wrong
+    near_ties: tuple[
+        tuple[int, ...], ...
+    ]  # discrete choices that rounding could reverse
+    diagnosis: (
+        str | None
+    )  # the mistake that gives its numbers, or which of them are wrong
 
 
 class CheckDocument(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -154,12 +180,18 @@ def report_document(report: Report, candidate: str) -> dict[str, Any]:
 
     document: dict[str, Any] = plain(
         filled(
-            CheckDocument, report, case=case.name, family=case.model.config.family,
-            refimpl=__version__, spec=SPEC, candidate=candidate,
+            CheckDocument,
+            report,
+            case=case.name,
+            family=case.model.config.family,
+            refimpl=__version__,
+            spec=SPEC,
+            candidate=candidate,
             first=first and checked(first),
-            steps=tuple(map(checked, report.steps)), not_covered=report.uncovered,
+            steps=tuple(map(checked, report.steps)),
+            not_covered=report.uncovered,
         )
-    )  # fmt: skip
+    )
     return document
 
 
@@ -170,7 +202,9 @@ def validation_table(validation: "Validation") -> str:
     """A row per run, the verdict, and the first wrong step with its diagnosis."""
     graph, runs = validation.graph, {_name(x): x.steps for x in validation.reports}
     facts = {
-        "model": model_facts(validation.model, validation.family, validation.num_blocks),
+        "model": model_facts(
+            validation.model, validation.family, validation.num_blocks
+        ),
         "graph": ["recorded here, with every trace point" if graph is None else graph],
         "against": [validation.ran],
         "tokens": token_facts(validation.tokens),
@@ -192,10 +226,14 @@ def validation_document(validation: "Validation") -> dict[str, Any]:
     runs = []
     for report in validation.reports:
         content = report_document(report, "")
-        shared = {name: content[name] for name in ("dtype", "verdict", "first", "steps")}
+        shared = {
+            name: content[name] for name in ("dtype", "verdict", "first", "steps")
+        }
         runs.append({"shape": _shape(report), **shared})
     facts |= {"verdict": validation.verdict, "runs": runs}
-    document: dict[str, Any] = plain({"format": VALIDATION_FORMAT, "refimpl": __version__, **facts})
+    document: dict[str, Any] = plain(
+        {"format": VALIDATION_FORMAT, "refimpl": __version__, **facts}
+    )
     return document
 
 
@@ -212,7 +250,9 @@ def export_table(exported: "Exported") -> str:
     """What was written, a line per fact."""
     facts, count = exported.metadata, counted(exported.tensors, "tensor")
     zeros, prunable = (int(facts[f"prunable_{name}"]) for name in ("zeros", "weights"))
-    graph, data = (f"{x / MIB:,.2f} MiB" for x in (exported.graph_bytes, exported.data_bytes))
+    graph, data = (
+        f"{x / MIB:,.2f} MiB" for x in (exported.graph_bytes, exported.data_bytes)
+    )
     lines = {
         "model": [
             facts["model"],

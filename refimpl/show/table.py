@@ -13,7 +13,11 @@ from textwrap import wrap
 from refimpl.errors import printable
 from refimpl.loading.samples import TokenFacts
 
-NARROWEST, WIDEST, LABEL = 40, 100, 12  # columns of a line, and of the label before its facts
+NARROWEST, WIDEST, LABEL = (
+    40,
+    100,
+    12,
+)  # columns of a line, and of the label before its facts
 
 
 def fits_terminal() -> bool:
@@ -24,7 +28,9 @@ def fits_terminal() -> bool:
 def terminal_width() -> int:
     """Columns of a line: what COLUMNS or the terminal says, at most `WIDEST`, at least 40."""
     if fits_terminal():
-        return max(NARROWEST, min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST))
+        return max(
+            NARROWEST, min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+        )
     return WIDEST
 
 
@@ -33,7 +39,13 @@ def fitting(line: str) -> list[str]:
     if not fits_terminal() or re.match(r"\w+: +refimpl ", line):
         return [line]
     width = terminal_width()
-    return wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return wrap(
+        line,
+        width,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def counted(number: int, thing: str) -> str:
@@ -61,7 +73,9 @@ def wrapped(facts: Mapping[str, Sequence[str]]) -> list[str]:
 def page_text(*parts: Mapping[str, Sequence[str]] | Iterable[str]) -> str:
     """Parts with an empty line between them: labels and facts, or lines, which fit the terminal."""
     texts = [wrapped(part) if isinstance(part, Mapping) else [*part] for part in parts]
-    return joined(line for text in texts if text for line in ("", *text)).removeprefix("\n")
+    return joined(line for text in texts if text for line in ("", *text)).removeprefix(
+        "\n"
+    )
 
 
 def model_facts(name: str, family: str, num_blocks: int) -> list[str]:
@@ -79,11 +93,20 @@ def allocation_facts(
     sparsity: float, base: str, options: Mapping[str, object], correct: str | None
 ) -> list[str]:
     """What an allocation was made for."""
-    words = [f"{x} {y:g}" if isinstance(y, float) else f"{x} {y}" for x, y in options.items()]
-    return [f"sparsity {sparsity:g}", f"base {base}", *words, f"correction {correct or 'none'}"]
+    words = [
+        f"{x} {y:g}" if isinstance(y, float) else f"{x} {y}" for x, y in options.items()
+    ]
+    return [
+        f"sparsity {sparsity:g}",
+        f"base {base}",
+        *words,
+        f"correction {correct or 'none'}",
+    ]
 
 
-MARKUP = re.compile(r"[\\`*\[\]<>|$&]")  # what begins markup, HTML or a formula in Markdown
+MARKUP = re.compile(
+    r"[\\`*\[\]<>|$&]"
+)  # what begins markup, HTML or a formula in Markdown
 
 
 @dataclass(frozen=True)
@@ -111,26 +134,37 @@ class Table:
             if len(tables[-1]) > 1 and len(line) > terminal_width():
                 tables.append([first])
             tables[-1].append(column)
-        lines = [line.rstrip() for table in tables for line in ("", *aligned(table, self.left))]
+        lines = [
+            line.rstrip()
+            for table in tables
+            for line in ("", *aligned(table, self.left))
+        ]
         return lines[1:]
 
     def markdown(self) -> str:
         """The table in Markdown, in which a foreign text is no markup."""
         rule = ["---"] * self.left + ["---:"] * (len(self.columns) - self.left)
         rows = (self.columns, *self.rows)
-        head, *body = ([MARKUP.sub(r"\\\g<0>", printable(x)) for x in row] for row in rows)
+        head, *body = (
+            [MARKUP.sub(r"\\\g<0>", printable(x)) for x in row] for row in rows
+        )
         return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
 
 
 def aligned(columns: Iterable[tuple[str, Sequence[str]]], left: int = 0) -> list[str]:
     """Lines of a table; a text may have several."""
     texts = [[heading, *cells] for heading, cells in columns]
-    widths = [max(len(line) for text in column for line in text.split("\n")) for column in texts]
+    widths = [
+        max(len(line) for text in column for line in text.split("\n"))
+        for column in texts
+    ]
     lines = list[str]()
     for row in zip(*texts, strict=True):
         for parts in zip_longest(*(text.split("\n") for text in row), fillvalue=""):
             cells = enumerate(zip(parts, widths, strict=True))
-            lines.append("  ".join(f"{x:{'<' if i < left else '>'}{n}}" for i, (x, n) in cells))
+            lines.append(
+                "  ".join(f"{x:{'<' if i < left else '>'}{n}}" for i, (x, n) in cells)
+            )
     return lines
 
 

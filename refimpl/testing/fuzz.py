@@ -42,7 +42,9 @@ class Fuzzing(Checked):
 
     family: str = common_option(..., "The family, such as mixtral.", "NAME")
     cases: AtLeastOne = common_option(100, "Number of cases.", "N")
-    seed: Count = common_option(0, "Seed of the configurations, weights and tokens.", "N")
+    seed: Count = common_option(
+        0, "Seed of the configurations, weights and tokens.", "N"
+    )
     only: tuple[str, ...] = common_option((), "As for refimpl check.", "PATTERN")
 
     @cached_property
@@ -51,7 +53,9 @@ class Fuzzing(Checked):
         folder = family_model(self.family)
         if folder is None:
             known = "a family of which the package has a tiny model, such as mixtral"
-            raise RefimplError(f"--family {self.family}: no such family", known, "check the name")
+            raise RefimplError(
+                f"--family {self.family}: no such family", known, "check the name"
+            )
         tiny = read_model(folder).config_file
         new = {key: 0 if key.endswith("_token_id") else x for key, x in tiny.items()}
         return new | {"dtype": "float32"}
@@ -66,9 +70,14 @@ class Fuzzing(Checked):
     def entries(self, case: FuzzCase) -> dict[str, Any]:
         """The `config.json` of a case, whose lists of a value per block fit its blocks."""
         blocks, *_ = self.sizes
-        every, n = {key: case.get(key, x) for key, x in self.tiny.items()}, self.tiny.get(blocks)
+        every, n = (
+            {key: case.get(key, x) for key, x in self.tiny.items()},
+            self.tiny.get(blocks),
+        )
         cut = {
-            k: x[: case[blocks]] for k, x in every.items() if isinstance(x, list) and len(x) == n
+            k: x[: case[blocks]]
+            for k, x in every.items()
+            if isinstance(x, list) and len(x) == n
         }
         return every | cut
 
@@ -85,9 +94,14 @@ class Fuzzing(Checked):
         """Cases with boundary values, or those of other tiny models, in place of at most six."""
         rng = np.random.default_rng(self.seed)
         keys = sorted(self.tiny.keys() - self.sizes.keys() - IRRELEVANT)
-        others = [json.loads(x.read_text("utf-8")) for x in sorted(FIXTURES.glob("*/config.json"))]
+        others = [
+            json.loads(x.read_text("utf-8"))
+            for x in sorted(FIXTURES.glob("*/config.json"))
+        ]
         while True:
-            case: FuzzCase = {name: int(rng.choice(sizes)) for name, sizes in self.sizes.items()}
+            case: FuzzCase = {
+                name: int(rng.choice(sizes)) for name, sizes in self.sizes.items()
+            }
             if not self.shapes(case):
                 continue
             for key in rng.permutation(keys)[: rng.integers(7)].tolist():
@@ -107,7 +121,9 @@ class Fuzzing(Checked):
             less = {other: x for other, x in case.items() if other != key}
             case = less if fails(less) else case
         for name in self.sizes:
-            case = next(filter(fails, ({**case, name: n} for n in range(1, case[name]))), case)
+            case = next(
+                filter(fails, ({**case, name: n} for n in range(1, case[name]))), case
+            )
         return case
 
     def write(self, case: FuzzCase, folder: Path) -> None:
@@ -120,7 +136,9 @@ class Fuzzing(Checked):
             for name, shape in self.shapes(case).items()
         }
         write_arrays(model / "model.safetensors", arrays)
-        (model / "config.json").write_text(json.dumps(self.entries(case), indent=1), "utf-8")
+        (model / "config.json").write_text(
+            json.dumps(self.entries(case), indent=1), "utf-8"
+        )
         forward_case(model, folder / "case", case["samples"], case["tokens"], self.seed)
 
     def judged(
@@ -138,17 +156,27 @@ class Fuzzing(Checked):
         """
         self.write(case, folder)
         read, out = folder / "case", folder / "actual.safetensors"
-        command = [x.replace("{case}", str(read)).replace("{out}", str(out)) for x in words]
+        command = [
+            x.replace("{case}", str(read)).replace("{out}", str(out)) for x in words
+        ]
         with reading(words[0], "a program that can be run"):
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace"
+            )
         again = f"again: {shlex.join(command)}"
         if done.returncode or not out.exists():
-            return "fail", [again, f"exit code {done.returncode}", *done.stderr.splitlines()[-3:]]
+            return "fail", [
+                again,
+                f"exit code {done.returncode}",
+                *done.stderr.splitlines()[-3:],
+            ]
         report = checked_file(read, out, self.only)
         return report.verdict, chain([again], verdict_lines(report, str(out)))
 
 
-def fuzz(words: list[str], plan: Fuzzing, output: Path, say: Callable[[str], None]) -> Verdict:
+def fuzz(
+    words: list[str], plan: Fuzzing, output: Path, say: Callable[[str], None]
+) -> Verdict:
     """Run a program on cases of a family; the first that fails is kept, as small as possible.
 
     `say` prints a line for each case, and for the smallest one its changed keys, the command that
@@ -168,13 +196,20 @@ def fuzz(words: list[str], plan: Fuzzing, output: Path, say: Callable[[str], Non
         verdict = verdict_on(case)
         say(f"case {number}: {verdict}")
         if verdict == "fail":
-            least = plan.smallest(case, lambda x: bool(plan.shapes(x)) and verdict_on(x) == "fail")
+            least = plan.smallest(
+                case, lambda x: bool(plan.shapes(x)) and verdict_on(x) == "fail"
+            )
             with whole(output) as new:
-                why = [x.replace(str(new), str(output)) for x in plan.judged(words, least, new)[1]]
+                why = [
+                    x.replace(str(new), str(output))
+                    for x in plan.judged(words, least, new)[1]
+                ]
             for line in (f"the smallest, in {output}: {json.dumps(least)}", *why):
                 say(line)
             return "fail"
         worst = worst if verdict == "pass" else verdict
     if worst == "not judged":
-        say("write the steps that are missing, or name those that you write with --only")
+        say(
+            "write the steps that are missing, or name those that you write with --only"
+        )
     return worst

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from refimpl.errors import RefimplError
-from refimpl.oracle.case_folders import CaseFolder, cases_below, core_cases, family_model, matching
+from refimpl.oracle.case_folders import (
+    CaseFolder,
+    cases_below,
+    core_cases,
+    family_model,
+    matching,
+)
 
 if TYPE_CHECKING:
     from refimpl.oracle.check import Report
@@ -39,14 +45,24 @@ class CaseFixture:
     """
 
     def __init__(
-        self, selected: CaseFolder, patterns: Sequence[str], new_folder: Callable[[], Path]
+        self,
+        selected: CaseFolder,
+        patterns: Sequence[str],
+        new_folder: Callable[[], Path],
     ) -> None:
         from refimpl.oracle.case import read_case
 
         case = self.case = read_case(selected.path)
         self.name, self.folder, self.recipe = case.name, case.folder, case.recipe
-        self.inputs, self.expected, self.model = case.inputs, case.expected, case.model.path
-        self.family, self.steps = selected.facts.family, tuple(matching(selected.steps, patterns))
+        self.inputs, self.expected, self.model = (
+            case.inputs,
+            case.expected,
+            case.model.path,
+        )
+        self.family, self.steps = (
+            selected.facts.family,
+            tuple(matching(selected.steps, patterns)),
+        )
         self._new_folder = new_folder
 
     def check(
@@ -70,7 +86,9 @@ class CaseFixture:
         if report.verdict != "pass":
             if path is None:
                 path = self._new_folder() / "actual.safetensors"
-                write_arrays(path, {k: x for k, x in arrays.items() if x.dtype.kind in "fiubV"})
+                write_arrays(
+                    path, {k: x for k, x in arrays.items() if x.dtype.kind in "fiubV"}
+                )
             raise AssertionError(_message(report, path))
         return report
 
@@ -80,7 +98,9 @@ def _message(report: Report, path: Path) -> str:
     from refimpl.show.oracle import report_table
 
     first = report.first
-    verdict = f"diverges, first at {first.step}" if first else "is not judged in some steps"
+    verdict = (
+        f"diverges, first at {first.step}" if first else "is not judged in some steps"
+    )
     return f"{report.case.name} {verdict}\n\n{report_table(report, str(path))}"
 
 
@@ -109,12 +129,18 @@ class ProgramOnCase(pytest.Item):
         rmtree(actual.parent)
 
 
-def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    session: pytest.Session, items: list[pytest.Item]
+) -> None:
     """Add a test of the program for each core case, and for those that are added."""
     for name in session.config.getoption("refimpl"):
         path = session.config.invocation_params.dir / name
         for case in (*core_cases(), *session.config.stash[ADDED_CASES]):
-            how: Any = {"nodeid": f"{name}::{case.name}", "path": path, "folder": case.path}
+            how: Any = {
+                "nodeid": f"{name}::{case.name}",
+                "path": path,
+                "folder": case.path,
+            }
             items.append(ProgramOnCase.from_parent(session, name=case.name, **how))
 
 
@@ -122,12 +148,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write what `refimpl check --json` prints, of each case."""
     if name := session.config.getoption("refimpl_report"):
         content = json.dumps(session.config.stash[REPORTS], indent=1)
-        (session.config.invocation_params.dir / name).write_text(content + "\n", "utf-8")
+        (session.config.invocation_params.dir / name).write_text(
+            content + "\n", "utf-8"
+        )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options, and that of a file of settings."""
-    parser.addini("refimpl_cases", "more folders of cases, relative to this file", "paths", [])
+    parser.addini(
+        "refimpl_cases", "more folders of cases, relative to this file", "paths", []
+    )
     group = parser.getgroup("refimpl")
     group.addoption(
         "--refimpl",
@@ -136,7 +166,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PROGRAM",
         help="run PROGRAM CASE -o FILE on each case, and check the file; no test is needed",
     )
-    group.addoption("--refimpl-report", metavar="FILE", help="write the reports on PROGRAM as JSON")
+    group.addoption(
+        "--refimpl-report", metavar="FILE", help="write the reports on PROGRAM as JSON"
+    )
     group.addoption(
         OPTION,
         action="append",
@@ -149,21 +181,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Add the marker; end the run before it begins if a case cannot be used."""
-    config.addinivalue_line("markers", f"{MARKER}: families and step patterns that are implemented")
-    if OPTION in config.invocation_params.args:  # pytest takes DIR for tests, and moves its rootdir
+    config.addinivalue_line(
+        "markers", f"{MARKER}: families and step patterns that are implemented"
+    )
+    if (
+        OPTION in config.invocation_params.args
+    ):  # pytest takes DIR for tests, and moves its rootdir
         raise pytest.UsageError(
             f"{OPTION} DIR: pytest would look for its settings in DIR\n"
             f"expected: {OPTION}=DIR, or refimpl_cases in the file of settings\n"
             f"next: write {OPTION}=DIR"
         )
-    folders = [config.invocation_params.dir / name for name in config.getoption("refimpl_cases")]
+    folders = [
+        config.invocation_params.dir / name
+        for name in config.getoption("refimpl_cases")
+    ]
     folders += config.getini("refimpl_cases")
     try:
         added = [case for folder in folders for case in cases_below(folder)]
     except RefimplError as error:
         raise pytest.UsageError(f"{OPTION}: {error}") from error
     config.stash[ADDED_CASES], config.stash[REPORTS] = added, []
-    if config.getoption("refimpl") and config.args_source is not pytest.Config.ArgsSource.ARGS:
+    if (
+        config.getoption("refimpl")
+        and config.args_source is not pytest.Config.ArgsSource.ARGS
+    ):
         config.args = []  # the program alone
 
 
@@ -200,16 +242,26 @@ def selected_cases(
     """The cases that a marker selects, and patterns of steps; what matches nothing is refused."""
     lists = [x for x in kwargs.values() if x and isinstance(x, list | tuple)]
     texts = all(isinstance(text, str) for x in lists for text in x)
-    if args or kwargs.keys() - {"families", "steps"} or len(lists) < len(kwargs) or not texts:
+    if (
+        args
+        or kwargs.keys() - {"families", "steps"}
+        or len(lists) < len(kwargs)
+        or not texts
+    ):
         raise RefimplError(
             f"@pytest.mark.refimpl with {args or kwargs}",
             MARKER,
             "pass lists of strings, and name the argument",
         )
-    families, patterns = tuple(kwargs.get("families", ())), tuple(kwargs.get("steps", ("*",)))
+    families, patterns = (
+        tuple(kwargs.get("families", ())),
+        tuple(kwargs.get("steps", ("*",))),
+    )
     cases = [*core_cases(), *config.stash[ADDED_CASES]]
     have = {case.facts.family for case in cases}
-    for family in (x for x in dict.fromkeys(families) if x not in have and family_model(x)):
+    for family in (
+        x for x in dict.fromkeys(families) if x not in have and family_model(x)
+    ):
         from refimpl.oracle.case import forward_case
 
         if FORWARDS not in config.stash:  # a folder that the run removes

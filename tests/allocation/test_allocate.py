@@ -35,22 +35,30 @@ def scores_of(case: str) -> Scores:
     """Scores of a fixture with every signal; every fixture's last block amplifies nothing."""
     model = model_of(case)
     tokens = random_tokens(model.config.vocab_size, 2, 9)
-    return score(model, tokens, Noise(eta=(0.01, 0.5)), Request("alphapruning", correct=None))
+    return score(
+        model, tokens, Noise(eta=(0.01, 0.5)), Request("alphapruning", correct=None)
+    )
 
 
 def measured_by_pruning(scores: Scores, wanted: Request) -> Scores:
     """The same scores, as if they had been measured by pruning at the base of a request."""
     exact = replace(wanted, compat="exact", correct=None)
     counts = base_only(scores.signals, exact, scores.linears).linear_pruned
-    found = replace(scores.sweep[0], eta=None, divergence=np.linspace(0, 1, scores.num_blocks) ** 2)
+    found = replace(
+        scores.sweep[0], eta=None, divergence=np.linspace(0, 1, scores.num_blocks) ** 2
+    )
     at = PrunedAt(wanted.record.name, wanted.options, wanted.sparsity, counts)
     return replace(scores, plan=Probes(), sweep=(found,), pruned_at=at)
 
 
 BASES: list[tuple[str, dict[str, Any]]] = [
-    ("uniform", {}), ("owl", {"lam": 0.2}), ("dlp", {}), ("atp", {}), ("custom", {}),
+    ("uniform", {}),
+    ("owl", {"lam": 0.2}),
+    ("dlp", {}),
+    ("atp", {}),
+    ("custom", {}),
     ("alphapruning", {"epsilon": 0.9}),
-]  # fmt: skip
+]
 
 
 @st.composite
@@ -69,17 +77,23 @@ def requests(draw: st.DrawFn, scores: Scores, folder: Path) -> Request:
         random = np.random.default_rng(draw(st.integers(0, 2**32)))
         sparsity_of = random.random(scores.num_blocks).tolist()
         if draw(st.booleans()):  # blocks may differ in their linears
-            sparsity_of = [random.random(len(block)).tolist() for block in scores.linears]
+            sparsity_of = [
+                random.random(len(block)).tolist() for block in scores.linears
+            ]
         path = folder / "any.json"
         path.write_text(json.dumps(sparsity_of))
         base = str(path)
     correct = draw(st.sampled_from([None, "absorption", "divergence"]))
     strength = draw(st.one_of(st.just(0.0), st.floats(-2, 2)))
-    return Request(base, options, sparsity, correct, strength, draw(st.floats(0, 1)), lo, hi)
+    return Request(
+        base, options, sparsity, correct, strength, draw(st.floats(0, 1)), lo, hi
+    )
 
 
 @given(st.sampled_from(CASES), st.data())
-def test_the_budget_is_met_to_the_weight(folder: Path, case: str, data: st.DataObject) -> None:
+def test_the_budget_is_met_to_the_weight(
+    folder: Path, case: str, data: st.DataObject
+) -> None:
     scores = scores_of(case)
     wanted = data.draw(requests(scores, folder))
     if wanted.correct == "divergence":
@@ -127,14 +141,21 @@ def test_corrections_use_what_they_name(case: str, correct: Any) -> None:
         log_a = np.log(np.where(known, found.divergence, 1))
         v = np.where(known, log_a - log_a.sum() / known.sum(), 0)
     u = np.clip(v, -np.log(3), np.log(3))
-    units, sizes = scores.signals["alphapruning"].main.mean(axis=1), scores.linear_sizes.sum(axis=1)
+    units, sizes = (
+        scores.signals["alphapruning"].main.mean(axis=1),
+        scores.linear_sizes.sum(axis=1),
+    )
     base = alphapruning(units, sizes, 0.5, 0.1)
     c = np.clip(-0.07 * (u - u.mean()), -0.05, 0.05)
     expected = project(base + c, sizes, 0.5)
     allocation = allocate(scores, wanted)
     by_linear = expected[:, None] + 0 * allocation.linear_sparsity
-    np.testing.assert_allclose(allocation.linear_sparsity, by_linear, rtol=0, atol=1e-13)
-    np.testing.assert_allclose(allocation.corrected_sparsity, expected, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(
+        allocation.linear_sparsity, by_linear, rtol=0, atol=1e-13
+    )
+    np.testing.assert_allclose(
+        allocation.corrected_sparsity, expected, rtol=0, atol=1e-13
+    )
     np.testing.assert_array_equal(allocation.clipped, np.abs(v) >= np.log(3))
     assert np.ptp(expected - base) > 0.03  # there was something to correct
 
@@ -142,7 +163,9 @@ def test_corrections_use_what_they_name(case: str, correct: Any) -> None:
 def test_every_eta_of_a_sweep_has_its_own_correction() -> None:
     scores = scores_of("llama")
     first, second = (
-        allocate(scores, base="uniform", correct="absorption", which=which).corrected_sparsity
+        allocate(
+            scores, base="uniform", correct="absorption", which=which
+        ).corrected_sparsity
         for which in (0, 1)
     )
     assert (first != second).all()
@@ -185,9 +208,14 @@ def test_an_allocation_keeps_what_the_scores_were_made_for(kind: str) -> None:
         ({"compat": "peer"}, replace(MADE_FOR, **peer)),
     ):
         assert allocate(scores, **changes).request == expected
-    assert allocate(scores, MADE_FOR, strength=0.2).request == replace(MADE_FOR, strength=0.2)
+    assert allocate(scores, MADE_FOR, strength=0.2).request == replace(
+        MADE_FOR, strength=0.2
+    )
     # Not what blocks were pruned to; but of a base that is named, nothing is made of pruned blocks.
-    asked = {"says": "these scores were measured by pruning at", "remedy": "--correct none"}
+    asked = {
+        "says": "these scores were measured by pruning at",
+        "remedy": "--correct none",
+    }
     refusal_of(allocate, scores, sparsity=0.49, **asked)
     refusal_of(allocate, scores, base="uniform", correct="divergence", **asked)
     assert allocate(scores, base="dlp").request == replace(
@@ -198,33 +226,45 @@ def test_an_allocation_keeps_what_the_scores_were_made_for(kind: str) -> None:
 def test_a_base_that_was_a_file_is_asked_for_again(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text("[0.5, 0.6, 0.7, 0.6]")
     request = Request(str(tmp_path / "mine.json"), sparsity=0.6)
-    scores = score(model_of("llama"), random_tokens(264, 1, 8), request=request, threads=1)
+    scores = score(
+        model_of("llama"), random_tokens(264, 1, 8), request=request, threads=1
+    )
     content = scores_document(scores, (allocate(scores),))
     assert content["scores"]["made_for"]["base"] == "mine.json"  # and not its folder
     write_text(tmp_path / "s.json", json_text(content))
     read = read_scores(tmp_path / "s.json")
     refusal_of(allocate, read, says="no base", remedy="--base FILE")
-    assert allocate(read, base=request.base).request == allocate(scores).request == request
+    assert (
+        allocate(read, base=request.base).request == allocate(scores).request == request
+    )
 
 
 PEERS = st.sampled_from(["uniform", "owl", "dlp", "alphapruning"])
 
 
 @given(st.sampled_from(CASES), PEERS, st.floats(0, 1))
-def test_peers_truncate_and_restore_nothing(case: str, base: str, sparsity: float) -> None:
+def test_peers_truncate_and_restore_nothing(
+    case: str, base: str, sparsity: float
+) -> None:
     scores = scores_of(case)
-    found = allocate(scores, Request(base, sparsity=sparsity, correct=None, compat="peer"))
+    found = allocate(
+        scores, Request(base, sparsity=sparsity, correct=None, compat="peer")
+    )
     for i in range(scores.num_blocks):
         s = float(found.base_sparsity[i])
         assert found.corrected_sparsity[i] == s
         for j, (rows, columns) in enumerate(scores.linears[i].values()):
-            assert found.linear_pruned[i, j] == rows * len(range(columns)[: int(columns * s)])
+            assert found.linear_pruned[i, j] == rows * len(
+                range(columns)[: int(columns * s)]
+            )
     assert not found.clipped.any()
 
 
 def test_peers_lose_weights_where_a_sparsity_exceeds_one() -> None:
     scores = scores_of("llama")
-    found = allocate(scores, Request("alphapruning", sparsity=0.9, correct=None, compat="peer"))
+    found = allocate(
+        scores, Request("alphapruning", sparsity=0.9, correct=None, compat="peer")
+    )
     above = found.base_sparsity > 1
     assert above.any()
     assert (found.num_pruned[above] == scores.linear_sizes[0].sum()).all()
@@ -247,11 +287,15 @@ def test_custom_allocations(per_linear: bool, tmp_path: Path) -> None:
     sizes = scores.linear_sizes
     sizes = sizes if per_linear else sizes.sum(axis=1)
     expected = project(values.ravel(), sizes.ravel(), 0.5).reshape(values.shape)
-    by_linear = expected if per_linear else np.repeat(expected[:, None], len(names), axis=1)
+    by_linear = (
+        expected if per_linear else np.repeat(expected[:, None], len(names), axis=1)
+    )
     np.testing.assert_array_equal(found.linear_sparsity, by_linear)
 
 
-OTHERS = {"a.json": ["[]", "[[0.7, 0.7], [0.7, 0.7]]", "[0.7, 0.7, 0.7, [0.7]]", "[[[0.7]]]"]}
+OTHERS = {
+    "a.json": ["[]", "[[0.7, 0.7], [0.7, 0.7]]", "[0.7, 0.7, 0.7, [0.7]]", "[[[0.7]]]"]
+}
 
 
 @pytest.mark.parametrize(
@@ -261,10 +305,14 @@ OTHERS = {"a.json": ["[]", "[[0.7, 0.7], [0.7, 0.7]]", "[0.7, 0.7, 0.7, [0.7]]",
         *((name, text, "") for name, texts in OTHERS.items() for text in texts),
     ],
 )
-def test_custom_allocations_refused(name: str, text: Any, reason: str, tmp_path: Path) -> None:
+def test_custom_allocations_refused(
+    name: str, text: Any, reason: str, tmp_path: Path
+) -> None:
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    error = refusal_of(allocate, scores_of("llama"), base=str(path), says=f"{name}: not an alloc")
+    error = refusal_of(
+        allocate, scores_of("llama"), base=str(path), says=f"{name}: not an alloc"
+    )
     assert reason in error.problem
     assert "a list of 4 numbers (one per block) from 0 to 1, or" in error.expected
 
@@ -284,10 +332,17 @@ def pruning_scores(correct: Any = None) -> Scores:
     return score(model_of("llama"), random_tokens(264, 2, 9), Probes(), wanted)
 
 
-@pytest.mark.parametrize(("base", "options", "remedy"), cases("allocation", "unmeasured_signals"))
+@pytest.mark.parametrize(
+    ("base", "options", "remedy"), cases("allocation", "unmeasured_signals")
+)
 @pytest.mark.parametrize("compat", ["exact", "peer"])
-def test_signals_that_were_not_computed(base: str, options: Any, remedy: str, compat: Any) -> None:
-    wanted, says = Request(base, options, correct=None, compat=compat), "not in these scores"
+def test_signals_that_were_not_computed(
+    base: str, options: Any, remedy: str, compat: Any
+) -> None:
+    wanted, says = (
+        Request(base, options, correct=None, compat=compat),
+        "not in these scores",
+    )
     refusal_of(allocate, scores_of("llama"), wanted, says=says, remedy=remedy)
 
 
@@ -305,17 +360,38 @@ OTHER, REMEDY = "these scores were measured by pruning", "run refimpl score agai
         *(
             (x, OTHER, REMEDY)
             for x in (
-                *({"sparsity": 0.61}, {"options": {"lam": 0.1}}, {"lo": 0.59}, {"hi": 0.61}),
-                *({"base": "uniform"}, {"base": "dlp"}, {"base": "atp", "options": {"beta": 0.01}}),
+                *(
+                    {"sparsity": 0.61},
+                    {"options": {"lam": 0.1}},
+                    {"lo": 0.59},
+                    {"hi": 0.61},
+                ),
+                *(
+                    {"base": "uniform"},
+                    {"base": "dlp"},
+                    {"base": "atp", "options": {"beta": 0.01}},
+                ),
             )
         ),
-        ({"correct": "divergence"}, "no divergence in these", "pruning --correct divergence"),
-        ({"base": "alphapruning"}, "not in these scores", "alphapruning --base-option fit=peak"),
+        (
+            {"correct": "divergence"},
+            "no divergence in these",
+            "pruning --correct divergence",
+        ),
+        (
+            {"base": "alphapruning"},
+            "not in these scores",
+            "alphapruning --base-option fit=peak",
+        ),
     ],
 )
-def test_pruning_was_measured_at_one_allocation(wanted: Any, problem: str, remedy: str) -> None:
+def test_pruning_was_measured_at_one_allocation(
+    wanted: Any, problem: str, remedy: str
+) -> None:
     asked = {"base": "owl", "sparsity": 0.6, "correct": "absorption"}
-    error = refusal_of(allocate, pruning_scores(), Request(**asked | wanted), says=problem)
+    error = refusal_of(
+        allocate, pruning_scores(), Request(**asked | wanted), says=problem
+    )
     assert remedy in error.remedy
     assert problem != OTHER or "base owl, sparsity 0.6" in str(error)
 
@@ -344,7 +420,9 @@ def test_budgets_that_cannot_be_met_are_refused_before_the_long_part(
     wanted, progress = Request(sparsity=0.7, **changes, correct=None), Mock()
     refusal_of(allocate, scores_of("llama"), wanted, says=problem)
     options: dict[str, Any] = {"request": wanted, "progress": progress}
-    refusal_of(score, model_of("llama"), random_tokens(264, 2, 9), **options, says=problem)
+    refusal_of(
+        score, model_of("llama"), random_tokens(264, 2, 9), **options, says=problem
+    )
     assert not progress.called
 
 

@@ -44,7 +44,9 @@ class Problem:
     def corrected(self, u: Floats, blocks: Floats, strength: float) -> Floats:
         """The allocation of units, each a linear, of these blocks in ascending order."""
         in_block = [np.flatnonzero(blocks == block) for block in range(len(u))]
-        linears = [{f"{j}": (int(self.sizes[i]), 1) for j, i in enumerate(x)} for x in in_block]
+        linears = [
+            {f"{j}": (int(self.sizes[i]), 1) for j, i in enumerate(x)} for x in in_block
+        ]
         base = np.zeros((len(u), max(map(len, in_block))))
         for row, x in zip(base, in_block, strict=True):
             row[: len(x)] = self.x[x]
@@ -55,8 +57,12 @@ class Problem:
             "hi": self.hi,
             "sparsity": self.sparsity,
         }
-        found = allocated(base, u, linears, Request(correct="absorption", **how)).linear_sparsity
-        return np.concatenate([row[: len(x)] for row, x in zip(found, in_block, strict=True)])
+        found = allocated(
+            base, u, linears, Request(correct="absorption", **how)
+        ).linear_sparsity
+        return np.concatenate(
+            [row[: len(x)] for row, x in zip(found, in_block, strict=True)]
+        )
 
     @property
     def share(self) -> Floats:
@@ -100,7 +106,9 @@ def test_projection_satisfies_the_optimality_conditions(p: Problem) -> None:
 
 
 @given(problems(), st.randoms(use_true_random=False))
-def test_projection_commutes_with_permuting_bit_for_bit(p: Problem, random: object) -> None:
+def test_projection_commutes_with_permuting_bit_for_bit(
+    p: Problem, random: object
+) -> None:
     order = np.arange(p.x.size)
     random.shuffle(order)  # type: ignore[attr-defined]
     permuted = project(p.x[order], p.sizes[order], *p.arguments[1:])
@@ -128,11 +136,17 @@ def test_projection_is_exact_at_any_scale(p: Problem, scale: float) -> None:
 def test_projection_at_the_ends_is_exact() -> None:
     np.testing.assert_array_equal(project([0.2, 0.9], [3, 7], 0.0), [0.0, 0.0])
     np.testing.assert_array_equal(project([0.2, 0.9], [3, 7], 1.0), [1.0, 1.0])
-    np.testing.assert_array_equal(project([0.2, 0.9], [3, 7], 0.3, 0.3, 0.3), [0.3, 0.3])
+    np.testing.assert_array_equal(
+        project([0.2, 0.9], [3, 7], 0.3, 0.3, 0.3), [0.3, 0.3]
+    )
 
 
 def test_each_unit_may_have_a_limit_of_its_own() -> None:
-    for sparsity, expected in ((0.5, [0.2, 0.8]), (0.6, [0.4, 0.8]), (0.4, [0.05, 0.75])):
+    for sparsity, expected in (
+        (0.5, [0.2, 0.8]),
+        (0.6, [0.4, 0.8]),
+        (0.4, [0.05, 0.75]),
+    ):
         found = project([0.2, 0.9], [1, 1], sparsity, 0.0, [0.4, 0.8])
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
     refusal_of(project, [0.2, 0.9], [1, 1], 0.61, 0.0, [0.4, 0.8], says="in [0, 0.6]")
@@ -145,14 +159,22 @@ def test_projection_refuses(changes: dict[str, object], names: str) -> None:
 
 
 signals = st.lists(st.floats(0, 100), min_size=2, max_size=9)
-flat_signals = st.tuples(st.floats(0.1, 100), st.integers(1, 9)).map(lambda t: [t[0]] * t[1])
+flat_signals = st.tuples(st.floats(0.1, 100), st.integers(1, 9)).map(
+    lambda t: [t[0]] * t[1]
+)
 inner = st.floats(0.01, 0.99)
 
 
 @given(signals, inner, st.floats(0, 0.3))
-def test_three_bases_spread_around_the_target(x: list[float], sparsity: float, a: float) -> None:
+def test_three_bases_spread_around_the_target(
+    x: list[float], sparsity: float, a: float
+) -> None:
     assume(max(x) - min(x) > 1e-3)
-    for s, rank in ((owl(x, sparsity, a), -1), (dlp(x, sparsity, a), 1), (lsa(x, sparsity, a), 1)):
+    for s, rank in (
+        (owl(x, sparsity, a), -1),
+        (dlp(x, sparsity, a), 1),
+        (lsa(x, sparsity, a), 1),
+    ):
         assert s.max() - s.min() == pytest.approx(2 * a, abs=1e-9)
         assert s.mean() == pytest.approx(sparsity, abs=1e-9)
         assert (np.diff(s[np.argsort(x, kind="stable")]) * rank >= -1e-9).all()
@@ -171,7 +193,9 @@ def test_alphapruning_meets_the_weighted_budget(
 
 
 @given(flat_signals, st.floats(0, 1))
-def test_equal_signals_are_uniform_here_and_nan_in_the_peers(x: list[float], s: float) -> None:
+def test_equal_signals_are_uniform_here_and_nan_in_the_peers(
+    x: list[float], s: float
+) -> None:
     np.testing.assert_array_equal(uniform(len(x), s), np.full(len(x), s))
     for base in (owl, dlp, lsa, partial(alphapruning, sizes=[5] * len(x))):
         np.testing.assert_array_equal(base(x, sparsity=s), np.full(len(x), s))
@@ -189,13 +213,17 @@ def test_the_peers_clamp_and_do_not_restore() -> None:
         np.testing.assert_array_equal(peer, np.where(exact <= 0, 0.01, exact))
     assert alphapruning([1, 2, 9], [1, 1, 1], 0.9, compat="peer").max() > 1
     assert lsa([1, 2, 9], 0.9, compat="peer").max() > 1
-    refusal_of(lsa, [1, 2, 9], 0.05, compat="peer", says="sparsity of -0", remedy="exact")
+    refusal_of(
+        lsa, [1, 2, 9], 0.05, compat="peer", says="sparsity of -0", remedy="exact"
+    )
     assert owl([0, 1], 0.5, lam=0.5, compat="peer").tolist() == [1.0, 0.01]
     assert owl([0, 1], 0.515, lam=0.5, compat="peer").min() == pytest.approx(0.015)
 
 
 @given(st.integers(1, 20), inner, st.floats(-0.5, 0.5))
-def test_atp_is_a_line_or_refused(num_blocks: int, sparsity: float, beta: float) -> None:
+def test_atp_is_a_line_or_refused(
+    num_blocks: int, sparsity: float, beta: float
+) -> None:
     reach = abs(beta) * (num_blocks - 1) / 2
     legal = reach <= min(sparsity, 1 - sparsity)
     assume(abs(reach - min(sparsity, 1 - sparsity)) > 1e-12)
@@ -245,7 +273,9 @@ def test_an_error_that_is_rounding_is_zero() -> None:
     assert np.array_equal(centred_log([0.1, 0.2, 0.4, 1e-30]), zero)
     assert np.abs(zero).max() < LIMIT
     for unit in (1e-15, 1.0, 1e15):
-        known = centred_log(unit * np.array([0.1, 0.2, 0.4, 1e-9]))  # it is known to be small
+        known = centred_log(
+            unit * np.array([0.1, 0.2, 0.4, 1e-9])
+        )  # it is known to be small
         assert (np.abs(known) == LIMIT).all()
 
 
@@ -261,19 +291,25 @@ def test_correction_by_formula(u: list[float], strength: float, most: float) -> 
 
 
 @given(problems(), strengths, st.data())
-def test_linears_of_a_block_move_alike(p: Problem, strength: float, data: st.DataObject) -> None:
+def test_linears_of_a_block_move_alike(
+    p: Problem, strength: float, data: st.DataObject
+) -> None:
     num_blocks = data.draw(st.integers(1, min(4, p.x.size)))
     u = np.array([data.draw(st.floats(-LIMIT, LIMIT)) for _ in range(num_blocks)])
     more = [data.draw(st.integers(0, num_blocks - 1)) for _ in p.x[num_blocks:]]
     blocks = np.array(sorted([*range(num_blocks), *more]))
     s = p.corrected(u, blocks, strength)
     mean = sum(u) / num_blocks  # over blocks, however many linears each has
-    c = np.array([min(max(-strength * (u[block] - mean), -0.1), 0.1) for block in blocks])
+    c = np.array(
+        [min(max(-strength * (u[block] - mean), -0.1), 0.1) for block in blocks]
+    )
     np.testing.assert_allclose(s, project(p.x + c, *p.arguments), rtol=0, atol=1e-12)
 
 
 def test_equal_logs_correct_nothing() -> None:
-    u = clipped_log([5.0] * 3)  # three times log 3, whose mean in float64 may miss log 3
+    u = clipped_log(
+        [5.0] * 3
+    )  # three times log 3, whose mean in float64 may miss log 3
     np.testing.assert_array_equal(correction(u, 0.03, 0.1)[1], np.zeros(3))
 
 

@@ -26,12 +26,16 @@ from refimpl.loading.samples import random_tokens
 from refimpl.running.outputs import json_text, write_text
 from refimpl.show.blocks import scores_table
 
-GAUSSIAN = Noise(eta=(0.01, 0.3), noise_norm="expected", sink="exclude", draws=2, seed=7)
+GAUSSIAN = Noise(
+    eta=(0.01, 0.3), noise_norm="expected", sink="exclude", draws=2, seed=7
+)
 PRUNING = Probes()
 
 
 @cache
-def scored(case: str, pruning: bool = False, samples: int = 3) -> tuple[Scores, Request]:
+def scored(
+    case: str, pruning: bool = False, samples: int = 3
+) -> tuple[Scores, Request]:
     """Scores with every signal, and what they were made for."""
     model = model_of(case)
     correct: Any = "divergence" if pruning else "absorption"
@@ -41,14 +45,18 @@ def scored(case: str, pruning: bool = False, samples: int = 3) -> tuple[Scores, 
 
 
 def whole_document(scores: Scores, wanted: Request) -> dict[str, Any]:
-    return scores_document(scores, [allocate(scores, wanted, i) for i in range(len(scores.sweep))])
+    return scores_document(
+        scores, [allocate(scores, wanted, i) for i in range(len(scores.sweep))]
+    )
 
 
 @pytest.mark.parametrize(
     ("case", "pruning"),
     list(zip(("llama", "gemma3", *CASES[::5]), cycle((True, False)), strict=False)),
 )
-def test_scores_come_back_as_they_were(case: str, pruning: bool, tmp_path: Path) -> None:
+def test_scores_come_back_as_they_were(
+    case: str, pruning: bool, tmp_path: Path
+) -> None:
     scores, wanted = scored(case, pruning)
     path, content = tmp_path / "scores.json", whole_document(scores, wanted)
     write_text(path, json_text(content))
@@ -73,7 +81,10 @@ def test_unknown_numbers_come_back_too(
 ) -> None:
     monkeypatch.setattr("refimpl.scoring.score.require_resolved", lambda *_: None)
     scores = score(model_of("gpt2"), random_tokens(101, samples, 5), plan)
-    write_text(tmp_path / "scores.json", json_text(whole_document(scores, Request(correct=None))))
+    write_text(
+        tmp_path / "scores.json",
+        json_text(whole_document(scores, Request(correct=None))),
+    )
     read = read_scores(tmp_path / "scores.json")
     assert (bits(read), read.run) == (bits(scores), scores.run)
 
@@ -86,12 +97,16 @@ def test_the_document_is_the_scores_and_the_allocations() -> None:
     assert content["scores"]["plan"] == plain(scores.plan)
     assert content["scores"]["run"] == vars(scores.run)
     assert content["scores"]["linears"][0]["k_proj"] == [16, 32]
-    for i, (found, result) in enumerate(zip(content["allocations"], scores.sweep, strict=True)):
+    for i, (found, result) in enumerate(
+        zip(content["allocations"], scores.sweep, strict=True)
+    ):
         allocation = allocate(scores, wanted, i)
         assert found["linear_pruned"] == allocation.linear_pruned.tolist()
         assert found["num_pruned"] == [sum(row) for row in found["linear_pruned"]]
         assert found["corrected_sparsity"] == allocation.corrected_sparsity.tolist()
-        assert found["total_pruned"] == allocation.total_pruned == round(0.55 * 4 * 7296)
+        assert (
+            found["total_pruned"] == allocation.total_pruned == round(0.55 * 4 * 7296)
+        )
         drift = content["scores"]["sweep"][i]["drift"]
         assert drift[3] == [None] * 3 + [result.drift[3, 3]]
 
@@ -114,10 +129,14 @@ def read_and_use(text: str) -> str | None:
         for wanted in (
             Request(),
             Request("owl", correct=None, compat="peer"),
-            Request("alphapruning", {"epsilon": 0.2}, sparsity=0.55, correct="divergence"),
+            Request(
+                "alphapruning", {"epsilon": 0.2}, sparsity=0.55, correct="divergence"
+            ),
         ):
             try:
-                allocations = [allocate(scores, wanted, i) for i in range(len(scores.sweep))]
+                allocations = [
+                    allocate(scores, wanted, i) for i in range(len(scores.sweep))
+                ]
             except RefimplError as refused:
                 problem = refused.problem
                 continue
@@ -143,7 +162,11 @@ def test_changed_documents(pruning: bool, data: st.DataObject) -> None:
 @pytest.mark.parametrize("pruning", [False, True])
 def test_every_key_is_needed_and_no_other(pruning: bool) -> None:
     """But for the bases that a signal is of, the shapes of linears, and the growth."""
-    every = [path for path in places(json.loads(text_of(pruning))) if isinstance(path[-1], str)]
+    every = [
+        path
+        for path in places(json.loads(text_of(pruning)))
+        if isinstance(path[-1], str)
+    ]
     free = ("signals", "values", "options", "versions", "linears", "growth")
     every = [path for path in dict.fromkeys(every) if not {*path[:-1]} & {*free}]
     assert len(every) > 60
@@ -182,8 +205,15 @@ def test_values_that_scores_cannot_have(old: str, new: str, path: str) -> None:
 def test_scores_are_saved_read_and_shown_in_one_line(tmp_path: Path) -> None:
     scores, _ = scored("llama", pruning=True)
     scores.save(path := tmp_path / "scores.json")
-    assert refimpl.read_scores(path).to_dict() == scores.to_dict() == json.loads(path.read_text())
-    assert repr(scores) == "<Scores of llama: 4 blocks, pruning, 3 of 3 samples of 7 tokens>"
+    assert (
+        refimpl.read_scores(path).to_dict()
+        == scores.to_dict()
+        == json.loads(path.read_text())
+    )
+    assert (
+        repr(scores)
+        == "<Scores of llama: 4 blocks, pruning, 3 of 3 samples of 7 tokens>"
+    )
     noise = scored("llama")[0]
     assert "eta 0.01, 0.3" in repr(noise)
     found = noise.sweep[0]

@@ -42,7 +42,9 @@ def own(name: str) -> Base:
 
 
 @pytest.mark.parametrize("name", NEEDY)
-def test_a_base_of_ones_own_is_measured_as_one_of_the_package(name: str, tmp_path: Path) -> None:
+def test_a_base_of_ones_own_is_measured_as_one_of_the_package(
+    name: str, tmp_path: Path
+) -> None:
     base, plain = own(name), Request(name, sparsity=0.6, correct=None)
     scores = score(LLAMA, TOKENS, bases=[base], threads=2)
     assert scores.signals.keys() == {base.name}
@@ -72,7 +74,9 @@ def test_its_signal_alone_and_at_its_own_pruning(name: str) -> None:
     assert scores.pruned_at is not None
     assert theirs.pruned_at is not None
     assert scores.pruned_at.base == base.name
-    np.testing.assert_array_equal(scores.pruned_at.linear_pruned, theirs.pruned_at.linear_pruned)
+    np.testing.assert_array_equal(
+        scores.pruned_at.linear_pruned, theirs.pruned_at.linear_pruned
+    )
     np.testing.assert_array_equal(
         allocate(scores, request).linear_pruned,
         allocate(theirs, Request(name, correct="divergence")).linear_pruned,
@@ -84,7 +88,9 @@ def test_what_cannot_be_measured_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", pruners())
-def test_a_pruner_of_ones_own_prunes_as_one_of_the_package(name: str, tmp_path: Path) -> None:
+def test_a_pruner_of_ones_own_prunes_as_one_of_the_package(
+    name: str, tmp_path: Path
+) -> None:
     record = replace(pruners()[name], name="one's own")
     for chosen, folder in ((record, "mine"), (name, "theirs")):
         pruner = PrunerOptions(chosen, 0.02, 3)
@@ -95,14 +101,19 @@ def test_a_pruner_of_ones_own_prunes_as_one_of_the_package(name: str, tmp_path: 
 
 
 def test_a_record_alone_is_a_pruner(tmp_path: Path) -> None:
-    record = Pruner("sum", "sum", "", score=lambda linear: np.asarray(linear.weight, np.float64))
+    record = Pruner(
+        "sum", "sum", "", score=lambda linear: np.asarray(linear.weight, np.float64)
+    )
     pruned = prune(LLAMA, tmp_path / "out", allocate(score(LLAMA, TOKENS)), record)
     assert pruned.total_pruned == allocate(score(LLAMA, TOKENS)).total_pruned
     name = "blocks.0.q_proj.weight"
     dense, new = (
-        model.weights[name].read(np.float64) for model in (LLAMA, read_model(tmp_path / "out"))
+        model.weights[name].read(np.float64)
+        for model in (LLAMA, read_model(tmp_path / "out"))
     )
-    assert dense[new == 0].max() <= dense[new != 0].min()  # the lowest of the linear went
+    assert (
+        dense[new == 0].max() <= dense[new != 0].min()
+    )  # the lowest of the linear went
     peer = allocate(score(LLAMA, TOKENS), compat="peer")
     refusal_of(prune, LLAMA, tmp_path / "x", peer, record, says="sum with compat peer")
 
@@ -125,7 +136,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_a_pruner_returns_is_checked(name: str, tmp_path: Path) -> None:
     functions, says = WRONG[name]
     functions = {"score": lambda linear: np.abs(linear.weight)} | functions
-    record, targets = Pruner("mine", "mine", "", **functions), allocate(score(LLAMA, TOKENS))
+    record, targets = (
+        Pruner("mine", "mine", "", **functions),
+        allocate(score(LLAMA, TOKENS)),
+    )
     error = refusal_of(prune, LLAMA, tmp_path / "out", targets, record, says=says)
     assert "pruner 'mine'" in error.problem
     assert not [*tmp_path.iterdir()]
@@ -144,7 +158,9 @@ def test_a_pruner_cannot_write_into_what_it_gets(tmp_path: Path) -> None:
 
 
 def test_names_of_the_command_line_are_those_of_the_records() -> None:
-    said = run("prune", "fixtures/llama", "-o", "x", "--sparsity", "0.5", "--pruner", "wnda").err
+    said = run(
+        "prune", "fixtures/llama", "-o", "x", "--sparsity", "0.5", "--pruner", "wnda"
+    ).err
     assert all(name in said for name in pruners())
     said = run("score", "fixtures/llama", "--base", "owls").err
     assert all(name in said for name in bases())
@@ -158,7 +174,9 @@ def test_the_inputs_of_a_signal_hold_what_its_base_needs() -> None:
         return {"x": 1.0}
 
     for needs in ("weights", "squares", "products"):
-        base: Any = Base(needs, needs, "", lambda asked: asked.signal, needs=needs, signal=signal)
+        base: Any = Base(
+            needs, needs, "", lambda asked: asked.signal, needs=needs, signal=signal
+        )
         score(LLAMA, Tokens(TOKENS.ids, "", "ids"), bases=[base])
     width = LLAMA.config.hidden_size
     assert not seen["weights"].sums
@@ -171,13 +189,29 @@ def test_the_inputs_of_a_signal_hold_what_its_base_needs() -> None:
 
 
 def base_of(signal: Any, needs: Any = "squares", allocation: Any = None) -> Base:
-    return Base("mine", "mine", "", allocation or (lambda asked: asked.signal), needs=needs,
-                signal=signal)  # fmt: skip
+    return Base(
+        "mine",
+        "mine",
+        "",
+        allocation or (lambda asked: asked.signal),
+        needs=needs,
+        signal=signal,
+    )
 
 
 @pytest.mark.parametrize(
     "numbers",
-    [{}, [1.0], 1.0, {"x": "y"}, {"x": [1.0]}, {"x": np.nan}, {"x": [[1.0] * 7]}, {1: 1.0}, None],
+    [
+        {},
+        [1.0],
+        1.0,
+        {"x": "y"},
+        {"x": [1.0]},
+        {"x": np.nan},
+        {"x": [[1.0] * 7]},
+        {1: 1.0},
+        None,
+    ],
 )
 def test_what_a_signal_returns_is_checked(numbers: Any) -> None:
     base = base_of(lambda block, options: numbers)
@@ -185,11 +219,14 @@ def test_what_a_signal_returns_is_checked(numbers: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "sparsity", [None, "x", [0.5], [0.5] * 3, np.full((4, 2), 0.5), [np.nan] * 4, [1j] * 4]
+    "sparsity",
+    [None, "x", [0.5], [0.5] * 3, np.full((4, 2), 0.5), [np.nan] * 4, [1j] * 4],
 )
 def test_what_an_allocation_returns_is_checked(sparsity: Any) -> None:
     base = base_of(None, None, lambda asked: sparsity)
-    refusal_of(allocate, score(LLAMA, TOKENS), base=base, says="the allocation of base mine")
+    refusal_of(
+        allocate, score(LLAMA, TOKENS), base=base, says="the allocation of base mine"
+    )
 
 
 @pytest.mark.parametrize("needs", ["weights", "squares", "products"])
@@ -224,4 +261,7 @@ def test_bases_that_call_block_run_do_not_wait_for_each_other() -> None:
         return {"x": sum(block.run([lambda: 1.0, lambda: 2.0]))}
 
     both = [replace(base_of(signal), name=name) for name in ("one", "other", "third")]
-    assert score(LLAMA, TOKENS, bases=both, threads=2).signals["one"].main.tolist() == [3.0] * 4
+    assert (
+        score(LLAMA, TOKENS, bases=both, threads=2).signals["one"].main.tolist()
+        == [3.0] * 4
+    )

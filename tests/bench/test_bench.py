@@ -29,36 +29,64 @@ SHORT = ("bench", LLAMA, *TOKENS, "--measure-on", TEXT, *WINDOWS)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(x) for x in (folder / "bench.jsonl").read_text("utf-8").splitlines()[1:]]
+    return [
+        json.loads(x)
+        for x in (folder / "bench.jsonl").read_text("utf-8").splitlines()[1:]
+    ]
 
 
-def test_the_bar_moves_within_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_moves_within_a_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TERM", "xterm")
     grid = ("--bases", "uniform", "--sparsity", 0.5)
     done = run(*SHORT, *grid, "-o", tmp_path / "bench", err_terminal=True)
     shares = [int(x) for x in re.findall(r"(\d+)%", done.err)]
     assert shares == sorted(shares)
-    assert [len({x for x in shares if a < x < a + 50}) > 1 for a in (0, 50)] == [True, True]
+    assert [len({x for x in shares if a < x < a + 50}) > 1 for a in (0, 50)] == [
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(("name", "words", "pruner"), cases("bench", "by_hand"))
 def test_a_cell_is_score_prune_and_eval_to_the_bit(
     name: str, words: str, pruner: str, tmp_path: Path
 ) -> None:
-    grid = ("--bases", *name.split(), "--sparsity", "0.5, 60%", "--pruner", pruner, "--seeds", 2)
+    grid = (
+        "--bases",
+        *name.split(),
+        "--sparsity",
+        "0.5, 60%",
+        "--pruner",
+        pruner,
+        "--seeds",
+        2,
+    )
     done = run(*SHORT, *grid, "-o", tmp_path / "bench")
     assert (done.code, done.err) == (0, "")  # progress belongs to terminals
     dense, *pruned = rows_of(tmp_path / "bench")
     by_hand = json.loads(ran("eval", LLAMA, "--text", TEXT, *WINDOWS, "--json"))
     assert dense["texts"][0]["nats"] == [x["nats"] for x in by_hand["text"]["windows"]]
     assert (dense["model_sha256"], len(pruned)) == (by_hand["model_sha256"], 4)
-    ids = model_tokens(read_model(LLAMA), TEXT, None, 4, 16).ids  # each seed has every other one
+    ids = model_tokens(
+        read_model(LLAMA), TEXT, None, 4, 16
+    ).ids  # each seed has every other one
     for row in pruned:
         case = tmp_path / f"{row['sparsity']}-{row.get('seed', 0)}"
         np.save(f"{case}.npy", ids[row.get("seed", 0) :: 2])
         tokens, seed = ("--tokens", f"{case}.npy"), ("--seed", row.get("seed", 0))
         sparsity = ("--sparsity", row["sparsity"])
-        ran("score", LLAMA, *words.split(), *sparsity, *tokens, *seed, "-o", f"{case}.json")
+        ran(
+            "score",
+            LLAMA,
+            *words.split(),
+            *sparsity,
+            *tokens,
+            *seed,
+            "-o",
+            f"{case}.json",
+        )
         ran("allocate", f"{case}.json", "-o", f"{case}-allocation.json")
         method, *refit = pruner.split("+")
         target = ("--allocation", f"{case}-allocation.json", "--pruner", method)
@@ -66,16 +94,30 @@ def test_a_cell_is_score_prune_and_eval_to_the_bit(
         calibration = tokens if pruner != "magnitude" else ()
         ran("prune", LLAMA, "-o", case, *target, *calibration)
         by_hand = json.loads(ran("eval", case, "--text", TEXT, *WINDOWS, "--json"))
-        assert row["texts"][0]["nats"] == [x["nats"] for x in by_hand["text"]["windows"]]
-        assert row["texts"][0]["tokens"] == [x["tokens"] for x in by_hand["text"]["windows"]]
-        assert row["pruned"] == json.loads((case / "pruning.json").read_text())["total_pruned"]
+        assert row["texts"][0]["nats"] == [
+            x["nats"] for x in by_hand["text"]["windows"]
+        ]
+        assert row["texts"][0]["tokens"] == [
+            x["tokens"] for x in by_hand["text"]["windows"]
+        ]
+        assert (
+            row["pruned"]
+            == json.loads((case / "pruning.json").read_text())["total_pruned"]
+        )
 
 
 @pytest.mark.parametrize(
-    ("name", "probe"), [("wanda", "wanda"), ("admm", "wanda"), ("sparsegpt+refit", "sparsegpt")]
+    ("name", "probe"),
+    [("wanda", "wanda"), ("admm", "wanda"), ("sparsegpt+refit", "sparsegpt")],
 )
-def test_a_cell_is_what_prune_gives_by_default(name: str, probe: str, tmp_path: Path) -> None:
-    out, pruned, (pruner, *refit) = tmp_path / "bench", tmp_path / "pruned", name.split("+")
+def test_a_cell_is_what_prune_gives_by_default(
+    name: str, probe: str, tmp_path: Path
+) -> None:
+    out, pruned, (pruner, *refit) = (
+        tmp_path / "bench",
+        tmp_path / "pruned",
+        name.split("+"),
+    )
     words = ("--sparsity", "0.5", "--pruner")
     ran("bench", LLAMA, "--bases", "divergence", *words, name, *WINDOWS, "-o", out)
     ran("prune", LLAMA, *words, pruner, *[f"--{x}" for x in refit], "-o", pruned)
@@ -118,7 +160,9 @@ def test_a_stopped_run_is_continued_and_a_whole_one_has_nothing_to_do(
     assert rows_of(out) == rows_of(tmp_path / "whole")
     assert len(calls) == 2 + 2 + 1
     assert "0 of 4 cells ran" in ran(*SHORT, *grid, "-o", out)
-    assert "1 of 5 cells ran" in ran(*SHORT, "--bases", "lsa", "--sparsity", "0.5", "-o", out)
+    assert "1 of 5 cells ran" in ran(
+        *SHORT, "--bases", "lsa", "--sparsity", "0.5", "-o", out
+    )
     assert len(rows_of(out)) == 5
     assert sorted(x.name for x in out.iterdir()) == ["bench.jsonl", "table.md"]
     assert [x.name for x in tmp_path.iterdir() if x.name.startswith(".")] == []
@@ -134,12 +178,16 @@ def test_names_must_tell_models_and_texts_apart(tmp_path: Path) -> None:
     text = refused(*SHORT, "--measure-on", other, *words, "-o", out)
     assert "two inputs are called text (text)" in text
     twice = shutil.copytree(LLAMA, tmp_path / "other" / "llama")
-    assert "two inputs are called llama" in refused("bench", twice, *SHORT[1:], *words, "-o", out)
+    assert "two inputs are called llama" in refused(
+        "bench", twice, *SHORT[1:], *words, "-o", out
+    )
     assert not out.exists()
 
 
 @pytest.mark.parametrize(("words", "said"), cases("bench", "wrong"))
-def test_bad_input_is_one_error_and_leaves_nothing(words: str, said: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_error_and_leaves_nothing(
+    words: str, said: str, tmp_path: Path
+) -> None:
     assert said in refused(*SHORT, *words.split(), "-o", tmp_path / "bench")
     assert [*tmp_path.iterdir()] == []
 
@@ -150,7 +198,9 @@ def test_an_existing_output_is_never_damaged(tmp_path: Path) -> None:
     foreign.mkdir()
     (foreign / "table.md").write_text("mine")
     assert "holds no bench.jsonl" in refused(*SHORT, *grid, "-o", foreign)
-    assert [(x.name, x.read_text()) for x in foreign.iterdir()] == [("table.md", "mine")]
+    assert [(x.name, x.read_text()) for x in foreign.iterdir()] == [
+        ("table.md", "mine")
+    ]
     missing = refused(*SHORT, *grid, "-o", tmp_path / "missing" / "x")
     assert f"{tmp_path / 'missing'} is missing" in missing
     model = tmp_path / "llama"
@@ -187,13 +237,21 @@ def test_a_rerun_moves_few_weights() -> None:
 def a_comparison(nats: dict[tuple[str, int, int], list[float]]) -> Comparison:
     """A comparison of which one text was measured in two windows, by allocation, seed, jitter."""
     base = {"model": "m", "model_sha256": None, "versions": {}}
-    rows: list[dict[str, Any]] = [base | {"texts": [{"nats": [10.0, 10.0], "tokens": [10, 10]}]}]
+    rows: list[dict[str, Any]] = [
+        base | {"texts": [{"nats": [10.0, 10.0], "tokens": [10, 10]}]}
+    ]
     for (name, seed, jitter), values in nats.items():
         where = {"pruner": "wanda", "sparsity": 0.6, "allocation": name, "seed": seed}
         texts = [{"nats": values, "tokens": [10, 10]}]
         rows.append(base | where | {"jitter": jitter, "texts": texts})
     text = {"name": "a_text", "sha256": None}
-    shared = {"text": text, "samples": 1, "seq_len": None, "seeds": 2, "measured_on": [text]}
+    shared = {
+        "text": text,
+        "samples": 1,
+        "seq_len": None,
+        "seeds": 2,
+        "measured_on": [text],
+    }
     shared |= {"window": None, "windows": None, "dtype": "float32"}
     found = tuple(converted(row, BenchRow) for row in rows)
     return Comparison(converted(shared, BenchSettings), found)
@@ -216,7 +274,9 @@ def test_means_changes_errors_and_the_floor_are_those_by_hand() -> None:
     assert owl.change == pytest.approx((-0.175, 0.025))  # -3 / 20 and -4 / 20 nats
     assert percent(*owl.change)[0] == pytest.approx(100 * (exp(-0.175) - 1))
     assert change(owl).startswith("~ -16")  # of two seeds, t is 12.7
-    assert lsa.change == pytest.approx((0.0, 0.1))  # windows differ by 0.1 and -0.1 nats per token
+    assert lsa.change == pytest.approx(
+        (0.0, 0.1)
+    )  # windows differ by 0.1 and -0.1 nats per token
     assert change(lsa).startswith("~")
     assert np.isnan(uniform.floor)
 

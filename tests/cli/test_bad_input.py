@@ -39,7 +39,9 @@ def state(folder: Path) -> dict[str, tuple[bytes, int]]:
 def refused(command: str, *words: str) -> str:
     """Run in the current folder, see it refused and nothing changed; returns the error."""
     before = state(Path())
-    error = refusal(run(*command.split(), *([] if "-o " in command else ["-o", "out/new.json"])))
+    error = refusal(
+        run(*command.split(), *([] if "-o " in command else ["-o", "out/new.json"]))
+    )
     assert state(Path()) == before
     for word in words:
         assert word in error, error
@@ -65,7 +67,10 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("pruning", "--correct none"),
     ):
         words = f"--samples 2 --seq-len 6 {options}".split()
-        assert run("score", FIXTURES / "llama", *words, "-o", folder / f"{name}.json").code == 0
+        assert (
+            run("score", FIXTURES / "llama", *words, "-o", folder / f"{name}.json").code
+            == 0
+        )
     return folder
 
 
@@ -73,7 +78,9 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(tmp_path: Path, scores: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with a model, its scores and other inputs that are valid."""
     shutil.copytree(
-        FIXTURES / "llama", tmp_path / "model", ignore=shutil.ignore_patterns("expected*")
+        FIXTURES / "llama",
+        tmp_path / "model",
+        ignore=shutil.ignore_patterns("expected*"),
     )
     shutil.copytree(scores, tmp_path, dirs_exist_ok=True)
     (tmp_path / "out").mkdir()
@@ -91,7 +98,11 @@ def here(tmp_path: Path, scores: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_options(options: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.cli.score.progress_bar", never)
     given = {word for word in options.split() if word.startswith("--")}
-    small = [f"{name} {n}" for name, n in (("--samples", 1), ("--seq-len", 4)) if name not in given]
+    small = [
+        f"{name} {n}"
+        for name, n in (("--samples", 1), ("--seq-len", 4))
+        if name not in given
+    ]
     refused(f"score model {' '.join(small)} {options}", says)
 
 
@@ -121,13 +132,18 @@ def test_a_file_that_may_not_be_read(
     name: str, command: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(here / "ids.npy", [[1, 2, 3, 4]])
-    really, library = open, sys.modules["refimpl.loading.files.safetensors_file"].safe_open
+    really, library = (
+        open,
+        sys.modules["refimpl.loading.files.safetensors_file"].safe_open,
+    )
     before = state(here)
 
     def denied(opened: Callable[..., Any]) -> Callable[..., Any]:
         def one(path: Any, *rest: Any, **more: Any) -> Any:
             if Path(str(path)).name == name:
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+                raise PermissionError(
+                    errno.EACCES, os.strerror(errno.EACCES), str(path)
+                )
             return opened(path, *rest, **more)
 
         return one
@@ -136,7 +152,9 @@ def test_a_file_that_may_not_be_read(
         patched.setattr(os, "access", lambda path, mode: os.path.basename(path) != name)
         patched.setattr("builtins.open", denied(really))
         patched.setattr("io.open", denied(really))
-        patched.setattr("refimpl.loading.files.safetensors_file.safe_open", denied(library))
+        patched.setattr(
+            "refimpl.loading.files.safetensors_file.safe_open", denied(library)
+        )
         small = SMALL if command.startswith("score") else ""
         result = run(*command.split(), *small.split(), "-o", "out/new.json")
     error = refusal(result)
@@ -159,7 +177,10 @@ def test_allocations(words: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (MemoryError("Unable to allocate 9.9 TiB"), ("out of memory", "9.9 TiB", "--memory")),
+        (
+            MemoryError("Unable to allocate 9.9 TiB"),
+            ("out of memory", "9.9 TiB", "--memory"),
+        ),
         (
             OSError(errno.EIO, os.strerror(errno.EIO), "model.safetensors"),
             ("model.safetensors", os.strerror(errno.EIO)),
@@ -173,7 +194,9 @@ def test_faults_of_the_machine(
     refused(f"score model {SMALL}", *words)
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_the_program_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """With an exit code of its own: 1 is a disagreement."""
     monkeypatch.setattr("refimpl.cli.score.score", Mock(side_effect=ZeroDivisionError))
     result = run("score", "model", *SMALL.split())
@@ -220,7 +243,9 @@ def test_nobody_reads_stdout(here: Path) -> None:
         ("inspect model <&- >&- 2>&-", 0),
     ):
         command = f"set -o pipefail; {shlex.join(PROGRAM)} {words}"
-        done = subprocess.run(["bash", "-c", command], env=ENV, capture_output=True, check=False)
+        done = subprocess.run(
+            ["bash", "-c", command], env=ENV, capture_output=True, check=False
+        )
         assert (done.returncode, done.stderr) == (code, b""), words
 
 

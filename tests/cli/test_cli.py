@@ -64,10 +64,19 @@ def test_options_of_allocate_change_the_numbers(tmp_path: Path) -> None:
 
 
 def test_a_command_offers_what_belongs_to_it() -> None:
-    most = {"score": 22, "prune": 18, "eval": 10, "check": 12, "explain": 20, "bench": 16}
+    most = {
+        "score": 22,
+        "prune": 18,
+        "eval": 10,
+        "check": 12,
+        "explain": 20,
+        "bench": 16,
+    }
     for name, count in most.items():
         params = commands()[name].params
-        assert sum(x.param_type_name == "option" for x in params) <= count + 1, name  # and --help
+        assert sum(x.param_type_name == "option" for x in params) <= count + 1, (
+            name
+        )  # and --help
 
 
 # Help
@@ -76,14 +85,23 @@ def test_a_command_offers_what_belongs_to_it() -> None:
 @pytest.mark.parametrize("command", ["", *commands()])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help(command: str, flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS"):  # they make help colourful
+    for name in (
+        "GITHUB_ACTIONS",
+        "FORCE_COLOR",
+        "PY_COLORS",
+    ):  # they make help colourful
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "100")
     text = ran(*command.split(), flag)
     assert f"refimpl {command}".strip() in text
     names = ["--version", *(name.split()[0] for name in commands())]
     if command:
-        names = [name for one in commands()[command].params for name in one.opts if name[0] == "-"]
+        names = [
+            name
+            for one in commands()[command].params
+            for name in one.opts
+            if name[0] == "-"
+        ]
     assert [name for name in names if name not in text] == []
     assert all(len(line) <= 100 for line in text.splitlines())
 
@@ -98,7 +116,9 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
 from refimpl.cli.main import program
 program()(["--help"], standalone_mode=False)
 print(*sys.modules)"""
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
     loaded = set(done.stdout.split())
     assert "typer" in loaded
     assert not {"numpy", "refimpl.cli.score", "refimpl.cli.options"} & loaded
@@ -113,7 +133,9 @@ def test_version() -> None:
 
 def test_json_is_what_output_writes(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
-    printed = scored("--json", "-o", path, "--sparsity", "0.55", "--correct", "absorption")
+    printed = scored(
+        "--json", "-o", path, "--sparsity", "0.55", "--correct", "absorption"
+    )
     assert printed == path.read_text("utf-8")
     assert list(tmp_path.iterdir()) == [path]
     again = tmp_path / "allocation.json"
@@ -130,12 +152,16 @@ def test_json_is_what_output_writes(tmp_path: Path) -> None:
 def test_the_default_is_4_samples_of_128_or_what_the_model_allows(
     limit: int, length: int, tmp_path: Path
 ) -> None:
-    config = json.loads((LLAMA / "config.json").read_text()) | {"max_position_embeddings": limit}
+    config = json.loads((LLAMA / "config.json").read_text()) | {
+        "max_position_embeddings": limit
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     shutil.copy(LLAMA / "tokenizer.json", tmp_path)
     (tmp_path / "model.safetensors").symlink_to(LLAMA / "model.safetensors")
     np.save(tmp_path / "ids.npy", np.arange(600) % 250)
-    (tmp_path / "text.txt").write_text("to be or not to be, that is the question. " * 60)
+    (tmp_path / "text.txt").write_text(
+        "to be or not to be, that is the question. " * 60
+    )
     given = ("--tokens", tmp_path / "ids.npy"), ("--text", tmp_path / "text.txt")
     for words in ((), ("--tokens", "random"), *given):
         found = json.loads(ran("score", tmp_path, *words, "--json"))["scores"]["tokens"]
@@ -153,7 +179,9 @@ def test_ascii_where_the_encoding_is_not_unicode(encoding: str) -> None:
     assert " ± " in scored(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["modèle", "模型", os.fsdecode(b"caf\xe9"), "a\nb", "[bold]x"])
+@pytest.mark.parametrize(
+    "name", ["modèle", "模型", os.fsdecode(b"caf\xe9"), "a\nb", "[bold]x"]
+)
 def test_any_name_can_be_printed_and_written(name: str, tmp_path: Path) -> None:
     model = tmp_path / name
     shutil.copytree(LLAMA, model)
@@ -162,7 +190,9 @@ def test_any_name_can_be_printed_and_written(name: str, tmp_path: Path) -> None:
         for words in ((), ("--json",), ("-o", path, "--force")):
             ran("score", model, *SMALL, *words, encoding=encoding)
     assert json.loads(path.read_text())["scores"]["model"] == name
-    assert without_run(ran("allocate", path)) == without_run(ran("score", model, *SMALL))
+    assert without_run(ran("allocate", path)) == without_run(
+        ran("score", model, *SMALL)
+    )
     assert run("score", model / "absent", encoding="ascii").code == 2
 
 
@@ -202,8 +232,12 @@ def test_on_a_terminal() -> None:
     """A bar, no question: on a pseudo terminal, whose input is never written to."""
     leader, follower = pty.openpty()
     words = [sys.executable, "-W", "error", *PROGRAM[1:], "score", str(LLAMA), *SMALL]
-    env = {name: value for name, value in ENV.items() if name != "NO_COLOR"} | {"TERM": "xterm"}
-    process = subprocess.Popen(words, env=env, stdin=follower, stdout=follower, stderr=follower)
+    env = {name: value for name, value in ENV.items() if name != "NO_COLOR"} | {
+        "TERM": "xterm"
+    }
+    process = subprocess.Popen(
+        words, env=env, stdin=follower, stdout=follower, stderr=follower
+    )
     os.close(follower)
     printed = b""
     while select.select([leader], [], [], 60)[0]:
@@ -218,14 +252,20 @@ def test_on_a_terminal() -> None:
     assert text.index("100%") < text.index("model       llama")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, typer.Abort])  # as typer passes it on
-def test_an_interrupt(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, typer.Abort]
+)  # as typer passes it on
+def test_an_interrupt(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("refimpl.cli.main.program", Mock(side_effect=error))
     said = "interrupted: nothing was written\nnext: repeat the command\n"
     assert run("score", LLAMA) == Result(130, "", said)
 
 
-def test_arithmetic_of_allocations_is_loud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arithmetic_of_allocations_is_loud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran("score", LLAMA, *SMALL, "-o", tmp_path / "scores.json")
     loud = Mock(side_effect=lambda *_: np.float64(1e300) * 1e300)
     monkeypatch.setattr("refimpl.cli.score.allocate", loud)

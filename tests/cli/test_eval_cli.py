@@ -37,7 +37,9 @@ def test_the_table_says_what_was_measured() -> None:
         f"perplexity {text['perplexity']:#.6g} {text['perplexity_stderr']:#.6g} 33 windows",
         f"bits per byte {text['bits_per_byte']:.5f} - 1,006 bytes",
     }
-    assert "33 windows of 32 tokens (the last of 15), BOS 1 added by tokenizer.json" in out
+    assert (
+        "33 windows of 32 tokens (the last of 15), BOS 1 added by tokenizer.json" in out
+    )
     assert "float32" in out
     assert "stderr is" not in out
 
@@ -49,9 +51,15 @@ def test_the_document_holds_what_its_numbers_are_made_of(tmp_path: Path) -> None
     assert json.loads(printed) == document
     text, how = document["text"], document["run"]
     assert text["predicted_tokens"] == sum(w["tokens"] for w in text["windows"]) == 1006
-    assert text["bytes"] == sum(w["bytes"] for w in text["windows"]) == TEXT.stat().st_size
+    assert (
+        text["bytes"] == sum(w["bytes"] for w in text["windows"]) == TEXT.stat().st_size
+    )
     assert (text["bos"], text["window"], text["num_windows"]) == (1, 32, 33)
-    assert [document[key] for key in ("model", "family", "dtype")] == ["llama", "llama", "float32"]
+    assert [document[key] for key in ("model", "family", "dtype")] == [
+        "llama",
+        "llama",
+        "float32",
+    ]
     assert how["versions"].keys() == {"refimpl", "numpy", "python"}
 
 
@@ -64,15 +72,33 @@ def test_one_window_has_no_standard_error() -> None:
 
 
 def test_a_pruned_model_has_a_noise_floor_which_its_error_omits(tmp_path: Path) -> None:
-    program.ran("prune", LLAMA, "-o", tmp_path / "pruned", "--nm", "2:4", "--pruner", "magnitude")
-    said = [ran(model, "--text", TEXT, "--windows", 4) for model in (LLAMA, tmp_path / "pruned")]
+    program.ran(
+        "prune",
+        LLAMA,
+        "-o",
+        tmp_path / "pruned",
+        "--nm",
+        "2:4",
+        "--pruner",
+        "magnitude",
+    )
+    said = [
+        ran(model, "--text", TEXT, "--windows", 4)
+        for model in (LLAMA, tmp_path / "pruned")
+    ]
     note = f"stderr does not include the noise floor of pruning: {NOISE_FLOOR}"
     assert [note in x for x in said] == [False, True]
 
 
 def test_ids_in_place_of_a_text(tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", np.arange(96).reshape(4, 24))
-    words = (FIXTURES / "gemma2", "--tokens", tmp_path / "ids.npy", "--dtype", "float64")
+    words = (
+        FIXTURES / "gemma2",
+        "--tokens",
+        tmp_path / "ids.npy",
+        "--dtype",
+        "float64",
+    )
     document = evaluated(*words)
     assert (document["text"]["num_windows"], document["dtype"]) == (4, "float64")
     assert document["text"]["bits_per_byte"] is None

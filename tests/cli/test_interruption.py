@@ -62,7 +62,9 @@ def goes_on(kind: str, folder: str) -> None:
     before = units(output)
     assert before
 
-    assert interrupted(1, *words) == stopped  # the same command goes on, and says the same
+    assert (
+        interrupted(1, *words) == stopped
+    )  # the same command goes on, and says the same
     after = units(output)
     assert set(before) < set(after)
     assert len(before) < len(after) == len(set(after))
@@ -107,7 +109,9 @@ def test_control_c_of_a_terminal_is_one_message(when: str, tmp_path: Path) -> No
     script = tmp_path / "sleeping.py"
     script.write_text(SLEEPING)
     words = (script, "score", LLAMA, "--threads", 2)
-    with started(*words, program=(sys.executable,), session=True, folder=tmp_path) as process:
+    with started(
+        *words, program=(sys.executable,), session=True, folder=tmp_path
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         if when == "soon":

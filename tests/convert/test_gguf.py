@@ -22,7 +22,11 @@ from refimpl.convert.conversion import FloatDtype, convert
 
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
 TYPES = [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q5_1]
-FILES = [(name, kind) for name in RECIPES for kind in (TYPES if name == "llama" else TYPES[::3])]
+FILES = [
+    (name, kind)
+    for name in RECIPES
+    for kind in (TYPES if name == "llama" else TYPES[::3])
+]
 IDS = np.arange(2, 26).reshape(2, 12)
 
 
@@ -37,7 +41,9 @@ def assert_equal(ours: Model, theirs: Model) -> None:
     assert ours.weights.keys() == theirs.weights.keys()
     for name, weight in theirs.weights.items():
         dtype = "f8" if weight.offset else "f4"
-        np.testing.assert_array_equal(ours.weights[name].read(dtype), weight.read(dtype), name)
+        np.testing.assert_array_equal(
+            ours.weights[name].read(dtype), weight.read(dtype), name
+        )
 
 
 @pytest.mark.parametrize(("name", "kind"), FILES, ids=str)
@@ -53,13 +59,17 @@ def test_16_bits_stay_16_bits(tmp_path: Path) -> None:
     for kind, dtype in ((Q.F16, "float16"), (Q.BF16, "bfloat16"), (Q.Q8_0, "float32")):
         out = converted(gguf_file(tmp_path, "llama", kind), name=dtype)
         assert json.loads((out / "config.json").read_text("utf-8"))["dtype"] == dtype
-        dtypes = {name: x.dtype for name, x in load_file(out / "model.safetensors").items()}
+        dtypes = {
+            name: x.dtype for name, x in load_file(out / "model.safetensors").items()
+        }
         assert dtypes["model.layers.0.mlp.up_proj.weight"] == dtype
         assert dtypes["model.norm.weight"] == "float32"  # as in the file
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_all_weights_in_the_dtype_that_is_asked_for(dtype: FloatDtype, tmp_path: Path) -> None:
+def test_all_weights_in_the_dtype_that_is_asked_for(
+    dtype: FloatDtype, tmp_path: Path
+) -> None:
     path = gguf_file(tmp_path, "llama", Q.Q4_0)
     exact, rounded = (converted(path, x, str(x)) for x in (None, dtype))
     wide, narrow = (read_model(x).weights for x in (exact, rounded))
@@ -105,7 +115,9 @@ def test_transformers_loads_what_is_written(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         logits = theirs(torch.tensor(IDS)).logits.numpy()
     assert worst_token(ours, logits) <= GATES["float32"]  # of its float32 inside
-    tokenizers = map(transformers.AutoTokenizer.from_pretrained, (out, FIXTURES / "llama"))
+    tokenizers = map(
+        transformers.AutoTokenizer.from_pretrained, (out, FIXTURES / "llama")
+    )
     text = "the quick brown fox 123"
     ids, right = (x(text, add_special_tokens=False)["input_ids"] for x in tokenizers)
     assert ids == right
@@ -127,7 +139,9 @@ def test_no_file_appears_at_home(tmp_path: Path) -> None:
     path, home = gguf_file(tmp_path, "llama", tokenizer=True), tmp_path / "home"
     home.mkdir()
     command = [*PROGRAM, "convert", str(path), "-o", str(tmp_path / "out")]
-    subprocess.run(command, env=ENV | {"HOME": str(home)}, check=True, capture_output=True)
+    subprocess.run(
+        command, env=ENV | {"HOME": str(home)}, check=True, capture_output=True
+    )
     assert [*home.rglob("*")] == []
 
 
@@ -147,9 +161,15 @@ def test_a_split_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mixtral", "granitemoe"])
 @pytest.mark.parametrize("count", [4, 6])
-def test_stacks_of_another_number_of_experts(name: str, count: int, tmp_path: Path) -> None:
-    path = gguf_file(tmp_path, name, change=lambda writer: writer.add_expert_count(count))
-    refusal_of(convert, path, tmp_path / "out", says="between its tensors and config.json")
+def test_stacks_of_another_number_of_experts(
+    name: str, count: int, tmp_path: Path
+) -> None:
+    path = gguf_file(
+        tmp_path, name, change=lambda writer: writer.add_expert_count(count)
+    )
+    refusal_of(
+        convert, path, tmp_path / "out", says="between its tensors and config.json"
+    )
 
 
 def test_commands_use_a_converted_file(tmp_path: Path) -> None:
@@ -159,15 +179,21 @@ def test_commands_use_a_converted_file(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "Q8_0: float32 (exact)" in ran("convert", path, "-o", out)
     assert f"-o {out} exists" in run("convert", path, "-o", out).err
-    done = json.loads(ran("convert", path, "-o", out, "--force", "--json"))["conversion"]
+    done = json.loads(ran("convert", path, "-o", out, "--force", "--json"))[
+        "conversion"
+    ]
     assert done["dtypes"] == {"F32": "float32", "Q8_0": "float32"}
     words = ("--text", FIXTURES / "text.txt", "--samples", 2, "--seq-len", 16, "--json")
-    ours, theirs = (json.loads(ran("score", x, *words))["scores"] for x in (out, tmp_path / "hub"))
+    ours, theirs = (
+        json.loads(ran("score", x, *words))["scores"] for x in (out, tmp_path / "hub")
+    )
     assert ours["tokens"]["sha256"] == theirs["tokens"]["sha256"]
     assert ours["sweep"] == theirs["sweep"]
     ran("prune", out, "--nm", "2:4", "--pruner", "magnitude", "-o", tmp_path / "pruned")
     names = {file.name for file in out.iterdir()}
-    assert names == {file.name for file in (tmp_path / "pruned").iterdir()} - {"pruning.json"}
+    assert names == {file.name for file in (tmp_path / "pruned").iterdir()} - {
+        "pruning.json"
+    }
     assert (
         load_file(out / "model.safetensors").keys()
         == load_file(tmp_path / "pruned" / "model.safetensors").keys()

@@ -22,10 +22,18 @@ WHOLE = ["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0", "l
 def metadata(**facts: Any) -> dict[str, Any]:
     """A tokenizer whose token "abc" no merge makes; a fact that is `...` is left out."""
     facts = {
-        "model": "gpt2", "pre": "gpt-2", "tokens": TOKENS, "merges": ["a b"], "bos_token_id": 0,
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": TOKENS,
+        "merges": ["a b"],
+        "bos_token_id": 0,
         "token_type": [3, *[1] * (len(TOKENS) - 1)],
-    } | facts  # fmt: skip
-    return {f"tokenizer.ggml.{key}": value for key, value in facts.items() if value is not ...}
+    } | facts
+    return {
+        f"tokenizer.ggml.{key}": value
+        for key, value in facts.items()
+        if value is not ...
+    }
 
 
 def tokenizer(folder: Path, **facts: Any) -> Tokenizer:
@@ -60,7 +68,9 @@ def test_bos_is_what_the_file_says_or_the_default_of_its_pre_tokenizer(
 
 
 @pytest.mark.parametrize(("name", "case"), cases("convert", "gguf_tokenizers"))
-def test_what_has_no_certain_ids_is_refused(name: str, case: Any, tmp_path: Path) -> None:
+def test_what_has_no_certain_ids_is_refused(
+    name: str, case: Any, tmp_path: Path
+) -> None:
     facts, says = case
     refusal_of(tokenizer, tmp_path, **facts, says=says, remedy="original")
 
@@ -72,7 +82,9 @@ PIECES = {  # what a pattern makes of a text, as transformers' tokenizers of the
 
 
 @pytest.mark.parametrize("pre", PIECES)
-def test_a_text_is_cut_by_the_pattern_of_its_pre_tokenizer(pre: str, tmp_path: Path) -> None:
+def test_a_text_is_cut_by_the_pattern_of_its_pre_tokenizer(
+    pre: str, tmp_path: Path
+) -> None:
     text, pieces = PIECES[pre]
     cut = tokenizer(tmp_path, pre=pre).pre_tokenizer
     assert cut is not None
@@ -80,28 +92,65 @@ def test_a_text_is_cut_by_the_pattern_of_its_pre_tokenizer(pre: str, tmp_path: P
 
 
 def test_pieces_are_merged_by_their_scores(tmp_path: Path) -> None:
-    tokens = ["<bos>", "<unk>", "▁", "a", "b", "c", "bc", "ab", "▁ab", "<0xC3>", "<0xA9>"]
+    tokens = [
+        "<bos>",
+        "<unk>",
+        "▁",
+        "a",
+        "b",
+        "c",
+        "bc",
+        "ab",
+        "▁ab",
+        "<0xC3>",
+        "<0xA9>",
+    ]
     facts = {
-        "model": "llama", "pre": ..., "tokens": tokens, "token_type": [3, 2, *[1] * 7, 6, 6],
-        "scores": [0, 0, -1, -1, -1, -1, -2, -3, -4, 0, 0], "merges": ..., "unknown_token_id": 1,
-    }  # fmt: skip
+        "model": "llama",
+        "pre": ...,
+        "tokens": tokens,
+        "token_type": [3, 2, *[1] * 7, 6, 6],
+        "scores": [0, 0, -1, -1, -1, -1, -2, -3, -4, 0, 0],
+        "merges": ...,
+        "unknown_token_id": 1,
+    }
     made = tokenizer(tmp_path, **facts)
-    assert made.encode("abc abé").tokens == ["<bos>", "▁", "a", "bc", "▁ab", "<0xC3>", "<0xA9>"]
+    assert made.encode("abc abé").tokens == [
+        "<bos>",
+        "▁",
+        "a",
+        "bc",
+        "▁ab",
+        "<0xC3>",
+        "<0xA9>",
+    ]
     assert made.decode(made.encode("abc ab").ids) == "abc ab"
-    assert tokenizer(tmp_path, **facts, add_space_prefix=False).encode("ab").tokens[1:] == ["ab"]
+    assert tokenizer(tmp_path, **facts, add_space_prefix=False).encode("ab").tokens[
+        1:
+    ] == ["ab"]
 
 
 def test_tokens_that_take_long_to_split_are_refused(tmp_path: Path) -> None:
     """A token of n letters has n splits of n letters: the time grows with the square."""
     tokens = [f"{i:0>1000}" for i in range(200)]
-    facts = {"model": "llama", "tokens": tokens, "token_type": ..., "scores": [0.0] * len(tokens)}
+    facts = {
+        "model": "llama",
+        "tokens": tokens,
+        "token_type": ...,
+        "scores": [0.0] * len(tokens),
+    }
     refusal_of(tokenizer, tmp_path, **facts, says="too many long tokens")
 
 
 def test_keys_that_change_no_id_are_accepted(tmp_path: Path) -> None:
     harmless = {
-        "add_eos_token": True, "eot_token_id": 1, "seperator_token_id": 2, "eos_token_id": 999,
-        "fim_pre_token_id": 3, "token_type_count": 1, "remove_extra_whitespaces": False,
-    }  # fmt: skip
+        "add_eos_token": True,
+        "eot_token_id": 1,
+        "seperator_token_id": 2,
+        "eos_token_id": 999,
+        "fim_pre_token_id": 3,
+        "token_type_count": 1,
+        "remove_extra_whitespaces": False,
+    }
     made = tokenizer(tmp_path, **harmless)
     assert made.encode("abc").tokens == ["ab", "c"]

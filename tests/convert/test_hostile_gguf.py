@@ -33,19 +33,29 @@ def entry(key: str = "k", kind: int = UINT32, value: bytes = b"\1\0\0\0") -> byt
 
 
 def tensor(
-    name: str = "t", shape: tuple[int, ...] = (32,), kind: int = 0, offset: int = 0,
+    name: str = "t",
+    shape: tuple[int, ...] = (32,),
+    kind: int = 0,
+    offset: int = 0,
     dimensions: int | None = None,
-) -> bytes:  # fmt: skip
+) -> bytes:
     """One tensor's entry."""
     sizes = struct.pack(f"<{len(shape)}Q", *shape)
     count = len(shape) if dimensions is None else dimensions
-    return text(name) + struct.pack("<I", count) + sizes + struct.pack("<IQ", kind, offset)
+    return (
+        text(name) + struct.pack("<I", count) + sizes + struct.pack("<IQ", kind, offset)
+    )
 
 
 def file(
-    entries: list[bytes] | None = None, tensors: list[bytes] | None = None, *, version: int = 3,
-    num_tensors: int | None = None, num_entries: int | None = None, data: int = 4096,
-) -> bytes:  # fmt: skip
+    entries: list[bytes] | None = None,
+    tensors: list[bytes] | None = None,
+    *,
+    version: int = 3,
+    num_tensors: int | None = None,
+    num_entries: int | None = None,
+    data: int = 4096,
+) -> bytes:
     """A file of these parts, whatever it says about them."""
     entries, tensors = entries or [], tensors or []
     counts = (
@@ -85,11 +95,16 @@ HOSTILE = {
     "two tensors of a name": file(tensors=[tensor(), tensor()]),
     "tensors that overlap": file(tensors=[tensor(), tensor("u", offset=64)]),
     "no architecture": file(),
-    "an unknown architecture": file([entry("general.architecture", STRING, text("mamba"))]),
+    "an unknown architecture": file(
+        [entry("general.architecture", STRING, text("mamba"))]
+    ),
     "a part of many": file(
-        [entry("general.architecture", STRING, text("llama")),
-         entry("split.count", value=b"\xff\xff\xff\xff")]),
-}  # fmt: skip
+        [
+            entry("general.architecture", STRING, text("llama")),
+            entry("split.count", value=b"\xff\xff\xff\xff"),
+        ]
+    ),
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -134,9 +149,13 @@ def test_damaged_files_are_refused_or_read(
     [(Q.Q8_0, np.float16(np.inf).tobytes(), 32), (Q.BF16, b"\x81\x7f", 1)],
     ids=["a scale", "a NaN that signals"],
 )
-def test_weights_that_are_not_finite(kind: Q, stored: bytes, count: int, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite(
+    kind: Q, stored: bytes, count: int, tmp_path: Path
+) -> None:
     path = gguf_file(tmp_path, "llama", kind)
-    places = {tensor.name: tensor.data_offset for tensor in gguf.GGUFReader(path).tensors}
+    places = {
+        tensor.name: tensor.data_offset for tensor in gguf.GGUFReader(path).tensors
+    }
     content = bytearray(path.read_bytes())
     at = places["blk.0.attn_v.weight"]
     content[at : at + 2] = stored

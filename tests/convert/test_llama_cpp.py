@@ -36,7 +36,11 @@ def in_table(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """GELU as llama.cpp has it on the CPU: a table in float16, 0 below -10, x above 10."""
 
     def looked_up(x: Array) -> Array:
-        y = function(np.clip(x, -10, 10).astype("f2").astype("f8")).astype("f2").astype(x.dtype)
+        y = (
+            function(np.clip(x, -10, 10).astype("f2").astype("f8"))
+            .astype("f2")
+            .astype(x.dtype)
+        )
         return np.where(np.abs(x) < 10, y, np.maximum(x, 0))
 
     return looked_up
@@ -50,7 +54,9 @@ def activations_of_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ran_python(*words: str | Path) -> None:
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -62,14 +68,22 @@ def assert_near(path: Path, model: Model, ids: Array, shown: str) -> None:
     amplify it, in float32 of our own as in theirs.
     """
     folder, points = path.parent, {"result_output": "logits"}
-    points |= {f"l_out-{i}": f"blocks.{i}.resid_post" for i in range(model.config.num_blocks)}
+    points |= {
+        f"l_out-{i}": f"blocks.{i}.resid_post" for i in range(model.config.num_blocks)
+    }
     np.save(folder / "ids.npy", ids)
     ran_python(TRACE, path, folder / "ids.npy", folder / "out.npz")
     found = np.load(folder / "out.npz")
-    right, single = (forward(model, ids[None], dtype=x, trace=True) for x in ("f8", "f4"))
+    right, single = (
+        forward(model, ids[None], dtype=x, trace=True) for x in ("f8", "f4")
+    )
     truth, ours = (x.trace | {"logits": x.logits} for x in (right, single))
-    theirs = {points[k]: found[k].reshape(-1, *truth[points[k]].shape)[0] for k in points}
-    error, own = (max(worst_token(x[k], truth[k]) for k in theirs) for x in (theirs, ours))
+    theirs = {
+        points[k]: found[k].reshape(-1, *truth[points[k]].shape)[0] for k in points
+    }
+    error, own = (
+        max(worst_token(x[k], truth[k]) for k in theirs) for x in (theirs, ours)
+    )
     print(f"\n{shown}: {error:.1e}, refimpl in float32 {own:.1e}")
     assert error < (max(2**-11, 3 * own) if model.config.activation in GELUS else 1e-5)
 
@@ -80,8 +94,12 @@ def test_llama_cpp_computes_the_same(name: str, tmp_path: Path) -> None:
         writer.add_tokenizer_model("no_vocab")
         writer.add_vocab_size(264)
 
-    convert(path := gguf_file(tmp_path, name, Q.F32, change=finish), tmp_path / "converted")
-    assert_near(path, read_model(tmp_path / "converted"), IDS[: SHORT.get(name, len(IDS))], name)
+    convert(
+        path := gguf_file(tmp_path, name, Q.F32, change=finish), tmp_path / "converted"
+    )
+    assert_near(
+        path, read_model(tmp_path / "converted"), IDS[: SHORT.get(name, len(IDS))], name
+    )
 
 
 IDS_OF = """
@@ -102,7 +120,9 @@ np.save(sys.argv[3], np.array(list(room[0:count])))
 def as_float32(source: Path, target: Path) -> Path:
     """The file with every tensor de-quantised, and its metadata."""
     reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, str(reader.fields["general.architecture"].contents()))
+    writer = gguf.GGUFWriter(
+        target, str(reader.fields["general.architecture"].contents())
+    )
     for name, field in reader.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
             of = field.types[-1] if len(field.types) > 1 else None
@@ -119,17 +139,25 @@ def as_float32(source: Path, target: Path) -> Path:
 
 @pytest.mark.real
 @pytest.mark.parametrize(
-    "path", sorted(REAL.glob("gguf/*.gguf")), ids=lambda path: getattr(path, "stem", None)
+    "path",
+    sorted(REAL.glob("gguf/*.gguf")),
+    ids=lambda path: getattr(path, "stem", None),
 )
-def test_llama_cpp_computes_a_real_model_and_its_ids(path: Path, tmp_path: Path) -> None:
+def test_llama_cpp_computes_a_real_model_and_its_ids(
+    path: Path, tmp_path: Path
+) -> None:
     whole = as_float32(path, tmp_path / "model.gguf")
     convert(path, tmp_path / "converted")
     model = read_model(tmp_path / "converted")
-    for text in [(REAL / "text" / name).read_text("utf-8")[:100_000] for name in TEXTS] + [ODD]:
+    for text in [
+        (REAL / "text" / name).read_text("utf-8")[:100_000] for name in TEXTS
+    ] + [ODD]:
         (tmp_path / "text").write_text(text, "utf-8")
         ran_python("-c", IDS_OF, whole, tmp_path / "text", tmp_path / "theirs.npy")
         theirs = np.load(tmp_path / "theirs.npy")
         bos = model.config_file.get("bos_token_id")
-        ours = text_tokens(tmp_path / "text", model.tokenizer_json, 1, len(theirs), bos_id=bos).ids
+        ours = text_tokens(
+            tmp_path / "text", model.tokenizer_json, 1, len(theirs), bos_id=bos
+        ).ids
         np.testing.assert_array_equal(ours[0], theirs)
     assert_near(whole, model, theirs[:24], path.name)

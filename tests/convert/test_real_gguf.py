@@ -30,7 +30,9 @@ ODD = "Naïve café — 1,234 déjà vu\t\n\n  x+=1; def f(a): '😀' 漢 <|im_s
 def test_a_real_file_is_the_folder_made_from_it(name: str, tmp_path: Path) -> None:
     path, folder = REAL / "gguf" / MODELS[name], REAL / name
     if not path.exists() or not (folder / "config.json").exists():
-        pytest.skip(f"no {path.name} or {name} in {REAL}: see docs/how-to/real-models.md")
+        pytest.skip(
+            f"no {path.name} or {name} in {REAL}: see docs/how-to/real-models.md"
+        )
     convert(path, tmp_path / "out")
     ours, theirs = read_model(tmp_path / "out"), read_model(folder)
     assert ours.config == theirs.config
@@ -38,8 +40,12 @@ def test_a_real_file_is_the_folder_made_from_it(name: str, tmp_path: Path) -> No
         stored = weight.stored.array
         rounded = ours.weights[weight_name].stored.array.astype(stored.dtype)
         np.testing.assert_array_equal(rounded, stored, weight_name)
-    made, original = (Tokenizer.from_file(str(x.tokenizer_json)) for x in (ours, theirs))
+    made, original = (
+        Tokenizer.from_file(str(x.tokenizer_json)) for x in (ours, theirs)
+    )
     texts = [(REAL / "text" / text).read_text("utf-8") for text in TEXTS]
     for text in (*texts, ODD):
         assert made.encode(text).ids == original.encode(text).ids
-    print(f"\n{path.name}: {len(theirs.weights)} weights, and ids of {len(texts) + 1} texts equal")
+    print(
+        f"\n{path.name}: {len(theirs.weights)} weights, and ids of {len(texts) + 1} texts equal"
+    )

@@ -20,10 +20,19 @@ from tables import cases
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted((ROOT / "refimpl").rglob("*.py"))
-RUN = ("python", "console", "bash")  # tests/docs/test_executed.py asks for a reason otherwise
+RUN = (
+    "python",
+    "console",
+    "bash",
+)  # tests/docs/test_executed.py asks for a reason otherwise
 # What is not run: formulas, listings; .ci/run runs the recipe of docs/how-to/oracle-in-ci.md.
 NOT_RUN_ANYWHERE = ("math", "text", "yaml", "output")
-SITE = ("{toctree}", "{include}", "{literalinclude}", "{eval-rst}")  # which .ci/run builds
+SITE = (
+    "{toctree}",
+    "{include}",
+    "{literalinclude}",
+    "{eval-rst}",
+)  # which .ci/run builds
 
 
 def title(path: Path) -> str:
@@ -43,8 +52,12 @@ def blocks(page: Path) -> list[tuple[int, str, str]]:
             start, language, text = found[-1]
             found[-1] = start, language, f"{text}{line}\n"
         else:
-            indented = line.startswith("    ") and not line.lstrip().startswith(("-", "*", "|"))
-            assert not indented, f"{page}:{number}: an indented block is not run; fence it"
+            indented = line.startswith("    ") and not line.lstrip().startswith(
+                ("-", "*", "|")
+            )
+            assert not indented, (
+                f"{page}:{number}: an indented block is not run; fence it"
+            )
             assert "~~~" not in line, f"{page}:{number}: fence blocks with backticks"
     assert not inside, f"{page}: a block is not closed"
     return found
@@ -53,8 +66,13 @@ def blocks(page: Path) -> list[tuple[int, str, str]]:
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_every_block_is_run_or_allowed(page: Path) -> None:
     for number, language, _ in blocks(page):
-        allowed = language.split("}")[0] + "}" in SITE or language in (*RUN, *NOT_RUN_ANYWHERE)
-        assert allowed, f"{title(page)}:{number}: ```{language} is neither run nor allowed"
+        allowed = language.split("}")[0] + "}" in SITE or language in (
+            *RUN,
+            *NOT_RUN_ANYWHERE,
+        )
+        assert allowed, (
+            f"{title(page)}:{number}: ```{language} is neither run nor allowed"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
@@ -66,7 +84,9 @@ def test_every_block_to_run_is_collected(page: Path) -> None:
     assert [x for _, language, x in blocks(page) if language == "output"] == shown
     to_run = [number for number, language, _ in blocks(page) if language in RUN]
     assert set(collected) <= set(to_run)
-    assert {n for n, language, _ in blocks(page) if language in RUN[:2]} <= set(collected)
+    assert {n for n, language, _ in blocks(page) if language in RUN[:2]} <= set(
+        collected
+    )
 
 
 def test_every_docstring_example_is_collected() -> None:
@@ -74,8 +94,12 @@ def test_every_docstring_example_is_collected() -> None:
         assert DOCSTRINGS.should_parse(source), source
         document = DOCSTRINGS.parse(source)
         sessions = [example.parsed for example in document.examples()]
-        in_sessions = sum(len(re.findall(r"^ *>>> ", s, re.MULTILINE)) for s in sessions)
-        assert in_sessions == len(re.findall(r"^ *>>> ", document.text, re.MULTILINE)), source
+        in_sessions = sum(
+            len(re.findall(r"^ *>>> ", s, re.MULTILINE)) for s in sessions
+        )
+        assert in_sessions == len(
+            re.findall(r"^ *>>> ", document.text, re.MULTILINE)
+        ), source
 
 
 # The machinery itself
@@ -140,11 +164,17 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 
 def test_pages_fit_into_their_budgets() -> None:
     """Words that are written by hand, listings too; pages of the site; a release's lines."""
-    generated = re.compile(REGION.pattern.replace("-- ([", "-- (?!source )(["), re.DOTALL)
-    words = {page: len(generated.sub(" ", page.read_text("utf-8")).split()) for page in PAGES}
+    generated = re.compile(
+        REGION.pattern.replace("-- ([", "-- (?!source )(["), re.DOTALL
+    )
+    words = {
+        page: len(generated.sub(" ", page.read_text("utf-8")).split()) for page in PAGES
+    }
     site = set(PAGES) - {ROOT / "docs" / name for name in ("contents.md", "readme.md")}
     assert sum(words.values()) <= 45_000
     assert len(site) <= 60
     assert words[ROOT / "README.md"] <= 800
-    releases = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.MULTILINE)
+    releases = re.split(
+        r"^## ", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.MULTILINE
+    )
     assert max(len(release.splitlines()) for release in releases[1:]) <= 60

@@ -43,7 +43,9 @@ def test_the_page_of_names_lists_trace_points_in_order() -> None:
     listed = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     trace = forward(read_model(FIXTURES / "llama"), [[1, 2]], trace=True).trace
     other_blocks = ("blocks.0", "blocks.1", "blocks.2")
-    last_block = [name.split(".")[-1] for name in trace if not name.startswith(other_blocks)]
+    last_block = [
+        name.split(".")[-1] for name in trace if not name.startswith(other_blocks)
+    ]
     lacking = {"experts_norm", "router_norm", *BLOCK_EMBED}  # in llama
     assert lacking < {*listed}
     assert [name for name in listed if name not in lacking] == last_block

@@ -9,7 +9,9 @@ from examples import ROOT, blocks_to_run, problems
 from tables import cases
 from test_examples import PAGES, RUN, blocks, title
 
-NOT_RUN = cases("docs", "not_run")  # page, beginning, marker of a run with it, and the reason
+NOT_RUN = cases(
+    "docs", "not_run"
+)  # page, beginning, marker of a run with it, and the reason
 CODE = (*RUN, "yaml")  # the other languages are formulas, listings and the site's own
 
 
@@ -41,9 +43,13 @@ def test_every_block_that_is_not_executed_has_a_reason() -> None:
 
 
 NEEDS = [
-    pytest.param(page, marker, marks=getattr(pytest.mark, marker), id=f"{title(page)}-{marker}")
+    pytest.param(
+        page, marker, marks=getattr(pytest.mark, marker), id=f"{title(page)}-{marker}"
+    )
     for page in PAGES
-    for marker in sorted({marker for where, _, marker, _ in NOT_RUN if where == title(page)} - {""})
+    for marker in sorted(
+        {marker for where, _, marker, _ in NOT_RUN if where == title(page)} - {""}
+    )
 ]
 
 

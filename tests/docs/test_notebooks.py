@@ -36,14 +36,27 @@ def test_notebooks_print_what_their_pages_show(monkeypatch: pytest.MonkeyPatch) 
     import nbformat
 
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for name, value in {"PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}.items():
+    for name, value in {
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "COLUMNS": "100",
+    }.items():
         monkeypatch.setenv(name, value)
     with repository() as folder:
         for page in notebooks.PAGES:
             shown = notebooks.notebook(page)
             nbformat.validate(ran := nbformat.reads(json.dumps(shown), 4))
-            nbclient.NotebookClient(ran, resources={"metadata": {"path": folder}}).execute()
+            nbclient.NotebookClient(
+                ran, resources={"metadata": {"path": folder}}
+            ).execute()
             for wanted, got in zip(code(shown), code(ran), strict=True):
-                printed = (x.get("text") or x["data"]["text/plain"] for x in got["outputs"])
-                words = ["".join(x["text"] for x in wanted["outputs"]), "".join(printed)]
-                assert matches(*("".join(x.split()) for x in words)), f"{wanted}\n{words[1]}"
+                printed = (
+                    x.get("text") or x["data"]["text/plain"] for x in got["outputs"]
+                )
+                words = [
+                    "".join(x["text"] for x in wanted["outputs"]),
+                    "".join(printed),
+                ]
+                assert matches(*("".join(x.split()) for x in words)), (
+                    f"{wanted}\n{words[1]}"
+                )

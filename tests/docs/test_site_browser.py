@@ -38,7 +38,9 @@ SIX = ("index", "explanation/method", "how-to/prune", "reference/cli")
 SIX += ("tutorial/8-the-verdict", "tutorial/2-drift")
 AXE = os.environ.get("REFIMPL_AXE")
 BOXES = "[...document.querySelectorAll('article pre, .table-wrapper, .formula, p:has(> .picture)')]"
-needs_axe = pytest.mark.skipif(not AXE, reason="REFIMPL_AXE names no axe.min.js (npm: axe-core)")
+needs_axe = pytest.mark.skipif(
+    not AXE, reason="REFIMPL_AXE names no axe.min.js (npm: axe-core)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,9 @@ def opened(browser: Any, site: str) -> Iterator[Any]:
     contexts, asked, said = [], [], []
 
     def opening(name: str, width: int = 1600, **options: Any) -> Any:
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
+        contexts.append(
+            browser.new_context(viewport={"width": width, "height": 900}, **options)
+        )
         page = contexts[-1].new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -119,7 +123,9 @@ def violations(page: Any) -> list[str]:
 @pytest.mark.parametrize("name", SIX)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_axe_finds_nothing_on_a_page(width: int, scheme: str, name: str, opened: Any) -> None:
+def test_axe_finds_nothing_on_a_page(
+    width: int, scheme: str, name: str, opened: Any
+) -> None:
     assert violations(opened(name, width, color_scheme=scheme)) == []
 
 
@@ -128,9 +134,13 @@ def test_axe_finds_nothing_on_a_page(width: int, scheme: str, name: str, opened:
 def test_the_report_opens_and_fits(
     width: int, scheme: str, browser: Any, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    (tmp_path / "page.html").write_text(report([files[name] for name in EVERYTHING]), "utf-8")
+    (tmp_path / "page.html").write_text(
+        report([files[name] for name in EVERYTHING]), "utf-8"
+    )
     size = {"width": width, "height": 900}
-    context = browser.new_context(viewport=size, color_scheme=scheme, bypass_csp=bool(AXE))
+    context = browser.new_context(
+        viewport=size, color_scheme=scheme, bypass_csp=bool(AXE)
+    )
     page, said = context.new_page(), list[str]()
     page.on("console", lambda message: said.append(message.text))
     page.on("request", lambda request: said.append(request.url))
@@ -144,7 +154,9 @@ def test_the_report_opens_and_fits(
 
 
 @pytest.mark.parametrize("width", [390, 1440])
-def test_both_figures_answer_to_keys_and_say_what_they_show(width: int, opened: Any) -> None:
+def test_both_figures_answer_to_keys_and_say_what_they_show(
+    width: int, opened: Any
+) -> None:
     page = opened("play", width, color_scheme="dark")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     said, price = page.locator("#travel output"), page.locator("#price output")

@@ -27,7 +27,11 @@ from refimpl.show.table import Table, number
 ROOT = FIXTURES.parent
 DOCS = ROOT / "docs"
 STUDY = DOCS / "study"
-MODELS = {"smollm2": "SmolLM2-135M", "gemma": "Gemma-3-270m", "qwen": "Qwen2.5-Coder-0.5B"}
+MODELS = {
+    "smollm2": "SmolLM2-135M",
+    "gemma": "Gemma-3-270m",
+    "qwen": "Qwen2.5-Coder-0.5B",
+}
 FEW = ("sparsegpt-4x256-smollm2", "sparsegpt-4x256-qwen")
 ADMM = ("admm-smollm2", "admm-gemma", "admm-qwen")
 LATER = (*ADMM, "admm-refit-smollm2", "large-qwen")
@@ -53,7 +57,9 @@ def settings(name: str, against: str = "") -> list[Setting]:
     for x in summaries(document(name), against):
         place = found.setdefault((x.model, x.pruner, x.sparsity), {})
         place.setdefault(x.allocation, []).append(x)
-    return [{x.partition(":")[0]: texts for x, texts in y.items()} for y in found.values()]
+    return [
+        {x.partition(":")[0]: texts for x, texts in y.items()} for y in found.values()
+    ]
 
 
 def first_of(place: Setting) -> Summary:
@@ -65,7 +71,9 @@ def headline(names: Iterable[str]) -> str:
     rows = []
     for name, i, place in [(n, i, x) for n in names for i, x in enumerate(settings(n))]:
         published = [texts for base, texts in place.items() if base in PUBLISHED]
-        best = min(published, key=lambda texts: sum(x.nats for x in texts))[0].allocation
+        best = min(published, key=lambda texts: sum(x.nats for x in texts))[
+            0
+        ].allocation
         against = settings(name, best)[i]["divergence"]
         for j, text in enumerate(TEXTS):
             x = first_of(place)
@@ -73,12 +81,28 @@ def headline(names: Iterable[str]) -> str:
                 "model": x.model.removesuffix("-Instruct"),
                 "sparsity": f"{100 * x.sparsity:.0f} %",
             }
-            row |= {"text": text} | {base: number(y[j].perplexity) for base, y in place.items()}
+            row |= {"text": text} | {
+                base: number(y[j].perplexity) for base, y in place.items()
+            }
             row["against uniform"] = change(place["divergence"][j])
-            row["against the best published"] = f"{change(against[j])} ({best.partition(':')[0]})"
+            row["against the best published"] = (
+                f"{change(against[j])} ({best.partition(':')[0]})"
+            )
             rows.append(row)
-    order = ("model", "sparsity", "text", "uniform", "divergence")  # in sight on a small screen
-    heads = (*order, "against uniform", "against the best published", *PUBLISHED, "absorption")
+    order = (
+        "model",
+        "sparsity",
+        "text",
+        "uniform",
+        "divergence",
+    )  # in sight on a small screen
+    heads = (
+        *order,
+        "against uniform",
+        "against the best published",
+        *PUBLISHED,
+        "absorption",
+    )
     return Table({head: [row[head] for row in rows] for head in heads}, 3).markdown()
 
 
@@ -106,7 +130,9 @@ def seconds() -> str:
 
 def measured_floors(name: str) -> list[Summary]:
     """Of each setting with reruns, and each text: a summary that has the floor."""
-    return [x for place in settings(name) for x in place["uniform"] if isfinite(x.floor)]
+    return [
+        x for place in settings(name) for x in place["uniform"] if isfinite(x.floor)
+    ]
 
 
 def floors() -> str:
@@ -114,22 +140,31 @@ def floors() -> str:
     rows = []
     for name in WITH_FLOOR:
         found, shared = measured_floors(name), document(name).settings
-        every, at = [100 * x.floor for x in found], dict.fromkeys(x.sparsity for x in found)
-        rows.append({
-            "model": found[0].model.removesuffix("-Instruct"),
-            "pruner": found[0].pruner,
-            "tokens": f"{shared.samples} x {shared.seq_len}",
-            "dtype": shared.dtype,
-            "sparsity": ", ".join(f"{100 * x:.0f}" for x in at) + " %",
-            "floor": f"{min(every):.2g} to {max(every):.2g} %",
-        })  # fmt: skip
+        every, at = (
+            [100 * x.floor for x in found],
+            dict.fromkeys(x.sparsity for x in found),
+        )
+        rows.append(
+            {
+                "model": found[0].model.removesuffix("-Instruct"),
+                "pruner": found[0].pruner,
+                "tokens": f"{shared.samples} x {shared.seq_len}",
+                "dtype": shared.dtype,
+                "sparsity": ", ".join(f"{100 * x:.0f}" for x in at) + " %",
+                "floor": f"{min(every):.2g} to {max(every):.2g} %",
+            }
+        )
     return Table({head: [row[head] for row in rows] for head in rows[0]}, 6).markdown()
 
 
 def tables() -> dict[str, dict[str, str]]:
     """By page and region."""
     return {
-        "study.md": {"headline": headline(MODELS), "pruners": pruners(SHOWN), "seconds": seconds()},
+        "study.md": {
+            "headline": headline(MODELS),
+            "pruners": pruners(SHOWN),
+            "seconds": seconds(),
+        },
         "explanation/numerics.md": {"floors": floors()},
     }
 
@@ -147,20 +182,27 @@ def words_of(page: Path) -> str:
 
 def span(name: str, allocation: str) -> str:
     """Least and largest change against uniform, over the settings and texts of a model."""
-    every = [percent(*x.change)[0] for place in settings(name) for x in place[allocation]]
+    every = [
+        percent(*x.change)[0] for place in settings(name) for x in place[allocation]
+    ]
     return f"{min(every):+.0f} to {max(every):+.0f} %"
 
 
 def lowest(names: Iterable[str]) -> str:
     """In how many settings divergence has the lowest mean over the texts."""
     every = [place for name in names for place in settings(name)]
-    means = [{base: sum(x.nats for x in texts) for base, texts in x.items()} for x in every]
+    means = [
+        {base: sum(x.nats for x in texts) for base, texts in x.items()} for x in every
+    ]
     count = sum(min(x, key=x.__getitem__) == "divergence" for x in means)
     return f"{count} of {len(every)} settings"
 
 
 def test_sentences_have_the_numbers_of_the_rows() -> None:
-    study, practice = words_of(DOCS / "study.md"), words_of(DOCS / "tutorial" / "8-the-verdict.md")
+    study, practice = (
+        words_of(DOCS / "study.md"),
+        words_of(DOCS / "tutorial" / "8-the-verdict.md"),
+    )
     for page in ("docs/study.md", "docs/tutorial/8-the-verdict.md", "README.md"):
         assert lowest(MODELS) in words_of(ROOT / page)
     every = lowest(OTHERS).split()[0]
@@ -170,7 +212,9 @@ def test_sentences_have_the_numbers_of_the_rows() -> None:
     for place in settings("large-qwen"):
         by_base = (place[base] for base in ("uniform", "divergence"))
         said = (" / ".join(f"{x.perplexity:.1f}" for x in texts) for texts in by_base)
-        lowered = " and ".join(f"{-percent(*x.change)[0]:.0f}" for x in place["divergence"])
+        lowered = " and ".join(
+            f"{-percent(*x.change)[0]:.0f}" for x in place["divergence"]
+        )
         at = f"at {100 * first_of(place).sparsity:.0f} %"
         assert f"from {' to '.join(said)} {at} (by {lowered} %" in study
     broken = [
@@ -180,8 +224,13 @@ def test_sentences_have_the_numbers_of_the_rows() -> None:
         if first_of(place).sparsity == 0.7
         for texts in (place["uniform"], place["divergence"])
     ]
-    assert f"{min(broken):.0f} to {max(broken):.0f} times the dense perplexity on `speech`" in study
-    lower = [-percent(*x.change)[0] for y in settings("magnitude") for x in y["divergence"]]
+    assert (
+        f"{min(broken):.0f} to {max(broken):.0f} times the dense perplexity on `speech`"
+        in study
+    )
+    lower = [
+        -percent(*x.change)[0] for y in settings("magnitude") for x in y["divergence"]
+    ]
     assert f"of SmolLM2 by {min(lower):.0f} to {max(lower):.0f} %" in study
     for name, model in MODELS.items():
         assert f"{span(name, 'divergence')} on {model}" in study
@@ -203,26 +252,35 @@ def test_sentences_have_the_numbers_of_the_rows() -> None:
 
 
 def test_one_program_made_all_rows_and_their_commands_say_how_many() -> None:
-    every = {x.parent.name: document(x.parent.name).rows for x in STUDY.glob("*/bench.jsonl")}
+    every = {
+        x.parent.name: document(x.parent.name).rows for x in STUDY.glob("*/bench.jsonl")
+    }
     assert {len({str(row.versions) for row in rows}) for rows in every.values()} == {1}
     first = [rows[0].versions for name, rows in every.items() if name not in LATER]
     assert len({str(x) for x in first}) == 1
     commands = (STUDY / "commands.sh").read_text("utf-8")
     said = re.findall(r"^(?:bench|later) ([\w-]+) .*# (\d+) cells$", commands, re.M)
-    assert {name: int(count) for name, count in said} == {x: len(y) for x, y in every.items()}
+    assert {name: int(count) for name, count in said} == {
+        x: len(y) for x, y in every.items()
+    }
 
 
 @pytest.mark.parametrize(
-    ("first_run", "again"), [("smollm2", "prescott"), ("sparsegpt-smollm2", "prescott-sparsegpt")]
+    ("first_run", "again"),
+    [("smollm2", "prescott"), ("sparsegpt-smollm2", "prescott-sparsegpt")],
 )
-def test_another_kernel_changes_the_rows_as_the_page_says(first_run: str, again: str) -> None:
+def test_another_kernel_changes_the_rows_as_the_page_says(
+    first_run: str, again: str
+) -> None:
     rows = {row.key: row for row in document(first_run).rows}
     changes = []
     for row in document(again).rows:
         first = rows[row.key]
         assert (row.pruned, row.block_sparsity) == (first.pruned, first.block_sparsity)
         pairs = zip(row.texts, first.texts, strict=True)
-        percents = [100 * perplexity_of(a).minus(perplexity_of(b)).mean_nats for a, b in pairs]
+        percents = [
+            100 * perplexity_of(a).minus(perplexity_of(b)).mean_nats for a, b in pairs
+        ]
         changes.append(" / ".join(f"{x:+.2f}" for x in percents))
     assert changes[0] in ("+0.00 / -0.00", "+0.00 / +0.00")
     assert ", ".join(changes[1:]) in words_of(DOCS / "study.md")
@@ -238,7 +296,9 @@ def test_the_curves_are_of_what_score_measures() -> None:
     tokens = text_tokens(text, model.tokenizer_json, 7, 64)
     first = replace(tokens, ids=tokens.ids[:1].copy())
     for s in at:
-        found = score(model, first, Probes(), Request(sparsity=s, strength=0.05)).sweep[0]
+        found = score(model, first, Probes(), Request(sparsity=s, strength=0.05)).sweep[
+            0
+        ]
         assert found.divergence is not None
         alone.append(np.log(found.divergence))
     off = np.polyval(np.polyfit(at[:3], np.array(alone[:3]), 1), 0.7) - alone[3]
@@ -248,4 +308,6 @@ def test_the_curves_are_of_what_score_measures() -> None:
 
 if __name__ == "__main__":
     for page, texts_of in tables().items():
-        fill(DOCS / page, {name: f"\n\n{table}\n\n" for name, table in texts_of.items()})
+        fill(
+            DOCS / page, {name: f"\n\n{table}\n\n" for name, table in texts_of.items()}
+        )

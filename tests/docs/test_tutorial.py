@@ -14,10 +14,18 @@ FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def test_every_function_of_pico_is_on_a_page_or_is_its_frame() -> None:
     shown = {name for page in LESSONS for name in regions(page.read_text("utf-8"))}
     source = (ROOT / "docs" / "tutorial" / "pico.py").read_text("utf-8")
-    functions = {x.name for x in ast.parse(source).body if isinstance(x, ast.FunctionDef)}
+    functions = {
+        x.name for x in ast.parse(source).body if isinstance(x, ast.FunctionDef)
+    }
     assert functions - {name.rpartition(".")[2] for name in shown} == {
-        "read", "samples", "start", "ln_p", "compared", "continued", "main",
-    }  # fmt: skip
+        "read",
+        "samples",
+        "start",
+        "ln_p",
+        "compared",
+        "continued",
+        "main",
+    }
 
 
 def test_the_answer_on_the_first_page_is_what_a_later_one_prints() -> None:

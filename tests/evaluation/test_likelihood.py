@@ -27,11 +27,21 @@ from refimpl.running.file_system import MIB
 from refimpl.running.threads import Workers
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-11}
-IDS = [[1, 5, 7, 3], [2, 4], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11, 12], [2, 90], [5, 5, 5, 5, 100]]
+IDS = [
+    [1, 5, 7, 3],
+    [2, 4],
+    [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11, 12],
+    [2, 90],
+    [5, 5, 5, 5, 100],
+]
 
 
 def likelihoods_of(
-    model: Model, sequences: Any, threads: int = 1, memory: int = MIB, dtype: str = "float64"
+    model: Model,
+    sequences: Any,
+    threads: int = 1,
+    memory: int = MIB,
+    dtype: str = "float64",
 ) -> list[Array]:
     """Log probabilities of each sequence's tokens but the first."""
     laid, found = batches(list(sequences), model.config), dict[int, Array]()
@@ -74,7 +84,9 @@ def test_padding_and_neighbours_do_not_matter(case: str) -> None:
     rows=st.integers(1, 9),
     piece=st.integers(9, 300),
 )
-def test_layout_changes_rounding_only(order: list[int], tokens: int, rows: int, piece: int) -> None:
+def test_layout_changes_rounding_only(
+    order: list[int], tokens: int, rows: int, piece: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(likelihood, "_BATCH", tokens)
         patch.setattr(likelihood, "_ROWS", rows)
@@ -84,7 +96,9 @@ def test_layout_changes_rounding_only(order: list[int], tokens: int, rows: int, 
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_memory_and_threads_change_no_bit(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_and_threads_change_no_bit(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(likelihood, "_BATCH", 12)
     model = model_of("llama")
     largest = max(made.ids.size for made in batches(IDS, model.config))
@@ -95,7 +109,11 @@ def test_memory_and_threads_change_no_bit(dtype: str, monkeypatch: pytest.Monkey
         for memory in (least, 2 * least, MIB)
     )
     assert all(bits(other) == bits(first) for other in others)
-    options = {"memory": least - 1, "dtype": dtype, "remedy": f"use --memory {least} or more"}
+    options = {
+        "memory": least - 1,
+        "dtype": dtype,
+        "remedy": f"use --memory {least} or more",
+    }
     refusal_of(likelihoods_of, model, IDS, **options)
 
 
@@ -113,7 +131,9 @@ def test_a_softmax_in_pieces_is_the_whole_one(data: st.DataObject) -> None:
     value = st.sampled_from([-3e4, -2.0, -1.0, 0.0, 1.0, 1.5, 80.0, 3e4])
     rows = st.lists(value, min_size=v, max_size=v)
     z = np.array(data.draw(st.lists(rows, min_size=n, max_size=n)), "f4")
-    targets = np.array(data.draw(st.lists(st.integers(0, v - 1), min_size=n, max_size=n)))
+    targets = np.array(
+        data.draw(st.lists(st.integers(0, v - 1), min_size=n, max_size=n))
+    )
     cuts = sorted({0, v, *data.draw(st.lists(st.integers(0, v), max_size=3))})
     found = RunningSoftmax.start(targets)
     for low, high in pairwise(cuts):

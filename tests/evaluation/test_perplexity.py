@@ -41,14 +41,18 @@ def perplexity_of(case: str, windows: Windows) -> Perplexity:
 
 
 def plain_encoding() -> Any:
-    return Tokenizer.from_file(str(TOKENIZER)).encode(WORDS * 5, add_special_tokens=False)
+    return Tokenizer.from_file(str(TOKENIZER)).encode(
+        WORDS * 5, add_special_tokens=False
+    )
 
 
 def test_a_text_in_windows(text: Path) -> None:
     windows = text_windows(text, TOKENIZER, window=17)
     found, nats = perplexity_of("llama", windows), list[float]()
     for ids in windows.ids:
-        p = log_softmax(forward(model_of("llama"), ids, dtype="f8").logits[0, :-1], axis=-1)
+        p = log_softmax(
+            forward(model_of("llama"), ids, dtype="f8").logits[0, :-1], axis=-1
+        )
         nats.append(-float(p[np.arange(len(ids) - 1), ids[1:]].sum()))
     tokens = [len(ids) - 1 for ids in windows.ids]
     assert [len(ids) for ids in windows.ids[:-1]] == [17] * (len(windows.ids) - 1)
@@ -59,8 +63,12 @@ def test_a_text_in_windows(text: Path) -> None:
     assert found.value == pytest.approx(exp(mean))
     count = len(nats)
     rest = sum((a - mean * n) ** 2 for a, n in zip(nats, tokens, strict=True))
-    assert found.stderr == pytest.approx(exp(mean) * sqrt(count / (count - 1) * rest) / sum(tokens))
-    assert found.bits_per_byte == pytest.approx(sum(nats) / log(2) / text.stat().st_size)
+    assert found.stderr == pytest.approx(
+        exp(mean) * sqrt(count / (count - 1) * rest) / sum(tokens)
+    )
+    assert found.bits_per_byte == pytest.approx(
+        sum(nats) / log(2) / text.stat().st_size
+    )
 
 
 def test_windows_are_consecutive_and_begin_with_bos(text: Path) -> None:
@@ -68,11 +76,17 @@ def test_windows_are_consecutive_and_begin_with_bos(text: Path) -> None:
     assert {ids[0] for ids in windows.ids} == {windows.bos} == {1}
     assert [i for ids in windows.ids for i in ids[1:]] == plain_encoding().ids
     assert windows.bytes is not None
-    assert sum(windows.bytes) == text.stat().st_size  # with BOS every token is predicted
+    assert (
+        sum(windows.bytes) == text.stat().st_size
+    )  # with BOS every token is predicted
     first = text_windows(text, TOKENIZER, window=9, count=3)
-    assert [ids.tolist() for ids in first.ids] == [ids.tolist() for ids in windows.ids[:3]]
+    assert [ids.tolist() for ids in first.ids] == [
+        ids.tolist() for ids in windows.ids[:3]
+    ]
     assert first.bytes == windows.bytes[:3]
-    assert first.source == "text.txt, 3 windows of 9 tokens, BOS 1 added by tokenizer.json"
+    assert (
+        first.source == "text.txt, 3 windows of 9 tokens, BOS 1 added by tokenizer.json"
+    )
     assert first.sha256 != windows.sha256
 
 
@@ -87,9 +101,13 @@ def test_pieces_of_a_text_change_nothing(
     assert bits(pieced) == bits(whole)
 
 
-def test_without_bos_first_tokens_of_windows_are_not_predicted(text: Path, tmp_path: Path) -> None:
+def test_without_bos_first_tokens_of_windows_are_not_predicted(
+    text: Path, tmp_path: Path
+) -> None:
     (tmp_path / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"add_bos_token": False})
+    )
     windows = text_windows(text, tmp_path / "tokenizer.json", window=7)
     encoding, stream = plain_encoding(), [i for ids in windows.ids for i in ids]
     assert stream == encoding.ids[: len(stream)]
@@ -105,7 +123,9 @@ def test_without_bos_first_tokens_of_windows_are_not_predicted(text: Path, tmp_p
 @given(st.text(max_size=30))
 def test_byte_offsets_are_those_of_utf8(words: str) -> None:
     words = words.encode("utf-8", "ignore").decode()
-    assert byte_offsets(words).tolist() == [len(words[:i].encode()) for i in range(len(words) + 1)]
+    assert byte_offsets(words).tolist() == [
+        len(words[:i].encode()) for i in range(len(words) + 1)
+    ]
 
 
 def test_ids_as_windows(tmp_path: Path) -> None:
@@ -140,12 +160,16 @@ def test_windows_that_cannot_be(text: Path, tmp_path: Path) -> None:
     for make, problem in cases:
         refusal_of(make, says=problem)
     windows = text_windows(text, TOKENIZER, 9)
-    refusal_of(evaluate, model_of("llama"), windows, dtype="float16", says="float32 or float64")
+    refusal_of(
+        evaluate, model_of("llama"), windows, dtype="float16", says="float32 or float64"
+    )
 
 
 def test_a_model_beyond_float64_has_a_table_and_a_document(text: Path) -> None:
     """At 800 nats per token, exp(m) overflows."""
-    right = evaluate(model_of("llama"), text_windows(text, TOKENIZER, 17), dtype="float64")
+    right = evaluate(
+        model_of("llama"), text_windows(text, TOKENIZER, 17), dtype="float64"
+    )
     huge = Perplexity(
         800.0 * right.perplexity.tokens, right.perplexity.tokens, right.perplexity.bytes
     )

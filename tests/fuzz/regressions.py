@@ -3,7 +3,9 @@
 from own_records import THIEF
 from targets import BENCH, OF_RECORDS, FuzzCase
 
-_HEADER = b'{"embed":{"dtype":"F32","shape":[4611686018427387904,0,7],"data_offsets":[0,0]}}'
+_HEADER = (
+    b'{"embed":{"dtype":"F32","shape":[4611686018427387904,0,7],"data_offsets":[0,0]}}'
+)
 _CASE = ["check", "case", "actual.safetensors", "--only", "embed"]
 _SMALL = ["--samples", "1", "--seq-len", "4"]
 
@@ -14,23 +16,52 @@ CHANGED: list[tuple[str, bytes, list[str]]] = [
     ("case/case.json", b'{"schema": 1, "spec": 1, "steps": [{}]}', _CASE),
     ("case/case.json", b"null", _CASE),
     ("pruned/pruning.json", b'{"method": {}, "pattern": 3}', ["inspect", "pruned"]),
-    ("pruned/pruning.json", b'{"method": "\\u001b[2J", "pattern": "x\\nerror: forged"}',
-     ["inspect", "pruned"]),
-    ("model/config.json", b'{"model_type": "a\\nerror: \\u001b[2Jforged"}', ["inspect", "model"]),
-    ("model/config.json", b'{"model_type": "llama", "vocab_size": 1' + b"0" * 400 + b"}",
-     ["inspect", "model"]),
-    ("scores.json", b'{"format": 4, "seed": 1' + b"0" * 400 + b"}", ["allocate", "scores.json"]),
-    ("eval.json", b'{"format": 1, "model": "m", "family": "llama", "num_blocks": 4, "run": {}, '
-     b'"text": null}', ["plot", "scores.json", "eval.json", "-o", "out.html"]),
-    ("eval.json", b'{"format": 1, "model": "\\u001b[2J", "family": "llama", "num_blocks": 2, '
-     b'"run": {"dtype": "float32"}, "text": null}', ["plot", "eval.json", "-o", "out.html"]),
+    (
+        "pruned/pruning.json",
+        b'{"method": "\\u001b[2J", "pattern": "x\\nerror: forged"}',
+        ["inspect", "pruned"],
+    ),
+    (
+        "model/config.json",
+        b'{"model_type": "a\\nerror: \\u001b[2Jforged"}',
+        ["inspect", "model"],
+    ),
+    (
+        "model/config.json",
+        b'{"model_type": "llama", "vocab_size": 1' + b"0" * 400 + b"}",
+        ["inspect", "model"],
+    ),
+    (
+        "scores.json",
+        b'{"format": 4, "seed": 1' + b"0" * 400 + b"}",
+        ["allocate", "scores.json"],
+    ),
+    (
+        "eval.json",
+        b'{"format": 1, "model": "m", "family": "llama", "num_blocks": 4, "run": {}, '
+        b'"text": null}',
+        ["plot", "scores.json", "eval.json", "-o", "out.html"],
+    ),
+    (
+        "eval.json",
+        b'{"format": 1, "model": "\\u001b[2J", "family": "llama", "num_blocks": 2, '
+        b'"run": {"dtype": "float32"}, "text": null}',
+        ["plot", "eval.json", "-o", "out.html"],
+    ),
     ("base.json", b"[" * 100_000, ["allocate", "scores.json", "--base", "base.json"]),
-    ("text.txt", b"abcdefgh" * 10**6, ["score", "model", "--text", "text.txt", *_SMALL]),
+    (
+        "text.txt",
+        b"abcdefgh" * 10**6,
+        ["score", "model", "--text", "text.txt", *_SMALL],
+    ),
     ("model/config.json", b"[" * 30 * 10**6, ["inspect", "model"]),
     ("model/model.safetensors", (b"\0" * 5 + b"\1\0\0") * 9, ["inspect", "model"]),
-    ("sharded/model.safetensors.index.json", b'{"weight_map": {"a\\u001b[2J": "../x"}}',
-     ["inspect", "sharded"]),
-]  # fmt: skip
+    (
+        "sharded/model.safetensors.index.json",
+        b'{"weight_map": {"a\\u001b[2J": "../x"}}',
+        ["inspect", "sharded"],
+    ),
+]
 OPTIONS = [
     ["prune", "opt", *_SMALL, "--sparsity", "0.5", "-o", "out"],
     ["--show-completion"],
@@ -66,13 +97,20 @@ RECORDS = [  # of other packages: base or pruner, number of the command, what is
 ]
 
 KINDS = [  # what stands in the place of a file
-    ("model/special_tokens_map.json", "sparse", ["prune", "model", "--nm", "2:4", "-o", "out"]),
+    (
+        "model/special_tokens_map.json",
+        "sparse",
+        ["prune", "model", "--nm", "2:4", "-o", "out"],
+    ),
     ("bench/table.md", "folder", BENCH),
 ]
 
 REGRESSIONS = [
     *(FuzzCase(words, file, kind) for file, kind, words in KINDS),
-    *(FuzzCase(words, file, "regressions", content) for file, content, words in CHANGED),
+    *(
+        FuzzCase(words, file, "regressions", content)
+        for file, content, words in CHANGED
+    ),
     *(FuzzCase(words, None, "regressions") for words in OPTIONS),
     *(
         FuzzCase([{"own": entry}.get(x, x) for x in OF_RECORDS[sort][i]], record=record)

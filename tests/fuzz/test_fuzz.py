@@ -30,7 +30,9 @@ def fuzzed(*words: object) -> str:
 @pytest.mark.thorough
 def test_a_fixed_sample() -> None:
     assert re.search(
-        r"^120 cases in .* 0 failures", fuzzed("--cases", 120, "--seed", 0), re.MULTILINE
+        r"^120 cases in .* 0 failures",
+        fuzzed("--cases", 120, "--seed", 0),
+        re.MULTILINE,
     )
 
 

@@ -24,16 +24,32 @@ from refimpl.model.config import NO_MIXER, Config
 
 CASES = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
 BY_KIND = ("full_attention", "sliding_attention")
-TWO = {"expected sliding_attention", "sliding_window_pattern"}  # mistakes that two keys show
+TWO = {
+    "expected sliding_attention",
+    "sliding_window_pattern",
+}  # mistakes that two keys show
 # What the fixtures' blocks are can be said in `layer_types` only
 NO_OLD_RULE = (
-    "ministral", "olmo3", "exaone_moe", "granitemoehybrid", "lfm2", "lfm2_moe",
-    "afmoe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "olmo_hybrid",
-)  # fmt: skip
+    "ministral",
+    "olmo3",
+    "exaone_moe",
+    "granitemoehybrid",
+    "lfm2",
+    "lfm2_moe",
+    "afmoe",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+    "qwen3_next",
+    "olmo_hybrid",
+)
 NEWER = (  # than the old spelling
-    "mellum", "gemma4", "gemma4_experts", "gemma4_small",
-    "gemma4_unified", "lfm3",
-)  # fmt: skip
+    "mellum",
+    "gemma4",
+    "gemma4_experts",
+    "gemma4_small",
+    "gemma4_unified",
+    "lfm3",
+)
 OLD_CASES = [case for case in CASES if case not in NEWER]
 
 
@@ -73,13 +89,18 @@ def as_old_files_spell_it(new: Mapping[str, Any], type_key: str) -> dict[str, An
 
 
 def test_letters_say_what_the_blocks_of_nemotron_are() -> None:
-    letters = {"layers_block_type": ..., "hybrid_override_pattern": "ME*-", "num_hidden_layers": 4}
+    letters = {
+        "layers_block_type": ...,
+        "hybrid_override_pattern": "ME*-",
+        "num_hidden_layers": 4,
+    }
     assert config("nemotron_h", letters) == config("nemotron_h", {})
     both = config_of("nemotron_h", hybrid_override_pattern="M*E-")
     assert "hybrid_override_pattern" in refusal_of(lambda: read_config(both)).problem
     unknown = config_of("nemotron_h", **letters | {"hybrid_override_pattern": "ME*X"})
     assert (
-        "layers_block_type: expected 4 entries" in refusal_of(lambda: read_config(unknown)).problem
+        "layers_block_type: expected 4 entries"
+        in refusal_of(lambda: read_config(unknown)).problem
     )
     dense = config("nemotron_h", letters | {"hybrid_override_pattern": "M-*-"})
     assert dense.experts is None
@@ -101,11 +122,15 @@ def test_two_spellings_of_a_key() -> None:
     beside = {"rope_theta": 3000.0, "rope_local_base_freq": 50.0}
     split = config_of("gemma3", rope_parameters={"full_attention": full}, **beside)
     assert read_config(split) == read_config(config_of("gemma3"))
-    spelled = config_of("internlm3", attention_bias=..., mlp_bias=..., qkv_bias=True, bias=True)
+    spelled = config_of(
+        "internlm3", attention_bias=..., mlp_bias=..., qkv_bias=True, bias=True
+    )
     assert read_config(spelled) == read_config(config_of("internlm3"))
     old = {"num_layers": 2, "layer_norm_epsilon": 1e-3, "activation_function": "silu"}
     new = dict.fromkeys(("num_hidden_layers", "rms_norm_eps", "hidden_act"), ...)
-    assert read_config(config_of("exaone", **old, **new)) == read_config(config_of("exaone"))
+    assert read_config(config_of("exaone", **old, **new)) == read_config(
+        config_of("exaone")
+    )
     assert read_config(config_of("exaone", **old)) == read_config(config_of("exaone"))
 
 
@@ -113,8 +138,17 @@ def test_what_published_models_imply() -> None:
     maverick = read_config(published("llama-4-maverick")).config
     assert [kind.mixture for kind in maverick.blocks] == [False, True] * 24
     assert (maverick.weightless_norms, maverick.intermediate_size) == ((), 16384)
-    omitted = ("layer_types", "rope_scaling", "rope_theta", "swiglu_limit", "rms_norm_eps",
-               "head_dim", "sliding_window", "attention_bias", "num_key_value_heads")  # fmt: skip
+    omitted = (
+        "layer_types",
+        "rope_scaling",
+        "rope_theta",
+        "swiglu_limit",
+        "rms_norm_eps",
+        "head_dim",
+        "sliding_window",
+        "attention_bias",
+        "num_key_value_heads",
+    )
     whole = published("gpt-oss")
     short = {key: value for key, value in whole.items() if key not in omitted}
     assert read_config(short) == read_config(whole)
@@ -128,12 +162,16 @@ def test_windows(case: str, changes: dict[str, Any], windows: list[int | None]) 
 
 
 @pytest.mark.parametrize(("case", "changes", "rotates"), ROTATING)
-def test_which_blocks_rotate(case: str, changes: dict[str, Any], rotates: list[bool]) -> None:
+def test_which_blocks_rotate(
+    case: str, changes: dict[str, Any], rotates: list[bool]
+) -> None:
     assert [kind.rope is not None for kind in config(case, changes).blocks] == rotates
 
 
 @pytest.mark.parametrize(("case", "changes", "name", "value"), MEANS)
-def test_what_keys_mean(case: str, changes: dict[str, Any], name: str, value: Any) -> None:
+def test_what_keys_mean(
+    case: str, changes: dict[str, Any], name: str, value: Any
+) -> None:
     found = getattr(config(case, changes), name)
     if name == "blocks":  # but for what mixes their tokens
         found = tuple(replace(kind, mixer=NO_MIXER) for kind in found)
@@ -148,7 +186,9 @@ def test_a_flag_decides_whether_a_role_exists() -> None:
 
 @pytest.mark.parametrize("around", [{}, {"text_config": {"hidden_size": 8}}])
 @pytest.mark.parametrize("model_type", REFUSED)
-def test_a_family_out_of_reach_is_refused_by_name(model_type: str, around: dict[str, Any]) -> None:
+def test_a_family_out_of_reach_is_refused_by_name(
+    model_type: str, around: dict[str, Any]
+) -> None:
     entries = {"model_type": model_type, "quantization_config": {"bits": 4}} | around
     error = refusal_of(read_config, entries, "config.json", says=REFUSED[model_type])
     assert model_type in error.problem
@@ -157,7 +197,9 @@ def test_a_family_out_of_reach_is_refused_by_name(model_type: str, around: dict[
 
 
 @pytest.mark.parametrize(("case", "changes", "pattern"), WRONG)
-def test_a_mistake_is_refused_in_one_line(case: str, changes: dict[str, Any], pattern: str) -> None:
+def test_a_mistake_is_refused_in_one_line(
+    case: str, changes: dict[str, Any], pattern: str
+) -> None:
     problem = refusal_of(read_config, config_of(case, **changes)).problem
     assert re.search(pattern, problem), problem
     assert problem.count("\n  ") <= (2 if pattern in TWO else 1)
@@ -172,7 +214,12 @@ def test_another_number_of_blocks_than_kinds_is_refused(case: str, more: int) ->
 
 
 def test_everything_wrong_is_listed_at_once() -> None:
-    wrong = {"vocab_size": -1, "rms_norm_eps": "x", "hidden_act": "swiglu", "attention_bias": 1}
+    wrong = {
+        "vocab_size": -1,
+        "rms_norm_eps": "x",
+        "hidden_act": "swiglu",
+        "attention_bias": 1,
+    }
     ropes = {"rope_type": "ntk", "rope_theta": 100.0}
     entries = config_of("llama", **wrong, num_experts=8, rope_parameters=ropes)
     says = "a/config.json does not describe"
@@ -184,7 +231,9 @@ def test_everything_wrong_is_listed_at_once() -> None:
 
 @pytest.mark.parametrize("value", [None, False, [], {}, 0])
 def test_unknown_keys_with_nothing_in_them_are_no_matter(value: Any) -> None:
-    assert read_config(config_of("llama", something_new=value)) == read_config(config_of("llama"))
+    assert read_config(config_of("llama", something_new=value)) == read_config(
+        config_of("llama")
+    )
 
 
 def test_a_keyword_of_a_family_is_a_field_or_a_key_that_is_read(
@@ -196,9 +245,16 @@ def test_a_keyword_of_a_family_is_a_field_or_a_key_that_is_read(
     )
     for case in CASES:
         read_config(config_of(case))
-    stated = {name for family in FAMILIES.values() for name, key in family.keys.items() if key.read}
+    stated = {
+        name
+        for family in FAMILIES.values()
+        for name, key in family.keys.items()
+        if key.read
+    }
     elsewhere = {"alpha", "max_window_layers"}  # beside other keys
-    assert stated - read == elsewhere  # a misspelt field would be a key that nothing reads
+    assert (
+        stated - read == elsewhere
+    )  # a misspelt field would be a key that nothing reads
 
 
 # Whatever a file says, the answer is a configuration or a refusal
@@ -223,7 +279,10 @@ def damaged(draw: st.DrawFn) -> dict[str, Any]:
     """A fixture's configuration with keys deleted, added and replaced, also inside its ropes."""
     config = config_of(draw(st.sampled_from(CASES)))
     for _ in range(draw(st.integers(1, 4))):
-        places = [config, *(value for value in config.values() if isinstance(value, dict))]
+        places = [
+            config,
+            *(value for value in config.values() if isinstance(value, dict)),
+        ]
         place = draw(st.sampled_from(places))
         key = draw(st.sampled_from(KEYS if place is config else INNER))
         if draw(st.booleans()):

@@ -76,15 +76,23 @@ def texts() -> dict[str, str]:
 
 def meanings(name: str) -> dict[str, str]:
     """The meaning of each field of a class: from its docstring, its options, and comments."""
-    modules = [module for path, module in sys.modules.items() if path.startswith("refimpl.")]
+    modules = [
+        module for path, module in sys.modules.items() if path.startswith("refimpl.")
+    ]
     kind = next(vars(x)[name] for x in modules if isinstance(vars(x).get(name), type))
-    source, options = inspect.getsource(kind), getattr(kind, "__dataclass_fields__", {}).values()
+    source, options = (
+        inspect.getsource(kind),
+        getattr(kind, "__dataclass_fields__", {}).values(),
+    )
     listed = re.findall(
         r"^ {8}(\w+): ((?:.|\n {12})+)$", source.partition("Args:")[2], re.MULTILINE
     )
     found = {x.name: x.metadata["help"] for x in options if "help" in x.metadata}
     found |= {field: " ".join(text.split()) for field, text in listed}
-    return found | dict(re.findall(r"^    (\w+): .*  # (.*)$", source, re.MULTILINE))
+    declared = r"^    (\w+): (?:.*|.*[\[(](?:\n {8}.*)*\n    .*[\])].*)  # (.*)$"
+    found |= dict(re.findall(declared, source, re.MULTILINE))
+    above = re.findall(r"^    # (.*)\n    (\w+): ", source, re.MULTILINE)
+    return found | {field: text for text, field in above}
 
 
 def schema_text(kind: str) -> str:
@@ -131,29 +139,44 @@ def test_what_is_accepted_comes_back_as_it_was(kind: str, data: st.DataObject) -
 def is_part(part: Any, whole: Any) -> bool:
     """Whether all of a JSON value is in another; null may be absent, 10^30 may be a float."""
     if isinstance(part, dict):
-        return isinstance(whole, dict) and all(is_part(x, whole.get(k)) for k, x in part.items())
+        return isinstance(whole, dict) and all(
+            is_part(x, whole.get(k)) for k, x in part.items()
+        )
     if isinstance(part, list):
-        return isinstance(whole, list) and [*map(is_part, part, whole)] == [True] * len(whole)
-    return part == (float(whole) if isinstance(part, float) and type(whole) is int else whole)
+        return isinstance(whole, list) and [*map(is_part, part, whole)] == [True] * len(
+            whole
+        )
+    return part == (
+        float(whole) if isinstance(part, float) and type(whole) is int else whole
+    )
 
 
 HOSTILE = {
     "a bomb": (b"[" * 100_000, "nested deeper than 64"),
-    "a bomb in an unknown key": (b'{"x":' + b"[" * 99 + b"]" * 99 + b"}", "nested deeper than 64"),
+    "a bomb in an unknown key": (
+        b'{"x":' + b"[" * 99 + b"]" * 99 + b"}",
+        "nested deeper than 64",
+    ),
     "300,000 unknown keys": (
-        b"{" + b",".join(b'"k%d":0' % i for i in range(300_000)) + b"}", ""
+        b"{" + b",".join(b'"k%d":0' % i for i in range(300_000)) + b"}",
+        "",
     ),
     "NaN": (b'{"format": NaN}', "the number NaN"),
     "a number beyond float64": (b'{"format": 1e999}', "the number"),
     "a number beyond 64 bits": (b'{"format": 1' + b"0" * 400 + b"}", "the number 1000"),
-    "digits beyond Python's limit": (b'{"format": 1' + b"0" * 5000 + b"}", "4300 digits"),
+    "digits beyond Python's limit": (
+        b'{"format": 1' + b"0" * 5000 + b"}",
+        "4300 digits",
+    ),
     "a key twice": (b'{"format": 1, "schema": 2, "format": 9}', ""),
     "no UTF-8": (b'{"format": "\xff"}', "'utf-8' codec"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("why", HOSTILE)
-@pytest.mark.parametrize("kind", [x for x in READERS if x != "check"])  # which is only written
+@pytest.mark.parametrize(
+    "kind", [x for x in READERS if x != "check"]
+)  # which is only written
 def test_hostile_files_are_refused_quickly(kind: str, why: str, tmp_path: Path) -> None:
     names = {"pruning": "pruning.json", "case": "case.json"}
     name = names.get(kind, "x.json")

@@ -17,7 +17,9 @@ from refimpl.oracle.case_folders import cases_below
 from refimpl.running.file_system import open_file
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket", "/dev/zero", "/dev/null", "/dev/tty"])
+@pytest.mark.parametrize(
+    "kind", ["pipe", "socket", "/dev/zero", "/dev/null", "/dev/tty"]
+)
 def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "file.npy"
     if kind == "pipe":
@@ -33,7 +35,9 @@ def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
             assert "is not a regular file" in error.problem
     with pytest.raises((RefimplError, OSError)):
         read_file(path)
-    assert {*os.listdir("/proc/self/fd")} <= handles  # other tests' handles may be closed meanwhile
+    assert {
+        *os.listdir("/proc/self/fd")
+    } <= handles  # other tests' handles may be closed meanwhile
 
 
 def test_a_regular_file_is_read_up_to_a_size(tmp_path: Path) -> None:
@@ -55,7 +59,10 @@ def test_what_is_foreign_is_escaped(tmp_path: Path) -> None:
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes((FIXTURES / "llama" / name).read_bytes())
-    scores, small = tmp_path / "scores.json", ("--tokens", "random", "--samples", 1, "--seq-len", 4)
+    scores, small = (
+        tmp_path / "scores.json",
+        ("--tokens", "random", "--samples", 1, "--seq-len", 4),
+    )
     for words in (("inspect", folder), ("score", folder, *small, "-o", scores)):
         text = ran(*words)
         assert "m\\x1b[2J\\u202e\\nerror: forged" in text

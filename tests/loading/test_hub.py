@@ -68,7 +68,10 @@ def test_only_the_files_we_read_are_downloaded_once(hub: Hub) -> None:
     assert model.name == MAIN
     expected = {p.name for p in (FIXTURES / "llama").iterdir()} & {*DOWNLOADED}
     assert hub.downloads == sorted(expected)
-    ours = ("/api/models/", "/resolve/")  # the library would ask for more, and say what runs
+    ours = (
+        "/api/models/",
+        "/resolve/",
+    )  # the library would ask for more, and say what runs
     assert all(any(part in line for part in ours) for line in hub.requests)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= expected
     hub.requests.clear()
@@ -87,7 +90,9 @@ def test_a_program_may_have_imported_the_library_before(hub: Hub) -> None:
 refimpl.read_model({NAME!r}, download=True); assert vars(settings) == before"""
     subprocess.run([sys.executable, "-c", code], check=True)
     assert hub.downloads
-    assert not any("harness" in line for line in hub.requests)  # whose answer nothing bounds
+    assert not any(
+        "harness" in line for line in hub.requests
+    )  # whose answer nothing bounds
 
 
 def test_a_revision_is_a_branch_or_a_commit(hub: Hub, snapshot: Path) -> None:
@@ -113,7 +118,9 @@ def test_offline_reads_the_cache_alone(hub: Hub, snapshot: Path, variable: str) 
     hub.requests.clear()
     with environment(**{variable: "1"}):
         assert read_model(NAME, download=True).name == MAIN
-        refusal_of(read_model, f"{NAME}@v2", download=True, remedy="unset HF_HUB_OFFLINE")
+        refusal_of(
+            read_model, f"{NAME}@v2", download=True, remedy="unset HF_HUB_OFFLINE"
+        )
     assert not hub.requests
 
 
@@ -137,7 +144,13 @@ def test_a_gated_model_needs_the_token(hub: Hub) -> None:
 def test_an_absent_model_and_an_absent_server(hub: Hub) -> None:
     refusal_of(read_model, "org/none", download=True, says="has no model org/none")
     with environment(HF_ENDPOINT="http://127.0.0.1:9"):
-        refusal_of(read_model, NAME, download=True, says="cannot be downloaded", remedy="network")
+        refusal_of(
+            read_model,
+            NAME,
+            download=True,
+            says="cannot be downloaded",
+            remedy="network",
+        )
     read_model(NAME, download=True)
     with environment(HF_ENDPOINT="http://127.0.0.1:9"):
         assert read_model(NAME, download=True).name == MAIN
@@ -147,7 +160,9 @@ def test_a_partial_model_names_what_is_missing(hub: Hub, snapshot: Path) -> None
     weights = snapshot / "model.safetensors"
     blob = weights.resolve()
     blob.rename(blob.with_name("away"))  # a broken link
-    problem = refusal_of(read_model, NAME, says="lacks model.safetensors", remedy=f"{MAIN} with")
+    problem = refusal_of(
+        read_model, NAME, says="lacks model.safetensors", remedy=f"{MAIN} with"
+    )
     weights.unlink()
     assert str(refusal_of(read_model, NAME)) == str(problem)
     (snapshot / "config.json").unlink()
@@ -157,7 +172,10 @@ def test_a_partial_model_names_what_is_missing(hub: Hub, snapshot: Path) -> None
 
 def test_a_partial_model_of_shards(hub: Hub, snapshot: Path) -> None:
     (snapshot / "model.safetensors").unlink()
-    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    shards = {
+        "a": "model-00001-of-00002.safetensors",
+        "b": "model-00002-of-00002.safetensors",
+    }
     index = snapshot / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": shards}), "utf-8")
     refusal_of(read_model, NAME, says=f"lacks {shards['a']}, {shards['b']} (")
@@ -170,16 +188,30 @@ def test_a_cache_of_other_weights_says_so(hub: Hub, snapshot: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../tiny/model", "org/..", "org/../../etc", f"{NAME}@../../../x", f"{NAME}@", "a/b/c",
-     f"{NAME}:x.gguf",
-     "org/a--b", f"{NAME}@/etc", "/org/model", "org/model\n", "models--org--tiny.model", "ö/x"],
-)  # fmt: skip
+    [
+        "../tiny/model",
+        "org/..",
+        "org/../../etc",
+        f"{NAME}@../../../x",
+        f"{NAME}@",
+        "a/b/c",
+        f"{NAME}:x.gguf",
+        "org/a--b",
+        f"{NAME}@/etc",
+        "/org/model",
+        "org/model\n",
+        "models--org--tiny.model",
+        "ö/x",
+    ],
+)
 def test_what_only_looks_like_an_id_is_a_path(hub: Hub, name: str) -> None:
     refusal_of(read_model, name, download=True, says="no such file or folder")
     assert not hub.requests
 
 
-def test_a_hostile_reference_leads_nowhere(hub: Hub, snapshot: Path, tmp_path: Path) -> None:
+def test_a_hostile_reference_leads_nowhere(
+    hub: Hub, snapshot: Path, tmp_path: Path
+) -> None:
     shutil.copytree(FIXTURES / "llama", tmp_path / "elsewhere")
     for content in ("../../../../elsewhere", f"{tmp_path}/elsewhere", "", "\0"):
         (snapshot.parent.parent / "refs" / "main").write_text(content)
@@ -194,8 +226,20 @@ def test_every_command_takes_an_id(hub: Hub, tmp_path: Path) -> None:
     text = ("--text", FIXTURES / "text.txt")
     assert MAIN in ran("eval", NAME, *text, "--windows", 1, "--window", 16)
     assert MAIN in ran("inspect", NAME)
-    assert MAIN in ran("explain", NAME, "--samples", 1, "--seq-len", 4, "--step", "signals")
-    ran("prune", NAME, "--nm", "2:4", "--pruner", "magnitude", "-o", "pruned", quiet=False)
+    assert MAIN in ran(
+        "explain", NAME, "--samples", 1, "--seq-len", 4, "--step", "signals"
+    )
+    ran(
+        "prune",
+        NAME,
+        "--nm",
+        "2:4",
+        "--pruner",
+        "magnitude",
+        "-o",
+        "pruned",
+        quiet=False,
+    )
     pruned = read_model("pruned")
     record = read_record(pruned)
     assert pruned.name == "pruned"
@@ -213,9 +257,19 @@ def test_a_case_refers_to_the_id(hub: Hub, tmp_path: Path) -> None:
     assert read_case("case", download=True).model.name == MAIN
 
 
-def test_a_repository_of_gguf_files_says_how_to_get_one(hub: Hub, tmp_path: Path) -> None:
-    hub.repositories[NAME] = {COMMITS["main"]: {"a.gguf": b"GGUF", "README.md": b"tiny"}}
-    refusal_of(read_model, NAME, download=True, says="lacks config.json", remedy="refimpl convert")
+def test_a_repository_of_gguf_files_says_how_to_get_one(
+    hub: Hub, tmp_path: Path
+) -> None:
+    hub.repositories[NAME] = {
+        COMMITS["main"]: {"a.gguf": b"GGUF", "README.md": b"tiny"}
+    }
+    refusal_of(
+        read_model,
+        NAME,
+        download=True,
+        says="lacks config.json",
+        remedy="refimpl convert",
+    )
 
 
 def test_the_bar_is_on_a_terminal_alone(hub: Hub) -> None:
@@ -250,7 +304,9 @@ def answers(kind: str, status: int = 200, **headers: str) -> Callable[[Reply], N
     def tamper(reply: Reply) -> None:
         if reply.kind == kind:
             reply.status = status
-            reply.headers |= {name.replace("_", "-"): value for name, value in headers.items()}
+            reply.headers |= {
+                name.replace("_", "-"): value for name, value in headers.items()
+            }
 
     return tamper
 
@@ -273,13 +329,18 @@ HOSTILE: dict[str, tuple[Callable[[Reply], None], str]] = {
     "a commit that is a number": (stating(sha=10**39), ABOVE),
     "a header's commit with a path": (answers("facts", X_Repo_Commit=OUT), LISTED),
     "a missing file's commit": (
-        answers("facts", 404, X_Repo_Commit=OUT, X_Error_Code="EntryNotFound"), "can be reached"),
+        answers("facts", 404, X_Repo_Commit=OUT, X_Error_Code="EntryNotFound"),
+        "can be reached",
+    ),
     "another commit": (answers("facts", X_Repo_Commit="c" * 40), LISTED),
     "an ETag with a path": (answers("facts", ETag=f'"{OUT}"'), ABOVE),
     "a weak ETag with a path": (answers("facts", ETag=f'W/"{OUT}"'), ABOVE),
     "a linked ETag": (answers("facts", X_Linked_Etag="/tmp/refimpl-escaped"), ABOVE),
     "an ETag of 41 digits": (answers("facts", ETag="a" * 41), ABOVE),
-    "a redirection": (answers("facts", 302, Location="http://127.0.0.1:9/x", ETag=OUT), ABOVE),
+    "a redirection": (
+        answers("facts", 302, Location="http://127.0.0.1:9/x", ETag=OUT),
+        ABOVE,
+    ),
     "a negative size": (sizes(-1), "its bytes"),
     "no size": (sizes(None), "its bytes"),
     "a size in words": (sizes("seven"), "its bytes"),
@@ -288,7 +349,7 @@ HOSTILE: dict[str, tuple[Callable[[Reply], None], str]] = {
     "a file without end": (endless("content"), "a whole download"),
     "a file that breaks off": (answers("content", **SHORT), "can be reached"),
     "a listing of something else": (stating(siblings=7), "can be reached"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -303,7 +364,10 @@ def test_a_hostile_server_writes_nothing_outside_the_cache(
     assert not [*(tmp_path / "here").iterdir()]
     assert not Path("/tmp/refimpl-escaped").exists()
     assert not {*repository(tmp_path / "home").rglob("*escaped*")}
-    assert sum(x.stat().st_size for x in (tmp_path / "home").rglob("*") if x.is_file()) < 1 << 20
+    assert (
+        sum(x.stat().st_size for x in (tmp_path / "home").rglob("*") if x.is_file())
+        < 1 << 20
+    )
     assert capfd.readouterr() == ("", "")
     hub.tamper = lambda reply: None
     assert read_model(NAME, download=True).name == MAIN  # the cache is not damaged
@@ -320,10 +384,13 @@ def test_what_the_server_and_the_library_say_is_not_printed(
 
 
 @pytest.mark.parametrize(
-    "name", ["README\\..\\..\\x", "README\0", "README:x", "README/../../x", "README\u202e"]
+    "name",
+    ["README\\..\\..\\x", "README\0", "README:x", "README/../../x", "README\u202e"],
 )
 def test_a_name_that_is_no_plain_one_is_not_downloaded(hub: Hub, name: str) -> None:
-    hub.tamper = listing(lambda facts: facts["siblings"].append({"rfilename": name, "size": 1}))
+    hub.tamper = listing(
+        lambda facts: facts["siblings"].append({"rfilename": name, "size": 1})
+    )
     assert read_model(NAME, download=True).name == MAIN
     assert not any("README" in line for line in hub.requests)
 

@@ -43,7 +43,9 @@ def test_rows_of_an_array_are_its_samples(
         assert tokens.ids.dtype == np.dtype("=i8")
         assert tokens.ids.flags.c_contiguous
         assert (tokens.kind, tokens.bos) == ("ids", None)
-    assert part.source == f"a.npy, {n} of {rows} rows, {s} of {width} ids each, as given"
+    assert (
+        part.source == f"a.npy, {n} of {rows} rows, {s} of {width} ids each, as given"
+    )
     caught = refusal_of(id_tokens, path, rows + 1, s, says="rows of")
     assert id_tokens(path, *suggested(caught, "samples"), s).ids.shape == (rows, s)
     caught = refusal_of(id_tokens, path, n, width + 1, says="rows of")
@@ -55,7 +57,9 @@ def test_one_dimension_is_cut_like_a_text(tmp_path: Path) -> None:
     assert id_tokens(path).ids.shape == (8, 512)
     tokens = id_tokens(path, 2, 3)
     assert tokens.ids.tolist() == [[0, 1, 2], [4997, 4998, 4999]]
-    assert tokens.source == "a.npy, 2 samples of 3 tokens spread over 5,000, ids as given"
+    assert (
+        tokens.source == "a.npy, 2 samples of 3 tokens spread over 5,000, ids as given"
+    )
     assert id_tokens(path, samples=1).ids.shape == (1, 512)
     assert "a.npy, 1 sample of 512 tokens" in id_tokens(path, samples=1).source
     assert id_tokens(path, seq_len=7).ids.shape == (8, 7)
@@ -90,7 +94,11 @@ def test_arrays_that_are_no_ids_are_refused(tmp_path: Path, name: str) -> None:
 HEADER = b"\x93NUMPY\x01\x00"
 
 
-@given(st.one_of(st.binary(max_size=200), st.binary(max_size=200).map(lambda b: HEADER + b)))
+@given(
+    st.one_of(
+        st.binary(max_size=200), st.binary(max_size=200).map(lambda b: HEADER + b)
+    )
+)
 def test_garbage_is_refused(scratch: Path, content: bytes) -> None:
     (scratch / "garbage.npy").write_bytes(content)
     refusal_of(id_tokens, scratch / "garbage.npy", says="garbage.npy")
@@ -132,7 +140,9 @@ def test_random_ids_are_in_the_vocabulary_and_seeded(
     assert tokens.ids.min() >= 0
     assert tokens.ids.max() < vocab_size
     again = random_tokens(vocab_size, samples + 1, seq_len, seed)
-    assert again.ids[:samples].tolist() == tokens.ids.tolist()  # more samples change none
+    assert (
+        again.ids[:samples].tolist() == tokens.ids.tolist()
+    )  # more samples change none
     assert (tokens.kind, tokens.bos) == ("random", None)
 
 
@@ -140,10 +150,14 @@ def test_random_ids_are_uniform_and_say_that_there_was_no_text() -> None:
     tokens = random_tokens(16, 64, 1024, 3)
     counts = np.bincount(tokens.ids.ravel(), minlength=16)
     assert counts.size == 16
-    assert np.sum((counts - 4096.0) ** 2 / 4096) < 45  # chi squared, 15 degrees: p = 1e-4
+    assert (
+        np.sum((counts - 4096.0) ** 2 / 4096) < 45
+    )  # chi squared, 15 degrees: p = 1e-4
     assert tokens.ids.tolist() != random_tokens(16, 64, 1024, 4).ids.tolist()
     assert random_tokens(49152, 1, 4, 0).ids.tolist() == [[6666, 691, 46091, 12669]]
-    assert tokens.source == "drawn uniformly from 16 ids with seed 3 (no text was given)"
+    assert (
+        tokens.source == "drawn uniformly from 16 ids with seed 3 (no text was given)"
+    )
 
 
 def test_random_ids_need_a_seed_and_a_vocabulary() -> None:
@@ -152,7 +166,9 @@ def test_random_ids_need_a_seed_and_a_vocabulary() -> None:
 
 
 @pytest.mark.parametrize(("samples", "seq_len"), [(0, 4), (4, 0), (-1, 4), (4, -1)])
-def test_no_samples_or_empty_ones_are_refused(tmp_path: Path, samples: int, seq_len: int) -> None:
+def test_no_samples_or_empty_ones_are_refused(
+    tmp_path: Path, samples: int, seq_len: int
+) -> None:
     flat = npy(tmp_path / "a.npy", np.arange(99))
     rows = npy(tmp_path / "b.npy", np.eye(9, dtype=int))
     text, tokenizer = FIXTURES / "text.txt", FIXTURES / "llama" / "tokenizer.json"
@@ -169,9 +185,18 @@ def test_no_samples_or_empty_ones_are_refused(tmp_path: Path, samples: int, seq_
 def test_ids_outside_the_vocabulary_are_counted_and_the_first_is_named(
     samples: int, seq_len: int, data: st.DataObject
 ) -> None:
-    ids = data.draw(hnp.arrays(np.int64, (samples, seq_len), elements=st.integers(-3, 12)))
-    config = replace(model_of("llama").config, vocab_size=10, max_position_embeddings=seq_len)
-    wrong = [(i, j) for i in range(samples) for j in range(seq_len) if not 0 <= ids[i, j] < 10]
+    ids = data.draw(
+        hnp.arrays(np.int64, (samples, seq_len), elements=st.integers(-3, 12))
+    )
+    config = replace(
+        model_of("llama").config, vocab_size=10, max_position_embeddings=seq_len
+    )
+    wrong = [
+        (i, j)
+        for i in range(samples)
+        for j in range(seq_len)
+        if not 0 <= ids[i, j] < 10
+    ]
     if not wrong:
         assert checked_ids(ids, config).tolist() == ids.tolist()
         return

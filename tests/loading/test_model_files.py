@@ -60,9 +60,15 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_configuration_is_that_of_option_file_or_metadata(tmp_path: Path) -> None:
     path, other = tmp_path / "model.safetensors", tmp_path / "other.json"
-    option, beside, metadata = (config_of("llama", rms_norm_eps=eps) for eps in (1e-4, 1e-5, 1e-6))
-    save_tensors(path, arrays_of("llama"), {"config.json": json.dumps(metadata), "format": "pt"})
-    assert read_model(path).config.norm_eps == read_model(tmp_path).config.norm_eps == 1e-6
+    option, beside, metadata = (
+        config_of("llama", rms_norm_eps=eps) for eps in (1e-4, 1e-5, 1e-6)
+    )
+    save_tensors(
+        path, arrays_of("llama"), {"config.json": json.dumps(metadata), "format": "pt"}
+    )
+    assert (
+        read_model(path).config.norm_eps == read_model(tmp_path).config.norm_eps == 1e-6
+    )
     (tmp_path / "config.json").write_text(json.dumps(beside))
     assert read_model(path).config.norm_eps == 1e-5
     other.write_text(json.dumps(option))
@@ -78,7 +84,9 @@ def test_without_a_configuration_the_error_says_what_is_missing(tmp_path: Path) 
     assert "no config.json in it or its metadata" in error.problem
     assert "head counts, rope theta and norm eps" in error.expected
     assert "config.json beside its weights" in error.remedy
-    assert "other.json: no such file" in refusal(tmp_path, tmp_path / "other.json").problem
+    assert (
+        "other.json: no such file" in refusal(tmp_path, tmp_path / "other.json").problem
+    )
 
 
 def test_model_safetensors_goes_before_its_neighbours(tmp_path: Path) -> None:
@@ -102,7 +110,9 @@ DOCUMENTS: list[tuple[str, str | bytes, str]] = [
 
 
 @pytest.mark.parametrize(("place", "text", "problem"), DOCUMENTS)
-def test_malformed_documents(place: str, text: str | bytes, problem: str, tmp_path: Path) -> None:
+def test_malformed_documents(
+    place: str, text: str | bytes, problem: str, tmp_path: Path
+) -> None:
     content = text.encode() if isinstance(text, str) else text
     metadata = {"config.json": content.decode()} if place == "metadata" else None
     if place == "index":
@@ -123,8 +133,12 @@ FILES = dict(cases("loading", "other_files"))
 
 
 @pytest.mark.parametrize("name", [*FOLDERS, *FILES])
-def test_other_formats_are_refused_with_a_way_to_convert_them(name: str, tmp_path: Path) -> None:
-    files, problem, remedy = FOLDERS[name] if name in FOLDERS else ([name], *FILES[name])
+def test_other_formats_are_refused_with_a_way_to_convert_them(
+    name: str, tmp_path: Path
+) -> None:
+    files, problem, remedy = (
+        FOLDERS[name] if name in FOLDERS else ([name], *FILES[name])
+    )
     for file in files:
         (tmp_path / file).write_bytes(b"GGUF" if file.endswith(".gguf") else b"data")
     error = refusal(tmp_path if name in FOLDERS else tmp_path / name)
@@ -140,7 +154,10 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
-    assert "contains no .safetensors file" in refusal(tmp_path / "model.safetensors").problem
+    assert (
+        "contains no .safetensors file"
+        in refusal(tmp_path / "model.safetensors").problem
+    )
     assert "model.safetensors is not a regular file" in refusal(tmp_path).problem
     (tmp_path / "model.safetensors").rmdir()
     shutil.copy(LLAMA / "model.safetensors", tmp_path)
@@ -156,11 +173,15 @@ def test_what_the_system_forbids(method: str, monkeypatch: pytest.MonkeyPatch) -
     def forbidden(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(safetensors_file if method == "safe_open" else Path, method, forbidden)
+    monkeypatch.setattr(
+        safetensors_file if method == "safe_open" else Path, method, forbidden
+    )
     assert "(Permission denied)" in refusal(LLAMA).problem
 
 
-def sharded(folder: Path, change: Callable[[dict[str, str]], object] = lambda _: None) -> Path:
+def sharded(
+    folder: Path, change: Callable[[dict[str, str]], object] = lambda _: None
+) -> Path:
     shutil.copytree(SHARDED, folder)
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text("utf-8"))
@@ -170,11 +191,21 @@ def sharded(folder: Path, change: Callable[[dict[str, str]], object] = lambda _:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.safetensors", "a/x.safetensors", "/x.safetensors", "..\\x.safetensors", "..", ""]
+    "name",
+    [
+        "../x.safetensors",
+        "a/x.safetensors",
+        "/x.safetensors",
+        "..\\x.safetensors",
+        "..",
+        "",
+    ],
 )
 def test_an_index_names_no_files_outside_its_folder(name: str, tmp_path: Path) -> None:
     shutil.copy(LLAMA / "model.safetensors", tmp_path / "x.safetensors")
-    folder = sharded(tmp_path / "m", lambda shard_of: shard_of.update({"model.norm.weight": name}))
+    folder = sharded(
+        tmp_path / "m", lambda shard_of: shard_of.update({"model.norm.weight": name})
+    )
     error = refusal(folder)
     assert f"not safetensors in its folder: {name}" in error.problem
     assert "get the model from its source" in error.remedy
@@ -192,7 +223,9 @@ def test_an_index_and_its_shards_must_agree(tmp_path: Path) -> None:
     def change(shard_of: dict[str, str]) -> None:
         shard_of["model.extra.weight"] = shard_of["model.norm.weight"]
         del shard_of["lm_head.weight"]
-        shard_of["model.layers.0.mlp.up_proj.weight"] = "model-00004-of-00004.safetensors"
+        shard_of["model.layers.0.mlp.up_proj.weight"] = (
+            "model-00004-of-00004.safetensors"
+        )
 
     problem = refusal(sharded(tmp_path / "m", change)).problem
     for line in (
@@ -209,8 +242,13 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "m")
     last = SafetensorsFile(folder / "model-00004-of-00004.safetensors")
     arrays = {name: stored.array for name, stored in last.tensors.items()}
-    save_tensors(last.path, arrays | {"model.embed_tokens.weight": np.zeros((264, 32), "f4")})
-    assert "embed_tokens.weight: only the file has it in model-00004-of-" in refusal(folder).problem
+    save_tensors(
+        last.path, arrays | {"model.embed_tokens.weight": np.zeros((264, 32), "f4")}
+    )
+    assert (
+        "embed_tokens.weight: only the file has it in model-00004-of-"
+        in refusal(folder).problem
+    )
 
 
 def test_missing_shards_are_all_named(tmp_path: Path) -> None:
@@ -262,7 +300,10 @@ def tiny_file(scratch: Path) -> tuple[Path, bytes, int]:
     """A GPT-2 of about a hundred weights: its file, content, and the header's length."""
     rng = np.random.default_rng(1)
     shapes = {role.tensor: role.shape for _, role in roles(read_config(TINY), "")}
-    arrays = {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+    arrays = {
+        name: rng.standard_normal(shape).astype(np.float16)
+        for name, shape in shapes.items()
+    }
     folder = write(scratch / "damaged", arrays, TINY)
     content = (folder / "model.safetensors").read_bytes()
     return folder / "model.safetensors", content, struct.unpack("<Q", content[:8])[0]
@@ -279,7 +320,11 @@ def test_any_damage_is_read_or_refused(scratch: Path, data: st.DataObject) -> No
     path, whole, length = tiny_file(scratch)
     content = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 3), "edits")):
-        within = st.integers(0, 9) | st.integers(0, 8 + length) | st.integers(0, len(content))
+        within = (
+            st.integers(0, 9)
+            | st.integers(0, 8 + length)
+            | st.integers(0, len(content))
+        )
         at = min(data.draw(within, "at"), len(content))
         edit = data.draw(st.sampled_from(["flip", "cut", "insert", "remove"]), "edit")
         if edit == "flip" and at < len(content):
@@ -294,7 +339,18 @@ def test_any_damage_is_read_or_refused(scratch: Path, data: st.DataObject) -> No
     is_read_or_refused(path.parent)
 
 
-HEADER_VALUES = (2**31, 2**63, 2**64, "F32", "BF16", "I8", "BOOL", [0, 24], [2**63, 2**63], ENTRY)
+HEADER_VALUES = (
+    2**31,
+    2**63,
+    2**64,
+    "F32",
+    "BF16",
+    "I8",
+    "BOOL",
+    [0, 24],
+    [2**63, 2**63],
+    ENTRY,
+)
 
 
 @given(st.data())

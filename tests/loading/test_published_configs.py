@@ -31,13 +31,18 @@ def read(entries: dict[str, Any]) -> ConfigFacts:
     """Read a file as `convert` does: what it says of its quantisation, then the rest."""
     if entries.get(QUANTISATION):
         block_size(entries[QUANTISATION], "config.json")
-    return read_config({key: value for key, value in entries.items() if key != QUANTISATION})
+    return read_config(
+        {key: value for key, value in entries.items() if key != QUANTISATION}
+    )
 
 
 def facts(value: Any) -> Any:
     """A value as in JSON: of a dataclass, the fields that do not have the default."""
     if is_dataclass(value):
-        named = [(field.name, getattr(value, field.name), field.default) for field in fields(value)]
+        named = [
+            (field.name, getattr(value, field.name), field.default)
+            for field in fields(value)
+        ]
         return {name: facts(own) for name, own, default in named if own != default}
     return [facts(x) for x in value] if isinstance(value, tuple) else value
 
@@ -55,7 +60,9 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(value, dict | list):
         return {path: value}
     items = dict(value if isinstance(value, dict) else enumerate(value))
-    inner = {x: y for key in items for x, y in leaves(items[key], f"{path}/{key}").items()}
+    inner = {
+        x: y for key in items for x, y in leaves(items[key], f"{path}/{key}").items()
+    }
     return inner or {path: "empty"}
 
 
@@ -75,7 +82,9 @@ def test_a_published_configuration(name: str) -> None:
         return
     hub, text = read(entries), text_entries(entries, "config.json") or entries
     ours, theirs = leaves(meaning(hub)), leaves(line["reads"])
-    assert {x for x in ours | theirs if not same(ours.get(x, ""), theirs.get(x, ""))} == set()
+    assert {
+        x for x in ours | theirs if not same(ours.get(x, ""), theirs.get(x, ""))
+    } == set()
     assert hub.family.model_type == (FAMILIES | ALIASES)[text["model_type"]].model_type
     for fact, spellings in SPELLINGS.items():
         stated = [text[key] for key in spellings if key in text]
@@ -86,4 +95,6 @@ if __name__ == "__main__":
     for line in PUBLISHED.values():
         if "refused" not in line:
             line["reads"] = meaning(read(line["config"]))
-    FILE.write_text("".join(json.dumps(line) + "\n" for line in PUBLISHED.values()), "utf-8")
+    FILE.write_text(
+        "".join(json.dumps(line) + "\n" for line in PUBLISHED.values()), "utf-8"
+    )

@@ -38,7 +38,9 @@ def fusions(draw: st.DrawFn) -> tuple[list[Layout], tuple[int, ...]]:
     rows = tuple(groups * run for run in runs)
     bias = draw(st.booleans())
     transposed = not bias and draw(st.booleans())
-    shape: tuple[int, ...] = (sum(rows),) if bias else (sum(rows), draw(st.integers(1, 6)))
+    shape: tuple[int, ...] = (
+        (sum(rows),) if bias else (sum(rows), draw(st.integers(1, 6)))
+    )
     layouts = [Layout(rows, i, groups, transposed) for i in range(roles)]
     return layouts, shape[::-1] if transposed else shape
 
@@ -49,10 +51,16 @@ def test_cut_and_paste_undo_each_other(
 ) -> None:
     layouts, shape = fusion
     shapes = [
-        (rows,) if len(shape) == 1 else (rows, shape[0] if layouts[0].transposed else shape[-1])
+        (rows,)
+        if len(shape) == 1
+        else (rows, shape[0] if layouts[0].transposed else shape[-1])
         for rows in layouts[0].rows
     ]
-    layouts = [replace(x, stack=experts, expert=e) for e in range(max(1, experts)) for x in layouts]
+    layouts = [
+        replace(x, stack=experts, expert=e)
+        for e in range(max(1, experts))
+        for x in layouts
+    ]
     stack = (experts, *shape) if experts else shape
     stored = random_bytes(stack, STORED_DTYPES[dtype], seed)
     assert np.shares_memory(extract(stored, OWN_TENSOR), stored)
@@ -109,11 +117,15 @@ def read_by_hand(path: Path) -> dict[str, Array]:
     header.pop("__metadata__", None)
     dtypes = dict(STORED_DTYPES) | {"BOOL": np.dtype(bool)}
     integers = [f"{kind}{n}" for kind in "iu" for n in (1, 2, 4, 8)]
-    dtypes |= {f"{name[0].upper()}{8 * int(name[1])}": np.dtype(name) for name in integers}
+    dtypes |= {
+        f"{name[0].upper()}{8 * int(name[1])}": np.dtype(name) for name in integers
+    }
     arrays = {}
     for name, entry in header.items():
         data = raw[8 + length :][slice(*entry["data_offsets"])]
-        arrays[name] = np.frombuffer(data, dtypes[entry["dtype"]]).reshape(entry["shape"])
+        arrays[name] = np.frombuffer(data, dtypes[entry["dtype"]]).reshape(
+            entry["shape"]
+        )
     return arrays
 
 

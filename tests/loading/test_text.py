@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from program import suggested
 from refusals import refusal_of
 from tables import cases
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from refimpl.errors import RefimplError
 from refimpl.loading.samples import SHORTEST, spread_samples
@@ -33,7 +40,9 @@ TEMPLATE = processors.TemplateProcessing(
 def byte_tokenizer(post_processor: Any = None) -> Tokenizer:
     """256 bytes without merges, then <s> and </s>."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer = Tokenizer(
+        models.BPE({letter: i for i, letter in enumerate(alphabet)}, [])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens(["<s>", "</s>"])
     if post_processor is not None:
@@ -57,12 +66,18 @@ def save(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
-    path.write_bytes("Entia non sunt multiplicanda – praeter necessitatem.\r\n".encode() * 3)
+    path.write_bytes(
+        "Entia non sunt multiplicanda – praeter necessitatem.\r\n".encode() * 3
+    )
     return path
 
 
 def plain_ids(path: Path) -> list[int]:
-    return byte_tokenizer().encode(path.read_bytes().decode(), add_special_tokens=False).ids
+    return (
+        byte_tokenizer()
+        .encode(path.read_bytes().decode(), add_special_tokens=False)
+        .ids
+    )
 
 
 @given(sizes, sizes, st.integers(0, 200), bos_ids)
@@ -78,7 +93,9 @@ def test_samples_are_pieces_of_the_stream_in_order(
     assert (ids[:, :extra] == 10**6).all()
     pieces = ids[:, extra:]
     starts = pieces[:, 0]
-    assert (pieces == starts[:, None] + np.arange(body)).all()  # the id is its place in the stream
+    assert (
+        pieces == starts[:, None] + np.arange(body)
+    ).all()  # the id is its place in the stream
     assert (np.diff(starts) >= body).all()  # in order, and nothing twice
     assert starts[0] == 0
     assert samples == 1 or pieces[-1, -1] == total - 1
@@ -91,13 +108,24 @@ def test_numbers_in_the_error_work_and_are_the_largest(
 ) -> None:
     stream, extra = np.arange(total), int(bos is not None)
     if samples * (seq_len - extra) <= total:
-        assert spread_samples(stream, samples, seq_len, bos, "stream").shape == (samples, seq_len)
+        assert spread_samples(stream, samples, seq_len, bos, "stream").shape == (
+            samples,
+            seq_len,
+        )
         return
     caught = refusal_of(
-        spread_samples, stream, samples, seq_len, bos, "stream", says=f"has {total} tokens"
+        spread_samples,
+        stream,
+        samples,
+        seq_len,
+        bos,
+        "stream",
+        says=f"has {total} tokens",
     )
     lengths, counts = suggested(caught, "seq-len"), suggested(caught, "samples")
-    assert lengths or counts or (caught.remedy == "use a longer text" and total < SHORTEST)
+    assert (
+        lengths or counts or (caught.remedy == "use a longer text" and total < SHORTEST)
+    )
     assert all(length >= SHORTEST for length in lengths)
     if " or " not in caught.remedy and lengths and counts:  # neither alone is enough
         assert total // samples + extra < SHORTEST
@@ -108,10 +136,16 @@ def test_numbers_in_the_error_work_and_are_the_largest(
         )
         return
     for longest in lengths:
-        assert spread_samples(stream, samples, longest, bos, "stream").shape == (samples, longest)
+        assert spread_samples(stream, samples, longest, bos, "stream").shape == (
+            samples,
+            longest,
+        )
         refusal_of(spread_samples, stream, samples, longest + 1, bos, "stream")
     for most in counts:
-        assert spread_samples(stream, most, seq_len, bos, "stream").shape == (most, seq_len)
+        assert spread_samples(stream, most, seq_len, bos, "stream").shape == (
+            most,
+            seq_len,
+        )
         refusal_of(spread_samples, stream, most + 1, seq_len, bos, "stream")
     assert bool(lengths) == (total // samples + extra >= SHORTEST)
     assert bool(counts) == (total >= seq_len - extra)
@@ -120,7 +154,12 @@ def test_numbers_in_the_error_work_and_are_the_largest(
 ROBERTA = processors.RobertaProcessing(("</s>", EOS), ("<s>", BOS))
 LLAMA3 = processors.Sequence([processors.ByteLevel(trim_offsets=False), TEMPLATE])
 BYTES = processors.ByteLevel(trim_offsets=False)
-ADDED_TOKEN = {"__type": "AddedToken", "content": "<s>", "lstrip": False, "special": True}
+ADDED_TOKEN = {
+    "__type": "AddedToken",
+    "content": "<s>",
+    "lstrip": False,
+    "special": True,
+}
 ADD: dict[str, Any] = {"add_bos_token": True}
 UNKNOWN = ADD | {"bos_token": "<not in vocabulary>"}
 ADDED = (BOS, f"BOS {BOS} added by tokenizer.json")
@@ -129,18 +168,34 @@ FALLBACK = (7, "BOS 7 (from config.json) asked for by tokenizer_config.json")
 FORBIDDEN = (None, "no BOS (add_bos_token is false in tokenizer_config.json)")
 UNASKED = (None, "no BOS asked for")
 # Post-processor, tokenizer_config.json, special_tokens_map.json, and BOS with its reason.
-BOS_RULES: dict[str, tuple[Any, dict[str, Any], dict[str, Any], tuple[int | None, str]]] = {
+BOS_RULES: dict[
+    str, tuple[Any, dict[str, Any], dict[str, Any], tuple[int | None, str]]
+] = {
     "nothing": (None, {}, {}, UNASKED),
     "named only": (None, {"bos_token": "<s>"}, {}, UNASKED),
     "a name": (BYTES, ADD | {"bos_token": "<s>"}, {}, NAMED),
     "an added token": (BYTES, ADD | {"bos_token": ADDED_TOKEN}, {}, NAMED),
-    "a name in the map": (BYTES, ADD | {"bos_token": None}, {"bos_token": "<s>"}, NAMED),
+    "a name in the map": (
+        BYTES,
+        ADD | {"bos_token": None},
+        {"bos_token": "<s>"},
+        NAMED,
+    ),
     "an added token in the map": (BYTES, ADD, {"bos_token": ADDED_TOKEN}, NAMED),
     "no known name": (None, UNKNOWN, {}, FALLBACK),
-    "forbidden": (TEMPLATE, {"add_bos_token": False, "bos_token": "<s>"}, {}, FORBIDDEN),
+    "forbidden": (
+        TEMPLATE,
+        {"add_bos_token": False, "bos_token": "<s>"},
+        {},
+        FORBIDDEN,
+    ),
 } | {
     f"{name} {config}": (post_processor, config, {}, ADDED)
-    for name, post_processor in (("template", TEMPLATE), ("roberta", ROBERTA), ("llama3", LLAMA3))
+    for name, post_processor in (
+        ("template", TEMPLATE),
+        ("roberta", ROBERTA),
+        ("llama3", LLAMA3),
+    )
     for config in ({}, {"add_bos_token": None}, ADD)
 }
 
@@ -150,15 +205,21 @@ def test_a_text_is_cut_over_its_whole_length_by_the_rule_for_bos(
     text: Path, save: Callable[..., Path], name: str
 ) -> None:
     post_processor, config, special_tokens, (bos, reason) = BOS_RULES[name]
-    model = save(post_processor, tokenizer_config=config, special_tokens_map=special_tokens)
+    model = save(
+        post_processor, tokenizer_config=config, special_tokens_map=special_tokens
+    )
     tokens, ids = text_tokens(text, model, 4, 10, bos_id=7), plain_ids(text)
     front = [] if bos is None else [bos]
     body = 10 - len(front)
     assert (tokens.kind, tokens.bos, tokens.ids.shape) == ("text", bos, (4, 10))
     assert (tokens.ids[:, : len(front)] == front).all()
     assert tokens.ids[0].tolist() == front + ids[:body]
-    assert tokens.ids[-1].tolist() == front + ids[-body:]  # and no </s> at the end of the stream
-    assert tokens.source == (f"text.txt, 4 samples of 10 tokens spread over {len(ids)}, {reason}")
+    assert (
+        tokens.ids[-1].tolist() == front + ids[-body:]
+    )  # and no </s> at the end of the stream
+    assert tokens.source == (
+        f"text.txt, 4 samples of 10 tokens spread over {len(ids)}, {reason}"
+    )
 
 
 def test_hash_is_of_little_endian_int64(text: Path, save: Callable[..., Path]) -> None:
@@ -167,7 +228,9 @@ def test_hash_is_of_little_endian_int64(text: Path, save: Callable[..., Path]) -
     assert tokens.sha256 == hashlib.sha256(struct.pack("<6q", *flat)).hexdigest()
 
 
-def test_truncation_and_padding_do_not_shorten_the_text(text: Path, tmp_path: Path) -> None:
+def test_truncation_and_padding_do_not_shorten_the_text(
+    text: Path, tmp_path: Path
+) -> None:
     tokenizer = byte_tokenizer(TEMPLATE)
     tokenizer.enable_truncation(16)
     tokenizer.enable_padding(direction="left", length=1000)
@@ -183,19 +246,29 @@ def test_byte_order_mark_is_no_text(text: Path, save: Callable[..., Path]) -> No
     assert text_tokens(text, save(), 1, 5).ids.tolist() == [ids[:5]]
 
 
-def test_too_short_a_text_says_what_would_do(text: Path, save: Callable[..., Path]) -> None:
+def test_too_short_a_text_says_what_would_do(
+    text: Path, save: Callable[..., Path]
+) -> None:
     model, problem = save(TEMPLATE), f"text.txt has {len(plain_ids(text))} tokens"
     caught = refusal_of(text_tokens, text, model, 4, 100, says=problem)
     assert "BOS included" in caught.problem
-    assert text_tokens(text, model, 4, suggested(caught, "seq-len")[0]).ids.shape[0] == 4
-    assert text_tokens(text, model, suggested(caught, "samples")[0], 100).ids.shape[1] == 100
+    assert (
+        text_tokens(text, model, 4, suggested(caught, "seq-len")[0]).ids.shape[0] == 4
+    )
+    assert (
+        text_tokens(text, model, suggested(caught, "samples")[0], 100).ids.shape[1]
+        == 100
+    )
     caught = refusal_of(text_tokens, text, model, 99, 100, says=problem)
     assert not suggested(caught, "seq-len")  # of a few tokens
 
 
 @pytest.mark.parametrize(("name", "case"), cases("loading", "malformed"))
 def test_malformed_files_are_refused(
-    text: Path, save: Callable[..., Path], name: str, case: tuple[dict[str, str | bytes], str]
+    text: Path,
+    save: Callable[..., Path],
+    name: str,
+    case: tuple[dict[str, str | bytes], str],
 ) -> None:
     model, (files, problem) = save(), case
     for file, content in files.items():
@@ -205,9 +278,13 @@ def test_malformed_files_are_refused(
         text_tokens(text, model, 1, 1)
 
 
-def test_no_sample_is_bos_alone_or_begins_with_two(text: Path, save: Callable[..., Path]) -> None:
+def test_no_sample_is_bos_alone_or_begins_with_two(
+    text: Path, save: Callable[..., Path]
+) -> None:
     refusal_of(text_tokens, text, save(TEMPLATE), 4, 1, says="contain only BOS")
-    twice = processors.TemplateProcessing(single="<s> <s> $A", special_tokens=[("<s>", BOS)])
+    twice = processors.TemplateProcessing(
+        single="<s> <s> $A", special_tokens=[("<s>", BOS)]
+    )
     refusal_of(text_tokens, text, save(twice), 1, 8, says="puts 2 tokens before a text")
 
 
@@ -222,7 +299,11 @@ def test_files_that_cannot_be_read_are_refused(
 ) -> None:
     model = save()
     for path, tokenizer, problem in (
-        (text.with_name("absent.txt"), model, r"absent\.txt: cannot be read \(No such file"),
+        (
+            text.with_name("absent.txt"),
+            model,
+            r"absent\.txt: cannot be read \(No such file",
+        ),
         (text.parent, model, "is not a regular file"),
         (text, model.with_name("absent.json"), r"no tokenizer at(.|\n)*`tokens=FILE"),
     ):
@@ -233,28 +314,39 @@ def test_files_that_cannot_be_read_are_refused(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "open", forbidden)
-    refusal_of(text_tokens, text, model, says="json: cannot be read (Permission denied)")
+    refusal_of(
+        text_tokens, text, model, says="json: cannot be read (Permission denied)"
+    )
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("post_processor", [None, TEMPLATE, ROBERTA, LLAMA3])
-def test_transformers_agrees(text: Path, save: Callable[..., Path], post_processor: Any) -> None:
+def test_transformers_agrees(
+    text: Path, save: Callable[..., Path], post_processor: Any
+) -> None:
     from transformers import PreTrainedTokenizerFast
 
     model = save(post_processor)
-    theirs = PreTrainedTokenizerFast(tokenizer_file=str(model), eos_token=AddedToken("</s>"))
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_file=str(model), eos_token=AddedToken("</s>")
+    )
     expected = [i for i in theirs(text.read_bytes().decode())["input_ids"] if i != EOS]
     assert text_tokens(text, model, 1, len(expected)).ids.tolist() == [expected]
 
 
-SENTENCE = "to be, or not to be. That is the question:\n\nwhether it's nobler 12 times\n"
+SENTENCE = (
+    "to be, or not to be. That is the question:\n\nwhether it's nobler 12 times\n"
+)
 CHINESE = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工"
 TEXTS = {
     "words": SENTENCE * 40,
     "no space between letters": "to, be; or: not 12 times - " * 120,
     "one letter": "a" * 3000,
     "one word": "".join(chr(97 + i * i * 7 % 26) for i in range(3000)),
-    "Chinese lines": "".join(CHINESE[i:] + ("。\n", "\n\n", "\r\n")[i % 3] for i in range(20)) * 5,
+    "Chinese lines": "".join(
+        CHINESE[i:] + ("。\n", "\n\n", "\r\n")[i % 3] for i in range(20)
+    )
+    * 5,
     "Chinese": "".join(CHINESE[i * i * 5 % len(CHINESE)] for i in range(3000)),
     "beyond the basic plane": "😀👍🏽é" * 700,
 }
@@ -267,16 +359,22 @@ def trained(prefix: str) -> Tokenizer:
     """BPE trained on the texts: with GPT-2's pieces, in one piece, or with a space before texts."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     if prefix == "one piece":
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+            add_prefix_space=False, use_regex=False
+        )
     elif prefix == "pieces":
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False, prepend_scheme="always")
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+            split=False, prepend_scheme="always"
+        )
     some = [text[i : i + 40] for text in TEXTS.values() for i in range(0, 1200, 40)]
     trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=["<unk>"], show_progress=False,
+        vocab_size=700,
+        special_tokens=["<unk>"],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(some, trainer)
     return tokenizer
 
@@ -284,7 +382,11 @@ def trained(prefix: str) -> Tokenizer:
 @pytest.fixture(scope="module", params=["pieces", "one piece", "a space"])
 def bpe(request: pytest.FixtureRequest) -> tuple[str, Tokenizer, TextTokenizer]:
     tokenizer = trained(request.param)
-    return request.param, tokenizer, TextTokenizer(Path("x"), tokenizer.to_str().encode())
+    return (
+        request.param,
+        tokenizer,
+        TextTokenizer(Path("x"), tokenizer.to_str().encode()),
+    )
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -310,7 +412,9 @@ def test_pieces_have_the_ids_of_the_whole_text(
     assert places.tolist() == [list(pair) for pair in whole.offsets]
 
 
-def test_a_text_is_cut_between_letters(bpe: tuple[str, Tokenizer, TextTokenizer]) -> None:
+def test_a_text_is_cut_between_letters(
+    bpe: tuple[str, Tokenizer, TextTokenizer],
+) -> None:
     parts = list(encoded_pieces(SENTENCE * 300, bpe[2], "x", size=50))
     assert len(parts) > 10
     for before, after in itertools.pairwise(parts):
@@ -318,7 +422,9 @@ def test_a_text_is_cut_between_letters(bpe: tuple[str, Tokenizer, TextTokenizer]
         assert before.text[-1] == "\n" or after.text[0] in " \n"
 
 
-def test_a_text_that_cannot_be_cut_is_refused(text: Path, save: Callable[..., Path]) -> None:
+def test_a_text_that_cannot_be_cut_is_refused(
+    text: Path, save: Callable[..., Path]
+) -> None:
     text.write_text("a" * (1 << 20) + "b\nc")
     says = {"says": "text.txt: 1,048,577 characters, and no", "remedy": "into lines"}
     refusal_of(text_tokens, text, save(), **says)

@@ -59,7 +59,9 @@ def test_a_share_needs_a_drift_to_begin_with(pairs: list[tuple[float, float]]) -
 def test_coefficient_is_a_mean_over_draws_and_then_over_sequences(x: Floats) -> None:
     r, stderr = absorption_coefficient(x)
     for block in range(x.shape[2]):
-        known = [[v for v in draws if not isnan(v)] for draws in x[:, :, block].tolist()]
+        known = [
+            [v for v in draws if not isnan(v)] for draws in x[:, :, block].tolist()
+        ]
         sequences = [mean(values) for values in known if values]
         n = len(sequences)
         scale = max(sequences, default=0.0)
@@ -97,7 +99,9 @@ def logits(draw: st.DrawFn, largest: float = 30) -> Logits:
 
 def running(z: Floats, perturbed: Floats, cuts: list[int] | None = None) -> Floats:
     found = RunningDivergence.start(len(z))
-    for a, b in zip(np.split(z, cuts or [], 1), np.split(perturbed, cuts or [], 1), strict=True):
+    for a, b in zip(
+        np.split(z, cuts or [], 1), np.split(perturbed, cuts or [], 1), strict=True
+    ):
         found = found.add(a, b)
     return found.value
 
@@ -150,7 +154,9 @@ def test_small_changes_are_resolved(size: float) -> None:
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     mean_d = (p * d).sum(axis=1)
     second_order = (p * (d - mean_d[:, None]) ** 2).sum(axis=1) / 2
-    np.testing.assert_allclose(running(z, z + d), second_order, rtol=3 * size + 1e-14 / size**2)
+    np.testing.assert_allclose(
+        running(z, z + d), second_order, rtol=3 * size + 1e-14 / size**2
+    )
 
 
 def test_nothing_is_changed_in_place() -> None:

@@ -49,13 +49,21 @@ def surrogates(draw: st.DrawFn, units: int = 7) -> Surrogate:
     count = draw(st.integers(1, units))
 
     def some(low: float, high: float) -> Floats:
-        return np.array(draw(st.lists(st.floats(low, high), min_size=count, max_size=count)))
+        return np.array(
+            draw(st.lists(st.floats(low, high), min_size=count, max_size=count))
+        )
 
     sizes = draw(st.lists(st.integers(1, 10**7), min_size=count, max_size=count))
     lo, sparsity = sorted(draw(st.tuples(*[st.floats(0.01, 0.99)] * 2)))
-    hi = some(sparsity, 0.99) if draw(st.booleans()) else np.full(count, some(sparsity, 0.99)[0])
+    hi = (
+        some(sparsity, 0.99)
+        if draw(st.booleans())
+        else np.full(count, some(sparsity, 0.99)[0])
+    )
     level = np.exp(some(-9, 2))
-    return Surrogate(level, some(0.5, 30), some(0, 1), np.array(sizes), sparsity, lo, hi)
+    return Surrogate(
+        level, some(0.5, 30), some(0, 1), np.array(sizes), sparsity, lo, hi
+    )
 
 
 @given(surrogates())
@@ -80,7 +88,9 @@ def test_one_more_weight_costs_the_same_everywhere(p: Surrogate) -> None:
 
 
 @given(st.lists(st.floats(0.5, 1), min_size=2, max_size=9), st.floats(4, 12))
-def test_of_equal_units_it_is_the_correction_by_divergence(levels: list[float], k: float) -> None:
+def test_of_equal_units_it_is_the_correction_by_divergence(
+    levels: list[float], k: float
+) -> None:
     count = len(levels)
     base, sizes = np.full(count, 0.6), np.full(count, 7)
     best = equal_marginals(levels, np.full(count, k), base, sizes, 0.6)
@@ -92,11 +102,15 @@ def test_of_equal_units_it_is_the_correction_by_divergence(levels: list[float], 
 def test_an_unknown_level_does_not_move_its_unit() -> None:
     known = equal_marginals([0.1, 0.3], [6, 6], [0.6, 0.6], [5, 5], 0.6)
     with_unknown = equal_marginals([0.1, np.nan, 0.3], [6] * 3, [0.6] * 3, [5] * 3, 0.6)
-    np.testing.assert_allclose(with_unknown, [known[0], 0.6, known[1]], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        with_unknown, [known[0], 0.6, known[1]], rtol=0, atol=1e-12
+    )
 
 
 @given(st.floats(-12, 2), st.floats(0.1, 40), st.floats(0.01, 0.2), st.floats(-2, 2))
-def test_the_fit_is_exact_for_what_grows_so(a: float, k: float, delta: float, bend: float) -> None:
+def test_the_fit_is_exact_for_what_grows_so(
+    a: float, k: float, delta: float, bend: float
+) -> None:
     s = np.array([[0.6 - delta], [0.6], [0.6 + delta]])
     d = np.exp(a + k * (s - 0.6))
     found = growth(d * [[1], [exp(bend)], [1]], s)
@@ -140,7 +154,14 @@ def test_the_error_of_a_common_rate_is_the_change_by_an_own_rate(
 
     slope = (solved(k + small) - solved(k - small)) / (2 * small)
     rates = np.array([k - sd, k + sd])
-    grows = Growth(*[rates] * 4, np.array([True, True]), k, float(np.std(rates, ddof=1)))
+    grows = Growth(
+        *[rates] * 4, np.array([True, True]), k, float(np.std(rates, ddof=1))
+    )
     found = own_rate_error(grows, np.array([base]), np.array([s]))
     assert found[0] == pytest.approx(abs(slope) * grows.rate_spread, rel=1e-4, abs=1e-7)
-    assert own_rate_error(replace(grows, rate_spread=None), np.array([base]), np.array([s])) == 0
+    assert (
+        own_rate_error(
+            replace(grows, rate_spread=None), np.array([base]), np.array([s])
+        )
+        == 0
+    )

@@ -13,41 +13,74 @@ from refimpl import Request, Scores, allocate, score
 from refimpl.bases.alphapruning import alphapruning
 from refimpl.loading.samples import id_tokens
 
-LSA = {f"lsa {run['block']}": run for run in json.loads((TINY / "lsa.json").read_text())["runs"]}
+LSA = {
+    f"lsa {run['block']}": run
+    for run in json.loads((TINY / "lsa.json").read_text())["runs"]
+}
 DLP_FLOAT32 = 1e-7  # what float32 leaves of the peer's densities, and of its scores; measured 4e-8
 LSA_FLOAT32 = 1e-6  # relative, of what it leaves of the peer's errors; measured 3.4e-7
 ALPHA = 1e-5  # the peer fits in float32 throughout; measured at most 1.9e-6
 # A run of the peer: our request, the key and the tolerance of its signal and of its sparsities.
 RUNS: dict[str, tuple[str, dict[str, Any], str, dict[str, float], str, float]] = {
     # Outliers are counted: with the same counts the percentages agree to the last bit but one.
-    "owl": ("owl", {"m": 5.0}, "outlier_percent_per_block", {"float32": 1e-15, "float64": 1e-15},
-            "sparsity_per_block", 1e-12),
-    "owl_m3": ("owl", {"m": 3.0}, "outlier_percent_per_block",
-               {"float32": 1e-15, "float64": 1e-15}, "sparsity_per_block", 1e-12),
+    "owl": (
+        "owl",
+        {"m": 5.0},
+        "outlier_percent_per_block",
+        {"float32": 1e-15, "float64": 1e-15},
+        "sparsity_per_block",
+        1e-12,
+    ),
+    "owl_m3": (
+        "owl",
+        {"m": 3.0},
+        "outlier_percent_per_block",
+        {"float32": 1e-15, "float64": 1e-15},
+        "sparsity_per_block",
+        1e-12,
+    ),
     # A score is linear in the norms of inputs; ours and the peer's are within the gate.
-    "dlp": ("dlp", {}, "score", {"float32": 2 * GATES["float32"], "float64": DLP_FLOAT32},
-            "sparsity", 1e-6),
+    "dlp": (
+        "dlp",
+        {},
+        "score",
+        {"float32": 2 * GATES["float32"], "float64": DLP_FLOAT32},
+        "sparsity",
+        1e-6,
+    ),
     "atp": ("atp", {"beta": 0.02}, "", {"float64": 0}, "sparsity", 1e-12),
     **{
         f"alphapruning_alpha_{fit}": (
-            "alphapruning", {"fit": fit}, "alpha_per_linear", {"float64": ALPHA},
-            "sparsity_per_linear", 1e-6,
+            "alphapruning",
+            {"fit": fit},
+            "alpha_per_linear",
+            {"float64": ALPHA},
+            "sparsity_per_linear",
+            1e-6,
         )
         for fit in ("peak", "mid")
     },
     **{
-        name: ("lsa", {"block": run["block"]}, "error_per_linear",
-               {"float32": LSA_FLOAT32, "float64": LSA_FLOAT32}, "sparsity_per_block", 1e-6)
+        name: (
+            "lsa",
+            {"block": run["block"]},
+            "error_per_linear",
+            {"float32": LSA_FLOAT32, "float64": LSA_FLOAT32},
+            "sparsity_per_block",
+            1e-6,
+        )
         for name, run in LSA.items()
     },
-}  # fmt: skip
+}
 
 
 def numbers(run: str, key: str) -> Any:
     """Numbers of a run of the peer, whose linears are in our order."""
     found = (expected() | LSA)[run][key]
     return (
-        found if isinstance(found, float) else np.array([*getattr(found, "values", found.copy)()])
+        found
+        if isinstance(found, float)
+        else np.array([*getattr(found, "values", found.copy)()])
     )
 
 
@@ -81,7 +114,8 @@ def test_end_to_end(run: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["llama-7b-hf", "llama-13b-hf", "llama2-7b-hf", "llama2-13b-hf", "llama2-70b-hf"]
+    "model",
+    ["llama-7b-hf", "llama-13b-hf", "llama2-7b-hf", "llama2-13b-hf", "llama2-70b-hf"],
 )
 def test_alphapruning_allocation_of_the_shipped_llama_alphas(model: str) -> None:
     run = json.loads((PEERS / "alphapruning_llama.json").read_text())[model]

@@ -46,7 +46,9 @@ def states(draw: st.DrawFn) -> Floats:
     h = rng.standard_normal(shape)
     if draw(st.booleans()):
         h = h.round()
-    return np.asarray(h * rng.choice([0.0, 1e-3, 1.0, 1.0, 1.0, 25.0, 1e5], (shape[0], 1)))
+    return np.asarray(
+        h * rng.choice([0.0, 1e-3, 1.0, 1.0, 1.0, 25.0, 1e5], (shape[0], 1))
+    )
 
 
 @st.composite
@@ -69,7 +71,9 @@ def pairs_of_states(draw: st.DrawFn) -> States:
 
 
 @given(states(), st.sampled_from([np.float32, np.float64]))
-@example(np.array([[20.0], [1.0], [1.0]]), np.float64)  # exactly 20 medians: not beyond them
+@example(
+    np.array([[20.0], [1.0], [1.0]]), np.float64
+)  # exactly 20 medians: not beyond them
 @example(np.array([[20.1], [1.0], [1.0]]), np.float64)
 def test_sinks_exceed_twenty_medians(h: Floats, dtype: type) -> None:
     h = h.astype(dtype)
@@ -88,19 +92,33 @@ def test_sinks_exceed_twenty_medians(h: Floats, dtype: type) -> None:
 
 
 @given(st.integers(0, 2**64), *[st.integers(0, 5)] * 3)
-def test_noise_belongs_to_its_address(seed: int, sequence: int, block: int, draw: int) -> None:
+def test_noise_belongs_to_its_address(
+    seed: int, sequence: int, block: int, draw: int
+) -> None:
     shape = (3, 4)
     z = noise(seed, sequence, block, draw, shape)
     child = np.random.SeedSequence(seed)
-    for turn in (sequence, block, draw):  # the same key by walking down the tree of seeds
+    for turn in (
+        sequence,
+        block,
+        draw,
+    ):  # the same key by walking down the tree of seeds
         child = child.spawn(turn + 1)[turn]
     np.testing.assert_array_equal(
-        z, np.random.Generator(np.random.Philox(child)).standard_normal(shape), strict=True
+        z,
+        np.random.Generator(np.random.Philox(child)).standard_normal(shape),
+        strict=True,
     )
-    others = [(sequence + 1, block, draw), (sequence, block + 1, draw), (sequence, block, draw + 1)]
+    others = [
+        (sequence + 1, block, draw),
+        (sequence, block + 1, draw),
+        (sequence, block, draw + 1),
+    ]
     for other in [*others, (block + 7, draw, sequence)]:
         assert not (z == noise(seed, *other, shape)).any()
-    np.testing.assert_array_equal(noise(seed, sequence, block, draw, shape), z)  # in any order
+    np.testing.assert_array_equal(
+        noise(seed, sequence, block, draw, shape), z
+    )  # in any order
     assert not (z == noise(seed + 1, sequence, block, draw, shape)).any()
 
 
@@ -145,13 +163,18 @@ def test_noise_is_scaled_in_float64_and_then_cast(case: States, eta: float) -> N
     assert result.dtype == np.float32
     exact = perturbed(small.astype(np.float64), z, eta, included)
     # One rounding of e and one of the sum.
-    room = np.finfo(np.float32).eps * (np.abs(small) + 2 * np.abs(exact - small) + 1e-30)
+    room = np.finfo(np.float32).eps * (
+        np.abs(small) + 2 * np.abs(exact - small) + 1e-30
+    )
     assert (np.abs(result - exact) <= room).all()
 
 
 def test_noise_is_cast_before_it_is_added() -> None:
     rng = np.random.default_rng(0)
-    h, z = rng.standard_normal((40, 50)).astype(np.float32), rng.standard_normal((40, 50))
+    h, z = (
+        rng.standard_normal((40, 50)).astype(np.float32),
+        rng.standard_normal((40, 50)),
+    )
     e = [0.7 * length(h[t]) / length(z[t]) * z[t] for t in range(40)]
     expected = h + np.array(e).astype(np.float32)
     # Added in float64, one entry in ten would be rounded otherwise.
@@ -168,11 +191,15 @@ def test_deviation_is_its_formula(pair: States) -> None:
     pairs = [(state[t], clean[t]) for t in np.flatnonzero(counted).tolist()]
     drift = [length(a - b) / length(b) if b.any() else nothing for a, b in pairs]
     alignment = [
-        fsum((a * b).tolist()) / length(a) / length(b) if a.any() and b.any() else nothing
+        fsum((a * b).tolist()) / length(a) / length(b)
+        if a.any() and b.any()
+        else nothing
         for a, b in pairs
     ]
     np.testing.assert_allclose(found.drift[counted], drift, rtol=ROUNDING, atol=0)
-    np.testing.assert_allclose(found.alignment[counted], alignment, rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(
+        found.alignment[counted], alignment, rtol=0, atol=ROUNDING
+    )
     assert np.isnan(found.drift[~counted]).all()
     assert np.isnan(found.alignment[~counted]).all()
 
@@ -182,11 +209,19 @@ def test_float32_states_are_measured_in_float64() -> None:
     a, b = (rng.standard_normal((5, 64)).astype(np.float32) for _ in range(2))
     included = np.ones(5, np.bool_)
     exact = deviation(a.astype(np.float64), b.astype(np.float64), included)
-    np.testing.assert_array_equal(deviation(a, b, included).drift, exact.drift, strict=True)
-    np.testing.assert_array_equal(deviation(a, b, included).alignment, exact.alignment, strict=True)
+    np.testing.assert_array_equal(
+        deviation(a, b, included).drift, exact.drift, strict=True
+    )
+    np.testing.assert_array_equal(
+        deviation(a, b, included).alignment, exact.alignment, strict=True
+    )
 
 
-@given(st.lists(st.tuples(st.floats(0, 1e6), st.one_of(st.just(0.0), st.floats(1e-6, 1e6)))))
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1e6), st.one_of(st.just(0.0), st.floats(1e-6, 1e6)))
+    )
+)
 def test_ratio_divides_or_is_unknown(pairs: list[tuple[float, float]]) -> None:
     top, bottom = [a for a, _ in pairs], [b for _, b in pairs]
     expected = [a / b if b else float("nan") for a, b in pairs]

@@ -29,11 +29,15 @@ spectra = st.lists(st.floats(1e-6, 1e6), min_size=3, max_size=30).map(sorted)
 
 
 @given(blocks, st.floats(0.5, 8))
-def test_outliers_are_counted_over_the_whole_block(scores: list[Floats], m: float) -> None:
+def test_outliers_are_counted_over_the_whole_block(
+    scores: list[Floats], m: float
+) -> None:
     together = np.concatenate([score.ravel() for score in scores])
     threshold = m * (sum(float(score.sum()) for score in scores) / together.size)
     assume(np.abs(together - threshold).min() > 1e-9 or not together.any())
-    expected = 100 * sum(value > threshold for value in together.tolist()) / together.size
+    expected = (
+        100 * sum(value > threshold for value in together.tolist()) / together.size
+    )
     assert owl_outlier_percent(scores, m) == expected
     assert owl_outlier_percent([together], m) == expected
 
@@ -54,7 +58,9 @@ def test_dlp_is_the_mean_or_the_median_of_the_whole_block(scores: list[Floats]) 
     together = sorted(np.concatenate([score.ravel() for score in scores]).tolist())
     n = len(together)
     assert dlp_score(scores) == pytest.approx(sum(together) / n)
-    assert dlp_score(scores, "median") == (together[(n - 1) // 2] + together[n // 2]) / 2
+    assert (
+        dlp_score(scores, "median") == (together[(n - 1) // 2] + together[n // 2]) / 2
+    )
 
 
 def test_the_median_holds_a_piece_of_the_scores_at_a_time() -> None:
@@ -75,7 +81,9 @@ def test_scores_of_float32_are_summed_in_float64() -> None:
     assert dlp_score([score]) == pytest.approx(float(np.float32(0.1)), rel=1e-14)
 
 
-@pytest.mark.parametrize("scores", [[], [np.array([[1.0, np.nan]])], [np.array([[np.inf]])]])
+@pytest.mark.parametrize(
+    "scores", [[], [np.array([[1.0, np.nan]])], [np.array([[np.inf]])]]
+)
 def test_scores_must_be_there_and_finite(scores: list[Floats]) -> None:
     for signal in (owl_outlier_percent, dlp_score):
         refusal_of(signal, scores, says="scores")
@@ -99,7 +107,9 @@ def greedy(row: Floats, x: Floats, group: int) -> float:
         for _ in range(len(columns) // 2):
             left = [j for j in columns if not lost[j]]
             without = {j: lost + row * (np.arange(len(row)) == j) for j in left}
-            lost = without[min(left, key=lambda j: float(np.square(x @ without[j]).sum()))]
+            lost = without[
+                min(left, key=lambda j: float(np.square(x @ without[j]).sum()))
+            ]
     return float(np.square(x @ lost).sum())
 
 
@@ -109,12 +119,16 @@ def test_lsa_takes_what_costs_least_and_counts_what_is_lost(
 ) -> None:
     weight, x = linear
     tried = sum(greedy(row, x, group) for row in weight)
-    assert lsa_error(weight, x.T @ x, group) == pytest.approx(tried, rel=1e-9, abs=1e-12)
+    assert lsa_error(weight, x.T @ x, group) == pytest.approx(
+        tried, rel=1e-9, abs=1e-12
+    )
 
 
 def test_lsa_takes_half_of_a_last_narrow_group() -> None:
     assert lsa_error(np.ones((2, 6)), np.eye(6), group=4) == 2 * (2 + 1)
-    assert lsa_error(np.ones((2, 5)), np.eye(5), group=4) == 2 * 2  # and nothing of one column
+    assert (
+        lsa_error(np.ones((2, 5)), np.eye(5), group=4) == 2 * 2
+    )  # and nothing of one column
     assert lsa_error(np.ones((2, 4)), np.zeros((4, 4))) == 0
 
 
@@ -138,10 +152,14 @@ def test_lsa_refuses(weight: Floats, outer: Floats, group: int) -> None:
 @given(matrices(st.floats(-100, 100), 5, 6))
 def test_esd_is_the_spectrum_of_the_gram_matrix(weight: Floats) -> None:
     spectrum = esd(weight)
-    gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+    gram = (
+        weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+    )
     scale = max(float((weight**2).sum()), 1e-300)
     assert (np.diff(spectrum) >= 0).all()
-    np.testing.assert_allclose(spectrum, np.linalg.eigvalsh(gram), rtol=0, atol=1e-13 * scale)
+    np.testing.assert_allclose(
+        spectrum, np.linalg.eigvalsh(gram), rtol=0, atol=1e-13 * scale
+    )
     np.testing.assert_allclose(spectrum, esd(weight.T), rtol=0, atol=1e-13 * scale)
 
 
@@ -186,7 +204,9 @@ def off_the_edges(spectrum: list[float]) -> bool:
 
 
 @given(spectra, st.sampled_from(["shipped", "intended"]))
-def test_peak_is_the_least_ks_of_the_candidates(spectrum: list[float], xmin: str) -> None:
+def test_peak_is_the_least_ks_of_the_candidates(
+    spectrum: list[float], xmin: str
+) -> None:
     assume(off_the_edges(spectrum))
     heights, edges = np.histogram(np.log10(spectrum), bins=100)
     x2 = float(10 ** edges[heights.argmax()])  # left edge of the first highest bin
@@ -216,7 +236,9 @@ def test_mid_starts_in_the_middle(spectrum: list[float]) -> None:
 
 
 @given(spectra, st.integers(0, 5), st.sampled_from(["peak", "mid"]))
-def test_zeros_are_dropped_and_counted(spectrum: list[float], zeros: int, fit: str) -> None:
+def test_zeros_are_dropped_and_counted(
+    spectrum: list[float], zeros: int, fit: str
+) -> None:
     assume(spectrum[len(spectrum) // 2] < 0.99 * spectrum[-1])
     try:
         plain = alphapruning_alpha(spectrum, fit)  # type: ignore[arg-type]
@@ -224,7 +246,11 @@ def test_zeros_are_dropped_and_counted(spectrum: list[float], zeros: int, fit: s
         assume(False)
     padded = alphapruning_alpha([0.0] * zeros + spectrum, fit)  # type: ignore[arg-type]
     assert padded.zeros_dropped == zeros
-    assert (padded.alpha, padded.start, padded.ks) == (plain.alpha, plain.start, plain.ks)
+    assert (padded.alpha, padded.start, padded.ks) == (
+        plain.alpha,
+        plain.start,
+        plain.ks,
+    )
 
 
 def test_spectra_closer_than_a_bin_or_equal() -> None:
@@ -235,7 +261,9 @@ def test_spectra_closer_than_a_bin_or_equal() -> None:
             refusal_of(alphapruning_alpha, hopeless, fit, says="no power law")
 
 
-@pytest.mark.parametrize("spectrum", [[2.0, 1.0], [-1.0, 1.0], [1.0, float("nan")], [[1.0, 2.0]]])
+@pytest.mark.parametrize(
+    "spectrum", [[2.0, 1.0], [-1.0, 1.0], [1.0, float("nan")], [[1.0, 2.0]]]
+)
 def test_what_is_no_spectrum_is_refused(spectrum: npt.ArrayLike) -> None:
     refusal_of(alphapruning_alpha, spectrum, says="spectrum")
 

@@ -8,8 +8,15 @@ from hypothesis import strategies as st
 from refimpl.method.absorption import jackknife, t_quantile
 
 # From any printed table: degrees of freedom, and the quantile at 95 and 99 % on both sides.
-PRINTED = {1: (12.706, 63.657), 2: (4.303, 9.925), 3: (3.182, 5.841), 4: (2.776, 4.604),
-           9: (2.262, 3.250), 30: (2.042, 2.750), 120: (1.980, 2.617)}  # fmt: skip
+PRINTED = {
+    1: (12.706, 63.657),
+    2: (4.303, 9.925),
+    3: (3.182, 5.841),
+    4: (2.776, 4.604),
+    9: (2.262, 3.250),
+    30: (2.042, 2.750),
+    120: (1.980, 2.617),
+}
 
 
 @pytest.mark.parametrize("freedom", PRINTED)

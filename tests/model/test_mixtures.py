@@ -23,7 +23,7 @@ from test_broken_variants import (
     rows,
     swapped,
     without,
-)  # fmt: skip
+)
 
 from refimpl import Model, read_model
 from refimpl.model import forward as forward_module
@@ -52,7 +52,9 @@ def clamped(gates: Callable[..., tuple[Array, Array]]) -> Break:
 
 def all_alike(right: Any, *arguments: Any) -> tuple[Array, Array]:
     chosen, share = right(*arguments)
-    return chosen, chosen * (share.sum(axis=-1, keepdims=True) / chosen.sum(-1, keepdims=True))
+    return chosen, chosen * (
+        share.sum(axis=-1, keepdims=True) / chosen.sum(-1, keepdims=True)
+    )
 
 
 def next_expert(right: Any, *arguments: Any) -> tuple[Array, Array]:
@@ -70,7 +72,9 @@ def no_share(right: Any, *arguments: Any) -> tuple[Array, Array]:
     return chosen, 0 * share
 
 
-def corrected_shares(right: Any, logits: Array, facts: Experts, weights: Any, _: Any) -> Any:
+def corrected_shares(
+    right: Any, logits: Array, facts: Experts, weights: Any, _: Any
+) -> Any:
     """Let the correction change the shares, not the choice alone."""
     chosen, share = right(logits, facts, weights)
     sized = share + np.where(chosen, weights["router.correction"], 0)
@@ -80,36 +84,61 @@ def corrected_shares(right: Any, logits: Array, facts: Experts, weights: Any, _:
 VARIANTS: list[Row] = [
     ("one expert too few", mixture(top_k=lambda facts: facts.top_k - 1), "mixtral"),
     ("one expert too many", mixture(top_k=lambda facts: facts.top_k + 1), "mixtral"),
-    ("shares not normalised", mixture(normalised=False),
-     "mixtral qwen3_moe ernie4_5_moe glm4_moe gemma4_experts gpt_oss"),
+    (
+        "shares not normalised",
+        mixture(normalised=False),
+        "mixtral qwen3_moe ernie4_5_moe glm4_moe gemma4_experts gpt_oss",
+    ),
     ("sigmoid for softmax", mixture(scoring="sigmoid"), "mixtral"),
     ("equal shares", routed(all_alike), "mixtral"),
     ("the next expert", routed(next_expert), "mixtral"),
     ("one choice per sequence", routed(of_last_token), "mixtral"),
-    ("gate and up exchanged", swapped("gate_proj", "up_proj"),
-     "mixtral granitemoe gpt_oss llama4_text"),
+    (
+        "gate and up exchanged",
+        swapped("gate_proj", "up_proj"),
+        "mixtral granitemoe gpt_oss llama4_text",
+    ),
     ("one expert for all", layout(r"experts\.\d+\.down", expert=0), "granitemoe"),
     ("shares normalised", mixture(normalised=True), "qwen2_moe olmoe dots1"),
-    ("softmax for sigmoid or sparsemixer", mixture(scoring="softmax"),
-     "llama4_text glm4_moe dots1 phimoe"),
+    (
+        "softmax for sigmoid or sparsemixer",
+        mixture(scoring="softmax"),
+        "llama4_text glm4_moe dots1 phimoe",
+    ),
     ("no near logits", mixture(jitter=1e-9), "phimoe"),
     ("near logits twice as far", mixture(jitter=0.4), "phimoe"),
-    ("correction skipped", without("router.correction"),
-     "ernie4_5_moe glm4_moe dots1 exaone_moe hy_v3 minimax_m2 solar_open"),
+    (
+        "correction skipped",
+        without("router.correction"),
+        "ernie4_5_moe glm4_moe dots1 exaone_moe hy_v3 minimax_m2 solar_open",
+    ),
     ("correction in the shares", routed(corrected_shares), "ernie4_5_moe glm4_moe"),
     ("no groups", mixture(groups=1), "glm4_moe dots1"),
     ("one group more", mixture(top_groups=3), "glm4_moe dots1"),
     ("one group fewer", mixture(top_groups=1), "glm4_moe dots1"),
     ("scaling skipped", mixture(scaling=1.0), "glm4_moe dots1"),
-    ("shared expert skipped", mixture(shared_size=0),
-     "llama4_text qwen2_moe ernie4_5_moe glm4_moe granitemoeshared hunyuan_v1_moe"),
+    (
+        "shared expert skipped",
+        mixture(shared_size=0),
+        "llama4_text qwen2_moe ernie4_5_moe glm4_moe granitemoeshared hunyuan_v1_moe",
+    ),
     ("experts beside the MLP skipped", routed(no_share), "gemma4_experts"),
     ("scale of an expert skipped", without(r"router\.expert_scale"), "gemma4_experts"),
-    ("scale of the router's channels", matching(r"router\.scale", lambda w: replace(w, offset=1)),
-     "gemma4_experts"),
-    ("experts read what the MLP reads", swapped("experts_norm", "mlp_norm"), "gemma4_experts"),
-    ("norms after both exchanged", swapped("routed_norm", "dense_norm"),
-     "gemma4_experts"),
+    (
+        "scale of the router's channels",
+        matching(r"router\.scale", lambda w: replace(w, offset=1)),
+        "gemma4_experts",
+    ),
+    (
+        "experts read what the MLP reads",
+        swapped("experts_norm", "mlp_norm"),
+        "gemma4_experts",
+    ),
+    (
+        "norms after both exchanged",
+        swapped("routed_norm", "dense_norm"),
+        "gemma4_experts",
+    ),
     ("experts not normalised", without("routed_norm"), "gemma4_experts"),
     ("the MLP not normalised", without("dense_norm"), "gemma4_experts"),
     ("shared gate skipped", without(r"shared_expert\.gate\.weight"), "qwen2_moe"),
@@ -117,17 +146,31 @@ VARIANTS: list[Row] = [
     ("router's bias skipped", without(r"router\.bias"), "gpt_oss"),
     ("experts' biases skipped", without(r"experts\.\d+\.\w+\.bias"), "gpt_oss"),
     ("gate and up in halves", layout(r"(gate|up)_proj", groups=1), "gpt_oss"),
-    ("biases of gate and up in halves", layout(r"(gate|up)_proj\.bias", groups=1), "gpt_oss"),
+    (
+        "biases of gate and up in halves",
+        layout(r"(gate|up)_proj\.bias", groups=1),
+        "gpt_oss",
+    ),
     ("one bias for all experts", layout(r"down_proj\.bias", expert=0), "gpt_oss"),
     ("SiLU in the gate", facts(activation="silu"), "gpt_oss"),
     ("nothing clamped", clamped(lambda gate, up, _: (gate, up + 1)), "gpt_oss"),
     ("the limit 5 % off", facts(gate_limit=lambda c: 1.05 * c.gate_limit), "gpt_oss"),
-    ("the gate limited from below",
-     clamped(lambda gate, up, x: (gate.clip(-x, x), up.clip(-x, x) + 1)), "gpt_oss"),
-    ("up limited from above only",
-     clamped(lambda gate, up, x: (gate.clip(None, x), up.clip(None, x) + 1)), "gpt_oss"),
-    ("up without 1", clamped(lambda gate, up, x: (gate.clip(None, x), up.clip(-x, x))), "gpt_oss"),
-]  # fmt: skip
+    (
+        "the gate limited from below",
+        clamped(lambda gate, up, x: (gate.clip(-x, x), up.clip(-x, x) + 1)),
+        "gpt_oss",
+    ),
+    (
+        "up limited from above only",
+        clamped(lambda gate, up, x: (gate.clip(None, x), up.clip(None, x) + 1)),
+        "gpt_oss",
+    ),
+    (
+        "up without 1",
+        clamped(lambda gate, up, x: (gate.clip(None, x), up.clip(-x, x))),
+        "gpt_oss",
+    ),
+]
 
 
 @pytest.mark.parametrize(("broken", "case", "dtype"), rows(VARIANTS, *GATES))
@@ -159,7 +202,9 @@ def test_an_expert_computes_its_tokens_and_no_others() -> None:
 
 
 def test_equal_scores_go_to_the_lower_index() -> None:
-    assert largest(np.zeros((2, 5)), 2).tolist() == [[True, True, False, False, False]] * 2
+    assert (
+        largest(np.zeros((2, 5)), 2).tolist() == [[True, True, False, False, False]] * 2
+    )
     facts = Experts(4, 2, 8)
     chosen, share = route(np.array([[[1.0, 3.0, 1.0, 1.0]]]), facts)
     assert chosen.tolist() == [[[True, True, False, False]]]
@@ -188,5 +233,6 @@ def test_stacked_experts_are_the_same_model(tmp_path: Path) -> None:
             f"{new}.gate.weight": arrays[f"{old}.gate.weight"],
         }
     same_weights(
-        read_model(write(tmp_path / "m", stacked, config_of("mixtral"))), model_of("mixtral")
+        read_model(write(tmp_path / "m", stacked, config_of("mixtral"))),
+        model_of("mixtral"),
     )

@@ -66,7 +66,9 @@ def test_rms_norm_ignores_scale_and_gives_unit_mean_square(
 def test_layer_norm_centres_and_ignores_shift_and_scale(
     x: Array, scale: float, sign: float, shift: float
 ) -> None:
-    ramp = np.linspace(-4, 4, x.shape[-1])  # whose spread is more than that of x can undo
+    ramp = np.linspace(
+        -4, 4, x.shape[-1]
+    )  # whose spread is more than that of x can undo
     x = x + ramp * (np.max(np.abs(x)) + 1)
     gain, bias = np.linspace(-1, 2, x.shape[-1]), np.linspace(3, 1, x.shape[-1])
     moved = ops.layer_norm(x * scale * sign + shift * scale, gain, bias, 0.0)
@@ -109,13 +111,19 @@ def test_softmax_of_extreme_scores(dtype: str, data: st.DataObject) -> None:
 EXACT: dict[str, Callable[[float], float]] = {
     "silu": lambda x: x / (1 + math.exp(-x)) if x > -700 else 0.0,
     "gelu": lambda x: x / 2 * (1 + math.erf(x / math.sqrt(2))),
-    "gelu_tanh": lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-    "gelu_tanh_8": lambda x: x / 2 * (1 + math.tanh(0.79788456 * (x + 0.044715 * x**3))),
+    "gelu_tanh": lambda x: (
+        x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
+    "gelu_tanh_8": lambda x: (
+        x / 2 * (1 + math.tanh(0.79788456 * (x + 0.044715 * x**3)))
+    ),
     "sigmoid_gelu": lambda x: x / (1 + math.exp(-1.702 * x)) if x > -400 else 0.0,
     "relu": lambda x: max(x, 0.0),
     "relu2": lambda x: max(x, 0.0) * max(x, 0.0),
 }
-LINEAR = {n: f for n, f in ops.ACTIVATIONS.items() if n not in ("relu2", "xielu")}  # at infinity
+LINEAR = {
+    n: f for n, f in ops.ACTIVATIONS.items() if n not in ("relu2", "xielu")
+}  # at infinity
 ELEMENTWISE: dict[str, Callable[[Array], Array]] = {
     **LINEAR,
     "erf": ops.erf,
@@ -128,7 +136,9 @@ ELEMENTWISE: dict[str, Callable[[Array], Array]] = {
 def test_activations_follow_their_formulas(x: Array) -> None:
     assert {*EXACT, "xielu"} == ops.ACTIVATIONS.keys()
     for name, formula in EXACT.items():
-        error = np.abs(ops.ACTIVATIONS[name](x) - np.array([formula(v) for v in x.tolist()]))
+        error = np.abs(
+            ops.ACTIVATIONS[name](x) - np.array([formula(v) for v in x.tolist()])
+        )
         assert np.all(error <= 1e-15 * np.maximum(np.abs(x), 1e-3)), name
 
 
@@ -137,7 +147,9 @@ def test_activations_follow_their_formulas(x: Array) -> None:
     *[st.floats(-50, 50)] * 2,
     st.floats(0.1, 2),
 )
-@example(np.full(20, 981.0), -20.25, 0.0, 0.1015625)  # a softplus that is small beside 1
+@example(
+    np.full(20, 981.0), -20.25, 0.0, 0.1015625
+)  # a softplus that is small beside 1
 def test_xielu_follows_its_formula(x: Array, p: float, n: float, beta: float) -> None:
     def softplus(a: float) -> float:
         return max(a, 0) + math.log1p(math.exp(-abs(a)))
@@ -148,7 +160,9 @@ def test_xielu_follows_its_formula(x: Array, p: float, n: float, beta: float) ->
         return (beta + softplus(n)) * (math.expm1(min(v, -1e-6)) - v) + beta * v
 
     y = ops.xielu(x, *(np.array([value]) for value in (p, n, beta, -1e-6)))
-    np.testing.assert_allclose(y, [exact(v) for v in x.tolist()], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        y, [exact(v) for v in x.tolist()], rtol=1e-12, atol=1e-12
+    )
 
 
 def test_erf_on_a_fine_grid() -> None:
@@ -162,7 +176,9 @@ def test_erf_on_a_fine_grid() -> None:
 @given(data=st.data())
 def test_elementwise_operations_stay_finite(dtype: str, data: st.DataObject) -> None:
     limits = np.finfo(dtype)
-    extremes = np.array([limits.max, -limits.max, limits.tiny, -limits.tiny, -0.0], dtype)
+    extremes = np.array(
+        [limits.max, -limits.max, limits.tiny, -limits.tiny, -0.0], dtype
+    )
     for x in (extremes, data.draw(every_finite(dtype))):
         for name, function in ELEMENTWISE.items():
             y = function(x)
@@ -181,7 +197,9 @@ def queries(seed: int, *shape: int) -> Array:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(st.sampled_from(INTEGERS), st.data())
-def test_rope_tables_for_any_integer_dtype(dtype: str, integer: str, data: st.DataObject) -> None:
+def test_rope_tables_for_any_integer_dtype(
+    dtype: str, integer: str, data: st.DataObject
+) -> None:
     largest = min(np.iinfo(integer).max, 10**6)
     positions = data.draw(hnp.arrays(integer, 4, elements=st.integers(0, largest)))
     inv_freq = np.array([1.0, 0.3, 1e-4])
@@ -190,17 +208,23 @@ def test_rope_tables_for_any_integer_dtype(dtype: str, integer: str, data: st.Da
     for table, function in ((cos, math.cos), (sin, math.sin)):
         exact = np.array([[function(angle) for angle in row] for row in angles])
         assert table.dtype == dtype
-        np.testing.assert_allclose(table, exact.astype(dtype), atol=float(np.finfo(dtype).eps))
+        np.testing.assert_allclose(
+            table, exact.astype(dtype), atol=float(np.finfo(dtype).eps)
+        )
 
 
 @given(st.sampled_from(INTEGERS), st.data())
 def test_causal_bias(integer: str, data: st.DataObject) -> None:
-    positions = data.draw(hnp.arrays(integer, st.integers(1, 6), elements=st.integers(0, 127)))
+    positions = data.draw(
+        hnp.arrays(integer, st.integers(1, 6), elements=st.integers(0, 127))
+    )
     window = data.draw(st.none() | st.integers(1, 300))
     bias = position_tables.causal_bias(positions, window, np.float32)
     later = positions.astype(int)[:, None] - positions.astype(int)
     seen = (later >= 0) & (later < (300 if window is None else window))
-    np.testing.assert_array_equal(bias, np.where(seen, 0, -np.inf).astype("f4"), strict=True)
+    np.testing.assert_array_equal(
+        bias, np.where(seen, 0, -np.inf).astype("f4"), strict=True
+    )
 
 
 @st.composite
@@ -208,7 +232,10 @@ def configs(draw: st.DrawFn) -> Config:
     kv_heads, head_dim = draw(st.integers(1, 2)), draw(st.sampled_from([4, 6]))
     heads = kv_heads * draw(st.integers(1, 2))
     rotary = st.builds(
-        Rope, st.floats(10, 1e5), st.sampled_from(range(2, head_dim + 1, 2)), st.just("default")
+        Rope,
+        st.floats(10, 1e5),
+        st.sampled_from(range(2, head_dim + 1, 2)),
+        st.just("default"),
     )
     cap = st.none() | st.floats(1, 50)
     return Config(
@@ -265,14 +292,21 @@ def weights_of(config: Config, seed: int, dtype: npt.DTypeLike) -> dict[str, Arr
         shapes["pos_embed.weight"] = (rows, config.hidden_size)
     if config.activation == "xielu":
         shapes |= LEARNED_ACTIVATION
-    weights = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    weights = {
+        name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()
+    }
     for weight in weights.values():
         weight.setflags(write=False)
     return weights
 
 
 def run_block(
-    x: Array, config: Config, seed: int, first: int = 0, how: Kernels = PLAIN, without: str = "none"
+    x: Array,
+    config: Config,
+    seed: int,
+    first: int = 0,
+    how: Kernels = PLAIN,
+    without: str = "none",
 ) -> Array:
     """A block on positions from the first, without the weights whose names contain a word."""
     positions = first + np.arange(x.shape[1])
@@ -298,26 +332,36 @@ def test_a_token_changes_nothing_before_it_or_past_its_window(
     assert np.all(np.any(y[:, changed] != y_other[:, changed], axis=-1))
     np.testing.assert_array_equal(y[:, :changed], y_other[:, :changed])
     if (window := config.blocks[0].window) is not None:
-        np.testing.assert_array_equal(y[:, changed + window :], y_other[:, changed + window :])
+        np.testing.assert_array_equal(
+            y[:, changed + window :], y_other[:, changed + window :]
+        )
 
 
 @given(configs(), seeds, st.sampled_from(DTYPES), EITHER)
-def test_sequences_are_independent(config: Config, seed: int, dtype: str, how: Kernels) -> None:
+def test_sequences_are_independent(
+    config: Config, seed: int, dtype: str, how: Kernels
+) -> None:
     """What the others hold changes no bit: where it lies in memory may, with some kernels."""
     x, others = (streams(config, seed + n, dtype) for n in range(2))
     y = run_block(x, config, seed, how=how)
     for row in range(len(x)):
         mixed = others.copy()
         mixed[row] = x[row]
-        np.testing.assert_array_equal(run_block(mixed, config, seed, how=how)[row], y[row])
+        np.testing.assert_array_equal(
+            run_block(mixed, config, seed, how=how)[row], y[row]
+        )
 
 
 @given(configs(), seeds, st.integers(0, 1000))
-def test_a_block_sees_relative_positions_only(config: Config, seed: int, first: int) -> None:
+def test_a_block_sees_relative_positions_only(
+    config: Config, seed: int, first: int
+) -> None:
     # Not with a norm after the rotation: its gain, and its mean, depend on the channel.
     config = replace(config, weightless_norms=())
     x, without = streams(config, seed, "float64"), "_rope_norm"
-    y, y_moved = (run_block(x, config, seed, start, without=without) for start in (0, first))
+    y, y_moved = (
+        run_block(x, config, seed, start, without=without) for start in (0, first)
+    )
     np.testing.assert_allclose(y_moved, y, rtol=1e-7, atol=1e-7)
 
 
@@ -355,7 +399,9 @@ def test_dtypes_stay_what_they_are(config: Config, seed: int, dtype: str) -> Non
     assert {np.dtype(dtype)} == set(seen.values())
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    "dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+)
 def test_zeros_and_what_stays_are_those_of_arithmetic(dtype: npt.DTypeLike) -> None:
     """By their bits, for every number of 16 bits."""
     values = np.arange(1 << 16, dtype=np.uint16)
@@ -365,4 +411,6 @@ def test_zeros_and_what_stays_are_those_of_arithmetic(dtype: npt.DTypeLike) -> N
         values = values.astype(dtype).reshape(256, 256)
         np.testing.assert_array_equal(is_zero(values), values == 0)
     for value, kept in ((values, keep), (values.T, keep)):
-        assert bits(zeroed(value, kept)) == bits(np.where(kept, value, np.zeros((), dtype)))
+        assert bits(zeroed(value, kept)) == bits(
+            np.where(kept, value, np.zeros((), dtype))
+        )

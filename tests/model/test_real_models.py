@@ -36,7 +36,10 @@ def test_every_trace_point_agrees_with_transformers(name: str, kernels: str) -> 
     folder = REAL / name
     if not (folder / "config.json").exists() or not TEXT.exists():
         pytest.skip(f"no {name} or text in {REAL}: see docs/how-to/real-models.md")
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch, transformers = (
+        pytest.importorskip("torch"),
+        pytest.importorskip("transformers"),
+    )
     sys.path.insert(0, str(FIXTURES))
     from transformers_trace import traced
 
@@ -46,7 +49,9 @@ def test_every_trace_point_agrees_with_transformers(name: str, kernels: str) -> 
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     expected = traced(theirs, torch.tensor(tokens.ids))
-    ours = forward(model, tokens.ids, trace=True, kernels={"plain": PLAIN, "tiled": TILED}[kernels])
+    ours = forward(
+        model, tokens.ids, trace=True, kernels={"plain": PLAIN, "tiled": TILED}[kernels]
+    )
     assert set(ours.trace) == set(expected)
     errors = {}
     while expected:  # one at a time: a trace with its logits is gigabytes

@@ -27,7 +27,9 @@ def angles(theirs: Any, length: int) -> Any:
 
 
 @pytest.mark.parametrize("case", LENGTHS)
-def test_the_tables_are_those_of_transformers(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_are_those_of_transformers(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     transformers = pytest.importorskip("transformers")
     monkeypatch.syspath_prepend(FIXTURES)
     from transformers_trace import casts_lifted
@@ -35,11 +37,17 @@ def test_the_tables_are_those_of_transformers(case: str, monkeypatch: pytest.Mon
     config = config_of(case)
     rope = next(kind.rope for kind in read_config(config).config.blocks if kind.rope)
     with casts_lifted():
-        model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**config))
+        model = transformers.AutoModel.from_config(
+            transformers.AutoConfig.for_model(**config)
+        )
         for length in LENGTHS[case]:
             theirs = angles(model.rotary_emb, length)
             inv_freq = model.rotary_emb.inv_freq.numpy()
-            np.testing.assert_allclose(rope.inv_freq(length), inv_freq, rtol=1e-15, atol=0)
-            for mine, right in zip(rotation(np.arange(length), rope, "f8"), theirs, strict=True):
+            np.testing.assert_allclose(
+                rope.inv_freq(length), inv_freq, rtol=1e-15, atol=0
+            )
+            for mine, right in zip(
+                rotation(np.arange(length), rope, "f8"), theirs, strict=True
+            ):
                 # An angle of n radians has an error of n times that of its frequency
                 assert np.all(np.abs(mine - right) <= 1e-15 * (1 + length * inv_freq))

@@ -26,7 +26,9 @@ def states(upto: int) -> Stream:
     passing = Stream(model, dict(enumerate(IDS)), np.float64)
     for i in range(upto):
         weights = model.block(i, np.float64)
-        passing.advance({n: passing.through(h, weights) for n, h in passing.states.items()})
+        passing.advance(
+            {n: passing.through(h, weights) for n, h in passing.states.items()}
+        )
     return passing
 
 
@@ -57,7 +59,9 @@ def test_the_oracle_and_the_experiment_carry_the_same() -> None:
     steps = computed_case(model, tokens, recipe).expected
     plans = {"perturbed": recipe.perturbation, "pruned": Probes(delta=None)}
     for name, plan in plans.items():
-        scores = score(model, tokens, plan, Request("owl", {}, 0.5, correct=None), dtype="float64")
+        scores = score(
+            model, tokens, plan, Request("owl", {}, 0.5, correct=None), dtype="float64"
+        )
         for i in range(model.config.num_blocks):
             right, measured = steps[f"{name}.{i}.drift"], scores.sweep[0].drift[i, i:]
             np.testing.assert_allclose(measured, right, rtol=GATES["float64"])

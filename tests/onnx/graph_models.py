@@ -32,14 +32,18 @@ def prunable(model: Model) -> int:
 
 def axes(value: onnx.ValueInfoProto) -> list[str | int]:
     """Names or sizes of the axes of an input or output."""
-    return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+    return [
+        axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim
+    ]
 
 
 def reference_session(path: Path) -> Session:
     """A graph in onnx's own evaluator."""
     evaluator = ReferenceEvaluator(str(path))
 
-    def run(inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(
+        inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
         names = list(outputs or evaluator.output_names)
         with np.errstate(all="ignore"):
             return dict(zip(names, evaluator.run(names, dict(inputs)), strict=True))

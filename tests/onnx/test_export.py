@@ -48,9 +48,13 @@ def session(path: Path) -> Run:
     library = onnxruntime()
     options = library.SessionOptions()
     options.intra_op_num_threads = 1
-    runtime = library.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    runtime = library.InferenceSession(
+        path, options, providers=["CPUExecutionProvider"]
+    )
     names = [output.name for output in runtime.get_outputs()]
-    return lambda ids: dict(zip(names, runtime.run(names, {"token_ids": ids}), strict=True))
+    return lambda ids: dict(
+        zip(names, runtime.run(names, {"token_ids": ids}), strict=True)
+    )
 
 
 def reference(path: Path) -> Run:
@@ -85,18 +89,28 @@ def agrees(
 
 @pytest.mark.parametrize(("half", "dtype"), [(False, "float64"), (True, "float32")])
 @pytest.mark.parametrize("case", layouts(GRAPH_CASES))
-def test_a_graph_computes_the_same(case: str, half: bool, dtype: str, folder: Path) -> None:
+def test_a_graph_computes_the_same(
+    case: str, half: bool, dtype: str, folder: Path
+) -> None:
     model = pruned(case, folder) if half else model_of(case)
     path = folder / f"{case}-{half}-{dtype}.onnx"
     made = export(model, path, dtype=dtype, outputs="trace")
     worst = agrees(path, model, dtype)
     print(f"{case} {'pruned' if half else 'dense'} {dtype}: worst token {worst:.1e}")
     linears = {
-        f"blocks.{i}.{x}.weight" for i, names in enumerate(model.config.linears) for x in names
+        f"blocks.{i}.{x}.weight"
+        for i, names in enumerate(model.config.linears)
+        for x in names
     }
     tensors = [t for t in onnx.load(path).graph.initializer if t.name in linears]
-    zeros = sum(int(np.count_nonzero(numpy_helper.to_array(tensor) == 0)) for tensor in tensors)
-    assert zeros == (prunable(model) // 2 if half else 0) == int(made.metadata["prunable_zeros"])
+    zeros = sum(
+        int(np.count_nonzero(numpy_helper.to_array(tensor) == 0)) for tensor in tensors
+    )
+    assert (
+        zeros
+        == (prunable(model) // 2 if half else 0)
+        == int(made.metadata["prunable_zeros"])
+    )
     assert int(made.metadata["prunable_weights"]) == prunable(model)
 
 
@@ -112,25 +126,47 @@ def test_the_graph_has_our_names_and_open_axes(folder: Path) -> None:
     assert outputs["logits"] == ["batch", "sequence", 101]
     assert outputs["blocks.6.k_rope"] == ["batch", 2, "sequence", 10]
     assert list(outputs) == list(forward(model, [[1]], trace=True).trace)
-    ours = {tensor.name for tensor in graph.initializer if not tensor.name.startswith("constant_")}
+    ours = {
+        tensor.name
+        for tensor in graph.initializer
+        if not tensor.name.startswith("constant_")
+    }
     assert ours == model.weights.keys() - {"lm_head.weight"}  # tied
     calls = [node for node in graph.node if node.domain == "refimpl"]
     assert [call.op_type for call in calls] == ["block"] * 7
     (block,) = proto.functions
     weights = [name for name in block.input if re.search(r"\.(weight|bias)$", name)]
-    for i, call in enumerate(calls):  # the function's inputs are our names, and so are the call's
+    for i, call in enumerate(
+        calls
+    ):  # the function's inputs are our names, and so are the call's
         assert call.name == f"blocks.{i}"
         names = [f"{call.name}.{name}" for name in weights]
         assert names == list(call.input)[-len(weights) :]
-        assert set(names) == {name for name in model.weights if name.startswith(f"{call.name}.")}
+        assert set(names) == {
+            name for name in model.weights if name.startswith(f"{call.name}.")
+        }
     labels = {name for node in block.node for name in node.output}
-    assert labels >= {"attn_norm", "q", "k_rope", "attn_heads", "mlp_hidden", "resid_post"}
+    assert labels >= {
+        "attn_norm",
+        "q",
+        "k_rope",
+        "attn_heads",
+        "mlp_hidden",
+        "resid_post",
+    }
     assert (proto.ir_version, proto.opset_import[0].version) == (10, 21)
     assert made.metadata == {entry.key: entry.value for entry in proto.metadata_props}
-    assert made.metadata.items() >= {
-        "model": "gemma3", "family": "gemma3_text", "dtype": "float32", "outputs": "trace",
-        "prunable_zeros": "0", "sparsity": "0.0",
-    }.items()  # fmt: skip
+    assert (
+        made.metadata.items()
+        >= {
+            "model": "gemma3",
+            "family": "gemma3_text",
+            "dtype": "float32",
+            "outputs": "trace",
+            "prunable_zeros": "0",
+            "sparsity": "0.0",
+        }.items()
+    )
     assert made.metadata["refimpl"] == proto.producer_version
 
 
@@ -144,12 +180,16 @@ STORED: dict[str, tuple[str, Any]] = {  # the fixture, and the dtype if it is an
 }
 
 
-@pytest.mark.parametrize(("stored", "dtype"), list(zip(STORED, cycle(GATES), strict=False)))
+@pytest.mark.parametrize(
+    ("stored", "dtype"), list(zip(STORED, cycle(GATES), strict=False))
+)
 def test_weights_enter_as_they_are_stored(stored: str, dtype: str, copy: Copy) -> None:
     case, stored_dtype = STORED[stored]
     path = copy(case)
     if stored_dtype is not None:
-        arrays = {name: array.astype(stored_dtype) for name, array in arrays_of(case).items()}
+        arrays = {
+            name: array.astype(stored_dtype) for name, array in arrays_of(case).items()
+        }
         save_tensors(path / "model.safetensors", arrays, {"format": "pt"})
     model = read_model(path)
     before = files(model.path)
@@ -163,21 +203,29 @@ def test_weights_enter_as_they_are_stored(stored: str, dtype: str, copy: Copy) -
 @pytest.mark.parametrize(
     ("case", "functions"),
     [
-        ("gemma3", ["block"]), ("smollm3", ["block", "block_2"]),
+        ("gemma3", ["block"]),
+        ("smollm3", ["block", "block_2"]),
         ("lfm2", ["block", "block_2"]),
     ],
-)  # fmt: skip
-def test_equal_blocks_are_one_function(case: str, functions: list[str], tmp_path: Path) -> None:
+)
+def test_equal_blocks_are_one_function(
+    case: str, functions: list[str], tmp_path: Path
+) -> None:
     made = export(model_of(case), tmp_path / "model.onnx")
-    assert [x.name for x in onnx.load(made.graph, load_external_data=False).functions] == functions
+    assert [
+        x.name for x in onnx.load(made.graph, load_external_data=False).functions
+    ] == functions
 
 
 @pytest.mark.parametrize("case", UNRECORDED)
 def test_a_mixer_without_operators_is_refused(case: str, tmp_path: Path) -> None:
     refusal_of(
-        export, model_of(case), tmp_path / "a.onnx",
-        says="gated delta rule cannot be part of a graph: ONNX has no operator", remedy="score",
-    )  # fmt: skip
+        export,
+        model_of(case),
+        tmp_path / "a.onnx",
+        says="gated delta rule cannot be part of a graph: ONNX has no operator",
+        remedy="score",
+    )
     assert not [*tmp_path.iterdir()]
 
 
@@ -193,9 +241,13 @@ def test_the_data_file_holds_every_weight_where_the_graph_says(folder: Path) -> 
     for case in ("gpt2", "gemma2", "phi3"):
         model, path = model_of(case), folder / f"{case}-data.onnx"
         export(model, path)
-        arrays = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+        arrays = {
+            t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer
+        }
         for carried in distinct(graph_weights(model, np.float32)):
-            np.testing.assert_array_equal(arrays[carried.name], carried.weight.read(np.float32))
+            np.testing.assert_array_equal(
+                arrays[carried.name], carried.weight.read(np.float32)
+            )
             assert carried.offset % 64 == 0
 
 
@@ -239,7 +291,9 @@ def test_no_graph_stands_beside_data_of_another(copy: Copy) -> None:
     agrees(graph, model, "float32", [session])
 
 
-@pytest.mark.parametrize("tensor", ["model.norm.weight", "model.layers.2.mlp.up_proj.weight"])
+@pytest.mark.parametrize(
+    "tensor", ["model.norm.weight", "model.layers.2.mlp.up_proj.weight"]
+)
 def test_weights_that_are_not_numbers_are_refused(tensor: str, copy: Copy) -> None:
     path = copy("llama")
     arrays = arrays_of("llama")
@@ -292,7 +346,9 @@ def killed_at_every_step(folder: str, force: bool) -> None:
             break
         left = pair(here)
         states.append("old" if left == before else "new" if left == new else "between")
-        assert states[-1] != "between" or "m.onnx" not in left, number  # which is looked for
+        assert states[-1] != "between" or "m.onnx" not in left, (
+            number
+        )  # which is looked for
         if states[-1] == "between" and force:
             other = Path(shutil.copytree(here, Path(folder, f"{number} again")))
             assert "exists" in exported(other).err
@@ -305,6 +361,11 @@ def killed_at_every_step(folder: str, force: bool) -> None:
     assert {*states} == {"old", "between", "new"}
 
 
-@pytest.mark.parametrize("force", [pytest.param(False, marks=pytest.mark.thorough), True])
+@pytest.mark.parametrize(
+    "force", [pytest.param(False, marks=pytest.mark.thorough), True]
+)
 def test_a_killed_export_is_undone_by_the_next(force: bool, tmp_path: Path) -> None:
-    assert printed_json(__file__, f"killed_at_every_step({str(tmp_path)!r}, {force})") is None
+    assert (
+        printed_json(__file__, f"killed_at_every_step({str(tmp_path)!r}, {force})")
+        is None
+    )

@@ -28,7 +28,9 @@ def bools(proto: onnx.ModelProto) -> None:
 
 
 def negative(proto: onnx.ModelProto) -> None:
-    (tensor,) = (t for t in proto.graph.initializer if t.name == "blocks.0.q_proj.weight")
+    (tensor,) = (
+        t for t in proto.graph.initializer if t.name == "blocks.0.q_proj.weight"
+    )
     tensor.dims[0] = -tensor.dims[0]
 
 
@@ -69,7 +71,9 @@ def test_limits_that_are_none(seconds: str, graph: Path) -> None:
     assert "--time-limit" in refused(*words)
 
 
-def test_we_parse_no_graph(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_we_parse_no_graph(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(onnx, "load", Mock(side_effect=AssertionError("parsed here")))
     sizes = ("--samples", 1, "--seq-len", 3)
     ran("validate", LLAMA, "--graph", graph, *sizes, "-o", tmp_path / "out.json")
@@ -80,7 +84,9 @@ def test_a_graph_of_empty_nodes_takes_no_memory_of_ours(tmp_path: Path) -> None:
     path = tmp_path / "nodes.onnx"
     inside = b"\x0a\x00" * (1 << 21)  # a node without fields
     length = len(inside)
-    varint = bytes([length & 127 | 128, length >> 7 & 127 | 128, length >> 14 & 127 | 128])
+    varint = bytes(
+        [length & 127 | 128, length >> 7 & 127 | 128, length >> 14 & 127 | 128]
+    )
     path.write_bytes(b"\x3a" + varint + bytes([length >> 21]) + inside)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused("validate", LLAMA, "--graph", path)

@@ -27,7 +27,11 @@ from refimpl.oracle.measures import error_of
 pytestmark = pytest.mark.real
 
 TEXT = REAL / "text" / "sotu-1980-on.txt"
-SMOL, GEMMA, QWEN = MODELS = "SmolLM2-135M-Instruct", "gemma-3-270m", "Qwen2.5-Coder-0.5B-Instruct"
+SMOL, GEMMA, QWEN = MODELS = (
+    "SmolLM2-135M-Instruct",
+    "gemma-3-270m",
+    "Qwen2.5-Coder-0.5B-Instruct",
+)
 GATE = 1e-4
 
 
@@ -65,7 +69,9 @@ def test_a_graph_agrees_with_transformers(name: str, tmp_path: Path) -> None:
     made = export(model, tmp_path / "x.onnx")
     ids = text_tokens(TEXT, model.folder / "tokenizer.json", 1, 256).ids
     graph = open_session(made.graph).run({"token_ids": ids})["logits"]
-    error = error_of("logits", graph, transformers_forward(model, "float32")(ids)["logits"])[0]
+    error = error_of(
+        "logits", graph, transformers_forward(model, "float32")(ids)["logits"]
+    )[0]
     print(f"\n{name}: logits {error:.1e} from transformers'")
     assert error < GATE
 
@@ -85,7 +91,10 @@ def test_a_graph_of_more_than_one_message(tmp_path: Path) -> None:
     model = real_model(QWEN, TEXT)
     made = export(model, tmp_path / "x.onnx", dtype="float64")
     assert made.data_bytes > LARGEST_GRAPH
-    assert len(onnx.load(made.graph, load_external_data=False).graph.initializer) > made.tensors
+    assert (
+        len(onnx.load(made.graph, load_external_data=False).graph.initializer)
+        > made.tensors
+    )
     tokens = text_tokens(TEXT, model.folder / "tokenizer.json", 1, 8)
     result = validate(model, tokens, made.graph)
     print_worst(result)

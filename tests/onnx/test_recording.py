@@ -56,10 +56,18 @@ def test_dtypes_follow_numpy(dtype: str) -> None:
     low, high, i = np.ones(1, np.float32), np.ones(1, np.float64), np.ones(1, np.int64)
     real = np.ones(1, dtype)
     for found, expected in (
-        (2 * x, 2 * real), (x / 2.0, real / 2.0), (low - x, low - real), (x * high, real * high),
-        (n * x, i * real), (n / 2, i / 2), (n * 0.5, i * 0.5), (x > n, real > i),
-        (np.where(x > 0, x, 1), real), (np.where(x > 0, n, x), i + real), (x + n, real + i),
-    ):  # fmt: skip
+        (2 * x, 2 * real),
+        (x / 2.0, real / 2.0),
+        (low - x, low - real),
+        (x * high, real * high),
+        (n * x, i * real),
+        (n / 2, i / 2),
+        (n * 0.5, i * 0.5),
+        (x > n, real > i),
+        (np.where(x > 0, x, 1), real),
+        (np.where(x > 0, n, x), i + real),
+        (x + n, real + i),
+    ):
         assert found.dtype == expected.dtype
 
 
@@ -80,14 +88,21 @@ def test_a_function_is_recorded_once_and_called_by_name() -> None:
     found = graph.call("scaled", scaled, {"x": x, "w": w}, "first")
     names = {name: value.name for name, value in found.items()}
     assert names == {"y": "first.y", "same": "first.same"}
-    graph.output("y", graph.call("scaled", scaled, {"x": found["y"], "w": w}, "second")["y"])
+    graph.output(
+        "y", graph.call("scaled", scaled, {"x": found["y"], "w": w}, "second")["y"]
+    )
     graph.output("z", graph.call("scaled", scaled, {"x": more, "w": w}, "third")["y"])
     assert found["same"].shape == x.shape
     (function,) = graph.model().functions
     assert function.name == "scaled"
     assert list(function.input) == ["x", "w"]
     assert list(function.output) == ["y", "same"]
-    assert [node.op_type for node in function.node] == ["Constant", "Mul", "Add", "Identity"]
+    assert [node.op_type for node in function.node] == [
+        "Constant",
+        "Mul",
+        "Add",
+        "Identity",
+    ]
     one = np.array([[1, 2]], np.float32)
     y, z = evaluated(graph, x=one, more=one[None])
     np.testing.assert_array_equal(y, [[7, 38]])

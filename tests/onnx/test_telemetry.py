@@ -23,7 +23,9 @@ def test_no_file_appears_at_home(name: str, tmp_path: Path) -> None:
     work.mkdir()
     home.mkdir()
     ran("export", LLAMA, "-o", work / "graph.onnx")
-    env = {key: value for key, value in ENV.items() if not key.startswith(("XDG_", "ORT_"))}
+    env = {
+        key: value for key, value in ENV.items() if not key.startswith(("XDG_", "ORT_"))
+    }
     command = [*PROGRAM, *map(str, COMMANDS[name])]
     subprocess.run(command, cwd=work, env=env | {"HOME": str(home)}, check=True)
     assert [*home.rglob("*")] == []

@@ -51,7 +51,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def graph_of(case: str, folder: Path, dtype: str = "float32", **options: Any) -> Path:
     """A fixture's graph with its weights in it, of all trace points by default; made once."""
-    words = "-".join([case, dtype, *(f"{name}={value}" for name, value in options.items())])
+    words = "-".join(
+        [case, dtype, *(f"{name}={value}" for name, value in options.items())]
+    )
     path = folder / f"{words}.onnx"
     if not path.exists():
         model = pruned(case, folder) if options.pop("pruned", False) else model_of(case)
@@ -70,7 +72,10 @@ def fixed(case: str, folder: Path, length: int) -> Path:
 
 def runs(validation: Validation) -> list[tuple[str, tuple[int, ...], int]]:
     """Dtype, shape of the token ids and number of steps of every run."""
-    return [(x.dtype, x.case.inputs["token_ids"].shape, len(x.steps)) for x in validation.reports]
+    return [
+        (x.dtype, x.case.inputs["token_ids"].shape, len(x.steps))
+        for x in validation.reports
+    ]
 
 
 @pytest.mark.parametrize("case", layouts(GRAPH_CASES))
@@ -96,7 +101,9 @@ def test_batches_have_one_shape_each() -> None:
     assert shapes(1, 5) == [(1, 5), (1, 1)]
 
 
-@pytest.mark.parametrize(("length", "shapes"), [(5, [(1, 5)]), (8, [(3, 8)]), (13, [(3, 13)])])
+@pytest.mark.parametrize(
+    ("length", "shapes"), [(5, [(1, 5)]), (8, [(3, 8)]), (13, [(3, 13)])]
+)
 def test_a_graph_of_one_length_is_judged_on_it(
     length: int, shapes: list[tuple[int, ...]], folder: Path
 ) -> None:
@@ -112,7 +119,9 @@ def test_a_graph_of_one_length_takes_no_other(folder: Path) -> None:
     assert "a graph for sequences of 16 tokens, and these have 1" in message
     assert "use --seq-len 16" in message
     assert program(LLAMA, "--graph", path, "--seq-len", 16).code == 0
-    assert program(LLAMA, "--graph", path, "--seq-len", 20).code == 0  # cut, as other batches
+    assert (
+        program(LLAMA, "--graph", path, "--seq-len", 20).code == 0
+    )  # cut, as other batches
 
 
 @pytest.mark.parametrize("case", layouts(LAYOUTS, ("llama_sharded", "gpt2", "bamba")))
@@ -130,7 +139,9 @@ Damage = Callable[[onnx.ModelProto], None]
 
 def damage(change: Callable[..., None]) -> Callable[..., Damage]:
     """Bind all arguments but the graph: `bypassed("q")` changes a graph."""
-    return lambda *arguments, **options: lambda proto: change(proto, *arguments, **options)
+    return lambda *arguments, **options: (
+        lambda proto: change(proto, *arguments, **options)
+    )
 
 
 @damage
@@ -168,14 +179,20 @@ def shifted_mask(proto: onnx.ModelProto) -> None:
 
 @damage
 def then(
-    proto: onnx.ModelProto, op: str, output: str, factor: float | None = None, **attributes: Any
+    proto: onnx.ModelProto,
+    op: str,
+    output: str,
+    factor: float | None = None,
+    **attributes: Any,
 ) -> None:
     """Put one more node behind an output of the graph."""
     maker = node(proto, output)
     maker.output[list(maker.output).index(output)] = "before"
     operands = ["before"]
     if factor is not None:
-        proto.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "factor"))
+        proto.graph.initializer.append(
+            numpy_helper.from_array(np.float32(factor), "factor")
+        )
         operands.append("factor")
     proto.graph.node.append(helper.make_node(op, operands, [output], **attributes))
 
@@ -206,20 +223,39 @@ def without_output(proto: onnx.ModelProto) -> None:
 # The family, the damage, the first point that shows it, and a part of what is said of it.
 BROKEN: dict[str, tuple[str, Damage, str, str]] = {
     "one number": (
-        "llama", number("blocks.2.k_proj.weight", lambda x: x + 0.01), "blocks.2.k", "channels",
+        "llama",
+        number("blocks.2.k_proj.weight", lambda x: x + 0.01),
+        "blocks.2.k",
+        "channels",
     ),
-    "a dropped sum": ("llama", bypassed("resid_mid"), "blocks.0.resid_mid", "those of embed"),
+    "a dropped sum": (
+        "llama",
+        bypassed("resid_mid"),
+        "blocks.0.resid_mid",
+        "those of embed",
+    ),
     "a mask shifted by one": ("llama", shifted_mask, "blocks.0.attn_out", "the mask"),
     "NaN": (
-        "llama", number("blocks.1.up_proj.weight", lambda _: np.nan), "blocks.1.mlp_out", "-inf",
+        "llama",
+        number("blocks.1.up_proj.weight", lambda _: np.nan),
+        "blocks.1.mlp_out",
+        "-inf",
     ),
     "nothing but 0": ("llama", then("Mul", "logits", 0.0), "logits", "never written"),
     "another shape": (
-        "llama", then("Transpose", "logits", perm=[1, 0, 2]), "logits", "axes in another order",
+        "llama",
+        then("Transpose", "logits", perm=[1, 0, 2]),
+        "logits",
+        "axes in another order",
     ),
     "another dtype": ("llama", says_float64, "blocks.0.attn_norm", "float32 in some"),
-    "float32 passed off as float64": ("llama", as_float64, "blocks.0.attn_norm", "float32 in some"),
-}  # fmt: skip
+    "float32 passed off as float64": (
+        "llama",
+        as_float64,
+        "blocks.0.attn_norm",
+        "float32 in some",
+    ),
+}
 
 
 def broken(graph: Path, change: Damage) -> Path:
@@ -235,7 +271,13 @@ def program(*words: object) -> Result:
     return run("validate", *words, "--threads", 1)
 
 
-TYPICAL = ("one number", "a dropped sum", "a mask shifted by one", "NaN", "another dtype")
+TYPICAL = (
+    "one number",
+    "a dropped sum",
+    "a mask shifted by one",
+    "NaN",
+    "another dtype",
+)
 
 
 @pytest.mark.parametrize("name", layouts(BROKEN, TYPICAL))
@@ -251,7 +293,9 @@ def test_what_is_broken_fails_where_it_is_broken(name: str, folder: Path) -> Non
 
 
 def test_a_step_that_is_missing_is_never_a_pass(folder: Path) -> None:
-    result = program(LLAMA, "--graph", broken(graph_of("llama", folder), without_output))
+    result = program(
+        LLAMA, "--graph", broken(graph_of("llama", folder), without_output)
+    )
     assert result.code == 3
     assert "1 step missing: blocks.3.v" in result.out
 
@@ -277,11 +321,17 @@ def test_json_says_what_the_table_says(folder: Path, tmp_path: Path) -> None:
     assert document == json.loads(out.read_text("utf-8"))
     assert document["verdict"] == "fail"
     first = document["runs"][0]["first"]
-    assert (first["step"], first["error"], document["runs"][0]["shape"]) == (point, None, [1, 5])
+    assert (first["step"], first["error"], document["runs"][0]["shape"]) == (
+        point,
+        None,
+        [1, 5],
+    )
     assert "NaN among" in first["fault"]
     reports = validate(model_of(case), graph=path, threads=1).reports
     errors = [[step["error"] for step in run["steps"]] for run in document["runs"]]
-    finite = [[x.error if np.isfinite(x.error) else None for x in r.steps] for r in reports]
+    finite = [
+        [x.error if np.isfinite(x.error) else None for x in r.steps] for r in reports
+    ]
     assert errors == finite
 
 
@@ -291,7 +341,12 @@ def test_tokens_of_a_text_and_a_longest_sequence(tmp_path: Path) -> None:
     for case, option, value, text in (
         ("llama", "--text", FIXTURES / "text.txt", "text.txt"),
         ("llama", "--tokens", rows, "forward float32 [1, 64]"),
-        ("mistral", "--seq-len", 5, "no sample is longer than the window of 5: use 13 tokens"),
+        (
+            "mistral",
+            "--seq-len",
+            5,
+            "no sample is longer than the window of 5: use 13 tokens",
+        ),
     ):
         result = program(FIXTURES / case, option, value, "--dtype", "float32")
         assert (result.code, text in result.out) == (0, True)
@@ -302,9 +357,12 @@ def refused(*words: object, model: Path = LLAMA) -> str:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(b"\xff\x00 no graph", "no ONNX graph"), (b"", "one input of integers")]
+    ("content", "says"),
+    [(b"\xff\x00 no graph", "no ONNX graph"), (b"", "one input of integers")],
 )
-def test_a_file_that_is_no_graph_is_refused(content: bytes, says: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_graph_is_refused(
+    content: bytes, says: str, tmp_path: Path
+) -> None:
     (tmp_path / "x.onnx").write_bytes(content)
     assert says in refused("--graph", tmp_path / "x.onnx")
 
@@ -330,13 +388,19 @@ def test_a_graphs_tokens_may_be_of_32_bits(folder: Path) -> None:
     def narrow(proto: onnx.ModelProto) -> None:
         proto.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
 
-    assert program(LLAMA, "--graph", broken(graph_of("llama", folder), narrow)).code == 0
+    assert (
+        program(LLAMA, "--graph", broken(graph_of("llama", folder), narrow)).code == 0
+    )
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 99), st.floats(1e-9, 1.0))
-def test_the_measure_is_that_of_the_gates(rows: int, width: int, seed: int, size: float) -> None:
+def test_the_measure_is_that_of_the_gates(
+    rows: int, width: int, seed: int, size: float
+) -> None:
     rng = np.random.default_rng(seed)
-    right = rng.normal(size=(2, rows, width)) * 10.0 ** rng.integers(-3, 4, (2, rows, 1))
+    right = rng.normal(size=(2, rows, width)) * 10.0 ** rng.integers(
+        -3, 4, (2, rows, 1)
+    )
     wrong = right + size * rng.normal(size=right.shape)
     error, token, _ = measures.error_of("logits", wrong, right)
     assert error == pytest.approx(worst_token(wrong, right))
@@ -344,7 +408,10 @@ def test_the_measure_is_that_of_the_gates(rows: int, width: int, seed: int, size
 
 
 def test_a_token_that_should_be_0_must_be_0() -> None:
-    right, wrong = np.array([[0.0, 0.0], [1.0, 0.0]]), np.array([[0.0, 1e-30], [1.0, 0.0]])
+    right, wrong = (
+        np.array([[0.0, 0.0], [1.0, 0.0]]),
+        np.array([[0.0, 1e-30], [1.0, 0.0]]),
+    )
     assert measures.error_of("logits", wrong, right)[:2] == (np.inf, (0,))
     assert measures.error_of("logits", right, right)[0] == 0
     nothing = np.zeros((2, 2))

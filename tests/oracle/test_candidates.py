@@ -55,8 +55,12 @@ MODULES = {  # transformers' of Llama; none returns what is rotated
 def one() -> Case:
     """The forward of one sequence, as most programs run it."""
     whole = case_of("llama")
-    tokens = Tokens(np.ascontiguousarray(whole.inputs["token_ids"][:1]), "of the case", "ids")
-    return computed_case(whole.model, tokens, replace(whole.recipe, only=FORWARD), MODEL)
+    tokens = Tokens(
+        np.ascontiguousarray(whole.inputs["token_ids"][:1]), "of the case", "ids"
+    )
+    return computed_case(
+        whole.model, tokens, replace(whole.recipe, only=FORWARD), MODEL
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +83,9 @@ def merged(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def hooked(arrays: Arrays) -> Arrays:
     """Arrays by the names of transformers' modules, heads beside each other."""
-    names = {step.format(i): x.format(i) for step, x in MODULES.items() for i in range(4)}
+    names = {
+        step.format(i): x.format(i) for step, x in MODULES.items() for i in range(4)
+    }
     return {names[step]: merged(x) for step, x in arrays.items() if step in names}
 
 
@@ -91,7 +97,9 @@ def npz(path: Path, arrays: Arrays) -> Path:
 @pytest.mark.parametrize(
     "program", ["own names", "transformers", "mlx-lm", "transformer-lens", "ggml"]
 )
-def test_arrays_of_a_program_are_a_candidate(program: str, one: Case, tmp_path: Path) -> None:
+def test_arrays_of_a_program_are_a_candidate(
+    program: str, one: Case, tmp_path: Path
+) -> None:
     """By the steps' names, by transformers', or by a file of the docs; a mistake is at its step."""
     names = NAMES / f"{program}.json"
     file = names if names.exists() else None
@@ -133,7 +141,9 @@ def test_the_command_computes_the_forward_of_a_model(one: Case, tmp_path: Path) 
     assert "blocks.0.q_rope" in json.loads(run(*words, "--json").out)["not_covered"]
 
 
-def test_outputs_of_another_program_are_no_pass(tmp_path: Path, forward_case: Case) -> None:
+def test_outputs_of_another_program_are_no_pass(
+    tmp_path: Path, forward_case: Case
+) -> None:
     """Of its names two happen to be transformers', and the other 41 steps are missing."""
     whole = {f"blocks.{i}.ln.weight": np.zeros(3, np.float32) for i in range(40)}
     for name, step in (("model.norm", "final_norm"), ("lm_head", "logits")):
@@ -157,11 +167,16 @@ def test_own_names_are_a_file(tmp_path: Path, forward_case: Case) -> None:
     case, saved = forward_case, Arrays()
     names = {f"blocks.{i}.{x}" for i in range(4) for x in ("q", "resid_post")}
     file = tmp_path / "names.json"
-    patterns = {"blocks.{}.q": ["h.{}.q", "h.{}.query"], "blocks.{}.resid_pre": "h.{}.in",
-                "blocks.{}.resid_post": ["h.{+1}.in", "h.{}"]}  # fmt: skip
+    patterns = {
+        "blocks.{}.q": ["h.{}.q", "h.{}.query"],
+        "blocks.{}.resid_pre": "h.{}.in",
+        "blocks.{}.resid_post": ["h.{+1}.in", "h.{}"],
+    }
     file.write_text(json.dumps(patterns))
     for i in range(4):
-        saved[f"h.{i}.query"] = case.expected[f"blocks.{i}.q"].swapaxes(1, 2)  # heads apart
+        saved[f"h.{i}.query"] = case.expected[f"blocks.{i}.q"].swapaxes(
+            1, 2
+        )  # heads apart
         saved[f"h.{i}"] = case.expected[f"blocks.{i}.resid_post"]
     actual = write_arrays(tmp_path / "hooks.safetensors", saved)
     done = run("check", case.folder, actual, "--names", file, "--json")
@@ -172,7 +187,9 @@ def test_own_names_are_a_file(tmp_path: Path, forward_case: Case) -> None:
         f"blocks.{i}.resid_pre" for i in range(4)
     }
     assert {s for s, x in statuses.items() if x == "pass"} == names
-    wrong = write_arrays(tmp_path / "wrong.safetensors", saved | {"h.0.query": -saved["h.0.query"]})
+    wrong = write_arrays(
+        tmp_path / "wrong.safetensors", saved | {"h.0.query": -saved["h.0.query"]}
+    )
     again = run("check", case.folder, wrong, "--names", file).out.splitlines()[-1]
     assert again.endswith(f"--only 'blocks.0.q' --names {file}")
     assert len(document["not_covered"]) == len(case.expected) - 12
@@ -206,10 +223,17 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, forward_case: Case) -> N
         names.write_text(content)
         refused("check", folder, actual, "--names", names)
     x = case.expected["final_norm"]  # which of two is not guessed
-    refusal_of(module_steps, case, {"a.model.norm": x, "b.model.norm": x}, says="no output belongs")
+    refusal_of(
+        module_steps,
+        case,
+        {"a.model.norm": x, "b.model.norm": x},
+        says="no output belongs",
+    )
 
 
-def test_bfloat16_is_what_numpy_calls_a_pair_of_bytes(one: Case, tmp_path: Path) -> None:
+def test_bfloat16_is_what_numpy_calls_a_pair_of_bytes(
+    one: Case, tmp_path: Path
+) -> None:
     import ml_dtypes
 
     step = "blocks.0.attn_norm"
@@ -279,11 +303,15 @@ def test_a_damaged_or_hostile_file_is_refused(name: str, tmp_path: Path) -> None
 def test_pipes_folders_and_devices_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.npz")
     for path in (tmp_path / "pipe.npz", tmp_path, "/dev/zero"):
-        assert re.search("not a regular file|Is a directory", refused("check", LLAMA, path))
+        assert re.search(
+            "not a regular file|Is a directory", refused("check", LLAMA, path)
+        )
 
 
 @pytest.mark.parametrize("length", [0x80, 0x4B50])
-def test_a_header_whose_length_begins_as_another_format_does(length: int, tmp_path: Path) -> None:
+def test_a_header_whose_length_begins_as_another_format_does(
+    length: int, tmp_path: Path
+) -> None:
     """The first bytes of a safetensors file are a number: 0x80 begins a pickle, 0x4B50 a zip."""
     path, x = tmp_path / "mine.safetensors", np.arange(3.0)
     header = json.dumps({"a": {"dtype": "F64", "shape": [3], "data_offsets": [0, 24]}})
@@ -302,12 +330,17 @@ def test_transformers_hooks_agree_with_every_case(name: str) -> None:
         case.model.path, dtype=torch.float32, attn_implementation="eager"
     )
     for key, module in model.named_modules():
-        module.register_forward_hook(lambda _, __, x, key=key: outputs.__setitem__(
-            key, array_of(x[0] if isinstance(x, tuple) else x)))  # fmt: skip
+        module.register_forward_hook(
+            lambda _, __, x, key=key: outputs.__setitem__(
+                key, array_of(x[0] if isinstance(x, tuple) else x)
+            )
+        )
     with torch.no_grad():
         model(torch.from_numpy(np.array(case.inputs["token_ids"])), use_cache=False)
     left_out = ("q_rope", "k_rope", "resid_mid", "resid_pre", "embed", "logits")
-    every = [x for x in case.expected if x.split(".")[0] in ("embed", "blocks", "final_norm")]
+    every = [
+        x for x in case.expected if x.split(".")[0] in ("embed", "blocks", "final_norm")
+    ]
     arrays = module_steps(case, outputs)
     assert {x for x in every if not x.endswith(left_out)} <= arrays.keys()
     for step, value in arrays.items():
@@ -329,7 +362,9 @@ def test_the_hooks_of_the_page_serve_other_families(
 ) -> None:
     """With other names of modules, clipped queries, a complex rotation, and views of outputs."""
     pytest.importorskip("transformers")
-    ids = Tokens(np.random.default_rng(0).integers(5, 40, (2, 24)), "of the test", "ids")
+    ids = Tokens(
+        np.random.default_rng(0).integers(5, 40, (2, 24)), "of the test", "ids"
+    )
     recipe = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))
     case = make_case(model_of(fixture), ids, recipe, tmp_path / "case")
     program = (HERE.parent / "docs" / "how-to" / "candidates.md").read_text()
@@ -342,7 +377,9 @@ def test_the_hooks_of_the_page_serve_other_families(
         program = re.sub(f'"{name}(?=["/])', f'"{path}', program)
     experts = ', experts_implementation="eager"' if case.model.config.experts else ""
     exec(program.replace("torch.float32", f"torch.{dtype}{experts}"), {})
-    done = run("check", case.folder, tmp_path / "hooks.safetensors", "--names", "transformers")
+    done = run(
+        "check", case.folder, tmp_path / "hooks.safetensors", "--names", "transformers"
+    )
     narrow = 3 if dtype == "bfloat16" and fixture in NOT_RESOLVED else 0
     assert done.code == REFUSED.get(fixture, narrow), done.out
 
@@ -355,7 +392,9 @@ def test_values_after_a_norm_without_weights_are_in_the_module_of_that_norm() ->
 
 def test_a_complex_step_diverges_by_name() -> None:
     case = case_of("llama")
-    report = check(case, {"logits": case.expected["logits"] + 0j}, ("logits",), "float32")
+    report = check(
+        case, {"logits": case.expected["logits"] + 0j}, ("logits",), "float32"
+    )
     assert report.first is not None
     assert report.first.fault == "dtype complex128, expected a float"
 
@@ -363,13 +402,20 @@ def test_a_complex_step_diverges_by_name() -> None:
 def test_another_kind_of_file_is_told_which_are_read(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_text("some text, or a graph")
-    refusal_of(read_outputs, path, says="is no file of arrays", remedy="validate MODEL --graph")
+    refusal_of(
+        read_outputs, path, says="is no file of arrays", remedy="validate MODEL --graph"
+    )
 
 
 def test_only_names_the_input_of_a_linear(one: Case, tmp_path: Path) -> None:
     weight = one.model.weights["blocks.0.o_proj.weight"].read(np.float64)
-    heads = np.linalg.solve(weight, one.expected["blocks.0.attn_out"][0].T).T  # what it reads
+    heads = np.linalg.solve(
+        weight, one.expected["blocks.0.attn_out"][0].T
+    ).T  # what it reads
     asked = "--only", "blocks.0.attn_heads"
     for x, code in (heads, 0), (heads[:, ::-1], 1):
-        arrays = {"token_ids": one.inputs["token_ids"], asked[1]: x[None].astype(np.float32)}
+        arrays = {
+            "token_ids": one.inputs["token_ids"],
+            asked[1]: x[None].astype(np.float32),
+        }
         assert run("check", MODEL, npz(tmp_path, arrays), *asked).code == code

@@ -19,11 +19,16 @@ def test_a_check_that_fails_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -
     for width in (80, 60):
         monkeypatch.setenv("COLUMNS", str(width))
         shown = run(*words).out
-        assert max(len(line) for line in shown.splitlines() if "again:" not in line) <= width
+        assert (
+            max(len(line) for line in shown.splitlines() if "again:" not in line)
+            <= width
+        )
         assert set(shown.split()) <= known
 
 
-def test_check_takes_a_core_case_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_takes_a_core_case_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = CASES / "llama" / "expected.safetensors"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "llama").mkdir()  # a model's folder, for example

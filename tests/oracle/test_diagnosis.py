@@ -30,7 +30,15 @@ from refimpl.oracle.variants import VARIANTS, Mistake
 
 NAMED = {words for _, words, _ in VARIANTS}
 FORWARD = Recipe(only=("embed", "blocks.*", "final_norm", "logits"))
-FAMILIES = ("gpt_oss", "qwen3_5", "granitemoehybrid", "deepseek_v3", "gptj", "lfm2", "qwen2_moe")
+FAMILIES = (
+    "gpt_oss",
+    "qwen3_5",
+    "granitemoehybrid",
+    "deepseek_v3",
+    "gptj",
+    "lfm2",
+    "qwen2_moe",
+)
 
 
 @cache
@@ -79,7 +87,9 @@ MADE: dict[str, tuple[str, ...]] = {
 def test_a_mistake_is_named_at_its_step(words: str) -> None:
     step, *name = MADE[words]
     case = oracle_case(*name or ["llama"])
-    (change, *_) = (x for pattern, k, x in VARIANTS if k == words and fnmatchcase(step, pattern))
+    (change, *_) = (
+        x for pattern, k, x in VARIANTS if k == words and fnmatchcase(step, pattern)
+    )
     wrong = mistaken(case, change, step)
     first = check(case, wrong, tuple(wrong)).first
     assert first is not None
@@ -93,13 +103,23 @@ def test_each_mistake_with_an_effect_is_found_and_named(
 ) -> None:
     """One step is wrong by it; another mistake may have the same numbers there."""
     case = forward_case(name) if name in FAMILIES else oracle_case(name)
-    right, found, near = written(case, dict(case.expected), "float32"), set[str](), set[str]()
+    right, found, near = (
+        written(case, dict(case.expected), "float32"),
+        set[str](),
+        set[str](),
+    )
     truth = truth_of(case, right, "float32")
-    kinds = {sub(r"\d+|\w+_proj", "", x): x for x in reversed(case.expected)}  # of one linear
+    kinds = {
+        sub(r"\d+|\w+_proj", "", x): x for x in reversed(case.expected)
+    }  # of one linear
     for step in kinds.values():
-        monkeypatch.setattr(variants, "VARIANTS", [x for x in VARIANTS if x[1] not in found])
+        monkeypatch.setattr(
+            variants, "VARIANTS", [x for x in VARIANTS if x[1] not in found]
+        )
         every = [*takewhile(lambda x: x[0] in NAMED, alternatives(truth, step))]
-        monkeypatch.setattr(diagnosis_module, "alternatives", lambda *_, every=every: iter(every))
+        monkeypatch.setattr(
+            diagnosis_module, "alternatives", lambda *_, every=every: iter(every)
+        )
         allowed = truth.own_error(step), truth.tolerance(step)
         for words, value in every:
             if value.shape != case.expected[step].shape or "of equal scores" in words:
@@ -120,7 +140,9 @@ def test_each_mistake_with_an_effect_is_found_and_named(
 
 
 def wrong_parts() -> Iterator[tuple[str, Array, str]]:
-    right = {k.removeprefix("blocks.1."): x for k, x in case_of("llama").expected.items()}
+    right = {
+        k.removeprefix("blocks.1."): x for k, x in case_of("llama").expected.items()
+    }
     x, q, dlp = right["attn_out"], right["q"], right["dlp.signal"]
     some = np.where(np.arange(12)[:, None] > 3, x**2, x)
     yield "blocks.1.attn_out", some, "wrong: tokens 4 to 11 of 12"
@@ -155,7 +177,9 @@ def test_a_step_is_judged_from_its_block_if_nothing_is_written_between() -> None
     arrays = written(case, every_array(inputs), "bfloat16")
     some = {k: x for k, x in arrays.items() if k.endswith(names)}
     alone = {step: arrays[step]}
-    (within,), (chained,) = (check(case, x, (step,), "bfloat16").steps for x in (some, alone))
+    (within,), (chained,) = (
+        check(case, x, (step,), "bfloat16").steps for x in (some, alone)
+    )
     assert within.tolerance < chained.tolerance
     assert within.error < within.tolerance
 

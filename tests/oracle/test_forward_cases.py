@@ -18,8 +18,12 @@ from refimpl.oracle.truth import truth_of
 
 
 @pytest.fixture(scope="module")
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return read_case(forward_case(request.param, tmp_path_factory.mktemp("cases") / "case").path)
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Case:
+    return read_case(
+        forward_case(request.param, tmp_path_factory.mktemp("cases") / "case").path
+    )
 
 
 def judged(case: Case, model: Model) -> Report:
@@ -33,7 +37,9 @@ def configured(**changes: Any) -> Callable[[Model], Model]:
 
 
 def without_sinks(model: Model) -> Model:
-    weights = {name: x for name, x in model.weights.items() if not name.endswith("sinks")}
+    weights = {
+        name: x for name, x in model.weights.items() if not name.endswith("sinks")
+    }
     return replace(model, weights=weights)
 
 
@@ -69,7 +75,10 @@ def test_a_right_candidate_passes(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "change", "step"), MISTAKES.values(), ids=MISTAKES.keys(), indirect=["case"]
+    ("case", "change", "step"),
+    MISTAKES.values(),
+    ids=MISTAKES.keys(),
+    indirect=["case"],
 )
 def test_a_mistake_is_found_at_its_step(
     case: Case, change: Callable[[Model], Model], step: str

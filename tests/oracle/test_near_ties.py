@@ -14,7 +14,13 @@ from refimpl.loading.samples import Tokens
 from refimpl.method.projection import project
 from refimpl.model.ops import Array
 from refimpl.oracle.case import Case, case_inputs, computed_case
-from refimpl.oracle.check import check, count_ties, keep_ties, rounding_ties, score_behind
+from refimpl.oracle.check import (
+    check,
+    count_ties,
+    keep_ties,
+    rounding_ties,
+    score_behind,
+)
 from refimpl.oracle.dense_steps import Keep, unpacked
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.steps import every_array
@@ -41,12 +47,16 @@ def test_a_near_tie_may_go_either_way_and_is_listed() -> None:
         "wanda.blocks.1.attn_norm.squares",
     )
     actual = computed("llama")
-    score, *_ = score_behind(truth_of(case, actual, "float32"), step, case.expected[step])
+    score, *_ = score_behind(
+        truth_of(case, actual, "float32"), step, case.expected[step]
+    )
     stays, goes = nearest(unpacked(case.expected[step], score.shape[1])[:1], score[:1])
     near = actual[sums].astype(np.float64)
     near[goes[1]] *= np.square(score[stays] / score[goes] * (1 - 1e-7))
     for squares, status in ((actual[sums], "divergent"), (near, "pass")):
-        keep = unpacked(truth_of(case, {sums: squares}, "float32").values[step], score.shape[1])
+        keep = unpacked(
+            truth_of(case, {sums: squares}, "float32").values[step], score.shape[1]
+        )
         assert (keep[stays], keep[goes]) == (True, False)
         keep[stays], keep[goes] = False, True
         wrong = {sums: squares, step: np.packbits(keep, axis=1)}
@@ -54,7 +64,9 @@ def test_a_near_tie_may_go_either_way_and_is_listed() -> None:
         assert result.status == status
         assert set(result.near_ties) == ({stays, goes} if status == "pass" else set())
     own = {step: wrong[step]}
-    follows = written(case, every_array(case_inputs(case, own, np.float32)) | own, "float32")
+    follows = written(
+        case, every_array(case_inputs(case, own, np.float32)) | own, "float32"
+    )
     found = check(case, follows, ("wanda.*", "pattern.*"))
     assert [x.step for x in found.steps if x.status != "pass"] == [step]
 
@@ -65,8 +77,12 @@ def mixture() -> Case:
     return computed_case(model_of("mixtral"), tokens, Recipe(bases=("owl",), draws=1))
 
 
-@pytest.mark.parametrize("pruner", ["pruned", "wanda", "sparsegpt", "sparsegpt_pattern"])
-def test_a_decision_of_an_expert_is_judged_as_any_other(mixture: Case, pruner: str) -> None:
+@pytest.mark.parametrize(
+    "pruner", ["pruned", "wanda", "sparsegpt", "sparsegpt_pattern"]
+)
+def test_a_decision_of_an_expert_is_judged_as_any_other(
+    mixture: Case, pruner: str
+) -> None:
     step = f"{pruner}.blocks.1.experts.1.down_proj.keep"
     wrong = mixture.expected[step].copy()
     wrong[0, 0] ^= 0x81
@@ -139,7 +155,9 @@ def test_an_outlier_on_the_line_may_fall_either_way() -> None:
     case = case_of("llama")
     right, one = case.expected["owl.signal"], 100 / case.model.config.block_sizes
     for more, status in ((1, "pass"), (2, "divergent")):
-        (result,) = check(case, {"owl.signal": right + more * one}, ("owl.signal",)).steps
+        (result,) = check(
+            case, {"owl.signal": right + more * one}, ("owl.signal",)
+        ).steps
         assert result.status == status
 
 
@@ -152,7 +170,10 @@ def test_a_stored_weight_may_be_one_unit_off() -> None:
 def test_an_input_that_carries_little_is_off_by_more() -> None:
     """Of two inputs as near to each other, only the one that rounding reaches may change places."""
     score = np.array([[1.0, 1.1, 8.0, 8.8]])
-    other, relative = np.array([[True, False, True, False]]), np.array([0.2, 0.2, 1e-6, 1e-6])
+    other, relative = (
+        np.array([[True, False, True, False]]),
+        np.array([0.2, 0.2, 1e-6, 1e-6]),
+    )
     rule = partial(pattern_keep, pattern=parse_pattern("1:2"))
     turned = np.where([[True, True, False, False]], other, ~other)
     assert len(keep_ties(turned, score, relative, rule)) == 2
@@ -170,7 +191,9 @@ def test_an_input_that_carries_little_is_off_by_more() -> None:
     assert np.ndim(given) == 0  # the candidate wrote the sums that it decided on
 
     step = "sparsegpt_pattern.blocks.1.down_proj.keep"  # by what is typical of its row
-    score, slack, _ = score_behind(truth_of(case, {}, "float32"), step, case.expected[step])
+    score, slack, _ = score_behind(
+        truth_of(case, {}, "float32"), step, case.expected[step]
+    )
     least = slack / np.maximum(np.sqrt(score.mean(axis=1, keepdims=True) / score), 1)
     assert least == pytest.approx(np.full(score.shape, slack.min()))
 
@@ -179,7 +202,9 @@ def test_weights_of_a_narrower_file_move_the_blocks_after_them() -> None:
     """SparseGPT's weights are rounded as in the file: of a float32 file, float32 is."""
     steps = [f"sparsegpt.blocks.{i}.q_proj.keep" for i in (0, 1)]
     moved = [
-        moved_by_rounding(case_of(x), y, "float32") for x in ("llama", "mistral") for y in steps
+        moved_by_rounding(case_of(x), y, "float32")
+        for x in ("llama", "mistral")
+        for y in steps
     ]
     assert [x > 0 for x in moved] == [False, False, False, True]
 
@@ -189,7 +214,9 @@ def test_a_function_moves_with_its_arguments() -> None:
     assert moved_by(lambda v: v, x, 1e-3) == pytest.approx(1e-3)
     assert moved_by(lambda v: v[:1] - v[1:], x, 1e-6) == pytest.approx(2e-6, rel=1e-3)
     assert moved_by(lambda v: np.zeros(1) * v, x, 0.1) == 0
-    assert moved_by(lambda v: v - 3, x, 1e-6) == pytest.approx(1.5e-6)  # of the largest, -2
+    assert moved_by(lambda v: v - 3, x, 1e-6) == pytest.approx(
+        1.5e-6
+    )  # of the largest, -2
     assert moved_by(lambda v: v - v, x, 1e-6) == 0
     assert moved_by(lambda v: v, x, np.inf) == pytest.approx(1)
 
@@ -197,8 +224,13 @@ def test_a_function_moves_with_its_arguments() -> None:
 @pytest.mark.parametrize("sparsity", [0.0, 0.02])
 def test_a_case_in_which_a_block_loses_nothing_is_refused(sparsity: float) -> None:
     """It has no drift and no coefficient."""
-    recipe, tokens = Recipe(bases=("dlp",), sparsity=sparsity), Tokens(IDS, "drawn", "ids")
-    with pytest.raises(RefimplError, match=r"pruned\.0\.drift is 0: the block loses no weight"):
+    recipe, tokens = (
+        Recipe(bases=("dlp",), sparsity=sparsity),
+        Tokens(IDS, "drawn", "ids"),
+    )
+    with pytest.raises(
+        RefimplError, match=r"pruned\.0\.drift is 0: the block loses no weight"
+    ):
         computed_case(model_of("llama"), tokens, recipe)
 
 

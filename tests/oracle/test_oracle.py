@@ -68,7 +68,9 @@ def test_the_stored_errors_are_those_that_are_measured(way: str) -> None:
     stored, (kind, dtype) = case_of("opt").errors[way], way.split(".")
     measured = own_errors(replace(case_of("opt"), errors={}), dtype, kind)
     assert measured.keys() <= stored.keys()  # in 16 bits those of the forward
-    assert [x for x, error in measured.items() if not error <= 4 * stored[x] + 1e-12] == []
+    assert [
+        x for x, error in measured.items() if not error <= 4 * stored[x] + 1e-12
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,10 @@ def test_a_right_candidate_passes(name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "first"),
-    [("opt", 0), *(pytest.param("phi3", x, marks=pytest.mark.thorough) for x in (1, 2))],
+    [
+        ("opt", 0),
+        *(pytest.param("phi3", x, marks=pytest.mark.thorough) for x in (1, 2)),
+    ],
 )
 def test_a_mistake_is_found_at_its_step(name: str, first: int) -> None:
     """One step of each kind: of a point, a pruner and a linear, the same in all blocks."""
@@ -117,8 +122,14 @@ def test_a_mistake_is_found_at_its_step(name: str, first: int) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Array], Array], str]] = {
-    "NaN": (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.nan, x), "NaN"),
-    "Inf": (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.inf, x), "Inf"),
+    "NaN": (
+        lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.nan, x),
+        "NaN",
+    ),
+    "Inf": (
+        lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.inf, x),
+        "Inf",
+    ),
     "zero": (np.zeros_like, "are 0"),
     "shape": (lambda x: x[:1], "shape"),
     "integers": (lambda x: np.rint(x).astype(np.int32), "dtype"),
@@ -130,7 +141,9 @@ FAULTS: dict[str, tuple[Callable[[Array], Array], str]] = {
 def test_a_fault_has_a_name(name: str) -> None:
     broken, word = FAULTS[name]
     actual, step = computed("llama"), "blocks.2.attn_out"
-    first = check(case_of("llama"), actual | {step: broken(actual[step])}, ("blocks.*",)).first
+    first = check(
+        case_of("llama"), actual | {step: broken(actual[step])}, ("blocks.*",)
+    ).first
     assert first is not None
     assert first.step == step
     assert word in first.fault
@@ -154,13 +167,21 @@ def test_a_missing_step_never_passes() -> None:
     del actual["blocks.1.v"]
     report = check(case_of("llama"), actual)
     assert report.verdict == "not judged"
-    assert [step.step for step in report.steps if step.status == "missing"] == ["blocks.1.v"]
+    assert [step.step for step in report.steps if step.status == "missing"] == [
+        "blocks.1.v"
+    ]
     assert check(case_of("llama"), actual, ("logits",)).verdict == "pass"
     assert "1 step missing: blocks.1.v\n--only" in report_table(report, "a file")
     actual |= {x: actual[x] * 2 for x in ("owl.signal", "pruned.1.drift", "logits")}
     report = check(case_of("llama"), actual)
     assert report.verdict == "fail"
-    for part in ("blocks.1.", "coarse.2.", "owl.", "pruned.", "wanda."):  # as in the whole
+    for part in (
+        "blocks.1.",
+        "coarse.2.",
+        "owl.",
+        "pruned.",
+        "wanda.",
+    ):  # as in the whole
         judged = check(case_of("llama"), actual, (f"{part}*",)).steps
         whole = (x for x in report.steps if x.step.startswith(part))
         assert [(x.step, x.status, x.error) for x in judged] == [
@@ -173,17 +194,24 @@ def candidate(tmp_path: Path, **changes: Array) -> Path:
 
 
 @pytest.mark.usefixtures("few_attempts")
-def test_the_command_reports_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_reports_the_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read_cases_once(monkeypatch)
     case = CASES / "llama"
     out = ran("check", case, candidate(tmp_path))
     assert out.splitlines()[-1].startswith("passes: ")
 
-    path = candidate(tmp_path, **{"blocks.1.k_rope": computed("llama")["blocks.1.k_rope"] * 1.001})
+    path = candidate(
+        tmp_path, **{"blocks.1.k_rope": computed("llama")["blocks.1.k_rope"] * 1.001}
+    )
     done = run("check", case, path, "--json")
     assert done.code == 1
     document = json.loads(done.out)
-    assert (document["verdict"], document["first"]["step"]) == ("fail", "blocks.1.k_rope")
+    assert (document["verdict"], document["first"]["step"]) == (
+        "fail",
+        "blocks.1.k_rope",
+    )
     # and what reads these keys, as it is judged on them and was computed from the right ones
     wrong = [x["step"] for x in document["steps"] if x["status"] == "divergent"]
     heads = "pruned.blocks.1.attn_heads.squares"
@@ -193,7 +221,9 @@ def test_the_command_reports_the_verdict(tmp_path: Path, monkeypatch: pytest.Mon
     assert done.out.splitlines()[-1].startswith("again: refimpl check ")
     ran("check", case, path, "--only", "blocks.0.*")
 
-    done = run("check", case, write_arrays(path, {"logits": computed("llama")["logits"]}))
+    done = run(
+        "check", case, write_arrays(path, {"logits": computed("llama")["logits"]})
+    )
     assert done.code == 3
     assert "not judged: 1 of " in done.out
 
@@ -201,7 +231,9 @@ def test_the_command_reports_the_verdict(tmp_path: Path, monkeypatch: pytest.Mon
 def test_unusable_input_is_refused(tmp_path: Path) -> None:
     path, torn = candidate(tmp_path), tmp_path / "torn.safetensors"
     torn.write_bytes(path.read_bytes()[:5000])
-    counts = write_arrays(tmp_path / "counts.safetensors", {"owl.counts": np.zeros(3, np.int64)})
+    counts = write_arrays(
+        tmp_path / "counts.safetensors", {"owl.counts": np.zeros(3, np.int64)}
+    )
     for words in (
         (CASES / "llama", torn),
         (CASES / "llama", tmp_path / "none"),
@@ -230,7 +262,9 @@ def test_a_changed_case_is_refused(change: str, tmp_path: Path) -> None:
             facts["steps"][0]["name"] = "begin"
         case "inputs":
             inputs = dict(case_of("llama").inputs)
-            write_arrays(folder / "inputs.safetensors", inputs | {"noise": inputs["noise"] * 2})
+            write_arrays(
+                folder / "inputs.safetensors", inputs | {"noise": inputs["noise"] * 2}
+            )
         case "model":
             with (tmp_path / "llama" / "model.safetensors").open("r+b") as file:
                 file.seek(-1, 2)
@@ -274,7 +308,11 @@ def test_a_case_of_any_model(tmp_path: Path) -> None:
     assert case.recipe.eta == 0.1
     assert case.inputs["token_ids"].shape == (2, 8)
     assert not [step for step in case.expected if step.startswith("pattern")]
-    ran("check", folder, write_arrays(tmp_path / "actual.safetensors", dict(case.expected)))
+    ran(
+        "check",
+        folder,
+        write_arrays(tmp_path / "actual.safetensors", dict(case.expected)),
+    )
     refused("case", "make", model, "-o", folder)
     refused("case", "make", model, "-o", tmp_path / "new", "--shown", 9)
     assert not (tmp_path / "new").exists()
@@ -287,7 +325,9 @@ def test_every_step_has_a_stage() -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype"), by_turns(CASE_NAMES, "float16", "bfloat16"))
-def test_other_right_arithmetic_in_16_bits_does_not_diverge(name: str, dtype: str) -> None:
+def test_other_right_arithmetic_in_16_bits_does_not_diverge(
+    name: str, dtype: str
+) -> None:
     case = case_of(name)
     model = case.model.as_kind(StoredModel, kind=ARITHMETIC[dtype])
     arrays = steps(model, case.inputs["token_ids"], case.recipe, np.float32)
@@ -296,7 +336,9 @@ def test_other_right_arithmetic_in_16_bits_does_not_diverge(name: str, dtype: st
     assert not [step for step in open_steps(report) if stage_of(step) in EARLY]
 
 
-@pytest.mark.parametrize(("name", "dtype"), by_turns(["llama", "gemma2"], "bfloat16", "float16"))
+@pytest.mark.parametrize(
+    ("name", "dtype"), by_turns(["llama", "gemma2"], "bfloat16", "float16")
+)
 def test_16_bits_are_read_and_mistakes_found(
     name: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,12 +348,22 @@ def test_16_bits_are_read_and_mistakes_found(
     arrays = steps(model, case.inputs["token_ids"], case.recipe, "float32")
     right = written(case, arrays, dtype)
     path = write_arrays(tmp_path / "actual.safetensors", right)
-    done = run("check", case.folder, path, "--only", "blocks.*", "--only", "logits", "--json")
+    done = run(
+        "check", case.folder, path, "--only", "blocks.*", "--only", "logits", "--json"
+    )
     document = json.loads(done.out)
     rest = {x["status"] for x in document["steps"]} - {"pass"}
-    assert (done.code, document["verdict"]) == ((3, "not judged") if rest else (0, "pass"))
+    assert (done.code, document["verdict"]) == (
+        (3, "not judged") if rest else (0, "pass")
+    )
     assert rest <= {"unresolved"}
-    for step in ("embed", "blocks.1.attn_norm", "blocks.1.q_rope", "blocks.2.mlp_out", "logits"):
+    for step in (
+        "embed",
+        "blocks.1.attn_norm",
+        "blocks.1.q_rope",
+        "blocks.2.mlp_out",
+        "logits",
+    ):
         for wrong in (-right[step], np.roll(right[step], 1, axis=-2)):
             first = check(case, {step: wrong}, (step,)).first
             assert first is not None
@@ -325,13 +377,20 @@ def test_rounding_is_that_of_native_float16() -> None:
     kind = rounding(narrow=np.float16)
     a, b = (kind.of(z.astype(np.float32)) for z in (x, y))
     for function in (
-        np.add, np.multiply, np.divide, np.matmul, lambda u, v: np.exp(u) - v,
-        lambda u, v: np.mean(u * v, axis=-1), lambda u, v: np.where(u > v, u, v) @ v.T,
-    ):  # fmt: skip
+        np.add,
+        np.multiply,
+        np.divide,
+        np.matmul,
+        lambda u, v: np.exp(u) - v,
+        lambda u, v: np.mean(u * v, axis=-1),
+        lambda u, v: np.where(u > v, u, v) @ v.T,
+    ):
         native, rounded = function(x, y), function(a, b)
         assert native.dtype == np.float16
         assert isinstance(rounded, kind)
-        np.testing.assert_allclose(rounded, native.astype(np.float32), rtol=2**-10, atol=2**-14)
+        np.testing.assert_allclose(
+            rounded, native.astype(np.float32), rtol=2**-10, atol=2**-14
+        )
         assert np.array_equal(rounded, np.asarray(rounded).astype(np.float16))
     a += b
     assert np.array_equal(a, (x + y).astype(np.float32))
@@ -360,7 +419,9 @@ def test_activations_whose_squares_float16_lacks_are_resolved(tmp_path: Path) ->
     ids = np.random.default_rng(0).integers(8, 64, (2, 16))
     case = changed_case("llama", tensors, tmp_path, ids, recipe)
     model = case.model.as_kind(StoredModel, kind=ARITHMETIC["float16"])
-    actual = written(case, steps(model, case.inputs["token_ids"], recipe, "float32"), "float16")
+    actual = written(
+        case, steps(model, case.inputs["token_ids"], recipe, "float32"), "float16"
+    )
     report = check(case, actual)
     assert report.verdict == "pass", [x for x in report.steps if x.status != "pass"][:2]
     without = actual["blocks.1.attn_norm"] * np.float16(1.05)  # such as another eps
@@ -372,7 +433,9 @@ def test_a_step_that_the_dtype_does_not_resolve_is_not_judged() -> None:
     """A ratio of drifts of which rounding left nothing: refimpl is off by five times its size."""
     truth = np.array([1.0, 2.0])
 
-    def status(actual: list[float], own: float, step: str = "absorption_coefficient") -> str:
+    def status(
+        actual: list[float], own: float, step: str = "absorption_coefficient"
+    ) -> str:
         return step_result(step, {step: np.array(actual)}, truth, own, 8 * own).status
 
     assert status([30.0, 2.0], 5.0) == "unresolved"
@@ -393,7 +456,11 @@ def test_a_tolerance_of_half_a_number_passes_nothing() -> None:
 
     def judged(actual: list[float], own: float) -> tuple[str, str]:
         result = step_result(
-            "perturbed.0.drift", {"perturbed.0.drift": np.array(actual)}, drifts, own, 8 * own
+            "perturbed.0.drift",
+            {"perturbed.0.drift": np.array(actual)},
+            drifts,
+            own,
+            8 * own,
         )
         return result.status, result.fault
 
@@ -405,7 +472,10 @@ def test_a_tolerance_of_half_a_number_passes_nothing() -> None:
     )
     assert judged([-0.01, 0.02], 0.1)[0] == "divergent"
     row, truth = np.array([[0.9, 0.0]]), np.array([[1.0, 0.0]])
-    for step, limit in (("blocks.0.q", 0.25), ("wanda.blocks.0.attn_norm.squares", 0.5)):
+    for step, limit in (
+        ("blocks.0.q", 0.25),
+        ("wanda.blocks.0.attn_norm.squares", 0.5),
+    ):
         for share, status in ((0.99, "pass"), (1.0, "unresolved"), (6.0, "unresolved")):
             tolerance = share * limit
             result = step_result(step, {step: row}, truth, tolerance / 8, tolerance)
@@ -416,7 +486,9 @@ def test_a_tolerance_of_half_a_number_passes_nothing() -> None:
 def test_an_alignment_of_1_never_passes(name: str) -> None:
     """A perturbation that was left out: at an eta of 0.001, 1 - A is 5e-7."""
     case, right = case_of(name), dict(computed(name))
-    left_out = {x: np.ones_like(y) for x, y in right.items() if x.endswith(".alignment")}
+    left_out = {
+        x: np.ones_like(y) for x, y in right.items() if x.endswith(".alignment")
+    }
     report = check(case, right | left_out)
     assert not {x.step for x in report.steps if x.status == "pass"} & left_out.keys()
     coarse = check(case, right | left_out, ("coarse.*.alignment",))
@@ -426,7 +498,12 @@ def test_an_alignment_of_1_never_passes(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("step", "value"),
-    [("dense.perplexity", 0.5), ("coarse.0.alignment", 1.2), ("owl.base", 1.2), ("owl.signal", -1)],
+    [
+        ("dense.perplexity", 0.5),
+        ("coarse.0.alignment", 1.2),
+        ("owl.base", 1.2),
+        ("owl.signal", -1),
+    ],
 )
 def test_a_number_that_cannot_be_diverges(step: str, value: float) -> None:
     case = case_of("llama")
@@ -459,7 +536,9 @@ def test_tensors_are_taken_by_the_library(tmp_path: Path) -> None:
 
 def test_in_16_bits_the_forward_is_judged_and_the_method_is_not(tmp_path: Path) -> None:
     case = case_of("opt")
-    right = written(case, every_array(case_inputs(case, rounded=ARITHMETIC["float16"])), "float16")
+    right = written(
+        case, every_array(case_inputs(case, rounded=ARITHMETIC["float16"])), "float16"
+    )
     actual = write_arrays(tmp_path / "right.safetensors", right)
     done = run("check", case.folder, actual)
     assert done.code == 3

@@ -27,7 +27,9 @@ Draw = np.random.Generator
 def one_case() -> None:
     """The case is read once: what is tested is the candidate."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("refimpl.oracle.case.read_case", lambda path, **_: case_of("llama"))
+        patch.setattr(
+            "refimpl.oracle.case.read_case", lambda path, **_: case_of("llama")
+        )
         yield
 
 
@@ -36,13 +38,19 @@ def steps_of(which: int | str) -> list[str]:
     arrays = computed("llama").items()
     if isinstance(which, str):
         return [k for k, v in arrays if v.dtype.kind != "f" and k.endswith(which)]
-    return [k for k, v in arrays if v.dtype.kind == "f" and v.ndim >= which and v.size > 1]
+    return [
+        k for k, v in arrays if v.dtype.kind == "f" and v.ndim >= which and v.size > 1
+    ]
 
 
 def one_number(value: Array, draw: Draw) -> Array:
     """One float that is not finite, or one count that is another."""
     value = value.copy()
-    odd = [np.nan, np.inf, -np.inf] if value.dtype.kind == "f" else [-1, 1, -(10**6), 2**62]
+    odd = (
+        [np.nan, np.inf, -np.inf]
+        if value.dtype.kind == "f"
+        else [-1, 1, -(10**6), 2**62]
+    )
     change = draw.choice(odd)
     at = np.unravel_index(draw.integers(value.size), value.shape)
     value[at] = change if value.dtype.kind == "f" else value[at] + change
@@ -50,7 +58,9 @@ def one_number(value: Array, draw: Draw) -> Array:
 
 
 def swapped(right: Arrays, draw: Draw) -> Arrays:
-    names = [f"blocks.{i}.{point}" for i in range(4) for point in ("attn_norm", "mlp_out")]
+    names = [
+        f"blocks.{i}.{point}" for i in range(4) for point in ("attn_norm", "mlp_out")
+    ]
     one, other = draw.choice(names, 2, replace=False)
     return right | {one: right[other], other: right[one]}
 
@@ -66,7 +76,9 @@ def renamed(right: Arrays, draw: Draw) -> Arrays:
 
 
 def more(right: Arrays, draw: Draw) -> Arrays:
-    name = str(draw.choice(["", "a" * 3000, "blocks.99.q", "../../x", "\n", "owl.signal.keep"]))
+    name = str(
+        draw.choice(["", "a" * 3000, "blocks.99.q", "../../x", "\n", "owl.signal.keep"])
+    )
     return right | {name: draw.standard_normal((2, 0) if draw.integers(2) else (2, 3))}
 
 
@@ -82,8 +94,18 @@ KINDS: list[tuple[int, int | str | None, Callable[[Any, Draw], Any]]] = [
     (1, 3, lambda x, _: x * np.float32(1.001)),
     (1, 3, lambda x, _: np.roll(x, 1, axis=1)),
     (1, 2, lambda x, _: np.swapaxes(x, -1, -2)),
-    (1, 1, lambda x, d: np.clip(np.rint(x), 0, 1).astype(d.choice(["i1", "u1", "i8", "?"]))),
-    (1, 0, lambda x, d: np.zeros([(0,), (0, 0), (3, 0, 2)][int(d.integers(3))], x.dtype)),
+    (
+        1,
+        1,
+        lambda x, d: np.clip(np.rint(x), 0, 1).astype(
+            d.choice(["i1", "u1", "i8", "?"])
+        ),
+    ),
+    (
+        1,
+        0,
+        lambda x, d: np.zeros([(0,), (0, 0), (3, 0, 2)][int(d.integers(3))], x.dtype),
+    ),
     (1, None, swapped),
     (1, 1, lambda x, _: np.full(x.shape, 1e308)),
     (1, "", lambda x, _: x.astype(np.float32)),
@@ -105,7 +127,9 @@ KINDS: list[tuple[int, int | str | None, Callable[[Any, Draw], Any]]] = [
 @pytest.mark.parametrize(
     "number",
     [
-        pytest.param(x, marks=() if x < len(KINDS) and x % 3 == 0 else pytest.mark.thorough)
+        pytest.param(
+            x, marks=() if x < len(KINDS) and x % 3 == 0 else pytest.mark.thorough
+        )
         for x in range(COUNT)
     ],
 )

@@ -38,7 +38,9 @@ def test_a_graph_of_other_weights_diverges_where_they_are_read(tmp_path: Path) -
     import onnx
 
     proto = onnx.load(path, load_external_data=False)
-    (moved,) = [t for t in proto.graph.initializer if t.name == "blocks.2.up_proj.weight"]
+    (moved,) = [
+        t for t in proto.graph.initializer if t.name == "blocks.2.up_proj.weight"
+    ]
     start = next(int(e.value) for e in moved.external_data if e.key == "offset")
     raw = bytearray(data.read_bytes())
     raw[start : start + 4] = np.float32(9).tobytes()

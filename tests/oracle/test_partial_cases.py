@@ -40,13 +40,17 @@ def test_it_has_the_steps_that_are_asked_for(forwards: Case) -> None:
         x for x in whole.expected if x.startswith("blocks.") or x == "logits"
     ]
     for step, value in forwards.expected.items():
-        np.testing.assert_allclose(value, whole.expected[step], rtol=1e-9, atol=1e-12, err_msg=step)
+        np.testing.assert_allclose(
+            value, whole.expected[step], rtol=1e-9, atol=1e-12, err_msg=step
+        )
     assert list(forwards.inputs) == ["token_ids"]
     facts = json.loads((forwards.folder / "case.json").read_text())
     assert facts["recipe"]["only"] == list(FORWARD)
     assert {x.name for x in forwards.folder.iterdir() if x.stat().st_size > 20} == {
-        "case.json", "inputs.safetensors", "expected.safetensors",
-    }  # fmt: skip
+        "case.json",
+        "inputs.safetensors",
+        "expected.safetensors",
+    }
 
 
 def test_errors_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,10 +60,14 @@ def test_errors_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refimpl.oracle.truth._measured", None)
     assert check(case, case.expected, dtype="float32").verdict == "pass"
     assert own_errors(small, "float32") is own
-    refusal_of(check, case, case.expected, dtype="float8", says="dtype float8 is not supported")
+    refusal_of(
+        check, case, case.expected, dtype="float8", says="dtype float8 is not supported"
+    )
 
 
-def test_a_check_of_one_step_moves_no_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_of_one_step_moves_no_allocation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The tolerances of other steps are not computed: that of an allocation takes the longest."""
     case = case_of("llama")
     monkeypatch.setattr("refimpl.oracle.truth.moved_by", None)
@@ -73,7 +81,9 @@ def test_a_check_of_some_steps_computes_nothing_behind_them(
 ) -> None:
     """No later block, and no statistics of all; nothing, if the experiments are the case's."""
     case, blocks, block = case_of("llama"), list[int](), Model.block
-    monkeypatch.setattr(Model, "block", lambda x, i, *y: blocks.append(i) or block(x, i, *y))
+    monkeypatch.setattr(
+        Model, "block", lambda x, i, *y: blocks.append(i) or block(x, i, *y)
+    )
     asked = {"blocks.1.q": [0, 1], "logits": [0, 1, 2, 3], "perturbed.0.drift": []}
     for step, read in asked.items():
         assert check(case, case.expected, (step,)).verdict == "pass"
@@ -84,10 +94,14 @@ def test_a_check_of_some_steps_computes_nothing_behind_them(
 def test_an_experiment_brings_its_noise_and_states(tmp_path: Path) -> None:
     whole, case = case_of("llama"), partial(tmp_path, "coarse.1.*", "embed")
     assert set(case.inputs) == {"token_ids", "noise", "noise.1"}
-    names = [x for x in whole.expected if x.endswith("resid_post") or x.startswith("coarse.")]
+    names = [
+        x for x in whole.expected if x.endswith("resid_post") or x.startswith("coarse.")
+    ]
     assert sorted(case.expected) == sorted(["embed", *names])
     for step, value in case.expected.items():
-        np.testing.assert_allclose(value, whole.expected[step], rtol=1e-9, atol=1e-12, err_msg=step)
+        np.testing.assert_allclose(
+            value, whole.expected[step], rtol=1e-9, atol=1e-12, err_msg=step
+        )
     arrays = steps(case.model, case.inputs["token_ids"], case.recipe, np.float32)
     assert check(case, arrays, dtype="float32").verdict == "pass"
     first = check(case, arrays | {"coarse.1.drift": -arrays["coarse.1.drift"]}).first
@@ -104,9 +118,22 @@ def test_the_command_makes_and_checks_one(tmp_path: Path, forwards: Case) -> Non
 
 
 def test_what_such_a_case_cannot_be_is_refused(tmp_path: Path, forwards: Case) -> None:
-    make = ("case", "make", FIXTURES / "opt", "-o", tmp_path / "new", "--tokens", "random",
-            "--samples", 1, "--seq-len", 8)  # fmt: skip
+    make = (
+        "case",
+        "make",
+        FIXTURES / "opt",
+        "-o",
+        tmp_path / "new",
+        "--tokens",
+        "random",
+        "--samples",
+        1,
+        "--seq-len",
+        8,
+    )
     assert "no step of the forward" in refused(*make, "--only", "wanda.*")
-    assert "no step of the forward" in refused(*make, "--only", "blocks.*", "--only", "blocks.9.*")
+    assert "no step of the forward" in refused(
+        *make, "--only", "blocks.*", "--only", "blocks.9.*"
+    )
     assert "samples of 1 token" in refused(*make[:-1], 1)
     assert not (tmp_path / "new").exists()

@@ -31,7 +31,9 @@ STEP = "blocks.0.router.keep"
 @cache
 def mixture(fixture: str, recipe: Recipe = FORWARD) -> Case:
     ids = np.random.default_rng(0).integers(5, 40, (2, 24))
-    return computed_case(model_of(fixture), Tokens(ids, "drawn uniformly", "ids"), recipe)
+    return computed_case(
+        model_of(fixture), Tokens(ids, "drawn uniformly", "ids"), recipe
+    )
 
 
 def with_another_expert(case: Case, rank: int) -> Array:
@@ -50,9 +52,14 @@ def with_another_expert(case: Case, rank: int) -> Array:
     return np.packbits(chosen, axis=-1)
 
 
-def candidate(case: Case, choice: Array, recipe: Recipe, dtype: str = "bfloat16") -> Arrays:
+def candidate(
+    case: Case, choice: Array, recipe: Recipe, dtype: str = "bfloat16"
+) -> Arrays:
     """In 16 bits, with this choice in block 0."""
-    model, ids = case.model.as_kind(StoredModel, kind=ARITHMETIC[dtype]), case.inputs["token_ids"]
+    model, ids = (
+        case.model.as_kind(StoredModel, kind=ARITHMETIC[dtype]),
+        case.inputs["token_ids"],
+    )
     arrays = every_array(StepInputs(model, recipe, ids, "float32", {STEP: choice}))
     return written(case, arrays | {STEP: choice}, dtype)
 
@@ -76,17 +83,27 @@ def test_a_token_at_the_edge_may_go_to_another_expert(fixture: str) -> None:
     (turned,) = (x for x in report.steps if x.step == STEP)
     assert len(turned.near_ties) <= 1  # none if its own states lead to that expert
     status = {x.step: x.status for x in report.steps}
-    judged = {status[x] for x in ("blocks.0.mlp_out", "blocks.1.attn_norm", "final_norm")}
-    assert judged <= {"pass", "unresolved"}  # in bfloat16 phimoe's later blocks are not resolved
+    judged = {
+        status[x] for x in ("blocks.0.mlp_out", "blocks.1.attn_norm", "final_norm")
+    }
+    assert judged <= {
+        "pass",
+        "unresolved",
+    }  # in bfloat16 phimoe's later blocks are not resolved
     if fixture == "qwen2_moe":  # float32 has no such excuse
         first = check(case, {STEP: actual[STEP]}, (STEP,), "float32").first
         assert first is not None
 
 
 @pytest.mark.parametrize("fixture", ["qwen2_moe", "deepseek_v3"])
-def test_scores_that_rounding_makes_equal_may_be_chosen_among(fixture: str, tmp_path: Path) -> None:
+def test_scores_that_rounding_makes_equal_may_be_chosen_among(
+    fixture: str, tmp_path: Path
+) -> None:
     """Logits are apart in their own units, and their softmax or sigmoid is not."""
-    tensors, ids = copied_tensors(fixture), np.random.default_rng(0).integers(5, 40, (2, 24))
+    tensors, ids = (
+        copied_tensors(fixture),
+        np.random.default_rng(0).integers(5, 40, (2, 24)),
+    )
     for name, x in tensors.items():
         x *= 1e-3 if ".mlp.gate." in name else 1
     model = read_model(write(tmp_path / "model", tensors, config_of(fixture)))
@@ -138,7 +155,9 @@ def test_without_its_choice_a_candidate_is_inconclusive() -> None:
     status = {x.step: x.status for x in report.steps}
     assert status["blocks.0.mlp_norm"] == "pass"
     assert status["blocks.0.mlp_out"] == "conditional"
-    wrong = actual | {"blocks.1.attn_norm": -actual["blocks.1.attn_norm"]}  # read what was written
+    wrong = actual | {
+        "blocks.1.attn_norm": -actual["blocks.1.attn_norm"]
+    }  # read what was written
     (alone,) = check(case, wrong, ("blocks.1.attn_norm",)).steps
     assert alone.status == "divergent"
     between = ("blocks.0.mlp_out", "blocks.0.resid_post", "blocks.1.resid_pre")
@@ -149,7 +168,10 @@ def test_without_its_choice_a_candidate_is_inconclusive() -> None:
 
 @pytest.mark.parametrize(
     "fixture",
-    [pytest.param(x, marks=() if x == "llama" else pytest.mark.thorough) for x in CASES],
+    [
+        pytest.param(x, marks=() if x == "llama" else pytest.mark.thorough)
+        for x in CASES
+    ],
 )
 def test_what_hooks_take_is_judged_in_bfloat16(fixture: str) -> None:
     """A right candidate passes, or a kind is not judged; without the router's choice none does."""
@@ -165,7 +187,10 @@ def test_what_hooks_take_is_judged_in_bfloat16(fixture: str) -> None:
     without = {k: x for k, x in some.items() if not k.endswith(".router.keep")}
     if case.model.config.experts is not None:
         assert check(case, without, tuple(some)).verdict == "not judged"
-    wrong = {k: x * -1 if k.endswith((".attn_norm", ".attn_out")) else x for k, x in some.items()}
+    wrong = {
+        k: x * -1 if k.endswith((".attn_norm", ".attn_out")) else x
+        for k, x in some.items()
+    }
     assert check(case, wrong, tuple(some)).verdict == "fail"
 
 

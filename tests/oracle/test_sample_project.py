@@ -43,11 +43,18 @@ def checked(case: Path, dtype: str, folder: Path) -> tuple[int, dict[str, Any]]:
 @needs_torch
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", [*CORE, "mistral", "qwen2"])
-def test_it_agrees_with_every_case_of_its_families(name: str, dtype: str, tmp_path: Path) -> None:
+def test_it_agrees_with_every_case_of_its_families(
+    name: str, dtype: str, tmp_path: Path
+) -> None:
     """In 16 bits the method is not judged."""
     code, report = checked(case_folder_of(name), dtype, tmp_path)
-    arrays, truth = SafetensorsFile(tmp_path / "actual.safetensors").arrays, case_of(name).expected
-    assert {k: v.shape for k, v in arrays.items()} == {k: v.shape for k, v in truth.items()}
+    arrays, truth = (
+        SafetensorsFile(tmp_path / "actual.safetensors").arrays,
+        case_of(name).expected,
+    )
+    assert {k: v.shape for k, v in arrays.items()} == {
+        k: v.shape for k, v in truth.items()
+    }
     statuses = {step["step"]: step["status"] for step in report["steps"]}
     rest = {kind_of(x) for x, status in statuses.items() if status != "pass"}
     assert {*statuses.values()} <= {"pass", "unresolved"}, report["first"]
@@ -73,15 +80,32 @@ def right() -> ModuleType:
 @pytest.mark.parametrize(
     ("edit", "name", "step", "words"),
     [
-        ((" + eps) * scale", ") * scale"), "llama", "blocks.0.attn_norm", "norm_eps is 0"),
-        (("repeat_interleave(groups, 1)", "repeat(1, groups, 1, 1)"), "llama",
-         "blocks.0.attn_out", "key-value heads are tiled (h % K), not repeated"),
-        (("recipe[\"eta\"] * size", "recipe[\"eta\"] * 1"), "qwen2", "perturbed.0.drift",
-         "noise has the size eta, whatever the state's"),
-        (("damping * h.diagonal()", "0.5 * damping * h.diagonal()"), "plain",
-         "sparsegpt.blocks.0.q_proj.keep", "`damping` is `damping / 2` in factored"),
+        (
+            (" + eps) * scale", ") * scale"),
+            "llama",
+            "blocks.0.attn_norm",
+            "norm_eps is 0",
+        ),
+        (
+            ("repeat_interleave(groups, 1)", "repeat(1, groups, 1, 1)"),
+            "llama",
+            "blocks.0.attn_out",
+            "key-value heads are tiled (h % K), not repeated",
+        ),
+        (
+            ('recipe["eta"] * size', 'recipe["eta"] * 1'),
+            "qwen2",
+            "perturbed.0.drift",
+            "noise has the size eta, whatever the state's",
+        ),
+        (
+            ("damping * h.diagonal()", "0.5 * damping * h.diagonal()"),
+            "plain",
+            "sparsegpt.blocks.0.q_proj.keep",
+            "`damping` is `damping / 2` in factored",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_named_at_its_step(
     edit: tuple[str, str], name: str, step: str, words: str
 ) -> None:

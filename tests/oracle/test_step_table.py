@@ -38,7 +38,10 @@ def by_commands(case: Case) -> Iterator[tuple[str, Array]]:
         for i in range(scores.num_blocks):
             yield f"{name}{i}.drift", experiment.drift[i, i:]
             yield f"{name}{i}.alignment", experiment.alignment[i, i:]
-        yield f"{name.replace('perturbed.', '')}absorption_coefficient", experiment.coefficient
+        yield (
+            f"{name.replace('perturbed.', '')}absorption_coefficient",
+            experiment.coefficient,
+        )
         if name == "perturbed.":
             chained = scores
     assert experiment.divergence is not None
@@ -72,8 +75,19 @@ def test_a_chain_computes_what_the_commands_do(name: str) -> None:
     for step, value in by_commands(case):
         if step in chain:
             compared.add(step)
-            np.testing.assert_allclose(value, chain[step], rtol=1e-12, atol=1e-12, err_msg=step)
+            np.testing.assert_allclose(
+                value, chain[step], rtol=1e-12, atol=1e-12, err_msg=step
+            )
     rest = {step.split(".")[-1] for step in chain.keys() - compared}
-    assert rest <= {"stderr", "score", "keep", "squares", "signal", "base", "corrected", "counts",
-                    "perplexity"}, rest  # fmt: skip
+    assert rest <= {
+        "stderr",
+        "score",
+        "keep",
+        "squares",
+        "signal",
+        "base",
+        "corrected",
+        "counts",
+        "perplexity",
+    }, rest
     assert len(compared) > len(chain) / 2

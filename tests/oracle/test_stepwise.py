@@ -26,13 +26,19 @@ def test_in_float64_every_step_comes_to_the_truth(name: str) -> None:
     arrays = stepwise_steps(case)
     for step, truth in case.expected.items():
         if truth.dtype.kind == "f":
-            np.testing.assert_allclose(arrays[step], truth, rtol=1e-9, atol=1e-12, err_msg=step)
+            np.testing.assert_allclose(
+                arrays[step], truth, rtol=1e-9, atol=1e-12, err_msg=step
+            )
         else:
             assert np.array_equal(arrays[step], truth), step
 
 
-@pytest.mark.parametrize(("fixture", "length"), [("llama_dynamic", 12), ("phi3_longrope", 9)])
-def test_where_rotary_tables_depend_on_the_length_it_is_one(fixture: str, length: int) -> None:
+@pytest.mark.parametrize(
+    ("fixture", "length"), [("llama_dynamic", 12), ("phi3_longrope", 9)]
+)
+def test_where_rotary_tables_depend_on_the_length_it_is_one(
+    fixture: str, length: int
+) -> None:
     """The last token is predicted, and an input, too: with it the tables are others."""
     model = model_of(fixture)
     tokens = random_tokens(model.config.vocab_size, 2, length)
@@ -40,19 +46,25 @@ def test_where_rotary_tables_depend_on_the_length_it_is_one(fixture: str, length
     z = case.expected["logits"][:, :-1]
     right = np.take_along_axis(z, tokens.ids[:, 1:, None], -1)[..., 0]
     nats = np.log(np.exp(z).sum(axis=-1)) - right
-    np.testing.assert_allclose(case.expected["dense.perplexity"], np.exp(nats.mean()), 1e-12)
+    np.testing.assert_allclose(
+        case.expected["dense.perplexity"], np.exp(nats.mean()), 1e-12
+    )
     arrays = stepwise_steps(case)
     perplexities = [step for step in case.expected if step.endswith(".perplexity")]
     assert len(perplexities) == 6
     for step in perplexities:
-        np.testing.assert_allclose(arrays[step], case.expected[step], 1e-12, err_msg=step)
+        np.testing.assert_allclose(
+            arrays[step], case.expected[step], 1e-12, err_msg=step
+        )
 
 
 def wrong_in_block(case: Case, index: int, change: Callable[[Arrays], Arrays]) -> Case:
     """The case with a model that is wrong in one block."""
 
     class Wrong(Model):
-        def block(self, i: int, dtype: object, each: Callable[..., object] = map) -> Arrays:
+        def block(
+            self, i: int, dtype: object, each: Callable[..., object] = map
+        ) -> Arrays:
             weights = super().block(i, dtype, each)  # type: ignore[arg-type]
             return change(weights) if i == index else weights
 
@@ -133,6 +145,8 @@ def test_a_step_is_computed_from_what_the_page_says(step: str) -> None:
     other = replace(case, expected={**case.expected, step: x})
     before, after = right_steps(), stepwise_steps(other)
     changed = {x for x in case.expected if not np.array_equal(before[x], after[x])}
-    matched = {pattern: {x for x in changed if fnmatchcase(x, pattern)} for pattern in patterns}
+    matched = {
+        pattern: {x for x in changed if fnmatchcase(x, pattern)} for pattern in patterns
+    }
     assert all(matched.values()), matched
     assert changed == set().union(*matched.values())

@@ -27,15 +27,21 @@ def saved(folder: Path, dtype: str) -> None:
     for name in CASES:
         case = oracle_case(name)
         model = (
-            case.model.as_kind(StoredModel, kind=ARITHMETIC[dtype]) if "16" in dtype else case.model
+            case.model.as_kind(StoredModel, kind=ARITHMETIC[dtype])
+            if "16" in dtype
+            else case.model
         )
         wide = "float32" if "16" in dtype else dtype
         arrays = steps(model, case.inputs["token_ids"], case.recipe, wide)
         right = written(case, arrays, dtype)
         write_arrays(folder / f"{name}-right.safetensors", right)
         rng, known = np.random.default_rng(0), check(case, right, dtype=dtype).steps
-        off = {x.step: 0.5 * 4 ** rng.random() * x.tolerance for x in known if x.tolerance}
-        wrong = {k: (x * (1 + off.get(k, 0.0))).astype(x.dtype) for k, x in right.items()}
+        off = {
+            x.step: 0.5 * 4 ** rng.random() * x.tolerance for x in known if x.tolerance
+        }
+        wrong = {
+            k: (x * (1 + off.get(k, 0.0))).astype(x.dtype) for k, x in right.items()
+        }
         write_arrays(folder / f"{name}-wrong.safetensors", wrong)
 
 
@@ -59,7 +65,9 @@ def under_each(*words: object) -> list[Any]:
         )
         for kernel in KERNELS
     ]
-    kernels, found = zip(*(json.loads(x.communicate()[0]) for x in running), strict=True)
+    kernels, found = zip(
+        *(json.loads(x.communicate()[0]) for x in running), strict=True
+    )
     assert len(set(kernels)) > 1, kernels  # a processor may lack one
     return list(found)
 
@@ -76,5 +84,7 @@ def test_saved_candidates_have_the_same_verdicts(dtype: str, tmp_path: Path) -> 
 if __name__ == "__main__":
     from threadpoolctl import threadpool_info
 
-    used = [x["architecture"] for x in threadpool_info() if x["internal_api"] == "openblas"]
+    used = [
+        x["architecture"] for x in threadpool_info() if x["internal_api"] == "openblas"
+    ]
     print(json.dumps([used[0], list(judged(Path(sys.argv[2]), sys.argv[1]))]))

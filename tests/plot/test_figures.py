@@ -30,7 +30,14 @@ from refimpl.plot.style import FILE_METADATA, LOOKS, dashes, looks, plain_text
 from refimpl.plot.style import drawn as drawn_figure
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-HOSTILE = ['x" onload="alert(1)', "<b>", "$x$", "a|b", "]]>", "--><script>alert(1)</script>"]
+HOSTILE = [
+    'x" onload="alert(1)',
+    "<b>",
+    "$x$",
+    "a|b",
+    "]]>",
+    "--><script>alert(1)</script>",
+]
 
 
 @pytest.fixture(params=["sweep.json", "perturbed.json", "one.json"])
@@ -49,7 +56,9 @@ def drawn(ax: Any, which: int = 0) -> tuple[Array, Array | None]:
 def test_a_heat_map_holds_the_drift(scores: Scores) -> None:
     for i, one in enumerate(scores.sweep):
         ax = plot.drift(scores, which=i)
-        np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), one.drift)
+        np.testing.assert_array_equal(
+            ax.images[0].get_array().filled(np.nan), one.drift
+        )
     refusal_of(plot.drift, scores, which=7, says="which 7")
     refusal_of(plot.drift, scores.sweep[0].drift, says="expected: Scores")
 
@@ -80,14 +89,22 @@ def test_the_divergence_and_the_allocation(files: dict[str, Path]) -> None:
         ax = plot.allocation(source)
         np.testing.assert_array_equal(drawn(ax, 0)[0], made.base_sparsity)
         np.testing.assert_array_equal(drawn(ax, 1)[0], made.corrected_sparsity)
-        assert [x.get_text() for x in ax.get_legend().get_texts()] == ["owl", "owl + divergence"]
+        assert [x.get_text() for x in ax.get_legend().get_texts()] == [
+            "owl",
+            "owl + divergence",
+        ]
     noise = read_scores(files["one.json"])
     assert "have no divergence" in str(refusal_of(plot.divergence, noise))
 
 
 def test_evaluations_are_compared_on_one_text(files: dict[str, Path]) -> None:
-    windows = text_windows(FIXTURES / "text.txt", FIXTURES / "llama" / "tokenizer.json", 32, 4)
-    models = [read_model(FIXTURES / "llama"), read_model(files["dense/pruning.json"].parent)]
+    windows = text_windows(
+        FIXTURES / "text.txt", FIXTURES / "llama" / "tokenizer.json", 32, 4
+    )
+    models = [
+        read_model(FIXTURES / "llama"),
+        read_model(files["dense/pruning.json"].parent),
+    ]
     dense, pruned = (evaluate(model, windows) for model in models)
     assert pruned.perplexity is not None
     ax = plot.comparison([dense, pruned])
@@ -105,19 +122,32 @@ def test_a_comparison_is_drawn_as_multiples_of_the_dense_perplexity() -> None:
     ax = plot.comparison(study)
     names = [x.get_label() for x in ax.containers]
     assert names[0] == "uniform"
-    found = [x for x in summaries(study) if x.allocation == "uniform" and x.sparsity == 0.6]
+    found = [
+        x for x in summaries(study) if x.allocation == "uniform" and x.sparsity == 0.6
+    ]
     values, errors = drawn(ax)
     assert values[1] == pytest.approx(exp(np.mean([x.growth[0] for x in found])))
     error = np.hypot(*(x.growth[1] for x in found)) / 2
     assert errors is not None
     assert errors[1] == pytest.approx(values[1] * error)
     assert "SmolLM2-135M-Instruct, wanda,\nmean over" in ax.texts[0].get_text()
-    names = ["wanda", "sparsegpt", "admm", "admm+refit", "magnitude", "of my own", "random"]
+    names = [
+        "wanda",
+        "sparsegpt",
+        "admm",
+        "admm+refit",
+        "magnitude",
+        "of my own",
+        "random",
+    ]
     assert len({*dashes(names).values()}) == len(names)
 
 
 def test_a_long_legend_is_not_cut_off() -> None:
-    values = {f"base number {i} + divergence": [(0.5, 20 + i), (0.7, 40 + i)] for i in range(16)}
+    values = {
+        f"base number {i} + divergence": [(0.5, 20 + i), (0.7, 40 + i)]
+        for i in range(16)
+    }
     figure = drawn_figure([partial(plot.comparison, values)])
     figure.draw_without_rendering()
     (ax,), legend = figure.axes, figure.axes[0].get_legend().get_window_extent()
@@ -164,14 +194,19 @@ def test_an_allocation_has_one_look_which_no_other_has() -> None:
 
 
 @pytest.mark.parametrize("ending", FILE_METADATA)
-def test_the_same_figure_is_the_same_file(ending: str, scores: Scores, tmp_path: Path) -> None:
+def test_the_same_figure_is_the_same_file(
+    ending: str, scores: Scores, tmp_path: Path
+) -> None:
     for name in ("a", "b"):
         plot.save(plot.coefficients(scores), tmp_path / f"{name}{ending}")
     content = (tmp_path / f"a{ending}").read_bytes()
     assert content == (tmp_path / f"b{ending}").read_bytes()
     assert not any(word in content for word in (b"<dc:date>", b"CreationDate"))
     refusal_of(
-        plot.save, plot.coefficients(scores), tmp_path / "a.gif", says="no format of figures"
+        plot.save,
+        plot.coefficients(scores),
+        tmp_path / "a.gif",
+        says="no format of figures",
     )
 
 
@@ -186,7 +221,9 @@ def test_a_name_is_a_text_and_nothing_else(
         plot.save(draw(hostile), tmp_path / "a.svg")
         root = ElementTree.parse(tmp_path / "a.svg").getroot()
         assert not {"script", "b"} & {x.tag.rpartition("}")[2] for x in root.iter()}
-        assert not [key for x in root.iter() for key in x.attrib if key.startswith("on")]
+        assert not [
+            key for x in root.iter() for key in x.attrib if key.startswith("on")
+        ]
     ax = plot.comparison({name: [(0.5, 2.0)], "uniform": [(0.5, 3.0)]})
     assert ax.get_legend().get_texts()[0].get_text() == plain_text(name)
     plot.save(ax, tmp_path / "b.svg")
@@ -198,7 +235,11 @@ def test_the_command_draws_all_or_one_and_writes_nothing_else(
     home, out = tmp_path / "home", tmp_path / "all.svg"
     home.mkdir()
     words = [sys.executable, "-m", "refimpl", "plot", files["sweep.json"], "-o", out]
-    kept = {k: v for k, v in os.environ.items() if k not in ("MPLCONFIGDIR", "XDG_CACHE_HOME")}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("MPLCONFIGDIR", "XDG_CACHE_HOME")
+    }
     subprocess.run(words, check=True, env=kept | {"HOME": str(home)}, cwd=tmp_path)
     assert sorted(x.name for x in tmp_path.rglob("*")) == ["all.svg", "home"]
     one = tmp_path / "one.png"
@@ -207,5 +248,7 @@ def test_the_command_draws_all_or_one_and_writes_nothing_else(
     assert "no comparison" in refused(
         "plot", files["one.json"], "--figure", "comparison", "-o", tmp_path / "x.svg"
     )
-    assert "no format of figures" in refused("plot", files["one.json"], "-o", tmp_path / "x.gif")
+    assert "no format of figures" in refused(
+        "plot", files["one.json"], "-o", tmp_path / "x.gif"
+    )
     assert "exists" in refused("plot", files["one.json"], "-o", one)

@@ -15,7 +15,9 @@ from report_files import EVERYTHING, edited
 
 from refimpl.plot.report_page import report
 
-EVIL = "\"'></title></svg><script>alert(1)</script><img src=x onerror=alert(2)>&amp;$x$|"
+EVIL = (
+    "\"'></title></svg><script>alert(1)</script><img src=x onerror=alert(2)>&amp;$x$|"
+)
 
 
 class Page(HTMLParser):
@@ -23,7 +25,10 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.elements, self.open = list[tuple[str, dict[str, str], list[str]]](), list[Any]()
+        self.elements, self.open = (
+            list[tuple[str, dict[str, str], list[str]]](),
+            list[Any](),
+        )
         self.feed(text)
         self.close()
         assert self.open == []
@@ -43,7 +48,11 @@ class Page(HTMLParser):
 
     def all(self, tag: str) -> list[tuple[dict[str, str], str]]:
         """Attributes and text of all elements of a tag."""
-        return [(given, "".join(texts)) for kind, given, texts in self.elements if kind == tag]
+        return [
+            (given, "".join(texts))
+            for kind, given, texts in self.elements
+            if kind == tag
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +98,19 @@ def test_what_comes_from_files_is_text(files: dict[str, Path], tmp_path: Path) -
     folder = tmp_path / "<b>&"
     folder.mkdir()
     names = ("sweep.json", "eval-whole.json", "eval-dense.json")
-    paths = [edited(files[name], folder / f"<i>{i}.json", evil) for i, name in enumerate(names)]
+    paths = [
+        edited(files[name], folder / f"<i>{i}.json", evil)
+        for i, name in enumerate(names)
+    ]
     page = Page(report(paths))
     assert not {"script", "img", "b", "i"} & {tag for tag, _, _ in page.elements}
     assert not [x for _, given, _ in page.elements for x in given if x.startswith("on")]
     assert page.all("h1")[0][1] == f"{EVIL}: results"
     assert EVIL in page.all("table")[-1][1]
     lone = edited(
-        files["one.json"], tmp_path / "n.json", lambda d: d["scores"].update(model="a\udcffb")
+        files["one.json"],
+        tmp_path / "n.json",
+        lambda d: d["scores"].update(model="a\udcffb"),
     )
     assert "a\\udcffb" in report([lone])
 
@@ -118,12 +132,17 @@ def test_the_command_says_where_the_page_is(
 # Each changed copy stands beside sweep.json.
 CHANGED: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "an absurd number": (
-        "eval-whole.json", lambda d: d["text"].update(perplexity=1e300), "the number 1e+300",
+        "eval-whole.json",
+        lambda d: d["text"].update(perplexity=1e300),
+        "the number 1e+300",
     ),
-    "torn scores": ("sweep.json", lambda d: d["allocations"].pop(),
-        "x.json: not a whole scores.json (scores.sweep and allocations are not at eta"),
+    "torn scores": (
+        "sweep.json",
+        lambda d: d["allocations"].pop(),
+        "x.json: not a whole scores.json (scores.sweep and allocations are not at eta",
+    ),
     "another format": ("eval-whole.json", lambda d: d.update(format=2), "format"),
-}  # fmt: skip
+}
 TEXTS = {
     "{": "x.json: not a whole file of refimpl",
     '{"format": 1, "model": "llama"}': "no scores, evaluation or comparison",
@@ -131,7 +150,9 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("case", [*CHANGED, *TEXTS])
-def test_changed_files_are_refused(case: str, files: dict[str, Path], tmp_path: Path) -> None:
+def test_changed_files_are_refused(
+    case: str, files: dict[str, Path], tmp_path: Path
+) -> None:
     path, out = tmp_path / "x.json", tmp_path / "report.html"
     if case in TEXTS:
         problem = TEXTS[case]
@@ -145,7 +166,9 @@ def test_changed_files_are_refused(case: str, files: dict[str, Path], tmp_path: 
     old.mkdir()
     (old / "bench.json").write_text("{}")
     assert "no bench.jsonl and no scores.json" in refused("plot", old, "-o", out)
-    assert "nothing to draw" in refused("plot", files["eval-whole.json"], "-o", tmp_path / "x.svg")
+    assert "nothing to draw" in refused(
+        "plot", files["eval-whole.json"], "-o", tmp_path / "x.svg"
+    )
     assert not out.exists()
 
 
@@ -154,4 +177,6 @@ def test_a_comparison_without_pruned_models_is_refused(tmp_path: Path) -> None:
     head, *rows = study.read_bytes().splitlines(keepends=True)
     dense = [row for row in rows if json.loads(row).get("pruner") is None]
     (tmp_path / "bench.jsonl").write_bytes(b"".join([head, *dense]))
-    assert "no pruned model" in refused("plot", tmp_path / "bench.jsonl", "-o", "x.html")
+    assert "no pruned model" in refused(
+        "plot", tmp_path / "bench.jsonl", "-o", "x.html"
+    )

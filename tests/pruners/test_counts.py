@@ -32,7 +32,9 @@ def by_hand(quotas: list[Fraction], total: int) -> list[int]:
 def test_total_is_the_nearest_whole_number(sparsity: float, total: int) -> None:
     count = total_count(sparsity, total)
     assert 0 <= count <= total
-    assert abs(count - Fraction(str(sparsity)) * total) <= Fraction(1, 2)  # the decimal, exactly
+    assert abs(count - Fraction(str(sparsity)) * total) <= Fraction(
+        1, 2
+    )  # the decimal, exactly
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.1, float("nan"), float("inf")])
@@ -41,9 +43,13 @@ def test_total_refuses_what_is_no_fraction(sparsity: float) -> None:
 
 
 @given(st.one_of(small_sizes, large_sizes), st.data())
-def test_counts_spend_the_budget_to_the_weight(sizes: list[int], data: st.DataObject) -> None:
+def test_counts_spend_the_budget_to_the_weight(
+    sizes: list[int], data: st.DataObject
+) -> None:
     sparsity = data.draw(sparsities)
-    wish = data.draw(st.lists(st.floats(-0.5, 1.5), min_size=len(sizes), max_size=len(sizes)))
+    wish = data.draw(
+        st.lists(st.floats(-0.5, 1.5), min_size=len(sizes), max_size=len(sizes))
+    )
     fractions = project(wish, sizes, sparsity)
     result = counts(fractions, sizes, sparsity)
     assert int(result.sum()) == total_count(sparsity, sum(sizes))
@@ -53,19 +59,27 @@ def test_counts_spend_the_budget_to_the_weight(sizes: list[int], data: st.DataOb
 
 
 @given(small_sizes, st.data())
-def test_counts_are_the_largest_remainder(sizes: list[int], data: st.DataObject) -> None:
-    eighths = [data.draw(st.integers(0, 8 * size)) for size in sizes]  # exact in float64, and tied
+def test_counts_are_the_largest_remainder(
+    sizes: list[int], data: st.DataObject
+) -> None:
+    eighths = [
+        data.draw(st.integers(0, 8 * size)) for size in sizes
+    ]  # exact in float64, and tied
     total = sum(eighths) // 8
     result = apportion([n / 8 for n in eighths], sizes, total)
     assert result.tolist() == by_hand([Fraction(n, 8) for n in eighths], total)
 
 
 @given(st.one_of(small_sizes, large_sizes), st.data())
-def test_linears_of_a_block_share_its_count_exactly(sizes: list[int], data: st.DataObject) -> None:
+def test_linears_of_a_block_share_its_count_exactly(
+    sizes: list[int], data: st.DataObject
+) -> None:
     count = data.draw(st.integers(0, sum(sizes)))
     result = split_count(count, sizes)
     assert int(result.sum()) == count
-    assert result.tolist() == by_hand([Fraction(count * n, sum(sizes)) for n in sizes], count)
+    assert result.tolist() == by_hand(
+        [Fraction(count * n, sum(sizes)) for n in sizes], count
+    )
 
 
 def test_split_stays_exact_where_float64_is_not() -> None:
@@ -80,8 +94,12 @@ def test_off_budget_sparsities_are_refused(sizes: list[int], sparsity: float) ->
     refusal_of(counts, [off] * len(sizes), sizes, sparsity, says="project")
 
 
-@pytest.mark.parametrize(("fractions", "sizes", "names"), cases("pruners", "bad_counts"))
-def test_bad_input_is_named(fractions: list[float], sizes: list[int], names: str) -> None:
+@pytest.mark.parametrize(
+    ("fractions", "sizes", "names"), cases("pruners", "bad_counts")
+)
+def test_bad_input_is_named(
+    fractions: list[float], sizes: list[int], names: str
+) -> None:
     refusal_of(counts, fractions, sizes, 0.5, says=names)
 
 
@@ -95,4 +113,6 @@ def test_a_sparsity_is_the_decimal_that_was_asked() -> None:
     assert total_count(0.7, 165) == 116
     assert counts([0.7], [165], 0.7).tolist() == [116]
     tenths = project([0.1, 0.5, 0.9], [1, 1, 1], 0.7)
-    assert sum(Fraction(x) for x in tenths.tolist()) - Fraction(21, 10) < Fraction(1, 2**51)
+    assert sum(Fraction(x) for x in tenths.tolist()) - Fraction(21, 10) < Fraction(
+        1, 2**51
+    )

@@ -32,7 +32,9 @@ def pruned(case: str, dtype: str) -> dict[str, Array]:
         ran("prune", TINY, "-o", Path(folder, "out"), *words, *tokens)
         weights = load_file(Path(folder, "out", "model.safetensors"))
     return {
-        name.removeprefix("model.layers.").replace(".", "/", 1).removesuffix(".weight"): weight
+        name.removeprefix("model.layers.")
+        .replace(".", "/", 1)
+        .removesuffix(".weight"): weight
         for name, weight in weights.items()
         if "_proj" in name
     }

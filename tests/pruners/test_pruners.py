@@ -14,7 +14,13 @@ from refusals import refusal_of
 from strategies import matrices, seeds, shapes, ties
 
 from refimpl.arguments import Bools, Floats
-from refimpl.pruners.counts import Pattern, parse_pattern, pattern_count, pattern_keep, split_count
+from refimpl.pruners.counts import (
+    Pattern,
+    parse_pattern,
+    pattern_count,
+    pattern_keep,
+    split_count,
+)
 from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.pruners.magnitude import magnitude_keep
 from refimpl.pruners.pruner import SharedFactor, inverse_of_upper
@@ -38,7 +44,9 @@ def lowest(score: Floats, count: int) -> Bools:
 
 
 def lowest_of_groups(score: Floats, pattern: Pattern) -> Bools:
-    groups = [lowest(group, pattern.pruned) for group in score.reshape(-1, pattern.group)]
+    groups = [
+        lowest(group, pattern.pruned) for group in score.reshape(-1, pattern.group)
+    ]
     return np.reshape(groups, score.shape)
 
 
@@ -48,7 +56,9 @@ def above_threshold(score: Floats, sparsity: float) -> Bools:
 
 
 @given(patterns, st.integers(1, 4), st.integers(1, 4), st.data())
-def test_patterns_by_sorting(pattern: Pattern, rows: int, groups: int, data: st.DataObject) -> None:
+def test_patterns_by_sorting(
+    pattern: Pattern, rows: int, groups: int, data: st.DataObject
+) -> None:
     shape = (rows, groups * pattern.group)
     score = data.draw(hnp.arrays(np.float64, shape, elements=ties))
     before = score.copy()
@@ -66,15 +76,33 @@ def test_a_pattern_reads_as_it_prints(pattern: Pattern) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "2", "2:", ":4", "2/4", "2:4:8", "a:b", "-1:4", "1.5:4", " 2:4", "5:4", "0:0", "²:4"],
+    [
+        "",
+        "2",
+        "2:",
+        ":4",
+        "2/4",
+        "2:4:8",
+        "a:b",
+        "-1:4",
+        "1.5:4",
+        " 2:4",
+        "5:4",
+        "0:0",
+        "²:4",
+    ],
 )
 def test_nonsense_is_no_pattern(text: str) -> None:
     refusal_of(parse_pattern, text, says="2:4")
 
 
-@pytest.mark.parametrize(("pruned", "group"), [(-1, 4), (5, 4), (0, 0), (1, 0), (0, -2)])
+@pytest.mark.parametrize(
+    ("pruned", "group"), [(-1, 4), (5, 4), (0, 0), (1, 0), (0, -2)]
+)
 def test_a_pattern_out_of_range(pruned: int, group: int) -> None:
-    assert f"{pruned}:{group}" in str(refusal_of(Pattern, pruned, group, says="counts the zeros"))
+    assert f"{pruned}:{group}" in str(
+        refusal_of(Pattern, pruned, group, says="counts the zeros")
+    )
 
 
 def test_what_a_pattern_refuses() -> None:
@@ -87,14 +115,18 @@ def test_what_a_pattern_refuses() -> None:
 # The control
 
 
-def random_keep(shape: tuple[int, int], target: int | Pattern, seed: int, *linear: int) -> Bools:
+def random_keep(
+    shape: tuple[int, int], target: int | Pattern, seed: int, *linear: int
+) -> Bools:
     block, index = linear
     pruner = PrunerOptions("random", seed=seed)
     return decision(np.ones(shape), None, 0, target, pruner, linear=(block, index))[0]
 
 
 @given(shapes(6, 9), seeds, st.data())
-def test_random_counts_are_exact(shape: tuple[int, int], seed: int, data: st.DataObject) -> None:
+def test_random_counts_are_exact(
+    shape: tuple[int, int], seed: int, data: st.DataObject
+) -> None:
     count = data.draw(st.integers(0, prod(shape)))
     keep = random_keep(shape, count, seed, 1, 2)
     assert keep.shape == shape
@@ -103,7 +135,9 @@ def test_random_counts_are_exact(shape: tuple[int, int], seed: int, data: st.Dat
 
 
 @given(patterns, st.integers(1, 3), st.integers(1, 3), seeds)
-def test_random_patterns_are_exact(pattern: Pattern, rows: int, groups: int, seed: int) -> None:
+def test_random_patterns_are_exact(
+    pattern: Pattern, rows: int, groups: int, seed: int
+) -> None:
     shape = (rows, groups * pattern.group)
     keep = random_keep(shape, pattern, seed, 0, 0)
     assert ((~keep).reshape(-1, pattern.group).sum(axis=1) == pattern.pruned).all()
@@ -112,7 +146,9 @@ def test_random_patterns_are_exact(pattern: Pattern, rows: int, groups: int, see
 @pytest.mark.parametrize("target", [3, Pattern(1, 4)])
 def test_every_place_is_as_likely_as_another(target: int | Pattern) -> None:
     # 4000 draws at p = 1/4: 5 standard deviations are 137.
-    pruned = sum((~random_keep((3, 4), target, 0, i, 0)).astype(int) for i in range(4000))
+    pruned = sum(
+        (~random_keep((3, 4), target, 0, i, 0)).astype(int) for i in range(4000)
+    )
     assert np.abs(pruned - 1000).max() < 137
 
 
@@ -125,10 +161,14 @@ def test_every_linear_has_its_own_places() -> None:
     refusal_of(random_keep, (2, 2), 5, 0, 0, 0, says="count 5")
 
 
-def problem(seed: int, rows: int, columns: int, samples: int = 0) -> tuple[Floats, Floats]:
+def problem(
+    seed: int, rows: int, columns: int, samples: int = 0
+) -> tuple[Floats, Floats]:
     """A weight, and a Hessian of inputs that are correlated and of unequal size."""
     random = np.random.default_rng(seed)
-    x = random.standard_normal((samples or 3 * columns, columns)) * random.uniform(0.3, 3, columns)
+    x = random.standard_normal((samples or 3 * columns, columns)) * random.uniform(
+        0.3, 3, columns
+    )
     x += random.standard_normal((len(x), 1))
     return random.standard_normal((rows, columns)), 2 / len(x) * x.T @ x
 
@@ -146,7 +186,11 @@ def counted(target: int, rows: int, columns: int, width: int) -> Rule:
 
 
 def by_elimination(
-    weight: Floats, h: Floats, target: float | Pattern, damping: float = 0.01, width: int = 128
+    weight: Floats,
+    h: Floats,
+    target: float | Pattern,
+    damping: float = 0.01,
+    width: int = 128,
 ) -> Pruned:
     """Optimal Brain Surgeon, word for word: the inverse for the columns left, at every column.
 
@@ -161,15 +205,21 @@ def by_elimination(
     else:
         rule = partial(above_threshold, sparsity=target)
     left, columns = damped(h, damping), weight.shape[1]
-    firsts = [np.linalg.solve(left[i:, i:], np.eye(columns - i)[0]) for i in range(columns)]
-    ease = np.array([first[0] for first in firsts])  # `firsts` are rows 0 of the inverses
+    firsts = [
+        np.linalg.solve(left[i:, i:], np.eye(columns - i)[0]) for i in range(columns)
+    ]
+    ease = np.array(
+        [first[0] for first in firsts]
+    )  # `firsts` are rows 0 of the inverses
     new, keep = weight.copy(), np.ones(weight.shape, bool)
     for start in range(0, columns, width):
         end = min(start + width, columns)
         for i in range(start, end):
             if (i - start) % step == 0:
                 group = slice(i, min(i + step, end))
-                saliency = np.where(np.diag(h)[group] == 0, 0, new[:, group] ** 2 / ease[group])
+                saliency = np.where(
+                    np.diag(h)[group] == 0, 0, new[:, group] ** 2 / ease[group]
+                )
                 keep[:, group] = rule(saliency)
             lost = np.where(keep[:, i], 0, new[:, i])
             new[:, i:] -= np.outer(lost, firsts[i] / ease[i])
@@ -215,9 +265,21 @@ def test_sparsegpt_is_elimination(
     assert (weight.tobytes(), h.tobytes()) == before
 
 
-@given(seeds, patterns, st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.booleans())
+@given(
+    seeds,
+    patterns,
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.booleans(),
+)
 def test_sparsegpt_with_a_pattern_is_elimination(
-    seed: int, pattern: Pattern, rows: int, groups: int, groups_at_a_time: int, dead: bool
+    seed: int,
+    pattern: Pattern,
+    rows: int,
+    groups: int,
+    groups_at_a_time: int,
+    dead: bool,
 ) -> None:
     weight, h = problem(seed, rows, groups * pattern.group)
     if dead:  # inputs that are always zero: they go first
@@ -241,19 +303,25 @@ def test_sparsegpt_beyond_128_columns(target: int | Pattern) -> None:
 
 
 @given(seeds, st.integers(1, 3), st.integers(2, 9), st.data())
-def test_what_is_left_is_best(seed: int, rows: int, columns: int, data: st.DataObject) -> None:
+def test_what_is_left_is_best(
+    seed: int, rows: int, columns: int, data: st.DataObject
+) -> None:
     # The first k columns gone, the others free: the least-squares solution.
     first = data.draw(st.integers(1, columns - 1))
     weight, h = problem(seed, rows, columns)
     keep = np.broadcast_to(np.arange(columns) >= first, weight.shape)
-    _, new = compensated(weight, h, lambda s, start: keep, columns, damping=0, width=columns)
+    _, new = compensated(
+        weight, h, lambda s, start: keep, columns, damping=0, width=columns
+    )
     np.testing.assert_allclose(new, best(weight, h, keep), rtol=1e-8, atol=1e-8)
     zeroed = np.where(keep, weight, 0)
     assert (error(new, weight, h) <= error(zeroed, weight, h) + 1e-12).all()
 
 
 @given(seeds, sizes, st.data())
-def test_dead_inputs_go_first(seed: int, shape: tuple[int, int], data: st.DataObject) -> None:
+def test_dead_inputs_go_first(
+    seed: int, shape: tuple[int, int], data: st.DataObject
+) -> None:
     weight, h = problem(seed, *shape)
     dead = data.draw(hnp.arrays(bool, shape[1]))
     weight[:, dead] *= 1e6
@@ -273,7 +341,9 @@ def test_the_factor_is_one_of_the_inverse(columns: int) -> None:
     np.testing.assert_array_equal(factor, np.triu(factor))
     assert (np.diag(factor) > 0).all()
     identity = np.eye(columns)
-    np.testing.assert_allclose(factor @ damped(h, 0.01) @ factor.T, identity, atol=1e-12)
+    np.testing.assert_allclose(
+        factor @ damped(h, 0.01) @ factor.T, identity, atol=1e-12
+    )
     by_inverse = np.linalg.cholesky(np.linalg.inv(damped(h, 0.01))).T
     np.testing.assert_allclose(factor, by_inverse, rtol=1e-8, atol=1e-11)
 
@@ -296,7 +366,12 @@ def test_a_hessian_that_does_not_factor_says_what_to_change() -> None:
     h = np.array([[1.0, 1.02], [1.02, 1.0]])
     weight, says = [[1.0, 2.0]], "not positive definite"
     refusal_of(
-        sparsegpt, weight, h, 1, says=f"{says} with damping 0.01\n", remedy="a larger damping"
+        sparsegpt,
+        weight,
+        h,
+        1,
+        says=f"{says} with damping 0.01\n",
+        remedy="a larger damping",
     )
     assert int((~sparsegpt(weight, h, 1, damping=0.1)[0]).sum()) == 1
     once = {"says": "damping 0\n", "remedy": "a larger damping (default 0.01)"}
@@ -307,8 +382,14 @@ def test_a_hessian_that_does_not_factor_says_what_to_change() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"hessian": np.where(np.eye(12, k=11), np.nan, 1.0)}, "NaN or Inf in the weight or its H"),
-        ({"weight": np.where(np.arange(24) == 5, np.inf, 1.0).reshape(2, 12)}, "NaN or Inf"),
+        (
+            {"hessian": np.where(np.eye(12, k=11), np.nan, 1.0)},
+            "NaN or Inf in the weight or its H",
+        ),
+        (
+            {"weight": np.where(np.arange(24) == 5, np.inf, 1.0).reshape(2, 12)},
+            "NaN or Inf",
+        ),
         ({"hessian": np.eye(11, 12)}, "(11, 12) for a weight of shape (2, 12)"),
         ({"target": 25}, "count 25"),
         ({"target": Pattern(2, 8)}, "2:8 on a weight of shape (2, 12)"),
@@ -321,7 +402,9 @@ def test_a_hessian_that_does_not_factor_says_what_to_change() -> None:
 )
 def test_what_sparsegpt_refuses(changes: dict[str, Any], says: str) -> None:
     weight, h = problem(11, 2, 12)
-    refusal_of(sparsegpt, **{"weight": weight, "hessian": h, "target": 3, **changes}, says=says)
+    refusal_of(
+        sparsegpt, **{"weight": weight, "hessian": h, "target": 3, **changes}, says=says
+    )
 
 
 def test_the_hessian_has_the_peers_scale() -> None:
@@ -343,7 +426,9 @@ def test_wanda_as_its_code_decides(weight: Floats, sparsity: float) -> None:
     assert WANDA.keep is not None
     keep = WANDA.keep(score, sparsity)
     for row, kept in zip(score, keep, strict=True):
-        np.testing.assert_array_equal(kept, lowest(row, min(int(row.size * sparsity), row.size)))
+        np.testing.assert_array_equal(
+            kept, lowest(row, min(int(row.size * sparsity), row.size))
+        )
 
 
 @given(matrices(ties, 4, 9), st.floats(0, 0.999))
@@ -359,7 +444,9 @@ def test_sparsegpt_as_its_code_decides(
     seed: int, shape: tuple[int, int], sparsity: float, width: int, data: st.DataObject
 ) -> None:
     weight, h = problem(seed, *shape)
-    dead = data.draw(hnp.arrays(bool, shape[1], elements=st.sampled_from([False, False, True])))
+    dead = data.draw(
+        hnp.arrays(bool, shape[1], elements=st.sampled_from([False, False, True]))
+    )
     h[dead] = h[:, dead] = 0
     keep, new = sparsegpt(weight, h, sparsity, width=width, compat="peer")
     start = np.where(dead, 0, weight)
@@ -369,7 +456,9 @@ def test_sparsegpt_as_its_code_decides(
 
 
 @given(seeds, st.integers(1, 3), st.integers(1, 3))
-def test_the_peers_pattern_loses_dead_inputs_on_top(seed: int, rows: int, groups: int) -> None:
+def test_the_peers_pattern_loses_dead_inputs_on_top(
+    seed: int, rows: int, groups: int
+) -> None:
     weight, h = problem(seed, rows, 4 * groups)
     h[:3] = h[:, :3] = 0
     keep, new = sparsegpt(weight, h, Pattern(2, 4), compat="peer")

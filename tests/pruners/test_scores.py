@@ -15,7 +15,9 @@ from refimpl.pruners.magnitude import MAGNITUDE, magnitude_keep
 from refimpl.pruners.pruner import LinearInputs
 from refimpl.pruners.wanda import wanda_keep, wanda_score
 
-scores = matrices(st.sampled_from([0.0, 1.0, 2.0]), 7, 9) | matrices(st.floats(0, 1e9), 7, 9)
+scores = matrices(st.sampled_from([0.0, 1.0, 2.0]), 7, 9) | matrices(
+    st.floats(0, 1e9), 7, 9
+)
 
 
 def keep_by_sorting(score: Floats, count: int) -> Bools:
@@ -59,7 +61,9 @@ def test_magnitude_is_the_stable_sort(score: Floats, data: st.DataObject) -> Non
 def test_a_large_matrix_with_heavy_ties(dtype: type) -> None:
     score = np.random.default_rng(0).integers(0, 40, (200, 300)).astype(dtype)
     for count in (1, 199, 200, 23_457, 59_999):
-        np.testing.assert_array_equal(wanda_keep(score, count), keep_by_sorting(score, count))
+        np.testing.assert_array_equal(
+            wanda_keep(score, count), keep_by_sorting(score, count)
+        )
 
 
 @given(scores, st.data())
@@ -78,7 +82,9 @@ def test_scores_are_float64_from_float32() -> None:
     weight = np.array([[-0.1, 0.3]], np.float32)
     score = wanda_score(weight, np.array([2.0, 3.0], np.float32))
     assert score.dtype == np.float64
-    np.testing.assert_array_equal(score, np.abs(weight.astype(np.float64)) * np.sqrt([2.0, 3.0]))
+    np.testing.assert_array_equal(
+        score, np.abs(weight.astype(np.float64)) * np.sqrt([2.0, 3.0])
+    )
 
 
 def test_bad_input_is_named() -> None:

@@ -30,10 +30,14 @@ def peer() -> Any:
 CASES = sorted({key.split("|")[0] for key in peer().files} - {"source"})
 
 
-def problem(seed: int, rows: int, columns: int, tokens: int = 0) -> tuple[Floats, Floats]:
+def problem(
+    seed: int, rows: int, columns: int, tokens: int = 0
+) -> tuple[Floats, Floats]:
     """A weight, and inputs [T, C], twice as many as columns if not said."""
     random = np.random.default_rng(seed)
-    x = random.standard_normal((tokens or 2 * columns, columns)) * random.lognormal(0, 1, columns)
+    x = random.standard_normal((tokens or 2 * columns, columns)) * random.lognormal(
+        0, 1, columns
+    )
     return random.standard_normal((rows, columns)), x
 
 
@@ -48,8 +52,12 @@ def test_admm_is_that_of_its_code(case: str) -> None:
     keep, new = admm(weight, outer, target, compat="peer")
     np.testing.assert_array_equal(keep, theirs != 0)
     np.testing.assert_allclose(new, theirs, rtol=0, atol=FLOAT32 * np.abs(theirs).max())
-    exact, _ = admm(weight, outer, target if ":" in case else int(weight.size * sparsity))
-    if case != "2:4":  # where only counts between the first and the last round may differ
+    exact, _ = admm(
+        weight, outer, target if ":" in case else int(weight.size * sparsity)
+    )
+    if (
+        case != "2:4"
+    ):  # where only counts between the first and the last round may differ
         assert (exact != keep).any()
 
 
@@ -78,7 +86,9 @@ def by_the_book(weight: Floats, x: Floats, count: int, pattern: Pattern | None) 
     return mask.T, ((b + u) * mask).T / d
 
 
-@given(seeds, SIZES, st.sampled_from(["", "2:4", "1:3", "4:8", "1:1", "0:2"]), st.data())
+@given(
+    seeds, SIZES, st.sampled_from(["", "2:4", "1:3", "4:8", "1:1", "0:2"]), st.data()
+)
 def test_admm_is_that_of_the_paper(
     seed: int, shape: tuple[int, int], text: str, data: st.DataObject
 ) -> None:
@@ -131,14 +141,21 @@ def test_dead_inputs_go_first_in_admm() -> None:
     ],
 )
 def test_what_admm_refuses(changes: dict[str, Any], says: str) -> None:
-    arguments = {"weight": np.ones((2, 12)), "outer": np.eye(12), "target": 3, **changes}
+    arguments = {
+        "weight": np.ones((2, 12)),
+        "outer": np.eye(12),
+        "target": 3,
+        **changes,
+    }
     refusal_of(admm, **arguments, says=says)
 
 
 # Refits
 
 
-def least_squares(weight: Floats, keep: Bools, x: Floats, damping: float, scale: float) -> Floats:
+def least_squares(
+    weight: Floats, keep: Bools, x: Floats, damping: float, scale: float
+) -> Floats:
     """Each row by `numpy.linalg.lstsq` on the inputs, and on rows that stand for the damping."""
     added = damping * scale * np.square(x).sum(axis=0).mean()
     inputs = np.concatenate([np.sqrt(scale) * x, np.sqrt(added) * np.eye(x.shape[1])])
@@ -199,7 +216,9 @@ def test_dead_inputs_keep_their_weights_in_a_refit() -> None:
 def test_what_a_refit_refuses() -> None:
     says = "not positive definite"
     refusal_of(refitted, [[1.0, 2.0]], [[True, False]], np.ones((2, 2)), 0.0, says=says)
-    refusal_of(refitted, [[1.0, 2.0]], [[True]], np.eye(2), says="a decision of shape (1, 1)")
+    refusal_of(
+        refitted, [[1.0, 2.0]], [[True]], np.eye(2), says="a decision of shape (1, 1)"
+    )
     refusal_of(refitted, [[1.0, np.nan]], [[True, True]], np.eye(2), says="NaN")
     peers = PrunerOptions("wanda", refit=True)
     says = "refitted wanda with compat peer"

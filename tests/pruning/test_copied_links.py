@@ -13,10 +13,18 @@ from quantised_files import FP8, fp8_model
 
 HOW = ("--nm", "2:4", "--pruner", "magnitude")
 BESIDE = (
-    "README.md", "LICENSE", "NOTICE.txt", "generation_config.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "merges.txt",
-    "pruning.json", "anything",
-)  # fmt: skip
+    "README.md",
+    "LICENSE",
+    "NOTICE.txt",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "pruning.json",
+    "anything",
+)
 
 
 def model_at(folder: Path, secrets: Path) -> set[str]:
@@ -41,13 +49,19 @@ def test_every_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     names = model_at(tmp_path / "model", tmp_path / "secrets")
     out, left = tmp_path / "out", sorted(tmp_path.iterdir())
     for more in ((), ("--force",)):
-        assert named(refused("prune", tmp_path / "model", "-o", out, *HOW, *more)) == names
+        assert (
+            named(refused("prune", tmp_path / "model", "-o", out, *HOW, *more)) == names
+        )
     assert sorted(tmp_path.iterdir()) == left
-    ran("score", tmp_path / "model", "--tokens", "random", "--samples", 1)  # reading is free
+    ran(
+        "score", tmp_path / "model", "--tokens", "random", "--samples", 1
+    )  # reading is free
     (tmp_path / "link").symlink_to("model")
     assert named(refused("prune", tmp_path / "link", "-o", out, *HOW)) == names
     index = "model.safetensors.index.json"  # that was named; LICENSE and others are beside it
-    assert "README.md" in (found := named(refused("prune", tmp_path / "model" / index, "-o", out)))
+    assert "README.md" in (
+        found := named(refused("prune", tmp_path / "model" / index, "-o", out))
+    )
     assert found == names - {index, "anything"}
     for name in names:
         (tmp_path / "model" / name).unlink()
@@ -78,9 +92,14 @@ def test_a_loop_of_links_leads_nowhere(tmp_path: Path) -> None:
         ("home/snapshots/1", "home/blobs"),
     ],
 )
-def test_other_places_of_a_cache_are_refused(folder: str, secrets: str, tmp_path: Path) -> None:
+def test_other_places_of_a_cache_are_refused(
+    folder: str, secrets: str, tmp_path: Path
+) -> None:
     names = model_at(tmp_path / folder, tmp_path / secrets)
-    assert named(refused("prune", tmp_path / folder, "-o", tmp_path / "out", *HOW)) == names
+    assert (
+        named(refused("prune", tmp_path / folder, "-o", tmp_path / "out", *HOW))
+        == names
+    )
 
 
 def test_a_blob_that_is_a_link_is_one(tmp_path: Path) -> None:
@@ -102,15 +121,21 @@ def test_companions_of_a_converted_model(tmp_path: Path) -> None:
     assert named(refused("convert", model, "-o", tmp_path / "out")) == {"README.md"}
 
 
-@pytest.mark.parametrize("words", [("prune", *HOW), ("convert",)], ids=["prune", "convert"])
-def test_a_file_too_large_to_be_copied_is_refused(words: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words", [("prune", *HOW), ("convert",)], ids=["prune", "convert"]
+)
+def test_a_file_too_large_to_be_copied_is_refused(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
     model, out = fp8_model(tmp_path, FP8["blocks"])[0], tmp_path / "out"
     if words[0] == "prune":
         model = shutil.copytree(FIXTURES / "llama", tmp_path / "llama")
     (model / "notes").write_bytes(b"{}")
     os.truncate(model / "notes", 1 << 40)  # takes no room
     left = sorted(tmp_path.iterdir())
-    assert "notes: 1,099,511,627,776 bytes" in refused(words[0], model, *words[1:], "-o", out)
+    assert "notes: 1,099,511,627,776 bytes" in refused(
+        words[0], model, *words[1:], "-o", out
+    )
     assert sorted(tmp_path.iterdir()) == left
     os.truncate(model / "notes", 2)
     ran(words[0], model, *words[1:], "-o", out)

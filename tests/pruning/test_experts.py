@@ -20,11 +20,15 @@ from refimpl.pruning.block import pruned_linears
 from refimpl.running.threads import Workers
 from refimpl.show.models import pruning_table
 
-ONE = Tokens(np.array([[7]]), "one token", "ids")  # seen by two of five experts per block
+ONE = Tokens(
+    np.array([[7]]), "one token", "ids"
+)  # seen by two of five experts per block
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_an_expert_without_tokens_is_pruned_by_magnitude(method: Pruner, tmp_path: Path) -> None:
+def test_an_expert_without_tokens_is_pruned_by_magnitude(
+    method: Pruner, tmp_path: Path
+) -> None:
     model = model_of("mixtral")
     pruned = prune(model, tmp_path / "out", Pattern(2, 4), PrunerOptions(method), ONE)
     record = json.loads((tmp_path / "out" / "pruning.json").read_text("utf-8"))
@@ -41,7 +45,9 @@ def test_an_expert_without_tokens_is_pruned_by_magnitude(method: Pruner, tmp_pat
             name = f"blocks.{i}.{linear['name']}"
             fell_back = name.rpartition(".")[0] in unseen
             assert ("method" in linear) == fell_back
-            zeros = [x.weights[f"{name}.weight"].read("f4") == 0 for x in (mine, theirs)]
+            zeros = [
+                x.weights[f"{name}.weight"].read("f4") == 0 for x in (mine, theirs)
+            ]
             assert np.array_equal(*zeros) == fell_back, name
 
 
@@ -52,14 +58,21 @@ def test_the_pruning_perturbation_falls_back_too() -> None:
     names = "experts.2.up_proj", "up_proj"
     weights = BlockWeights({f"{name}.weight": weight for name in names})
     sums = {input_of(name): nothing for name in names}
-    shapes, goals = dict.fromkeys(names, (4, 6)), dict(zip(names, (10, 12), strict=True))
+    shapes, goals = (
+        dict.fromkeys(names, (4, 6)),
+        dict(zip(names, (10, 12), strict=True)),
+    )
     with Workers(1) as workers:
-        found = pruned_linears(0, shapes, weights, goals, sums, 1, PrunerOptions(), workers)
+        found = pruned_linears(
+            0, shapes, weights, goals, sums, 1, PrunerOptions(), workers
+        )
     np.testing.assert_array_equal(found[names[0]].keep, keep)
     assert found[names[1]].keep[:, 3:].all()  # equal scores: the lowest columns
 
 
-@pytest.mark.parametrize(("case", "method"), [("granitemoe", "sparsegpt"), ("qwen2_moe", "wanda")])
+@pytest.mark.parametrize(
+    ("case", "method"), [("granitemoe", "sparsegpt"), ("qwen2_moe", "wanda")]
+)
 def test_experts_that_are_read_when_they_are_used_change_no_bit(
     case: str, method: Pruner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

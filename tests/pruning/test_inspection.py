@@ -41,7 +41,9 @@ def without_one(block: int, name: str, shape: tuple[int, int]) -> Array:
     """2:4, other places in each row; of one linear everything."""
     rows, width = shape
     first = np.array([True, True, False, False]) | ((block, name) == (0, "k_proj"))
-    return np.array([np.tile(np.roll(first, block + row), width // 4) for row in range(rows)])
+    return np.array(
+        [np.tile(np.roll(first, block + row), width // 4) for row in range(rows)]
+    )
 
 
 @pytest.mark.parametrize("case", layouts([*CASES, "llama_sharded"]))
@@ -65,7 +67,9 @@ def test_zeros_are_counted_per_linear(case: str, tmp_path: Path) -> None:
             assert (linear.weights, linear.zeros) == (values.size, zeros)
             assert zeros >= (~shares[i, name]).sum()
             assert linear.sparsity == zeros / values.size
-            assert linear.dtype == model.weights[f"blocks.{i}.{name}.weight"].stored.dtype
+            assert (
+                linear.dtype == model.weights[f"blocks.{i}.{name}.weight"].stored.dtype
+            )
     assert found.files == {f.path.name: f.path.stat().st_size for f in model.files}
     sizes = {w.stored.name: w.stored.array for w in model.weights.values()}
     assert found.parameters == sum(array.size for array in sizes.values())
@@ -85,7 +89,9 @@ def print_growth(folder: str) -> None:
 @needs_proc
 def test_one_linear_is_read_at_a_time(tmp_path: Path) -> None:
     """In a process of its own: a heap that other tests have filled grows by chance."""
-    config = config_of("llama", hidden_size=512, intermediate_size=2304, vocab_size=16000)
+    config = config_of(
+        "llama", hidden_size=512, intermediate_size=2304, vocab_size=16000
+    )
     folder = sparse(tmp_path / "m", config | {"num_hidden_layers": 12})  # 206 MB
     # the largest linear has 4.7 MB
     assert printed_json(__file__, f"print_growth({str(folder)!r})") < 12e6
@@ -95,19 +101,27 @@ def test_one_linear_is_read_at_a_time(tmp_path: Path) -> None:
 def record_text() -> str:
     with TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        return ran("prune", LLAMA, "-o", out, "--nm", "2:4", "--pruner", "magnitude", "--json")
+        return ran(
+            "prune", LLAMA, "-o", out, "--nm", "2:4", "--pruner", "magnitude", "--json"
+        )
 
 
 def recorded(folder: Path, **changes: Any) -> Path:
     shutil.copytree(LLAMA, folder)
-    (folder / "pruning.json").write_text(json.dumps(json.loads(record_text()) | changes))
+    (folder / "pruning.json").write_text(
+        json.dumps(json.loads(record_text()) | changes)
+    )
     return folder
 
 
 @pytest.mark.parametrize(
     ("changes", "expected", "line"),
     [
-        ({"pattern": None, "requested_sparsity": 0.7}, (0.7, None), "sparsity 0.7 by magnitude"),
+        (
+            {"pattern": None, "requested_sparsity": 0.7},
+            (0.7, None),
+            "sparsity 0.7 by magnitude",
+        ),
         ({}, (0.5, "2:4"), "2:4 by magnitude"),
         ({"a key of": "a newer version"}, (0.5, "2:4"), "2:4 by magnitude"),
     ],
@@ -117,7 +131,11 @@ def test_what_was_requested_is_said(
 ) -> None:
     found = inspect(read_model(recorded(tmp_path / "m", **changes)))
     sparsity, pattern = expected
-    assert found.requested == {"method": "magnitude", "sparsity": sparsity, "pattern": pattern}
+    assert found.requested == {
+        "method": "magnitude",
+        "sparsity": sparsity,
+        "pattern": pattern,
+    }
     assert f"requested   {line}, as pruning.json says\n" in inspection_table(found)
 
 
@@ -128,7 +146,9 @@ def test_what_was_requested_is_said(
         *({"requested_sparsity": 1.5}, {"allocation": {"strength": []}}, {"format": 2}),
     ],
 )
-def test_a_broken_record_is_refused(record: str | dict[str, Any] | None, tmp_path: Path) -> None:
+def test_a_broken_record_is_refused(
+    record: str | dict[str, Any] | None, tmp_path: Path
+) -> None:
     changes = record if isinstance(record, dict) else {}
     path = recorded(tmp_path / "m", **changes) / "pruning.json"
     if record is None:

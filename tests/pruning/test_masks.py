@@ -27,7 +27,9 @@ def with_zeros(arrays: dict[str, Any]) -> None:
             arrays[name] = x
 
 
-@pytest.mark.parametrize("case", ["llama", "gpt2", "gpt_neox", "phi3", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize(
+    "case", ["llama", "gpt2", "gpt_neox", "phi3", "qwen3_moe", "gpt_oss"]
+)
 @pytest.mark.parametrize("pruner", ["wanda", "magnitude", "sparsegpt", "admm"])
 def test_masks_are_the_decisions(case: str, pruner: str, tmp_path: Path) -> None:
     model = read_model(altered(tmp_path / "model", case, with_zeros))
@@ -45,16 +47,22 @@ def test_masks_are_the_decisions(case: str, pruner: str, tmp_path: Path) -> None
     assert not found
     write_arrays(tmp_path / "masks.safetensors", named)
     for name, tensor in SafetensorsFile(tmp_path / "masks.safetensors").tensors.items():
-        weights = next(x.stored for x in pruned.weights.values() if x.stored.name == name)
+        weights = next(
+            x.stored for x in pruned.weights.values() if x.stored.name == name
+        )
         assert tensor.shape == weights.shape
         assert not np.asarray(weights.array)[~named[name]].any()
 
 
-def test_zeros_that_were_there_before_stay_if_they_were_not_pruned(tmp_path: Path) -> None:
+def test_zeros_that_were_there_before_stay_if_they_were_not_pruned(
+    tmp_path: Path,
+) -> None:
     model = read_model(altered(tmp_path / "model", "llama", with_zeros))
     tokens = random_tokens(264, 2, 12)
     prune(model, tmp_path / "none", Pattern(0, 4), "wanda", tokens)
-    assert all(mask.all() for mask in masks(model, read_model(tmp_path / "none")).values())
+    assert all(
+        mask.all() for mask in masks(model, read_model(tmp_path / "none")).values()
+    )
     prune(model, tmp_path / "out", Pattern(1, 4), "magnitude")
     pruned = read_model(tmp_path / "out")
     found = masks(model, pruned)
@@ -75,7 +83,9 @@ def test_what_the_files_do_not_say_is_refused(tmp_path: Path) -> None:
 
     model = read_model(altered(tmp_path / "model", "llama", zeroed))
     prune(model, tmp_path / "out", Pattern(2, 4), "magnitude")
-    error = refusal_of(masks, model, read_model(tmp_path / "out"), says="do not say which")
+    error = refusal_of(
+        masks, model, read_model(tmp_path / "out"), says="do not say which"
+    )
     assert "blocks.1.up_proj.weight" in error.problem
     other = read_model(FIXTURES / "mixtral")
     refusal_of(masks, other, model, says="whose linears differ")

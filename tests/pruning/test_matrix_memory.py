@@ -54,20 +54,30 @@ def test_one_matrix_is_factored_in_its_place(
     shapes = model.config.linears[0]
     sums = 8 * sum(width**2 for width in {width for _, width in shapes.values()})
     largest = 8 * WIDE**2
-    beside = sum(13 * out * width for out, width in shapes.values())  # weights, new ones, changes
+    beside = sum(
+        13 * out * width for out, width in shapes.values()
+    )  # weights, new ones, changes
     factoring = 16 * min(WIDE, whole) * WIDE
     tracemalloc.start()
     memory = None if together else sums
-    prune(model, tmp_path / "out", Pattern(2, 4), pruner, tokens, threads=1, memory=memory)
+    prune(
+        model, tmp_path / "out", Pattern(2, 4), pruner, tokens, threads=1, memory=memory
+    )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert largest < peak < (sums if together else largest) + max(factoring, beside) + (4 << 20)
+    assert (
+        largest
+        < peak
+        < (sums if together else largest) + max(factoring, beside) + (4 << 20)
+    )
 
 
 @pytest.mark.parametrize("case", ["llama", "qwen3_moe"])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.usefixtures("in_place")
-def test_results_do_not_depend_on_memory(case: str, threads: int, tmp_path: Path) -> None:
+def test_results_do_not_depend_on_memory(
+    case: str, threads: int, tmp_path: Path
+) -> None:
     """Too little is refused with what is enough; with that, one matrix at a time is kept."""
     words = ("prune", FIXTURES / case, *SPARSEGPT, "--threads", threads)
     said = refused(*words, "-o", tmp_path / "none", "--memory", "1K")
@@ -77,45 +87,70 @@ def test_results_do_not_depend_on_memory(case: str, threads: int, tmp_path: Path
     refused(*words, "-o", tmp_path / "none", "--memory", least - 1)
     ran(*words, "-o", tmp_path / "least", "--memory", least)
     ran(*words, "-o", tmp_path / "most")
-    one, other = ((tmp_path / x / "model.safetensors").read_bytes() for x in ("least", "most"))
+    one, other = (
+        (tmp_path / x / "model.safetensors").read_bytes() for x in ("least", "most")
+    )
     assert one == other
     linears = read_model(FIXTURES / case).config.linears[0]
     sparsegpt, wanda = PrunerOptions("sparsegpt"), PrunerOptions("wanda")
-    assert portions(linears, sparsegpt, inf) == portions(linears, wanda, 0) == [inputs_of(linears)]
+    assert (
+        portions(linears, sparsegpt, inf)
+        == portions(linears, wanda, 0)
+        == [inputs_of(linears)]
+    )
     assert len(portions(linears, sparsegpt, least)) == len(inputs_of(linears))
-    half = 2 * sum(matrix_bytes(linears, sparsegpt))  # is enough, and one byte less is not
+    half = 2 * sum(
+        matrix_bytes(linears, sparsegpt)
+    )  # is enough, and one byte less is not
     assert [len(portions(linears, sparsegpt, half - x)) for x in (0, 1)] == [1, 4]
 
 
 def test_scores_by_probes_of_sparsegpt_have_room_for_its_matrices() -> None:
-    plan, request = Probes(pruner="sparsegpt"), Request(sparsity=0.5, correct="divergence")
+    plan, request = (
+        Probes(pruner="sparsegpt"),
+        Request(sparsity=0.5, correct="divergence"),
+    )
     model, tokens = read_model(LLAMA), random_tokens(264, 2, 12)
-    error = refusal_of(score, model, tokens, plan, request, memory=1000, says="one experiment")
+    error = refusal_of(
+        score, model, tokens, plan, request, memory=1000, says="one experiment"
+    )
     assert "bytes for the outer products of inputs" in error.expected
     least = int(error.remedy.split("--memory ")[1].split()[0])
-    assert least > 8 * sum(x**2 for x in {width for _, width in model.config.linears[0].values()})
+    assert least > 8 * sum(
+        x**2 for x in {width for _, width in model.config.linears[0].values()}
+    )
     scores = [score(model, tokens, plan, request, memory=x) for x in (least, None)]
     np.testing.assert_array_equal(*(x.sweep[0].divergence for x in scores))
-    refusal_of(score, model, tokens, plan, request, memory=least - 1, says="one experiment")
+    refusal_of(
+        score, model, tokens, plan, request, memory=least - 1, says="one experiment"
+    )
 
 
 @pytest.mark.parametrize("columns", [25, 40, 97])
 @pytest.mark.usefixtures("in_place")
-def test_a_large_matrix_is_factored_in_parts(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_matrix_is_factored_in_parts(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """V V^T = H to rounding, as with LAPACK; what does not factor is refused in the same words."""
     x = np.random.default_rng(columns).standard_normal((2, columns, columns))
     h = sum_of_outer_products(x)
-    np.testing.assert_allclose(h, np.einsum("nti,ntj->ij", x, x), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        h, np.einsum("nti,ntj->ij", x, x), rtol=1e-12, atol=1e-12
+    )
     np.testing.assert_array_equal(h, h.T)
     upper, _ = SharedFactor.of(h).factored(0.01)
     np.testing.assert_array_equal(upper, np.triu(upper))
     damped = h + 0.01 * np.diag(h).mean() * np.eye(columns)
     eps = np.finfo(float).eps
-    assert np.linalg.norm(upper @ upper.T - damped) <= 8 * columns * eps * np.linalg.norm(damped)
+    assert np.linalg.norm(
+        upper @ upper.T - damped
+    ) <= 8 * columns * eps * np.linalg.norm(damped)
     h[3] = h[:, 3] = 0
     h[3, 3] = -0.02 * np.diag(h).sum() / columns
     parts = SharedFactor.of(h)
-    said = [refusal_of(parts.factored, 0.01, remedy="a larger damping") for _ in range(2)]
+    said = [
+        refusal_of(parts.factored, 0.01, remedy="a larger damping") for _ in range(2)
+    ]
     monkeypatch.setattr(pruner_module, "_WHOLE", columns)
     said.append(refusal_of(SharedFactor.of(h).factored, 0.01))
     assert len(set(map(str, said))) == 1  # another linear fails alike

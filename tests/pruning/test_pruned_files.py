@@ -69,7 +69,10 @@ def header_of(path: Path) -> bytes:
 
 def same_to_the_library(one: Path, other: Path) -> None:
     """Names, their order, dtypes, shapes and metadata, as the safetensors library reads them."""
-    with safe_open(one, framework="np") as left, safe_open(other, framework="np") as right:
+    with (
+        safe_open(one, framework="np") as left,
+        safe_open(other, framework="np") as right,
+    ):
         assert list(left.keys()) == list(right.keys())
         assert left.offset_keys() == right.offset_keys()
         assert left.metadata() == right.metadata()
@@ -103,11 +106,16 @@ def test_nothing_but_the_pruned_weights_changes(case: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("dtype", sorted(STORED_DTYPES))
-def test_new_weights_are_rounded_to_the_stored_dtype(dtype: str, tmp_path: Path) -> None:
+def test_new_weights_are_rounded_to_the_stored_dtype(
+    dtype: str, tmp_path: Path
+) -> None:
     model = read_model(llama_of(tmp_path / "old", dtype, {"format": "pt"}))
     random = np.random.default_rng(1)
     blocks = {
-        i: {n: replace(d, new=random.normal(size=d.keep.shape)) for n, d in linears.items()}
+        i: {
+            n: replace(d, new=random.normal(size=d.keep.shape))
+            for n, d in linears.items()
+        }
         for i, linears in decisions(model).items()
     }
     write_pruned(model, tmp_path / "new", blocks)
@@ -118,13 +126,17 @@ def test_new_weights_are_rounded_to_the_stored_dtype(dtype: str, tmp_path: Path)
         if name.endswith("_proj.weight"):
             _, i, linear, _ = name.split(".")
             decision = blocks[int(i)][linear]
-            expected = np.where(decision.keep, decision.new, 0).astype(STORED_DTYPES[dtype])
+            expected = np.where(decision.keep, decision.new, 0).astype(
+                STORED_DTYPES[dtype]
+            )
         assert array.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("dtype", sorted(STORED_DTYPES))
 def test_signs_of_pruned_and_kept_zeros(dtype: str, tmp_path: Path) -> None:
-    arrays = {n: array.astype(STORED_DTYPES[dtype]) for n, array in arrays_of("llama").items()}
+    arrays = {
+        n: array.astype(STORED_DTYPES[dtype]) for n, array in arrays_of("llama").items()
+    }
     name = "model.layers.1.mlp.down_proj.weight"
     arrays[name] = -arrays[name]
     arrays[name][:, ::3] = STORED_DTYPES[dtype].type(-0.0)
@@ -141,9 +153,13 @@ def test_signs_of_pruned_and_kept_zeros(dtype: str, tmp_path: Path) -> None:
     assert counts.kept_zeros == int(keep[:, ::3].sum()) > 0
     assert counts.zeros == counts.pruned + counts.kept_zeros == int((array == 0).sum())
 
-    blocks[1]["down_proj"] = Decision(keep, np.full(keep.shape, -0.0))  # also where recomputed
+    blocks[1]["down_proj"] = Decision(
+        keep, np.full(keep.shape, -0.0)
+    )  # also where recomputed
     found = write_pruned(model, tmp_path / "newer", blocks)
-    array = SafetensorsFile(tmp_path / "newer" / "model.safetensors").tensors[name].array
+    array = (
+        SafetensorsFile(tmp_path / "newer" / "model.safetensors").tensors[name].array
+    )
     assert not array.view(f"u{array.itemsize}")[~keep].any()
     assert found[1]["down_proj"].zeros == keep.size
 
@@ -175,7 +191,11 @@ def test_weights_that_the_stored_dtype_cannot_hold(bad: float, tmp_path: Path) -
 
 def test_each_block_is_in_the_files_when_it_is_written(tmp_path: Path) -> None:
     model = read_model(FIXTURES / "llama_sharded")
-    blocks, done, new = decisions(model), Blocks(), PrunedFiles(model, tmp_path / "new", {})
+    blocks, done, new = (
+        decisions(model),
+        Blocks(),
+        PrunedFiles(model, tmp_path / "new", {}),
+    )
     for i in (None, *reversed(blocks)):
         if i is not None:
             done[i] = blocks[i]
@@ -185,12 +205,16 @@ def test_each_block_is_in_the_files_when_it_is_written(tmp_path: Path) -> None:
 
 @needs_proc
 def test_one_block_is_in_memory_at_a_time(tmp_path: Path) -> None:
-    config = config_of("llama", hidden_size=512, intermediate_size=2304, vocab_size=16000)
+    config = config_of(
+        "llama", hidden_size=512, intermediate_size=2304, vocab_size=16000
+    )
     folder = sparse(tmp_path / "m", config | {"num_hidden_layers": 12})  # 206 MB
     model, most = read_model(folder), 0
     shapes = model.config.linears[0].items()
     none_stays = {name: Decision(np.zeros(shape, bool)) for name, shape in shapes}
-    room = 4 * int(model.config.block_sizes[0]) * 4  # 14 MB, old and new and a few copies
+    room = (
+        4 * int(model.config.block_sizes[0]) * 4
+    )  # 14 MB, old and new and a few copies
     before, new = resident(), PrunedFiles(model, tmp_path / "new", {})
     for i in range(12):
         new.write(i, as_decided(model, i, none_stays))
@@ -207,11 +231,18 @@ def test_one_block_is_in_memory_at_a_time(tmp_path: Path) -> None:
     assert most - before < 1.5 * room  # 12 blocks have three times as much
 
 
-@pytest.mark.parametrize("metadata", [{}, {"made by": "us"}, {"format": "mlx", "a": "b"}])
+@pytest.mark.parametrize(
+    "metadata", [{}, {"made by": "us"}, {"format": "mlx", "a": "b"}]
+)
 def test_headers_stay_as_they_are(metadata: dict[str, str], tmp_path: Path) -> None:
     path = llama_of(tmp_path / "old", "BF16", metadata) / "model.safetensors"
-    header, data = json.loads(header_of(path)), path.read_bytes()[8 + len(header_of(path)) :]
-    write_raw(path, header, data, " " * ((3 - len(json.dumps(header))) % 8))  # at any address
+    header, data = (
+        json.loads(header_of(path)),
+        path.read_bytes()[8 + len(header_of(path)) :],
+    )
+    write_raw(
+        path, header, data, " " * ((3 - len(json.dumps(header))) % 8)
+    )  # at any address
     model = read_model(path)
     blocks = decisions(model)
     write_pruned(model, tmp_path / "new", blocks)
@@ -220,11 +251,29 @@ def test_headers_stay_as_they_are(metadata: dict[str, str], tmp_path: Path) -> N
 
 def test_a_folder_takes_everything_along_but_other_weights(tmp_path: Path) -> None:
     old = shutil.copytree(FIXTURES / "llama", tmp_path / "old")
-    along = {"generation_config.json", "merges.txt", "README.md", "LICENSE", "modeling.py", ".x"}
+    along = {
+        "generation_config.json",
+        "merges.txt",
+        "README.md",
+        "LICENSE",
+        "modeling.py",
+        ".x",
+    }
     for name in along:
         (old / name).write_text(name)
-    left = {"pytorch_model.bin", "model.gguf", "x.ONNX", "x.onnx.data", "a.pt", "pruning.json"}
-    left |= {"other.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json"}
+    left = {
+        "pytorch_model.bin",
+        "model.gguf",
+        "x.ONNX",
+        "x.onnx.data",
+        "a.pt",
+        "pruning.json",
+    }
+    left |= {
+        "other.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin.index.json",
+    }
     for name in left:
         (old / name).write_text("{}")
     (old / "onnx").mkdir()
@@ -257,7 +306,13 @@ def test_a_named_file_takes_the_known_companions_along(tmp_path: Path) -> None:
         (old / name).write_text(name)
     model = read_model(old / "mine.safetensors")
     write_pruned(model, tmp_path / "new", decisions(model))
-    beside = {"LICENSE.txt", "vocab.json", "config.json", "tokenizer.json", "tokenizer_config.json"}
+    beside = {
+        "LICENSE.txt",
+        "vocab.json",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert set(files(tmp_path / "new")) == beside | {"mine.safetensors"}
 
 
@@ -270,11 +325,15 @@ def test_the_config_that_was_read_is_the_one_that_goes_along(tmp_path: Path) -> 
     assert model.config_path == other
     write_pruned(model, tmp_path / "new", decisions(model))
     assert (tmp_path / "new" / "config.json").read_bytes() == other.read_bytes()
-    assert read_model(FIXTURES / "llama").config_path == FIXTURES / "llama" / "config.json"
+    assert (
+        read_model(FIXTURES / "llama").config_path == FIXTURES / "llama" / "config.json"
+    )
 
 
 def test_a_config_in_the_metadata_stays_there(tmp_path: Path) -> None:
-    old = llama_of(tmp_path / "old", "F32", {"config.json": json.dumps(config_of("llama"))})
+    old = llama_of(
+        tmp_path / "old", "F32", {"config.json": json.dumps(config_of("llama"))}
+    )
     (old / "config.json").unlink()
     model = read_model(old)
     assert model.config_path is None
@@ -283,8 +342,12 @@ def test_a_config_in_the_metadata_stays_there(tmp_path: Path) -> None:
     assert read_model(tmp_path / "new").config == model.config
 
 
-@pytest.mark.parametrize("where", ["models--org--name/blobs", "models--org--name/snapshots/1/x"])
-def test_links_into_the_folder_or_its_repository_are_followed(where: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "where", ["models--org--name/blobs", "models--org--name/snapshots/1/x"]
+)
+def test_links_into_the_folder_or_its_repository_are_followed(
+    where: str, tmp_path: Path
+) -> None:
     blobs = shutil.copytree(FIXTURES / "llama_sharded", tmp_path / where)
     snapshot, new = tmp_path / "models--org--name/snapshots/1", tmp_path / "new"
     snapshot.mkdir(parents=True, exist_ok=True)

@@ -37,11 +37,17 @@ TARGETS = SPARSITY, PATTERN = ("--sparsity", "0.6"), ("--nm", "2:4")
 GATE = 1e-4
 QWEN = "Qwen2.5-Coder-0.5B-Instruct"
 CASES = [  # every method on one model, and each file and family with a method that rewrites weights
-    *((SMOL, *x) for x in product(("wanda", "sparsegpt", "magnitude", "random"), TARGETS)),
+    *(
+        (SMOL, *x)
+        for x in product(("wanda", "sparsegpt", "magnitude", "random"), TARGETS)
+    ),
     ("gemma-3-270m", "magnitude", SPARSITY),
-    ("gemma-3-270m", "wanda", SPARSITY), ("gemma-3-270m", "sparsegpt", PATTERN),
-    (QWEN, "wanda", PATTERN), (QWEN, "sparsegpt", SPARSITY), (QWEN, "random", SPARSITY),
-]  # fmt: skip
+    ("gemma-3-270m", "wanda", SPARSITY),
+    ("gemma-3-270m", "sparsegpt", PATTERN),
+    (QWEN, "wanda", PATTERN),
+    (QWEN, "sparsegpt", SPARSITY),
+    (QWEN, "random", SPARSITY),
+]
 LINEARS = {  # transformers' names, the same in the three families
     **{name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
     **{name: f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
@@ -68,7 +74,10 @@ def python(script: str, *words: object) -> str:
     """Run a script in a Python of its own, away from this repository and from any network."""
     command = [sys.executable, "-I", "-c", script, *map(str, words)]
     done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -76,7 +85,9 @@ def python(script: str, *words: object) -> str:
 
 def original(name: str) -> Path:
     folder = REAL / name
-    if not (folder / "config.json").exists() or not (TEXT.exists() and CALIBRATION.exists()):
+    if not (folder / "config.json").exists() or not (
+        TEXT.exists() and CALIBRATION.exists()
+    ):
         pytest.skip(f"no {name} or text in {REAL}: see docs/how-to/real-models.md")
     for needed in ("torch", "transformers"):
         pytest.importorskip(needed)
@@ -91,7 +102,9 @@ def room(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("name", "method", "target"), CASES, ids=["-".join((n, m, t[1])) for n, m, t in CASES]
+    ("name", "method", "target"),
+    CASES,
+    ids=["-".join((n, m, t[1])) for n, m, t in CASES],
 )
 def test_transformers_and_safetensors_read_a_pruned_model(
     name: str, method: str, target: tuple[str, str], room: Path
@@ -109,7 +122,10 @@ def test_transformers_and_safetensors_read_a_pruned_model(
 
     check_files(dense, out, record, target)
     found = json.loads(run("inspect", out, "--json").out)
-    assert (found["weights"], found["zeros"]) == (record["total_weights"], record["total_zeros"])
+    assert (found["weights"], found["zeros"]) == (
+        record["total_weights"],
+        record["total_zeros"],
+    )
     worst = check_transformers(dense, out, room)
     print(
         f"\n{name}, {method}, {target[1]}: {record['total_pruned']:,} of "
@@ -118,7 +134,9 @@ def test_transformers_and_safetensors_read_a_pruned_model(
     )
 
 
-def check_files(dense: Path, out: Path, record: Mapping[str, Any], target: tuple[str, str]) -> None:
+def check_files(
+    dense: Path, out: Path, record: Mapping[str, Any], target: tuple[str, str]
+) -> None:
     """Compare both folders' files bit by bit, and the counts of the record with these bits."""
     names, zeros, kept = {path.name for path in dense.iterdir()}, 0, 0
     assert {path.name for path in out.iterdir()} == names | {"pruning.json"}
@@ -142,9 +160,15 @@ def check_files(dense: Path, out: Path, record: Mapping[str, Any], target: tuple
                 continue
             zero = new & np.iinfo(new.dtype).max == 0  # zeros that stay may be -0.0
             assert count["pruned"] == count["requested"]
-            assert np.count_nonzero(zero) == count["zeros"] == count["pruned"] + count["kept_zeros"]
+            assert (
+                np.count_nonzero(zero)
+                == count["zeros"]
+                == count["pruned"] + count["kept_zeros"]
+            )
             assert abs(count["requested"] - share * count["weights"]) < 2
-            assert target == SPARSITY or (new == 0).reshape(-1, 4).sum(axis=1).min() >= 2
+            assert (
+                target == SPARSITY or (new == 0).reshape(-1, 4).sum(axis=1).min() >= 2
+            )
             assert record["method"] == "sparsegpt" or (new == 0)[new != old].all()
             zeros, kept = zeros + count["zeros"], kept + count["kept_zeros"]
     assert not linears
@@ -167,12 +191,16 @@ def check_transformers(dense: Path, out: Path, room: Path) -> float:
     ids = text_tokens(TEXT, out / "tokenizer.json", 1, 128).ids
     np.save(room / "ids.npy", ids)
     words = "The state of our Union: 1,2 and 3!\n\n  naïve"
-    said = python(WITHOUT_REFIMPL, out, dense, room / "ids.npy", words, room / "logits.npy")
+    said = python(
+        WITHOUT_REFIMPL, out, dense, room / "ids.npy", words, room / "logits.npy"
+    )
     info, (encoded, expected) = json.loads(said)
     assert {"missing_keys", "unexpected_keys", "mismatched_keys"} <= set(info)
     assert not any(info.values()), info
     assert encoded == expected
     assert len(encoded) > 5
-    worst = worst_token(forward(read_model(out), ids).logits, np.load(room / "logits.npy"))
+    worst = worst_token(
+        forward(read_model(out), ids).logits, np.load(room / "logits.npy")
+    )
     assert worst <= GATE
     return worst

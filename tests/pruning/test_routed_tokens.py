@@ -27,7 +27,9 @@ def halved(weight: Any, squares: Any) -> Any:
     return weight.scatter(1, lowest[:, : weight.shape[1] // 2], 0.0)
 
 
-def keep(inputs: dict[str, Any], key: str, module: Any, arguments: tuple[Any, ...]) -> None:
+def keep(
+    inputs: dict[str, Any], key: str, module: Any, arguments: tuple[Any, ...]
+) -> None:
     """Keep what a module reads."""
     inputs[key] = arguments[0]
 
@@ -53,8 +55,10 @@ def pruned_by_torch(name: str, ids: Any) -> dict[str, Any]:
     mask = torch.zeros(1, 1, *distance.shape, dtype=torch.float64)
     mask[0, 0][hidden] = float("-inf")
     options = {
-        "attention_mask": mask, "position_ids": positions, "position_embeddings": rotary
-    }  # fmt: skip
+        "attention_mask": mask,
+        "position_ids": positions,
+        "position_embeddings": rotary,
+    }
     for i, layer in enumerate(model.layers):
         inputs = dict[str, Any]()
         attention = layer.self_attn
@@ -84,7 +88,9 @@ def pruned_by_torch(name: str, ids: Any) -> dict[str, Any]:
             experts.down_proj.data[e] = new[2]
             found |= {(n.format(e), i): w for n, w in zip(names, new, strict=True)}
         states = layer(states, **options)
-    return {f"model.layers.{i}.{n}.weight": w.numpy() == 0 for (n, i), w in found.items()}
+    return {
+        f"model.layers.{i}.{n}.weight": w.numpy() == 0 for (n, i), w in found.items()
+    }
 
 
 @pytest.mark.parametrize("name", MLP)
@@ -92,8 +98,20 @@ def test_the_same_weights_go_as_in_torch(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     ids = expected_of(name)[0]
     np.save(tmp_path / "ids.npy", ids)
-    ran("prune", FIXTURES / name, "-o", tmp_path / "out", "--tokens", tmp_path / "ids.npy",
-        "--sparsity", 0.5, "--allocation", "uniform", "--dtype", "float64")  # fmt: skip
+    ran(
+        "prune",
+        FIXTURES / name,
+        "-o",
+        tmp_path / "out",
+        "--tokens",
+        tmp_path / "ids.npy",
+        "--sparsity",
+        0.5,
+        "--allocation",
+        "uniform",
+        "--dtype",
+        "float64",
+    )
     ours = load_file(tmp_path / "out" / "model.safetensors")
     theirs = pruned_by_torch(name, ids)
     assert sum(".experts." in key for key in theirs) == 3 * 5 * len(

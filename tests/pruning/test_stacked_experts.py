@@ -18,11 +18,16 @@ STACK = {
     "gpt_oss": "model.layers.{}.mlp.experts.",
     "llama4_text": "model.layers.{}.feed_forward.experts.",
 }
-GATE = {"gpt_oss": slice(0, None, 2), "llama4_text": slice(0, 8)}  # columns of gate_up_proj
+GATE = {
+    "gpt_oss": slice(0, None, 2),
+    "llama4_text": slice(0, 8),
+}  # columns of gate_up_proj
 UP = {"gpt_oss": slice(1, None, 2), "llama4_text": slice(8, None)}
 
 
-def by_linear(case: str, stored: dict[str, Array], block: int, expert: int) -> dict[str, Array]:
+def by_linear(
+    case: str, stored: dict[str, Array], block: int, expert: int
+) -> dict[str, Array]:
     """The matrices [out, in] of an expert, cut out of its stacks by hand."""
     stack = STACK[case].format(block)
     both, down = (stored[stack + x][expert] for x in ("gate_up_proj", "down_proj"))
@@ -32,12 +37,20 @@ def by_linear(case: str, stored: dict[str, Array], block: int, expert: int) -> d
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize("case", STACK)
-def test_every_expert_has_its_pattern(case: str, method: Pruner, tmp_path: Path) -> None:
+def test_every_expert_has_its_pattern(
+    case: str, method: Pruner, tmp_path: Path
+) -> None:
     tokens = Tokens(expected_of(case)[0], "of the fixture", "ids")
-    prune(model_of(case), tmp_path / "out", Pattern(2, 4), PrunerOptions(method), tokens)
-    old, new = (load_file(x / "model.safetensors") for x in (FIXTURES / case, tmp_path / "out"))
+    prune(
+        model_of(case), tmp_path / "out", Pattern(2, 4), PrunerOptions(method), tokens
+    )
+    old, new = (
+        load_file(x / "model.safetensors") for x in (FIXTURES / case, tmp_path / "out")
+    )
     record = json.loads((tmp_path / "out" / "pruning.json").read_text("utf-8"))
-    assert {name: x.shape for name, x in new.items()} == {name: x.shape for name, x in old.items()}
+    assert {name: x.shape for name, x in new.items()} == {
+        name: x.shape for name, x in old.items()
+    }
     for i, block in enumerate(record["blocks"]):
         recorded = {linear["name"]: linear for linear in block["linears"]}
         for e in range(len(old.get(STACK[case].format(i) + "down_proj", ()))):
@@ -47,8 +60,12 @@ def test_every_expert_has_its_pattern(case: str, method: Pruner, tmp_path: Path)
                 assert (runs == 2).all(), (i, e, name)
                 assert recorded[f"experts.{e}.{name}"]["zeros"] == values.size // 2
                 same = values[values != 0] == dense[name][values != 0]
-                by_size = "method" in recorded[f"experts.{e}.{name}"]  # an expert without tokens
-                assert same.all() == (method == "wanda" or by_size)  # SparseGPT moves what stays
+                by_size = (
+                    "method" in recorded[f"experts.{e}.{name}"]
+                )  # an expert without tokens
+                assert same.all() == (
+                    method == "wanda" or by_size
+                )  # SparseGPT moves what stays
     others = [name for name in old if name.endswith(("bias", "sinks", "router.weight"))]
     assert len(others) == (1 if case == "llama4_text" else 2 * (4 + 2 + 1 + 2))
     for name in others:
@@ -57,7 +74,9 @@ def test_every_expert_has_its_pattern(case: str, method: Pruner, tmp_path: Path)
 
 @pytest.mark.torch
 @pytest.mark.parametrize("case", STACK)
-def test_transformers_computes_the_same_from_the_pruned_stacks(case: str, tmp_path: Path) -> None:
+def test_transformers_computes_the_same_from_the_pruned_stacks(
+    case: str, tmp_path: Path
+) -> None:
     torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
     ids = expected_of(case)[0]
     prune(model_of(case), tmp_path / "out", Pattern(2, 4), PrunerOptions("magnitude"))

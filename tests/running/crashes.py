@@ -58,12 +58,19 @@ COMMANDS = {
     "inspect": Command(("inspect", LLAMA)),
     "eval": Command(("eval", LLAMA, "--text", TEXT, "--windows", 2, "--threads", 1)),
     "export": Command(("export", LLAMA), "out.onnx", graph),
-    "validate": Command(("validate", LLAMA, "--samples", 1, "--seq-len", 3, "--dtype", "float32")),
-    "check": Command(("check", CASES / "llama", CASES / "llama" / "expected.safetensors")),
-    "case make": Command(
-        ("case", "make", LLAMA, "--samples", 1, "--seq-len", 4), "out", files, forced=False
+    "validate": Command(
+        ("validate", LLAMA, "--samples", 1, "--seq-len", 3, "--dtype", "float32")
     ),
-}  # fmt: skip
+    "check": Command(
+        ("check", CASES / "llama", CASES / "llama" / "expected.safetensors")
+    ),
+    "case make": Command(
+        ("case", "make", LLAMA, "--samples", 1, "--seq-len", 4),
+        "out",
+        files,
+        forced=False,
+    ),
+}
 FOLDER = Command((), "out", files)  # replaced in Python, without a command
 
 
@@ -130,7 +137,9 @@ def stops(name: str, most: int = 10**9, stride: int = 1) -> None:
                 assert again.code == 0, (how, number, again)
             assert command.result(target) == expected, (how, number)
             left = {path.name for path in folder.iterdir()} - {target.name}
-            assert {name for name in left if not name.endswith(".onnx.data")} <= set(), left
+            assert {
+                name for name in left if not name.endswith(".onnx.data")
+            } <= set(), left
             assert len(left) <= 1, left
             shutil.rmtree(folder)
             number += stride
@@ -141,7 +150,9 @@ def stops(name: str, most: int = 10**9, stride: int = 1) -> None:
 def refused(stopped: Result, folder: Path, output: str) -> None:
     """A run that ends with a message names what it could not write; it leaves finished units."""
     first = stopped.err.splitlines()[0]
-    assert re.match(f"error: {re.escape(str(folder))}/[^ ]*{re.escape(output)}", first), stopped
+    assert re.match(
+        f"error: {re.escape(str(folder))}/[^ ]*{re.escape(output)}", first
+    ), stopped
     left = {path.name for path in folder.iterdir()} - {output, f"{output}.data"}
     hidden = folder / f".{output}.part"
     assert left <= {hidden.name}, (stopped, left)
@@ -162,8 +173,13 @@ def same(one: Path, other: Path) -> bool:
 def state(command: Command, target: Path, expected: Any) -> str:
     """What a stopped run left: the old output, the new one, none, or the old one aside."""
     if not target.exists():
-        aside, old = target.parent / f".{target.name}.part" / "old", target.parent.parent / "old"
-        if not command.forced or command.result is graph:  # the old graph went before the data
+        aside, old = (
+            target.parent / f".{target.name}.part" / "old",
+            target.parent.parent / "old",
+        )
+        if (
+            not command.forced or command.result is graph
+        ):  # the old graph went before the data
             return "none"
         assert files(aside) == files(old / target.name)
         return "aside"

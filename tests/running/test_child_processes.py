@@ -31,22 +31,33 @@ def graph(*nodes: onnx.NodeProto, **numbers: Any) -> onnx.ModelProto:
         helper.make_tensor_value_info,
         helper.make_node("Cast", ["token_ids"], ["x"], to=1),
     )
-    inside = [numpy_helper.from_array(np.asarray(x), name) for name, x in numbers.items()]
+    inside = [
+        numpy_helper.from_array(np.asarray(x), name) for name, x in numbers.items()
+    ]
     made = helper.make_graph(
-        [cast, *nodes], "g", [value("token_ids", TensorProto.INT64, ["b", "s"])],
-        [value("logits", TensorProto.FLOAT, None)], inside,
-    )  # fmt: skip
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        [cast, *nodes],
+        "g",
+        [value("token_ids", TensorProto.INT64, ["b", "s"])],
+        [value("logits", TensorProto.FLOAT, None)],
+        inside,
+    )
+    return helper.make_model(
+        made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
 
 
 def endless() -> onnx.ModelProto:
     value, node = helper.make_tensor_value_info, helper.make_node
     body = helper.make_graph(
-        [node("Identity", ["go"], ["on"]), node("Identity", ["h"], ["y"])], "body",
-        [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []),
-         value("h", TensorProto.FLOAT, None)],
+        [node("Identity", ["go"], ["on"]), node("Identity", ["h"], ["y"])],
+        "body",
+        [
+            value("i", TensorProto.INT64, []),
+            value("go", TensorProto.BOOL, []),
+            value("h", TensorProto.FLOAT, None),
+        ],
         [value("on", TensorProto.BOOL, []), value("y", TensorProto.FLOAT, None)],
-    )  # fmt: skip
+    )
     return graph(node("Loop", ["", "yes", "x"], ["logits"], body=body), yes=True)
 
 
@@ -54,9 +65,11 @@ def quotient() -> onnx.ModelProto:
     """The one quotient of integers that does not fit into 64 bits."""
     node = helper.make_node
     return graph(
-        node("Div", ["a", "b"], ["q"]), node("Cast", ["q"], ["logits"], to=1),
-        a=np.array([-(2**63)]), b=np.array([-1]),
-    )  # fmt: skip
+        node("Div", ["a", "b"], ["q"]),
+        node("Cast", ["q"], ["logits"], to=1),
+        a=np.array([-(2**63)]),
+        b=np.array([-1]),
+    )
 
 
 @pytest.fixture
@@ -107,7 +120,9 @@ def test_whatever_the_library_does_is_our_error(
     monkeypatch.setattr("refimpl.loading.text.SECONDS", 1.0)
     monkeypatch.setattr("refimpl.loading.text.MEMORY", 1 << 30)
     started = time.monotonic()
-    error = refusal_of(TextTokenizer, Path("t.json"), TOKENIZER, says=says, remedy="--tokens")
+    error = refusal_of(
+        TextTokenizer, Path("t.json"), TOKENIZER, says=says, remedy="--tokens"
+    )
     assert "t.json is not a tokenizer" in error.problem
     assert len(error.problem) < 3000
     assert time.monotonic() - started < 10
@@ -137,8 +152,12 @@ def wait_for_child(process: "subprocess.Popen[Any]") -> str:
 def test_a_library_does_not_outlive_us(tmp_path: Path) -> None:
     """Our process is killed while the library is at work."""
     os.mkfifo(tmp_path / "pipe")
-    words = f"io.open, {str(tmp_path / 'pipe')!r}, name='', seconds=60, refused=('', '')"
-    code = f"import io; from refimpl.running.isolation import Isolated; Isolated({words})"
+    words = (
+        f"io.open, {str(tmp_path / 'pipe')!r}, name='', seconds=60, refused=('', '')"
+    )
+    code = (
+        f"import io; from refimpl.running.isolation import Isolated; Isolated({words})"
+    )
     with subprocess.Popen([sys.executable, "-c", code], env=ENV) as process:
         status = Path(f"/proc/{wait_for_child(process)}/status")
         process.kill()

@@ -30,7 +30,9 @@ def test_written_files_are_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_numbers_that_json_does_not_have_are_not_written(number: float, tmp_path: Path) -> None:
+def test_numbers_that_json_does_not_have_are_not_written(
+    number: float, tmp_path: Path
+) -> None:
     path = tmp_path / "out.json"
     path.write_text("before")
     with pytest.raises(ValueError, match="JSON"):
@@ -44,11 +46,19 @@ def test_folders_that_do_not_take_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "none" / "o", tmp_path / "folder", tmp_path / "file" / "o"):
         refusal_of(write_text, path, "{}", says="cannot be written")
-        refusal_of(check_file, path, {}, True, says="is not a file" if path.exists() else "missing")
+        refusal_of(
+            check_file,
+            path,
+            {},
+            True,
+            says="is not a file" if path.exists() else "missing",
+        )
     assert {p.name for p in tmp_path.rglob("*")} == {"folder", "file"}
 
 
-def test_a_folder_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -63,7 +73,9 @@ def test_a_folder_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.iterdir())
 
 
-def test_inputs_are_not_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_are_not_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = tmp_path / "text.txt"
     text.write_text("x")
     (tmp_path / "link").symlink_to(text)
@@ -72,10 +84,26 @@ def test_inputs_are_not_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for path in (text, Path("text.txt"), tmp_path / "link", tmp_path / "same"):
         inputs = {"--tokens": None, "--text": text}
         refusal_of(check_file, path, inputs, force=True, says="is also --text")
-    refusal_of(check_file, Path("new.json"), {"MODEL": tmp_path}, force=True, says="lies in MODEL")
-    check_file(tmp_path / "new.json", {"--text": text, "--config": tmp_path / "none"}, force=False)
+    refusal_of(
+        check_file,
+        Path("new.json"),
+        {"MODEL": tmp_path},
+        force=True,
+        says="lies in MODEL",
+    )
+    check_file(
+        tmp_path / "new.json",
+        {"--text": text, "--config": tmp_path / "none"},
+        force=False,
+    )
     (tmp_path / "old.json").symlink_to("nowhere")
-    refusal_of(check_file, tmp_path / "old.json", {}, force=False, says="add --force to replace it")
+    refusal_of(
+        check_file,
+        tmp_path / "old.json",
+        {},
+        force=False,
+        says="add --force to replace it",
+    )
     check_file(tmp_path / "old.json", {}, force=True)
     assert text.read_text() == "x"
 

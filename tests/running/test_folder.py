@@ -31,7 +31,9 @@ def content_of(path: Path) -> dict[str, str] | None:
     return {p.name: p.read_text() for p in path.iterdir()} if path.exists() else None
 
 
-def write_new(target: Path, force: bool = False, then: Callable[[], Any] = lambda: None) -> None:
+def write_new(
+    target: Path, force: bool = False, then: Callable[[], Any] = lambda: None
+) -> None:
     with whole(target, force) as new:
         fill(new, NEW)
         then()
@@ -57,7 +59,8 @@ def test_permissions_are_those_of_any_new_folder(mask: int, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize(
-    "failure", [KeyboardInterrupt, ZeroDivisionError, OSError(errno.ENOSPC, "No space left")]
+    "failure",
+    [KeyboardInterrupt, ZeroDivisionError, OSError(errno.ENOSPC, "No space left")],
 )
 def test_a_failure_leaves_no_trace(failure: Any, force: bool, tmp_path: Path) -> None:
     target = tmp_path / "out"
@@ -94,12 +97,16 @@ def test_a_folder_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_target_that_came_meanwhile_stays(tmp_path: Path) -> None:
     target = tmp_path / "out"
 
-    assert "exists" in refusal(lambda: write_new(target, then=lambda: fill(target, OLD)))
+    assert "exists" in refusal(
+        lambda: write_new(target, then=lambda: fill(target, OLD))
+    )
     assert content_of(target) == OLD
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_files_are_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_on_the_disk_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events: list[str] = []
     fsync, rename = os.fsync, Path.replace
 
@@ -115,7 +122,9 @@ def test_files_are_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Path, "replace", renamed)
     fill(tmp_path / "out", OLD)
     write_new(tmp_path / "out", force=True)
-    moves = [events.index(move) for move in ("out -> old", "new -> out", "old -> deleted")]
+    moves = [
+        events.index(move) for move in ("out -> old", "new -> out", "old -> deleted")
+    ]
     assert moves == sorted(moves)
     assert {*NEW, "new"} == set(events[: moves[0]])
     assert events[moves[0] - 1] == "new"  # the folder after its files
@@ -126,7 +135,9 @@ def test_files_are_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with whole(target) as new:
-        assert "another run is writing it" in refusal(lambda: write_new(target, force=True))
+        assert "another run is writing it" in refusal(
+            lambda: write_new(target, force=True)
+        )
         refusal_of(undo_killed, target, says="another run is writing it")
         write_new(tmp_path / "other")
         fill(new, NEW)
@@ -134,7 +145,9 @@ def test_two_runs_at_once_are_refused(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["other", "out"]
 
 
-def test_a_lock_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_was_removed_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flock = fcntl.flock
 
     def removed(file: Any, how: int) -> None:
@@ -146,7 +159,9 @@ def test_a_lock_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EIO, None])
-def test_without_locks(number: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks(
+    number: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def without(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -193,10 +208,14 @@ def test_targets_that_cannot_be_made(force: bool, tmp_path: Path) -> None:
         assert "exists" in check(tmp_path / "folder")
 
 
-def test_a_parent_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parent_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tmp_path.chmod(0o500)
     if os.geteuid():
-        assert "Permission denied" in refusal(lambda: write_new(tmp_path / "out", False))
+        assert "Permission denied" in refusal(
+            lambda: write_new(tmp_path / "out", False)
+        )
     else:  # root may write anywhere
         monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     assert "may not be written" in check(tmp_path / "out")
@@ -204,7 +223,9 @@ def test_a_parent_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_an_output_that_is_holds_or_lies_in_an_input(force: bool, tmp_path: Path) -> None:
+def test_an_output_that_is_holds_or_lies_in_an_input(
+    force: bool, tmp_path: Path
+) -> None:
     model = tmp_path / "models" / "model"
     fill(model.parent, OLD)
     fill(model, OLD)
@@ -215,21 +236,31 @@ def test_an_output_that_is_holds_or_lies_in_an_input(force: bool, tmp_path: Path
         assert "is, or holds, MODEL" in check(model, force, MODEL=name)
         assert "is, or holds, MODEL" in check(model.parent, force, MODEL=name)
         assert "is, or holds, MODEL" in check(linked, force, MODEL=name)
-        for inside in (model / "out", tmp_path / "link" / "out", model / ".." / "model" / "out"):
+        for inside in (
+            model / "out",
+            tmp_path / "link" / "out",
+            model / ".." / "model" / "out",
+        ):
             assert "lies in MODEL" in check(inside, force, MODEL=name)
     weights = model / "model.safetensors"
     assert "is, or holds, MODEL" in check(model, force, MODEL=weights)
     (tmp_path / "text").symlink_to(weights)
     assert "is, or holds, text" in check(model, force, text=tmp_path / "text")
-    farm = tmp_path / "farm"  # a folder whose files are links: where they lead, and the farm
+    farm = (
+        tmp_path / "farm"
+    )  # a folder whose files are links: where they lead, and the farm
     fill(farm, {})
     (farm / "model.safetensors").symlink_to(weights)
     for held in (model, farm):
-        assert "is, or holds, MODEL" in check(held, force, MODEL=farm / "model.safetensors")
+        assert "is, or holds, MODEL" in check(
+            held, force, MODEL=farm / "model.safetensors"
+        )
     assert content_of(model) == OLD
 
 
-def test_the_same_folder_under_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_folder_under_two_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As two mounts of one disk are: here links that nobody resolves."""
     fill(tmp_path / "a", {})
     fill(tmp_path / "a" / "model", OLD)
@@ -240,7 +271,9 @@ def test_the_same_folder_under_two_names(tmp_path: Path, monkeypatch: pytest.Mon
     assert "lies in MODEL" in check(other / "out", MODEL=tmp_path / "a" / "model")
 
 
-def test_force_replaces_models_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_force_replaces_models_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "out"
     for name in ("letter.txt", "config.json", "model.bin"):
         fill(target, {name: "precious"})

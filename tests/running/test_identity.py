@@ -25,20 +25,34 @@ LLAMA = FIXTURES / "llama"
 SMALL = ("--samples", 3, "--seq-len", 12)
 OTHER: dict[type[Any], dict[str, Any]] = {  # another value of each field
     Noise: {
-        "eta": (0.02,), "sink": "exclude", "draws": 5, "seed": 3, "noise_norm": "expected",
+        "eta": (0.02,),
+        "sink": "exclude",
+        "draws": 5,
+        "seed": 3,
+        "noise_norm": "expected",
     },
     Probes: {
-        "seed": 3, "delta": 0.05, "pruner": "magnitude",
-        "samples": 1, "damping": 0.1, "precision": 0.1,
+        "seed": 3,
+        "delta": 0.05,
+        "pruner": "magnitude",
+        "samples": 1,
+        "damping": 0.1,
+        "precision": 0.1,
     },
     Request: {
-        "base": "owl", "options": {"lam": 0.2}, "sparsity": 0.4, "correct": "divergence",
-        "strength": 0.1, "max_correction": 0.3, "lo": 0.1, "hi": 0.8,
+        "base": "owl",
+        "options": {"lam": 0.2},
+        "sparsity": 0.4,
+        "correct": "divergence",
+        "strength": 0.1,
+        "max_correction": 0.3,
+        "lo": 0.1,
+        "hi": 0.8,
         "compat": "peer",
     },
     PrunerOptions: {"pruner": "sparsegpt", "damping": 0.1, "seed": 4, "refit": True},
     Settings: {"dtype": "float64"},
-}  # fmt: skip
+}
 SCHEDULING = {"threads", "memory", "progress", "finished"}
 NO_RESULT = {"strength", "max_correction", "compat"}
 
@@ -69,7 +83,9 @@ def test_every_field_identifies_scores(plan: Noise | Probes) -> None:
     for name, value in OTHER[type(plan)].items():
         assert changed(plan=dataclasses.replace(plan, **{name: value})), name
     assert changed(plan=Probes() if isinstance(plan, Noise) else Noise())
-    free = NO_RESULT | ({"base", "sparsity", "lo", "hi"} if isinstance(plan, Noise) else set())
+    free = NO_RESULT | (
+        {"base", "sparsity", "lo", "hi"} if isinstance(plan, Noise) else set()
+    )
     for name, value in OTHER[Request].items():
         changes: Any = {name: "dlp" if name == "base" else value}
         new = Request(**{"base": "owl", "correct": None} | changes)
@@ -105,7 +121,11 @@ def flip(path: Path, at: int = -5) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
 
 
-CHANGED = {"model.safetensors": (), "config.json": ("0.001", "0.002"), "base.json": ("0.4", "0.3")}
+CHANGED = {
+    "model.safetensors": (),
+    "config.json": ("0.001", "0.002"),
+    "base.json": ("0.4", "0.3"),
+}
 
 
 @pytest.mark.parametrize("name", CHANGED)

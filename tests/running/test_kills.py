@@ -25,7 +25,10 @@ COMMANDS: dict[str, tuple[object, ...]] = {
     "prune, scored": PRUNE,
     "prune, sparsegpt": (*PRUNE[:-2], "--nm", "2:4", "--pruner", "sparsegpt"),
 }
-KILL, POLITE = (signal.SIGKILL,), (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+KILL, POLITE = (
+    (signal.SIGKILL,),
+    (signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM),
+)
 
 
 def inode(path: Path) -> int | None:
@@ -34,7 +37,10 @@ def inode(path: Path) -> int | None:
 
 
 def survives(
-    words: tuple[object, ...], folder: Path, kills: int, signals: tuple[signal.Signals, ...] = KILL
+    words: tuple[object, ...],
+    folder: Path,
+    kills: int,
+    signals: tuple[signal.Signals, ...] = KILL,
 ) -> int:
     """Stop a command so often at random moments, and compare; how many left finished units.
 
@@ -47,7 +53,9 @@ def survives(
     expected, random, before = result(whole), np.random.default_rng(0), list[str]()
     stops = resumable = ends = 0
     while stops < kills or before:
-        aside = (folder / ".out.part" / "old").exists()  # a kill between the two renames
+        aside = (
+            folder / ".out.part" / "old"
+        ).exists()  # a kill between the two renames
         force, old = ("--force",) if output.exists() or aside else (), inode(output)
         with started(*words, "-o", output, *force) as process:
             if stops < kills:
@@ -63,7 +71,9 @@ def survives(
                 assert process.returncode in (*(-x for x in signals), 130)
                 after = units(output)
                 assert len(after) == len(set(after)), "a result was computed twice"
-                assert set(before) <= set(after) or inode(output) != old, "a result is lost"
+                assert set(before) <= set(after) or inode(output) != old, (
+                    "a result is lost"
+                )
                 stops, resumable, before = stops + 1, resumable + bool(after), after
         if output.exists():  # even after a kill, between the last rename and the end
             assert result(output) == expected
@@ -104,7 +114,9 @@ def test_a_command_that_is_stopped_at_every_step(name: str) -> None:
 @pytest.mark.thorough
 def test_a_folder_that_is_replaced_is_stopped_at_every_step() -> None:
     counts = printed_json(crashes.__file__, "stops('a folder')")
-    assert counts["kill"]["aside"] == 3  # the two names are brought to the disk, and a rename
+    assert (
+        counts["kill"]["aside"] == 3
+    )  # the two names are brought to the disk, and a rename
     assert all(counts[how].keys() >= {"old", "new"} for how in crashes.HOWS)
 
 
@@ -112,6 +124,8 @@ def test_a_folder_that_is_replaced_is_stopped_at_every_step() -> None:
     ("name", "steps", "stride"),
     [("allocate", 9, 4), pytest.param("export", 23, 11, marks=pytest.mark.thorough)],
 )
-def test_a_command_that_is_stopped_at_a_few_steps(name: str, steps: int, stride: int) -> None:
+def test_a_command_that_is_stopped_at_a_few_steps(
+    name: str, steps: int, stride: int
+) -> None:
     counts = printed_json(crashes.__file__, f"stops({name!r}, {steps}, {stride})")
     assert {sum(counts[how].values()) for how in crashes.HOWS} <= {-(-steps // stride)}

@@ -35,14 +35,24 @@ INDEX = "model.safetensors.index.json"
 CHECK = ("check", "cases/llama", "cases/llama/expected.safetensors")
 READ = {  # what a command reads, in any way
     ("score", "llama", "--text", "text.txt", "--base", "base.json"): (
-        "text.txt", "base.json", "llama/model.safetensors", "llama/tokenizer.json",
+        "text.txt",
+        "base.json",
+        "llama/model.safetensors",
+        "llama/tokenizer.json",
         "llama/new.json",
     ),
-    ("score", "llama/model.safetensors"): ("llama/model.safetensors", "llama/config.json"),
+    ("score", "llama/model.safetensors"): (
+        "llama/model.safetensors",
+        "llama/config.json",
+    ),
     ("score", "sharded", "--tokens", "ids.npy"): ("ids.npy", f"sharded/{INDEX}"),
     ("score", f"sharded/{INDEX}"): (f"sharded/{INDEX}", "sharded/config.json"),
     ("allocate", "scores.json", "--base", "base.json"): ("scores.json", "base.json"),
-    ("prune", "llama", "--allocation", "scores.json"): ("scores.json", "llama", "llama/new"),
+    ("prune", "llama", "--allocation", "scores.json"): (
+        "scores.json",
+        "llama",
+        "llama/new",
+    ),
     ("inspect", "llama"): ("llama/config.json",),
     ("eval", "llama", "--tokens", "ids.npy"): ("ids.npy", "llama/config.json"),
     ("validate", "llama", "--graph", "graph.onnx"): ("graph.onnx", "graph.onnx.data"),
@@ -50,11 +60,13 @@ READ = {  # what a command reads, in any way
     ("plot", "scores.json"): ("scores.json",),
     ("case", "make", "llama"): ("llama", "llama/new"),
     ("export", "llama/model.safetensors"): ("llama/model.safetensors",),
-}  # fmt: skip
+}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def test_no_output_damages_an_input(here: Path) -> None:
@@ -64,7 +76,11 @@ def test_no_output_damages_an_input(here: Path) -> None:
     for words, read in READ.items():
         forced = () if words[0] == "case" else ("--force",)
         more = (
-            ("link",) if "text.txt" in read else ("same",) if read[0].startswith("llama/m") else ()
+            ("link",)
+            if "text.txt" in read
+            else ("same",)
+            if read[0].startswith("llama/m")
+            else ()
         )
         for name in (*read, *more):
             assert "-o " in refused(*words, "-o", name, *forced).splitlines()[0]
@@ -82,8 +98,14 @@ def test_an_existing_output_needs_force(here: Path) -> None:
         assert Path("old.json").read_text() == "old"
 
 
-def test_nothing_is_written_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HOME", "XDG_CACHE_HOME", "REFIMPL_CACHE"):  # no file in it is taken for ours
+def test_nothing_is_written_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "HOME",
+        "XDG_CACHE_HOME",
+        "REFIMPL_CACHE",
+    ):  # no file in it is taken for ours
         monkeypatch.setenv(name, str(tmp_path))
     for number in range(12):
         (tmp_path / f"subject-{number}.ids").write_text("mine")

@@ -23,8 +23,24 @@ SMALL = ("--samples", 3, "--seq-len", 12)
 HALF = ("--sparsity", 0.5)
 NOISE = ("--perturbation", "gaussian")
 RUNS: dict[str, tuple[object, ...]] = {
-    "gaussian": ("score", *SMALL, "--perturbation", "gaussian", "--eta", "0.01,0.1,0.3,0.5"),
-    "lsa": ("score", *SMALL, "--perturbation", "gaussian", "--eta", "0.01,0.5", "--base", "lsa"),
+    "gaussian": (
+        "score",
+        *SMALL,
+        "--perturbation",
+        "gaussian",
+        "--eta",
+        "0.01,0.1,0.3,0.5",
+    ),
+    "lsa": (
+        "score",
+        *SMALL,
+        "--perturbation",
+        "gaussian",
+        "--eta",
+        "0.01,0.5",
+        "--base",
+        "lsa",
+    ),
     "pruning": (
         *("score", *SMALL, "--perturbation", "pruning", "--base", "owl"),
         *("--correct", "divergence"),
@@ -61,19 +77,25 @@ def whole(tmp_path: Path) -> Callable[[str], Any]:
     def of(kind: str) -> Any:
         ran(*words(kind), "-o", tmp_path / "whole")
         found = result(tmp_path / "whole")
-        (shutil.rmtree if (tmp_path / "whole").is_dir() else os.unlink)(tmp_path / "whole")
+        (shutil.rmtree if (tmp_path / "whole").is_dir() else os.unlink)(
+            tmp_path / "whole"
+        )
         return found
 
     return of
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_an_interrupted_run_equals_one_run(kind: str, tmp_path: Path, whole: Any) -> None:
+def test_an_interrupted_run_equals_one_run(
+    kind: str, tmp_path: Path, whole: Any
+) -> None:
     """It is stopped after each unit in turn, and goes on with other threads and memory."""
     expected, output, done = whole(kind), tmp_path / "out", list[str]()
     places = PLACES[0], ENOUGH if "sparsegpt" in RUNS[kind] else PLACES[1]
     for number in range(99):
-        with before_unit(1 if kind in ("wanda", "sparsegpt", "random") else 2, interrupt):
+        with before_unit(
+            1 if kind in ("wanda", "sparsegpt", "random") else 2, interrupt
+        ):
             stopped = run(*words(kind), *places[number % 2], "-o", output)
         if stopped.code == 0:
             break
@@ -90,7 +112,9 @@ def test_an_interrupted_run_equals_one_run(kind: str, tmp_path: Path, whole: Any
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "scored"])
-def test_another_run_has_units_of_its_own(kind: str, tmp_path: Path, whole: Any) -> None:
+def test_another_run_has_units_of_its_own(
+    kind: str, tmp_path: Path, whole: Any
+) -> None:
     """It begins anew, leaves those of the first run alone, and removes them when it is whole."""
     other = ("--seed", 1) if kind == "gaussian" else ("--damping", 0.2)
     expected, output = whole(kind), tmp_path / "out"
@@ -154,7 +178,9 @@ def test_a_full_disk_leaves_finished_units(
     assert os.listdir(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("error", [RefimplError("a", "b", "c"), FloatingPointError("overflow")])
+@pytest.mark.parametrize(
+    "error", [RefimplError("a", "b", "c"), FloatingPointError("overflow")]
+)
 def test_units_of_a_refused_run_go(error: Exception, tmp_path: Path) -> None:
     def refuse() -> None:
         with finished_units(tmp_path, {"a": 1}) as finished:
@@ -202,18 +228,27 @@ def test_no_damage_of_a_unit_is_believed(tmp_path: Path) -> None:
                 whole[:at],
             ):
                 path.write_bytes(changed)
-                assert str(finished.earlier) in ("{}", str(right))  # the date of the file is free
+                assert str(finished.earlier) in (
+                    "{}",
+                    str(right),
+                )  # the date of the file is free
         path.write_bytes(whole[:-30])
         assert not finished.earlier
         finished.write("unit", {"a": 1})
         assert finished.earlier == {"a": 1}
 
 
-def test_a_unit_is_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unit_is_on_the_disk_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = list[str]()
     fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (steps.append("fsync"), fsync(handle)))
-    monkeypatch.setattr(Path, "replace", lambda *x: (steps.append("replace"), replace(*x)))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (steps.append("fsync"), fsync(handle))
+    )
+    monkeypatch.setattr(
+        Path, "replace", lambda *x: (steps.append("replace"), replace(*x))
+    )
     with finished_units(tmp_path, {}) as finished:
         finished.write("unit", {"a": 1})
     assert steps == ["fsync", "replace"]
@@ -224,7 +259,10 @@ MAKERS: dict[str, Callable[[Path, Path], object]] = {
     "hard link": Path.hardlink_to,
     "copy": lambda path, precious: shutil.copy(precious, path),
     "pipe": lambda path, _: os.mkfifo(path),
-    "folder": lambda path, precious: (path.mkdir(), (path / "link").symlink_to(precious)),
+    "folder": lambda path, precious: (
+        path.mkdir(),
+        (path / "link").symlink_to(precious),
+    ),
 }
 
 
@@ -234,7 +272,9 @@ def test_what_the_user_named_like_ours_stays(make: str, tmp_path: Path) -> None:
     precious.write_text("precious\n")
     MAKERS[make](hidden, precious)
     before = os.lstat(hidden)
-    assert "was not made by refimpl" in refused(*words("random"), "-o", tmp_path / "out")
+    assert "was not made by refimpl" in refused(
+        *words("random"), "-o", tmp_path / "out"
+    )
     assert os.path.samestat(before, os.lstat(hidden))
     assert precious.read_text() == "precious\n"
 

@@ -27,18 +27,27 @@ def test_results_come_in_order(number: int) -> None:
     seen: list[int] = []
     with Workers(number) as workers:
         assert workers.threads == number
-        found = workers.run([lambda i=i: i * i for i in range(50)], lambda: seen.append(1))
+        found = workers.run(
+            [lambda i=i: i * i for i in range(50)], lambda: seen.append(1)
+        )
     assert found == [i * i for i in range(50)]
     assert len(seen) == 50
 
 
 def test_one_worker_is_the_caller() -> None:
     with Workers(1) as workers:
-        assert workers.run([threading.current_thread] * 2) == [threading.current_thread()] * 2
+        assert (
+            workers.run([threading.current_thread] * 2)
+            == [threading.current_thread()] * 2
+        )
 
 
 def blas_threads() -> list[int]:
-    return [found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"]
+    return [
+        found["num_threads"]
+        for found in threadpool_info()
+        if found["user_api"] == "blas"
+    ]
 
 
 def test_each_thread_has_one_core_and_the_rest_is_as_it_was() -> None:
@@ -48,7 +57,9 @@ def test_each_thread_has_one_core_and_the_rest_is_as_it_was() -> None:
         with Workers(2) as workers:
             assert set(blas_threads()) == {1}
             meet = threading.Barrier(2, timeout=10)  # passed only by two at once
-            names = workers.run([lambda: (meet.wait(), threading.current_thread().name)[1]] * 2)
+            names = workers.run(
+                [lambda: (meet.wait(), threading.current_thread().name)[1]] * 2
+            )
             assert len(set(names)) == 2
         assert blas_threads() == before
 
@@ -123,7 +134,9 @@ def test_no_threads_are_refused(number: int) -> None:
     refusal_of(Workers, number, says=f"threads {number}")
 
 
-def test_without_a_blas_to_limit_there_is_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_blas_to_limit_there_is_one_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Nothing:
         def select(self, **_: str) -> list[str]:
             return []
@@ -132,7 +145,11 @@ def test_without_a_blas_to_limit_there_is_one_worker(monkeypatch: pytest.MonkeyP
     assert Workers(4).threads == 1
 
 
-@given(st.integers(1, 2**40), st.sampled_from(["", *"KMG"]), st.sampled_from(["", "B", "iB"]))
+@given(
+    st.integers(1, 2**40),
+    st.sampled_from(["", *"KMG"]),
+    st.sampled_from(["", "B", "iB"]),
+)
 def test_sizes_of_memory(number: int, unit: str, suffix: str) -> None:
     factor = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[unit]
     assert parse_memory(f" {number}{unit}{suffix.lower()} ") == number * factor
@@ -140,12 +157,16 @@ def test_sizes_of_memory(number: int, unit: str, suffix: str) -> None:
     assert parse_memory(number) == number
 
 
-@pytest.mark.parametrize("text", ["", "M", "-1G", "0", "many", "1.5.2G", "nan", "1e999", "5X"])
+@pytest.mark.parametrize(
+    "text", ["", "M", "-1G", "0", "many", "1.5.2G", "nan", "1e999", "5X"]
+)
 def test_what_is_no_size(text: str) -> None:
     refusal_of(parse_memory, text, says="memory")
 
 
-def test_memory_is_what_is_free_and_at_most_two_gibibytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_what_is_free_and_at_most_two_gibibytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert parse_memory("1.5G") == 3 * 2**29
     assert 0 < parse_memory(None) <= 2**31
     monkeypatch.setattr(settings, "free_memory", lambda: 12345)

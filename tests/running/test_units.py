@@ -29,7 +29,11 @@ PLANS = {
 }
 
 
-PLACES: tuple[dict[str, Any], ...] = ({"threads": 1}, {"threads": 3}, {"memory": "100K"})
+PLACES: tuple[dict[str, Any], ...] = (
+    {"threads": 1},
+    {"threads": 3},
+    {"memory": "100K"},
+)
 
 
 def scored(case: str, plan: str, **options: Any) -> Scores:
@@ -45,7 +49,9 @@ def scored_here(case: str, plan: str) -> Any:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("case", layouts(["llama", "gemma2", "gpt2", "opt"], ("llama", "gemma2")))
+@pytest.mark.parametrize(
+    "case", layouts(["llama", "gemma2", "gpt2", "opt"], ("llama", "gemma2"))
+)
 def test_scores(case: str, plan: str, place: dict[str, Any]) -> None:
     assert bits(scored(case, plan, **place)) == scored_here(case, plan)
 
@@ -58,7 +64,10 @@ def test_signals_and_evaluations(threads: int, monkeypatch: pytest.MonkeyPatch) 
     windows = text_windows(FIXTURES / "text.txt", LLAMA / "tokenizer.json", 20, 12)
     requests = [Request(base) for base in ("owl", "dlp", "alphapruning", "lsa")]
     results = [
-        [signals_of(model, request, tokens, Settings(threads=n)) for request in requests]
+        [
+            signals_of(model, request, tokens, Settings(threads=n))
+            for request in requests
+        ]
         + [evaluate(model, windows, threads=n)]
         for n in (None, threads)
     ]
@@ -67,7 +76,10 @@ def test_signals_and_evaluations(threads: int, monkeypatch: pytest.MonkeyPatch) 
 
 @given(st.permutations(range(7)))
 def test_squares_are_added_in_the_order_of_the_sequences(order: list[int]) -> None:
-    terms, summed = np.array([1e16, 1.0, -1e16, 3.0, 1e-9, 7.0, -1.0]), SummedSquares(({},))
+    terms, summed = (
+        np.array([1e16, 1.0, -1e16, 3.0, 1e-9, 7.0, -1.0]),
+        SummedSquares(({},)),
+    )
     for number in order:
         summed.note(Result({}, {number: ({"q": terms[number : number + 1].copy()},)}))
     assert summed.total[0]["q"].tolist() == [np.add.accumulate(terms)[-1]]

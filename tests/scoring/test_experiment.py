@@ -79,7 +79,9 @@ def subject(case: str) -> Model:
 
 @cache
 def tokens_of(case: str, count: int = SEQUENCES) -> Tokens:
-    ids = np.random.default_rng(11).integers(5, model_of(case).config.vocab_size, (8, LENGTH))
+    ids = np.random.default_rng(11).integers(
+        5, model_of(case).config.vocab_size, (8, LENGTH)
+    )
     ids[0, 0], ids[1, 4], ids[1, 7] = ALWAYS_SINK, EARLY_SINK, ALWAYS_SINK
     return Tokens(ids[:count], "by hand", "ids")
 
@@ -115,7 +117,9 @@ def kept_of(h: Floats, sink: str) -> list[int]:
     norms = [sqrt(row @ row) for row in h]
     ordered = sorted(norms)
     median = (ordered[(len(h) - 1) // 2] + ordered[len(h) // 2]) / 2
-    return [t for t, norm in enumerate(norms) if sink == "include" or norm <= 20 * median]
+    return [
+        t for t, norm in enumerate(norms) if sink == "include" or norm <= 20 * median
+    ]
 
 
 def perturbed(h: Floats, z: Floats, eta: float, kept: list[int]) -> Floats:
@@ -141,8 +145,12 @@ def measured(
 
 def divergence_of(logits: Floats, clean: Floats, kept: list[int]) -> float:
     """Mean KL over the tokens that take part."""
-    log_p, log_q = (x - x.max(axis=1, keepdims=True) for x in (clean[kept], logits[kept]))
-    log_p, log_q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (log_p, log_q))
+    log_p, log_q = (
+        x - x.max(axis=1, keepdims=True) for x in (clean[kept], logits[kept])
+    )
+    log_p, log_q = (
+        x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (log_p, log_q)
+    )
     return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
 
 
@@ -183,12 +191,17 @@ class Expected:
     def check(self, found: Absorption) -> None:
         """Means over draws and then over sequences."""
         later = np.triu_indices(self.ratios.shape[2])
-        for mine, theirs in ((self.drift, found.drift), (self.alignment, found.alignment)):
+        for mine, theirs in (
+            (self.drift, found.drift),
+            (self.alignment, found.alignment),
+        ):
             assert np.isnan(theirs[np.tril_indices(len(theirs), -1)]).all()
             np.testing.assert_allclose(
                 theirs[later], mine.mean(axis=1).mean(axis=0)[later], rtol=TOLERANCE
             )
-        np.testing.assert_allclose(found.steps, self.steps.mean(axis=1).mean(axis=0), TOLERANCE)
+        np.testing.assert_allclose(
+            found.steps, self.steps.mean(axis=1).mean(axis=0), TOLERANCE
+        )
         for each, mean, error in (
             (self.ratios, found.coefficient, found.stderr),
             (self.growth, found.error_growth, found.error_growth_stderr),
@@ -196,7 +209,9 @@ class Expected:
         ):
             sequences = each.mean(axis=1)
             np.testing.assert_allclose(mean, sequences.mean(axis=0), rtol=TOLERANCE)
-            errors = [stdev(column) / sqrt(SEQUENCES) for column in sequences.T.tolist()]
+            errors = [
+                stdev(column) / sqrt(SEQUENCES) for column in sequences.T.tolist()
+            ]
             room = TOLERANCE * float(sequences.max())
             np.testing.assert_allclose(error, errors, rtol=0, atol=room)
 
@@ -212,14 +227,18 @@ def test_gaussian_experiment(case: str, sink: Any) -> None:
         clean = passed(model, row)
         for d, at in product(range(draws), range(blocks)):
             key = np.random.SeedSequence(SEED, spawn_key=(s, at, d))
-            z = np.random.Generator(np.random.Philox(key)).standard_normal(clean[0][0].shape)
+            z = np.random.Generator(np.random.Philox(key)).standard_normal(
+                clean[0][0].shape
+            )
             kept = kept_of(clean[0][at], sink)
             sinks[at] += LENGTH - len(kept) if d == 0 else 0
             for e, eta in enumerate(etas):
                 change = perturbed(clean[0][at], z, eta, kept)
                 path = passed(model, row, at, lambda _, change=change: change)
                 expected[e].note((s, d, at), path, clean, kept)
-    if sink == "exclude":  # the mask belongs to the perturbed block, and differs between blocks
+    if (
+        sink == "exclude"
+    ):  # the mask belongs to the perturbed block, and differs between blocks
         assert sinks[0] == 3
         assert sinks[-1] == 2
     plan = Noise(eta=etas, draws=draws, seed=SEED, sink=sink)
@@ -237,7 +256,9 @@ def test_gaussian_experiment(case: str, sink: Any) -> None:
 # The oracle of the pruning perturbation
 
 
-def pruned_blocks(model: Model, ids: Any, sparsity: list[float]) -> list[dict[str, Floats]]:
+def pruned_blocks(
+    model: Model, ids: Any, sparsity: list[float]
+) -> list[dict[str, Floats]]:
     """Every block's weights after Wanda, with statistics of all sequences."""
     config, positions = model.config, np.arange(ids.shape[1])
     place = places(positions, config, np.float64)
@@ -245,11 +266,15 @@ def pruned_blocks(model: Model, ids: Any, sparsity: list[float]) -> list[dict[st
     sizes = {name: out * width for name, (out, width) in config.linears[0].items()}
     total, whole = sum(sizes.values()), float(np.mean(sparsity))
     quotas = [s * total for s in sparsity]
-    counts = apportion(quotas, [total] * len(sparsity), round(whole * total * len(sparsity)))
+    counts = apportion(
+        quotas, [total] * len(sparsity), round(whole * total * len(sparsity))
+    )
     for i, kind in enumerate(config.blocks):
         moments: dict[str, Floats] = {}
 
-        def point(name: str, value: Floats, moments: dict[str, Floats] = moments) -> Floats:
+        def point(
+            name: str, value: Floats, moments: dict[str, Floats] = moments
+        ) -> Floats:
             for linear in INPUTS.get(name, ()):
                 moments[linear] = (value**2).sum(axis=(0, 1)) / len(ids)
             return value
@@ -287,7 +312,10 @@ def custom(tmp_path: Path) -> Callable[[int], Path]:
 def test_pruning_experiment(case: str, custom: Callable[[int], Path]) -> None:
     model, every = subject(case), list(range(LENGTH))
     blocks, ids = model.config.num_blocks, tokens_of(case).ids
-    expected, pruned = Expected.empty(1, blocks), pruned_blocks(model, ids, uneven(blocks))
+    expected, pruned = (
+        Expected.empty(1, blocks),
+        pruned_blocks(model, ids, uneven(blocks)),
+    )
     for s, row in enumerate(ids):
         clean = passed(model, row)
         for at in range(blocks):
@@ -303,12 +331,17 @@ def test_pruning_experiment(case: str, custom: Callable[[int], Path]) -> None:
     np.testing.assert_allclose(result.divergence, mine, rtol=TOLERANCE)
     assert mine.min() > 1e-4  # something was measured
     zeros = [
-        [int((weights[f"{name}.weight"] == 0).sum()) for name in model.config.linears[0]]
+        [
+            int((weights[f"{name}.weight"] == 0).sum())
+            for name in model.config.linears[0]
+        ]
         for weights in pruned
     ]
     assert found.pruned_at is not None
     np.testing.assert_array_equal(found.pruned_at.linear_pruned, zeros)
-    assert allocate(found, wanted).total_pruned == round(0.6 * int(model.config.block_sizes.sum()))
+    assert allocate(found, wanted).total_pruned == round(
+        0.6 * int(model.config.block_sizes.sum())
+    )
 
 
 # Threads, groups and order
@@ -319,8 +352,12 @@ def state_bytes(model: Model, dtype: npt.DTypeLike) -> int:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("kind", "dtype"), [("gaussian", np.float32), ("pruning", np.float64)])
-def test_threads_and_groups_leave_every_bit_in_place(case: str, dtype: type, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("gaussian", np.float32), ("pruning", np.float64)]
+)
+def test_threads_and_groups_leave_every_bit_in_place(
+    case: str, dtype: type, kind: str
+) -> None:
     model = subject(case)
     if kind == "gaussian":
         plan = Noise(eta=(0.01, 1.0), sink="exclude")
@@ -331,7 +368,9 @@ def test_threads_and_groups_leave_every_bit_in_place(case: str, dtype: type, kin
     found = score(model, tokens_of(case), plan, request, dtype=dtype, threads=1)
     for threads, memory in ((2, 4 * one), (4, 9 * one), (1, 6 * one), (2, None)):
         options: Any = {"dtype": dtype, "threads": threads, "memory": memory}
-        assert bits(found) == bits(score(model, tokens_of(case), plan, request, **options))
+        assert bits(found) == bits(
+            score(model, tokens_of(case), plan, request, **options)
+        )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -351,7 +390,9 @@ def test_float32_agrees_with_float64(case: str) -> None:
         for name in ("drift", "alignment", "coefficient", "divergence"):
             mine, theirs = (getattr(found.sweep[0], name) for found in (rounded, exact))
             if theirs is not None:
-                np.testing.assert_allclose(mine, theirs, rtol=gate, atol=0, err_msg=name)
+                np.testing.assert_allclose(
+                    mine, theirs, rtol=gate, atol=0, err_msg=name
+                )
 
 
 # What must hold
@@ -368,7 +409,9 @@ def assert_nothing_moved(found: Scores, tmp_path: Path, correct: Any) -> None:
     assert (result.left_out == found.tokens.samples * found.tokens.seq_len).all()
     sparsity = found.pruned_at.sparsity if found.pruned_at else 0.7
     allocation = allocate(found, sparsity=sparsity, correct=correct)
-    np.testing.assert_array_equal(allocation.corrected_sparsity, allocation.base_sparsity)
+    np.testing.assert_array_equal(
+        allocation.corrected_sparsity, allocation.base_sparsity
+    )
     assert not allocation.clipped.any()
     content = scores_document(found, (allocation,))
     write_text(tmp_path / "scores.json", json_text(content))  # refuses NaN
@@ -377,7 +420,9 @@ def assert_nothing_moved(found: Scores, tmp_path: Path, correct: Any) -> None:
     assert not any(x for row in result["drift"] for x in row)
 
 
-def test_noise_below_rounding_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_below_rounding_is_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("refimpl.scoring.score.require_resolved", lambda *_: None)
     found = score(model_of("llama"), tokens_of("llama"), Noise(eta=(1e-30,)))
     assert_nothing_moved(found, tmp_path, "absorption")
@@ -396,7 +441,9 @@ def test_pruning_everything_is_survived() -> None:
     request = Request(sparsity=1.0, correct="divergence")
     found = score(model_of("llama"), tokens_of("llama"), Probes(), request)
     assert np.isfinite(found.sweep[0].coefficient).all()
-    assert allocate(found, request).total_pruned == allocate(found, request).total_weights
+    assert (
+        allocate(found, request).total_pruned == allocate(found, request).total_weights
+    )
 
 
 def test_one_token_is_enough() -> None:
@@ -422,7 +469,9 @@ def test_a_zero_state_has_no_drift_to_speak_of() -> None:
 
     model = model_as("llama", Silent)
     ids = np.array([[0, 5, 6, 0], [5, 6, 7, 0]])
-    (result,) = score(model, Tokens(ids, "by hand", "ids"), Noise(), dtype=np.float64).sweep
+    (result,) = score(
+        model, Tokens(ids, "by hand", "ids"), Noise(), dtype=np.float64
+    ).sweep
     assert result.left_out.tolist() == [3] * 4
     # No block changes anything, so the other tokens keep their drift.
     np.testing.assert_allclose(result.coefficient, 1, rtol=1e-12)

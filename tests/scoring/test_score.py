@@ -16,11 +16,26 @@ from gates import model_of
 from refusals import refusal_of
 from scipy.special import log_softmax
 
-from refimpl import Noise, Probes, Request, allocate, forward, read_model, recommended, score
+from refimpl import (
+    Noise,
+    Probes,
+    Request,
+    allocate,
+    forward,
+    read_model,
+    recommended,
+    score,
+)
 from refimpl.bases.lsa import lsa_error
 from refimpl.loading.samples import Tokens, random_tokens
 from refimpl.model.ops import Array
-from refimpl.model.stream import Stream, add_sums, input_of, sum_of_outer_products, sum_of_squares
+from refimpl.model.stream import (
+    Stream,
+    add_sums,
+    input_of,
+    sum_of_outer_products,
+    sum_of_squares,
+)
 from refimpl.pruners.decision import PrunerOptions, decision
 from refimpl.running.threads import Workers
 from refimpl.scoring.base_signals import signals_of
@@ -63,10 +78,19 @@ def test_signals_that_no_base_needs_may_be_left_out(plan: Noise | Probes) -> Non
 
 
 def test_refused() -> None:
-    refusal_of(score, LLAMA, TOKENS, Noise(), Request(), remedy="--perturbation pruning")
+    refusal_of(
+        score, LLAMA, TOKENS, Noise(), Request(), remedy="--perturbation pruning"
+    )
     refusal_of(score, LLAMA, TOKENS, dtype=np.float16, says="float32 or float64")
-    refusal_of(score, LLAMA, Tokens(np.array([[264]]), "mine", "ids"), says="vocabulary")
-    refusal_of(score, LLAMA, Tokens(np.zeros((1, 65), np.int64), "mine", "ids"), says="65 tokens")
+    refusal_of(
+        score, LLAMA, Tokens(np.array([[264]]), "mine", "ids"), says="vocabulary"
+    )
+    refusal_of(
+        score,
+        LLAMA,
+        Tokens(np.zeros((1, 65), np.int64), "mine", "ids"),
+        says="65 tokens",
+    )
 
 
 @pytest.mark.parametrize(("dtype", "huge"), [("float32", 1e30), ("float64", 1e200)])
@@ -75,7 +99,9 @@ def test_activations_beyond_the_dtype_are_an_error_not_a_warning(
 ) -> None:
     def change(arrays: dict[str, Array]) -> None:
         for name, weight in arrays.items():
-            arrays[name] = weight.astype(np.float64) * (huge if "down_proj" in name else 1)
+            arrays[name] = weight.astype(np.float64) * (
+                huge if "down_proj" in name else 1
+            )
 
     model = read_model(altered(tmp_path / "m", "llama", change))
     for run in (
@@ -88,7 +114,9 @@ def test_activations_beyond_the_dtype_are_an_error_not_a_warning(
 
 
 @pytest.mark.parametrize("damaged", ["model.embed_tokens.weight", "lm_head.weight"])
-def test_nan_outside_the_blocks_is_refused_by_name(damaged: str, tmp_path: Path) -> None:
+def test_nan_outside_the_blocks_is_refused_by_name(
+    damaged: str, tmp_path: Path
+) -> None:
     def change(arrays: dict[str, Array]) -> None:
         arrays[damaged] = arrays[damaged].copy()
         arrays[damaged][-1, 0] = np.nan  # of an id that is not used
@@ -134,22 +162,38 @@ def test_lsa_has_its_progress_and_its_memory(monkeypatch: pytest.MonkeyPatch) ->
     assert steps == sorted(steps, key=lambda step: step[0])
     assert steps[-1][0] == pytest.approx(steps[-1][1], rel=1e-12)
     assert len({round(total, 6) for _, total in steps}) == 1
-    assert len(steps) >= 2 * 4 * 3  # passes of LSA, of the statistics, of the experiment
-    refusal_of(score, LLAMA, TOKENS, plan, request, memory=need - 1, remedy=f"--memory {need}")
+    assert (
+        len(steps) >= 2 * 4 * 3
+    )  # passes of LSA, of the statistics, of the experiment
+    refusal_of(
+        score, LLAMA, TOKENS, plan, request, memory=need - 1, remedy=f"--memory {need}"
+    )
 
 
 def test_an_expert_without_tokens_has_no_error() -> None:
     model, ids = model_of("mixtral"), np.array([[7]])  # seen by two of five experts
-    found = signals_of(model, Request("lsa", {"block": 8}), Tokens(ids, "one token", "ids"))
+    found = signals_of(
+        model, Request("lsa", {"block": 8}), Tokens(ids, "one token", "ids")
+    )
     stream, idle = Stream(model, {0: ids[0]}), 0
     for i, linears in enumerate(model.config.linears):
         weights = model.block(i, np.float32)
-        h, sums = stream.through_with_sums(stream.states[0], weights, sum_of_outer_products)
+        h, sums = stream.through_with_sums(
+            stream.states[0], weights, sum_of_outer_products
+        )
         stream.advance({0: h})
-        read = [name for name in linears if input_of(name) in sums and sums[input_of(name)].any()]
+        read = [
+            name
+            for name in linears
+            if input_of(name) in sums and sums[input_of(name)].any()
+        ]
         idle += len(linears) - len(read)
-        errors = [2 * lsa_error(weights[f"{x}.weight"], sums[input_of(x)], 8) for x in read]
-        assert found["lsa"].main[i] == pytest.approx(sum(errors) / len(linears), rel=1e-6)
+        errors = [
+            2 * lsa_error(weights[f"{x}.weight"], sums[input_of(x)], 8) for x in read
+        ]
+        assert found["lsa"].main[i] == pytest.approx(
+            sum(errors) / len(linears), rel=1e-6
+        )
     assert idle == 3 * 3 * model.config.num_blocks
 
 
@@ -164,7 +208,9 @@ def test_probes_are_what_scores_at_their_counts_say(tmp_path: Path) -> None:
     counts = probe_counts(probed.pruned_at.linear_pruned, sizes, 0.1)[[1, 0, 2]]
     mean = probed.probes.divergences.mean(axis=0)
     for i, shift in enumerate((-0.1, 0.0, 0.1)):
-        np.testing.assert_allclose(probed.probes.sparsity[i], 0.6 + shift, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(
+            probed.probes.sparsity[i], 0.6 + shift, rtol=0, atol=1e-3
+        )
         path = tmp_path / f"{i}.json"
         path.write_text(json.dumps((counts[i] / sizes).tolist()))
         total = float(counts[i].sum() / sizes.sum())
@@ -181,7 +227,9 @@ def test_probes_are_what_scores_at_their_counts_say(tmp_path: Path) -> None:
 
 
 def test_probes_stay_half_the_way_from_nothing_and_everything() -> None:
-    counts = probe_counts(np.array([[4, 50, 98, 0]]), np.array([[100, 100, 100, 0]]), 0.1)
+    counts = probe_counts(
+        np.array([[4, 50, 98, 0]]), np.array([[100, 100, 100, 0]]), 0.1
+    )
     assert counts.tolist() == [[[4, 50, 98, 0]], [[2, 40, 88, 0]], [[14, 60, 99, 0]]]
 
 
@@ -204,10 +252,15 @@ def test_no_more_samples_are_perturbed_than_the_precision_takes(
     monkeypatch.setattr("refimpl.scoring.experiment.STATES_AT_RISK", 1)
 
     def scored(precision: float, samples: int = 5, **options: Any) -> tuple[Any, float]:
-        plan, tokens = Probes(precision=precision, samples=samples), random_tokens(200, 5, 9)
+        plan, tokens = (
+            Probes(precision=precision, samples=samples),
+            random_tokens(200, 5, 9),
+        )
         found = score(LLAMA, tokens, plan, bases=(), dtype=np.float64, **options)
         assert found.probes is not None
-        return found.probes.divergences, getattr(allocate(found).errors, "precision", nan)
+        return found.probes.divergences, getattr(
+            allocate(found).errors, "precision", nan
+        )
 
     exact = [scored(0, samples) for samples in (3, 4, 5)]
     for precision in (1.0, *(error for _, error in exact)):
@@ -215,8 +268,12 @@ def test_no_more_samples_are_perturbed_than_the_precision_takes(
         np.testing.assert_array_equal(scored(precision)[0], enough)
     kept = {"finished": tmp_path / "part"}
     with pytest.raises(ZeroDivisionError):  # the first sample is finished
-        scored(exact[1][1], **kept, progress=lambda done, total: 1 / (done < 0.4 * total))
-    np.testing.assert_array_equal(scored(exact[1][1], **kept)[0], scored(exact[1][1])[0])
+        scored(
+            exact[1][1], **kept, progress=lambda done, total: 1 / (done < 0.4 * total)
+        )
+    np.testing.assert_array_equal(
+        scored(exact[1][1], **kept)[0], scored(exact[1][1])[0]
+    )
 
 
 def test_growth_is_probed_on_four_blocks() -> None:
@@ -233,7 +290,9 @@ def test_blocks_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None:
     found = score(LLAMA, TOKENS, plan, request, dtype=np.float64)
     assert found.probes is not None
     assert found.pruned_at is not None
-    counts = probe_counts(found.pruned_at.linear_pruned, config.linear_sizes, 0.1)[[1, 0, 2]]
+    counts = probe_counts(found.pruned_at.linear_pruned, config.linear_sizes, 0.1)[
+        [1, 0, 2]
+    ]
     dense = log_softmax(forward(LLAMA, ids, dtype=np.float64).logits, axis=-1)
     sums = sum_of_outer_products if pruner == "sparsegpt" else sum_of_squares
     for block, i in ((0, 0), (2, 2), (3, 1)):
@@ -248,7 +307,9 @@ def test_blocks_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None:
         for _, each in passed:
             add_sums(total, each)
         weights = dict[str, Any](LLAMA.weights)
-        for name, count in zip(config.linears[block], counts[i, block].tolist(), strict=True):
+        for name, count in zip(
+            config.linears[block], counts[i, block].tolist(), strict=True
+        ):
             weight = LLAMA.block(block, np.float64)[f"{name}.weight"]
             how = PrunerOptions(pruner, 0.2)
             keep, new = decision(weight, total[input_of(name)], len(ids), count, how)
@@ -257,7 +318,9 @@ def test_blocks_are_probed_alone_with_the_pruner_asked_for(pruner: Any) -> None:
         model = replace(LLAMA, weights=weights)
         pruned = log_softmax(forward(model, ids, dtype=np.float64).logits, axis=-1)
         kl = (np.exp(dense) * (dense - pruned)).sum(axis=-1).mean()
-        assert found.probes.divergences.mean(axis=0)[i, block] == pytest.approx(kl, rel=1e-9)
+        assert found.probes.divergences.mean(axis=0)[i, block] == pytest.approx(
+            kl, rel=1e-9
+        )
     made = allocate(found, request)
     assert made.total_pruned == round(0.6 * made.total_weights)
 
@@ -283,15 +346,24 @@ def test_a_probe_of_a_block_takes_bits_beside_its_weights() -> None:
         found = pruned.pruned(0, [0], Stream(LLAMA, {}, np.float32), dense, workers)[0]
     linears = sum(dense[f"{name}.weight"].nbytes for name in LLAMA.config.linears[0])
     assert found.nbytes == dense.nbytes - linears
-    zeros = [np.count_nonzero(found[f"{name}.weight"] == 0) for name in LLAMA.config.linears[0]]
+    zeros = [
+        np.count_nonzero(found[f"{name}.weight"] == 0)
+        for name in LLAMA.config.linears[0]
+    ]
     assert zeros == counts[0, 0].tolist()
 
 
-@pytest.mark.parametrize(("pruner", "probe"), [("magnitude", "magnitude"), ("admm", "wanda")])
-def test_the_recommended_allocation_is_that_of_the_default_request(pruner: str, probe: str) -> None:
+@pytest.mark.parametrize(
+    ("pruner", "probe"), [("magnitude", "magnitude"), ("admm", "wanda")]
+)
+def test_the_recommended_allocation_is_that_of_the_default_request(
+    pruner: str, probe: str
+) -> None:
     scores, allocation = recommended(LLAMA, TOKENS, 0.5, pruner)
     theirs = score(LLAMA, TOKENS, Probes(pruner=probe), Request(sparsity=0.5), bases=())
-    np.testing.assert_array_equal(allocation.linear_pruned, allocate(theirs).linear_pruned)
+    np.testing.assert_array_equal(
+        allocation.linear_pruned, allocate(theirs).linear_pruned
+    )
     assert scores.plan == theirs.plan
 
 

@@ -31,11 +31,16 @@ def test_noise_on_sinks_is_named_with_the_option_that_spares_them(model: Any) ->
     assert (scores.sinks == 0).all()  # none is excluded
     assert (scores.sink_share > 0.9).all()
     text = " ".join(scores_table(scores, allocate(scores)).split())
-    assert "tokens of more than 20 times the median norm hold 100.0% of the squared norm" in text
+    assert (
+        "tokens of more than 20 times the median norm hold 100.0% of the squared norm"
+        in text
+    )
     assert "--sink exclude" in text
     excluded = score(model, TOKENS, Noise(eta=0.1, sink="exclude"), dtype=np.float64)
     assert (excluded.sinks == 3).all()
-    others = (np.abs(excluded.sweep[0].coefficient - scores.sweep[0].coefficient)[:-1] > 1e-4).all()
+    others = (
+        np.abs(excluded.sweep[0].coefficient - scores.sweep[0].coefficient)[:-1] > 1e-4
+    ).all()
     assert others
     assert sinks(excluded) == []
     assert sinks(replace(scores, sink_share=np.zeros(4))) == []

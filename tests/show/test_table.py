@@ -18,8 +18,14 @@ from refimpl.show.table import WIDEST
 
 LINEARS = {"q_proj": (30, 20), "down_proj": (20, 30)}
 SEVEN_B = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (4096, 4096))
-SEVEN_B |= {"gate_proj": (11008, 4096), "up_proj": (11008, 4096), "down_proj": (4096, 11008)}
-TOKENS = TokenFacts(3, 48, "a text, 3 samples of 48 tokens", "text", None, "0123456789abcdef")
+SEVEN_B |= {
+    "gate_proj": (11008, 4096),
+    "up_proj": (11008, 4096),
+    "down_proj": (4096, 11008),
+}
+TOKENS = TokenFacts(
+    3, 48, "a text, 3 samples of 48 tokens", "text", None, "0123456789abcdef"
+)
 
 
 def absorption(r: Sequence[float], eta: float | None = 0.25, **more: Any) -> Absorption:
@@ -52,7 +58,9 @@ def scores(*sweep: Absorption, **changes: Any) -> Scores:
             "owl": Signal({"m": 5.0}, {"outlier_percent": ramp}),
             "dlp": Signal({"statistic": "mean"}, {"score": 2 * ramp}),
         },
-        run=Run("float64", 7, 3 << 29, 12.34, 456 << 20, {"refimpl": "9.8", "numpy": "7.6"}),
+        run=Run(
+            "float64", 7, 3 << 29, 12.34, 456 << 20, {"refimpl": "9.8", "numpy": "7.6"}
+        ),
         measured_samples=TOKENS.samples,
     )
     return replace(whole, **changes)
@@ -113,7 +121,9 @@ def test_a_sweep_has_a_column_per_eta() -> None:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
-def test_every_line_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_line_fits_the_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     sweep = [absorption([4.0, 0.5, 1.0], eta) for eta in (1e-3, 0.1)]
     for found in (scores(*sweep), scores(sweep[0])):
@@ -121,7 +131,9 @@ def test_every_line_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatc
         assert max(map(len, text.splitlines())) <= width
 
 
-def probed(*divergences: list[float], more: float = 1.0, plan: Probes | None = None) -> Scores:
+def probed(
+    *divergences: list[float], more: float = 1.0, plan: Probes | None = None
+) -> Scores:
     """Scores of probes at 0.6, 0.7 and 0.8, of two blocks; of the second, more in one sample."""
     at = PrunedAt("uniform", {}, 0.7, np.full((2, 2), 420))
     measured = absorption([2.0, 1.0], None, divergence=np.array([0.2, 0.2]))
@@ -137,39 +149,91 @@ PEER = {"base": "owl", "options": {"lam": 0.5}, "sparsity": 0.8, "compat": "peer
 DIVERGENCE, UP = {"correct": "divergence"}, ([0.1, 0.1], [0.2, 0.2], [0.4, 0.4])
 # Scores, a request, what the table says (its lines joined), and what it does not say.
 SAYS: list[tuple[Scores, dict[str, Any], tuple[str, ...], tuple[str, ...]]] = [
-    (scores(absorption([2.0, 0.5, 1.5, 1.0], stderr=np.array([0.1, 0.1, 0.3, 0.0]))), {},
-     ("Later blocks amplify the relative errors of 1 of 3 blocks and absorb those of 1; 1 are "
-      "uncertain at 95%.",), ()),
-    (scores(tokens=replace(TOKENS, samples=1), measured_samples=1), {},
-     ("One sample: these numbers have no error.",), ()),
+    (
+        scores(absorption([2.0, 0.5, 1.5, 1.0], stderr=np.array([0.1, 0.1, 0.3, 0.0]))),
+        {},
+        (
+            "Later blocks amplify the relative errors of 1 of 3 blocks and absorb those of 1; 1 are "
+            "uncertain at 95%.",
+        ),
+        (),
+    ),
+    (
+        scores(tokens=replace(TOKENS, samples=1), measured_samples=1),
+        {},
+        ("One sample: these numbers have no error.",),
+        (),
+    ),
     (scores(), {}, ("strength 0.05",), ("sinks", "max_correction", "lo ", "hi ")),
-    (scores(), {"sparsity": 0.200123},
-     ("to prune: 480 of 2,400 (20.0000%), asked for 20.0123%", "sparsity 0.200123"), ()),
-    (THREE, PEER,
-     ("130.00", "to prune: 2,520 of 3,600 (70.0000%), asked for 80.0000%",
-      "compat peer restores no budget"), ()),
+    (
+        scores(),
+        {"sparsity": 0.200123},
+        ("to prune: 480 of 2,400 (20.0000%), asked for 20.0123%", "sparsity 0.200123"),
+        (),
+    ),
+    (
+        THREE,
+        PEER,
+        (
+            "130.00",
+            "to prune: 2,520 of 3,600 (70.0000%), asked for 80.0000%",
+            "compat peer restores no budget",
+        ),
+        (),
+    ),
     (THREE, {"base": "owl"}, (), ("restores",)),
-    (replace(THREE, plan=Noise(sink="exclude")), {},
-     ("3 tokens of all blocks excluded as sinks",), ()),
-    (probed([0.1, 0.1], [0.2, 0.2], [0.4, 0.8]), DIVERGENCE,
-     ("growth kappa 8.66: 10 points of sparsity more have 2.38 times the divergence",), ()),
-    (probed([0.1, 0.4], [0.2, 0.2], [0.4, 0.8]), DIVERGENCE,
-     ("1 of 2 probed blocks fit",), ()),
-    *((probed(*UP, more=more, plan=Probes(precision=0.02)), DIVERGENCE,
-       (f"measured on 2 of 3 samples. The goal, 2 points, {end}.",), ())
-      for more, end in ((1.0, "is reached"), (2.0, "needs more --samples"))),
-    (probed([0.4, 0.4], [0.2, 0.2], [0.2, 0.2]), DIVERGENCE,
-     ("no divergence grows as exp(kappa s): strength 0.05, at most 0.1",), ()),
+    (
+        replace(THREE, plan=Noise(sink="exclude")),
+        {},
+        ("3 tokens of all blocks excluded as sinks",),
+        (),
+    ),
+    (
+        probed([0.1, 0.1], [0.2, 0.2], [0.4, 0.8]),
+        DIVERGENCE,
+        (
+            "growth kappa 8.66: 10 points of sparsity more have 2.38 times the divergence",
+        ),
+        (),
+    ),
+    (
+        probed([0.1, 0.4], [0.2, 0.2], [0.4, 0.8]),
+        DIVERGENCE,
+        ("1 of 2 probed blocks fit",),
+        (),
+    ),
+    *(
+        (
+            probed(*UP, more=more, plan=Probes(precision=0.02)),
+            DIVERGENCE,
+            (f"measured on 2 of 3 samples. The goal, 2 points, {end}.",),
+            (),
+        )
+        for more, end in ((1.0, "is reached"), (2.0, "needs more --samples"))
+    ),
+    (
+        probed([0.4, 0.4], [0.2, 0.2], [0.2, 0.2]),
+        DIVERGENCE,
+        ("no divergence grows as exp(kappa s): strength 0.05, at most 0.1",),
+        (),
+    ),
     (scores(), {"compat": "peer"}, ("compat peer", "correction none"), ()),
     (scores(), {"base": "atp", "options": {"beta": -0.01}}, ("atp, beta -0.01",), ()),
-    (scores(linears=(LINEARS, {"q_proj": (10, 20), "down_proj": (20, 10)})), {},
-     ("block weights r", "0 1,200 2.000", "1 400 1.000"), ()),
-]  # fmt: skip
+    (
+        scores(linears=(LINEARS, {"q_proj": (10, 20), "down_proj": (20, 10)})),
+        {},
+        ("block weights r", "0 1,200 2.000", "1 400 1.000"),
+        (),
+    ),
+]
 
 
 @pytest.mark.parametrize(("found", "request_", "says", "omits"), SAYS)
 def test_what_the_table_says_and_omits(
-    found: Scores, request_: dict[str, Any], says: tuple[str, ...], omits: tuple[str, ...]
+    found: Scores,
+    request_: dict[str, Any],
+    says: tuple[str, ...],
+    omits: tuple[str, ...],
 ) -> None:
     text = " ".join(shown(found, **request_).split())
     assert [words for words in says if words not in text] == []
@@ -180,7 +244,9 @@ def straight(lines: list[str]) -> None:
     """Every line as long as the headings, and a gap of two wherever a column ends."""
     assert len({len(line) for line in lines}) == 1
     for heading in re.finditer(r"\S+(?: \S+)*", lines[0]):
-        assert all(line[heading.end() :][:2].strip() == "" for line in lines), heading[0]
+        assert all(line[heading.end() :][:2].strip() == "" for line in lines), heading[
+            0
+        ]
     assert all(not line.endswith(" ") for line in lines)
 
 
@@ -219,7 +285,13 @@ def test_alphas_are_means_of_a_block_and_linears_are_announced() -> None:
     text = shown(found, base="alphapruning")
     assert [line.split()[1] for line in rows(text)] == ["alpha", "3.000", "4.500"]
     assert "per linear" not in text
-    fewer = {"alphapruning": Signal(options, {"alpha": np.array([[2.0, 3.0], [4.0, np.nan]])})}
+    fewer = {
+        "alphapruning": Signal(
+            options, {"alpha": np.array([[2.0, 3.0], [4.0, np.nan]])}
+        )
+    }
     uneven = scores(linears=(LINEARS, {"q_proj": (30, 20)}), signals=fewer)
-    heads, *each = (re.sub(" ± ", "±", x).split() for x in rows(shown(uneven, base="alphapruning")))
+    heads, *each = (
+        re.sub(" ± ", "±", x).split() for x in rows(shown(uneven, base="alphapruning"))
+    )
     assert [row[heads.index("alpha")] for row in each] == ["2.500", "4.000"]

@@ -32,7 +32,10 @@ save_file({"embed": load_file(sys.argv[1] + "/expected.safetensors")["embed"]}, 
 
 def changed(case: Case, mistake: str) -> dict[str, Any]:
     """Facts of a model with a mistake that shows in some configurations alone."""
-    config, off = case.model.config, {"logit_scale": 1.01 * case.model.config.logit_scale}
+    config, off = (
+        case.model.config,
+        {"logit_scale": 1.01 * case.model.config.logit_scale},
+    )
     wide = [replace(x, window=x.window and x.window + 1) for x in config.blocks]
     changes: dict[str, tuple[bool, dict[str, Any]]] = {
         "window": (True, {"blocks": tuple(wide)}),
@@ -44,12 +47,16 @@ def changed(case: Case, mistake: str) -> dict[str, Any]:
     return facts if holds else {}
 
 
-def fuzzed(mistake: str, family: str, output: Path, **plan: Any) -> tuple[str, list[str]]:
+def fuzzed(
+    mistake: str, family: str, output: Path, **plan: Any
+) -> tuple[str, list[str]]:
     """The verdict on a program that runs in this process, and what is said."""
 
     def run_here(words: list[str], **_: Any) -> CompletedProcess[str]:
         case = read_case(words[1])
-        model = replace(case.model, config=replace(case.model.config, **changed(case, mistake)))
+        model = replace(
+            case.model, config=replace(case.model.config, **changed(case, mistake))
+        )
         arrays = steps(model, case.inputs["token_ids"], case.recipe, np.float32)
         write_arrays(Path(words[2]), written(case, arrays, "float32"))
         return CompletedProcess(words, 0, "", "")
@@ -59,7 +66,9 @@ def fuzzed(mistake: str, family: str, output: Path, **plan: Any) -> tuple[str, l
         return fuzz.fuzz(["", "{case}", "{out}"], options, output, lines.append), lines
 
 
-@pytest.mark.parametrize("family", ["llama", *(pytest.param(x, marks=THOROUGH) for x in FAMILIES)])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(x, marks=THOROUGH) for x in FAMILIES)]
+)
 def test_a_right_program_passes(family: str, tmp_path: Path) -> None:
     every = [f"case {n}: pass" for n in range(4)]
     assert fuzzed("", family, tmp_path / "kept", cases=4) == ("pass", every)
@@ -69,10 +78,17 @@ def test_a_right_program_passes(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mistake", "family", "smallest", "why"),
     [
-        ("tied", "llama", '1, "tokens": 1, "tie_word_embeddings": true}', "multiplied by 1.01"),
+        (
+            "tied",
+            "llama",
+            '1, "tokens": 1, "tie_word_embeddings": true}',
+            "multiplied by 1.01",
+        ),
         ("one token", "llama", '1, "samples": 1, "tokens": 1}', "multiplied by 1.01"),
         pytest.param("window", "mistral", '"tokens": 6}', "window is", marks=THOROUGH),
-        pytest.param("small eps", "llama", '1, "rms_norm_eps": 1e-06}', "eps", marks=THOROUGH),
+        pytest.param(
+            "small eps", "llama", '1, "rms_norm_eps": 1e-06}', "eps", marks=THOROUGH
+        ),
     ],
 )
 def test_a_wrong_program_fails_on_the_smallest_case(
@@ -91,9 +107,15 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["fuzz", "--family", "llama", "-o", "kept", "--cases", 2]
     python = [sys.executable, "-c"]
-    assert run(*words, "--only", "logits", "--", *COPY).out == "case 0: pass\ncase 1: pass\n"
+    assert (
+        run(*words, "--only", "logits", "--", *COPY).out
+        == "case 0: pass\ncase 1: pass\n"
+    )
     some = run(*words, "--", *python, EMBED, "{case}", "{out}")
-    assert (some.code, some.out) == (3, f"case 0: not judged\ncase 1: not judged\n{UNJUDGED}\n")
+    assert (some.code, some.out) == (
+        3,
+        f"case 0: not judged\ncase 1: not judged\n{UNJUDGED}\n",
+    )
     for wrong, message in (
         (["--", "./absent"], "./absent: cannot be read"),
         (["--family", "lama", "--", *COPY], "lama: no such"),
@@ -116,9 +138,13 @@ def test_transformers_computes_the_same(family: str, tmp_path: Path) -> None:
         plan.write(case, tmp_path / str(number))
         read = read_case(tmp_path / str(number) / "case")
         model, ids = read.model, read.inputs["token_ids"]
-        attention = "sdpa" if plan.entries(case).get("alibi") else "eager"  # as the fixtures
+        attention = (
+            "sdpa" if plan.entries(case).get("alibi") else "eager"
+        )  # as the fixtures
         with suppress(Exception):  # transformers runs fewer configurations
             theirs = transformers_forward(model, "float64", attention)(ids)["logits"]
-            differences.append(worst_token(forward(model, ids, dtype="f8").logits, theirs))
+            differences.append(
+                worst_token(forward(model, ids, dtype="f8").logits, theirs)
+            )
     assert differences
     assert max(differences) < GATES["float64"]

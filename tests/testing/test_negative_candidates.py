@@ -39,9 +39,13 @@ def test_no_case_accepts_a_wrong_candidate(name: str, dtype: str) -> None:
     wrong = negative_candidates(case, dtype)
     same = {"permuted blocks"} if case.model.config.num_blocks == 1 else set()
     assert list(wrong) == [way for way in WAYS if way not in same]
-    verdicts = {way: check(case, arrays, dtype=dtype).verdict for way, arrays in wrong.items()}
+    verdicts = {
+        way: check(case, arrays, dtype=dtype).verdict for way, arrays in wrong.items()
+    }
     if dtype == "bfloat16" and verdicts["1 % too large"] == "not judged":
-        del verdicts["1 % too large"]  # two units of bfloat16: within a right candidate's errors
+        del verdicts[
+            "1 % too large"
+        ]  # two units of bfloat16: within a right candidate's errors
     assert set(verdicts.values()) == {"fail"}, verdicts
 
 
@@ -76,7 +80,9 @@ def test_no_case_passes_what_nobody_computed(name: str, dtype: str) -> None:
     assert check(case, {}, dtype=dtype).verdict == "not judged"
     for answers in trivial_answers(case).values():
         actual = written(case, {**case.expected, **answers}, dtype)
-        report = check(case, {x: actual[x] for x in answers}, tuple(answers), dtype=dtype)
+        report = check(
+            case, {x: actual[x] for x in answers}, tuple(answers), dtype=dtype
+        )
         assert report.verdict != "pass"
         passed = {x.step: x.error for x in report.steps if x.status == "pass"}
         assert {k: x for k, x in passed.items() if x > EPS[dtype]} == {}

@@ -62,12 +62,16 @@ class Suite:
     def write(self, name: str, arrays: Arrays) -> None:
         write_arrays(self.folder / f"{name}.safetensors", arrays)
 
-    def run(self, marker: str = "", *words: str | Path, **outcomes: int) -> pytest.RunResult:
+    def run(
+        self, marker: str = "", *words: str | Path, **outcomes: int
+    ) -> pytest.RunResult:
         """Run a test with a marker and options; check its outcomes, if given."""
         mark = f"@pytest.mark.refimpl({marker})" if marker else ""
         self.pytester.makepyfile(test_ours=TEST.format(marker=mark, folder=self.folder))
         strict = ("--strict-markers", "-W", "error", "-p", "no:cacheprovider", "-rA")
-        result = self.pytester.runpytest_inprocess(*plugin_words(), *strict, *map(str, words))
+        result = self.pytester.runpytest_inprocess(
+            *plugin_words(), *strict, *map(str, words)
+        )
         if outcomes:
             result.assert_outcomes(**outcomes)
         return result
@@ -114,16 +118,28 @@ def test_the_package_registers_it() -> None:
 
 def test_the_wheel_carries_the_core_cases_and_a_model_of_each_family() -> None:
     """Of `fixtures/`, what the patterns name: every file of a core case; at most 9 MB in all."""
-    build = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"][
+        "hatch"
+    ]["build"]
     kept, left_out = (
-        {file for x in build[key] for file in ROOT.glob(x[1:]) if x.startswith("/fixtures")}
+        {
+            file
+            for x in build[key]
+            for file in ROOT.glob(x[1:])
+            if x.startswith("/fixtures")
+        }
         for key in ("include", "exclude")
     )
-    files = {file for path in kept for file in (path.rglob("*") if path.is_dir() else [path])}
+    files = {
+        file for path in kept for file in (path.rglob("*") if path.is_dir() else [path])
+    }
     carried = {file.resolve() for file in files if not left_out & {*file.parents}}
     for case in core_cases():
         model = read_case(case.path).model
-        assert carried >= {*case.path.iterdir(), *(file.path.resolve() for file in model.files)}
+        assert carried >= {
+            *case.path.iterdir(),
+            *(file.path.resolve() for file in model.files),
+        }
     for folder in {family_model(family) for family in FAMILIES}:
         assert folder is not None
         assert carried >= {folder / "config.json", *folder.glob("model*.safetensors")}
@@ -157,12 +173,16 @@ def test_public_names_are_there_on_first_use() -> None:
 
 def test_a_right_candidate_passes_every_core_case(suite: Suite) -> None:
     result = suite.run(passed=len(CORE))
-    result.stdout.fnmatch_lines([f"PASSED test_ours.py::test_ours[[]{name}[]]" for name in CORE])
+    result.stdout.fnmatch_lines(
+        [f"PASSED test_ours.py::test_ours[[]{name}[]]" for name in CORE]
+    )
 
 
 def test_a_wrong_candidate_fails_at_its_step(suite: Suite) -> None:
     step = "blocks.1.v"
-    suite.write("opt", computed("opt") | {step: computed("opt")[step] * np.float32(1.001)})
+    suite.write(
+        "opt", computed("opt") | {step: computed("opt")[step] * np.float32(1.001)}
+    )
     result = suite.run("steps=['blocks.*']", passed=len(CORE) - 1, failed=1)
     assert result.ret == 1
     result.stdout.fnmatch_lines(
@@ -174,7 +194,9 @@ def test_a_wrong_candidate_fails_at_its_step(suite: Suite) -> None:
             "FAILED *test_ours[[]opt[]] - AssertionError: opt diverges, first a*",
         ]
     )
-    assert "testing/plugin.py" not in result.stdout.str()  # the traceback ends in the reader's test
+    assert (
+        "testing/plugin.py" not in result.stdout.str()
+    )  # the traceback ends in the reader's test
 
 
 def test_a_missing_step_fails(suite: Suite) -> None:
@@ -187,7 +209,9 @@ def test_a_missing_step_fails(suite: Suite) -> None:
 
 
 @pytest.mark.parametrize(("marker", "words"), cases("testing", "markers"))
-def test_a_marker_without_effect_is_an_error(suite: Suite, marker: str, words: str) -> None:
+def test_a_marker_without_effect_is_an_error(
+    suite: Suite, marker: str, words: str
+) -> None:
     result = suite.run(marker)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     text = result.stdout.str()
@@ -201,7 +225,9 @@ def added(folder: Path, name: str) -> None:
     """A case of one's own: a folder in `cases/`."""
     case = shutil.copytree(CASES / "opt", folder / "cases" / name)
     facts = json.loads((case / "case.json").read_text("utf-8"))
-    (case / "case.json").write_text(json.dumps(facts | {"model": str(FIXTURES / "opt")}))
+    (case / "case.json").write_text(
+        json.dumps(facts | {"model": str(FIXTURES / "opt")})
+    )
 
 
 def test_adding_a_case_is_adding_a_folder(suite: Suite, tmp_path: Path) -> None:
@@ -238,7 +264,9 @@ def test_fixtures_of_a_session_or_a_module_may_use_it(suite: Suite) -> None:
         "@pytest.fixture(scope='module')\n"
         "def shapes(refimpl_case):\n    return refimpl_case.inputs['token_ids'].shape\n"
     )
-    test = "def test(ours, shapes):\n    assert len(ours) == len(set(ours)) and shapes\n"
+    test = (
+        "def test(ours, shapes):\n    assert len(ours) == len(set(ours)) and shapes\n"
+    )
     suite.pytester.makepyfile(test_a=test, test_b=test)
     suite.run(passed=3 * len(CORE))
 
@@ -303,7 +331,9 @@ def test_the_fixture_describes_the_case(tmp_path: Path) -> None:
 
 def test_diverged_arrays_are_kept_for_the_command(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="first at logits") as caught:
-        opt_fixture(tmp_path, "*").check({**computed("opt"), "logits": -computed("opt")["logits"]})
+        opt_fixture(tmp_path, "*").check(
+            {**computed("opt"), "logits": -computed("opt")["logits"]}
+        )
     words = re.search(r"refimpl check (\S+) (\S+) --only 'logits'", str(caught.value))
     assert words is not None
     assert Path(words[1]) == CASES.resolve() / "opt"
@@ -312,7 +342,9 @@ def test_diverged_arrays_are_kept_for_the_command(tmp_path: Path) -> None:
 
 def block(language: str) -> str:
     """The first fenced block of the page in a language."""
-    fenced = re.search(rf"^```{language}\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
+    fenced = re.search(
+        rf"^```{language}\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S
+    )
     assert fenced is not None
     return fenced[1]
 
@@ -333,12 +365,19 @@ def test_the_recipe_of_the_page_is_what_runs(tmp_path: Path) -> None:
     text = (ROOT / "tests/own_candidate.py").read_text("utf-8")
     line = 'token_ids = case.inputs["token_ids"]'
     assert text.count(line) == 1
-    (tmp_path / "candidate.py").write_text(text.replace(line, f"{line}[:, ::-1]"), "utf-8")
-    shown = [line.replace("[", "[[]").replace("...", "*") for line in block("text").splitlines()]
+    (tmp_path / "candidate.py").write_text(
+        text.replace(line, f"{line}[:, ::-1]"), "utf-8"
+    )
+    shown = [
+        line.replace("[", "[[]").replace("...", "*")
+        for line in block("text").splitlines()
+    ]
     pytest.LineMatcher(recipe(tmp_path, 1).splitlines()).fnmatch_lines(shown)
 
 
-def test_a_program_is_run_on_each_case_without_a_test(pytester: pytest.Pytester) -> None:
+def test_a_program_is_run_on_each_case_without_a_test(
+    pytester: pytest.Pytester,
+) -> None:
     """One that writes the forward alone, right and wrong; the action's script names the step."""
     candidate = pytester.makepyfile(
         candidate="import sys\nfrom safetensors.numpy import load_file, save_file\n"
@@ -353,15 +392,26 @@ def test_a_program_is_run_on_each_case_without_a_test(pytester: pytest.Pytester)
         candidate.write_text(text.replace("SCALE", scale), "utf-8")
         result = pytester.runpytest_inprocess(*words, f"--refimpl-report={scale}.json")
         result.assert_outcomes(**outcomes)
-    result.stdout.fnmatch_lines(["FAILED candidate.py::llama - *llama diverges, first at embed"])
+    result.stdout.fnmatch_lines(
+        ["FAILED candidate.py::llama - *llama diverges, first at embed"]
+    )
     candidate.write_text("", "utf-8")
     silent = pytester.runpytest_inprocess(*words).stdout.str()
     assert ("cannot be read" in silent, "another exception" in silent) == (True, False)
     (report, *_) = json.loads((pytester.path / "1.0.json").read_text())
-    assert (report["verdict"], "dense.perplexity" in report["not_covered"]) == ("pass", True)
-    action = (ROOT / ".ci/action.yml").read_text("utf-8").replace("check.json", "1.01.json")
-    script = textwrap.dedent(action.partition("<<'END'\n")[2].partition("        END")[0])
-    said = subprocess.check_output([sys.executable, "-c", script], cwd=pytester.path, text=True)
+    assert (report["verdict"], "dense.perplexity" in report["not_covered"]) == (
+        "pass",
+        True,
+    )
+    action = (
+        (ROOT / ".ci/action.yml").read_text("utf-8").replace("check.json", "1.01.json")
+    )
+    script = textwrap.dedent(
+        action.partition("<<'END'\n")[2].partition("        END")[0]
+    )
+    said = subprocess.check_output(
+        [sys.executable, "-c", script], cwd=pytester.path, text=True
+    )
     assert said.startswith("::error title=refimpl, llama::embed: your numbers equal")
 
 
@@ -370,4 +420,6 @@ def test_the_recipe_on_the_sample_project(tmp_path: Path) -> None:
     write_project(tmp_path / "right")
     recipe(tmp_path / "right", 0)
     write_project(tmp_path / "wrong", (" + eps) * scale", ") * scale"))
-    assert "llama diverges, first at blocks.0.attn_norm" in recipe(tmp_path / "wrong", 1)
+    assert "llama diverges, first at blocks.0.attn_norm" in recipe(
+        tmp_path / "wrong", 1
+    )

@@ -114,7 +114,9 @@ def loaded(model: str) -> Any:
     """A model of transformers in float32 that keeps no cache; attention is fused, its default."""
     from transformers import AutoModelForCausalLM
 
-    llm = AutoModelForCausalLM.from_pretrained(model, dtype="float32", attn_implementation="sdpa")
+    llm = AutoModelForCausalLM.from_pretrained(
+        model, dtype="float32", attn_implementation="sdpa"
+    )
     llm.config.use_cache = False
     return llm.eval()
 
@@ -135,7 +137,9 @@ def hooked_score(model: str, tokens: Tokens) -> float:
 
     def outputs(row: Any) -> Any:
         states: list[Any] = []
-        hooks = [x.register_forward_hook(lambda _, __, h: states.append(h)) for x in blocks]
+        hooks = [
+            x.register_forward_hook(lambda _, __, h: states.append(h)) for x in blocks
+        ]
         llm(row[None])
         for hook in hooks:
             hook.remove()
@@ -170,9 +174,15 @@ def torch_nats(model: str, tokens: Tokens) -> float:
     """Nats of every window, one after another."""
     import torch
 
-    llm, rows, entropy = loaded(model), tensor(tokens), torch.nn.functional.cross_entropy
+    llm, rows, entropy = (
+        loaded(model),
+        tensor(tokens),
+        torch.nn.functional.cross_entropy,
+    )
     with torch.no_grad():
-        return seconds(lambda: [entropy(llm(x[None, :-1]).logits[0], x[1:]).item() for x in rows])
+        return seconds(
+            lambda: [entropy(llm(x[None, :-1]).logits[0], x[1:]).item() for x in rows]
+        )
 
 
 def torch_owl(model: str, tokens: Tokens) -> float:
@@ -204,7 +214,9 @@ def _calibrated(llm: Any, ids: Any) -> Iterator[dict[Any, Any]]:
         raise Caught
 
     def summing(total: Any) -> Callable[..., None]:
-        def hook(_: Any, args: Any, __: Any) -> None:  # returns nothing, which keeps the output
+        def hook(
+            _: Any, args: Any, __: Any
+        ) -> None:  # returns nothing, which keeps the output
             total.add_(args[0].flatten(0, -2).norm(dim=0) ** 2 / len(ids))
 
         return hook
@@ -229,7 +241,9 @@ def run_side(side: str, model: str, samples: int, tokens: int) -> dict[str, floa
     """Seconds of a side, and the largest memory of its processes in MB."""
     words = [sys.executable, __file__, "--side", side, model, str(samples), str(tokens)]
     quiet = {**os.environ, "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=quiet, check=True)
+    done = subprocess.run(
+        words, stdout=subprocess.PIPE, text=True, env=quiet, check=True
+    )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     print(f"  {side} {model}: {found}", file=sys.stderr, flush=True)
     return found
@@ -260,7 +274,12 @@ def measured(models: Path) -> dict[str, Any]:
         }
     packages = {name: version(name) for name in PACKAGES}
     today = time.strftime("%Y-%m-%d")
-    return {"measured": today, "system": platform.platform(), "packages": packages, "rows": rows}
+    return {
+        "measured": today,
+        "system": platform.platform(),
+        "packages": packages,
+        "rows": rows,
+    }
 
 
 def number(value: float) -> str:
@@ -288,9 +307,17 @@ def table(results: dict[str, Any]) -> str:
             name, size = key.split("|")
             other = next((AGAINST[side] for side in sides if side in AGAINST), "")
             taken = [
-                f"{number(median(x))} {'s' if unit == 'seconds' else unit}" for x in sides.values()
+                f"{number(median(x))} {'s' if unit == 'seconds' else unit}"
+                for x in sides.values()
             ]
-            cells = [f"{name}, {what}", size, other, *ratios, *taken, *[""] * (2 - len(taken))]
+            cells = [
+                f"{name}, {what}",
+                size,
+                other,
+                *ratios,
+                *taken,
+                *[""] * (2 - len(taken)),
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n\n" + "\n".join(lines) + "\n\n"
 

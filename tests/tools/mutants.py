@@ -31,14 +31,31 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ["model", "method", "bases", "pruners", "allocation", "scoring", "pruning", "oracle"]
+PACKAGES = [
+    "model",
+    "method",
+    "bases",
+    "pruners",
+    "allocation",
+    "scoring",
+    "pruning",
+    "oracle",
+]
 NOT_COUNTED = ("tests/docs/", "tests/test_structure.py")
 PAIRS: list[tuple[Any, Any]] = [
-    (ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot),
-    (ast.In, ast.NotIn), (ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.BitAnd, ast.BitOr),
+    (ast.Lt, ast.LtE),
+    (ast.Gt, ast.GtE),
+    (ast.Eq, ast.NotEq),
+    (ast.Is, ast.IsNot),
+    (ast.In, ast.NotIn),
+    (ast.Add, ast.Sub),
+    (ast.Mult, ast.Div),
+    (ast.BitAnd, ast.BitOr),
     (ast.And, ast.Or),
-]  # fmt: skip
-OTHER = dict(PAIRS) | {b: a for a, b in PAIRS} | {ast.Pow: ast.Mult, ast.FloorDiv: ast.Mult}
+]
+OTHER = (
+    dict(PAIRS) | {b: a for a, b in PAIRS} | {ast.Pow: ast.Mult, ast.FloorDiv: ast.Mult}
+)
 LEFT = (ast.Raise, ast.JoinedStr, ast.pattern)  # messages and patterns stay
 QUICK = 20.0  # seconds of the tests that every mutant meets
 STAGES = ("quick", "slower", "thorough", "others")
@@ -65,7 +82,9 @@ def changed(node: ast.AST) -> tuple[str, Any] | None:
         case ast.Compare(ops=[op]):
             new.ops = [OTHER[type(op)]()]
             return "comparison", new
-        case ast.BinOp(op=op) | ast.AugAssign(op=op) | ast.BoolOp(op=op) if type(op) in OTHER:
+        case ast.BinOp(op=op) | ast.AugAssign(op=op) | ast.BoolOp(op=op) if (
+            type(op) in OTHER
+        ):
             new.op = OTHER[type(op)]()
             return "boolean" if isinstance(new, ast.BoolOp) else "arithmetic", new
         case ast.Constant(value=bool()) | ast.UnaryOp(op=ast.Not()):
@@ -77,7 +96,9 @@ def changed(node: ast.AST) -> tuple[str, Any] | None:
             return "axis", ast.keyword("axis", ast.Constant(0 if axis else -1))
         case ast.Expr(value=ast.Call()) | ast.Raise() | ast.AugAssign():
             return "deleted statement", ast.Pass()
-        case ast.Call(args=[first, second, *others]) if ast.dump(first) != ast.dump(second):
+        case ast.Call(args=[first, second, *others]) if ast.dump(first) != ast.dump(
+            second
+        ):
             new.args = [second, first, *others]
             return "swapped arguments", new
     return None
@@ -89,8 +110,15 @@ def mutants(file: str) -> list[dict[str, Any]]:
 
     def visit(node: Any, imported: bool) -> None:
         if change := changed(node):
-            texts = dict(zip(("was", "new"), map(ast.unparse, (node, change[1])), strict=True))
-            place = {"file": file, "line": node.lineno, "kind": change[0], "imported": imported}
+            texts = dict(
+                zip(("was", "new"), map(ast.unparse, (node, change[1])), strict=True)
+            )
+            place = {
+                "file": file,
+                "line": node.lineno,
+                "kind": change[0],
+                "imported": imported,
+            }
             found.append(place | texts | {"node": node})
         for name, value in ast.iter_fields(node) if not isinstance(node, LEFT) else ():
             inside = name == "body" and isinstance(node, ast.FunctionDef | ast.Lambda)
@@ -106,7 +134,9 @@ def mutants(file: str) -> list[dict[str, Any]]:
 def drawn(count: int, seed: int) -> list[dict[str, Any]]:
     """Different mutants of all packages, evenly by kind."""
     kinds, draw = defaultdict(list), random.Random(seed)
-    for path in sorted(x for name in PACKAGES for x in (ROOT / "refimpl" / name).rglob("*.py")):
+    for path in sorted(
+        x for name in PACKAGES for x in (ROOT / "refimpl" / name).rglob("*.py")
+    ):
         for mutant in mutants(str(path.relative_to(ROOT))):
             kinds[mutant["kind"]].append(mutant)
     chosen = (kinds[draw.choice(sorted(kinds))] for _ in range(count))
@@ -141,9 +171,13 @@ def write(tree: Path, chosen: list[dict[str, Any]]) -> None:
         (module,) = {x["tree"] for x in chosen if x["file"] == file}
         new = Switches(own).visit(copy.copy(module))
         first = next(
-            i for i, x in enumerate(new.body) if isinstance(x, ast.Import | ast.ImportFrom)
+            i
+            for i, x in enumerate(new.body)
+            if isinstance(x, ast.Import | ast.ImportFrom)
         )
-        new.body[first:first] = ast.parse("from refimpl.mutant_switch import on as _mutant").body
+        new.body[first:first] = ast.parse(
+            "from refimpl.mutant_switch import on as _mutant"
+        ).body
         (tree / file).write_text(ast.unparse(ast.fix_missing_locations(new)))
 
 
@@ -178,7 +212,11 @@ def pytest_runtestloop(session: Any) -> bool | None:
             code = os.waitstatus_to_exitcode(os.wait4(child, 0)[1])
             with suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
-            failed = Path(scratch, "failed").read_text().split("\n")[:-1] if code == 1 else []
+            failed = (
+                Path(scratch, "failed").read_text().split("\n")[:-1]
+                if code == 1
+                else []
+            )
         assert code != 99, "the child did not get to its tests' end"
         noticed += failed
         result = {"number": number, "stage": asked["stage"]}
@@ -188,7 +226,9 @@ def pytest_runtestloop(session: Any) -> bool | None:
     return True
 
 
-def _child(config: Any, items: list[Any], number: int, limit: int, scratch: Path) -> None:
+def _child(
+    config: Any, items: list[Any], number: int, limit: int, scratch: Path
+) -> None:
     """Run tests with a mutant, until one fails; without one, all. Never returns."""
     code = 99
     try:
@@ -214,19 +254,28 @@ def run(tree: Path, words: list[str], **variables: str) -> str:
     paths = f"{tree}{os.pathsep}{ROOT}/tests/tools"
     env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | variables
     command = [sys.executable, "-m", "pytest", "-q", "-p", "mutants", *words]
-    return subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True).stdout
+    return subprocess.run(
+        command, cwd=tree, env=env, capture_output=True, text=True
+    ).stdout
 
 
 def learn(folder: Path, jobs: int, paths: list[str]) -> dict[str, dict[str, float]]:
     """The seconds of each test that passes, by tier; `folder/seen` has the mutants they reach."""
-    kept, seconds = folder / "tests.json", {"default": Counter[str](), "thorough": Counter[str]()}
+    kept, seconds = (
+        folder / "tests.json",
+        {"default": Counter[str](), "thorough": Counter[str]()},
+    )
     for tier in seconds if not kept.exists() else ():
         words = ["-n", str(jobs), "-vv", "--durations=0", "--durations-min=0", *paths]
         words += ["-m", "thorough"] if tier == "thorough" else []
         out = run(folder / "tree", words, MUTANTS_SEEN=f"{folder}/seen")
-        fail = {unit(x) for x in re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", out, re.M)}
+        fail = {
+            unit(x) for x in re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", out, re.M)
+        }
         print(f"fail without any change, {tier}: {sorted(fail)}\n", flush=True)
-        for took, name in re.findall(r"^([\d.]+)s (?:call|setup|teardown) +(\S.*)$", out, re.M):
+        for took, name in re.findall(
+            r"^([\d.]+)s (?:call|setup|teardown) +(\S.*)$", out, re.M
+        ):
             if not name.startswith(NOT_COUNTED) and unit(name) not in fail:
                 seconds[tier][unit(name)] += float(took)
     if not kept.exists():
@@ -235,7 +284,9 @@ def learn(folder: Path, jobs: int, paths: list[str]) -> dict[str, dict[str, floa
     return found
 
 
-def tests_of(stage: str, seconds: dict[str, dict[str, float]], near: set[str]) -> list[str]:
+def tests_of(
+    stage: str, seconds: dict[str, dict[str, float]], near: set[str]
+) -> list[str]:
     """The tests of a stage, the quickest first; `near` reach the mutant."""
     tier = seconds["thorough" if stage == "thorough" else "default"]
     order = sorted(tier, key=lambda name: tier[name])
@@ -259,10 +310,16 @@ def main(count: int, seed: int, jobs: int, folder: Path, *paths: str) -> None:
         number, _, test = line.partition(" ")
         name, _, phase = test.rpartition(" ")
         chosen[int(number)]["imported"] |= not test
-        near[int(number)].add(unit(name) if phase == "(call)" else name.partition("::")[0])
+        near[int(number)].add(
+            unit(name) if phase == "(call)" else name.partition("::")[0]
+        )
     for number, mutant in enumerate(chosen):
         package = "/".join(["tests", *mutant["file"].split("/")[1:2]])
-        files = {x for x in near[number] if "::" not in x} if not mutant["imported"] else {package}
+        files = (
+            {x for x in near[number] if "::" not in x}
+            if not mutant["imported"]
+            else {package}
+        )
         near[number] |= {x for x in seconds for y in files - {""} if x.startswith(y)}
 
     def judge(stage: str, numbers: list[int]) -> None:
@@ -280,7 +337,9 @@ def main(count: int, seed: int, jobs: int, folder: Path, *paths: str) -> None:
         words += BOTH + sorted({x.partition("::")[0] for x in every})
         alone = str(rows[0][0] if len(rows) == 1 else -1)
         out = run(folder / "tree", words, MUTANTS=str(listed), MUTANT=alone)
-        if all((i, stage) not in done(results) for i in numbers):  # nothing could be imported
+        if all(
+            (i, stage) not in done(results) for i in numbers
+        ):  # nothing could be imported
             last = {"number": numbers[0], "stage": stage, "why": out[-300:]}
             with results.open("a") as file:
                 file.write(json.dumps(last) + "\n")
@@ -289,9 +348,15 @@ def main(count: int, seed: int, jobs: int, folder: Path, *paths: str) -> None:
     for stage in STAGES:
         todo = [i for i in left if (i, stage) not in done(results)]
         shared = [i for i in todo if not chosen[i]["imported"]]
-        groups = [[i] for i in todo if i not in shared] + [shared[j::jobs] for j in range(jobs)]
+        groups = [[i] for i in todo if i not in shared] + [
+            shared[j::jobs] for j in range(jobs)
+        ]
         with ThreadPoolExecutor(jobs) as pool:
-            [*pool.map(lambda group, stage=stage: judge(stage, group), filter(None, groups))]
+            [
+                *pool.map(
+                    lambda group, stage=stage: judge(stage, group), filter(None, groups)
+                )
+            ]
         noticed = [i for i in left if done(results).get((i, stage))]
         left = noticed if stage == "thorough" else [i for i in left if i not in noticed]
         print(f"{stage}: noticed {len(noticed)}; go on: {left}", flush=True)

@@ -20,7 +20,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-sys.path += [str(x) for x in (ROOT, ROOT / "tests", DOCS / "tutorial") if str(x) not in sys.path]
+sys.path += [
+    str(x) for x in (ROOT, ROOT / "tests", DOCS / "tutorial") if str(x) not in sys.path
+]
 
 from gates import CASES, UNRECORDED, expected_of, model_of, worst_point  # noqa: E402
 
@@ -36,7 +38,10 @@ from refimpl.model.experts import Experts  # noqa: E402
 from refimpl.model.mixers.softmax_attention import Attention  # noqa: E402
 from refimpl.pruners.pruner import Pruner, pruners  # noqa: E402
 
-FAMILIES_PAGE, TUTORIAL = DOCS / "reference/families.md", sorted((DOCS / "tutorial").glob("*.md"))
+FAMILIES_PAGE, TUTORIAL = (
+    DOCS / "reference/families.md",
+    sorted((DOCS / "tutorial").glob("*.md")),
+)
 REGION = re.compile(r"(<!-- ([\w./ -]+) -->)((?:(?!<!-- ).)*)<!-- end -->", re.DOTALL)
 NEEDS = {
     None: "nothing but the model's shape",
@@ -47,7 +52,9 @@ NEEDS = {
 HEAD = "| field | type | meaning |\n|---|---|---|\n"
 DOCUMENTS = ("scores", "pruning", "evaluation", "check", "case")
 DTYPES = ("float64", "float32")
-OPTIONAL = re.compile(r"(post|q|q_a|kv_a|width|rope|embed|state)_norm$|^sinks$|_proj.bias$")
+OPTIONAL = re.compile(
+    r"(post|q|q_a|kv_a|width|rope|embed|state)_norm$|^sinks$|_proj.bias$"
+)
 
 
 def regions(page: str) -> dict[str, str]:
@@ -71,15 +78,17 @@ def commands() -> dict[str, Any]:
     for name in (name for panel in COMMANDS.values() for name in panel):
         command = loaded(name)
         inner = getattr(command, "commands", {})
-        commands |= {f"{name} {word}": one for word, one in inner.items()} or {name: command}
+        commands |= {f"{name} {word}": one for word, one in inner.items()} or {
+            name: command
+        }
     return commands
 
 
 def shown(text: str) -> str:
     """A text of --help as it is shown, on a page."""
-    return re.sub(r"(?<![^\s(])(--?[a-z][\w-]*)", r"`\1`", text.replace("\\[", "[")).replace(
-        "*", r"\*"
-    )
+    return re.sub(
+        r"(?<![^\s(])(--?[a-z][\w-]*)", r"`\1`", text.replace("\\[", "[")
+    ).replace("*", r"\*")
 
 
 def value(parameter: Any) -> str:
@@ -91,11 +100,17 @@ def entry(parameter: Any) -> str:
     """One argument or option: its names and value, its meaning and default."""
     default, argument = parameter.default, parameter.param_type_name == "argument"
     simple = isinstance(default, str | int | float) and not isinstance(default, bool)
-    names = [parameter.metavar or parameter.name.upper()] if argument else parameter.opts
+    names = (
+        [parameter.metavar or parameter.name.upper()] if argument else parameter.opts
+    )
     term = ", ".join(f"`{name}`" for name in names)
     term += f" `{value(parameter)}`" if value(parameter) and not argument else ""
     notes = ("Required.",) if parameter.required and not argument else ()
-    notes += (f"Default: `{default}`.",) if simple and "Default:" not in parameter.help else ()
+    notes += (
+        (f"Default: `{default}`.",)
+        if simple and "Default:" not in parameter.help
+        else ()
+    )
     return f"{term}\n: {' '.join((shown(parameter.help), *notes))}\n"
 
 
@@ -103,7 +118,11 @@ def section(name: str, command: Any) -> str:
     """What a command does, its examples, and all arguments and options, by their panels."""
     examples = (command.epilog or "").removeprefix("Examples:").split("\n\n")
     lines = "\n".join(line.strip() for line in examples if line.strip())
-    parts = [f"## refimpl {name}", shown(command.help), f"```text\n{lines}\n```" if lines else ""]
+    parts = [
+        f"## refimpl {name}",
+        shown(command.help),
+        f"```text\n{lines}\n```" if lines else "",
+    ]
     listed = [x for x in command.params if x.name != "help"]
     panels = list(dict.fromkeys(x.rich_help_panel for x in listed))
     ordered = sorted(listed, key=lambda x: panels.index(x.rich_help_panel))
@@ -117,7 +136,9 @@ def index() -> str:
     rows = ["| command | does |", "|---|---|"]
     for name, command in commands().items():
         sentence = command.help.partition("\n\n")[0].replace("\n", " ")
-        rows.append(f"| [`{name}`](#refimpl-{name.replace(' ', '-')}) | {shown(sentence)} |")
+        rows.append(
+            f"| [`{name}`](#refimpl-{name.replace(' ', '-')}) | {shown(sentence)} |"
+        )
     return "\n".join(rows)
 
 
@@ -136,7 +157,9 @@ def of_base(base: Base) -> str:
     for name, x in base.options.items():
         default = "none" if x.default is None else x.default
         rows += f"| `{name}` | {accepted(x.kind)} | {default} | {x.help} |\n"
-    table = f"\n| option | values | default | |\n|---|---|---|---|\n{rows}" if rows else ""
+    table = (
+        f"\n| option | values | default | |\n|---|---|---|---|\n{rows}" if rows else ""
+    )
     deviations = f"\nDeviations: {base.deviations}.\n" if base.deviations else ""
     return f"{facts}{table}\n{formulas(base.formulas)}{deviations}"
 
@@ -153,7 +176,11 @@ def of_pruner(pruner: Pruner) -> str:
 
 def module_of(record: Base | Pruner) -> str:
     """The module of the first function of a record, which is its own."""
-    own = record.allocation if isinstance(record, Base) else record.score or record.compensate
+    own = (
+        record.allocation
+        if isinstance(record, Base)
+        else record.score or record.compensate
+    )
     return str(getattr(own, "__module__", ""))
 
 
@@ -182,7 +209,10 @@ def kind(part: dict[str, Any]) -> str:
 
 def document_fields(name: str, shown: set[str]) -> str:
     """The fields of a document and of the objects in it that no document before has."""
-    schema, text = json.loads((DOCS / f"reference/{name}.schema.json").read_text("utf-8")), ""
+    schema, text = (
+        json.loads((DOCS / f"reference/{name}.schema.json").read_text("utf-8")),
+        "",
+    )
     for title, part in schema["$defs"].items():
         if title not in shown:
             text += f"\n### {title}\n\n{part['description']}\n\n{HEAD}"
@@ -197,14 +227,25 @@ def settings(part: Any) -> Iterator[str]:
     """Fields of a configuration that are not at their defaults: words, or the names of others."""
     for x in fields(part):
         value = getattr(part, x.name)
-        number = type(value) in (int, float) and x.default is MISSING and x.name != "window"
-        shown = isinstance(part, Config | BlockKind | Experts) or isinstance(value, str | bool)
-        if number or not shown or x.name == "family" or value in (x.default, None, False, ()):
+        number = (
+            type(value) in (int, float) and x.default is MISSING and x.name != "window"
+        )
+        shown = isinstance(part, Config | BlockKind | Experts) or isinstance(
+            value, str | bool
+        )
+        if (
+            number
+            or not shown
+            or x.name == "family"
+            or value in (x.default, None, False, ())
+        ):
             continue
         if isinstance(value, str):
             yield value
         elif isinstance(value, Mixer):
-            yield from () if value.name == Attention.name else [value.name.replace("_", " ")]
+            yield from (
+                () if value.name == Attention.name else [value.name.replace("_", " ")]
+            )
             yield from settings(value)
         elif x.name == "blocks":
             yield from (setting for kind in value for setting in settings(kind))
@@ -216,14 +257,20 @@ def settings(part: Any) -> Iterator[str]:
 def mechanisms(model: Model) -> list[str]:
     """What the configuration of a model sets, and weights that not all models have."""
     roles = (n.split(".", 2)[-1].removesuffix(".weight") for n in model.weights)
-    some = {x if x.endswith(("norm", "sinks")) else "bias" for x in roles if OPTIONAL.search(x)}
+    some = {
+        x if x.endswith(("norm", "sinks")) else "bias"
+        for x in roles
+        if OPTIONAL.search(x)
+    }
     return [*settings(model.config), *sorted(some)]
 
 
 def deviation(case: str, dtype: str) -> float:
     """The worst token's error over all trace points of a fixture."""
     ids, expected = expected_of(case)
-    return worst_point(forward(model_of(case), ids, trace=True, dtype=dtype).trace, expected)[0]
+    return worst_point(
+        forward(model_of(case), ids, trace=True, dtype=dtype).trace, expected
+    )[0]
 
 
 def families_table() -> str:
@@ -235,7 +282,9 @@ def families_table() -> str:
     rows = [
         (
             f"`{family}`",
-            "; ".join(dict.fromkeys(m for case in own for m in mechanisms(model_of(case)))),
+            "; ".join(
+                dict.fromkeys(m for case in own for m in mechanisms(model_of(case)))
+            ),
             *(f"{max(deviation(case, dtype) for case in own):.0e}" for dtype in DTYPES),
             "no" if {*own} & {*UNRECORDED} else "yes",  # tests/onnx runs every other
         )
@@ -250,7 +299,11 @@ def family_names() -> str:
     dense = [f"`{x}`" for x in FAMILIES if x not in experts]
     mixed = [f"`{x}`" for x in FAMILIES if x in experts]
     lists = (("dense", dense), ("mixtures of experts", mixed))
-    return "\n" + "\n".join(f"- {len(x)} {what}: {', '.join(x)}" for what, x in lists) + "\n\n"
+    return (
+        "\n"
+        + "\n".join(f"- {len(x)} {what}: {', '.join(x)}" for what, x in lists)
+        + "\n\n"
+    )
 
 
 def refused() -> str:
@@ -264,7 +317,9 @@ def refused() -> str:
 
 def composites() -> str:
     """The checkpoints with other parts, and the families of their text models."""
-    kinds, families = (", ".join(f"`{x}`" for x in names) for names in (COMPOSITES, TEXT_FAMILIES))
+    kinds, families = (
+        ", ".join(f"`{x}`" for x in names) for names in (COMPOSITES, TEXT_FAMILIES)
+    )
     return f"| checkpoint | family of its text model |\n|---|---|\n| {kinds} | {families} |\n"
 
 
@@ -278,7 +333,9 @@ def mixer_weights() -> str:
             pruned |= shapes.linears
             kept |= shapes.matrices | shapes.norms | shapes.arrays
     lines = (
-        f"| {x} | {' | '.join(map(listed, parts))} |\n" for x, parts in rows.items() if parts[0]
+        f"| {x} | {' | '.join(map(listed, parts))} |\n"
+        for x, parts in rows.items()
+        if parts[0]
     )
     return "| mixer | linears | not pruned |\n|---|---|---|\n" + "".join(lines)
 
@@ -299,7 +356,9 @@ def pages() -> dict[Path, str]:
     base_records, pruner_records = bases().values(), pruners().values()
     shown: set[str] = set()
     sections = "\n\n".join(section(*item) for item in commands().items())
-    texts = {f"fields of {name}": document_fields(name, shown) for name in DOCUMENTS} | {
+    texts = {
+        f"fields of {name}": document_fields(name, shown) for name in DOCUMENTS
+    } | {
         "commands": f"\n\n{index()}\n\n",
         "options": f"\n\n{sections}\n\n",
         "records of bases": "\n" + "".join(map(of_base, base_records)),

@@ -21,7 +21,9 @@ def at_the_top(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grade, "TRIES", dict.fromkeys(grade.HINTS, 0))
 
 
-def graded(function: Callable[..., Any], name: str, capsys: pytest.CaptureFixture[str]) -> str:
+def graded(
+    function: Callable[..., Any], name: str, capsys: pytest.CaptureFixture[str]
+) -> str:
     def mine(*given: Any) -> Any:
         return function(*given)
 
@@ -31,7 +33,9 @@ def graded(function: Callable[..., Any], name: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("name", grade.EXERCISES)
-def test_the_right_function_passes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_right_function_passes(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert graded(grade.EXERCISES[name][1], name, capsys).startswith(f"{name}: right.")
 
 
@@ -57,7 +61,9 @@ def test_it_says_what_it_cannot_name(capsys: pytest.CaptureFixture[str]) -> None
     assert "no exercise" in graded(pico.drift, "drifts", capsys)
 
 
-def test_the_oracle_names_what_the_grader_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_oracle_names_what_the_grader_does_not_know(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     said = graded(lambda x, w, eps: pico.rms_norm(x, 1 + w, eps), "rms_norm", capsys)
     assert "refimpl check says: " in said
     assert "attn_norm.weight is taken plus 1" in said

@@ -55,9 +55,17 @@ def test_it_is_short_and_needs_numpy_and_safetensors_only() -> None:
     source = PAGE.read_text("utf-8")
     assert len(source.splitlines()) <= 270
     assert max(map(len, source.splitlines())) <= 100
-    imports = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Import | ast.ImportFrom)]
-    modules = {n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in imports}
-    outside = {str(name).split(".")[0] for name in modules} - set(sys.stdlib_module_names)
+    imports = [
+        n
+        for n in ast.walk(ast.parse(source))
+        if isinstance(n, ast.Import | ast.ImportFrom)
+    ]
+    modules = {
+        n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in imports
+    }
+    outside = {str(name).split(".")[0] for name in modules} - set(
+        sys.stdlib_module_names
+    )
     assert outside == {"numpy", "safetensors"}
 
 
@@ -100,7 +108,9 @@ def test_scores_allocation_and_masks_are_the_package_s(
     stored = load_file(tmp_path / "out" / "model.safetensors")
     for i, w in enumerate(PICO.pruned(tokens.ids, model, per_linear).blocks):
         for name in PICO.READS:
-            part = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+            part = (
+                "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+            )
             weight = stored[f"model.layers.{i}.{part}.{name}.weight"]
             np.testing.assert_array_equal(w[name] != 0, weight != 0)
 
@@ -157,7 +167,9 @@ def test_harms_and_one_price_are_the_package_s() -> None:
     model, ids = PICO.read(TOY), tokens_of(TOY, 2, 32).ids
     below, at, above = (PICO.harms(ids, model, s) for s in (0.4, 0.5, 0.6))
     sizes = [sum(w[x].size for x in PICO.READS) for w in model.blocks]
-    grows = growth(np.stack([below, at, above]), np.repeat([[0.4], [0.5], [0.6]], 8, axis=1))
+    grows = growth(
+        np.stack([below, at, above]), np.repeat([[0.4], [0.5], [0.6]], 8, axis=1)
+    )
     kappa = np.full(8, np.median(grows.rate))
     expected = equal_marginals(at, kappa, np.full(8, 0.5), sizes, sparsity=0.5)
     found, _ = PICO.allocation(PICO.equal_prices(below, at, above, 0.5), model, 0.5)
@@ -175,9 +187,13 @@ def test_changes_are_paired() -> None:
 
 def test_divergence_is_best_where_it_runs_alone() -> None:
     """As its page prints, whose test runs it."""
-    text = re.findall("```output\n(.*?)```", PAGE.with_suffix(".md").read_text("utf-8"), re.S)[0]
-    cost = {x: float(re.findall(rf"^{re.escape(x)} +(\d+\.\d+)", text, re.M)[0])
-            for x in ("uniform", "OWL + absorption", "divergence")}  # fmt: skip
+    text = re.findall(
+        "```output\n(.*?)```", PAGE.with_suffix(".md").read_text("utf-8"), re.S
+    )[0]
+    cost = {
+        x: float(re.findall(rf"^{re.escape(x)} +(\d+\.\d+)", text, re.M)[0])
+        for x in ("uniform", "OWL + absorption", "divergence")
+    }
     assert cost["divergence"] < cost["uniform"] < cost["OWL + absorption"]
     assert len(text.splitlines()) == 1 + 8 + 4 + 4
 
@@ -186,17 +202,25 @@ def test_divergence_is_best_where_it_runs_alone() -> None:
 def test_its_texts_have_more_words_than_those_of_its_baselines() -> None:
     """The share of words that the novels have, in greedy continuations of 8 prompts."""
     model, calibration, test = PICO.start(TOY)
-    texts = [(TOY / f"{x}.txt").read_text("utf-8") for x in ("calibration", "evaluation")]
+    texts = [
+        (TOY / f"{x}.txt").read_text("utf-8") for x in ("calibration", "evaluation")
+    ]
     known = set(re.findall("[a-z]+", " ".join(texts).lower()))
     harms = [PICO.harms(calibration[:4], model, s) for s in (0.4, 0.5, 0.6)]
     share, characters = [], {i: x for x, i in model.ids.items()}
-    for x in (PICO.equal_prices(*harms, 0.5), np.full(8, 0.5), PICO.owl(calibration, model, 0.5)):
+    for x in (
+        PICO.equal_prices(*harms, 0.5),
+        np.full(8, 0.5),
+        PICO.owl(calibration, model, 0.5),
+    ):
         other = PICO.pruned(calibration, model, PICO.allocation(x, model, 0.5)[1])
         ids = test[:8, :32]
         for _ in range(80):
             ids = np.c_[ids, PICO.forward(ids, other)[:, -1].argmax(-1)]
         written = ("".join(characters[i] for i in row[32:].tolist()) for row in ids)
-        words = [x for text in written for x in re.findall("[a-z]+", text.lower())[1:-1]]
+        words = [
+            x for text in written for x in re.findall("[a-z]+", text.lower())[1:-1]
+        ]
         share.append(np.mean([x in known for x in words]))
     assert share[0] > share[1] + 0.05
     assert share[0] > share[2] + 0.05

@@ -62,7 +62,9 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True):
 def filled(kind: type[T], *sources: object, **others: Any) -> T:
     """A struct or dataclass from the attributes of the same names, and from other values."""
     names = getattr(kind, "__struct_fields__", None) or kind.__dataclass_fields__  # type: ignore[attr-defined]
-    values = {x: getattr(y, x) for y in reversed(sources) for x in names if hasattr(y, x)}
+    values = {
+        x: getattr(y, x) for y in reversed(sources) for x in names if hasattr(y, x)
+    }
     return kind(**(values | others))
 
 
@@ -72,7 +74,8 @@ def plain(value: Any) -> Any:
         value, enc_hook=lambda x: dict(x) if isinstance(x, Mapping) else x.tolist()
     )
     return json.loads(
-        json.dumps(made), parse_constant=lambda name: None if name == "NaN" else float(name)
+        json.dumps(made),
+        parse_constant=lambda name: None if name == "NaN" else float(name),
     )
 
 
@@ -89,7 +92,9 @@ def converted(value: Any, kind: type[T], path: str = "", exact: bool = False) ->
 
 def _require_fields(value: Any, found: Any, path: str) -> None:
     """Refuse objects that lack a field of their dataclass, or that have others."""
-    names = getattr(found, "__dataclass_fields__", getattr(found, "__struct_fields__", None))
+    names = getattr(
+        found, "__dataclass_fields__", getattr(found, "__struct_fields__", None)
+    )
     if names is not None:
         found = {name: getattr(found, name) for name in names}
     if isinstance(found, Mapping):
@@ -112,7 +117,10 @@ def _worded(message: str, value: Any, start: str) -> str:
     path = (start + path).lstrip(".") or "the document"
     if reason.startswith("."):  # of an object in it
         return path + reason
-    for theirs, ours in (("missing required field", "no"), ("contains unknown field", "the key")):
+    for theirs, ours in (
+        ("missing required field", "no"),
+        ("contains unknown field", "the key"),
+    ):
         if reason.startswith(f"Object {theirs}"):
             return f"{path} has {ours}{reason.removeprefix(f'Object {theirs}'):.60}"
     return f"{path} is {value!r:.40}: {reason}" if known else f"{path}: {reason}"
@@ -147,8 +155,12 @@ def reading_document(path: Path | str, named: ErrorText) -> Iterator[None]:
         try:
             yield
         except ValueError as error:
-            why = str(error).partition("\n")[0].replace("`", "")  # no parameters of a call
-            raise RefimplError(f"{path}: not {name} ({why})", expected, remedy) from error
+            why = (
+                str(error).partition("\n")[0].replace("`", "")
+            )  # no parameters of a call
+            raise RefimplError(
+                f"{path}: not {name} ({why})", expected, remedy
+            ) from error
 
 
 def parsed_object(
@@ -169,7 +181,9 @@ def json_object(text: str | bytes, source: str, expected: str) -> dict[str, Any]
         return parsed_object(text)
 
 
-def read_document(path: Path, named: ErrorText, version: int | None, made: Callable[[Any], T]) -> T:
+def read_document(
+    path: Path, named: ErrorText, version: int | None, made: Callable[[Any], T]
+) -> T:
     """Read a document, made of a JSON object of this format."""
     with reading_document(path, named):
         return made(parsed_object(read_file(path), version))

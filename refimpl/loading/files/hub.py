@@ -16,16 +16,38 @@ from refimpl.errors import RefimplError, listed, reading
 from refimpl.loading.files.safetensors_file import CONVERSIONS, shard_of_tensor
 
 COMPANIONS = (  # copied when a model is pruned
-    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-    "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
-    "README*", "LICENSE*", "NOTICE*", "USE_POLICY*",
-)  # fmt: skip
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "README*",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
 INDEX = "model.safetensors.index.json"
 WEIGHTS = ("model.safetensors", INDEX, "model-*.safetensors")
 INDEX_END = ".index.json"
 # What is no companion in a folder: by suffix, and by end of the name
-LEFT = {".safetensors", *CONVERSIONS, ".ot", ".npz", ".pkl", ".tflite", ".onnx_data", ".mlmodel"}
+LEFT = {
+    ".safetensors",
+    *CONVERSIONS,
+    ".ot",
+    ".npz",
+    ".pkl",
+    ".tflite",
+    ".onnx_data",
+    ".mlmodel",
+}
 LEFT_ENDS = (INDEX_END, ".onnx.data")
 LARGEST = 1 << 30  # bytes of a companion
 DOWNLOADED = ("config.json", *WEIGHTS, *COMPANIONS)
@@ -34,7 +56,9 @@ _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 _ID = re.compile(rf"({_NAME}/{_NAME})(?:@([A-Za-z0-9][\w./-]*))?", re.ASCII)
 _PLAIN_NAME = re.compile(r"[\w.-]+", re.ASCII)
 COMMIT, ETAG = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_EXPECTED = "a path that exists, or an id in the Hugging Face cache: ORG/NAME[@REVISION]"
+_EXPECTED = (
+    "a path that exists, or an id in the Hugging Face cache: ORG/NAME[@REVISION]"
+)
 # Its client Xet receives files where nothing bounds them. To tell the server what else runs, it
 # reads a list from there, whatever its length.
 _SETTINGS = dict.fromkeys(("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY"), True)
@@ -121,7 +145,9 @@ def _missing(snapshot: Path) -> list[str]:
         needed = {"config.json"}
         if INDEX in present and WEIGHTS[0] not in present:
             needed |= set(shard_of_tensor(snapshot / INDEX).values())
-        elif not any(Path(name).suffix in (".safetensors", *CONVERSIONS) for name in present):
+        elif not any(
+            Path(name).suffix in (".safetensors", *CONVERSIONS) for name in present
+        ):
             needed |= {WEIGHTS[0]}
     return sorted(needed - present)
 
@@ -154,15 +180,29 @@ def _download_absent(hub: ModuleType, repository: str, revision: str) -> None:
     sizes: dict[str, Any] = {x.rfilename: x.size for x in listing.siblings}
     plain = [name for name in sizes if _PLAIN_NAME.fullmatch(name)]
     wanted = [name for name in plain if any(fnmatchcase(name, x) for x in DOWNLOADED)]
-    cached = (hub.try_to_load_from_cache(repository, name, revision=commit) for name in wanted)
-    absent = [name for name, path in zip(wanted, cached, strict=True) if not isinstance(path, str)]
+    cached = (
+        hub.try_to_load_from_cache(repository, name, revision=commit) for name in wanted
+    )
+    absent = [
+        name
+        for name, path in zip(wanted, cached, strict=True)
+        if not isinstance(path, str)
+    ]
     absent = absent or wanted[:1]  # one at least, which notes the branch's commit
     for name in absent:
         url = hub.hf_hub_url(repository, name, revision=revision)
         facts, of = hub.get_hf_file_metadata(url), f"for {name} the"
-        _check(hub, re.compile(commit), facts.commit_hash, f"{of} commit", f"{commit}, as listed")
+        _check(
+            hub,
+            re.compile(commit),
+            facts.commit_hash,
+            f"{of} commit",
+            f"{commit}, as listed",
+        )
         _check(hub, ETAG, facts.etag, f"{of} ETag", "40 hexadecimal digits, or 64")
-        _check(hub, re.compile(r"\d{1,19}"), str(sizes[name]), f"{of} size", "its bytes")
+        _check(
+            hub, re.compile(r"\d{1,19}"), str(sizes[name]), f"{of} size", "its bytes"
+        )
     cache = Path(hub.constants.HF_HUB_CACHE)
     disk = next(x for x in (cache, *cache.parents) if x.exists())
     needed, free = sum(sizes[x] for x in absent), shutil.disk_usage(disk).free
@@ -196,15 +236,22 @@ def _bounded_bar(hub: ModuleType, most: int) -> type:
         def update(self, n: int = 1) -> Any:
             self.received += n
             if self.received > most:
-                raise ValueError(f"a file of more than the {most:,} bytes that it should have")
+                raise ValueError(
+                    f"a file of more than the {most:,} bytes that it should have"
+                )
             return super().update(n)
 
     return BoundedBar
 
 
-def _refusal(hub: ModuleType, error: Exception, repository: str, revision: str) -> RefimplError:
+def _refusal(
+    hub: ModuleType, error: Exception, repository: str, revision: str
+) -> RefimplError:
     """Why a download failed."""
-    endpoint, login = hub.constants.ENDPOINT, "log in with `hf auth login`, or set HF_TOKEN"
+    endpoint, login = (
+        hub.constants.ENDPOINT,
+        "log in with `hf auth login`, or set HF_TOKEN",
+    )
     match error:
         case hub.errors.RevisionNotFoundError():
             problem = f"{repository} has no revision {revision}"
@@ -213,7 +260,9 @@ def _refusal(hub: ModuleType, error: Exception, repository: str, revision: str) 
         case hub.errors.RepositoryNotFoundError():
             problem = f"{endpoint} has no model {repository}, or it is gated or private"
             expected = "a model that this account may download"
-            remedy = f"check the id, ask for access at {endpoint}/{repository}, and {login}"
+            remedy = (
+                f"check the id, ask for access at {endpoint}/{repository}, and {login}"
+            )
         case _:
             problem = f"{repository}@{revision} cannot be downloaded from {endpoint} ({error})"
             expected = "a server that can be reached, and a whole download"
@@ -230,13 +279,19 @@ def companion_files(path: Path, others: Iterable[str]) -> dict[str, Path]:
 
     def belongs(name: str) -> bool:
         if path.is_dir():
-            return Path(name).suffix.lower() not in LEFT and not name.endswith(LEFT_ENDS)
+            return Path(name).suffix.lower() not in LEFT and not name.endswith(
+                LEFT_ENDS
+            )
         return any(fnmatch(name, pattern) for pattern in COMPANIONS)
 
-    entries = [x for x in sorted(folder.iterdir()) if x.is_file() and x.name not in skipped]
+    entries = [
+        x for x in sorted(folder.iterdir()) if x.is_file() and x.name not in skipped
+    ]
     found = {entry.name: entry for entry in entries if belongs(entry.name)}
     sizes = {name: entry.stat().st_size for name, entry in found.items()}
-    if large := [f"{name}: {size:,} bytes" for name, size in sizes.items() if size > LARGEST]:
+    if large := [
+        f"{name}: {size:,} bytes" for name, size in sizes.items() if size > LARGEST
+    ]:
         raise RefimplError(
             f"{folder} has large files beside the weights, which would be copied:",
             f"files of at most {LARGEST:,} bytes",
@@ -253,10 +308,17 @@ def refuse_links_away(folder: Path, paths: Iterable[Path]) -> None:
     """
     real = Path(os.path.realpath(folder))  # Path.resolve raises at a loop of links
     above = (path.parent for path in real.parents if path.name == "snapshots")
-    inside = (real, *(path / "blobs" for path in above if path.name.startswith("models--")))
-    links = [path for path in sorted(paths) if path.parent == folder and path.is_symlink()]
+    inside = (
+        real,
+        *(path / "blobs" for path in above if path.name.startswith("models--")),
+    )
+    links = [
+        path for path in sorted(paths) if path.parent == folder and path.is_symlink()
+    ]
     away = [
-        x for x in links if not any(Path(os.path.realpath(x)).is_relative_to(y) for y in inside)
+        x
+        for x in links
+        if not any(Path(os.path.realpath(x)).is_relative_to(y) for y in inside)
     ]
     if away:
         raise RefimplError(

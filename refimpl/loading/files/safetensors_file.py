@@ -29,7 +29,9 @@ _GGUF = "refimpl convert FILE.gguf -o FOLDER, and pass FOLDER"
 QUANTISATION = "quantization_config"
 CONVERTIBLE = ("fp8", "mxfp4")  # methods
 _OTHER = "convert it (transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW))"
-CONVERSIONS = dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _PICKLE) | {".gguf": _GGUF}
+CONVERSIONS = dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), _PICKLE) | {
+    ".gguf": _GGUF
+}
 CONVERSIONS |= dict.fromkeys((".h5", ".msgpack", ".onnx"), _OTHER)
 
 _ACCEPTED = {
@@ -99,7 +101,10 @@ class SafetensorsFile(WeightFile):
                     pass
                 header = json.loads(file.read(length))
                 shapes = {n: x["shape"] for n, x in header.items() if n != METADATA}
-                for name, shape in shapes.items():  # NumPy refuses some, though they are empty
+                for (
+                    name,
+                    shape,
+                ) in shapes.items():  # NumPy refuses some, though they are empty
                     if prod(size or 1 for size in shape) >= 1 << 60:
                         raise ValueError(f"{name}: the shape {shape}")
                 super().__init__(path, file)
@@ -112,7 +117,11 @@ class SafetensorsFile(WeightFile):
         self.metadata: Mapping[str, str] = header.pop(METADATA, None) or {}
         self.tensors = {
             name: StoredTensor(
-                self, name, x["dtype"], tuple(x["shape"]), 8 + length + x["data_offsets"][0]
+                self,
+                name,
+                x["dtype"],
+                tuple(x["shape"]),
+                8 + length + x["data_offsets"][0],
             )
             for name, x in header.items()
         }
@@ -149,7 +158,9 @@ def open_files(path: Path) -> tuple[SafetensorsFile, ...]:
     with reading(path, _EXPECTED):
         file = _file_of(path) if path.is_dir() else path
         if not file.exists():
-            raise RefimplError(f"{path}: no such file or folder", _EXPECTED, "check the path")
+            raise RefimplError(
+                f"{path}: no such file or folder", _EXPECTED, "check the path"
+            )
         if file.name.endswith(".index.json"):
             return _open_shards(file)
     if file.suffix != ".safetensors":
@@ -168,7 +179,9 @@ def _file_of(folder: Path) -> Path:
     names = sorted(entry.name for entry in folder.iterdir())
     indices = [name for name in names if name.endswith(".safetensors.index.json")]
     tensors = [name for name in names if name.endswith(".safetensors")]
-    candidates = ["model.safetensors"] if "model.safetensors" in tensors else indices or tensors
+    candidates = (
+        ["model.safetensors"] if "model.safetensors" in tensors else indices or tensors
+    )
     if len(candidates) == 1:
         return folder / candidates[0]
     if candidates:
@@ -191,9 +204,13 @@ def _file_of(folder: Path) -> Path:
 def shard_of_tensor(index: Path) -> dict[str, str]:
     """The `weight_map` of an index: tensor to the name of its shard."""
     shard_of = json_object(read_file(index), str(index), _INDEX).get("weight_map")
-    valid = isinstance(shard_of, dict) and all(isinstance(x, str) for x in shard_of.values())
+    valid = isinstance(shard_of, dict) and all(
+        isinstance(x, str) for x in shard_of.values()
+    )
     if not valid or not shard_of:
-        raise RefimplError(f"{index} is not an index of shards", _INDEX, "download it again")
+        raise RefimplError(
+            f"{index} is not an index of shards", _INDEX, "download it again"
+        )
     return shard_of
 
 
@@ -202,7 +219,11 @@ def _open_shards(index: Path) -> tuple[SafetensorsFile, ...]:
     shard_of = shard_of_tensor(index)
     shards = list(dict.fromkeys(shard_of.values()))
     # A shard may be a link (hub caches consist of links), but it must be in the index's folder.
-    odd = [x for x in shards if Path(x).name != x or "\\" in x or not x.endswith(".safetensors")]
+    odd = [
+        x
+        for x in shards
+        if Path(x).name != x or "\\" in x or not x.endswith(".safetensors")
+    ]
     if odd:
         raise RefimplError(
             f"{index} names shards that are not safetensors in its folder: {listed(odd)}",
@@ -247,17 +268,26 @@ class ConvertedTensor:
         return prod(self.shape) * STORED_DTYPES[self.dtype].itemsize
 
 
-def write_weights(path: Path, tensors: Sequence[ConvertedTensor], progress: Progress) -> None:
+def write_weights(
+    path: Path, tensors: Sequence[ConvertedTensor], progress: Progress
+) -> None:
     """Write a safetensors file, a piece at a time; spaces align its data to 8 bytes."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for x in tensors:
         start, end = end, end + x.nbytes
-        header[x.name] = {"dtype": x.dtype, "shape": x.shape, "data_offsets": [start, end]}
+        header[x.name] = {
+            "dtype": x.dtype,
+            "shape": x.shape,
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     done = 0
-    with path.open("wb") as file, np.errstate(all="ignore"):  # what overflows is counted
+    with (
+        path.open("wb") as file,
+        np.errstate(all="ignore"),
+    ):  # what overflows is counted
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors:
             for piece in tensor.pieces():

@@ -18,12 +18,17 @@ class Library:
         tokenizer.no_truncation()  # a file saved after training may truncate texts
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self.token_to_id, self.id_to_token = tokenizer.token_to_id, tokenizer.id_to_token
+        self.token_to_id, self.id_to_token = (
+            tokenizer.token_to_id,
+            tokenizer.id_to_token,
+        )
 
     def encode(self, text: str, spans: bool) -> tuple[Any, bytes, Any]:
         """Ids, which of them are the text's, and first and last character of each, [2 N]."""
         tokenizer = self._tokenizer
-        encode = tokenizer.encode_batch if spans else tokenizer.encode_batch_fast  # less memory
+        encode = (
+            tokenizer.encode_batch if spans else tokenizer.encode_batch_fast
+        )  # less memory
         (encoding,) = encode([text])
         is_text = bytes(sequence is not None for sequence in encoding.sequence_ids)
         pairs = chain.from_iterable(encoding.offsets) if spans else ()

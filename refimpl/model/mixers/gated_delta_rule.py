@@ -25,7 +25,8 @@ class GatedDeltaRule(Mixer):
     value_dim: int  # Channels of a value
     taps: int  # Tokens that the convolution before it sees
     most: float = 1.0  # Largest share of an error that is corrected: 1, or 2
-    norm_eps: float | None = None  # Added under the root of its norm; None: as in the other norms
+    # Added under the root of its norm; None: as in the other norms
+    norm_eps: float | None = None
 
     name = "gated_delta_rule"
     points = ("conv_in", "conv_out", "state_out")
@@ -53,7 +54,9 @@ class GatedDeltaRule(Mixer):
         never = dict.fromkeys(("in_proj_b", "in_proj_a"), (self.value_heads, width))
         arrays: dict[str, tuple[int, ...]] = {"conv.weight": (q + k + v, 1, self.taps)}
         arrays |= dict.fromkeys(("A_log", "dt_bias"), (self.value_heads,))
-        for name, channels in zip("qkv", self.channels, strict=True):  # in files that split it
+        for name, channels in zip(
+            "qkv", self.channels, strict=True
+        ):  # in files that split it
             arrays[f"conv_{name}.weight"] = (channels, 1, self.taps)
         arrays["state_norm.weight"] = (self.value_dim,)
         return WeightShapes(linears | {"out_proj": (width, v)}, never, arrays=arrays)
@@ -142,7 +145,9 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     """
     sizes, observe = place.mixer, place.observe
     assert isinstance(sizes, GatedDeltaRule)
-    qkv = np.concatenate([affine(x, weights, f"in_proj_{name}") for name in "qkv"], axis=-1)
+    qkv = np.concatenate(
+        [affine(x, weights, f"in_proj_{name}") for name in "qkv"], axis=-1
+    )
     taps = weights
     if "conv.weight" not in weights:
         parts = [weights[f"conv_{name}.weight"] for name in "qkv"]
@@ -151,9 +156,16 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     qkv, (ends, _, _) = observe("conv_out", qkv), sizes.channels
     q, k, v = qkv[..., :ends], qkv[..., ends : 2 * ends], qkv[..., 2 * ends :]
     head_of = np.arange(sizes.value_heads) // (sizes.value_heads // sizes.key_heads)
-    q, k = (np.take(unit(attention.split_heads(y, sizes.key_dim)), head_of, axis=1) for y in (q, k))
-    beta = sizes.most * attention.split_heads(ops.sigmoid(affine(x, weights, "in_proj_b")), 1)
-    step = attention.split_heads(affine(x, weights, "in_proj_a") + weights["dt_bias"], 1)
+    q, k = (
+        np.take(unit(attention.split_heads(y, sizes.key_dim)), head_of, axis=1)
+        for y in (q, k)
+    )
+    beta = sizes.most * attention.split_heads(
+        ops.sigmoid(affine(x, weights, "in_proj_b")), 1
+    )
+    step = attention.split_heads(
+        affine(x, weights, "in_proj_a") + weights["dt_bias"], 1
+    )
     log_decay = -np.exp(np.reshape(weights["A_log"], (-1, 1, 1))) * ops.softplus(step)
     q, v = q * sizes.key_dim**-0.5, attention.split_heads(v, sizes.value_dim)
     y = attention.merge_heads(delta_rule(q, k, v, log_decay, beta, place.positions))
@@ -161,4 +173,6 @@ def gated_delta_rule(x: Array, weights: Weights, place: Place, config: Config) -
     eps = config.norm_eps if sizes.norm_eps is None else sizes.norm_eps
     y = place.kernels.rms_norm(y, weights["state_norm.weight"], eps)
     gate = ops.silu(affine(x, weights, "in_proj_z"))
-    return affine(observe("mixed", attention.merge_heads(y) * gate), weights, "out_proj")
+    return affine(
+        observe("mixed", attention.merge_heads(y) * gate), weights, "out_proj"
+    )

@@ -19,7 +19,9 @@ class LatentAttention(Mixer):
     """Softmax attention whose keys and values come from one small vector per token."""
 
     num_attention_heads: int  # H
-    query_rank: int | None  # Channels of the vector that queries come from; None: from the stream
+    query_rank: (
+        int | None
+    )  # Channels of the vector that queries come from; None: from the stream
     rank: int  # Channels of the vector that keys and values come from
     plain_dim: int  # Channels of a query and a key that do not rotate
     rotary_dim: int  # Channels that rotate, of a key the same for all heads
@@ -29,9 +31,11 @@ class LatentAttention(Mixer):
     name = "latent_attention"
     points = ("q", "latent", "v", "q_rope", "k_rope")
     reads: ClassVar[Mapping[str, str]] = {
-        "q_a_proj": "attn_norm", "q_b_proj": "q_latent", "kv_a_proj": "attn_norm",
+        "q_a_proj": "attn_norm",
+        "q_b_proj": "q_latent",
+        "kv_a_proj": "attn_norm",
         "kv_b_proj": "latent",
-    }  # fmt: skip
+    }
     attends = True
 
     def shapes(self, width: int) -> WeightShapes:
@@ -84,10 +88,15 @@ def latent_attention(x: Array, weights: Weights, place: Place, config: Config) -
     v = observe("v", kv[..., plain:])
     turned_q, turned_k = (
         kernels.rotate(y, *place.rope, place.interleaved)
-        for y in (q[..., plain:], attention.split_heads(both[..., rank:], sizes.rotary_dim))
+        for y in (
+            q[..., plain:],
+            attention.split_heads(both[..., rank:], sizes.rotary_dim),
+        )
     )
     shared = np.take(turned_k, np.zeros(heads, np.int64), axis=1)
     q = observe("q_rope", np.concatenate((q[..., :plain], turned_q), axis=-1))
     k = observe("k_rope", np.concatenate((kv[..., :plain], shared), axis=-1))
     mixed = kernels.attention(q * place.query_scale, k, v, place.bias, None, None, None)
-    return affine(observe("attn_heads", attention.merge_heads(mixed)), weights, "o_proj")
+    return affine(
+        observe("attn_heads", attention.merge_heads(mixed)), weights, "o_proj"
+    )

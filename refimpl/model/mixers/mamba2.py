@@ -41,18 +41,23 @@ class Mamba2(Mixer):
         """As of `Mixer`."""
         inner, both = self.heads * self.head_dim, 2 * self.groups * self.state
         linears = {
-            "in_proj_z": (inner, width), "in_proj_x": (inner, width), "in_proj_bc": (both, width),
+            "in_proj_z": (inner, width),
+            "in_proj_x": (inner, width),
+            "in_proj_bc": (both, width),
             "out_proj": (width, inner),
-        }  # fmt: skip
+        }
         arrays: dict[str, tuple[int, ...]] = {
-            "conv.weight": (inner + both, 1, self.taps), "conv.bias": (inner + both,),
+            "conv.weight": (inner + both, 1, self.taps),
+            "conv.bias": (inner + both,),
             "state_norm.weight": (inner,),
-        }  # fmt: skip
+        }
         arrays |= dict.fromkeys(("A_log", "D", "dt_bias"), (self.heads,))
         return WeightShapes(linears, {"in_proj_dt": (self.heads, width)}, arrays=arrays)
 
 
-def state_space(x: Array, b: Array, c: Array, step: Array, rate: Array, positions: Array) -> Array:
+def state_space(
+    x: Array, b: Array, c: Array, step: Array, rate: Array, positions: Array
+) -> Array:
     """Read a state after each token, into which each token has put its x.
 
     S_t = exp(dt_t A) S_{t-1} + dt_t x_t b_t^T;  y_t = S_t c_t
@@ -101,9 +106,13 @@ def mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     assert isinstance(sizes, Mamba2)
     inner, half = sizes.heads * sizes.head_dim, sizes.groups * sizes.state
     values, both = (affine(x, weights, f"in_proj_{name}") for name in ("x", "bc"))
-    parts = zip((values, both[..., :half], both[..., half:]), sizes.factors[1:4], strict=True)
+    parts = zip(
+        (values, both[..., :half], both[..., half:]), sizes.factors[1:4], strict=True
+    )
     xbc = np.concatenate([ops.scaled(*part) for part in parts], axis=-1)
-    xbc = ops.silu(causal_convolution(observe("conv_in", xbc), weights, place.positions))
+    xbc = ops.silu(
+        causal_convolution(observe("conv_in", xbc), weights, place.positions)
+    )
     xbc = observe("conv_out", xbc)
     group_of = np.arange(sizes.heads) // (sizes.heads // sizes.groups)
     b, c = (
@@ -113,8 +122,12 @@ def mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:
     values = attention.split_heads(xbc[..., :inner], sizes.head_dim)
     step = ops.scaled(affine(x, weights, "in_proj_dt"), sizes.factors[4])
     step = ops.softplus(step + weights["dt_bias"])
-    step = attention.split_heads(np.minimum(np.maximum(step, sizes.steps[0]), sizes.steps[1]), 1)
-    rate, skip = (np.reshape(y, (-1, 1, 1)) for y in (-np.exp(weights["A_log"]), weights["D"]))
+    step = attention.split_heads(
+        np.minimum(np.maximum(step, sizes.steps[0]), sizes.steps[1]), 1
+    )
+    rate, skip = (
+        np.reshape(y, (-1, 1, 1)) for y in (-np.exp(weights["A_log"]), weights["D"])
+    )
     y = state_space(values, b, c, step, rate, place.positions) + skip * values
     y = observe("state_out", attention.merge_heads(y))
     gate = ops.silu(ops.scaled(affine(x, weights, "in_proj_z"), sizes.factors[0]))
@@ -145,10 +158,14 @@ class Beside(Mixer):
         """As of `Mixer`."""
         one, other = self.mamba2.shapes(width), self.attention.shapes(width)
         linears = other.linears | one.linears
-        return WeightShapes(linears, one.matrices, other.norms, one.arrays | other.arrays)
+        return WeightShapes(
+            linears, one.matrices, other.norms, one.arrays | other.arrays
+        )
 
 
-def attention_beside_mamba2(x: Array, weights: Weights, place: Place, config: Config) -> Array:
+def attention_beside_mamba2(
+    x: Array, weights: Weights, place: Place, config: Config
+) -> Array:
     """Mix tokens in two ways: ``after_m mamba2(before_m x) + after_a self_attention(before_a x)``.
 
     Observed: as of both. The inputs of their linears are observed before they are multiplied.
@@ -157,7 +174,10 @@ def attention_beside_mamba2(x: Array, weights: Weights, place: Place, config: Co
     """
     sizes = place.mixer
     assert isinstance(sizes, Beside)
-    first, second = replace(place, mixer=sizes.mamba2), replace(place, mixer=sizes.attention)
+    first, second = (
+        replace(place, mixer=sizes.mamba2),
+        replace(place, mixer=sizes.attention),
+    )
     y = mamba2(ops.scaled(x, sizes.before[0]), weights, first, config)
     heads = self_attention(ops.scaled(x, sizes.before[1]), weights, second, config)
     return ops.scaled(y, sizes.after[0]) + ops.scaled(heads, sizes.after[1])

@@ -29,7 +29,8 @@ class Place:
     # Multiplies queries; a number, or one for each position, [S, 1]
     query_scale: Array | float = 1.0
     mixer: Mixer = NO_MIXER  # The facts of the block's mixer
-    kernels: Kernels = PLAIN  # How the costly steps are evaluated; results differ in rounding only
+    # How the costly steps are evaluated; results differ in rounding only
+    kernels: Kernels = PLAIN
     # Receives the name and value of every trace point; the block continues with the array that it
     # returns
     observe: Observer = unobserved
@@ -47,7 +48,9 @@ Part = Callable[[Array, Weights, Place, Config], Array]
 """A part of a block, such as a mixer or an MLP: of its normalised input, [B, S, D], the output."""
 
 
-def norm(x: Array, weights: Weights, role: str, config: Config, kernels: Kernels = PLAIN) -> Array:
+def norm(
+    x: Array, weights: Weights, role: str, config: Config, kernels: Kernels = PLAIN
+) -> Array:
     """Normalise over the last axis: `ops.rms_norm` or `ops.layer_norm`, as the model does.
 
     A norm that the model does not have is the identity. A norm in `weightless_norms` has no weights
@@ -112,8 +115,13 @@ def block_embedding(x: Array, weights: Weights, place: Place, config: Config) ->
         np.take(weights[f"{table}.weight"], place.token_ids, axis=0).astype(x.dtype)
         for table in ("embed", "block_embed")
     )
-    y = affine(first * config.embed_scale, weights, "block_embed_stream") * x.shape[-1] ** -0.5
+    y = (
+        affine(first * config.embed_scale, weights, "block_embed_stream")
+        * x.shape[-1] ** -0.5
+    )
     y = norm(y, weights, "block_embed_stream_norm", config, kernels)
     e = place.observe("block_embed", (y + own * sqrt(own.shape[-1])) * sqrt(0.5))
-    gate = kernels.activations[config.activation](affine(x, weights, "block_embed_gate"))
+    gate = kernels.activations[config.activation](
+        affine(x, weights, "block_embed_gate")
+    )
     return affine(gate * e, weights, "block_embed_proj")

@@ -53,7 +53,9 @@ def causal_convolution(x: Array, weights: Weights, positions: Array) -> Array:
     return y + weights["conv.bias"] if "conv.bias" in weights else y
 
 
-def short_convolution(x: Array, weights: Weights, place: Place, config: Config) -> Array:
+def short_convolution(
+    x: Array, weights: Weights, place: Place, config: Config
+) -> Array:
     """Mix tokens: ``b, c, v = split(W_in x)``, then ``W_out (c * conv(b * v))``.
 
     Observed: `conv_in`, b * v, and `conv_out`, both [B, S, D]; `mixed` [B, S, D], the input of

@@ -23,7 +23,8 @@ class Attention(Mixer):
     # Factors of a gate per head: one for all its channels, or h; 0 without a gate
     gate_width: int = 0
     key_scale: float = 1.0  # Multiplies keys, before any norm and rotation
-    keys_as_values: bool = False  # Whether values are keys before their norm and rotation
+    # Whether values are keys before their norm and rotation
+    keys_as_values: bool = False
     # The block's number if later ones read its keys, before their rotation, and values
     shared_as: int | None = None
 
@@ -34,12 +35,20 @@ class Attention(Mixer):
 
     def runs(self, fused: tuple[str, ...]) -> int:
         """As of `Mixer`: a gate is beside the queries of its head, others go by key-value head."""
-        return self.num_attention_heads if "attn_gate" in fused else self.num_key_value_heads
+        return (
+            self.num_attention_heads
+            if "attn_gate" in fused
+            else self.num_key_value_heads
+        )
 
     @property
     def shared_kv_size(self) -> int:
         """As of `Mixer`: the keys and values of a token."""
-        return 0 if self.shared_as is None else 2 * self.num_key_value_heads * self.head_dim
+        return (
+            0
+            if self.shared_as is None
+            else 2 * self.num_key_value_heads * self.head_dim
+        )
 
     @property
     def kv_head_of_head(self) -> npt.NDArray[np.intp]:
@@ -53,13 +62,19 @@ class Attention(Mixer):
         heads, h = self.num_attention_heads, self.head_dim
         q, kv = heads * h, self.num_key_value_heads * h
         shapes = (q, width), (kv, width), (kv, width), (width, q)
-        linears = dict(zip(("q_proj", "k_proj", "v_proj", "o_proj"), shapes, strict=True))
+        linears = dict(
+            zip(("q_proj", "k_proj", "v_proj", "o_proj"), shapes, strict=True)
+        )
         if self.keys_as_values:
             del linears["v_proj"]
-        gate = {"attn_gate": (heads * self.gate_width, width)} if self.gate_width else {}
+        gate = (
+            {"attn_gate": (heads * self.gate_width, width)} if self.gate_width else {}
+        )
         if self.gate_width > 1:  # as large as the queries
             linears, gate = linears | gate, {}
-        norms = dict.fromkeys(("q_norm", "k_norm", "q_rope_norm", "k_rope_norm", "v_norm"), h)
+        norms = dict.fromkeys(
+            ("q_norm", "k_norm", "q_rope_norm", "k_rope_norm", "v_norm"), h
+        )
         norms |= {"q_width_norm": q, "k_width_norm": kv}
         return WeightShapes(linears, gate, norms, {"sinks": (heads,)})
 
@@ -101,7 +116,10 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
         if isinstance(sizes, SharedAttention) and name != "q":
             return observe(name, place.shared_kv[sizes.source]["kv".index(name)])
         linear = "k" if name == "v" and sizes.keys_as_values else name
-        y, scale = affine(x, weights, f"{linear}_proj"), sizes.key_scale if name == "k" else 1.0
+        y, scale = (
+            affine(x, weights, f"{linear}_proj"),
+            sizes.key_scale if name == "k" else 1.0,
+        )
         y = norm(ops.scaled(y, scale), weights, f"{name}_width_norm", config, kernels)
         y = attention.split_heads(ops.limited(y, config.qkv_limit), sizes.head_dim)
         return observe(name, norm(y, weights, f"{name}_norm", config, kernels))
@@ -120,4 +138,6 @@ def self_attention(x: Array, weights: Weights, place: Place, config: Config) -> 
     if sizes.gate_width:
         gate = ops.sigmoid(affine(x, weights, "attn_gate"))
         heads = heads * attention.split_heads(gate, sizes.gate_width)
-    return affine(observe("attn_heads", attention.merge_heads(heads)), weights, "o_proj")
+    return affine(
+        observe("attn_heads", attention.merge_heads(heads)), weights, "o_proj"
+    )

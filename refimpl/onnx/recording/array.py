@@ -16,13 +16,28 @@ import onnx
 from onnx import helper
 
 UFUNCS = {
-    np.add: "Add", np.subtract: "Sub", np.multiply: "Mul", np.divide: "Div", np.matmul: "MatMul",
+    np.add: "Add",
+    np.subtract: "Sub",
+    np.multiply: "Mul",
+    np.divide: "Div",
+    np.matmul: "MatMul",
     np.power: "Pow",
-    np.minimum: "Min", np.maximum: "Max", np.negative: "Neg", np.absolute: "Abs",
-    np.sqrt: "Sqrt", np.exp: "Exp", np.log: "Log", np.tanh: "Tanh", np.sin: "Sin",
-    np.greater: "Greater", np.greater_equal: "GreaterOrEqual",
-    np.equal: "Equal", np.floor_divide: "Div", np.bitwise_or: "Or", np.invert: "Not",
-}  # fmt: skip
+    np.minimum: "Min",
+    np.maximum: "Max",
+    np.negative: "Neg",
+    np.absolute: "Abs",
+    np.sqrt: "Sqrt",
+    np.exp: "Exp",
+    np.log: "Log",
+    np.tanh: "Tanh",
+    np.sin: "Sin",
+    np.greater: "Greater",
+    np.greater_equal: "GreaterOrEqual",
+    np.equal: "Equal",
+    np.floor_divide: "Div",
+    np.bitwise_or: "Or",
+    np.invert: "Not",
+}
 Axes = int | Sequence[int] | None
 
 
@@ -56,12 +71,16 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
     def shape(self) -> tuple[int | Axis, ...]:
         """A size or a name per axis."""
         axes = self.kind.tensor_type.shape.dim
-        return tuple(Axis(axis.dim_param) if axis.dim_param else axis.dim_value for axis in axes)
+        return tuple(
+            Axis(axis.dim_param) if axis.dim_param else axis.dim_value for axis in axes
+        )
 
     @property
     def axes(self) -> tuple[int | str, ...]:
         """A size or a name per axis, as ONNX writes them."""
-        return tuple(size.name if isinstance(size, Axis) else size for size in self.shape)
+        return tuple(
+            size.name if isinstance(size, Axis) else size for size in self.shape
+        )
 
     @property
     def T(self) -> Any:
@@ -70,7 +89,11 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
 
     def astype(self, dtype: npt.DTypeLike) -> Any:
         """The array in another dtype."""
-        return self if self.dtype == dtype else self.graph.add("Cast", self, to=element(dtype))
+        return (
+            self
+            if self.dtype == dtype
+            else self.graph.add("Cast", self, to=element(dtype))
+        )
 
     def __getitem__(self, key: Any) -> Any:
         match key:
@@ -84,7 +107,9 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
                 rows = _rows(key)
                 axes = (rows.axes[0], *self.axes[len(key.shape) :])
                 return self.graph.add("GatherND", self, rows, axes=axes)
-        raise TypeError(f"only [..., i], [..., start:stop:step], or a mask, not [{key}]")
+        raise TypeError(
+            f"only [..., i], [..., start:stop:step], or a mask, not [{key}]"
+        )
 
     def __setitem__(self, mask: Any, values: Any) -> None:
         """Let the array's rows where a mask is true be others: from now on it has another name."""
@@ -93,7 +118,12 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
         object.__setattr__(self, "name", changed.name)
 
     def __array_ufunc__(
-        self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] = (), **options: Any
+        self,
+        ufunc: np.ufunc,
+        method: str,
+        *inputs: Any,
+        out: tuple[Any, ...] = (),
+        **options: Any,
     ) -> Any:
         if dtype := options.pop("dtype", None):
             inputs = tuple(_cast(x, dtype) for x in inputs)
@@ -102,7 +132,9 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
         if ufunc is np.cos:  # 1 - 2 sin(x/2)^2: few runtimes have a Cos for float64
             half = np.sin(0.5 * self)
             return 1 - half * half * 2
-        if ufunc is np.expm1:  # 2 t / (1 - t), t = tanh(x / 2): ONNX has no operator for it
+        if (
+            ufunc is np.expm1
+        ):  # 2 t / (1 - t), t = tanh(x / 2): ONNX has no operator for it
             t = np.tanh(0.5 * self)
             return 2 * t / (1 - t)
         if ufunc is np.log1p:  # no operator either: what is lost is a rounding of 1
@@ -116,8 +148,14 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
             return result.astype(self.dtype)
         return result
 
-    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
-        return FUNCTIONS[function](*args, **options) if function in FUNCTIONS else NotImplemented
+    def __array_function__(
+        self, function: Any, types: Any, args: Any, options: Any
+    ) -> Any:
+        return (
+            FUNCTIONS[function](*args, **options)
+            if function in FUNCTIONS
+            else NotImplemented
+        )
 
     def __array__(self, *arguments: Any, **options: Any) -> Any:
         raise TypeError("a recorded array has no numbers")
@@ -141,7 +179,9 @@ def _cast(x: Any, dtype: npt.DTypeLike) -> Any:
 
 
 def _where(condition: Any, x: Any, y: Any) -> Any:
-    *_, dtype = np.add.resolve_dtypes((_kind(x), _kind(y), None))  # the rule of promotion
+    *_, dtype = np.add.resolve_dtypes(
+        (_kind(x), _kind(y), None)
+    )  # the rule of promotion
     graph = next(a.graph for a in (condition, x, y) if isinstance(a, Recorded))
     return graph.add("Where", condition, _cast(x, dtype), _cast(y, dtype))
 
@@ -155,17 +195,28 @@ def _swapaxes(x: Recorded, axis1: int, axis2: int) -> Any:
 def _reshape(x: Recorded, shape: Sequence[int | Axis]) -> Any:
     """Reshape; every named axis stays in its position, which ONNX writes as 0."""
     before, after = (
-        [(i, a.name) for i, a in enumerate(s) if isinstance(a, Axis)] for s in (x.shape, shape)
+        [(i, a.name) for i, a in enumerate(s) if isinstance(a, Axis)]
+        for s in (x.shape, shape)
     )
     if before != after:
-        raise TypeError(f"reshape from {x.shape} to {shape}: an axis without a size would move")
-    return x.graph.add("Reshape", x, [0 if isinstance(size, Axis) else size for size in shape])
+        raise TypeError(
+            f"reshape from {x.shape} to {shape}: an axis without a size would move"
+        )
+    return x.graph.add(
+        "Reshape", x, [0 if isinstance(size, Axis) else size for size in shape]
+    )
 
 
 def _reduced(operator: str, x: Any, axis: Axes = None, keepdims: bool = False) -> Any:
     if x.dtype.kind != "f":
         raise TypeError(f"{operator} of {x.dtype}: only floats keep their dtype")
-    axes = range(len(x.shape)) if axis is None else [axis] if isinstance(axis, int) else axis
+    axes = (
+        range(len(x.shape))
+        if axis is None
+        else [axis]
+        if isinstance(axis, int)
+        else axis
+    )
     return x.graph.add(operator, x, list(axes), keepdims=int(keepdims))
 
 
@@ -185,7 +236,10 @@ def _roll(x: Any, shift: int, axis: int) -> Any:
     """The last entries of an axis before the others, of which there may be none."""
     add, last = x.graph.add, np.iinfo(np.int64).max
     axes = [f"{x.name}.rolled" if i == axis else size for i, size in enumerate(x.axes)]
-    parts = [add("Slice", x, [a], [b], [axis], axes=axes) for a, b in ((-shift, last), (0, -shift))]
+    parts = [
+        add("Slice", x, [a], [b], [axis], axes=axes)
+        for a, b in ((-shift, last), (0, -shift))
+    ]
     return add("Concat", *parts, axis=axis, axes=x.axes)
 
 
@@ -196,9 +250,13 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.ones_like: partial(_filled, 1),
     np.zeros_like: partial(_filled, 0),
     # True everywhere: while recording, any number may be true.
-    np.any: lambda x, axis: np.ones([n for i, n in enumerate(x.shape) if i not in axis], np.bool_),
+    np.any: lambda x, axis: np.ones(
+        [n for i, n in enumerate(x.shape) if i not in axis], np.bool_
+    ),
     np.argmax: lambda x, axis: x.graph.add("ArgMax", x, axis=axis, keepdims=0),
-    np.stack: lambda parts, axis: np.concatenate([np.expand_dims(x, axis) for x in parts], axis),
+    np.stack: lambda parts, axis: np.concatenate(
+        [np.expand_dims(x, axis) for x in parts], axis
+    ),
     np.concatenate: lambda parts, axis: parts[0].graph.add("Concat", *parts, axis=axis),
     np.expand_dims: lambda x, axis: x.graph.add("Unsqueeze", x, [axis]),
     np.transpose: lambda x, axes: x.graph.add("Transpose", x, perm=axes),

@@ -27,7 +27,9 @@ Body = Callable[["Graph", dict[str, Any]], Mapping[str, Any]]
 class Graph:
     """Nodes, constants, inputs and outputs as recorded; the body of a function has a caller."""
 
-    def __init__(self, opset: int = DEFAULT_OPSET, caller: "Graph | None" = None) -> None:
+    def __init__(
+        self, opset: int = DEFAULT_OPSET, caller: "Graph | None" = None
+    ) -> None:
         self.opset, self.caller = opset, caller
         self.imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
         self.nodes: list[onnx.NodeProto] = []
@@ -35,12 +37,18 @@ class Graph:
         self.outputs: list[onnx.ValueInfoProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.constants: dict[Any, Recorded] = {}
-        self.fresh: dict[str, onnx.NodeProto] = {}  # makers of arrays neither named nor read so far
+        self.fresh: dict[
+            str, onnx.NodeProto
+        ] = {}  # makers of arrays neither named nor read so far
         self.retired: set[str] = set()  # names that no later node may read
-        self.functions: dict[str, onnx.FunctionProto] = caller.functions if caller else {}
+        self.functions: dict[str, onnx.FunctionProto] = (
+            caller.functions if caller else {}
+        )
         self.calls: dict[Any, tuple[str, Kinds]] = caller.calls if caller else {}
 
-    def input(self, name: str, dtype: npt.DTypeLike, shape: Sequence[int | str]) -> Recorded:
+    def input(
+        self, name: str, dtype: npt.DTypeLike, shape: Sequence[int | str]
+    ) -> Recorded:
         """Declare an input; the shape has a size or a name per axis."""
         self.inputs.append(helper.make_tensor_value_info(name, element(dtype), shape))
         return Recorded(self, name, self.inputs[-1].type)
@@ -50,14 +58,18 @@ class Graph:
         array = np.asarray(value)
         key = name or (array.dtype, array.shape, array.tobytes())
         if key not in self.constants:
-            tensor = numpy_helper.from_array(array, name or f"constant_{len(self.constants)}")
+            tensor = numpy_helper.from_array(
+                array, name or f"constant_{len(self.constants)}"
+            )
             self.constants[key] = self.initializer(tensor)
         return self.constants[key]
 
     def initializer(self, tensor: onnx.TensorProto) -> Recorded:
         """Add a named tensor, whose numbers may be in a file beside the graph."""
         if self.caller:  # functions have no initialisers
-            self.nodes.append(helper.make_node("Constant", [], [tensor.name], value=tensor))
+            self.nodes.append(
+                helper.make_node("Constant", [], [tensor.name], value=tensor)
+            )
         else:
             self.initializers.append(tensor)
         kind = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
@@ -71,16 +83,27 @@ class Graph:
         inputs = [x if isinstance(x, Recorded) else self.constant(x) for x in operands]
         self._read(op, inputs)
         name = f"{op}_{len(self.nodes)}"
-        node = helper.make_node(op, [x.name for x in inputs], [name], name, **attributes)
-        schema, kinds = onnx.defs.get_schema(op, self.opset), {x.name: x.kind for x in inputs}
-        sizes = {x.name: x.value for x in inputs if x.value is not None and x.dtype == np.int64}
+        node = helper.make_node(
+            op, [x.name for x in inputs], [name], name, **attributes
+        )
+        schema, kinds = (
+            onnx.defs.get_schema(op, self.opset),
+            {x.name: x.kind for x in inputs},
+        )
+        sizes = {
+            x.name: x.value
+            for x in inputs
+            if x.value is not None and x.dtype == np.int64
+        }
         kind = shape_inference.infer_node_outputs(
             schema, node, kinds, sizes, opset_imports=self.imports
         )[name]
         if axes:
             kind = helper.make_tensor_type_proto(kind.tensor_type.elem_type, axes)
         if not all(dim.WhichOneof("value") for dim in kind.tensor_type.shape.dim):
-            raise TypeError(f"{op} of shapes {[x.shape for x in inputs]}: an axis is lost")
+            raise TypeError(
+                f"{op} of shapes {[x.shape for x in inputs]}: an axis is lost"
+            )
         self.nodes.append(node)
         self.fresh[name] = node
         return Recorded(self, name, kind)
@@ -95,7 +118,11 @@ class Graph:
     ) -> dict[str, Recorded]:
         """Call a function of the model, recorded once for each variant and kind of inputs."""
         self._read(function, list(inputs.values()))
-        key = function, variant, *((x, y.kind.SerializeToString()) for x, y in inputs.items())
+        key = (
+            function,
+            variant,
+            *((x, y.kind.SerializeToString()) for x, y in inputs.items()),
+        )
         if key not in self.calls:
             inner = Graph(self.opset, self)
             parameters = {x: Recorded(inner, x, y.kind) for x, y in inputs.items()}
@@ -105,7 +132,9 @@ class Graph:
             )
             for number in count(2):
                 first = self.functions.setdefault(recorded.name, recorded)
-                if all(getattr(first, x) == getattr(recorded, x) for x in WHOLE_FUNCTION):
+                if all(
+                    getattr(first, x) == getattr(recorded, x) for x in WHOLE_FUNCTION
+                ):
                     break
                 recorded.name = f"{function}_{number}"
             kinds = {x: y.kind for x, y in results.items()}
@@ -139,7 +168,9 @@ class Graph:
 
     def model(self, name: str = "recorded", **facts: Any) -> onnx.ModelProto:
         """The recorded graph as a model, not checked."""
-        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.initializers)
+        graph = helper.make_graph(
+            self.nodes, name, self.inputs, self.outputs, self.initializers
+        )
         return helper.make_model(
             graph,
             opset_imports=self.imports,

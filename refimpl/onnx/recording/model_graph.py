@@ -71,7 +71,9 @@ class Recording:
             if array.name not in self._entered:
                 tensor = array.tensor(self.location)
                 self._entered[array.name] = self.graph.initializer(tensor)
-        return {x.removeprefix(prefix): self._entered[self.carried[x].name] for x in wanted}
+        return {
+            x.removeprefix(prefix): self._entered[self.carried[x].name] for x in wanted
+        }
 
     def block(
         self, index: int, state: State, points: tuple[str, ...]
@@ -87,7 +89,9 @@ class Recording:
             outputs: dict[str, Any] = {}
 
             def observe(step: str, value: Any) -> Any:
-                if step == BLOCK_EMBED[0]:  # not a norm's result: the block reads it again
+                if (
+                    step == BLOCK_EMBED[0]
+                ):  # not a norm's result: the block reads it again
                     value = graph.add("Identity", value)
                 if step not in points:
                     return graph.labelled(value, step)
@@ -95,22 +99,32 @@ class Recording:
                 return outputs[step]
 
             place = replace(_with(self.places[index], arrays), observe=observe)
-            shared = {} if source is None else {source: (arrays["shared_k"], arrays["shared_v"])}
+            shared = (
+                {}
+                if source is None
+                else {source: (arrays["shared_k"], arrays["shared_v"])}
+            )
             before = State(arrays["x"], arrays.get("token_ids", self.ids), shared)
             block(before, arrays, place, config)
             return outputs
 
         inputs: dict[str, Any] = {"x": state.stream, **_arrays(self.places[index])}
         if source is not None:
-            inputs |= dict(zip(("shared_k", "shared_v"), state.shared_kv[source], strict=True))
+            inputs |= dict(
+                zip(("shared_k", "shared_v"), state.shared_kv[source], strict=True)
+            )
         inputs |= self.weights(prefix)
         if size := kind.embed_size:
             tables: Any = self.weights("", ("embed", "block_embed"))
             own = tables["block_embed.weight"][..., index * size : (index + 1) * size]
             inputs |= tables | {"block_embed.weight": own, "token_ids": self.ids}
-        outputs: dict[str, Any] = self.graph.call("block", body, inputs, prefix.rstrip("."), kind)
+        outputs: dict[str, Any] = self.graph.call(
+            "block", body, inputs, prefix.rstrip("."), kind
+        )
         shared = {index: (outputs["k"], outputs["v"])} if shares else {}
-        return State(outputs["resid_post"], self.ids, {**state.shared_kv, **shared}), outputs
+        return State(
+            outputs["resid_post"], self.ids, {**state.shared_kv, **shared}
+        ), outputs
 
     def _places(self) -> list[Place]:
         """The place of each block, with its arrays named after its kind."""
@@ -121,7 +135,10 @@ class Recording:
                 alibi = alibi_bias(place.ramps, place.ramps, self.dtype)
                 place = replace(place, bias=place.bias + alibi, ramps=None)
             arrays = _arrays(place).items()
-            named = {x: self.graph.named(array, f"places.{number}.{x}") for x, array in arrays}
+            named = {
+                x: self.graph.named(array, f"places.{number}.{x}")
+                for x, array in arrays
+            }
             by_kind[kind] = _with(place, named)
         return [by_kind[kind] for kind in config.blocks]
 
@@ -155,7 +172,9 @@ def record_model(recording: Recording, outputs: GraphOutputs) -> None:
     state = embed(ids, recording.positions, weights, config, recording.dtype)
     state = state.with_stream(observe("embed", state.stream))
     for i, kind in enumerate(config.blocks):
-        state, arrays = recording.block(i, state, kind.points if trace else kind.points[-1:])
+        state, arrays = recording.block(
+            i, state, kind.points if trace else kind.points[-1:]
+        )
         if trace:
             for array in arrays.values():
                 graph.output(array.name, array)
@@ -168,8 +187,12 @@ def finished_model(recording: Recording, outputs: GraphOutputs) -> onnx.ModelPro
     """Finish a graph with metadata about the model; zeros are those of its file."""
     model = recording.model
     linears = inspect(model).linears
-    zeros, weights = (sum(getattr(x, key) for x in linears) for key in ("zeros", "weights"))
-    proto = recording.graph.model(model.name, producer_name="refimpl", producer_version=__version__)
+    zeros, weights = (
+        sum(getattr(x, key) for x in linears) for key in ("zeros", "weights")
+    )
+    proto = recording.graph.model(
+        model.name, producer_name="refimpl", producer_version=__version__
+    )
     facts = {
         "model": model.name,
         "family": model.config.family,

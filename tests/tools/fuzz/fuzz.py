@@ -26,7 +26,11 @@ from random import Random
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "fuzz"), *map(str, HERE.parents[:3])]
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-os.environ |= {"HF_HUB_CACHE": "hub", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+os.environ |= {
+    "HF_HUB_CACHE": "hub",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
 
 import own_records  # noqa: E402
 import typer  # noqa: E402
@@ -44,7 +48,9 @@ from targets import (  # noqa: E402
 )
 
 MESSAGE = re.compile(r"error: [^\n]+\n(  [^\n]+\n)*expected: [^\n]+\nnext: [^\n]+\n")
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+CONTROL = re.compile(
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
 JUDGING = ("validate", "check", "fuzz")  # exit with 1 or 3, too
 NOT_IMPORTED = ("refimpl.__main__", "refimpl.testing.plugin")
 LATE = (  # what commands import when they need it
@@ -71,8 +77,13 @@ def state(folder: Path) -> dict[str, tuple[object, ...]]:
     """Every file, link and folder below a folder; its facts change with its content."""
     found: dict[str, tuple[object, ...]] = {}
     for entry in os.scandir(folder):
-        facts, is_folder = entry.stat(follow_symlinks=False), entry.is_dir(follow_symlinks=False)
-        times = () if is_folder else (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        facts, is_folder = (
+            entry.stat(follow_symlinks=False),
+            entry.is_dir(follow_symlinks=False),
+        )
+        times = (
+            () if is_folder else (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        )
         found[entry.name] = (facts.st_mode, facts.st_ino, *times)
         if is_folder:
             inside = state(Path(entry.path))
@@ -88,9 +99,13 @@ def faults(case: FuzzCase, left: Left, before: dict, after: dict) -> list[str]:
     new = sorted(n for n in after.keys() - before.keys())
     outputs = {os.path.normpath(word) for word in case.words}
     outputs |= {f"{word}.data" for word in outputs}
-    outputs |= {".out.part", "bench"} if case.record else set()  # what a next run continues
+    outputs |= (
+        {".out.part", "bench"} if case.record else set()
+    )  # what a next run continues
     spoils = left.code == 2 and not case.record
-    inside = {n for n in [*changed, *new] if not outputs & {n, *map(str, Path(n).parents)}}
+    inside = {
+        n for n in [*changed, *new] if not outputs & {n, *map(str, Path(n).parents)}
+    }
     replaces = "--force" in case.words or case.words[:1] == ["bench"]  # which continues
     found = {
         "refuses good files": left.code == 2 and case.mutator == "good",
@@ -104,7 +119,8 @@ def faults(case: FuzzCase, left: Left, before: dict, after: dict) -> list[str]:
         f"{left.cpu:.0f} s of processor time": left.cpu > CPU,
         f"memory {left.memory >> 20} MiB": left.memory > MEMORY,
         "a process left over": left.orphans,
-        f"changed {changed[:3]}": changed and (spoils or not replaces or inside & {*changed}),
+        f"changed {changed[:3]}": changed
+        and (spoils or not replaces or inside & {*changed}),
         f"left {new[:3]}": new and (spoils or inside & {*new}),
     }
     return [fault for fault, holds in found.items() if holds]
@@ -116,12 +132,20 @@ class Scratch:
     def __init__(self, folder: Path) -> None:
         self.folder, self.copy = folder, folder.with_name("case")
         self.before: dict[str, tuple[object, ...]] = {}
-        self.made: tuple[int, bytes, bytes] = (0, b"", b"")  # code, output and weights of the last
+        self.made: tuple[int, bytes, bytes] = (
+            0,
+            b"",
+            b"",
+        )  # code, output and weights of the last
 
     def judged(self, case: FuzzCase) -> tuple[list[str], Left]:
         """Run one case; what changes what it is given must make what a right record makes."""
         wrong, left = self.run(case)
-        if case.record and case.record[2] == own_records.THIEF and case.words[0] != "bench":
+        if (
+            case.record
+            and case.record[2] == own_records.THIEF
+            and case.words[0] != "bench"
+        ):
             made = self.made
             self.run(replace(case, record=(*case.record[:2], own_records.RIGHT)))
             wrong += ["other results"] if made != self.made else []
@@ -146,11 +170,17 @@ class Scratch:
         after = state(self.copy)
         wrong = faults(case, left, before, after)
         weights = self.copy / "out/model.safetensors"
-        self.made = (left.code, left.out, weights.read_bytes() if weights.is_file() else b"")
+        self.made = (
+            left.code,
+            left.out,
+            weights.read_bytes() if weights.is_file() else b"",
+        )
         if any(after.get(name) != facts for name, facts in before.items()):
             self.before = {}
             return wrong, left
-        for name in sorted(after.keys() - before.keys(), reverse=True):  # what is in a folder first
+        for name in sorted(
+            after.keys() - before.keys(), reverse=True
+        ):  # what is in a folder first
             new = self.copy / name
             new.rmdir() if new.is_dir() and not new.is_symlink() else new.unlink()
         if case.file is not None:
@@ -201,7 +231,9 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int)
-    parser.add_argument("--regressions", action="store_true", help="run the known ones instead")
+    parser.add_argument(
+        "--regressions", action="store_true", help="run the known ones instead"
+    )
     parser.add_argument("--good", action="store_true", help="run `good_cases` instead")
     asked = parser.parse_args()
     counts, codes, failed, started = Counter(), Counter(), 0, time.monotonic()
@@ -209,23 +241,41 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as parent:
         folder = prepare(Path(parent))
         fixed = [*REGRESSIONS] * asked.regressions + good_cases() * asked.good
-        numbers = range(len(fixed) or asked.cases) if asked.only is None else [asked.only]
+        numbers = (
+            range(len(fixed) or asked.cases) if asked.only is None else [asked.only]
+        )
         scratch = Scratch(folder)
         for number in numbers:
             case = fixed[number] if fixed else case_of(number, asked.seed, folder)
             wrong, left = scratch.judged(case)
             counts[case.mutator] += 1
             codes[left.code] += 1
-            slowest, largest = max(slowest, left.seconds), max(largest, left.memory >> 20)
+            slowest, largest = (
+                max(slowest, left.seconds),
+                max(largest, left.memory >> 20),
+            )
             if wrong or asked.only is not None:
                 failed += bool(wrong)
                 err = left.err.decode("utf-8", "replace")[-700:]
-                known = {"case": number, "seed": asked.seed, "wrong": wrong, "code": left.code}
-                known |= {"words": case.words, "file": case.file, "mutator": case.mutator}
+                known = {
+                    "case": number,
+                    "seed": asked.seed,
+                    "wrong": wrong,
+                    "code": left.code,
+                }
+                known |= {
+                    "words": case.words,
+                    "file": case.file,
+                    "mutator": case.mutator,
+                }
                 shown = known | {"record": case.record, "err": err}
                 print(json.dumps(shown), flush=True)
-    took = f"{sum(counts.values()):,} cases in {(time.monotonic() - started) / 60:.1f} min"
-    print(f"{took}, {failed} failures; exit codes {dict(sorted(codes.items()))}; at most")
+    took = (
+        f"{sum(counts.values()):,} cases in {(time.monotonic() - started) / 60:.1f} min"
+    )
+    print(
+        f"{took}, {failed} failures; exit codes {dict(sorted(codes.items()))}; at most"
+    )
     print(f"{slowest:.1f} s and {largest} MiB; cases by mutator {dict(counts)}")
     return 1 if failed else 0
 

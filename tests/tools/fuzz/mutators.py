@@ -13,14 +13,48 @@ from typing import Any
 
 BIG = [2**31, 2**53, 2**63 - 1, 2**63, 2**64, -(2**63), 10**400]
 STRINGS = [
-    "", "x", "\x1b[2J\x1b]0;t\x07", "a\nerror: forged", "\u202e\u2066", "\ud800", "\x00", "../../x",
-    "/etc/passwd", "a" * 5000, "<script>alert(1)</script>", "nan", "1e999", "%s{}{0}", "blocks.0",
+    "",
+    "x",
+    "\x1b[2J\x1b]0;t\x07",
+    "a\nerror: forged",
+    "\u202e\u2066",
+    "\ud800",
+    "\x00",
+    "../../x",
+    "/etc/passwd",
+    "a" * 5000,
+    "<script>alert(1)</script>",
+    "nan",
+    "1e999",
+    "%s{}{0}",
+    "blocks.0",
     "..",
-]  # fmt: skip
+]
 ODD: list[Any] = [
-    None, True, False, -1, 0, 1, 2, 0.5, -0.0, 1e-300, 1e300, float("inf"), float("nan"), *BIG,
-    *STRINGS, [], {}, [[]], [None], {"": None}, [2**62, 0, 7], [-1, 4], list(range(300)),
-]  # fmt: skip
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    2,
+    0.5,
+    -0.0,
+    1e-300,
+    1e300,
+    float("inf"),
+    float("nan"),
+    *BIG,
+    *STRINGS,
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    [2**62, 0, 7],
+    [-1, 4],
+    list(range(300)),
+]
 
 
 def flip(data: bytes, random: Random) -> bytes:
@@ -39,39 +73,69 @@ def flip_front(data: bytes, random: Random) -> bytes:
 def splice(data: bytes, random: Random) -> bytes:
     """Cut, repeat, insert or overwrite somewhere."""
     a, b = sorted(random.randrange(len(data) + 1) for _ in range(2))
-    piece = random.choice((b"\x00", b"\xff" * 8, b"\x1b[31m", random.randbytes(16), b"\n" * 1000))
+    piece = random.choice(
+        (b"\x00", b"\xff" * 8, b"\x1b[31m", random.randbytes(16), b"\n" * 1000)
+    )
     value = random.choice((0, 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1))
-    return random.choice((
-        data[: random.choice((0, 1, 7, 8, 9, a))],
-        data[:a] + data[a + random.choice((1, 4, 8, 100)) :],
-        data[:b] + data[a:],
-        data[:a] + piece + data[a:],
-        data[:a] + struct.pack("<Q", value) + data[a + 8 :],
-    ))  # fmt: skip
+    return random.choice(
+        (
+            data[: random.choice((0, 1, 7, 8, 9, a))],
+            data[:a] + data[a + random.choice((1, 4, 8, 100)) :],
+            data[:b] + data[a:],
+            data[:a] + piece + data[a:],
+            data[:a] + struct.pack("<Q", value) + data[a + 8 :],
+        )
+    )
 
 
 def nest(data: bytes, random: Random) -> bytes:
     """Nest JSON very deep, alone or in an object."""
     depth = random.choice((70, 900, 5000, 200_000))
     opening, closing = random.choice((("[", "]"), ('{"a":', "}")))
-    inner = opening * depth + random.choice(("1", "")) + closing * random.choice((depth, 0))
+    inner = (
+        opening * depth + random.choice(("1", "")) + closing * random.choice((depth, 0))
+    )
     return random.choice((inner, '{"model_type": ' + inner + "}")).encode()
 
 
 def other_kind(data: bytes, random: Random) -> bytes:
     """Put something else in the place of the file."""
     return random.choice(
-        (b"", b"\x00" * 100, b"{}", b"[]", b"null", b"1", b'"x"', b"\xef\xbb\xbf{}",
-         b"\xff\xfe\xff", b"PK\x03\x04", b"GGUF" + b"\xff" * 40,
-         b"\x93NUMPY\x01\x00\xff\xff", b"\x80\x04K\x01.",
-         b"\n" * 10_000, b"," * 10_000, b"9" * 5000)
-    )  # fmt: skip
+        (
+            b"",
+            b"\x00" * 100,
+            b"{}",
+            b"[]",
+            b"null",
+            b"1",
+            b'"x"',
+            b"\xef\xbb\xbf{}",
+            b"\xff\xfe\xff",
+            b"PK\x03\x04",
+            b"GGUF" + b"\xff" * 40,
+            b"\x93NUMPY\x01\x00\xff\xff",
+            b"\x80\x04K\x01.",
+            b"\n" * 10_000,
+            b"," * 10_000,
+            b"9" * 5000,
+        )
+    )
 
 
 BYTES: tuple[Callable[[bytes, Random], bytes], ...] = (
-    flip, flip_front, splice, splice, splice, splice, splice, nest, other_kind,
-)  # fmt: skip
-KINDS: dict[str, Callable[[Path, Path], object]] = {  # what is at a path, in place of a good file
+    flip,
+    flip_front,
+    splice,
+    splice,
+    splice,
+    splice,
+    splice,
+    nest,
+    other_kind,
+)
+KINDS: dict[
+    str, Callable[[Path, Path], object]
+] = {  # what is at a path, in place of a good file
     "pipe": lambda path, good: os.mkfifo(path),
     "socket": lambda path, good: os.mknod(path, stat.S_IFSOCK | 0o600),
     "folder": lambda path, good: path.mkdir(),
@@ -88,7 +152,9 @@ KINDS: dict[str, Callable[[Path, Path], object]] = {  # what is at a path, in pl
 def sparse(path: Path, good: Path) -> None:
     """A file that begins as it should and goes on with zeros, which take no room."""
     path.write_bytes(good.read_bytes())
-    os.truncate(path, 1 << 31 if good.suffix == ".gguf" else 1 << 40)  # cases digest GGUF files
+    os.truncate(
+        path, 1 << 31 if good.suffix == ".gguf" else 1 << 40
+    )  # cases digest GGUF files
 
 
 def changed_json(value: Any, random: Random) -> Any:
@@ -122,9 +188,15 @@ def _change_inside(holder: Any, random: Random) -> None:
         holder[random.choice(STRINGS)] = odd
     elif how == "add":
         holder.insert(random.randrange(len(holder) + 1), other)
-    elif how == "number" and isinstance(inner, int | float) and not isinstance(inner, bool):
+    elif (
+        how == "number"
+        and isinstance(inner, int | float)
+        and not isinstance(inner, bool)
+    ):
         half = inner // 2 if isinstance(inner, int) else inner / 2
-        holder[key] = random.choice((-inner, inner + 1, inner * 2, half, str(inner), [inner]))
+        holder[key] = random.choice(
+            (-inner, inner + 1, inner * 2, half, str(inner), [inner])
+        )
     else:
         holder[key] = other if how == "swap" else odd
 
@@ -149,11 +221,15 @@ def tensor_bytes(data: bytes, random: Random) -> bytes:
     if random.random() < 2 / 3:
         new = json_bytes(old, random)
         return struct.pack("<Q", len(new)) + new + data[start:]
-    entry = random.choice([x for name, x in json.loads(old).items() if name != "__metadata__"])
+    entry = random.choice(
+        [x for name, x in json.loads(old).items() if name != "__metadata__"]
+    )
     odd = {
-        "F16": b"\x00\x7c", "BF16": b"\x80\x7f", "F32": b"\x00\x00\x80\x7f",
+        "F16": b"\x00\x7c",
+        "BF16": b"\x80\x7f",
+        "F32": b"\x00\x00\x80\x7f",
         "F64": b"\x00" * 6 + b"\xf0\x7f",
-    }.get(entry["dtype"], b"\xff")  # fmt: skip
+    }.get(entry["dtype"], b"\xff")
     value = random.choice((odd, odd[:-1] + bytes([odd[-1] | 0x80]), b"\xff" * len(odd)))
     begin, end = entry["data_offsets"]
     at = start + begin + random.randrange((end - begin) // len(odd)) * len(odd)
@@ -162,7 +238,9 @@ def tensor_bytes(data: bytes, random: Random) -> bytes:
 
 def protobuf_bytes(data: bytes, random: Random) -> bytes:
     """Change what an ONNX graph says: a name or text, or a byte that is a tag, length or number."""
-    texts = [(m.start(), len(m[0])) for m in re.finditer(rb"[A-Za-z_./0-9]{3,40}", data)]
+    texts = [
+        (m.start(), len(m[0])) for m in re.finditer(rb"[A-Za-z_./0-9]{3,40}", data)
+    ]
     for _ in range(random.choice((1, 1, 2, 4))):
         at, length = random.choice(texts)
         how = random.randrange(4)
@@ -173,28 +251,81 @@ def protobuf_bytes(data: bytes, random: Random) -> bytes:
             odd = random.choice(STRINGS).encode("utf-8", "replace") or b" "
             new = (odd * length)[:length]
         else:
-            at = max(0, at + random.choice((-3, -2, -1, length, length + 1, length + 2)))
+            at = max(
+                0, at + random.choice((-3, -2, -1, length, length + 1, length + 2))
+            )
             new, length = bytes([random.choice((0, 1, 2, 7, 16, 127, 255))]), 1
         data = data[:at] + new + data[at + length :]
     return data
 
 
 INTEGERS = [
-    "-1", "0", "1", "2", "3", *map(str, BIG), "1e3", "0x10", "\uff11", "1_0", "", "x", "nan",
-]  # fmt: skip
+    "-1",
+    "0",
+    "1",
+    "2",
+    "3",
+    *map(str, BIG),
+    "1e3",
+    "0x10",
+    "\uff11",
+    "1_0",
+    "",
+    "x",
+    "nan",
+]
 NUMBERS = [
-    *INTEGERS, "inf", "-inf", "1e-400", "1e400", "0.5", "-0.0", "1e-7", "1e38", "1,1", ",",
+    *INTEGERS,
+    "inf",
+    "-inf",
+    "1e-400",
+    "1e400",
+    "0.5",
+    "-0.0",
+    "1e-7",
+    "1e38",
+    "1,1",
+    ",",
     "0.1,,2",
-]  # fmt: skip
-_PASSED = [text.replace("\x00", "").replace("\ud800", "") for text in STRINGS]  # as words
+]
+_PASSED = [
+    text.replace("\x00", "").replace("\ud800", "") for text in STRINGS
+]  # as words
 TEXTS = [*_PASSED, "=", "a=b=c", "m=5", "2:4", "5:4", "0:0", "9" * 400 + ":1"]
 SIZES = ["1", "0", "-1", "1G", "1T", "nanG", "1e400", "99999999999T", "G", ""]
 PATHS = [
-    "", ".", "/", "..", "absent", "absent/deep", "model", "model/model.safetensors",
-    "model/config.json", "text.txt", "scores.json", "/dev/zero", "/dev/null", "/dev/full", "loop",
-    "/proc/self/mem", "pipe",
-    "a" * 246, "a" * 300, "x\x1b[2Jy", "x\nerror: forged", "link.json", "out.json", "out.onnx",
+    "",
+    ".",
+    "/",
+    "..",
+    "absent",
+    "absent/deep",
+    "model",
+    "model/model.safetensors",
+    "model/config.json",
+    "text.txt",
+    "scores.json",
+    "/dev/zero",
+    "/dev/null",
+    "/dev/full",
+    "loop",
+    "/proc/self/mem",
+    "pipe",
+    "a" * 246,
+    "a" * 300,
+    "x\x1b[2Jy",
+    "x\nerror: forged",
+    "link.json",
+    "out.json",
+    "out.onnx",
     "out",
-    "case", "case/case.json", "ids.npy", "base.json", "graph.onnx",
-    "pruned", 'x" onload="alert(1)', "<b>|$x^2$", "seeds.txt",
-]  # fmt: skip
+    "case",
+    "case/case.json",
+    "ids.npy",
+    "base.json",
+    "graph.onnx",
+    "pruned",
+    'x" onload="alert(1)',
+    "<b>|$x^2$",
+    "seeds.txt",
+]

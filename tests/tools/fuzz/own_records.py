@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 
 RIGHT, THIEF = "right", "changes what it is given"
-CHOSEN: tuple[str, str, str] = ("uniform", "", RIGHT)  # a record, a field of it, what it does
+CHOSEN: tuple[str, str, str] = (
+    "uniform",
+    "",
+    RIGHT,
+)  # a record, a field of it, what it does
 FORGED = "\x1b[2Jx\nerror: forged"
 VALUES: dict[str, Callable[[np.ndarray], Any]] = {  # what is returned for a right array
     "None": lambda x: None,
@@ -38,7 +42,9 @@ VALUES: dict[str, Callable[[np.ndarray], Any]] = {  # what is returned for a rig
     "masked": lambda x: np.ma.masked_array(x, x > np.mean(x)),
     "read-only": lambda x: np.broadcast_to(x[:1], x.shape),
 }
-SIGNALS: dict[str, Callable[[Mapping, int], Any]] = {  # for a right signal of a block, by number
+SIGNALS: dict[
+    str, Callable[[Mapping, int], Any]
+] = {  # for a right signal of a block, by number
     "no mapping": lambda x, i: None,
     "a number": lambda x, i: 0.5,
     "nothing": lambda x, i: {},
@@ -46,7 +52,9 @@ SIGNALS: dict[str, Callable[[Mapping, int], Any]] = {  # for a right signal of a
     "a name of each block": lambda x, i: {f"block {i}": y for y in x.values()},
     "fewer names": lambda x, i: dict(x) if i == 0 else {"other": 1.0, **x},
     "forged names": lambda x, i: dict.fromkeys([FORGED], 1.0),
-    "a number of the first": lambda x, i: {n: 0.5 if i == 0 else y for n, y in x.items()},
+    "a number of the first": lambda x, i: {
+        n: 0.5 if i == 0 else y for n, y in x.items()
+    },
     "a number of the last": lambda x, i: {n: 0.5 if i else y for n, y in x.items()},
     "pairs": lambda x, i: [*x.items()],
 }
@@ -91,13 +99,17 @@ def choice(random: Random) -> tuple[str, tuple[str, str, str]]:
     if getattr(record, "compensate", None):
         names += ["compensate keep", "compensate weight"]
     field, share = random.choice(names), random.random()
-    if share < 0.2 and not field.startswith("keep"):  # whose scores are the record's own
+    if share < 0.2 and not field.startswith(
+        "keep"
+    ):  # whose scores are the record's own
         how = THIEF
     elif share < 0.4:
         field = random.choice([name for name in FIELDS if hasattr(record, name)])
         how = str(random.randrange(len(FIELDS[field])))
     else:
-        how = random.choice([*SIGNALS] if field == "signal" and share < 0.6 else [*VALUES])
+        how = random.choice(
+            [*SIGNALS] if field == "signal" and share < 0.6 else [*VALUES]
+        )
     return sort, (record.name, field, how)
 
 
@@ -124,8 +136,12 @@ def _record(name: str, field: str, how: str) -> Any:
         return replace(record, **{field: FIELDS[field][int(how)]})
     field, _, part = field.partition(" ")
     right = getattr(record, field)
-    if field == "signal" and how != THIEF:  # the allocation of a record has to fit its own signal
-        record = replace(record, allocation=lambda x: np.full(len(x.linears), x.sparsity))
+    if (
+        field == "signal" and how != THIEF
+    ):  # the allocation of a record has to fit its own signal
+        record = replace(
+            record, allocation=lambda x: np.full(len(x.linears), x.sparsity)
+        )
 
     def function(*inputs: Any) -> Any:
         if how == THIEF:
@@ -133,7 +149,8 @@ def _record(name: str, field: str, how: str) -> Any:
         made = right(*inputs)
         if part and how != THIEF:
             return tuple(
-                odd(x, how) if at == part else x for x, at in zip(made, PARTS, strict=True)
+                odd(x, how) if at == part else x
+                for x, at in zip(made, PARTS, strict=True)
             )
         if how in SIGNALS:
             return SIGNALS[how](made, inputs[0].index)
@@ -167,7 +184,9 @@ def install(folder: Path) -> None:
     """Write the made-up package, whose folder is to be on `sys.path`."""
     facts = folder / "fuzzed-1.0.dist-info"
     facts.mkdir(parents=True)
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: fuzzed\nVersion: 1.0\n")
+    (facts / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: fuzzed\nVersion: 1.0\n"
+    )
     lines = [f"{name} = {value}" for name, value in ENTRIES.items()]
     text = "".join("\n".join([f"[{group}]", *lines, ""]) for group in GROUPS.values())
     (facts / "entry_points.txt").write_text(text)

@@ -91,16 +91,26 @@ def _child(words: list[str], folder: Path, files: list[Path]) -> None:
         os.chdir(folder)
         sys.argv = ["refimpl", *words]
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        sys.stderr = open(  # noqa: SIM115
+            2, "w", encoding="utf-8", errors="backslashreplace", closefd=False
+        )
         from refimpl.cli.main import main
 
         try:
             main()
             code = 0
         except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else 0 if left.code is None else 98
+            code = (
+                left.code
+                if isinstance(left.code, int)
+                else 0
+                if left.code is None
+                else 98
+            )
         for end in (threading._shutdown, multiprocessing.util._exit_function):
-            with suppress(OSError):  # as the interpreter does at its end: pools of processes end
+            with suppress(
+                OSError
+            ):  # as the interpreter does at its end: pools of processes end
                 end()
         sys.stdout.flush()
         sys.stderr.flush()

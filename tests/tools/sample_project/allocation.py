@@ -18,9 +18,14 @@ LEAST = 1e-12  # of the largest error: below it is rounding
 def signals(scores: list[Tensor], weights: list[list[Tensor]]) -> dict[str, Tensor]:
     """Signals by base, of each block's Wanda scores in a row, and of its linears."""
     spectra = [[eigenvalues(w) for w in block] for block in weights]
-    tails = {fit: [[alpha(x, fit) for x in block] for block in spectra] for fit in ("peak", "mid")}
+    tails = {
+        fit: [[alpha(x, fit) for x in block] for block in spectra]
+        for fit in ("peak", "mid")
+    }
     return {
-        "owl": torch.stack([100 * (x > OWL_M * x.mean()).double().mean() for x in scores]),
+        "owl": torch.stack(
+            [100 * (x > OWL_M * x.mean()).double().mean() for x in scores]
+        ),
         "dlp": torch.stack([x.mean() for x in scores]),
         "dlp_median": torch.stack([x.quantile(0.5) for x in scores]),
         "alphapruning": torch.tensor(tails["peak"], dtype=torch.float64),
@@ -43,7 +48,9 @@ def alpha(spectrum: Tensor, fit: str) -> float:
         return float(1 + len(upper) / (upper - upper[0]).sum())
     logs = spectrum.log10()
     place = ((logs - logs[0]) / (logs[-1] - logs[0]) * BINS).long().clamp(max=BINS - 1)
-    peak = int(torch.bincount(place, minlength=BINS).argmax())  # the first of equal ones
+    peak = int(
+        torch.bincount(place, minlength=BINS).argmax()
+    )  # the first of equal ones
     left = 10 ** (logs[0] + (logs[-1] - logs[0]) * peak / BINS)
     low = torch.log10(0.95 * left)  # as shipped: a logarithm, held against values
     best, found = inf, torch.nan
@@ -59,15 +66,21 @@ def alpha(spectrum: Tensor, fit: str) -> float:
     return found
 
 
-def base(name: str, signal: Any, sizes: Sequence[int], recipe: dict[str, Any]) -> list[float]:
+def base(
+    name: str, signal: Any, sizes: Sequence[int], recipe: dict[str, Any]
+) -> list[float]:
     """A base allocation before its projection onto the budget."""
     sparsity, blocks = recipe["sparsity"], len(sizes)
     if name == "atp":
-        return [sparsity + recipe["beta"] * (i - (blocks - 1) / 2) for i in range(blocks)]
+        return [
+            sparsity + recipe["beta"] * (i - (blocks - 1) / 2) for i in range(blocks)
+        ]
     if name.startswith("alphapruning"):
         phi = unit_interval([mean(x) for x in signal])
         phi = (
-            [v * 2 * ALPHA_EPSILON + 1 - ALPHA_EPSILON for v in phi] if any(phi) else [1.0] * blocks
+            [v * 2 * ALPHA_EPSILON + 1 - ALPHA_EPSILON for v in phi]
+            if any(phi)
+            else [1.0] * blocks
         )
         spent = sum(n * v for n, v in zip(sizes, phi, strict=True))
         return [v * sparsity * sum(sizes) / spent for v in phi]
@@ -101,7 +114,10 @@ def relative(errors: Numbers) -> list[float]:
     """Errors by their geometric mean; those of rounding are left out."""
     known = [a > LEAST * max(errors) for a in errors]
     logs = [log(a) for a, use in zip(errors, known, strict=True) if use]
-    return [exp(log(a) - mean(logs)) if use else 1.0 for a, use in zip(errors, known, strict=True)]
+    return [
+        exp(log(a) - mean(logs)) if use else 1.0
+        for a, use in zip(errors, known, strict=True)
+    ]
 
 
 def project(x: Numbers, sizes: Sequence[int], sparsity: float) -> list[float]:

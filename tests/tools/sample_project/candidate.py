@@ -28,7 +28,9 @@ def candidate(case: Path, dtype: torch.dtype) -> Weights:
     blocks = [model.cast(x) for x in stored]
     steps: dict[str, Tensor] = {}
 
-    def effects_of(starts: list[Tensor], prefix: str, scaled: dict[str, Any]) -> dict[str, Any]:
+    def effects_of(
+        starts: list[Tensor], prefix: str, scaled: dict[str, Any]
+    ) -> dict[str, Any]:
         """Add the steps of an experiment."""
         found = experiment(model, blocks, after, starts, scaled)
         for i in range(model.layers):
@@ -48,7 +50,9 @@ def candidate(case: Path, dtype: torch.dtype) -> Weights:
         known = steps.get(f"{name}.signal")
         plain = base(name, None if known is None else known.tolist(), totals, recipe)
         moved = [s + c for s, c in zip(plain, change, strict=True)]
-        whole, corrected = (project(x, totals, recipe["sparsity"]) for x in (plain, moved))
+        whole, corrected = (
+            project(x, totals, recipe["sparsity"]) for x in (plain, moved)
+        )
         return whole, corrected
 
     x = steps["embed"] = embedded(model, ids)
@@ -58,9 +62,13 @@ def candidate(case: Path, dtype: torch.dtype) -> Weights:
         seen: Weights = {}
         x = passed(model, weights, x, seen)
         after.append(x)
-        steps |= {f"blocks.{i}.{name}": y for name, y in seen.items() if name not in INSIDE}
+        steps |= {
+            f"blocks.{i}.{name}": y for name, y in seen.items() if name not in INSIDE
+        }
         some = [
-            wanda_score(stored[i][f"{name}.weight"], squares(seen[READS[name]]), len(x)).flatten()
+            wanda_score(
+                stored[i][f"{name}.weight"], squares(seen[READS[name]]), len(x)
+            ).flatten()
             for name in linears(weights)
         ]
         scores.append(torch.cat(some))
@@ -69,9 +77,14 @@ def candidate(case: Path, dtype: torch.dtype) -> Weights:
     steps["dense.perplexity"] = perplexity(x)
 
     noise = [inputs[f"noise.{d}" if d else "noise"] for d in range(recipe["draws"])]
-    for prefix, eta, draws in (("perturbed", "eta", noise[:1]), ("coarse", "coarse_eta", noise)):
+    for prefix, eta, draws in (
+        ("perturbed", "eta", noise[:1]),
+        ("coarse", "coarse_eta", noise),
+    ):
         scaled = recipe | {"eta": recipe[eta]}
-        starts = [noisy(torch.stack(draws, 1)[i], h, scaled) for i, h in enumerate(after)]
+        starts = [
+            noisy(torch.stack(draws, 1)[i], h, scaled) for i, h in enumerate(after)
+        ]
         found = effects_of(starts, prefix, scaled)
     if len(ids) > 1:
         steps["coarse.stderr"] = found["stderr"]
@@ -84,7 +97,9 @@ def candidate(case: Path, dtype: torch.dtype) -> Weights:
     steps |= {f"{name}.signal": x for name, x in measured.items() if name in of_bases}
     change = correction(steps["absorption_coefficient"].tolist(), recipe)
     for name in recipe["bases"]:
-        for kind, values in zip(("base", "corrected"), allocated(name, change), strict=True):
+        for kind, values in zip(
+            ("base", "corrected"), allocated(name, change), strict=True
+        ):
             steps[f"{name}.{kind}"] = torch.tensor(values, dtype=torch.float64)
         steps[f"{name}.counts"] = counts(values, sizes, recipe["sparsity"])
     first = recipe["bases"][0]
@@ -95,10 +110,16 @@ def candidate(case: Path, dtype: torch.dtype) -> Weights:
     for i, goal in enumerate(alone.tolist()):
         pruned = pruned_block(model, "wanda", stored[i], goal, before[i])
         steps |= {f"pruned.blocks.{i}.{k}.squares": x for k, x in pruned.sums.items()}
-        steps |= {f"pruned.blocks.{i}.{k}.keep": packed(x) for k, x in pruned.keep.items()}
-        masks = {f"{k}.weight": x * pruned.keep[k] for k, x in weights_of(blocks[i]).items()}
+        steps |= {
+            f"pruned.blocks.{i}.{k}.keep": packed(x) for k, x in pruned.keep.items()
+        }
+        masks = {
+            f"{k}.weight": x * pruned.keep[k] for k, x in weights_of(blocks[i]).items()
+        }
         state = passed(model, blocks[i] | masks, before[i])
-        starts.append(torch.where(kept(after[i], recipe["sink"])[..., None], state, after[i]))
+        starts.append(
+            torch.where(kept(after[i], recipe["sink"])[..., None], state, after[i])
+        )
     ends = effects_of(starts, "pruned", recipe)["ends"]
     steps["pruned.divergence"] = divergences(model, after, ends, recipe)
     change = correction(relative(steps["pruned.divergence"].tolist()), recipe)
@@ -128,8 +149,13 @@ def weights_of(block: Weights) -> Weights:
 
 def named(pruner: str, index: int, block: Pruned, shown: Weights) -> Weights:
     """A pruned block's steps, its weights if they are shown; of some pruners, decisions alone."""
-    prefix, kind = f"{pruner}.blocks.{index}", "products" if pruner == "sparsegpt" else "squares"
-    steps = {f"{prefix}.{linear}.keep": packed(keep) for linear, keep in block.keep.items()}
+    prefix, kind = (
+        f"{pruner}.blocks.{index}",
+        "products" if pruner == "sparsegpt" else "squares",
+    )
+    steps = {
+        f"{prefix}.{linear}.keep": packed(keep) for linear, keep in block.keep.items()
+    }
     if pruner in ("magnitude", "sparsegpt_pattern"):
         return steps
     if shown or kind == "squares":
@@ -137,7 +163,9 @@ def named(pruner: str, index: int, block: Pruned, shown: Weights) -> Weights:
     if shown:
         steps |= {f"{prefix}.{linear}.score": x for linear, x in block.scores.items()}
     if shown and pruner != "pattern":
-        steps |= {f"{prefix}.{linear}.weight": x for linear, x in weights_of(shown).items()}
+        steps |= {
+            f"{prefix}.{linear}.weight": x for linear, x in weights_of(shown).items()
+        }
     return steps
 
 
@@ -145,7 +173,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", type=Path, help="a case of refimpl, a folder")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="ACTUAL.safetensors")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="ACTUAL.safetensors"
+    )
     dtypes = ("float32", "float64", "float16", "bfloat16")
     parser.add_argument("--dtype", choices=dtypes, default="float32")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -154,7 +184,9 @@ def main() -> None:
     with torch.inference_mode():
         steps = candidate(options.case, getattr(torch, options.dtype))
     save_file(steps, options.output)
-    print(f"{options.case.name}: {len(steps)} steps in {options.dtype} on {options.device}")
+    print(
+        f"{options.case.name}: {len(steps)} steps in {options.dtype} on {options.device}"
+    )
 
 
 if __name__ == "__main__":

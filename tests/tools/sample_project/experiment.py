@@ -12,10 +12,16 @@ Effects = dict[str, Any]
 
 
 def experiment(
-    model: Model, blocks: list[Weights], clean: States, starts: States, recipe: dict[str, Any]
+    model: Model,
+    blocks: list[Weights],
+    clean: States,
+    starts: States,
+    recipe: dict[str, Any],
 ) -> Effects:
     """Follow states [draws N, S, D], each perturbed after one block, to the end."""
-    found: Effects = {name: [] for name in ("drift", "alignment", "coefficient", "stderr", "ends")}
+    found: Effects = {
+        name: [] for name in ("drift", "alignment", "coefficient", "stderr", "ends")
+    }
     for i, state in enumerate(starts):
         draws = len(state) // len(clean[i])
         keep, effects = kept(clean[i], recipe["sink"]).repeat(draws, 1), []
@@ -24,11 +30,15 @@ def experiment(
             effects.append(compared(state, clean[k].repeat(draws, 1, 1), keep))
         ratio = effects[-1][0] / effects[0][0]  # 0 / 0 is NaN, and left out
         found["drift"].append(torch.stack([meaned(drift) for drift, _ in effects]))
-        found["alignment"].append(torch.stack([meaned(cosine) for _, cosine in effects]))
+        found["alignment"].append(
+            torch.stack([meaned(cosine) for _, cosine in effects])
+        )
         found["coefficient"].append(meaned(ratio))
         found["stderr"].append(standard_error(ratio, len(clean[i])))
         found["ends"].append(state)
-    return found | {name: torch.stack(found[name]) for name in ("coefficient", "stderr")}
+    return found | {
+        name: torch.stack(found[name]) for name in ("coefficient", "stderr")
+    }
 
 
 def kept(h: Tensor, sink: str) -> Tensor:
@@ -62,7 +72,11 @@ def standard_error(ratio: Tensor, sequences: int) -> Tensor:
     """Over the sequences, of the mean of tokens and then of draws; ratios are [draws N, S]."""
     means = ratio.nanmean(1).unflatten(0, (-1, sequences)).nanmean(0)
     means = means[means.isfinite()]
-    return means.std() / len(means) ** 0.5 if len(means) > 1 else means.new_tensor(torch.nan)
+    return (
+        means.std() / len(means) ** 0.5
+        if len(means) > 1
+        else means.new_tensor(torch.nan)
+    )
 
 
 def meaned(x: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -72,11 +86,16 @@ def meaned(x: Tensor, valid: Tensor | None = None) -> Tensor:
     return means[valid.any(1)].mean()
 
 
-def divergences(model: Model, clean: States, ends: States, recipe: dict[str, Any]) -> Tensor:
+def divergences(
+    model: Model, clean: States, ends: States, recipe: dict[str, Any]
+) -> Tensor:
     """How far the predictions of each end are from the clean ones, in nats, [L]."""
     p, *others = (
-        head(model, final_norm(model, x)).double().log_softmax(-1) for x in (clean[-1], *ends)
+        head(model, final_norm(model, x)).double().log_softmax(-1)
+        for x in (clean[-1], *ends)
     )
     losses = [(p.exp() * (p - q)).sum(-1) for q in others]
     kept_of = [kept(h, recipe["sink"]) for h in clean]
-    return torch.stack([meaned(x, keep) for x, keep in zip(losses, kept_of, strict=True)])
+    return torch.stack(
+        [meaned(x, keep) for x, keep in zip(losses, kept_of, strict=True)]
+    )

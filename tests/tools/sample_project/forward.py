@@ -19,21 +19,26 @@ READS = {  # the trace point that a linear reads
     "down_proj": "mlp_hidden",
 }
 LLAMA = {  # our name of a part: its name in the file
-    "embed": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head",
+    "embed": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "head": "lm_head",
     "attn_norm": "model.layers.{}.input_layernorm",
     "mlp_norm": "model.layers.{}.post_attention_layernorm",
     **{f"{x}_proj": f"model.layers.{{}}.self_attn.{x}_proj" for x in "qkvo"},
     **{x: f"model.layers.{{}}.mlp.{x}" for x in LINEARS[4:]},
-}  # fmt: skip
+}
 OPT = {
-    "embed": "model.decoder.embed_tokens", "positions": "model.decoder.embed_positions",
-    "final_norm": "model.decoder.final_layer_norm", "head": "lm_head",
+    "embed": "model.decoder.embed_tokens",
+    "positions": "model.decoder.embed_positions",
+    "final_norm": "model.decoder.final_layer_norm",
+    "head": "lm_head",
     "attn_norm": "model.decoder.layers.{}.self_attn_layer_norm",
     "mlp_norm": "model.decoder.layers.{}.final_layer_norm",
     **{f"{x}_proj": f"model.decoder.layers.{{}}.self_attn.{x}_proj" for x in "qkv"},
     "o_proj": "model.decoder.layers.{}.self_attn.out_proj",
-    "up_proj": "model.decoder.layers.{}.fc1", "down_proj": "model.decoder.layers.{}.fc2",
-}  # fmt: skip
+    "up_proj": "model.decoder.layers.{}.fc1",
+    "down_proj": "model.decoder.layers.{}.fc2",
+}
 
 
 @dataclass(frozen=True)
@@ -59,20 +64,31 @@ class Model:
         """Weight and bias of a part, as stored, by kind."""
         names = OPT if self.config["model_type"] == "opt" else LLAMA
         place = names.get(name, "").format(index)
-        found = {kind: self.tensors.get(f"{place}.{kind}") for kind in ("weight", "bias")}
+        found = {
+            kind: self.tensors.get(f"{place}.{kind}") for kind in ("weight", "bias")
+        }
         return {kind: x for kind, x in found.items() if x is not None}
 
     def stored(self, index: int) -> Weights:
         """A block's tensors in the dtype of the file, as single linears, [out, in]."""
         heads, kv_heads, head_dim = self.heads
-        parts = {name: self.part(name, index) for name in ("attn_norm", "mlp_norm", *LINEARS)}
-        made = {f"{name}.{kind}": x for name, part in parts.items() for kind, x in part.items()}
+        parts = {
+            name: self.part(name, index) for name in ("attn_norm", "mlp_norm", *LINEARS)
+        }
+        made = {
+            f"{name}.{kind}": x
+            for name, part in parts.items()
+            for kind, x in part.items()
+        }
         width = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
         half = self.config.get("intermediate_size")
         for fused, into, sizes in (  # Phi-3's
-            ("self_attn.qkv_proj", LINEARS[:3], width), ("mlp.gate_up_proj", LINEARS[4:6], half),
-        ):  # fmt: skip
-            if (x := self.tensors.get(f"model.layers.{index}.{fused}.weight")) is not None:
+            ("self_attn.qkv_proj", LINEARS[:3], width),
+            ("mlp.gate_up_proj", LINEARS[4:6], half),
+        ):
+            if (
+                x := self.tensors.get(f"model.layers.{index}.{fused}.weight")
+            ) is not None:
                 some = zip(into, x.split(sizes), strict=True)
                 made |= {f"{name}.weight": y.contiguous() for name, y in some}
         return made
@@ -86,18 +102,26 @@ class Model:
         eps = self.config.get("rms_norm_eps", 1e-5)
         wide, scale = widened(x), widened(weights["weight"])
         if "bias" in weights:
-            done = F.layer_norm(wide, wide.shape[-1:], scale, widened(weights["bias"]), eps)
+            done = F.layer_norm(
+                wide, wide.shape[-1:], scale, widened(weights["bias"]), eps
+            )
         else:
-            done = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * scale
+            done = (
+                wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * scale
+            )
         return done.to(x.dtype)
 
     def rotation(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines, [S, channels / 2]; formed in float64, cast once."""
         known = self.config["rope_parameters"]
-        exponents = torch.arange(0, self.heads[2], 2, dtype=torch.float64) / self.heads[2]
+        exponents = (
+            torch.arange(0, self.heads[2], 2, dtype=torch.float64) / self.heads[2]
+        )
         frequencies = known["rope_theta"] ** -exponents
         if known["rope_type"] == "llama3":  # long waves slow down, short ones stay
-            turns = known["original_max_position_embeddings"] * frequencies / (2 * torch.pi)
+            turns = (
+                known["original_max_position_embeddings"] * frequencies / (2 * torch.pi)
+            )
             low, high = known["low_freq_factor"], known["high_freq_factor"]
             slow = (1 - (turns - low) / (high - low)).clamp(0, 1)
             frequencies = frequencies * (slow / known["factor"] + 1 - slow)
@@ -135,14 +159,20 @@ def passed(model: Model, w: Weights, x: Tensor, seen: Weights | None = None) -> 
         return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
 
     def normed(name: str, x: Tensor) -> Tensor:
-        kinds = {kind: w[key] for kind in ("weight", "bias") if (key := f"{name}.{kind}") in w}
+        kinds = {
+            kind: w[key]
+            for kind in ("weight", "bias")
+            if (key := f"{name}.{kind}") in w
+        }
         return model.norm(x, kinds)
 
     seen["resid_pre"] = x
     y = seen["attn_norm"] = normed("attn_norm", x)
     for name in "qkv":
         heads = model.heads[0 if name == "q" else 1]
-        seen[name] = linear(f"{name}_proj", y).unflatten(-1, (heads, -1)).transpose(1, 2)
+        seen[name] = (
+            linear(f"{name}_proj", y).unflatten(-1, (heads, -1)).transpose(1, 2)
+        )
     q, k = seen["q"], seen["k"]
     if "rope_parameters" in model.config:
         cosine, sine = model.rotation(x.shape[1])

@@ -15,7 +15,9 @@ WIDTH = 128  # columns that SparseGPT decides on at once
 class Pruned:
     """A block, pruned."""
 
-    sums: dict[str, Tensor]  # by trace point: squares [in], or products [in, in] for SparseGPT
+    sums: dict[
+        str, Tensor
+    ]  # by trace point: squares [in], or products [in, in] for SparseGPT
     scores: dict[str, Tensor]  # by linear; none for SparseGPT
     keep: dict[str, Tensor]
     weights: Weights
@@ -43,7 +45,12 @@ def wanda_score(weight: Tensor, total: Tensor, sequences: int) -> Tensor:
 
 
 def pruned_block(
-    model: Model, method: str, stored: Weights, counts: list[Any], x: Tensor, damping: float = 0
+    model: Model,
+    method: str,
+    stored: Weights,
+    counts: list[Any],
+    x: Tensor,
+    damping: float = 0,
 ) -> Pruned:
     """Prune a block whose inputs are x; a count is of a linear, or the n and m of a pattern."""
     by_products, seen, scores, keep = (
@@ -58,7 +65,9 @@ def pruned_block(
     for name, count in zip(linears(stored), counts, strict=True):
         weight, total = stored[f"{name}.weight"], sums[READS[name]]
         if by_products:
-            keep[name], new = sparsegpt(weight.double(), total * 2 / len(x), count, damping)
+            keep[name], new = sparsegpt(
+                weight.double(), total * 2 / len(x), count, damping
+            )
         else:
             score = weight.double().abs()
             if method == "magnitude":
@@ -66,9 +75,15 @@ def pruned_block(
             else:
                 score = scores[name] = wanda_score(weight, total, len(x))
                 as_pattern = isinstance(count, tuple)
-                keep[name] = pattern_keep(score, *count) if as_pattern else wanda_keep(score, count)
+                keep[name] = (
+                    pattern_keep(score, *count)
+                    if as_pattern
+                    else wanda_keep(score, count)
+                )
             new = weight * keep[name]
-        weights[f"{name}.weight"] = rounded(new, weight.dtype)  # as a file would hold it
+        weights[f"{name}.weight"] = rounded(
+            new, weight.dtype
+        )  # as a file would hold it
     return Pruned(sums, scores, keep, weights)
 
 
@@ -97,7 +112,9 @@ def wanda_keep(score: Tensor, count: int) -> Tensor:
     else:
         takes = torch.full((rows,), each, device=score.device)
     rank = torch.empty_like(order)
-    rank.scatter_(1, order, torch.arange(score.shape[1], device=score.device).expand_as(order))
+    rank.scatter_(
+        1, order, torch.arange(score.shape[1], device=score.device).expand_as(order)
+    )
     return rank >= takes[:, None]
 
 
@@ -105,7 +122,11 @@ def pattern_keep(score: Tensor, zeros: int, group: int) -> Tensor:
     """The lowest ``zeros`` of every ``group`` inputs go, the lowest column of equal ones."""
     groups = score.reshape(-1, group)
     order = groups.argsort(dim=1, stable=True)[:, :zeros]
-    return torch.ones_like(groups, dtype=torch.bool).scatter_(1, order, False).reshape(score.shape)
+    return (
+        torch.ones_like(groups, dtype=torch.bool)
+        .scatter_(1, order, False)
+        .reshape(score.shape)
+    )
 
 
 def sparsegpt(
@@ -152,4 +173,6 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     missed = x - single.double()
     odd = torch.nextafter(single, torch.where(missed > 0, torch.inf, -torch.inf))
     even = single.view(torch.int32) % 2 == 0
-    return torch.where((missed != 0) & even, odd, single).to(dtype)  # no tie is made on the way
+    return torch.where((missed != 0) & even, odd, single).to(
+        dtype
+    )  # no tie is made on the way
