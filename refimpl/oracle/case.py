@@ -36,9 +36,9 @@ from refimpl.oracle.measures import Arrays, OwnErrors, measure_of
 from refimpl.oracle.recipe import Recipe
 from refimpl.oracle.rounding import RoundedArray, RoundedModel
 from refimpl.oracle.steps import steps
+from refimpl.running.blas import blas_kernel
 from refimpl.running.file_system import file_digest
 from refimpl.running.outputs import check_folder, whole
-from refimpl.running.threads import blas_kernel
 from refimpl.version import SPEC, __version__
 
 INPUTS, EXPECTED = "inputs.safetensors", "expected.safetensors"

@@ -19,6 +19,7 @@ from refimpl.errors import RefimplError
 from refimpl.model.model import Model
 from refimpl.model.ops import within_range
 from refimpl.running import file_system as disk
+from refimpl.running.blas import blas_name, require_right_products
 from refimpl.running.provenance import Run, check_unchanged, identity, stamps, versions
 from refimpl.running.threads import Progress, Workers
 
@@ -93,7 +94,7 @@ class Resources:
             self.memory,
             time.perf_counter() - started,
             peak_memory(),
-            versions() | {"python": platform.python_version()},
+            versions() | {"python": platform.python_version(), "blas": blas_name()},
         )
 
     def keep(self, results: Mapping[str, Any]) -> None:
@@ -142,6 +143,7 @@ class Settings(Checked):
             parse_memory(self.memory),
             None if model is None else stamps(model),
         )
+        require_right_products()
         with ExitStack() as opened:
             opened.enter_context(within_range(self.dtype))
             dtype, finished = np.dtype(self.dtype), None

@@ -18,12 +18,6 @@ Progress = Callable[[float, float], None]
 """Called with the cost done and the cost in all."""
 
 
-def blas_kernel() -> str:
-    """The kernel of BLAS of this process, such as "Haswell", as OpenBLAS names it."""
-    names = (x.get("architecture") for x in ThreadpoolController().info())
-    return next(filter(None, names), "unknown")
-
-
 def thread_count(threads: int | None) -> int:
     """The number of threads that was asked for; if None, one per core that this process may use."""
     require(threads, integer(1, 1024) | None, "threads")
