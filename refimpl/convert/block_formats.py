@@ -32,11 +32,11 @@ DESCRIPTIVE_KEYS = {  # they only say what the tensors show
     "ignored_layers",
     "modules_to_convert",
 }
-UNSET = (None, False, [], {})  # the values with which any other key changes nothing
+UNSET: tuple[Any, ...] = (None, False, [], {})  # with these, any other key says nothing
 MOST_ROWS = 1 << 31  # of a block: larger numbers overflow NumPy's sizes
-SCALE = re.compile(r"(.*)\.weight_scale(_inv)?", re.DOTALL)
-PACKED = re.compile(r"(.*)_(blocks|scales)", re.DOTALL)
-RUN = 32  # numbers of MXFP4 that share a power of 2
+_SCALE_NAME = re.compile(r"(.*)\.weight_scale(_inv)?", re.DOTALL)
+_PACKED_NAME = re.compile(r"(.*)_(blocks|scales)", re.DOTALL)
+_RUN = 32  # numbers of MXFP4 that share a power of 2
 StoredTensors = Mapping[str, StoredTensor]
 # Each converted tensor, with the names of the stored ones that it replaces
 Converted = Iterator[tuple[ConvertedTensor, list[str]]]
@@ -75,7 +75,7 @@ def converted_blocks(
 
 
 def block_size(config: Any, source: str) -> list[int]:
-    """Rows and columns of the blocks of FP8 weights; [] if the checkpoint states none."""
+    """Rows and columns of the blocks of FP8 weights; [] if none are stated."""
     entries = config if isinstance(config, dict) else {}
     method = entries.get("quant_method")
     block = entries.get("weight_block_size") or []
@@ -111,7 +111,7 @@ def _fp8_tensors(
 ) -> Converted:
     """FP8 weights with their scales; scales of activations are left out with them."""
     for name, scale in tensors.items():
-        named = SCALE.fullmatch(name)
+        named = _SCALE_NAME.fullmatch(name)
         if not named:
             continue
         base = named[1]
@@ -163,7 +163,7 @@ def scaled_weight(
 
 def _mxfp4_tensors(tensors: StoredTensors, problems: list[str]) -> Converted:
     """MXFP4 experts [E, in, out]: blocks and their powers."""
-    bases = {named[1] for name in tensors if (named := PACKED.fullmatch(name))}
+    bases = {named[1] for name in tensors if (named := _PACKED_NAME.fullmatch(name))}
     for base in sorted(bases):
         blocks = tensors.get(f"{base}_blocks")
         powers = tensors.get(f"{base}_scales")
@@ -172,7 +172,7 @@ def _mxfp4_tensors(tensors: StoredTensors, problems: list[str]) -> Converted:
             or powers is None
             or (blocks.dtype, powers.dtype) != ("U8", "U8")
             or len(powers.shape) != 3
-            or blocks.shape != (*powers.shape, RUN // 2)
+            or blocks.shape != (*powers.shape, _RUN // 2)
             or base in tensors
         ):
             problems.append(
@@ -181,17 +181,16 @@ def _mxfp4_tensors(tensors: StoredTensors, problems: list[str]) -> Converted:
             )
             continue
         experts, rows, runs = powers.shape
-        shape = (experts, RUN * runs, rows)
+        shape = (experts, _RUN * runs, rows)
         pieces = partial(unpacked_experts, blocks, powers)
         tensor = ConvertedTensor(base, "BF16", shape, "MXFP4", pieces)
         yield tensor, [blocks.name, powers.name]
 
 
 def unpacked_experts(blocks: StoredTensor, powers: StoredTensor) -> Iterator[Array]:
-    """MXFP4 experts [in, out], exact: numbers of 4 bits (E2M1) times a power of 2 (E8M0).
+    """MXFP4 experts [in, out], exact: numbers of 4 bits (E2M1) times powers of 2.
 
-    Every run of 32 numbers has one power. The first of two numbers in a byte is in its
-    lower 4 bits.
+    32 numbers share a power. The first of two numbers in a byte is in its lower 4 bits.
     """
     for expert in range(powers.shape[0]):
         packed = _bytes(blocks, slice(expert, expert + 1))[0]
@@ -199,7 +198,7 @@ def unpacked_experts(blocks: StoredTensor, powers: StoredTensor) -> Iterator[Arr
         nibbles = np.stack([packed & 15, packed >> 4], axis=-1)
         numbers = nibbles.view(ml_dtypes.float4_e2m1fn).astype(np.float32)
         factors = scales.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
-        products = numbers.reshape(*scales.shape, RUN) * factors[..., None]
+        products = numbers.reshape(*scales.shape, _RUN) * factors[..., None]
         yield products.reshape(len(scales), -1).T.astype(STORED_DTYPES["BF16"])
 
 
