@@ -12,9 +12,9 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from refimpl.arguments import (
+    AtLeastZero,
     Checked,
     Compat,
-    Count,
     Fraction,
     NotNegative,
     common_option,
@@ -95,7 +95,7 @@ class Noise(Perturbation):
         "the median.",
     )
     draws: Annotated[int, Meta(ge=1, le=MOST_DRAWS)] = 1
-    seed: Count = option(0, "Seed of all random numbers, 0 or more.", "N")
+    seed: AtLeastZero = option(0, "Seed of all random numbers, 0 or more.", "N")
     noise_norm: NoiseNorm = option(
         "exact",
         "With `perturbation` gaussian. exact: the noise of every token has the length eta ||h||; "
@@ -139,7 +139,7 @@ class Probes(Perturbation):
     """
 
     kind: Literal["pruning"] = same_option(Noise, "kind", default="pruning")
-    seed: Count = same_option(Noise, "seed")
+    seed: AtLeastZero = same_option(Noise, "seed")
     pruner: str = option(WANDA.name, "With `perturbation=pruning`: the pruner.", "NAME")
     delta: Annotated[float, Meta(ge=0.001, le=1)] | None = None
     samples: Annotated[int, Meta(ge=1)] | None = None

@@ -7,7 +7,7 @@ from math import fsum
 import numpy as np
 import numpy.typing as npt
 
-from refimpl.arguments import Compat, Count, Floats, Fraction, checked
+from refimpl.arguments import AtLeastZero, Compat, Floats, Fraction, checked
 from refimpl.bases.base import Base, BlockInputs, Option, Value, by_share
 from refimpl.errors import RefimplError
 
@@ -145,7 +145,7 @@ LSA = Base(
             Fraction,
         ),
         "block": Option(
-            128, "Columns of a group, which loses half; 0: the row.", Count, True
+            128, "Columns of a group, which loses half; 0: the row.", AtLeastZero, True
         ),
     },
     needs="products",

@@ -10,8 +10,8 @@ from typing import Any, cast, get_args
 from refimpl.allocation.request import Correction, Request
 from refimpl.arguments import (
     AtLeastOne,
+    AtLeastZero,
     Checked,
-    Count,
     Fraction,
     common_option,
     option,
@@ -101,11 +101,11 @@ class BenchRow(Document, frozen=True, kw_only=True):
     pruner: str | None = None
     sparsity: Fraction = 0.0
     allocation: str | None = None
-    seed: Count = 0
-    jitter: Count = 0
+    seed: AtLeastZero = 0
+    jitter: AtLeastZero = 0
     texts: tuple[TextNats, ...] = ()
     block_sparsity: tuple[float, ...] = ()
-    pruned: Count = 0
+    pruned: AtLeastZero = 0
     tokens_sha256: str | None = None
     versions: dict[str, str] | None = None
 
@@ -148,7 +148,7 @@ class Grid(Checked):
         "of the text.",
         "N",
     )
-    jitter: Count = option(
+    jitter: AtLeastZero = option(
         0,
         "Reruns of the first allocation with all sparsities moved by about 1e-6. The spread is "
         "the noise floor, below which no difference is a finding.",

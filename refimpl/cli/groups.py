@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from refimpl.allocation.request import Noise, Perturbation, Probes, Request
-from refimpl.arguments import Count, common_option, option, same_option
+from refimpl.arguments import AtLeastZero, common_option, option, same_option
 from refimpl.bases.base import bases
 from refimpl.cli import terminal
 from refimpl.cli.options import (
@@ -126,7 +126,7 @@ class PerturbationOptions:
     kind: Literal["gaussian", "pruning"] = same_option(Noise, "kind")
     eta: tuple[float, ...] = same_option(Noise, "eta")
     sink: Sink = same_option(Noise, "sink")
-    seed: Count = same_option(Noise, "seed")
+    seed: AtLeastZero = same_option(Noise, "seed")
     noise_norm: NoiseNorm = same_option(Noise, "noise_norm")
     pruner: str = same_option(Probes, "pruner")
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from refimpl.arguments import AtLeastOne, Count
+from refimpl.arguments import AtLeastOne, AtLeastZero
 from refimpl.evaluation.likelihood import (
     Perplexity,
     batch_groups,
@@ -112,7 +112,7 @@ Unknown = float | None
 class WindowResult(Document, frozen=True, kw_only=True):
     """A window: predicted tokens, their summed -ln p, bytes covered."""
 
-    tokens: Count  # predicted tokens
+    tokens: AtLeastZero  # predicted tokens
     nats: float  # their summed -ln p
     bytes: int | None  # of text that they cover; null for ids
 
@@ -124,9 +124,9 @@ class TextResult(Document, frozen=True, kw_only=True):
     kind: str
     bos: int | None  # id that begins every window
     sha256: str  # SHA-256 of the ids, as little-endian int64
-    window: Count  # tokens per window, BOS included
-    num_windows: Count
-    predicted_tokens: Count  # all but the first of each window
+    window: AtLeastZero  # tokens per window, BOS included
+    num_windows: AtLeastZero
+    predicted_tokens: AtLeastZero  # all but the first of each window
     bytes: int | None  # of text that they cover; null for ids
     perplexity: Unknown  # null if it is too large for float64
     perplexity_stderr: Unknown  # over windows

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
-from refimpl.arguments import AtLeastOne, Checked, Count, integer, require
+from refimpl.arguments import AtLeastOne, AtLeastZero, Checked, integer, require
 from refimpl.errors import RefimplError, reading
 from refimpl.loading.files.documents import filled
 from refimpl.model.ops import Array
@@ -89,7 +89,7 @@ def random_tokens(
 ) -> Tokens:
     """Samples [n, S], uniform over V ids, by Philox keyed by the seed; more begin with the same."""
     require_sizes(samples, seq_len)
-    require(seed, Count, "seed")
+    require(seed, AtLeastZero, "seed")
     require(vocab_size, AtLeastOne, "vocab_size")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     ids = generator.integers(0, vocab_size, (samples, seq_len), np.int64)

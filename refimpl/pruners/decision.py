@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from refimpl.arguments import (
+    AtLeastZero,
     Bools,
     Checked,
     Compat,
-    Count,
     Floats,
     NotNegative,
     common_option,
@@ -51,7 +51,7 @@ class PrunerOptions(Checked):
         "Damping of the pruner's Hessian, as a fraction of its mean diagonal.",
         "X",
     )
-    seed: Count = option(0, "Seed of all random numbers, 0 or more.", "N")
+    seed: AtLeastZero = option(0, "Seed of all random numbers, 0 or more.", "N")
     refit: bool = option(
         False,
         "After pruning, give the other weights the values of the least output error.",

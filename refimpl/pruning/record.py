@@ -10,7 +10,7 @@ from msgspec import Meta
 from msgspec.structs import replace as replaced
 
 from refimpl.allocation.scores_json import Targets
-from refimpl.arguments import AtLeastOne, Bools, Count, Fraction, NotNegative
+from refimpl.arguments import AtLeastOne, AtLeastZero, Bools, Fraction, NotNegative
 from refimpl.errors import RefimplError
 from refimpl.loading.config_json import counted_parts
 from refimpl.loading.files import documents
@@ -68,18 +68,18 @@ class LinearRecord(documents.Document, frozen=True, kw_only=True):
 
     name: str
     sparsity: NotNegative  # in the allocation
-    requested: Count  # weights to prune
+    requested: AtLeastZero  # weights to prune
     weights: AtLeastOne
-    pruned: Count  # weights that the pruner removed, now +0.0
-    zeros: Count  # in the new file, read back: pruned + kept_zeros
-    kept_zeros: Count  # weights that were kept and are zero
+    pruned: AtLeastZero  # weights that the pruner removed, now +0.0
+    zeros: AtLeastZero  # in the new file, read back: pruned + kept_zeros
+    kept_zeros: AtLeastZero  # weights that were kept and are zero
     method: str | None = None  # magnitude, for experts without calibration tokens
 
 
 class BlockRecord(documents.Document, frozen=True, kw_only=True):
     """The linears of a block."""
 
-    index: Count
+    index: AtLeastZero
     linears: Annotated[list[LinearRecord], Meta(min_length=1)]
 
 
@@ -104,9 +104,9 @@ class Pruning(documents.Document, frozen=True, kw_only=True):
     pattern: str | None  # n:m, n zeros in m consecutive inputs
     requested_sparsity: Fraction  # total_requested / total_weights
     total_weights: AtLeastOne  # prunable weights, N
-    total_requested: Count  # weights to prune
-    total_pruned: Count  # with compat exact the same number
-    total_zeros: Count  # zeros among the prunable weights of the new files
+    total_requested: AtLeastZero  # weights to prune
+    total_pruned: AtLeastZero  # with compat exact the same number
+    total_zeros: AtLeastZero  # zeros among the prunable weights of the new files
     calibration: TokenFacts | None  # null for pruners that look at weights alone
     without_tokens: tuple[str, ...] = ()  # experts that saw no calibration token
     allocation: dict[

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.arguments import AtLeastOne, Checked, Count, common_option
+from refimpl.arguments import AtLeastOne, AtLeastZero, Checked, common_option
 from refimpl.errors import RefimplError, reading
 from refimpl.loading.checkpoint import read_model, roles
 from refimpl.loading.config_json import read_config
@@ -42,7 +42,7 @@ class Fuzzing(Checked):
 
     family: str = common_option(..., "The family, such as mixtral.", "NAME")
     cases: AtLeastOne = common_option(100, "Number of cases.", "N")
-    seed: Count = common_option(
+    seed: AtLeastZero = common_option(
         0, "Seed of the configurations, weights and tokens.", "N"
     )
     only: tuple[str, ...] = common_option((), "As for refimpl check.", "PATTERN")
