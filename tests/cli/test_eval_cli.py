@@ -60,7 +60,7 @@ def test_the_document_holds_what_its_numbers_are_made_of(tmp_path: Path) -> None
         "llama",
         "float32",
     ]
-    assert how["versions"].keys() == {"refimpl", "numpy", "python"}
+    assert how["versions"].keys() == {"refimpl", "numpy", "python", "blas"}
 
 
 def test_one_window_has_no_standard_error() -> None:
